@@ -1,0 +1,234 @@
+"""Every knob that is ours, typed and bounded. What others own (optimizer, Trainer, logger arguments) is passed on.
+
+No torch import here, so that `--help` answers at once. `check` turns a composed config into these dataclasses;
+a value out of bounds raises ConfigError, which names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+
+class ConfigError(ValueError):
+    """The user's settings cannot work; the message names the key and the remedy."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with `message` (start it with the key) unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise ConfigError unless `value` is one of `choices`."""
+    require(value in choices, f"{key}={value!r} is not one of {', '.join(choices)}")
+
+
+@dataclass
+class Task:
+    """What an adapter is to learn: how its references are made, how it is called, how it is judged."""
+
+    name: str = MISSING
+    family: str = "restoration"  # which metrics judge it: restoration, colorize or structure
+    trigger: str = ""  # prepended to every caption, written into the adapter
+    reference_downscale: int = 1  # the reference is this many times smaller than the target
+    reference_temporal_scale: int = 1  # the reference has this many times fewer frames per second
+    maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
+    maker_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("task.family", self.family, ("restoration", "colorize", "structure"))
+        for key in ("reference_downscale", "reference_temporal_scale"):
+            value = getattr(self, key)
+            require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
+
+
+@dataclass
+class Lora:
+    """Size and place of the adapter. alpha=null means alpha = rank (scale 1)."""
+
+    rank: int = 32
+    alpha: float | None = None
+    targets: list[str] = field(
+        default_factory=lambda: [
+            *(f"{attn}.{linear}" for attn in ("attn1", "attn2") for linear in ("to_q", "to_k", "to_v", "to_out.0")),
+            "ff.net.0.proj",
+            "ff.net.2",
+        ]
+    )
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"model.lora.rank={self.rank} must be at least 1 (official adapters: 32 to 128)")
+        require(self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0, or null for rank")
+        require(len(self.targets) > 0, "model.lora.targets is empty: name at least one linear, e.g. attn1.to_q")
+
+
+@dataclass
+class Model:
+    """The frozen base. checkpoint=nano is the embedded one; otherwise a file or folder."""
+
+    name: str = "nano"
+    checkpoint: str = "nano"
+    precision: str = "fp32"
+    lora: Lora = field(default_factory=Lora)
+
+    def __post_init__(self) -> None:
+        one_of("model.precision", self.precision, ("fp32", "bf16"))
+
+
+@dataclass
+class Data:
+    """Which clips, how they are cut into windows, where the shards lie, how they are batched."""
+
+    clips: str = "samples"  # the embedded sample clips, or a folder of videos, or a csv/jsonl list of them
+    root: str = MISSING  # where pair shards and latent shards are written and read
+    frames: int = 9
+    height: int = 64
+    width: int = 64
+    fps: float | None = None  # null keeps each clip's own rate
+    short_side: int | None = None  # scale clips to this short side before cropping; null: just enough to crop
+    train_windows: int = 512  # windows drawn from the training clips, all clips alike
+    heldout_windows: int = 32  # windows laid out over the val clips, and as many over the heldout clips
+    heldout_fraction: float = 0.1  # of the clips, when a list or folder names no split
+    seed: int = 0
+    batch_size: int = 8
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
+            require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")
+        require(self.fps is None or self.fps > 0, f"data.fps={self.fps} must be above 0, or null for the clip's own")
+        require(0 < self.heldout_fraction < 1, f"data.heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
+        require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+
+
+@dataclass
+class Flow:
+    """The noise levels seen in training: logit-normal, shifted with the number of target tokens (`flow.sample_sigma`)."""
+
+    distribution: str = "shifted_logit_normal"
+    std: float = 1.0
+    min_tokens: int = 1024
+    max_tokens: int = 4096
+    min_shift: float = 0.95
+    max_shift: float = 2.05
+    clamp_shift: bool = True  # false is the official trainer's extrapolation beyond max_tokens
+    uniform_p: float = 0.1
+    first_frame_p: float = 0.2  # probability that a clip's first latent frame is given clean
+    reference_p: float = 1.0  # probability that a clip sees its references
+
+    def __post_init__(self) -> None:
+        one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
+        for key in ("uniform_p", "first_frame_p", "reference_p"):
+            require(0 <= getattr(self, key) <= 1, f"flow.{key}={getattr(self, key)} must lie in [0, 1]")
+        require(self.std > 0, f"flow.std={self.std} must be above 0")
+        require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")
+
+
+@dataclass
+class Optim:
+    """The optimizer is any torch class (`optimizer._target_`); the schedule and clipping are ours."""
+
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    warmup_steps: int = 100
+    decay: str = "constant"
+    decay_from: float = 0.5  # share of max_steps after which the rate falls (linear, cosine)
+    clip_norm: float = 1.0
+    ema: float | None = None  # decay of an averaged copy of the adapter, which is then what is exported
+
+    def __post_init__(self) -> None:
+        one_of("optim.decay", self.decay, ("constant", "linear", "cosine"))
+        require(0 <= self.decay_from <= 1, f"optim.decay_from={self.decay_from} must lie in [0, 1]")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
+        require(self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0")
+        require(self.ema is None or 0 < self.ema < 1, f"optim.ema={self.ema} must lie in (0, 1), or null for none")
+
+
+@dataclass
+class Sample:
+    """How clips are made from noise: in validation while training, in eval and by hand."""
+
+    steps: int = 8
+    guidance: float = 1.0  # classifier-free guidance; 1 is one pass a step
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        require(self.guidance >= 1, f"sample.guidance={self.guidance} must be at least 1 (1 switches guidance off)")
+
+
+@dataclass
+class Validation:
+    """What is looked at while training, and how often state is saved. 0 switches a thing off."""
+
+    loss_every: int = 50  # held-out loss at fixed sigmas with correct, swapped and no reference
+    clips_every: int = 0  # clips made by the shipping sampler
+    checkpoint_every: int = 50  # everything needed to go on exactly
+    windows: int = 16
+    sigmas: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
+
+    def __post_init__(self) -> None:
+        for key in ("loss_every", "clips_every", "checkpoint_every"):
+            require(getattr(self, key) >= 0, f"validation.{key}={getattr(self, key)} must be 0 (off) or more")
+        require(self.windows >= 1, f"validation.windows={self.windows} must be at least 1")
+        require(all(0 < s <= 1 for s in self.sigmas), f"validation.sigmas={self.sigmas} must lie in (0, 1]")
+
+
+@dataclass
+class Eval:
+    """What is measured on the held-out windows. The unit is the clip; seeds are nested in it."""
+
+    windows: int = 24
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    strengths: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.1, 0.0])
+    batch_size: int = 12
+    split: str = "heldout"
+    after_training: bool = True  # run the evaluation at the end of training
+
+    def __post_init__(self) -> None:
+        require(self.windows >= 2, f"eval.windows={self.windows} must be at least 2 (an interval needs clips)")
+        require(len(self.seeds) >= 1, "eval.seeds is empty: give at least one seed")
+        require(all(0 <= s <= 1 for s in self.strengths), f"eval.strengths={self.strengths} must lie in [0, 1]")
+        require(self.batch_size >= 1, f"eval.batch_size={self.batch_size} must be at least 1")
+        one_of("eval.split", self.split, ("val", "heldout"))
+
+
+@dataclass
+class Config:
+    """The whole run. `conf=<task>` fills in the task; every key can be set on the command line."""
+
+    task: Task = field(default_factory=Task)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    flow: Flow = field(default_factory=Flow)
+    optim: Optim = field(default_factory=Optim)
+    sample: Sample = field(default_factory=Sample)
+    validation: Validation = field(default_factory=Validation)
+    eval: Eval = field(default_factory=Eval)
+    trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer
+    logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: ..., arguments}
+    run: str = MISSING  # name of the run: its folder is runs_dir/run, and an unfinished run there goes on
+    runs_dir: str = "runs"
+    adapter: str | None = None  # eval: the adapter to judge; null is the run's own
+    seed: int = 0
+
+
+def check(composed: DictConfig) -> Config:
+    """A composed config as dataclasses with all bounds checked. ConfigError names what is wrong."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    require(not missing, f"{', '.join(missing)} must be set; choose a task with conf=<task>")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config
+
+
+def config_hash(config: Config, sections: tuple[str, ...] = ("task", "model", "data", "flow", "optim", "seed")) -> str:
+    """Short hash of the settings that shape the adapter: the same hash, the same training run."""
+    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    chosen = {key: plain[key] for key in sections}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
