@@ -64,7 +64,9 @@ class Lora:
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"model.lora.rank={self.rank} must be at least 1 (official adapters: 32 to 128)")
-        require(self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0, or null for rank")
+        require(
+            self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0 or null"
+        )
         require(len(self.targets) > 0, "model.lora.targets is empty: name at least one linear, e.g. attn1.to_q")
 
 
@@ -109,7 +111,7 @@ class Data:
 
 @dataclass
 class Flow:
-    """The noise levels seen in training: logit-normal, shifted with the number of target tokens (`flow.sample_sigma`)."""
+    """The noise levels seen in training (`flow.sample_sigma`) and what is given clean."""
 
     distribution: str = "shifted_logit_normal"
     std: float = 1.0

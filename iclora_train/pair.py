@@ -48,7 +48,9 @@ class Geometry:
         for name, size in (("height", height), ("width", width)):
             if size < self.spatial or size % self.spatial:
                 low = max(size // self.spatial, 1) * self.spatial
-                problems.append(f"{name}={size} is not a multiple of {self.spatial} (use {low} or {low + self.spatial})")
+                problems.append(
+                    f"{name}={size} is not a multiple of {self.spatial} (use {low} or {low + self.spatial})"
+                )
         if problems:
             raise ValueError("the clip does not fit the VAE: " + "; ".join(problems))
         return (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial

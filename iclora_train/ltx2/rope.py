@@ -1,0 +1,44 @@
+"""Rotary position embedding of LTX-2, type "split": a head's first and second half are rotated against each other.
+
+Every channel pair of the *whole* width has one frequency (not one set per head), so the first heads see coarse
+positions and the last heads fine ones.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=8)
+def frequencies(theta: float, count: int) -> Tensor:
+    """`count` angular frequencies from pi/2 to theta pi/2, evenly spaced in log; computed in float64, kept fp32."""
+    exponent = np.linspace(0.0, 1.0, count, dtype=np.float64)
+    return torch.from_numpy(np.power(theta, exponent) * math.pi / 2).float()
+
+
+def rotation(position: Tensor, width: int, heads: int, theta: float, max_position: tuple[float, ...]) -> Tensor:
+    """cos and sin for tokens at `position` (B,A,N,2) [start, end) on A axes: fp32 (2,B,heads,N,width/heads/2).
+
+    A token stands at the middle of its interval, as a fraction of `max_position` mapped to [-1, 1]. Channel pairs
+    left over when width/2 is not a multiple of A come first and are not rotated.
+    """
+    axes = position.shape[1]
+    middle = position.float().mean(-1)  # (B,A,N)
+    fraction = middle / middle.new_tensor(max_position)[:, None] * 2 - 1
+    omega = frequencies(theta, width // (2 * axes)).to(position.device)
+    angle = (fraction[..., None] * omega).permute(0, 2, 3, 1).flatten(2)  # (B,N,freq*A), axes fastest
+    angle = torch.nn.functional.pad(angle, (width // 2 - angle.shape[-1], 0))  # angle 0 does not rotate
+    angle = angle.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B,heads,N,width/heads/2)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x: Tensor, rope: Tensor) -> Tensor:
+    """Rotate x (B,heads,N,head_dim) by `rope` (2,B,heads,N,head_dim/2)."""
+    cos, sin = rope
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
