@@ -58,6 +58,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None) -
     )[..., :width]
 
 
+def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMS norm in the activations' precision, which under autocast is not the weights'."""
+    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
 class Attention(nn.Module):
     """Self-attention over tokens (B,N,D), or cross-attention to a context (B,T,D'), with official parameter names."""
 
@@ -76,7 +81,7 @@ class Attention(nn.Module):
         self, x: Tensor, context: Tensor | None = None, rope: Tensor | None = None, bias: AttentionBias | None = None
     ) -> Tensor:
         source = x if context is None else context
-        q, k, v = self.q_norm(self.to_q(x)), self.k_norm(self.to_k(source)), self.to_v(source)
+        q, k, v = _norm(self.to_q(x), self.q_norm), _norm(self.to_k(source), self.k_norm), self.to_v(source)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B,heads,N,head_dim)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)

@@ -1,0 +1,35 @@
+# `make demo` and `make test` set up their own environment in .venv; nothing else is needed before either.
+PYTHON ?= python3
+VENV ?= .venv
+TASK ?= deblur
+# The exact torch the project is tested with, installed first so that nothing else chooses one. On a machine without
+# a GPU the CPU build saves gigabytes: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+BIN = $(VENV)/bin
+
+.PHONY: demo test test-all lint setup clean
+
+demo: setup
+	$(BIN)/python -m iclora_train conf=$(TASK)
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs shards build dist

@@ -1,0 +1,1 @@
+"""Making the embedded base nano: clips from photos, the VAE, the transformer."""

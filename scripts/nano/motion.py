@@ -1,0 +1,221 @@
+"""Photos in motion: endless video clips made on the GPU from a bank of still photos.
+
+A clip is a window on a photo under a moving camera, with cut-outs of other photos passing in front, wavy warps, flat
+drawings, or its own outlines as line art. Positions are in output pixels from the clip's centre; P sample points per
+frame, FOLD x FOLD in every pixel, are area averaged, and taken from the pyramid level that suits the scale, so that
+nothing aliases. All random numbers come from one generator: a seed fixes the whole stream.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PANS = {"pan left": (-1, 0), "pan right": (1, 0), "pan up": (0, -1), "pan down": (0, 1)}
+CAMERA = ("still", *PANS, "zoom in", "zoom out", "turn left", "turn right", "handheld", "drift")
+CONTENT = ("photo", "objects", "waves", "shapes", "outlines")
+SHARE = (0.35, 0.10, 0.04, 0.04)  # of the clips, for every CONTENT but the first, which gets the rest
+LEVELS = (0.5, 0.35, 0.15)  # share of the clips that see the photo at full, half and quarter size
+GREY, SOFT = 0.05, 0.06  # share of grey clips and of clips out of focus
+FOLD = 2
+
+
+class Clips(NamedTuple):
+    """B clips, and for each the index of its photo, CAMERA and CONTENT, and whether it is grey or out of focus."""
+
+    video: Tensor  # (B, 3, F, H, W) in [-1, 1]
+    photo: Tensor  # (B)
+    camera: Tensor  # (B)
+    content: Tensor  # (B)
+    grey: Tensor  # (B) bool
+    soft: Tensor  # (B) bool
+
+
+class Path(NamedTuple):
+    """A motion: frame coordinates @ matrix.T + shift are the coordinates in what is seen."""
+
+    matrix: Tensor  # (n, F, 2, 2)
+    shift: Tensor  # (n, F, 2)
+
+
+class MotionClips:
+    """Call it with a batch size to get Clips. `bank`: uint8 square photos (N, 3, S, S), S a multiple of 4."""
+
+    def __init__(self, bank: Tensor, frames: int = 9, size: int = 64, seed: int = 0):
+        self.frames, self.size, self.device = frames, size, bank.device
+        self.levels = [bank]
+        for _ in LEVELS[1:]:
+            parts = self.levels[-1].split(64)
+            self.levels.append(torch.cat([F.avg_pool2d(part.float(), 2).round().byte() for part in parts]))
+        self.random = torch.Generator(self.device).manual_seed(seed)
+        axis = (torch.arange(size * FOLD, device=self.device) + 0.5) / FOLD - size / 2
+        self.pixels = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)  # (P, 2) x, y
+        self.time = torch.arange(frames, device=self.device)[:, None]  # (F, 1)
+
+    def __call__(self, batch: int) -> Clips:
+        photo, camera = self.choose(len(self.levels[0]), batch), self.choose(len(CAMERA), batch)
+        counts = [round(share * batch) for share in SHARE]
+        content = torch.repeat_interleave(torch.tensor([batch - sum(counts), *counts])).to(self.device)
+        ends = [batch - sum(counts[i:]) for i in range(len(counts) + 1)]  # clips of equal content lie together
+        video = self.backgrounds(photo, camera, content)  # (B, 3, F, P) in [0, 1]
+        for share in (1.0, 0.6, 0.3):  # of those clips have a first, second and third object
+            self.paste(video[ends[0] : ends[0] + round(share * counts[0])])
+        video[ends[2] : ends[3]] = self.drawings(counts[2])
+        grid = video.view(batch, 3, self.frames, self.size * FOLD, self.size * FOLD)
+        grey, soft = self.uniform(batch) < GREY, self.uniform(batch) < SOFT
+        video = self.grade(F.avg_pool3d(grid, (1, FOLD, FOLD)), grey, soft)  # (B, 3, F, H, W)
+        video[ends[3] :] = outlines(video[ends[3] :])
+        order = torch.randperm(batch, generator=self.random, device=self.device)
+        return Clips(*(value[order] for value in (video * 2 - 1, photo, camera, content, grey, soft)))
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return torch.rand(*shape, generator=self.random, device=self.device) * (high - low) + low
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.random, device=self.device)
+
+    def choose(self, choices: int, n: int) -> Tensor:
+        return torch.randint(choices, (n,), generator=self.random, device=self.device)
+
+    def ramp(self, n: int) -> Tensor:
+        """(n, F) progress from -.5 to .5 with a constant acceleration of its own."""
+        t = self.time[:, 0] / (self.frames - 1)
+        return t + self.uniform(n, 1, low=-0.9, high=0.9) * (t * t - t) - 0.5
+
+    def path(self, camera: Tensor, scale: Tensor) -> Path:
+        """Paths of the CAMERA classes `camera` (n), seeing `scale` (n) source pixels per output pixel."""
+        n, zero = len(camera), camera.new_zeros(1, 2, dtype=torch.float32)
+        one_hot = F.one_hot(camera, len(CAMERA)).float()  # (n, K)
+        of = dict(zip(CAMERA, one_hot.T[..., None], strict=True))  # name -> (n, 1)
+        pan = sum((of[name] * zero.new_tensor(way) for name, way in PANS.items()), zero)
+        pan = pan + of["drift"] * F.normalize(self.normal(n, 2), dim=-1)  # (n, 2)
+        speed = (0.2 - 1.4 * self.uniform(n, 1, low=1e-3).log()).clamp(max=6)  # pixels per frame, mostly slow
+        shift = (pan * speed * (self.frames - 1))[:, None] * self.ramp(n)[..., None]  # (n, F, 2)
+        shake = (1 - of["still"]) * 0.15 + 0.85 * of["handheld"]
+        for period in (5.0, 11.0):
+            phase = self.time * math.tau / period * self.uniform(n, 1, 2, low=0.7) + self.uniform(
+                n, 1, 2, high=math.tau
+            )
+            shift = shift + shake[..., None] * self.uniform(n, 1, 2) * phase.sin()
+        zoom = (of["zoom out"] - of["zoom in"]) * self.uniform(n, 1, low=0.1, high=0.6)
+        turn = (of["turn right"] - of["turn left"]) * self.uniform(n, 1, low=0.08, high=0.5)
+        zoom, turn = zoom + of["drift"] * 0.15 * self.normal(n, 1), turn + of["drift"] * 0.1 * self.normal(n, 1)
+        angle = 0.07 * self.normal(n, 1) + turn * self.ramp(n)  # (n, F) radians
+        magnify = (scale[:, None] * (zoom * self.ramp(n)).exp())[..., None, None]
+        shear = torch.eye(2, device=self.device) + 0.04 * self.normal(n, 1, 2, 2)
+        spin = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
+        return Path(magnify * (spin @ shear), shift * scale[:, None, None])
+
+    def follow(self, path: Path, pixels: Tensor) -> Tensor:
+        """Sample points (P, 2) or (n, F, P, 2) -> the same points (n, F, P, 2) in what the path sees."""
+        return pixels @ path.matrix.mT + path.shift[:, :, None]
+
+    def look(self, level: int, photo: Tensor, where: Tensor) -> Tensor:
+        """Colours (n, 3, F, P) in [0, 1] of photos (n) of a level at `where` (n, F, P, 2), in pixels from a random
+        centre as far inside the photo as the view allows; half of the photos are mirrored."""
+        bank, n = self.levels[level], len(photo)
+        side = bank.shape[-1]
+        room = (side / 2 - where.abs().amax((1, 2))).clamp(min=0)  # (n, 2)
+        where = where / (side / 2) + (room / (side / 2) * self.uniform(n, 2, low=-1.0))[:, None, None]
+        where = where * torch.stack([self.uniform(n).round() * 2 - 1, torch.ones_like(room[:, 0])], -1)[:, None, None]
+        return F.grid_sample(bank[photo].float(), where, padding_mode="reflection", align_corners=False) / 255
+
+    def backgrounds(self, photo: Tensor, camera: Tensor, content: Tensor) -> Tensor:
+        """(B, 3, F, P): every clip's photo under its camera; those with content "waves" ripple."""
+        video = torch.empty(len(photo), 3, self.frames, len(self.pixels), device=self.device)
+        order = torch.randperm(len(photo), generator=self.random, device=self.device)
+        ends = [round(len(photo) * sum(LEVELS[: i + 1])) for i in range(len(LEVELS) - 1)]
+        for level, some in enumerate(order.tensor_split(ends)):
+            scale = self.uniform(len(some), low=math.log(1.05), high=math.log(2.0)).exp()
+            pixels = self.ripple(content[some] == CONTENT.index("waves"))
+            video[some] = self.look(level, photo[some], self.follow(self.path(camera[some], scale), pixels))
+        return video
+
+    def ripple(self, waves: Tensor) -> Tensor:
+        """Sample points (n, F, P, 2), pushed by a travelling sine where `waves` (n) is true."""
+        n = len(waves)
+        turns = math.tau / self.uniform(n, 1, 1, 2, low=12, high=60)  # radians per pixel
+        phase = self.uniform(n, 1, 1, 2, high=math.tau) + self.time[..., None] * self.uniform(n, 1, 1, 2, low=-1.0)
+        push = torch.sin(self.pixels.flip(-1) * turns + phase)  # (n, F, P, 2)
+        return self.pixels + push * waves[:, None, None, None] * self.uniform(n, 1, 1, 2, low=0.4, high=2.5)
+
+    def wander(self, n: int, spread: float) -> Tensor:
+        """Sample points (n, F, P, 2) in the coordinates of n bodies that drift, `spread` clip sizes apart."""
+        path = self.path(torch.full((n,), CAMERA.index("drift"), device=self.device), torch.ones(n, device=self.device))
+        return self.follow(path, self.pixels) + self.uniform(n, 1, 1, 2, low=-spread, high=spread) * self.size
+
+    def paste(self, video: Tensor) -> None:
+        """Lay a moving cut-out of another photo over every clip of video (n, 3, F, P)."""
+        n = len(video)
+        own = self.wander(n, 0.4)
+        seen = self.look(1, self.choose(len(self.levels[1]), n), own * self.uniform(n, 1, 1, 1, low=1.0, high=2.0))
+        video.lerp_(seen, self.body(own)[:, None])
+
+    def body(self, own: Tensor) -> Tensor:
+        """Opacity (n, F, P) of random bodies around the origin of `own` (n, F, P, 2): wavy, elliptic or polygons."""
+        n = len(own)
+        x, y = (own * torch.exp(0.3 * self.normal(n, 1, 1, 2))).unbind(-1)
+        angle, far = torch.atan2(y, x), torch.hypot(x, y)
+        radius = torch.ones_like(angle)
+        for k in range(2, 6):
+            wave = self.uniform(n, 1, 1, high=0.5 / k) * (self.uniform(n, 1, 1) < 0.6)
+            radius = radius + wave * torch.cos(k * angle + self.uniform(n, 1, 1, high=math.tau))
+        corner = math.tau / (3 + self.choose(4, n)).view(n, 1, 1)
+        polygon = torch.cos(corner / 2) / torch.cos(torch.remainder(angle, corner) - corner / 2)
+        radius = torch.where(self.uniform(n, 1, 1) < 0.35, polygon, radius) * self.uniform(n, 1, 1, low=6, high=22)
+        return torch.sigmoid((radius - far) / self.uniform(n, 1, 1, low=0.15, high=0.6))
+
+    def drawings(self, n: int) -> Tensor:
+        """(n, 3, F, P): flat bodies, long lines and a row of text-like strokes, 1-3 px thick, on a flat ground."""
+        colour = self.uniform(n, 20, 3, 1, 1).round() * 0.8 + self.uniform(n, 20, 3, 1, 1, high=0.2)
+        video = colour[:, 0].expand(-1, -1, self.frames, len(self.pixels))
+        page = self.wander(n, 0.3)  # the strokes of the text move as one
+        for i in range(1, 20):
+            text = 4 <= i < 12
+            own = page + page.new_tensor([7.0 * (i - 8), 0.0]) if text else self.wander(n, 0.5)
+            alpha = self.body(own) if i < 4 else self.stroke(own, 4.0 if text else 30.0)
+            video = torch.lerp(video, colour[:, i], alpha[:, None])
+        return video
+
+    def stroke(self, own: Tensor, reach: float) -> Tensor:
+        """Opacity (n, F, P) of a line of 1-3 px with random ends up to `reach` px from its middle."""
+        end = self.uniform(len(own), 1, 1, 2, low=-reach, high=reach)
+        along = ((own * end).sum(-1) / end.square().sum(-1).clamp(min=1)).clamp(-1, 1)
+        far = (own - along[..., None] * end).norm(dim=-1)
+        return ((self.uniform(len(own), 1, 1, low=0.5, high=1.5) - far) * FOLD + 0.5).clamp(0, 1)
+
+    def grade(self, video: Tensor, grey: Tensor, soft: Tensor) -> Tensor:
+        """Modest changes of sharpness, colour and contrast; `soft` clips are defocused, `grey` ones colourless."""
+        n, fuzzy = len(video), torch.nonzero(soft)[:, 0]
+        mean = F.avg_pool3d(video, (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+        video = video + self.uniform(n, 1, 1, 1, 1, high=0.8) * (video - mean)
+        video[fuzzy] = defocus(video[fuzzy], self.uniform(len(fuzzy), low=1.0, high=3.5))
+        luma = (video * video.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)).sum(1, keepdim=True)
+        chroma = self.uniform(n, 1, 1, 1, 1, low=0.7, high=1.3)
+        tint = self.uniform(n, 3, 1, 1, 1, low=0.95, high=1.05)
+        video = torch.where(grey.view(n, 1, 1, 1, 1), luma, torch.lerp(luma, video, chroma) * tint)
+        video = (video * self.uniform(n, 1, 1, 1, 1, low=0.8, high=1.2)).clamp(0, 1)
+        return video ** self.uniform(n, 1, 1, 1, 1, low=0.8, high=1.25)
+
+
+def defocus(video: Tensor, radius: Tensor) -> Tensor:
+    """Disk blur of radius (n) px of video (n, 3, F, H, W)."""
+    axis = torch.arange(-4, 5, device=video.device)
+    disk = (radius.view(-1, 1, 1) + 0.5 - torch.hypot(axis[:, None].float(), axis.float())).clamp(0, 1)  # (n, 9, 9)
+    kernel = (disk / disk.sum((1, 2), keepdim=True))[:, None]
+    rows = [F.conv2d(F.pad(clip.flatten(0, 1)[:, None], (4,) * 4, mode="reflect"), k[None])
+            for clip, k in zip(video, kernel, strict=True)]  # fmt: skip
+    return torch.stack(rows).view_as(video) if rows else video
+
+
+def outlines(video: Tensor) -> Tensor:
+    """White one-pixel contours on black of video (n, 3, F, H, W) in [0, 1]: the strong gradients, thinned."""
+    grey = F.avg_pool3d(video.mean(1, keepdim=True), (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
+    dx = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
+    dy = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
+    force = torch.hypot(dx, dy)  # (n, 1, F, H, W)
+    across = force >= F.max_pool3d(force, (1, 1, 3), 1, (0, 0, 1))
+    upright = force >= F.max_pool3d(force, (1, 3, 1), 1, (0, 1, 0))
+    return (torch.where(dx.abs() > dy.abs(), across, upright) & (force > 0.12)).to(video.dtype).expand_as(video).clone()

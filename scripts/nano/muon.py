@@ -1,0 +1,48 @@
+"""Muon (Keller Jordan, 2024): momentum whose update is made orthogonal, for weights that act as matrices.
+
+Twice the progress per step of AdamW in the measurements of docs/nano.md. The update is scaled to the size of an AdamW
+update (Moonshot's 0.2 sqrt(max(rows, columns))), so that one learning rate serves both kinds of parameters.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """Newton-Schulz iteration: (n, rows, columns) -> the same singular vectors with singular values near 1, bf16."""
+    flip = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT.bfloat16() if flip else matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.mT if flip else x
+
+
+class Muon(Optimizer):
+    """For weights of two or more dimensions, each seen as (first dimension, all others)."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            alike: dict[torch.Size, list[Tensor]] = {}  # weights of one shape share one batched iteration
+            for weight in group["params"]:
+                alike.setdefault(weight.shape, []).append(weight)
+            for weights in alike.values():
+                self._step_alike(weights, group["lr"], group["momentum"])
+
+    def _step_alike(self, weights: list[Tensor], lr: float, momentum: float) -> None:
+        grads = [weight.grad for weight in weights]
+        means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in weights]
+        torch._foreach_lerp_(means, grads, 1 - momentum)
+        nesterov = torch._foreach_lerp(grads, means, momentum)
+        update = orthogonal(torch.stack([part.flatten(1) for part in nesterov]))  # (n, rows, columns)
+        scale = 0.2 * max(update.shape[1:]) ** 0.5
+        parts = [part.view_as(weight).to(weight.dtype) for part, weight in zip(update, weights, strict=True)]
+        torch._foreach_add_(weights, parts, alpha=-lr * scale)

@@ -1,0 +1,286 @@
+"""The transformer of `nano`, from scratch: text to video and first frame to video on photos in motion.
+
+Clips are made and encoded on the GPU and kept in a ring of latents, from which batches are drawn while the ring is
+renewed. A third of the clips is learned from text alone, a third with a clean first latent frame, a third with random
+clean tokens. References are never shown: to use one is what an IC-LoRA has to learn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor, nn
+
+from iclora_train.config import Flow
+from iclora_train.flow import masked_loss, noise_to, sample_sigma, velocity
+from iclora_train.ltx2.text import TextConfig, TextEncoder
+from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.pair import Tokens
+from iclora_train.reference import target_tokens, to_tokens
+from iclora_train.sample import Reference, sample, sigma_schedule
+from scripts.nano.motion import CAMERA, CONTENT, Clips, MotionClips
+from scripts.nano.muon import Muon
+from scripts.nano.train_vae import Team
+
+FPS = 25.0
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the held-back loss
+
+
+@dataclass
+class BaseTraining:
+    """Sizes and schedule. Times are seconds on the clock."""
+
+    width_heads: int = 5  # heads of 64 channels
+    layers: int = 8
+    batch: int = 256
+    fresh: int = 48  # clips that are renewed in the ring per step
+    ring: int = 60_000
+    rate: float = 1e-3
+    warmup: int = 500
+    decay_from: float = 0.5  # share of the time after which the rate falls linearly to 0
+    ema: float = 0.9995
+    clip: float = 1.0
+    compile: bool = True
+    seed: int = 0
+
+
+def transformer_config(cfg: BaseTraining, channels: int) -> dict[str, object]:
+    """The `transformer` section of the checkpoint: LTX-2.3's switches at small sizes."""
+    width = cfg.width_heads * 64
+    return {
+        "num_attention_heads": cfg.width_heads,
+        "attention_head_dim": 64,
+        "in_channels": channels,
+        "out_channels": channels,
+        "num_layers": cfg.layers,
+        "cross_attention_dim": width,
+        "positional_embedding_theta": 16.0,
+        "positional_embedding_max_pos": [2, 128, 128],
+        "apply_gated_attention": True,
+        "cross_attention_adaln": True,
+        "caption_proj_before_connector": True,
+        "rope_type": "split",
+        "frequencies_precision": "float64",
+    }
+
+
+def initialise(transformer: Transformer) -> None:
+    """Xavier linears; gates, AdaLN and the output start at zero, so that every block starts as the identity."""
+    for module in transformer.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if hasattr(module, "to_gate_logits") and module.to_gate_logits is not None:
+            nn.init.zeros_(module.to_gate_logits.weight)
+    for zero in (transformer.adaln_single.linear, transformer.prompt_adaln_single.linear, transformer.proj_out):
+        nn.init.zeros_(zero.weight)
+
+
+def captions(clips: Clips, subjects: list[str]) -> list[str]:
+    """Short captions: what the photo shows, what passes by, how the camera moves; a tenth are empty."""
+    passing = {"objects": "things passing in front", "waves": "rippling", "outlines": "line drawing"}
+    rows = zip(*(v.tolist() for v in clips[1:]), strict=True)
+    result = []
+    for i, (photo, camera, content, grey, soft) in enumerate(rows):
+        kind = CONTENT[content]
+        words = ["flat shapes and lines moving"] if kind == "shapes" else [subjects[photo], passing.get(kind, "")]
+        words += [f"camera {CAMERA[camera]}", "black and white" if grey else "", "out of focus" if soft else ""]
+        result.append("" if i % 10 == 0 else ", ".join(w for w in words if w))
+    return result
+
+
+class Ring:
+    """Latents (ring, C, f, h, w) and word numbers, filled once and renewed `fresh` clips at a time."""
+
+    def __init__(self, clips: MotionClips, vae: VideoVAE, text: TextEncoder, subjects: list[str], size: int) -> None:
+        self.clips, self.vae, self.text, self.subjects, self.next = clips, vae, text, subjects, 0
+        latent, ids = self.make(8)
+        self.latent = latent.new_empty(size, *latent.shape[1:], dtype=torch.float16)
+        self.ids = ids.new_empty(size, ids.shape[1])
+
+    @torch.no_grad()
+    def make(self, count: int) -> tuple[Tensor, Tensor]:
+        """`count` new clips as latents (n,C,f,h,w) and word numbers (n,T)."""
+        clips = self.clips(count)
+        with torch.autocast(clips.video.device.type, torch.bfloat16):
+            latent = self.vae.encode(clips.video)
+        return latent.float(), self.text.tokenize(captions(clips, self.subjects)).to(latent.device)
+
+    def renew(self, count: int) -> None:
+        """Replace the oldest `count` clips."""
+        place = (torch.arange(count) + self.next) % len(self.latent)
+        latent, ids = self.make(count)
+        self.latent[place], self.ids[place] = latent.half(), ids
+        self.next = int((place[-1] + 1) % len(self.latent))
+
+    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        """A random batch of latents (B,C,f,h,w) and word numbers (B,T)."""
+        pick = torch.randint(len(self.latent), (batch,), device=self.latent.device)
+        return self.latent[pick].float(), self.ids[pick]
+
+
+def give_clean(tokens: Tokens, clean: Tensor, given: Tensor) -> Tokens:
+    """The tokens where `given` (B,N) is set as clean ones: their latent, level 0, not learned."""
+    return replace(
+        tokens,
+        latent=torch.where(given[..., None], clean, tokens.latent),
+        level=given.long(),
+        loss_mask=~given,
+    )
+
+
+def conditions(batch: int, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Which tokens (B,N) are given clean: none, the first latent frame, or a random share of .05 to .9."""
+    f, h, w = grid
+    kind = torch.rand(batch, 1, device=device)
+    first = torch.arange(f * h * w, device=device) < h * w
+    share = 0.05 + 0.85 * torch.rand(batch, 1, device=device)
+    blocks = torch.rand(batch, f, (h + 1) // 2, (w + 1) // 2, device=device)  # half of them in 2x2 blocks
+    blocks = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :h, :w].flatten(1)
+    single = torch.rand(batch, f * h * w, device=device)
+    scattered = torch.where(torch.rand(batch, 1, device=device) < 0.5, blocks, single) < share
+    return torch.where(kind < 0.34, False, torch.where(kind < 0.66, first, scattered))
+
+
+class Trainer:
+    """Model, optimizers, average and clock of one training; under torchrun every rank draws its own batches."""
+
+    def __init__(self, cfg: BaseTraining, vae: VideoVAE, ring: Ring, text: TextEncoder, team: Team) -> None:
+        self.cfg, self.vae, self.ring, self.text, self.team, self.device = cfg, vae, ring, text, team, team.device
+        config = TransformerConfig.from_metadata(transformer_config(cfg, vae.channels))
+        self.model = Transformer(config).to(self.device)
+        initialise(self.model)
+        self.parameters = [*self.model.parameters(), *text.parameters()]
+        hidden = [p for p in self.model.transformer_blocks.parameters() if p.ndim == 2 and min(p.shape) > 9]
+        rest = [p for p in self.parameters if all(p is not h for h in hidden)]
+        adam = torch.optim.AdamW(rest, cfg.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=self.device.type == "cuda")
+        self.optimizers = [Muon(hidden, cfg.rate), adam]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.step, self.elapsed = 0, 0.0
+        if cfg.compile:
+            for block in self.model.transformer_blocks:
+                block.compile()
+
+    def loss(self, latent: Tensor, ids: Tensor, sigma: Tensor, noise: Tensor, given: Tensor) -> Tensor:
+        """Velocity loss of each clip (B,)."""
+        tokens = target_tokens(noise_to(latent, noise, sigma), sigma, self.vae.geometry, FPS)
+        tokens = give_clean(tokens, to_tokens(latent), given)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            predicted = self.model(tokens, self.text(ids))
+        return masked_loss(predicted, to_tokens(velocity(latent, noise)), tokens.loss_mask)
+
+    def rate(self, seconds: float) -> float:
+        """Learning rate: warm-up in steps, then constant, then a straight fall to 0 at the end of the time."""
+        left = 1 - min(self.elapsed / seconds, 1)
+        return self.cfg.rate * min(1, (self.step + 1) / self.cfg.warmup, left / (1 - self.cfg.decay_from))
+
+    def train_step(self, seconds: float) -> Tensor:
+        """One update; the mean loss as a tensor (no synchronisation)."""
+        latent, ids = self.ring.draw(self.cfg.batch)
+        sigma = sample_sigma(len(latent), latent[0, 0].numel(), Flow(), self.draws).to(self.device)
+        given = conditions(len(latent), tuple(latent.shape[2:]), self.device)
+        loss = self.loss(latent, ids, sigma, torch.randn_like(latent), given).mean()
+        loss.backward()
+        self.team.average([p.grad for p in self.parameters])
+        nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(seconds)
+            optimizer.step()
+            optimizer.zero_grad()
+        keep = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+        self.ring.renew(self.cfg.fresh)
+        self.step += 1
+        return loss.detach()
+
+    def run(self, seconds: float, until: float, log: Path, val: tuple[Tensor, Tensor], every: float = 45) -> None:
+        """Train until `until` of the `seconds` that the schedule is laid out for; ValueError on a non-finite loss."""
+        seed = 1000 * (self.cfg.seed + self.step) + self.team.rank
+        self.draws = Generator().manual_seed(seed)
+        torch.manual_seed(seed + 500)
+        begun, before, shown = time.time(), self.elapsed, self.elapsed
+        losses: list[Tensor] = []
+        while self.elapsed < until:
+            losses.append(self.train_step(seconds))
+            if self.step % 20 == 0:
+                self.elapsed = self.team.from_first(time.time() - begun + before)
+            if self.elapsed - shown > every or self.elapsed >= until:
+                mean, shown = float(torch.stack(losses).mean()), self.elapsed
+                if not math.isfinite(mean):
+                    raise ValueError(f"loss is {mean} at step {self.step}")
+                row = {"step": self.step, "seconds": round(self.elapsed), "loss": mean, "ema": self.measure(val)}
+                losses.clear()
+                if self.team.rank == 0:
+                    print(json.dumps(row), flush=True)
+                    with log.open("a") as stream:
+                        stream.write(json.dumps(row) + "\n")
+
+    def swap(self) -> None:
+        """Exchange the weights and their average."""
+        for p, a in zip(self.parameters, self.average, strict=True):
+            mine = p.data.clone()
+            p.data.copy_(a)
+            a.copy_(mine)
+
+    @torch.no_grad()
+    def measure(self, val: tuple[Tensor, Tensor]) -> dict[str, list[float] | float]:
+        """Held-back losses of the averaged weights at SIGMAS, and how well a reference is copied that no training
+        showed: PSNR of the sampled clip against it (dB)."""
+        self.swap()
+        latent, ids = val
+        grid = tuple(latent.shape[2:])
+        noise = torch.randn(latent.shape, generator=Generator().manual_seed(0)).to(latent)
+        none = torch.zeros(len(latent), latent[0, 0].numel(), dtype=torch.bool, device=latent.device)
+        first = none.clone()
+        first[:, : grid[1] * grid[2]] = True
+        result: dict[str, list[float] | float] = {}
+        for name, given in (("text", none), ("first", first)):
+            result[name] = [
+                round(float(self.loss(latent, ids, latent.new_full((len(latent),), s), noise, given).mean()), 4)
+                for s in SIGMAS
+            ]
+        some = latent[:64]
+        with torch.autocast(self.device.type, torch.bfloat16):
+            out = sample(
+                self.model, self.text(ids[:64]), grid, self.vae.geometry, FPS, sigma_schedule(8, 0.95),
+                range(len(some)), [Reference(some)],
+            )  # fmt: skip
+            error = (self.vae.decode(out) - self.vae.decode(some)).float().square().mean((1, 2, 3, 4))
+        result["copy_psnr"] = round(float((10 * torch.log10(4 / error)).mean()), 2)
+        self.swap()
+        return result
+
+    def state(self) -> dict[str, object]:
+        """Everything needed to go on, but the ring."""
+        return {
+            "model": self.model.state_dict(),
+            "text": self.text.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "average": self.average,
+            "step": self.step,
+            "elapsed": self.elapsed,
+            "cfg": asdict(self.cfg),
+        }
+
+    def load(self, state: dict) -> None:
+        """Go on from `state`."""
+        self.model.load_state_dict(state["model"])
+        self.text.load_state_dict(state["text"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for mine, theirs in zip(self.average, state["average"], strict=True):
+            mine.copy_(theirs)
+        self.step, self.elapsed = state["step"], state["elapsed"]
+
+
+def text_config(cfg: BaseTraining) -> TextConfig:
+    """The small text encoder's sizes."""
+    return TextConfig(output=cfg.width_heads * 64)

@@ -1,0 +1,99 @@
+"""How good a VAE's round trip is: PSNR and edge F1 on held-back photos in motion, drawings and real videos."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclora_train.ltx2.vae import VideoVAE
+from scripts.nano.motion import CONTENT, MotionClips
+from scripts.nano.photos import load_bank
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Mean over clips, in dB, of uint8 videos (B, 3, F, H, W)."""
+    error = (a.float() - b.float()).square().mean((1, 2, 3, 4)).clamp(min=0.1)
+    return (10 * torch.log10(255**2 / error)).mean().item()
+
+
+def edges(frame: np.ndarray, drawn: bool) -> np.ndarray:
+    """Bool (H, W): Canny 100/200 of a photo (H, W, 3), or the bright pixels of a line drawing."""
+    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+    return grey > 127 if drawn else cv2.Canny(grey, 100, 200) > 0
+
+
+def edge_f1(result: Tensor, truth: Tensor, drawn: bool = False) -> float:
+    """Mean over clips, uint8 (B, 3, F, H, W), of the F1 of edges within 1 px; clips without edges do not count."""
+    scores = []
+    for pair in zip(result.permute(0, 2, 3, 4, 1).numpy(), truth.permute(0, 2, 3, 4, 1).numpy(), strict=True):
+        ours, theirs = (np.stack([edges(np.ascontiguousarray(frame), drawn) for frame in clip]) for clip in pair)
+        if not theirs.any():
+            continue
+        near_ours, near_theirs = (
+            np.stack([cv2.dilate(frame.astype(np.uint8), np.ones((3, 3))) > 0 for frame in clip])
+            for clip in (ours, theirs)
+        )
+        precision = (ours & near_theirs).sum() / max(ours.sum(), 1)
+        recall = (theirs & near_ours).sum() / theirs.sum()
+        scores.append(2 * precision * recall / max(precision + recall, 1e-9))
+    return float(np.mean(scores)) if scores else math.nan
+
+
+def to_bytes(video: Tensor) -> Tensor:
+    """[-1, 1] -> uint8 on the CPU."""
+    return ((video.float() + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+
+
+def real_clips(files: Sequence[Path], short: int, per_file: int, frames: int = 9, size: int = 64) -> Tensor:
+    """uint8 (B, 3, F, size, size): windows spread over each video, scaled to a short edge of `short`, cropped at
+    places that depend on the window's number only."""
+    clips = []
+    for file in files:
+        video = cv2.VideoCapture(str(file))
+        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+        for i in range(per_file):
+            video.set(cv2.CAP_PROP_POS_FRAMES, int((total - frames) * (i + 0.5) / per_file))
+            window = np.stack([cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2RGB) for _ in range(frames)])
+            scale = short / min(window.shape[1:3])
+            window = np.stack([cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for f in window])
+            y, x = (
+                int((edge - size) * (0.5 + 0.4 * math.sin(2.4 * i + k))) for k, edge in enumerate(window.shape[1:3])
+            )
+            clips.append(window[:, y : y + size, x : x + size])  # (F, size, size, 3)
+    return torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def drawn_edges(video: Tensor) -> Tensor:
+    """Canny maps, white on black, of uint8 (B, 3, F, H, W): the hardest reference that a VAE is given."""
+    maps = [[edges(np.ascontiguousarray(f), False) for f in clip] for clip in video.permute(0, 2, 3, 4, 1).numpy()]
+    return torch.from_numpy(np.array(maps)).byte().mul(255)[:, None].expand(-1, 3, -1, -1, -1).contiguous()
+
+
+@torch.no_grad()
+def judge(vae: VideoVAE, sets: dict[str, Tensor]) -> dict[str, float]:
+    """Round trip of uint8 sets (B, 3, F, H, W): PSNR and edge F1 of each; names with "lines" hold drawings."""
+    scores, device = {}, vae.model.device
+    for name, truth in sets.items():
+        parts = [vae.decode(vae.encode(part.to(device).float() / 127.5 - 1)) for part in truth.split(64)]
+        result = to_bytes(torch.cat(parts))
+        scores[f"{name} dB"] = round(psnr(result, truth), 2)
+        scores[f"{name} F1"] = round(edge_f1(result, truth, "lines" in name), 3)
+    return scores
+
+
+def validation(photos: Path, device: torch.device, real: Sequence[Path]) -> dict[str, Tensor]:
+    """Sets to judge on: held-back photos in motion, drawings, and real videos at two scales with their edge maps."""
+    clips = MotionClips(load_bank(photos, "val").squares.to(device), seed=1)(1024)
+    sets = {}
+    for name, kinds, count in (("photos", (0, 1, 2), 192), ("shapes", (3,), 40), ("lines", (4,), 40)):
+        some = sum(clips.content == CONTENT.index(CONTENT[kind]) for kind in kinds).bool()
+        sets[name] = to_bytes(clips.video[some][:count])
+    for short in (160, 200) if real else ():
+        sets[f"real {short}"] = real_clips(real, short, 8)
+    if real:
+        sets["real lines"] = drawn_edges(sets["real 160"])
+    return sets
