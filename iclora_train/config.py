@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -64,9 +64,7 @@ class Lora:
 
     def __post_init__(self) -> None:
         require(self.rank >= 1, f"model.lora.rank={self.rank} must be at least 1 (official adapters: 32 to 128)")
-        require(
-            self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0 or null"
-        )
+        require(self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0 or null")
         require(len(self.targets) > 0, "model.lora.targets is empty: name at least one linear, e.g. attn1.to_q")
 
 
@@ -94,6 +92,8 @@ class Data:
     width: int = 64
     fps: float | None = None  # null keeps each clip's own rate
     short_side: int | None = None  # scale clips to this short side before cropping; null: just enough to crop
+    zoom: float = 1.25  # a train window is up to this many times closer than short_side says; 1: none
+    flip: bool = True  # half of the train windows are mirrored; false where left and right matter (text, hands)
     train_windows: int = 512  # windows drawn from the training clips, all clips alike
     heldout_windows: int = 32  # windows laid out over the val clips, and as many over the heldout clips
     heldout_fraction: float = 0.1  # of the clips, when a list or folder names no split
@@ -106,6 +106,13 @@ class Data:
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")
         require(self.fps is None or self.fps > 0, f"data.fps={self.fps} must be above 0, or null for the clip's own")
         require(0 < self.heldout_fraction < 1, f"data.heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
+        require(self.zoom >= 1, f"data.zoom={self.zoom} must be at least 1 (1 switches it off)")
+        require(self.seed >= 0, f"data.seed={self.seed} must be 0 or more")
+        least = min(self.height, self.width)
+        require(
+            self.short_side is None or self.short_side >= least,
+            f"data.short_side={self.short_side} must be at least {least}, the short side of the windows, or null",
+        )
         require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
 
 
@@ -231,6 +238,6 @@ def check(composed: DictConfig) -> Config:
 
 def config_hash(config: Config, sections: tuple[str, ...] = ("task", "model", "data", "flow", "optim", "seed")) -> str:
     """Short hash of the settings that shape the adapter: the same hash, the same training run."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
+    plain = asdict(config)
     chosen = {key: plain[key] for key in sections}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,21 +6,23 @@ into B, no alpha tensors, metadata all strings.
 
 from __future__ import annotations
 
-import os
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from iclora_train.config import ConfigError, Lora
+from iclora_train.files import write_whole
 
 PREFIX = "diffusion_model."
 _KEY = re.compile(r"diffusion_model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -51,17 +53,21 @@ def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[
     A is drawn with `generator_seed` (global random state is left as it was), B is zero. ConfigError names a target
     that the base does not have, or a rank above what a linear can use.
     """
-    names = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
-    blocks = [name for name in names if name.startswith("transformer_blocks.")]
+    blocks = {
+        name: module
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith("transformer_blocks.")
+    }
     for target in lora.targets:
         if not any(name.endswith("." + target) for name in blocks):
             ends = sorted({name.split(".", 2)[2] for name in blocks})
             raise ConfigError(f"model.lora.targets: no linear {target!r} in the base; it has {', '.join(ends)}")
     wanted = [name for name in blocks if any(name.endswith("." + target) for target in lora.targets)]
-    smallest = min(min(transformer.get_submodule(name).weight.shape) for name in wanted)
+    smallest = min(min(blocks[name].weight.shape) for name in wanted)
     if lora.rank > smallest:
         raise ConfigError(f"model.lora.rank={lora.rank} is above {smallest}, the smaller side of a targeted linear")
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=wanted)
+    alpha: Any = lora.alpha or lora.rank  # peft takes any number, but is annotated int
+    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         inject_adapter_in_model(settings, transformer)
@@ -80,6 +86,14 @@ def layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
+def _halves(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """A (rank,in) and B (out,rank) of an adapted linear."""
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return a.weight, b.weight
+
+
 @contextmanager
 def adapter_off(transformer: nn.Module) -> Iterator[None]:
     """The base alone, inside the `with`."""
@@ -96,8 +110,8 @@ def extract(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """The attached adapter as module -> (A, B), alpha / rank baked into B."""
     weights = {}
     for name, layer in layers(transformer):
-        a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
-        weights[name] = (a.clone(), b * layer.scaling["default"])
+        a, b = _halves(layer)
+        weights[name] = (a.detach().clone(), b.detach() * layer.scaling["default"])
     return weights
 
 
@@ -122,8 +136,8 @@ def load_into(transformer: nn.Module, adapter: Adapter) -> None:
     transformer.requires_grad_(False)
     with torch.no_grad():
         for name, layer in layers(transformer):
-            layer.lora_A["default"].weight.copy_(adapter.weights[name][0])
-            layer.lora_B["default"].weight.copy_(adapter.weights[name][1])
+            for half, values in zip(_halves(layer), adapter.weights[name], strict=True):
+                half.copy_(values)
 
 
 def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
@@ -132,14 +146,20 @@ def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> No
     for name, (a, b) in sorted(adapter.weights.items()):
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(dtype).cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.to(dtype).cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    save_file(tensors, partial, {"format": "pt", **adapter.metadata})
-    os.replace(partial, path)
+    with write_whole(path) as file:
+        file.write(_sorted_header(serialize(tensors, {"format": "pt", **adapter.metadata})))
     back = read(path)
     for name, (a, b) in back.weights.items():
         assert torch.equal(a, tensors[f"{PREFIX}{name}.lora_A.weight"]), name
         assert torch.equal(b, tensors[f"{PREFIX}{name}.lora_B.weight"]), name
+
+
+def _sorted_header(data: bytes) -> bytes:
+    """The same safetensors file with its header in order: the library writes metadata in another order each time."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin on a multiple of 8 bytes
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def read(path: Path) -> Adapter:

@@ -92,7 +92,7 @@ class Tokens:
     loss_mask  (B,N)      bool, tokens that are learned
     keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's marker); never a reference
     weight     (B,N)      attention weight of reference tokens in [0, 1], or None when all are 1
-    geometry, fps         of the target's pixels: what places a reference on the target's coordinates
+    geometry, fps (B,)    of the target's pixels: what places a reference on the target's coordinates
     """
 
     latent: Tensor
@@ -103,7 +103,7 @@ class Tokens:
     loss_mask: Tensor
     keyframe: Tensor
     geometry: Geometry
-    fps: float
+    fps: Tensor
     weight: Tensor | None = None
 
     @property

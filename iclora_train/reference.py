@@ -25,28 +25,33 @@ def from_tokens(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def grid_position(size: tuple[int, int, int], geometry: Geometry, fps: float) -> Tensor:
-    """Where each token of a latent grid (f,h,w) lies: fp32 (3,N,2), [start, end) in seconds, pixels, pixels.
+def grid_position(size: tuple[int, int, int], geometry: Geometry) -> Tensor:
+    """Where each token of a latent grid (f,h,w) lies: fp32 (3,N,2), [start, end) in pixel frames, pixels, pixels.
 
     The first latent frame holds pixel frame 0 alone, latent frame k the frames from temporal*(k-1)+1 on
     (`get_pixel_coords` with its causal fix in Lightricks' ltx-core).
     """
     f, h, w = size
     time = torch.arange(f + 1, dtype=torch.float32) * geometry.temporal + 1 - geometry.temporal
-    edges = (time.clamp(min=0) / fps, *(torch.arange(n + 1, dtype=torch.float32) * geometry.spatial for n in (h, w)))
+    edges = (time.clamp(min=0), *(torch.arange(n + 1, dtype=torch.float32) * geometry.spatial for n in (h, w)))
     starts = torch.stack(torch.meshgrid(*(e[:-1] for e in edges), indexing="ij"))  # (3,f,h,w)
     ends = torch.stack(torch.meshgrid(*(e[1:] for e in edges), indexing="ij"))
     return torch.stack([starts, ends], dim=-1).flatten(1, 3)
 
 
 def target_tokens(
-    noisy: Tensor, sigma: Tensor, geometry: Geometry, fps: float, clean_first_frame: Tensor | None = None
+    noisy: Tensor, sigma: Tensor, geometry: Geometry, fps: float | Tensor, clean_first_frame: Tensor | None = None
 ) -> Tokens:
-    """A target (B,C,f,h,w) at level sigma (B,) as tokens. Where `clean_first_frame` (B,) bool is set, the caller has
-    put clean latents into the first latent frame: those tokens are at level 0 and are not learned.
+    """A target (B,C,f,h,w) at level sigma (B,) as tokens; fps of the clip, or of each (B,).
+
+    Where `clean_first_frame` (B,) bool is set, the caller has put clean latents into the first latent frame: those
+    tokens are at level 0 and are not learned.
     """
     batch, _, f, h, w = noisy.shape
     count, device = f * h * w, noisy.device
+    rate = torch.as_tensor(fps, dtype=torch.float32, device=device).expand(batch)
+    place = grid_position((f, h, w), geometry).to(device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
+    place[:, 0] /= rate[:, None, None]
     first = torch.arange(count, device=device).expand(batch, count) < h * w  # (B,N)
     if clean_first_frame is None:
         clean_first_frame = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -55,12 +60,12 @@ def target_tokens(
         latent=to_tokens(noisy),
         sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # row 0 the target's level, row 1 clean
         level=given.long(),
-        position=grid_position((f, h, w), geometry, fps).to(device).expand(batch, 3, count, 2),
+        position=place,
         group=torch.zeros(count, dtype=torch.long, device=device),
         loss_mask=~given,
         keyframe=first,
         geometry=geometry,
-        fps=fps,
+        fps=rate,
     )
 
 
@@ -85,9 +90,9 @@ def append_reference(
     batch, _, *size = latent.shape
     f, h, w = size
     count, device = f * h * w, latent.device
-    place = grid_position((f, h, w), tokens.geometry, tokens.fps).to(device)
-    place[0] = (place[0] * temporal_scale - (temporal_scale - 1) / tokens.fps).clamp(min=0)
-    place[1:] *= downscale
+    place = grid_position((f, h, w), tokens.geometry).to(device).repeat(batch, 1, 1, 1)  # (B,3,n,2)
+    place[:, 0] = (place[:, 0] * temporal_scale - (temporal_scale - 1)).clamp(min=0) / tokens.fps[:, None, None]
+    place[:, 1:] *= downscale
     sigma, row = _level(tokens.sigma, strength)
 
     def absent(dtype: torch.dtype) -> Tensor:
@@ -98,7 +103,7 @@ def append_reference(
         latent=torch.cat([tokens.latent, to_tokens(latent).to(tokens.latent)], dim=1),
         sigma=sigma,
         level=torch.cat([tokens.level, absent(torch.long) + row], dim=1),
-        position=torch.cat([tokens.position, place.expand(batch, 3, count, 2)], dim=2),
+        position=torch.cat([tokens.position, place], dim=2),
         group=torch.cat([tokens.group, tokens.group[-1:].expand(count) + 1]),
         loss_mask=torch.cat([tokens.loss_mask, absent(torch.bool)], dim=1),
         keyframe=torch.cat([tokens.keyframe, absent(torch.bool)], dim=1),

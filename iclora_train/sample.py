@@ -46,7 +46,7 @@ def sample(
     text: Tensor,
     size: tuple[int, int, int],
     geometry: Geometry,
-    fps: float,
+    fps: float | Tensor,
     sigmas: Sequence[float],
     seeds: Sequence[int],
     references: Sequence[Reference] = (),
@@ -56,7 +56,7 @@ def sample(
     between: str = "comfyui",
     on_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Latent clips (B,C,f,h,w) on the latent grid `size`, one per seed.
+    """Latent clips (B,C,f,h,w) on the latent grid `size`, one per seed; fps of all, or (B,).
 
     text (B,T,D); sigmas from 1 down to 0; first_frame (B,C,1,h,w) is kept as it is; guidance > 1 adds that multiple of
     (conditional - unconditional) velocity and needs negative_text (B,T,D). `on_step(i)` is called after each step.

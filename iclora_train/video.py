@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -38,11 +39,14 @@ class ClipInfo:
         return len(self.times)
 
 
-def read_clip(path: Path) -> Iterator[np.ndarray]:
-    """All frames uint8 RGB (H,W,3), upright, in presentation order. ValueError names the file and the remedy."""
-    for frame in _decode(path):
-        rgb = frame.to_ndarray(format="rgb24")
-        yield np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
+def read_clip(path: Path, wanted: Container[int] | None = None) -> Iterator[np.ndarray]:
+    """Frames uint8 RGB (H,W,3), upright, in presentation order: all, or those whose numbers are `wanted` (all are
+    decoded, only these are converted). ValueError names the file and the remedy.
+    """
+    for number, frame in enumerate(_decode(path)):
+        if wanted is None or number in wanted:
+            rgb = frame.to_ndarray(format="rgb24")
+            yield np.ascontiguousarray(np.rot90(rgb, frame.rotation // 90))
 
 
 def probe(path: Path) -> ClipInfo:
@@ -52,31 +56,32 @@ def probe(path: Path) -> ClipInfo:
     """
     times: list[float | None] = []
     sizes = set()
-    rate = Fraction(0)
+    lasts = 1 / 24  # seconds a frame lasts, where the file says nothing
     for frame in _decode(path):
         times.append(frame.time)
         sizes.add((frame.width, frame.height) if frame.rotation // 90 % 2 else (frame.height, frame.width))
-        rate = rate or Fraction(1) / (frame.duration * frame.time_base) if frame.duration else rate
+        if frame.duration and frame.time_base:
+            lasts = float(frame.duration * frame.time_base)
     if len(sizes) > 1:
         raise ValueError(f"{path}: the picture size changes within the clip; {RE_ENCODE}")
-    (height, width) = sizes.pop()
-    return ClipInfo(height, width, *_timing(times, float(rate) or 24.0))
+    height, width = sizes.pop()
+    return ClipInfo(height, width, *_timing(times, 1 / lasts))
 
 
 def _timing(times: list[float | None], rate: float) -> tuple[float, tuple[float, ...]]:
     """Mean frames per second, and times from 0. Without increasing timestamps (old AVI) a constant `rate` is taken."""
     known = [t for t in times if t is not None]
-    if len(known) < len(times) or any(b <= a for a, b in zip(known, known[1:], strict=False)):
+    if len(known) < len(times) or any(b <= a for a, b in pairwise(known)):
         known = [i / rate for i in range(len(times))]
     span = known[-1] - known[0]
     return round((len(known) - 1) / span, 3) if span else round(rate, 3), tuple(t - known[0] for t in known)
 
 
-def _decode(path: Path) -> Iterator[av.VideoFrame]:
+def _decode(path: Path | io.BytesIO) -> Iterator[av.VideoFrame]:
     """Decoded frames of the first video stream, by one pass without seeking. Errors as ValueError."""
     count = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path) if isinstance(path, Path) else path, "r") as container:
             if not container.streams.video:
                 raise ValueError(f"{path}: no video stream in it; give a video file or take it out of the clips")
             stream = container.streams.video[0]
@@ -138,5 +143,7 @@ def decode_clip(data: bytes) -> np.ndarray:
     try:
         reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
         return reader.get_batch(range(len(reader))).asnumpy()
-    except decord.DECORDError as error:
+    except RuntimeError as error:
         raise ValueError("the bytes are not a clip that decodes") from error
+    except decord.DECORDError:  # decord 0.6 takes the padded rows of widths 16, 24, 48 and 72 for a fourth channel
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(io.BytesIO(data))])

@@ -26,7 +26,7 @@ from iclora_train.ltx2.vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
 from scripts.nano.train_base import BaseTraining, Ring, Trainer, text_config, transformer_config
-from scripts.nano.train_vae import Team
+from scripts.nano.team import Team
 
 PIECE = 15 << 20  # bytes of a file that comes back from a training
 
@@ -54,7 +54,9 @@ def train(args: argparse.Namespace) -> None:
     """Stage `base`: train until args.until seconds of args.seconds, save the state and the averaged weights."""
     torch.set_float32_matmul_precision("high")
     team = Team()
-    cfg = BaseTraining(width_heads=args.heads, layers=args.layers, batch=args.batch, fresh=args.fresh, rate=args.rate)
+    cfg = BaseTraining(
+        args.heads, args.layers, args.batch, args.fresh, rate=args.rate, compile=not args.eager, seed=args.seed
+    )
     vae = load_vae(args.vae).to(team.device)
     text = TextEncoder(text_config(cfg)).to(team.device)
 
@@ -65,10 +67,10 @@ def train(args: argparse.Namespace) -> None:
 
     val = ring_of("val", 8, 1).make(args.val)
     torch.manual_seed(cfg.seed)  # the same weights on every rank
-    trainer = Trainer(cfg, vae, ring_of("train", args.ring, 17 + team.rank + args.ring_seed), text, team)
+    trainer = Trainer(cfg, vae, ring_of("train", args.ring, 17 + team.rank), text, team)
     if args.state is not None and args.state.exists():
         trainer.load(torch.load(args.state, map_location=team.device, weights_only=True))
-    for _ in range(args.ring // 512):
+    for _ in range(-(-args.ring // 512)):
         trainer.ring.renew(512)
     if team.rank == 0:
         print(f"{sum(p.numel() for p in trainer.model.parameters()) / 1e6:.1f} M parameters, ring filled", flush=True)
@@ -127,10 +129,11 @@ def main() -> None:
     base.add_argument("--heads", type=int, default=5)
     base.add_argument("--layers", type=int, default=8)
     base.add_argument("--batch", type=int, default=256, help="clips per step and GPU")
-    base.add_argument("--fresh", type=int, default=48, help="new clips per step and GPU")
+    base.add_argument("--fresh", type=int, default=24, help="new clips per step and GPU")
     base.add_argument("--ring", type=int, default=60_000, help="latents kept on a GPU")
-    base.add_argument("--ring-seed", type=int, default=0)
+    base.add_argument("--seed", type=int, default=0)
     base.add_argument("--rate", type=float, default=1e-3)
+    base.add_argument("--eager", action="store_true", help="do not compile (for a machine without a compiler)")
     base.add_argument("--val", type=int, default=256, help="held-back clips")
     packing = stages.add_parser("pack", help="write the base that is shipped")
     packing.set_defaults(run=pack)

@@ -32,11 +32,10 @@ class AttentionBias:
         log_weight = torch.where(weight > 0, weight.clamp(min=torch.finfo(torch.float32).tiny).log(), BLOCKED)
         log_weight = log_weight * (1 - target)
         query, key = [target, log_weight], [log_weight, target]
-        if between == "ltx":  # BLOCKED (is_reference(q) is_reference(k) - sum_i in_i(q) in_i(k))
-            query, key = [*query, BLOCKED * (1 - target)], [*key, 1 - target]
+        if between == "ltx":  # BLOCKED sum_i in_i(q) in_another_reference_than_i(k)
             for i in range(1, int(group.max()) + 1):
                 member = (group == i).float().expand_as(weight)
-                query, key = [*query, -BLOCKED * member], [*key, member]
+                query, key = [*query, BLOCKED * member], [*key, 1 - target - member]
         self.query = torch.stack(query, dim=-1)[:, None]
         self.key = torch.stack(key, dim=-1)[:, None]
 

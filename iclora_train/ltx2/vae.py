@@ -128,7 +128,7 @@ class VideoVAE(nn.Module):
     def __init__(self, cfg: dict[str, Any]):
         super().__init__()
         self.cfg = cfg
-        self.model = AutoencoderKLLTX2Video(**diffusers_config(cfg))
+        self.model: Any = AutoencoderKLLTX2Video(**diffusers_config(cfg))  # Any: diffusers is not typed
         self.channels: int = self.model.config.latent_channels
         self.spatial: int = self.model.spatial_compression_ratio
         self.temporal: int = self.model.temporal_compression_ratio

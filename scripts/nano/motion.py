@@ -2,8 +2,7 @@
 
 A clip is a window on a photo under a moving camera, with cut-outs of other photos passing in front, wavy warps, flat
 drawings, or its own outlines as line art. Positions are in output pixels from the clip's centre; P sample points per
-frame, FOLD x FOLD in every pixel, are area averaged, and taken from the pyramid level that suits the scale, so that
-nothing aliases. All random numbers come from one generator: a seed fixes the whole stream.
+frame, FOLD x FOLD in every pixel, are taken from the pyramid level that suits the scale and area averaged: no aliasing.
 """
 
 import math
@@ -13,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scripts.nano.filters import defocus, outlines
+
 PANS = {"pan left": (-1, 0), "pan right": (1, 0), "pan up": (0, -1), "pan down": (0, 1)}
 CAMERA = ("still", *PANS, "zoom in", "zoom out", "turn left", "turn right", "handheld", "drift")
 CONTENT = ("photo", "objects", "waves", "shapes", "outlines")
 SHARE = (0.35, 0.10, 0.04, 0.04)  # of the clips, for every CONTENT but the first, which gets the rest
-LEVELS = (0.5, 0.35, 0.15)  # share of the clips that see the photo at full, half and quarter size
-GREY, SOFT = 0.05, 0.06  # share of grey clips and of clips out of focus
-FOLD = 2
+LEVELS = (0.6, 0.4)  # share of the clips that see the photo at full and at half size
+GREY, SOFT, FOLD = 0.05, 0.06, 2  # share of grey clips, of clips out of focus; samples per pixel and axis
 
 
 class Clips(NamedTuple):
@@ -41,7 +41,7 @@ class Path(NamedTuple):
 
 
 class MotionClips:
-    """Call it with a batch size to get Clips. `bank`: uint8 square photos (N, 3, S, S), S a multiple of 4."""
+    """Call it with a batch size to get Clips. `bank`: uint8 square photos (N, 3, S, S), S even. A seed fixes all."""
 
     def __init__(self, bank: Tensor, frames: int = 9, size: int = 64, seed: int = 0):
         self.frames, self.size, self.device = frames, size, bank.device
@@ -194,28 +194,7 @@ class MotionClips:
         video[fuzzy] = defocus(video[fuzzy], self.uniform(len(fuzzy), low=1.0, high=3.5))
         luma = (video * video.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1, 1)).sum(1, keepdim=True)
         chroma = self.uniform(n, 1, 1, 1, 1, low=0.7, high=1.3)
-        tint = self.uniform(n, 3, 1, 1, 1, low=0.95, high=1.05)
-        video = torch.where(grey.view(n, 1, 1, 1, 1), luma, torch.lerp(luma, video, chroma) * tint)
+        coloured = torch.lerp(luma, video, chroma) * self.uniform(n, 3, 1, 1, 1, low=0.95, high=1.05)
+        video = torch.where(grey.view(n, 1, 1, 1, 1), luma, coloured)
         video = (video * self.uniform(n, 1, 1, 1, 1, low=0.8, high=1.2)).clamp(0, 1)
         return video ** self.uniform(n, 1, 1, 1, 1, low=0.8, high=1.25)
-
-
-def defocus(video: Tensor, radius: Tensor) -> Tensor:
-    """Disk blur of radius (n) px of video (n, 3, F, H, W)."""
-    axis = torch.arange(-4, 5, device=video.device)
-    disk = (radius.view(-1, 1, 1) + 0.5 - torch.hypot(axis[:, None].float(), axis.float())).clamp(0, 1)  # (n, 9, 9)
-    kernel = (disk / disk.sum((1, 2), keepdim=True))[:, None]
-    rows = [F.conv2d(F.pad(clip.flatten(0, 1)[:, None], (4,) * 4, mode="reflect"), k[None])
-            for clip, k in zip(video, kernel, strict=True)]  # fmt: skip
-    return torch.stack(rows).view_as(video) if rows else video
-
-
-def outlines(video: Tensor) -> Tensor:
-    """White one-pixel contours on black of video (n, 3, F, H, W) in [0, 1]: the strong gradients, thinned."""
-    grey = F.avg_pool3d(video.mean(1, keepdim=True), (1, 3, 3), 1, (0, 1, 1), count_include_pad=False)
-    dx = F.pad(grey[..., 2:] - grey[..., :-2], (1, 1))
-    dy = F.pad(grey[..., 2:, :] - grey[..., :-2, :], (0, 0, 1, 1))
-    force = torch.hypot(dx, dy)  # (n, 1, F, H, W)
-    across = force >= F.max_pool3d(force, (1, 1, 3), 1, (0, 0, 1))
-    upright = force >= F.max_pool3d(force, (1, 3, 1), 1, (0, 1, 0))
-    return (torch.where(dx.abs() > dy.abs(), across, upright) & (force > 0.12)).to(video.dtype).expand_as(video).clone()

@@ -1,6 +1,6 @@
 """Muon (Keller Jordan, 2024): momentum whose update is made orthogonal, for weights that act as matrices.
 
-Twice the progress per step of AdamW in the measurements of docs/nano.md. The update is scaled to the size of an AdamW
+After 22 s of training the VAE it was 3 dB ahead of AdamW (docs/nano.md). The update is scaled to the size of an AdamW
 update (Moonshot's 0.2 sqrt(max(rows, columns))), so that one learning rate serves both kinds of parameters.
 """
 
@@ -38,7 +38,7 @@ class Muon(Optimizer):
                 self._step_alike(weights, group["lr"], group["momentum"])
 
     def _step_alike(self, weights: list[Tensor], lr: float, momentum: float) -> None:
-        grads = [weight.grad for weight in weights]
+        grads = [weight.grad for weight in weights if weight.grad is not None]
         means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in weights]
         torch._foreach_lerp_(means, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, means, momentum)

@@ -1,4 +1,4 @@
-"""The bank of photos: a folder with photos.csv (columns file, source, original, licence, split) as one uint8 tensor."""
+"""The bank of photos: a folder with photos.csv (with columns file and split) as one uint8 tensor."""
 
 import csv
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +25,7 @@ def squares_of(file: Path, side: int) -> list[np.ndarray]:
     with Image.open(file) as opened:
         photo = opened.convert("RGB")
     scale = side / min(photo.size)
-    size = tuple(max(side, round(edge * scale)) for edge in photo.size)
+    size = [max(side, round(edge * scale)) for edge in photo.size]
     pixels = np.asarray(photo.resize(size, Image.Resampling.LANCZOS))  # (H, W, 3)
     spare = [edge - side for edge in pixels.shape[:2]]
     if max(size) > WIDE * side:
@@ -33,7 +33,7 @@ def squares_of(file: Path, side: int) -> list[np.ndarray]:
     return [pixels[spare[0] // 2 :, spare[1] // 2 :][:side, :side]]
 
 
-def load_bank(folder: Path, split: str, side: int = 384) -> Bank:
+def load_bank(folder: Path, split: str, side: int = 256) -> Bank:
     """All photos of a split ("train" or "val") as squares of `side` pixels."""
     with (folder / "photos.csv").open(newline="") as table:
         files = [row["file"] for row in csv.DictReader(table) if row["split"] == split]

@@ -26,9 +26,10 @@ from iclora_train.reference import target_tokens, to_tokens
 from iclora_train.sample import Reference, sample, sigma_schedule
 from scripts.nano.motion import CAMERA, CONTENT, Clips, MotionClips
 from scripts.nano.muon import Muon
-from scripts.nano.train_vae import Team
+from scripts.nano.team import Team
 
 FPS = 25.0
+CHUNK = 16
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the held-back loss
 
 
@@ -39,8 +40,7 @@ class BaseTraining:
     width_heads: int = 5  # heads of 64 channels
     layers: int = 8
     batch: int = 256
-    fresh: int = 48  # clips that are renewed in the ring per step
-    ring: int = 60_000
+    fresh: int = 24  # clips that are renewed in the ring per step, CHUNK steps at a time
     rate: float = 1e-3
     warmup: int = 500
     decay_from: float = 0.5  # share of the time after which the rate falls linearly to 0
@@ -197,7 +197,8 @@ class Trainer:
             optimizer.zero_grad()
         keep = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
-        self.ring.renew(self.cfg.fresh)
+        if self.step % CHUNK == 0:
+            self.ring.renew(self.cfg.fresh * CHUNK)
         self.step += 1
         return loss.detach()
 
@@ -231,6 +232,7 @@ class Trainer:
             a.copy_(mine)
 
     @torch.no_grad()
+    @torch.compiler.set_stance("force_eager")  # these shapes are seen too seldom to be worth compiling for
     def measure(self, val: tuple[Tensor, Tensor]) -> dict[str, list[float] | float]:
         """Held-back losses of the averaged weights at SIGMAS, and how well a reference is copied that no training
         showed: PSNR of the sampled clip against it (dB)."""

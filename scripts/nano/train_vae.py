@@ -61,19 +61,19 @@ def nano_config(channels: int) -> dict[str, Any]:
         "patch_size": 4,
         "encoder_blocks": [
             ["res_x", {"num_layers": 2}],
-            ["compress_all_res", {"multiplier": 2}],
-            ["res_x", {"num_layers": 2}],
             ["compress_time_res", {"multiplier": 2}],
+            ["res_x", {"num_layers": 2}],
+            ["compress_all_res", {"multiplier": 2}],
             ["res_x", {"num_layers": 1}],
         ],
         "decoder_blocks": [
             ["res_x", {"num_layers": 2}],
-            ["compress_all", {"multiplier": 2, "residual": True}],
+            ["compress_time", {"multiplier": 1}],
             ["res_x", {"num_layers": 2}],
-            ["compress_time", {"multiplier": 2}],
+            ["compress_all", {"multiplier": 2, "residual": True}],
             ["res_x", {"num_layers": 1}],
         ],
-        "decoder_base_channels": 64,
+        "decoder_base_channels": 96,
         "norm_layer": "pixel_norm",
         "latent_log_var": "uniform",
         "causal_decoder": False,
@@ -187,7 +187,8 @@ class Logbook:
 
     def __init__(self, trainer: Trainer, sets: dict[str, Tensor], out_dir: Path, state: Path | None):
         self.trainer, self.sets, self.out_dir, self.state = trainer, sets, out_dir, state
-        self.judged, self.scores = 0.0, {}
+        self.judged = 0.0
+        self.scores: dict[str, float] = {}
         out_dir.mkdir(parents=True, exist_ok=True)
 
     def write(self, **entry: Any) -> None:
@@ -207,7 +208,8 @@ class Logbook:
 
     def export(self, seconds: float) -> None:
         """Official keys in fp16 shards of at most SHARD bytes, the config in their metadata, and a report."""
-        vae, shards, size = self.trainer.ema, [{}], 0
+        vae, size = self.trainer.ema, 0
+        shards: list[dict[str, Tensor]] = [{}]
         for key, tensor in vae.official_state().items():
             part = tensor.half().contiguous().cpu()
             size += part.nbytes

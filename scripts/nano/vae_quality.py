@@ -1,5 +1,12 @@
-"""How good a VAE's round trip is: PSNR and edge F1 on held-back photos in motion, drawings and real videos."""
+"""How good a VAE's round trip is: PSNR and edge F1 on held-back photos in motion, drawings and real videos.
 
+python -m scripts.nano.vae_quality --vae DIR --photos DIR [--samples data_prep/samples]; of the sample clips only the
+split "train" is read.
+"""
+
+import argparse
+import csv
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +14,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from iclora_train.ltx2.vae import VideoVAE
-from scripts.nano.motion import CONTENT, MotionClips
+from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
 
 
@@ -76,7 +84,8 @@ def drawn_edges(video: Tensor) -> Tensor:
 @torch.no_grad()
 def judge(vae: VideoVAE, sets: dict[str, Tensor]) -> dict[str, float]:
     """Round trip of uint8 sets (B, 3, F, H, W): PSNR and edge F1 of each; names with "lines" hold drawings."""
-    scores, device = {}, vae.model.device
+    scores: dict[str, float] = {}
+    device = vae.model.device
     for name, truth in sets.items():
         parts = [vae.decode(vae.encode(part.to(device).float() / 127.5 - 1)) for part in truth.split(64)]
         result = to_bytes(torch.cat(parts))
@@ -89,11 +98,40 @@ def validation(photos: Path, device: torch.device, real: Sequence[Path]) -> dict
     """Sets to judge on: held-back photos in motion, drawings, and real videos at two scales with their edge maps."""
     clips = MotionClips(load_bank(photos, "val").squares.to(device), seed=1)(1024)
     sets = {}
-    for name, kinds, count in (("photos", (0, 1, 2), 192), ("shapes", (3,), 40), ("lines", (4,), 40)):
-        some = sum(clips.content == CONTENT.index(CONTENT[kind]) for kind in kinds).bool()
+    for name, kinds, count in (("photos", (0, 1, 2), 192), ("shapes", (3,), 40), ("lines", (4,), 40)):  # of CONTENT
+        some = torch.isin(clips.content, torch.tensor(kinds, device=device))
         sets[name] = to_bytes(clips.video[some][:count])
-    for short in (160, 200) if real else ():
-        sets[f"real {short}"] = real_clips(real, short, 8)
+    for short in (160, 192) if real else ():
+        sets[f"real {short}"] = real_clips(real, short, 6)
     if real:
         sets["real lines"] = drawn_edges(sets["real 160"])
     return sets
+
+
+def load_vae(folder: Path) -> VideoVAE:
+    """The VAE of the files `vae-*.safetensors` that train_vae wrote, in fp32."""
+    state: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("vae-*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            config = json.loads(opened.metadata()["config"])["vae"]
+            state |= {key: opened.get_tensor(key).float() for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    return VideoVAE.from_config(config, state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True, help="folder of vae-*.safetensors")
+    parser.add_argument("--photos", type=Path, required=True, help="folder with photos.csv")
+    parser.add_argument("--samples", type=Path, help="folder with clips.csv")
+    args = parser.parse_args()
+    files = []
+    if args.samples is not None:
+        with (args.samples / "clips.csv").open(newline="") as table:
+            files = [args.samples / row["file"] for row in csv.DictReader(table) if row["split"] == "train"]
+    vae = load_vae(args.vae)
+    for name, score in judge(vae, validation(args.photos, torch.device("cpu"), files)).items():
+        print(f"{name:16s} {score}")
+
+
+if __name__ == "__main__":
+    main()

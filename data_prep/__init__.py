@@ -1,0 +1,1 @@
+"""Raw clips become pair shards, pair shards become latent shards."""

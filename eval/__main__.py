@@ -1,0 +1,19 @@
+"""`python -m eval conf=<task> [adapter=<file>]`: judge an adapter on the held-out windows (`--help` lists settings)."""
+
+from iclora_train.config import Config
+from iclora_train.hydra_main import run
+
+
+def _evaluate(config: Config) -> None:
+    from eval.run import evaluate  # noqa: PLC0415 (torch loads after the settings are known to be good)
+
+    evaluate(config)
+
+
+def main() -> None:
+    """Console script `iclora-eval`."""
+    run("eval", _evaluate)
+
+
+if __name__ == "__main__":
+    main()

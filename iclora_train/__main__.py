@@ -1,0 +1,19 @@
+"""`python -m iclora_train conf=<task>`: train an IC-LoRA (`--help` lists tasks and settings)."""
+
+from iclora_train.config import Config
+from iclora_train.hydra_main import run
+
+
+def _train(config: Config) -> None:
+    from iclora_train.cli import train  # noqa: PLC0415 (torch and Lightning load after the settings are known to be good)
+
+    train(config)
+
+
+def main() -> None:
+    """Console script `iclora-train`."""
+    run("train", _train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Latent shards for Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from iclora_train.batches import Batch, BatchPlan, LatentSamples, collate, plan_batches
+from iclora_train.pair import LatentPair
+from iclora_train.shards import ShardSet
+
+
+class LatentData(LightningDataModule):
+    """Training batches without end, starting at batch `start_batch` of this rank.
+
+    `position` counts the batches training has taken; it is what `state_dict` saves. The plan is already split over the
+    ranks: give the Trainer use_distributed_sampler=False.
+    """
+
+    def __init__(self, folder: Path, batch_size: int, seed: int = 0, workers: int = 0, start_batch: int = 0) -> None:
+        super().__init__()
+        self.shards = ShardSet.open(folder)
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.position = start_batch
+
+    def plan(self, rank: int, world_size: int) -> BatchPlan:
+        """The training plan of a rank."""
+        return plan_batches(self.shards, "train", self.seed, self.batch_size, rank, world_size)
+
+    def train_dataloader(self) -> DataLoader[LatentPair]:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        # Workers are spawned: forking a process that has threads (and CUDA) is what Python 3.12 warns of.
+        return DataLoader(
+            LatentSamples(self.shards),
+            batch_sampler=self.plan(rank, world_size).since(self.position),
+            collate_fn=collate,
+            num_workers=self.workers,
+            multiprocessing_context="spawn" if self.workers else None,
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning calls this once for every batch it takes; those of training move the position."""
+        if self.trainer is not None and self.trainer.training:
+            self.position += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.position = state_dict["position"]

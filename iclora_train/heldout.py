@@ -1,0 +1,168 @@
+"""What is looked at while training, on val clips: losses with the right, a wrong and no reference, and clips made.
+
+Nothing here draws from the random state of training, and the adapter is the one that would be exported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from iclora_train.batches import Batch, collate
+from iclora_train.config import Config, Task, require
+from iclora_train.files import write_whole
+from iclora_train.flow import masked_loss, sigma_shift
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.transformer import Transformer
+from iclora_train.module import ICLoRA
+from iclora_train.pair import Geometry
+from iclora_train.sample import Reference, noise_for, sample, sigma_schedule
+from iclora_train.shards import ShardSet
+from iclora_train.step import Draws, lay_out
+from iclora_train.video import encode_clip
+
+REFERENCES = ("correct", "swapped", "none")
+SHOWN = 4  # clips that are made for the eye
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Val clips in batches, and for each the same batch with another clip's references."""
+
+    batches: tuple[tuple[Batch, Batch], ...]
+
+    @classmethod
+    def open(cls, shards: ShardSet, config: Config) -> HeldOut:
+        """`validation.windows` clips spread evenly over the val split (its most frequent bucket). ConfigError when
+        there are not two of them.
+        """
+        val = shards.indices("val")
+        require(
+            len(val) > 1,
+            f"validation.loss_every needs 2 val clips and {shards.folder} has {len(val)}: prepare more, or set it to 0",
+        )
+        bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0]
+        alike = [i for i in val if shards.samples[i].bucket == bucket]
+        windows = min(config.validation.windows, count)
+        pairs = [shards.read_latents(alike[i * count // windows]) for i in range(windows)]
+        others = pairs[windows // 2 :] + pairs[: windows // 2]  # half way round: of another source, where there are two
+        size = config.data.batch_size
+        cuts = [slice(i, i + size) for i in range(0, windows, size)]
+        swapped = [{**collate(pairs[cut]), "references": collate(others[cut])["references"]} for cut in cuts]
+        return cls(tuple(zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)))
+
+
+def heldout_names(config: Config) -> list[str]:
+    """Names of what `heldout_losses` measures."""
+    return [f"heldout_{which}_{sigma:g}" for which in REFERENCES for sigma in config.validation.sigmas]
+
+
+@torch.no_grad()
+def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, geometry: Geometry) -> dict[str, float]:
+    """Mean velocity loss at fixed noise and each of validation.sigmas, with the correct, a swapped and no reference.
+
+    A reference is used when the correct one gives less than the swapped one.
+    """
+    device = next(transformer.parameters()).device
+    mode = transformer.training
+    transformer.eval()
+    losses: dict[str, list[Tensor]] = {name: [] for name in heldout_names(config)}
+    first = 0
+    for correct, swapped in heldout.batches:
+        without = {**correct, "references": []}
+        count = len(correct["keys"])
+        noise = noise_for(range(first, first + count), tuple(correct["target"].shape[1:])).to(device)
+        first += count
+        for which, batch in zip(REFERENCES, (correct, swapped, without), strict=True):
+            for sigma in config.validation.sigmas:
+                loss = _loss(transformer, _to(batch, device), noise, sigma, config.task, geometry)
+                losses[f"heldout_{which}_{sigma:g}"].append(loss.cpu())
+    transformer.train(mode)
+    return {name: float(torch.cat(parts).mean()) for name, parts in losses.items()}
+
+
+def _loss(
+    transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
+) -> Tensor:
+    """Loss of each clip (B,) at one noise level, nothing given but the references."""
+    level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    tokens, wanted = lay_out(batch, Draws(level, noise, first=no, shown=~no), task, geometry)
+    predicted = transformer(tokens, batch["text"])[:, : wanted.shape[1]]
+    return masked_loss(predicted, wanted, tokens.loss_mask[:, : wanted.shape[1]])
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    moved = {key: batch[key].to(device) for key in ("target", "text")}
+    return {**batch, **moved, "references": [reference.to(device) for reference in batch["references"]]}
+
+
+class ValidationClips(Callback):
+    """Every validation.clips_every steps a few val clips by the shipping sampler: reference, output, target."""
+
+    def __init__(self, config: Config, base: Base, heldout: HeldOut, folder: Path) -> None:
+        self.config, self.base, self.folder = config, base, folder
+        batch = heldout.batches[0][0]
+        tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}
+        self.batch = {**batch, **tensors, "references": [reference[:SHOWN] for reference in batch["references"]]}
+        self.vae = base.vae()
+
+    def on_train_batch_end(self, trainer: Trainer, module: ICLoRA, *_: object) -> None:  # type: ignore[override]
+        every = self.config.validation.clips_every
+        if every and trainer.global_step % every == 0:
+            self.make(trainer, module)
+
+    def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
+        self.make(trainer, module)
+
+    def make(self, trainer: Trainer, module: ICLoRA) -> None:
+        """Write the clips, reference, output and target side by side, as `step-<n>-<key>.mp4`."""
+        if not trainer.is_global_zero:
+            return
+        batch = _to(self.batch, module.device)
+        self.vae.to(module.device)
+        with module.averaged():
+            made = self._sample(module.transformer, batch)
+        columns = [self._pixels(clip) for clip in (*batch["references"], made, batch["target"])]
+        for i, key in enumerate(batch["keys"][:SHOWN]):
+            shown = _side_by_side([column[i] for column in columns])
+            with write_whole(self.folder / f"step-{trainer.global_step:08d}-{key}.mp4") as file:
+                file.write(encode_clip(shown, float(batch["fps"][i]), lossless=False))
+
+    def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
+        task, settings = self.config.task, self.config.sample
+        f, h, w = batch["target"].shape[2:]
+        guided = settings.guidance > 1
+        negative = self.base.text().encode([""] * len(batch["text"])).to(batch["text"]) if guided else None
+        factors = (task.reference_downscale, task.reference_temporal_scale)
+        return sample(
+            transformer,
+            batch["text"],
+            (f, h, w),
+            self.base.geometry,
+            batch["fps"],
+            sigma_schedule(settings.steps, sigma_shift(f * h * w, self.config.flow)),
+            seeds=[settings.seed + i for i in range(len(batch["text"]))],
+            references=[Reference(reference, *factors) for reference in batch["references"]],
+            guidance=settings.guidance,
+            negative_text=negative,
+        )
+
+    @torch.no_grad()
+    def _pixels(self, latent: Tensor) -> np.ndarray:
+        """Latents (B,C,f,h,w) as uint8 RGB (B,F,H,W,3)."""
+        video = self.vae.decode(latent.float())
+        return ((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:
+    """Clips (F,H,W,3) in a row, smaller and slower ones enlarged to the last one's size by repetition."""
+    frames, height = clips[-1].shape[:2]
+    timed = [clip[np.arange(frames) * len(clip) // frames] for clip in clips]
+    factors = [height // clip.shape[1] for clip in timed]
+    return np.concatenate([clip.repeat(n, 1).repeat(n, 2) for clip, n in zip(timed, factors, strict=True)], axis=2)

@@ -1,0 +1,91 @@
+"""The one door to Hydra: find conf/, register the schema, compose, and say in one line what is wrong with a command.
+
+`data_prep`, `iclora_train` and `eval` all start with `run`. Nothing heavy is imported, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
+
+from iclora_train.config import Config, ConfigError, check
+
+
+def conf_dir() -> Path:
+    """The folder conf/: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def task_names() -> list[str]:
+    """What `conf=` can be."""
+    return sorted(path.stem for path in (conf_dir() / "conf").glob("*.yaml"))
+
+
+def register() -> None:
+    """Make the dataclasses of `config` the schema that conf/*.yaml begin with."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def overrides() -> list[str]:
+    """The overrides of the running command, to pass on to another of our commands."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def run(config_name: str, function: Callable[[Config], None]) -> None:
+    """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (once a job of a sweep).
+
+    A wrong setting, found here or raised as ConfigError by `function`, is one line on stderr and exit code 2.
+    """
+    register()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+
+    def job(composed: DictConfig) -> None:
+        try:
+            function(check(composed))
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            _refuse(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> None:
+    print(f"error: {explain(error)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def explain(error: Exception) -> str:
+    """One line: what is wrong, and the choices where there are some."""
+    if isinstance(error, InterpolationToMissingValueError):
+        return f"no task: choose one with conf=<task>, where <task> is one of {', '.join(task_names())}"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice} is not one of {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {str(error).splitlines()[0]}"
+    cause = error.__cause__ or error.__context__
+    where = str(error).split(":")[0] + ": " if str(error).startswith("In '") else ""
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        choices = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
+        return f"{where}no setting {cause.full_key!r}; there are {choices}"
+    parts = [str(error).partition("full_key:")[0]]
+    if isinstance(cause, OmegaConfBaseException) and str(cause).split("\n")[0] not in parts[0]:
+        parts.append(str(cause).partition("full_key:")[0])
+    return " ".join(" ".join(parts).split())

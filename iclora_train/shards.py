@@ -1,0 +1,269 @@
+"""The shard format, written and read in one file.
+
+A shard set is a folder of WebDataset tars `<split>-<number>.tar` and an `index.json`. Of each clip a tar holds
+`<key>.json` and either media (`<key>.target.mp4`, `<key>.reference0.mp4`: kind "pairs") or `<key>.latents.safetensors`
+(kind "latents"). A file under its final name is whole, and the index is written last. Only safetensors, JSON and
+video are read; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import webdataset
+
+from iclora_train.config import Config, ConfigError
+from iclora_train.files import sha256, write_whole
+from iclora_train.fingerprint import content_settings, differences, digest, plain
+from iclora_train.pair import LatentPair, Pair, VideoShape
+from iclora_train.video import decode_clip, encode_clip
+
+FORMAT = 1
+REMEDY = "delete it and run data_prep again (shards that are whole are kept)"
+
+
+class ShardError(ConfigError):
+    """A shard set is damaged, unfinished, or of another base or other settings; names the file and the remedy."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where a clip lies: `size` bytes at `offset` of tar `shard`, with their checksum. `source` is the clip it was cut
+    from. Samples of one `bucket` (width x height x frames) can share a batch.
+    """
+
+    key: str
+    split: str
+    shard: str
+    offset: int
+    size: int
+    crc32: int
+    bucket: str
+    source: str
+
+
+Members = dict[str, Any]  # a WebDataset sample: "__key__" and extension -> bytes
+
+
+def pair_members(pair: Pair, source: str) -> Members:
+    """A pair as it is stored; media are lossless."""
+    clips = {"target": pair.target, **{f"reference{i}": clip for i, clip in enumerate(pair.references)}}
+    media = {f"{name}.mp4": encode_clip(clip, pair.fps) for name, clip in clips.items()}
+    frames, height, width = pair.target.shape[:3]
+    shape = VideoShape(frames, height, width, pair.fps)
+    return {"__key__": pair.key, "json": _about(shape, pair.caption, source, pair.record), **media}
+
+
+def latent_members(pair: LatentPair, shape: VideoShape, source: str, record: dict[str, object]) -> Members:
+    """A latent pair as it is stored, in fp16; `shape` is the target's in pixels. ValueError if a value does not fit."""
+    tensors = {"target": pair.target, "text": pair.text}
+    tensors |= {f"reference{i}": latent for i, latent in enumerate(pair.references)}
+    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
+    for name, half in halves.items():
+        if not half.isfinite().all():
+            raise ValueError(f"{pair.key}: {name} holds values that do not fit fp16 (NaN, or beyond 65504)")
+    about = _about(shape, pair.caption, source, record)
+    return {"__key__": pair.key, "json": about, "latents.safetensors": safetensors.torch.save(halves)}
+
+
+def _about(shape: VideoShape, caption: str, source: str, record: dict[str, object]) -> bytes:
+    """`<key>.json` of a clip."""
+    about = {**asdict(shape), "bucket": shape.bucket, "caption": caption, "source": source}
+    return json.dumps({**about, "record": record}, sort_keys=True).encode()
+
+
+class ShardWriter:
+    """Writes a shard set, or goes on with an unfinished one: a killed run loses only the shard it was writing.
+
+    ShardError when the folder holds shards of another fingerprint.
+    """
+
+    def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
+        self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
+        mark = folder / "fingerprint.json"
+        if mark.exists():
+            _require_equal(folder, json.loads(mark.read_text()), self.fingerprint)
+        else:
+            _write_json(mark, self.fingerprint)
+
+    def has(self, shard: str) -> bool:
+        """Whether this shard is written, and therefore whole."""
+        return (self.folder / shard).exists()
+
+    def write(self, shard: str, samples: Iterable[Members]) -> None:
+        """Write one tar; the same samples give the same bytes. DiskFullError leaves nothing behind."""
+        with (
+            write_whole(self.folder / shard) as file,
+            webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar,
+        ):
+            for sample in samples:
+                tar.write(sample)
+
+    def finish(self, shards: list[str]) -> None:
+        """Write the index, from what the tars hold. ShardError for a tar that differs from an earlier index."""
+        before = _read_index(self.folder)["shards"] if (self.folder / "index.json").exists() else {}
+        files, samples = {}, []
+        for shard in shards:
+            found = list(_scan(self.folder / shard))
+            path = self.folder / shard
+            files[shard] = {"count": len(found), "bytes": path.stat().st_size, "sha256": sha256(path)}
+            if before.get(shard, files[shard]) != files[shard]:
+                raise ShardError(f"{path} is damaged: {REMEDY}")
+            samples += found
+        index = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "splits": Counter(sample.split for sample in samples),
+            "buckets": Counter(sample.bucket for sample in samples),
+            "shards": files,
+            "fingerprint": {"of": self.fingerprint, "sha256": digest(self.fingerprint)},
+            "samples": [asdict(sample) for sample in samples],
+        }
+        _write_json(self.folder / "index.json", index)
+
+
+def _require_equal(folder: Path, old: object, new: object) -> None:
+    """ShardError that names the first differences between what made the shards in `folder` and what is wanted."""
+    changed = differences(old, new)
+    if changed:
+        what = "; ".join(changed[:3])
+        raise ShardError(f"{folder} holds shards of other settings ({what}): delete it or set another data.root")
+
+
+def _write_json(path: Path, value: object) -> None:
+    with write_whole(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
+
+
+def _scan(path: Path) -> Iterator[Sample]:
+    """The samples of a tar in their order: runs of members with one key. ShardError when the tar cannot be read."""
+    runs: dict[str, tuple[int, int, dict[str, Any]]] = {}  # key -> offset, end, json
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, extension = member.name.split(".", 1)
+                start, _, about = runs.get(key, (member.offset, 0, {}))
+                file = tar.extractfile(member)
+                assert file is not None
+                runs[key] = start, tar.offset, json.load(file) if extension == "json" else about
+        for key, (start, end, about) in runs.items():
+            crc = zlib.crc32(_read_range(path, start, end - start))
+            split = path.name.rsplit("-", 1)[0]
+            yield Sample(key, split, path.name, start, end - start, crc, about["bucket"], about["source"])
+    except (tarfile.TarError, ValueError, KeyError) as error:
+        raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
+
+
+def _read_range(path: Path, offset: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    """The index of a shard set. ShardError when it is absent or not of this format."""
+    path = folder / "index.json"
+    if not path.exists():
+        raise ShardError(f"{folder} holds no finished shard set (no index.json): run data_prep")
+    try:
+        index = json.loads(path.read_text())
+        found = index["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path} is damaged: {REMEDY}") from error
+    if found != FORMAT:
+        raise ShardError(f"{path} has format {found}, not {FORMAT}: delete {folder} and run data_prep again")
+    return index
+
+
+class ShardSet:
+    """A finished shard set, read by number of the sample. Opening checks sizes only; every read checks its bytes."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        self.folder = folder
+        self.kind: str = index["kind"]
+        self.splits: dict[str, int] = index["splits"]
+        self.buckets: dict[str, int] = index["buckets"]
+        self.shards: dict[str, dict[str, Any]] = index["shards"]
+        self.fingerprint: dict[str, Any] = index["fingerprint"]["of"]
+        self.sha256: str = index["fingerprint"]["sha256"]
+        self.samples = tuple(Sample(**sample) for sample in index["samples"])
+
+    @classmethod
+    def open(cls, folder: Path | str) -> ShardSet:
+        """Read the index and check that every shard has its size. ShardError names the file and the remedy."""
+        shards = cls(Path(folder), _read_index(Path(folder)))
+        for name, facts in shards.shards.items():
+            path = shards.folder / name
+            if not path.exists():
+                raise ShardError(f"{path} is missing: run data_prep again")
+            if path.stat().st_size != facts["bytes"]:
+                raise ShardError(f"{path} has {path.stat().st_size} bytes instead of {facts['bytes']}: {REMEDY}")
+        return shards
+
+    def verify(self) -> None:
+        """Read everything and compare sha256. ShardError for the first shard that is damaged."""
+        for name, facts in self.shards.items():
+            if sha256(self.folder / name) != facts["sha256"]:
+                raise ShardError(f"{self.folder / name} is damaged: {REMEDY}")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def indices(self, split: str) -> list[int]:
+        """Numbers of the samples of a split, in the order they were written."""
+        return [i for i, sample in enumerate(self.samples) if sample.split == split]
+
+    def require_base(self, name: str, fingerprint: str) -> None:
+        """ShardError unless these latents were made by the base with this fingerprint (a latent means nothing to
+        another VAE or text encoder)."""
+        made = self.fingerprint["base"]
+        if made["fingerprint"] != fingerprint:
+            raise ShardError(
+                f"{self.folder} was made by base {made['name']} ({made['fingerprint'][:12]}), not by {name} "
+                f"({fingerprint[:12]}): delete it and run data_prep again, or set another data.root or model.checkpoint"
+            )
+
+    def require_settings(self, config: Config) -> None:
+        """ShardError unless these shards are what data_prep would make with this config's `task` and `data`."""
+        _require_equal(self.folder, self.fingerprint["settings"], content_settings(config))
+
+    def read_pair(self, i: int) -> Pair:
+        """Sample i of a set of kind "pairs". ShardError when its bytes are not what was written."""
+        assert self.kind == "pairs"
+        key, about, members = self._read(i)
+        clips = {name.removesuffix(".mp4"): decode_clip(data) for name, data in members.items()}
+        references = tuple(clips[f"reference{n}"] for n in range(len(clips) - 1))
+        return Pair(key, clips["target"], references, about["caption"], about["fps"], about["record"])
+
+    def read_latents(self, i: int) -> LatentPair:
+        """Sample i of a set of kind "latents", as fp32. ShardError when its bytes are not what was written."""
+        assert self.kind == "latents"
+        key, about, members = self._read(i)
+        tensors = {n: t.float() for n, t in safetensors.torch.load(members["latents.safetensors"]).items()}
+        references = tuple(tensors[f"reference{n}"] for n in range(len(tensors) - 2))
+        return LatentPair(key, tensors["target"], references, tensors["text"], about["fps"], about["caption"])
+
+    def _read(self, i: int) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+        """Key, JSON and other members (by extension) of sample i."""
+        sample = self.samples[i]
+        path = self.folder / sample.shard
+        data = _read_range(path, sample.offset, sample.size)
+        if zlib.crc32(data) != sample.crc32:
+            raise ShardError(f"{path} is damaged at sample {sample.key}: {REMEDY}")
+        members = {}
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                assert file is not None
+                members[member.name.removeprefix(sample.key + ".")] = file.read()
+        return sample.key, json.loads(members.pop("json")), members

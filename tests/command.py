@@ -1,0 +1,54 @@
+"""Our commands, each in a process of its own that can be killed, forked from one that has imported everything."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["iclora_train.cli", "iclora_train.__main__"])
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+def start(folder: Path, module: str, *args: str, largest_file: int | None = None) -> BaseProcess:
+    """`python -m module args` in `folder`; what it prints goes to out.txt and err.txt there. `largest_file` bytes stand
+    in for a full disk.
+    """
+    process = _CONTEXT.Process(target=_main, args=(str(folder), module, args, largest_file))
+    process.start()
+    return process
+
+
+def run(folder: Path, module: str, *args: str, largest_file: int | None = None) -> Result:
+    """As `start`, to its end."""
+    process = start(folder, module, *args, largest_file=largest_file)
+    process.join(120)
+    assert process.exitcode is not None, "still running after two minutes"
+    return Result(process.exitcode, (folder / "out.txt").read_text(), (folder / "err.txt").read_text())
+
+
+def _main(folder: str, module: str, args: tuple[str, ...], largest_file: int | None) -> None:
+    os.chdir(folder)
+    for stream, name in ((1, "out.txt"), (2, "err.txt")):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    torch.set_num_threads(1)  # tests share few cores
+    sys.argv = [module, *args]
+    importlib.import_module(f"{module}.__main__").main()

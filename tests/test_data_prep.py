@@ -1,0 +1,480 @@
+"""From clips to shards: what is kept and why not, references that can be made again, and runs that can be killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import hydra
+import numpy as np
+import pytest
+import torch
+import webdataset
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from data_prep import pipeline
+from data_prep.clips import Clip, list_clips
+from data_prep.makers import make
+from data_prep.pairs import cut, make_reference, read_windows, remake
+from data_prep.windows import Window, heldout_windows, resample, train_windows, unfit
+from iclora_train.config import Config, ConfigError, Data, check
+from iclora_train.files import DiskFullError
+from iclora_train.hydra_main import conf_dir
+from iclora_train.ltx2.base import Base
+from iclora_train.shards import ShardError, ShardSet
+from iclora_train.video import ClipInfo, read_clip
+from tests.clips import moving, write_clip
+from tests.tiny import write_tiny_base
+
+SIZE = ("data.frames=5", "data.height=32", "data.width=32", "data.train_windows=10", "data.heldout_windows=2")
+
+
+def compose(*overrides: str) -> Config:
+    """A config as `python -m data_prep` composes it."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return check(hydra.compose("prep", [*SIZE, *overrides]))
+
+
+def die_while_writing(nth: str, overrides: list[str]) -> None:
+    """Prepare, but kill -9 this process while it writes its nth sample. (Run by a test in a process of its own.)"""
+    write, left = webdataset.TarWriter.write, [int(nth)]
+
+    def write_or_die(tar: webdataset.TarWriter, sample: dict) -> int:
+        size = write(tar, sample)
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return size
+
+    webdataset.TarWriter.write = write_or_die
+    pipeline.SHARD_CLIPS = 8
+    pipeline.prepare(compose(*overrides))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_shards():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "SHARD_CLIPS", 8)
+        yield
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A csv list of five clips with splits, one of them too short."""
+    folder = tmp_path_factory.mktemp("clips")
+    rows = ["video,caption,split"]
+    for i, (split, frames) in enumerate((("train", 24), ("train", 20), ("val", 30), ("heldout", 30), ("train", 3))):
+        write_clip(folder / f"clip{i}.mp4", frames, seed=i)
+        rows.append(f"clip{i}.mp4,a moving texture {i},{split}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    return folder / "list.csv"
+
+
+def config_for(root: Path, clips: Path, base: Path, *more: str) -> Config:
+    return compose(
+        "conf=deblur", "model.name=tiny", f"model.checkpoint={base}", f"data.clips={clips}", f"data.root={root}", *more
+    )
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, clips, base) -> Path:
+    return pipeline.prepare(config_for(tmp_path_factory.mktemp("shards"), clips, base))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+# --- the whole way ---
+
+
+def test_clips_become_pairs_become_latents(prepared, clips, base):
+    pairs, latents = ShardSet.open(prepared / "pairs"), ShardSet.open(prepared / "latents")
+    for shards in (pairs, latents):
+        shards.verify()
+        assert shards.splits == {"train": 10, "val": 2, "heldout": 2}
+        assert shards.buckets == {"32x32x5": 14}
+        shards.require_settings(config_for(prepared, clips, base))
+    assert [sample.key for sample in pairs.samples] == [sample.key for sample in latents.samples]
+    assert [facts["count"] for facts in pairs.shards.values()] == [8, 2, 2, 2]
+    opened = Base.open(str(base))
+    latents.require_base(opened.name, opened.fingerprint)
+    pair, latent = pairs.read_pair(3), latents.read_latents(3)
+    assert pair.caption == latent.caption
+    assert pair.caption.startswith("DEBLUR a moving texture")
+    video = torch.from_numpy(pair.target).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    expected = opened.vae().encode(video)[0]
+    assert (latent.target - expected).abs().max() < 2e-3
+    assert latent.references[0].shape == latent.target.shape
+    assert (latent.text - opened.text().encode([pair.caption])[0]).abs().max() < 2e-3
+
+
+def test_the_report_tells_what_was_dropped_and_why(prepared):
+    report = json.loads((prepared / "report.json").read_text())
+    assert report["kept"]["train"] == {"clips": 2, "windows": 10}
+    (dropped,) = report["dropped"]
+    assert dropped["clip"].startswith("clip4")
+    assert dropped["reason"] == "3 frames are fewer than data.frames=5"
+
+
+def test_splits_share_no_clip_and_every_clip_has_its_share(prepared):
+    samples = ShardSet.open(prepared / "pairs").samples
+    of = {split: {s.source for s in samples if s.split == split} for split in ("train", "val", "heldout")}
+    assert not of["train"] & of["val"] | of["train"] & of["heldout"] | of["val"] & of["heldout"]
+    assert [sum(s.source == source for s in samples) for source in sorted(of["train"])] == [5, 5]
+
+
+def test_a_record_makes_its_reference_again(prepared, clips):
+    pairs = ShardSet.open(prepared / "pairs")
+    for i in (0, 7, 9, 13):
+        pair = pairs.read_pair(i)
+        path = clips.parent / str(pair.record["file"])
+        assert (remake(path, pair.record) == pair.references[0]).all()
+        window = Window.of(pair.record["window"])
+        assert (cut(next(read_windows(path, [window])), window)[0] == pair.target).all()
+        assert not (pair.target == pair.references[0]).all()
+
+
+def test_a_second_run_does_nothing(prepared, clips, base, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
+    monkeypatch.setattr(pipeline, "survey", None)
+    pipeline.prepare(config_for(prepared, clips, base))
+    assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
+
+
+@pytest.mark.parametrize("nth", ["10", "18"], ids=["in the second pair shard", "in the first latent shard"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(nth, tmp_path, prepared, clips, base):
+    overrides = ["conf=deblur", "model.name=tiny", f"model.checkpoint={base}", f"data.clips={clips}"]
+    overrides.append(f"data.root={tmp_path}")
+    program = "import sys; from tests.test_data_prep import die_while_writing as die; die(sys.argv[1], sys.argv[2:])"
+    killed = subprocess.run([sys.executable, "-c", program, nth, *overrides], check=False, capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert len(list(tmp_path.rglob("*.tar.tmp"))) == 1
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    assert kept
+    pipeline.prepare(compose(*overrides))
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert contents(tmp_path) == contents(prepared)
+
+
+def test_a_deleted_shard_is_made_again(tmp_path, prepared, clips, base):
+    config = config_for(tmp_path, clips, base)
+    pipeline.prepare(config)
+    (tmp_path / "latents" / "val-000000.tar").unlink()
+    pipeline.prepare(config)
+    assert contents(tmp_path) == contents(prepared)
+
+
+def test_a_full_disk_is_told_and_survived(tmp_path, prepared, clips, base, monkeypatch):
+    config, write = config_for(tmp_path, clips, base), webdataset.TarWriter.write
+    left = [4]
+
+    def write_some(tar: webdataset.TarWriter, sample: dict) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
+        return write(tar, sample)
+
+    monkeypatch.setattr(webdataset.TarWriter, "write", write_some)
+    with pytest.raises(DiskFullError, match=f"No space left on device. Make room in {tmp_path}"):
+        pipeline.prepare(config)
+    assert [path.name for path in tmp_path.rglob("*.tar*")] == []
+    monkeypatch.undo()
+    pipeline.prepare(config)
+    assert contents(tmp_path) == contents(prepared)
+
+
+def test_another_base_or_other_settings_do_not_mix_with_what_is_there(prepared, clips, base, tmp_path):
+    other = write_tiny_base(tmp_path, seed=1)
+    with pytest.raises(ShardError, match=r"latents holds shards of other settings \(base\.fingerprint"):
+        pipeline.prepare(config_for(prepared, clips, other))
+    with pytest.raises(ShardError, match=r"settings\.task\.maker_args\.radius: \[3\.0, 4\.0\] -> \[2, 3\]"):
+        pipeline.prepare(config_for(prepared, clips, base, "task.maker_args.radius=[2,3]"))
+
+
+def test_references_may_be_smaller_and_slower(tmp_path, clips, base):
+    scales = ("task.reference_downscale=2", "task.reference_temporal_scale=2", "data.frames=9")
+    root = pipeline.prepare(config_for(tmp_path, clips, base, *scales, "data.train_windows=4"))
+    pairs, latents = ShardSet.open(root / "pairs"), ShardSet.open(root / "latents")
+    assert pairs.read_pair(0).references[0].shape == (5, 16, 16, 3)
+    assert latents.read_latents(0).references[0].shape[1:] == (2, 2, 2)
+    assert latents.read_latents(0).target.shape[1:] == (3, 4, 4)
+
+
+def test_a_given_reference_is_cut_like_its_target(tmp_path, base):
+    write_clip(tmp_path / "a.mp4", seed=1)
+    write_clip(tmp_path / "b.mp4", seed=2)
+    write_clip(tmp_path / "short.mp4", 12)
+    rows = [{"video": "a.mp4", "reference": "b.mp4"}, {"video": "b.mp4", "reference": "short.mp4"}, {"video": "b.mp4"}]
+    rows = [{"id": f"clip{i}", "split": "train", **row} for i, row in enumerate(rows)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = ("task.maker=given", "~task.maker_args.radius", "data.train_windows=2")
+    root = pipeline.prepare(config_for(tmp_path / "out", tmp_path / "list.jsonl", base, *settings))
+    pair = ShardSet.open(root / "pairs").read_pair(1)
+    window = Window.of(pair.record["window"])
+    (frames,) = read_windows(tmp_path / "b.mp4", [window])
+    assert (pair.references[0] == cut(frames, window)[0]).all()
+    assert [c["reason"].split(",")[0] for c in json.loads((root / "report.json").read_text())["dropped"]] == [
+        "its reference has 12 frames",
+        "no reference is given in the list",
+    ]
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.clips=/nowhere", r"data\.clips=/nowhere: /nowhere does not exist; give samples, a folder"),
+        ("data.frames=6", r"data\.frames.*frames=6 is not 4k\+1 \(use 5 or 9\)"),
+        ("data.height=30", r"height=30 is not a multiple of 8"),
+        ("task.reference_downscale=8", r"a reference 8x smaller.*height=4 is not a multiple of 8"),
+        ("task.reference_temporal_scale=3", r"task\.reference_temporal_scale=3 do not divide"),
+        ("task.maker=blur", r"task\.maker='blur' is not one of control\.canny, degrade\.defocus, "),
+        ("+task.maker_args.size=3", r"task\.maker_args\.size is not an argument of degrade\.defocus.*radius, rack"),
+        ("task.maker_args.radius=wide", r"task\.maker_args\.radius='wide' must be a range"),
+        ("task.maker_args.radius=[4,3]", r"runs from small to large"),
+        ("data.train_windows=0", r"data\.train_windows=0 must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(override, message, tmp_path, clips, base):
+    with pytest.raises(ConfigError, match=message):
+        pipeline.prepare(config_for(tmp_path / "out", clips, base, override))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_clips_and_one_with_bad_clips(tmp_path, base):
+    with pytest.raises(ConfigError, match=r"holds no clips; put videos \(\.mp4"):
+        pipeline.prepare(config_for(tmp_path / "out", tmp_path, base))
+    (tmp_path / "text.mp4").write_text("not a video\n" * 50)
+    with pytest.raises(ConfigError, match="no train clip could be used; see the table"):
+        pipeline.prepare(config_for(tmp_path / "out", tmp_path, base))
+    (dropped,) = json.loads((tmp_path / "out" / "report.json").read_text())["dropped"]
+    assert "text.mp4: cannot be read as a video" in dropped["reason"]
+
+
+def test_the_command_prints_one_line_and_fails(tmp_path, base):
+    command = [sys.executable, "-m", "data_prep", "conf=deblur", f"data.clips={tmp_path}", f"data.root={tmp_path}/out"]
+    done = subprocess.run([*command, f"model.checkpoint={base}", *SIZE], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.strip().startswith(f"error: data.clips={tmp_path}: {tmp_path} holds no clips")
+    assert "Traceback" not in done.stderr
+
+
+# --- clips ---
+
+
+def test_a_folder_gives_captions_ids_and_splits_that_stay(tmp_path):
+    for i in range(40):
+        path = tmp_path / ("more" if i % 2 else "") / f"clip {i}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "clip 0.txt").write_text("a cat\n")
+    before = {clip.path: clip for clip in list_clips(str(tmp_path), 0.1)}
+    assert before[tmp_path / "clip 0.mp4"].caption == "a cat"
+    assert {clip.split for clip in before.values()} == {"train", "val", "heldout"}
+    assert len({clip.id for clip in before.values()}) == 40
+    assert not any(set(clip.id) & set("./ ") for clip in before.values())
+    (tmp_path / "clip 40.mp4").touch()
+    after = {clip.path: clip for clip in list_clips(str(tmp_path), 0.1)}
+    assert all(after[path] == clip for path, clip in before.items())
+
+
+def test_small_folders_still_have_every_split(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.mp4").touch()
+    assert sorted(clip.split for clip in list_clips(str(tmp_path), 0.1)) == ["heldout", "train", "val"]
+
+
+def test_lists_are_checked(tmp_path):
+    table = tmp_path / "list.csv"
+    for text, message in (
+        ("caption\na cat\n", "clip 1 names no video"),
+        ("video,split\na.mp4,test\n", "split='test' is not one of train, val, heldout"),
+        ("id,video\nx,a.mp4\nx,b.mp4\n", "x is listed twice"),
+        ("id,video\nx.1,a.mp4\n", r"id='x\.1' may only hold letters"),
+    ):
+        table.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            list_clips(str(table), 0.1)
+    lines = tmp_path / "list.jsonl"
+    lines.write_text('{"video": "a.mp4"}\n{"video"\n')
+    with pytest.raises(ConfigError, match="line 2 is not JSON"):
+        list_clips(str(lines), 0.1)
+    with pytest.raises(ConfigError, match=r"neither a folder nor a \.csv or \.jsonl list"):
+        list_clips(str(write_clip(tmp_path / "a.mp4")), 0.1)
+
+
+# --- windows ---
+
+
+def info(frames: int, height: int = 48, width: int = 64, fps: float = 25.0) -> ClipInfo:
+    return ClipInfo(height, width, fps, tuple(i / fps for i in range(frames)))
+
+
+def data(**changes: object) -> Data:
+    settings = {"root": "", "frames": 5, "height": 32, "width": 32, "train_windows": 12, "heldout_windows": 12}
+    return Data(**{**settings, **changes})
+
+
+CLIPS = [(Clip(name, Path(name), ""), info(frames)) for name, frames in (("a", 40), ("b", 12), ("c", 60))]
+
+
+def test_heldout_windows_are_apart_even_and_of_distinct_crops():
+    windows = heldout_windows(CLIPS, data())
+    per_clip = {clip.id: [w for w in windows if w.clip == clip.id] for clip, _ in CLIPS}
+    assert {name: len(of) for name, of in per_clip.items()} == {"a": 5, "b": 2, "c": 5}  # b has room for two
+    for of in per_clip.values():
+        assert all(a.indices[-1] < b.indices[0] for a, b in pairwise(of))
+        assert len({w.crop for w in of}) == len(of)
+    assert not any(w.flip for w in windows)
+    assert windows == heldout_windows(CLIPS, data(seed=5))
+    assert len(heldout_windows(CLIPS, data(heldout_windows=1000))) == 8 + 2 + 12
+
+
+def test_train_windows_are_seeded_and_lie_inside():
+    windows = train_windows(CLIPS, data(train_windows=90))
+    assert windows == train_windows(CLIPS, data(train_windows=90))
+    assert windows != train_windows(CLIPS, data(train_windows=90, seed=1))
+    frames = {clip.id: about.frames for clip, about in CLIPS}
+    for window in windows:
+        assert 0 <= window.indices[0] <= window.indices[-1] < frames[window.clip]
+        assert len(window.indices) == 5
+        assert all(0 <= at <= full - 32 for at, full in zip(window.crop, window.scaled, strict=True))
+        assert 32 <= window.scaled[0] <= 40
+    assert len({w.scaled for w in windows}) > 3
+    assert {w.flip for w in windows} == {True, False}
+    assert not any(w.flip or w.scaled[0] > 32 for w in train_windows(CLIPS, data(flip=False, zoom=1.0)))
+
+
+def test_fps_takes_the_nearest_frame_by_time():
+    uneven = ClipInfo(48, 64, 25.0, (0.0, 0.04, 0.08, 0.2, 0.24, 0.4))
+    assert resample(uneven, 10.0)[0].tolist() == [0, 2, 3, 4, 5]
+    assert resample(info(50), 12.5)[0].tolist() == list(range(0, 50, 2))
+    assert resample(info(50), None)[0].tolist() == list(range(50))
+    assert resample(info(1), 10.0)[0].tolist() == [0]
+    (window, *_) = heldout_windows([(Clip("a", Path("a"), ""), info(50))], data(fps=12.5, heldout_windows=1))
+    assert np.diff(window.indices).tolist() == [2] * 4
+    assert window.fps == 12.5
+
+
+@pytest.mark.parametrize(
+    ("clip", "changes", "message"),
+    [
+        (info(4), {}, "4 frames are fewer than data.frames=5"),
+        (info(40), {"fps": 2.0}, "4 frames are fewer"),
+        (info(40, height=24), {}, "64x24 pixels do not hold"),
+        (info(40, fps=10), {"fps": 24.0}, "10 frames a second are too few"),
+        (info(40, 640, 480), {"short_side": 32}, None),
+        (info(40), {"width": 48, "short_side": 32}, "do not hold"),
+    ],
+)
+def test_why_a_clip_does_not_do(clip, changes, message):
+    reason = unfit(clip, data(**changes))
+    assert reason is None if message is None else message in str(reason)
+
+
+# --- makers ---
+
+
+MAKERS = [
+    ("degrade.defocus", {"radius": [3, 4]}),
+    ("degrade.defocus", {"radius": [1, 6], "rack": True, "linear": True}),
+    ("degrade.gaussian", {"sigma": [1, 2]}),
+    ("degrade.motion", {"length": [5, 9], "average": 3}),
+    ("degrade.grey", {}),
+    ("control.canny", {"low": 50, "high": 100, "thickness": 2, "soft": 0.6, "blur": 1}),
+]
+
+
+@pytest.mark.parametrize(("name", "args"), MAKERS)
+def test_makers_repeat_themselves_and_see_beyond_the_crop(name, args):
+    """The reference of a crop is what one would see of the whole picture's: no border is made up."""
+    frames = list(moving(5, 96, 128))
+    maker = make(name, args)
+    inner = Window("a", 0, (0, 1, 2, 3, 4), (96, 128), (30, 40), (32, 32), False, 25.0)
+    whole = replace(inner, crop=(0, 0), size=(96, 128))
+    reference, drawn = make_reference(frames, inner, maker, [1, 2], 1, 1)
+    assert reference.shape == (5, 32, 32, 3)
+    assert reference.dtype == np.uint8
+    full, _ = make_reference(frames, whole, maker, [1, 2], 1, 1)
+    assert np.abs(reference.astype(int) - full[:, 30:62, 40:72]).max() <= 1
+    mirrored, _ = make_reference(frames, replace(inner, flip=True), maker, [1, 2], 1, 1)
+    assert mirrored.shape == reference.shape
+    again, _ = make_reference(frames, inner, maker, [1, 2], 1, 1)
+    assert (again == reference).all()
+    json.dumps(drawn)
+
+
+def point() -> np.ndarray:
+    frames = np.zeros((3, 41, 41, 3), np.uint8)
+    frames[:, 18:23, 18:23] = 255
+    return frames
+
+
+def test_defocus_is_a_disk_that_keeps_the_light():
+    rng = np.random.default_rng(0)
+    blurred, drawn = make("degrade.defocus", {"radius": [5, 5]})(point(), rng)
+    assert drawn["radius"] == [5.0, 5.0]
+    assert blurred.sum() == pytest.approx(point().sum(), rel=0.02)
+    row = blurred[0, 20, :, 0]
+    assert (row > 0).sum() in (15, 17)  # five pixels and a radius of five on each side
+    racked, drawn = make("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng)
+    assert drawn["radius"][0] != drawn["radius"][1]
+    assert len({frame.tobytes() for frame in racked}) == 3
+    bloom, _ = make("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng)
+    assert bloom.max() > blurred.max()
+
+
+def test_motion_is_a_line_and_averages_frames():
+    blurred, _ = make("degrade.motion", {"length": [9, 9]})(point(), np.random.default_rng(0))
+    _, (short, long), _ = cv2.minAreaRect(np.argwhere(blurred[0, ..., 0] > 25).astype(np.float32))
+    assert max(short, long) > 1.5 * min(short, long)
+    frames = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (0, 90, 180)])
+    averaged, _ = make("degrade.motion", {"length": [1, 1], "average": 3})(frames, np.random.default_rng(0))
+    assert averaged[:, 8, 8, 0].tolist() == [45, 90, 135]
+    with pytest.raises(ConfigError, match="average=2 must be an odd number"):
+        make("degrade.motion", {"average": 2})
+
+
+def test_grey_is_rec_601():
+    colours = np.array([[[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]], np.uint8)
+    grey, _ = make("degrade.grey", {})(colours, np.random.default_rng(0))
+    assert grey[0, 0, :, 0].tolist() == [76, 150, 29, 255]
+    assert (grey == grey[..., :1]).all()
+
+
+def test_canny_draws_edges_as_thick_as_told():
+    frames = np.zeros((1, 40, 40, 3), np.uint8)
+    frames[:, :, 20:] = 255
+    widths = []
+    for thickness in (1, 2, 3):
+        edges, _ = make("control.canny", {"thickness": thickness})(frames, np.random.default_rng(0))
+        widths.append(int((edges[0, 20, :, 0] > 0).sum()))
+    assert widths == [1, 2, 3]
+    with pytest.raises(ConfigError, match="low=300 must not be above high"):
+        make("control.canny", {"low": 300})
+
+
+def test_windows_are_read_in_one_pass(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 20)
+    frames = list(read_clip(path))
+    starts = (0, 2, 2, 11)
+    windows = [Window("a", i, (s, s + 1, s + 4), (48, 64), (0, 0), (8, 8), False, 25.0) for i, s in enumerate(starts)]
+    for start, got in zip(starts, read_windows(path, windows), strict=True):
+        expected = [frames[start], frames[start + 1], frames[start + 4]]
+        assert (np.stack(got) == np.stack(expected)).all()

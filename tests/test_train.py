@@ -1,0 +1,311 @@
+"""Training through its command, on a tiny base: what it leaves, going on exactly, and what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from iclora_train import lora
+from iclora_train.checkpoint import newest
+from iclora_train.config import Config, ConfigError, Flow, Optim, Task, check
+from iclora_train.hydra_main import conf_dir, register, task_names
+from iclora_train.ltx2.base import Base
+from iclora_train.module import rate
+from iclora_train.pair import Geometry
+from iclora_train.step import Draws, draw, lay_out, require_factors, step_generator
+from tests.command import Result, run, start
+from tests.tiny import SETTINGS, write_tiny_base, write_tiny_latents
+
+
+def composed(*overrides: str) -> Config:
+    """A checked config of train.yaml."""
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return check(compose("train", overrides=list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for a run on a tiny base with its latents."""
+    folder = tmp_path_factory.mktemp("tiny")
+    base = write_tiny_base(folder / "base")
+    overrides = [
+        *(
+            "conf=deblur",
+            f"model.checkpoint={base}",
+            f"data.root={folder}/shards",
+            "trainer.accelerator=cpu",
+            *SETTINGS,
+        ),
+        *("model.lora.rank=4", "optim.warmup_steps=2", "trainer.max_steps=6", "run=run", "eval.after_training=false"),
+        *("validation.loss_every=3", "validation.checkpoint_every=2", "validation.windows=4", "logger=csv"),
+        *("validation.sigmas=[0.5]", "sample.steps=2"),
+    ]
+    write_tiny_latents(folder / "shards" / "latents", base, composed(*overrides))
+    return overrides
+
+
+def train(folder: Path, tiny: list[str], *more: str, largest_file: int | None = None) -> Result:
+    return run(folder, "iclora_train", *tiny, *more, largest_file=largest_file)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "runs/run/metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def adapter_bytes(folder: Path) -> bytes:
+    return (folder / "runs/run/adapter.safetensors").read_bytes()
+
+
+def checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "runs/run/checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """An uninterrupted run of six steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, train(folder, tiny)
+
+
+def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, Result], tiny: list[str]) -> None:
+    folder, result = finished
+    assert (result.code, result.err) == (0, "")
+    assert "step 6/6" in result.out
+    assert "held-out loss: reference correct" in result.out
+    assert "runs/run/adapter.safetensors" in result.out
+    adapter = lora.read(folder / "runs/run/adapter.safetensors")
+    base = Base.open(str(composed(*tiny).model.checkpoint))
+    lora.check_base(folder, adapter, base.family, base.version)
+    assert adapter.metadata["task"] == "deblur"
+    assert adapter.metadata["base_fingerprint"] == base.fingerprint
+    assert (adapter.downscale, adapter.metadata["rank"], adapter.metadata["steps"]) == (1, "4", "6")
+    table = rows(folder)
+    assert [row["step"] for row in table] == ["0", "1", "2", "3", "4", "5", "6"]
+    assert [row["step"] for row in table if row["heldout_swapped_0.5"]] == ["0", "3", "6"]
+    assert [float(row["lr"]) for row in table[1:4]] == [0.0005, 0.001, 0.001]
+    assert checkpoints(folder) == ["step-00000004.ckpt", "step-00000006.ckpt"]
+    assert len(list((folder / "runs/run/samples").glob("step-00000006-*.mp4"))) == 4
+
+
+def test_a_checkpoint_holds_no_base_and_loads_without_unpickling(finished: tuple[Path, Result]) -> None:
+    checkpoint = torch.load(finished[0] / "runs/run/checkpoints/step-00000006.ckpt", weights_only=True)
+    assert all(".lora_" in key for key in checkpoint["state_dict"])
+    assert checkpoint["global_step"] == 6
+    assert checkpoint["optimizer_states"][0]["state"]
+
+
+def test_a_finished_run_only_reports(finished: tuple[Path, Result], tiny: list[str]) -> None:
+    folder, _ = finished
+    before = adapter_bytes(folder)
+    again = train(folder, tiny)
+    assert again.code == 0
+    assert "is finished" in again.out
+    assert "run=<name>" in again.out
+    assert adapter_bytes(folder) == before
+
+
+def test_killed_three_times_it_ends_with_the_same_bytes(tiny: list[str], tmp_path: Path) -> None:
+    more = ["trainer.max_steps=30", "trainer.accumulate_grad_batches=2", "optim.ema=0.9", "flow.reference_p=0.5"]
+    more += ["validation.checkpoint_every=3", "optim.decay=cosine"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    assert train(tmp_path / "whole", tiny, *more).code == 0
+    log = tmp_path / "killed/runs/run/metrics.csv"
+    for lines in (5, 12, 24):  # before, between and on checkpoints; the moment within the step is chance
+        process = start(tmp_path / "killed", "iclora_train", *tiny, *more)
+        deadline = time.monotonic() + 60
+        while not log.exists() or log.read_bytes().count(b"\n") < lines:
+            assert process.is_alive()
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
+        assert not (tmp_path / "killed/runs/run/adapter.safetensors").exists()
+    last = train(tmp_path / "killed", tiny, *more)
+    assert last.code == 0
+    assert "going on from step" in last.out
+    assert log.read_bytes() == (tmp_path / "whole/runs/run/metrics.csv").read_bytes()
+    assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "whole")
+
+
+def test_looking_at_held_out_clips_changes_nothing(
+    finished: tuple[Path, Result], tiny: list[str], tmp_path: Path
+) -> None:
+    result = train(tmp_path, tiny, "validation.loss_every=0")
+    assert result.code == 0
+    assert not list(tmp_path.glob("runs/run/samples/*"))
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
+    assert [row["loss"] for row in rows(tmp_path)] == [row["loss"] for row in rows(finished[0])[1:]]
+
+
+def test_a_sweep_trains_every_task_in_a_folder_of_its_own(tiny: list[str], tmp_path: Path) -> None:
+    shared = [override for override in tiny if not override.startswith(("conf=", "data.root=", "run="))]
+    base = Path(composed(*tiny).model.checkpoint)
+    for task in task_names():
+        write_tiny_latents(tmp_path / "shards" / task / "latents", base, composed(*shared, f"conf={task}"))
+    more = [f"conf={','.join(task_names())}", "data.root=shards/${task.name}", "trainer.max_steps=2", "logger=none"]
+    result = run(tmp_path, "iclora_train", "-m", *shared, *more)
+    assert (result.code, result.err) == (0, "")
+    for task in task_names():
+        assert lora.read(tmp_path / f"runs/{task}-nano/adapter.safetensors").metadata["task"] == task
+        assert not (tmp_path / f"runs/{task}-nano/metrics.csv").exists()
+
+
+def test_another_seed_is_another_run(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path, tiny, "seed=1").code == 0
+    assert rows(tmp_path)[-1]["loss"] != rows(finished[0])[-1]["loss"]
+
+
+def test_a_run_folder_with_other_settings_is_refused(finished: tuple[Path, Result], tiny: list[str]) -> None:
+    result = train(finished[0], tiny, "optim.optimizer.lr=0.5", "trainer.max_steps=9")
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "optim.optimizer.lr: 0.001 -> 0.5" in result.err
+    assert "trainer.max_steps: 6 -> 9" in result.err
+    assert "run=<name>" in result.err
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
+    assert train(tmp_path, tiny).code == 0
+    folder = tmp_path / "runs/run"
+    (folder / "adapter.safetensors").unlink()
+    path = folder / "checkpoints/step-00000006.ckpt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = train(tmp_path, tiny)
+    assert result.code == 0
+    assert "step-00000006.ckpt is damaged" in result.err
+    assert "going on from step 4" in result.out
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
+    path.write_bytes(data[:100])
+    (folder / "checkpoints/step-00000004.ckpt").write_bytes(b"")
+    assert newest(folder / "checkpoints") is None
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    finished: tuple[Path, Result], tiny: list[str], tmp_path: Path
+) -> None:
+    process = start(tmp_path, "iclora_train", *tiny)
+    while process.is_alive() and not list(tmp_path.glob("runs/run/checkpoints/*.ckpt")):
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    if (tmp_path / "runs/run/adapter.safetensors").exists():
+        pytest.skip("the run was over before it could be stopped")
+    before = checkpoints(tmp_path)
+    result = train(tmp_path, tiny, largest_file=20_000)
+    assert result.code == 2
+    assert "could not be written" in result.err.splitlines()[-1]
+    kept = [name for name in checkpoints(tmp_path) if name.endswith(".ckpt")]
+    assert set(kept) <= set(before)
+    assert newest(tmp_path / "runs/run/checkpoints") is not None
+    assert train(tmp_path, tiny).code == 0
+    assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
+
+
+def test_a_diverging_run_stops_and_says_where(tiny: list[str], tmp_path: Path) -> None:
+    result = train(tmp_path, tiny, "optim.optimizer.lr=1e30", "validation.loss_every=0")
+    assert result.code == 2
+    assert "at step 2" in result.err
+    assert "at sigma 0." in result.err
+    assert "train0" in result.err
+    assert not (tmp_path / "runs/run/checkpoints").exists()
+    assert train(tmp_path, tiny).code == 0  # nothing was made, so the folder is free for other settings
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.lora.rank=0", "model.lora.rank=0 must be at least 1"),
+        ("model.lora.rank=4000", "model.lora.rank=4000 is above 48"),
+        ("model.lora.targets=[attn3.to_q]", "no linear 'attn3.to_q' in the base"),
+        ("model.checkpoint=nowhere", "model.checkpoint='nowhere' is neither a file"),
+        ("+trainer.max_stepz=3", "trainer.max_stepz is not a setting"),
+        ("trainer.max_steps=0", "trainer.max_steps must be at least 1"),
+        ("optim.optimizer._target_=torch.optim.AdamV", "AdamV"),
+        ("data.batch_size=100", "data.batch_size=100 on 1 rank(s) needs 100 clips"),
+        ("data.height=48", "data.height"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(tiny: list[str], tmp_path: Path, override: str, said: str) -> None:
+    result = train(tmp_path, tiny, override)
+    assert result.code == 2
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_shards_of_another_base_are_refused(tiny: list[str], tmp_path: Path) -> None:
+    other = write_tiny_base(tmp_path / "other", seed=1)
+    result = train(tmp_path, tiny, f"model.checkpoint={other}")
+    assert result.code == 2
+    assert "shards" in result.err
+    assert "other" in result.err
+
+
+def test_bf16_keeps_the_adapter_in_fp32(tiny: list[str], tmp_path: Path) -> None:
+    result = train(tmp_path, tiny, "model.precision=bf16", "trainer.max_steps=2")
+    assert (result.code, result.err) == (0, "")
+    weights = lora.read(tmp_path / "runs/run/adapter.safetensors").weights
+    assert {a.dtype for a, _ in weights.values()} == {torch.float32}
+
+
+# ---- the parts
+
+
+def test_the_draws_of_a_step_depend_on_seed_batch_and_rank_only() -> None:
+    target = torch.zeros(4, 2, 2, 3, 3)
+    first, again = (draw(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
+    assert torch.equal(first.noise, again.noise)
+    assert torch.equal(first.sigma, again.sigma)
+    for other in ((1, 7, 1), (0, 8, 1), (0, 7, 0)):
+        assert not torch.equal(first.noise, draw(target, Flow(), step_generator(*other)).noise)
+
+
+def test_probabilities_of_first_frame_and_reference_are_per_clip() -> None:
+    drawn = draw(torch.zeros(2000, 1, 1, 1, 1), Flow(first_frame_p=0.2, reference_p=0.7), step_generator(0, 0, 0))
+    assert drawn.first.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert drawn.shown.float().mean().item() == pytest.approx(0.7, abs=0.03)
+
+
+def test_lay_out_gives_first_frames_clean_and_hides_references() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target, noise = torch.randn(2, 2, 3, 5, 2, 2, generator=generator).unbind(0)
+    batch = {"target": target, "references": [target * 0], "fps": torch.tensor([25.0, 25.0]), "keys": ["a", "b"]}
+    first, shown = torch.tensor([True, False]), torch.tensor([True, False])
+    draws = Draws(torch.tensor([0.5, 1.0]), noise, first, shown)
+    tokens, wanted = lay_out(batch, draws, Task(), Geometry(3, 8, 4))
+    assert tokens.latent.shape == (2, 40, 3)
+    assert torch.equal(tokens.latent[0, :4], target[0, :, 0].flatten(1).T)  # given clean
+    assert torch.allclose(tokens.latent[1, :4], noise[1, :, 0].flatten(1).T)  # sigma 1 is noise
+    assert tokens.loss_mask.sum(1).tolist() == [16, 20]
+    assert torch.equal(wanted, (noise - target).flatten(2).transpose(1, 2))
+    assert tokens.weight is not None
+    assert tokens.weight[0].unique().tolist() == [1.0]
+    assert tokens.weight[1].tolist() == [1.0] * 20 + [0.0] * 20
+
+
+def test_a_reference_of_another_size_than_declared_is_refused() -> None:
+    target = torch.zeros(1, 8, 3, 4, 6)
+    require_factors(target, torch.zeros(1, 8, 3, 2, 3), Task(reference_downscale=2), "clip1")
+    require_factors(target, torch.zeros(1, 8, 2, 4, 6), Task(reference_temporal_scale=2), "clip1")
+    with pytest.raises(ConfigError, match=r"task\.reference_downscale=2: clip clip1 has a latent reference of 6x4"):
+        require_factors(target, target, Task(reference_downscale=2), "clip1")
+    with pytest.raises(ConfigError, match=r"task\.reference_temporal_scale=1: clip clip1 has 2 latent frames"):
+        require_factors(target, target[:, :, :2], Task(), "clip1")
+
+
+def test_the_schedule_warms_up_holds_and_decays() -> None:
+    linear = Optim(warmup_steps=4, decay="linear", decay_from=0.5)
+    assert [rate(step, linear, 20) for step in (0, 1, 3, 4, 10, 15, 20)] == [0.25, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
+    cosine = Optim(warmup_steps=0, decay="cosine", decay_from=0.0)
+    assert [rate(step, cosine, 20) for step in (0, 10, 20)] == pytest.approx([1.0, 0.5, 0.0])
+    assert rate(999, Optim(warmup_steps=4), 1000) == 1.0

@@ -1,0 +1,79 @@
+"""What many tests need: a tiny random base, and latents for it, made in a second without any training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iclora_train.config import Config
+from iclora_train.fingerprint import content_settings
+from iclora_train.ltx2.base import Base, save_base
+from iclora_train.ltx2.text import TextConfig, TextEncoder
+from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.pair import LatentPair, VideoShape
+from iclora_train.shards import ShardWriter, latent_members
+
+CHANNELS, WIDTH = 8, 48
+TRANSFORMER = {
+    "num_attention_heads": 2,
+    "attention_head_dim": WIDTH // 2,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
+    "num_layers": 2,
+    "cross_attention_dim": WIDTH,
+    "positional_embedding_theta": 100.0,
+    "positional_embedding_max_pos": [2, 128, 128],
+    "apply_gated_attention": True,
+    "cross_attention_adaln": True,
+    "caption_proj_before_connector": True,
+    "rope_type": "split",
+}
+VAE = {  # 8 x 8 pixels and 4 frames to a latent cell
+    "_class_name": "CausalVideoAutoencoder",
+    "latent_channels": CHANNELS,
+    "patch_size": 2,
+    "decoder_base_channels": 16,
+    "encoder_blocks": [["res_x", 1], ["compress_all_res", {"multiplier": 2}]] * 2 + [["res_x", 1]],
+    "decoder_blocks": [["res_x", 1], ["compress_all", {"multiplier": 2, "residual": True}]] * 2 + [["res_x", 1]],
+}
+TEXT = {"words": 64, "tokens": 4, "width": 16, "output": WIDTH, "layers": 1, "heads": 2}
+SHAPE = VideoShape(frames=5, height=32, width=32, fps=25.0)
+SETTINGS = [f"data.{key}={getattr(SHAPE, key)}" for key in ("frames", "height", "width")]
+
+
+def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
+    """A base with random weights in fp32 in the official layout; the family is `tiny`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        transformer = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
+        for table in (p for name, p in transformer.named_parameters() if name.endswith("table")):
+            torch.nn.init.normal_(table, std=0.3)
+        text = TextEncoder(TextConfig(**TEXT))
+        vae = VideoVAE.from_config(VAE)
+    config: dict[str, Any] = {"transformer": TRANSFORMER, "vae": VAE, "text_encoder": TEXT}
+    save_base(folder, transformer, vae, text, config, version=version, family="tiny", dtype=torch.float32)
+    return folder
+
+
+def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int = 1, seed: int = 0) -> Path:
+    """A finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`; a reference is its target, dimmed."""
+    opened, generator = Base.open(str(base)), torch.Generator().manual_seed(seed)
+    f, h, w = opened.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
+    made_by = {"name": opened.name, "fingerprint": opened.fingerprint}
+    writer = ShardWriter(folder, "latents", {"base": made_by, "settings": content_settings(config)})
+    shards = []
+    for split, count in (("train", 24), ("val", 6), ("heldout", 6)):
+        samples = []
+        for i in range(count):
+            target = torch.randn(CHANNELS, f, h, w, generator=generator)
+            reference = 0.5 * target[..., ::downscale, ::downscale]
+            text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
+            pair = LatentPair(f"{split}{i:03d}", target, (reference,), text, SHAPE.fps, "a caption")
+            samples.append(latent_members(pair, SHAPE, source=f"{split}{i // 2}", record={}))
+        shards.append(f"{split}-00000.tar")
+        writer.write(shards[-1], samples)
+    writer.finish(shards)
+    return folder
