@@ -236,8 +236,11 @@ def check(composed: DictConfig) -> Config:
     return config
 
 
-def config_hash(config: Config, sections: tuple[str, ...] = ("task", "model", "data", "flow", "optim", "seed")) -> str:
-    """Short hash of the settings that shape the adapter: the same hash, the same training run."""
+def config_hash(config: Config) -> str:
+    """Short hash of the settings that shape the adapter, wherever its data lies: the same hash, the same training."""
     plain = asdict(config)
-    chosen = {key: plain[key] for key in sections}
+    chosen = {key: plain[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
+    for place in ("clips", "root", "workers"):
+        del chosen["data"][place]
+    chosen["max_steps"] = config.trainer.get("max_steps")
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]

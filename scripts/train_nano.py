@@ -25,8 +25,8 @@ from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
-from scripts.nano.train_base import BaseTraining, Ring, Trainer, text_config, transformer_config
 from scripts.nano.team import Team
+from scripts.nano.train_base import BaseTraining, Ring, Trainer, text_config, transformer_config
 
 PIECE = 15 << 20  # bytes of a file that comes back from a training
 

@@ -1,0 +1,50 @@
+"""The embedded base is what docs/nano.md says: a small LTX-2.3-type model whose VAE keeps real clips."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import data_prep
+from iclora_train.ltx2.base import EMBEDDED, Base
+from iclora_train.video import read_clip
+
+SAMPLES = Path(data_prep.__file__).parent / "samples"
+
+
+@pytest.fixture(scope="module")
+def nano() -> Base:
+    return Base.open("nano")
+
+
+def test_files_are_small_enough_to_ship() -> None:
+    files = list(EMBEDDED["nano"].glob("*.safetensors"))
+    assert files
+    assert max(file.stat().st_size for file in files) <= 16 << 20
+
+
+def test_it_is_of_the_2_3_type(nano: Base) -> None:
+    config = nano.transformer().config
+    assert (nano.family, nano.version) == ("nano", "2.3")
+    assert config.apply_gated_attention
+    assert config.rows == 9
+    assert (nano.geometry.spatial, nano.geometry.temporal) == (8, 4)
+
+
+def test_captions_of_any_length_give_as_many_tokens(nano: Base) -> None:
+    features = nano.text().encode(["", "a dog", "word " * 40])
+    assert features.shape == (3, 16, nano.transformer().config.cross_attention_dim)
+    assert not torch.allclose(features[0], features[1])
+
+
+def test_the_vae_keeps_real_clips(nano: Base) -> None:
+    with (SAMPLES / "clips.csv").open(newline="") as table:
+        chosen = [row["file"] for row in csv.DictReader(table) if row["split"] == "val"]
+    crops = [np.stack(list(read_clip(SAMPLES / file)))[:9, 40:104, 40:104] for file in chosen]
+    video = torch.from_numpy(np.stack(crops)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+    vae = nano.vae()
+    with torch.no_grad():
+        error = (vae.decode(vae.encode(video)) - video).square().mean((1, 2, 3, 4))
+    assert float((10 * torch.log10(4 / error)).mean()) > 31
