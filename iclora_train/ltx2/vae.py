@@ -128,10 +128,11 @@ class VideoVAE(nn.Module):
     def __init__(self, cfg: dict[str, Any]):
         super().__init__()
         self.cfg = cfg
-        self.model: Any = AutoencoderKLLTX2Video(**diffusers_config(cfg))  # Any: diffusers is not typed
-        self.channels: int = self.model.config.latent_channels
-        self.spatial: int = self.model.spatial_compression_ratio
-        self.temporal: int = self.model.temporal_compression_ratio
+        settings = diffusers_config(cfg)
+        self.model = AutoencoderKLLTX2Video(**settings)
+        self.channels: int = settings["latent_channels"]
+        self.spatial: int = settings["spatial_compression_ratio"]
+        self.temporal: int = settings["temporal_compression_ratio"]
         self.geometry = Geometry(self.channels, self.spatial, self.temporal)
 
     @classmethod
