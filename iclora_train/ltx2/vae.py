@@ -129,7 +129,7 @@ class VideoVAE(nn.Module):
         super().__init__()
         self.cfg = cfg
         settings = diffusers_config(cfg)
-        self.model = AutoencoderKLLTX2Video(**settings)
+        self.model: Any = AutoencoderKLLTX2Video(**settings)  # Any: diffusers is not typed
         self.channels: int = settings["latent_channels"]
         self.spatial: int = settings["spatial_compression_ratio"]
         self.temporal: int = settings["temporal_compression_ratio"]
