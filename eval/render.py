@@ -22,6 +22,7 @@ from iclora_train.files import sha256, write_whole
 from iclora_train.fingerprint import digest
 from iclora_train.flow import sigma_shift
 from iclora_train.ltx2.base import Base
+from iclora_train.precision import base_dtype
 from iclora_train.sample import Reference, sample, sigma_schedule
 
 PROTOCOL = 1  # raise it when the same settings would give other clips
@@ -85,8 +86,7 @@ class Renderer:
         self.adapter_sha256 = sha256(adapter_path)
         on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        dtype = torch.bfloat16 if config.model.precision == "bf16" else torch.float32
-        self.transformer = base.transformer(dtype)
+        self.transformer = base.transformer(base_dtype(config.model.precision))
         lora.load_into(self.transformer, self.adapter)
         self.transformer.to(self.device).eval()
         self.vae = base.vae().to(self.device)
@@ -121,7 +121,7 @@ class Renderer:
         return {
             "protocol": PROTOCOL,
             "base": self.base.fingerprint,
-            "precision": self.config.model.precision,
+            "precision": str(self.transformer.patchify_proj.weight.dtype),
             "device": self.device.type,
             "latents": self.held.fingerprint["latents"],
         }

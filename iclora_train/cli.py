@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from iclora_train.heldout import HeldOut, ValidationClips, heldout_losses, heldo
 from iclora_train.hydra_main import overrides
 from iclora_train.ltx2.base import Base
 from iclora_train.module import BUCKETS, ICLoRA, bucket_name
+from iclora_train.precision import base_dtype
 from iclora_train.shards import ShardSet
 
 OURS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
@@ -104,7 +106,7 @@ def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: C
     module = ICLoRA(config, base)
     trainer = Trainer(
         **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **config.trainer},
-        precision="bf16-mixed" if config.model.precision == "bf16" else "32-true",
+        precision="bf16-mixed" if base_dtype(config.model.precision) == torch.bfloat16 else "32-true",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -74,11 +74,11 @@ class Model:
 
     name: str = "nano"
     checkpoint: str = "nano"
-    precision: str = "fp32"
+    precision: str = "auto"  # bf16 where the machine computes it natively, else fp32
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
-        one_of("model.precision", self.precision, ("fp32", "bf16"))
+        one_of("model.precision", self.precision, ("auto", "fp32", "bf16"))
 
 
 @dataclass

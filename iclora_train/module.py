@@ -20,10 +20,10 @@ from iclora_train.batches import Batch
 from iclora_train.config import Config, ConfigError, Optim, require
 from iclora_train.flow import masked_loss
 from iclora_train.ltx2.base import Base
+from iclora_train.precision import base_dtype
 from iclora_train.step import draw, lay_out, step_generator
 
 BUCKETS = 4  # of noise levels, in which the loss is shown
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class DivergedError(ConfigError):
@@ -36,7 +36,7 @@ class ICLoRA(LightningModule):
     def __init__(self, config: Config, base: Base) -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
-        self.transformer = base.transformer(DTYPES[config.model.precision]).train()
+        self.transformer = base.transformer(base_dtype(config.model.precision)).train()
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.recent: list[Tensor] = []  # (2,B) sigma and loss of each batch since the last row of the log

@@ -32,7 +32,7 @@ def test_help_answers_at_once_with_tasks_and_groups(command: str) -> None:
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert (result.returncode, result.stderr) == (0, "")
     assert f"conf: {', '.join(task_names())}" in result.stdout
-    for group in ("model: nano", "data: samples", "optim: adamw", "logger: csv, default, none, wandb"):
+    for group in ("model: nano", "data: samples", "optim: adamw, muon", "logger: csv, default, none, wandb"):
         assert group in result.stdout
     assert "first_frame_p: 0.2" in result.stdout
     assert spent < 1.5  # seconds of processor time, as other tests may keep the clock busy
@@ -81,7 +81,7 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
         ("optim.optimizer.lrr=3", "no setting 'optim.optimizer.lrr'; there are _target_, betas, lr, weight_decay"),
         ("data.frames=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("data.batch_size=0", "data.batch_size=0 must be at least 1"),
-        ("model.precision=fp8", "model.precision='fp8' is not one of fp32, bf16"),
+        ("model.precision=fp8", "model.precision='fp8' is not one of auto, fp32, bf16"),
         ("flow.distribution=normal", "flow.distribution='normal' is not one of shifted_logit_normal, uniform"),
         ("data.frames=[3", "data.frames=[3 cannot be read: no viable alternative"),
     ],

@@ -1,0 +1,19 @@
+"""What the frozen base is computed in. The adapter's own weights are always fp32."""
+
+from __future__ import annotations
+
+import torch
+
+
+def computes_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware; where it does not, fp32 is faster."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def base_dtype(precision: str) -> torch.dtype:
+    """The dtype that model.precision (auto, fp32 or bf16) means here."""
+    if precision == "auto":
+        return torch.bfloat16 if computes_bf16() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
