@@ -69,12 +69,15 @@ def _estimates(row: Mapping[str, Values]) -> dict[str, Estimate]:
 
 
 def _mask(mask: Mapping[str, Values], band: int) -> dict[str, Any]:
-    """Changes in levels; leakage = outside / inside; kept = inside / the full reference's; against_full likewise."""
+    """Changes in levels and their ratios, as docs/evaluation.md defines them."""
     return {
         "band_pixels": band,
         "inside": estimate(mask["inside"]),
         "outside": estimate(mask["outside"]),
         "leakage": estimate(ratio_units(mask["outside"], mask["inside"])),
+        "kept": estimate(mask["kept"]),
+        "dropped": estimate(mask["dropped"]),
+        "disturbance": estimate(ratio_units(mask["kept"], mask["dropped"])),
         "effect_kept": estimate(ratio_units(mask["inside"], mask["full_inside"])),
         "leakage_of_full": estimate(ratio_units(mask["outside"], mask["full_outside"])),
         "null_change": estimate(mask["null"]),

@@ -96,8 +96,9 @@ class Scorer:
         return self.target(self.held.windows[number].partner)
 
     def _mask(self) -> dict[str, Values]:
-        """Mean change against strength 0 (levels) inside and outside the half-frame mask, of the masked run and of the
-        full one, without the transition band; and `null`: strength 0 against the adapter without reference."""
+        """Mean changes (levels) inside and outside the half-frame mask, without the transition band: of the masked run
+        against strength 0 and against the full one, of the full one against strength 0; and `null`: strength 0 against
+        the adapter without reference."""
         values = []
         cells = {
             "masked": Cell(MASKED, True, "own", half_mask=True),
@@ -117,6 +118,8 @@ class Scorer:
                         {
                             "inside": change(masked, none, inside),
                             "outside": change(masked, none, outside),
+                            "kept": change(masked, full, inside),
+                            "dropped": change(masked, full, outside),
                             "full_inside": change(full, none, inside),
                             "full_outside": change(full, none, outside),
                             "null": change(absent, none, slice(0, width)),

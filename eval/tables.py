@@ -99,13 +99,18 @@ def mask(figures: Mapping[str, Any]) -> str:
         "inside": "change inside, levels",
         "outside": "change outside, levels",
         "leakage": "leakage: outside / inside",
+        "kept": "change against the full reference where the mask keeps it, levels",
+        "dropped": "change against the full reference where the mask drops it, levels",
+        "disturbance": "disturbance: kept / dropped (0: the mask acts only where it is)",
         "effect_kept": "inside / the full reference's change there (1: nothing lost)",
         "leakage_of_full": "outside / the full reference's change there (0: nothing leaks)",
         "null_change": "strength 0 against no reference at all, levels (0: the strength path is sound)",
     }
     rows = [(text, [interval(figures[key], 3)]) for key, text in meaning.items()]
     band = figures["band_pixels"]
-    caption = f"Change against strength 0 under the same noise, leaving out {band} pixels on either side of the edge."
+    caption = (
+        f"Change (against strength 0 where nothing else is said) under the same noise, without {band} px at the edge."
+    )
     return _table(caption, ["half-frame mask", "mean, 95 % interval"], rows)
 
 

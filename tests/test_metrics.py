@@ -167,7 +167,7 @@ def test_ratio_is_that_of_the_means() -> None:
     assert (ratio_units(above, 0 * below) == 1).all()
 
 
-def results(gain: float = 2.0, swap: float = 10.0, step: float = 1.0, leak: float = 0.2, sources: int = 4) -> Results:
+def results(gain: float = 2.0, swap: float = 10.0, step: float = 1.0, sources: int = 4, kept: float = 0.1) -> Results:
     """Invented values of 12 windows around the figures asked for, with some spread."""
     spread = np.linspace(-0.3, 0.3, 12)
     level = 25 + np.zeros(12)
@@ -178,7 +178,7 @@ def results(gain: float = 2.0, swap: float = 10.0, step: float = 1.0, leak: floa
         "swapped": level + gain - swap,
     }
     strengths = [(s, {"psnr": level + i * step}) for i, s in enumerate((0.0, 0.1, 1.0))]
-    mask = {"inside": level, "outside": leak * level}
+    mask = {"kept": kept * level, "dropped": level}
     names = [f"clip{i % sources}" for i in range(12)]
     return Results({name: {"psnr": values} for name, values in psnr.items()}, strengths, mask, names)
 
@@ -191,7 +191,7 @@ def results(gain: float = 2.0, swap: float = 10.0, step: float = 1.0, leak: floa
         ({"swap": 7.9}, {"swap_drop"}),
         ({"step": -0.01}, {"strength_monotone"}),
         ({"step": 0.0}, {"strength_monotone"}),
-        ({"leak": 0.4}, {"mask_leakage"}),
+        ({"kept": 0.4}, {"mask_local"}),
     ],
 )
 def test_restoration_verdicts(change: dict[str, float], failing: set[str]) -> None:
@@ -206,7 +206,7 @@ def colours(ours: float, base: float, luma: float) -> Results:
     chroma = {"adapter+reference": ours * one, "base+reference": base * one, "input": 10 * one, "ceiling": one}
     cells = {name: {"chroma_error": values, "psnr_y": 35 * one} for name, values in chroma.items()}
     cells["adapter+reference"]["psnr_y"] = luma * one
-    return Results(cells, [], {"inside": 9 * one, "outside": one}, ["a", "b"] * 6)
+    return Results(cells, [], {"kept": one, "dropped": 9 * one}, ["a", "b"] * 6)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,10 @@ def test_structure_verdicts(gap: float, psnr: float, failing: set[str]) -> None:
         "adapter+reference": {"edge_gap": gap * one, "psnr": psnr * one},
         "base+reference": {"psnr": 10 * one},
     }
-    judged = judge("structure", Results(cells, [], {"inside": 9 * one, "outside": one}, ["a", "b"] * 6))
+    judged = judge(
+        "structure",
+        Results(cells, [], {"kept": one, "dropped": 9 * one}, ["a", "b"] * 6),
+    )
     assert {verdict["name"] for verdict in judged if not verdict["passed"]} == failing
 
 
