@@ -78,7 +78,10 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
         ("dta.frames=3", "no setting 'dta'; there are adapter, data, eval,"),
         ("data.frmes=3", "no setting 'data.frmes'; there are batch_size, clips,"),
         ("model.lora.rnk=3", "no setting 'model.lora.rnk'; there are alpha, rank, targets"),
-        ("optim.optimizer.lrr=3", "no setting 'optim.optimizer.lrr'; there are _target_, betas, lr, weight_decay"),
+        (
+            "optim.optimizer.lrr=3",
+            "no setting 'optim.optimizer.lrr'; there are _target_, adjust_lr_fn, lr, momentum, weight_decay",
+        ),
         ("data.frames=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("data.batch_size=0", "data.batch_size=0 must be at least 1"),
         ("model.precision=fp8", "model.precision='fp8' is not one of auto, fp32, bf16"),

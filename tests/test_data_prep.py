@@ -201,7 +201,7 @@ def test_another_base_or_other_settings_do_not_mix_with_what_is_there(prepared, 
     other = write_tiny_base(tmp_path, seed=1)
     with pytest.raises(ShardError, match=r"latents holds shards of other settings \(base\.fingerprint"):
         pipeline.prepare(config_for(prepared, clips, other))
-    with pytest.raises(ShardError, match=r"settings\.task\.maker_args\.radius: \[3\.0, 4\.0\] -> \[2, 3\]"):
+    with pytest.raises(ShardError, match=r"settings\.task\.maker_args\.radius: \[2\.5, 3\.0\] -> \[2, 3\]"):
         pipeline.prepare(config_for(prepared, clips, base, "task.maker_args.radius=[2,3]"))
 
 

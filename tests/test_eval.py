@@ -138,6 +138,7 @@ def build(
         f"model.checkpoint={folder}",
         f"data.root={root / 'shards'}",
         f"runs_dir={root / 'runs'}",
+        "model.precision=fp32",
         "sample.steps=2",
         "eval.windows=4",
         "eval.seeds=[0,1]",
@@ -391,7 +392,7 @@ def test_what_is_missing_is_named(judged: World, tmp_path: Path) -> None:
 
 
 def sample_of(key: str, source: str) -> Sample:
-    return Sample(key, "heldout", "heldout-0.tar", 0, 0, 0, "32x32x5@25", source)
+    return Sample(key, "heldout", "heldout-0.tar", 0, 0, 0, "32x32x5", source)
 
 
 def test_windows_are_spread_evenly_over_sources() -> None:
@@ -416,7 +417,7 @@ def test_one_source_cannot_be_swapped() -> None:
 
 
 def test_noise_belongs_to_window_and_seed() -> None:
-    windows = [Window(i, f"w{i}", "a", "32x32x5@25", 0) for i in range(3)]
+    windows = [Window(i, f"w{i}", "a", "32x32x5", 0) for i in range(3)]
     seeds = [item.noise_seed for batch in batches(windows, [0, 1], 4) for item in batch]
     assert len(set(seeds)) == 6
     assert Item(replace(windows[0], number=7), 0).noise_seed == seeds[0]

@@ -42,7 +42,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             "trainer.accelerator=cpu",
             *SETTINGS,
         ),
-        *("model.lora.rank=4", "optim.warmup_steps=2", "trainer.max_steps=6", "run=run", "eval.after_training=false"),
+        *(
+            "model.lora.rank=4",
+            "optim=adamw",
+            "optim.warmup_steps=2",
+            "trainer.max_steps=6",
+            "run=run",
+            "eval.after_training=false",
+        ),
         *("validation.loss_every=3", "validation.checkpoint_every=2", "validation.windows=4", "logger=csv"),
         *("validation.sigmas=[0.5]", "sample.steps=2"),
     ]
