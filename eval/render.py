@@ -62,7 +62,7 @@ def open_adapter(path: Path, config: Config, base: Base) -> lora.Adapter:
     """Read the adapter and check that it fits base and task. ConfigError names the file and the remedy."""
     require(path.exists(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
     adapter = lora.read(path)
-    lora.check_base(path, adapter, base.family, base.version)
+    lora.check_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
     ours = (config.task.reference_downscale, config.task.reference_temporal_scale)
     require(
         (adapter.downscale, adapter.temporal_scale) == ours,

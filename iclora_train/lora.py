@@ -207,11 +207,20 @@ def _check_metadata(path: Path, metadata: dict[str, str]) -> None:
             raise ConfigError(f"{path}: metadata {key}={value!r} must be a whole number of at least 1")
 
 
-def check_base(path: Path, adapter: Adapter, family: str, version: str) -> None:
-    """Refuse an adapter made for another base: equal shapes would load silently and give a wrong result."""
+def check_base(path: Path, adapter: Adapter, family: str, version: str, fingerprint: str | None = None) -> None:
+    """Refuse an adapter made for another base: equal shapes would load silently and give a wrong result.
+
+    fingerprint: of an embedded base, which is one set of weights. Published bases have siblings of the same version
+    (dev, distilled) that share adapters, so family and version decide there.
+    """
     made_for = (adapter.metadata.get("base_model_family"), adapter.metadata.get("base_model_version"))
     if made_for != (family, version):
         raise ConfigError(
             f"{path} was trained on {made_for[0]} {made_for[1]}, this base is {family} {version}: pass the base it was "
             "trained on as model.checkpoint"
+        )
+    known = adapter.metadata.get("base_fingerprint")
+    if fingerprint is not None and known != fingerprint:
+        raise ConfigError(
+            f"{path} was trained on other weights of {family} {version} ({known}, here {fingerprint}): train it again"
         )

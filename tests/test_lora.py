@@ -186,6 +186,8 @@ def test_an_adapter_for_another_base_is_refused(transformer: Transformer, tmp_pa
         lora.check_base(tmp_path, adapter, "ltx", "2.3")
     with pytest.raises(ConfigError, match=r"this base is tiny 2\.0"):
         lora.check_base(tmp_path, adapter, "tiny", "2.0")
+    with pytest.raises(ConfigError, match=r"was trained on other weights of tiny 2\.3"):
+        lora.check_base(tmp_path, adapter, "tiny", "2.3", "0123")
     half = torch.ones(2, 7)
     with pytest.raises(ConfigError, match="fits a linear 7 -> 48, the base has 48 -> 48"):
         lora.load_into(transformer, lora.Adapter({PREFIX[16:]: (half, torch.ones(WIDTH, 2))}, METADATA))

@@ -34,6 +34,7 @@ class Base:
 
     def __init__(self, name: str, files: list[Path], metadata: dict[str, str]) -> None:
         self.name, self.files = name, files
+        self.embedded = name in EMBEDDED
         self.config: dict[str, Any] = json.loads(metadata["config"])
         self.version = metadata["model_version"]
         self.family = metadata.get("model_family", "ltx")
