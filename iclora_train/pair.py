@@ -106,16 +106,6 @@ class Tokens:
     fps: Tensor
     weight: Tensor | None = None
 
-    @property
-    def target_count(self) -> int:
-        """How many tokens belong to the target (they come first)."""
-        return self.loss_mask.shape[1] - self.reference_count
-
-    @property
-    def reference_count(self) -> int:
-        """How many tokens belong to references. One device synchronisation; the hot path slices by target shape."""
-        return int((self.group > 0).sum())
-
     def with_target(self, latent: Tensor, sigma: Tensor) -> Tokens:
         """The same tokens one sampling step on: target latent (B,n,C) replaced, sigma (B,) its new level."""
         return replace(

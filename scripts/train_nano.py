@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iclora_train.ltx2.base import save_base
+from iclora_train.ltx2.base import in_pieces, save_base
 from iclora_train.ltx2.text import TextEncoder
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae import VideoVAE
@@ -88,13 +88,8 @@ def export(trainer: Trainer, out: Path) -> None:
     parts = (("transformer.", trainer.model), ("text.", trainer.text))
     tensors = {p + k: t.bfloat16().cpu().contiguous() for p, m in parts for k, t in m.state_dict().items()}
     trainer.swap()
-    pieces: list[dict[str, torch.Tensor]] = [{}]
-    for key, tensor in tensors.items():
-        if sum(t.nbytes for t in pieces[-1].values()) + tensor.nbytes > PIECE:
-            pieces.append({})
-        pieces[-1][key.replace("._orig_mod", "")] = tensor
     sizes = {"heads": str(trainer.cfg.width_heads), "layers": str(trainer.cfg.layers), "step": str(trainer.step)}
-    for i, piece in enumerate(pieces):
+    for i, piece in enumerate(in_pieces(tensors, PIECE)):
         save_file(piece, out / f"base-{i}.safetensors", sizes)
 
 

@@ -124,6 +124,19 @@ def _fingerprint(files: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def in_pieces(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
+    """The tensors in order, cut into files of at most `largest` bytes (a larger tensor has a file of its own)."""
+    pieces: list[dict[str, Tensor]] = [{}]
+    room = largest
+    for key, tensor in tensors.items():
+        if pieces[-1] and tensor.nbytes > room:
+            pieces.append({})
+            room = largest
+        pieces[-1][key] = tensor
+        room -= tensor.nbytes
+    return pieces
+
+
 def save_base(
     folder: Path,
     transformer: Transformer,
@@ -141,15 +154,8 @@ def save_base(
         ("", vae.official_state()),
         (TEXT, text.state_dict()),
     )
-    tensors = [(prefix + k, t.to(dtype).contiguous().cpu()) for prefix, part in parts for k, t in part.items()]
-    shards: list[dict[str, Tensor]] = [{}]
-    room = largest
-    for key, tensor in tensors:
-        if shards[-1] and tensor.nbytes > room:
-            shards.append({})
-            room = largest
-        shards[-1][key] = tensor
-        room -= tensor.nbytes
+    tensors = {prefix + k: t.to(dtype).contiguous().cpu() for prefix, part in parts for k, t in part.items()}
+    shards = in_pieces(tensors, largest)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"config": json.dumps(config), "model_version": version, "model_family": family}
     for i, shard in enumerate(shards, 1):

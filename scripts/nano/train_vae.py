@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from iclora_train.ltx2.base import in_pieces
 from iclora_train.ltx2.vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.muon import Muon
@@ -208,15 +209,9 @@ class Logbook:
 
     def export(self, seconds: float) -> None:
         """Official keys in fp16 shards of at most SHARD bytes, the config in their metadata, and a report."""
-        vae, size = self.trainer.ema, 0
-        shards: list[dict[str, Tensor]] = [{}]
-        for key, tensor in vae.official_state().items():
-            part = tensor.half().contiguous().cpu()
-            size += part.nbytes
-            if size > SHARD:
-                shards.append({})
-                size = part.nbytes
-            shards[-1][key] = part
+        vae = self.trainer.ema
+        state = {key: tensor.half().contiguous().cpu() for key, tensor in vae.official_state().items()}
+        shards = in_pieces(state, SHARD)
         for i, shard in enumerate(shards):
             name = f"vae-{i + 1:05d}-of-{len(shards):05d}.safetensors"
             save_file(shard, self.out_dir / name, {"config": json.dumps({"vae": vae.cfg})})
