@@ -25,15 +25,15 @@ def from_tokens(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, size)
 
 
-def grid_position(size: tuple[int, int, int], geometry: Geometry) -> Tensor:
+def grid_position(size: tuple[int, int, int], geometry: Geometry, device: torch.device | str | None = None) -> Tensor:
     """Where each token of a latent grid (f,h,w) lies: fp32 (3,N,2), [start, end) in pixel frames, pixels, pixels.
 
     The first latent frame holds pixel frame 0 alone, latent frame k the frames from temporal*(k-1)+1 on
     (`get_pixel_coords` with its causal fix in Lightricks' ltx-core).
     """
-    f, h, w = size
-    time = torch.arange(f + 1, dtype=torch.float32) * geometry.temporal + 1 - geometry.temporal
-    edges = (time.clamp(min=0), *(torch.arange(n + 1, dtype=torch.float32) * geometry.spatial for n in (h, w)))
+    count = [torch.arange(n + 1, dtype=torch.float32, device=device) for n in size]
+    time = count[0] * geometry.temporal + 1 - geometry.temporal
+    edges = (time.clamp(min=0), *(n * geometry.spatial for n in count[1:]))
     starts = torch.stack(torch.meshgrid(*(e[:-1] for e in edges), indexing="ij"))  # (3,f,h,w)
     ends = torch.stack(torch.meshgrid(*(e[1:] for e in edges), indexing="ij"))
     return torch.stack([starts, ends], dim=-1).flatten(1, 3)
@@ -49,8 +49,8 @@ def target_tokens(
     """
     batch, _, f, h, w = noisy.shape
     count, device = f * h * w, noisy.device
-    rate = torch.as_tensor(fps, dtype=torch.float32, device=device).expand(batch)
-    place = grid_position((f, h, w), geometry).to(device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
+    rate = fps.to(device, torch.float32) if isinstance(fps, Tensor) else torch.full((batch,), float(fps), device=device)
+    place = grid_position((f, h, w), geometry, device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
     place[:, 0] /= rate[:, None, None]
     first = torch.arange(count, device=device).expand(batch, count) < h * w  # (B,N)
     if clean_first_frame is None:
@@ -90,7 +90,7 @@ def append_reference(
     batch, _, *size = latent.shape
     f, h, w = size
     count, device = f * h * w, latent.device
-    place = grid_position((f, h, w), tokens.geometry).to(device).repeat(batch, 1, 1, 1)  # (B,3,n,2)
+    place = grid_position((f, h, w), tokens.geometry, device).repeat(batch, 1, 1, 1)  # (B,3,n,2)
     place[:, 0] = (place[:, 0] * temporal_scale - (temporal_scale - 1)).clamp(min=0) / tokens.fps[:, None, None]
     place[:, 1:] *= downscale
     sigma, row = _level(tokens.sigma, strength)

@@ -124,7 +124,7 @@ def main() -> None:
     base.add_argument("--heads", type=int, default=5)
     base.add_argument("--layers", type=int, default=8)
     base.add_argument("--batch", type=int, default=256, help="clips per step and GPU")
-    base.add_argument("--fresh", type=int, default=24, help="new clips per step and GPU")
+    base.add_argument("--fresh", type=int, default=12, help="new clips per step and GPU")
     base.add_argument("--ring", type=int, default=60_000, help="latents kept on a GPU")
     base.add_argument("--seed", type=int, default=0)
     base.add_argument("--rate", type=float, default=1e-3)

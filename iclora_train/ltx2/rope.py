@@ -15,10 +15,13 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=8)
-def frequencies(theta: float, count: int) -> Tensor:
-    """`count` angular frequencies from pi/2 to theta pi/2, evenly spaced in log; computed in float64, kept fp32."""
+def frequencies(theta: float, count: int, device: torch.device) -> Tensor:
+    """`count` angular frequencies from pi/2 to theta pi/2, evenly spaced in log; computed in float64, kept fp32.
+
+    Made once for each device: copying them there in every step would make the host wait for the device.
+    """
     exponent = np.linspace(0.0, 1.0, count, dtype=np.float64)
-    return torch.from_numpy(np.power(theta, exponent) * math.pi / 2).float()
+    return torch.from_numpy(np.power(theta, exponent) * math.pi / 2).float().to(device)
 
 
 def rotation(position: Tensor, width: int, heads: int, theta: float, max_position: tuple[float, ...]) -> Tensor:
@@ -29,8 +32,9 @@ def rotation(position: Tensor, width: int, heads: int, theta: float, max_positio
     """
     axes = position.shape[1]
     middle = position.float().mean(-1)  # (B,A,N)
-    fraction = middle / middle.new_tensor(max_position)[:, None] * 2 - 1
-    omega = frequencies(theta, width // (2 * axes)).to(position.device)
+    longest = torch.stack([torch.full_like(middle[0, 0, :1], extent) for extent in max_position])  # (A,1)
+    fraction = middle / longest * 2 - 1
+    omega = frequencies(theta, width // (2 * axes), position.device)
     angle = (fraction[..., None] * omega).permute(0, 2, 3, 1).flatten(2)  # (B,N,freq*A), axes fastest
     angle = torch.nn.functional.pad(angle, (width // 2 - angle.shape[-1], 0))  # angle 0 does not rotate
     angle = angle.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B,heads,N,width/heads/2)

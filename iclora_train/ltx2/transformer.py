@@ -72,9 +72,10 @@ def rms_norm(x: Tensor, eps: float) -> Tensor:
 
 def pick(rows: Tensor, level: Tensor) -> Tensor:
     """The AdaLN vector of each token: rows (B,K,D), level (B,N) -> (B,N,D), or (B,1,D) when there is one level."""
-    if rows.shape[1] == 1:
-        return rows
-    return rows.gather(1, level[..., None].expand(-1, -1, rows.shape[-1]))
+    chosen = rows[:, :1]
+    for k in range(1, rows.shape[1]):  # two or three: selecting costs less than a gather, and its gradient is a sum
+        chosen = torch.where((level == k)[..., None], rows[:, k : k + 1], chosen)
+    return chosen
 
 
 class TimestepEmbedding(nn.Module):

@@ -23,10 +23,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """For weights of two or more dimensions, each seen as (first dimension, all others)."""
+    """For weights of two or more dimensions, each seen as (first dimension, all others). lr may be a tensor."""
 
-    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95):
-        super().__init__(params, {"lr": lr, "momentum": momentum})
+    def __init__(self, params: Iterable[Tensor], lr: float | Tensor, momentum: float = 0.95, decay: float = 0.0):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
@@ -35,14 +35,16 @@ class Muon(Optimizer):
             for weight in group["params"]:
                 alike.setdefault(weight.shape, []).append(weight)
             for weights in alike.values():
+                if group["decay"]:
+                    torch._foreach_mul_(weights, torch.as_tensor(1 - group["lr"] * group["decay"]))
                 self._step_alike(weights, group["lr"], group["momentum"])
 
-    def _step_alike(self, weights: list[Tensor], lr: float, momentum: float) -> None:
+    def _step_alike(self, weights: list[Tensor], lr: float | Tensor, momentum: float) -> None:
         grads = [weight.grad for weight in weights if weight.grad is not None]
         means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in weights]
         torch._foreach_lerp_(means, grads, 1 - momentum)
         nesterov = torch._foreach_lerp(grads, means, momentum)
         update = orthogonal(torch.stack([part.flatten(1) for part in nesterov]))  # (n, rows, columns)
-        scale = 0.2 * max(update.shape[1:]) ** 0.5
+        update = update.float() * (lr * 0.2 * max(update.shape[1:]) ** 0.5)
         parts = [part.view_as(weight).to(weight.dtype) for part, weight in zip(update, weights, strict=True)]
-        torch._foreach_add_(weights, parts, alpha=-lr * scale)
+        torch._foreach_sub_(weights, parts)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import Tokens
 from iclora_train.reference import target_tokens, to_tokens
 from iclora_train.sample import Reference, sample, sigma_schedule
-from scripts.nano.motion import CAMERA, CONTENT, Clips, MotionClips
 from scripts.nano.muon import Muon
+from scripts.nano.ring import Ring
 from scripts.nano.team import Team
 
 FPS = 25.0
 CHUNK = 16
+RECORD_AFTER = 5  # steps one by one, in which all is compiled and the optimizers' memory is made
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the held-back loss
 
 
@@ -40,10 +42,11 @@ class BaseTraining:
     width_heads: int = 5  # heads of 64 channels
     layers: int = 8
     batch: int = 256
-    fresh: int = 24  # clips that are renewed in the ring per step, CHUNK steps at a time
+    fresh: int = 12  # clips that are renewed in the ring per step, CHUNK steps at a time
     rate: float = 1e-3
     warmup: int = 500
     decay_from: float = 0.5  # share of the time after which the rate falls linearly to 0
+    decay: float = 0.05  # weight decay of the blocks' matrices
     ema: float = 0.9995
     clip: float = 1.0
     compile: bool = True
@@ -83,49 +86,6 @@ def initialise(transformer: Transformer) -> None:
         nn.init.zeros_(zero.weight)
 
 
-def captions(clips: Clips, subjects: list[str]) -> list[str]:
-    """Short captions: what the photo shows, what passes by, how the camera moves; a tenth are empty."""
-    passing = {"objects": "things passing in front", "waves": "rippling", "outlines": "line drawing"}
-    rows = zip(*(v.tolist() for v in clips[1:]), strict=True)
-    result = []
-    for i, (photo, camera, content, grey, soft) in enumerate(rows):
-        kind = CONTENT[content]
-        words = ["flat shapes and lines moving"] if kind == "shapes" else [subjects[photo], passing.get(kind, "")]
-        words += [f"camera {CAMERA[camera]}", "black and white" if grey else "", "out of focus" if soft else ""]
-        result.append("" if i % 10 == 0 else ", ".join(w for w in words if w))
-    return result
-
-
-class Ring:
-    """Latents (ring, C, f, h, w) and word numbers, filled once and renewed `fresh` clips at a time."""
-
-    def __init__(self, clips: MotionClips, vae: VideoVAE, text: TextEncoder, subjects: list[str], size: int) -> None:
-        self.clips, self.vae, self.text, self.subjects, self.next = clips, vae, text, subjects, 0
-        latent, ids = self.make(8)
-        self.latent = latent.new_empty(size, *latent.shape[1:], dtype=torch.float16)
-        self.ids = ids.new_empty(size, ids.shape[1])
-
-    @torch.no_grad()
-    def make(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` new clips as latents (n,C,f,h,w) and word numbers (n,T)."""
-        clips = self.clips(count)
-        with torch.autocast(clips.video.device.type, torch.bfloat16):
-            latent = self.vae.encode(clips.video)
-        return latent.float(), self.text.tokenize(captions(clips, self.subjects)).to(latent.device)
-
-    def renew(self, count: int) -> None:
-        """Replace the oldest `count` clips."""
-        place = (torch.arange(count) + self.next) % len(self.latent)
-        latent, ids = self.make(count)
-        self.latent[place], self.ids[place] = latent.half(), ids
-        self.next = int((place[-1] + 1) % len(self.latent))
-
-    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """A random batch of latents (B,C,f,h,w) and word numbers (B,T)."""
-        pick = torch.randint(len(self.latent), (batch,), device=self.latent.device)
-        return self.latent[pick].float(), self.ids[pick]
-
-
 def give_clean(tokens: Tokens, clean: Tensor, given: Tensor) -> Tokens:
     """The tokens where `given` (B,N) is set as clean ones: their latent, level 0, not learned."""
     return replace(
@@ -160,10 +120,16 @@ class Trainer:
         self.parameters = [*self.model.parameters(), *text.parameters()]
         hidden = [p for p in self.model.transformer_blocks.parameters() if p.ndim == 2 and min(p.shape) > 9]
         rest = [p for p in self.parameters if all(p is not h for h in hidden)]
-        adam = torch.optim.AdamW(rest, cfg.rate, betas=(0.9, 0.98), weight_decay=0.0, fused=self.device.type == "cuda")
-        self.optimizers = [Muon(hidden, cfg.rate), adam]
+        cuda = self.device.type == "cuda"
+        self.lr = torch.tensor(cfg.rate, device=self.device)  # a tensor, so that a recorded step sees it change
+        adam = torch.optim.AdamW(
+            rest, self.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=cuda, capturable=cuda, foreach=False
+        )
+        self.optimizers = [Muon(hidden, self.lr, decay=cfg.decay), adam]
+        self.sigma = torch.zeros(cfg.batch, device=self.device)
+        self.replay: Callable[[], Tensor] | None = None
         self.average = [p.detach().clone() for p in self.parameters]
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.warm, self.elapsed = 0, 0, 0.0
         if cfg.compile:
             for block in self.model.transformer_blocks:
                 block.compile()
@@ -181,28 +147,49 @@ class Trainer:
         left = 1 - min(self.elapsed / seconds, 1)
         return self.cfg.rate * min(1, (self.step + 1) / self.cfg.warmup, left / (1 - self.cfg.decay_from))
 
-    def train_step(self, seconds: float) -> Tensor:
-        """One update; the mean loss as a tensor (no synchronisation)."""
+    def update(self) -> Tensor:
+        """One update at the noise levels `self.sigma` and the rate `self.lr`; the mean loss, not waited for."""
         latent, ids = self.ring.draw(self.cfg.batch)
-        sigma = sample_sigma(len(latent), latent[0, 0].numel(), Flow(), self.draws).to(self.device)
         given = conditions(len(latent), tuple(latent.shape[2:]), self.device)
-        loss = self.loss(latent, ids, sigma, torch.randn_like(latent), given).mean()
+        loss = self.loss(latent, ids, self.sigma, torch.randn_like(latent), given).mean()
+        for p in self.parameters:
+            p.grad = None
         loss.backward()
         self.team.average([p.grad for p in self.parameters])
         nn.utils.clip_grad_norm_(self.parameters, self.cfg.clip)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate(seconds)
             optimizer.step()
-            optimizer.zero_grad()
+        return loss.detach()
+
+    def record(self) -> Callable[[], Tensor]:
+        """`update` as one CUDA graph: its few thousand kernels are launched at once, not one by one from Python."""
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            loss = self.update()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return loss.clone()
+
+        return replay
+
+    def train_step(self, seconds: float) -> Tensor:
+        """One update, the average and, every CHUNK steps, fresh clips; the mean loss as a tensor."""
+        self.lr.fill_(self.rate(seconds))
+        self.sigma.copy_(sample_sigma(self.cfg.batch, self.ring.latent[0, 0].numel(), Flow(), self.draws))
+        if self.replay is None and self.cfg.compile and self.device.type == "cuda" and self.warm >= RECORD_AFTER:
+            self.replay = self.record()
+        self.warm += 1
+        loss = self.update() if self.replay is None else self.replay()
         keep = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
         if self.step % CHUNK == 0:
             self.ring.renew(self.cfg.fresh * CHUNK)
         self.step += 1
-        return loss.detach()
+        return loss
 
-    def run(self, seconds: float, until: float, log: Path, val: tuple[Tensor, Tensor], every: float = 45) -> None:
+    def run(self, seconds: float, until: float, log: Path, val: tuple[Tensor, Tensor], every: float = 90) -> None:
         """Train until `until` of the `seconds` that the schedule is laid out for; ValueError on a non-finite loss."""
         seed = 1000 * (self.cfg.seed + self.step) + self.team.rank
         self.draws = Generator().manual_seed(seed)
@@ -278,6 +265,8 @@ class Trainer:
         self.text.load_state_dict(state["text"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
         for mine, theirs in zip(self.average, state["average"], strict=True):
             mine.copy_(theirs)
         self.step, self.elapsed = state["step"], state["elapsed"]
