@@ -1,28 +1,28 @@
-"""Pair shards become latent shards: the VAE and the text encoder run once, not at every step of a training."""
+"""Pair shards become latent shards: the VAE runs once, not at every step of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from data_prep.texts import Texts
 from iclora_train.ltx2.base import Base
+from iclora_train.members import Members, latent_members
 from iclora_train.pair import LatentPair, Pair, VideoShape
-from iclora_train.shards import Members, Sample, ShardSet, latent_members
+from iclora_train.shards import Sample, ShardSet
 
 PIXELS = 2**22  # frames x height x width that the VAE encodes at once, about; small clips share a batch
 
 
 class Encoder:
-    """The base's VAE and text encoder on the GPU, if there is one."""
+    """The base's VAE on the GPU, if there is one, and the text features that were made before."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, texts: Texts) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.vae, text = base.vae().to(self.device), base.text().to(self.device)
-        self.text = lru_cache(maxsize=64)(lambda caption: text.encode([caption])[0])  # (T,D); windows share captions
+        self.vae, self.texts = base.vae().to(self.device), texts
 
     @torch.inference_mode()
     def encode(self, pairs: list[Pair]) -> list[LatentPair]:
@@ -31,7 +31,7 @@ class Encoder:
         columns = zip(*(pair.references for pair in pairs), strict=True)
         references = [self._latents(list(column)) for column in columns]
         return [
-            LatentPair(pair.key, latent, tuple(others), self.text(pair.caption), pair.fps, pair.caption)
+            LatentPair(pair.key, latent, tuple(others), self.texts.read(pair.caption), pair.fps, pair.caption)
             for pair, latent, *others in zip(pairs, target, *references, strict=True)
         ]
 

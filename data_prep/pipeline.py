@@ -13,13 +13,16 @@ from data_prep.encode import Encoder, encode_shard
 from data_prep.makers import make
 from data_prep.pairs import make_pairs
 from data_prep.progress import show, steps
+from data_prep.texts import Texts
 from data_prep.windows import Window, heldout_windows, train_windows, unfit
 from iclora_train.config import Config, ConfigError, require
-from iclora_train.files import sha256, write_whole
+from iclora_train.files import alone, sha256, write_whole
 from iclora_train.fingerprint import content_settings, digest, plain
 from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.chosen import base_of
+from iclora_train.members import Members, pair_members
 from iclora_train.pair import Geometry
-from iclora_train.shards import Members, ShardError, ShardSet, ShardWriter, pair_members
+from iclora_train.shards import ShardError, ShardSet, ShardWriter
 from iclora_train.video import ClipInfo, probe
 
 RECIPE = 1  # raise it when the same settings make other pixels than before
@@ -35,13 +38,20 @@ def prepare(config: Config) -> Path:
     data.root/report.json.
     """
     root = Path(config.data.root)
-    base = Base.open(config.model.checkpoint)
+    base = base_of(config.model)
     check_fit(config, base.geometry)
     make(config.task.maker, config.task.maker_args)
     clips = list_clips(config.data.clips, config.data.heldout_fraction)
     made_by = fingerprints(config, clips, base)
     if all(_is_done(root / kind, of) for kind, of in made_by.items()):
         return root
+    with alone(root, "set another data.root"):
+        _make(root, clips, base, made_by, config)
+    return root
+
+
+def _make(root: Path, clips: list[Clip], base: Base, made_by: dict[str, dict[str, Any]], config: Config) -> None:
+    """Both shard sets and the report."""
     usable, dropped = survey(clips, config)
     windows = _windows(usable, config)
     report = {"kept": _counts(windows), "dropped": dropped}
@@ -52,7 +62,6 @@ def prepare(config: Config) -> Path:
     plan = _plan(windows)
     _write_pairs(root / "pairs", made_by["pairs"], plan, {clip.id: clip for clip, _ in usable}, config)
     _write_latents(root / "latents", made_by["latents"], ShardSet.open(root / "pairs"), base)
-    return root
 
 
 def check_fit(config: Config, geometry: Geometry) -> None:
@@ -80,8 +89,10 @@ def fingerprints(config: Config, clips: list[Clip], base: Base) -> dict[str, dic
     with steps("fingerprinting", len(clips)) as bar:
         sources = {clip.id: _identity(clip) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
-    of = {"name": base.name, "version": base.version, "fingerprint": base.fingerprint}
-    return {"pairs": pairs, "latents": {"settings": settings, "pairs": digest(pairs), "base": of}}
+    return {
+        "pairs": pairs,
+        "latents": {"settings": settings, "pairs": digest(pairs), "base": {"parts": base.latent_fingerprints}},
+    }
 
 
 def _identity(clip: Clip) -> dict[str, str]:
@@ -164,12 +175,15 @@ def _pair_samples(windows: list[Window], clips: dict[str, Clip], config: Config)
 
 def _write_latents(folder: Path, fingerprint: dict[str, Any], pairs: ShardSet, base: Base) -> None:
     writer = ShardWriter(folder, "latents", fingerprint)
+    texts = Texts(folder.parent, base)
+    texts.make(["", *(pairs.caption(i) for i in range(len(pairs)))])
+    writer.write_empty(texts.read(""))
     encoder = None
     with steps("encoding", len(pairs)) as bar:
         for shard, facts in pairs.shards.items():
             if writer.has(shard):
                 bar.skip(facts["count"])
                 continue
-            encoder = encoder or Encoder(base)
+            encoder = encoder or Encoder(base, texts)
             writer.write(shard, bar.track(encode_shard(pairs, shard, encoder)))
     writer.finish(list(pairs.shards))

@@ -86,14 +86,14 @@ class Renderer:
         self.adapter_sha256 = sha256(adapter_path)
         on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        self.transformer = base.transformer(base_dtype(config.model.precision))
+        self.transformer = base.transformer(base_dtype(config.model.precision), self.device)
         lora.load_into(self.transformer, self.adapter)
         self.transformer.to(self.device).eval()
         self.vae = base.vae().to(self.device)
         f, h, w = self.size = held.latent_size
         shift = sigma_shift(f * h * w, config.flow)
         self.sigmas = sigma_schedule(config.sample.steps, shift)
-        self.negative = base.text().encode([""]).to(self.device) if config.sample.guidance > 1 else None
+        self.negative = held.empty_text()[None].to(self.device) if config.sample.guidance > 1 else None
 
     @property
     def band(self) -> int:

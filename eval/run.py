@@ -15,7 +15,7 @@ from eval.scoring import Scorer, progress_bar, say
 from eval.windows import HeldOut
 from iclora_train.config import Config
 from iclora_train.files import sha256
-from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.chosen import base_of
 
 
 def adapter_path(config: Config) -> Path:
@@ -39,7 +39,7 @@ def evaluate(config: Config) -> Path:
     """
     started = time.perf_counter()
     console = Console()
-    base = Base.open(config.model.checkpoint)
+    base = base_of(config.model)
     held = HeldOut.open(config, base)
     adapter = adapter_path(config)
     renderer = Renderer(config, base, adapter, held, Store(Path(config.runs_dir, config.run, "eval-cells")))

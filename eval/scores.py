@@ -20,8 +20,9 @@ from eval.render import PROTOCOL, Renderer
 from eval.scoring import CEILING, FLOOR, INPUT, Measured
 from eval.statistics import Estimate, Values, estimate, ratio_units
 from eval.verdicts import PRIMARY, Results, Verdict, judge
-from iclora_train.config import Config, config_hash
+from iclora_train.config import Config
 from iclora_train.files import write_whole
+from iclora_train.fingerprint import config_hash
 
 ROWS = (OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED, INPUT, CEILING, FLOOR)
 

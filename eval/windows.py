@@ -12,6 +12,8 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from iclora_train.config import Config, require
 from iclora_train.fingerprint import digest
 from iclora_train.ltx2.base import Base
@@ -52,7 +54,7 @@ class HeldOut:
         """From the shards under data.root. ConfigError: other settings or base, too few windows, leakage."""
         root, split = Path(config.data.root), config.eval.split
         pairs, latents = ShardSet.open(root / "pairs"), ShardSet.open(root / "latents")
-        latents.require_base(base.name, base.fingerprint)
+        latents.require_base(base.name, base.latent_fingerprints)
         for shards in (pairs, latents):
             shards.require_settings(config)
         require(
@@ -81,6 +83,10 @@ class HeldOut:
     def latents(self, window: Window) -> LatentPair:
         """The window in latents, with its text."""
         return self._latents.read_latents(self._latent_row[window.key])
+
+    def empty_text(self) -> Tensor:
+        """Features (T,D) of the empty caption."""
+        return self._latents.empty_text()
 
     @property
     def latent_size(self) -> tuple[int, int, int]:

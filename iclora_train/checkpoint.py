@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError
 from iclora_train.files import write_whole
-from iclora_train.fingerprint import differences, digest, plain
+from iclora_train.fingerprint import PLACES, differences, digest, plain
 from iclora_train.ltx2.base import Base
 
 KEPT = 2  # checkpoints; the last but one is for the case that the last is damaged
@@ -88,8 +88,9 @@ def _whole(path: Path) -> bool:
 def shaping_settings(config: Config, base: Base) -> dict[str, Any]:
     """The settings that shape a run, as JSON: what has to be equal when it goes on."""
     sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
-    for key in NOT_SHAPING:
-        del sections["data"][key]
+    for section, keys in (("data", NOT_SHAPING), ("model", PLACES)):
+        for key in keys:
+            del sections[section][key]
     trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
     watched = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
     rest = {"seed": config.seed, "trainer": trainer, "validation": watched, "base": base.fingerprint}

@@ -9,23 +9,28 @@ import os
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from iclora_train import lora
 from iclora_train.callbacks import CsvLog, ProgressBar, Record, Row, Sink, WandbLog
 from iclora_train.checkpoint import Saver, WholeFile, claim, newest, shaping_settings
-from iclora_train.config import Config, config_hash, require
+from iclora_train.config import Config, require
 from iclora_train.datamodule import LatentData
-from iclora_train.files import sha256
+from iclora_train.dryrun import dry_run
+from iclora_train.files import alone, sha256
+from iclora_train.fingerprint import config_hash
 from iclora_train.heldout import HeldOut, ValidationClips, heldout_losses, heldout_names
 from iclora_train.hydra_main import overrides
 from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.chosen import base_of
 from iclora_train.module import BUCKETS, ICLoRA, bucket_name
 from iclora_train.precision import base_dtype
 from iclora_train.shards import ShardSet
@@ -40,25 +45,43 @@ def train(config: Config) -> None:
     """
     quiet()
     console = Console(highlight=False, soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
-    base = Base.open(config.model.checkpoint)
+    device_of(config)  # refuses what is not here before anything is done
+    base = base_of(config.model)
     shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
+    one = alone(folder, "name this run with run=<name>") if _is_first() else nullcontext()
+    with one:
+        if not fit(config, base, shards, folder, console):
+            return
+        adapter = folder / "adapter.safetensors"
+        if config.eval.after_training:
+            evaluate(folder, adapter)
+        conclude(folder, adapter, console)
+
+
+def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> bool:
+    """Train, or go on, until `folder` has its adapter; whether this process is the one that goes on from there."""
     claim(folder, shaping_settings(config, base))
     adapter = folder / "adapter.safetensors"
     if adapter.exists():
         console.print(f"{folder} is finished; to train once more, name another: run=<name>")
-    else:
-        console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
-        module, trainer = build(config, base, shards, folder, console)
-        resume = newest(folder / "checkpoints")
-        data = LatentData(shards.folder, config.data.batch_size, config.seed, config.data.workers)
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-        if not trainer.is_global_zero:
-            return
+        return _is_first()
+    console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
+    module, trainer = build(config, base, shards, folder, console)
+    resume = newest(folder / "checkpoints")
+    if config.validation.dry_run and resume is None:
+        clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
+        console.print(str(dry_run(config, module, shards, clips, folder)))
+    data = LatentData(shards.folder, config.data.batch_size, config.seed, config.data.workers)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    if trainer.is_global_zero:
         export(adapter, module, base)
-    if config.eval.after_training:
-        evaluate(folder, adapter)
-    conclude(folder, adapter, console)
+    return trainer.is_global_zero
+
+
+def _is_first() -> bool:
+    """Whether this process is the first of a run, also before torch.distributed is set up."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def quiet() -> None:
@@ -85,7 +108,7 @@ def open_shards(config: Config, base: Base) -> ShardSet:
         )
         call("data_prep")
     shards = ShardSet.open(folder)
-    shards.require_base(base.name, base.fingerprint)
+    shards.require_base(base.name, base.latent_fingerprints)
     shards.require_settings(config)
     return shards
 
@@ -103,7 +126,7 @@ def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: C
     unknown = sorted(config.trainer.keys() - known)
     require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
-    module = ICLoRA(config, base)
+    module = ICLoRA(config, base, device_of(config))
     trainer = Trainer(
         **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **config.trainer},
         precision="bf16-mixed" if base_dtype(config.model.precision) == torch.bfloat16 else "32-true",
@@ -115,6 +138,19 @@ def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: C
         default_root_dir=folder,
     )
     return module, trainer
+
+
+def device_of(config: Config) -> torch.device:
+    """Where trainer.accelerator puts this process, so that the base is loaded there. ConfigError without a GPU."""
+    accelerator = config.trainer.get("accelerator", "auto")
+    if accelerator in ("gpu", "cuda"):
+        require(
+            torch.cuda.is_available(),
+            f"trainer.accelerator={accelerator}, and there is no CUDA device here: set trainer=cpu",
+        )
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:

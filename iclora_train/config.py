@@ -6,9 +6,7 @@ a value out of bounds raises ConfigError, which names the key, the value and wha
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -72,8 +70,15 @@ class Lora:
 class Model:
     """The frozen base. checkpoint=nano is the embedded one; otherwise a file or folder."""
 
-    name: str = "nano"
-    checkpoint: str = "nano"
+    name: str = MISSING
+    checkpoint: str = MISSING
+    version: str | None = None  # refuse a checkpoint of another version; null takes any
+    vae: str | None = None  # file of the video VAE where the checkpoint does not hold it
+    connectors: str | None = None  # file of the text connectors, likewise
+    text_encoder: str | None = None  # folder of Gemma with its tokenizer, likewise
+    recompute: bool = (
+        False  # keep one tensor per block and compute the rest again in the backward pass: slower, smaller
+    )
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32
     lora: Lora = field(default_factory=Lora)
 
@@ -85,7 +90,7 @@ class Model:
 class Data:
     """Which clips, how they are cut into windows, where the shards lie, how they are batched."""
 
-    clips: str = "samples"  # the embedded sample clips, or a folder of videos, or a csv/jsonl list of them
+    clips: str = MISSING  # "samples" (the embedded clips), or a folder of videos, or a csv/jsonl list of them
     root: str = MISSING  # where pair shards and latent shards are written and read
     frames: int = 9
     height: int = 64
@@ -178,6 +183,7 @@ class Validation:
     loss_every: int = 50  # held-out loss at fixed sigmas with correct, swapped and no reference
     clips_every: int = 0  # clips made by the shipping sampler
     checkpoint_every: int = 50  # everything needed to go on exactly
+    dry_run: bool = False  # before step 0 try the largest bucket: a step, a validation clip, a save; say what it costs
     windows: int = 16
     sigmas: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
 
@@ -234,13 +240,3 @@ def check(composed: DictConfig) -> Config:
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config
-
-
-def config_hash(config: Config) -> str:
-    """Short hash of the settings that shape the adapter, wherever its data lies: the same hash, the same training."""
-    plain = asdict(config)
-    chosen = {key: plain[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
-    for place in ("clips", "root", "workers"):
-        del chosen["data"][place]
-    chosen["max_steps"] = config.trainer.get("max_steps")
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]

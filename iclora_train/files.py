@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -41,6 +42,22 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         ) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, remedy: str) -> Iterator[None]:
+    """Be the only process of this machine that writes into `folder`. ConfigError with `remedy` if another one does.
+
+    The lock (`folder`/.lock) is the system's own: however a process ends, it is free again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            why = f"{folder} is being written by another process: wait until it ends, or {remedy}"
+            raise ConfigError(why) from error
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""What made a shard set, as plain JSON that can be compared: settings, sources, base."""
+"""What made a shard set or an adapter, as plain JSON that can be compared: settings, sources, base."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import Any
 
 from iclora_train.config import Config
 
+PLACES = (
+    "checkpoint",
+    "vae",
+    "connectors",
+    "text_encoder",
+    "recompute",
+)  # of `model`: where files are, how memory goes
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "workers")}
 
 
@@ -19,6 +26,17 @@ def content_settings(config: Config) -> dict[str, Any]:
         for key in keys:
             del sections[section][key]
     return plain(sections)
+
+
+def config_hash(config: Config) -> str:
+    """Short hash of the settings that shape the adapter, wherever its data lies: the same hash, the same training."""
+    every = asdict(config)
+    chosen = {key: every[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
+    for section, places in (("data", ("clips", "root", "workers")), ("model", PLACES)):
+        for place in places:
+            del chosen[section][place]
+    chosen["max_steps"] = config.trainer.get("max_steps")
+    return digest(chosen)[:16]
 
 
 def plain(value: Any) -> Any:

@@ -36,6 +36,7 @@ class HeldOut:
     """Val clips in batches, and for each the same batch with another clip's references."""
 
     batches: tuple[tuple[Batch, Batch], ...]
+    empty: Tensor  # (T,D), features of the empty caption
 
     @classmethod
     def open(cls, shards: ShardSet, config: Config) -> HeldOut:
@@ -55,7 +56,8 @@ class HeldOut:
         size = config.data.batch_size
         cuts = [slice(i, i + size) for i in range(0, windows, size)]
         swapped = [{**collate(pairs[cut]), "references": collate(others[cut])["references"]} for cut in cuts]
-        return cls(tuple(zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)))
+        both = zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)
+        return cls(tuple(both), shards.empty_text())
 
 
 def heldout_names(config: Config) -> list[str]:
@@ -81,7 +83,7 @@ def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, g
         first += count
         for which, batch in zip(REFERENCES, (correct, swapped, without), strict=True):
             for sigma in config.validation.sigmas:
-                loss = _loss(transformer, _to(batch, device), noise, sigma, config.task, geometry)
+                loss = _loss(transformer, to_device(batch, device), noise, sigma, config.task, geometry)
                 losses[f"heldout_{which}_{sigma:g}"].append(loss.cpu())
     transformer.train(mode)
     return {name: float(torch.cat(parts).mean()) for name, parts in losses.items()}
@@ -97,7 +99,8 @@ def _loss(
     return masked_loss(predicted, wanted, tokens.loss_mask[:, : wanted.shape[1]])
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
     moved = {key: batch[key].to(device) for key in ("target", "text")}
     return {**batch, **moved, "references": [reference.to(device) for reference in batch["references"]]}
 
@@ -110,7 +113,7 @@ class ValidationClips(Callback):
         batch = heldout.batches[0][0]
         tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}
         self.batch = {**batch, **tensors, "references": [reference[:SHOWN] for reference in batch["references"]]}
-        self.vae = base.vae()
+        self.vae, self.empty = base.vae(), heldout.empty
 
     def on_train_batch_end(self, trainer: Trainer, module: ICLoRA, *_: object) -> None:  # type: ignore[override]
         every = self.config.validation.clips_every
@@ -121,24 +124,26 @@ class ValidationClips(Callback):
         self.make(trainer, module)
 
     def make(self, trainer: Trainer, module: ICLoRA) -> None:
-        """Write the clips, reference, output and target side by side, as `step-<n>-<key>.mp4`."""
-        if not trainer.is_global_zero:
-            return
-        batch = _to(self.batch, module.device)
+        """Write the clips as `step-<n>-<key>.mp4`."""
+        if trainer.is_global_zero:
+            self.render(module, self.folder / f"step-{trainer.global_step:08d}")
+
+    def render(self, module: ICLoRA, stem: Path) -> None:
+        """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`."""
+        batch = to_device(self.batch, module.device)
         self.vae.to(module.device)
         with module.averaged():
             made = self._sample(module.transformer, batch)
         columns = [self._pixels(clip) for clip in (*batch["references"], made, batch["target"])]
         for i, key in enumerate(batch["keys"][:SHOWN]):
             shown = _side_by_side([column[i] for column in columns])
-            with write_whole(self.folder / f"step-{trainer.global_step:08d}-{key}.mp4") as file:
+            with write_whole(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
                 file.write(encode_clip(shown, float(batch["fps"][i]), lossless=False))
 
     def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
         task, settings = self.config.task, self.config.sample
         f, h, w = batch["target"].shape[2:]
-        guided = settings.guidance > 1
-        negative = self.base.text().encode([""] * len(batch["text"])).to(batch["text"]) if guided else None
+        negative = self.empty.to(batch["text"]).expand_as(batch["text"]) if settings.guidance > 1 else None
         factors = (task.reference_downscale, task.reference_temporal_scale)
         return sample(
             transformer,

@@ -33,10 +33,11 @@ class DivergedError(ConfigError):
 class ICLoRA(LightningModule):
     """An adapter on a frozen base, trained to predict the velocity of the target beside its references."""
 
-    def __init__(self, config: Config, base: Base) -> None:
+    def __init__(self, config: Config, base: Base, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
-        self.transformer = base.transformer(base_dtype(config.model.precision)).train()
+        self.transformer = base.transformer(base_dtype(config.model.precision), device).train()
+        self.transformer.recompute = config.model.recompute
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.recent: list[Tensor] = []  # (2,B) sigma and loss of each batch since the last row of the log
@@ -44,15 +45,18 @@ class ICLoRA(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; the loss of each clip is kept for the log."""
-        generator = step_generator(self.config.seed, batch_idx, self.global_rank)
+        sigma, loss = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
+        self._refuse_nan(loss, sigma, batch["keys"])
+        self.recent.append(torch.stack([sigma, loss.detach()]))
+        return loss.mean()
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noise level and loss of each clip, both (B,), at levels and noise from the generator."""
         draws = draw(batch["target"], self.config.flow, generator)
         tokens, wanted = lay_out(batch, draws, self.config.task, self.geometry)
         learned = wanted.shape[1]
         predicted = self.transformer(tokens, batch["text"])[:, :learned]
-        loss = masked_loss(predicted, wanted, tokens.loss_mask[:, :learned])  # (B,)
-        self._refuse_nan(loss, draws.sigma, batch["keys"])
-        self.recent.append(torch.stack([draws.sigma, loss.detach()]))
-        return loss.mean()
+        return draws.sigma, masked_loss(predicted, wanted, tokens.loss_mask[:, :learned])
 
     def _refuse_nan(self, loss: Tensor, sigma: Tensor, keys: list[str]) -> None:
         if loss.isfinite().all():
@@ -79,12 +83,17 @@ class ICLoRA(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer of optim.optimizer under our schedule, which steps once per optimizer step."""
-        settings, optim = self.config.optim, self.config.optim.optimizer
-        require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
-        optimizer = instantiate(optim, self.adapter, _convert_="all")
+        settings, optimizer = self.config.optim, self.optimizer()
         steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: rate(step, settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer(self) -> Optimizer:
+        """A fresh optimizer of optim.optimizer over the adapter."""
+        optim = self.config.optim.optimizer
+        require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
+        made: Optimizer = instantiate(optim, self.adapter, _convert_="all")
+        return made
 
     def optimizer_step(
         self,

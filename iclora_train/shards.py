@@ -1,4 +1,4 @@
-"""The shard format, written and read in one file.
+"""The shard format, written and read in one file (`members` says how a clip lies in it).
 
 A shard set is a folder of WebDataset tars `<split>-<number>.tar` and an `index.json`. Of each clip a tar holds
 `<key>.json` and either media (`<key>.target.mp4`, `<key>.reference0.mp4`: kind "pairs") or `<key>.latents.safetensors`
@@ -21,14 +21,17 @@ from typing import Any
 import safetensors.torch
 import torch
 import webdataset
+from torch import Tensor
 
 from iclora_train.config import Config, ConfigError
 from iclora_train.files import sha256, write_whole
 from iclora_train.fingerprint import content_settings, differences, digest, plain
-from iclora_train.pair import LatentPair, Pair, VideoShape
-from iclora_train.video import decode_clip, encode_clip
+from iclora_train.members import Members
+from iclora_train.pair import LatentPair, Pair
+from iclora_train.video import decode_clip
 
-FORMAT = 1
+FORMAT = 2
+EMPTY = "empty.safetensors"  # beside latents: the features of the empty caption, for guidance
 REMEDY = "delete it and run data_prep again (shards that are whole are kept)"
 
 
@@ -50,36 +53,6 @@ class Sample:
     crc32: int
     bucket: str
     source: str
-
-
-Members = dict[str, Any]  # a WebDataset sample: "__key__" and extension -> bytes
-
-
-def pair_members(pair: Pair, source: str) -> Members:
-    """A pair as it is stored; media are lossless."""
-    clips = {"target": pair.target, **{f"reference{i}": clip for i, clip in enumerate(pair.references)}}
-    media = {f"{name}.mp4": encode_clip(clip, pair.fps) for name, clip in clips.items()}
-    frames, height, width = pair.target.shape[:3]
-    shape = VideoShape(frames, height, width, pair.fps)
-    return {"__key__": pair.key, "json": _about(shape, pair.caption, source, pair.record), **media}
-
-
-def latent_members(pair: LatentPair, shape: VideoShape, source: str, record: dict[str, object]) -> Members:
-    """A latent pair as it is stored, in fp16; `shape` is the target's in pixels. ValueError if a value does not fit."""
-    tensors = {"target": pair.target, "text": pair.text}
-    tensors |= {f"reference{i}": latent for i, latent in enumerate(pair.references)}
-    halves = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in tensors.items()}
-    for name, half in halves.items():
-        if not half.isfinite().all():
-            raise ValueError(f"{pair.key}: {name} holds values that do not fit fp16 (NaN, or beyond 65504)")
-    about = _about(shape, pair.caption, source, record)
-    return {"__key__": pair.key, "json": about, "latents.safetensors": safetensors.torch.save(halves)}
-
-
-def _about(shape: VideoShape, caption: str, source: str, record: dict[str, object]) -> bytes:
-    """`<key>.json` of a clip."""
-    about = {**asdict(shape), "bucket": shape.bucket, "caption": caption, "source": source}
-    return json.dumps({**about, "record": record}, sort_keys=True).encode()
 
 
 class ShardWriter:
@@ -108,6 +81,11 @@ class ShardWriter:
         ):
             for sample in samples:
                 tar.write(sample)
+
+    def write_empty(self, text: Tensor) -> None:
+        """Keep the features (T,D) of the empty caption: sampling with guidance needs them, and no text encoder then."""
+        with write_whole(self.folder / EMPTY) as file:
+            file.write(safetensors.torch.save({"text": text.to("cpu", torch.float16).contiguous()}))
 
     def finish(self, shards: list[str]) -> None:
         """Write the index, from what the tars hold. ShardError for a tar that differs from an earlier index."""
@@ -223,19 +201,32 @@ class ShardSet:
         """Numbers of the samples of a split, in the order they were written."""
         return [i for i, sample in enumerate(self.samples) if sample.split == split]
 
-    def require_base(self, name: str, fingerprint: str) -> None:
-        """ShardError unless these latents were made by the base with this fingerprint (a latent means nothing to
-        another VAE or text encoder)."""
+    def require_base(self, name: str, parts: dict[str, str]) -> None:
+        """ShardError unless these latents were made by the parts of this base: a latent means nothing to another VAE,
+        connector or text encoder. `parts` are their identities; one that the settings do not name is not compared."""
         made = self.fingerprint["base"]
-        if made["fingerprint"] != fingerprint:
-            raise ShardError(
-                f"{self.folder} was made by base {made['name']} ({made['fingerprint'][:12]}), not by {name} "
-                f"({fingerprint[:12]}): delete it and run data_prep again, or set another data.root or model.checkpoint"
-            )
+        for part in sorted(made["parts"].keys() & parts.keys()):
+            if made["parts"][part] != parts[part]:
+                raise ShardError(
+                    f"{self.folder} was made by another base: its {part} ({made['parts'][part][:12]}) is not that of "
+                    f"{name} ({parts[part][:12]}): delete it and run data_prep again, or set another data.root or "
+                    "model.checkpoint"
+                )
 
     def require_settings(self, config: Config) -> None:
         """ShardError unless these shards are what data_prep would make with this config's `task` and `data`."""
         _require_equal(self.folder, self.fingerprint["settings"], content_settings(config))
+
+    def caption(self, i: int) -> str:
+        """The caption of sample i."""
+        return str(self._read(i)[1]["caption"])
+
+    def empty_text(self) -> Tensor:
+        """Features (T,D) of the empty caption, fp32."""
+        path = self.folder / EMPTY
+        if not path.exists():
+            raise ShardError(f"{path} is missing: {REMEDY}")
+        return safetensors.torch.load_file(path)["text"].float()
 
     def read_pair(self, i: int) -> Pair:
         """Sample i of a set of kind "pairs". ShardError when its bytes are not what was written."""

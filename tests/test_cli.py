@@ -32,7 +32,12 @@ def test_help_answers_at_once_with_tasks_and_groups(command: str) -> None:
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     assert (result.returncode, result.stderr) == (0, "")
     assert f"conf: {', '.join(task_names())}" in result.stdout
-    for group in ("model: nano", "data: samples", "optim: adamw, muon", "logger: csv, default, none, wandb"):
+    for group in (
+        "model: ltx2, ltx2_3, ltx2_5, nano",
+        "data: clips, samples",
+        "optim: adamw, muon, official",
+        "logger: csv, default, none, wandb",
+    ):
         assert group in result.stdout
     assert "first_frame_p: 0.2" in result.stdout
     assert spent < 1.5  # seconds of processor time, as other tests may keep the clock busy

@@ -24,7 +24,7 @@ from data_prep.makers import make
 from data_prep.pairs import cut, make_reference, read_windows, remake
 from data_prep.windows import Window, heldout_windows, resample, train_windows, unfit
 from iclora_train.config import Config, ConfigError, Data, check
-from iclora_train.files import DiskFullError
+from iclora_train.files import DiskFullError, alone
 from iclora_train.hydra_main import conf_dir
 from iclora_train.ltx2.base import Base
 from iclora_train.shards import ShardError, ShardSet
@@ -111,7 +111,7 @@ def test_clips_become_pairs_become_latents(prepared, clips, base):
     assert [sample.key for sample in pairs.samples] == [sample.key for sample in latents.samples]
     assert [facts["count"] for facts in pairs.shards.values()] == [8, 2, 2, 2]
     opened = Base.open(str(base))
-    latents.require_base(opened.name, opened.fingerprint)
+    latents.require_base(opened.name, opened.latent_fingerprints)
     pair, latent = pairs.read_pair(3), latents.read_latents(3)
     assert pair.caption == latent.caption
     assert pair.caption.startswith("DEBLUR a moving texture")
@@ -199,10 +199,21 @@ def test_a_full_disk_is_told_and_survived(tmp_path, prepared, clips, base, monke
 
 def test_another_base_or_other_settings_do_not_mix_with_what_is_there(prepared, clips, base, tmp_path):
     other = write_tiny_base(tmp_path, seed=1)
-    with pytest.raises(ShardError, match=r"latents holds shards of other settings \(base\.fingerprint"):
+    with pytest.raises(ShardError, match=r"latents holds shards of other settings \(base\.parts"):
         pipeline.prepare(config_for(prepared, clips, other))
     with pytest.raises(ShardError, match=r"settings\.task\.maker_args\.radius: \[2\.5, 3\.0\] -> \[2, 3\]"):
         pipeline.prepare(config_for(prepared, clips, base, "task.maker_args.radius=[2,3]"))
+
+
+def test_two_preparations_do_not_write_into_one_folder(tmp_path, clips, base):
+    config = config_for(tmp_path, clips, base)
+    with (
+        alone(Path(config.data.root), "..."),
+        pytest.raises(ConfigError, match=r"being written by another process.*set another data\.root"),
+    ):
+        pipeline.prepare(config)
+    assert not (Path(config.data.root) / "pairs").exists()
+    pipeline.prepare(config)
 
 
 def test_references_may_be_smaller_and_slower(tmp_path, clips, base):

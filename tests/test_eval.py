@@ -29,9 +29,10 @@ from iclora_train.config import Config, ConfigError, check
 from iclora_train.fingerprint import content_settings, digest
 from iclora_train.hydra_main import conf_dir
 from iclora_train.ltx2.base import Base
+from iclora_train.members import latent_members, pair_members
 from iclora_train.pair import LatentPair, Pair, VideoShape
 from iclora_train.reference import mask_to_grid
-from iclora_train.shards import Sample, ShardWriter, latent_members, pair_members
+from iclora_train.shards import Sample, ShardWriter
 from tests.command import run, start
 from tests.tiny import SETTINGS, SHAPE, write_tiny_base
 
@@ -87,7 +88,7 @@ def write_shards(
     made_latents = {
         "settings": settings,
         "pairs": digest(made_pairs),
-        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "base": {"parts": base.latent_fingerprints},
     }
     writers = (ShardWriter(root / "pairs", "pairs", made_pairs), ShardWriter(root / "latents", "latents", made_latents))
     vae = base.vae()
@@ -106,6 +107,7 @@ def write_shards(
                 members[1].append(latent_members(latents, shape, name, {}))
         for writer, samples in zip(writers, members, strict=True):
             writer.write(f"{split}-000000.tar", samples)
+    writers[1].write_empty(text.encode([""])[0])
     for writer in writers:
         writer.finish([f"{split}-000000.tar" for split in sources])
 
@@ -388,7 +390,7 @@ def test_what_is_missing_is_named(judged: World, tmp_path: Path) -> None:
     refused(judged.config("eval.split=val"), "holds 0 windows of split val")
     refused(judged.config(f"data.root={tmp_path}"), "run data_prep")
     other = write_tiny_base(tmp_path / "base", seed=1)
-    refused(judged.config(f"model.checkpoint={other}"), "was made by base")
+    refused(judged.config(f"model.checkpoint={other}"), "was made by another base")
 
 
 def sample_of(key: str, source: str) -> Sample:

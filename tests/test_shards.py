@@ -17,12 +17,13 @@ from iclora_train.batches import BatchPlan
 from iclora_train.config import Config, ConfigError, Data
 from iclora_train.datamodule import LatentData
 from iclora_train.files import DiskFullError
+from iclora_train.members import latent_members, pair_members
 from iclora_train.pair import LatentPair, Pair, VideoShape
-from iclora_train.shards import ShardError, ShardSet, ShardWriter, latent_members, pair_members
+from iclora_train.shards import ShardError, ShardSet, ShardWriter
 from tests.clips import moving
 
 SHAPE = VideoShape(5, 32, 32, 25.0)
-MADE_BY = {"base": {"name": "tiny", "fingerprint": "aaaa"}, "settings": {}}
+MADE_BY = {"base": {"parts": {"vae": "aaaa"}}, "settings": {}}
 
 
 def latent(i: int, reference: int = 2) -> LatentPair:
@@ -106,16 +107,16 @@ def test_unfinished_missing_and_foreign_sets_are_refused(tmp_path):
     with pytest.raises(ShardError, match=r"no index\.json.*run data_prep"):
         ShardSet.open(tmp_path / "nothing")
     write_latents(tmp_path, {"train": [2]})
-    with pytest.raises(ShardError, match=r"made by base tiny \(aaaa\), not by other \(bbbb\)"):
-        ShardSet.open(tmp_path).require_base("other", "bbbb")
-    ShardSet.open(tmp_path).require_base("tiny", "aaaa")
-    with pytest.raises(ShardError, match=r"base\.fingerprint: aaaa -> bbbb.*another data\.root"):
-        ShardWriter(tmp_path, "latents", {**MADE_BY, "base": {"name": "tiny", "fingerprint": "bbbb"}})
+    with pytest.raises(ShardError, match=r"made by another base: its vae \(aaaa\) is not that of other \(bbbb\)"):
+        ShardSet.open(tmp_path).require_base("other", {"vae": "bbbb"})
+    ShardSet.open(tmp_path).require_base("tiny", {"text": "cccc", "vae": "aaaa"})
+    with pytest.raises(ShardError, match=r"base\.parts\.vae: aaaa -> bbbb.*another data\.root"):
+        ShardWriter(tmp_path, "latents", {**MADE_BY, "base": {"parts": {"vae": "bbbb"}}})
     (tmp_path / "train-000000.tar").unlink()
     with pytest.raises(ShardError, match=r"train-000000\.tar is missing"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ShardError, match="format 99, not 1"):
+    with pytest.raises(ShardError, match="format 99, not 2"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(ShardError, match=r"index\.json is damaged"):

@@ -1,19 +1,31 @@
-"""The transformer: equal to diffusers' LTX-2.3 on the same weights; levels, weights and texts do what they say."""
+"""The transformer: equal to diffusers' on the same weights of every version; levels, weights, texts do as they say."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import LTX2VideoTransformer3DModel
+from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
+from iclora_train import lora
+from iclora_train.config import Lora
 from iclora_train.ltx2.attention import AttentionBias, attend
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.layouts import MODEL
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.pair import Geometry, Tokens
 from iclora_train.reference import append_reference, target_tokens
+from scripts.synthetic.configs import VERSIONS
+from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
+from scripts.synthetic_checkpoint import write_checkpoint
 
 LTX = Geometry(channels=8, spatial=32, temporal=8)
 HEADS, WIDTH, TEXT = 2, 48, 5
@@ -28,82 +40,153 @@ CONFIG = TransformerConfig(
     cross_attention_adaln=True,
     caption_proj_before_connector=True,
 )
-RENAMED = (("time_embed", "adaln_single"), ("proj_in", "patchify_proj"), ("prompt_adaln", "prompt_adaln_single"))
-RENAMED += (("norm_q", "q_norm"), ("norm_k", "k_norm"))
 
 
-def theirs() -> LTX2VideoTransformer3DModel:
-    """diffusers' class at our sizes, with random weights everywhere."""
-    torch.manual_seed(0)
-    audio = {f"audio_{k}": v for k, v in {"in_channels": 8, "out_channels": 8, "num_attention_heads": HEADS}.items()}
-    model = LTX2VideoTransformer3DModel(
-        in_channels=8,
-        out_channels=8,
-        num_attention_heads=HEADS,
-        attention_head_dim=WIDTH // HEADS,
-        cross_attention_dim=WIDTH,
-        num_layers=2,
-        gated_attn=True,
-        cross_attn_mod=True,
-        audio_attention_head_dim=WIDTH // HEADS,
-        audio_cross_attention_dim=WIDTH,
-        audio_gated_attn=True,
-        audio_cross_attn_mod=True,
-        rope_type="split",
-        use_prompt_embeddings=False,
-        perturbed_attn=True,
-        vae_scale_factors=(8, 32, 32),
-        **audio,
-    )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model.eval()
-
-
-def ours(state: dict[str, Tensor]) -> Transformer:
-    """Our class with the video stream of diffusers' weights under the official names."""
-    model = Transformer(CONFIG).eval()
-    weights = {}
-    for key, tensor in state.items():
-        name = ".".join(next((new for old, new in RENAMED if part == old), part) for part in key.split("."))
-        if name in model.state_dict():
-            weights[name] = tensor
-    model.load_state_dict(weights)
-    return model
-
-
-def scene(fps: float = 25.0, downscale: int = 1) -> tuple[Tokens, Tensor]:
+def scene(fps: float = 25.0) -> tuple[Tokens, Tensor]:
     """Two clips with a given first frame in one and a reference, and text."""
     generator = torch.Generator().manual_seed(1)
     noisy = torch.randn(2, 8, 2, 4, 4, generator=generator)
     sigma, given = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
     tokens = target_tokens(noisy, sigma, LTX, fps, given)
-    small = torch.randn(2, 8, 2, 4 // downscale, 4 // downscale, generator=generator)
-    return append_reference(tokens, small, downscale), torch.randn(2, TEXT, WIDTH, generator=generator)
+    small = torch.randn(2, 8, 2, 4, 4, generator=generator)
+    return append_reference(tokens, small), torch.randn(2, TEXT, WIDTH, generator=generator)
 
 
-@pytest.mark.parametrize("downscale", [1, 2])
-@torch.no_grad()
-def test_it_is_the_published_model(downscale: int) -> None:
-    reference = theirs()
-    tokens, text = scene(downscale=downscale)
+@pytest.fixture(scope="module", params=VERSIONS)
+def official(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny checkpoint of each version in one official file."""
+    return write_checkpoint(tmp_path_factory.mktemp(f"ltx-{request.param}"), request.param)
+
+
+def section_of(file: Path) -> dict[str, Any]:
+    with safe_open(file, framework="pt") as opened:
+        section: dict[str, Any] = json.loads(opened.metadata()["config"])["transformer"]
+    return section
+
+
+def theirs(file: Path, arguments: dict[str, Any] | None = None) -> LTX2VideoTransformer3DModel:
+    """diffusers' model with the weights of an official file, through the published renaming, fp32."""
+    weights = load_file(file)
+    state = {}
+    for key, tensor in weights.items():
+        if key.startswith(MODEL) and "embeddings_connector" not in key and not key.endswith("_scale"):
+            scale = weights.get(f"{key}_scale", torch.ones(()))
+            state[renamed(key.removeprefix(MODEL), TRANSFORMER)] = tensor.float() * scale
+    model = LTX2VideoTransformer3DModel(**(arguments or transformer_arguments(section_of(file))))
+    model.load_state_dict(state)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """Latent sizes of the target, how much smaller the reference is, and the frame rate."""
+
+    size: tuple[int, int, int] = (2, 4, 4)
+    downscale: int = 1
+    fps: float = 25.0
+
+
+CASES = (Case(), Case((1, 4, 8), 2, 24.0), Case((3, 8, 4), 4, 30.0))
+
+
+def given(case: Case, net: Transformer) -> tuple[Tokens, Tensor]:
+    """Two clips at different noise levels, one with a clean first frame, each with a clean reference; and text."""
+    generator = torch.Generator().manual_seed(1)
+    channels, (f, h, w) = net.config.in_channels, case.size
+    geometry = Geometry(channels, spatial=32, temporal=8)
+    noisy = torch.randn(2, channels, f, h, w, generator=generator)
+    small = torch.randn(2, channels, f, h // case.downscale, w // case.downscale, generator=generator)
+    tokens = target_tokens(noisy, torch.tensor([0.3, 0.9]), geometry, case.fps, torch.tensor([True, False]))
+    width = net.config.caption_channels if net.caption_projection else net.config.cross_attention_dim
+    return append_reference(tokens, small, case.downscale), torch.randn(2, TEXT, width, generator=generator)
+
+
+def predicted_by(reference: LTX2VideoTransformer3DModel, tokens: Tokens, text: Tensor, case: Case) -> Tensor:
+    """diffusers' velocity of the video stream, modalities isolated, at the positions that its pipelines compute."""
     level = tokens.sigma.gather(1, tokens.level) * 1000
-    wanted = reference(
+    f, h, w = case.size
+    sizes = ((f, h, w), (f, h // case.downscale, w // case.downscale))
+    target, small = (reference.rope.prepare_video_coords(2, *size, torch.device("cpu"), fps=case.fps) for size in sizes)
+    small[:, 1:] *= case.downscale
+    audio = reference.config.audio_in_channels
+    velocity: Tensor = reference(
         hidden_states=tokens.latent,
-        audio_hidden_states=torch.zeros(2, 1, 8),
+        audio_hidden_states=torch.zeros(2, 1, audio),
         encoder_hidden_states=text,
-        audio_encoder_hidden_states=text,
+        audio_encoder_hidden_states=text[..., : reference.config.audio_cross_attention_dim]
+        if not reference.config.use_prompt_embeddings
+        else text,
         timestep=level,
         audio_timestep=level[:, :1],
         sigma=tokens.sigma[:, 0] * 1000,
         audio_sigma=tokens.sigma[:, 0] * 1000,
-        video_coords=tokens.position,
+        video_coords=torch.cat([target, small], dim=2),
         audio_coords=torch.zeros(2, 1, 1, 2),
+        video_keyframes_mask=tokens.keyframe[..., None].float(),
         isolate_modalities=True,
         return_dict=False,
     )[0]
-    predicted = ours(reference.state_dict())(tokens, text)
-    assert float((predicted - wanted).norm() / wanted.norm()) < 1e-5
+    return velocity
+
+
+def apart(ours: Tensor, wanted: Tensor) -> float:
+    """Relative distance of two predictions."""
+    return float((ours - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@torch.no_grad()
+def test_it_is_the_published_model(official: Path, case: Case) -> None:
+    net, reference = Base.open(str(official)).transformer(), theirs(official)
+    tokens, text = given(case, net)
+    wanted = predicted_by(reference, tokens, text, case)
+    found = net(tokens, text)
+    assert apart(found, wanted) < 1e-5
+    assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+
+
+@torch.no_grad()
+def test_with_an_adapter_fused_it_is_the_published_model(official: Path, tmp_path: Path) -> None:
+    net, reference = Base.open(str(official)).transformer(), theirs(official)
+    tokens, text = given(Case(), net)
+    bare = net(tokens, text)
+    lora.attach(net, Lora(rank=4))
+    generator = torch.Generator().manual_seed(2)
+    for name, parameter in net.named_parameters():
+        if ".lora_B" in name:
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    adapter = lora.Adapter(lora.extract(net), {"reference_downscale_factor": "1"})
+    lora.save(tmp_path / "a.safetensors", adapter)
+    reference.load_lora_adapter(LTX2Pipeline.lora_state_dict(str(tmp_path / "a.safetensors")), prefix="transformer")
+    reference.fuse_lora()
+    wanted = predicted_by(reference, tokens, text, Case())
+    found = net(tokens, text)
+    assert apart(found, wanted) < 1e-5
+    assert apart(bare, wanted) > 1e-2
+
+
+@torch.no_grad()
+def test_a_diffusers_folder_is_the_same_model(official: Path, tmp_path: Path) -> None:
+    base = Base.open(str(official))
+    write_checkpoint(tmp_path, base.version, "diffusers")
+    opened = Base.open(str(tmp_path))
+    assert (opened.version, opened.family, opened.geometry) == (base.version, base.family, base.geometry)
+    reference = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
+    net = opened.transformer()
+    tokens, text = given(CASES[1], net)
+    assert apart(net(tokens, text), predicted_by(reference, tokens, text, CASES[1])) < 1e-5
+    assert torch.equal(net(tokens, text), base.transformer()(tokens, text))
+
+
+@torch.no_grad()
+def test_an_fp8_file_gives_the_weights_times_their_scales(official: Path, tmp_path: Path) -> None:
+    base = Base.open(str(official))
+    file = write_checkpoint(tmp_path, base.version, fp8=True)
+    net = Base.open(str(file)).transformer()
+    tokens, text = given(Case(), net)
+    found = net(tokens, text)
+    assert apart(found, predicted_by(theirs(file), tokens, text, Case())) < 1e-5
+    assert 1e-4 < apart(found, base.transformer()(tokens, text)) < 0.1  # as near as fp8 can be, and not the same
 
 
 def model() -> Transformer:

@@ -13,8 +13,9 @@ from iclora_train.ltx2.base import Base, save_base
 from iclora_train.ltx2.text import TextConfig, TextEncoder
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.members import latent_members
 from iclora_train.pair import LatentPair, VideoShape
-from iclora_train.shards import ShardWriter, latent_members
+from iclora_train.shards import ShardWriter
 
 CHANNELS, WIDTH = 8, 48
 TRANSFORMER = {
@@ -62,7 +63,7 @@ def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int 
     """A finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`; a reference is its target, dimmed."""
     opened, generator = Base.open(str(base)), torch.Generator().manual_seed(seed)
     f, h, w = opened.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
-    made_by = {"name": opened.name, "fingerprint": opened.fingerprint}
+    made_by = {"parts": opened.latent_fingerprints}
     writer = ShardWriter(folder, "latents", {"base": made_by, "settings": content_settings(config)})
     shards = []
     for split, count in (("train", 24), ("val", 6), ("heldout", 6)):
@@ -75,5 +76,6 @@ def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int 
             samples.append(latent_members(pair, SHAPE, source=f"{split}{i // 2}", record={}))
         shards.append(f"{split}-00000.tar")
         writer.write(shards[-1], samples)
+    writer.write_empty(torch.randn(TEXT["tokens"], TEXT["output"], generator=generator))
     writer.finish(shards)
     return folder

@@ -1,127 +1,165 @@
-"""A frozen base on disk: what it is, and its parts built on demand.
+"""A frozen base: one checkpoint in whatever layout, and its parts built on demand.
 
-A base is one safetensors file, or a folder of them, with the official key layout: `model.diffusion_model.*`, `vae.*`
-(and `text_encoder.*` for the embedded base), and in the metadata of each file `config` (JSON with a section per part)
-and `model_version`. Nothing is ever unpickled.
+Real bases (LTX-2, 2.3, 2.5) come from `checkpoint.Checkpoint`; their text encoder is Gemma with the connectors. The
+embedded base and those that `save_base` writes carry a little text encoder of their own (`text_encoder.*`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclora_train.config import ConfigError
+from iclora_train.fingerprint import digest
+from iclora_train.ltx2.checkpoint import Checkpoint
+from iclora_train.ltx2.connectors import Connectors
+from iclora_train.ltx2.gemma import GemmaText, text_fingerprint
+from iclora_train.ltx2.headers import Lazy, Part, read_header
+from iclora_train.ltx2.layouts import MODEL, PROJECTION, TEXT
+from iclora_train.ltx2.load import load_transformer, require_keys
 from iclora_train.ltx2.text import TextConfig, TextEncoder
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.vae import VideoVAE, diffusers_config
+from iclora_train.ltx2.transformer import Transformer
+from iclora_train.ltx2.vae import VideoVAE, geometry_of_diffusers
+from iclora_train.ltx2.vae_layout import geometry_of
 from iclora_train.pair import Geometry
 
 EMBEDDED = {"nano": Path(__file__).parent.parent / "nano"}
-TRANSFORMER, VAE, TEXT = "model.diffusion_model.", "vae.", "text_encoder."
 _SAMPLE = 1 << 20  # bytes hashed at the start, middle and end of a file for the fingerprint
 
 
 class Base:
     """An opened checkpoint. `open` reads headers only; `transformer`, `vae` and `text` load weights."""
 
-    def __init__(self, name: str, files: list[Path], metadata: dict[str, str]) -> None:
-        self.name, self.files = name, files
+    def __init__(self, name: str, checkpoint: Checkpoint, text_encoder: Path | None = None) -> None:
+        self.name, self.checkpoint, self.text_encoder = name, checkpoint, text_encoder
         self.embedded = name in EMBEDDED
-        self.config: dict[str, Any] = json.loads(metadata["config"])
-        self.version = metadata["model_version"]
-        self.family = metadata.get("model_family", "ltx")
-        vae = diffusers_config(self.config["vae"])
-        self.geometry = Geometry(
-            vae["latent_channels"], vae["spatial_compression_ratio"], vae["temporal_compression_ratio"]
-        )
-        self.fingerprint = _fingerprint(files)
+        self.config: dict[str, Any] = checkpoint.config
+        self.version, self.family = checkpoint.version, checkpoint.family
+        self.geometry = _geometry(checkpoint.part("vae"))
+        parts = checkpoint.parts.values() if "text" in checkpoint.parts else [checkpoint.part("transformer")]
+        self.files = sorted({file for part in parts for file in part.files})
+        self.fingerprint = _fingerprint(self.files)
 
     @classmethod
-    def open(cls, checkpoint: str) -> Base:
-        """The base at a path, or an embedded one by name. ConfigError names the file and the remedy."""
+    def open(
+        cls, checkpoint: str, vae: str | None = None, connectors: str | None = None, text_encoder: str | None = None
+    ) -> Base:
+        """The base at a path, or an embedded one by name; the others name parts that lie elsewhere (`config.Model`).
+
+        ConfigError names the file and the remedy.
+        """
         path = EMBEDDED.get(checkpoint, Path(checkpoint).expanduser())
         if not path.exists():
             raise ConfigError(
                 f"model.checkpoint={checkpoint!r} is neither a file, a folder, nor an embedded base "
                 f"({', '.join(EMBEDDED)})"
             )
-        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-        if not files:
-            raise ConfigError(f"model.checkpoint={checkpoint!r}: no .safetensors file in {path}")
-        for file in files:
-            metadata = _metadata(file)
-            missing = {"config", "model_version"} - metadata.keys()
-            if missing:
-                raise ConfigError(
-                    f"{file} is not an LTX-2 checkpoint: its metadata lacks {' and '.join(sorted(missing))}; give "
-                    "model.checkpoint an official file or an embedded base"
-                )
-        return cls(checkpoint if checkpoint in EMBEDDED else path.stem, files, metadata)
+        others = [None if given is None else Path(given).expanduser() for given in (vae, connectors, text_encoder)]
+        if others[1] is None and others[2] is not None and _packs_projection(others[2]):
+            others[1] = others[2]
+        opened = Checkpoint.open(path, others[0], others[1])
+        return cls(checkpoint if checkpoint in EMBEDDED else opened.name, opened, others[2])
 
-    def _load(self, module: nn.Module, weights: dict[str, Tensor], part: str) -> None:
-        problem = module.load_state_dict(weights, strict=False)
-        wrong = [f"missing {k}" for k in problem.missing_keys] + [f"unknown {k}" for k in problem.unexpected_keys]
-        if wrong:
-            raise ConfigError(
-                f"{self.files[0].parent}: the {part} does not fit its config ({len(wrong)} keys, first: {wrong[0]}); "
-                "the checkpoint is incomplete or of an unknown version"
-            )
-
-    def tensors(self, prefix: str) -> Iterator[tuple[str, Tensor]]:
-        """Names without the prefix, and tensors, of one part of the checkpoint."""
-        for file in self.files:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    if key.startswith(prefix):
-                        yield key.removeprefix(prefix), opened.get_tensor(key)
-
-    def transformer(self, dtype: torch.dtype = torch.float32) -> Transformer:
-        """The frozen transformer in evaluation mode."""
-        module = Transformer(TransformerConfig.from_metadata(self.config["transformer"])).to(dtype)
-        self._load(module, dict(self.tensors(TRANSFORMER)), "transformer")
-        return module.requires_grad_(False).eval()
+    def transformer(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Transformer:
+        """The frozen transformer in evaluation mode, loaded tensor by tensor to the device."""
+        return load_transformer(self.checkpoint, dtype, device)
 
     def vae(self) -> VideoVAE:
         """The frozen video VAE, fp32, in evaluation mode."""
-        state = {VAE + key: tensor.float() for key, tensor in self.tensors(VAE)}
-        return VideoVAE.from_config(self.config["vae"], state).requires_grad_(False)
+        part = self.checkpoint.part("vae")
+        state = {key: tensor.float() for key, tensor in part.read()}
+        if part.diffusers:
+            return VideoVAE.from_diffusers(part.config, state).requires_grad_(False)
+        return VideoVAE.from_config(part.config["vae"], state).requires_grad_(False)
 
-    def text(self) -> TextEncoder:
-        """The frozen text encoder of the embedded base."""
-        if "text_encoder" not in self.config:
-            raise ConfigError(f"{self.name} carries no text encoder; only embedded bases do")
-        module = TextEncoder(TextConfig(**self.config["text_encoder"]))
-        self._load(module, {k: t.float() for k, t in self.tensors(TEXT)}, "text encoder")
+    def text(self, dtype: torch.dtype = torch.bfloat16) -> TextEncoder | GemmaText:
+        """The frozen text encoder: Gemma (in `dtype`) and the connectors, or the embedded base's own (fp32)."""
+        if "text" in self.checkpoint.parts:
+            return self._own_text()
+        folder = self._text_folder()
+        if folder is None:
+            raise ConfigError(
+                f"{self.checkpoint.source} holds no text encoder; set model.text_encoder to the folder of its Gemma"
+            )
+        part = self.checkpoint.part("connectors")
+        make = Connectors.from_diffusers if part.diffusers else Connectors.from_official
+        source = json.loads(self.checkpoint.metadata.get("gemma_source_checkpoint", "{}"))
+        connectors = make(part.config, Lazy(part))
+        return GemmaText.open(folder, self.version, connectors, dtype, source.get("gemma_version"))
+
+    def _own_text(self) -> TextEncoder:
+        part = self.checkpoint.part("text")
+        module = TextEncoder(TextConfig(**part.config["text_encoder"]))
+        require_keys(part, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+        module.load_state_dict({name: tensor.float() for name, tensor in part.read()})
         return module.requires_grad_(False).eval()
 
+    def _text_folder(self) -> Path | None:
+        """Where Gemma is: where the settings say, else in the diffusers folder, else the packed file of a folder."""
+        if self.text_encoder is not None:
+            return self.text_encoder
+        source = self.checkpoint.source
+        if (source / "text_encoder" / "config.json").is_file():
+            return source
+        files = self.checkpoint.parts["connectors"].files if "connectors" in self.checkpoint.parts else []
+        return next((file for file in files if "gemma_config" in read_header(file).metadata), None)
 
-def _metadata(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
+    @cached_property
+    def latent_fingerprints(self) -> dict[str, str]:
+        """Identity of each part that makes latents and text features, as far as the settings name it.
+
+        vae and text (embedded), or vae, connectors and text_encoder; sampled, whatever files the tensors lie in.
+        """
+        parts = self.checkpoint.parts
+        vae = parts["vae"]
+        section = vae.config if vae.diffusers else vae.config["vae"]
+        found: dict[str, str] = {name: parts[name].identity() for name in ("connectors", "text") if name in parts}
+        found["vae"] = digest([section, vae.identity()])
+        folder = None if "text" in parts else self._text_folder()
+        if folder is not None:
+            found["text_encoder"] = text_fingerprint(folder)
+        return {name: value[:16] for name, value in sorted(found.items())}
+
+    @property
+    def latent_fingerprint(self) -> str:
+        """`latent_fingerprints` in one."""
+        return digest(self.latent_fingerprints)[:16]
+
+
+def _packs_projection(text_encoder: Path) -> bool:
+    """Whether this is LTX-2.5's packed text encoder, which has the text projection in it."""
+    return text_encoder.is_file() and any(key.startswith(PROJECTION) for key in read_header(text_encoder).tensors)
+
+
+def _geometry(vae: Part) -> Geometry:
+    if vae.diffusers:
+        return geometry_of_diffusers(vae.config)
+    if not isinstance(vae.config.get("vae"), dict):
+        raise ConfigError(
+            f"{vae.files[0]}: config in its metadata has no section vae; set model.vae to an official file or a "
+            "diffusers vae folder"
+        )
+    return geometry_of(vae.config["vae"])
 
 
 def _fingerprint(files: list[Path]) -> str:
     """Identity of a checkpoint: names, sizes and samples of each file (all of a 40 GB file would take minutes)."""
-    digest = hashlib.sha256()
+    hashed = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
+        hashed.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
             for start in (0, max(size // 2 - _SAMPLE // 2, 0), max(size - _SAMPLE, 0)):
                 stream.seek(start)
-                digest.update(stream.read(_SAMPLE))
-    return digest.hexdigest()[:16]
+                hashed.update(stream.read(_SAMPLE))
+    return hashed.hexdigest()[:16]
 
 
 def in_pieces(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
@@ -150,7 +188,7 @@ def save_base(
 ) -> None:
     """Write a base in the official layout as files of at most `largest` bytes of tensors each."""
     parts = (
-        (TRANSFORMER, transformer.state_dict()),
+        (MODEL, transformer.state_dict()),
         ("", vae.official_state()),
         (TEXT, text.state_dict()),
     )

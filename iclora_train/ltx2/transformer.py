@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention, AttentionBias
 from iclora_train.ltx2.rope import rotation
@@ -198,6 +199,7 @@ class Transformer(nn.Module):
         self.caption_projection = (
             None if config.caption_proj_before_connector else CaptionProjection(config.caption_channels, width)
         )
+        self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, width)) if config.use_keyframes_abs_pos_embedding else None
         )
@@ -229,7 +231,9 @@ class Transformer(nn.Module):
         ).to(dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
         for block in self.transformer_blocks:
-            x = block(x, text, modulation, tokens.level, rope, prompt, bias)
+            given = (x, text, modulation, tokens.level, rope, prompt, bias)
+            saving = self.recompute and self.training and torch.is_grad_enabled()
+            x = checkpoint(block, *given, use_reentrant=False) if saving else block(*given)
         shift, scale = (pick(row, tokens.level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)

@@ -1,167 +1,164 @@
-"""The video VAE of the LTX-2 family: one class for the real checkpoints (2.0, 2.3) and for nano, read from the
-official `vae` section of the checkpoint's metadata. Pixels are (B, 3, F, H, W) in [-1, 1]; latents (B, C, f, h, w)
-have mean 0 and std 1 per channel, f = (F - 1) / temporal + 1, h = H / spatial, w = W / spatial."""
+"""The video VAE of the LTX-2 family: one class for the real checkpoints (2.0, 2.3, 2.5) and for nano, read from the
+official `vae` section of the checkpoint's metadata or from a diffusers folder. Pixels are (B, 3, F, H, W) in [-1, 1];
+latents (B, C, f, h, w) have mean 0 and std 1 per channel, f = (F - 1) / temporal + 1, h = H / spatial, w = W / spatial.
+"""
 
-from typing import Any
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLLTX2Video
-from torch import nn
+from torch import Tensor, nn
 
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.tiling import Tile, decode_tiled, encode_tiled
+from iclora_train.ltx2.vae_layout import (
+    STATISTICS,
+    Section,
+    State,
+    diffusers_config,
+    geometry_of,
+    is_diffusion,
+    section_of_diffusers,
+    to_diffusers,
+    to_official,
+)
 from iclora_train.pair import Geometry
 
-State = dict[str, torch.Tensor]
+if TYPE_CHECKING:
+    from iclora_train.ltx2.diffusion_decoder import DiffusionDecoder
 
-# Official block name -> diffusers' name of the same resampling; in the encoder the names end in `_res`.
-COMPRESS = {"compress_space": "spatial", "compress_time": "temporal", "compress_all": "spatiotemporal"}
-STATISTICS = {
-    "per_channel_statistics.mean-of-means": "latents_mean",
-    "per_channel_statistics.std-of-means": "latents_std",
-}
+__all__ = [
+    "Tile",
+    "VideoVAE",
+    "diffusers_config",
+    "geometry_of",
+    "geometry_of_diffusers",
+    "to_diffusers",
+    "to_official",
+]
 
-
-def _split_blocks(blocks: list, name: str) -> tuple[list[int], list[str], list[dict]]:
-    """Official list [res_x, compress, ..., res_x] -> layers of every res_x, kind and settings of every compress."""
-    layers, kinds, settings = [], [], []
-    for i, (kind, params) in enumerate(blocks):
-        wanted = ("res_x",) if i % 2 == 0 else tuple(COMPRESS)
-        if kind.removesuffix("_res") not in wanted:
-            raise ValueError(f"vae.{name}[{i}] is {kind!r}, this VAE needs {' or '.join(wanted)} there")
-        if i % 2 == 0:
-            layers.append(params if isinstance(params, int) else params["num_layers"])
-        else:
-            kinds.append(kind.removesuffix("_res"))
-            settings.append(params)
-    if len(layers) != len(kinds) + 1:
-        raise ValueError(f"vae.{name} must begin and end with res_x, got {len(layers)} res_x and {len(kinds)} compress")
-    return layers, kinds, settings
+# Pixels (frames x height x width) in one tile by default: 960x544x49 is just one. The same on every machine, so that
+# the same clip gives the same latents everywhere.
+MAX_PIXELS = 1 << 25
 
 
-def _factors(kinds: list[str], patch_size: int) -> tuple[int, int]:
-    """(spatial, temporal) compression of the blocks and the patch."""
-    spatial = patch_size * 2 ** sum(kind != "compress_time" for kind in kinds)
-    return spatial, 2 ** sum(kind != "compress_space" for kind in kinds)
+def _defaults() -> dict[str, Any]:
+    parameters = inspect.signature(AutoencoderKLLTX2Video.__init__).parameters
+    return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
 
 
-def diffusers_config(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Official `vae` section (block lists from the pixels inwards, widths as multipliers) -> arguments of
-    AutoencoderKLLTX2Video. Defaults are the official ones."""
-    if cfg.get("_class_name", "CausalVideoAutoencoder") != "CausalVideoAutoencoder":
-        raise ValueError(f"vae._class_name is {cfg['_class_name']!r}; only CausalVideoAutoencoder can be decoded here")
-    if cfg.get("timestep_conditioning", False):
-        raise ValueError("vae.timestep_conditioning=true is not supported; no LTX-2 checkpoint uses it")
-    patch, latent = cfg.get("patch_size", 4), cfg.get("latent_channels", 128)
-    layers, kinds, settings = _split_blocks(cfg["encoder_blocks"], "encoder_blocks")
-    up_layers, up_kinds, up_settings = _split_blocks(cfg["decoder_blocks"], "decoder_blocks")
-    factors = _factors(kinds, patch)
-    if factors != _factors(up_kinds, patch):
-        raise ValueError(f"vae: encoder compresses by {factors}, decoder expands by {_factors(up_kinds, patch)}")
-    widths, width = [], latent
-    for params in settings:
-        width *= params.get("multiplier", 2)
-        widths.append(width)
-    up_widths, width = [], cfg.get("decoder_base_channels", 128)
-    for params in up_settings:
-        width *= params.get("multiplier", 1)
-        up_widths.append(width)
-    return {
-        "latent_channels": latent,
-        "block_out_channels": tuple(widths),
-        "down_block_types": ("LTX2VideoDownBlock3D",) * len(kinds),
-        "decoder_block_out_channels": tuple(up_widths),
-        "layers_per_block": tuple(layers),
-        "decoder_layers_per_block": tuple(up_layers),
-        "spatio_temporal_scaling": (True,) * len(kinds),
-        "decoder_spatio_temporal_scaling": (True,) * len(up_kinds),
-        "decoder_inject_noise": (False,) * len(up_layers),
-        "downsample_type": tuple(COMPRESS[kind] for kind in kinds),
-        "upsample_type": tuple(COMPRESS[kind] for kind in reversed(up_kinds)),  # diffusers flips every list but this
-        "upsample_residual": tuple(params.get("residual", False) for params in up_settings),
-        "upsample_factor": tuple(params.get("multiplier", 1) for params in up_settings),
-        "patch_size": patch,
-        "encoder_causal": True,
-        "decoder_causal": cfg.get("causal_decoder", False),
-        "encoder_spatial_padding_mode": cfg.get("encoder_spatial_padding_mode", "zeros"),
-        "decoder_spatial_padding_mode": cfg.get("spatial_padding_mode", "reflect"),
-        "spatial_compression_ratio": factors[0],
-        "temporal_compression_ratio": factors[1],
-    }
+def geometry_of_diffusers(config: dict[str, Any]) -> Geometry:
+    """What the VAE of a diffusers folder (`vae/config.json`) does to sizes, without building it."""
+    return geometry_of(section_of_diffusers(config, _defaults()))
 
 
-def key_table(cfg: dict[str, Any]) -> dict[str, str]:
-    """Official key prefix -> diffusers' prefix. Officially all blocks of a side lie in one flat list, resnets on even
-    places and resampling on odd ones; diffusers nests them and calls the innermost `mid_block`."""
-    downs, ups = len(cfg["encoder_blocks"]) // 2, len(cfg["decoder_blocks"]) // 2
-    table = {f"vae.{official}": ours for official, ours in STATISTICS.items()}
-    table[f"vae.encoder.down_blocks.{2 * downs}.res_blocks."] = "encoder.mid_block.resnets."
-    table["vae.decoder.up_blocks.0.res_blocks."] = "decoder.mid_block.resnets."
-    for i in range(downs):
-        table[f"vae.encoder.down_blocks.{2 * i}.res_blocks."] = f"encoder.down_blocks.{i}.resnets."
-        table[f"vae.encoder.down_blocks.{2 * i + 1}."] = f"encoder.down_blocks.{i}.downsamplers.0."
-    for i in range(ups):
-        table[f"vae.decoder.up_blocks.{2 * i + 1}."] = f"decoder.up_blocks.{i}.upsamplers.0."
-        table[f"vae.decoder.up_blocks.{2 * i + 2}.res_blocks."] = f"decoder.up_blocks.{i}.resnets."
-    for end in ("encoder.conv_in.", "encoder.conv_out.", "decoder.conv_in.", "decoder.conv_out."):
-        table[f"vae.{end}"] = end
-    return table
-
-
-def _rename(state: State, table: dict[str, str]) -> State:
-    """Replace prefixes; keys under no prefix (other models, statistics that nobody reads) are dropped."""
-    found = {key: prefix for key in state for prefix in table if key.startswith(prefix)}
-    return {table[prefix] + key.removeprefix(prefix): state[key] for key, prefix in found.items()}
-
-
-def to_diffusers(state: State, cfg: dict[str, Any]) -> State:
-    """Official checkpoint keys (`vae.encoder.down_blocks.N...`, `vae.per_channel_statistics.*`) -> diffusers' keys."""
-    return _rename(state, key_table(cfg))
-
-
-def to_official(state: State, cfg: dict[str, Any]) -> State:
-    """The inverse of `to_diffusers`."""
-    return _rename(state, {ours: official for official, ours in key_table(cfg).items()})
+def load_exactly(module: nn.Module, state: State, what: str) -> None:
+    """Give a module its tensors, uncopied. ConfigError counts and names missing, odd and misshapen keys."""
+    own = module.state_dict()
+    wrong = [f"{key} is missing" for key in own.keys() - state.keys()]
+    wrong += [f"{key} is unknown" for key in state.keys() - own.keys()]
+    for key in own.keys() & state.keys():
+        if own[key].shape != state[key].shape:
+            wrong.append(f"{key} has shape {tuple(state[key].shape)} instead of {tuple(own[key].shape)}")
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:3]) + (", ..." if len(wrong) > 3 else "")
+        raise ConfigError(
+            f"the {what} does not fit its config ({len(wrong)} keys: {shown}); the file is incomplete or of another "
+            "version: fetch it again, or give model.vae the VAE that belongs to model.checkpoint"
+        )
+    module.load_state_dict(state, assign=True)
 
 
 class VideoVAE(nn.Module):
-    """Deterministic encode and decode around diffusers' AutoencoderKLLTX2Video, with normalised latents."""
+    """Deterministic encode and decode around diffusers' AutoencoderKLLTX2Video, with normalised latents. With 2.5's
+    CausalDiffusionVAE only the encoder is convolutional and `decode` is the DiffusionDecoder's, with a fixed seed."""
 
-    def __init__(self, cfg: dict[str, Any]):
+    def __init__(self, cfg: Section):
         super().__init__()
         self.cfg = cfg
-        settings = diffusers_config(cfg)
-        self.model: Any = AutoencoderKLLTX2Video(**settings)  # Any: diffusers is not typed
-        self.channels: int = settings["latent_channels"]
-        self.spatial: int = settings["spatial_compression_ratio"]
-        self.temporal: int = settings["temporal_compression_ratio"]
-        self.geometry = Geometry(self.channels, self.spatial, self.temporal)
+        model = AutoencoderKLLTX2Video(**diffusers_config(cfg))
+        self.model: Any = model  # Any: diffusers is not typed
+        self.geometry = geometry_of(cfg)
+        self.channels: int = self.geometry.channels
+        self.spatial: int = self.geometry.spatial
+        self.temporal: int = self.geometry.temporal
+        self.max_pixels = MAX_PIXELS
+        self.diffusion: DiffusionDecoder | None = None
+        if is_diffusion(cfg):
+            from iclora_train.ltx2.diffusion_decoder import DiffusionDecoder  # noqa: PLC0415 (only 2.5 needs it)
+
+            delattr(model, "decoder")
+            self.diffusion = DiffusionDecoder(cfg)
 
     @classmethod
-    def from_config(cls, cfg: dict[str, Any], state: State | None = None) -> "VideoVAE":
-        """Build from the official `vae` section; `state` holds official keys (missing or odd ones are an error)."""
-        vae = cls(cfg)
-        if state is not None:
-            vae.model.load_state_dict(to_diffusers(state, cfg))
+    def from_config(cls, cfg: Section, state: State | None = None, dtype: torch.dtype = torch.float32) -> VideoVAE:
+        """Build from the official `vae` section; `state` holds official keys, with or without the leading `vae.`
+        (ConfigError names missing and odd ones), whose tensors are used, not copied, where they have `dtype`.
+        bfloat16 halves memory; on nano's weights it moves latents of real clips by .010 to .014 rms (their std is .77
+        to .91) and decoded pixels by .0010 to .0012 rms (range 2)."""
+        if state is None:
+            return cls(cfg).eval()
+        with torch.device("meta"):
+            vae = cls(cfg)
+        load_exactly(vae.model, {k: t.to(dtype) for k, t in to_diffusers(state, cfg).items()}, "video VAE")
+        if vae.diffusion is not None:
+            vae.diffusion.load(state, dtype)
+        return vae.eval()
+
+    @classmethod
+    def from_diffusers(cls, config: dict[str, Any], state: State, dtype: torch.dtype = torch.float32) -> VideoVAE:
+        """Build from a diffusers folder: `vae/config.json` and the keys of its safetensors."""
+        cfg = section_of_diffusers(config, _defaults())
+        with torch.device("meta"):
+            vae = cls(cfg)
+        load_exactly(vae.model, {key: tensor.to(dtype) for key, tensor in state.items()}, "video VAE")
         return vae.eval()
 
     def official_state(self) -> State:
         """The weights and statistics under their official names."""
-        return to_official(self.model.state_dict(), self.cfg)
+        official = to_official(self.model.state_dict(), self.cfg)
+        return official if self.diffusion is None else official | self.diffusion.official_state()
 
-    def _statistics(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Per-channel mean and std, each (C, 1, 1, 1)."""
-        mean, std = self.model.latents_mean, self.model.latents_std
-        return mean.to(like).view(-1, 1, 1, 1), std.to(like).view(-1, 1, 1, 1)
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Per-channel mean and std, each (C, 1, 1, 1), fp32."""
+        mean, std = (getattr(self.model, name).float().view(-1, 1, 1, 1) for name in STATISTICS.values())
+        return mean, std
 
-    def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, 3, F, H, W) in [-1, 1] -> normalised latents (B, C, f, h, w): the mean, never a sample."""
-        self.geometry.latent_size(*video.shape[2:])  # raises when the clip does not fit
-        latent = self.model.encode(video.to(self.model.dtype)).latent_dist.mode()  # (B, C, f, h, w)
-        mean, std = self._statistics(latent)
+    def _tile(self, batch: int, cells: tuple[int, int, int]) -> Tile:
+        return Tile.auto(self.geometry, cells, max(self.max_pixels // batch, 1))
+
+    def _encode(self, video: Tensor) -> Tensor:
+        latent = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist.mode().float()
+        mean, std = self._statistics()
         return (latent - mean) / std
 
-    def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Normalised latents (B, C, f, h, w) -> (B, 3, F, H, W) clamped to [-1, 1]."""
-        if latent.shape[1] != self.channels:
-            raise ValueError(f"the VAE takes latents of {self.channels} channels, got {latent.shape[1]}")
-        mean, std = self._statistics(latent)
-        return self.model.decode((latent * std + mean).to(self.model.dtype)).sample.clamp(-1, 1)  # (B, 3, F, H, W)
+    def _decode(self, latent: Tensor) -> Tensor:
+        mean, std = self._statistics()
+        latent = latent.to(self.model.device).float() * std + mean
+        return self.model.decode(latent.to(self.model.dtype)).sample.float()
+
+    def encode(self, video: Tensor, tile: Tile | None = None) -> Tensor:
+        """(B, 3, F, H, W) in [-1, 1] -> normalised latents (B, C, f, h, w) in fp32: the mean, never a sample.
+
+        The pixels may lie on another device than the weights. Without `tile`, tiles of at most `max_pixels`;
+        ValueError when the clip does not fit the VAE's factors."""
+        cells = self.geometry.latent_size(*video.shape[2:])
+        if tile is None and len(video) > 1 and video[:, 0].numel() > self.max_pixels:
+            return torch.cat([self.encode(clip[None]) for clip in video])
+        return encode_tiled(self._encode, video, self.geometry, tile or self._tile(len(video), cells))
+
+    def decode(self, latent: Tensor, tile: Tile | None = None) -> Tensor:
+        """Normalised latents (B, C, f, h, w) -> (B, 3, F, H, W) in fp32, clamped to [-1, 1]; `tile` as in encode."""
+        if latent.ndim != 5 or latent.shape[1] != self.channels:
+            raise ValueError(f"the VAE takes latents (B, {self.channels}, f, h, w), got {tuple(latent.shape)}")
+        if self.diffusion is not None:
+            return self.diffusion.decode(latent, torch.Generator().manual_seed(0), tile=tile).clamp(-1, 1)
+        f, h, w = latent.shape[2:]
+        pixels = ((f - 1) * self.temporal + 1) * h * w * self.spatial**2
+        if tile is None and len(latent) > 1 and len(latent) * pixels > self.max_pixels:
+            return torch.cat([self.decode(clip[None]) for clip in latent])
+        tile = tile or self._tile(len(latent), (f, h, w))
+        return decode_tiled(self._decode, latent, self.geometry, tile).clamp(-1, 1)

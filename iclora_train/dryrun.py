@@ -1,0 +1,137 @@
+"""Before step 0: all that a run does, once, on its largest clips. What does not fit fails here, within minutes."""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iclora_train import lora
+from iclora_train.batches import Batch, collate
+from iclora_train.config import Config, ConfigError
+from iclora_train.heldout import ValidationClips, to_device
+from iclora_train.module import ICLoRA
+from iclora_train.precision import base_dtype
+from iclora_train.shards import ShardSet
+from iclora_train.step import step_generator
+
+STEPS = 3  # the first one also pays for what is made only once
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will cost: seconds of an optimizer step and of the validation clips, peak GiB, adapter's bytes."""
+
+    bucket: str
+    tokens: int  # of the targets and references of one clip
+    step: float
+    clips: float
+    memory: float
+    room: float | None  # GiB of the device; None on a CPU
+    adapter: int
+    hours: float
+
+    def __str__(self) -> str:
+        room = "" if self.room is None else f" of {self.room:.1f}"
+        return (
+            f"dry run on {self.bucket} ({self.tokens:,} tokens a clip): {self.step:.2f} s a step, "
+            f"{self.memory:.1f}{room} GiB, validation clips {self.clips:.0f} s, adapter {self.adapter / 1e6:.0f} MB; "
+            f"about {self.hours:.1f} hours in all"
+        )
+
+
+def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationClips | None, folder: Path) -> Estimate:
+    """Steps of the optimizer, validation clips and a save on the largest bucket; the adapter is then as it was.
+
+    ConfigError names the knobs when memory does not suffice; DiskFullError comes from the save.
+    """
+    device = module.transformer.patchify_proj.weight.device
+    bucket, batch = _largest(config, shards, device)
+    kept = [p.detach().clone() for p in module.adapter]
+    try:
+        step = _steps(config, module, batch)
+        begun = time.perf_counter()
+        if clips is not None:
+            clips.render(module, folder / "dry-run")
+        spent = time.perf_counter() - begun
+        adapter = _save(module, folder)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(_too_large(config, bucket, device)) from error
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(module.adapter, kept, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+    memory, room = _memory(device)
+    tokens = sum(latent[0, 0].numel() for latent in (batch["target"], *batch["references"]))
+    steps, every = config.trainer["max_steps"], config.validation.clips_every
+    rounds = 1 + (steps // every if every else 0)
+    hours = (step * steps + spent * rounds) / 3600
+    return Estimate(bucket, tokens, step, spent, memory, room, adapter, hours)
+
+
+def _largest(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
+    """A batch of the training clip with the most pixels."""
+    rows = shards.indices("train")
+    area = {i: _pixels(shards.samples[i].bucket) for i in rows}
+    row = max(rows, key=lambda i: area[i])
+    pair = shards.read_latents(row)
+    return shards.samples[row].bucket, to_device(collate([pair] * config.data.batch_size), device)
+
+
+def _pixels(bucket: str) -> int:
+    width, height, frames = map(int, bucket.split("x"))
+    return width * height * frames
+
+
+def _steps(config: Config, module: ICLoRA, batch: Batch) -> float:
+    """Seconds of an optimizer step, the median of what follows the first."""
+    device, optimizer = batch["target"].device, module.optimizer()
+    half = base_dtype(config.model.precision) == torch.bfloat16
+    taken = []
+    for i in range(STEPS):
+        begun = time.perf_counter()
+        for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                loss: Tensor = module.losses(batch, step_generator(config.seed, i, 0))[1].mean()
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.adapter, config.optim.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        taken.append(time.perf_counter() - begun)
+    return sorted(taken[1:])[len(taken[1:]) // 2]
+
+
+def _memory(device: torch.device) -> tuple[float, float | None]:
+    """Peak GiB so far, and GiB of the device; on a CPU the process' own peak."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved(device) / GIB
+        torch.cuda.empty_cache()
+        return peak, torch.cuda.get_device_properties(device).total_memory / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, None
+
+
+def _save(module: ICLoRA, folder: Path) -> int:
+    """Bytes of the adapter's file, which is written and deleted again."""
+    path = folder / "dry-run.safetensors"
+    lora.save(path, lora.Adapter(lora.extract(module.transformer), {"reference_downscale_factor": "1"}))
+    size = path.stat().st_size
+    path.unlink()
+    return size
+
+
+def _too_large(config: Config, bucket: str, device: torch.device) -> str:
+    room = torch.cuda.get_device_properties(device).total_memory / GIB
+    knobs = [] if config.model.recompute else ["model.recompute=true"]
+    knobs += ["data.batch_size=1"] if config.data.batch_size > 1 else []
+    knobs += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []
+    knobs += ["fewer data.frames", "smaller data.width and data.height", "a lower model.lora.rank"]
+    what = f"a step on the largest clips ({bucket}) does not fit into {room:.1f} GiB"
+    return f"{what}; what would help: {', '.join(knobs)}"

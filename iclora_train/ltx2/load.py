@@ -1,0 +1,60 @@
+"""The transformer from disk to device, tensor by tensor: the host never holds more than two of them beyond the page
+cache, and nothing is initialised in vain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.checkpoint import Checkpoint
+from iclora_train.ltx2.headers import Part
+from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+
+_KEYFRAME = "keyframes_abs_pos_embedding"
+
+
+def load_transformer(
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Transformer:
+    """The frozen transformer in evaluation mode. ConfigError names missing, unknown and misshapen keys."""
+    part = checkpoint.part("transformer")
+    config = transformer_config(checkpoint)
+    with torch.device("meta"):
+        module = Transformer(config)
+    wanted = dict(module.named_parameters())
+    shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
+    require_keys(part, shapes)
+    for name, tensor in part.read(device):
+        parent, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(parent), leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))
+    return module.eval()
+
+
+def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
+    """Sizes and switches of the video stream. A checkpoint from before the keyframe embedding was trained may announce
+    it and not hold it; it began at zero, so leaving it out is the same (ltx-core: transformer/model.py)."""
+    part = checkpoint.part("transformer")
+    try:
+        config = TransformerConfig.from_metadata(checkpoint.config["transformer"])
+    except ValueError as error:
+        raise ConfigError(f"{part.source}: {error}; give an official checkpoint") from error
+    return config if _KEYFRAME in part.stored else replace(config, use_keyframes_abs_pos_embedding=False)
+
+
+def require_keys(part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
+    """ConfigError unless the part holds exactly the tensors of these names and shapes."""
+    has = {name: at.shape for name, at in part.stored.items()}
+    wrong = [f"missing {name}" for name in shapes if name not in has]
+    wrong += [f"unknown {name}" for name in [*has, *part.strays] if name not in shapes]
+    both = shapes.keys() & has.keys()
+    wrong += [f"{name} is {has[name]}, not {shapes[name]}" for name in sorted(both) if has[name] != shapes[name]]
+    if wrong:
+        where = ", ".join(str(file) for file in part.files[:3]) or str(part.source)
+        raise ConfigError(
+            f"{where}: the {part.name} does not fit its config ({len(wrong)} keys: {', '.join(wrong[:4])}"
+            f"{', ...' if len(wrong) > 4 else ''}); the checkpoint is incomplete, changed, or of an unknown version: "
+            "fetch it again"
+        )

@@ -1,0 +1,1 @@
+"""Checkpoints with the official key names, shapes and metadata, and random weights."""

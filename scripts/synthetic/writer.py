@@ -1,0 +1,90 @@
+"""Safetensors files of random tensors, written tensor by tensor: 40 GB need no more memory than one small piece."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from iclora_train.files import write_whole
+from scripts.synthetic.layout import Spec
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
+PIECE = 1 << 24  # values made at a time
+FP8_MAX = 448.0  # largest finite value of float8_e4m3fn
+SIGMAS = 6.0  # how many standard deviations of a weight fp8 can hold
+
+
+def nbytes(spec: Spec) -> int:
+    """Bytes of a tensor in the file."""
+    return math.prod(spec.shape) * DTYPES[spec.dtype].itemsize
+
+
+def to_fp8(specs: list[Spec], kept: str = ".transformer_blocks.0.") -> list[Spec]:
+    """The specs of an official fp8 file: the linears of all blocks but `kept` in fp8, each with its two scales.
+
+    `weight_scale` turns the stored values into weights; `input_scale` belongs to the activations. (The published files
+    leave five blocks in bf16.)
+    """
+    made = []
+    for spec in specs:
+        is_linear = ".transformer_blocks." in spec.name and spec.name.endswith(".weight") and len(spec.shape) == 2
+        if not is_linear or kept in spec.name:
+            made.append(spec)
+            continue
+        made.append(replace(spec, dtype="F8_E4M3"))
+        made.append(Spec(f"{spec.name}_scale", (), 0.0, scale_of(spec), "F32"))
+        made.append(Spec(spec.name.removesuffix("weight") + "input_scale", (), 0.0, 1.0, "F32"))
+    return made
+
+
+def scale_of(spec: Spec) -> float:
+    """`weight_scale` of a weight of this spread."""
+    return SIGMAS * spec.std / FP8_MAX
+
+
+def values(spec: Spec, seed: int, device: str) -> Iterator[Tensor]:
+    """The tensor's values, flat, piece by piece. The same tensor has the same values in every layout."""
+    key = hashlib.sha256(f"{seed} {spec.origin}".encode()).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(key[:7], "little"))
+    left = math.prod(spec.shape)
+    while left:
+        count = min(left, PIECE)
+        piece = torch.randn(count, generator=generator, device=device) * spec.std + spec.mean
+        if spec.dtype == "F8_E4M3":
+            piece = (piece / scale_of(spec)).clamp(-FP8_MAX, FP8_MAX)
+        yield piece.to(DTYPES[spec.dtype])
+        left -= count
+
+
+def write(path: Path, specs: list[Spec], metadata: dict[str, str], seed: int = 0, device: str = "cpu") -> None:
+    """Write one file: header first, then the tensors, largest element first so that each is aligned."""
+    ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name))
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for spec in ordered:
+        assert spec.name not in header, f"{spec.name} twice"
+        header[spec.name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": [offset, offset + nbytes(spec)],
+        }
+        offset += nbytes(spec)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with write_whole(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for spec in ordered:
+            _write_tensor(file, spec, seed, device)
+
+
+def _write_tensor(file: IO[bytes], spec: Spec, seed: int, device: str) -> None:
+    for piece in values(spec, seed, device):
+        file.write(piece.cpu().view(torch.uint8).numpy().data)

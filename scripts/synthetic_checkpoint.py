@@ -1,0 +1,56 @@
+"""Write a checkpoint of LTX-2, 2.3 or 2.5 with random weights: official key names, shapes and metadata.
+
+    python -m scripts.synthetic_checkpoint --version 2.3 --layout unified --size tiny --out /tmp/ltx
+
+For trying the whole chain without the real weights. Gemma is not written. At full size memory stays below 1 GB; the
+disk needs 46 GB (28 GB with --fp8), and without --device cuda it takes several minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from scripts.synthetic.configs import SIZES, VERSIONS
+from scripts.synthetic.folders import LAYOUTS, Parts, write_diffusers, write_split, write_unified
+
+
+def write_checkpoint(
+    out: Path,
+    version: str,
+    layout: str = "unified",
+    size: str = "tiny",
+    fp8: bool = False,
+    seed: int = 0,
+    device: str = "cpu",
+    gemma: tuple[int, int] | None = None,
+) -> Path:
+    """Write a checkpoint into the folder `out`; the path to give as model.checkpoint.
+
+    gemma: hidden size and layers of the text encoder that it is for; by default 3840 and 48, tiny 24 and 2.
+    """
+    parts = Parts(version, size, gemma)
+    if layout == "diffusers":
+        if fp8:
+            raise ValueError("--fp8 is not published as a diffusers folder; choose --layout unified or split")
+        return write_diffusers(parts, out, seed, device)
+    return (write_unified if layout == "unified" else write_split)(parts, out, fp8, seed, device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--version", choices=VERSIONS, required=True)
+    parser.add_argument("--layout", choices=LAYOUTS, default="unified")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
+    parser.add_argument("--fp8", action="store_true", help="the blocks' linears in fp8 with their scales")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="where the random numbers are made, e.g. cuda")
+    parser.add_argument("--gemma", type=int, nargs=2, metavar=("HIDDEN", "LAYERS"), help="of the text encoder")
+    args = parser.parse_args()
+    gemma = tuple(args.gemma) if args.gemma else None
+    print(write_checkpoint(args.out, args.version, args.layout, args.size, args.fp8, args.seed, args.device, gemma))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,419 @@
+"""Checkpoints of every published layout: names and shapes are the published ones, each layout gives the same base, and
+what cannot work says which file, which keys, and what to pass instead."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
+from diffusers.pipelines.ltx2 import LTX2TextConnectors
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.headers import Part
+from iclora_train.ltx2.layouts import MODEL, version_of
+from iclora_train.pair import Geometry
+from scripts.synthetic import published
+from scripts.synthetic.configs import SIZES, VERSIONS
+from scripts.synthetic.folders import LAYOUTS, Parts
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests.tiny_gemma import pack_tiny_gemma, write_tiny_gemma
+
+Edit = Callable[[dict[str, Tensor], dict[str, str]], None]
+QUERY = f"{MODEL}transformer_blocks.1.attn1.to_q"
+PUBLISHED_VAE = {  # of diffusers' convert_ltx2_to_diffusers.py
+    "2.0": {
+        "block_out_channels": [256, 512, 1024, 2048],
+        "layers_per_block": [4, 6, 6, 2, 2],
+        "decoder_block_out_channels": [256, 512, 1024],
+        "decoder_layers_per_block": [5, 5, 5, 5],
+        "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+        "upsample_type": ["spatiotemporal", "spatiotemporal", "spatiotemporal"],
+        "upsample_residual": [True, True, True],
+        "upsample_factor": [2, 2, 2],
+        "decoder_spatial_padding_mode": "reflect",
+    },
+    "2.3": {
+        "block_out_channels": [256, 512, 1024, 1024],
+        "layers_per_block": [4, 6, 4, 2, 2],
+        "decoder_block_out_channels": [256, 512, 512, 1024],
+        "decoder_layers_per_block": [4, 6, 4, 2, 2],
+        "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+        "upsample_type": ["spatiotemporal", "spatiotemporal", "temporal", "spatial"],
+        "upsample_residual": [False, False, False, False],
+        "upsample_factor": [2, 2, 1, 2],
+        "decoder_spatial_padding_mode": "zeros",
+    },
+}
+PUBLISHED_VAE["2.5"] = PUBLISHED_VAE["2.3"]
+BILLIONS = {"2.0": 18.88, "2.3": 18.99, "2.5": 18.99}  # parameters of the published transformers, both streams
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """Tiny checkpoints by version and layout, all with the same weights."""
+    root = tmp_path_factory.mktemp("tiny")
+    keys = [(version, layout) for version in VERSIONS for layout in LAYOUTS]
+    return {key: write_checkpoint(root / "-".join(key), *key) for key in keys}
+
+
+def edited(file: Path, out: Path, edit: Edit) -> Path:
+    """A copy of a file with changed tensors and metadata."""
+    with safe_open(file, framework="pt") as opened:
+        metadata = dict(opened.metadata())
+    tensors = load_file(file)
+    edit(tensors, metadata)
+    save_file(tensors, out, metadata)
+    return out
+
+
+def drop(prefix: str) -> Edit:
+    def edit(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
+        for key in [key for key in tensors if key.startswith(prefix)]:
+            del tensors[key]
+
+    return edit
+
+
+# What the script writes is what was published.
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_names_and_shapes_are_those_of_diffusers_models(version: str, size: str) -> None:
+    parts = Parts(version, size)
+    section = parts.config["transformer"]
+    with torch.device("meta"):
+        transformer = LTX2VideoTransformer3DModel(**published.transformer_arguments(section))
+        connectors = LTX2TextConnectors(**published.connector_arguments(section, parts.gemma_layers))
+        vae = AutoencoderKLLTX2Video(**published.vae_arguments(parts.config["vae"]))
+    pairs = (
+        (transformer, parts.transformer, published.TRANSFORMER),
+        (connectors, parts.connectors + parts.projection, published.CONNECTORS),
+        (vae, parts.vae, published.VAE),
+    )
+    for model, specs, table in pairs:
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        assert {published.renamed(spec.name, table): spec.shape for spec in specs} == wanted
+        assert len(specs) == len(wanted)
+    if size == "full":
+        total = sum(math.prod(spec.shape) for spec in parts.transformer)
+        assert total / 1e9 == pytest.approx(BILLIONS[version], abs=0.005)
+        arguments = published.vae_arguments(parts.config["vae"])
+        assert {key: arguments[key] for key in PUBLISHED_VAE[version]} == PUBLISHED_VAE[version]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_written_file_is_sound_and_repeatable(
+    tiny: dict[tuple[str, str], Path], version: str, tmp_path: Path
+) -> None:
+    file = tiny[version, "unified"]
+    tensors = load_file(file)
+    assert all(tensor.isfinite().all() and tensor.any() for tensor in tensors.values())
+    assert tensors[f"{QUERY}.weight"].dtype == torch.bfloat16
+    assert write_checkpoint(tmp_path / "again", version).read_bytes() == file.read_bytes()
+    assert write_checkpoint(tmp_path / "other", version, seed=1).read_bytes() != file.read_bytes()
+
+
+# Every layout gives the same base.
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_layout_gives_the_same_base(tiny: dict[tuple[str, str], Path], version: str, layout: str) -> None:
+    base, reference = Base.open(str(tiny[version, layout])), Base.open(str(tiny[version, "unified"]))
+    assert (base.version, base.family, base.embedded) == (version, "ltx", False)
+    assert base.geometry == Geometry(channels=8, spatial=32, temporal=8)
+    net, same = base.transformer(), reference.transformer()
+    assert net.config == same.config
+    assert not any(p.requires_grad or p.is_meta for p in net.parameters())
+    for (name, ours), theirs in zip(net.named_parameters(), same.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    with torch.no_grad():
+        video = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        assert torch.equal(base.vae().encode(video), reference.vae().encode(video))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_the_video_stream_is_read(tiny: dict[tuple[str, str], Path], version: str) -> None:
+    for layout in LAYOUTS:
+        base = Base.open(str(tiny[version, layout]))
+        names = [name for name, _ in base.checkpoint.tensors("transformer")]
+        assert set(names) == set(base.transformer().state_dict())
+        assert not [name for name in names if "audio" in name or "av_ca" in name or "a2v" in name]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_transformer_comes_in_the_asked_precision(tiny: dict[tuple[str, str], Path], dtype: torch.dtype) -> None:
+    base = Base.open(str(tiny["2.3", "unified"]))
+    assert {p.dtype for p in base.transformer(dtype).parameters()} == {dtype}
+    assert all(p.is_meta for p in base.transformer(dtype, "meta").parameters())
+
+
+def test_the_host_holds_one_tensor_at_a_time(
+    tiny: dict[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    read = Part.read
+
+    def watched(part: Part, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
+        seen = []
+        for name, tensor in read(part, device):
+            seen.append(weakref.ref(tensor))
+            alive.append(sum(ref() is not None for ref in seen))
+            yield name, tensor
+
+    monkeypatch.setattr(Part, "read", watched)
+    net = Base.open(str(tiny["2.3", "unified"])).transformer(torch.bfloat16)
+    assert len(alive) == len(net.state_dict())
+    assert max(alive) <= 2  # the one just read, and the one before it
+
+
+def test_split_files_can_be_named_one_by_one(tiny: dict[tuple[str, str], Path]) -> None:
+    folder = tiny["2.5", "split"]
+    (model,) = (folder / "diffusion_models").iterdir()
+    (vae,) = (folder / "vae").glob("*video-vae*")
+    (text,) = (folder / "text_encoders").iterdir()
+    base = Base.open(str(model), vae=str(vae), connectors=str(text))
+    assert base.name == "ltx-2.5-22b-dev-transformer-bf16"
+    assert base.latent_fingerprints == Base.open(str(folder)).latent_fingerprints
+    other = Base.open(str(model), vae=str(tiny["2.5", "diffusers"] / "vae"), connectors=str(tiny["2.5", "unified"]))
+    assert other.geometry == base.geometry
+    assert other.checkpoint.part("vae").diffusers
+    assert other.latent_fingerprints["connectors"] == base.latent_fingerprints["connectors"]
+
+
+def test_the_version_comes_from_the_metadata_or_else_from_the_switches() -> None:
+    assert [version_of(text, {}, "x") for text in ("2.0.0", "2", "2.3.0", "2.3.rc1", "2.3-rc2", "2.5.1", "2.5")] == [
+        *("2.0", "2.0", "2.3", "2.3", "2.3", "2.5", "2.5")
+    ]
+    assert [version_of(None, Parts(version, "tiny").config["transformer"], "x") for version in VERSIONS] == [*VERSIONS]
+
+
+def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(
+    tiny: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    name = f"{MODEL}keyframes_abs_pos_embedding"
+    file = edited(tiny["2.5", "unified"], tmp_path / "a.safetensors", drop(name))
+    assert Base.open(str(tiny["2.5", "unified"])).transformer().keyframes_abs_pos_embedding is not None
+    assert Base.open(str(file)).transformer().keyframes_abs_pos_embedding is None
+
+
+def test_latents_are_known_by_what_made_them_not_by_its_files(
+    tiny: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    unified, split = (Base.open(str(tiny["2.3", layout])) for layout in ("unified", "split"))
+    assert unified.latent_fingerprint == split.latent_fingerprint
+    assert sorted(unified.latent_fingerprints) == ["connectors", "vae"]
+
+    def change(key: str) -> Edit:
+        return lambda tensors, _: tensors[key].view(-1)[:1].add_(1)
+
+    changed = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", change(f"{QUERY}.weight"))
+    assert Base.open(str(changed)).latent_fingerprint == unified.latent_fingerprint
+    assert Base.open(str(changed)).fingerprint != unified.fingerprint
+    changed = edited(tiny["2.3", "unified"], tmp_path / "b.safetensors", change("vae.encoder.conv_in.conv.bias"))
+    assert Base.open(str(changed)).latent_fingerprint != unified.latent_fingerprint
+    gemma = write_tiny_gemma(tmp_path / "gemma")
+    known = Base.open(str(tiny["2.3", "unified"]), text_encoder=str(gemma)).latent_fingerprints
+    assert known == unified.latent_fingerprints | {"text_encoder": known["text_encoder"]}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_captions_become_what_the_transformer_reads(
+    tiny: dict[tuple[str, str], Path], tmp_path: Path, version: str, layout: str
+) -> None:
+    kind = "gemma4_unified" if version == "2.5" else "gemma3"
+    gemma = write_tiny_gemma(tmp_path / "gemma", kind, gemma_version="gemma4-12b-ltx-v1")
+    base = Base.open(str(tiny[version, layout]), text_encoder=str(gemma))
+    features = base.text(torch.float32).encode(["the cat", ""])
+    config = base.transformer().config
+    assert features.shape == (2, 1024, config.caption_channels if version == "2.0" else config.cross_attention_dim)
+    assert not torch.equal(features[0], features[1])
+    reference = Base.open(str(tiny[version, "unified"]), text_encoder=str(gemma)).text(torch.float32)
+    assert torch.allclose(features, reference.encode(["the cat", ""]), atol=1e-5)
+
+
+# What cannot work says why, and what to do.
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        action()
+    return str(caught.value)
+
+
+def opened(file: Path, **others: str) -> str:
+    return refusal(lambda: Base.open(str(file), **others))
+
+
+def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    weight = torch.ones(2, 2)
+    save_file({"blocks.0.self_attn.q.weight": weight}, file)
+    said = opened(file)
+    assert "model.safetensors is not an LTX-2 checkpoint" in said
+    assert "1 keys, first: blocks.0.self_attn.q.weight" in said
+    save_file({f"{MODEL}input_blocks.0.0.weight": weight}, file)
+    assert "is not an LTX-2 checkpoint: its metadata lacks config" in opened(file)
+    save_file({f"{MODEL}input_blocks.0.0.weight": weight}, file, {"config": json.dumps({"unet": {}})})
+    assert "has no section transformer" in opened(file)
+    save_file({f"{MODEL}input_blocks.0.0.weight": weight}, file, {"config": "{"})
+    assert "config in its metadata is no JSON" in opened(file)
+    save_file({"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": weight}, file)
+    assert "model.safetensors is an adapter" in opened(file)
+    edited(tiny["2.3", "unified"], file, lambda _, metadata: metadata.update(model_version="3.1.0"))
+    said = opened(file)
+    assert "model_version='3.1.0' is unknown" in said
+    assert "2.0, 2.3, 2.5" in said
+
+
+def test_damaged_files_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    file, whole = tmp_path / "a.safetensors", tiny["2.3", "unified"].read_bytes()
+    file.write_bytes(whole[:-100])
+    assert f"a.safetensors is truncated: it has {len(whole) - 100} of {len(whole)} bytes; fetch it again" in opened(
+        file
+    )
+    for damaged in (whole[:500], b"", b"no safetensors at all", b"PK\x03\x04" * 100):
+        file.write_bytes(damaged)
+        assert "a.safetensors is not a readable safetensors file" in opened(file)
+
+
+def test_a_missing_part_names_its_setting(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    folder = tiny["2.5", "split"]
+    (model,) = (folder / "diffusion_models").iterdir()
+    (vae,) = (folder / "vae").glob("*video-vae*")
+    said = opened(model)
+    assert "holds no vae" in said
+    assert "set model.vae to" in said
+    said = opened(vae)
+    assert "holds the vae but no transformer: give it as model.vae" in said
+    said = opened(model, vae=str(model))
+    assert said.startswith(f"model.vae={model} holds no vae")
+    assert "model.vae='nowhere' is neither a file nor a folder" in opened(model, vae="nowhere")
+    said = refusal(Base.open(str(model), vae=str(vae)).text)
+    assert "set model.text_encoder" in said
+    gemma = str(write_tiny_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1"))
+    said = refusal(Base.open(str(model), vae=str(vae), text_encoder=gemma).text)
+    assert "text_embedding_projection" in said
+    assert "model.connectors" in said
+    bare = edited(model, tmp_path / "bare.safetensors", drop(f"{MODEL}video_embeddings_connector."))
+    bare = edited(bare, tmp_path / "barer.safetensors", drop(f"{MODEL}audio_embeddings_connector."))
+    said = refusal(Base.open(str(bare), vae=str(vae), text_encoder=gemma).text)
+    assert "holds no connectors; set model.connectors to" in said
+
+
+def test_two_variants_in_a_folder_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    for name in ("dev", "distilled"):
+        shutil.copy(tiny["2.3", "unified"], tmp_path / f"{name}.safetensors")
+    said = opened(tmp_path)
+    assert "dev.safetensors" in said
+    assert "distilled.safetensors both hold" in said
+    assert "set model.checkpoint to one of them" in said
+
+
+def test_a_named_vae_decides_between_two_in_the_folder(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny["2.5", "split"], tmp_path / "ltx")
+    (vae,) = (tmp_path / "ltx" / "vae").glob("*video-vae*")
+    shutil.copy(vae, vae.with_name("another-video-vae.safetensors"))
+    assert "set model.vae to one of them" in opened(tmp_path / "ltx")
+    assert Base.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.part("vae").files == [vae]
+
+
+def test_the_packed_text_encoder_of_2_5_brings_the_projection(
+    tiny: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    folder = tiny["2.5", "split"]
+    (model,) = (folder / "diffusion_models").iterdir()
+    (vae,) = (folder / "vae").glob("*video-vae*")
+    (text,) = (folder / "text_encoders").iterdir()
+    gemma = write_tiny_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
+    packed = pack_tiny_gemma(gemma, tmp_path / "packed.safetensors", load_file(text))
+    base = Base.open(str(model), vae=str(vae), text_encoder=str(packed))
+    wanted = Base.open(str(folder), text_encoder=str(gemma)).text(torch.float32).encode(["the cat"])
+    assert torch.allclose(base.text(torch.float32).encode(["the cat"]), wanted, atol=1e-5)
+
+
+def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    def wrong(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
+        del tensors[f"{QUERY}.bias"]
+        tensors[f"{QUERY}_extra.weight"] = torch.ones(1)
+        tensors[f"{MODEL}proj_out.bias"] = torch.ones(3)
+
+    file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", wrong)
+    said = refusal(Base.open(str(file)).transformer)
+    assert "a.safetensors: the transformer does not fit its config (3 keys" in said
+    assert "missing transformer_blocks.1.attn1.to_q.bias" in said
+    assert "unknown transformer_blocks.1.attn1.to_q_extra.weight" in said
+    assert "proj_out.bias is (3,), not (8,)" in said
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda tensors, _: tensors.pop(f"{QUERY}.weight_scale"), "1 weights are fp8 without a .weight_scale"),
+        (
+            lambda tensors, _: tensors.update({f"{QUERY}.weight_scale": torch.ones(32)}),
+            "1 weights have a scale that is not one number",
+        ),
+        (
+            lambda tensors, _: tensors.update({f"{QUERY}.weight": tensors[f"{QUERY}.weight"].to(torch.int8)}),
+            "1 weights are stored as I8",
+        ),
+        (lambda tensors, _: tensors.update({f"{QUERY}_x.weight_scale": torch.ones(())}), "to_q_x.weight_scale"),
+    ],
+    ids=["no-scale", "scale-per-row", "int8", "scale-of-nothing"],
+)
+def test_quantised_weights_that_cannot_be_read_are_refused(tmp_path: Path, edit: Edit, said: str) -> None:
+    file = write_checkpoint(tmp_path, "2.3", fp8=True)
+    message = refusal(Base.open(str(edited(file, tmp_path / "a.safetensors", edit))).transformer)
+    assert said in message
+    assert "transformer_blocks.1.attn1.to_q" in message
+
+
+def test_quantised_connectors_without_scales_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    name = "text_embedding_projection.video_aggregate_embed.weight"
+
+    def cast(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+
+    gemma = write_tiny_gemma(tmp_path / "gemma")
+    file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", cast)
+    said = refusal(Base.open(str(file), text_encoder=str(gemma)).text)
+    assert "1 weights are fp8 without a .weight_scale" in said
+    assert name in said
+
+
+def test_diffusers_folders_that_lack_something_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    def broken(name: str, damage: Callable[[Path], Any]) -> Path:
+        shutil.copytree(tiny["2.3", "diffusers"], tmp_path / name)
+        damage(tmp_path / name)
+        return tmp_path / name
+
+    said = opened(broken("a", lambda folder: shutil.rmtree(folder / "transformer")))
+    assert "is a diffusers folder without transformer/config.json" in said
+    said = opened(broken("b", lambda folder: shutil.rmtree(folder / "vae")))
+    assert "holds no vae; set model.vae" in said
+
+    def of_flux(folder: Path) -> None:
+        (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
+
+    assert "is of a FluxTransformer2DModel, not of LTX-2's" in opened(broken("c", of_flux))
+    folder = broken("d", lambda folder: next((folder / "transformer").glob("*-00002-of-*")).unlink())
+    said = refusal(Base.open(str(folder)).transformer)
+    assert "the transformer does not fit its config" in said
+    assert "missing transformer_blocks" in said
+    folder = broken("e", lambda folder: [file.unlink() for file in (folder / "transformer").glob("*.safetensors")])
+    assert "has no .safetensors weights" in opened(folder)

@@ -1,0 +1,122 @@
+"""The same commands on checkpoints of the real layouts: tiny and random, but with official names and metadata."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iclora_train import lora
+from iclora_train.config import Model
+from iclora_train.ltx2.chosen import base_of
+from iclora_train.video import encode_clip
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests.command import Result, run
+from tests.tiny_gemma import write_tiny_gemma
+
+CASES = (
+    ("ltx2", "2.0", "unified"),
+    ("ltx2_3", "2.3", "unified"),
+    ("ltx2_3", "2.3", "diffusers"),
+    ("ltx2_5", "2.5", "split"),
+)
+SMALL = (
+    "data.width=64",
+    "data.height=64",
+    "data.frames=9",
+    "data.fps=null",
+    "data.train_windows=4",
+    "data.heldout_windows=4",
+    "data.workers=0",
+    "data.heldout_fraction=0.34",
+    "task.maker_args.radius=[1.0,2.0]",
+    "trainer=cpu",
+    "trainer.max_steps=2",
+    "model.precision=fp32",
+    "model.lora.rank=4",
+    "sample.steps=1",
+    "validation.windows=2",
+    "validation.loss_every=2",
+    "validation.checkpoint_every=1",
+    "eval.after_training=false",
+    "logger=none",
+)
+
+
+def gemma(folder: Path, version: str) -> Path:
+    """A tiny text encoder of the kind that this version wants."""
+    if version == "2.5":
+        return write_tiny_gemma(folder, "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
+    return write_tiny_gemma(folder, "gemma3")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six short clips, so that every split has one."""
+    folder = tmp_path_factory.mktemp("clips")
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 255, (8, 4, 4, 3), dtype=np.uint8)
+        frames = noise.repeat(4, 0).repeat(24, 1).repeat(24, 2)  # (32,96,96,3)
+        (folder / f"clip{i}.mp4").write_bytes(encode_clip(frames, 24.0))
+        (folder / f"clip{i}.txt").write_text(f"coloured squares {i}")
+    return folder
+
+
+@pytest.mark.parametrize(("model", "version", "layout"), CASES)
+def test_prepare_and_train(model: str, version: str, layout: str, clips: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "base", version, layout)
+    chosen = [f"model={model}", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards"]
+    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', version)}"
+    prepared = run(tmp_path, "data_prep", "conf=deblur", *chosen, *SMALL, encoder)
+    assert (prepared.code, prepared.err.count("error:")) == (0, 0), prepared.err
+    trained = run(tmp_path, "iclora_train", "conf=deblur", *chosen, *SMALL)  # without the text encoder
+    assert trained.code == 0, trained.err
+    assert "dry run on 64x64x9" in trained.out
+    adapter = lora.read(tmp_path / f"runs/deblur-{model}/adapter.safetensors")
+    assert adapter.metadata["base_model_version"] == version
+    assert len(adapter.weights) == 10 * 2
+    assert list((tmp_path / f"runs/deblur-{model}/samples").glob("step-00000002-*.mp4"))
+
+
+def refused(result: Result) -> str:
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err
+    return result.err
+
+
+def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
+    old = write_checkpoint(tmp_path / "old", "2.0")
+    new = write_checkpoint(tmp_path / "new", "2.3")
+    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
+    settings = (f"data.clips={clips}", "data.root=shards", *SMALL)
+    wrong = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={old}", *settings, encoder)
+    assert f"model.checkpoint={old} is of version 2.0, and model=ltx2_3 wants 2.3" in refused(wrong)
+    right = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={new}", *settings, encoder)
+    assert right.code == 0, right.err
+    other = write_checkpoint(tmp_path / "other", "2.3", seed=1)
+    trained = run(tmp_path, "iclora_train", "conf=deblur", "model=ltx2_3", f"model.checkpoint={other}", *settings)
+    assert "shards/latents was made by another base" in refused(trained)
+    assert "data_prep again" in trained.err
+    made_by = json.loads((tmp_path / "shards/latents/fingerprint.json").read_text())["base"]["parts"]
+    parts = base_of(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
+    assert made_by.keys() >= parts.keys()
+    assert all(made_by[part] != parts[part] for part in ("vae", "connectors"))
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("data.frames=10", "frames=10 is not"), ("data.width=72", "width=72 is not")]
+)
+def test_sizes_that_do_not_fit_the_vae(key: str, said: str, clips: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "base", "2.3")
+    chosen = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards")
+    assert said in refused(run(tmp_path, "data_prep", "conf=deblur", *chosen, *SMALL, key))
+
+
+def test_a_gpu_that_is_not_there_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    checkpoint = write_checkpoint(tmp_path / "base", "2.3")
+    chosen = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards", *SMALL)
+    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
+    result = run(tmp_path, "iclora_train", "conf=deblur", *chosen, "trainer.accelerator=gpu", encoder)
+    assert "trainer.accelerator=gpu, and there is no CUDA device here" in result.err

@@ -1,0 +1,128 @@
+"""Tiles bound memory and change nothing else: every pixel is written once, and far from a tile edge it is the same."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.tiling import Tile, decode_tiled, encode_tiled, pixels_of, spans
+from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.pair import Geometry
+from tests.clips import moving
+from tests.tiny import VAE
+
+TINY = Geometry(channels=8, spatial=8, temporal=4)
+LTX = Geometry(channels=128, spatial=32, temporal=8)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VideoVAE:
+    torch.manual_seed(0)
+    return VideoVAE.from_config(VAE).requires_grad_(False)
+
+
+@pytest.mark.parametrize(("length", "size", "shared"), [(1, 4, 1), (9, 8, 4), (13, 8, 4), (22, 12, 2), (40, 41, 4)])
+def test_tiles_cover_an_axis(length: int, size: int, shared: int) -> None:
+    tiles = spans(length, size, shared)
+    assert (tiles[0][0], tiles[-1][1]) == (0, length)
+    assert all(0 < stop - start <= size for start, stop in tiles)
+    assert all(left[1] - right[0] >= shared for left, right in pairwise(tiles))
+
+
+@pytest.mark.parametrize("cells", [(1, 2, 3), (4, 5, 9), (7, 11, 6)])
+@pytest.mark.parametrize("tile", [Tile(3, 4, 5, 1, 2), Tile(4, 5, 5, 3, 4), Tile(2, 3, 3, 1, 1)])
+def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tile: Tile) -> None:
+    """A decoder that writes down where in the clip each pixel is: blending must not move or scale anything."""
+    f, h, w = cells
+    size = (4 * (f - 1) + 1, 8 * h, 8 * w)
+    truth = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
+    place = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in cells), indexing="ij"))[None]
+
+    def decode(latent: Tensor) -> Tensor:
+        start = latent[0, :, 0, 0, 0] * torch.tensor([4.0, 8.0, 8.0])
+        n = (4 * (latent.shape[2] - 1) + 1, 8 * latent.shape[3], 8 * latent.shape[4])
+        grid = torch.stack(torch.meshgrid(*(torch.arange(float(k)) for k in n), indexing="ij"))
+        return (grid + start.view(3, 1, 1, 1))[None]
+
+    def encode(video: Tensor) -> Tensor:
+        return video[:, :, ::4, ::8, ::8] / torch.tensor([4.0, 8.0, 8.0]).view(3, 1, 1, 1)
+
+    torch.testing.assert_close(decode_tiled(decode, place, TINY, tile), truth, atol=1e-3, rtol=0)
+    assert torch.equal(encode_tiled(encode, truth, TINY, tile), place)
+
+
+def test_one_tile_is_the_untiled_result(vae: VideoVAE) -> None:
+    video, latent = torch.rand(2, 3, 9, 32, 48) * 2 - 1, torch.randn(2, 8, 3, 4, 6)
+    mean, std = vae.model.latents_mean.view(-1, 1, 1, 1), vae.model.latents_std.view(-1, 1, 1, 1)
+    plain = (vae.model.encode(video).latent_dist.mode() - mean) / std
+    for tile in (None, Tile(9, 9, 9), Tile(4, 5, 6, 1, 1)):
+        assert torch.equal(vae.encode(video, tile), plain)
+        assert torch.equal(vae.decode(latent, tile), vae.model.decode(latent * std + mean).sample.clamp(-1, 1))
+
+
+def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
+    """How far a cell is seen is measured by changing it; whatever is farther from every tile's edge must be equal."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.randn(1, 8, 2, 3, 60, generator=generator)
+    other = latent.clone()
+    other[..., 30] += 1
+    whole = vae.decode(latent)
+    touched = (whole - vae.decode(other)).abs().amax((0, 1, 2, 3)).nonzero()
+    reach = max(31 * 8 - int(touched.min()), int(touched.max()) + 1 - 30 * 8)  # pixels, from the cell's farther side
+    tile = Tile(9, 9, 36, 1, 4)
+    edges = [edge * 8 for span in tile.spans(2, 3, 60)[2] for edge in span if edge not in (0, 60)]
+    near = torch.tensor([any(abs(x + 0.5 - edge) < reach for edge in edges) for x in range(60 * 8)])
+    tiled = vae.decode(latent, tile)
+    assert 0 < near.sum() < 480 - 100
+    assert (tiled - whole).abs().max() > 1e-4  # near the edges they differ
+    torch.testing.assert_close(tiled[..., ~near], whole[..., ~near], atol=1e-5, rtol=0)
+
+
+def test_blended_tiles_are_close_on_real_weights() -> None:
+    nano, tile = Base.open("nano").vae(), Tile(6, 8, 8)
+    video = torch.from_numpy(moving(25, 96, 96)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    latent = nano.encode(video)
+    whole = nano.decode(latent)
+    assert all(len(axis) == 2 for axis in tile.spans(*latent.shape[2:]))
+    assert (whole - video).square().mean().sqrt() < 0.4 * video.std()
+    assert (nano.decode(latent, tile) - whole).square().mean().sqrt() < 0.03 * whole.std()
+    assert (nano.encode(video, tile) - latent).square().mean().sqrt() < 0.03 * latent.std()
+
+
+def test_big_clips_are_tiled_without_being_told(vae: VideoVAE) -> None:
+    video = torch.rand(2, 3, 17, 96, 112) * 2 - 1
+    largest: list[int] = []
+
+    def note(_: object, given: tuple[Tensor, ...]) -> None:
+        pixels = given[0].shape[0] * given[0][0, 0].numel()
+        largest.append(pixels if given[0].shape[1] == 3 else pixels_of(TINY, tuple(given[0].shape[2:])))
+
+    hooks = [part.register_forward_pre_hook(note) for part in (vae.model.encoder, vae.model.decoder)]
+    whole = vae.encode(video)
+    assert largest == [2 * 17 * 96 * 112]
+    vae.max_pixels = 17 * 80 * 80
+    latent = vae.encode(video)
+    pixels = vae.decode(latent)
+    vae.max_pixels = 1 << 25
+    for hook in hooks:
+        hook.remove()
+    assert max(largest[1:]) <= 17 * 80 * 80
+    assert (latent.shape, pixels.shape) == (whole.shape, video.shape)
+    assert (latent - whole).square().mean().sqrt() < 0.2 * whole.std()
+
+
+def test_auto_chooses_few_tiles_that_fit() -> None:
+    assert Tile.auto(LTX, (7, 17, 30), 1 << 25).spans(7, 17, 30) == ([(0, 7)], [(0, 17)], [(0, 30)])
+    clip = (16, 22, 40)  # 1280 x 704 x 121
+    tile = Tile.auto(LTX, clip, 1 << 25)
+    counts = [len(axis) for axis in tile.spans(*clip)]
+    assert pixels_of(LTX, (tile.frames, tile.height, tile.width)) <= 1 << 25
+    assert 4 <= counts[0] * counts[1] * counts[2] <= 8
+    with pytest.raises(ValueError, match="max_pixels=1000 is too small for the VAE's tiles: it must be at least"):
+        Tile.auto(LTX, clip, 1000)
+    with pytest.raises(ValueError, match=r"Tile.frames=3 must be larger than the 4 cells"):
+        Tile(3, 8, 8)

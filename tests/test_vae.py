@@ -1,0 +1,258 @@
+"""The VAE: equal to diffusers' for every published layout; tiles change nothing but memory; 2.5's diffusion decoder."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKLLTX2Video
+from torch import Tensor
+
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.vae import VideoVAE, geometry_of, geometry_of_diffusers
+from iclora_train.pair import Geometry
+from tests.tiny import VAE
+
+LATENT = 8
+ENCODER = ("compress_space_res", "compress_time_res", "compress_all_res", "compress_all_res")
+
+
+def blocks(layers: tuple[int, ...], kinds: tuple[str, ...], params: list[dict[str, Any]]) -> list[Any]:
+    out: list[Any] = [["res_x", {"num_layers": layers[0]}]]
+    for kind, settings, count in zip(kinds, params, layers[1:], strict=True):
+        out += [[kind, settings], ["res_x", {"num_layers": count}]]
+    return out
+
+
+def multiply(*factors: int, **more: Any) -> list[dict[str, Any]]:
+    return [{"multiplier": factor, **more} for factor in factors]
+
+
+COMMON = {"_class_name": "CausalVideoAutoencoder", "dims": 3, "in_channels": 3, "out_channels": 3, "patch_size": 4}
+COMMON |= {"latent_channels": LATENT, "norm_layer": "pixel_norm", "latent_log_var": "uniform", "causal_decoder": False}
+COMMON |= {"timestep_conditioning": False, "use_quant_conv": False, "scaling_factor": 1.0}
+SECTIONS: dict[str, dict[str, Any]] = {  # the official sections, with fewer layers and channels
+    "2.0": COMMON
+    | {
+        "encoder_blocks": blocks((1, 2, 2, 1, 1), ENCODER, multiply(2, 2, 2, 2)),
+        "decoder_blocks": blocks((2, 1, 1, 2), ("compress_all",) * 3, multiply(2, 2, 2, residual=True)),
+        "decoder_base_channels": 8,
+    },
+    "2.3": COMMON
+    | {
+        "encoder_blocks": blocks((1, 2, 2, 1, 1), ENCODER, multiply(2, 2, 2, 1)),
+        "decoder_blocks": blocks(
+            (1, 2, 1, 1, 2), ("compress_space", "compress_time", "compress_all", "compress_all"), multiply(2, 2, 1, 2)
+        ),
+        "decoder_base_channels": 8,
+        "spatial_padding_mode": "zeros",
+    },
+}
+BOTH = {
+    "_class_name": "AutoencoderKLLTX2Video",
+    "latent_channels": LATENT,
+    "down_block_types": ["LTX2VideoDownBlock3D"] * 4,
+    "layers_per_block": [1, 2, 2, 1, 1],
+    "spatio_temporal_scaling": [True] * 4,
+    "downsample_type": ["spatial", "temporal", "spatiotemporal", "spatiotemporal"],
+    "encoder_causal": True,
+    "decoder_causal": False,
+    "encoder_spatial_padding_mode": "zeros",
+    "spatial_compression_ratio": 32,
+    "temporal_compression_ratio": 8,
+}
+CONFIGS: dict[str, dict[str, Any]] = {  # vae/config.json of the published diffusers folders, likewise
+    "2.0": BOTH
+    | {
+        "block_out_channels": [16, 32, 64, 128],
+        "decoder_block_out_channels": [16, 32, 64],
+        "decoder_layers_per_block": [2, 1, 1, 2],
+        "decoder_spatio_temporal_scaling": [True] * 3,
+        "decoder_inject_noise": [False] * 4,
+        "upsample_residual": [True] * 3,
+        "upsample_factor": [2] * 3,
+        "decoder_spatial_padding_mode": "reflect",
+    },
+    "2.3": BOTH
+    | {
+        "block_out_channels": [16, 32, 64, 64],
+        "decoder_block_out_channels": [16, 32, 32, 64],
+        "decoder_layers_per_block": [1, 2, 1, 1, 2],
+        "decoder_spatio_temporal_scaling": [True] * 4,
+        "decoder_inject_noise": [False] * 5,
+        "upsample_type": ["spatiotemporal", "spatiotemporal", "temporal", "spatial"],
+        "upsample_residual": [False] * 4,
+        "upsample_factor": [2, 2, 1, 2],
+        "decoder_spatial_padding_mode": "zeros",
+    },
+}
+DIFFUSION: dict[str, Any] = {  # 2.5: the same encoder, another decoder
+    "_class_name": "CausalDiffusionVAE",
+    "dims": 3,
+    "model_output_type": "x0",
+    "encoder": {
+        "_class_name": "Encoder",
+        "dims": 3,
+        "in_channels": 3,
+        "out_channels": LATENT,
+        "blocks": SECTIONS["2.3"]["encoder_blocks"],
+        "patch_size": 4,
+        "latent_log_var": "constant",
+        "norm_layer": "pixel_norm",
+        "spatial_padding_mode": "zeros",
+    },
+    "decoder": {
+        "_class_name": "NADiffusionDecoder",
+        "in_channels": LATENT,
+        "out_channels": 3,
+        "patch_size": 4,
+        "head_dim": 16,
+        "stage_channels": [128, 64, 32, 32, 16],
+        "stage_depths": [1, 1, 1, 1, 2],
+        "stage_kernels": [[3, 3, 3], [3, 3, 3], [3, 5, 5], [3, 3, 3], [3, 5, 5]],
+        "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 2]],
+        "spatial_padding_mode": "zeros",
+        "resampler_kind": "linear",
+        "stage5_kernel": [3, 5, 5],
+        "timestep_scale_multiplier": 1000.0,
+        "default_num_inference_steps": 1,
+        "t_emb_dim": 16,
+    },
+}
+DECODER_CONFIG = {
+    "latent_channels": LATENT,
+    "decoder_head_dim": 16,
+    "decoder_stage_channels": (128, 64, 32, 32, 16),
+    "decoder_stage_depths": (1, 1, 1, 1, 2),
+    "decoder_stage_kernels": ((3, 3, 3), (3, 3, 3), (3, 5, 5), (3, 3, 3)),
+    "decoder_stage5_kernel": (3, 5, 5),
+    "decoder_t_emb_dim": 16,
+}
+
+
+def randomised(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.15)
+        model.latents_mean.normal_()
+        model.latents_std.uniform_(0.5, 2)
+    return model.eval().requires_grad_(False)
+
+
+def official_name(key: str) -> str:
+    """Inverse of the published renaming of the convolutional VAE."""
+    if key in ("latents_mean", "latents_std"):
+        return f"vae.per_channel_statistics.{key[8:]}-of-means"
+    side, block, rest = re.fullmatch(r"(encoder|decoder)\.(\w+(?:\.\d+)?)\.(.*)", key).groups()  # type: ignore[union-attr]
+    down = side == "encoder"
+    if block == "mid_block":
+        block = "down_blocks.8" if down else "up_blocks.0"
+    elif block[-1].isdigit():
+        name, i = block.split(".")
+        resamples = "samplers" in rest
+        block = f"{name}.{2 * int(i) + (resamples if down else 1 if resamples else 2)}"
+        rest = re.sub(r"^(up|down)samplers\.0\.", "", rest)
+    return f"vae.{side}.{block}." + rest.replace("resnets.", "res_blocks.")
+
+
+@pytest.fixture(scope="module", params=["2.0", "2.3"])
+def pair(request: pytest.FixtureRequest) -> tuple[str, Any, dict[str, Tensor]]:
+    """A version, diffusers' VAE with random weights, and the same weights under official keys."""
+    torch.manual_seed(0)
+    model = randomised(AutoencoderKLLTX2Video(**{k: v for k, v in CONFIGS[request.param].items() if k[0] != "_"}))
+    return request.param, model, {official_name(key): tensor for key, tensor in model.state_dict().items()}
+
+
+def check_equal(vae: VideoVAE, model: Any) -> None:
+    video, latent = torch.rand(2, 3, 9, 64, 96) * 2 - 1, torch.randn(2, LATENT, 2, 2, 3)
+    mean, std = (s.view(-1, 1, 1, 1) for s in (model.latents_mean, model.latents_std))
+    encoded = (model.encode(video).latent_dist.mode() - mean) / std
+    decoded = model.decode(latent * std + mean).sample
+    assert encoded.shape == latent.shape
+    assert 0.05 < decoded.std() < 50
+    torch.testing.assert_close(vae.encode(video), encoded, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(vae.decode(latent), decoded.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_official_files_give_the_published_modules(pair: Any) -> None:
+    version, model, state = pair
+    extra = {"vae.per_channel_statistics.channel": torch.arange(8), "model.diffusion_model.x": torch.ones(1)}
+    vae = VideoVAE.from_config(SECTIONS[version], state | extra)
+    check_equal(vae, model)
+    split = {key.removeprefix("vae."): tensor for key, tensor in state.items()}  # as the split files of 2.5 name them
+    check_equal(VideoVAE.from_config(SECTIONS[version], split), model)
+    assert vae.official_state().keys() == state.keys()
+    assert vae.geometry == geometry_of(SECTIONS[version]) == Geometry(LATENT, 32, 8)
+
+
+def test_diffusers_folders_give_the_same_modules(pair: Any) -> None:
+    version, model, _ = pair
+    check_equal(VideoVAE.from_diffusers(CONFIGS[version], model.state_dict()), model)
+    assert geometry_of_diffusers(CONFIGS[version]) == Geometry(LATENT, 32, 8)
+    with pytest.raises(ConfigError, match=r"downsample_type|spatial_compression_ratio"):
+        geometry_of_diffusers(CONFIGS[version] | {"spatial_compression_ratio": 16})
+    with pytest.raises(ConfigError, match="timestep_conditioning"):
+        geometry_of_diffusers(CONFIGS[version] | {"timestep_conditioning": True})
+    with pytest.raises(ConfigError, match="layers_per_block"):
+        geometry_of_diffusers(CONFIGS[version] | {"layers_per_block": [1, 2]})
+    with pytest.raises(ConfigError, match="AutoencoderKLWan"):
+        geometry_of_diffusers({"_class_name": "AutoencoderKLWan"})
+
+
+@pytest.mark.parametrize(
+    ("given", "encoder", "decoder"),
+    [
+        ({}, "zeros", "reflect"),
+        ({"spatial_padding_mode": "zeros"}, "zeros", "zeros"),
+        ({"spatial_padding_mode": "reflect"}, "reflect", "reflect"),
+        ({"encoder_spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "reflect"}, "zeros", "reflect"),
+    ],
+)
+def test_padding_is_read_as_by_the_published_code(given: dict[str, str], encoder: str, decoder: str) -> None:
+    model = VideoVAE.from_config(VAE | given).model
+    assert model.encoder.conv_in.conv.padding_mode == encoder
+    assert model.decoder.conv_in.conv.padding_mode == decoder
+
+
+def test_keys_that_do_not_fit_are_named(pair: Any) -> None:
+    version, _, state = pair
+    section = SECTIONS[version]
+    gone = {key: tensor for key, tensor in state.items() if "encoder.conv_out.conv.bias" not in key}
+    with pytest.raises(ConfigError, match=r"1 keys: encoder.conv_out.conv.bias is missing.*fetch it again"):
+        VideoVAE.from_config(section, gone)
+    with pytest.raises(ConfigError, match=r"vae.decoder.last_time_embedder.weight is unknown"):
+        VideoVAE.from_config(section, state | {"vae.decoder.last_time_embedder.weight": torch.ones(1)})
+    with pytest.raises(ConfigError, match=r"encoder.conv_in.conv.bias has shape \(3,\) instead of \(8,\)"):
+        VideoVAE.from_config(section, state | {"vae.encoder.conv_in.conv.bias": torch.ones(3)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"_class_name": "AutoencoderKL"}, "AutoencoderKL"),
+        ({"encoder_blocks": None}, "vae.encoder_blocks is missing"),
+        ({"encoder_blocks": [["res_x", 1], ["attn", {}], ["res_x", 1]]}, r"encoder_blocks\[1\] is 'attn'"),
+        ({"encoder_blocks": [["res_x", 1], ["compress_all", {}], ["res_x", 1]]}, "compress_all_res"),
+        ({"decoder_blocks": [["res_x", 1], ["compress_all", {}], ["res_x", 1]]}, "decoder expands by"),
+        ({"norm_layer": "group_norm"}, "vae.norm_layer='group_norm'"),
+        ({"timestep_conditioning": True}, "vae.timestep_conditioning=True"),
+    ],
+)
+def test_sections_of_other_vaes_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        geometry_of(VAE | change)
+
+
+def test_bf16_stays_near_fp32_on_real_weights() -> None:
+    exact, coarse = (Base.open("nano").vae() for _ in range(2))
+    coarse.to(torch.bfloat16)
+    with torch.no_grad():
+        latent = torch.randn(1, exact.channels, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        video = exact.decode(latent)
+        errors = exact.encode(video) - coarse.encode(video), video - coarse.decode(latent)
+    assert errors[0].dtype == errors[1].dtype == torch.float32
+    assert 0 < errors[0].square().mean().sqrt() < 0.03
+    assert 0 < errors[1].square().mean().sqrt() < 0.01

@@ -1,0 +1,107 @@
+"""Tiny Gemma folders with random weights in transformers' format, and LTX-2.5's packed file, without a download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+
+WIDTH, LAYERS = 24, 2
+INPUTS = WIDTH * (LAYERS + 1)  # numbers of a token that the text projection gets
+SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+_TEXT = {
+    "vocab_size": 512,
+    "hidden_size": WIDTH,
+    "intermediate_size": 32,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "max_position_embeddings": 2048,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+_VISION = {
+    "gemma3": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    },
+    "gemma4_unified": {"mm_embed_dim": 16, "mm_posemb_size": 8, "output_proj_dims": 16},
+}
+
+
+def tiny_tokenizer(bos: bool) -> Tokenizer:
+    """Gemma's kind of tokenizer: BPE with byte fallback, spaces as U+2581; with `bos` it puts <bos> first."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*SPECIAL, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *letters, "th", "the", "\u2581the"]
+    merges = [("t", "h"), ("th", "e"), ("\u2581", "the")]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", 2)]
+        )
+    return tokenizer
+
+
+def write_tiny_tokenizer(folder: Path, bos: bool = True) -> None:
+    """tokenizer.json and tokenizer_config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tiny_tokenizer(bos).save(str(folder / "tokenizer.json"))
+    about = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk", "mask")}
+    about |= {"tokenizer_class": "GemmaTokenizer", "padding_side": "left", "model_max_length": 1024}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about))
+
+
+def tiny_gemma(kind: str, seed: int = 0) -> Any:
+    """transformers' full model (vision included) of `gemma3` or `gemma4_unified`, random fp32 weights everywhere."""
+    import transformers  # noqa: PLC0415 (slow)
+
+    name = {"gemma3": "Gemma3", "gemma4_unified": "Gemma4Unified"}[kind]
+    config_class, model_class = (getattr(transformers, name + end) for end in ("Config", "ForConditionalGeneration"))
+    text = dict(_TEXT)
+    if kind == "gemma4_unified":
+        text |= {"global_head_dim": 16, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+    config = config_class(text_config=text, vision_config=_VISION[kind])
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_class(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        for name, scalar in model.named_buffers():
+            if name.endswith("layer_scalar"):  # Gemma 4's weight of a layer, saved with the parameters
+                scalar.uniform_(0.5, 1.5)
+    return model
+
+
+def write_tiny_gemma(folder: Path, kind: str = "gemma3", seed: int = 0, bos: bool = True, **config: Any) -> Path:
+    """A folder as transformers saves it: config.json (and `config` in it), model.safetensors, tokenizer."""
+    tiny_gemma(kind, seed).save_pretrained(folder)
+    write_tiny_tokenizer(folder, bos)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | config))
+    return folder
+
+
+def pack_tiny_gemma(folder: Path, file: Path, projection: dict[str, Tensor]) -> Path:
+    """The official single file of LTX-2.5: flat language model keys, text projection, config and tokenizer inside."""
+    tensors = {}
+    for key, tensor in load_file(folder / "model.safetensors").items():
+        tensors[key.replace("model.language_model.", "model.").replace("model.embed_vision.", "vision_model.")] = tensor
+    text = (folder / "tokenizer.json").read_bytes()
+    tensors |= projection | {"tokenizer_json": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
+    about = {"format": "pt", "gemma_config": (folder / "config.json").read_text()}
+    save_file(tensors, file, about)
+    return file
