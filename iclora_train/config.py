@@ -236,7 +236,10 @@ class Config:
 def check(composed: DictConfig) -> Config:
     """A composed config as dataclasses with all bounds checked. ConfigError names what is wrong."""
     missing = sorted(OmegaConf.missing_keys(composed))
-    require(not missing, f"{', '.join(missing)} must be set; choose a task with conf=<task>")
+    if missing:
+        untold = any(key.startswith("task.") for key in missing)
+        remedy = "choose a task with conf=<task>" if untold else f"e.g. {missing[0]}=... on the command line"
+        raise ConfigError(f"{', '.join(missing)} must be set: {remedy}")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)
     return config

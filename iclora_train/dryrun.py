@@ -57,7 +57,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
         step = _steps(config, module, batch)
         begun = time.perf_counter()
         if clips is not None:
-            clips.render(module, folder / "dry-run")
+            clips.render(module, folder / "samples" / "dry-run")
         spent = time.perf_counter() - begun
         adapter = _save(module, folder)
     except torch.OutOfMemoryError as error:

@@ -12,6 +12,7 @@ from iclora_train import lora
 from iclora_train.config import Model
 from iclora_train.ltx2.chosen import base_of
 from iclora_train.video import encode_clip
+from scripts import full_size
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.command import Result, run
 from tests.tiny_gemma import write_tiny_gemma
@@ -104,6 +105,11 @@ def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
     assert all(made_by[part] != parts[part] for part in ("vae", "connectors"))
 
 
+def test_what_a_real_base_needs_is_asked_for(tmp_path: Path) -> None:
+    said = refused(run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3"))
+    assert "data.clips, model.checkpoint must be set: e.g. data.clips=..." in said
+
+
 @pytest.mark.parametrize(
     ("key", "said"), [("data.frames=10", "frames=10 is not"), ("data.width=72", "width=72 is not")]
 )
@@ -120,3 +126,16 @@ def test_a_gpu_that_is_not_there_is_named(clips: Path, tmp_path: Path, monkeypat
     encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
     result = run(tmp_path, "iclora_train", "conf=deblur", *chosen, "trainer.accelerator=gpu", encoder)
     assert "trainer.accelerator=gpu, and there is no CUDA device here" in result.err
+
+
+def test_the_full_size_proof_works_on_a_small_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = str(write_checkpoint(tmp_path, "2.3"))
+    small = "--steps 30 --frames 9 --height 64 --width 64 --rank 4 --rate 2e-2 --vae 64x64x9".split()
+    monkeypatch.setattr("sys.argv", ["full_size", checkpoint, "--out", str(tmp_path), *small])
+    full_size.main()
+    told = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert told["train"]["last_loss"] < told["train"]["first_loss"] / 2
+    assert told["export"]["equal"]
+    assert told["vae decode"]["finite"]

@@ -1,0 +1,157 @@
+"""Prove a checkpoint at its real size on this machine: python -m scripts.full_size CHECKPOINT [--steps 50] ...
+
+Loads the transformer, trains an adapter on one fixed batch (same noise, same level) with the project's own training
+code, exports the adapter and reads it back, then encodes and decodes a long clip in tiles. One JSON line per part:
+seconds, GiB, losses. Random weights will do: `python -m scripts.synthetic_checkpoint` writes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iclora_train import lora
+from iclora_train.batches import Batch
+from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.ltx2.base import Base
+from iclora_train.module import ICLoRA
+from iclora_train.step import step_generator
+
+GIB = 2**30
+
+
+def host_gib() -> float:
+    """Anonymous memory of this process (beyond the page cache), GiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
+
+
+def device_gib(device: torch.device) -> float:
+    """Peak memory of the device since the last call, GiB; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0.0
+    peak = torch.cuda.max_memory_reserved(device) / GIB
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    return peak
+
+
+def wait(device: torch.device) -> float:
+    """The clock, after all work of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def tell(part: str, **facts: Any) -> None:
+    print(
+        json.dumps({"part": part} | {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}),
+        flush=True,
+    )
+
+
+def fixed_batch(base: Base, size: tuple[int, int, int], device: torch.device) -> Batch:
+    """One clip of smooth random latents, itself dimmed as its reference at full size, and random text features."""
+    generator = torch.Generator().manual_seed(0)
+    section = base.config["transformer"]
+    channels = base.geometry.channels
+    grid = base.geometry.latent_size(*size)
+    coarse = torch.randn(1, channels, 2, 3, 3, generator=generator)
+    target = torch.nn.functional.interpolate(coarse, grid, mode="trilinear").to(device)
+    width = section.get("cross_attention_dim", 4096)
+    width = width if section.get("caption_proj_before_connector") else section.get("caption_channels", width)
+    text = torch.randn(1, 1024, width, generator=generator).to(device)
+    fps = torch.tensor([24.0], device=device)
+    return {"keys": ["fixed"], "target": target, "references": [0.5 * target], "text": text, "fps": fps}
+
+
+def train(base: Base, args: argparse.Namespace, device: torch.device) -> None:
+    """Load, overfit, export, read back."""
+    half = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = Model(
+        name="full", checkpoint=args.checkpoint, precision="bf16" if device.type == "cuda" else "fp32",
+        recompute=not args.keep_all, lora=Lora(rank=args.rank),
+    )  # fmt: skip
+    optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
+    config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
+    before, begun = host_gib(), wait(device)
+    module = ICLoRA(config, base, device)
+    count = sum(p.numel() for p in module.transformer.parameters())
+    tell("load", seconds=wait(device) - begun, parameters=count, host_gib=host_gib() - before, gib=device_gib(device))
+    module.to(device)
+    batch, optimizer = fixed_batch(base, (args.frames, args.height, args.width), device), module.optimizer()
+    losses, taken = [], []
+    for _ in range(args.steps):
+        begun = wait(device)
+        with torch.autocast(device.type, half, enabled=half != torch.float32):
+            loss = module.losses(batch, step_generator(0, 0, 0))[1].mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.adapter, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        taken.append(wait(device) - begun)
+    tokens = 2 * batch["target"][0, 0].numel()
+    middle = sorted(taken[min(3, len(taken) - 1) :])
+    tell(
+        "train", steps=args.steps, tokens=tokens, seconds_per_step=middle[len(middle) // 2], first_step=taken[0],
+        first_loss=losses[0], last_loss=losses[-1], gib=device_gib(device),
+    )  # fmt: skip
+    path = args.out / "adapter.safetensors"
+    made = lora.extract(module.transformer)
+    lora.save(path, lora.Adapter(made, {"reference_downscale_factor": "1", "base_model_version": base.version}))
+    found = lora.read(path).weights
+    equal = all(torch.equal(a, b.to(a)) for key in made for a, b in zip(made[key], found[key], strict=True))
+    tell("export", equal=equal and made.keys() == found.keys(), megabytes=path.stat().st_size / 1e6)
+
+
+@torch.inference_mode()
+def vae(base: Base, size: str, device: torch.device) -> None:
+    """Encode and decode random pixels of WxHxF."""
+    width, height, frames = map(int, size.split("x"))
+    model = base.vae().to(device)
+    video = torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
+    device_gib(device)
+    begun = wait(device)
+    latent = model.encode(video)
+    tell("vae encode", size=size, seconds=wait(device) - begun, gib=device_gib(device))
+    begun = wait(device)
+    pixels = model.decode(latent)
+    tell(
+        "vae decode",
+        size=size,
+        seconds=wait(device) - begun,
+        gib=device_gib(device),
+        finite=bool(pixels.isfinite().all()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--out", type=Path, default=Path("full_size"))
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--height", type=int, default=544)
+    parser.add_argument("--width", type=int, default=960)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--keep-all", action="store_true", help="no recomputation in the backward pass")
+    parser.add_argument("--vae", metavar="WxHxF", help="e.g. 1280x704x121")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    args.out.mkdir(parents=True, exist_ok=True)
+    base = Base.open(args.checkpoint)
+    if args.steps:
+        train(base, args, device)
+    if args.vae:
+        vae(base, args.vae, device)
+
+
+if __name__ == "__main__":
+    main()
