@@ -132,7 +132,8 @@ def test_the_full_size_proof_works_on_a_small_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(write_checkpoint(tmp_path, "2.3"))
-    small = "--steps 30 --frames 9 --height 64 --width 64 --rank 4 --rate 2e-2 --vae 64x64x9".split()
+    size = ["--frames", "9", "--height", "64", "--width", "64", "--vae", "64x64x9"]
+    small = [*size, "--steps", "30", "--rank", "4", "--rate", "2e-2"]
     monkeypatch.setattr("sys.argv", ["full_size", checkpoint, "--out", str(tmp_path), *small])
     full_size.main()
     told = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
