@@ -10,6 +10,7 @@ import torch
 import data_prep
 from iclora_train.ltx2.base import EMBEDDED, Base
 from iclora_train.video import read_clip
+from scripts.nano.colours import colour_words
 
 SAMPLES = Path(data_prep.__file__).parent / "samples"
 
@@ -48,3 +49,14 @@ def test_the_vae_keeps_real_clips(nano: Base) -> None:
     with torch.no_grad():
         error = (vae.decode(vae.encode(video)) - video).square().mean((1, 2, 3, 4))
     assert float((10 * torch.log10(4 / error)).mean()) > 31
+
+
+def test_captions_name_the_colours_that_cover_most() -> None:
+    def clip(*parts: tuple[float, float, float]) -> torch.Tensor:
+        columns = [torch.tensor(part).view(3, 1, 1, 1).expand(3, 9, 64, 64 // len(parts)) for part in parts]
+        return torch.cat(columns, dim=-1) * 2 - 1
+
+    green, red, grey = (0.3, 0.5, 0.2), (0.7, 0.15, 0.15), (0.5, 0.5, 0.5)
+    video = torch.stack([clip(green, green, green, red), clip(grey), clip(red, grey)])
+    assert [set(words) for words in colour_words(video)] == [{"green", "red"}, {"grey"}, {"red", "grey"}]
+    assert colour_words(video)[0] == ["green", "red"]
