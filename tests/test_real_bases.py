@@ -13,16 +13,13 @@ from iclora_train.config import Model
 from iclora_train.ltx2.chosen import base_of
 from iclora_train.video import encode_clip
 from scripts import full_size
+from scripts.synthetic.folders import LAYOUTS
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.command import Result, run
 from tests.tiny_gemma import write_tiny_gemma
 
-CASES = (
-    ("ltx2", "2.0", "unified"),
-    ("ltx2_3", "2.3", "unified"),
-    ("ltx2_3", "2.3", "diffusers"),
-    ("ltx2_5", "2.5", "split"),
-)
+MODELS = {"ltx2": "2.0", "ltx2_3": "2.3", "ltx2_5": "2.5"}
+CASES = [(model, version, layout) for model, version in MODELS.items() for layout in LAYOUTS]
 SMALL = (
     "data.width=64",
     "data.height=64",
@@ -79,6 +76,26 @@ def test_prepare_and_train(model: str, version: str, layout: str, clips: Path, t
     assert adapter.metadata["base_model_version"] == version
     assert len(adapter.weights) == 10 * 2
     assert list((tmp_path / f"runs/deblur-{model}/samples").glob("step-00000002-*.mp4"))
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_an_adapter_of_a_real_base_is_judged(fp8: bool, clips: Path, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "base", "2.3", fp8=fp8)
+    chosen = [
+        "conf=deblur",
+        "model=ltx2_3",
+        f"model.checkpoint={checkpoint}",
+        f"data.clips={clips}",
+        "data.root=shards",
+    ]
+    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
+    judging = ("data.root=shards", "sample.guidance=2", "eval.windows=2", "eval.seeds=[0]", "eval.strengths=[1.0,0.0]")
+    for command, more in (("data_prep", (encoder,)), ("iclora_train", ()), ("eval", ())):
+        result = run(tmp_path, command, *chosen, *SMALL, *judging, *more)
+        assert result.code == 0, result.err
+    scores = json.loads((tmp_path / "runs/deblur-ltx2_3/eval/scores.json").read_text())
+    assert scores["base"]["version"] == "2.3"
+    assert scores["cells"].keys() >= {"adapter+reference", "base+reference", "swapped", "ceiling"}
 
 
 def refused(result: Result) -> str:
