@@ -6,14 +6,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from torch import Tensor
 
 from data_prep.progress import steps
-from iclora_train.files import write_whole
 from iclora_train.fingerprint import digest
 from iclora_train.ltx2.base import Base
+from iclora_train.members import load_text, save_text
 
 BATCH = 4
 
@@ -24,7 +22,7 @@ class Texts:
     def __init__(self, root: Path, base: Base) -> None:
         makers = {part: mark for part, mark in base.latent_fingerprints.items() if part != "vae"}
         self.folder, self.base = root / f"texts-{digest(makers)[:8]}", base
-        self.read = lru_cache(maxsize=64)(self._read)  # windows share captions
+        self.read = lru_cache(maxsize=64)(lambda caption: load_text(self._path(caption)))  # windows share captions
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
@@ -40,9 +38,4 @@ class Texts:
             for i in range(0, len(missing), BATCH):
                 batch = missing[i : i + BATCH]
                 for caption, features in zip(bar.track(batch), encoder.encode(batch), strict=True):
-                    with write_whole(self._path(caption)) as file:
-                        half = features.to("cpu", torch.float16).contiguous()
-                        file.write(safetensors.torch.save({"text": half}))
-
-    def _read(self, caption: str) -> Tensor:
-        return safetensors.torch.load_file(self._path(caption))["text"].float()
+                    save_text(self._path(caption), features)

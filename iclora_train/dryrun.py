@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from iclora_train import lora
 from iclora_train.batches import Batch, collate
@@ -54,7 +55,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     bucket, batch = _largest(config, shards, device)
     kept = [p.detach().clone() for p in module.adapter]
     try:
-        step = _steps(config, module, batch)
+        step = _steps(module, batch)
         begun = time.perf_counter()
         if clips is not None:
             clips.render(module, folder / "samples" / "dry-run")
@@ -89,24 +90,36 @@ def _pixels(bucket: str) -> int:
     return width * height * frames
 
 
-def _steps(config: Config, module: ICLoRA, batch: Batch) -> float:
+def _steps(module: ICLoRA, batch: Batch) -> float:
     """Seconds of an optimizer step, the median of what follows the first."""
     device, optimizer = batch["target"].device, module.optimizer()
-    half = base_dtype(config.model.precision) == torch.bfloat16
     taken = []
     for i in range(STEPS):
-        begun = time.perf_counter()
-        for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss: Tensor = module.losses(batch, step_generator(config.seed, i, 0))[1].mean()
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.adapter, config.optim.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - begun)
+        begun = clock(device)
+        optimizer_step(module, optimizer, batch, i)
+        taken.append(clock(device) - begun)
     return sorted(taken[1:])[len(taken[1:]) // 2]
+
+
+def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: int) -> Tensor:
+    """One step as the Trainer would do it, on one batch, with the noise of step `number`; the last mean loss."""
+    config = module.config
+    half = base_dtype(config.model.precision) == torch.bfloat16
+    for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
+        with torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=half):
+            loss: Tensor = module.losses(batch, step_generator(config.seed, number, 0))[1].mean()
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.adapter, config.optim.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after all work of the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _memory(device: torch.device) -> tuple[float, float | None]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
+from iclora_train.files import write_whole
 from iclora_train.pair import LatentPair, Pair, VideoShape
 from iclora_train.video import encode_clip
 
@@ -34,6 +37,17 @@ def latent_members(pair: LatentPair, shape: VideoShape, source: str, record: dic
             raise ValueError(f"{pair.key}: {name} holds values that do not fit fp16 (NaN, or beyond 65504)")
     about = _about(shape, pair.caption, source, record)
     return {"__key__": pair.key, "json": about, "latents.safetensors": safetensors.torch.save(halves)}
+
+
+def save_text(path: Path, text: Tensor) -> None:
+    """Keep the features (T,D) of one caption in a file, fp16."""
+    with write_whole(path) as file:
+        file.write(safetensors.torch.save({"text": text.detach().to("cpu", torch.float16).contiguous()}))
+
+
+def load_text(path: Path) -> Tensor:
+    """What `save_text` kept, fp32."""
+    return safetensors.torch.load_file(path)["text"].float()
 
 
 def _about(shape: VideoShape, caption: str, source: str, record: dict[str, object]) -> bytes:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 import webdataset
 from torch import Tensor
 
 from iclora_train.config import Config, ConfigError
 from iclora_train.files import sha256, write_whole
 from iclora_train.fingerprint import content_settings, differences, digest, plain
-from iclora_train.members import Members
+from iclora_train.members import Members, load_text, save_text
 from iclora_train.pair import LatentPair, Pair
 from iclora_train.video import decode_clip
 
@@ -84,8 +83,7 @@ class ShardWriter:
 
     def write_empty(self, text: Tensor) -> None:
         """Keep the features (T,D) of the empty caption: sampling with guidance needs them, and no text encoder then."""
-        with write_whole(self.folder / EMPTY) as file:
-            file.write(safetensors.torch.save({"text": text.to("cpu", torch.float16).contiguous()}))
+        save_text(self.folder / EMPTY, text)
 
     def finish(self, shards: list[str]) -> None:
         """Write the index, from what the tars hold. ShardError for a tar that differs from an earlier index."""
@@ -218,15 +216,25 @@ class ShardSet:
         _require_equal(self.folder, self.fingerprint["settings"], content_settings(config))
 
     def caption(self, i: int) -> str:
-        """The caption of sample i."""
-        return str(self._read(i)[1]["caption"])
+        """The caption of sample i, from its JSON alone: the media beside it are not read."""
+        sample = self.samples[i]
+        path = self.folder / sample.shard
+        try:
+            with path.open("rb") as stream:
+                stream.seek(sample.offset)
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    file = tar.extractfile(next(member for member in tar if member.name == f"{sample.key}.json"))
+                    assert file is not None
+                    return str(json.load(file)["caption"])
+        except (tarfile.TarError, StopIteration, ValueError, KeyError) as error:
+            raise ShardError(f"{path} is damaged at sample {sample.key}: {REMEDY}") from error
 
     def empty_text(self) -> Tensor:
         """Features (T,D) of the empty caption, fp32."""
         path = self.folder / EMPTY
         if not path.exists():
             raise ShardError(f"{path} is missing: {REMEDY}")
-        return safetensors.torch.load_file(path)["text"].float()
+        return load_text(path)
 
     def read_pair(self, i: int) -> Pair:
         """Sample i of a set of kind "pairs". ShardError when its bytes are not what was written."""

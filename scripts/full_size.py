@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,9 @@ import torch
 from iclora_train import lora
 from iclora_train.batches import Batch
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.dryrun import GIB, clock, optimizer_step
 from iclora_train.ltx2.base import Base
 from iclora_train.module import ICLoRA
-from iclora_train.step import step_generator
-
-GIB = 2**30
 
 
 def host_gib() -> float:
@@ -39,13 +36,6 @@ def device_gib(device: torch.device) -> float:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     return peak
-
-
-def wait(device: torch.device) -> float:
-    """The clock, after all work of the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def tell(part: str, **facts: Any) -> None:
@@ -72,30 +62,23 @@ def fixed_batch(base: Base, size: tuple[int, int, int], device: torch.device) ->
 
 def train(base: Base, args: argparse.Namespace, device: torch.device) -> None:
     """Load, overfit, export, read back."""
-    half = torch.bfloat16 if device.type == "cuda" else torch.float32
     model = Model(
         name="full", checkpoint=args.checkpoint, precision="bf16" if device.type == "cuda" else "fp32",
         recompute=not args.keep_all, lora=Lora(rank=args.rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
     config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
-    before, begun = host_gib(), wait(device)
+    before, begun = host_gib(), clock(device)
     module = ICLoRA(config, base, device)
     count = sum(p.numel() for p in module.transformer.parameters())
-    tell("load", seconds=wait(device) - begun, parameters=count, host_gib=host_gib() - before, gib=device_gib(device))
+    tell("load", seconds=clock(device) - begun, parameters=count, host_gib=host_gib() - before, gib=device_gib(device))
     module.to(device)
     batch, optimizer = fixed_batch(base, (args.frames, args.height, args.width), device), module.optimizer()
     losses, taken = [], []
     for _ in range(args.steps):
-        begun = wait(device)
-        with torch.autocast(device.type, half, enabled=half != torch.float32):
-            loss = module.losses(batch, step_generator(0, 0, 0))[1].mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.adapter, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-        taken.append(wait(device) - begun)
+        begun = clock(device)
+        losses.append(optimizer_step(module, optimizer, batch, 0).item())
+        taken.append(clock(device) - begun)
     tokens = 2 * batch["target"][0, 0].numel()
     middle = sorted(taken[min(3, len(taken) - 1) :])
     tell(
@@ -117,15 +100,15 @@ def vae(base: Base, size: str, device: torch.device) -> None:
     model = base.vae().to(device)
     video = torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
     device_gib(device)
-    begun = wait(device)
+    begun = clock(device)
     latent = model.encode(video)
-    tell("vae encode", size=size, seconds=wait(device) - begun, gib=device_gib(device))
-    begun = wait(device)
+    tell("vae encode", size=size, seconds=clock(device) - begun, gib=device_gib(device))
+    begun = clock(device)
     pixels = model.decode(latent)
     tell(
         "vae decode",
         size=size,
-        seconds=wait(device) - begun,
+        seconds=clock(device) - begun,
         gib=device_gib(device),
         finite=bool(pixels.isfinite().all()),
     )

@@ -62,10 +62,6 @@ class Checkpoint:
             raise ConfigError(f"model.checkpoint={self.source} holds no {name}{remedy}")
         return self.parts[name]
 
-    def files(self, name: str) -> list[Path]:
-        """The files that a part lies in."""
-        return self.part(name).files
-
     def tensors(self, name: str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of a part, one at a time in the order of the disk; fp8 weights times their scales."""
         return self.part(name).read(device)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from iclora_train.config import ConfigError
+from iclora_train.ltx2.headers import misfits
 
 TOKENS = 1024  # length of a caption in all published pipelines
 _OFFICIAL = "video_embeddings_connector.", "text_embedding_projection."
@@ -135,18 +136,16 @@ class Connectors(nn.Module):
         with torch.device("meta"):
             module = cls(settings, inputs, outputs, bias=rename("projection.bias") in state)
         wanted = {rename(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
-        wrong = [f"missing {key}" for key in wanted if key not in state]
-        wrong += [f"unknown {key}" for key in ours if key not in wanted]
-        weights = {name: state[key] for key, (name, _) in wanted.items() if key in state}
-        for key, (name, shape) in wanted.items():
-            if name in weights and weights[name].shape != shape:
-                wrong.append(f"{key} is {tuple(weights[name].shape)}, not {tuple(shape)}")
+        tensors = {key: state[key] for key in ours}
+        wrong = misfits(
+            {key: tensor.shape for key, tensor in tensors.items()}, {key: shape for key, (_, shape) in wanted.items()}
+        )
         if wrong:
             raise ConfigError(
                 f"the text connectors do not fit their config ({len(wrong)} keys: {', '.join(wrong[:5])}); the file "
                 "is incomplete or of another version: check model.checkpoint and model.connectors"
             )
-        module.load_state_dict(weights, assign=True)
+        module.load_state_dict({name: tensors[key] for key, (name, _) in wanted.items()}, assign=True)
         return module.requires_grad_(False).eval()
 
     @property

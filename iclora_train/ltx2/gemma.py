@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.connectors import TOKENS, Connectors
 from iclora_train.ltx2.gemma_files import GemmaFiles
+from iclora_train.ltx2.headers import misfits
 
 BATCH = 4  # captions at once: 49 states of 1024 x 3840 in bf16 are 0.4 GB for each
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -125,9 +126,7 @@ def _fill(model: nn.Module, files: GemmaFiles, dtype: torch.dtype) -> None:
             if tensor.dtype not in _PLAIN:
                 raise ConfigError(f"model.text_encoder={files.root}: {name} is {tensor.dtype}; give bf16 weights")
             found[name] = tensor.to(dtype)
-    wrong = [f"missing {name}" for name in wanted if name not in found]
-    pairs = ((name, tensor.shape, wanted[name].shape) for name, tensor in found.items())
-    wrong += [f"{name} is {tuple(has)}, not {tuple(needs)}" for name, has, needs in pairs if has != needs]
+    wrong = misfits({name: t.shape for name, t in found.items()}, {name: t.shape for name, t in wanted.items()})
     if wrong:
         raise ConfigError(
             f"model.text_encoder={files.root}: {len(wrong)} weights do not fit its config ({', '.join(wrong[:3])}); "

@@ -95,6 +95,18 @@ def read_header(file: Path) -> Header:
     return Header(file, metadata, tensors)
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def misfits(has: Shapes, wanted: Shapes) -> list[str]:
+    """What keeps tensors of these names and shapes from filling the wanted ones: missing, unknown, misshapen."""
+    wrong = [f"missing {name}" for name in wanted if name not in has]
+    wrong += [f"unknown {name}" for name in has if name not in wanted]
+    both = sorted(wanted.keys() & has.keys())
+    wrong += [f"{name} is {tuple(has[name])}, not {tuple(wanted[name])}" for name in both if has[name] != wanted[name]]
+    return wrong
+
+
 class Part:
     """One part of a checkpoint: its tensors under our names, and its config.
 

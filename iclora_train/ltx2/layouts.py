@@ -12,6 +12,7 @@ from collections.abc import Container
 from typing import Any
 
 from iclora_train.config import ConfigError
+from iclora_train.ltx2.vae_layout import BARE, STATISTICS
 
 MODEL, VAE, TEXT, PROJECTION = "model.diffusion_model.", "vae.", "text_encoder.", "text_embedding_projection."
 PARTS = ("transformer", "vae", "connectors", "text")  # text: the little encoder of an embedded base
@@ -24,10 +25,9 @@ CLASSES = {
 VERSIONS = ("2.0", "2.3", "2.5")
 
 _CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
-_BARE_VAE = ("encoder.", "decoder.", "per_channel_statistics.")  # keys of a VAE file of its own
 _BARE_VAE_MARKS = ("encoder.conv_in.conv.weight", "per_channel_statistics.mean-of-means")
 _STATISTICS = "vae.per_channel_statistics."
-_READ_STATISTICS = (f"{_STATISTICS}mean-of-means", f"{_STATISTICS}std-of-means")  # older files have three more
+_READ_STATISTICS = tuple(VAE + key for key in STATISTICS)  # older files have three more
 _AUDIO = re.compile(r"(^|\.)(audio_|av_ca_|av_cross_attn_|video_to_audio_|video_a2v_|scale_shift_table_a2v_ca)")
 _DIFFUSERS_TOP = {"proj_in": "patchify_proj", "time_embed": "adaln_single", "prompt_adaln": "prompt_adaln_single"}
 _DIFFUSERS_NORM = {"norm_q": "q_norm", "norm_k": "k_norm"}
@@ -63,7 +63,7 @@ def official(key: str, bare_vae: bool = False) -> tuple[str, str] | None:
         if name.startswith(_CONNECTORS):
             return "connectors", name
         return None if _AUDIO.search(name) else ("transformer", name)
-    if bare_vae and key.startswith(_BARE_VAE):
+    if bare_vae and key.startswith(BARE):
         key = VAE + key
     if key.startswith(VAE):
         return None if key.startswith(_STATISTICS) and key not in _READ_STATISTICS else ("vae", key)

@@ -10,7 +10,7 @@ from torch import nn
 
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.checkpoint import Checkpoint
-from iclora_train.ltx2.headers import Part
+from iclora_train.ltx2.headers import Part, misfits
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 
 _KEYFRAME = "keyframes_abs_pos_embedding"
@@ -46,11 +46,8 @@ def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
 
 def require_keys(part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
     """ConfigError unless the part holds exactly the tensors of these names and shapes."""
-    has = {name: at.shape for name, at in part.stored.items()}
-    wrong = [f"missing {name}" for name in shapes if name not in has]
-    wrong += [f"unknown {name}" for name in [*has, *part.strays] if name not in shapes]
-    both = shapes.keys() & has.keys()
-    wrong += [f"{name} is {has[name]}, not {shapes[name]}" for name in sorted(both) if has[name] != shapes[name]]
+    wrong = misfits({name: at.shape for name, at in part.stored.items()}, shapes)
+    wrong += [f"unknown {name}" for name in part.strays]
     if wrong:
         where = ", ".join(str(file) for file in part.files[:3]) or str(part.source)
         raise ConfigError(

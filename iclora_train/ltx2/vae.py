@@ -30,16 +30,6 @@ from iclora_train.pair import Geometry
 if TYPE_CHECKING:
     from iclora_train.ltx2.diffusion_decoder import DiffusionDecoder
 
-__all__ = [
-    "Tile",
-    "VideoVAE",
-    "diffusers_config",
-    "geometry_of",
-    "geometry_of_diffusers",
-    "to_diffusers",
-    "to_official",
-]
-
 # Pixels (frames x height x width) in one tile by default: 960x544x49 is just one. The same on every machine, so that
 # the same clip gives the same latents everywhere.
 MAX_PIXELS = 1 << 25

@@ -23,6 +23,7 @@ STATISTICS = {
     "per_channel_statistics.mean-of-means": "latents_mean",
     "per_channel_statistics.std-of-means": "latents_std",
 }
+BARE = ("encoder.", "decoder.", "per_channel_statistics.")  # how keys begin in a VAE file of its own
 # What no published LTX-2 section says otherwise; diffusers' class can do nothing else.
 FIXED: dict[str, tuple[Any, ...]] = {
     "dims": (3,),
@@ -224,8 +225,7 @@ def _rename(state: State, table: dict[str, str]) -> State:
 
 def with_vae_prefix(state: State) -> State:
     """Official VAE keys as a unified file has them; the split files of 2.5 leave out the leading `vae.`."""
-    bare = ("encoder.", "decoder.", "per_channel_statistics.")
-    return {f"vae.{key}" if key.startswith(bare) else key: tensor for key, tensor in state.items()}
+    return {f"vae.{key}" if key.startswith(BARE) else key: tensor for key, tensor in state.items()}
 
 
 def to_diffusers(state: State, section: Section) -> State:
