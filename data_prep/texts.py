@@ -33,7 +33,7 @@ class Texts:
         missing = [caption for caption in dict.fromkeys(captions) if not self._path(caption).exists()]
         if not missing:
             return
-        encoder = self.base.text().to("cuda" if torch.cuda.is_available() else "cpu")
+        encoder = self.base.text(device="cuda" if torch.cuda.is_available() else "cpu")
         with steps("encoding captions", len(missing)) as bar:
             for i in range(0, len(missing), BATCH):
                 batch = missing[i : i + BATCH]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-import wandb
 from lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -106,9 +105,11 @@ class WandbLog:
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
         self.folder, self.name, self.config, self.arguments = folder, name, config, arguments
-        self.run: wandb.Run | None = None
+        self.run: Any = None
 
     def start(self, step: int) -> None:
+        import wandb  # noqa: PLC0415 (slow, and needed by those only who log there)
+
         arguments = dict(self.arguments)
         if arguments.get("mode", "auto") == "auto":
             arguments["mode"] = "online" if wandb.setup().settings.api_key else "offline"

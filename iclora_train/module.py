@@ -42,6 +42,7 @@ class ICLoRA(LightningModule):
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.recent: list[Tensor] = []  # (2,B) sigma and loss of each batch since the last row of the log
         self.grad_norm = self.lr = 0.0  # of the last optimizer step
+        self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a batch; the loss of each clip is kept for the log."""

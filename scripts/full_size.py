@@ -1,14 +1,15 @@
 """Prove a checkpoint at its real size on this machine: python -m scripts.full_size CHECKPOINT [--steps 50] ...
 
 Loads the transformer, trains an adapter on one fixed batch (same noise, same level) with the project's own training
-code, exports the adapter and reads it back, then encodes and decodes a long clip in tiles. One JSON line per part:
-seconds, GiB, losses. Random weights will do: `python -m scripts.synthetic_checkpoint` writes them.
+code, exports the adapter and reads it back; encodes captions; encodes and decodes a long clip in tiles. One JSON line
+per part: seconds, GiB, losses. Random weights will do: `python -m scripts.synthetic_checkpoint` writes them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,28 @@ from iclora_train.ltx2.base import Base
 from iclora_train.module import ICLoRA
 
 
-def host_gib() -> float:
-    """Anonymous memory of this process (beyond the page cache), GiB."""
+class HostPeak:
+    """Inside the `with`, watches this process' own memory (beyond the page cache); `gib` is its rise at the peak."""
+
+    def __enter__(self) -> HostPeak:
+        self.start, self.gib, self.over = own_gib(), 0.0, threading.Event()
+        self.watcher = threading.Thread(target=self._watch)
+        self.watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.watcher.join()
+
+    def _watch(self) -> None:
+        while True:
+            self.gib = max(self.gib, own_gib() - self.start)
+            if self.over.wait(0.01):
+                return
+
+
+def own_gib() -> float:
+    """Anonymous memory of this process now, GiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
 
@@ -68,11 +89,11 @@ def train(base: Base, args: argparse.Namespace, device: torch.device) -> None:
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
     config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
-    before, begun = host_gib(), clock(device)
-    module = ICLoRA(config, base, device)
+    begun = clock(device)
+    with HostPeak() as host:
+        module = ICLoRA(config, base, device)
     count = sum(p.numel() for p in module.transformer.parameters())
-    tell("load", seconds=clock(device) - begun, parameters=count, host_gib=host_gib() - before, gib=device_gib(device))
-    module.to(device)
+    tell("load", seconds=clock(device) - begun, parameters=count, host_gib=host.gib, gib=device_gib(device))
     batch, optimizer = fixed_batch(base, (args.frames, args.height, args.width), device), module.optimizer()
     losses, taken = [], []
     for _ in range(args.steps):
@@ -91,6 +112,20 @@ def train(base: Base, args: argparse.Namespace, device: torch.device) -> None:
     found = lora.read(path).weights
     equal = all(torch.equal(a, b.to(a)) for key in made for a, b in zip(made[key], found[key], strict=True))
     tell("export", equal=equal and made.keys() == found.keys(), megabytes=path.stat().st_size / 1e6)
+
+
+@torch.inference_mode()
+def text(base: Base, device: torch.device) -> None:
+    """Load the text encoder, encode four captions."""
+    begun = clock(device)
+    with HostPeak() as host:
+        encoder = base.text(device=device)
+    count = sum(p.numel() for p in encoder.parameters())
+    tell("text load", seconds=clock(device) - begun, parameters=count, host_gib=host.gib, gib=device_gib(device))
+    begun = clock(device)
+    found = encoder.encode(["a red car drives along a coast road at dusk"] * 4)
+    finite = bool(found.isfinite().all())
+    tell("text encode", seconds=clock(device) - begun, shape=list(found.shape), gib=device_gib(device), finite=finite)
 
 
 @torch.inference_mode()
@@ -126,12 +161,17 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--keep-all", action="store_true", help="no recomputation in the backward pass")
     parser.add_argument("--vae", metavar="WxHxF", help="e.g. 1280x704x121")
+    parser.add_argument("--text-encoder", metavar="DIR", help="also load this Gemma and encode captions")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     args.out.mkdir(parents=True, exist_ok=True)
-    base = Base.open(args.checkpoint)
+    if device.type == "cuda":
+        torch.zeros(1, device=device)  # the driver's own host memory is not the loading's
+    base = Base.open(args.checkpoint, text_encoder=args.text_encoder)
     if args.steps:
         train(base, args, device)
+    if args.text_encoder:
+        text(base, device)
     if args.vae:
         vae(base, args.vae, device)
 

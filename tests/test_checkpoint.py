@@ -27,8 +27,8 @@ from iclora_train.pair import Geometry
 from scripts.synthetic import published
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.folders import LAYOUTS, Parts
+from scripts.synthetic.gemma import pack_tiny_gemma, write_gemma
 from scripts.synthetic_checkpoint import write_checkpoint
-from tests.tiny_gemma import pack_tiny_gemma, write_tiny_gemma
 
 Edit = Callable[[dict[str, Tensor], dict[str, str]], None]
 QUERY = f"{MODEL}transformer_blocks.1.attn1.to_q"
@@ -225,7 +225,7 @@ def test_latents_are_known_by_what_made_them_not_by_its_files(
     assert Base.open(str(changed)).fingerprint != unified.fingerprint
     changed = edited(tiny["2.3", "unified"], tmp_path / "b.safetensors", change("vae.encoder.conv_in.conv.bias"))
     assert Base.open(str(changed)).latent_fingerprint != unified.latent_fingerprint
-    gemma = write_tiny_gemma(tmp_path / "gemma")
+    gemma = write_gemma(tmp_path / "gemma")
     known = Base.open(str(tiny["2.3", "unified"]), text_encoder=str(gemma)).latent_fingerprints
     assert known == unified.latent_fingerprints | {"text_encoder": known["text_encoder"]}
 
@@ -236,7 +236,7 @@ def test_captions_become_what_the_transformer_reads(
     tiny: dict[tuple[str, str], Path], tmp_path: Path, version: str, layout: str
 ) -> None:
     kind = "gemma4_unified" if version == "2.5" else "gemma3"
-    gemma = write_tiny_gemma(tmp_path / "gemma", kind, gemma_version="gemma4-12b-ltx-v1")
+    gemma = write_gemma(tmp_path / "gemma", kind, gemma_version="gemma4-12b-ltx-v1")
     base = Base.open(str(tiny[version, layout]), text_encoder=str(gemma))
     features = base.text(torch.float32).encode(["the cat", ""])
     config = base.transformer().config
@@ -305,7 +305,7 @@ def test_a_missing_part_names_its_setting(tiny: dict[tuple[str, str], Path], tmp
     assert "model.vae='nowhere' is neither a file nor a folder" in opened(model, vae="nowhere")
     said = refusal(Base.open(str(model), vae=str(vae)).text)
     assert "set model.text_encoder" in said
-    gemma = str(write_tiny_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1"))
+    gemma = str(write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1"))
     said = refusal(Base.open(str(model), vae=str(vae), text_encoder=gemma).text)
     assert "text_embedding_projection" in said
     assert "model.connectors" in said
@@ -339,7 +339,7 @@ def test_the_packed_text_encoder_of_2_5_brings_the_projection(
     (model,) = (folder / "diffusion_models").iterdir()
     (vae,) = (folder / "vae").glob("*video-vae*")
     (text,) = (folder / "text_encoders").iterdir()
-    gemma = write_tiny_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
+    gemma = write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
     packed = pack_tiny_gemma(gemma, tmp_path / "packed.safetensors", load_file(text))
     base = Base.open(str(model), vae=str(vae), text_encoder=str(packed))
     wanted = Base.open(str(folder), text_encoder=str(gemma)).text(torch.float32).encode(["the cat"])
@@ -389,7 +389,7 @@ def test_quantised_connectors_without_scales_are_refused(tiny: dict[tuple[str, s
     def cast(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
         tensors[name] = tensors[name].to(torch.float8_e4m3fn)
 
-    gemma = write_tiny_gemma(tmp_path / "gemma")
+    gemma = write_gemma(tmp_path / "gemma")
     file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", cast)
     said = refusal(Base.open(str(file), text_encoder=str(gemma)).text)
     assert "1 weights are fp8 without a .weight_scale" in said

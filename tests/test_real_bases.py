@@ -14,9 +14,9 @@ from iclora_train.ltx2.chosen import base_of
 from iclora_train.video import encode_clip
 from scripts import full_size
 from scripts.synthetic.folders import LAYOUTS
+from scripts.synthetic.gemma import gemma_for
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.command import Result, run
-from tests.tiny_gemma import write_tiny_gemma
 
 MODELS = {"ltx2": "2.0", "ltx2_3": "2.3", "ltx2_5": "2.5"}
 CASES = [(model, version, layout) for model, version in MODELS.items() for layout in LAYOUTS]
@@ -43,13 +43,6 @@ SMALL = (
 )
 
 
-def gemma(folder: Path, version: str) -> Path:
-    """A tiny text encoder of the kind that this version wants."""
-    if version == "2.5":
-        return write_tiny_gemma(folder, "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
-    return write_tiny_gemma(folder, "gemma3")
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six short clips, so that every split has one."""
@@ -66,7 +59,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prepare_and_train(model: str, version: str, layout: str, clips: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "base", version, layout)
     chosen = [f"model={model}", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards"]
-    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', version)}"
+    encoder = f"model.text_encoder={gemma_for(version, tmp_path / 'gemma')}"
     prepared = run(tmp_path, "data_prep", "conf=deblur", *chosen, *SMALL, encoder)
     assert (prepared.code, prepared.err.count("error:")) == (0, 0), prepared.err
     trained = run(tmp_path, "iclora_train", "conf=deblur", *chosen, *SMALL)  # without the text encoder
@@ -88,7 +81,7 @@ def test_an_adapter_of_a_real_base_is_judged(fp8: bool, clips: Path, tmp_path: P
         f"data.clips={clips}",
         "data.root=shards",
     ]
-    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
+    encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     judging = ("data.root=shards", "sample.guidance=2", "eval.windows=2", "eval.seeds=[0]", "eval.strengths=[1.0,0.0]")
     for command, more in (("data_prep", (encoder,)), ("iclora_train", ()), ("eval", ())):
         result = run(tmp_path, command, *chosen, *SMALL, *judging, *more)
@@ -106,7 +99,7 @@ def refused(result: Result) -> str:
 def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
     old = write_checkpoint(tmp_path / "old", "2.0")
     new = write_checkpoint(tmp_path / "new", "2.3")
-    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
+    encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     settings = (f"data.clips={clips}", "data.root=shards", *SMALL)
     wrong = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={old}", *settings, encoder)
     assert f"model.checkpoint={old} is of version 2.0, and model=ltx2_3 wants 2.3" in refused(wrong)
@@ -140,7 +133,7 @@ def test_a_gpu_that_is_not_there_is_named(clips: Path, tmp_path: Path, monkeypat
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     checkpoint = write_checkpoint(tmp_path / "base", "2.3")
     chosen = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards", *SMALL)
-    encoder = f"model.text_encoder={gemma(tmp_path / 'gemma', '2.3')}"
+    encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     result = run(tmp_path, "iclora_train", "conf=deblur", *chosen, "trainer.accelerator=gpu", encoder)
     assert "trainer.accelerator=gpu, and there is no CUDA device here" in result.err
 
@@ -149,11 +142,13 @@ def test_the_full_size_proof_works_on_a_small_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(write_checkpoint(tmp_path, "2.3"))
-    size = ["--frames", "9", "--height", "64", "--width", "64", "--vae", "64x64x9"]
+    encoder = str(gemma_for("2.3", tmp_path / "gemma"))
+    size = ["--frames", "9", "--height", "64", "--width", "64", "--vae", "64x64x9", "--text-encoder", encoder]
     small = [*size, "--steps", "30", "--rank", "4", "--rate", "2e-2"]
     monkeypatch.setattr("sys.argv", ["full_size", checkpoint, "--out", str(tmp_path), *small])
     full_size.main()
     told = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
     assert told["train"]["last_loss"] < told["train"]["first_loss"] / 2
     assert told["export"]["equal"]
+    assert told["text encode"]["finite"]
     assert told["vae decode"]["finite"]

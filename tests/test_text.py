@@ -16,7 +16,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.connectors import Connectors
 from iclora_train.ltx2.gemma import GemmaText, text_fingerprint
-from tests.tiny_gemma import INPUTS, LAYERS, WIDTH, pack_tiny_gemma, write_tiny_gemma, write_tiny_tokenizer
+from scripts.synthetic.gemma import INPUTS, LAYERS, WIDTH, pack_tiny_gemma, write_gemma, write_tiny_tokenizer
 
 KIND = {"2.0": "gemma3", "2.3": "gemma3", "2.5": "gemma4_unified"}
 CAPTIONS = ["the cat \u00e9 sits on the mat", "", "  a dog  "]
@@ -82,7 +82,7 @@ def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny Gemma 3 and a tiny Gemma 4."""
     root = tmp_path_factory.mktemp("gemma")
-    return {kind: write_tiny_gemma(root / kind, kind) for kind in ("gemma3", "gemma4_unified")}
+    return {kind: write_gemma(root / kind, kind) for kind in ("gemma3", "gemma4_unified")}
 
 
 def connectors(version: str) -> Connectors:
@@ -199,7 +199,7 @@ def test_the_fingerprint_follows_the_content(folders: dict[str, Path], tmp_path:
     assert text_fingerprint(copy) == first
     write_tiny_tokenizer(copy, bos=False)
     assert text_fingerprint(copy) != first
-    assert text_fingerprint(write_tiny_gemma(tmp_path / "other", "gemma3", seed=1)) != first
+    assert text_fingerprint(write_gemma(tmp_path / "other", "gemma3", seed=1)) != first
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_the_encoder_of_another_version_is_refused(
 
 
 def test_a_gemma_4_of_another_tuning_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny_gemma(tmp_path, "gemma4_unified", gemma_version="ltx-v1")
+    folder = write_gemma(tmp_path, "gemma4_unified", gemma_version="ltx-v1")
     GemmaText.open(folder, "2.5", connectors("2.5"), torch.float32, gemma_version="ltx-v1")
     with pytest.raises(ConfigError, match="gemma_version='ltx-v1', but the checkpoint was trained with 'ltx-v2'"):
         GemmaText.open(folder, "2.5", connectors("2.5"), torch.float32, gemma_version="ltx-v2")
@@ -249,7 +249,7 @@ def test_damaged_and_foreign_weights_are_refused(folders: dict[str, Path], tmp_p
     with pytest.raises(ConfigError, match=r"1 weights do not fit .*missing layers.1.mlp.up_proj.weight"):
         opened(folder, "2.3")
     save_file(state | {lost: state[lost].to(torch.float8_e4m3fn)}, file)
-    with pytest.raises(ConfigError, match=r"up_proj.weight is torch.float8_e4m3fn; give bf16 weights"):
+    with pytest.raises(ConfigError, match=r"up_proj.weight is F8_E4M3; give bf16 weights"):
         opened(folder, "2.3")
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"the config in .*config.json is not JSON"):

@@ -79,10 +79,10 @@ class Base:
             return VideoVAE.from_diffusers(part.config, state).requires_grad_(False)
         return VideoVAE.from_config(part.config["vae"], state).requires_grad_(False)
 
-    def text(self, dtype: torch.dtype = torch.bfloat16) -> TextEncoder | GemmaText:
+    def text(self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu") -> TextEncoder | GemmaText:
         """The frozen text encoder: Gemma (in `dtype`) and the connectors, or the embedded base's own (fp32)."""
         if "text" in self.checkpoint.parts:
-            return self._own_text()
+            return self._own_text().to(device)
         folder = self._text_folder()
         if folder is None:
             raise ConfigError(
@@ -92,7 +92,7 @@ class Base:
         make = Connectors.from_diffusers if part.diffusers else Connectors.from_official
         source = json.loads(self.checkpoint.metadata.get("gemma_source_checkpoint", "{}"))
         connectors = make(part.config, Lazy(part))
-        return GemmaText.open(folder, self.version, connectors, dtype, source.get("gemma_version"))
+        return GemmaText.open(folder, self.version, connectors, dtype, source.get("gemma_version"), device)
 
     def _own_text(self) -> TextEncoder:
         part = self.checkpoint.part("text")

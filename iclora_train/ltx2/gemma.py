@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.connectors import TOKENS, Connectors
 from iclora_train.ltx2.gemma_files import GemmaFiles
-from iclora_train.ltx2.headers import misfits
+from iclora_train.ltx2.headers import DTYPES, misfits
+from iclora_train.ltx2.load import place
 
 BATCH = 4  # captions at once: 49 states of 1024 x 3840 in bf16 are 0.4 GB for each
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,8 +42,9 @@ class GemmaText(nn.Module):
         connectors: Connectors,
         dtype: torch.dtype = torch.bfloat16,
         gemma_version: str | None = None,
+        device: torch.device | str = "cpu",
     ) -> GemmaText:
-        """The encoder of base `version` from a folder or a packed file (see gemma_files), weights mapped from disk.
+        """The encoder of base `version` on `device`, from a folder or a packed file (see gemma_files).
 
         `gemma_version` is the one in the checkpoint's `gemma_source_checkpoint`. ConfigError says what is wrong.
         """
@@ -57,8 +59,8 @@ class GemmaText(nn.Module):
             raise ConfigError(
                 f"the tokenizer of model.text_encoder={folder} knows no <bos> or <pad>: it is not Gemma's"
             )
-        model = _language_model(files, connectors.inputs, dtype)
-        return cls(model, tokenizer, connectors.to(dtype)).requires_grad_(False).eval()
+        model = _language_model(files, connectors.inputs, dtype, device)
+        return cls(model, tokenizer, connectors.to(device, dtype)).requires_grad_(False).eval()
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Token numbers and mask (B,TOKENS), padded on the left. What a long caption loses is logged."""
@@ -98,7 +100,7 @@ def text_fingerprint(folder: Path) -> str:
     return GemmaFiles.open(folder).fingerprint()
 
 
-def _language_model(files: GemmaFiles, inputs: int, dtype: torch.dtype) -> nn.Module:
+def _language_model(files: GemmaFiles, inputs: int, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
     """Gemma without vision, audio and output head; built without memory, then given the tensors of the files."""
     from accelerate import init_empty_weights  # noqa: PLC0415 (slow)
     from transformers import AutoModel  # noqa: PLC0415 (slow)
@@ -114,22 +116,23 @@ def _language_model(files: GemmaFiles, inputs: int, dtype: torch.dtype) -> nn.Mo
         )
     with init_empty_weights(include_buffers=False):  # buffers such as RoPE's frequencies are computed, not stored
         model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
-    _fill(model, files, dtype)
+    _fill(model, files, dtype, device)
     return model
 
 
-def _fill(model: nn.Module, files: GemmaFiles, dtype: torch.dtype) -> None:
+def _fill(model: nn.Module, files: GemmaFiles, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Tensor by tensor from disk to device, like the transformer: 24 GB never lie in the host's memory."""
     wanted = model.state_dict()
-    found = {}
-    for name, tensor in files.language():
-        if name in wanted:
-            if tensor.dtype not in _PLAIN:
-                raise ConfigError(f"model.text_encoder={files.root}: {name} is {tensor.dtype}; give bf16 weights")
-            found[name] = tensor.to(dtype)
-    wrong = misfits({name: t.shape for name, t in found.items()}, {name: t.shape for name, t in wanted.items()})
+    stored = {name: at for name, at in files.language() if name in wanted}
+    for name, at in stored.items():
+        if DTYPES.get(at.dtype) not in _PLAIN:
+            raise ConfigError(f"model.text_encoder={files.root}: {name} is {at.dtype}; give bf16 weights")
+    wrong = misfits({name: at.shape for name, at in stored.items()}, {name: t.shape for name, t in wanted.items()})
     if wrong:
         raise ConfigError(
             f"model.text_encoder={files.root}: {len(wrong)} weights do not fit its config ({', '.join(wrong[:3])}); "
             "a file is missing or damaged: fetch it again"
         )
-    model.load_state_dict(found, assign=True)
+    for name, at in stored.items():
+        place(model, name, at.read().to(device).to(dtype))
+    model.to(device)  # the buffers that are computed

@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from torch import Tensor
 
 from iclora_train.config import ConfigError
-from iclora_train.ltx2.headers import read_header
+from iclora_train.ltx2.headers import Stored, read_header
 
 PACKED_CONFIG, PACKED_TOKENIZER = "gemma_config", "tokenizer_json"
 KINDS = {"gemma3": "Gemma 3", "gemma3_text": "Gemma 3", "gemma4_unified": "LTX's Gemma 4", "gemma4": "a dense Gemma 4"}
@@ -111,13 +110,13 @@ class GemmaFiles:
             )
         return files
 
-    def language(self) -> Iterator[tuple[str, Tensor]]:
-        """Names inside the language model, and tensors; neither vision nor audio towers nor an output head are read.
+    def language(self) -> Iterator[tuple[str, Stored]]:
+        """Names inside the language model, and where their tensors lie; no vision, audio or output head.
 
         The prefix of the language model differs between layouts: it is what stands before `embed_tokens.weight`.
         """
-        keys = {file: list(read_header(file).tensors) for file in self.weights}
-        heads = [key for found in keys.values() for key in found if key.endswith("embed_tokens.weight")]
+        stored = {key: at for file in self.weights for key, at in read_header(file).tensors.items()}
+        heads = [key for key in stored if key.endswith("embed_tokens.weight")]
         if len(heads) != 1:
             raise ConfigError(
                 f"model.text_encoder={self.root}: {len(heads)} tensors are named *embed_tokens.weight, not one; the "
@@ -125,11 +124,9 @@ class GemmaFiles:
             )
         prefix = heads[0].removesuffix("embed_tokens.weight")
         mine = tuple(prefix + part for part in ("embed_tokens.", "layers.", "norm."))
-        for file, found in keys.items():
-            with safe_open(file, framework="pt") as handle:
-                for key in found:
-                    if key.startswith(mine):
-                        yield key.removeprefix(prefix), handle.get_tensor(key)
+        for key, at in stored.items():
+            if key.startswith(mine):
+                yield key.removeprefix(prefix), at
 
     def fingerprint(self) -> str:
         """Identity: config, tokenizer, sizes and samples of the weights (all of 24 GB would take minutes)."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.checkpoint import Checkpoint
@@ -28,9 +28,15 @@ def load_transformer(
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
     require_keys(part, shapes)
     for name, tensor in part.read(device):
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, nn.Parameter(tensor.to(dtype), requires_grad=False))
+        place(module, name, tensor.to(dtype))
     return module.eval()
+
+
+def place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a frozen tensor where the module, built on the meta device, has a parameter or a buffer of that name."""
+    parent, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(parent)
+    setattr(owner, leaf, tensor if leaf in owner._buffers else nn.Parameter(tensor, requires_grad=False))
 
 
 def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:

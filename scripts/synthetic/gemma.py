@@ -1,4 +1,7 @@
-"""Tiny Gemma folders with random weights in transformers' format, and LTX-2.5's packed file, without a download."""
+"""Gemma folders with random weights in transformers' format, and LTX-2.5's packed file, without a download.
+
+The tokenizer is small whatever the size: bytes, letters and three longer tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-WIDTH, LAYERS = 24, 2
+from scripts.synthetic.configs import GEMMA, GEMMA_VERSION
+
+KIND = {"2.0": "gemma3", "2.3": "gemma3", "2.5": "gemma4_unified"}  # base version -> model type
+WIDTH, LAYERS = GEMMA["tiny"]
 INPUTS = WIDTH * (LAYERS + 1)  # numbers of a token that the text projection gets
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
-_TEXT = {
+_TINY = {
     "vocab_size": 512,
     "hidden_size": WIDTH,
     "intermediate_size": 32,
@@ -25,6 +31,17 @@ _TEXT = {
     "max_position_embeddings": 2048,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+_FULL = {  # of Gemma 3 12B
+    "vocab_size": 262208,
+    "hidden_size": GEMMA["full"][0],
+    "intermediate_size": 15360,
+    "num_hidden_layers": GEMMA["full"][1],
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+}
+_SIZES = {"tiny": _TINY, "full": _FULL}
 _VISION = {
     "gemma3": {
         "hidden_size": 16,
@@ -65,34 +82,49 @@ def write_tiny_tokenizer(folder: Path, bos: bool = True) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(about))
 
 
-def tiny_gemma(kind: str, seed: int = 0) -> Any:
-    """transformers' full model (vision included) of `gemma3` or `gemma4_unified`, random fp32 weights everywhere."""
+def random_gemma(kind: str, seed: int = 0, size: str = "tiny", device: str = "cpu") -> Any:
+    """transformers' full model (vision included) of `gemma3` or `gemma4_unified`: random weights, fp32; full: bf16."""
     import transformers  # noqa: PLC0415 (slow)
 
     name = {"gemma3": "Gemma3", "gemma4_unified": "Gemma4Unified"}[kind]
     config_class, model_class = (getattr(transformers, name + end) for end in ("Config", "ForConditionalGeneration"))
-    text = dict(_TEXT)
+    text = dict(_SIZES[size])
     if kind == "gemma4_unified":
-        text |= {"global_head_dim": 16, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
+        text |= {"global_head_dim": text["head_dim"] * 4 // 3, "attention_k_eq_v": True}
+        text |= {"num_global_key_value_heads": 1}
     config = config_class(text_config=text, vision_config=_VISION[kind])
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
-        model = model_class(config).eval()
+        model = model_class._from_config(config, dtype=torch.float32 if size == "tiny" else torch.bfloat16).eval()
         for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+            torch.nn.init.normal_(parameter, std=0.3 if size == "tiny" else 0.02)
         for name, scalar in model.named_buffers():
             if name.endswith("layer_scalar"):  # Gemma 4's weight of a layer, saved with the parameters
                 scalar.uniform_(0.5, 1.5)
     return model
 
 
-def write_tiny_gemma(folder: Path, kind: str = "gemma3", seed: int = 0, bos: bool = True, **config: Any) -> Path:
-    """A folder as transformers saves it: config.json (and `config` in it), model.safetensors, tokenizer."""
-    tiny_gemma(kind, seed).save_pretrained(folder)
+def write_gemma(
+    folder: Path,
+    kind: str = "gemma3",
+    seed: int = 0,
+    bos: bool = True,
+    size: str = "tiny",
+    device: str = "cpu",
+    **config: Any,
+) -> Path:
+    """A folder as transformers saves it: config.json (and `config` in it), safetensors, tokenizer."""
+    random_gemma(kind, seed, size, device).save_pretrained(folder, max_shard_size="5GB")
     write_tiny_tokenizer(folder, bos)
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | config))
     return folder
+
+
+def gemma_for(version: str, folder: Path, size: str = "tiny", device: str = "cpu") -> Path:
+    """The folder of a random text encoder of the kind that base `version` wants."""
+    more = {"gemma_version": GEMMA_VERSION} if version == "2.5" else {}
+    return write_gemma(folder, KIND[version], size=size, device=device, **more)
 
 
 def pack_tiny_gemma(folder: Path, file: Path, projection: dict[str, Tensor]) -> Path:
