@@ -91,7 +91,7 @@ class Base:
         part = self.checkpoint.part("connectors")
         make = Connectors.from_diffusers if part.diffusers else Connectors.from_official
         source = json.loads(self.checkpoint.metadata.get("gemma_source_checkpoint", "{}"))
-        connectors = make(part.config, Lazy(part))
+        connectors = make(part.config, Lazy(part), dtype, device)
         return GemmaText.open(folder, self.version, connectors, dtype, source.get("gemma_version"), device)
 
     def _own_text(self) -> TextEncoder:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from iclora_train.config import ConfigError
-from iclora_train.ltx2.headers import misfits
+from iclora_train.ltx2.load import place
 
 TOKENS = 1024  # length of a caption in all published pipelines
 _OFFICIAL = "video_embeddings_connector.", "text_embedding_projection."
@@ -109,43 +109,63 @@ class Connectors(nn.Module):
         )
 
     @classmethod
-    def from_official(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Connectors:
+    def from_official(
+        cls,
+        config: dict[str, Any],
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Connectors:
         """From a checkpoint's config and its tensors under official names, without `model.diffusion_model.`.
 
-        `state` may be lazy and may hold other parts: only the video connector and the projection are read.
+        `state` may be lazy and may hold other parts: only the video connector and the projection are read, one tensor
+        at a time, to `device` in `dtype` (None: as they are stored).
         """
         registers = _need(state, "video_embeddings_connector.learnable_registers").shape[0]
         settings = ConnectorConfig.from_official(config, registers)
         kind = "video_aggregate_embed" if settings.per_token else "aggregate_embed"
         ours = [k for k in state if k.startswith(_OFFICIAL) and not k.startswith(_OFFICIAL_AUDIO)]
-        return cls._build(settings, state, ours, lambda name: _official_name(name, kind))
+        return cls._build(settings, state, ours, lambda name: _official_name(name, kind), dtype, device)
 
     @classmethod
-    def from_diffusers(cls, config: dict[str, Any], state: Mapping[str, Tensor]) -> Connectors:
+    def from_diffusers(
+        cls,
+        config: dict[str, Any],
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Connectors:
         """From connectors/config.json and its tensors; the audio side is passed over."""
         settings = ConnectorConfig.from_diffusers(config)
         kind = "video_text_proj_in" if settings.per_token else "text_proj_in"
         ours = [k for k in state if not k.startswith(_DIFFUSERS_AUDIO)]
-        return cls._build(settings, state, ours, lambda name: _diffusers_name(name, kind))
+        return cls._build(settings, state, ours, lambda name: _diffusers_name(name, kind), dtype, device)
 
     @classmethod
     def _build(
-        cls, settings: ConnectorConfig, state: Mapping[str, Tensor], ours: list[str], rename: Callable[[str], str]
+        cls,
+        settings: ConnectorConfig,
+        state: Mapping[str, Tensor],
+        ours: list[str],
+        rename: Callable[[str], str],
+        dtype: torch.dtype | None,
+        device: torch.device | str,
     ) -> Connectors:
         outputs, inputs = _need(state, rename("projection.weight")).shape
         with torch.device("meta"):
             module = cls(settings, inputs, outputs, bias=rename("projection.bias") in state)
         wanted = {rename(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
-        tensors = {key: state[key] for key in ours}
-        wrong = misfits(
-            {key: tensor.shape for key, tensor in tensors.items()}, {key: shape for key, (_, shape) in wanted.items()}
-        )
+        wrong = [f"missing {key}" for key in wanted if key not in state]
+        wrong += [f"unknown {key}" for key in ours if key not in wanted]
+        for key in (wanted.keys() & state.keys()) if not wrong else ():
+            (name, shape), tensor = wanted[key], state[key].to(device)
+            wrong += [] if tensor.shape == shape else [f"{key} is {tuple(tensor.shape)}, not {tuple(shape)}"]
+            place(module, name, tensor if dtype is None else tensor.to(dtype))
         if wrong:
             raise ConfigError(
                 f"the text connectors do not fit their config ({len(wrong)} keys: {', '.join(wrong[:5])}); the file "
                 "is incomplete or of another version: check model.checkpoint and model.connectors"
             )
-        module.load_state_dict({name: tensors[key] for key, (name, _) in wanted.items()}, assign=True)
         return module.requires_grad_(False).eval()
 
     @property
