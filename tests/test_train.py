@@ -15,7 +15,7 @@ from iclora_train.checkpoint import newest
 from iclora_train.config import Config, ConfigError, Flow, Optim, Task, check
 from iclora_train.hydra_main import conf_dir, register, task_names
 from iclora_train.ltx2.base import Base
-from iclora_train.module import rate
+from iclora_train.module import ICLoRA, rate
 from iclora_train.pair import Geometry
 from iclora_train.step import Draws, draw, lay_out, require_factors, step_generator
 from tests.command import Result, run, start
@@ -316,3 +316,9 @@ def test_the_schedule_warms_up_holds_and_decays() -> None:
     cosine = Optim(warmup_steps=0, decay="cosine", decay_from=0.0)
     assert [rate(step, cosine, 20) for step in (0, 10, 20)] == pytest.approx([1.0, 0.5, 0.0])
     assert rate(999, Optim(warmup_steps=4), 1000) == 1.0
+
+
+def test_the_module_knows_where_it_was_loaded_before_a_trainer_moves_it(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    module = ICLoRA(composed("conf=deblur", f"model.checkpoint={tmp_path}"), base, "meta")
+    assert module.device == module.adapter[0].device == torch.device("meta")
