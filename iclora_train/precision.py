@@ -13,7 +13,7 @@ def computes_bf16() -> bool:
 
 
 def base_dtype(precision: str) -> torch.dtype:
-    """The dtype that model.precision (auto, fp32 or bf16) means here."""
-    if precision == "auto":
+    """The dtype that model.precision (auto, fp32, bf16 or fp8) means here; with fp8 it is that of the activations."""
+    if precision in ("auto", "fp8"):
         return torch.bfloat16 if computes_bf16() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.headers import Part
+from iclora_train.ltx2.headers import Stored
 from iclora_train.ltx2.layouts import MODEL, version_of
 from iclora_train.pair import Geometry
 from scripts.synthetic import published
@@ -165,16 +165,16 @@ def test_the_host_holds_one_tensor_at_a_time(
     tiny: dict[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[int] = []
-    read = Part.read
+    seen: list[weakref.ref[Tensor]] = []
+    read = Stored.read
 
-    def watched(part: Part, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-        seen = []
-        for name, tensor in read(part, device):
-            seen.append(weakref.ref(tensor))
-            alive.append(sum(ref() is not None for ref in seen))
-            yield name, tensor
+    def watched(stored: Stored) -> Tensor:
+        tensor = read(stored)
+        seen.append(weakref.ref(tensor))
+        alive.append(sum(ref() is not None for ref in seen))
+        return tensor
 
-    monkeypatch.setattr(Part, "read", watched)
+    monkeypatch.setattr(Stored, "read", watched)
     net = Base.open(str(tiny["2.3", "unified"])).transformer(torch.bfloat16)
     assert len(alive) == len(net.state_dict())
     assert max(alive) <= 2  # the one just read, and the one before it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from iclora_train import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2.attention import AttentionBias, attend
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.layouts import MODEL
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
@@ -223,37 +221,6 @@ def test_weight_zero_is_no_reference_and_weights_act_monotonically() -> None:
     change = [float((weighted(w) - without).norm()) for w in (0.0, 0.1, 0.5, 1.0)]
     assert change == sorted(change)
     assert change[1] > 10 * change[0]
-
-
-def dense(weight: Tensor, group: Tensor, between: str) -> Tensor:
-    """The attention bias (B,N,N) as one would write it down."""
-    batch, n = weight.shape
-    bias = torch.zeros(batch, n, n)
-    for b in range(batch):
-        for i in range(n):
-            for j in range(n):
-                if (group[i] == 0) != (group[j] == 0):
-                    w = float(weight[b, j] if group[j] > 0 else weight[b, i])
-                    bias[b, i, j] = math.log(w) if w > 0 else -math.inf
-                elif between == "ltx" and group[i] != group[j]:
-                    bias[b, i, j] = -math.inf
-    return bias
-
-
-@pytest.mark.parametrize("between", ["comfyui", "ltx"])
-def test_attention_weights_equal_a_dense_bias(between: str) -> None:
-    generator = torch.Generator().manual_seed(0)
-    group = torch.tensor([0] * 4 + [1] * 3 + [2] * 3)
-    weight = torch.tensor([[1.0] * 4 + [0.5, 0.0, 1.0, 0.1, 0.9, 0.0], [1.0] * 4 + [1.0, 1.0, 0.2, 0.3, 0.0, 1.0]])
-    q, k, v = torch.randn(3, 2, HEADS, 10, 16, generator=generator).unbind(0)
-    found = attend(q, k, v, AttentionBias(weight, group, between))
-    logits = q @ k.transpose(-1, -2) / 4 + dense(weight, group, between)[:, None]
-    assert torch.allclose(found, logits.softmax(-1) @ v, atol=1e-5)
-
-
-def test_an_unknown_mode_between_references_is_refused() -> None:
-    with pytest.raises(ValueError, match="between='none' is not one of comfyui, ltx"):
-        AttentionBias(torch.ones(1, 2), torch.tensor([0, 1]), "none")
 
 
 @torch.no_grad()

@@ -67,9 +67,11 @@ class Base:
         opened = Checkpoint.open(path, others[0], others[1])
         return cls(checkpoint if checkpoint in EMBEDDED else opened.name, opened, others[2])
 
-    def transformer(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Transformer:
-        """The frozen transformer in evaluation mode, loaded tensor by tensor to the device."""
-        return load_transformer(self.checkpoint, dtype, device)
+    def transformer(
+        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", fp8: bool = False
+    ) -> Transformer:
+        """The frozen transformer in evaluation mode, loaded tensor by tensor to the device (`load_transformer`)."""
+        return load_transformer(self.checkpoint, dtype, device, fp8)
 
     def vae(self) -> VideoVAE:
         """The frozen video VAE, fp32, in evaluation mode."""

@@ -145,8 +145,12 @@ class Part:
         ConfigError, before anything is read, unless every tensor is stored in a way that can be read exactly.
         """
         self.require_readable()
-        for name, _ in sorted(self.stored.items(), key=lambda item: (item[1].file, item[1].start)):
+        for name in self.in_order():
             yield name, self.tensor(name, device)
+
+    def in_order(self) -> list[str]:
+        """Names of the tensors in the order of the disk."""
+        return sorted(self.stored, key=lambda name: (self.stored[name].file, self.stored[name].start))
 
     def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:
         """One tensor, as `read` gives it; KeyError if there is none of that name."""
@@ -154,6 +158,13 @@ class Part:
         tensor = at.read().to(device)
         scaled = name in self.scales and at.dtype in fp8.FP8
         return fp8.dequantize(tensor, self.scales[name].read()) if scaled else tensor
+
+    def quantized(self, name: str, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor] | None:
+        """A tensor's fp8 values and their scalar scale as they are stored; None if it is not stored in fp8."""
+        at = self.stored[name]
+        if at.dtype not in fp8.FP8:
+            return None
+        return at.read().to(device), self.scales[name].read().to(device)
 
     def require_readable(self) -> None:
         """ConfigError unless every tensor is stored in a way that can be read exactly."""

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.checkpoint import Checkpoint
+from iclora_train.ltx2.fp8 import FP8
+from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.headers import Part, misfits
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 
@@ -17,9 +19,12 @@ _KEYFRAME = "keyframes_abs_pos_embedding"
 
 
 def load_transformer(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", fp8: bool = False
 ) -> Transformer:
-    """The frozen transformer in evaluation mode. ConfigError names missing, unknown and misshapen keys."""
+    """The frozen transformer in evaluation mode, in `dtype`. ConfigError names missing, unknown and misshapen keys.
+
+    fp8: the blocks' linears stay in fp8, those of a bf16 checkpoint are rounded to it while loading.
+    """
     part = checkpoint.part("transformer")
     config = transformer_config(checkpoint)
     with torch.device("meta"):
@@ -27,9 +32,30 @@ def load_transformer(
     wanted = dict(module.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
     require_keys(part, shapes)
-    for name, tensor in part.read(device):
-        place(module, name, tensor.to(dtype))
+    part.require_readable()
+    linears = fp8_linears(module, part) if fp8 else set()
+    for name in part.in_order():
+        owner, _, leaf = name.rpartition(".")
+        if owner in linears:
+            if leaf == "weight":
+                weight, scale = part.quantized(name, device) or quantize(part.tensor(name, device))
+                bias = f"{owner}.bias"
+                given = part.tensor(bias, device).to(dtype) if bias in part.stored else None
+                module.set_submodule(owner, Fp8Linear(weight, scale, given))
+        else:
+            place(module, name, part.tensor(name, device).to(dtype))
     return module.eval()
+
+
+def fp8_linears(module: Transformer, part: Part) -> set[str]:
+    """Names of the linears to keep in fp8: those the file has in it; if it has none, the blocks' but the small gates."""
+    names = {
+        name
+        for name, each in module.named_modules()
+        if isinstance(each, nn.Linear) and name.startswith("transformer_blocks.") and not name.endswith("_gate_logits")
+    }
+    stored = {name for name in names if part.stored[f"{name}.weight"].dtype in FP8}
+    return stored or names
 
 
 def place(module: nn.Module, name: str, tensor: Tensor) -> None:

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from iclora_train.ltx2.attention import Attention, AttentionBias
+from iclora_train.ltx2.attention import Attention
+from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import rotation
+from iclora_train.ltx2.weighted import AttentionBias
 from iclora_train.pair import Tokens
 
 TIME_CHANNELS = 256  # of the sinusoidal embedding of a noise level
@@ -156,11 +158,13 @@ class Block(nn.Module):
         rope: Tensor,
         prompt: Tensor | None = None,
         bias: AttentionBias | None = None,
+        perturbed: bool = False,
     ) -> Tensor:
         """x (B,N,D), text (B,T,D'), modulation (B,K,rows,D), level (B,N), prompt (B,1,2,D') -> (B,N,D)."""
         rows = (self.scale_shift_table + modulation).unbind(2)
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (pick(row, level) for row in rows)
-        x = x + self.attn1(rms_norm(x, self.eps) * (1 + scale) + shift, rope=rope, bias=bias) * gate
+        own = rms_norm(x, self.eps) * (1 + scale) + shift
+        x = x + (values_through(self.attn1, own) if perturbed else self.attn1(own, rope=rope, bias=bias)) * gate
         query = rms_norm(x, self.eps)
         if cross:
             cross_shift, cross_scale, cross_gate = cross
@@ -207,10 +211,13 @@ class Transformer(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.out_channels)
 
-    def forward(self, tokens: Tokens, text: Tensor, between: str = "comfyui") -> Tensor:
+    def forward(
+        self, tokens: Tokens, text: Tensor, between: str = "comfyui", perturbed: tuple[int, ...] = ()
+    ) -> Tensor:
         """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, references included.
 
-        between: what references see of one another once an attention weight is set (`attention.AttentionBias`).
+        between: what references see of one another once an attention weight is set (`weighted.AttentionBias`).
+        perturbed: blocks whose self-attention lets its values through (`perturb`).
         """
         config, dtype = self.config, self.patchify_proj.weight.dtype
         x = self.patchify_proj(tokens.latent.to(dtype))
@@ -230,8 +237,8 @@ class Transformer(nn.Module):
             config.positional_embedding_max_pos,
         ).to(dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
-        for block in self.transformer_blocks:
-            given = (x, text, modulation, tokens.level, rope, prompt, bias)
+        for i, block in enumerate(self.transformer_blocks):
+            given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed)
             saving = self.recompute and self.training and torch.is_grad_enabled()
             x = checkpoint(block, *given, use_reentrant=False) if saving else block(*given)
         shift, scale = (pick(row, tokens.level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))

@@ -1,0 +1,106 @@
+"""A base whose linears stay in fp8: what it computes, what it weighs, and that adapters train on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iclora_train import lora
+from iclora_train.config import Lora
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.fp8_linear import E4M3, Fp8Linear, quantize
+from iclora_train.pair import Geometry, Tokens
+from iclora_train.reference import append_reference, target_tokens
+from scripts.synthetic_checkpoint import write_checkpoint
+
+QUERY = "transformer_blocks.1.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
+    """The same tiny base, as an official fp8 file and in bf16."""
+    folder = tmp_path_factory.mktemp("fp8")
+    return {fp8: write_checkpoint(folder / str(fp8), "2.3", fp8=fp8) for fp8 in (True, False)}
+
+
+def scene(channels: int, text: int) -> tuple[Tokens, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    target, reference = torch.randn(2, 1, channels, 2, 2, 2, generator=generator)
+    tokens = target_tokens(target, torch.tensor([0.7]), Geometry(channels, 32, 8), 24.0)
+    return append_reference(tokens, reference), torch.randn(1, 5, text, generator=generator)
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@torch.no_grad()
+def test_an_fp8_file_computes_with_the_same_weights_wherever_they_are_widened(files: dict[bool, Path]) -> None:
+    base = Base.open(str(files[True]))
+    kept, widened = base.transformer(fp8=True), base.transformer()
+    tokens, text = scene(8, 32)
+    assert apart(kept(tokens, text), widened(tokens, text)) < 1e-6
+    assert kept.get_submodule(QUERY).weight.dtype == E4M3
+    first = kept.get_submodule(QUERY.replace(".1.", ".0."))  # the file has this block in bf16
+    assert not isinstance(first, Fp8Linear)
+
+
+@torch.no_grad()
+def test_a_bf16_file_is_rounded_while_loading(files: dict[bool, Path]) -> None:
+    base = Base.open(str(files[False]))
+    rounded, whole = base.transformer(fp8=True), base.transformer()
+    tokens, text = scene(8, 32)
+    assert 1e-3 < apart(rounded(tokens, text), whole(tokens, text)) < 0.1
+    linears = [m for name, m in rounded.named_modules() if isinstance(m, nn.Linear) and "blocks" in name]
+    for linear in linears:
+        gate = linear.out_features == whole.config.num_attention_heads
+        assert isinstance(linear, Fp8Linear) != gate
+
+
+def test_quantize_uses_the_whole_range() -> None:
+    weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    values, scale = quantize(weight)
+    assert float(values.float().abs().max()) == torch.finfo(E4M3).max
+    assert torch.allclose(values.float() * scale, weight, rtol=2**-4, atol=float(scale) * 2**-9)
+    assert torch.equal(quantize(torch.zeros(2, 2))[0].float(), torch.zeros(2, 2))
+
+
+def test_gradients_of_the_input_are_those_of_the_widened_weight() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, scale = quantize(torch.randn(6, 5, generator=generator))
+    bias = torch.randn(6, generator=generator)
+    x = torch.randn(2, 3, 5, generator=generator, requires_grad=True)
+    plain = nn.functional.linear(x, values.float() * scale, bias)
+    out = Fp8Linear(values, scale, bias)(x)
+    assert torch.allclose(out, plain, atol=1e-6)
+    grad = torch.randn(2, 3, 6, generator=generator)
+    assert torch.allclose(*(torch.autograd.grad(y, x, grad)[0] for y in (out, plain)), atol=1e-6)
+
+
+def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path], tmp_path: Path) -> None:
+    base = Base.open(str(files[True]))
+    net = base.transformer(fp8=True)
+    parameters = lora.attach(net, Lora(rank=4))
+    assert {p.dtype for p in parameters} == {torch.float32}
+    drawn = dict(lora.layers(net))[QUERY].lora_A["default"].weight
+    assert len(drawn.unique()) == drawn.numel()  # in fp32: fp8 has few values that small
+    tokens, text = scene(8, 32)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    wanted = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1))
+    losses = []
+    for _ in range(5):
+        loss = (net(tokens, text) - wanted).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    path = tmp_path / "adapter.safetensors"
+    lora.save(path, lora.Adapter(lora.extract(net), {"reference_downscale_factor": "1"}))
+    again = base.transformer(fp8=True)
+    lora.load_into(again, lora.read(path))
+    with torch.no_grad():
+        assert apart(again(tokens, text), net(tokens, text)) < 1e-6

@@ -1,0 +1,114 @@
+"""Weighted attention equals attention with the whole bias written down, forwards and backwards, in O(N) memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from iclora_train.ltx2.attention import attend
+from iclora_train.ltx2.weighted import AttentionBias
+
+HEADS, WIDTH = 3, 16
+MIXED = [0.5, 0.0, 1.0, 0.1, 0.9, 0.0]
+WEIGHTS = {  # of references with 3 tokens each
+    "one strength": [[0.3] * 3],
+    "off": [[0.0] * 3],
+    "mask": [MIXED[:3]],
+    "two strengths": [[0.3] * 3 + [0.0] * 3],
+    "two masks": [MIXED],
+    "a strength a clip": [[0.3] * 3, [1.0] * 3],
+    "a mask a clip": [MIXED, MIXED[::-1]],
+}
+
+
+def scene(weights: list[list[float]], dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor]:
+    """q, k, v that want a gradient, weights (B,N) and groups (N,) of 4 target tokens and references of 3 each."""
+    weight = torch.tensor([[1.0] * 4 + row for row in weights])
+    group = torch.tensor([0] * 4 + [1 + i // 3 for i in range(len(weights[0]))])
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(weight), HEADS, len(group), WIDTH)
+    qkv = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    return qkv, weight, group
+
+
+def dense(weight: Tensor, group: Tensor, between: str) -> Tensor:
+    """The attention bias (B,N,N) as one would write it down."""
+    batch, n = weight.shape
+    bias = torch.zeros(batch, n, n)
+    for b in range(batch):
+        for i in range(n):
+            for j in range(n):
+                if (group[i] == 0) != (group[j] == 0):
+                    w = float(weight[b, j] if group[j] > 0 else weight[b, i])
+                    bias[b, i, j] = math.log(w) if w > 0 else -math.inf
+                elif between == "ltx" and group[i] != group[j]:
+                    bias[b, i, j] = -math.inf
+    return bias
+
+
+@pytest.mark.parametrize("between", ["comfyui", "ltx"])
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_output_and_gradients_equal_those_of_the_whole_bias(
+    weights: list[list[float]], between: str, dtype: torch.dtype, bound: float
+) -> None:
+    (q, k, v), weight, group = scene(weights, dtype)
+    found = attend(q, k, v, AttentionBias(weight, group, between))
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(WIDTH) + dense(weight, group, between)[:, None]
+    wanted = logits.softmax(-1) @ v.float()
+    assert torch.allclose(found.float(), wanted, atol=bound)
+    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(found, (q, k, v), grad.to(dtype))
+    for mine, theirs in zip(ours, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
+        assert torch.allclose(mine.float(), theirs.float(), atol=4 * bound)
+
+
+def test_a_reference_of_weight_0_does_not_reach_the_target_at_all() -> None:
+    (q, k, v), weight, group = scene([[0.0, 0.0, 0.0, 0.0, 0.5, 0.0]], torch.float32)
+    bias = AttentionBias(weight, group)
+    off = (weight[0] == 0)[:, None]
+    first = attend(q, k, v, bias)
+    other = attend(q, torch.where(off, 100 * k, k), torch.where(off, -v, v), bias)
+    assert torch.equal(first[:, :, :4], other[:, :, :4])
+
+
+class Largest(TorchDispatchMode):
+    """Records the largest memory of a tensor that any operation gives back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple) else (result,):
+            if isinstance(each, Tensor):
+                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_40000_tokens_need_no_matrix_of_their_square(masked: bool) -> None:
+    n, width = 40_000, 8
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, n, width, generator=generator) for _ in range(3))
+    group = (torch.arange(n) >= n // 2).long()
+    weight = torch.where(group > 0, torch.rand(n, generator=generator) if masked else 0.5, 1.0)[None]
+    with Largest() as largest:
+        found = attend(q, k, v, AttentionBias(weight, group))
+    assert largest.bytes <= found.nbytes
+    rows = torch.tensor([0, 17, n // 2 + 5])  # against the softmax of a few rows by hand
+    logits = q[0, 0, rows] @ k[0, 0].T / math.sqrt(width)
+    across = group[rows][:, None] != group
+    logits += torch.where(across, torch.where(group[rows][:, None] > 0, weight[0, rows][:, None], weight).log(), 0)
+    assert torch.allclose(found[0, 0, rows], logits.softmax(-1) @ v[0, 0], atol=1e-5)
+
+
+def test_an_unknown_mode_between_references_is_refused() -> None:
+    with pytest.raises(ValueError, match="between='none' is not one of comfyui, ltx"):
+        AttentionBias(torch.ones(1, 2), torch.tensor([0, 1]), "none")
