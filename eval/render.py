@@ -20,10 +20,11 @@ from iclora_train import lora
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.files import sha256, write_whole
 from iclora_train.fingerprint import digest
-from iclora_train.flow import sigma_shift
+from iclora_train.guidance import guidance_from
 from iclora_train.ltx2.base import Base
 from iclora_train.precision import base_dtype
-from iclora_train.sample import Reference, sample, sigma_schedule
+from iclora_train.sample import Reference, sample
+from iclora_train.schedule import sigmas_for
 
 PROTOCOL = 1  # raise it when the same settings would give other clips
 Ticker = Callable[[], None]
@@ -86,14 +87,15 @@ class Renderer:
         self.adapter_sha256 = sha256(adapter_path)
         on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        self.transformer = base.transformer(base_dtype(config.model.precision), self.device)
+        precision = config.model.precision
+        self.transformer = base.transformer(base_dtype(precision), self.device, fp8=precision == "fp8")
         lora.load_into(self.transformer, self.adapter)
         self.transformer.to(self.device).eval()
         self.vae = base.vae().to(self.device)
         f, h, w = self.size = held.latent_size
-        shift = sigma_shift(f * h * w, config.flow)
-        self.sigmas = sigma_schedule(config.sample.steps, shift)
-        self.negative = held.empty_text()[None].to(self.device) if config.sample.guidance > 1 else None
+        self.sigmas = sigmas_for(config.sample, config.flow, f * h * w)
+        empty = held.empty_text()[None].to(self.device) if config.sample.guidance > 1 else None
+        self.guidance = guidance_from(config.sample, empty, self.transformer.config.num_layers)
 
     @property
     def band(self) -> int:
@@ -111,11 +113,16 @@ class Renderer:
             "half_mask": cell.half_mask,
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
             "sigmas": self.sigmas,
-            "guidance": self.config.sample.guidance,
+            **self._guided(),
             "items": [
                 [item.window.key, self._giver(cell, item).key, item.window.mask_left, item.seed] for item in batch
             ],
         }
+
+    def _guided(self) -> dict[str, Any]:
+        settings = self.config.sample
+        stg = {"stg": [settings.stg_scale, *settings.stg_blocks]} if settings.stg_scale else {}
+        return {"guidance": settings.guidance, **stg, **({"rescale": settings.rescale} if settings.rescale else {})}
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -163,8 +170,7 @@ class Renderer:
                 self.sigmas,
                 [item.noise_seed for item in batch],
                 self._references(cell, batch),
-                guidance=self.config.sample.guidance,
-                negative_text=None if self.negative is None else self.negative.expand(len(batch), -1, -1),
+                guidance=self.guidance,
             )
         return self._decode(latent)
 

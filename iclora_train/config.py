@@ -6,25 +6,33 @@ a value out of bounds raises ConfigError, which names the key, the value and wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from iclora_train.checks_config import Checks
+from iclora_train.errors import ConfigError, one_of, require
+from iclora_train.flow_config import Flow, Sample
 
-class ConfigError(ValueError):
-    """The user's settings cannot work; the message names the key and the remedy."""
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with `message` (start it with the key) unless `condition` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ConfigError unless `value` is one of `choices`."""
-    require(value in choices, f"{key}={value!r} is not one of {', '.join(choices)}")
+__all__ = [
+    "Checks",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Eval",
+    "Flow",
+    "Lora",
+    "Model",
+    "Optim",
+    "Sample",
+    "Task",
+    "Validation",
+    "check",
+    "one_of",
+    "require",
+]
 
 
 @dataclass
@@ -79,27 +87,35 @@ class Model:
     recompute: bool = (
         False  # keep one tensor per block and compute the rest again in the backward pass: slower, smaller
     )
-    precision: str = "auto"  # bf16 where the machine computes it natively, else fp32
+    precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
-        one_of("model.precision", self.precision, ("auto", "fp32", "bf16"))
+        one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
 
 
 @dataclass
 class Data:
     """Which clips, how they are cut into windows, where the shards lie, how they are batched."""
 
-    clips: str = MISSING  # "samples" (the embedded clips), or a folder of videos, or a csv/jsonl list of them
+    clips: str = (
+        MISSING  # "samples" (the embedded clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
+    )
     root: str = MISSING  # where pair shards and latent shards are written and read
     frames: int = 9
     height: int = 64
     width: int = 64
     fps: float | None = None  # null keeps each clip's own rate
+    buckets: list[str] | None = None  # sizes such as 960x544x49: each clip takes what fits it best; null: the one above
     short_side: int | None = None  # scale clips to this short side before cropping; null: just enough to crop
     zoom: float = 1.25  # a train window is up to this many times closer than short_side says; 1: none
     flip: bool = True  # half of the train windows are mirrored; false where left and right matter (text, hands)
     train_windows: int = 512  # windows drawn from the training clips, all clips alike
+    pick: str | None = None  # where train windows lie: null (random), stride, or best (most motion and sharpness)
+    stride: int | None = None  # frames from one start to the next for stride and best; null: half a window
+    cuts: bool | None = None  # true: find scene cuts; windows cross neither these nor those in a column `cuts`
+    captioner: str | None = None  # folder of a vision-language model that describes clips without a caption
+    prompt: str | None = None  # how a caption is put together, e.g. "Reference shows {reference_caption}. {caption}"
     heldout_windows: int = 32  # windows laid out over the val clips, and as many over the heldout clips
     heldout_fraction: float = 0.1  # of the clips, when a list or folder names no split
     seed: int = 0
@@ -113,35 +129,24 @@ class Data:
         require(0 < self.heldout_fraction < 1, f"data.heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
         require(self.zoom >= 1, f"data.zoom={self.zoom} must be at least 1 (1 switches it off)")
         require(self.seed >= 0, f"data.seed={self.seed} must be 0 or more")
+        require(self.stride is None or self.stride >= 1, f"data.stride={self.stride} must be at least 1, or null")
+        if self.pick is not None:
+            one_of("data.pick", self.pick, ("random", "stride", "best"))
         least = min(self.height, self.width)
         require(
             self.short_side is None or self.short_side >= least,
             f"data.short_side={self.short_side} must be at least {least}, the short side of the windows, or null",
         )
         require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+        require(self.buckets != [], "data.buckets is empty: name a size, e.g. [960x544x49], or null")
+        for bucket in self.buckets or []:
+            good = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
+            require(good, f"data.buckets: {bucket!r} is not width x height x frames, e.g. 960x544x49")
 
-
-@dataclass
-class Flow:
-    """The noise levels seen in training (`flow.sample_sigma`) and what is given clean."""
-
-    distribution: str = "shifted_logit_normal"
-    std: float = 1.0
-    min_tokens: int = 1024
-    max_tokens: int = 4096
-    min_shift: float = 0.95
-    max_shift: float = 2.05
-    clamp_shift: bool = True  # false is the official trainer's extrapolation beyond max_tokens
-    uniform_p: float = 0.1
-    first_frame_p: float = 0.2  # probability that a clip's first latent frame is given clean
-    reference_p: float = 1.0  # probability that a clip sees its references
-
-    def __post_init__(self) -> None:
-        one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
-        for key in ("uniform_p", "first_frame_p", "reference_p"):
-            require(0 <= getattr(self, key) <= 1, f"flow.{key}={getattr(self, key)} must lie in [0, 1]")
-        require(self.std > 0, f"flow.std={self.std} must be above 0")
-        require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")
+    def sizes(self) -> list[Data]:
+        """These settings for each bucket, or for the one size there is."""
+        named = [tuple(map(int, bucket.split("x"))) for bucket in self.buckets or []]
+        return [replace(self, width=w, height=h, frames=f, buckets=None) for w, h, f in named] or [self]
 
 
 @dataclass
@@ -161,19 +166,6 @@ class Optim:
         require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
         require(self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0")
         require(self.ema is None or 0 < self.ema < 1, f"optim.ema={self.ema} must lie in (0, 1), or null for none")
-
-
-@dataclass
-class Sample:
-    """How clips are made from noise: in validation while training, in eval and by hand."""
-
-    steps: int = 8
-    guidance: float = 1.0  # classifier-free guidance; 1 is one pass a step
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
-        require(self.guidance >= 1, f"sample.guidance={self.guidance} must be at least 1 (1 switches guidance off)")
 
 
 @dataclass
@@ -225,10 +217,12 @@ class Config:
     sample: Sample = field(default_factory=Sample)
     validation: Validation = field(default_factory=Validation)
     eval: Eval = field(default_factory=Eval)
+    checks: Checks = field(default_factory=Checks)
     trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer
     logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: ..., arguments}
     run: str = MISSING  # name of the run: its folder is runs_dir/run, and an unfinished run there goes on
     runs_dir: str = "runs"
+    engine: str = "local"  # data_prep: local (data.workers processes) or ray (one machine or a cluster)
     adapter: str | None = None  # eval: the adapter to judge; null is the run's own
     seed: int = 0
 

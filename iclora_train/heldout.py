@@ -17,12 +17,14 @@ from torch import Tensor
 from iclora_train.batches import Batch, collate
 from iclora_train.config import Config, Task, require
 from iclora_train.files import write_whole
-from iclora_train.flow import masked_loss, sigma_shift
+from iclora_train.flow import masked_loss
+from iclora_train.guidance import guidance_from
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.transformer import Transformer
 from iclora_train.module import ICLoRA
 from iclora_train.pair import Geometry
-from iclora_train.sample import Reference, noise_for, sample, sigma_schedule
+from iclora_train.sample import Reference, noise_for, sample
+from iclora_train.schedule import sigmas_for
 from iclora_train.shards import ShardSet
 from iclora_train.step import Draws, lay_out
 from iclora_train.video import encode_clip
@@ -143,7 +145,7 @@ class ValidationClips(Callback):
     def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
         task, settings = self.config.task, self.config.sample
         f, h, w = batch["target"].shape[2:]
-        negative = self.empty.to(batch["text"]).expand_as(batch["text"]) if settings.guidance > 1 else None
+        negative = self.empty.to(batch["text"])[None]
         factors = (task.reference_downscale, task.reference_temporal_scale)
         return sample(
             transformer,
@@ -151,11 +153,10 @@ class ValidationClips(Callback):
             (f, h, w),
             self.base.geometry,
             batch["fps"],
-            sigma_schedule(settings.steps, sigma_shift(f * h * w, self.config.flow)),
+            sigmas_for(settings, self.config.flow, f * h * w),
             seeds=[settings.seed + i for i in range(len(batch["text"]))],
             references=[Reference(reference, *factors) for reference in batch["references"]],
-            guidance=settings.guidance,
-            negative_text=negative,
+            guidance=guidance_from(settings, negative, transformer.config.num_layers),
         )
 
     @torch.no_grad()

@@ -36,7 +36,8 @@ class ICLoRA(LightningModule):
     def __init__(self, config: Config, base: Base, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
-        self.transformer = base.transformer(base_dtype(config.model.precision), device).train()
+        precision = config.model.precision
+        self.transformer = base.transformer(base_dtype(precision), device, fp8=precision == "fp8").train()
         self.transformer.recompute = config.model.recompute
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None

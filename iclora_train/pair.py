@@ -6,10 +6,9 @@ C latent channels, N tokens, K noise levels of a clip, T text tokens, D width of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 
@@ -105,11 +104,3 @@ class Tokens:
     geometry: Geometry
     fps: Tensor
     weight: Tensor | None = None
-
-    def with_target(self, latent: Tensor, sigma: Tensor) -> Tokens:
-        """The same tokens one sampling step on: target latent (B,n,C) replaced, sigma (B,) its new level."""
-        return replace(
-            self,
-            latent=torch.cat([latent, self.latent[:, latent.shape[1] :]], dim=1),
-            sigma=torch.cat([sigma[:, None], self.sigma[:, 1:]], dim=1),
-        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
@@ -17,12 +17,18 @@ from iclora_train.reference import append_reference, target_tokens, to_tokens
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown."""
+    """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown.
+
+    Where the settings ask for them: attention strength of the references (B,), and the region that they are seen in
+    (B,4), its top, bottom, left and right edge as shares of the frame.
+    """
 
     sigma: Tensor
     noise: Tensor
     first: Tensor
     shown: Tensor
+    strength: Tensor | None = None
+    region: Tensor | None = None
 
 
 def step_generator(seed: int, batch: int, rank: int) -> Generator:
@@ -38,26 +44,73 @@ def draw(target: Tensor, flow: Flow, generator: Generator) -> Draws:
     noise = torch.randn(target.shape, generator=generator)
     first = torch.rand(batch, generator=generator) < flow.first_frame_p
     shown = torch.rand(batch, generator=generator) < flow.reference_p
-    return Draws(*(drawn.to(target.device) for drawn in (sigma, noise, first, shown)))
+    # What a setting switches on is drawn after what is always drawn, so that it changes nothing of that.
+    strength = draw_strength(batch, flow.attention_strength_p, generator) if flow.attention_strength_p else None
+    region = draw_region(batch, flow.region_mask_p, generator) if flow.region_mask_p else None
+    sigma, noise, first, shown = (drawn.to(target.device) for drawn in (sigma, noise, first, shown))
+    weights = (None if drawn is None else drawn.to(target.device) for drawn in (strength, region))
+    return Draws(sigma, noise, first, shown, *weights)
+
+
+def draw_strength(batch: int, p: float, generator: Generator) -> Tensor | None:
+    """Attention strengths (B,), with probability p uniform in (0, 1), else 1; None where all are 1."""
+    chosen = torch.rand(batch, generator=generator) < p
+    drawn = torch.where(chosen, torch.rand(batch, generator=generator), 1.0)
+    return drawn if chosen.any() else None
+
+
+def draw_region(batch: int, p: float, generator: Generator) -> Tensor | None:
+    """Regions (B,4), edges top, bottom, left, right in [0, 1]; with probability p a part of the frame, else all of it.
+
+    Half of the parts are rectangles with sides uniform in [.25, 1], half lie on one side of a straight cut at .25 to
+    .75 through the whole frame: what masks of several references look like. None where all regions are whole.
+    """
+    chosen, halved = (torch.rand(batch, 1, generator=generator) < share for share in (p, 0.5))
+    sides = 0.25 + 0.75 * torch.rand(batch, 2, generator=generator)
+    begins = torch.rand(batch, 2, generator=generator) * (1 - sides)
+    rectangle = torch.stack([begins, begins + sides], dim=2).flatten(1)  # (B,4)
+    cut = 0.25 + 0.5 * torch.rand(batch, 1, generator=generator)
+    kept = torch.randint(4, (batch, 1), generator=generator)  # which edge is moved to the cut
+    whole = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(batch, 4)
+    half = whole.scatter(1, kept, cut)
+    return torch.where(chosen, torch.where(halved, half, rectangle), whole) if chosen.any() else None
+
+
+def region_mask(region: Tensor, height: int, width: int) -> Tensor:
+    """The share of each cell of a grid that lies within regions (B,4): still masks (B,1,h,w)."""
+
+    def covered(edges: Tensor, count: int) -> Tensor:  # (B,2) -> (B,count)
+        cells = torch.arange(count, device=edges.device)
+        begin, end = (edges * count)[:, :1], (edges * count)[:, 1:]
+        return (torch.minimum(end, cells + 1.0) - torch.maximum(begin, cells)).clamp(0, 1)
+
+    return (covered(region[:, :2], height)[:, :, None] * covered(region[:, 2:], width)[:, None])[:, None]
 
 
 def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple[Tokens, Tensor]:
     """Tokens of a batch, noisy target and clean references, and the velocity (B,n,C) of its n target tokens.
 
-    A clip whose reference is not shown has attention weight 0 on it. ConfigError when the references' size does not
-    fit the task's factors.
+    A clip whose reference is not shown has attention weight 0 on it; the draws' strength and region weight those that
+    are shown. ConfigError when the references' size does not fit the task's factors.
     """
     clean = batch["target"]
     noisy = noise_to(clean, draws.noise, draws.sigma)
     given = draws.first[:, None, None, None, None]
     noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
     tokens = target_tokens(noisy, draws.sigma, geometry, batch["fps"], draws.first)
+    strength: float | Tensor = 1.0 if draws.strength is None else draws.strength
+    if not draws.shown.all():
+        strength = strength * draws.shown
     for reference in batch["references"]:
         require_factors(clean, reference, task, batch["keys"][0])
-        tokens = append_reference(tokens, reference, task.reference_downscale, task.reference_temporal_scale)
-    if not draws.shown.all():
-        hidden = (tokens.group > 0) & ~draws.shown[:, None]  # (B,N)
-        tokens = replace(tokens, weight=(~hidden).float())
+        tokens = append_reference(
+            tokens,
+            reference,
+            task.reference_downscale,
+            task.reference_temporal_scale,
+            attention_strength=strength,
+            attention_mask=None if draws.region is None else region_mask(draws.region, *reference.shape[3:]),
+        )
     return tokens, to_tokens(velocity(clean, draws.noise))
 
 

@@ -89,7 +89,7 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
         ),
         ("data.frames=many", "Value 'many' of type 'str' could not be converted to Integer"),
         ("data.batch_size=0", "data.batch_size=0 must be at least 1"),
-        ("model.precision=fp8", "model.precision='fp8' is not one of auto, fp32, bf16"),
+        ("model.precision=fp4", "model.precision='fp4' is not one of auto, fp32, bf16, fp8"),
         ("flow.distribution=normal", "flow.distribution='normal' is not one of shifted_logit_normal, uniform"),
         ("data.frames=[3", "data.frames=[3 cannot be read: no viable alternative"),
     ],

@@ -35,6 +35,7 @@ SMALL = (
     "model.precision=fp32",
     "model.lora.rank=4",
     "sample.steps=1",
+    "sample.stg_blocks=[1]",
     "validation.windows=2",
     "validation.loss_every=2",
     "validation.checkpoint_every=1",

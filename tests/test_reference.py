@@ -7,8 +7,18 @@ import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoRotaryPosEmbed
 from torch import Tensor
 
+from iclora_train.ltx2.attention import attend
+from iclora_train.ltx2.weighted import AttentionBias
 from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import append_reference, from_tokens, grid_position, mask_to_grid, target_tokens, to_tokens
+from iclora_train.reference import (
+    append_reference,
+    from_tokens,
+    grid_position,
+    mask_to_grid,
+    snap_frame,
+    target_tokens,
+    to_tokens,
+)
 
 LTX = Geometry(channels=4, spatial=32, temporal=8)
 
@@ -106,20 +116,136 @@ def pixels(frames: int, size: int = 8) -> Tensor:
     return torch.arange(frames).float()[None, :, None, None].expand(1, frames, size, size)
 
 
-def test_a_mask_follows_the_causal_frames_of_the_vae() -> None:
-    grid = mask_to_grid(pixels(9), (3, 2, 2))
-    assert grid[0, :, 0, 0].tolist() == [0.0, 2.5, 6.5]  # frame 0, the mean of 1..4, of 5..8
-    assert mask_to_grid(pixels(1) + 0.5, (3, 2, 2)).unique().tolist() == [0.5]
-    assert mask_to_grid(pixels(1), (1, 2, 2)).shape == (1, 1, 2, 2)
-
-
 def test_a_mask_is_averaged_by_area() -> None:
     mask = torch.zeros(1, 1, 4, 6)
     mask[..., :2, :3] = 1
     assert mask_to_grid(mask, (1, 2, 3))[0, 0].tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
 
 
-@pytest.mark.parametrize(("frames", "f"), [(8, 3), (9, 1), (4, 3)])
-def test_a_mask_that_does_not_fall_on_the_frames_is_refused(frames: int, f: int) -> None:
-    with pytest.raises(ValueError, match=f"attention_mask has {frames} frames"):
-        mask_to_grid(pixels(frames), (f, 2, 2))
+# ---- what ComfyUI's nodes do, by the numbers of the reference page: 2.4 to 2.6, and 2.1
+
+
+@pytest.mark.parametrize(
+    ("frame", "length", "snapped"),
+    [(0, 3, 0), (1, 3, 1), (8, 3, 1), (9, 3, 9), (16, 3, 9), (-1, 1, 48), (-24, 3, 25), (-60, 3, 0), (13, 1, 13)],
+)
+def test_2_4_a_clip_begins_where_a_latent_frame_does_and_a_still_anywhere(
+    frame: int, length: int, snapped: int
+) -> None:
+    assert snap_frame(frame, length, frames=7, temporal=8) == snapped
+
+
+def test_2_4_a_reference_has_to_end_within_the_target() -> None:
+    assert snap_frame(25, 3, frames=7, temporal=8) == 25
+    with pytest.raises(ValueError, match="3 latent frames at frame 33 ends after the target's 7"):
+        snap_frame(33, 3, frames=7, temporal=8)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.7, 0.0])
+def test_2_5_the_denoise_mask_is_one_less_the_strength(strength: float) -> None:
+    level_one = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.ones(2), LTX, 25.0)
+    tokens = append_reference(level_one, torch.randn(2, 4, 2, 2, 2), 2, strength=strength)
+    mask = tokens.sigma.gather(1, tokens.level)
+    assert torch.equal(mask[:, :32], torch.ones(2, 32))
+    assert torch.allclose(mask[:, 32:], torch.full((2, 8), 1 - strength))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_2_3_and_2_6_positions_of_a_reference_at_a_factor(factor: int) -> None:
+    """Times max(8k + 1 - 8, 0); tokens begin at the cells that dilation keeps, and end (factor - 1) cells later."""
+    tokens = append_reference(target(f=3, fps=25.0), torch.randn(2, 4, 3, 4 // factor, 4 // factor), factor)
+    place = tokens.position[0, :, 48:].unflatten(1, (3, 4 // factor, 4 // factor))  # (3,f,h,w,2)
+    starts = torch.arange(0, 4, factor) * 32.0
+    assert torch.equal(place[1, 0, :, 0], torch.stack([starts, starts + 32 + (factor - 1) * 32], dim=1))
+    assert torch.equal(place[2, 0, 0], torch.stack([starts, starts + 32 + (factor - 1) * 32], dim=1))
+    seconds = torch.tensor([[0.0, 1.0], [1.0, 9.0], [9.0, 17.0]]) / 25
+    assert torch.allclose(place[0, :, 0, 0], seconds)
+
+
+@pytest.mark.parametrize(
+    ("length", "frame", "frames"),
+    [(2, 9, [[9.0, 17.0], [17.0, 25.0]]), (1, 13, [[13.0, 14.0]]), (2, 0, [[0.0, 1.0], [1.0, 9.0]])],
+    ids=["a clip has no causal first frame", "a still has", "so has a clip at 0"],
+)
+def test_2_6_times_of_a_reference_that_begins_later(length: int, frame: int, frames: list[list[float]]) -> None:
+    tokens = append_reference(target(f=5), torch.randn(2, 4, length, 4, 4), frame=frame)
+    assert torch.allclose(tokens.position[0, 0, 80::16], torch.tensor(frames) / 25)
+
+
+@pytest.mark.parametrize(
+    ("frames", "f", "grid"),
+    [
+        (9, 3, [0.0, 2.5, 6.5]),  # frame 0, the means of 1..4 and 5..8
+        (8, 3, [0.0, 2.0, 5.0]),  # 7 // 2 = 3 frames in a group, the last is left over
+        (1, 3, [0.0, 0.0, 0.0]),
+        (3, 5, [0.0, 1.0, 1.0, 2.0, 2.0]),  # too few: nearest
+        (9, 1, [0.0]),
+    ],
+)
+def test_2_1_masks_of_any_length_in_time(frames: int, f: int, grid: list[float]) -> None:
+    assert mask_to_grid(pixels(frames), (f, 2, 2))[0, :, 0, 0].tolist() == grid
+
+
+def test_2_1_a_mask_may_lack_batch_and_time() -> None:
+    still = torch.rand(8, 8)
+    clip = torch.rand(9, 8, 8)
+    assert torch.equal(mask_to_grid(still, (3, 2, 2)), mask_to_grid(still[None, None], (3, 2, 2)))
+    assert torch.equal(mask_to_grid(clip, (3, 2, 2)), mask_to_grid(clip[None], (3, 2, 2)))
+    with pytest.raises(ValueError, match="attention_mask must be"):
+        mask_to_grid(still[0], (3, 2, 2))
+
+
+def test_2_1_a_mask_falls_on_the_grid_before_dilation() -> None:
+    """A reference of factor 2 has its own, coarser grid; the mask's size in pixels does not matter."""
+    mask = torch.zeros(128, 96)
+    mask[:, :48] = 1
+    tokens = append_reference(target(), torch.randn(2, 4, 2, 2, 2), 2, attention_mask=mask)
+    assert tokens.weight is not None
+    assert tokens.weight[:, 32:].tolist() == [[1.0, 0.0] * 4] * 2
+
+
+def direct_bias(weights: list[list[float]], between: str) -> Tensor:
+    """The additive bias over 2 target tokens and these references, block by block as the table of 2.1 has it."""
+    groups = [0, 0] + [i for i, row in enumerate(weights, 1) for _ in row]
+    flat = [1.0, 1.0] + [w for row in weights for w in row]
+    bias = torch.zeros(len(groups), len(groups))
+    for q, of_q in enumerate(groups):
+        for k, of_k in enumerate(groups):
+            if of_q == of_k:
+                continue
+            if 0 in (of_q, of_k):
+                w = flat[q] * flat[k]
+                bias[q, k] = torch.tensor(w).log() if w > 0 else -torch.inf
+            elif between == "ltx":
+                bias[q, k] = -torch.inf
+    return bias
+
+
+@pytest.mark.parametrize("between", ["comfyui", "ltx"])
+@pytest.mark.parametrize(
+    "weights", [[[0.5, 1.0]], [[0.5, 0.0, 1.0], [0.25, 0.75]], [[0.5, 0.5], [1.0, 1.0], [0.0, 0.999]]]
+)
+def test_2_1_bias_and_blocks_of_both_modes(weights: list[list[float]], between: str) -> None:
+    tokens = target(f=1, h=1, w=2, batch=1)
+    for row in weights:
+        mask = torch.tensor(row)[None]  # (H,W)
+        tokens = append_reference(tokens, torch.randn(1, 4, 1, 1, len(row)), attention_mask=mask)
+    assert tokens.weight is not None
+    bias = AttentionBias(tokens.weight, tokens.group, between)
+    count = tokens.latent.shape[1]
+    nothing = torch.zeros(1, 1, count, count)  # without logits, the shares that attention gives are the bias'
+    shares = attend(nothing, nothing, torch.eye(count)[None, None], bias)[0, 0]
+    wanted = direct_bias(weights, between)
+    assert torch.allclose(shares, wanted.softmax(-1), atol=1e-6)
+    assert (shares[wanted.isinf()] == 0).all()
+
+
+def test_2_1_each_reference_has_its_own_strength_and_mask() -> None:
+    left = torch.tensor([[1.0, 0.0]])
+    tokens = append_reference(target(), torch.randn(2, 4, 2, 4, 4), attention_strength=0.5, attention_mask=left)
+    tokens = append_reference(tokens, torch.randn(2, 4, 2, 4, 4), attention_mask=1 - left)
+    tokens = append_reference(tokens, torch.randn(2, 4, 1, 1, 1), attention_strength=torch.tensor([0.25, 1.0]))
+    assert tokens.weight is not None
+    assert tokens.weight[:, 32:64].tolist() == [[0.5, 0.5, 0.0, 0.0] * 8] * 2
+    assert tokens.weight[:, 64:96].tolist() == [[0.0, 0.0, 1.0, 1.0] * 8] * 2
+    assert tokens.weight[:, 96:].tolist() == [[0.25], [1.0]]

@@ -24,7 +24,8 @@ from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import Tokens
 from iclora_train.reference import target_tokens, to_tokens
-from iclora_train.sample import Reference, sample, sigma_schedule
+from iclora_train.sample import Reference, sample
+from iclora_train.schedule import sigma_schedule
 from scripts.nano.muon import Muon
 from scripts.nano.ring import Ring
 from scripts.nano.team import Team

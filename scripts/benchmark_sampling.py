@@ -1,0 +1,172 @@
+"""Seconds and GiB of a clip, ours beside diffusers' LTX2InContextPipeline: python -m scripts.benchmark_sampling FOLDER
+
+FOLDER is a checkpoint in diffusers' layout, which both read (`python -m scripts.synthetic_checkpoint --layout diffusers
+--size full --device cuda` writes one with random weights). Both make the same clip with the distilled model's 8
+steps and a reference of the same size, with the reference at full attention and at `--strength`. One JSON line per
+way, then how many times as fast as diffusers in bf16 each is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from iclora_train.dryrun import GIB, clock
+from iclora_train.ltx2.base import Base
+from iclora_train.sample import Reference, sample
+from iclora_train.schedule import DISTILLED
+
+TEXT = 1024  # tokens of a caption
+
+
+@dataclass
+class Job:
+    """The clip to make."""
+
+    folder: Path
+    width: int
+    height: int
+    frames: int
+    fps: float
+    device: torch.device
+    dtype: torch.dtype
+    ends: list[float] = field(default_factory=list)  # when each step was over
+
+    def video(self) -> Tensor:
+        """The reference (1,3,F,H,W) in [-1,1]: a few waves."""
+        f, h, w = (torch.linspace(0, 6, n) for n in (self.frames, self.height, self.width))
+        wave = torch.sin(f[:, None, None] + h[:, None] + 2 * w)
+        return wave.expand(1, 3, -1, -1, -1).to(self.device)
+
+    def step(self, *_: Any) -> Any:
+        """Called after each step, by either program."""
+        self.ends.append(clock(self.device))
+        return {}
+
+
+def ours(job: Job, fp8: bool) -> Callable[[float], None]:
+    """A call that makes the clip with this project's sampler, at an attention strength."""
+    base = Base.open(str(job.folder))
+    net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae().to(job.device)
+    text = torch.zeros(1, TEXT, net.config.cross_attention_dim, device=job.device)
+    size = base.geometry.latent_size(job.frames, job.height, job.width)
+
+    @torch.inference_mode()
+    def make(strength: float) -> None:
+        reference = Reference(vae.encode(job.video()), attention_strength=strength)
+        latent = sample(net, text, size, base.geometry, job.fps, DISTILLED, [0], [reference], on_step=job.step)
+        vae.decode(latent)
+
+    return make
+
+
+def theirs(job: Job, fp8: bool) -> Callable[[float], None]:
+    """The same with diffusers' pipeline; its audio decoders, which the clip does not need, are left out.
+
+    fp8: weights are kept in fp8 and widened layer by layer, its way to save memory.
+    """
+    from diffusers import (  # noqa: PLC0415 (slow)
+        AutoencoderKLLTX2Audio,
+        AutoencoderKLLTX2Video,
+        FlowMatchEulerDiscreteScheduler,
+        LTX2InContextPipeline,
+        LTX2VideoTransformer3DModel,
+    )
+    from diffusers.pipelines.ltx2 import LTX2TextConnectors  # noqa: PLC0415
+    from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition  # noqa: PLC0415
+
+    load = {"torch_dtype": job.dtype, "local_files_only": True}
+    transformer = LTX2VideoTransformer3DModel.from_pretrained(job.folder / "transformer", **load).to(job.device)
+    if fp8:
+        transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=job.dtype)
+    vae = AutoencoderKLLTX2Video.from_pretrained(job.folder / "vae", **load).to(job.device)
+    vae.enable_tiling()
+    connectors = LTX2TextConnectors.from_pretrained(job.folder / "connectors", **load).to(job.device)
+    audio = transformer.config.audio_in_channels
+    bins = max(audio // 8, 1)  # channels of an audio token: 8 of the audio VAE times its bins
+    audio_vae = AutoencoderKLLTX2Audio(
+        base_channels=audio, norm_type="pixel", latent_channels=audio // bins, mel_bins=4 * bins
+    )
+    pipe = LTX2InContextPipeline(
+        FlowMatchEulerDiscreteScheduler(), vae, audio_vae.to(job.device), None, None, connectors, transformer, None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    width = connectors.config.caption_channels * connectors.config.text_proj_in_factor
+    embeds = torch.zeros(1, TEXT, width, dtype=job.dtype, device=job.device)
+    mask = torch.ones(1, TEXT, dtype=torch.long, device=job.device)
+    frames = ((job.video()[0] + 1) / 2).transpose(0, 1).cpu()  # (F,3,H,W) in [0,1]
+
+    @torch.inference_mode()
+    def make(strength: float) -> None:
+        latent = pipe(
+            prompt_embeds=embeds, prompt_attention_mask=mask, height=job.height, width=job.width,
+            num_frames=job.frames, frame_rate=job.fps, sigmas=list(DISTILLED[:-1]), guidance_scale=1.0,
+            stg_scale=0.0, modality_scale=1.0, guidance_rescale=0.0, audio_guidance_scale=1.0, audio_stg_scale=0.0,
+            audio_modality_scale=1.0, audio_guidance_rescale=0.0, output_type="latent",
+            reference_conditions=[LTX2ReferenceCondition(frames)], conditioning_attention_strength=strength,
+            callback_on_step_end=job.step,
+        ).frames  # fmt: skip
+        vae.decode(latent.to(job.dtype))
+
+    return make
+
+
+def measure(way: str, job: Job, make: Callable[[float], None], strength: float, rounds: int) -> dict[str, Any]:
+    """The last of `rounds` clips: seconds in all and per step, and the peak of the GPU's memory."""
+    for _ in range(rounds):
+        job.ends.clear()
+        if job.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(job.device)
+        begun = clock(job.device)
+        make(strength)
+        spent = clock(job.device) - begun
+    peak = torch.cuda.max_memory_reserved(job.device) / GIB if job.device.type == "cuda" else 0.0
+    step = (job.ends[-1] - job.ends[0]) / (len(job.ends) - 1)
+    row = {"way": way, "strength": strength, "seconds": round(spent, 3), "seconds_per_step": round(step, 4)}
+    row |= {"gib": round(peak, 2), "steps": len(job.ends)}
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--size", default="960x544x121", metavar="WxHxF")
+    parser.add_argument("--strength", type=float, default=0.5)
+    parser.add_argument("--rounds", type=int, default=2, help="clips made each way; the last is measured")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    job = Job(args.folder, *map(int, args.size.split("x")), fps=24.0, device=device, dtype=dtype)
+    ways = {"ours": ours, "diffusers": theirs}
+    rows = []
+    for way, fp8 in ((way, fp8) for fp8 in (False, True) for way in ways):
+        name, begun = f"{way}{' fp8' if fp8 else ''}", time.perf_counter()
+        make = ways[way](job, fp8)
+        print(json.dumps({"way": name, "loading": round(time.perf_counter() - begun, 1)}), flush=True)
+        for strength in (1.0, args.strength):
+            try:
+                rows.append(measure(name, job, make, strength, args.rounds))
+            except torch.OutOfMemoryError as error:
+                print(json.dumps({"way": name, "strength": strength, "failed": str(error)[:120]}), flush=True)
+        del make
+        gc.collect()
+        torch.cuda.empty_cache()
+    slow = {row["strength"]: row["seconds_per_step"] for row in rows if row["way"] == "diffusers"}
+    for row in rows:
+        if row["strength"] in slow:
+            ratio = slow[row["strength"]] / row["seconds_per_step"]
+            print(json.dumps({"way": row["way"], "strength": row["strength"], "times as fast": round(ratio, 2)}))
+
+
+if __name__ == "__main__":
+    main()

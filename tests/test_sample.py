@@ -1,0 +1,258 @@
+"""The sampler: what strength, masks, guidance and start latents promise, and the step of both customs of blending."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from iclora_train.config import ConfigError, Sample
+from iclora_train.guidance import Guidance, guidance_from
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+from iclora_train.pair import Geometry, Tokens
+from iclora_train.reference import to_tokens
+from iclora_train.sample import Reference, noise_for, noises_for, sample
+from scripts.synthetic.published import transformer_arguments
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests.test_transformer import CASES, apart, given, predicted_by, section_of, theirs
+from tests.tiny import CHANNELS, TRANSFORMER, WIDTH
+
+SIZE, GEOMETRY, FPS = (2, 2, 4), Geometry(CHANNELS, spatial=8, temporal=4), 25.0
+SIGMAS = [1.0, 0.9, 0.6, 0.0]
+GENERATOR = torch.Generator().manual_seed(0)
+TEXT, NEGATIVE = torch.randn(2, 2, 3, WIDTH, generator=GENERATOR)
+LATENT = torch.randn(2, CHANNELS, *SIZE, generator=GENERATOR)
+FIRST = torch.randn(2, CHANNELS, 1, *SIZE[1:], generator=GENERATOR)
+
+
+def tiny(**changes: object) -> Transformer:
+    """A transformer with random weights, large enough that everything given makes a difference."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Transformer(TransformerConfig.from_metadata(TRANSFORMER | changes))
+        for name, parameter in net.named_parameters():
+            if name.endswith("table"):
+                torch.nn.init.normal_(parameter, std=0.3)
+    return net.eval()
+
+
+@pytest.fixture(scope="module")
+def net() -> Transformer:
+    return tiny()
+
+
+class Toy:
+    """In the place of a transformer: a velocity of every token by itself, and a record of what it was shown."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[Tokens, Tensor, tuple[int, ...]]] = []
+
+    def __call__(self, tokens: Tokens, text: Tensor, between: str, perturbed: tuple[int, ...] = ()) -> Tensor:
+        self.seen.append((tokens, text, perturbed))
+        level = tokens.sigma.gather(1, tokens.level)[..., None]
+        return torch.tanh(tokens.latent) * (1 + level) + text.mean((1, 2))[:, None, None] + 0.3 * len(perturbed)
+
+
+def make(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2), **more: object) -> Tensor:
+    settings: dict = {"sigmas": SIGMAS} | more
+    sigmas, text = settings.pop("sigmas"), TEXT[: len(seeds)]
+    return sample(model, text, SIZE, GEOMETRY, FPS, sigmas, seeds, references, **settings)  # type: ignore[arg-type]
+
+
+# ---- noise, seeds, start
+
+
+def test_a_seed_gives_the_same_noise_in_every_batch() -> None:
+    target, other = noises_for([5, 7], [(2, 3), (4,)])
+    assert torch.equal(target[1:], noise_for([7], (2, 3)))
+    assert torch.equal(other[1:], noises_for([7], [(2, 3), (4,)])[1])
+    assert not torch.equal(target[0], target[1])
+
+
+def test_a_clip_is_the_same_alone_and_in_a_batch(net: Transformer) -> None:
+    both = make(net, Reference(LATENT), seeds=(1, 2))
+    assert torch.equal(both, make(net, Reference(LATENT), seeds=(1, 2)))
+    assert torch.allclose(both[:1], make(net, Reference(LATENT[:1]), seeds=(1,)), atol=1e-5)
+
+
+def test_a_first_frame_is_kept_and_nothing_else_is(net: Transformer) -> None:
+    made = make(net, first_frame=FIRST)
+    assert torch.equal(made[:, :, :1], FIRST)
+    assert not torch.equal(make(net)[:, :, 1:], made[:, :, 1:])
+
+
+def test_start_latents_are_noised_to_the_first_level() -> None:
+    toy, sigmas = Toy(), [0.9, 0.4, 0.0]
+    made = make(toy, Reference(LATENT), start=LATENT, first_frame=FIRST, sigmas=sigmas)
+    seen = toy.seen[0][0].latent
+    noised = to_tokens(0.1 * LATENT + 0.9 * noise_for((1, 2), LATENT.shape[1:]))
+    assert torch.allclose(seen[:, 8:16], noised[:, 8:], atol=1e-6)
+    assert torch.equal(seen[:, :8], to_tokens(FIRST))
+    assert torch.equal(seen[:, 16:], to_tokens(LATENT))
+    assert torch.equal(made[:, :, :1], FIRST)
+    with pytest.raises(ValueError, match=r"sigmas begin at 0\.9: give the latents to start from"):
+        make(toy, sigmas=sigmas)
+
+
+def test_every_step_is_told_and_only_the_first_latent_frame_is_marked() -> None:
+    toy, told = Toy(), []
+    make(toy, Reference(LATENT), Reference(LATENT[:, :, :1], frame=-1), on_step=told.append)
+    assert told == [0, 1, 2]
+    for tokens, _, _ in toy.seen:
+        assert tokens.keyframe[0].tolist() == [True] * 8 + [False] * 32
+    last_frame = torch.tensor([4.0, 5.0]) / FPS
+    assert torch.allclose(toy.seen[0][0].position[0, 0, -8:], last_frame.expand(8, 2))
+
+
+# ---- strength of a reference: comfyui.md, section 2
+
+
+def by_definition(toy: Toy, strength: float, blend: str) -> Tensor:
+    """The loop as ComfyUI (KSamplerX0Inpaint, Euler) and ltx-pipelines write it, in clean latents, step by step."""
+    noise = torch.cat([to_tokens(n) for n in noises_for((1, 2), [LATENT.shape[1:]] * 2)], dim=1)
+    clean = torch.cat([torch.zeros(2, 16, CHANNELS), to_tokens(LATENT)], dim=1)
+    m = torch.cat([torch.ones(16, 1), torch.full((16, 1), 1 - strength)])
+    x = noise if blend == "comfyui" else m * noise + (1 - m) * clean
+    for sigma, following in pairwise(SIGMAS):
+        shown = m * x + (1 - m) * clean if blend == "comfyui" else x
+        velocity = torch.tanh(shown) * (1 + sigma * m) + TEXT.mean((1, 2))[:, None, None]
+        x0 = shown - (sigma if blend == "comfyui" else sigma * m) * velocity
+        x0 = m * x0 + (1 - m) * clean
+        x = x + (x - x0) / sigma * (following - sigma)
+        assert torch.allclose(toy.seen[SIGMAS.index(sigma)][0].latent, shown, atol=1e-5)
+    return x
+
+
+@pytest.mark.parametrize("blend", ["comfyui", "ltx"])
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.2, 0.0])
+def test_the_model_sees_what_each_custom_shows_it(blend: str, strength: float) -> None:
+    toy = Toy()
+    made = make(toy, Reference(LATENT, strength=strength), blend=blend)
+    assert torch.allclose(to_tokens(made), by_definition(toy, strength, blend)[:, :16], atol=1e-5)
+    for (tokens, _, _), sigma in zip(toy.seen, SIGMAS, strict=False):
+        level = tokens.sigma.gather(1, tokens.level)
+        assert torch.allclose(level[:, :16], torch.full((2, 16), sigma))
+        assert torch.allclose(level[:, 16:], torch.full((2, 16), sigma * (1 - strength)))
+
+
+def test_the_customs_agree_at_0_and_1_only(net: Transformer) -> None:
+    for strength, same in ((1.0, True), (0.5, False), (0.0, True)):
+        one, other = (make(net, Reference(LATENT, strength=strength), blend=blend) for blend in ("comfyui", "ltx"))
+        assert torch.equal(one, other) is same
+    with pytest.raises(ValueError, match="blend='both' is not one of comfyui, ltx"):
+        make(net, blend="both")
+
+
+def test_a_reference_of_strength_0_is_noise_whatever_it_shows(net: Transformer) -> None:
+    assert torch.equal(make(net, Reference(LATENT, strength=0.0)), make(net, Reference(-LATENT, strength=0.0)))
+
+
+# ---- attention strength and masks: comfyui.md, section 2.1
+
+
+@pytest.mark.parametrize("between", ["comfyui", "ltx"])
+def test_attention_strength_0_makes_the_output_independent_of_the_reference(net: Transformer, between: str) -> None:
+    one, other = (make(net, Reference(x, attention_strength=0.0), between=between) for x in (LATENT, -3 * LATENT))
+    assert torch.equal(one, other)
+    assert torch.allclose(one, make(net), atol=1e-5)
+
+
+def test_the_output_leaves_that_of_strength_1_steadily(net: Transformer) -> None:
+    full = make(net, Reference(LATENT))
+    strengths = (1.0, 0.999, 0.8, 0.5, 0.2, 0.0)
+    distances = [float((make(net, Reference(LATENT, attention_strength=s)) - full).norm()) for s in strengths]
+    assert distances == sorted(distances)
+    assert distances[1] < 0.01 * distances[-1]
+    assert distances[3] < 0.9 * distances[-1]
+
+
+def test_two_references_are_parted_by_any_weight_in_the_mode_ltx_and_never_in_comfyui(net: Transformer) -> None:
+    def of(strength: float, between: str) -> Tensor:
+        return make(net, *(Reference(x, attention_strength=strength) for x in (LATENT, -LATENT)), between=between)
+
+    full = of(1.0, "comfyui")
+    assert torch.equal(full, of(1.0, "ltx"))
+    jump, step = (float((of(0.999, between) - full).norm()) for between in ("ltx", "comfyui"))
+    assert step < 0.1 * jump
+
+
+def test_two_references_with_two_half_masks_each_show_their_half() -> None:
+    """One block, one step: through several, a reference's tokens tell one another what they hold."""
+    net, left = tiny(num_layers=1), torch.tensor([[1.0, 0.0]])
+    right_other = torch.cat([LATENT[..., :2], -LATENT[..., 2:]], dim=-1)
+    left_other = torch.cat([-LATENT[..., :2], LATENT[..., 2:]], dim=-1)
+
+    def of(one: Tensor, two: Tensor) -> Tensor:
+        references = Reference(one, attention_mask=left), Reference(two, attention_mask=1 - left)
+        return make(net, *references, sigmas=[1.0, 0.0])
+
+    shown = of(LATENT, LATENT)
+    assert torch.equal(shown, of(right_other, left_other))  # what the masks hide
+    assert not torch.allclose(shown, of(left_other, LATENT), atol=1e-3)
+    assert not torch.allclose(shown, of(LATENT, right_other), atol=1e-3)
+
+
+# ---- guidance
+
+
+def test_without_guidance_there_is_one_pass_a_step() -> None:
+    toy = Toy()
+    made = make(toy, guidance=Guidance(1.0, NEGATIVE, rescale=0.3))
+    assert len(toy.seen) == 3
+    assert torch.equal(made, make(Toy()))
+
+
+def test_guidance_passes_share_the_references() -> None:
+    toy = Toy()
+    make(toy, Reference(LATENT), guidance=Guidance(3.0, NEGATIVE[:1], stg_scale=1.0, stg_blocks=(1,)))
+    assert [perturbed for _, _, perturbed in toy.seen] == [(), (), (1,)] * 3
+    for positive, negative, perturbed in zip(*(toy.seen[i::3] for i in range(3)), strict=True):
+        assert positive[0] is negative[0] is perturbed[0]
+        assert torch.equal(negative[1], NEGATIVE[:1].expand(2, -1, -1))
+        assert torch.equal(positive[1], TEXT)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_guidance_is_that_of_ltx_core_on_clean_latents(rescale: float) -> None:
+    """One step to 0: the output is the guided x0 of the target; the deviations count all tokens of a clip."""
+    toy = Toy()
+    guidance = Guidance(3.0, NEGATIVE, stg_scale=1.5, stg_blocks=(0,), rescale=rescale)
+    made = to_tokens(make(toy, Reference(LATENT), guidance=guidance, start=LATENT, sigmas=[0.6, 0.0]))
+    tokens = toy.seen[0][0]
+    level = torch.cat([torch.full((16, 1), 0.6), torch.zeros(16, 1)])
+    c, negative, perturbed = (
+        tokens.latent - level * Toy()(tokens, text, "comfyui", blocks)
+        for text, blocks in ((TEXT, ()), (NEGATIVE, ()), (TEXT, (0,)))
+    )
+    for i in range(2):
+        x0 = c[i] + 2.0 * (c[i] - negative[i]) + 1.5 * (c[i] - perturbed[i])
+        x0 = x0 * (rescale * c[i].std() / x0.std() + 1 - rescale)
+        assert torch.allclose(made[i], x0[:16], atol=1e-5)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
+@torch.no_grad()
+def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    file = write_checkpoint(tmp_path, version)
+    net = Base.open(str(file)).transformer()
+    reference = theirs(file, transformer_arguments(section_of(file)) | {"perturbed_attn": True})
+    tokens, text = given(CASES[0], net)
+    monkeypatch.setattr(reference, "forward", partial(reference.forward, spatio_temporal_guidance_blocks=[1]))
+    found = net(tokens, text, perturbed=(1,))
+    assert apart(found, predicted_by(reference, tokens, text, CASES[0])) < 1e-5
+    assert apart(net(tokens, text), found) > 1e-3
+
+
+def test_settings_become_guidance() -> None:
+    settings = Sample(guidance=3.0, stg_scale=1.0, stg_blocks=[1], rescale=0.7)
+    assert guidance_from(settings, NEGATIVE, blocks=2) == Guidance(3.0, NEGATIVE, 1.0, (1,), 0.7)
+    assert guidance_from(Sample(), None, blocks=2).stg_scale == 0  # the default blocks do not matter then
+    with pytest.raises(ConfigError, match=r"sample\.stg_blocks=\[29\]: the base has the blocks 0 to 1"):
+        guidance_from(Sample(stg_scale=1.0), None, blocks=2)
+    with pytest.raises(ValueError, match=r"guidance of scale 3\.0 needs a negative text"):
+        Guidance(3.0)

@@ -1,0 +1,119 @@
+"""What training draws when it is to see attention strengths and region masks, and what they do to a batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from iclora_train.batches import Batch
+from iclora_train.config import ConfigError, Flow, Task
+from iclora_train.pair import Geometry
+from iclora_train.reference import mask_to_grid
+from iclora_train.step import Draws, draw, draw_region, draw_strength, lay_out, region_mask, step_generator
+
+TARGET = torch.randn(4, 3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
+BATCH: Batch = {
+    "target": TARGET,
+    "references": [TARGET, TARGET],
+    "text": torch.zeros(4, 1, 1),
+    "fps": torch.full((4,), 25.0),
+    "keys": list("abcd"),
+}
+KNOBS = Flow(attention_strength_p=1.0, region_mask_p=1.0)
+
+
+def generator() -> torch.Generator:
+    return step_generator(0, 3, 1)
+
+
+def weights(draws: Draws) -> Tensor | None:
+    """The weights (B, references, f, h, w) of the references' tokens."""
+    weight = lay_out(BATCH, draws, Task(), Geometry(3, 8, 4))[0].weight
+    if weight is None:
+        return None
+    assert torch.equal(weight[:, :16], torch.ones(4, 16))
+    return weight[:, 16:].unflatten(1, (2, 2, 2, 4))
+
+
+def test_knobs_change_nothing_that_is_drawn_without_them() -> None:
+    plain, more, again = (draw(TARGET, flow, generator()) for flow in (Flow(), KNOBS, KNOBS))
+    for name in ("sigma", "noise", "first", "shown"):
+        assert torch.equal(getattr(plain, name), getattr(more, name))
+    assert plain.strength is None
+    assert plain.region is None
+    for one, other in ((more.strength, again.strength), (more.region, again.region)):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
+
+
+def test_a_batch_in_which_nothing_is_drawn_has_no_weights() -> None:
+    rarely = Flow(attention_strength_p=1e-9, region_mask_p=1e-9)
+    assert weights(draw(TARGET, Flow(), generator())) is None
+    assert weights(draw(TARGET, rarely, generator())) is None
+
+
+def test_strengths_are_uniform_in_their_share_of_the_clips() -> None:
+    drawn = draw_strength(20_000, 0.3, generator())
+    assert drawn is not None
+    assert float((drawn < 1).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(drawn[drawn < 1].mean()) == pytest.approx(0.5, abs=0.02)
+    assert drawn.min() >= 0
+
+
+def test_regions_are_rectangles_and_halves_in_their_share_of_the_clips() -> None:
+    drawn = draw_region(20_000, 0.6, generator())
+    assert drawn is not None
+    top, bottom, left, right = drawn.unbind(1)
+    assert ((top >= 0) & (bottom <= 1) & (left >= 0) & (right <= 1)).all()
+    height, width = bottom - top, right - left
+    assert min(height.min(), width.min()) >= 0.25 - 1e-6
+    whole = (height == 1) & (width == 1)
+    half = ((height == 1) | (width == 1)) & ~whole
+    assert float(whole.float().mean()) == pytest.approx(0.4, abs=0.02)
+    assert float(half.float().mean()) == pytest.approx(0.3, abs=0.02)
+    for edge, at in ((top, 0), (bottom, 1), (left, 0), (right, 1)):  # each side is cut as often
+        assert float((half & (edge != at)).float().mean()) == pytest.approx(0.075, abs=0.01)
+
+
+def test_a_region_covers_cells_as_a_pixel_mask_averaged_by_area_does() -> None:
+    region = torch.tensor([[0.25, 1.0, 0.125, 0.5]])
+    pixels = torch.zeros(16, 32)
+    pixels[4:16, 4:16] = 1
+    assert torch.allclose(region_mask(region, 2, 4), mask_to_grid(pixels, (1, 2, 4)))
+    assert torch.equal(region_mask(torch.tensor([[0.0, 1.0, 0.0, 1.0]]), 2, 4), torch.ones(1, 1, 2, 4))
+
+
+def test_each_clip_has_its_own_strength_region_and_references() -> None:
+    draws = replace(
+        draw(TARGET, Flow(), generator()),
+        strength=torch.tensor([1.0, 0.5, 0.5, 0.5]),
+        region=torch.tensor([[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 1.0], [0.5, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.5]]),
+        shown=torch.tensor([True, True, True, False]),
+    )
+    found = weights(draws)
+    assert found is not None
+    still = found[:, 0, 0]  # (B,h,w): alike in time, and for each reference
+    assert torch.equal(found, still[:, None, None].expand_as(found))
+    assert still[0].tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
+    assert still[1].tolist() == [[0.5] * 4] * 2
+    assert still[2].tolist() == [[0.0] * 4, [0.5] * 4]
+    assert still[3].tolist() == [[0.0] * 4] * 2
+
+
+def test_what_is_learned_does_not_depend_on_the_weights() -> None:
+    plain = draw(TARGET, Flow(), generator())
+    weighted = replace(plain, strength=torch.full((4,), 0.5))
+    (tokens, wanted), (other, same) = (lay_out(BATCH, d, Task(), Geometry(3, 8, 4)) for d in (plain, weighted))
+    assert torch.equal(wanted, same)
+    for name in ("latent", "loss_mask", "level", "position"):
+        assert torch.equal(getattr(tokens, name), getattr(other, name))
+
+
+@pytest.mark.parametrize("key", ["attention_strength_p", "region_mask_p"])
+def test_a_probability_out_of_bounds_names_its_key(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"flow\.{key}=1\.5 must lie in \[0, 1\]"):
+        Flow(**{key: 1.5})
