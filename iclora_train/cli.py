@@ -20,6 +20,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from iclora_train import lora
+from iclora_train.adapters import card
 from iclora_train.callbacks import CsvLog, ProgressBar, Record, Row, Sink, WandbLog
 from iclora_train.checkpoint import Saver, WholeFile, claim, newest, shaping_settings
 from iclora_train.config import Config, require
@@ -180,10 +181,11 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
 
 
 def export(path: Path, module: ICLoRA, base: Base) -> None:
-    """Write the adapter file with all that a loader has to know, and read it back."""
+    """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
     config = module.config
-    metadata: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "reference_downscale_factor": config.task.reference_downscale,
+        "base_model": base.name,
         "base_model_family": base.family,
         "base_model_version": base.version,
         "base_fingerprint": base.fingerprint,
@@ -192,14 +194,18 @@ def export(path: Path, module: ICLoRA, base: Base) -> None:
         "config_hash": config_hash(config),
         "rank": config.model.lora.rank,
         "steps": config.trainer["max_steps"],
+        "learning_rate": config.optim.optimizer.get("lr", "the optimizer's own"),
+        "batch_size": config.data.batch_size,
+        "clips": ShardSet.open(Path(config.data.root, "latents")).splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
     }
     if config.task.reference_temporal_scale != 1:
-        metadata["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
+        facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():
         weights = lora.extract(module.transformer)
-    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in metadata.items()}))
+    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in facts.items()}))
+    card.write_beside(path)
 
 
 def evaluate(folder: Path, adapter: Path) -> None:
@@ -210,10 +216,12 @@ def evaluate(folder: Path, adapter: Path) -> None:
 
 
 def conclude(folder: Path, adapter: Path, console: Console) -> None:
-    """Where everything is, and the headline numbers."""
+    """Where everything is, and the headline numbers, which the card is given too."""
     scores = folder / "eval" / "scores.json"
-    if scores.exists():
-        found = json.loads(scores.read_text())
+    found = json.loads(scores.read_text()) if scores.exists() else None
+    own = found is not None and found["adapter"]["sha256"] == sha256(adapter)
+    beside = card.write_beside(adapter, scores if own else None)
+    if found is not None:
         for cell, metrics in found["cells"].items():
             value = metrics[found["primary"]]
             known = value["low"] is not None
@@ -221,6 +229,8 @@ def conclude(folder: Path, adapter: Path, console: Console) -> None:
             console.print(f"{found['primary']:>12}  {cell:18} {value['mean']:.3f}  {interval}")
     for name, path in (
         ("adapter", adapter),
+        ("card", beside[0]),
+        *(("ComfyUI", path) for path in beside[1:]),
         ("samples", folder / "samples"),
         ("log", folder / "metrics.csv"),
         ("report", folder / "eval" / "report.html"),

@@ -1,18 +1,18 @@
-"""The adapter: attached, exported, read back, refused when it is wrong or lies."""
+"""The adapter in the model: attached, exported, loaded, fused; what does not fit is refused."""
 
 from __future__ import annotations
 
-import json
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import LTX2Pipeline
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from iclora_train import lora
+from iclora_train.adapters.fuse import fuse
 from iclora_train.config import ConfigError, Lora
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.pair import Geometry, Tokens
@@ -126,83 +126,84 @@ def test_diffusers_reads_the_file(transformer: Transformer, tmp_path: Path) -> N
         assert torch.equal(state[f"transformer.{name}.lora_B.weight"], b)
 
 
-def write(path: Path, changes: dict[str, Tensor | None], metadata: dict[str, str] | None = None) -> Path:
-    """A small adapter file with some keys changed or (None) taken away."""
-    whole: dict[str, Tensor | None] = {
-        f"{PREFIX}.lora_A.weight": torch.ones(2, WIDTH),
-        f"{PREFIX}.lora_B.weight": torch.ones(WIDTH, 2),
-        **changes,
+def adapter_of(shapes: dict[str, tuple[int, int]], rank: int, seed: int, **metadata: str) -> lora.Adapter:
+    """A random adapter for linears (module -> (out, in))."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*size: int) -> Tensor:
+        return 0.2 * torch.randn(size, generator=generator)
+
+    weights = {name: (random(rank, wide), random(out, rank)) for name, (out, wide) in shapes.items()}
+    return lora.Adapter(weights, {**METADATA, **metadata})
+
+
+QUERIES = {f"transformer_blocks.{i}.attn1.to_q": (WIDTH, WIDTH) for i in range(2)}
+WIDE = {"transformer_blocks.0.ff.net.0.proj": (4 * WIDTH, WIDTH), "transformer_blocks.0.attn1.to_q": (WIDTH, WIDTH)}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"transformer_blocks.0.attn1.to_q": (WIDTH, 7)}, "fits a linear 7 -> 48, the base has 48 -> 48"),
+        ({"transformer_blocks.2.attn1.to_q": (WIDTH, WIDTH)}, "which the base does not have (it has 2 blocks)"),
+        ({"other": (WIDTH, WIDTH)}, "weights for other, which the base does not have"),
+        ({"transformer_blocks.0.audio_attn1.to_q": (WIDTH, WIDTH)}, "changes the audio stream only"),
+    ],
+)
+def test_what_does_not_fit_the_base_is_refused(
+    transformer: Transformer, shapes: dict[str, tuple[int, int]], said: str
+) -> None:
+    wrong = adapter_of(shapes, 2, 0)
+    before = [p.clone() for p in transformer.parameters()]
+    for use in (lambda: lora.load_into(transformer, wrong), lambda: fuse(transformer, [(wrong, 1.0)])):
+        with pytest.raises(ConfigError) as caught:
+            use()
+        assert said in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, transformer.parameters(), strict=True))
+
+
+def test_several_adapters_run_at_their_strengths(transformer: Transformer) -> None:
+    """Attached at run time or fused into fp32 weights, the sum of strength x B A is what is added."""
+    first, second = adapter_of(QUERIES, 3, 1), adapter_of(WIDE, 2, 2)
+    fused = copy.deepcopy(transformer)
+    assert lora.load_into(transformer, [(first, 0.5), (second, -2.0)]) == 0
+    assert fuse(fused, [(first, 0.5), (second, -2.0)]) == 0
+    given = tokens_and_text()
+    assert torch.allclose(transformer(*given), fused(*given), atol=1e-5)
+    with lora.adapter_off(transformer):
+        base = transformer(*given)
+    assert not torch.allclose(base, fused(*given), atol=1e-3)
+    name = "transformer_blocks.0.attn1.to_q"
+    change = fused.get_submodule(name).weight - transformer.get_submodule(name).base_layer.weight  # type: ignore[union-attr, operator]
+    (a, b), (c, d) = first.weights[name], second.weights[name]
+    assert torch.allclose(change, 0.5 * b @ a - 2.0 * d @ c, atol=1e-6)
+
+
+def test_fusing_rounds_once(transformer: Transformer) -> None:
+    """In bf16 the result is the rounded sum of the fp32 terms, also where each term alone would vanish in rounding."""
+    name = "transformer_blocks.0.attn1.to_q"
+    linear = transformer.bfloat16().get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    with torch.no_grad():
+        linear.weight.fill_(1.0)
+    tiny = lora.Adapter({name: (torch.full((1, WIDTH), 1e-3), torch.ones(WIDTH, 1))}, METADATA)
+    fuse(transformer, [(tiny, 1.0)] * 8)
+    assert torch.equal(linear.weight, torch.full((WIDTH, WIDTH), 1.008).bfloat16())
+    assert not torch.equal(linear.weight, torch.ones(WIDTH, WIDTH).bfloat16())
+
+
+def test_audio_modules_are_passed_over_and_counted(transformer: Transformer) -> None:
+    audio = {
+        "transformer_blocks.0.audio_attn1.to_q": (20, 20),
+        "transformer_blocks.1.audio_to_video_attn.to_k": (20, 48),
     }
-    save_file({key: t for key, t in whole.items() if t is not None}, path, METADATA if metadata is None else metadata)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"lora_unet_x.alpha": torch.ones(1)}, "key 'lora_unet_x.alpha' is not diffusion_model"),
-        ({f"{PREFIX}.lora_A.default.weight": torch.ones(2, WIDTH)}, "lora_A.default.weight' is not"),
-        ({f"{PREFIX}.alpha": torch.ones(1)}, "alpha' is not"),
-        ({f"{PREFIX}.lora_B.weight": None}, "has lora_A without the other half"),
-        ({f"{PREFIX}.lora_B.weight": torch.ones(WIDTH, 3)}, "which do not multiply"),
-        ({f"{PREFIX}.lora_B.weight": torch.zeros(WIDTH, 2)}, "every lora_B is zero"),
-        ({f"{PREFIX}.lora_A.weight": torch.full((2, WIDTH), torch.nan)}, "holds NaN or infinity"),
-        ({f"{PREFIX}.lora_A.weight": None, f"{PREFIX}.lora_B.weight": None}, "holds no adapter weights"),
-    ],
-)
-def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
-    with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
-        lora.read(write(tmp_path / "a.safetensors", changes))
-    assert said in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "said"),
-    [
-        ({"base_model_family": "tiny"}, "lacks reference_downscale_factor"),
-        ({"reference_downscale_factor": "0"}, "'0' must be a whole number"),
-        ({"reference_downscale_factor": "1.5"}, "'1.5' must be a whole number"),
-        ({"reference_downscale_factor": "1", "reference_temporal_scale_factor": "x"}, "'x' must be a whole number"),
-    ],
-)
-def test_a_lying_header_is_refused(tmp_path: Path, metadata: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
-        lora.read(write(tmp_path / "a.safetensors", {}, metadata))
-    assert said in str(caught.value)
-
-
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.safetensors").write_text("hello")
-    with pytest.raises(ConfigError, match="is not a readable safetensors file"):
-        lora.read(tmp_path / "a.safetensors")
-    with pytest.raises(ConfigError, match="is not a readable safetensors file"):
-        lora.read(tmp_path / "none.safetensors")
-
-
-def test_an_adapter_for_another_base_is_refused(transformer: Transformer, tmp_path: Path) -> None:
-    adapter = lora.read(write(tmp_path / "a.safetensors", {}))
-    lora.check_base(tmp_path, adapter, "tiny", "2.3")
-    with pytest.raises(ConfigError, match=r"was trained on tiny 2\.3, this base is ltx 2\.3"):
-        lora.check_base(tmp_path, adapter, "ltx", "2.3")
-    with pytest.raises(ConfigError, match=r"this base is tiny 2\.0"):
-        lora.check_base(tmp_path, adapter, "tiny", "2.0")
-    with pytest.raises(ConfigError, match=r"was trained on other weights of tiny 2\.3"):
-        lora.check_base(tmp_path, adapter, "tiny", "2.3", "0123")
-    half = torch.ones(2, 7)
-    with pytest.raises(ConfigError, match="fits a linear 7 -> 48, the base has 48 -> 48"):
-        lora.load_into(transformer, lora.Adapter({PREFIX[16:]: (half, torch.ones(WIDTH, 2))}, METADATA))
-    with pytest.raises(ConfigError, match="weights for other, which the base does not have"):
-        lora.load_into(transformer, lora.Adapter({"other": (half, torch.ones(WIDTH, 2))}, METADATA))
-
-
-def test_header_is_padded_to_eight_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    adapter = lora.Adapter({PREFIX[16:]: (torch.ones(2, WIDTH), torch.ones(WIDTH, 2))}, METADATA)
-    lora.save(path, adapter)
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    assert size % 8 == 0
-    assert next(iter(json.loads(data[8 : 8 + size]))) == "__metadata__"
+    both, video = adapter_of({**QUERIES, **audio}, 2, 3), adapter_of(QUERIES, 2, 3)
+    other = copy.deepcopy(transformer)
+    assert fuse(other, [(both, 1.0)]) == 2
+    assert lora.load_into(transformer, both) == 2
+    assert [name for name, _ in lora.layers(transformer)] == list(QUERIES)
+    assert both.weights.keys() - both.video.keys() == set(audio)
+    assert both.video.keys() == video.weights.keys()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,20 @@
+"""Will this file do in ComfyUI, ltx-pipelines and diffusers what it was trained to do?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from iclora_train.adapters.file import examine
+from iclora_train.adapters.target import Target, base_findings, weight_findings
+
+
+def check(path: Path, target: Target | None = None) -> list[str]:
+    """All that is wrong with an adapter file, each finding with the key and the remedy; nothing means that it is good.
+
+    target: the base it is meant for; without it modules, shapes and version are taken on trust. ConfigError if the
+    file is no safetensors file.
+    """
+    adapter, wrong = examine(path)
+    if target is not None:
+        wrong += [*base_findings(adapter.metadata, target), *weight_findings(adapter.weights, target)]
+    return wrong

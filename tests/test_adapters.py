@@ -1,0 +1,621 @@
+"""Adapter files: what is refused and why, what other programs' files become, merging, extracting and combining."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
+from peft.tuners.lora import Linear, LoraLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from iclora_train.adapters.__main__ import main
+from iclora_train.adapters.algebra import combine, delta, low_rank, recompress
+from iclora_train.adapters.check import check
+from iclora_train.adapters.convert import Factors, import_any
+from iclora_train.adapters.extract import extract
+from iclora_train.adapters.file import Adapter, read, save
+from iclora_train.adapters.merge import merge
+from iclora_train.adapters.names import is_audio
+from iclora_train.adapters.target import Target, check_base
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.headers import DTYPES, read_header
+from iclora_train.ltx2.layouts import MODEL
+from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests.tiny import write_tiny_base
+
+LTX = {"reference_downscale_factor": "2", "base_model_family": "ltx", "base_model_version": "2.3"}
+BLOCK = "transformer_blocks.0."
+VIDEO = [f"{BLOCK}{name}" for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_k", "ff.net.0.proj", "ff.net.2")]
+AUDIO = [f"{BLOCK}{name}" for name in ("audio_attn1.to_v", "audio_to_video_attn.to_q", "audio_ff.net.2")]
+TOPS = ["patchify_proj", "adaln_single.linear", "audio_adaln_single.linear", "av_ca_a2v_gate_adaln_single.linear"]
+ONE = "diffusion_model.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny LTX-2.3 checkpoint in one official file."""
+    return write_checkpoint(tmp_path_factory.mktemp("ltx"), "2.3")
+
+
+@pytest.fixture(scope="module")
+def target(official: Path) -> Target:
+    return Target.open(str(official))
+
+
+def adapter_for(target: Target, names: list[str], rank: int = 3, seed: int = 0, **metadata: str) -> Adapter:
+    """A random adapter for linears of a base."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name in names:
+        out, wide = target.linears[name]
+        a, b = torch.randn(rank, wide, generator=generator), torch.randn(out, rank, generator=generator)
+        weights[name] = (a, 0.1 * b)
+    return Adapter(weights, {**LTX, **target.metadata, **metadata})
+
+
+def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
+    """The adapter's tensors under the keys of the contract."""
+    pairs = adapter.weights.items()
+    a = {f"diffusion_model.{name}.lora_A.weight": a for name, (a, _) in pairs}
+    return a | {f"diffusion_model.{name}.lora_B.weight": b for name, (_, b) in pairs}
+
+
+def deltas(adapter: Adapter) -> dict[str, Tensor]:
+    return {name: b @ a for name, (a, b) in adapter.weights.items()}
+
+
+def same(found: Adapter, wanted: dict[str, Tensor], tolerance: float = 1e-6) -> bool:
+    """Whether an adapter adds these matrices, to `tolerance` of the largest entry."""
+    assert found.weights.keys() == wanted.keys()
+    return all(apart(b @ a, wanted[name]) < tolerance for name, (a, b) in found.weights.items())
+
+
+def apart(found: Tensor, wanted: Tensor) -> float:
+    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def write(path: Path, changes: dict[str, Tensor | None], metadata: dict[str, str] | None = None) -> Path:
+    """A small adapter file with some keys changed or (None) taken away."""
+    whole: dict[str, Tensor | None] = {
+        f"{ONE}.lora_A.weight": torch.ones(2, 4),
+        f"{ONE}.lora_B.weight": torch.ones(4, 2),
+        **changes,
+    }
+    save_file({key: t for key, t in whole.items() if t is not None}, path, LTX if metadata is None else metadata)
+    return path
+
+
+NONE = {f"{ONE}.lora_A.weight": None, f"{ONE}.lora_B.weight": None}
+BARE = ONE.removeprefix("diffusion_model.")
+PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            NONE | {BARE + end: t for end, t in PAIR.items()},
+            "lora_A.weight' and 1 like it: the prefix diffusion_model.",
+        ),
+        ({f"{ONE}.alpha": torch.ones(())}, f"key '{ONE}.alpha': alpha is not baked into lora_B"),
+        ({f"{ONE}.lora_A.default.weight": torch.ones(2, 4)}, "to_q.lora_A.default.weight': peft's adapter name"),
+        ({f"{ONE}.lora_down.weight": torch.ones(2, 4)}, "to_q.lora_down.weight': only ComfyUI knows lora_down"),
+        ({f"lora_unet_{BARE}.lora_up.weight": torch.ones(2, 4)}, "a kohya-style key"),
+        ({f"base_model.model.{BARE}.lora_A.weight": torch.ones(2, 4)}, "a peft-style key"),
+        ({f"transformer.{BARE}.lora_A.weight": torch.ones(2, 4)}, "a diffusers-style key"),
+        ({"transformer_blocks.1.attn1.to_q.lora_A.weight": torch.ones(2, 4)}, "with and without the prefix"),
+        (
+            {"diffusion_model.something": torch.ones(1)},
+            "key 'diffusion_model.something': is not diffusion_model.<module>",
+        ),
+        ({f"{ONE}.lora_B.weight": None}, "attn1.to_q has lora_A without the other half, lora_B"),
+        ({f"{ONE}.lora_A.weight": None}, "attn1.to_q has lora_B without the other half, lora_A"),
+        ({f"{ONE}.lora_B.weight": torch.ones(4, 3)}, "to_q has A (2, 4) and B (4, 3), which do not multiply"),
+        ({f"{ONE}.lora_B.weight": torch.ones(4, 2, 1)}, "to_q has A (2, 4) and B (4, 2, 1)"),
+        ({f"{ONE}.lora_B.weight": torch.zeros(4, 2)}, "every lora_B is zero"),
+        ({f"{ONE}.lora_A.weight": torch.full((2, 4), torch.nan)}, "to_q.lora_A.weight holds NaN or infinity"),
+        ({f"{ONE}.lora_B.weight": torch.full((4, 2), torch.inf)}, "to_q.lora_B.weight holds NaN or infinity"),
+        ({f"{ONE}.lora_B.weight": torch.ones(4, 2).to(torch.float8_e4m3fn)}, "to_q.lora_B.weight is stored as"),
+        (NONE, "holds no adapter weights"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
+    path = write(tmp_path / "a.safetensors", changes)
+    findings = check(path)
+    assert any(said in finding for finding in findings)
+    assert set(findings) <= set(check(path, Target("ltx", "2.3")))  # with a base everything is still looked at
+    with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
+        read(path)
+    assert findings[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({}, "metadata lacks reference_downscale_factor"),
+        ({"reference_downscale_factor": "0"}, "reference_downscale_factor='0' must be a whole number"),
+        ({"reference_downscale_factor": "0.5"}, "'0.5' must be a whole number"),
+        ({"reference_downscale_factor": "2.0"}, "'2.0' must be a whole number"),
+        ({"reference_downscale_factor": "1", "reference_temporal_scale_factor": "x"}, "temporal_scale_factor='x' must"),
+    ],
+)
+def test_a_lying_header_is_refused(tmp_path: Path, metadata: dict[str, str], said: str) -> None:
+    path = write(tmp_path / "a.safetensors", {}, {"format": "pt", **metadata})
+    assert any(said in finding for finding in check(path))
+    with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
+        read(path)
+    assert said in str(caught.value)
+
+
+def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_text("hello")
+    for name in ("a.safetensors", "none.safetensors"):
+        with pytest.raises(ConfigError, match="is not a readable safetensors file"):
+            read(tmp_path / name)
+
+
+def test_header_is_padded_to_eight_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, Adapter({"x": (torch.ones(2, 4), torch.ones(4, 2))}, LTX))
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    assert size % 8 == 0
+    assert next(iter(json.loads(data[8 : 8 + size]))) == "__metadata__"
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (Adapter({"transformer_blocks.7.attn1.to_q": (torch.ones(1, 1), torch.ones(1, 1))}, LTX), "(it has 2 blocks)"),
+        (
+            Adapter({f"{BLOCK}attn3.to_q": (torch.ones(1, 1), torch.ones(1, 1))}, LTX),
+            "attn3.to_q, which the base does not",
+        ),
+        (
+            Adapter({f"{BLOCK}audio_attn3.to_q": (torch.ones(1, 1), torch.ones(1, 1))}, LTX),
+            "audio_attn3.to_q, which the",
+        ),
+        (
+            Adapter({VIDEO[0]: (torch.ones(1, 9), torch.ones(5, 1))}, LTX),
+            "attn1.to_q: the adapter fits a linear 9 -> 5",
+        ),
+        (Adapter({}, {**LTX, "base_model_version": "2.5"}), "was trained on ltx 2.5, this base is ltx 2.3"),
+        (Adapter({}, {**LTX, "base_model_family": "nano"}), "was trained on nano 2.3, this base is ltx 2.3"),
+        (Adapter({}, {"reference_downscale_factor": "1"}), "metadata lacks base_model_family"),
+    ],
+)
+def test_an_adapter_of_another_base_is_found(tmp_path: Path, target: Target, adapter: Adapter, said: str) -> None:
+    good = adapter_for(target, [VIDEO[2]])
+    save(tmp_path / "a.safetensors", Adapter(good.weights | adapter.weights, adapter.metadata))
+    assert check(tmp_path / "a.safetensors") == []
+    findings = check(tmp_path / "a.safetensors", target)
+    assert len(findings) == 1
+    assert said in findings[0]
+
+
+def test_an_embedded_base_is_one_set_of_weights(tmp_path: Path) -> None:
+    nano = Target.open("nano")
+    adapter = adapter_for(nano, ["transformer_blocks.0.attn1.to_q"])
+    save(tmp_path / "a.safetensors", adapter)
+    assert check(tmp_path / "a.safetensors", nano) == []
+    check_base(tmp_path, adapter, nano.family, nano.version, nano.fingerprint)
+    with pytest.raises(ConfigError, match="was trained on other weights of nano"):
+        check_base(tmp_path, adapter, nano.family, nano.version, "0123")
+
+
+def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: Path, target: Target) -> None:
+    adapter = adapter_for(target, VIDEO + AUDIO + TOPS)
+    save(tmp_path / "a.safetensors", adapter)
+    assert check(tmp_path / "a.safetensors", target) == []
+    assert set(read(tmp_path / "a.safetensors").audio) == {*AUDIO, *TOPS[2:]}
+    assert not any(is_audio(name) for name in VIDEO)
+
+
+# ---- files of other programs
+
+
+def kohya(wanted: Adapter, path: Path) -> Adapter:
+    """lora_down, lora_up and alpha = rank / 2; what it means is half of `wanted`."""
+    tensors = {}
+    for name, (a, b) in wanted.weights.items():
+        flat = "lora_unet_" + name.replace(".", "_")
+        alpha = torch.tensor(a.shape[0] / 2)
+        tensors |= {f"{flat}.lora_down.weight": a, f"{flat}.lora_up.weight": b, f"{flat}.alpha": alpha}
+    save_file(tensors, path, {"ss_reference_downscale_factor": "2", "ss_network_alpha": "1.5"})
+    return Adapter({name: (a, b / 2) for name, (a, b) in wanted.weights.items()}, wanted.metadata)
+
+
+def peft(wanted: Adapter, path: Path, rank_stabilised: bool = False) -> Adapter:
+    """peft's own folder; alpha 6 for all but attn2.to_k, which has 12; ranks are 3."""
+    names = {"A": "lora_A", "B": "lora_B"}
+    tensors = {
+        f"base_model.model.{name}.{names[side]}.default.weight": half
+        for name, pair in wanted.weights.items()
+        for side, half in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, path, {"format": "pt"})
+    settings = {"r": 3, "lora_alpha": 6, "alpha_pattern": {"attn2.to_k": 12}, "use_rslora": rank_stabilised}
+    path.with_name("adapter_config.json").write_text(json.dumps(settings))
+    by = math.sqrt(3) if rank_stabilised else 3
+    alpha = {name: 12 if name.endswith("attn2.to_k") else 6 for name in wanted.weights}
+    return Adapter({n: (a, b * alpha[n] / by) for n, (a, b) in wanted.weights.items()}, wanted.metadata)
+
+
+def diffusers(wanted: Adapter, path: Path) -> Adapter:
+    """diffusers' names, and its metadata with alpha 6 at rank 3: twice `wanted`."""
+    tensors = {}
+    for name, (a, b) in wanted.weights.items():
+        module = "transformer." + renamed(f"{name}.weight", TRANSFORMER).removesuffix(".weight")
+        tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
+    config = json.dumps({"transformer.r": 3, "transformer.lora_alpha": 6})
+    save_file(tensors, path, {"format": "pt", "lora_adapter_metadata": config})
+    return Adapter({name: (a, 2 * b) for name, (a, b) in wanted.weights.items()}, wanted.metadata)
+
+
+def bare(wanted: Adapter, path: Path) -> Adapter:
+    tensors = {key.removeprefix("diffusion_model."): tensor for key, tensor in tensors_of(wanted).items()}
+    save_file(tensors, path, {"reference_downscale_factor": "2.0"})
+    return wanted
+
+
+def official_trainer(wanted: Adapter, path: Path) -> Adapter:
+    tensors = {key: tensor.bfloat16() for key, tensor in tensors_of(wanted).items()}
+    save_file(tensors, path, {"format": "pt", "reference_downscale_factor": "2"})
+    return Adapter(
+        {name: (a.bfloat16().float(), b.bfloat16().float()) for name, (a, b) in wanted.weights.items()}, wanted.metadata
+    )
+
+
+def peft_rank_stabilised(wanted: Adapter, path: Path) -> Adapter:
+    return peft(wanted, path, rank_stabilised=True)
+
+
+@pytest.mark.parametrize("style", [kohya, peft, peft_rank_stabilised, diffusers, bare, official_trainer])
+@pytest.mark.parametrize("with_base", [True, False])
+def test_adapters_of_other_programs_become_ours(
+    tmp_path: Path, target: Target, style: Callable[[Adapter, Path], Adapter], with_base: bool
+) -> None:
+    """Whatever the style, the file that convert writes adds what the file meant, alpha included, and passes check."""
+    names = VIDEO + AUDIO + (TOPS if with_base or style is not kohya else [])
+    meant = style(adapter_for(target, names), tmp_path / "theirs.safetensors")
+    base = target if with_base else None
+    found = import_any(tmp_path / "theirs.safetensors", base, Factors(downscale=2))
+    assert same(found, deltas(meant))
+    assert found.downscale == 2
+    assert not any("alpha" in key or key.startswith("ss_ref") or "_metadata" in key for key in found.metadata)
+    save(tmp_path / "ours.safetensors", found)
+    assert check(tmp_path / "ours.safetensors", base) == []
+
+
+def test_factors_are_known_or_asked_for(tmp_path: Path, target: Target) -> None:
+    path = tmp_path / "a.safetensors"
+    adapter = adapter_for(target, VIDEO)
+    for style in (kohya, bare):  # "2" under musubi's name, and "2.0"
+        style(adapter, path)
+        assert import_any(path).metadata["reference_downscale_factor"] == "2"
+    for written, said in ((None, "lacks reference_downscale_factor"), ("0.5", "'0.5' must be a whole number")):
+        save_file(tensors_of(adapter), path, {} if written is None else {"reference_downscale_factor": written})
+        with pytest.raises(ConfigError, match=r"a\.safetensors: metadata") as caught:
+            import_any(path)
+        assert said in str(caught.value)
+        assert import_any(path, factors=Factors(downscale=2, temporal=4)).temporal_scale == 4
+    save_file(tensors_of(adapter), path, {})
+    effect = import_any(path, factors=Factors(reference=False))
+    assert (effect.in_context, effect.downscale) == (False, 1)
+    assert import_any(path, factors=Factors(downscale=1)).in_context
+
+
+def test_an_import_for_another_base_is_refused(tmp_path: Path, target: Target) -> None:
+    path = tmp_path / "a.safetensors"
+    save(path, adapter_for(target, VIDEO, base_model_version="2.0"))
+    assert import_any(path).metadata["base_model_version"] == "2.0"
+    with pytest.raises(ConfigError, match=r"was trained on ltx 2\.0, this base is ltx 2\.3"):
+        import_any(path, target)
+    save_file({"lora_unet_mid_block_attn.lora_down.weight": torch.ones(2, 2)}, path, {})
+    with pytest.raises(ConfigError, match=r"'lora_unet_mid_block_attn.lora_down.weight' is of no known adapter style"):
+        import_any(path, target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({f"{ONE}.alpha": torch.ones(2)}, "alpha of transformer_blocks.0.attn1.to_q has shape (2,)"),
+        (NONE | {f"{ONE}.alpha": torch.ones(())}, "attn1.to_q has alpha and no weights"),
+        (
+            {f"{ONE}.dora_scale": torch.ones(4)},
+            "is of no known adapter style; is it a plain LoRA (no DoRA, LoHa, LoKr)",
+        ),
+        ({f"{BARE}.lora_A.weight": torch.ones(2, 4)}, "names transformer_blocks.0.attn1.to_q for a second time"),
+        ({f"{ONE}.lora_B.weight": None}, "has lora_A without the other half"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
+        import_any(write(tmp_path / "a.safetensors", changes))
+    assert said in str(caught.value)
+
+
+def test_settings_of_peft_belong_to_keys_of_peft(tmp_path: Path, target: Target) -> None:
+    """Beside a peft folder's adapter_config.json our own file still means what it says."""
+    wanted = adapter_for(target, VIDEO)
+    peft(wanted, tmp_path / "theirs.safetensors")
+    save(tmp_path / "ours.safetensors", wanted)
+    assert same(import_any(tmp_path / "ours.safetensors", target), deltas(wanted))
+
+
+# ---- what diffusers does with our file
+
+
+def test_diffusers_loads_our_file_and_adds_what_we_mean(
+    tmp_path: Path, official: Path, target: Target, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every module, audio too, without a word; a file without the prefix makes it speak, so silence means something."""
+    adapter = adapter_for(target, [name for name in target.linears if "connector" not in name])
+    save(tmp_path / "a.safetensors", adapter)
+    bare(adapter, tmp_path / "bare.safetensors")
+    with safe_open(official, framework="pt") as opened:
+        section = json.loads(opened.metadata()["config"])["transformer"]
+    model = LTX2VideoTransformer3DModel(**transformer_arguments(section))
+    model.load_lora_adapter(LTX2Pipeline.lora_state_dict(str(tmp_path / "bare.safetensors")), prefix="transformer")
+    assert "No LoRA keys" in caplog.text
+    caplog.clear()
+    model.load_lora_adapter(LTX2Pipeline.lora_state_dict(str(tmp_path / "a.safetensors")), prefix="transformer")
+    assert caplog.records == []
+    loaded = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    assert len(loaded) == len(adapter.weights)
+    for name, (a, b) in adapter.weights.items():
+        module = loaded[renamed(f"{name}.weight", TRANSFORMER).removesuffix(".weight")]
+        assert isinstance(module, Linear)
+        found = module.get_delta_weight(*module.active_adapters)
+        assert apart(found.detach(), b @ a) < 1e-6
+
+
+# ---- algebra
+
+
+def test_a_combination_is_the_sum(target: Target) -> None:
+    first = adapter_for(target, VIDEO, rank=3, seed=1, task="deblur", trigger="DEBLUR", fps="24")
+    second = adapter_for(target, VIDEO[2:] + AUDIO, rank=2, seed=2, task="effect", trigger="GLOW", fps="24")
+    both = combine([(first, 0.7), (second, -1.5)])
+    one, two = deltas(first), deltas(second)
+    zero = torch.zeros(())
+    names = [*VIDEO, *AUDIO]
+    assert same(both, {name: 0.7 * one.get(name, zero) - 1.5 * two.get(name, zero) for name in names})
+    assert both.weights[VIDEO[2]][0].shape[0] == 5
+    assert both.metadata == {
+        **LTX,
+        "task": "deblur+effect",
+        "trigger": "DEBLUR GLOW",
+        "combined": "deblur:0.7 effect:-1.5",
+        "fps": "24",
+        "rank": "5",
+    }
+    exact = combine([(first, 0.7), (second, -1.5)], rank=5)
+    assert same(exact, deltas(both), 1e-5)
+
+
+def test_only_what_goes_together_is_combined(target: Target) -> None:
+    first = adapter_for(target, VIDEO, seed=1)
+    for key, said in (
+        ("reference_downscale_factor", r"disagree on reference_downscale_factor \(2, 4\)"),
+        ("reference_temporal_scale_factor", r"disagree on reference_temporal_scale_factor \(1, 4\)"),
+        ("base_model_version", r"disagree on base_model_version \(2.3, 4\)"),
+        ("base_model_family", r"disagree on base_model_family \(ltx, 4\)"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            combine([(first, 1.0), (adapter_for(target, VIDEO, seed=2, **{key: "4"}), 1.0)])
+    dev, distilled = (adapter_for(target, VIDEO, seed=i, base_fingerprint=str(i)) for i in range(2))
+    assert combine([(dev, 1.0), (distilled, 1.0)]).metadata["base_model_version"] == "2.3"  # siblings share adapters
+    nano, other = (adapter_for(target, VIDEO, base_model_family="nano", base_fingerprint=f) for f in ("0123", "4567"))
+    with pytest.raises(ConfigError, match=r"disagree on base_fingerprint \(0123, 4567\)"):
+        combine([(nano, 1.0), (other, 1.0)])
+    effect = adapter_for(target, VIDEO, seed=2, reference_downscale_factor="1", adapter_kind="lora")
+    both = combine([(effect, 1.0), (first, 1.0)])
+    assert (both.downscale, both.in_context) == (2, True)
+
+
+def test_recompression_is_the_best_of_its_rank() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(6, 20, generator=generator), torch.randn(30, 6, generator=generator)
+    u, s, v = torch.linalg.svd(b @ a, full_matrices=False)
+    for rank in (1, 4, 6):
+        small_a, small_b = recompress(a, b, rank)
+        assert (small_a.shape, small_b.shape) == ((rank, 20), (30, rank))
+        assert apart(small_b @ small_a, (u[:, :rank] * s[:rank]) @ v[:rank]) < 1e-5
+
+
+def test_low_rank_part_of_a_large_matrix() -> None:
+    """With the random start too the energy is the best that the rank allows, and a matrix of the rank is recovered."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 150, generator=generator)
+    spectrum = torch.linalg.svdvals(noise).square()
+    for matrix, wanted in (
+        (noise, float(spectrum[:8].sum() / spectrum.sum())),
+        (noise[:, :8] @ noise[:8], 1.0),
+    ):
+        a, b, energy = low_rank(matrix, 8, torch.Generator().manual_seed(1))
+        kept = 1 - float((matrix - b @ a).square().sum() / matrix.square().sum())
+        assert energy == pytest.approx(wanted, rel=0.01)
+        assert kept == pytest.approx(energy, abs=1e-5)
+
+
+# ---- into a base and out of it
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path, target: Target, fp8: bool) -> None:
+    source = write_checkpoint(tmp_path / "base", "2.3", fp8=fp8)
+    first, second = adapter_for(target, VIDEO + AUDIO, seed=1), adapter_for(target, VIDEO[:2], rank=2, seed=2)
+    out = tmp_path / "merged.safetensors"
+    steps: list[tuple[int, int]] = []
+    assert merge(str(source), [(first, 0.5), (second, 2.0)], out, lambda *at: steps.append(at)) == 8
+    assert steps[-1] == (source.stat().st_size,) * 2
+    old, new = load_file(source), load_file(out)
+    length = int.from_bytes(source.read_bytes()[:8], "little") + 8
+    assert out.read_bytes()[:length] == source.read_bytes()[:length]  # keys, dtypes, shapes, metadata
+    change = {name: delta([(a, b, 0.5) for a, b in (first.weights[name],)]) for name in first.weights}
+    for name in VIDEO[:2]:
+        change[name] += 2.0 * deltas(second)[name]
+    changed = {f"{MODEL}{name}.weight": by for name, by in change.items()}
+    scales = {f"{key}_scale" for key in changed}
+    for key, before in old.items():
+        if key in changed:
+            one = torch.ones(())
+            whole = before.float() * old.get(f"{key}_scale", one) + changed[key]
+            found = new[key].float() * new.get(f"{key}_scale", one)
+            if before.dtype == torch.bfloat16:
+                assert torch.equal(new[key], whole.bfloat16())
+            else:
+                assert before.dtype == torch.float8_e4m3fn
+                assert torch.allclose(found, whole, rtol=2**-4, atol=float(whole.abs().max()) * 2**-9 / 448)
+                assert float(new[key].float().abs().max()) == 448.0
+        else:
+            assert key in scales or torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (new[key], before)))
+    assert Target.open(str(out)) == Target.open(str(source))
+
+
+def test_a_merge_that_cannot_be_right_is_refused(tmp_path: Path, official: Path, target: Target) -> None:
+    good, other = adapter_for(target, VIDEO), adapter_for(target, VIDEO, base_model_version="2.5")
+    out = tmp_path / "out.safetensors"
+    foreign = Adapter({"transformer_blocks.9.attn1.to_q": good.weights[VIDEO[0]]}, good.metadata)
+    for adapter, said in ((other, r"trained on ltx 2\.5"), (foreign, r"transformer_blocks\.9\.attn1\.to_q, which")):
+        with pytest.raises(ConfigError, match=said):
+            merge(str(official), [(adapter, 1.0)], out)
+    with pytest.raises(ConfigError, match="is a diffusers folder"):
+        merge(str(write_checkpoint(tmp_path / "folder", "2.3", "diffusers")), [(adapter_for(target, VIDEO), 1.0)], out)
+    assert not out.exists()
+    out.write_text("precious")
+    with pytest.raises(ConfigError, match="exists: choose another name"):
+        merge(str(official), [(good, 1.0)], out)
+    assert out.read_text() == "precious"
+
+
+def test_what_was_merged_can_be_extracted(tmp_path: Path) -> None:
+    base = str(write_tiny_base(tmp_path / "base"))
+    tiny = Target.open(base)
+    adapter = adapter_for(tiny, ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2"], rank=4)
+    merged = str(tmp_path / "merged")
+    merge(base, [(adapter, 0.5)], Path(merged))
+    assert {file.name for file in Path(merged).iterdir()} == {f.name for f in Path(base).glob("*.safetensors")}
+    wanted = {name: 0.5 * change for name, change in deltas(adapter).items()}
+    factors = Factors(downscale=2)
+    found = extract(base, merged, 4, factors, "deblur", torch.Generator().manual_seed(0))
+    assert same(found.adapter, wanted, 1e-4)
+    assert found.total == pytest.approx(1, abs=1e-5)
+    assert found.beyond == []
+    assert found.adapter.metadata["base_model_family"] == "tiny"
+    less = extract(base, merged, 2, factors, "deblur", torch.Generator().manual_seed(0))
+    for name, change in wanted.items():
+        spectrum = torch.linalg.svdvals(change).square()
+        assert less.energy[name] == pytest.approx(float(spectrum[:2].sum() / spectrum.sum()), abs=1e-4)
+    with pytest.raises(ConfigError, match="there is nothing to extract"):
+        extract(base, base, 4, factors, "deblur", torch.Generator())
+    with pytest.raises(ConfigError, match="lacks reference_downscale_factor"):
+        extract(base, merged, 4, Factors(), "deblur", torch.Generator())
+
+
+def test_extract_says_what_no_adapter_can_hold(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base")
+    tiny = Target.open(str(base))
+    merged = tmp_path / "merged"
+    merge(str(base), [(adapter_for(tiny, ["patchify_proj"]), 1.0)], merged)
+    key = MODEL + "transformer_blocks.0.scale_shift_table"
+    file = next(file for file in merged.iterdir() if key in read_header(file).tensors)
+    tensors, metadata = load_file(file), read_header(file).metadata
+    save_file(tensors | {key: tensors[key] + 1}, file, metadata)
+    found = extract(str(base), str(merged), 3, Factors(downscale=1), "x", torch.Generator().manual_seed(0))
+    assert found.beyond == ["transformer_blocks.0.scale_shift_table"]
+    assert list(found.adapter.weights) == ["patchify_proj"]
+    with pytest.raises(ConfigError, match=r"is not a copy of .*: unknown "):
+        extract(str(base), str(write_checkpoint(tmp_path / "other", "2.3")), 3, Factors(1), "x", torch.Generator())
+
+
+def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Path, target: Target) -> None:
+    """The merged file loads as any base, with the changed weights under the same names."""
+    adapter = adapter_for(target, VIDEO)
+    merge(str(official), [(adapter, 1.0)], tmp_path / "m.safetensors")
+    before, after = (Base.open(str(path)).transformer() for path in (official, tmp_path / "m.safetensors"))
+    for name, change in deltas(adapter).items():
+        moved = after.get_parameter(f"{name}.weight") - before.get_parameter(f"{name}.weight")
+        assert apart(moved, change) < 0.02  # the file is bf16
+    assert DTYPES["BF16"] == load_file(tmp_path / "m.safetensors")[f"{MODEL}{VIDEO[0]}.weight"].dtype
+
+
+# ---- the command
+
+
+def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code and what was printed."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    assert isinstance(stopped.value.code, int)
+    return stopped.value.code, output.out, output.err
+
+
+def test_the_commands_from_a_foreign_file_to_a_merged_base(
+    tmp_path: Path, official: Path, target: Target, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs, ours, both = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "both"))
+    meant = kohya(adapter_for(target, VIDEO + AUDIO), theirs)
+    code, out, err = run("check", theirs, capsys=capsys)
+    assert (code, out) == (2, "")
+    assert all(line.startswith(f"error: {theirs}: ") for line in err.splitlines())
+    assert "`python -m iclora_train.adapters convert` writes it as it should be" in err
+    code, out, _ = run("convert", theirs, ours, "--base", official, "--dtype", "fp32", capsys=capsys)
+    assert code == 0
+    assert "8 linears, 3 of them audio modules, which this program passes over; rank 3; reference factor 2" in out
+    assert run("check", ours, "--base", official, capsys=capsys)[0] == 0
+    twice = ("--adapter", ours, "1.5", "--adapter", ours, "0.5")
+    assert run("combine", *twice, "--rank", "3", both, capsys=capsys)[0] == 0
+    assert same(read(both), {name: 2 * change for name, change in deltas(meant).items()}, 1e-5)
+    merged = tmp_path / "merged.safetensors"
+    assert run("merge", official, *twice, merged, capsys=capsys)[:2] == (0, f"{merged}: 8 linears changed\n")
+    out_file = tmp_path / "back.safetensors"
+    code, out, _ = run("extract", official, merged, out_file, "--rank", "3", "--downscale", "2", capsys=capsys)
+    assert code == 0
+    assert "energy of the difference that it holds: 100.00%; least, transformer_blocks.0." in out
+    assert same(read(out_file), {name: 2 * change for name, change in deltas(meant).items()}, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("check", "none.safetensors"), "none.safetensors is not a readable safetensors file"),
+        (("check", "a.safetensors", "--base", "nowhere"), "'nowhere' is neither a file nor a folder"),
+        (("combine", "--adapter", "a.safetensors", "much", "b.safetensors"), "much: the strength must be a number"),
+        (("combine", "--rank", "0", "--adapter", "a.safetensors", "1", "b.safetensors"), "--rank 0 must be at least 1"),
+        (("convert", "a.safetensors"), "the following arguments are required: out"),
+        (("melt",), "invalid choice: 'melt'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.safetensors", {})
+    code, out, err = run(*arguments, capsys=capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert said in err
+
+
+def test_help_answers_without_torch() -> None:
+    code = "import sys, iclora_train.adapters.__main__ as m; m.parser(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

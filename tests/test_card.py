@@ -1,0 +1,279 @@
+"""What lies beside an adapter: a card that tells what is known, and a ComfyUI workflow that ComfyUI would accept."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import yaml
+
+from iclora_train.adapters.__main__ import main
+from iclora_train.adapters.card import write_beside
+from iclora_train.adapters.comfy_forms import api, graph
+from iclora_train.adapters.file import Adapter, save
+from iclora_train.adapters.nodes import NODES, Input
+from iclora_train.adapters.workflow import CHECKPOINTS, Recipe, steps
+from iclora_train.config import ConfigError
+from iclora_train.schedule import DISTILLED
+
+KNOWN = {
+    "reference_downscale_factor": "2",
+    "base_model": "ltx-2.3-22b-dev",
+    "base_model_family": "ltx",
+    "base_model_version": "2.3",
+    "task": "deblur",
+    "trigger": "DEBLUR: now",
+    "steps": "3000",
+    "rank": "32",
+    "learning_rate": "0.0002",
+    "clips": "512",
+    "config_hash": "da0e4228f72046c4",
+    "size": "960x576x49",
+    "fps": "24.0",
+}
+SCORES = {
+    "task": "deblur",
+    "primary": "psnr",
+    "clips": [{}] * 24,
+    "seeds": [0, 1, 2],
+    "cells": {"adapter+reference": {"psnr": {"mean": 31.19, "low": 29.87, "high": 32.44, "n": 24}}},
+    "strength": [
+        {"s": s, "metrics": {"psnr": {"mean": 10 + s, "low": None, "high": None, "n": 1}}} for s in (1.0, 0.5)
+    ],
+}
+PATH = Path("deblur.safetensors")
+
+
+def written(folder: Path, **metadata: str | None) -> Path:
+    """An adapter file with metadata changed or (None) taken away."""
+    chosen = {key: value for key, value in {**KNOWN, **metadata}.items() if value is not None}
+    names = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.audio_attn1.to_q")
+    save(folder / PATH, Adapter({name: (torch.ones(2, 4), torch.ones(4, 2)) for name in names}, chosen))
+    return folder / PATH
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    _, block, _ = card.split("---\n", 2)
+    found: dict[str, Any] = yaml.safe_load(block)
+    return found
+
+
+def test_the_card_tells_what_is_known(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps(SCORES))
+    card, *workflows = write_beside(written(tmp_path), scores)
+    text = card.read_text()
+    assert front_matter(text) == {
+        "tags": ["lora", "ic-lora", "video", "ltx-2", "ltx-video"],
+        "pipeline_tag": "video-to-video",
+        "base_model": "Lightricks/LTX-2.3",
+        "base_model_relation": "adapter",
+        "library_name": "diffusers",
+        "instance_prompt": "DEBLUR: now",
+    }
+    for line in (
+        "# deblur: an IC-LoRA for ltx 2.3",
+        "| trigger | `DEBLUR: now`, at the start of the prompt |",
+        "| reference | 2 times smaller than the clip (factor 2) |",
+        "| size it was trained at | 960x576x49 (width x height x frames) |",
+        "| frames per second | 24.0 |",
+        "| linears | 2, of which 1 outside the video stream |",
+        "| learning rate | 0.0002 |",
+        "| training windows | 512 |",
+        "| settings (hash) | da0e4228f72046c4 |",
+        "| adapter+reference | 31.190 [29.870, 32.440] |",
+        "| attention strength 0.5 | 10.500 |",
+    ):
+        assert line in text.splitlines()
+    assert "24 deblur windows" in text
+    assert [path.name for path in workflows] == ["deblur.workflow.json", "deblur.api.json"]
+    assert all(path.name in text for path in workflows)
+
+
+def test_the_card_leaves_out_what_nobody_knows(tmp_path: Path) -> None:
+    unknown = dict.fromkeys(("trigger", "task", "size", "fps", "steps"))
+    card, *workflows = write_beside(written(tmp_path, **unknown))
+    text = card.read_text()
+    assert "None" not in text
+    assert "| trigger | none |" in text
+    assert "Measured" not in text
+    assert "there is no workflow beside this file: no size known" in text
+    assert workflows == []
+
+
+def test_an_embedded_base_has_a_card_and_no_workflow(tmp_path: Path) -> None:
+    card, *workflows = write_beside(written(tmp_path, base_model_family="nano"))
+    text = card.read_text()
+    assert workflows == []
+    assert "base_model" not in front_matter(text)
+    assert "The base nano 2.3 is one of iclora_train" in text
+
+
+def test_the_card_calls_diffusers_by_its_arguments(tmp_path: Path) -> None:
+    text = write_beside(written(tmp_path))[0].read_text()
+    match = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert match is not None
+    calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(match[1])) if isinstance(node, ast.Call)}
+    given = {word.arg: ast.unparse(word.value) for word in calls["pipe"].keywords}
+    accepted = inspect.signature(diffusers.LTX2InContextPipeline.__call__).parameters
+    assert given.keys() <= accepted.keys()
+    assert (given["reference_downscale_factor"], given["width"], given["num_frames"]) == ("2", "960", "49")
+    condition = diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora.LTX2ReferenceCondition
+    assert {word.arg for word in calls["LTX2ReferenceCondition"].keywords} <= inspect.signature(
+        condition
+    ).parameters.keys()
+
+
+def test_scores_of_another_kind_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    for text, said in (("{}", "is not a scores.json of"), ("hello", "is not a readable scores.json")):
+        (tmp_path / "scores.json").write_text(text)
+        with pytest.raises(ConfigError, match=said):
+            write_beside(path, tmp_path / "scores.json")
+
+
+# ---- the workflow
+
+
+def recipe(version: str = "2.3", **metadata: str) -> Recipe:
+    return Recipe.of(PATH, {**KNOWN, "base_model_version": version, **metadata})
+
+
+RECIPES = [recipe(version, fps=fps) for version in CHECKPOINTS for fps in ("24.0", "of the clips")]
+
+
+def fits(wanted: Input, value: object) -> bool:
+    """Whether ComfyUI would take a value that was typed in."""
+    kinds: dict[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,)}
+    if not isinstance(value, kinds.get(wanted.type, (str,))):
+        return False
+    if isinstance(value, int | float) and wanted.low is not None and wanted.high is not None:
+        return wanted.low <= value <= wanted.high
+    return not wanted.choices or value in wanted.choices
+
+
+@pytest.mark.parametrize("chosen", RECIPES)
+def test_the_api_form_is_what_comfyui_validates(chosen: Recipe) -> None:
+    """Every node exists, every required input is there, wires join equal types, values lie in their ranges."""
+    form = api(steps(chosen))
+    for node in form.values():
+        schema = {wanted.name: wanted for wanted in NODES[node["class_type"]].inputs}
+        assert node["inputs"].keys() <= schema.keys()
+        assert {name for name, wanted in schema.items() if wanted.required} <= node["inputs"].keys()
+        for name, value in node["inputs"].items():
+            if isinstance(value, list):
+                source, output = value
+                assert NODES[form[source]["class_type"]].outputs[output][1] == schema[name].type
+            else:
+                assert schema[name].widget
+                assert fits(schema[name], value)
+
+
+def from_graph(form: dict[str, Any]) -> dict[str, Any]:
+    """What ComfyUI's page would send for a graph: links where a socket has one, else the widgets in their order."""
+    links = {link[0]: link for link in form["links"]}
+    sent = {}
+    for node in form["nodes"]:
+        widgets = iter(node["widgets_values"])
+        inputs: dict[str, Any] = {}
+        for wanted in NODES[node["type"]].inputs:
+            if wanted.widget:
+                inputs[wanted.name] = next(widgets)
+                if wanted.beside:
+                    assert next(widgets) == wanted.beside
+        assert list(widgets) == []
+        for i, socket in enumerate(node["inputs"]):
+            if socket["link"] is not None:
+                _, source, output, to, place, kind = links[socket["link"]]
+                assert (to, place, kind) == (node["id"], i, socket["type"])
+                inputs[socket["name"]] = [str(source), output]
+        sent[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
+    return sent
+
+
+@pytest.mark.parametrize("chosen", RECIPES)
+def test_both_forms_say_the_same(chosen: Recipe) -> None:
+    shown = json.loads(json.dumps(graph(steps(chosen))))
+    assert from_graph(shown) == json.loads(json.dumps(api(steps(chosen))))
+    leaving = {(node["id"], i, n) for node in shown["nodes"] for i, o in enumerate(node["outputs"]) for n in o["links"]}
+    assert leaving == {(source, output, number) for number, source, output, *_ in shown["links"]}
+    assert len({tuple(node["pos"]) for node in shown["nodes"]}) == len(shown["nodes"])
+    assert (shown["last_node_id"], shown["last_link_id"]) == (len(shown["nodes"]), len(shown["links"]))
+
+
+def node_of(form: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The inputs of the one node of a kind; wires as (kind of the source, name of the output)."""
+    (found,) = (node for node in form.values() if node["class_type"] == kind)
+
+    def named(value: object) -> object:
+        if not isinstance(value, list):
+            return value
+        source = form[value[0]]["class_type"]
+        return source, NODES[source].outputs[value[1]][0]
+
+    return {name: named(value) for name, value in found["inputs"].items()}
+
+
+def test_the_workflow_does_what_training_did() -> None:
+    form = api(steps(recipe()))
+    guide = node_of(form, "LTXAddVideoICLoRAGuide")
+    assert guide["latent_downscale_factor"] == ("LTXICLoRALoaderModelOnly", "latent_downscale_factor")
+    assert guide["image"] == ("ImageScale", "IMAGE")
+    assert (guide["frame_idx"], guide["strength"]) == (0, 1.0)
+    assert node_of(form, "LTXICLoRALoaderModelOnly")["lora_name"] == PATH.name
+    latent, reference = node_of(form, "EmptyLTXVLatentVideo"), node_of(form, "ImageScale")
+    assert (latent["width"], latent["height"], latent["length"]) == (960, 576, 49)
+    assert (reference["width"], reference["height"], reference["crop"]) == (960, 576, "center")
+    assert node_of(form, "ImageFromBatch")["length"] == 49
+    texts = [node["inputs"]["text"] for node in form.values() if node["class_type"] == "CLIPTextEncode"]
+    assert texts[0].startswith("DEBLUR: now ")
+    assert tuple(map(float, node_of(form, "ManualSigmas")["sigmas"].split(", "))) == DISTILLED
+    assert node_of(form, "CFGGuider")["cfg"] == 1.0
+    assert node_of(form, "CFGGuider")["positive"] == ("LTXAddVideoICLoRAGuide", "positive")
+    assert node_of(form, "LTXVCropGuides")["latent"] == ("LTXVSeparateAVLatent", "video_latent")
+    assert node_of(form, "VAEDecodeTiled")["samples"] == ("LTXVCropGuides", "latent")
+    assert {
+        node_of(form, kind)[name] for kind, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"))
+    } == {24.0}
+
+
+def test_a_clip_of_any_rate_keeps_its_own() -> None:
+    form = api(steps(recipe(fps="of the clips")))
+    for kind, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"), ("LTXFloatToInt", "a")):
+        assert node_of(form, kind)[name] == ("GetVideoComponents", "fps")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"size": "960x544x49"}, "size 960x544x49 must be a multiple of 64 pixels"),
+        ({"size": "960x576x50"}, "8k+1 frames"),
+        ({"size": "large"}, "no size known"),
+        ({"reference_temporal_scale_factor": "2"}, "ComfyUI's nodes know no reference_temporal_scale_factor"),
+        ({"base_model_family": "nano"}, "ComfyUI has no nano 2.3"),
+        ({"base_model_version": "3.0"}, "ComfyUI has no ltx 3.0"),
+    ],
+)
+def test_a_workflow_that_could_not_run_is_not_written(metadata: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=r"deblur\.safetensors") as caught:
+        Recipe.of(PATH, {**KNOWN, **metadata})
+    assert said in str(caught.value)
+
+
+def test_the_commands_write_beside_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = written(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        main(["card", str(path)])
+    assert capsys.readouterr().out.split() == [str(path.with_suffix(s)) for s in (".md", ".workflow.json", ".api.json")]
+    with pytest.raises(SystemExit, match="0"):
+        main(["workflow", str(path), "--size", "512x320x17", "--fps", "30"])
+    form = json.loads(path.with_suffix(".api.json").read_text())
+    assert node_of(form, "EmptyLTXVLatentVideo")["width"] == 512
+    assert node_of(form, "CreateVideo")["fps"] == 30.0
