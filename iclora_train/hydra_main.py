@@ -1,6 +1,7 @@
 """The one door to Hydra: find conf/, register the schema, compose, and say in one line what is wrong with a command.
 
-`data_prep`, `iclora_train` and `eval` all start with `run`. Nothing heavy is imported, so that --help answers at once.
+`data_prep`, `iclora_train` and `eval` all start with `run`, a command with settings of its own with `start`. Nothing
+heavy is imported, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in (conf_dir() / "conf").glob("*.yaml"))
 
 
-def register() -> None:
-    """Make the dataclasses of `config` the schema that conf/*.yaml begin with."""
-    ConfigStore.instance().store(name="schema", node=Config)
+def register(schema: type = Config) -> None:
+    """Make the dataclasses of `config`, or others, the schema that conf/*.yaml begin with."""
+    ConfigStore.instance().store(name="schema", node=schema)
 
 
 def overrides() -> list[str]:
@@ -47,16 +48,21 @@ def overrides() -> list[str]:
 
 
 def run(config_name: str, function: Callable[[Config], None]) -> None:
-    """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (once a job of a sweep).
+    """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (see `start`)."""
+    start(config_name, lambda composed: function(check(composed)))
+
+
+def start(config_name: str, function: Callable[[DictConfig], None], schema: type = Config) -> None:
+    """Compose conf/<config_name>.yaml over `schema` with the command line, and call `function` (once a job of a sweep).
 
     A wrong setting, found here or raised as ConfigError by `function`, is one line on stderr and exit code 2.
     """
-    register()
+    register(schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
 
     def job(composed: DictConfig) -> None:
         try:
-            function(check(composed))
+            function(composed)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             _refuse(error)
 

@@ -1,0 +1,22 @@
+"""`python -m iclora_train.generate adapter=... reference=... prompt=... out=...`: make a video (`--help`: settings)."""
+
+from omegaconf import DictConfig
+
+from iclora_train.generate.settings import Generate, settle
+from iclora_train.hydra_main import start
+
+
+def _generate(composed: DictConfig) -> None:
+    settings = settle(composed)
+    from iclora_train.generate.run import generate  # noqa: PLC0415 (torch loads after the settings are known to be good)
+
+    generate(settings)
+
+
+def main() -> None:
+    """Console script `iclora-generate`."""
+    start("generate", _generate, Generate)
+
+
+if __name__ == "__main__":
+    main()

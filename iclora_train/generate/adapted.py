@@ -1,0 +1,48 @@
+"""The adapters of a video: opened, checked against the base, made one, and put into the transformer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from iclora_train import lora
+from iclora_train.adapters.algebra import combine
+from iclora_train.adapters.convert import import_any
+from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.fuse import fuse
+from iclora_train.adapters.target import check_base
+from iclora_train.config import require
+from iclora_train.generate.settings import Generate
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.transformer import Transformer
+from iclora_train.precision import base_dtype
+
+
+def open_adapter(settings: Generate, base: Base) -> Adapter:
+    """All adapters at their strengths as one, whose metadata has the reference factors and all triggers.
+
+    ConfigError for a file that is not there, is no adapter or is for another base, and when the adapters' reference
+    factors differ.
+    """
+    adapters = []
+    for given in settings.adapter:
+        path = Path(given).expanduser()
+        require(path.is_file(), f"adapter={given} does not exist: give an adapter's .safetensors file")
+        adapter = import_any(path)
+        check_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
+        adapters.append(adapter)
+    return combine(list(zip(adapters, settings.adapter_strength, strict=True)))
+
+
+def adapted_transformer(base: Base, adapter: Adapter, precision: str, device: torch.device) -> tuple[Transformer, int]:
+    """The transformer with the adapter, and how many audio modules of the adapter are not used here.
+
+    The adapter is added into the weights. To fp8 weights it would be lost in their rounding: it runs beside those.
+    """
+    fp8 = precision == "fp8"
+    transformer = base.transformer(base_dtype(precision), device, fp8)
+    if not fp8:
+        return transformer, fuse(transformer, [(adapter, 1.0)])
+    passed = lora.load_into(transformer, adapter)
+    return transformer.to(device).eval(), passed

@@ -1,0 +1,83 @@
+"""What is written: the mp4, lossless frames on request, and a JSON that tells how to make the video again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from iclora_train import __version__
+from iclora_train.config import require
+from iclora_train.files import sha256, write_whole
+from iclora_train.generate.inputs import Inputs
+from iclora_train.generate.settings import TRAINING, Generate
+from iclora_train.ltx2.base import Base
+from iclora_train.pair import VideoShape
+from iclora_train.video import encode_clip
+
+FRAME = "frame-{:05d}.png"
+
+
+def record_path(out: str) -> Path:
+    """The JSON beside a video: dog.json of dog.mp4."""
+    return Path(out).with_suffix(".json")
+
+
+def refuse_existing(settings: Generate) -> None:
+    """ConfigError when something that would be written is there already, unless overwrite=true."""
+    frames = Path(settings.frames_out) if settings.frames_out else None
+    there = [path for path in (Path(settings.out), record_path(settings.out)) if path.exists()]
+    if frames is not None:
+        there += sorted(frames.glob(FRAME.replace("{:05d}", "*")))[:1]
+        require(frames.is_dir() or not frames.exists(), f"frames_out={frames} is a file: name a folder")
+    require(
+        settings.overwrite or not there,
+        f"{there and there[0]} exists: name another file with out=... (frames_out=...), or set overwrite=true",
+    )
+
+
+def recipe(
+    settings: Generate,
+    base: Base,
+    inputs: Inputs,
+    shape: VideoShape,
+    prompt: str,
+    sigmas: Sequence[Sequence[float]],
+    device: str,
+) -> dict[str, Any]:
+    """What made a video, as JSON: the settings, and what they came to with this base and these files."""
+    own = {key: value for key, value in asdict(settings).items() if key not in TRAINING}
+    return {
+        "settings": own,
+        "prompt": prompt,
+        "shape": asdict(shape),
+        "sigmas": [list(levels) for levels in sigmas],
+        "base": {"family": base.family, "version": base.version, "fingerprint": base.fingerprint},
+        "adapters": {path: sha256(Path(path).expanduser()) for path in settings.adapter},
+        "inputs": {str(source.path): source.sha256() for source in inputs.sources},
+        "device": device,
+        "version": __version__,
+    }
+
+
+def write(settings: Generate, frames: np.ndarray, fps: float, record: dict[str, Any]) -> list[Path]:
+    """Write all files of uint8 RGB frames (F,H,W,3), each whole or not at all; where they are."""
+    out = Path(settings.out)
+    with write_whole(out) as file:
+        file.write(encode_clip(frames, fps, lossless=False))
+    with write_whole(record_path(settings.out)) as file:
+        file.write(json.dumps(record, indent=1, sort_keys=True).encode())
+    if settings.frames_out is None:
+        return [out, record_path(settings.out)]
+    folder = Path(settings.frames_out)
+    for old in folder.glob(FRAME.replace("{:05d}", "*")):
+        old.unlink()
+    for i, frame in enumerate(frames):
+        with write_whole(folder / FRAME.format(i)) as file:
+            file.write(cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1].tobytes())
+    return [out, record_path(settings.out), folder]

@@ -1,0 +1,195 @@
+"""The whole of a video on one page. One large model at a time: text encoder, VAE, transformer, and the VAE again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from iclora_train.adapters.file import Adapter
+from iclora_train.config import require
+from iclora_train.generate.adapted import adapted_transformer, open_adapter
+from iclora_train.generate.inputs import Inputs, encode_first_frame, encode_references
+from iclora_train.generate.output import recipe, refuse_existing, write
+from iclora_train.generate.settings import Generate
+from iclora_train.generate.shape import Units, video_shape
+from iclora_train.guidance import Guidance, guidance_from
+from iclora_train.hydra_main import conf_dir
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.chosen import base_of
+from iclora_train.ltx2.transformer import Transformer
+from iclora_train.ltx2.upsampler import LatentUpsampler
+from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.pair import Geometry, VideoShape
+from iclora_train.progress import bar, busy
+from iclora_train.sample import Reference, sample
+from iclora_train.schedule import DISTILLED_STAGE2, sigmas_for
+from iclora_train.texts import Texts, with_trigger
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of the sampler: the size in pixels, noise levels, and what is given."""
+
+    shape: VideoShape
+    sigmas: Sequence[float]
+    references: Sequence[Reference]
+    first_frame: Tensor | None  # (1,C,1,h,w)
+
+
+def generate(settings: Generate) -> list[Path]:
+    """Make the video that the settings describe and tell on stdout how it goes; the files that were written.
+
+    ConfigError names the setting or file that is wrong.
+    """
+    say: Say = Console(highlight=False, soft_wrap=True, markup=False).print
+    device = device_of(settings.device)
+    refuse_existing(settings)
+    up = settings.upsampler
+    require(up is None or Path(up).expanduser().is_file(), f"upsampler={up} is no file: give the x2 upsampler's file")
+    base = base_of(settings.model)
+    adapter = open_adapter(settings, base)
+    inputs = Inputs.open(settings)
+    units = Units.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if settings.upsampler else 1)
+    shape, rounded = video_shape(settings, inputs.references[0], units)
+    prompt = full_prompt(settings, adapter, base)
+    say(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
+    if rounded:
+        say(f"rounded to what the VAE takes: {rounded}")
+    if settings.task is None and is_tuned(adapter, settings.model.name):
+        say(f"conf={adapter.metadata['task']} samples with the settings that were tuned for this adapter's task")
+    text, negative = read_texts(settings, base, prompt, device)
+    vae = base.vae()
+    with busy("encoding references"):
+        stages = lay_out(settings, inputs, shape, adapter, vae.to(device), say)
+    upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
+    vae.cpu()
+    latent = denoise(settings, base, adapter, stages, text, negative, upsampler, say)
+    with busy("decoding"):
+        frames = to_frames(vae.to(device), latent)
+    made = recipe(settings, base, inputs, shape, prompt, [stage.sigmas for stage in stages], device.type)
+    files = write(settings, frames, shape.fps, made)
+    say(" ".join(map(str, files)))
+    return files
+
+
+def device_of(name: str) -> torch.device:
+    """The device that the setting `device` means here. ConfigError where there is no GPU."""
+    here = torch.cuda.is_available()
+    require(name != "cuda" or here, "device=cuda, and there is no CUDA device here: set device=cpu")
+    return torch.device("cuda" if name != "cpu" and here else "cpu")
+
+
+def is_tuned(adapter: Adapter, model: str) -> bool:
+    """Whether conf/tuned has settings for the adapter's task on a model."""
+    return (conf_dir() / "tuned" / f"{adapter.metadata.get('task')}-{model}.yaml").is_file()
+
+
+def full_prompt(settings: Generate, adapter: Adapter, base: Base) -> str:
+    """The prompt behind the adapter's trigger, as captions are in training. ConfigError when a real base has none."""
+    needed = "text" not in base.checkpoint.parts
+    require(
+        bool(settings.prompt.strip()) or not needed,
+        f'prompt is not set: {base.name} follows a description of the video, e.g. prompt="a dog runs on a beach"',
+    )
+    return with_trigger(adapter.metadata.get("trigger", ""), settings.prompt)
+
+
+def read_texts(settings: Generate, base: Base, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features (1,T,D) of the prompt and of the negative prompt, from the cache where they are in it."""
+    texts = Texts(Path(settings.cache).expanduser(), base)
+    wanted = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
+    texts.make(wanted, device)
+    features = [texts.read(caption)[None].to(device) for caption in wanted]
+    return features[0], features[-1]
+
+
+def lay_out(
+    settings: Generate, inputs: Inputs, shape: VideoShape, adapter: Adapter, vae: VideoVAE, say: Say
+) -> list[Stage]:
+    """One stage; or, with an upsampler, one of half the size and one that refines its enlarged latents in the distilled
+    model's last steps, without guidance and without references (as ltx-pipelines and ComfyUI's workflows do).
+    """
+    shapes = [shape]
+    if settings.upsampler:
+        shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
+    given = inputs.first_frame
+    firsts = [None if given is None else encode_first_frame(given, s, settings.fit, vae) for s in shapes]
+    references = encode_references(inputs, settings, shapes[0], (adapter.downscale, adapter.temporal_scale), vae, say)
+    tokens = int(np.prod(vae.geometry.latent_size(shapes[0].frames, shapes[0].height, shapes[0].width)))
+    first = Stage(shapes[0], sigmas_for(settings.sample, settings.flow, tokens), references, firsts[0])
+    return [first] + [Stage(shape, DISTILLED_STAGE2, (), firsts[1]) for shape in shapes[1:]]
+
+
+def denoise(
+    settings: Generate,
+    base: Base,
+    adapter: Adapter,
+    stages: Sequence[Stage],
+    text: Tensor,
+    negative: Tensor,
+    upsampler: LatentUpsampler | None,
+    say: Say,
+) -> Tensor:
+    """Latents (1,C,f,h,w) of the last stage. The transformer is loaded here, and gone on return."""
+    device = text.device
+    with busy("loading the transformer"):
+        transformer, passed = adapted_transformer(base, adapter, settings.model.precision, device)
+    if passed:
+        say(f"{passed} audio modules of the adapters are not used: the video stream alone is sampled")
+    guidance = guidance_from(settings.sample, negative, transformer.config.num_layers)
+    latent = run_stage(settings, transformer, base.geometry, stages[0], text, guidance, None, say)
+    for stage in stages[1:]:
+        assert upsampler is not None
+        larger = upsampler.to(device)(latent)
+        latent = run_stage(settings, transformer, base.geometry, stage, text, Guidance(), larger, say)
+    return latent
+
+
+def run_stage(
+    settings: Generate,
+    transformer: Transformer,
+    geometry: Geometry,
+    stage: Stage,
+    text: Tensor,
+    guidance: Guidance,
+    start: Tensor | None,
+    say: Say,
+) -> Tensor:
+    """Latents (1,C,f,h,w) of a stage, with a bar over its steps."""
+    shape, steps = stage.shape, len(stage.sigmas) - 1
+    started = time.perf_counter()
+    with bar("sampling", steps) as done:
+        latent = sample(
+            transformer,
+            text,
+            geometry.latent_size(shape.frames, shape.height, shape.width),
+            geometry,
+            shape.fps,
+            stage.sigmas,
+            [settings.seed],
+            stage.references,
+            stage.first_frame,
+            guidance,
+            settings.between,
+            settings.blend,
+            start,
+            on_step=lambda step: done(1),
+        )
+    say(f"{shape.bucket}: {steps} steps of {(time.perf_counter() - started) / steps:.2f} s")
+    return latent
+
+
+@torch.inference_mode()
+def to_frames(vae: VideoVAE, latent: Tensor) -> np.ndarray:
+    """Latents (1,C,f,h,w) -> uint8 RGB (F,H,W,3)."""
+    video = vae.decode(latent)[0]  # (3,F,H,W)
+    return ((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()

@@ -1,0 +1,120 @@
+"""The settings of one video, typed and bounded. No torch import, so that --help answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from iclora_train.config import ConfigError, Flow, Model, Sample, one_of, require
+
+TRAINING = ("data", "optim", "trainer", "validation", "eval", "logger")  # what else conf= and model= may set
+EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
+
+
+@dataclass
+class Generate:
+    """One video. Where a list may stand, one value holds for all; paths are strings or lists of strings."""
+
+    adapter: Any = MISSING
+    adapter_strength: Any = 1.0
+    reference: Any = MISSING  # videos, folders of frames, or images
+    attention_strength: Any = 1.0  # of each reference, in [0, 1]
+    attention_mask: Any = None  # of each reference: an image, a video or a folder of frames; white is 1
+    reference_strength: Any = 1.0  # of each reference, in [0, 1]; 1: given clean
+    between: str = "comfyui"  # whether references see one another (docs/generate.md)
+    blend: str = "comfyui"  # what 0 < reference_strength < 1 means
+    prompt: str = ""
+    negative_prompt: str = ""
+    first_frame: str | None = None
+    width: int | None = None
+    height: int | None = None
+    frames: int | None = None
+    fps: float | None = None
+    fit: str = "crop"
+    seed: int = 0
+    upsampler: str | None = None
+    out: str = MISSING
+    frames_out: str | None = None
+    overwrite: bool = False
+    device: str = "auto"
+    cache: str = MISSING
+    model: Model = field(default_factory=Model)
+    sample: Sample = field(default_factory=Sample)
+    flow: Flow = field(default_factory=Flow)
+    task: Any = None  # of conf=<task>
+    data: Any = None
+    optim: Any = None
+    trainer: Any = None
+    validation: Any = None
+    eval: Any = None
+    logger: Any = None
+
+    def __post_init__(self) -> None:
+        one_of("between", self.between, ("comfyui", "ltx"))
+        one_of("blend", self.blend, ("comfyui", "ltx"))
+        one_of("fit", self.fit, ("crop", "stretch"))
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        for key in ("width", "height", "frames"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the reference's")
+        require(self.fps is None or self.fps > 0, f"fps={self.fps} must be above 0, or null for the reference's")
+        require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
+        self.adapter, self.reference = _paths("adapter", self.adapter), _paths("reference", self.reference)
+        self.adapter_strength = _numbers("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))
+        for key in ("attention_strength", "reference_strength"):
+            values = _numbers(key, getattr(self, key), "reference", len(self.reference))
+            require(all(0 <= value <= 1 for value in values), f"{key}={getattr(self, key)} must lie in [0, 1]")
+            setattr(self, key, values)
+        self.attention_mask = _masks(self.attention_mask, len(self.reference))
+
+
+def _paths(key: str, value: Any) -> list[str]:
+    """One path or several, as a list."""
+    paths = value if isinstance(value, list) else [value]
+    require(
+        len(paths) > 0 and all(isinstance(path, str) and path for path in paths),
+        f"{key}={value} must be a path or a list of paths",
+    )
+    return paths
+
+
+def _numbers(key: str, value: Any, of: str, count: int) -> list[float]:
+    """One number for each of `count` things."""
+    values = value if isinstance(value, list) else [value] * count
+    require(
+        all(isinstance(one, int | float) and not isinstance(one, bool) for one in values),
+        f"{key}={value} must be a number or a list of numbers",
+    )
+    require(len(values) == count, f"{key}={value} has {len(values)} numbers, and {of} has {count}: give one for each")
+    return [float(one) for one in values]
+
+
+def _masks(value: Any, count: int) -> list[str | None]:
+    """One mask or null for each of `count` references."""
+    masks = value if isinstance(value, list) else [value] * count
+    require(
+        all(mask is None or isinstance(mask, str) for mask in masks),
+        f"attention_mask={value} must be null, a path, or a list of paths and nulls",
+    )
+    require(
+        len(masks) == count,
+        f"attention_mask={value} has {len(masks)} masks, and reference has {count}: give one for each (null: none)",
+    )
+    return masks
+
+
+def settle(composed: DictConfig) -> Generate:
+    """A composed config as `Generate`, bounds checked; what only training reads is left out. ConfigError names what is
+    wrong.
+    """
+    for section in TRAINING:
+        composed[section] = None
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise ConfigError(f"{', '.join(missing)} must be set, e.g. {missing[0]}={EXAMPLES.get(missing[0], '...')}")
+    settings = OmegaConf.to_object(composed)
+    assert isinstance(settings, Generate)
+    return settings

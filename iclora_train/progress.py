@@ -1,0 +1,34 @@
+"""What is shown while something takes long: a bar with the pace and the time left, or just what is going on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.text import Text
+
+
+class _Pace(ProgressColumn):
+    """Seconds a step."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{1 / speed:.2f} s each" if speed else "")
+
+
+@contextmanager
+def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr for `total` steps; call what it gives with the count of steps just done."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+@contextmanager
+def busy(doing: str) -> Iterator[None]:
+    """Tell on stderr what is going on, where that is a terminal."""
+    with Console(stderr=True).status(doing):
+        yield

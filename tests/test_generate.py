@@ -1,0 +1,380 @@
+"""The command that makes a video: the same settings give the same pixels, references go in as the adapter wants them,
+and whatever is wrong is one line before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from iclora_train import lora
+from iclora_train.config import ConfigError, Lora, Model, Sample
+from iclora_train.generate.inputs import Inputs, encode, encode_references
+from iclora_train.generate.run import generate, to_frames
+from iclora_train.generate.settings import Generate, settle
+from iclora_train.generate.sources import Source, fitted
+from iclora_train.ltx2.base import Base
+from iclora_train.pair import VideoShape
+from iclora_train.video import probe, read_clip
+from scripts.synthetic.gemma import gemma_for
+from scripts.synthetic.upsampler import write_upsampler
+from scripts.synthetic_checkpoint import write_checkpoint
+from tests.clips import moving, write_clip
+from tests.command import run
+from tests.tiny import write_tiny_base
+
+
+def write_adapter(path: Path, checkpoint: Path, seed: int = 0, **metadata: object) -> Path:
+    """A random adapter that changes what the base does, as training would export it."""
+    base = Base.open(str(checkpoint))
+    transformer = base.transformer()
+    lora.attach(transformer, Lora(rank=4), seed)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {
+        name: (a, torch.randn(b.shape, generator=generator)) for name, (a, b) in lora.extract(transformer).items()
+    }
+    about = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": 1}
+    about |= {"task": "canny", "trigger": "EDGES"} | metadata
+    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in about.items()}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, an adapter for it, and clips."""
+    folder = tmp_path_factory.mktemp("place")
+    base = write_tiny_base(folder / "base")
+    write_adapter(folder / "adapter.safetensors", base)
+    write_clip(folder / "clip.mp4", frames=12, height=40, width=48)
+    write_clip(folder / "other.mp4", frames=12, height=40, width=48, seed=1)
+    return folder
+
+
+def asked(place: Path, folder: Path, **changes: Any) -> Generate:
+    """Settings of a video of 32x32x5."""
+    given: dict[str, Any] = {
+        "adapter": str(place / "adapter.safetensors"),
+        "reference": str(place / "clip.mp4"),
+        "prompt": "a dog",
+        "out": str(folder / "video.mp4"),
+        "frames_out": str(folder / "frames"),
+        "width": 32,
+        "height": 32,
+        "frames": 5,
+        "cache": str(place / "cache"),
+        "model": Model(name="tiny", checkpoint=str(place / "base"), precision="fp32"),
+        "sample": Sample(steps=2),
+    }
+    return Generate(**(given | changes))
+
+
+def pixels(folder: Path) -> np.ndarray:
+    """The lossless frames (F,H,W,3) that were written."""
+    frames = [cv2.imread(str(path)) for path in sorted(folder.glob("frames/*.png"))]
+    assert all(frame is not None for frame in frames)
+    return np.stack(frames)  # type: ignore[arg-type]
+
+
+def made(place: Path, folder: Path, **changes: Any) -> np.ndarray:
+    generate(asked(place, folder, **changes))
+    return pixels(folder)
+
+
+def test_the_command_makes_a_video_and_tells_what_made_it(place: Path, tmp_path: Path) -> None:
+    sizes = ("width=32", "height=32", "frames=5", "sample.steps=3", "model.precision=fp32", f"cache={tmp_path}/cache")
+    files = (f"adapter={place}/adapter.safetensors", f"reference={place}/clip.mp4", f"model.checkpoint={place}/base")
+    outs = ("out=made/dog.mp4", "frames_out=made/frames")
+    done = run(tmp_path, "iclora_train.generate", *files, *outs, *sizes, 'prompt="a dog, runs"')
+    assert done.code == 0, done.err
+    assert "32x32x5 at 25 fps, base on cpu: 'EDGES a dog, runs'" in done.out
+    assert "3 steps of" in done.out
+    info = probe(tmp_path / "made/dog.mp4")
+    assert (info.frames, info.height, info.width, info.fps) == (5, 32, 32, 25.0)
+    assert pixels(tmp_path / "made").shape == (5, 32, 32, 3)
+    record = json.loads((tmp_path / "made/dog.json").read_text())
+    assert record["prompt"] == "EDGES a dog, runs"
+    assert record["base"]["version"] == "2.3"
+    assert len(record["sigmas"][0]) == 4
+    assert [len(digest) for digest in (*record["adapters"].values(), *record["inputs"].values())] == [64, 64]
+
+
+def test_the_same_settings_give_the_same_pixels_and_the_record_has_them(place: Path, tmp_path: Path) -> None:
+    first = made(place, tmp_path / "first", seed=3)
+    record = json.loads((tmp_path / "first/video.json").read_text())
+    again = OmegaConf.merge(OmegaConf.structured(Generate), record["settings"])
+    again.out, again.frames_out = str(tmp_path / "again/video.mp4"), str(tmp_path / "again/frames")
+    assert isinstance(again, DictConfig)
+    generate(settle(again))
+    assert (pixels(tmp_path / "again") == first).all()
+    assert (tmp_path / "again/video.mp4").read_bytes() == (tmp_path / "first/video.mp4").read_bytes()
+    assert (made(place, tmp_path / "other", seed=4) != first).any()
+
+
+def test_reference_and_adapter_matter_as_much_as_their_strengths_say(place: Path, tmp_path: Path) -> None:
+    both = made(place, tmp_path / "both")
+    other = str(place / "other.mp4")
+    assert (made(place, tmp_path / "other", reference=other) != both).any()
+    off = made(place, tmp_path / "off", attention_strength=0.0)
+    assert (made(place, tmp_path / "off2", attention_strength=0.0, reference=other) == off).all()
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((7, 9), np.uint8))
+    assert (made(place, tmp_path / "black", attention_mask=str(tmp_path / "black.png")) == off).all()
+    cv2.imwrite(str(tmp_path / "white.png"), np.full((7, 9), 255, np.uint8))
+    white = made(place, tmp_path / "white", attention_mask=str(tmp_path / "white.png"))
+    assert np.abs(white.astype(int) - both).max() <= 1
+    noise = made(place, tmp_path / "noise", reference_strength=0.0)
+    assert (made(place, tmp_path / "noise2", reference_strength=0.0, reference=other) == noise).all()
+    adapter = str(place / "adapter.safetensors")
+    halves = made(place, tmp_path / "halves", adapter=[adapter, adapter], adapter_strength=[0.5, 0.5])
+    assert np.abs(halves.astype(int) - both).max() <= 1
+    assert (made(place, tmp_path / "base", adapter_strength=0.0) != both).any()
+
+
+def test_each_reference_has_its_own_strength_and_mask(place: Path, tmp_path: Path) -> None:
+    two = [str(place / "clip.mp4"), str(place / "other.mp4")]
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((8, 8), np.uint8))
+    first = made(place, tmp_path / "first", reference=two, attention_strength=[1.0, 0.0], between="ltx")
+    masked = {"attention_mask": [None, str(tmp_path / "black.png")], "between": "ltx"}
+    assert (made(place, tmp_path / "masked", reference=two, **masked) == first).all()
+    assert (made(place, tmp_path / "swapped", reference=two[::-1], **masked) != first).any()
+
+
+def test_a_mask_is_fitted_and_cut_like_its_reference(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "mask").mkdir()
+    for i, level in enumerate((0, 51, 255)):
+        picture = np.full((20, 60, 3), level, np.uint8)
+        picture[:, :20] = picture[:, 40:] = 7  # what `crop` takes away
+        cv2.imwrite(str(tmp_path / f"mask/{i}.png"), picture)
+    settings = asked(place, tmp_path, attention_mask=str(tmp_path / "mask"))
+    vae = Base.open(str(place / "base")).vae()
+    shape = VideoShape(5, 32, 32, 25.0)
+    (reference,) = encode_references(Inputs.open(settings), settings, shape, (2, 1), vae, print)
+    assert reference.latent.shape == (1, 8, 2, 2, 2)
+    assert reference.attention_mask is not None
+    assert reference.attention_mask.shape == (1, 5, 16, 16)
+    for frame, level in zip(reference.attention_mask[0], (0.0, 0.2, 1.0, 1.0, 1.0), strict=True):
+        assert torch.allclose(frame, torch.full((16, 16), level))
+
+
+def test_a_first_frame_is_kept(place: Path, tmp_path: Path) -> None:
+    flat = np.full((32, 32, 3), 90, np.uint8)
+    cv2.imwrite(str(tmp_path / "flat.png"), flat)
+    given = {"first_frame": str(tmp_path / "flat.png")}
+    alone = made(place, tmp_path / "alone", **given, frames=1)
+    vae = Base.open(str(place / "base")).vae()
+    round_trip = to_frames(vae, encode(flat[None], vae))
+    assert (alone[..., ::-1] == round_trip).all()
+    assert (made(place, tmp_path / "free") != made(place, tmp_path / "kept", **given)).any()
+
+
+def test_the_adapter_says_how_small_and_slow_references_are(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    factors = {"reference_downscale_factor": 2, "reference_temporal_scale_factor": 2}
+    adapter = write_adapter(tmp_path / "small.safetensors", place / "base", **factors)
+    clip = write_clip(tmp_path / "clip.mp4", frames=18, height=40, width=48)
+    free = {"width": None, "height": None, "frames": None}
+    generate(asked(place, tmp_path, adapter=str(adapter), reference=str(clip), **free))
+    assert pixels(tmp_path).shape == (17, 32, 48, 3)  # 16 = 8 pixels x 2; 8 = 4 frames x 2
+    assert "rounded to what the VAE takes: height 40 -> 32, frames 18 -> 17" in capsys.readouterr().out
+    with pytest.raises(
+        ConfigError, match=r"width=40 is not a multiple of 16 \(use 32 or 48\); .*frames=13 is not 8k\+1"
+    ):
+        generate(asked(place, tmp_path, adapter=str(adapter), width=40, frames=13, overwrite=True))
+    mixed = [str(adapter), str(place / "adapter.safetensors")]
+    with pytest.raises(ConfigError, match="disagree on reference_downscale_factor"):
+        generate(asked(place, tmp_path, adapter=mixed, overwrite=True))
+
+
+def test_a_reference_that_is_too_short_guides_the_beginning(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert len(made(place, tmp_path, frames=17)) == 17
+    assert "has 12 frames at 25 fps: its first 9 guide the first 9 frames of the video, the other 8 go without it" in (
+        capsys.readouterr().out
+    )
+
+
+def test_sources_are_read_at_the_rate_that_is_wanted(tmp_path: Path) -> None:
+    clip = Source.open("reference", str(write_clip(tmp_path / "clip.mp4", frames=20, fps=50.0)))
+    assert clip.numbers(25.0).tolist() == list(range(0, 20, 2))
+    assert clip.numbers(25.0, step=2).tolist() == list(range(0, 20, 4))
+    assert clip.numbers(50.0).tolist() == list(range(20))
+    ntsc = Source.open("reference", str(write_clip(tmp_path / "ntsc.mp4", frames=60, fps=29.97)))
+    assert ntsc.fps is not None
+    assert len(ntsc.numbers(ntsc.fps)) == 60
+    frames = moving(6, 16, 24)
+    (tmp_path / "frames").mkdir()
+    for i, frame in enumerate(frames):
+        cv2.imwrite(str(tmp_path / f"frames/{i:03d}.png"), frame[..., ::-1])
+    folder = Source.open("reference", str(tmp_path / "frames"))
+    assert folder.numbers(24.0, step=2).tolist() == [0, 2, 4]
+    assert (folder.read(folder.numbers(24.0), (16, 24), "crop") == frames).all()
+    image = Source.open("reference", str(tmp_path / "frames/001.png"))
+    assert (image.read(image.numbers(24.0), (16, 24), "crop") == frames[1:2]).all()
+    shown = np.stack(list(read_clip(tmp_path / "clip.mp4")))
+    assert (clip.read(np.array([4, 4, 9]), (48, 64), "stretch") == shown[[4, 4, 9]]).all()
+
+
+def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
+    frame = np.zeros((16, 48, 3), np.uint8)
+    frame[:, 16:32] = 200
+    assert (fitted(frame, (16, 16), "crop") == 200).all()
+    assert set(fitted(frame, (16, 24), "stretch")[8, ::4, 0].tolist()) == {0, 200}
+    assert (fitted(frame, (8, 24), "crop") == fitted(frame, (8, 24), "stretch")).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"adapter": "no.safetensors"}, "adapter=no.safetensors does not exist"),
+        ({"reference": "no.mp4"}, "reference=no.mp4 does not exist: give a video, a folder of frames, or an image"),
+        ({"reference": "{tmp}/empty"}, "has no images in it"),
+        ({"reference": "{tmp}/text.png"}, "text.png cannot be read as an image"),
+        ({"reference": "{tmp}/text.txt"}, "text.txt: cannot be read as a video"),
+        ({"reference": "{tmp}/flat.jpg"}, "fps is not set, and .*flat.jpg has no frame rate of its own"),
+        ({"attention_mask": "{tmp}/text.png"}, "attention_mask: .*text.png cannot be read as an image"),
+        ({"attention_mask": ["{tmp}/flat.jpg"] * 2}, "has 2 masks, and reference has 1"),
+        ({"attention_mask": 3}, "attention_mask=3 must be null, a path"),
+        ({"first_frame": "no.png"}, "first_frame=no.png does not exist"),
+        ({"width": 36}, r"width=36 is not a multiple of 8 \(use 32 or 40\)"),
+        ({"height": 4}, r"height=4 is not a multiple of 8 \(use 8\)"),
+        ({"frames": 6}, r"frames=6 is not 4k\+1 \(use 5 or 9\)"),
+        ({"frames": 0}, "frames=0 must be at least 1"),
+        ({"fps": 0.0}, "fps=0.0 must be above 0"),
+        ({"attention_strength": [1, 0.5]}, r"attention_strength=\[1, 0.5\] has 2 numbers, and reference has 1"),
+        ({"attention_strength": 1.5}, r"attention_strength=.*1.5.* must lie in \[0, 1\]"),
+        ({"reference_strength": "much"}, "reference_strength=much must be a number"),
+        ({"adapter_strength": [1, 1]}, "adapter_strength=.* has 2 numbers, and adapter has 1"),
+        ({"reference": []}, r"reference=\[\] must be a path or a list of paths"),
+        ({"between": "all"}, "between='all' is not one of comfyui, ltx"),
+        ({"blend": "all"}, "blend='all' is not one of comfyui, ltx"),
+        ({"fit": "pad"}, "fit='pad' is not one of crop, stretch"),
+        ({"out": "video.avi"}, "out=video.avi must end in .mp4"),
+        ({"upsampler": "no.safetensors"}, "upsampler=no.safetensors is no file"),
+        ({"frames_out": "{tmp}/text.txt"}, "text.txt is a file: name a folder"),
+    ],
+)
+def test_what_is_wrong_is_named_before_anything_is_written(
+    changes: dict[str, Any], said: str, place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "text.txt").write_text("text")
+    (tmp_path / "empty").mkdir()
+    cv2.imwrite(str(tmp_path / "flat.jpg"), np.zeros((8, 8, 3), np.uint8))
+    named = json.loads(json.dumps(changes).replace("{tmp}", str(tmp_path)))
+    with pytest.raises(ConfigError, match=said):
+        generate(asked(place, tmp_path / "out", **named))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_is_kept_unless_overwrite_says_otherwise(place: Path, tmp_path: Path) -> None:
+    made(place, tmp_path, frames=9)
+    before = (tmp_path / "video.mp4").read_bytes()
+    for changes, said in (({}, "video.mp4 exists"), ({"out": str(tmp_path / "new.mp4")}, "frame-00000.png exists")):
+        with pytest.raises(ConfigError, match=said + r".*overwrite=true"):
+            generate(asked(place, tmp_path, **changes))
+    assert (tmp_path / "video.mp4").read_bytes() == before
+    assert len(made(place, tmp_path, overwrite=True)) == 5  # no frame of the longer video is left
+
+
+def test_an_adapter_of_another_base_is_refused(place: Path, tmp_path: Path) -> None:
+    other = write_tiny_base(tmp_path / "base", version="2.0")
+    model = Model(name="tiny", checkpoint=str(other))
+    with pytest.raises(ConfigError, match=r"was trained on tiny 2.3, this base is tiny 2.0"):
+        generate(asked(place, tmp_path, model=model))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "adapter, out, reference must be set, e.g. adapter=adapter.safetensors"),
+        (("adapter=a", "reference=b", "out=c.mp4", "promt=d"), "no setting 'promt'; there are adapter,"),
+        (("adapter=a", "reference=b", "out=c.mp4"), "adapter=a does not exist"),
+        (("adapter=a", "reference=b", "out=c.mp4", "model=ltx2_3"), "model.checkpoint must be set"),
+        (("adapter=a", "reference=b", "out=c.mp4", "sample.steps=0"), "sample.steps=0 must be at least 1"),
+    ],
+)
+def test_a_wrong_command_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    result = run(tmp_path, "iclora_train.generate", *arguments)
+    assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert said in result.err
+
+
+def test_help_tells_the_settings(tmp_path: Path) -> None:
+    result = run(tmp_path, "iclora_train.generate", "--help")
+    assert (result.code, result.err) == (0, "")
+    assert "attention_strength: 1.0" in result.out
+    assert "out='dog-${seed}.mp4' -m" in result.out
+
+
+def test_a_task_brings_its_sampling_settings(tmp_path: Path) -> None:
+    given = ("adapter=a", "reference=b", "out=c.mp4")
+    plain, tuned = (
+        run(tmp_path, "iclora_train.generate", *given, *task, "--cfg", "job").out for task in ((), ("conf=deblur",))
+    )
+    assert "steps: 8" in plain
+    assert "steps: 2" in tuned
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
+def test_every_version_of_ltx_2_in_two_stages(version: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_checkpoint(tmp_path / "base", version)
+    adapter = write_adapter(tmp_path / "adapter.safetensors", checkpoint)
+    upsampler = write_upsampler(tmp_path / "up.safetensors", in_channels=8, mid_channels=32, num_blocks_per_stage=1)
+    clip = write_clip(tmp_path / "clip.mp4", frames=9, height=64, width=64)
+    encoder = gemma_for(version, tmp_path / "gemma")
+    model = Model(name="ltx", checkpoint=str(checkpoint), text_encoder=str(encoder), precision="fp32")
+    changes = {"adapter": str(adapter), "reference": str(clip), "width": 64, "height": 64, "frames": 9, "model": model}
+    place = tmp_path
+    with pytest.raises(ConfigError, match=r"prompt is not set: .* follows a description of the video"):
+        generate(asked(place, tmp_path / "none", **changes, prompt=""))
+    silent = Model(name="ltx", checkpoint=str(checkpoint))
+    with pytest.raises(ConfigError, match=r"holds no text encoder; set model.text_encoder"):
+        generate(asked(place, tmp_path / "none", **changes | {"model": silent}))
+    guided = Sample(steps=2, guidance=2.0)
+    assert made(place, tmp_path / "one", **changes, sample=guided).shape == (9, 64, 64, 3)
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match=r"adapter.safetensors is not a latent upsampler"):
+        generate(asked(place, tmp_path / "none", **changes, upsampler=str(adapter)))
+    assert "steps of" not in capsys.readouterr().out  # it is seen before the work
+    two = made(place, tmp_path / "two", **changes, upsampler=str(upsampler))
+    assert two.shape == (9, 64, 64, 3)
+    assert "32x32x9: 2 steps" in (told := capsys.readouterr().out)
+    assert "64x64x9: 3 steps" in told
+
+
+def test_an_adapter_keeps_its_effect_on_a_base_in_fp8(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "base", "2.3", fp8=True)
+    changes = {
+        "adapter": str(write_adapter(tmp_path / "adapter.safetensors", checkpoint)),
+        "reference": str(write_clip(tmp_path / "clip.mp4", frames=9, height=64, width=64)),
+        "frames": 9,
+    }
+    gemma = str(gemma_for("2.3", tmp_path / "gemma"))
+    clips = {
+        (precision, strength): made(
+            tmp_path,
+            tmp_path / f"{precision}-{strength}",
+            **changes,
+            model=Model(name="ltx", checkpoint=str(checkpoint), text_encoder=gemma, precision=precision),
+            adapter_strength=strength,
+        ).astype(float)
+        for precision in ("fp32", "fp8")
+        for strength in (0.0, 1.0)
+    }
+    effect = np.abs(clips["fp32", 1.0] - clips["fp32", 0.0]).mean()
+    assert np.abs(clips["fp8", 1.0] - clips["fp32", 1.0]).mean() < effect / 10
+
+
+@pytest.mark.gpu
+def test_the_same_on_a_gpu_every_time(place: Path, tmp_path: Path) -> None:
+    once = made(place, tmp_path / "once", device="cuda", attention_strength=0.5, first_frame=str(place / "clip.mp4"))
+    again = made(place, tmp_path / "again", device="cuda", attention_strength=0.5, first_frame=str(place / "clip.mp4"))
+    assert (once == again).all()

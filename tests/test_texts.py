@@ -1,0 +1,45 @@
+"""Captions: the trigger's rule, and features that are made once for each text encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from iclora_train.ltx2.base import Base
+from iclora_train.texts import Texts, with_trigger
+from tests.tiny import write_tiny_base
+
+
+@pytest.mark.parametrize(
+    ("trigger", "caption", "whole"),
+    [
+        ("DEBLUR", "a dog", "DEBLUR a dog"),
+        ("DEBLUR", "DEBLUR a dog", "DEBLUR a dog"),
+        ("DEBLUR", "DEBLUR, a dog", "DEBLUR, a dog"),
+        ("DEBLUR", "DEBLURRED dogs", "DEBLUR DEBLURRED dogs"),
+        ("DEBLUR", "a dog DEBLUR", "DEBLUR a dog DEBLUR"),
+        ("DEBLUR", "", "DEBLUR"),
+        ("", "a dog", "a dog"),
+        ("", "", ""),
+        ("(v1)", "(v1) a dog", "(v1) a dog"),
+    ],
+)
+def test_the_trigger_comes_first_and_once(trigger: str, caption: str, whole: str) -> None:
+    assert with_trigger(trigger, caption) == whole
+
+
+def test_a_caption_is_encoded_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bases = [Base.open(str(write_tiny_base(tmp_path / f"base{seed}", seed))) for seed in (0, 1)]
+    first, other = (Texts(tmp_path / "cache", base) for base in bases)
+    first.make(["a dog", "a cat", "a dog"])
+    other.make(["a dog"])
+    expected = bases[0].text().encode(["a dog"])[0]
+    assert torch.equal(first.read("a dog"), expected.half().float())
+    assert not torch.equal(first.read("a dog"), other.read("a dog"))
+    assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 3
+    monkeypatch.setattr(Base, "text", None)  # calling it would fail
+    again = Texts(tmp_path / "cache", bases[0])
+    again.make(["a dog", "a cat"])
+    assert torch.equal(again.read("a dog"), first.read("a dog"))
