@@ -1,18 +1,47 @@
-"""`python -m data_prep conf=<task>`: clips -> pairs -> latents (`--help` lists tasks and settings)."""
+"""`python -m data_prep conf=<task>`: clips -> pairs -> latents (`--help` lists tasks and settings).
 
-from iclora_train.config import Config
-from iclora_train.hydra_main import run
+`python -m data_prep verify data.root=<folder>` reads what is there once more and tells what is wrong with it.
+"""
+
+import sys
+
+from omegaconf import DictConfig
+
+from iclora_train.config import Config, check
+from iclora_train.hydra_main import run, start
 
 
 def _prepare(config: Config) -> None:
     from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are known to be good)
 
-    print(f"prepared: {prepare(config)}")
+    try:
+        print(f"prepared: {prepare(config)}")
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on with the shards that are whole", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _verify(composed: DictConfig) -> None:
+    """With conf=<task> also against its settings and base."""
+    from data_prep.verify import verify  # noqa: PLC0415 (as above)
+
+    root, workers = composed.data.root, composed.data.workers
+    config = check(composed) if composed.get("conf") else None
+    problems = verify(root, workers, config)
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    if problems:
+        raise SystemExit(1)
+    print(f"verified: {root}")
 
 
 def main() -> None:
     """Console script `iclora-prep`."""
-    run("prep", _prepare)
+    if sys.argv[1:2] == ["verify"]:
+        del sys.argv[1]
+        start("prep", _verify)
+    else:
+        run("prep", _prepare)
 
 
 if __name__ == "__main__":

@@ -1,24 +1,31 @@
-"""Which clips there are: the sample clips, a folder of videos, or a csv/jsonl list; and which split each belongs to."""
+"""Which clips there are: the samples, a folder, a pattern, or a csv/jsonl list; and which split each belongs to."""
 
 from __future__ import annotations
 
-import csv
+import glob
 import hashlib
-import json
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from iclora_train.config import ConfigError, require
+from data_prep.rows import number_in, numbers_in, read_rows
+from iclora_train.config import require
 
 SAMPLES = Path(__file__).parent / "samples" / "clips.csv"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "val", "heldout")
+FILES = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns of files that makers may use
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A source video. `split` is one of SPLITS; `reference` is a video made for it elsewhere, if there is one."""
+    """A source video or image. `split` is one of SPLITS; `reference` is a video made for it elsewhere, if there is one;
+    `files` are what else belongs to it (a mask, tracks, ...), by column of the list; `fps` is what the list says of it;
+    `cuts` are the frames with which a scene begins, None where the list does not say; `row` holds all columns, as text.
+    """
 
     id: str
     path: Path
@@ -27,76 +34,86 @@ class Clip:
     licence: str = ""
     source: str = ""
     reference: Path | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
+    fps: float | None = None
+    cuts: tuple[int, ...] | None = None
+    row: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it has one frame by nature, and no rate."""
+        return self.path.suffix.lower() in IMAGES
 
 
-def list_clips(clips: str, heldout_fraction: float) -> list[Clip]:
-    """The clips of `data.clips`, each with a split, ordered by id. ConfigError when there are none."""
+def list_clips(clips: str, heldout_fraction: float, images: bool = False) -> list[Clip]:
+    """The clips of `data.clips`, each with a split, ordered by id; of folders and patterns also `images`, if wanted.
+    ConfigError when there are none.
+    """
     path = SAMPLES if clips == "samples" else Path(clips).expanduser()
-    require(path.exists(), f"data.clips={clips}: {path} does not exist; give samples, a folder or a csv/jsonl list")
-    found = _folder(path) if path.is_dir() else _list(path)
-    kinds = ", ".join(VIDEOS)
-    require(len(found) > 0, f"data.clips={clips}: {path} holds no clips; put videos ({kinds}) or rows into it")
-    ids = [clip.id for clip in found]
-    twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+    kinds = VIDEOS + IMAGES if images else VIDEOS
+    if path.exists():
+        found = _folder(path, sorted(path.rglob("*")), kinds) if path.is_dir() else _list(path)
+    else:
+        require(
+            glob.has_magic(str(path)),
+            f"data.clips={clips}: {path} does not exist; give samples, a folder, a pattern or a csv/jsonl list",
+        )
+        found = _folder(_root(path), sorted(map(Path, glob.glob(str(path), recursive=True))), kinds)
+    wanted = ", ".join(kinds)
+    require(len(found) > 0, f"data.clips={clips}: {path} holds no clips; put videos ({wanted}) or rows into it")
+    twice = sorted(name for name, count in Counter(clip.id for clip in found).items() if count > 1)
     require(not twice, f"data.clips={clips}: {', '.join(twice)} is listed twice; give every clip its own id")
     return sorted(_with_splits(found, heldout_fraction), key=lambda clip: clip.id)
 
 
-def _folder(folder: Path) -> list[Clip]:
-    """All videos below a folder; `name.txt` beside `name.mp4` is its caption."""
-    found = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in VIDEOS):
-        sidecar = path.with_suffix(".txt")
-        caption = sidecar.read_text(encoding="utf-8").strip() if sidecar.exists() else ""
-        found.append(Clip(_slug(path.relative_to(folder)), path, "", caption))
-    return found
+def _root(pattern: Path) -> Path:
+    """The folder below which a pattern looks."""
+    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
+
+
+def _folder(folder: Path, paths: list[Path], kinds: tuple[str, ...]) -> list[Clip]:
+    """The files of these kinds below a folder; `name.txt` beside `name.mp4` is its caption."""
+    chosen = [path for path in paths if path.suffix.lower() in kinds]
+    return [Clip(_slug(path.relative_to(folder)), path, "", _sidecar(path)) for path in chosen]
+
+
+def _sidecar(path: Path) -> str:
+    """The caption in the text file beside a clip, or none."""
+    text = path.with_suffix(".txt")
+    return text.read_text(encoding="utf-8").strip() if text.exists() else ""
 
 
 def _list(path: Path) -> list[Clip]:
-    """The rows of a csv or jsonl with `video` (or `file`), `caption` and, if you like, id, split, reference, source,
-    licence. Paths are relative to the list.
+    """The rows of a csv or jsonl list (docs/data.md): `video` (or `file`) and, if you like, id, split, caption, fps,
+    cuts, reference, source, licence and FILES. Paths are relative to the list; without a caption, `name.txt` is asked.
     """
     require(path.suffix in (".csv", ".jsonl"), f"data.clips={path} is neither a folder nor a .csv or .jsonl list")
     found = []
-    for number, row in enumerate(_rows(path), start=1):
+    for number, row in enumerate(read_rows(path), start=1):
         where = f"data.clips={path}, clip {number}"
         video = row.get("video") or row.get("file")
         require(bool(video), f"{where} names no video: give a column `video` with the path")
         assert video
-        split = row.get("split") or ""
-        name = row.get("id") or _slug(Path(video))
+        split, name = row.get("split", ""), row.get("id") or _slug(Path(video))
         good = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None  # a dot would end the key inside a tar
         require(good, f"{where}: id={name!r} may only hold letters, digits, - and _, at most 60")
         require(split in ("", *SPLITS), f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
-        reference = path.parent / row["reference"] if row.get("reference") else None
         found.append(
             Clip(
                 id=name,
                 path=path.parent / video,
                 split=split,
-                caption=row.get("caption") or "",
-                licence=row.get("licence") or "",
-                source=row.get("source") or "",
-                reference=reference,
+                caption=row.get("caption") or _sidecar(path.parent / video),
+                licence=row.get("licence", ""),
+                source=row.get("source", ""),
+                reference=path.parent / row["reference"] if "reference" in row else None,
+                files={column: path.parent / row[column] for column in FILES if column in row},
+                fps=number_in(row, "fps", where),
+                cuts=numbers_in(row, "cuts", where),
+                row=row,
             )
         )
     return found
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a list as dictionaries. ConfigError names the line that is not JSON."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix == ".csv":
-            return list(csv.DictReader(file))
-        rows = []
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(f"data.clips={path}, line {number} is not JSON ({error.msg})") from error
-            require(isinstance(row, dict), f"data.clips={path}, line {number} is no JSON object")
-            rows.append(row)
-        return rows
 
 
 def _slug(path: Path) -> str:

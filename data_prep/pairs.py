@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from data_prep.captions import caption_of
 from data_prep.clips import Clip
-from data_prep.makers import Maker, make
+from data_prep.makers import Maker, Source, make
+from data_prep.placement import Placement
 from data_prep.windows import Window, seed_of
 from iclora_train.config import Config
 from iclora_train.pair import Pair
 from iclora_train.video import read_clip
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that references are made from, and the files that come with it, by column of the clip list."""
+
+    path: Path
+    files: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scales:
+    """How many times smaller, and how many times fewer frames a reference has than its target."""
+
+    downscale: int = 1
+    temporal_scale: int = 1
 
 
 def read_windows(path: Path, windows: Sequence[Window]) -> Iterator[list[np.ndarray]]:
@@ -33,35 +51,26 @@ def read_windows(path: Path, windows: Sequence[Window]) -> Iterator[list[np.ndar
         held = {i: kept for i, kept in held.items() if i >= waiting[0].indices[0]}
 
 
-def cut(frames: Sequence[np.ndarray], window: Window, margin: int = 0) -> tuple[np.ndarray, tuple[int, int]]:
-    """The window with `margin` more pixels on each side where the picture has them: uint8 (F,H+,W+,3), and where in it
-    the window itself begins (top, left).
-    """
-    (height, width), (y, x), (full_height, full_width) = window.size, window.crop, window.scaled
-    top, bottom = max(y - margin, 0), min(y + height + margin, full_height)
-    left, right = max(x - margin, 0), min(x + width + margin, full_width)
-    pieces = []
-    for frame in frames:
-        same = frame.shape[:2] == window.scaled
-        scaled = frame if same else cv2.resize(frame, (full_width, full_height), interpolation=cv2.INTER_AREA)
-        pieces.append(scaled[top:bottom, left:right])
-    if window.flip:
-        return np.stack(pieces)[:, :, ::-1].copy(), (y - top, right - x - width)
-    return np.stack(pieces), (y - top, x - left)
+def cut(frames: Sequence[np.ndarray], window: Window) -> np.ndarray:
+    """The window out of whole frames: uint8 (F,H,W,3)."""
+    placement = Placement.of(window, frames[0].shape[:2])
+    return np.stack([placement.place(frame) for frame in frames])
 
 
 def make_reference(
-    frames: Sequence[np.ndarray], window: Window, maker: Maker, seed: list[int], downscale: int, temporal_scale: int
+    frames: Sequence[np.ndarray], window: Window, maker: Maker, video: Video, seed: list[int], scales: Scales
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Reference uint8 (F',H',W',3) of a window, and what the maker drew. It is made with the picture around the window,
-    cropped, then thinned out to every `temporal_scale`-th frame and averaged down by `downscale`.
+    cropped, then thinned out and averaged down by `scales`.
     """
-    padded, (top, left) = cut(frames, window, maker.margin)
-    made, drawn = maker(padded, np.random.default_rng(seed))
-    height, width = window.size
-    reference = made[::temporal_scale, top : top + height, left : left + width]
-    if downscale > 1:
-        size = (width // downscale, height // downscale)
+    placement = Placement.of(window, frames[0].shape[:2], maker.margin)
+    padded = np.stack([placement.place(frame) for frame in frames])
+    source = Source(window.clip, video.path, window.indices, window.fps, placement, video.files, window.number)
+    made, drawn = maker(padded, np.random.default_rng(seed), source)
+    (height, width), (top, left) = window.size, placement.inner
+    reference = made[:: scales.temporal_scale, top : top + height, left : left + width]
+    if scales.downscale > 1:
+        size = (width // scales.downscale, height // scales.downscale)
         reference = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in reference])
     return np.ascontiguousarray(reference), drawn
 
@@ -70,30 +79,36 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config) -> Iterato
     """The pairs of one clip, in the order of `windows` (by start)."""
     task = config.task
     maker = make(task.maker, task.maker_args)
+    scales = Scales(task.reference_downscale, task.reference_temporal_scale)
+    video = Video(clip.reference or clip.path, clip.files)
     targets = read_windows(clip.path, windows)
     sources = read_windows(clip.reference, windows) if clip.reference else None
     for window, frames in zip(windows, targets, strict=True):
         seed = seed_of(config.data, clip.id, window.number, 1)
-        scales = {"downscale": task.reference_downscale, "temporal_scale": task.reference_temporal_scale}
-        reference, drawn = make_reference(next(sources) if sources else frames, window, maker, seed, **scales)
+        reference, drawn = make_reference(next(sources) if sources else frames, window, maker, video, seed, scales)
         record: dict[str, object] = {
             "file": clip.path.name,
             "source": clip.source,
             "licence": clip.licence,
             "window": asdict(window),
             "maker": task.maker,
-            "args": asdict(maker),  # type: ignore[call-overload]  # every maker is a dataclass
+            "args": _args(maker),
             "seed": seed,
             "drawn": drawn,
-            **scales,
+            **asdict(scales),
         }
-        caption = " ".join(part for part in (task.trigger, clip.caption) if part)
-        yield Pair(window.key, cut(frames, window)[0], (reference,), caption, window.fps, record)
+        yield Pair(window.key, cut(frames, window), (reference,), caption_of(clip, config), window.fps, record)
 
 
-def remake(path: Path, record: dict[str, Any]) -> np.ndarray:
+def _args(maker: Maker) -> dict[str, Any]:
+    """The arguments of a maker, those that are null aside: it is made again from them."""
+    every: dict[str, Any] = asdict(maker)  # type: ignore[call-overload]  # every maker is a dataclass
+    return {name: value for name, value in every.items() if value is not None}
+
+
+def remake(video: Video, record: dict[str, Any]) -> np.ndarray:
     """The reference once more, from its record and the video it was made from (the clip, or its given reference)."""
     window = Window.of(record["window"])
-    frames = next(read_windows(path, [window]))
-    maker = make(record["maker"], record["args"])
-    return make_reference(frames, window, maker, record["seed"], record["downscale"], record["temporal_scale"])[0]
+    frames = next(read_windows(video.path, [window]))
+    maker, scales = make(record["maker"], record["args"]), Scales(record["downscale"], record["temporal_scale"])
+    return make_reference(frames, window, maker, video, record["seed"], scales)[0]

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
+
+from iclora_train.checks_config import VERDICTS
 
 T = TypeVar("T")
 
@@ -34,6 +37,10 @@ class Steps:
             yield item
             self._progress.advance(self._bar)
 
+    def beside(self, name: str) -> Steps:
+        """One more bar below, for as many."""
+        return Steps(self._progress, name, int(self._progress.tasks[self._bar].total or 0))
+
     def skip(self, count: int) -> None:
         """Count `count` clips that need no work."""
         self._progress.advance(self._bar, count)
@@ -45,6 +52,35 @@ def steps(name: str, total: int) -> Iterator[Steps]:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         yield Steps(progress, name, total)
+
+
+def show_checks(totals: dict[str, Any]) -> None:
+    """The table of what the checks of pairs found (`checks.summarize`), on stdout."""
+    pairs = ", ".join(f"{count} {verdict}" for verdict, count in totals["pairs"].items())
+    table = Table(
+        Column("check", no_wrap=True),
+        *VERDICTS,
+        "lowest",
+        "median",
+        "highest",
+        "allowed",
+        title=f"checks ({pairs})",
+        box=SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name, found in totals["checks"].items():
+        values = (_cell(found[key]) for key in ("low", "median", "high"))
+        bounds = " ".join(
+            f"{sign}{found[key]:g}" for sign, key in ((">=", "least"), ("<=", "most")) if found[key] is not None
+        )
+        table.add_row(name, *(str(found[verdict]) for verdict in VERDICTS), *values, bounds)
+    Console().print(table)
+
+
+def _cell(value: float | None) -> str:
+    """A value in a table: four digits, a dash for none."""
+    return "-" if value is None else f"{value:.4g}"
 
 
 def show(report: dict[str, Any]) -> None:

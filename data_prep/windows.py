@@ -1,18 +1,17 @@
-"""Which windows are cut from the clips: random ones to learn from, evenly laid out ones to judge by."""
+"""Which windows are cut from the clips: drawn or chosen ones to learn from, evenly laid out ones to judge by."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
 
-from data_prep.clips import Clip
+from data_prep.footage import Footage
 from iclora_train.config import Data
-from iclora_train.video import ClipInfo
 
 GOLDEN = np.array([0.7548776662466927, 0.5698402909980532])  # steps of the R2 sequence: points that keep apart
 
@@ -44,50 +43,24 @@ class Window:
         return cls(**values)
 
 
-def resample(info: ClipInfo, fps: float | None) -> tuple[np.ndarray, float]:
-    """Source frame numbers (m,) of the clip at `fps`, each the nearest by time; null keeps every frame."""
-    if fps is None:
-        return np.arange(info.frames), info.fps
-    times = np.asarray(info.times)
-    wanted = np.arange(int(times[-1] * fps + 1e-6) + 1) / fps
-    after = np.searchsorted(times, wanted).clip(1, max(len(times) - 1, 1)) if len(times) > 1 else np.zeros(1, int)
-    before = np.maximum(after - 1, 0)
-    return np.where(wanted - times[before] <= times[after] - wanted, before, after), fps
-
-
-def unfit(info: ClipInfo, data: Data) -> str | None:
-    """Why no window can be cut from a clip, or None."""
-    if data.fps is not None and info.fps < 0.9 * data.fps:
-        return f"{info.fps:g} frames a second are too few for data.fps={data.fps:g}: frames would be doubled"
-    count = len(resample(info, data.fps)[0])
-    if count < data.frames:
-        return f"{count} frames are fewer than data.frames={data.frames}"
-    height, width = _scaled(info, data, 1.0)
-    if height < data.height or width < data.width:
-        return f"{info.width}x{info.height} pixels do not hold data.width x data.height {data.width}x{data.height}"
-    return None
-
-
-def _scaled(info: ClipInfo, data: Data, zoom: float) -> tuple[int, int]:
-    """(height, width) to which a clip is scaled before cropping: never enlarged, and `zoom` times what is needed."""
-    if data.short_side is None:
-        scale = max(data.height / info.height, data.width / info.width)
-    else:
-        scale = data.short_side / min(info.height, info.width)
-    scale = min(1.0, scale * zoom)
-    return round(info.height * scale), round(info.width * scale)
-
-
-def train_windows(clips: list[tuple[Clip, ClipInfo]], data: Data) -> list[Window]:
-    """`data.train_windows` windows drawn at random, as many from each clip (a remainder: from some), in clip order."""
-    order = np.random.default_rng(data.seed).permutation(len(clips)).tolist()
-    counts = dict.fromkeys(range(len(clips)), 0)
-    windows = []
-    for _, i in zip(range(data.train_windows), cycle(order), strict=False):
-        clip, info = clips[i]
-        windows.append(_drawn(clip, info, counts[i], data))
-        counts[i] += 1
+def train_windows(footage: list[Footage], data: Data) -> list[Window]:
+    """`data.train_windows` windows, as many from each clip (a remainder: from some), in clip order. `data.pick` says
+    where they begin; fewer when it finds no more places.
+    """
+    order = np.random.default_rng(data.seed).permutation(len(footage)).tolist()
+    windows = islice(_in_turn([_windows_of(footage[i], data) for i in order]), data.train_windows)
     return sorted(windows, key=lambda window: (window.clip, window.indices, window.number))
+
+
+def _in_turn(sources: list[Iterator[Window]]) -> Iterator[Window]:
+    """One window of each source, one more of each that has more, and so on."""
+    while sources:
+        left = []
+        for source in sources:
+            for window in islice(source, 1):
+                yield window
+                left.append(source)
+        sources = left
 
 
 def seed_of(data: Data, clip: str, number: int, use: int) -> list[int]:
@@ -95,43 +68,75 @@ def seed_of(data: Data, clip: str, number: int, use: int) -> list[int]:
     return [data.seed, zlib.crc32(clip.encode()), number, use]
 
 
-def _drawn(clip: Clip, info: ClipInfo, number: int, data: Data) -> Window:
-    """Window `number` of a clip: start frame, scale, crop and mirroring drawn at random."""
-    rng = np.random.default_rng(seed_of(data, clip.id, number, 0))
-    frames, fps = resample(info, data.fps)
-    start = int(rng.integers(len(frames) - data.frames + 1))
-    height, width = _scaled(info, data, rng.uniform(1, data.zoom))
-    top, left = int(rng.integers(height - data.height + 1)), int(rng.integers(width - data.width + 1))
-    flip = bool(rng.integers(2)) and data.flip
-    indices = tuple(frames[start : start + data.frames].tolist())
-    size = (data.height, data.width)
-    return Window(clip.id, number, indices, (height, width), (top, left), size, flip, fps)
+def _windows_of(footage: Footage, data: Data) -> Iterator[Window]:
+    """Train windows of a clip: scale, crop and mirroring are drawn at random, and the start if data.pick is random."""
+    data = footage.fitted(data)
+    frames, fps = footage.resampled(data.fps)
+    starts = np.array(footage.starts(data))
+    chosen = _chosen(footage, data)
+    for number in count() if chosen is None else range(len(chosen)):
+        rng = np.random.default_rng(seed_of(data, footage.clip.id, number, 0))
+        start = int(starts[rng.integers(len(starts))]) if chosen is None else chosen[number]
+        height, width = footage.scaled(data, rng.uniform(1, data.zoom))
+        top, left = int(rng.integers(height - data.height + 1)), int(rng.integers(width - data.width + 1))
+        flip = bool(rng.integers(2)) and data.flip
+        indices = tuple(frames[start : start + data.frames].tolist())
+        size = (data.height, data.width)
+        yield Window(footage.clip.id, number, indices, (height, width), (top, left), size, flip, fps)
 
 
-def heldout_windows(clips: list[tuple[Clip, ClipInfo]], data: Data) -> list[Window]:
+def _chosen(footage: Footage, data: Data) -> list[int] | None:
+    """Starts by data.pick, the first to be taken first: every `data.stride` frames, in a mixed order; or the best that
+    do not overlap. None for random ones.
+    """
+    if data.pick in (None, "random"):
+        return None
+    stride = data.stride or max(data.frames // 2, 1)
+    places = [start for first, last in footage.runs(data.fps) for start in range(first, last - data.frames + 1, stride)]
+    if data.pick == "stride":
+        rng = np.random.default_rng(seed_of(data, footage.clip.id, 0, 2))
+        return [places[i] for i in rng.permutation(len(places))]
+    quality = footage.quality[footage.resampled(data.fps)[0]]
+    best: list[int] = []
+    for start in sorted(places, key=lambda start: -float(quality[start : start + data.frames].mean())):
+        if all(abs(start - other) >= data.frames for other in best):
+            best.append(start)
+    return best
+
+
+def heldout_windows(footage: list[Footage], data: Data) -> list[Window]:
     """Up to `data.heldout_windows` windows without chance: disjoint in time, spread evenly over the clips and along
     each of them, every one with a crop of its own. Fewer when the clips are too short for more.
     """
-    frames = {clip.id: resample(info, data.fps)[0] for clip, info in clips}
-    room = {clip.id: len(frames[clip.id]) // data.frames for clip, _ in clips}
-    shares = dict.fromkeys(room, 0)
-    left = min(data.heldout_windows, sum(room.values()))
-    for clip in cycle(room):
-        if left == 0:
-            break
-        if shares[clip] < room[clip]:
-            shares[clip] += 1
-            left -= 1
-    return [window for clip, info in clips for window in _laid_out(clip, info, shares[clip.id], data)]
+    fitted = [material.fitted(data) for material in footage]
+    rooms = [[(b - a) // d.frames for a, b in m.runs(d.fps)] for m, d in zip(footage, fitted, strict=True)]
+    shares = _shared([sum(room) for room in rooms], data.heldout_windows)
+    windows: list[Window] = []
+    for material, room, share, own in zip(footage, rooms, shares, fitted, strict=True):
+        windows += _laid_out(material, _shared(room, share), own)
+    return windows
 
 
-def _laid_out(clip: Clip, info: ClipInfo, count: int, data: Data) -> Iterator[Window]:
-    """`count` windows, each in the middle of its own equal part of the clip."""
-    frames, fps = resample(info, data.fps)
-    height, width = _scaled(info, data, 1.0)
-    for number in range(count):
-        start = int((number + 0.5) * len(frames) / count - data.frames / 2)
+def _shared(rooms: list[int], total: int) -> list[int]:
+    """How many of `total` go to each place, one by one in turn, as far as there is room."""
+    shares = [0] * len(rooms)
+    turns = (i for turn in range(max(rooms, default=0)) for i, room in enumerate(rooms) if turn < room)
+    for i in islice(turns, total):
+        shares[i] += 1
+    return shares
+
+
+def _laid_out(footage: Footage, shares: list[int], data: Data) -> Iterator[Window]:
+    """Windows in the runs of a clip, `shares` in each: every one in the middle of its own equal part of the run."""
+    frames, fps = footage.resampled(data.fps)
+    height, width = footage.scaled(data, 1.0)
+    starts = [
+        first + int((number + 0.5) * (last - first) / share - data.frames / 2)
+        for (first, last), share in zip(footage.runs(data.fps), shares, strict=True)
+        for number in range(share)
+    ]
+    for number, start in enumerate(starts):
         y, x = (0.5 + number * GOLDEN) % 1
         crop = int(y * (height - data.height + 1)), int(x * (width - data.width + 1))
         indices = tuple(frames[start : start + data.frames].tolist())
-        yield Window(clip.id, number, indices, (height, width), crop, (data.height, data.width), False, fps)
+        yield Window(footage.clip.id, number, indices, (height, width), crop, (data.height, data.width), False, fps)

@@ -26,13 +26,23 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """
     part = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+            _sync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """DiskFullError in place of the OSError, when there is no room left to write `path` in."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -40,8 +50,6 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
             f"{path} could not be written: {error.strerror}. Make room in {path.parent}, or choose another folder, "
             "and run the same command again: files that are whole are kept"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

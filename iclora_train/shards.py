@@ -62,6 +62,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
         self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
+        self._found: dict[str, tuple[dict[str, Any], list[Sample]]] = {}  # shard -> its facts and samples
         mark = folder / "fingerprint.json"
         if mark.exists():
             _require_equal(folder, json.loads(mark.read_text()), self.fingerprint)
@@ -88,24 +89,30 @@ class ShardWriter:
     def finish(self, shards: list[str]) -> None:
         """Write the index, from what the tars hold. ShardError for a tar that differs from an earlier index."""
         before = _read_index(self.folder)["shards"] if (self.folder / "index.json").exists() else {}
-        files, samples = {}, []
-        for shard in shards:
-            found = list(_scan(self.folder / shard))
-            path = self.folder / shard
-            files[shard] = {"count": len(found), "bytes": path.stat().st_size, "sha256": sha256(path)}
-            if before.get(shard, files[shard]) != files[shard]:
-                raise ShardError(f"{path} is damaged: {REMEDY}")
-            samples += found
-        index = {
+        index = self._index(shards)
+        for shard in before.keys() & index["shards"].keys():
+            if before[shard] != index["shards"][shard]:
+                raise ShardError(f"{self.folder / shard} is damaged: {REMEDY}")
+        _write_json(self.folder / "index.json", index)
+
+    def so_far(self, shards: list[str]) -> ShardSet:
+        """These shards, which are written, before the set is finished."""
+        return ShardSet(self.folder, self._index(shards))
+
+    def _index(self, shards: list[str]) -> dict[str, Any]:
+        for path in (self.folder / shard for shard in shards if shard not in self._found):
+            found = list(_scan(path))
+            self._found[path.name] = {"count": len(found), "bytes": path.stat().st_size, "sha256": sha256(path)}, found
+        samples = [sample for shard in shards for sample in self._found[shard][1]]
+        return {
             "format": FORMAT,
             "kind": self.kind,
             "splits": Counter(sample.split for sample in samples),
             "buckets": Counter(sample.bucket for sample in samples),
-            "shards": files,
+            "shards": {shard: self._found[shard][0] for shard in shards},
             "fingerprint": {"of": self.fingerprint, "sha256": digest(self.fingerprint)},
             "samples": [asdict(sample) for sample in samples],
         }
-        _write_json(self.folder / "index.json", index)
 
 
 def _require_equal(folder: Path, old: object, new: object) -> None:

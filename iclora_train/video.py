@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -66,6 +66,17 @@ def probe(path: Path) -> ClipInfo:
         raise ValueError(f"{path}: the picture size changes within the clip; {RE_ENCODE}")
     height, width = sizes.pop()
     return ClipInfo(height, width, *_timing(times, 1 / lasts))
+
+
+def at_rate(times: Sequence[float], fps: float) -> np.ndarray:
+    """Numbers (m,) of the frames nearest in time to 0, 1/fps, 2/fps, ..., as far as the clip goes; `times` of all
+    frames in seconds, from 0.
+    """
+    known = np.asarray(times)
+    wanted = np.arange(int(known[-1] * fps + 0.01) + 1) / fps  # 0.01: mean rates such as 29.970 are rounded
+    after = np.searchsorted(known, wanted).clip(min(1, len(known) - 1), len(known) - 1)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - known[before] <= known[after] - wanted, before, after)
 
 
 def _timing(times: list[float | None], rate: float) -> tuple[float, tuple[float, ...]]:
@@ -128,7 +139,7 @@ def _encode_into(container: av.container.OutputContainer, frames: np.ndarray, fp
     """Write all frames; closed GOPs of at most 48 frames, no B-frames, one thread so that bytes do not depend on it."""
     codec, quality = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
     options = {**quality, "preset": "ultrafast" if lossless else "medium", "bf": "0", "g": "48"}
-    options["x264-params"] = "open-gop=0:threads=1:lookahead-threads=1"
+    options["x264-params"] = "open-gop=0:threads=1:lookahead-threads=1:rc-lookahead=0:mbtree=0"  # mbtree is not exact
     stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
     assert isinstance(stream, av.VideoStream)
     stream.height, stream.width = frames.shape[1:3]

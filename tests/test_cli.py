@@ -34,7 +34,7 @@ def test_help_answers_at_once_with_tasks_and_groups(command: str) -> None:
     assert f"conf: {', '.join(task_names())}" in result.stdout
     for group in (
         "model: ltx2, ltx2_3, ltx2_5, nano",
-        "data: clips, samples",
+        "data: buckets, clips, images, samples",
         "optim: adamw, muon, official",
         "logger: csv, default, none, wandb",
     ):

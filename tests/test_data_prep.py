@@ -14,21 +14,29 @@ import hydra
 import numpy as np
 import pytest
 import torch
+import transformers
 import webdataset
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep import pipeline
+from data_prep.captions import described
 from data_prep.clips import Clip, list_clips
-from data_prep.makers import make
-from data_prep.pairs import cut, make_reference, read_windows, remake
-from data_prep.windows import Window, heldout_windows, resample, train_windows, unfit
+from data_prep.footage import Footage, resample
+from data_prep.makers import Source, make
+from data_prep.pairs import Scales, Video, cut, make_reference, read_windows, remake
+from data_prep.placement import Placement
+from data_prep.windows import Window, heldout_windows, train_windows
+from iclora_train.batches import plan_batches
 from iclora_train.config import Config, ConfigError, Data, check
 from iclora_train.files import DiskFullError, alone
 from iclora_train.hydra_main import conf_dir
+from iclora_train.ltx2 import captioner
 from iclora_train.ltx2.base import Base
+from iclora_train.pair import Geometry
 from iclora_train.shards import ShardError, ShardSet
-from iclora_train.video import ClipInfo, read_clip
+from iclora_train.video import ClipInfo, encode_clip, read_clip
 from tests.clips import moving, write_clip
 from tests.tiny import write_tiny_base
 
@@ -142,9 +150,9 @@ def test_a_record_makes_its_reference_again(prepared, clips):
     for i in (0, 7, 9, 13):
         pair = pairs.read_pair(i)
         path = clips.parent / str(pair.record["file"])
-        assert (remake(path, pair.record) == pair.references[0]).all()
+        assert (remake(Video(path), pair.record) == pair.references[0]).all()
         window = Window.of(pair.record["window"])
-        assert (cut(next(read_windows(path, [window])), window)[0] == pair.target).all()
+        assert (cut(next(read_windows(path, [window])), window) == pair.target).all()
         assert not (pair.target == pair.references[0]).all()
 
 
@@ -237,11 +245,69 @@ def test_a_given_reference_is_cut_like_its_target(tmp_path, base):
     pair = ShardSet.open(root / "pairs").read_pair(1)
     window = Window.of(pair.record["window"])
     (frames,) = read_windows(tmp_path / "b.mp4", [window])
-    assert (pair.references[0] == cut(frames, window)[0]).all()
+    assert (pair.references[0] == cut(frames, window)).all()
     assert [c["reason"].split(",")[0] for c in json.loads((root / "report.json").read_text())["dropped"]] == [
         "its reference has 12 frames",
         "no reference is given in the list",
     ]
+
+
+def test_clips_of_several_shapes_become_shards_of_several_buckets(tmp_path, base):
+    for i, (height, width, frames) in enumerate(((48, 80, 20), (80, 48, 20), (48, 80, 6))):
+        write_clip(tmp_path / f"{i}.mp4", frames, height, width, seed=i)
+    rows = [{"id": f"c{i}", "video": f"{i}.mp4", "split": "train", "mood": f"mood {i}"} for i in range(3)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = ("data.buckets=[64x32x9,32x64x9,64x32x5]", "data.prompt='A {mood}, {trigger}'", "data.train_windows=9")
+    root = pipeline.prepare(config_for(tmp_path / "out", tmp_path / "list.jsonl", base, *settings))
+    pairs, latents = ShardSet.open(root / "pairs"), ShardSet.open(root / "latents")
+    assert pairs.buckets == latents.buckets == {"64x32x9": 3, "32x64x9": 3, "64x32x5": 3}
+    for i in range(len(pairs)):
+        pair, latent = pairs.read_pair(i), latents.read_latents(i)
+        assert pair.target.shape == pair.references[0].shape
+        assert latent.target.shape[1:] == opened_geometry(base).latent_size(*pair.target.shape[:3])
+        assert pair.caption == f"A mood {pairs.samples[i].source[1]}, DEBLUR"
+    latents.require_settings(config_for(tmp_path / "out", tmp_path / "list.jsonl", base, *settings))
+    plan = plan_batches(latents, "train", 0, 3, 0, 1)
+    assert all(len({latents.samples[i].bucket for i in plan.batch(n)}) == 1 for n in range(6))
+
+
+def opened_geometry(base: Path) -> Geometry:
+    return Base.open(str(base)).geometry
+
+
+def test_settings_that_are_not_set_leave_older_shards_good(prepared, clips, base):
+    made = ShardSet.open(prepared / "pairs").fingerprint["settings"]["data"]
+    assert not set(made) & set(pipeline.LATER)
+    with pytest.raises(ShardError, match=r"settings\.data\.pick: None -> stride"):
+        pipeline.prepare(config_for(prepared, clips, base, "data.pick=stride"))
+
+
+def test_images_become_shards_of_one_frame(tmp_path, base):
+    for i in range(4):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), moving(1, 40, 56, seed=i)[0, ..., ::-1])
+        (tmp_path / f"{i}.txt").write_text(f"picture {i}")
+    root = pipeline.prepare(config_for(tmp_path / "out", tmp_path, base, "data.frames=1", "data.fps=24"))
+    pairs = ShardSet.open(root / "pairs")
+    assert set(pairs.buckets) == {"32x32x1"}
+    assert pairs.read_pair(0).fps == 24
+    assert pairs.read_pair(0).caption.startswith("DEBLUR picture")
+
+
+def test_a_reference_of_another_resolution_gets_the_same_crop(tmp_path, base):
+    """Target and reference are one video, the reference at half the size: what is cut must show the same."""
+    frames = np.stack([cv2.GaussianBlur(frame, (0, 0), 4) for frame in moving(12, 96, 128)])
+    small = np.stack([cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA) for frame in frames])
+    (tmp_path / "a.mp4").write_bytes(encode_clip(frames, 25))
+    (tmp_path / "b.mp4").write_bytes(encode_clip(small, 25))
+    (tmp_path / "list.jsonl").write_text('{"video": "a.mp4", "reference": "b.mp4", "split": "train"}')
+    settings = ("task.maker=given", "~task.maker_args.radius", "data.short_side=64", "data.train_windows=6")
+    root = pipeline.prepare(config_for(tmp_path / "out", tmp_path / "list.jsonl", base, *settings))
+    pairs = ShardSet.open(root / "pairs")
+    for i in range(len(pairs)):
+        pair = pairs.read_pair(i)
+        difference = np.abs(pair.references[0].astype(int) - pair.target).mean()
+        assert difference < 4
+        assert difference < np.abs(np.roll(pair.references[0], 3, axis=2).astype(int) - pair.target).mean() / 2
 
 
 # --- what is refused ---
@@ -255,7 +321,7 @@ def test_a_given_reference_is_cut_like_its_target(tmp_path, base):
         ("data.height=30", r"height=30 is not a multiple of 8"),
         ("task.reference_downscale=8", r"a reference 8x smaller.*height=4 is not a multiple of 8"),
         ("task.reference_temporal_scale=3", r"task\.reference_temporal_scale=3 do not divide"),
-        ("task.maker=blur", r"task\.maker='blur' is not one of control\.canny, degrade\.defocus, "),
+        ("task.maker=blur", r"task\.maker='blur' is not one of control\.canny, .*degrade\.defocus, "),
         ("+task.maker_args.size=3", r"task\.maker_args\.size is not an argument of degrade\.defocus.*radius, rack"),
         ("task.maker_args.radius=wide", r"task\.maker_args\.radius='wide' must be a range"),
         ("task.maker_args.radius=[4,3]", r"runs from small to large"),
@@ -330,6 +396,108 @@ def test_lists_are_checked(tmp_path):
         list_clips(str(write_clip(tmp_path / "a.mp4")), 0.1)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize(("crop", "margin"), [((30, 40), 0), ((30, 40), 7), ((0, 0), 9), ((58, 84), 9)])
+def test_points_land_where_their_pixels_do(crop, margin, flip):
+    """What a maker is told of a clip's coordinates fits the frames that it gets."""
+    window = Window("a", 0, (0,), (90, 120), crop, (32, 36), flip, 25.0)
+    placement = Placement.of(window, (180, 240), margin)
+    picture = np.zeros((180, 240), np.float32)
+    y, x = 2 * crop[0] + 30, 2 * crop[1] + 20
+    picture[y - 4 : y + 4, x - 4 : x + 4] = 1
+    placed = placement.place(picture)
+    assert placed.shape == placement.kept
+    rows, columns = np.nonzero(placed)
+    weights = placed[rows, columns]
+    centre = [(columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()]
+    assert placement.points(np.array([[x - 0.5, y - 0.5]]))[0] == pytest.approx(centre, abs=1e-5)
+    top, left = placement.inner
+    inner = replace(placement, margin=0).place(picture)
+    assert (placed[top : top + 32, left : left + 36] == inner).all()
+
+
+# --- captions for clips that have none ---
+
+
+def write_captioner(folder: Path) -> Path:
+    """A tiny LLaVA with random weights and ten words."""
+    words = ["<unk>", "<pad>", "<s>", "</s>", "<image>", "a", "dog", "cat", "runs", "sleeps"]
+    vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=vocabulary, additional_special_tokens=["<image>"], **special
+    )
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = transformers.CLIPVisionConfig(image_size=32, patch_size=16, **small)
+    ids = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
+    text = transformers.LlamaConfig(vocab_size=len(words), num_key_value_heads=2, **small, **ids)
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=4,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+        )
+    )
+    chat = (
+        "{% for m in messages %}{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text }} {% endfor %}"
+    )
+    transformers.LlavaProcessor(
+        transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=16,
+        vision_feature_select_strategy="default",
+        chat_template=chat + "{% endfor %}",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_clips_without_a_caption_are_described_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(captioner, "LONGEST", 4)
+    folder = write_captioner(tmp_path / "model")
+    for i in range(3):
+        write_clip(tmp_path / f"clips/{i}.mp4", 5, seed=i)
+    (tmp_path / "clips/0.txt").write_text("a dog that somebody described")
+    (tmp_path / "clips/broken.mp4").write_text("no video")
+    clips = list_clips(str(tmp_path / "clips"), 0.1)
+    root = f"data.root={tmp_path / 'out'}"
+    settings = compose("conf=deblur", f"data.captioner={folder}", root, "model.name=tiny", "model.checkpoint=tiny")
+    said = {clip.path.stem: clip.caption for clip in described(clips, settings)}
+    assert said["0"] == "a dog that somebody described"
+    assert all(set(said[name].split()) <= {"a", "dog", "cat", "runs", "sleeps"} for name in "12")
+    assert all(len(said[name].split()) == 4 for name in "12")
+    assert said["broken"] == ""
+    (file,) = tmp_path.glob("out/captions-*/1-*.txt")
+    file.write_text("corrected by hand\n")
+    monkeypatch.setattr(captioner.Captioner, "describe", None)  # calling it would fail
+    again = {clip.path.stem: clip.caption for clip in described(clips, settings)}
+    assert again == {**said, "1": "corrected by hand"}
+
+
+@pytest.mark.parametrize("config_json", [None, '{"model_type": "llama"}', "{}"])
+def test_a_captioner_that_is_none_is_refused(config_json, tmp_path):
+    if config_json is not None:
+        (tmp_path / "config.json").write_text(config_json)
+    with pytest.raises(ConfigError, match=r"data\.captioner=.*give a folder with config\.json, tokenizer"):
+        captioner.Captioner.open(tmp_path)
+
+
+def test_clips_without_a_caption_are_told(tmp_path, base):
+    for i in range(4):
+        write_clip(tmp_path / f"{i}.mp4", 9, seed=i)
+    (tmp_path / "0.txt").write_text("a texture")
+    root = pipeline.prepare(config_for(tmp_path / "out", tmp_path, base))
+    silent = json.loads((root / "report.json").read_text())["without_caption"]
+    assert len(silent) == 3
+    assert not any(name.startswith("0-") for name in silent)
+
+
 # --- windows ---
 
 
@@ -342,12 +510,12 @@ def data(**changes: object) -> Data:
     return Data(**{**settings, **changes})
 
 
-CLIPS = [(Clip(name, Path(name), ""), info(frames)) for name, frames in (("a", 40), ("b", 12), ("c", 60))]
+CLIPS = [Footage(Clip(name, Path(name), ""), info(frames)) for name, frames in (("a", 40), ("b", 12), ("c", 60))]
 
 
 def test_heldout_windows_are_apart_even_and_of_distinct_crops():
     windows = heldout_windows(CLIPS, data())
-    per_clip = {clip.id: [w for w in windows if w.clip == clip.id] for clip, _ in CLIPS}
+    per_clip = {name: [w for w in windows if w.clip == name] for name in "abc"}
     assert {name: len(of) for name, of in per_clip.items()} == {"a": 5, "b": 2, "c": 5}  # b has room for two
     for of in per_clip.values():
         assert all(a.indices[-1] < b.indices[0] for a, b in pairwise(of))
@@ -361,7 +529,7 @@ def test_train_windows_are_seeded_and_lie_inside():
     windows = train_windows(CLIPS, data(train_windows=90))
     assert windows == train_windows(CLIPS, data(train_windows=90))
     assert windows != train_windows(CLIPS, data(train_windows=90, seed=1))
-    frames = {clip.id: about.frames for clip, about in CLIPS}
+    frames = {footage.clip.id: footage.info.frames for footage in CLIPS}
     for window in windows:
         assert 0 <= window.indices[0] <= window.indices[-1] < frames[window.clip]
         assert len(window.indices) == 5
@@ -378,7 +546,7 @@ def test_fps_takes_the_nearest_frame_by_time():
     assert resample(info(50), 12.5)[0].tolist() == list(range(0, 50, 2))
     assert resample(info(50), None)[0].tolist() == list(range(50))
     assert resample(info(1), 10.0)[0].tolist() == [0]
-    (window, *_) = heldout_windows([(Clip("a", Path("a"), ""), info(50))], data(fps=12.5, heldout_windows=1))
+    (window, *_) = heldout_windows([Footage(Clip("a", Path("a"), ""), info(50))], data(fps=12.5, heldout_windows=1))
     assert np.diff(window.indices).tolist() == [2] * 4
     assert window.fps == 12.5
 
@@ -395,8 +563,12 @@ def test_fps_takes_the_nearest_frame_by_time():
     ],
 )
 def test_why_a_clip_does_not_do(clip, changes, message):
-    reason = unfit(clip, data(**changes))
-    assert reason is None if message is None else message in str(reason)
+    footage = Footage(Clip("a", Path("a"), ""), clip)
+    if message is None:
+        footage.fitted(data(**changes))
+    else:
+        with pytest.raises(ValueError, match=message):
+            footage.fitted(data(**changes))
 
 
 # --- makers ---
@@ -419,16 +591,22 @@ def test_makers_repeat_themselves_and_see_beyond_the_crop(name, args):
     maker = make(name, args)
     inner = Window("a", 0, (0, 1, 2, 3, 4), (96, 128), (30, 40), (32, 32), False, 25.0)
     whole = replace(inner, crop=(0, 0), size=(96, 128))
-    reference, drawn = make_reference(frames, inner, maker, [1, 2], 1, 1)
+    reference, drawn = make_reference(frames, inner, maker, Video(Path()), [1, 2], Scales())
     assert reference.shape == (5, 32, 32, 3)
     assert reference.dtype == np.uint8
-    full, _ = make_reference(frames, whole, maker, [1, 2], 1, 1)
+    full, _ = make_reference(frames, whole, maker, Video(Path()), [1, 2], Scales())
     assert np.abs(reference.astype(int) - full[:, 30:62, 40:72]).max() <= 1
-    mirrored, _ = make_reference(frames, replace(inner, flip=True), maker, [1, 2], 1, 1)
+    mirrored, _ = make_reference(frames, replace(inner, flip=True), maker, Video(Path()), [1, 2], Scales())
     assert mirrored.shape == reference.shape
-    again, _ = make_reference(frames, inner, maker, [1, 2], 1, 1)
+    again, _ = make_reference(frames, inner, maker, Video(Path()), [1, 2], Scales())
     assert (again == reference).all()
     json.dumps(drawn)
+
+
+def whole(frames: np.ndarray) -> Source:
+    """The source of frames that are a whole clip."""
+    size = (frames.shape[1], frames.shape[2])
+    return Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False))
 
 
 def point() -> np.ndarray:
@@ -439,24 +617,26 @@ def point() -> np.ndarray:
 
 def test_defocus_is_a_disk_that_keeps_the_light():
     rng = np.random.default_rng(0)
-    blurred, drawn = make("degrade.defocus", {"radius": [5, 5]})(point(), rng)
+    blurred, drawn = make("degrade.defocus", {"radius": [5, 5]})(point(), rng, whole(point()))
     assert drawn["radius"] == [5.0, 5.0]
     assert blurred.sum() == pytest.approx(point().sum(), rel=0.02)
     row = blurred[0, 20, :, 0]
     assert (row > 0).sum() in (15, 17)  # five pixels and a radius of five on each side
-    racked, drawn = make("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng)
+    racked, drawn = make("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng, whole(point()))
     assert drawn["radius"][0] != drawn["radius"][1]
     assert len({frame.tobytes() for frame in racked}) == 3
-    bloom, _ = make("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng)
+    bloom, _ = make("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng, whole(point()))
     assert bloom.max() > blurred.max()
 
 
 def test_motion_is_a_line_and_averages_frames():
-    blurred, _ = make("degrade.motion", {"length": [9, 9]})(point(), np.random.default_rng(0))
+    blurred, _ = make("degrade.motion", {"length": [9, 9]})(point(), np.random.default_rng(0), whole(point()))
     _, (short, long), _ = cv2.minAreaRect(np.argwhere(blurred[0, ..., 0] > 25).astype(np.float32))
     assert max(short, long) > 1.5 * min(short, long)
     frames = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (0, 90, 180)])
-    averaged, _ = make("degrade.motion", {"length": [1, 1], "average": 3})(frames, np.random.default_rng(0))
+    averaged, _ = make("degrade.motion", {"length": [1, 1], "average": 3})(
+        frames, np.random.default_rng(0), whole(frames)
+    )
     assert averaged[:, 8, 8, 0].tolist() == [45, 90, 135]
     with pytest.raises(ConfigError, match="average=2 must be an odd number"):
         make("degrade.motion", {"average": 2})
@@ -464,7 +644,7 @@ def test_motion_is_a_line_and_averages_frames():
 
 def test_grey_is_rec_601():
     colours = np.array([[[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]], np.uint8)
-    grey, _ = make("degrade.grey", {})(colours, np.random.default_rng(0))
+    grey, _ = make("degrade.grey", {})(colours, np.random.default_rng(0), whole(colours))
     assert grey[0, 0, :, 0].tolist() == [76, 150, 29, 255]
     assert (grey == grey[..., :1]).all()
 
@@ -474,7 +654,7 @@ def test_canny_draws_edges_as_thick_as_told():
     frames[:, :, 20:] = 255
     widths = []
     for thickness in (1, 2, 3):
-        edges, _ = make("control.canny", {"thickness": thickness})(frames, np.random.default_rng(0))
+        edges, _ = make("control.canny", {"thickness": thickness})(frames, np.random.default_rng(0), whole(frames))
         widths.append(int((edges[0, 20, :, 0] > 0).sum()))
     assert widths == [1, 2, 3]
     with pytest.raises(ConfigError, match="low=300 must not be above high"):

@@ -22,8 +22,12 @@ DOORS = {  # outside package -> the only places that may import it
     "wandb": ("iclora_train/callbacks.py", "eval/"),
     "hydra": ("iclora_train/hydra_main.py", "iclora_train/module.py"),  # module.py: `instantiate` for the optimizer
     "decord": ("iclora_train/video.py",),
-    "av": ("iclora_train/video.py",),
+    "av": ("iclora_train/video.py", "iclora_train/codec.py"),  # files; round trips through an encoder
     "webdataset": ("iclora_train/shards.py",),
+    "ai_edge_litert": ("data_prep/makers/blazepose.py",),
+    "onnxruntime": ("data_prep/makers/rtmpose.py",),
+    "OpenEXR": ("data_prep/makers/depth_files.py",),
+    "ray": ("data_prep/ray_engine.py",),
 }
 LONGEST, LONGEST_FUNCTION = 250, 40
 ROOM = {"iclora_train/shards.py": 275}  # writer and reader of one format belong in one file

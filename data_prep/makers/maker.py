@@ -2,21 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from data_prep.placement import Placement
 from iclora_train.config import require
 
 Drawn = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where the frames that a maker is given come from, for makers that need more than their pixels.
+
+    clip: its id. path: the video. indices: source frame number of every frame. fps: of the frames. placement: brings
+    pictures (`placement.place`) and points (`placement.points`) of the whole clip onto the frames, whose inner
+    `placement.size` pixels at `placement.inner` become the target; the rest is margin. files: what else the clip's row
+    names, by column (mask, depth, tracks, ...). number: of the window among those of its clip.
+    """
+
+    clip: str
+    path: Path
+    indices: tuple[int, ...]
+    fps: float
+    placement: Placement
+    files: Mapping[str, Path] = field(default_factory=dict)
+    number: int = 0
+
+    def file(self, column: str) -> Path:
+        """The file of a column. ConfigError when the clip's row names none."""
+        why = f"clip {self.clip}: its row names no `{column}`; give data.clips a csv or jsonl list with that column"
+        require(column in self.files, why)
+        return self.files[column]
+
+
 class Maker(Protocol):
     """A dataclass whose fields are `task.maker_args`. Calling it makes a reference of the target's size.
 
-    Everything random comes from the generator, so the same frames, arguments and seed give the same bytes again.
+    Everything random comes from the generator, so the same frames, arguments and seed give the same bytes again. A
+    maker that cannot do without columns of the clip list names them in `needs: ClassVar[tuple[str, ...]]`; clips whose
+    row lacks one are dropped and reported before the work, and so are those for which its method
+    `check(files: Mapping[str, Path]) -> None`, if it has one, raises ValueError.
     """
 
     @property
@@ -24,7 +54,7 @@ class Maker(Protocol):
         """Pixels around a frame that its reference depends on; they are given where the clip has them."""
         ...
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
         """uint8 RGB (F,H,W,3) -> reference uint8 (F,H,W,3), and what was drawn (JSON-able, for the record)."""
         ...
 

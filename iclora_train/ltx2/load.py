@@ -48,7 +48,7 @@ def load_transformer(
 
 
 def fp8_linears(module: Transformer, part: Part) -> set[str]:
-    """Names of the linears to keep in fp8: those the file has in it; if it has none, the blocks' but the small gates."""
+    """Names of the linears to keep in fp8: those the file has in it; if none, the blocks' but the small gates."""
     names = {
         name
         for name, each in module.named_modules()

@@ -1,0 +1,28 @@
+"""sRGB codes and the light they stand for (IEC 61966-2-1), and luma."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+SRGB = np.arange(256, dtype=np.float64) / 255
+LINEAR = np.where(SRGB <= 0.04045, SRGB / 12.92, ((SRGB + 0.055) / 1.055) ** 2.4).astype(np.float32)
+CODES = np.arange(256, dtype=np.float32) / 255
+
+
+def values(linear: bool) -> np.ndarray:
+    """(256,) fp32: what each code is worth, in [0, 1]: light if `linear`, else the code itself."""
+    return LINEAR if linear else CODES
+
+
+def to_codes(light: np.ndarray, linear: bool) -> np.ndarray:
+    """Values in [0, 1] (clipped) to uint8, through the sRGB curve if they are light."""
+    light = np.clip(light, 0, 1)
+    if linear:
+        light = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.rint(light * 255).astype(np.uint8)
+
+
+def luma(frame: np.ndarray) -> np.ndarray:
+    """Rec. 601 luma (H,W) uint8 of an RGB frame: 0.299 R + 0.587 G + 0.114 B."""
+    return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)

@@ -1,0 +1,130 @@
+"""Sparse motion tracks: the adapter learns to move things along drawn paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data_prep.makers.maker import Drawn, Source, check_number, check_span, register
+from data_prep.makers.track_drawing import draw_tracks
+from data_prep.makers.track_files import read_tracks, spline
+from iclora_train.config import require
+from iclora_train.video import probe
+
+WINDOW, LEVELS = 21, 3  # of the Lucas-Kanade search: pixels, halvings of the picture
+FINEST = 0.25  # pixels, about what that search can tell
+CANDIDATES = 400  # points that are followed, of which some are drawn
+
+
+@register("control.tracks")
+@dataclass(frozen=True)
+class Tracks:
+    """Trails of points as Lightricks' motion-control adapter draws them (`draw_tracks`).
+
+    If the clip's row has a column `tracks`, its JSON is drawn. points: what it holds, "spline" for the points through
+    which a curve is laid over the whole clip, or "frames" for one point for each frame of the clip; x and y are in
+    pixels of the clip.
+
+    Otherwise points are followed from the window's first frame on: count: [from, to] of them, drawn per window, with a
+    liking for those that move. lost: a point is lost, and stays so, where following it forth and back misses by more
+    pixels of a target with a short side of 512. shortest: share of the window that a track must last.
+
+    larger: how many times larger discs are than the official adapter's; 1 for that, 4 to see them on 64 pixels.
+    """
+
+    count: list[int] = field(default_factory=lambda: [6, 30])
+    points: str = "spline"
+    lost: float = 1.0
+    shortest: float = 0.5
+    larger: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_span("count", self.count, 1)
+        whole = all(isinstance(n, int) for n in self.count)
+        require(whole, f"task.maker_args.count={self.count} must be whole numbers")
+        require(self.points in ("spline", "frames"), f"task.maker_args.points={self.points!r} is not spline or frames")
+        check_number("lost", self.lost, 0.01)
+        check_number("shortest", self.shortest, 0, 1)
+        check_number("larger", self.larger, 0.1, 100)
+
+    @property
+    def margin(self) -> int:
+        return 0
+
+    def check(self, files: Mapping[str, Path]) -> None:
+        """ValueError when the file in the column `tracks` cannot be used."""
+        if "tracks" in files:
+            read_tracks(files["tracks"])
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        if "tracks" in source.files:
+            points, seen = self._given(source)
+        else:
+            points, seen = self._followed(frames, rng)
+        lasts = seen.sum(axis=1).tolist()  # tracks end, they do not come back
+        kept = [np.round(track[:n], 1).tolist() for track, n in zip(points, lasts, strict=True)]
+        return draw_tracks(points, seen, frames.shape[1:3], self.larger), {"tracks": kept}
+
+    def _given(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Points (N,F,2) in the frames' pixels, and which of them there are (N,F), from the row's JSON."""
+        tracks, numbers = read_tracks(source.file("tracks")), np.array(source.indices)
+        if self.points == "spline":
+            tracks = [spline(track, _frames_of(source.path)) for track in tracks]
+        seen = np.stack([numbers < len(track) for track in tracks])
+        points = np.stack([track[np.minimum(numbers, len(track) - 1)] for track in tracks])
+        placed = source.placement.points(points)
+        return np.rint(placed) if self.points == "spline" else placed, seen  # the editor's points are whole pixels
+
+    def _followed(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Points (N,F,2) followed through the frames, and where they were not lost (N,F)."""
+        grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+        points, seen = follow(grey, max(self.lost * min(frames.shape[1:3]) / 512, FINEST))
+        lasting = np.flatnonzero(seen.sum(axis=1) >= self.shortest * len(frames))
+        count = min(int(rng.integers(self.count[0], self.count[1] + 1)), len(lasting))
+        steps = np.hypot(*np.diff(points[lasting], axis=1).transpose(2, 0, 1)) * seen[lasting, 1:]  # (n,F-1)
+        liking = 1 + steps.sum(axis=1)
+        chosen = rng.choice(lasting, count, replace=False, p=liking / liking.sum()) if count else lasting[:0]
+        return points[chosen], seen[chosen]
+
+
+def follow(grey: list[np.ndarray], lost: float) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of the first picture (H,W) followed through all: points (N,F,2), and (N,F) whether they are still seen.
+
+    Pyramidal Lucas-Kanade (Bouguet 2001) from each picture to the next and back; a point that comes back more than
+    `lost` pixels from where it was (Kalal et al. 2010), or leaves the picture, is lost.
+    """
+    height, width = grey[0].shape
+    apart = max(np.sqrt(height * width / CANDIDATES) / 2, 1.0)
+    corners = cv2.goodFeaturesToTrack(grey[0], CANDIDATES, 0.005, apart)
+    if corners is None:  # nothing to hold on to in a flat picture
+        return np.zeros((0, len(grey), 2)), np.zeros((0, len(grey)), bool)
+    now, alive = corners.reshape(-1, 1, 2), np.ones(len(corners), bool)
+    points, seen = [now[:, 0]], [alive]
+    for i in range(1, len(grey)):
+        there, found = _search(grey[i - 1], grey[i], now)
+        back, returned = _search(grey[i], grey[i - 1], there)
+        missed = np.linalg.norm(back - now, axis=2)[:, 0]
+        inside = ((there >= 0) & (there <= (width - 1, height - 1))).all(axis=(1, 2))
+        alive = alive & found & returned & (missed <= lost) & inside
+        now = np.where(alive[:, None, None], there, now)
+        points.append(now[:, 0])
+        seen.append(alive)
+    return np.stack(points, axis=1).astype(np.float64), np.stack(seen, axis=1)
+
+
+def _search(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where points (N,1,2) of picture a are in b, and whether they were found (N,)."""
+    there = np.empty_like(points)
+    _, found, _ = cv2.calcOpticalFlowPyrLK(a, b, points, there, winSize=(WINDOW, WINDOW), maxLevel=LEVELS)
+    return there, np.asarray(found)[:, 0] == 1
+
+
+@lru_cache(maxsize=16)
+def _frames_of(path: Path) -> int:
+    """Number of frames of a clip."""
+    return probe(path).frames

@@ -1,0 +1,145 @@
+"""`python -m data_prep verify data.root=<folder>`: is what lies there still what was made, whole, and fit to train on?
+
+Each problem is one line that ends with the remedy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from data_prep.engine import Failed, engine_of
+from data_prep.progress import steps
+from iclora_train.config import Config
+from iclora_train.files import sha256
+from iclora_train.fingerprint import digest
+from iclora_train.ltx2.chosen import base_of
+from iclora_train.shards import EMPTY, REMEDY, ShardError, ShardSet
+
+KINDS = ("pairs", "latents")
+Work = tuple[ShardSet, str]  # a shard set and the name of one of its shards
+Shapes = dict[str, tuple[int, ...]]  # by member of a sample
+
+
+def verify(root: str, workers: int = 0, config: Config | None = None) -> list[str]:
+    """Read both shard sets of data.root once more: what is wrong, each with the remedy. With a config also whether they
+    are of its settings and base. A bar shows how far it is; `workers` processes read (0: this one).
+    """
+    problems, sets = [], []
+    for kind in KINDS:
+        try:
+            sets.append(ShardSet.open(Path(root, kind)))
+        except ShardError as error:
+            problems.append(str(error))
+    for shards in sets:
+        problems += [*_index_problems(shards), *_strangers(shards), *(_foreign(shards, config) if config else ())]
+    if len(sets) == len(KINDS):
+        problems += _disagreements(*sets)
+    return problems + list(_shard_problems(sets, workers))
+
+
+def _index_problems(shards: ShardSet) -> Iterator[str]:
+    """The index against itself and against the fingerprint that lay there before it was written."""
+    index, of = shards.folder / "index.json", [s.shard for s in shards.samples]
+    counts = {"splits": Counter(s.split for s in shards.samples), "buckets": Counter(s.bucket for s in shards.samples)}
+    if shards.splits != counts["splits"] or shards.buckets != counts["buckets"]:
+        yield f"{index} counts other samples than it lists: {REMEDY}"
+    if {name: facts["count"] for name, facts in shards.shards.items()} != {
+        name: of.count(name) for name in shards.shards
+    }:
+        yield f"{index} lists other samples than its shards have: {REMEDY}"
+    if digest(shards.fingerprint) != shards.sha256 or _fingerprint(shards.folder) != shards.fingerprint:
+        yield f"{index} and fingerprint.json beside it differ: delete {shards.folder} and run data_prep again"
+
+
+def _fingerprint(folder: Path) -> object:
+    """What fingerprint.json says; None when it is not there or no JSON."""
+    try:
+        return json.loads((folder / "fingerprint.json").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _strangers(shards: ShardSet) -> Iterator[str]:
+    """Tars that the index does not know."""
+    for path in sorted(shards.folder.glob("*.tar")):
+        if path.name not in shards.shards:
+            yield f"{path} is not in the index: delete it"
+
+
+def _foreign(shards: ShardSet, config: Config) -> Iterator[str]:
+    """Other settings or another base than the config's."""
+    try:
+        shards.require_settings(config)
+        if shards.kind == "latents":
+            base = base_of(config.model)
+            shards.require_base(base.name, base.latent_fingerprints)
+    except ShardError as error:
+        yield str(error)
+
+
+def _disagreements(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
+    """Latents that were not made from these pairs."""
+    keys = [[(sample.key, sample.bucket, sample.shard) for sample in shards.samples] for shards in (pairs, latents)]
+    if latents.fingerprint["pairs"] != pairs.sha256 or keys[0] != keys[1]:
+        yield f"{latents.folder} was not made from {pairs.folder}: delete {latents.folder} and run data_prep again"
+    try:
+        if not bool(latents.empty_text().isfinite().all()):
+            yield f"{latents.folder / EMPTY} holds NaN or infinite values: {REMEDY}"
+    except ShardError as error:
+        yield str(error)
+
+
+def _shard_problems(sets: list[ShardSet], workers: int) -> Iterator[str]:
+    """Every shard's bytes and every sample in it."""
+    work = [(shards, shard) for shards in sets for shard in shards.shards]
+    with steps("verifying", sum(map(len, sets))) as bar, closing(engine_of("local", workers)) as engine:
+        for (shards, shard), found in zip(work, engine.map(_look_at, work), strict=True):
+            bar.skip(shards.shards[shard]["count"])
+            yield from [f"{shards.folder / shard}: {found.reason}"] if isinstance(found, Failed) else found
+
+
+def _look_at(work: Work) -> list[str]:
+    """What is wrong with one shard: its checksum, or else its samples."""
+    shards, shard = work
+    path = shards.folder / shard
+    if sha256(path) != shards.shards[shard]["sha256"]:
+        return [f"{path} is damaged: {REMEDY}"]
+    problems = []
+    shapes: dict[str, Shapes] = {}  # bucket -> those of its first sample
+    for i, sample in enumerate(shards.samples):
+        if sample.shard == shard:
+            try:
+                found = _shapes(shards, i)
+                wrong = "" if shapes.setdefault(sample.bucket, found) == found else f"its shapes {found} are odd"
+            except ValueError as error:  # ShardError among them
+                wrong = str(error)
+            if wrong:
+                problems.append(f"{path}, sample {sample.key}: {wrong}: {REMEDY}")
+    return problems
+
+
+def _shapes(shards: ShardSet, i: int) -> Shapes:
+    """The shapes of sample i, which all of its bucket share. ValueError when it cannot be trained on."""
+    if shards.kind == "pairs":
+        pair = shards.read_pair(i)
+        width, height, frames = map(int, shards.samples[i].bucket.split("x"))
+        if pair.target.shape != (frames, height, width, 3):
+            raise ValueError(f"its target has shape {pair.target.shape}, its bucket is {shards.samples[i].bucket}")
+        shapes: Shapes = {"target": pair.target.shape}
+        for n, clip in enumerate(pair.references):
+            shapes[f"reference{n}"] = clip.shape
+    else:
+        latents = shards.read_latents(i)
+        tensors = {"target": latents.target, "text": latents.text}
+        tensors |= {f"reference{n}": latent for n, latent in enumerate(latents.references)}
+        for name, tensor in tensors.items():
+            if not bool(tensor.isfinite().all()):
+                raise ValueError(f"its {name} holds NaN or infinite values")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if "reference0" not in shapes:
+        raise ValueError("it has no reference")
+    return shapes

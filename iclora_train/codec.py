@@ -1,0 +1,111 @@
+"""Clips through a video encoder and back, in memory: what compression does to a picture.
+
+Encoders run without frames that wait for later ones (no B-frames, no look-ahead of VP9's hidden frames) and on one
+thread, so that frame i comes back as frame i and the same frames give the same bytes on any number of cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
+import numpy as np
+
+# swscale's bicubic filter with exact rounding and full chroma: its default conversions darken by a level
+EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
+SMALLEST = 64  # pixels; x265 writes beyond its buffers at widths below 64
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """An encoder and a decoder of FFmpeg, the options that keep order and bytes, and those of a quality in [0, 51]."""
+
+    encoder: str
+    decoder: str
+    options: dict[str, str]
+    quality: Callable[[float], dict[str, str]]
+
+
+def _quantizer(crf: float) -> dict[str, str]:
+    """MPEG-4 Part 2 has no rate factor but a quantizer of 1 to 31 for all frames."""
+    step = str(round(1 + 30 * crf / 51))
+    return {"qmin": step, "qmax": step}
+
+
+X264 = "threads=1:rc-lookahead=0:mbtree=0:scenecut=0"  # looking ahead, the same frames give other bytes now and then
+X265 = "pools=none:frame-threads=1:wpp=0:bframes=0:scenecut=0:info=0:log-level=none"
+CODECS = {
+    "h264": _Kind(
+        "libx264",
+        "h264",
+        {"preset": "medium", "bf": "0", "x264-params": X264},
+        lambda crf: {"crf": f"{crf:.2f}"},
+    ),
+    "hevc": _Kind("libx265", "hevc", {"preset": "fast", "x265-params": X265}, lambda crf: {"crf": f"{crf:.2f}"}),
+    "mpeg4": _Kind("mpeg4", "mpeg4", {"flags": "+bitexact"}, _quantizer),
+    "vp9": _Kind(
+        "libvpx-vp9",
+        "vp9",
+        {"deadline": "good", "cpu-used": "4", "lag-in-frames": "0", "auto-alt-ref": "0", "row-mt": "0"},
+        lambda crf: {"crf": str(round(crf * 63 / 51)), "b": "0"},
+    ),
+}
+
+
+def round_trip(
+    frames: np.ndarray,
+    fps: float,
+    codec: str,
+    *,
+    crf: float | None = None,
+    bits_per_second: float | None = None,
+    keyframes: int = 48,
+) -> np.ndarray:
+    """Frames uint8 RGB (F,H,W,3) as `codec` gives them back, in yuv420p: as many, in the same order.
+
+    crf: a quality on H.264's scale from 0 (best) to 51, stretched to the scales of VP9 and MPEG-4; or bits_per_second,
+    the rate that is aimed at, over a buffer of one second. keyframes: frames from one key frame to the next at most.
+    Sizes that are odd or below 64 are padded by repeating the border and cropped again.
+    """
+    if (crf is None) == (bits_per_second is None):
+        raise ValueError("give one of crf and bits_per_second")
+    kind = CODECS[codec]
+    if crf is not None:
+        rate = kind.quality(crf)
+    else:
+        assert bits_per_second is not None
+        bits = str(max(round(bits_per_second), 1000))
+        rate = {"b": bits, "maxrate": bits, "bufsize": bits}
+    height, width = frames.shape[1:3]
+    padding = [(0, 0), *((0, max(SMALLEST, size + size % 2) - size) for size in (height, width)), (0, 0)]
+    padded = np.pad(frames, padding, mode="edge")
+    packets = _encode(padded, fps, kind, {**kind.options, **rate, "g": str(keyframes)})
+    return np.stack(_decode(packets, kind))[:, :height, :width]
+
+
+def _encode(frames: np.ndarray, fps: float, kind: _Kind, options: dict[str, str]) -> list[av.Packet]:
+    encoder = av.CodecContext.create(kind.encoder, "w")
+    assert isinstance(encoder, av.VideoCodecContext)
+    encoder.height, encoder.width = frames.shape[1:3]
+    encoder.pix_fmt, encoder.thread_count, encoder.options = "yuv420p", 1, options
+    encoder.framerate = Fraction(fps).limit_denominator(1001)
+    encoder.time_base = 1 / encoder.framerate
+    packets = []
+    for number, rgb in enumerate(frames):
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", interpolation=EXACT)
+        frame.pts = number
+        packets += encoder.encode(frame)
+    return packets + encoder.encode(None)
+
+
+def _decode(packets: list[av.Packet], kind: _Kind) -> list[np.ndarray]:
+    decoder = av.CodecContext.create(kind.decoder, "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    decoder.thread_count = 1
+    frames = []
+    for packet in [*packets, None]:
+        for frame in decoder.decode(packet):
+            frames.append(frame.reformat(format="rgb24", interpolation=EXACT).to_ndarray())
+    return frames

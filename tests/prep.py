@@ -1,0 +1,45 @@
+"""A small folder of clips, and data_prep's settings for it: what the tests of preparing at scale share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+
+from iclora_train.config import Config, check
+from iclora_train.hydra_main import conf_dir
+from tests.clips import write_clip
+
+SIZE = ("data.frames=5", "data.height=32", "data.width=32")
+
+
+def write_clips(folder: Path, splits: tuple[str, ...] = ("train", "train", "train", "val", "heldout")) -> Path:
+    """A csv list of clips clip0, clip1, ... of these splits."""
+    rows = ["id,video,caption,split"]
+    for i, split in enumerate(splits):
+        write_clip(folder / f"clip{i}.mp4", 24 + i, seed=i)
+        rows.append(f"clip{i},clip{i}.mp4,a moving texture {i},{split}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    return folder / "list.csv"
+
+
+def overrides(root: Path, clips: Path, base: Path, *more: str) -> list[str]:
+    """The command line of data_prep for the task deblur on a tiny base."""
+    places = [f"model.checkpoint={base}", f"data.clips={clips}", f"data.root={root}"]
+    counts = ["data.train_windows=30", "data.heldout_windows=4"]
+    return ["conf=deblur", "model.name=tiny", *places, *SIZE, *counts, *more]
+
+
+def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
+    """The same, composed."""
+    ConfigStore.instance().store(name="schema", node=Config)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return check(hydra.compose("prep", overrides(root, clips, base, *more)))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}

@@ -1,0 +1,325 @@
+"""The checks of pairs: what they must find, what they must leave alone, and what becomes of their verdicts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from data_prep.checks import (
+    Notes,
+    Report,
+    check_pair,
+    check_vae,
+    conclude,
+    duplicates,
+    moments,
+    pair_picture,
+    require_no_failure,
+    sign,
+    spread,
+)
+from data_prep.checks.captions import spoken
+from iclora_train.checks_config import PHRASES, Checks, Limit
+from iclora_train.codec import round_trip
+from iclora_train.config import Config, ConfigError, Model, Task, check
+from iclora_train.pair import Pair
+from tests.clips import moving
+
+MAKES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "blur": lambda frame: cv2.GaussianBlur(frame, (0, 0), 3),
+    "edges": lambda frame: cv2.cvtColor(cv2.Canny(frame, 60, 120), cv2.COLOR_GRAY2RGB),
+    "grey": lambda frame: cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB),
+}
+
+
+def config(family: str = "restoration", trigger: str = "", checks: Checks | None = None, **task: int) -> Config:
+    return Config(
+        task=Task(name="a task", maker="given", family=family, trigger=trigger, **task),
+        model=Model(name="ltx2_3", checkpoint="model.safetensors"),
+        checks=checks or Checks(),
+    )
+
+
+def footage(frames: int, seed: int = 0) -> np.ndarray:
+    """A clip like a real one: a textured picture, still, and in front of it two things that move: (F,72,96,3)."""
+    back, front = moving(1, 72, 96, seed)[0], moving(1, 72, 96, seed + 100)[0]
+    clip = np.stack([back] * frames)
+    for t in range(frames):
+        clip[t, 10:34, 2 + 3 * t % 60 : 26 + 3 * t % 60] = front[10:34, :24]
+        bounce = round(20 + 14 * np.sin(t / 3 + seed))
+        clip[t, bounce : bounce + 26, 60:84] = 255 - front[20:46, 30:54]
+    noise = np.random.default_rng(seed).normal(0, 2, clip.shape)
+    return np.clip(clip + noise, 0, 255).astype(np.uint8)
+
+
+def degraded(clip: np.ndarray, how: str) -> np.ndarray:
+    return np.stack([MAKES[how](frame) for frame in clip])
+
+
+def report(reference: np.ndarray, target: np.ndarray, setting: Config | None = None, **more: object) -> Report:
+    pair = Pair("clip-00000", target, (reference,), str(more.get("caption", "a thing moves")), 24.0)
+    pair = replace(pair, record={"drawn": more.get("drawn", {})})
+    return check_pair(pair, "clip", "train", setting or config())
+
+
+def found(made: Report, check: str) -> float | None:
+    return next(finding.value for finding in made.findings if finding.check == check)
+
+
+def verdicts(made: Report) -> dict[str, str]:
+    return {finding.check: finding.verdict for finding in made.findings if finding.verdict != "ok"}
+
+
+# --- offset ---
+
+
+@pytest.mark.parametrize("how", MAKES)
+@pytest.mark.parametrize("shift", [-3, -2, -1, 0, 1, 2, 3])
+def test_a_shift_is_found_in_every_kind_of_reference(how, shift):
+    clip = footage(31)
+    made = report(degraded(clip, how)[3 + shift : 28 + shift], clip[3:28])
+    assert found(made, "offset") == abs(shift)
+    assert verdicts(made).get("offset") == ("drop" if shift else None)
+    if shift:
+        assert ("early" if shift > 0 else "late") in made.reason
+
+
+def test_a_slower_reference_is_compared_at_its_own_times():
+    clip, slow = footage(57), config(reference_temporal_scale=2)
+    for shift in (-2, -1, 0, 1, 2):
+        made = report(degraded(clip, "blur")[3 + shift : 52 + shift : 2], clip[3:52], slow)
+        assert found(made, "offset") == abs(shift)
+
+
+def test_no_shift_is_claimed_where_nothing_tells():
+    still = np.stack([footage(1)[0]] * 17)
+    other = footage(17, seed=5)
+    assert found(report(degraded(still, "blur"), still), "offset") is None
+    assert found(report(other, footage(17)), "offset") == 0
+    assert found(report(footage(3), footage(3)), "offset") is None
+
+
+# --- what a reference shows ---
+
+
+def test_a_blank_and_a_static_reference_are_found():
+    clip = footage(17)
+    assert verdicts(report(np.zeros_like(clip), clip)) == {"blank": "drop", "static": "warn", "clipped": "warn"}
+    assert verdicts(report(np.stack([clip[0]] * 17), clip)) == {"static": "warn"}
+    still = np.stack([clip[0]] * 17)
+    assert verdicts(report(still, still)) == {}
+
+
+def test_clipping_counts_only_what_the_target_does_not_have():
+    clip = footage(9)
+    bright = np.clip(clip.astype(int) + 140, 0, 255).astype(np.uint8)
+    assert verdicts(report(bright, clip)) == {"clipped": "warn"}
+    assert verdicts(report(bright, bright)) == {}
+
+
+def test_injected_flicker_raises_the_measure_step_by_step():
+    clip = footage(17)
+    edges = degraded(clip, "edges")
+    calm, rng = cv2.GaussianBlur(edges.reshape(-1, 96, 3), (0, 0), 0.6).reshape(edges.shape), np.random.default_rng(0)
+    missing = rng.random(edges.shape[:3])[..., None]  # which pixels are lost at which dose
+    values = [
+        found(report(np.where(missing < p, 0, calm), clip, config("structure")), "flicker") for p in (0, 0.2, 0.5)
+    ]
+    assert values == sorted(values)
+    assert values[2] > 1.3 * values[0]
+    assert found(report(clip, clip, config("structure")), "flicker") == pytest.approx(1)
+
+
+def test_a_faint_control_signal_is_named_and_coverage_is_read_wherever_makers_put_it():
+    clip = footage(9)
+    faint = (clip // 16 + 100).astype(np.uint8)
+    assert verdicts(report(faint, clip, config("structure")))["contrast"] == "warn"
+    drawn = {"steps": [{"coverage": 0.9}, {"drawn": {"coverage": 0.25}}]}
+    made = report(degraded(clip, "edges"), clip, config("structure"), drawn=drawn)
+    assert found(made, "coverage") == 0.25
+    assert made.verdict == "drop"
+
+
+def test_shape_and_rate_are_held_to_the_declared_factors():
+    clip = footage(17)
+    half = np.stack([cv2.resize(frame, (48, 36), interpolation=cv2.INTER_AREA) for frame in clip])
+    declared = config(reference_downscale=2)
+    assert found(report(half, clip, declared), "shape") == 0
+    assert found(report(half, clip), "shape") == 2
+    assert "frames 16 instead of 17" in report(clip[:16], clip).reason
+    pair = Pair("clip-00000", clip, (clip,), "", 24.0)
+    assert "fps 30 instead of 24" in check_pair(pair, "clip", "train", config(), reference_fps=30.0).reason
+
+
+@pytest.mark.parametrize("size", [(1, 8, 8), (2, 1, 1), (5, 3, 200), (9, 64, 64)])
+@pytest.mark.parametrize("family", ["structure", "restoration"])
+def test_odd_pairs_get_a_report_and_never_an_error(size, family):
+    target = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for reference in (target, target[:1], np.zeros((3, 7, 5, 3), np.uint8)):
+        made = report(reference, target, config(family))
+        assert Report.of(json.loads(json.dumps(made.record()))) == made
+        assert pair_picture(Pair("clip-00000", target, (reference,), "", 24.0))[:2] == b"\xff\xd8"
+
+
+# --- captions ---
+
+
+@pytest.mark.parametrize(
+    ("caption", "phrases"),
+    [
+        ("A depth map of a street", ["depth map"]),
+        ("White edges on black, a skeleton waves", ["white edges", "edges on black", "skeleton"]),
+        ("Two stick-figures dance", ["stick figure"]),
+        ("A man walks along the edge of a deep lake", []),
+        ("The canny shopkeeper counts", ["canny"]),
+    ],
+)
+def test_a_caption_must_not_speak_of_the_control_signal(caption, phrases):
+    assert spoken(caption, PHRASES) == phrases
+    clip = footage(9)
+    assert found(report(clip, clip, config("structure"), caption=caption), "caption_control") == len(phrases)
+    assert "caption_control" not in {f.check for f in report(clip, clip, caption=caption).findings}
+
+
+def test_triggers_empty_and_endless_captions_are_named():
+    clip, deblur = footage(9), config(trigger="DEBLUR")
+
+    def wrong(caption: str) -> set[str]:
+        return set(verdicts(report(clip, clip, deblur, caption=caption)))
+
+    assert wrong("DEBLUR a cat") == set()
+    assert wrong("a cat") == {"caption_trigger"}
+    assert wrong("DEBLUR a DEBLUR cat") == {"caption_trigger"}
+    assert wrong("DEBLURRED cat") == {"caption_trigger"}
+    assert wrong("DEBLUR") == {"caption_empty"}
+    assert wrong("DEBLUR " + "cat " * 301) == {"caption_long"}
+    deblur.model.checkpoint = "nano"
+    assert wrong("DEBLUR") == set()
+
+
+# --- the VAE ---
+
+
+def test_what_the_vae_loses_is_measured_for_target_and_reference():
+    clip, checks = footage(9), Checks(vae=Limit(least=30))
+    pair = Pair("clip-00000", clip, (degraded(clip, "edges"),), "", 24.0)
+    exact = check_vae(pair, lambda video: video, lambda latents: latents, checks)
+    assert [finding.value for finding in exact] == [100, 100]
+    coarse = check_vae(pair, torch.nn.AvgPool3d((1, 4, 4)), torch.nn.Upsample(scale_factor=(1, 4, 4)), checks)
+    assert [finding.verdict for finding in coarse] == ["warn", "warn"]
+    assert coarse[0].value > coarse[1].value  # thin lines are lost first
+    assert [spread(100, 4), spread(2, 16), spread(9, 0)] == [[12, 37, 62, 87], [0, 1], []]
+
+
+# --- duplicates ---
+
+
+def signed(name: str, split: str, clip: np.ndarray, digest: str = ""):
+    return sign(name, split, digest or name, (clip[i] for i in moments(len(clip), 24.0)))
+
+
+def test_footage_in_two_splits_is_found_after_resizing_encoding_and_trimming():
+    clips = [footage(48, seed) for seed in range(4)]
+    held = [signed(f"held{i}", "heldout", clip) for i, clip in enumerate(clips[:3])]
+    small = np.stack([cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA) for frame in clips[0]])
+    train = [
+        signed("again", "train", round_trip(small, 24.0, "h264", crf=35)),
+        signed("trimmed", "train", clips[1][20:]),
+        signed("same", "val", clips[3], "held2"),
+        signed("other", "train", clips[3]),
+    ]
+    made = {one.key: one for one, _ in duplicates([*train, *held], Checks())}
+    assert {key: one.verdict for key, one in made.items()} == dict.fromkeys(
+        ("again", "trimmed", "same", "other"), "drop"
+    )
+    assert "held0 (heldout)" in made["again"].reason
+    assert "held1 (heldout)" in made["trimmed"].reason
+    assert "same bytes as held2" in made["same"].reason
+    assert "shows the same as same (val)" in made["other"].reason
+    alone = duplicates([train[3], *held], Checks())
+    assert [one.verdict for one, _ in alone] == ["ok"]
+    assert [one.verdict for one, _ in duplicates([train[0], *held], Checks(duplicate=Limit(most=1)))] == ["ok"]
+
+
+def test_flat_clips_are_like_nothing_but_their_own_bytes():
+    black = np.zeros((24, 40, 40, 3), np.uint8)
+    pair = [signed("one", "train", black), signed("two", "heldout", black)]
+    assert [found(one, "duplicate") for one, _ in duplicates(pair, Checks())] == [0]
+
+
+# --- settings and what follows from verdicts ---
+
+
+def test_what_happens_is_configured_and_bad_settings_name_their_key():
+    clip = footage(31)
+    late = degraded(clip, "blur")[:25], clip[3:28]
+    for action in ("warn", "drop", "fail"):
+        made = report(*late, config(checks=Checks(offset=Limit(most=0, action=action))))
+        assert (made.verdict, made.kept) == (action, action == "warn")
+    assert report(*late, config(checks=Checks(offset=Limit(most=3, action="fail")))).verdict == "ok"
+    for wrong, key in (
+        ({"offset": Limit(action="explode")}, "checks.offset.action"),
+        ({"blank": Limit(least=3, most=2)}, "checks.blank.least"),
+        ({"vae": Limit(least=20, action="drop")}, "checks.vae.action"),
+        ({"search": 0}, "checks.search"),
+    ):
+        with pytest.raises(ConfigError, match=key):
+            Checks(**wrong)
+
+
+def test_limits_are_set_on_the_command_line():
+    required = ["task.name=t", "task.maker=given", "model.name=m", "model.checkpoint=c", "data.clips=d", "data.root=r"]
+
+    def composed(*overrides: str) -> Config:
+        schema = OmegaConf.structured(replace(Config(), run="r"))
+        return check(OmegaConf.merge(schema, OmegaConf.from_dotlist([*required, *overrides])))
+
+    limits = composed("checks.offset.action=fail", "checks.static.most=null", "checks.phrases=[dots]").checks
+    assert (limits.offset.action, limits.offset.most, limits.static.most, limits.phrases) == ("fail", 0, None, ["dots"])
+    with pytest.raises(ConfigError, match=r"checks.blank.action='maybe' is not one of warn, drop, fail"):
+        composed("checks.blank.action=maybe")
+
+
+def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
+    clip, setting = footage(17), config(checks=Checks(blank=Limit(least=8, action="fail")))
+    bad = report(np.zeros_like(clip), clip, setting)
+    notes = Notes(tmp_path, "0123456789")
+    picture = pair_picture(Pair("clip-00000", clip, (clip,), "", 24.0))
+    notes.write("train-000000", [(replace(bad, key=f"clip-{i:05d}"), picture) for i in range(3)])
+    assert notes.has("train-000000")
+    totals = conclude(tmp_path, notes, {"kept": {}, "dropped": []}, setting)
+    lines = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
+    assert [line["verdict"] for line in lines] == ["fail"] * 3
+    assert totals["pairs"] == {"ok": 0, "warn": 0, "drop": 0, "fail": 3}
+    assert totals["checks"]["blank"] | {"low": 0, "fail": 3, "ok": 0} == totals["checks"]["blank"]
+    assert [one["key"] for one in totals["left_out"]] == [f"clip-{i:05d}" for i in range(3)]
+    assert "blank" in capsys.readouterr().out
+    assert json.loads(json.dumps(totals)) == totals
+    with pytest.raises(ConfigError, match=r"checks.blank.action=fail: 3 pairs or clips do not pass, first clip-00000"):
+        require_no_failure(totals, tmp_path)
+
+
+def test_nothing_at_all_makes_a_report_too(tmp_path: Path):
+    totals = conclude(tmp_path, Notes(tmp_path, "0123456789"), {"kept": {}, "dropped": []}, config())
+    assert (tmp_path / "checks.jsonl").read_bytes() == b""
+    require_no_failure(totals, tmp_path)
+
+
+def test_findings_of_the_vae_join_those_of_their_pair(tmp_path: Path):
+    clip, notes = footage(9), Notes(tmp_path, "0123456789")
+    pair = Pair("clip-00000", clip, (clip,), "a thing moves", 24.0)
+    made = check_pair(pair, "clip", "train", config())
+    notes.write("train-000000", [(made, b"")])
+    later = check_vae(pair, lambda video: video, lambda latents: latents, Checks())
+    notes.add([replace(made, findings=tuple(later))])
+    [(whole, _)] = notes.entries()
+    assert [finding.check for finding in whole.findings][-2:] == ["vae", "vae"]
+    assert len(whole.findings) == len(made.findings) + 2

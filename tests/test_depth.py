@@ -1,0 +1,287 @@
+"""Depth makers: near is white, one range per clip, estimated by a network or rendered elsewhere."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import OpenEXR
+import pytest
+import torch
+from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
+
+from data_prep.makers import Source, make
+from data_prep.makers.depth import grey, steadied
+from data_prep.placement import Placement
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.depth import load
+from iclora_train.video import encode_clip
+
+PROCESSOR = {
+    "image_processor_type": "DPTImageProcessor",
+    "do_resize": True,
+    "size": {"height": 56, "width": 56},
+    "keep_aspect_ratio": True,
+    "ensure_multiple_of": 14,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def write_network(folder: Path, kind: str) -> Path:
+    """A Depth-Anything of random weights; the last bias is raised so that the final ReLU does not cut all off."""
+    torch.manual_seed(0)
+    stages = ["stage1", "stage2", "stage3", "stage4"]
+    backbone = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        patch_size=14,
+        image_size=56,
+        out_features=stages,
+        reshape_hidden_states=False,
+    )
+    config = DepthAnythingConfig(
+        backbone_config=backbone,
+        neck_hidden_sizes=[8, 8, 8, 8],
+        fusion_hidden_size=8,
+        head_hidden_size=8,
+        reassemble_hidden_size=16,
+        depth_estimation_type=kind,
+        max_depth=20,
+    )
+    network = DepthAnythingForDepthEstimation(config)
+    with torch.no_grad():
+        for weight in network.head.parameters():
+            weight.mul_(20)
+        network.head.conv3.bias.fill_(1.0)
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network(tmp_path_factory.mktemp("depth"), "relative")
+
+
+def photos(count: int, size: tuple[int, int] = (64, 96)) -> np.ndarray:
+    """Smooth random pictures (F,H,W,3)."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (count, 8, 12, 3), dtype=np.uint8)
+    return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in small])
+
+
+def source(indices: tuple[int, ...], placement: Placement, **files: Path) -> Source:
+    return Source("clip", Path("clip.mp4"), indices, 24.0, placement, files)
+
+
+def whole(height: int, width: int) -> Placement:
+    return Placement((height, width), (height, width), (0, 0), (height, width), False)
+
+
+def given(folder: Path, frames: int, placement: Placement, **args: object) -> np.ndarray:
+    """What control.depth_given makes of a folder or video for frames 0 to `frames`, from the least to the greatest."""
+    maker, blank = (
+        make("control.depth_given", {"range": [0, 100], **args}),
+        np.zeros((frames, *placement.size, 3), np.uint8),
+    )
+    return maker(blank, np.random.default_rng(0), source(tuple(range(frames)), placement, depth=folder))[0]
+
+
+def write_exr(path: Path, **channels: np.ndarray) -> None:
+    names = {name.replace("_", "."): pixels.astype(np.float32) for name, pixels in channels.items()}
+    OpenEXR.File({"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}, names).write(str(path))
+
+
+def test_a_network_of_the_user_makes_grey_video_with_one_range(network: Path) -> None:
+    frames = photos(10)  # more than one batch
+    maker = make("control.depth", {"model": str(network), "range": [0.0, 100.0]})
+    made, drawn = maker(frames, np.random.default_rng(0), source(tuple(range(10)), whole(64, 96)))
+    assert made.shape == frames.shape
+    assert (made == made[..., :1]).all()
+    assert made.min() <= 1
+    assert made.max() >= 254
+    assert (made.reshape(10, -1).max(axis=1) < 254).any(), "each frame was stretched by itself"
+    low, high = drawn["range"]
+    assert low < high
+
+
+def test_batches_make_no_difference(network: Path) -> None:
+    frames = photos(3)
+    together = load(network).nearness(frames)
+    alone = np.concatenate([load(network).nearness(frame[None]) for frame in frames])
+    assert np.allclose(together, alone, atol=1e-5)
+
+
+def test_networks_in_metres_are_turned_over(tmp_path: Path) -> None:
+    network, frames = load(write_network(tmp_path, "metric")), photos(2)
+    inputs = network.processor(images=list(frames), return_tensors="pt")
+    with torch.no_grad():
+        metres = network.model(**inputs).predicted_depth
+    near = network.nearness(frames)
+    assert near.mean() == pytest.approx((1 / metres).mean().item(), rel=0.02)
+
+
+def test_without_weights_the_way_to_get_them_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\.maker_args\.model is not set"):
+        make("control.depth", {})
+    with pytest.raises(ConfigError, match="hf download depth-anything/Depth-Anything-V2-Small-hf"):
+        make("control.depth", {"model": str(tmp_path / "none")})
+
+
+def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ConfigError, match="no depth network"):
+        load(tmp_path)
+    broken = tmp_path / "broken"
+    shutil.copytree(network, broken)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ConfigError, match="no depth network"):
+        load(broken)
+
+
+def test_one_range_holds_for_the_whole_clip() -> None:
+    near = np.zeros((2, 16, 16), np.float32)
+    near[0, :, 8:], near[1, :, 8:] = 1.0, 2.0
+    made, drawn = grey(near, [0.0, 100.0])
+    assert drawn == {"range": [0.0, 2.0]}
+    assert [frame[0, 15, 0] for frame in made] == [128, 255]
+    flat, _ = grey(np.full((1, 16, 16), 3.0, np.float32), [0.0, 100.0])
+    assert not flat.any()
+
+
+def test_outliers_do_not_set_the_range() -> None:
+    near = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 1))
+    near[0, 0, 0] = 1e6
+    made, _ = grey(near, [1.0, 99.0])
+    assert made[0, 32, 60, 0] > 200
+
+
+def test_steadying_takes_flicker_out_of_what_stands_still() -> None:
+    frames = np.repeat(photos(1), 12, axis=0)
+    noise = np.random.default_rng(0).normal(0, 1, (12, 64, 96)).astype(np.float32)
+    left = steadied(noise, frames, 0.8)
+    assert np.abs(np.diff(left, axis=0)).mean() < 0.3 * np.abs(np.diff(noise, axis=0)).mean()
+
+
+def test_steadying_moves_depth_along_with_the_picture() -> None:
+    """A picture that slides by, whose depth slides along, is left as it is; a plain mean over time would blur it."""
+    wide = photos(1, (64, 160))[0]
+    frames = np.stack([wide[:, 2 * i : 2 * i + 96] for i in range(8)])
+    near = frames[..., 1].astype(np.float32)
+    plain = (near[:-1] + near[1:]) / 2
+    error = np.abs(steadied(near, frames, 0.8) - near)[:, 8:-8, 8:-8].mean()
+    assert error < 0.3 * np.abs(plain - near[1:])[:, 8:-8, 8:-8].mean()
+
+
+@pytest.mark.parametrize("channel", ["Z", "V", "Y", "ViewLayer_Depth_Z"])
+def test_a_z_pass_is_drawn_as_disparity_with_a_black_sky(tmp_path: Path, channel: str) -> None:
+    metres = np.array([[1.0, 2.0, 4.0, 1e10]]).repeat(4, axis=0)
+    write_exr(tmp_path / "0001.exr", **{channel: metres})
+    made = given(tmp_path, 1, whole(4, 4))
+    assert made[0, 0, :, 0].tolist() == [255, 128, 64, 0]
+
+
+def test_depth_is_taken_before_colour_in_an_exr(tmp_path: Path) -> None:
+    metres = np.array([[1.0, 2.0]]).repeat(2, axis=0)
+    write_exr(tmp_path / "0001.exr", R=metres[:, ::-1], G=metres, B=metres, Z=metres)
+    assert given(tmp_path, 1, whole(2, 2))[0, 0, :, 0].tolist() == [255, 0]
+
+
+def test_sixteen_bits_are_kept_until_the_range_is_known(tmp_path: Path) -> None:
+    """A shallow scene uses 1000 of 65536 levels; in 8 bits 4 would be left."""
+    ramp = np.linspace(20000, 21000, 256).astype(np.uint16)[None].repeat(4, axis=0)
+    cv2.imwrite(str(tmp_path / "a.png"), ramp)
+    made = given(tmp_path, 1, whole(4, 256), values="nearness")
+    assert len(np.unique(made)) == 256
+    assert (np.diff(made[0, 0, :, 0].astype(int)) >= 0).all()
+    assert given(tmp_path, 1, whole(4, 256), values="ramp")[0, 0, 0, 0] == 255
+
+
+def test_renders_follow_the_window_in_time_size_crop_and_mirroring(tmp_path: Path) -> None:
+    for number in range(6):
+        picture = np.zeros((20, 40), np.uint16)
+        picture[:, 20:] = 1000 * (number + 1)
+        cv2.imwrite(str(tmp_path / f"{number:04d}.png"), picture)
+    placement = Placement((40, 80), (20, 40), (0, 10), (20, 20), True)  # renders at half the clip's size
+    maker = make("control.depth_given", {"values": "nearness", "range": [0, 100]})
+    blank = np.zeros((3, 20, 20, 3), np.uint8)
+    made, _ = maker(blank, np.random.default_rng(0), source((1, 3, 5), placement, depth=tmp_path))
+    assert made.shape == (3, 20, 20, 3)
+    assert made[:, 5, 2, 0].tolist() == [round(255 * n / 6) for n in (2, 4, 6)]
+    assert not made[:, :, 12:].any()
+
+
+def test_a_depth_video_is_read_too(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 255, 64).astype(np.uint8)[None, None, :, None]
+    (tmp_path / "depth.mp4").write_bytes(encode_clip(np.tile(ramp, (4, 48, 1, 3)), 24.0, lossless=False))
+    made = given(tmp_path / "depth.mp4", 4, whole(48, 64), values="nearness")
+    assert made[0, 20, 2, 0] < 30
+    assert made[3, 20, 61, 0] > 225
+    with pytest.raises(ConfigError, match="ends before frame 4"):
+        given(tmp_path / "depth.mp4", 6, whole(48, 64))
+
+
+def broken_exr(folder: Path) -> None:
+    (folder / "0001.exr").write_bytes(b"v/1\x01 cut off")
+
+
+def broken_png(folder: Path) -> None:
+    (folder / "0001.png").write_bytes(b"\x89PNG cut off")
+
+
+def colours(folder: Path) -> None:
+    cv2.imwrite(str(folder / "0001.png"), photos(1)[0])
+
+
+def foreign(folder: Path) -> None:
+    write_exr(folder / "0001.exr", Normal_X=np.ones((4, 4)))
+
+
+def nothing(folder: Path) -> None:
+    (folder / "readme.txt").touch()
+
+
+@pytest.mark.parametrize(
+    ("put", "message"),
+    [
+        (broken_exr, r"0001\.exr cannot be read as an EXR"),
+        (broken_png, r"0001\.png cannot be read as a PNG"),
+        (colours, r"0001\.png is a picture in colour"),
+        (foreign, r"0001\.exr has channels X; depth is looked for in Z, V, Y, R"),
+        (nothing, "0 depth pictures"),
+    ],
+)
+def test_files_that_are_no_depth_are_named(tmp_path: Path, put: Callable[[Path], None], message: str) -> None:
+    put(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        given(tmp_path, 1, whole(64, 96))
+
+
+def test_without_the_extra_the_way_to_get_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_exr(tmp_path / "0001.exr", Z=np.ones((4, 4)))
+    monkeypatch.setitem(sys.modules, "OpenEXR", None)
+    with pytest.raises(ConfigError, match=r"pip install 'iclora_train\[exr\]'"):
+        given(tmp_path, 1, whole(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "key"),
+    [
+        ("control.depth_given", {"values": "metres"}, "values"),
+        ("control.depth_given", {"range": [90, 10]}, "range"),
+        ("control.depth", {"model": "x", "steady": 1.0}, "steady"),
+        ("control.depth", {"range": [1, 101]}, "range"),
+    ],
+)
+def test_bad_arguments_are_named(name: str, args: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"task\.maker_args\.{key}"):
+        make(name, args)

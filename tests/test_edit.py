@@ -1,0 +1,170 @@
+"""Edits: what is painted over is exactly the mask, what is kept is untouched, and stills last as long as the clip."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from data_prep.makers import Source, make
+from data_prep.makers.masks import OFFICIAL, dilated, drawn_mask, mask_of
+from data_prep.makers.paths import Course
+from data_prep.pairs import Scales, Video, make_reference, remake
+from data_prep.placement import Placement
+from data_prep.windows import Window
+from iclora_train.config import ConfigError
+from iclora_train.video import encode_clip
+from tests.clips import moving
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def source(frames: np.ndarray, **files: Path) -> Source:
+    """The source of frames that are a whole clip."""
+    size = (frames.shape[1], frames.shape[2])
+    return Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False), files)
+
+
+def edit(name: str, args: dict, frames: np.ndarray, seed: int = 0, **files: Path) -> np.ndarray:
+    return make(name, args)(frames, rng(seed), source(frames, **files))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("edit.hole", {"course": "ease", "dilate": [0, 4]}),
+        ("edit.hole", {"course": "walk", "shapes": ["free"]}),
+        ("edit.outpaint", {"aspect": [0.5, 3.0]}),
+        ("edit.loop", {"still": "any"}),
+    ],
+)
+def test_an_edit_is_made_again_from_its_record(name, args, tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(encode_clip(moving(5, 60, 80), 25.0))
+    window = Window("a", 0, (0, 1, 2, 3, 4), (60, 80), (10, 14), (32, 48), True, 25.0)
+    maker, video, frames = make(name, args), Video(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
+    made, drawn = make_reference(frames, window, maker, video, [3, 1], Scales())
+    facts = {"window": asdict(window), "maker": name, "args": asdict(maker), "seed": [3, 1], "drawn": drawn}
+    assert (remake(video, json.loads(json.dumps({**facts, **asdict(Scales())}))) == made).all()
+    assert len({make_reference(frames, window, maker, video, [3, i], Scales())[0].tobytes() for i in range(5)}) > 1
+
+
+@pytest.mark.parametrize("shape", ["box", "ellipse", "free"])
+def test_drawn_masks_cover_their_share_and_move_smoothly(shape):
+    shares = []
+    for seed in range(20):
+        still = drawn_mask((64, 96), shape, 0.15, Course(), 4, rng(seed))
+        assert (still == still[0]).all()
+        shares.append(still.mean())
+        moves = drawn_mask((64, 96), shape, 0.15, Course("ease"), 25, rng(seed))
+        assert (moves[0] != moves[-1]).any()
+        centres = np.array([np.argwhere(frame).mean(axis=0) for frame in moves])
+        assert (
+            np.abs(np.diff(centres, axis=0)).max() < 8
+        )  # at most 0.7 of 96 pixels in 24 steps, 1.6 times as fast midway
+    assert np.mean(shares) == pytest.approx(0.15, abs=0.06 if shape == "free" else 0.02)
+
+
+def test_a_hole_is_painted_in_the_official_colour_and_nothing_else_is():
+    frames = moving(5, 64, 96)
+    frames[:, :8, :8] = OFFICIAL  # the picture may have it too
+    maker = make("edit.hole", {"shapes": ["box"], "cover": [0.2, 0.2]})
+    painted, drawn = maker(frames, rng(), source(frames))
+    mask = mask_of(painted)
+    assert OFFICIAL == (0x66, 0xFF, 0x00)
+    assert mask.mean() == drawn["covered"] == pytest.approx(0.2, abs=0.02)
+    corners = np.argwhere(mask[0])
+    (top, left), (bottom, right) = corners.min(axis=0), corners.max(axis=0)
+    assert mask[:, top : bottom + 1, left : right + 1].all()  # a box, whole, of one colour
+    ours = (frames == OFFICIAL).all(axis=-1) & ~mask
+    assert (painted[ours] == (0x66, 0xFE, 0x00)).all()
+    assert (painted == frames)[~mask & ~ours].all()
+
+
+def test_a_mask_grows_by_the_pixels_told():
+    mask = np.zeros((1, 41, 41), bool)
+    mask[0, 20, 20] = True
+    grown = np.argwhere(dilated(mask, 6)[0]) - 20
+    assert np.abs(grown).max() == 6
+    assert np.hypot(*grown.T).max() < 7
+    assert len(grown) == pytest.approx(np.pi * 6.5**2, rel=0.15)
+
+
+def write_masks(folder: Path, frames: int) -> tuple[Path, Path]:
+    """Masks of half the size of a 48x64 clip: a video whose white column is frame number + 4, and a still of it."""
+    masks = np.zeros((frames, 24, 32, 3), np.uint8)
+    for number, mask in enumerate(masks):
+        mask[:, number + 4] = 255
+    (folder / "mask.mp4").write_bytes(encode_clip(masks, 25.0))
+    cv2.imwrite(str(folder / "mask.png"), masks[0])
+    return folder / "mask.mp4", folder / "mask.png"
+
+
+def test_a_clips_own_mask_follows_its_frames_crop_and_mirror(tmp_path):
+    video, still = write_masks(tmp_path, 12)
+    frames = [np.full((48, 64, 3), 50, np.uint8)] * 3
+    window = Window("a", 0, (2, 5, 9), (48, 64), (8, 4), (32, 40), True, 25.0)
+    maker = make("edit.hole", {"mask": "column"})
+    assert maker.needs == ("mask",)
+    made, _ = make_reference(frames, window, maker, Video(Path(), {"mask": video}), [1], Scales())
+    columns = [np.flatnonzero(mask_of(frame).all(axis=0)).tolist() for frame in made]
+    place = [39 - (2 * (number + 4) - 4) for number in window.indices]
+    assert columns == [[x - 1, x] for x in place]
+    made, _ = make_reference(frames, window, maker, Video(Path(), {"mask": still}), [1], Scales())
+    assert [np.flatnonzero(mask_of(frame).all(axis=0)).tolist() for frame in made] == [[34, 35]] * 3
+
+
+def test_masks_that_lack_or_end_early_are_named(tmp_path):
+    video, _ = write_masks(tmp_path, 4)
+    frames = moving(6, 48, 64)
+    with pytest.raises(ConfigError, match=r"mask\.mp4 ends before frame 5; give a mask for every frame"):
+        edit("edit.hole", {"mask": "column"}, frames, mask=video)
+    with pytest.raises(ConfigError, match="clip a: its row names no `mask`"):
+        edit("edit.hole", {"mask": "column"}, frames)
+
+
+def test_outpainting_keeps_the_middle():
+    frames = moving(2, 64, 96)
+    maker = make("edit.outpaint", {"aspect": [1.0, 1.0], "scale": [0.5, 0.5]})
+    painted, drawn = maker(frames, rng(), source(frames))
+    assert drawn["kept"] == [16, 32, 32, 32]
+    kept = ~mask_of(painted)
+    assert kept[:, 16:48, 32:64].all()
+    assert kept.sum() == 2 * 32 * 32
+    assert (painted[kept] == frames[kept]).all()
+    wide, _ = make("edit.outpaint", {"aspect": [3.0, 3.0], "scale": [1, 1]})(frames, rng(), source(frames))
+    assert (~mask_of(wide)).sum(axis=(1, 2)).tolist() == [96 * 32] * 2
+
+
+def test_a_still_lasts_as_long_as_the_clip(tmp_path):
+    frames = moving(5, 48, 64)
+    assert (edit("edit.loop", {}, frames) == frames[:1]).all()
+    chosen = {edit("edit.loop", {"still": "any"}, frames, seed).tobytes() for seed in range(40)}
+    assert len(chosen) == 5
+    sheet = np.zeros((40, 20, 3), np.uint8)
+    sheet[:20] = (10, 20, 200)
+    cv2.imwrite(str(tmp_path / "sheet.png"), sheet[..., ::-1])
+    shown = edit("edit.loop", {"still": "sheet", "background": 128}, frames, sheet=tmp_path / "sheet.png")
+    assert shown.shape == frames.shape
+    assert (shown == shown[:1]).all()
+    assert (shown[0, :, [0, 19, 44, 63]] == 128).all()  # 40x20 becomes 48x24, in the middle
+    assert (shown[0, 4:20, 22:42] == (10, 20, 200)).all()
+    assert (shown[0, 30:44, 22:42] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        ("edit.hole", {"mask": "mine"}, "mask='mine' is not one of drawn, column"),
+        ("edit.hole", {"shapes": ["star"]}, "shapes='star' is not one of box, ellipse, free"),
+        ("edit.hole", {"colour": [102, 255]}, r"colour=\[102, 255\] must be \[red, green, blue\]"),
+        ("edit.outpaint", {"scale": [0.5, 2]}, r"scale=2 must lie in \[0.1, 1\]"),
+        ("edit.loop", {"still": "last"}, "still='last' is not one of first, any, sheet"),
+    ],
+)
+def test_wrong_arguments_are_named(name, args, message):
+    with pytest.raises(ConfigError, match=message):
+        make(name, args)

@@ -1,0 +1,252 @@
+"""Whoever does the work, the shards are the same; a worker that dies costs its clip and nothing else."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_prep import pipeline, produce
+from data_prep.encode import Encoder
+from data_prep.engine import Engine, Failed, Here, Local, engine_of
+from data_prep.produce import LostError, Unit, make_unit, units_of
+from data_prep.windows import Window
+from iclora_train.config import ConfigError
+from iclora_train.ltx2.base import Base
+from iclora_train.shards import ShardSet
+from iclora_train.texts import Texts
+from tests.clips import write_clip
+from tests.prep import config_of, contents, write_clips
+from tests.tiny import write_tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, clips, base) -> dict[str, bytes]:
+    """What a run in this process makes, by path."""
+    root = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "SHARD_CLIPS", 12)
+        pipeline.prepare(config_of(root, clips, base, "data.workers=0"))
+    return contents(root)
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(pipeline, "SHARD_CLIPS", 12)
+
+
+# --- engines ---
+
+
+def halve(number: int) -> float:
+    time.sleep(0.02 * (number % 3))
+    return number / 2
+
+
+def die_of_five(item: tuple[int, str]) -> int:
+    """5 is deadly; so is 6, the first time."""
+    number, folder = item
+    if number == 5 or (number == 6 and not Path(folder, "once").exists()):
+        Path(folder, "once").touch()
+        os._exit(7) if number == 5 else os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def refuse_three(number: int) -> int:
+    if number == 3:
+        raise ConfigError("task.maker_args.model=x does not exist")
+    return number
+
+
+@pytest.fixture(params=["here", "one worker", "three workers", "ray"])
+def engine(request) -> Iterator[Engine]:
+    if request.param == "ray":
+        pytest.importorskip("ray")
+    make = {"here": Here, "one worker": lambda: Local(1), "three workers": lambda: Local(3)}
+    with closing(make.get(request.param, lambda: engine_of("ray", 2))()) as engine:
+        yield engine
+
+
+def test_results_come_in_order_and_settings_are_refused_as_ever(engine):
+    assert list(engine.map(halve, range(14))) == [number / 2 for number in range(14)]
+    assert list(engine.map(halve, [])) == []
+    with pytest.raises(ConfigError, match=r"task\.maker_args\.model=x"):
+        list(engine.map(refuse_three, range(9)))
+    assert list(engine.map(halve, range(3))) == [0.0, 0.5, 1.0]
+
+
+def test_items_are_taken_only_a_little_ahead():
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(50):
+            taken.append(number)
+            yield number
+
+    with closing(Local(2)) as engine:
+        for done, _ in enumerate(engine.map(halve, items())):
+            assert len(taken) <= done + 4
+
+
+@pytest.mark.parametrize("name", ["local", "ray"])
+def test_a_dying_worker_costs_its_item_and_has_a_second_chance(name, tmp_path):
+    if name == "ray":
+        pytest.importorskip("ray")
+    with closing(engine_of(name, 2)) as engine:
+        results = list(engine.map(die_of_five, [(number, str(tmp_path)) for number in range(9)]))
+    lost = results.pop(5)
+    assert results == [0, 1, 2, 3, 4, 6, 7, 8]
+    assert isinstance(lost, Failed)
+    assert "died, 2 times" in lost.reason if name == "ray" else "ended with exit code 7, 2 times" in lost.reason
+
+
+def sleep_long(pid_file: str) -> None:
+    Path(pid_file).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_closing_ends_what_is_under_way(tmp_path):
+    with closing(Local(1)) as engine:
+        work = engine.map(halve, range(100))
+        next(work)
+        work.close()
+        assert list(engine.map(halve, [8])) == [4.0]  # no answer of the work before
+    with closing(Local(1)) as engine:
+        engine._workers[0].give(sleep_long, str(tmp_path / "pid"))
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_other_engines_are_refused():
+    with pytest.raises(ConfigError, match="engine='spark' is not one of local, ray"):
+        engine_of("spark", 0)
+
+
+# --- the whole way ---
+
+
+@pytest.mark.parametrize(
+    "settings", [("data.workers=1",), ("data.workers=3",), ("engine=ray", "data.workers=2")], ids=str
+)
+def test_every_engine_makes_the_same_bytes(settings, tmp_path, clips, base, prepared):
+    if "engine=ray" in settings:
+        pytest.importorskip("ray")
+    pipeline.prepare(config_of(tmp_path, clips, base, *settings))
+    assert contents(tmp_path) == prepared
+
+
+def die_on_clip1(unit: Unit) -> object:
+    if unit.clip.id == "clip1":
+        os._exit(7)
+    return make_unit(unit)
+
+
+def test_a_clip_that_kills_its_worker_is_told_and_the_rest_is_kept(
+    tmp_path, clips, base, prepared, monkeypatch, capsys
+):
+    monkeypatch.setattr(produce, "make_unit", die_on_clip1)
+    config = config_of(tmp_path, clips, base, "data.workers=2")
+    with pytest.raises(LostError, match=r"1 clips failed.*10 windows are missing \(clip1: .*exit code 7, 2 times\)"):
+        pipeline.prepare(config)
+    lost = json.loads((tmp_path / "pairs" / "lost.json").read_text())
+    assert {loss["clip"] for loss in lost} == {"clip1"}
+    assert sum(len(loss["windows"]) for loss in lost) == 10
+    pairs, latents = (ShardSet.open(tmp_path / kind) for kind in ("pairs", "latents"))
+    assert [s.key for s in pairs.samples] == [s.key for s in latents.samples]
+    assert {s.source for s in pairs.samples} == {"clip0", "clip2", "clip3", "clip4"}
+    untouched = [name for name in prepared if "val" in name or "heldout" in name]
+    assert [name for name in untouched if contents(tmp_path)[name] != prepared[name]] == []
+    monkeypatch.undo()
+    assert pipeline.prepare(config) == tmp_path  # told once; then the shards can be used
+
+
+def test_losses_of_a_killed_run_are_told_by_the_one_that_goes_on(tmp_path, clips, base, monkeypatch):
+    monkeypatch.setattr(produce, "make_unit", die_on_clip1)
+    config = config_of(tmp_path, clips, base, "data.workers=2")
+    with pytest.raises(LostError):
+        pipeline.prepare(config)
+    (tmp_path / "pairs" / "index.json").unlink()
+    monkeypatch.setattr(produce, "make_unit", make_unit)
+    with pytest.raises(LostError, match="10 windows are missing"):
+        pipeline.prepare(config)
+
+
+def test_a_clip_that_vanishes_on_the_way_is_lost_not_the_run(tmp_path, base, monkeypatch):
+    clips = write_clips(tmp_path / "clips")
+    make = produce.produce
+
+    def late(*args: object) -> None:
+        (clips.parent / "clip0.mp4").unlink()
+        make(*args)
+
+    monkeypatch.setattr(pipeline, "produce", late)
+    with pytest.raises(LostError, match=r"\(clip0: .*clip0\.mp4"):
+        pipeline.prepare(config_of(tmp_path / "out", clips, base))
+
+
+def test_units_bound_what_is_in_memory(clips, base, tmp_path):
+    config = config_of(tmp_path, clips, base)
+    small = [Window("a", i, tuple(range(5)), (32, 32), (0, 0), (32, 32), False, 25.0) for i in range(20)]
+    assert [len(unit.windows) for unit in units_of(small, {"a": None}, config)] == [8, 8, 4]
+    large = [Window("a", i, tuple(range(49)), (544, 960), (0, 0), (544, 960), False, 25.0) for i in range(5)]
+    units = list(units_of(large, {"a": None}, config))
+    assert [len(unit.windows) for unit in units] == [2, 2, 1]
+    assert [window for unit in units for window in unit.windows] == large
+
+
+# --- batches of the VAE ---
+
+
+def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, clips, base, prepared, monkeypatch):
+    pipeline.prepare(config_of(tmp_path, clips, base))
+    pairs, opened = ShardSet.open(tmp_path / "pairs"), Base.open(str(base))
+    encoder = Encoder(opened, Texts(tmp_path, opened))
+    encode, sizes = encoder.vae.encode, []
+
+    def small_only(video: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(video))
+        if len(video) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(video)
+
+    monkeypatch.setattr(encoder.vae, "encode", small_only)
+    four = [pairs.read_pair(i) for i in range(4)]
+    halved = encoder.encode(four)
+    assert sizes == [4, 2, 2, 2, 2]  # targets and references of each half
+    whole = Encoder(opened, Texts(tmp_path, opened)).encode(four)
+    assert all((a.target - b.target).abs().max() < 1e-4 for a, b in zip(halved, whole, strict=True))
+    sizes.clear()
+    assert len(list(encoder.samples(pairs, "train-000000.tar"))) == 12
+    assert max(sizes) == 2  # it has learned
+    monkeypatch.setattr(encoder.vae, "encode", lambda video: small_only(video.expand(4, *video.shape[1:])))
+    with pytest.raises(
+        ConfigError, match=r"no memory to encode one clip of 32x32x5: end what else runs on it, or lower"
+    ):
+        encoder.encode(four[:1])
+
+
+def test_batches_never_mix_buckets(tmp_path, base):
+    clips = write_clips(tmp_path / "clips", ("train", "train", "val", "heldout"))
+    write_clip(clips.parent / "clip1.mp4", height=48, width=48)
+    pipeline.prepare(config_of(tmp_path / "out", clips, base, "data.buckets=[32x32x5,48x32x5]", "data.train_windows=8"))
+    pairs, opened = ShardSet.open(tmp_path / "out" / "pairs"), Base.open(str(base))
+    batches = list(Encoder(opened, Texts(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [pairs.samples[i].bucket for i in (0, 4)] == ["48x32x5", "32x32x5"]

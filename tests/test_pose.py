@@ -1,0 +1,272 @@
+"""The pose maker: the people of a clip are found and followed, gaps and jitter go, and the drawing is OpenPose's."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+
+from data_prep.makers import Source, make
+from data_prep.makers.blazepose import BlazePose, anchors, load, merged
+from data_prep.makers.people import closed, follow, runs, smoothed
+from data_prep.makers.rtmpose import decoded
+from data_prep.makers.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw, openpose
+from data_prep.placement import Placement
+from iclora_train.config import ConfigError
+
+NOSE, RIGHT_EYE, LEFT_EYE = (POINTS.index(name) for name in ("nose", "right_eye", "left_eye"))
+FACE = {NOSE: (223, 128), RIGHT_EYE: (205, 103), LEFT_EYE: (249, 112)}  # of skimage's astronaut, looked up by eye
+
+
+def astronaut(left: int = 0, top: int = 0, scale: float = 0.5, size: tuple[int, int] = (256, 256)) -> np.ndarray:
+    """The astronaut of scikit-image on grey."""
+    picture = np.full((*size, 3), 128, np.uint8)
+    small = cv2.resize(skimage.data.astronaut(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    picture[top : top + len(small), left : left + len(small)] = small[: size[0] - top, : size[1] - left]
+    return picture
+
+
+def source(frames: np.ndarray) -> Source:
+    size = (frames.shape[1], frames.shape[2])
+    return Source("clip", Path("clip.mp4"), tuple(range(len(frames))), 24.0, Placement(size, size, (0, 0), size, False))
+
+
+def posed(frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
+    return make("control.pose", args)(frames, np.random.default_rng(0), source(frames))
+
+
+def skeletons(drawn: dict) -> list[np.ndarray]:
+    """The record's skeletons as (F,18,3)."""
+    return [np.array(one["points"]).reshape(-1, 18, 3) for one in drawn["skeletons"]]
+
+
+@pytest.fixture(scope="module")
+def walk() -> tuple[np.ndarray, np.ndarray, dict]:
+    """The astronaut gliding 3 pixels to the right each frame, 7 frames; what the maker draws, and its record."""
+    frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(7)])
+    return frames, *posed(frames)
+
+
+def test_the_face_is_where_it_is(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+    person = skeletons(walk[2])[0]
+    for point, (x, y) in FACE.items():
+        assert np.hypot(*(person[0, point, :2] - (x / 2, y / 2))) < 8
+        assert person[0, point, 2] > 0.8
+
+
+def test_one_who_moves_stays_one_and_the_points_move_along(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+    _, _, drawn = walk
+    assert drawn["people"] == 1
+    assert drawn["coverage"] == 1.0
+    person = skeletons(drawn)[0]
+    assert len(person) == 7
+    steps = np.diff(person[:, list(FACE), 0], axis=0)
+    assert abs(steps.mean() - 3) < 0.5
+
+
+def test_the_drawing_shows_the_record(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+    frames, pictures, drawn = walk
+    assert pictures.shape == frames.shape
+    assert pictures.dtype == np.uint8
+    x, y = np.rint(skeletons(drawn)[0][3, NOSE, :2]).astype(int)
+    assert pictures[3, y, x].tolist() == list(COLOURS[NOSE])
+
+
+def test_the_record_is_json_and_the_bytes_come_again(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+    frames, pictures, drawn = walk
+    again, record = posed(frames)
+    assert (again == pictures).all()
+    assert json.loads(json.dumps(drawn)) == record
+
+
+def test_who_is_tilted_is_found_upright() -> None:
+    """The landmark network is shown everybody upright: points turn with the picture."""
+    picture, centre = astronaut(left=64, top=64, size=(384, 384)), (192.0, 192.0)
+    turn = cv2.getRotationMatrix2D(centre, 35, 1)
+    tilted = cv2.warpAffine(picture, turn, (384, 384), borderValue=(128, 128, 128))
+    straight, turned = (skeletons(posed(p[None])[1])[0][0] for p in (picture, tilted))
+    expected = straight[list(FACE), :2] @ turn[:, :2].T + turn[:, 2]
+    assert np.hypot(*(turned[list(FACE), :2] - expected).T).max() < 12
+
+
+def test_small_people_are_found_in_tiles() -> None:
+    picture = astronaut(left=40, top=40, scale=0.125, size=(480, 640))
+    assert posed(picture[None])[1]["people"] == 0
+    frames, record = posed(picture[None], tiles=3)
+    assert record["people"] == 1
+    assert frames[0, :120, :120].any()
+    assert not frames[0, 200:].any()
+
+
+def test_people_are_found_in_the_whole_picture_and_recorded_in_the_window() -> None:
+    """The window holds half of the face only; its skeleton is that of the whole picture, moved."""
+    frames = np.stack([astronaut()] * 2)
+    all_of_it = skeletons(posed(frames)[1])[0]
+    maker, window = make("control.pose", {}), Placement((256, 256), (256, 256), (16, 112), (96, 96), False, 1 << 20)
+    pictures, drawn = maker(frames, np.random.default_rng(0), replace(source(frames), placement=window))
+    assert maker.margin > 10_000
+    assert pictures.shape == frames.shape
+    part = skeletons(drawn)[0]
+    assert np.allclose(part[:, NOSE, :2], all_of_it[:, NOSE, :2] - (112, 16), atol=0.11)
+    assert drawn["coverage"] == 1.0
+    assert drawn["points"] < posed(frames)[1]["points"]
+
+
+def test_where_nobody_is_the_reference_is_black() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
+    pictures, record = posed(frames)
+    assert not pictures.any()
+    assert record == {"people": 0, "coverage": 0.0, "points": 0.0, "filled": 0.0, "skeletons": []}
+
+
+def test_who_appears_late_is_followed_back_to_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector misses the first four frames; the landmark network does not."""
+    frames = np.stack([astronaut(left=2 * i, size=(256, 288)) for i in range(6)])
+    found, network = BlazePose.detect, load()
+    calls: list[int] = []
+
+    def late(self: BlazePose, *args: object) -> list:
+        calls.append(1)
+        return found(self, *args) if len(calls) > 4 else []  # type: ignore[arg-type]
+
+    monkeypatch.setattr(BlazePose, "detect", late)
+    tracks = follow(frames, network, tiles=1, patience=0)
+    assert [sorted(track) for track in tracks] == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_without_the_extra_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    with pytest.raises(ConfigError, match=r"pip install 'iclora_train\[pose\]'"):
+        make("control.pose", {})
+
+
+def test_a_model_that_is_missing_or_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = tmp_path / "dw-ll_ucoco_384.onnx"
+    with pytest.raises(ConfigError, match=r"dw-ll_ucoco_384\.onnx does not exist"):
+        make("control.pose", {"model": str(model)})
+    model.touch()
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match="pip install onnxruntime"):
+        make("control.pose", {"model": str(model)})
+
+
+@pytest.mark.parametrize(
+    ("args", "key"),
+    [({"smooth": 4}, "smooth"), ({"tiles": 0}, "tiles"), ({"gap": 1.5}, "gap"), ({"confidence": 2}, "confidence")],
+)
+def test_bad_arguments_are_named(args: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"task.maker_args.{key}"):
+        make("control.pose", args)
+
+
+def test_anchors_are_those_of_the_detector() -> None:
+    """28x28 cells with two anchors, 14x14 with two, 7x7 with six."""
+    places = anchors()
+    assert len(places) == 28 * 28 * 2 + 14 * 14 * 2 + 7 * 7 * 6 == 2254
+    assert places[0].tolist() == places[1].tolist() == [1 / 56, 1 / 56]
+    assert places[2].tolist() == [3 / 56, 1 / 56]
+    assert places[-1].tolist() == [13 / 14, 13 / 14]
+
+
+def test_detections_of_one_person_are_averaged_by_score() -> None:
+    found = np.zeros((3, 13))
+    found[:, :4] = [[0.5, 0.5, 0.2, 0.2], [0.52, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]
+    found[:, 12] = [0.6, 0.9, 0.7]
+    first, second = merged(found)
+    assert first[0] == pytest.approx((0.5 * 0.6 + 0.52 * 0.9) / 1.5)
+    assert first[12] == 0.9
+    assert second[:2] == pytest.approx([0.1, 0.1])
+
+
+def test_simcc_places_are_the_maxima_and_confidence_the_lesser() -> None:
+    x, y = np.zeros((1, 133, 384)), np.zeros((1, 133, 512))
+    x[0, :17, 96], y[0, :17, 384] = 0.8, 0.5
+    points = decoded(x, y)
+    assert points.shape == (17, 3)
+    assert points[0].tolist() == [0.25, 0.75, 0.5]
+
+
+def test_the_neck_is_between_the_shoulders_and_sides_are_not_swapped() -> None:
+    for count, order, left, right in ((33, FROM_BLAZEPOSE, 11, 12), (17, FROM_COCO, 5, 6)):
+        points = np.zeros((count, 3))
+        points[left], points[right] = (10, 4, 0.9), (20, 8, 0.5)
+        made = openpose(points, order)
+        assert made[POINTS.index("neck")].tolist() == [15, 6, 0.5]
+        assert made[POINTS.index("left_shoulder")].tolist() == [10, 4, 0.9]
+
+
+def test_limbs_and_joints_have_openpose_colours_and_widths() -> None:
+    person = np.zeros((18, 3))
+    person[[2, 3]] = (200, 120, 1), (200, 320, 1)  # right shoulder and elbow: the third limb
+    picture = draw(person[None], (512, 512), 512)
+    assert picture[120, 200].tolist() == [255, 170, 0]
+    assert picture[320, 200].tolist() == [255, 255, 0]
+    assert picture[220, 200].tolist() == [int(0.6 * value) for value in COLOURS[LIMBS.index((2, 3))]] == [153, 102, 0]
+    rows, columns = np.nonzero(picture.max(axis=2) > 100)
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (196, 204, 116, 324)
+
+
+def test_missing_points_take_their_limbs_along() -> None:
+    person = np.zeros((18, 3))
+    person[[2, 3]] = (100, 60, 1), (100, 160, 0)
+    picture = draw(person[None], (256, 256), 256)
+    assert not picture[70:].any()
+
+
+def test_drawings_cover_as_much_at_every_size() -> None:
+    covered = []
+    for scale in (1, 2, 4, 8):
+        person = np.zeros((18, 3))
+        person[[2, 3]] = (64 * scale, 40 * scale, 1), (64 * scale, 90 * scale, 1)
+        covered.append(draw(person[None], (128 * scale, 128 * scale), 128 * scale).mean())
+    assert covered == pytest.approx([covered[-1]] * 4, rel=0.3)
+
+
+def series(path: np.ndarray, missing: slice) -> np.ndarray:
+    """One point (F,1,3) along a path (F,2), missing in some frames."""
+    points = np.concatenate([path, np.ones((len(path), 1))], axis=1)[:, None]
+    points[missing] = 0
+    return points
+
+
+def test_short_gaps_are_closed_along_a_line_and_long_ones_stay() -> None:
+    path = np.stack([np.arange(12.0), 2 * np.arange(12.0)], axis=1)
+    points, filled = closed(series(path, slice(3, 6)), gap=3)
+    assert np.allclose(points[:, 0, :2], path)
+    assert np.flatnonzero(filled).tolist() == [3, 4, 5]
+    points, filled = closed(series(path, slice(3, 6)), gap=2)
+    assert not filled.any()
+    assert not points[3:6].any()
+
+
+def test_nothing_is_made_up_before_the_first_and_after_the_last_sight() -> None:
+    points, filled = closed(series(np.ones((6, 2)), slice(0, 3)), gap=8)
+    assert not points[:3].any()
+    assert not filled.any()
+
+
+def test_smoothing_keeps_parabolas_and_takes_jitter_out() -> None:
+    t = np.arange(25.0)
+    path = np.stack([0.3 * t**2 - 2 * t, 40 - t], axis=1)
+    still = series(path, slice(0, 0))
+    assert np.allclose(smoothed(still, 7), still)
+    noise = np.random.default_rng(0).normal(0, 1, (400, 2))
+    left = smoothed(series(noise, slice(0, 0)), 7)
+    assert left[..., :2].std() == pytest.approx(noise.std() * 3**-0.5, rel=0.1)  # the filter's gain on white noise
+
+
+def test_smoothing_does_not_reach_over_a_gap() -> None:
+    path = np.zeros((20, 2))
+    path[12:] = 100.0
+    points = smoothed(series(path, slice(8, 12)), 9)
+    assert np.allclose(points[:8, 0, :2], 0)
+    assert np.allclose(points[12:, 0, :2], 100)
+    assert not points[8:12].any()
+
+
+def test_runs_are_the_unbroken_stretches() -> None:
+    assert runs(np.array([1, 1, 0, 1, 0, 0, 1], bool)) == [slice(0, 2), slice(3, 4), slice(6, 7)]

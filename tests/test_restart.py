@@ -1,0 +1,118 @@
+"""Killed at any moment, interrupted, or out of disk: data_prep goes on and ends with the bytes of a run left alone."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from data_prep import pipeline
+from iclora_train.shards import ShardError
+from tests.command import run, start
+from tests.prep import config_of, contents, overrides, write_clips
+from tests.tiny import write_tiny_base
+
+MANY = "data.train_windows=150"  # three shards
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, clips, base) -> tuple[dict[str, bytes], float]:
+    """What a run that nobody disturbs makes, by path, and its seconds."""
+    root = tmp_path_factory.mktemp("alone")
+    command = overrides(root / "out", clips, base, MANY, "data.workers=0")
+    run(root, "data_prep", *overrides(root / "warm", clips, base))  # the forkserver imports everything
+    begin = time.monotonic()
+    assert run(root, "data_prep", *command).code == 0
+    return contents(root / "out"), time.monotonic() - begin
+
+
+def kill_and_go_on(root: Path, moment: float, command: list[str]) -> bool:
+    """Kill -9 a run after so many seconds, then run to the end. Whether it was killed on the way."""
+    root.mkdir()
+    process = start(root, "data_prep", *command)
+    process.join(moment)
+    process.kill()
+    process.join()
+    done = run(root, "data_prep", *command)
+    assert done.code == 0, done.err
+    return process.exitcode == -signal.SIGKILL
+
+
+def check_kills(count: int, folder: Path, clips: Path, base: Path, alone: tuple[dict[str, bytes], float]) -> None:
+    """Kill `count` runs at moments drawn over the whole run, without and with workers in turn."""
+    whole, seconds = alone
+    rng = random.Random(count)
+    killed = 0
+    for number in range(count):
+        root = folder / str(number)
+        command = overrides(root / "out", clips, base, MANY, f"data.workers={number % 2 * 2}")
+        killed += kill_and_go_on(root, rng.uniform(0.1, 0.95) * seconds, command)
+        assert contents(root / "out") == whole
+        shutil.rmtree(root)
+    assert killed >= 0.8 * count
+
+
+def test_killed_at_random_moments_the_bytes_are_the_same(tmp_path, clips, base, alone):
+    check_kills(2, tmp_path, clips, base, alone)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_at_twenty_random_moments_the_bytes_are_the_same(tmp_path, clips, base, alone):
+    check_kills(20, tmp_path, clips, base, alone)
+
+
+def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing_half(tmp_path, clips, base, alone):
+    command = overrides(tmp_path / "out", clips, base, MANY, "data.workers=2")
+    process = start(tmp_path, "data_prep", *command)
+    while not list(tmp_path.rglob("*.tar.tmp")):
+        time.sleep(0.002)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode == 130
+    said = (tmp_path / "err.txt").read_text()
+    assert "interrupted: the same command goes on" in said
+    assert "Traceback" not in said
+    assert list(tmp_path.rglob("*.tmp")) == []
+    assert run(tmp_path, "data_prep", *command).code == 0
+    assert contents(tmp_path / "out") == alone[0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_is_one_line_and_what_was_whole_is_kept(workers, tmp_path, clips, base, alone):
+    whole, _ = alone
+    sizes = sorted(len(data) for name, data in whole.items() if name.startswith("pairs/") and name.endswith(".tar"))
+    command = overrides(tmp_path / "out", clips, base, MANY, f"data.workers={workers}")
+    full = run(tmp_path, "data_prep", *command, largest_file=sizes[2] - 1)  # of five shards the first does not fit
+    assert full.code == 2
+    (line,) = [line for line in full.err.splitlines() if line.startswith("error: ")]
+    assert ".tar could not be written: File too large. Make room in" in line
+    assert list(tmp_path.rglob("*.tmp")) == []
+    assert run(tmp_path, "data_prep", *command).code == 0
+    assert contents(tmp_path / "out") == whole
+
+
+def test_arguments_and_files_of_a_maker_belong_to_what_made_the_shards(tmp_path, base):
+    clips = write_clips(tmp_path / "clips", ("train", "val", "heldout"))
+    root = pipeline.prepare(config_of(tmp_path / "out", clips, base))
+    before = contents(root)
+    with pytest.raises(ShardError, match=r"pairs holds shards of other settings \(settings\.task\.maker_args\.radius"):
+        pipeline.prepare(config_of(root, clips, base, "task.maker_args.radius=[1,2]"))
+    shutil.copy(clips.parent / "clip1.mp4", clips.parent / "clip0.mp4")  # the same name, another content
+    with pytest.raises(ShardError, match=r"sources\.clip0\.video"):
+        pipeline.prepare(config_of(root, clips, base))
+    assert contents(root) == before

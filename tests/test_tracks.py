@@ -1,0 +1,291 @@
+"""Motion tracks as the official adapter expects them, and several controls for one adapter."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.makers import Source, make
+from data_prep.makers.track_drawing import colour_of, draw_tracks
+from data_prep.makers.track_files import read_tracks, spline
+from data_prep.makers.tracks import follow
+from data_prep.pairs import Scales, Video, make_reference
+from data_prep.placement import Placement
+from data_prep.windows import Window
+from iclora_train.config import ConfigError
+from tests.clips import moving, write_clip
+
+SIZE = (540, 960)  # half of the 1080 pixels at which discs are drawn
+
+
+def points_of(*tracks: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    points = np.array(tracks, np.float64)
+    return points, np.ones(points.shape[:2], bool)
+
+
+def whole(frames: np.ndarray, **changes: object) -> Source:
+    """The source of frames that are a whole clip."""
+    size = (frames.shape[1], frames.shape[2])
+    source = Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False))
+    return replace(source, **changes)
+
+
+def write_tracks(path: Path, tracks: object) -> Path:
+    path.write_text(json.dumps(tracks))
+    return path
+
+
+def dots(*points: tuple[float, float]) -> list[dict[str, float]]:
+    return [{"x": x, "y": y, "extra": 0} for x, y in points]
+
+
+# --- drawing ---
+
+
+def test_colours_go_from_blue_over_cyan_and_green_to_red():
+    assert colour_of(1.0) == pytest.approx((0, 0, 1))
+    assert colour_of(0.5) == pytest.approx((0, 1, 0.5))  # 25 frames old, as the node draws it
+    assert colour_of(0.2) == pytest.approx((0.4, 0.6, 0))
+    assert colour_of(0.0) == pytest.approx((1, 0, 0))
+
+
+def test_a_point_leaves_a_trail_of_fifty_one_discs():
+    places = [30 + 9 * i for i in range(54)]
+    points, seen = points_of([(x, 200) for x in places])
+    last = draw_tracks(points, seen, (540, 540))[-1]
+    assert [x for x in places if last[200, x].any()] == places[3:]
+    assert last[200, places[53]].tolist() == [0, 0, 255]
+    assert last[200, places[28]].tolist() == [0, 255, 128]
+    assert last[200, places[3]].tolist() == [255, 0, 0]
+    widths = [int((last[200, x - 4 : x + 5].max(axis=-1) > 100).sum()) for x in (places[53], places[28], places[3])]
+    assert widths == [8, 5, 2]  # radii of 8, 5 and 2 at twice the size
+
+
+def test_discs_keep_their_share_of_the_picture():
+    for size in ((540, 960), (1080, 1920), (960, 540)):
+        points, seen = points_of([(size[1] / 2, size[0] / 2)])
+        (frame,) = draw_tracks(points, seen, size)
+        assert frame.max(axis=-1).astype(float).sum() / 255 == pytest.approx(
+            np.pi * (8 * min(size) / 1080) ** 2, rel=0.1
+        )
+    points, seen = points_of([(32, 32)])
+    assert draw_tracks(points, seen, (64, 64), larger=4.0).max() == 255
+
+
+def test_a_lost_point_stops_and_its_trail_fades():
+    points, _ = points_of([(100 + 16 * i, 200) for i in range(6)])
+    seen = np.array([[True, True, True, False, False, False]])
+    frames = draw_tracks(points, seen, SIZE)
+    assert frames[2, 200, 132].tolist() == [0, 0, 255]
+    assert not frames[5, :, 140:].any()
+    assert frames[5, 200, 132].tolist() == [0, round(255 * 3 * 3 / 50), 255]  # three frames old
+    assert not draw_tracks(*points_of([(0, 0)]), SIZE)[0, 100:].any()
+
+
+# --- hand-drawn tracks ---
+
+
+def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
+    one, two, three = dots((1, 2), (3, 4)), dots((5, 6)), dots((7, 8), (9, 10), (11, 12))
+    path = tmp_path / "tracks.json"
+    for value, lengths in (
+        (one, [2]),
+        ([one, two], [2, 1]),
+        ([json.dumps(one), [two, [three]]], [2, 1, 3]),
+        (json.dumps([one, two]), [2, 1]),
+        ([[], one], [2]),
+    ):
+        assert [len(track) for track in read_tracks(write_tracks(path, value))] == lengths
+    assert read_tracks(write_tracks(path, [one, two]))[0].tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[", "is not JSON"),
+        ("[]", "holds no tracks"),
+        ('{"x": 1, "y": 2}', "holds no tracks"),
+        ('[{"x": 1}]', "holds a point that is not"),
+        ('[{"x": "left", "y": 2}]', "holds a point that is not"),
+        ('[{"x": NaN, "y": 2}]', "holds a point that is not"),
+    ],
+)
+def test_json_without_tracks_is_refused(text, message, tmp_path):
+    (tmp_path / "tracks.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        make("control.tracks", {}).check({"tracks": tmp_path / "tracks.json"})
+
+
+def test_curves_are_those_of_the_editor():
+    assert spline(np.array([[3.0, 4.0]]), 3).tolist() == [[3, 4]] * 3
+    assert spline(np.array([[0.0, 0.0], [4.0, 8.0]]), 5).tolist() == [[0, 0], [1, 2], [2, 4], [3, 6], [4, 8]]
+    knots = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0], [0.0, 10.0]])
+    curve = spline(knots, 31)
+    assert np.allclose(curve[[0, 10, 20, 30]], knots)  # as many samples for each part
+    assert curve[15].tolist() == [11.25, 5.0]  # Catmull-Rom half way: (-p0 + 9 p1 + 9 p2 - p3) / 16
+    assert curve[5].tolist() == [5.0, -0.625]
+
+
+def test_drawn_tracks_move_with_the_window(tmp_path):
+    """A curve over the whole clip, seen in a scaled, cropped, mirrored window that begins at frame 4."""
+    clip = write_clip(tmp_path / "a.mp4", 21, 270, 480)
+    path = write_tracks(tmp_path / "t.json", [dots((100, 150), (300, 150))])
+    window = Window("a", 0, (4, 8, 12, 16, 20), (540, 960), (0, 100), (540, 720), True, 6.25)
+    maker = make("control.tracks", {"points": "spline"})
+    blank = [np.zeros((270, 480, 3), np.uint8)] * 5
+    made, drawn = make_reference(blank, window, maker, Video(clip, {"tracks": path}), [0], Scales())
+    wanted = [719 - ((100 + 200 * i / 20 + 0.5) * 2 - 0.5 - 100) for i in window.indices]
+    assert np.abs(np.array(drawn["tracks"][0])[:, 0] - wanted).max() <= 0.5  # whole pixels, as the editor has them
+    newest = [np.argwhere((frame == (0, 0, 255)).all(axis=-1)).mean(axis=0) for frame in made]
+    assert np.abs(np.array(newest)[:, 1] - wanted).max() < 1.5
+    again, _ = make_reference(blank, window, maker, Video(clip, {"tracks": path}), [9], Scales())
+    assert (again == made).all()
+
+
+def test_a_point_for_each_frame_ends_where_it_ends(tmp_path):
+    frames = np.zeros((6, *SIZE, 3), np.uint8)
+    path = write_tracks(tmp_path / "t.json", [dots(*[(100 + 20 * i, 300) for i in range(9)]), dots((50, 50), (60, 50))])
+    source = whole(frames, files={"tracks": path}, indices=(1, 2, 3, 4, 5, 6))
+    _, drawn = make("control.tracks", {"points": "frames"})(frames, np.random.default_rng(0), source)
+    assert drawn["tracks"] == [[[120 + 20 * i, 300] for i in range(6)], [[60, 50]]]
+
+
+# --- followed tracks ---
+
+
+def test_points_are_followed_and_lost():
+    frames = moving(12, 128, 160)[..., 1]  # the texture slides left by two pixels a frame
+    points, seen = follow(list(frames), lost=0.5)
+    assert len(points) > 30
+    steps = np.diff(points, axis=1)[seen[:, 1:]]
+    assert np.quantile(np.abs(steps - (-2, 0)), 0.95) < 0.1
+    assert not seen[points[:, 0, 0] < 20, -1].any()  # they left the picture
+    assert (np.diff(seen.astype(int), axis=1) <= 0).all()
+    cut = [*frames[:6], *moving(6, 128, 160, seed=9)[..., 1]]
+    assert follow(cut, lost=0.5)[1][:, 6:].mean() < 0.1
+    assert follow([np.zeros((64, 64), np.uint8)] * 3, 1.0)[0].shape == (0, 3, 2)
+
+
+def test_followed_tracks_are_drawn_and_told():
+    frames = moving(9, 128, 160)
+    maker = make("control.tracks", {"count": [5, 9]})
+    made, drawn = maker(frames, np.random.default_rng(3), whole(frames))
+    assert made.shape == frames.shape
+    assert 5 <= len(drawn["tracks"]) <= 9
+    assert all(len(track) >= 4.5 for track in drawn["tracks"])
+    again, same = maker(frames, np.random.default_rng(3), whole(frames))
+    assert (again == made).all()
+    assert same == json.loads(json.dumps(drawn))
+    assert maker(frames, np.random.default_rng(4), whole(frames))[1] != drawn
+    flat, nothing = maker(np.zeros_like(frames), np.random.default_rng(3), whole(frames))
+    assert not flat.any()
+    assert nothing == {"tracks": []}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"count": [3.5, 4]}, "must be whole numbers"),
+        ({"count": [9, 4]}, "from small to large"),
+        ({"points": "samples"}, "points='samples' is not spline or frames"),
+        ({"shortest": 2}, r"shortest=2 must lie in \[0, 1\]"),
+    ],
+)
+def test_bad_arguments_of_tracks_are_named(args, message):
+    with pytest.raises(ConfigError, match=message):
+        make("control.tracks", args)
+
+
+# --- union ---
+
+CONTROLS = {
+    "control.canny": {"weight": 2, "args": {"low": 50, "blur": 1, "thickness": 2}},
+    "degrade.grey": {},
+    "control.tracks": {"args": {"count": [3, 3]}},
+}
+
+
+def test_union_gives_each_control_its_share_of_every_clip():
+    frames = np.zeros((1, 64, 64, 3), np.uint8)
+    maker = make("union", {"controls": CONTROLS})
+    totals: Counter[str] = Counter()
+    for clip in "abcdef":
+        sources = (whole(frames, clip=clip, number=n) for n in range(40))
+        counts = Counter(maker(frames, np.random.default_rng(0), source)[1]["control"] for source in sources)
+        assert abs(counts["control.canny"] - 20) <= 2
+        assert abs(counts["degrade.grey"] - 10) <= 2
+        totals += counts
+    assert abs(totals["control.canny"] - 120) <= 3
+
+
+def test_union_makes_what_the_control_makes_alone():
+    frames = list(moving(5, 96, 128))
+    union = make("union", {"controls": CONTROLS})
+    made = set()
+    for number in range(8):
+        for crop, flip in (((30, 40), False), ((0, 90), True)):
+            window = Window("a", number, (0, 1, 2, 3, 4), (96, 128), crop, (32, 32), flip, 25.0)
+            reference, drawn = make_reference(frames, window, union, Video(Path()), [number], Scales())
+            control = drawn.pop("control")
+            alone = make(control, CONTROLS[control].get("args", {}))
+            expected, told = make_reference(frames, window, alone, Video(Path()), [number], Scales())
+            assert (reference == expected).all()
+            assert drawn == told
+            made.add(control)
+    assert made == set(CONTROLS)
+
+
+@pytest.mark.parametrize(
+    ("controls", "message"),
+    [
+        ({}, "controls is empty: name makers"),
+        ({"control.cany": {}}, r"task\.maker='control\.cany' is not one of"),
+        ({"control.canny": {"wait": 1}}, r"controls\.control\.canny has wait; it may have weight and args"),
+        ({"control.canny": {"weight": 0}}, r"controls\.control\.canny\.weight=0 must lie in"),
+        ({"control.canny": {"args": {"size": 3}}}, "size=3 must lie in"),
+    ],
+)
+def test_bad_unions_are_named(controls, message):
+    with pytest.raises(ConfigError, match=message):
+        make("union", {"controls": controls})
+
+
+# --- canny at every resolution ---
+
+
+def band(height: int) -> np.ndarray:
+    """One frame (1,H,W,3) with a vertical edge in its middle."""
+    frames = np.zeros((1, height, height, 3), np.uint8)
+    frames[:, :, height // 2 :] = 200
+    return frames
+
+
+def width_of(args: dict, height: int) -> float:
+    """Width of the line that is drawn, in pixels (a grey pixel counts by its grey)."""
+    frames = band(height)
+    edges, _ = make("control.canny", args)(frames, np.random.default_rng(0), whole(frames))
+    return float(edges[0, height // 2, :, 0].sum()) / 255
+
+
+def test_lines_are_as_thick_at_every_resolution():
+    assert [width_of({"thickness": 2}, height) for height in (128, 256, 512)] == [2, 2, 2]
+    relative = {"thickness": 2, "reference_height": 128}
+    assert [width_of(relative, height) for height in (64, 128, 256, 512)] == [1, 2, 4, 8]
+    worked = {"thickness": 2, "size": 128}
+    assert [width_of(worked, height) for height in (64, 128, 256, 512)] == pytest.approx([1, 2, 4, 8], rel=0.05)
+    with pytest.raises(ConfigError, match="size and reference_height cannot both be set"):
+        make("control.canny", {"size": 512, "reference_height": 512})
+
+
+def test_edges_at_a_working_size_do_not_end_at_the_crop():
+    frames = list(moving(1, 192, 256))
+    maker = make("control.canny", {"low": 40, "high": 90, "size": 48})
+    window = Window("a", 0, (0,), (192, 256), (48, 64), (96, 96), False, 25.0)
+    reference, _ = make_reference(frames, window, maker, Video(Path()), [0], Scales())
+    assert reference.shape == (1, 96, 96, 3)
+    assert reference[0, :2].any() or reference[0, -2:].any()

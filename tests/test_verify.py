@@ -1,0 +1,147 @@
+"""`data_prep verify` finds what is wrong with shards, says each thing in one line, and is silent about good ones."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from data_prep import pipeline
+from data_prep.verify import verify
+from iclora_train.shards import EMPTY, ShardSet, ShardWriter
+from tests.command import run
+from tests.prep import config_of, write_clips
+from tests.tiny import write_tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"), ("train", "val", "heldout"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, clips, base) -> Path:
+    return pipeline.prepare(config_of(tmp_path_factory.mktemp("shards"), clips, base))
+
+
+@pytest.fixture
+def root(tmp_path, prepared) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(prepared, tmp_path / "root"))
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def change_index(path: Path, change: Callable[[dict], None]) -> None:
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Latent shards that are whole, but in which the first train sample's tensor `name` was changed."""
+    shards = ShardSet.open(folder)
+    writer = ShardWriter(folder, "latents", shards.fingerprint)
+    samples = []
+    for i in shards.indices("train"):
+        key, about, members = shards._read(i)
+        tensors = safetensors.torch.load(members["latents.safetensors"])
+        if i == 0:
+            tensors[name] = tensor(tensors[name]).contiguous()
+        data = safetensors.torch.save(tensors)
+        samples.append({"__key__": key, "json": json.dumps(about).encode(), "latents.safetensors": data})
+    (folder / "index.json").unlink()
+    writer.write("train-000000.tar", samples)
+    writer.finish(list(shards.shards))
+
+
+def test_good_shards_are_good_with_and_without_workers_and_settings(prepared, clips, base):
+    assert verify(str(prepared)) == []
+    assert verify(str(prepared), 2, config_of(prepared, clips, base)) == []
+
+
+DAMAGE = {
+    "a flipped bit": (
+        lambda r: flip(r / "pairs" / "train-000000.tar"),
+        r"pairs/train-000000.tar is damaged: delete it",
+    ),
+    "no latents": (lambda r: shutil.rmtree(r / "latents"), "latents holds no finished shard set (no index.json): run"),
+    "a missing shard": (
+        lambda r: (r / "latents" / "val-000000.tar").unlink(),
+        "val-000000.tar is missing: run data_prep",
+    ),
+    "a short shard": (lambda r: (r / "pairs" / "val-000000.tar").write_bytes(b"x"), "has 1 bytes instead of"),
+    "a strange shard": (
+        lambda r: (r / "pairs" / "train-000009.tar").write_bytes(b""),
+        "train-000009.tar is not in the index: delete it",
+    ),
+    "counts": (
+        lambda r: change_index(r / "pairs" / "index.json", lambda index: index["buckets"].update({"32x32x5": 3})),
+        "index.json counts other samples than it lists: delete it",
+    ),
+    "a sample left out": (
+        lambda r: change_index(r / "pairs" / "index.json", lambda index: index["samples"].pop()),
+        "index.json lists other samples than its shards have: delete it",
+    ),
+    "a fingerprint": (
+        lambda r: (r / "latents" / "fingerprint.json").write_text("{"),
+        "index.json and fingerprint.json beside it differ: delete",
+    ),
+    "other pairs": (
+        lambda r: change_index(r / "latents" / "index.json", lambda index: index["samples"].reverse()),
+        "latents was not made from",
+    ),
+    "NaN": (lambda r: rewrite(r / "latents", "target", lambda t: t * torch.nan), "its target holds NaN or infinite"),
+    "a shape": (lambda r: rewrite(r / "latents", "reference0", lambda t: t[..., :2]), "are odd: delete it"),
+    "no empty caption": (lambda r: (r / "latents" / EMPTY).unlink(), f"{EMPTY} is missing: delete it"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_told_with_the_remedy(name, root):
+    damage, message = DAMAGE[name]
+    damage(root)
+    problems = verify(str(root))
+    assert any(message in problem for problem in problems), problems
+    assert not any("\n" in problem for problem in problems)
+
+
+def test_other_settings_and_another_base_are_told(root, clips, base, tmp_path):
+    other = write_tiny_base(tmp_path / "other", seed=1)
+    assert [
+        "pairs holds shards of other settings (data.frames: 5 -> 9)" in p
+        for p in verify(str(root), 0, config_of(root, clips, base, "data.frames=9"))
+    ] == [True, False]
+    (problem,) = verify(str(root), 0, config_of(root, clips, other))
+    assert "latents was made by another base" in problem
+
+
+def test_the_command_says_one_line_a_problem_and_fails(root, tmp_path):
+    good = run(tmp_path, "data_prep", "verify", f"data.root={root}")
+    assert (good.code, good.out) == (0, f"verified: {root}\n")
+    flip(root / "pairs" / "train-000000.tar")
+    flip(root / "latents" / "val-000000.tar")
+    bad = run(tmp_path, "data_prep", "verify", f"data.root={root}", "data.workers=2")
+    assert bad.code == 1
+    lines = [line for line in bad.err.splitlines() if line.startswith("problem: ")]
+    assert [Path(line.split()[1]).relative_to(root).as_posix() for line in lines] == [
+        "pairs/train-000000.tar",
+        "latents/val-000000.tar",
+    ]
+    assert "Traceback" not in bad.err
+    lost = run(tmp_path, "data_prep", "verify")
+    assert lost.code == 2
+    assert lost.err.startswith("error: no task: choose one with conf=<task>")
