@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from data_prep.captions import described
+from data_prep.checks import Notes, require_no_failure
 from data_prep.clips import SPLITS, Clip, list_clips
 from data_prep.engine import engine_of
 from data_prep.footage import Footage
+from data_prep.inspection import tell, through_vae, told, unlike, write_report
 from data_prep.makers import make
-from data_prep.produce import Job, Plan, produce
+from data_prep.produce import Job, LostError, Plan, produce
 from data_prep.progress import show, steps
 from data_prep.survey import survey, without_caption
 from data_prep.windows import Window, heldout_windows, train_windows
 from iclora_train.config import Config, ConfigError, require
-from iclora_train.files import alone, sha256, write_whole
+from iclora_train.files import alone, sha256
 from iclora_train.fingerprint import content_settings, digest, plain
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
 from iclora_train.pair import Geometry
 from iclora_train.prompts import fields_of
-from iclora_train.shards import ShardError, ShardSet
+from iclora_train.shards import ShardError, ShardSet, refuse_others
 
 RECIPE = 1  # raise it when the same settings make other pixels than before
 SHARD_CLIPS = 64
@@ -45,28 +46,44 @@ def prepare(config: Config) -> Path:
     images = all(size.frames == 1 for size in config.data.sizes())
     clips = described(list_clips(config.data.clips, config.data.heldout_fraction, images), config)
     made_by = fingerprints(config, clips, base)
-    if all(_is_done(root / kind, of) for kind, of in made_by.items()):
+    found = told(root)
+    if found is not None and all(_is_done(root / kind, of) for kind, of in made_by.items()):
+        require_no_failure(found, root)
         return root
+    for kind, of in made_by.items():
+        refuse_others(root / kind, of)
     with alone(root, "set another data.root"):
         _make(root, clips, base, made_by, config)
     return root
 
 
 def _make(root: Path, clips: list[Clip], base: Base, made_by: dict[str, dict[str, Any]], config: Config) -> None:
-    """Both shard sets and the report."""
+    """Both shard sets, the report and the contact sheet."""
     usable, dropped = survey(clips, config)
+    notes = Notes(root, digest(made_by["pairs"]))
+    usable = unlike(usable, made_by["pairs"]["sources"], notes, config)
     silent = without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
     report = {"kept": _counts(windows), "dropped": dropped} | ({"without_caption": silent} if silent else {})
-    with write_whole(root / "report.json") as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_report(root, report)
     show(report)
     if silent:
         print(f"{len(silent)} clips have no caption, only the trigger; {root / 'report.json'} names them")
+    lost = None
+    if windows["train"]:
+        by_id = {material.clip.id: material.clip for material in usable}
+        try:
+            with closing(engine_of(config.engine, config.data.workers)) as engine:
+                produce(Job(root, made_by, _plan(windows), by_id, config, base, notes), engine)
+        except LostError as error:
+            lost = error
+        through_vae(ShardSet.open(root / "pairs"), base, notes, config)
+    tell(root, notes, report, config)
     require(len(windows["train"]) > 0, f"data.clips={config.data.clips}: no train clip could be used; see the table")
-    by_id = {material.clip.id: material.clip for material in usable}
-    with closing(engine_of(config.engine, config.data.workers)) as engine:
-        produce(Job(root, made_by, _plan(windows), by_id, config, base), engine)
+    kept = ShardSet.open(root / "pairs").splits.get("train", 0)
+    require(kept > 0, f"the checks left out every training pair; {root / 'contact.html'} shows them and says why")
+    if lost is not None:
+        raise lost
 
 
 def check_fit(config: Config, geometry: Geometry) -> None:
@@ -96,6 +113,9 @@ def fingerprints(config: Config, clips: list[Clip], base: Base) -> dict[str, dic
     with steps("fingerprinting", len(clips)) as bar:
         sources = {clip.id: _identity(clip, config) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
+    networks = _networks(config.task.maker_args)
+    more = {"checks": config.checks.decisive(), "networks": networks}
+    pairs |= {name: value for name, value in more.items() if value}
     return {
         "pairs": pairs,
         "latents": {"settings": settings, "pairs": digest(pairs), "base": {"parts": base.latent_fingerprints}},
@@ -118,6 +138,17 @@ def _identity(clip: Clip, config: Config) -> dict[str, Any]:
     if config.data.prompt is not None:
         about["row"] = {name: clip.row.get(name, "") for name in fields_of(config.data.prompt)}
     return about
+
+
+def _networks(args: object) -> dict[str, str]:
+    """Contents of the files and folders that a maker's arguments name as `model`, by path."""
+    if isinstance(args, list):
+        return {path: found for arg in args for path, found in _networks(arg).items()}
+    if not isinstance(args, dict):
+        return {}
+    own = args.get("model")
+    found = {own: _content(Path(own).expanduser())} if isinstance(own, str) else {}
+    return found | {path: of for arg in args.values() for path, of in _networks(arg).items()}
 
 
 def _content(path: Path) -> str:

@@ -15,6 +15,7 @@ from threading import Event
 from typing import Any
 
 from data_prep.captions import caption_of
+from data_prep.checks import Notes, Report, check_pair, pair_picture
 from data_prep.clips import Clip
 from data_prep.encode import Encoder
 from data_prep.engine import Engine, Failed
@@ -25,6 +26,7 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.files import write_whole, writing
 from iclora_train.ltx2.base import Base
 from iclora_train.members import Members, pair_members
+from iclora_train.pair import Pair
 from iclora_train.shards import ShardWriter
 from iclora_train.texts import Texts
 
@@ -39,7 +41,9 @@ class LostError(ConfigError):
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be made: `made_by` are the fingerprints of "pairs" and "latents", `clips` those of the plan by id."""
+    """What is to be made: `made_by` are the fingerprints of "pairs" and "latents", `clips` those of the plan by id.
+    `notes` keep what the checks found.
+    """
 
     root: Path
     made_by: dict[str, dict[str, Any]]
@@ -47,6 +51,7 @@ class Job:
     clips: dict[str, Clip]
     config: Config
     base: Base
+    notes: Notes
 
 
 @dataclass(frozen=True)
@@ -68,15 +73,30 @@ def units_of(windows: list[Window], clips: dict[str, Clip], config: Config) -> I
             yield Unit(clips[name], of_clip[i : i + size], config)
 
 
-def make_unit(unit: Unit) -> list[Members] | Failed:
-    """The pairs of a unit as they are stored; Failed when the clip could be read before and now cannot."""
+@dataclass(frozen=True)
+class Made:
+    """A pair as it is stored, None if the checks leave it out, with what they found and a picture of it."""
+
+    members: Members | None
+    report: Report
+    picture: bytes
+
+
+def make_unit(unit: Unit) -> list[Made] | Failed:
+    """The pairs of a unit, checked; Failed when the clip could be read before and now cannot."""
+    clip = unit.clip
     try:
         with writing(Path(tempfile.gettempdir(), "clip.mp4")):
-            return [pair_members(pair, unit.clip.id) for pair in make_pairs(unit.clip, unit.windows, unit.config)]
+            return [_made(pair, clip, unit.config) for pair in make_pairs(clip, unit.windows, unit.config)]
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         return Failed(str(error))
+
+
+def _made(pair: Pair, clip: Clip, config: Config) -> Made:
+    report = check_pair(pair, clip.id, clip.split, config)
+    return Made(pair_members(pair, clip.id) if report.kept else None, report, pair_picture(pair))
 
 
 def produce(job: Job, engine: Engine) -> None:
@@ -106,16 +126,17 @@ def make_pair_shards(job: Job, engine: Engine, writer: ShardWriter, losses: Loss
     made = engine.map(make_unit, (unit for units in missing.values() for unit in units))
     for shard, windows in job.plan.items():
         if shard in missing:
-            writer.write(shard, bar.track(_samples(shard, missing[shard], made, losses, bar)))
+            samples = _samples(shard, missing[shard], made, losses, bar)
+            writer.write(shard, bar.track(_noted(job.notes, Path(shard).stem, samples, bar)))
         else:
             bar.skip(len(windows))
         yield shard
 
 
 def _samples(
-    shard: str, units: list[Unit], made: Iterator[list[Members] | Failed], losses: Losses, bar: Steps
-) -> Iterator[Members]:
-    """The samples of one shard, of the next of what is `made`."""
+    shard: str, units: list[Unit], made: Iterator[list[Made] | Failed], losses: Losses, bar: Steps
+) -> Iterator[Made]:
+    """The pairs of one shard, of the next of what is `made`."""
     for unit in units:
         done = next(made)
         if isinstance(done, Failed):
@@ -123,6 +144,20 @@ def _samples(
             bar.skip(len(unit.windows))
         else:
             yield from done
+
+
+def _noted(notes: Notes, part: str, samples: Iterator[Made], bar: Steps) -> Iterator[Members]:
+    """What is kept of a shard's pairs. The notes about all of them are written before the shard gets its name, so that
+    a shard that is there has its notes.
+    """
+    entries = []
+    for made in samples:
+        entries.append((made.report, made.picture))
+        if made.members is None:
+            bar.skip(1)
+        else:
+            yield made.members
+    notes.write(part, entries)
 
 
 class _Encoding:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from iclora_train.errors import one_of, require
 
@@ -75,7 +76,7 @@ class Checks:
     caption_long: Limit = field(default_factory=lambda: Limit(most=300, action="warn"))  # words
     search: int = 3  # frames by which a reference may be early or late for its offset to be found
     distance: int = 32  # bits of 256 in which the hashes of two pictures of one scene may differ
-    vae_pairs: int = 16  # pairs of each preparation that go through the VAE and back; 0: none
+    vae_pairs: int = 8  # pairs of each preparation that go through the VAE and back; 0: none
     sheet_megabytes: float = 24.0  # of pictures in contact.html; the worst pairs come first
     phrases: list[str] = field(default_factory=lambda: list(PHRASES))  # that speak of a control signal
 
@@ -96,3 +97,10 @@ class Checks:
         """The limit of each check, by its name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Limit)}
+
+    def decisive(self) -> dict[str, Any]:
+        """What differs from the defaults of all that decides which pairs are kept: no content of shards depends on it
+        otherwise."""
+        usual = asdict(Checks())
+        aside = ("vae", "vae_pairs", "sheet_megabytes")
+        return {key: value for key, value in asdict(self).items() if value != usual[key] and key not in aside}

@@ -31,6 +31,7 @@ from iclora_train.video import decode_clip
 
 FORMAT = 2
 EMPTY = "empty.safetensors"  # beside latents: the features of the empty caption, for guidance
+MARK = "fingerprint.json"
 REMEDY = "delete it and run data_prep again (shards that are whole are kept)"
 
 
@@ -63,11 +64,8 @@ class ShardWriter:
     def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
         self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
         self._found: dict[str, tuple[dict[str, Any], list[Sample]]] = {}  # shard -> its facts and samples
-        mark = folder / "fingerprint.json"
-        if mark.exists():
-            _require_equal(folder, json.loads(mark.read_text()), self.fingerprint)
-        else:
-            _write_json(mark, self.fingerprint)
+        if not refuse_others(folder, fingerprint):
+            _write_json(folder / MARK, self.fingerprint)
 
     def has(self, shard: str) -> bool:
         """Whether this shard is written, and therefore whole."""
@@ -113,6 +111,14 @@ class ShardWriter:
             "fingerprint": {"of": self.fingerprint, "sha256": digest(self.fingerprint)},
             "samples": [asdict(sample) for sample in samples],
         }
+
+
+def refuse_others(folder: Path, fingerprint: dict[str, Any]) -> bool:
+    """ShardError if `folder` holds, or was begun for, shards of another fingerprint; whether it holds of this one."""
+    mark = folder / MARK
+    if mark.exists():
+        _require_equal(folder, json.loads(mark.read_text()), plain(fingerprint))
+    return mark.exists()
 
 
 def _require_equal(folder: Path, old: object, new: object) -> None:

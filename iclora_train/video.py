@@ -16,6 +16,7 @@ from pathlib import Path
 
 import av
 import av.container
+import cv2  # noqa: F401 (before decord, whose own libraries would break cv2's PNG files when they are loaded first)
 import decord
 import numpy as np
 

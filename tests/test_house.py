@@ -30,7 +30,7 @@ DOORS = {  # outside package -> the only places that may import it
     "ray": ("data_prep/ray_engine.py",),
 }
 LONGEST, LONGEST_FUNCTION = 250, 40
-ROOM = {"iclora_train/shards.py": 275}  # writer and reader of one format belong in one file
+ROOM = {"iclora_train/shards.py": 285}  # writer and reader of one format belong in one file
 
 
 def files(package: str) -> list[Path]:

@@ -59,8 +59,10 @@ def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
     return folder
 
 
-def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int = 1, seed: int = 0) -> Path:
-    """A finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`; a reference is its target, dimmed."""
+def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int | None = None, seed: int = 0) -> Path:
+    """A finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`; a reference is its target, dimmed,
+    and smaller by the task's factor or by `downscale`."""
+    step = downscale or config.task.reference_downscale
     opened, generator = Base.open(str(base)), torch.Generator().manual_seed(seed)
     f, h, w = opened.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
     made_by = {"parts": opened.latent_fingerprints}
@@ -70,7 +72,7 @@ def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int 
         samples = []
         for i in range(count):
             target = torch.randn(CHANNELS, f, h, w, generator=generator)
-            reference = 0.5 * target[..., ::downscale, ::downscale]
+            reference = 0.5 * target[..., ::step, ::step]
             text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
             pair = LatentPair(f"{split}{i:03d}", target, (reference,), text, SHAPE.fps, "a caption")
             samples.append(latent_members(pair, SHAPE, source=f"{split}{i // 2}", record={}))

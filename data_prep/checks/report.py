@@ -46,6 +46,10 @@ class Notes:
         """Write more findings about pairs that are in other parts already (the VAE's)."""
         self.write(LATER, [(report, b"") for report in reports])
 
+    def read(self, part: str) -> Iterator[Entry]:
+        """What a part holds; nothing if it is not there."""
+        return self._read(self._path(part))
+
     def entries(self) -> Iterator[Entry]:
         """Every report with its picture, by part and in order; added findings are with their pair's."""
         added = {report.key: report.findings for report, _ in self._read(self._path(LATER))}
