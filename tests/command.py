@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
@@ -45,6 +46,7 @@ def run(folder: Path, module: str, *args: str, largest_file: int | None = None) 
 
 def _main(folder: str, module: str, args: tuple[str, ...], largest_file: int | None) -> None:
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     for stream, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if largest_file is not None:
