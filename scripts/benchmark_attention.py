@@ -1,0 +1,100 @@
+"""What weights on references cost in self-attention: python -m scripts.benchmark_attention [--tokens 40000]
+
+Half of the tokens are a reference. In one run: attention without weights, with one strength, with a half-frame mask and
+with a weight of its own on every token, forwards and (--backward) backwards; beside FlexAttention with the bias as a
+score function. One JSON line each: milliseconds (median), times the cost without weights, memory beyond q, k and v.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from iclora_train.dryrun import GIB, clock
+from iclora_train.ltx2.attention import attend
+from iclora_train.ltx2.weighted import AttentionBias
+
+Way = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def weights(kind: str, n: int, device: torch.device) -> Tensor:
+    """Attention weights (1,N) of n/2 target and n/2 reference tokens."""
+    half = torch.ones(n // 2, device=device)
+    own = {
+        "one strength": 0.3 * half,
+        "half mask": (torch.arange(len(half), device=device) % 2).float(),
+        "mask of any weights": torch.rand(len(half), generator=torch.Generator().manual_seed(0)).to(device),
+    }[kind]
+    return torch.cat([half, own])[None]
+
+
+def ours(kind: str, n: int, device: torch.device) -> Way:
+    group = (torch.arange(n, device=device) >= n // 2).long()
+    bias = AttentionBias(weights(kind, n, device), group)
+    return lambda q, k, v: attend(q, k, v, bias)
+
+
+def flex(kind: str, n: int, device: torch.device) -> Way:
+    """The same bias, is_target(i) log w(j) + log w(i) is_target(j), as FlexAttention's score function."""
+    logs = weights(kind, n, device).clamp(min=1e-30).log()[0]
+    target = (torch.arange(n, device=device) < n // 2).float()
+
+    def biased(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return score + target[i] * logs[j] + logs[i] * target[j]
+
+    compiled: Any = torch.compile(flex_attention, dynamic=False)
+    return lambda q, k, v: compiled(q, k, v, score_mod=biased)
+
+
+def measure(way: Way, qkv: list[Tensor], backward: bool, rounds: int) -> tuple[float, float]:
+    """Median milliseconds of a call, and GiB at its peak beyond what was there before."""
+    device, taken = qkv[0].device, []
+    for _ in range(rounds + 1):
+        start = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            start = torch.cuda.memory_allocated(device)
+        begun = clock(device)
+        out = way(*qkv)
+        if backward:
+            torch.autograd.grad(out, qkv, out.detach())
+        taken.append(clock(device) - begun)
+    peak = torch.cuda.max_memory_allocated(device) - start if device.type == "cuda" else 0
+    return 1e3 * sorted(taken[1:])[rounds // 2], peak / GIB
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=40000)
+    parser.add_argument("--heads", type=int, default=32)
+    parser.add_argument("--width", type=int, default=128, help="of a head")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backward", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = (1, args.tokens, args.heads, args.width)
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    qkv = [torch.randn(shape, generator=generator).to(device, dtype).transpose(1, 2) for _ in range(3)]
+    qkv = [tensor.requires_grad_(args.backward) for tensor in qkv]
+    kinds = ("one strength", "half mask", "mask of any weights")
+    ways: dict[str, Way] = {"no weights": attend}
+    ways |= {kind: ours(kind, args.tokens, device) for kind in kinds}
+    if device.type == "cuda":
+        ways["mask of any weights, FlexAttention"] = flex(kinds[-1], args.tokens, device)
+    plain = None
+    for name, way in ways.items():
+        spent, gib = measure(way, qkv, args.backward, args.rounds)
+        plain = plain or spent
+        row = {"way": name, "ms": round(spent, 2), "times no weights": round(spent / plain, 3), "gib": round(gib, 2)}
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
