@@ -51,21 +51,41 @@ def dense(weight: Tensor, group: Tensor, between: str) -> Tensor:
     return bias
 
 
-@pytest.mark.parametrize("between", ["comfyui", "ltx"])
-@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+def compare(weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, device: str) -> None:
+    """Output and gradients of `attend` on a device against softmax with the whole bias."""
+    (q, k, v), weight, group = scene(weights, dtype)
+    given = [tensor.detach().to(device).requires_grad_() for tensor in (q, k, v)]
+    found = attend(*given, AttentionBias(weight.to(device), group.to(device), between))
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(WIDTH) + dense(weight, group, between)[:, None]
+    wanted = logits.softmax(-1) @ v.float()
+    assert torch.allclose(found.float().cpu(), wanted, atol=bound)
+    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad(found, given, grad.to(device, dtype))
+    for mine, theirs in zip(ours, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
+        assert torch.allclose(mine.float().cpu(), theirs.float(), atol=4 * bound)
+
+
+CASES = pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
+BETWEEN = pytest.mark.parametrize("between", ["comfyui", "ltx"])
+
+
+@BETWEEN
+@CASES
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_output_and_gradients_equal_those_of_the_whole_bias(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float
 ) -> None:
-    (q, k, v), weight, group = scene(weights, dtype)
-    found = attend(q, k, v, AttentionBias(weight, group, between))
-    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(WIDTH) + dense(weight, group, between)[:, None]
-    wanted = logits.softmax(-1) @ v.float()
-    assert torch.allclose(found.float(), wanted, atol=bound)
-    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
-    ours = torch.autograd.grad(found, (q, k, v), grad.to(dtype))
-    for mine, theirs in zip(ours, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
-        assert torch.allclose(mine.float(), theirs.float(), atol=4 * bound)
+    compare(weights, between, dtype, bound, "cpu")
+
+
+@pytest.mark.gpu
+@BETWEEN
+@CASES
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+def test_the_kernels_of_a_gpu_do_the_same(
+    weights: list[list[float]], between: str, dtype: torch.dtype, bound: float
+) -> None:
+    compare(weights, between, dtype, bound, "cuda")
 
 
 def test_a_reference_of_weight_0_does_not_reach_the_target_at_all() -> None:
