@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import Progress, ProgressColumn, Task
 from rich.table import Column, Table
 from rich.text import Text
 
 from iclora_train.checks_config import VERDICTS
+from iclora_train.progress import progress_with
 
 T = TypeVar("T")
 
@@ -49,8 +50,7 @@ class Steps:
 @contextmanager
 def steps(name: str, total: int) -> Iterator[Steps]:
     """A bar on stderr for `total` clips."""
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_with(_Rate()) as progress:
         yield Steps(progress, name, total)
 
 

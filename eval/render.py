@@ -22,7 +22,7 @@ from iclora_train.files import sha256, write_whole
 from iclora_train.fingerprint import digest
 from iclora_train.guidance import guidance_from
 from iclora_train.ltx2.base import Base
-from iclora_train.precision import base_dtype
+from iclora_train.precision import transformer_of
 from iclora_train.sample import Reference, sample
 from iclora_train.schedule import sigmas_for
 
@@ -87,8 +87,7 @@ class Renderer:
         self.adapter_sha256 = sha256(adapter_path)
         on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
         self.device = torch.device("cuda" if on_gpu else "cpu")
-        precision = config.model.precision
-        self.transformer = base.transformer(base_dtype(precision), self.device, fp8=precision == "fp8")
+        self.transformer = transformer_of(base, config.model.precision, self.device)
         lora.load_into(self.transformer, self.adapter)
         self.transformer.to(self.device).eval()
         self.vae = base.vae().to(self.device)

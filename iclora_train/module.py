@@ -20,7 +20,7 @@ from iclora_train.batches import Batch
 from iclora_train.config import Config, ConfigError, Optim, require
 from iclora_train.flow import masked_loss
 from iclora_train.ltx2.base import Base
-from iclora_train.precision import base_dtype
+from iclora_train.precision import transformer_of
 from iclora_train.step import draw, lay_out, step_generator
 
 BUCKETS = 4  # of noise levels, in which the loss is shown
@@ -36,8 +36,7 @@ class ICLoRA(LightningModule):
     def __init__(self, config: Config, base: Base, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
-        precision = config.model.precision
-        self.transformer = base.transformer(base_dtype(precision), device, fp8=precision == "fp8").train()
+        self.transformer = transformer_of(base, config.model.precision, device).train()
         self.transformer.recompute = config.model.recompute
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None

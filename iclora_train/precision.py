@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.transformer import Transformer
+
 
 def computes_bf16() -> bool:
     """Whether this machine multiplies bf16 in hardware; where it does not, fp32 is faster."""
@@ -17,3 +20,8 @@ def base_dtype(precision: str) -> torch.dtype:
     if precision in ("auto", "fp8"):
         return torch.bfloat16 if computes_bf16() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def transformer_of(base: Base, precision: str, device: torch.device | str) -> Transformer:
+    """The base's frozen transformer as model.precision wants it: in `base_dtype`, with fp8 weights where it is fp8."""
+    return base.transformer(base_dtype(precision), device, fp8=precision == "fp8")

@@ -18,11 +18,16 @@ class _Pace(ProgressColumn):
         return Text(f"{1 / speed:.2f} s each" if speed else "")
 
 
+def progress_with(pace: ProgressColumn) -> Progress:
+    """Bars on stderr: what, how far, how many of how many, the pace, the time left."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), pace, TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
 @contextmanager
 def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on stderr for `total` steps; call what it gives with the count of steps just done."""
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), _Pace(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with progress_with(_Pace()) as progress:
         task = progress.add_task(name, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -16,7 +16,7 @@ from iclora_train.config import require
 from iclora_train.generate.settings import Generate
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.transformer import Transformer
-from iclora_train.precision import base_dtype
+from iclora_train.precision import transformer_of
 
 
 def open_adapter(settings: Generate, base: Base) -> Adapter:
@@ -40,9 +40,8 @@ def adapted_transformer(base: Base, adapter: Adapter, precision: str, device: to
 
     The adapter is added into the weights. To fp8 weights it would be lost in their rounding: it runs beside those.
     """
-    fp8 = precision == "fp8"
-    transformer = base.transformer(base_dtype(precision), device, fp8)
-    if not fp8:
+    transformer = transformer_of(base, precision, device)
+    if precision != "fp8":
         return transformer, fuse(transformer, [(adapter, 1.0)])
     passed = lora.load_into(transformer, adapter)
     return transformer.to(device).eval(), passed

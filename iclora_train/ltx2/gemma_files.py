@@ -15,8 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.headers import Stored, read_header
 
@@ -85,10 +83,10 @@ class GemmaFiles:
     def tokenizer(self) -> bytes:
         """The content of tokenizer.json."""
         if self.packed:
-            with safe_open(self.root, framework="pt") as handle:
-                if PACKED_TOKENIZER not in handle.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    raise ConfigError(f"model.text_encoder={self.root} lacks {PACKED_TOKENIZER}; fetch the file again")
-                packed: bytes = handle.get_tensor(PACKED_TOKENIZER).byte().numpy().tobytes()
+            stored = read_header(self.root).tensors
+            if PACKED_TOKENIZER not in stored:
+                raise ConfigError(f"model.text_encoder={self.root} lacks {PACKED_TOKENIZER}; fetch the file again")
+            packed: bytes = stored[PACKED_TOKENIZER].read().byte().numpy().tobytes()
             return packed
         places = [self.root / "tokenizer.json", self.root.parent / "tokenizer" / "tokenizer.json"]
         for place in places:

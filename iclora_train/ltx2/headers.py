@@ -28,6 +28,7 @@ DTYPES = {  # of those that we can read exactly
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "U8": torch.uint8,
 }
 _SAMPLE = 4096  # bytes hashed at the start and at the end of each tensor
 
