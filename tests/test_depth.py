@@ -14,7 +14,7 @@ import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from data_prep.makers import Source, make
-from data_prep.makers.depth import grey, steadied
+from data_prep.makers.depth import pictured, steadied
 from data_prep.placement import Placement
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.depth import load
@@ -151,17 +151,17 @@ def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tm
 def test_one_range_holds_for_the_whole_clip() -> None:
     near = np.zeros((2, 16, 16), np.float32)
     near[0, :, 8:], near[1, :, 8:] = 1.0, 2.0
-    made, drawn = grey(near, [0.0, 100.0])
+    made, drawn = pictured(near, [0.0, 100.0])
     assert drawn == {"range": [0.0, 2.0]}
     assert [frame[0, 15, 0] for frame in made] == [128, 255]
-    flat, _ = grey(np.full((1, 16, 16), 3.0, np.float32), [0.0, 100.0])
+    flat, _ = pictured(np.full((1, 16, 16), 3.0, np.float32), [0.0, 100.0])
     assert not flat.any()
 
 
 def test_outliers_do_not_set_the_range() -> None:
     near = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 1))
     near[0, 0, 0] = 1e6
-    made, _ = grey(near, [1.0, 99.0])
+    made, _ = pictured(near, [1.0, 99.0])
     assert made[0, 32, 60, 0] > 200
 
 

@@ -11,12 +11,12 @@ import pytest
 import skimage.data
 
 from data_prep.makers import Source, make
-from data_prep.makers.blazepose import BlazePose, anchors, load, merged
-from data_prep.makers.people import closed, follow, runs, smoothed
-from data_prep.makers.rtmpose import decoded
-from data_prep.makers.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw, openpose
 from data_prep.placement import Placement
 from iclora_train.config import ConfigError
+from iclora_train.signals.blazepose import BlazePose, anchors, load, merged
+from iclora_train.signals.people import closed, follow, runs, smoothed
+from iclora_train.signals.rtmpose import decoded
+from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw, openpose
 
 NOSE, RIGHT_EYE, LEFT_EYE = (POINTS.index(name) for name in ("nose", "right_eye", "left_eye"))
 FACE = {NOSE: (223, 128), RIGHT_EYE: (205, 103), LEFT_EYE: (249, 112)}  # of skimage's astronaut, looked up by eye

@@ -12,8 +12,9 @@ import numpy as np
 from data_prep.makers.depth_files import VALUES, read_nearness
 from data_prep.makers.light import luma
 from data_prep.makers.maker import Drawn, Source, check_number, check_span, register
-from data_prep.makers.motion import dis_flow, warped
 from iclora_train.config import one_of, require
+from iclora_train.signals.depth_levels import grey
+from iclora_train.signals.motion import dis_flow, warped
 
 REMEDY = (
     "give a folder in transformers' format, e.g. by "
@@ -56,7 +57,7 @@ class Depth:
         network = load(Path(self.model).expanduser())
         parts = [network.nearness(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)]
         near = np.concatenate(parts)  # (F,H,W)
-        return grey(steadied(near, frames, self.steady) if self.steady else near, self.range)
+        return pictured(steadied(near, frames, self.steady) if self.steady else near, self.range)
 
 
 @register("control.depth_given")
@@ -83,15 +84,13 @@ class DepthGiven:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
         read = read_nearness(source.file("depth"), source.indices, self.values)
-        return grey(np.stack([source.placement.place(near) for near in read]), self.range)
+        return pictured(np.stack([source.placement.place(near) for near in read]), self.range)
 
 
-def grey(near: np.ndarray, percentiles: list[float]) -> tuple[np.ndarray, Drawn]:
-    """Nearness (F,H,W) as uint8 (F,H,W,3) with one range for the whole clip, and that range. Constant is black."""
-    low, high = np.percentile(near, percentiles).tolist()
-    scale = 255 / (high - low) if high > low else 0.0
-    levels = np.rint((np.clip(near, low, high) - low) * scale).astype(np.uint8)
-    return np.repeat(levels[..., None], 3, axis=-1), {"range": [low, high]}
+def pictured(near: np.ndarray, percentiles: list[float]) -> tuple[np.ndarray, Drawn]:
+    """Nearness (F,H,W) as uint8 (F,H,W,3), and its range for the record."""
+    pictures, (low, high) = grey(near, percentiles)
+    return pictures, {"range": [low, high]}
 
 
 def steadied(near: np.ndarray, frames: np.ndarray, share: float) -> np.ndarray:

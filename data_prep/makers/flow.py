@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.makers.light import luma
 from data_prep.makers.maker import Drawn, Source, check_number, register
-from data_prep.makers.motion import dis_flow
+from iclora_train.signals.motion import dis_flow
 
 STEPS = (15, 6, 4, 11, 13, 6)  # of the wheel from red to yellow, green, cyan, blue, magenta and red again
 LEAST = 1.0  # pixels: a clip that moves less is not drawn as if it moved much

@@ -7,35 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.makers import blazepose, rtmpose
 from data_prep.makers.maker import Drawn, Source, check_number, register
-from data_prep.makers.people import Track, closed, follow, smoothed
-from data_prep.makers.skeleton import FROM_BLAZEPOSE, FROM_COCO, draw, openpose
 from iclora_train.config import require
+from iclora_train.signals import blazepose, rtmpose
+from iclora_train.signals.pose import PoseReader
 
 WHOLE = 1 << 20  # pixels of margin: people are looked for in the whole picture, since those cut off are hard to find
 
 
 @register("control.pose")
 @dataclass(frozen=True)
-class Pose:
-    """Everybody's 18-point OpenPose skeleton, drawn on black.
-
-    model: an RTMPose or DWPose file (.onnx) for the keypoints; null takes MediaPipe's BlazePose, which also finds the
-    people for the others. tiles: people are looked for in the whole picture and in tiles x tiles parts of it; raise it
-    where they are small. confidence: keypoints below it are missing. gap: they are filled in over at most so many
-    frames. smooth: frames of the parabola that takes the jitter out (odd; 1 for none). shortest: who is seen in fewer
-    frames is left out (or in fewer than the clip has). thickness: of the drawing; at 1, limbs are 9 pixels wide on a
-    shorter side of 512, as DWPose draws them.
-    """
-
-    model: str | None = None
-    tiles: int = 1
-    confidence: float = 0.3
-    gap: int = 8
-    smooth: int = 7
-    shortest: int = 5
-    thickness: float = 1.0
+class Pose(PoseReader):
+    """Everybody's 18-point OpenPose skeleton, drawn on black, with the arguments of `PoseReader`."""
 
     def __post_init__(self) -> None:
         for key, low in (("tiles", 1), ("gap", 0), ("smooth", 1), ("shortest", 1)):
@@ -54,29 +37,10 @@ class Pose:
         return WHOLE
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        tracks = follow(frames, blazepose.load(), self.tiles, self.gap)
-        least = min(self.shortest, len(frames))
-        found = [self._points(frames, track) for track in tracks if len(track) >= least]
-        raw = np.array(found).reshape(-1, len(frames), 18, 3)  # (P,F,18,3)
-        raw[raw[..., 2] < self.confidence] = 0
-        pairs = [closed(person, self.gap) for person in raw]
-        people = np.array([smoothed(person, self.smooth) for person, _ in pairs]).reshape(raw.shape)
-        unit = self.thickness * min(source.placement.size)
-        pictures = np.stack([draw(people[:, i], frames.shape[1:3], unit) for i in range(len(frames))])
+        people, filled = self.read(frames)
+        pictures = self.drawn(people, frames.shape[1:3], min(source.placement.size))
         people[..., :2] -= source.placement.inner[::-1]
-        filled = np.array([filled for _, filled in pairs], bool).reshape(raw.shape[:3])
         return pictures, _record(people, filled, source.placement.size)
-
-    def _points(self, frames: np.ndarray, track: Track) -> np.ndarray:
-        """A person's skeleton (F,18,3) as x, y, confidence; all 0 where they were not seen."""
-        network = rtmpose.load(Path(self.model).expanduser()) if self.model else None
-        result = np.zeros((len(frames), 18, 3))
-        for number, body in track.items():
-            if network is None:
-                result[number] = openpose(body.landmarks, FROM_BLAZEPOSE)
-            else:
-                result[number] = openpose(network.keypoints(frames[number], body.landmarks[:, :2]), FROM_COCO)
-        return result
 
 
 def _record(people: np.ndarray, filled: np.ndarray, size: tuple[int, int]) -> Drawn:

@@ -11,14 +11,11 @@ import cv2
 import numpy as np
 
 from data_prep.makers.maker import Drawn, Source, check_number, check_span, register
-from data_prep.makers.track_drawing import draw_tracks
 from data_prep.makers.track_files import read_tracks, spline
 from iclora_train.config import require
+from iclora_train.signals.track_drawing import draw_tracks
+from iclora_train.signals.tracks import follow, lost_beyond
 from iclora_train.video import probe
-
-WINDOW, LEVELS = 21, 3  # of the Lucas-Kanade search: pixels, halvings of the picture
-FINEST = 0.25  # pixels, about what that search can tell
-CANDIDATES = 400  # points that are followed, of which some are drawn
 
 
 @register("control.tracks")
@@ -83,45 +80,13 @@ class Tracks:
     def _followed(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Points (N,F,2) followed through the frames, and where they were not lost (N,F)."""
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        points, seen = follow(grey, max(self.lost * min(frames.shape[1:3]) / 512, FINEST))
+        points, seen = follow(grey, lost_beyond(self.lost, frames.shape[1:3]))
         lasting = np.flatnonzero(seen.sum(axis=1) >= self.shortest * len(frames))
         count = min(int(rng.integers(self.count[0], self.count[1] + 1)), len(lasting))
         steps = np.hypot(*np.diff(points[lasting], axis=1).transpose(2, 0, 1)) * seen[lasting, 1:]  # (n,F-1)
         liking = 1 + steps.sum(axis=1)
         chosen = rng.choice(lasting, count, replace=False, p=liking / liking.sum()) if count else lasting[:0]
         return points[chosen], seen[chosen]
-
-
-def follow(grey: list[np.ndarray], lost: float) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of the first picture (H,W) followed through all: points (N,F,2), and (N,F) whether they are still seen.
-
-    Pyramidal Lucas-Kanade (Bouguet 2001) from each picture to the next and back; a point that comes back more than
-    `lost` pixels from where it was (Kalal et al. 2010), or leaves the picture, is lost.
-    """
-    height, width = grey[0].shape
-    apart = max(np.sqrt(height * width / CANDIDATES) / 2, 1.0)
-    corners = cv2.goodFeaturesToTrack(grey[0], CANDIDATES, 0.005, apart)
-    if corners is None:  # nothing to hold on to in a flat picture
-        return np.zeros((0, len(grey), 2)), np.zeros((0, len(grey)), bool)
-    now, alive = corners.reshape(-1, 1, 2), np.ones(len(corners), bool)
-    points, seen = [now[:, 0]], [alive]
-    for i in range(1, len(grey)):
-        there, found = _search(grey[i - 1], grey[i], now)
-        back, returned = _search(grey[i], grey[i - 1], there)
-        missed = np.linalg.norm(back - now, axis=2)[:, 0]
-        inside = ((there >= 0) & (there <= (width - 1, height - 1))).all(axis=(1, 2))
-        alive = alive & found & returned & (missed <= lost) & inside
-        now = np.where(alive[:, None, None], there, now)
-        points.append(now[:, 0])
-        seen.append(alive)
-    return np.stack(points, axis=1).astype(np.float64), np.stack(seen, axis=1)
-
-
-def _search(a: np.ndarray, b: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where points (N,1,2) of picture a are in b, and whether they were found (N,)."""
-    there = np.empty_like(points)
-    _, found, _ = cv2.calcOpticalFlowPyrLK(a, b, points, there, winSize=(WINDOW, WINDOW), maxLevel=LEVELS)
-    return there, np.asarray(found)[:, 0] == 1
 
 
 @lru_cache(maxsize=16)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import local
 from typing import Any
 
 import cv2
@@ -19,13 +19,15 @@ import numpy as np
 
 from iclora_train.errors import require
 
-MODELS = Path(__file__).parent.parent / "models"
+MODELS = Path(__file__).parent / "models"
 DETECTOR_SIZE, LANDMARK_SIZE = 224, 256  # pixels
 STRIDES = (8, 16, 32, 32, 32)  # of the detector's layers; two anchors per cell of each
 OVERLAP = 0.3  # detections that overlap more are one person
 SMALL = 0.6  # who fills more of a tile than this share is left to the view of the whole picture
 MARGIN = 1.25  # side of the landmark network's square, in diameters of the circle around the body
 REFINE = 7  # cells of the heat map that a landmark is refined from
+
+_OF_THREAD = local()
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Body:
 
 
 class BlazePose:
-    """Both networks. `load` gives the one instance of a process."""
+    """Both networks. `load` gives the one instance of a thread."""
 
     def __init__(self) -> None:
         self._detector = _interpreter(MODELS / "pose_detection.tflite")
@@ -107,16 +109,22 @@ class BlazePose:
         return [network.get_tensor(output["index"]) for output in network.get_output_details()]
 
 
-@cache
 def load() -> BlazePose:
-    """The networks, read once per process."""
-    return BlazePose()
+    """The networks, read once per thread, as an interpreter serves one at a time."""
+    if not hasattr(_OF_THREAD, "networks"):
+        _OF_THREAD.networks = BlazePose()
+    networks: BlazePose = _OF_THREAD.networks
+    return networks
+
+
+def installed() -> bool:
+    """Whether the package that runs the networks is there."""
+    return find_spec("ai_edge_litert") is not None
 
 
 def check_installed() -> None:
     """ConfigError when the package that runs the networks is missing."""
-    there = find_spec("ai_edge_litert") is not None
-    require(there, "task.maker=control.pose needs ai-edge-litert: pip install 'iclora_train[pose]'")
+    require(installed(), "task.maker=control.pose needs ai-edge-litert: pip install 'iclora_train[pose]'")
 
 
 def parts(size: tuple[int, int], tiles: int) -> list[Square]:

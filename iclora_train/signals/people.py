@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_prep.makers.blazepose import BlazePose, Body, Square
+from iclora_train.signals.blazepose import BlazePose, Body, Square
 
 SAME = 0.2  # two squares whose centres are nearer than this share of their side show one person
 FOUND = (

@@ -1,0 +1,17 @@
+"""Depth as grey pictures: near is white, far is black, one range for a whole clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def grey(near: np.ndarray, percentiles: Sequence[float]) -> tuple[np.ndarray, tuple[float, float]]:
+    """Nearness (F,H,W), larger is nearer, as uint8 (F,H,W,3), and the values that became black and white: the
+    percentiles of all values. Constant is black.
+    """
+    low, high = np.percentile(near, percentiles).tolist()
+    scale = 255 / (high - low) if high > low else 0.0
+    levels = np.rint((np.clip(near, low, high) - low) * scale).astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=-1), (low, high)
