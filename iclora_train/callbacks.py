@@ -1,12 +1,9 @@
-"""What is shown and logged while training: one row of numbers per optimizer step, to a CSV, to W&B, to the screen.
-
-The only door to wandb.
-"""
+"""What is shown and logged while training: one row of numbers per optimizer step, to a CSV, to W&B, to the screen."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
+import io
 import math
 import time
 from collections.abc import Callable
@@ -17,8 +14,11 @@ from lightning import Callback, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from iclora_train import wandb_door
 from iclora_train.files import write_whole
+from iclora_train.heldout import ValidationClips
 from iclora_train.module import ICLoRA
+from iclora_train.watch import CONDITIONS
 
 Row = dict[str, float]
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
@@ -33,11 +33,18 @@ class Sink(Protocol):
 
 
 class Record(Callback):
-    """Collects the row of every optimizer step and hands it to the sinks; held-out losses join it when they are due."""
+    """Collects the row of every optimizer step and hands it to the sinks; held-out losses, and the figures of the clips
+    that are made, join it when they are due.
+    """
 
     def __init__(self, sinks: list[Sink], every: int, heldout: Callable[[ICLoRA], Row] | None) -> None:
         self.sinks, self.every, self.heldout = sinks, every, heldout
         self.done = 0
+        self.clips: ValidationClips | None = None
+
+    def setup(self, trainer: Trainer, module: ICLoRA, stage: str) -> None:  # type: ignore[override]
+        watching = trainer.callbacks  # type: ignore[attr-defined]
+        self.clips = next((callback for callback in watching if isinstance(callback, ValidationClips)), None)
 
     def on_train_start(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
         self.done = trainer.global_step
@@ -56,6 +63,8 @@ class Record(Callback):
         row = {"step": step, **module.take_row()}
         if self.heldout is not None and (step % self.every == 0 or step == trainer.max_steps):
             row |= self.heldout(module)
+        if self.clips is not None and self.clips.due(trainer):
+            row |= self.clips.make(trainer, module)
         self._write(trainer, row)
 
     def _write(self, trainer: Trainer, row: Row) -> None:
@@ -73,7 +82,7 @@ class CsvLog:
     """metrics.csv: one line a step, an empty cell where nothing was measured.
 
     Going on from step n, the lines after n are dropped: a killed run that is started again ends with the same bytes as
-    one that was not.
+    one that was not. A log that an earlier version began goes on with its columns and the new ones.
     """
 
     def __init__(self, path: Path, columns: list[str]) -> None:
@@ -81,12 +90,18 @@ class CsvLog:
         self.file: IO[str] | None = None
 
     def start(self, step: int) -> None:
-        kept = ",".join(self.columns) + "\n"
+        kept = []
         if step and self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)[1:]
-            kept += "".join(line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step)
+            lines = self.path.read_text().splitlines(keepends=True)
+            header, *rows = csv.reader(line for line in lines if line.endswith("\n"))
+            kept = [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) <= step]
+            self.columns = [*self.columns, *(name for name in header if name not in self.columns)]
+        text = io.StringIO()
+        table = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        table.writeheader()
+        table.writerows(kept)
         with write_whole(self.path) as whole:
-            whole.write(kept.encode())
+            whole.write(text.getvalue().encode())
         self.file = self.path.open("a", newline="")
 
     def write(self, row: Row) -> None:
@@ -101,28 +116,14 @@ class CsvLog:
 
 
 class WandbLog:
-    """Weights & Biases. mode=auto is online when logged in, else run files for `wandb sync`."""
+    """Weights & Biases (`wandb_door.start`)."""
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
         self.folder, self.name, self.config, self.arguments = folder, name, config, arguments
         self.run: Any = None
 
     def start(self, step: int) -> None:
-        import wandb  # noqa: PLC0415 (slow, and needed by those only who log there)
-
-        arguments = dict(self.arguments)
-        if arguments.get("mode", "auto") == "auto":
-            arguments["mode"] = "online" if wandb.setup().settings.api_key else "offline"
-        identity = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
-        self.run = wandb.init(
-            dir=self.folder,
-            name=self.name,
-            id=identity,
-            resume="allow",
-            config=self.config,
-            settings=wandb.Settings(silent=True),
-            **arguments,
-        )
+        self.run = wandb_door.start(self.folder, self.name, self.config, self.arguments)
         self.run.define_metric("*", step_metric="step")
 
     def write(self, row: Row) -> None:
@@ -159,6 +160,9 @@ class ProgressBar:
         step, now = int(row["step"]), time.monotonic()
         if "heldout_correct" in "".join(row):
             self.console.print(f"step {step}  held-out loss: " + _heldout_line(row))
+        if "sampled_psnr" in row:
+            other = f", to other targets {row['sampled_psnr_other']:.2f} dB" if "sampled_psnr_other" in row else ""
+            self.console.print(f"step {step}  validation clips: PSNR {row['sampled_psnr']:.2f} dB{other}")
         if step == self.first:
             return
         pace = (step - self.first) / (now - self.began)
@@ -176,9 +180,11 @@ class ProgressBar:
 
 
 def _heldout_line(row: Row) -> str:
-    """Means over the noise levels, e.g. `reference correct 0.31, swapped 0.40, none 0.38`."""
+    """Means over the noise levels, e.g. `reference correct 0.31, swapped 0.40, none 0.39, base 0.38; control gain +18.4
+    %, swap gap +23.7 %`."""
     parts = []
-    for which in ("correct", "swapped", "none"):
+    for which in CONDITIONS:
         values = [value for name, value in row.items() if name.startswith(f"heldout_{which}_")]
         parts.append(f"{which} {sum(values) / len(values):.4f}")
-    return "reference " + ", ".join(parts)
+    gain, gap = row["control_gain"], row["swap_gap"]
+    return f"reference {', '.join(parts)}; control gain {100 * gain:+.1f} %, swap gap {100 * gap:+.1f} %"

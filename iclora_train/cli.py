@@ -35,6 +35,7 @@ from iclora_train.ltx2.chosen import base_of
 from iclora_train.module import BUCKETS, ICLoRA, bucket_name
 from iclora_train.precision import base_dtype
 from iclora_train.shards import ShardSet
+from iclora_train.watch import SAMPLED
 
 OURS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
 
@@ -165,7 +166,8 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
             return heldout_losses(module.transformer, heldout, config, base.geometry)
 
     buckets = [bucket_name(i) for i in range(BUCKETS)]
-    columns = ["step", "loss", *buckets, "grad_norm", "lr", *(heldout_names(config) if every else [])]
+    columns = ["step", "loss", *buckets, "grad_norm", "lr"]
+    columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
     clips = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
     sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], clips, console)]
     if config.logger.get("csv"):
@@ -222,8 +224,8 @@ def conclude(folder: Path, adapter: Path, console: Console) -> None:
     own = found is not None and found["adapter"]["sha256"] == sha256(adapter)
     beside = card.write_beside(adapter, scores if own else None)
     if found is not None:
-        for cell, metrics in found["cells"].items():
-            value = metrics[found["primary"]]
+        measured = {cell: row[found["primary"]] for cell, row in found["cells"].items() if found["primary"] in row}
+        for cell, value in measured.items():
             known = value["low"] is not None
             interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if known else "(one clip)"
             console.print(f"{found['primary']:>12}  {cell:18} {value['mean']:.3f}  {interval}")

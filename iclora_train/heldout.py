@@ -6,6 +6,7 @@ Nothing here draws from the random state of training, and the adapter is the one
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
+from iclora_train import lora
 from iclora_train.batches import Batch, collate
 from iclora_train.config import Config, Task, require
 from iclora_train.files import write_whole
@@ -28,8 +30,8 @@ from iclora_train.schedule import sigmas_for
 from iclora_train.shards import ShardSet
 from iclora_train.step import Draws, lay_out
 from iclora_train.video import encode_clip
+from iclora_train.watch import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
 
-REFERENCES = ("correct", "swapped", "none")
 SHOWN = 4  # clips that are made for the eye
 
 
@@ -63,32 +65,32 @@ class HeldOut:
 
 
 def heldout_names(config: Config) -> list[str]:
-    """Names of what `heldout_losses` measures."""
-    return [f"heldout_{which}_{sigma:g}" for which in REFERENCES for sigma in config.validation.sigmas]
+    """Names of what is measured on val clips: by `heldout_losses`, and by `ValidationClips`."""
+    return [*loss_names(config.validation.sigmas), *SAMPLED]
 
 
 @torch.no_grad()
 def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, geometry: Geometry) -> dict[str, float]:
-    """Mean velocity loss at fixed noise and each of validation.sigmas, with the correct, a swapped and no reference.
-
-    A reference is used when the correct one gives less than the swapped one.
-    """
+    """Velocity loss at fixed noise and each of validation.sigmas, with the correct, a swapped and no reference, and of
+    the base alone; and what follows from them (`watch.loss_row`)."""
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
-    losses: dict[str, list[Tensor]] = {name: [] for name in heldout_names(config)}
+    sigmas = config.validation.sigmas
+    losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
     first = 0
     for correct, swapped in heldout.batches:
         without = {**correct, "references": []}
         count = len(correct["keys"])
         noise = noise_for(range(first, first + count), tuple(correct["target"].shape[1:])).to(device)
         first += count
-        for which, batch in zip(REFERENCES, (correct, swapped, without), strict=True):
-            for sigma in config.validation.sigmas:
-                loss = _loss(transformer, to_device(batch, device), noise, sigma, config.task, geometry)
-                losses[f"heldout_{which}_{sigma:g}"].append(loss.cpu())
+        for which, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
+            with lora.adapter_off(transformer) if which == "base" else nullcontext():
+                for sigma in sigmas:
+                    loss = _loss(transformer, to_device(batch, device), noise, sigma, config.task, geometry)
+                    losses[which, sigma].append(loss.cpu())
     transformer.train(mode)
-    return {name: float(torch.cat(parts).mean()) for name, parts in losses.items()}
+    return loss_row({key: torch.cat(parts) for key, parts in losses.items()}, sigmas)
 
 
 def _loss(
@@ -108,7 +110,9 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 class ValidationClips(Callback):
-    """Every validation.clips_every steps a few val clips by the shipping sampler: reference, output, target."""
+    """Every validation.clips_every steps and at the end a few val clips by the shipping sampler: reference, output,
+    target. `callbacks.Record` asks for them, so that their figures come into the row of their step.
+    """
 
     def __init__(self, config: Config, base: Base, heldout: HeldOut, folder: Path) -> None:
         self.config, self.base, self.folder = config, base, folder
@@ -116,31 +120,35 @@ class ValidationClips(Callback):
         tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}
         self.batch = {**batch, **tensors, "references": [reference[:SHOWN] for reference in batch["references"]]}
         self.vae, self.empty = base.vae(), heldout.empty
+        self.made = -1  # the step of the last ones
 
-    def on_train_batch_end(self, trainer: Trainer, module: ICLoRA, *_: object) -> None:  # type: ignore[override]
-        every = self.config.validation.clips_every
-        if every and trainer.global_step % every == 0:
-            self.make(trainer, module)
+    def due(self, trainer: Trainer) -> bool:
+        """Whether this step has clips."""
+        every, step = self.config.validation.clips_every, trainer.global_step
+        return step == trainer.max_steps or bool(every and step % every == 0)
 
     def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
-        self.make(trainer, module)
+        if self.made != trainer.global_step:
+            self.make(trainer, module)
 
-    def make(self, trainer: Trainer, module: ICLoRA) -> None:
-        """Write the clips as `step-<n>-<key>.mp4`."""
-        if trainer.is_global_zero:
-            self.render(module, self.folder / f"step-{trainer.global_step:08d}")
+    def make(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
+        """Write the clips as `step-<n>-<key>.mp4`; how near they come to their targets (`watch.sampled_row`)."""
+        self.made = trainer.global_step
+        return self.render(module, self.folder / f"step-{self.made:08d}") if trainer.is_global_zero else {}
 
-    def render(self, module: ICLoRA, stem: Path) -> None:
-        """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`."""
+    def render(self, module: ICLoRA, stem: Path) -> dict[str, float]:
+        """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
         batch = to_device(self.batch, module.device)
         self.vae.to(module.device)
         with module.averaged():
-            made = self._sample(module.transformer, batch)
-        columns = [self._pixels(clip) for clip in (*batch["references"], made, batch["target"])]
+            latent = self._sample(module.transformer, batch)
+        references = [self._pixels(reference) for reference in batch["references"]]
+        made, target = self._pixels(latent), self._pixels(batch["target"])
         for i, key in enumerate(batch["keys"][:SHOWN]):
-            shown = _side_by_side([column[i] for column in columns])
+            shown = _side_by_side([column[i] for column in (*references, made, target)])
             with write_whole(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
                 file.write(encode_clip(shown, float(batch["fps"][i]), lossless=False))
+        return sampled_row(torch.from_numpy(made), torch.from_numpy(target))
 
     def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
         task, settings = self.config.task, self.config.sample

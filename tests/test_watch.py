@@ -1,0 +1,124 @@
+"""What is watched while training: figures that tell whether the reference is used, and a log that goes on."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import pytest
+import torch
+
+from iclora_train import wandb_door
+from iclora_train.callbacks import CsvLog, WandbLog
+from iclora_train.watch import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
+
+SIGMAS = [0.3, 0.9]
+
+
+def row(correct: float, swapped: float, base: float, none: float = 0.7) -> dict[str, float]:
+    """The row of four clips with these losses at every noise level."""
+    given = {"correct": correct, "swapped": swapped, "none": none, "base": base}
+    return loss_row({(which, s): torch.full((4,), value) for which, value in given.items() for s in SIGMAS}, SIGMAS)
+
+
+def test_an_ignored_reference_has_neither_gain_nor_gap() -> None:
+    ignored = row(0.5, 0.5, 0.5)
+    assert ignored["control_gain"] == ignored["swap_gap"] == ignored["control_gain_0.3"] == 0
+    assert ignored["swap_won"] == 0
+
+
+def test_gain_and_gap_grow_with_the_use_of_the_reference() -> None:
+    doses = [row(0.5 - used, 0.5 + used, 0.5) for used in (0.0, 0.1, 0.2, 0.4)]
+    for name in ("control_gain", "swap_gap", "control_gain_0.9", "swap_gap_0.3"):
+        values = [dose[name] for dose in doses]
+        assert values == sorted(set(values))
+    assert doses[2]["control_gain"] == pytest.approx(0.4)
+    assert doses[2]["swap_gap"] == pytest.approx(0.8)
+    assert doses[1]["swap_won"] == 1
+
+
+def test_a_reference_that_only_disturbs_has_a_negative_gain_and_may_have_a_gap() -> None:
+    disturbed = row(0.6, 0.7, 0.5)
+    assert disturbed["control_gain"] == pytest.approx(-0.2)
+    assert disturbed["swap_gap"] == pytest.approx(0.2)
+
+
+def test_an_adapter_that_forgets_how_to_do_without_reference_gains_nothing_by_it() -> None:
+    for name in ("control_gain", "swap_gap"):
+        assert row(0.4, 0.6, 0.5, none=0.5)[name] == row(0.4, 0.6, 0.5, none=0.9)[name]
+
+
+def test_swap_won_counts_clips() -> None:
+    losses = {(which, 0.5): torch.ones(4) for which in CONDITIONS}
+    losses["swapped", 0.5] = torch.tensor([2.0, 2.0, 2.0, 0.5])
+    assert loss_row(losses, [0.5])["swap_won"] == 0.75
+
+
+def test_the_keys_are_the_same_in_every_row() -> None:
+    assert list(row(0.5, 0.5, 0.5)) == list(row(0.1, 0.9, 0.4)) == loss_names(SIGMAS)
+    assert len(set(loss_names(SIGMAS) + list(SAMPLED))) == 8 + 4 + 3 + 2
+
+
+def test_sampled_psnr_is_that_of_the_literature_and_has_a_floor() -> None:
+    target = torch.randint(0, 246, (4, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    near = sampled_row(target + 10, target)
+    assert list(near) == list(SAMPLED)
+    assert near["sampled_psnr"] == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
+    assert near["sampled_psnr_other"] < 10
+    assert list(sampled_row(target[:1] + 10, target[:1])) == ["sampled_psnr"]
+
+
+# ---- the logs
+
+
+def test_wandb_gets_what_was_measured_over_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = MagicMock()
+    start = MagicMock(return_value=run)
+    monkeypatch.setattr(wandb_door, "start", start)
+    log = WandbLog(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
+    log.close()  # before it began: nothing to end
+    log.start(0)
+    start.assert_called_once_with(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
+    run.define_metric.assert_called_once_with("*", step_metric="step")
+    log.write({"step": 1, "loss": 0.5, "loss_0.00_0.25": math.nan, "control_gain": 0.1})
+    run.log.assert_called_once_with({"step": 1, "loss": 0.5, "control_gain": 0.1})
+    log.close()
+    run.finish.assert_called_once_with()
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_log_of_an_earlier_version_goes_on_with_the_new_columns(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss,heldout_correct_0.5,gone\n1,0.5,,7\n2,0.25,0.125,8\n3,0.1,,9\n")
+    log = CsvLog(path, ["step", "loss", "control_gain", "heldout_correct_0.5"])
+    log.start(2)
+    log.write({"step": 3, "loss": 0.2, "control_gain": 0.5, "heldout_correct_0.5": 0.1})
+    log.close()
+    table = lines(path)
+    assert list(table[0]) == ["step", "loss", "control_gain", "heldout_correct_0.5", "gone"]
+    assert [line["step"] for line in table] == ["1", "2", "3"]
+    assert [line["gone"] for line in table] == ["7", "8", ""]
+    assert table[1]["heldout_correct_0.5"] == "0.125"
+    assert [line["control_gain"] for line in table] == ["", "", "0.5"]
+
+
+def test_going_on_keeps_the_bytes_of_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    log = CsvLog(path, ["step", "loss"])
+    log.start(0)
+    for step in (1, 2, 3):
+        log.write({"step": step, "loss": 1 / 3 * step})
+    log.close()
+    whole = path.read_bytes()
+    again = CsvLog(path, ["step", "loss"])
+    with path.open("ab") as file:
+        file.write(b"4,0.")  # killed while a line was written
+    again.start(3)
+    again.close()
+    assert path.read_bytes() == whole
