@@ -14,6 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.checks_config import Checks
 from iclora_train.errors import ConfigError, one_of, require
+from iclora_train.eval_config import Eval, Thresholds
 from iclora_train.flow_config import Flow, Sample
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Optim",
     "Sample",
     "Task",
+    "Thresholds",
     "Validation",
     "check",
     "one_of",
@@ -40,7 +42,7 @@ class Task:
     """What an adapter is to learn: how its references are made, how it is called, how it is judged."""
 
     name: str = MISSING
-    family: str = "restoration"  # which metrics judge it: restoration, colorize or structure
+    family: str = "restoration"  # which metrics judge it: restoration, colorize, structure or edit
     trigger: str = ""  # prepended to every caption, written into the adapter
     reference_downscale: int = 1  # the reference is this many times smaller than the target
     reference_temporal_scale: int = 1  # the reference has this many times fewer frames per second
@@ -48,7 +50,7 @@ class Task:
     maker_args: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        one_of("task.family", self.family, ("restoration", "colorize", "structure"))
+        one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit"))
         for key in ("reference_downscale", "reference_temporal_scale"):
             value = getattr(self, key)
             require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
@@ -87,11 +89,14 @@ class Model:
     recompute: bool = (
         False  # keep one tensor per block and compute the rest again in the backward pass: slower, smaller
     )
+    kept: float = 0.0  # with recompute and compiled blocks, share of a block's activations that is kept nevertheless
+    compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
+        require(0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1]")
 
 
 @dataclass
@@ -187,25 +192,6 @@ class Validation:
 
 
 @dataclass
-class Eval:
-    """What is measured on the held-out windows. The unit is the clip; seeds are nested in it."""
-
-    windows: int = 24
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    strengths: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.1, 0.0])
-    batch_size: int = 12
-    split: str = "heldout"
-    after_training: bool = True  # run the evaluation at the end of training
-
-    def __post_init__(self) -> None:
-        require(self.windows >= 2, f"eval.windows={self.windows} must be at least 2 (an interval needs clips)")
-        require(len(self.seeds) >= 1, "eval.seeds is empty: give at least one seed")
-        require(all(0 <= s <= 1 for s in self.strengths), f"eval.strengths={self.strengths} must lie in [0, 1]")
-        require(self.batch_size >= 1, f"eval.batch_size={self.batch_size} must be at least 1")
-        one_of("eval.split", self.split, ("val", "heldout"))
-
-
-@dataclass
 class Config:
     """The whole run. `conf=<task>` fills in the task; every key can be set on the command line."""
 
@@ -223,7 +209,8 @@ class Config:
     run: str = MISSING  # name of the run: its folder is runs_dir/run, and an unfinished run there goes on
     runs_dir: str = "runs"
     engine: str = "local"  # data_prep: local (data.workers processes) or ray (one machine or a cluster)
-    adapter: str | None = None  # eval: the adapter to judge; null is the run's own
+    adapter: str | None = None  # eval: the adapter to judge; null is the run's own, none the base without any
+    videos: str | None = None  # eval: a folder of clips that another program made, judged in place of an adapter's
     seed: int = 0
 
 

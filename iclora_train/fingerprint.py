@@ -15,6 +15,8 @@ PLACES = (
     "connectors",
     "text_encoder",
     "recompute",
+    "kept",
+    "compile",
 )  # of `model`: where files are, how memory goes
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "workers")}
 

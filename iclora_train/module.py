@@ -20,7 +20,7 @@ from iclora_train.batches import Batch
 from iclora_train.config import Config, ConfigError, Optim, require
 from iclora_train.flow import masked_loss
 from iclora_train.ltx2.base import Base
-from iclora_train.precision import transformer_of
+from iclora_train.precision import compile_as_set, transformer_of
 from iclora_train.step import draw, lay_out, step_generator
 
 BUCKETS = 4  # of noise levels, in which the loss is shown
@@ -39,6 +39,7 @@ class ICLoRA(LightningModule):
         self.transformer = transformer_of(base, config.model.precision, device).train()
         self.transformer.recompute = config.model.recompute
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
+        compile_as_set(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.recent: list[Tensor] = []  # (2,B) sigma and loss of each batch since the last row of the log
         self.grad_norm = self.lr = 0.0  # of the last optimizer step

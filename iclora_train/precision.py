@@ -1,10 +1,12 @@
-"""What the frozen base is computed in. The adapter's own weights are always fp32."""
+"""What the frozen base is computed in, and whether compiled. The adapter's own weights are always fp32."""
 
 from __future__ import annotations
 
 import torch
 
+from iclora_train.config import Model
 from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.transformer import Transformer
 
 
@@ -25,3 +27,19 @@ def base_dtype(precision: str) -> torch.dtype:
 def transformer_of(base: Base, precision: str, device: torch.device | str) -> Transformer:
     """The base's frozen transformer as model.precision wants it: in `base_dtype`, with fp8 weights where it is fp8."""
     return base.transformer(base_dtype(precision), device, fp8=precision == "fp8")
+
+
+def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the VAE of a sampled clip computes in: bf16 where the transformer does and a GPU computes it, else fp32."""
+    return base_dtype(precision) if device.type == "cuda" else torch.float32
+
+
+def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
+    """Compile the blocks as model.compile says (`compiled.compile_blocks`); adapters are attached before.
+
+    With model.recompute, what a block keeps is then the compiler's choice within model.kept.
+    """
+    on_gpu = transformer.patchify_proj.weight.is_cuda
+    if model.compile if model.compile is not None else on_gpu and not base.embedded:
+        compile_blocks(transformer, model.kept if model.recompute else 1.0)
+        transformer.recompute = False

@@ -14,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch import Tensor
 
 from iclora_train.dryrun import GIB, clock
 from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.sample import Reference, sample
 from iclora_train.schedule import DISTILLED
 
 TEXT = 1024  # tokens of a caption
+WAYS = "each 'ours' or 'diffusers', followed by 'fp8' or not; 'ours eager' compiles nothing"
 
 
 @dataclass
@@ -53,10 +56,12 @@ class Job:
         return {}
 
 
-def ours(job: Job, fp8: bool) -> Callable[[float], None]:
+def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
     """A call that makes the clip with this project's sampler, at an attention strength."""
     base = Base.open(str(job.folder))
-    net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae().to(job.device)
+    net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae(job.dtype).to(job.device)
+    if compiled:
+        compile_blocks(net)
     text = torch.zeros(1, TEXT, net.config.cross_attention_dim, device=job.device)
     size = base.geometry.latent_size(job.frames, job.height, job.width)
 
@@ -120,6 +125,13 @@ def theirs(job: Job, fp8: bool) -> Callable[[float], None]:
     return make
 
 
+def maker_of(name: str) -> Callable[[Job, bool], Callable[[float], None]]:
+    """What a name of `--ways` stands for."""
+    if "diffusers" in name:
+        return theirs
+    return partial(ours, compiled="eager" not in name)
+
+
 def measure(way: str, job: Job, make: Callable[[float], None], strength: float, rounds: int) -> dict[str, Any]:
     """The last of `rounds` clips: seconds in all and per step, and the peak of the GPU's memory."""
     for _ in range(rounds):
@@ -143,15 +155,14 @@ def main() -> None:
     parser.add_argument("--size", default="960x544x121", metavar="WxHxF")
     parser.add_argument("--strength", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=2, help="clips made each way; the last is measured")
+    parser.add_argument("--ways", nargs="+", default=["ours", "diffusers", "ours fp8", "diffusers fp8"], help=WAYS)
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     job = Job(args.folder, *map(int, args.size.split("x")), fps=24.0, device=device, dtype=dtype)
-    ways = {"ours": ours, "diffusers": theirs}
     rows = []
-    for way, fp8 in ((way, fp8) for fp8 in (False, True) for way in ways):
-        name, begun = f"{way}{' fp8' if fp8 else ''}", time.perf_counter()
-        make = ways[way](job, fp8)
+    for name in args.ways:
+        begun, make = time.perf_counter(), maker_of(name)(job, "fp8" in name)
         print(json.dumps({"way": name, "loading": round(time.perf_counter() - begun, 1)}), flush=True)
         for strength in (1.0, args.strength):
             try:

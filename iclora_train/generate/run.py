@@ -27,6 +27,7 @@ from iclora_train.ltx2.transformer import Transformer
 from iclora_train.ltx2.upsampler import LatentUpsampler
 from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import Geometry, VideoShape
+from iclora_train.precision import compile_as_set, vae_dtype
 from iclora_train.progress import bar, busy
 from iclora_train.sample import Reference, sample
 from iclora_train.schedule import DISTILLED_STAGE2, sigmas_for
@@ -67,7 +68,7 @@ def generate(settings: Generate) -> list[Path]:
     if settings.task is None and is_tuned(adapter, settings.model.name):
         say(f"conf={adapter.metadata['task']} samples with the settings that were tuned for this adapter's task")
     text, negative = read_texts(settings, base, prompt, device)
-    vae = base.vae()
+    vae = base.vae(vae_dtype(settings.model.precision, device))
     with busy("encoding references"):
         stages = lay_out(settings, inputs, shape, adapter, vae.to(device), say)
     upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
@@ -143,6 +144,7 @@ def denoise(
     device = text.device
     with busy("loading the transformer"):
         transformer, passed = adapted_transformer(base, adapter, settings.model.precision, device)
+        compile_as_set(transformer, base, settings.model)
     if passed:
         say(f"{passed} audio modules of the adapters are not used: the video stream alone is sampled")
     guidance = guidance_from(settings.sample, negative, transformer.config.num_layers)

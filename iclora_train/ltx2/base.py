@@ -73,13 +73,13 @@ class Base:
         """The frozen transformer in evaluation mode, loaded tensor by tensor to the device (`load_transformer`)."""
         return load_transformer(self.checkpoint, dtype, device, fp8)
 
-    def vae(self) -> VideoVAE:
-        """The frozen video VAE, fp32, in evaluation mode."""
+    def vae(self, dtype: torch.dtype = torch.float32) -> VideoVAE:
+        """The frozen video VAE in evaluation mode; in fp32 for everything that is kept or measured."""
         part = self.checkpoint.part("vae")
-        state = {key: tensor.float() for key, tensor in part.read()}
+        state = dict(part.read())
         if part.diffusers:
-            return VideoVAE.from_diffusers(part.config, state).requires_grad_(False)
-        return VideoVAE.from_config(part.config["vae"], state).requires_grad_(False)
+            return VideoVAE.from_diffusers(part.config, state, dtype).requires_grad_(False)
+        return VideoVAE.from_config(part.config["vae"], state, dtype).requires_grad_(False)
 
     def text(self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu") -> TextEncoder | GemmaText:
         """The frozen text encoder: Gemma (in `dtype`) and the connectors, or the embedded base's own (fp32)."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from iclora_train.ltx2.kernels import Kernel, kernel_for
 
+_ALIGNED = 8  # elements; 16 bytes in half precision
 BLOCKED = -1e3  # a logit that far under the others has probability exactly 0 in fp32
 
 
@@ -76,8 +77,12 @@ def _numbers(chosen: Tensor, run: slice) -> Tensor:
     return chosen.flatten().nonzero().flatten() + run.start
 
 
+@torch.compiler.disable
 def weighted_attention(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim) + bias) v for (B,heads,N,head_dim)."""
+    """softmax(q k^T / sqrt(head_dim) + bias) v for (B,heads,N,head_dim).
+
+    Its kernels are as fast without a compiler, whose code would fit one mask only.
+    """
     out: Tensor = _Weighted.apply(q, k, v, bias)
     return out
 
@@ -127,8 +132,9 @@ def _forward(kernel: Kernel, part: Part, q: Tensor, k: Tensor, v: Tensor) -> tup
 
 
 def _key_bias(part: Part, q: Tensor) -> Tensor | None:
-    """(B,heads,rows,columns) without memory of its own but for one row."""
+    """(B,heads,rows,columns) with memory for one row only, which is aligned as the kernels want it."""
     if part.key_bias is None:
         return None
-    rows = part.rows.stop - part.rows.start
-    return part.key_bias.to(q.dtype).expand(len(q), q.shape[1], rows, -1)
+    rows, columns = part.rows.stop - part.rows.start, part.key_bias.shape[-1]
+    padded = torch.nn.functional.pad(part.key_bias.to(q.dtype), (0, -columns % _ALIGNED))
+    return padded[..., :columns].expand(len(q), q.shape[1], rows, -1)

@@ -1,0 +1,30 @@
+"""torch.compile for the transformer's blocks: all blocks share one compilation for each shape of tokens.
+
+What is compiled is kept on disk, so a shape that was met before starts within seconds in a later run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from iclora_train.ltx2.transformer import Transformer
+
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
+
+
+def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "inductor") -> None:
+    """From now on every block runs compiled, adapters included; attach those before.
+
+    kept: share of the memory of a block's activations that its backward pass may keep, the rest is computed again
+    (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone.
+    """
+    import torch._dynamo  # noqa: PLC0415 (slow)
+    import torch._functorch.config  # noqa: PLC0415
+
+    os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
+    torch._dynamo.config.recompile_limit = SHAPES
+    torch._functorch.config.activation_memory_budget = kept
+    for block in transformer.transformer_blocks:
+        block.compile(dynamic=False, backend=backend)

@@ -1,0 +1,174 @@
+"""Training steps, the common way beside ours: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
+
+In one run on one base: the way of a plain trainer (AdaLN computed for every token, peft's layers, each block
+recomputed, AdamW, nothing compiled), then this project's, in bf16 and with an fp8 base. One JSON line per measurement:
+median seconds of a step after the warm-up, GiB at the peak, and how many times as fast as the plain way it is.
+--profile adds where the GPU's time goes in a step. Without a checkpoint the weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from iclora_train.batches import Batch
+from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.dryrun import GIB, clock, optimizer_step
+from iclora_train.ltx2 import transformer
+from iclora_train.ltx2.base import Base
+from iclora_train.module import ICLoRA
+from iclora_train.pair import Tokens
+from scripts.profile_step import profile
+from scripts.synthetic.configs import SIZES, VERSIONS
+from scripts.synthetic.random_base import RandomBase
+
+TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
+           "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A clip in pixels, and how many times smaller its reference is."""
+
+    width: int
+    height: int
+    frames: int
+    downscale: int = 1
+
+
+SHAPES = {"S": Shape(768, 448, 49), "M": Shape(960, 544, 89), "L": Shape(704, 1216, 121, 2)}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps are computed. kept: None recomputes every block and compiles nothing, else model.kept."""
+
+    name: str
+    precision: str = "bf16"
+    per_token: bool = False
+    kept: float | None = None
+
+
+PLAIN = Way("plain", per_token=True)
+
+
+def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
+    """One clip of random latents with a reference and text features."""
+    generator = torch.Generator().manual_seed(0)
+    section = base.config["transformer"]
+    frames, height, width = base.geometry.latent_size(shape.frames, shape.height, shape.width)
+    small = (frames, height // shape.downscale, width // shape.downscale)
+    channels, features = base.geometry.channels, section.get("cross_attention_dim", 4096)
+    target = torch.randn(1, channels, frames, height, width, generator=generator).to(device)
+    reference = torch.randn(1, channels, *small, generator=generator).to(device)
+    text = torch.randn(1, 1024, features, generator=generator).to(device)
+    fps = torch.tensor([24.0], device=device)
+    return {"keys": ["random"], "target": target, "references": [reference], "text": text, "fps": fps}
+
+
+@contextmanager
+def adaln_per_token() -> Iterator[None]:
+    """Inside the `with`, the transformer is shown one noise level a token, and modulates each by a row of its own."""
+    forward = transformer.Transformer.forward
+
+    def spread(net: Any, tokens: Tokens, *args: Any) -> Tensor:
+        return forward(net, replace(tokens, sigma=tokens.sigma.gather(1, tokens.level.long())), *args)
+
+    with (
+        patch.object(transformer, "pick", lambda rows, level: rows),
+        patch.object(transformer.Transformer, "forward", spread),
+    ):
+        yield
+
+
+def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
+    model = Model(
+        name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=way.kept is not None,
+        kept=way.kept or 0.0, lora=Lora(rank=rank, targets=TARGETS),
+    )  # fmt: skip
+    optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
+    config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
+    return ICLoRA(config, base, device)
+
+
+def measure(module: ICLoRA, batch: Batch, downscale: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of the steps after the first ones, the first one's, and the peak of memory."""
+    device, optimizer, taken, steps = batch["target"].device, module.optimizer(), [], args.steps
+    module.config.task.reference_downscale = downscale
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    for number in range(steps + 2):
+        begun = clock(device)
+        optimizer_step(module, optimizer, batch, number)
+        taken.append(clock(device) - begun)
+    peak = torch.cuda.max_memory_reserved(device) / GIB if device.type == "cuda" else 0.0
+    middle = sorted(taken[2:])[steps // 2]
+    if args.profile:
+        print(json.dumps(profile(lambda: optimizer_step(module, optimizer, batch, 0), middle)), flush=True)
+    return {"seconds": round(middle, 4), "first": round(taken[0], 1), "gib": round(peak, 1)}
+
+
+def run(base: Base, way: Way, shapes: list[str], args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+    """Seconds of a step of every shape that fits."""
+    module, found = module_of(base, way, args.rank, device), {}
+    for name in shapes:
+        shape = SHAPES[name]
+        try:
+            row = measure(module, batch_of(base, shape, device), shape.downscale, args)
+        except torch.OutOfMemoryError as error:
+            print(json.dumps({"way": way.name, "shape": name, "failed": str(error)[:80]}), flush=True)
+            continue
+        found[name] = row["seconds"]
+        print(json.dumps({"way": way.name, "shape": name, **row}), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", help="else random weights")
+    parser.add_argument("--version", default="2.3", choices=VERSIONS, help="of the random weights")
+    parser.add_argument("--size", default="full", choices=SIZES, help="of the random weights")
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--kept", nargs="+", type=float, default=[0.0, 0.5], help="activation budgets to try")
+    parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
+    parser.add_argument("--no-plain", action="store_true")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
+    ways = [] if args.no_plain else [PLAIN]
+    ways += [Way(f"ours {p} kept {k:g}", p, kept=k) for p in args.precision for k in args.kept]
+    seconds: dict[str, dict[str, float]] = {}
+    for way in ways:
+        begun = time.perf_counter()
+        if way.per_token:
+            with adaln_per_token():
+                seconds[way.name] = run(base, way, args.shapes, args, device)
+        else:
+            seconds[way.name] = run(base, way, args.shapes, args, device)
+        print(json.dumps({"way": way.name, "in all": round(time.perf_counter() - begun, 1)}), flush=True)
+        torch._dynamo.reset()
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    plain = seconds.get(PLAIN.name, {})
+    for name, found in seconds.items():
+        ratios = {shape: round(plain[shape] / found[shape], 2) for shape in found if shape in plain}
+        print(json.dumps({"way": name, "times as fast as plain": ratios}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

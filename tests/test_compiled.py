@@ -1,0 +1,78 @@
+"""Compiled blocks: the same velocities and the same gradients, whatever is kept, with adapters, fp8 and weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from iclora_train import lora
+from iclora_train.config import Lora
+from iclora_train.ltx2.compiled import compile_blocks
+from iclora_train.ltx2.transformer import Transformer
+from iclora_train.pair import Geometry, Tokens
+from iclora_train.reference import append_reference, target_tokens
+from scripts.synthetic.random_base import RandomBase
+
+pytestmark = pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
+TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
+
+
+def scene(channels: int) -> Tokens:
+    generator = torch.Generator().manual_seed(0)
+    target, reference = torch.randn(2, 1, channels, 2, 4, 4, generator=generator)
+    tokens = target_tokens(target, torch.tensor([0.7]), Geometry(channels, 32, 8), 24.0)
+    return append_reference(tokens, reference)
+
+
+def network(fp8: bool = False) -> Transformer:
+    """A tiny transformer with an adapter that does something."""
+    net = RandomBase("2.3", "tiny").transformer(fp8=fp8)
+    for parameter in lora.attach(net, Lora(rank=4, targets=TARGETS)):
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    return net.train()
+
+
+def step(net: Transformer, tokens: Tokens) -> list[Tensor]:
+    """The velocity, and the adapter's gradients."""
+    text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+    adapter = [p for p in net.parameters() if p.requires_grad]
+    velocity = net(tokens, text)
+    return [velocity.detach(), *torch.autograd.grad(velocity.square().mean(), adapter)]
+
+
+def compare(fp8: bool, weighted: bool, kept: float, backend: str) -> None:
+    tokens = scene(8)
+    if weighted:
+        weight = torch.where(tokens.group == 0, 1.0, torch.linspace(0, 1, len(tokens.group)))
+        tokens = replace(tokens, weight=weight[None])
+    eager, compiled = network(fp8), network(fp8)
+    compile_blocks(compiled, kept, backend)
+    for wanted, found in zip(step(eager, tokens), step(compiled, tokens), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    torch._dynamo.reset()
+
+
+def test_compiled_blocks_give_the_same_step() -> None:
+    compare(fp8=True, weighted=False, kept=0.5, backend="aot_eager_decomp_partition")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_whatever_is_kept(fp8: bool, kept: float) -> None:
+    compare(fp8, weighted=False, kept=kept, backend="aot_eager_decomp_partition")
+
+
+@pytest.mark.slow
+def test_compiled_blocks_take_attention_weights() -> None:
+    compare(fp8=False, weighted=True, kept=1.0, backend="aot_eager_decomp_partition")
+
+
+@pytest.mark.slow
+def test_generated_code_gives_the_same_step(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    compare(fp8=False, weighted=False, kept=0.5, backend="inductor")
+    assert any(tmp_path.rglob("*.so"))  # kept for the next run
