@@ -10,18 +10,20 @@ from itertools import groupby
 from eval.windows import Window
 
 OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED = "adapter+reference", "base+reference", "base", "adapter", "swapped"
-MASKED = "half mask"
+EMPTY_PROMPT, MASKED, FADED = "empty prompt", "half mask", "fade mask"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition. reference: "own", "other" (the partner's) or "none"; half_mask keeps one half of the reference."""
+    """One condition. reference: "own", "other" (the partner's) or "none"; mask: "" (none), "half" (keeps one half of
+    the frame) or "fade" (weight 0 at the first latent frame, 1 at the last); empty_prompt: the empty caption's text."""
 
     name: str
     adapter: bool
     reference: str
     strength: float = 1.0
-    half_mask: bool = False
+    mask: str = ""
+    empty_prompt: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,23 @@ def at_strength(strength: float) -> Cell:
 
 
 def sweep(strengths: Iterable[float]) -> list[float]:
-    """The strengths that are measured, falling. 1 and 0 always are: the mask and the null test need both."""
+    """The strengths that are measured, falling. 1 and 0 always are: the masks and the null test need both."""
     return sorted({1.0, 0.0, *strengths}, reverse=True)
 
 
-def grid(strengths: Iterable[float]) -> list[Cell]:
-    """All cells: with/without adapter x with/without reference, the wrong reference, strengths below 1, half masks."""
+def grid(strengths: Iterable[float], fade: bool = True) -> list[Cell]:
+    """All cells: with/without adapter x with/without reference, the wrong reference, no prompt, strengths below 1,
+    masks. fade=False where a clip has one latent frame, in which nothing can fade."""
     return [
         at_strength(1),
         Cell(BASE_REFERENCE, False, "own"),
         Cell(BASE, False, "none"),
         Cell(NO_REFERENCE, True, "none"),
         Cell(SWAPPED, True, "other"),
+        Cell(EMPTY_PROMPT, True, "own", empty_prompt=True),
         *(at_strength(s) for s in sweep(strengths) if s < 1),
-        Cell(MASKED, True, "own", half_mask=True),
+        Cell(MASKED, True, "own", mask="half"),
+        *([Cell(FADED, True, "own", mask="fade")] if fade else []),
     ]
 
 

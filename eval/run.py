@@ -8,48 +8,80 @@ from pathlib import Path
 from rich.console import Console
 
 from eval import scores as scores_json
-from eval.cells import batches, grid
-from eval.render import Renderer, Store
-from eval.report import write_report
+from eval import simple, wandb_log
+from eval.adapter import NONE, adapter_path, open_judged
+from eval.cells import batches
+from eval.compare import compare, load
+from eval.flags import flags
+from eval.folders import VideoFolder
+from eval.metrics import Suite
+from eval.render import Renderer
+from eval.report.exhibits import exhibits
+from eval.report.page import write_page
 from eval.scoring import Scorer, progress_bar, say
+from eval.source import Source, Store
 from eval.windows import HeldOut
-from iclora_train.config import Config
+from iclora_train.config import Config, require
 from iclora_train.files import sha256
 from iclora_train.ltx2.chosen import base_of
 
 
-def adapter_path(config: Config) -> Path:
-    """The adapter to judge: `adapter=<file>`, or the one the run has exported."""
-    return Path(config.adapter) if config.adapter else Path(config.runs_dir, config.run, "adapter.safetensors")
-
-
 def results_folder(config: Config) -> Path:
-    """Where scores.json and report.html go: in the run's folder; a named adapter has a folder of its own there."""
+    """Where scores.json and report.html go: into the run's folder, what is named by hand in a folder of its own."""
     run = Path(config.runs_dir, config.run)
-    if config.adapter is None:
-        return run / "eval"
-    path = Path(config.adapter)
+    if config.videos is not None:
+        return run / f"eval-videos-{Path(config.videos).resolve().name}"
+    if config.adapter is None or config.adapter == NONE:
+        return run / ("eval" if config.adapter is None else "eval-none")
+    path = adapter_path(config)
     return run / f"eval-{path.stem}-{sha256(path)[:8]}"
 
 
-def evaluate(config: Config) -> Path:
-    """Judge an adapter; returns the report. Interrupted, the same command goes on where it was.
+def open_source(config: Config) -> Source:
+    """Where the clips come from: the sampler with the adapter, or a folder of videos. ConfigError: it does not fit."""
+    base = base_of(config.model)
+    held = HeldOut.open(config, base)
+    store = Store(Path(config.runs_dir, config.run, "eval-cells"))
+    if config.videos is not None:
+        require(config.adapter is None, "videos= and adapter= each name what is judged: give one of them, not both")
+        return VideoFolder(config, base, held, store)
+    return Renderer(config, base, open_judged(config, base), held, store)
 
-    ConfigError: no adapter, an adapter or shards of another base, leakage, too few windows.
+
+def evaluate(config: Config) -> Path:
+    """Judge an adapter, or a folder of videos; returns the report. Interrupted, the same command goes on where it was.
+
+    ConfigError: no adapter, an adapter or shards of another base, leakage, too few windows, clips that are missing, of
+    another size, or shifted in time, and an eval.against that cannot be compared.
     """
     started = time.perf_counter()
     console = Console()
-    base = base_of(config.model)
-    held = HeldOut.open(config, base)
-    adapter = adapter_path(config)
-    renderer = Renderer(config, base, adapter, held, Store(Path(config.runs_dir, config.run, "eval-cells")))
-    scorer = Scorer(renderer, batches(held.windows, config.eval.seeds, config.eval.batch_size))
-    say(console, f"{config.task.name}: {adapter} on {len(held.windows)} windows x {len(config.eval.seeds)} seeds")
+    before = None if config.eval.against is None else load(Path(config.eval.against))
+    source, suite = open_source(config), Suite.of(config.task)
+    scorer = Scorer(source, batches(source.held.windows, source.seeds, config.eval.batch_size), suite)
+    _announce(source, suite, config, console)
+    signals, shown = simple.run(source) if isinstance(source, Renderer) else (None, {})
+    if signals is not None:
+        say(console, f"  simple signals     {signals['seconds']:7.1f} s   {signals['passed']} of {signals['of']} pass")
     with progress_bar(console) as progress:
-        measured = scorer.run(grid(config.eval.strengths), progress)
-    scores = scores_json.assemble(config, renderer, measured, adapter, time.perf_counter() - started)
+        results = scorer.run(progress)
+    found = scores_json.assemble(config, source, suite, results)
+    found["simple"] = signals
+    found["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
+    found["flags"] = flags(found)
     folder = results_folder(config)
-    scores_json.write(folder / "scores.json", scores)
-    report = write_report(folder, scores, scorer)
-    say(console, *scores_json.headline(scores), f"scores  {folder / 'scores.json'}", f"report  {report}")
+    scores_json.write(folder / "scores.json", found)
+    shown_clips = wandb_log.keeping(exhibits(scorer, suite.control), folder, config)
+    compared = None if before is None else compare(before, found)
+    report = write_page(folder, found, shown_clips, shown, compared)
+    wandb_log.log(folder, found, config)
+    say(console, *scores_json.headline(found), f"scores  {folder / 'scores.json'}", f"report  {report}")
     return report
+
+
+def _announce(source: Source, suite: Suite, config: Config, console: Console) -> None:
+    """What is judged on what, and what should be known of it."""
+    count = f"{len(source.held.windows)} windows x {len(source.seeds)} seeds"
+    say(console, f"{config.task.name}: {source.judged.path} on {count}")
+    notes = [f"{absent.metric} is not run: {absent.reason}" for absent in suite.not_run]
+    say(console, *(f"note: {note}" for note in (source.judged.note, *notes) if note is not None))

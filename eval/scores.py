@@ -12,89 +12,91 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import torch
 
-from eval.cells import BASE, BASE_REFERENCE, NO_REFERENCE, OURS, SWAPPED, at_strength, sweep
-from eval.metrics import CANNY
-from eval.render import PROTOCOL, Renderer
-from eval.scoring import CEILING, FLOOR, INPUT, Measured
-from eval.statistics import Estimate, Values, estimate, ratio_units
-from eval.verdicts import PRIMARY, Results, Verdict, judge
+from eval.cells import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
+from eval.control import control, estimate_or_none, evidence, mask
+from eval.metrics import Suite
+from eval.scoring import CEILING, FLOOR, INPUT, Results
+from eval.source import PROTOCOL, Source
+from eval.statistics import Estimate, Values
+from eval.verdicts import Verdict, judge
 from iclora_train.config import Config
 from iclora_train.files import write_whole
 from iclora_train.fingerprint import config_hash
 
-ROWS = (OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED, INPUT, CEILING, FLOOR)
+ROWS = (OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED, EMPTY_PROMPT, INPUT, CEILING, FLOOR)
 
 
-def assemble(config: Config, renderer: Renderer, measured: Measured, adapter: Path, spent: float) -> dict[str, Any]:
-    """The content of scores.json. `spent`: wall-clock seconds of this run, cached cells not counted again."""
-    windows, base = renderer.held.windows, renderer.base
-    levels = sweep(config.eval.strengths)
-    strengths = [(s, measured.cells[at_strength(s).name]) for s in levels]
+def assemble(config: Config, source: Source, suite: Suite, results: Results) -> dict[str, Any]:
+    """The content of scores.json but for `flags`, `simple` and the wall-clock time."""
+    windows, base = source.held.windows, source.base
+    found = evidence(results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.primary)
+    rows = {name: results.cells[name] for name in ROWS if name in results.cells}
+    thresholds = config.eval.thresholds
     return {
-        "schema": 1,
+        "schema": 2,
         "task": config.task.name,
         "family": config.task.family,
-        "primary": PRIMARY[config.task.family],
+        "primary": suite.primary,
         "base": {
             "name": base.name,
             "family": base.family,
             "version": base.version,
             "fingerprint": base.fingerprint,
         },
-        "adapter": {
-            "path": str(adapter),
-            "sha256": renderer.adapter_sha256,
-            "metadata": dict(sorted(renderer.adapter.metadata.items())),
-        },
+        "adapter": source.judged.facts,
         "clips": [{"key": w.key, "source": w.source, "partner": windows[w.partner].key} for w in windows],
-        "seeds": list(config.eval.seeds),
-        "cells": {name: _estimates(measured.cells[name]) for name in ROWS},
-        "strength": [{"s": s, "metrics": _estimates(row)} for s, row in strengths],
-        "mask": _mask(measured.mask, renderer.band),
-        "verdicts": judge(
-            config.task.family, Results(measured.cells, strengths, measured.mask, [w.source for w in windows])
-        ),
-        "windows": {
-            name: {metric: [round(float(x), 6) for x in values] for metric, values in measured.cells[name].items()}
-            for name in ROWS
+        "seeds": source.seeds,
+        "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
+        "not_run": [asdict(absent) for absent in suite.not_run],
+        "cells": {name: _estimates(row) for name, row in rows.items()},
+        "strength": [{"s": s, "metrics": _estimates(row)} for s, row in found.strengths],
+        "control": control(results, found),
+        "diversity": _estimates(results.diversity),
+        "mask": mask(results, found, source.band, base.geometry.temporal),
+        "verdicts": judge(config.task.family, found, thresholds),
+        "thresholds": {**asdict(thresholds), "changed": thresholds.changed},
+        "windows": {name: {metric: _numbers(units) for metric, units in row.items()} for name, row in rows.items()},
+        "frames": {name: _rounded(frames) for name, frames in results.frames.items()},
+        "provenance": _provenance(config, source),
+        "timings": {
+            "sampling_seconds": results.seconds,
+            "seconds_per_clip": {name: round(s / results.clips, 4) for name, s in results.seconds.items()},
         },
-        "provenance": _provenance(config, renderer),
-        "timings": {"wall_seconds": round(spent, 1), "sampling_seconds": measured.seconds},
     }
 
 
 def _estimates(row: Mapping[str, Values]) -> dict[str, Estimate]:
-    return {metric: estimate(values) for metric, values in row.items()}
+    """Of every metric that was measured on some window."""
+    found = {metric: estimate_or_none(units) for metric, units in row.items()}
+    return {metric: figure for metric, figure in found.items() if figure is not None}
 
 
-def _mask(mask: Mapping[str, Values], band: int) -> dict[str, Any]:
-    """Changes in levels and their ratios, as docs/evaluation.md defines them."""
+def _numbers(units: Values) -> list[float | None]:
+    return [None if np.isnan(x) else round(float(x), 6) for x in units]
+
+
+def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[list[float] | None]]:
     return {
-        "band_pixels": band,
-        "inside": estimate(mask["inside"]),
-        "outside": estimate(mask["outside"]),
-        "leakage": estimate(ratio_units(mask["outside"], mask["inside"])),
-        "kept": estimate(mask["kept"]),
-        "dropped": estimate(mask["dropped"]),
-        "disturbance": estimate(ratio_units(mask["kept"], mask["dropped"])),
-        "effect_kept": estimate(ratio_units(mask["inside"], mask["full_inside"])),
-        "leakage_of_full": estimate(ratio_units(mask["outside"], mask["full_outside"])),
-        "null_change": estimate(mask["null"]),
+        metric: [None if series is None else [round(x, 4) for x in series] for series in of_windows]
+        for metric, of_windows in frames.items()
     }
 
 
-def _provenance(config: Config, renderer: Renderer) -> dict[str, Any]:
+def _provenance(config: Config, source: Source) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "settings": {section: asdict(getattr(config, section)) for section in ("task", "data", "eval", "sample")},
         "config_hash": config_hash(config),
-        "shards": renderer.held.fingerprint,
-        "sigmas": renderer.sigmas,
-        "canny": list(CANNY),
-        "device": torch.cuda.get_device_name() if renderer.device.type == "cuda" else "cpu",
+        "shards": source.held.fingerprint,
+        "sigmas": source.sigmas,
+        "precision": source.precision,
+        "note": source.judged.note,
+        "device": torch.cuda.get_device_name() if source.device.type == "cuda" else "cpu",
+        "memory": _memory(source),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {
             "python": platform.python_version(),
@@ -104,6 +106,14 @@ def _provenance(config: Config, renderer: Renderer) -> dict[str, Any]:
     }
 
 
+def _memory(source: Source) -> dict[str, int] | None:
+    """Peak and size of the GPU's memory; None on a CPU."""
+    if source.device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(source.device).total_memory
+    return {"peak_bytes": torch.cuda.max_memory_allocated(source.device), "device_bytes": total}
+
+
 def write(path: Path, scores: Mapping[str, Any]) -> None:
     """Write scores.json, whole or not at all."""
     with write_whole(path) as file:
@@ -111,14 +121,18 @@ def write(path: Path, scores: Mapping[str, Any]) -> None:
 
 
 def headline(scores: Mapping[str, Any]) -> list[str]:
-    """The verdicts as lines for the console."""
-    return [verdict_line(verdict) for verdict in scores["verdicts"]]
+    """The verdicts as lines for the console, and what they count."""
+    verdicts = scores["verdicts"]
+    changed = scores["thresholds"]["changed"]
+    note = [f"thresholds that are not the usual ones: {', '.join(changed)}"] if changed else []
+    return [*map(verdict_line, verdicts), f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} claims hold", *note]
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """`pass  gain_over_input  +1.20 [0.90, 1.50] (n 24)  wanted >= 0.7 dB`."""
+    """`pass  gain_over_input  +1.20 [0.90, 1.50] (n 24)  wanted >= 0.7 dB  p 0.0001`."""
     mark = "pass" if verdict["passed"] else "FAIL"
-    return f"{mark}  {verdict['name']:18} {show(verdict['value'])}  wanted {verdict['threshold']}"
+    p = "" if verdict["p_holm"] is None else f"  p {verdict['p_holm']:.2g}"
+    return f"{mark}  {verdict['name']:18} {show(verdict['value'])}  wanted {verdict['threshold']}{p}"
 
 
 def show(figure: Estimate, digits: int = 3) -> str:

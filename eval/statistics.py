@@ -1,7 +1,8 @@
 """Means with 95 % intervals. The unit is the window of a real clip: seeds are averaged inside it first.
 
 Windows of one recording are not independent. Paired verdicts therefore carry a second interval whose unit is the
-recording (`by_source`): it is the one to trust when there are few of them.
+recording (`by_source`): it is the one to trust when there are few of them. NaN stands for what could not be measured
+on a window; it is left out, and n says how many remain.
 """
 
 from __future__ import annotations
@@ -33,35 +34,48 @@ class Estimate(TypedDict):
     n: int
 
 
+def known(values: Values | Sequence[float]) -> Values:
+    """The values that are numbers."""
+    units = np.asarray(values, np.float64)
+    return units[~np.isnan(units)]
+
+
 def estimate(values: Values | Sequence[float]) -> Estimate:
-    """Mean over units with its 95 % interval: Student's t below 20 units, percentile bootstrap from there on."""
-    values = np.asarray(values, np.float64)
-    n, mean = len(values), float(np.mean(values))
+    """Mean over units with its 95 % interval: Student's t below 20 units, percentile bootstrap from there on.
+
+    ValueError when there is no unit.
+    """
+    units = known(values)
+    n = len(units)
+    if n == 0:
+        raise ValueError("an estimate needs at least one unit")
+    mean = float(np.mean(units))
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "n": n}
     if n < BOOTSTRAP_FROM:
-        half = _T[n - 2] * float(np.std(values, ddof=1)) / n**0.5
+        half = _T[n - 2] * float(np.std(units, ddof=1)) / n**0.5
         return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
     draws = np.random.default_rng(_SEED).integers(0, n, (DRAWS, n))
-    low, high = np.quantile(values[draws].mean(1), (0.025, 0.975))
+    low, high = np.quantile(units[draws].mean(1), (0.025, 0.975))
     return {"mean": mean, "low": float(low), "high": float(high), "n": n}
 
 
 def by_source(values: Values, sources: Sequence[str]) -> Estimate:
     """The same with recordings as units: windows of one are averaged first, recordings count alike."""
-    names = sorted(set(sources))
     member = np.asarray(sources)
-    return estimate([float(values[member == name].mean()) for name in names])
+    of_each = [known(values[member == name]) for name in sorted(set(sources))]
+    return estimate([float(units.mean()) for units in of_each if len(units)])
 
 
 def ratio_units(above: Values, below: Values) -> Values:
     """Values per unit whose mean is mean(above) / mean(below) and whose spread is that ratio's (delta method).
 
     A mean of per-unit ratios would be ruled by the units whose denominator happens to be near 0. Where `below` is 0
-    throughout, nothing can be compared and all values are 1.
+    throughout, nothing can be compared and all values are 1. A unit that lacks either is NaN.
     """
-    whole = float(below.mean())
+    both = ~(np.isnan(above) | np.isnan(below))
+    whole = float(below[both].mean()) if both.any() else 0.0
     if whole == 0:
-        return np.ones_like(above)
-    ratio = float(above.mean()) / whole
+        return np.where(both, 1.0, np.nan)
+    ratio = float(above[both].mean()) / whole
     return ratio + (above - ratio * below) / whole

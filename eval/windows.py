@@ -74,7 +74,10 @@ class HeldOut:
         check_leakage({sample.source for sample in samples}, trained, known, split)
         sizes = {sample.bucket for sample in samples}
         require(len(sizes) == 1, f"{root}: held-out windows differ in size ({', '.join(sorted(sizes))})")
-        return cls(pairs, latents, samples, [recording[sample.source] for sample in samples])
+        held = cls(pairs, latents, samples, [recording[sample.source] for sample in samples])
+        given = len(held.pair(held.windows[0]).references)
+        require(given > 0, f"{pairs.folder}: its pairs have no reference, and judging needs one: run data_prep again")
+        return held
 
     def pair(self, window: Window) -> Pair:
         """The window in pixels."""

@@ -19,13 +19,13 @@ DOORS = {  # outside package -> the only places that may import it
     "peft": ("iclora_train/lora.py",),
     "diffusers": ("iclora_train/ltx2/",),
     "transformers": ("iclora_train/ltx2/",),
-    "wandb": ("iclora_train/callbacks.py", "eval/"),
+    "wandb": ("iclora_train/wandb_door.py",),
     "hydra": ("iclora_train/hydra_main.py", "iclora_train/module.py"),  # module.py: `instantiate` for the optimizer
     "decord": ("iclora_train/video.py",),
     "av": ("iclora_train/video.py", "iclora_train/codec.py"),  # files; round trips through an encoder
     "webdataset": ("iclora_train/shards.py",),
-    "ai_edge_litert": ("data_prep/makers/blazepose.py",),
-    "onnxruntime": ("data_prep/makers/rtmpose.py",),
+    "ai_edge_litert": ("iclora_train/signals/blazepose.py",),
+    "onnxruntime": ("iclora_train/signals/rtmpose.py",),
     "OpenEXR": ("data_prep/makers/depth_files.py",),
     "ray": ("data_prep/ray_engine.py",),
 }

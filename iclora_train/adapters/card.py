@@ -133,15 +133,14 @@ def _measured(scores: Mapping[str, Any]) -> list[str]:
         return f"{found['mean']:.3f}{interval}"
 
     head = [f"| cell | {primary} |", "|---|---|"]
-    cells = [f"| {name} | {figure(metrics[primary])} |" for name, metrics in scores["cells"].items()]
-    levels = [
-        f"| attention strength {level['s']:g} | {figure(level['metrics'][primary])} |" for level in scores["strength"]
-    ]
+    rows = [*scores["cells"].items()]
+    rows += [(f"attention strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
+    lines = [f"| {name} | {figure(metrics[primary])} |" for name, metrics in rows if primary in metrics]
     about = (
         f"{len(scores['clips'])} {scores['task']} windows that were never trained on, {len(scores['seeds'])} seeds, "
         f"adapter at strength 1; mean and 95 % interval over windows."
     )
-    return ["## Measured", about, "\n".join([*head, *cells, *levels])]
+    return ["## Measured", about, "\n".join([*head, *lines])]
 
 
 def _loading(name: str, adapter: Adapter, why: str | None) -> list[str]:

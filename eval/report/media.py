@@ -23,10 +23,14 @@ class Media:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.room = folder, INLINE_BYTES
+        self._known: dict[str, str] = {}
 
     def clip(self, name: str, clip: Clip, fps: float) -> str:
-        """Address of an H.264 yuv420p file of a clip, enlarged without smoothing."""
-        return self._address(f"{name}.mp4", "video/mp4", encode_clip(enlarge(clip), fps, lossless=False))
+        """Address of an H.264 yuv420p file of a clip, enlarged without smoothing. A name stands for one clip."""
+        if name not in self._known:
+            data = encode_clip(enlarge(clip), fps, lossless=False)
+            self._known[name] = self._address(f"{name}.mp4", "video/mp4", data)
+        return self._known[name]
 
     def picture(self, name: str, frame: Clip) -> str:
         """Address of a PNG of an RGB frame (H,W,3)."""
@@ -48,12 +52,18 @@ def enlarge(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
-def change_map(first: Clip, second: Clip) -> NDArray[np.uint8]:
-    """Where two clips differ: mean absolute difference over frames and colours, as colours (H,W,3), with the edge of
-    the half-frame mask as a white line."""
-    difference = np.abs(first.astype(np.float64) - second).mean((0, 3))
+def thumbnail(frame: Clip) -> NDArray[np.uint8]:
+    """A frame (H,W,3) at about SHOWN_WIDTH: small ones enlarged, large ones averaged down."""
+    height, width = frame.shape[:2]
+    if width <= SHOWN_WIDTH:
+        return enlarge(frame)
+    size = (SHOWN_WIDTH, max(1, round(height * SHOWN_WIDTH / width)))
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+
+
+def change_clip(first: Clip, second: Clip) -> NDArray[np.uint8]:
+    """Where and when two clips (F,H,W,3) differ: mean absolute difference over colours, as colours."""
+    difference = np.abs(first.astype(np.int16) - second).mean(3)  # (F,H,W)
     levels = np.clip(difference * 255 / CHANGE_FULL, 0, 255).round().astype(np.uint8)
-    picture = enlarge(cv2.applyColorMap(levels, cv2.COLORMAP_INFERNO)[..., ::-1].astype(np.uint8))
-    middle = picture.shape[1] // 2
-    picture[:, middle - 1 : middle + 1] = 255
-    return picture
+    colours = [cv2.applyColorMap(frame, cv2.COLORMAP_INFERNO)[..., ::-1] for frame in levels]
+    return np.stack(colours).astype(np.uint8)

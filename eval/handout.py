@@ -1,0 +1,77 @@
+"""`python -m eval.handout conf=<task> videos=FOLDER`: what another program needs to make the clips that eval judges.
+
+FOLDER/inputs gets, for every held-out window, its references, target and mask as lossless videos, and
+FOLDER/manifest.json names them with sizes, captions, seeds and hashes. Outputs then go to FOLDER/<key>.<seed>.mp4.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.metrics import Clip, edited_region
+from eval.windows import HeldOut, Window
+from iclora_train.config import Config, require
+from iclora_train.files import write_whole
+from iclora_train.hydra_main import run
+from iclora_train.ltx2.chosen import base_of
+from iclora_train.progress import bar
+from iclora_train.video import encode_clip
+
+
+def hand_out(config: Config) -> Path:
+    """Write the inputs and the manifest; returns the manifest's path. What is there already is written again.
+
+    ConfigError as `eval`: too few windows, leakage, shards of other settings.
+    """
+    require(config.videos is not None, "videos=FOLDER must be set: inputs go there, and later the program's clips")
+    folder = Path(str(config.videos))
+    held = HeldOut.open(config, base_of(config.model))
+    entries = []
+    with bar("inputs", len(held.windows)) as advance:
+        for window in held.windows:
+            entries.append(_entry(folder, held, window, config))
+            advance(1)
+    manifest = {"task": config.task.name, "split": config.eval.split, "shards": held.fingerprint, "windows": entries}
+    with write_whole(folder / "manifest.json") as file:
+        file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
+    return folder / "manifest.json"
+
+
+def _entry(folder: Path, held: HeldOut, window: Window, config: Config) -> dict[str, Any]:
+    """Write a window's clips; its entry in the manifest. The mask is white where the picture is to be filled in."""
+    pair = held.pair(window)
+    clips = {f"reference{i}": clip for i, clip in enumerate(pair.references)} | {"target": pair.target}
+    region = edited_region(config.task, pair.target, pair.references[0])  # (F,H,W)
+    if region is not None:
+        clips["mask"] = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
+    return {
+        "key": window.key,
+        "caption": pair.caption,
+        "fps": pair.fps,
+        "files": {name: _write(folder, f"{window.key}.{name}.mp4", clip, pair.fps) for name, clip in clips.items()},
+        "outputs": [f"{window.key}.{seed}.mp4" for seed in config.eval.seeds],
+    }
+
+
+def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
+    """Write a clip under inputs/; what the manifest says of it."""
+    data = encode_clip(clip, fps)
+    with write_whole(folder / "inputs" / name) as file:
+        file.write(data)
+    frames, height, width = clip.shape[:3]
+    sha256 = hashlib.sha256(data).hexdigest()
+    return {"file": f"inputs/{name}", "frames": frames, "height": height, "width": width, "sha256": sha256}
+
+
+def main() -> None:
+    """`python -m eval.handout`."""
+    run("eval", lambda config: print(hand_out(config)))
+
+
+if __name__ == "__main__":
+    main()

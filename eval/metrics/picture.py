@@ -1,0 +1,94 @@
+"""How near a picture is to the one that is wanted: PSNR, SSIM, and sharpness beside them, as both reward blur."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio
+
+from eval.metrics.base import Clip, Gauge, Measured, Metric, Truth, Values, View, framewise
+
+PSNR_CAP = 100.0  # dB, given to a frame without any error
+SSIM_WINDOW = 11
+_STUDIO = np.array([65.481, 128.553, 24.966]) / 255  # Rec. ITU-R BT.601, luma in 16..235
+
+
+def decibel(mse: float) -> float:
+    """10 log10(255^2 / mse), at most PSNR_CAP."""
+    return float(10 * np.log10(255**2 / max(mse, 255**2 / 10 ** (PSNR_CAP / 10))))
+
+
+def psnr(output: Clip, target: Clip) -> Values:
+    """PSNR of each frame (F,) over R, G and B together, dB (torchmetrics), at most PSNR_CAP."""
+    pairs = ((torch.from_numpy(a).double(), torch.from_numpy(b).double()) for a, b in zip(output, target, strict=True))
+    return np.array([min(float(peak_signal_noise_ratio(a, b, data_range=255.0)), PSNR_CAP) for a, b in pairs])
+
+
+def psnr_y(output: Clip, target: Clip) -> Values:
+    """PSNR of each frame (F,) on BT.601 studio luma (16..235, not rounded, peak 255), dB: the Y-PSNR of the
+    restoration literature."""
+    pairs = zip(output, target, strict=True)
+    return np.array([decibel(float(np.mean((a @ _STUDIO - b @ _STUDIO) ** 2))) for a, b in pairs])
+
+
+def _blurred(plane: Values) -> Values:
+    """Gaussian window 11x11, sigma 1.5, only where it lies inside: (H,W,3) -> 10 smaller each way."""
+    kernel = cv2.getGaussianKernel(SSIM_WINDOW, 1.5)
+    edge = SSIM_WINDOW // 2
+    return cv2.sepFilter2D(plane, -1, kernel, kernel)[edge:-edge, edge:-edge].astype(np.float64)
+
+
+def ssim_map(first: Clip, second: Clip) -> Values:
+    """SSIM (Wang et al. 2004, eq. 13) at every place of two frames (H,W,3) where the window lies inside: 10 smaller.
+
+    K = 0.01, 0.03, L = 255, Gaussian 11x11, sigma 1.5, each channel by itself. ValueError for frames under 11 pixels.
+    """
+    if min(first.shape[:2]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW} pixels, got {first.shape[:2]}")
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mean_a, mean_b = _blurred(a), _blurred(b)
+    var_a, var_b = _blurred(a * a) - mean_a**2, _blurred(b * b) - mean_b**2
+    covariance = _blurred(a * b) - mean_a * mean_b
+    luminance = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
+    return np.asarray(luminance * (2 * covariance + c2) / (var_a + var_b + c2))
+
+
+def ssim(output: Clip, target: Clip) -> Values:
+    """Mean SSIM of each frame (F,): `ssim_map` over places, R, G and B."""
+    return np.array([ssim_map(a, b).mean() for a, b in zip(output, target, strict=True)])
+
+
+def sharpness(output: View, target: View) -> float:
+    """Variance of the Laplacian of grey, output over target: under 1 is blurrier than the target, over 1 sharper.
+
+    One squared level is added to both, so that flat clips give 1 and not a division by 0.
+    """
+
+    def variance(view: View) -> float:
+        return float(np.mean([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in view.grey]))
+
+    return (variance(output) + 1) / (variance(target) + 1)
+
+
+def _psnr(output: View, truth: Truth) -> Measured:
+    return framewise("psnr", psnr(output.clip, truth.target))
+
+
+def _psnr_y(output: View, truth: Truth) -> Measured:
+    return framewise("psnr_y", psnr_y(output.clip, truth.target))
+
+
+def _ssim(output: View, truth: Truth) -> Measured:
+    return framewise("ssim", ssim(output.clip, truth.target))
+
+
+def _sharpness(output: View, truth: Truth) -> Measured:
+    return Measured({"sharpness": sharpness(output, truth.target_view)})
+
+
+PSNR = Gauge((Metric("psnr", "PSNR", "dB", "high", "picture"),), _psnr)
+PSNR_Y = Gauge((Metric("psnr_y", "PSNR-Y", "dB", "high", "picture"),), _psnr_y)
+SSIM = Gauge((Metric("ssim", "SSIM", "", "high", "picture"),), _ssim)
+SHARPNESS = Gauge((Metric("sharpness", "sharpness", "x target", None, "picture"),), _sharpness)

@@ -1,0 +1,205 @@
+"""Inline SVG for the report: curves with intervals, bars, lines per frame. Colours come from the page's style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from eval.statistics import Estimate
+
+WIDTH, HEIGHT = 460, 260
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
+LINE_WIDTH, LINE_HEIGHT = 192, 44  # of the line under a player
+
+Signal = float | Sequence[float]  # a value, or a point
+
+
+@dataclass(frozen=True)
+class Axes:
+    """A drawing area of WIDTH x HEIGHT: x in `span`, y over all of `values` with round ticks."""
+
+    span: tuple[float, float]
+    values: Sequence[float]
+
+    @property
+    def ticks(self) -> list[float]:
+        """Four to eight round numbers that span the values."""
+        return _ticks(min(self.values), max(self.values))
+
+    def x(self, value: float) -> float:
+        """Column of a value."""
+        left, right = self.span
+        return LEFT + (value - left) / max(right - left, 1e-9) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        """Row of a value."""
+        low, high = min(self.ticks[0], *self.values), max(self.ticks[-1], *self.values)
+        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def frame(self, label: str, x_label: str, x_ticks: Sequence[float], inner: Sequence[str], name: str = "") -> str:
+        """The whole chart: grid, ticks, `inner` elements, and what x is."""
+        rows = [_grid_line(self.y(tick), f"{tick:g}") for tick in self.ticks]
+        columns = [_x_tick(self.x(tick), f"{tick:g}") for tick in _apart([(self.x(t), t) for t in x_ticks])]
+        middle = f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">'
+        return (
+            f'<svg class="chart {name}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
+            f"{''.join([*rows, *inner, *columns])}{middle}{escape(x_label)}</text></svg>"
+        )
+
+
+def ends(figure: Estimate) -> tuple[float, float]:
+    """The ends of an interval; the mean twice where there is none."""
+    low, high = figure["low"], figure["high"]
+    return (figure["mean"] if low is None else low, figure["mean"] if high is None else high)
+
+
+def strength_curve(
+    label: str,
+    points: Sequence[tuple[float, Estimate]],
+    levels: Sequence[tuple[str, Estimate]] = (),
+    marks: Mapping[str, float] | None = None,
+) -> str:
+    """A metric over attention strength (0 to 1) with its 95 % band.
+
+    levels: named horizontal lines; marks: named strengths, drawn as vertical lines.
+    """
+    ordered = sorted(points, key=lambda point: point[0])
+    values = [value for _, figure in points for value in ends(figure)] + [figure["mean"] for _, figure in levels]
+    axes = Axes((0.0, 1.0), values)
+    inner = [
+        *(_mark(i, axes.x(s), name) for i, (name, s) in enumerate((marks or {}).items())),
+        *(_level_line(i, axes.y(figure["mean"]), name) for i, (name, figure) in enumerate(levels)),
+        _band(axes, ordered),
+        _polyline(axes, [(s, figure["mean"]) for s, figure in ordered], "line"),
+        f'<g class="dots">{"".join(_dot(axes, s, figure) for s, figure in ordered)}</g>',
+        f'<line class="cursor" x1="{axes.x(1):.1f}" x2="{axes.x(1):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
+    ]
+    return axes.frame(f"{label} over strength", "attention strength", [s for s, _ in ordered], inner, "strength")
+
+
+def block_curve(blocks: Sequence[tuple[float, Estimate]]) -> str:
+    """The effect of each block of frames (1 = that of the full reference) beside the weight it was given."""
+    values = [value for _, figure in blocks for value in ends(figure)] + [weight for weight, _ in blocks]
+    axes = Axes((0.0, float(max(len(blocks) - 1, 1))), values)
+    points = [(float(i), figure) for i, (_, figure) in enumerate(blocks)]
+    inner = [
+        _band(axes, points),
+        _polyline(axes, [(float(i), weight) for i, (weight, _) in enumerate(blocks)], "wanted"),
+        _polyline(axes, [(i, figure["mean"]) for i, figure in points], "line"),
+        f'<g class="dots">{"".join(_dot(axes, i, figure) for i, figure in points)}</g>',
+    ]
+    numbers = [float(i) for i in range(len(blocks))]
+    return axes.frame("effect per block of frames", "block of frames", numbers, inner)
+
+
+def signal_curve(label: str, requested: Sequence[Signal], found: Sequence[Signal]) -> str:
+    """What a simple signal asked for (dashed) and what was found, frame by frame; of points both x and y."""
+    wanted, got = (_coordinates(values) for values in (requested, found))
+    axes = Axes((0.0, float(max(len(requested), 2) - 1)), [value for line in wanted + got for value in line])
+    lines = [(line, "wanted") for line in wanted] + [(line, "line") for line in got]
+    inner = [_polyline(axes, [(float(i), v) for i, v in enumerate(line)], style) for line, style in lines]
+    return axes.frame(label, "frame", [float(i) for i in range(len(requested))], inner)
+
+
+def _coordinates(values: Sequence[Signal]) -> list[list[float]]:
+    """A value per frame, or a point per frame, as lines over frames."""
+    points = [[value] if isinstance(value, float | int) else list(value) for value in values]
+    return [list(line) for line in zip(*points, strict=True)]
+
+
+def bars(label: str, figures: Sequence[tuple[str, Estimate]]) -> str:
+    """Means as bars from 0, with their intervals."""
+    axes = Axes((0.0, float(len(figures))), [0.0, *(value for _, figure in figures for value in ends(figure))])
+    inner = []
+    for i, (name, figure) in enumerate(figures):
+        left, middle = axes.x(i + 0.2), axes.x(i + 0.5)
+        high, low = sorted(axes.y(end) for end in ends(figure))
+        top, zero = sorted((axes.y(figure["mean"]), axes.y(0)))
+        inner.append(
+            f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{2 * (middle - left):.1f}" '
+            f'height="{zero - top:.1f}"><title>{escape(name)}: {figure["mean"]:.3g}</title></rect>'
+            f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+            f"{_x_tick(middle, escape(name))}"
+        )
+    return axes.frame(label, label, [], inner)
+
+
+def frame_line(label: str, values: Sequence[float], low: float, high: float) -> str:
+    """The small line under a player: a value per frame between `low` and `high`, and the cursor of the clock."""
+    span = max(high - low, 1e-9)
+    points = " ".join(
+        f"{(i + 0.5) / len(values) * LINE_WIDTH:.1f},{3 + (high - value) / span * (LINE_HEIGHT - 6):.1f}"
+        for i, value in enumerate(values)
+    )
+    text = f"{label} per frame: {min(values):.2f} to {max(values):.2f}"
+    return (
+        f'<svg class="frames" viewBox="0 0 {LINE_WIDTH} {LINE_HEIGHT}" preserveAspectRatio="none" role="img" '
+        f'data-values="{" ".join(f"{value:.4g}" for value in values)}" data-label="{escape(label)}" '
+        f'aria-label="{escape(text)}"><title>{escape(text)}; click to seek</title>'
+        f'<polyline class="line" points="{points}"/>'
+        f'<line class="cursor" x1="0" x2="0" y1="0" y2="{LINE_HEIGHT}"/></svg>'
+    )
+
+
+def _band(axes: Axes, points: Sequence[tuple[float, Estimate]]) -> str:
+    upper = [f"{axes.x(at):.1f},{axes.y(ends(figure)[1]):.1f}" for at, figure in points]
+    lower = [f"{axes.x(at):.1f},{axes.y(ends(figure)[0]):.1f}" for at, figure in reversed(points)]
+    return f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
+
+
+def _polyline(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> str:
+    return f'<polyline class="{name}" points="{" ".join(f"{axes.x(a):.1f},{axes.y(b):.1f}" for a, b in points)}"/>'
+
+
+def _dot(axes: Axes, at: float, figure: Estimate) -> str:
+    text = f"{at:g}: {figure['mean']:.3f}"
+    return f'<circle cx="{axes.x(at):.1f}" cy="{axes.y(figure["mean"]):.1f}" r="4"><title>{text}</title></circle>'
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers that span [low, high] (at least a small range), four to eight of them."""
+    span = max(high - low, 1e-3)
+    step = 10.0 ** len(str(int(span)))
+    while step > span / 3:
+        step /= 2 if f"{step:e}"[0] in "12" else 2.5
+    first, last = int(low // step), int(-(-high // step))
+    return [round(i * step, 9) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _apart(places: Sequence[tuple[float, float]], gap: float = 24.0) -> list[float]:
+    """The ticks (column, value) that have room for their text; the last one always has."""
+    kept: list[tuple[float, float]] = []
+    for column, value in reversed(places):
+        if not kept or kept[-1][0] - column >= gap:
+            kept.append((column, value))
+    return [value for _, value in kept]
+
+
+def _grid_line(y: float, text: str) -> str:
+    return (
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>'
+    )
+
+
+def _level_line(number: int, y: float, name: str) -> str:
+    """A dashed line named at its right end; odd ones below the line where there is room, against overlaps."""
+    text_y = y + 12 if number % 2 and y + 12 < HEIGHT - BOTTOM else y - 4
+    return (
+        f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        f'<text x="{WIDTH - RIGHT}" y="{text_y:.1f}" text-anchor="end">{escape(name)}</text>'
+    )
+
+
+def _mark(number: int, x: float, name: str) -> str:
+    """A vertical line named at its top; neighbours on two lines of text."""
+    anchor = "end" if x > WIDTH - RIGHT - 60 else "start"
+    return (
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{HEIGHT - BOTTOM}"/>'
+        f'<text class="name" x="{x:.1f}" y="{11 + 12 * (number % 2)}" text-anchor="{anchor}">{escape(name)}</text>'
+    )
+
+
+def _x_tick(x: float, text: str) -> str:
+    return f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>'

@@ -1,0 +1,91 @@
+"""What the report shows of a window: its clips under every condition, of the first seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from eval.cells import OURS, Item
+from eval.metrics import Clip, Truth
+from eval.scoring import CEILING, Scorer
+from eval.windows import Window
+
+REFERENCE, TARGET = "reference", "target"
+CONTROL, CONTROL_TARGET = "control found", "control in the target"
+EXAMPLES = 6  # windows on the strength and mask pages
+Control = Callable[[Clip, Truth], Clip | None]  # the control signal of a clip, drawn; None: the task has none
+
+
+class Clips(Mapping[str, Clip]):
+    """Clips by name, each made or read only when it is asked for: all of a window together may not fit in memory."""
+
+    def __init__(self, makers: Mapping[str, Callable[[], Clip]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, name: str) -> Clip:
+        return self._makers[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A window and its clips of the first seed, under the names of cells, of rows and of the constants above."""
+
+    window: Window
+    fps: float
+    caption: str
+    clips: Mapping[str, Clip]
+
+
+def exhibits(scorer: Scorer, control: Control) -> Iterator[Exhibit]:
+    """Every window with its clips of all cells, and the control drawn again from output and target."""
+    first = scorer.batches[0][0].seed
+    for batch in scorer.batches:
+        for i, item in enumerate(batch):
+            if item.seed == first:
+                pair = scorer.held.pair(item.window)
+                clips = _clips(scorer, control, batch, i)
+                yield Exhibit(item.window, pair.fps, pair.caption, Clips(clips))
+
+
+def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> dict[str, Callable[[], Clip]]:
+    """How the clips of the i-th item of a batch are got, by name."""
+    number, cells = batch[i].window.number, scorer.renderer.cells
+    truth = scorer.truths.of(number)
+    clips: dict[str, Callable[[], Clip]] = {cell.name: partial(scorer.renderer.clip, cell, batch, i) for cell in cells}
+    clips |= {
+        REFERENCE: lambda: truth.reference,
+        TARGET: lambda: truth.target,
+        CEILING: partial(scorer.ceiling, number),
+    }
+    wanted, found = control(truth.target, truth), control(clips[OURS](), truth)
+    if wanted is not None and found is not None:
+        clips |= {CONTROL_TARGET: lambda: wanted, CONTROL: lambda: found}
+    return clips
+
+
+def worst_first(scores: Mapping[str, Any]) -> list[int]:
+    """Windows ordered by the primary metric of adapter + reference; those without a figure last."""
+    primary = scores["primary"]
+    sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
+    values = scores["windows"][OURS][primary]
+    return sorted(range(len(values)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
+
+
+def examples(scores: Mapping[str, Any]) -> list[int]:
+    """Up to EXAMPLES windows at even steps from the worst to the best."""
+    order = worst_first(scores)
+    places = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
+    return [order[i] for i in places]

@@ -1,0 +1,167 @@
+"""report.html: the pages put together. Styles and scripts are inside, allowed by their hashes and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from rich.progress import track
+
+from eval.cells import FADED, MASKED
+from eval.report import front, masks, players, strength, tables
+from eval.report.exhibits import Exhibit, examples, worst_first
+from eval.report.media import Media
+from eval.simple import Shown
+from iclora_train.files import write_whole
+
+ASSETS = Path(__file__).parent / "assets"
+SCRIPTS = (
+    "clock.js",
+    "grid.js",
+    "compare.js",
+    "strength.js",
+    "another.js",
+    "download.js",
+)  # share one scope, in this order
+Scores = Mapping[str, Any]
+
+
+@dataclass
+class Parts:
+    """What the clips become, gathered one window after the other."""
+
+    scores: Scores
+    media: Media
+    rows: dict[int, str] = field(default_factory=dict)
+    tiles: dict[int, str] = field(default_factory=dict)
+    strips: dict[int, str] = field(default_factory=dict)
+    halves: dict[int, str] = field(default_factory=dict)
+    fades: dict[int, str] = field(default_factory=dict)
+    present: set[str] = field(default_factory=set)  # names of clips that there are
+    fps: float = 0.0
+
+    def add(self, exhibit: Exhibit) -> None:
+        """Encode what is shown of a window."""
+        scores, number = self.scores, exhibit.window.number
+        self.fps = exhibit.fps
+        self.present |= set(exhibit.clips)
+        self.rows[number] = players.row(self.media, exhibit, scores)
+        if number not in examples(scores):
+            return
+        if len(scores["strength"]) > 1:
+            steps = strength.levels(scores)
+            self.tiles[number] = strength.tile(self.media, exhibit, steps)
+            self.strips[number] = strength.strip(self.media, exhibit, steps)
+        if MASKED in exhibit.clips:
+            self.halves[number] = masks.half_tile(self.media, exhibit, scores["mask"]["band_pixels"])
+        if FADED in exhibit.clips:
+            self.fades[number] = masks.fade_tile(self.media, exhibit)
+
+    def ordered(self, of: Mapping[int, str]) -> list[str]:
+        """Those of the windows there are, worst first."""
+        return [of[number] for number in worst_first(self.scores) if number in of]
+
+
+def write_page(
+    folder: Path,
+    scores: Scores,
+    exhibits: Iterable[Exhibit],
+    signals: Mapping[str, Shown] | None = None,
+    compared: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write report.html (and media/ beside it when the clips are too large to go inside). Returns its path.
+
+    signals: clips of the simple signals by name; compared: what `eval.compare` says of an earlier run and this one.
+    """
+    parts = Parts(scores, Media(folder))
+    for exhibit in track(exhibits, "report", total=len(scores["clips"]), transient=True):
+        parts.add(exhibit)
+    page = _page(scores, _sections(parts, signals or {}, compared))
+    with write_whole(folder / "report.html") as file:
+        file.write(page.encode())
+    return folder / "report.html"
+
+
+Section = tuple[str, str, str]  # id, title, content; left out of the page when there is no content
+
+
+def _sections(parts: Parts, signals: Mapping[str, Shown], compared: Mapping[str, Any] | None) -> list[Section]:
+    """The pages in order."""
+    scores = parts.scores
+    simple, media = scores["simple"], parts.media
+    every: list[Section] = [
+        ("signals", "Simple signals", front.signals(simple, signals, parts.fps, media) if simple else ""),
+        ("verdicts", "Is the control followed?", tables.verdicts(scores["verdicts"], scores["thresholds"])),
+        ("flags", "Symptoms", tables.flags(scores["flags"])),
+        ("cells", "With and without", tables.cells(scores)),
+        ("clips", "Clips", _clips(parts)),
+        ("strength", "Strength", _strength(parts)),
+        ("mask", "Masks", _masks(parts)),
+        ("windows", "Every window", tables.windows(scores)),
+        ("difference", "Against another run", tables.difference(scores, compared)),
+        ("not-run", "Not measured", tables.not_run(scores)),
+        ("provenance", "Provenance", tables.provenance(scores)),
+    ]
+    return [section for section in every if section[2]]
+
+
+def _clips(parts: Parts) -> str:
+    return Template((ASSETS / "clips.html").read_text(encoding="utf-8")).substitute(
+        columns=players.columns(sorted(parts.present)),
+        sort_options=players.sort_options(parts.scores),
+        rows="".join(parts.ordered(parts.rows)),
+    )
+
+
+def _strength(parts: Parts) -> str:
+    scores = parts.scores
+    if not parts.tiles:
+        return ""
+    return (
+        f"{strength.curves(scores)}{strength.slider(scores)}"
+        f'<div class="tiles">{"".join(parts.ordered(parts.tiles))}</div>{strength.response(scores)}'
+        f"{strength.film(parts.ordered(parts.strips), strength.levels(scores))}"
+    )
+
+
+def _masks(parts: Parts) -> str:
+    mask = parts.scores["mask"]
+    half = masks.half(mask, parts.ordered(parts.halves)) if parts.halves else ""
+    return half + (masks.fade(mask, parts.ordered(parts.fades)) if parts.fades else "")
+
+
+def _page(scores: Scores, sections: list[Section]) -> str:
+    style = (ASSETS / "report.css").read_text(encoding="utf-8")
+    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    passed = sum(verdict["passed"] for verdict in scores["verdicts"])
+    return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
+        title=escape(f"{scores['task']}: {passed} of {len(scores['verdicts'])} claims hold"),
+        subtitle=_subtitle(scores),
+        policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {_hash(style)}; "
+        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
+        style=style,
+        script=script,
+        nav=" ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),
+        sections="\n".join(f'<section id="{n}"><h2>{title}</h2>\n{text}</section>' for n, title, text in sections),
+        scores=json.dumps(scores, ensure_ascii=False).replace("<", "\\u003c"),
+    )
+
+
+def _hash(text: str) -> str:
+    """A source expression of the Content Security Policy that allows exactly this inline text."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _subtitle(scores: Scores) -> str:
+    sources = {clip["source"] for clip in scores["clips"]}
+    return escape(
+        f"{len(scores['clips'])} held-out windows of {len(sources)} recordings, {len(scores['seeds'])} seeds each; "
+        f"base {scores['base']['name']} {scores['base']['version']}; {scores['adapter']['path']}"
+    )

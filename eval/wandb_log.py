@@ -1,0 +1,148 @@
+"""An evaluation in Weights & Biases: a table with a row per clip and a column per condition, curves, figures, files.
+
+Keys and columns are the same in every run, so that runs can be compared; players show mp4 files. `logger=` chooses as
+for training: wandb online or offline (`wandb_door.start`), or none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from eval.report.exhibits import Exhibit
+from iclora_train import wandb_door
+from iclora_train.config import Config
+from iclora_train.files import write_whole
+from iclora_train.video import encode_clip
+
+OURS = "adapter+reference"
+CONDITIONS = (  # columns of players, by the names of cells and rows, before the strengths below 1
+    "reference",
+    "target",
+    "base+reference",
+    OURS,
+    "swapped",
+    "base",
+    "adapter",
+    "empty prompt",
+    "half mask",
+    "fade mask",
+    "ceiling",
+)
+
+Scores = Mapping[str, Any]
+
+
+def wanted(config: Config) -> bool:
+    """Whether `logger` asks for Weights & Biases."""
+    return bool(config.logger.get("wandb"))
+
+
+def keeping(exhibits: Iterable[Exhibit], folder: Path, config: Config) -> Iterator[Exhibit]:
+    """The exhibits as they come; where W&B is wanted, their clips stay as mp4 files under `folder`/clips for `log`."""
+    for exhibit in exhibits:
+        for condition, clip in exhibit.clips.items() if wanted(config) else ():
+            with write_whole(clip_path(folder, exhibit.window.key, condition)) as file:
+                file.write(encode_clip(clip, exhibit.fps, lossless=False))
+        yield exhibit
+
+
+def clip_path(folder: Path, key: str, condition: str) -> Path:
+    """Where the mp4 file of a window under a condition is."""
+    return folder / "clips" / _plain(key) / f"{_plain(condition)}.mp4"
+
+
+def log(folder: Path, scores: Scores, config: Config) -> None:
+    """Send what is in an evaluation's folder: scores.json as `scores`, report.html, clips (`keeping`), adapter.
+
+    Nothing happens where `logger` has no wandb. Run again, it goes on in the same W&B run.
+    """
+    if not wanted(config):
+        return
+    name = f"{config.run}-{folder.name}"
+    run = wandb_door.start(folder, name, asdict(config), config.logger["wandb"], job_type="eval", group=config.run)
+    run.log({"clips": wandb_door.table(clip_columns(scores), list(clip_rows(folder, scores)))})
+    run.log({"verdicts": wandb_door.table(VERDICT, list(verdict_rows(scores)))})
+    run.log({"strength": wandb_door.table(STRENGTH, list(strength_rows(scores)))})
+    run.log(curves(scores))
+    run.summary.update(summary(scores))
+    run.log_artifact(wandb_door.artifact(_plain(f"{name}-evaluation"), "evaluation", _files(folder), {}))
+    if scores["adapter"]["sha256"] is not None:  # else the base alone, or a folder of videos
+        adapter = Path(scores["adapter"]["path"])
+        facts = {**scores["adapter"]["metadata"], "sha256": scores["adapter"]["sha256"]}
+        run.log_artifact(wandb_door.artifact(_plain(f"{name}-adapter"), "model", {adapter.name: adapter}, facts))
+    run.finish()
+
+
+VERDICT = ("name", "claim", "mean", "low", "high", "n", "threshold", "passed")
+STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
+
+
+def clip_columns(scores: Scores) -> list[str]:
+    """Columns of the table of clips: which clip, its figure for the primary metric, and a player per condition."""
+    return ["clip", "source", "partner", f"{scores['primary']} ({OURS})", *CONDITIONS, *_strengths(scores)]
+
+
+def clip_rows(folder: Path, scores: Scores) -> Iterator[list[Any]]:
+    """A row per clip, in the order of scores.json; None where there is no file or figure."""
+    values = scores["windows"][OURS][scores["primary"]]
+    for clip, value in zip(scores["clips"], values, strict=True):
+        paths = [clip_path(folder, clip["key"], condition) for condition in (*CONDITIONS, *_strengths(scores))]
+        players = [path if path.exists() else None for path in paths]
+        yield [clip["key"], clip["source"], clip["partner"], value, *players]
+
+
+def _strengths(scores: Scores) -> list[str]:
+    return [f"strength {point['s']:g}" for point in scores["strength"] if point["s"] < 1]
+
+
+def verdict_rows(scores: Scores) -> Iterator[list[Any]]:
+    """A row per claim."""
+    for verdict in scores["verdicts"]:
+        ends = [verdict["value"][key] for key in ("mean", "low", "high", "n")]
+        yield [verdict["name"], verdict["claim"], *ends, verdict["threshold"], verdict["passed"]]
+
+
+def strength_rows(scores: Scores) -> Iterator[list[Any]]:
+    """A row per strength and metric."""
+    for point in scores["strength"]:
+        for metric, figure in point["metrics"].items():
+            yield [point["s"], metric, *(figure[key] for key in ("mean", "low", "high", "n"))]
+
+
+def curves(scores: Scores) -> dict[str, Any]:
+    """`strength/<metric>` -> a chart of mean and interval over attention strength."""
+    rising = sorted(scores["strength"], key=lambda point: float(point["s"]))
+    charts = {}
+    for metric in dict.fromkeys(metric for point in rising for metric in point["metrics"]):
+        points = [(point["s"], point["metrics"][metric]) for point in rising if metric in point["metrics"]]
+        series = {end: [figure[end] for _, figure in points] for end in ("mean", "low", "high")}
+        known = {end: values for end, values in series.items() if None not in values}
+        charts[f"strength/{metric}"] = wandb_door.lines([s for s, _ in points], known, metric, "attention strength")
+    return charts
+
+
+def summary(scores: Scores) -> dict[str, Any]:
+    """`<row>/<metric>` -> {mean, low, high, n}, and what was passed."""
+    figures = {f"{row}/{metric}": dict(f) for row, metrics in scores["cells"].items() for metric, f in metrics.items()}
+    control = {f"control/{name}": dict(f) for name, f in (scores["control"] or {}).items() if "mean" in f}
+    passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
+    simple = scores["simple"]
+    found = {f"simple/{signal['name']}": signal["value"] for signal in simple["signals"]} if simple else {}
+    counts = {"verdicts/passed": sum(passed.values()), "verdicts/of": len(passed)}
+    return {**figures, **control, **passed, **found, **counts}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """What an evaluation leaves, by its name in the artifact: what the report needs to open, and the clips."""
+    paths = [folder / "scores.json", folder / "report.html", *sorted((folder / "media").rglob("*.*"))]
+    paths += sorted((folder / "clips").rglob("*.mp4"))
+    return {path.relative_to(folder).as_posix(): path for path in paths if path.exists()}
+
+
+def _plain(name: str) -> str:
+    """A name in the letters that both file systems and W&B take."""
+    return re.sub(r"[^\w.-]", "_", name)

@@ -1,0 +1,101 @@
+"""A clip of known motion, and damage to it in doses: 0 is the clip itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from eval.metrics import Clip
+
+Dose = Callable[[Clip, float], Clip]
+
+
+def scene(seed: int = 0, frames: int = 9, size: int = 64) -> Clip:
+    """A picture of coloured discs and boxes with a soft texture, panned by a pixel a frame."""
+    rng = np.random.default_rng(seed)
+    wide = np.full((size, size + frames, 3), rng.integers(40, 200, 3), np.uint8)
+    for _ in range(14):
+        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+        x, y, r = (int(v) for v in rng.integers((0, 0, 3), (size, size, 12)))
+        if rng.random() < 0.5:
+            cv2.circle(wide, (x, y), r, colour, -1)
+        else:
+            cv2.rectangle(wide, (x, y), (x + r, y + 2 * r), colour, -1)
+    texture = cv2.GaussianBlur(rng.standard_normal(wide.shape), (0, 0), 2)
+    wide = levels(wide + 60 * texture)
+    return np.stack([wide[:, i : i + size] for i in range(frames)])
+
+
+def levels(values: np.ndarray) -> Clip:
+    """Rounded and clipped to 8 bits."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def blur(clip: Clip, sigma: float) -> Clip:
+    return np.stack([cv2.GaussianBlur(frame, (0, 0), sigma) if sigma else frame for frame in clip]).astype(np.uint8)
+
+
+def noise(clip: Clip, sigma: float) -> Clip:
+    return levels(clip + sigma * np.random.default_rng(7).standard_normal(clip.shape))
+
+
+def alternating(clip: Clip) -> np.ndarray:
+    """1, -1, 1, ... for each frame, (F,1,1,1)."""
+    return np.array([1, -1] * len(clip))[: len(clip), None, None, None]
+
+
+def flicker(clip: Clip, amplitude: float) -> Clip:
+    return levels(clip + amplitude * alternating(clip))
+
+
+def colour_flicker(clip: Clip, amplitude: float) -> Clip:
+    """Red and blue go up and down against each other; luma nearly stays."""
+    return levels(clip + amplitude * alternating(clip) * np.array([1, 0, -1]))
+
+
+def shift(clip: Clip, pixels: float) -> Clip:
+    return np.roll(clip, int(pixels), axis=2)
+
+
+def jitter(clip: Clip, pixels: float) -> Clip:
+    """Every other frame lies to the right."""
+    return np.stack([np.roll(frame, int(pixels) * (i % 2), axis=1) for i, frame in enumerate(clip)])
+
+
+def drift(clip: Clip, pixels: float) -> Clip:
+    """Each frame lies lower than the one before by that much more than it should."""
+    return np.stack([np.roll(frame, round(pixels * i), axis=0) for i, frame in enumerate(clip)])
+
+
+def grey(clip: Clip, share: float) -> Clip:
+    lumas = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in clip])[..., None]
+    return levels(clip + share * (lumas - clip.astype(np.float64)))
+
+
+def shuffle(clip: Clip, frames: float) -> Clip:
+    """That many of the first frames are turned round."""
+    return np.concatenate([clip[: int(frames)][::-1], clip[int(frames) :]])
+
+
+def fade(clip: Clip, share: float) -> Clip:
+    """Another scene comes through."""
+    return levels(clip * (1 - share) + share * scene(1, len(clip), clip.shape[1]))
+
+
+HOLE = (slice(None), slice(20, 44), slice(16, 40))
+
+
+def hole(clip: Clip, share: float) -> Clip:
+    """A square in the middle goes to white."""
+    result = clip.astype(np.float64)
+    result[HOLE] += share * (255 - result[HOLE])
+    return levels(result)
+
+
+def scramble(clip: Clip, share: float) -> Clip:
+    """The upper part of every frame is noise of its own."""
+    result, rows = clip.copy(), round(share * clip.shape[1])
+    result[:, :rows] = np.random.default_rng(3).integers(0, 256, result[:, :rows].shape)
+    return result

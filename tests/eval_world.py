@@ -1,0 +1,193 @@
+"""A small world to evaluate in: a tiny random base, held-out shards for it, an adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from eval.run import evaluate
+from iclora_train import lora
+from iclora_train.config import Config, ConfigError, check
+from iclora_train.fingerprint import content_settings, digest
+from iclora_train.hydra_main import conf_dir
+from iclora_train.ltx2.base import Base
+from iclora_train.members import latent_members, pair_members
+from iclora_train.pair import LatentPair, Pair, VideoShape
+from iclora_train.shards import ShardWriter
+from tests.tiny import SETTINGS, SHAPE, write_tiny_base
+
+MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
+
+
+@dataclass(frozen=True)
+class World:
+    """A tiny base, held-out shards for it, an adapter, and the overrides that name them."""
+
+    root: Path
+    overrides: list[str]
+
+    @property
+    def adapter(self) -> Path:
+        return self.root / "adapter.safetensors"
+
+    @property
+    def results(self) -> Path:
+        """Where the evaluation of `adapter` goes."""
+        return next((self.root / "runs" / "deblur-nano").glob("eval-adapter-*"))
+
+    def bare(self, *more: str) -> Config:
+        """Settings that name no adapter."""
+        return compose_config([*self.overrides, *more])
+
+    def config(self, *more: str) -> Config:
+        """Settings that name the world's adapter, unless `more` names another."""
+        return compose_config([*self.arguments, *more])
+
+    @property
+    def arguments(self) -> list[str]:
+        """What follows `python -m eval`."""
+        return [*self.overrides, f"adapter={self.adapter}"]
+
+
+def compose_config(overrides: list[str]) -> Config:
+    ConfigStore.instance().store(name="schema", node=Config)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return check(compose("eval", overrides))
+
+
+def clip(seed: int) -> np.ndarray:
+    """Coloured blocks that move by a pixel a frame, uint8 (F,H,W,3)."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 256, (4, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    return np.stack([blocks[:, t : t + SHAPE.width] for t in range(SHAPE.frames)])
+
+
+def dimmed(target: np.ndarray, colour: tuple[int, int, int] | None) -> np.ndarray:
+    """A reference: the target at half brightness, its upper half painted over with `colour` where one is given."""
+    reference = target // 2
+    if colour is not None:
+        reference[:, : target.shape[1] // 2] = colour
+    return reference
+
+
+def write_shards(
+    root: Path,
+    base: Base,
+    config: Config,
+    sources: dict[str, list[str]],
+    recording: Callable[[str], str],
+    references: int,
+    colour: tuple[int, int, int] | None,
+) -> None:
+    """Pair and latent shards: of every source clip two windows; the reference is the target at half brightness."""
+    videos = {name: {"video": digest(name)} for names in sources.values() for name in names}
+    settings = content_settings(config)
+    made_pairs = {"settings": settings, "sources": videos}
+    made_latents = {
+        "settings": settings,
+        "pairs": digest(made_pairs),
+        "base": {"parts": base.latent_fingerprints},
+    }
+    writers = (ShardWriter(root / "pairs", "pairs", made_pairs), ShardWriter(root / "latents", "latents", made_latents))
+    vae = base.vae()
+    text = base.text()
+    for split, names in sources.items():
+        members: tuple[list[Any], list[Any]] = ([], [])
+        for name in names:
+            for i in range(2):
+                seed = sum(name.encode()) + 100 * i
+                record: dict[str, object] = {"source": recording(name)}
+                pair = Pair(
+                    f"{split}-{name}-{i}",
+                    clip(seed),
+                    (dimmed(clip(seed), colour),) * references,
+                    "moving blocks",
+                    SHAPE.fps,
+                    record,
+                )
+                shape = VideoShape(*pair.target.shape[:3], SHAPE.fps)
+                target, *given = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
+                latents = LatentPair(pair.key, target, tuple(given), text.encode([pair.caption])[0], SHAPE.fps)
+                members[0].append(pair_members(pair, name))
+                members[1].append(latent_members(latents, shape, name, {}))
+        for writer, samples in zip(writers, members, strict=True):
+            writer.write(f"{split}-000000.tar", samples)
+    writers[1].write_empty(text.encode([""])[0])
+    for writer in writers:
+        writer.finish([f"{split}-000000.tar" for split in sources])
+
+
+def latent_of(vae: Any, pixels: np.ndarray) -> torch.Tensor:
+    with torch.no_grad():
+        return vae.encode(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
+
+
+def write_adapter(path: Path, base: Base, **metadata: str) -> None:
+    """A random adapter, strong enough to change what is sampled."""
+    generator = torch.Generator().manual_seed(0)
+    linears = dict(base.transformer().named_modules())
+    weights = {}
+    for name in (f"transformer_blocks.{i}.{module}" for i in range(2) for module in MODULES):
+        wide, deep = linears[name].weight.shape
+        weights[name] = (torch.randn(2, deep, generator=generator), 0.2 * torch.randn(wide, 2, generator=generator))
+    known = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": "1"}
+    lora.save(path, lora.Adapter(weights, {**known, **metadata}))
+
+
+def build(
+    root: Path,
+    sources: dict[str, list[str]] | None = None,
+    recording: Callable[[str], str] = lambda clip: "",
+    references: int = 1,
+    task: str = "deblur",
+    colour: tuple[int, int, int] | None = None,
+) -> World:
+    """The whole small world below `root`."""
+    folder = write_tiny_base(root / "base")
+    overrides = [
+        f"conf={task}",
+        *SETTINGS,
+        f"model.checkpoint={folder}",
+        f"data.root={root / 'shards'}",
+        f"runs_dir={root / 'runs'}",
+        "model.precision=fp32",
+        "sample.steps=2",
+        "eval.windows=4",
+        "eval.seeds=[0,1]",
+        "eval.batch_size=3",
+        "eval.strengths=[1.0,0.5,0.0]",
+        "logger=none",
+    ]
+    base = Base.open(str(folder))
+    sources = sources or {"train": ["sea", "road"], "heldout": ["cat", "dog"]}
+    write_shards(root / "shards", base, compose_config(overrides), sources, recording, references, colour)
+    write_adapter(root / "adapter.safetensors", base)
+    return World(root, overrides)
+
+
+def scores(world: World) -> dict[str, Any]:
+    """scores.json of the world's adapter."""
+    found: dict[str, Any] = json.loads((world.results / "scores.json").read_text())
+    return found
+
+
+def without_run(found: dict[str, Any]) -> dict[str, Any]:
+    """Scores without what tells one run from another: times, the command, where files lie."""
+    provenance = {k: v for k, v in found["provenance"].items() if k not in ("command", "settings")}
+    simple = {**found["simple"], "seconds": 0}
+    return {**found, "timings": None, "simple": simple, "adapter": found["adapter"]["sha256"], "provenance": provenance}
+
+
+def refused(config: Config, message: str) -> None:
+    """The evaluation ends with this message."""
+    with pytest.raises(ConfigError, match=message):
+        evaluate(config)

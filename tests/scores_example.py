@@ -1,0 +1,147 @@
+"""A scores.json of schema 2 as an evaluation writes it, from a seed, and the clips that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from eval.cells import FADED
+from eval.flags import flags
+from eval.report.exhibits import CONTROL, CONTROL_TARGET, Exhibit
+from eval.statistics import estimate
+from eval.windows import Window
+
+METRICS = {
+    "psnr": {"title": "PSNR", "unit": "dB", "better": "high", "group": "picture"},
+    "ssim": {"title": "SSIM", "unit": "", "better": "high", "group": "picture"},
+    "flicker": {"title": "flicker", "unit": "levels", "better": "low", "group": "time"},
+    "sharpness": {"title": "sharpness", "unit": "", "better": None, "group": "picture"},
+}
+LEVEL = {  # row -> PSNR
+    **{"adapter+reference": 31.0, "base+reference": 22.0, "base": 12.0, "adapter": 14.0, "swapped": 11.0},
+    **{"empty prompt": 30.0, "input": 27.0, "ceiling": 39.0, "floor": 10.0},
+}
+STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.0)
+FRAMES, SIDE, FPS = 9, 64, 24.0
+
+
+def example(windows: int = 11) -> dict[str, Any]:
+    """The figures of a restoration task that went well; the worst window is number 3, the best number 5."""
+    rng = np.random.default_rng(7)
+    skill = rng.normal(0, 1, windows)
+    skill[3], skill[5] = -5, 5
+
+    def row(psnr: float) -> dict[str, np.ndarray]:
+        return {
+            "psnr": psnr + skill,
+            "ssim": 0.02 * (psnr + skill),
+            "flicker": 4 - psnr / 12 + rng.normal(0, 0.1, windows),
+            "sharpness": psnr / 39 + rng.normal(0, 0.02, windows),
+        }
+
+    table = {name: row(psnr) for name, psnr in LEVEL.items()}
+    gain = table["adapter+reference"]["psnr"] - table["input"]["psnr"] + rng.normal(0, 0.5, windows)
+    return finish(table, gain, windows, rng)
+
+
+def finish(
+    table: dict[str, dict[str, np.ndarray]], gain: np.ndarray, windows: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """The table as scores.json, with the figures that stand beside it."""
+
+    def near(mean: float, spread: float = 0.05) -> dict[str, Any]:
+        return dict(estimate(rng.normal(mean, spread, windows)))
+
+    def per_frame(level: float) -> list[list[float]]:
+        return [(level + rng.normal(0, 1, FRAMES)).tolist() for _ in range(windows)]
+
+    scores = {
+        "schema": 2,
+        "task": "deblur <1>",
+        "family": "restoration",
+        "primary": "psnr",
+        "base": {"name": "nano", "family": "nano", "version": "2.3", "fingerprint": "0" * 16},
+        "adapter": {"path": "adapter.safetensors", "sha256": "ab" * 32, "metadata": {"rank": "4"}, "foreign": False},
+        "clips": [
+            {"key": f"clip-{i:05d}", "source": f"tape {i // 3}.mov", "partner": f"clip-{(i + 3) % windows:05d}"}
+            for i in range(windows)
+        ],
+        "seeds": [0, 1],
+        "metrics": METRICS,
+        "not_run": [{"metric": "lpips", "reason": "weights absent: see docs/metrics.md"}],
+        "cells": {name: {m: dict(estimate(v)) for m, v in values.items()} for name, values in table.items()},
+        "strength": [
+            {"s": s, "metrics": {"psnr": near(12 + 19 * s**0.3, 1), "ssim": near(0.2 + 0.4 * s**0.3)}}
+            for s in STRENGTHS
+        ],
+        "control": {
+            **{"gain": near(0.6), "swap_lost": near(20, 1), "swap_won": near(15, 1), "null": near(0.01, 0.001)},
+            "drift": near(8, 1),
+            "curve": {
+                **{"spearman": near(0.97, 0.01), "isotonic_r2": near(0.99, 0.001), "page_p": 1e-6},
+                **{"dead_zone": 0.0, "s50": 0.07, "saturation": 0.75, "largest_step": 0.41},
+            },
+        },
+        "diversity": {"adapter+reference": near(1.5, 0.1), "base": near(30, 2)},
+        "mask": {
+            **{"band_pixels": 8, "band_frames": 4},
+            "half": {
+                **{"inside": near(20, 2), "outside": near(3, 1), "leakage": near(0.15), "kept": near(2, 0.5)},
+                **{"dropped": near(18, 2), "disturbance": near(0.1), "effect_kept": near(0.95)},
+                **{"leakage_of_full": near(0.16), "null_change": near(0.01, 0.001)},
+            },
+            "fade": {
+                "correlation": near(0.95, 0.02),
+                "blocks": [{"weight": w, "effect": near(w**0.5, 0.1)} for w in (0.0, 0.5, 1.0)],
+            },
+        },
+        "verdicts": [
+            {
+                **{"name": "gain_over_input", "claim": "PSNR above the <degraded> input", "value": estimate(gain)},
+                **{
+                    "by_source": estimate(gain[::3]),
+                    "threshold": "≥ 0.7 dB",
+                    "passed": True,
+                    "p": 1e-5,
+                    "p_holm": 2e-5,
+                },
+            },
+            {
+                **{"name": "mask_local", "claim": "the mask acts where it is", "value": near(0.4)},
+                **{"by_source": near(0.4), "threshold": "< 1/3", "passed": False, "p": None, "p_holm": None},
+            },
+        ],
+        "thresholds": {"gain_over_input": 0.7, "changed": ["gain_over_input"]},
+        "windows": {name: {m: v.tolist() for m, v in values.items()} for name, values in table.items()},
+        "frames": {
+            "adapter+reference": {"psnr": [*per_frame(31)[:-1], None]},
+            "base+reference": {"psnr": per_frame(22)},
+        },
+        "simple": None,
+        "provenance": {
+            **{"protocol": 1, "command": "eval conf=deblur", "versions": {"python": "3"}, "shards": {"pairs": "ab"}},
+            **{"settings": {"sample": {"steps": 4}}, "precision": "fp32", "device": "cpu", "memory": None},
+        },
+        "timings": {"wall_seconds": 12.5, "sampling_seconds": {"base": 1.0}, "seconds_per_clip": {"base": 0.1}},
+    }
+    return {**scores, "flags": flags(scores)}
+
+
+def clip(seed: int, shift: int = 0) -> np.ndarray:
+    """Coloured blocks that move by two pixels a frame, from left to right: uint8 (F,H,W,3)."""
+    rng = np.random.default_rng(seed)
+    picture = rng.integers(0, 256, (8, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    return np.stack([picture[:, 2 * t + shift : 2 * t + shift + SIDE] for t in range(FRAMES)])
+
+
+def exhibits(scores: dict[str, Any]) -> Iterator[Exhibit]:
+    """Clips for every window: worse conditions are darker, so that one can see which is which."""
+    shade = {"reference": 0.8, "target": 1.0, "half mask": 0.7, FADED: 0.7, CONTROL: 0.4, CONTROL_TARGET: 0.5}
+    shade |= {name: LEVEL[name] / 39 for name in ("adapter+reference", "base+reference", "base", "swapped", "ceiling")}
+    shade |= {f"strength {s:g}": 0.3 + 0.5 * s for s in STRENGTHS if s < 1}
+    for i, facts in enumerate(scores["clips"]):
+        window = Window(i, facts["key"], facts["source"], "64x64x9", (i + 3) % len(scores["clips"]))
+        clips = {name: (clip(i) * level).astype(np.uint8) for name, level in shade.items()}
+        yield Exhibit(window, FPS, f"blocks <{i}>", clips)

@@ -1,0 +1,115 @@
+"""Which windows are judged, under which conditions, in which batches: all of it without a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from eval.cells import Item, batches, grid, sweep
+from eval.masks import blocks, fade_masks, fade_weights, half_columns, half_masks
+from eval.source import to_pixels
+from eval.windows import Window, check_leakage, partners, spread
+from iclora_train.config import ConfigError
+from iclora_train.eval_config import Eval
+from iclora_train.reference import mask_to_grid
+from iclora_train.shards import Sample
+
+
+@pytest.mark.parametrize(
+    ("judged_as", "leaks"), [({"dog", "its bytes"}, False), ({"copy", "cat's bytes"}, True), ({"cut", "cat.mov"}, True)]
+)
+def test_a_copy_and_a_cut_of_the_same_recording_leak(judged_as: set[str], leaks: bool) -> None:
+    known = {"cat": frozenset({"cat", "cat.mov", "cat's bytes"}), "it": frozenset(judged_as)}
+    if leaks:
+        with pytest.raises(ConfigError, match="leakage: it"):
+            check_leakage({"it"}, {"cat"}, known, "heldout")
+    else:
+        check_leakage({"it"}, {"cat"}, known, "heldout")
+
+
+def sample_of(key: str, source: str) -> Sample:
+    return Sample(key, "heldout", "heldout-0.tar", 0, 0, 0, "32x32x5", source)
+
+
+def test_windows_are_spread_evenly_over_sources() -> None:
+    samples = [sample_of(f"a{i}", "a") for i in range(10)] + [sample_of(f"b{i}", "b") for i in range(3)]
+    own = {"a": "a", "b": "b"}
+    assert [s.key for s in spread(samples, own, 4)] == ["a2", "a7", "b0", "b2"]
+    assert len(spread(samples, own, 9)) == 9
+    assert len({s.key for s in spread(samples, own, 13)}) == 13
+
+
+@pytest.mark.parametrize("sources", ["aabb", "aabbcc", "aaab", "abcabc", "aaaabbc"])
+def test_partners_are_of_another_source(sources: str) -> None:
+    chosen = partners(list(sources))
+    assert all(sources[i] != sources[j] for i, j in enumerate(chosen))
+    if len({sources.count(name) for name in sources}) == 1:
+        assert sorted(chosen) == list(range(len(sources)))
+
+
+def test_one_source_cannot_be_swapped() -> None:
+    with pytest.raises(ConfigError, match="at least two"):
+        partners(["a", "a"])
+
+
+def test_noise_belongs_to_window_and_seed() -> None:
+    windows = [Window(i, f"w{i}", "a", "32x32x5", 0) for i in range(3)]
+    seeds = [item.noise_seed for batch in batches(windows, [0, 1], 4) for item in batch]
+    assert len(set(seeds)) == 6
+    assert Item(replace(windows[0], number=7), 0).noise_seed == seeds[0]
+
+
+def test_a_batch_has_one_frame_rate() -> None:
+    windows = [Window(i, f"w{i}", "a", f"32x32x5@{rate}", 0) for i, rate in enumerate((25, 30, 25))]
+    made = batches(windows, [0, 1], 3)
+    assert [len(batch) for batch in made] == [3, 1, 2]
+    assert all(len({item.window.bucket for item in batch}) == 1 for batch in made)
+
+
+def test_zero_and_one_are_always_among_the_strengths() -> None:
+    assert sweep([0.5]) == [1, 0.5, 0]
+    names = [cell.name for cell in grid([0.5])]
+    assert len(set(names)) == len(names) == 10
+    assert set(names) - {cell.name for cell in grid([0.5], fade=False)} == {"fade mask"}
+
+
+def test_the_default_protocol_is_the_documented_one() -> None:
+    assert sweep(Eval().strengths) == [1, 0.75, 0.5, 0.25, 0.1, 0.05, 0]
+    with pytest.raises(ConfigError, match="names a seed twice"):
+        Eval(seeds=[1, 1])
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_a_fade_weighs_latent_frames_from_none_to_all(count: int) -> None:
+    tokens = mask_to_grid(fade_masks(2, count), (count, 3, 4))  # (2,f,h,w)
+    assert tokens.shape == (2, count, 3, 4)
+    assert tokens[1, :, 2, 3].tolist() == pytest.approx(fade_weights(count))
+    assert (fade_weights(count)[0], fade_weights(count)[-1]) == (0, 1)
+
+
+def test_blocks_are_the_pixel_frames_of_latent_frames() -> None:
+    frames = np.arange(9)
+    assert [frames[at].tolist() for at in blocks(9, 4)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    assert [frames[at].tolist() for at in blocks(1, 4)] == [[0]]
+
+
+@pytest.mark.parametrize("width", [4, 5])
+def test_half_masks_fall_on_whole_tokens_where_they_can(width: int) -> None:
+    tokens = mask_to_grid(half_masks([True, False], width), (2, 3, width))  # (2,f,h,w)
+    row = [1.0] * (width // 2) + [0.5] * (width % 2) + [0.0] * (width // 2)
+    assert tokens[0, 1, 2].tolist() == row
+    assert tokens[1, 0, 0].tolist() == row[::-1]
+
+
+def test_columns_leave_out_the_band_on_both_sides() -> None:
+    assert half_columns(64, 8, keep_left=True) == (slice(0, 24), slice(40, 64))
+    assert half_columns(64, 8, keep_left=False) == (slice(40, 64), slice(0, 24))
+
+
+def test_pixels_are_rounded() -> None:
+    levels = torch.tensor([0, 1, 127, 254, 255])
+    video = (levels / 127.5 - 1).reshape(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
+    assert to_pixels(video + 0.003)[0, :, 0, 0, 0].tolist() == levels.tolist()

@@ -1,0 +1,288 @@
+"""Verdicts on constructed values: a good adapter passes, and each way to be bad fails the claims that are about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from eval.claims import Bound, Evidence
+from eval.control import control, evidence, mask
+from eval.metrics import Metric
+from eval.scores import headline
+from eval.scoring import Results
+from eval.statistics import Values
+from eval.verdicts import judge
+from iclora_train.config import ConfigError, Thresholds
+
+N = 12
+STRENGTHS = (0.0, 0.1, 0.5, 1.0)
+LOWER = {"chroma_error", "track_error"}
+RNG = np.random.default_rng(0)
+NOISE = RNG.normal(0, 0.02, (64, N))  # of every row its own, far below the effects
+
+
+def rows(metric: str, levels: Mapping[str, float], spread: float = 1.0) -> dict[str, dict[str, Values]]:
+    """Row -> metric -> values of 12 windows around a level."""
+    return {row: {metric: level + spread * NOISE[i]} for i, (row, level) in enumerate(levels.items())}
+
+
+def merged(*tables: dict[str, dict[str, Values]]) -> dict[str, dict[str, Values]]:
+    return {row: {k: v for table in tables for k, v in table.get(row, {}).items()} for table in tables for row in table}
+
+
+def results(
+    cells: dict[str, dict[str, Values]],
+    curve: list[float],
+    metric: str,
+    kept: float = 0.1,
+    null: float = 0.0,
+    fade: tuple[float, float] = (0.2, 1.0),
+) -> Results:
+    """With a strength curve of `metric` (0 first; the last point is adapter+reference's own row), a half mask whose
+    change where it keeps the reference is `kept` of that where it drops it, and a fade from one share of the effect to
+    another."""
+    for i, (s, level) in enumerate(zip(STRENGTHS[:-1], curve, strict=True)):
+        cells[f"strength {s:g}"] = {metric: level + 0.01 * NOISE[40 + i]}
+    one = np.ones(N)
+    dropped = 20 + NOISE[50]
+    changed = {"kept": kept * dropped, "dropped": dropped, "null": null * one, "drift": one}
+    changed |= {"inside": one, "outside": one, "full_inside": one, "full_outside": one}
+    shares = np.stack([fade[0] + NOISE[51], 0.7 + NOISE[52], fade[1] + NOISE[53]], axis=1)  # (windows, latent frames)
+    by_block = {"adapter+reference": 30 + 0 * shares, "strength 0": 10 + 0 * shares, "fade mask": 10 + 20 * shares}
+    giver = {metric: cells["swapped"][metric] + 5}
+    return Results(cells=cells, giver=giver, changed=changed, by_block=by_block, clips=N)
+
+
+def found(made: Results, primary: str) -> Evidence:
+    names = {metric for row in made.cells.values() for metric in row}
+    metrics = [Metric(name, name, "", "low" if name in LOWER else "high", "picture") for name in sorted(names)]
+    return evidence(made, STRENGTHS, [f"clip{i % 4}" for i in range(N)], metrics, primary)
+
+
+def failing(family: str, made: Results, primary: str, thresholds: Thresholds | None = None) -> set[str]:
+    verdicts = judge(family, found(made, primary), thresholds or Thresholds())
+    assert all(verdict["by_source"]["n"] == 4 for verdict in verdicts)
+    return {verdict["name"] for verdict in verdicts if not verdict["passed"]}
+
+
+DEBLUR = {  # what a good adapter scored on nano, rounded
+    **{"adapter+reference": 31.2, "base+reference": 26.4, "base": 12.0, "adapter": 12.4, "swapped": 10.0},
+    **{"input": 28.1, "ceiling": 38.1, "floor": 9.5},
+}
+DEBLUR_CURVE = [12.4, 27.9, 30.9]
+
+
+def deblur(
+    curve: list[float] | None = None,
+    kept: float = 0.1,
+    null: float = 0.0,
+    fade: tuple[float, float] = (0.2, 1.0),
+    **levels: float,
+) -> Results:
+    named = {key.replace("_", "+"): level for key, level in levels.items()}
+    return results(rows("psnr", {**DEBLUR, **named}), curve or DEBLUR_CURVE, "psnr", kept, null, fade)
+
+
+def test_a_good_restoration_adapter_passes_every_claim() -> None:
+    assert failing("restoration", deblur(), "psnr") == set()
+    names = {verdict["name"] for verdict in judge("restoration", found(deblur(), "psnr"), Thresholds())}
+    assert names >= {"gain_over_input", "swap_drop", "control_gain", "curve_monotone", "fade_follows", "null_change"}
+
+
+@pytest.mark.parametrize(
+    ("made", "fails"),
+    [
+        # untrained, or no adapter at all: every cell is the base's
+        (deblur([12.0, 24.0, 26.0], adapter_reference=26.4, adapter=12.0), {"gain_over_input", "gain_over_base"}),
+        # trained on shuffled pairs: the reference is ignored, whatever it is
+        (
+            deblur([13.0, 13.0, 13.0], kept=1.0, adapter_reference=13.0, adapter=13.0, swapped=13.0),
+            {
+                *("gain_over_input", "gain_over_base", "swap_drop", "control_gain"),
+                *("strength_monotone", "curve_monotone", "mask_local"),
+            },
+        ),
+        # trained with the wrong factor: the reference acts, but lands in the wrong places
+        (
+            deblur([12.4, 15.0, 16.0], adapter_reference=16.5, swapped=9.5),
+            {"gain_over_input", "gain_over_base", "swap_drop", "control_gain"},
+        ),
+        (deblur(swapped=24.0), {"swap_drop"}),  # copies the caption rather than the reference
+        (deblur([12.4, 31.5, 30.9]), {"strength_monotone"}),  # falls on the way
+        (deblur([31.0, 12.0, 31.1]), {"strength_monotone", "curve_monotone"}),
+        (deblur(kept=0.4), {"mask_local"}),
+        (deblur(fade=(0.95, 1.0)), {"fade_follows"}),  # the mask does nothing in time
+        (deblur(null=5.0), {"null_change"}),  # the strength path is broken
+    ],
+)
+def test_a_bad_restoration_adapter_fails_what_is_about_it(made: Results, fails: set[str]) -> None:
+    assert failing("restoration", made, "psnr") == fails
+
+
+def test_a_gain_must_be_more_than_luck() -> None:
+    lucky = deblur()
+    units = np.array([20.0, *(-0.1 for _ in range(N - 1))])
+    lucky.cells["adapter+reference"]["psnr"] = lucky.cells["input"]["psnr"] + units
+    verdict = next(
+        v for v in judge("restoration", found(lucky, "psnr"), Thresholds()) if v["name"] == "gain_over_input"
+    )
+    assert verdict["value"]["mean"] > 0.7
+    assert not verdict["passed"]
+    assert verdict["p_holm"] is not None
+    assert verdict["p"] is not None
+    assert verdict["p_holm"] > verdict["p"] > 0.05
+
+
+CHROMA = {
+    "adapter+reference": 8.0,
+    "base+reference": 10.0,
+    "base": 20.0,
+    "swapped": 18.0,
+    "input": 10.0,
+    "ceiling": 1.0,
+}
+LUMA = {"adapter+reference": 34.0, "base+reference": 34.0, "swapped": 12.0, "ceiling": 35.0}
+
+
+@pytest.mark.parametrize(
+    ("chroma", "luma", "fails"),
+    [
+        ({"adapter+reference": 7.0}, {}, set()),
+        ({"adapter+reference": 8.5}, {}, {"chroma_ratio"}),
+        ({"adapter+reference": 7.0, "base+reference": 8.5}, {}, {"base_grey"}),
+        ({"adapter+reference": 7.0, "base+reference": 11.5}, {}, {"base_grey"}),
+        ({"adapter+reference": 7.0}, {"adapter+reference": 31.0}, {"luma_kept"}),
+        ({"adapter+reference": 10.0}, {}, {"chroma_ratio"}),  # untrained
+    ],
+)
+def test_colorize_verdicts(chroma: dict[str, float], luma: dict[str, float], fails: set[str]) -> None:
+    cells = merged(rows("chroma_error", {**CHROMA, **chroma}), rows("psnr_y", {**LUMA, **luma}))
+    assert failing("colorize", results(cells, [20.0, 14.0, 9.0], "chroma_error"), "chroma_error") == fails
+
+
+EDGES = {"adapter+reference": 0.51, "base": 0.16, "swapped": 0.19, "ceiling": 0.93, "floor": 0.185, "input": 0.3}
+PICTURE = {"adapter+reference": 12.1, "base+reference": 6.8}
+
+
+@pytest.mark.parametrize(
+    ("edges", "gap", "psnr", "curve", "fails"),
+    [
+        ({}, 0.33, 12.1, [0.17, 0.35, 0.48], set()),
+        ({}, 0.33, 9.0, [0.17, 0.35, 0.48], {"picture"}),  # repaints the drawing, as the base does
+        ({"swapped": 0.45}, 0.33, 12.1, [0.17, 0.35, 0.48], {"swap_floor"}),
+        (
+            {"adapter+reference": 0.18, "swapped": 0.18},
+            0.0,
+            12.1,
+            [0.181, 0.179, 0.18],
+            {"edge_gap", "control_gain", "swap_floor", "curve_monotone"},
+        ),
+    ],
+)
+def test_edge_verdicts(edges: dict[str, float], gap: float, psnr: float, curve: list[float], fails: set[str]) -> None:
+    cells = merged(
+        rows("edge_f1", {**EDGES, **edges}, 0.1),
+        rows("edge_gap", {"adapter+reference": gap}),
+        rows("psnr", {**PICTURE, "adapter+reference": psnr}),
+    )
+    assert failing("structure", results(cells, curve, "edge_f1"), "edge_f1") == fails
+
+
+TRACKS = {"adapter+reference": 3.0, "base": 20.0, "swapped": 19.0, "ceiling": 1.0, "floor": 21.0, "input": 15.0}
+
+
+@pytest.mark.parametrize(
+    ("levels", "fails"),
+    [
+        ({}, set()),
+        (
+            {"adapter+reference": 20.0},
+            {"follows", "control_gain", "swap_floor", "curve_monotone"},
+        ),
+    ],
+)
+def test_another_control_is_judged_between_floor_and_ceiling(levels: dict[str, float], fails: set[str]) -> None:
+    """An error of which less is better, and which was not measured on one window."""
+    cells = merged(rows("track_error", {**TRACKS, **levels}), rows("psnr", PICTURE))
+    cells["adapter+reference"]["track_error"][3] = np.nan
+    curve = [20.0, 10.0, 5.0] if not fails else [5.0, 20.0, 5.0]
+    assert failing("structure", results(cells, curve, "track_error"), "track_error") == fails
+
+
+@pytest.mark.parametrize(
+    ("inside", "outside", "fails"),
+    [(22.0, 34.0, set()), (11.0, 34.0, {"gain_over_input", "gain_over_base"}), (22.0, 30.0, {"preserved"})],
+)
+def test_edit_verdicts(inside: float, outside: float, fails: set[str]) -> None:
+    others = {"base+reference": 11.0, "input": 10.0, "swapped": 9.0}
+    cells = merged(
+        rows("psnr_inside", {"adapter+reference": inside, **others}),
+        rows("psnr_outside", {"adapter+reference": outside, **others, "base": 8.0, "ceiling": 35.0}),
+    )
+    made = results(cells, [9.0, 20.0, 30.0], "psnr_outside")
+    if inside == 11.0:
+        made.cells["adapter+reference"]["psnr_inside"] = made.cells["base+reference"]["psnr_inside"] - 1
+    assert failing("edit", made, "psnr_outside") == fails
+
+
+def test_videos_of_another_program_are_judged_by_what_there_is() -> None:
+    """Only the outputs, the input, the ceiling and the floor are known: no claim is made about the rest."""
+    made = deblur()
+    known = {row: made.cells[row] for row in ("adapter+reference", "input", "ceiling", "floor")}
+    verdicts = judge("restoration", found(Results(cells=known, clips=N), "psnr"), Thresholds())
+    assert [verdict["name"] for verdict in verdicts] == ["gain_over_input"]
+    assert control(Results(cells=known), found(Results(cells=known), "psnr")) is None
+    assert mask(Results(cells=known), found(Results(cells=known), "psnr"), 8, 4) is None
+
+
+def test_changed_thresholds_count_and_are_named() -> None:
+    strict = Thresholds(gain_over_input=5.0, swap_drop=30.0)
+    assert failing("restoration", deblur(), "psnr", strict) == {"gain_over_input", "swap_drop"}
+    assert strict.changed == ["gain_over_input", "swap_drop"]
+    assert Thresholds().changed == []
+    with pytest.raises(ConfigError, match=r"eval.thresholds.significance=1.5 must lie"):
+        Thresholds(significance=1.5)
+
+
+def test_control_figures() -> None:
+    made = deblur()
+    figures = control(made, found(made, "psnr"))
+    assert figures is not None
+    assert figures["gain"]["mean"] == pytest.approx((31.2 - 12.0) / (38.1 - 12.0), abs=0.01)
+    assert figures["swap_lost"]["mean"] == pytest.approx(21.2, abs=0.05)
+    assert figures["swap_won"]["mean"] == pytest.approx(5)
+    masked = mask(made, found(made, "psnr"), 8, 4)
+    assert masked is not None
+    assert masked["half"]["disturbance"]["mean"] == pytest.approx(0.1)
+    assert [block["weight"] for block in masked["fade"]["blocks"]] == [0, 0.5, 1]
+    assert masked["fade"]["correlation"]["mean"] > 0.9
+
+
+def test_a_bound_says_what_it_asks() -> None:
+    gain = Bound(0.7, effect=0, significant=True, unit="dB")
+    assert str(gain) == "≥ 0.7 dB, interval above 0, significant"
+    good = {"mean": 0.8, "low": 0.1, "high": 1.5, "n": 24}
+    assert gain.holds(good, 0.01, 0.05)
+    assert not gain.holds(good, 0.2, 0.05)
+    assert not gain.holds(good, None, 0.05)
+    assert not gain.holds({**good, "low": -0.1}, 0.01, 0.05)
+    assert not gain.holds({**good, "low": None, "high": None, "n": 1}, 0.5, 0.05)
+    assert str(Bound(0.9, 1.1)) == "≥ 0.9 and ≤ 1.1"
+    assert str(Bound(high=1 / 3, strict=True)) == "< 0.333"
+    inside = Bound(0.9, 1.1)
+    assert inside.p(np.linspace(0.97, 1.03, 8)) == pytest.approx(1 / 256)
+    edge = inside.p(np.linspace(1.0, 1.2, 8))
+    assert edge is not None
+    assert edge > 0.1
+
+
+def test_the_console_counts_claims_and_names_changed_thresholds() -> None:
+    strict = Thresholds(swap_drop=30.0)
+    verdicts = judge("restoration", found(deblur(), "psnr"), strict)
+    lines = headline({"verdicts": verdicts, "thresholds": {"changed": strict.changed}})
+    assert lines[-2:] == ["8 of 9 claims hold", "thresholds that are not the usual ones: swap_drop"]
+    failed = next(line for line in lines if line.startswith("FAIL"))
+    assert failed.startswith("FAIL  swap_drop          21.198")
+    assert "(n 12)  wanted ≥ 30 dB  p 0.0" in failed

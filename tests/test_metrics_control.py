@@ -1,0 +1,276 @@
+"""Is the control followed: what is asked for, what is found again, and what cannot be measured."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep.makers import make
+from eval.metrics import Suite, Truth
+from eval.metrics.base import Measured, View
+from eval.metrics.depth import depth_gauge
+from eval.metrics.pose import joint_distances, pose_gauge, pose_values, requested, similarity
+from eval.metrics.tracks import track_values
+from iclora_train.config import ConfigError, Task
+from iclora_train.signals import blazepose
+from iclora_train.signals.pose import PoseReader
+from iclora_train.signals.skeleton import NECK, POINTS
+from tests import doses
+from tests.doses import scene
+from tests.test_depth import write_network
+from tests.test_pose import astronaut, source
+
+SIZE = (64, 64)
+
+
+def task(maker: str, family: str = "structure", **args: object) -> Task:
+    return Task("a", family, maker=maker, maker_args=args)
+
+
+def blank(record: dict | None = None, clip: np.ndarray | None = None) -> Truth:
+    target = scene() if clip is None else clip
+    return Truth(target, target, target, record=record or {})
+
+
+# --- which metrics ---
+
+
+@pytest.mark.parametrize(
+    ("maker", "family", "primary", "own"),
+    [
+        ("degrade.defocus", "restoration", "psnr", {"erqa", "tof"}),
+        ("degrade.grey", "colorize", "chroma_error", {"luma_psnr", "colourfulness_ratio", "cdc"}),
+        ("control.canny", "structure", "edge_f1", set()),
+        ("control.soft_edges", "structure", "edge_f1", set()),
+        ("union", "structure", "edge_f1", set()),
+        ("control.tracks", "structure", "track_error", {"track_error", "track_dx"}),
+        ("control.pose", "structure", "pose_pck", {"pose_pck", "pose_oks", "pose_error", "pose_recall"}),
+    ],
+)
+def test_a_task_declares_its_primary_metric_and_has_what_its_control_asks(
+    maker: str, family: str, primary: str, own: set[str]
+) -> None:
+    suite = Suite.of(task(maker, family))
+    keys = [metric.key for metric in suite.metrics]
+    assert suite.primary == primary
+    assert primary in keys
+    assert own <= set(keys)
+    assert len(keys) == len(set(keys))
+    assert {"psnr", "psnr_y", "ssim", "edge_f1", "edge_gap", "chroma_error", "colourfulness", "sharpness"} <= set(keys)
+    for metric in suite.metrics:
+        assert metric.better in ("high", "low", None)
+        assert metric.group in ("picture", "structure", "colour", "time", "region", "learned")
+
+
+def test_edits_are_led_by_what_the_reference_shows() -> None:
+    for maker, primary in (("edit.hole", "psnr_outside"), ("edit.outpaint", "psnr_outside"), ("given", "psnr")):
+        assert Suite.of(task(maker, "edit")).primary == primary
+
+
+def test_what_cannot_run_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = {one.metric: one.reason for one in Suite.of(task("degrade.defocus", "restoration")).not_run}
+    assert learned.keys() == {"lpips", "dists"}
+    assert all(reason.startswith("weights absent") and "pip install" in reason for reason in learned.values())
+    for maker, args in (("control.depth", {}), ("control.depth", {"model": "gone"}), ("control.depth_given", {})):
+        suite = Suite.of(task(maker, **args))
+        assert suite.primary == "edge_f1"
+        assert "task.maker_args.model" in next(one.reason for one in suite.not_run if one.metric == "depth_error")
+        assert suite.control(scene()) is None
+    monkeypatch.setattr(blazepose, "installed", lambda: False)
+    suite = Suite.of(task("control.pose"))
+    assert {one.metric for one in suite.not_run} >= {"pose_pck", "pose_oks", "pose_error", "pose_recall"}
+    assert suite.primary == "edge_f1"
+
+
+@pytest.mark.parametrize("maker", ["control.canny", "control.soft_edges"])
+def test_edges_are_drawn_again_as_the_maker_draws_them(maker: str) -> None:
+    args = {"thickness": 2, "soft": 0.6} if maker == "control.canny" else {"scales": [1.0, 3.0]}
+    made, _ = make(maker, args)(scene(), np.random.default_rng(0), source(scene()))
+    assert (Suite.of(task(maker, **args)).control(scene()) == made).all()
+
+
+# --- tracks ---
+
+
+def test_tracks_are_those_that_the_maker_drew_and_are_drawn_again() -> None:
+    frames = scene()
+    drawing, drawn = make("control.tracks", {"count": [12, 12]})(frames, np.random.default_rng(0), source(frames))
+    suite, truth = Suite.of(task("control.tracks", count=[12, 12])), blank({"drawn": drawn})
+    found = suite.measure(frames, truth)
+    assert found.values["track_error"] < 0.1
+    assert found.values["track_dx"] == found.values["track_within_5"] == found.values["track_found"] == 1
+    assert np.abs(suite.control(frames, truth).astype(int) - drawing).mean() < 2
+    assert suite.control(frames) is None  # nobody says where they start
+
+
+def test_track_errors_are_in_pixels_and_shares_of_the_diagonal() -> None:
+    wanted = np.zeros((2, 4, 2))
+    asked = np.array([[True, True, True, True], [True, True, False, False]])
+    found = wanted + np.array([3.0, 4.0])
+    values = track_values(wanted, asked, found, np.ones_like(asked), (60, 80)).values
+    assert values["track_error"] == 5
+    assert values["track_error_diagonal"] == 5
+    assert values["track_within_5"] == 1
+    assert values["track_within_1"] == 0
+    scaled = np.hypot(3 * 256 / 80, 4 * 256 / 60)  # 19.6 px at 256 x 256, beyond all five limits
+    assert scaled > 16
+    assert values["track_dx"] == 0
+
+
+def test_a_lost_point_stays_where_it_was_and_is_near_nothing() -> None:
+    wanted = np.stack([np.stack([np.arange(5.0), np.zeros(5)], axis=1)])
+    asked = np.ones((1, 5), bool)
+    seen = np.array([[True, True, False, False, False]])
+    held = wanted[:, [0, 1, 1, 1, 1]]
+    found = track_values(wanted, asked, held, seen, (300, 400))
+    assert found.values["track_error"] == pytest.approx((0 + 1 + 2 + 3) / 4)
+    assert found.values["track_within_5"] == found.values["track_found"] == 1 / 4
+    assert found.frames["track_error"] == [0, 0, 1, 2, 3]
+
+
+def test_without_tracks_there_is_no_track_error() -> None:
+    suite = Suite.of(task("control.tracks"))
+    for tracks in ([], [[[3.0, 4.0]]]):  # the second does not outlast the first frame
+        assert "track_error" not in suite.measure(scene(), blank({"drawn": {"tracks": tracks}})).values
+    assert "track_error" not in suite.measure(scene(), blank()).values
+
+
+def test_a_still_output_has_the_error_of_what_was_asked_for() -> None:
+    frames = scene()
+    tracks = [[[x - t, y] for t in range(9)] for x, y in ((30.0, 20.0), (40.0, 40.0), (22.0, 33.0))]
+    still = np.repeat(frames[:1], 9, axis=0)
+    found = Suite.of(task("control.tracks")).measure(still, blank({"drawn": {"tracks": tracks}}))
+    assert found.values["track_error"] == pytest.approx(np.mean(range(1, 9)), abs=0.05)
+
+
+# --- pose ---
+
+
+def person(x: float = 30, y: float = 10, frames: int = 3) -> np.ndarray:
+    """A standing person, 20 wide and 40 tall: (F,18,3)."""
+    rng = np.random.default_rng(5)
+    places = rng.uniform((x, y), (x + 20, y + 40), (18, 2))
+    places[[0, 10]] = (x, y), (x + 20, y + 40)
+    return np.repeat(np.concatenate([places, np.full((18, 1), 0.9)], axis=1)[None], frames, axis=0)
+
+
+def moved(people: np.ndarray, pixels: float) -> np.ndarray:
+    return people + np.array([pixels, 0, 0])
+
+
+def wanted_of(*people: np.ndarray) -> np.ndarray:
+    drawn = {"skeletons": [{"start": 0, "points": one.reshape(len(one), -1).tolist()} for one in people]}
+    return requested(drawn, 3, (100, 100))
+
+
+def test_joints_where_they_were_asked_for_are_perfect() -> None:
+    found = pose_values(wanted_of(person()), person()[None])
+    assert found.values == {"pose_pck": 1, "pose_oks": 1, "pose_recall": 1, "pose_error": 0}
+    assert found.frames["pose_pck"] == [1, 1, 1]
+
+
+def test_every_dose_of_displacement_is_seen() -> None:
+    values = [pose_values(wanted_of(person()), moved(person(), d)[None]).values for d in (0, 1, 3, 9)]
+    for key, sign in (("pose_oks", -1), ("pose_error", 1)):
+        assert all(sign * a[key] < sign * b[key] for a, b in pairwise(values)), key
+    assert [v["pose_error"] for v in values] == pytest.approx([0, 1, 3, 9])
+    assert [v["pose_pck"] for v in values] == [1, 1, 1, 0]  # a tenth of the box's longer side is 4 pixels
+
+
+def test_oks_is_coco_s() -> None:
+    """One joint at a distance of its own k times the root of the area: exp(-1/2)."""
+    wanted = wanted_of(person())[0, 0]
+    knee = POINTS.index("right_knee")
+    alone = wanted.copy()
+    alone[:, 2] = 0
+    alone[[0, 10, knee], 2] = 1
+    distances = np.where(np.arange(18) == knee, 2 * 0.087 * np.sqrt(20 * 40), 0.0)
+    assert similarity(alone, distances) == pytest.approx((2 + np.exp(-0.5)) / 3)
+
+
+def test_people_are_matched_each_once_and_missing_ones_count() -> None:
+    left, right = person(5), person(60)
+    found = pose_values(wanted_of(left, right), np.stack([moved(right, 1), moved(left, 1)]))
+    assert found.values["pose_error"] == pytest.approx(1)
+    assert found.values["pose_recall"] == 1
+    alone = pose_values(wanted_of(left, right), moved(left, 1)[None])
+    assert alone.values["pose_error"] == pytest.approx(1)
+    assert alone.values["pose_recall"] == alone.values["pose_pck"] == 0.5
+    nobody = pose_values(wanted_of(left), np.zeros((0, 3, 18, 3)))
+    assert nobody.values == {"pose_pck": 0, "pose_oks": 0, "pose_recall": 0}  # and no error is made up
+
+
+def test_only_sure_joints_inside_of_the_picture_are_asked_for() -> None:
+    unsure = person()
+    unsure[:, 4, 2], unsure[:, 5, 0] = 0.2, 200
+    wanted = wanted_of(unsure)
+    missing = np.flatnonzero(wanted[0, 0, :, 2] == 0).tolist()
+    assert missing == sorted([NECK, 4, 5])
+    assert np.isinf(joint_distances(wanted[0, 0], person()[0])[missing]).all()
+    assert pose_values(wanted_of(moved(person(), 500)), person()[None]) == Measured()
+    hand = person()
+    hand[:, 2:, 2] = 0  # a nose and a neck
+    assert pose_values(wanted_of(hand), person()[None]) == Measured()
+
+
+def test_a_person_in_the_record_is_found_again_in_the_picture() -> None:
+    frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(5)])
+    _, drawn = make("control.pose", {})(frames, np.random.default_rng(0), source(frames))
+    truth, gauge = blank({"drawn": drawn}, frames), pose_gauge(PoseReader())
+    itself = gauge.measure(View(frames), truth).values
+    assert itself["pose_pck"] == itself["pose_recall"] == 1
+    assert itself["pose_error"] < 0.1
+    assert gauge.measure(View(doses.shift(frames, 20)), truth).values["pose_error"] == pytest.approx(20, abs=4)
+    empty = gauge.measure(View(np.full_like(frames, 128)), truth).values
+    assert empty == {"pose_pck": 0, "pose_oks": 0, "pose_recall": 0}
+    assert gauge.measure(View(frames), blank(clip=frames)) == Measured()
+    drawing = Suite.of(task("control.pose")).control(frames)
+    assert drawing is not None
+    assert drawing.shape == frames.shape
+    assert drawing.max() == 255
+
+
+# --- depth ---
+
+
+class Ramp:
+    """A network that takes brightness for nearness."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+
+    def nearness(self, frames: np.ndarray) -> np.ndarray:
+        return (self.scale * (1 + frames.astype(np.float32).mean(-1))).astype(np.float32)
+
+
+def depth_of(output: np.ndarray, network: Ramp) -> float:
+    return depth_gauge(network).measure(View(output), blank()).values["depth_error"]
+
+
+def test_depth_error_grows_with_every_dose_and_knows_no_scale() -> None:
+    for damage, amounts in ((doses.blur, (0, 1, 2, 4)), (doses.shift, (0, 1, 3, 6)), (doses.noise, (0, 4, 12))):
+        errors = [depth_of(damage(scene(), amount), Ramp()) for amount in amounts]
+        assert errors[0] == 0
+        assert all(a < b for a, b in pairwise(errors)), damage
+    blurred = doses.blur(scene(), 2)
+    assert depth_of(blurred, Ramp(40)) == pytest.approx(depth_of(blurred, Ramp()), rel=1e-5)
+
+
+def test_depth_without_a_scale_is_not_measured() -> None:
+    assert depth_gauge(Ramp(0)).measure(View(scene()), blank()) == Measured()
+
+
+def test_depth_is_measured_by_the_network_of_the_maker(tmp_path: Path) -> None:
+    suite = Suite.of(task("control.depth", model=str(write_network(tmp_path / "net", "relative"))))
+    assert suite.primary == "depth_error"
+    assert suite.measure(scene(), blank()).values["depth_error"] == 0
+    assert suite.measure(scene(1), blank()).values["depth_error"] > 0
+    drawing = suite.control(scene())
+    assert drawing is not None
+    assert drawing.shape == scene().shape
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is no depth network"):
+        Suite.of(task("control.depth", model=str(tmp_path)))

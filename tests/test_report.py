@@ -1,0 +1,253 @@
+"""report.html as a file: complete, alone, safe with any text, and honest about what was not measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from copy import deepcopy
+from html.parser import HTMLParser
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.compare import compare
+from eval.report.charts import bars, frame_line, signal_curve, strength_curve
+from eval.report.exhibits import Clips, examples, worst_first
+from eval.report.masks import half_tile
+from eval.report.media import Media, change_clip, thumbnail
+from eval.report.page import write_page
+from eval.simple import Shown
+from eval.statistics import estimate
+from iclora_train.video import decode_clip
+from tests.scores_example import FRAMES, clip, example, exhibits
+
+VOID = ("meta", "link", "input", "br", "img")
+
+
+class Page(HTMLParser):
+    """Checks nesting; collects tags, addresses, ids, and the text of every table row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self.ids: list[str] = []
+        self.rows: list[str] = []
+        self.styled: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append("")
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.addresses.append(value or "")
+            if name == "id":
+                self.ids.append(value or "")
+            if name == "style" or name.startswith("on"):
+                self.styled.append(f"{tag} {name}")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "tr" in self.open:
+            self.rows[-1] += data + " "
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, Any]:
+    return example()
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    text = write_page(folder, scores, islice(exhibits(scores), 4)).read_text()
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    return text
+
+
+def write(folder: Path, scores: dict[str, Any], **more: Any) -> str:
+    return write_page(folder, scores, islice(exhibits(scores), 1), **more).read_text()
+
+
+def test_the_page_is_one_file_without_network_and_its_links_lead_somewhere(text: str) -> None:
+    page = Page(text)
+    assert "http://" not in text
+    assert "https://" not in text
+    assert len(page.ids) == len(set(page.ids))
+    inside = [address for address in page.addresses if address.startswith("#") and "window-" not in address]
+    assert {address[1:] for address in inside} <= set(page.ids)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert page.styled == []  # the security policy would block them
+
+
+def test_scores_inside_the_page_are_the_scores(text: str, scores: dict[str, Any]) -> None:
+    embedded = re.search(r'<script type="application/json" id="scores">(.*?)</script>', text, re.DOTALL)
+    assert embedded is not None
+    assert json.loads(embedded[1]) == scores
+
+
+def test_tables_hold_every_row_verdict_flag_and_window(text: str, scores: dict[str, Any]) -> None:
+    rows = Page(text).rows
+    named = [*scores["cells"], *(clip["key"] for clip in scores["clips"]), "lpips", "adapter.sha256"]
+    named += [verdict["claim"] for verdict in scores["verdicts"]] + [flag["symptom"] for flag in scores["flags"]]
+    assert [name for name in named if not any(row.strip().startswith(name) for row in rows)] == []
+    assert "memory not measured" in " ".join(" ".join(row.split()) for row in rows)
+
+
+def test_text_from_files_stays_text(text: str) -> None:
+    assert "<title>deblur &lt;1&gt;: 1 of 2 claims hold</title>" in text
+    assert "PSNR above the &lt;degraded&gt; input" in text
+    assert "blocks &lt;0&gt;" in text
+
+
+def test_what_was_not_made_has_no_page(tmp_path: Path, scores: dict[str, Any]) -> None:
+    """Clips of another program: no base, no strengths, no masks, one seed; figures that could not be measured."""
+    bare = {
+        **deepcopy(scores),
+        "strength": [],
+        "mask": None,
+        "control": None,
+        "diversity": {},
+        "frames": {},
+        "flags": [],
+    }
+    bare["cells"] = {name: bare["cells"][name] for name in ("adapter+reference", "input")}
+    bare["windows"] = {name: bare["windows"][name] for name in ("adapter+reference", "input")}
+    bare["windows"]["adapter+reference"]["ssim"][0] = None
+    del bare["cells"]["input"]["ssim"]
+    first = next(exhibits(scores))
+    kept = {name: first.clips[name] for name in ("adapter+reference", "reference", "target")}
+    page = Page(write_page(tmp_path, bare, [type(first)(first.window, first.fps, "", kept)]).read_text())
+    assert "clips" in page.ids
+    assert not {"signals", "strength", "mask"} & set(page.ids)
+    assert page.tags.count("video") == 3 + 2  # and those of the viewer
+
+
+def test_simple_signals_come_first(tmp_path: Path, scores: dict[str, Any]) -> None:
+    signal = {"claim": "it <moves>", "threshold": 4.0, "floor": 20.0, "passed": True}
+    path, line = [[float(i), 2.0 * i] for i in range(FRAMES)], [float(i) for i in range(FRAMES)]
+    simple = {
+        **{"passed": 2, "of": 3, "seconds": 3.2, "kind": "edges"},
+        "signals": [
+            {**signal, "name": "square", "value": 1.0, "requested": path, "found": path},
+            {**signal, "name": "line", "value": 1.0, "requested": line, "found": line},
+            {**signal, "name": "ramp", "value": 9.0, "requested": [7.5], "found": [1.5], "passed": False},
+        ],
+        "not_run": [{"signal": "hold", "reason": "nothing to draw"}],
+    }
+    shown = {"square": Shown(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
+    page = Page(text := write(tmp_path, {**scores, "simple": simple}, signals=shown))
+    assert page.ids.index("signals") < page.ids.index("verdicts")
+    assert "2 of 3 signals pass" in text
+    assert "asked for 7.5, found 1.5" in text
+    assert any("hold" in row and "nothing to draw" in row for row in page.rows)
+    assert text.count('aria-label="requested') == 0
+    assert text.count(', square"') == 4
+
+
+def test_an_earlier_run_is_compared_in_pairs(tmp_path: Path, scores: dict[str, Any]) -> None:
+    before = deepcopy(scores)
+    before["windows"]["adapter+reference"]["psnr"] = [v - 2 for v in scores["windows"]["adapter+reference"]["psnr"]]
+    before["provenance"]["precision"] = "bf16"
+    page = Page(text := write(tmp_path, scores, compared=compare(before, scores)))
+    changed = next(row for row in page.rows if row.startswith("PSNR, dB") and "2.00 to 2.00" in row)
+    assert changed.split()[-9:-1] == ["2.00", "2.00", "to", "2.00"] * 2
+    assert "bf16" in text
+
+
+def test_the_worst_come_first_whichever_end_is_bad(scores: dict[str, Any]) -> None:
+    assert (worst_first(scores)[0], worst_first(scores)[-1]) == (3, 5)
+    assert (examples(scores)[0], examples(scores)[-1], len(examples(scores))) == (3, 5, 6)
+    low = deepcopy(scores)
+    low["metrics"]["psnr"]["better"] = "low"
+    low["windows"]["adapter+reference"]["psnr"][3] = None
+    assert (worst_first(low)[0], worst_first(low)[-1]) == (5, 3)
+
+
+def test_large_media_lie_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.report.media.INLINE_BYTES", 200)
+    media = Media(tmp_path)
+    frame = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    assert media.picture("flat", np.zeros_like(frame)).startswith("data:image/png;base64,")
+    assert media.picture("busy", frame) == "media/busy.png"
+    assert (tmp_path / "media" / "busy.png").stat().st_size > 200
+    assert media.clip("moving", clip(0), 24) == "media/moving.mp4"
+    shown = decode_clip((tmp_path / "media" / "moving.mp4").read_bytes())
+    assert shown.shape == (FRAMES, 192, 192, 3)
+    assert np.abs(shown[:, 1::3, 1::3].astype(float) - clip(0)).mean() < 4
+
+
+def test_pictures_are_brought_to_one_size() -> None:
+    assert thumbnail(np.zeros((64, 64, 3), np.uint8)).shape == (192, 192, 3)
+    assert thumbnail(np.zeros((544, 960, 3), np.uint8)).shape == (109, 192, 3)
+
+
+def test_clips_are_made_when_they_are_asked_for() -> None:
+    made = []
+    clips = Clips({"a": lambda: made.append("a") or clip(0), "b": lambda: made.append("b") or clip(1)})
+    assert "a" in clips
+    assert list(clips) == ["a", "b"]
+    assert made == []
+    assert (clips["b"] == clip(1)).all()
+    assert made == ["b"]
+
+
+def test_the_heatmap_is_bright_only_where_and_when_clips_differ() -> None:
+    first, second = clip(0), clip(0)
+    second[4, :, :32] = 255 - second[4, :, :32]
+    heat = change_clip(first, second).astype(int).sum(3)
+    quiet = heat[0].max()
+    assert (heat[:4] == quiet).all()
+    assert (heat[4, :, 32:] == quiet).all()
+    assert heat[4, :, :32].mean() > quiet + 100
+
+
+def test_the_overlay_covers_the_half_that_is_dropped(tmp_path: Path, scores: dict[str, Any]) -> None:
+    for exhibit, dropped in zip(exhibits(scores), (50, 0), strict=False):
+        tile = half_tile(Media(tmp_path), exhibit, band=8)
+        assert f'class="dropped" x="{dropped}"' in tile
+        assert 'class="transition" x="37.5" y="0" width="25"' in tile
+
+
+@pytest.mark.parametrize("low_high", [(24.1, 31.7), (0.2, 0.9), (5.0, 5.0), (-3.0, 2400.0)])
+def test_a_curve_stays_inside_its_frame(low_high: tuple[float, float]) -> None:
+    low, high = low_high
+    points = [(s, {"mean": v, "low": v - 0.1, "high": v + 0.1, "n": 9}) for s, v in ((0, low), (0.5, high), (1, high))]
+    level = {"mean": low, "low": None, "high": None, "n": 1}
+    chart = strength_curve("PSNR <dB>", points, [("input", level)], {"half": 0.25})
+    assert "&lt;dB&gt;" in chart
+    heights = [float(y) for y in re.findall(r'(?:cy|y1)="([-\d.]+)"', chart)]
+    assert all(0 <= y <= 260 for y in heights)
+    ticks = re.findall(r'class="grid"', chart)
+    assert 3 <= len(ticks) <= 9
+    marked = re.search(r'class="mark" x1="([\d.]+)"', chart)
+    assert marked is not None
+    assert float(marked[1]) == pytest.approx(52 + 0.25 * (460 - 52 - 14), abs=0.1)
+
+
+def test_bars_start_at_zero_and_lines_at_the_first_frame() -> None:
+    chart = bars("change", [("inside", estimate([10.0, 12.0])), ("outside", estimate([-1.0, -3.0]))])
+    heights = re.findall(r'<rect class="bar" x="[\d.]+" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', chart)
+    (top, tall), (zero, deep) = [tuple(map(float, pair)) for pair in heights]
+    assert top + tall == pytest.approx(zero, abs=0.2)
+    assert tall / deep == pytest.approx(11 / 2, rel=0.02)
+    line = frame_line("PSNR", [30.0, 20.0, 25.0], 20.0, 30.0)
+    points = [tuple(map(float, p.split(","))) for p in re.findall(r"[\d.]+,[\d.]+", line)]
+    assert points == [(32.0, 3.0), (96.0, 41.0), (160.0, 22.0)]
+    assert signal_curve("dot", [[0, 1], [2, 3]], [[0, 1], [2, 3]]).count("<polyline") == 4

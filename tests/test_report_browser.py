@@ -1,0 +1,289 @@
+"""The report in a real browser: it plays in step, compares, scrubs, seeks, sorts, and has nothing to complain about."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from eval.report.page import write_page
+from tests.browser import FOUND, Browser, browser
+from tests.scores_example import FRAMES, STRENGTHS, clip, example, exhibits
+
+pytestmark = pytest.mark.skipif(FOUND is None, reason="needs chromium")
+READY = "[...near].length > 0 && [...near].every((video) => video.readyState > 1 && !video.seeking)"
+SHOWN = "all('.window').filter((row) => !row.hidden).map((row) => row.id)"
+
+
+@pytest.fixture(scope="module")
+def scores() -> dict[str, Any]:
+    return example()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("eval.report.exhibits.EXAMPLES", 2)  # it loads faster
+        return write_page(tmp_path_factory.mktemp("report"), scores, exhibits(scores))
+
+
+@pytest.fixture(scope="module")
+def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with browser(tmp_path_factory.mktemp("browser")) as started:
+        yield started
+
+
+@pytest.fixture
+def page(one_browser: Browser, report: Path) -> Iterator[Browser]:
+    """The report, freshly loaded, with the first players on the screen; complaints at any time fail the test."""
+    one_browser.complaints.clear()
+    one_browser.open(report, height=500)
+    one_browser.run("document.querySelector('.players').scrollIntoView()")
+    one_browser.until(READY)
+    yield one_browser
+    assert one_browser.complaints == []
+
+
+def picture(page: Browser, video: str) -> np.ndarray:
+    """What a player shows, as RGB (64,64,3)."""
+    draw = f"""(() => {{
+      const canvas = Object.assign(document.createElement("canvas"), {{ width: 64, height: 64 }});
+      const context = canvas.getContext("2d");
+      context.drawImage(document.querySelector({json.dumps(video)}), 0, 0, 64, 64);
+      return [...context.getImageData(0, 0, 64, 64).data];
+    }})()"""
+    return np.array(page.run(draw), np.uint8).reshape(64, 64, 4)[..., :3]
+
+
+def screen(page: Browser, folder: Path, selector: str) -> np.ndarray:
+    """An element as it is on the screen, BGR."""
+    page.screenshot(folder / "screen.png")
+    box = page.run(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
+    left, top, right, bottom = (round(box[side]) for side in ("left", "top", "right", "bottom"))
+    image = cv2.imread(str(folder / "screen.png"))
+    assert image is not None
+    return image[top:bottom, left:right].astype(float)
+
+
+def frames_shown(page: Browser) -> set[int]:
+    return set(page.run("[...near].map((video) => Math.floor(video.currentTime * timing(video).fps))"))
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_nothing_is_wider_than_the_window(page: Browser, report: Path, width: int) -> None:
+    page.open(report, width)
+    assert page.run("document.documentElement.scrollWidth") <= width
+    page.press("c")
+    assert page.run("viewer.getBoundingClientRect().right") <= width
+
+
+def test_every_player_shows_the_frame_of_the_clock(page: Browser) -> None:
+    for _ in range(4):
+        page.press("ArrowRight")
+    page.until(f"{READY} && element('frame').value === 'frame 5 of {FRAMES}'")
+    assert frames_shown(page) == {4}
+    wanted = clip(3).astype(float)  # window 3 is the worst, so it is on the screen
+    for column, shade in (("target", 1.0), ("reference", 0.8)):
+        shown = picture(page, f"#window-3 [data-column='{column}'] video")
+        errors = [np.abs(shown - shade * frame).mean() for frame in wanted]
+        assert int(np.argmin(errors)) == 4
+        assert errors[4] < 8
+
+
+def test_keys_step_and_go_round_unless_loop_is_off(page: Browser) -> None:
+    page.press("ArrowLeft")
+    page.until(READY)
+    assert frames_shown(page) == {FRAMES - 1}
+    page.press("l")
+    page.press("ArrowRight")
+    assert page.run("[element('frame').value, element('loop').getAttribute('aria-pressed')]") == [
+        "frame 9 of 9",
+        "false",
+    ]
+
+
+def test_players_run_in_step_and_stop_together(page: Browser) -> None:
+    page.run("element('speed').value = '0.5'")
+    page.press(" ")
+    assert page.run("element('play').textContent") == "Pause"
+    page.until("[...near].every((video) => !video.paused)")
+    watch = """new Promise((done) => {
+      const off = [], end = performance.now() + 1500;
+      const look = (now) => {
+        for (const video of near) {
+          if (!video.seeking && !video.paused) off.push(Math.abs(video.currentTime * 24 - clock.position));
+        }
+        if (now < end) requestAnimationFrame(look); else done(off);
+      };
+      requestAnimationFrame(look);
+    })"""
+    off = [min(frames, FRAMES - frames) for frames in page.run(watch)]  # the first frame follows the last
+    assert len(off) > 50
+    assert np.quantile(off, 0.9) < 1.5  # frames
+    page.press(" ")
+    page.until(f"{READY} && [...near].every((video) => video.paused)")
+    assert len(frames_shown(page)) == 1
+
+
+def test_without_loop_playing_ends_at_the_last_frame(page: Browser) -> None:
+    page.run("element('speed').value = '1'")
+    page.press("l")
+    page.press(" ")
+    page.until("!clock.playing")
+    page.until(READY)
+    assert frames_shown(page) == {FRAMES - 1}
+
+
+def test_a_click_on_the_line_seeks_every_player(page: Browser) -> None:
+    page.click("#window-3 svg.frames", x=6.5 / FRAMES)
+    page.until(f"element('frame').value === 'frame 7 of {FRAMES}' && {READY}")
+    assert frames_shown(page) == {6}
+    assert page.run("document.querySelector('#window-3 .cursor').getAttribute('x1')") == str(6.5 / FRAMES * 192)
+
+
+def test_the_worst_and_the_best_come_first_and_no_window_is_lost(page: Browser) -> None:
+    shown = page.run(SHOWN)
+    assert len(shown) == 10
+    assert (shown[0], shown[-1]) == ("window-3", "window-5")
+    assert page.run("all('.rank').map((rank) => rank.textContent).filter(Boolean).length") == 10
+    page.run("element('filter').value = ''; element('filter').onchange()")
+    assert len(page.run(SHOWN)) == 11
+    page.run("element('sort').value = 'flicker'; element('sort').onchange()")
+    by_flicker = page.run("all('.window').map((row) => Number(row.dataset.flicker))")
+    assert by_flicker == sorted(by_flicker, reverse=True)
+
+
+def test_a_link_to_a_window_that_is_filtered_out_shows_it(page: Browser) -> None:
+    hidden = page.run("document.querySelector('.window[hidden]').id")
+    page.click(f"#windows a[href='#{hidden}']")
+    page.until(f"!element('{hidden}').hidden")
+
+
+def test_columns_can_be_shown(page: Browser) -> None:
+    assert page.run("document.querySelector('[data-column=\"VAE ceiling\"]').hidden")
+    page.run("document.querySelector('details').open = true")
+    page.click("input[value='VAE ceiling']")
+    assert not page.run("document.querySelector('[data-column=\"VAE ceiling\"]').hidden")
+
+
+def test_two_columns_are_wiped_subtracted_exchanged_and_enlarged(page: Browser, tmp_path: Path) -> None:
+    page.click("#window-3 .compare")
+    page.until("viewer.open && under.readyState > 1 && over.readyState > 1 && !under.seeking && !over.seeking")
+    page.run("element('first').value = 'base'; element('first').onchange()")  # much darker than B, the target
+    page.until("under.readyState > 1 && !under.seeking")
+    page.click("#stage", drag_to=(0.5, 0.5))
+    halves = np.array_split(screen(page, tmp_path, "#picture"), 2, axis=1)
+    assert halves[0].mean() < 0.5 * halves[1].mean()
+    page.click("#stage", x=0.5, drag_to=(1.0, 0.5))
+    assert screen(page, tmp_path, "#picture").mean() == pytest.approx(halves[0].mean(), rel=0.2)
+    page.press("x")
+    page.until("under.readyState > 1 && !under.seeking")
+    assert page.run("[element('first').value, element('second').value]") == ["target", "base"]
+    page.press("2")
+    assert screen(page, tmp_path, "#picture").mean() > 100  # gain 4
+    page.run("element('second').value = 'target'; element('second').onchange()")
+    page.until("over.readyState > 1 && !over.seeking")
+    assert screen(page, tmp_path, "#picture").mean() < 2
+    page.press("+")
+    page.until("element('zoom').value === '150 %'")
+    assert page.run("picture.getBoundingClientRect().height / stage.clientHeight") == pytest.approx(1.5, abs=0.01)
+    page.press("ArrowDown")
+    assert page.run("element('viewer-title').textContent") != "clip-00003"
+    page.press("Escape")
+    page.until("!viewer.open")
+
+
+def test_blinking_alternates_and_ends_with_the_viewer(page: Browser) -> None:
+    page.press("c")
+    page.press("3")
+    for state in ("true", "false"):
+        page.until(f"over.classList.contains('away') === {state}")
+    page.press("Escape")
+    page.until("!viewer.open")
+    page.run("over.classList.remove('away')")
+    time.sleep(0.6)  # longer than a blink
+    assert not page.run("over.classList.contains('away')")
+
+
+def test_the_slider_shows_each_strength_and_its_figure(page: Browser, scores: dict[str, Any]) -> None:
+    page.run("element('strength-level').scrollIntoView(); element('strength-level').focus()")
+    page.press("ArrowLeft")
+    levels = set(page.run("all('.tile video[data-level]').filter((v) => !v.hidden).map((v) => v.dataset.level)"))
+    assert levels == {"0.75"}
+    entry = next(entry for entry in scores["strength"] if entry["s"] == 0.75)["metrics"]["psnr"]
+    assert f"0.75: PSNR, dB {entry['mean']:.3f}" in page.run("element('strength-figure').value")
+    at = page.run("[...document.querySelector('svg.strength').querySelectorAll('circle, .cursor')].map("
+                  "(e) => e.getAttribute('cx') ?? e.getAttribute('x1'))")  # fmt: skip
+    assert at[len(STRENGTHS)] == at[sorted(STRENGTHS).index(0.75)]
+    video = ".tile video[data-level='0.75']"
+    page.until(f"document.querySelector({json.dumps(video)}).readyState > 1")
+    page.until(READY)
+    assert picture(page, video).mean() == pytest.approx(clip(3)[0].mean() * (0.3 + 0.5 * 0.75), rel=0.1)
+
+
+def test_the_overlay_of_the_mask_can_be_taken_away(page: Browser) -> None:
+    seen = "getComputedStyle(document.querySelector('svg.overlay')).display"
+    assert page.run(seen) == "block"
+    page.click("#overlay")
+    assert page.run(seen) == "none"
+
+
+def test_downloads_hold_what_the_page_shows(page: Browser, scores: dict[str, Any], tmp_path: Path) -> None:
+    page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    for name in ("json", "csv"):
+        page.click(f"#download-{name}")
+        while not (tmp_path / f"scores.{name}").exists():
+            page.run("new Promise((done) => setTimeout(done, 50))")
+    assert json.loads((tmp_path / "scores.json").read_text()) == scores
+    table = (tmp_path / "scores.csv").read_text().splitlines()
+    values = sum(len(column) for row in scores["windows"].values() for column in row.values())
+    assert len(table) == values + 1
+    first = scores["windows"]["adapter+reference"]["psnr"][0]
+    assert table[1] == f'"adapter+reference","clip-00000","tape 0.mov",psnr,{first}'
+
+
+def test_another_scores_json_is_compared_in_the_page(page: Browser, scores: dict[str, Any], tmp_path: Path) -> None:
+    other = deepcopy(scores)
+    other["windows"]["adapter+reference"]["psnr"] = [v - 2 for v in other["windows"]["adapter+reference"]["psnr"]]
+    other["clips"][0]["key"] = "unknown"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    (tmp_path / "broken.json").write_text("{")
+    document = page.send("DOM.getDocument")["root"]["nodeId"]
+    node = page.send("DOM.querySelector", nodeId=document, selector="#another-file")["nodeId"]
+    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "other.json")])
+    page.until("document.querySelector('#another-table td') !== null")
+    cells = page.run("[...document.querySelector('#another-table tbody tr').cells].map((cell) => cell.textContent)")
+    assert (cells[0], *cells[3:]) == ("PSNR, dB", "2.00", "10 of 10")
+    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "broken.json")])
+    page.until("element('another-note').value.startsWith('broken.json is not')")
+
+
+def test_media_beside_the_page_play(
+    one_browser: Browser, scores: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eval.report.media.INLINE_BYTES", 0)
+    one_browser.complaints.clear()
+    one_browser.open(write_page(tmp_path, scores, islice(exhibits(scores), 1)))
+    one_browser.run("document.querySelector('.players').scrollIntoView()")
+    one_browser.until(READY)
+    assert one_browser.run("document.querySelector('.window video').getAttribute('src')").startswith("media/")
+    assert one_browser.complaints == []
+
+
+def test_without_scripts_tables_read_and_players_have_controls(one_browser: Browser, report: Path) -> None:
+    one_browser.open(report, scripts=False)
+    try:
+        assert one_browser.run("[...document.querySelectorAll('.window')].filter((row) => row.hidden).length") == 0
+        assert one_browser.run("document.querySelector('.window video').controls")
+        assert one_browser.run("document.querySelector('.controls').getBoundingClientRect().height") == 0
+        assert "PSNR above the <degraded> input" in one_browser.run("document.querySelector('#verdicts').innerText")
+    finally:
+        one_browser.send("Emulation.setScriptExecutionDisabled", value=False)

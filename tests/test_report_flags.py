@@ -1,0 +1,86 @@
+"""Flags: each complaint is raised by its figure and by nothing else, and says what to do."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from eval.flags import SYMPTOMS, flags
+from tests.scores_example import example
+
+
+@pytest.fixture
+def scores() -> dict[str, Any]:
+    return deepcopy(example())
+
+
+def levels(scores: dict[str, Any]) -> dict[str, str]:
+    return {flag["symptom"]: flag["level"] for flag in flags(scores)}
+
+
+def set_to(scores: dict[str, Any], path: str, mean: float) -> None:
+    """Put an estimate without much spread at `a/b/c`."""
+    *way, last = path.split("/")
+    place = scores
+    for key in way:
+        place = place[key]
+    place[last] = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 12}
+
+
+def test_a_good_run_has_no_complaint_and_says_so_with_figures(scores: dict[str, Any]) -> None:
+    found = flags(scores)
+    assert [flag["symptom"] for flag in found] == [symptom for symptom in SYMPTOMS if symptom != "memory"]
+    assert {flag["level"] for flag in found} == {"ok"}
+    assert all(any(c.isdigit() for c in flag["reason"]) and not flag["remedy"] for flag in found)
+
+
+@pytest.mark.parametrize(
+    ("path", "warn", "bad", "symptom"),
+    [
+        ("control/gain", 0.2, 0.02, "control not followed"),
+        ("control/null", 1.0, 5.0, "strength without effect"),
+        ("cells/adapter+reference/flicker", 2.5, 9.0, "flicker"),
+        ("cells/adapter+reference/sharpness", 2.0, 3.0, "artefacts"),
+        ("cells/adapter+reference/sharpness", 0.6, 0.3, "artefacts"),
+    ],
+)
+def test_a_figure_raises_its_own_flag_alone(
+    scores: dict[str, Any], path: str, warn: float, bad: float, symptom: str
+) -> None:
+    before = levels(scores)
+    for value, level in ((warn, "warn"), (bad, "bad")):
+        set_to(scores, path, value)
+        assert levels(scores) == {**before, symptom: level}
+        raised = next(flag for flag in flags(scores) if flag["symptom"] == symptom)
+        assert raised["remedy"]
+
+
+def test_a_swap_that_changes_nothing_is_control_not_followed(scores: dict[str, Any]) -> None:
+    set_to(scores, "control/swap_lost", 0.005)
+    assert levels(scores)["control not followed"] == "bad"
+
+
+def test_strengths_without_order_are_told(scores: dict[str, Any]) -> None:
+    set_to(scores, "control/curve/spearman", 0.1)
+    assert levels(scores)["strength without effect"] == "warn"
+
+
+def test_restoration_may_be_rigid_and_drawings_may_not(scores: dict[str, Any]) -> None:
+    assert levels(scores)["too rigid"] == "ok"
+    rigid = {**scores, "family": "structure"}
+    assert levels(rigid)["too rigid"] == "bad"
+    remedy = next(flag["remedy"] for flag in flags(rigid) if flag["symptom"] == "too rigid")
+    assert "0.07" in remedy  # the strength of half the effect
+
+
+@pytest.mark.parametrize(("peak", "level"), [(40, "ok"), (70, "warn"), (79, "bad")])
+def test_memory_is_judged_where_it_was_measured(scores: dict[str, Any], peak: int, level: str) -> None:
+    scores["provenance"]["memory"] = {"peak_bytes": peak << 30, "device_bytes": 80 << 30}
+    assert levels(scores)["memory"] == level
+
+
+def test_what_was_not_measured_is_not_judged(scores: dict[str, Any]) -> None:
+    bare = {**scores, "control": None, "diversity": {}, "cells": {"adapter+reference": {}}}
+    assert flags(bare) == []

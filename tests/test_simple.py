@@ -1,0 +1,253 @@
+"""Simple signals: detectors right on the truth, wrong on noise, off by the dose; and references of every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from eval.simple import Make, Sampler, Shown, detect, shapes, suite
+from eval.simple.plan import Order, Plan, requests
+from eval.simple.references import kind_of, reference
+from eval.simple.signals import Scale, Signal, by_following, signals
+from iclora_train.config import Task
+from iclora_train.guidance import Guidance
+from iclora_train.ltx2.base import Base
+from iclora_train.pair import Geometry, VideoShape
+from tests.tiny import TEXT, write_tiny_base
+
+NANO = (VideoShape(9, 64, 64, 12.5), Scale.of(Geometry(32, 8, 4), 1))
+LTX = (VideoShape(9, 288, 480, 25.0), Scale.of(Geometry(128, 32, 8), 1))
+NAMES = ["square", "line", "dot", "ramp", "step", "hold"]
+ALL, LARGE = ({signal.name: signal for signal in signals(*size)} for size in (NANO, LTX))
+
+
+def error(signal: Signal, clip: np.ndarray) -> float:
+    return signal.error(signal.found(clip))
+
+
+def noise(shape: VideoShape, seed: int = 0) -> np.ndarray:
+    size = (shape.frames, shape.height, shape.width, 3)
+    return np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
+
+
+def task(maker: str, family: str = "structure", **more: object) -> Task:
+    return Task(name="t", family=family, maker=maker, **more)  # type: ignore[arg-type]
+
+
+def test_there_are_six_signals() -> None:
+    assert [signal.name for signal in signals(*NANO)] == NAMES
+
+
+# ---- detectors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_scene_itself_meets_the_request(name: str) -> None:
+    for signal in (ALL[name], LARGE[name]):
+        assert error(signal, signal.scene) < signal.threshold / 50
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_and_an_empty_picture_meet_no_request(name: str, seed: int) -> None:
+    signal = ALL[name]
+    assert error(signal, noise(NANO[0], seed)) > signal.threshold
+    assert error(signal, np.full_like(signal.scene, 128)) > signal.threshold
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_signal_does_not_meet_the_request(name: str) -> None:
+    giver = ALL["dot" if name == "line" else "line"]
+    assert error(ALL[name], giver.scene) > ALL[name].threshold
+
+
+@pytest.mark.parametrize("name", ["square", "line", "dot"])
+def test_a_position_is_off_by_the_shift(name: str) -> None:
+    for shift in (1, 3, 6, 9):
+        shifted = ALL[name].scene[:, :, np.maximum(np.arange(64) - shift, 0)]
+        assert error(ALL[name], shifted) == pytest.approx(shift, abs=0.3)
+
+
+@pytest.mark.parametrize("name", ["square", "dot"])
+def test_a_followed_point_is_off_by_what_it_lags(name: str) -> None:
+    signal = by_following(ALL[name])
+    errors = [error(signal, signal.scene[np.maximum(np.arange(9) - lag, 0)]) for lag in (0, 1, 2, 4, 8)]
+    assert errors[0] < 0.3
+    assert errors == sorted(errors)
+    assert errors[-1] > signal.threshold  # it never moves
+
+
+@pytest.mark.parametrize("name", ["square", "line", "dot", "step"])
+def test_colours_do_not_matter_and_blur_little(name: str) -> None:
+    signal = ALL[name]
+    assert error(signal, 255 - signal.scene) < signal.threshold / 50
+    blurred = reference(signal, task("degrade.defocus", "restoration"), NANO[0])
+    assert error(signal, blurred) < signal.threshold / 10
+
+
+def test_a_slope_is_off_by_what_contrast_is_lost() -> None:
+    scene = ALL["ramp"].scene
+    doses = [error(ALL["ramp"], np.rint(128 + keep * (scene - 128.0)).astype(np.uint8)) for keep in (1, 0.8, 0.5, 0)]
+    assert doses == pytest.approx([0, 0.2, 0.5, 1], abs=0.01)
+
+
+def test_a_moment_is_off_by_the_frames_of_the_shift() -> None:
+    scene = ALL["step"].scene
+    for shift in (-2, -1, 1, 2):
+        assert error(ALL["step"], scene[np.clip(np.arange(9) + shift, 0, 8)]) == abs(shift)
+    assert error(ALL["step"], scene[:1].repeat(9, axis=0)) == 9 - ALL["step"].requested[0]  # never
+
+
+def test_unrest_grows_with_motion_and_is_none_in_a_still() -> None:
+    still = ALL["hold"].scene
+    doses = [
+        detect.unrest(np.stack([np.roll(still[0], t * step, axis=1) for t in range(9)])).mean() for step in range(4)
+    ]
+    assert doses[0] < 0.001
+    assert doses == sorted(doses)
+    assert doses[1] > ALL["hold"].threshold / 2
+
+
+def test_a_position_is_measured_below_a_pixel() -> None:
+    shape, scale = NANO
+    columns = np.linspace(20.25, 40.25, shape.frames)
+    clip = shapes.picture(shapes.left_of(shape, columns), shape.frames)
+    assert ALL["line"].found(clip) == pytest.approx(columns, abs=0.15)
+    assert scale.token / 2 == ALL["line"].threshold == 4  # half of nano's token
+
+
+def test_thresholds_grow_with_the_token() -> None:
+    shape = NANO[0]
+    half = {s.name: s.threshold for s in signals(shape, Scale.of(Geometry(32, 8, 4), 2))}
+    assert half["square"] == 8
+    assert LARGE["square"].threshold == 16
+
+
+# ---- references
+
+
+@pytest.mark.parametrize(
+    ("maker", "family", "kind"),
+    [
+        ("control.canny", "structure", "edges"),
+        ("control.soft_edges", "structure", "edges"),
+        ("union", "structure", "edges"),
+        ("control.depth_given", "structure", "depth"),
+        ("control.pose", "structure", "pose"),
+        ("control.tracks", "structure", "tracks"),
+        ("degrade.grey", "colorize", "grey"),
+        ("degrade.defocus", "restoration", "degraded"),
+        ("edit.outpaint", "restoration", "hole"),
+        ("given", "restoration", "given"),
+    ],
+)
+def test_every_task_has_a_kind_of_reference(maker: str, family: str, kind: str) -> None:
+    assert kind_of(task(maker, family)) == kind
+
+
+def test_what_cannot_be_asked_is_named_with_its_reason() -> None:
+    every = signals(*NANO)
+    asked, not_run = requests(every, "edges")
+    assert [signal.name for signal in asked] == ["square", "line", "dot", "step", "hold"]
+    assert not_run == [{"signal": "ramp", "reason": "a ramp has no edges"}]
+    assert [signal.name for signal in requests(every, "tracks")[0]] == ["square", "dot"]
+    assert requests(every, "pose")[0] == []
+    assert requests(every, "degraded") == (every, [])
+
+
+def test_references_have_the_size_and_rate_that_the_task_declares() -> None:
+    shape = NANO[0]
+    small = task("degrade.low_resolution", "restoration", reference_downscale=2, reference_temporal_scale=2)
+    assert reference(ALL["square"], small, shape).shape == (5, 32, 32, 3)
+    drawn = reference(ALL["square"], task("control.canny", maker_args={"thickness": 2, "soft": 0.6}), shape)
+    assert drawn.shape == ALL["square"].scene.shape
+    assert drawn.max() > 128 > drawn.mean()  # lines on black
+    grey = reference(ALL["dot"], task("degrade.grey", "colorize"), shape)
+    assert np.ptp(grey, axis=3).max() == 0
+    hole = reference(ALL["hold"], task("edit.hole", "restoration"), shape)
+    assert (hole[:, -1, 0] == [102, 255, 0]).all()
+
+
+@pytest.mark.parametrize("kind", ["control.canny", "control.depth_given"])
+def test_a_drawing_shows_what_it_requests(kind: str) -> None:
+    for name in ("square", "line", "dot"):
+        assert error(ALL[name], reference(ALL[name], task(kind), NANO[0])) < 1
+
+
+# ---- the suite
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return Base.open(str(write_tiny_base(tmp_path_factory.mktemp("base"))))
+
+
+def run_suite(base: Base, batch_size: int = 24) -> tuple[dict[str, object], dict[str, Shown]]:
+    text, defocus = torch.zeros(TEXT["tokens"], TEXT["output"]), task("degrade.defocus", "restoration")
+    sampler = Sampler(
+        base.transformer(), base.vae(), base.geometry, defocus, (3, 8, 8), 25.0, [1.0, 0.0], text, Guidance()
+    )
+    return suite(sampler.plan, lambda orders: (sampler.clips(orders).numpy(), 1.0), batch_size)
+
+
+def test_a_base_that_knows_nothing_follows_nothing(base: Base) -> None:
+    result, shown = run_suite(base)
+    assert (result["passed"], result["of"]) == (0, 6)
+    assert list(shown) == NAMES
+    for clips in shown.values():
+        assert (
+            clips.requested.shape == clips.reference.shape == clips.found.shape == clips.floor.shape == (9, 64, 64, 3)
+        )
+
+
+def test_what_is_found_does_not_depend_on_the_batches(base: Base) -> None:
+    (one, shown), (many, others) = run_suite(base), run_suite(base, batch_size=5)
+    assert {**one, "seconds": 0} == {**many, "seconds": 0}
+    assert all(np.array_equal(shown[name].floor, others[name].floor) for name in NAMES)
+
+
+def copied(plan: Plan) -> Make:
+    """A model that gives back its reference."""
+    return lambda orders: (np.stack([plan.references[order.giver] for order in orders]), 0.5)
+
+
+def test_a_copy_of_the_scene_passes_all() -> None:
+    plan = Plan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    done: list[tuple[int, int]] = []
+    result, _ = suite(plan, copied(plan), 10, lambda *counts: done.append(counts))
+    assert (result["passed"], result["of"], result["seconds"]) == (6, 6, 1.5)
+    assert done == [(10, 24), (20, 24), (24, 24)]
+
+
+def test_a_request_that_another_reference_meets_as_well_does_not_pass() -> None:
+    plan = Plan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    lenient = replace(plan, asked=[replace(signal, threshold=1e9) for signal in plan.asked])
+    assert suite(lenient, copied(plan), 24)[0]["passed"] == 0
+
+
+def test_the_median_of_the_seeds_counts() -> None:
+    plan = Plan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+
+    def spoilt(seeds: tuple[int, ...]) -> Make:
+        def make(orders: Sequence[Order]) -> tuple[np.ndarray, float]:
+            clips, _ = copied(plan)(orders)
+            lost = [order.signal == order.giver and order.seed in seeds for order in orders]
+            return np.where(np.array(lost)[:, None, None, None, None], noise(NANO[0]), clips), 0.0
+
+        return make
+
+    assert suite(plan, spoilt((1,)), 24)[0]["passed"] == 6
+    assert suite(plan, spoilt((0, 2)), 24)[0]["passed"] == 0
+
+
+def test_clips_are_told_apart_by_reference_and_noise() -> None:
+    plan = Plan.of(task("control.canny"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    assert len({tuple(key) for key in plan.identity(plan.orders)}) == len(plan.orders) == 20
+    floors = [order for order in plan.orders if order.signal != order.giver]
+    own = {order.noise_seed for order in plan.orders if order.signal == order.giver}
+    assert len(floors) == 5
+    assert {order.noise_seed for order in floors} < own

@@ -1,0 +1,162 @@
+"""An evaluation in Weights & Biases: constant keys, players of mp4 files, everything also without a network."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from eval import wandb_log
+from eval.report.exhibits import Exhibit
+from eval.windows import Window
+from iclora_train import wandb_door
+from iclora_train.config import Config, Task
+from tests.clips import moving
+
+METRICS = ("psnr", "edge_f1")
+
+
+def estimate(mean: float, n: int = 2) -> dict[str, Any]:
+    known = n > 1
+    return {"mean": mean, "low": mean - 1 if known else None, "high": mean + 1 if known else None, "n": n}
+
+
+def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
+    """What log needs of a scores.json of `n` windows."""
+    row = {metric: estimate(20.0, n) for metric in METRICS}
+    verdict = {"name": "gain", "claim": "it helps", "value": estimate(1.0, n), "threshold": "≥ 0.7 dB", "passed": True}
+    return {
+        "task": "deblur",
+        "primary": "psnr",
+        "adapter": {"path": str(adapter), "sha256": "0" * 64, "metadata": {"task": "deblur"}},
+        "clips": [{"key": f"heldout-{i}", "source": f"shot{i}", "partner": "heldout-0"} for i in range(n)],
+        "cells": {"adapter+reference": row, "base+reference": row},
+        "strength": [{"s": s, "metrics": row} for s in (1.0, 0.5, 0.0)],
+        "control": {"gain": estimate(0.8, n), "curve": {"s50": 0.2}},
+        "verdicts": [verdict],
+        "windows": {"adapter+reference": {metric: [20.0] * n for metric in METRICS}},
+        "simple": {"passed": 1, "of": 1, "signals": [{"name": "square", "value": 0.5, "passed": True}]},
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An evaluation's folder, with clips of one window under two conditions."""
+    made = tmp_path / "runs" / "deblur-nano" / "eval"
+    clips = {"adapter+reference": moving(5, 16, 32), "strength 0.5": moving(5, 16, 32, seed=1)}
+    exhibit = Exhibit(Window(0, "heldout-0", "shot0", "32x16x5", 1), 25.0, "a texture", clips)
+    assert list(wandb_log.keeping([exhibit], made, config(wandb={"project": "p"}))) == [exhibit]
+    (made / "report.html").write_text("<!doctype html>")
+    (made / "adapter.safetensors").write_bytes(b"weights")
+    (made / "scores.json").write_text(json.dumps(scores(made / "adapter.safetensors")))
+    return made
+
+
+def config(**logger: Any) -> Config:
+    return Config(task=Task(name="deblur", maker="degrade.defocus"), logger=logger, run="deblur-nano")
+
+
+@dataclass
+class Recorder:
+    """Stands in for a run of wandb, and keeps what it is given."""
+
+    logged: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    artifacts: list[Any] = field(default_factory=list)
+    finished: bool = False
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged |= values
+
+    def log_artifact(self, artifact: Any) -> None:
+        self.artifacts.append(artifact)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    made = Recorder()
+    monkeypatch.setattr(wandb_door, "start", lambda *_, **__: made)
+    monkeypatch.setattr(wandb_door, "table", lambda columns, rows: (list(columns), rows))
+    monkeypatch.setattr(wandb_door, "lines", lambda x, series, *_: (x, series))
+    monkeypatch.setattr(wandb_door, "artifact", lambda name, kind, files, metadata: (name, kind, files, metadata))
+    return made
+
+
+def test_a_row_per_clip_a_column_per_condition_and_players_of_mp4_files(folder: Path, recorder: Recorder) -> None:
+    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
+    columns, rows = recorder.logged["clips"]
+    assert columns[:4] == ["clip", "source", "partner", "psnr (adapter+reference)"]
+    assert columns[-2:] == ["strength 0.5", "strength 0"]
+    assert [row[0] for row in rows] == ["heldout-0", "heldout-1"]
+    players = {column: value for column, value in zip(columns, rows[0], strict=True) if isinstance(value, Path)}
+    assert set(players) == {"adapter+reference", "strength 0.5"}
+    for path in players.values():
+        assert path.read_bytes()[4:8] == b"ftyp"  # an mp4 file begins so
+    assert [value for value in rows[1] if isinstance(value, Path)] == []
+    assert recorder.finished
+
+
+def test_keys_do_not_depend_on_what_was_found(folder: Path, recorder: Recorder) -> None:
+    adapter = folder / "adapter.safetensors"
+    wandb_log.log(folder, scores(adapter), config(wandb={"project": "p"}))
+    keys, columns = set(recorder.logged) | set(recorder.summary), recorder.logged["clips"][0]
+    one = scores(adapter, n=1)
+    one["verdicts"][0]["passed"] = False
+    wandb_log.log(folder.parent / "eval-other", one, config(wandb={"project": "p"}))
+    assert set(recorder.logged) | set(recorder.summary) == keys
+    assert recorder.logged["clips"][0] == columns
+
+
+def test_curves_rise_with_strength_and_have_their_interval_where_there_is_one(folder: Path, recorder: Recorder) -> None:
+    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
+    x, series = recorder.logged["strength/edge_f1"]
+    assert x == [0.0, 0.5, 1.0]
+    assert series == {"mean": [20.0] * 3, "low": [19.0] * 3, "high": [21.0] * 3}
+    wandb_log.log(folder, scores(folder / "adapter.safetensors", n=1), config(wandb={"project": "p"}))
+    assert set(recorder.logged["strength/edge_f1"][1]) == {"mean"}
+
+
+def test_figures_come_with_intervals_and_files_with_their_names(folder: Path, recorder: Recorder) -> None:
+    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
+    assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
+    assert recorder.summary["control/gain"] == estimate(0.8)
+    assert recorder.summary["verdicts/passed"] == recorder.summary["verdicts/of"] == 1
+    (_, _, files, _), (_, kind, adapter, facts) = recorder.artifacts
+    inside = set(files)
+    assert {"scores.json", "report.html", "clips/heldout-0/strength_0.5.mp4"} <= inside
+    assert (kind, list(adapter), facts["task"]) == ("model", ["adapter.safetensors"], "deblur")
+
+
+def test_a_folder_of_videos_has_no_adapter_and_no_control(folder: Path, recorder: Recorder) -> None:
+    found = {**scores(folder / "none"), "control": None, "simple": None, "strength": []}
+    found["adapter"] = {"path": "none", "sha256": None, "metadata": {}}
+    wandb_log.log(folder, found, config(wandb={"project": "p"}))
+    assert [kind for _, kind, _, _ in recorder.artifacts] == ["evaluation"]
+    assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
+    assert recorder.logged["strength"][1] == []
+
+
+def test_without_wandb_nothing_is_sent(folder: Path, recorder: Recorder) -> None:
+    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(csv=True))
+    assert recorder.logged == {}
+    assert not recorder.finished
+
+
+def test_offline_all_of_it_is_kept_for_wandb_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "data"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
+    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p", "mode": "offline"}))
+    assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
+    staged = [path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file()]
+    table = next(json.loads(data) for data in staged if b"half mask" in data and b"video-file" in data)
+    shown = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
+    assert [(cell["_type"], Path(cell["path"]).suffix) for cell in shown] == [("video-file", ".mp4")] * 2
+    clip = (folder / "clips/heldout-0/strength_0.5.mp4").read_bytes()
+    assert clip in staged  # as it was encoded here
+    assert b"weights" in staged
