@@ -40,7 +40,7 @@ def test_help_answers_at_once_with_tasks_and_groups(command: str) -> None:
     ):
         assert group in result.stdout
     assert "first_frame_p: 0.2" in result.stdout
-    assert spent < 1.5  # seconds of processor time, as other tests may keep the clock busy
+    assert spent < 3  # seconds of processor time (0.9 on an idle machine, up to twice that on a busy one)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
