@@ -34,6 +34,7 @@ from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
 from iclora_train.module import BUCKETS, ICLoRA, bucket_name
 from iclora_train.precision import base_dtype
+from iclora_train.prompts import TEMPLATE
 from iclora_train.shards import ShardSet
 from iclora_train.watch import SAMPLED
 
@@ -202,6 +203,8 @@ def export(path: Path, module: ICLoRA, base: Base) -> None:
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
     }
+    if config.data.prompt is not None:
+        facts[TEMPLATE] = config.data.prompt
     if config.task.reference_temporal_scale != 1:
         facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from iclora_train.errors import ConfigError, require
 
 KEY = "data.prompt"
+TEMPLATE = "prompt_template"  # its name in an adapter's metadata
 
 
 def fields_of(template: str) -> tuple[str, ...]:
@@ -35,3 +36,8 @@ def filled(template: str, values: Mapping[str, str]) -> str:
     if missing:
         raise ValueError(f"its row has no `{'`, `'.join(missing)}`, which {KEY} needs")
     return " ".join(template.format_map({name: values.get(name, "") for name in names}).split())
+
+
+def asks_for(template: str) -> set[str]:
+    """The columns that a template wants beside trigger and caption."""
+    return set(fields_of(template)) - {"trigger", "caption"}

@@ -378,3 +378,20 @@ def test_the_same_on_a_gpu_every_time(place: Path, tmp_path: Path) -> None:
     once = made(place, tmp_path / "once", device="cuda", attention_strength=0.5, first_frame=str(place / "clip.mp4"))
     again = made(place, tmp_path / "again", device="cuda", attention_strength=0.5, first_frame=str(place / "clip.mp4"))
     assert (once == again).all()
+
+
+@pytest.mark.parametrize(
+    ("template", "read"),
+    [
+        ("A film of {caption} {trigger}", "A film of a dog EDGES"),
+        ("Seen: {reference_caption}. {caption}", "EDGES a dog"),  # the user has to write the rest; a line says so
+    ],
+)
+def test_the_prompt_is_put_together_as_captions_were(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, read: str
+) -> None:
+    adapter = write_adapter(tmp_path / "templated.safetensors", place / "base", prompt_template=template)
+    generate(asked(place, tmp_path, adapter=str(adapter), overwrite=True))
+    said = capsys.readouterr().out
+    assert repr(read) in said
+    assert ("write yours likewise" in said) == ("reference_caption" in template)

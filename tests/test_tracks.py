@@ -177,6 +177,7 @@ def test_followed_tracks_are_drawn_and_told():
     made, drawn = maker(frames, np.random.default_rng(3), whole(frames))
     assert made.shape == frames.shape
     assert 5 <= len(drawn["tracks"]) <= 9
+    assert drawn["coverage"] == max(map(len, drawn["tracks"])) / 9
     assert all(len(track) >= 4.5 for track in drawn["tracks"])
     again, same = maker(frames, np.random.default_rng(3), whole(frames))
     assert (again == made).all()
@@ -184,7 +185,7 @@ def test_followed_tracks_are_drawn_and_told():
     assert maker(frames, np.random.default_rng(4), whole(frames))[1] != drawn
     flat, nothing = maker(np.zeros_like(frames), np.random.default_rng(3), whole(frames))
     assert not flat.any()
-    assert nothing == {"tracks": []}
+    assert nothing == {"tracks": [], "coverage": 0}
 
 
 @pytest.mark.parametrize(

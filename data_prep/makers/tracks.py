@@ -65,7 +65,8 @@ class Tracks:
             points, seen = self._followed(frames, rng)
         lasts = seen.sum(axis=1).tolist()  # tracks end, they do not come back
         kept = [np.round(track[:n], 1).tolist() for track, n in zip(points, lasts, strict=True)]
-        return draw_tracks(points, seen, frames.shape[1:3], self.larger), {"tracks": kept}
+        covered = float(seen.any(axis=0).mean()) if len(seen) else 0.0  # share of frames with a track
+        return draw_tracks(points, seen, frames.shape[1:3], self.larger), {"tracks": kept, "coverage": covered}
 
     def _given(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
         """Points (N,F,2) in the frames' pixels, and which of them there are (N,F), from the row's JSON."""

@@ -29,6 +29,7 @@ from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import Geometry, VideoShape
 from iclora_train.precision import compile_as_set, vae_dtype
 from iclora_train.progress import bar, busy
+from iclora_train.prompts import TEMPLATE, asks_for, filled
 from iclora_train.sample import Reference, sample
 from iclora_train.schedule import DISTILLED_STAGE2, sigmas_for
 from iclora_train.texts import Texts, with_trigger
@@ -62,6 +63,9 @@ def generate(settings: Generate) -> list[Path]:
     units = Units.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if settings.upsampler else 1)
     shape, rounded = video_shape(settings, inputs.references[0], units)
     prompt = full_prompt(settings, adapter, base)
+    template = adapter.metadata.get(TEMPLATE)
+    if template is not None and asks_for(template):
+        say(f"the adapter was trained on prompts of the form {template!r}: write yours likewise")
     say(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
     if rounded:
         say(f"rounded to what the VAE takes: {rounded}")
@@ -95,13 +99,17 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
 
 
 def full_prompt(settings: Generate, adapter: Adapter, base: Base) -> str:
-    """The prompt behind the adapter's trigger, as captions are in training. ConfigError when a real base has none."""
+    """The prompt behind the adapter's trigger, or in its template, as captions are in training. A template that asks
+    for more than a caption is the user's to follow. ConfigError when a real base has no prompt."""
     needed = "text" not in base.checkpoint.parts
     require(
         bool(settings.prompt.strip()) or not needed,
         f'prompt is not set: {base.name} follows a description of the video, e.g. prompt="a dog runs on a beach"',
     )
-    return with_trigger(adapter.metadata.get("trigger", ""), settings.prompt)
+    trigger, template = adapter.metadata.get("trigger", ""), adapter.metadata.get(TEMPLATE)
+    if template is None or asks_for(template) or not settings.prompt.strip():
+        return with_trigger(trigger, settings.prompt)
+    return filled(template, {"caption": settings.prompt, "trigger": trigger})
 
 
 def read_texts(settings: Generate, base: Base, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
