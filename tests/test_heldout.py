@@ -7,25 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
-from iclora_train.config import Config, check
 from iclora_train.heldout import HeldOut, heldout_losses, heldout_names
-from iclora_train.hydra_main import conf_dir, register
 from iclora_train.ltx2.base import Base
 from iclora_train.shards import ShardSet
 from iclora_train.watch import SAMPLED
 from tests.command import Result, run
-from tests.tiny import SETTINGS, write_tiny_base, write_tiny_latents
+from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
 OFF = ["validation.loss_every=0", "validation.clips_every=0"]
-
-
-def composed(*overrides: str) -> Config:
-    """A checked config of train.yaml."""
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return check(compose("train", overrides=list(overrides)))
 
 
 @pytest.fixture(scope="module")

@@ -8,25 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from iclora_train import lora
 from iclora_train.checkpoint import newest
-from iclora_train.config import Config, ConfigError, Flow, Optim, Task, check
-from iclora_train.hydra_main import conf_dir, register, task_names
+from iclora_train.config import ConfigError, Flow, Optim, Task
+from iclora_train.hydra_main import task_names
 from iclora_train.ltx2.base import Base
 from iclora_train.module import ICLoRA, rate
 from iclora_train.pair import Geometry
 from iclora_train.step import Draws, draw, lay_out, require_factors, step_generator
 from tests.command import Result, run, start
-from tests.tiny import SETTINGS, write_tiny_base, write_tiny_latents
-
-
-def composed(*overrides: str) -> Config:
-    """A checked config of train.yaml."""
-    register()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return check(compose("train", overrides=list(overrides)))
+from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
 
 @pytest.fixture(scope="module")

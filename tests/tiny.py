@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose, initialize_config_dir
 
-from iclora_train.config import Config
+from iclora_train.config import Config, check
 from iclora_train.fingerprint import content_settings
+from iclora_train.hydra_main import conf_dir, register
 from iclora_train.ltx2.base import Base, save_base
 from iclora_train.ltx2.text import TextConfig, TextEncoder
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
@@ -43,6 +45,13 @@ VAE = {  # 8 x 8 pixels and 4 frames to a latent cell
 TEXT = {"words": 64, "tokens": 4, "width": 16, "output": WIDTH, "layers": 1, "heads": 2}
 SHAPE = VideoShape(frames=5, height=32, width=32, fps=25.0)
 SETTINGS = [f"data.{key}={getattr(SHAPE, key)}" for key in ("frames", "height", "width")]
+
+
+def composed(*overrides: str) -> Config:
+    """A checked config of train.yaml."""
+    register()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return check(compose("train", overrides=list(overrides)))
 
 
 def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
