@@ -76,3 +76,16 @@ def test_generated_code_gives_the_same_step(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compare(fp8=False, weighted=False, kept=0.5, backend="inductor")
     assert any(tmp_path.rglob("*.so"))  # kept for the next run
+
+
+@pytest.mark.slow
+def test_attention_is_never_computed_twice(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    net, tokens = network(), scene(8)
+    compile_blocks(net, kept=0.3)
+    step(net, tokens)
+    with torch.profiler.profile() as recorded:
+        step(net, tokens)
+    calls = [event.name for event in recorded.events()]
+    assert calls.count("aten::_scaled_dot_product_flash_attention_for_cpu") == 2 * len(net.transformer_blocks)
+    torch._dynamo.reset()

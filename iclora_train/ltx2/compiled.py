@@ -18,13 +18,18 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     """From now on every block runs compiled, adapters included; attach those before.
 
     kept: share of the memory of a block's activations that its backward pass may keep, the rest is computed again
-    (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone.
+    (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone,
+    from there on what attention gives is always kept.
     """
     import torch._dynamo  # noqa: PLC0415 (slow)
     import torch._functorch.config  # noqa: PLC0415
+    import torch._inductor.config  # noqa: PLC0415
+
+    from iclora_train.ltx2.keep_attention import KeepAttention  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
     torch._dynamo.config.recompile_limit = SHAPES
     torch._functorch.config.activation_memory_budget = kept
+    torch._inductor.config.joint_custom_pre_pass = KeepAttention()
     for block in transformer.transformer_blocks:
         block.compile(dynamic=False, backend=backend)
