@@ -42,12 +42,15 @@ def evidence(
 
 
 def _fade_effects(results: Results) -> Values | None:
-    """Share of the reference's effect on adherence that is there under the fade mask, (windows, latent frames)."""
+    """Share of the reference's effect on adherence that is there under the fade mask, (windows, latent frames); NaN in
+    latent frames where the reference has none: tracks begin where they are asked to, with it or without."""
     if FADED not in results.by_block:
         return None
     faded, none, full = (results.by_block[name] for name in (FADED, at_strength(0).name, OURS))
-    shares = [ratio_units(faded[:, k] - none[:, k], full[:, k] - none[:, k]) for k in range(full.shape[1])]
-    return np.stack(shares, axis=1)
+    whole = full - none  # (windows, latent frames)
+    shares = [ratio_units(faded[:, k] - none[:, k], whole[:, k]) for k in range(full.shape[1])]
+    acts = (np.nan_to_num(whole) != 0).any(axis=0)  # (latent frames,)
+    return np.where(acts, np.stack(shares, axis=1), np.nan)
 
 
 def control(results: Results, found: Evidence) -> dict[str, Any] | None:

@@ -121,6 +121,15 @@ def test_a_bad_restoration_adapter_fails_what_is_about_it(made: Results, fails: 
     assert failing("restoration", made, "psnr") == fails
 
 
+def test_no_share_is_claimed_of_a_latent_frame_in_which_the_reference_has_no_effect() -> None:
+    still = deblur()
+    for levels in still.by_block.values():
+        levels[:, 0] = 31.0  # whatever is given
+    names = {verdict["name"] for verdict in judge("restoration", found(still, "psnr"), Thresholds())}
+    assert "curve_monotone" in names
+    assert "fade_follows" not in names
+
+
 def test_a_gain_must_be_more_than_luck() -> None:
     lucky = deblur()
     units = np.array([20.0, *(-0.1 for _ in range(N - 1))])
