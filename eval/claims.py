@@ -22,15 +22,16 @@ Table = Mapping[str, Mapping[str, Values]]  # row -> metric -> value per window,
 
 @dataclass(frozen=True)
 class Evidence:
-    """What claims are drawn from. strengths: (strength, its row); effects (windows, strengths) rise with strength, of
-    the primary metric; fade: per window the correlation of weight and effect; lower: metrics of which less is better.
+    """What claims are drawn from. strengths: (strength, its row); adherence: the metric of how the reference is
+    followed (`Suite.adherence`); effects (windows, strengths): that metric, rising with strength; fade: per window the
+    share of the effect in each latent frame; lower: metrics of which less is better.
     """
 
     cells: Table
     strengths: Sequence[tuple[float, Mapping[str, Values]]]
     changed: Mapping[str, Values]
     sources: Sequence[str]
-    primary: str
+    adherence: str
     effects: Values | None = None
     curve: Curve | None = None
     fade: Values | None = None
@@ -153,26 +154,26 @@ def _colorize(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 
 def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    if e.primary == "edge_f1":
+    if e.adherence == "edge_f1":
         gap = e.cells[OURS].get("edge_gap")
         text = "edge F1 (1 px) above that against another clip"
         yield Claim("edge_gap", text, gap, Bound(t.edge_gap, effect=0))
     else:
-        way = e.share(e.primary, OURS, FLOOR, CEILING)
-        text = f"{e.primary}: share of the way from another clip's target to the VAE round trip"
+        way = e.share(e.adherence, OURS, FLOOR, CEILING)
+        text = f"{e.adherence}: share of the way from another clip's target to the VAE round trip"
         yield Claim("follows", text, way, Bound(t.follows, effect=0, significant=True))
     picture = e.difference("psnr", OURS, BASE_REFERENCE)
     text = "a picture, not the drawing: PSNR above base + reference"
     yield Claim("picture", text, picture, Bound(t.picture, effect=0, unit="dB"))
-    left = e.share(e.primary, SWAPPED, FLOOR, OURS)
-    text = f"{e.primary}: share of the way from the floor that another clip's reference leaves"
+    left = e.share(e.adherence, SWAPPED, FLOOR, OURS)
+    text = f"{e.adherence}: share of the way from the floor that another clip's reference leaves"
     yield Claim("swap_floor", text, left, Bound(high=t.swap_floor, effect=1))
     yield _gain(e, t)
 
 
 def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     """Of tasks that know where they edit, what is inside is to be made and what is outside to be kept."""
-    inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.cells[OURS] else (e.primary, e.primary)
+    inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.cells[OURS] else (e.adherence, e.adherence)
     for name, row, threshold in (
         ("gain_over_input", INPUT, t.gain_over_input),
         ("gain_over_base", BASE_REFERENCE, t.gain_over_base),
@@ -187,15 +188,15 @@ def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 
 def _gain(e: Evidence, t: Thresholds) -> Claim:
-    gain = e.share(e.primary, OURS, BASE, CEILING)
-    text = f"control gain: {e.primary}, share of the way from the base without reference to the VAE round trip"
+    gain = e.share(e.adherence, OURS, BASE, CEILING)
+    text = f"control gain: {e.adherence}, share of the way from the base without reference to the VAE round trip"
     return Claim("control_gain", text, gain, Bound(t.control_gain, effect=0, significant=True))
 
 
 def _every(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.effects is not None and e.effects.shape[1] > 2 and e.curve is not None:
         explained = np.array([np.nan if np.isnan(row).any() else isotonic_r2(row) for row in e.effects])
-        text = f"{e.primary} rises with strength: what a monotone curve explains; p is Page's"
+        text = f"{e.adherence} rises with strength: what a monotone curve explains; p is Page's"
         rises = Bound(t.curve_monotone, effect=0, significant=True)
         yield Claim("curve_monotone", text, explained, rises, e.curve["page_p"])
     if e.changed:

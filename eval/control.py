@@ -18,22 +18,22 @@ from eval.statistics import Estimate, Values, estimate, known, ratio_units
 
 
 def evidence(
-    results: Results, strengths: Sequence[float], sources: Sequence[str], metrics: Sequence[Metric], primary: str
+    results: Results, strengths: Sequence[float], sources: Sequence[str], metrics: Sequence[Metric], adherence: str
 ) -> Evidence:
     """All that claims are drawn from. strengths: as set; sources: the recording of each window."""
     levels = [s for s in sweep(strengths) if at_strength(s).name in results.cells]  # falling
     rows = [(s, results.cells[at_strength(s).name]) for s in levels]
     lower = frozenset(metric.key for metric in metrics if metric.better == "low")
     effects = None
-    if len(rows) > 1 and all(primary in row for _, row in rows):
-        sign = -1 if primary in lower else 1
-        effects = np.stack([sign * row[primary] for _, row in reversed(rows)], axis=1)  # (windows, strengths)
+    if len(rows) > 1 and all(adherence in row for _, row in rows):
+        sign = -1 if adherence in lower else 1
+        effects = np.stack([sign * row[adherence] for _, row in reversed(rows)], axis=1)  # (windows, strengths)
     return Evidence(
         cells=results.cells,
         strengths=rows,
         changed=results.changed,
         sources=sources,
-        primary=primary,
+        adherence=adherence,
         effects=effects,
         curve=None if effects is None else curve(levels[::-1], effects),
         fade=_fade_effects(results),
@@ -54,16 +54,16 @@ def _fade_effects(results: Results) -> Values | None:
 
 
 def control(results: Results, found: Evidence) -> dict[str, Any] | None:
-    """gain: share of the way from the base without reference to the ceiling; swap_lost: primary metric lost with
+    """gain: share of the way from the base without reference to the ceiling; swap_lost: adherence lost with
     another recording's reference; swap_won: by how much that output is nearer to the clip whose reference it was given
     than to its own; null, drift: levels. None for clips of which one condition is known."""
     if SWAPPED not in results.cells:
         return None
-    primary, sign = found.primary, -1 if found.primary in found.lower else 1
-    swapped, giver = results.cells[SWAPPED].get(primary), results.giver.get(primary)
+    name, sign = found.adherence, -1 if found.adherence in found.lower else 1
+    swapped, giver = results.cells[SWAPPED].get(name), results.giver.get(name)
     return {
-        "gain": estimate_or_none(found.share(primary, OURS, BASE, CEILING)),
-        "swap_lost": estimate_or_none(found.difference(primary, OURS, SWAPPED)),
+        "gain": estimate_or_none(found.share(name, OURS, BASE, CEILING)),
+        "swap_lost": estimate_or_none(found.difference(name, OURS, SWAPPED)),
         "swap_won": estimate_or_none(None if swapped is None or giver is None else sign * (giver - swapped)),
         "null": estimate(results.changed["null"]),
         "drift": estimate(results.changed["drift"]),

@@ -32,7 +32,7 @@ ROWS = (OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED, EMPTY_PROMPT, INPUT, 
 def assemble(config: Config, source: Source, suite: Suite, results: Results) -> dict[str, Any]:
     """The content of scores.json but for `flags`, `simple` and the wall-clock time."""
     windows, base = source.held.windows, source.base
-    found = evidence(results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.primary)
+    found = evidence(results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence)
     rows = {name: results.cells[name] for name in ROWS if name in results.cells}
     thresholds = config.eval.thresholds
     return {
@@ -40,6 +40,7 @@ def assemble(config: Config, source: Source, suite: Suite, results: Results) -> 
         "task": config.task.name,
         "family": config.task.family,
         "primary": suite.primary,
+        "adherence": suite.adherence,
         "base": {
             "name": base.name,
             "family": base.family,

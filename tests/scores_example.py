@@ -62,6 +62,7 @@ def finish(
         "task": "deblur <1>",
         "family": "restoration",
         "primary": "psnr",
+        "adherence": "psnr",
         "base": {"name": "nano", "family": "nano", "version": "2.3", "fingerprint": "0" * 16},
         "adapter": {"path": "adapter.safetensors", "sha256": "ab" * 32, "metadata": {"rank": "4"}, "foreign": False},
         "clips": [

@@ -16,7 +16,7 @@ from iclora_train.pair import Geometry, Tokens
 from iclora_train.reference import append_reference, target_tokens
 from scripts.synthetic.random_base import RandomBase
 
-pytestmark = pytest.mark.filterwarnings("default")  # the compiler warns of its own doings
+pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 

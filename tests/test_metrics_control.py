@@ -56,6 +56,7 @@ def test_a_task_declares_its_primary_metric_and_has_what_its_control_asks(
     suite = Suite.of(task(maker, family))
     keys = [metric.key for metric in suite.metrics]
     assert suite.primary == primary
+    assert suite.adherence == ("psnr_y" if family == "colorize" else primary)  # colours are a guess, luma is given
     assert primary in keys
     assert own <= set(keys)
     assert len(keys) == len(set(keys))

@@ -24,12 +24,14 @@ Control = Callable[[View, Truth | None], Clip | None]
 
 @dataclass(frozen=True)
 class _Adherence:
-    """How a kind of control is measured: its gauges, what leads the report, how it is drawn again, what is missing."""
+    """How a kind of control is measured: its gauges, what leads the report, how it is drawn again, what is missing, and
+    the metric that tells whether the reference is followed where that is not the primary one."""
 
     gauges: tuple[Gauge, ...]
     primary: str
     control: Control | None = None
     not_run: tuple[NotRun, ...] = ()
+    followed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Suite:
 
     gauges: tuple[Gauge, ...]
     primary: str
+    adherence: str  # the metric of how the reference is followed; mostly the primary one
     not_run: tuple[NotRun, ...] = ()
     draw: Control | None = field(default=None, repr=False)
 
@@ -48,7 +51,7 @@ class Suite:
         common = (picture.PSNR, picture.PSNR_Y, picture.SSIM, edges.EDGES, colour.CHROMA, colour.COLOURFULNESS)
         time = (motion.FLICKER, motion.WARP)
         gauges = (*common, picture.SHARPNESS, *own.gauges, *time)
-        return cls(gauges, own.primary, (*own.not_run, *learned.NOT_RUN), own.control)
+        return cls(gauges, own.primary, own.followed or own.primary, (*own.not_run, *learned.NOT_RUN), own.control)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -77,7 +80,8 @@ def _restoration(task: Task) -> _Adherence:
 
 
 def _colorize(task: Task) -> _Adherence:
-    return _Adherence((colour.LUMA, colour.RATIO, colour.CDC), "chroma_error")
+    """Colours are to be made; what the reference tells is the luma."""
+    return _Adherence((colour.LUMA, colour.RATIO, colour.CDC), "chroma_error", followed="psnr_y")
 
 
 def _edit(task: Task) -> _Adherence:

@@ -24,16 +24,16 @@ def levels(scores: Scores) -> list[float]:
 
 
 def curves(scores: Scores) -> str:
-    """Two curves over strength: the primary metric with its marks, and PSNR (or SSIM where that is the primary)."""
+    """Two curves over strength: the metric of adherence with its marks, and PSNR (or SSIM where that is it)."""
     figures = []
     measured = scores["strength"][0]["metrics"]
     marks = {text: curve[key] for key, text in MARKS.items() if (curve := _curve(scores)).get(key) is not None}
-    for metric in [m for m in dict.fromkeys((scores["primary"], "psnr", "ssim")) if m in measured][:2]:
+    for metric in [m for m in dict.fromkeys((scores["adherence"], "psnr", "ssim")) if m in measured][:2]:
         points = [(entry["s"], entry["metrics"][metric]) for entry in scores["strength"] if metric in entry["metrics"]]
         rows = [(name, scores["cells"].get(name, {}).get(metric)) for name in (INPUT, BASE_REFERENCE)]
         lines = [(name, found) for name, found in rows if found is not None]
         label = tables.name(scores, metric)
-        chart = strength_curve(label, points, lines, marks if metric == scores["primary"] else {})
+        chart = strength_curve(label, points, lines, marks if metric == scores["adherence"] else {})
         figures.append(f"<figure>{chart}<figcaption>{label}; band: 95 % interval</figcaption></figure>")
     return f'<div class="charts">{"".join(figures)}</div>'
 
@@ -66,12 +66,12 @@ def response(scores: Scores) -> str:
 
 def slider(scores: Scores) -> str:
     """The control of the scrubber. Its positions are the strengths that were sampled."""
-    steps = levels(scores)
+    steps, metric = levels(scores), scores["adherence"]
     data = " ".join(f"{s:g}" for s in steps)
     return (
         f'<div class="scrubber" hidden><label for="strength-level">strength</label>'
         f'<input type="range" id="strength-level" min="0" max="{len(steps) - 1}" step="1" value="{len(steps) - 1}" '
-        f'data-levels="{data}" data-metric="{scores["primary"]}" data-name="{tables.name(scores, scores["primary"])}">'
+        f'data-levels="{data}" data-metric="{metric}" data-name="{tables.name(scores, metric)}">'
         '<output id="strength-figure" for="strength-level"></output></div>'
     )
 
