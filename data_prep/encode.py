@@ -16,6 +16,7 @@ from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
 from iclora_train.members import Members, latent_members
 from iclora_train.pair import LatentPair, Pair, VideoShape
+from iclora_train.pixels import from_bytes
 from iclora_train.shards import ShardSet
 from iclora_train.texts import Texts
 
@@ -71,7 +72,7 @@ class Encoder:
         video = torch.from_numpy(np.stack(clips))  # (B,F,H,W,3)
         if self.device.type == "cuda":
             video = video.pin_memory().to(self.device, non_blocking=True)
-        return self.vae.encode(video.permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
+        return self.vae.encode(from_bytes(video))
 
     def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
         """The samples of one pair shard as latents, in their order. The next batch is read while one is encoded."""

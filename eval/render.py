@@ -73,11 +73,11 @@ class Renderer(Source):
 
     def clips(self, cell: Cell, batch: Sequence[Item]) -> tuple[Clip, float]:
         """As `Source.clips`: sampled, or read back."""
-        return self._kept(self.specification(cell, batch), lambda: self._make(cell, batch))
+        return self.kept(self.specification(cell, batch), lambda: self._make(cell, batch))
 
     def clip(self, cell: Cell, batch: Sequence[Item], i: int) -> Clip:
         """As `Source.clip`: sampled with its batch, or read back alone."""
-        return self._kept(self.specification(cell, batch), lambda: self._make(cell, batch), slice(i, i + 1))[0][0]
+        return self.kept(self.specification(cell, batch), lambda: self._make(cell, batch), slice(i, i + 1))[0][0]
 
     def _make(self, cell: Cell, batch: Sequence[Item]) -> Tensor:
         own = [self.held.latents(item.window) for item in batch]

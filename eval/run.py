@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -60,9 +61,7 @@ def evaluate(config: Config) -> Path:
     source, suite = open_source(config), Suite.of(config.task)
     scorer = Scorer(source, batches(source.held.windows, source.seeds, config.eval.batch_size), suite)
     _announce(source, suite, config, console)
-    signals, shown = simple.run(source) if isinstance(source, Renderer) else (None, {})
-    if signals is not None:
-        say(console, f"  simple signals     {signals['seconds']:7.1f} s   {signals['passed']} of {signals['of']} pass")
+    signals, shown = _signals(source, console) if isinstance(source, Renderer) else (None, {})
     with progress_bar(console) as progress:
         results = scorer.run(progress)
     found = scores_json.assemble(config, source, suite, results)
@@ -77,6 +76,15 @@ def evaluate(config: Config) -> Path:
     wandb_log.log(folder, found, config)
     say(console, *scores_json.headline(found), f"scores  {folder / 'scores.json'}", f"report  {report}")
     return report
+
+
+def _signals(renderer: Renderer, console: Console) -> tuple[dict[str, Any], dict[str, simple.Shown]]:
+    """The simple signals, with a bar over their clips."""
+    with progress_bar(console, "clips") as progress:
+        task = progress.add_task("simple signals", total=None)
+        found, shown = simple.run(renderer, lambda done, total: progress.update(task, completed=done, total=total))
+    say(console, f"  simple signals     {found['seconds']:7.1f} s   {found['passed']} of {found['of']} pass")
+    return found, shown
 
 
 def _announce(source: Source, suite: Suite, config: Config, console: Console) -> None:

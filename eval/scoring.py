@@ -201,13 +201,13 @@ def say(console: Console, *lines: str) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Batches done, time spent, time left."""
+def progress_bar(console: Console, of: str = "batches") -> Progress:
+    """How many are done, time spent, time left."""
     return Progress(
         TextColumn("[bold]{task.description:18}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("batches, spent"),
+        TextColumn(f"{of}, spent"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

@@ -20,6 +20,7 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.files import write_whole
 from iclora_train.fingerprint import digest
 from iclora_train.ltx2.base import Base
+from iclora_train.pixels import to_bytes
 
 PROTOCOL = 1  # raise it when the same settings would give other clips
 
@@ -54,11 +55,6 @@ class Store:
         """Keep clips; the file tells `seconds`."""
         with write_whole(self.path(spec)) as file:
             file.write(safetensors.torch.save({"clips": clips.contiguous()}, {"seconds": f"{seconds:.3f}"}))
-
-
-def to_pixels(video: Tensor) -> Tensor:
-    """(B,3,F,H,W) in [-1,1] -> uint8 (B,F,H,W,3), rounded."""
-    return ((video.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 4, 1).cpu()
 
 
 class Source:
@@ -101,7 +97,7 @@ class Source:
     def round_trip(self, window: Window) -> Clip:
         """The target (F,H,W,3) after the VAE: the ceiling of whatever is sampled."""
         spec = {**self._common(), "round_trip": window.key}
-        return self._kept(spec, lambda: self._decode(self.held.latents(window).target[None].to(self.device)))[0][0]
+        return self.kept(spec, lambda: self._decode(self.held.latents(window).target[None].to(self.device)))[0][0]
 
     def _common(self) -> dict[str, Any]:
         return {
@@ -112,7 +108,9 @@ class Source:
             "latents": self.held.fingerprint["latents"],
         }
 
-    def _kept(self, spec: dict[str, Any], make: Callable[[], Tensor], which: slice = slice(None)) -> tuple[Clip, float]:
+    def kept(self, spec: dict[str, Any], make: Callable[[], Tensor], which: slice = slice(None)) -> tuple[Clip, float]:
+        """What `spec` describes, made (B,F,H,W,3) unless it was before; of the batch the clips that `which` names, and
+        the seconds that the batch took."""
         if not self.store.has(spec):
             started = time.perf_counter()
             made = make()
@@ -121,4 +119,4 @@ class Source:
 
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:
-        return to_pixels(self.vae.decode(latent))
+        return to_bytes(self.vae.decode(latent)).cpu()

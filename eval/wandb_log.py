@@ -12,25 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.report.exhibits import Exhibit
+from eval.cells import BASE, BASE_REFERENCE, EMPTY_PROMPT, FADED, MASKED, NO_REFERENCE, OURS, SWAPPED, at_strength
+from eval.report.exhibits import REFERENCE, TARGET, Exhibit
+from eval.scoring import CEILING
 from iclora_train import wandb_door
 from iclora_train.config import Config
 from iclora_train.files import write_whole
 from iclora_train.video import encode_clip
 
-OURS = "adapter+reference"
 CONDITIONS = (  # columns of players, by the names of cells and rows, before the strengths below 1
-    "reference",
-    "target",
-    "base+reference",
-    OURS,
-    "swapped",
-    "base",
-    "adapter",
-    "empty prompt",
-    "half mask",
-    "fade mask",
-    "ceiling",
+    *(REFERENCE, TARGET, BASE_REFERENCE, OURS, SWAPPED, BASE, NO_REFERENCE, EMPTY_PROMPT, MASKED, FADED, CEILING),
 )
 
 Scores = Mapping[str, Any]
@@ -96,7 +87,7 @@ def clip_rows(folder: Path, scores: Scores) -> Iterator[list[Any]]:
 
 
 def _strengths(scores: Scores) -> list[str]:
-    return [f"strength {point['s']:g}" for point in scores["strength"] if point["s"] < 1]
+    return [at_strength(point["s"]).name for point in scores["strength"] if point["s"] < 1]
 
 
 def verdict_rows(scores: Scores) -> Iterator[list[Any]]:
@@ -128,7 +119,7 @@ def curves(scores: Scores) -> dict[str, Any]:
 def summary(scores: Scores) -> dict[str, Any]:
     """`<row>/<metric>` -> {mean, low, high, n}, and what was passed."""
     figures = {f"{row}/{metric}": dict(f) for row, metrics in scores["cells"].items() for metric, f in metrics.items()}
-    control = {f"control/{name}": dict(f) for name, f in (scores["control"] or {}).items() if "mean" in f}
+    control = {f"control/{name}": dict(f) for name, f in (scores["control"] or {}).items() if f and "mean" in f}
     passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
     simple = scores["simple"]
     found = {f"simple/{signal['name']}": signal["value"] for signal in simple["signals"]} if simple else {}

@@ -25,6 +25,7 @@ from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.transformer import Transformer
 from iclora_train.module import ICLoRA
 from iclora_train.pair import Geometry
+from iclora_train.pixels import to_bytes
 from iclora_train.sample import Reference, noise_for, sample
 from iclora_train.schedule import sigmas_for
 from iclora_train.shards import ShardSet
@@ -170,8 +171,7 @@ class ValidationClips(Callback):
     @torch.no_grad()
     def _pixels(self, latent: Tensor) -> np.ndarray:
         """Latents (B,C,f,h,w) as uint8 RGB (B,F,H,W,3)."""
-        video = self.vae.decode(latent.float())
-        return ((video + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+        return to_bytes(self.vae.decode(latent.float())).cpu().numpy()
 
 
 def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:

@@ -32,9 +32,6 @@ from scripts.profile_step import profile
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.random_base import RandomBase
 
-TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v",
-           "attn2.to_out.0", "ff.net.0.proj", "ff.net.2"]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -65,10 +62,10 @@ PLAIN = Way("plain", per_token=True)
 def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
     """One clip of random latents with a reference and text features."""
     generator = torch.Generator().manual_seed(0)
-    section = base.config["transformer"]
     frames, height, width = base.geometry.latent_size(shape.frames, shape.height, shape.width)
     small = (frames, height // shape.downscale, width // shape.downscale)
-    channels, features = base.geometry.channels, section.get("cross_attention_dim", 4096)
+    channels = base.geometry.channels
+    features = transformer.TransformerConfig.from_metadata(base.config["transformer"]).text_width
     target = torch.randn(1, channels, frames, height, width, generator=generator).to(device)
     reference = torch.randn(1, channels, *small, generator=generator).to(device)
     text = torch.randn(1, 1024, features, generator=generator).to(device)
@@ -94,7 +91,7 @@ def adaln_per_token() -> Iterator[None]:
 def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
     model = Model(
         name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=way.kept is not None,
-        kept=way.kept or 0.0, lora=Lora(rank=rank, targets=TARGETS),
+        kept=way.kept or 0.0, lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)

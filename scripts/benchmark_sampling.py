@@ -62,7 +62,7 @@ def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
     net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae(job.dtype).to(job.device)
     if compiled:
         compile_blocks(net)
-    text = torch.zeros(1, TEXT, net.config.cross_attention_dim, device=job.device)
+    text = torch.zeros(1, TEXT, net.config.text_width, device=job.device)
     size = base.geometry.latent_size(job.frames, job.height, job.width)
 
     @torch.inference_mode()

@@ -20,6 +20,7 @@ from iclora_train.batches import Batch
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
 from iclora_train.dryrun import GIB, clock, optimizer_step
 from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.transformer import TransformerConfig
 from iclora_train.module import ICLoRA
 
 
@@ -69,13 +70,11 @@ def tell(part: str, **facts: Any) -> None:
 def fixed_batch(base: Base, size: tuple[int, int, int], device: torch.device) -> Batch:
     """One clip of smooth random latents, itself dimmed as its reference at full size, and random text features."""
     generator = torch.Generator().manual_seed(0)
-    section = base.config["transformer"]
     channels = base.geometry.channels
     grid = base.geometry.latent_size(*size)
     coarse = torch.randn(1, channels, 2, 3, 3, generator=generator)
     target = torch.nn.functional.interpolate(coarse, grid, mode="trilinear").to(device)
-    width = section.get("cross_attention_dim", 4096)
-    width = width if section.get("caption_proj_before_connector") else section.get("caption_channels", width)
+    width = TransformerConfig.from_metadata(base.config["transformer"]).text_width
     text = torch.randn(1, 1024, width, generator=generator).to(device)
     fps = torch.tensor([24.0], device=device)
     return {"keys": ["fixed"], "target": target, "references": [0.5 * target], "text": text, "fps": fps}

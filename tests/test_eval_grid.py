@@ -10,10 +10,10 @@ import torch
 
 from eval.cells import Item, batches, grid, sweep
 from eval.masks import blocks, fade_masks, fade_weights, half_columns, half_masks
-from eval.source import to_pixels
 from eval.windows import Window, check_leakage, partners, spread
 from iclora_train.config import ConfigError
 from iclora_train.eval_config import Eval
+from iclora_train.pixels import to_bytes
 from iclora_train.reference import mask_to_grid
 from iclora_train.shards import Sample
 
@@ -112,4 +112,4 @@ def test_columns_leave_out_the_band_on_both_sides() -> None:
 def test_pixels_are_rounded() -> None:
     levels = torch.tensor([0, 1, 127, 254, 255])
     video = (levels / 127.5 - 1).reshape(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
-    assert to_pixels(video + 0.003)[0, :, 0, 0, 0].tolist() == levels.tolist()
+    assert to_bytes(video + 0.003)[0, :, 0, 0, 0].tolist() == levels.tolist()

@@ -16,7 +16,7 @@ import pytest
 from eval.compare import compare
 from eval.report.charts import bars, frame_line, signal_curve, strength_curve
 from eval.report.exhibits import Clips, examples, worst_first
-from eval.report.masks import half_tile
+from eval.report.masks import fade, half_tile
 from eval.report.media import Media, change_clip, thumbnail
 from eval.report.page import write_page
 from eval.simple import Shown
@@ -251,3 +251,15 @@ def test_bars_start_at_zero_and_lines_at_the_first_frame() -> None:
     points = [tuple(map(float, p.split(","))) for p in re.findall(r"[\d.]+,[\d.]+", line)]
     assert points == [(32.0, 3.0), (96.0, 41.0), (160.0, 22.0)]
     assert signal_curve("dot", [[0, 1], [2, 3]], [[0, 1], [2, 3]]).count("<polyline") == 4
+
+
+def test_a_block_of_the_fade_without_an_effect_keeps_its_number() -> None:
+    mask = deepcopy(example()["mask"])
+    weights = [block["weight"] for block in mask["fade"]["blocks"]]
+    mask["fade"]["blocks"][0]["effect"] = None  # tracks begin where they are asked to
+    mask["fade"]["correlation"] = None
+    rows = re.findall(r"block (\d): weight ([\d.]+)</th><td>(.*?)</td>", fade(mask, []))
+    assert [(int(number), float(weight)) for number, weight, _ in rows] == [
+        (i, pytest.approx(weight, abs=0.005)) for i, weight in enumerate(weights)
+    ]
+    assert [figure == "\N{EN DASH}" for *_, figure in rows] == [i == 0 for i in range(len(weights))]

@@ -160,3 +160,11 @@ def test_offline_all_of_it_is_kept_for_wandb_sync(folder: Path, monkeypatch: pyt
     clip = (folder / "clips/heldout-0/strength_0.5.mp4").read_bytes()
     assert clip in staged  # as it was encoded here
     assert b"weights" in staged
+
+
+def test_a_figure_of_control_that_was_not_measured_is_left_out(folder: Path, recorder: Recorder) -> None:
+    found = scores(folder / "adapter.safetensors")
+    found["control"] = {**found["control"], "gain": None, "null": estimate(0.2), "curve": None}
+    wandb_log.log(folder, found, config(wandb={"project": "p"}))
+    assert "control/gain" not in recorder.summary
+    assert recorder.summary["control/null"] == estimate(0.2)

@@ -16,6 +16,7 @@ from data_prep.checks.offset import find_offset
 from iclora_train.checks_config import Checks
 from iclora_train.config import Config, Task
 from iclora_train.pair import Pair
+from iclora_train.pixels import from_bytes, to_bytes
 
 
 def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps: float | None = None) -> Report:
@@ -111,10 +112,9 @@ def check_vae(
     """
     findings = []
     for number, clip in enumerate((pair.target, *pair.references)):
-        video = torch.from_numpy(clip).to(device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+        video = from_bytes(torch.from_numpy(clip).to(device)[None])
         with torch.inference_mode():
-            back = decode(encode(video))[0].float().permute(1, 2, 3, 0)  # (F,H,W,3)
-        pixels = ((back.clamp(-1, 1) + 1) * 127.5).round().byte().cpu().numpy()
+            pixels = to_bytes(decode(encode(video)))[0].cpu().numpy()
         which = "the target" if number == 0 else "the reference"
         findings.append(judge("vae", measures.psnr(clip, pixels), checks.vae, f"dB of {which}", number))
     return findings

@@ -20,7 +20,6 @@ REMEDY = (
     "give a folder in transformers' format, e.g. by "
     "`hf download depth-anything/Depth-Anything-V2-Small-hf --local-dir FOLDER`"
 )
-BATCH = 8  # frames that the network sees at once
 LIKE = 12  # grey levels: where a frame differs more from its neighbour moved onto it, nothing is taken from that
 
 
@@ -54,9 +53,7 @@ class Depth:
         from iclora_train.ltx2.depth import load  # noqa: PLC0415  (transformers is slow to import)
 
         assert self.model is not None
-        network = load(Path(self.model).expanduser())
-        parts = [network.nearness(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)]
-        near = np.concatenate(parts)  # (F,H,W)
+        near = load(Path(self.model).expanduser()).nearness(frames)  # (F,H,W)
         return pictured(steadied(near, frames, self.steady) if self.steady else near, self.range)
 
 

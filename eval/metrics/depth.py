@@ -8,10 +8,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import Clip, Gauge, Measured, Metric, Truth, Values, View, framewise
+from eval.metrics.base import Gauge, Measured, Metric, Truth, Values, View, framewise
 
 Near = NDArray[np.float32]  # (F,H,W), larger is nearer
-BATCH = 8  # frames that the network sees at once
 METRICS = (Metric("depth_error", "depth error (si-RMSE)", "", "low", "structure"),)
 
 
@@ -21,11 +20,6 @@ class Network(Protocol):
     def nearness(self, frames: np.ndarray) -> np.ndarray:
         """Frames uint8 (n,H,W,3) -> fp32 (n,H,W), larger is nearer."""
         ...
-
-
-def nearness(network: Network, clip: Clip) -> Near:
-    """Nearness (F,H,W) of a clip, a few frames at a time."""
-    return np.concatenate([network.nearness(clip[i : i + BATCH]) for i in range(0, len(clip), BATCH)])
 
 
 def si_rmse(found: Near, wanted: Near) -> Values:
@@ -41,10 +35,10 @@ def si_rmse(found: Near, wanted: Near) -> Values:
 
 def depth_gauge(network: Network) -> Gauge:
     """si-RMSE of the output's depth against the target's."""
-    wanted = lru_cache(maxsize=2)(lambda truth: nearness(network, truth.target))
+    wanted = lru_cache(maxsize=2)(lambda truth: network.nearness(truth.target))
 
     def measure(output: View, truth: Truth) -> Measured:
-        errors = si_rmse(nearness(network, output.clip), wanted(truth))
+        errors = si_rmse(network.nearness(output.clip), wanted(truth))
         return framewise("depth_error", errors) if np.isfinite(errors).all() else Measured()
 
     return Gauge(METRICS, measure)

@@ -9,7 +9,7 @@ from pathlib import Path
 from eval.metrics import colour, edges, learned, motion, picture, region
 from eval.metrics.base import Clip, Gauge, Measured, Metric, NotRun, Truth, View
 from eval.metrics.depth import METRICS as DEPTH
-from eval.metrics.depth import depth_gauge, nearness
+from eval.metrics.depth import depth_gauge
 from eval.metrics.pose import METRICS as POSE
 from eval.metrics.pose import pose_gauge
 from eval.metrics.tracks import tracks_gauge, trails
@@ -139,7 +139,7 @@ def _depth(task: Task) -> _Adherence:
     network, percentiles = load(Path(model).expanduser()), task.maker_args.get("range", (1.0, 99.0))
 
     def draw(output: View, _: Truth | None) -> Clip:
-        return grey(nearness(network, output.clip), percentiles)[0]
+        return grey(network.nearness(output.clip), percentiles)[0]
 
     return _Adherence((depth_gauge(network),), "depth_error", draw)
 

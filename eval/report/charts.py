@@ -78,11 +78,12 @@ def strength_curve(
     return axes.frame(f"{label} over strength", "attention strength", [s for s, _ in ordered], inner, "strength")
 
 
-def block_curve(blocks: Sequence[tuple[float, Estimate]]) -> str:
-    """The effect of each block of frames (1 = that of the full reference) beside the weight it was given."""
-    values = [value for _, figure in blocks for value in ends(figure)] + [weight for weight, _ in blocks]
+def block_curve(blocks: Sequence[tuple[float, Estimate | None]]) -> str:
+    """The effect of each block of frames (1 = that of the full reference), where it has one, beside the weight it was
+    given."""
+    points = [(float(i), figure) for i, (_, figure) in enumerate(blocks) if figure is not None]
+    values = [value for _, figure in points for value in ends(figure)] + [weight for weight, _ in blocks]
     axes = Axes((0.0, float(max(len(blocks) - 1, 1))), values)
-    points = [(float(i), figure) for i, (_, figure) in enumerate(blocks)]
     inner = [
         _band(axes, points),
         _polyline(axes, [(float(i), weight) for i, (weight, _) in enumerate(blocks)], "wanted"),

@@ -48,7 +48,7 @@ def half(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
 def fade(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
     """The fade-in mask: the weight rises from 0 to 1 over the clip."""
     found = mask["fade"]
-    blocks = [(block["weight"], block["effect"]) for block in found["blocks"] if block["effect"] is not None]
+    blocks = [(block["weight"], block["effect"]) for block in found["blocks"]]
     rows = [
         (f"block {i}: weight {weight:.2f}", [tables.interval(effect, 3)]) for i, (weight, effect) in enumerate(blocks)
     ]

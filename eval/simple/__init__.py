@@ -10,7 +10,6 @@ The caption is empty. All signals share batches, so that the suite takes the tim
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +24,12 @@ from eval.render import Renderer
 from eval.simple.plan import SEEDS, Order, Plan
 from eval.simple.shapes import Clip
 from eval.simple.signals import Signal
-from eval.source import to_pixels
 from iclora_train.config import Task
 from iclora_train.guidance import Guidance
 from iclora_train.ltx2.transformer import Transformer
 from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import Geometry
+from iclora_train.pixels import from_bytes, to_bytes
 from iclora_train.sample import Reference, sample
 
 Make = Callable[[Sequence[Order]], tuple[Clip, float]]  # clips (B,F,H,W,3) of a batch, and the seconds they took
@@ -68,7 +67,7 @@ class Sampler:
     @cached_property
     def references(self) -> Tensor:
         """The references of the plan, encoded: (S,C,f',h',w')."""
-        return torch.cat([self.vae.encode(_video(clip)) for clip in self.plan.references])
+        return torch.cat([self.vae.encode(from_bytes(torch.from_numpy(clip)[None])) for clip in self.plan.references])
 
     @torch.no_grad()
     def clips(self, orders: Sequence[Order]) -> Tensor:
@@ -85,7 +84,7 @@ class Sampler:
             [Reference(given, self.task.reference_downscale, self.task.reference_temporal_scale)],
             guidance=self.guidance,
         )
-        return to_pixels(self.vae.decode(latent))
+        return to_bytes(self.vae.decode(latent)).cpu()
 
 
 def run(
@@ -95,7 +94,7 @@ def run(
 
     Clips are kept in the renderer's store, so that an interrupted suite goes on. `on_clips(done, total)` after a batch.
     """
-    held, store = renderer.held, renderer.store
+    held = renderer.held
     sampler = Sampler(
         renderer.transformer,
         renderer.vae,
@@ -111,11 +110,7 @@ def run(
 
     def make(orders: Sequence[Order]) -> tuple[Clip, float]:
         spec = {**same, "fps": sampler.fps, "simple": sampler.plan.identity(orders)}
-        if not store.has(spec):
-            started = time.perf_counter()
-            made = sampler.clips(orders)
-            store.write(spec, made, time.perf_counter() - started)
-        return store.read(spec)
+        return renderer.kept(spec, lambda: sampler.clips(orders))
 
     return suite(sampler.plan, make, renderer.config.eval.batch_size, on_clips)
 
@@ -166,8 +161,3 @@ def _judged(signal: Signal, clip: Clip, floor: Clip) -> dict[str, Any]:
         "requested": np.round(signal.requested, 2).tolist(),
         "found": np.round(found, 2).tolist(),
     }
-
-
-def _video(clip: Clip) -> Tensor:
-    """A uint8 clip (F,H,W,3) -> (1,3,F,H,W) in [-1, 1]."""
-    return torch.from_numpy(clip)[None].permute(0, 4, 1, 2, 3).float() / 127.5 - 1

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from eval.metrics.region import OFFICIAL
 from eval.simple import detect, shapes
 from eval.simple.shapes import Clip
 from eval.simple.signals import Signal
@@ -24,7 +25,6 @@ from iclora_train.signals.track_drawing import draw_tracks
 KINDS = ("edges", "depth", "tracks", "pose", "grey", "hole", "given", "degraded")
 BLUR = 1 / 100  # of the short side, at least a pixel: sigma of the blur
 HOLE = 0.25  # of height and width: the box that is painted, in the corner at the lower left, which nothing passes
-FILL = (102, 255, 0)  # #66FF00, which the official in- and outpainting adapters know
 
 
 def kind_of(task: Task) -> str:
@@ -78,7 +78,7 @@ def _full(signal: Signal, kind: str, args: Mapping[str, Any], shape: VideoShape)
         return shapes.grey(detect.luma(signal.scene))
     if kind == "hole":
         painted = signal.scene.copy()
-        painted[:, round((1 - HOLE) * shape.height) :, : round(HOLE * shape.width)] = args.get("colour", FILL)
+        painted[:, round((1 - HOLE) * shape.height) :, : round(HOLE * shape.width)] = args.get("colour", OFFICIAL)
         return painted
     return signal.scene if kind == "given" else _blurred(signal.scene)
 

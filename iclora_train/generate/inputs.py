@@ -13,6 +13,7 @@ from iclora_train.generate.settings import Generate
 from iclora_train.generate.sources import Source
 from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import VideoShape
+from iclora_train.pixels import from_bytes
 from iclora_train.sample import Reference
 
 
@@ -85,7 +86,7 @@ def encode_first_frame(source: Source, shape: VideoShape, fit: str, vae: VideoVA
 def encode(frames: np.ndarray, vae: VideoVAE) -> Tensor:
     """uint8 frames (F,H,W,3) -> latents (1,C,f,h,w) on the VAE's device."""
     video = torch.from_numpy(frames).to(vae.model.device)[None]  # (1,F,H,W,3)
-    return vae.encode(video.permute(0, 4, 1, 2, 3).float() / 127.5 - 1)
+    return vae.encode(from_bytes(video))
 
 
 def _mask(source: Source, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str) -> Tensor:

@@ -27,6 +27,7 @@ from iclora_train.ltx2.transformer import Transformer
 from iclora_train.ltx2.upsampler import LatentUpsampler
 from iclora_train.ltx2.vae import VideoVAE
 from iclora_train.pair import Geometry, VideoShape
+from iclora_train.pixels import to_bytes
 from iclora_train.precision import compile_as_set, vae_dtype
 from iclora_train.progress import bar, busy
 from iclora_train.prompts import TEMPLATE, asks_for, filled
@@ -201,5 +202,4 @@ def run_stage(
 @torch.inference_mode()
 def to_frames(vae: VideoVAE, latent: Tensor) -> np.ndarray:
     """Latents (1,C,f,h,w) -> uint8 RGB (F,H,W,3)."""
-    video = vae.decode(latent)[0]  # (3,F,H,W)
-    return ((video + 1) * 127.5).round().byte().permute(1, 2, 3, 0).cpu().numpy()
+    return to_bytes(vae.decode(latent))[0].cpu().numpy()

@@ -14,6 +14,7 @@ from iclora_train.errors import ConfigError, require
 
 KINDS = ("depth_anything", "dpt", "zoedepth", "depth_pro")  # model types
 METRIC = ("zoedepth", "depth_pro")  # those whose output is always in metres
+BATCH = 8  # frames that the network sees at once
 NEAREST = 1e-3  # metres; nothing is taken to be nearer
 REMEDY = "give a folder with config.json, preprocessor_config.json and model.safetensors"
 
@@ -44,11 +45,14 @@ class DepthNetwork:
         require(kind in KINDS, f"task.maker_args.model={folder} is a {kind}; known are {', '.join(KINDS)}")
         return cls(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor)
 
-    @torch.inference_mode()
     def nearness(self, frames: np.ndarray) -> np.ndarray:
         """Of frames (F,H,W,3) uint8 RGB, fp32 (F,H,W): larger is nearer, up to a scale and shift that may differ from
-        frame to frame; 1/metres of metric networks.
+        frame to frame; 1/metres of metric networks. A few frames at a time.
         """
+        return np.concatenate([self._nearness(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)])
+
+    @torch.inference_mode()
+    def _nearness(self, frames: np.ndarray) -> np.ndarray:
         inputs = self.processor(images=list(frames), return_tensors="pt").to(self.model.device)
         outputs = self.model(**inputs)
         sizes = [frames.shape[1:3]] * len(frames)

@@ -47,13 +47,18 @@ def load_transformer(
     return module.eval()
 
 
-def fp8_linears(module: Transformer, part: Part) -> set[str]:
-    """Names of the linears to keep in fp8: those the file has in it; if none, the blocks' but the small gates."""
-    names = {
+def block_linears(module: Transformer) -> set[str]:
+    """Names of the blocks' linears but the small gates."""
+    return {
         name
         for name, each in module.named_modules()
         if isinstance(each, nn.Linear) and name.startswith("transformer_blocks.") and not name.endswith("_gate_logits")
     }
+
+
+def fp8_linears(module: Transformer, part: Part) -> set[str]:
+    """Names of the linears to keep in fp8: those the file has in it; if none, the blocks' but the small gates."""
+    names = block_linears(module)
     stored = {name for name in names if part.stored[f"{name}.weight"].dtype in FP8}
     return stored or names
 

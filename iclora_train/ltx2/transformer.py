@@ -52,6 +52,11 @@ class TransformerConfig:
         return self.num_attention_heads * self.attention_head_dim
 
     @property
+    def text_width(self) -> int:
+        """Channels of the text features that are given."""
+        return self.cross_attention_dim if self.caption_proj_before_connector else self.caption_channels
+
+    @property
     def rows(self) -> int:
         """AdaLN rows of a block: shift, scale, gate of attention and feed-forward, and of text attention since 2.3."""
         return 9 if self.cross_attention_adaln else 6
@@ -229,13 +234,8 @@ class Transformer(nn.Module):
         text = text.to(dtype)
         if self.caption_projection is not None:
             text = self.caption_projection(text)
-        rope = rotation(
-            tokens.position,
-            config.width,
-            config.num_attention_heads,
-            config.positional_embedding_theta,
-            config.positional_embedding_max_pos,
-        ).to(dtype)
+        theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
+        rope = rotation(tokens.position, config.width, config.num_attention_heads, theta, extent).to(dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
         for i, block in enumerate(self.transformer_blocks):
             given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed)

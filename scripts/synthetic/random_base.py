@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.load import place
+from iclora_train.ltx2.load import block_linears, place
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae_layout import geometry_of
 from scripts.synthetic.configs import GEMMA, MODEL_VERSION, official_config
@@ -36,17 +36,13 @@ class RandomBase(Base):
             empty = torch.empty(spec.shape, dtype=dtype, device=device)
             return empty.normal_(spec.mean, spec.std, generator=generator)
 
-        for name, parameter in list(module.named_parameters()):
+        linears = block_linears(module) if fp8 else set()
+        names = [name for name, _ in module.named_parameters()]
+        for name in names:
             owner, _, leaf = name.rpartition(".")
-            linear = module.get_submodule(owner)
-            if fp8 and leaf == "weight" and _in_fp8(owner, linear):
-                bias = made(f"{owner}.bias") if linear.bias is not None else None
-                module.set_submodule(owner, Fp8Linear(*quantize(made(name)), bias))
-            elif parameter.is_meta and not isinstance(linear, Fp8Linear):
+            if owner not in linears:
                 place(module, name, made(name))
+            elif leaf == "weight":
+                bias = made(f"{owner}.bias") if f"{owner}.bias" in names else None
+                module.set_submodule(owner, Fp8Linear(*quantize(made(name)), bias))
         return module.eval()
-
-
-def _in_fp8(name: str, module: nn.Module) -> bool:
-    blocks = name.startswith("transformer_blocks.") and not name.endswith("_gate_logits")
-    return blocks and isinstance(module, nn.Linear)
