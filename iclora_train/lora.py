@@ -8,11 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from iclora_train.adapters.algebra import combine
@@ -20,8 +20,30 @@ from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.fuse import linears_for
 from iclora_train.adapters.target import check_base
 from iclora_train.config import ConfigError, Lora
+from iclora_train.ltx2.projection import Adapted, Halves, adapted
 
 __all__ = ["Adapter", "adapter_off", "attach", "check_base", "extract", "layers", "load_into", "read", "save"]
+
+
+class AdaptedLinear(Linear):
+    """peft's layer of a linear and its adapter, whose arithmetic is `ltx2.projection`'s."""
+
+    def low_rank(self) -> Halves | None:
+        """A and B with alpha / rank in it; None while the adapter is off."""
+        if self.disable_adapters:
+            return None
+        a, b = _halves(self)
+        scale = self.scaling["default"]
+        return a, b if scale == 1 else b * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (...,in) -> (...,out)."""
+        return adapted(x, cast(Adapted, self))
+
+
+def _inject(settings: LoraConfig, transformer: nn.Module) -> None:
+    settings._register_custom_module({nn.Linear: AdaptedLinear})
+    inject_adapter_in_model(settings, transformer)
 
 
 def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[nn.Parameter]:
@@ -47,7 +69,7 @@ def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[
     settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=wanted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
-        inject_adapter_in_model(settings, transformer)
+        _inject(settings, transformer)
         for half in _in_fp8(transformer):
             half.data = nn.init.kaiming_uniform_(torch.empty_like(half, dtype=torch.float32), math.sqrt(5))
     parameters = [p for name, p in transformer.named_parameters() if ".lora_" in name]
@@ -111,7 +133,7 @@ def load_into(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter,
     settings = LoraConfig(
         r=max(targets.values()), target_modules=list(targets), rank_pattern=targets, alpha_pattern=targets
     )
-    inject_adapter_in_model(settings, transformer)
+    _inject(settings, transformer)
     transformer.requires_grad_(False)
     dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # also beside fp8 weights
     for name, layer in layers(transformer):

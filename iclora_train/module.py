@@ -57,7 +57,7 @@ class ICLoRA(LightningModule):
         draws = draw(batch["target"], self.config.flow, generator)
         tokens, wanted = lay_out(batch, draws, self.config.task, self.geometry)
         learned = wanted.shape[1]
-        predicted = self.transformer(tokens, batch["text"])[:, :learned]
+        predicted = self.transformer(tokens, batch["text"], count=learned)
         return draws.sigma, masked_loss(predicted, wanted, tokens.loss_mask[:, :learned])
 
     def _refuse_nan(self, loss: Tensor, sigma: Tensor, keys: list[str]) -> None:

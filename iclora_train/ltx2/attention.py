@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.rope import rotate
 from iclora_train.ltx2.weighted import AttentionBias, weighted_attention
 
@@ -32,16 +33,36 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
         self.to_gate_logits = nn.Linear(width, heads) if gated else None
+        self.joint: Joint | None = None  # q, k, v as one linear; k and v where there is a context
+
+    def join(self, own: bool) -> None:
+        """From now on q, k and v (k and v, if not `own`) are computed as one, adapters included."""
+        layers = [self.to_q, self.to_k, self.to_v] if own else [self.to_k, self.to_v]
+        if self.joint is None and joinable(layers):
+            self.joint = Joint(layers)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, rope: Tensor | None = None, bias: AttentionBias | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        rope: Tensor | None = None,
+        bias: AttentionBias | None = None,
+        count: int | None = None,
     ) -> Tensor:
-        source = x if context is None else context
-        q, k, v = _norm(self.to_q(x), self.q_norm), _norm(self.to_k(source), self.k_norm), self.to_v(source)
+        """count: only this many of the tokens, the first ones, are asked for; all are looked at."""
+        gates = self.to_gate_logits
+        if context is None:
+            (q, k, v), gate = together(x, [self.to_q, self.to_k, self.to_v], self.joint, gates)
+        else:
+            (q,), gate = together(x, [self.to_q], None, gates)
+            (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
+        q, k = _norm(q, self.q_norm), _norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B,heads,N,head_dim)
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        out = attend(q, k, v, bias).transpose(1, 2)  # (B,N,heads,head_dim)
-        if self.to_gate_logits is not None:
-            out = out * (2 * self.to_gate_logits(x).sigmoid())[..., None]
+        if count is not None and bias is None:
+            q = q[:, :, :count]
+        out = attend(q, k, v, bias)[:, :, :count].transpose(1, 2)  # (B,N,heads,head_dim)
+        if gate is not None:
+            out = out * (2 * gate[:, :count].sigmoid())[..., None]
         return self.to_out(out.flatten(2))

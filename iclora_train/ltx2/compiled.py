@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from iclora_train.ltx2.transformer import Transformer
+from iclora_train.ltx2.transformer import Block, Transformer
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
@@ -32,4 +32,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._functorch.config.activation_memory_budget = kept
     torch._inductor.config.joint_custom_pre_pass = KeepAttention()
     for block in transformer.transformer_blocks:
+        assert isinstance(block, Block)
+        block.attn1.join(own=True)
+        block.attn2.join(own=False)
         block.compile(dynamic=False, backend=backend)

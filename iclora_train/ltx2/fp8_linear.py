@@ -32,7 +32,7 @@ class Fp8Linear(nn.Linear):
         self.register_buffer("weight_scale", scale.float().reshape(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = _Product.apply(x, self.weight, self.weight_scale)
+        out = scaled_product(x, self.weight, self.weight_scale)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -42,24 +42,31 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale).to(E4M3), scale
 
 
+def scaled_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """x (..., in) times (scale weight)^T: fp8 weight (out,in), one scale () or one for each output (out,)."""
+    product: Tensor = _Product.apply(x, weight, scale)
+    return product
+
+
 def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """fp8 values (out,in) times their scale, in `dtype`."""
-    return (weight.float() * scale).to(dtype)
+    """fp8 values (out,in) times their scale () or (out,), in `dtype`."""
+    return (weight.float() * scale.reshape(-1, 1)).to(dtype)
 
 
-def rounded_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (..., k) times scale * weight (k,n), both in fp8 and x with a scale per row. `weight` lies column by column.
+def rounded_product(x: Tensor, weight: Tensor, before: Tensor | None, behind: Tensor | None) -> Tensor:
+    """x (..., k) times weight (k,n), both in fp8; x times `before` (k,), the product times `behind` () or (n,).
 
-    The kernel knows one scale for all of x, and is faster than the one that knows a scale per row: so it is given the
-    weight's alone, and the rows' scales are multiplied on behind it, where a compiler joins that to what follows.
+    The weight lies column by column. x is rounded with a scale per row. The kernel knows one scale for all of x, and is
+    faster than the one that knows a scale per row: so all scales are multiplied on behind it, where a compiler joins
+    that to what follows.
     """
-    rows = x.reshape(-1, x.shape[-1])
-    row_scale = (rows.abs().amax(-1, keepdim=True).float() / LARGEST).clamp(min=_LEAST)  # (M,1)
+    rows = x.reshape(-1, x.shape[-1]).float()
+    rows = rows if before is None else rows * before
+    row_scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_LEAST)  # (M,1)
     one = torch.ones((), dtype=torch.float32, device=x.device)
-    product = torch._scaled_mm(
-        (rows.float() / row_scale).to(E4M3), weight, one, scale, out_dtype=x.dtype, use_fast_accum=True
-    )
-    return (product * row_scale).to(x.dtype).unflatten(0, x.shape[:-1])
+    product = torch._scaled_mm((rows / row_scale).to(E4M3), weight, one, one, out_dtype=x.dtype, use_fast_accum=True)
+    behind = row_scale if behind is None else row_scale * behind
+    return (product * behind).to(x.dtype).unflatten(0, x.shape[:-1])
 
 
 class _Product(torch.autograd.Function):
@@ -67,14 +74,15 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         ctx.save_for_backward(weight, scale)
         if multiplies_fp8(x):
-            return rounded_product(x, weight.t(), scale)
+            return rounded_product(x, weight.t(), None, scale)
         return F.linear(x, widened(weight, scale, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         weight, scale = ctx.saved_tensors
         if multiplies_fp8(grad):
-            return rounded_product(grad, weight.t().contiguous().t(), scale), None, None
+            before, behind = (scale, None) if scale.ndim else (None, scale)
+            return rounded_product(grad, weight.t().contiguous().t(), before, behind), None, None
         return grad @ widened(weight, scale, grad.dtype), None, None
 
 

@@ -42,7 +42,12 @@ def rotation(position: Tensor, width: int, heads: int, theta: float, max_positio
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate x (B,heads,N,head_dim) by `rope` (2,B,heads,N,head_dim/2)."""
-    cos, sin = rope
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """Rotate x (B,heads,N,head_dim) by `rope` (2,B,heads,N,head_dim/2).
+
+    Each half times cos plus the other half times -sin or sin: no part is put together in memory, so a compiler can read
+    both halves where it needs them, forwards and backwards.
+    """
+    cos, sin = rope[..., None, :].unbind(0)  # (B,heads,N,1,head_dim/2)
+    halves = x.unflatten(-1, (2, -1))
+    sign = 2 * torch.arange(2, device=x.device, dtype=x.dtype)[:, None] - 1  # -1 for the first half, 1 for the second
+    return (halves * cos + halves.flip(-2) * (sin * sign)).flatten(-2)

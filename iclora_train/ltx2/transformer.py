@@ -6,7 +6,6 @@ is computed for the few distinct levels of a clip and picked per token, never co
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention
+from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
 from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import rotation
+from iclora_train.ltx2.spill import Spill
 from iclora_train.ltx2.weighted import AttentionBias
 from iclora_train.pair import Tokens
-
-TIME_CHANNELS = 256  # of the sinusoidal embedding of a noise level
 
 
 @dataclass(frozen=True)
@@ -73,49 +72,6 @@ class TransformerConfig:
         return cls(**chosen)
 
 
-def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x over its root mean square across channels, without weights."""
-    return F.rms_norm(x, (x.shape[-1],), eps=eps)
-
-
-def pick(rows: Tensor, level: Tensor) -> Tensor:
-    """The AdaLN vector of each token: rows (B,K,D), level (B,N) -> (B,N,D), or (B,1,D) when there is one level."""
-    chosen = rows[:, :1]
-    for k in range(1, rows.shape[1]):  # two or three: selecting costs less than a gather, and its gradient is a sum
-        chosen = torch.where((level == k)[..., None], rows[:, k : k + 1], chosen)
-    return chosen
-
-
-class TimestepEmbedding(nn.Module):
-    """Two linears on the sinusoidal embedding of a noise level."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(TIME_CHANNELS, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, time: Tensor) -> Tensor:
-        half = TIME_CHANNELS // 2
-        omega = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=time.device))
-        angle = time.float()[..., None] * omega
-        embedded = torch.cat([angle.cos(), angle.sin()], dim=-1).to(self.linear_1.weight.dtype)
-        return self.linear_2(F.silu(self.linear_1(embedded)))
-
-
-class AdaLayerNormSingle(nn.Module):
-    """AdaLN-single of PixArt-alpha (arXiv 2310.00426, section 2.3): levels (B,K) -> (B,K,rows,D) and the embedding."""
-
-    def __init__(self, width: int, rows: int) -> None:
-        super().__init__()
-        self.rows = rows
-        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(width)})
-        self.linear = nn.Linear(width, rows * width)
-
-    def forward(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        embedded = self.emb["timestep_embedder"](time)
-        return self.linear(F.silu(embedded)).unflatten(-1, (self.rows, -1)), embedded
-
-
 class GELUProjection(nn.Module):
     """Linear and tanh-approximated GELU (a module of its own for the official name `net.0.proj`)."""
 
@@ -164,12 +120,20 @@ class Block(nn.Module):
         prompt: Tensor | None = None,
         bias: AttentionBias | None = None,
         perturbed: bool = False,
+        count: int | None = None,
     ) -> Tensor:
-        """x (B,N,D), text (B,T,D'), modulation (B,K,rows,D), level (B,N), prompt (B,1,2,D') -> (B,N,D)."""
-        rows = (self.scale_shift_table + modulation).unbind(2)
-        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (pick(row, level) for row in rows)
-        own = rms_norm(x, self.eps) * (1 + scale) + shift
-        x = x + (values_through(self.attn1, own) if perturbed else self.attn1(own, rope=rope, bias=bias)) * gate
+        """x (B,N,D), text (B,T,D'), modulation (B,K,rows,D), level (B,N), prompt (B,1,2,D') -> (B,N,D).
+
+        count: only the first tokens' results are wanted, (B,count,D).
+        """
+        shift, scale, *rows = (self.scale_shift_table + modulation).unbind(2)
+        own = rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level)
+        gate, ff_shift, ff_scale, ff_gate, *cross = (pick(row, level[:, :count]) for row in rows)
+        if perturbed:
+            seen = values_through(self.attn1, own)[:, :count]
+        else:
+            seen = self.attn1(own, rope=rope, bias=bias, count=count)
+        x = x[:, :count] + seen * gate
         query = rms_norm(x, self.eps)
         if cross:
             cross_shift, cross_scale, cross_gate = cross
@@ -180,18 +144,6 @@ class Block(nn.Module):
         else:
             x = x + self.attn2(query, context=text)
         return x + self.ff(rms_norm(x, self.eps) * (1 + ff_scale) + ff_shift) * ff_gate
-
-
-class CaptionProjection(nn.Module):
-    """Text features to the transformer's width (LTX-2.0 only)."""
-
-    def __init__(self, channels: int, width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(channels, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, text: Tensor) -> Tensor:
-        return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
 
 
 class Transformer(nn.Module):
@@ -209,6 +161,8 @@ class Transformer(nn.Module):
             None if config.caption_proj_before_connector else CaptionProjection(config.caption_channels, width)
         )
         self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
+        self.compiled = False  # its blocks are (`compiled.compile_blocks`)
+        self.spill: Spill | None = None  # in training keep a share of what blocks save on the host
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, width)) if config.use_keyframes_abs_pos_embedding else None
         )
@@ -217,10 +171,16 @@ class Transformer(nn.Module):
         self.proj_out = nn.Linear(width, config.out_channels)
 
     def forward(
-        self, tokens: Tokens, text: Tensor, between: str = "comfyui", perturbed: tuple[int, ...] = ()
+        self,
+        tokens: Tokens,
+        text: Tensor,
+        between: str = "comfyui",
+        perturbed: tuple[int, ...] = (),
+        count: int | None = None,
     ) -> Tensor:
-        """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, references included.
+        """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, or of the first `count`.
 
+        The last block then computes nothing of the others but what is looked at.
         between: what references see of one another once an attention weight is set (`weighted.AttentionBias`).
         perturbed: blocks whose self-attention lets its values through (`perturb`).
         """
@@ -237,10 +197,24 @@ class Transformer(nn.Module):
         theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
         rope = rotation(tokens.position, config.width, config.num_attention_heads, theta, extent).to(dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
-        for i, block in enumerate(self.transformer_blocks):
-            given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed)
-            saving = self.recompute and self.training and torch.is_grad_enabled()
-            x = checkpoint(block, *given, use_reentrant=False) if saving else block(*given)
-        shift, scale = (pick(row, tokens.level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
+        last = len(self.transformer_blocks) - 1
+        for i in range(last + 1):
+            wanted = count if i == last else None
+            given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed, wanted)
+            x = self._run(i, given)
+        level = tokens.level[:, :count]
+        shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)
+
+    def _run(self, number: int, given: tuple[Any, ...]) -> Tensor:
+        """One block; in training its backward pass has what it needs kept, computed again, or brought from the host."""
+        block = self.transformer_blocks[number]
+        learning = self.training and torch.is_grad_enabled()
+        if learning and self.recompute:
+            return checkpoint(block, *given, use_reentrant=False)
+        if learning and self.spill is not None and number < len(self.transformer_blocks) - 1:  # the last is needed next
+            shared = [tensor for tensor in given[1:] if isinstance(tensor, Tensor)]
+            with self.spill.block(number, [*shared, *block.parameters(), *block.buffers()]):
+                return block(*given)
+        return block(*given)

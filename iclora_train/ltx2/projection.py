@@ -1,0 +1,101 @@
+"""Linears with adapters beside them; those that read the same tokens are computed as one.
+
+A low-rank adapter costs little arithmetic and much memory traffic, so what reads the same tokens reads them once: the
+adapters' A and the attention's gate are one thin product, their B one block-diagonal product, the frozen weights one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from iclora_train.ltx2.fp8_linear import Fp8Linear, scaled_product
+
+Halves = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
+
+
+class Adapted(Protocol):
+    """A frozen linear with an adapter: x -> base_layer(x) + B A x. low_rank() is None while the adapter is off."""
+
+    base_layer: nn.Linear
+
+    def low_rank(self) -> Halves | None: ...
+
+
+def frozen(layer: nn.Module) -> nn.Linear:
+    """The linear of the base, without its adapter."""
+    return cast(nn.Linear, getattr(layer, "base_layer", layer))
+
+
+def _halves(layer: nn.Module) -> Halves | None:
+    return cast(Adapted, layer).low_rank() if hasattr(layer, "low_rank") else None
+
+
+def adapted(x: Tensor, layer: Adapted) -> Tensor:
+    """x (...,in) -> (...,out) by a linear and its adapter, which computes in x's precision whatever its own is."""
+    base, halves = layer.base_layer(x), layer.low_rank()
+    if halves is None:
+        return cast(Tensor, base)
+    down, up = (half.to(x.dtype) for half in halves)
+    return cast(Tensor, base + F.linear(F.linear(x, down), up))
+
+
+class Joint(nn.Module):
+    """Frozen linears of the same tokens as one, whose memory they share."""
+
+    weight: Tensor  # (sum of out, in)
+    scale: Tensor | None  # (sum of out,) fp32 where the weight is in fp8
+    bias: Tensor | None
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        linears = [frozen(layer) for layer in layers]
+        self.sizes = [linear.out_features for linear in linears]
+        weight = torch.cat([linear.weight.detach().view(torch.uint8) for linear in linears])
+        self.register_buffer("weight", weight.view(linears[0].weight.dtype), persistent=False)
+        for linear, part in zip(linears, self.weight.split(self.sizes), strict=True):
+            linear.weight = nn.Parameter(part, requires_grad=False)
+        scale = [linear.weight_scale.expand(linear.out_features) for linear in linears if isinstance(linear, Fp8Linear)]
+        self.register_buffer("scale", torch.cat(scale) if scale else None, persistent=False)
+        bias = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.register_buffer("bias", torch.cat(bias) if bias else None, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (...,in) -> (...,sum of out)."""
+        if self.scale is None:
+            return F.linear(x, self.weight, self.bias)
+        product = scaled_product(x, self.weight, self.scale)
+        return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+def joinable(layers: Sequence[nn.Module]) -> bool:
+    """Whether linears can be one: of one precision, all with a bias or none."""
+    linears = [frozen(layer) for layer in layers]
+    return len({(linear.weight.dtype, linear.bias is None, linear.in_features) for linear in linears}) == 1
+
+
+def together(
+    x: Tensor, layers: Sequence[nn.Module], joint: Joint | None, gate: nn.Linear | None = None
+) -> tuple[list[Tensor], Tensor | None]:
+    """x (B,N,in) through each of the layers, and through the gate, all of which read it once if there is a joint."""
+    if joint is None:
+        return [layer(x) for layer in layers], None if gate is None else gate(x)
+    halves = [_halves(layer) for layer in layers]
+    thin = [pair[0].to(x.dtype) for pair in halves if pair is not None]  # (rank,in) each
+    rank = sum(len(down) for down in thin)
+    if rank == 0:
+        return list(joint(x).split(joint.sizes, -1)), None if gate is None else gate(x)
+    heads = 0 if gate is None else gate.out_features
+    inner, opened = F.linear(x, torch.cat([*thin, gate.weight] if gate else thin)).split([rank, heads], -1)
+    up = torch.block_diag(
+        *(
+            x.new_zeros(size, 0) if pair is None else pair[1].to(x.dtype)
+            for pair, size in zip(halves, joint.sizes, strict=True)
+        )
+    )  # (sum of out, rank)
+    out = joint(x) + F.linear(inner, up)
+    return list(out.split(joint.sizes, -1)), None if gate is None else opened + gate.bias

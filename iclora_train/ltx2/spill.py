@@ -1,0 +1,130 @@
+"""Activations in host memory: part of what a block keeps for its backward pass leaves the GPU until it is needed.
+
+Copies run on a stream of their own beside the computation: out while the following blocks compute, and back, one block
+ahead, while the backward pass of the block behind it computes. What fits through the bus in that time costs nothing,
+and need not be computed a second time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+LEAST = 2**22  # bytes of a tensor worth a copy
+ON_THE_WAY = 2**30  # bytes that may wait to be copied before the computation waits for them
+
+
+@dataclass
+class Kept:
+    """A tensor that a block saved: on the host, and back on its device from `fetch` to its use."""
+
+    host: Tensor
+    device: torch.device
+    gone: torch.cuda.Event | None = None  # it has been copied to the host
+    back: Tensor | None = None
+    here: torch.cuda.Event | None = None  # it has been copied back
+
+
+class Spill:
+    """share: of the bytes that blocks keep; 0 moves nothing. Pinned buffers are kept from step to step."""
+
+    def __init__(self, share: float, least: int = LEAST) -> None:
+        self.share, self.least = share, least
+        self.stream: torch.cuda.Stream | None = None
+        self.blocks: dict[int, list[Kept]] = {}
+        self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        self.free: dict[tuple[torch.dtype, tuple[int, ...], tuple[int, ...]], list[Tensor]] = {}
+        self.moved = 0  # bytes of the last step
+
+    @contextmanager
+    def block(self, number: int, exempt: Iterable[Tensor]) -> Iterator[None]:
+        """Inside the `with` block `number` (from 0, in order) computes. exempt: what is in use elsewhere: stays."""
+        if number == 0:
+            self.moved = 0
+        own = self.blocks[number] = []
+        staying = {tensor.untyped_storage()._cdata for tensor in exempt}
+        seen = moved = 0
+
+        def pack(tensor: Tensor) -> Tensor | tuple[int, Kept]:
+            nonlocal seen, moved
+            size = tensor.numel() * tensor.element_size()
+            if size < self.least or tensor.untyped_storage()._cdata in staying:
+                return tensor
+            seen += size
+            if moved + size > self.share * seen + size / 2:
+                return tensor
+            moved += size
+            self.moved += size
+            own.append(self._send(tensor.detach()))
+            return number, own[-1]
+
+        with saved_tensors_hooks(pack, self._unpack):
+            yield
+
+    def _send(self, tensor: Tensor) -> Kept:
+        """Start copying a tensor to the host."""
+        spare = self.free.get((tensor.dtype, tuple(tensor.shape), tensor.stride()))
+        if spare:
+            host = spare.pop()
+        else:
+            pinned = tensor.is_cuda
+            host = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=pinned)
+        kept = Kept(host, tensor.device)
+        if not tensor.is_cuda:
+            host.copy_(tensor)
+            return kept
+        self.stream = self.stream or torch.cuda.Stream(tensor.device)
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            host.copy_(tensor, non_blocking=True)
+            kept.gone = self.stream.record_event()
+        self.leaving.append((tensor, kept.gone))
+        self._let_go()
+        return kept
+
+    def _let_go(self, allowed: int = ON_THE_WAY) -> None:
+        """Give up what has been copied; with more than allowed on the way, the computation waits for the oldest.
+
+        Memory that is given up can be written again by the computation: so that waits for the copy first.
+        """
+        waiting = sum(tensor.numel() * tensor.element_size() for tensor, _ in self.leaving)
+        while self.leaving and (waiting > allowed or self.leaving[0][1].query()):
+            tensor, gone = self.leaving.popleft()
+            torch.cuda.current_stream().wait_event(gone)
+            waiting -= tensor.numel() * tensor.element_size()
+
+    def _unpack(self, packed: Tensor | tuple[int, Kept]) -> Tensor:
+        if isinstance(packed, Tensor):
+            return packed
+        number, kept = packed
+        if kept.back is None:
+            self._fetch(number)
+        back, kept.back = kept.back, None
+        assert back is not None
+        if kept.here is not None:
+            torch.cuda.current_stream().wait_event(kept.here)
+        if number - 1 in self.blocks:
+            self._fetch(number - 1)
+        self.free.setdefault((back.dtype, tuple(back.shape), back.stride()), []).append(kept.host)
+        return back
+
+    def _fetch(self, number: int) -> None:
+        """Start copying back what a block moved; once per step."""
+        for kept in self.blocks.pop(number, ()):
+            kept.back = torch.empty_strided(
+                kept.host.shape, kept.host.stride(), dtype=kept.host.dtype, device=kept.device
+            )
+            if self.stream is None:
+                kept.back.copy_(kept.host)
+                continue
+            self._let_go(0)
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                kept.back.copy_(kept.host, non_blocking=True)
+                kept.here = self.stream.record_event()

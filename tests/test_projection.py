@@ -1,0 +1,93 @@
+"""Linears with adapters: computed apart or together, the same; what the last block leaves out is not looked at."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iclora_train import lora
+from iclora_train.config import Lora
+from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.projection import Joint, together
+from iclora_train.ltx2.transformer import Transformer
+from scripts.synthetic.random_base import RandomBase
+from tests.test_compiled import network, scene, step
+
+
+def joined(net: Transformer) -> Transformer:
+    for block in net.transformer_blocks:
+        block.attn1.join(own=True)  # type: ignore[union-attr, operator]
+        block.attn2.join(own=False)  # type: ignore[union-attr, operator]
+    return net
+
+
+def adapter(net: Transformer, alpha: float | None = None, targets: list[str] | None = None) -> Transformer:
+    settings = Lora(rank=4, alpha=alpha, targets=targets) if targets else Lora(rank=4, alpha=alpha)
+    for parameter in lora.attach(net, settings):
+        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
+    return net.train()
+
+
+@pytest.mark.parametrize("targets", [None, ["attn1.to_k", "attn2.to_v"], ["ff.net.2"]])
+@pytest.mark.parametrize("alpha", [None, 2.0])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_together_is_the_same_as_one_by_one(fp8: bool, alpha: float | None, targets: list[str] | None) -> None:
+    base, tokens = RandomBase("2.3", "tiny"), scene(8)
+    apart, one = (adapter(base.transformer(fp8=fp8), alpha, targets) for _ in range(2))
+    for wanted, found in zip(step(apart, tokens), step(joined(one), tokens), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_adapter_off_only_the_base_computes() -> None:
+    tokens, base, net = scene(8), RandomBase("2.3", "tiny"), joined(network())
+    text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), lora.adapter_off(net):
+        torch.testing.assert_close(net(tokens, text), base.transformer()(tokens, text), rtol=1e-4, atol=1e-5)
+
+
+def test_joined_weights_take_no_more_memory() -> None:
+    net = RandomBase("2.3", "tiny").transformer()
+    block = joined(net).transformer_blocks[0]
+    q, joint = block.attn1.to_q.weight, block.attn1.joint.weight  # type: ignore[union-attr]
+    assert q.untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()  # type: ignore[union-attr, operator]
+    assert not any("joint" in name for name in net.state_dict())
+
+
+def test_linears_of_two_scales_are_one_fp8_product() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers: list[nn.Module] = []
+    for size in (0.01, 3.0):
+        weight, scale = quantize(size * torch.randn(8, 16, generator=generator))
+        layers.append(Fp8Linear(weight, scale, None))
+    x = torch.randn(3, 16, generator=generator, requires_grad=True)
+    wanted = [layer(x) for layer in layers]
+    found, _ = together(x, layers, Joint(layers))
+    for a, b in zip(wanted, found, strict=True):
+        torch.testing.assert_close(b, a)
+    grads = [torch.autograd.grad(sum(out.square().sum() for out in outs), x)[0] for outs in (wanted, found)]
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_not_asked_for_is_not_computed_and_changes_nothing(weighted: bool) -> None:
+    net, tokens = network(), scene(8)
+    if weighted:
+        tokens = replace(tokens, weight=torch.where(tokens.group == 0, 1.0, 0.5)[None])
+    text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+    count = int((tokens.group == 0).sum())
+    shapes: list[Tensor] = []
+    net.transformer_blocks[-1].ff.register_forward_hook(lambda _m, given, _o: shapes.append(given[0]))  # type: ignore[union-attr]
+    with torch.no_grad():
+        torch.testing.assert_close(net(tokens, text, count=count), net(tokens, text)[:, :count])
+    assert [len(given[0]) for given in shapes] == [count, len(tokens.group)]
+
+
+def test_bf16_loss_is_the_fp32_loss_within_bf16_rounding() -> None:
+    tokens = scene(8)
+    exact, half = network(), joined(network().bfloat16())
+    text = torch.randn(1, 5, exact.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+    wanted, found = (net(tokens, text).detach().float().square().mean() for net in (exact, half))
+    assert abs(float(found / wanted) - 1) < 2**-8 * 3
