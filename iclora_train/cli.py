@@ -32,12 +32,14 @@ from iclora_train.heldout import HeldOut, ValidationClips, heldout_losses, heldo
 from iclora_train.hydra_main import overrides
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
+from iclora_train.memory import settled
 from iclora_train.module import BUCKETS, ICLoRA, bucket_name
 from iclora_train.precision import base_dtype
 from iclora_train.prompts import TEMPLATE
 from iclora_train.shards import ShardSet
 from iclora_train.watch import SAMPLED
 
+OWN = {"memory"}  # keys of trainer that are not Lightning's
 OURS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
 
 
@@ -72,6 +74,9 @@ def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Con
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest(folder / "checkpoints")
+    plan = settled(config, module, shards, folder)
+    if plan is not None:
+        console.print(str(plan))
     if config.validation.dry_run and resume is None:
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))
@@ -125,13 +130,14 @@ def call(command: str, *more: str) -> None:
 
 def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
     """The module and the Trainer with all that watches it."""
-    known = set(inspect.signature(Trainer).parameters) - OURS
+    known = set(inspect.signature(Trainer).parameters) - OURS | OWN
     unknown = sorted(config.trainer.keys() - known)
     require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
     module = ICLoRA(config, base, device_of(config))
+    given = {key: value for key, value in config.trainer.items() if key not in OWN}
     trainer = Trainer(
-        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **config.trainer},
+        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **given},
         precision="bf16-mixed" if base_dtype(config.model.precision) == torch.bfloat16 else "32-true",
         logger=False,
         enable_progress_bar=False,

@@ -89,14 +89,16 @@ class Model:
     recompute: bool = (
         False  # keep one tensor per block and compute the rest again in the backward pass: slower, smaller
     )
-    kept: float = 0.0  # with recompute and compiled blocks, share of a block's activations that is kept nevertheless
+    kept: float | None = None  # compiled blocks: share of activations not computed again; null: trainer.memory chooses
+    spill: float = 0.0  # compiled blocks: share of what is kept that lies on the host until the backward pass
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
-        require(0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1]")
+        require(self.kept is None or 0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1], or be null")
+        require(0 <= self.spill <= 1, f"model.spill={self.spill} must lie in [0, 1]")
 
 
 @dataclass

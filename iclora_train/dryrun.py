@@ -52,7 +52,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     ConfigError names the knobs when memory does not suffice; DiskFullError comes from the save.
     """
     device = module.transformer.patchify_proj.weight.device
-    bucket, batch = _largest(config, shards, device)
+    bucket, batch = largest(config, shards, device)
     kept = [p.detach().clone() for p in module.adapter]
     try:
         step = _steps(module, batch)
@@ -76,7 +76,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     return Estimate(bucket, tokens, step, spent, memory, room, adapter, hours)
 
 
-def _largest(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
+def largest(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
     """A batch of the training clip with the most pixels."""
     rows = shards.indices("train")
     area = {i: _pixels(shards.samples[i].bucket) for i in rows}

@@ -16,6 +16,7 @@ PLACES = (
     "text_encoder",
     "recompute",
     "kept",
+    "spill",
     "compile",
 )  # of `model`: where files are, how memory goes
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "workers")}

@@ -7,6 +7,7 @@ import torch
 from iclora_train.config import Model
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
+from iclora_train.ltx2.spill import Spill
 from iclora_train.ltx2.transformer import Transformer
 
 
@@ -37,9 +38,13 @@ def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
 def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
     """Compile the blocks as model.compile says (`compiled.compile_blocks`); adapters are attached before.
 
-    With model.recompute, what a block keeps is then the compiler's choice within model.kept.
+    What a block keeps is then the compiler's choice within model.kept; while that is null, everything, or with
+    model.recompute nothing but its input (until `memory.settle` knows better).
     """
     on_gpu = transformer.patchify_proj.weight.is_cuda
     if model.compile if model.compile is not None else on_gpu and not base.embedded:
-        compile_blocks(transformer, model.kept if model.recompute else 1.0)
+        unset = 0.0 if model.recompute else 1.0
+        compile_blocks(transformer, unset if model.kept is None else model.kept)
         transformer.recompute = False
+        transformer.compiled = True
+        transformer.spill = Spill(model.spill) if model.spill else None

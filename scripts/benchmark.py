@@ -1,9 +1,10 @@
 """Training steps, the common way beside ours: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
 
 In one run on one base: the way of a plain trainer (AdaLN computed for every token, peft's layers, each block
-recomputed, AdamW, nothing compiled), then this project's, in bf16 and with an fp8 base. One JSON line per measurement:
-median seconds of a step after the warm-up, GiB at the peak, and how many times as fast as the plain way it is.
---profile adds where the GPU's time goes in a step. Without a checkpoint the weights are random.
+recomputed, AdamW, nothing compiled), then this project's, in bf16 and with an fp8 base, each with the memory that
+trainer.memory allows (auto: all of the GPU). One JSON line per measurement: median seconds of a step after the warm-up,
+GiB at the peak; last, how many times as fast as the plain way each is. --profile adds where the GPU's time goes in a
+step. Without a checkpoint the weights are random.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import argparse
 import gc
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from statistics import median
 from typing import Any
 from unittest.mock import patch
 
@@ -22,10 +25,11 @@ import torch
 from torch import Tensor
 
 from iclora_train.batches import Batch
-from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.dryrun import GIB, clock, optimizer_step
 from iclora_train.ltx2 import transformer
 from iclora_train.ltx2.base import Base
+from iclora_train.memory import settle
 from iclora_train.module import ICLoRA
 from iclora_train.pair import Tokens
 from scripts.profile_step import profile
@@ -48,15 +52,16 @@ SHAPES = {"S": Shape(768, 448, 49), "M": Shape(960, 544, 89), "L": Shape(704, 12
 
 @dataclass(frozen=True)
 class Way:
-    """How steps are computed. kept: None recomputes every block and compiles nothing, else model.kept."""
+    """How steps are computed: with blocks compiled and trainer.memory, or model.kept; or the plain way."""
 
     name: str
     precision: str = "bf16"
-    per_token: bool = False
+    plain: bool = False
+    memory: str | float = "auto"
     kept: float | None = None
 
 
-PLAIN = Way("plain", per_token=True)
+PLAIN = Way("plain", plain=True)
 
 
 def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
@@ -78,8 +83,9 @@ def adaln_per_token() -> Iterator[None]:
     """Inside the `with`, the transformer is shown one noise level a token, and modulates each by a row of its own."""
     forward = transformer.Transformer.forward
 
-    def spread(net: Any, tokens: Tokens, *args: Any) -> Tensor:
-        return forward(net, replace(tokens, sigma=tokens.sigma.gather(1, tokens.level.long())), *args)
+    def spread(net: Any, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
+        own = replace(tokens, sigma=tokens.sigma.gather(1, tokens.level.long()))
+        return forward(net, own, text)[:, :count]
 
     with (
         patch.object(transformer, "pick", lambda rows, level: rows),
@@ -90,30 +96,47 @@ def adaln_per_token() -> Iterator[None]:
 
 def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
     model = Model(
-        name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=way.kept is not None,
-        kept=way.kept or 0.0, lora=Lora(rank=rank),
+        name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=not way.plain,
+        kept=way.kept, lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
     return ICLoRA(config, base, device)
 
 
-def measure(module: ICLoRA, batch: Batch, downscale: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of the steps after the first ones, the first one's, and the peak of memory."""
-    device, optimizer, taken, steps = batch["target"].device, module.optimizer(), [], args.steps
-    module.config.task.reference_downscale = downscale
+def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of the steps after the first ones, the first one's (with what is chosen and compiled before it),
+    and the peak of memory."""
+    device, optimizer, begun = batch["target"].device, module.optimizer(), time.perf_counter()
+    row: dict[str, Any] = {}
     if device.type == "cuda":
+        if not way.plain and way.kept is None:
+            plan = settle(module, batch, way.memory)
+            row = {"kept": plan.kept, "spill": plan.spill}
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    for number in range(steps + 2):
-        begun = clock(device)
-        optimizer_step(module, optimizer, batch, number)
-        taken.append(clock(device) - begun)
+    optimizer_step(module, optimizer, batch, 0)
+    first = clock(device) - begun
+    taken = running(lambda number: optimizer_step(module, optimizer, batch, number), args.steps, device)
     peak = torch.cuda.max_memory_reserved(device) / GIB if device.type == "cuda" else 0.0
-    middle = sorted(taken[2:])[steps // 2]
     if args.profile:
-        print(json.dumps(profile(lambda: optimizer_step(module, optimizer, batch, 0), middle)), flush=True)
-    return {"seconds": round(middle, 4), "first": round(taken[0], 1), "gib": round(peak, 1)}
+        print(json.dumps(profile(lambda: optimizer_step(module, optimizer, batch, 0), taken)), flush=True)
+    return {"seconds": round(taken, 4), "first": round(first, 1), "gib": round(peak, 1), **row}
+
+
+def running(step: Callable[[int], object], steps: int, device: torch.device) -> float:
+    """Median seconds of a step while one follows the other, as in training: nobody waits for the device."""
+    if device.type != "cuda":
+        marks = [clock(device), *((step(number), clock(device))[1] for number in range(steps))]
+        return median(later - earlier for earlier, later in pairwise(marks))
+    step(0)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
+    events[0].record()
+    for number in range(steps):
+        step(number)
+        events[number + 1].record()
+    torch.cuda.synchronize(device)
+    return median(earlier.elapsed_time(later) / 1e3 for earlier, later in pairwise(events))
 
 
 def run(base: Base, way: Way, shapes: list[str], args: argparse.Namespace, device: torch.device) -> dict[str, float]:
@@ -122,8 +145,9 @@ def run(base: Base, way: Way, shapes: list[str], args: argparse.Namespace, devic
     for name in shapes:
         shape = SHAPES[name]
         try:
-            row = measure(module, batch_of(base, shape, device), shape.downscale, args)
-        except torch.OutOfMemoryError as error:
+            module.config.task.reference_downscale = shape.downscale
+            row = measure(module, batch_of(base, shape, device), way, args)
+        except (torch.OutOfMemoryError, ConfigError) as error:
             print(json.dumps({"way": way.name, "shape": name, "failed": str(error)[:80]}), flush=True)
             continue
         found[name] = row["seconds"]
@@ -140,18 +164,23 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--kept", nargs="+", type=float, default=[0.0, 0.5], help="activation budgets to try")
+    parser.add_argument("--kept", nargs="*", type=float, default=[], help="of model.kept, to try beside what is chosen")
+    parser.add_argument("--memory", nargs="*", default=["auto"], help="of trainer.memory: auto, low, or GiB")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
     parser.add_argument("--no-plain", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = [] if args.no_plain else [PLAIN]
-    ways += [Way(f"ours {p} kept {k:g}", p, kept=k) for p in args.precision for k in args.kept]
+    for precision in args.precision:
+        for memory in args.memory:
+            limit = memory if memory in ("auto", "low") else float(memory)
+            ways.append(Way(f"ours {precision} {memory}", precision, memory=limit))
+        ways += [Way(f"ours {precision} kept {kept:g}", precision, kept=kept) for kept in args.kept]
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()
-        if way.per_token:
+        if way.plain:
             with adaln_per_token():
                 seconds[way.name] = run(base, way, args.shapes, args, device)
         else:
