@@ -100,7 +100,7 @@ def _loss(
     """Loss of each clip (B,) at one noise level, nothing given but the references."""
     level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
     tokens, wanted = lay_out(batch, Draws(level, noise, first=no, shown=~no), task, geometry)
-    predicted = transformer(tokens, batch["text"])[:, : wanted.shape[1]]
+    predicted = transformer(tokens, batch["text"], count=wanted.shape[1])
     return masked_loss(predicted, wanted, tokens.loss_mask[:, : wanted.shape[1]])
 
 
