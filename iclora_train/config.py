@@ -91,12 +91,14 @@ class Model:
     )
     kept: float = 0.0  # with recompute and compiled blocks, share of a block's activations that is kept nevertheless
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
+    offload: int = 0  # blocks whose weights lie in host memory and visit the GPU when they compute: slower, smaller
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
         require(0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1]")
+        require(self.offload >= 0, f"model.offload={self.offload} must be 0 (none) or more blocks")
 
 
 @dataclass

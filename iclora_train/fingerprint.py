@@ -17,6 +17,7 @@ PLACES = (
     "recompute",
     "kept",
     "compile",
+    "offload",
 )  # of `model`: where files are, how memory goes
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "workers")}
 

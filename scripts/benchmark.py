@@ -48,12 +48,14 @@ SHAPES = {"S": Shape(768, 448, 49), "M": Shape(960, 544, 89), "L": Shape(704, 12
 
 @dataclass(frozen=True)
 class Way:
-    """How steps are computed. kept: None recomputes every block and compiles nothing, else model.kept."""
+    """How steps are computed. kept: None recomputes every block and compiles nothing, else model.kept. offload: blocks
+    in host memory."""
 
     name: str
     precision: str = "bf16"
     per_token: bool = False
     kept: float | None = None
+    offload: int = 0
 
 
 PLAIN = Way("plain", per_token=True)
@@ -91,7 +93,7 @@ def adaln_per_token() -> Iterator[None]:
 def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
     model = Model(
         name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=way.kept is not None,
-        kept=way.kept or 0.0, lora=Lora(rank=rank),
+        kept=way.kept or 0.0, offload=way.offload, lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
@@ -142,12 +144,16 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--kept", nargs="+", type=float, default=[0.0, 0.5], help="activation budgets to try")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
+    parser.add_argument("--offload", type=int, default=0, help="blocks in host memory, of our ways")
     parser.add_argument("--no-plain", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = [] if args.no_plain else [PLAIN]
-    ways += [Way(f"ours {p} kept {k:g}", p, kept=k) for p in args.precision for k in args.kept]
+    away = f" offload {args.offload}" if args.offload else ""
+    ways += [
+        Way(f"ours {p} kept {k:g}{away}", p, kept=k, offload=args.offload) for p in args.precision for k in args.kept
+    ]
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()

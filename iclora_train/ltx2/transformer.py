@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention
+from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import rotation
 from iclora_train.ltx2.weighted import AttentionBias
@@ -209,6 +210,7 @@ class Transformer(nn.Module):
             None if config.caption_proj_before_connector else CaptionProjection(config.caption_channels, width)
         )
         self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
+        self.offload = Offload()  # blocks whose weights lie in host memory
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, width)) if config.use_keyframes_abs_pos_embedding else None
         )
@@ -240,7 +242,9 @@ class Transformer(nn.Module):
         for i, block in enumerate(self.transformer_blocks):
             given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed)
             saving = self.recompute and self.training and torch.is_grad_enabled()
+            self.offload.before(i)
             x = checkpoint(block, *given, use_reentrant=False) if saving else block(*given)
+            self.offload.after(i, x)
         shift, scale = (pick(row, tokens.level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)
