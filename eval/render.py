@@ -29,7 +29,7 @@ class Renderer(Source):
 
     def __init__(self, config: Config, base: Base, judged: Judged, held: HeldOut, store: Store) -> None:
         super().__init__(config, base, judged, held, store)
-        self.transformer = transformer_of(base, config.model.precision, self.device)
+        self.transformer = transformer_of(base, config.model, self.device)
         if judged.adapter is not None:
             lora.load_into(self.transformer, judged.adapter)
         self.transformer.to(self.device).eval()

@@ -92,6 +92,7 @@ class Model:
     kept: float | None = None  # compiled blocks: share of activations not computed again; null: trainer.memory chooses
     spill: float = 0.0  # compiled blocks: share of what is kept that lies on the host until the backward pass
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
+    offload: int = 0  # blocks whose weights lie in host memory and visit the GPU when they compute: slower, smaller
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
@@ -99,6 +100,7 @@ class Model:
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
         require(self.kept is None or 0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1], or be null")
         require(0 <= self.spill <= 1, f"model.spill={self.spill} must lie in [0, 1]")
+        require(self.offload >= 0, f"model.offload={self.offload} must be 0 (none) or more blocks")
 
 
 @dataclass

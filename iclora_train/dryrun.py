@@ -143,6 +143,7 @@ def _save(module: ICLoRA, folder: Path) -> int:
 def _too_large(config: Config, bucket: str, device: torch.device) -> str:
     room = torch.cuda.get_device_properties(device).total_memory / GIB
     knobs = [] if config.model.recompute else ["model.recompute=true"]
+    knobs += ["a higher model.offload"]
     knobs += ["data.batch_size=1"] if config.data.batch_size > 1 else []
     knobs += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []
     knobs += ["fewer data.frames", "smaller data.width and data.height", "a lower model.lora.rank"]

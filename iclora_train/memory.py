@@ -149,7 +149,7 @@ def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
     apply(module, kept, 0.0)
     whole = net.transformer_blocks
     try:
-        few, more = (_step(module, batch, nn.ModuleList([*whole[: n - 1], whole[-1]])) for n in (3, 6))
+        few, more = (_step(module, batch, nn.ModuleList(whole[:n])) for n in (3, 6))
     except torch.OutOfMemoryError:
         return None
     finally:

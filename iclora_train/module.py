@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from hydra.utils import instantiate
@@ -36,13 +36,15 @@ class ICLoRA(LightningModule):
     def __init__(self, config: Config, base: Base, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
-        self.transformer = transformer_of(base, config.model.precision, device).train()
+        self.transformer = transformer_of(base, config.model, device).train()
         self.transformer.recompute = config.model.recompute
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         compile_as_set(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.recent: list[Tensor] = []  # (2,B) sigma and loss of each batch since the last row of the log
         self.grad_norm = self.lr = 0.0  # of the last optimizer step
+        # Every rank loads the base itself: nothing of it is sent to the others.
+        self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if not p.requires_grad]
         self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -126,6 +128,11 @@ class ICLoRA(LightningModule):
     def _set(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self.adapter, values, strict=True):
             parameter.copy_(value)
+
+    def cpu(self) -> Self:
+        """Lightning's farewell to the GPU; weights that lie in host memory stay there."""
+        self.transformer.offload.end()
+        return super().cpu()
 
     def on_fit_start(self) -> None:
         if self.average is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from iclora_train.config import Model
+from iclora_train.config import Model, require
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.spill import Spill
@@ -25,9 +25,13 @@ def base_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def transformer_of(base: Base, precision: str, device: torch.device | str) -> Transformer:
-    """The base's frozen transformer as model.precision wants it: in `base_dtype`, with fp8 weights where it is fp8."""
-    return base.transformer(base_dtype(precision), device, fp8=precision == "fp8")
+def transformer_of(base: Base, model: Model, device: torch.device | str) -> Transformer:
+    """The base's frozen transformer as model.precision wants it, in `base_dtype`, with fp8 weights where it is fp8; and
+    with the weights of model.offload blocks in host memory. ConfigError for those without a GPU.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    require(on_gpu or not model.offload, f"model.offload={model.offload} needs a GPU: set model.offload=0 on a CPU")
+    return base.transformer(base_dtype(model.precision), device, model.precision == "fp8", model.offload)
 
 
 def vae_dtype(precision: str, device: torch.device) -> torch.dtype:

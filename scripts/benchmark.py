@@ -52,13 +52,15 @@ SHAPES = {"S": Shape(768, 448, 49), "M": Shape(960, 544, 89), "L": Shape(704, 12
 
 @dataclass(frozen=True)
 class Way:
-    """How steps are computed: with blocks compiled and trainer.memory, or model.kept; or the plain way."""
+    """How steps are computed: with blocks compiled and trainer.memory, or model.kept, and
+    model.offload; or the plain way."""
 
     name: str
     precision: str = "bf16"
     plain: bool = False
     memory: str | float = "auto"
     kept: float | None = None
+    offload: int = 0
 
 
 PLAIN = Way("plain", plain=True)
@@ -97,7 +99,7 @@ def adaln_per_token() -> Iterator[None]:
 def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
     model = Model(
         name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=not way.plain,
-        kept=way.kept, lora=Lora(rank=rank),
+        kept=way.kept, offload=way.offload, lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
@@ -167,16 +169,18 @@ def main() -> None:
     parser.add_argument("--kept", nargs="*", type=float, default=[], help="of model.kept, to try beside what is chosen")
     parser.add_argument("--memory", nargs="*", default=["auto"], help="of trainer.memory: auto, low, or GiB")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
+    parser.add_argument("--offload", type=int, default=0, help="blocks in host memory, of our ways")
     parser.add_argument("--no-plain", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = [] if args.no_plain else [PLAIN]
+    away = {"offload": args.offload}
     for precision in args.precision:
         for memory in args.memory:
             limit = memory if memory in ("auto", "low") else float(memory)
-            ways.append(Way(f"ours {precision} {memory}", precision, memory=limit))
-        ways += [Way(f"ours {precision} kept {kept:g}", precision, kept=kept) for kept in args.kept]
+            ways.append(Way(f"ours {precision} {memory}", precision, memory=limit, **away))
+        ways += [Way(f"ours {precision} kept {kept:g}", precision, kept=kept, **away) for kept in args.kept]
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()

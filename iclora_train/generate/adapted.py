@@ -12,7 +12,7 @@ from iclora_train.adapters.convert import import_any
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
 from iclora_train.adapters.target import check_base
-from iclora_train.config import require
+from iclora_train.config import Model, require
 from iclora_train.generate.settings import Generate
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.transformer import Transformer
@@ -35,13 +35,14 @@ def open_adapter(settings: Generate, base: Base) -> Adapter:
     return combine(list(zip(adapters, settings.adapter_strength, strict=True)))
 
 
-def adapted_transformer(base: Base, adapter: Adapter, precision: str, device: torch.device) -> tuple[Transformer, int]:
+def adapted_transformer(base: Base, adapter: Adapter, model: Model, device: torch.device) -> tuple[Transformer, int]:
     """The transformer with the adapter, and how many audio modules of the adapter are not used here.
 
-    The adapter is added into the weights. To fp8 weights it would be lost in their rounding: it runs beside those.
+    The adapter is added into the weights. To fp8 weights it would be lost in their rounding, and those in host memory
+    are not to be written: it runs beside them.
     """
-    transformer = transformer_of(base, precision, device)
-    if precision != "fp8":
+    transformer = transformer_of(base, model, device)
+    if model.precision != "fp8" and not model.offload:
         return transformer, fuse(transformer, [(adapter, 1.0)])
     passed = lora.load_into(transformer, adapter)
     return transformer.to(device).eval(), passed

@@ -152,7 +152,7 @@ def denoise(
     """Latents (1,C,f,h,w) of the last stage. The transformer is loaded here, and gone on return."""
     device = text.device
     with busy("loading the transformer"):
-        transformer, passed = adapted_transformer(base, adapter, settings.model.precision, device)
+        transformer, passed = adapted_transformer(base, adapter, settings.model, device)
         compile_as_set(transformer, base, settings.model)
     if passed:
         say(f"{passed} audio modules of the adapters are not used: the video stream alone is sampled")

@@ -33,6 +33,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._inductor.config.joint_custom_pre_pass = KeepAttention()
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
-        block.attn1.join(own=True)
-        block.attn2.join(own=False)
+        if not transformer.offload.order:  # those weights are moved one by one
+            block.attn1.join(own=True)
+            block.attn2.join(own=False)
         block.compile(dynamic=False, backend=backend)

@@ -1,5 +1,5 @@
 """The transformer from disk to device, tensor by tensor: the host never holds more than two of them beyond the page
-cache, and nothing is initialised in vain."""
+cache and the weights that are to stay there (`offload`), and nothing is initialised in vain."""
 
 from __future__ import annotations
 
@@ -13,17 +13,23 @@ from iclora_train.ltx2.checkpoint import Checkpoint
 from iclora_train.ltx2.fp8 import FP8
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.headers import Part, misfits
+from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 
 _KEYFRAME = "keyframes_abs_pos_embedding"
 
 
 def load_transformer(
-    checkpoint: Checkpoint, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", fp8: bool = False
+    checkpoint: Checkpoint,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    fp8: bool = False,
+    offload: int = 0,
 ) -> Transformer:
     """The frozen transformer in evaluation mode, in `dtype`. ConfigError names missing, unknown and misshapen keys.
 
     fp8: the blocks' linears stay in fp8, those of a bf16 checkpoint are rounded to it while loading.
+    offload: blocks whose weights lie in host memory.
     """
     part = checkpoint.part("transformer")
     config = transformer_config(checkpoint)
@@ -33,6 +39,7 @@ def load_transformer(
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
     require_keys(part, shapes)
     part.require_readable()
+    module.offload = Offload(config.num_layers, offload, device)
     linears = fp8_linears(module, part) if fp8 else set()
     for name in part.in_order():
         owner, _, leaf = name.rpartition(".")
@@ -44,6 +51,7 @@ def load_transformer(
                 module.set_submodule(owner, Fp8Linear(weight, scale, given))
         else:
             place(module, name, part.tensor(name, device).to(dtype))
+        module.offload.take(name, module.get_parameter(name))
     return module.eval()
 
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
+from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import rotation
 from iclora_train.ltx2.spill import Spill
@@ -163,6 +164,7 @@ class Transformer(nn.Module):
         self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
         self.compiled = False  # its blocks are (`compiled.compile_blocks`)
         self.spill: Spill | None = None  # in training keep a share of what blocks save on the host
+        self.offload = Offload()  # blocks whose weights lie in host memory
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, width)) if config.use_keyframes_abs_pos_embedding else None
         )
@@ -201,7 +203,9 @@ class Transformer(nn.Module):
         for i in range(last + 1):
             wanted = count if i == last else None
             given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed, wanted)
+            self.offload.before(i)
             x = self._run(i, given)
+            self.offload.after(i, x)
         level = tokens.level[:, :count]
         shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift

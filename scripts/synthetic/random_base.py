@@ -8,6 +8,7 @@ from torch import Tensor
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears, place
+from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.vae_layout import geometry_of
 from scripts.synthetic.configs import GEMMA, MODEL_VERSION, official_config
@@ -23,9 +24,16 @@ class RandomBase(Base):
         self.geometry, self.embedded, self.fingerprint = geometry_of(self.config["vae"]), False, "random"
 
     def transformer(
-        self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", fp8: bool = False
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        fp8: bool = False,
+        offload: int = 0,
     ) -> Transformer:
-        """Frozen, in evaluation mode, in `dtype`; fp8: the linears of its blocks, but their gates, in fp8."""
+        """Frozen, in evaluation mode, in `dtype`; fp8: the linears of its blocks, but their gates, in fp8.
+
+        offload: blocks whose weights lie in host memory.
+        """
         generator = torch.Generator(device).manual_seed(0)
         specs = {spec.name: spec for spec in transformer(self.config["transformer"])}
         with torch.device("meta"):
@@ -36,6 +44,7 @@ class RandomBase(Base):
             empty = torch.empty(spec.shape, dtype=dtype, device=device)
             return empty.normal_(spec.mean, spec.std, generator=generator)
 
+        module.offload = Offload(module.config.num_layers, offload, device)
         linears = block_linears(module) if fp8 else set()
         names = [name for name, _ in module.named_parameters()]
         for name in names:
@@ -45,4 +54,5 @@ class RandomBase(Base):
             elif leaf == "weight":
                 bias = made(f"{owner}.bias") if f"{owner}.bias" in names else None
                 module.set_submodule(owner, Fp8Linear(*quantize(made(name)), bias))
+            module.offload.take(name, module.get_parameter(name))
         return module.eval()

@@ -1,0 +1,348 @@
+"""Weights in host memory: the same step to the last bit, two blocks on the device at most, a host copy that stays."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
+
+from iclora_train import lora, module
+from iclora_train.config import Config, ConfigError, Lora, Model, Optim, Task
+from iclora_train.generate import adapted
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.compiled import compile_blocks
+from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.load import block_linears
+from iclora_train.ltx2.offload import Lane, Offload
+from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+from iclora_train.module import ICLoRA
+from iclora_train.pair import Tokens
+from iclora_train.precision import transformer_of
+from scripts.synthetic.random_base import RandomBase
+from tests.test_compiled import TARGETS, scene
+from tests.tiny import write_tiny_base
+
+BLOCKS = 6
+CONFIG = TransformerConfig(
+    num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=8, num_layers=BLOCKS,
+    cross_attention_dim=32, apply_gated_attention=True, cross_attention_adaln=True, caption_proj_before_connector=True,
+)  # fmt: skip
+
+
+def network(count: int, fp8: bool = False, config: TransformerConfig = CONFIG, device: str = "cpu") -> Transformer:
+    """A frozen transformer, bf16 on a GPU, with `count` blocks in host memory, and an adapter that does something."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        net = Transformer(config).requires_grad_(False)
+    if device == "cuda":
+        net.bfloat16()
+    for name in block_linears(net) if fp8 else ():
+        linear = net.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        net.set_submodule(name, Fp8Linear(*quantize(linear.weight), linear.bias))
+    net.offload = Offload(config.num_layers, count, device)
+    for name, parameter in net.named_parameters():
+        net.offload.take(name, parameter)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in lora.attach(net, Lora(rank=4, targets=TARGETS)):
+        parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return net.train()
+
+
+def given(net: Transformer) -> tuple[Tokens, Tensor]:
+    device = net.patchify_proj.weight.device
+    tokens, generator = scene(8), torch.Generator().manual_seed(1)
+    moved = {name: value.to(device) for name, value in vars(tokens).items() if isinstance(value, Tensor)}
+    return replace(tokens, **moved), torch.randn(1, 16, net.config.cross_attention_dim, generator=generator).to(device)
+
+
+def step(net: Transformer) -> list[Tensor]:
+    """The velocity, and the adapter's gradients."""
+    velocity = net(*given(net))
+    adapter = [p for p in net.parameters() if p.requires_grad]
+    return [velocity.detach(), *torch.autograd.grad(velocity.square().mean(), adapter)]
+
+
+def require_equal(found: list[Tensor], wanted: list[Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def away(net: Transformer) -> set[str]:
+    """Names of the tensors without bytes."""
+    return {name for name, p in net.named_parameters() if p.untyped_storage().nbytes() == 0}
+
+
+def present(net: Transformer) -> set[int]:
+    """Of the blocks whose weights lie in host memory, those that have some of them here."""
+    return {
+        block
+        for block, weights in net.offload.weights.items()
+        if any(weight.untyped_storage().nbytes() for weight, _ in weights)
+    }
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 4, BLOCKS])
+def test_steps_and_samples_are_the_same_to_the_last_bit(count: int, recompute: bool) -> None:
+    plain, offloaded = network(0), network(count)
+    plain.recompute = offloaded.recompute = recompute
+    wanted = step(plain)
+    for _ in range(2):
+        require_equal(step(offloaded), wanted)
+        with torch.no_grad():
+            require_equal([offloaded(*given(offloaded)) for _ in range(2)], wanted[:1] * 2)
+
+
+def test_so_are_those_of_fp8_weights_and_of_gradients_that_are_accumulated() -> None:
+    plain, offloaded = network(0, fp8=True), network(4, fp8=True)
+    require_equal(step(offloaded), step(plain))
+    for net in (plain, offloaded):
+        both = net(*given(net)) + 2 * net(*given(net))  # two passes, then both backwards
+        both.square().mean().backward()
+        net(*given(net)).square().mean().backward()
+    grads = [[p.grad for p in net.parameters() if p.grad is not None] for net in (offloaded, plain)]
+    assert grads[0]
+    require_equal(*grads)
+
+
+def test_a_step_that_broke_off_does_no_harm() -> None:
+    plain, offloaded = network(0), network(4)
+    offloaded(*given(offloaded))  # its gradient is never asked for
+    late = offloaded.transformer_blocks[4]
+    hook = late.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        step(offloaded)
+    hook.remove()
+    require_equal(step(offloaded), step(plain))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_no_more_than_two_blocks_are_ever_here_and_the_one_that_computes_is(recompute: bool) -> None:
+    net, seen = network(BLOCKS), list[tuple[int, set[int]]]()
+    net.recompute = recompute
+    for number, block in enumerate(net.transformer_blocks):
+        look = partial(lambda number, *_: seen.append((number, present(net))), number)
+        block.register_forward_pre_hook(look)
+        for parameter in (p for p in block.parameters() if p.requires_grad):
+            parameter.register_hook(look)  # its gradient comes while the block computes backwards
+    assert present(net) == set()
+    step(net)
+    forwards = [(i, {i, i + 1 if i < BLOCKS - 1 else i - 1}) for i in range(BLOCKS)]
+    backwards = [(i, {i, i - 1 if i else 1}) for i in reversed(range(BLOCKS))]
+    assert [look for look, _ in groupby(seen)] == forwards + backwards[1:]  # the last block turns round
+    with torch.no_grad():
+        net(*given(net))
+    assert seen[-1] == (BLOCKS - 1, {BLOCKS - 1, 0})  # the next pass begins with block 0
+    assert present(net) == {BLOCKS - 1, 0}
+
+
+class Told(Lane):
+    """A lane that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.stream, self.calls = None, list[object]()
+
+    def inside(self) -> AbstractContextManager[object]:
+        self.calls.append("copy")
+        return nullcontext()
+
+    def follow(self) -> None:
+        self.calls.append("follow")
+
+    def mark(self) -> Any:
+        return self.calls.count("copy")  # which copy it was
+
+    def hold(self, moment: Any) -> None:
+        self.calls.append(moment)
+
+
+def test_copies_wait_for_what_computes_in_their_memory_and_computing_waits_for_its_copy() -> None:
+    net, lane = network(3), Told()
+    net.offload.lane = lane
+    with torch.no_grad():
+        net(*given(net))
+    assert lane.calls == ["copy", "copy", 1, "follow", "copy", 2, "follow", "copy", 3]
+    lane.calls.clear()
+    step(net)
+    assert lane.calls == ["follow", "copy", 4, "follow", "copy", 1, 2, 2, "follow", "copy", 1, 3]
+    lane.calls.clear()
+    step(net)
+    assert lane.calls.count("copy") == 2 * (3 - 2)  # a pass finds two of its blocks there
+
+
+def test_the_host_copy_is_never_written_and_nothing_but_linears_goes_there() -> None:
+    net = network(3)
+    assert net.offload.order == [1, 3, 5]  # spread evenly, so that copies have time
+    linears = {name for name, each in net.named_modules() if isinstance(each, nn.Linear) and "lora_" not in name}
+    blocks = tuple(f"transformer_blocks.{i}." for i in (1, 3, 5))
+    assert away(net) == {f"{name}.weight" for name in linears if name.startswith(blocks)}
+    hosts = [host for weights in net.offload.weights.values() for _, host in weights]
+    before = [host.clone() for host in hosts]
+    step(net)
+    require_equal(hosts, before)
+
+
+@pytest.fixture
+def counted() -> Iterator[Any]:
+    """How often blocks are compiled."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
+@pytest.mark.parametrize("backend", ["eager", "aot_eager_decomp_partition"])
+def test_compiled_blocks_are_compiled_no_more_often_and_give_the_same(backend: str, counted: Any) -> None:
+    plain, offloaded = network(0), network(4)
+    compile_blocks(plain, 0.0, backend)
+    wanted = step(plain)
+    alone = counted()
+    torch._dynamo.reset()
+    compile_blocks(offloaded, 0.0, backend)
+    for _ in range(3):
+        require_equal(step(offloaded), wanted)
+        assert len(present(offloaded)) == 2
+    assert 0 < counted() == 2 * alone
+
+
+def test_weights_go_to_the_host_while_they_are_loaded(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    for fp8 in (False, True):
+        whole, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, offload=1)
+        assert {name.split(".")[1] for name in away(net)} == {"1"}
+        assert all(isinstance(p, nn.Parameter) and not p.requires_grad for p in net.parameters())
+        assert len(away(net)) == len(net.offload.weights[1]) == 12
+        with torch.no_grad():
+            width = net.config.cross_attention_dim
+            text = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(1))
+            require_equal([net(scene(8), text)], [whole(scene(8), text)])
+    assert len(away(RandomBase("2.3", "tiny").transformer(offload=2))) == 24
+
+
+def test_what_cannot_be_is_named(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    with pytest.raises(ConfigError, match=r"model\.offload=3 must lie in \[0, 2\], the number of blocks"):
+        base.transformer(offload=3)
+    with pytest.raises(ConfigError, match=r"model\.offload=-1 must be 0 \(none\) or more blocks"):
+        Model(name="tiny", checkpoint="", offload=-1)
+    with pytest.raises(ConfigError, match=r"model\.offload=2 needs a GPU: set model\.offload=0 on a CPU"):
+        transformer_of(base, Model(name="tiny", checkpoint="", offload=2), "cpu")
+
+
+@pytest.fixture
+def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """model.offload is heeded without a GPU."""
+    for place in (module, adapted):
+        monkeypatch.setattr(
+            place, "transformer_of", lambda base, model, device: base.transformer(offload=model.offload)
+        )
+
+
+def trained(base: Base, offload: int) -> ICLoRA:
+    model = Model(name="tiny", checkpoint="", offload=offload, lora=Lora(rank=4))
+    optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
+    return ICLoRA(Config(task=Task(name="tiny", maker="none"), model=model, optim=optim), base)
+
+
+@pytest.mark.usefixtures("on_any_device")
+def test_checkpoints_are_written_and_read_without_the_weights(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    first, other = trained(base, 2), trained(base, 0)
+    with torch.no_grad():
+        for parameter in first.adapter:
+            parameter.normal_(generator=torch.Generator().manual_seed(0))
+    checkpoint: dict[str, Any] = {"state_dict": first.state_dict()}
+    first.on_save_checkpoint(checkpoint)
+    assert len(checkpoint["state_dict"]) == len(first.adapter)
+    again = trained(base, 2)
+    for read in (again, other):
+        loaded = dict(checkpoint)
+        read.on_load_checkpoint(loaded)
+        assert read.load_state_dict(loaded["state_dict"], strict=True)
+    require_equal(step(again.transformer), step(other.transformer))
+
+
+@pytest.mark.usefixtures("on_any_device")
+def test_the_module_leaves_the_device_with_its_weights(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    plain, fresh, used = trained(base, 0), trained(base, 2), trained(base, 2)
+    step(used.transformer)
+    for offloaded in (fresh, used):
+        offloaded.cpu()
+        assert not away(offloaded.transformer)
+        require_equal(list(offloaded.state_dict().values()), list(plain.state_dict().values()))
+        require_equal(step(offloaded.transformer), step(plain.transformer))
+
+
+@pytest.mark.usefixtures("on_any_device")
+def test_several_processes_do_not_send_one_another_the_base(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path / "base")))
+    offloaded = trained(base, 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        wrapped = DistributedDataParallel(offloaded)
+        assert len(wrapped._module_parameters) == len(offloaded.adapter)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(away(offloaded.transformer)) == 24
+
+
+@pytest.mark.usefixtures("on_any_device")
+def test_an_adapter_runs_beside_weights_that_lie_in_host_memory(tmp_path: Path) -> None:
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    weights = lora.extract(trained(base, 0).transformer)
+    adapter = lora.Adapter({n: (a, torch.ones_like(b)) for n, (a, b) in weights.items()}, {})
+    made = []
+    for offload in (0, 1):
+        net, _ = adapted.adapted_transformer(
+            base, adapter, Model(name="tiny", checkpoint="", offload=offload), torch.device("cpu")
+        )
+        hosts = [host.clone() for pairs in net.offload.weights.values() for _, host in pairs]
+        with torch.no_grad():
+            made.append(net(*given(net)))
+        require_equal([host for pairs in net.offload.weights.values() for _, host in pairs], hosts)
+    torch.testing.assert_close(made[1], made[0])
+
+
+WIDE = replace(CONFIG, num_attention_heads=16, attention_head_dim=64, cross_attention_dim=1024, num_layers=12)
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("way", ["kept", "recomputed", "compiled"])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str) -> None:
+    found, held, block = [], [], 0
+    for count in (0, 0, 12):  # the first for what is allocated but once
+        torch._dynamo.reset()
+        gc.collect()
+        start = torch.cuda.memory_allocated()
+        net = network(count, fp8, WIDE, "cuda")
+        net.recompute = way == "recomputed"
+        if way == "compiled":
+            compile_blocks(net, 0.0)
+        with sdpa_kernel(SDPBackend.MATH), torch.autocast("cuda", torch.bfloat16):  # the same sum every time
+            made = [tensor for _ in range(4) for tensor in step(net)]
+            with torch.no_grad():
+                made += [net(*given(net)) for _ in range(4)]
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated() - start - sum(tensor.nbytes for tensor in made))
+        found.append([tensor.cpu() for tensor in made])
+        hosts = [host for pairs in net.offload.weights.values() for _, host in pairs]
+        assert all(host.is_pinned() for host in hosts)
+        block = sum(host.nbytes for host in hosts) // 12
+        del net, made
+    require_equal(found[2], found[1])
+    assert abs(held[1] - held[2] - 10 * block) < 2**20
