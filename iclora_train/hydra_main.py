@@ -58,6 +58,7 @@ def start(config_name: str, function: Callable[[DictConfig], None], schema: type
     A wrong setting, found here or raised as ConfigError by `function`, is one line on stderr and exit code 2.
     """
     register(schema)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # buckets of many sizes share one memory
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
 
     def job(composed: DictConfig) -> None:

@@ -8,7 +8,7 @@ figures behind the choice are measured on the first blocks, on the largest clips
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.dryrun import largest
 from iclora_train.files import write_whole
 from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.spill import Spill
+from iclora_train.ltx2.spill import ON_THE_WAY, Spill
 from iclora_train.module import ICLoRA
 from iclora_train.shards import ShardSet
 from iclora_train.step import step_generator
@@ -75,6 +75,7 @@ def fits(level: Level, blocks: int, budget: float, bandwidth: float, host: float
     over = level.rest + whole - budget
     if over <= 0:
         return Plan(level.kept, 0.0, (level.rest + whole) / GIB)
+    over += ON_THE_WAY
     most = min(BUS * bandwidth * level.seconds * blocks, host, whole * (blocks - 3) / blocks)  # two are back at a time
     if over > most:
         return None
@@ -93,7 +94,7 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path) -> P
     None where there is nothing to choose: on a CPU, with blocks that are not compiled, or with model.kept set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
-    open_to_choice = device.type == "cuda" and module.transformer.compiled and config.model.kept is None
+    open_to_choice = device.type == "cuda" and module.transformer.kept is not None and config.model.kept is None
     if memory is None or not open_to_choice:
         require(
             memory in (None, "auto"),
@@ -113,31 +114,69 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path) -> P
     return plan
 
 
-def settle(module: ICLoRA, batch: Batch, memory: str | float) -> Plan:
-    """Measure on `batch`, the largest there is, choose, and set the module accordingly.
+class Levels:
+    """The levels as far as they have been asked for: measuring one takes compiling it."""
 
-    ConfigError when the smallest step does not fit, with what would help.
+    def __init__(self, module: ICLoRA, batch: Batch) -> None:
+        self.module, self.batch = module, batch
+        self.known: dict[float, Level | None] = {}
+
+    def __iter__(self) -> Iterator[Level]:
+        for kept in LEVELS:
+            if kept not in self.known:
+                self.known[kept] = measure(self.module, self.batch, kept)
+            if (level := self.known[kept]) is not None:
+                yield level
+
+    def __str__(self) -> str:
+        blocks = len(self.module.transformer.transformer_blocks)
+        found = [level for level in self.known.values() if level is not None]
+        return ", ".join(f"{at.rest / GIB:.1f} + {at.block * blocks / GIB:.1f} at {at.kept:g}" for at in found)
+
+
+def settle(module: ICLoRA, batch: Batch, memory: str | float) -> Plan:
+    """Measure on `batch`, the largest there is, choose, try a step, and leave the module set that way.
+
+    From then on the process takes no more than that of the GPU. ConfigError when the smallest step does not fit.
     """
     device = batch["target"].device
     room = torch.cuda.get_device_properties(device).total_memory / GIB
-    budget = budget_of(memory, room) * (1 - MARGIN) * GIB
-    blocks = len(module.transformer.transformer_blocks)
-    measured = (level for kept in LEVELS if (level := measure(module, batch, kept)) is not None)
-    plan = choose(measured, blocks, budget, bandwidth_of(device), 0.8 * free_on_host())
-    if plan is None:
-        raise ConfigError(
-            f"trainer.memory={memory}: a step on the largest clips does not fit into {budget / GIB:.1f} GiB even with "
-            "all activations computed again; what would help: model.precision=fp8, model.offload=<blocks>, a smaller "
-            "data.tokens_per_batch or data.batch_size, fewer data.frames, task.reference_downscale=2"
-        )
-    apply(module, plan.kept, plan.spill)
-    return plan
+    wanted = budget_of(memory, room)
+    torch.cuda.set_per_process_memory_fraction(wanted / room, device)
+    blocks, levels = len(module.transformer.transformer_blocks), Levels(module, batch)
+    bandwidth, host, budget = bandwidth_of(device), 0.8 * free_on_host(), wanted * (1 - MARGIN) * GIB
+    while (plan := choose(levels, blocks, budget, bandwidth, host)) is not None:
+        apply(module, plan.kept, plan.spill)
+        if holds(module, batch):
+            return plan
+        budget *= 1 - MARGIN
+    raise ConfigError(
+        f"trainer.memory={memory}: a step on the largest clips does not fit into {wanted:.1f} GiB (GiB beside and for "
+        f"activations, with model.kept: {levels}); what would help: model.precision=fp8, "
+        "model.offload=<blocks>, a smaller data.tokens_per_batch or data.batch_size, fewer data.frames, "
+        "task.reference_downscale=2"
+    )
 
 
 def apply(module: ICLoRA, kept: float, spill: float) -> None:
     """Train with these from now on."""
     compile_blocks(module.transformer, kept)
     module.transformer.spill = Spill(spill) if spill else None
+
+
+def holds(module: ICLoRA, batch: Batch) -> bool:
+    """Whether a whole step fits beside what the optimizer will keep."""
+    device = batch["target"].device
+    torch.cuda.empty_cache()
+    try:
+        states = torch.empty(2 * 4 * sum(p.numel() for p in module.adapter), dtype=torch.uint8, device=device)
+        _step(module, batch, module.transformer.transformer_blocks)
+        del states
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        module.zero_grad()
+    return True
 
 
 def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:

@@ -50,5 +50,4 @@ def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
         unset = 0.0 if model.recompute else 1.0
         compile_blocks(transformer, unset if model.kept is None else model.kept)
         transformer.recompute = False
-        transformer.compiled = True
         transformer.spill = Spill(model.spill) if model.spill else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 from unittest.mock import patch
+
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as the commands do, before torch is loaded
 
 import torch
 from torch import Tensor

@@ -31,6 +31,9 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._dynamo.config.recompile_limit = SHAPES
     torch._functorch.config.activation_memory_budget = kept
     torch._inductor.config.joint_custom_pre_pass = KeepAttention()
+    if transformer.kept == kept:
+        return
+    transformer.kept = kept
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
         if not transformer.offload.order:  # those weights are moved one by one

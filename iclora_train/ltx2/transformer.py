@@ -162,7 +162,7 @@ class Transformer(nn.Module):
             None if config.caption_proj_before_connector else CaptionProjection(config.caption_channels, width)
         )
         self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
-        self.compiled = False  # its blocks are (`compiled.compile_blocks`)
+        self.kept: float | None = None  # the blocks are compiled, and keep that much (`compiled.compile_blocks`)
         self.spill: Spill | None = None  # in training keep a share of what blocks save on the host
         self.offload = Offload()  # blocks whose weights lie in host memory
         self.keyframes_abs_pos_embedding = (
