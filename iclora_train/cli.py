@@ -21,7 +21,7 @@ from rich.console import Console
 
 from iclora_train import lora
 from iclora_train.adapters import card
-from iclora_train.callbacks import CsvLog, ProgressBar, Record, Row, Sink, WandbLog
+from iclora_train.callbacks import Record
 from iclora_train.checkpoint import Saver, WholeFile, claim, newest, shaping_settings
 from iclora_train.config import Config, require
 from iclora_train.datamodule import LatentData
@@ -32,10 +32,13 @@ from iclora_train.heldout import HeldOut, ValidationClips, heldout_losses, heldo
 from iclora_train.hydra_main import overrides
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
-from iclora_train.module import BUCKETS, ICLoRA, bucket_name
+from iclora_train.module import ICLoRA
 from iclora_train.precision import base_dtype
 from iclora_train.prompts import TEMPLATE
+from iclora_train.recent import BUCKETS, Row, bucket_name
 from iclora_train.shards import ShardSet
+from iclora_train.sinks import CsvLog, ProgressBar, Sink, WandbLog
+from iclora_train.throughput import FIGURES
 from iclora_train.watch import SAMPLED
 
 OURS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
@@ -169,13 +172,14 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
     buckets = [bucket_name(i) for i in range(BUCKETS)]
     columns = ["step", "loss", *buckets, "grad_norm", "lr"]
     columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
-    clips = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
-    sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], clips, console)]
+    sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], console)]
     if config.logger.get("csv"):
-        sinks.append(CsvLog(folder / "metrics.csv", columns))
+        sinks += [CsvLog(folder / "metrics.csv", columns), CsvLog(folder / "throughput.csv", ["step", *FIGURES])]
     if config.logger.get("wandb"):
         sinks.append(WandbLog(folder, config.run, asdict(config), config.logger["wandb"]))
-    callbacks: list[Callback] = [Record(sinks, every, measure if every else None)]
+    log_every = config.trainer.get("log_every_n_steps")
+    require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
+    callbacks: list[Callback] = [Record(sinks, every, measure if every else None, log_every)]
     if heldout is not None:
         callbacks.append(ValidationClips(config, base, heldout, folder / "samples"))
     if watch.checkpoint_every:
