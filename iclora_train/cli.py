@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 import os
-import subprocess
-import sys
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from iclora_train import lora
-from iclora_train.adapters import card
-from iclora_train.callbacks import CsvLog, ProgressBar, Record, Row, Sink, WandbLog
+from iclora_train.callbacks import Record
 from iclora_train.checkpoint import Saver, WholeFile, claim, newest, shaping_settings
 from iclora_train.config import Config, require
 from iclora_train.datamodule import LatentData
 from iclora_train.dryrun import dry_run
-from iclora_train.files import alone, sha256
-from iclora_train.fingerprint import config_hash
+from iclora_train.files import alone
 from iclora_train.heldout import HeldOut, ValidationClips, heldout_losses, heldout_names
-from iclora_train.hydra_main import overrides
+from iclora_train.hydra_main import call
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
 from iclora_train.memory import settled
-from iclora_train.module import BUCKETS, ICLoRA, bucket_name
+from iclora_train.module import ICLoRA
 from iclora_train.precision import base_dtype
-from iclora_train.prompts import TEMPLATE
+from iclora_train.recent import BUCKETS, Row, bucket_name
+from iclora_train.results import conclude, evaluate, export
 from iclora_train.shards import ShardSet
+from iclora_train.sinks import CsvLog, ProgressBar, Sink, WandbLog
+from iclora_train.throughput import FIGURES
 from iclora_train.watch import SAMPLED
 
 OWN = {"memory"}  # keys of trainer that are not Lightning's
@@ -121,13 +117,6 @@ def open_shards(config: Config, base: Base) -> ShardSet:
     return shards
 
 
-def call(command: str, *more: str) -> None:
-    """Run another of our commands with this one's overrides; if it fails, end with its exit code (it said why)."""
-    done = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
-
-
 def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
     """The module and the Trainer with all that watches it."""
     known = set(inspect.signature(Trainer).parameters) - OURS | OWN
@@ -175,76 +164,16 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
     buckets = [bucket_name(i) for i in range(BUCKETS)]
     columns = ["step", "loss", *buckets, "grad_norm", "lr"]
     columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
-    clips = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
-    sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], clips, console)]
+    sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], console)]
     if config.logger.get("csv"):
-        sinks.append(CsvLog(folder / "metrics.csv", columns))
+        sinks += [CsvLog(folder / "metrics.csv", columns), CsvLog(folder / "throughput.csv", ["step", *FIGURES])]
     if config.logger.get("wandb"):
         sinks.append(WandbLog(folder, config.run, asdict(config), config.logger["wandb"]))
-    callbacks: list[Callback] = [Record(sinks, every, measure if every else None)]
+    log_every = config.trainer.get("log_every_n_steps")
+    require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
+    callbacks: list[Callback] = [Record(sinks, every, measure if every else None, log_every)]
     if heldout is not None:
         callbacks.append(ValidationClips(config, base, heldout, folder / "samples"))
     if watch.checkpoint_every:
         callbacks.append(Saver(folder / "checkpoints", watch.checkpoint_every, shaping_settings(config, base)))
     return callbacks
-
-
-def export(path: Path, module: ICLoRA, base: Base) -> None:
-    """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
-    config = module.config
-    facts: dict[str, Any] = {
-        "reference_downscale_factor": config.task.reference_downscale,
-        "base_model": base.name,
-        "base_model_family": base.family,
-        "base_model_version": base.version,
-        "base_fingerprint": base.fingerprint,
-        "task": config.task.name,
-        "trigger": config.task.trigger,
-        "config_hash": config_hash(config),
-        "rank": config.model.lora.rank,
-        "steps": config.trainer["max_steps"],
-        "learning_rate": config.optim.optimizer.get("lr", "the optimizer's own"),
-        "batch_size": config.data.batch_size,
-        "clips": ShardSet.open(Path(config.data.root, "latents")).splits["train"],
-        "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
-        "fps": config.data.fps or "of the clips",
-    }
-    if config.data.prompt is not None:
-        facts[TEMPLATE] = config.data.prompt
-    if config.task.reference_temporal_scale != 1:
-        facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
-    with module.averaged():
-        weights = lora.extract(module.transformer)
-    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in facts.items()}))
-    card.write_beside(path)
-
-
-def evaluate(folder: Path, adapter: Path) -> None:
-    """Judge the adapter by `python -m eval`, unless its scores are there."""
-    path = folder / "eval" / "scores.json"
-    if not path.exists() or json.loads(path.read_text())["adapter"]["sha256"] != sha256(adapter):
-        call("eval")
-
-
-def conclude(folder: Path, adapter: Path, console: Console) -> None:
-    """Where everything is, and the headline numbers, which the card is given too."""
-    scores = folder / "eval" / "scores.json"
-    found = json.loads(scores.read_text()) if scores.exists() else None
-    own = found is not None and found["adapter"]["sha256"] == sha256(adapter)
-    beside = card.write_beside(adapter, scores if own else None)
-    if found is not None:
-        measured = {cell: row[found["primary"]] for cell, row in found["cells"].items() if found["primary"] in row}
-        for cell, value in measured.items():
-            known = value["low"] is not None
-            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if known else "(one clip)"
-            console.print(f"{found['primary']:>12}  {cell:18} {value['mean']:.3f}  {interval}")
-    for name, path in (
-        ("adapter", adapter),
-        ("card", beside[0]),
-        *(("ComfyUI", path) for path in beside[1:]),
-        ("samples", folder / "samples"),
-        ("log", folder / "metrics.csv"),
-        ("report", folder / "eval" / "report.html"),
-    ):
-        if path.exists():
-            console.print(f"{name:8} {path}")

@@ -122,13 +122,20 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _memory(device: torch.device) -> tuple[float, float | None]:
-    """Peak GiB so far, and GiB of the device; on a CPU the process' own peak."""
+def peak_memory(device: torch.device) -> float:
+    """Peak GiB so far that this process has taken of a GPU, or of the host where it computes on the CPU."""
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_reserved(device) / GIB
-        torch.cuda.empty_cache()
-        return peak, torch.cuda.get_device_properties(device).total_memory / GIB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB, None
+        return torch.cuda.max_memory_reserved(device) / GIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
+
+
+def _memory(device: torch.device) -> tuple[float, float | None]:
+    """Peak GiB so far, and GiB of the device if it is a GPU, whose memory is given back."""
+    peak = peak_memory(device)
+    if device.type != "cuda":
+        return peak, None
+    torch.cuda.empty_cache()
+    return peak, torch.cuda.get_device_properties(device).total_memory / GIB
 
 
 def _save(module: ICLoRA, folder: Path) -> int:

@@ -7,6 +7,7 @@ heavy is imported, so that --help answers at once.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,10 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException) and str(cause).split("\n")[0] not in parts[0]:
         parts.append(str(cause).partition("full_key:")[0])
     return " ".join(" ".join(parts).split())
+
+
+def call(command: str, *more: str) -> None:
+    """Run another of our commands with this one's overrides; if it fails, end with its exit code (it said why)."""
+    done = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)

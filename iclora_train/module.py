@@ -17,17 +17,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train import lora
 from iclora_train.batches import Batch
-from iclora_train.config import Config, ConfigError, Optim, require
+from iclora_train.config import Config, Optim, require
 from iclora_train.flow import masked_loss
 from iclora_train.ltx2.base import Base
 from iclora_train.precision import compile_as_set, transformer_of
+from iclora_train.recent import DivergedError, Recent, Row
 from iclora_train.step import draw, lay_out, step_generator
-
-BUCKETS = 4  # of noise levels, in which the loss is shown
-
-
-class DivergedError(ConfigError):
-    """The loss or its gradient is NaN or infinite; nothing was changed by that step."""
 
 
 class ICLoRA(LightningModule):
@@ -41,35 +36,25 @@ class ICLoRA(LightningModule):
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         compile_as_set(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
-        self.recent: list[Tensor] = []  # (2,B) sigma and loss of each batch since the last row of the log
-        self.grad_norm = self.lr = 0.0  # of the last optimizer step
+        self.recent = Recent()
+        self.lr = 0.0  # of the last optimizer step
         # Every rank loads the base itself: nothing of it is sent to the others.
         self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if not p.requires_grad]
         self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch; the loss of each clip is kept for the log."""
+        """Mean loss of a batch; the loss of each clip is kept for `look`."""
         sigma, loss = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
-        self._refuse_nan(loss, sigma, batch["keys"])
-        self.recent.append(torch.stack([sigma, loss.detach()]))
+        self.recent.add(batch["keys"], sigma, loss)
         return loss.mean()
 
     def losses(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise level and loss of each clip, both (B,), at levels and noise from the generator."""
+        """Noise level of each clip, on the host, and its loss, both (B,), at levels and noise from the generator."""
         draws = draw(batch["target"], self.config.flow, generator)
         tokens, wanted = lay_out(batch, draws, self.config.task, self.geometry)
         learned = wanted.shape[1]
         predicted = self.transformer(tokens, batch["text"], count=learned)
         return draws.sigma, masked_loss(predicted, wanted, tokens.loss_mask[:, :learned])
-
-    def _refuse_nan(self, loss: Tensor, sigma: Tensor, keys: list[str]) -> None:
-        if loss.isfinite().all():
-            return
-        bad = ", ".join(f"{keys[i]} at sigma {sigma[i]:.3f}" for i in (~loss.isfinite()).nonzero().flatten().tolist())
-        raise DivergedError(
-            f"the loss is not a finite number at step {self.global_step + 1} ({bad}): lower optim.optimizer.lr or "
-            "optim.clip_norm, or leave out the clip, under another run=<name>; checkpoints up to here are intact"
-        )
 
     def configure_gradient_clipping(
         self,
@@ -77,13 +62,9 @@ class ICLoRA(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm to optim.clip_norm and keep what it was."""
-        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.adapter, self.config.optim.clip_norm))
-        if not math.isfinite(self.grad_norm):
-            raise DivergedError(
-                f"the gradient is not finite at step {self.global_step + 1}: lower optim.optimizer.lr under another "
-                "run=<name>; checkpoints up to here are intact"
-            )
+        """Clip the norm to optim.clip_norm; what it was is kept for `look`."""
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter, self.config.optim.clip_norm)
+        self.recent.close(self.global_step + 1, norm, self.lr)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer of optim.optimizer under our schedule, which steps once per optimizer step."""
@@ -96,7 +77,7 @@ class ICLoRA(LightningModule):
         """A fresh optimizer of optim.optimizer over the adapter."""
         optim = self.config.optim.optimizer
         require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
-        made: Optimizer = instantiate(optim, self.adapter, _convert_="all")
+        made: Optimizer = instantiate(on_device(optim, self.adapter[0].device), self.adapter, _convert_="all")
         return made
 
     def optimizer_step(
@@ -139,7 +120,11 @@ class ICLoRA(LightningModule):
             self.average = [value.to(self.device) for value in self.average]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The base is not saved: only what is trained, and its average."""
+        """The base is not saved: only what is trained, and its average. DivergedError if a step that nobody looked at
+        was not finite; rows are taken by `callbacks.Record`, which Lightning asks first."""
+        _, diverged = self.look()
+        if diverged is not None:
+            raise diverged
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint["average"] = self.average
@@ -149,23 +134,22 @@ class ICLoRA(LightningModule):
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         self.average = checkpoint["average"]
 
-    def take_row(self) -> dict[str, float]:
-        """What is logged of the steps since the last call: loss, loss by noise level, gradient norm, learning rate."""
-        own = torch.cat(self.recent, dim=1)
-        self.recent.clear()
-        seen = self.all_gather(own)  # (2,n), or (ranks,2,n)
+    def look(self) -> tuple[list[Row], DivergedError | None]:
+        """The rows of the steps since the last call, and what is wrong with the step behind them (`Recent.take`). The
+        only place where the host waits for the device in training."""
+        return self.recent.take(self._gather)
+
+    def _gather(self, own: Tensor) -> Tensor:
+        seen = self.all_gather(own)
         assert isinstance(seen, Tensor)
-        sigma, loss = seen.reshape(-1, *own.shape).cpu().unbind(1)
-        row = {"loss": float(loss.mean())}
-        for i in range(BUCKETS):
-            inside = loss[(sigma * BUCKETS).long().clamp(max=BUCKETS - 1) == i]
-            row[bucket_name(i)] = float(inside.mean()) if len(inside) else math.nan
-        return {**row, "grad_norm": self.grad_norm, "lr": self.lr}
+        return seen
 
 
-def bucket_name(i: int) -> str:
-    """Name of the i-th bucket of noise levels, e.g. loss_0.25_0.50."""
-    return f"loss_{i / BUCKETS:.2f}_{(i + 1) / BUCKETS:.2f}"
+def on_device(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Settings of an optimizer; on a GPU AdamW is one kernel for all weights, unless they say how it is computed."""
+    said = {"fused", "foreach", "capturable", "differentiable"} & optim.keys()
+    adamw = optim["_target_"] in ("torch.optim.AdamW", "torch.optim.adamw.AdamW")
+    return {**optim, "fused": True} if adamw and device.type == "cuda" and not said else optim
 
 
 def rate(step: int, optim: Optim, max_steps: int) -> float:

@@ -17,7 +17,8 @@ from iclora_train.reference import append_reference, target_tokens, to_tokens
 
 @dataclass(frozen=True)
 class Draws:
-    """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown.
+    """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown. On
+    the host, so that nothing waits for a GPU to know them.
 
     Where the settings ask for them: attention strength of the references (B,), and the region that they are seen in
     (B,4), its top, bottom, left and right edge as shares of the frame.
@@ -38,7 +39,7 @@ def step_generator(seed: int, batch: int, rank: int) -> Generator:
 
 
 def draw(target: Tensor, flow: Flow, generator: Generator) -> Draws:
-    """Draws for a target (B,C,f,h,w), on its device; made on the CPU, so that they are the same on every device."""
+    """Draws for a target (B,C,f,h,w), made on the CPU, so that they are the same whatever trains."""
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
     noise = torch.randn(target.shape, generator=generator)
@@ -47,9 +48,15 @@ def draw(target: Tensor, flow: Flow, generator: Generator) -> Draws:
     # What a setting switches on is drawn after what is always drawn, so that it changes nothing of that.
     strength = draw_strength(batch, flow.attention_strength_p, generator) if flow.attention_strength_p else None
     region = draw_region(batch, flow.region_mask_p, generator) if flow.region_mask_p else None
-    sigma, noise, first, shown = (drawn.to(target.device) for drawn in (sigma, noise, first, shown))
-    weights = (None if drawn is None else drawn.to(target.device) for drawn in (strength, region))
-    return Draws(sigma, noise, first, shown, *weights)
+    return Draws(sigma, noise, first, shown, strength, region)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. To a GPU it goes from pinned memory: the host does not wait until what was asked for is
+    computed."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def draw_strength(batch: int, p: float, generator: Generator) -> Tensor | None:
@@ -94,13 +101,15 @@ def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple
     are shown. ConfigError when the references' size does not fit the task's factors.
     """
     clean = batch["target"]
-    noisy = noise_to(clean, draws.noise, draws.sigma)
-    given = draws.first[:, None, None, None, None]
+    sigma, noise, first = (sent(drawn, clean.device) for drawn in (draws.sigma, draws.noise, draws.first))
+    noisy = noise_to(clean, noise, sigma)
+    given = first[:, None, None, None, None]
     noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
-    tokens = target_tokens(noisy, draws.sigma, geometry, batch["fps"], draws.first)
-    strength: float | Tensor = 1.0 if draws.strength is None else draws.strength
-    if not draws.shown.all():
-        strength = strength * draws.shown
+    tokens = target_tokens(noisy, sigma, geometry, batch["fps"], first)
+    region = None if draws.region is None else sent(draws.region, clean.device)
+    strength: float | Tensor = 1.0
+    if draws.strength is not None or region is not None or not draws.shown.all():
+        strength = sent((1.0 if draws.strength is None else draws.strength) * draws.shown, clean.device)
     for reference in batch["references"]:
         require_factors(clean, reference, task, batch["keys"][0])
         tokens = append_reference(
@@ -109,9 +118,9 @@ def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple
             task.reference_downscale,
             task.reference_temporal_scale,
             attention_strength=strength,
-            attention_mask=None if draws.region is None else region_mask(draws.region, *reference.shape[3:]),
+            attention_mask=None if region is None else region_mask(region, *reference.shape[3:]),
         )
-    return tokens, to_tokens(velocity(clean, draws.noise))
+    return tokens, to_tokens(velocity(clean, noise))
 
 
 def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> None:

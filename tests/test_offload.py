@@ -212,7 +212,8 @@ def test_compiled_blocks_are_compiled_no_more_often_and_give_the_same(backend: s
     torch._dynamo.reset()
     compile_blocks(offloaded, 0.0, backend)
     for _ in range(3):
-        require_equal(step(offloaded), wanted)
+        for found, expected in zip(step(offloaded), wanted, strict=True):  # there q, k and v are one product
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         assert len(present(offloaded)) == 2
     assert 0 < counted() == 2 * alone
 

@@ -112,7 +112,7 @@ def test_a_finished_run_only_reports(finished: tuple[Path, Result], tiny: list[s
 
 def test_killed_three_times_it_ends_with_the_same_bytes(tiny: list[str], tmp_path: Path) -> None:
     more = ["trainer.max_steps=30", "trainer.accumulate_grad_batches=2", "optim.ema=0.9", "flow.reference_p=0.5"]
-    more += ["validation.checkpoint_every=3", "optim.decay=cosine"]
+    more += ["validation.checkpoint_every=3", "optim.decay=cosine", "trainer.log_every_n_steps=4"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     assert train(tmp_path / "whole", tiny, *more).code == 0
@@ -219,6 +219,15 @@ def test_a_diverging_run_stops_and_says_where(tiny: list[str], tmp_path: Path) -
     assert "train0" in result.err
     assert not (tmp_path / "runs/run/checkpoints").exists()
     assert train(tmp_path, tiny).code == 0  # nothing was made, so the folder is free for other settings
+
+
+def test_a_run_that_is_seldom_looked_at_stops_before_it_saves_what_diverged(tiny: list[str], tmp_path: Path) -> None:
+    more = ["optim.optimizer.lr=1e30", "validation.loss_every=0", "validation.checkpoint_every=5"]
+    result = train(tmp_path, tiny, *more, "trainer.log_every_n_steps=100")
+    assert result.code == 2
+    assert "at step 2 (" in result.err
+    assert [row["step"] for row in rows(tmp_path)] == ["1"]
+    assert not (tmp_path / "runs/run/checkpoints").exists()
 
 
 @pytest.mark.parametrize(

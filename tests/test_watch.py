@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from iclora_train import wandb_door
-from iclora_train.callbacks import CsvLog, WandbLog
+from iclora_train.sinks import CsvLog, WandbLog
 from iclora_train.watch import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
 
 SIGMAS = [0.3, 0.9]
@@ -82,8 +82,13 @@ def test_wandb_gets_what_was_measured_over_the_step(tmp_path: Path, monkeypatch:
     log.start(0)
     start.assert_called_once_with(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
     run.define_metric.assert_called_once_with("*", step_metric="step")
-    log.write({"step": 1, "loss": 0.5, "loss_0.00_0.25": math.nan, "control_gain": 0.1})
+    log.write([{"step": 1, "loss": 0.5, "loss_0.00_0.25": math.nan, "control_gain": 0.1}])
     run.log.assert_called_once_with({"step": 1, "loss": 0.5, "control_gain": 0.1})
+    log.write([{"step": 2, "loss": 0.4}, {"step": 3, "loss": 0.3, "mfu": 0.5}])
+    assert [call.args[0] for call in run.log.call_args_list[1:]] == [
+        {"step": 2, "loss": 0.4},
+        {"step": 3, "loss": 0.3, "throughput/mfu": 0.5},
+    ]
     log.close()
     run.finish.assert_called_once_with()
 
@@ -98,7 +103,7 @@ def test_a_log_of_an_earlier_version_goes_on_with_the_new_columns(tmp_path: Path
     path.write_text("step,loss,heldout_correct_0.5,gone\n1,0.5,,7\n2,0.25,0.125,8\n3,0.1,,9\n")
     log = CsvLog(path, ["step", "loss", "control_gain", "heldout_correct_0.5"])
     log.start(2)
-    log.write({"step": 3, "loss": 0.2, "control_gain": 0.5, "heldout_correct_0.5": 0.1})
+    log.write([{"step": 3, "loss": 0.2, "control_gain": 0.5, "heldout_correct_0.5": 0.1}])
     log.close()
     table = lines(path)
     assert list(table[0]) == ["step", "loss", "control_gain", "heldout_correct_0.5", "gone"]
@@ -113,7 +118,7 @@ def test_going_on_keeps_the_bytes_of_what_was_written(tmp_path: Path) -> None:
     log = CsvLog(path, ["step", "loss"])
     log.start(0)
     for step in (1, 2, 3):
-        log.write({"step": step, "loss": 1 / 3 * step})
+        log.write([{"step": step, "loss": 1 / 3 * step}])
     log.close()
     whole = path.read_bytes()
     again = CsvLog(path, ["step", "loss"])

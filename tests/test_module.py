@@ -1,0 +1,100 @@
+"""The module in a Trainer: nothing waits for the GPU between two looks, and nothing bad is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Callback, Trainer
+from torch.utils.data import DataLoader
+
+from iclora_train.batches import collate
+from iclora_train.callbacks import Record
+from iclora_train.config import Config
+from iclora_train.ltx2.base import Base
+from iclora_train.ltx2.chosen import base_of
+from iclora_train.module import ICLoRA, on_device
+from iclora_train.pair import LatentPair
+from iclora_train.recent import DivergedError
+from tests.tiny import composed, write_tiny_base
+
+STEPS = 8
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-3}
+
+
+def fit(config: Config, base: Base, device: str, callbacks: list[Callback]) -> Trainer:
+    """Train on clips of noise."""
+    module = ICLoRA(config, base, device)
+    generator = torch.Generator().manual_seed(0)
+
+    def clip(key: str) -> LatentPair:
+        target, reference = torch.randn(2, base.geometry.channels, 2, 4, 4, generator=generator)
+        text = torch.randn(6, module.transformer.config.text_width, generator=generator)
+        return LatentPair(key, target, (reference,), text, 25.0)
+
+    loader = DataLoader([clip(f"clip{i}") for i in range(4 * STEPS)], batch_size=2, collate_fn=collate)
+    trainer = Trainer(
+        accelerator="gpu" if device == "cuda" else "cpu",
+        precision="bf16-mixed" if device == "cuda" else "32-true",
+        devices=1,
+        max_steps=STEPS,
+        accumulate_grad_batches=2,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, loader)
+    return trainer
+
+
+class Unwaiting(Callback):
+    """Between two steps whatever makes the host wait for the GPU is an error; `mode` says so to PyTorch."""
+
+    def __init__(self, mode: Any) -> None:
+        self.mode = mode
+        self.batches = 0
+
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: object) -> None:
+        if trainer.global_step == 3:
+            self.mode("error")
+        self.batches += 3 <= trainer.global_step < STEPS - 1
+        if trainer.global_step == STEPS - 1:
+            self.mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str) -> None:
+    config = composed("conf=deblur", f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
+    unwaiting = Unwaiting(torch.cuda.set_sync_debug_mode)
+    try:
+        fit(config, base_of(config.model), "cuda", [Record([], 0, None, log_every=100), unwaiting])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert unwaiting.batches == 2 * (STEPS - 4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_after_a_step_that_was_not_finite_is_refused_whoever_asks(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path)
+    config = composed("conf=deblur", f"model.checkpoint={tmp_path}", "optim=adamw", "optim.optimizer.lr=1e30")
+    path = tmp_path / "made.ckpt"
+    trainer = fit(config, Base.open(str(tmp_path)), "cpu", [Unwaiting(lambda _: None)])  # nobody takes rows
+    with pytest.raises(DivergedError, match=r"at step 2 \(clip"):
+        trainer.save_checkpoint(path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("said", [{"fused": False}, {"foreach": True}, {"capturable": True}])
+def test_adamw_is_fused_on_a_gpu_unless_the_settings_say_how(said: dict[str, bool]) -> None:
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert on_device(ADAMW, cuda) == {**ADAMW, "fused": True}
+    assert on_device(ADAMW, cpu) == ADAMW
+    assert on_device({**ADAMW, **said}, cuda) == {**ADAMW, **said}
+    muon = {"_target_": "torch.optim.Muon"}
+    assert on_device(muon, cuda) == muon
