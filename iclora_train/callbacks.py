@@ -138,7 +138,7 @@ class WandbLog:
 class ProgressBar:
     """Step of total, loss, clips per second and time left: a bar on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, total: int, clips_per_step: int, console: Console) -> None:
+    def __init__(self, total: int, clips_per_step: float, console: Console) -> None:
         self.total, self.clips_per_step, self.console = total, clips_per_step, console
         left, about = TimeRemainingColumn(), TextColumn("{task.description}")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), left, about)

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from iclora_train import lora
 from iclora_train.adapters import card
+from iclora_train.batches import clips_per_batch, mean_clips
 from iclora_train.callbacks import CsvLog, ProgressBar, Record, Row, Sink, WandbLog
 from iclora_train.checkpoint import Saver, WholeFile, claim, newest, shaping_settings
 from iclora_train.config import Config, require
@@ -75,7 +76,8 @@ def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Con
     if config.validation.dry_run and resume is None:
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))
-    data = LatentData(shards.folder, config.data.batch_size, config.seed, config.data.workers)
+    sizes = config.data.batch_size, config.data.tokens_per_batch
+    data = LatentData(shards.folder, *sizes, seed=config.seed, workers=config.data.workers)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)
@@ -92,7 +94,6 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for about in (
-        "The 'train_dataloader' does not have many workers",  # latents are small; data.workers is there
         "GPU available but not used",  # trainer.accelerator was chosen
         "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.Record looks at the val clips
         "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 under torch 2.13
@@ -169,7 +170,8 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
     buckets = [bucket_name(i) for i in range(BUCKETS)]
     columns = ["step", "loss", *buckets, "grad_norm", "lr"]
     columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
-    clips = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
+    clips = mean_clips(shards, "train", config.data.batch_size, config.data.tokens_per_batch)
+    clips *= config.trainer.get("accumulate_grad_batches", 1)
     sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], clips, console)]
     if config.logger.get("csv"):
         sinks.append(CsvLog(folder / "metrics.csv", columns))
@@ -185,7 +187,8 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
 
 def export(path: Path, module: ICLoRA, base: Base) -> None:
     """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
-    config = module.config
+    config, shards = module.config, ShardSet.open(Path(module.config.data.root, "latents"))
+    sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
     facts: dict[str, Any] = {
         "reference_downscale_factor": config.task.reference_downscale,
         "base_model": base.name,
@@ -198,8 +201,8 @@ def export(path: Path, module: ICLoRA, base: Base) -> None:
         "rank": config.model.lora.rank,
         "steps": config.trainer["max_steps"],
         "learning_rate": config.optim.optimizer.get("lr", "the optimizer's own"),
-        "batch_size": config.data.batch_size,
-        "clips": ShardSet.open(Path(config.data.root, "latents")).splits["train"],
+        "batch_size": " to ".join(map(str, sorted({min(sizes), max(sizes)}))),
+        "clips": shards.splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
     }
