@@ -76,7 +76,8 @@ def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Con
     if config.validation.dry_run and resume is None:
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))
-    data = LatentData(shards.folder, config.data.batch_size, config.seed, config.data.workers)
+    sizes = config.data.batch_size, config.data.tokens_per_batch
+    data = LatentData(shards.folder, *sizes, seed=config.seed, workers=config.data.workers)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)
@@ -93,7 +94,6 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for about in (
-        "The 'train_dataloader' does not have many workers",  # latents are small; data.workers is there
         "GPU available but not used",  # trainer.accelerator was chosen
         "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.Record looks at the val clips
         "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 under torch 2.13

@@ -128,8 +128,9 @@ class Data:
     heldout_windows: int = 32  # windows laid out over the val clips, and as many over the heldout clips
     heldout_fraction: float = 0.1  # of the clips, when a list or folder names no split
     seed: int = 0
-    batch_size: int = 8
-    workers: int = 0
+    batch_size: int = 8  # clips of a batch
+    tokens_per_batch: int | None = None  # in its place, as many clips of a bucket as have so many tokens together
+    workers: int = 0  # processes that read batches ahead, or prepare data
 
     def __post_init__(self) -> None:
         for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
@@ -145,6 +146,10 @@ class Data:
         require(
             self.short_side is None or self.short_side >= least,
             f"data.short_side={self.short_side} must be at least {least}, the short side of the windows, or null",
+        )
+        require(
+            self.tokens_per_batch is None or self.tokens_per_batch >= 1,
+            f"data.tokens_per_batch={self.tokens_per_batch} must be at least 1, or null for data.batch_size clips",
         )
         require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
         require(self.buckets != [], "data.buckets is empty: name a size, e.g. [960x544x49], or null")

@@ -4,32 +4,49 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from iclora_train.batches import Batch, BatchPlan, LatentSamples, collate, plan_batches
 from iclora_train.pair import LatentPair
+from iclora_train.prefetch import Prefetch
 from iclora_train.shards import ShardSet
 
 
 class LatentData(LightningDataModule):
     """Training batches without end, starting at batch `start_batch` of this rank.
 
-    `position` counts the batches training has taken; it is what `state_dict` saves. The plan is already split over the
-    ranks: give the Trainer use_distributed_sampler=False.
+    `position` counts the batches training has taken, however many are read ahead; it is what `state_dict` saves. The
+    plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
     """
 
-    def __init__(self, folder: Path, batch_size: int, seed: int = 0, workers: int = 0, start_batch: int = 0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        batch_size: int,
+        tokens_per_batch: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        start_batch: int = 0,
+    ) -> None:
         super().__init__()
         self.shards = ShardSet.open(folder)
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        self.seed, self.workers = seed, workers
         self.position = start_batch
 
     def plan(self, rank: int, world_size: int) -> BatchPlan:
         """The training plan of a rank."""
-        return plan_batches(self.shards, "train", self.seed, self.batch_size, rank, world_size)
+        sizes = self.batch_size, self.tokens_per_batch
+        return plan_batches(self.shards, "train", self.seed, *sizes, rank=rank, world_size=world_size)
 
-    def train_dataloader(self) -> DataLoader[LatentPair]:
+    def train_dataloader(self) -> Prefetch:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return Prefetch(self.loader(pinned=device.type == "cuda"), device)
+
+    def loader(self, pinned: bool = False) -> DataLoader[LatentPair]:
+        """Batches in fp16 on the host, read ahead by the workers; `pinned`, so that a GPU can fetch them by itself."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Workers are spawned: forking a process that has threads (and CUDA) is what Python 3.12 warns of.
         return DataLoader(
@@ -38,6 +55,7 @@ class LatentData(LightningDataModule):
             collate_fn=collate,
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,
+            pin_memory=pinned,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from iclora_train import lora
-from iclora_train.batches import Batch, collate
+from iclora_train.batches import Batch, bucket_tokens, clips_per_batch, collate
 from iclora_train.config import Config, ConfigError
 from iclora_train.heldout import ValidationClips, to_device
 from iclora_train.module import ICLoRA
@@ -62,7 +62,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
         spent = time.perf_counter() - begun
         adapter = _save(module, folder)
     except torch.OutOfMemoryError as error:
-        raise ConfigError(_too_large(config, bucket, device)) from error
+        raise ConfigError(_too_large(config, bucket, len(batch["keys"]), device)) from error
     finally:
         with torch.no_grad():
             for parameter, value in zip(module.adapter, kept, strict=True):
@@ -77,17 +77,12 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
 
 
 def largest(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
-    """A batch of the training clip with the most pixels."""
-    rows = shards.indices("train")
-    area = {i: _pixels(shards.samples[i].bucket) for i in rows}
-    row = max(rows, key=lambda i: area[i])
-    pair = shards.read_latents(row)
-    return shards.samples[row].bucket, to_device(collate([pair] * config.data.batch_size), device)
-
-
-def _pixels(bucket: str) -> int:
-    width, height, frames = map(int, bucket.split("x"))
-    return width * height * frames
+    """The training batch with the most tokens, of equal ones that of the longest clips; made of one clip."""
+    tokens = bucket_tokens(shards, "train")
+    sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch)
+    bucket = max(tokens, key=lambda name: (sizes[name] * tokens[name], tokens[name]))
+    row = next(i for i in shards.indices("train") if shards.samples[i].bucket == bucket)
+    return bucket, to_device(collate([shards.read_latents(row)] * sizes[bucket]), device)
 
 
 def _steps(module: ICLoRA, batch: Batch) -> float:
@@ -147,12 +142,13 @@ def _save(module: ICLoRA, folder: Path) -> int:
     return size
 
 
-def _too_large(config: Config, bucket: str, device: torch.device) -> str:
+def _too_large(config: Config, bucket: str, clips: int, device: torch.device) -> str:
     room = torch.cuda.get_device_properties(device).total_memory / GIB
     knobs = [] if config.model.recompute else ["model.recompute=true"]
     knobs += ["a higher model.offload"]
-    knobs += ["data.batch_size=1"] if config.data.batch_size > 1 else []
+    fewer = "data.batch_size=1" if config.data.tokens_per_batch is None else "a lower data.tokens_per_batch"
+    knobs += [fewer] if clips > 1 else []
     knobs += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []
     knobs += ["fewer data.frames", "smaller data.width and data.height", "a lower model.lora.rank"]
-    what = f"a step on the largest clips ({bucket}) does not fit into {room:.1f} GiB"
+    what = f"a step on the largest batch ({clips} x {bucket}) does not fit into {room:.1f} GiB"
     return f"{what}; what would help: {', '.join(knobs)}"

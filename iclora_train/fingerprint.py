@@ -20,7 +20,7 @@ PLACES = (
     "compile",
     "offload",
 )  # of `model`: where files are, how memory goes
-NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "workers")}
+NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "tokens_per_batch", "workers")}
 
 
 def content_settings(config: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from iclora_train import lora
-from iclora_train.batches import Batch, collate
+from iclora_train.batches import Batch, clips_per_batch, collate
 from iclora_train.config import Config, Task, require
 from iclora_train.files import write_whole
 from iclora_train.flow import masked_loss
@@ -58,7 +58,7 @@ class HeldOut:
         windows = min(config.validation.windows, count)
         pairs = [shards.read_latents(alike[i * count // windows]) for i in range(windows)]
         others = pairs[windows // 2 :] + pairs[: windows // 2]  # half way round: of another source, where there are two
-        size = config.data.batch_size
+        size = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)[bucket]
         cuts = [slice(i, i + size) for i in range(0, windows, size)]
         swapped = [{**collate(pairs[cut]), "references": collate(others[cut])["references"]} for cut in cuts]
         both = zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
+import tarfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,48 @@ def latent_members(pair: LatentPair, shape: VideoShape, source: str, record: dic
             raise ValueError(f"{pair.key}: {name} holds values that do not fit fp16 (NaN, or beyond 65504)")
     about = _about(shape, pair.caption, source, record)
     return {"__key__": pair.key, "json": about, "latents.safetensors": safetensors.torch.save(halves)}
+
+
+def split_members(data: memoryview, key: str) -> Members:
+    """The members of sample `key` (without its key) in the bytes of its part of a tar, as views: nothing is copied."""
+    views = {}
+    with tarfile.open(fileobj=_Seen(data), mode="r:") as tar:
+        for member in tar:
+            views[member.name.removeprefix(key + ".")] = data[member.offset_data :][: member.size]
+    return views
+
+
+class _Seen(io.RawIOBase):
+    """A file that is a view of memory (BytesIO would copy it)."""
+
+    def __init__(self, data: memoryview) -> None:
+        self.data, self.at = data, 0
+
+    def read(self, size: int = -1) -> bytes:
+        end = len(self.data) if size < 0 else self.at + size
+        found = bytes(self.data[self.at : end])
+        self.at += len(found)
+        return found
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert whence == 0
+        self.at = offset
+        return offset
+
+    def tell(self) -> int:
+        return self.at
+
+
+def load_halves(data: memoryview) -> dict[str, Tensor]:
+    """The tensors of `latent_members`, fp16, in the memory of `data` (safetensors' loader would copy it)."""
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:begin]))
+    found = {}
+    for name, about in header.items():
+        assert about["dtype"] == "F16"
+        count, offset = math.prod(about["shape"]), begin + about["data_offsets"][0]
+        found[name] = torch.frombuffer(data, dtype=torch.float16, count=count, offset=offset).reshape(about["shape"])
+    return found
 
 
 def save_text(path: Path, text: Tensor) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from iclora_train import lora
 from iclora_train.adapters import card
+from iclora_train.batches import clips_per_batch
 from iclora_train.files import sha256
 from iclora_train.fingerprint import config_hash
 from iclora_train.hydra_main import call
@@ -21,7 +22,8 @@ from iclora_train.shards import ShardSet
 
 def export(path: Path, module: ICLoRA, base: Base) -> None:
     """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
-    config = module.config
+    config, shards = module.config, ShardSet.open(Path(module.config.data.root, "latents"))
+    sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
     facts: dict[str, Any] = {
         "reference_downscale_factor": config.task.reference_downscale,
         "base_model": base.name,
@@ -34,8 +36,8 @@ def export(path: Path, module: ICLoRA, base: Base) -> None:
         "rank": config.model.lora.rank,
         "steps": config.trainer["max_steps"],
         "learning_rate": config.optim.optimizer.get("lr", "the optimizer's own"),
-        "batch_size": config.data.batch_size,
-        "clips": ShardSet.open(Path(config.data.root, "latents")).splits["train"],
+        "batch_size": " to ".join(map(str, sorted({min(sizes), max(sizes)}))),
+        "clips": shards.splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
     }

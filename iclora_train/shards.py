@@ -8,7 +8,6 @@ video are read; nothing is ever unpickled.
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 import zlib
@@ -18,14 +17,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import torch
 import webdataset
 from torch import Tensor
 
 from iclora_train.config import Config, ConfigError
 from iclora_train.files import sha256, write_whole
 from iclora_train.fingerprint import content_settings, differences, digest, plain
-from iclora_train.members import Members, load_text, save_text
+from iclora_train.members import Members, load_halves, load_text, save_text, split_members
 from iclora_train.pair import LatentPair, Pair
 from iclora_train.video import decode_clip
 
@@ -153,10 +152,11 @@ def _scan(path: Path) -> Iterator[Sample]:
         raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
 
 
-def _read_range(path: Path, offset: int, size: int) -> bytes:
+def _read_range(path: Path, offset: int, size: int) -> bytearray:
+    data = bytearray(size)
     with path.open("rb") as file:
         file.seek(offset)
-        return file.read(size)
+        return data if file.readinto(data) == size else bytearray()
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
@@ -253,29 +253,24 @@ class ShardSet:
         """Sample i of a set of kind "pairs". ShardError when its bytes are not what was written."""
         assert self.kind == "pairs"
         key, about, members = self._read(i)
-        clips = {name.removesuffix(".mp4"): decode_clip(data) for name, data in members.items()}
+        clips = {name.removesuffix(".mp4"): decode_clip(bytes(data)) for name, data in members.items()}
         references = tuple(clips[f"reference{n}"] for n in range(len(clips) - 1))
         return Pair(key, clips["target"], references, about["caption"], about["fps"], about["record"])
 
-    def read_latents(self, i: int) -> LatentPair:
-        """Sample i of a set of kind "latents", as fp32. ShardError when its bytes are not what was written."""
+    def read_latents(self, i: int, dtype: torch.dtype = torch.float32) -> LatentPair:
+        """Sample i of a set of kind "latents". ShardError when its bytes are not what was written."""
         assert self.kind == "latents"
         key, about, members = self._read(i)
-        tensors = {n: t.float() for n, t in safetensors.torch.load(members["latents.safetensors"]).items()}
+        tensors = {n: t.to(dtype) for n, t in load_halves(members["latents.safetensors"]).items()}
         references = tuple(tensors[f"reference{n}"] for n in range(len(tensors) - 2))
         return LatentPair(key, tensors["target"], references, tensors["text"], about["fps"], about["caption"])
 
-    def _read(self, i: int) -> tuple[str, dict[str, Any], dict[str, bytes]]:
+    def _read(self, i: int) -> tuple[str, dict[str, Any], dict[str, memoryview]]:
         """Key, JSON and other members (by extension) of sample i."""
         sample = self.samples[i]
         path = self.folder / sample.shard
         data = _read_range(path, sample.offset, sample.size)
         if zlib.crc32(data) != sample.crc32:
             raise ShardError(f"{path} is damaged at sample {sample.key}: {REMEDY}")
-        members = {}
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                assert file is not None
-                members[member.name.removeprefix(sample.key + ".")] = file.read()
-        return sample.key, json.loads(members.pop("json")), members
+        members = split_members(memoryview(data), sample.key)
+        return sample.key, json.loads(bytes(members.pop("json"))), members

@@ -5,17 +5,13 @@ import json
 import os
 import resource
 import tarfile
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 import webdataset
-from lightning import LightningModule, Trainer
 
-from iclora_train.batches import BatchPlan
-from iclora_train.config import Config, ConfigError, Data
-from iclora_train.datamodule import LatentData
+from iclora_train.config import Config, Data
 from iclora_train.files import DiskFullError
 from iclora_train.members import latent_members, pair_members
 from iclora_train.pair import LatentPair, Pair, VideoShape
@@ -79,6 +75,9 @@ def test_latents_come_back_and_the_index_tells_where_they_are(tmp_path):
         assert back.target.equal(put.target)
         assert back.text.equal(put.text)
         assert back.references[0].equal(put.references[0])
+        halves = shards.read_latents(i, torch.float16)  # as they are stored: nothing is rounded on the way
+        assert halves.target.dtype == torch.float16
+        assert halves.target.float().equal(put.target)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its reader leaves the file open
@@ -191,103 +190,3 @@ def test_full_disk_while_flushing_the_index(tmp_path, monkeypatch):
     with pytest.raises(DiskFullError, match=r"index\.json"):
         writer.finish([])
     assert set(contents(tmp_path / "b")) == {"fingerprint.json"}
-
-
-def plans(world_size: int, **changes: object) -> list[BatchPlan]:
-    settings = {"buckets": (tuple(range(13)), tuple(range(100, 109))), "seed": 0, "batch_size": 2, **changes}
-    return [BatchPlan(**settings, rank=rank, world_size=world_size) for rank in range(world_size)]
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_plan_is_pure_disjoint_and_of_one_bucket(world_size):
-    ranks = plans(world_size)
-    steps = ranks[0].steps_per_epoch
-    assert steps == {1: 10, 2: 5, 4: 2}[world_size]
-    for epoch in range(3):
-        batches = [[rank.batch(epoch * steps + step) for rank in ranks] for step in range(steps)]
-        for step in batches:
-            assert all(len(batch) == 2 for batch in step)
-            assert len({i >= 100 for batch in step for i in batch}) == 1
-        used = Counter(i for step in batches for batch in step for i in batch)
-        assert set(used.values()) == {1}
-    again = plans(world_size)
-    assert [r.batch(7) for r in ranks] == [r.batch(7) for r in again]
-    assert [plans(1, seed=s)[0].batch(0) for s in (0, 1, 2)] != [plans(1)[0].batch(0)] * 3
-    assert {tuple(plans(1)[0].batch(n)) for n in range(10)} != {tuple(plans(1)[0].batch(n)) for n in range(10, 20)}
-
-
-def taken(data: LatentData, count: int) -> list[tuple[list[str], torch.Tensor]]:
-    return [(batch["keys"], batch["target"]) for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
-
-
-def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
-    write_latents(tmp_path, {"train": [5, 6], "val": [3]})
-    whole = taken(LatentData(tmp_path, batch_size=2, seed=3), 9)
-    late = taken(LatentData(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
-    spawned = taken(LatentData(tmp_path, batch_size=2, seed=3, workers=2), 9)
-    for ours, theirs in ((whole[4:], late), (whole, spawned)):
-        assert [keys for keys, _ in ours] == [keys for keys, _ in theirs]
-        assert all(a.equal(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
-    resumed = LatentData(tmp_path, batch_size=2, seed=3)
-    resumed.load_state_dict({"position": 4})
-    assert resumed.state_dict() == {"position": 4}
-    assert taken(resumed, 1)[0][0] == whole[4][0]
-
-
-def test_a_batch_has_the_documented_shapes(tmp_path):
-    write_latents(tmp_path, {"train": [4], "val": [3]})
-    batch = next(iter(LatentData(tmp_path, batch_size=2).train_dataloader()))
-    assert batch["target"].shape == (2, 4, 2, 4, 4)
-    assert [r.shape for r in batch["references"]] == [(2, 4, 2, 2, 2)]
-    assert batch["text"].shape == (2, 3, 6)
-    assert batch["fps"].tolist() == [25.0, 25.0]
-
-
-def test_too_few_clips_for_a_batch(tmp_path, caplog):
-    writer = ShardWriter(tmp_path / "mixed", "latents", MADE_BY)
-    shapes = [SHAPE, SHAPE, VideoShape(5, 32, 64, 25.0)]
-    writer.write("train-000000.tar", [latent_members(latent(i), s, "a", {}) for i, s in enumerate(shapes)])
-    writer.finish(["train-000000.tar"])
-    LatentData(tmp_path / "mixed", batch_size=2).train_dataloader()
-    assert "never trained on: 64x32x5" in caplog.text
-    write_latents(tmp_path, {"train": [3]})
-    with pytest.raises(ConfigError, match=r"data\.batch_size=4 on 1 rank.*32x32x5 has 3: lower data\.batch_size"):
-        LatentData(tmp_path, batch_size=4).train_dataloader()
-    write_latents(tmp_path / "none", {"val": [3]})
-    with pytest.raises(ConfigError, match="there are no train clips"):
-        LatentData(tmp_path / "none", batch_size=1).train_dataloader()
-
-
-class Counting(LightningModule):
-    """Notes the keys of each batch it is trained on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[list[str]] = []
-
-    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
-        self.seen.append(batch["keys"])
-        return self.weight * 1.0
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:The .*num_workers:UserWarning")
-def test_the_position_counts_what_lightning_trained_on(tmp_path):
-    write_latents(tmp_path, {"train": [5], "val": [3]})
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-
-    def train(data: LatentData, steps: int) -> list[list[str]]:
-        model = Counting()
-        Trainer(max_steps=steps, accelerator="cpu", use_distributed_sampler=False, **quiet).fit(model, datamodule=data)
-        return model.seen
-
-    whole = train(LatentData(tmp_path, batch_size=2), 5)
-    first = LatentData(tmp_path, batch_size=2)
-    train(first, 3)
-    second = LatentData(tmp_path, batch_size=2)
-    second.load_state_dict(first.state_dict())
-    assert first.state_dict() == {"position": 3}
-    assert train(second, 2) == whole[3:]

@@ -158,6 +158,19 @@ def test_a_sweep_trains_every_task_in_a_folder_of_its_own(tiny: list[str], tmp_p
         assert not (tmp_path / f"runs/{task}-nano/metrics.csv").exists()
 
 
+def test_a_budget_of_tokens_trains_as_the_batch_size_that_it_comes_to(
+    finished: tuple[Path, Result], tiny: list[str], tmp_path: Path
+) -> None:
+    result = train(tmp_path, tiny, "data.tokens_per_batch=575", "data.batch_size=1")  # 64 tokens a clip: 8 of them
+    assert (result.code, result.err) == (0, "")
+    assert (tmp_path / "runs/run/metrics.csv").read_bytes() == (finished[0] / "runs/run/metrics.csv").read_bytes()
+    here, there = (lora.read(folder / "runs/run/adapter.safetensors") for folder in (tmp_path, finished[0]))
+    assert here.metadata["batch_size"] == there.metadata["batch_size"] == "8"
+    assert all(
+        torch.equal(a, b) for name in here.weights for a, b in zip(here.weights[name], there.weights[name], strict=True)
+    )
+
+
 def test_another_seed_is_another_run(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
     assert train(tmp_path, tiny, "seed=1").code == 0
     assert rows(tmp_path)[-1]["loss"] != rows(finished[0])[-1]["loss"]
@@ -241,6 +254,11 @@ def test_a_run_that_is_seldom_looked_at_stops_before_it_saves_what_diverged(tiny
         ("trainer.max_steps=0", "trainer.max_steps must be at least 1"),
         ("optim.optimizer._target_=torch.optim.AdamV", "AdamV"),
         ("data.batch_size=100", "data.batch_size=100 on 1 rank(s) needs 100 clips"),
+        (
+            "data.tokens_per_batch=1600",
+            "data.tokens_per_batch=1600 on 1 rank(s) needs 25 clips of 32x32x5, which has 24",
+        ),
+        ("data.tokens_per_batch=0", "data.tokens_per_batch=0 must be at least 1, or null"),
         ("data.height=48", "data.height"),
     ],
 )

@@ -58,7 +58,7 @@ def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tens
     samples = []
     for i in shards.indices("train"):
         key, about, members = shards._read(i)
-        tensors = safetensors.torch.load(members["latents.safetensors"])
+        tensors = safetensors.torch.load(bytes(members["latents.safetensors"]))
         if i == 0:
             tensors[name] = tensor(tensors[name]).contiguous()
         data = safetensors.torch.save(tensors)

@@ -1,0 +1,211 @@
+"""Which clips a batch holds, by clips or by tokens: a function of seed, number and rank, resumed exactly."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+
+from iclora_train.batches import BatchPlan, bucket_tokens, clips_per_batch
+from iclora_train.config import Config, ConfigError, Data
+from iclora_train.datamodule import LatentData
+from iclora_train.dryrun import largest
+from iclora_train.heldout import HeldOut
+from iclora_train.members import latent_members
+from iclora_train.pair import LatentPair, VideoShape
+from iclora_train.shards import ShardSet, ShardWriter
+from tests.test_shards import MADE_BY, SHAPE, latent, write_latents
+
+SIZES = {"32x32x5": 4, "64x32x5": 6, "64x64x5": 8}  # bucket -> side of the target's latents
+TOKENS = {"32x32x5": 40, "64x32x5": 90, "64x64x5": 160}  # 2 frames of side x side, and a reference half as large
+
+
+def write_buckets(folder: Path, counts: dict[str, int]) -> Path:
+    """A latent set with so many train clips of each bucket, and two val clips of the smallest."""
+    writer, samples = ShardWriter(folder, "latents", MADE_BY), []
+    for bucket, count in counts.items():
+        width, height, frames = map(int, bucket.split("x"))
+        for i in range(count):
+            target, reference = (torch.full((4, 2, n, n), float(i)) for n in (SIZES[bucket], SIZES[bucket] // 2))
+            pair = LatentPair(f"{bucket}-{i}", target, (reference,), torch.zeros(3, 6), 25.0)
+            samples.append(latent_members(pair, VideoShape(frames, height, width, 25.0), "a", {}))
+    writer.write("train-000000.tar", samples)
+    writer.write("val-000000.tar", (latent_members(latent(i), SHAPE, "b", {}) for i in range(2)))
+    writer.write_empty(torch.zeros(3, 6))
+    writer.finish(["train-000000.tar", "val-000000.tar"])
+    return folder
+
+
+def plans(world_size: int, **changes: object) -> list[BatchPlan]:
+    settings = {"buckets": (tuple(range(13)), tuple(range(100, 109))), "seed": 0, "sizes": (2, 2), **changes}
+    return [BatchPlan(**settings, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_a_plan_is_pure_disjoint_and_of_one_bucket(world_size):
+    ranks = plans(world_size)
+    steps = ranks[0].steps_per_epoch
+    assert steps == {1: 10, 2: 5, 4: 2}[world_size]
+    for epoch in range(3):
+        batches = [[rank.batch(epoch * steps + step) for rank in ranks] for step in range(steps)]
+        for step in batches:
+            assert all(len(batch) == 2 for batch in step)
+            assert len({i >= 100 for batch in step for i in batch}) == 1
+        used = Counter(i for step in batches for batch in step for i in batch)
+        assert set(used.values()) == {1}
+    again = plans(world_size)
+    assert [r.batch(7) for r in ranks] == [r.batch(7) for r in again]
+    assert [plans(1, seed=s)[0].batch(0) for s in (0, 1, 2)] != [plans(1)[0].batch(0)] * 3
+    assert {tuple(plans(1)[0].batch(n)) for n in range(10)} != {tuple(plans(1)[0].batch(n)) for n in range(10, 20)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_each_bucket_has_batches_of_its_size_and_all_ranks_the_same_in_a_step(world_size):
+    ranks = plans(world_size, sizes=(3, 1))
+    steps = ranks[0].steps_per_epoch
+    assert steps == {1: 4 + 9, 2: 2 + 4}[world_size]
+    for epoch in range(2):
+        batches = [[rank.batch(epoch * steps + step) for rank in ranks] for step in range(steps)]
+        for step in batches:
+            assert {(len(batch), batch[0] >= 100) for batch in step} in ({(3, False)}, {(1, True)})
+        assert set(Counter(i for step in batches for batch in step for i in batch).values()) == {1}
+
+
+def test_a_budget_of_tokens_gives_each_bucket_its_batch_size(tmp_path, caplog):
+    shards = ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8, "64x32x5": 4, "64x64x5": 2}))
+    assert bucket_tokens(shards, "train") == TOKENS
+    assert bucket_tokens(shards, "val") == {"32x32x5": 40}
+    assert clips_per_batch(shards, "train", 3, None) == {"32x32x5": 3, "64x32x5": 3, "64x64x5": 3}
+    assert clips_per_batch(shards, "train", 3, 180) == {"32x32x5": 4, "64x32x5": 2, "64x64x5": 1}
+    assert clips_per_batch(shards, "train", 3, 1) == {"32x32x5": 1, "64x32x5": 1, "64x64x5": 1}
+    seen = [keys for keys, _ in taken(LatentData(tmp_path, 3, tokens_per_batch=180), 12)]
+    assert Counter((keys[0].split("-")[0], len(keys)) for keys in seen[:6]) == Counter(
+        {("32x32x5", 4): 2, ("64x32x5", 2): 2, ("64x64x5", 1): 2}
+    )
+    assert len({key for keys in seen[:6] for key in keys}) == 14
+    assert seen[:6] != seen[6:]
+    assert seen[4:] == [keys for keys, _ in taken(LatentData(tmp_path, 3, 180, start_batch=4), 8)]
+    assert not caplog.text
+
+
+def test_a_clip_beyond_the_budget_is_a_batch_of_one_and_said_once(tmp_path, caplog):
+    write_buckets(tmp_path, {"32x32x5": 2, "64x32x5": 2, "64x64x5": 2})
+    data = LatentData(tmp_path, 3, tokens_per_batch=80)
+    assert sorted(len(keys) for keys, _ in taken(data, 5)) == [1, 1, 1, 1, 2]
+    assert [record.message for record in caplog.records] == [
+        "data.tokens_per_batch=80 is less than one clip of 64x32x5 (90 tokens), 64x64x5 (160 tokens): a batch of one"
+    ]
+    caplog.clear()
+    data.plan(rank=1, world_size=2)
+    assert not caplog.text  # the first rank has said it
+
+
+def test_the_dry_run_takes_the_batch_with_the_most_tokens(tmp_path):
+    shards, cpu = (
+        ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8, "64x32x5": 4, "64x64x5": 2})),
+        torch.device("cpu"),
+    )
+
+    def found(**data: int) -> tuple[str, int]:
+        bucket, batch = largest(Config(data=Data(**data)), shards, cpu)
+        return bucket, len(batch["target"])
+
+    assert found(batch_size=3) == ("64x64x5", 3)
+    assert found(tokens_per_batch=180) == ("64x32x5", 2)  # 180 tokens against 160 and 160
+    assert found(tokens_per_batch=160) == ("64x64x5", 1)  # as many as four of the smallest, and longer
+    assert found(tokens_per_batch=120) == ("64x64x5", 1)
+
+
+def test_held_out_batches_keep_to_the_budget(tmp_path):
+    shards = ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8}))
+    for tokens, sizes in ((80, [2]), (50, [1, 1]), (None, [2])):
+        held = HeldOut.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
+        assert [len(correct["keys"]) for correct, _ in held.batches] == sizes
+
+
+def test_a_budget_below_one_token_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.tokens_per_batch=0 must be at least 1, or null for data\.batch_size"):
+        Data(tokens_per_batch=0)
+
+
+def taken(data: LatentData, count: int) -> list[tuple[list[str], torch.Tensor]]:
+    return [(batch["keys"], batch["target"]) for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
+
+
+def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
+    write_latents(tmp_path, {"train": [5, 6], "val": [3]})
+    whole = taken(LatentData(tmp_path, batch_size=2, seed=3), 9)
+    late = taken(LatentData(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
+    spawned = taken(LatentData(tmp_path, batch_size=2, seed=3, workers=2), 9)
+    for ours, theirs in ((whole[4:], late), (whole, spawned)):
+        assert [keys for keys, _ in ours] == [keys for keys, _ in theirs]
+        assert all(a.equal(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+    resumed = LatentData(tmp_path, batch_size=2, seed=3)
+    resumed.load_state_dict({"position": 4})
+    assert resumed.state_dict() == {"position": 4}
+    assert taken(resumed, 1)[0][0] == whole[4][0]
+
+
+def test_a_batch_has_the_documented_shapes(tmp_path):
+    write_latents(tmp_path, {"train": [4], "val": [3]})
+    batch = next(iter(LatentData(tmp_path, batch_size=2).train_dataloader()))
+    assert batch["target"].shape == (2, 4, 2, 4, 4)
+    assert [r.shape for r in batch["references"]] == [(2, 4, 2, 2, 2)]
+    assert batch["text"].shape == (2, 3, 6)
+    assert batch["fps"].tolist() == [25.0, 25.0]
+
+
+def test_too_few_clips_for_a_batch(tmp_path, caplog):
+    write_buckets(tmp_path / "mixed", {"32x32x5": 2, "64x32x5": 1})
+    LatentData(tmp_path / "mixed", batch_size=2).train_dataloader()
+    assert "needs 2 clips of 64x32x5, which has 1 in" in caplog.text
+    assert "never trained on" in caplog.text
+    write_latents(tmp_path, {"train": [3]})
+    with pytest.raises(
+        ConfigError, match=r"data\.batch_size=4 on 1 rank.*32x32x5, which has 3 in.*lower data\.batch_s"
+    ):
+        LatentData(tmp_path, batch_size=4).train_dataloader()
+    with pytest.raises(
+        ConfigError, match=r"data\.tokens_per_batch=160 on 2 rank\(s\) needs 8 clips.*has 3 in.*: lower"
+    ):
+        LatentData(tmp_path, 1, tokens_per_batch=160).plan(rank=0, world_size=2)
+    write_latents(tmp_path / "none", {"val": [3]})
+    with pytest.raises(ConfigError, match="has no train clips"):
+        LatentData(tmp_path / "none", batch_size=1).train_dataloader()
+
+
+class Counting(LightningModule):
+    """Notes the keys of each batch it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[list[str]] = []
+
+    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch["keys"])
+        return self.weight * 1.0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_position_counts_what_lightning_trained_on(workers, tmp_path):
+    write_latents(tmp_path, {"train": [5], "val": [3]})
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+
+    def train(data: LatentData, steps: int) -> list[list[str]]:
+        model = Counting()
+        Trainer(max_steps=steps, accelerator="cpu", use_distributed_sampler=False, **quiet).fit(model, datamodule=data)
+        return model.seen
+
+    whole = train(LatentData(tmp_path, batch_size=2, workers=workers), 5)
+    first = LatentData(tmp_path, batch_size=2, workers=workers)
+    train(first, 3)
+    second = LatentData(tmp_path, batch_size=2, workers=workers)
+    second.load_state_dict(first.state_dict())
+    assert first.state_dict() == {"position": 3}
+    assert train(second, 2) == whole[3:]

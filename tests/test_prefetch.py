@@ -1,0 +1,67 @@
+"""Batches on their way to the device: none lost, none out of order, one ahead, unharmed by what runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from iclora_train.batches import Batch, on_tensors
+from iclora_train.prefetch import Prefetch
+
+
+def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:
+    """Batches in fp16 that are full of their number, as a loader gives them."""
+    for n in range(count):
+        full = {name: torch.full((1, size), n, dtype=torch.float16) for name in ("target", "text", "fps")}
+        batch = {**full, "references": [full["target"] + 0.5], "keys": [str(n)], "captions": [""]}
+        yield on_tensors(batch, torch.Tensor.pin_memory) if pinned else batch
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_every_batch_comes_once_in_order_as_fp32(count: int) -> None:
+    found = list(Prefetch(batches(count), torch.device("cpu")))
+    assert [batch["keys"] for batch in found] == [[str(n)] for n in range(count)]
+    for n, batch in enumerate(found):
+        for tensor, value in ((batch["target"], n), (batch["text"], n), (batch["references"][0], n + 0.5)):
+            assert tensor.dtype == torch.float32
+            assert tensor.item() == value
+
+
+def test_a_batch_is_given_when_the_next_is_on_its_way() -> None:
+    read: list[int] = []
+
+    def loader() -> Iterator[Batch]:
+        for n, batch in enumerate(batches(4)):
+            read.append(n)
+            yield batch
+
+    coming = iter(Prefetch(loader(), torch.device("cpu")))
+    assert read == []
+    for n, ahead in enumerate((2, 3, 4, 4)):
+        assert next(coming)["keys"] == [str(n)]
+        assert len(read) == ahead
+
+
+def test_a_loader_that_fails_fails_here() -> None:
+    def loader() -> Iterator[Batch]:
+        yield from batches(1)
+        raise OSError("a disk is gone")
+
+    with pytest.raises(OSError, match="a disk is gone"):
+        list(Prefetch(loader(), torch.device("cpu")))
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_slow_steps_see_whole_batches() -> None:
+    """Each step is longer than copies, and uses its batch at its end, when later batches are already coming."""
+    device = torch.device("cuda")
+    weight = torch.randn(4096, 4096, device=device) / 64
+    seen = []
+    for batch in Prefetch(batches(12, size=1 << 22, pinned=True), device):
+        work = weight
+        for _ in range(20):
+            work = work @ weight
+        seen.append(torch.stack([batch["target"].amin(), batch["target"].amax(), work.sum() * 0]))
+    assert [row[:2].tolist() for row in seen] == [[n, n] for n in range(12)]
