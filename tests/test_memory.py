@@ -5,39 +5,78 @@ from __future__ import annotations
 import pytest
 import torch
 
+from iclora_train.budget import GIB, MOST, Level, Plan, budget_of, find
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.spill import Spill
-from iclora_train.memory import GIB, Level, budget_of, choose
 from tests.test_compiled import network, scene, step
 
 BLOCKS = 48
-LEVELS = [Level(0.6, 2 * GIB, 10 * GIB, 0.02), Level(0.0, GIB // 10, 10 * GIB, 0.02)]
+
+
+class Machine:
+    """A GPU on which a level of `kept` takes 10 GiB and, for each block, .1 GiB and kept times 3 1/6 GiB more."""
+
+    def __init__(self, room: float, bandwidth: float = 50, host: float = 100, honest: float = 1.0) -> None:
+        self.room, self.honest, self.tried = room * GIB, honest, list[float]()
+        self.limits = BLOCKS, room * GIB, bandwidth * GIB, host * GIB
+
+    def measured(self, kept: float) -> Level | None:
+        self.tried.append(kept)
+        return Level(kept, int((0.1 + kept * 19 / 6) * GIB), 10 * GIB, 0.02)
+
+    def works(self, plan: Plan) -> bool:
+        level = self.measured(plan.kept)
+        assert level is not None
+        self.tried.pop()
+        return level.rest + BLOCKS * level.block * (1 - plan.spill) <= self.room * self.honest
+
+    def found(self) -> Plan | Level | None:
+        return find(self.measured, self.works, *self.limits)
+
+
+def plan_on(machine: Machine) -> Plan:
+    found = machine.found()
+    assert isinstance(found, Plan)
+    return found
 
 
 def test_everything_is_kept_where_there_is_room() -> None:
-    plan = choose(LEVELS, BLOCKS, 110 * GIB, bandwidth=50 * GIB, host=100 * GIB)
-    assert plan is not None
-    assert (plan.kept, plan.spill) == (0.6, 0.0)
-    assert plan.gib == 106
+    plan = plan_on(Machine(110))
+    assert (plan.kept, plan.spill) == (MOST, 0.0)
+    assert plan.gib == pytest.approx(106)
 
 
 def test_what_the_bus_carries_in_time_goes_to_the_host() -> None:
-    plan = choose(LEVELS, BLOCKS, 90 * GIB, bandwidth=50 * GIB, host=100 * GIB)  # 16 GiB too much; 40 can be carried
-    assert plan is not None
-    assert plan.kept == 0.6
-    assert 16 <= plan.spill * 2 * (BLOCKS - 3) < 18
+    plan = plan_on(Machine(90))  # 16 GiB too much; 40 can be carried
+    assert plan.kept == MOST
+    assert 16 <= plan.spill * 2 * (BLOCKS - 3) < 20
 
 
-@pytest.mark.parametrize(("bandwidth", "host"), [(10 * GIB, 100 * GIB), (50 * GIB, 8 * GIB)])
+@pytest.mark.parametrize(("bandwidth", "host"), [(5, 100), (50, 8)])
 def test_more_than_bus_or_host_take_is_computed_again(bandwidth: float, host: float) -> None:
-    plan = choose(LEVELS, BLOCKS, 90 * GIB, bandwidth, host)
-    assert plan is not None
-    assert (plan.kept, plan.spill) == (0.0, 0.0)
+    machine = Machine(60, bandwidth, host)
+    plan = plan_on(machine)
+    assert 0.2 < plan.kept < MOST
+    assert len(machine.tried) <= 3  # each has to be compiled
+
+
+def test_what_was_planned_too_tightly_is_planned_again() -> None:
+    assert plan_on(Machine(90, honest=0.9)).spill > plan_on(Machine(90)).spill
 
 
 def test_nothing_fits_into_too_little() -> None:
-    assert choose(LEVELS, BLOCKS, 9 * GIB, bandwidth=50 * GIB, host=100 * GIB) is None
+    machine = Machine(9)
+    assert isinstance(machine.found(), Level)
+    assert machine.tried[-1] == 0
+
+
+def test_what_cannot_be_measured_is_tried_with_less() -> None:
+    machine = Machine(90)
+    levels = {kept: machine.measured(kept) for kept in (0.3, 0.15)}
+    plan = find(levels.get, machine.works, *machine.limits)
+    assert isinstance(plan, Plan)
+    assert plan.kept == 0.3
 
 
 def test_budgets() -> None:

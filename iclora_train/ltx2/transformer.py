@@ -199,6 +199,8 @@ class Transformer(nn.Module):
         theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
         rope = rotation(tokens.position, config.width, config.num_attention_heads, theta, extent).to(dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
+        if self.kept is not None and self.training and torch.is_grad_enabled():
+            x = x.detach().requires_grad_()  # its gradient is not needed, but spares the first block a graph of its own
         last = len(self.transformer_blocks) - 1
         for i in range(last + 1):
             wanted = count if i == last else None
