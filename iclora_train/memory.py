@@ -7,6 +7,7 @@ figures behind the choice are measured on the first blocks, on the largest clips
 
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ from iclora_train.module import ICLoRA
 from iclora_train.shards import ShardSet
 from iclora_train.step import step_generator
 
+HOST = 0.45  # share of the free host memory that may be pinned: it comes in powers of two
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
 
 
@@ -74,7 +76,8 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     """
     device = batch["target"].device
     wanted = allow(memory, device)
-    limits = wanted * (1 - MARGIN) * GIB, bandwidth_of(device), 0.8 * free_on_host() / together
+    host = HOST * free_on_host() / together
+    limits = wanted * (1 - MARGIN) * GIB, bandwidth_of(device), host
     count = len(blocks_of(module))
     found = find(lambda kept: measure(module, batch, kept), lambda plan: holds(module, batch, plan), count, *limits)
     if isinstance(found, Plan):
@@ -97,6 +100,7 @@ def holds(module: ICLoRA, batch: Batch, plan: Plan) -> bool:
     """Whether a whole step fits beside what the optimizer will keep; the module is then set as planned."""
     device = batch["target"].device
     apply(module, plan.kept, plan.spill)
+    gc.collect()
     torch.cuda.empty_cache()
     try:
         states = torch.empty(2 * 4 * sum(p.numel() for p in module.adapter), dtype=torch.uint8, device=device)

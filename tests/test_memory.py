@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from iclora_train import memory
+from iclora_train.batches import Batch
 from iclora_train.budget import GIB, MOST, Level, Plan, budget_of, find
 from iclora_train.config import ConfigError
+from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.spill import Spill
+from iclora_train.module import ICLoRA
 from tests.test_compiled import network, scene, step
+from tests.tiny import composed, write_tiny_base
 
 BLOCKS = 48
 
@@ -114,3 +120,40 @@ def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
         moved[share] = net.spill.moved
     assert moved[0.25] == pytest.approx(moved[1.0] / 4, rel=0.1)
     assert moved[0.5] == pytest.approx(moved[1.0] / 2, rel=0.1)
+
+
+def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
+    """On a machine that is pretended: a block takes 1 GiB and kept times 10 GiB, all else 5 GiB."""
+    base = Base.open(str(write_tiny_base(tmp_path)))
+    module = ICLoRA(composed("conf=deblur", "model.compile=true", "model.recompute=true"), base)
+    blocks = list(module.transformer.transformer_blocks)
+    tried: list[tuple[int, float, float]] = []
+
+    def pretended(module: ICLoRA, batch: Batch, chosen: nn.ModuleList) -> tuple[int, float]:
+        net, count = module.transformer, len(chosen)
+        spill = 0.0 if net.spill is None else net.spill.share
+        tried.append((count, net.kept or 0.0, spill))
+        net.transformer_blocks = chosen
+        taken = (5 + count * (1 + 10 * (net.kept or 0.0)) * (1 - spill)) * GIB
+        if taken > 11 * GIB and count == len(blocks):
+            raise torch.OutOfMemoryError
+        return int(taken), 0.001 * count
+
+    monkeypatch.setattr(memory, "_step", pretended)
+    monkeypatch.setattr(memory, "allow", lambda wanted, device: 11.0)
+    monkeypatch.setattr(memory, "bandwidth_of", lambda device: 0.0)
+    plan = memory.settle(module, {"target": torch.zeros(1)}, "auto")
+    assert module.transformer.kept == plan.kept
+    assert 5 + len(blocks) * (1 + 10 * plan.kept) <= 11
+    assert plan.kept > 0
+    assert module.transformer.spill is None
+    assert list(module.transformer.transformer_blocks) == blocks
+    assert tried[-1] == (len(blocks), plan.kept, 0.0)  # a whole step was seen
+
+
+def test_a_memory_that_cannot_be_held_to_is_refused(tmp_path) -> None:
+    config = composed("conf=deblur", "trainer.memory=low")
+    module = ICLoRA(config, Base.open(str(write_tiny_base(tmp_path))))
+    with pytest.raises(ConfigError, match=r"trainer\.memory=low has no effect here"):
+        memory.settled(config, module, None, tmp_path)  # type: ignore[arg-type]
+    assert memory.settled(composed("conf=deblur"), module, None, tmp_path) is None  # type: ignore[arg-type]
