@@ -1,0 +1,86 @@
+"""Does training in one precision end where another does? python -m scripts.compare_precision [bf16 fp8] [--seeds 0 1 2]
+
+Trains a task on nano in each precision with each seed, by the command itself, and prints how each run ended: the
+held-out loss with the right references, and PSNR of the validation clips. Last, for each: the means, how far they are
+apart, and the spread over the seeds of the first precision that this has to be compared with. Finished runs are kept
+and not made again. Further words are settings, e.g. data.root=... trainer.max_steps=100.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+PRECISIONS = ("fp32", "bf16", "fp8")
+SAMPLED = "sampled_psnr"
+
+
+def ending(folder: Path) -> dict[str, float]:
+    """The last held-out loss of a run, mean over its noise levels, and the last PSNR of its validation clips."""
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [name for name in rows[-1] if name.startswith("heldout_correct_")]
+    found = {"heldout_loss": mean(float(_last(rows, name)) for name in losses)}
+    if SAMPLED in rows[-1]:
+        found[SAMPLED] = float(_last(rows, SAMPLED))
+    return found
+
+
+def _last(rows: list[dict[str, str]], name: str) -> str:
+    return next(row[name] for row in reversed(rows) if row[name])
+
+
+def train(task: str, precision: str, seed: int, settings: list[str]) -> dict[str, float]:
+    """Train one run, unless it is there, and say how it ended."""
+    name = f"{task}-{precision}-{seed}"
+    own = [f"conf={task}", f"model.precision={precision}", f"seed={seed}", f"run={name}", "eval.after_training=false"]
+    done = subprocess.run([sys.executable, "-m", "iclora_train", *own, *settings], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    runs = next((word.partition("=")[2] for word in settings if word.startswith("runs_dir=")), "runs")
+    return ending(Path(runs, name))
+
+
+def compared(found: dict[str, list[dict[str, float]]]) -> list[dict[str, float | str]]:
+    """For each figure and each precision but the first: both means, their difference, and the first's spread."""
+    first, *others = found
+    return [
+        {
+            "figure": figure,
+            first: round(mean(end[figure] for end in found[first]), 4),
+            other: round(mean(end[figure] for end in found[other]), 4),
+            "apart": round(mean(end[figure] for end in found[other]) - mean(end[figure] for end in found[first]), 4),
+            "spread": round(stdev(end[figure] for end in found[first]), 4),
+        }
+        for figure in found[first][0]
+        for other in others
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", default=[], help="precisions, first the one to compare with, and settings")
+    parser.add_argument("--task", default="deblur")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    args = parser.parse_args()
+    precisions = [word for word in args.words if word in PRECISIONS] or ["bf16", "fp8"]
+    settings = [word for word in args.words if word not in PRECISIONS]
+    if len(precisions) < 2 or len(args.seeds) < 2 or any("=" not in word for word in settings):
+        parser.error(f"give at least two of {', '.join(PRECISIONS)}, two seeds, and settings as key=value")
+    found: dict[str, list[dict[str, float]]] = {}
+    for precision in precisions:
+        found[precision] = []
+        for seed in args.seeds:
+            found[precision].append(train(args.task, precision, seed, settings))
+            print(json.dumps({"precision": precision, "seed": seed, **found[precision][-1]}), flush=True)
+    for row in compared(found):
+        print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
