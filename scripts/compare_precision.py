@@ -1,9 +1,9 @@
-"""Does training in one precision end where another does? python -m scripts.compare_precision [bf16 fp8] [--seeds 0 1 2]
+"""Does training in one precision end where another does? python -m scripts.compare_precision bf16 fp8 [key=value ...]
 
 Trains a task on nano in each precision with each seed, by the command itself, and prints how each run ended: the
 held-out loss with the right references, and PSNR of the validation clips. Last, for each: the means, how far they are
 apart, and the spread over the seeds of the first precision that this has to be compared with. Finished runs are kept
-and not made again. Further words are settings, e.g. data.root=... trainer.max_steps=100.
+and not made again. Further words are settings, e.g. data.root=... trainer.max_steps=100; options come behind them.
 """
 
 from __future__ import annotations
@@ -66,16 +66,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", default=[], help="precisions, first the one to compare with, and settings")
     parser.add_argument("--task", default="deblur")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
     args = parser.parse_args()
     precisions = [word for word in args.words if word in PRECISIONS] or ["bf16", "fp8"]
     settings = [word for word in args.words if word not in PRECISIONS]
-    if len(precisions) < 2 or len(args.seeds) < 2 or any("=" not in word for word in settings):
+    if len(precisions) < 2 or args.seeds < 2 or any("=" not in word for word in settings):
         parser.error(f"give at least two of {', '.join(PRECISIONS)}, two seeds, and settings as key=value")
     found: dict[str, list[dict[str, float]]] = {}
     for precision in precisions:
         found[precision] = []
-        for seed in args.seeds:
+        for seed in range(args.seeds):
             found[precision].append(train(args.task, precision, seed, settings))
             print(json.dumps({"precision": precision, "seed": seed, **found[precision][-1]}), flush=True)
     for row in compared(found):
