@@ -3,7 +3,7 @@
 Trains a task on nano in each precision with each seed, by the command itself, and prints how each run ended: the
 held-out loss with the right references, and PSNR of the validation clips. Last, for each: the means, how far they are
 apart, and the spread over the seeds of the first precision that this has to be compared with. Finished runs are kept
-and not made again. Further words are settings, e.g. data.root=... trainer.max_steps=100; options come behind them.
+and not made again. Further words are settings, e.g. data.root=... trainer.max_steps=100.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", default=[], help="precisions, first the one to compare with, and settings")
     parser.add_argument("--task", default="deblur")
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     precisions = [word for word in args.words if word in PRECISIONS] or ["bf16", "fp8"]
     settings = [word for word in args.words if word not in PRECISIONS]
     if len(precisions) < 2 or args.seeds < 2 or any("=" not in word for word in settings):
