@@ -20,9 +20,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its o
 TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
 
 
-def scene(channels: int) -> Tokens:
+def scene(channels: int, size: int = 4) -> Tokens:
     generator = torch.Generator().manual_seed(0)
-    target, reference = torch.randn(2, 1, channels, 2, 4, 4, generator=generator)
+    target, reference = torch.randn(2, 1, channels, 2, size, size, generator=generator)
     tokens = target_tokens(target, torch.tensor([0.7]), Geometry(channels, 32, 8), 24.0)
     return append_reference(tokens, reference)
 

@@ -111,6 +111,15 @@ def test_a_step_is_the_same_with_activations_on_the_host(compiled: bool, share: 
     torch._dynamo.reset()
 
 
+def test_clips_of_many_sizes_share_one_pinned_memory() -> None:
+    net, spill = network(), Spill(1.0, least=256)
+    net.spill, taken = spill, []
+    for size in (4, 2, 3, 4):
+        step(net, scene(8, size))
+        taken.append(sum(memory.numel() for memory in spill.free))
+    assert taken[0] == taken[-1] == max(taken)
+
+
 def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
     tokens, moved = scene(8), {}
     for share in (0.25, 0.5, 1.0):

@@ -24,7 +24,8 @@ ON_THE_WAY = 2**30  # bytes that may wait to be copied before the computation wa
 class Kept:
     """A tensor that a block saved: on the host, and back on its device from `fetch` to its use."""
 
-    host: Tensor
+    host: Tensor  # as it is on its device, in `memory`
+    memory: Tensor
     device: torch.device
     gone: torch.cuda.Event | None = None  # it has been copied to the host
     back: Tensor | None = None
@@ -32,14 +33,14 @@ class Kept:
 
 
 class Spill:
-    """share: of the bytes that blocks keep; 0 moves nothing. Pinned buffers are kept from step to step."""
+    """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for the next step, of whatever shapes."""
 
     def __init__(self, share: float, least: int = LEAST) -> None:
         self.share, self.least = share, least
         self.stream: torch.cuda.Stream | None = None
         self.blocks: dict[int, list[Kept]] = {}
         self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-        self.free: dict[tuple[torch.dtype, tuple[int, ...], tuple[int, ...]], list[Tensor]] = {}
+        self.free: list[Tensor] = []  # pinned memory that nothing is in
         self.moved = 0  # bytes of the last step
 
     @contextmanager
@@ -69,13 +70,10 @@ class Spill:
 
     def _send(self, tensor: Tensor) -> Kept:
         """Start copying a tensor to the host."""
-        spare = self.free.get((tensor.dtype, tuple(tensor.shape), tensor.stride()))
-        if spare:
-            host = spare.pop()
-        else:
-            pinned = tensor.is_cuda
-            host = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, pin_memory=pinned)
-        kept = Kept(host, tensor.device)
+        reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        memory = self._memory(reach * tensor.element_size(), tensor.is_cuda)
+        host = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+        kept = Kept(host, memory, tensor.device)
         if not tensor.is_cuda:
             host.copy_(tensor)
             return kept
@@ -87,6 +85,13 @@ class Spill:
         self.leaving.append((tensor, kept.gone))
         self._let_go()
         return kept
+
+    def _memory(self, size: int, pinned: bool) -> Tensor:
+        """Host memory of at least `size` bytes, the smallest that is free; it is made in powers of two."""
+        fitting = [i for i, memory in enumerate(self.free) if memory.numel() >= size]
+        if fitting:
+            return self.free.pop(min(fitting, key=lambda i: self.free[i].numel()))
+        return torch.empty(1 << (size - 1).bit_length(), dtype=torch.uint8, pin_memory=pinned)
 
     def _let_go(self, allowed: int = ON_THE_WAY) -> None:
         """Give up what has been copied; with more than allowed on the way, the computation waits for the oldest.
@@ -111,7 +116,7 @@ class Spill:
             torch.cuda.current_stream().wait_event(kept.here)
         if number - 1 in self.blocks:
             self._fetch(number - 1)
-        self.free.setdefault((back.dtype, tuple(back.shape), back.stride()), []).append(kept.host)
+        self.free.append(kept.memory)
         return back
 
     def _fetch(self, number: int) -> None:
