@@ -33,7 +33,7 @@ class Kept:
 
 
 class Spill:
-    """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for later steps, of whatever shapes."""
+    """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for later steps of whatever shapes."""
 
     def __init__(self, share: float, least: int = LEAST) -> None:
         self.share, self.least = share, least
