@@ -15,9 +15,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
@@ -27,6 +28,7 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as th
 import torch
 from torch import Tensor
 
+from iclora_train import lora
 from iclora_train.batches import Batch
 from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.dryrun import GIB, clock, optimizer_step
@@ -35,6 +37,7 @@ from iclora_train.ltx2.base import Base
 from iclora_train.memory import settle
 from iclora_train.module import ICLoRA
 from iclora_train.pair import Tokens
+from scripts.lightricks_step import TheirBase
 from scripts.profile_step import profile
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.random_base import RandomBase
@@ -67,6 +70,7 @@ class Way:
 
 
 PLAIN = Way("plain", plain=True)
+THEIRS = Way("lightricks", plain=True)
 
 
 def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
@@ -106,7 +110,11 @@ def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
-    return ICLoRA(config, base, device)
+    module = ICLoRA(config, base, device)
+    if way.plain:
+        for _, layer in lora.layers(module.transformer):
+            layer.__class__ = lora.AdaptedLinear.__base__  # type: ignore[assignment] # peft's own arithmetic
+    return module
 
 
 def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) -> dict[str, Any]:
@@ -174,10 +182,13 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
     parser.add_argument("--offload", type=int, default=0, help="blocks in host memory, of our ways")
     parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument(
+        "--lightricks", type=Path, help="a checkout of Lightricks/LTX-2: its transformer is measured too"
+    )
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
-    ways = [] if args.no_plain else [PLAIN]
+    ways = ([] if args.no_plain else [PLAIN]) + ([THEIRS] if args.lightricks else [])
     away = {"offload": args.offload}
     for precision in args.precision:
         for memory in args.memory:
@@ -187,11 +198,9 @@ def main() -> None:
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()
-        if way.plain:
-            with adaln_per_token():
-                seconds[way.name] = run(base, way, args.shapes, args, device)
-        else:
-            seconds[way.name] = run(base, way, args.shapes, args, device)
+        with adaln_per_token() if way is PLAIN else nullcontext():
+            own = TheirBase(args.lightricks, args.version, args.size) if way is THEIRS else base
+            seconds[way.name] = run(own, way, args.shapes, args, device)
         print(json.dumps({"way": way.name, "in all": round(time.perf_counter() - begun, 1)}), flush=True)
         torch._dynamo.reset()
         gc.collect()

@@ -1,0 +1,79 @@
+"""Lightricks' own transformer in our training step, for `scripts.benchmark --lightricks PATH`.
+
+Their package is not part of this project: PATH is a checkout of github.com/Lightricks/LTX-2. Random weights, the video
+stream alone, each block recomputed by their own switch, adapters by peft.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iclora_train.ltx2.offload import Offload
+from iclora_train.ltx2.transformer import TransformerConfig
+from iclora_train.pair import Tokens
+from scripts.synthetic.random_base import RandomBase
+
+CORE = Path("packages", "ltx-core", "src")
+
+
+class TheirTransformer(nn.Module):
+    """ltx-core's LTXModel behind the call of ours."""
+
+    def __init__(self, model: Any, config: TransformerConfig, modality: Any) -> None:
+        super().__init__()
+        self.patchify_proj, self.transformer_blocks = model.patchify_proj, model.transformer_blocks  # named as ours
+        self.model, self.config, self.modality = model, config, modality
+        self.recompute, self.kept, self.spill, self.offload = True, None, None, Offload()
+
+    def forward(self, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
+        """Tokens and text (B,T,D') -> velocity (B,count,C)."""
+        dtype = self.patchify_proj.weight.dtype
+        self.model.set_gradient_checkpointing(self.recompute)
+        video = self.modality(
+            latent=tokens.latent.to(dtype),
+            sigma=tokens.sigma[:, 0],
+            timesteps=tokens.sigma.gather(1, tokens.level.long())[..., None],
+            positions=tokens.position,
+            context=text.to(dtype),
+        )
+        velocity: Tensor = self.model(video, None, None)[0]
+        return velocity[:, :count]
+
+
+class TheirBase(RandomBase):
+    """The same random base, but its transformer is theirs."""
+
+    def __init__(self, checkout: Path, version: str, size: str = "full") -> None:
+        super().__init__(version, size)
+        core = checkout / CORE
+        if not (core / "ltx_core").is_dir():
+            raise SystemExit(
+                f"--lightricks {checkout}: there is no {CORE / 'ltx_core'}; give a checkout of Lightricks/LTX-2"
+            )
+        sys.path.insert(0, str(core))
+
+    def transformer(  # type: ignore[override]
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        fp8: bool = False,
+        offload: int = 0,
+    ) -> TheirTransformer:
+        """In `dtype` on the device; neither fp8 nor offload is measured."""
+        from ltx_core.model.transformer.modality import Modality  # noqa: PLC0415
+        from ltx_core.model.transformer.model_configurator import LTXVideoOnlyModelConfigurator  # noqa: PLC0415
+
+        assert not fp8
+        assert not offload
+        generator = torch.Generator(device).manual_seed(0)
+        with torch.device("meta"):
+            model = LTXVideoOnlyModelConfigurator.from_metadata({"config": self.config})
+        model = model.to(dtype).to_empty(device=device)
+        for parameter in model.parameters():
+            parameter.data.normal_(0.0, 0.02, generator=generator)
+        return TheirTransformer(model, TransformerConfig.from_metadata(self.config["transformer"]), Modality)
