@@ -92,9 +92,13 @@ def test_every_player_shows_the_frame_of_the_clock(page: Browser) -> None:
     assert frames_shown(page) == {4}
     wanted = clip(3).astype(float)  # window 3 is the worst, so it is on the screen
     for column, shade in (("target", 1.0), ("reference", 0.8)):
-        shown = picture(page, f"#window-3 [data-column='{column}'] video")
-        errors = [np.abs(shown - shade * frame).mean() for frame in wanted]
-        assert int(np.argmin(errors)) == 4
+        until = time.monotonic() + 5  # a frame that was sought is painted a moment later
+        nearest, errors = -1, [0.0]
+        while nearest != 4 and time.monotonic() < until:
+            shown = picture(page, f"#window-3 [data-column='{column}'] video")
+            errors = [np.abs(shown - shade * frame).mean() for frame in wanted]
+            nearest = int(np.argmin(errors))
+        assert nearest == 4
         assert errors[4] < 8
 
 
