@@ -59,16 +59,19 @@ def fits(level: Level, blocks: int, budget: float, bandwidth: float, host: float
     over = level.rest + whole - budget
     if over <= 0:
         return Plan(level.kept, 0.0, (level.rest + whole) / GIB)
+    away = max(blocks - 3, 0)  # the last stays, and two are back at a time
     over += ON_THE_WAY
-    most = min(BUS * bandwidth * level.seconds * blocks, host, whole * (blocks - 3) / blocks)  # two are back at a time
+    most = min(BUS * bandwidth * level.seconds * blocks, host, level.block * away)
     if over > most:
         return None
-    share = min(1.0, over / whole * blocks / (blocks - 3))
+    share = min(1.0, over / (level.block * away))
     return Plan(level.kept, round(share + 0.005, 2), budget / GIB)
 
 
 def lower(level: Level, blocks: int, budget: float, bandwidth: float, host: float) -> float:
     """The model.kept to try after a level that does not fit: the share of its activations that there is room for."""
+    if level.block <= 0:
+        return halved(level.kept)
     hidden = min(BUS * bandwidth * level.seconds * blocks, host)
     share = (budget - level.rest + hidden) / (level.block * blocks)
     wanted = math.floor(min(share * level.kept, 0.8 * level.kept) / STEP) * STEP

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from iclora_train import lora
 from iclora_train.batches import Batch, bucket_tokens, clips_per_batch, collate
+from iclora_train.budget import GIB
 from iclora_train.config import Config, ConfigError
 from iclora_train.heldout import ValidationClips, to_device
 from iclora_train.module import ICLoRA
@@ -21,7 +22,6 @@ from iclora_train.shards import ShardSet
 from iclora_train.step import step_generator
 
 STEPS = 3  # the first one also pays for what is made only once
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,20 @@ def _steps(module: ICLoRA, batch: Batch) -> float:
 def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: int) -> Tensor:
     """One step as the Trainer would do it, on one batch, with the noise of step `number`; the last mean loss."""
     config = module.config
-    half = base_dtype(config.model.precision) == torch.bfloat16
     for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
-        with torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=half):
-            loss: Tensor = module.losses(batch, step_generator(config.seed, number, 0))[1].mean()
+        loss = mean_loss(module, batch, number)
         loss.backward()
     torch.nn.utils.clip_grad_norm_(module.adapter, config.optim.clip_norm)
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach()
+
+
+def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
+    """The loss that the Trainer would have of a batch, in its precision, with the noise of step `number`."""
+    half = base_dtype(module.config.model.precision) == torch.bfloat16
+    with torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=half):
+        return module.losses(batch, step_generator(module.config.seed, number, 0))[1].mean()
 
 
 def clock(device: torch.device) -> float:

@@ -18,13 +18,12 @@ from torch import nn
 from iclora_train.batches import Batch
 from iclora_train.budget import GIB, MARGIN, Level, Plan, budget_of, find
 from iclora_train.config import Config, ConfigError, require
-from iclora_train.dryrun import largest
+from iclora_train.dryrun import largest, mean_loss
 from iclora_train.files import write_whole
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.spill import Spill
 from iclora_train.module import ICLoRA
 from iclora_train.shards import ShardSet
-from iclora_train.step import step_generator
 
 HOST = 0.45  # share of the free host memory that may be pinned: it comes in powers of two
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
@@ -116,22 +115,24 @@ def holds(module: ICLoRA, batch: Batch, plan: Plan) -> bool:
 def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
     """What `kept` costs, from steps through few blocks; the adapter is as it was afterwards. None: far too much.
 
-    Steps of 3 and 6 blocks differ by what 3 blocks keep and take.
+    Steps of 3 and 6 blocks (of 1 and all, where there are fewer) differ by what 3 blocks keep and take.
     """
-    net = module.transformer
+    net, count = module.transformer, len(blocks_of(module))
+    sizes = (3, 6) if count >= 6 else (1, count)
     apply(module, kept, 0.0)
     whole = net.transformer_blocks
     try:
-        few, more = (_step(module, batch, nn.ModuleList(whole[:n])) for n in (3, 6))
+        few, more = (_step(module, batch, nn.ModuleList(whole[:n])) for n in sizes)
     except torch.OutOfMemoryError:
         return None
     finally:
         net.transformer_blocks = whole
         for parameter in module.adapter:
             parameter.grad = None
-    block = (more[0] - few[0]) // 3
+    between = max(sizes[1] - sizes[0], 1)
+    block = (more[0] - few[0]) // between
     states = STATES * sum(parameter.numel() for parameter in module.adapter)
-    return Level(kept, block, few[0] - 3 * block + states, (more[1] - few[1]) / 3)
+    return Level(kept, block, few[0] - sizes[0] * block + states, (more[1] - few[1]) / between)
 
 
 def blocks_of(module: ICLoRA) -> nn.ModuleList:
@@ -146,10 +147,9 @@ def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, flo
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.autocast(device.type, torch.bfloat16, enabled=net.patchify_proj.weight.dtype == torch.bfloat16):
-            begin.record()
-            loss = module.losses(batch, step_generator(module.config.seed, 0, 0))[1].mean()
-            end.record()
+        begin.record()
+        loss = mean_loss(module, batch, 0)
+        end.record()
         loss.backward()
         module.zero_grad()
         torch.cuda.synchronize(device)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
-from torch.cuda import Event, Stream
+from torch.cuda import Event
 
 from iclora_train.batches import Batch, on_tensors
+from iclora_train.lane import Lane
 
 
 class Prefetch:
@@ -23,29 +23,29 @@ class Prefetch:
         self.loader, self.device = loader, device
 
     def __iter__(self) -> Iterator[Batch]:
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        coming = (_send(batch, self.device, stream) for batch in self.loader)
+        lane = Lane(self.device)
+        coming = (_send(batch, self.device, lane) for batch in self.loader)
         sent = next(coming, None)
         while sent is not None:
             following = next(coming, None)
-            yield _arrived(*sent)
+            yield _arrived(*sent, lane)
             sent = following
 
 
-def _send(batch: Batch, device: torch.device, stream: Stream | None) -> tuple[Batch, Event | None]:
+def _send(batch: Batch, device: torch.device, lane: Lane) -> tuple[Batch, Event | None]:
     """The batch on its way to the device, and what tells that it is there."""
-    with nullcontext() if stream is None else torch.cuda.stream(stream):
+    with lane.inside():
         moved = on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True).float())
-        return moved, None if stream is None else stream.record_event()
+    return moved, lane.mark()
 
 
-def _arrived(batch: Batch, there: Event | None) -> Batch:
+def _arrived(batch: Batch, there: Event | None, lane: Lane) -> Batch:
     """The batch, safe to use on the current stream. Its memory is not taken for a later batch before that stream is
     done with it."""
     if there is None:
         return batch
+    lane.hold(there)
     current = torch.cuda.current_stream(batch["target"].device)
-    current.wait_event(there)
 
     def used_here(tensor: Tensor) -> Tensor:
         tensor.record_stream(current)

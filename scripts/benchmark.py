@@ -30,8 +30,9 @@ from torch import Tensor
 
 from iclora_train import lora
 from iclora_train.batches import Batch
+from iclora_train.budget import GIB
 from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
-from iclora_train.dryrun import GIB, clock, optimizer_step
+from iclora_train.dryrun import clock, optimizer_step
 from iclora_train.ltx2 import transformer
 from iclora_train.ltx2.base import Base
 from iclora_train.memory import settle

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from iclora_train.dryrun import GIB, clock
+from iclora_train.budget import GIB
+from iclora_train.dryrun import clock
 from iclora_train.ltx2.attention import attend
 from iclora_train.ltx2.weighted import AttentionBias
 

@@ -21,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.dryrun import GIB, clock
+from iclora_train.budget import GIB
+from iclora_train.dryrun import clock
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.sample import Reference, sample

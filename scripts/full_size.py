@@ -17,8 +17,9 @@ import torch
 
 from iclora_train import lora
 from iclora_train.batches import Batch
+from iclora_train.budget import GIB
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
-from iclora_train.dryrun import GIB, clock, optimizer_step
+from iclora_train.dryrun import clock, optimizer_step
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.transformer import TransformerConfig
 from iclora_train.module import ICLoRA

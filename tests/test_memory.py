@@ -132,9 +132,10 @@ def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
 
 
 def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
-    """On a machine that is pretended: a block takes 1 GiB and kept times 10 GiB, all else 5 GiB."""
+    """On a machine that is pretended: each of 12 blocks takes 1 GiB and kept times 10 GiB, all else 5 GiB."""
     base = Base.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", "model.compile=true", "model.recompute=true"), base)
+    module.transformer.transformer_blocks = nn.ModuleList([*module.transformer.transformer_blocks] * 6)
     blocks = list(module.transformer.transformer_blocks)
     tried: list[tuple[int, float, float]] = []
 
@@ -144,17 +145,19 @@ def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
         tried.append((count, net.kept or 0.0, spill))
         net.transformer_blocks = chosen
         taken = (5 + count * (1 + 10 * (net.kept or 0.0)) * (1 - spill)) * GIB
-        if taken > 11 * GIB and count == len(blocks):
+        if taken > 41 * GIB and count == len(blocks):
             raise torch.OutOfMemoryError
         return int(taken), 0.001 * count
 
     monkeypatch.setattr(memory, "_step", pretended)
-    monkeypatch.setattr(memory, "allow", lambda wanted, device: 11.0)
+    monkeypatch.setattr(memory, "allow", lambda wanted, device: 41.0)
     monkeypatch.setattr(memory, "bandwidth_of", lambda device: 0.0)
     plan = memory.settle(module, {"target": torch.zeros(1)}, "auto")
     assert module.transformer.kept == plan.kept
-    assert 5 + len(blocks) * (1 + 10 * plan.kept) <= 11
-    assert plan.kept > 0
+    assert len(blocks) == 12
+    assert 5 + len(blocks) * (1 + 10 * plan.kept) <= 41
+    assert plan.kept >= 0.1
+    assert {count for count, _, _ in tried} == {3, 6, 12}
     assert module.transformer.spill is None
     assert list(module.transformer.transformer_blocks) == blocks
     assert tried[-1] == (len(blocks), plan.kept, 0.0)  # a whole step was seen

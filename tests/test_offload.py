@@ -20,11 +20,12 @@ from torch.nn.parallel import DistributedDataParallel
 from iclora_train import lora, module
 from iclora_train.config import Config, ConfigError, Lora, Model, Optim, Task
 from iclora_train.generate import adapted
+from iclora_train.lane import Lane
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
-from iclora_train.ltx2.offload import Lane, Offload
+from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from iclora_train.module import ICLoRA
 from iclora_train.pair import Tokens

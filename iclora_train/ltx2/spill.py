@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from iclora_train.lane import Lane
+
 LEAST = 2**22  # bytes of a tensor worth a copy
 ON_THE_WAY = 2**30  # bytes that may wait to be copied before the computation waits for them
 
@@ -27,7 +29,6 @@ class Kept:
     host: Tensor  # as it is on its device, in `memory`
     memory: Tensor
     device: torch.device
-    gone: torch.cuda.Event | None = None  # it has been copied to the host
     back: Tensor | None = None
     here: torch.cuda.Event | None = None  # it has been copied back
 
@@ -37,7 +38,7 @@ class Spill:
 
     def __init__(self, share: float, least: int = LEAST) -> None:
         self.share, self.least = share, least
-        self.stream: torch.cuda.Stream | None = None
+        self.lane: Lane | None = None  # made when it is known where the activations are
         self.blocks: dict[int, list[Kept]] = {}
         self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self.free: list[Tensor] = []  # pinned memory that nothing is in
@@ -73,18 +74,15 @@ class Spill:
         reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
         memory = self._memory(reach * tensor.element_size(), tensor.is_cuda)
         host = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-        kept = Kept(host, memory, tensor.device)
-        if not tensor.is_cuda:
-            host.copy_(tensor)
-            return kept
-        self.stream = self.stream or torch.cuda.Stream(tensor.device)
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
+        self.lane = self.lane or Lane(tensor.device)
+        self.lane.follow()
+        with self.lane.inside():
             host.copy_(tensor, non_blocking=True)
-            kept.gone = self.stream.record_event()
-        self.leaving.append((tensor, kept.gone))
-        self._let_go()
-        return kept
+        gone = self.lane.mark()
+        if gone is not None:
+            self.leaving.append((tensor, gone))
+            self._let_go()
+        return Kept(host, memory, tensor.device)
 
     def _memory(self, size: int, pinned: bool) -> Tensor:
         """Host memory of at least `size` bytes, the smallest that is free; it is made in powers of two."""
@@ -98,10 +96,11 @@ class Spill:
 
         Memory that is given up can be written again by the computation: so that waits for the copy first.
         """
+        assert self.lane is not None
         waiting = sum(tensor.numel() * tensor.element_size() for tensor, _ in self.leaving)
         while self.leaving and (waiting > allowed or self.leaving[0][1].query()):
             tensor, gone = self.leaving.popleft()
-            torch.cuda.current_stream().wait_event(gone)
+            self.lane.hold(gone)
             waiting -= tensor.numel() * tensor.element_size()
 
     def _unpack(self, packed: Tensor | tuple[int, Kept]) -> Tensor:
@@ -112,8 +111,8 @@ class Spill:
             self._fetch(number)
         back, kept.back = kept.back, None
         assert back is not None
-        if kept.here is not None:
-            torch.cuda.current_stream().wait_event(kept.here)
+        assert self.lane is not None
+        self.lane.hold(kept.here)
         if number - 1 in self.blocks:
             self._fetch(number - 1)
         self.free.append(kept.memory)
@@ -121,15 +120,12 @@ class Spill:
 
     def _fetch(self, number: int) -> None:
         """Start copying back what a block moved; once per step."""
+        assert self.lane is not None
+        self._let_go(0)
         for kept in self.blocks.pop(number, ()):
-            kept.back = torch.empty_strided(
-                kept.host.shape, kept.host.stride(), dtype=kept.host.dtype, device=kept.device
-            )
-            if self.stream is None:
-                kept.back.copy_(kept.host)
-                continue
-            self._let_go(0)
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
+            size, stride, dtype = kept.host.shape, kept.host.stride(), kept.host.dtype
+            kept.back = torch.empty_strided(size, stride, dtype=dtype, device=kept.device)
+            self.lane.follow()
+            with self.lane.inside():
                 kept.back.copy_(kept.host, non_blocking=True)
-                kept.here = self.stream.record_event()
+            kept.here = self.lane.mark()
