@@ -152,8 +152,8 @@ def collate(pairs: list[LatentPair]) -> Batch:
 
 
 def on_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with each of its tensors changed."""
-    changed = {key: change(batch[key]) for key in ("target", "text", "fps")}
+    """The batch with each of its tensors changed but fps, which stays on the host."""
+    changed = {key: change(batch[key]) for key in ("target", "text")}
     return {**batch, **changed, "references": [change(reference) for reference in batch["references"]]}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -105,7 +106,7 @@ def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple
     noisy = noise_to(clean, noise, sigma)
     given = first[:, None, None, None, None]
     noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
-    tokens = target_tokens(noisy, sigma, geometry, batch["fps"], first)
+    tokens = target_tokens(noisy, sigma, geometry, sent(batch["fps"].float(), clean.device), first)
     region = None if draws.region is None else sent(draws.region, clean.device)
     strength: float | Tensor = 1.0
     if draws.strength is not None or region is not None or not draws.shown.all():
@@ -120,7 +121,28 @@ def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple
             attention_strength=strength,
             attention_mask=None if region is None else region_mask(region, *reference.shape[3:]),
         )
-    return tokens, to_tokens(velocity(clean, noise))
+    shapes = tuple(tuple(latent.shape) for latent in (clean, *batch["references"]))
+    factors = (task.reference_downscale, task.reference_temporal_scale)
+    position = _positions(shapes, tuple(batch["fps"].tolist()), *factors, geometry, clean.device)
+    return replace(tokens, position=position), to_tokens(velocity(clean, noise))
+
+
+@lru_cache(maxsize=4)
+def _positions(
+    shapes: tuple[tuple[int, ...], ...],
+    fps: tuple[float, ...],
+    downscale: int,
+    temporal_scale: int,
+    geometry: Geometry,
+    device: torch.device,
+) -> Tensor:
+    """Positions of a target and references of these shapes: one tensor for all batches of a shape, so that what
+    depends on it is made once (`rope.Rotations`)."""
+    target, *references = (torch.empty(shape, device=device) for shape in shapes)
+    tokens = target_tokens(target, torch.ones(len(target), device=device), geometry, torch.tensor(fps))
+    for reference in references:
+        tokens = append_reference(tokens, reference, downscale, temporal_scale)
+    return tokens.position
 
 
 def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> None:

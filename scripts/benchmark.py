@@ -84,7 +84,7 @@ def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
     target = torch.randn(1, channels, frames, height, width, generator=generator).to(device)
     reference = torch.randn(1, channels, *small, generator=generator).to(device)
     text = torch.randn(1, 1024, features, generator=generator).to(device)
-    fps = torch.tensor([24.0], device=device)
+    fps = torch.tensor([24.0])
     return {"keys": ["random"], "target": target, "references": [reference], "text": text, "fps": fps}
 
 

@@ -77,7 +77,7 @@ def fixed_batch(base: Base, size: tuple[int, int, int], device: torch.device) ->
     target = torch.nn.functional.interpolate(coarse, grid, mode="trilinear").to(device)
     width = TransformerConfig.from_metadata(base.config["transformer"]).text_width
     text = torch.randn(1, 1024, width, generator=generator).to(device)
-    fps = torch.tensor([24.0], device=device)
+    fps = torch.tensor([24.0])
     return {"keys": ["fixed"], "target": target, "references": [0.5 * target], "text": text, "fps": fps}
 
 

@@ -113,6 +113,22 @@ def test_what_is_learned_does_not_depend_on_the_weights() -> None:
         assert torch.equal(getattr(tokens, name), getattr(other, name))
 
 
+def test_batches_of_one_shape_share_one_tensor_of_positions() -> None:
+    draws = draw(TARGET, Flow(), generator())
+
+    def position(batch: Batch, task: Task) -> Tensor:
+        return lay_out(batch, draws, task, Geometry(3, 8, 4))[0].position
+
+    first = position(BATCH, Task())
+    assert position({**BATCH, "target": TARGET + 1}, Task()) is first
+    faster = {**BATCH, "fps": torch.tensor([25.0, 25.0, 50.0, 25.0])}
+    halved = {**BATCH, "references": [TARGET[..., ::2, ::2]] * 2}
+    for other in (position(faster, Task()), position(halved, Task(reference_downscale=2))):
+        assert other is not first
+    assert torch.equal(position(faster, Task())[2, 0], first[2, 0] / 2)
+    assert torch.equal(position(faster, Task())[3], first[3])
+
+
 @pytest.mark.parametrize("key", ["attention_strength_p", "region_mask_p"])
 def test_a_probability_out_of_bounds_names_its_key(key: str) -> None:
     with pytest.raises(ConfigError, match=rf"flow\.{key}=1\.5 must lie in \[0, 1\]"):

@@ -41,6 +41,35 @@ def rotation(position: Tensor, width: int, heads: int, theta: float, max_positio
     return torch.stack([angle.cos(), angle.sin()])
 
 
+class Rotations:
+    """The rotations of the last few positions, which are known by their tensor: the same one has the same rotation.
+
+    Steps of a sampling, and training steps on clips of one shape (`step.lay_out`), share a tensor of positions.
+    """
+
+    def __init__(self, limit: int = 4) -> None:
+        self.limit = limit
+        self.known: list[tuple[Tensor, Tensor]] = []  # positions, rotation
+
+    def of(
+        self,
+        position: Tensor,
+        width: int,
+        heads: int,
+        theta: float,
+        max_position: tuple[float, ...],
+        dtype: torch.dtype,
+    ) -> Tensor:
+        """`rotation` of the positions, in `dtype`."""
+        for seen, table in self.known:
+            if seen is position and table.dtype == dtype:
+                return table
+        with torch.inference_mode(False):  # it may be needed for gradients later on
+            made = rotation(position, width, heads, theta, max_position).to(dtype)
+        self.known = [*self.known[1 - self.limit :], (position, made)]
+        return made
+
+
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
     """Rotate x (B,heads,N,head_dim) by `rope` (2,B,heads,N,head_dim/2).
 

@@ -18,7 +18,7 @@ from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
 from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.perturb import values_through
-from iclora_train.ltx2.rope import rotation
+from iclora_train.ltx2.rope import Rotations
 from iclora_train.ltx2.spill import Spill
 from iclora_train.ltx2.weighted import AttentionBias
 from iclora_train.pair import Tokens
@@ -164,6 +164,7 @@ class Transformer(nn.Module):
         self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
         self.kept: float | None = None  # the blocks are compiled, and keep that much (`compiled.compile_blocks`)
         self.spill: Spill | None = None  # in training keep a share of what blocks save on the host
+        self.rotations = Rotations()
         self.offload = Offload()  # blocks whose weights lie in host memory
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, width)) if config.use_keyframes_abs_pos_embedding else None
@@ -197,7 +198,7 @@ class Transformer(nn.Module):
         if self.caption_projection is not None:
             text = self.caption_projection(text)
         theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
-        rope = rotation(tokens.position, config.width, config.num_attention_heads, theta, extent).to(dtype)
+        rope = self.rotations.of(tokens.position, config.width, config.num_attention_heads, theta, extent, dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
         if self.kept is not None and self.training and torch.is_grad_enabled():
             x = x.detach().requires_grad_()  # its gradient is not needed, but spares the first block a graph of its own
