@@ -28,7 +28,7 @@ from iclora_train.ltx2.chosen import base_of
 from iclora_train.memory import settled
 from iclora_train.module import ICLoRA
 from iclora_train.precision import base_dtype
-from iclora_train.recent import BUCKETS, Row, bucket_name
+from iclora_train.recent import BUCKETS, LOCALITY, Row, bucket_name
 from iclora_train.results import conclude, evaluate, export
 from iclora_train.shards import ShardSet
 from iclora_train.sinks import CsvLog, ProgressBar, Sink, WandbLog
@@ -162,7 +162,7 @@ def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console
             return heldout_losses(module.transformer, heldout, config, base.geometry)
 
     buckets = [bucket_name(i) for i in range(BUCKETS)]
-    columns = ["step", "loss", *buckets, "grad_norm", "lr"]
+    columns = ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), "grad_norm", "lr"]
     columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
     sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], console)]
     if config.logger.get("csv"):

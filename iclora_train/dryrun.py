@@ -109,10 +109,11 @@ def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: i
 
 
 def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
-    """The loss that the Trainer would have of a batch, in its precision, with the noise of step `number`."""
+    """What the Trainer would minimise on a batch, in its precision, with the noise of step `number`."""
     half = base_dtype(module.config.model.precision) == torch.bfloat16
     with torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=half):
-        return module.losses(batch, step_generator(module.config.seed, number, 0))[1].mean()
+        found = module.losses(batch, step_generator(module.config.seed, number, 0))
+        return found.total(module.config.flow)
 
 
 def clock(device: torch.device) -> float:

@@ -25,11 +25,15 @@ class Flow:
     reference_p: float = 1.0  # probability that a clip sees its references
     attention_strength_p: float = 0.0  # probability that it sees them with an attention strength drawn from (0, 1)
     region_mask_p: float = 0.0  # probability that it sees them within a random region of the frame only
+    locality: float = 0.0  # weight of what references outside of a random region change inside of it (`objective`)
+    locality_p: float = 0.5  # probability that a clip has such a region
 
     def __post_init__(self) -> None:
         one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
-        for key in ("uniform_p", "first_frame_p", "reference_p", "attention_strength_p", "region_mask_p"):
+        shares = ("uniform_p", "first_frame_p", "reference_p", "attention_strength_p", "region_mask_p", "locality_p")
+        for key in shares:
             require(0 <= getattr(self, key) <= 1, f"flow.{key}={getattr(self, key)} must lie in [0, 1]")
+        require(self.locality >= 0, f"flow.locality={self.locality} must be 0 (off) or more")
         require(self.std > 0, f"flow.std={self.std} must be above 0")
         require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")
 

@@ -18,11 +18,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from iclora_train import lora
 from iclora_train.batches import Batch
 from iclora_train.config import Config, Optim, require
-from iclora_train.flow import masked_loss
 from iclora_train.ltx2.base import Base
+from iclora_train.objective import Losses, losses
 from iclora_train.precision import compile_as_set, transformer_of
 from iclora_train.recent import DivergedError, Recent, Row
-from iclora_train.step import draw, lay_out, step_generator
+from iclora_train.step import draw, step_generator
 
 
 class ICLoRA(LightningModule):
@@ -43,18 +43,15 @@ class ICLoRA(LightningModule):
         self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean loss of a batch; the loss of each clip is kept for `look`."""
-        sigma, loss = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
-        self.recent.add(batch["keys"], sigma, loss)
-        return loss.mean()
+        """What is minimised on a batch; the losses of each clip are kept for `look`."""
+        found = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
+        self.recent.add(batch["keys"], found)
+        return found.total(self.config.flow)
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise level of each clip, on the host, and its loss, both (B,), at levels and noise from the generator."""
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Losses of a batch, with all that is random from the generator."""
         draws = draw(batch["target"], self.config.flow, generator)
-        tokens, wanted = lay_out(batch, draws, self.config.task, self.geometry)
-        learned = wanted.shape[1]
-        predicted = self.transformer(tokens, batch["text"], count=learned)
-        return draws.sigma, masked_loss(predicted, wanted, tokens.loss_mask[:, :learned])
+        return losses(self.transformer, batch, draws, self.config.task, self.geometry)
 
     def configure_gradient_clipping(
         self,

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError
+from iclora_train.objective import Losses
 
 BUCKETS = 4  # of noise levels, in which the loss is shown
+LOCALITY = "locality"  # name of the figure that flow.locality adds
 
 Row = dict[str, float]
 
@@ -22,11 +24,12 @@ class DivergedError(ConfigError):
 
 @dataclass(frozen=True)
 class _Clips:
-    """A batch: names and noise levels (B,) on the host, losses (B,) on the device."""
+    """Clips: names and noise levels (n,) on the host, flow losses and `Losses.apart` (n,) on the device."""
 
     keys: list[str]
     sigma: Tensor
     loss: Tensor
+    apart: Tensor  # NaN where no clip of a batch has a region
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,25 @@ class Recent:
         self.batches: list[_Clips] = []  # of the step that is under way
         self.steps: list[_Step] = []
 
-    def add(self, keys: list[str], sigma: Tensor, loss: Tensor) -> None:
-        """A batch of clips: noise levels (B,) on the host, losses (B,)."""
-        self.batches.append(_Clips(keys, sigma, loss.detach()))
+    def add(self, keys: list[str], found: Losses) -> None:
+        """A batch of clips, by name, and its losses."""
+        loss = found.flow.detach()
+        apart = torch.full_like(loss, math.nan) if found.apart is None else found.apart.detach()
+        self.batches.append(_Clips(keys, found.sigma, loss, apart))
 
     def close(self, number: int, grad_norm: Tensor, lr: float) -> None:
         """The batches since the last one were step `number`."""
         keys = [key for batch in self.batches for key in batch.keys]
-        sigma, loss = (torch.cat([getattr(batch, name) for batch in self.batches]) for name in ("sigma", "loss"))
-        self.steps.append(_Step(number, _Clips(keys, sigma, loss), grad_norm, lr))
+        names = ("sigma", "loss", "apart")
+        sigma, loss, apart = (torch.cat([getattr(batch, name) for batch in self.batches]) for name in names)
+        self.steps.append(_Step(number, _Clips(keys, sigma, loss, apart), grad_norm, lr))
         self.batches.clear()
 
     def take(self, gather: Callable[[Tensor], Tensor]) -> tuple[list[Row], DivergedError | None]:
         """A row for each step since the last call, up to the first one that is not finite, which is the error.
 
-        A row: step, loss, loss by noise level, gradient norm, learning rate. gather puts the tensors of all processes
-        into one more dimension in front, or gives back the one that there is.
+        A row: step, loss, loss by noise level, locality, gradient norm, learning rate. gather puts the tensors of all
+        processes into one more dimension in front, or gives back the one that there is.
         """
         steps = self.steps.copy()
         self.steps.clear()
@@ -69,20 +75,22 @@ class Recent:
             return [], None
         own = torch.cat([step.clips.loss for step in steps]).float()
         sigma = torch.cat([step.clips.sigma for step in steps]).to(own)
-        seen = gather(torch.stack([sigma, own]))  # (2,n), or (ranks,2,n)
+        apart = torch.cat([step.clips.apart for step in steps]).to(own)
+        seen = gather(torch.stack([sigma, own, apart]))  # (3,n), or (ranks,3,n)
         norms = torch.stack([step.grad_norm for step in steps]).float()
         found = torch.cat([own, norms, seen.flatten()]).cpu()
         own, norms, seen = found.split([len(own), len(norms), seen.numel()])
         counts = [len(step.clips.keys) for step in steps]
         rows: list[Row] = []
         for step, mine, norm, all_of_it in zip(
-            steps, own.split(counts), norms, seen.reshape(-1, 2, len(own)).split(counts, dim=2), strict=True
+            steps, own.split(counts), norms, seen.reshape(-1, 3, len(own)).split(counts, dim=2), strict=True
         ):
-            sigmas, losses = all_of_it.transpose(0, 1).clone(memory_format=torch.contiguous_format)  # (ranks,n) each
+            sigmas, losses, aparts = all_of_it.transpose(0, 1).clone(memory_format=torch.contiguous_format)  # (ranks,n)
             problem = _problem(step, mine, losses, norm)
             if problem is not None:
                 return rows, problem
-            rows.append({"step": step.number, **_losses(sigmas, losses), "grad_norm": float(norm), "lr": step.lr})
+            figures = {**_losses(sigmas, losses), **_locality(aparts)}
+            rows.append({"step": step.number, **figures, "grad_norm": float(norm), "lr": step.lr})
         return rows, None
 
 
@@ -98,6 +106,12 @@ def _losses(sigma: Tensor, loss: Tensor) -> Row:
         inside = loss[(sigma * BUCKETS).long().clamp(max=BUCKETS - 1) == i]
         row[bucket_name(i)] = float(inside.mean()) if len(inside) else math.nan
     return row
+
+
+def _locality(apart: Tensor) -> Row:
+    """Mean of what changes inside of regions, of the batches that have any."""
+    known = apart[~apart.isnan()]
+    return {LOCALITY: float(known.mean())} if len(known) else {}
 
 
 def _problem(step: _Step, own: Tensor, losses: Tensor, norm: Tensor) -> DivergedError | None:

@@ -15,14 +15,17 @@ from iclora_train.flow import noise_to, sample_sigma, velocity
 from iclora_train.pair import Geometry, Tokens
 from iclora_train.reference import append_reference, target_tokens, to_tokens
 
+WHOLE = (0.0, 1.0, 0.0, 1.0)  # the region that is all of the frame
+
 
 @dataclass(frozen=True)
 class Draws:
     """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown. On
     the host, so that nothing waits for a GPU to know them.
 
-    Where the settings ask for them: attention strength of the references (B,), and the region that they are seen in
-    (B,4), its top, bottom, left and right edge as shares of the frame.
+    Where the settings ask for them: attention strength of the references (B,), the region that they are seen in
+    (B,4), its top, bottom, left and right edge as shares of the frame, and a region (B,4) that is to be independent of
+    what they show outside of it.
     """
 
     sigma: Tensor
@@ -31,6 +34,7 @@ class Draws:
     shown: Tensor
     strength: Tensor | None = None
     region: Tensor | None = None
+    local: Tensor | None = None
 
 
 def step_generator(seed: int, batch: int, rank: int) -> Generator:
@@ -49,7 +53,8 @@ def draw(target: Tensor, flow: Flow, generator: Generator) -> Draws:
     # What a setting switches on is drawn after what is always drawn, so that it changes nothing of that.
     strength = draw_strength(batch, flow.attention_strength_p, generator) if flow.attention_strength_p else None
     region = draw_region(batch, flow.region_mask_p, generator) if flow.region_mask_p else None
-    return Draws(sigma, noise, first, shown, strength, region)
+    local = draw_region(batch, flow.locality_p, generator) if flow.locality else None
+    return Draws(sigma, noise, first, shown, strength, region, local)
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
@@ -79,7 +84,7 @@ def draw_region(batch: int, p: float, generator: Generator) -> Tensor | None:
     rectangle = torch.stack([begins, begins + sides], dim=2).flatten(1)  # (B,4)
     cut = 0.25 + 0.5 * torch.rand(batch, 1, generator=generator)
     kept = torch.randint(4, (batch, 1), generator=generator)  # which edge is moved to the cut
-    whole = torch.tensor([0.0, 1.0, 0.0, 1.0]).expand(batch, 4)
+    whole = torch.tensor(WHOLE).expand(batch, 4)
     half = whole.scatter(1, kept, cut)
     return torch.where(chosen, torch.where(halved, half, rectangle), whole) if chosen.any() else None
 
@@ -95,11 +100,20 @@ def region_mask(region: Tensor, height: int, width: int) -> Tensor:
     return (covered(region[:, :2], height)[:, :, None] * covered(region[:, 2:], width)[:, None])[:, None]
 
 
-def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple[Tokens, Tensor]:
+def token_shares(region: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """The share of each token of a latent grid (f,h,w) that lies within regions (B,4): (B,n)."""
+    frames, height, width = size
+    return region_mask(region, height, width).expand(-1, frames, -1, -1).flatten(1)
+
+
+def lay_out(
+    batch: Batch, draws: Draws, task: Task, geometry: Geometry, within: Tensor | None = None
+) -> tuple[Tokens, Tensor]:
     """Tokens of a batch, noisy target and clean references, and the velocity (B,n,C) of its n target tokens.
 
     A clip whose reference is not shown has attention weight 0 on it; the draws' strength and region weight those that
-    are shown. ConfigError when the references' size does not fit the task's factors.
+    are shown, and so does `within`, one more region (B,4). ConfigError when the references' size does not fit the
+    task's factors.
     """
     clean = batch["target"]
     sigma, noise, first = (sent(drawn, clean.device) for drawn in (draws.sigma, draws.noise, draws.first))
@@ -107,9 +121,9 @@ def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple
     given = first[:, None, None, None, None]
     noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
     tokens = target_tokens(noisy, sigma, geometry, sent(batch["fps"].float(), clean.device), first)
-    region = None if draws.region is None else sent(draws.region, clean.device)
+    regions = [sent(region, clean.device) for region in (draws.region, within) if region is not None]
     strength: float | Tensor = 1.0
-    if draws.strength is not None or region is not None or not draws.shown.all():
+    if draws.strength is not None or regions or not draws.shown.all():
         strength = sent((1.0 if draws.strength is None else draws.strength) * draws.shown, clean.device)
     for reference in batch["references"]:
         require_factors(clean, reference, task, batch["keys"][0])
@@ -119,7 +133,7 @@ def lay_out(batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> tuple
             task.reference_downscale,
             task.reference_temporal_scale,
             attention_strength=strength,
-            attention_mask=None if region is None else region_mask(region, *reference.shape[3:]),
+            attention_mask=_seen(regions, *reference.shape[3:]),
         )
     shapes = tuple(tuple(latent.shape) for latent in (clean, *batch["references"]))
     factors = (task.reference_downscale, task.reference_temporal_scale)
@@ -143,6 +157,12 @@ def _positions(
     for reference in references:
         tokens = append_reference(tokens, reference, downscale, temporal_scale)
     return tokens.position
+
+
+def _seen(regions: list[Tensor], height: int, width: int) -> Tensor | None:
+    """The share of each cell of a grid that lies within all regions, (B,4) each: still masks (B,1,h,w)."""
+    masks = [region_mask(region, height, width) for region in regions]
+    return torch.stack(masks).prod(0) if masks else None
 
 
 def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> None:

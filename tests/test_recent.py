@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.recent import Recent, Row, bucket_name
+from iclora_train.objective import Losses
+from iclora_train.recent import LOCALITY, Recent, Row, bucket_name
 
 SIGMA = torch.tensor([0.1, 0.3, 0.4, 0.9])
 
@@ -29,7 +30,7 @@ def steps(count: int, bad: dict[tuple[int, int], float] | None = None, norms: di
     for step in range(1, count + 1):
         loss = torch.tensor([(bad or {}).get((step, i), step + i / 7) for i in range(4)])
         for part in (slice(0, 2), slice(2, 4)):
-            recent.add([f"clip{i}" for i in range(4)[part]], SIGMA[part], loss[part])
+            recent.add([f"clip{i}" for i in range(4)[part]], Losses(SIGMA[part], loss[part], None))
         recent.close(step, torch.tensor((norms or {}).get(step, step / 3)), lr=step / 10)
     return recent
 
@@ -41,6 +42,17 @@ def test_a_row_holds_the_mean_loss_of_a_step_and_of_its_noise_levels() -> None:
     assert math.isnan(row["loss_0.50_0.75"])
     assert (row["step"], row["lr"]) == (1, 0.1)
     assert row["grad_norm"] == pytest.approx(1 / 3)
+
+
+def test_locality_is_the_mean_over_the_batches_in_which_a_clip_had_a_region() -> None:
+    recent, loss = Recent(), torch.ones(2)
+    for step, aparts in enumerate(([None, torch.tensor([0.0, 3.0])], [None, None]), 1):
+        for apart in aparts:
+            recent.add(["a", "b"], Losses(SIGMA[:2], loss, apart))
+        recent.close(step, torch.tensor(1.0), lr=0.1)
+    first, second = take(recent)
+    assert first[LOCALITY] == 1.5
+    assert LOCALITY not in second
 
 
 def test_looking_later_finds_the_same_bits() -> None:
@@ -57,7 +69,7 @@ def test_looking_later_finds_the_same_bits() -> None:
 
 def test_the_batches_of_a_step_under_way_wait_for_its_end() -> None:
     recent = steps(1)
-    recent.add(["next"], SIGMA[:1], torch.tensor([5.0]))
+    recent.add(["next"], Losses(SIGMA[:1], torch.tensor([5.0]), None))
     assert len(take(recent)) == 1
     recent.close(2, torch.tensor(1.0), 0.1)
     assert take(recent)[0]["loss"] == 5
@@ -80,7 +92,7 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step() -> None:
 
 def test_every_process_stops_at_the_same_step_and_counts_all_clips() -> None:
     def with_another(own: Tensor) -> Tensor:
-        return torch.stack([own, own + torch.tensor([[0.0], [2.0]])])  # its losses are higher by 2
+        return torch.stack([own, own + torch.tensor([[0.0], [2.0], [0.0]])])  # its losses are higher by 2
 
     rows, diverged = steps(3).take(with_another)
     assert diverged is None
