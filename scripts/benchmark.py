@@ -162,7 +162,7 @@ def run(base: Base, way: Way, shapes: list[str], args: argparse.Namespace, devic
             module.config.task.reference_downscale = shape.downscale
             row = measure(module, batch_of(base, shape, device), way, args)
         except (torch.OutOfMemoryError, ConfigError) as error:
-            print(json.dumps({"way": way.name, "shape": name, "failed": str(error)[:80]}), flush=True)
+            print(json.dumps({"way": way.name, "shape": name, "failed": str(error)[:160]}), flush=True)
             continue
         found[name] = row["seconds"]
         print(json.dumps({"way": way.name, "shape": name, **row}), flush=True)

@@ -31,7 +31,7 @@ def profile(step: Callable[[], object], seconds: float, steps: int = 1) -> dict[
     for event in recorded.key_averages(group_by_input_shape=True):
         own = event.self_device_time_total / 1e3 / steps
         if event.device_type != torch.autograd.DeviceType.CPU:
-            busy += own
+            busy += 0.0 if getattr(event, "is_user_annotation", False) else own  # a range that has kernels in it
         elif own > 0:
             spent[kind_of(event.key, event.input_shapes)] += own
             name = f"{event.key} {[shape for shape in event.input_shapes if shape]}"[:100]
@@ -52,8 +52,10 @@ def kind_of(name: str, shapes: list[Any]) -> str:
     if name in PRODUCTS:
         sides = [side for shape in shapes[:3] if len(shape) >= 2 for side in shape[-2:]]
         return "adapter" if min(sides, default=THIN) < THIN else "linear"
+    if name.startswith(("triton", "iclora_train::")):
+        return "compiled"
     if "adam" in name.lower() or "_foreach" in name or "_fused" in name:
         return "optimizer"
     if name in ("aten::copy_", "aten::fill_", "aten::zero_", "Memcpy", "Memset"):
         return "copies"
-    return "compiled" if name.startswith("triton") else "others"
+    return "others"

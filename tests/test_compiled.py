@@ -59,6 +59,30 @@ def test_compiled_blocks_give_the_same_step() -> None:
     compare(fp8=True, weighted=False, kept=0.5, backend="aot_eager_decomp_partition")
 
 
+def test_another_budget_is_compiled_anew() -> None:
+    """trainer.memory tries several in one process: each must keep what it says."""
+    net, tokens = network(), scene(8)
+
+    def saved() -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            step(net, tokens)
+        return sum(sizes.values())
+
+    found = []
+    for kept in (1.0, 0.0, 1.0):
+        compile_blocks(net, kept, "aot_eager_decomp_partition")
+        found.append(saved())
+    assert found[1] < 0.8 * found[0]
+    assert found[2] == found[0]
+    torch._dynamo.reset()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("fp8", [False, True])

@@ -69,8 +69,10 @@ class Unwaiting(Callback):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str) -> None:
-    config = composed("conf=deblur", f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
+def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str, tmp_path: Path) -> None:
+    write_tiny_base(tmp_path)
+    tiny = f"model.checkpoint={tmp_path}"
+    config = composed("conf=deblur", tiny, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
     unwaiting = Unwaiting(torch.cuda.set_sync_debug_mode)
     try:
         fit(config, base_of(config.model), "cuda", [Record([], 0, None, log_every=100), unwaiting])

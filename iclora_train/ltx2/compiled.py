@@ -33,6 +33,8 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._inductor.config.joint_custom_pre_pass = KeepAttention()
     if transformer.kept == kept:
         return
+    if transformer.kept is not None:
+        torch._dynamo.reset()  # else the blocks would run what was compiled for another budget
     transformer.kept = kept
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)

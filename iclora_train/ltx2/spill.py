@@ -33,6 +33,13 @@ class Kept:
     here: torch.cuda.Event | None = None  # it has been copied back
 
 
+def dense(tensor: Tensor) -> bool:
+    """Whether the elements lie side by side, in whatever order. Others, such as q in the product that makes q, k and v,
+    are no single copy: for them the host would wait, and put every element in its place itself."""
+    reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() == reach
+
+
 class Spill:
     """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for later steps of whatever shapes."""
 
@@ -56,7 +63,7 @@ class Spill:
         def pack(tensor: Tensor) -> Tensor | tuple[int, Kept]:
             nonlocal seen, moved
             size = tensor.numel() * tensor.element_size()
-            if size < self.least or tensor.untyped_storage()._cdata in staying:
+            if size < self.least or not dense(tensor) or tensor.untyped_storage()._cdata in staying:
                 return tensor
             seen += size
             if moved + size > self.share * seen + size / 2:
@@ -71,8 +78,7 @@ class Spill:
 
     def _send(self, tensor: Tensor) -> Kept:
         """Start copying a tensor to the host."""
-        reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        memory = self._memory(reach * tensor.element_size(), tensor.is_cuda)
+        memory = self._memory(tensor.numel() * tensor.element_size(), tensor.is_cuda)
         host = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
         self.lane = self.lane or Lane(tensor.device)
         self.lane.follow()
