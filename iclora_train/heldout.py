@@ -15,11 +15,10 @@ import torch
 from lightning import Callback, Trainer
 from torch import Tensor
 
-from iclora_train import lora
-from iclora_train.batches import Batch, clips_per_batch, collate
+from iclora_train import lora, objective
+from iclora_train.batches import Batch, clips_per_batch, collate, on_tensors
 from iclora_train.config import Config, Task, require
 from iclora_train.files import write_whole
-from iclora_train.flow import masked_loss
 from iclora_train.guidance import guidance_from
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.transformer import Transformer
@@ -29,7 +28,7 @@ from iclora_train.pixels import to_bytes
 from iclora_train.sample import Reference, noise_for, sample
 from iclora_train.schedule import sigmas_for
 from iclora_train.shards import ShardSet
-from iclora_train.step import Draws, lay_out
+from iclora_train.step import Draws
 from iclora_train.video import encode_clip
 from iclora_train.watch import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
 
@@ -99,15 +98,12 @@ def _loss(
 ) -> Tensor:
     """Loss of each clip (B,) at one noise level, nothing given but the references."""
     level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-    tokens, wanted = lay_out(batch, Draws(level, noise, first=no, shown=~no), task, geometry)
-    predicted = transformer(tokens, batch["text"], count=wanted.shape[1])
-    return masked_loss(predicted, wanted, tokens.loss_mask[:, : wanted.shape[1]])
+    return objective.losses(transformer, batch, Draws(level, noise, first=no, shown=~no), task, geometry).flow
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
-    moved = {key: batch[key].to(device) for key in ("target", "text")}
-    return {**batch, **moved, "references": [reference.to(device) for reference in batch["references"]]}
+    """The batch on a device."""
+    return on_tensors(batch, lambda tensor: tensor.to(device))
 
 
 class ValidationClips(Callback):

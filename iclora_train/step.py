@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import torch
 from torch import Generator, Tensor
@@ -16,6 +16,8 @@ from iclora_train.pair import Geometry, Tokens
 from iclora_train.reference import append_reference, target_tokens, to_tokens
 
 WHOLE = (0.0, 1.0, 0.0, 1.0)  # the region that is all of the frame
+SHARED = 4  # shapes of batches whose positions are kept
+_KNOWN: dict[Hashable, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -137,26 +139,16 @@ def lay_out(
         )
     shapes = tuple(tuple(latent.shape) for latent in (clean, *batch["references"]))
     factors = (task.reference_downscale, task.reference_temporal_scale)
-    position = _positions(shapes, tuple(batch["fps"].tolist()), *factors, geometry, clean.device)
+    position = _shared(tokens.position, (shapes, tuple(batch["fps"].tolist()), factors, geometry, clean.device))
     return replace(tokens, position=position), to_tokens(velocity(clean, noise))
 
 
-@lru_cache(maxsize=4)
-def _positions(
-    shapes: tuple[tuple[int, ...], ...],
-    fps: tuple[float, ...],
-    downscale: int,
-    temporal_scale: int,
-    geometry: Geometry,
-    device: torch.device,
-) -> Tensor:
-    """Positions of a target and references of these shapes: one tensor for all batches of a shape, so that what
-    depends on it is made once (`rope.Rotations`)."""
-    target, *references = (torch.empty(shape, device=device) for shape in shapes)
-    tokens = target_tokens(target, torch.ones(len(target), device=device), geometry, torch.tensor(fps))
-    for reference in references:
-        tokens = append_reference(tokens, reference, downscale, temporal_scale)
-    return tokens.position
+def _shared(position: Tensor, key: Hashable) -> Tensor:
+    """The first positions that came with this key: one tensor for all batches of a shape, so that what depends on it is
+    made once (`rope.Rotations`)."""
+    if key not in _KNOWN and len(_KNOWN) == SHARED:
+        del _KNOWN[next(iter(_KNOWN))]
+    return _KNOWN.setdefault(key, position)
 
 
 def _seen(regions: list[Tensor], height: int, width: int) -> Tensor | None:

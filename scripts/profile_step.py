@@ -52,7 +52,7 @@ def kind_of(name: str, shapes: list[Any]) -> str:
     if name in PRODUCTS:
         sides = [side for shape in shapes[:3] if len(shape) >= 2 for side in shape[-2:]]
         return "adapter" if min(sides, default=THIN) < THIN else "linear"
-    if name.startswith(("triton", "iclora_train::")):
+    if name.startswith("triton"):
         return "compiled"
     if "adam" in name.lower() or "_foreach" in name or "_fused" in name:
         return "optimizer"

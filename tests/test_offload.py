@@ -21,6 +21,7 @@ from iclora_train import lora, module
 from iclora_train.config import Config, ConfigError, Lora, Model, Optim, Task
 from iclora_train.generate import adapted
 from iclora_train.lane import Lane
+from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
@@ -325,7 +326,9 @@ WIDE = replace(CONFIG, num_attention_heads=16, attention_head_dim=64, cross_atte
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("way", ["kept", "recomputed", "compiled"])
 @pytest.mark.parametrize("fp8", [False, True])
-def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str) -> None:
+def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where weights stay, compiled blocks compute q, k and v as one product, which may round elsewhere.
+    monkeypatch.setattr(Attention, "join", lambda self, own: None)
     found, held, block = [], [], 0
     for count in (0, 0, 12):  # the first for what is allocated but once
         torch._dynamo.reset()
@@ -346,9 +349,5 @@ def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str) -> None:
         assert all(host.is_pinned() for host in hosts)
         block = sum(host.nbytes for host in hosts) // 12
         del net, made
-    if way == "compiled":  # q, k and v are one product where weights stay: the same numbers, rounded elsewhere
-        for away, there in zip(found[2], found[1], strict=True):
-            assert float((away.float() - there.float()).norm() / there.float().norm()) < 0.02
-    else:
-        require_equal(found[2], found[1])
+    require_equal(found[2], found[1])
     assert abs(held[1] - held[2] - 10 * block) < 2**20
