@@ -2,7 +2,8 @@
 
 Half of the tokens are a reference. In one run: attention without weights, with one strength, with a half-frame mask and
 with a weight of its own on every token, forwards and (--backward) backwards; beside FlexAttention with the bias as a
-score function. One JSON line each: milliseconds (median), times the cost without weights, memory beyond q, k and v.
+score function. The ways take turns, so that a clock that changes is shared by all. One JSON line each: milliseconds
+(median), times the cost without weights, memory beyond q, k and v.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -53,21 +55,19 @@ def flex(kind: str, n: int, device: torch.device) -> Way:
     return lambda q, k, v: compiled(q, k, v, score_mod=biased)
 
 
-def measure(way: Way, qkv: list[Tensor], backward: bool, rounds: int) -> tuple[float, float]:
-    """Median milliseconds of a call, and GiB at its peak beyond what was there before."""
-    device, taken = qkv[0].device, []
-    for _ in range(rounds + 1):
-        start = 0
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            start = torch.cuda.memory_allocated(device)
-        begun = clock(device)
-        out = way(*qkv)
-        if backward:
-            torch.autograd.grad(out, qkv, out.detach())
-        taken.append(clock(device) - begun)
+def measure(way: Way, qkv: list[Tensor], backward: bool) -> tuple[float, float]:
+    """Milliseconds of a call, and GiB at its peak beyond what was there before."""
+    device, start = qkv[0].device, 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        start = torch.cuda.memory_allocated(device)
+    begun = clock(device)
+    out = way(*qkv)
+    if backward:
+        torch.autograd.grad(out, qkv, out.detach())
+    spent = clock(device) - begun
     peak = torch.cuda.max_memory_allocated(device) - start if device.type == "cuda" else 0
-    return 1e3 * sorted(taken[1:])[rounds // 2], peak / GIB
+    return 1e3 * spent, peak / GIB
 
 
 def main() -> None:
@@ -89,11 +89,14 @@ def main() -> None:
     ways |= {kind: ours(kind, args.tokens, device) for kind in kinds}
     if device.type == "cuda":
         ways["mask of any weights, FlexAttention"] = flex(kinds[-1], args.tokens, device)
-    plain = None
-    for name, way in ways.items():
-        spent, gib = measure(way, qkv, args.backward, args.rounds)
-        plain = plain or spent
-        row = {"way": name, "ms": round(spent, 2), "times no weights": round(spent / plain, 3), "gib": round(gib, 2)}
+    taken = {name: [measure(way, qkv, args.backward) for _ in range(2)][1:] for name, way in ways.items()}
+    for _ in range(args.rounds - 1):
+        for name, way in ways.items():
+            taken[name].append(measure(way, qkv, args.backward))
+    spent = {name: median(ms for ms, _ in of) for name, of in taken.items()}
+    for name, ms in spent.items():
+        times, gib = ms / spent["no weights"], max(peak for _, peak in taken[name])
+        row = {"way": name, "ms": round(ms, 2), "times no weights": round(times, 3), "gib": round(gib, 2)}
         print(json.dumps(row), flush=True)
 
 

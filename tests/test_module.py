@@ -81,6 +81,15 @@ def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str, t
     assert unwaiting.batches == 2 * (STEPS - 4)
 
 
+def test_frame_rates_stay_on_the_host_whoever_loads_the_batches(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path)
+    module = ICLoRA(composed("conf=deblur", f"model.checkpoint={tmp_path}"), Base.open(str(tmp_path)))
+    batch = {"target": torch.zeros(1), "references": [torch.zeros(1)], "text": torch.zeros(1), "fps": torch.zeros(1)}
+    moved = module.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert {tensor.device.type for tensor in (moved["target"], moved["text"], *moved["references"])} == {"meta"}
+    assert moved["fps"].device.type == "cpu"
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_checkpoint_after_a_step_that_was_not_finite_is_refused_whoever_asks(tmp_path: Path) -> None:
     write_tiny_base(tmp_path)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iclora_train.ltx2.joining import join
 from iclora_train.ltx2.kernels import Kernel, kernel_for
 
 _ALIGNED = 8  # elements; 16 bytes in half precision
@@ -99,9 +100,7 @@ class _Weighted(torch.autograd.Function):
         seeds = [seed]
         for part in others:
             more, theirs, seed = _forward(kernel, part, q, k, v)
-            ours = total[:, :, part.rows]
-            out[:, :, part.rows].lerp_(more, torch.sigmoid(theirs - ours)[..., None].to(out.dtype))
-            total[:, :, part.rows] = torch.logaddexp(ours, theirs)
+            join(out[:, :, part.rows], total[:, :, part.rows], more, theirs)
             seeds.append(seed)
         ctx.save_for_backward(q, k, v, out, total)
         ctx.bias, ctx.seeds, ctx.kernel = bias, seeds, kernel
@@ -110,7 +109,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, total = ctx.saved_tensors
-        sums = [torch.zeros_like(t, dtype=torch.float32) for t in (q, k, v)]
+        sums = [torch.zeros_like(t) for t in (q, k, v)]  # most have two parts to add, which is exact until it is kept
         for part, seed in zip(ctx.bias.parts, ctx.seeds, strict=True):
             rows = [t[:, :, part.rows] for t in (grad, q, out, total)]
             shift = rows[3] if part.row_bias is None else rows[3] - part.row_bias
@@ -122,8 +121,8 @@ class _Weighted(torch.autograd.Function):
                 if isinstance(part.columns, slice):
                     total_grad[:, :, part.columns] += piece
                 else:
-                    total_grad.index_add_(2, part.columns, piece.float())
-        return sums[0].to(q.dtype), sums[1].to(k.dtype), sums[2].to(v.dtype), None
+                    total_grad.index_add_(2, part.columns, piece)
+        return sums[0], sums[1], sums[2], None
 
 
 def _forward(kernel: Kernel, part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
