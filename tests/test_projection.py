@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from iclora_train import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.projection import Joint, together
+from iclora_train.ltx2.projection import Joint, together, turn, turnable
 from iclora_train.ltx2.transformer import Transformer
 from scripts.synthetic.random_base import RandomBase
 from tests.test_compiled import network, scene, step
@@ -54,6 +54,20 @@ def test_joined_weights_take_no_more_memory() -> None:
     q, joint = block.attn1.to_q.weight, block.attn1.joint.weight  # type: ignore[union-attr]
     assert q.untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()  # type: ignore[union-attr, operator]
     assert not any("joint" in name for name in net.state_dict())
+
+
+def test_fp8_weights_are_turned_once_each_and_back() -> None:
+    net = joined(RandomBase("2.3", "tiny").transformer(fp8=True))
+    plain = RandomBase("2.3", "tiny").transformer(fp8=True)
+    assert not turnable(RandomBase("2.3", "tiny").transformer())
+    parts = turnable(net)
+    assert len(turnable(plain)) > len(parts)
+    assert sum(part.weight.numel() for part in turnable(plain)) == sum(part.weight.numel() for part in parts)
+    turn(net, True)
+    assert all(torch.equal(part.turned.view(torch.uint8), part.weight.t().view(torch.uint8)) for part in parts)  # type: ignore[union-attr]
+    assert not any("turned" in name for name in net.state_dict())
+    turn(net, False)
+    assert all(part.turned is None for part in parts)
 
 
 def test_linears_of_two_scales_are_one_fp8_product() -> None:

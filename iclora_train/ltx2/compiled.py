@@ -11,6 +11,9 @@ from pathlib import Path
 from iclora_train.ltx2.transformer import Block, Transformer
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
+# Inputs and operations of an intermediate result that the compiler computes again inside a kernel rather than keep in
+# memory, in fp32, between two passes over a row.
+READS, OPERATIONS = 16, 200
 SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
 
 
@@ -31,6 +34,8 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._dynamo.config.recompile_limit = SHAPES
     torch._functorch.config.activation_memory_budget = kept
     torch._inductor.config.joint_custom_pre_pass = KeepAttention()
+    torch._inductor.config.realize_reads_threshold = READS
+    torch._inductor.config.realize_opcount_threshold = OPERATIONS
     if transformer.kept == kept:
         return
     if transformer.kept is not None:
@@ -41,4 +46,5 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
         if not transformer.offload.order:  # those weights are moved one by one
             block.attn1.join(own=True)
             block.attn2.join(own=False)
+        block.ff.fused = True
         block.compile(dynamic=False, backend=backend)

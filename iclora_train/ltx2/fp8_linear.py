@@ -22,6 +22,7 @@ class Fp8Linear(nn.Linear):
     """x (..., in) -> x (scale weight)^T + bias, weight (out,in) in fp8."""
 
     weight_scale: Tensor  # () fp32
+    turned: Tensor | None  # (in,out): the weight as the gradient's product wants it; else that is made at each use
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         outputs, inputs = weight.shape
@@ -30,9 +31,10 @@ class Fp8Linear(nn.Linear):
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("weight_scale", scale.float().reshape(()))
+        self.register_buffer("turned", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = scaled_product(x, self.weight, self.weight_scale)
+        out = scaled_product(x, self.weight, self.weight_scale, self.turned)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
@@ -42,10 +44,16 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale).to(E4M3), scale
 
 
-def scaled_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """x (..., in) times (scale weight)^T: fp8 weight (out,in), one scale () or one for each output (out,)."""
-    product: Tensor = _Product.apply(x, weight, scale)
+def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, turned: Tensor | None = None) -> Tensor:
+    """x (..., in) times (scale weight)^T: fp8 weight (out,in), one scale () or one for each output (out,); `turned` is
+    the weight as (in,out) in memory, if there is one."""
+    product: Tensor = _Product.apply(x, weight, scale, turned)
     return product
+
+
+def by_column(weight: Tensor, turned: Tensor | None) -> Tensor:
+    """A weight (out,in) lying column by column, as products of gradients want it."""
+    return (weight.t().contiguous() if turned is None else turned).t()
 
 
 def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -61,29 +69,40 @@ def rounded_product(x: Tensor, weight: Tensor, before: Tensor | None, behind: Te
     that to what follows.
     """
     rows = x.reshape(-1, x.shape[-1]).float()
-    rows = rows if before is None else rows * before
-    row_scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_LEAST)  # (M,1)
-    one = torch.ones((), dtype=torch.float32, device=x.device)
-    product = torch._scaled_mm((rows / row_scale).to(E4M3), weight, one, one, out_dtype=x.dtype, use_fast_accum=True)
+    values, row_scale = round_rows(rows if before is None else rows * before)
+    product = raw_product(values, weight, x.dtype)
     behind = row_scale if behind is None else row_scale * behind
     return (product * behind).to(x.dtype).unflatten(0, x.shape[:-1])
 
 
+def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (M,k) in fp8, and the scale of each (M,1) fp32."""
+    rows = rows.float()
+    scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_LEAST)
+    return (rows / scale).to(E4M3), scale
+
+
+def raw_product(values: Tensor, weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """fp8 values (M,k) times fp8 weight (k,n), which lies column by column, without their scales."""
+    one = torch.ones((), dtype=torch.float32, device=values.device)
+    return torch._scaled_mm(values, weight, one, one, out_dtype=dtype, use_fast_accum=True)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(weight, scale)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, turned: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale, turned)
         if multiplies_fp8(x):
             return rounded_product(x, weight.t(), None, scale)
         return F.linear(x, widened(weight, scale, x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        weight, scale = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        weight, scale, turned = ctx.saved_tensors
         if multiplies_fp8(grad):
             before, behind = (scale, None) if scale.ndim else (None, scale)
-            return rounded_product(grad, weight.t().contiguous().t(), before, behind), None, None
-        return grad @ widened(weight, scale, grad.dtype), None, None
+            return rounded_product(grad, by_column(weight, turned), before, behind), None, None, None
+        return grad @ widened(weight, scale, grad.dtype), None, None, None
 
 
 def multiplies_fp8(x: Tensor) -> bool:

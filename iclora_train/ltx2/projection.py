@@ -31,7 +31,8 @@ def frozen(layer: nn.Module) -> nn.Linear:
     return cast(nn.Linear, getattr(layer, "base_layer", layer))
 
 
-def _halves(layer: nn.Module) -> Halves | None:
+def halves_of(layer: nn.Module) -> Halves | None:
+    """A and B of a layer that has an adapter, and not switched off."""
     return cast(Adapted, layer).low_rank() if hasattr(layer, "low_rank") else None
 
 
@@ -49,6 +50,7 @@ class Joint(nn.Module):
 
     weight: Tensor  # (sum of out, in)
     scale: Tensor | None  # (sum of out,) fp32 where the weight is in fp8
+    turned: Tensor | None  # as `Fp8Linear.turned`
     bias: Tensor | None
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
@@ -63,13 +65,28 @@ class Joint(nn.Module):
         self.register_buffer("scale", torch.cat(scale) if scale else None, persistent=False)
         bias = [linear.bias.detach() for linear in linears if linear.bias is not None]
         self.register_buffer("bias", torch.cat(bias) if bias else None, persistent=False)
+        self.register_buffer("turned", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...,in) -> (...,sum of out)."""
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
-        product = scaled_product(x, self.weight, self.scale)
+        product = scaled_product(x, self.weight, self.scale, self.turned)
         return product if self.bias is None else product + self.bias.to(product.dtype)
+
+
+def turnable(module: nn.Module) -> list[Fp8Linear | Joint]:
+    """What multiplies by fp8 weights inside a module: joints, and linears that are in none."""
+    joints = [part for part in module.modules() if isinstance(part, Joint) and part.scale is not None]
+    joined = {joint.weight.untyped_storage().data_ptr() for joint in joints}
+    linears = [part for part in module.modules() if isinstance(part, Fp8Linear)]
+    return [*joints, *(part for part in linears if part.weight.untyped_storage().data_ptr() not in joined)]
+
+
+def turn(module: nn.Module, wanted: bool) -> None:
+    """Keep the fp8 weights inside a module a second time, as the products of gradients want them, or no longer."""
+    for part in turnable(module):
+        part.turned = part.weight.detach().t().contiguous() if wanted else None
 
 
 def joinable(layers: Sequence[nn.Module]) -> bool:
@@ -84,7 +101,7 @@ def together(
     """x (B,N,in) through each of the layers, and through the gate, all of which read it once if there is a joint."""
     if joint is None:
         return [layer(x) for layer in layers], None if gate is None else gate(x)
-    halves = [_halves(layer) for layer in layers]
+    halves = [halves_of(layer) for layer in layers]
     thin = [pair[0].to(x.dtype) for pair in halves if pair is not None]  # (rank,in) each
     rank = sum(len(down) for down in thin)
     if rank == 0:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention
+from iclora_train.ltx2.feed_forward import fused_feed_forward
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
 from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.perturb import values_through
@@ -89,12 +90,16 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
+        self.fused = False  # where there is a kernel for it (`compiled.compile_blocks`)
         self.net = nn.Sequential(
             GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        first, second = self.net[0], self.net[2]
+        assert isinstance(first, GELUProjection)
+        fused = fused_feed_forward(x, first.proj, second) if self.fused else None
+        return self.net(x) if fused is None else fused
 
 
 class Block(nn.Module):

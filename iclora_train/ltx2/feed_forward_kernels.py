@@ -1,0 +1,154 @@
+"""The feed-forward's kernels between its two products, adapters included (Triton). `feed_forward_ops` launches them.
+
+A feed-forward is four times as wide inside, and what lies between its products is limited by reading and writing those
+activations. So each is read and written as seldom as may be: the adapter's share is computed in registers where it is
+added, GELU follows at once, and the next adapter's A is applied to what is at hand. Rounding to fp8 needs the largest
+of a whole row first, so it is a second pass, which backwards also takes the sums over rows, the adapters' gradients.
+
+N rows of tokens, F hidden channels, R the rank: a power of two from 16 on. Rows are shared out among programs, and so
+are groups of channels; what needs all channels is left in one part for each group.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tanh_of(h):
+    """tanh of GELU's argument."""
+    inner = 0.7978845608028654 * (h + 0.044715 * h * h * h)
+    return 1 - 2 / (tl.exp(2 * inner) + 1)
+
+
+@triton.jit
+def _gelu(h):
+    return 0.5 * h * (1 + _tanh_of(h))
+
+
+@triton.jit
+def _gelu_slope(h):
+    tanh = _tanh_of(h)
+    inner = 0.7978845608028654 * (1 + 3 * 0.044715 * h * h)
+    return 0.5 * (1 + tanh) + 0.5 * h * (1 - tanh * tanh) * inner
+
+
+@triton.jit
+def gather(most, shares, scales, v, n,
+            R: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
+            LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """What the programs that share rows have left: the scale of a row, and its product with an A or a B."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside, rank = row < n, tl.arange(0, R)
+    highest = tl.zeros([ROWS], tl.float32)
+    total = tl.zeros([ROWS, R], tl.float32)
+    for part in range(PARTS):
+        at = part * n + row
+        total += tl.load(shares + at[:, None] * R + rank[None, :], mask=inside[:, None], other=0.0)
+        if FP8:
+            highest = tl.maximum(highest, tl.load(most + at, mask=inside, other=0.0))
+    tl.store(v + row[:, None] * R + rank[None, :], total.to(tl.bfloat16), mask=inside[:, None])
+    if FP8:
+        tl.store(scales + row, tl.maximum(highest / LARGEST, LEAST), mask=inside)
+
+
+@triton.jit
+def up(product, scale, u, up, bias, down, hidden, opened, most, v, n,
+        F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+        FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
+    inside = (row < n)[:, None]
+    rank, lane = tl.arange(0, R), tl.arange(0, CHANNELS)
+    own = tl.load(u + row[:, None] * R + rank[None, :], mask=inside, other=0.0)  # (ROWS,R)
+    factor = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+    highest = tl.zeros([ROWS], tl.float32)
+    inner = tl.zeros([ROWS, R], tl.float32)
+    for start in range(0, F // PARTS, CHANNELS):
+        column = part * (F // PARTS) + start + lane
+        at = row[:, None].to(tl.int64) * F + column[None, :]
+        b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
+        h = tl.load(product + at, mask=inside, other=0.0).to(tl.float32) * factor + tl.dot(own, tl.trans(b))
+        if BIAS:
+            h += tl.load(bias + column).to(tl.float32)[None, :]
+        h = h.to(tl.bfloat16)
+        tl.store(hidden + at, h, mask=inside)
+        g = _gelu(h.to(tl.float32)).to(tl.bfloat16)
+        a = tl.load(down + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
+        inner += tl.dot(g, tl.trans(a))
+        if FP8:
+            highest = tl.maximum(highest, tl.max(tl.abs(g.to(tl.float32)), 1))
+        else:
+            tl.store(opened + at, g, mask=inside)
+    tl.store(v + (part * n + row[:, None]) * R + rank[None, :], inner, mask=inside)
+    if FP8:
+        tl.store(most + part * n + row, highest, mask=row < n)
+
+
+@triton.jit
+def round_gelu(hidden, scales, opened, n,
+                F: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < n)[:, None]
+    own_scale = tl.load(scales + row, mask=row < n, other=1.0)[:, None]
+    for start in range(0, F // PARTS, CHANNELS):
+        column = tl.program_id(1) * (F // PARTS) + start + tl.arange(0, CHANNELS)
+        at = row[:, None].to(tl.int64) * F + column[None, :]
+        h = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
+        g = _gelu(h).to(tl.bfloat16).to(tl.float32)
+        tl.store(opened + at, (g / own_scale).to(tl.float8e4nv), mask=inside)
+
+
+@triton.jit
+def back(product, scale, t, down, hidden, up, grad, most, v, n,
+          F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+          FP8: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    part = tl.program_id(1)
+    inside = (row < n)[:, None]
+    rank, lane = tl.arange(0, R), tl.arange(0, CHANNELS)
+    own = tl.load(t + row[:, None] * R + rank[None, :], mask=inside, other=0.0)  # (ROWS,R)
+    factor = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+    highest = tl.zeros([ROWS], tl.float32)
+    inner = tl.zeros([ROWS, R], tl.float32)
+    for start in range(0, F // PARTS, CHANNELS):
+        column = part * (F // PARTS) + start + lane
+        at = row[:, None].to(tl.int64) * F + column[None, :]
+        a = tl.load(down + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
+        g = tl.load(product + at, mask=inside, other=0.0).to(tl.float32) * factor + tl.dot(own, a)
+        h = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
+        d = (g * _gelu_slope(h)).to(tl.bfloat16)
+        tl.store(grad + at, d, mask=inside)
+        b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
+        inner += tl.dot(d, b)
+        if FP8:
+            highest = tl.maximum(highest, tl.max(tl.abs(d.to(tl.float32)), 1))
+    tl.store(v + (part * n + row[:, None]) * R + rank[None, :], inner, mask=inside)
+    if FP8:
+        tl.store(most + part * n + row, highest, mask=row < n)
+
+
+@triton.jit
+def sums(hidden, grad, t, u, scales, rounded, down_grad, up_grad, n, tiles,
+          F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
+    column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    part = tl.program_id(1)
+    rank, lane = tl.arange(0, R), tl.arange(0, ROWS)
+    of_down = tl.zeros([R, CHANNELS], tl.float32)
+    of_up = tl.zeros([CHANNELS, R], tl.float32)
+    for step in range(tiles):
+        row = (part * tiles + step) * ROWS + lane
+        inside = (row < n)[:, None]
+        at = row[:, None].to(tl.int64) * F + column[None, :]
+        g = _gelu(tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
+        d = tl.load(grad + at, mask=inside, other=0.0)
+        small = row[:, None] * R + rank[None, :]
+        of_down += tl.dot(tl.trans(tl.load(t + small, mask=inside, other=0.0)), g)
+        of_up += tl.dot(tl.trans(d), tl.load(u + small, mask=inside, other=0.0))
+        if FP8:
+            own_scale = tl.load(scales + row, mask=row < n, other=1.0)[:, None]
+            tl.store(rounded + at, (d.to(tl.float32) / own_scale).to(tl.float8e4nv), mask=inside)
+    tl.store(down_grad + (part * R + rank[:, None]) * F + column[None, :], of_down)
+    tl.store(up_grad + (part * F + column[:, None]) * R + rank[None, :], of_up)

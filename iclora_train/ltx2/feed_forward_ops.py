@@ -1,0 +1,123 @@
+"""The feed-forward's kernels as operators of PyTorch, which a compiler takes as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from iclora_train.ltx2 import feed_forward_kernels as kernels
+
+LARGEST = 448.0  # of fp8 e4m3
+LEAST = 1e-12  # scale of a row of zeros
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows and channels that a program has at hand at a time, its warps, and how many programs share a row, or, for
+    sums over rows, a channel."""
+
+    rows: int
+    channels: int
+    warps: int
+    parts: int
+
+    def of(self, width: int) -> int:
+        """Channels of a tile where there are `width` in all."""
+        return min(self.channels, width // self.parts)
+
+
+UP, BACK, ROUND, SUMS = Tile(64, 64, 4, 16), Tile(64, 64, 4, 16), Tile(1, 2048, 4, 8), Tile(64, 128, 8, 2)
+GATHERED = 32  # rows
+
+
+def _gathered(most: Tensor, shares: Tensor, like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
+    """The scales of rows (N,), and the product of rows with an A or a B as `like` (N,R)."""
+    parts, n, rank = shares.shape
+    scales, v = torch.empty(n if fp8 else 0, dtype=torch.float32, device=like.device), torch.empty_like(like)
+    kernels.gather[(triton.cdiv(n, GATHERED),)](most, shares, scales, v, n, rank, GATHERED, parts, fp8, LARGEST, LEAST)
+    return scales, v
+
+
+def _parts_of(product: Tensor, rank: int, parts: int) -> tuple[Tensor, Tensor]:
+    """Where programs that share rows leave the largest they saw, and their share of a product with an A or a B."""
+    n, device = len(product), product.device
+    most = torch.empty(parts, n, dtype=torch.float32, device=device)
+    return most, torch.empty(parts, n, rank, dtype=torch.float32, device=device)
+
+
+def _added(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+@torch.library.custom_op("iclora_train::gelu_up", mutates_args=())
+def gelu_up(
+    product: Tensor, scale: Tensor, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """h = scale product + u up^T + bias (N,F); GELU of it, in fp8 with a scale per row (N,) if `fp8`; and its down^T.
+
+    product (N,F), scale (N,), u (N,R), up (F,R), bias (F,), down (R,F).
+    """
+    n, width = product.shape
+    hidden = torch.empty_like(product)
+    opened = torch.empty_like(product, dtype=torch.float8_e4m3fn if fp8 else None)
+    most, shares = _parts_of(product, u.shape[1], UP.parts)
+    kernels.up[(triton.cdiv(n, UP.rows), UP.parts)](
+        product, scale, u, up, bias, down, hidden, opened, most, shares, n,
+        width, u.shape[1], UP.rows, UP.of(width), UP.parts, fp8, bias is not None, num_warps=UP.warps,
+    )  # fmt: skip
+    scales, v = _gathered(most, shares, u, fp8)
+    if fp8:
+        kernels.round_gelu[(triton.cdiv(n, ROUND.rows), ROUND.parts)](
+            hidden, scales, opened, n, width, ROUND.rows, ROUND.of(width), ROUND.parts, num_warps=ROUND.warps
+        )
+    return hidden, opened, scales, v
+
+
+@gelu_up.register_fake
+def _(
+    product: Tensor, scale: Tensor, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    opened = torch.empty_like(product, dtype=torch.float8_e4m3fn if fp8 else None)
+    return torch.empty_like(product), opened, _scales_like(product, fp8), torch.empty_like(u)
+
+
+@torch.library.custom_op("iclora_train::gelu_back", mutates_args=())
+def gelu_back(
+    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """d = (scale product + t down) gelu'(hidden) (N,F), in fp8 with a scale per row (N,) if `fp8`; d up (N,R); and the
+    gradients of the adapters' inner halves, t^T gelu(hidden) (R,F) and d^T u (F,R), both fp32."""
+    (n, width), rank = product.shape, t.shape[1]
+    grad = torch.empty_like(product)
+    rounded = torch.empty_like(product, dtype=torch.float8_e4m3fn) if fp8 else grad
+    most, shares = _parts_of(product, rank, BACK.parts)
+    kernels.back[(triton.cdiv(n, BACK.rows), BACK.parts)](
+        product, scale, t, down, hidden, up, grad, most, shares, n,
+        width, rank, BACK.rows, BACK.of(width), BACK.parts, fp8, num_warps=BACK.warps,
+    )  # fmt: skip
+    scales, v = _gathered(most, shares, t, fp8)
+    of_down = torch.empty(SUMS.parts, rank, width, dtype=torch.float32, device=hidden.device)
+    of_up = torch.empty(SUMS.parts, width, rank, dtype=torch.float32, device=hidden.device)
+    kernels.sums[(width // SUMS.channels, SUMS.parts)](
+        hidden, grad, t, u, scales, rounded, of_down, of_up, n, triton.cdiv(n, SUMS.rows * SUMS.parts),
+        width, rank, SUMS.rows, SUMS.channels, fp8, num_warps=SUMS.warps,
+    )  # fmt: skip
+    return rounded, scales, v, _added(of_down), _added(of_up)
+
+
+@gelu_back.register_fake
+def _(
+    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    width, rank = product.shape[1], t.shape[1]
+    rounded = torch.empty_like(product, dtype=torch.float8_e4m3fn if fp8 else None)
+    of_down = torch.empty(rank, width, dtype=torch.float32, device=hidden.device)
+    of_up = torch.empty(width, rank, dtype=torch.float32, device=hidden.device)
+    return rounded, _scales_like(product, fp8), torch.empty_like(t), of_down, of_up
+
+
+def _scales_like(product: Tensor, fp8: bool) -> Tensor:
+    return product.new_empty(len(product) if fp8 else 0, dtype=torch.float32)

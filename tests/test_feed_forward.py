@@ -1,0 +1,79 @@
+"""The feed-forward's own kernels compute what the plain layers do, forwards and backwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iclora_train import lora
+from iclora_train.config import Lora
+from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.projection import turn
+from iclora_train.ltx2.transformer import FeedForward
+
+WIDTH, ROWS = 256, 333
+
+
+def layer(bias: bool, fp8: bool, device: str, rank: int = 16) -> FeedForward:
+    """A feed-forward in bf16 (its weights in fp8), with fp32 adapters that do something."""
+    generator = torch.Generator().manual_seed(0)
+    block = nn.Module()
+    block.ff = FeedForward(WIDTH, bias)
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    block = block.to(device, torch.bfloat16)
+    if fp8:
+        for name in ("ff.net.0.proj", "ff.net.2"):
+            linear = block.get_submodule(name)
+            given = linear.bias if bias else None
+            block.set_submodule(name, Fp8Linear(*quantize(linear.weight), given))  # type: ignore[arg-type]
+    holder = nn.Module()
+    holder.transformer_blocks = nn.ModuleList([block])
+    for parameter in lora.attach(holder, Lora(rank=rank, targets=["ff.net.0.proj", "ff.net.2"])):
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    ff = block.ff
+    assert isinstance(ff, FeedForward)
+    return ff
+
+
+def step(ff: FeedForward, device: str) -> list[Tensor]:
+    """What it gives, and the gradients of its input and of its adapters."""
+    generator = torch.Generator().manual_seed(1)
+    x, grad = torch.randn(2, 1, ROWS, WIDTH, generator=generator).to(device, torch.bfloat16)
+    x.requires_grad_()
+    adapter = [p for p in ff.parameters() if p.requires_grad]
+    out = ff(x)
+    return [out.detach(), *torch.autograd.grad(out, [x, *adapter], grad)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("rank", [16, 32, 64])
+def test_the_kernels_give_what_the_layers_give(rank: int, fp8: bool, bias: bool) -> None:
+    ff = layer(bias, fp8, "cuda", rank)
+    plain = step(ff, "cuda")
+    ff.fused = True
+    for wanted, found in zip(plain, step(ff, "cuda"), strict=True):
+        assert found.dtype == wanted.dtype
+        assert float((found.float() - wanted.float()).norm() / wanted.float().norm()) < 0.02
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_weight_that_is_kept_turned_gives_the_same_bits(fused: bool) -> None:
+    ff = layer(True, True, "cuda")
+    ff.fused = fused
+    plain = step(ff, "cuda")
+    turn(ff, True)
+    for wanted, found in zip(plain, step(ff, "cuda"), strict=True):
+        assert torch.equal(wanted, found)
+
+
+def test_where_there_is_no_kernel_the_layers_compute() -> None:
+    ff = layer(True, False, "cpu")
+    plain = step(ff, "cpu")
+    ff.fused = True
+    for wanted, found in zip(plain, step(ff, "cpu"), strict=True):
+        assert torch.equal(wanted, found)
