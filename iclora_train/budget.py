@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from iclora_train.errors import ConfigError
 from iclora_train.ltx2.spill import ON_THE_WAY
@@ -12,9 +12,13 @@ from iclora_train.ltx2.spill import ON_THE_WAY
 GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.07  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
-MOST = 0.6  # of model.kept: computes nothing again that costs a product
-STEP = 0.05  # of model.kept, between levels that are tried
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
+# Levels of model.kept that are tried. From .7 on nothing is computed again that costs a product, until 1 keeps it all.
+LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
+# What a block keeps at a level, as multiples of its tokens in bf16, and what a step takes at its peak beside what
+# blocks keep: LTX-2.3 in fp8, rank 32 (docs/measurements.md). Only which levels are tried rests on them.
+SHAPE = ((0.0, 1.0), (0.3, 9.4), (0.4, 11.4), (0.7, 15.4), (1.0, 24.2))
+PASSING = 16
 
 
 @dataclass(frozen=True)
@@ -22,22 +26,35 @@ class Level:
     """What one value of model.kept costs: bytes that a block keeps, bytes of all else, seconds of a block forwards."""
 
     kept: float
-    block: int
-    rest: int
+    block: float
+    rest: float
     seconds: float
 
 
 @dataclass(frozen=True)
+class Room:
+    """What there is: blocks, bytes on the GPU, bytes per second of the bus, bytes that may be taken on the host."""
+
+    blocks: int
+    budget: float
+    bandwidth: float
+    host: float
+
+
+@dataclass(frozen=True)
 class Plan:
-    """model.kept and model.spill, and the GiB that a step is then expected to take."""
+    """model.kept and model.spill, the GiB that a step is then expected to take, and whether there is so much room that
+    fp8 weights are kept a second time as the backward pass wants them."""
 
     kept: float
     spill: float
     gib: float
+    turned: bool = False
 
     def __str__(self) -> str:
         away = f", {self.spill:.0%} of them on the host" if self.spill else ""
-        return f"activations: kept {self.kept:g}{away}; about {self.gib:.1f} GiB"
+        twice = ", fp8 weights twice" if self.turned else ""
+        return f"activations: kept {self.kept:g}{away}{twice}; about {self.gib:.1f} GiB"
 
 
 def budget_of(memory: str | float, room: float) -> float:
@@ -46,62 +63,82 @@ def budget_of(memory: str | float, room: float) -> float:
     if wanted is None or not wanted > 0:
         raise ConfigError(f"trainer.memory={memory} must be auto, low ({LOW:g} GiB), a number of GiB, or null")
     if wanted > room:
-        raise ConfigError(f"trainer.memory={memory} is more than the {room:.1f} GiB of this GPU")
+        raise ConfigError(f"trainer.memory={memory} is more than the {room:.1f} GiB that this GPU has free")
     return wanted
 
 
-def fits(level: Level, blocks: int, budget: float, bandwidth: float, host: float) -> Plan | None:
-    """The plan at this level, if there is one: the least share of the activations on the host that suffices.
+def guessed(tokens: float, taken: float, seconds: float) -> Level:
+    """The level of 1 before anything is measured: `tokens` bytes that the tokens are in a block, `taken` bytes on the
+    GPU, `seconds` that a block may take forwards."""
+    return Level(1.0, _shape(1.0) * tokens, taken + PASSING * tokens, seconds)
 
-    budget: bytes; bandwidth: of the bus in bytes per second; host: bytes that may be taken there.
-    """
-    whole = level.block * blocks
-    over = level.rest + whole - budget
+
+def _shape(kept: float) -> float:
+    """SHAPE between its points."""
+    for (below, least), (above, most) in pairwise(SHAPE):
+        if kept <= above:
+            return least + (most - least) * (kept - below) / (above - below)
+    return SHAPE[-1][1]
+
+
+def fits(level: Level, room: Room) -> Plan | None:
+    """The plan at this level, if there is one: the least share of the activations on the host that suffices."""
+    whole = level.block * room.blocks
+    over = level.rest + whole - room.budget
     if over <= 0:
         return Plan(level.kept, 0.0, (level.rest + whole) / GIB)
-    away = max(blocks - 3, 0)  # the last stays, and two are back at a time
+    away = max(room.blocks - 3, 0)  # the last stays, and two are back at a time
     over += ON_THE_WAY
-    most = min(BUS * bandwidth * level.seconds * blocks, host, level.block * away)
+    most = min(BUS * room.bandwidth * level.seconds * room.blocks, room.host, level.block * away)
     if over > most:
         return None
     share = min(1.0, over / (level.block * away))
-    return Plan(level.kept, round(share + 0.005, 2), budget / GIB)
+    return Plan(level.kept, round(share + 0.005, 2), room.budget / GIB)
 
 
-def lower(level: Level, blocks: int, budget: float, bandwidth: float, host: float) -> float:
-    """The model.kept to try after a level that does not fit: the share of its activations that there is room for."""
-    if level.block <= 0:
-        return halved(level.kept)
-    hidden = min(BUS * bandwidth * level.seconds * blocks, host)
-    share = (budget - level.rest + hidden) / (level.block * blocks)
-    wanted = math.floor(min(share * level.kept, 0.8 * level.kept) / STEP) * STEP
-    return round(max(wanted, 0.0), 2)
-
-
-def halved(kept: float) -> float:
-    """The model.kept to try after one that could not even be measured."""
-    return round(kept / 2, 2) if kept >= 2 * STEP else 0.0
+def highest(near: Level, room: Room, below: float = 1.1) -> float:
+    """The largest of LEVELS under `below` that should fit, going by a level `near` it; 0 if none should."""
+    for kept in reversed(LEVELS):
+        if kept < below and fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room):
+            return kept
+    return 0.0
 
 
 def find(
-    measured: Callable[[float], Level | None],
-    works: Callable[[Plan], bool],
-    blocks: int,
-    budget: float,
-    bandwidth: float,
-    host: float,
+    measured: Callable[[float], Level | None], seconds: Callable[[Plan], float | None], room: Room, start: float
 ) -> Plan | Level | None:
-    """The fastest plan that works, from MOST downwards; if there is none, the level of 0 that does not fit.
+    """The fastest of the plans that work; if none does, the level of 0 that does not fit.
 
-    measured: what a level costs, None if it cannot even be measured. Each level has to be compiled, so few are tried.
+    measured: what a level costs, None if it cannot even be measured. seconds: of a step of a plan, None if it does not
+    work. Each level has to be compiled, so few are tried, from `start` on: the next is foreseen from the one before.
+    The last plan that `seconds` is asked for is the one that is given.
     """
-    kept = MOST
+    kept, below = start, 1.1
+    best: tuple[Plan, float] | None = None
     while True:
-        level, left = measured(kept), budget
-        while level is not None and (plan := fits(level, blocks, left, bandwidth, host)) is not None:
-            if works(plan):
-                return plan
-            left *= 1 - MARGIN
-        if kept == 0:
+        level = measured(kept)
+        found = None if level is None else next(_working(level, seconds, room), None)
+        if found is None and kept == 0:
             return level
-        kept = lower(level, blocks, left, bandwidth, host) if level is not None else halved(kept)
+        if found is None:
+            below = kept
+        elif best is None or found[1] < best[1]:
+            best = found
+        else:
+            break
+        kept = highest(level, room, below) if level is not None else max(step for step in LEVELS if step <= kept / 2)
+        if best is not None and LEVELS.index(kept) <= LEVELS.index(best[0].kept) + 1:
+            break
+    assert best is not None
+    if best is not found:
+        seconds(best[0])  # it is what is left set
+    return best[0]
+
+
+def _working(level: Level, seconds: Callable[[Plan], float | None], room: Room) -> Iterator[tuple[Plan, float]]:
+    """Plans at a level that work, and the seconds of a step, the one that moves least first."""
+    while (plan := fits(level, room)) is not None:
+        taken = seconds(plan)
+        if taken is not None:
+            yield plan, taken
+        room = replace(room, budget=room.budget * (1 - MARGIN))

@@ -2,28 +2,31 @@
 
 Keeping everything is fastest. What does not fit on the GPU goes to the host as far as the bus carries it while the GPU
 computes (`ltx2.spill`), and what does not fit there either is computed again in the backward pass (`compiled`). The
-figures behind the choice are measured on the first blocks, on the largest clips, before step 0.
+figures behind the choice are measured on the first blocks, on the largest clips, before step 0. Where everything is
+kept and there is room still, fp8 weights are kept a second time as gradients' products want them (`projection.turn`).
 """
 
 from __future__ import annotations
 
 import gc
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from iclora_train.batches import Batch
-from iclora_train.budget import GIB, MARGIN, Level, Plan, budget_of, find
+from iclora_train.budget import GIB, MARGIN, Level, Plan, Room, budget_of, find, fits, guessed, highest
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.dryrun import largest, mean_loss
 from iclora_train.files import write_whole
 from iclora_train.ltx2.compiled import compile_blocks
+from iclora_train.ltx2.projection import turn, turnable
 from iclora_train.ltx2.spill import Spill
 from iclora_train.module import ICLoRA
 from iclora_train.shards import ShardSet
+from iclora_train.throughput import matmul_peak, work_of
 
 HOST = 0.45  # share of the free host memory that may be pinned: it comes in powers of two
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
@@ -49,7 +52,8 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, firs
     if known.exists() and (found := json.loads(known.read_text())).pop("place") == place:
         plan = Plan(**found)
         allow(memory, device)
-        apply(module, plan.kept, plan.spill)
+        turn(module.transformer, plan.turned)
+        apply(module, plan)
         return plan
     devices = config.trainer.get("devices")
     together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
@@ -62,9 +66,9 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, firs
 
 def allow(memory: str | float, device: torch.device) -> float:
     """GiB of the GPU that trainer.memory means; from now on this process cannot take more."""
-    room = torch.cuda.get_device_properties(device).total_memory / GIB
-    wanted = budget_of(memory, room)
-    torch.cuda.set_per_process_memory_fraction(wanted / room, device)
+    free, total = torch.cuda.mem_get_info(device)
+    wanted = budget_of(memory, (free + torch.cuda.memory_reserved(device)) / GIB)  # less what other processes hold
+    torch.cuda.set_per_process_memory_fraction(wanted * GIB / total, device)
     return wanted
 
 
@@ -73,12 +77,19 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
 
     together: processes that share the host's memory. ConfigError when the smallest step does not fit.
     """
-    device = batch["target"].device
+    device, count = batch["target"].device, len(blocks_of(module))
     wanted = allow(memory, device)
-    host = HOST * free_on_host() / together
-    limits = wanted * (1 - MARGIN) * GIB, bandwidth_of(device), host
-    count = len(blocks_of(module))
-    found = find(lambda kept: measure(module, batch, kept), lambda plan: holds(module, batch, plan), count, *limits)
+    room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
+    states = STATES * sum(parameter.numel() for parameter in module.adapter)
+    near = guessed(tokens_of(module, batch), torch.cuda.memory_allocated(device) + states, seconds_of(module, batch))
+    start, second = highest(near, room), sum(part.weight.nbytes for part in turnable(module.transformer))
+    roomy = (
+        fits(near, replace(room, budget=room.budget - second, bandwidth=0.0)) is not None
+    )  # nothing goes to the host
+    turned = second > 0 and roomy and not module.transformer.offload.order
+    found = _found(module, batch, room, start, turned)
+    if turned and not (isinstance(found, Plan) and found.kept == 1 and not found.spill):
+        found = _found(module, batch, room, start, False)
     if isinstance(found, Plan):
         return found
     least = f" (it takes {(found.rest + count * found.block) / GIB:.1f})" if found is not None else ""
@@ -89,27 +100,49 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     )
 
 
-def apply(module: ICLoRA, kept: float, spill: float) -> None:
-    """Train with these from now on."""
-    compile_blocks(module.transformer, kept)
-    module.transformer.spill = Spill(spill) if spill else None
+def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool) -> Plan | Level | None:
+    """`find` on this module, with its fp8 weights kept twice or once."""
+    turn(module.transformer, turned)
+    found = find(lambda kept: measure(module, batch, kept), lambda plan: timed(module, batch, plan), room, start)
+    return replace(found, turned=turned) if isinstance(found, Plan) else found
 
 
-def holds(module: ICLoRA, batch: Batch, plan: Plan) -> bool:
-    """Whether a whole step fits beside what the optimizer will keep; the module is then set as planned."""
+def apply(module: ICLoRA, plan: Plan) -> None:
+    """Train with the plan from now on; fp8 weights are turned before."""
+    compile_blocks(module.transformer, plan.kept)
+    module.transformer.spill = Spill(plan.spill) if plan.spill else None
+
+
+def tokens_of(module: ICLoRA, batch: Batch) -> int:
+    """Bytes of the tokens of a batch inside a block, in bf16."""
+    clips = [batch["target"], *batch["references"]]
+    patch = module.transformer.config.in_channels // module.geometry.channels  # latent cells of a token
+    return 2 * module.transformer.config.width * sum(clip.numel() // clip.shape[1] for clip in clips) // patch
+
+
+def seconds_of(module: ICLoRA, batch: Batch) -> float:
+    """What a block may take forwards: two fifths of its operations, as fast as a large product in bf16."""
+    net, lora = module.transformer.config, module.config.model.lora
+    work = work_of(batch, net, lora.rank, tuple(lora.targets))
+    return 0.4 * work.flops / net.num_layers / matmul_peak(batch["target"].device, torch.bfloat16)
+
+
+def timed(module: ICLoRA, batch: Batch, plan: Plan) -> float | None:
+    """Seconds of a whole step beside what the optimizer will keep, None if it does not fit; the module is then set as
+    planned."""
     device = batch["target"].device
-    apply(module, plan.kept, plan.spill)
+    apply(module, plan)
     gc.collect()
     torch.cuda.empty_cache()
     try:
         states = torch.empty(2 * 4 * sum(p.numel() for p in module.adapter), dtype=torch.uint8, device=device)
-        _step(module, batch, blocks_of(module))
+        taken = _step(module, batch, blocks_of(module))[2]
         del states
     except torch.OutOfMemoryError:
-        return False
+        return None
     finally:
         module.zero_grad()
-    return True
+    return taken
 
 
 def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
@@ -119,7 +152,7 @@ def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
     """
     net, count = module.transformer, len(blocks_of(module))
     sizes = (3, 6) if count >= 6 else (1, count)
-    apply(module, kept, 0.0)
+    apply(module, Plan(kept, 0.0, 0.0))
     whole = net.transformer_blocks
     try:
         few, more = (_step(module, batch, nn.ModuleList(whole[:n])) for n in sizes)
@@ -140,20 +173,22 @@ def blocks_of(module: ICLoRA) -> nn.ModuleList:
     return module.transformer.transformer_blocks
 
 
-def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, float]:
-    """Peak bytes of a step through these blocks, and seconds of its forward pass, after one that compiles."""
+def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, float, float]:
+    """Peak bytes of a step through these blocks, seconds of its forward pass, and of all of it, after one that
+    compiles."""
     device, net = batch["target"].device, module.transformer
     net.transformer_blocks = blocks
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats(device)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         begin.record()
         loss = mean_loss(module, batch, 0)
-        end.record()
+        middle.record()
         loss.backward()
+        end.record()
         module.zero_grad()
         torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device), begin.elapsed_time(end) / 1e3
+    return torch.cuda.max_memory_allocated(device), begin.elapsed_time(middle) / 1e3, begin.elapsed_time(end) / 1e3
 
 
 def bandwidth_of(device: torch.device, size: int = 2**28) -> float:

@@ -126,7 +126,7 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
     if device.type == "cuda":
         if not way.plain and way.kept is None:
             plan = settle(module, batch, way.memory)
-            row = {"kept": plan.kept, "spill": plan.spill}
+            row = {"kept": plan.kept, "spill": plan.spill, "turned": plan.turned}
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     optimizer_step(module, optimizer, batch, 0)
