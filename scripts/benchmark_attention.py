@@ -2,7 +2,7 @@
 
 Half of the tokens are a reference. In one run: attention without weights, with one strength, with a half-frame mask and
 with a weight of its own on every token, forwards and (--backward) backwards; beside FlexAttention with the bias as a
-score function. The ways take turns, so that a clock that changes is shared by all. One JSON line each: milliseconds
+score function. Each way is first kept up for a while (--warm), as training does. One JSON line each: milliseconds
 (median), times the cost without weights, memory beyond q, k and v.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
@@ -70,12 +71,22 @@ def measure(way: Way, qkv: list[Tensor], backward: bool) -> tuple[float, float]:
     return 1e3 * spent, peak / GIB
 
 
+def sustained(way: Way, qkv: list[Tensor], args: argparse.Namespace) -> list[tuple[float, float]]:
+    """`measure`, again and again, after args.warm seconds of it: a GPU that has rested is faster for a while."""
+    begun = time.perf_counter()
+    measure(way, qkv, args.backward)
+    while time.perf_counter() - begun < args.warm:
+        measure(way, qkv, args.backward)
+    return [measure(way, qkv, args.backward) for _ in range(args.rounds)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=40000)
     parser.add_argument("--heads", type=int, default=32)
     parser.add_argument("--width", type=int, default=128, help="of a head")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--warm", type=float, default=2.0, help="seconds of each way before it is timed")
     parser.add_argument("--backward", action="store_true")
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,10 +100,7 @@ def main() -> None:
     ways |= {kind: ours(kind, args.tokens, device) for kind in kinds}
     if device.type == "cuda":
         ways["mask of any weights, FlexAttention"] = flex(kinds[-1], args.tokens, device)
-    taken = {name: [measure(way, qkv, args.backward) for _ in range(2)][1:] for name, way in ways.items()}
-    for _ in range(args.rounds - 1):
-        for name, way in ways.items():
-            taken[name].append(measure(way, qkv, args.backward))
+    taken = {name: sustained(way, qkv, args) for name, way in ways.items()}
     spent = {name: median(ms for ms, _ in of) for name, of in taken.items()}
     for name, ms in spent.items():
         times, gib = ms / spent["no weights"], max(peak for _, peak in taken[name])
