@@ -157,6 +157,11 @@ def on_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     return {**batch, **changed, "references": [change(reference) for reference in batch["references"]]}
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device; the host does not wait until it is there."""
+    return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
 class LatentSamples(Dataset[LatentPair]):
     """The latent pairs of a shard set by number, for DataLoader; in fp16, as they are stored: fewer bytes to move."""
 

@@ -8,7 +8,7 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from iclora_train.batches import Batch, BatchPlan, LatentSamples, collate, plan_batches
+from iclora_train.batches import Batch, BatchPlan, LatentSamples, collate, plan_batches, to_device
 from iclora_train.pair import LatentPair
 from iclora_train.prefetch import Prefetch
 from iclora_train.shards import ShardSet
@@ -57,6 +57,10 @@ class LatentData(LightningDataModule):
             multiprocessing_context="spawn" if self.workers else None,
             pin_memory=pinned,
         )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning would move fps too, and reading it there would make every step wait for the device."""
+        return to_device(batch, device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Lightning calls this once for every batch it takes; those of training move the position."""

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from iclora_train import lora
-from iclora_train.batches import Batch, bucket_tokens, clips_per_batch, collate
+from iclora_train.batches import Batch, bucket_tokens, clips_per_batch, collate, to_device
 from iclora_train.budget import GIB
 from iclora_train.config import Config, ConfigError
-from iclora_train.heldout import ValidationClips, to_device
+from iclora_train.heldout import ValidationClips
 from iclora_train.module import ICLoRA
 from iclora_train.precision import base_dtype
 from iclora_train.shards import ShardSet

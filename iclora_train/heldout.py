@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from iclora_train import lora, objective
-from iclora_train.batches import Batch, clips_per_batch, collate, on_tensors
+from iclora_train.batches import Batch, clips_per_batch, collate, to_device
 from iclora_train.config import Config, Task, require
 from iclora_train.files import write_whole
 from iclora_train.guidance import guidance_from
@@ -99,11 +99,6 @@ def _loss(
     """Loss of each clip (B,) at one noise level, nothing given but the references."""
     level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
     return objective.losses(transformer, batch, Draws(level, noise, first=no, shown=~no), task, geometry).flow
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device."""
-    return on_tensors(batch, lambda tensor: tensor.to(device))
 
 
 class ValidationClips(Callback):

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train import lora
-from iclora_train.batches import Batch, on_tensors
+from iclora_train.batches import Batch
 from iclora_train.config import Config, Optim, require
 from iclora_train.ltx2.base import Base
 from iclora_train.objective import Losses, losses
@@ -41,10 +41,6 @@ class ICLoRA(LightningModule):
         # Every rank loads the base itself: nothing of it is sent to the others.
         self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if not p.requires_grad]
         self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Lightning would move fps too, and reading it there would make every step wait for the device."""
-        return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised on a batch; the losses of each clip are kept for `look`."""

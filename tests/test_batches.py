@@ -156,6 +156,14 @@ def test_a_batch_has_the_documented_shapes(tmp_path):
     assert batch["fps"].tolist() == [25.0, 25.0]
 
 
+def test_frame_rates_stay_on_the_host(tmp_path):
+    """Positions are known by them, and reading them from a GPU would make every step wait."""
+    data = LatentData(write_buckets(tmp_path, {"32x32x5": 4}), 2)
+    moved = data.transfer_batch_to_device(next(iter(data.loader())), torch.device("meta"), 0)
+    assert {tensor.device.type for tensor in (moved["target"], moved["text"], *moved["references"])} == {"meta"}
+    assert moved["fps"].device.type == "cpu"
+
+
 def test_too_few_clips_for_a_batch(tmp_path, caplog):
     write_buckets(tmp_path / "mixed", {"32x32x5": 2, "64x32x5": 1})
     LatentData(tmp_path / "mixed", batch_size=2).train_dataloader()
