@@ -21,6 +21,7 @@ from iclora_train.budget import GIB, MARGIN, Level, Plan, Room, budget_of, find,
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.dryrun import largest, mean_loss
 from iclora_train.files import write_whole
+from iclora_train.host import free_on_host
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.projection import turn, turnable
 from iclora_train.ltx2.spill import Spill
@@ -204,11 +205,3 @@ def bandwidth_of(device: torch.device, size: int = 2**28) -> float:
     end.record()
     end.synchronize()
     return size / (begin.elapsed_time(end) / 1e3)
-
-
-def free_on_host() -> float:
-    """Bytes of memory that the host can still give."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024.0 * int(line.split()[1])
-    return 0.0
