@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import time
 from pathlib import Path
 
@@ -91,6 +92,24 @@ def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert [float(row["lr"]) for row in table[1:4]] == [0.0005, 0.001, 0.001]
     assert checkpoints(folder) == ["step-00000004.ckpt", "step-00000006.ckpt"]
     assert len(list((folder / "runs/run/samples").glob("step-00000006-*.mp4"))) == 4
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_command_settles_what_is_kept_and_goes_on_with_it(tiny: list[str], tmp_path: Path) -> None:
+    on_gpu = ("trainer.accelerator=gpu", "model.compile=true", "model.precision=bf16")
+    first = train(tmp_path, tiny, *on_gpu)
+    assert first.code == 0, first.err
+    known, folder = tmp_path / "runs/run/memory.json", tmp_path / "runs/run"
+    chosen = json.loads(known.read_text())
+    assert chosen["kept"] == 1  # so small a step fits whole
+    known.write_text(json.dumps({**chosen, "kept": 0.5}))
+    (folder / "adapter.safetensors").unlink()
+    (folder / "checkpoints/step-00000006.ckpt").unlink()
+    again = train(tmp_path, tiny, *on_gpu)
+    assert again.code == 0, again.err
+    assert "going on from step 4" in again.out
+    assert json.loads(known.read_text())["kept"] == 0.5  # not chosen anew
+    assert lora.read(folder / "adapter.safetensors").metadata["steps"] == "6"
 
 
 def test_a_checkpoint_holds_no_base_and_loads_without_unpickling(finished: tuple[Path, Result]) -> None:
