@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -15,8 +16,8 @@ MARGIN = 0.07  # of the budget: what the allocator cannot use, and what validati
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
 # Levels of model.kept that are tried. From .7 on nothing is computed again that costs a product, until 1 keeps it all.
 LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
-# What a block keeps at a level, as multiples of its tokens in bf16, and what a step takes at its peak beside what
-# blocks keep: LTX-2.3 in fp8, rank 32 (docs/measurements.md). Only which levels are tried rests on them.
+# What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3 in fp8, rank 32: docs/measurements.md), and
+# a guess of what a step takes beside that and its weights. Only which levels are tried rests on them.
 SHAPE = ((0.0, 1.0), (0.3, 9.4), (0.4, 11.4), (0.7, 15.4), (1.0, 24.2))
 PASSING = 16
 
@@ -96,7 +97,7 @@ def fits(level: Level, room: Room) -> Plan | None:
     return Plan(level.kept, round(share + 0.005, 2), room.budget / GIB)
 
 
-def highest(near: Level, room: Room, below: float = 1.1) -> float:
+def highest(near: Level, room: Room, below: float = math.inf) -> float:
     """The largest of LEVELS under `below` that should fit, going by a level `near` it; 0 if none should."""
     for kept in reversed(LEVELS):
         if kept < below and fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room):
@@ -113,11 +114,11 @@ def find(
     work. Each level has to be compiled, so few are tried, from `start` on: the next is foreseen from the one before.
     The last plan that `seconds` is asked for is the one that is given.
     """
-    kept, below = start, 1.1
+    kept, below = start, math.inf
     best: tuple[Plan, float] | None = None
     while True:
         level = measured(kept)
-        found = None if level is None else next(_working(level, seconds, room), None)
+        found = None if level is None else _working(level, seconds, room)
         if found is None and kept == 0:
             return level
         if found is None:
@@ -135,10 +136,10 @@ def find(
     return best[0]
 
 
-def _working(level: Level, seconds: Callable[[Plan], float | None], room: Room) -> Iterator[tuple[Plan, float]]:
-    """Plans at a level that work, and the seconds of a step, the one that moves least first."""
+def _working(level: Level, seconds: Callable[[Plan], float | None], room: Room) -> tuple[Plan, float] | None:
+    """The plan of a level that moves least of those that work, and the seconds of its step."""
     while (plan := fits(level, room)) is not None:
-        taken = seconds(plan)
-        if taken is not None:
-            yield plan, taken
+        if (taken := seconds(plan)) is not None:
+            return plan, taken
         room = replace(room, budget=room.budget * (1 - MARGIN))
+    return None

@@ -54,7 +54,7 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, firs
         plan = Plan(**found)
         allow(memory, device)
         turn(module.transformer, plan.turned)
-        apply(module, plan)
+        apply(module, plan.kept, plan.spill)
         return plan
     devices = config.trainer.get("devices")
     together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
@@ -81,13 +81,9 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     device, count = batch["target"].device, len(blocks_of(module))
     wanted = allow(memory, device)
     room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
-    states = STATES * sum(parameter.numel() for parameter in module.adapter)
-    near = guessed(tokens_of(module, batch), torch.cuda.memory_allocated(device) + states, seconds_of(module, batch))
-    start, second = highest(near, room), sum(part.weight.nbytes for part in turnable(module.transformer))
-    roomy = (
-        fits(near, replace(room, budget=room.budget - second, bandwidth=0.0)) is not None
-    )  # nothing goes to the host
-    turned = second > 0 and roomy and not module.transformer.offload.order
+    near, second = _foreseen(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
+    start, unmoved = highest(near, room), replace(room, budget=room.budget - second, bandwidth=0.0)
+    turned = second > 0 and fits(near, unmoved) is not None and not module.transformer.offload.order
     found = _found(module, batch, room, start, turned)
     if turned and not (isinstance(found, Plan) and found.kept == 1 and not found.spill):
         found = _found(module, batch, room, start, False)
@@ -108,31 +104,31 @@ def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool)
     return replace(found, turned=turned) if isinstance(found, Plan) else found
 
 
-def apply(module: ICLoRA, plan: Plan) -> None:
-    """Train with the plan from now on; fp8 weights are turned before."""
-    compile_blocks(module.transformer, plan.kept)
-    module.transformer.spill = Spill(plan.spill) if plan.spill else None
+def apply(module: ICLoRA, kept: float, spill: float) -> None:
+    """Train with these from now on."""
+    compile_blocks(module.transformer, kept)
+    module.transformer.spill = Spill(spill) if spill else None
 
 
-def tokens_of(module: ICLoRA, batch: Batch) -> int:
-    """Bytes of the tokens of a batch inside a block, in bf16."""
-    clips = [batch["target"], *batch["references"]]
-    patch = module.transformer.config.in_channels // module.geometry.channels  # latent cells of a token
-    return 2 * module.transformer.config.width * sum(clip.numel() // clip.shape[1] for clip in clips) // patch
-
-
-def seconds_of(module: ICLoRA, batch: Batch) -> float:
-    """What a block may take forwards: two fifths of its operations, as fast as a large product in bf16."""
-    net, lora = module.transformer.config, module.config.model.lora
+def _foreseen(module: ICLoRA, batch: Batch) -> Level:
+    """The level of 1 by its sizes; a block is thought to take two fifths of its operations at the speed of a large
+    product in bf16."""
+    net, lora, device = module.transformer.config, module.config.model.lora, batch["target"].device
     work = work_of(batch, net, lora.rank, tuple(lora.targets))
-    return 0.4 * work.flops / net.num_layers / matmul_peak(batch["target"].device, torch.bfloat16)
+    seconds = 0.4 * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
+    return guessed(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
+
+
+def _states(module: ICLoRA) -> int:
+    """Bytes that training the adapter adds to it."""
+    return STATES * sum(parameter.numel() for parameter in module.adapter)
 
 
 def timed(module: ICLoRA, batch: Batch, plan: Plan) -> float | None:
     """Seconds of a whole step beside what the optimizer will keep, None if it does not fit; the module is then set as
     planned."""
     device = batch["target"].device
-    apply(module, plan)
+    apply(module, plan.kept, plan.spill)
     gc.collect()
     torch.cuda.empty_cache()
     try:
@@ -153,7 +149,7 @@ def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
     """
     net, count = module.transformer, len(blocks_of(module))
     sizes = (3, 6) if count >= 6 else (1, count)
-    apply(module, Plan(kept, 0.0, 0.0))
+    apply(module, kept, 0.0)
     whole = net.transformer_blocks
     try:
         few, more = (_step(module, batch, nn.ModuleList(whole[:n])) for n in sizes)
@@ -165,8 +161,8 @@ def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
             parameter.grad = None
     between = max(sizes[1] - sizes[0], 1)
     block = (more[0] - few[0]) // between
-    states = STATES * sum(parameter.numel() for parameter in module.adapter)
-    return Level(kept, block, few[0] - sizes[0] * block + states, (more[1] - few[1]) / between)
+    rest = few[0] - sizes[0] * block + _states(module)
+    return Level(kept, block, rest, (more[1] - few[1]) / between)
 
 
 def blocks_of(module: ICLoRA) -> nn.ModuleList:

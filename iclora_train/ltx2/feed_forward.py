@@ -6,7 +6,6 @@ needs its input, what GELU was applied to, and the adapters' inner activations.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -14,25 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product, round_rows
+from iclora_train.ltx2.kernels import TRITON
 from iclora_train.ltx2.projection import Halves, frozen, halves_of
 
 RANKS = (16, 32, 64)
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
-_FOUND = importlib.util.find_spec("triton") is not None
 
 
 def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor | None:
     """second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
     halves = halves_of(first), halves_of(second)
-    if not (_FOUND and x.is_cuda and x.dtype == torch.bfloat16) or halves[0] is None or halves[1] is None:
+    if not (TRITON and x.is_cuda and x.dtype == torch.bfloat16) or halves[0] is None or halves[1] is None:
         return None
     inner, outer = frozen(first), frozen(second)
     rank = {halves[0][0].shape[0], halves[1][0].shape[0]}
     if len(rank) > 1 or not rank <= set(RANKS) or inner.out_features % _CHANNELS:
         return None
-    if isinstance(inner, Fp8Linear) != isinstance(outer, Fp8Linear):
-        return None
-    if isinstance(inner, Fp8Linear) and not multiplies_fp8(x):
+    fp8 = {isinstance(linear, Fp8Linear) for linear in (inner, outer)}
+    if len(fp8) > 1 or (fp8 == {True} and not multiplies_fp8(x)):
         return None
     return run(x, _given(inner, halves[0]), _given(outer, halves[1]))
 
@@ -49,6 +47,19 @@ def run(x: Tensor, first: tuple[Tensor | None, ...], second: tuple[Tensor | None
     return found
 
 
+def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows (N,k) times weight (k,n), and what each row of that has still to be multiplied with (N,) fp32."""
+    if scale is None:
+        return rows @ weight, rows.new_ones(len(rows), dtype=torch.float32)
+    values, own = round_rows(rows)
+    return raw_product(values, weight), (own * scale).flatten()
+
+
+def _closed(rows: Tensor, own: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
+    """Rows (N,k) times weight (k,n); where both are fp8, with the rows' own scales (N,) and the weight's."""
+    return rows @ weight if scale is None else raw_product(rows, weight) * (own[:, None] * scale)
+
+
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -58,17 +69,13 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         from iclora_train.ltx2.feed_forward_ops import gelu_up  # noqa: PLC0415 (needs Triton)
 
-        rows, fp8 = x.reshape(-1, x.shape[-1]), s1 is not None
+        rows = x.reshape(-1, x.shape[-1])
         down1, up1, down2, up2 = (half.to(x.dtype) for half in (a1, b1, a2, b2))
         u1 = F.linear(rows, down1)  # (N,R)
-        if s1 is not None and s2 is not None:
-            values, scale = round_rows(rows)
-            product, scale = raw_product(values, w1.t()), (scale * s1).flatten()
-        else:
-            product, scale = rows @ w1.t(), rows.new_ones(len(rows), dtype=torch.float32)
-        hidden, opened, opened_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, fp8)
-        out = opened @ w2.t() if s2 is None else raw_product(opened, w2.t()) * (opened_scale[:, None] * s2)
-        out = (out + F.linear(u2, up2) if bias2 is None else out + F.linear(u2, up2) + bias2).to(x.dtype)
+        product, scale = _opened(rows, w1.t(), s1)
+        hidden, opened, opened_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
+        out = _closed(opened, opened_scale, w2.t(), s2) + F.linear(u2, up2)
+        out = (out if bias2 is None else out + bias2).to(x.dtype)
         ctx.save_for_backward(x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2)
         return out.unflatten(0, x.shape[:-1])
 
@@ -79,14 +86,11 @@ class _FeedForward(torch.autograd.Function):
         x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2 = ctx.saved_tensors
         rows, fp8 = grad.reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
+        across1, across2 = (by_column(w1, turned1), by_column(w2, turned2)) if fp8 else (w1, w2)
         t2 = rows @ up2  # (N,R)
-        if fp8:
-            values, scale = round_rows(rows)
-            product, scale = raw_product(values, by_column(w2, turned2)), (scale * s2).flatten()
-        else:
-            product, scale = rows @ w2, rows.new_ones(len(rows), dtype=torch.float32)
+        product, scale = _opened(rows, across2, s2)
         d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8)
-        back = raw_product(d, by_column(w1, turned1)) * (d_scale[:, None] * s1) if fp8 else d @ w1
+        back = _closed(d, d_scale, across1, s1)
         back = (back + t1 @ down1).to(grad.dtype).unflatten(0, x.shape[:-1])
         of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])
         of_b2 = rows.t() @ u2

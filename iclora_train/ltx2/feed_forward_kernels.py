@@ -36,9 +36,27 @@ def _gelu_slope(h):
 
 
 @triton.jit
+def _rows_of(thin, scale, n, R: tl.constexpr, ROWS: tl.constexpr):
+    """A program's rows, which of them there are, what is thin of them (ROWS,R), and their scales."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = (row < n)[:, None]
+    own = tl.load(thin + row[:, None] * R + tl.arange(0, R)[None, :], mask=inside, other=0.0)
+    return row, inside, own, tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+
+
+@triton.jit
+def _leave(shares, most, inner, highest, row, n, R: tl.constexpr, FP8: tl.constexpr):
+    """What this program found of its rows, for `gather`."""
+    part = tl.program_id(1)
+    tl.store(shares + (part * n + row[:, None]) * R + tl.arange(0, R)[None, :], inner, mask=(row < n)[:, None])
+    if FP8:
+        tl.store(most + part * n + row, highest, mask=row < n)
+
+
+@triton.jit
 def gather(most, shares, scales, v, n,
-            R: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
-            LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+           R: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
+           LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
     """What the programs that share rows have left: the scale of a row, and its product with an A or a B."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside, rank = row < n, tl.arange(0, R)
@@ -55,15 +73,11 @@ def gather(most, shares, scales, v, n,
 
 
 @triton.jit
-def up(product, scale, u, up, bias, down, hidden, opened, most, v, n,
-        F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
-        FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    part = tl.program_id(1)
-    inside = (row < n)[:, None]
-    rank, lane = tl.arange(0, R), tl.arange(0, CHANNELS)
-    own = tl.load(u + row[:, None] * R + rank[None, :], mask=inside, other=0.0)  # (ROWS,R)
-    factor = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+def up(product, scale, u, up, bias, down, hidden, opened, most, shares, n,
+       F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+       FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    row, inside, own, factor = _rows_of(u, scale, n, R, ROWS)
+    part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
     inner = tl.zeros([ROWS, R], tl.float32)
     for start in range(0, F // PARTS, CHANNELS):
@@ -82,14 +96,12 @@ def up(product, scale, u, up, bias, down, hidden, opened, most, v, n,
             highest = tl.maximum(highest, tl.max(tl.abs(g.to(tl.float32)), 1))
         else:
             tl.store(opened + at, g, mask=inside)
-    tl.store(v + (part * n + row[:, None]) * R + rank[None, :], inner, mask=inside)
-    if FP8:
-        tl.store(most + part * n + row, highest, mask=row < n)
+    _leave(shares, most, inner, highest, row, n, R, FP8)
 
 
 @triton.jit
 def round_gelu(hidden, scales, opened, n,
-                F: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+               F: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = (row < n)[:, None]
     own_scale = tl.load(scales + row, mask=row < n, other=1.0)[:, None]
@@ -102,15 +114,11 @@ def round_gelu(hidden, scales, opened, n,
 
 
 @triton.jit
-def back(product, scale, t, down, hidden, up, grad, most, v, n,
-          F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
-          FP8: tl.constexpr):  # fmt: skip
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    part = tl.program_id(1)
-    inside = (row < n)[:, None]
-    rank, lane = tl.arange(0, R), tl.arange(0, CHANNELS)
-    own = tl.load(t + row[:, None] * R + rank[None, :], mask=inside, other=0.0)  # (ROWS,R)
-    factor = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+def back(product, scale, t, down, hidden, up, grad, most, shares, n,
+         F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+         FP8: tl.constexpr):  # fmt: skip
+    row, inside, own, factor = _rows_of(t, scale, n, R, ROWS)
+    part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
     inner = tl.zeros([ROWS, R], tl.float32)
     for start in range(0, F // PARTS, CHANNELS):
@@ -125,14 +133,12 @@ def back(product, scale, t, down, hidden, up, grad, most, v, n,
         inner += tl.dot(d, b)
         if FP8:
             highest = tl.maximum(highest, tl.max(tl.abs(d.to(tl.float32)), 1))
-    tl.store(v + (part * n + row[:, None]) * R + rank[None, :], inner, mask=inside)
-    if FP8:
-        tl.store(most + part * n + row, highest, mask=row < n)
+    _leave(shares, most, inner, highest, row, n, R, FP8)
 
 
 @triton.jit
 def sums(hidden, grad, t, u, scales, rounded, down_grad, up_grad, n, tiles,
-          F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
+         F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
     column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
     rank, lane = tl.arange(0, R), tl.arange(0, ROWS)

@@ -9,9 +9,7 @@ import triton
 from torch import Tensor
 
 from iclora_train.ltx2 import feed_forward_kernels as kernels
-
-LARGEST = 448.0  # of fp8 e4m3
-LEAST = 1e-12  # scale of a row of zeros
+from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,15 @@ UP, BACK, ROUND, SUMS = Tile(64, 64, 4, 16), Tile(64, 64, 4, 16), Tile(1, 2048, 
 GATHERED = 32  # rows
 
 
+def _scales_like(rows: Tensor, fp8: bool) -> Tensor:
+    """Room for a scale of each row of a tensor, none without fp8."""
+    return rows.new_empty(len(rows) if fp8 else 0, dtype=torch.float32)
+
+
 def _gathered(most: Tensor, shares: Tensor, like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
     """The scales of rows (N,), and the product of rows with an A or a B as `like` (N,R)."""
     parts, n, rank = shares.shape
-    scales, v = torch.empty(n if fp8 else 0, dtype=torch.float32, device=like.device), torch.empty_like(like)
+    scales, v = _scales_like(like, fp8), torch.empty_like(like)
     kernels.gather[(triton.cdiv(n, GATHERED),)](most, shares, scales, v, n, rank, GATHERED, parts, fp8, LARGEST, LEAST)
     return scales, v
 
@@ -46,10 +49,6 @@ def _parts_of(product: Tensor, rank: int, parts: int) -> tuple[Tensor, Tensor]:
     n, device = len(product), product.device
     most = torch.empty(parts, n, dtype=torch.float32, device=device)
     return most, torch.empty(parts, n, rank, dtype=torch.float32, device=device)
-
-
-def _added(parts: Tensor) -> Tensor:
-    return parts[0] if len(parts) == 1 else parts.sum(0)
 
 
 @torch.library.custom_op("iclora_train::gelu_up", mutates_args=())
@@ -62,7 +61,7 @@ def gelu_up(
     """
     n, width = product.shape
     hidden = torch.empty_like(product)
-    opened = torch.empty_like(product, dtype=torch.float8_e4m3fn if fp8 else None)
+    opened = torch.empty_like(product, dtype=E4M3 if fp8 else None)
     most, shares = _parts_of(product, u.shape[1], UP.parts)
     kernels.up[(triton.cdiv(n, UP.rows), UP.parts)](
         product, scale, u, up, bias, down, hidden, opened, most, shares, n,
@@ -80,7 +79,7 @@ def gelu_up(
 def _(
     product: Tensor, scale: Tensor, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    opened = torch.empty_like(product, dtype=torch.float8_e4m3fn if fp8 else None)
+    opened = torch.empty_like(product, dtype=E4M3 if fp8 else None)
     return torch.empty_like(product), opened, _scales_like(product, fp8), torch.empty_like(u)
 
 
@@ -92,7 +91,7 @@ def gelu_back(
     gradients of the adapters' inner halves, t^T gelu(hidden) (R,F) and d^T u (F,R), both fp32."""
     (n, width), rank = product.shape, t.shape[1]
     grad = torch.empty_like(product)
-    rounded = torch.empty_like(product, dtype=torch.float8_e4m3fn) if fp8 else grad
+    rounded = torch.empty_like(product, dtype=E4M3) if fp8 else grad
     most, shares = _parts_of(product, rank, BACK.parts)
     kernels.back[(triton.cdiv(n, BACK.rows), BACK.parts)](
         product, scale, t, down, hidden, up, grad, most, shares, n,
@@ -105,7 +104,7 @@ def gelu_back(
         hidden, grad, t, u, scales, rounded, of_down, of_up, n, triton.cdiv(n, SUMS.rows * SUMS.parts),
         width, rank, SUMS.rows, SUMS.channels, fp8, num_warps=SUMS.warps,
     )  # fmt: skip
-    return rounded, scales, v, _added(of_down), _added(of_up)
+    return rounded, scales, v, of_down.sum(0), of_up.sum(0)
 
 
 @gelu_back.register_fake
@@ -113,11 +112,7 @@ def _(
     product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     width, rank = product.shape[1], t.shape[1]
-    rounded = torch.empty_like(product, dtype=torch.float8_e4m3fn if fp8 else None)
+    rounded = torch.empty_like(product, dtype=E4M3 if fp8 else None)
     of_down = torch.empty(rank, width, dtype=torch.float32, device=hidden.device)
     of_up = torch.empty(width, rank, dtype=torch.float32, device=hidden.device)
     return rounded, _scales_like(product, fp8), torch.empty_like(t), of_down, of_up
-
-
-def _scales_like(product: Tensor, fp8: bool) -> Tensor:
-    return product.new_empty(len(product) if fp8 else 0, dtype=torch.float32)

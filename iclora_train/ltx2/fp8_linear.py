@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 E4M3 = torch.float8_e4m3fn
 LARGEST = torch.finfo(E4M3).max  # 448
-_LEAST = 1e-12  # scale of a row of zeros
+LEAST = 1e-12  # scale of a row of zeros
 
 
 class Fp8Linear(nn.Linear):
@@ -40,7 +40,7 @@ class Fp8Linear(nn.Linear):
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight as fp8 values and the scalar fp32 scale that they are multiplied with."""
-    scale = (weight.abs().amax().float() / LARGEST).clamp(min=_LEAST)
+    scale = (weight.abs().amax().float() / LARGEST).clamp(min=LEAST)
     return (weight.float() / scale).to(E4M3), scale
 
 
@@ -78,7 +78,7 @@ def rounded_product(x: Tensor, weight: Tensor, before: Tensor | None, behind: Te
 def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Rows (M,k) in fp8, and the scale of each (M,1) fp32."""
     rows = rows.float()
-    scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=_LEAST)
+    scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=LEAST)
     return (rows / scale).to(E4M3), scale
 
 

@@ -6,18 +6,17 @@ what is done to them counts beside the attention itself.
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
+from iclora_train.ltx2.kernels import TRITON
+
 ROWS, WARPS = 32, 4  # of a program's tile
-_FOUND = importlib.util.find_spec("triton") is not None
 
 
 def join(out: Tensor, total: Tensor, more: Tensor, theirs: Tensor) -> None:
     """Takes `more` (B,heads,n,D) with log-sum-exps `theirs` (B,heads,n) fp32 into `out` and `total`, in place."""
-    if out.is_cuda and _FOUND:
+    if out.is_cuda and TRITON:
         _launch(out, total, more, theirs)
         return
     out.lerp_(more, torch.sigmoid(theirs - total)[..., None].to(out.dtype))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 _ops = torch.ops.aten
+TRITON = importlib.util.find_spec("triton") is not None  # as where torch is built for CUDA; kernels of our own need it
 
 
 class Kernel(Protocol):

@@ -109,7 +109,7 @@ class _Weighted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, total = ctx.saved_tensors
-        sums = [torch.zeros_like(t) for t in (q, k, v)]  # most have two parts to add, which is exact until it is kept
+        sums = [torch.zeros_like(t) for t in (q, k, v)]  # of two parts: added in fp32 and rounded once, all the same
         for part, seed in zip(ctx.bias.parts, ctx.seeds, strict=True):
             rows = [t[:, :, part.rows] for t in (grad, q, out, total)]
             shift = rows[3] if part.row_bias is None else rows[3] - part.row_bias
