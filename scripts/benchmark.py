@@ -1,7 +1,7 @@
 """Training steps, the common way beside ours: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
 
 In one run on one base: the way of a plain trainer (AdaLN computed for every token, peft's layers, each block
-recomputed, AdamW, nothing compiled), then this project's, in bf16 and with an fp8 base, each with the memory that
+recomputed, AdamW, PyTorch's attention, nothing compiled), then this project's, in bf16 and with an fp8 base, each with the memory that
 trainer.memory allows (auto: all of the GPU). One JSON line per measurement: median seconds of a step after the warm-up,
 GiB at the peak; last, how many times as fast as the plain way each is. --profile adds where the GPU's time goes in a
 step. Without a checkpoint the weights are random.
@@ -33,7 +33,7 @@ from iclora_train.batches import Batch
 from iclora_train.budget import GIB
 from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.dryrun import clock, optimizer_step
-from iclora_train.ltx2 import transformer
+from iclora_train.ltx2 import flash, transformer
 from iclora_train.ltx2.base import Base
 from iclora_train.memory import settle
 from iclora_train.module import ICLoRA
@@ -89,8 +89,9 @@ def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
 
 
 @contextmanager
-def adaln_per_token() -> Iterator[None]:
-    """Inside the `with`, the transformer is shown one noise level a token, and modulates each by a row of its own."""
+def plainly() -> Iterator[None]:
+    """Inside the `with`, the transformer is shown one noise level a token, modulates each by a row of its own, and
+    attends as PyTorch chooses."""
     forward = transformer.Transformer.forward
 
     def spread(net: Any, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
@@ -99,6 +100,7 @@ def adaln_per_token() -> Iterator[None]:
 
     with (
         patch.object(transformer, "pick", lambda rows, level: rows),
+        patch.object(flash, "INSTALLED", False),
         patch.object(transformer.Transformer, "forward", spread),
     ):
         yield
@@ -199,7 +201,7 @@ def main() -> None:
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()
-        with adaln_per_token() if way is PLAIN else nullcontext():
+        with plainly() if way is PLAIN else nullcontext():
             own = TheirBase(args.lightricks, args.version, args.size) if way is THEIRS else base
             seconds[way.name] = run(own, way, args.shapes, args, device)
         print(json.dumps({"way": way.name, "in all": round(time.perf_counter() - begun, 1)}), flush=True)

@@ -26,12 +26,12 @@ WEIGHTS = {  # of references with 3 tokens each
 }
 
 
-def scene(weights: list[list[float]], dtype: torch.dtype) -> tuple[list[Tensor], Tensor, Tensor]:
+def scene(weights: list[list[float]], dtype: torch.dtype, width: int = WIDTH) -> tuple[list[Tensor], Tensor, Tensor]:
     """q, k, v that want a gradient, weights (B,N) and groups (N,) of 4 target tokens and references of 3 each."""
     weight = torch.tensor([[1.0] * 4 + row for row in weights])
     group = torch.tensor([0] * 4 + [1 + i // 3 for i in range(len(weights[0]))])
     generator = torch.Generator().manual_seed(0)
-    shape = (len(weight), HEADS, len(group), WIDTH)
+    shape = (len(weight), HEADS, len(group), width)
     qkv = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
     return qkv, weight, group
 
@@ -51,12 +51,14 @@ def dense(weight: Tensor, group: Tensor, between: str) -> Tensor:
     return bias
 
 
-def compare(weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, device: str) -> None:
+def compare(
+    weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, device: str, width: int = WIDTH
+) -> None:
     """Output and gradients of `attend` on a device against softmax with the whole bias."""
-    (q, k, v), weight, group = scene(weights, dtype)
+    (q, k, v), weight, group = scene(weights, dtype, width)
     given = [tensor.detach().to(device).requires_grad_() for tensor in (q, k, v)]
     found = attend(*given, AttentionBias(weight.to(device), group.to(device), between))
-    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(WIDTH) + dense(weight, group, between)[:, None]
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(width) + dense(weight, group, between)[:, None]
     wanted = logits.softmax(-1) @ v.float()
     assert torch.allclose(found.float().cpu(), wanted, atol=bound)
     grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
@@ -81,11 +83,12 @@ def test_output_and_gradients_equal_those_of_the_whole_bias(
 @pytest.mark.gpu
 @BETWEEN
 @CASES
+@pytest.mark.parametrize("width", [WIDTH, 64])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_the_kernels_of_a_gpu_do_the_same(
-    weights: list[list[float]], between: str, dtype: torch.dtype, bound: float
+    weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, width: int
 ) -> None:
-    compare(weights, between, dtype, bound, "cuda")
+    compare(weights, between, dtype, bound, "cuda", width)
 
 
 def test_a_reference_of_weight_0_does_not_reach_the_target_at_all() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iclora_train.ltx2.flash import flash_attention, has_flash
 from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.rope import rotate
 from iclora_train.ltx2.weighted import AttentionBias, weighted_attention
@@ -12,7 +13,9 @@ from iclora_train.ltx2.weighted import AttentionBias, weighted_attention
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None) -> Tensor:
     """softmax(q k^T / sqrt(head_dim) + bias) v for (B,heads,N,head_dim)."""
-    return F.scaled_dot_product_attention(q, k, v) if bias is None else weighted_attention(q, k, v, bias)
+    if bias is not None:
+        return weighted_attention(q, k, v, bias)
+    return flash_attention(q, k, v) if has_flash(q) else F.scaled_dot_product_attention(q, k, v)
 
 
 def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:

@@ -11,12 +11,15 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.utils.checkpoint import CheckpointPolicy
 
+from iclora_train.ltx2 import flash  # noqa: F401 (defines the operator)
+
 _aten = torch.ops.aten
 ATTENTION = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.iclora_train.flash_forward.default,
 }
 
 

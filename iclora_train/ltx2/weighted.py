@@ -18,7 +18,7 @@ from torch import Tensor
 from iclora_train.ltx2.joining import join
 from iclora_train.ltx2.kernels import Kernel, kernel_for
 
-_ALIGNED = 8  # elements; 16 bytes in half precision
+FEW = 8  # keys of one weight get a part of their own unless they are fewer than one in so many
 BLOCKED = -1e3  # a logit that far under the others has probability exactly 0 in fp32
 
 
@@ -66,16 +66,19 @@ def _seen_by_target(target: slice, reference: slice, log_weight: Tensor) -> list
         return [Part(target, reference, most)] if bool((most > BLOCKED).any()) else []
     if len(log_weight) > 1:  # the clips of a batch have different masks
         return [Part(target, reference, key_bias=log_weight[:, :, None])]
-    others = ~alike & (log_weight > BLOCKED)
-    found = [Part(target, _numbers(alike, reference), most)]
+    there = log_weight > BLOCKED
+    if FEW * int(alike.sum()) < int(there.sum()):
+        alike = torch.zeros_like(alike)
+    found = [Part(target, _numbers(alike, reference), most)] if bool(alike.any()) else []
+    others = there & ~alike
     if bool(others.any()):
         found.append(Part(target, _numbers(others, reference), key_bias=log_weight[others][None, None, None]))
     return found
 
 
-def _numbers(chosen: Tensor, run: slice) -> Tensor:
+def _numbers(chosen: Tensor, run: slice) -> slice | Tensor:
     """Where `chosen` (1,1,n) holds, as numbers of tokens."""
-    return chosen.flatten().nonzero().flatten() + run.start
+    return run if bool(chosen.all()) else chosen.flatten().nonzero().flatten() + run.start
 
 
 @torch.compiler.disable
@@ -114,7 +117,7 @@ class _Weighted(torch.autograd.Function):
             rows = [t[:, :, part.rows] for t in (grad, q, out, total)]
             shift = rows[3] if part.row_bias is None else rows[3] - part.row_bias
             found = ctx.kernel.backward(
-                rows[0], rows[1], part.keys(k), part.keys(v), rows[2], shift, _key_bias(part, q), seed
+                rows[0], rows[1], part.keys(k), part.keys(v), rows[2], shift, part.key_bias, seed
             )
             sums[0][:, :, part.rows] += found[0]
             for total_grad, piece in zip(sums[1:], found[1:], strict=True):
@@ -126,14 +129,5 @@ class _Weighted(torch.autograd.Function):
 
 
 def _forward(kernel: Kernel, part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
-    out, total, seed = kernel.forward(q[:, :, part.rows], part.keys(k), part.keys(v), _key_bias(part, q))
+    out, total, seed = kernel.forward(q[:, :, part.rows], part.keys(k), part.keys(v), part.key_bias)
     return out, total if part.row_bias is None else total + part.row_bias, seed
-
-
-def _key_bias(part: Part, q: Tensor) -> Tensor | None:
-    """(B,heads,rows,columns) with memory for one row only, which is aligned as the kernels want it."""
-    if part.key_bias is None:
-        return None
-    rows, columns = part.rows.stop - part.rows.start, part.key_bias.shape[-1]
-    padded = torch.nn.functional.pad(part.key_bias.to(q.dtype), (0, -columns % _ALIGNED))
-    return padded[..., :columns].expand(len(q), q.shape[1], rows, -1)
