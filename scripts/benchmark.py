@@ -1,10 +1,10 @@
 """Training steps, the common way beside ours: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
 
-In one run on one base: the way of a plain trainer (AdaLN computed for every token, peft's layers, each block
-recomputed, AdamW, PyTorch's attention, nothing compiled), then this project's, in bf16 and with an fp8 base, each with the memory that
-trainer.memory allows (auto: all of the GPU). One JSON line per measurement: median seconds of a step after the warm-up,
-GiB at the peak; last, how many times as fast as the plain way each is. --profile adds where the GPU's time goes in a
-step. Without a checkpoint the weights are random.
+In one run on one base: the way of a plain trainer (AdaLN computed for every token, peft's layers, PyTorch's attention,
+each block recomputed, AdamW, nothing compiled), then this project's, in bf16 and with an fp8 base, each with the memory
+that trainer.memory allows (auto: all of the GPU). One JSON line per measurement: median seconds of a step after the
+warm-up, GiB at the peak; last, how many times as fast as the plain way each is. --profile adds where the GPU's time
+goes in a step. Without a checkpoint the weights are random.
 """
 
 from __future__ import annotations
