@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from iclora_train import lora
 from iclora_train.config import Lora
+from iclora_train.ltx2 import projection
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.projection import Joint, together, turn, turnable
 from iclora_train.ltx2.transformer import Transformer
@@ -68,6 +69,36 @@ def test_fp8_weights_are_turned_once_each_and_back() -> None:
     assert not any("turned" in name for name in net.state_dict())
     turn(net, False)
     assert all(part.turned is None for part in parts)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_the_kernel_gives_what_products_give(fp8: bool, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator("cuda").manual_seed(0)
+    holder, block = nn.Module(), nn.Module()
+    names = ["to_q", "to_k", "to_v"]
+    for name in names:
+        linear = nn.Linear(64, 256, device="cuda", dtype=torch.bfloat16)
+        block.add_module(name, Fp8Linear(*quantize(linear.weight.data), linear.bias.data) if fp8 else linear)
+    holder.transformer_blocks = nn.ModuleList([block])
+    adapters = lora.attach(holder, Lora(rank=16, targets=names))
+    for parameter in adapters:
+        parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator, device="cuda")
+    layers = [block.get_submodule(name) for name in names]
+    gate = nn.Linear(64, 8, device="cuda", dtype=torch.bfloat16) if gated else None
+    x = torch.randn(2, 150, 64, generator=generator, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    joint, results = Joint(layers), []
+    for allowed in (False, True):
+        if not allowed:
+            monkeypatch.setattr(projection, "has_kernel", lambda *_: False)
+        else:
+            monkeypatch.undo()
+        out = torch.cat(together(x, layers, joint, gate)[0], -1)
+        grad = torch.ones_like(out).cumsum(1) / 75
+        results.append([out.detach(), *torch.autograd.grad(out, [x, *adapters], grad)])
+    for wanted, found in zip(*results, strict=True):
+        assert float((found.float() - wanted.float()).norm() / wanted.float().norm()) < 0.02
 
 
 def test_linears_of_two_scales_are_one_fp8_product() -> None:

@@ -37,7 +37,7 @@ def test_what_was_rotated_for_a_clip_serves_training() -> None:
     rotations, position = Rotations(), places(4)
     with torch.inference_mode():
         rotations.of(position, *LIKE, torch.float32)
-    x = torch.randn(1, 2, 4, 8, requires_grad=True)
+    x = torch.randn(1, 4, 2, 8, requires_grad=True)
     rotate(x, rotations.of(position, *LIKE, torch.float32)).square().sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, 2 * x.detach())  # a rotation keeps lengths

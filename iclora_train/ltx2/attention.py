@@ -60,9 +60,10 @@ class Attention(nn.Module):
             (q,), gate = together(x, [self.to_q], None, gates)
             (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
         q, k = _norm(q, self.q_norm), _norm(k, self.k_norm)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B,heads,N,head_dim)
-        if rope is not None:
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))  # (B,N,heads,head_dim)
+        if rope is not None:  # as they lie in memory: else a compiler copies them behind it
             q, k = rotate(q, rope), rotate(k, rope)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if count is not None and bias is None:
             q = q[:, :, :count]
         out = attend(q, k, v, bias)[:, :, :count].transpose(1, 2)  # (B,N,heads,head_dim)

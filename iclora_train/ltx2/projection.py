@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import Fp8Linear, scaled_product
+from iclora_train.ltx2.low_rank import adapted_product, has_kernel
 
 Halves = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
 
@@ -114,5 +115,9 @@ def together(
             for pair, size in zip(halves, joint.sizes, strict=True)
         )
     )  # (sum of out, rank)
-    out = joint(x) + F.linear(inner, up)
+    ranks = [0 if pair is None else len(pair[0]) for pair in halves]
+    if has_kernel(x, joint.scale, ranks, joint.sizes):
+        out = adapted_product(x, joint.weight, joint.scale, joint.turned, joint.bias, inner, up, len(ranks))
+    else:
+        out = joint(x) + F.linear(inner, up)
     return list(out.split(joint.sizes, -1)), None if gate is None else opened + gate.bias

@@ -25,7 +25,7 @@ def frequencies(theta: float, count: int, device: torch.device) -> Tensor:
 
 
 def rotation(position: Tensor, width: int, heads: int, theta: float, max_position: tuple[float, ...]) -> Tensor:
-    """cos and sin for tokens at `position` (B,A,N,2) [start, end) on A axes: fp32 (2,B,heads,N,width/heads/2).
+    """cos and sin for tokens at `position` (B,A,N,2) [start, end) on A axes: fp32 (2,B,N,heads,width/heads/2).
 
     A token stands at the middle of its interval, as a fraction of `max_position` mapped to [-1, 1]. Channel pairs
     left over when width/2 is not a multiple of A come first and are not rotated.
@@ -37,7 +37,7 @@ def rotation(position: Tensor, width: int, heads: int, theta: float, max_positio
     omega = frequencies(theta, width // (2 * axes), position.device)
     angle = (fraction[..., None] * omega).permute(0, 2, 3, 1).flatten(2)  # (B,N,freq*A), axes fastest
     angle = torch.nn.functional.pad(angle, (width // 2 - angle.shape[-1], 0))  # angle 0 does not rotate
-    angle = angle.unflatten(-1, (heads, -1)).transpose(1, 2)  # (B,heads,N,width/heads/2)
+    angle = angle.unflatten(-1, (heads, -1))  # (B,N,heads,width/heads/2)
     return torch.stack([angle.cos(), angle.sin()])
 
 
@@ -71,12 +71,12 @@ class Rotations:
 
 
 def rotate(x: Tensor, rope: Tensor) -> Tensor:
-    """Rotate x (B,heads,N,head_dim) by `rope` (2,B,heads,N,head_dim/2).
+    """Rotate x (B,N,heads,head_dim) by `rope` (2,B,N,heads,head_dim/2).
 
     Each half times cos plus the other half times -sin or sin: no part is put together in memory, so a compiler can read
     both halves where it needs them, forwards and backwards.
     """
-    cos, sin = rope[..., None, :].unbind(0)  # (B,heads,N,1,head_dim/2)
+    cos, sin = rope[..., None, :].unbind(0)  # (B,N,heads,1,head_dim/2)
     halves = x.unflatten(-1, (2, -1))
     sign = 2 * torch.arange(2, device=x.device, dtype=x.dtype)[:, None] - 1  # -1 for the first half, 1 for the second
     return (halves * cos + halves.flip(-2) * (sin * sign)).flatten(-2)
