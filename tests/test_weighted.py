@@ -83,7 +83,7 @@ def test_output_and_gradients_equal_those_of_the_whole_bias(
 @pytest.mark.gpu
 @BETWEEN
 @CASES
-@pytest.mark.parametrize("width", [WIDTH, 64])
+@pytest.mark.parametrize("width", [WIDTH, 128])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 def test_the_kernels_of_a_gpu_do_the_same(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, width: int
