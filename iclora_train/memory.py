@@ -30,6 +30,7 @@ from iclora_train.shards import ShardSet
 from iclora_train.throughput import matmul_peak, work_of
 
 HOST = 0.45  # share of the free host memory that may be pinned: it comes in powers of two
+TIMED = 2  # steps of which the shortest counts
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
 
 
@@ -79,6 +80,7 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     together: processes that share the host's memory. ConfigError when the smallest step does not fit.
     """
     device, count = batch["target"].device, len(blocks_of(module))
+    turn(module.transformer, False)
     wanted = allow(memory, device)
     room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
     near, second = _foreseen(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
@@ -171,11 +173,12 @@ def blocks_of(module: ICLoRA) -> nn.ModuleList:
 
 
 def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, float, float]:
-    """Peak bytes of a step through these blocks, seconds of its forward pass, and of all of it, after one that
-    compiles."""
+    """Peak bytes of a step through these blocks, seconds of its forward pass, and of all of it: the shortest, after one
+    step that compiles."""
     device, net = batch["target"].device, module.transformer
     net.transformer_blocks = blocks
-    for _ in range(2):
+    found: list[tuple[float, float]] = []
+    for _ in range(1 + TIMED):
         torch.cuda.reset_peak_memory_stats(device)
         begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         begin.record()
@@ -185,7 +188,9 @@ def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, flo
         end.record()
         module.zero_grad()
         torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device), begin.elapsed_time(middle) / 1e3, begin.elapsed_time(end) / 1e3
+        found.append((begin.elapsed_time(middle) / 1e3, begin.elapsed_time(end) / 1e3))
+    forwards, whole = (min(seconds) for seconds in zip(*found[1:], strict=True))
+    return torch.cuda.max_memory_allocated(device), forwards, whole
 
 
 def bandwidth_of(device: torch.device, size: int = 2**28) -> float:

@@ -164,6 +164,21 @@ def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
     assert moved[0.5] == pytest.approx(moved[1.0] / 2, rel=0.1)
 
 
+@pytest.mark.parametrize("share", [0.07, 0.2, 0.34, 0.5])
+def test_what_a_real_block_keeps_moves_in_that_share_too(share: float) -> None:
+    """One tensor is four times the others, and three lie in a shared product, which is no single copy."""
+    joint = torch.ones(8, 3 * 64)
+    kept = [torch.ones(8, 64), *joint.split(64, -1), *(torch.ones(8, 64) for _ in range(4)), torch.ones(8, 256)]
+    weight, spill, results = torch.ones((), requires_grad=True), Spill(share, least=256), []
+    for number in range(47):
+        with spill.block(number, [weight]):
+            results += [tensor * weight for tensor in kept]
+    everything = 47 * 4 * sum(tensor.numel() for tensor in kept)
+    assert spill.moved / everything == pytest.approx(share, abs=0.01)
+    torch.stack([result.sum() for result in results]).sum().backward()
+    assert weight.grad == everything / 4
+
+
 def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
     """On a machine that is pretended: each of 12 blocks takes 1 GiB and kept times 10 GiB, all else 5 GiB."""
     base = Base.open(str(write_tiny_base(tmp_path)))

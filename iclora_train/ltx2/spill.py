@@ -49,26 +49,24 @@ class Spill:
         self.blocks: dict[int, list[Kept]] = {}
         self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self.free: list[Tensor] = []  # pinned memory that nothing is in
-        self.moved = 0  # bytes of the last step
+        self.seen = self.moved = 0  # bytes of the last step
 
     @contextmanager
     def block(self, number: int, exempt: Iterable[Tensor]) -> Iterator[None]:
         """Inside the `with` block `number` (from 0, in order) computes. exempt: what is in use elsewhere: stays."""
         if number == 0:
-            self.moved = 0
+            self.seen = self.moved = 0
         own = self.blocks[number] = []
         staying = {tensor.untyped_storage()._cdata for tensor in exempt}
-        seen = moved = 0
 
         def pack(tensor: Tensor) -> Tensor | tuple[int, Kept]:
-            nonlocal seen, moved
             size = tensor.numel() * tensor.element_size()
-            if size < self.least or not dense(tensor) or tensor.untyped_storage()._cdata in staying:
+            if tensor.untyped_storage()._cdata in staying:
                 return tensor
-            seen += size
-            if moved + size > self.share * seen + size / 2:
+            self.seen += size  # of all blocks so far: one large tensor more or less is made up for by the next block
+            over = self.moved + size / 2 > self.share * self.seen
+            if over or size < self.least or not dense(tensor):
                 return tensor
-            moved += size
             self.moved += size
             own.append(self._send(tensor.detach()))
             return number, own[-1]
