@@ -14,12 +14,15 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.07  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. From .7 on nothing is computed again that costs a product, until 1 keeps it all.
-LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 1.0)
-# What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3 in fp8, rank 32: docs/measurements.md), and
-# a guess of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.3, 9.4), (0.4, 11.4), (0.7, 15.4), (1.0, 24.2))
+# Levels of model.kept that are tried. Under .6 products are computed again, at .6 norms and rotations of q and k, at .7
+# what a norm or a scale makes; 1 keeps it all. Between those the compiler makes the same of a block, or at .5 something
+# that keeps as much as .6 and computes more.
+LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.6, 0.7, 1.0)
+# What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
+# of what a step takes beside that and its weights. Only which levels are tried rests on them.
+SHAPE = ((0.0, 1.0), (0.05, 4.1), (0.15, 6.4), (0.45, 12.4), (0.6, 13.4), (0.7, 15.4), (1.0, 24.2))
 PASSING = 16
+WORTH = 0.04  # how much more is worth another compilation
 
 
 @dataclass(frozen=True)
@@ -116,19 +119,20 @@ def find(
     """
     kept, below = start, math.inf
     best: tuple[Plan, float] | None = None
+    near: Level | None = None  # of the best, else the last
     while True:
         level = measured(kept)
         found = None if level is None else _working(level, seconds, room)
         if found is None and kept == 0:
             return level
         if found is None:
-            below = kept
+            below, near = kept, near if best else level
         elif best is None or found[1] < best[1]:
-            best = found
+            best, near = found, level
         else:
             break
-        kept = highest(level, room, below) if level is not None else max(step for step in LEVELS if step <= kept / 2)
-        if best is not None and LEVELS.index(kept) <= LEVELS.index(best[0].kept) + 1:
+        kept = highest(near, room, below) if near is not None else max(step for step in LEVELS if step <= kept / 2)
+        if best is not None and kept - best[0].kept < WORTH:
             break
     assert best is not None
     if best is not found:
