@@ -29,7 +29,7 @@ from iclora_train.module import ICLoRA
 from iclora_train.shards import ShardSet
 from iclora_train.throughput import matmul_peak, work_of
 
-HOST = 0.45  # share of the free host memory that may be pinned: it comes in powers of two
+HOST = 0.7  # share of the free host memory that may be pinned
 TIMED = 2  # steps of which the shortest counts
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
 

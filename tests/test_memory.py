@@ -153,6 +153,19 @@ def test_clips_of_many_sizes_share_one_pinned_memory() -> None:
     assert taken[0] == taken[-1] == max(taken)
 
 
+def test_little_pinned_memory_is_taken_beyond_what_moves() -> None:
+    """Tensors a little larger than a power of two, as most are, are not rounded up each."""
+    spill, weight, results = Spill(1.0, least=256, slab=2**23), torch.ones((), requires_grad=True), []
+    for number in range(50):
+        with spill.block(number, [weight]):
+            results += [torch.ones(33_000 * size) * weight for size in (1, 4, 1)]
+    torch.stack([result.sum() for result in results]).sum().backward()
+    given = [*spill.free, *([] if spill.left is None else [spill.left])]
+    slabs = {memory.untyped_storage().data_ptr(): memory.untyped_storage().nbytes() for memory in given}
+    assert spill.moved == 50 * 6 * 33_000 * 4
+    assert sum(slabs.values()) < 1.2 * spill.moved
+
+
 def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
     tokens, moved = scene(8), {}
     for share in (0.25, 0.5, 1.0):

@@ -19,6 +19,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from iclora_train.lane import Lane
 
 LEAST = 2**22  # bytes of a tensor worth a copy
+SLAB = 2**30  # bytes of pinned memory that are asked for at once: PyTorch rounds each request up to a power of two
+ALIGNED = 512  # bytes
 ON_THE_WAY = 2**30  # bytes that may wait to be copied before the computation waits for them
 
 
@@ -43,12 +45,13 @@ def dense(tensor: Tensor) -> bool:
 class Spill:
     """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for later steps of whatever shapes."""
 
-    def __init__(self, share: float, least: int = LEAST) -> None:
-        self.share, self.least = share, least
+    def __init__(self, share: float, least: int = LEAST, slab: int = SLAB) -> None:
+        self.share, self.least, self.slab = share, least, slab
         self.lane: Lane | None = None  # made when it is known where the activations are
         self.blocks: dict[int, list[Kept]] = {}
         self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self.free: list[Tensor] = []  # pinned memory that nothing is in
+        self.left: Tensor | None = None  # of the last slab, what was never given out
         self.seen = self.moved = 0  # bytes of the last step
 
     @contextmanager
@@ -89,11 +92,17 @@ class Spill:
         return Kept(host, memory, tensor.device)
 
     def _memory(self, size: int, pinned: bool) -> Tensor:
-        """Host memory of at least `size` bytes, the smallest that is free; it is made in powers of two."""
+        """Host memory of at least `size` bytes: the smallest that is free, else a new piece of a slab."""
         fitting = [i for i, memory in enumerate(self.free) if memory.numel() >= size]
         if fitting:
             return self.free.pop(min(fitting, key=lambda i: self.free[i].numel()))
-        return torch.empty(1 << (size - 1).bit_length(), dtype=torch.uint8, pin_memory=pinned)
+        size += -size % ALIGNED
+        if self.left is None or self.left.numel() < size:
+            if self.left is not None and self.left.numel() >= self.least:
+                self.free.append(self.left)
+            self.left = torch.empty(max(self.slab, 1 << (size - 1).bit_length()), dtype=torch.uint8, pin_memory=pinned)
+        piece, self.left = self.left[:size], self.left[size:]
+        return piece
 
     def _let_go(self, allowed: int = ON_THE_WAY) -> None:
         """Give up what has been copied; with more than allowed on the way, the computation waits for the oldest.
