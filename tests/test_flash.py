@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iclora_train.ltx2 import flash
+from iclora_train.ltx2 import attention, flash
 from iclora_train.ltx2.attention import attend
+from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.flash import Flash, flash_attention, flash_backward, flash_forward
 from iclora_train.ltx2.kernels import OnCPU, kernel_for
+from tests.test_compiled import network, scene, step
 
 
 def _shares(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -120,6 +123,28 @@ def test_without_the_package_or_a_gpu_attention_is_pytorchs(monkeypatch: pytest.
     q, k, v = tensors(7, 5, torch.bfloat16, width=flash.WIDTH)
     assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
     assert isinstance(kernel_for(q), OnCPU)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
+@pytest.mark.usefixtures("package")
+def test_in_compiled_blocks_it_gives_the_same_step_and_is_never_computed_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    net, tokens = network(), scene(8)
+    wanted = step(net, tokens)
+    monkeypatch.setattr(attention, "has_flash", lambda q: True)
+    compile_blocks(net, kept=0.3)
+    step(net, tokens)
+    with torch.profiler.profile() as recorded:
+        found = step(net, tokens)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    calls = [event.name for event in recorded.events()]
+    for name in ("forward", "backward"):
+        assert calls.count(f"iclora_train::flash_{name}") == 2 * len(net.transformer_blocks)
+    torch._dynamo.reset()
 
 
 @pytest.mark.gpu
