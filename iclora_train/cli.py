@@ -25,6 +25,7 @@ from iclora_train.heldout import HeldOut, ValidationClips, heldout_losses, heldo
 from iclora_train.hydra_main import call
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.chosen import base_of
+from iclora_train.ltx2.flash import attention_note
 from iclora_train.memory import settled
 from iclora_train.module import ICLoRA
 from iclora_train.precision import base_dtype
@@ -71,8 +72,10 @@ def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Con
     module, trainer = build(config, base, shards, folder, console)
     resume = newest(folder / "checkpoints")
     plan = settled(config, module, shards, folder, _is_first())
-    if plan is not None:
-        console.print(str(plan))
+    weight = module.transformer.patchify_proj.weight
+    attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
+    for line in filter(None, (plan and str(plan), attention)):
+        console.print(line)
     if config.validation.dry_run and resume is None:
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))

@@ -100,7 +100,7 @@ def plainly() -> Iterator[None]:
 
     with (
         patch.object(transformer, "pick", lambda rows, level: rows),
-        patch.object(flash, "INSTALLED", False),
+        patch.object(flash, "INSTALLED", ""),
         patch.object(transformer.Transformer, "forward", spread),
     ):
         yield

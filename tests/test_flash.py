@@ -16,7 +16,7 @@ from torch import Tensor
 from iclora_train.ltx2 import attention, flash
 from iclora_train.ltx2.attention import attend
 from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.flash import Flash, flash_attention, flash_backward, flash_forward
+from iclora_train.ltx2.flash import Flash, attention_note, flash_attention, flash_backward, flash_forward
 from iclora_train.ltx2.kernels import OnCPU, kernel_for
 from tests.test_compiled import network, scene, step
 
@@ -119,10 +119,22 @@ def test_the_operators_are_what_a_compiler_takes_them_for() -> None:
 
 def test_without_the_package_or_a_gpu_attention_is_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "_library", lambda: pytest.fail("the package was asked for"))
-    monkeypatch.setattr(flash, "INSTALLED", True)
+    monkeypatch.setattr(flash, "INSTALLED", "4")
     q, k, v = tensors(7, 5, torch.bfloat16, width=flash.WIDTH)
     assert torch.equal(attend(q, k, v), F.scaled_dot_product_attention(q, k, v))
     assert isinstance(kernel_for(q), OnCPU)
+
+
+def test_a_run_says_what_computes_attention_where_there_is_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, heads = torch.device("cuda", 0), (torch.bfloat16, flash.WIDTH)
+    monkeypatch.setattr(flash, "_is_hopper", lambda device: device == 0)
+    for version, said in (("4.0.0b36", "attention: flash-attn-4 4.0.0b36"), ("", "pip install 'iclora_train[flash]'")):
+        monkeypatch.setattr(flash, "INSTALLED", version)
+        assert said in str(attention_note(gpu, *heads))
+        assert attention_note(torch.device("cpu"), *heads) is None
+        assert attention_note(torch.device("cuda", 1), *heads) is None
+        assert attention_note(gpu, torch.float32, flash.WIDTH) is None
+        assert attention_note(gpu, torch.bfloat16, 64) is None
 
 
 @pytest.mark.slow

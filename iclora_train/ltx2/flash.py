@@ -23,24 +23,37 @@ _BIAS = 8  # channels for a bias: as few as keep rows aligned
 _PIECES = 3  # numbers in half precision that an fp32 number is the sum of
 
 
-def _installed() -> bool:
+def _installed() -> str:
     try:
-        return bool(version("flash-attn-4"))
+        return version("flash-attn-4")
     except PackageNotFoundError:
-        return False
+        return ""
 
 
-INSTALLED = _installed()
+INSTALLED = _installed()  # its version
 
 
 def has_flash(q: Tensor) -> bool:
     """Whether tensors like q (B,heads,N,D) can be given to `flash_attention`."""
-    fits = q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] == WIDTH
-    return INSTALLED and fits and q.is_cuda and _is_hopper(q.device.index)
+    return bool(INSTALLED) and _suits(q.device, q.dtype, q.shape[-1])
+
+
+def attention_note(device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """What computes attention of heads of `width` channels, where there is a choice."""
+    if not _suits(device, dtype, width):
+        return None
+    if INSTALLED:
+        return f"attention: flash-attn-4 {INSTALLED}"
+    return "attention: PyTorch's; on this GPU that of flash-attn-4 is faster: pip install 'iclora_train[flash]'"
+
+
+def _suits(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    half = dtype in (torch.bfloat16, torch.float16)
+    return half and width == WIDTH and device.type == "cuda" and _is_hopper(device.index)
 
 
 @torch.compiler.assume_constant_result
-def _is_hopper(device: int) -> bool:
+def _is_hopper(device: int | None) -> bool:
     return torch.cuda.get_device_capability(device) == HOPPER
 
 
