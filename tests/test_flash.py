@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iclora_train.errors import ConfigError
 from iclora_train.ltx2 import attention, flash
 from iclora_train.ltx2.attention import attend
 from iclora_train.ltx2.compiled import compile_blocks
@@ -135,6 +136,15 @@ def test_a_run_says_what_computes_attention_where_there_is_a_choice(monkeypatch:
         assert attention_note(torch.device("cuda", 1), *heads) is None
         assert attention_note(gpu, torch.float32, flash.WIDTH) is None
         assert attention_note(gpu, torch.bfloat16, 64) is None
+
+
+def test_a_package_that_cannot_be_loaded_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("libcute.so is not there")
+
+    monkeypatch.setattr(flash.importlib, "import_module", broken)
+    with pytest.raises(ConfigError, match=r"flash-attn-4 .*libcute\.so is not there.*uninstall it, or pip install"):
+        flash_forward(*(tensor.detach() for tensor in tensors(7, 5)), 0.25)
 
 
 @pytest.mark.slow

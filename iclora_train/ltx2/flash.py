@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iclora_train.errors import ConfigError
+
 WIDTH = 128  # channels of a head; at 64 it left rows of zeros in 4.0.0b36 (333 queries, 1024 keys, an H100)
 HOPPER = (9, 0)  # the only ones it was tried on
 _BIAS = 8  # channels for a bias: as few as keep rows aligned
@@ -59,10 +61,16 @@ def _is_hopper(device: int | None) -> bool:
 
 @cache
 def _library() -> Any:
-    """The package's own functions; what it compiles is kept on disk."""
+    """The package's own functions; what it compiles is kept on disk. ConfigError where it cannot be loaded."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # it says so of itself while compiling
-    return importlib.import_module("flash_attn.cute.interface")
+    try:
+        return importlib.import_module("flash_attn.cute.interface")
+    except ImportError as error:
+        raise ConfigError(
+            f"flash-attn-4 {INSTALLED} is installed, but cannot be loaded ({error}): uninstall it, or "
+            "pip install 'iclora_train[flash]'"
+        ) from error
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
