@@ -72,10 +72,12 @@ def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Con
     module, trainer = build(config, base, shards, folder, console)
     resume = newest(folder / "checkpoints")
     plan = settled(config, module, shards, folder, _is_first())
+    if plan is not None:
+        console.print(str(plan))
     weight = module.transformer.patchify_proj.weight
     attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
-    for line in filter(None, (plan and str(plan), attention)):
-        console.print(line)
+    if attention is not None:
+        console.print(attention)
     if config.validation.dry_run and resume is None:
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))

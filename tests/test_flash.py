@@ -17,7 +17,7 @@ from iclora_train.errors import ConfigError
 from iclora_train.ltx2 import attention, flash
 from iclora_train.ltx2.attention import attend
 from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.flash import Flash, attention_note, flash_attention, flash_backward, flash_forward
+from iclora_train.ltx2.flash import attention_note, flash_attention, flash_backward, flash_forward
 from iclora_train.ltx2.kernels import OnCPU, kernel_for
 from tests.test_compiled import network, scene, step
 
@@ -74,20 +74,8 @@ def compared(ours: Callable[..., Tensor], given: list[Tensor], bias: Tensor | No
 
 
 def biased(bias: Tensor) -> Callable[..., Tensor]:
-    """Attention of a `Flash` with a bias of keys, with gradients."""
-
-    class Biased(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            out, total, _ = Flash().forward(q, k, v, bias)
-            ctx.save_for_backward(q, k, v, out, total)
-            return out
-
-        @staticmethod
-        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return Flash().backward(grad, *ctx.saved_tensors, bias, None)
-
-    return Biased.apply
+    """Attention with a bias of keys."""
+    return lambda q, k, v: flash_attention(q, k, v, bias)
 
 
 @pytest.mark.usefixtures("package")

@@ -13,17 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product, round_rows
-from iclora_train.ltx2.kernels import TRITON
+from iclora_train.ltx2.kernels import RANKS, takes
 from iclora_train.ltx2.projection import Halves, frozen, halves_of
 
-RANKS = (16, 32, 64)
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
 
 
 def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor | None:
     """second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
     halves = halves_of(first), halves_of(second)
-    if not (TRITON and x.is_cuda and x.dtype == torch.bfloat16) or halves[0] is None or halves[1] is None:
+    if not takes(x) or halves[0] is None or halves[1] is None:
         return None
     inner, outer = frozen(first), frozen(second)
     rank = {halves[0][0].shape[0], halves[1][0].shape[0]}

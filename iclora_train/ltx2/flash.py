@@ -1,7 +1,7 @@
 """FlashAttention for Hopper GPUs, where the package flash-attn-4 is installed: the one door to it.
 
-Its kernels (Shah et al., arXiv 2407.08608, made anew in CuTe) are a fifth faster there than cuDNN's, which PyTorch
-chooses: docs/measurements.md. They know no bias, but a bias of keys is a product with channels of its own.
+Its kernels (Shah et al., arXiv 2407.08608, made anew in CuTe) are faster there than cuDNN's, which PyTorch chooses
+(docs/measurements.md). They know no bias, but a bias of keys is a product with channels of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from iclora_train.errors import ConfigError
 
-WIDTH = 128  # channels of a head; at 64 it left rows of zeros in 4.0.0b36 (333 queries, 1024 keys, an H100)
+WIDTH = 128  # channels of a head; at 64, with a bias, 4.0.0b36 left rows of a gradient zero (333 queries, 1,024 keys)
 HOPPER = (9, 0)  # the only ones it was tried on
 _BIAS = 8  # channels for a bias: as few as keep rows aligned
 _PIECES = 3  # numbers in half precision that an fp32 number is the sum of
@@ -73,23 +73,24 @@ def _library() -> Any:
         ) from error
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v for (B,heads,N,D); k and v may have another N."""
-    out: Tensor = _Attention.apply(q, k, v)
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v for (B,heads,N,D); k and v may have another N, of which the bias (B,1,1,N) fp32
+    is, to which no gradient goes."""
+    out: Tensor = _Attention.apply(q, k, v, bias)
     return out
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out, total = flash_forward(q, k, v, 1 / math.sqrt(q.shape[-1]))
-        ctx.save_for_backward(q, k, v, out, total)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        out, total, _ = Flash().forward(q, k, v, bias)
+        ctx.save_for_backward(q, k, v, out, total, bias)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, out, total = ctx.saved_tensors
-        return flash_backward(grad, q, k, v, out, total, 1 / math.sqrt(q.shape[-1]))
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, total, bias = ctx.saved_tensors
+        return *Flash().backward(grad, q, k, v, out, total, bias, None), None
 
 
 class Flash:
@@ -113,7 +114,6 @@ def _biased(q: Tensor, k: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         return q, k
     left, width = math.sqrt(q.shape[-1]) * bias.transpose(2, 3), q.shape[-1]  # (B,1,m,1)
     ones = torch.nn.functional.pad(q, (0, _BIAS))
-    ones[..., width:] = 0
     ones[..., width : width + _PIECES] = 1
     pieces = torch.nn.functional.pad(k, (0, _BIAS))
     for number in range(_PIECES):

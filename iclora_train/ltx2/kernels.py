@@ -12,7 +12,13 @@ from iclora_train.ltx2.flash import Flash, has_flash
 
 _ops = torch.ops.aten
 TRITON = importlib.util.find_spec("triton") is not None  # as where torch is built for CUDA; kernels of our own need it
+RANKS = (16, 32, 64)  # of adapters, that kernels of our own take
 _ALIGNED = 8  # elements; 16 bytes in half precision
+
+
+def takes(x: Tensor) -> bool:
+    """Whether kernels of our own for adapted linears take tensors like x."""
+    return TRITON and x.is_cuda and x.dtype == torch.bfloat16
 
 
 class Kernel(Protocol):

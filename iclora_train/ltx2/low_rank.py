@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from iclora_train.ltx2.fp8_linear import by_column, multiplies_fp8, raw_product, round_rows, rounded_product
-from iclora_train.ltx2.kernels import TRITON
+from iclora_train.ltx2.kernels import RANKS, takes
 
-RANKS = (16, 32, 64)
 ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
 
 
 def has_kernel(x: Tensor, scale: Tensor | None, ranks: Sequence[int], sizes: Sequence[int]) -> bool:
     """Whether `adapted_product` can be had: for adapters of one rank on linears of one size, in bf16 on a GPU."""
     alike = len(set(ranks)) == len(set(sizes)) == 1 and ranks[0] in RANKS and sizes[0] % CHANNELS == 0
-    return TRITON and alike and x.is_cuda and x.dtype == torch.bfloat16 and (scale is None or multiplies_fp8(x))
+    return alike and takes(x) and (scale is None or multiplies_fp8(x))
 
 
 def adapted_product(
@@ -47,14 +46,13 @@ class _AdaptedProduct(torch.autograd.Function):
         u: Tensor, up: Tensor, layers: int,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(weight, scale, turned, u, up)
-        rows, row_scale = x.reshape(-1, x.shape[-1]), None
-        if scale is not None:
-            rows, row_scale = round_rows(rows)
-            product = raw_product(rows, weight.t())
+        rows = x.reshape(-1, x.shape[-1])
+        if scale is None:
+            product, own = rows @ weight.t(), None
         else:
-            product = rows @ weight.t()
-        given = None if row_scale is None else row_scale.flatten()
-        out = add_low_rank(product, given, scale, bias, u.reshape(-1, u.shape[-1]), up, layers)
+            values, own = round_rows(rows)
+            product, own = raw_product(values, weight.t()), own.flatten()
+        out = add_low_rank(product, own, scale, bias, u.reshape(-1, u.shape[-1]), up, layers)
         return out.unflatten(0, x.shape[:-1])
 
     @staticmethod
