@@ -92,6 +92,7 @@ class Model:
     kept: float | None = None  # compiled blocks: share of activations not computed again; null: trainer.memory chooses
     spill: float = 0.0  # compiled blocks: share of what is kept that lies on the host until the backward pass
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
+    graphs: bool = True  # compiled blocks on a GPU, nothing moved to the host: replay a step as CUDA graphs
     offload: int = 0  # blocks whose weights lie in host memory and visit the GPU when they compute: slower, smaller
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)

@@ -18,6 +18,7 @@ PLACES = (
     "kept",
     "spill",
     "compile",
+    "graphs",
     "offload",
 )  # of `model`: where files are, how memory goes
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "tokens_per_batch", "workers")}

@@ -132,6 +132,8 @@ class ValidationClips(Callback):
         """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
         batch = to_device(self.batch, module.device)
         self.vae.to(module.device)
+        if module.transformer.graphs is not None:
+            module.transformer.graphs.drop()  # decoding clips may need their memory
         with module.averaged():
             latent = self._sample(module.transformer, batch)
         references = [self._pixels(reference) for reference in batch["references"]]

@@ -22,7 +22,7 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.dryrun import largest, mean_loss
 from iclora_train.files import write_whole
 from iclora_train.host import free_on_host
-from iclora_train.ltx2.compiled import compile_blocks
+from iclora_train.ltx2.compiled import compile_blocks, record_blocks
 from iclora_train.ltx2.projection import turn, turnable
 from iclora_train.ltx2.spill import Spill
 from iclora_train.module import ICLoRA
@@ -56,6 +56,7 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, firs
         allow(memory, device)
         turn(module.transformer, plan.turned)
         apply(module, plan.kept, plan.spill)
+        record_blocks(module.transformer, config.model.graphs)
         return plan
     devices = config.trainer.get("devices")
     together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
@@ -81,6 +82,7 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     """
     device, count = batch["target"].device, len(blocks_of(module))
     turn(module.transformer, False)
+    record_blocks(module.transformer, False)
     wanted = allow(memory, device)
     room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
     near, second = _foreseen(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
@@ -90,6 +92,7 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     if turned and not (isinstance(found, Plan) and found.kept == 1 and not found.spill):
         found = _found(module, batch, room, start, False)
     if isinstance(found, Plan):
+        record_blocks(module.transformer, module.config.model.graphs)
         return found
     least = f" (it takes {(found.rest + count * found.block) / GIB:.1f})" if found is not None else ""
     raise ConfigError(

@@ -6,7 +6,7 @@ import torch
 
 from iclora_train.config import Model, require
 from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.compiled import compile_blocks
+from iclora_train.ltx2.compiled import compile_blocks, record_blocks
 from iclora_train.ltx2.spill import Spill
 from iclora_train.ltx2.transformer import Transformer
 
@@ -51,3 +51,4 @@ def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
         compile_blocks(transformer, unset if model.kept is None else model.kept)
         transformer.recompute = False
         transformer.spill = Spill(model.spill) if model.spill else None
+        record_blocks(transformer, model.graphs)

@@ -29,6 +29,7 @@ class TheirTransformer(nn.Module):
         self.patchify_proj, self.transformer_blocks = model.patchify_proj, model.transformer_blocks  # named as ours
         self.model, self.config, self.modality = model, config, modality
         self.recompute, self.kept, self.spill, self.offload = True, None, None, Offload()
+        self.graphs = None
 
     def forward(self, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
         """Tokens and text (B,T,D') -> velocity (B,count,C)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from iclora_train.ltx2.graphs import Graphs
 from iclora_train.ltx2.transformer import Block, Transformer
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -48,3 +49,11 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
             block.attn2.join(own=False)
         block.ff.fused = True
         block.compile(dynamic=False, backend=backend)
+
+
+def record_blocks(transformer: Transformer, wanted: bool) -> None:
+    """From now on training runs the blocks by CUDA graphs, if wanted, and where that can be: compiled, on a GPU, with
+    all that they need there."""
+    there = transformer.kept is not None and transformer.patchify_proj.weight.is_cuda
+    moved = transformer.spill is not None or transformer.offload.order
+    transformer.graphs = Graphs() if wanted and there and not moved else None

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.feed_forward import fused_feed_forward
+from iclora_train.ltx2.graphs import Graphs
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
 from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.perturb import values_through
@@ -169,6 +170,7 @@ class Transformer(nn.Module):
         self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
         self.kept: float | None = None  # the blocks are compiled, and keep that much (`compiled.compile_blocks`)
         self.spill: Spill | None = None  # in training keep a share of what blocks save on the host
+        self.graphs: Graphs | None = None  # in training run all blocks by two CUDA graphs
         self.rotations = Rotations()
         self.offload = Offload()  # blocks whose weights lie in host memory
         self.keyframes_abs_pos_embedding = (
@@ -205,19 +207,42 @@ class Transformer(nn.Module):
         theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
         rope = self.rotations.of(tokens.position, config.width, config.num_attention_heads, theta, extent, dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
-        if self.kept is not None and self.training and torch.is_grad_enabled():
+        learning = self.training and torch.is_grad_enabled()
+        if self.kept is not None and learning:
             x = x.detach().requires_grad_()  # its gradient is not needed, but spares the first block a graph of its own
-        last = len(self.transformer_blocks) - 1
-        for i in range(last + 1):
-            wanted = count if i == last else None
-            given = (x, text, modulation, tokens.level, rope, prompt, bias, i in perturbed, wanted)
-            self.offload.before(i)
-            x = self._run(i, given)
-            self.offload.after(i, x)
+        given = (x, text, modulation, tokens.level, rope, prompt)
+        if not learning or self.graphs is None:
+            x = self._blocks(*given, count, bias, perturbed)
+        elif bias is None and not perturbed:
+            x = self.graphs.run(self._blocks, given, count, self.transformer_blocks)
+        else:
+            self.graphs.stop("attention weights, of which each step has others")
+            x = self._blocks(*given, count, bias, perturbed)
         level = tokens.level[:, :count]
         shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)
+
+    def _blocks(
+        self,
+        x: Tensor,
+        text: Tensor,
+        modulation: Tensor,
+        level: Tensor,
+        rope: Tensor,
+        prompt: Tensor | None,
+        count: int | None,
+        bias: AttentionBias | None = None,
+        perturbed: tuple[int, ...] = (),
+    ) -> Tensor:
+        """All blocks, the last for `count` tokens: (B,N,D) -> (B,count,D)."""
+        last = len(self.transformer_blocks) - 1
+        for i in range(last + 1):
+            wanted = count if i == last else None
+            self.offload.before(i)
+            x = self._run(i, (x, text, modulation, level, rope, prompt, bias, i in perturbed, wanted))
+            self.offload.after(i, x)
+        return x
 
     def _run(self, number: int, given: tuple[Any, ...]) -> Tensor:
         """One block; in training its backward pass has what it needs kept, computed again, or brought from the host."""

@@ -1,0 +1,163 @@
+"""All blocks of a training step as two CUDA graphs: the host starts thousands of kernels with two calls.
+
+A graph computes where it was recorded, so what goes in is copied to the same place every time, and the memory between
+its two halves stays taken. It is recorded when a shape is met for the second time; the first time compiles. Graphs of
+several shapes share their memory, which only a step of another kind (attention weights, a shape that is new) needs too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Blocks = Callable[..., Tensor]
+Work = Callable[[], Sequence[Tensor]]
+LIMIT = 8  # shapes of one process; with more of them nothing is recorded
+
+
+class Recorder(Protocol):
+    """Runs some work once and remembers it: what it made, and how to make it again in the same place."""
+
+    def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]: ...
+
+
+class OnGPU:
+    """CUDA graphs that share memory, as long as each is used from its beginning to its end."""
+
+    def __init__(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
+            made = work()
+        return made, graph.replay
+
+
+class Graphs:
+    """Runs blocks in training by what was recorded of them, and records what it meets again."""
+
+    def __init__(self, recorder: Callable[[], Recorder] = OnGPU, limit: int = LIMIT) -> None:
+        self.begin, self.limit = recorder, limit
+        self.recorder: Recorder | None = None
+        self.met: set[Hashable] = set()
+        self.known: dict[Hashable, Recorded] = {}
+        self.gradients: dict[nn.Parameter, Tensor] = {}  # where every graph leaves them
+        self.stopped = ""  # why nothing is recorded any more
+
+    def run(self, blocks: Blocks, given: tuple[Tensor | None, ...], count: int | None, net: nn.Module) -> Tensor:
+        """blocks(*given, count) with gradients for the parameters inside `net`, and for nothing that is given."""
+        given = tuple(None if tensor is None else tensor.contiguous() for tensor in given)  # as copies of it will be
+        key = (tuple(None if t is None else (t.shape, t.dtype) for t in given), count, _surroundings())
+        if self.stopped:
+            return blocks(*given, count)
+        if key not in self.met:
+            self.drop()  # what is not recorded takes its memory elsewhere
+            self.met.add(key)
+            if len(self.met) > self.limit:
+                self.stop(f"more than {self.limit} shapes")
+            return blocks(*given, count)
+        if key not in self.known:
+            try:
+                self.known[key] = self._record(blocks, given, count, net)
+            except torch.OutOfMemoryError:
+                self.stop("too little memory")
+                return blocks(*given, count)
+        recorded = self.known[key]
+        out: Tensor = _Replayed.apply(recorded, given, *recorded.parameters)
+        return out
+
+    def _record(self, blocks: Blocks, given: tuple[Tensor | None, ...], count: int | None, net: nn.Module) -> Recorded:
+        self.recorder = self.recorder or self.begin()
+        parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self.gradients = self.gradients or {parameter: torch.zeros_like(parameter) for parameter in parameters}
+        return Recorded(self.recorder, blocks, given, count, self.gradients)
+
+    def drop(self) -> None:
+        """Give the memory of all graphs back; they are recorded anew when they are next wanted."""
+        if self.known:
+            self.known, self.recorder = {}, None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def stop(self, why: str) -> None:
+        """From now on everything runs as it does without graphs."""
+        self.stopped = why
+        self.drop()
+        self.gradients = {}
+
+
+def _surroundings() -> Hashable:
+    return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+
+
+class Recorded:
+    """A forward and a backward pass, and the tensors that they read and write."""
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        blocks: Blocks,
+        given: tuple[Tensor | None, ...],
+        count: int | None,
+        gradients: dict[nn.Parameter, Tensor],
+    ) -> None:
+        self.blocks, self.count = blocks, count
+        self.parameters, self.gradients = list(gradients), list(gradients.values())
+        self.given = [None if tensor is None else tensor.detach().clone() for tensor in given]
+        for tensor, own in zip(given, self.given, strict=True):
+            if tensor is not None and own is not None:
+                own.requires_grad_(tensor.requires_grad)
+        torch.clear_autocast_cache()  # what it holds was cast from weights of earlier steps
+        self.passes = 0
+        self.live: Tensor | None = None
+        (self.out,), self.forwards = recorder(self._forwards)
+        self.coming = torch.zeros_like(self.out)
+        _, self.backwards = recorder(self._backwards)
+
+    def _forwards(self) -> Sequence[Tensor]:
+        self.live = self.blocks(*self.given, self.count)
+        return (self.live.detach(),)
+
+    def _backwards(self) -> Sequence[Tensor]:
+        assert self.live is not None
+        found = torch.autograd.grad(self.live, self.parameters, self.coming, materialize_grads=True)
+        self.live = None
+        torch._foreach_copy_(self.gradients, found)
+        return self.gradients
+
+    def forward(self, given: tuple[Tensor | None, ...]) -> Tensor:
+        """What the blocks make of `given`, there until the next call."""
+        for own, tensor in zip(self.given, given, strict=True):
+            if own is not None and tensor is not None:
+                own.copy_(tensor)
+        with torch.enable_grad():
+            self.forwards()
+        self.passes += 1
+        return self.out.detach()
+
+    def backward(self, grad: Tensor, number: int) -> list[Tensor]:
+        """Gradients of the parameters, there until the next call, for the gradient of pass `number`."""
+        if number != self.passes:
+            raise RuntimeError("a recorded pass has one backward pass, before the next forward pass of its shape")
+        for parameter, place in zip(self.parameters, self.gradients, strict=True):
+            if parameter.grad is not None and parameter.grad.data_ptr() == place.data_ptr():
+                parameter.grad = parameter.grad.clone()  # of an earlier batch, to be added to
+        self.coming.copy_(grad)
+        self.backwards()
+        return [place.detach() for place in self.gradients]
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recorded: Recorded, given: tuple[Tensor | None, ...], *parameters: Tensor) -> Tensor:
+        out = recorded.forward(given)
+        ctx.recorded, ctx.number = recorded, recorded.passes
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *ctx.recorded.backward(grad, ctx.number)

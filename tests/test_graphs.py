@@ -1,0 +1,162 @@
+"""Recorded steps: the same step as without, whatever was trained on before; and when nothing is recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from iclora_train.ltx2.compiled import compile_blocks, record_blocks
+from iclora_train.ltx2.graphs import Graphs, Work
+from iclora_train.ltx2.transformer import Transformer
+from iclora_train.pair import Tokens
+from tests.test_compiled import network, scene
+
+
+class Rehearsal:
+    """A recorder without a GPU: does the work anew each time, and puts what it makes where it was made first."""
+
+    def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]:
+        made = work()
+
+        def again() -> None:
+            for place, value in zip(made, work(), strict=True):
+                place.copy_(value)
+
+        return made, again
+
+
+class Broken:
+    """A recorder that finds no memory."""
+
+    def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]:
+        raise torch.OutOfMemoryError
+
+
+def drawn(size: int, seed: int, channels: int) -> Tokens:
+    """What is new in each step is drawn with the seed."""
+    tokens, generator = scene(channels, size), torch.Generator().manual_seed(seed)
+    return replace(
+        tokens,
+        latent=torch.randn(tokens.latent.shape, generator=generator),
+        sigma=torch.rand(tokens.sigma.shape, generator=generator),
+    )
+
+
+def learn(net: Transformer, tokens: Tokens, seed: int) -> None:
+    """One batch's gradients, added to what the adapter has."""
+    device, count = net.patchify_proj.weight.device, tokens.latent.shape[1] // 2
+    text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(seed))
+    parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    there = replace(tokens, **{name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)})
+    net(there, text.to(device), count=count).float().square().mean().backward()
+
+
+def adapter(net: Transformer) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+
+def compare(plain: Transformer, recorded: Transformer, channels: int, **tolerance: float) -> None:
+    """Steps on two shapes in turn, each of two batches, with the adapter moved after each."""
+    for number, size in enumerate((4, 4, 4, 2, 4, 2, 2, 4)):
+        for net in (plain, recorded):
+            for batch in range(2):
+                learn(net, drawn(size, 10 * number + batch, channels), batch)
+        for mine, theirs in zip(adapter(recorded), adapter(plain), strict=True):
+            assert mine.grad is not None
+            assert theirs.grad is not None
+            torch.testing.assert_close(mine.grad, theirs.grad, **tolerance)
+            with torch.no_grad():  # both moved alike, so that steps stay comparable
+                mine.sub_(0.1 * theirs.grad)
+                theirs.sub_(0.1 * theirs.grad)
+            mine.grad = theirs.grad = None
+
+
+def test_the_same_steps_as_without() -> None:
+    plain, recorded = network(), network()
+    recorded.graphs = Graphs(Rehearsal)
+    compare(plain, recorded, 8, rtol=0.0, atol=0.0)
+    assert len(recorded.graphs.known) == 2
+
+
+def test_gradients_that_are_kept_are_added_to() -> None:
+    """As by an optimizer that sets gradients to zero instead of giving them up."""
+    plain, recorded = network(), network()
+    recorded.graphs = Graphs(Rehearsal)
+    for number in range(4):
+        for net in (plain, recorded):
+            learn(net, drawn(4, number, 8), 0)
+            for parameter in adapter(net):
+                assert parameter.grad is not None
+                if number == 1:
+                    parameter.grad.zero_()
+    for mine, theirs in zip(adapter(recorded), adapter(plain), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=0)
+
+
+def test_a_pass_that_was_replayed_over_has_no_gradient_any_more() -> None:
+    graphs, linear = Graphs(Rehearsal), torch.nn.Linear(3, 3)
+    passes = [graphs.run(lambda x, _: linear(x), (torch.ones(2, 3),), None, linear) for _ in range(3)]
+    passes[2].sum().backward()
+    with pytest.raises(RuntimeError, match="before the next forward pass"):
+        passes[1].sum().backward()
+
+
+def test_a_new_shape_gives_memory_back() -> None:
+    net = network()
+    net.graphs = Graphs(Rehearsal)
+    for size, known in ((4, 0), (4, 1), (2, 0), (4, 1), (2, 2)):
+        learn(net, drawn(size, 0, 8), 0)
+        assert len(net.graphs.known) == known
+
+
+def test_weights_too_many_shapes_and_too_little_memory_end_it() -> None:
+    weighted, many, small = network(), network(), network()
+    weighted.graphs, many.graphs, small.graphs = Graphs(Rehearsal), Graphs(Rehearsal, limit=1), Graphs(Broken)
+    tokens = drawn(4, 0, 8)
+    for net in (weighted, many, small):
+        learn(net, tokens, 0)
+        learn(net, tokens, 0)
+    assert "memory" in small.graphs.stopped
+    learn(many, drawn(2, 0, 8), 0)
+    assert "1 shapes" in many.graphs.stopped
+    learn(weighted, replace(tokens, weight=torch.full((1, tokens.latent.shape[1]), 0.5)), 0)
+    assert "weights" in weighted.graphs.stopped
+    for net in (weighted, many, small):
+        assert net.graphs is not None
+        assert not net.graphs.known
+        learn(net, tokens, 0)
+
+
+def test_nothing_is_recorded_without_a_gpu_or_without_gradients() -> None:
+    net = network()
+    compile_blocks(net, 1.0, "eager")
+    record_blocks(net, True)
+    assert net.graphs is None
+    net.graphs = Graphs(Broken)
+    with torch.no_grad():
+        for _ in range(3):
+            net(scene(8), torch.zeros(1, 5, net.config.cross_attention_dim))
+    assert not net.graphs.met
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
+@pytest.mark.parametrize("fp8", [False, True])
+def test_graphs_on_a_gpu(fp8: bool) -> None:
+    plain, recorded = network(fp8).cuda(), network(fp8).cuda()
+    for net in (plain, recorded):
+        compile_blocks(net, 1.0)
+    record_blocks(recorded, True)
+    assert recorded.graphs is not None
+    compare(plain, recorded, 8, rtol=1e-2, atol=1e-4)
+    assert len(recorded.graphs.known) == 2
+    assert not recorded.graphs.stopped
+    recorded.graphs.drop()
+    compare(plain, recorded, 8, rtol=1e-2, atol=1e-4)
+    assert len(recorded.graphs.known) == 2
+    torch._dynamo.reset()
