@@ -12,7 +12,7 @@ from iclora_train.ltx2.spill import ON_THE_WAY
 
 GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
-MARGIN = 0.07  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
+MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
 # Levels of model.kept that are tried. Under .6 products are computed again, at .6 norms and rotations of q and k, at .7
 # what a norm or a scale makes; 1 keeps it all. Between those the compiler makes the same of a block, or at .5 something

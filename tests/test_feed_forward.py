@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from iclora_train import lora
 from iclora_train.config import Lora
+from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.projection import turn
-from iclora_train.ltx2.transformer import FeedForward
 
 WIDTH, ROWS = 256, 333
 

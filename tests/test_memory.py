@@ -166,6 +166,20 @@ def test_little_pinned_memory_is_taken_beyond_what_moves() -> None:
     assert sum(slabs.values()) < 1.2 * spill.moved
 
 
+def test_what_the_block_before_the_last_moved_is_back_when_it_is_needed() -> None:
+    """Its copies start when the last block, all of which stays, begins its backward pass."""
+    spill, weight, on_the_host = Spill(1.0, least=256), torch.ones((), requires_grad=True), []
+    with spill.block(0, [weight]):
+        first = torch.ones(1000) * weight
+    first.register_hook(lambda _: on_the_host.append(0 in spill.blocks))
+    with spill.block(1, [weight], last=True):
+        second = (first * first).sum()
+    assert spill.moved == 4 * 1000
+    second.backward()
+    assert on_the_host == [False]
+    assert weight.grad == 2000
+
+
 def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
     tokens, moved = scene(8), {}
     for share in (0.25, 0.5, 1.0):

@@ -19,6 +19,34 @@ from iclora_train.ltx2.projection import Halves, frozen, halves_of
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
 
 
+class GELUProjection(nn.Module):
+    """Linear and tanh-approximated GELU (a module of its own for the official name `net.0.proj`)."""
+
+    def __init__(self, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        self.proj = nn.Linear(width, hidden, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate="tanh")
+
+
+class FeedForward(nn.Module):
+    """Two linears, four times as wide inside."""
+
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__()
+        self.fused = False  # where there is a kernel for it (`compiled.compile_blocks`)
+        self.net = nn.Sequential(
+            GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.net[0], self.net[2]
+        assert isinstance(first, GELUProjection)
+        fused = fused_feed_forward(x, first.proj, second) if self.fused else None
+        return self.net(x) if fused is None else fused
+
+
 def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor | None:
     """second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
     halves = halves_of(first), halves_of(second)

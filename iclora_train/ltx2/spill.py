@@ -55,14 +55,21 @@ class Spill:
         self.seen = self.moved = 0  # bytes of the last step
 
     @contextmanager
-    def block(self, number: int, exempt: Iterable[Tensor]) -> Iterator[None]:
-        """Inside the `with` block `number` (from 0, in order) computes. exempt: what is in use elsewhere: stays."""
+    def block(self, number: int, exempt: Iterable[Tensor], last: bool = False) -> Iterator[None]:
+        """Inside the `with` block `number` (from 0, in order) computes. exempt: what is in use elsewhere: stays.
+
+        The last block's all stays, as it is needed next; what the one before moved comes back meanwhile.
+        """
         if number == 0:
             self.seen = self.moved = 0
-        own = self.blocks[number] = []
+        own: list[Kept] = []
+        if not last:
+            self.blocks[number] = own
         staying = {tensor.untyped_storage()._cdata for tensor in exempt}
 
-        def pack(tensor: Tensor) -> Tensor | tuple[int, Kept]:
+        def pack(tensor: Tensor) -> Tensor | tuple[int, Kept | Tensor]:
+            if last:
+                return number, tensor
             size = tensor.numel() * tensor.element_size()
             if tensor.untyped_storage()._cdata in staying:
                 return tensor
@@ -116,10 +123,14 @@ class Spill:
             self.lane.hold(gone)
             waiting -= tensor.numel() * tensor.element_size()
 
-    def _unpack(self, packed: Tensor | tuple[int, Kept]) -> Tensor:
+    def _unpack(self, packed: Tensor | tuple[int, Kept | Tensor]) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
         number, kept = packed
+        if isinstance(kept, Tensor):
+            if number - 1 in self.blocks:
+                self._fetch(number - 1, ON_THE_WAY)
+            return kept
         if kept.back is None:
             self._fetch(number)
         back, kept.back = kept.back, None
@@ -131,11 +142,14 @@ class Spill:
         self.free.append(kept.memory)
         return back
 
-    def _fetch(self, number: int) -> None:
-        """Start copying back what a block moved; once per step."""
+    def _fetch(self, number: int, allowed: int = 0) -> None:
+        """Start copying back what a block moved; once per step. allowed: as in `_let_go`."""
+        moved = self.blocks.pop(number, ())
+        if not moved:
+            return
         assert self.lane is not None
-        self._let_go(0)
-        for kept in self.blocks.pop(number, ()):
+        self._let_go(allowed)
+        for kept in moved:
             size, stride, dtype = kept.host.shape, kept.host.stride(), kept.host.dtype
             kept.back = torch.empty_strided(size, stride, dtype=dtype, device=kept.device)
             self.lane.follow()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from iclora_train.ltx2.attention import Attention
-from iclora_train.ltx2.feed_forward import fused_feed_forward
+from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.graphs import Graphs
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
 from iclora_train.ltx2.offload import Offload
@@ -73,34 +73,6 @@ class TransformerConfig:
         if section.get("rope_type", "split") != "split":
             raise ValueError(f"rope_type={section['rope_type']!r} is not supported: LTX-2 checkpoints use 'split'")
         return cls(**chosen)
-
-
-class GELUProjection(nn.Module):
-    """Linear and tanh-approximated GELU (a module of its own for the official name `net.0.proj`)."""
-
-    def __init__(self, width: int, hidden: int, bias: bool) -> None:
-        super().__init__()
-        self.proj = nn.Linear(width, hidden, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
-
-
-class FeedForward(nn.Module):
-    """Two linears, four times as wide inside."""
-
-    def __init__(self, width: int, bias: bool) -> None:
-        super().__init__()
-        self.fused = False  # where there is a kernel for it (`compiled.compile_blocks`)
-        self.net = nn.Sequential(
-            GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        first, second = self.net[0], self.net[2]
-        assert isinstance(first, GELUProjection)
-        fused = fused_feed_forward(x, first.proj, second) if self.fused else None
-        return self.net(x) if fused is None else fused
 
 
 class Block(nn.Module):
@@ -250,8 +222,9 @@ class Transformer(nn.Module):
         learning = self.training and torch.is_grad_enabled()
         if learning and self.recompute:
             return checkpoint(block, *given, use_reentrant=False)
-        if learning and self.spill is not None and number < len(self.transformer_blocks) - 1:  # the last is needed next
+        if learning and self.spill is not None:
             shared = [tensor for tensor in given[1:] if isinstance(tensor, Tensor)]
-            with self.spill.block(number, [*shared, *block.parameters(), *block.buffers()]):
+            last = number == len(self.transformer_blocks) - 1
+            with self.spill.block(number, [*shared, *block.parameters(), *block.buffers()], last):
                 return block(*given)
         return block(*given)
