@@ -76,6 +76,7 @@ def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, g
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
+    transformer.give_back()
     sigmas = config.validation.sigmas
     losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
     first = 0
@@ -132,8 +133,7 @@ class ValidationClips(Callback):
         """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
         batch = to_device(self.batch, module.device)
         self.vae.to(module.device)
-        if module.transformer.graphs is not None:
-            module.transformer.graphs.drop()  # decoding clips may need their memory
+        module.transformer.give_back()
         with module.averaged():
             latent = self._sample(module.transformer, batch)
         references = [self._pixels(reference) for reference in batch["references"]]

@@ -97,12 +97,22 @@ def test_gradients_that_are_kept_are_added_to() -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=0)
 
 
-def test_a_pass_that_was_replayed_over_has_no_gradient_any_more() -> None:
+def test_a_pass_whose_memory_was_used_again_has_no_gradient_any_more() -> None:
+    """By another pass of its shape or of another one, or by its own backward pass."""
     graphs, linear = Graphs(Rehearsal), torch.nn.Linear(3, 3)
-    passes = [graphs.run(lambda x, _: linear(x), (torch.ones(2, 3),), None, linear) for _ in range(3)]
-    passes[2].sum().backward()
+
+    def forward(rows: int) -> Tensor:
+        return graphs.run(lambda given, _: linear(given[0]), (torch.ones(rows, 3),), None, linear).sum()
+
+    for rows in (2, 4):
+        forward(rows)
+    first, second, other = forward(2), forward(2), forward(4)
+    for stale in (first, second):
+        with pytest.raises(RuntimeError, match="before the next forward pass"):
+            stale.backward()
+    other.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="before the next forward pass"):
-        passes[1].sum().backward()
+        other.backward()
 
 
 def test_a_new_shape_gives_memory_back() -> None:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-Blocks = Callable[..., Tensor]
+Given = tuple[Tensor | None, ...]
+Blocks = Callable[[Given, int | None], Tensor]
 Work = Callable[[], Sequence[Tensor]]
 LIMIT = 8  # shapes of one process; with more of them nothing is recorded
 
@@ -25,7 +26,7 @@ class Recorder(Protocol):
 
 
 class OnGPU:
-    """CUDA graphs that share memory, as long as each is used from its beginning to its end."""
+    """CUDA graphs that share memory: what one keeps lasts until the next forward pass of any of them."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
@@ -46,39 +47,39 @@ class Graphs:
         self.met: set[Hashable] = set()
         self.known: dict[Hashable, Recorded] = {}
         self.gradients: dict[nn.Parameter, Tensor] = {}  # where every graph leaves them
+        self.passes = 0  # forwards, so far
         self.stopped = ""  # why nothing is recorded any more
 
-    def run(self, blocks: Blocks, given: tuple[Tensor | None, ...], count: int | None, net: nn.Module) -> Tensor:
-        """blocks(*given, count) with gradients for the parameters inside `net`, and for nothing that is given."""
+    def run(self, blocks: Blocks, given: Given, count: int | None, net: nn.Module) -> Tensor:
+        """blocks(given, count) with gradients for the parameters inside `net`, and for nothing that is given."""
         given = tuple(None if tensor is None else tensor.contiguous() for tensor in given)  # as copies of it will be
         key = (tuple(None if t is None else (t.shape, t.dtype) for t in given), count, _surroundings())
-        if self.stopped:
-            return blocks(*given, count)
-        if key not in self.met:
+        if not self.stopped and key not in self.met:
             self.drop()  # what is not recorded takes its memory elsewhere
             self.met.add(key)
             if len(self.met) > self.limit:
                 self.stop(f"more than {self.limit} shapes")
-            return blocks(*given, count)
-        if key not in self.known:
-            try:
-                self.known[key] = self._record(blocks, given, count, net)
-            except torch.OutOfMemoryError:
-                self.stop("too little memory")
-                return blocks(*given, count)
-        recorded = self.known[key]
-        out: Tensor = _Replayed.apply(recorded, given, *recorded.parameters)
+            return blocks(given, count)
+        if not self.stopped and key not in self.known:
+            self._record(key, blocks, given, count, net)
+        if self.stopped:
+            return blocks(given, count)
+        out: Tensor = _Replayed.apply(self, self.known[key], given, *self.gradients)
         return out
 
-    def _record(self, blocks: Blocks, given: tuple[Tensor | None, ...], count: int | None, net: nn.Module) -> Recorded:
+    def _record(self, key: Hashable, blocks: Blocks, given: Given, count: int | None, net: nn.Module) -> None:
         self.recorder = self.recorder or self.begin()
-        parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        self.gradients = self.gradients or {parameter: torch.zeros_like(parameter) for parameter in parameters}
-        return Recorded(self.recorder, blocks, given, count, self.gradients)
+        self.passes += 1  # what was kept before is overwritten
+        try:
+            parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+            self.gradients = self.gradients or {parameter: torch.zeros_like(parameter) for parameter in parameters}
+            self.known[key] = Recorded(self.recorder, blocks, given, count, self.gradients)
+        except torch.OutOfMemoryError:
+            self.stop("too little memory")
 
     def drop(self) -> None:
         """Give the memory of all graphs back; they are recorded anew when they are next wanted."""
-        if self.known:
+        if self.recorder is not None:
             self.known, self.recorder = {}, None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -101,25 +102,24 @@ class Recorded:
         self,
         recorder: Recorder,
         blocks: Blocks,
-        given: tuple[Tensor | None, ...],
+        given: Given,
         count: int | None,
         gradients: dict[nn.Parameter, Tensor],
     ) -> None:
         self.blocks, self.count = blocks, count
         self.parameters, self.gradients = list(gradients), list(gradients.values())
-        self.given = [None if tensor is None else tensor.detach().clone() for tensor in given]
+        self.given = tuple(None if tensor is None else tensor.detach().clone() for tensor in given)
         for tensor, own in zip(given, self.given, strict=True):
             if tensor is not None and own is not None:
                 own.requires_grad_(tensor.requires_grad)
         torch.clear_autocast_cache()  # what it holds was cast from weights of earlier steps
-        self.passes = 0
         self.live: Tensor | None = None
         (self.out,), self.forwards = recorder(self._forwards)
         self.coming = torch.zeros_like(self.out)
         _, self.backwards = recorder(self._backwards)
 
     def _forwards(self) -> Sequence[Tensor]:
-        self.live = self.blocks(*self.given, self.count)
+        self.live = self.blocks(self.given, self.count)
         return (self.live.detach(),)
 
     def _backwards(self) -> Sequence[Tensor]:
@@ -129,20 +129,17 @@ class Recorded:
         torch._foreach_copy_(self.gradients, found)
         return self.gradients
 
-    def forward(self, given: tuple[Tensor | None, ...]) -> Tensor:
+    def forward(self, given: Given) -> Tensor:
         """What the blocks make of `given`, there until the next call."""
         for own, tensor in zip(self.given, given, strict=True):
             if own is not None and tensor is not None:
                 own.copy_(tensor)
         with torch.enable_grad():
             self.forwards()
-        self.passes += 1
         return self.out.detach()
 
-    def backward(self, grad: Tensor, number: int) -> list[Tensor]:
-        """Gradients of the parameters, there until the next call, for the gradient of pass `number`."""
-        if number != self.passes:
-            raise RuntimeError("a recorded pass has one backward pass, before the next forward pass of its shape")
+    def backward(self, grad: Tensor) -> list[Tensor]:
+        """Gradients of the parameters for the result's, there until the next call."""
         for parameter, place in zip(self.parameters, self.gradients, strict=True):
             if parameter.grad is not None and parameter.grad.data_ptr() == place.data_ptr():
                 parameter.grad = parameter.grad.clone()  # of an earlier batch, to be added to
@@ -153,11 +150,14 @@ class Recorded:
 
 class _Replayed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorded: Recorded, given: tuple[Tensor | None, ...], *parameters: Tensor) -> Tensor:
-        out = recorded.forward(given)
-        ctx.recorded, ctx.number = recorded, recorded.passes
-        return out
+    def forward(ctx: Any, graphs: Graphs, recorded: Recorded, given: Given, *parameters: Tensor) -> Tensor:
+        graphs.passes += 1
+        ctx.graphs, ctx.recorded, ctx.number = graphs, recorded, graphs.passes
+        return recorded.forward(given)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.recorded.backward(grad, ctx.number)
+        if ctx.number != ctx.graphs.passes:
+            raise RuntimeError("a recorded pass has one backward pass, before the next forward pass (model.graphs)")
+        ctx.number = None
+        return None, None, None, *ctx.recorded.backward(grad)

@@ -184,12 +184,12 @@ class Transformer(nn.Module):
             x = x.detach().requires_grad_()  # its gradient is not needed, but spares the first block a graph of its own
         given = (x, text, modulation, tokens.level, rope, prompt)
         if not learning or self.graphs is None:
-            x = self._blocks(*given, count, bias, perturbed)
+            x = self._blocks(given, count, bias, perturbed)
         elif bias is None and not perturbed:
             x = self.graphs.run(self._blocks, given, count, self.transformer_blocks)
         else:
             self.graphs.stop("attention weights, of which each step has others")
-            x = self._blocks(*given, count, bias, perturbed)
+            x = self._blocks(given, count, bias, perturbed)
         level = tokens.level[:, :count]
         shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
@@ -197,24 +197,27 @@ class Transformer(nn.Module):
 
     def _blocks(
         self,
-        x: Tensor,
-        text: Tensor,
-        modulation: Tensor,
-        level: Tensor,
-        rope: Tensor,
-        prompt: Tensor | None,
+        given: tuple[Tensor | None, ...],
         count: int | None,
         bias: AttentionBias | None = None,
         perturbed: tuple[int, ...] = (),
     ) -> Tensor:
-        """All blocks, the last for `count` tokens: (B,N,D) -> (B,count,D)."""
+        """All blocks on what is given (x, text, modulation, level, rope, prompt), the last for `count` tokens:
+        (B,N,D) -> (B,count,D)."""
+        x, *others = given
+        assert x is not None
         last = len(self.transformer_blocks) - 1
         for i in range(last + 1):
             wanted = count if i == last else None
             self.offload.before(i)
-            x = self._run(i, (x, text, modulation, level, rope, prompt, bias, i in perturbed, wanted))
+            x = self._run(i, (x, *others, bias, i in perturbed, wanted))
             self.offload.after(i, x)
         return x
+
+    def give_back(self) -> None:
+        """Give back what only steps of training use of the GPU's memory, before something else needs much."""
+        if self.graphs is not None:
+            self.graphs.drop()
 
     def _run(self, number: int, given: tuple[Any, ...]) -> Tensor:
         """One block; in training its backward pass has what it needs kept, computed again, or brought from the host."""
