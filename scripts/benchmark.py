@@ -198,12 +198,12 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = ([] if args.no_plain else [PLAIN]) + ([THEIRS] if args.lightricks else [])
-    away = {"offload": args.offload, "graphs": not args.no_graphs}
+    alike = {"offload": args.offload, "graphs": not args.no_graphs}
     for precision in args.precision:
         for memory in args.memory:
             limit = memory if memory in ("auto", "low") else float(memory)
-            ways.append(Way(f"ours {precision} {memory}", precision, memory=limit, **away))
-        ways += [Way(f"ours {precision} kept {kept:g}", precision, kept=kept, **away) for kept in args.kept]
+            ways.append(Way(f"ours {precision} {memory}", precision, memory=limit, **alike))
+        ways += [Way(f"ours {precision} kept {kept:g}", precision, kept=kept, **alike) for kept in args.kept]
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()

@@ -28,8 +28,7 @@ class TheirTransformer(nn.Module):
         super().__init__()
         self.patchify_proj, self.transformer_blocks = model.patchify_proj, model.transformer_blocks  # named as ours
         self.model, self.config, self.modality = model, config, modality
-        self.recompute, self.kept, self.spill, self.offload = True, None, None, Offload()
-        self.graphs = None
+        self.recompute, self.kept, self.spill, self.graphs, self.offload = True, None, None, None, Offload()
 
     def forward(self, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
         """Tokens and text (B,T,D') -> velocity (B,count,C)."""

@@ -8,6 +8,7 @@ several shapes share their memory, which only a step of another kind (attention 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -70,11 +71,11 @@ class Graphs:
     def _record(self, key: Hashable, blocks: Blocks, given: Given, count: int | None, net: nn.Module) -> None:
         self.recorder = self.recorder or self.begin()
         self.passes += 1  # what was kept before is overwritten
-        try:
-            parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-            self.gradients = self.gradients or {parameter: torch.zeros_like(parameter) for parameter in parameters}
+        with suppress(torch.OutOfMemoryError):
+            if not self.gradients:
+                self.gradients = {part: torch.zeros_like(part) for part in net.parameters() if part.requires_grad}
             self.known[key] = Recorded(self.recorder, blocks, given, count, self.gradients)
-        except torch.OutOfMemoryError:
+        if key not in self.known:  # and what was made of it is gone
             self.stop("too little memory")
 
     def drop(self) -> None:
