@@ -10,13 +10,14 @@ import torch
 from torch.profiler import ProfilerActivity
 
 THIN = 128  # a product with a smaller side is an adapter's
+BESIDE = ("Memcpy HtoD", "Memcpy DtoH")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::bmm")
 
 
 def profile(step: Callable[[], object], seconds: float, steps: int = 1) -> dict[str, Any]:
     """Milliseconds per step of each kind of work, and the largest kernels; `seconds`: of a step without the profiler.
 
-    Idle is what the step takes beyond all its kernels.
+    Idle is what the step takes beyond all kernels that compute: copies between host and GPU run beside them.
     """
     with torch.profiler.profile(
         activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True
@@ -27,17 +28,18 @@ def profile(step: Callable[[], object], seconds: float, steps: int = 1) -> dict[
             torch.cuda.synchronize()
     spent: dict[str, float] = defaultdict(float)
     largest: dict[str, float] = {}
-    busy = 0.0  # of all kernels; those that no operator launched are not in `spent` yet
+    busy = moving = 0.0  # of all kernels; those that no operator launched are not in `spent` yet
     for event in recorded.key_averages(group_by_input_shape=True):
         own = event.self_device_time_total / 1e3 / steps
         if event.device_type != torch.autograd.DeviceType.CPU:
             busy += 0.0 if getattr(event, "is_user_annotation", False) else own  # a range that has kernels in it
+            moving += own if event.key.startswith(BESIDE) else 0.0
         elif own > 0:
             spent[kind_of(event.key, event.input_shapes)] += own
             name = f"{event.key} {[shape for shape in event.input_shapes if shape]}"[:100]
             largest[name] = largest.get(name, 0.0) + own
     spent["others"] += busy - sum(spent.values())
-    spent["idle"] = 1e3 * seconds - busy
+    spent["idle"] = 1e3 * seconds - (busy - moving)
     top = sorted(largest.items(), key=lambda entry: -entry[1])[:25]
     return {
         "ms": {name: round(ms, 1) for name, ms in sorted(spent.items(), key=lambda entry: -entry[1])},
@@ -46,12 +48,14 @@ def profile(step: Callable[[], object], seconds: float, steps: int = 1) -> dict[
 
 
 def kind_of(name: str, shapes: list[Any]) -> str:
-    """Attention, linear, adapter, optimizer, copies; what the compiler made is norms, modulation and the like."""
+    """Attention, linear, adapter, own kernels, optimizer, copies; what the compiler made is norms, modulation and the like."""
     if "attention" in name or "flash" in name or "efficient" in name:
         return "attention"
     if name in PRODUCTS:
         sides = [side for shape in shapes[:3] if len(shape) >= 2 for side in shape[-2:]]
         return "adapter" if min(sides, default=THIN) < THIN else "linear"
+    if name.startswith("iclora_train::"):
+        return "own kernels"
     if name.startswith("triton"):
         return "compiled"
     if "adam" in name.lower() or "_foreach" in name or "_fused" in name:
