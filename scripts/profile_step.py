@@ -10,6 +10,13 @@ import torch
 from torch.profiler import ProfilerActivity
 
 THIN = 128  # a product with a smaller side is an adapter's
+KINDS = {  # parts of the names of operators
+    "attention": ("attention", "flash", "efficient"),
+    "own kernels": ("iclora_train::",),
+    "compiled": ("triton",),
+    "optimizer": ("adam", "_foreach", "_fused"),
+    "copies": ("aten::copy_", "aten::fill_", "aten::zero_", "memcpy", "memset"),
+}
 BESIDE = ("Memcpy HtoD", "Memcpy DtoH")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::bmm")
 
@@ -48,18 +55,8 @@ def profile(step: Callable[[], object], seconds: float, steps: int = 1) -> dict[
 
 
 def kind_of(name: str, shapes: list[Any]) -> str:
-    """Attention, linear, adapter, own kernels, optimizer, copies; what the compiler made is norms, modulation and the like."""
-    if "attention" in name or "flash" in name or "efficient" in name:
-        return "attention"
+    """What an operator is for; what the compiler made is norms, modulation and the like."""
     if name in PRODUCTS:
         sides = [side for shape in shapes[:3] if len(shape) >= 2 for side in shape[-2:]]
         return "adapter" if min(sides, default=THIN) < THIN else "linear"
-    if name.startswith("iclora_train::"):
-        return "own kernels"
-    if name.startswith("triton"):
-        return "compiled"
-    if "adam" in name.lower() or "_foreach" in name or "_fused" in name:
-        return "optimizer"
-    if name in ("aten::copy_", "aten::fill_", "aten::zero_", "Memcpy", "Memset"):
-        return "copies"
-    return "others"
+    return next((kind for kind, parts in KINDS.items() if any(part in name.lower() for part in parts)), "others")
