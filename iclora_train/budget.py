@@ -14,13 +14,12 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. Under .6 products are computed again, at .6 norms and rotations of q and k, at .7
-# what a norm or a scale makes; 1 keeps it all. Between those the compiler makes the same of a block, or at .5 something
-# that keeps as much as .6 and computes more.
-LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.6, 0.7, 1.0)
+# Levels of model.kept that are tried. Under .5 products are computed again; between .5 and 1, which keeps all, only what
+# costs little beside the kernel that asks for it.
+LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0)
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.05, 4.1), (0.15, 6.4), (0.45, 12.4), (0.6, 13.4), (0.7, 15.4), (1.0, 24.2))
+SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.2, 6.3), (0.4, 11.3), (0.5, 12.3), (1.0, 23.2))
 PASSING = 16
 WORTH = 0.04  # how much more is worth another compilation
 

@@ -10,16 +10,16 @@ from iclora_train import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.projection import turn
+from iclora_train.ltx2.projection import frozen, turn
 
-WIDTH, ROWS = 256, 333
+WIDTH, WIDE, ROWS = 256, 1024, 333
 
 
-def layer(bias: bool, fp8: bool, device: str, rank: int = 16) -> FeedForward:
+def layer(bias: bool, fp8: bool, device: str, rank: int = 16, width: int = WIDTH) -> FeedForward:
     """A feed-forward in bf16 (its weights in fp8), with fp32 adapters that do something."""
     generator = torch.Generator().manual_seed(0)
     block = nn.Module()
-    block.ff = FeedForward(WIDTH, bias)
+    block.ff = FeedForward(width, bias)
     for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     block = block.to(device, torch.bfloat16)
@@ -40,7 +40,7 @@ def layer(bias: bool, fp8: bool, device: str, rank: int = 16) -> FeedForward:
 def step(ff: FeedForward, device: str) -> list[Tensor]:
     """What it gives, and the gradients of its input and of its adapters."""
     generator = torch.Generator().manual_seed(1)
-    x, grad = torch.randn(2, 1, ROWS, WIDTH, generator=generator).to(device, torch.bfloat16)
+    x, grad = torch.randn(2, 1, ROWS, frozen(ff.net[2]).out_features, generator=generator).to(device, torch.bfloat16)
     x.requires_grad_()
     adapter = [p for p in ff.parameters() if p.requires_grad]
     out = ff(x)
@@ -51,8 +51,9 @@ def step(ff: FeedForward, device: str) -> list[Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("rank", [16, 32, 64])
-def test_the_kernels_give_what_the_layers_give(rank: int, fp8: bool, bias: bool) -> None:
-    ff = layer(bias, fp8, "cuda", rank)
+@pytest.mark.parametrize("width", [WIDTH, WIDE])  # a program's channels are one tile, and several
+def test_the_kernels_give_what_the_layers_give(width: int, rank: int, fp8: bool, bias: bool) -> None:
+    ff = layer(bias, fp8, "cuda", rank, width)
     plain = step(ff, "cuda")
     ff.fused = True
     for wanted, found in zip(plain, step(ff, "cuda"), strict=True):

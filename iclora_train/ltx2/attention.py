@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from iclora_train.ltx2.flash import flash_attention, has_flash
 from iclora_train.ltx2.projection import Joint, joinable, together
+from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
 from iclora_train.ltx2.rope import rotate
 from iclora_train.ltx2.weighted import AttentionBias, weighted_attention
 
@@ -53,16 +54,7 @@ class Attention(nn.Module):
         count: int | None = None,
     ) -> Tensor:
         """count: only this many of the tokens, the first ones, are asked for; all are looked at."""
-        gates = self.to_gate_logits
-        if context is None:
-            (q, k, v), gate = together(x, [self.to_q, self.to_k, self.to_v], self.joint, gates)
-        else:
-            (q,), gate = together(x, [self.to_q], None, gates)
-            (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
-        q, k = _norm(q, self.q_norm), _norm(k, self.k_norm)
-        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))  # (B,N,heads,head_dim)
-        if rope is not None:  # as they lie in memory: else a compiler copies them behind it
-            q, k = rotate(q, rope), rotate(k, rope)
+        (q, k, v), gate = self._opened(x, context, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if count is not None and bias is None:
             q = q[:, :, :count]
@@ -70,3 +62,22 @@ class Attention(nn.Module):
         if gate is not None:
             out = out * (2 * gate[:, :count].sigmoid())[..., None]
         return self.to_out(out.flatten(2))
+
+    def _opened(
+        self, x: Tensor, context: Tensor | None, rope: Tensor | None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+        """q, k, v (B,N,heads,head_dim) as they are compared, and the gate (B,N,heads)."""
+        gates = self.to_gate_logits
+        if context is None:
+            layers = [self.to_q, self.to_k, self.to_v]
+            if self.joint is not None and rope is not None and takes_qkv(x, layers, self.joint, rope):
+                return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope)
+            (q, k, v), gate = together(x, layers, self.joint, gates)
+        else:
+            (q,), gate = together(x, [self.to_q], None, gates)
+            (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
+        q, k = _norm(q, self.q_norm), _norm(k, self.k_norm)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
+        if rope is not None:  # as they lie in memory: else a compiler copies them behind it
+            q, k = rotate(q, rope), rotate(k, rope)
+        return (q, k, v), gate

@@ -17,22 +17,21 @@ import triton.language as tl
 
 
 @triton.jit
-def _tanh_of(h):
-    """tanh of GELU's argument."""
-    inner = 0.7978845608028654 * (h + 0.044715 * h * h * h)
-    return 1 - 2 / (tl.exp(2 * inner) + 1)
+def _share_of(h):
+    """What GELU lets through of h: (1 + tanh(inner)) / 2 is the logistic function of twice its argument."""
+    twice = h * (1.5957691216057308 + 0.07135481627260025 * h * h)
+    return 1 / (1 + tl.exp(-twice))
 
 
 @triton.jit
 def _gelu(h):
-    return 0.5 * h * (1 + _tanh_of(h))
+    return h * _share_of(h)
 
 
 @triton.jit
 def _gelu_slope(h):
-    tanh = _tanh_of(h)
-    inner = 0.7978845608028654 * (1 + 3 * 0.044715 * h * h)
-    return 0.5 * (1 + tanh) + 0.5 * h * (1 - tanh * tanh) * inner
+    share = _share_of(h)
+    return share + h * share * (1 - share) * (1.5957691216057308 + 0.21406444881780076 * h * h)
 
 
 @triton.jit
@@ -80,11 +79,15 @@ def up(product, scale, u, up, bias, down, hidden, opened, most, shares, n,
     part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
     inner = tl.zeros([ROWS, R], tl.float32)
-    for start in range(0, F // PARTS, CHANNELS):
-        column = part * (F // PARTS) + start + lane
-        at = row[:, None].to(tl.int64) * F + column[None, :]
+    width: tl.constexpr = F // PARTS
+    place = row[:, None].to(tl.int64) * F + part * width + lane[None, :]
+    ahead = tl.load(product + place, mask=inside, other=0.0)
+    for start in range(0, width, CHANNELS):
+        column, at = part * width + start + lane, place + start
+        first = ahead.to(tl.float32) * factor
+        ahead = tl.load(product + at + CHANNELS, mask=inside & (start + CHANNELS < width), other=0.0)
         b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
-        h = tl.load(product + at, mask=inside, other=0.0).to(tl.float32) * factor + tl.dot(own, tl.trans(b))
+        h = first + tl.dot(own, tl.trans(b))
         if BIAS:
             h += tl.load(bias + column).to(tl.float32)[None, :]
         h = h.to(tl.bfloat16)
@@ -121,12 +124,18 @@ def back(product, scale, t, down, hidden, up, grad, most, shares, n,
     part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
     inner = tl.zeros([ROWS, R], tl.float32)
-    for start in range(0, F // PARTS, CHANNELS):
-        column = part * (F // PARTS) + start + lane
-        at = row[:, None].to(tl.int64) * F + column[None, :]
+    width: tl.constexpr = F // PARTS
+    place = row[:, None].to(tl.int64) * F + part * width + lane[None, :]
+    ahead = tl.load(product + place, mask=inside, other=0.0)
+    hidden_ahead = tl.load(hidden + place, mask=inside, other=0.0)
+    for start in range(0, width, CHANNELS):
+        column, at = part * width + start + lane, place + start
+        h, g = hidden_ahead.to(tl.float32), ahead.to(tl.float32) * factor
+        more = inside & (start + CHANNELS < width)
+        ahead = tl.load(product + at + CHANNELS, mask=more, other=0.0)
+        hidden_ahead = tl.load(hidden + at + CHANNELS, mask=more, other=0.0)
         a = tl.load(down + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
-        g = tl.load(product + at, mask=inside, other=0.0).to(tl.float32) * factor + tl.dot(own, a)
-        h = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
+        g += tl.dot(own, a)
         d = (g * _gelu_slope(h)).to(tl.bfloat16)
         tl.store(grad + at, d, mask=inside)
         b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)

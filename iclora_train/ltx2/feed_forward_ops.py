@@ -27,7 +27,10 @@ class Tile:
         return min(self.channels, width // self.parts)
 
 
-UP, BACK, ROUND, SUMS = Tile(64, 64, 4, 16), Tile(64, 64, 4, 16), Tile(1, 2048, 4, 8), Tile(64, 128, 8, 2)
+# Rows are fewer than 64, from where on products are computed otherwise (wgmma): with what is loaded ahead, code for that
+# touched memory that was not its own (Triton 3.6, for some numbers of loops only).
+UP, UP_FP8, BACK = Tile(16, 128, 4, 16), Tile(32, 64, 2, 16), Tile(16, 128, 4, 16)
+ROUND, SUMS = Tile(1, 2048, 4, 8), Tile(64, 64, 4, 2)
 GATHERED = 32  # rows
 
 
@@ -62,10 +65,11 @@ def gelu_up(
     n, width = product.shape
     hidden = torch.empty_like(product)
     opened = torch.empty_like(product, dtype=E4M3 if fp8 else None)
-    most, shares = _parts_of(product, u.shape[1], UP.parts)
-    kernels.up[(triton.cdiv(n, UP.rows), UP.parts)](
+    tile = UP_FP8 if fp8 else UP
+    most, shares = _parts_of(product, u.shape[1], tile.parts)
+    kernels.up[(triton.cdiv(n, tile.rows), tile.parts)](
         product, scale, u, up, bias, down, hidden, opened, most, shares, n,
-        width, u.shape[1], UP.rows, UP.of(width), UP.parts, fp8, bias is not None, num_warps=UP.warps,
+        width, u.shape[1], tile.rows, tile.of(width), tile.parts, fp8, bias is not None, num_warps=tile.warps,
     )  # fmt: skip
     scales, v = _gathered(most, shares, u, fp8)
     if fp8:

@@ -1,12 +1,13 @@
 """Linears that are one product, with their adapters: on a GPU the adapters' share is computed where it is added.
 
-The share of q, k and v is as large as they are, and made from a few numbers a token: so it is never written.
+The share of q, k and v is as large as they are, and made from a few numbers a token: so it is never written. The last
+linear's results are kept apart: others than v, which attention keeps as it is, are normalised first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,19 +24,21 @@ def has_kernel(x: Tensor, scale: Tensor | None, ranks: Sequence[int], sizes: Seq
     return alike and takes(x) and (scale is None or multiplies_fp8(x))
 
 
-def adapted_product(
-    x: Tensor,
-    weight: Tensor,
-    scale: Tensor | None,
-    turned: Tensor | None,
-    bias: Tensor | None,
-    u: Tensor,
-    up: Tensor,
-    layers: int,
-) -> Tensor:
-    """x (...,in) -> (...,out): x (scale weight)^T + bias + u up^T, for weight (out,in) of `layers` linears, fp8 where
-    there is a scale (out,), u (...,rank of all), up (out, rank of all) with a block for each linear."""
-    found: Tensor = _AdaptedProduct.apply(x, weight, scale, turned, bias, u, up, layers)
+class Weight(NamedTuple):
+    """Of linears that are one: weight (out,in), where it is fp8 the scale of each output (out,), one for all of a
+    linear, and maybe the weight as (in,out) in memory; bias (out,)."""
+
+    weight: Tensor
+    scale: Tensor | None
+    turned: Tensor | None
+    bias: Tensor | None
+
+
+def adapted_product(x: Tensor, given: Weight, u: Tensor, up: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    """x (...,in) -> (...,out): x (scale weight)^T + bias + u up^T, the last of `layers` linears apart from the others.
+
+    u (...,rank of all), up (out, rank of all) with a block for each linear."""
+    found: tuple[Tensor, Tensor] = _AdaptedProduct.apply(x, *given, u, up, layers)
     return found
 
 
@@ -44,25 +47,35 @@ class _AdaptedProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
         u: Tensor, up: Tensor, layers: int,
-    ) -> Tensor:  # fmt: skip
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(weight, scale, turned, u, up)
-        rows = x.reshape(-1, x.shape[-1])
-        if scale is None:
-            product, own = rows @ weight.t(), None
-        else:
-            values, own = round_rows(rows)
-            product, own = raw_product(values, weight.t()), own.flatten()
-        out = add_low_rank(product, own, scale, bias, u.reshape(-1, u.shape[-1]), up, layers)
-        return out.unflatten(0, x.shape[:-1])
+        product, own = opened(x, weight, scale)
+        first, last = add_low_rank(product, own, scale, bias, u.flatten(0, -2), up, layers)
+        return first.unflatten(0, x.shape[:-1]), last.unflatten(0, x.shape[:-1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_first: Tensor, of_last: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale, turned, u, up = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
+        grad = torch.cat([of_first, of_last], -1)
         fp8 = scale is not None
         back = rounded_product(grad, by_column(weight, turned), scale, None) if fp8 else grad @ weight
-        of_u = (rows @ up).unflatten(0, grad.shape[:-1])
-        return back, None, None, None, None, of_u, rows.t() @ u.reshape(-1, u.shape[-1]), None
+        of_u, of_up = low_rank_back(grad, u, up)
+        return back, None, None, None, None, of_u, of_up, None
+
+
+def opened(x: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows of x (...,in) times weight^T (N,out), in fp8 where it has a scale, and what each row has then still to be
+    multiplied with (N,)."""
+    rows = x.reshape(-1, x.shape[-1])
+    if scale is None:
+        return rows @ weight.t(), None
+    values, own = round_rows(rows)
+    return raw_product(values, weight.t()), own.flatten()
+
+
+def low_rank_back(grad: Tensor, u: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of u (...,r) and up (out,r), given that of u up^T (...,out)."""
+    return grad @ up, grad.flatten(0, -2).t() @ u.flatten(0, -2)
 
 
 @torch.library.custom_op("iclora_train::add_low_rank", mutates_args=())
@@ -74,24 +87,39 @@ def add_low_rank(
     u: Tensor,
     up: Tensor,
     layers: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """product (N,F) row_scale (N,) column_scale (F,) + bias (F,) + u (N,r layers) up^T; up (F, r layers) in blocks.
 
-    The scales are fp32, there or not there together.
+    The scales are fp32, there or not there together. The columns of the last of the layers are a tensor of their own.
     """
     import triton  # noqa: PLC0415 (not where there is no GPU)
 
     from iclora_train.ltx2.low_rank_kernel import added  # noqa: PLC0415
 
-    (n, width), out = product.shape, torch.empty_like(product)
+    n, width = product.shape
+    first, last = _parted(product, layers)
     added[(triton.cdiv(n, ROWS), width // CHANNELS)](
-        product, row_scale, column_scale, bias, u, up, out, n, u.stride(0),
+        product, row_scale, column_scale, bias, u, up, first, last, n, u.stride(0),
         width, width // layers, u.shape[1] // layers, layers, ROWS, CHANNELS, row_scale is not None, bias is not None,
         num_warps=WARPS,
     )  # fmt: skip
-    return out
+    return first, last
 
 
 @add_low_rank.register_fake
-def _(product: Tensor, *rest: Tensor | int | None) -> Tensor:
-    return torch.empty_like(product)
+def _(
+    product: Tensor,
+    row_scale: Tensor | None,
+    column_scale: Tensor | None,
+    bias: Tensor | None,
+    u: Tensor,
+    up: Tensor,
+    layers: int,
+) -> tuple[Tensor, Tensor]:
+    return _parted(product, layers)
+
+
+def _parted(product: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    n, width = product.shape
+    each = width // layers
+    return product.new_empty(n, width - each), product.new_empty(n, each)

@@ -8,10 +8,11 @@ import triton.language as tl
 
 
 @triton.jit
-def added(product, row_scale, column_scale, bias, u, up, out, n, u_stride,
+def added(product, row_scale, column_scale, bias, u, up, first, last, n, u_stride,
           WIDTH: tl.constexpr, EACH: tl.constexpr, R: tl.constexpr, LAYERS: tl.constexpr, ROWS: tl.constexpr,
           CHANNELS: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """out = product row_scale column_scale + bias + u up^T, of u and up only what belongs to the columns' layer."""
+    """product row_scale column_scale + bias + u up^T, of u and up only what belongs to the columns' layer; the last
+    layer's to `last`, the others' to `first`."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     rank = (tl.program_id(1) * CHANNELS // EACH) * R + tl.arange(0, R)  # a tile lies in one layer
@@ -25,4 +26,8 @@ def added(product, row_scale, column_scale, bias, u, up, out, n, u_stride,
     if BIAS:
         value += tl.load(bias + column).to(tl.float32)[None, :]
     value += tl.dot(a, tl.trans(b))
-    tl.store(out + at, value.to(tl.bfloat16), mask=inside)
+    others: tl.constexpr = WIDTH - EACH
+    if tl.program_id(1) * CHANNELS < others:
+        tl.store(first + row[:, None].to(tl.int64) * others + column[None, :], value.to(tl.bfloat16), mask=inside)
+    else:
+        tl.store(last + row[:, None].to(tl.int64) * EACH + column[None, :] - others, value.to(tl.bfloat16), mask=inside)

@@ -7,14 +7,14 @@ adapters' A and the attention's gate are one thin product, their B one block-dia
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import Fp8Linear, scaled_product
-from iclora_train.ltx2.low_rank import adapted_product, has_kernel
+from iclora_train.ltx2.low_rank import Weight, adapted_product, has_kernel
 
 Halves = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
 
@@ -68,6 +68,10 @@ class Joint(nn.Module):
         self.register_buffer("bias", torch.cat(bias) if bias else None, persistent=False)
         self.register_buffer("turned", None, persistent=False)
 
+    def given(self) -> Weight:
+        """What a product with it needs."""
+        return Weight(self.weight, self.scale, self.turned, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """x (...,in) -> (...,sum of out)."""
         if self.scale is None:
@@ -96,28 +100,46 @@ def joinable(layers: Sequence[nn.Module]) -> bool:
     return len({(linear.weight.dtype, linear.bias is None, linear.in_features) for linear in linears}) == 1
 
 
+class Thin(NamedTuple):
+    """What adapters of the same tokens, and a gate, make of them in one product."""
+
+    inner: Tensor  # (B,N,rank of all)
+    up: Tensor  # (out of all, rank of all), a block for each adapter
+    gate: Tensor | None  # (B,N,heads)
+
+
+def ranks_of(layers: Sequence[nn.Module]) -> list[int]:
+    """The rank of each layer's adapter, 0 where there is none."""
+    halves = [halves_of(layer) for layer in layers]
+    return [0 if pair is None else len(pair[0]) for pair in halves]
+
+
+def thin_product(x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None) -> Thin:
+    """x (B,N,in) through the A of each layer that has an adapter, and through the gate."""
+    halves = [halves_of(layer) for layer in layers]
+    down = [pair[0].to(x.dtype) for pair in halves if pair is not None]  # (rank,in) each
+    rank, heads = sum(len(a) for a in down), 0 if gate is None else gate.out_features
+    inner, opened = F.linear(x, torch.cat([*down, gate.weight] if gate else down)).split([rank, heads], -1)
+    up = torch.block_diag(
+        *(
+            x.new_zeros(size, 0) if pair is None else pair[1].to(x.dtype)
+            for pair, size in zip(halves, sizes, strict=True)
+        )
+    )
+    return Thin(inner, up, None if gate is None else opened + gate.bias)
+
+
 def together(
     x: Tensor, layers: Sequence[nn.Module], joint: Joint | None, gate: nn.Linear | None = None
 ) -> tuple[list[Tensor], Tensor | None]:
     """x (B,N,in) through each of the layers, and through the gate, all of which read it once if there is a joint."""
     if joint is None:
         return [layer(x) for layer in layers], None if gate is None else gate(x)
-    halves = [halves_of(layer) for layer in layers]
-    thin = [pair[0].to(x.dtype) for pair in halves if pair is not None]  # (rank,in) each
-    rank = sum(len(down) for down in thin)
-    if rank == 0:
+    ranks = ranks_of(layers)
+    if not any(ranks):
         return list(joint(x).split(joint.sizes, -1)), None if gate is None else gate(x)
-    heads = 0 if gate is None else gate.out_features
-    inner, opened = F.linear(x, torch.cat([*thin, gate.weight] if gate else thin)).split([rank, heads], -1)
-    up = torch.block_diag(
-        *(
-            x.new_zeros(size, 0) if pair is None else pair[1].to(x.dtype)
-            for pair, size in zip(halves, joint.sizes, strict=True)
-        )
-    )  # (sum of out, rank)
-    ranks = [0 if pair is None else len(pair[0]) for pair in halves]
+    thin = thin_product(x, layers, joint.sizes, gate)
     if has_kernel(x, joint.scale, ranks, joint.sizes):
-        out = adapted_product(x, joint.weight, joint.scale, joint.turned, joint.bias, inner, up, len(ranks))
-    else:
-        out = joint(x) + F.linear(inner, up)
-    return list(out.split(joint.sizes, -1)), None if gate is None else opened + gate.bias
+        first, last = adapted_product(x, joint.given(), thin.inner, thin.up, len(ranks))
+        return [*first.split(joint.sizes[:-1], -1), last], thin.gate
+    return list((joint(x) + F.linear(thin.inner, thin.up)).split(joint.sizes, -1)), thin.gate

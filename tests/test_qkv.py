@@ -1,0 +1,94 @@
+"""Self-attention's own kernels compute what products, norms and rotations do, forwards and backwards."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from iclora_train import lora
+from iclora_train.config import Lora
+from iclora_train.ltx2 import attention
+from iclora_train.ltx2.attention import Attention
+from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.qkv import rotated_qkv
+from iclora_train.ltx2.rope import rotation
+
+WIDTH, HEADS, TOKENS = 256, 4, 150
+NAMES = ["to_q", "to_k", "to_v"]
+
+
+def layer(fp8: bool, spread: float) -> Attention:
+    """Self-attention in bf16 (products in fp8), with fp32 adapters that do something, and norms whose weights' logs are
+    spread so far."""
+    generator = torch.Generator().manual_seed(0)
+    attn = Attention(WIDTH, WIDTH, HEADS, 1e-6, gated=True)
+    for parameter in attn.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
+    for norm in (attn.q_norm, attn.k_norm):
+        norm.weight.data = (spread * torch.randn(WIDTH, generator=generator)).exp()
+    attn = attn.to("cuda", torch.bfloat16)
+    for name in NAMES if fp8 else []:
+        linear = attn.get_submodule(name)
+        attn.set_submodule(name, Fp8Linear(*quantize(linear.weight), linear.bias))  # type: ignore[arg-type]
+    holder, block = nn.Module(), nn.Module()
+    block.attn1 = attn
+    holder.transformer_blocks = nn.ModuleList([block])
+    for parameter in lora.attach(holder, Lora(rank=16, targets=[f"attn1.{name}" for name in NAMES])):
+        parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    attn.join(own=True)
+    return attn
+
+
+def step(attn: Attention, dtype: torch.dtype) -> list[Tensor]:
+    """What it gives of two clips, and the gradients of its input and of its adapters."""
+    generator = torch.Generator().manual_seed(1)
+    x, grad = torch.randn(2, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    position = torch.rand(2, 3, TOKENS, 2, generator=generator).to("cuda")
+    rope = rotation(position, WIDTH, HEADS, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
+    x.requires_grad_()
+    adapter = [p for p in attn.parameters() if p.requires_grad]
+    out = attn(x, rope=rope)
+    return [out.detach(), *torch.autograd.grad(out, [x, *adapter], grad)]
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_the_kernels_round_no_more_than_the_layers_do(
+    fp8: bool, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attn = layer(fp8, spread)
+    calls = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return rotated_qkv(*given)
+
+    monkeypatch.setattr(attention, "rotated_qkv", counted)
+    found = step(attn, torch.bfloat16)
+    assert calls == 1
+    monkeypatch.setattr(attention, "takes_qkv", lambda *_: False)
+    plain = step(attn, torch.bfloat16)
+    exact = step(layer(fp8, spread).double(), torch.float64)
+    for ours, theirs, wanted in zip(found, plain, exact, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert error(ours, wanted) < 1.1 * error(theirs, wanted)
+
+
+@pytest.mark.gpu
+def test_a_norm_whose_weights_are_next_to_nothing_has_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    attn = layer(False, 0.0)
+    for norm in (attn.q_norm, attn.k_norm):
+        norm.weight.data[3], norm.weight.data[WIDTH // HEADS + 5] = 0, 1e-6
+    found = step(attn, torch.bfloat16)
+    monkeypatch.setattr(attention, "takes_qkv", lambda *_: False)
+    for ours, plain in zip(found, step(attn, torch.bfloat16), strict=True):
+        assert error(ours, plain) < 0.02
