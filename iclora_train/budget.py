@@ -14,8 +14,8 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. Under .5 products are computed again; between .5 and 1, which keeps all, only what
-# costs little beside the kernel that asks for it.
+# Levels of model.kept that are tried. Under .5 products are computed again; from there to 1, which keeps all, only
+# what costs little beside the kernel that asks for it.
 LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0)
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.flash import flash_attention, has_flash
+from iclora_train.ltx2.gated_out import gated_out, takes_out
+from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
 from iclora_train.ltx2.rope import rotate
@@ -38,6 +40,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width))
         self.to_gate_logits = nn.Linear(width, heads) if gated else None
         self.joint: Joint | None = None  # q, k, v as one linear; k and v where there is a context
+        self.fused = False  # where there are kernels for what comes behind (`compiled.compile_blocks`)
 
     def join(self, own: bool) -> None:
         """From now on q, k and v (k and v, if not `own`) are computed as one, adapters included."""
@@ -52,16 +55,24 @@ class Attention(nn.Module):
         rope: Tensor | None = None,
         bias: AttentionBias | None = None,
         count: int | None = None,
+        onto: Onto | None = None,
     ) -> Tensor:
-        """count: only this many of the tokens, the first ones, are asked for; all are looked at."""
+        """count: only this many of the tokens, the first ones, are asked for; all are looked at.
+
+        onto: what the result is added to.
+        """
         (q, k, v), gate = self._opened(x, context, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if count is not None and bias is None:
             q = q[:, :, :count]
         out = attend(q, k, v, bias)[:, :, :count].transpose(1, 2)  # (B,N,heads,head_dim)
+        gate = None if gate is None else gate[:, :count]
+        if self.fused and gate is not None and onto is not None and takes_out(out, self.to_out[0], onto):
+            return gated_out(out, gate, self.to_out[0], onto)
         if gate is not None:
-            out = out * (2 * gate[:, :count].sigmoid())[..., None]
-        return self.to_out(out.flatten(2))
+            out = out * (2 * gate.sigmoid())[..., None]
+        result = self.to_out(out.flatten(2))
+        return result if onto is None else onto.add(result)
 
     def _opened(
         self, x: Tensor, context: Tensor | None, rope: Tensor | None

@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product, round_rows
+from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product
+from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
+from iclora_train.ltx2.low_rank import opened
+from iclora_train.ltx2.modulation import Onto, pick
 from iclora_train.ltx2.projection import Halves, frozen, halves_of
 
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
@@ -40,17 +43,18 @@ class FeedForward(nn.Module):
             GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, onto: Onto) -> Tensor:
+        """x (B,n,D), which is what the result is added to, modulated."""
         first, second = self.net[0], self.net[2]
         assert isinstance(first, GELUProjection)
-        fused = fused_feed_forward(x, first.proj, second) if self.fused else None
-        return self.net(x) if fused is None else fused
+        fused = fused_feed_forward(x, first.proj, second, onto) if self.fused else None
+        return onto.add(self.net(x)) if fused is None else fused
 
 
-def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor | None:
-    """second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
+def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: Onto) -> Tensor | None:
+    """onto + second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
     halves = halves_of(first), halves_of(second)
-    if not takes(x) or halves[0] is None or halves[1] is None:
+    if not takes(x) or halves[0] is None or halves[1] is None or not adds_to(onto):
         return None
     inner, outer = frozen(first), frozen(second)
     rank = {halves[0][0].shape[0], halves[1][0].shape[0]}
@@ -59,7 +63,7 @@ def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor
     fp8 = {isinstance(linear, Fp8Linear) for linear in (inner, outer)}
     if len(fp8) > 1 or (fp8 == {True} and not multiplies_fp8(x)):
         return None
-    return run(x, _given(inner, halves[0]), _given(outer, halves[1]))
+    return run(x, _given(inner, halves[0]), _given(outer, halves[1]), onto)
 
 
 def _given(linear: nn.Linear, halves: Halves) -> tuple[Tensor | None, ...]:
@@ -67,19 +71,19 @@ def _given(linear: nn.Linear, halves: Halves) -> tuple[Tensor | None, ...]:
     return linear.weight, scale, turned, linear.bias, *halves
 
 
-def run(x: Tensor, first: tuple[Tensor | None, ...], second: tuple[Tensor | None, ...]) -> Tensor:
+def run(x: Tensor, first: tuple[Tensor | None, ...], second: tuple[Tensor | None, ...], onto: Onto) -> Tensor:
     """x (...,D) -> (...,D); of each linear: weight (out,in), where it is fp8 its scale and maybe the weight turned,
     bias, A and B."""
-    found: Tensor = _FeedForward.apply(x, *first, *second)
+    found: Tensor = _FeedForward.apply(x, *first, *second, *onto)
     return found
 
 
 def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows (N,k) times weight (k,n), and what each row of that has still to be multiplied with (N,) fp32."""
-    if scale is None:
-        return rows @ weight, rows.new_ones(len(rows), dtype=torch.float32)
-    values, own = round_rows(rows)
-    return raw_product(values, weight), (own * scale).flatten()
+    product, own = opened(rows, weight, scale is not None)
+    if scale is None or own is None:
+        return product, rows.new_ones(len(rows), dtype=torch.float32)
+    return product, own * scale
 
 
 def _closed(rows: Tensor, own: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
@@ -93,6 +97,7 @@ class _FeedForward(torch.autograd.Function):
         ctx: Any, x: Tensor,
         w1: Tensor, s1: Tensor | None, turned1: Tensor | None, bias1: Tensor | None, a1: Tensor, b1: Tensor,
         w2: Tensor, s2: Tensor | None, turned2: Tensor | None, bias2: Tensor | None, a2: Tensor, b2: Tensor,
+        residual: Tensor, gates: Tensor, level: Tensor,
     ) -> Tensor:  # fmt: skip
         from iclora_train.ltx2.feed_forward_ops import gelu_up  # noqa: PLC0415 (needs Triton)
 
@@ -100,18 +105,18 @@ class _FeedForward(torch.autograd.Function):
         down1, up1, down2, up2 = (half.to(x.dtype) for half in (a1, b1, a2, b2))
         u1 = F.linear(rows, down1)  # (N,R)
         product, scale = _opened(rows, w1.t(), s1)
-        hidden, opened, opened_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
-        out = _closed(opened, opened_scale, w2.t(), s2) + F.linear(u2, up2)
-        out = (out if bias2 is None else out + bias2).to(x.dtype)
-        ctx.save_for_backward(x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2)
-        return out.unflatten(0, x.shape[:-1])
+        hidden, inner, inner_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
+        factor = None if s2 is None else inner_scale * s2
+        product = inner @ w2.t() if s2 is None else raw_product(inner, w2.t())
+        ctx.save_for_backward(x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level)
+        return add_gated(product, factor, bias2, u2, up2, residual.contiguous(), gates.contiguous(), level)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from iclora_train.ltx2.feed_forward_ops import gelu_back  # noqa: PLC0415
 
-        x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2 = ctx.saved_tensors
-        rows, fp8 = grad.reshape(-1, grad.shape[-1]), s1 is not None
+        x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level = ctx.saved_tensors
+        rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
         across1, across2 = (by_column(w1, turned1), by_column(w2, turned2)) if fp8 else (w1, w2)
         t2 = rows @ up2  # (N,R)
@@ -124,4 +129,5 @@ class _FeedForward(torch.autograd.Function):
         return (
             back, None, None, None, None, of_a1.to(a1.dtype), of_b1.to(b1.dtype),
             None, None, None, None, of_a2.to(a2.dtype), of_b2.to(b2.dtype),
+            grad, None, None,
         )  # fmt: skip

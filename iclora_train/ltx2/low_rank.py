@@ -49,7 +49,7 @@ class _AdaptedProduct(torch.autograd.Function):
         u: Tensor, up: Tensor, layers: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.save_for_backward(weight, scale, turned, u, up)
-        product, own = opened(x, weight, scale)
+        product, own = opened(x.flatten(0, -2), weight.t(), scale is not None)
         first, last = add_low_rank(product, own, scale, bias, u.flatten(0, -2), up, layers)
         return first.unflatten(0, x.shape[:-1]), last.unflatten(0, x.shape[:-1])
 
@@ -63,14 +63,12 @@ class _AdaptedProduct(torch.autograd.Function):
         return back, None, None, None, None, of_u, of_up, None
 
 
-def opened(x: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Rows of x (...,in) times weight^T (N,out), in fp8 where it has a scale, and what each row has then still to be
-    multiplied with (N,)."""
-    rows = x.reshape(-1, x.shape[-1])
-    if scale is None:
-        return rows @ weight.t(), None
+def opened(rows: Tensor, weight: Tensor, fp8: bool) -> tuple[Tensor, Tensor | None]:
+    """Rows (N,k) times weight (k,n); in fp8 without scales, and with the rows' own (N,)."""
+    if not fp8:
+        return rows @ weight, None
     values, own = round_rows(rows)
-    return raw_product(values, weight.t()), own.flatten()
+    return raw_product(values, weight), own.flatten()
 
 
 def low_rank_back(grad: Tensor, u: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""The kernel of `low_rank.add_low_rank` (Triton)."""
+"""The kernels of `low_rank` and `gated_out`, which compute an adapter's share where it is added (Triton)."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -31,3 +31,52 @@ def added(product, row_scale, column_scale, bias, u, up, first, last, n, u_strid
         tl.store(first + row[:, None].to(tl.int64) * others + column[None, :], value.to(tl.bfloat16), mask=inside)
     else:
         tl.store(last + row[:, None].to(tl.int64) * EACH + column[None, :] - others, value.to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
+def gated(product, factor, bias, u, up, x, gates, level, found, n, tokens, level_clip, level_token,
+          WIDTH: tl.constexpr, R: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+          SCALED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """x + gates of the row's level times (product factor + bias + u up^T)."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    rank, real = tl.arange(0, R), row < n
+    inside = real[:, None]
+    at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
+    value = tl.load(product + at, mask=inside, other=0.0).to(tl.float32)
+    before = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    clip = row // tokens
+    own = tl.load(level + clip * level_clip + (row % tokens) * level_token, mask=real, other=0).to(tl.int32)
+    own = clip * LEVELS + tl.minimum(own, LEVELS - 1)
+    gate = tl.load(gates + own[:, None] * WIDTH + column[None, :], mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        value *= tl.load(factor + row, mask=real, other=0.0)[:, None]
+    if BIAS:
+        value += tl.load(bias + column).to(tl.float32)[None, :]
+    a = tl.load(u + row[:, None] * R + rank[None, :], mask=inside, other=0.0)
+    b = tl.load(up + column[:, None] * R + rank[None, :])
+    value += tl.dot(a, tl.trans(b))
+    tl.store(found + at, (before + gate * value).to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
+def ungated(product, factor, t, down, out, gate, of_out, of_gate, n,
+            WIDTH: tl.constexpr, HEADS: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+            SCALED: tl.constexpr):  # fmt: skip
+    """Of one head: d = product factor + t down; its gradients 2 sigmoid(gate) d, and that of the gate."""
+    row, head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    column = head * CHANNELS + tl.arange(0, CHANNELS)
+    rank, real = tl.arange(0, R), row < n
+    inside = real[:, None]
+    at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
+    value = tl.load(product + at, mask=inside, other=0.0).to(tl.float32)
+    seen = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+    share = 1 / (1 + tl.exp(-tl.load(gate + row * HEADS + head, mask=real, other=0.0).to(tl.float32)))
+    if SCALED:
+        value *= tl.load(factor + row, mask=real, other=0.0)[:, None]
+    a = tl.load(t + row[:, None] * R + rank[None, :], mask=inside, other=0.0)
+    b = tl.load(down + rank[:, None] * WIDTH + column[None, :])
+    value += tl.dot(a, b)
+    tl.store(of_out + at, (2 * share[:, None] * value).to(tl.bfloat16), mask=inside)
+    slope = 2 * share * (1 - share) * tl.sum(value * seen, 1)
+    tl.store(of_gate + row * HEADS + head, slope.to(tl.bfloat16), mask=real)

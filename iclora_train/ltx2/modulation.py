@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,19 @@ def pick(rows: Tensor, level: Tensor) -> Tensor:
     for k in range(1, rows.shape[1]):  # two or three: selecting costs less than a gather, and its gradient is a sum
         chosen = torch.where((level == k)[..., None], rows[:, k : k + 1], chosen)
     return chosen
+
+
+class Onto(NamedTuple):
+    """What a part of a block adds its result to: tokens x (B,n,D), after multiplying it by the gate of a token's level,
+    rows (B,K,D), level (B,n)."""
+
+    x: Tensor
+    rows: Tensor
+    level: Tensor
+
+    def add(self, result: Tensor) -> Tensor:
+        """x with the result (B,n,D)."""
+        return self.x + result * pick(self.rows, self.level)
 
 
 class TimestepEmbedding(nn.Module):

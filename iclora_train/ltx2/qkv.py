@@ -54,7 +54,7 @@ class _RotatedQKV(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
         u: Tensor, up: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        product, own = opened(x, weight, scale)
+        product, own = opened(x.flatten(0, -2), weight.t(), scale is not None)
         raw, v = add_low_rank(product, own, scale, bias, u.flatten(0, -2), up, _LAYERS)
         q, k, inverse = norm_rotate(raw, q_weight, k_weight, rope, eps)
         q, k, v = (rows.view(*rope.shape[1:4], -1) for rows in (q, k, v))

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.graphs import Graphs
-from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, pick, rms_norm
+from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, Onto, pick, rms_norm
 from iclora_train.ltx2.offload import Offload
 from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import Rotations
@@ -105,24 +105,27 @@ class Block(nn.Module):
 
         count: only the first tokens' results are wanted, (B,count,D).
         """
-        shift, scale, *rows = (self.scale_shift_table + modulation).unbind(2)
-        own = rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level)
-        gate, ff_shift, ff_scale, ff_gate, *cross = (pick(row, level[:, :count]) for row in rows)
+        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + modulation).unbind(2)
+        own = self._modulated(x, scale, shift, level)
+        level = level[:, :count]
+        onto = Onto(x[:, :count], gate, level)
         if perturbed:
-            seen = values_through(self.attn1, own)[:, :count]
+            x = onto.add(values_through(self.attn1, own)[:, :count])
         else:
-            seen = self.attn1(own, rope=rope, bias=bias, count=count)
-        x = x[:, :count] + seen * gate
-        query = rms_norm(x, self.eps)
+            x = self.attn1(own, rope=rope, bias=bias, count=count, onto=onto)
         if cross:
             cross_shift, cross_scale, cross_gate = cross
             table = self.prompt_scale_shift_table if prompt is None else self.prompt_scale_shift_table + prompt
             text_shift, text_scale = table.unbind(-2)
             text = text * (1 + text_scale) + text_shift
-            x = x + self.attn2(query * (1 + cross_scale) + cross_shift, context=text) * cross_gate
+            query = self._modulated(x, cross_scale, cross_shift, level)
+            x = self.attn2(query, context=text, onto=Onto(x, cross_gate, level))
         else:
-            x = x + self.attn2(query, context=text)
-        return x + self.ff(rms_norm(x, self.eps) * (1 + ff_scale) + ff_shift) * ff_gate
+            x = x + self.attn2(rms_norm(x, self.eps), context=text)
+        return self.ff(self._modulated(x, ff_scale, ff_shift, level), Onto(x, ff_gate, level))
+
+    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> Tensor:
+        return rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level)
 
 
 class Transformer(nn.Module):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,11 +11,11 @@ from iclora_train.config import Lora
 from iclora_train.ltx2 import attention
 from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.qkv import rotated_qkv
+from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.rope import rotation
 
 WIDTH, HEADS, TOKENS = 256, 4, 150
-NAMES = ["to_q", "to_k", "to_v"]
+NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def layer(fp8: bool, spread: float) -> Attention:
@@ -39,23 +37,32 @@ def layer(fp8: bool, spread: float) -> Attention:
     for parameter in lora.attach(holder, Lora(rank=16, targets=[f"attn1.{name}" for name in NAMES])):
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
     attn.join(own=True)
+    attn.fused = True
     return attn
 
 
 def step(attn: Attention, dtype: torch.dtype) -> list[Tensor]:
-    """What it gives of two clips, and the gradients of its input and of its adapters."""
+    """What it adds to two clips, and the gradients of its input, of what it adds to, and of its adapters."""
     generator = torch.Generator().manual_seed(1)
-    x, grad = torch.randn(2, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    x, before, grad = torch.randn(3, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    gates = torch.randn(2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    level = (torch.rand(2, TOKENS, generator=generator) > 0.3).long().to("cuda")
     position = torch.rand(2, 3, TOKENS, 2, generator=generator).to("cuda")
     rope = rotation(position, WIDTH, HEADS, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
     x.requires_grad_()
     adapter = [p for p in attn.parameters() if p.requires_grad]
-    out = attn(x, rope=rope)
-    return [out.detach(), *torch.autograd.grad(out, [x, *adapter], grad)]
+    out = attn(x, rope=rope, onto=Onto(before.requires_grad_(), gates, level))
+    return [out.detach(), *torch.autograd.grad(out, [x, before, *adapter], grad)]
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No kernels from now on."""
+    for name in ("takes_qkv", "takes_out"):
+        monkeypatch.setattr(attention, name, lambda *_: False)
 
 
 @pytest.mark.gpu
@@ -65,17 +72,17 @@ def test_the_kernels_round_no_more_than_the_layers_do(
     fp8: bool, spread: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attn = layer(fp8, spread)
-    calls = 0
+    calls: set[str] = set()
 
-    def counted(*given: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return rotated_qkv(*given)
+    def counted(name: str) -> None:
+        real = getattr(attention, name)
+        monkeypatch.setattr(attention, name, lambda *given: calls.add(name) or real(*given))  # type: ignore[func-returns-value]
 
-    monkeypatch.setattr(attention, "rotated_qkv", counted)
+    counted("rotated_qkv")
+    counted("gated_out")
     found = step(attn, torch.bfloat16)
-    assert calls == 1
-    monkeypatch.setattr(attention, "takes_qkv", lambda *_: False)
+    assert len(calls) == 2
+    without(monkeypatch)
     plain = step(attn, torch.bfloat16)
     exact = step(layer(fp8, spread).double(), torch.float64)
     for ours, theirs, wanted in zip(found, plain, exact, strict=True):
@@ -89,6 +96,6 @@ def test_a_norm_whose_weights_are_next_to_nothing_has_its_gradients(monkeypatch:
     for norm in (attn.q_norm, attn.k_norm):
         norm.weight.data[3], norm.weight.data[WIDTH // HEADS + 5] = 0, 1e-6
     found = step(attn, torch.bfloat16)
-    monkeypatch.setattr(attention, "takes_qkv", lambda *_: False)
+    without(monkeypatch)
     for ours, plain in zip(found, step(attn, torch.bfloat16), strict=True):
         assert error(ours, plain) < 0.02

@@ -1,0 +1,128 @@
+"""What comes behind attention as one function: a gate for each head, the output's linear with its adapter, the gated
+sum with the tokens. The adapter's share is computed where it is added, forwards and backwards, and never written.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column
+from iclora_train.ltx2.low_rank import CHANNELS, has_kernel, low_rank_back, opened
+from iclora_train.ltx2.modulation import Onto, pick
+from iclora_train.ltx2.projection import frozen, halves_of
+
+ADD, BACK = (64, 8), (64, 4)  # rows of a program's tile, and its warps
+
+
+def adds_to(onto: Onto) -> bool:
+    """Whether `add_gated` can be had: for gates that are not learned."""
+    return onto.x.shape[-1] % CHANNELS == 0 and not onto.rows.requires_grad and onto.rows.dtype == onto.x.dtype
+
+
+def takes_out(out: Tensor, layer: nn.Module, onto: Onto) -> bool:
+    """Whether `gated_out` can be had of attention's results (B,n,heads,head_dim)."""
+    linear, halves, width = frozen(layer), halves_of(layer), out.shape[-1]
+    if halves is None or width & (width - 1) or not 16 <= width <= CHANNELS or not adds_to(onto):
+        return False
+    scale = linear.weight_scale if isinstance(linear, Fp8Linear) else None
+    return has_kernel(out, scale, [len(halves[0])], [linear.out_features])
+
+
+def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: Onto) -> Tensor:
+    """onto + layer(2 sigmoid(gate) out), for attention's results out (B,n,heads,head_dim) and gate (B,n,heads)."""
+    linear, halves = frozen(layer), halves_of(layer)
+    assert halves is not None
+    scale, turned = (linear.weight_scale, linear.turned) if isinstance(linear, Fp8Linear) else (None, None)
+    down, up = (half.to(out.dtype) for half in halves)
+    found: Tensor = _GatedOut.apply(out, gate, linear.weight, scale, turned, linear.bias, down, up, *onto)
+    return found
+
+
+def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows (N,k) times weight (k,n), and in fp8 what each row has then still to be multiplied with (N,)."""
+    product, own = opened(rows, weight, scale is not None)
+    return product, None if scale is None or own is None else own * scale
+
+
+class _GatedOut(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, out: Tensor, gate: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None,
+        bias: Tensor | None, down: Tensor, up: Tensor, x: Tensor, gates: Tensor, level: Tensor,
+    ) -> Tensor:  # fmt: skip
+        rows = (out * (2 * gate.sigmoid())[..., None]).flatten(2).flatten(0, 1)
+        u = rows @ down.t()
+        product, factor = _opened(rows, weight.t(), scale)
+        ctx.save_for_backward(out, gate, weight, scale, turned, down, up, u, gates, level)
+        return add_gated(product, factor, bias, u, up, x.contiguous(), gates.contiguous(), level)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, gate, weight, scale, turned, down, up, u, gates, level = ctx.saved_tensors
+        rows = (grad * pick(gates, level)).flatten(0, 1)
+        across = weight if scale is None else by_column(weight, turned)
+        product, factor = _opened(rows, across, scale)
+        t, of_up = low_rank_back(rows, u, up)
+        of_out, of_gate = gate_back(product, factor, t, down, out.contiguous(), gate.contiguous())
+        again = (out * (2 * gate.sigmoid())[..., None]).flatten(2).flatten(0, 1)
+        return of_out, of_gate, None, None, None, None, t.t() @ again, of_up, grad, None, None
+
+
+@torch.library.custom_op("iclora_train::add_gated", mutates_args=())
+def add_gated(
+    product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor, x: Tensor, gates: Tensor,
+    level: Tensor,
+) -> Tensor:  # fmt: skip
+    """x (B,n,D) + gates (B,K,D) of a token's level (B,n) times [product (B n,D) factor (B n,) + bias (D,) + u up^T].
+
+    u (B n,R), up (D,R), factor fp32.
+    """
+    import triton  # noqa: PLC0415 (not where there is no GPU)
+
+    from iclora_train.ltx2.low_rank_kernel import gated  # noqa: PLC0415
+
+    rows, width = product.shape
+    found, (tile, warps) = torch.empty_like(x), ADD
+    gated[(triton.cdiv(rows, tile), width // CHANNELS)](
+        product, factor, bias, u, up, x, gates, level, found, rows, x.shape[1], level.stride(0), level.stride(1),
+        width, u.shape[1], gates.shape[1], tile, CHANNELS, factor is not None, bias is not None, num_warps=warps,
+    )  # fmt: skip
+    return found
+
+
+@add_gated.register_fake
+def _(
+    product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor, x: Tensor, gates: Tensor,
+    level: Tensor,
+) -> Tensor:  # fmt: skip
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("iclora_train::gate_back", mutates_args=())
+def gate_back(
+    product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of out (B,n,heads,head_dim) and gate (B,n,heads), given that of 2 sigmoid(gate) out: product (B n,D)
+    factor (B n,) + t down, t (B n,R), down (R,D)."""
+    import triton  # noqa: PLC0415
+
+    from iclora_train.ltx2.low_rank_kernel import ungated  # noqa: PLC0415
+
+    (rows, width), (tile, warps) = product.shape, BACK
+    of_out, of_gate = torch.empty_like(out), torch.empty_like(gate)
+    heads, channels = out.shape[2:]
+    ungated[(triton.cdiv(rows, tile), heads)](
+        product, factor, t, down, out, gate, of_out, of_gate, rows,
+        width, heads, t.shape[1], tile, channels, factor is not None, num_warps=warps,
+    )  # fmt: skip
+    return of_out, of_gate
+
+
+@gate_back.register_fake
+def _(
+    product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(out), torch.empty_like(gate)
