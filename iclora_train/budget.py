@@ -14,12 +14,13 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. Under .5 products are computed again; from there to 1, which keeps all, only
-# what costs little beside the kernel that asks for it.
+# Levels of model.kept that are tried. Under .5 products are computed again, at .5 the inputs of products, at 1 nothing
+# that takes a kernel of its own: that is worth room on the GPU, but no way to the host.
 LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0)
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.2, 6.3), (0.4, 11.3), (0.5, 12.3), (1.0, 23.2))
+SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.2, 6.3), (0.4, 11.3), (0.5, 12.3), (1.0, 17.4))
+CHEAP = 0.5
 PASSING = 16
 WORTH = 0.04  # how much more is worth another compilation
 
@@ -100,9 +101,11 @@ def fits(level: Level, room: Room) -> Plan | None:
 
 
 def highest(near: Level, room: Room, below: float = math.inf) -> float:
-    """The largest of LEVELS under `below` that should fit, going by a level `near` it; 0 if none should."""
+    """The largest of LEVELS under `below` that should fit, over CHEAP without the host, going by a level `near` it;
+    0 if none should."""
     for kept in reversed(LEVELS):
-        if kept < below and fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room):
+        plan = fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room)
+        if kept < below and plan is not None and (kept <= CHEAP or plan.spill == 0):
             return kept
     return 0.0
 

@@ -87,7 +87,7 @@ def test_the_kernels_round_no_more_than_the_layers_do(
     exact = step(layer(fp8, spread).double(), torch.float64)
     for ours, theirs, wanted in zip(found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
-        assert error(ours, wanted) < 1.1 * error(theirs, wanted)
+        assert error(ours, wanted) <= 1.1 * error(theirs, wanted)
 
 
 @pytest.mark.gpu
