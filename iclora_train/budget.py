@@ -15,7 +15,7 @@ LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
 # Levels of model.kept that are tried. Under .5 products are computed again, at .5 the inputs of products, at 1 nothing
-# that takes a kernel of its own: that is worth room on the GPU, but no way to the host.
+# that takes a kernel of its own. What is over CHEAP may be computed again in less time than it moves.
 LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 1.0)
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
@@ -101,11 +101,9 @@ def fits(level: Level, room: Room) -> Plan | None:
 
 
 def highest(near: Level, room: Room, below: float = math.inf) -> float:
-    """The largest of LEVELS under `below` that should fit, over CHEAP without the host, going by a level `near` it;
-    0 if none should."""
+    """The largest of LEVELS under `below` that should fit, going by a level `near` it; 0 if none should."""
     for kept in reversed(LEVELS):
-        plan = fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room)
-        if kept < below and plan is not None and (kept <= CHEAP or plan.spill == 0):
+        if kept < below and fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room):
             return kept
     return 0.0
 
@@ -117,7 +115,8 @@ def find(
 
     measured: what a level costs, None if it cannot even be measured. seconds: of a step of a plan, None if it does not
     work. Each level has to be compiled, so few are tried, from `start` on: the next is foreseen from the one before.
-    The last plan that `seconds` is asked for is the one that is given.
+    Where the best keeps more than CHEAP by moving it, that is tried too. The last plan that `seconds` is asked for is
+    the one that is given.
     """
     kept, below = start, math.inf
     best: tuple[Plan, float] | None = None
@@ -137,6 +136,10 @@ def find(
         if best is not None and kept - best[0].kept < WORTH:
             break
     assert best is not None
+    if best[0].kept > CHEAP and best[0].spill > 0:
+        level = measured(CHEAP)
+        found = None if level is None else _working(level, seconds, room)
+        best = found if found is not None and found[1] < best[1] else best
     if best is not found:
         seconds(best[0])  # it is what is left set
     return best[0]

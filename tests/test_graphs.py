@@ -123,7 +123,7 @@ def test_a_new_shape_gives_memory_back() -> None:
         assert len(net.graphs.known) == known
 
 
-def test_weights_too_many_shapes_and_too_little_memory_end_it() -> None:
+def test_weights_too_many_shapes_and_too_little_memory_end_it(caplog: pytest.LogCaptureFixture) -> None:
     weighted, many, small = network(), network(), network()
     weighted.graphs, many.graphs, small.graphs = Graphs(Rehearsal), Graphs(Rehearsal, limit=1), Graphs(Broken)
     tokens = drawn(4, 0, 8)
@@ -131,6 +131,7 @@ def test_weights_too_many_shapes_and_too_little_memory_end_it() -> None:
         learn(net, tokens, 0)
         learn(net, tokens, 0)
     assert "memory" in small.graphs.stopped
+    assert "no longer replayed as CUDA graphs: too little memory" in caplog.text
     learn(many, drawn(2, 0, 8), 0)
     assert "1 shapes" in many.graphs.stopped
     learn(weighted, replace(tokens, weight=torch.full((1, tokens.latent.shape[1]), 0.5)), 0)

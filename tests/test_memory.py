@@ -91,6 +91,13 @@ def test_more_is_not_kept_where_moving_it_takes_longer() -> None:
     assert max(machine.tried) > 0.4
 
 
+@pytest.mark.parametrize(("haste", "kept"), [(0.0, 1.0), (5.0, 0.5)])
+def test_what_is_cheap_to_compute_is_moved_only_where_that_is_faster(haste: float, kept: float) -> None:
+    machine = Machine(90, haste=haste)
+    assert plan_on(machine).kept == kept
+    assert machine.tried == [1.0, 0.5]
+
+
 def test_what_was_planned_too_tightly_is_planned_again() -> None:
     assert plan_on(Machine(90, honest=0.9)).spill > plan_on(Machine(90)).spill
 
@@ -114,7 +121,8 @@ def test_the_first_guess_is_what_was_measured() -> None:
     starts = [highest(near, Room(BLOCKS, gib * GIB, 50 * GIB, 50 * GIB)) for gib in (15, 22.3, 74, 200)]
     assert starts[0] == 0.0
     assert 0.1 <= starts[1] <= 0.3
-    assert starts[2] == 0.5
+    assert starts[2] == 1.0  # with a share on the host
+    assert highest(near, Room(BLOCKS, 74 * GIB, 0, 0)) == 0.5  # without
     assert starts[3] == 1.0
 
 

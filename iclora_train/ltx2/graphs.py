@@ -7,6 +7,7 @@ several shapes share their memory, which only a step of another kind (attention 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+log = logging.getLogger(__name__)
 Given = tuple[Tensor | None, ...]
 Blocks = Callable[[Given, int | None], Tensor]
 Work = Callable[[], Sequence[Tensor]]
@@ -87,6 +89,7 @@ class Graphs:
 
     def stop(self, why: str) -> None:
         """From now on everything runs as it does without graphs."""
+        log.warning("steps are no longer replayed as CUDA graphs: %s", why)
         self.stopped = why
         self.drop()
         self.gradients = {}
