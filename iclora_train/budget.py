@@ -121,7 +121,9 @@ def find(
     kept, below = start, math.inf
     best: tuple[Plan, float] | None = None
     near: Level | None = None  # of the best, else the last
+    tried = set()
     while True:
+        tried.add(kept)
         level = measured(kept)
         found = None if level is None else _working(level, seconds, room)
         if found is None and kept == 0:
@@ -136,7 +138,7 @@ def find(
         if best is not None and kept - best[0].kept < WORTH:
             break
     assert best is not None
-    if best[0].kept > CHEAP and best[0].spill > 0:
+    if CHEAP not in tried and best[0].kept > CHEAP and best[0].spill > 0:
         level = measured(CHEAP)
         found = None if level is None else _working(level, seconds, room)
         best = found if found is not None and found[1] < best[1] else best

@@ -96,6 +96,9 @@ def test_what_is_cheap_to_compute_is_moved_only_where_that_is_faster(haste: floa
     machine = Machine(90, haste=haste)
     assert plan_on(machine).kept == kept
     assert machine.tried == [1.0, 0.5]
+    once = Machine(90, haste=haste)
+    assert plan_on(once, 0.5).kept == kept
+    assert len(once.tried) == len(set(once.tried))
 
 
 def test_what_was_planned_too_tightly_is_planned_again() -> None:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.flash import flash_attention, has_flash
-from iclora_train.ltx2.gated_out import gated_out, takes_out
+from iclora_train.ltx2.gated_out import by_heads, gated_out, takes_out
 from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
@@ -70,7 +70,7 @@ class Attention(nn.Module):
         if self.fused and gate is not None and onto is not None and takes_out(out, self.to_out[0], onto):
             return gated_out(out, gate, self.to_out[0], onto)
         if gate is not None:
-            out = out * (2 * gate.sigmoid())[..., None]
+            out = by_heads(out, gate)
         result = self.to_out(out.flatten(2))
         return result if onto is None else onto.add(result)
 

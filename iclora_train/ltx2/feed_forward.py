@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product
 from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
-from iclora_train.ltx2.low_rank import opened
+from iclora_train.ltx2.low_rank import factored
 from iclora_train.ltx2.modulation import Onto, pick
-from iclora_train.ltx2.projection import Halves, frozen, halves_of
+from iclora_train.ltx2.projection import frozen, given, halves_of
 
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
 
@@ -63,27 +63,14 @@ def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: Ont
     fp8 = {isinstance(linear, Fp8Linear) for linear in (inner, outer)}
     if len(fp8) > 1 or (fp8 == {True} and not multiplies_fp8(x)):
         return None
-    return run(x, _given(inner, halves[0]), _given(outer, halves[1]), onto)
-
-
-def _given(linear: nn.Linear, halves: Halves) -> tuple[Tensor | None, ...]:
-    scale, turned = (linear.weight_scale, linear.turned) if isinstance(linear, Fp8Linear) else (None, None)
-    return linear.weight, scale, turned, linear.bias, *halves
-
-
-def run(x: Tensor, first: tuple[Tensor | None, ...], second: tuple[Tensor | None, ...], onto: Onto) -> Tensor:
-    """x (...,D) -> (...,D); of each linear: weight (out,in), where it is fp8 its scale and maybe the weight turned,
-    bias, A and B."""
-    found: Tensor = _FeedForward.apply(x, *first, *second, *onto)
+    found: Tensor = _FeedForward.apply(x, *given(inner), *halves[0], *given(outer), *halves[1], *onto)
     return found
 
 
 def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Rows (N,k) times weight (k,n), and what each row of that has still to be multiplied with (N,) fp32."""
-    product, own = opened(rows, weight, scale is not None)
-    if scale is None or own is None:
-        return product, rows.new_ones(len(rows), dtype=torch.float32)
-    return product, own * scale
+    product, factor = factored(rows, weight, scale)
+    return product, rows.new_ones(len(rows), dtype=torch.float32) if factor is None else factor
 
 
 def _closed(rows: Tensor, own: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column
-from iclora_train.ltx2.low_rank import CHANNELS, has_kernel, low_rank_back, opened
+from iclora_train.ltx2.fp8_linear import by_column
+from iclora_train.ltx2.kernels import power_of_two
+from iclora_train.ltx2.low_rank import CHANNELS, factored, has_kernel, low_rank_back
 from iclora_train.ltx2.modulation import Onto, pick
-from iclora_train.ltx2.projection import frozen, halves_of
+from iclora_train.ltx2.projection import frozen, given, halves_of
 
 ADD, BACK = (64, 8), (64, 4)  # rows of a program's tile, and its warps
 
@@ -25,26 +26,23 @@ def adds_to(onto: Onto) -> bool:
 def takes_out(out: Tensor, layer: nn.Module, onto: Onto) -> bool:
     """Whether `gated_out` can be had of attention's results (B,n,heads,head_dim)."""
     linear, halves, width = frozen(layer), halves_of(layer), out.shape[-1]
-    if halves is None or width & (width - 1) or not 16 <= width <= CHANNELS or not adds_to(onto):
+    if halves is None or not power_of_two(width) or not 16 <= width <= CHANNELS or not adds_to(onto):
         return False
-    scale = linear.weight_scale if isinstance(linear, Fp8Linear) else None
-    return has_kernel(out, scale, [len(halves[0])], [linear.out_features])
+    return has_kernel(out, given(linear).scale, [len(halves[0])], [linear.out_features])
 
 
 def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: Onto) -> Tensor:
     """onto + layer(2 sigmoid(gate) out), for attention's results out (B,n,heads,head_dim) and gate (B,n,heads)."""
-    linear, halves = frozen(layer), halves_of(layer)
+    halves = halves_of(layer)
     assert halves is not None
-    scale, turned = (linear.weight_scale, linear.turned) if isinstance(linear, Fp8Linear) else (None, None)
     down, up = (half.to(out.dtype) for half in halves)
-    found: Tensor = _GatedOut.apply(out, gate, linear.weight, scale, turned, linear.bias, down, up, *onto)
+    found: Tensor = _GatedOut.apply(out, gate, *given(frozen(layer)), down, up, *onto)
     return found
 
 
-def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Rows (N,k) times weight (k,n), and in fp8 what each row has then still to be multiplied with (N,)."""
-    product, own = opened(rows, weight, scale is not None)
-    return product, None if scale is None or own is None else own * scale
+def by_heads(out: Tensor, gate: Tensor) -> Tensor:
+    """2 sigmoid(gate) out, for out (B,n,heads,head_dim) and gate (B,n,heads)."""
+    return out * (2 * gate.sigmoid())[..., None]
 
 
 class _GatedOut(torch.autograd.Function):
@@ -53,9 +51,9 @@ class _GatedOut(torch.autograd.Function):
         ctx: Any, out: Tensor, gate: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None,
         bias: Tensor | None, down: Tensor, up: Tensor, x: Tensor, gates: Tensor, level: Tensor,
     ) -> Tensor:  # fmt: skip
-        rows = (out * (2 * gate.sigmoid())[..., None]).flatten(2).flatten(0, 1)
+        rows = by_heads(out, gate).flatten(2).flatten(0, 1)
         u = rows @ down.t()
-        product, factor = _opened(rows, weight.t(), scale)
+        product, factor = factored(rows, weight.t(), scale)
         ctx.save_for_backward(out, gate, weight, scale, turned, down, up, u, gates, level)
         return add_gated(product, factor, bias, u, up, x.contiguous(), gates.contiguous(), level)
 
@@ -64,10 +62,10 @@ class _GatedOut(torch.autograd.Function):
         out, gate, weight, scale, turned, down, up, u, gates, level = ctx.saved_tensors
         rows = (grad * pick(gates, level)).flatten(0, 1)
         across = weight if scale is None else by_column(weight, turned)
-        product, factor = _opened(rows, across, scale)
+        product, factor = factored(rows, across, scale)
         t, of_up = low_rank_back(rows, u, up)
         of_out, of_gate = gate_back(product, factor, t, down, out.contiguous(), gate.contiguous())
-        again = (out * (2 * gate.sigmoid())[..., None]).flatten(2).flatten(0, 1)
+        again = by_heads(out, gate).flatten(2).flatten(0, 1)
         return of_out, of_gate, None, None, None, None, t.t() @ again, of_up, grad, None, None
 
 
@@ -95,9 +93,8 @@ def add_gated(
 
 @add_gated.register_fake
 def _(
-    product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor, x: Tensor, gates: Tensor,
-    level: Tensor,
-) -> Tensor:  # fmt: skip
+    product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor, x: Tensor, *rest: Any
+) -> Tensor:
     return torch.empty_like(x)
 
 

@@ -21,6 +21,11 @@ def takes(x: Tensor) -> bool:
     return TRITON and x.is_cuda and x.dtype == torch.bfloat16
 
 
+def power_of_two(count: int) -> bool:
+    """Whether a tile of a kernel of our own may have so many rows or channels."""
+    return count & (count - 1) == 0
+
+
 class Kernel(Protocol):
     """softmax(q k^T / sqrt(head_dim) + bias) v; q (B,heads,n,D), k and v (B,heads,m,D), bias of keys
     (B,1,1,m) fp32, or None."""

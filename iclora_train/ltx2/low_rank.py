@@ -25,8 +25,8 @@ def has_kernel(x: Tensor, scale: Tensor | None, ranks: Sequence[int], sizes: Seq
 
 
 class Weight(NamedTuple):
-    """Of linears that are one: weight (out,in), where it is fp8 the scale of each output (out,), one for all of a
-    linear, and maybe the weight as (in,out) in memory; bias (out,)."""
+    """Of a linear: weight (out,in), where it is fp8 its scale () and maybe the weight as (in,out) in memory; bias.
+    Linears that are one have a scale of each output (out,), one for all of a linear."""
 
     weight: Tensor
     scale: Tensor | None
@@ -71,6 +71,13 @@ def opened(rows: Tensor, weight: Tensor, fp8: bool) -> tuple[Tensor, Tensor | No
     return raw_product(values, weight), own.flatten()
 
 
+def factored(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Rows (N,k) times weight (k,n), and in fp8 what each row has then still to be multiplied with (N,), the weight's
+    scale () included."""
+    product, own = opened(rows, weight, scale is not None)
+    return product, None if scale is None or own is None else own * scale
+
+
 def low_rank_back(grad: Tensor, u: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of u (...,r) and up (out,r), given that of u up^T (...,out)."""
     return grad @ up, grad.flatten(0, -2).t() @ u.flatten(0, -2)
@@ -105,16 +112,8 @@ def add_low_rank(
 
 
 @add_low_rank.register_fake
-def _(
-    product: Tensor,
-    row_scale: Tensor | None,
-    column_scale: Tensor | None,
-    bias: Tensor | None,
-    u: Tensor,
-    up: Tensor,
-    layers: int,
-) -> tuple[Tensor, Tensor]:
-    return _parted(product, layers)
+def _(product: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _parted(product, rest[-1])
 
 
 def _parted(product: Tensor, layers: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from iclora_train.ltx2.attention import Attention
+from iclora_train.ltx2.gated_out import by_heads
 
 
 def values_through(attention: Attention, x: Tensor) -> Tensor:
@@ -14,5 +15,5 @@ def values_through(attention: Attention, x: Tensor) -> Tensor:
     """
     values = attention.to_v(x).unflatten(-1, (attention.heads, -1))  # (B,N,heads,head_dim)
     if attention.to_gate_logits is not None:
-        values = values * (2 * attention.to_gate_logits(x).sigmoid())[..., None]
+        values = by_heads(values, attention.to_gate_logits(x))
     return attention.to_out(values.flatten(2))

@@ -37,6 +37,12 @@ def halves_of(layer: nn.Module) -> Halves | None:
     return cast(Adapted, layer).low_rank() if hasattr(layer, "low_rank") else None
 
 
+def given(linear: nn.Linear) -> Weight:
+    """What a product with a frozen linear needs."""
+    scale, turned = (linear.weight_scale, linear.turned) if isinstance(linear, Fp8Linear) else (None, None)
+    return Weight(linear.weight, scale, turned, linear.bias)
+
+
 def adapted(x: Tensor, layer: Adapted) -> Tensor:
     """x (...,in) -> (...,out) by a linear and its adapter, which computes in x's precision whatever its own is."""
     base, halves = layer.base_layer(x), layer.low_rank()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, by_column, raw_product
+from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import add_low_rank, has_kernel, low_rank_back, opened
 from iclora_train.ltx2.projection import Joint, ranks_of, thin_product
 
@@ -28,7 +29,7 @@ def takes_qkv(x: Tensor, layers: Sequence[nn.Module], joint: Joint, rope: Tensor
     if not has_kernel(x, joint.scale, ranks_of(layers), joint.sizes):
         return False
     heads, half = rope.shape[-2:]
-    return heads & (heads - 1) == 0 and half & (half - 1) == 0 and rope.shape[1:3] == x.shape[:2]
+    return power_of_two(heads) and power_of_two(half) and rope.shape[1:3] == x.shape[:2]
 
 
 def rotated_qkv(
