@@ -1,4 +1,4 @@
-"""Self-attention's own kernels compute what products, norms and rotations do, forwards and backwards."""
+"""Attention's own kernels compute what products, norms and rotations do, forwards and backwards."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.rope import rotation
 
-WIDTH, HEADS, TOKENS = 256, 4, 150
+WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
 NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def layer(fp8: bool, spread: float) -> Attention:
-    """Self-attention in bf16 (products in fp8), with fp32 adapters that do something, and norms whose weights' logs are
-    spread so far."""
+def layer(fp8: bool, spread: float, rank: int = 16, text: bool = False) -> Attention:
+    """Self-attention, or attention to a text, in bf16 (products in fp8), with fp32 adapters that do something, and
+    norms whose weights' logs are spread so far."""
     generator = torch.Generator().manual_seed(0)
     attn = Attention(WIDTH, WIDTH, HEADS, 1e-6, gated=True)
     for parameter in attn.parameters():
@@ -34,15 +34,16 @@ def layer(fp8: bool, spread: float) -> Attention:
     holder, block = nn.Module(), nn.Module()
     block.attn1 = attn
     holder.transformer_blocks = nn.ModuleList([block])
-    for parameter in lora.attach(holder, Lora(rank=16, targets=[f"attn1.{name}" for name in NAMES])):
+    for parameter in lora.attach(holder, Lora(rank=rank, targets=[f"attn1.{name}" for name in NAMES])):
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    attn.join(own=True)
+    attn.join(own=not text)
     attn.fused = True
     return attn
 
 
-def step(attn: Attention, dtype: torch.dtype) -> list[Tensor]:
-    """What it adds to two clips, and the gradients of its input, of what it adds to, and of its adapters."""
+def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor]:
+    """What it adds to two clips, each with a text or none, and the gradients of its input, of what it adds to, and of
+    its adapters."""
     generator = torch.Generator().manual_seed(1)
     x, before, grad = torch.randn(3, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     gates = torch.randn(2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
@@ -51,7 +52,9 @@ def step(attn: Attention, dtype: torch.dtype) -> list[Tensor]:
     rope = rotation(position, WIDTH, HEADS, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
     x.requires_grad_()
     adapter = [p for p in attn.parameters() if p.requires_grad]
-    out = attn(x, rope=rope, onto=Onto(before.requires_grad_(), gates, level))
+    words = torch.randn(2, WORDS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    looked_at = {"context": words} if text else {"rope": rope}
+    out = attn(x, **looked_at, onto=Onto(before.requires_grad_(), gates, level))
     return [out.detach(), *torch.autograd.grad(out, [x, before, *adapter], grad)]
 
 
@@ -61,30 +64,31 @@ def error(found: Tensor, wanted: Tensor) -> float:
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernels from now on."""
-    for name in ("takes_qkv", "takes_out"):
+    for name in ("takes_qkv", "takes_query", "takes_out"):
         monkeypatch.setattr(attention, name, lambda *_: False)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize(("spread", "rank"), [(0.0, 16), (1.0, 64)])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_the_kernels_round_no_more_than_the_layers_do(
-    fp8: bool, spread: float, monkeypatch: pytest.MonkeyPatch
+    fp8: bool, spread: float, rank: int, text: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attn = layer(fp8, spread)
+    attn = layer(fp8, spread, rank, text)
     calls: set[str] = set()
 
     def counted(name: str) -> None:
         real = getattr(attention, name)
         monkeypatch.setattr(attention, name, lambda *given: calls.add(name) or real(*given))  # type: ignore[func-returns-value]
 
-    counted("rotated_qkv")
+    counted("normed_query" if text else "rotated_qkv")
     counted("gated_out")
-    found = step(attn, torch.bfloat16)
+    found = step(attn, torch.bfloat16, text)
     assert len(calls) == 2
     without(monkeypatch)
-    plain = step(attn, torch.bfloat16)
-    exact = step(layer(fp8, spread).double(), torch.float64)
+    plain = step(attn, torch.bfloat16, text)
+    exact = step(layer(fp8, spread, rank, text).double(), torch.float64, text)
     for ours, theirs, wanted in zip(found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
         assert error(ours, wanted) <= 1.1 * error(theirs, wanted)

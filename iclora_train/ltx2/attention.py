@@ -10,6 +10,7 @@ from iclora_train.ltx2.gated_out import by_heads, gated_out, takes_out
 from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
+from iclora_train.ltx2.query import normed_query, takes_query
 from iclora_train.ltx2.rope import rotate
 from iclora_train.ltx2.weighted import AttentionBias, weighted_attention
 
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         self.to_out = nn.Sequential(nn.Linear(width, width))
         self.to_gate_logits = nn.Linear(width, heads) if gated else None
         self.joint: Joint | None = None  # q, k, v as one linear; k and v where there is a context
-        self.fused = False  # where there are kernels for what comes behind (`compiled.compile_blocks`)
+        self.fused = False  # where there are kernels for it: a text's query, what comes behind (`compiled`)
 
     def join(self, own: bool) -> None:
         """From now on q, k and v (k and v, if not `own`) are computed as one, adapters included."""
@@ -84,11 +85,19 @@ class Attention(nn.Module):
             if self.joint is not None and rope is not None and takes_qkv(x, layers, self.joint, rope):
                 return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope)
             (q, k, v), gate = together(x, layers, self.joint, gates)
+            q = _norm(q, self.q_norm)
         else:
-            (q,), gate = together(x, [self.to_q], None, gates)
+            q, gate = self._query(x)
             (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
-        q, k = _norm(q, self.q_norm), _norm(k, self.k_norm)
+        k = _norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
         if rope is not None:  # as they lie in memory: else a compiler copies them behind it
             q, k = rotate(q, rope), rotate(k, rope)
         return (q, k, v), gate
+
+    def _query(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The query for a context (B,N,D), normalised, and the gate."""
+        if self.fused and takes_query(x, self.to_q):
+            return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm)
+        gate = None if self.to_gate_logits is None else self.to_gate_logits(x)
+        return _norm(self.to_q(x), self.q_norm), gate

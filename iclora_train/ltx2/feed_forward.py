@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product
 from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
-from iclora_train.ltx2.low_rank import factored
+from iclora_train.ltx2.low_rank import add_thin, factored
 from iclora_train.ltx2.modulation import Onto, pick
 from iclora_train.ltx2.projection import frozen, given, halves_of
 
@@ -73,11 +73,6 @@ def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor,
     return product, rows.new_ones(len(rows), dtype=torch.float32) if factor is None else factor
 
 
-def _closed(rows: Tensor, own: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
-    """Rows (N,k) times weight (k,n); where both are fp8, with the rows' own scales (N,) and the weight's."""
-    return rows @ weight if scale is None else raw_product(rows, weight) * (own[:, None] * scale)
-
-
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -109,8 +104,8 @@ class _FeedForward(torch.autograd.Function):
         t2 = rows @ up2  # (N,R)
         product, scale = _opened(rows, across2, s2)
         d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8)
-        back = _closed(d, d_scale, across1, s1)
-        back = (back + t1 @ down1).to(grad.dtype).unflatten(0, x.shape[:-1])
+        product = d @ across1 if s1 is None else raw_product(d, across1)
+        back = add_thin(product, None if s1 is None else d_scale * s1, None, t1, down1).unflatten(0, x.shape[:-1])
         of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])
         of_b2 = rows.t() @ u2
         return (

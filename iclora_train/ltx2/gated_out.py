@@ -15,7 +15,7 @@ from iclora_train.ltx2.low_rank import CHANNELS, factored, has_kernel, low_rank_
 from iclora_train.ltx2.modulation import Onto, pick
 from iclora_train.ltx2.projection import frozen, given, halves_of
 
-ADD, BACK = (64, 8), (64, 4)  # rows of a program's tile, and its warps
+ADD, BACK = (64, 4), (64, 4)  # rows of a program's tile, and its warps
 
 
 def adds_to(onto: Onto) -> bool:

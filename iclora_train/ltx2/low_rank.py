@@ -16,6 +16,7 @@ from iclora_train.ltx2.fp8_linear import by_column, multiplies_fp8, raw_product,
 from iclora_train.ltx2.kernels import RANKS, takes
 
 ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
+THIN = (64, 8)  # the same of `add_thin`: rows and warps
 
 
 def has_kernel(x: Tensor, scale: Tensor | None, ranks: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -114,6 +115,36 @@ def add_low_rank(
 @add_low_rank.register_fake
 def _(product: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _parted(product, rest[-1])
+
+
+def thin_back(grad: Tensor, of_gate: Tensor, rows: Tensor, u: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What comes back through rows (N,k) -> u and a gate (N,r + heads), by `down` (r + heads,k), and u up^T (N,out):
+    that of u and the gate side by side, and the gradients of down and up; given those of u up^T and of the gate."""
+    of_u, of_up = low_rank_back(grad, u, up)
+    t = torch.cat([of_u, of_gate], -1)
+    return t, t.t() @ rows, of_up
+
+
+@torch.library.custom_op("iclora_train::add_thin", mutates_args=())
+def add_thin(product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor) -> Tensor:
+    """product (N,F) factor (N,) + bias (F,) + u (N,r) up (r,F), the factor fp32."""
+    import triton  # noqa: PLC0415
+
+    from iclora_train.ltx2.low_rank_kernel import thinly  # noqa: PLC0415
+
+    (n, width), (rank, _), (tile, warps) = product.shape, up.shape, THIN
+    found = torch.empty_like(product)
+    thinly[(triton.cdiv(n, tile), width // CHANNELS)](
+        product, factor, bias, u, up, found, n, u.stride(0), *up.stride(),
+        width, rank, max(16, triton.next_power_of_2(rank)), tile, CHANNELS, factor is not None, bias is not None,
+        num_warps=warps,
+    )  # fmt: skip
+    return found
+
+
+@add_thin.register_fake
+def _(product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor) -> Tensor:
+    return torch.empty_like(product)
 
 
 def _parted(product: Tensor, layers: int) -> tuple[Tensor, Tensor]:

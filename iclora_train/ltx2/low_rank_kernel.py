@@ -34,6 +34,27 @@ def added(product, row_scale, column_scale, bias, u, up, first, last, n, u_strid
 
 
 @triton.jit
+def thinly(product, factor, bias, u, up, found, n, u_stride, rank_stride, column_stride,
+           WIDTH: tl.constexpr, R: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+           SCALED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """product factor + bias + u up, up (R,WIDTH) with strides of its own; PADDED: R or the next power of two."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    rank, real = tl.arange(0, PADDED), row < n
+    inside, some = real[:, None], rank < R
+    at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
+    value = tl.load(product + at, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(u + row[:, None] * u_stride + rank[None, :], mask=inside & some[None, :], other=0.0)
+    b = tl.load(up + rank[:, None] * rank_stride + column[None, :] * column_stride, mask=some[:, None], other=0.0)
+    if SCALED:
+        value *= tl.load(factor + row, mask=real, other=0.0)[:, None]
+    if BIAS:
+        value += tl.load(bias + column).to(tl.float32)[None, :]
+    value += tl.dot(a, b)
+    tl.store(found + at, value.to(tl.bfloat16), mask=inside)
+
+
+@triton.jit
 def gated(product, factor, bias, u, up, x, gates, level, found, n, tokens, level_clip, level_token,
           WIDTH: tl.constexpr, R: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
           SCALED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip

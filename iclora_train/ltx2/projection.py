@@ -120,18 +120,26 @@ def ranks_of(layers: Sequence[nn.Module]) -> list[int]:
     return [0 if pair is None else len(pair[0]) for pair in halves]
 
 
-def thin_product(x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None) -> Thin:
-    """x (B,N,in) through the A of each layer that has an adapter, and through the gate."""
+def thin_halves(
+    x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None
+) -> tuple[Tensor, Tensor]:
+    """The A of each layer that has an adapter and the gate's weight, one below the other (rank of all + heads, in); the
+    B (out of all, rank of all), a block for each; in x's precision."""
     halves = [halves_of(layer) for layer in layers]
     down = [pair[0].to(x.dtype) for pair in halves if pair is not None]  # (rank,in) each
-    rank, heads = sum(len(a) for a in down), 0 if gate is None else gate.out_features
-    inner, opened = F.linear(x, torch.cat([*down, gate.weight] if gate else down)).split([rank, heads], -1)
     up = torch.block_diag(
         *(
             x.new_zeros(size, 0) if pair is None else pair[1].to(x.dtype)
             for pair, size in zip(halves, sizes, strict=True)
         )
     )
+    return torch.cat([*down, gate.weight] if gate else down), up
+
+
+def thin_product(x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None) -> Thin:
+    """x (B,N,in) through the A of each layer that has an adapter, and through the gate."""
+    down, up = thin_halves(x, layers, sizes, gate)
+    inner, opened = F.linear(x, down).tensor_split([up.shape[1]], -1)
     return Thin(inner, up, None if gate is None else opened + gate.bias)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, by_column, raw_product
 from iclora_train.ltx2.kernels import power_of_two
-from iclora_train.ltx2.low_rank import add_low_rank, has_kernel, low_rank_back, opened
-from iclora_train.ltx2.projection import Joint, ranks_of, thin_product
+from iclora_train.ltx2.low_rank import CHANNELS, add_low_rank, add_thin, has_kernel, opened, thin_back
+from iclora_train.ltx2.projection import Joint, ranks_of, thin_halves
 
 WARPS = 8
 ROUNDING = 2.0**-19  # variance of what rounding to bf16 adds to a number, over its square
@@ -26,7 +26,7 @@ _LAYERS = 3
 def takes_qkv(x: Tensor, layers: Sequence[nn.Module], joint: Joint, rope: Tensor) -> bool:
     """Whether `rotated_qkv` can be had: with adapters as `low_rank` wants them, and rotations (2,B,N,heads,
     head_dim/2) whose heads and channels are powers of two."""
-    if not has_kernel(x, joint.scale, ranks_of(layers), joint.sizes):
+    if not has_kernel(x, joint.scale, ranks_of(layers), joint.sizes) or x.shape[-1] % CHANNELS:
         return False
     heads, half = rope.shape[-2:]
     return power_of_two(heads) and power_of_two(half) and rope.shape[1:3] == x.shape[:2]
@@ -42,38 +42,37 @@ def rotated_qkv(
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
     """x (B,N,in) -> q, k, v (B,N,heads,head_dim), q and k normalised across heads and rotated by `rope`
     (2,B,N,heads,head_dim/2), and through the gate."""
-    thin = thin_product(x, layers, joint.sizes, gate)
     weights = (norm.weight.to(x.dtype) for norm in norms)
-    given = (*joint.given(), thin.inner, thin.up, *weights, rope.contiguous(), norms[0].eps)
-    found: tuple[Tensor, Tensor, Tensor] = _RotatedQKV.apply(x, *given)
-    return found, thin.gate
+    halves = thin_halves(x, layers, joint.sizes, gate)
+    q, k, v, opened = _RotatedQKV.apply(x, *joint.given(), *halves, *weights, rope.contiguous(), norms[0].eps)
+    return (q, k, v), None if gate is None else opened + gate.bias
 
 
 class _RotatedQKV(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
-        u: Tensor, up: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-        product, own = opened(x.flatten(0, -2), weight.t(), scale is not None)
-        raw, v = add_low_rank(product, own, scale, bias, u.flatten(0, -2), up, _LAYERS)
+        down: Tensor, up: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        rows = x.flatten(0, -2)
+        u, gate = (rows @ down.t()).tensor_split([up.shape[1]], -1)
+        product, own = opened(rows, weight.t(), scale is not None)
+        raw, v = add_low_rank(product, own, scale, bias, u, up, _LAYERS)
         q, k, inverse = norm_rotate(raw, q_weight, k_weight, rope, eps)
         q, k, v = (rows.view(*rope.shape[1:4], -1) for rows in (q, k, v))
-        ctx.save_for_backward(weight, scale, turned, u, up, q_weight, k_weight, rope, q, k, inverse)
-        return q, k, v
+        ctx.save_for_backward(x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse)
+        return q, k, v, gate.unflatten(0, x.shape[:-1])
 
     @staticmethod
-    def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, turned, u, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
+    def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
         given = [rows.contiguous() for rows in (of_q, of_k, of_v, q, k)]
         grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale)
-        if scale is None:
-            back = grad @ weight
-        else:
-            back = (raw_product(values, by_column(weight, turned)) * row_scale[:, None]).to(grad.dtype)
-        shape = u.shape[:-1]
-        of_u, of_up = low_rank_back(grad, u, up)
-        return back.unflatten(0, shape), None, None, None, None, of_u.unflatten(0, shape), of_up, *[None] * 4
+        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
+        fp8 = scale is not None
+        product = raw_product(values, by_column(weight, turned)) if fp8 else grad @ weight
+        back = add_thin(product, row_scale if fp8 else None, None, t, down)
+        return back.view_as(x), None, None, None, None, of_down, of_up, *[None] * 4
 
 
 @torch.library.custom_op("iclora_train::norm_rotate", mutates_args=())

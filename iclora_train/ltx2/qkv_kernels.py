@@ -49,6 +49,13 @@ def normed(raw, q_weight, k_weight, rope, q, k, inverse, n, eps, HEADS: tl.const
 
 
 @triton.jit
+def normed_alone(raw, weight, out, inverse, eps, D: tl.constexpr):
+    """raw (n,D) -> out (n,D), not rotated, and the inverse root mean squares (n,)."""
+    row = tl.program_id(0).to(tl.int64)
+    _normed(raw + row * D, weight, 1.0, 0.0, out + row * D, inverse + row, tl.arange(0, D // 2), eps, D, D // 2)
+
+
+@triton.jit
 def _unweighted(y, w, noise):
     """y / w where y = w x + noise of that variance and x has variance 1: its best estimate, also for w = 0."""
     return y * w / (w * w + noise)
@@ -112,3 +119,22 @@ def unnormed(of_q, of_k, of_v, q, k, inverse, q_weight, k_weight, rope, column_s
         _rounded(to + D, at + HALF, kb, sk / scale)
         _rounded(to + 2 * D, at, va, sv / scale)
         _rounded(to + 2 * D, at + HALF, vb, sv / scale)
+
+
+@triton.jit
+def unnormed_alone(of_out, out, inverse, weight, column_scale, grad, values, row_scale,
+                   D: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr, LARGEST: tl.constexpr,
+                   LEAST: tl.constexpr):  # fmt: skip
+    """Gradient of what `normed_alone` gave (n,D) -> of what it was made from; in fp8 too, values (n,D), with a scale
+    of each row (n,), which has the scale of the weight in it that is multiplied with them."""
+    HALF: tl.constexpr = D // 2
+    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, HALF)
+    over = tl.load(inverse + row)
+    a, b = _back(of_out + row * D, out + row * D, weight, over, 1.0, 0.0, at, D, HALF, ROUNDING)
+    tl.store(grad + row * D + at, a)
+    tl.store(grad + row * D + at + HALF, b)
+    if FP8:
+        scale = tl.maximum(_largest(a, b, 1.0) / LARGEST, LEAST)
+        tl.store(row_scale + row, scale * tl.load(column_scale))
+        _rounded(values + row * D, at, a, 1 / scale)
+        _rounded(values + row * D, at + HALF, b, 1 / scale)
