@@ -64,9 +64,8 @@ class _GatedOut(torch.autograd.Function):
         across = weight if scale is None else by_column(weight, turned)
         product, factor = factored(rows, across, scale)
         t, of_up = low_rank_back(rows, u, up)
-        of_out, of_gate = gate_back(product, factor, t, down, out.contiguous(), gate.contiguous())
-        again = by_heads(out, gate).flatten(2).flatten(0, 1)
-        return of_out, of_gate, None, None, None, None, t.t() @ again, of_up, grad, None, None
+        of_out, of_gate, seen = gate_back(product, factor, t, down, out.contiguous(), gate.contiguous())
+        return of_out, of_gate, None, None, None, None, t.t() @ seen.view_as(rows), of_up, grad, None, None
 
 
 @torch.library.custom_op("iclora_train::add_gated", mutates_args=())
@@ -101,25 +100,25 @@ def _(
 @torch.library.custom_op("iclora_train::gate_back", mutates_args=())
 def gate_back(
     product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of out (B,n,heads,head_dim) and gate (B,n,heads), given that of 2 sigmoid(gate) out: product (B n,D)
-    factor (B n,) + t down, t (B n,R), down (R,D)."""
+    factor (B n,) + t down, t (B n,R), down (R,D); and 2 sigmoid(gate) out itself."""
     import triton  # noqa: PLC0415
 
     from iclora_train.ltx2.low_rank_kernel import ungated  # noqa: PLC0415
 
     (rows, width), (tile, warps) = product.shape, BACK
-    of_out, of_gate = torch.empty_like(out), torch.empty_like(gate)
+    of_out, of_gate, seen = torch.empty_like(out), torch.empty_like(gate), torch.empty_like(out)
     heads, channels = out.shape[2:]
     ungated[(triton.cdiv(rows, tile), heads)](
-        product, factor, t, down, out, gate, of_out, of_gate, rows,
+        product, factor, t, down, out, gate, of_out, of_gate, seen, rows,
         width, heads, t.shape[1], tile, channels, factor is not None, num_warps=warps,
     )  # fmt: skip
-    return of_out, of_gate
+    return of_out, of_gate, seen
 
 
 @gate_back.register_fake
 def _(
     product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(out), torch.empty_like(gate)
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(out), torch.empty_like(gate), torch.empty_like(out)
