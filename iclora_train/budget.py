@@ -14,14 +14,14 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. Under .6 (somewhere over .5, by the number of tokens) products are computed again,
-# at .6 the inputs of products, at 1 nothing that takes a kernel of its own. What is over CHEAP may be computed again in
-# less time than it moves.
-LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 1.0)
+# Levels of model.kept that are tried. Under .55 (.5 or so, by the number of tokens) products are computed again, at .55
+# the inputs of products, at 1 nothing that takes a kernel of its own. What is over CHEAP may be computed again in less
+# time than it moves.
+LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.55, 1.0)
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.05, 3.2), (0.2, 6.3), (0.4, 10.3), (0.6, 12.4), (1.0, 17.4))
-CHEAP = 0.6
+SHAPE = ((0.0, 1.0), (0.05, 3.2), (0.2, 6.3), (0.4, 10.3), (0.55, 12.4), (1.0, 17.4))
+CHEAP = 0.55
 PASSING = 16
 WORTH = 0.04  # how much more is worth another compilation
 
