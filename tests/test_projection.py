@@ -12,6 +12,7 @@ from iclora_train import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2 import projection
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.low_rank import low_rank_back
 from iclora_train.ltx2.projection import Joint, together, turn, turnable
 from iclora_train.ltx2.transformer import Transformer
 from scripts.synthetic.random_base import RandomBase
@@ -136,3 +137,18 @@ def test_bf16_loss_is_the_fp32_loss_within_bf16_rounding() -> None:
     text = torch.randn(1, 5, exact.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
     wanted, found = (net(tokens, text).detach().float().square().mean() for net in (exact, half))
     assert abs(float(found / wanted) - 1) < 2**-8 * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("rank", "layers"), [(16, 1), (32, 3), (64, 3)])
+def test_both_gradients_of_an_up_are_those_of_products(rank: int, layers: int) -> None:
+    """At the real width, for rows that fill no tile, and inner activations that lie beside others."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    grad = torch.randn(1111, layers * 4096, generator=generator, device="cuda", dtype=torch.bfloat16)
+    u = torch.randn(1111, layers * rank + 32, generator=generator, device="cuda", dtype=torch.bfloat16)[:, :-32]
+    blocks = torch.randn(layers, 4096, rank, generator=generator, device="cuda", dtype=torch.bfloat16)
+    found = low_rank_back(grad, u, torch.block_diag(*blocks), layers)
+    places = torch.block_diag(*torch.ones_like(blocks))
+    wanted = grad.double() @ torch.block_diag(*blocks).double(), (grad.double().t() @ u.double()) * places
+    for ours, exact in zip(found, wanted, strict=True):
+        assert float((ours.double() - exact).norm() / exact.norm()) < 2**-8

@@ -17,6 +17,9 @@ from iclora_train.ltx2.kernels import RANKS, takes
 
 ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
 THIN = (64, 8)  # the same of `add_thin`: rows and warps
+BOTH = (64, 8, 3)  # of `halves_back`: rows, warps, tiles on their way
+CHANNELS_BY_RANK = 8192  # what a program of it sums up
+PARTS = 16  # of the rows, that are summed up apart
 
 
 def has_kernel(x: Tensor, scale: Tensor | None, ranks: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -49,6 +52,7 @@ class _AdaptedProduct(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
         u: Tensor, up: Tensor, layers: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        ctx.layers = layers
         ctx.save_for_backward(weight, scale, turned, u, up)
         product, own = opened(x.flatten(0, -2), weight.t(), scale is not None)
         first, last = add_low_rank(product, own, scale, bias, u.flatten(0, -2), up, layers)
@@ -60,7 +64,7 @@ class _AdaptedProduct(torch.autograd.Function):
         grad = torch.cat([of_first, of_last], -1)
         fp8 = scale is not None
         back = rounded_product(grad, by_column(weight, turned), scale, None) if fp8 else grad @ weight
-        of_u, of_up = low_rank_back(grad, u, up)
+        of_u, of_up = low_rank_back(grad, u, up, ctx.layers)
         return back, None, None, None, None, of_u, of_up, None
 
 
@@ -79,9 +83,46 @@ def factored(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor
     return product, None if scale is None or own is None else own * scale
 
 
-def low_rank_back(grad: Tensor, u: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of u (...,r) and up (out,r), given that of u up^T (...,out)."""
-    return grad @ up, grad.flatten(0, -2).t() @ u.flatten(0, -2)
+def low_rank_back(grad: Tensor, u: Tensor, up: Tensor, layers: int = 1) -> tuple[Tensor, Tensor]:
+    """Gradients of u (...,r) and up (out,r), which has a block for each layer, given that of u up^T (...,out)."""
+    shares, parts = halves_back(grad.flatten(0, -2), u.flatten(0, -2), up, layers)
+    blocks = parts.sum(0).to(up.dtype)
+    return shares.sum(0).to(u.dtype).view(u.shape), blocks if layers == 1 else torch.block_diag(*blocks.chunk(layers))
+
+
+@torch.library.custom_op("iclora_train::halves_back", mutates_args=())
+def halves_back(grad: Tensor, u: Tensor, up: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    """grad (N,F) times up (F, r layers), and the blocks (F,r) of grad^T u (N, r layers): grad is read once for both.
+
+    Both in fp32 and in parts, to be summed over the first dimension.
+    """
+    import triton  # noqa: PLC0415 (not where there is no GPU)
+
+    from iclora_train.ltx2.low_rank_kernel import both  # noqa: PLC0415
+
+    (n, width), rank, (tile, warps, stages) = grad.shape, up.shape[1] // layers, BOTH
+    each, shares, parts = width // layers, *_shared(u, up, layers)
+    channels = each // len(shares)
+    both[(width // channels, PARTS)](
+        grad, u, up, shares, parts, n, triton.cdiv(n, tile * PARTS), u.stride(0),
+        width, each, rank, layers, tile, channels, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return shares, parts
+
+
+@halves_back.register_fake
+def _(grad: Tensor, u: Tensor, up: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    return _shared(u, up, layers)
+
+
+def _shared(u: Tensor, up: Tensor, layers: int) -> tuple[Tensor, Tensor]:
+    """Room for what the programs of `halves_back` find: for each that has a part of a layer's channels, for each that
+    has a part of the rows."""
+    (width, ranks), channels = up.shape, CHANNELS
+    while width // layers % (2 * channels) == 0 and 2 * channels * ranks // layers <= CHANNELS_BY_RANK:
+        channels *= 2
+    shares = u.new_empty(width // layers // channels, len(u), ranks, dtype=torch.float32)
+    return shares, u.new_empty(PARTS, width, ranks // layers, dtype=torch.float32)
 
 
 @torch.library.custom_op("iclora_train::add_low_rank", mutates_args=())
@@ -117,10 +158,12 @@ def _(product: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return _parted(product, rest[-1])
 
 
-def thin_back(grad: Tensor, of_gate: Tensor, rows: Tensor, u: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def thin_back(
+    grad: Tensor, of_gate: Tensor, rows: Tensor, u: Tensor, up: Tensor, layers: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """What comes back through rows (N,k) -> u and a gate (N,r + heads), by `down` (r + heads,k), and u up^T (N,out):
     that of u and the gate side by side, and the gradients of down and up; given those of u up^T and of the gate."""
-    of_u, of_up = low_rank_back(grad, u, up)
+    of_u, of_up = low_rank_back(grad, u, up, layers)
     t = torch.cat([of_u, of_gate], -1)
     return t, t.t() @ rows, of_up
 

@@ -55,6 +55,27 @@ def thinly(product, factor, bias, u, up, found, n, u_stride, rank_stride, column
 
 
 @triton.jit
+def both(grad, u, up, shares, of_up, n, tiles, u_stride,
+         WIDTH: tl.constexpr, EACH: tl.constexpr, R: tl.constexpr, LAYERS: tl.constexpr, ROWS: tl.constexpr,
+         CHANNELS: tl.constexpr):  # fmt: skip
+    """Of the channels of a program, which lie in one layer, and of its part of the rows: grad up (n, R of the layer),
+    to be summed over the layer's programs, and grad^T u (channels,R), to be summed over the parts."""
+    chunk, part = tl.program_id(0), tl.program_id(1)
+    column = chunk * CHANNELS + tl.arange(0, CHANNELS)
+    own = (chunk * CHANNELS // EACH) * R + tl.arange(0, R)
+    b = tl.load(up + column[:, None] * (R * LAYERS) + own[None, :])
+    share = shares + (chunk % (EACH // CHANNELS)).to(tl.int64) * n * (R * LAYERS)
+    total = tl.zeros([CHANNELS, R], tl.float32)
+    for step in range(tiles):
+        row = (part * tiles + step) * ROWS + tl.arange(0, ROWS)
+        inside = (row < n)[:, None]
+        g = tl.load(grad + row[:, None].to(tl.int64) * WIDTH + column[None, :], mask=inside, other=0.0)
+        total += tl.dot(tl.trans(g), tl.load(u + row[:, None] * u_stride + own[None, :], mask=inside, other=0.0))
+        tl.store(share + row[:, None] * (R * LAYERS) + own[None, :], tl.dot(g, b), mask=inside)
+    tl.store(of_up + (part * WIDTH + column[:, None]) * R + tl.arange(0, R)[None, :], total)
+
+
+@triton.jit
 def gated(product, factor, bias, u, up, x, gates, level, found, n, tokens, level_clip, level_token,
           WIDTH: tl.constexpr, R: tl.constexpr, LEVELS: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
           SCALED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip

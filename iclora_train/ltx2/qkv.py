@@ -68,7 +68,7 @@ class _RotatedQKV(torch.autograd.Function):
         x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
         given = [rows.contiguous() for rows in (of_q, of_k, of_v, q, k)]
         grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale)
-        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
+        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up, _LAYERS)
         fp8 = scale is not None
         product = raw_product(values, by_column(weight, turned)) if fp8 else grad @ weight
         back = add_thin(product, row_scale if fp8 else None, None, t, down)
