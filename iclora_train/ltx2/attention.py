@@ -99,5 +99,5 @@ class Attention(nn.Module):
         """The query for a context (B,N,D), normalised, and the gate."""
         if self.fused and takes_query(x, self.to_q):
             return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm)
-        gate = None if self.to_gate_logits is None else self.to_gate_logits(x)
-        return _norm(self.to_q(x), self.q_norm), gate
+        (q,), gate = together(x, [self.to_q], None, self.to_gate_logits)
+        return _norm(q, self.q_norm), gate

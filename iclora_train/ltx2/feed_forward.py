@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import Fp8Linear, by_column, multiplies_fp8, raw_product
+from iclora_train.ltx2.fp8_linear import Fp8Linear, across, multiplies_fp8, raw_product
 from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
-from iclora_train.ltx2.low_rank import add_thin, factored, low_rank_back
+from iclora_train.ltx2.low_rank import back_through, factored, low_rank_back
 from iclora_train.ltx2.modulation import Onto, pick
 from iclora_train.ltx2.projection import frozen, given, halves_of
 
@@ -100,12 +100,11 @@ class _FeedForward(torch.autograd.Function):
         x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level = ctx.saved_tensors
         rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
-        across1, across2 = (by_column(w1, turned1), by_column(w2, turned2)) if fp8 else (w1, w2)
         t2, of_b2 = low_rank_back(rows, u2, up2)  # (N,R), (D,R)
-        product, scale = _opened(rows, across2, s2)
+        product, scale = _opened(rows, across(w2, s2, turned2), s2)
         d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8)
-        product = d @ across1 if s1 is None else raw_product(d, across1)
-        back = add_thin(product, None if s1 is None else d_scale * s1, None, t1, down1).unflatten(0, x.shape[:-1])
+        factor = None if s1 is None else d_scale * s1
+        back = back_through(d, factor, across(w1, s1, turned1), t1, down1).view_as(x)
         of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])
         return (
             back, None, None, None, None, of_a1.to(a1.dtype), of_b1.to(b1.dtype),

@@ -56,6 +56,11 @@ def by_column(weight: Tensor, turned: Tensor | None) -> Tensor:
     return (weight.t().contiguous() if turned is None else turned).t()
 
 
+def across(weight: Tensor, scale: Tensor | None, turned: Tensor | None) -> Tensor:
+    """A weight (out,in), with a scale where it is fp8, as products of gradients want it."""
+    return weight if scale is None else by_column(weight, turned)
+
+
 def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """fp8 values (out,in) times their scale () or (out,), in `dtype`."""
     return (weight.float() * scale.reshape(-1, 1)).to(dtype)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import by_column
+from iclora_train.ltx2.fp8_linear import across
 from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, factored, has_kernel, low_rank_back
 from iclora_train.ltx2.modulation import Onto, pick
@@ -61,8 +61,7 @@ class _GatedOut(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         out, gate, weight, scale, turned, down, up, u, gates, level = ctx.saved_tensors
         rows = (grad * pick(gates, level)).flatten(0, 1)
-        across = weight if scale is None else by_column(weight, turned)
-        product, factor = factored(rows, across, scale)
+        product, factor = factored(rows, across(weight, scale, turned), scale)
         t, of_up = low_rank_back(rows, u, up)
         of_out, of_gate, seen = gate_back(product, factor, t, down, out.contiguous(), gate.contiguous())
         return of_out, of_gate, None, None, None, None, t.t() @ seen.view_as(rows), of_up, grad, None, None

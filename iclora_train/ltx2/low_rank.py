@@ -1,7 +1,9 @@
 """Linears that are one product, with their adapters: on a GPU the adapters' share is computed where it is added.
 
 The share of q, k and v is as large as they are, and made from a few numbers a token: so it is never written. The last
-linear's results are kept apart: others than v, which attention keeps as it is, are normalised first.
+linear's results are kept apart: others than v, which attention keeps as it is, are normalised first. Backwards a
+gradient is read once for B and for what goes back through B, and what goes back through A is added to the frozen
+product's.
 """
 
 from __future__ import annotations
@@ -166,6 +168,13 @@ def thin_back(
     of_u, of_up = low_rank_back(grad, u, up, layers)
     t = torch.cat([of_u, of_gate], -1)
     return t, t.t() @ rows, of_up
+
+
+def back_through(values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor) -> Tensor:
+    """Gradient of what a frozen linear and a `down` (r,in) read: values (N,out) times its weight (out,in), both in fp8
+    where there is a factor of each row (N,), and t (N,r) down."""
+    product = values @ weight if factor is None else raw_product(values, weight)
+    return add_thin(product, factor, None, t, down)
 
 
 @torch.library.custom_op("iclora_train::add_thin", mutates_args=())

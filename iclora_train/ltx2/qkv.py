@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, by_column, raw_product
+from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, across
 from iclora_train.ltx2.kernels import power_of_two
-from iclora_train.ltx2.low_rank import CHANNELS, add_low_rank, add_thin, has_kernel, opened, thin_back
+from iclora_train.ltx2.low_rank import CHANNELS, add_low_rank, back_through, has_kernel, opened, thin_back
 from iclora_train.ltx2.projection import Joint, ranks_of, thin_halves
 
 WARPS = 8
@@ -69,9 +69,8 @@ class _RotatedQKV(torch.autograd.Function):
         given = [rows.contiguous() for rows in (of_q, of_k, of_v, q, k)]
         grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale)
         t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up, _LAYERS)
-        fp8 = scale is not None
-        product = raw_product(values, by_column(weight, turned)) if fp8 else grad @ weight
-        back = add_thin(product, row_scale if fp8 else None, None, t, down)
+        rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, row_scale)
+        back = back_through(*rounded, across(weight, scale, turned), t, down)
         return back.view_as(x), None, None, None, None, of_down, of_up, *[None] * 4
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, by_column, raw_product
+from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, across
 from iclora_train.ltx2.kernels import power_of_two
-from iclora_train.ltx2.low_rank import CHANNELS, add_thin, factored, has_kernel, thin_back
+from iclora_train.ltx2.low_rank import CHANNELS, add_thin, back_through, factored, has_kernel, thin_back
 from iclora_train.ltx2.projection import frozen, given, ranks_of, thin_halves
 from iclora_train.ltx2.qkv import ROUNDING
 
@@ -56,9 +56,8 @@ class _NormedQuery(torch.autograd.Function):
         x, weight, scale, turned, u, down, up, norm, query, inverse = ctx.saved_tensors
         grad, values, factor = norm_alone_back(of_query.contiguous(), query.contiguous(), inverse, norm, scale)
         t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
-        fp8 = scale is not None
-        product = raw_product(values, by_column(weight, turned)) if fp8 else grad @ weight
-        back = add_thin(product, factor if fp8 else None, None, t, down)
+        rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, factor)
+        back = back_through(*rounded, across(weight, scale, turned), t, down)
         return back.view_as(x), None, None, None, None, of_down, of_up, None, None
 
 
