@@ -66,7 +66,9 @@ def _library() -> Any:
     warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # it says so of itself while compiling
     warnings.filterwarnings("ignore", "cutlass", DeprecationWarning)  # what its own packages say to one another
     try:
-        return importlib.import_module("flash_attn.cute.interface")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of one another's names, while they are loaded
+            return importlib.import_module("flash_attn.cute.interface")
     except ImportError as error:
         raise ConfigError(
             f"flash-attn-4 {INSTALLED} is installed, but cannot be loaded ({error}): uninstall it, or "
