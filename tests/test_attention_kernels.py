@@ -8,21 +8,23 @@ from torch import Tensor, nn
 
 from iclora_train import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2 import attention
+from iclora_train.ltx2 import attention, flash
 from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.modulation import Onto
+from iclora_train.ltx2.origin import modulated
 from iclora_train.ltx2.rope import rotation
 
 WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
+FLASH_HEADS = WIDTH // flash.WIDTH  # as few as have the channels that flash-attn-4 is used for
 NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def layer(fp8: bool, spread: float, rank: int = 16, text: bool = False) -> Attention:
+def layer(fp8: bool, spread: float, rank: int = 16, text: bool = False, heads: int = HEADS) -> Attention:
     """Self-attention, or attention to a text, in bf16 (products in fp8), with fp32 adapters that do something, and
     norms whose weights' logs are spread so far."""
     generator = torch.Generator().manual_seed(0)
-    attn = Attention(WIDTH, WIDTH, HEADS, 1e-6, gated=True)
+    attn = Attention(WIDTH, WIDTH, heads, 1e-6, gated=True)
     for parameter in attn.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
     for norm in (attn.q_norm, attn.k_norm):
@@ -42,19 +44,20 @@ def layer(fp8: bool, spread: float, rank: int = 16, text: bool = False) -> Atten
 
 
 def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor]:
-    """What it adds to two clips, each with a text or none, and the gradients of its input, of what it adds to, and of
-    its adapters."""
+    """What it adds to two clips, each with a text or none, and the gradients of what its input is the modulated norm
+    of, of what it adds to, and of its adapters."""
     generator = torch.Generator().manual_seed(1)
     x, before, grad = torch.randn(3, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
-    gates = torch.randn(2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    gates, scale, shift = torch.randn(3, 2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     level = (torch.rand(2, TOKENS, generator=generator) > 0.3).long().to("cuda")
     position = torch.rand(2, 3, TOKENS, 2, generator=generator).to("cuda")
-    rope = rotation(position, WIDTH, HEADS, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
+    rope = rotation(position, WIDTH, attn.heads, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
     x.requires_grad_()
     adapter = [p for p in attn.parameters() if p.requires_grad]
     words = torch.randn(2, WORDS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     looked_at = {"context": words} if text else {"rope": rope}
-    out = attn(x, **looked_at, onto=Onto(before.requires_grad_(), gates, level))
+    given, origin = modulated(x, scale, shift, level, 1e-6)
+    out = attn(given, **looked_at, onto=Onto(before.requires_grad_(), gates, level), origin=origin)
     return [out.detach(), *torch.autograd.grad(out, [x, before, *adapter], grad)]
 
 
@@ -69,13 +72,14 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("heads", [HEADS, FLASH_HEADS])
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize(("spread", "rank"), [(0.0, 16), (1.0, 64)])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_the_kernels_round_no_more_than_the_layers_do(
-    fp8: bool, spread: float, rank: int, text: bool, monkeypatch: pytest.MonkeyPatch
+    fp8: bool, spread: float, rank: int, text: bool, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attn = layer(fp8, spread, rank, text)
+    attn = layer(fp8, spread, rank, text, heads)
     calls: set[str] = set()
 
     def counted(name: str) -> None:
@@ -88,7 +92,7 @@ def test_the_kernels_round_no_more_than_the_layers_do(
     assert len(calls) == 2
     without(monkeypatch)
     plain = step(attn, torch.bfloat16, text)
-    exact = step(layer(fp8, spread, rank, text).double(), torch.float64, text)
+    exact = step(layer(fp8, spread, rank, text, heads).double(), torch.float64, text)
     for ours, theirs, wanted in zip(found, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype
         assert error(ours, wanted) <= 1.1 * error(theirs, wanted)

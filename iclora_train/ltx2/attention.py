@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from iclora_train.ltx2.flash import flash_attention, has_flash
 from iclora_train.ltx2.gated_out import by_heads, gated_out, takes_out
 from iclora_train.ltx2.modulation import Onto
+from iclora_train.ltx2.origin import Origin
 from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
 from iclora_train.ltx2.query import normed_query, takes_query
@@ -57,12 +58,13 @@ class Attention(nn.Module):
         bias: AttentionBias | None = None,
         count: int | None = None,
         onto: Onto | None = None,
+        origin: Origin | None = None,
     ) -> Tensor:
         """count: only this many of the tokens, the first ones, are asked for; all are looked at.
 
-        onto: what the result is added to.
+        onto: what the result is added to. origin: what x came from.
         """
-        (q, k, v), gate = self._opened(x, context, rope)
+        (q, k, v), gate = self._opened(x, context, rope, origin)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if count is not None and bias is None:
             q = q[:, :, :count]
@@ -76,18 +78,18 @@ class Attention(nn.Module):
         return result if onto is None else onto.add(result)
 
     def _opened(
-        self, x: Tensor, context: Tensor | None, rope: Tensor | None
+        self, x: Tensor, context: Tensor | None, rope: Tensor | None, origin: Origin | None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
         """q, k, v (B,N,heads,head_dim) as they are compared, and the gate (B,N,heads)."""
         gates = self.to_gate_logits
         if context is None:
             layers = [self.to_q, self.to_k, self.to_v]
             if self.joint is not None and rope is not None and takes_qkv(x, layers, self.joint, rope):
-                return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope)
+                return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope, origin)
             (q, k, v), gate = together(x, layers, self.joint, gates)
             q = _norm(q, self.q_norm)
         else:
-            q, gate = self._query(x)
+            q, gate = self._query(x, origin)
             (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
         k = _norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
@@ -95,9 +97,9 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         return (q, k, v), gate
 
-    def _query(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _query(self, x: Tensor, origin: Origin | None) -> tuple[Tensor, Tensor | None]:
         """The query for a context (B,N,D), normalised, and the gate."""
         if self.fused and takes_query(x, self.to_q):
-            return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm)
+            return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm, origin)
         (q,), gate = together(x, [self.to_q], None, self.to_gate_logits)
         return _norm(q, self.q_norm), gate

@@ -32,12 +32,12 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     import torch._functorch.config  # noqa: PLC0415
     import torch._inductor.config  # noqa: PLC0415
 
-    from iclora_train.ltx2.keep_attention import KeepAttention  # noqa: PLC0415
+    from iclora_train.ltx2.keep import Keep  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
     torch._dynamo.config.recompile_limit = SHAPES
     torch._functorch.config.activation_memory_budget = min(kept, MOST)
-    torch._inductor.config.joint_custom_pre_pass = KeepAttention()
+    torch._inductor.config.joint_custom_pre_pass = Keep()
     torch._inductor.config.realize_reads_threshold = READS
     torch._inductor.config.realize_opcount_threshold = OPERATIONS
     if transformer.kept == kept:

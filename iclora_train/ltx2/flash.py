@@ -64,10 +64,10 @@ def _library() -> Any:
     """The package's own functions; what it compiles is kept on disk. ConfigError where it cannot be loaded."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
     warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # it says so of itself while compiling
-    warnings.filterwarnings("ignore", "cutlass", DeprecationWarning)  # what its own packages say to one another
+    warnings.filterwarnings("ignore", "", DeprecationWarning, "flash_attn|quack|cutlass")  # of one another's names
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of one another's names, while they are loaded
+            warnings.simplefilter("ignore", DeprecationWarning)  # the same, while they are loaded
             return importlib.import_module("flash_attn.cute.interface")
     except ImportError as error:
         raise ConfigError(

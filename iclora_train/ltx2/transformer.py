@@ -19,6 +19,7 @@ from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.graphs import Graphs
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, Onto, pick, rms_norm
 from iclora_train.ltx2.offload import Offload
+from iclora_train.ltx2.origin import Origin, modulated
 from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import Rotations
 from iclora_train.ltx2.spill import Spill
@@ -106,26 +107,30 @@ class Block(nn.Module):
         count: only the first tokens' results are wanted, (B,count,D).
         """
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + modulation).unbind(2)
-        own = self._modulated(x, scale, shift, level)
+        own, origin = self._modulated(x, scale, shift, level)
         level = level[:, :count]
         onto = Onto(x[:, :count], gate, level)
         if perturbed:
             x = onto.add(values_through(self.attn1, own)[:, :count])
         else:
-            x = self.attn1(own, rope=rope, bias=bias, count=count, onto=onto)
+            x = self.attn1(own, rope=rope, bias=bias, count=count, onto=onto, origin=origin)
         if cross:
             cross_shift, cross_scale, cross_gate = cross
             table = self.prompt_scale_shift_table if prompt is None else self.prompt_scale_shift_table + prompt
             text_shift, text_scale = table.unbind(-2)
             text = text * (1 + text_scale) + text_shift
-            query = self._modulated(x, cross_scale, cross_shift, level)
-            x = self.attn2(query, context=text, onto=Onto(x, cross_gate, level))
+            query, origin = self._modulated(x, cross_scale, cross_shift, level)
+            x = self.attn2(query, context=text, onto=Onto(x, cross_gate, level), origin=origin)
         else:
             x = x + self.attn2(rms_norm(x, self.eps), context=text)
-        return self.ff(self._modulated(x, ff_scale, ff_shift, level), Onto(x, ff_gate, level))
+        inner, origin = self._modulated(x, ff_scale, ff_shift, level)
+        return self.ff(inner, Onto(x, ff_gate, level), origin)
 
-    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> Tensor:
-        return rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level)
+    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> tuple[Tensor, Origin | None]:
+        """The norm of x, modulated, and for kernels of our own what that came from."""
+        if self.ff.fused:
+            return modulated(x, scale, shift, level, self.eps)
+        return rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level), None
 
 
 class Transformer(nn.Module):

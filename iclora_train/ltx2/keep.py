@@ -1,7 +1,8 @@
-"""Tells torch.compile never to compute attention twice.
+"""Tells torch.compile what never to compute twice: attention, and the inverse root mean squares of tokens.
 
 Its partitioner weighs recomputation of products and FlashAttention, but takes cuDNN's attention for something cheap and
 recomputes it in every backward pass (torch 2.11, 2.13; seen in a profile), although nothing costs more per byte kept.
+An inverse root mean square is one number a token, and computing it again is a pass over all its channels.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ ATTENTION = {
 }
 
 
-class KeepAttention(CustomGraphPass):
-    """Marks what attention gives as kept for the backward pass, before the graph is cut into forward and backward."""
+KEPT = ATTENTION | {_aten.rsqrt.default}
+
+
+class Keep(CustomGraphPass):
+    """Marks these as kept for the backward pass, before the graph is cut into forward and backward."""
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            if node.target in ATTENTION:
+            if node.target in KEPT:
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> bytes:
