@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -14,14 +14,12 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. Under .55 (.5 or so, by the number of tokens) products are computed again, at .55
-# the inputs of products, at 1 nothing that takes a kernel of its own. What is over CHEAP may be computed again in less
-# time than it moves.
-LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.55, 1.0)
+# Levels of model.kept that are tried: under .8 products are computed again, the less is kept the more of them; over it
+# nothing that takes a kernel of its own.
+LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.65, 0.75, 1.0)
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.05, 3.2), (0.2, 6.3), (0.4, 10.3), (0.55, 12.4), (1.0, 17.4))
-CHEAP = 0.55
+SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.2, 5.3), (0.35, 7.3), (0.5, 9.3), (0.65, 11.5), (0.8, 13.3), (1.0, 13.3))
 PASSING = 16
 WORTH = 0.04  # how much more is worth another compilation
 
@@ -101,12 +99,22 @@ def fits(level: Level, room: Room) -> Plan | None:
     return Plan(level.kept, round(share + 0.005, 2), room.budget / GIB)
 
 
-def highest(near: Level, room: Room, below: float = math.inf) -> float:
-    """The largest of LEVELS under `below` that should fit, going by a level `near` it; 0 if none should."""
-    for kept in reversed(LEVELS):
-        if kept < below and fits(replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept)), room):
-            return kept
-    return 0.0
+def foreseen(kept: float, known: Sequence[Level]) -> Level:
+    """A level that was not measured, by those that were: between two of them, or by the nearest."""
+    under = max((level for level in known if level.kept <= kept), key=lambda level: level.kept, default=None)
+    over = min((level for level in known if level.kept >= kept), key=lambda level: level.kept, default=None)
+    near = under or over
+    assert near is not None
+    if under and over and _shape(over.kept) > _shape(under.kept):
+        share = (_shape(kept) - _shape(under.kept)) / (_shape(over.kept) - _shape(under.kept))
+        return replace(near, kept=kept, block=under.block + share * (over.block - under.block))
+    return replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept))
+
+
+def highest(known: Sequence[Level], room: Room, below: float = math.inf) -> float:
+    """The largest of LEVELS under `below` that should fit, going by levels that are known; 0 if none should."""
+    fitting = (kept for kept in reversed(LEVELS) if kept < below and fits(foreseen(kept, known), room))
+    return next(fitting, 0.0)
 
 
 def find(
@@ -116,33 +124,27 @@ def find(
 
     measured: what a level costs, None if it cannot even be measured. seconds: of a step of a plan, None if it does not
     work. Each level has to be compiled, so few are tried, from `start` on: the next is foreseen from the one before.
-    Where the best keeps more than CHEAP by moving it, that is tried too. The last plan that `seconds` is asked for is
-    the one that is given.
+    The last plan that `seconds` is asked for is the one that is given.
     """
     kept, below = start, math.inf
     best: tuple[Plan, float] | None = None
-    near: Level | None = None  # of the best, else the last
-    tried = set()
+    known: list[Level] = []
     while True:
-        tried.add(kept)
         level = measured(kept)
+        known += [] if level is None else [level]
         found = None if level is None else _working(level, seconds, room)
         if found is None and kept == 0:
             return level
         if found is None:
-            below, near = kept, near if best else level
+            below = kept
         elif best is None or found[1] < best[1]:
-            best, near = found, level
+            best = found
         else:
             break
-        kept = highest(near, room, below) if near is not None else max(step for step in LEVELS if step <= kept / 2)
+        kept = highest(known, room, below) if known else max(step for step in LEVELS if step <= kept / 2)
         if best is not None and kept - best[0].kept < WORTH:
             break
     assert best is not None
-    if CHEAP not in tried and best[0].kept > CHEAP and best[0].spill > 0:
-        level = measured(CHEAP)
-        found = None if level is None else _working(level, seconds, room)
-        best = found if found is not None and found[1] < best[1] else best
     if best is not found:
         seconds(best[0])  # it is what is left set
     return best[0]

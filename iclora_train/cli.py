@@ -71,7 +71,7 @@ def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Con
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest(folder / "checkpoints")
-    plan = settled(config, module, shards, folder, _is_first())
+    plan = settled(config, module, shards, folder, console.print, _is_first())
     if plan is not None:
         console.print(str(plan))
     weight = module.transformer.patchify_proj.weight

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -32,13 +33,16 @@ from iclora_train.throughput import matmul_peak, work_of
 HOST = 0.7  # share of the free host memory that may be pinned
 TIMED = 2  # steps of which the shortest counts
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
+Say = Callable[[str], object]
 
 
-def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, first: bool = True) -> Plan | None:
+def settled(
+    config: Config, module: ICLoRA, shards: ShardSet, folder: Path, say: Say, first: bool = True
+) -> Plan | None:
     """The module set as trainer.memory says; what a run has chosen holds when it goes on on the same kind of GPU.
 
-    first: of the processes of a run, the one that keeps what was chosen. None where there is nothing to choose: on a
-    CPU, with blocks that are not compiled, or with model.kept set.
+    say: is told what is tried meanwhile. first: of the processes of a run, the one that keeps what was chosen. None
+    where there is nothing to choose: on a CPU, with blocks that are not compiled, or with model.kept set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
     open_to_choice = device.type == "cuda" and module.transformer.kept is not None and config.model.kept is None
@@ -60,7 +64,7 @@ def settled(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, firs
         return plan
     devices = config.trainer.get("devices")
     together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
-    plan = settle(module, largest(config, shards, device)[1], memory, together)
+    plan = settle(module, largest(config, shards, device)[1], memory, say, together)
     if first:
         with write_whole(known) as file:
             file.write(json.dumps({"place": place, **asdict(plan)}).encode())
@@ -75,22 +79,23 @@ def allow(memory: str | float, device: torch.device) -> float:
     return wanted
 
 
-def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1) -> Plan:
+def settle(module: ICLoRA, batch: Batch, memory: str | float, say: Say, together: int = 1) -> Plan:
     """Measure on `batch`, the largest there is, choose, try a step, and leave the module set that way.
 
-    together: processes that share the host's memory. ConfigError when the smallest step does not fit.
+    say: is told what is tried, which takes up to a minute each. together: processes that share the host's memory.
+    ConfigError when the smallest step does not fit.
     """
     device, count = batch["target"].device, len(blocks_of(module))
     turn(module.transformer, False)
     record_blocks(module.transformer, False)
     wanted = allow(memory, device)
     room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
-    near, second = _foreseen(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
-    start, unmoved = highest(near, room), replace(room, budget=room.budget - second, bandwidth=0.0)
+    near, second = _guess(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
+    start, unmoved = highest([near], room), replace(room, budget=room.budget - second, bandwidth=0.0)
     turned = second > 0 and fits(near, unmoved) is not None and not module.transformer.offload.order
-    found = _found(module, batch, room, start, turned)
+    found = _found(module, batch, room, start, turned, say)
     if turned and not (isinstance(found, Plan) and found.kept == 1 and not found.spill):
-        found = _found(module, batch, room, start, False)
+        found = _found(module, batch, room, start, False, say)
     if isinstance(found, Plan):
         record_blocks(module.transformer, module.config.model.graphs)
         return found
@@ -102,10 +107,20 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, together: int = 1)
     )
 
 
-def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool) -> Plan | Level | None:
+def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool, say: Say) -> Plan | Level | None:
     """`find` on this module, with its fp8 weights kept twice or once."""
     turn(module.transformer, turned)
-    found = find(lambda kept: measure(module, batch, kept), lambda plan: timed(module, batch, plan), room, start)
+
+    def measured(kept: float) -> Level | None:
+        say(f"trainer.memory: measuring model.kept={kept:g} on the first blocks; compiled first where that is new")
+        return measure(module, batch, kept)
+
+    def seconds(plan: Plan) -> float | None:
+        taken = timed(module, batch, plan)
+        say(f"trainer.memory: {plan}: " + ("too much" if taken is None else f"{taken:.2f} s a step"))
+        return taken
+
+    found = find(measured, seconds, room, start)
     return replace(found, turned=turned) if isinstance(found, Plan) else found
 
 
@@ -115,7 +130,7 @@ def apply(module: ICLoRA, kept: float, spill: float) -> None:
     module.transformer.spill = Spill(spill) if spill else None
 
 
-def _foreseen(module: ICLoRA, batch: Batch) -> Level:
+def _guess(module: ICLoRA, batch: Batch) -> Level:
     """The level of 1 by its sizes; a block is thought to take two fifths of its operations at the speed of a large
     product in bf16."""
     net, lora, device = module.transformer.config, module.config.model.lora, batch["target"].device

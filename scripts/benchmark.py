@@ -13,10 +13,12 @@ import argparse
 import gc
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -129,7 +131,7 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
     row: dict[str, Any] = {}
     if device.type == "cuda":
         if not way.plain and way.kept is None:
-            plan = settle(module, batch, way.memory)
+            plan = settle(module, batch, way.memory, partial(print, file=sys.stderr, flush=True))
             row = {"kept": plan.kept, "spill": plan.spill, "turned": plan.turned}
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
