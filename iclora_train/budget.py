@@ -14,12 +14,13 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried: under .8 products are computed again, the less is kept the more of them; over it
-# nothing that takes a kernel of its own.
-LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.65, 0.75, 1.0)
+# Levels of model.kept that are tried. Under CHEAP products are computed again, the less is kept the more of them; at it
+# norms are, in less time than they move; at 1 nothing is.
+LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
+CHEAP = 0.8
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.2, 5.3), (0.35, 7.3), (0.5, 9.3), (0.65, 11.5), (0.8, 13.3), (1.0, 13.3))
+SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.3, 7.3), (0.5, 10.2), (0.7, 13.3), (0.8, 13.3), (1.0, 17.2))
 PASSING = 16
 WORTH = 0.04  # how much more is worth another compilation
 
@@ -124,7 +125,8 @@ def find(
 
     measured: what a level costs, None if it cannot even be measured. seconds: of a step of a plan, None if it does not
     work. Each level has to be compiled, so few are tried, from `start` on: the next is foreseen from the one before.
-    The last plan that `seconds` is asked for is the one that is given.
+    Where the best keeps more than CHEAP by moving it, that is tried too. The last plan that `seconds` is asked for is
+    the one that is given.
     """
     kept, below = start, math.inf
     best: tuple[Plan, float] | None = None
@@ -145,6 +147,10 @@ def find(
         if best is not None and kept - best[0].kept < WORTH:
             break
     assert best is not None
+    if best[0].kept > CHEAP and best[0].spill > 0 and all(level.kept != CHEAP for level in known):
+        level = measured(CHEAP)
+        found = None if level is None else _working(level, seconds, room)
+        best = found if found is not None and found[1] < best[1] else best
     if best is not found:
         seconds(best[0])  # it is what is left set
     return best[0]

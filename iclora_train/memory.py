@@ -113,7 +113,13 @@ def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool,
 
     def measured(kept: float) -> Level | None:
         say(f"trainer.memory: measuring model.kept={kept:g} on the first blocks; compiled first where that is new")
-        return measure(module, batch, kept)
+        level = measure(module, batch, kept)
+        say(
+            "trainer.memory: too much"
+            if level is None
+            else f"trainer.memory: a block keeps {level.block / GIB:.2f} GiB"
+        )
+        return level
 
     def seconds(plan: Plan) -> float | None:
         taken = timed(module, batch, plan)

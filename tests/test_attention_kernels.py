@@ -12,7 +12,7 @@ from iclora_train.ltx2 import attention, flash
 from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.modulation import Onto
-from iclora_train.ltx2.origin import modulated
+from iclora_train.ltx2.norm import Norm
 from iclora_train.ltx2.rope import rotation
 
 WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
@@ -44,10 +44,10 @@ def layer(fp8: bool, spread: float, rank: int = 16, text: bool = False, heads: i
 
 
 def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor]:
-    """What it adds to two clips, each with a text or none, and the gradients of what its input is the modulated norm
-    of, of what it adds to, and of its adapters."""
+    """What two clips are with what it adds to them, each with a text or none, and the norm of that; and the gradients
+    of its input, of what it adds to, and of its adapters."""
     generator = torch.Generator().manual_seed(1)
-    x, before, grad = torch.randn(3, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
+    x, before, *grads = torch.randn(4, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     gates, scale, shift = torch.randn(3, 2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     level = (torch.rand(2, TOKENS, generator=generator) > 0.3).long().to("cuda")
     position = torch.rand(2, 3, TOKENS, 2, generator=generator).to("cuda")
@@ -56,9 +56,10 @@ def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor
     adapter = [p for p in attn.parameters() if p.requires_grad]
     words = torch.randn(2, WORDS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     looked_at = {"context": words} if text else {"rope": rope}
-    given, origin = modulated(x, scale, shift, level, 1e-6)
-    out = attn(given, **looked_at, onto=Onto(before.requires_grad_(), gates, level), origin=origin)
-    return [out.detach(), *torch.autograd.grad(out, [x, before, *adapter], grad)]
+    onto = Onto(before.requires_grad_(), gates, level)
+    found, normed = attn.added(x, onto, Norm(scale, shift, 1e-6), **looked_at)
+    back = torch.autograd.grad([found, normed], [x, before, *adapter], grads)
+    return [found.detach(), normed.detach(), *back]
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

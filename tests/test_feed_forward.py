@@ -11,7 +11,6 @@ from iclora_train.config import Lora
 from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.modulation import Onto
-from iclora_train.ltx2.origin import modulated
 from iclora_train.ltx2.projection import frozen, turn
 
 WIDTH, WIDE, ROWS = 256, 1024, 333
@@ -40,16 +39,16 @@ def layer(bias: bool, fp8: bool, device: str, rank: int = 16, width: int = WIDTH
 
 
 def step(ff: FeedForward, device: str) -> list[Tensor]:
-    """What it adds to what its input is the modulated norm of, and the gradients of that and of its adapters."""
+    """What it gives, and the gradients of its input, of what it adds to, and of its adapters."""
     generator = torch.Generator().manual_seed(1)
     width = frozen(ff.net[2]).out_features
-    before, grad = torch.randn(2, 1, ROWS, width, generator=generator).to(device, torch.bfloat16)
-    gates, scale, shift = torch.randn(3, 1, 2, width, generator=generator).to(device, torch.bfloat16)
+    x, before, grad = torch.randn(3, 1, ROWS, width, generator=generator).to(device, torch.bfloat16)
+    gates = torch.randn(1, 2, width, generator=generator).to(device, torch.bfloat16)
     level = (torch.rand(1, ROWS, generator=generator) > 0.3).long().to(device)
-    x, origin = modulated(before.requires_grad_(), scale, shift, level, 1e-6)
+    x.requires_grad_()
     adapter = [p for p in ff.parameters() if p.requires_grad]
-    out = ff(x, Onto(before, gates, level), origin)
-    return [out.detach(), *torch.autograd.grad(out, [before, *adapter], grad)]
+    out = ff(x, Onto(before.requires_grad_(), gates, level))
+    return [out.detach(), *torch.autograd.grad(out, [x, before, *adapter], grad)]
 
 
 @pytest.mark.gpu

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from iclora_train.ltx2.flash import flash_attention, has_flash
 from iclora_train.ltx2.gated_out import by_heads, gated_out, takes_out
 from iclora_train.ltx2.modulation import Onto
-from iclora_train.ltx2.origin import Origin
+from iclora_train.ltx2.norm import Norm
 from iclora_train.ltx2.projection import Joint, joinable, together
 from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
 from iclora_train.ltx2.query import normed_query, takes_query
@@ -57,39 +57,61 @@ class Attention(nn.Module):
         rope: Tensor | None = None,
         bias: AttentionBias | None = None,
         count: int | None = None,
-        onto: Onto | None = None,
-        origin: Origin | None = None,
     ) -> Tensor:
-        """count: only this many of the tokens, the first ones, are asked for; all are looked at.
+        """count: only this many of the tokens, the first ones, are asked for; all are looked at."""
+        return self._given(*self._attended(x, context, rope, bias, count))
 
-        onto: what the result is added to. origin: what x came from.
-        """
-        (q, k, v), gate = self._opened(x, context, rope, origin)
+    def added(
+        self,
+        x: Tensor,
+        onto: Onto,
+        norm: Norm,
+        context: Tensor | None = None,
+        rope: Tensor | None = None,
+        bias: AttentionBias | None = None,
+        count: int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, added to the tokens in `onto`; and the norm of that."""
+        out, gate = self._attended(x, context, rope, bias, count)
+        if self.fused and gate is not None and takes_out(out, self.to_out[0], onto):
+            return gated_out(out, gate, self.to_out[0], onto, norm)
+        found = onto.add(self._given(out, gate))
+        return found, norm(found, onto.level)
+
+    def _attended(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        rope: Tensor | None,
+        bias: AttentionBias | None,
+        count: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """What attention gives (B,n,heads,head_dim), and the gate (B,n,heads)."""
+        (q, k, v), gate = self._opened(x, context, rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         if count is not None and bias is None:
             q = q[:, :, :count]
-        out = attend(q, k, v, bias)[:, :, :count].transpose(1, 2)  # (B,N,heads,head_dim)
-        gate = None if gate is None else gate[:, :count]
-        if self.fused and gate is not None and onto is not None and takes_out(out, self.to_out[0], onto):
-            return gated_out(out, gate, self.to_out[0], onto)
-        if gate is not None:
-            out = by_heads(out, gate)
-        result = self.to_out(out.flatten(2))
-        return result if onto is None else onto.add(result)
+        out = attend(q, k, v, bias)[:, :, :count].transpose(1, 2)
+        return out, None if gate is None else gate[:, :count]
+
+    def _given(self, out: Tensor, gate: Tensor | None) -> Tensor:
+        """Attention's results, gated, through the last linear: (B,n,D)."""
+        found: Tensor = self.to_out((out if gate is None else by_heads(out, gate)).flatten(2))
+        return found
 
     def _opened(
-        self, x: Tensor, context: Tensor | None, rope: Tensor | None, origin: Origin | None
+        self, x: Tensor, context: Tensor | None, rope: Tensor | None
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
         """q, k, v (B,N,heads,head_dim) as they are compared, and the gate (B,N,heads)."""
         gates = self.to_gate_logits
         if context is None:
             layers = [self.to_q, self.to_k, self.to_v]
             if self.joint is not None and rope is not None and takes_qkv(x, layers, self.joint, rope):
-                return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope, origin)
+                return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope)
             (q, k, v), gate = together(x, layers, self.joint, gates)
             q = _norm(q, self.q_norm)
         else:
-            q, gate = self._query(x, origin)
+            q, gate = self._query(x)
             (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
         k = _norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
@@ -97,9 +119,9 @@ class Attention(nn.Module):
             q, k = rotate(q, rope), rotate(k, rope)
         return (q, k, v), gate
 
-    def _query(self, x: Tensor, origin: Origin | None) -> tuple[Tensor, Tensor | None]:
+    def _query(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The query for a context (B,N,D), normalised, and the gate."""
         if self.fused and takes_query(x, self.to_q):
-            return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm, origin)
+            return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm)
         (q,), gate = together(x, [self.to_q], None, self.to_gate_logits)
         return _norm(q, self.q_norm), gate

@@ -15,9 +15,6 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Inputs and operations of an intermediate result that the compiler computes again inside a kernel rather than keep in
 # memory, in fp32, between two passes over a row.
 READS, OPERATIONS = 16, 200
-# Share of the memory of a block's activations from where on keeping more only writes and reads more: what is computed
-# again is computed by the kernel that asks for it, from what that reads anyway.
-MOST = 0.9
 SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
 
 
@@ -26,7 +23,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
 
     kept: share of the memory of a block's activations that its backward pass may keep, the rest is computed again
     (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone,
-    from there on what attention gives is always kept; over MOST nothing more is.
+    from there on what attention gives is always kept; from .8 on no product is computed again, at 1 nothing is.
     """
     import torch._dynamo  # noqa: PLC0415 (slow)
     import torch._functorch.config  # noqa: PLC0415
@@ -36,7 +33,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
     torch._dynamo.config.recompile_limit = SHAPES
-    torch._functorch.config.activation_memory_budget = min(kept, MOST)
+    torch._functorch.config.activation_memory_budget = kept
     torch._inductor.config.joint_custom_pre_pass = Keep()
     torch._inductor.config.realize_reads_threshold = READS
     torch._inductor.config.realize_opcount_threshold = OPERATIONS

@@ -17,7 +17,6 @@ from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
 from iclora_train.ltx2.low_rank import back_through, factored, low_rank_back
 from iclora_train.ltx2.modulation import Onto, pick
-from iclora_train.ltx2.origin import Origin, across_tokens
 from iclora_train.ltx2.projection import frozen, given, halves_of
 
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
@@ -44,17 +43,15 @@ class FeedForward(nn.Module):
             GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
         )
 
-    def forward(self, x: Tensor, onto: Onto, origin: Origin | None = None) -> Tensor:
+    def forward(self, x: Tensor, onto: Onto) -> Tensor:
         """x (B,n,D), which is what the result is added to, modulated."""
         first, second = self.net[0], self.net[2]
         assert isinstance(first, GELUProjection)
-        fused = fused_feed_forward(x, first.proj, second, onto, origin) if self.fused else None
+        fused = fused_feed_forward(x, first.proj, second, onto) if self.fused else None
         return onto.add(self.net(x)) if fused is None else fused
 
 
-def fused_feed_forward(
-    x: Tensor, first: nn.Module, second: nn.Module, onto: Onto, origin: Origin | None
-) -> Tensor | None:
+def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: Onto) -> Tensor | None:
     """onto + second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
     halves = halves_of(first), halves_of(second)
     if not takes(x) or halves[0] is None or halves[1] is None or not adds_to(onto):
@@ -66,8 +63,7 @@ def fused_feed_forward(
     fp8 = {isinstance(linear, Fp8Linear) for linear in (inner, outer)}
     if len(fp8) > 1 or (fp8 == {True} and not multiplies_fp8(x)):
         return None
-    between = () if origin is None else (origin.inverse, origin.scale, origin.shift)  # the rest of it is in `onto`
-    found: Tensor = _FeedForward.apply(x, *given(inner), *halves[0], *given(outer), *halves[1], *onto, *between)
+    found: Tensor = _FeedForward.apply(x, *given(inner), *halves[0], *given(outer), *halves[1], *onto)
     return found
 
 
@@ -83,7 +79,7 @@ class _FeedForward(torch.autograd.Function):
         ctx: Any, x: Tensor,
         w1: Tensor, s1: Tensor | None, turned1: Tensor | None, bias1: Tensor | None, a1: Tensor, b1: Tensor,
         w2: Tensor, s2: Tensor | None, turned2: Tensor | None, bias2: Tensor | None, a2: Tensor, b2: Tensor,
-        residual: Tensor, gates: Tensor, level: Tensor, *between: Tensor,
+        residual: Tensor, gates: Tensor, level: Tensor,
     ) -> Tensor:  # fmt: skip
         from iclora_train.ltx2.feed_forward_ops import gelu_up  # noqa: PLC0415 (needs Triton)
 
@@ -94,26 +90,24 @@ class _FeedForward(torch.autograd.Function):
         hidden, inner, inner_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
         factor = None if s2 is None else inner_scale * s2
         product = inner @ w2.t() if s2 is None else raw_product(inner, w2.t())
-        frozen = w1, s1, turned1, w2, s2, turned2
-        seen = (residual, *between, level) if between else (x,)  # an `Origin`, or the input itself
-        ctx.save_for_backward(u1, hidden, u2, *frozen, a1, b1, a2, b2, gates, level, *seen)
+        ctx.save_for_backward(x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level)
         return add_gated(product, factor, bias2, u2, up2, residual.contiguous(), gates.contiguous(), level)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         from iclora_train.ltx2.feed_forward_ops import gelu_back  # noqa: PLC0415
 
-        u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level, *seen = ctx.saved_tensors
+        x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level = ctx.saved_tensors
         rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
         t2, of_b2 = low_rank_back(rows, u2, up2)  # (N,R), (D,R)
         product, scale = _opened(rows, across(w2, s2, turned2), s2)
         d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8)
         factor = None if s1 is None else d_scale * s1
-        back = back_through(d, factor, across(w1, s1, turned1), t1, down1).view_as(grad)
-        of_a1 = across_tokens(t1, seen)
+        back = back_through(d, factor, across(w1, s1, turned1), t1, down1).view_as(x)
+        of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])
         return (
             back, None, None, None, None, of_a1.to(a1.dtype), of_b1.to(b1.dtype),
             None, None, None, None, of_a2.to(a2.dtype), of_b2.to(b2.dtype),
-            grad, *[None] * (len(ctx.needs_input_grad) - 14),
+            grad, None, None,
         )  # fmt: skip

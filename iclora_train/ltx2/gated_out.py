@@ -1,5 +1,6 @@
 """What comes behind attention as one function: a gate for each head, the output's linear with its adapter, the gated
-sum with the tokens. The adapter's share is computed where it is added, forwards and backwards, and never written.
+sum with the tokens, and the norm that looks at them next. The adapter's share is computed where it is added, forwards
+and backwards, and never written; what goes back through norm, sum and gate is one pass.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import across
+from iclora_train.ltx2.fp8_linear import across, raw_product
 from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, factored, has_kernel, low_rank_back
-from iclora_train.ltx2.modulation import Onto, pick
+from iclora_train.ltx2.modulation import Onto
+from iclora_train.ltx2.norm import Norm, modulated, norm_back
 from iclora_train.ltx2.projection import frozen, given, halves_of
 
-ADD, BACK = (64, 4), (64, 4)  # rows of a program's tile, and its warps
+ADD, BACK = (64, 4), (32, 4, 3)  # rows of a program's tile, its warps, and backwards tiles on their way
+PARTS = 8  # of the rows, that are summed up apart
 
 
 def adds_to(onto: Onto) -> bool:
@@ -28,15 +31,17 @@ def takes_out(out: Tensor, layer: nn.Module, onto: Onto) -> bool:
     linear, halves, width = frozen(layer), halves_of(layer), out.shape[-1]
     if halves is None or not power_of_two(width) or not 16 <= width <= CHANNELS or not adds_to(onto):
         return False
-    return has_kernel(out, given(linear).scale, [len(halves[0])], [linear.out_features])
+    whole = power_of_two(linear.out_features)
+    return whole and has_kernel(out, given(linear).scale, [len(halves[0])], [linear.out_features])
 
 
-def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: Onto) -> Tensor:
-    """onto + layer(2 sigmoid(gate) out), for attention's results out (B,n,heads,head_dim) and gate (B,n,heads)."""
+def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: Onto, norm: Norm) -> tuple[Tensor, Tensor]:
+    """onto + layer(2 sigmoid(gate) out), for attention's results out (B,n,heads,head_dim) and gate (B,n,heads); and
+    the norm of that."""
     halves = halves_of(layer)
     assert halves is not None
     down, up = (half.to(out.dtype) for half in halves)
-    found: Tensor = _GatedOut.apply(out, gate, *given(frozen(layer)), down, up, *onto)
+    found: tuple[Tensor, Tensor] = _GatedOut.apply(out, gate, *given(frozen(layer)), down, up, *onto, *norm)
     return found
 
 
@@ -50,21 +55,29 @@ class _GatedOut(torch.autograd.Function):
     def forward(
         ctx: Any, out: Tensor, gate: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None,
         bias: Tensor | None, down: Tensor, up: Tensor, x: Tensor, gates: Tensor, level: Tensor,
-    ) -> Tensor:  # fmt: skip
+        norm_scale: Tensor, norm_shift: Tensor, eps: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = by_heads(out, gate).flatten(2).flatten(0, 1)
         u = rows @ down.t()
         product, factor = factored(rows, weight.t(), scale)
-        ctx.save_for_backward(out, gate, weight, scale, turned, down, up, u, gates, level)
-        return add_gated(product, factor, bias, u, up, x.contiguous(), gates.contiguous(), level)
+        found = add_gated(product, factor, bias, u, up, x.contiguous(), gates.contiguous(), level)
+        normed, inverse = modulated(found, Norm(norm_scale, norm_shift, eps), level)
+        seen = found, inverse, norm_scale, level, gates
+        ctx.save_for_backward(out, gate, weight, scale, turned, down, up, u, *seen)
+        return found, normed
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        out, gate, weight, scale, turned, down, up, u, gates, level = ctx.saved_tensors
-        rows = (grad * pick(gates, level)).flatten(0, 1)
-        product, factor = factored(rows, across(weight, scale, turned), scale)
+    def backward(ctx: Any, of_found: Tensor, of_normed: Tensor) -> tuple[Tensor | None, ...]:
+        out, gate, weight, scale, turned, down, up, u, found, inverse, norm_scale, level, gates = ctx.saved_tensors
+        given = of_normed.contiguous(), of_found.contiguous(), found, inverse, norm_scale.contiguous()
+        of_x, rows, values, factor = norm_back(*given, level, gates.contiguous(), scale)
+        back = across(weight, scale, turned)
+        product = rows @ back if scale is None else raw_product(values, back)
         t, of_up = low_rank_back(rows, u, up)
-        of_out, of_gate, seen = gate_back(product, factor, t, down, out.contiguous(), gate.contiguous())
-        return of_out, of_gate, None, None, None, None, t.t() @ seen.view_as(rows), of_up, grad, None, None
+        of_out, of_gate, of_down = gate_back(
+            product, None if scale is None else factor, t, down, out.contiguous(), gate.contiguous()
+        )
+        return of_out, of_gate, *[None] * 4, of_down.sum(0).to(down.dtype), of_up, of_x, *[None] * 5
 
 
 @torch.library.custom_op("iclora_train::add_gated", mutates_args=())
@@ -101,23 +114,28 @@ def gate_back(
     product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of out (B,n,heads,head_dim) and gate (B,n,heads), given that of 2 sigmoid(gate) out: product (B n,D)
-    factor (B n,) + t down, t (B n,R), down (R,D); and 2 sigmoid(gate) out itself."""
+    factor (B n,) + t down, t (B n,R), down (R,D); and that of down, in parts (PARTS,R,D) fp32."""
     import triton  # noqa: PLC0415
 
     from iclora_train.ltx2.low_rank_kernel import ungated  # noqa: PLC0415
 
-    (rows, width), (tile, warps) = product.shape, BACK
-    of_out, of_gate, seen = torch.empty_like(out), torch.empty_like(gate), torch.empty_like(out)
+    (rows, width), (tile, warps, stages) = product.shape, BACK
+    of_out, of_gate, of_down = _grads_like(out, gate, down)
     heads, channels = out.shape[2:]
-    ungated[(triton.cdiv(rows, tile), heads)](
-        product, factor, t, down, out, gate, of_out, of_gate, seen, rows,
-        width, heads, t.shape[1], tile, channels, factor is not None, num_warps=warps,
+    ungated[(heads, PARTS)](
+        product, factor, t, down, out, gate, of_out, of_gate, of_down, rows, triton.cdiv(rows, tile * PARTS),
+        width, heads, t.shape[1], tile, channels, factor is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return of_out, of_gate, seen
+    return of_out, of_gate, of_down
 
 
 @gate_back.register_fake
 def _(
     product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(out), torch.empty_like(gate), torch.empty_like(out)
+    return _grads_like(out, gate, down)
+
+
+def _grads_like(out: Tensor, gate: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    of_down = down.new_empty(PARTS, *down.shape, dtype=torch.float32)
+    return torch.empty_like(out), torch.empty_like(gate), of_down

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from iclora_train.ltx2.fp8_linear import by_column, multiplies_fp8, raw_product, round_rows, rounded_product
 from iclora_train.ltx2.kernels import RANKS, takes
-from iclora_train.ltx2.origin import across_tokens
 
 ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
 THIN = (64, 8)  # the same of `add_thin`: rows and warps
@@ -162,14 +161,13 @@ def _(product: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 
 def thin_back(
-    grad: Tensor, of_gate: Tensor, seen: Sequence[Tensor], u: Tensor, up: Tensor, layers: int = 1
+    grad: Tensor, of_gate: Tensor, rows: Tensor, u: Tensor, up: Tensor, layers: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What comes back through h (B,n,k) -> u and a gate (B n,r + heads), by `down` (r + heads,k), and u up^T (B n,out):
-    that of u and the gate side by side, and the gradients of down and up; given those of u up^T and of the gate, and
-    what is kept of h (`origin.across_tokens`)."""
+    """What comes back through rows (N,k) -> u and a gate (N,r + heads), by `down` (r + heads,k), and u up^T (N,out):
+    that of u and the gate side by side, and the gradients of down and up; given those of u up^T and of the gate."""
     of_u, of_up = low_rank_back(grad, u, up, layers)
     t = torch.cat([of_u, of_gate], -1)
-    return t, across_tokens(t, seen), of_up
+    return t, t.t() @ rows, of_up
 
 
 def back_through(values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor) -> Tensor:

@@ -102,25 +102,30 @@ def gated(product, factor, bias, u, up, x, gates, level, found, n, tokens, level
 
 
 @triton.jit
-def ungated(product, factor, t, down, out, gate, of_out, of_gate, seen, n,
+def ungated(product, factor, t, down, out, gate, of_out, of_gate, of_down, n, tiles,
             WIDTH: tl.constexpr, HEADS: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
             SCALED: tl.constexpr):  # fmt: skip
-    """Of one head: d = product factor + t down; its gradients 2 sigmoid(gate) d, and that of the gate; and what was
-    seen forwards, 2 sigmoid(gate) out."""
-    row, head = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.program_id(1)
+    """Of one head and a part of the rows: d = product factor + t down; its gradients 2 sigmoid(gate) d, and that of the
+    gate; and t^T times what was seen forwards, 2 sigmoid(gate) out, to be summed over the parts (R,WIDTH)."""
+    head, part = tl.program_id(0), tl.program_id(1)
     column = head * CHANNELS + tl.arange(0, CHANNELS)
-    rank, real = tl.arange(0, R), row < n
-    inside = real[:, None]
-    at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
-    value = tl.load(product + at, mask=inside, other=0.0).to(tl.float32)
-    given = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
-    share = 1 / (1 + tl.exp(-tl.load(gate + row * HEADS + head, mask=real, other=0.0).to(tl.float32)))
-    if SCALED:
-        value *= tl.load(factor + row, mask=real, other=0.0)[:, None]
-    a = tl.load(t + row[:, None] * R + rank[None, :], mask=inside, other=0.0)
+    rank = tl.arange(0, R)
     b = tl.load(down + rank[:, None] * WIDTH + column[None, :])
-    value += tl.dot(a, b)
-    tl.store(seen + at, (2 * share[:, None] * given).to(tl.bfloat16), mask=inside)
-    tl.store(of_out + at, (2 * share[:, None] * value).to(tl.bfloat16), mask=inside)
-    slope = 2 * share * (1 - share) * tl.sum(value * given, 1)
-    tl.store(of_gate + row * HEADS + head, slope.to(tl.bfloat16), mask=real)
+    total = tl.zeros([R, CHANNELS], tl.float32)
+    for step in range(tiles):
+        row = (part * tiles + step) * ROWS + tl.arange(0, ROWS)
+        real = row < n
+        inside = real[:, None]
+        at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
+        value = tl.load(product + at, mask=inside, other=0.0).to(tl.float32)
+        given = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+        share = 1 / (1 + tl.exp(-tl.load(gate + row * HEADS + head, mask=real, other=0.0).to(tl.float32)))
+        if SCALED:
+            value *= tl.load(factor + row, mask=real, other=0.0)[:, None]
+        a = tl.load(t + row[:, None] * R + rank[None, :], mask=inside, other=0.0)
+        value += tl.dot(a, b)
+        total += tl.dot(tl.trans(a), (2 * share[:, None] * given).to(tl.bfloat16))
+        tl.store(of_out + at, (2 * share[:, None] * value).to(tl.bfloat16), mask=inside)
+        slope = 2 * share * (1 - share) * tl.sum(value * given, 1)
+        tl.store(of_gate + row * HEADS + head, slope.to(tl.bfloat16), mask=real)
+    tl.store(of_down + (part * R + rank[:, None]) * WIDTH + column[None, :], total)

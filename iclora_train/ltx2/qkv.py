@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, across
 from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, add_low_rank, back_through, has_kernel, opened, thin_back
-from iclora_train.ltx2.origin import Origin
 from iclora_train.ltx2.projection import Joint, ranks_of, thin_halves
 
 WARPS = 8
@@ -40,15 +39,12 @@ def rotated_qkv(
     gate: nn.Linear | None,
     norms: tuple[nn.RMSNorm, nn.RMSNorm],
     rope: Tensor,
-    origin: Origin | None,
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
     """x (B,N,in) -> q, k, v (B,N,heads,head_dim), q and k normalised across heads and rotated by `rope`
     (2,B,N,heads,head_dim/2), and through the gate."""
     weights = (norm.weight.to(x.dtype) for norm in norms)
     halves = thin_halves(x, layers, joint.sizes, gate)
-    q, k, v, opened = _RotatedQKV.apply(
-        x, *joint.given(), *halves, *weights, rope.contiguous(), norms[0].eps, *(origin or ())
-    )
+    q, k, v, opened = _RotatedQKV.apply(x, *joint.given(), *halves, *weights, rope.contiguous(), norms[0].eps)
     return (q, k, v), None if gate is None else opened + gate.bias
 
 
@@ -57,7 +53,6 @@ class _RotatedQKV(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
         down: Tensor, up: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, eps: float,
-        *origin: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         rows = x.flatten(0, -2)
         u, gate = (rows @ down.t()).tensor_split([up.shape[1]], -1)
@@ -65,20 +60,18 @@ class _RotatedQKV(torch.autograd.Function):
         raw, v = add_low_rank(product, own, scale, bias, u, up, _LAYERS)
         q, k, inverse = norm_rotate(raw, q_weight, k_weight, rope, eps)
         q, k, v = (rows.view(*rope.shape[1:4], -1) for rows in (q, k, v))
-        norm = q_weight, k_weight, rope, q, k, inverse
-        ctx.save_for_backward(weight, scale, turned, u, down, up, *norm, *(origin or (x,)))
+        ctx.save_for_backward(x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse)
         return q, k, v, gate.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse, *seen = ctx.saved_tensors
+        x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
         given = [rows.contiguous() for rows in (of_q, of_k, of_v, q, k)]
         grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale)
-        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), seen, u, up, _LAYERS)
+        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up, _LAYERS)
         rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, row_scale)
         back = back_through(*rounded, across(weight, scale, turned), t, down)
-        unlearned = [None] * (len(ctx.needs_input_grad) - 7)
-        return back.unflatten(0, rope.shape[1:3]), None, None, None, None, of_down, of_up, *unlearned
+        return back.view_as(x), None, None, None, None, of_down, of_up, *[None] * 4
 
 
 @torch.library.custom_op("iclora_train::norm_rotate", mutates_args=())

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, across
 from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, add_thin, back_through, factored, has_kernel, thin_back
-from iclora_train.ltx2.origin import Origin
 from iclora_train.ltx2.projection import frozen, given, ranks_of, thin_halves
 from iclora_train.ltx2.qkv import ROUNDING
 
@@ -30,13 +29,11 @@ def takes_query(x: Tensor, layer: nn.Module) -> bool:
     return has_kernel(x, given(linear).scale, ranks_of([layer]), [width])
 
 
-def normed_query(
-    x: Tensor, layer: nn.Module, gate: nn.Linear | None, norm: nn.RMSNorm, origin: Origin | None
-) -> tuple[Tensor, Tensor | None]:
+def normed_query(x: Tensor, layer: nn.Module, gate: nn.Linear | None, norm: nn.RMSNorm) -> tuple[Tensor, Tensor | None]:
     """x (B,n,in) -> its query (B,n,D), normalised, and through the gate."""
     linear = frozen(layer)
     halves = thin_halves(x, [layer], [linear.out_features], gate)
-    query, opened = _NormedQuery.apply(x, *given(linear), *halves, norm.weight.to(x.dtype), norm.eps, *(origin or ()))
+    query, opened = _NormedQuery.apply(x, *given(linear), *halves, norm.weight.to(x.dtype), norm.eps)
     return query, None if gate is None else opened + gate.bias
 
 
@@ -44,25 +41,24 @@ class _NormedQuery(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
-        down: Tensor, up: Tensor, norm: Tensor, eps: float, *origin: Tensor,
+        down: Tensor, up: Tensor, norm: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = x.flatten(0, -2)
         u, gate = (rows @ down.t()).tensor_split([up.shape[1]], -1)
         product, factor = factored(rows, weight.t(), scale)
         query, inverse = norm_alone(add_thin(product, factor, bias, u, up.t()), norm, eps)
         query = query.unflatten(0, x.shape[:-1])
-        ctx.save_for_backward(weight, scale, turned, u, down, up, norm, query, inverse, *(origin or (x,)))
+        ctx.save_for_backward(x, weight, scale, turned, u, down, up, norm, query, inverse)
         return query, gate.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, of_query: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scale, turned, u, down, up, norm, query, inverse, *seen = ctx.saved_tensors
+        x, weight, scale, turned, u, down, up, norm, query, inverse = ctx.saved_tensors
         grad, values, factor = norm_alone_back(of_query.contiguous(), query.contiguous(), inverse, norm, scale)
-        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), seen, u, up)
+        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
         rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, factor)
         back = back_through(*rounded, across(weight, scale, turned), t, down)
-        unlearned = [None] * (len(ctx.needs_input_grad) - 7)
-        return back.unflatten(0, query.shape[:-1]), None, None, None, None, of_down, of_up, *unlearned
+        return back.view_as(x), None, None, None, None, of_down, of_up, None, None
 
 
 @torch.library.custom_op("iclora_train::norm_alone", mutates_args=())

@@ -18,8 +18,8 @@ from iclora_train.ltx2.attention import Attention
 from iclora_train.ltx2.feed_forward import FeedForward
 from iclora_train.ltx2.graphs import Graphs
 from iclora_train.ltx2.modulation import AdaLayerNormSingle, CaptionProjection, Onto, pick, rms_norm
+from iclora_train.ltx2.norm import Norm
 from iclora_train.ltx2.offload import Offload
-from iclora_train.ltx2.origin import Origin, modulated
 from iclora_train.ltx2.perturb import values_through
 from iclora_train.ltx2.rope import Rotations
 from iclora_train.ltx2.spill import Spill
@@ -107,30 +107,28 @@ class Block(nn.Module):
         count: only the first tokens' results are wanted, (B,count,D).
         """
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + modulation).unbind(2)
-        own, origin = self._modulated(x, scale, shift, level)
+        eps, last = self.eps, Norm(ff_scale, ff_shift, self.eps)
+        own = Norm(scale, shift, eps)(x, level)
         level = level[:, :count]
         onto = Onto(x[:, :count], gate, level)
-        if perturbed:
-            x = onto.add(values_through(self.attn1, own)[:, :count])
-        else:
-            x = self.attn1(own, rope=rope, bias=bias, count=count, onto=onto, origin=origin)
         if cross:
             cross_shift, cross_scale, cross_gate = cross
+            norm = Norm(cross_scale, cross_shift, eps)
+            if perturbed:
+                x = onto.add(values_through(self.attn1, own)[:, :count])
+                query = norm(x, level)
+            else:
+                x, query = self.attn1.added(own, onto, norm, None, rope, bias, count)
             table = self.prompt_scale_shift_table if prompt is None else self.prompt_scale_shift_table + prompt
             text_shift, text_scale = table.unbind(-2)
             text = text * (1 + text_scale) + text_shift
-            query, origin = self._modulated(x, cross_scale, cross_shift, level)
-            x = self.attn2(query, context=text, onto=Onto(x, cross_gate, level), origin=origin)
+            x, inner = self.attn2.added(query, Onto(x, cross_gate, level), last, text)
         else:
-            x = x + self.attn2(rms_norm(x, self.eps), context=text)
-        inner, origin = self._modulated(x, ff_scale, ff_shift, level)
-        return self.ff(inner, Onto(x, ff_gate, level), origin)
-
-    def _modulated(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> tuple[Tensor, Origin | None]:
-        """The norm of x, modulated, and for kernels of our own what that came from."""
-        if self.ff.fused:
-            return modulated(x, scale, shift, level, self.eps)
-        return rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level), None
+            seen = values_through(self.attn1, own)[:, :count] if perturbed else self.attn1(own, None, rope, bias, count)
+            x = onto.add(seen)
+            x = x + self.attn2(rms_norm(x, eps), text)
+            inner = last(x, level)
+        return self.ff(inner, Onto(x, ff_gate, level))
 
 
 class Transformer(nn.Module):
