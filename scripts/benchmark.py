@@ -35,7 +35,7 @@ from iclora_train.batches import Batch
 from iclora_train.budget import GIB
 from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.dryrun import clock, optimizer_step
-from iclora_train.ltx2 import flash, modulation, transformer
+from iclora_train.ltx2 import flash, modulation, norm, transformer
 from iclora_train.ltx2.base import Base
 from iclora_train.memory import settle
 from iclora_train.module import ICLoRA
@@ -104,6 +104,7 @@ def plainly() -> Iterator[None]:
     with (
         patch.object(transformer, "pick", lambda rows, level: rows),
         patch.object(modulation, "pick", lambda rows, level: rows),
+        patch.object(norm, "pick", lambda rows, level: rows),
         patch.object(flash, "INSTALLED", ""),
         patch.object(transformer.Transformer, "forward", spread),
     ):

@@ -158,6 +158,7 @@ def test_in_compiled_blocks_it_gives_the_same_step_and_is_never_computed_twice(
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("n", "m"), [(7, 5), (333, 1024), (2000, 1999)])
 def test_on_a_hopper_gpu_the_package_computes_attention(n: int, m: int, compiled: bool) -> None:
