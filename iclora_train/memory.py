@@ -31,6 +31,9 @@ from iclora_train.shards import ShardSet
 from iclora_train.throughput import matmul_peak, work_of
 
 HOST = 0.7  # share of the free host memory that may be pinned
+FORWARDS = (
+    0.47  # of a step's operations, the seconds of a forward pass at the speed of a large product in bf16 (seen at L)
+)
 TIMED = 2  # steps of which the shortest counts
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
 Say = Callable[[str], object]
@@ -137,11 +140,10 @@ def apply(module: ICLoRA, kept: float, spill: float) -> None:
 
 
 def _guess(module: ICLoRA, batch: Batch) -> Level:
-    """The level of 1 by its sizes; a block is thought to take two fifths of its operations at the speed of a large
-    product in bf16."""
+    """The level of 1 by its sizes."""
     net, lora, device = module.transformer.config, module.config.model.lora, batch["target"].device
     work = work_of(batch, net, lora.rank, tuple(lora.targets))
-    seconds = 0.4 * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
+    seconds = FORWARDS * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
     return guessed(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
 
 

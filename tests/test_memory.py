@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +13,7 @@ from iclora_train import memory
 from iclora_train.batches import Batch
 from iclora_train.budget import GIB, Level, Plan, Room, budget_of, find, foreseen, guessed, highest
 from iclora_train.config import ConfigError
+from iclora_train.ltx2 import spill as spill_module
 from iclora_train.ltx2.base import Base
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.projection import turnable
@@ -198,6 +202,48 @@ def test_what_the_block_before_the_last_moved_is_back_when_it_is_needed() -> Non
     second.backward()
     assert on_the_host == [False]
     assert weight.grad == 2000
+
+
+class Slow:
+    """A lane on which nothing ever arrives unless the computation waits for it."""
+
+    def __init__(self) -> None:
+        self.sent = self.held = 0
+
+    def inside(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def follow(self) -> None: ...
+
+    def mark(self) -> SimpleNamespace:
+        self.sent += 1
+        return SimpleNamespace(query=lambda: False, number=self.sent)
+
+    def hold(self, moment: SimpleNamespace) -> None:
+        self.held = max(self.held, moment.number)
+
+
+def test_nobody_waits_for_copies_while_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays and what is on its way never take more than what stays in the end, and what may be on its way then."""
+    monkeypatch.setattr(spill_module, "ON_THE_WAY", 4 * 1000)
+    spill, weight, lane = Spill(0.5, least=256), torch.ones((), requires_grad=True), Slow()
+    spill.lane = lane  # type: ignore[assignment]
+    waited: list[list[int]] = []
+    for _ in range(2):
+        lane.sent = lane.held = 0
+        spill.leaving.clear()
+        waited.append([])
+        results = []
+        for number in range(20):
+            with spill.block(number, [weight], last=number == 19):
+                results += [torch.ones(1000) * weight for _ in range(4)]
+            waited[-1].append(lane.held)
+            on_the_way = sum(tensor.numel() * tensor.element_size() for tensor, _ in spill.leaving)
+            if waited[1:]:
+                assert spill.seen - spill.moved + on_the_way <= spill.most + 4 * 1000
+    first, second = waited
+    assert first[-1] == second[-1] == lane.sent - 1  # all but what may be on its way
+    assert second[8] == 0 < first[8]
 
 
 def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:

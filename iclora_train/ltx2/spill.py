@@ -21,7 +21,7 @@ from iclora_train.lane import Lane
 LEAST = 2**22  # bytes of a tensor worth a copy
 SLAB = 2**30  # bytes of pinned memory that are asked for at once: PyTorch rounds each request up to a power of two
 ALIGNED = 512  # bytes
-ON_THE_WAY = 2**30  # bytes that may wait to be copied before the computation waits for them
+ON_THE_WAY = 2**30  # bytes that may wait to be copied, where a forward pass ends, before the computation waits for them
 
 
 @dataclass
@@ -53,6 +53,7 @@ class Spill:
         self.free: list[Tensor] = []  # pinned memory that nothing is in
         self.left: Tensor | None = None  # of the last slab, what was never given out
         self.seen = self.moved = 0  # bytes of the last step
+        self.most = 0  # bytes that stayed where a forward pass ended, of all so far
 
     @contextmanager
     def block(self, number: int, exempt: Iterable[Tensor], last: bool = False) -> Iterator[None]:
@@ -63,7 +64,9 @@ class Spill:
         if number == 0:
             self.seen = self.moved = 0
         own: list[Kept] = []
-        if not last:
+        if last:
+            self.most = max(self.most, self.seen - self.moved)
+        else:
             self.blocks[number] = own
         staying = {tensor.untyped_storage()._cdata for tensor in exempt}
 
@@ -75,11 +78,13 @@ class Spill:
                 return tensor
             self.seen += size  # of all blocks so far: one large tensor more or less is made up for by the next block
             over = self.moved + size / 2 > self.share * self.seen
-            if over or size < self.least or not dense(tensor):
-                return tensor
-            self.moved += size
-            own.append(self._send(tensor.detach()))
-            return number, own[-1]
+            moves = not over and size >= self.least and dense(tensor)
+            if moves:
+                self.moved += size
+                own.append(self._send(tensor.detach()))
+            if self.lane is not None:
+                self._let_go(ON_THE_WAY + max(0, self.most - (self.seen - self.moved)))
+            return (number, own[-1]) if moves else tensor
 
         with saved_tensors_hooks(pack, self._unpack):
             yield
@@ -95,7 +100,6 @@ class Spill:
         gone = self.lane.mark()
         if gone is not None:
             self.leaving.append((tensor, gone))
-            self._let_go()
         return Kept(host, memory, tensor.device)
 
     def _memory(self, size: int, pinned: bool) -> Tensor:
@@ -111,7 +115,7 @@ class Spill:
         piece, self.left = self.left[:size], self.left[size:]
         return piece
 
-    def _let_go(self, allowed: int = ON_THE_WAY) -> None:
+    def _let_go(self, allowed: int) -> None:
         """Give up what has been copied; with more than allowed on the way, the computation waits for the oldest.
 
         Memory that is given up can be written again by the computation: so that waits for the copy first.
