@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from iclora_train.ltx2.feed_forward_ops import gelu_back, gelu_up
 from iclora_train.ltx2.fp8_linear import Fp8Linear, across, multiplies_fp8, raw_product
 from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
@@ -81,8 +82,6 @@ class _FeedForward(torch.autograd.Function):
         w2: Tensor, s2: Tensor | None, turned2: Tensor | None, bias2: Tensor | None, a2: Tensor, b2: Tensor,
         residual: Tensor, gates: Tensor, level: Tensor,
     ) -> Tensor:  # fmt: skip
-        from iclora_train.ltx2.feed_forward_ops import gelu_up  # noqa: PLC0415 (needs Triton)
-
         rows = x.reshape(-1, x.shape[-1])
         down1, up1, down2, up2 = (half.to(x.dtype) for half in (a1, b1, a2, b2))
         u1 = F.linear(rows, down1)  # (N,R)
@@ -95,8 +94,6 @@ class _FeedForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from iclora_train.ltx2.feed_forward_ops import gelu_back  # noqa: PLC0415
-
         x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level = ctx.saved_tensors
         rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))

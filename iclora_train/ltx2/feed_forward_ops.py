@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
 from torch import Tensor
 
-from iclora_train.ltx2 import feed_forward_kernels as kernels
 from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST
 
 
@@ -41,6 +39,10 @@ def _scales_like(rows: Tensor, fp8: bool) -> Tensor:
 
 def _gathered(most: Tensor, shares: Tensor, like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
     """The scales of rows (N,), and the product of rows with an A or a B as `like` (N,R)."""
+    import triton  # noqa: PLC0415 (not where there is no GPU)
+
+    from iclora_train.ltx2 import feed_forward_kernels as kernels  # noqa: PLC0415
+
     parts, n, rank = shares.shape
     scales, v = _scales_like(like, fp8), torch.empty_like(like)
     kernels.gather[(triton.cdiv(n, GATHERED),)](most, shares, scales, v, n, rank, GATHERED, parts, fp8, LARGEST, LEAST)
@@ -62,6 +64,10 @@ def gelu_up(
 
     product (N,F), scale (N,), u (N,R), up (F,R), bias (F,), down (R,F).
     """
+    import triton  # noqa: PLC0415 (not where there is no GPU)
+
+    from iclora_train.ltx2 import feed_forward_kernels as kernels  # noqa: PLC0415
+
     n, width = product.shape
     hidden = torch.empty_like(product)
     opened = torch.empty_like(product, dtype=E4M3 if fp8 else None)
@@ -93,6 +99,10 @@ def gelu_back(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """d = (scale product + t down) gelu'(hidden) (N,F), in fp8 with a scale per row (N,) if `fp8`; d up (N,R); and the
     gradients of the adapters' inner halves, t^T gelu(hidden) (R,F) and d^T u (F,R), both fp32."""
+    import triton  # noqa: PLC0415 (not where there is no GPU)
+
+    from iclora_train.ltx2 import feed_forward_kernels as kernels  # noqa: PLC0415
+
     (n, width), rank = product.shape, t.shape[1]
     grad = torch.empty_like(product)
     rounded = torch.empty_like(product, dtype=E4M3) if fp8 else grad
