@@ -230,7 +230,7 @@ def test_nobody_waits_for_copies_while_there_is_memory(monkeypatch: pytest.Monke
     spill.lane = lane  # type: ignore[assignment]
     waited: list[list[int]] = []
     for _ in range(2):
-        lane.sent = lane.held = 0
+        lane.sent = lane.held = spill.waiting = 0
         spill.leaving.clear()
         waited.append([])
         results = []

@@ -53,6 +53,7 @@ class Spill:
         self.free: list[Tensor] = []  # pinned memory that nothing is in
         self.left: Tensor | None = None  # of the last slab, what was never given out
         self.seen = self.moved = 0  # bytes of the last step
+        self.waiting = 0  # bytes in `leaving`
         self.most = 0  # bytes that stayed where a forward pass ended, of all so far
 
     @contextmanager
@@ -100,6 +101,7 @@ class Spill:
         gone = self.lane.mark()
         if gone is not None:
             self.leaving.append((tensor, gone))
+            self.waiting += tensor.numel() * tensor.element_size()
         return Kept(host, memory, tensor.device)
 
     def _memory(self, size: int, pinned: bool) -> Tensor:
@@ -121,11 +123,10 @@ class Spill:
         Memory that is given up can be written again by the computation: so that waits for the copy first.
         """
         assert self.lane is not None
-        waiting = sum(tensor.numel() * tensor.element_size() for tensor, _ in self.leaving)
-        while self.leaving and (waiting > allowed or self.leaving[0][1].query()):
+        while self.leaving and (self.waiting > allowed or self.leaving[0][1].query()):
             tensor, gone = self.leaving.popleft()
             self.lane.hold(gone)
-            waiting -= tensor.numel() * tensor.element_size()
+            self.waiting -= tensor.numel() * tensor.element_size()
 
     def _unpack(self, packed: Tensor | tuple[int, Kept | Tensor]) -> Tensor:
         if isinstance(packed, Tensor):
