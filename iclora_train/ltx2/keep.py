@@ -22,8 +22,6 @@ ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.iclora_train.flash_forward.default,
 }
-
-
 KEPT = ATTENTION | {_aten.rsqrt.default}
 
 
