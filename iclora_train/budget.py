@@ -15,7 +15,7 @@ LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
 # Levels of model.kept that are tried. Under CHEAP products are computed again, the less is kept the more of them; at it
-# norms are, in less time than they move; at 1 nothing is.
+# norms are, in less time than they move; at 1 nothing that takes a kernel of its own is.
 LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
 CHEAP = 0.8
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
@@ -133,7 +133,8 @@ def find(
     known: list[Level] = []
     while True:
         level = measured(kept)
-        known += [] if level is None else [level]
+        if level is not None:
+            known.append(level)
         found = None if level is None else _working(level, seconds, room)
         if found is None and kept == 0:
             return level

@@ -31,9 +31,8 @@ from iclora_train.shards import ShardSet
 from iclora_train.throughput import matmul_peak, work_of
 
 HOST = 0.7  # share of the free host memory that may be pinned
-FORWARDS = (
-    0.47  # of a step's operations, the seconds of a forward pass at the speed of a large product in bf16 (seen at L)
-)
+# Seconds of a forward pass over those of all operations of a step at `matmul_peak`; a third of the steps seen in bf16.
+FORWARDS = 0.47
 TIMED = 2  # steps of which the shortest counts
 STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
 Say = Callable[[str], object]
@@ -117,11 +116,8 @@ def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool,
     def measured(kept: float) -> Level | None:
         say(f"trainer.memory: measuring model.kept={kept:g} on the first blocks; compiled first where that is new")
         level = measure(module, batch, kept)
-        say(
-            "trainer.memory: too much"
-            if level is None
-            else f"trainer.memory: a block keeps {level.block / GIB:.2f} GiB"
-        )
+        found = "too much" if level is None else f"a block keeps {level.block / GIB:.2f} GiB"
+        say(f"trainer.memory: model.kept={kept:g}: {found}")
         return level
 
     def seconds(plan: Plan) -> float | None:

@@ -12,7 +12,7 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -121,9 +121,14 @@ def kept(net: Transformer, tokens: int, level: float) -> Kept:
     torch._dynamo.reset()
     net.kept = None
     compile_blocks(net, level, backend)
-    with as_on_a_gpu(), torch.autocast("cpu", torch.bfloat16), suppress(BackendCompilerFailed):
-        net.transformer_blocks[0](*given(net, tokens))
-    torch._dynamo.reset()
+    try:
+        with as_on_a_gpu(), torch.autocast("cpu", torch.bfloat16):
+            net.transformer_blocks[0](*given(net, tokens))
+    except BackendCompilerFailed:
+        if not found:
+            raise
+    finally:
+        torch._dynamo.reset()
     return found[0]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from iclora_train.budget import CHEAP, LEVELS, guessed
-from iclora_train.budget import foreseen as foreseen_by
+from iclora_train import budget
+from iclora_train.budget import CHEAP, LEVELS
 from scripts.kept_activations import kept, network
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
@@ -14,7 +14,7 @@ M = 12240  # tokens of 960x544x89 with a reference of that size
 
 def foreseen(level: float) -> float:
     """Activations that a block is thought to keep."""
-    return foreseen_by(level, [guessed(1.0, 0.0, 0.0)]).block
+    return budget.foreseen(level, [budget.guessed(1.0, 0.0, 0.0)]).block
 
 
 @pytest.mark.parametrize("fp8", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -23,7 +23,8 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
 
     kept: share of the memory of a block's activations that its backward pass may keep, the rest is computed again
     (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone,
-    from there on what attention gives is always kept; from .8 on no product is computed again, at 1 nothing is.
+    from there on what attention gives is always kept; from .8 on no product is computed again, at 1 no norm
+    either.
     """
     import torch._dynamo  # noqa: PLC0415 (slow)
     import torch._functorch.config  # noqa: PLC0415

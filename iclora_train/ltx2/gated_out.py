@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.fp8_linear import across, raw_product
+from iclora_train.ltx2.fp8_linear import across
 from iclora_train.ltx2.kernels import power_of_two
-from iclora_train.ltx2.low_rank import CHANNELS, factored, has_kernel, low_rank_back
+from iclora_train.ltx2.low_rank import CHANNELS, factored, has_kernel, low_rank_back, multiplied
 from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.norm import Norm, modulated, norm_back
 from iclora_train.ltx2.projection import frozen, given, halves_of
@@ -71,12 +71,10 @@ class _GatedOut(torch.autograd.Function):
         out, gate, weight, scale, turned, down, up, u, found, inverse, norm_scale, level, gates = ctx.saved_tensors
         given = of_normed.contiguous(), of_found.contiguous(), found, inverse, norm_scale.contiguous()
         of_x, rows, values, factor = norm_back(*given, level, gates.contiguous(), scale)
-        back = across(weight, scale, turned)
-        product = rows @ back if scale is None else raw_product(values, back)
+        rounded: tuple[Tensor, Tensor | None] = (rows, None) if scale is None else (values, factor)
+        product = multiplied(*rounded, across(weight, scale, turned))
         t, of_up = low_rank_back(rows, u, up)
-        of_out, of_gate, of_down = gate_back(
-            product, None if scale is None else factor, t, down, out.contiguous(), gate.contiguous()
-        )
+        of_out, of_gate, of_down = gate_back(product, rounded[1], t, down, out.contiguous(), gate.contiguous())
         return of_out, of_gate, *[None] * 4, of_down.sum(0).to(down.dtype), of_up, of_x, *[None] * 5
 
 

@@ -170,11 +170,15 @@ def thin_back(
     return t, t.t() @ rows, of_up
 
 
+def multiplied(values: Tensor, factor: Tensor | None, weight: Tensor) -> Tensor:
+    """values (N,k) times weight (k,n), both in fp8 where there is a factor of each row (N,), without those."""
+    return values @ weight if factor is None else raw_product(values, weight)
+
+
 def back_through(values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor) -> Tensor:
     """Gradient of what a frozen linear and a `down` (r,in) read: values (N,out) times its weight (out,in), both in fp8
     where there is a factor of each row (N,), and t (N,r) down."""
-    product = values @ weight if factor is None else raw_product(values, weight)
-    return add_thin(product, factor, None, t, down)
+    return add_thin(multiplied(values, factor, weight), factor, None, t, down)
 
 
 @torch.library.custom_op("iclora_train::add_thin", mutates_args=())

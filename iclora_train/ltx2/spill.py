@@ -74,7 +74,7 @@ class Spill:
         def pack(tensor: Tensor) -> Tensor | tuple[int, Kept | Tensor]:
             if last:
                 return number, tensor
-            size = tensor.numel() * tensor.element_size()
+            size = tensor.nbytes
             if tensor.untyped_storage()._cdata in staying:
                 return tensor
             self.seen += size  # of all blocks so far: one large tensor more or less is made up for by the next block
@@ -92,7 +92,7 @@ class Spill:
 
     def _send(self, tensor: Tensor) -> Kept:
         """Start copying a tensor to the host."""
-        memory = self._memory(tensor.numel() * tensor.element_size(), tensor.is_cuda)
+        memory = self._memory(tensor.nbytes, tensor.is_cuda)
         host = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
         self.lane = self.lane or Lane(tensor.device)
         self.lane.follow()
@@ -101,7 +101,7 @@ class Spill:
         gone = self.lane.mark()
         if gone is not None:
             self.leaving.append((tensor, gone))
-            self.waiting += tensor.numel() * tensor.element_size()
+            self.waiting += tensor.nbytes
         return Kept(host, memory, tensor.device)
 
     def _memory(self, size: int, pinned: bool) -> Tensor:
@@ -126,7 +126,7 @@ class Spill:
         while self.leaving and (self.waiting > allowed or self.leaving[0][1].query()):
             tensor, gone = self.leaving.popleft()
             self.lane.hold(gone)
-            self.waiting -= tensor.numel() * tensor.element_size()
+            self.waiting -= tensor.nbytes
 
     def _unpack(self, packed: Tensor | tuple[int, Kept | Tensor]) -> Tensor:
         if isinstance(packed, Tensor):
