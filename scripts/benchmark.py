@@ -41,7 +41,7 @@ from iclora_train.memory import settle
 from iclora_train.module import ICLoRA
 from iclora_train.pair import Tokens
 from scripts.lightricks_step import TheirBase
-from scripts.profile_step import profile
+from scripts.profile_step import profile, ran
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.random_base import RandomBase
 
@@ -143,9 +143,11 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
     if module.transformer.graphs is not None:
         row["graphs"] = module.transformer.graphs.stopped or len(module.transformer.graphs.known)
     if args.profile:
-        if module.transformer.graphs is not None:
-            module.transformer.graphs.stop("a profile")  # which names no kernel's origin inside of a graph
-        print(json.dumps(profile(lambda: optimizer_step(module, optimizer, batch, 0), taken)), flush=True)
+        step, graphs = partial(optimizer_step, module, optimizer, batch, 0), module.transformer.graphs
+        replayed = None if graphs is None or graphs.stopped else ran(step)
+        if graphs is not None:
+            graphs.stop("a profile, which names no kernel's origin inside of a graph")
+        print(json.dumps(profile(step, taken, replayed)), flush=True)
     return {"seconds": round(taken, 4), "first": round(first, 1), "gib": round(peak, 1), **row}
 
 

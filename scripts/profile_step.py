@@ -3,59 +3,117 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
 THIN = 128  # a product with a smaller side is an adapter's
-KINDS = {  # parts of the names of operators
+KINDS = {  # parts of the names of operators, or of kernels
     "attention": ("attention", "flash", "efficient"),
     "own kernels": ("iclora_train::",),
     "compiled": ("triton",),
-    "optimizer": ("adam", "_foreach", "_fused"),
+    "optimizer": ("adam", "_foreach", "_fused", "multi_tensor"),
     "copies": ("aten::copy_", "aten::fill_", "aten::zero_", "memcpy", "memset"),
+    "linear": ("nvjet", "gemm", "cutlass"),
 }
 BESIDE = ("Memcpy HtoD", "Memcpy DtoH")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::bmm")
 
 
-def profile(step: Callable[[], object], seconds: float, steps: int = 1) -> dict[str, Any]:
-    """Milliseconds per step of each kind of work, and the largest kernels; `seconds`: of a step without the profiler.
+class Kernel(NamedTuple):
+    """What ran on the GPU: its name, for how long, what for, and by which operator."""
 
+    name: str
+    ms: float
+    kind: str
+    operator: str
+
+
+Run = tuple[str, float]  # a kernel's name and milliseconds
+
+
+def profile(step: Callable[[], object], seconds: float, replayed: Sequence[Run] | None = None) -> dict[str, Any]:
+    """Milliseconds of each kind of work in a step, and the largest kernels; `seconds`: of a step without the profiler.
+
+    replayed: what ran in a step that was replayed from CUDA graphs (`ran`), which name no operators: those of `step`,
+    the same one kernel by kernel, are taken for it, and its own times.
     Idle is what the step takes beyond all kernels that compute: copies between host and GPU run beside them.
     """
-    with torch.profiler.profile(
-        activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], record_shapes=True
-    ) as recorded:
-        for _ in range(steps):
-            step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    events = traced(step)
+    launched = sorted_by_launch(events)
+    kernels = as_launched(launched, _on_gpu(events) if replayed is None else replayed)
     spent: dict[str, float] = defaultdict(float)
-    largest: dict[str, float] = {}
-    busy = moving = 0.0  # of all kernels; those that no operator launched are not in `spent` yet
-    for event in recorded.key_averages(group_by_input_shape=True):
-        own = event.self_device_time_total / 1e3 / steps
-        if event.device_type != torch.autograd.DeviceType.CPU:
-            busy += 0.0 if getattr(event, "is_user_annotation", False) else own  # a range that has kernels in it
-            moving += own if event.key.startswith(BESIDE) else 0.0
-        elif own > 0:
-            spent[kind_of(event.key, event.input_shapes)] += own
-            name = f"{event.key} {[shape for shape in event.input_shapes if shape]}"[:100]
-            largest[name] = largest.get(name, 0.0) + own
-    spent["others"] += busy - sum(spent.values())
-    spent["idle"] = 1e3 * seconds - (busy - moving)
+    largest: dict[str, float] = defaultdict(float)
+    for kernel in kernels:
+        spent[kernel.kind] += kernel.ms
+        largest[kernel.operator[:100]] += kernel.ms
+    moving = sum(kernel.ms for kernel in kernels if kernel.name.startswith(BESIDE))
+    spent["idle"] = 1e3 * seconds - (sum(kernel.ms for kernel in kernels) - moving)
     top = sorted(largest.items(), key=lambda entry: -entry[1])[:25]
     return {
         "ms": {name: round(ms, 1) for name, ms in sorted(spent.items(), key=lambda entry: -entry[1])},
+        "kernels": len(kernels),
         "largest": {name: round(ms, 2) for name, ms in top},
     }
 
 
+def ran(step: Callable[[], object]) -> list[Run]:
+    """The kernels of a step in the order in which they ran."""
+    return _on_gpu(traced(step))
+
+
+def traced(step: Callable[[], object]) -> Iterable[Any]:
+    """The profiler's events of a step."""
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as recorded:
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    return recorded.events() or []
+
+
+def _on_gpu(events: Iterable[Any]) -> list[Run]:
+    found = [
+        event
+        for event in events
+        if event.device_type != DeviceType.CPU and not getattr(event, "is_user_annotation", False)
+    ]
+    found.sort(key=lambda event: event.time_range.start)
+    return [(event.name, event.time_range.elapsed_us() / 1e3) for event in found]
+
+
+def sorted_by_launch(events: Iterable[Any]) -> list[Kernel]:
+    """The kernels that operators launched, one operator after the other."""
+    launching = [event for event in events if event.device_type == DeviceType.CPU and event.kernels]
+    found = []
+    for event in sorted(launching, key=lambda event: event.time_range.start):
+        shapes = [shape for shape in event.input_shapes or [] if shape]
+        kind, operator = kind_of(event.name, shapes), f"{event.name} {shapes}"
+        found += [Kernel(kernel.name, kernel.duration / 1e3, kind, operator) for kernel in event.kernels]
+    return found
+
+
+def as_launched(launched: Sequence[Kernel], runs: Sequence[Run]) -> list[Kernel]:
+    """What ran, with kind and operator of the launched kernel of that name that came as many others before it; where
+    there were not as many, of the one before."""
+    known: dict[str, list[Kernel]] = defaultdict(list)
+    for kernel in launched:
+        known[kernel.name].append(kernel)
+    seen: dict[str, int] = defaultdict(int)
+    found = []
+    for name, ms in runs:
+        same = known.get(name)
+        like = same[min(seen[name], len(same) - 1)] if same else Kernel(name, ms, kind_of(name, []), name)
+        seen[name] += 1
+        found.append(like._replace(ms=ms))
+    return found
+
+
 def kind_of(name: str, shapes: list[Any]) -> str:
-    """What an operator is for; what the compiler made is norms, modulation and the like."""
+    """What an operator or a kernel is for; what the compiler made is norms, modulation and the like."""
     if name in PRODUCTS:
         sides = [side for shape in shapes[:3] if len(shape) >= 2 for side in shape[-2:]]
         return "adapter" if min(sides, default=THIN) < THIN else "linear"

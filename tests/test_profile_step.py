@@ -3,51 +3,66 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
-from scripts.profile_step import kind_of, profile
+from scripts import profile_step
+from scripts.profile_step import kind_of, profile, ran
+
+Launch = tuple[str, list[list[int]], list[tuple[str, float]]]  # an operator, its shapes, kernels and microseconds
 
 
-class Recorded:
-    """A profiler that saw these events: name, shapes, microseconds on the GPU, and whether it is a kernel itself."""
+def events(launches: list[Launch]) -> list[SimpleNamespace]:
+    """What a profiler says of operators that launched these kernels, one after the other."""
+    found, now = [], 0.0
+    for place, (name, shapes, kernels) in enumerate(launches):
+        times = SimpleNamespace(start=float(place))
+        own = [SimpleNamespace(name=kernel, duration=spent) for kernel, spent in kernels]
+        found.append(
+            SimpleNamespace(name=name, input_shapes=shapes, kernels=own, device_type=DeviceType.CPU, time_range=times)
+        )
+        for kernel, spent in kernels:
+            times = SimpleNamespace(start=now, elapsed_us=lambda spent=spent: spent)
+            found.append(SimpleNamespace(name=kernel, kernels=[], device_type=DeviceType.CUDA, time_range=times))
+            now += spent
+    return found[::-1]  # in no order that means anything
 
-    def __init__(self, events: list[tuple[str, list[list[int]], float, bool]]) -> None:
-        self.events = events
 
-    def __enter__(self) -> Recorded:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def key_averages(self, **_: Any) -> list[SimpleNamespace]:
-        return [
-            SimpleNamespace(
-                key=name,
-                input_shapes=shapes,
-                self_device_time_total=spent,
-                device_type=DeviceType.CUDA if kernel else DeviceType.CPU,
-            )
-            for name, shapes, spent, kernel in self.events
-        ]
+LAUNCHES: list[Launch] = [
+    ("aten::mm", [[4096, 4096], [4096, 4096]], [("gemm", 5000.0)]),
+    ("aten::mm", [[4096, 4096], [4096, 32]], [("gemm", 1000.0)]),
+    ("iclora_train::flash_forward", [], [("flash", 1500.0), ("sum", 500.0)]),
+    ("aten::copy_", [], [("Memcpy DtoH (Device -> Pinned)", 9000.0)]),
+]
 
 
 def test_copies_beside_the_computation_are_not_taken_from_what_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    events = [
-        ("aten::mm", [[4096, 4096], [4096, 4096]], 6000.0, False),
-        ("gemm", [], 6000.0, True),
-        ("iclora_train::flash_forward", [], 2000.0, False),
-        ("flash", [], 2000.0, True),
-        ("aten::copy_", [], 9000.0, False),
-        ("Memcpy DtoH (Device -> Pinned)", [], 9000.0, True),
-    ]
-    monkeypatch.setattr(torch.profiler, "profile", lambda **_: Recorded(events))
+    monkeypatch.setattr(profile_step, "traced", lambda _step: events(LAUNCHES))
     found = profile(lambda: None, 0.010)["ms"]
-    assert found == {"copies": 9.0, "linear": 6.0, "attention": 2.0, "idle": 2.0, "others": 0.0}
+    assert found == {"copies": 9.0, "linear": 5.0, "attention": 2.0, "idle": 2.0, "adapter": 1.0}
+
+
+def test_replayed_kernels_are_for_what_they_were_for_when_operators_launched_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(profile_step, "traced", lambda _step: events(LAUNCHES))
+    replayed = [("set up", 100.0), ("gemm", 6.0), ("gemm", 2.0), ("flash", 3.0), ("sum", 1.0), ("sum", 1.0)]
+    found = profile(lambda: None, 0.120, replayed)
+    assert found["ms"] == {"others": 100.0, "idle": 7.0, "linear": 6.0, "attention": 5.0, "adapter": 2.0}
+    assert found["kernels"] == len(replayed)
+    assert found["largest"]["aten::mm [[4096, 4096], [4096, 32]]"] == 2.0
+
+
+def test_what_ran_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_step, "traced", lambda _step: events(LAUNCHES))
+    names = ["gemm", "gemm", "flash", "sum", "Memcpy DtoH (Device -> Pinned)"]
+    assert [name for name, _ in ran(lambda: None)] == names
+
+
+def test_a_step_without_a_gpu_has_no_kernels() -> None:
+    assert profile(lambda: torch.ones(2) + 1, 0.010) == {"ms": {"idle": 10.0}, "kernels": 0, "largest": {}}
 
 
 @pytest.mark.parametrize(

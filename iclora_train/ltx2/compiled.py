@@ -30,6 +30,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     import torch._functorch.config  # noqa: PLC0415
     import torch._inductor.config  # noqa: PLC0415
 
+    from iclora_train.ltx2.combine import combine_small  # noqa: PLC0415
     from iclora_train.ltx2.keep import Keep  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
@@ -38,6 +39,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._inductor.config.joint_custom_pre_pass = Keep()
     torch._inductor.config.realize_reads_threshold = READS
     torch._inductor.config.realize_opcount_threshold = OPERATIONS
+    combine_small()
     if transformer.kept == kept:
         return
     if transformer.kept is not None:

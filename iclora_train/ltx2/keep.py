@@ -12,7 +12,7 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 from torch.utils.checkpoint import CheckpointPolicy
 
-from iclora_train.ltx2 import flash  # noqa: F401 (defines the operator)
+from iclora_train.ltx2 import combine, flash  # noqa: F401 (the second defines the operator)
 
 _aten = torch.ops.aten
 ATTENTION = {
@@ -35,4 +35,4 @@ class Keep(CustomGraphPass):
 
     def uuid(self) -> bytes:
         """For the compiler's cache on disk: code made under another rule is not used again."""
-        return get_hash_for_files((__file__,))
+        return get_hash_for_files((__file__, combine.__file__))
