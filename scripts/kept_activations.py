@@ -32,7 +32,7 @@ from iclora_train.ltx2.transformer import Transformer, TransformerConfig
 from scripts.synthetic.configs import official_config
 
 TEXT, NOISE_LEVELS = 1024, 2
-PRODUCTS = ("aten.mm", "aten._scaled_mm")
+PRODUCTS = ("aten.mm", "aten._scaled_mm", "iclora_train.stacked_product")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from iclora_train.ltx2.flash import flash_attention, has_flash
 from iclora_train.ltx2.gated_out import by_heads, gated_out, takes_out
 from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.norm import Norm
-from iclora_train.ltx2.projection import Joint, joinable, together
+from iclora_train.ltx2.projection import Joint, joinable, roomy, rows_beneath, together
 from iclora_train.ltx2.qkv import rotated_qkv, takes_qkv
 from iclora_train.ltx2.query import normed_query, takes_query
 from iclora_train.ltx2.rope import rotate
@@ -45,10 +45,13 @@ class Attention(nn.Module):
         self.fused = False  # where there are kernels for it: a text's query, what comes behind (`compiled`)
 
     def join(self, own: bool) -> None:
-        """From now on q, k and v (k and v, if not `own`) are computed as one, adapters included."""
+        """From now on q, k and v (k and v, if not `own`) are computed as one, adapters included; and there is room
+        beneath the weights through which gradients go back, for what is multiplied along."""
         layers = [self.to_q, self.to_k, self.to_v] if own else [self.to_k, self.to_v]
         if self.joint is None and joinable(layers):
-            self.joint = Joint(layers)
+            self.joint = Joint(layers, rows_beneath(layers, self.to_gate_logits) if own else 0)
+        if not own:
+            roomy(self.to_q, self.to_gate_logits)
 
     def forward(
         self,

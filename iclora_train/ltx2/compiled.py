@@ -50,6 +50,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
         if not transformer.offload.order:  # those weights are moved one by one
             block.attn1.join(own=True)
             block.attn2.join(own=False)
+            block.ff.make_room()
         block.attn1.fused = block.attn2.fused = block.ff.fused = True
         block.compile(dynamic=False, backend=backend)
 

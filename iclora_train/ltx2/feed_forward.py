@@ -18,7 +18,8 @@ from iclora_train.ltx2.gated_out import add_gated, adds_to
 from iclora_train.ltx2.kernels import RANKS, takes
 from iclora_train.ltx2.low_rank import back_through, factored, low_rank_back
 from iclora_train.ltx2.modulation import Onto, pick
-from iclora_train.ltx2.projection import frozen, given, halves_of
+from iclora_train.ltx2.projection import frozen, given, halves_of, roomy
+from iclora_train.ltx2.stacked import spare
 
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
 
@@ -43,6 +44,11 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(
             GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
         )
+
+    def make_room(self) -> None:
+        """From now on there is room beneath the first weight for what is multiplied along (`stacked`)."""
+        assert isinstance(self.net[0], GELUProjection)
+        roomy(self.net[0].proj)
 
     def forward(self, x: Tensor, onto: Onto) -> Tensor:
         """x (B,n,D), which is what the result is added to, modulated."""
@@ -78,8 +84,10 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor,
-        w1: Tensor, s1: Tensor | None, turned1: Tensor | None, bias1: Tensor | None, a1: Tensor, b1: Tensor,
-        w2: Tensor, s2: Tensor | None, turned2: Tensor | None, bias2: Tensor | None, a2: Tensor, b2: Tensor,
+        w1: Tensor, s1: Tensor | None, turned1: Tensor | None, bias1: Tensor | None, room1: Tensor | None,
+        a1: Tensor, b1: Tensor,
+        w2: Tensor, s2: Tensor | None, turned2: Tensor | None, bias2: Tensor | None, _room2: Tensor | None,
+        a2: Tensor, b2: Tensor,
         residual: Tensor, gates: Tensor, level: Tensor,
     ) -> Tensor:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])
@@ -89,22 +97,25 @@ class _FeedForward(torch.autograd.Function):
         hidden, inner, inner_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
         factor = None if s2 is None else inner_scale * s2
         product = inner @ w2.t() if s2 is None else raw_product(inner, w2.t())
-        ctx.save_for_backward(x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level)
+        weights = w1, s1, turned1, room1, w2, s2, turned2
+        ctx.save_for_backward(x, u1, hidden, u2, *weights, a1, b1, a2, b2, gates, level)
         return add_gated(product, factor, bias2, u2, up2, residual.contiguous(), gates.contiguous(), level)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, u1, hidden, u2, w1, s1, turned1, w2, s2, turned2, a1, b1, a2, b2, gates, level = ctx.saved_tensors
+        x, u1, hidden, u2, *weights, a1, b1, a2, b2, gates, level = ctx.saved_tensors
+        w1, s1, turned1, room1, w2, s2, turned2 = weights
         rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
         t2, of_b2 = low_rank_back(rows, u2, up2)  # (N,R), (D,R)
         product, scale = _opened(rows, across(w2, s2, turned2), s2)
-        d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8)
+        columns = spare(room1, w1, len(down1))
+        d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8, columns)
         factor = None if s1 is None else d_scale * s1
-        back = back_through(d, factor, across(w1, s1, turned1), t1, down1).view_as(x)
+        back = back_through(d, factor, across(w1, s1, turned1), t1, down1, room1).view_as(x)
         of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])
         return (
-            back, None, None, None, None, of_a1.to(a1.dtype), of_b1.to(b1.dtype),
-            None, None, None, None, of_a2.to(a2.dtype), of_b2.to(b2.dtype),
+            back, None, None, None, None, None, of_a1.to(a1.dtype), of_b1.to(b1.dtype),
+            None, None, None, None, None, of_a2.to(a2.dtype), of_b2.to(b2.dtype),
             grad, None, None,
         )  # fmt: skip

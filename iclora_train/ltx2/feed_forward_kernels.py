@@ -118,8 +118,8 @@ def round_gelu(hidden, scales, opened, n,
 
 @triton.jit
 def back(product, scale, t, down, hidden, up, grad, most, shares, n,
-         F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
-         FP8: tl.constexpr):  # fmt: skip
+         SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+         PARTS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
     row, inside, own, factor = _rows_of(t, scale, n, R, ROWS)
     part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
@@ -128,6 +128,7 @@ def back(product, scale, t, down, hidden, up, grad, most, shares, n,
     place = row[:, None].to(tl.int64) * F + part * width + lane[None, :]
     ahead = tl.load(product + place, mask=inside, other=0.0)
     hidden_ahead = tl.load(hidden + place, mask=inside, other=0.0)
+    beside = row[:, None].to(tl.int64) * SPARE
     for start in range(0, width, CHANNELS):
         column, at = part * width + start + lane, place + start
         h, g = hidden_ahead.to(tl.float32), ahead.to(tl.float32) * factor
@@ -137,7 +138,7 @@ def back(product, scale, t, down, hidden, up, grad, most, shares, n,
         a = tl.load(down + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
         g += tl.dot(own, a)
         d = (g * _gelu_slope(h)).to(tl.bfloat16)
-        tl.store(grad + at, d, mask=inside)
+        tl.store(grad + at + beside, d, mask=inside)
         b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
         inner += tl.dot(d, b)
         if FP8:
@@ -147,7 +148,8 @@ def back(product, scale, t, down, hidden, up, grad, most, shares, n,
 
 @triton.jit
 def sums(hidden, grad, t, u, scales, rounded, down_grad, up_grad, n, tiles,
-         F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
+         SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+         FP8: tl.constexpr):  # fmt: skip
     column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
     rank, lane = tl.arange(0, R), tl.arange(0, ROWS)
@@ -158,7 +160,7 @@ def sums(hidden, grad, t, u, scales, rounded, down_grad, up_grad, n, tiles,
         inside = (row < n)[:, None]
         at = row[:, None].to(tl.int64) * F + column[None, :]
         g = _gelu(tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
-        d = tl.load(grad + at, mask=inside, other=0.0)
+        d = tl.load(grad + at + row[:, None].to(tl.int64) * SPARE, mask=inside, other=0.0)
         small = row[:, None] * R + rank[None, :]
         of_down += tl.dot(tl.trans(tl.load(t + small, mask=inside, other=0.0)), g)
         of_up += tl.dot(tl.trans(d), tl.load(u + small, mask=inside, other=0.0))

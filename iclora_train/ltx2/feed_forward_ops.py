@@ -95,38 +95,41 @@ def _(
 
 @torch.library.custom_op("iclora_train::gelu_back", mutates_args=())
 def gelu_back(
-    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """d = (scale product + t down) gelu'(hidden) (N,F), in fp8 with a scale per row (N,) if `fp8`; d up (N,R); and the
-    gradients of the adapters' inner halves, t^T gelu(hidden) (R,F) and d^T u (F,R), both fp32."""
+    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool,
+    spare: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """d = (scale product + t down) gelu'(hidden) (N,F + spare), beside it room for more, or in fp8 (N,F) with a scale
+    per row (N,) if `fp8`; d up (N,R); and the gradients of the adapters' inner halves, t^T gelu(hidden) (R,F) and d^T u
+    (F,R), both fp32."""
     import triton  # noqa: PLC0415 (not where there is no GPU)
 
     from iclora_train.ltx2 import feed_forward_kernels as kernels  # noqa: PLC0415
 
     (n, width), rank = product.shape, t.shape[1]
-    grad = torch.empty_like(product)
+    grad = product.new_empty(n, width + spare)
     rounded = torch.empty_like(product, dtype=E4M3) if fp8 else grad
     most, shares = _parts_of(product, rank, BACK.parts)
     kernels.back[(triton.cdiv(n, BACK.rows), BACK.parts)](
         product, scale, t, down, hidden, up, grad, most, shares, n,
-        width, rank, BACK.rows, BACK.of(width), BACK.parts, fp8, num_warps=BACK.warps,
+        spare, width, rank, BACK.rows, BACK.of(width), BACK.parts, fp8, num_warps=BACK.warps,
     )  # fmt: skip
     scales, v = _gathered(most, shares, t, fp8)
     of_down = torch.empty(SUMS.parts, rank, width, dtype=torch.float32, device=hidden.device)
     of_up = torch.empty(SUMS.parts, width, rank, dtype=torch.float32, device=hidden.device)
     kernels.sums[(width // SUMS.channels, SUMS.parts)](
         hidden, grad, t, u, scales, rounded, of_down, of_up, n, triton.cdiv(n, SUMS.rows * SUMS.parts),
-        width, rank, SUMS.rows, SUMS.channels, fp8, num_warps=SUMS.warps,
+        spare, width, rank, SUMS.rows, SUMS.channels, fp8, num_warps=SUMS.warps,
     )  # fmt: skip
     return rounded, scales, v, of_down.sum(0), of_up.sum(0)
 
 
 @gelu_back.register_fake
 def _(
-    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    width, rank = product.shape[1], t.shape[1]
-    rounded = torch.empty_like(product, dtype=E4M3 if fp8 else None)
+    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool,
+    spare: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    (n, width), rank = product.shape, t.shape[1]
+    rounded = torch.empty_like(product, dtype=E4M3) if fp8 else product.new_empty(n, width + spare)
     of_down = torch.empty(rank, width, dtype=torch.float32, device=hidden.device)
     of_up = torch.empty(width, rank, dtype=torch.float32, device=hidden.device)
     return rounded, _scales_like(product, fp8), torch.empty_like(t), of_down, of_up

@@ -54,7 +54,7 @@ class _GatedOut(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, out: Tensor, gate: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None,
-        bias: Tensor | None, down: Tensor, up: Tensor, x: Tensor, gates: Tensor, level: Tensor,
+        bias: Tensor | None, _room: Tensor | None, down: Tensor, up: Tensor, x: Tensor, gates: Tensor, level: Tensor,
         norm_scale: Tensor, norm_shift: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = by_heads(out, gate).flatten(2).flatten(0, 1)
@@ -75,7 +75,7 @@ class _GatedOut(torch.autograd.Function):
         product = multiplied(*rounded, across(weight, scale, turned))
         t, of_up = low_rank_back(rows, u, up)
         of_out, of_gate, of_down = gate_back(product, rounded[1], t, down, out.contiguous(), gate.contiguous())
-        return of_out, of_gate, *[None] * 4, of_down.sum(0).to(down.dtype), of_up, of_x, *[None] * 5
+        return of_out, of_gate, *[None] * 5, of_down.sum(0).to(down.dtype), of_up, of_x, *[None] * 5
 
 
 @torch.library.custom_op("iclora_train::add_gated", mutates_args=())

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from iclora_train.ltx2.fp8_linear import by_column, multiplies_fp8, raw_product, round_rows, rounded_product
 from iclora_train.ltx2.kernels import RANKS, takes
+from iclora_train.ltx2.stacked import stacked_product
 
 ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
 THIN = (64, 8)  # the same of `add_thin`: rows and warps
@@ -31,13 +32,15 @@ def has_kernel(x: Tensor, scale: Tensor | None, ranks: Sequence[int], sizes: Seq
 
 
 class Weight(NamedTuple):
-    """Of a linear: weight (out,in), where it is fp8 its scale () and maybe the weight as (in,out) in memory; bias.
-    Linears that are one have a scale of each output (out,), one for all of a linear."""
+    """Of a linear: weight (out,in), where it is fp8 its scale () and maybe the weight as (in,out) in memory; bias; and
+    where there is room beneath the weight (`stacked`), both (longer,in). Linears that are one have a scale of each
+    output (out,), one for all of a linear."""
 
     weight: Tensor
     scale: Tensor | None
     turned: Tensor | None
     bias: Tensor | None
+    room: Tensor | None = None
 
 
 def adapted_product(x: Tensor, given: Weight, u: Tensor, up: Tensor, layers: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +55,7 @@ class _AdaptedProduct(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
-        u: Tensor, up: Tensor, layers: int,
+        _room: Tensor | None, u: Tensor, up: Tensor, layers: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         ctx.layers = layers
         ctx.save_for_backward(weight, scale, turned, u, up)
@@ -67,7 +70,7 @@ class _AdaptedProduct(torch.autograd.Function):
         fp8 = scale is not None
         back = rounded_product(grad, by_column(weight, turned), scale, None) if fp8 else grad @ weight
         of_u, of_up = low_rank_back(grad, u, up, ctx.layers)
-        return back, None, None, None, None, of_u, of_up, None
+        return back, None, None, None, None, None, of_u, of_up, None
 
 
 def opened(rows: Tensor, weight: Tensor, fp8: bool) -> tuple[Tensor, Tensor | None]:
@@ -106,7 +109,7 @@ def halves_back(grad: Tensor, u: Tensor, up: Tensor, layers: int) -> tuple[Tenso
     each, shares, parts = width // layers, *_shared(u, up, layers)
     channels = each // len(shares)
     both[(width // channels, PARTS)](
-        grad, u, up, shares, parts, n, triton.cdiv(n, tile * PARTS), u.stride(0),
+        grad, u, up, shares, parts, n, triton.cdiv(n, tile * PARTS), grad.stride(0), u.stride(0),
         width, each, rank, layers, tile, channels, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return shares, parts
@@ -175,9 +178,14 @@ def multiplied(values: Tensor, factor: Tensor | None, weight: Tensor) -> Tensor:
     return values @ weight if factor is None else raw_product(values, weight)
 
 
-def back_through(values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor) -> Tensor:
+def back_through(
+    values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor, room: Tensor | None = None
+) -> Tensor:
     """Gradient of what a frozen linear and a `down` (r,in) read: values (N,out) times its weight (out,in), both in fp8
-    where there is a factor of each row (N,), and t (N,r) down."""
+    where there is a factor of each row (N,), and t (N,r) down. With room beneath the weight (`stacked`) for as many
+    rows as there are columns spare in values (N,longer), one product does it."""
+    if room is not None and factor is None and values.shape[1] == len(room):
+        return stacked_product(values, room, t, down)
     return add_thin(multiplied(values, factor, weight), factor, None, t, down)
 
 

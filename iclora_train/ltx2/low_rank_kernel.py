@@ -55,7 +55,7 @@ def thinly(product, factor, bias, u, up, found, n, u_stride, rank_stride, column
 
 
 @triton.jit
-def both(grad, u, up, shares, of_up, n, tiles, u_stride,
+def both(grad, u, up, shares, of_up, n, tiles, grad_stride, u_stride,
          WIDTH: tl.constexpr, EACH: tl.constexpr, R: tl.constexpr, LAYERS: tl.constexpr, ROWS: tl.constexpr,
          CHANNELS: tl.constexpr):  # fmt: skip
     """Of the channels of a program, which lie in one layer, and of its part of the rows: grad up (n, R of the layer),
@@ -69,10 +69,32 @@ def both(grad, u, up, shares, of_up, n, tiles, u_stride,
     for step in range(tiles):
         row = (part * tiles + step) * ROWS + tl.arange(0, ROWS)
         inside = (row < n)[:, None]
-        g = tl.load(grad + row[:, None].to(tl.int64) * WIDTH + column[None, :], mask=inside, other=0.0)
+        g = tl.load(grad + row[:, None].to(tl.int64) * grad_stride + column[None, :], mask=inside, other=0.0)
         total += tl.dot(tl.trans(g), tl.load(u + row[:, None] * u_stride + own[None, :], mask=inside, other=0.0))
         tl.store(share + row[:, None] * (R * LAYERS) + own[None, :], tl.dot(g, b), mask=inside)
     tl.store(of_up + (part * WIDTH + column[:, None]) * R + tl.arange(0, R)[None, :], total)
+
+
+@triton.jit
+def laid(t, down, wide, room, n, tiles, t_stride, down_stride,
+         WIDE: tl.constexpr, WIDTH: tl.constexpr, R: tl.constexpr, SPARE: tl.constexpr, PADDED: tl.constexpr,
+         ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
+    """t (n,R) beside the columns of wide (n,WIDE), of which SPARE are left, and down (R,WIDTH) beneath the rows of
+    room, of which there are as many as wide has columns; zeros beyond R."""
+    program, rank = tl.program_id(0), tl.arange(0, PADDED)
+    real, there = rank < R, rank < SPARE
+    if program < tiles:
+        row = program * ROWS + tl.arange(0, ROWS)
+        inside = (row < n)[:, None]
+        value = tl.load(t + row[:, None] * t_stride + rank[None, :], mask=inside & real[None, :], other=0.0)
+        to = wide + row[:, None].to(tl.int64) * WIDE + (WIDE - SPARE) + rank[None, :]
+        tl.store(to, value, mask=inside & there[None, :])
+    else:
+        column = (program - tiles) * CHANNELS + tl.arange(0, CHANNELS)
+        within = (column < WIDTH)[None, :]
+        own = tl.load(down + rank[:, None] * down_stride + column[None, :], mask=within & real[:, None], other=0.0)
+        under = room + (WIDE - SPARE + rank[:, None]).to(tl.int64) * WIDTH + column[None, :]
+        tl.store(under, own, mask=within & there[:, None])
 
 
 @triton.jit

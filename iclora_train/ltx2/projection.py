@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from iclora_train.ltx2.fp8_linear import Fp8Linear, scaled_product
 from iclora_train.ltx2.low_rank import Weight, adapted_product, has_kernel
+from iclora_train.ltx2.stacked import first_rows, make_room, stack
 
 Halves = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
 
@@ -40,7 +41,8 @@ def halves_of(layer: nn.Module) -> Halves | None:
 def given(linear: nn.Linear) -> Weight:
     """What a product with a frozen linear needs."""
     scale, turned = (linear.weight_scale, linear.turned) if isinstance(linear, Fp8Linear) else (None, None)
-    return Weight(linear.weight, scale, turned, linear.bias)
+    room = getattr(linear, "room", None)
+    return Weight(first_rows(room, linear.weight), scale, turned, linear.bias, room)
 
 
 def adapted(x: Tensor, layer: Adapted) -> Tensor:
@@ -59,13 +61,17 @@ class Joint(nn.Module):
     scale: Tensor | None  # (sum of out,) fp32 where the weight is in fp8
     turned: Tensor | None  # as `Fp8Linear.turned`
     bias: Tensor | None
+    room: Tensor | None  # (longer,in): the weight with room beneath it (`stacked`)
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Sequence[nn.Module], rows: int = 0) -> None:
+        """rows: what there is to be room for beneath the weight."""
         super().__init__()
         linears = [frozen(layer) for layer in layers]
         self.sizes = [linear.out_features for linear in linears]
         weight = torch.cat([linear.weight.detach().view(torch.uint8) for linear in linears])
-        self.register_buffer("weight", weight.view(linears[0].weight.dtype), persistent=False)
+        weight = weight.view(linears[0].weight.dtype)
+        self.register_buffer("room", stack(weight, rows) if rows else None, persistent=False)
+        self.register_buffer("weight", weight if self.room is None else self.room[: len(weight)], persistent=False)
         for linear, part in zip(linears, self.weight.split(self.sizes), strict=True):
             linear.weight = nn.Parameter(part, requires_grad=False)
         scale = [linear.weight_scale.expand(linear.out_features) for linear in linears if isinstance(linear, Fp8Linear)]
@@ -76,7 +82,7 @@ class Joint(nn.Module):
 
     def given(self) -> Weight:
         """What a product with it needs."""
-        return Weight(self.weight, self.scale, self.turned, self.bias)
+        return Weight(first_rows(self.room, self.weight), self.scale, self.turned, self.bias, self.room)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...,in) -> (...,sum of out)."""
@@ -104,6 +110,20 @@ def joinable(layers: Sequence[nn.Module]) -> bool:
     """Whether linears can be one: of one precision, all with a bias or none."""
     linears = [frozen(layer) for layer in layers]
     return len({(linear.weight.dtype, linear.bias is None, linear.in_features) for linear in linears}) == 1
+
+
+def rows_beneath(layers: Sequence[nn.Module], gate: nn.Linear | None = None) -> int:
+    """For how many rows there should be room beneath the weights of linears of the same tokens: their adapters' A and
+    the gate; 0 without adapters, and where nothing of that is multiplied along (`stacked`)."""
+    rank = sum(ranks_of(layers)) if frozen(layers[0]).weight.dtype == torch.bfloat16 else 0
+    return rank + gate.out_features if rank and gate is not None else rank
+
+
+def roomy(layer: nn.Module, gate: nn.Linear | None = None) -> None:
+    """From now on there is such room beneath a linear's weight."""
+    rows = rows_beneath([layer], gate)
+    if rows:
+        make_room(frozen(layer), rows)
 
 
 class Thin(NamedTuple):

@@ -17,6 +17,7 @@ from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, across
 from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, add_low_rank, back_through, has_kernel, opened, thin_back
 from iclora_train.ltx2.projection import Joint, ranks_of, thin_halves
+from iclora_train.ltx2.stacked import spare
 
 WARPS = 8
 ROUNDING = 2.0**-19  # variance of what rounding to bf16 adds to a number, over its square
@@ -52,7 +53,7 @@ class _RotatedQKV(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
-        down: Tensor, up: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, eps: float,
+        room: Tensor | None, down: Tensor, up: Tensor, q_weight: Tensor, k_weight: Tensor, rope: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
         rows = x.flatten(0, -2)
         u, gate = (rows @ down.t()).tensor_split([up.shape[1]], -1)
@@ -60,18 +61,20 @@ class _RotatedQKV(torch.autograd.Function):
         raw, v = add_low_rank(product, own, scale, bias, u, up, _LAYERS)
         q, k, inverse = norm_rotate(raw, q_weight, k_weight, rope, eps)
         q, k, v = (rows.view(*rope.shape[1:4], -1) for rows in (q, k, v))
-        ctx.save_for_backward(x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse)
+        ctx.save_for_backward(x, weight, scale, turned, room, u, down, up, q_weight, k_weight, rope, q, k, inverse)
         return q, k, v, gate.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale, turned, u, down, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
+        x, weight, scale, turned, room, u, down, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
         given = [rows.contiguous() for rows in (of_q, of_k, of_v, q, k)]
-        grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale)
-        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up, _LAYERS)
+        columns = spare(room, weight, len(down))
+        grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale, columns)
+        own = grad[:, : len(weight)]
+        t, of_down, of_up = thin_back(own, of_gate.flatten(0, -2), x.flatten(0, -2), u, up, _LAYERS)
         rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, row_scale)
-        back = back_through(*rounded, across(weight, scale, turned), t, down)
-        return back.view_as(x), None, None, None, None, of_down, of_up, *[None] * 4
+        back = back_through(*rounded, across(weight, scale, turned), t, down, room)
+        return back.view_as(x), None, None, None, None, None, of_down, of_up, *[None] * 4
 
 
 @torch.library.custom_op("iclora_train::norm_rotate", mutates_args=())
@@ -101,18 +104,19 @@ def _normed_like(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch.library.custom_op("iclora_train::norm_rotate_back", mutates_args=())
 def norm_rotate_back(
     of_q: Tensor, of_k: Tensor, of_v: Tensor, q: Tensor, k: Tensor, inverse: Tensor,
-    q_weight: Tensor, k_weight: Tensor, rope: Tensor, column_scale: Tensor | None,
+    q_weight: Tensor, k_weight: Tensor, rope: Tensor, column_scale: Tensor | None, spare: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q and k as `norm_rotate` made them, and of v, (B,N,heads,head_dim) each -> of what they were made
-    from, side by side (n,3D); where there are column scales (3D,), times those in fp8 too, and a scale of each row."""
+    from, side by side (n,3D + spare), and beside it room for more; where there are column scales (3D,), times those in
+    fp8 too, and a scale of each row."""
     from iclora_train.ltx2.qkv_kernels import unnormed  # noqa: PLC0415
 
     heads, half = rope.shape[-2:]
-    grad, values, row_scale = _sides_like(of_q, column_scale)
+    grad, values, row_scale = _sides_like(of_q, column_scale, spare)
     n, fp8 = len(grad), column_scale is not None
     unnormed[(n,)](
         of_q, of_k, of_v, q, k, inverse, q_weight, k_weight, rope, column_scale, grad, values, row_scale, n,
-        heads, half, fp8, ROUNDING, LARGEST, LEAST, num_warps=WARPS,
+        spare, heads, half, fp8, ROUNDING, LARGEST, LEAST, num_warps=WARPS,
     )  # fmt: skip
     return grad, values, row_scale
 
@@ -120,14 +124,14 @@ def norm_rotate_back(
 @norm_rotate_back.register_fake
 def _(
     of_q: Tensor, of_k: Tensor, of_v: Tensor, q: Tensor, k: Tensor, inverse: Tensor,
-    q_weight: Tensor, k_weight: Tensor, rope: Tensor, column_scale: Tensor | None,
+    q_weight: Tensor, k_weight: Tensor, rope: Tensor, column_scale: Tensor | None, spare: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return _sides_like(of_q, column_scale)
+    return _sides_like(of_q, column_scale, spare)
 
 
-def _sides_like(of_q: Tensor, column_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _sides_like(of_q: Tensor, column_scale: Tensor | None, spare: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, tokens, heads, width = of_q.shape
     n, wide = batch * tokens, _LAYERS * heads * width
     rounded = 0 if column_scale is None else n
-    grad = of_q.new_empty(n, wide)
+    grad = of_q.new_empty(n, wide + spare)
     return grad, of_q.new_empty(rounded, wide, dtype=E4M3), of_q.new_empty(rounded, dtype=torch.float32)

@@ -87,10 +87,10 @@ def _largest(a, b, scale):
 
 @triton.jit
 def unnormed(of_q, of_k, of_v, q, k, inverse, q_weight, k_weight, rope, column_scale, grad, values, row_scale, n,
-             HEADS: tl.constexpr, HALF: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
+             SPARE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
              LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Gradients of q, k, v (n,D) -> of their products side by side, grad (n,3D); times the column scales (3D,), one for
-    each of the three, also in fp8, values (n,3D), with a scale of each row (n,)."""
+    """Gradients of q, k, v (n,D) -> of their products side by side, grad (n,3D + SPARE); times the column scales (3D,),
+    one for each of the three, also in fp8, values (n,3D), with a scale of each row (n,)."""
     D: tl.constexpr = 2 * HEADS * HALF
     row = tl.program_id(0).to(tl.int64)
     at, angle = _places(HEADS, HALF)
@@ -100,7 +100,7 @@ def unnormed(of_q, of_k, of_v, q, k, inverse, q_weight, k_weight, rope, column_s
     qa, qb = _back(of_q + row * D, q + row * D, q_weight, over_q, cos, sin, at, D, HALF, ROUNDING)
     ka, kb = _back(of_k + row * D, k + row * D, k_weight, over_k, cos, sin, at, D, HALF, ROUNDING)
     va, vb = tl.load(of_v + row * D + at), tl.load(of_v + row * D + at + HALF)
-    own = grad + row * (3 * D)
+    own = grad + row * (3 * D + SPARE)
     tl.store(own + at, qa)
     tl.store(own + at + HALF, qb)
     tl.store(own + D + at, ka)
@@ -123,16 +123,16 @@ def unnormed(of_q, of_k, of_v, q, k, inverse, q_weight, k_weight, rope, column_s
 
 @triton.jit
 def unnormed_alone(of_out, out, inverse, weight, column_scale, grad, values, row_scale,
-                   D: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr, LARGEST: tl.constexpr,
-                   LEAST: tl.constexpr):  # fmt: skip
-    """Gradient of what `normed_alone` gave (n,D) -> of what it was made from; in fp8 too, values (n,D), with a scale
-    of each row (n,), which has the scale of the weight in it that is multiplied with them."""
+                   SPARE: tl.constexpr, D: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
+                   LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
+    """Gradient of what `normed_alone` gave (n,D) -> of what it was made from, grad (n,D + SPARE); in fp8 too, values
+    (n,D), with a scale of each row (n,), which has the scale of the weight in it that is multiplied with them."""
     HALF: tl.constexpr = D // 2
     row, at = tl.program_id(0).to(tl.int64), tl.arange(0, HALF)
     over = tl.load(inverse + row)
     a, b = _back(of_out + row * D, out + row * D, weight, over, 1.0, 0.0, at, D, HALF, ROUNDING)
-    tl.store(grad + row * D + at, a)
-    tl.store(grad + row * D + at + HALF, b)
+    tl.store(grad + row * (D + SPARE) + at, a)
+    tl.store(grad + row * (D + SPARE) + at + HALF, b)
     if FP8:
         scale = tl.maximum(_largest(a, b, 1.0) / LARGEST, LEAST)
         tl.store(row_scale + row, scale * tl.load(column_scale))

@@ -15,6 +15,7 @@ from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, add_thin, back_through, factored, has_kernel, thin_back
 from iclora_train.ltx2.projection import frozen, given, ranks_of, thin_halves
 from iclora_train.ltx2.qkv import ROUNDING
+from iclora_train.ltx2.stacked import spare
 
 WARPS = 4
 
@@ -41,24 +42,25 @@ class _NormedQuery(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None, bias: Tensor | None,
-        down: Tensor, up: Tensor, norm: Tensor, eps: float,
+        room: Tensor | None, down: Tensor, up: Tensor, norm: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = x.flatten(0, -2)
         u, gate = (rows @ down.t()).tensor_split([up.shape[1]], -1)
         product, factor = factored(rows, weight.t(), scale)
         query, inverse = norm_alone(add_thin(product, factor, bias, u, up.t()), norm, eps)
         query = query.unflatten(0, x.shape[:-1])
-        ctx.save_for_backward(x, weight, scale, turned, u, down, up, norm, query, inverse)
+        ctx.save_for_backward(x, weight, scale, turned, room, u, down, up, norm, query, inverse)
         return query, gate.unflatten(0, x.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, of_query: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, scale, turned, u, down, up, norm, query, inverse = ctx.saved_tensors
-        grad, values, factor = norm_alone_back(of_query.contiguous(), query.contiguous(), inverse, norm, scale)
-        t, of_down, of_up = thin_back(grad, of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
+        x, weight, scale, turned, room, u, down, up, norm, query, inverse = ctx.saved_tensors
+        columns = spare(room, weight, len(down))
+        grad, values, factor = norm_alone_back(of_query.contiguous(), query.contiguous(), inverse, norm, scale, columns)
+        t, of_down, of_up = thin_back(grad[:, : len(weight)], of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
         rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, factor)
-        back = back_through(*rounded, across(weight, scale, turned), t, down)
-        return back.view_as(x), None, None, None, None, of_down, of_up, None, None
+        back = back_through(*rounded, across(weight, scale, turned), t, down, room)
+        return back.view_as(x), None, None, None, None, None, of_down, of_up, None, None
 
 
 @torch.library.custom_op("iclora_train::norm_alone", mutates_args=())
@@ -79,15 +81,15 @@ def _(raw: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("iclora_train::norm_alone_back", mutates_args=())
 def norm_alone_back(
-    of_query: Tensor, query: Tensor, inverse: Tensor, norm: Tensor, scale: Tensor | None
+    of_query: Tensor, query: Tensor, inverse: Tensor, norm: Tensor, scale: Tensor | None, spare: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of what `norm_alone` made (...,D) -> of what it was made from (n,D); where the weight behind that has a
-    scale (), in fp8 too, and a factor of each row (n,) with that scale in it."""
+    """Gradient of what `norm_alone` made (...,D) -> of what it was made from (n,D + spare), and beside it room for
+    more; where the weight behind that has a scale (), in fp8 too, and a factor of each row (n,), that scale in it."""
     from iclora_train.ltx2.qkv_kernels import unnormed_alone  # noqa: PLC0415
 
-    grad, values, factor = _grads_like(query, scale)
+    grad, values, factor = _grads_like(query, scale, spare)
     unnormed_alone[(len(grad),)](
-        of_query, query, inverse, norm, scale, grad, values, factor,
+        of_query, query, inverse, norm, scale, grad, values, factor, spare,
         query.shape[-1], scale is not None, ROUNDING, LARGEST, LEAST, num_warps=WARPS,
     )  # fmt: skip
     return grad, values, factor
@@ -95,14 +97,14 @@ def norm_alone_back(
 
 @norm_alone_back.register_fake
 def _(
-    of_query: Tensor, query: Tensor, inverse: Tensor, norm: Tensor, scale: Tensor | None
+    of_query: Tensor, query: Tensor, inverse: Tensor, norm: Tensor, scale: Tensor | None, spare: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _grads_like(query, scale)
+    return _grads_like(query, scale, spare)
 
 
-def _grads_like(query: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _grads_like(query: Tensor, scale: Tensor | None, spare: int) -> tuple[Tensor, Tensor, Tensor]:
     width = query.shape[-1]
     n = query.numel() // width
     rounded = 0 if scale is None else n
-    grad = query.new_empty(n, width)
+    grad = query.new_empty(n, width + spare)
     return grad, query.new_empty(rounded, width, dtype=E4M3), query.new_empty(rounded, dtype=torch.float32)
