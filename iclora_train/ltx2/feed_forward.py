@@ -74,12 +74,6 @@ def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: Ont
     return found
 
 
-def _opened(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Rows (N,k) times weight (k,n), and what each row of that has still to be multiplied with (N,) fp32."""
-    product, factor = factored(rows, weight, scale)
-    return product, rows.new_ones(len(rows), dtype=torch.float32) if factor is None else factor
-
-
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -93,7 +87,7 @@ class _FeedForward(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         down1, up1, down2, up2 = (half.to(x.dtype) for half in (a1, b1, a2, b2))
         u1 = F.linear(rows, down1)  # (N,R)
-        product, scale = _opened(rows, w1.t(), s1)
+        product, scale = factored(rows, w1.t(), s1)
         hidden, inner, inner_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
         factor = None if s2 is None else inner_scale * s2
         product = inner @ w2.t() if s2 is None else raw_product(inner, w2.t())
@@ -108,9 +102,10 @@ class _FeedForward(torch.autograd.Function):
         rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
         t2, of_b2 = low_rank_back(rows, u2, up2)  # (N,R), (D,R)
-        product, scale = _opened(rows, across(w2, s2, turned2), s2)
+        product, scale = factored(rows, across(w2, s2, turned2), s2)
         columns = spare(room1, w1, len(down1))
-        d, d_scale, t1, of_a2, of_b1 = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8, columns)
+        d, d_scale, t1, *parts = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8, columns)
+        of_a2, of_b1 = (part.sum(0) for part in parts)
         factor = None if s1 is None else d_scale * s1
         back = back_through(d, factor, across(w1, s1, turned1), t1, down1, room1).view_as(x)
         of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])

@@ -35,12 +35,15 @@ def _gelu_slope(h):
 
 
 @triton.jit
-def _rows_of(thin, scale, n, R: tl.constexpr, ROWS: tl.constexpr):
-    """A program's rows, which of them there are, what is thin of them (ROWS,R), and their scales."""
+def _rows_of(thin, scale, n, R: tl.constexpr, ROWS: tl.constexpr, FP8: tl.constexpr):
+    """A program's rows, which of them there are, what is thin of them (ROWS,R), and their scales, 1 without fp8."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = (row < n)[:, None]
     own = tl.load(thin + row[:, None] * R + tl.arange(0, R)[None, :], mask=inside, other=0.0)
-    return row, inside, own, tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+    factor = tl.full([ROWS, 1], 1.0, tl.float32)
+    if FP8:
+        factor = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+    return row, inside, own, factor
 
 
 @triton.jit
@@ -75,7 +78,7 @@ def gather(most, shares, scales, v, n,
 def up(product, scale, u, up, bias, down, hidden, opened, most, shares, n,
        F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
        FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    row, inside, own, factor = _rows_of(u, scale, n, R, ROWS)
+    row, inside, own, factor = _rows_of(u, scale, n, R, ROWS, FP8)
     part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
     inner = tl.zeros([ROWS, R], tl.float32)
@@ -120,7 +123,7 @@ def round_gelu(hidden, scales, opened, n,
 def back(product, scale, t, down, hidden, up, grad, most, shares, n,
          SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
          PARTS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
-    row, inside, own, factor = _rows_of(t, scale, n, R, ROWS)
+    row, inside, own, factor = _rows_of(t, scale, n, R, ROWS, FP8)
     part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
     inner = tl.zeros([ROWS, R], tl.float32)

@@ -58,11 +58,11 @@ def _parts_of(product: Tensor, rank: int, parts: int) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("iclora_train::gelu_up", mutates_args=())
 def gelu_up(
-    product: Tensor, scale: Tensor, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
+    product: Tensor, scale: Tensor | None, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h = scale product + u up^T + bias (N,F); GELU of it, in fp8 with a scale per row (N,) if `fp8`; and its down^T.
 
-    product (N,F), scale (N,), u (N,R), up (F,R), bias (F,), down (R,F).
+    product (N,F), scale (N,) if `fp8`, u (N,R), up (F,R), bias (F,), down (R,F).
     """
     import triton  # noqa: PLC0415 (not where there is no GPU)
 
@@ -87,7 +87,7 @@ def gelu_up(
 
 @gelu_up.register_fake
 def _(
-    product: Tensor, scale: Tensor, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
+    product: Tensor, scale: Tensor | None, u: Tensor, up: Tensor, bias: Tensor | None, down: Tensor, fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     opened = torch.empty_like(product, dtype=E4M3 if fp8 else None)
     return torch.empty_like(product), opened, _scales_like(product, fp8), torch.empty_like(u)
@@ -95,12 +95,12 @@ def _(
 
 @torch.library.custom_op("iclora_train::gelu_back", mutates_args=())
 def gelu_back(
-    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool,
+    product: Tensor, scale: Tensor | None, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool,
     spare: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """d = (scale product + t down) gelu'(hidden) (N,F + spare), beside it room for more, or in fp8 (N,F) with a scale
-    per row (N,) if `fp8`; d up (N,R); and the gradients of the adapters' inner halves, t^T gelu(hidden) (R,F) and d^T u
-    (F,R), both fp32."""
+    per row (N,) if `fp8`; d up (N,R); and the gradients of the adapters' inner halves, t^T gelu(hidden) (parts,R,F) and
+    d^T u (parts,F,R), both fp32 and in parts, to be summed over the first dimension."""
     import triton  # noqa: PLC0415 (not where there is no GPU)
 
     from iclora_train.ltx2 import feed_forward_kernels as kernels  # noqa: PLC0415
@@ -114,22 +114,25 @@ def gelu_back(
         spare, width, rank, BACK.rows, BACK.of(width), BACK.parts, fp8, num_warps=BACK.warps,
     )  # fmt: skip
     scales, v = _gathered(most, shares, t, fp8)
-    of_down = torch.empty(SUMS.parts, rank, width, dtype=torch.float32, device=hidden.device)
-    of_up = torch.empty(SUMS.parts, width, rank, dtype=torch.float32, device=hidden.device)
+    of_down, of_up = _sums_like(t, width)
     kernels.sums[(width // SUMS.channels, SUMS.parts)](
         hidden, grad, t, u, scales, rounded, of_down, of_up, n, triton.cdiv(n, SUMS.rows * SUMS.parts),
         spare, width, rank, SUMS.rows, SUMS.channels, fp8, num_warps=SUMS.warps,
     )  # fmt: skip
-    return rounded, scales, v, of_down.sum(0), of_up.sum(0)
+    return rounded, scales, v, of_down, of_up
 
 
 @gelu_back.register_fake
 def _(
-    product: Tensor, scale: Tensor, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool,
+    product: Tensor, scale: Tensor | None, t: Tensor, down: Tensor, hidden: Tensor, up: Tensor, u: Tensor, fp8: bool,
     spare: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    (n, width), rank = product.shape, t.shape[1]
+    n, width = product.shape
     rounded = torch.empty_like(product, dtype=E4M3) if fp8 else product.new_empty(n, width + spare)
-    of_down = torch.empty(rank, width, dtype=torch.float32, device=hidden.device)
-    of_up = torch.empty(width, rank, dtype=torch.float32, device=hidden.device)
-    return rounded, _scales_like(product, fp8), torch.empty_like(t), of_down, of_up
+    return rounded, _scales_like(product, fp8), torch.empty_like(t), *_sums_like(t, width)
+
+
+def _sums_like(t: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Room for sums over rows, of programs that each have a part of them."""
+    shapes = (SUMS.parts, t.shape[1], width), (SUMS.parts, width, t.shape[1])
+    return t.new_empty(shapes[0], dtype=torch.float32), t.new_empty(shapes[1], dtype=torch.float32)
