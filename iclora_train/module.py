@@ -38,9 +38,14 @@ class ICLoRA(LightningModule):
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.recent = Recent()
         self.lr = 0.0  # of the last optimizer step
-        # Every rank loads the base itself: nothing of it is sent to the others.
-        self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if not p.requires_grad]
         self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """For DistributedDataParallel: every rank has the base itself, so nothing of it is sent to the others; weights
+        that are one product (`ltx2.projection.Joint`) are buffers, which would be sent before every forward pass."""
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        return frozen + [name for name, _ in self.named_buffers()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised on a batch; the losses of each clip are kept for `look`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from iclora_train import lora
 from iclora_train.config import Lora
@@ -81,6 +84,25 @@ def test_another_budget_is_compiled_anew() -> None:
     assert found[1] < 0.8 * found[0]
     assert found[2] == found[0]
     torch._dynamo.reset()
+
+
+def test_among_several_processes_a_block_is_compiled_whole(tmp_path: Path) -> None:
+    net, tokens, graphs = network(), scene(8), 0
+    text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
+
+    def counting(graph: fx.GraphModule, _inputs: Sequence[Any]) -> fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    compile_blocks(net, 1.0, counting)  # type: ignore[arg-type]
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1)
+    try:
+        torch.nn.parallel.DistributedDataParallel(net, bucket_cap_mb=0.001)(tokens, text)
+    finally:
+        torch.distributed.destroy_process_group()
+        torch._dynamo.reset()
+    assert graphs == 1  # not one for each bucket of gradients
 
 
 @pytest.mark.slow

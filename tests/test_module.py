@@ -114,3 +114,19 @@ def test_adamw_is_fused_on_a_gpu_unless_the_settings_say_how(said: dict[str, boo
     assert on_device({**ADAMW, **said}, cuda) == {**ADAMW, **said}
     muon = {"_target_": "torch.optim.Muon"}
     assert on_device(muon, cuda) == muon
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own
+def test_nothing_of_the_base_is_sent_to_other_processes(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "base")
+    config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "model.compile=true", "model.precision=bf16")
+    module = ICLoRA(config, Base.open(str(tmp_path / "base")))
+    assert any("joint" in name for name, _ in module.named_buffers())  # weights that are one product
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1)
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(module)
+        parallel._assign_modules_buffers()  # as before every forward pass
+        assert not parallel.modules_buffers
+        assert {id(part) for part in parallel._module_parameters} == {id(part) for part in module.adapter}
+    finally:
+        torch.distributed.destroy_process_group()

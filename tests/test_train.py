@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -92,6 +95,25 @@ def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert [float(row["lr"]) for row in table[1:4]] == [0.0005, 0.001, 0.001]
     assert checkpoints(folder) == ["step-00000004.ckpt", "step-00000006.ckpt"]
     assert len(list((folder / "runs/run/samples").glob("step-00000006-*.mp4"))) == 4
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_adapter(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-m", "iclora_train", *tiny, "trainer.devices=2"]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("step 6/6") == 1  # one of them speaks
+    one, two = rows(finished[0]), rows(tmp_path)
+    assert [row["step"] for row in two] == [row["step"] for row in one]
+    assert two[0]["heldout_correct_0.5"] == one[0]["heldout_correct_0.5"]
+    assert two[1]["loss"] != one[1]["loss"]  # of other clips too
+    assert set(lora.read(tmp_path / "runs/run/adapter.safetensors").weights) == set(
+        lora.read(finished[0] / "runs/run/adapter.safetensors").weights
+    )
 
 
 @pytest.mark.gpu

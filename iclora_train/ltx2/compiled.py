@@ -35,6 +35,7 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
     torch._dynamo.config.recompile_limit = SHAPES
+    torch._dynamo.config.optimize_ddp = False  # else DistributedDataParallel's buckets cut a block into several
     torch._functorch.config.activation_memory_budget = kept
     torch._inductor.config.joint_custom_pre_pass = Keep()
     torch._inductor.config.realize_reads_threshold = READS
