@@ -52,7 +52,7 @@ def stacked_product(wide: Tensor, room: Tensor, t: Tensor, down: Tensor) -> Tens
     """wide[:, :out] weight + t down, for t (n,R), down (R,in), and a weight (out,in) that is the first rows of `room`.
 
     Beside the first columns of `wide` and beneath the weight is nothing that anyone else reads: t and down are written
-    there, and zeros beside them.
+    there, and zeros beside them. So neither counts as changed: for a compiler that would mean to copy them.
     """
     import triton  # noqa: PLC0415 (not where there is no GPU)
 
