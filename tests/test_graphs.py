@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,13 +47,13 @@ def drawn(size: int, seed: int, channels: int) -> Tokens:
     )
 
 
-def learn(net: Transformer, tokens: Tokens, seed: int) -> None:
-    """One batch's gradients, added to what the adapter has."""
+def learn(net: Transformer, tokens: Tokens, seed: int, forward: Callable[..., Tensor] | None = None) -> None:
+    """One batch's gradients, added to what the adapter has. forward: what calls the transformer, if not it itself."""
     device, count = net.patchify_proj.weight.device, tokens.latent.shape[1] // 2
     text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(seed))
     parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     there = replace(tokens, **{name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)})
-    net(there, text.to(device), count=count).float().square().mean().backward()
+    (forward or net)(there, text.to(device), count=count).float().square().mean().backward()
 
 
 def adapter(net: Transformer) -> list[torch.nn.Parameter]:
@@ -95,6 +96,36 @@ def test_gradients_that_are_kept_are_added_to() -> None:
                     parameter.grad.zero_()
     for mine, theirs in zip(adapter(recorded), adapter(plain), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own
+def test_gradients_of_replayed_steps_go_to_other_processes_too(tmp_path: Path) -> None:
+    plain, recorded, sent = network(), network(), 0
+    recorded.graphs = Graphs(Rehearsal)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1)
+
+    def twice(_state, bucket):  # type: ignore[no-untyped-def] # it refuses annotations that are text
+        """As if another process had found the same, and nobody took the mean."""
+        nonlocal sent
+        sent += 1
+        found: torch.futures.Future[Tensor] = torch.futures.Future()
+        found.set_result(2 * bucket.buffer())
+        return found
+
+    try:
+        parallel = torch.nn.parallel.DistributedDataParallel(recorded)
+        parallel.register_comm_hook(None, twice)
+        for number in range(4):
+            learn(plain, drawn(4, number, 8), 0)
+            learn(recorded, drawn(4, number, 8), 0, parallel)
+            for mine, theirs in zip(adapter(recorded), adapter(plain), strict=True):
+                assert mine.grad is not None
+                assert theirs.grad is not None
+                torch.testing.assert_close(mine.grad, 2 * theirs.grad, rtol=0, atol=0)
+                mine.grad = theirs.grad = None
+        assert sent >= 4
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_pass_whose_memory_was_used_again_has_no_gradient_any_more() -> None:
