@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 ALIGNED = 8  # of a row of bf16, in numbers: 16 bytes
-ROWS, CHANNELS = 64, 128  # of a program's tile
+ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
 
 
 def room_for(rows: int) -> int:
@@ -63,6 +63,7 @@ def stacked_product(wide: Tensor, room: Tensor, t: Tensor, down: Tensor) -> Tens
     laid[(tiles + triton.cdiv(width, CHANNELS),)](
         t, down, wide, room, n, tiles, t.stride(0), down.stride(0),
         length, width, rank, room_for(rank), max(16, triton.next_power_of_2(rank)), ROWS, CHANNELS,
+        num_warps=WARPS,
     )  # fmt: skip
     return wide @ room
 
