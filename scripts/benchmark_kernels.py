@@ -106,8 +106,7 @@ def moved(case: Case) -> int:
     """Bytes of what a kernel is given and gives."""
     found = case()
     results = found if isinstance(found, tuple | list) else [found]
-    tensors = [value for value in (*case.given, *results) if isinstance(value, Tensor)]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(value.nbytes for value in (*case.given, *results) if isinstance(value, Tensor))
 
 
 def products(n: int, rank: int, device: str) -> Iterator[tuple[Case, Case]]:
@@ -118,7 +117,7 @@ def products(n: int, rank: int, device: str) -> Iterator[tuple[Case, Case]]:
         room, thin, down = t.of(out + room_for(ranks), WIDTH), t.rows(ranks), t.of(ranks, WIDTH)
         wide = t.rows(len(room))
         one = Case(name, stacked_product, (wide, room, thin, down))
-        yield one, Case(name, low_rank.back_through, (t.rows(out), None, room[:out], thin, down))
+        yield one, Case(name, low_rank.back_through, (t.rows(out), None, room[:out], thin, down, None))
 
 
 def microseconds(work: Callable[[], Any]) -> float:
@@ -155,6 +154,8 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--set", nargs="+", default=[], metavar="MODULE.NAME=NUMBERS")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("kernels of our own need an NVIDIA GPU, and there is none here")
     for setting in args.set:
         set_tile(setting)
     for precision in args.precision:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +23,9 @@ BESIDE = ("Memcpy HtoD", "Memcpy DtoH")
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::_scaled_mm", "aten::bmm")
 
 
-class Kernel(NamedTuple):
-    """What ran on the GPU: its name, for how long, what for, and by which operator."""
+class Origin(NamedTuple):
+    """What a kernel is for, and the operator that launched it."""
 
-    name: str
-    ms: float
     kind: str
     operator: str
 
@@ -43,15 +41,13 @@ def profile(step: Callable[[], object], seconds: float, replayed: Sequence[Run] 
     Idle is what the step takes beyond all kernels that compute: copies between host and GPU run beside them.
     """
     events = traced(step)
-    launched = sorted_by_launch(events)
-    kernels = as_launched(launched, _on_gpu(events) if replayed is None else replayed)
+    kernels = _on_gpu(events) if replayed is None else replayed
     spent: dict[str, float] = defaultdict(float)
     largest: dict[str, float] = defaultdict(float)
-    for kernel in kernels:
-        spent[kernel.kind] += kernel.ms
-        largest[kernel.operator[:100]] += kernel.ms
-    moving = sum(kernel.ms for kernel in kernels if kernel.name.startswith(BESIDE))
-    spent["idle"] = 1e3 * seconds - (sum(kernel.ms for kernel in kernels) - moving)
+    for (_, ms), origin in zip(kernels, origins(events, kernels), strict=True):
+        spent[origin.kind] += ms
+        largest[origin.operator[:100]] += ms
+    spent["idle"] = 1e3 * seconds - sum(ms for name, ms in kernels if not name.startswith(BESIDE))
     top = sorted(largest.items(), key=lambda entry: -entry[1])[:25]
     return {
         "ms": {name: round(ms, 1) for name, ms in sorted(spent.items(), key=lambda entry: -entry[1])},
@@ -85,30 +81,25 @@ def _on_gpu(events: Iterable[Any]) -> list[Run]:
     return [(event.name, event.time_range.elapsed_us() / 1e3) for event in found]
 
 
-def sorted_by_launch(events: Iterable[Any]) -> list[Kernel]:
-    """The kernels that operators launched, one operator after the other."""
+def origins(events: Iterable[Any], kernels: Sequence[Run]) -> Iterator[Origin]:
+    """Where each kernel comes from: from the operator that launched the one of that name before which as many others
+    were launched; where there were not as many, the last."""
+    known = launched(events)
+    seen: Counter[str] = Counter()
+    for name, _ in kernels:
+        same = known.get(name)
+        yield same[min(seen[name], len(same) - 1)] if same else Origin(kind_of(name, []), name)
+        seen[name] += 1
+
+
+def launched(events: Iterable[Any]) -> dict[str, list[Origin]]:
+    """By name, where the kernels come from that operators launched, one operator after the other."""
     launching = [event for event in events if event.device_type == DeviceType.CPU and event.kernels]
-    found = []
+    found: dict[str, list[Origin]] = defaultdict(list)
     for event in sorted(launching, key=lambda event: event.time_range.start):
         shapes = [shape for shape in event.input_shapes or [] if shape]
-        kind, operator = kind_of(event.name, shapes), f"{event.name} {shapes}"
-        found += [Kernel(kernel.name, kernel.duration / 1e3, kind, operator) for kernel in event.kernels]
-    return found
-
-
-def as_launched(launched: Sequence[Kernel], runs: Sequence[Run]) -> list[Kernel]:
-    """What ran, with kind and operator of the launched kernel of that name that came as many others before it; where
-    there were not as many, of the one before."""
-    known: dict[str, list[Kernel]] = defaultdict(list)
-    for kernel in launched:
-        known[kernel.name].append(kernel)
-    seen: dict[str, int] = defaultdict(int)
-    found = []
-    for name, ms in runs:
-        same = known.get(name)
-        like = same[min(seen[name], len(same) - 1)] if same else Kernel(name, ms, kind_of(name, []), name)
-        seen[name] += 1
-        found.append(like._replace(ms=ms))
+        for kernel in event.kernels:
+            found[kernel.name].append(Origin(kind_of(event.name, shapes), f"{event.name} {shapes}"))
     return found
 
 

@@ -18,6 +18,7 @@ from iclora_train.ltx2.transformer import Transformer
 from iclora_train.pair import Geometry, Tokens
 from iclora_train.reference import append_reference, target_tokens
 from scripts.synthetic.random_base import RandomBase
+from tests.processes import a_group_of_one
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
@@ -96,12 +97,9 @@ def test_among_several_processes_a_block_is_compiled_whole(tmp_path: Path) -> No
         return graph
 
     compile_blocks(net, 1.0, counting)  # type: ignore[arg-type]
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1)
-    try:
+    with a_group_of_one(tmp_path):
         torch.nn.parallel.DistributedDataParallel(net, bucket_cap_mb=0.001)(tokens, text)
-    finally:
-        torch.distributed.destroy_process_group()
-        torch._dynamo.reset()
+    torch._dynamo.reset()
     assert graphs == 1  # not one for each bucket of gradients
 
 

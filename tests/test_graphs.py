@@ -14,6 +14,7 @@ from iclora_train.ltx2.compiled import compile_blocks, record_blocks
 from iclora_train.ltx2.graphs import Graphs, Work
 from iclora_train.ltx2.transformer import Transformer
 from iclora_train.pair import Tokens
+from tests.processes import a_group_of_one
 from tests.test_compiled import network, scene
 
 
@@ -102,7 +103,6 @@ def test_gradients_that_are_kept_are_added_to() -> None:
 def test_gradients_of_replayed_steps_go_to_other_processes_too(tmp_path: Path) -> None:
     plain, recorded, sent = network(), network(), 0
     recorded.graphs = Graphs(Rehearsal)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1)
 
     def twice(_state, bucket):  # type: ignore[no-untyped-def] # it refuses annotations that are text
         """As if another process had found the same, and nobody took the mean."""
@@ -112,7 +112,7 @@ def test_gradients_of_replayed_steps_go_to_other_processes_too(tmp_path: Path) -
         found.set_result(2 * bucket.buffer())
         return found
 
-    try:
+    with a_group_of_one(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(recorded)
         parallel.register_comm_hook(None, twice)
         for number in range(4):
@@ -124,8 +124,6 @@ def test_gradients_of_replayed_steps_go_to_other_processes_too(tmp_path: Path) -
                 torch.testing.assert_close(mine.grad, 2 * theirs.grad, rtol=0, atol=0)
                 mine.grad = theirs.grad = None
         assert sent >= 4
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def test_a_pass_whose_memory_was_used_again_has_no_gradient_any_more() -> None:

@@ -19,6 +19,7 @@ from iclora_train.ltx2.chosen import base_of
 from iclora_train.module import ICLoRA, on_device
 from iclora_train.pair import LatentPair
 from iclora_train.recent import DivergedError
+from tests.processes import a_group_of_one
 from tests.tiny import composed, write_tiny_base
 
 STEPS = 8
@@ -122,11 +123,8 @@ def test_nothing_of_the_base_is_sent_to_other_processes(tmp_path: Path) -> None:
     config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "model.compile=true", "model.precision=bf16")
     module = ICLoRA(config, Base.open(str(tmp_path / "base")))
     assert any("joint" in name for name, _ in module.named_buffers())  # weights that are one product
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/found", rank=0, world_size=1)
-    try:
+    with a_group_of_one(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(module)
         parallel._assign_modules_buffers()  # as before every forward pass
         assert not parallel.modules_buffers
         assert {id(part) for part in parallel._module_parameters} == {id(part) for part in module.adapter}
-    finally:
-        torch.distributed.destroy_process_group()

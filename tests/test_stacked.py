@@ -12,7 +12,7 @@ from iclora_train import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.projection import Joint, frozen, given
-from iclora_train.ltx2.stacked import make_room, room_for, spare, stacked_product
+from iclora_train.ltx2.stacked import make_room, room_for, spare_columns, stacked_product
 from iclora_train.ltx2.transformer import Block, Transformer
 from scripts.synthetic.random_base import RandomBase
 
@@ -79,8 +79,8 @@ def test_room_is_used_for_as_much_as_it_was_made_for() -> None:
     make_room(linear, 20)  # there already
     room = given(linear).room
     assert torch.equal(linear.weight, before)
-    assert spare(room, linear.weight, 20) == spare(room, linear.weight, 24) == 24
-    assert spare(room, linear.weight, 16) == spare(None, linear.weight, 20) == 0
+    assert spare_columns(room, linear.weight, 20) == spare_columns(room, linear.weight, 24) == 24
+    assert spare_columns(room, linear.weight, 16) == spare_columns(None, linear.weight, 20) == 0
 
 
 @pytest.mark.gpu

@@ -1,8 +1,8 @@
 """Tells torch.compile to run small kernels that do not wait for one another as one.
 
-A compiled block has some sixty of them, forwards and backwards: adapters cast to bf16, gates, sums of what programs
-found apart. Each takes two or three microseconds, most of that to start and to end. Large ones stay where they are:
-what is computed again for the backward pass would all be in memory from its beginning.
+A compiled block has dozens of them, forwards and backwards: adapters cast to bf16, gates, sums of what programs found
+apart. Large ones stay where they are: what is computed again for the backward pass would all be in memory from its
+beginning.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from iclora_train.ltx2.kernels import RANKS, takes
 from iclora_train.ltx2.low_rank import back_through, factored, low_rank_back
 from iclora_train.ltx2.modulation import Onto, pick
 from iclora_train.ltx2.projection import frozen, given, halves_of, roomy
-from iclora_train.ltx2.stacked import spare
+from iclora_train.ltx2.stacked import spare_columns
 
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
 
@@ -103,7 +103,7 @@ class _FeedForward(torch.autograd.Function):
         down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
         t2, of_b2 = low_rank_back(rows, u2, up2)  # (N,R), (D,R)
         product, scale = factored(rows, across(w2, s2, turned2), s2)
-        columns = spare(room1, w1, len(down1))
+        columns = spare_columns(room1, w1, len(down1))
         d, d_scale, t1, *parts = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8, columns)
         of_a2, of_b1 = (part.sum(0) for part in parts)
         factor = None if s1 is None else d_scale * s1

@@ -40,7 +40,7 @@ class Weight(NamedTuple):
     scale: Tensor | None
     turned: Tensor | None
     bias: Tensor | None
-    room: Tensor | None = None
+    room: Tensor | None
 
 
 def adapted_product(x: Tensor, given: Weight, u: Tensor, up: Tensor, layers: int) -> tuple[Tensor, Tensor]:
@@ -179,7 +179,7 @@ def multiplied(values: Tensor, factor: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def back_through(
-    values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor, room: Tensor | None = None
+    values: Tensor, factor: Tensor | None, weight: Tensor, t: Tensor, down: Tensor, room: Tensor | None
 ) -> Tensor:
     """Gradient of what a frozen linear and a `down` (r,in) read: values (N,out) times its weight (out,in), both in fp8
     where there is a factor of each row (N,), and t (N,r) down. With room beneath the weight (`stacked`) for as many

@@ -17,7 +17,7 @@ from iclora_train.ltx2.fp8_linear import E4M3, LARGEST, LEAST, across
 from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, add_low_rank, back_through, has_kernel, opened, thin_back
 from iclora_train.ltx2.projection import Joint, ranks_of, thin_halves
-from iclora_train.ltx2.stacked import spare
+from iclora_train.ltx2.stacked import spare_columns
 
 WARPS = 8
 ROUNDING = 2.0**-19  # variance of what rounding to bf16 adds to a number, over its square
@@ -68,7 +68,7 @@ class _RotatedQKV(torch.autograd.Function):
     def backward(ctx: Any, of_q: Tensor, of_k: Tensor, of_v: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale, turned, room, u, down, up, q_weight, k_weight, rope, q, k, inverse = ctx.saved_tensors
         given = [rows.contiguous() for rows in (of_q, of_k, of_v, q, k)]
-        columns = spare(room, weight, len(down))
+        columns = spare_columns(room, weight, len(down))
         grad, values, row_scale = norm_rotate_back(*given, inverse, q_weight, k_weight, rope, scale, columns)
         own = grad[:, : len(weight)]
         t, of_down, of_up = thin_back(own, of_gate.flatten(0, -2), x.flatten(0, -2), u, up, _LAYERS)

@@ -15,7 +15,7 @@ from iclora_train.ltx2.kernels import power_of_two
 from iclora_train.ltx2.low_rank import CHANNELS, add_thin, back_through, factored, has_kernel, thin_back
 from iclora_train.ltx2.projection import frozen, given, ranks_of, thin_halves
 from iclora_train.ltx2.qkv import ROUNDING
-from iclora_train.ltx2.stacked import spare
+from iclora_train.ltx2.stacked import spare_columns
 
 WARPS = 4
 
@@ -55,7 +55,7 @@ class _NormedQuery(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_query: Tensor, of_gate: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale, turned, room, u, down, up, norm, query, inverse = ctx.saved_tensors
-        columns = spare(room, weight, len(down))
+        columns = spare_columns(room, weight, len(down))
         grad, values, factor = norm_alone_back(of_query.contiguous(), query.contiguous(), inverse, norm, scale, columns)
         t, of_down, of_up = thin_back(grad[:, : len(weight)], of_gate.flatten(0, -2), x.flatten(0, -2), u, up)
         rounded: tuple[Tensor, Tensor | None] = (grad, None) if scale is None else (values, factor)

@@ -40,7 +40,7 @@ def first_rows(room: Tensor | None, weight: Tensor) -> Tensor:
     return weight if room is None else room[: len(weight)]
 
 
-def spare(room: Tensor | None, weight: Tensor, rows: int) -> int:
+def spare_columns(room: Tensor | None, weight: Tensor, rows: int) -> int:
     """Columns that a gradient (n,out) needs beside it for `stacked_product` with so many rows; 0 where there is no room
     for them."""
     found = 0 if room is None else len(room) - len(weight)
