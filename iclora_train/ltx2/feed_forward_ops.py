@@ -27,8 +27,8 @@ class Tile:
 
 # Rows are fewer than 64, from where on products are computed otherwise (wgmma): with what is loaded ahead, code for
 # that touched memory that was not its own (Triton 3.6, for some numbers of loops only).
-UP, UP_FP8, BACK = Tile(16, 128, 4, 16), Tile(16, 64, 1, 16), Tile(16, 128, 4, 8)
-ROUND, SUMS = Tile(1, 2048, 4, 8), Tile(64, 64, 4, 2)
+UP, UP_FP8, BACK = Tile(16, 128, 2, 16), Tile(32, 64, 2, 16), Tile(16, 128, 4, 8)
+ROUND, SUMS = Tile(1, 4096, 4, 4), Tile(64, 128, 8, 2)
 GATHERED = 32  # rows
 
 
