@@ -17,7 +17,7 @@ from iclora_train.ltx2.modulation import Onto
 from iclora_train.ltx2.norm import Norm, modulated, norm_back
 from iclora_train.ltx2.projection import frozen, given, halves_of
 
-ADD, BACK = (64, 4), (32, 4, 3)  # rows of a program's tile, its warps, and backwards tiles on their way
+ADD, BACK = (64, 4), (32, 4, 2)  # rows of a program's tile, its warps, and backwards tiles on their way
 PARTS = 8  # of the rows, that are summed up apart
 
 

@@ -134,13 +134,19 @@ def ungated(product, factor, t, down, out, gate, of_out, of_gate, of_down, n, ti
     rank = tl.arange(0, R)
     b = tl.load(down + rank[:, None] * WIDTH + column[None, :])
     total = tl.zeros([R, CHANNELS], tl.float32)
+    row = part * tiles * ROWS + tl.arange(0, ROWS)
+    at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
+    ahead = tl.load(product + at, mask=(row < n)[:, None], other=0.0)
+    out_ahead = tl.load(out + at, mask=(row < n)[:, None], other=0.0)
     for step in range(tiles):
         row = (part * tiles + step) * ROWS + tl.arange(0, ROWS)
         real = row < n
         inside = real[:, None]
         at = row[:, None].to(tl.int64) * WIDTH + column[None, :]
-        value = tl.load(product + at, mask=inside, other=0.0).to(tl.float32)
-        given = tl.load(out + at, mask=inside, other=0.0).to(tl.float32)
+        value, given = ahead.to(tl.float32), out_ahead.to(tl.float32)
+        more = ((row + ROWS < n) & (step + 1 < tiles))[:, None]
+        ahead = tl.load(product + at + ROWS * WIDTH, mask=more, other=0.0)
+        out_ahead = tl.load(out + at + ROWS * WIDTH, mask=more, other=0.0)
         share = 1 / (1 + tl.exp(-tl.load(gate + row * HEADS + head, mask=real, other=0.0).to(tl.float32)))
         if SCALED:
             value *= tl.load(factor + row, mask=real, other=0.0)[:, None]
