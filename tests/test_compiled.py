@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from iclora_train import lora
 from iclora_train.config import Lora
+from iclora_train.ltx2 import compiled
 from iclora_train.ltx2.compiled import compile_blocks
 from iclora_train.ltx2.transformer import Transformer
 from iclora_train.pair import Geometry, Tokens
@@ -120,6 +121,25 @@ def test_generated_code_gives_the_same_step(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     compare(fp8=False, weighted=False, kept=0.5, backend="inductor")
     assert any(tmp_path.rglob("*.so"))  # kept for the next run
+
+
+@pytest.mark.slow
+def test_what_another_version_compiled_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def found() -> int:
+        """How often compiled code was on disk."""
+        torch._dynamo.utils.counters.clear()
+        net, tokens = network(), scene(8)
+        compile_blocks(net)
+        step(net, tokens)
+        torch._dynamo.reset()
+        return torch._dynamo.utils.counters["aot_autograd"]["autograd_cache_hit"]
+
+    assert found() == 0
+    assert found() > 0
+    monkeypatch.setattr(compiled, "source", lambda: "other")
+    assert found() == 0
 
 
 @pytest.mark.slow
