@@ -6,14 +6,12 @@ What is compiled is kept on disk, so a shape that was met before starts within s
 from __future__ import annotations
 
 import os
-from functools import cache
-from hashlib import sha256
 from pathlib import Path
 
 from iclora_train.ltx2.graphs import Graphs
 from iclora_train.ltx2.transformer import Block, Transformer
 
-_CACHE, _TAG = "TORCHINDUCTOR_CACHE_DIR", "TORCH_COMPILE_CACHE_KEY_TAG"
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Inputs and operations of an intermediate result that the compiler computes again inside a kernel rather than keep in
 # memory, in fp32, between two passes over a row.
 READS, OPERATIONS = 16, 200
@@ -31,13 +29,11 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     import torch._dynamo  # noqa: PLC0415 (slow)
     import torch._functorch.config  # noqa: PLC0415
     import torch._inductor.config  # noqa: PLC0415
-    import torch.compiler.config  # noqa: PLC0415
 
     from iclora_train.ltx2.combine import combine_small  # noqa: PLC0415
     from iclora_train.ltx2.keep import Keep  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
-    torch.compiler.config.cache_key_tag = os.environ.get(_TAG, "") + source()
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.optimize_ddp = False  # else DistributedDataParallel's buckets cut a block into several
     torch._functorch.config.activation_memory_budget = kept
@@ -58,16 +54,6 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
             block.ff.make_room()
         block.attn1.fused = block.attn2.fused = block.ff.fused = True
         block.compile(dynamic=False, backend=backend)
-
-
-@cache
-def source() -> str:
-    """A digest of this package's source. What is compiled calls our operators, which it knows by name alone, and counts
-    on the shapes that they gave then; so what another version of them has left on disk is not taken."""
-    digest = sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def record_blocks(transformer: Transformer, wanted: bool) -> None:
