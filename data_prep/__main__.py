@@ -7,8 +7,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from iclora_train.config import Config, check
-from iclora_train.hydra_main import run, start
+from iclora_train.config.hydra_app import run, start
+from iclora_train.config.settings import Config, check
 
 
 def _prepare(config: Config) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 import cv2
 import numpy as np
 
-from data_prep.captions import caption_of
-from data_prep.clips import Clip
+from data_prep.clips.captions import caption_of
+from data_prep.clips.clip_list import Clip
+from data_prep.clips.crop import Placement
+from data_prep.clips.windows import Window, seed_of
 from data_prep.makers import Maker, Source, make
-from data_prep.placement import Placement
-from data_prep.windows import Window, seed_of
-from iclora_train.config import Config
-from iclora_train.pair import Pair
-from iclora_train.video import read_clip
+from iclora_train.config.settings import Config
+from iclora_train.core.types import Pair
+from iclora_train.data.video import read_clip
 
 
 @dataclass(frozen=True)

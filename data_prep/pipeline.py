@@ -7,25 +7,27 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from data_prep.captions import described
+from rich.console import Console
+from rich.table import Table
+
 from data_prep.checks import Notes, require_no_failure
-from data_prep.clips import SPLITS, Clip, list_clips
-from data_prep.engine import engine_of
-from data_prep.footage import Footage
-from data_prep.inspection import tell, through_vae, told, unlike, write_report
+from data_prep.checks.dataset import tell, through_vae, told, unlike, write_report
+from data_prep.clips.captions import described
+from data_prep.clips.clip_list import SPLITS, Clip, list_clips
+from data_prep.clips.probed_clip import Footage
+from data_prep.clips.windows import Window, heldout_windows, train_windows
+from data_prep.engines.local import engine_of
 from data_prep.makers import make
-from data_prep.produce import Job, LostError, Plan, produce
-from data_prep.progress import show, steps
-from data_prep.survey import survey, without_caption
-from data_prep.windows import Window, heldout_windows, train_windows
-from iclora_train.config import Config, ConfigError, require
-from iclora_train.files import alone, sha256
-from iclora_train.fingerprint import content_settings, digest, plain
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.pair import Geometry
-from iclora_train.prompts import fields_of
-from iclora_train.shards import ShardError, ShardSet, refuse_others
+from data_prep.select_clips import survey, without_caption
+from data_prep.write_shards import Job, LostError, Plan, produce
+from iclora_train.config.settings import Config, ConfigError, require
+from iclora_train.core.atomic_files import alone, sha256
+from iclora_train.core.fingerprint import content_settings, digest, plain
+from iclora_train.core.progress import steps
+from iclora_train.core.types import Geometry
+from iclora_train.data.prompts import fields_of
+from iclora_train.data.shards import ShardError, ShardSet, refuse_others
+from iclora_train.ltx2.base_model import Base, base_of
 
 RECIPE = 1  # raise it when the same settings make other pixels than before
 SHARD_CLIPS = 64
@@ -184,3 +186,17 @@ def _plan(windows: dict[str, list[Window]]) -> Plan:
         for split, group in windows.items()
         for i in range(0, len(group), SHARD_CLIPS)
     }
+
+
+def show(report: dict[str, Any]) -> None:
+    """The table of kept and dropped clips, on stdout."""
+    table = Table("split", "clips", "windows", title="kept")
+    for split, counts in report["kept"].items():
+        table.add_row(split, str(counts["clips"]), str(counts["windows"]))
+    console = Console()
+    console.print(table)
+    if report["dropped"]:
+        dropped = Table("clip", "why", title="dropped")
+        for clip in report["dropped"]:
+            dropped.add_row(clip["clip"], clip["reason"])
+        console.print(dropped)

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from data_prep.engine import Failed, engine_of
-from data_prep.progress import steps
-from iclora_train.config import Config
-from iclora_train.files import sha256
-from iclora_train.fingerprint import digest
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.shards import EMPTY, REMEDY, ShardError, ShardSet
+from data_prep.engines.base import Failed
+from data_prep.engines.local import engine_of
+from iclora_train.config.settings import Config
+from iclora_train.core.atomic_files import sha256
+from iclora_train.core.fingerprint import digest
+from iclora_train.core.progress import steps
+from iclora_train.data.shards import EMPTY, REMEDY, ShardError, ShardSet
+from iclora_train.ltx2.base_model import base_of
 
 KINDS = ("pairs", "latents")
 Work = tuple[ShardSet, str]  # a shard set and the name of one of its shards

@@ -1,7 +1,7 @@
 """`python -m eval conf=<task> [adapter=<file>]`: judge an adapter on the held-out windows (`--help` lists settings)."""
 
-from iclora_train.config import Config
-from iclora_train.hydra_main import run
+from iclora_train.config.hydra_app import run
+from iclora_train.config.settings import Config
 
 
 def _evaluate(config: Config) -> None:

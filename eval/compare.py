@@ -17,12 +17,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from eval.cells import OURS
+from eval.clips.conditions import OURS
 from eval.scores import write
-from eval.significance import holm, signed_rank
-from eval.statistics import Estimate, Values, by_source, estimate, known
-from iclora_train.config import ConfigError, require
-from iclora_train.fingerprint import differences
+from eval.statistics.estimates import Estimate, Values, by_source, estimate, known
+from eval.statistics.significance import holm, signed_rank
+from iclora_train.config.settings import ConfigError, require
+from iclora_train.core.fingerprint import differences
 
 LEVEL = 0.05  # of significance
 SAME = ("schema", "primary", "clips", "seeds")  # what two scores must agree on, beside protocol and targets

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip, edited_region
-from eval.windows import HeldOut, Window
-from iclora_train.config import Config, require
-from iclora_train.files import write_whole
-from iclora_train.hydra_main import run
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.progress import bar
-from iclora_train.video import encode_clip
+from iclora_train.config.hydra_app import run
+from iclora_train.config.settings import Config, require
+from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.progress import bar
+from iclora_train.data.video import encode_clip
+from iclora_train.ltx2.base_model import base_of
 
 
 def hand_out(config: Config) -> Path:

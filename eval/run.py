@@ -9,22 +9,23 @@ from typing import Any
 from rich.console import Console
 
 from eval import scores as scores_json
-from eval import simple, wandb_log
-from eval.adapter import NONE, adapter_path, open_judged
-from eval.cells import batches
+from eval import synthetic as simple
+from eval import wandb_log
+from eval.clips.clip_source import Source, Store
+from eval.clips.conditions import batches
+from eval.clips.external import VideoFolder
+from eval.clips.judged_adapter import NONE, adapter_path, open_judged
+from eval.clips.sampled import Renderer
+from eval.clips.windows import HeldOut
 from eval.compare import compare, load
-from eval.flags import flags
-from eval.folders import VideoFolder
+from eval.judging.symptoms import flags
 from eval.metrics import Suite
-from eval.render import Renderer
 from eval.report.exhibits import exhibits
 from eval.report.page import write_page
-from eval.scoring import Scorer, progress_bar, say
-from eval.source import Source, Store
-from eval.windows import HeldOut
-from iclora_train.config import Config, require
-from iclora_train.files import sha256
-from iclora_train.ltx2.chosen import base_of
+from eval.scoring.scorer import Scorer, progress_bar, say
+from iclora_train.config.settings import Config, require
+from iclora_train.core.atomic_files import sha256
+from iclora_train.ltx2.base_model import base_of
 
 
 def results_folder(config: Config) -> Path:

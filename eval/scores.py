@@ -15,16 +15,16 @@ import cv2
 import numpy as np
 import torch
 
-from eval.cells import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
-from eval.control import control, estimate_or_none, evidence, mask
+from eval.clips.clip_source import PROTOCOL, Source
+from eval.clips.conditions import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
+from eval.judging.control import control, estimate_or_none, evidence, mask
+from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
-from eval.scoring import CEILING, FLOOR, INPUT, Results
-from eval.source import PROTOCOL, Source
-from eval.statistics import Estimate, Values
-from eval.verdicts import Verdict, judge
-from iclora_train.config import Config
-from iclora_train.files import write_whole
-from iclora_train.fingerprint import config_hash
+from eval.scoring.scorer import CEILING, FLOOR, INPUT, Results
+from eval.statistics.estimates import Estimate, Values
+from iclora_train.config.settings import Config
+from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.fingerprint import config_hash
 
 ROWS = (OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED, EMPTY_PROMPT, INPUT, CEILING, FLOOR)
 

@@ -12,13 +12,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from eval.cells import BASE, BASE_REFERENCE, EMPTY_PROMPT, FADED, MASKED, NO_REFERENCE, OURS, SWAPPED, at_strength
+from eval.clips.conditions import (
+    BASE,
+    BASE_REFERENCE,
+    EMPTY_PROMPT,
+    FADED,
+    MASKED,
+    NO_REFERENCE,
+    OURS,
+    SWAPPED,
+    at_strength,
+)
 from eval.report.exhibits import REFERENCE, TARGET, Exhibit
-from eval.scoring import CEILING
-from iclora_train import wandb_door
-from iclora_train.config import Config
-from iclora_train.files import write_whole
-from iclora_train.video import encode_clip
+from eval.scoring.scorer import CEILING
+from iclora_train.config.settings import Config
+from iclora_train.core import wandb_run as wandb_door
+from iclora_train.core.atomic_files import write_whole
+from iclora_train.data.video import encode_clip
 
 CONDITIONS = (  # columns of players, by the names of cells and rows, before the strengths below 1
     *(REFERENCE, TARGET, BASE_REFERENCE, OURS, SWAPPED, BASE, NO_REFERENCE, EMPTY_PROMPT, MASKED, FADED, CEILING),

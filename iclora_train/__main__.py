@@ -1,11 +1,11 @@
 """`python -m iclora_train conf=<task>`: train an IC-LoRA (`--help` lists tasks and settings)."""
 
-from iclora_train.config import Config
-from iclora_train.hydra_main import run
+from iclora_train.config.hydra_app import run
+from iclora_train.config.settings import Config
 
 
 def _train(config: Config) -> None:
-    from iclora_train.cli import train  # noqa: PLC0415 (torch and Lightning load after the settings are known to be good)
+    from iclora_train.train import train  # noqa: PLC0415 (torch and Lightning load after the settings are known to be good)
 
     train(config)
 

@@ -30,16 +30,19 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as th
 import torch
 from torch import Tensor
 
-from iclora_train import lora
-from iclora_train.batches import Batch
-from iclora_train.budget import GIB
-from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
-from iclora_train.dryrun import clock, optimizer_step
-from iclora_train.ltx2 import flash, modulation, norm, transformer
-from iclora_train.ltx2.base import Base
-from iclora_train.memory import settle
-from iclora_train.module import ICLoRA
-from iclora_train.pair import Tokens
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Config, ConfigError, Flow, Lora, Model, Optim, Task
+from iclora_train.core.types import Tokens
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.kernels import flash_attention as flash
+from iclora_train.ltx2.kernels import modulated_norm as norm
+from iclora_train.ltx2.model import adaln as modulation
+from iclora_train.ltx2.model import transformer
+from iclora_train.training.dry_run import clock, optimizer_step
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.memory_plan import GIB
+from iclora_train.training.memory_search import settle
 from scripts.lightricks_step import TheirBase
 from scripts.profile_step import profile, ran
 from scripts.synthetic.configs import SIZES, VERSIONS

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from iclora_train.budget import GIB
-from iclora_train.dryrun import clock
-from iclora_train.ltx2.attention import attend
-from iclora_train.ltx2.weighted import AttentionBias
+from iclora_train.ltx2.model.attention import attend
+from iclora_train.ltx2.model.weighted_attention import AttentionBias
+from iclora_train.training.dry_run import clock
+from iclora_train.training.memory_plan import GIB
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -17,8 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2 import feed_forward_ops, gated_out, low_rank, norm, qkv, query
-from iclora_train.ltx2.stacked import room_for, stacked_product
+from iclora_train.ltx2.kernels import feed_forward_ops
+from iclora_train.ltx2.kernels import fused_attention_out as gated_out
+from iclora_train.ltx2.kernels import fused_qkv as qkv
+from iclora_train.ltx2.kernels import fused_query as query
+from iclora_train.ltx2.kernels import lora_product as low_rank
+from iclora_train.ltx2.kernels import modulated_norm as norm
+from iclora_train.ltx2.kernels.stacked_weight import room_for, stacked_product
 
 WIDTH, HEADS, LEVELS, EPS = 4096, 32, 2, 1e-6
 PRODUCTS = {"q, k, v": (3, 3, HEADS), "a text's query": (1, 1, HEADS), "feed-forward": (4, 1, 0)}  # width, A, gate

@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from iclora_train.datamodule import LatentData
-from iclora_train.members import Members, latent_members
-from iclora_train.pair import Geometry, LatentPair, VideoShape
-from iclora_train.prefetch import Prefetch
-from iclora_train.shards import ShardSet, ShardWriter
+from iclora_train.core.types import Geometry, LatentPair, VideoShape
+from iclora_train.data.datamodule import LatentData
+from iclora_train.data.prefetch import Prefetch
+from iclora_train.data.shard_sample import Members, latent_members
+from iclora_train.data.shards import ShardSet, ShardWriter
 
 LTX = Geometry(channels=128, spatial=32, temporal=8)
 TEXT = (1024, 4096)  # tokens and width of a caption's features

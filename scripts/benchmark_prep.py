@@ -20,20 +20,21 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from data_prep.clips import list_clips
-from data_prep.encode import Encoder
-from data_prep.engine import Failed, engine_of
+from data_prep.clips.clip_list import list_clips
+from data_prep.clips.windows import seed_of, train_windows
+from data_prep.encode_latents import Encoder
+from data_prep.engines.base import Failed
+from data_prep.engines.local import engine_of
 from data_prep.makers import make
 from data_prep.pairs import Scales, Video, make_reference, read_windows
 from data_prep.pipeline import SHARD_CLIPS, fingerprints
-from data_prep.produce import Job, Plan, Unit, make_unit, produce, units_of
-from data_prep.survey import survey
-from data_prep.windows import seed_of, train_windows
-from iclora_train.config import Config, check
-from iclora_train.hydra_main import conf_dir, register
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.shards import ShardSet
-from iclora_train.texts import Texts
+from data_prep.select_clips import survey
+from data_prep.write_shards import Job, Plan, Unit, make_unit, produce, units_of
+from iclora_train.config.hydra_app import conf_dir, register
+from iclora_train.config.settings import Config, check
+from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.base_model import base_of
+from iclora_train.ltx2.text_features import Texts
 
 
 def job_of(config: Config) -> Job:

@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.budget import GIB
-from iclora_train.dryrun import clock
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.sample import Reference, sample
-from iclora_train.schedule import DISTILLED
+from iclora_train.diffusion.noise_schedule import DISTILLED
+from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.training.dry_run import clock
+from iclora_train.training.memory_plan import GIB
 
 TEXT = 1024  # tokens of a caption
 WAYS = "each 'ours' or 'diffusers', followed by 'fp8' or not; 'ours eager' compiles nothing"

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from iclora_train import lora
-from iclora_train.batches import Batch
-from iclora_train.budget import GIB
-from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
-from iclora_train.dryrun import clock, optimizer_step
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.transformer import TransformerConfig
-from iclora_train.module import ICLoRA
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.model.transformer import TransformerConfig
+from iclora_train.training.dry_run import clock, optimizer_step
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.memory_plan import GIB
 
 
 class HostPeak:

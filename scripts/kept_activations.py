@@ -21,14 +21,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from iclora_train import lora
-from iclora_train.budget import LEVELS
-from iclora_train.config import Lora
-from iclora_train.ltx2 import attention, feed_forward, fp8_linear, low_rank
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.fp8_linear import Fp8Linear
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.ltx2.kernels import fp8_linear
+from iclora_train.ltx2.kernels import lora_product as low_rank
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.load import block_linears
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.model import attention, feed_forward
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.training.memory_plan import LEVELS
 from scripts.synthetic.configs import official_config
 
 TEXT, NOISE_LEVELS = 1024, 2

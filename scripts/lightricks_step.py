@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.offload import Offload
-from iclora_train.ltx2.transformer import TransformerConfig
-from iclora_train.pair import Tokens
+from iclora_train.core.types import Tokens
+from iclora_train.ltx2.model.transformer import TransformerConfig
+from iclora_train.ltx2.runtime.weight_offload import Offload
 from scripts.synthetic.random_base import RandomBase
 
 CORE = Path("packages", "ltx-core", "src")

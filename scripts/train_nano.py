@@ -19,10 +19,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iclora_train.ltx2.base import in_pieces, save_base
-from iclora_train.ltx2.text import TextEncoder
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.ltx2.base_model import in_pieces, save_base
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.text.nano_encoder import TextEncoder
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
 from scripts.nano.team import Team

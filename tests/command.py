@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["iclora_train.cli", "iclora_train.__main__", "data_prep.pipeline"])
+_CONTEXT.set_forkserver_preload(["iclora_train.train", "iclora_train.__main__", "data_prep.pipeline"])
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from eval.run import evaluate
-from iclora_train import lora
-from iclora_train.config import Config, ConfigError, check
-from iclora_train.fingerprint import content_settings, digest
-from iclora_train.hydra_main import conf_dir
-from iclora_train.ltx2.base import Base
-from iclora_train.members import latent_members, pair_members
-from iclora_train.pair import LatentPair, Pair, VideoShape
-from iclora_train.shards import ShardWriter
+from iclora_train.adapters import lora
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.settings import Config, ConfigError, check
+from iclora_train.core.fingerprint import content_settings, digest
+from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.data.shard_sample import latent_members, pair_members
+from iclora_train.data.shards import ShardWriter
+from iclora_train.ltx2.base_model import Base
 from tests.tiny import SETTINGS, SHAPE, write_tiny_base
 
 MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")

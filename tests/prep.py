@@ -8,8 +8,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from iclora_train.config import Config, check
-from iclora_train.hydra_main import conf_dir
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.settings import Config, check
 from tests.clips import write_clip
 
 SIZE = ("data.frames=5", "data.height=32", "data.width=32")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.cells import FADED
-from eval.flags import flags
+from eval.clips.conditions import FADED
+from eval.clips.windows import Window
+from eval.judging.symptoms import flags
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, Exhibit
-from eval.statistics import estimate
-from eval.windows import Window
+from eval.statistics.estimates import estimate
 
 METRICS = {
     "psnr": {"title": "PSNR", "unit": "dB", "better": "high", "group": "picture"},

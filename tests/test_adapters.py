@@ -19,17 +19,17 @@ from torch import Tensor
 
 from iclora_train.adapters.__main__ import main
 from iclora_train.adapters.algebra import combine, delta, low_rank, recompress
+from iclora_train.adapters.base_spec import Target, check_base
 from iclora_train.adapters.check import check
 from iclora_train.adapters.convert import Factors, import_any
 from iclora_train.adapters.extract import extract
 from iclora_train.adapters.file import Adapter, read, save
-from iclora_train.adapters.merge import merge
-from iclora_train.adapters.names import is_audio
-from iclora_train.adapters.target import Target, check_base
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.headers import DTYPES, read_header
-from iclora_train.ltx2.layouts import MODEL
+from iclora_train.adapters.key_styles import is_audio
+from iclora_train.adapters.merge_files import merge
+from iclora_train.config.settings import ConfigError
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.weights.key_names import MODEL
+from iclora_train.ltx2.weights.safetensors_header import DTYPES, read_header
 from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.tiny import write_tiny_base

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2 import attention, flash
-from iclora_train.ltx2.attention import Attention
-from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.modulation import Onto
-from iclora_train.ltx2.norm import Norm
-from iclora_train.ltx2.rope import rotation
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.ltx2.kernels import flash_attention as flash
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.kernels.modulated_norm import Norm
+from iclora_train.ltx2.kernels.modulation import Onto
+from iclora_train.ltx2.model import attention
+from iclora_train.ltx2.model.attention import Attention
+from iclora_train.ltx2.model.rope import rotation
 
 WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
 FLASH_HEADS = WIDTH // flash.WIDTH  # as few as have the channels that flash-attn-4 is used for

@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from iclora_train.batches import BatchPlan, bucket_tokens, clips_per_batch
-from iclora_train.config import Config, ConfigError, Data
-from iclora_train.datamodule import LatentData
-from iclora_train.dryrun import largest
-from iclora_train.heldout import HeldOut
-from iclora_train.members import latent_members
-from iclora_train.pair import LatentPair, VideoShape
-from iclora_train.shards import ShardSet, ShardWriter
+from iclora_train.config.settings import Config, ConfigError, Data
+from iclora_train.core.types import LatentPair, VideoShape
+from iclora_train.data.batch_sampler import BatchPlan, bucket_tokens, clips_per_batch
+from iclora_train.data.datamodule import LatentData
+from iclora_train.data.shard_sample import latent_members
+from iclora_train.data.shards import ShardSet, ShardWriter
+from iclora_train.training.dry_run import largest
+from iclora_train.training.validation import HeldOut
 from tests.test_shards import MADE_BY, SHAPE, latent, write_latents
 
 SIZES = {"32x32x5": 4, "64x32x5": 6, "64x64x5": 8}  # bucket -> side of the target's latents

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from iclora_train.ltx2 import feed_forward_ops, gated_out, low_rank
+from iclora_train.ltx2.kernels import feed_forward_ops
+from iclora_train.ltx2.kernels import fused_attention_out as gated_out
+from iclora_train.ltx2.kernels import lora_product as low_rank
 from scripts.benchmark_kernels import WIDTH, Case, cases, moved, products, set_tile
 
 TOKENS = 16720

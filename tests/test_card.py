@@ -16,12 +16,12 @@ import yaml
 
 from iclora_train.adapters.__main__ import main
 from iclora_train.adapters.card import write_beside
-from iclora_train.adapters.comfy_forms import api, graph
+from iclora_train.adapters.comfyui_json import api, graph
+from iclora_train.adapters.comfyui_nodes import NODES, Input
+from iclora_train.adapters.comfyui_workflow import CHECKPOINTS, Recipe, steps
 from iclora_train.adapters.file import Adapter, save
-from iclora_train.adapters.nodes import NODES, Input
-from iclora_train.adapters.workflow import CHECKPOINTS, Recipe, steps
-from iclora_train.config import ConfigError
-from iclora_train.schedule import DISTILLED
+from iclora_train.config.settings import ConfigError
+from iclora_train.diffusion.noise_schedule import DISTILLED
 
 KNOWN = {
     "reference_downscale_factor": "2",

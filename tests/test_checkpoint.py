@@ -19,11 +19,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.headers import Stored
-from iclora_train.ltx2.layouts import MODEL, version_of
-from iclora_train.pair import Geometry
+from iclora_train.config.settings import ConfigError
+from iclora_train.core.types import Geometry
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.weights.key_names import MODEL, version_of
+from iclora_train.ltx2.weights.safetensors_header import Stored
 from scripts.synthetic import published
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.folders import LAYOUTS, Parts

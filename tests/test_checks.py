@@ -27,10 +27,10 @@ from data_prep.checks import (
     spread,
 )
 from data_prep.checks.captions import spoken
-from iclora_train.checks_config import PHRASES, Checks, Limit
-from iclora_train.codec import round_trip
-from iclora_train.config import Config, ConfigError, Model, Task, check
-from iclora_train.pair import Pair
+from iclora_train.config.checks import PHRASES, Checks, Limit
+from iclora_train.config.settings import Config, ConfigError, Model, Task, check
+from iclora_train.core.types import Pair
+from iclora_train.data.video_codec import round_trip
 from tests.clips import moving
 
 MAKES: dict[str, Callable[[np.ndarray], np.ndarray]] = {

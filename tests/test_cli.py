@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iclora_train.hydra_main import conf_dir, task_names
+from iclora_train.config.hydra_app import conf_dir, task_names
 from tests.command import Result, run
 
 COMMANDS = ("iclora_train", "data_prep", "eval")

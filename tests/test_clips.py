@@ -11,15 +11,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.captions import caption_of
-from data_prep.clips import Clip, list_clips
-from data_prep.footage import Footage
-from data_prep.scenes import analyse
-from data_prep.survey import survey
-from data_prep.windows import heldout_windows, train_windows
-from iclora_train.config import Config, ConfigError, Data, Model, Task
-from iclora_train.prompts import fields_of, filled
-from iclora_train.video import ClipInfo, encode_clip, probe, read_clip
+from data_prep.clips.captions import caption_of
+from data_prep.clips.clip_list import Clip, list_clips
+from data_prep.clips.probed_clip import Footage
+from data_prep.clips.scene_cuts import analyse
+from data_prep.clips.windows import heldout_windows, train_windows
+from data_prep.select_clips import survey
+from iclora_train.config.settings import Config, ConfigError, Data, Model, Task
+from iclora_train.data.prompts import fields_of, filled
+from iclora_train.data.video import ClipInfo, encode_clip, probe, read_clip
 from tests.clips import moving, write_clip
 
 

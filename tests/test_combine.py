@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch._inductor.scheduler import BaseSchedulerNode, Scheduler, SchedulerNode
 
-from iclora_train.ltx2 import combine
-from iclora_train.ltx2.combine import SMALL, combine_small, small_groups
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.transformer import Transformer
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime import combo_kernels as combine
+from iclora_train.ltx2.runtime.combo_kernels import SMALL, combine_small, small_groups
+from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.kept_activations import given, network
 
 TOKENS = 700

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from iclora_train.adapters.base_spec import Target
 from iclora_train.adapters.check import check
 from iclora_train.adapters.convert import Factors, import_any
 from iclora_train.adapters.file import Adapter, save
-from iclora_train.adapters.target import Target
 from scripts.synthetic_checkpoint import write_checkpoint
 
 STYLES = ((".lora_B.weight", ".lora_A.weight"), (".lora_up.weight", ".lora_down.weight"))

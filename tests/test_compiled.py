@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2 import keep
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.transformer import Transformer
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import append_reference, target_tokens
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.diffusion.reference import append_reference, target_tokens
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime import save_policy as keep
+from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.synthetic.random_base import RandomBase
 from tests.processes import a_group_of_one
 

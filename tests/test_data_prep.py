@@ -21,22 +21,22 @@ from hydra.core.global_hydra import GlobalHydra
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep import pipeline
-from data_prep.captions import described
-from data_prep.clips import Clip, list_clips
-from data_prep.footage import Footage, resample
+from data_prep.clips import captioner
+from data_prep.clips.captions import described
+from data_prep.clips.clip_list import Clip, list_clips
+from data_prep.clips.crop import Placement
+from data_prep.clips.probed_clip import Footage, resample
+from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.makers import Source, make
 from data_prep.pairs import Scales, Video, cut, make_reference, read_windows, remake
-from data_prep.placement import Placement
-from data_prep.windows import Window, heldout_windows, train_windows
-from iclora_train.batches import plan_batches
-from iclora_train.config import Config, ConfigError, Data, check
-from iclora_train.files import DiskFullError, alone
-from iclora_train.hydra_main import conf_dir
-from iclora_train.ltx2 import captioner
-from iclora_train.ltx2.base import Base
-from iclora_train.pair import Geometry
-from iclora_train.shards import ShardError, ShardSet
-from iclora_train.video import ClipInfo, encode_clip, read_clip
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.settings import Config, ConfigError, Data, check
+from iclora_train.core.atomic_files import DiskFullError, alone
+from iclora_train.core.types import Geometry
+from iclora_train.data.batch_sampler import plan_batches
+from iclora_train.data.shards import ShardError, ShardSet
+from iclora_train.data.video import ClipInfo, encode_clip, read_clip
+from iclora_train.ltx2.base_model import Base
 from tests.clips import moving, write_clip
 from tests.tiny import write_tiny_base
 

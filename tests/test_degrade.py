@@ -12,19 +12,19 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from data_prep.clips.crop import Placement
+from data_prep.clips.windows import Window
 from data_prep.makers import Source, make
-from data_prep.makers.between import Between
-from data_prep.makers.kernels import disk, lens, line
-from data_prep.makers.light import LINEAR
-from data_prep.makers.paths import drawn_path
-from data_prep.makers.resize import FILTERS, resample
+from data_prep.makers.colour_space import LINEAR
+from data_prep.makers.degrade.blur_kernels import disk, lens, line
+from data_prep.makers.degrade.interpolation import Between
+from data_prep.makers.degrade.resize import FILTERS, resample
+from data_prep.makers.trajectory import drawn_path
 from data_prep.pairs import Scales, Video, make_reference, remake
-from data_prep.placement import Placement
-from data_prep.windows import Window
-from iclora_train.codec import CODECS, round_trip
-from iclora_train.config import Config, ConfigError, check
-from iclora_train.hydra_main import conf_dir
-from iclora_train.video import encode_clip
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.settings import Config, ConfigError, check
+from iclora_train.data.video import encode_clip
+from iclora_train.data.video_codec import CODECS, round_trip
 from tests.clips import moving
 
 ROUND = {

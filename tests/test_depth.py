@@ -13,12 +13,12 @@ import pytest
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
+from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
-from data_prep.makers.depth import pictured, steadied
-from data_prep.placement import Placement
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.depth import load
-from iclora_train.video import encode_clip
+from data_prep.makers.control.depth import pictured, steadied
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.video import encode_clip
+from iclora_train.signals.depth_network import load
 
 PROCESSOR = {
     "image_processor_type": "DPTImageProcessor",

@@ -10,12 +10,12 @@ import torch
 from diffusers import LTX2VideoDiffusionDecoderModel
 from torch import Tensor
 
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.diffusion_decoder import DiffusionDecoder
-from iclora_train.ltx2.neighborhood import neighborhood_attention
-from iclora_train.ltx2.tiling import Tile
-from iclora_train.ltx2.vae import VideoVAE, geometry_of
-from iclora_train.pair import Geometry
+from iclora_train.config.settings import ConfigError
+from iclora_train.core.types import Geometry
+from iclora_train.ltx2.vae.diffusion_decoder import DiffusionDecoder
+from iclora_train.ltx2.vae.neighborhood_attention import neighborhood_attention
+from iclora_train.ltx2.vae.tiling import Tile
+from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of
 from tests.test_vae import DECODER_CONFIG, DIFFUSION, LATENT, SECTIONS, randomised
 
 Pair = tuple[Any, dict[str, Tensor]]

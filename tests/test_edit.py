@@ -8,14 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.clips.crop import Placement
+from data_prep.clips.windows import Window
 from data_prep.makers import Source, make
-from data_prep.makers.masks import OFFICIAL, dilated, drawn_mask, mask_of
-from data_prep.makers.paths import Course
+from data_prep.makers.edit.masks import OFFICIAL, dilated, drawn_mask, mask_of
+from data_prep.makers.trajectory import Course
 from data_prep.pairs import Scales, Video, make_reference, remake
-from data_prep.placement import Placement
-from data_prep.windows import Window
-from iclora_train.config import ConfigError
-from iclora_train.video import encode_clip
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.video import encode_clip
 from tests.clips import moving
 
 

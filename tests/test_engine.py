@@ -11,15 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import pipeline, produce
-from data_prep.encode import Encoder
-from data_prep.engine import Engine, Failed, Here, Local, engine_of
-from data_prep.produce import LostError, Unit, make_unit, units_of
-from data_prep.windows import Window
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.base import Base
-from iclora_train.shards import ShardSet
-from iclora_train.texts import Texts
+from data_prep import pipeline
+from data_prep import write_shards as produce
+from data_prep.clips.windows import Window
+from data_prep.encode_latents import Encoder
+from data_prep.engines.base import Engine, Failed
+from data_prep.engines.local import Here, Local, engine_of
+from data_prep.write_shards import LostError, Unit, make_unit, units_of
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.text_features import Texts
 from tests.clips import write_clip
 from tests.prep import config_of, contents, write_clips
 from tests.tiny import write_tiny_base

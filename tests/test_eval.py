@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from eval.cells import Cell, Item, batches, grid
+from eval.clips.clip_source import Source, Store
+from eval.clips.conditions import Cell, Item, batches, grid
+from eval.clips.windows import HeldOut
 from eval.run import evaluate, open_source
-from eval.source import Source, Store
-from eval.windows import HeldOut
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.base import Base
+from iclora_train.config.settings import ConfigError
+from iclora_train.ltx2.base_model import Base
 from tests.command import run, start
 from tests.eval_world import World, build, compose_config, refused, scores, without_run, write_adapter
 from tests.tiny import write_tiny_base

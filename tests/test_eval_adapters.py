@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.adapter import open_judged
-from eval.cells import BASE, BASE_REFERENCE, NO_REFERENCE, OURS, batches
+from eval.clips.conditions import BASE, BASE_REFERENCE, NO_REFERENCE, OURS, batches
+from eval.clips.judged_adapter import open_judged
 from eval.run import open_source, results_folder
-from iclora_train import lora
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.base import Base
+from iclora_train.adapters import lora
+from iclora_train.config.settings import ConfigError
+from iclora_train.ltx2.base_model import Base
 from tests.eval_world import World, build, write_adapter
 
 

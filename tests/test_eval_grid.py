@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval.cells import Item, batches, grid, sweep
-from eval.masks import blocks, fade_masks, fade_weights, half_columns, half_masks
-from eval.windows import Window, check_leakage, partners, spread
-from iclora_train.config import ConfigError
-from iclora_train.eval_config import Eval
-from iclora_train.pixels import to_bytes
-from iclora_train.reference import mask_to_grid
-from iclora_train.shards import Sample
+from eval.clips.attention_masks import blocks, fade_masks, fade_weights, half_columns, half_masks
+from eval.clips.conditions import Item, batches, grid, sweep
+from eval.clips.windows import Window, check_leakage, partners, spread
+from iclora_train.config.evaluation import Eval
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.pixels import to_bytes
+from iclora_train.data.shards import Sample
+from iclora_train.diffusion.reference import mask_to_grid
 
 
 @pytest.mark.parametrize(

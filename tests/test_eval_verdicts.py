@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from eval.claims import Bound, Evidence
-from eval.control import control, evidence, mask
+from eval.judging.claims import Bound, Evidence
+from eval.judging.control import control, evidence, mask
+from eval.judging.verdicts import judge
 from eval.metrics import Metric
 from eval.scores import headline
-from eval.scoring import Results
-from eval.statistics import Values
-from eval.verdicts import judge
-from iclora_train.config import ConfigError, Thresholds
+from eval.scoring.scorer import Results
+from eval.statistics.estimates import Values
+from iclora_train.config.settings import ConfigError, Thresholds
 
 N = 12
 STRENGTHS = (0.0, 0.1, 0.5, 1.0)

@@ -12,12 +12,12 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.cells import batches
-from eval.folders import read_frames
+from eval.clips.conditions import batches
+from eval.clips.external import read_frames
 from eval.handout import hand_out
 from eval.run import evaluate, open_source
-from iclora_train.config import ConfigError
-from iclora_train.video import encode_clip
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.video import encode_clip
 from tests.eval_world import World, build, refused
 
 FPS = 25.0

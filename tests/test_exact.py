@@ -11,9 +11,9 @@ import decord
 import numpy as np
 import pytest
 
+from data_prep.clips.windows import Window
 from data_prep.pairs import read_windows
-from data_prep.windows import Window
-from iclora_train.video import encode_clip, probe, read_clip
+from iclora_train.data.video import encode_clip, probe, read_clip
 
 BITS, BAR, HEIGHT = 7, 16, 64
 FRAMES = 70

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2.feed_forward import FeedForward
-from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.modulation import Onto
-from iclora_train.ltx2.projection import frozen, turn
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.kernels.lora_linear import frozen, turn
+from iclora_train.ltx2.kernels.modulation import Onto
+from iclora_train.ltx2.model.feed_forward import FeedForward
 
 WIDTH, WIDE, ROWS = 256, 1024, 333
 

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iclora_train.errors import ConfigError
-from iclora_train.ltx2 import attention, flash
-from iclora_train.ltx2.attention import attend
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.flash import attention_note, flash_attention, flash_backward, flash_forward
-from iclora_train.ltx2.kernels import OnCPU, kernel_for
+from iclora_train.config.errors import ConfigError
+from iclora_train.ltx2.kernels import flash_attention as flash
+from iclora_train.ltx2.kernels.attention_backends import OnCPU, kernel_for
+from iclora_train.ltx2.kernels.flash_attention import attention_note, flash_attention, flash_backward, flash_forward
+from iclora_train.ltx2.model import attention
+from iclora_train.ltx2.model.attention import attend
+from iclora_train.ltx2.runtime.compile import compile_blocks
 from tests.test_compiled import network, scene, step
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from iclora_train.config import Flow
-from iclora_train.flow import masked_loss, noise_to, sample_sigma, sigma_shift, to_clean, velocity
+from iclora_train.config.settings import Flow
+from iclora_train.diffusion.flow_matching import masked_loss, noise_to, sample_sigma, sigma_shift, to_clean, velocity
 
 
 def drawn(tokens: int, flow: Flow, count: int = 100_000) -> torch.Tensor:

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
-from data_prep.makers.flow import coloured, wheel
-from data_prep.placement import Placement
-from iclora_train.config import ConfigError
+from data_prep.makers.control.optical_flow import coloured, wheel
+from iclora_train.config.settings import ConfigError
 
 
 def made(name: str, frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:

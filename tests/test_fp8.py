@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.fp8_linear import E4M3, Fp8Linear, quantize
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import append_reference, target_tokens
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.diffusion.reference import append_reference, target_tokens
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.kernels.fp8_linear import E4M3, Fp8Linear, quantize
 from scripts.synthetic_checkpoint import write_checkpoint
 
 QUERY = "transformer_blocks.1.attn1.to_q"

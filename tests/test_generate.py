@@ -14,15 +14,15 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from iclora_train import lora
-from iclora_train.config import ConfigError, Lora, Model, Sample
+from iclora_train.adapters import lora
+from iclora_train.config.settings import ConfigError, Lora, Model, Sample
+from iclora_train.core.types import VideoShape
+from iclora_train.data.video import probe, read_clip
 from iclora_train.generate.inputs import Inputs, encode, encode_references
+from iclora_train.generate.media import Source, fitted
 from iclora_train.generate.run import generate, to_frames
 from iclora_train.generate.settings import Generate, settle
-from iclora_train.generate.sources import Source, fitted
-from iclora_train.ltx2.base import Base
-from iclora_train.pair import VideoShape
-from iclora_train.video import probe, read_clip
+from iclora_train.ltx2.base_model import Base
 from scripts.synthetic.gemma import gemma_for
 from scripts.synthetic.upsampler import write_upsampler
 from scripts.synthetic_checkpoint import write_checkpoint

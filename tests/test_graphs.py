@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.compiled import compile_blocks, record_blocks
-from iclora_train.ltx2.graphs import Graphs, Work
-from iclora_train.ltx2.transformer import Transformer
-from iclora_train.pair import Tokens
+from iclora_train.core.types import Tokens
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
+from iclora_train.ltx2.runtime.cuda_graphs import Graphs, Work
 from tests.processes import a_group_of_one
 from tests.test_compiled import network, scene
 

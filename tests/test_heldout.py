@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from iclora_train.heldout import HeldOut, heldout_losses, heldout_names
-from iclora_train.ltx2.base import Base
-from iclora_train.shards import ShardSet
-from iclora_train.watch import SAMPLED
+from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.base_model import Base
+from iclora_train.training.validation import HeldOut, heldout_losses, heldout_names
+from iclora_train.training.validation_metrics import SAMPLED
 from tests.command import Result, run
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 

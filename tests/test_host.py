@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iclora_train.host import free_on_host
+from iclora_train.training.host_memory import free_on_host
 
 GIB = 2**30
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from iclora_train import budget
-from iclora_train.budget import CHEAP, LEVELS
+from iclora_train.training import memory_plan as budget
+from iclora_train.training.memory_plan import CHEAP, LEVELS
 from scripts.kept_activations import kept, network
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings

@@ -11,12 +11,12 @@ from diffusers import LTX2Pipeline
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from iclora_train import lora
+from iclora_train.adapters import lora
 from iclora_train.adapters.fuse import fuse
-from iclora_train.config import ConfigError, Lora
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import append_reference, target_tokens
+from iclora_train.config.settings import ConfigError, Lora
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.diffusion.reference import append_reference, target_tokens
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from tests.tiny import CHANNELS, TEXT, TRANSFORMER, WIDTH
 
 METADATA = {"reference_downscale_factor": "1", "base_model_family": "tiny", "base_model_version": "2.3"}

@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from iclora_train import memory
-from iclora_train.batches import Batch
-from iclora_train.budget import GIB, Level, Plan, Room, budget_of, find, foreseen, guessed, highest
-from iclora_train.config import ConfigError
-from iclora_train.ltx2 import spill as spill_module
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.projection import turnable
-from iclora_train.ltx2.spill import Spill
-from iclora_train.module import ICLoRA
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.kernels.lora_linear import turnable
+from iclora_train.ltx2.runtime import activation_offload as spill_module
+from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.training import memory_search as memory
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.memory_plan import GIB, Level, Plan, Room, budget_of, find, foreseen, guessed, highest
 from tests.test_compiled import network, scene, step
 from tests.tiny import composed, write_tiny_base
 

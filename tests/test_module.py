@@ -10,15 +10,14 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from iclora_train.batches import collate
-from iclora_train.callbacks import Record
-from iclora_train.config import Config
-from iclora_train.datamodule import LatentData
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.module import ICLoRA, on_device
-from iclora_train.pair import LatentPair
-from iclora_train.recent import DivergedError
+from iclora_train.config.settings import Config
+from iclora_train.core.types import LatentPair
+from iclora_train.data.batch_sampler import collate
+from iclora_train.data.datamodule import LatentData
+from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.training.callbacks import Record
+from iclora_train.training.lightning_module import ICLoRA, on_device
+from iclora_train.training.step_metrics import DivergedError
 from tests.processes import a_group_of_one
 from tests.tiny import composed, write_tiny_base
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import data_prep
-from iclora_train.ltx2.base import EMBEDDED, Base
-from iclora_train.video import read_clip
+from iclora_train.data.video import read_clip
+from iclora_train.ltx2.base_model import EMBEDDED, Base
 from scripts.nano.colours import colour_words
 
 SAMPLES = Path(data_prep.__file__).parent / "samples"

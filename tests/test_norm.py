@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iclora_train.ltx2.norm import Norm, modulated, norm_back
+from iclora_train.ltx2.kernels.modulated_norm import Norm, modulated, norm_back
 
 
 @pytest.mark.parametrize(("clips", "levels"), [(1, 1), (3, 2), (2, 3)])

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.batches import Batch
-from iclora_train.config import ConfigError, Flow, Task
-from iclora_train.flow import masked_loss
-from iclora_train.ltx2.transformer import Transformer
-from iclora_train.objective import losses
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.step import WHOLE, Draws, draw, lay_out, step_generator
+from iclora_train.config.settings import ConfigError, Flow, Task
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.diffusion.flow_matching import masked_loss
+from iclora_train.diffusion.loss import losses
+from iclora_train.diffusion.training_inputs import WHOLE, Draws, draw, lay_out, step_generator
+from iclora_train.ltx2.model.transformer import Transformer
 from tests.test_sample import tiny
 from tests.tiny import CHANNELS, WIDTH
 

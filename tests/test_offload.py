@@ -17,20 +17,21 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
-from iclora_train import lora, module
-from iclora_train.config import Config, ConfigError, Lora, Model, Optim, Task
-from iclora_train.generate import adapted
-from iclora_train.lane import Lane
-from iclora_train.ltx2.attention import Attention
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Config, ConfigError, Lora, Model, Optim, Task
+from iclora_train.core.copy_stream import Lane
+from iclora_train.core.types import Tokens
+from iclora_train.generate import adapters as adapted
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.build import transformer_of
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
-from iclora_train.ltx2.offload import Offload
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.module import ICLoRA
-from iclora_train.pair import Tokens
-from iclora_train.precision import transformer_of
+from iclora_train.ltx2.model.attention import Attention
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.training import lightning_module as module
+from iclora_train.training.lightning_module import ICLoRA
 from scripts.synthetic.random_base import RandomBase
 from tests.test_compiled import TARGETS, scene
 from tests.tiny import write_tiny_base

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import skimage.data
 
+from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
-from data_prep.placement import Placement
-from iclora_train.config import ConfigError
+from iclora_train.config.settings import ConfigError
 from iclora_train.signals.blazepose import BlazePose, anchors, load, merged
-from iclora_train.signals.people import closed, follow, runs, smoothed
+from iclora_train.signals.pose_tracking import closed, follow, runs, smoothed
 from iclora_train.signals.rtmpose import decoded
 from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw, openpose
 

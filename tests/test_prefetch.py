@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from iclora_train.batches import Batch, on_tensors
-from iclora_train.prefetch import Prefetch
+from iclora_train.data.batch_sampler import Batch, on_tensors
+from iclora_train.data.prefetch import Prefetch
 
 
 def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2 import projection
-from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.low_rank import low_rank_back
-from iclora_train.ltx2.projection import Joint, together, turn, turnable
-from iclora_train.ltx2.transformer import Transformer
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.ltx2.kernels import lora_linear as projection
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.kernels.lora_linear import Joint, together, turn, turnable
+from iclora_train.ltx2.kernels.lora_product import low_rank_back
+from iclora_train.ltx2.model.transformer import Transformer
 from scripts.synthetic.random_base import RandomBase
 from tests.test_compiled import network, scene, step
 

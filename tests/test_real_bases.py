@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iclora_train import lora
-from iclora_train.config import Model
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.video import encode_clip
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Model
+from iclora_train.data.video import encode_clip
+from iclora_train.ltx2.base_model import base_of
 from scripts import full_size
 from scripts.synthetic.folders import LAYOUTS
 from scripts.synthetic.gemma import gemma_for

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.objective import Losses
-from iclora_train.recent import LOCALITY, Recent, Row, bucket_name
+from iclora_train.diffusion.loss import Losses
+from iclora_train.training.step_metrics import LOCALITY, Recent, Row, bucket_name
 
 SIGMA = torch.tensor([0.1, 0.3, 0.4, 0.9])
 

@@ -7,10 +7,8 @@ import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoRotaryPosEmbed
 from torch import Tensor
 
-from iclora_train.ltx2.attention import attend
-from iclora_train.ltx2.weighted import AttentionBias
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import (
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.diffusion.reference import (
     append_reference,
     from_tokens,
     grid_position,
@@ -19,6 +17,8 @@ from iclora_train.reference import (
     target_tokens,
     to_tokens,
 )
+from iclora_train.ltx2.model.attention import attend
+from iclora_train.ltx2.model.weighted_attention import AttentionBias
 
 LTX = Geometry(channels=4, spatial=32, temporal=8)
 

@@ -19,9 +19,9 @@ from eval.report.exhibits import Clips, examples, worst_first
 from eval.report.masks import fade, half_tile
 from eval.report.media import Media, change_clip, thumbnail
 from eval.report.page import write_page
-from eval.simple import Shown
-from eval.statistics import estimate
-from iclora_train.video import decode_clip
+from eval.statistics.estimates import estimate
+from eval.synthetic import Shown
+from iclora_train.data.video import decode_clip
 from tests.scores_example import FRAMES, clip, example, exhibits
 
 VOID = ("meta", "link", "input", "br", "img")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.flags import SYMPTOMS, flags
+from eval.judging.symptoms import SYMPTOMS, flags
 from tests.scores_example import example
 
 

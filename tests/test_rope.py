@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2 import rope
-from iclora_train.ltx2.rope import Rotations, rotate, rotation
+from iclora_train.ltx2.model import rope
+from iclora_train.ltx2.model.rope import Rotations, rotate, rotation
 
 LIKE = (16, 2, 10000.0, (20.0, 64.0, 64.0))  # width, heads, theta, extents
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config import ConfigError, Sample
-from iclora_train.guidance import Guidance, guidance_from
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import to_tokens
-from iclora_train.sample import Reference, noise_for, noises_for, sample
+from iclora_train.config.settings import ConfigError, Sample
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.diffusion.guidance import Guidance, guidance_from
+from iclora_train.diffusion.reference import to_tokens
+from iclora_train.diffusion.sampler import Reference, noise_for, noises_for, sample
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from scripts.synthetic.published import transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint
 from tests.test_transformer import CASES, apart, given, predicted_by, section_of, theirs

@@ -11,11 +11,11 @@ import pytest
 import torch
 import webdataset
 
-from iclora_train.config import Config, Data
-from iclora_train.files import DiskFullError
-from iclora_train.members import latent_members, pair_members
-from iclora_train.pair import LatentPair, Pair, VideoShape
-from iclora_train.shards import ShardError, ShardSet, ShardWriter
+from iclora_train.config.settings import Config, Data
+from iclora_train.core.atomic_files import DiskFullError
+from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.data.shard_sample import latent_members, pair_members
+from iclora_train.data.shards import ShardError, ShardSet, ShardWriter
 from tests.clips import moving
 
 SHAPE = VideoShape(5, 32, 32, 25.0)

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from data_prep.checks import Finding, Notes, Report, conclude, pair_picture
-from iclora_train.checks_config import Checks
-from iclora_train.config import Config, Model, Task
-from iclora_train.pair import Pair
+from iclora_train.config.checks import Checks
+from iclora_train.config.settings import Config, Model, Task
+from iclora_train.core.types import Pair
 from tests.clips import moving
 
 TRY = """

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from eval.metrics.base import View
+from iclora_train.signals.point_tracks import corners, follow, lost_beyond
 from iclora_train.signals.pose import PoseReader
-from iclora_train.signals.tracks import corners, follow, lost_beyond
 from tests.doses import scene
 from tests.test_pose import astronaut
 

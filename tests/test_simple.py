@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from eval.simple import Make, Sampler, Shown, detect, shapes, suite
-from eval.simple.plan import Order, Plan, requests
-from eval.simple.references import kind_of, reference
-from eval.simple.signals import Scale, Signal, by_following, signals
-from iclora_train.config import Task
-from iclora_train.guidance import Guidance
-from iclora_train.ltx2.base import Base
-from iclora_train.pair import Geometry, VideoShape
+from eval.synthetic import Make, Sampler, Shown, detect, shapes, suite
+from eval.synthetic.plan import Order, Plan, requests
+from eval.synthetic.probes import Scale, Signal, by_following, signals
+from eval.synthetic.references import kind_of, reference
+from iclora_train.config.settings import Task
+from iclora_train.core.types import Geometry, VideoShape
+from iclora_train.diffusion.guidance import Guidance
+from iclora_train.ltx2.base_model import Base
 from tests.tiny import TEXT, write_tiny_base
 
 NANO = (VideoShape(9, 64, 64, 12.5), Scale.of(Geometry(32, 8, 4), 1))

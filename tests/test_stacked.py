@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2.compiled import compile_blocks
-from iclora_train.ltx2.projection import Joint, frozen, given
-from iclora_train.ltx2.stacked import make_room, room_for, spare_columns, stacked_product
-from iclora_train.ltx2.transformer import Block, Transformer
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.ltx2.kernels.lora_linear import Joint, frozen, given
+from iclora_train.ltx2.kernels.stacked_weight import make_room, room_for, spare_columns, stacked_product
+from iclora_train.ltx2.model.transformer import Block, Transformer
+from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.synthetic.random_base import RandomBase
 
 HEADS, RANK = 4, 4  # of the tiny transformer, and of its adapters

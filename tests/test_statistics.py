@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from eval.curve import curve, fade_correlation, isotonic, isotonic_r2, spearman
-from eval.significance import EXACT_UP_TO, holm, page_trend, signed_rank
-from eval.statistics import BOOTSTRAP_FROM, by_source, estimate, ratio_units
+from eval.judging.strength_curve import curve, fade_correlation, isotonic, isotonic_r2, spearman
+from eval.statistics.estimates import BOOTSTRAP_FROM, by_source, estimate, ratio_units
+from eval.statistics.significance import EXACT_UP_TO, holm, page_trend, signed_rank
 
 
 def test_t_interval_of_few_units_and_bootstrap_of_many() -> None:

@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.batches import Batch
-from iclora_train.config import ConfigError, Flow, Task
-from iclora_train.pair import Geometry
-from iclora_train.reference import mask_to_grid
-from iclora_train.step import Draws, draw, draw_region, draw_strength, lay_out, region_mask, step_generator
+from iclora_train.config.settings import ConfigError, Flow, Task
+from iclora_train.core.types import Geometry
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.diffusion.reference import mask_to_grid
+from iclora_train.diffusion.training_inputs import (
+    Draws,
+    draw,
+    draw_region,
+    draw_strength,
+    lay_out,
+    region_mask,
+    step_generator,
+)
 
 TARGET = torch.randn(4, 3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
 BATCH: Batch = {

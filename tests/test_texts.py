@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from iclora_train.ltx2.base import Base
-from iclora_train.texts import Texts, with_trigger
+from iclora_train.data.prompts import with_trigger
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.text_features import Texts
 from tests.tiny import write_tiny_base
 
 

@@ -11,10 +11,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.throughput import FIGURES, Meter, Work, matmul_peak, step_flops, work_of
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.training.throughput import FIGURES, Meter, Work, matmul_peak, step_flops, work_of
 from tests.command import run
 from tests.tiny import SETTINGS, TRANSFORMER, composed, write_tiny_base, write_tiny_latents
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.tiling import Tile, decode_tiled, encode_tiled, pixels_of, spans
-from iclora_train.ltx2.vae import VideoVAE
-from iclora_train.pair import Geometry
+from iclora_train.core.types import Geometry
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.vae.tiling import Tile, decode_tiled, encode_tiled, pixels_of, spans
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 from tests.clips import moving
 from tests.tiny import VAE
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.clips.crop import Placement
+from data_prep.clips.windows import Window
 from data_prep.makers import Source, make
-from data_prep.makers.track_files import read_tracks, spline
+from data_prep.makers.control.track_files import read_tracks, spline
 from data_prep.pairs import Scales, Video, make_reference
-from data_prep.placement import Placement
-from data_prep.windows import Window
-from iclora_train.config import ConfigError
+from iclora_train.config.settings import ConfigError
+from iclora_train.signals.point_tracks import follow
 from iclora_train.signals.track_drawing import colour_of, draw_tracks
-from iclora_train.signals.tracks import follow
 from tests.clips import moving, write_clip
 
 SIZE = (540, 960)  # half of the 1080 pixels at which discs are drawn

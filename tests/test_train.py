@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from iclora_train import lora
-from iclora_train.checkpoint import newest
-from iclora_train.config import ConfigError, Flow, Optim, Task
-from iclora_train.hydra_main import task_names
-from iclora_train.ltx2.base import Base
-from iclora_train.module import ICLoRA, rate
-from iclora_train.pair import Geometry
-from iclora_train.step import Draws, draw, lay_out, require_factors, step_generator
+from iclora_train.adapters import lora
+from iclora_train.config.hydra_app import task_names
+from iclora_train.config.settings import ConfigError, Flow, Optim, Task
+from iclora_train.core.types import Geometry
+from iclora_train.diffusion.training_inputs import Draws, draw, lay_out, require_factors, step_generator
+from iclora_train.ltx2.base_model import Base
+from iclora_train.training.checkpointing import newest
+from iclora_train.training.lightning_module import ICLoRA, rate
 from tests.command import Result, run, start
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from iclora_train import lora
-from iclora_train.config import Lora
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.layouts import MODEL
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.pair import Geometry, Tokens
-from iclora_train.reference import append_reference, target_tokens
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Lora
+from iclora_train.core.types import Geometry, Tokens
+from iclora_train.diffusion.reference import append_reference, target_tokens
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.weights.key_names import MODEL
 from scripts.synthetic.configs import VERSIONS
 from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint

@@ -11,7 +11,7 @@ import torch
 
 from data_prep import pipeline
 from data_prep.verify import verify
-from iclora_train.shards import EMPTY, ShardSet, ShardWriter
+from iclora_train.data.shards import EMPTY, ShardSet, ShardWriter
 from tests.command import run
 from tests.prep import config_of, write_clips
 from tests.tiny import write_tiny_base

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from eval import wandb_log
+from eval.clips.windows import Window
 from eval.report.exhibits import Exhibit
-from eval.windows import Window
-from iclora_train import wandb_door
-from iclora_train.config import Config, Task
+from iclora_train.config.settings import Config, Task
+from iclora_train.core import wandb_run as wandb_door
 from tests.clips import moving
 
 METRICS = ("psnr", "edge_f1")

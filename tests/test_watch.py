@@ -10,9 +10,9 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from iclora_train import wandb_door
-from iclora_train.sinks import CsvLog, WandbLog
-from iclora_train.watch import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
+from iclora_train.core import wandb_run as wandb_door
+from iclora_train.training.loggers import CsvLog, WandbLog
+from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
 
 SIGMAS = [0.3, 0.9]
 

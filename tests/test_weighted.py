@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from iclora_train.ltx2.attention import attend
-from iclora_train.ltx2.weighted import AttentionBias
+from iclora_train.ltx2.model.attention import attend
+from iclora_train.ltx2.model.weighted_attention import AttentionBias
 
 HEADS, WIDTH = 3, 16
 MIXED = [0.5, 0.0, 1.0, 0.1, 0.9, 0.0]

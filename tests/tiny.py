@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from iclora_train.config import Config, check
-from iclora_train.fingerprint import content_settings
-from iclora_train.hydra_main import conf_dir, register
-from iclora_train.ltx2.base import Base, save_base
-from iclora_train.ltx2.text import TextConfig, TextEncoder
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.vae import VideoVAE
-from iclora_train.members import latent_members
-from iclora_train.pair import LatentPair, VideoShape
-from iclora_train.shards import ShardWriter
+from iclora_train.config.hydra_app import conf_dir, register
+from iclora_train.config.settings import Config, check
+from iclora_train.core.fingerprint import content_settings
+from iclora_train.core.types import LatentPair, VideoShape
+from iclora_train.data.shard_sample import latent_members
+from iclora_train.data.shards import ShardWriter
+from iclora_train.ltx2.base_model import Base, save_base
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.text.nano_encoder import TextConfig, TextEncoder
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 CHANNELS, WIDTH = 8, 48
 TRANSFORMER = {

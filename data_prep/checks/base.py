@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from iclora_train.checks_config import VERDICTS, Limit
+from iclora_train.config.checks import VERDICTS, Limit
 
 STRAIN_MOST = 10.0  # how far outside of a limit still counts in the order
 

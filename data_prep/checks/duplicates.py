@@ -13,8 +13,8 @@ import numpy as np
 
 from data_prep.checks.base import Report, judge
 from data_prep.checks.pictures import jpeg, stacked, strip
-from data_prep.clips import SPLITS
-from iclora_train.checks_config import Checks
+from data_prep.clips.clip_list import SPLITS
+from iclora_train.config.checks import Checks
 
 SIDE, KEPT = 32, 16  # pixels of the picture whose DCT is taken, and its lowest frequencies that make the hash
 FLAT = 16  # levels between dark and bright; a picture below shows too little to be told from others

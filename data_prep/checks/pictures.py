@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from iclora_train.pair import Pair
+from iclora_train.core.types import Pair
 
 TILES, HEIGHT, WIDEST = 6, 96, 192  # frames in a row, and the most pixels of each
 QUALITY = 80  # of the JPEG

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Column, Table
 
 from data_prep.checks.base import Finding, Report
 from data_prep.checks.sheet import write_sheet
-from data_prep.progress import show_checks
-from iclora_train.checks_config import VERDICTS, Limit
-from iclora_train.config import Config, ConfigError
-from iclora_train.files import write_whole
+from iclora_train.config.checks import VERDICTS, Limit
+from iclora_train.config.settings import Config, ConfigError
+from iclora_train.core.atomic_files import write_whole
 
 Entry = tuple[Report, bytes]  # and its picture (JPEG; empty for none)
 LATER = "later"  # the part with findings that are made after the pairs
@@ -123,3 +125,32 @@ def require_no_failure(totals: dict[str, Any], root: Path) -> None:
             f"{keys}: {len(failed)} pairs or clips do not pass, first {failed[0]['key']}: {failed[0]['reason']}. "
             f"See {root / 'contact.html'}; mend the clips, or set drop or warn"
         )
+
+
+def show_checks(totals: dict[str, Any]) -> None:
+    """The table of what the checks of pairs found (`checks.summarize`), on stdout."""
+    pairs = ", ".join(f"{count} {verdict}" for verdict, count in totals["pairs"].items())
+    table = Table(
+        Column("check", no_wrap=True),
+        *VERDICTS,
+        "lowest",
+        "median",
+        "highest",
+        "allowed",
+        title=f"checks ({pairs})",
+        box=SIMPLE,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    for name, found in totals["checks"].items():
+        values = (_cell(found[key]) for key in ("low", "median", "high"))
+        bounds = " ".join(
+            f"{sign}{found[key]:g}" for sign, key in ((">=", "least"), ("<=", "most")) if found[key] is not None
+        )
+        table.add_row(name, *(str(found[verdict]) for verdict in VERDICTS), *values, bounds)
+    Console().print(table)
+
+
+def _cell(value: float | None) -> str:
+    """A value in a table: four digits, a dash for none."""
+    return "-" if value is None else f"{value:.4g}"

@@ -10,8 +10,8 @@ from string import Template
 from typing import Any
 
 from data_prep.checks.base import Finding, Report
-from iclora_train.checks_config import VERDICTS
-from iclora_train.files import write_whole
+from iclora_train.config.checks import VERDICTS
+from iclora_train.core.atomic_files import write_whole
 
 ASSETS = Path(__file__).parent / "sheet_assets"
 ROWS = 2000  # of the table of what was left out; checks.jsonl has all

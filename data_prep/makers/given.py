@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.maker import Drawn, Source, register
+from data_prep.makers.base import Drawn, Source, register
 
 
 @register("given")

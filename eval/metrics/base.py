@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from iclora_train.signals.motion import dis_flow
+from iclora_train.signals.optical_flow import dis_flow
 
 Clip = NDArray[np.uint8]  # RGB (F,H,W,3)
 Mask = NDArray[np.bool_]  # (F,H,W)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.metrics.base import Clip, Gauge, Mask, Measured, Metric, Truth, Values, View
-from iclora_train.signals.motion import warped
+from iclora_train.signals.optical_flow import warped
 
 Field = NDArray[np.float32]
 

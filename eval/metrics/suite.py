@@ -13,9 +13,9 @@ from eval.metrics.depth import depth_gauge
 from eval.metrics.pose import METRICS as POSE
 from eval.metrics.pose import pose_gauge
 from eval.metrics.tracks import tracks_gauge, trails
-from iclora_train.config import Task
+from iclora_train.config.settings import Task
 from iclora_train.signals import blazepose
-from iclora_train.signals.depth_levels import grey
+from iclora_train.signals.depth_picture import grey
 from iclora_train.signals.edges import CannyLines, SoftContours
 from iclora_train.signals.pose import PoseReader
 
@@ -134,7 +134,7 @@ def _depth(task: Task) -> _Adherence:
     if model is None or not (Path(model).expanduser() / "config.json").is_file():
         why = f"weights absent: task.maker_args.model={model} is not the folder of a depth network"
         return _without(DEPTH, f"{why}; conf/conf/depth.yaml says how to get one")
-    from iclora_train.ltx2.depth import load  # noqa: PLC0415  (transformers is slow to import)
+    from iclora_train.signals.depth_network import load  # noqa: PLC0415  (transformers is slow to import)
 
     network, percentiles = load(Path(model).expanduser()), task.maker_args.get("range", (1.0, 99.0))
 

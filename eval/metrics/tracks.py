@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.base import Clip, Gauge, Mask, Measured, Metric, Truth, Values, View
+from iclora_train.signals.point_tracks import follow, lost_beyond
 from iclora_train.signals.track_drawing import draw_tracks
-from iclora_train.signals.tracks import follow, lost_beyond
 
 TAP_SIDE, TAP_PIXELS = 256, (1, 2, 4, 8, 16)  # TAP-Vid (Doersch et al. 2022, arXiv 2211.03726)
 METRICS = (

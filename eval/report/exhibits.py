@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.cells import OURS, Item
+from eval.clips.conditions import OURS, Item
+from eval.clips.windows import Window
 from eval.metrics import Clip, Truth
-from eval.scoring import CEILING, Scorer
-from eval.windows import Window
+from eval.scoring.scorer import CEILING, Scorer
 
 REFERENCE, TARGET = "reference", "target"
 CONTROL, CONTROL_TARGET = "control found", "control in the target"

@@ -10,8 +10,8 @@ from eval.report import tables
 from eval.report.charts import signal_curve
 from eval.report.media import Media
 from eval.report.players import figure, player
-from eval.simple import Shown
-from eval.truths import fitted
+from eval.scoring.ground_truth import fitted
+from eval.synthetic import Shown
 
 TITLES = {"requested": "asked for", "reference": "reference given", "found": "output", "floor": "other reference"}
 

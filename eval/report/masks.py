@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.cells import FADED, MASKED, OURS, at_strength
+from eval.clips.conditions import FADED, MASKED, OURS, at_strength
 from eval.report import tables
 from eval.report.charts import bars, block_curve
 from eval.report.exhibits import Exhibit

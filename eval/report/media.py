@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.metrics import Clip
-from iclora_train.files import write_whole
-from iclora_train.video import encode_clip
+from iclora_train.core.atomic_files import write_whole
+from iclora_train.data.video import encode_clip
 
 INLINE_BYTES = 48 << 20  # of media inside the page; what comes after lies beside it
 SHOWN_WIDTH = 192  # smaller clips are enlarged to about this width, each pixel to a square

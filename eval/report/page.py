@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.progress import track
 
-from eval.cells import FADED, MASKED
+from eval.clips.conditions import FADED, MASKED
 from eval.report import front, masks, players, strength, tables
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
-from eval.simple import Shown
-from iclora_train.files import write_whole
+from eval.synthetic import Shown
+from iclora_train.core.atomic_files import write_whole
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from eval.cells import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
+from eval.clips.conditions import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
 from eval.report import tables
 from eval.report.charts import frame_line
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit
 from eval.report.media import Media
-from eval.scoring import CEILING, INPUT
+from eval.scoring.scorer import CEILING, INPUT
 
 Scores = Mapping[str, Any]
 

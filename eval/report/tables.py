@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.cells import OURS
-from eval.flags import SYMPTOMS, Flag
-from eval.statistics import Estimate
-from eval.verdicts import Verdict
+from eval.clips.conditions import OURS
+from eval.judging.symptoms import SYMPTOMS, Flag
+from eval.judging.verdicts import Verdict
+from eval.statistics.estimates import Estimate
 
 PICKER = (
     '<div id="another" hidden><label>scores.json of another evaluation '

@@ -8,10 +8,10 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from iclora_train.adapters.base_spec import FAMILY, FINGERPRINT, VERSION
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, Adapter
-from iclora_train.adapters.target import FAMILY, FINGERPRINT, VERSION
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.base import EMBEDDED
+from iclora_train.config.settings import ConfigError
+from iclora_train.ltx2.base_model import EMBEDDED
 
 Weighted = Sequence[tuple[Adapter, float]]  # adapters and their strengths
 _OVERSAMPLING, _POWERS = 16, 4  # of the randomised range finder

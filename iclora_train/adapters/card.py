@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iclora_train.adapters import comfy_forms
+from iclora_train.adapters import comfyui_json as comfy_forms
+from iclora_train.adapters.base_spec import FAMILY, VERSION
+from iclora_train.adapters.comfyui_workflow import Recipe, steps
 from iclora_train.adapters.file import Adapter, read
-from iclora_train.adapters.target import FAMILY, VERSION
-from iclora_train.adapters.workflow import Recipe, steps
-from iclora_train.config import ConfigError
-from iclora_train.files import write_whole
+from iclora_train.config.settings import ConfigError
+from iclora_train.core.atomic_files import write_whole
 
 _REPOSITORY = {"2.0": "Lightricks/LTX-2", "2.3": "Lightricks/LTX-2.3", "2.5": "Lightricks/LTX-2.5"}
 _DIFFUSERS = {"2.0": "Lightricks/LTX-2", "2.3": "diffusers/LTX-2.3-Diffusers", "2.5": "Lightricks/LTX-2.5-Diffusers"}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from iclora_train.adapters.base_spec import Target, base_findings, weight_findings
 from iclora_train.adapters.file import examine
-from iclora_train.adapters.target import Target, base_findings, weight_findings
 
 
 def check(path: Path, target: Target | None = None) -> list[str]:

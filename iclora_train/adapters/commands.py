@@ -19,12 +19,12 @@ from iclora_train.adapters import algebra
 from iclora_train.adapters import card as cards
 from iclora_train.adapters import check as checks
 from iclora_train.adapters import extract as extracts
-from iclora_train.adapters import merge as merges
+from iclora_train.adapters import merge_files as merges
+from iclora_train.adapters.base_spec import Target
+from iclora_train.adapters.comfyui_workflow import Recipe
 from iclora_train.adapters.convert import Factors, import_any
 from iclora_train.adapters.file import Adapter, read, save
-from iclora_train.adapters.target import Target
-from iclora_train.adapters.workflow import Recipe
-from iclora_train.config import ConfigError, require
+from iclora_train.config.settings import ConfigError, require
 
 _SHOWN = 10  # findings of a file
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

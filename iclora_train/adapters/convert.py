@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
-from iclora_train.adapters import names
+from iclora_train.adapters import key_styles as names
+from iclora_train.adapters.base_spec import FAMILY, Target, base_findings, weight_findings
 from iclora_train.adapters.file import (
     DOWNSCALE,
     KIND,
@@ -29,8 +30,7 @@ from iclora_train.adapters.file import (
     pair_findings,
     whole_findings,
 )
-from iclora_train.adapters.target import FAMILY, Target, base_findings, weight_findings
-from iclora_train.config import ConfigError
+from iclora_train.config.settings import ConfigError
 
 _DIFFUSERS = "lora_adapter_metadata"  # diffusers' LoraConfig as JSON, its keys prefixed `transformer.`
 _SCALES = re.compile(rf"{_DIFFUSERS}|(.*[._])?((lora|network)_)?alpha")  # baked in, so they must not be applied again

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from iclora_train.adapters.algebra import low_rank
+from iclora_train.adapters.base_spec import Target, model_part, open_checkpoint
 from iclora_train.adapters.convert import Factors, with_factors
 from iclora_train.adapters.file import Adapter
-from iclora_train.adapters.target import Target, model_part, open_checkpoint
-from iclora_train.config import ConfigError, require
-from iclora_train.ltx2.headers import misfits
+from iclora_train.config.settings import ConfigError, require
+from iclora_train.ltx2.weights.safetensors_header import misfits
 
 Advance = Callable[[int, int], None]  # tensors done, tensors in all
 

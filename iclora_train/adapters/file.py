@@ -18,10 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from iclora_train.adapters import names
-from iclora_train.adapters.names import PREFIX
-from iclora_train.config import ConfigError
-from iclora_train.files import write_whole
+from iclora_train.adapters import key_styles as names
+from iclora_train.adapters.key_styles import PREFIX
+from iclora_train.config.settings import ConfigError
+from iclora_train.core.atomic_files import write_whole
 
 DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
 KIND, PLAIN = "adapter_kind", "lora"  # marks an adapter that takes no reference

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from iclora_train.adapters.algebra import Weighted, combined_metadata, delta, modules, of_module
+from iclora_train.adapters.base_spec import fit_findings
 from iclora_train.adapters.file import Adapter
-from iclora_train.adapters.target import fit_findings
-from iclora_train.config import ConfigError, require
+from iclora_train.config.settings import ConfigError, require
 
 
 def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:

@@ -2,8 +2,8 @@
 
 from omegaconf import DictConfig
 
+from iclora_train.config.hydra_app import start
 from iclora_train.generate.settings import Generate, settle
-from iclora_train.hydra_main import start
 
 
 def _generate(composed: DictConfig) -> None:

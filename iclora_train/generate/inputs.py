@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iclora_train.core.types import VideoShape
+from iclora_train.data.pixels import from_bytes
+from iclora_train.diffusion.sampler import Reference
+from iclora_train.generate.media import Source
 from iclora_train.generate.settings import Generate
-from iclora_train.generate.sources import Source
-from iclora_train.ltx2.vae import VideoVAE
-from iclora_train.pair import VideoShape
-from iclora_train.pixels import from_bytes
-from iclora_train.sample import Reference
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ import cv2
 import numpy as np
 
 from iclora_train import __version__
-from iclora_train.config import require
-from iclora_train.files import sha256, write_whole
+from iclora_train.config.settings import require
+from iclora_train.core.atomic_files import sha256, write_whole
+from iclora_train.core.types import VideoShape
+from iclora_train.data.video import encode_clip
 from iclora_train.generate.inputs import Inputs
 from iclora_train.generate.settings import TRAINING, Generate
-from iclora_train.ltx2.base import Base
-from iclora_train.pair import VideoShape
-from iclora_train.video import encode_clip
+from iclora_train.ltx2.base_model import Base
 
 FRAME = "frame-{:05d}.png"
 

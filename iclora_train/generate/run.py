@@ -13,27 +13,26 @@ from rich.console import Console
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.config import require
-from iclora_train.generate.adapted import adapted_transformer, open_adapter
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.settings import require
+from iclora_train.core.progress import bar, busy
+from iclora_train.core.types import Geometry, VideoShape
+from iclora_train.data.pixels import to_bytes
+from iclora_train.data.prompts import TEMPLATE, asks_for, filled, with_trigger
+from iclora_train.diffusion.guidance import Guidance, guidance_from
+from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2, sigmas_for
+from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.generate.adapters import adapted_transformer, open_adapter
 from iclora_train.generate.inputs import Inputs, encode_first_frame, encode_references
 from iclora_train.generate.output import recipe, refuse_existing, write
 from iclora_train.generate.settings import Generate
-from iclora_train.generate.shape import Units, video_shape
-from iclora_train.guidance import Guidance, guidance_from
-from iclora_train.hydra_main import conf_dir
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.chosen import base_of
-from iclora_train.ltx2.transformer import Transformer
-from iclora_train.ltx2.upsampler import LatentUpsampler
-from iclora_train.ltx2.vae import VideoVAE
-from iclora_train.pair import Geometry, VideoShape
-from iclora_train.pixels import to_bytes
-from iclora_train.precision import compile_as_set, vae_dtype
-from iclora_train.progress import bar, busy
-from iclora_train.prompts import TEMPLATE, asks_for, filled
-from iclora_train.sample import Reference, sample
-from iclora_train.schedule import DISTILLED_STAGE2, sigmas_for
-from iclora_train.texts import Texts, with_trigger
+from iclora_train.generate.size import Units, video_shape
+from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.build import compile_as_set, vae_dtype
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.text_features import Texts
+from iclora_train.ltx2.vae.upsampler import LatentUpsampler
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 Say = Callable[[str], None]
 

@@ -6,15 +6,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from iclora_train.config import ConfigError
-from iclora_train.ltx2.checkpoint import Checkpoint
-from iclora_train.ltx2.fp8 import FP8
-from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.headers import Part, misfits
-from iclora_train.ltx2.offload import Offload
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
+from iclora_train.config.settings import ConfigError
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.ltx2.weights.assign import place, require_keys
+from iclora_train.ltx2.weights.fp8_scales import FP8
+from iclora_train.ltx2.weights.model_files import Checkpoint
+from iclora_train.ltx2.weights.safetensors_header import Part
 
 _KEYFRAME = "keyframes_abs_pos_embedding"
 
@@ -71,13 +72,6 @@ def fp8_linears(module: Transformer, part: Part) -> set[str]:
     return stored or names
 
 
-def place(module: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a frozen tensor where the module, built on the meta device, has a parameter or a buffer of that name."""
-    parent, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(parent)
-    setattr(owner, leaf, tensor if leaf in owner._buffers else nn.Parameter(tensor, requires_grad=False))
-
-
 def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     """Sizes and switches of the video stream. A checkpoint from before the keyframe embedding was trained may announce
     it and not hold it; it began at zero, so leaving it out is the same (ltx-core: transformer/model.py)."""
@@ -87,16 +81,3 @@ def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     except ValueError as error:
         raise ConfigError(f"{part.source}: {error}; give an official checkpoint") from error
     return config if _KEYFRAME in part.stored else replace(config, use_keyframes_abs_pos_embedding=False)
-
-
-def require_keys(part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
-    """ConfigError unless the part holds exactly the tensors of these names and shapes."""
-    wrong = misfits({name: at.shape for name, at in part.stored.items()}, shapes)
-    wrong += [f"unknown {name}" for name in part.strays]
-    if wrong:
-        where = ", ".join(str(file) for file in part.files[:3]) or str(part.source)
-        raise ConfigError(
-            f"{where}: the {part.name} does not fit its config ({len(wrong)} keys: {', '.join(wrong[:4])}"
-            f"{', ...' if len(wrong) > 4 else ''}); the checkpoint is incomplete, changed, or of an unknown version: "
-            "fetch it again"
-        )

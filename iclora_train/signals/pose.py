@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from iclora_train.signals import blazepose, rtmpose
-from iclora_train.signals.people import Track, closed, follow, smoothed
+from iclora_train.signals.pose_tracking import Track, closed, follow, smoothed
 from iclora_train.signals.skeleton import FROM_BLAZEPOSE, FROM_COCO, draw, openpose
 
 

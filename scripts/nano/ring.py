@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.text import TextEncoder
-from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.ltx2.text.nano_encoder import TextEncoder
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.colours import colour_words
 from scripts.nano.motion import CAMERA, CONTENT, Clips, MotionClips
 

@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from iclora_train.config import Flow
-from iclora_train.flow import masked_loss, noise_to, sample_sigma, velocity
-from iclora_train.ltx2.text import TextConfig, TextEncoder
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.vae import VideoVAE
-from iclora_train.pair import Tokens
-from iclora_train.reference import target_tokens, to_tokens
-from iclora_train.sample import Reference, sample
-from iclora_train.schedule import sigma_schedule
+from iclora_train.config.settings import Flow
+from iclora_train.core.types import Tokens
+from iclora_train.diffusion.flow_matching import masked_loss, noise_to, sample_sigma, velocity
+from iclora_train.diffusion.noise_schedule import sigma_schedule
+from iclora_train.diffusion.reference import target_tokens, to_tokens
+from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.text.nano_encoder import TextConfig, TextEncoder
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.muon import Muon
 from scripts.nano.ring import Ring
 from scripts.nano.team import Team

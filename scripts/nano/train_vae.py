@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from iclora_train.ltx2.base import in_pieces
-from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.ltx2.base_model import in_pieces
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.muon import Muon
 from scripts.nano.photos import load_bank

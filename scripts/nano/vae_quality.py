@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from iclora_train.ltx2.vae import VideoVAE
+from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.base import Base
-from iclora_train.ltx2.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.load import block_linears, place
-from iclora_train.ltx2.offload import Offload
-from iclora_train.ltx2.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.vae_layout import geometry_of
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
+from iclora_train.ltx2.load import block_linears
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.ltx2.vae.layout import geometry_of
+from iclora_train.ltx2.weights.assign import place
 from scripts.synthetic.configs import GEMMA, MODEL_VERSION, official_config
 from scripts.synthetic.layout import Spec, transformer
 

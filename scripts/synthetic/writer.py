@@ -13,7 +13,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from iclora_train.files import write_whole
+from iclora_train.core.atomic_files import write_whole
 from scripts.synthetic.layout import Spec
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}

@@ -1,0 +1,62 @@
+"""A vision-language model that describes a picture: any that transformers knows, e.g. the Gemma 3 of LTX-2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from iclora_train.config.settings import ConfigError, require
+from iclora_train.core.fingerprint import digest
+
+ASKED = (
+    "Describe in one plain sentence who or what is seen, what it does and where. Do not mention an image or a video."
+)
+LONGEST = 96  # tokens of a description
+REMEDY = "give a folder with config.json, tokenizer, image processor and safetensors, e.g. of google/gemma-3-4b-it"
+
+
+class Captioner:
+    """The model in memory, on the GPU if there is one, and what identifies it: its settings and files."""
+
+    def __init__(self, model: Any, processor: Any, identity: str) -> None:
+        self.model, self.processor, self.identity = model, processor, identity
+
+    @classmethod
+    def open(cls, folder: Path) -> Captioner:
+        """Load a folder in transformers' format; only safetensors are read, and no code from the folder is run.
+        ConfigError when it holds no such model.
+        """
+        config = folder / "config.json"
+        require(config.is_file(), f"data.captioner={folder} holds no config.json: {REMEDY}")
+        cuda = torch.cuda.is_available()
+        try:
+            processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForImageTextToText.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.bfloat16 if cuda else torch.float32
+            )
+        except (OSError, ValueError) as error:
+            why = str(error).strip().splitlines()[0]
+            raise ConfigError(f"data.captioner={folder} is no vision-language model ({why}): {REMEDY}") from error
+        weights = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+        identity = digest({"asked": ASKED, "config": config.read_text(), "weights": weights})
+        return cls(model.eval().to("cuda" if cuda else "cpu"), processor, identity)
+
+    @torch.inference_mode()
+    def describe(self, picture: np.ndarray) -> str:
+        """One line about a picture uint8 RGB (H,W,3): the likeliest tokens, so that it can be had again."""
+        content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": ASKED}]
+        inputs = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        made = self.model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)  # (1, prompt and answer)
+        answer: str = self.processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return " ".join(answer.split())

@@ -1,0 +1,67 @@
+"""What is said of a clip: caption and trigger, put together as the task wants it; and captions for those without."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from data_prep.clips.clip_list import Clip
+from iclora_train.config.settings import Config
+from iclora_train.core.atomic_files import alone, sha256, write_whole
+from iclora_train.core.progress import steps
+from iclora_train.data.prompts import filled, with_trigger
+from iclora_train.data.video import probe, read_clip
+
+if TYPE_CHECKING:
+    from data_prep.clips.captioner import Captioner
+
+
+def caption_of(clip: Clip, config: Config) -> str:
+    """What the model reads for a clip: data.prompt with the columns of its row, or trigger and caption. ValueError when
+    the row lacks a column that data.prompt names.
+    """
+    trigger, template = config.task.trigger, config.data.prompt
+    if template is None:
+        return with_trigger(trigger, clip.caption)
+    return filled(template, {**clip.row, "caption": clip.caption, "trigger": trigger})
+
+
+def described(clips: list[Clip], config: Config) -> list[Clip]:
+    """The clips, those without a caption described by data.captioner, if there is one. Descriptions are kept as text
+    files in data.root, where they may be corrected before anything is made of them.
+    """
+    missing = [clip for clip in clips if not clip.caption and clip.path.is_file()]
+    if config.data.captioner is None or not missing:
+        return clips
+    from data_prep.clips.captioner import Captioner  # noqa: PLC0415 (transformers loads seconds; few need it)
+
+    captioner = Captioner.open(Path(config.data.captioner).expanduser())
+    folder = Path(config.data.root) / f"captions-{captioner.identity[:8]}"
+    files = {clip.id: folder / f"{clip.id}-{sha256(clip.path)[:8]}.txt" for clip in missing}
+    todo = [clip for clip in missing if not files[clip.id].exists()]
+    if todo:
+        with alone(folder.parent, "set another data.root"):
+            _describe(todo, files, captioner)
+    said = {name: path.read_text(encoding="utf-8").strip() for name, path in files.items() if path.exists()}
+    return [replace(clip, caption=said.get(clip.id, clip.caption)) for clip in clips]
+
+
+def _describe(clips: list[Clip], files: dict[str, Path], captioner: Captioner) -> None:
+    """Write a description of each clip; one that cannot be read gets none, and `survey` will tell."""
+    with steps("describing", len(clips)) as bar:
+        for clip in bar.track(clips):
+            try:
+                frame = _middle(clip.path)
+            except ValueError:
+                continue
+            with write_whole(files[clip.id]) as file:
+                file.write(captioner.describe(frame).encode())
+
+
+def _middle(path: Path) -> np.ndarray:
+    """The frame (H,W,3) in the middle of a clip."""
+    middle = probe(path).frames // 2
+    return next(read_clip(path, (middle,)))

@@ -1,0 +1,85 @@
+"""A clip that was looked at: what it holds, where its scenes change, and which size its windows can have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from data_prep.clips.clip_list import Clip
+from iclora_train.config.settings import Data
+from iclora_train.data.video import ClipInfo
+
+
+@dataclass(frozen=True, eq=False)
+class Footage:
+    """A clip, what it holds, the frames with which a scene begins (the first aside), and how much a frame is worth to
+    data.pick=best: quality (F,).
+    """
+
+    clip: Clip
+    info: ClipInfo
+    cuts: tuple[int, ...] = ()
+    quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+    def resampled(self, fps: float | None) -> tuple[np.ndarray, float]:
+        """Source frame numbers (m,) of the clip at `fps`, and that rate; null is the clip's own."""
+        return resample(self.info, fps)
+
+    def runs(self, fps: float | None) -> list[tuple[int, int]]:
+        """[first, last) of the resampled frames of each scene."""
+        frames, _ = self.resampled(fps)
+        scene = np.searchsorted(self.cuts, frames, side="right") if self.cuts else np.zeros(len(frames), int)  # (m,)
+        edges = [0, *(np.flatnonzero(np.diff(scene)) + 1).tolist(), len(frames)]
+        return list(pairwise(edges))
+
+    def starts(self, data: Data) -> list[int]:
+        """Resampled frames with which a window may begin: it stays in one scene."""
+        return [i for first, last in self.runs(data.fps) for i in range(first, last - data.frames + 1)]
+
+    def scaled(self, data: Data, zoom: float) -> tuple[int, int]:
+        """(height, width) to which the clip is scaled before cropping: `zoom` times what is needed, never enlarged."""
+        if data.short_side is None:
+            scale = max(data.height / self.info.height, data.width / self.info.width)
+        else:
+            scale = data.short_side / min(self.info.height, self.info.width)
+        scale = min(1.0, scale * zoom)
+        return round(self.info.height * scale), round(self.info.width * scale)
+
+    def fitted(self, data: Data) -> Data:
+        """The settings with the bucket that fits best: of those the clip can fill, the one nearest to its aspect ratio;
+        then the longest, then the largest. ValueError when there is none, with the reasons.
+        """
+        reasons = {f"{size.width}x{size.height}x{size.frames}": self._unfit(size) for size in data.sizes()}
+        fit = [size for size, reason in zip(data.sizes(), reasons.values(), strict=True) if reason is None]
+        if not fit:
+            lines = [f"{name}: {reason}" if data.buckets else str(reason) for name, reason in reasons.items()]
+            raise ValueError("; ".join(lines))
+        aspect = self.info.width / self.info.height
+        return min(fit, key=lambda d: (abs(np.log(aspect * d.height / d.width)), -d.frames, -d.height * d.width))
+
+    def _unfit(self, data: Data) -> str | None:
+        """Why no window of this size can be cut, or None."""
+        info = self.info
+        if data.fps is not None and info.fps < 0.9 * data.fps and not self.clip.is_image:
+            return f"{info.fps:g} frames a second are too few for data.fps={data.fps:g}: frames would be doubled"
+        longest = max(last - first for first, last in self.runs(data.fps))
+        if longest < data.frames:
+            where = "between two cuts " if self.cuts else ""
+            return f"{longest} frames {where}are fewer than data.frames={data.frames}"
+        height, width = self.scaled(data, 1.0)
+        if height < data.height or width < data.width:
+            return f"{info.width}x{info.height} pixels do not hold data.width x data.height {data.width}x{data.height}"
+        return None
+
+
+def resample(info: ClipInfo, fps: float | None) -> tuple[np.ndarray, float]:
+    """Source frame numbers (m,) of a clip at `fps`, each the nearest by time; null keeps every frame."""
+    if fps is None:
+        return np.arange(info.frames), info.fps
+    times = np.asarray(info.times)
+    wanted = np.arange(int(times[-1] * fps + 1e-6) + 1) / fps
+    after = np.searchsorted(times, wanted).clip(1, max(len(times) - 1, 1)) if len(times) > 1 else np.zeros(1, int)
+    before = np.maximum(after - 1, 0)
+    return np.where(wanted - times[before] <= times[after] - wanted, before, after), fps

@@ -1,0 +1,73 @@
+"""The rows of a csv or jsonl list as text by column, and numbers read from them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from iclora_train.config.settings import ConfigError, require
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The columns of each row that are not empty, as stripped text (a JSON list joined by spaces). ConfigError names
+    the row that cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(_csv(path, file) if path.suffix == ".csv" else _jsonl(path, file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"data.clips={path} cannot be read as text: {error}") from error
+    return [{column: text for column, value in row.items() if (text := _text(value))} for row in rows]
+
+
+def _csv(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
+    for row in csv.DictReader(file, strict=True):
+        require(
+            None not in row, f"data.clips={path}: a row has more cells than the header; put texts with commas in quotes"
+        )
+        yield row
+
+
+def _jsonl(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"data.clips={path}, line {number} is not JSON ({error.msg})") from error
+        require(isinstance(row, dict), f"data.clips={path}, line {number} is no JSON object")
+        yield row
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value).strip()
+
+
+def number_in(row: Mapping[str, str], column: str, where: str) -> float | None:
+    """The number above 0 in a column, None when it is empty. ConfigError begins with `where`."""
+    if column not in row:
+        return None
+    why = f"{where}: {column}={row[column]!r} is not a number above 0"
+    try:
+        number = float(row[column])
+    except ValueError as error:
+        raise ConfigError(why) from error
+    require(number > 0, why)
+    return number
+
+
+def numbers_in(row: Mapping[str, str], column: str, where: str) -> tuple[int, ...] | None:
+    """The whole numbers above 0 in a column, ascending; spaces, commas or semicolons part them. None when empty."""
+    if column not in row:
+        return None
+    parts = re.split(r"[\s,;]+", row[column])
+    good = all(part.isdecimal() and int(part) > 0 for part in parts)
+    require(good, f"{where}: {column}={row[column]!r} are not frame numbers above 0, e.g. 29 75 136")
+    return tuple(sorted(map(int, parts)))

@@ -1,0 +1,107 @@
+"""Pair shards become latent shards: the VAE runs once, not at every step of a training."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclora_train.config.settings import ConfigError, Model
+from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.data.pixels import from_bytes
+from iclora_train.data.shard_sample import Members, latent_members
+from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.text_features import Texts
+
+PIXELS = 2**22  # frames x height x width that a CPU encodes at once, about; small clips share a batch
+READERS = 4  # threads that decode the next batch while one is encoded (decoders do not hold the GIL)
+
+
+class Encoder:
+    """The base's VAE on the GPU, if there is one, and the text features that were made before.
+
+    `pixels` (frames x height x width of targets) are encoded at once, about; after a GPU ran out of memory, half.
+    """
+
+    def __init__(self, base: Base, texts: Texts) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.vae, self.texts = base.vae().to(self.device), texts
+        self.pixels = PIXELS if self.device.type == "cpu" else self.vae.max_pixels
+
+    @classmethod
+    def of(cls, model: Model, root: Path) -> Encoder:
+        """Of a base, with the texts in data.root: what a process on another machine can do as well."""
+        base = base_of(model)
+        return cls(base, Texts(root, base))
+
+    def encode(self, pairs: list[Pair]) -> list[LatentPair]:
+        """Pairs of one size as latent pairs. ConfigError when one pair alone does not fit into the GPU's memory."""
+        try:
+            return self._encode(pairs)
+        except torch.OutOfMemoryError as error:
+            frames, height, width = pairs[0].target.shape[:3]
+            if len(pairs) == 1:
+                raise ConfigError(
+                    f"the GPU has no memory to encode one clip of {width}x{height}x{frames}: end what else runs on it, "
+                    "or lower data.frames, data.height, data.width"
+                ) from error
+        torch.cuda.empty_cache()  # here the traceback, which holds the batch's tensors, is gone
+        half = len(pairs) // 2
+        self.pixels = half * frames * height * width
+        return self.encode(pairs[:half]) + self.encode(pairs[half:])
+
+    @torch.inference_mode()
+    def _encode(self, pairs: list[Pair]) -> list[LatentPair]:
+        target = self._latents([pair.target for pair in pairs])
+        columns = zip(*(pair.references for pair in pairs), strict=True)
+        references = [self._latents(list(column)) for column in columns]
+        return [
+            LatentPair(pair.key, latent, tuple(others), self.texts.read(pair.caption), pair.fps, pair.caption)
+            for pair, latent, *others in zip(pairs, target, *references, strict=True)
+        ]
+
+    def _latents(self, clips: list[np.ndarray]) -> Tensor:
+        """uint8 clips (F,H,W,3) -> latents (B,C,f,h,w)."""
+        video = torch.from_numpy(np.stack(clips))  # (B,F,H,W,3)
+        if self.device.type == "cuda":
+            video = video.pin_memory().to(self.device, non_blocking=True)
+        return self.vae.encode(from_bytes(video))
+
+    def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
+        """The samples of one pair shard as latents, in their order. The next batch is read while one is encoded."""
+        with ThreadPoolExecutor(READERS) as readers:
+            ahead: deque[tuple[list[int], list[Future[Pair]]]] = deque()
+            for batch in self._batches(pairs, shard):
+                ahead.append((batch, [readers.submit(pairs.read_pair, i) for i in batch]))
+                if len(ahead) > 1:
+                    yield from self._members(pairs, *ahead.popleft())
+            for batch, reading in ahead:
+                yield from self._members(pairs, batch, reading)
+
+    def _batches(self, pairs: ShardSet, shard: str) -> Iterator[list[int]]:
+        """Numbers of consecutive samples of one bucket, up to about `pixels` of target together."""
+        batch: list[int] = []
+        for i, sample in enumerate(pairs.samples):
+            if sample.shard != shard:
+                continue
+            pixels = int(np.prod([int(length) for length in sample.bucket.split("x")]))
+            full = (len(batch) + 1) * pixels > self.pixels
+            if batch and (full or pairs.samples[batch[0]].bucket != sample.bucket):
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
+
+    def _members(self, pairs: ShardSet, batch: list[int], reading: list[Future[Pair]]) -> Iterator[Members]:
+        read = [future.result() for future in reading]
+        for i, pair, latent in zip(batch, read, self.encode(read), strict=True):
+            frames, height, width = pair.target.shape[:3]
+            shape = VideoShape(frames, height, width, pair.fps)
+            yield latent_members(latent, shape, pairs.samples[i].source, pair.record)

@@ -1,0 +1,98 @@
+"""The one door to Ray (`pip install 'iclora_train[ray]'`): the work of data_prep on one machine or a cluster.
+
+A cluster is found as Ray finds it (RAY_ADDRESS, or the address that `ray start` left); otherwise one is started here.
+Clips and data.root must lie under the same paths on every machine.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from data_prep.engines.base import TRIES, Failed, answer, opened
+from iclora_train.config.settings import ConfigError
+from iclora_train.data.shard_sample import Members
+from iclora_train.data.shards import ShardSet
+
+try:
+    import ray
+except ModuleNotFoundError as error:
+    raise ConfigError("engine=ray needs Ray: pip install 'ray>=2.50', or take engine=local") from error
+
+T = TypeVar("T")
+R = TypeVar("R")
+E = TypeVar("E")
+
+
+class Ray:
+    """Tasks of a Ray cluster; twice `workers` of them are under way, or twice as many as the cluster has CPUs (0)."""
+
+    beside = True
+
+    def __init__(self, workers: int) -> None:
+        self._own = not ray.is_initialized()
+        if self._own:
+            ray.init(logging_level="error", log_to_driver=False)
+        self._ahead = 2 * (workers or max(int(ray.cluster_resources()["CPU"]), 1))
+
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failed]:
+        """As Engine.map."""
+        task = ray.remote(max_retries=TRIES - 1)(answer)
+        waiting: deque[Any] = deque()
+        for item in items:
+            waiting.append(task.remote(function, item))
+            if len(waiting) == self._ahead:
+                yield _result(waiting.popleft())
+        while waiting:
+            yield _result(waiting.popleft())
+
+    def encoders(self, make: Callable[[], E]) -> list[E]:
+        """Actors that hold what `make` gives: one for each GPU of the cluster, or one on a CPU."""
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        actor = ray.remote(num_gpus=min(gpus, 1), num_cpus=0)(_Holder)
+        remote: list[Any] = [_RemoteEncoder(actor.remote(make)) for _ in range(max(gpus, 1))]
+        return remote  # each stands in for an E
+
+    def close(self) -> None:
+        """Leave the cluster, which ends our tasks and actors there."""
+        if self._own:
+            ray.shutdown()
+
+
+def _result(reference: Any) -> Any:
+    """The result of a task; Failed when its process died every time."""
+    try:
+        return opened(ray.get(reference))
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        reason = str(error).splitlines()[0]
+        return Failed(f"the Ray process that worked on it died, {TRIES} times: {reason}")
+
+
+class _Holder:
+    """The actor: an encoder on a machine that may be another one."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._encoder = make()
+
+    def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
+        """As Encoder.samples."""
+        yield from self._encoder.samples(pairs, shard)
+
+
+class _RemoteEncoder:
+    """Stands in for the encoder that an actor holds."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
+        """As Encoder.samples; ConfigError when the actor died."""
+        try:
+            for reference in self._actor.samples.options(num_returns="streaming").remote(pairs, shard):
+                yield ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            raise ConfigError(
+                f"the Ray actor that encoded {shard} died ({str(error).splitlines()[0]}): run the same command again, "
+                "shards that are whole are kept"
+            ) from error

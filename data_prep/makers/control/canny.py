@@ -1,0 +1,40 @@
+"""Edges: the adapter learns to fill a drawing with a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.makers.base import Drawn, Source, check_number, register
+from iclora_train.config.settings import require
+from iclora_train.signals.edges import CannyLines
+
+LARGEST = 4  # times that a target may be larger than `size` or `reference_height` with its edges still right at borders
+
+
+@register("control.canny")
+@dataclass(frozen=True)
+class Canny(CannyLines):
+    """White Canny edges on black, with the arguments of `CannyLines`."""
+
+    def __post_init__(self) -> None:
+        for key in ("low", "high", "blur", "soft"):
+            check_number(key, getattr(self, key), 0)
+        check_number("thickness", self.thickness, 1)
+        whole = isinstance(self.thickness, int)
+        require(whole, f"task.maker_args.thickness={self.thickness} must be a whole number of pixels")
+        require(self.low <= self.high, f"task.maker_args.low={self.low} must not be above high={self.high}")
+        for key in ("size", "reference_height"):
+            if getattr(self, key) is not None:
+                check_number(key, getattr(self, key), 16)
+        one = self.size is None or self.reference_height is None
+        require(one, "task.maker_args.size and reference_height cannot both be set: size already fixes the widths")
+
+    @property
+    def margin(self) -> int:
+        needed = int(np.ceil(3 * self.blur + 3 * self.soft)) + self.thickness + 4
+        return needed if self.size is None and self.reference_height is None else LARGEST * needed
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        return self.drawn(frames, source.placement.size), {}

@@ -1,0 +1,33 @@
+"""Soft edges without a network: contours that stand at several scales, fine texture left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_prep.makers.base import Drawn, Source, check_number, register
+from iclora_train.config.settings import require
+from iclora_train.signals.edges import SoftContours
+
+
+@register("control.soft_edges")
+@dataclass(frozen=True)
+class SoftEdges(SoftContours):
+    """Grey contours on black, with the arguments of `SoftContours`."""
+
+    def __post_init__(self) -> None:
+        some = isinstance(self.scales, list | tuple) and len(self.scales) > 0
+        require(some, f"task.maker_args.scales={self.scales!r} must be a list of sigmas")
+        for sigma in self.scales:
+            check_number("scales", sigma, 0.5, 64)
+        check_number("white", self.white, 50, 100)
+        check_number("gamma", self.gamma, 0.2, 5)
+
+    @property
+    def margin(self) -> int:
+        return int(np.ceil(3 * max(self.scales))) + 1
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        drawings, white = self.drawn(frames)
+        return drawings, {"white": white}

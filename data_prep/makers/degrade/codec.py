@@ -1,0 +1,86 @@
+"""Compression: the adapter learns to undo what encoders leave."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from data_prep.makers.base import Drawn, Source, check_number, check_span, register
+from data_prep.makers.trajectory import Course, Span, log_uniform, uniform
+from iclora_train.config.settings import one_of, require
+from iclora_train.data.video_codec import CODECS, round_trip
+
+
+@register("degrade.codec")
+@dataclass(frozen=True)
+class Codec:
+    """A video encoder at a low quality, and back: blocks, ringing, bleeding colours, banding, worse where things move.
+
+    codecs: those to draw from. crf: [from, to] on H.264's scale of 0 to 51, stretched to VP9's 0 to 63 and MPEG-4's
+    quantizers 1 to 31; or, with crf: null, bits_per_pixel: [from, to] of the rate that is aimed at. keyframes: frames
+    from one key frame to the next.
+    """
+
+    codecs: list[str] = field(default_factory=lambda: list(CODECS))
+    crf: Span | None = field(default_factory=lambda: [28.0, 44.0])
+    bits_per_pixel: Span | None = None
+    keyframes: int = 48
+
+    def __post_init__(self) -> None:
+        listed = isinstance(self.codecs, list) and len(self.codecs) > 0
+        require(listed, f"task.maker_args.codecs={self.codecs!r} must be a list of codecs: {', '.join(CODECS)}")
+        for name in self.codecs:
+            one_of("task.maker_args.codecs", name, tuple(CODECS))
+        one = (self.crf is None) != (self.bits_per_pixel is None)
+        require(one, "task.maker_args: give one of crf and bits_per_pixel, and null for the other")
+        if self.crf is not None:
+            check_span("crf", self.crf, 0, 51)
+        if self.bits_per_pixel is not None:
+            check_span("bits_per_pixel", self.bits_per_pixel, 1e-4)
+        check_number("keyframes", self.keyframes, 1)
+        require(isinstance(self.keyframes, int), f"task.maker_args.keyframes={self.keyframes} must be a whole number")
+
+    @property
+    def margin(self) -> int:
+        return 0
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        name = self.codecs[rng.integers(len(self.codecs))]
+        if self.crf is not None:
+            crf = uniform(self.crf, rng)
+            return round_trip(frames, source.fps, name, crf=crf, keyframes=self.keyframes), {"codec": name, "crf": crf}
+        assert self.bits_per_pixel is not None
+        rate = log_uniform(self.bits_per_pixel, rng)
+        bits = rate * frames.shape[1] * frames.shape[2] * source.fps
+        coded = round_trip(frames, source.fps, name, bits_per_second=bits, keyframes=self.keyframes)
+        return coded, {"codec": name, "bits_per_pixel": rate}
+
+
+@register("degrade.jpeg")
+@dataclass(frozen=True)
+class Jpeg(Course):
+    """Every frame a JPEG (motion JPEG, or stills that were made into a video). quality: [from, to], 1 to 100."""
+
+    quality: Span = field(default_factory=lambda: [30.0, 80.0])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_span("quality", self.quality, 1, 100)
+
+    @property
+    def margin(self) -> int:
+        return 0
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        quality = self.path(self.quality, len(frames), rng)
+        coded = [_jpeg(frame, round(q)) for frame, q in zip(frames, quality, strict=True)]
+        return np.stack(coded), {"quality": self.told(quality)}
+
+
+def _jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
+    _, data = cv2.imencode(".jpg", frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    decoded = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+    assert decoded is not None  # it has just been encoded
+    return decoded

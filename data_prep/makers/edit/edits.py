@@ -1,0 +1,146 @@
+"""Edits: the adapter learns to fill what is painted over, or to go on from a still."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from data_prep.makers.base import Drawn, Source, check_number, check_span, register
+from data_prep.makers.edit.masks import OFFICIAL, SHAPES, clip_mask, dilated, drawn_mask, painted
+from data_prep.makers.trajectory import Course, Span, log_uniform, uniform
+from iclora_train.config.settings import one_of, require
+from iclora_train.data.video import read_clip
+
+
+def _check_colour(colour: list[int]) -> None:
+    listed = isinstance(colour, list | tuple) and len(colour) == 3
+    levels = listed and all(isinstance(level, int) and 0 <= level <= 255 for level in colour)
+    require(levels, f"task.maker_args.colour={colour!r} must be [red, green, blue], 0 to 255 each")
+
+
+@register("edit.hole")
+@dataclass(frozen=True)
+class Hole(Course):
+    """A region painted over, which the adapter learns to fill.
+
+    mask: `drawn`, or `column`: the clip's own, from the column `mask` of the list (white is painted). shapes: those to
+    draw from (box, ellipse, free). cover: [from, to] of the share of the picture. course, step: how the shape moves.
+    dilate: [from, to] in pixels by which the mask grows. colour: what is painted; the official adapter knows #66FF00.
+    The reference holds the mask exactly (`masks.mask_of`): no other pixel has this colour.
+    """
+
+    mask: str = "drawn"
+    shapes: list[str] = field(default_factory=lambda: list(SHAPES))
+    cover: Span = field(default_factory=lambda: [0.05, 0.35])
+    dilate: Span = field(default_factory=lambda: [0.0, 0.0])
+    colour: list[int] = field(default_factory=lambda: list(OFFICIAL))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("task.maker_args.mask", self.mask, ("drawn", "column"))
+        listed = isinstance(self.shapes, list) and len(self.shapes) > 0
+        require(listed, f"task.maker_args.shapes={self.shapes!r} must be a list of {', '.join(SHAPES)}")
+        for shape in self.shapes:
+            one_of("task.maker_args.shapes", shape, SHAPES)
+        check_span("cover", self.cover, 0.001, 1)
+        check_span("dilate", self.dilate, 0)
+        _check_colour(self.colour)
+
+    @property
+    def margin(self) -> int:
+        return 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns of the clip list that it cannot do without."""
+        return ("mask",) if self.mask == "column" else ()
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        drawn: Drawn = {"dilate": round(uniform(self.dilate, rng))}
+        if self.mask == "column":
+            mask = clip_mask(source)
+        else:
+            drawn["shape"] = self.shapes[rng.integers(len(self.shapes))]
+            cover = uniform(self.cover, rng)
+            mask = drawn_mask(frames.shape[1:3], drawn["shape"], cover, self, len(frames), rng)
+        mask = dilated(mask, drawn["dilate"])
+        return painted(frames, mask, tuple(self.colour)), {**drawn, "covered": float(mask.mean())}
+
+
+@register("edit.outpaint")
+@dataclass(frozen=True)
+class Outpaint:
+    """A painted border, which the adapter learns to fill: the picture goes on beyond what is given.
+
+    aspect: [from, to] of the width to the height of what is kept, the largest such rectangle in the frame's middle.
+    scale: [from, to] by which that rectangle is smaller, so that the border is all around.
+    colour as in edit.hole.
+    """
+
+    aspect: Span = field(default_factory=lambda: [0.5625, 1.0])
+    scale: Span = field(default_factory=lambda: [0.7, 1.0])
+    colour: list[int] = field(default_factory=lambda: list(OFFICIAL))
+
+    def __post_init__(self) -> None:
+        check_span("aspect", self.aspect, 0.1, 10)
+        check_span("scale", self.scale, 0.1, 1)
+        _check_colour(self.colour)
+
+    @property
+    def margin(self) -> int:
+        return 0
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        height, width = frames.shape[1:3]
+        aspect, scale = log_uniform(self.aspect, rng), uniform(self.scale, rng)
+        tall, wide = round(scale * min(height, width / aspect)), round(scale * min(width, height * aspect))
+        top, left = (height - tall) // 2, (width - wide) // 2
+        border = np.ones(frames.shape[:3], bool)
+        border[:, top : top + tall, left : left + wide] = False
+        kept = [top, left, tall, wide]
+        return painted(frames, border, tuple(self.colour)), {"aspect": aspect, "scale": scale, "kept": kept}
+
+
+@register("edit.loop")
+@dataclass(frozen=True)
+class Loop:
+    """One still for the length of the clip: the adapter learns to set it moving, or to use what it shows.
+
+    still: `first`, the clip's first frame; `any`, one drawn; or `sheet`, the picture of the list's column `sheet`, put
+    whole into the frame's middle on `background` (a grey level) and mirrored where the window is.
+    """
+
+    still: str = "first"
+    background: int = 0
+
+    def __post_init__(self) -> None:
+        one_of("task.maker_args.still", self.still, ("first", "any", "sheet"))
+        check_number("background", self.background, 0, 255)
+
+    @property
+    def margin(self) -> int:
+        return 0
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns of the clip list that it cannot do without."""
+        return ("sheet",) if self.still == "sheet" else ()
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+        if self.still == "sheet":
+            return np.repeat(self._sheet(source, frames.shape[1:3])[None], len(frames), axis=0), {}
+        number = int(rng.integers(len(frames))) if self.still == "any" else 0
+        return np.repeat(frames[number : number + 1], len(frames), axis=0), {"frame": number}
+
+    def _sheet(self, source: Source, size: tuple[int, int]) -> np.ndarray:
+        """The sheet, uint8 (H,W,3) of `size`."""
+        sheet = next(read_clip(source.file("sheet")))
+        scale = min(size[0] / sheet.shape[0], size[1] / sheet.shape[1])
+        tall, wide = (min(round(scale * n), most) for n, most in zip(sheet.shape[:2], size, strict=True))
+        scaled = cv2.resize(sheet, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        page = np.full((*size, 3), self.background, np.uint8)
+        top, left = (size[0] - tall) // 2, (size[1] - wide) // 2
+        page[top : top + tall, left : left + wide] = scaled
+        return page[:, ::-1] if source.placement.flip else page

@@ -1,0 +1,99 @@
+"""Every clip is looked at before the work: those that can be used, and those that cannot with the reason."""
+
+from __future__ import annotations
+
+from data_prep.clips.captions import caption_of
+from data_prep.clips.clip_list import Clip
+from data_prep.clips.probed_clip import Footage
+from data_prep.clips.scene_cuts import Scenes, analyse
+from data_prep.makers import Maker, make
+from iclora_train.config.settings import Config
+from iclora_train.core.progress import steps
+from iclora_train.data.video import ClipInfo, probe
+
+ALIKE = 0.01  # two frame rates or aspect ratios are the same when they differ by less than this share
+
+Dropped = list[dict[str, str]]  # clip and reason
+
+
+def survey(clips: list[Clip], config: Config) -> tuple[list[Footage], Dropped]:
+    """Decode every clip once. Nothing that is wrong with one clip stops the others."""
+    usable, dropped = [], []
+    maker = make(config.task.maker, config.task.maker_args)
+    with steps("reading clips", len(clips)) as bar:
+        for clip in bar.track(clips):
+            try:
+                usable.append(look_at(clip, config, maker))
+            except ValueError as error:
+                dropped.append({"clip": clip.id, "reason": str(error)})
+    return usable, dropped
+
+
+def look_at(clip: Clip, config: Config, maker: Maker) -> Footage:
+    """What there is to know of a clip before it is cut. ValueError tells why it cannot be used."""
+    info, data = probe(clip.path), config.data
+    if clip.fps is not None and not clip.is_image and not _alike(clip.fps, info.fps):
+        raise ValueError(
+            f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
+        )
+    caption_of(clip, config)
+    beyond = [str(cut) for cut in clip.cuts or () if cut >= info.frames]
+    if beyond:
+        raise ValueError(f"its row names a cut at frame {', '.join(beyond)}, but the video has {info.frames} frames")
+    needs_pixels = data.pick == "best" or (data.cuts and clip.cuts is None)
+    scenes = analyse(clip.path) if needs_pixels else Scenes()
+    cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()
+    footage = Footage(clip, info, cuts, scenes.quality)
+    footage.fitted(data)
+    _check_files(clip, info, config.task.maker, maker)
+    return footage
+
+
+def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
+    """ValueError unless what belongs to a clip is there and fits it: its reference, its mask, what its maker needs."""
+    if clip.reference is not None:
+        _check_reference(probe(clip.reference), info)
+    elif name == "given":
+        raise ValueError("no reference is given in the list, and task.maker=given needs one")
+    for column in getattr(maker, "needs", ()):
+        if column not in clip.files:
+            raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")
+    for column, path in clip.files.items():
+        if not path.exists():
+            raise ValueError(f"its {column} {path} does not exist")
+    if "mask" in clip.files:
+        _check_mask(probe(clip.files["mask"]), info)
+    check = getattr(maker, "check", None)
+    if check is not None:
+        check(clip.files)
+
+
+def _check_reference(reference: ClipInfo, clip: ClipInfo) -> None:
+    """ValueError unless a given reference shows the same frames of the same picture, at any resolution."""
+    if reference.frames != clip.frames:
+        raise ValueError(f"its reference has {reference.frames} frames, the clip has {clip.frames}")
+    if clip.frames > 1 and not _alike(reference.fps, clip.fps):
+        raise ValueError(f"its reference has {reference.fps:g} frames a second, the clip has {clip.fps:g}")
+    if not _alike(reference.width / reference.height, clip.width / clip.height):
+        raise ValueError(
+            f"its reference is {reference.width}x{reference.height} pixels, the clip {clip.width}x{clip.height}: "
+            "give both the same aspect ratio, so that one crop fits both"
+        )
+
+
+def _check_mask(mask: ClipInfo, clip: ClipInfo) -> None:
+    """ValueError unless a mask has the clip's size, and one frame or as many as the clip."""
+    if (mask.width, mask.height) != (clip.width, clip.height):
+        sizes = f"{mask.width}x{mask.height} pixels, the clip {clip.width}x{clip.height}"
+        raise ValueError(f"its mask is {sizes}: make it in the clip's own size")
+    if mask.frames not in (1, clip.frames):
+        raise ValueError(f"its mask has {mask.frames} frames, the clip has {clip.frames}: give one or as many")
+
+
+def _alike(a: float, b: float) -> bool:
+    return abs(a - b) <= ALIKE * b
+
+
+def without_caption(footage: list[Footage]) -> list[str]:
+    """Ids of clips that nobody described."""
+    return [material.clip.id for material in footage if not material.clip.caption]

@@ -1,0 +1,107 @@
+"""Is control respected: what the reference gains, what a wrong one loses, how strength and masks act. Draws the
+evidence for the claims from the results, and writes `control` and `mask` of scores.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.clips.attention_masks import fade_weights
+from eval.clips.conditions import BASE, FADED, OURS, SWAPPED, at_strength, sweep
+from eval.judging.claims import Evidence
+from eval.judging.strength_curve import curve, fade_correlation
+from eval.metrics import Metric
+from eval.scoring.scorer import CEILING, Results
+from eval.statistics.estimates import Estimate, Values, estimate, known, ratio_units
+
+
+def evidence(
+    results: Results, strengths: Sequence[float], sources: Sequence[str], metrics: Sequence[Metric], adherence: str
+) -> Evidence:
+    """All that claims are drawn from. strengths: as set; sources: the recording of each window."""
+    levels = [s for s in sweep(strengths) if at_strength(s).name in results.cells]  # falling
+    rows = [(s, results.cells[at_strength(s).name]) for s in levels]
+    lower = frozenset(metric.key for metric in metrics if metric.better == "low")
+    effects = None
+    if len(rows) > 1 and all(adherence in row for _, row in rows):
+        sign = -1 if adherence in lower else 1
+        effects = np.stack([sign * row[adherence] for _, row in reversed(rows)], axis=1)  # (windows, strengths)
+    return Evidence(
+        cells=results.cells,
+        strengths=rows,
+        changed=results.changed,
+        sources=sources,
+        adherence=adherence,
+        effects=effects,
+        curve=None if effects is None else curve(levels[::-1], effects),
+        fade=_fade_effects(results),
+        lower=lower,
+    )
+
+
+def _fade_effects(results: Results) -> Values | None:
+    """Share of the reference's effect on adherence that is there under the fade mask, (windows, latent frames); NaN in
+    latent frames where the reference has none: tracks begin where they are asked to, with it or without."""
+    if FADED not in results.by_block:
+        return None
+    faded, none, full = (results.by_block[name] for name in (FADED, at_strength(0).name, OURS))
+    whole = full - none  # (windows, latent frames)
+    shares = [ratio_units(faded[:, k] - none[:, k], whole[:, k]) for k in range(full.shape[1])]
+    acts = (np.nan_to_num(whole) != 0).any(axis=0)  # (latent frames,)
+    return np.where(acts, np.stack(shares, axis=1), np.nan)
+
+
+def control(results: Results, found: Evidence) -> dict[str, Any] | None:
+    """gain: share of the way from the base without reference to the ceiling; swap_lost: adherence lost with
+    another recording's reference; swap_won: by how much that output is nearer to the clip whose reference it was given
+    than to its own; null, drift: levels. None for clips of which one condition is known."""
+    if SWAPPED not in results.cells:
+        return None
+    name, sign = found.adherence, -1 if found.adherence in found.lower else 1
+    swapped, giver = results.cells[SWAPPED].get(name), results.giver.get(name)
+    return {
+        "gain": estimate_or_none(found.share(name, OURS, BASE, CEILING)),
+        "swap_lost": estimate_or_none(found.difference(name, OURS, SWAPPED)),
+        "swap_won": estimate_or_none(None if swapped is None or giver is None else sign * (giver - swapped)),
+        "null": estimate(results.changed["null"]),
+        "drift": estimate(results.changed["drift"]),
+        "curve": found.curve,
+    }
+
+
+def mask(results: Results, found: Evidence, band: int, temporal: int) -> dict[str, Any] | None:
+    """Changes in levels and their ratios, as docs/evaluation.md defines them. None for clips without masked cells."""
+    row = results.changed
+    if not row:
+        return None
+    half = {name: estimate(row[name]) for name in ("inside", "outside", "kept", "dropped")}
+    ratios = {
+        "leakage": ("outside", "inside"),
+        "disturbance": ("kept", "dropped"),
+        "effect_kept": ("inside", "full_inside"),
+        "leakage_of_full": ("outside", "full_outside"),
+    }
+    half |= {name: estimate(ratio_units(row[above], row[below])) for name, (above, below) in ratios.items()}
+    return {
+        "band_pixels": band,
+        "band_frames": temporal,
+        "half": {**half, "null_change": estimate(row["null"])},
+        "fade": None if found.fade is None else _fade(found.fade),
+    }
+
+
+def _fade(effects: Values) -> dict[str, Any]:
+    weights = fade_weights(effects.shape[1])
+    return {
+        "correlation": estimate_or_none(fade_correlation(weights, effects)),
+        "blocks": [
+            {"weight": w, "effect": estimate_or_none(of_block)} for w, of_block in zip(weights, effects.T, strict=True)
+        ],
+    }
+
+
+def estimate_or_none(units: Values | None) -> Estimate | None:
+    """An estimate, or None where nothing was measured."""
+    return None if units is None or len(known(units)) == 0 else estimate(units)

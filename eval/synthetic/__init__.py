@@ -1,0 +1,163 @@
+"""Simple signals first: is a control followed whose truth is known exactly?
+
+A square that moves, a line that sweeps, a dot on its arc, a ramp, a square that appears, things at rest: each is put to
+the adapter as a reference of its task's kind, and found again in the output by a detector without weights. Every
+signal is also measured in a clip that was made with another signal's reference, its floor: a request that is met there
+as well proves nothing and does not pass.
+
+The caption is empty. All signals share batches, so that the suite takes the time of a few clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.clips.conditions import at_strength
+from eval.clips.sampled import Renderer
+from eval.synthetic.plan import SEEDS, Order, Plan
+from eval.synthetic.probes import Signal
+from eval.synthetic.shapes import Clip
+from iclora_train.config.settings import Task
+from iclora_train.core.types import Geometry
+from iclora_train.data.pixels import from_bytes, to_bytes
+from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.vae.video_vae import VideoVAE
+
+Make = Callable[[Sequence[Order]], tuple[Clip, float]]  # clips (B,F,H,W,3) of a batch, and the seconds they took
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One signal for the report, all clips (F,H,W,3): what was requested, the reference, and what came of it."""
+
+    requested: Clip
+    reference: Clip
+    found: Clip
+    floor: Clip
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Makes the clips of a plan: latent size (f, h, w), text (T,D) of the empty caption."""
+
+    transformer: Transformer
+    vae: VideoVAE
+    geometry: Geometry
+    task: Task
+    size: tuple[int, int, int]
+    fps: float
+    sigmas: Sequence[float]
+    text: Tensor
+    guidance: Guidance
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What is to be made."""
+        return Plan.of(self.task, self.geometry, self.size, self.fps)
+
+    @cached_property
+    def references(self) -> Tensor:
+        """The references of the plan, encoded: (S,C,f',h',w')."""
+        return torch.cat([self.vae.encode(from_bytes(torch.from_numpy(clip)[None])) for clip in self.plan.references])
+
+    @torch.no_grad()
+    def clips(self, orders: Sequence[Order]) -> Tensor:
+        """Clips uint8 (B,F,H,W,3)."""
+        given = self.references[[order.giver for order in orders]]
+        latent = sample(
+            self.transformer,
+            self.text.expand(len(orders), -1, -1),
+            self.size,
+            self.geometry,
+            self.fps,
+            self.sigmas,
+            [order.noise_seed for order in orders],
+            [Reference(given, self.task.reference_downscale, self.task.reference_temporal_scale)],
+            guidance=self.guidance,
+        )
+        return to_bytes(self.vae.decode(latent)).cpu()
+
+
+def run(
+    renderer: Renderer, on_clips: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[dict[str, Any], dict[str, Shown]]:
+    """The suite at the size of the held-out windows: `simple` of scores.json, and clips by the signals' names.
+
+    Clips are kept in the renderer's store, so that an interrupted suite goes on. `on_clips(done, total)` after a batch.
+    """
+    held = renderer.held
+    sampler = Sampler(
+        renderer.transformer,
+        renderer.vae,
+        renderer.base.geometry,
+        renderer.config.task,
+        renderer.size,
+        held.latents(held.windows[0]).fps,
+        renderer.sigmas,
+        held.empty_text().to(renderer.device),
+        renderer.guidance,
+    )
+    same = renderer.specification(at_strength(1), ())
+
+    def make(orders: Sequence[Order]) -> tuple[Clip, float]:
+        spec = {**same, "fps": sampler.fps, "simple": sampler.plan.identity(orders)}
+        return renderer.kept(spec, lambda: sampler.clips(orders))
+
+    return suite(sampler.plan, make, renderer.config.eval.batch_size, on_clips)
+
+
+def suite(
+    plan: Plan, make: Make, batch_size: int, on_clips: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[dict[str, Any], dict[str, Shown]]:
+    """As `run`, with clips from `make`, at most `batch_size` at once."""
+    orders, waiting, seconds = plan.orders, list[Clip](), 0.0
+    judged: list[dict[str, Any]] = []
+    shown: dict[str, Shown] = {}
+    for i in range(0, len(orders), batch_size):
+        made, spent = make(orders[i : i + batch_size])
+        waiting += list(made)
+        seconds += spent
+        while len(waiting) > SEEDS:
+            (*own, floor), waiting = waiting[: SEEDS + 1], waiting[SEEDS + 1 :]
+            signal, given = plan.asked[len(judged)], plan.references[len(judged)]
+            median = _median(signal, own)
+            judged.append(_judged(signal, median, floor))
+            shown[signal.name] = Shown(signal.scene, given, median, floor)
+        on_clips(min(i + batch_size, len(orders)), len(orders))
+    return {
+        "passed": sum(signal["passed"] for signal in judged),
+        "of": len(judged),
+        "seconds": round(seconds, 2),
+        "signals": judged,
+        "not_run": plan.not_run,
+    }, shown
+
+
+def _median(signal: Signal, clips: Sequence[Clip]) -> Clip:
+    """The clip of the middle error."""
+    return sorted(clips, key=lambda clip: signal.error(signal.found(clip)))[len(clips) // 2]
+
+
+def _judged(signal: Signal, clip: Clip, floor: Clip) -> dict[str, Any]:
+    """What scores.json says of one signal."""
+    found = signal.found(clip)
+    value, by_chance = signal.error(found), signal.error(signal.found(floor))
+    return {
+        "name": signal.name,
+        "claim": signal.claim,
+        "value": round(value, 4),
+        "floor": round(by_chance, 4),
+        "threshold": round(signal.threshold, 4),
+        "passed": value <= signal.threshold < by_chance,
+        "requested": np.round(signal.requested, 2).tolist(),
+        "found": np.round(found, 2).tolist(),
+    }

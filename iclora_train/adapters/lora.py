@@ -1,0 +1,142 @@
+"""Adapters inside the model, by peft: attached for training, loaded for sampling, taken out for the file.
+
+What the file is, and all that is done with files, is in `adapters`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear, LoraLayer
+from torch import Tensor, nn
+
+from iclora_train.adapters.algebra import combine
+from iclora_train.adapters.base_spec import check_base
+from iclora_train.adapters.file import Adapter, read, save
+from iclora_train.adapters.fuse import linears_for
+from iclora_train.config.settings import ConfigError, Lora
+from iclora_train.ltx2.kernels.lora_linear import Adapted, Halves, adapted
+
+__all__ = ["Adapter", "adapter_off", "attach", "check_base", "extract", "layers", "load_into", "read", "save"]
+
+
+class AdaptedLinear(Linear):
+    """peft's layer of a linear and its adapter, whose arithmetic is `ltx2.projection`'s."""
+
+    def low_rank(self) -> Halves | None:
+        """A and B with alpha / rank in it; None while the adapter is off."""
+        if self.disable_adapters:
+            return None
+        a, b = _halves(self)
+        scale = self.scaling["default"]
+        return a, b if scale == 1 else b * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (...,in) -> (...,out)."""
+        return adapted(x, cast(Adapted, self))
+
+
+def _inject(settings: LoraConfig, transformer: nn.Module) -> None:
+    settings._register_custom_module({nn.Linear: AdaptedLinear})
+    inject_adapter_in_model(settings, transformer)
+
+
+def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[nn.Parameter]:
+    """Put fresh trainable fp32 adapters on the linears named by `lora.targets`; the rest stays frozen.
+
+    A is drawn with `generator_seed` (global random state is left as it was), B is zero. ConfigError names a target
+    that the base does not have, or a rank above what a linear can use.
+    """
+    blocks = {
+        name: module
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith("transformer_blocks.")
+    }
+    for target in lora.targets:
+        if not any(name.endswith("." + target) for name in blocks):
+            ends = sorted({name.split(".", 2)[2] for name in blocks})
+            raise ConfigError(f"model.lora.targets: no linear {target!r} in the base; it has {', '.join(ends)}")
+    wanted = [name for name in blocks if any(name.endswith("." + target) for target in lora.targets)]
+    smallest = min(min(blocks[name].weight.shape) for name in wanted)
+    if lora.rank > smallest:
+        raise ConfigError(f"model.lora.rank={lora.rank} is above {smallest}, the smaller side of a targeted linear")
+    alpha: Any = lora.alpha or lora.rank  # peft takes any number, but is annotated int
+    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=wanted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator_seed)
+        _inject(settings, transformer)
+        for half in _in_fp8(transformer):
+            half.data = nn.init.kaiming_uniform_(torch.empty_like(half, dtype=torch.float32), math.sqrt(5))
+    parameters = [p for name, p in transformer.named_parameters() if ".lora_" in name]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    return parameters
+
+
+def layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
+    """The adapted linears, under their names in the official checkpoint."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, LoraLayer):
+            yield name, module
+
+
+def _halves(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+    """A (rank,in) and B (out,rank) of an adapted linear."""
+    a, b = layer.lora_A["default"], layer.lora_B["default"]
+    assert isinstance(a, nn.Linear)
+    assert isinstance(b, nn.Linear)
+    return a.weight, b.weight
+
+
+def _in_fp8(transformer: nn.Module) -> list[Tensor]:
+    """The A of linears whose weights are in fp8: peft gives an adapter the dtype of its linear."""
+    halves = [_halves(layer)[0] for _, layer in layers(transformer)]
+    return [half for half in halves if half.dtype.itemsize == 1]
+
+
+@contextmanager
+def adapter_off(transformer: nn.Module) -> Iterator[None]:
+    """The base alone, inside the `with`."""
+    for _, layer in layers(transformer):
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for _, layer in layers(transformer):
+            layer.enable_adapters(True)
+
+
+def extract(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """The attached adapter as module -> (A, B), alpha / rank baked into B."""
+    weights = {}
+    for name, layer in layers(transformer):
+        a, b = _halves(layer)
+        weights[name] = (a.detach().clone(), b.detach() * layer.scaling["default"])
+    return weights
+
+
+def load_into(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
+    """Attach an adapter that was read from a file, or several, each at its strength, as one.
+
+    Returns how many audio modules were passed over: the transformer here is the video stream. ConfigError names a
+    module or shape the base does not have, or why adapters do not go together.
+    """
+    adapter = adapter if isinstance(adapter, Adapter) else combine(adapter)
+    targets = {name: adapter.weights[name][0].shape[0] for name in linears_for(transformer, adapter)}
+    settings = LoraConfig(
+        r=max(targets.values()), target_modules=list(targets), rank_pattern=targets, alpha_pattern=targets
+    )
+    _inject(settings, transformer)
+    transformer.requires_grad_(False)
+    dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # also beside fp8 weights
+    for name, layer in layers(transformer):
+        for half, values in zip(_halves(layer), adapter.weights[name], strict=True):
+            half.data = values.to(half.device, dtype)
+    return len(adapter.audio)

@@ -1,0 +1,65 @@
+"""Settings of the flow: what training sees of noise and references, and how clips are made from noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from iclora_train.config.errors import one_of, require
+
+SCHEDULES = ("shifted", "distilled", "dev")
+
+
+@dataclass
+class Flow:
+    """The noise levels seen in training (`flow.sample_sigma`), what is given clean, how references are weighted."""
+
+    distribution: str = "shifted_logit_normal"
+    std: float = 1.0
+    min_tokens: int = 1024
+    max_tokens: int = 4096
+    min_shift: float = 0.95
+    max_shift: float = 2.05
+    clamp_shift: bool = True  # false is the official trainer's extrapolation beyond max_tokens
+    uniform_p: float = 0.1
+    first_frame_p: float = 0.2  # probability that a clip's first latent frame is given clean
+    reference_p: float = 1.0  # probability that a clip sees its references
+    attention_strength_p: float = 0.0  # probability that it sees them with an attention strength drawn from (0, 1)
+    region_mask_p: float = 0.0  # probability that it sees them within a random region of the frame only
+    locality: float = 0.0  # weight of what references outside of a random region change inside of it (`objective`)
+    locality_p: float = 0.5  # probability that a clip has such a region
+
+    def __post_init__(self) -> None:
+        one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
+        shares = ("uniform_p", "first_frame_p", "reference_p", "attention_strength_p", "region_mask_p", "locality_p")
+        for key in shares:
+            require(0 <= getattr(self, key) <= 1, f"flow.{key}={getattr(self, key)} must lie in [0, 1]")
+        require(self.locality >= 0, f"flow.locality={self.locality} must be 0 (off) or more")
+        require(self.std > 0, f"flow.std={self.std} must be above 0")
+        require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")
+
+
+@dataclass
+class Sample:
+    """How clips are made from noise: in validation while training, in eval and by hand."""
+
+    steps: int = 8
+    schedule: str = "shifted"  # noise levels (`schedule.sigmas_for`); distilled has its own 8 steps
+    guidance: float = 1.0  # classifier-free guidance; 1 is one pass a step
+    stg_scale: float = 0.0  # spatio-temporal guidance, one more pass a step; 0 is off
+    stg_blocks: list[int] = field(default_factory=lambda: [29])  # blocks that it perturbs; from LTX-2.3 on: [28]
+    rescale: float = 0.0  # share in which guidance keeps the standard deviation of the prediction without it
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, f"sample.steps={self.steps} must be at least 1")
+        one_of("sample.schedule", self.schedule, SCHEDULES)
+        require(
+            self.schedule != "distilled" or self.steps == 8,
+            f"sample.steps={self.steps}: sample.schedule=distilled has 8 steps; set sample.steps=8",
+        )
+        require(self.guidance >= 1, f"sample.guidance={self.guidance} must be at least 1 (1 switches guidance off)")
+        require(self.stg_scale >= 0, f"sample.stg_scale={self.stg_scale} must be 0 (off) or more")
+        require(
+            all(block >= 0 for block in self.stg_blocks), f"sample.stg_blocks={self.stg_blocks} must be 0 or more each"
+        )
+        require(0 <= self.rescale <= 1, f"sample.rescale={self.rescale} must lie in [0, 1]")

@@ -1,0 +1,68 @@
+"""The settings of `eval`: what is sampled, and what a claim must reach to pass."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from iclora_train.config.errors import one_of, require
+
+
+@dataclass
+class Thresholds:
+    """What the claims of docs/evaluation.md must reach. Those that a run changes are named in its scores.json."""
+
+    gain_over_input: float = 0.7  # dB of PSNR; family edit: inside the edited part
+    gain_over_base: float = 0.7  # dB of PSNR; family edit: inside the edited part
+    swap_drop: float = 8.0  # dB lost with another recording's reference
+    swap_floor: float = 0.3  # share of what lies above the floor that another recording's reference may leave
+    strength_monotone: float = 0.0  # dB between neighbours of the strengths 1, .5, .1, 0
+    curve_monotone: float = 0.8  # R^2 of the best monotone curve through a window's strengths
+    control_gain: float = 0.3  # share of the way from the base alone to the VAE round trip
+    follows: float = 0.3  # share of the way from another recording's target to the VAE round trip
+    edge_gap: float = 0.15  # edge F1 above that of another recording
+    picture: float = 3.0  # dB of PSNR above base + reference
+    chroma_ratio: float = 0.8  # chroma error over the grey input's
+    luma_kept: float = -3.0  # dB of luma PSNR against the VAE round trip
+    base_grey: float = 0.1  # base + reference may differ in chroma error from the input by this share
+    preserved: float = -3.0  # dB outside the edited part against the VAE round trip
+    mask_local: float = 1 / 3  # change where the half mask keeps the reference over that where it drops it
+    fade_follows: float = 0.1  # share of the reference's effect at the fade's end less that at its beginning
+    null_change: float = 1.0  # levels between strength 0 and no reference
+    significance: float = 0.05  # of the signed-rank tests, after Holm
+
+    def __post_init__(self) -> None:
+        require(
+            0 < self.significance < 1, f"eval.thresholds.significance={self.significance} must lie in (0, 1), e.g. 0.05"
+        )
+
+    @property
+    def changed(self) -> list[str]:
+        """The names whose values are not the defaults."""
+        usual = asdict(Thresholds())
+        return [name for name, value in asdict(self).items() if value != usual[name]]
+
+
+@dataclass
+class Eval:
+    """What is measured on the held-out windows. The unit is the clip; seeds are nested in it."""
+
+    windows: int = 24
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    strengths: list[float] = field(default_factory=lambda: [1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.0])
+    batch_size: int = 12
+    workers: int = 2  # threads that measure clips while the next batch is sampled
+    split: str = "heldout"
+    against: str | None = None  # a scores.json, or a folder with one: the report shows what changed since
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    after_training: bool = True  # run the evaluation at the end of training
+
+    def __post_init__(self) -> None:
+        require(self.windows >= 2, f"eval.windows={self.windows} must be at least 2 (an interval needs clips)")
+        require(len(self.seeds) >= 1, "eval.seeds is empty: give at least one seed")
+        require(
+            len(set(self.seeds)) == len(self.seeds), f"eval.seeds={self.seeds} names a seed twice: it would count twice"
+        )
+        require(all(0 <= s <= 1 for s in self.strengths), f"eval.strengths={self.strengths} must lie in [0, 1]")
+        for key in ("batch_size", "workers"):
+            require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
+        one_of("eval.split", self.split, ("val", "heldout"))

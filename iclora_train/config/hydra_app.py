@@ -1,0 +1,106 @@
+"""The one door to Hydra: find conf/, register the schema, compose, and say in one line what is wrong with a command.
+
+`data_prep`, `iclora_train` and `eval` all start with `run`, a command with settings of its own with `start`. Nothing
+heavy is imported, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
+
+from iclora_train.config.settings import Config, ConfigError, check
+
+
+def conf_dir() -> Path:
+    """The folder conf/: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
+
+
+def task_names() -> list[str]:
+    """What `conf=` can be."""
+    return sorted(path.stem for path in (conf_dir() / "conf").glob("*.yaml"))
+
+
+def register(schema: type = Config) -> None:
+    """Make the dataclasses of `config`, or others, the schema that conf/*.yaml begin with."""
+    ConfigStore.instance().store(name="schema", node=schema)
+
+
+def overrides() -> list[str]:
+    """The overrides of the running command, to pass on to another of our commands."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def run(config_name: str, function: Callable[[Config], None]) -> None:
+    """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (see `start`)."""
+    start(config_name, lambda composed: function(check(composed)))
+
+
+def start(config_name: str, function: Callable[[DictConfig], None], schema: type = Config) -> None:
+    """Compose conf/<config_name>.yaml over `schema` with the command line, and call `function` (once a job of a sweep).
+
+    A wrong setting, found here or raised as ConfigError by `function`, is one line on stderr and exit code 2.
+    """
+    register(schema)
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # buckets of many sizes share one memory
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+
+    def job(composed: DictConfig) -> None:
+        try:
+            function(composed)
+        except (ConfigError, HydraException, OmegaConfBaseException) as error:
+            _refuse(error)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> None:
+    print(f"error: {explain(error)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def explain(error: Exception) -> str:
+    """One line: what is wrong, and the choices where there are some."""
+    if isinstance(error, InterpolationToMissingValueError):
+        return f"no task: choose one with conf=<task>, where <task> is one of {', '.join(task_names())}"
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice} is not one of {', '.join(sorted(error.options))}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {str(error).splitlines()[0]}"
+    cause = error.__cause__ or error.__context__
+    where = str(error).split(":")[0] + ": " if str(error).startswith("In '") else ""
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        choices = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
+        return f"{where}no setting {cause.full_key!r}; there are {choices}"
+    parts = [str(error).partition("full_key:")[0]]
+    if isinstance(cause, OmegaConfBaseException) and str(cause).split("\n")[0] not in parts[0]:
+        parts.append(str(cause).partition("full_key:")[0])
+    return " ".join(" ".join(parts).split())
+
+
+def call(command: str, *more: str) -> None:
+    """Run another of our commands with this one's overrides; if it fails, end with its exit code (it said why)."""
+    done = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)

@@ -1,0 +1,236 @@
+"""Every knob that is ours, typed and bounded. What others own (optimizer, Trainer, logger arguments) is passed on.
+
+No torch import here, so that `--help` answers at once. `check` turns a composed config into these dataclasses;
+a value out of bounds raises ConfigError, which names the key, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from iclora_train.config.checks import Checks
+from iclora_train.config.diffusion import Flow, Sample
+from iclora_train.config.errors import ConfigError, one_of, require
+from iclora_train.config.evaluation import Eval, Thresholds
+
+__all__ = [
+    "Checks",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Eval",
+    "Flow",
+    "Lora",
+    "Model",
+    "Optim",
+    "Sample",
+    "Task",
+    "Thresholds",
+    "Validation",
+    "check",
+    "one_of",
+    "require",
+]
+
+
+@dataclass
+class Task:
+    """What an adapter is to learn: how its references are made, how it is called, how it is judged."""
+
+    name: str = MISSING
+    family: str = "restoration"  # which metrics judge it: restoration, colorize, structure or edit
+    trigger: str = ""  # prepended to every caption, written into the adapter
+    reference_downscale: int = 1  # the reference is this many times smaller than the target
+    reference_temporal_scale: int = 1  # the reference has this many times fewer frames per second
+    maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
+    maker_args: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit"))
+        for key in ("reference_downscale", "reference_temporal_scale"):
+            value = getattr(self, key)
+            require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
+
+
+@dataclass
+class Lora:
+    """Size and place of the adapter. alpha=null means alpha = rank (scale 1)."""
+
+    rank: int = 32
+    alpha: float | None = None
+    targets: list[str] = field(
+        default_factory=lambda: [
+            *(f"{attn}.{linear}" for attn in ("attn1", "attn2") for linear in ("to_q", "to_k", "to_v", "to_out.0")),
+            "ff.net.0.proj",
+            "ff.net.2",
+        ]
+    )
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1, f"model.lora.rank={self.rank} must be at least 1 (official adapters: 32 to 128)")
+        require(self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0 or null")
+        require(len(self.targets) > 0, "model.lora.targets is empty: name at least one linear, e.g. attn1.to_q")
+
+
+@dataclass
+class Model:
+    """The frozen base. checkpoint=nano is the embedded one; otherwise a file or folder."""
+
+    name: str = MISSING
+    checkpoint: str = MISSING
+    version: str | None = None  # refuse a checkpoint of another version; null takes any
+    vae: str | None = None  # file of the video VAE where the checkpoint does not hold it
+    connectors: str | None = None  # file of the text connectors, likewise
+    text_encoder: str | None = None  # folder of Gemma with its tokenizer, likewise
+    recompute: bool = (
+        False  # keep one tensor per block and compute the rest again in the backward pass: slower, smaller
+    )
+    kept: float | None = None  # compiled blocks: share of activations not computed again; null: trainer.memory chooses
+    spill: float = 0.0  # compiled blocks: share of what is kept that lies on the host until the backward pass
+    compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
+    graphs: bool = True  # compiled blocks on a GPU, nothing moved to the host: replay a step as CUDA graphs
+    offload: int = 0  # blocks whose weights lie in host memory and visit the GPU when they compute: slower, smaller
+    precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
+    lora: Lora = field(default_factory=Lora)
+
+    def __post_init__(self) -> None:
+        one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
+        require(self.kept is None or 0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1], or be null")
+        require(0 <= self.spill <= 1, f"model.spill={self.spill} must lie in [0, 1]")
+        require(self.offload >= 0, f"model.offload={self.offload} must be 0 (none) or more blocks")
+
+
+@dataclass
+class Data:
+    """Which clips, how they are cut into windows, where the shards lie, how they are batched."""
+
+    clips: str = (
+        MISSING  # "samples" (the embedded clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
+    )
+    root: str = MISSING  # where pair shards and latent shards are written and read
+    frames: int = 9
+    height: int = 64
+    width: int = 64
+    fps: float | None = None  # null keeps each clip's own rate
+    buckets: list[str] | None = None  # sizes such as 960x544x49: each clip takes what fits it best; null: the one above
+    short_side: int | None = None  # scale clips to this short side before cropping; null: just enough to crop
+    zoom: float = 1.25  # a train window is up to this many times closer than short_side says; 1: none
+    flip: bool = True  # half of the train windows are mirrored; false where left and right matter (text, hands)
+    train_windows: int = 512  # windows drawn from the training clips, all clips alike
+    pick: str | None = None  # where train windows lie: null (random), stride, or best (most motion and sharpness)
+    stride: int | None = None  # frames from one start to the next for stride and best; null: half a window
+    cuts: bool | None = None  # true: find scene cuts; windows cross neither these nor those in a column `cuts`
+    captioner: str | None = None  # folder of a vision-language model that describes clips without a caption
+    prompt: str | None = None  # how a caption is put together, e.g. "Reference shows {reference_caption}. {caption}"
+    heldout_windows: int = 32  # windows laid out over the val clips, and as many over the heldout clips
+    heldout_fraction: float = 0.1  # of the clips, when a list or folder names no split
+    seed: int = 0
+    batch_size: int = 8  # clips of a batch
+    tokens_per_batch: int | None = None  # in its place, as many clips of a bucket as have so many tokens together
+    workers: int = 0  # processes that read batches ahead, or prepare data
+
+    def __post_init__(self) -> None:
+        for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
+            require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")
+        require(self.fps is None or self.fps > 0, f"data.fps={self.fps} must be above 0, or null for the clip's own")
+        require(0 < self.heldout_fraction < 1, f"data.heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
+        require(self.zoom >= 1, f"data.zoom={self.zoom} must be at least 1 (1 switches it off)")
+        require(self.seed >= 0, f"data.seed={self.seed} must be 0 or more")
+        require(self.stride is None or self.stride >= 1, f"data.stride={self.stride} must be at least 1, or null")
+        if self.pick is not None:
+            one_of("data.pick", self.pick, ("random", "stride", "best"))
+        least = min(self.height, self.width)
+        require(
+            self.short_side is None or self.short_side >= least,
+            f"data.short_side={self.short_side} must be at least {least}, the short side of the windows, or null",
+        )
+        require(
+            self.tokens_per_batch is None or self.tokens_per_batch >= 1,
+            f"data.tokens_per_batch={self.tokens_per_batch} must be at least 1, or null for data.batch_size clips",
+        )
+        require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+        require(self.buckets != [], "data.buckets is empty: name a size, e.g. [960x544x49], or null")
+        for bucket in self.buckets or []:
+            good = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
+            require(good, f"data.buckets: {bucket!r} is not width x height x frames, e.g. 960x544x49")
+
+    def sizes(self) -> list[Data]:
+        """These settings for each bucket, or for the one size there is."""
+        named = [tuple(map(int, bucket.split("x"))) for bucket in self.buckets or []]
+        return [replace(self, width=w, height=h, frames=f, buckets=None) for w, h, f in named] or [self]
+
+
+@dataclass
+class Optim:
+    """The optimizer is any torch class (`optimizer._target_`); the schedule and clipping are ours."""
+
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    warmup_steps: int = 100
+    decay: str = "constant"
+    decay_from: float = 0.5  # share of max_steps after which the rate falls (linear, cosine)
+    clip_norm: float = 1.0
+    ema: float | None = None  # decay of an averaged copy of the adapter, which is then what is exported
+
+    def __post_init__(self) -> None:
+        one_of("optim.decay", self.decay, ("constant", "linear", "cosine"))
+        require(0 <= self.decay_from <= 1, f"optim.decay_from={self.decay_from} must lie in [0, 1]")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps} must be 0 or more")
+        require(self.clip_norm > 0, f"optim.clip_norm={self.clip_norm} must be above 0")
+        require(self.ema is None or 0 < self.ema < 1, f"optim.ema={self.ema} must lie in (0, 1), or null for none")
+
+
+@dataclass
+class Validation:
+    """What is looked at while training, and how often state is saved. 0 switches a thing off."""
+
+    loss_every: int = 50  # held-out loss at fixed sigmas with correct, swapped and no reference
+    clips_every: int = 0  # clips made by the shipping sampler
+    checkpoint_every: int = 50  # everything needed to go on exactly
+    dry_run: bool = False  # before step 0 try the largest bucket: a step, a validation clip, a save; say what it costs
+    windows: int = 16
+    sigmas: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
+
+    def __post_init__(self) -> None:
+        for key in ("loss_every", "clips_every", "checkpoint_every"):
+            require(getattr(self, key) >= 0, f"validation.{key}={getattr(self, key)} must be 0 (off) or more")
+        require(self.windows >= 1, f"validation.windows={self.windows} must be at least 1")
+        require(all(0 < s <= 1 for s in self.sigmas), f"validation.sigmas={self.sigmas} must lie in (0, 1]")
+
+
+@dataclass
+class Config:
+    """The whole run. `conf=<task>` fills in the task; every key can be set on the command line."""
+
+    task: Task = field(default_factory=Task)
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    flow: Flow = field(default_factory=Flow)
+    optim: Optim = field(default_factory=Optim)
+    sample: Sample = field(default_factory=Sample)
+    validation: Validation = field(default_factory=Validation)
+    eval: Eval = field(default_factory=Eval)
+    checks: Checks = field(default_factory=Checks)
+    trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer
+    logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: ..., arguments}
+    run: str = MISSING  # name of the run: its folder is runs_dir/run, and an unfinished run there goes on
+    runs_dir: str = "runs"
+    engine: str = "local"  # data_prep: local (data.workers processes) or ray (one machine or a cluster)
+    adapter: str | None = None  # eval: the adapter to judge; null is the run's own, none the base without any
+    videos: str | None = None  # eval: a folder of clips that another program made, judged in place of an adapter's
+    seed: int = 0
+
+
+def check(composed: DictConfig) -> Config:
+    """A composed config as dataclasses with all bounds checked. ConfigError names what is wrong."""
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        untold = any(key.startswith("task.") for key in missing)
+        remedy = "choose a task with conf=<task>" if untold else f"e.g. {missing[0]}=... on the command line"
+        raise ConfigError(f"{', '.join(missing)} must be set: {remedy}")
+    config = OmegaConf.to_object(composed)
+    assert isinstance(config, Config)
+    return config

@@ -1,0 +1,75 @@
+"""Latent shards for Lightning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from iclora_train.core.types import LatentPair
+from iclora_train.data.batch_sampler import Batch, BatchPlan, LatentSamples, collate, plan_batches, to_device
+from iclora_train.data.prefetch import Prefetch
+from iclora_train.data.shards import ShardSet
+
+
+class LatentData(LightningDataModule):
+    """Training batches without end, starting at batch `start_batch` of this rank.
+
+    `position` counts the batches training has taken, however many are read ahead; it is what `state_dict` saves. The
+    plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        batch_size: int,
+        tokens_per_batch: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        super().__init__()
+        self.shards = ShardSet.open(folder)
+        self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
+        self.seed, self.workers = seed, workers
+        self.position = start_batch
+
+    def plan(self, rank: int, world_size: int) -> BatchPlan:
+        """The training plan of a rank."""
+        sizes = self.batch_size, self.tokens_per_batch
+        return plan_batches(self.shards, "train", self.seed, *sizes, rank=rank, world_size=world_size)
+
+    def train_dataloader(self) -> Prefetch:
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        return Prefetch(self.loader(pinned=device.type == "cuda"), device)
+
+    def loader(self, pinned: bool = False) -> DataLoader[LatentPair]:
+        """Batches in fp16 on the host, read ahead by the workers; `pinned`, so that a GPU can fetch them by itself."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        # Workers are spawned: forking a process that has threads (and CUDA) is what Python 3.12 warns of.
+        return DataLoader(
+            LatentSamples(self.shards),
+            batch_sampler=self.plan(rank, world_size).since(self.position),
+            collate_fn=collate,
+            num_workers=self.workers,
+            multiprocessing_context="spawn" if self.workers else None,
+            pin_memory=pinned,
+        )
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Lightning would move fps too, and reading it there would make every step wait for the device."""
+        return to_device(batch, device)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning calls this once for every batch it takes; those of training move the position."""
+        if self.trainer is not None and self.trainer.training:
+            self.position += 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.position = state_dict["position"]

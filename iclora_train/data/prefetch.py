@@ -1,0 +1,54 @@
+"""The next batch goes to the device while the one before it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.cuda import Event
+
+from iclora_train.core.copy_stream import Lane
+from iclora_train.data.batch_sampler import Batch, on_tensors
+
+
+class Prefetch:
+    """Batches of a loader on a device, in fp32, each sent before the one that precedes it is given.
+
+    On CUDA they are sent on a stream of their own, from pinned memory, so that copies and computation overlap: the host
+    waits for nothing, and the stream of the computation only for the batch that it is about to use.
+    """
+
+    def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
+        self.loader, self.device = loader, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        lane = Lane(self.device)
+        coming = (_send(batch, self.device, lane) for batch in self.loader)
+        sent = next(coming, None)
+        while sent is not None:
+            following = next(coming, None)
+            yield _arrived(*sent, lane)
+            sent = following
+
+
+def _send(batch: Batch, device: torch.device, lane: Lane) -> tuple[Batch, Event | None]:
+    """The batch on its way to the device, and what tells that it is there."""
+    with lane.inside():
+        moved = on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True).float())
+    return moved, lane.mark()
+
+
+def _arrived(batch: Batch, there: Event | None, lane: Lane) -> Batch:
+    """The batch, safe to use on the current stream. Its memory is not taken for a later batch before that stream is
+    done with it."""
+    if there is None:
+        return batch
+    lane.hold(there)
+    current = torch.cuda.current_stream(batch["target"].device)
+
+    def used_here(tensor: Tensor) -> Tensor:
+        tensor.record_stream(current)
+        return tensor
+
+    return on_tensors(batch, used_here)

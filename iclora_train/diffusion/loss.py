@@ -1,0 +1,54 @@
+"""What training minimises: the flow loss, and, where it is asked for, what references change where they are not.
+
+An attention mask is to change a clip where it hides the reference and nowhere else. But a model uses all it sees: from
+edges on the left it guesses colours on the right. Training with masks teaches it to do without what is hidden, not to
+leave it alone while it is there. So a clip that is trained with all of its references is, inside of a random region,
+also drawn to what the same model predicts when it sees them inside of that region only; that pass has no gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from iclora_train.config.settings import Flow, Task
+from iclora_train.core.types import Geometry
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.diffusion.flow_matching import masked_loss
+from iclora_train.diffusion.training_inputs import WHOLE, Draws, lay_out, sent, token_shares
+from iclora_train.ltx2.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of each clip (B,): its noise level, on the host; its flow loss; and, where clips have a region of their own, the
+    mean square of what references outside of it change in the velocity inside (for clips without one it is 0)."""
+
+    sigma: Tensor
+    flow: Tensor
+    apart: Tensor | None
+
+    def total(self, flow: Flow) -> Tensor:
+        """What is minimised, ()."""
+        return (self.flow if self.apart is None else self.flow + flow.locality * self.apart).mean()
+
+
+def losses(transformer: Transformer, batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> Losses:
+    """Losses of a batch; with `draws.local` they take one more pass of the transformer, without gradients."""
+    tokens, wanted = lay_out(batch, draws, task, geometry)
+    count = wanted.shape[1]
+    learned = tokens.loss_mask[:, :count]
+    aim = None
+    if draws.local is not None:
+        narrowed, _ = lay_out(batch, draws, task, geometry, within=draws.local)
+        with torch.no_grad():
+            aim = transformer(narrowed, batch["text"], count=count)
+    predicted = transformer(tokens, batch["text"], count=count)
+    flow = masked_loss(predicted, wanted, learned)
+    if aim is None or draws.local is None:
+        return Losses(draws.sigma, flow, None)
+    parted = (draws.local != torch.tensor(WHOLE)).any(1)  # (B,)
+    inside = token_shares(draws.local, batch["target"].shape[2:]) * parted[:, None]
+    return Losses(draws.sigma, flow, masked_loss(predicted, aim, learned * sent(inside, learned.device)))

@@ -1,0 +1,185 @@
+"""The in-context idea: clean latents of a reference video stand beside the noisy target tokens.
+
+`target_tokens` lays a noisy target out as tokens, `append_reference` adds a reference to them. Training and sampling
+build what the transformer sees with these two functions and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from iclora_train.core.types import Geometry, Tokens
+
+
+def to_tokens(latent: Tensor) -> Tensor:
+    """Latent clips (B,C,f,h,w) as tokens (B,N,C), time slowest, width fastest."""
+    return latent.flatten(2).transpose(1, 2)
+
+
+def from_tokens(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """The inverse of `to_tokens` for a latent grid (f,h,w)."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def grid_position(
+    size: tuple[int, int, int], geometry: Geometry, device: torch.device | str | None = None, causal: bool = True
+) -> Tensor:
+    """Where each token of a latent grid (f,h,w) lies: fp32 (3,N,2), [start, end) in pixel frames, pixels, pixels.
+
+    The first latent frame holds pixel frame 0 alone, latent frame k the frames from temporal*(k-1)+1 on
+    (`get_pixel_coords` with its causal fix in Lightricks' ltx-core). causal=False: each holds `temporal` frames.
+    """
+    count = [torch.arange(n + 1, dtype=torch.float32, device=device) for n in size]
+    time = count[0] * geometry.temporal
+    if causal:
+        time = (time + 1 - geometry.temporal).clamp(min=0)
+    edges = (time, *(n * geometry.spatial for n in count[1:]))
+    starts = torch.stack(torch.meshgrid(*(e[:-1] for e in edges), indexing="ij"))  # (3,f,h,w)
+    ends = torch.stack(torch.meshgrid(*(e[1:] for e in edges), indexing="ij"))
+    return torch.stack([starts, ends], dim=-1).flatten(1, 3)
+
+
+def target_tokens(
+    noisy: Tensor, sigma: Tensor, geometry: Geometry, fps: float | Tensor, clean_first_frame: Tensor | None = None
+) -> Tokens:
+    """A target (B,C,f,h,w) at level sigma (B,) as tokens; fps of the clip, or of each (B,).
+
+    Where `clean_first_frame` (B,) bool is set, the caller has put clean latents into the first latent frame: those
+    tokens are at level 0 and are not learned.
+    """
+    batch, _, f, h, w = noisy.shape
+    count, device = f * h * w, noisy.device
+    rate = fps.to(device, torch.float32) if isinstance(fps, Tensor) else torch.full((batch,), float(fps), device=device)
+    place = grid_position((f, h, w), geometry, device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
+    place[:, 0] /= rate[:, None, None]
+    first = torch.arange(count, device=device).expand(batch, count) < h * w  # (B,N)
+    if clean_first_frame is None:
+        clean_first_frame = torch.zeros(batch, dtype=torch.bool, device=device)
+    given = first & clean_first_frame[:, None]
+    return Tokens(
+        latent=to_tokens(noisy),
+        sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # row 0 the target's level, row 1 clean
+        level=given.long(),
+        position=place,
+        group=torch.zeros(count, dtype=torch.long, device=device),
+        loss_mask=~given,
+        keyframe=first,
+        geometry=geometry,
+        fps=rate,
+    )
+
+
+def append_reference(
+    tokens: Tokens,
+    latent: Tensor,
+    downscale: int = 1,
+    temporal_scale: int = 1,
+    strength: float = 1.0,
+    attention_strength: float | Tensor = 1.0,
+    attention_mask: Tensor | None = None,
+    frame: int = 0,
+) -> Tokens:
+    """Put a reference (B,C,f,h,w) behind the tokens that are there.
+
+    latent: clean, or for strength < 1 already noised by the caller to level (1 - strength) sigma.
+    downscale: the reference's pixels are this many times larger than the target's, so its spatial positions are
+    multiplied by it. temporal_scale: it has that many times fewer frames per second; its times run at its own fps,
+    shifted back by (S - 1) target frames and clamped at 0 (Lightricks' trainer).
+    attention_strength, of all or of each clip (B,), and attention_mask of reference pixels (`mask_to_grid`): their
+    product is the weight w of a reference token, which enters the attention logits as log(w) (`ltx2.attention`).
+    frame: target frame at which it begins (`snap_frame`). A clip of several latent frames that begins later than 0
+    has no first frame of its own: each of its latent frames stands for `temporal` frames.
+    """
+    batch, _, *size = latent.shape
+    f, h, w = size
+    count, device = f * h * w, latent.device
+    causal = frame == 0 or f == 1
+    place = grid_position((f, h, w), tokens.geometry, device, causal).repeat(batch, 1, 1, 1)  # (B,3,n,2)
+    late = temporal_scale - 1 if causal else 0
+    place[:, 0] = ((place[:, 0] * temporal_scale - late).clamp(min=0) + frame) / tokens.fps[:, None, None]
+    place[:, 1:] *= downscale
+    sigma, row = _level(tokens.sigma, strength)
+
+    def absent(dtype: torch.dtype) -> Tensor:
+        return torch.zeros(batch, count, dtype=dtype, device=device)
+
+    return replace(
+        tokens,
+        latent=torch.cat([tokens.latent, to_tokens(latent).to(tokens.latent)], dim=1),
+        sigma=sigma,
+        level=torch.cat([tokens.level, absent(torch.long) + row], dim=1),
+        position=torch.cat([tokens.position, place], dim=2),
+        group=torch.cat([tokens.group, tokens.group[-1:].expand(count) + 1]),
+        loss_mask=torch.cat([tokens.loss_mask, absent(torch.bool)], dim=1),
+        keyframe=torch.cat([tokens.keyframe, absent(torch.bool)], dim=1),
+        weight=_append_weight(tokens, (f, h, w), batch, attention_strength, attention_mask),
+    )
+
+
+def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
+    """The target frame at which a reference of `length` latent frames can begin, in a target of `frames` latent ones.
+
+    Negative ones count from the target's end; a clip begins where a latent frame does: 0, 1, 1 + temporal, ...
+    (ComfyUI's LTXVAddGuide). ValueError when it does not end within the target.
+    """
+    if frame < 0:
+        frame = max((frames - 1) * temporal + 1 + frame, 0)
+    if length > 1 and frame > 0:
+        frame = (frame - 1) // temporal * temporal + 1
+    first = -(-frame // temporal)  # latent frame of the target
+    if first + length > frames:
+        raise ValueError(
+            f"a reference of {length} latent frames at frame {frame} ends after the target's {frames} latent frames"
+        )
+    return frame
+
+
+def _level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
+    """The clip's levels (B,K), with one more where a reference is not fully clean, and the row a reference has."""
+    if strength == 1:
+        return sigma, 1
+    return torch.cat([sigma, (1 - strength) * sigma[:, :1]], dim=1), sigma.shape[1]
+
+
+def _append_weight(
+    tokens: Tokens, size: tuple[int, int, int], batch: int, strength: float | Tensor, mask: Tensor | None
+) -> Tensor | None:
+    """Attention weights (B,N) with those of one more reference, None while every weight is 1."""
+    if not isinstance(strength, Tensor) and strength == 1 and mask is None and tokens.weight is None:
+        return None
+    device, before = tokens.latent.device, tokens.latent.shape[:2]
+    known = tokens.weight if tokens.weight is not None else torch.ones(before, device=device)
+    of_each = torch.as_tensor(strength, dtype=torch.float32, device=device).expand(batch)
+    added = of_each[:, None].expand(batch, size[0] * size[1] * size[2])
+    if mask is not None:
+        added = added * mask_to_grid(mask, size).flatten(1).to(device)
+    return torch.cat([known, added], dim=1)
+
+
+def mask_to_grid(mask: Tensor, size: tuple[int, int, int]) -> Tensor:
+    """A pixel mask (B,F,H,W), (F,H,W) or (H,W), averaged by area onto a latent grid, as ComfyUI does: (B,f,h,w).
+
+    The grid is the reference's own, whatever its downscale. In space the plain area average; in time pixel frame 0
+    alone, then the mean of each group of t = (F-1) // (f-1) frames, as the causal VAE groups them; frames left over at
+    the end are dropped, too few are repeated (nearest), a still mask (F=1) holds for the whole clip. Values are not
+    clamped: above 1 they strengthen attention, from 0 on downwards they switch it off.
+    """
+    if not 2 <= mask.ndim <= 4:
+        raise ValueError(f"attention_mask must be (B,F,H,W), (F,H,W) or (H,W), not {tuple(mask.shape)}")
+    f, h, w = size
+    small = F.interpolate(mask[(None,) * (4 - mask.ndim)].float(), size=(h, w), mode="area")  # (B,F,h,w)
+    first, later = small[:, :1], small[:, 1:]
+    if f == 1:
+        return first
+    if later.shape[1] == 0:
+        return first.expand(-1, f, -1, -1)
+    group = later.shape[1] // (f - 1)
+    if group == 0:
+        later = F.interpolate(later[:, None], size=(f - 1, h, w), mode="nearest")[:, 0]
+    else:
+        later = later[:, : (f - 1) * group].unflatten(1, (f - 1, group)).mean(2)
+    return torch.cat([first, later], dim=1)

@@ -1,0 +1,102 @@
+"""What a user gives in pixels: videos, folders of frames and images, cut to the frames, size and rate wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from iclora_train.config.settings import ConfigError, require
+from iclora_train.core.atomic_files import sha256
+from iclora_train.core.fingerprint import digest
+from iclora_train.data.video import at_rate, probe, read_clip
+
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A video (`pictures` empty) or images in the order of their names. Images have no times: a folder's run at the
+    rate of the output. `key` is the setting that named it.
+    """
+
+    key: str
+    path: Path
+    pictures: tuple[Path, ...]
+    height: int
+    width: int
+    fps: float | None
+    times: tuple[float, ...]  # seconds, of a video
+
+    @classmethod
+    def open(cls, key: str, given: str) -> Source:
+        """Look what is there; a video is decoded once. ConfigError names the setting, the path and the remedy."""
+        path = Path(given).expanduser()
+        require(path.exists(), f"{key}={given} does not exist: give a video, a folder of frames, or an image")
+        try:
+            if not path.is_dir() and path.suffix.lower() not in IMAGES:
+                info = probe(path)
+                return cls(key, path, (), info.height, info.width, info.fps, info.times)
+            found = sorted(path.iterdir()) if path.is_dir() else [path]
+            pictures = tuple(one for one in found if one.suffix.lower() in IMAGES)
+            if not pictures:
+                raise ValueError(f"{path} has no images in it ({', '.join(sorted(IMAGES))}): give another folder")
+            height, width = _picture(pictures[0]).shape[:2]
+            return cls(key, path, pictures, height, width, None, ())
+        except ValueError as error:
+            raise ConfigError(f"{key}: {error}") from error
+
+    def sha256(self) -> str:
+        """Of the file, or of the images' own in their order."""
+        return digest([sha256(picture) for picture in self.pictures]) if self.path.is_dir() else sha256(self.path)
+
+    def numbers(self, fps: float, step: int = 1) -> np.ndarray:
+        """Which of its frames (m,) an output of `fps` frames per second shows, or every `step`-th of those."""
+        return np.arange(len(self.pictures))[::step] if self.pictures else at_rate(self.times, fps / step)
+
+    def read(self, numbers: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+        """These frames, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError for a picture that is no good."""
+        wanted = set(numbers.tolist())
+        try:
+            frames = self._pictures(wanted) if self.pictures else read_clip(self.path, wanted)
+            held = {i: fitted(frame, size, fit) for i, frame in zip(sorted(wanted), frames, strict=True)}
+        except ValueError as error:
+            raise ConfigError(f"{self.key}: {error}") from error
+        return np.stack([held[i] for i in numbers.tolist()])
+
+    def _pictures(self, wanted: set[int]) -> Iterator[np.ndarray]:
+        for i in sorted(wanted):
+            picture = _picture(self.pictures[i])
+            if picture.shape[:2] != (self.height, self.width):
+                raise ValueError(
+                    f"{self.pictures[i]} is {picture.shape[1]}x{picture.shape[0]}, {self.pictures[0].name} is "
+                    f"{self.width}x{self.height}: give frames of one size"
+                )
+            yield picture
+
+
+def _picture(path: Path) -> np.ndarray:
+    """An image as uint8 RGB (H,W,3). ValueError names it when it cannot be read."""
+    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    if decoded is None:
+        raise ValueError(f"{path} cannot be read as an image; save it again as png")
+    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+
+
+def fitted(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+    """A frame (H,W,3) at another size (height, width). crop keeps the shape of things and cuts off what is too much on
+    both sides; stretch keeps all of the picture, as ComfyUI's guide nodes do by default.
+    """
+    height, width = size
+    if fit == "crop":
+        scale = min(frame.shape[0] / height, frame.shape[1] / width)
+        rows, columns = round(height * scale), round(width * scale)
+        top, left = (frame.shape[0] - rows) // 2, (frame.shape[1] - columns) // 2
+        frame = frame[top : top + rows, left : left + columns]
+    if frame.shape[:2] == size:
+        return frame
+    shrinks = frame.shape[0] >= height and frame.shape[1] >= width
+    return cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)

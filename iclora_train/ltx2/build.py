@@ -1,0 +1,54 @@
+"""What the frozen base is computed in, and whether compiled. The adapter's own weights are always fp32."""
+
+from __future__ import annotations
+
+import torch
+
+from iclora_train.config.settings import Model, require
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
+
+
+def computes_bf16() -> bool:
+    """Whether this machine multiplies bf16 in hardware; where it does not, fp32 is faster."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def base_dtype(precision: str) -> torch.dtype:
+    """The dtype that model.precision (auto, fp32, bf16 or fp8) means here; with fp8 it is that of the activations."""
+    if precision in ("auto", "fp8"):
+        return torch.bfloat16 if computes_bf16() else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+def transformer_of(base: Base, model: Model, device: torch.device | str) -> Transformer:
+    """The base's frozen transformer as model.precision wants it, in `base_dtype`, with fp8 weights where it is fp8; and
+    with the weights of model.offload blocks in host memory. ConfigError for those without a GPU.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    require(on_gpu or not model.offload, f"model.offload={model.offload} needs a GPU: set model.offload=0 on a CPU")
+    return base.transformer(base_dtype(model.precision), device, model.precision == "fp8", model.offload)
+
+
+def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """What the VAE of a sampled clip computes in: bf16 where the transformer does and a GPU computes it, else fp32."""
+    return base_dtype(precision) if device.type == "cuda" else torch.float32
+
+
+def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
+    """Compile the blocks as model.compile says (`compiled.compile_blocks`); adapters are attached before.
+
+    What a block keeps is then the compiler's choice within model.kept; while that is null, everything, or with
+    model.recompute nothing but its input (until `memory.settle` knows better).
+    """
+    on_gpu = transformer.patchify_proj.weight.is_cuda
+    if model.compile if model.compile is not None else on_gpu and not base.embedded:
+        unset = 0.0 if model.recompute else 1.0
+        compile_blocks(transformer, unset if model.kept is None else model.kept)
+        transformer.recompute = False
+        transformer.spill = Spill(model.spill) if model.spill else None
+        record_blocks(transformer, model.graphs)

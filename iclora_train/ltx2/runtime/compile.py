@@ -1,0 +1,64 @@
+"""torch.compile for the transformer's blocks: all blocks share one compilation for each shape of tokens.
+
+What is compiled is kept on disk, so a shape that was met before starts within seconds in a later run of this version.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from iclora_train.ltx2.model.transformer import Block, Transformer
+from iclora_train.ltx2.runtime.cuda_graphs import Graphs
+
+_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+# Inputs and operations of an intermediate result that the compiler computes again inside a kernel rather than keep in
+# memory, in fp32, between two passes over a row.
+READS, OPERATIONS = 16, 200
+SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
+
+
+def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "inductor") -> None:
+    """From now on every block runs compiled, adapters included; attach those before.
+
+    kept: share of the memory of a block's activations that its backward pass may keep, the rest is computed again
+    (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone,
+    from there on what attention gives is always kept; from .8 on no product is computed again, at 1 no norm
+    either.
+    """
+    import torch._dynamo  # noqa: PLC0415 (slow)
+    import torch._functorch.config  # noqa: PLC0415
+    import torch._inductor.config  # noqa: PLC0415
+
+    from iclora_train.ltx2.runtime.combo_kernels import combine_small  # noqa: PLC0415
+    from iclora_train.ltx2.runtime.save_policy import Keep  # noqa: PLC0415
+
+    os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
+    torch._dynamo.config.recompile_limit = SHAPES
+    torch._dynamo.config.optimize_ddp = False  # else DistributedDataParallel's buckets cut a block into several
+    torch._functorch.config.activation_memory_budget = kept
+    torch._inductor.config.joint_custom_pre_pass = Keep()
+    torch._inductor.config.realize_reads_threshold = READS
+    torch._inductor.config.realize_opcount_threshold = OPERATIONS
+    combine_small()
+    if transformer.kept == kept:
+        return
+    if transformer.kept is not None:
+        torch._dynamo.reset()  # else the blocks would run what was compiled for another budget
+    transformer.kept = kept
+    for block in transformer.transformer_blocks:
+        assert isinstance(block, Block)
+        if not transformer.offload.order:  # those weights are moved one by one
+            block.attn1.join(own=True)
+            block.attn2.join(own=False)
+            block.ff.make_room()
+        block.attn1.fused = block.attn2.fused = block.ff.fused = True
+        block.compile(dynamic=False, backend=backend)
+
+
+def record_blocks(transformer: Transformer, wanted: bool) -> None:
+    """From now on training runs the blocks by CUDA graphs, if wanted, and where that can be: compiled, on a GPU, with
+    all that they need there."""
+    there = transformer.kept is not None and transformer.patchify_proj.weight.is_cuda
+    moved = transformer.spill is not None or transformer.offload.order
+    transformer.graphs = Graphs() if wanted and there and not moved else None

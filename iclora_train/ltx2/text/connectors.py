@@ -1,0 +1,219 @@
+"""The text connectors: Gemma's hidden states become the tokens that the video stream's cross-attention reads.
+
+All layers' states of a token are normalised and projected together; then a small transformer mixes the tokens of a
+caption with learned registers, which take the places of the padding: the result has TOKENS tokens that all mean
+something, and no attention mask is needed after it. The transformer is diffusers' class; the audio side is not built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iclora_train.config.settings import ConfigError
+from iclora_train.ltx2.weights.assign import place
+
+TOKENS = 1024  # length of a caption in all published pipelines
+_OFFICIAL = "video_embeddings_connector.", "text_embedding_projection."
+_OFFICIAL_AUDIO = ("text_embedding_projection.audio_aggregate_embed.",)
+_DIFFUSERS_AUDIO = "audio_connector.", "audio_text_proj_in."
+_ASIDE = "caption_projection_first_linear", "caption_proj_input_norm", "caption_projection_second_linear"
+
+
+@dataclass(frozen=True)
+class ConnectorConfig:
+    """Sizes of the video connector; `per_token` is the feature rule of 2.3 and 2.5 (one norm per token and layer)."""
+
+    heads: int
+    head_dim: int
+    layers: int
+    registers: int
+    max_position: int
+    rope_type: str
+    double_precision: bool
+    gated: bool
+    per_token: bool
+    theta: float = 10000.0
+
+    @classmethod
+    def from_official(cls, config: dict[str, Any], registers: int) -> ConnectorConfig:
+        """From the checkpoint's config; defaults are those of ltx-core's configurator."""
+        if "transformer" not in config:
+            raise ConfigError(
+                "the checkpoint's config has no section `transformer`, which gives the sizes of the text connectors; "
+                "model.checkpoint must be an LTX-2 file"
+            )
+        section = config["transformer"]
+        for key in _ASIDE:
+            if section.get(key):
+                raise ConfigError(f"the checkpoint's config has transformer.{key}=true: an unknown text projection")
+        return cls(
+            heads=section.get("connector_num_attention_heads", 30),
+            head_dim=section.get("connector_attention_head_dim", 128),
+            layers=section.get("connector_num_layers", 2),
+            registers=registers,
+            max_position=section.get("connector_positional_embedding_max_pos", [1])[0],
+            rope_type=section.get("rope_type", "split"),
+            double_precision=section.get("frequencies_precision") == "float64",
+            gated=section.get("connector_apply_gated_attention", False),
+            per_token=section.get("caption_proj_before_connector", False),
+        )
+
+    @classmethod
+    def from_diffusers(cls, config: dict[str, Any]) -> ConnectorConfig:
+        """From connectors/config.json; defaults are those of diffusers' LTX2TextConnectors."""
+        registers = config.get("video_connector_num_learnable_registers", 128)
+        if not registers:
+            raise ConfigError(
+                "the connectors' config has no video_connector_num_learnable_registers: every published LTX-2 has 128"
+            )
+        return cls(
+            heads=config.get("video_connector_num_attention_heads", 30),
+            head_dim=config.get("video_connector_attention_head_dim", 128),
+            layers=config.get("video_connector_num_layers", 2),
+            registers=registers,
+            max_position=config.get("connector_rope_base_seq_len", 4096),
+            rope_type=config.get("rope_type", "interleaved"),
+            double_precision=config.get("rope_double_precision", True),
+            gated=config.get("video_gated_attn", False),
+            per_token=config.get("per_modality_projections", False),
+            theta=config.get("rope_theta", 10000.0),
+        )
+
+
+class Connectors(nn.Module):
+    """Projection and video connector, frozen: L hidden states (B,t,D) and a mask (B,t) -> (B,TOKENS,C)."""
+
+    def __init__(self, config: ConnectorConfig, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        from diffusers.pipelines.ltx2.connectors import LTX2ConnectorTransformer1d  # noqa: PLC0415 (slow)
+
+        assert TOKENS % config.registers == 0, f"{config.registers} registers do not fill {TOKENS} places"
+        self.config = config
+        self.projection = nn.Linear(inputs, outputs, bias=bias)
+        self.connector = LTX2ConnectorTransformer1d(
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_dim,
+            num_layers=config.layers,
+            num_learnable_registers=config.registers,
+            rope_base_seq_len=config.max_position,
+            rope_theta=config.theta,
+            rope_double_precision=config.double_precision,
+            rope_type=config.rope_type,
+            gated_attention=config.gated,
+        )
+
+    @classmethod
+    def from_official(
+        cls,
+        config: dict[str, Any],
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Connectors:
+        """From a checkpoint's config and its tensors under official names, without `model.diffusion_model.`.
+
+        `state` may be lazy and may hold other parts: only the video connector and the projection are read, one tensor
+        at a time, to `device` in `dtype` (None: as they are stored).
+        """
+        registers = _need(state, "video_embeddings_connector.learnable_registers").shape[0]
+        settings = ConnectorConfig.from_official(config, registers)
+        kind = "video_aggregate_embed" if settings.per_token else "aggregate_embed"
+        ours = [k for k in state if k.startswith(_OFFICIAL) and not k.startswith(_OFFICIAL_AUDIO)]
+        return cls._build(settings, state, ours, lambda name: _official_name(name, kind), dtype, device)
+
+    @classmethod
+    def from_diffusers(
+        cls,
+        config: dict[str, Any],
+        state: Mapping[str, Tensor],
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Connectors:
+        """From connectors/config.json and its tensors; the audio side is passed over."""
+        settings = ConnectorConfig.from_diffusers(config)
+        kind = "video_text_proj_in" if settings.per_token else "text_proj_in"
+        ours = [k for k in state if not k.startswith(_DIFFUSERS_AUDIO)]
+        return cls._build(settings, state, ours, lambda name: _diffusers_name(name, kind), dtype, device)
+
+    @classmethod
+    def _build(
+        cls,
+        settings: ConnectorConfig,
+        state: Mapping[str, Tensor],
+        ours: list[str],
+        rename: Callable[[str], str],
+        dtype: torch.dtype | None,
+        device: torch.device | str,
+    ) -> Connectors:
+        outputs, inputs = _need(state, rename("projection.weight")).shape
+        with torch.device("meta"):
+            module = cls(settings, inputs, outputs, bias=rename("projection.bias") in state)
+        wanted = {rename(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
+        wrong = [f"missing {key}" for key in wanted if key not in state]
+        wrong += [f"unknown {key}" for key in ours if key not in wanted]
+        for key in (wanted.keys() & state.keys()) if not wrong else ():
+            (name, shape), tensor = wanted[key], state[key].to(device)
+            wrong += [] if tensor.shape == shape else [f"{key} is {tuple(tensor.shape)}, not {tuple(shape)}"]
+            place(module, name, tensor if dtype is None else tensor.to(dtype))
+        if wrong:
+            raise ConfigError(
+                f"the text connectors do not fit their config ({len(wrong)} keys: {', '.join(wrong[:5])}); the file "
+                "is incomplete or of another version: check model.checkpoint and model.connectors"
+            )
+        return module.requires_grad_(False).eval()
+
+    @property
+    def inputs(self) -> int:
+        """Width of all hidden states of a token together, as the projection wants it: layers times width."""
+        return self.projection.in_features
+
+    def forward(self, states: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Hidden states of all layers, L times (B,t,D), padded on the left where `mask` (B,t) is 0 -> (B,TOKENS,C)."""
+        tokens = self.projection(self._features(torch.stack(list(states), dim=-1), mask))  # (B,t,C)
+        free = TOKENS - tokens.shape[1]
+        tokens = nn.functional.pad(tokens, (0, 0, free, 0))
+        mask = nn.functional.pad(mask, (free, 0)).to(tokens.dtype)
+        away = (mask - 1)[:, None, None] * torch.finfo(tokens.dtype).max  # (B,1,1,TOKENS): 0 or the lowest number
+        mixed: Tensor = self.connector(tokens, away)[0]
+        return mixed
+
+    def _features(self, states: Tensor, mask: Tensor) -> Tensor:
+        """(B,t,D,L) -> normalised (B,t,D*L), zero where there is no token."""
+        from diffusers.pipelines.ltx2 import connectors as theirs  # noqa: PLC0415 (slow)
+
+        if not self.config.per_token:
+            lengths = mask.sum(dim=-1)
+            whole: Tensor = theirs.per_layer_masked_mean_norm(states, lengths, states.device, padding_side="left")
+            return whole
+        scale = math.sqrt(self.projection.out_features / states.shape[2])
+        features = theirs.per_token_rms_norm(states).flatten(2)
+        return torch.where(mask.bool()[..., None], features, 0) * scale
+
+
+def _need(state: Mapping[str, Tensor], key: str) -> Tensor:
+    if key not in state:
+        raise ConfigError(
+            f"the text connectors lack {key}: give model.checkpoint a complete file, or the missing part by "
+            "model.connectors (LTX-2.5's text projection lies in its packed text encoder, model.text_encoder)"
+        )
+    return state[key]
+
+
+def _official_name(name: str, projection: str) -> str:
+    """Official key of one of our tensors (diffusers' convert_ltx2_to_diffusers.py has the table)."""
+    name = name.replace("projection.", f"text_embedding_projection.{projection}.", 1)
+    name = name.replace("connector.", "video_embeddings_connector.", 1)
+    for ours, theirs in (("transformer_blocks", "transformer_1d_blocks"), ("norm_q", "q_norm"), ("norm_k", "k_norm")):
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
+
+
+def _diffusers_name(name: str, projection: str) -> str:
+    """diffusers' key of one of our tensors."""
+    return name.replace("projection.", f"{projection}.", 1).replace("connector.", "video_connector.", 1)

@@ -1,0 +1,42 @@
+"""Captions become text features once per text encoder, and are kept: a real base's encoder fills a GPU by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from iclora_train.core.fingerprint import digest
+from iclora_train.core.progress import bar
+from iclora_train.data.shard_sample import load_text, save_text
+from iclora_train.ltx2.base_model import Base
+
+BATCH = 4
+
+
+class Texts:
+    """Features (T,D) of captions, one file each in a folder of the text encoder that made them."""
+
+    def __init__(self, root: Path, base: Base) -> None:
+        makers = {part: mark for part, mark in base.latent_fingerprints.items() if part != "vae"}
+        self.folder, self.base = root / f"texts-{digest(makers)[:8]}", base
+        self.read = lru_cache(maxsize=64)(lambda caption: load_text(self._path(caption)))  # windows share captions
+
+    def _path(self, caption: str) -> Path:
+        return self.folder / f"{digest(caption)[:24]}.safetensors"
+
+    @torch.inference_mode()
+    def make(self, captions: Iterable[str], device: torch.device | str | None = None) -> None:
+        """Encode those that are not there yet, on a GPU unless `device` says where; the encoder is gone on return."""
+        missing = [caption for caption in dict.fromkeys(captions) if not self._path(caption).exists()]
+        if not missing:
+            return
+        encoder = self.base.text(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        with bar("encoding captions", len(missing)) as done:
+            for i in range(0, len(missing), BATCH):
+                batch = missing[i : i + BATCH]
+                for caption, features in zip(batch, encoder.encode(batch), strict=True):
+                    save_text(self._path(caption), features)
+                done(len(batch))

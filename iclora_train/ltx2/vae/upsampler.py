@@ -1,0 +1,93 @@
+"""The latent upsampler: a clip's latents at twice the height and width, for a second stage of sampling.
+
+The model is diffusers' class; the published files (`ltx-2-spatial-upscaler-x2-1.0.safetensors`, those of 2.3 and 2.5)
+have its tensors under its own names, and their config in the metadata, as ltx-core reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
+from torch import Tensor, nn
+
+from iclora_train.config.settings import ConfigError, require
+from iclora_train.ltx2.vae.video_vae import VideoVAE
+from iclora_train.ltx2.weights.assign import require_keys
+from iclora_train.ltx2.weights.safetensors_header import Header, Part, read_header
+
+_DEFAULTS: dict[str, Any] = {  # of ltx-core's configurator
+    "in_channels": 128,
+    "mid_channels": 512,
+    "num_blocks_per_stage": 4,
+    "dims": 3,
+    "spatial_upsample": True,
+    "temporal_upsample": False,
+    "spatial_scale": 2.0,
+    "rational_resampler": False,
+}
+_RENAMED: dict[str, str] = {"spatial_scale": "rational_spatial_scale", "rational_resampler": "use_rational_resampler"}
+
+
+class LatentUpsampler(nn.Module):
+    """Latents (B,C,f,h,w), normalised as the VAE's, to (B,C,f,2h,2w), normalised again; fp32 in and out.
+
+    The model works on latents as they are before the VAE's normalisation (`upsample_video` of ltx-core).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", mean)  # (C,1,1,1)
+        self.register_buffer("std", std)
+
+    @classmethod
+    def open(
+        cls, path: Path | str, vae: VideoVAE, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> LatentUpsampler:
+        """The upsampler of an official file, in evaluation mode, for the latents of `vae`.
+
+        ConfigError when it is another kind of file, of another scale or of another VAE.
+        """
+        header = read_header(Path(path).expanduser())
+        arguments = _arguments(header, vae.channels)
+        with torch.device("meta"):
+            model = LTX2LatentUpsamplerModel(**arguments)
+        part = Part("latent upsampler", arguments, header.tensors, header.file)
+        require_keys(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in part.read(device)}, assign=True)
+        return cls(model, *vae._statistics()).requires_grad_(False).to(device).eval()
+
+    @torch.no_grad()
+    def forward(self, latent: Tensor) -> Tensor:
+        """Latents (B,C,f,h,w) -> (B,C,f,2h,2w)."""
+        plain = (latent.float() * self.std + self.mean).to(next(self.model.parameters()).dtype)
+        return (self.model(plain).float() - self.mean) / self.std
+
+
+def _arguments(header: Header, channels: int) -> dict[str, Any]:
+    """Constructor arguments of diffusers' model. ConfigError unless the file doubles latents of that many channels."""
+    config = json.loads(header.metadata.get("config", "{}"))
+    require(
+        "post_upsample_res_blocks.0.conv1.weight" in header.tensors,
+        f"{header.file} is not a latent upsampler; give e.g. ltx-2-spatial-upscaler-x2-1.0.safetensors",
+    )
+    official: dict[str, Any] = _DEFAULTS | {key: config[key] for key in _DEFAULTS.keys() & config.keys()}
+    does = (official["spatial_upsample"], official["temporal_upsample"], float(official["spatial_scale"]))
+    if does != (True, False, 2.0):
+        raise ConfigError(
+            f"{header.file} has spatial_upsample, temporal_upsample, spatial_scale = {does} in its config; stage 2 "
+            "needs a spatial upscaler x2"
+        )
+    require(
+        official["in_channels"] == channels,
+        f"{header.file} upsamples latents of {official['in_channels']} channels, the VAE of the base has {channels}; "
+        "give the upsampler of the base's version",
+    )
+    return {_RENAMED.get(key, key): value for key, value in official.items()}

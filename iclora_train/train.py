@@ -1,0 +1,183 @@
+"""The whole run on one page: prepare if needed, train or go on, export the adapter, judge it."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import warnings
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from lightning import Callback, Trainer
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from rich.console import Console
+
+from iclora_train.config.hydra_app import call
+from iclora_train.config.settings import Config, require
+from iclora_train.core.atomic_files import alone
+from iclora_train.data.datamodule import LatentData
+from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.build import base_dtype
+from iclora_train.ltx2.kernels.flash_attention import attention_note
+from iclora_train.training.callbacks import Record
+from iclora_train.training.checkpointing import Saver, WholeFile, claim, newest, shaping_settings
+from iclora_train.training.dry_run import dry_run
+from iclora_train.training.export import conclude, evaluate, export
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.loggers import CsvLog, ProgressBar, Sink, WandbLog
+from iclora_train.training.memory_search import settled
+from iclora_train.training.step_metrics import BUCKETS, LOCALITY, Row, bucket_name
+from iclora_train.training.throughput import FIGURES
+from iclora_train.training.validation import HeldOut, ValidationClips, heldout_losses, heldout_names
+from iclora_train.training.validation_metrics import SAMPLED
+
+OWN = {"memory"}  # keys of trainer that are not Lightning's
+OURS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
+
+
+def train(config: Config) -> None:
+    """Run `config` to its end; interrupted at any moment, the same call goes on where it was.
+
+    ConfigError: settings, shards, base or run folder do not fit one another.
+    """
+    quiet()
+    console = Console(highlight=False, soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
+    device_of(config)  # refuses what is not here before anything is done
+    base = base_of(config.model)
+    shards = open_shards(config, base)
+    folder = Path(config.runs_dir, config.run)
+    one = alone(folder, "name this run with run=<name>") if _is_first() else nullcontext()
+    with one:
+        if not fit(config, base, shards, folder, console):
+            return
+        adapter = folder / "adapter.safetensors"
+        if config.eval.after_training:
+            evaluate(folder, adapter)
+        conclude(folder, adapter, console)
+
+
+def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> bool:
+    """Train, or go on, until `folder` has its adapter; whether this process is the one that goes on from there."""
+    claim(folder, shaping_settings(config, base))
+    adapter = folder / "adapter.safetensors"
+    if adapter.exists():
+        console.print(f"{folder} is finished; to train once more, name another: run=<name>")
+        return _is_first()
+    console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
+    module, trainer = build(config, base, shards, folder, console)
+    resume = newest(folder / "checkpoints")
+    plan = settled(config, module, shards, folder, console.print, _is_first())
+    if plan is not None:
+        console.print(str(plan))
+    weight = module.transformer.patchify_proj.weight
+    attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
+    if attention is not None:
+        console.print(attention)
+    if config.validation.dry_run and resume is None:
+        clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
+        console.print(str(dry_run(config, module, shards, clips, folder)))
+    sizes = config.data.batch_size, config.data.tokens_per_batch
+    data = LatentData(shards.folder, *sizes, seed=config.seed, workers=config.data.workers)
+    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    if trainer.is_global_zero:
+        export(adapter, module, base)
+    return trainer.is_global_zero
+
+
+def _is_first() -> bool:
+    """Whether this process is the first of a run, also before torch.distributed is set up."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def quiet() -> None:
+    """Lightning's notes on the machine, and its warnings on what is meant here, stay off the screen."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for about in (
+        "GPU available but not used",  # trainer.accelerator was chosen
+        "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.Record looks at the val clips
+        "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 under torch 2.13
+        "torch.distributed.nn.functional.all_gather is deprecated",  # likewise
+    ):
+        warnings.filterwarnings("ignore", message=f".*{about}")
+
+
+def open_shards(config: Config, base: Base) -> ShardSet:
+    """The latent shards of data.root, prepared first if they are not there; refused if of another base or settings."""
+    folder = Path(config.data.root, "latents")
+    if not (folder / "index.json").exists():
+        require(
+            int(os.environ.get("WORLD_SIZE", "1")) == 1,
+            f"data.root={config.data.root} holds no finished shards: run `python -m data_prep` first, in one process",
+        )
+        call("data_prep")
+    shards = ShardSet.open(folder)
+    shards.require_base(base.name, base.latent_fingerprints)
+    shards.require_settings(config)
+    return shards
+
+
+def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
+    """The module and the Trainer with all that watches it."""
+    known = set(inspect.signature(Trainer).parameters) - OURS | OWN
+    unknown = sorted(config.trainer.keys() - known)
+    require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
+    require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
+    module = ICLoRA(config, base, device_of(config))
+    given = {key: value for key, value in config.trainer.items() if key not in OWN}
+    trainer = Trainer(
+        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **given},
+        precision="bf16-mixed" if base_dtype(config.model.precision) == torch.bfloat16 else "32-true",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=watchers(config, base, shards, folder, console),
+        plugins=[WholeFile()],
+        default_root_dir=folder,
+    )
+    return module, trainer
+
+
+def device_of(config: Config) -> torch.device:
+    """Where trainer.accelerator puts this process, so that the base is loaded there. ConfigError without a GPU."""
+    accelerator = config.trainer.get("accelerator", "auto")
+    if accelerator in ("gpu", "cuda"):
+        require(
+            torch.cuda.is_available(),
+            f"trainer.accelerator={accelerator}, and there is no CUDA device here: set trainer=cpu",
+        )
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
+    """Log, screen, held-out losses, clips and checkpoints, as the settings want them."""
+    every, watch = config.validation.loss_every, config.validation
+    heldout = HeldOut.open(shards, config) if every or watch.clips_every else None
+
+    def measure(module: ICLoRA) -> Row:
+        assert heldout is not None
+        with module.averaged():
+            return heldout_losses(module.transformer, heldout, config, base.geometry)
+
+    buckets = [bucket_name(i) for i in range(BUCKETS)]
+    columns = ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), "grad_norm", "lr"]
+    columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
+    sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], console)]
+    if config.logger.get("csv"):
+        sinks += [CsvLog(folder / "metrics.csv", columns), CsvLog(folder / "throughput.csv", ["step", *FIGURES])]
+    if config.logger.get("wandb"):
+        sinks.append(WandbLog(folder, config.run, asdict(config), config.logger["wandb"]))
+    log_every = config.trainer.get("log_every_n_steps")
+    require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
+    callbacks: list[Callback] = [Record(sinks, every, measure if every else None, log_every)]
+    if heldout is not None:
+        callbacks.append(ValidationClips(config, base, heldout, folder / "samples"))
+    if watch.checkpoint_every:
+        callbacks.append(Saver(folder / "checkpoints", watch.checkpoint_every, shaping_settings(config, base)))
+    return callbacks

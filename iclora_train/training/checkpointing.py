@@ -1,0 +1,116 @@
+"""What is saved while training, and how a run goes on: whole files only, never unpickled, refused for other settings.
+
+Checkpoints are Lightning's (adapter, its average, optimizer, schedule, loops, data position) without the base. All
+that is random is a function of seed, batch and rank (`step.step_generator`), so no random state has to be kept.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from iclora_train.config.settings import Config, ConfigError
+from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.fingerprint import PLACES, differences, digest, plain
+from iclora_train.ltx2.base_model import Base
+
+KEPT = 2  # checkpoints; the last but one is for the case that the last is damaged
+NOT_SHAPING = ("root", "workers")  # of `data`: where things lie and who reads them
+
+
+class WholeFile(TorchCheckpointIO):
+    """Checkpoints that appear under their name only when they are whole. DiskFullError leaves the earlier ones."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with write_whole(Path(path)) as file:
+            file.write(buffer.getbuffer())
+
+
+class Saver(Checkpoint):
+    """Saves every `every` optimizer steps and at the end, and keeps the last two. Lightning calls it after all others,
+    so that what they wrote for a step is on disk before the step counts as done.
+    """
+
+    def __init__(self, folder: Path, every: int, settings: dict[str, Any]) -> None:
+        self.folder, self.every, self.settings = folder, every, digest(settings)
+        self.saved = -1
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        step = trainer.global_step
+        due = step % self.every == 0 or step == trainer.max_steps
+        if not due or step in (0, self.saved):
+            return
+        self.saved = step
+        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
+        if trainer.is_global_zero:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
+                old.unlink()
+
+    def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
+
+    def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["settings"] != self.settings:
+            raise ConfigError(f"the checkpoints in {self.folder} are of other settings: {_remedy(self.folder.parent)}")
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest whole checkpoint; a damaged one is passed over with a line on stderr."""
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        if _whole(path):
+            return path
+        print(f"warning: {path} is damaged; going on from the one before it", file=sys.stderr)
+    return None
+
+
+def _whole(path: Path) -> bool:
+    """Whether every record of the file (torch writes a zip) has its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError):
+        return False
+
+
+def shaping_settings(config: Config, base: Base) -> dict[str, Any]:
+    """The settings that shape a run, as JSON: what has to be equal when it goes on."""
+    sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
+    for section, keys in (("data", NOT_SHAPING), ("model", PLACES)):
+        for key in keys:
+            del sections[section][key]
+    trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
+    watched = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
+    rest = {"seed": config.seed, "trainer": trainer, "validation": watched, "base": base.fingerprint}
+    return plain({**sections, **rest})
+
+
+def claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make `folder` the run of these settings. ConfigError when it holds checkpoints or the adapter of others: names
+    the keys and the remedy.
+    """
+    mark = folder / "run.json"
+    made = [*folder.glob("checkpoints/step-*.ckpt"), *folder.glob("adapter.safetensors")]
+    if not made or not mark.exists():
+        with write_whole(mark) as file:
+            file.write(json.dumps(settings, indent=1, sort_keys=True).encode())
+        return
+    changed = differences(json.loads(mark.read_text()), settings)
+    if changed:
+        raise ConfigError(f"{folder} is a run with other settings ({'; '.join(changed[:4])}): {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"name this one with run=<name>, use the settings it began with, or delete {folder}{os.sep}"

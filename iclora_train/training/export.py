@@ -1,0 +1,81 @@
+"""What a finished run leaves: the adapter with its card and workflow, its scores, and where everything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from iclora_train.adapters import card, lora
+from iclora_train.config.hydra_app import call
+from iclora_train.core.atomic_files import sha256
+from iclora_train.core.fingerprint import config_hash
+from iclora_train.data.batch_sampler import clips_per_batch
+from iclora_train.data.prompts import TEMPLATE
+from iclora_train.data.shards import ShardSet
+from iclora_train.ltx2.base_model import Base
+from iclora_train.training.lightning_module import ICLoRA
+
+
+def export(path: Path, module: ICLoRA, base: Base) -> None:
+    """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
+    config, shards = module.config, ShardSet.open(Path(module.config.data.root, "latents"))
+    sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
+    facts: dict[str, Any] = {
+        "reference_downscale_factor": config.task.reference_downscale,
+        "base_model": base.name,
+        "base_model_family": base.family,
+        "base_model_version": base.version,
+        "base_fingerprint": base.fingerprint,
+        "task": config.task.name,
+        "trigger": config.task.trigger,
+        "config_hash": config_hash(config),
+        "rank": config.model.lora.rank,
+        "steps": config.trainer["max_steps"],
+        "learning_rate": config.optim.optimizer.get("lr", "the optimizer's own"),
+        "batch_size": " to ".join(map(str, sorted({min(sizes), max(sizes)}))),
+        "clips": shards.splits["train"],
+        "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
+        "fps": config.data.fps or "of the clips",
+    }
+    if config.data.prompt is not None:
+        facts[TEMPLATE] = config.data.prompt
+    if config.task.reference_temporal_scale != 1:
+        facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
+    with module.averaged():
+        weights = lora.extract(module.transformer)
+    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in facts.items()}))
+    card.write_beside(path)
+
+
+def evaluate(folder: Path, adapter: Path) -> None:
+    """Judge the adapter by `python -m eval`, unless its scores are there."""
+    path = folder / "eval" / "scores.json"
+    if not path.exists() or json.loads(path.read_text())["adapter"]["sha256"] != sha256(adapter):
+        call("eval")
+
+
+def conclude(folder: Path, adapter: Path, console: Console) -> None:
+    """Where everything is, and the headline numbers, which the card is given too."""
+    scores = folder / "eval" / "scores.json"
+    found = json.loads(scores.read_text()) if scores.exists() else None
+    own = found is not None and found["adapter"]["sha256"] == sha256(adapter)
+    beside = card.write_beside(adapter, scores if own else None)
+    if found is not None:
+        measured = {cell: row[found["primary"]] for cell, row in found["cells"].items() if found["primary"] in row}
+        for cell, value in measured.items():
+            known = value["low"] is not None
+            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if known else "(one clip)"
+            console.print(f"{found['primary']:>12}  {cell:18} {value['mean']:.3f}  {interval}")
+    for name, path in (
+        ("adapter", adapter),
+        ("card", beside[0]),
+        *(("ComfyUI", path) for path in beside[1:]),
+        ("samples", folder / "samples"),
+        ("log", folder / "metrics.csv"),
+        ("report", folder / "eval" / "report.html"),
+    ):
+        if path.exists():
+            console.print(f"{name:8} {path}")

@@ -1,0 +1,165 @@
+"""The LightningModule: base, adapter, optimizer. Glue; the mathematics is in `flow`, `reference` and `step`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from hydra.utils import instantiate
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Config, Optim, require
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.diffusion.loss import Losses, losses
+from iclora_train.diffusion.training_inputs import draw, step_generator
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.build import compile_as_set, transformer_of
+from iclora_train.training.step_metrics import DivergedError, Recent, Row
+
+
+class ICLoRA(LightningModule):
+    """An adapter on a frozen base, trained to predict the velocity of the target beside its references."""
+
+    def __init__(self, config: Config, base: Base, device: torch.device | str = "cpu") -> None:
+        super().__init__()
+        self.config, self.geometry = config, base.geometry
+        self.transformer = transformer_of(base, config.model, device).train()
+        self.transformer.recompute = config.model.recompute
+        self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
+        compile_as_set(self.transformer, base, config.model)
+        self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
+        self.recent = Recent()
+        self.lr = 0.0  # of the last optimizer step
+        self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """For DistributedDataParallel: every rank has the base itself, so nothing of it is sent to the others; weights
+        that are one product (`ltx2.projection.Joint`) are buffers, which would be sent before every forward pass."""
+        frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
+        return frozen + [name for name, _ in self.named_buffers()]
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What is minimised on a batch; the losses of each clip are kept for `look`."""
+        found = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
+        self.recent.add(batch["keys"], found)
+        return found.total(self.config.flow)
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Losses of a batch, with all that is random from the generator."""
+        draws = draw(batch["target"], self.config.flow, generator)
+        return losses(self.transformer, batch, draws, self.config.task, self.geometry)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the norm to optim.clip_norm; what it was is kept for `look`."""
+        norm = torch.nn.utils.clip_grad_norm_(self.adapter, self.config.optim.clip_norm)
+        self.recent.close(self.global_step + 1, norm, self.lr)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimizer of optim.optimizer under our schedule, which steps once per optimizer step."""
+        settings, optimizer = self.config.optim, self.optimizer()
+        steps = self.trainer.max_steps
+        schedule = LambdaLR(optimizer, lambda step: rate(step, settings, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer(self) -> Optimizer:
+        """A fresh optimizer of optim.optimizer over the adapter."""
+        optim = self.config.optim.optimizer
+        require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
+        made: Optimizer = instantiate(on_device(optim, self.adapter[0].device), self.adapter, _convert_="all")
+        return made
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """A step of the optimizer, and the averaged copy moved after it."""
+        self.lr = float(optimizer.param_groups[0]["lr"])
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None:
+            assert self.config.optim.ema is not None
+            decay = min(self.config.optim.ema, (1 + self.global_step) / (10 + self.global_step))
+            torch._foreach_lerp_(self.average, [p.detach() for p in self.adapter], 1 - decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside the `with` the adapter is what is exported: its averaged copy, if optim.ema keeps one."""
+        kept = [p.detach().clone() for p in self.adapter]
+        self._set(self.average or kept)
+        try:
+            yield
+        finally:
+            self._set(kept)
+
+    @torch.no_grad()
+    def _set(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.adapter, values, strict=True):
+            parameter.copy_(value)
+
+    def cpu(self) -> Self:
+        """Lightning's farewell to the GPU; weights that lie in host memory stay there."""
+        self.transformer.offload.end()
+        return super().cpu()
+
+    def on_fit_start(self) -> None:
+        if self.average is not None:
+            self.average = [value.to(self.device) for value in self.average]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The base is not saved: only what is trained, and its average. DivergedError if a step that nobody looked at
+        was not finite; rows are taken by `callbacks.Record`, which Lightning asks first."""
+        _, diverged = self.look()
+        if diverged is not None:
+            raise diverged
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint["average"] = self.average
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete the weights with those of the base, so that Lightning's strict loading still checks every key."""
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+        self.average = checkpoint["average"]
+
+    def look(self) -> tuple[list[Row], DivergedError | None]:
+        """The rows of the steps since the last call, and what is wrong with the step behind them (`Recent.take`). The
+        only place where the host waits for the device in training."""
+        return self.recent.take(self._gather)
+
+    def _gather(self, own: Tensor) -> Tensor:
+        seen = self.all_gather(own)
+        assert isinstance(seen, Tensor)
+        return seen
+
+
+def on_device(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Settings of an optimizer; on a GPU AdamW is one kernel for all weights, unless they say how it is computed."""
+    said = {"fused", "foreach", "capturable", "differentiable"} & optim.keys()
+    adamw = optim["_target_"] in ("torch.optim.AdamW", "torch.optim.adamw.AdamW")
+    return {**optim, "fused": True} if adamw and device.type == "cuda" and not said else optim
+
+
+def rate(step: int, optim: Optim, max_steps: int) -> float:
+    """Share of the full learning rate at optimizer step `step` (from 0): linear warm-up, then the chosen decay."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    start = max(optim.decay_from * max_steps, optim.warmup_steps)
+    if optim.decay == "constant" or step <= start:
+        return 1.0
+    done = min((step - start) / max(max_steps - start, 1), 1.0)
+    return 1 - done if optim.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,162 @@
+"""How fast a run trains, and how near that is to what the machine can do: operations of a step counted by hand.
+
+A linear costs 2 rows inputs outputs. With N tokens of target and references, T of text, width D, context D', in each of
+L blocks and for each clip:
+
+    forward   attn1  q, k, v, out   4 x 2 N D^2      attention  4 N^2 D   (q k^T, and the sum of the values)
+              attn2  q, out         2 x 2 N D^2      attention  4 N T D
+              attn2  k, v           2 x 2 T D' D
+              ff                    2 x 8 N D^2
+              gates (since 2.3)     2 x 2 N D heads
+    backward  linears once more, for the gradient of their inputs: they are frozen, so there is none of their weights
+              attention twice more (the usual convention: kernels that compute q k^T again do not get credit for it)
+    adapters  2 rows rank (inputs + outputs) forward, once more for A's and B's gradients, once more for the inputs'
+
+No gradient goes into text, nor into what attn1 of the first block is given. Work that is done twice to save memory is
+not counted, neither is what lies outside of the blocks (below 1 % of a real base). What an adapter's targets or hidden
+references would save of attention is not taken off.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from iclora_train.data.batch_sampler import Batch
+from iclora_train.ltx2.model.transformer import TransformerConfig
+
+FIGURES = ("s_per_step", "tokens_per_s", "clips_per_s", "tflops", "mfu", "memory_gib")  # what a row of throughput has
+_ROUNDS = 4  # of the measured peak, of which the best counts
+_GPU, _CPU = (4096, 20), (512, 4)  # side of its matrices, products in a round
+
+
+@dataclass(frozen=True)
+class _Linear:
+    inputs: int
+    outputs: int
+    on_text: bool = False
+
+
+@lru_cache(maxsize=8)
+def _linears(config: TransformerConfig) -> dict[str, _Linear]:
+    """The linears of a block by name."""
+    width, context = config.width, config.cross_attention_dim
+    square, up, down = _Linear(width, width), _Linear(width, 4 * width), _Linear(4 * width, width)
+    text = _Linear(context, width, on_text=True)
+    found = {f"attn1.{name}": square for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    found |= {"attn2.to_q": square, "attn2.to_k": text, "attn2.to_v": text, "attn2.to_out.0": square}
+    if config.apply_gated_attention:
+        found |= {f"{attn}.to_gate_logits": _Linear(width, config.num_attention_heads) for attn in ("attn1", "attn2")}
+    return {**found, "ff.net.0.proj": up, "ff.net.2": down}
+
+
+@lru_cache(maxsize=64)
+def step_flops(
+    config: TransformerConfig, rank: int, targets: tuple[str, ...], tokens: int, text: int, clips: int
+) -> int:
+    """Operations of forward and backward of `clips` clips with `tokens` tokens and `text` text tokens each; adapters of
+    `rank` on the linears whose names end in one of `targets`, as `lora.attach` finds them."""
+    total = 0
+    for i in range(config.num_layers):
+        for name, linear in _linears(config).items():
+            rows = text if linear.on_text else tokens
+            first = i == 0 and name.startswith("attn1.") and name != "attn1.to_out.0"
+            into_inputs = not linear.on_text and not first
+            total += 2 * rows * linear.inputs * linear.outputs * (1 + into_inputs)
+            if any(f"transformer_blocks.{i}.{name}".endswith(f".{target}") for target in targets):
+                total += 2 * rows * rank * (3 * linear.outputs + (2 + into_inputs) * linear.inputs)
+        total += 3 * 4 * tokens * (tokens + text) * config.width
+    return clips * total
+
+
+@dataclass
+class Work:
+    """Batches, or what they add up to: clips, tokens of targets and references, operations."""
+
+    clips: int = 0
+    tokens: int = 0
+    flops: int = 0
+
+
+def work_of(batch: Batch, config: TransformerConfig, rank: int, targets: tuple[str, ...]) -> Work:
+    """The work of a training batch."""
+    latents: list[Tensor] = [batch["target"], *batch["references"]]
+    clips, tokens = len(latents[0]), sum(latent[0, 0].numel() for latent in latents)
+    flops = step_flops(config, rank, targets, tokens, batch["text"].shape[1], clips)
+    return Work(clips, clips * tokens, flops)
+
+
+class Meter:
+    """Adds up work and the seconds that it took, while it is running.
+
+    peak: operations a second that one device reaches (`matmul_peak`). devices: how many do as much as this one.
+    """
+
+    def __init__(self, peak: float, devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.peak, self.devices, self.clock = peak, devices, clock
+        self.since: float | None = None  # when it was started; None while it stands still
+        self.seconds, self.steps, self.work = 0.0, 0, Work()
+
+    def go(self) -> None:
+        """From now on time counts."""
+        if self.since is None:
+            self.since = self.clock()
+
+    def pause(self) -> None:
+        """Until `go` time does not count."""
+        if self.since is not None:
+            self.seconds += self.clock() - self.since
+            self.since = None
+
+    def add(self, work: Work, step_done: bool) -> None:
+        """A batch is through. What was begun before the meter ran is left out."""
+        if self.since is None:
+            return
+        self.steps += step_done
+        for field in fields(Work):
+            setattr(self.work, field.name, getattr(self.work, field.name) + getattr(work, field.name))
+
+    def take(self) -> dict[str, float]:
+        """Figures since the last call: s_per_step, tokens_per_s and clips_per_s of all devices, tflops (10^12
+        operations a second) and mfu (their share of the peak) of one. Nothing where no step was done."""
+        running = self.since is not None
+        self.pause()
+        seconds, steps, work = self.seconds, self.steps, self.work
+        if running:
+            self.go()
+        if not steps:
+            return {}
+        self.seconds, self.steps, self.work = 0.0, 0, Work()
+        return {
+            "s_per_step": seconds / steps,
+            "tokens_per_s": self.devices * work.tokens / seconds,
+            "clips_per_s": self.devices * work.clips / seconds,
+            "tflops": work.flops / seconds / 1e12,
+            "mfu": work.flops / seconds / self.peak,
+        }
+
+
+@lru_cache(maxsize=4)
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large product here, measured once in a process (a tenth of a second)."""
+    side, products = _GPU if device.type == "cuda" else _CPU
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = torch.randn(2, side, side, generator=generator, device=device, dtype=torch.float32).to(dtype)
+    taken = [_seconds(a, b, products) for _ in range(1 + _ROUNDS)][1:]  # the first one warms up
+    return 2 * side**3 * products / min(taken)
+
+
+def _seconds(a: Tensor, b: Tensor, products: int) -> float:
+    """Of a round of products."""
+    settle: Callable[[], None] = torch.cuda.synchronize if a.is_cuda else lambda: None
+    settle()
+    begun = time.perf_counter()
+    for _ in range(products):
+        a @ b
+    settle()
+    return time.perf_counter() - begun

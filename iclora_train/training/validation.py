@@ -1,0 +1,176 @@
+"""What is looked at while training, on val clips: losses with the right, a wrong and no reference, and clips made.
+
+Nothing here draws from the random state of training, and the adapter is the one that would be exported.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from iclora_train.adapters import lora
+from iclora_train.config.settings import Config, Task, require
+from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.types import Geometry
+from iclora_train.data.batch_sampler import Batch, clips_per_batch, collate, to_device
+from iclora_train.data.pixels import to_bytes
+from iclora_train.data.shards import ShardSet
+from iclora_train.data.video import encode_clip
+from iclora_train.diffusion import loss as objective
+from iclora_train.diffusion.guidance import guidance_from
+from iclora_train.diffusion.noise_schedule import sigmas_for
+from iclora_train.diffusion.sampler import Reference, noise_for, sample
+from iclora_train.diffusion.training_inputs import Draws
+from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
+
+SHOWN = 4  # clips that are made for the eye
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Val clips in batches, and for each the same batch with another clip's references."""
+
+    batches: tuple[tuple[Batch, Batch], ...]
+    empty: Tensor  # (T,D), features of the empty caption
+
+    @classmethod
+    def open(cls, shards: ShardSet, config: Config) -> HeldOut:
+        """`validation.windows` clips spread evenly over the val split (its most frequent bucket). ConfigError when
+        there are not two of them.
+        """
+        val = shards.indices("val")
+        require(
+            len(val) > 1,
+            f"validation.loss_every needs 2 val clips and {shards.folder} has {len(val)}: prepare more, or set it to 0",
+        )
+        bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0]
+        alike = [i for i in val if shards.samples[i].bucket == bucket]
+        windows = min(config.validation.windows, count)
+        pairs = [shards.read_latents(alike[i * count // windows]) for i in range(windows)]
+        others = pairs[windows // 2 :] + pairs[: windows // 2]  # half way round: of another source, where there are two
+        size = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)[bucket]
+        cuts = [slice(i, i + size) for i in range(0, windows, size)]
+        swapped = [{**collate(pairs[cut]), "references": collate(others[cut])["references"]} for cut in cuts]
+        both = zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)
+        return cls(tuple(both), shards.empty_text())
+
+
+def heldout_names(config: Config) -> list[str]:
+    """Names of what is measured on val clips: by `heldout_losses`, and by `ValidationClips`."""
+    return [*loss_names(config.validation.sigmas), *SAMPLED]
+
+
+@torch.no_grad()
+def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, geometry: Geometry) -> dict[str, float]:
+    """Velocity loss at fixed noise and each of validation.sigmas, with the correct, a swapped and no reference, and of
+    the base alone; and what follows from them (`watch.loss_row`)."""
+    device = next(transformer.parameters()).device
+    mode = transformer.training
+    transformer.eval()
+    transformer.give_back()
+    sigmas = config.validation.sigmas
+    losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
+    first = 0
+    for correct, swapped in heldout.batches:
+        without = {**correct, "references": []}
+        count = len(correct["keys"])
+        noise = noise_for(range(first, first + count), tuple(correct["target"].shape[1:])).to(device)
+        first += count
+        for which, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
+            with lora.adapter_off(transformer) if which == "base" else nullcontext():
+                for sigma in sigmas:
+                    loss = _loss(transformer, to_device(batch, device), noise, sigma, config.task, geometry)
+                    losses[which, sigma].append(loss.cpu())
+    transformer.train(mode)
+    return loss_row({key: torch.cat(parts) for key, parts in losses.items()}, sigmas)
+
+
+def _loss(
+    transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
+) -> Tensor:
+    """Loss of each clip (B,) at one noise level, nothing given but the references."""
+    level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    return objective.losses(transformer, batch, Draws(level, noise, first=no, shown=~no), task, geometry).flow
+
+
+class ValidationClips(Callback):
+    """Every validation.clips_every steps and at the end a few val clips by the shipping sampler: reference, output,
+    target. `callbacks.Record` asks for them, so that their figures come into the row of their step.
+    """
+
+    def __init__(self, config: Config, base: Base, heldout: HeldOut, folder: Path) -> None:
+        self.config, self.base, self.folder = config, base, folder
+        batch = heldout.batches[0][0]
+        tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}
+        self.batch = {**batch, **tensors, "references": [reference[:SHOWN] for reference in batch["references"]]}
+        self.vae, self.empty = base.vae(), heldout.empty
+        self.made = -1  # the step of the last ones
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether this step has clips."""
+        every, step = self.config.validation.clips_every, trainer.global_step
+        return step == trainer.max_steps or bool(every and step % every == 0)
+
+    def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
+        if self.made != trainer.global_step:
+            self.make(trainer, module)
+
+    def make(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
+        """Write the clips as `step-<n>-<key>.mp4`; how near they come to their targets (`watch.sampled_row`)."""
+        self.made = trainer.global_step
+        return self.render(module, self.folder / f"step-{self.made:08d}") if trainer.is_global_zero else {}
+
+    def render(self, module: ICLoRA, stem: Path) -> dict[str, float]:
+        """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
+        batch = to_device(self.batch, module.device)
+        self.vae.to(module.device)
+        module.transformer.give_back()
+        with module.averaged():
+            latent = self._sample(module.transformer, batch)
+        references = [self._pixels(reference) for reference in batch["references"]]
+        made, target = self._pixels(latent), self._pixels(batch["target"])
+        for i, key in enumerate(batch["keys"][:SHOWN]):
+            shown = _side_by_side([column[i] for column in (*references, made, target)])
+            with write_whole(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
+                file.write(encode_clip(shown, float(batch["fps"][i]), lossless=False))
+        return sampled_row(torch.from_numpy(made), torch.from_numpy(target))
+
+    def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
+        task, settings = self.config.task, self.config.sample
+        f, h, w = batch["target"].shape[2:]
+        negative = self.empty.to(batch["text"])[None]
+        factors = (task.reference_downscale, task.reference_temporal_scale)
+        return sample(
+            transformer,
+            batch["text"],
+            (f, h, w),
+            self.base.geometry,
+            batch["fps"],
+            sigmas_for(settings, self.config.flow, f * h * w),
+            seeds=[settings.seed + i for i in range(len(batch["text"]))],
+            references=[Reference(reference, *factors) for reference in batch["references"]],
+            guidance=guidance_from(settings, negative, transformer.config.num_layers),
+        )
+
+    @torch.no_grad()
+    def _pixels(self, latent: Tensor) -> np.ndarray:
+        """Latents (B,C,f,h,w) as uint8 RGB (B,F,H,W,3)."""
+        return to_bytes(self.vae.decode(latent.float())).cpu().numpy()
+
+
+def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:
+    """Clips (F,H,W,3) in a row, smaller and slower ones enlarged to the last one's size by repetition."""
+    frames, height = clips[-1].shape[:2]
+    timed = [clip[np.arange(frames) * len(clip) // frames] for clip in clips]
+    factors = [height // clip.shape[1] for clip in timed]
+    return np.concatenate([clip.repeat(n, 1).repeat(n, 2) for clip, n in zip(timed, factors, strict=True)], axis=2)
