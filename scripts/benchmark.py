@@ -37,8 +37,9 @@ from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.base_model import Base
 from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels import modulated_norm as norm
-from iclora_train.ltx2.model import adaln as modulation
+from iclora_train.ltx2.kernels import modulation
 from iclora_train.ltx2.model import transformer
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.dry_run import clock, optimizer_step
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
@@ -143,10 +144,10 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
     first = clock(device) - begun
     taken = running(lambda number: optimizer_step(module, optimizer, batch, number), args.steps, device)
     peak = torch.cuda.max_memory_reserved(device) / GIB if device.type == "cuda" else 0.0
-    if module.transformer.graphs is not None:
-        row["graphs"] = module.transformer.graphs.stopped or len(module.transformer.graphs.known)
+    if runner_of(module.transformer).graphs is not None:
+        row["graphs"] = runner_of(module.transformer).graphs.stopped or len(runner_of(module.transformer).graphs.known)
     if args.profile:
-        step, graphs = partial(optimizer_step, module, optimizer, batch, 0), module.transformer.graphs
+        step, graphs = partial(optimizer_step, module, optimizer, batch, 0), runner_of(module.transformer).graphs
         replayed = None if graphs is None or graphs.stopped else ran(step)
         if graphs is not None:
             graphs.stop("a profile, which names no kernel's origin inside of a graph")

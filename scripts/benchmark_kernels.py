@@ -144,10 +144,10 @@ def run(n: int, rank: int, precision: str) -> None:
 
 
 def set_tile(setting: str) -> None:
-    """MODULE.NAME=numbers: another tile for kernels of iclora_train.ltx2.MODULE."""
+    """MODULE.NAME=numbers: another tile for kernels of iclora_train.ltx2.kernels.MODULE."""
     name, _, numbers = setting.partition("=")
     module, _, attribute = name.rpartition(".")
-    chosen = importlib.import_module(f"iclora_train.ltx2.{module}")
+    chosen = importlib.import_module(f"iclora_train.ltx2.kernels.{module}")
     kind, values = type(getattr(chosen, attribute)), [int(number) for number in numbers.split(",")]
     setattr(chosen, attribute, values[0] if kind is int else tuple(values) if kind is tuple else kind(*values))
 

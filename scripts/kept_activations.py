@@ -23,12 +23,13 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from iclora_train.adapters import lora
 from iclora_train.config.settings import Lora
-from iclora_train.ltx2.kernels import fp8_linear
+from iclora_train.ltx2.kernels import fp8_linear, fused_feed_forward
 from iclora_train.ltx2.kernels import lora_product as low_rank
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.load import block_linears
-from iclora_train.ltx2.model import attention, feed_forward
-from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.model import attention
+from iclora_train.ltx2.model.transformer import Inputs, Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.memory_plan import LEVELS
 from scripts.synthetic.configs import official_config
@@ -55,8 +56,8 @@ class Kept:
 def as_on_a_gpu() -> Iterator[None]:
     """Inside the `with`, tensors on a CPU are taken for such on a Hopper GPU with all that can be installed there."""
     pretended = {
-        "takes": (low_rank, feed_forward),
-        "multiplies_fp8": (low_rank, feed_forward, fp8_linear),
+        "takes": (low_rank, fused_feed_forward),
+        "multiplies_fp8": (low_rank, fused_feed_forward, fp8_linear),
         "has_flash": (attention,),
     }
     with ExitStack() as stack:
@@ -121,11 +122,12 @@ def kept(net: Transformer, tokens: int, level: float) -> Kept:
 
     backend = aot_autograd(fw_compiler=stop, bw_compiler=stop, partition_fn=cut, decompositions=select_decomp_table())
     torch._dynamo.reset()
-    net.kept = None
+    runner_of(net).kept = None
     compile_blocks(net, level, backend)
     try:
         with as_on_a_gpu(), torch.autocast("cpu", torch.bfloat16):
-            net.transformer_blocks[0](*given(net, tokens))
+            x, *inputs = given(net, tokens)
+            net.transformer_blocks[0](x, Inputs(*inputs))
     except BackendCompilerFailed:
         if not found:
             raise

@@ -49,8 +49,8 @@ def test_both_ways_back_give_the_same_shape() -> None:
 def test_another_tile_can_be_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((gated_out, "BACK"), (low_rank, "PARTS"), (feed_forward_ops, "SUMS")):
         monkeypatch.setattr(module, name, getattr(module, name))
-    set_tile("gated_out.BACK=16,4,3")
-    set_tile("low_rank.PARTS=8")
+    set_tile("fused_attention_out.BACK=16,4,3")
+    set_tile("lora_product.PARTS=8")
     set_tile("feed_forward_ops.SUMS=32,64,4,4")
     assert (gated_out.BACK, low_rank.PARTS) == ((16, 4, 3), 8)
     assert feed_forward_ops.Tile(32, 64, 4, 4) == feed_forward_ops.SUMS

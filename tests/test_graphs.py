@@ -12,6 +12,7 @@ from torch import Tensor
 
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
 from iclora_train.ltx2.runtime.cuda_graphs import Graphs, Work
 from tests.processes import a_group_of_one
@@ -79,15 +80,15 @@ def compare(plain: Transformer, recorded: Transformer, channels: int, **toleranc
 
 def test_the_same_steps_as_without() -> None:
     plain, recorded = network(), network()
-    recorded.graphs = Graphs(Rehearsal)
+    runner_of(recorded).graphs = Graphs(Rehearsal)
     compare(plain, recorded, 8, rtol=0.0, atol=0.0)
-    assert len(recorded.graphs.known) == 2
+    assert len(runner_of(recorded).graphs.known) == 2
 
 
 def test_gradients_that_are_kept_are_added_to() -> None:
     """As by an optimizer that sets gradients to zero instead of giving them up."""
     plain, recorded = network(), network()
-    recorded.graphs = Graphs(Rehearsal)
+    runner_of(recorded).graphs = Graphs(Rehearsal)
     for number in range(4):
         for net in (plain, recorded):
             learn(net, drawn(4, number, 8), 0)
@@ -102,7 +103,7 @@ def test_gradients_that_are_kept_are_added_to() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own
 def test_gradients_of_replayed_steps_go_to_other_processes_too(tmp_path: Path) -> None:
     plain, recorded, sent = network(), network(), 0
-    recorded.graphs = Graphs(Rehearsal)
+    runner_of(recorded).graphs = Graphs(Rehearsal)
 
     def twice(_state, bucket):  # type: ignore[no-untyped-def] # it refuses annotations that are text
         """As if another process had found the same, and nobody took the mean."""
@@ -146,28 +147,32 @@ def test_a_pass_whose_memory_was_used_again_has_no_gradient_any_more() -> None:
 
 def test_a_new_shape_gives_memory_back() -> None:
     net = network()
-    net.graphs = Graphs(Rehearsal)
+    runner_of(net).graphs = Graphs(Rehearsal)
     for size, known in ((4, 0), (4, 1), (2, 0), (4, 1), (2, 2)):
         learn(net, drawn(size, 0, 8), 0)
-        assert len(net.graphs.known) == known
+        assert len(runner_of(net).graphs.known) == known
 
 
 def test_weights_too_many_shapes_and_too_little_memory_end_it(caplog: pytest.LogCaptureFixture) -> None:
     weighted, many, small = network(), network(), network()
-    weighted.graphs, many.graphs, small.graphs = Graphs(Rehearsal), Graphs(Rehearsal, limit=1), Graphs(Broken)
+    runner_of(weighted).graphs, runner_of(many).graphs, runner_of(small).graphs = (
+        Graphs(Rehearsal),
+        Graphs(Rehearsal, limit=1),
+        Graphs(Broken),
+    )
     tokens = drawn(4, 0, 8)
     for net in (weighted, many, small):
         learn(net, tokens, 0)
         learn(net, tokens, 0)
-    assert "memory" in small.graphs.stopped
+    assert "memory" in runner_of(small).graphs.stopped
     assert "no longer replayed as CUDA graphs: too little memory" in caplog.text
     learn(many, drawn(2, 0, 8), 0)
-    assert "1 shapes" in many.graphs.stopped
+    assert "1 shapes" in runner_of(many).graphs.stopped
     learn(weighted, replace(tokens, weight=torch.full((1, tokens.latent.shape[1]), 0.5)), 0)
-    assert "weights" in weighted.graphs.stopped
+    assert "weights" in runner_of(weighted).graphs.stopped
     for net in (weighted, many, small):
-        assert net.graphs is not None
-        assert not net.graphs.known
+        assert runner_of(net).graphs is not None
+        assert not runner_of(net).graphs.known
         learn(net, tokens, 0)
 
 
@@ -175,12 +180,12 @@ def test_nothing_is_recorded_without_a_gpu_or_without_gradients() -> None:
     net = network()
     compile_blocks(net, 1.0, "eager")
     record_blocks(net, True)
-    assert net.graphs is None
-    net.graphs = Graphs(Broken)
+    assert runner_of(net).graphs is None
+    runner_of(net).graphs = Graphs(Broken)
     with torch.no_grad():
         for _ in range(3):
             net(scene(8), torch.zeros(1, 5, net.config.cross_attention_dim))
-    assert not net.graphs.met
+    assert not runner_of(net).graphs.met
     torch._dynamo.reset()
 
 
@@ -192,11 +197,11 @@ def test_graphs_on_a_gpu(fp8: bool) -> None:
     for net in (plain, recorded):
         compile_blocks(net, 1.0)
     record_blocks(recorded, True)
-    assert recorded.graphs is not None
+    assert runner_of(recorded).graphs is not None
     compare(plain, recorded, 8, rtol=1e-2, atol=1e-4)
-    assert len(recorded.graphs.known) == 2
-    assert not recorded.graphs.stopped
-    recorded.graphs.drop()
+    assert len(runner_of(recorded).graphs.known) == 2
+    assert not runner_of(recorded).graphs.stopped
+    runner_of(recorded).graphs.drop()
     compare(plain, recorded, 8, rtol=1e-2, atol=1e-4)
-    assert len(recorded.graphs.known) == 2
+    assert len(runner_of(recorded).graphs.known) == 2
     torch._dynamo.reset()

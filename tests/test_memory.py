@@ -15,6 +15,7 @@ from iclora_train.ltx2.base_model import Base
 from iclora_train.ltx2.kernels.lora_linear import turnable
 from iclora_train.ltx2.runtime import activation_offload as spill_module
 from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training import memory_search as memory
 from iclora_train.training.lightning_module import ICLoRA
@@ -159,18 +160,18 @@ def test_a_step_is_the_same_with_activations_on_the_host(compiled: bool, share: 
     if compiled:
         for net in (plain, spilling):
             compile_blocks(net, 1.0, "aot_eager_decomp_partition")
-    spilling.spill = Spill(share, least=256)
+    runner_of(spilling).spill = Spill(share, least=256)
     for _ in range(2):
         for wanted, found in zip(step(plain, tokens), step(spilling, tokens), strict=True):
             assert torch.equal(wanted, found)
-        assert spilling.spill.moved > 0
-    assert not spilling.spill.blocks  # all came back
+        assert runner_of(spilling).spill.moved > 0
+    assert not runner_of(spilling).spill.blocks  # all came back
     torch._dynamo.reset()
 
 
 def test_clips_of_many_sizes_share_one_pinned_memory() -> None:
     net, spill = network(), Spill(1.0, least=256)
-    net.spill, taken = spill, []
+    runner_of(net).spill, taken = spill, []
     for size in (4, 2, 3, 4):
         step(net, scene(8, size))
         taken.append(sum(memory.numel() for memory in spill.free))
@@ -250,9 +251,9 @@ def test_the_share_that_moves_is_the_share_that_was_asked_for() -> None:
     tokens, moved = scene(8), {}
     for share in (0.25, 0.5, 1.0):
         net = network()
-        net.spill = Spill(share, least=256)
+        runner_of(net).spill = Spill(share, least=256)
         step(net, tokens)
-        moved[share] = net.spill.moved
+        moved[share] = runner_of(net).spill.moved
     assert moved[0.25] == pytest.approx(moved[1.0] / 4, rel=0.1)
     assert moved[0.5] == pytest.approx(moved[1.0] / 2, rel=0.1)
 
@@ -282,13 +283,13 @@ def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
 
     def pretended(module: ICLoRA, batch: Batch, chosen: nn.ModuleList) -> tuple[int, float, float]:
         net, count = module.transformer, len(chosen)
-        spill = 0.0 if net.spill is None else net.spill.share
-        tried.append((count, net.kept or 0.0, spill))
+        spill = 0.0 if runner_of(net).spill is None else runner_of(net).spill.share
+        tried.append((count, runner_of(net).kept or 0.0, spill))
         net.transformer_blocks = chosen
-        taken = (5 + count * (1 + 10 * (net.kept or 0.0)) * (1 - spill)) * GIB
+        taken = (5 + count * (1 + 10 * (runner_of(net).kept or 0.0)) * (1 - spill)) * GIB
         if taken > 41 * GIB and count == len(blocks):
             raise torch.OutOfMemoryError
-        return int(taken), 0.001 * count, (0.003 - 0.001 * (net.kept or 0.0)) * count
+        return int(taken), 0.001 * count, (0.003 - 0.001 * (runner_of(net).kept or 0.0)) * count
 
     monkeypatch.setattr(memory, "_step", pretended)
     monkeypatch.setattr(memory, "allow", lambda wanted, device: 41.0)
@@ -296,12 +297,12 @@ def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
     plan = memory.settle(
         module, {"target": torch.zeros(1, 8, 2, 4, 4), "references": [], "text": torch.zeros(1, 5, 8)}, "auto", print
     )
-    assert module.transformer.kept == plan.kept
+    assert runner_of(module.transformer).kept == plan.kept
     assert len(blocks) == 12
     assert 5 + len(blocks) * (1 + 10 * plan.kept) <= 41
     assert plan.kept >= 0.1
     assert {count for count, _, _ in tried} == {3, 6, 12}
-    assert module.transformer.spill is None
+    assert runner_of(module.transformer).spill is None
     assert list(module.transformer.transformer_blocks) == blocks
     assert tried[-1] == (len(blocks), plan.kept, 0.0)  # a whole step was seen
 
@@ -314,8 +315,8 @@ def test_fp8_weights_are_kept_twice_only_where_everything_is_kept(tmp_path, monk
 
     def pretended(module: ICLoRA, batch: Batch, chosen: nn.ModuleList) -> tuple[int, float, float]:
         module.transformer.transformer_blocks = chosen
-        taken = (1 + len(chosen) * per_block * (0.1 + (module.transformer.kept or 0.0))) * GIB
-        return int(taken), 0.001, 0.003 - 0.001 * (module.transformer.kept or 0.0)
+        taken = (1 + len(chosen) * per_block * (0.1 + (runner_of(module.transformer).kept or 0.0))) * GIB
+        return int(taken), 0.001, 0.003 - 0.001 * (runner_of(module.transformer).kept or 0.0)
 
     monkeypatch.setattr(memory, "_step", pretended)
     monkeypatch.setattr(memory, "allow", lambda wanted, device: 1 + 6.0 * count)

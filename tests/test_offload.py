@@ -28,6 +28,7 @@ from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
 from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.ltx2.runtime.weight_offload import Offload
 from iclora_train.training import lightning_module as module
@@ -54,9 +55,9 @@ def network(count: int, fp8: bool = False, config: TransformerConfig = CONFIG, d
         linear = net.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         net.set_submodule(name, Fp8Linear(*quantize(linear.weight), linear.bias))
-    net.offload = Offload(config.num_layers, count, device)
+    runner_of(net).offload = Offload(config.num_layers, count, device)
     for name, parameter in net.named_parameters():
-        net.offload.take(name, parameter)
+        runner_of(net).offload.take(name, parameter)
     generator = torch.Generator().manual_seed(0)
     for parameter in lora.attach(net, Lora(rank=4, targets=TARGETS)):
         parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -90,7 +91,7 @@ def present(net: Transformer) -> set[int]:
     """Of the blocks whose weights lie in host memory, those that have some of them here."""
     return {
         block
-        for block, weights in net.offload.weights.items()
+        for block, weights in runner_of(net).offload.weights.items()
         if any(weight.untyped_storage().nbytes() for weight, _ in weights)
     }
 
@@ -99,7 +100,7 @@ def present(net: Transformer) -> set[int]:
 @pytest.mark.parametrize("count", [1, 2, 4, BLOCKS])
 def test_steps_and_samples_are_the_same_to_the_last_bit(count: int, recompute: bool) -> None:
     plain, offloaded = network(0), network(count)
-    plain.recompute = offloaded.recompute = recompute
+    runner_of(plain).recompute = runner_of(offloaded).recompute = recompute
     wanted = step(plain)
     for _ in range(2):
         require_equal(step(offloaded), wanted)
@@ -133,7 +134,7 @@ def test_a_step_that_broke_off_does_no_harm() -> None:
 @pytest.mark.parametrize("recompute", [False, True])
 def test_no_more_than_two_blocks_are_ever_here_and_the_one_that_computes_is(recompute: bool) -> None:
     net, seen = network(BLOCKS), list[tuple[int, set[int]]]()
-    net.recompute = recompute
+    runner_of(net).recompute = recompute
     for number, block in enumerate(net.transformer_blocks):
         look = partial(lambda number, *_: seen.append((number, present(net))), number)
         block.register_forward_pre_hook(look)
@@ -172,7 +173,7 @@ class Told(Lane):
 
 def test_copies_wait_for_what_computes_in_their_memory_and_computing_waits_for_its_copy() -> None:
     net, lane = network(3), Told()
-    net.offload.lane = lane
+    runner_of(net).offload.lane = lane
     with torch.no_grad():
         net(*given(net))
     assert lane.calls == ["copy", "copy", 1, "follow", "copy", 2, "follow", "copy", 3]
@@ -186,11 +187,11 @@ def test_copies_wait_for_what_computes_in_their_memory_and_computing_waits_for_i
 
 def test_the_host_copy_is_never_written_and_nothing_but_linears_goes_there() -> None:
     net = network(3)
-    assert net.offload.order == [1, 3, 5]  # spread evenly, so that copies have time
+    assert runner_of(net).offload.order == [1, 3, 5]  # spread evenly, so that copies have time
     linears = {name for name, each in net.named_modules() if isinstance(each, nn.Linear) and "lora_" not in name}
     blocks = tuple(f"transformer_blocks.{i}." for i in (1, 3, 5))
     assert away(net) == {f"{name}.weight" for name in linears if name.startswith(blocks)}
-    hosts = [host for weights in net.offload.weights.values() for _, host in weights]
+    hosts = [host for weights in runner_of(net).offload.weights.values() for _, host in weights]
     before = [host.clone() for host in hosts]
     step(net)
     require_equal(hosts, before)
@@ -227,7 +228,7 @@ def test_weights_go_to_the_host_while_they_are_loaded(tmp_path: Path) -> None:
         whole, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, offload=1)
         assert {name.split(".")[1] for name in away(net)} == {"1"}
         assert all(isinstance(p, nn.Parameter) and not p.requires_grad for p in net.parameters())
-        assert len(away(net)) == len(net.offload.weights[1]) == 12
+        assert len(away(net)) == len(runner_of(net).offload.weights[1]) == 12
         with torch.no_grad():
             width = net.config.cross_attention_dim
             text = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(1))
@@ -313,10 +314,10 @@ def test_an_adapter_runs_beside_weights_that_lie_in_host_memory(tmp_path: Path) 
         net, _ = adapted.adapted_transformer(
             base, adapter, Model(name="tiny", checkpoint="", offload=offload), torch.device("cpu")
         )
-        hosts = [host.clone() for pairs in net.offload.weights.values() for _, host in pairs]
+        hosts = [host.clone() for pairs in runner_of(net).offload.weights.values() for _, host in pairs]
         with torch.no_grad():
             made.append(net(*given(net)))
-        require_equal([host for pairs in net.offload.weights.values() for _, host in pairs], hosts)
+        require_equal([host for pairs in runner_of(net).offload.weights.values() for _, host in pairs], hosts)
     torch.testing.assert_close(made[1], made[0])
 
 
@@ -336,7 +337,7 @@ def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str, monkeypa
         gc.collect()
         start = torch.cuda.memory_allocated()
         net = network(count, fp8, WIDE, "cuda")
-        net.recompute = way == "recomputed"
+        runner_of(net).recompute = way == "recomputed"
         if way == "compiled":
             compile_blocks(net, 0.0)
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cuda", torch.bfloat16):  # the same sum every time
@@ -346,7 +347,7 @@ def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str, monkeypa
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated() - start - sum(tensor.nbytes for tensor in made))
         found.append([tensor.cpu() for tensor in made])
-        hosts = [host for pairs in net.offload.weights.values() for _, host in pairs]
+        hosts = [host for pairs in runner_of(net).offload.weights.values() for _, host in pairs]
         assert all(host.is_pinned() for host in hosts)
         block = sum(host.nbytes for host in hosts) // 12
         del net, made

@@ -15,14 +15,14 @@ from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.kernels.lora_linear import Joint, together, turn, turnable
 from iclora_train.ltx2.kernels.lora_product import low_rank_back
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.fused_block import FusedBlock
 from scripts.synthetic.random_base import RandomBase
 from tests.test_compiled import network, scene, step
 
 
 def joined(net: Transformer) -> Transformer:
     for block in net.transformer_blocks:
-        block.attn1.join(own=True)  # type: ignore[union-attr, operator]
-        block.attn2.join(own=False)  # type: ignore[union-attr, operator]
+        block.fused = FusedBlock(block)  # type: ignore[arg-type]
     return net
 
 
@@ -53,7 +53,7 @@ def test_with_the_adapter_off_only_the_base_computes() -> None:
 def test_joined_weights_take_no_more_memory() -> None:
     net = RandomBase("2.3", "tiny").transformer()
     block = joined(net).transformer_blocks[0]
-    q, joint = block.attn1.to_q.weight, block.attn1.joint.weight  # type: ignore[union-attr]
+    q, joint = block.attn1.to_q.weight, block.fused.qkv.weight  # type: ignore[union-attr]
     assert q.untyped_storage().data_ptr() == joint.untyped_storage().data_ptr()  # type: ignore[union-attr, operator]
     assert not any("joint" in name for name in net.state_dict())
 

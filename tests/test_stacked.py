@@ -35,7 +35,7 @@ def rooms(net: Transformer) -> list[Tensor | None]:
     assert isinstance(block, Block)
     first = cast(nn.Module, block.ff.net[0]).proj
     weights = [
-        cast(Joint, block.attn1.joint).given(),
+        cast(Joint, block.fused.qkv).given(),
         given(frozen(block.attn2.to_q)),
         given(frozen(cast(nn.Module, first))),
     ]

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Which clips are used and which windows are cut from them."""

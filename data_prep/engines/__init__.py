@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Where preparation tasks run: in this process, in worker processes, or on Ray."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The engine protocol: map tasks over workers and collect the ones that failed."""
 
 from __future__ import annotations
 

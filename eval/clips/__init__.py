@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Which clips are judged: conditions, held-out windows, the adapter, clips of other programs."""

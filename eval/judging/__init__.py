@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""From figures to verdicts: claims, thresholds, control gain, symptoms."""

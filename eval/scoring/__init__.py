@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""From clips to figures: metric values for every window and condition."""

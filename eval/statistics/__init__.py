@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Means with confidence intervals and paired significance tests."""

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The settings of a run: typed dataclasses, their bounds, and Hydra's command line."""

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Shards, batches, videos and prompts: everything between a file on disk and a training step."""

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Rectified flow with in-context references: training inputs, loss, noise schedules, guidance, sampler."""

@@ -8,6 +8,7 @@ from iclora_train.config.settings import Model, require
 from iclora_train.ltx2.base_model import Base
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
 
 
@@ -49,6 +50,7 @@ def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
     if model.compile if model.compile is not None else on_gpu and not base.embedded:
         unset = 0.0 if model.recompute else 1.0
         compile_blocks(transformer, unset if model.kept is None else model.kept)
-        transformer.recompute = False
-        transformer.spill = Spill(model.spill) if model.spill else None
+        runner = runner_of(transformer)
+        runner.recompute = False
+        runner.spill = Spill(model.spill) if model.spill else None
         record_blocks(transformer, model.graphs)

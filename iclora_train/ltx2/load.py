@@ -11,6 +11,7 @@ from torch import nn
 from iclora_train.config.settings import ConfigError
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime.block_runner import BlockRunner
 from iclora_train.ltx2.runtime.weight_offload import Offload
 from iclora_train.ltx2.weights.assign import place, require_keys
 from iclora_train.ltx2.weights.fp8_scales import FP8
@@ -40,7 +41,8 @@ def load_transformer(
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
     require_keys(part, shapes)
     part.require_readable()
-    module.offload = Offload(config.num_layers, offload, device)
+    moved = Offload(config.num_layers, offload, device)
+    module.run_blocks = BlockRunner(moved)
     linears = fp8_linears(module, part) if fp8 else set()
     for name in part.in_order():
         owner, _, leaf = name.rpartition(".")
@@ -52,7 +54,7 @@ def load_transformer(
                 module.set_submodule(owner, Fp8Linear(weight, scale, given))
         else:
             place(module, name, part.tensor(name, device).to(dtype))
-        module.offload.take(name, module.get_parameter(name))
+        moved.take(name, module.get_parameter(name))
     return module.eval()
 
 

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The LightningModule and what runs around it: validation, logging, checkpoints, memory planning, export."""

@@ -22,6 +22,7 @@ from iclora_train.diffusion.loss import Losses, losses
 from iclora_train.diffusion.training_inputs import draw, step_generator
 from iclora_train.ltx2.base_model import Base
 from iclora_train.ltx2.build import compile_as_set, transformer_of
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.step_metrics import DivergedError, Recent, Row
 
 
@@ -32,7 +33,7 @@ class ICLoRA(LightningModule):
         super().__init__()
         self.config, self.geometry = config, base.geometry
         self.transformer = transformer_of(base, config.model, device).train()
-        self.transformer.recompute = config.model.recompute
+        runner_of(self.transformer).recompute = config.model.recompute
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         compile_as_set(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
@@ -114,7 +115,7 @@ class ICLoRA(LightningModule):
 
     def cpu(self) -> Self:
         """Lightning's farewell to the GPU; weights that lie in host memory stay there."""
-        self.transformer.offload.end()
+        runner_of(self.transformer).offload.end()
         return super().cpu()
 
     def on_fit_start(self) -> None:

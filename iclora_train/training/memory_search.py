@@ -23,6 +23,7 @@ from iclora_train.data.batch_sampler import Batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.kernels.lora_linear import turn, turnable
 from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
 from iclora_train.training.dry_run import largest, mean_loss
 from iclora_train.training.host_memory import free_on_host
@@ -47,7 +48,9 @@ def settled(
     where there is nothing to choose: on a CPU, with blocks that are not compiled, or with model.kept set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
-    open_to_choice = device.type == "cuda" and module.transformer.kept is not None and config.model.kept is None
+    open_to_choice = (
+        device.type == "cuda" and runner_of(module.transformer).kept is not None and config.model.kept is None
+    )
     if memory is None or not open_to_choice:
         require(
             memory in (None, "auto"),
@@ -94,7 +97,7 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, say: Say, together
     room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
     near, second = _guess(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
     start, unmoved = highest([near], room), replace(room, budget=room.budget - second, bandwidth=0.0)
-    turned = second > 0 and fits(near, unmoved) is not None and not module.transformer.offload.order
+    turned = second > 0 and fits(near, unmoved) is not None and not runner_of(module.transformer).offload.order
     found = _found(module, batch, room, start, turned, say)
     if turned and not (isinstance(found, Plan) and found.kept == 1 and not found.spill):
         found = _found(module, batch, room, start, False, say)
@@ -132,7 +135,7 @@ def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool,
 def apply(module: ICLoRA, kept: float, spill: float) -> None:
     """Train with these from now on."""
     compile_blocks(module.transformer, kept)
-    module.transformer.spill = Spill(spill) if spill else None
+    runner_of(module.transformer).spill = Spill(spill) if spill else None
 
 
 def _guess(module: ICLoRA, batch: Batch) -> Level:

@@ -30,6 +30,7 @@ from iclora_train.diffusion.sampler import Reference, noise_for, sample
 from iclora_train.diffusion.training_inputs import Draws
 from iclora_train.ltx2.base_model import Base
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
 
@@ -77,7 +78,7 @@ def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, g
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
-    transformer.give_back()
+    runner_of(transformer).free()
     sigmas = config.validation.sigmas
     losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
     first = 0
@@ -134,7 +135,7 @@ class ValidationClips(Callback):
         """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
         batch = to_device(self.batch, module.device)
         self.vae.to(module.device)
-        module.transformer.give_back()
+        runner_of(module.transformer).free()
         with module.averaged():
             latent = self._sample(module.transformer, batch)
         references = [self._pixels(reference) for reference in batch["references"]]

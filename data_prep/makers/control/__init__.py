@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Makers of structure references: edges, skeletons, depth, optical flow, motion tracks."""

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Makers of degraded references: blur, compression, noise, low resolution, grey."""

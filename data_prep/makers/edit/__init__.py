@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Makers of references with a region to fill: inpainting, outpainting."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Where the Triton kernels apply: device, dtype, LoRA ranks, tile sizes."""
 
 from __future__ import annotations
 

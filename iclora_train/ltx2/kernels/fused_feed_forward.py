@@ -1,4 +1,4 @@
-"""TODO."""
+"""The feed-forward with both LoRA adapters and GELU as one autograd function."""
 
 from __future__ import annotations
 

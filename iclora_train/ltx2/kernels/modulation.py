@@ -1,4 +1,4 @@
-"""TODO."""
+"""RMS norm, AdaLN rows picked per token, and the gated residual."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The LTX-2 video transformer in plain PyTorch. It reads like the paper; kernels are attached from outside."""

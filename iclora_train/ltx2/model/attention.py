@@ -1,4 +1,4 @@
-"""Attention of LTX-2: q and k normalised across heads, rotated, and each head's output gated by 2 sigmoid(W x)."""
+"""Attention of LTX-2: q and k normalised across heads and rotated; since 2.3 each head's output is gated."""
 
 from __future__ import annotations
 
@@ -6,12 +6,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.kernels.flash_attention import flash_attention, has_flash
-from iclora_train.ltx2.kernels.fused_attention_out import by_heads, gated_out, takes_out
-from iclora_train.ltx2.kernels.fused_qkv import rotated_qkv, takes_qkv
-from iclora_train.ltx2.kernels.fused_query import normed_query, takes_query
-from iclora_train.ltx2.kernels.lora_linear import Joint, joinable, roomy, rows_beneath, together
-from iclora_train.ltx2.kernels.modulated_norm import Norm
-from iclora_train.ltx2.kernels.modulation import Onto
 from iclora_train.ltx2.model.rope import rotate
 from iclora_train.ltx2.model.weighted_attention import AttentionBias, weighted_attention
 
@@ -23,9 +17,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None) -
     return flash_attention(q, k, v) if has_flash(q) else F.scaled_dot_product_attention(q, k, v)
 
 
-def _norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, count: int | None) -> Tensor:
+    """Attention of the first `count` tokens to all, for (B,N,heads,head_dim) -> (B,count,heads,head_dim)."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    if count is not None and bias is None:
+        q = q[:, :, :count]
+    return attend(q, k, v, bias)[:, :, :count].transpose(1, 2)
+
+
+def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """RMS norm in the activations' precision, which under autocast is not the weights'."""
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
+def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
+    """2 sigmoid(logits) out, for attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads)."""
+    return out * (2 * logits.sigmoid())[..., None]
 
 
 class Attention(nn.Module):
@@ -41,17 +48,6 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_width, width)
         self.to_out = nn.Sequential(nn.Linear(width, width))
         self.to_gate_logits = nn.Linear(width, heads) if gated else None
-        self.joint: Joint | None = None  # q, k, v as one linear; k and v where there is a context
-        self.fused = False  # where there are kernels for it: a text's query, what comes behind (`compiled`)
-
-    def join(self, own: bool) -> None:
-        """From now on q, k and v (k and v, if not `own`) are computed as one, adapters included; and there is room
-        beneath the weights through which gradients go back, for what is multiplied along."""
-        layers = [self.to_q, self.to_k, self.to_v] if own else [self.to_k, self.to_v]
-        if self.joint is None and joinable(layers):
-            self.joint = Joint(layers, rows_beneath(layers, self.to_gate_logits) if own else 0)
-        if not own:
-            roomy(self.to_q, self.to_gate_logits)
 
     def forward(
         self,
@@ -60,71 +56,18 @@ class Attention(nn.Module):
         rope: Tensor | None = None,
         bias: AttentionBias | None = None,
         count: int | None = None,
+        perturbed: bool = False,
     ) -> Tensor:
-        """count: only this many of the tokens, the first ones, are asked for; all are looked at."""
-        return self._given(*self._attended(x, context, rope, bias, count))
+        """count: compute the output of the first tokens only; all of them are attended to.
 
-    def added(
-        self,
-        x: Tensor,
-        onto: Onto,
-        norm: Norm,
-        context: Tensor | None = None,
-        rope: Tensor | None = None,
-        bias: AttentionBias | None = None,
-        count: int | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, added to the tokens in `onto`; and the norm of that."""
-        out, gate = self._attended(x, context, rope, bias, count)
-        if self.fused and gate is not None and takes_out(out, self.to_out[0], onto):
-            return gated_out(out, gate, self.to_out[0], onto, norm)
-        found = onto.add(self._given(out, gate))
-        return found, norm(found, onto.level)
-
-    def _attended(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        rope: Tensor | None,
-        bias: AttentionBias | None,
-        count: int | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """What attention gives (B,n,heads,head_dim), and the gate (B,n,heads)."""
-        (q, k, v), gate = self._opened(x, context, rope)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        if count is not None and bias is None:
-            q = q[:, :, :count]
-        out = attend(q, k, v, bias)[:, :, :count].transpose(1, 2)
-        return out, None if gate is None else gate[:, :count]
-
-    def _given(self, out: Tensor, gate: Tensor | None) -> Tensor:
-        """Attention's results, gated, through the last linear: (B,n,D)."""
-        found: Tensor = self.to_out((out if gate is None else by_heads(out, gate)).flatten(2))
-        return found
-
-    def _opened(
-        self, x: Tensor, context: Tensor | None, rope: Tensor | None
-    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-        """q, k, v (B,N,heads,head_dim) as they are compared, and the gate (B,N,heads)."""
-        gates = self.to_gate_logits
-        if context is None:
-            layers = [self.to_q, self.to_k, self.to_v]
-            if self.joint is not None and rope is not None and takes_qkv(x, layers, self.joint, rope):
-                return rotated_qkv(x, layers, self.joint, gates, (self.q_norm, self.k_norm), rope)
-            (q, k, v), gate = together(x, layers, self.joint, gates)
-            q = _norm(q, self.q_norm)
-        else:
-            q, gate = self._query(x)
-            (k, v), _ = together(context, [self.to_k, self.to_v], self.joint)
-        k = _norm(k, self.k_norm)
+        perturbed: every token attends to itself alone (spatio-temporal guidance, arXiv 2411.18664).
+        """
+        source = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
+        logits = None if self.to_gate_logits is None else self.to_gate_logits(x)[:, :count]
+        q, k = rms_norm(q, self.q_norm), rms_norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
-        if rope is not None:  # as they lie in memory: else a compiler copies them behind it
+        if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        return (q, k, v), gate
-
-    def _query(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The query for a context (B,N,D), normalised, and the gate."""
-        if self.fused and takes_query(x, self.to_q):
-            return normed_query(x, self.to_q, self.to_gate_logits, self.q_norm)
-        (q,), gate = together(x, [self.to_q], None, self.to_gate_logits)
-        return _norm(q, self.q_norm), gate
+        out = v[:, :count] if perturbed else attend_first(q, k, v, bias, count)
+        return self.to_out((out if logits is None else gate_heads(out, logits)).flatten(2))

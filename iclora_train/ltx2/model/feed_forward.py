@@ -1,17 +1,11 @@
-"""A feed-forward with its two adapters as one function, whose inner activations are read and written once.
-
-The products with frozen weights are the libraries'; what lies between them is `feed_forward_ops`. Backwards it
-needs its input, what GELU was applied to, and the adapters' inner activations.
-"""
+"""The feed-forward of a block."""
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from iclora_train.ltx2.kernels.fused_feed_forward import fused_feed_forward
-from iclora_train.ltx2.kernels.lora_linear import roomy
-from iclora_train.ltx2.kernels.modulation import Onto
 
 
 class GELUProjection(nn.Module):
@@ -30,19 +24,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
-        self.fused = False  # where there is a kernel for it (`compiled.compile_blocks`)
         self.net = nn.Sequential(
             GELUProjection(width, 4 * width, bias), nn.Identity(), nn.Linear(4 * width, width, bias=bias)
         )
 
-    def make_room(self) -> None:
-        """From now on there is room beneath the first weight for what is multiplied along (`stacked`)."""
-        assert isinstance(self.net[0], GELUProjection)
-        roomy(self.net[0].proj)
+    @property
+    def linears(self) -> tuple[nn.Module, nn.Module]:
+        """The first and the second, with whatever adapters are on them."""
+        return cast(nn.Module, self.net[0].proj), self.net[2]
 
-    def forward(self, x: Tensor, onto: Onto) -> Tensor:
-        """x (B,n,D), which is what the result is added to, modulated."""
-        first, second = self.net[0], self.net[2]
-        assert isinstance(first, GELUProjection)
-        fused = fused_feed_forward(x, first.proj, second, onto) if self.fused else None
-        return onto.add(self.net(x)) if fused is None else fused
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net(x)
+        return found

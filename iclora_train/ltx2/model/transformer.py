@@ -2,30 +2,27 @@
 
 Module names are those of the official checkpoints. Noise levels come as rows (`Tokens.sigma`, `Tokens.level`): AdaLN
 is computed for the few distinct levels of a clip and picked per token, never computed per token.
+This page is the model; what makes it fast and small in training is attached from outside (`ltx2/runtime`): a block's
+fused form, and how the blocks are run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from iclora_train.core.types import Tokens
-from iclora_train.ltx2.kernels.modulated_norm import Norm
-from iclora_train.ltx2.kernels.modulation import Onto, pick, rms_norm
+from iclora_train.ltx2.kernels.modulation import pick, rms_norm
 from iclora_train.ltx2.model.adaln import AdaLayerNormSingle, CaptionProjection
 from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.feed_forward import FeedForward
 from iclora_train.ltx2.model.rope import Rotations
-from iclora_train.ltx2.model.stg import values_through
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
-from iclora_train.ltx2.runtime.activation_offload import Spill
-from iclora_train.ltx2.runtime.cuda_graphs import Graphs
-from iclora_train.ltx2.runtime.weight_offload import Offload
 
 
 @dataclass(frozen=True)
@@ -77,6 +74,17 @@ class TransformerConfig:
         return cls(**chosen)
 
 
+class Inputs(NamedTuple):
+    """What every block is given beside the tokens."""
+
+    text: Tensor  # (B,T,D')
+    modulation: Tensor  # (B,K,rows,D)
+    level: Tensor  # (B,N)
+    rope: Tensor
+    prompt: Tensor | None = None  # (B,1,2,D')
+    bias: AttentionBias | None = None
+
+
 class Block(nn.Module):
     """Self-attention, text attention and feed-forward, each modulated by the token's noise level."""
 
@@ -90,46 +98,49 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(config.rows, width))
         if config.cross_attention_adaln:
             self.prompt_scale_shift_table = nn.Parameter(torch.zeros(2, width))
+        self.fused: nn.Module | None = None  # computes the same with fused kernels (`runtime.fused_block`)
 
-    def forward(
-        self,
-        x: Tensor,
-        text: Tensor,
-        modulation: Tensor,
-        level: Tensor,
-        rope: Tensor,
-        prompt: Tensor | None = None,
-        bias: AttentionBias | None = None,
-        perturbed: bool = False,
-        count: int | None = None,
-    ) -> Tensor:
-        """x (B,N,D), text (B,T,D'), modulation (B,K,rows,D), level (B,N), prompt (B,1,2,D') -> (B,N,D).
-
-        count: only the first tokens' results are wanted, (B,count,D).
-        """
-        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + modulation).unbind(2)
-        eps, last = self.eps, Norm(ff_scale, ff_shift, self.eps)
-        own = Norm(scale, shift, eps)(x, level)
+    def forward(self, x: Tensor, inputs: Inputs, count: int | None = None, perturbed: bool = False) -> Tensor:
+        """x (B,N,D) -> (B,N,D), or (B,count,D) of the first tokens; perturbed: see `Attention`."""
+        if self.fused is not None:
+            return self.fused(self, x, inputs, count, perturbed)
+        text, level = inputs.text, inputs.level
+        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + inputs.modulation).unbind(2)
+        h = self.attn1(self._norm(x, scale, shift, level), None, inputs.rope, inputs.bias, count, perturbed)
         level = level[:, :count]
-        onto = Onto(x[:, :count], gate, level)
-        if cross:
+        x = x[:, :count] + pick(gate, level) * h
+        if cross:  # since 2.3 text attention is modulated too: its queries by the token's level, the text by the clip's
             cross_shift, cross_scale, cross_gate = cross
-            norm = Norm(cross_scale, cross_shift, eps)
-            if perturbed:
-                x = onto.add(values_through(self.attn1, own)[:, :count])
-                query = norm(x, level)
-            else:
-                x, query = self.attn1.added(own, onto, norm, None, rope, bias, count)
-            table = self.prompt_scale_shift_table if prompt is None else self.prompt_scale_shift_table + prompt
-            text_shift, text_scale = table.unbind(-2)
-            text = text * (1 + text_scale) + text_shift
-            x, inner = self.attn2.added(query, Onto(x, cross_gate, level), last, text)
+            h = self.attn2(self._norm(x, cross_scale, cross_shift, level), self.modulated_text(inputs))
+            x = x + pick(cross_gate, level) * h
         else:
-            seen = values_through(self.attn1, own)[:, :count] if perturbed else self.attn1(own, None, rope, bias, count)
-            x = onto.add(seen)
-            x = x + self.attn2(rms_norm(x, eps), text)
-            inner = last(x, level)
-        return self.ff(inner, Onto(x, ff_gate, level))
+            x = x + self.attn2(rms_norm(x, self.eps), text)
+        return x + pick(ff_gate, level) * self.ff(self._norm(x, ff_scale, ff_shift, level))
+
+    def modulated_text(self, inputs: Inputs) -> Tensor:
+        """The text (B,T,D') by the AdaLN of the clip's noise level."""
+        table = self.prompt_scale_shift_table
+        shift, scale = (table if inputs.prompt is None else table + inputs.prompt).unbind(-2)
+        return inputs.text * (1 + scale) + shift
+
+    def _norm(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> Tensor:
+        return rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level)
+
+
+class Runner(Protocol):
+    """How the blocks are run (`runtime.block_runner`): x -> (B,count,D)."""
+
+    def __call__(
+        self, net: Transformer, x: Tensor, inputs: Inputs, count: int | None, perturbed: Sequence[int]
+    ) -> Tensor: ...
+
+
+def one_by_one(net: Transformer, x: Tensor, inputs: Inputs, count: int | None, perturbed: Sequence[int]) -> Tensor:
+    """The plain way: block after block; the last computes the first `count` tokens only."""
+    last = len(net.transformer_blocks) - 1
+    for i, block in enumerate(net.transformer_blocks):
+        x = block(x, inputs, count if i == last else None, i in perturbed)
+    return x
 
 
 class Transformer(nn.Module):
@@ -146,18 +157,14 @@ class Transformer(nn.Module):
         self.caption_projection = (
             None if config.caption_proj_before_connector else CaptionProjection(config.caption_channels, width)
         )
-        self.recompute = False  # in training keep each block's input only and compute the rest again when it is needed
-        self.kept: float | None = None  # the blocks are compiled, and keep that much (`compiled.compile_blocks`)
-        self.spill: Spill | None = None  # in training keep a share of what blocks save on the host
-        self.graphs: Graphs | None = None  # in training run all blocks by two CUDA graphs
-        self.rotations = Rotations()
-        self.offload = Offload()  # blocks whose weights lie in host memory
         self.keyframes_abs_pos_embedding = (
             nn.Parameter(torch.zeros(1, width)) if config.use_keyframes_abs_pos_embedding else None
         )
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.out_channels)
+        self.rotations = Rotations()
+        self.run_blocks: Runner = one_by_one
 
     def forward(
         self,
@@ -169,9 +176,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, or of the first `count`.
 
-        The last block then computes nothing of the others but what is looked at.
-        between: what references see of one another once an attention weight is set (`weighted.AttentionBias`).
-        perturbed: blocks whose self-attention lets its values through (`perturb`).
+        between: what references see of one another once an attention weight is set (`AttentionBias`).
+        perturbed: the blocks in which every token attends to itself alone.
         """
         config, dtype = self.config, self.patchify_proj.weight.dtype
         x = self.patchify_proj(tokens.latent.to(dtype))
@@ -186,55 +192,8 @@ class Transformer(nn.Module):
         theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
         rope = self.rotations.of(tokens.position, config.width, config.num_attention_heads, theta, extent, dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
-        learning = self.training and torch.is_grad_enabled()
-        if self.kept is not None and learning:
-            x = x.detach().requires_grad_()  # its gradient is not needed, but spares the first block a graph of its own
-        given = (x, text, modulation, tokens.level, rope, prompt)
-        if not learning or self.graphs is None:
-            x = self._blocks(given, count, bias, perturbed)
-        elif bias is None and not perturbed:
-            x = self.graphs.run(self._blocks, given, count, self.transformer_blocks)
-        else:
-            self.graphs.stop("attention weights, of which each step has others")
-            x = self._blocks(given, count, bias, perturbed)
+        x = self.run_blocks(self, x, Inputs(text, modulation, tokens.level, rope, prompt, bias), count, perturbed)
         level = tokens.level[:, :count]
         shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)
-
-    def _blocks(
-        self,
-        given: tuple[Tensor | None, ...],
-        count: int | None,
-        bias: AttentionBias | None = None,
-        perturbed: tuple[int, ...] = (),
-    ) -> Tensor:
-        """All blocks on what is given (x, text, modulation, level, rope, prompt), the last for `count` tokens:
-        (B,N,D) -> (B,count,D)."""
-        x, *others = given
-        assert x is not None
-        last = len(self.transformer_blocks) - 1
-        for i in range(last + 1):
-            wanted = count if i == last else None
-            self.offload.before(i)
-            x = self._run(i, (x, *others, bias, i in perturbed, wanted))
-            self.offload.after(i, x)
-        return x
-
-    def give_back(self) -> None:
-        """Give back what only steps of training use of the GPU's memory, before something else needs much."""
-        if self.graphs is not None:
-            self.graphs.drop()
-
-    def _run(self, number: int, given: tuple[Any, ...]) -> Tensor:
-        """One block; in training its backward pass has what it needs kept, computed again, or brought from the host."""
-        block = self.transformer_blocks[number]
-        learning = self.training and torch.is_grad_enabled()
-        if learning and self.recompute:
-            return checkpoint(block, *given, use_reentrant=False)
-        if learning and self.spill is not None:
-            shared = [tensor for tensor in given[1:] if isinstance(tensor, Tensor)]
-            last = number == len(self.transformer_blocks) - 1
-            with self.spill.block(number, [*shared, *block.parameters(), *block.buffers()], last):
-                return block(*given)
-        return block(*given)

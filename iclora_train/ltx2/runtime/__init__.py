@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""How the transformer is run: compilation, CUDA graphs, activation and weight offload, fused blocks."""

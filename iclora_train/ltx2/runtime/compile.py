@@ -9,7 +9,9 @@ import os
 from pathlib import Path
 
 from iclora_train.ltx2.model.transformer import Block, Transformer
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.cuda_graphs import Graphs
+from iclora_train.ltx2.runtime.fused_block import FusedBlock
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # Inputs and operations of an intermediate result that the compiler computes again inside a kernel rather than keep in
@@ -41,24 +43,23 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     torch._inductor.config.realize_reads_threshold = READS
     torch._inductor.config.realize_opcount_threshold = OPERATIONS
     combine_small()
-    if transformer.kept == kept:
+    runner = runner_of(transformer)
+    if runner.kept == kept:
         return
-    if transformer.kept is not None:
+    if runner.kept is not None:
         torch._dynamo.reset()  # else the blocks would run what was compiled for another budget
-    transformer.kept = kept
+    runner.kept = kept
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
-        if not transformer.offload.order:  # those weights are moved one by one
-            block.attn1.join(own=True)
-            block.attn2.join(own=False)
-            block.ff.make_room()
-        block.attn1.fused = block.attn2.fused = block.ff.fused = True
+        if block.fused is None:
+            block.fused = FusedBlock(block, join=not runner.offload.order)
         block.compile(dynamic=False, backend=backend)
 
 
 def record_blocks(transformer: Transformer, wanted: bool) -> None:
     """From now on training runs the blocks by CUDA graphs, if wanted, and where that can be: compiled, on a GPU, with
     all that they need there."""
-    there = transformer.kept is not None and transformer.patchify_proj.weight.is_cuda
-    moved = transformer.spill is not None or transformer.offload.order
-    transformer.graphs = Graphs() if wanted and there and not moved else None
+    runner = runner_of(transformer)
+    there = runner.kept is not None and transformer.patchify_proj.weight.is_cuda
+    moved = runner.spill is not None or runner.offload.order
+    runner.graphs = Graphs() if wanted and there and not moved else None

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Text encoders and the connectors that turn their states into cross-attention tokens."""

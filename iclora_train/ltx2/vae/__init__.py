@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""The video VAE of every LTX-2 version, tiling, the diffusion decoder and the latent upsampler."""

@@ -1,1 +1,1 @@
-"""TODO: one line."""
+"""Checkpoint files: safetensors headers, key names of every layout, fp8 scales, loading into a module."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Put tensors into a module that was built on the meta device, and check that none is missing or unknown."""
 
 from __future__ import annotations
 
