@@ -124,7 +124,7 @@ def test_what_cannot_be_measured_is_tried_with_less() -> None:
 
 
 def test_the_first_guess_is_what_was_measured() -> None:
-    """For LTX-2.3 in fp8 at 12,240 tokens, whose blocks and adapter take some 15 GiB: from docs/measurements.md."""
+    """For LTX-2.3 in fp8 at 12,240 tokens, whose blocks and adapter take some 15 GiB: from docs/log/measurements.md."""
     near = guessed(12240 * 4096 * 2, 15 * GIB, 0.011)
     starts = [highest([near], Room(BLOCKS, gib * GIB, 50 * GIB, 50 * GIB)) for gib in (15, 22.3, 74, 200)]
     assert starts[0] == 0.0

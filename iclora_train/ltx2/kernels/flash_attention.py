@@ -1,7 +1,7 @@
 """FlashAttention for Hopper GPUs, where the package flash-attn-4 is installed: the one door to it.
 
 Its kernels (Shah et al., arXiv 2407.08608, made anew in CuTe) are faster there than cuDNN's, which PyTorch chooses
-(docs/measurements.md). They know no bias, but a bias of keys is a product with channels of its own.
+(docs/log/measurements.md). They know no bias, but a bias of keys is a product with channels of its own.
 """
 
 from __future__ import annotations
