@@ -27,7 +27,7 @@ from iclora_train.core.progress import steps
 from iclora_train.core.types import Geometry
 from iclora_train.data.prompts import fields_of
 from iclora_train.data.shards import ShardError, ShardSet, refuse_others
-from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.base_model import BaseModel, open_base
 
 RECIPE = 1  # raise it when the same settings make other pixels than before
 SHARD_CLIPS = 64
@@ -41,7 +41,7 @@ def prepare(config: Config) -> Path:
     data.root/report.json.
     """
     root = Path(config.data.root)
-    base = base_of(config.model)
+    base = open_base(config.model)
     check_fit(config, base.geometry)
     make(config.task.maker, config.task.maker_args)
     fields_of(config.data.prompt or "")
@@ -59,7 +59,7 @@ def prepare(config: Config) -> Path:
     return root
 
 
-def _make(root: Path, clips: list[Clip], base: Base, made_by: dict[str, dict[str, Any]], config: Config) -> None:
+def _make(root: Path, clips: list[Clip], base: BaseModel, made_by: dict[str, dict[str, Any]], config: Config) -> None:
     """Both shard sets, the report and the contact sheet."""
     usable, dropped = survey(clips, config)
     notes = Notes(root, digest(made_by["pairs"]))
@@ -109,7 +109,7 @@ def check_fit(config: Config, geometry: Geometry) -> None:
             raise ConfigError(f"a reference {down}x smaller and {slow}x slower than data's {size}: {error}") from error
 
 
-def fingerprints(config: Config, clips: list[Clip], base: Base) -> dict[str, dict[str, Any]]:
+def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str, dict[str, Any]]:
     """What makes the pair shards and the latent shards: settings, sources by content, base."""
     settings = _without_unset(content_settings(config))
     with steps("fingerprinting", len(clips)) as bar:

@@ -18,7 +18,7 @@ from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import steps
 from iclora_train.data.shards import EMPTY, REMEDY, ShardError, ShardSet
-from iclora_train.ltx2.base_model import base_of
+from iclora_train.ltx2.base_model import open_base
 
 KINDS = ("pairs", "latents")
 Work = tuple[ShardSet, str]  # a shard set and the name of one of its shards
@@ -76,7 +76,7 @@ def _foreign(shards: ShardSet, config: Config) -> Iterator[str]:
     try:
         shards.require_settings(config)
         if shards.kind == "latents":
-            base = base_of(config.model)
+            base = open_base(config.model)
             shards.require_base(base.name, base.latent_fingerprints)
     except ShardError as error:
         yield str(error)

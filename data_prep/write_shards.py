@@ -27,7 +27,7 @@ from iclora_train.core.progress import Steps, steps
 from iclora_train.core.types import Pair
 from iclora_train.data.shard_sample import Members, pair_members
 from iclora_train.data.shards import ShardWriter
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import Texts
 
 UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # of a unit at most: its pairs are in memory, compressed, until they are written
@@ -50,7 +50,7 @@ class Job:
     plan: Plan
     clips: dict[str, Clip]
     config: Config
-    base: Base
+    base: BaseModel
     notes: Notes
 
 

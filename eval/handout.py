@@ -20,7 +20,7 @@ from iclora_train.config.settings import Config, require
 from iclora_train.core.atomic_files import write_whole
 from iclora_train.core.progress import bar
 from iclora_train.data.video import encode_clip
-from iclora_train.ltx2.base_model import base_of
+from iclora_train.ltx2.base_model import open_base
 
 
 def hand_out(config: Config) -> Path:
@@ -30,7 +30,7 @@ def hand_out(config: Config) -> Path:
     """
     require(config.videos is not None, "videos=FOLDER must be set: inputs go there, and later the program's clips")
     folder = Path(str(config.videos))
-    held = HeldOut.open(config, base_of(config.model))
+    held = HeldOut.open(config, open_base(config.model))
     entries = []
     with bar("inputs", len(held.windows)) as advance:
         for window in held.windows:

@@ -25,7 +25,7 @@ from eval.report.page import write_page
 from eval.scoring.scorer import Scorer, progress_bar, say
 from iclora_train.config.settings import Config, require
 from iclora_train.core.atomic_files import sha256
-from iclora_train.ltx2.base_model import base_of
+from iclora_train.ltx2.base_model import open_base
 
 
 def results_folder(config: Config) -> Path:
@@ -41,7 +41,7 @@ def results_folder(config: Config) -> Path:
 
 def open_source(config: Config) -> Source:
     """Where the clips come from: the sampler with the adapter, or a folder of videos. ConfigError: it does not fit."""
-    base = base_of(config.model)
+    base = open_base(config.model)
     held = HeldOut.open(config, base)
     store = Store(Path(config.runs_dir, config.run, "eval-cells"))
     if config.videos is not None:

@@ -20,7 +20,7 @@ from iclora_train.config.settings import Config, require
 from iclora_train.core.atomic_files import alone
 from iclora_train.data.datamodule import LatentData
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.ltx2.kernels.flash_attention import attention_note
 from iclora_train.training.callbacks import Record
@@ -47,7 +47,7 @@ def train(config: Config) -> None:
     quiet()
     console = Console(highlight=False, soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
     device_of(config)  # refuses what is not here before anything is done
-    base = base_of(config.model)
+    base = open_base(config.model)
     shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
     one = alone(folder, "name this run with run=<name>") if _is_first() else nullcontext()
@@ -60,7 +60,7 @@ def train(config: Config) -> None:
         conclude(folder, adapter, console)
 
 
-def fit(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> bool:
+def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:
     """Train, or go on, until `folder` has its adapter; whether this process is the one that goes on from there."""
     claim(folder, shaping_settings(config, base))
     adapter = folder / "adapter.safetensors"
@@ -106,7 +106,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=f".*{about}")
 
 
-def open_shards(config: Config, base: Base) -> ShardSet:
+def open_shards(config: Config, base: BaseModel) -> ShardSet:
     """The latent shards of data.root, prepared first if they are not there; refused if of another base or settings."""
     folder = Path(config.data.root, "latents")
     if not (folder / "index.json").exists():
@@ -121,7 +121,7 @@ def open_shards(config: Config, base: Base) -> ShardSet:
     return shards
 
 
-def build(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
+def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
     """The module and the Trainer with all that watches it."""
     known = set(inspect.signature(Trainer).parameters) - OURS | OWN
     unknown = sorted(config.trainer.keys() - known)
@@ -155,7 +155,7 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def watchers(config: Config, base: Base, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
+def watchers(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
     """Log, screen, held-out losses, clips and checkpoints, as the settings want them."""
     every, watch = config.validation.loss_every, config.validation
     heldout = HeldOut.open(shards, config) if every or watch.clips_every else None

@@ -34,7 +34,7 @@ from iclora_train.adapters import lora
 from iclora_train.config.settings import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.core.types import Tokens
 from iclora_train.data.batch_sampler import Batch
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels import modulated_norm as norm
 from iclora_train.ltx2.kernels import modulation
@@ -81,7 +81,7 @@ PLAIN = Way("plain", plain=True)
 THEIRS = Way("lightricks", plain=True)
 
 
-def batch_of(base: Base, shape: Shape, device: torch.device) -> Batch:
+def batch_of(base: BaseModel, shape: Shape, device: torch.device) -> Batch:
     """One clip of random latents with a reference and text features."""
     generator = torch.Generator().manual_seed(0)
     frames, height, width = base.geometry.latent_size(shape.frames, shape.height, shape.width)
@@ -115,7 +115,7 @@ def plainly() -> Iterator[None]:
         yield
 
 
-def module_of(base: Base, way: Way, rank: int, device: torch.device) -> ICLoRA:
+def module_of(base: BaseModel, way: Way, rank: int, device: torch.device) -> ICLoRA:
     model = Model(
         name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=not way.plain,
         kept=way.kept, offload=way.offload, graphs=way.graphs, lora=Lora(rank=rank),
@@ -170,7 +170,9 @@ def running(step: Callable[[int], object], steps: int, device: torch.device) -> 
     return median(earlier.elapsed_time(later) / 1e3 for earlier, later in pairwise(events))
 
 
-def run(base: Base, way: Way, shapes: list[str], args: argparse.Namespace, device: torch.device) -> dict[str, float]:
+def run(
+    base: BaseModel, way: Way, shapes: list[str], args: argparse.Namespace, device: torch.device
+) -> dict[str, float]:
     """Seconds of a step of every shape that fits."""
     module, found = module_of(base, way, args.rank, device), {}
     for name in shapes:
@@ -206,7 +208,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    base = Base.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
+    base = BaseModel.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = ([] if args.no_plain else [PLAIN]) + ([THEIRS] if args.lightricks else [])
     alike = {"offload": args.offload, "graphs": not args.no_graphs}
     for precision in args.precision:

@@ -33,13 +33,13 @@ from data_prep.write_shards import Job, Plan, Unit, make_unit, produce, units_of
 from iclora_train.config.hydra_app import conf_dir, register
 from iclora_train.config.settings import Config, check
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import base_of
+from iclora_train.ltx2.base_model import open_base
 from iclora_train.ltx2.text_features import Texts
 
 
 def job_of(config: Config) -> Job:
     """What data_prep would make of the train clips."""
-    base = base_of(config.model)
+    base = open_base(config.model)
     clips = list_clips(config.data.clips, config.data.heldout_fraction)
     usable, _ = survey([clip for clip in clips if clip.split == "train"], config)
     windows = train_windows(usable, config.data)

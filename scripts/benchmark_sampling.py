@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.diffusion.sampler import Reference, sample
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.dry_run import clock
 from iclora_train.training.memory_plan import GIB
@@ -59,7 +59,7 @@ class Job:
 
 def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
     """A call that makes the clip with this project's sampler, at an attention strength."""
-    base = Base.open(str(job.folder))
+    base = BaseModel.open(str(job.folder))
     net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae(job.dtype).to(job.device)
     if compiled:
         compile_blocks(net)

@@ -18,7 +18,7 @@ import torch
 from iclora_train.adapters import lora
 from iclora_train.config.settings import Config, Flow, Lora, Model, Optim, Task
 from iclora_train.data.batch_sampler import Batch
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import TransformerConfig
 from iclora_train.training.dry_run import clock, optimizer_step
 from iclora_train.training.lightning_module import ICLoRA
@@ -68,7 +68,7 @@ def tell(part: str, **facts: Any) -> None:
     )
 
 
-def fixed_batch(base: Base, size: tuple[int, int, int], device: torch.device) -> Batch:
+def fixed_batch(base: BaseModel, size: tuple[int, int, int], device: torch.device) -> Batch:
     """One clip of smooth random latents, itself dimmed as its reference at full size, and random text features."""
     generator = torch.Generator().manual_seed(0)
     channels = base.geometry.channels
@@ -81,7 +81,7 @@ def fixed_batch(base: Base, size: tuple[int, int, int], device: torch.device) ->
     return {"keys": ["fixed"], "target": target, "references": [0.5 * target], "text": text, "fps": fps}
 
 
-def train(base: Base, args: argparse.Namespace, device: torch.device) -> None:
+def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> None:
     """Load, overfit, export, read back."""
     model = Model(
         name="full", checkpoint=args.checkpoint, precision="bf16" if device.type == "cuda" else "fp32",
@@ -115,7 +115,7 @@ def train(base: Base, args: argparse.Namespace, device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def text(base: Base, device: torch.device) -> None:
+def text(base: BaseModel, device: torch.device) -> None:
     """Load the text encoder, encode four captions."""
     begun = clock(device)
     with HostPeak() as host:
@@ -129,7 +129,7 @@ def text(base: Base, device: torch.device) -> None:
 
 
 @torch.inference_mode()
-def vae(base: Base, size: str, device: torch.device) -> None:
+def vae(base: BaseModel, size: str, device: torch.device) -> None:
     """Encode and decode random pixels of WxHxF."""
     width, height, frames = map(int, size.split("x"))
     model = base.vae().to(device)
@@ -167,7 +167,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     if device.type == "cuda":
         torch.zeros(1, device=device)  # the driver's own host memory is not the loading's
-    base = Base.open(args.checkpoint, text_encoder=args.text_encoder)
+    base = BaseModel.open(args.checkpoint, text_encoder=args.text_encoder)
     if args.steps:
         train(base, args, device)
     if args.text_encoder:

@@ -22,7 +22,7 @@ from iclora_train.core.fingerprint import content_settings, digest
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shard_sample import latent_members, pair_members
 from iclora_train.data.shards import ShardWriter
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from tests.tiny import SETTINGS, SHAPE, write_tiny_base
 
 MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
@@ -81,7 +81,7 @@ def dimmed(target: np.ndarray, colour: tuple[int, int, int] | None) -> np.ndarra
 
 def write_shards(
     root: Path,
-    base: Base,
+    base: BaseModel,
     config: Config,
     sources: dict[str, list[str]],
     recording: Callable[[str], str],
@@ -131,7 +131,7 @@ def latent_of(vae: Any, pixels: np.ndarray) -> torch.Tensor:
         return vae.encode(torch.from_numpy(pixels).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
 
 
-def write_adapter(path: Path, base: Base, **metadata: str) -> None:
+def write_adapter(path: Path, base: BaseModel, **metadata: str) -> None:
     """A random adapter, strong enough to change what is sampled."""
     generator = torch.Generator().manual_seed(0)
     linears = dict(base.transformer().named_modules())
@@ -167,7 +167,7 @@ def build(
         "eval.strengths=[1.0,0.5,0.0]",
         "logger=none",
     ]
-    base = Base.open(str(folder))
+    base = BaseModel.open(str(folder))
     sources = sources or {"train": ["sea", "road"], "heldout": ["cat", "dog"]}
     write_shards(root / "shards", base, compose_config(overrides), sources, recording, references, colour)
     write_adapter(root / "adapter.safetensors", base)

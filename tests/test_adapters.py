@@ -27,7 +27,7 @@ from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.key_styles import is_audio
 from iclora_train.adapters.merge_files import merge
 from iclora_train.config.settings import ConfigError
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, read_header
 from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
@@ -545,7 +545,7 @@ def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Pa
     """The merged file loads as any base, with the changed weights under the same names."""
     adapter = adapter_for(target, VIDEO)
     merge(str(official), [(adapter, 1.0)], tmp_path / "m.safetensors")
-    before, after = (Base.open(str(path)).transformer() for path in (official, tmp_path / "m.safetensors"))
+    before, after = (BaseModel.open(str(path)).transformer() for path in (official, tmp_path / "m.safetensors"))
     for name, change in deltas(adapter).items():
         moved = after.get_parameter(f"{name}.weight") - before.get_parameter(f"{name}.weight")
         assert apart(moved, change) < 0.02  # the file is bf16

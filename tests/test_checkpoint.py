@@ -21,7 +21,7 @@ from torch import Tensor
 
 from iclora_train.config.settings import ConfigError
 from iclora_train.core.types import Geometry
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL, version_of
 from iclora_train.ltx2.weights.safetensors_header import Stored
 from scripts.synthetic import published
@@ -132,7 +132,7 @@ def test_a_written_file_is_sound_and_repeatable(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_layout_gives_the_same_base(tiny: dict[tuple[str, str], Path], version: str, layout: str) -> None:
-    base, reference = Base.open(str(tiny[version, layout])), Base.open(str(tiny[version, "unified"]))
+    base, reference = BaseModel.open(str(tiny[version, layout])), BaseModel.open(str(tiny[version, "unified"]))
     assert (base.version, base.family, base.embedded) == (version, "ltx", False)
     assert base.geometry == Geometry(channels=8, spatial=32, temporal=8)
     net, same = base.transformer(), reference.transformer()
@@ -148,7 +148,7 @@ def test_every_layout_gives_the_same_base(tiny: dict[tuple[str, str], Path], ver
 @pytest.mark.parametrize("version", VERSIONS)
 def test_only_the_video_stream_is_read(tiny: dict[tuple[str, str], Path], version: str) -> None:
     for layout in LAYOUTS:
-        base = Base.open(str(tiny[version, layout]))
+        base = BaseModel.open(str(tiny[version, layout]))
         names = [name for name, _ in base.checkpoint.tensors("transformer")]
         assert set(names) == set(base.transformer().state_dict())
         assert not [name for name in names if "audio" in name or "av_ca" in name or "a2v" in name]
@@ -156,7 +156,7 @@ def test_only_the_video_stream_is_read(tiny: dict[tuple[str, str], Path], versio
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_transformer_comes_in_the_asked_precision(tiny: dict[tuple[str, str], Path], dtype: torch.dtype) -> None:
-    base = Base.open(str(tiny["2.3", "unified"]))
+    base = BaseModel.open(str(tiny["2.3", "unified"]))
     assert {p.dtype for p in base.transformer(dtype).parameters()} == {dtype}
     assert all(p.is_meta for p in base.transformer(dtype, "meta").parameters())
 
@@ -175,7 +175,7 @@ def test_the_host_holds_one_tensor_at_a_time(
         return tensor
 
     monkeypatch.setattr(Stored, "read", watched)
-    net = Base.open(str(tiny["2.3", "unified"])).transformer(torch.bfloat16)
+    net = BaseModel.open(str(tiny["2.3", "unified"])).transformer(torch.bfloat16)
     assert len(alive) == len(net.state_dict())
     assert max(alive) <= 2  # the one just read, and the one before it
 
@@ -185,10 +185,12 @@ def test_split_files_can_be_named_one_by_one(tiny: dict[tuple[str, str], Path]) 
     (model,) = (folder / "diffusion_models").iterdir()
     (vae,) = (folder / "vae").glob("*video-vae*")
     (text,) = (folder / "text_encoders").iterdir()
-    base = Base.open(str(model), vae=str(vae), connectors=str(text))
+    base = BaseModel.open(str(model), vae=str(vae), connectors=str(text))
     assert base.name == "ltx-2.5-22b-dev-transformer-bf16"
-    assert base.latent_fingerprints == Base.open(str(folder)).latent_fingerprints
-    other = Base.open(str(model), vae=str(tiny["2.5", "diffusers"] / "vae"), connectors=str(tiny["2.5", "unified"]))
+    assert base.latent_fingerprints == BaseModel.open(str(folder)).latent_fingerprints
+    other = BaseModel.open(
+        str(model), vae=str(tiny["2.5", "diffusers"] / "vae"), connectors=str(tiny["2.5", "unified"])
+    )
     assert other.geometry == base.geometry
     assert other.checkpoint.part("vae").diffusers
     assert other.latent_fingerprints["connectors"] == base.latent_fingerprints["connectors"]
@@ -206,27 +208,27 @@ def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(
 ) -> None:
     name = f"{MODEL}keyframes_abs_pos_embedding"
     file = edited(tiny["2.5", "unified"], tmp_path / "a.safetensors", drop(name))
-    assert Base.open(str(tiny["2.5", "unified"])).transformer().keyframes_abs_pos_embedding is not None
-    assert Base.open(str(file)).transformer().keyframes_abs_pos_embedding is None
+    assert BaseModel.open(str(tiny["2.5", "unified"])).transformer().keyframes_abs_pos_embedding is not None
+    assert BaseModel.open(str(file)).transformer().keyframes_abs_pos_embedding is None
 
 
 def test_latents_are_known_by_what_made_them_not_by_its_files(
     tiny: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
-    unified, split = (Base.open(str(tiny["2.3", layout])) for layout in ("unified", "split"))
-    assert unified.latent_fingerprint == split.latent_fingerprint
+    unified, split = (BaseModel.open(str(tiny["2.3", layout])) for layout in ("unified", "split"))
+    assert unified.latent_fingerprints == split.latent_fingerprints
     assert sorted(unified.latent_fingerprints) == ["connectors", "vae"]
 
     def change(key: str) -> Edit:
         return lambda tensors, _: tensors[key].view(-1)[:1].add_(1)
 
     changed = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", change(f"{QUERY}.weight"))
-    assert Base.open(str(changed)).latent_fingerprint == unified.latent_fingerprint
-    assert Base.open(str(changed)).fingerprint != unified.fingerprint
+    assert BaseModel.open(str(changed)).latent_fingerprints == unified.latent_fingerprints
+    assert BaseModel.open(str(changed)).fingerprint != unified.fingerprint
     changed = edited(tiny["2.3", "unified"], tmp_path / "b.safetensors", change("vae.encoder.conv_in.conv.bias"))
-    assert Base.open(str(changed)).latent_fingerprint != unified.latent_fingerprint
+    assert BaseModel.open(str(changed)).latent_fingerprints != unified.latent_fingerprints
     gemma = write_gemma(tmp_path / "gemma")
-    known = Base.open(str(tiny["2.3", "unified"]), text_encoder=str(gemma)).latent_fingerprints
+    known = BaseModel.open(str(tiny["2.3", "unified"]), text_encoder=str(gemma)).latent_fingerprints
     assert known == unified.latent_fingerprints | {"text_encoder": known["text_encoder"]}
 
 
@@ -237,12 +239,12 @@ def test_captions_become_what_the_transformer_reads(
 ) -> None:
     kind = "gemma4_unified" if version == "2.5" else "gemma3"
     gemma = write_gemma(tmp_path / "gemma", kind, gemma_version="gemma4-12b-ltx-v1")
-    base = Base.open(str(tiny[version, layout]), text_encoder=str(gemma))
+    base = BaseModel.open(str(tiny[version, layout]), text_encoder=str(gemma))
     features = base.text(torch.float32).encode(["the cat", ""])
     config = base.transformer().config
     assert features.shape == (2, 1024, config.caption_channels if version == "2.0" else config.cross_attention_dim)
     assert not torch.equal(features[0], features[1])
-    reference = Base.open(str(tiny[version, "unified"]), text_encoder=str(gemma)).text(torch.float32)
+    reference = BaseModel.open(str(tiny[version, "unified"]), text_encoder=str(gemma)).text(torch.float32)
     assert torch.allclose(features, reference.encode(["the cat", ""]), atol=1e-5)
 
 
@@ -256,7 +258,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 def opened(file: Path, **others: str) -> str:
-    return refusal(lambda: Base.open(str(file), **others))
+    return refusal(lambda: BaseModel.open(str(file), **others))
 
 
 def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
@@ -303,15 +305,15 @@ def test_a_missing_part_names_its_setting(tiny: dict[tuple[str, str], Path], tmp
     said = opened(model, vae=str(model))
     assert said.startswith(f"model.vae={model} holds no vae")
     assert "model.vae='nowhere' is neither a file nor a folder" in opened(model, vae="nowhere")
-    said = refusal(Base.open(str(model), vae=str(vae)).text)
+    said = refusal(BaseModel.open(str(model), vae=str(vae)).text)
     assert "set model.text_encoder" in said
     gemma = str(write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1"))
-    said = refusal(Base.open(str(model), vae=str(vae), text_encoder=gemma).text)
+    said = refusal(BaseModel.open(str(model), vae=str(vae), text_encoder=gemma).text)
     assert "text_embedding_projection" in said
     assert "model.connectors" in said
     bare = edited(model, tmp_path / "bare.safetensors", drop(f"{MODEL}video_embeddings_connector."))
     bare = edited(bare, tmp_path / "barer.safetensors", drop(f"{MODEL}audio_embeddings_connector."))
-    said = refusal(Base.open(str(bare), vae=str(vae), text_encoder=gemma).text)
+    said = refusal(BaseModel.open(str(bare), vae=str(vae), text_encoder=gemma).text)
     assert "holds no connectors; set model.connectors to" in said
 
 
@@ -329,7 +331,7 @@ def test_a_named_vae_decides_between_two_in_the_folder(tiny: dict[tuple[str, str
     (vae,) = (tmp_path / "ltx" / "vae").glob("*video-vae*")
     shutil.copy(vae, vae.with_name("another-video-vae.safetensors"))
     assert "set model.vae to one of them" in opened(tmp_path / "ltx")
-    assert Base.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.part("vae").files == [vae]
+    assert BaseModel.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.part("vae").files == [vae]
 
 
 def test_the_packed_text_encoder_of_2_5_brings_the_projection(
@@ -341,8 +343,8 @@ def test_the_packed_text_encoder_of_2_5_brings_the_projection(
     (text,) = (folder / "text_encoders").iterdir()
     gemma = write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
     packed = pack_tiny_gemma(gemma, tmp_path / "packed.safetensors", load_file(text))
-    base = Base.open(str(model), vae=str(vae), text_encoder=str(packed))
-    wanted = Base.open(str(folder), text_encoder=str(gemma)).text(torch.float32).encode(["the cat"])
+    base = BaseModel.open(str(model), vae=str(vae), text_encoder=str(packed))
+    wanted = BaseModel.open(str(folder), text_encoder=str(gemma)).text(torch.float32).encode(["the cat"])
     assert torch.allclose(base.text(torch.float32).encode(["the cat"]), wanted, atol=1e-5)
 
 
@@ -353,7 +355,7 @@ def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path],
         tensors[f"{MODEL}proj_out.bias"] = torch.ones(3)
 
     file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", wrong)
-    said = refusal(Base.open(str(file)).transformer)
+    said = refusal(BaseModel.open(str(file)).transformer)
     assert "a.safetensors: the transformer does not fit its config (3 keys" in said
     assert "missing transformer_blocks.1.attn1.to_q.bias" in said
     assert "unknown transformer_blocks.1.attn1.to_q_extra.weight" in said
@@ -378,7 +380,7 @@ def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path],
 )
 def test_quantised_weights_that_cannot_be_read_are_refused(tmp_path: Path, edit: Edit, said: str) -> None:
     file = write_checkpoint(tmp_path, "2.3", fp8=True)
-    message = refusal(Base.open(str(edited(file, tmp_path / "a.safetensors", edit))).transformer)
+    message = refusal(BaseModel.open(str(edited(file, tmp_path / "a.safetensors", edit))).transformer)
     assert said in message
     assert "transformer_blocks.1.attn1.to_q" in message
 
@@ -391,7 +393,7 @@ def test_quantised_connectors_without_scales_are_refused(tiny: dict[tuple[str, s
 
     gemma = write_gemma(tmp_path / "gemma")
     file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", cast)
-    said = refusal(Base.open(str(file), text_encoder=str(gemma)).text)
+    said = refusal(BaseModel.open(str(file), text_encoder=str(gemma)).text)
     assert "1 weights are fp8 without a .weight_scale" in said
     assert name in said
 
@@ -412,7 +414,7 @@ def test_diffusers_folders_that_lack_something_are_refused(tiny: dict[tuple[str,
 
     assert "is of a FluxTransformer2DModel, not of LTX-2's" in opened(broken("c", of_flux))
     folder = broken("d", lambda folder: next((folder / "transformer").glob("*-00002-of-*")).unlink())
-    said = refusal(Base.open(str(folder)).transformer)
+    said = refusal(BaseModel.open(str(folder)).transformer)
     assert "the transformer does not fit its config" in said
     assert "missing transformer_blocks" in said
     folder = broken("e", lambda folder: [file.unlink() for file in (folder / "transformer").glob("*.safetensors")])

@@ -36,7 +36,7 @@ from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import plan_batches
 from iclora_train.data.shards import ShardError, ShardSet
 from iclora_train.data.video import ClipInfo, encode_clip, read_clip
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from tests.clips import moving, write_clip
 from tests.tiny import write_tiny_base
 
@@ -118,7 +118,7 @@ def test_clips_become_pairs_become_latents(prepared, clips, base):
         shards.require_settings(config_for(prepared, clips, base))
     assert [sample.key for sample in pairs.samples] == [sample.key for sample in latents.samples]
     assert [facts["count"] for facts in pairs.shards.values()] == [8, 2, 2, 2]
-    opened = Base.open(str(base))
+    opened = BaseModel.open(str(base))
     latents.require_base(opened.name, opened.latent_fingerprints)
     pair, latent = pairs.read_pair(3), latents.read_latents(3)
     assert pair.caption == latent.caption
@@ -272,7 +272,7 @@ def test_clips_of_several_shapes_become_shards_of_several_buckets(tmp_path, base
 
 
 def opened_geometry(base: Path) -> Geometry:
-    return Base.open(str(base)).geometry
+    return BaseModel.open(str(base)).geometry
 
 
 def test_settings_that_are_not_set_leave_older_shards_good(prepared, clips, base):

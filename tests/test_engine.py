@@ -20,7 +20,7 @@ from data_prep.engines.local import Here, Local, engine_of
 from data_prep.write_shards import LostError, Unit, make_unit, units_of
 from iclora_train.config.settings import ConfigError
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import Texts
 from tests.clips import write_clip
 from tests.prep import config_of, contents, write_clips
@@ -218,7 +218,7 @@ def test_units_bound_what_is_in_memory(clips, base, tmp_path):
 
 def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, clips, base, prepared, monkeypatch):
     pipeline.prepare(config_of(tmp_path, clips, base))
-    pairs, opened = ShardSet.open(tmp_path / "pairs"), Base.open(str(base))
+    pairs, opened = ShardSet.open(tmp_path / "pairs"), BaseModel.open(str(base))
     encoder = Encoder(opened, Texts(tmp_path, opened))
     encode, sizes = encoder.vae.encode, []
 
@@ -248,7 +248,7 @@ def test_batches_never_mix_buckets(tmp_path, base):
     clips = write_clips(tmp_path / "clips", ("train", "train", "val", "heldout"))
     write_clip(clips.parent / "clip1.mp4", height=48, width=48)
     pipeline.prepare(config_of(tmp_path / "out", clips, base, "data.buckets=[32x32x5,48x32x5]", "data.train_windows=8"))
-    pairs, opened = ShardSet.open(tmp_path / "out" / "pairs"), Base.open(str(base))
+    pairs, opened = ShardSet.open(tmp_path / "out" / "pairs"), BaseModel.open(str(base))
     batches = list(Encoder(opened, Texts(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [pairs.samples[i].bucket for i in (0, 4)] == ["48x32x5", "32x32x5"]

@@ -20,7 +20,7 @@ from eval.clips.conditions import Cell, Item, batches, grid
 from eval.clips.windows import HeldOut
 from eval.run import evaluate, open_source
 from iclora_train.config.settings import ConfigError
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from tests.command import run, start
 from tests.eval_world import World, build, compose_config, refused, scores, without_run, write_adapter
 from tests.tiny import write_tiny_base
@@ -145,7 +145,7 @@ def test_the_base_is_not_sampled_again_for_another_adapter(judged: World) -> Non
     kept = judged.root / "runs" / "deblur-nano" / "eval-cells"
     before = len(list(kept.iterdir()))
     other = judged.root / "other.safetensors"
-    write_adapter(other, Base.open(str(judged.root / "base")), task="another")
+    write_adapter(other, BaseModel.open(str(judged.root / "base")), task="another")
     source = open_source(judged.config(f"adapter={other}"))
     made = sample_all(source)
     assert len(list(kept.iterdir())) - before == sum(cell.adapter for cell, _ in made)
@@ -191,7 +191,7 @@ def test_cuts_of_one_recording_are_one_source(tmp_path: Path) -> None:
     """Four clips of two recordings: partners are of the other recording, and claims count two units."""
     sources = {"train": ["sea"], "heldout": ["cat", "cat close", "dog", "dog close"]}
     world = build(tmp_path, sources, recording=lambda clip: f"{clip.split()[0]}.mov")
-    held = HeldOut.open(world.config("eval.windows=8"), Base.open(str(tmp_path / "base")))
+    held = HeldOut.open(world.config("eval.windows=8"), BaseModel.open(str(tmp_path / "base")))
     assert [window.source for window in held.windows] == ["cat.mov"] * 4 + ["dog.mov"] * 4
     assert [window.partner for window in held.windows] == [4, 5, 6, 7, 0, 1, 2, 3]
 

@@ -14,7 +14,7 @@ from eval.clips.judged_adapter import open_judged
 from eval.run import open_source, results_folder
 from iclora_train.adapters import lora
 from iclora_train.config.settings import ConfigError
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from tests.eval_world import World, build, write_adapter
 
 
@@ -25,8 +25,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(scope="module")
-def base(world: World) -> Base:
-    return Base.open(str(world.root / "base"))
+def base(world: World) -> BaseModel:
+    return BaseModel.open(str(world.root / "base"))
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def base(world: World) -> Base:
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(
-    world: World, base: Base, tmp_path: Path, metadata: dict[str, str], message: str
+    world: World, base: BaseModel, tmp_path: Path, metadata: dict[str, str], message: str
 ) -> None:
     path = tmp_path / "foreign.safetensors"
     write_adapter(path, base, **metadata)
@@ -46,7 +46,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
         open_judged(world.config(f"adapter={path}"), base)
 
 
-def test_an_adapter_for_a_wider_base_is_refused(world: World, base: Base, tmp_path: Path) -> None:
+def test_an_adapter_for_a_wider_base_is_refused(world: World, base: BaseModel, tmp_path: Path) -> None:
     """No metadata says so: the shapes do."""
     path = tmp_path / "wide.safetensors"
     wide = {"A": torch.ones(2, 64), "B": torch.ones(64, 2)}
@@ -55,7 +55,9 @@ def test_an_adapter_for_a_wider_base_is_refused(world: World, base: Base, tmp_pa
         open_judged(world.config(f"adapter={path}"), base)
 
 
-def test_another_programs_adapter_takes_the_tasks_factors_and_says_so(world: World, base: Base, tmp_path: Path) -> None:
+def test_another_programs_adapter_takes_the_tasks_factors_and_says_so(
+    world: World, base: BaseModel, tmp_path: Path
+) -> None:
     """Diffusers' key names, no metadata: the same weights as ours, marked as foreign."""
     tensors = {
         key.replace("diffusion_model.", "transformer."): value for key, value in load_file(world.adapter).items()
@@ -76,7 +78,9 @@ def test_another_programs_adapter_takes_the_tasks_factors_and_says_so(world: Wor
     assert judged.facts["metadata"]["base_model_family"] == "tiny"
 
 
-def test_an_untrained_adapter_is_judged_and_makes_the_bases_clips(world: World, base: Base, tmp_path: Path) -> None:
+def test_an_untrained_adapter_is_judged_and_makes_the_bases_clips(
+    world: World, base: BaseModel, tmp_path: Path
+) -> None:
     own = lora.read(world.adapter)
     path = tmp_path / "fresh.safetensors"
     zero = {f"diffusion_model.{n}.lora_B.weight": torch.zeros_like(b) for n, (_, b) in own.weights.items()}
@@ -101,7 +105,7 @@ def assert_makes_the_bases_clips(world: World, adapter: str, note: str) -> None:
     assert (cells[OURS] != cells[BASE]).any()
 
 
-def test_none_of_it_is_an_adapter(world: World, base: Base, tmp_path: Path) -> None:
+def test_none_of_it_is_an_adapter(world: World, base: BaseModel, tmp_path: Path) -> None:
     path = tmp_path / "text.safetensors"
     path.write_text(json.dumps({"no": "adapter"}))
     with pytest.raises(ConfigError, match="not a readable safetensors file"):

@@ -12,7 +12,7 @@ from iclora_train.adapters import lora
 from iclora_train.config.settings import Lora
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.fp8_linear import E4M3, Fp8Linear, quantize
 from scripts.synthetic_checkpoint import write_checkpoint
 
@@ -39,7 +39,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def test_an_fp8_file_computes_with_the_same_weights_wherever_they_are_widened(files: dict[bool, Path]) -> None:
-    base = Base.open(str(files[True]))
+    base = BaseModel.open(str(files[True]))
     kept, widened = base.transformer(fp8=True), base.transformer()
     tokens, text = scene(8, 32)
     assert apart(kept(tokens, text), widened(tokens, text)) < 1e-6
@@ -50,7 +50,7 @@ def test_an_fp8_file_computes_with_the_same_weights_wherever_they_are_widened(fi
 
 @torch.no_grad()
 def test_a_bf16_file_is_rounded_while_loading(files: dict[bool, Path]) -> None:
-    base = Base.open(str(files[False]))
+    base = BaseModel.open(str(files[False]))
     rounded, whole = base.transformer(fp8=True), base.transformer()
     tokens, text = scene(8, 32)
     assert 1e-3 < apart(rounded(tokens, text), whole(tokens, text)) < 0.1
@@ -81,7 +81,7 @@ def test_gradients_of_the_input_are_those_of_the_widened_weight() -> None:
 
 
 def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path], tmp_path: Path) -> None:
-    base = Base.open(str(files[True]))
+    base = BaseModel.open(str(files[True]))
     net = base.transformer(fp8=True)
     parameters = lora.attach(net, Lora(rank=4))
     assert {p.dtype for p in parameters} == {torch.float32}

@@ -22,7 +22,7 @@ from iclora_train.generate.inputs import Inputs, encode, encode_references
 from iclora_train.generate.media import Source, fitted
 from iclora_train.generate.run import generate, to_frames
 from iclora_train.generate.settings import Generate, settle
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from scripts.synthetic.gemma import gemma_for
 from scripts.synthetic.upsampler import write_upsampler
 from scripts.synthetic_checkpoint import write_checkpoint
@@ -33,7 +33,7 @@ from tests.tiny import write_tiny_base
 
 def write_adapter(path: Path, checkpoint: Path, seed: int = 0, **metadata: object) -> Path:
     """A random adapter that changes what the base does, as training would export it."""
-    base = Base.open(str(checkpoint))
+    base = BaseModel.open(str(checkpoint))
     transformer = base.transformer()
     lora.attach(transformer, Lora(rank=4), seed)
     generator = torch.Generator().manual_seed(seed)
@@ -152,7 +152,7 @@ def test_a_mask_is_fitted_and_cut_like_its_reference(place: Path, tmp_path: Path
         picture[:, :20] = picture[:, 40:] = 7  # what `crop` takes away
         cv2.imwrite(str(tmp_path / f"mask/{i}.png"), picture)
     settings = asked(place, tmp_path, attention_mask=str(tmp_path / "mask"))
-    vae = Base.open(str(place / "base")).vae()
+    vae = BaseModel.open(str(place / "base")).vae()
     shape = VideoShape(5, 32, 32, 25.0)
     (reference,) = encode_references(Inputs.open(settings), settings, shape, (2, 1), vae, print)
     assert reference.latent.shape == (1, 8, 2, 2, 2)
@@ -167,7 +167,7 @@ def test_a_first_frame_is_kept(place: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "flat.png"), flat)
     given = {"first_frame": str(tmp_path / "flat.png")}
     alone = made(place, tmp_path / "alone", **given, frames=1)
-    vae = Base.open(str(place / "base")).vae()
+    vae = BaseModel.open(str(place / "base")).vae()
     round_trip = to_frames(vae, encode(flat[None], vae))
     assert (alone[..., ::-1] == round_trip).all()
     assert (made(place, tmp_path / "free") != made(place, tmp_path / "kept", **given)).any()

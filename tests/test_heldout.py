@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.validation import HeldOut, heldout_losses, heldout_names
 from iclora_train.training.validation_metrics import SAMPLED
 from tests.command import Result, run
@@ -66,7 +66,7 @@ def test_looking_changes_nothing_of_the_run(watched: tuple[Path, Result], tiny: 
 
 def test_losses_neither_draw_from_the_random_state_nor_depend_on_it(tiny: list[str]) -> None:
     config = composed(*tiny)
-    base = Base.open(config.model.checkpoint)
+    base = BaseModel.open(config.model.checkpoint)
     heldout = HeldOut.open(ShardSet.open(Path(config.data.root) / "latents"), config)
     transformer = base.transformer().train()
     torch.manual_seed(1)

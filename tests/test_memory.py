@@ -11,7 +11,7 @@ from torch import nn
 
 from iclora_train.config.settings import ConfigError
 from iclora_train.data.batch_sampler import Batch
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.lora_linear import turnable
 from iclora_train.ltx2.runtime import activation_offload as spill_module
 from iclora_train.ltx2.runtime.activation_offload import Spill
@@ -275,7 +275,7 @@ def test_what_a_real_block_keeps_moves_in_that_share_too(share: float) -> None:
 
 def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
     """On a machine that is pretended: each of 12 blocks takes 1 GiB and kept times 10 GiB, all else 5 GiB."""
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", "model.compile=true", "model.recompute=true"), base)
     module.transformer.transformer_blocks = nn.ModuleList([*module.transformer.transformer_blocks] * 6)
     blocks = list(module.transformer.transformer_blocks)
@@ -309,7 +309,7 @@ def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize(("per_block", "turned"), [(0.1, True), (10.0, False)])
 def test_fp8_weights_are_kept_twice_only_where_everything_is_kept(tmp_path, monkeypatch, per_block, turned) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", "model.precision=fp8", "model.compile=true"), base)
     count = len(module.transformer.transformer_blocks)
 
@@ -330,7 +330,7 @@ def test_fp8_weights_are_kept_twice_only_where_everything_is_kept(tmp_path, monk
 
 def test_a_memory_that_cannot_be_held_to_is_refused(tmp_path) -> None:
     config = composed("conf=deblur", "trainer.memory=low")
-    module = ICLoRA(config, Base.open(str(write_tiny_base(tmp_path))))
+    module = ICLoRA(config, BaseModel.open(str(write_tiny_base(tmp_path))))
     with pytest.raises(ConfigError, match=r"trainer\.memory=low has no effect here"):
         memory.settled(config, module, None, tmp_path, print)  # type: ignore[arg-type]
     assert memory.settled(composed("conf=deblur"), module, None, tmp_path, print) is None  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from iclora_train.config.settings import Config
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch_sampler import collate
 from iclora_train.data.datamodule import LatentData
-from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import Record
 from iclora_train.training.lightning_module import ICLoRA, on_device
 from iclora_train.training.step_metrics import DivergedError
@@ -38,7 +38,7 @@ class Clips(LightningDataModule):
         return DataLoader(self.clips, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def fit(config: Config, base: Base, device: str, callbacks: list[Callback]) -> Trainer:
+def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback]) -> Trainer:
     """Train on clips of noise."""
     module = ICLoRA(config, base, device)
     generator = torch.Generator().manual_seed(0)
@@ -89,7 +89,7 @@ def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str, t
     config = composed("conf=deblur", tiny, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
     unwaiting = Unwaiting(torch.cuda.set_sync_debug_mode)
     try:
-        fit(config, base_of(config.model), "cuda", [Record([], 0, None, log_every=100), unwaiting])
+        fit(config, open_base(config.model), "cuda", [Record([], 0, None, log_every=100), unwaiting])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert unwaiting.batches == 2 * (STEPS - 4)
@@ -100,7 +100,7 @@ def test_a_checkpoint_after_a_step_that_was_not_finite_is_refused_whoever_asks(t
     write_tiny_base(tmp_path)
     config = composed("conf=deblur", f"model.checkpoint={tmp_path}", "optim=adamw", "optim.optimizer.lr=1e30")
     path = tmp_path / "made.ckpt"
-    trainer = fit(config, Base.open(str(tmp_path)), "cpu", [Unwaiting(lambda _: None)])  # nobody takes rows
+    trainer = fit(config, BaseModel.open(str(tmp_path)), "cpu", [Unwaiting(lambda _: None)])  # nobody takes rows
     with pytest.raises(DivergedError, match=r"at step 2 \(clip"):
         trainer.save_checkpoint(path)
     assert not path.exists()
@@ -120,7 +120,7 @@ def test_adamw_is_fused_on_a_gpu_unless_the_settings_say_how(said: dict[str, boo
 def test_nothing_of_the_base_is_sent_to_other_processes(tmp_path: Path) -> None:
     write_tiny_base(tmp_path / "base")
     config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "model.compile=true", "model.precision=bf16")
-    module = ICLoRA(config, Base.open(str(tmp_path / "base")))
+    module = ICLoRA(config, BaseModel.open(str(tmp_path / "base")))
     assert any(".fused." in name for name, _ in module.named_buffers())  # weights that are one product
     with a_group_of_one(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(module)

@@ -9,15 +9,15 @@ import torch
 
 import data_prep
 from iclora_train.data.video import read_clip
-from iclora_train.ltx2.base_model import EMBEDDED, Base
+from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from scripts.nano.colours import colour_words
 
 SAMPLES = Path(data_prep.__file__).parent / "samples"
 
 
 @pytest.fixture(scope="module")
-def nano() -> Base:
-    return Base.open("nano")
+def nano() -> BaseModel:
+    return BaseModel.open("nano")
 
 
 def test_files_are_small_enough_to_ship() -> None:
@@ -26,7 +26,7 @@ def test_files_are_small_enough_to_ship() -> None:
     assert max(file.stat().st_size for file in files) <= 16 << 20
 
 
-def test_it_is_of_the_2_3_type(nano: Base) -> None:
+def test_it_is_of_the_2_3_type(nano: BaseModel) -> None:
     config = nano.transformer().config
     assert (nano.family, nano.version) == ("nano", "2.3")
     assert config.apply_gated_attention
@@ -34,13 +34,13 @@ def test_it_is_of_the_2_3_type(nano: Base) -> None:
     assert (nano.geometry.spatial, nano.geometry.temporal) == (8, 4)
 
 
-def test_captions_of_any_length_give_as_many_tokens(nano: Base) -> None:
+def test_captions_of_any_length_give_as_many_tokens(nano: BaseModel) -> None:
     features = nano.text().encode(["", "a dog", "word " * 40])
     assert features.shape == (3, 16, nano.transformer().config.cross_attention_dim)
     assert not torch.allclose(features[0], features[1])
 
 
-def test_the_vae_keeps_real_clips(nano: Base) -> None:
+def test_the_vae_keeps_real_clips(nano: BaseModel) -> None:
     with (SAMPLES / "clips.csv").open(newline="") as table:
         chosen = [row["file"] for row in csv.DictReader(table) if row["split"] == "val"]
     crops = [np.stack(list(read_clip(SAMPLES / file)))[:9, 40:104, 40:104] for file in chosen]

@@ -22,7 +22,7 @@ from iclora_train.config.settings import Config, ConfigError, Lora, Model, Optim
 from iclora_train.core.copy_stream import Lane
 from iclora_train.core.types import Tokens
 from iclora_train.generate import adapters as adapted
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import transformer_of
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
@@ -223,7 +223,7 @@ def test_compiled_blocks_are_compiled_no_more_often_and_give_the_same(backend: s
 
 
 def test_weights_go_to_the_host_while_they_are_loaded(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     for fp8 in (False, True):
         whole, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, offload=1)
         assert {name.split(".")[1] for name in away(net)} == {"1"}
@@ -237,7 +237,7 @@ def test_weights_go_to_the_host_while_they_are_loaded(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_is_named(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     with pytest.raises(ConfigError, match=r"model\.offload=3 must lie in \[0, 2\], the number of blocks"):
         base.transformer(offload=3)
     with pytest.raises(ConfigError, match=r"model\.offload=-1 must be 0 \(none\) or more blocks"):
@@ -255,7 +255,7 @@ def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
-def trained(base: Base, offload: int) -> ICLoRA:
+def trained(base: BaseModel, offload: int) -> ICLoRA:
     model = Model(name="tiny", checkpoint="", offload=offload, lora=Lora(rank=4))
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
     return ICLoRA(Config(task=Task(name="tiny", maker="none"), model=model, optim=optim), base)
@@ -263,7 +263,7 @@ def trained(base: Base, offload: int) -> ICLoRA:
 
 @pytest.mark.usefixtures("on_any_device")
 def test_checkpoints_are_written_and_read_without_the_weights(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     first, other = trained(base, 2), trained(base, 0)
     with torch.no_grad():
         for parameter in first.adapter:
@@ -281,7 +281,7 @@ def test_checkpoints_are_written_and_read_without_the_weights(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("on_any_device")
 def test_the_module_leaves_the_device_with_its_weights(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     plain, fresh, used = trained(base, 0), trained(base, 2), trained(base, 2)
     step(used.transformer)
     for offloaded in (fresh, used):
@@ -293,7 +293,7 @@ def test_the_module_leaves_the_device_with_its_weights(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("on_any_device")
 def test_several_processes_do_not_send_one_another_the_base(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path / "base")))
+    base = BaseModel.open(str(write_tiny_base(tmp_path / "base")))
     offloaded = trained(base, 2)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
     try:
@@ -306,7 +306,7 @@ def test_several_processes_do_not_send_one_another_the_base(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("on_any_device")
 def test_an_adapter_runs_beside_weights_that_lie_in_host_memory(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     weights = lora.extract(trained(base, 0).transformer)
     adapter = lora.Adapter({n: (a, torch.ones_like(b)) for n, (a, b) in weights.items()}, {})
     made = []

@@ -11,7 +11,7 @@ import pytest
 from iclora_train.adapters import lora
 from iclora_train.config.settings import Model
 from iclora_train.data.video import encode_clip
-from iclora_train.ltx2.base_model import base_of
+from iclora_train.ltx2.base_model import open_base
 from scripts import full_size
 from scripts.synthetic.folders import LAYOUTS
 from scripts.synthetic.gemma import gemma_for
@@ -111,7 +111,7 @@ def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
     assert "shards/latents was made by another base" in refused(trained)
     assert "data_prep again" in trained.err
     made_by = json.loads((tmp_path / "shards/latents/fingerprint.json").read_text())["base"]["parts"]
-    parts = base_of(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
+    parts = open_base(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
     assert made_by.keys() >= parts.keys()
     assert all(made_by[part] != parts[part] for part in ("vae", "connectors"))
 

@@ -15,7 +15,7 @@ from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guidance_from
 from iclora_train.diffusion.reference import to_tokens
 from iclora_train.diffusion.sampler import Reference, noise_for, noises_for, sample
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from scripts.synthetic.published import transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint
@@ -239,7 +239,7 @@ def test_guidance_is_that_of_ltx_core_on_clean_latents(rescale: float) -> None:
 @torch.no_grad()
 def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     file = write_checkpoint(tmp_path, version)
-    net = Base.open(str(file)).transformer()
+    net = BaseModel.open(str(file)).transformer()
     reference = theirs(file, transformer_arguments(section_of(file)) | {"perturbed_attn": True})
     tokens, text = given(CASES[0], net)
     monkeypatch.setattr(reference, "forward", partial(reference.forward, spatio_temporal_guidance_blocks=[1]))

@@ -16,7 +16,7 @@ from eval.synthetic.references import kind_of, reference
 from iclora_train.config.settings import Task
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.diffusion.guidance import Guidance
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from tests.tiny import TEXT, write_tiny_base
 
 NANO = (VideoShape(9, 64, 64, 12.5), Scale.of(Geometry(32, 8, 4), 1))
@@ -182,11 +182,11 @@ def test_a_drawing_shows_what_it_requests(kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return Base.open(str(write_tiny_base(tmp_path_factory.mktemp("base"))))
+def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
+    return BaseModel.open(str(write_tiny_base(tmp_path_factory.mktemp("base"))))
 
 
-def run_suite(base: Base, batch_size: int = 24) -> tuple[dict[str, object], dict[str, Shown]]:
+def run_suite(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object], dict[str, Shown]]:
     text, defocus = torch.zeros(TEXT["tokens"], TEXT["output"]), task("degrade.defocus", "restoration")
     sampler = Sampler(
         base.transformer(), base.vae(), base.geometry, defocus, (3, 8, 8), 25.0, [1.0, 0.0], text, Guidance()
@@ -194,7 +194,7 @@ def run_suite(base: Base, batch_size: int = 24) -> tuple[dict[str, object], dict
     return suite(sampler.plan, lambda orders: (sampler.clips(orders).numpy(), 1.0), batch_size)
 
 
-def test_a_base_that_knows_nothing_follows_nothing(base: Base) -> None:
+def test_a_base_that_knows_nothing_follows_nothing(base: BaseModel) -> None:
     result, shown = run_suite(base)
     assert (result["passed"], result["of"]) == (0, 6)
     assert list(shown) == NAMES
@@ -204,7 +204,7 @@ def test_a_base_that_knows_nothing_follows_nothing(base: Base) -> None:
         )
 
 
-def test_what_is_found_does_not_depend_on_the_batches(base: Base) -> None:
+def test_what_is_found_does_not_depend_on_the_batches(base: BaseModel) -> None:
     (one, shown), (many, others) = run_suite(base), run_suite(base, batch_size=5)
     for first, second in zip(one["signals"], many["signals"], strict=True):
         assert (first["name"], first["passed"]) == (second["name"], second["passed"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iclora_train.data.prompts import with_trigger
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import Texts
 from tests.tiny import write_tiny_base
 
@@ -32,7 +32,7 @@ def test_the_trigger_comes_first_and_once(trigger: str, caption: str, whole: str
 
 
 def test_a_caption_is_encoded_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bases = [Base.open(str(write_tiny_base(tmp_path / f"base{seed}", seed))) for seed in (0, 1)]
+    bases = [BaseModel.open(str(write_tiny_base(tmp_path / f"base{seed}", seed))) for seed in (0, 1)]
     first, other = (Texts(tmp_path / "cache", base) for base in bases)
     first.make(["a dog", "a cat", "a dog"])
     other.make(["a dog"])
@@ -40,7 +40,7 @@ def test_a_caption_is_encoded_once_by_each_text_encoder(tmp_path: Path, monkeypa
     assert torch.equal(first.read("a dog"), expected.half().float())
     assert not torch.equal(first.read("a dog"), other.read("a dog"))
     assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 3
-    monkeypatch.setattr(Base, "text", None)  # calling it would fail
+    monkeypatch.setattr(BaseModel, "text", None)  # calling it would fail
     again = Texts(tmp_path / "cache", bases[0])
     again.make(["a dog", "a cat"])
     assert torch.equal(again.read("a dog"), first.read("a dog"))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.core.types import Geometry
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.vae.tiling import Tile, decode_tiled, encode_tiled, pixels_of, spans
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from tests.clips import moving
@@ -83,7 +83,7 @@ def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
 
 
 def test_blended_tiles_are_close_on_real_weights() -> None:
-    nano, tile = Base.open("nano").vae(), Tile(6, 8, 8)
+    nano, tile = BaseModel.open("nano").vae(), Tile(6, 8, 8)
     video = torch.from_numpy(moving(25, 96, 96)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent = nano.encode(video)
     whole = nano.decode(latent)

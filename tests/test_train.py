@@ -18,7 +18,7 @@ from iclora_train.config.hydra_app import task_names
 from iclora_train.config.settings import ConfigError, Flow, Optim, Task
 from iclora_train.core.types import Geometry
 from iclora_train.diffusion.training_inputs import Draws, draw, lay_out, require_factors, step_generator
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.checkpointing import newest
 from iclora_train.training.lightning_module import ICLoRA, rate
 from tests.command import Result, run, start
@@ -84,7 +84,7 @@ def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert "held-out loss: reference correct" in result.out
     assert "runs/run/adapter.safetensors" in result.out
     adapter = lora.read(folder / "runs/run/adapter.safetensors")
-    base = Base.open(str(composed(*tiny).model.checkpoint))
+    base = BaseModel.open(str(composed(*tiny).model.checkpoint))
     lora.check_base(folder, adapter, base.family, base.version)
     assert adapter.metadata["task"] == "deblur"
     assert adapter.metadata["base_fingerprint"] == base.fingerprint
@@ -379,6 +379,6 @@ def test_the_schedule_warms_up_holds_and_decays() -> None:
 
 
 def test_the_module_knows_where_it_was_loaded_before_a_trainer_moves_it(tmp_path: Path) -> None:
-    base = Base.open(str(write_tiny_base(tmp_path)))
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", f"model.checkpoint={tmp_path}"), base, "meta")
     assert module.device == module.adapter[0].device == torch.device("meta")

@@ -18,7 +18,7 @@ from iclora_train.adapters import lora
 from iclora_train.config.settings import Lora
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.weights.key_names import MODEL
 from scripts.synthetic.configs import VERSIONS
@@ -135,7 +135,7 @@ def apart(ours: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.no_grad()
 def test_it_is_the_published_model(official: Path, case: Case) -> None:
-    net, reference = Base.open(str(official)).transformer(), theirs(official)
+    net, reference = BaseModel.open(str(official)).transformer(), theirs(official)
     tokens, text = given(case, net)
     wanted = predicted_by(reference, tokens, text, case)
     found = net(tokens, text)
@@ -145,7 +145,7 @@ def test_it_is_the_published_model(official: Path, case: Case) -> None:
 
 @torch.no_grad()
 def test_with_an_adapter_fused_it_is_the_published_model(official: Path, tmp_path: Path) -> None:
-    net, reference = Base.open(str(official)).transformer(), theirs(official)
+    net, reference = BaseModel.open(str(official)).transformer(), theirs(official)
     tokens, text = given(Case(), net)
     bare = net(tokens, text)
     lora.attach(net, Lora(rank=4))
@@ -165,9 +165,9 @@ def test_with_an_adapter_fused_it_is_the_published_model(official: Path, tmp_pat
 
 @torch.no_grad()
 def test_a_diffusers_folder_is_the_same_model(official: Path, tmp_path: Path) -> None:
-    base = Base.open(str(official))
+    base = BaseModel.open(str(official))
     write_checkpoint(tmp_path, base.version, "diffusers")
-    opened = Base.open(str(tmp_path))
+    opened = BaseModel.open(str(tmp_path))
     assert (opened.version, opened.family, opened.geometry) == (base.version, base.family, base.geometry)
     reference = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
     net = opened.transformer()
@@ -178,9 +178,9 @@ def test_a_diffusers_folder_is_the_same_model(official: Path, tmp_path: Path) ->
 
 @torch.no_grad()
 def test_an_fp8_file_gives_the_weights_times_their_scales(official: Path, tmp_path: Path) -> None:
-    base = Base.open(str(official))
+    base = BaseModel.open(str(official))
     file = write_checkpoint(tmp_path, base.version, fp8=True)
-    net = Base.open(str(file)).transformer()
+    net = BaseModel.open(str(file)).transformer()
     tokens, text = given(Case(), net)
     found = net(tokens, text)
     assert apart(found, predicted_by(theirs(file), tokens, text, Case())) < 1e-5

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iclora_train.config.settings import ConfigError
 from iclora_train.core.types import Geometry
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of, geometry_of_diffusers
 from tests.tiny import VAE
 
@@ -247,7 +247,7 @@ def test_sections_of_other_vaes_are_refused(change: dict[str, Any], message: str
 
 
 def test_bf16_stays_near_fp32_on_real_weights() -> None:
-    exact, coarse = (Base.open("nano").vae() for _ in range(2))
+    exact, coarse = (BaseModel.open("nano").vae() for _ in range(2))
     coarse.to(torch.bfloat16)
     with torch.no_grad():
         latent = torch.randn(1, exact.channels, 3, 8, 8, generator=torch.Generator().manual_seed(0))

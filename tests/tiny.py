@@ -14,7 +14,7 @@ from iclora_train.core.fingerprint import content_settings
 from iclora_train.core.types import LatentPair, VideoShape
 from iclora_train.data.shard_sample import latent_members
 from iclora_train.data.shards import ShardWriter
-from iclora_train.ltx2.base_model import Base, save_base
+from iclora_train.ltx2.base_model import BaseModel, save_base
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.text.nano_encoder import TextConfig, TextEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE
@@ -72,7 +72,7 @@ def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int 
     """A finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`; a reference is its target, dimmed,
     and smaller by the task's factor or by `downscale`."""
     step = downscale or config.task.reference_downscale
-    opened, generator = Base.open(str(base)), torch.Generator().manual_seed(seed)
+    opened, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
     f, h, w = opened.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
     made_by = {"parts": opened.latent_fingerprints}
     writer = ShardWriter(folder, "latents", {"base": made_by, "settings": content_settings(config)})

@@ -26,7 +26,7 @@ from iclora_train.core.atomic_files import write_whole
 from iclora_train.core.progress import steps
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import read_clip
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 
 def unlike(usable: list[Footage], sources: dict[str, Any], notes: Notes, config: Config) -> list[Footage]:
@@ -44,7 +44,7 @@ def unlike(usable: list[Footage], sources: dict[str, Any], notes: Notes, config:
 
 
 @torch.inference_mode()
-def through_vae(pairs: ShardSet, base: Base, notes: Notes, config: Config) -> None:
+def through_vae(pairs: ShardSet, base: BaseModel, notes: Notes, config: Config) -> None:
     """Note what the VAE makes of some of the pairs."""
     numbers = spread(len(pairs), config.checks.vae_pairs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

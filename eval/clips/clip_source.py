@@ -20,7 +20,7 @@ from iclora_train.config.settings import Config, ConfigError
 from iclora_train.core.atomic_files import write_whole
 from iclora_train.core.fingerprint import digest
 from iclora_train.data.pixels import to_bytes
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 PROTOCOL = 1  # raise it when the same settings would give other clips
 
@@ -68,7 +68,7 @@ class Source:
     sigmas: list[float]
     precision: str
 
-    def __init__(self, config: Config, base: Base, judged: Judged, held: HeldOut, store: Store) -> None:
+    def __init__(self, config: Config, base: BaseModel, judged: Judged, held: HeldOut, store: Store) -> None:
         self.config, self.held, self.store, self.base, self.judged = config, held, store, base, judged
         on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
         self.device = torch.device("cuda" if on_gpu else "cpu")

@@ -19,7 +19,7 @@ from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import bar
 from iclora_train.data.video import encoding, read_clip
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 NAMED = 3  # files that an error or a warning names
@@ -33,7 +33,7 @@ class VideoFolder(Source):
     ConfigError names clips that are missing, or of another length or size than their targets.
     """
 
-    def __init__(self, config: Config, base: Base, held: HeldOut, store: Store) -> None:
+    def __init__(self, config: Config, base: BaseModel, held: HeldOut, store: Store) -> None:
         assert config.videos is not None
         self.folder = Path(config.videos)
         require(

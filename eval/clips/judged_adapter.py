@@ -12,7 +12,7 @@ from iclora_train.adapters.convert import Factors, import_any
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, examine, whole_findings
 from iclora_train.config.settings import Config, require
 from iclora_train.core.atomic_files import sha256
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.safetensors_header import read_header
 
 NONE = "none"  # adapter=none: the base as it is
@@ -44,7 +44,7 @@ def adapter_path(config: Config) -> Path:
     return Path(config.adapter) if config.adapter else Path(config.runs_dir, config.run, "adapter.safetensors")
 
 
-def open_judged(config: Config, base: Base) -> Judged:
+def open_judged(config: Config, base: BaseModel) -> Judged:
     """The adapter that the settings name, checked against base and task. ConfigError names the file and the remedy."""
     if config.adapter == NONE:
         return Judged(NONE, note="no adapter: every cell is the base's")

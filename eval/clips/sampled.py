@@ -20,14 +20,14 @@ from iclora_train.config.settings import Config
 from iclora_train.diffusion.guidance import guidance_from
 from iclora_train.diffusion.noise_schedule import sigmas_for
 from iclora_train.diffusion.sampler import Reference, sample
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import compile_as_set, transformer_of
 
 
 class Renderer(Source):
     """Makes the clips of a cell with the base, the adapter and the held-out latents."""
 
-    def __init__(self, config: Config, base: Base, judged: Judged, held: HeldOut, store: Store) -> None:
+    def __init__(self, config: Config, base: BaseModel, judged: Judged, held: HeldOut, store: Store) -> None:
         super().__init__(config, base, judged, held, store)
         self.transformer = transformer_of(base, config.model, self.device)
         if judged.adapter is not None:

@@ -18,7 +18,7 @@ from iclora_train.config.settings import Config, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.shards import Sample, ShardSet
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class HeldOut:
         self._latent_row = {sample.key: i for i, sample in enumerate(latents.samples)}
 
     @classmethod
-    def open(cls, config: Config, base: Base) -> HeldOut:
+    def open(cls, config: Config, base: BaseModel) -> HeldOut:
         """From the shards under data.root. ConfigError: other settings or base, too few windows, leakage."""
         root, split = Path(config.data.root), config.eval.split
         pairs, latents = ShardSet.open(root / "pairs"), ShardSet.open(root / "latents")

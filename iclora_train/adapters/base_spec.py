@@ -11,7 +11,7 @@ from torch import Tensor
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.key_styles import BLOCKS, is_audio
 from iclora_train.config.settings import ConfigError
-from iclora_train.ltx2.base_model import EMBEDDED, Base
+from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Part, Stored, read_header
@@ -32,11 +32,11 @@ class Target:
 
     @classmethod
     def open(cls, checkpoint: str) -> Target:
-        """Read the headers of the base at a path, or of an embedded one by name. ConfigError as `Base.open`."""
+        """Read the headers of the base at a path, or of an embedded one by name. ConfigError as `BaseModel.open`."""
         opened = open_checkpoint(checkpoint)
         shapes = {name: at.shape for name, at in model_part(opened).stored.items() if name.endswith(".weight")}
         linears = {name.removesuffix(".weight"): (s[0], s[1]) for name, s in shapes.items() if len(s) == 2}
-        fingerprint = Base.open(checkpoint).fingerprint if checkpoint in EMBEDDED else None
+        fingerprint = BaseModel.open(checkpoint).fingerprint if checkpoint in EMBEDDED else None
         return cls(opened.family, opened.version, fingerprint, linears)
 
     @property

@@ -14,12 +14,12 @@ from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
 from iclora_train.config.settings import Model, require
 from iclora_train.generate.settings import Generate
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import transformer_of
 from iclora_train.ltx2.model.transformer import Transformer
 
 
-def open_adapter(settings: Generate, base: Base) -> Adapter:
+def open_adapter(settings: Generate, base: BaseModel) -> Adapter:
     """All adapters at their strengths as one, whose metadata has the reference factors and all triggers.
 
     ConfigError for a file that is not there, is no adapter or is for another base, and when the adapters' reference
@@ -35,7 +35,9 @@ def open_adapter(settings: Generate, base: Base) -> Adapter:
     return combine(list(zip(adapters, settings.adapter_strength, strict=True)))
 
 
-def adapted_transformer(base: Base, adapter: Adapter, model: Model, device: torch.device) -> tuple[Transformer, int]:
+def adapted_transformer(
+    base: BaseModel, adapter: Adapter, model: Model, device: torch.device
+) -> tuple[Transformer, int]:
     """The transformer with the adapter, and how many audio modules of the adapter are not used here.
 
     The adapter is added into the weights. To fp8 weights it would be lost in their rounding, and those in host memory

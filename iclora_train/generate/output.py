@@ -18,7 +18,7 @@ from iclora_train.core.types import VideoShape
 from iclora_train.data.video import encode_clip
 from iclora_train.generate.inputs import Inputs
 from iclora_train.generate.settings import TRAINING, Generate
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 FRAME = "frame-{:05d}.png"
 
@@ -43,7 +43,7 @@ def refuse_existing(settings: Generate) -> None:
 
 def recipe(
     settings: Generate,
-    base: Base,
+    base: BaseModel,
     inputs: Inputs,
     shape: VideoShape,
     prompt: str,

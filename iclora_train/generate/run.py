@@ -27,7 +27,7 @@ from iclora_train.generate.inputs import Inputs, encode_first_frame, encode_refe
 from iclora_train.generate.output import recipe, refuse_existing, write
 from iclora_train.generate.settings import Generate
 from iclora_train.generate.size import Units, video_shape
-from iclora_train.ltx2.base_model import Base, base_of
+from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import compile_as_set, vae_dtype
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.text_features import Texts
@@ -57,7 +57,7 @@ def generate(settings: Generate) -> list[Path]:
     refuse_existing(settings)
     up = settings.upsampler
     require(up is None or Path(up).expanduser().is_file(), f"upsampler={up} is no file: give the x2 upsampler's file")
-    base = base_of(settings.model)
+    base = open_base(settings.model)
     adapter = open_adapter(settings, base)
     inputs = Inputs.open(settings)
     units = Units.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if settings.upsampler else 1)
@@ -98,7 +98,7 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
     return (conf_dir() / "tuned" / f"{adapter.metadata.get('task')}-{model}.yaml").is_file()
 
 
-def full_prompt(settings: Generate, adapter: Adapter, base: Base) -> str:
+def full_prompt(settings: Generate, adapter: Adapter, base: BaseModel) -> str:
     """The prompt behind the adapter's trigger, or in its template, as captions are in training. A template that asks
     for more than a caption is the user's to follow. ConfigError when a real base has no prompt."""
     needed = "text" not in base.checkpoint.parts
@@ -112,7 +112,7 @@ def full_prompt(settings: Generate, adapter: Adapter, base: Base) -> str:
     return filled(template, {"caption": settings.prompt, "trigger": trigger})
 
 
-def read_texts(settings: Generate, base: Base, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
+def read_texts(settings: Generate, base: BaseModel, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Features (1,T,D) of the prompt and of the negative prompt, from the cache where they are in it."""
     texts = Texts(Path(settings.cache).expanduser(), base)
     wanted = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
@@ -140,7 +140,7 @@ def lay_out(
 
 def denoise(
     settings: Generate,
-    base: Base,
+    base: BaseModel,
     adapter: Adapter,
     stages: Sequence[Stage],
     text: Tensor,

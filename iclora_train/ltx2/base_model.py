@@ -35,7 +35,7 @@ EMBEDDED = {"nano": Path(__file__).parent.parent / "nano"}
 _SAMPLE = 1 << 20  # bytes hashed at the start, middle and end of a file for the fingerprint
 
 
-class Base:
+class BaseModel:
     """An opened checkpoint. `open` reads headers only; `transformer`, `vae` and `text` load weights."""
 
     def __init__(self, name: str, checkpoint: Checkpoint, text_encoder: Path | None = None) -> None:
@@ -51,7 +51,7 @@ class Base:
     @classmethod
     def open(
         cls, checkpoint: str, vae: str | None = None, connectors: str | None = None, text_encoder: str | None = None
-    ) -> Base:
+    ) -> BaseModel:
         """The base at a path, or an embedded one by name; the others name parts that lie elsewhere (`config.Model`).
 
         ConfigError names the file and the remedy.
@@ -134,11 +134,6 @@ class Base:
             found["text_encoder"] = text_fingerprint(folder)
         return {name: value[:16] for name, value in sorted(found.items())}
 
-    @property
-    def latent_fingerprint(self) -> str:
-        """`latent_fingerprints` in one."""
-        return digest(self.latent_fingerprints)[:16]
-
 
 def _packs_projection(text_encoder: Path) -> bool:
     """Whether this is LTX-2.5's packed text encoder, which has the text projection in it."""
@@ -207,9 +202,9 @@ def save_base(
         save_file(shard, folder / f"{family}-{i:05d}-of-{len(shards):05d}.safetensors", metadata)
 
 
-def base_of(model: Model) -> Base:
+def open_base(model: Model) -> BaseModel:
     """Open the base of `model.*`; headers only. ConfigError for a wrong path, file or version."""
-    base = Base.open(model.checkpoint, model.vae, model.connectors, model.text_encoder)
+    base = BaseModel.open(model.checkpoint, model.vae, model.connectors, model.text_encoder)
     require(
         model.version in (None, base.version),
         f"model.checkpoint={model.checkpoint} is of version {base.version}, and model={model.name} wants "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from iclora_train.config.settings import Model, require
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.activation_offload import Spill
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -26,7 +26,7 @@ def base_dtype(precision: str) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def transformer_of(base: Base, model: Model, device: torch.device | str) -> Transformer:
+def transformer_of(base: BaseModel, model: Model, device: torch.device | str) -> Transformer:
     """The base's frozen transformer as model.precision wants it, in `base_dtype`, with fp8 weights where it is fp8; and
     with the weights of model.offload blocks in host memory. ConfigError for those without a GPU.
     """
@@ -40,7 +40,7 @@ def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
     return base_dtype(precision) if device.type == "cuda" else torch.float32
 
 
-def compile_as_set(transformer: Transformer, base: Base, model: Model) -> None:
+def compile_as_set(transformer: Transformer, base: BaseModel, model: Model) -> None:
     """Compile the blocks as model.compile says (`compiled.compile_blocks`); adapters are attached before.
 
     What a block keeps is then the compiler's choice within model.kept; while that is null, everything, or with

@@ -11,7 +11,7 @@ import torch
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import bar
 from iclora_train.data.shard_sample import load_text, save_text
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 BATCH = 4
 
@@ -19,7 +19,7 @@ BATCH = 4
 class Texts:
     """Features (T,D) of captions, one file each in a folder of the text encoder that made them."""
 
-    def __init__(self, root: Path, base: Base) -> None:
+    def __init__(self, root: Path, base: BaseModel) -> None:
         makers = {part: mark for part, mark in base.latent_fingerprints.items() if part != "vae"}
         self.folder, self.base = root / f"texts-{digest(makers)[:8]}", base
         self.read = lru_cache(maxsize=64)(lambda caption: load_text(self._path(caption)))  # windows share captions

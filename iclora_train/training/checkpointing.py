@@ -23,7 +23,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from iclora_train.config.settings import Config, ConfigError
 from iclora_train.core.atomic_files import write_whole
 from iclora_train.core.fingerprint import PLACES, differences, digest, plain
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 
 KEPT = 2  # checkpoints; the last but one is for the case that the last is damaged
 NOT_SHAPING = ("root", "workers")  # of `data`: where things lie and who reads them
@@ -85,7 +85,7 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def shaping_settings(config: Config, base: Base) -> dict[str, Any]:
+def shaping_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """The settings that shape a run, as JSON: what has to be equal when it goes on."""
     sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
     for section, keys in (("data", NOT_SHAPING), ("model", PLACES)):

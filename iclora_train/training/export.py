@@ -15,11 +15,11 @@ from iclora_train.core.fingerprint import config_hash
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.prompts import TEMPLATE
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.lightning_module import ICLoRA
 
 
-def export(path: Path, module: ICLoRA, base: Base) -> None:
+def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
     config, shards = module.config, ShardSet.open(Path(module.config.data.root, "latents"))
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()

@@ -20,7 +20,7 @@ from iclora_train.config.settings import Config, Optim, require
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.loss import Losses, losses
 from iclora_train.diffusion.training_inputs import draw, step_generator
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import compile_as_set, transformer_of
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.step_metrics import DivergedError, Recent, Row
@@ -29,7 +29,7 @@ from iclora_train.training.step_metrics import DivergedError, Recent, Row
 class ICLoRA(LightningModule):
     """An adapter on a frozen base, trained to predict the velocity of the target beside its references."""
 
-    def __init__(self, config: Config, base: Base, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: Config, base: BaseModel, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
         self.transformer = transformer_of(base, config.model, device).train()

@@ -28,7 +28,7 @@ from iclora_train.diffusion.guidance import guidance_from
 from iclora_train.diffusion.noise_schedule import sigmas_for
 from iclora_train.diffusion.sampler import Reference, noise_for, sample
 from iclora_train.diffusion.training_inputs import Draws
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.lightning_module import ICLoRA
@@ -109,7 +109,7 @@ class ValidationClips(Callback):
     target. `callbacks.Record` asks for them, so that their figures come into the row of their step.
     """
 
-    def __init__(self, config: Config, base: Base, heldout: HeldOut, folder: Path) -> None:
+    def __init__(self, config: Config, base: BaseModel, heldout: HeldOut, folder: Path) -> None:
         self.config, self.base, self.folder = config, base, folder
         batch = heldout.batches[0][0]
         tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}

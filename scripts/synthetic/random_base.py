@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.base_model import Base
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
@@ -16,7 +16,7 @@ from scripts.synthetic.configs import GEMMA, MODEL_VERSION, official_config
 from scripts.synthetic.layout import Spec, transformer
 
 
-class RandomBase(Base):
+class RandomBase(BaseModel):
     """The transformer of a version, made on the device within seconds; it has no other part."""
 
     def __init__(self, version: str, size: str = "full") -> None:
