@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from eval.clips.conditions import OURS
+from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.scores import write
-from eval.statistics.estimates import Estimate, Values, by_source, estimate, known
+from eval.statistics.estimates import Estimate, Values, by_source, drop_nan, estimate
 from eval.statistics.significance import holm, signed_rank
 from iclora_train.config.settings import ConfigError, require
 from iclora_train.core.fingerprint import differences
@@ -51,9 +51,9 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     """
     _require_comparable(a, b)
     sources = [clip["source"] for clip in a["clips"]]
-    rows = [{key: _units(values) for key, values in scores["windows"][OURS].items()} for scores in (a, b)]
+    rows = [{key: _units(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)]
     shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1]]
-    paired = {key: rows[1][key] - rows[0][key] for key in shared if len(known(rows[1][key] - rows[0][key]))}
+    paired = {key: rows[1][key] - rows[0][key] for key in shared if len(drop_nan(rows[1][key] - rows[0][key]))}
     tested = {key: p for key, units in paired.items() if (p := two_sided(units)) is not None}
     primary = a["primary"]  # declared before anything was measured: it stands alone
     corrected = holm({key: p for key, p in tested.items() if key != primary})
@@ -68,7 +68,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
             by_source=by_source(units, sources),
             p=tested.get(key),
             p_holm=corrected.get(key),
-            better=_better(a["metrics"][key]["better"], float(known(units).mean())),
+            better=_better(a["metrics"][key]["better"], float(drop_nan(units).mean())),
         )
         for key, units in paired.items()
     }

@@ -23,7 +23,7 @@ from iclora_train.data.video import encode_clip
 from iclora_train.ltx2.base_model import open_base
 
 
-def hand_out(config: Config) -> Path:
+def write_handout(config: Config) -> Path:
     """Write the inputs and the manifest; returns the manifest's path. What is there already is written again.
 
     ConfigError as `eval`: too few windows, leakage, shards of other settings.
@@ -70,7 +70,7 @@ def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
 
 def main() -> None:
     """`python -m eval.handout`."""
-    run("eval", lambda config: print(hand_out(config)))
+    run("eval", lambda config: print(write_handout(config)))
 
 
 if __name__ == "__main__":

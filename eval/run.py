@@ -9,20 +9,20 @@ from typing import Any
 from rich.console import Console
 
 from eval import scores as scores_json
-from eval import synthetic as simple
-from eval import wandb_log
-from eval.clips.clip_source import Source, Store
+from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import batches
 from eval.clips.external import VideoFolder
-from eval.clips.judged_adapter import NONE, adapter_path, open_judged
-from eval.clips.sampled import Renderer
+from eval.clips.judged_adapter import NONE, adapter_path, open_adapter
+from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
 from eval.compare import compare, load
-from eval.judging.symptoms import flags
+from eval.judging.symptoms import find_symptoms
 from eval.metrics import Suite
+from eval.report import wandb_log
 from eval.report.exhibits import exhibits
 from eval.report.page import write_page
 from eval.scoring.scorer import Scorer, progress_bar, say
+from eval.synthetic.run import ProbeClips, run_probes
 from iclora_train.config.settings import Config, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import open_base
@@ -39,15 +39,15 @@ def results_folder(config: Config) -> Path:
     return run / f"eval-{path.stem}-{sha256(path)[:8]}"
 
 
-def open_source(config: Config) -> Source:
+def open_source(config: Config) -> ClipSource:
     """Where the clips come from: the sampler with the adapter, or a folder of videos. ConfigError: it does not fit."""
     base = open_base(config.model)
     held = HeldOut.open(config, base)
-    store = Store(Path(config.runs_dir, config.run, "eval-cells"))
+    store = ClipCache(Path(config.runs_dir, config.run, "eval-cells"))
     if config.videos is not None:
         require(config.adapter is None, "videos= and adapter= each name what is judged: give one of them, not both")
         return VideoFolder(config, base, held, store)
-    return Renderer(config, base, open_judged(config, base), held, store)
+    return SampledClips(config, base, open_adapter(config, base), held, store)
 
 
 def evaluate(config: Config) -> Path:
@@ -62,13 +62,13 @@ def evaluate(config: Config) -> Path:
     source, suite = open_source(config), Suite.of(config.task)
     scorer = Scorer(source, batches(source.held.windows, source.seeds, config.eval.batch_size), suite)
     _announce(source, suite, config, console)
-    signals, shown = _signals(source, console) if isinstance(source, Renderer) else (None, {})
+    signals, shown = _signals(source, console) if isinstance(source, SampledClips) else (None, {})
     with progress_bar(console) as progress:
         results = scorer.run(progress)
     found = scores_json.assemble(config, source, suite, results)
     found["simple"] = signals
     found["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
-    found["flags"] = flags(found)
+    found["flags"] = find_symptoms(found)
     folder = results_folder(config)
     scores_json.write(folder / "scores.json", found)
     shown_clips = wandb_log.keeping(exhibits(scorer, suite.control), folder, config)
@@ -79,16 +79,16 @@ def evaluate(config: Config) -> Path:
     return report
 
 
-def _signals(renderer: Renderer, console: Console) -> tuple[dict[str, Any], dict[str, simple.Shown]]:
+def _signals(renderer: SampledClips, console: Console) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
     """The simple signals, with a bar over their clips."""
     with progress_bar(console, "clips") as progress:
         task = progress.add_task("simple signals", total=None)
-        found, shown = simple.run(renderer, lambda done, total: progress.update(task, completed=done, total=total))
+        found, shown = run_probes(renderer, lambda done, total: progress.update(task, completed=done, total=total))
     say(console, f"  simple signals     {found['seconds']:7.1f} s   {found['passed']} of {found['of']} pass")
     return found, shown
 
 
-def _announce(source: Source, suite: Suite, config: Config, console: Console) -> None:
+def _announce(source: ClipSource, suite: Suite, config: Config, console: Console) -> None:
     """What is judged on what, and what should be known of it."""
     count = f"{len(source.held.windows)} windows x {len(source.seeds)} seeds"
     say(console, f"{config.task.name}: {source.judged.path} on {count}")

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 import torch
 
-from eval.clips.clip_source import PROTOCOL, Source
-from eval.clips.conditions import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
-from eval.judging.control import control, estimate_or_none, evidence, mask
+from eval.clips.clip_source import PROTOCOL, ClipSource
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, EMPTY_PROMPT, SWAPPED
+from eval.judging.control import collect_evidence, control_figures, estimate_or_none, mask_figures
 from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
 from eval.scoring.scorer import CEILING, FLOOR, INPUT, Results
@@ -26,13 +26,15 @@ from iclora_train.config.settings import Config
 from iclora_train.core.atomic_files import write_whole
 from iclora_train.core.fingerprint import config_hash
 
-ROWS = (OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED, EMPTY_PROMPT, INPUT, CEILING, FLOOR)
+ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CEILING, FLOOR)
 
 
-def assemble(config: Config, source: Source, suite: Suite, results: Results) -> dict[str, Any]:
+def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
     """The content of scores.json but for `flags`, `simple` and the wall-clock time."""
     windows, base = source.held.windows, source.base
-    found = evidence(results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence)
+    found = collect_evidence(
+        results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence
+    )
     rows = {name: results.cells[name] for name in ROWS if name in results.cells}
     thresholds = config.eval.thresholds
     return {
@@ -54,9 +56,9 @@ def assemble(config: Config, source: Source, suite: Suite, results: Results) -> 
         "not_run": [asdict(absent) for absent in suite.not_run],
         "cells": {name: _estimates(row) for name, row in rows.items()},
         "strength": [{"s": s, "metrics": _estimates(row)} for s, row in found.strengths],
-        "control": control(results, found),
+        "control": control_figures(results, found),
         "diversity": _estimates(results.diversity),
-        "mask": mask(results, found, source.band, base.geometry.temporal),
+        "mask": mask_figures(results, found, source.band, base.geometry.temporal),
         "verdicts": judge(config.task.family, found, thresholds),
         "thresholds": {**asdict(thresholds), "changed": thresholds.changed},
         "windows": {name: {metric: _numbers(units) for metric, units in row.items()} for name, row in rows.items()},
@@ -86,7 +88,7 @@ def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[l
     }
 
 
-def _provenance(config: Config, source: Source) -> dict[str, Any]:
+def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -107,7 +109,7 @@ def _provenance(config: Config, source: Source) -> dict[str, Any]:
     }
 
 
-def _memory(source: Source) -> dict[str, int] | None:
+def _memory(source: ClipSource) -> dict[str, int] | None:
     """Peak and size of the GPU's memory; None on a CPU."""
     if source.device.type != "cuda":
         return None

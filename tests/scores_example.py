@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.clips.conditions import FADED
+from eval.clips.conditions import FADE_MASK
 from eval.clips.windows import Window
-from eval.judging.symptoms import flags
+from eval.judging.symptoms import find_symptoms
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, Exhibit
 from eval.statistics.estimates import estimate
 
@@ -127,7 +127,7 @@ def finish(
         },
         "timings": {"wall_seconds": 12.5, "sampling_seconds": {"base": 1.0}, "seconds_per_clip": {"base": 0.1}},
     }
-    return {**scores, "flags": flags(scores)}
+    return {**scores, "flags": find_symptoms(scores)}
 
 
 def clip(seed: int, shift: int = 0) -> np.ndarray:
@@ -139,7 +139,7 @@ def clip(seed: int, shift: int = 0) -> np.ndarray:
 
 def exhibits(scores: dict[str, Any]) -> Iterator[Exhibit]:
     """Clips for every window: worse conditions are darker, so that one can see which is which."""
-    shade = {"reference": 0.8, "target": 1.0, "half mask": 0.7, FADED: 0.7, CONTROL: 0.4, CONTROL_TARGET: 0.5}
+    shade = {"reference": 0.8, "target": 1.0, "half mask": 0.7, FADE_MASK: 0.7, CONTROL: 0.4, CONTROL_TARGET: 0.5}
     shade |= {name: LEVEL[name] / 39 for name in ("adapter+reference", "base+reference", "base", "swapped", "ceiling")}
     shade |= {f"strength {s:g}": 0.3 + 0.5 * s for s in STRENGTHS if s < 1}
     for i, facts in enumerate(scores["clips"]):

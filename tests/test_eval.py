@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.clips.clip_source import Source, Store
-from eval.clips.conditions import Cell, Item, batches, grid
+from eval.clips.clip_source import ClipCache, ClipSource
+from eval.clips.conditions import Condition, Item, all_conditions, batches
 from eval.clips.windows import HeldOut
 from eval.run import evaluate, open_source
 from iclora_train.config.settings import ConfigError
@@ -92,7 +92,7 @@ def test_scores_follow_the_schema(judged: World) -> None:
     assert [entry["s"] for entry in found["strength"]] == [1, 0.5, 0]
     assert found["strength"][0]["metrics"] == found["cells"]["adapter+reference"]
     assert all(row["psnr"]["n"] == 4 for row in found["cells"].values())
-    assert found["timings"]["sampling_seconds"].keys() == {cell.name for cell in grid([1, 0.5, 0])}
+    assert found["timings"]["sampling_seconds"].keys() == {cell.name for cell in all_conditions([1, 0.5, 0])}
     frames = found["frames"]["adapter+reference"]["psnr"]
     assert [len(series) for series in frames] == [5] * 4
 
@@ -160,7 +160,7 @@ def test_half_precision_and_guidance_make_other_clips(world: World) -> None:
     assert counts == [len(made), 2 * len(made)]
 
 
-def sample_all(source: Source) -> list[tuple[Cell, tuple[Item, ...]]]:
+def sample_all(source: ClipSource) -> list[tuple[Condition, tuple[Item, ...]]]:
     """Every batch of every cell, sampled."""
     config = source.config.eval
     parts = [(cell, batch) for cell in source.cells for batch in batches(source.held.windows, config.seeds, 3)]
@@ -170,7 +170,7 @@ def sample_all(source: Source) -> list[tuple[Cell, tuple[Item, ...]]]:
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = ClipCache(tmp_path)
     store.write({"a": 1}, torch.arange(3, dtype=torch.uint8).reshape(3, 1, 1, 1, 1).expand(3, 5, 8, 8, 3), 1.5)
     clips, seconds = store.read({"a": 1})
     assert (clips.shape, seconds) == ((3, 5, 8, 8, 3), 1.5)

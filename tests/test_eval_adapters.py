@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eval.clips.conditions import BASE, BASE_REFERENCE, NO_REFERENCE, OURS, batches
-from eval.clips.judged_adapter import open_judged
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, batches
+from eval.clips.judged_adapter import open_adapter
 from eval.run import open_source, results_folder
 from iclora_train.adapters import lora
 from iclora_train.config.settings import ConfigError
@@ -43,7 +43,7 @@ def test_an_adapter_that_does_not_fit_is_refused(
     path = tmp_path / "foreign.safetensors"
     write_adapter(path, base, **metadata)
     with pytest.raises(ConfigError, match=message):
-        open_judged(world.config(f"adapter={path}"), base)
+        open_adapter(world.config(f"adapter={path}"), base)
 
 
 def test_an_adapter_for_a_wider_base_is_refused(world: World, base: BaseModel, tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_an_adapter_for_a_wider_base_is_refused(world: World, base: BaseModel, t
     wide = {"A": torch.ones(2, 64), "B": torch.ones(64, 2)}
     save_file({f"diffusion_model.transformer_blocks.0.attn1.to_q.lora_{n}.weight": t for n, t in wide.items()}, path)
     with pytest.raises(ConfigError, match=r"wide.safetensors: .*wrong base model"):
-        open_judged(world.config(f"adapter={path}"), base)
+        open_adapter(world.config(f"adapter={path}"), base)
 
 
 def test_another_programs_adapter_takes_the_tasks_factors_and_says_so(
@@ -64,7 +64,7 @@ def test_another_programs_adapter_takes_the_tasks_factors_and_says_so(
     }
     path = tmp_path / "theirs.safetensors"
     save_file(tensors, path)
-    judged, own = open_judged(world.config(f"adapter={path}"), base), open_judged(world.config(), base)
+    judged, own = open_adapter(world.config(f"adapter={path}"), base), open_adapter(world.config(), base)
     assert judged.foreign
     assert not own.foreign
     assert judged.note is not None
@@ -100,13 +100,13 @@ def assert_makes_the_bases_clips(world: World, adapter: str, note: str) -> None:
     assert note in source.judged.note
     batch = batches(source.held.windows, source.seeds, 3)[0]
     cells = {cell.name: source.clips(cell, batch)[0] for cell in source.cells[:4]}
-    assert (cells[OURS] == cells[BASE_REFERENCE]).all()
-    assert (cells[NO_REFERENCE] == cells[BASE]).all()
-    assert (cells[OURS] != cells[BASE]).any()
+    assert (cells[ADAPTER_REFERENCE] == cells[BASE_REFERENCE]).all()
+    assert (cells[ADAPTER_ONLY] == cells[BASE]).all()
+    assert (cells[ADAPTER_REFERENCE] != cells[BASE]).any()
 
 
 def test_none_of_it_is_an_adapter(world: World, base: BaseModel, tmp_path: Path) -> None:
     path = tmp_path / "text.safetensors"
     path.write_text(json.dumps({"no": "adapter"}))
     with pytest.raises(ConfigError, match="not a readable safetensors file"):
-        open_judged(world.config(f"adapter={path}"), base)
+        open_adapter(world.config(f"adapter={path}"), base)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.clips.attention_masks import blocks, fade_masks, fade_weights, half_columns, half_masks
-from eval.clips.conditions import Item, batches, grid, sweep
-from eval.clips.windows import Window, check_leakage, partners, spread
+from eval.clips.attention_masks import fade_masks, fade_weights, half_columns, half_masks, latent_frame_slices
+from eval.clips.conditions import Item, all_conditions, batches, strength_sweep
+from eval.clips.windows import Window, check_leakage, partners, select_windows
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.settings import ConfigError
 from iclora_train.data.pixels import to_bytes
@@ -37,9 +37,9 @@ def sample_of(key: str, source: str) -> Sample:
 def test_windows_are_spread_evenly_over_sources() -> None:
     samples = [sample_of(f"a{i}", "a") for i in range(10)] + [sample_of(f"b{i}", "b") for i in range(3)]
     own = {"a": "a", "b": "b"}
-    assert [s.key for s in spread(samples, own, 4)] == ["a2", "a7", "b0", "b2"]
-    assert len(spread(samples, own, 9)) == 9
-    assert len({s.key for s in spread(samples, own, 13)}) == 13
+    assert [s.key for s in select_windows(samples, own, 4)] == ["a2", "a7", "b0", "b2"]
+    assert len(select_windows(samples, own, 9)) == 9
+    assert len({s.key for s in select_windows(samples, own, 13)}) == 13
 
 
 @pytest.mark.parametrize("sources", ["aabb", "aabbcc", "aaab", "abcabc", "aaaabbc"])
@@ -70,14 +70,14 @@ def test_a_batch_has_one_frame_rate() -> None:
 
 
 def test_zero_and_one_are_always_among_the_strengths() -> None:
-    assert sweep([0.5]) == [1, 0.5, 0]
-    names = [cell.name for cell in grid([0.5])]
+    assert strength_sweep([0.5]) == [1, 0.5, 0]
+    names = [cell.name for cell in all_conditions([0.5])]
     assert len(set(names)) == len(names) == 10
-    assert set(names) - {cell.name for cell in grid([0.5], fade=False)} == {"fade mask"}
+    assert set(names) - {cell.name for cell in all_conditions([0.5], fade=False)} == {"fade mask"}
 
 
 def test_the_default_protocol_is_the_documented_one() -> None:
-    assert sweep(Eval().strengths) == [1, 0.75, 0.5, 0.25, 0.1, 0.05, 0]
+    assert strength_sweep(Eval().strengths) == [1, 0.75, 0.5, 0.25, 0.1, 0.05, 0]
     with pytest.raises(ConfigError, match="names a seed twice"):
         Eval(seeds=[1, 1])
 
@@ -92,8 +92,8 @@ def test_a_fade_weighs_latent_frames_from_none_to_all(count: int) -> None:
 
 def test_blocks_are_the_pixel_frames_of_latent_frames() -> None:
     frames = np.arange(9)
-    assert [frames[at].tolist() for at in blocks(9, 4)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
-    assert [frames[at].tolist() for at in blocks(1, 4)] == [[0]]
+    assert [frames[at].tolist() for at in latent_frame_slices(9, 4)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    assert [frames[at].tolist() for at in latent_frame_slices(1, 4)] == [[0]]
 
 
 @pytest.mark.parametrize("width", [4, 5])

@@ -14,7 +14,7 @@ import pytest
 
 from eval.clips.conditions import batches
 from eval.clips.external import read_frames
-from eval.handout import hand_out
+from eval.handout import write_handout
 from eval.run import evaluate, open_source
 from iclora_train.config.settings import ConfigError
 from iclora_train.data.video import encode_clip
@@ -27,7 +27,7 @@ FPS = 25.0
 def handed(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world whose inputs were handed out to <root>/clips."""
     world = build(tmp_path_factory.mktemp("videos"))
-    assert hand_out(world.bare(f"videos={world.root / 'clips'}")) == world.root / "clips" / "manifest.json"
+    assert write_handout(world.bare(f"videos={world.root / 'clips'}")) == world.root / "clips" / "manifest.json"
     return world
 
 
@@ -65,7 +65,7 @@ def test_the_manifest_tells_all_that_a_program_needs(handed: World) -> None:
 def test_an_edit_hands_out_its_masks(tmp_path: Path) -> None:
     """The mask is where the reference has the maker's colour."""
     world = build(tmp_path, task="inpaint", colour=(102, 255, 0))
-    hand_out(world.bare(f"videos={tmp_path / 'clips'}"))
+    write_handout(world.bare(f"videos={tmp_path / 'clips'}"))
     mask = read_frames(tmp_path / "clips" / manifest(world)["windows"][0]["files"]["mask"]["file"])
     assert (mask[:, :16] == 255).all()
     assert (mask[:, 16:] == 0).all()
@@ -146,7 +146,7 @@ def test_a_structure_task_forgives_a_chance_but_not_an_offset(handed: World, tmp
 def test_videos_and_an_adapter_are_one_too_many(handed: World) -> None:
     refused(handed.bare(f"videos={handed.root / 'clips'}", "adapter=x.safetensors"), "not both")
     with pytest.raises(ConfigError, match="videos=FOLDER must be set"):
-        hand_out(handed.bare())
+        write_handout(handed.bare())
 
 
 def test_hidden_and_other_files_do_not_disturb(handed: World, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.metrics import Suite, Truth, change, difference, dissimilarity, diversity, edited_region, offset
-from eval.metrics.base import FLOW_SIDE, View
+from eval.metrics import GroundTruth, Suite, change, difference, dissimilarity, diversity, edited_region, offset
+from eval.metrics.base import FLOW_SIDE, CachedClip
 from eval.metrics.colour import cdc, chroma_error, colourfulness
 from eval.metrics.motion import sound, warping_error
 from eval.metrics.picture import PSNR_CAP, psnr, psnr_y, ssim
@@ -27,16 +27,16 @@ TASKS = {
 }
 
 
-def truth_of(task: str) -> Truth:
+def truth_of(task: str) -> GroundTruth:
     """What clips are measured against: the pair of a task, made of `scene`."""
     target = scene()
     region = np.zeros(target.shape[:3], bool)
     region[HOLE] = True
     reference = doses.grey(target, 1) if task == "colorize" else target
-    points, _ = follow(list(View(target).grey), 0.5)
+    points, _ = follow(list(CachedClip(target).grey), 0.5)
     inner = ((points[:, 0] > 12) & (points[:, 0] < 52)).all(1)
     tracks = points[inner].round(1).tolist()
-    return Truth(target, scene(1), reference, region, {"drawn": {"tracks": tracks}})
+    return GroundTruth(target, scene(1), reference, region, {"drawn": {"tracks": tracks}})
 
 
 TRUTHS = {task: truth_of(task) for task in TASKS}
@@ -139,14 +139,14 @@ def test_what_is_asked_to_be_forgiven_is_forgiven() -> None:
 
 def test_what_the_target_does_itself_is_not_counted() -> None:
     lit = doses.colour_flicker(doses.flicker(scene(), 8), 8)
-    values = Suite.of(TASKS["colorize"]).measure(lit, Truth(lit, scene(1), lit)).values
+    values = Suite.of(TASKS["colorize"]).measure(lit, GroundTruth(lit, scene(1), lit)).values
     assert values["flicker"] == values["warp_error"] == values["cdc"] == 0
 
 
 def test_blur_beats_the_target_on_time_and_sharpness_tells() -> None:
     """Why sharpness is reported beside the temporal metrics."""
     jittery = doses.noise(scene(), 8)
-    truth = Truth(jittery, scene(1), jittery)
+    truth = GroundTruth(jittery, scene(1), jittery)
     values = SUITES["restoration"].measure(doses.blur(jittery, 2), truth).values
     assert values["warp_error"] < 0
     assert values["sharpness"] < 0.5
@@ -163,7 +163,7 @@ def test_values_that_can_be_worked_out() -> None:
     assert psnr(grey, grey + 1) == pytest.approx([20 * np.log10(255)] * 9)
     assert psnr_y(grey, grey + 1) == pytest.approx([20 * np.log10(255 * 255 / 219)] * 9)
     still = np.repeat(scene()[:1] // 2 + 40, 9, axis=0)
-    truth = Truth(still, still, still)
+    truth = GroundTruth(still, still, still)
     values = SUITES["restoration"].measure(doses.flicker(still, 5), truth).values
     assert values["flicker"] == pytest.approx(20, abs=0.01)  # |-5 - 2 * 5 - 5|
     assert values["warp_error"] == pytest.approx(1000 * (10 / 255) ** 2, rel=0.01)
@@ -176,7 +176,7 @@ def test_what_a_moving_thing_hides_does_not_count_as_a_warping_error() -> None:
     clip = np.repeat(background[None], 6, axis=0)
     for t, frame in enumerate(clip):
         frame[20:44, 8 + 4 * t : 32 + 4 * t] = thing
-    view = View(clip)
+    view = CachedClip(clip)
     there = [view.flow_between(t, t + 1).astype(np.float32) for t in range(5)]
     back = [view.flow_between(t + 1, t).astype(np.float32) for t in range(5)]
     masks = np.stack([sound(a, b) for a, b in zip(there, back, strict=True)])
@@ -237,12 +237,14 @@ def test_a_seam_is_the_step_that_the_target_does_not_have() -> None:
 
 def test_metrics_of_a_region_are_absent_without_one() -> None:
     truth = TRUTHS["edit"]
-    values = SUITES["edit"].measure(truth.target, Truth(truth.target, truth.shuffled, truth.reference)).values
+    values = SUITES["edit"].measure(truth.target, GroundTruth(truth.target, truth.shuffled, truth.reference)).values
     assert "psnr_outside" not in values
     assert values["structure_kept"] > 0.9
     everywhere = np.ones_like(truth.region)
     values = (
-        SUITES["edit"].measure(truth.target, Truth(truth.target, truth.shuffled, truth.reference, everywhere)).values
+        SUITES["edit"]
+        .measure(truth.target, GroundTruth(truth.target, truth.shuffled, truth.reference, everywhere))
+        .values
     )
     assert values["psnr_inside"] == PSNR_CAP
     assert not values.keys() & {"psnr_outside", "ssim_outside", "change_outside", "structure_kept"}
@@ -294,11 +296,11 @@ def test_diversity_is_0_for_copies_and_grows_with_difference() -> None:
 
 def test_clips_that_are_short_flat_or_grey() -> None:
     flat = np.full((1, 16, 16, 3), 90, np.uint8)
-    values = Suite.of(TASKS["colorize"]).measure(flat, Truth(flat, flat, flat)).values
+    values = Suite.of(TASKS["colorize"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["edge_f1"] == values["sharpness"] == 1
     assert values["flicker"] == 0
     assert not values.keys() & {"warp_error", "cdc", "colourfulness_ratio"}  # one frame, and no colour
-    values = Suite.of(TASKS["restoration"]).measure(flat, Truth(flat, flat, flat)).values
+    values = Suite.of(TASKS["restoration"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["erqa"] == 1
     assert "tof" not in values
 
@@ -308,7 +310,7 @@ def test_other_sizes_are_refused() -> None:
         SUITES["restoration"].measure(scene()[:8], TRUTHS["restoration"])
     tiny = scene()[:, :8, :8]
     with pytest.raises(ValueError, match="11 pixels"):
-        SUITES["restoration"].measure(tiny, Truth(tiny, tiny, tiny))
+        SUITES["restoration"].measure(tiny, GroundTruth(tiny, tiny, tiny))
 
 
 def test_motion_of_large_clips_is_in_their_own_pixels() -> None:
@@ -318,4 +320,4 @@ def test_motion_of_large_clips_is_in_their_own_pixels() -> None:
 
 
 def measured_tof(output: np.ndarray, target: np.ndarray) -> float:
-    return Suite.of(TASKS["restoration"]).measure(output, Truth(target, target, target)).values["tof"]
+    return Suite.of(TASKS["restoration"]).measure(output, GroundTruth(target, target, target)).values["tof"]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from data_prep.makers import make
-from eval.metrics import Suite, Truth
-from eval.metrics.base import Measured, View
-from eval.metrics.depth import depth_gauge
-from eval.metrics.pose import joint_distances, pose_gauge, pose_values, requested, similarity
+from eval.metrics import GroundTruth, Suite
+from eval.metrics.base import CachedClip, Measurement
+from eval.metrics.depth import depth_metrics
+from eval.metrics.pose import joint_distances, pose_metrics, pose_values, requested, similarity
 from eval.metrics.tracks import track_values
 from iclora_train.config.settings import ConfigError, Task
 from iclora_train.signals import blazepose
@@ -30,9 +30,9 @@ def task(maker: str, family: str = "structure", **args: object) -> Task:
     return Task("a", family, maker=maker, maker_args=args)
 
 
-def blank(record: dict | None = None, clip: np.ndarray | None = None) -> Truth:
+def blank(record: dict | None = None, clip: np.ndarray | None = None) -> GroundTruth:
     target = scene() if clip is None else clip
-    return Truth(target, target, target, record=record or {})
+    return GroundTruth(target, target, target, record=record or {})
 
 
 # --- which metrics ---
@@ -211,23 +211,23 @@ def test_only_sure_joints_inside_of_the_picture_are_asked_for() -> None:
     missing = np.flatnonzero(wanted[0, 0, :, 2] == 0).tolist()
     assert missing == sorted([NECK, 4, 5])
     assert np.isinf(joint_distances(wanted[0, 0], person()[0])[missing]).all()
-    assert pose_values(wanted_of(moved(person(), 500)), person()[None]) == Measured()
+    assert pose_values(wanted_of(moved(person(), 500)), person()[None]) == Measurement()
     hand = person()
     hand[:, 2:, 2] = 0  # a nose and a neck
-    assert pose_values(wanted_of(hand), person()[None]) == Measured()
+    assert pose_values(wanted_of(hand), person()[None]) == Measurement()
 
 
 def test_a_person_in_the_record_is_found_again_in_the_picture() -> None:
     frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(5)])
     _, drawn = make("control.pose", {})(frames, np.random.default_rng(0), source(frames))
-    truth, gauge = blank({"drawn": drawn}, frames), pose_gauge(PoseReader())
-    itself = gauge.measure(View(frames), truth).values
+    truth, group = blank({"drawn": drawn}, frames), pose_metrics(PoseReader())
+    itself = group.measure(CachedClip(frames), truth).values
     assert itself["pose_pck"] == itself["pose_recall"] == 1
     assert itself["pose_error"] < 0.1
-    assert gauge.measure(View(doses.shift(frames, 20)), truth).values["pose_error"] == pytest.approx(20, abs=4)
-    empty = gauge.measure(View(np.full_like(frames, 128)), truth).values
+    assert group.measure(CachedClip(doses.shift(frames, 20)), truth).values["pose_error"] == pytest.approx(20, abs=4)
+    empty = group.measure(CachedClip(np.full_like(frames, 128)), truth).values
     assert empty == {"pose_pck": 0, "pose_oks": 0, "pose_recall": 0}
-    assert gauge.measure(View(frames), blank(clip=frames)) == Measured()
+    assert group.measure(CachedClip(frames), blank(clip=frames)) == Measurement()
     drawing = Suite.of(task("control.pose")).control(frames)
     assert drawing is not None
     assert drawing.shape == frames.shape
@@ -248,7 +248,7 @@ class Ramp:
 
 
 def depth_of(output: np.ndarray, network: Ramp) -> float:
-    return depth_gauge(network).measure(View(output), blank()).values["depth_error"]
+    return depth_metrics(network).measure(CachedClip(output), blank()).values["depth_error"]
 
 
 def test_depth_error_grows_with_every_dose_and_knows_no_scale() -> None:
@@ -261,7 +261,7 @@ def test_depth_error_grows_with_every_dose_and_knows_no_scale() -> None:
 
 
 def test_depth_without_a_scale_is_not_measured() -> None:
-    assert depth_gauge(Ramp(0)).measure(View(scene()), blank()) == Measured()
+    assert depth_metrics(Ramp(0)).measure(CachedClip(scene()), blank()) == Measurement()
 
 
 def test_depth_is_measured_by_the_network_of_the_maker(tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from eval.compare import compare
-from eval.report.charts import bars, frame_line, signal_curve, strength_curve
+from eval.report.charts import bars, frame_line, probe_curve, strength_curve
 from eval.report.exhibits import Clips, examples, worst_first
 from eval.report.masks import fade, half_tile
 from eval.report.media import Media, change_clip, thumbnail
 from eval.report.page import write_page
 from eval.statistics.estimates import estimate
-from eval.synthetic import Shown
+from eval.synthetic.run import ProbeClips
 from iclora_train.data.video import decode_clip
 from tests.scores_example import FRAMES, clip, example, exhibits
 
@@ -151,7 +151,7 @@ def test_simple_signals_come_first(tmp_path: Path, scores: dict[str, Any]) -> No
         ],
         "not_run": [{"signal": "hold", "reason": "nothing to draw"}],
     }
-    shown = {"square": Shown(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
+    shown = {"square": ProbeClips(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
     page = Page(text := write(tmp_path, {**scores, "simple": simple}, signals=shown))
     assert page.ids.index("signals") < page.ids.index("verdicts")
     assert "2 of 3 signals pass" in text
@@ -250,7 +250,7 @@ def test_bars_start_at_zero_and_lines_at_the_first_frame() -> None:
     line = frame_line("PSNR", [30.0, 20.0, 25.0], 20.0, 30.0)
     points = [tuple(map(float, p.split(","))) for p in re.findall(r"[\d.]+,[\d.]+", line)]
     assert points == [(32.0, 3.0), (96.0, 41.0), (160.0, 22.0)]
-    assert signal_curve("dot", [[0, 1], [2, 3]], [[0, 1], [2, 3]]).count("<polyline") == 4
+    assert probe_curve("dot", [[0, 1], [2, 3]], [[0, 1], [2, 3]]).count("<polyline") == 4
 
 
 def test_a_block_of_the_fade_without_an_effect_keeps_its_number() -> None:

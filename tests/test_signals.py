@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from eval.metrics.base import View
+from eval.metrics.base import CachedClip
 from iclora_train.signals.point_tracks import corners, follow, lost_beyond
 from iclora_train.signals.pose import PoseReader
 from tests.doses import scene
 from tests.test_pose import astronaut
 
-GREY = list(View(scene()).grey)
+GREY = list(CachedClip(scene()).grey)
 
 
 def test_points_go_with_the_picture_from_where_they_start() -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import isotonic_regression
 
-from eval.judging.strength_curve import curve, fade_correlation, isotonic, isotonic_r2, spearman
+from eval.judging.strength_curve import fade_correlation, isotonic, isotonic_r2, response_curve, spearman
 from eval.statistics.estimates import BOOTSTRAP_FROM, by_source, estimate, ratio_units
 from eval.statistics.significance import EXACT_UP_TO, holm, page_trend, signed_rank
 
@@ -124,7 +124,7 @@ def test_rank_correlation_and_monotone_fit_agree_with_scipy() -> None:
 def test_curve_tells_where_the_usable_range_lies() -> None:
     strengths = [0, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
     one = np.array([10.0, 10.5, 12, 20, 28, 29.5, 30])
-    found = curve(strengths, np.stack([one - 1, one, one + 1]))
+    found = response_curve(strengths, np.stack([one - 1, one, one + 1]))
     assert found is not None
     assert (found["dead_zone"], found["saturation"]) == (0.05, 0.75)  # 2.5 % and 97.5 % of the 20 dB
     assert found["s50"] == pytest.approx(0.25)
@@ -135,17 +135,17 @@ def test_curve_tells_where_the_usable_range_lies() -> None:
 
 
 def test_a_curve_without_effect_says_so() -> None:
-    flat = curve([0, 0.5, 1], np.full((4, 3), 7.0))
+    flat = response_curve([0, 0.5, 1], np.full((4, 3), 7.0))
     assert flat is not None
     assert (flat["s50"], flat["dead_zone"], flat["largest_step"]) == (None, None, None)
     assert flat["isotonic_r2"]["mean"] == 0
-    falling = curve([0, 0.5, 1], np.tile([3.0, 2.0, 1.0], (8, 1)))
+    falling = response_curve([0, 0.5, 1], np.tile([3.0, 2.0, 1.0], (8, 1)))
     assert falling is not None
     assert falling["spearman"]["mean"] == -1
     assert falling["s50"] is None
-    assert curve([0, 1], np.full((2, 2), np.nan)) is None
+    assert response_curve([0, 1], np.full((2, 2), np.nan)) is None
     with pytest.raises(ValueError, match="must rise"):
-        curve([1, 0], np.zeros((2, 2)))
+        response_curve([1, 0], np.zeros((2, 2)))
 
 
 def test_fade_correlation_follows_the_ramp() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from eval import wandb_log
 from eval.clips.windows import Window
+from eval.report import wandb_log
 from eval.report.exhibits import Exhibit
 from iclora_train.config.settings import Config, Task
 from iclora_train.core import wandb_run as wandb_door

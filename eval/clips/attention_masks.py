@@ -32,6 +32,6 @@ def fade_masks(batch: int, count: int) -> Tensor:
     return torch.tensor(fade_weights(count)).reshape(1, count, 1, 1).expand(batch, -1, -1, -1)
 
 
-def blocks(frames: int, temporal: int) -> list[slice]:
+def latent_frame_slices(frames: int, temporal: int) -> list[slice]:
     """The pixel frames of each latent frame: the first alone, then `temporal` at a time."""
     return [slice(0, 1), *(slice(start, start + temporal) for start in range(1, frames, temporal))]

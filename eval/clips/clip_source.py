@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from eval.clips.conditions import Cell, Item
-from eval.clips.judged_adapter import Judged
+from eval.clips.conditions import Condition, Item
+from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.config.settings import Config, ConfigError
@@ -25,7 +25,7 @@ from iclora_train.ltx2.base_model import BaseModel
 PROTOCOL = 1  # raise it when the same settings would give other clips
 
 
-class Store:
+class ClipCache:
     """Finished batches on disk, one safetensors file each; whole or absent, so an interrupted run goes on."""
 
     def __init__(self, folder: Path) -> None:
@@ -57,29 +57,29 @@ class Store:
             file.write(safetensors.torch.save({"clips": clips.contiguous()}, {"seconds": f"{seconds:.3f}"}))
 
 
-class Source:
+class ClipSource:
     """What all sources of clips share: the held-out windows, and the VAE whose round trip is the ceiling.
 
     A source has `cells`, the conditions it knows, and `seeds`, and gives the clips of a cell's batch.
     """
 
-    cells: list[Cell]
+    cells: list[Condition]
     seeds: list[int]
     sigmas: list[float]
     precision: str
 
-    def __init__(self, config: Config, base: BaseModel, judged: Judged, held: HeldOut, store: Store) -> None:
+    def __init__(self, config: Config, base: BaseModel, judged: JudgedAdapter, held: HeldOut, store: ClipCache) -> None:
         self.config, self.held, self.store, self.base, self.judged = config, held, store, base, judged
         on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
         self.device = torch.device("cuda" if on_gpu else "cpu")
         self.vae = base.vae().to(self.device)
         self.size = held.latent_size
 
-    def clips(self, cell: Cell, batch: Sequence[Item]) -> tuple[Clip, float]:
+    def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
         """Clips (B,F,H,W,3) of a batch, and the seconds that making them took, now or earlier."""
         raise NotImplementedError
 
-    def clip(self, cell: Cell, batch: Sequence[Item], i: int) -> Clip:
+    def clip(self, cell: Condition, batch: Sequence[Item], i: int) -> Clip:
         """The i-th clip (F,H,W,3) of a batch."""
         raise NotImplementedError
 

@@ -9,12 +9,18 @@ from itertools import groupby
 
 from eval.clips.windows import Window
 
-OURS, BASE_REFERENCE, BASE, NO_REFERENCE, SWAPPED = "adapter+reference", "base+reference", "base", "adapter", "swapped"
-EMPTY_PROMPT, MASKED, FADED = "empty prompt", "half mask", "fade mask"
+ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED = (
+    "adapter+reference",
+    "base+reference",
+    "base",
+    "adapter",
+    "swapped",
+)
+EMPTY_PROMPT, HALF_MASK, FADE_MASK = "empty prompt", "half mask", "fade mask"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Condition:
     """One condition. reference: "own", "other" (the partner's) or "none"; mask: "" (none), "half" (keeps one half of
     the frame) or "fade" (weight 0 at the first latent frame, 1 at the last); empty_prompt: the empty caption's text."""
 
@@ -39,29 +45,29 @@ class Item:
         return int.from_bytes(hashlib.sha256(f"{self.window.key}/{self.seed}".encode()).digest()[:6])
 
 
-def at_strength(strength: float) -> Cell:
+def at_strength(strength: float) -> Condition:
     """The adapter with its reference at an attention strength; at 1 the plain adapter+reference."""
-    return Cell(OURS if strength == 1 else f"strength {strength:g}", True, "own", float(strength))
+    return Condition(ADAPTER_REFERENCE if strength == 1 else f"strength {strength:g}", True, "own", float(strength))
 
 
-def sweep(strengths: Iterable[float]) -> list[float]:
+def strength_sweep(strengths: Iterable[float]) -> list[float]:
     """The strengths that are measured, falling. 1 and 0 always are: the masks and the null test need both."""
     return sorted({1.0, 0.0, *strengths}, reverse=True)
 
 
-def grid(strengths: Iterable[float], fade: bool = True) -> list[Cell]:
+def all_conditions(strengths: Iterable[float], fade: bool = True) -> list[Condition]:
     """All cells: with/without adapter x with/without reference, the wrong reference, no prompt, strengths below 1,
     masks. fade=False where a clip has one latent frame, in which nothing can fade."""
     return [
         at_strength(1),
-        Cell(BASE_REFERENCE, False, "own"),
-        Cell(BASE, False, "none"),
-        Cell(NO_REFERENCE, True, "none"),
-        Cell(SWAPPED, True, "other"),
-        Cell(EMPTY_PROMPT, True, "own", empty_prompt=True),
-        *(at_strength(s) for s in sweep(strengths) if s < 1),
-        Cell(MASKED, True, "own", mask="half"),
-        *([Cell(FADED, True, "own", mask="fade")] if fade else []),
+        Condition(BASE_REFERENCE, False, "own"),
+        Condition(BASE, False, "none"),
+        Condition(ADAPTER_ONLY, True, "none"),
+        Condition(SWAPPED, True, "other"),
+        Condition(EMPTY_PROMPT, True, "own", empty_prompt=True),
+        *(at_strength(s) for s in strength_sweep(strengths) if s < 1),
+        Condition(HALF_MASK, True, "own", mask="half"),
+        *([Condition(FADE_MASK, True, "own", mask="fade")] if fade else []),
     ]
 
 

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from eval.clips.alignment import require_aligned
-from eval.clips.clip_source import Source, Store
-from eval.clips.conditions import Cell, Item, at_strength
-from eval.clips.judged_adapter import Judged
+from eval.clips.clip_source import ClipCache, ClipSource
+from eval.clips.conditions import Condition, Item, at_strength
+from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip, offset
 from iclora_train.config.settings import Config, ConfigError, require
@@ -27,22 +27,24 @@ BY_CHANCE = 0.5  # share of clips of another look than their targets that may fi
 HAND_OUT = "`python -m eval.handout` with the same settings writes what the program needs"
 
 
-class VideoFolder(Source):
+class VideoFolder(ClipSource):
     """The clips of a folder as the cell adapter+reference; `seeds` are those that the folder holds.
 
     ConfigError names clips that are missing, or of another length or size than their targets.
     """
 
-    def __init__(self, config: Config, base: BaseModel, held: HeldOut, store: Store) -> None:
+    def __init__(self, config: Config, base: BaseModel, held: HeldOut, store: ClipCache) -> None:
         assert config.videos is not None
         self.folder = Path(config.videos)
         require(
             self.folder.is_dir(), f"videos={self.folder} is no folder: give one that holds {held.windows[0].key}.mp4"
         )
-        self.files, self.seeds = found(self.folder, held.windows, config.eval.seeds)
+        self.files, self.seeds = find_clips(self.folder, held.windows, config.eval.seeds)
         digests = digest({_name(path): _hash(path) for path in self.files.values()})
         note = lossy_note(list(self.files.values()))
-        super().__init__(config, base, Judged(str(self.folder), foreign=True, note=note, videos=digests), held, store)
+        super().__init__(
+            config, base, JudgedAdapter(str(self.folder), foreign=True, note=note, videos=digests), held, store
+        )
         self.cells = [at_strength(1)]
         self.sigmas: list[float] = []
         self.precision = str(next(self.vae.parameters()).dtype)
@@ -58,12 +60,12 @@ class VideoFolder(Source):
                 advance(1)
         require_aligned(shifts, BY_CHANCE if self.config.task.family == "structure" else 0)
 
-    def clips(self, cell: Cell, batch: Sequence[Item]) -> tuple[Clip, float]:
-        """As `Source.clips`; nothing is sampled, so it takes no seconds."""
+    def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
+        """As `ClipSource.clips`; nothing is sampled, so it takes no seconds."""
         return np.stack([self.clip(cell, batch, i) for i in range(len(batch))]), 0.0
 
-    def clip(self, cell: Cell, batch: Sequence[Item], i: int) -> Clip:
-        """As `Source.clip`. ValueError for a cell that a folder does not hold."""
+    def clip(self, cell: Condition, batch: Sequence[Item], i: int) -> Clip:
+        """As `ClipSource.clip`. ValueError for a cell that a folder does not hold."""
         if cell not in self.cells:
             raise ValueError(f"a folder of videos has no cell {cell.name!r}")
         return self._read(batch[i])
@@ -80,7 +82,7 @@ class VideoFolder(Source):
         return clip
 
 
-def found(
+def find_clips(
     folder: Path, windows: Sequence[Window], seeds: Sequence[int]
 ) -> tuple[dict[tuple[str, int], Path], list[int]]:
     """(key, seed) -> file or folder of every clip, and the seeds: `seeds` where files are named by them, else one.

@@ -19,7 +19,7 @@ NONE = "none"  # adapter=none: the base as it is
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedAdapter:
     """What is judged. path: of the file, or `none`; adapter: None where there is none; foreign: its metadata does not
     say how large its references are, so the task's factors were taken; note: what the user should know of it; videos:
     the digest of the clips, where a folder of them is judged."""
@@ -44,10 +44,10 @@ def adapter_path(config: Config) -> Path:
     return Path(config.adapter) if config.adapter else Path(config.runs_dir, config.run, "adapter.safetensors")
 
 
-def open_judged(config: Config, base: BaseModel) -> Judged:
+def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     """The adapter that the settings name, checked against base and task. ConfigError names the file and the remedy."""
     if config.adapter == NONE:
-        return Judged(NONE, note="no adapter: every cell is the base's")
+        return JudgedAdapter(NONE, note="no adapter: every cell is the base's")
     path, task = adapter_path(config), config.task
     require(path.is_file(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
     adapter, wrong = examine(path)
@@ -69,4 +69,4 @@ def open_judged(config: Config, base: BaseModel) -> Judged:
         f"{path} wants references at downscale {adapter.downscale}, temporal scale {adapter.temporal_scale}; "
         f"task {task.name} makes them at {ours[0]}, {ours[1]}",
     )
-    return Judged(str(path), adapter, sha256(path), foreign, note)
+    return JudgedAdapter(str(path), adapter, sha256(path), foreign, note)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from eval.clips.attention_masks import fade_masks, half_masks
-from eval.clips.clip_source import Source, Store
-from eval.clips.conditions import Cell, Item, grid
-from eval.clips.judged_adapter import Judged
+from eval.clips.clip_source import ClipCache, ClipSource
+from eval.clips.conditions import Condition, Item, all_conditions
+from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
@@ -24,10 +24,10 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import compile_as_set, transformer_of
 
 
-class Renderer(Source):
+class SampledClips(ClipSource):
     """Makes the clips of a cell with the base, the adapter and the held-out latents."""
 
-    def __init__(self, config: Config, base: BaseModel, judged: Judged, held: HeldOut, store: Store) -> None:
+    def __init__(self, config: Config, base: BaseModel, judged: JudgedAdapter, held: HeldOut, store: ClipCache) -> None:
         super().__init__(config, base, judged, held, store)
         self.transformer = transformer_of(base, config.model, self.device)
         if judged.adapter is not None:
@@ -38,13 +38,13 @@ class Renderer(Source):
         f, h, w = self.size
         reference = held.latents(held.windows[0]).references[0]  # (C,f',h',w')
         self.seeds = list(config.eval.seeds)
-        self.cells = grid(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
+        self.cells = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
         self.sigmas = sigmas_for(config.sample, config.flow, f * h * w)
         self.empty = held.empty_text()[None].to(self.device)  # (1,T,D)
         unprompted = self.empty if config.sample.guidance > 1 else None
         self.guidance = guidance_from(config.sample, unprompted, self.transformer.config.num_layers)
 
-    def specification(self, cell: Cell, batch: Sequence[Item]) -> dict[str, Any]:
+    def specification(self, cell: Condition, batch: Sequence[Item]) -> dict[str, Any]:
         """Everything that shapes these clips, JSON-able: the name of the cell is not among it."""
         return {
             **self._common(),
@@ -67,19 +67,19 @@ class Renderer(Source):
         stg = {"stg": [settings.stg_scale, *settings.stg_blocks]} if settings.stg_scale else {}
         return {"guidance": settings.guidance, **stg, **({"rescale": settings.rescale} if settings.rescale else {})}
 
-    def _giver(self, cell: Cell, item: Item) -> Window:
+    def _giver(self, cell: Condition, item: Item) -> Window:
         """The window whose reference is given."""
         return self.held.windows[item.window.partner] if cell.reference == "other" else item.window
 
-    def clips(self, cell: Cell, batch: Sequence[Item]) -> tuple[Clip, float]:
-        """As `Source.clips`: sampled, or read back."""
+    def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
+        """As `ClipSource.clips`: sampled, or read back."""
         return self.kept(self.specification(cell, batch), lambda: self._make(cell, batch))
 
-    def clip(self, cell: Cell, batch: Sequence[Item], i: int) -> Clip:
-        """As `Source.clip`: sampled with its batch, or read back alone."""
+    def clip(self, cell: Condition, batch: Sequence[Item], i: int) -> Clip:
+        """As `ClipSource.clip`: sampled with its batch, or read back alone."""
         return self.kept(self.specification(cell, batch), lambda: self._make(cell, batch), slice(i, i + 1))[0][0]
 
-    def _make(self, cell: Cell, batch: Sequence[Item]) -> Tensor:
+    def _make(self, cell: Condition, batch: Sequence[Item]) -> Tensor:
         own = [self.held.latents(item.window) for item in batch]
         text = torch.stack([pair.text for pair in own]).to(self.device)  # (B,T,D)
         if cell.empty_prompt:
@@ -98,7 +98,7 @@ class Renderer(Source):
             )
         return self._decode(latent)
 
-    def _references(self, cell: Cell, batch: Sequence[Item]) -> list[Reference]:
+    def _references(self, cell: Condition, batch: Sequence[Item]) -> list[Reference]:
         if cell.reference == "none":
             return []
         task = self.config.task

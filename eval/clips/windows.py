@@ -62,7 +62,7 @@ class HeldOut:
             f"{latents.folder} was not made from {pairs.folder}: delete both and run data_prep again",
         )
         recording = recordings(pairs)
-        samples = spread([latents.samples[i] for i in latents.indices(split)], recording, config.eval.windows)
+        samples = select_windows([latents.samples[i] for i in latents.indices(split)], recording, config.eval.windows)
         require(
             len(samples) == config.eval.windows,
             f"eval.windows={config.eval.windows}, but {root} holds {len(samples)} windows of split {split}: lower it, "
@@ -111,7 +111,7 @@ def recordings(pairs: ShardSet) -> dict[str, str]:
     return {clip: str(pairs.read_pair(i).record.get("source") or clip) for clip, i in first.items()}
 
 
-def spread(samples: Sequence[Sample], recording: Mapping[str, str], count: int) -> list[Sample]:
+def select_windows(samples: Sequence[Sample], recording: Mapping[str, str], count: int) -> list[Sample]:
     """`count` samples, or all there are, as many from every recording as can be, ordered by recording.
 
     Within a recording they are taken evenly from its windows in the order they were cut.

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from eval.clips.conditions import BASE, BASE_REFERENCE, OURS, SWAPPED
-from eval.judging.strength_curve import Curve, isotonic_r2
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, SWAPPED
+from eval.judging.strength_curve import StrengthCurve, isotonic_r2
 from eval.scoring.scorer import CEILING, FLOOR, INPUT
 from eval.statistics.estimates import Estimate, Values, ratio_units
 from eval.statistics.significance import signed_rank
@@ -33,7 +33,7 @@ class Evidence:
     sources: Sequence[str]
     adherence: str
     effects: Values | None = None
-    curve: Curve | None = None
+    curve: StrengthCurve | None = None
     fade: Values | None = None
     lower: frozenset[str] = field(default_factory=frozenset)
 
@@ -120,10 +120,17 @@ def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 def _restoration(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     over_input = Bound(t.gain_over_input, effect=0, significant=True, unit="dB")
-    yield Claim("gain_over_input", "PSNR above the degraded input", e.difference("psnr", OURS, INPUT), over_input)
+    yield Claim(
+        "gain_over_input", "PSNR above the degraded input", e.difference("psnr", ADAPTER_REFERENCE, INPUT), over_input
+    )
     over_base = Bound(t.gain_over_base, effect=0, significant=True, unit="dB")
-    yield Claim("gain_over_base", "PSNR above base + reference", e.difference("psnr", OURS, BASE_REFERENCE), over_base)
-    swapped = e.difference("psnr", OURS, SWAPPED)
+    yield Claim(
+        "gain_over_base",
+        "PSNR above base + reference",
+        e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE),
+        over_base,
+    )
+    swapped = e.difference("psnr", ADAPTER_REFERENCE, SWAPPED)
     yield Claim(
         "swap_drop", "PSNR lost with another clip's reference", swapped, Bound(t.swap_drop, effect=0, unit="dB")
     )
@@ -140,32 +147,32 @@ def _smallest_fall(e: Evidence) -> Values | None:
 
 
 def _colorize(e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    chroma = e.ratio("chroma_error", OURS, INPUT)
+    chroma = e.ratio("chroma_error", ADAPTER_REFERENCE, INPUT)
     less = Bound(high=t.chroma_ratio, effect=1)
     yield Claim("chroma_ratio", "chroma error over the grey input's", chroma, less)
-    luma = e.difference("psnr_y", OURS, CEILING)
+    luma = e.difference("psnr_y", ADAPTER_REFERENCE, CEILING)
     yield Claim("luma_kept", "luma PSNR against the VAE round trip", luma, Bound(t.luma_kept, unit="dB"))
     grey = e.ratio("chroma_error", BASE_REFERENCE, INPUT)
     text = "base + reference stays grey: its chroma error over the input's"
     yield Claim("base_grey", text, grey, Bound(1 - t.base_grey, 1 + t.base_grey))
-    swapped = e.difference("psnr_y", OURS, SWAPPED)
+    swapped = e.difference("psnr_y", ADAPTER_REFERENCE, SWAPPED)
     text = "luma PSNR lost with another clip's reference"
     yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
 
 
 def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.adherence == "edge_f1":
-        gap = e.cells[OURS].get("edge_gap")
+        gap = e.cells[ADAPTER_REFERENCE].get("edge_gap")
         text = "edge F1 (1 px) above that against another clip"
         yield Claim("edge_gap", text, gap, Bound(t.edge_gap, effect=0))
     else:
-        way = e.share(e.adherence, OURS, FLOOR, CEILING)
+        way = e.share(e.adherence, ADAPTER_REFERENCE, FLOOR, CEILING)
         text = f"{e.adherence}: share of the way from another clip's target to the VAE round trip"
         yield Claim("follows", text, way, Bound(t.follows, effect=0, significant=True))
-    picture = e.difference("psnr", OURS, BASE_REFERENCE)
+    picture = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
     text = "a picture, not the drawing: PSNR above base + reference"
     yield Claim("picture", text, picture, Bound(t.picture, effect=0, unit="dB"))
-    left = e.share(e.adherence, SWAPPED, FLOOR, OURS)
+    left = e.share(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
     text = f"{e.adherence}: share of the way from the floor that another clip's reference leaves"
     yield Claim("swap_floor", text, left, Bound(high=t.swap_floor, effect=1))
     yield _gain(e, t)
@@ -173,22 +180,22 @@ def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     """Of tasks that know where they edit, what is inside is to be made and what is outside to be kept."""
-    inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.cells[OURS] else (e.adherence, e.adherence)
+    inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.cells[ADAPTER_REFERENCE] else (e.adherence, e.adherence)
     for name, row, threshold in (
         ("gain_over_input", INPUT, t.gain_over_input),
         ("gain_over_base", BASE_REFERENCE, t.gain_over_base),
     ):
         bound = Bound(threshold, effect=0, significant=True, unit="dB")
-        yield Claim(name, f"{inside} above that of {row}", e.difference(inside, OURS, row), bound)
-    kept = e.difference(outside, OURS, CEILING)
+        yield Claim(name, f"{inside} above that of {row}", e.difference(inside, ADAPTER_REFERENCE, row), bound)
+    kept = e.difference(outside, ADAPTER_REFERENCE, CEILING)
     yield Claim("preserved", f"{outside} against the VAE round trip", kept, Bound(t.preserved, unit="dB"))
-    swapped = e.difference(outside, OURS, SWAPPED)
+    swapped = e.difference(outside, ADAPTER_REFERENCE, SWAPPED)
     text = f"{outside} lost with another clip's reference"
     yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
 
 
 def _gain(e: Evidence, t: Thresholds) -> Claim:
-    gain = e.share(e.adherence, OURS, BASE, CEILING)
+    gain = e.share(e.adherence, ADAPTER_REFERENCE, BASE, CEILING)
     text = f"control gain: {e.adherence}, share of the way from the base without reference to the VAE round trip"
     return Claim("control_gain", text, gain, Bound(t.control_gain, effect=0, significant=True))
 

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 
 from eval.clips.attention_masks import fade_weights
-from eval.clips.conditions import BASE, FADED, OURS, SWAPPED, at_strength, sweep
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE, FADE_MASK, SWAPPED, at_strength, strength_sweep
 from eval.judging.claims import Evidence
-from eval.judging.strength_curve import curve, fade_correlation
+from eval.judging.strength_curve import fade_correlation, response_curve
 from eval.metrics import Metric
 from eval.scoring.scorer import CEILING, Results
-from eval.statistics.estimates import Estimate, Values, estimate, known, ratio_units
+from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, ratio_units
 
 
-def evidence(
+def collect_evidence(
     results: Results, strengths: Sequence[float], sources: Sequence[str], metrics: Sequence[Metric], adherence: str
 ) -> Evidence:
     """All that claims are drawn from. strengths: as set; sources: the recording of each window."""
-    levels = [s for s in sweep(strengths) if at_strength(s).name in results.cells]  # falling
+    levels = [s for s in strength_sweep(strengths) if at_strength(s).name in results.cells]  # falling
     rows = [(s, results.cells[at_strength(s).name]) for s in levels]
     lower = frozenset(metric.key for metric in metrics if metric.better == "low")
     effects = None
@@ -35,7 +35,7 @@ def evidence(
         sources=sources,
         adherence=adherence,
         effects=effects,
-        curve=None if effects is None else curve(levels[::-1], effects),
+        curve=None if effects is None else response_curve(levels[::-1], effects),
         fade=_fade_effects(results),
         lower=lower,
     )
@@ -44,16 +44,16 @@ def evidence(
 def _fade_effects(results: Results) -> Values | None:
     """Share of the reference's effect on adherence that is there under the fade mask, (windows, latent frames); NaN in
     latent frames where the reference has none: tracks begin where they are asked to, with it or without."""
-    if FADED not in results.by_block:
+    if FADE_MASK not in results.by_block:
         return None
-    faded, none, full = (results.by_block[name] for name in (FADED, at_strength(0).name, OURS))
+    faded, none, full = (results.by_block[name] for name in (FADE_MASK, at_strength(0).name, ADAPTER_REFERENCE))
     whole = full - none  # (windows, latent frames)
     shares = [ratio_units(faded[:, k] - none[:, k], whole[:, k]) for k in range(full.shape[1])]
     acts = (np.nan_to_num(whole) != 0).any(axis=0)  # (latent frames,)
     return np.where(acts, np.stack(shares, axis=1), np.nan)
 
 
-def control(results: Results, found: Evidence) -> dict[str, Any] | None:
+def control_figures(results: Results, found: Evidence) -> dict[str, Any] | None:
     """gain: share of the way from the base without reference to the ceiling; swap_lost: adherence lost with
     another recording's reference; swap_won: by how much that output is nearer to the clip whose reference it was given
     than to its own; null, drift: levels. None for clips of which one condition is known."""
@@ -62,8 +62,8 @@ def control(results: Results, found: Evidence) -> dict[str, Any] | None:
     name, sign = found.adherence, -1 if found.adherence in found.lower else 1
     swapped, giver = results.cells[SWAPPED].get(name), results.giver.get(name)
     return {
-        "gain": estimate_or_none(found.share(name, OURS, BASE, CEILING)),
-        "swap_lost": estimate_or_none(found.difference(name, OURS, SWAPPED)),
+        "gain": estimate_or_none(found.share(name, ADAPTER_REFERENCE, BASE, CEILING)),
+        "swap_lost": estimate_or_none(found.difference(name, ADAPTER_REFERENCE, SWAPPED)),
         "swap_won": estimate_or_none(None if swapped is None or giver is None else sign * (giver - swapped)),
         "null": estimate(results.changed["null"]),
         "drift": estimate(results.changed["drift"]),
@@ -71,7 +71,7 @@ def control(results: Results, found: Evidence) -> dict[str, Any] | None:
     }
 
 
-def mask(results: Results, found: Evidence, band: int, temporal: int) -> dict[str, Any] | None:
+def mask_figures(results: Results, found: Evidence, band: int, temporal: int) -> dict[str, Any] | None:
     """Changes in levels and their ratios, as docs/evaluation.md defines them. None for clips without masked cells."""
     row = results.changed
     if not row:
@@ -104,4 +104,4 @@ def _fade(effects: Values) -> dict[str, Any]:
 
 def estimate_or_none(units: Values | None) -> Estimate | None:
     """An estimate, or None where nothing was measured."""
-    return None if units is None or len(known(units)) == 0 else estimate(units)
+    return None if units is None or len(drop_nan(units)) == 0 else estimate(units)

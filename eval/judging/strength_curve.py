@@ -16,7 +16,7 @@ from eval.statistics.significance import page_trend, ranks
 DEAD, SATURATED = 0.1, 0.9  # shares of the whole effect
 
 
-class Curve(TypedDict):
+class StrengthCurve(TypedDict):
     """spearman, isotonic_r2: means over windows; page_p: of the trend over all windows; of the mean curve dead_zone,
     s50, saturation: strengths; largest_step: share of the whole effect between neighbours. None: there is no effect."""
 
@@ -29,7 +29,7 @@ class Curve(TypedDict):
     largest_step: float | None
 
 
-def curve(strengths: Sequence[float], effects: Values) -> Curve | None:
+def response_curve(strengths: Sequence[float], effects: Values) -> StrengthCurve | None:
     """The curve of effects (windows, strengths), larger is more of what the reference asks for. None: no window has it.
 
     ValueError unless strengths rise.

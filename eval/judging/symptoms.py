@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from eval.clips.conditions import BASE, OURS
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE
 from eval.scoring.scorer import CEILING
 from eval.statistics.estimates import Estimate
 
@@ -26,7 +26,7 @@ MEMORY_WARN, MEMORY_BAD = 0.85, 0.95  # share of the device's memory at the peak
 Level = Literal["ok", "warn", "bad"]
 
 
-class Flag(TypedDict):
+class Symptom(TypedDict):
     """One symptom, judged. reason: the figure that decided; remedy: what to try, empty when all is well."""
 
     symptom: str
@@ -35,7 +35,7 @@ class Flag(TypedDict):
     remedy: str
 
 
-def flags(scores: Mapping[str, Any]) -> list[Flag]:
+def find_symptoms(scores: Mapping[str, Any]) -> list[Symptom]:
     """The symptoms that can be judged from scores.json (schema 2), in the order of `SYMPTOMS`."""
     judged = ((symptom, judge(scores)) for symptom, judge in SYMPTOMS.items())
     return [_flag(symptom, *found) for symptom, found in judged if found is not None]
@@ -44,8 +44,8 @@ def flags(scores: Mapping[str, Any]) -> list[Flag]:
 Found = tuple[Level, str, str]  # level, reason, remedy
 
 
-def _flag(symptom: str, level: Level, reason: str, remedy: str) -> Flag:
-    return Flag(symptom=symptom, level=level, reason=reason, remedy="" if level == "ok" else remedy)
+def _flag(symptom: str, level: Level, reason: str, remedy: str) -> Symptom:
+    return Symptom(symptom=symptom, level=level, reason=reason, remedy="" if level == "ok" else remedy)
 
 
 def _above(value: float, warn: float, bad: float) -> Level:
@@ -112,7 +112,7 @@ def _strength(scores: Mapping[str, Any]) -> Found | None:
 
 def _flicker(scores: Mapping[str, Any]) -> Found | None:
     """By luma flicker beyond that of the VAE round trip."""
-    ours, ceiling = _mean(scores, OURS, "flicker"), _mean(scores, CEILING, "flicker")
+    ours, ceiling = _mean(scores, ADAPTER_REFERENCE, "flicker"), _mean(scores, CEILING, "flicker")
     if ours is None or ceiling is None:
         return None
     return (
@@ -125,7 +125,7 @@ def _flicker(scores: Mapping[str, Any]) -> Found | None:
 
 def _artefacts(scores: Mapping[str, Any]) -> Found | None:
     """By sharpness against the ceiling's, either way: invented detail or blur."""
-    ours, ceiling = _mean(scores, OURS, "sharpness"), _mean(scores, CEILING, "sharpness")
+    ours, ceiling = _mean(scores, ADAPTER_REFERENCE, "sharpness"), _mean(scores, CEILING, "sharpness")
     if ours is None or ceiling is None or min(ours, ceiling) <= 0:
         return None
     ratio = ours / ceiling
@@ -141,7 +141,7 @@ def _artefacts(scores: Mapping[str, Any]) -> Found | None:
 def _rigid(scores: Mapping[str, Any]) -> Found | None:
     """By what seeds still change under control, as a share of what they change without; wanted in restoration."""
     diversity = scores.get("diversity") or {}
-    ours, free = diversity.get(OURS), diversity.get(BASE)
+    ours, free = diversity.get(ADAPTER_REFERENCE), diversity.get(BASE)
     if ours is None or free is None or free["mean"] <= 0:
         return None
     share = ours["mean"] / free["mean"]

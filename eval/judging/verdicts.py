@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from eval.judging.claims import Claim, Evidence, claims
-from eval.statistics.estimates import Estimate, Values, by_source, estimate, known
+from eval.statistics.estimates import Estimate, Values, by_source, drop_nan, estimate
 from eval.statistics.significance import holm
 from iclora_train.config.settings import Thresholds
 
@@ -29,7 +29,9 @@ class Verdict(TypedDict):
 
 def judge(family: str, evidence: Evidence, thresholds: Thresholds) -> list[Verdict]:
     """The verdicts of a task family. A claim whose figure was not measured on any window is left out."""
-    found = [(c, c.units) for c in claims(family, evidence, thresholds) if c.units is not None and len(known(c.units))]
+    found = [
+        (c, c.units) for c in claims(family, evidence, thresholds) if c.units is not None and len(drop_nan(c.units))
+    ]
     tested = {claim.name: _p(claim, units) for claim, units in found}
     corrected = holm({name: p for name, p in tested.items() if p is not None})
     verdicts = []

@@ -4,7 +4,7 @@ Conventions, fixed so that figures can be compared: 8-bit values, no border crop
 its frames (edges, joints and points of tracks: counts pooled over its frames). docs/metrics.md defines each.
 """
 
-from eval.metrics.base import Clip, Mask, Measured, Metric, NotRun, Truth
+from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotRun
 from eval.metrics.diversity import difference, dissimilarity, diversity
 from eval.metrics.motion import offset
 from eval.metrics.region import change, edited_region
@@ -12,12 +12,12 @@ from eval.metrics.suite import Suite
 
 __all__ = [
     "Clip",
+    "GroundTruth",
     "Mask",
-    "Measured",
+    "Measurement",
     "Metric",
     "NotRun",
     "Suite",
-    "Truth",
     "change",
     "difference",
     "dissimilarity",

@@ -42,20 +42,20 @@ class NotRun:
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """values: metric -> figure of a clip; what cannot be measured is absent. frames: metric -> one figure per frame."""
 
     values: dict[str, float] = field(default_factory=dict)
     frames: dict[str, list[float]] = field(default_factory=dict)
 
 
-def framewise(key: str, per_frame: Values | Sequence[float]) -> Measured:
+def framewise(key: str, per_frame: Values | Sequence[float]) -> Measurement:
     """A metric whose value is the mean over frames (F,)."""
     series = np.asarray(per_frame, np.float64)
-    return Measured({key: float(series.mean())}, {key: series.tolist()})
+    return Measurement({key: float(series.mean())}, {key: series.tolist()})
 
 
-class View:
+class CachedClip:
     """A clip, and what several metrics read from it, each of which is read once."""
 
     def __init__(self, clip: Clip) -> None:
@@ -98,7 +98,7 @@ class View:
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class GroundTruth:
     """What an output clip is measured against. Keep it for all clips of a window: it reads its target only once.
 
     target, and shuffled, the target of another recording (the floor): RGB uint8 (F,H,W,3). reference: the first one at
@@ -116,19 +116,19 @@ class Truth:
     band: int = 8
 
     @cached_property
-    def target_view(self) -> View:
+    def cached_target(self) -> CachedClip:
         """The target."""
-        return View(self.target)
+        return CachedClip(self.target)
 
     @cached_property
-    def shuffled_view(self) -> View:
+    def cached_shuffled(self) -> CachedClip:
         """The floor."""
-        return View(self.shuffled)
+        return CachedClip(self.shuffled)
 
     @cached_property
-    def reference_view(self) -> View:
+    def cached_reference(self) -> CachedClip:
         """The reference."""
-        return View(self.reference)
+        return CachedClip(self.reference)
 
     @property
     def drawn(self) -> Mapping[str, Any]:
@@ -138,8 +138,8 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Gauge:
+class MetricGroup:
     """Metrics that are measured together."""
 
     metrics: tuple[Metric, ...]
-    measure: Callable[[View, Truth], Measured]
+    measure: Callable[[CachedClip, GroundTruth], Measurement]

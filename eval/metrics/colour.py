@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from eval.metrics.base import Clip, Gauge, Measured, Metric, Truth, Values, View, framewise
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 from eval.metrics.picture import psnr_y
 
 COLOURED = 1.0  # level of colourfulness under which a target counts as grey
@@ -57,32 +57,32 @@ def _divergence(p: Values, q: Values) -> Values:
     return np.asarray((relative(p) + relative(q)) / 2)
 
 
-def _chroma_error(output: View, truth: Truth) -> Measured:
+def _chroma_error(output: CachedClip, truth: GroundTruth) -> Measurement:
     return framewise("chroma_error", chroma_error(output.clip, truth.target))
 
 
-def _colourfulness_of(output: View, truth: Truth) -> Measured:
-    return Measured({"colourfulness": colourfulness(output.clip)})
+def _colourfulness_of(output: CachedClip, truth: GroundTruth) -> Measurement:
+    return Measurement({"colourfulness": colourfulness(output.clip)})
 
 
-def _ratio(output: View, truth: Truth) -> Measured:
+def _ratio(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Nothing where the target is grey."""
     wanted = colourfulness(truth.target)
-    return Measured({"colourfulness_ratio": colourfulness(output.clip) / wanted} if wanted >= COLOURED else {})
+    return Measurement({"colourfulness_ratio": colourfulness(output.clip) / wanted} if wanted >= COLOURED else {})
 
 
-def _luma(output: View, truth: Truth) -> Measured:
+def _luma(output: CachedClip, truth: GroundTruth) -> Measurement:
     return framewise("luma_psnr", psnr_y(output.clip, truth.reference))
 
 
-def _cdc(output: View, truth: Truth) -> Measured:
+def _cdc(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Paired: the target's own changes of colour are taken off. Nothing for a single frame."""
     made, wanted = cdc(output.clip), cdc(truth.target)
-    return Measured({} if made is None or wanted is None else {"cdc": 1000 * (made - wanted)})
+    return Measurement({} if made is None or wanted is None else {"cdc": 1000 * (made - wanted)})
 
 
-CHROMA = Gauge((Metric("chroma_error", "chroma error", "levels", "low", "colour"),), _chroma_error)
-COLOURFULNESS = Gauge((Metric("colourfulness", "colourfulness", "levels", None, "colour"),), _colourfulness_of)
-RATIO = Gauge((Metric("colourfulness_ratio", "colourfulness / target's", "", None, "colour"),), _ratio)
-LUMA = Gauge((Metric("luma_psnr", "luma PSNR to the reference", "dB", "high", "colour"),), _luma)
-CDC = Gauge((Metric("cdc", "colour change (CDC) beyond the target's, 1e-3", "", "low", "colour"),), _cdc)
+CHROMA = MetricGroup((Metric("chroma_error", "chroma error", "levels", "low", "colour"),), _chroma_error)
+COLOURFULNESS = MetricGroup((Metric("colourfulness", "colourfulness", "levels", None, "colour"),), _colourfulness_of)
+RATIO = MetricGroup((Metric("colourfulness_ratio", "colourfulness / target's", "", None, "colour"),), _ratio)
+LUMA = MetricGroup((Metric("luma_psnr", "luma PSNR to the reference", "dB", "high", "colour"),), _luma)
+CDC = MetricGroup((Metric("cdc", "colour change (CDC) beyond the target's, 1e-3", "", "low", "colour"),), _cdc)

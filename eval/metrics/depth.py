@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import Gauge, Measured, Metric, Truth, Values, View, framewise
+from eval.metrics.base import CachedClip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 
 Near = NDArray[np.float32]  # (F,H,W), larger is nearer
 METRICS = (Metric("depth_error", "depth error (si-RMSE)", "", "low", "structure"),)
@@ -33,12 +33,12 @@ def si_rmse(found: Near, wanted: Near) -> Values:
     return np.asarray(np.sqrt(((scaled(found) - scaled(wanted)) ** 2).mean((1, 2))))
 
 
-def depth_gauge(network: Network) -> Gauge:
+def depth_metrics(network: Network) -> MetricGroup:
     """si-RMSE of the output's depth against the target's."""
     wanted = lru_cache(maxsize=2)(lambda truth: network.nearness(truth.target))
 
-    def measure(output: View, truth: Truth) -> Measured:
+    def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
         errors = si_rmse(network.nearness(output.clip), wanted(truth))
-        return framewise("depth_error", errors) if np.isfinite(errors).all() else Measured()
+        return framewise("depth_error", errors) if np.isfinite(errors).all() else Measurement()
 
-    return Gauge(METRICS, measure)
+    return MetricGroup(METRICS, measure)

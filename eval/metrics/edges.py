@@ -5,12 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from eval.metrics.base import CANNY, Clip, Gauge, Measured, Metric, Truth, Values, View
+from eval.metrics.base import CANNY, CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values
 
 ERQA_SHIFT = 3  # pixels by which ERQA lets a whole frame be shifted
 
 
-def edge_f1(output: View, target: View, tolerance: int = 1) -> float:
+def edge_f1(output: CachedClip, target: CachedClip, tolerance: int = 1) -> float:
     """F1 of canny edges; an edge pixel is found when one of the other clip lies within `tolerance` pixels of it.
 
     precision = share of output edges found in the target, recall = share of target edges found in the output, F1
@@ -33,7 +33,7 @@ def f1_of(made: Clip, wanted: Clip, tolerance: int) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def erqa(output: View, target: View) -> Values:
+def erqa(output: CachedClip, target: CachedClip) -> Values:
     """Edge restoration of each frame (F,), 0 to 1: ERQA 1.0 (Kirillova et al. 2021, arXiv 2110.09992).
 
     The frame is first shifted by up to 3 pixels to where it fits the target best (here by the squared error of grey
@@ -44,7 +44,7 @@ def erqa(output: View, target: View) -> Values:
     return np.array([_erqa_frame(output, target, i) for i in range(len(output.clip))])
 
 
-def _erqa_frame(output: View, target: View, i: int) -> float:
+def _erqa_frame(output: CachedClip, target: CachedClip, i: int) -> float:
     s = ERQA_SHIFT
     misfit = cv2.matchTemplate(target.grey[i], np.ascontiguousarray(output.grey[i, s:-s, s:-s]), cv2.TM_SQDIFF)  # (7,7)
     row, column = (int(n) - s for n in np.unravel_index(misfit.argmin(), misfit.shape))
@@ -67,13 +67,13 @@ def _edges(frame: Clip) -> Clip:
     return (cv2.Canny(frame, *CANNY) // 255).astype(np.uint8)
 
 
-def _f1(output: View, truth: Truth) -> Measured:
-    matched, floor = edge_f1(output, truth.target_view), edge_f1(output, truth.shuffled_view)
-    pairs = zip(output.edges, truth.target_view.edges, strict=True)
-    return Measured(
+def _f1(output: CachedClip, truth: GroundTruth) -> Measurement:
+    matched, floor = edge_f1(output, truth.cached_target), edge_f1(output, truth.cached_shuffled)
+    pairs = zip(output.edges, truth.cached_target.edges, strict=True)
+    return Measurement(
         {
             "edge_f1": matched,
-            "edge_f1_strict": edge_f1(output, truth.target_view, tolerance=0),
+            "edge_f1_strict": edge_f1(output, truth.cached_target, tolerance=0),
             "edge_f1_shuffled": floor,
             "edge_gap": matched - floor,
         },
@@ -81,11 +81,11 @@ def _f1(output: View, truth: Truth) -> Measured:
     )
 
 
-def _erqa(output: View, truth: Truth) -> Measured:
-    return Measured({"erqa": float(erqa(output, truth.target_view).mean())})
+def _erqa(output: CachedClip, truth: GroundTruth) -> Measurement:
+    return Measurement({"erqa": float(erqa(output, truth.cached_target).mean())})
 
 
-EDGES = Gauge(
+EDGES = MetricGroup(
     (
         Metric("edge_f1", "edge F1 (1 px)", "", "high", "structure"),
         Metric("edge_f1_strict", "edge F1 (strict)", "", "high", "structure"),
@@ -94,4 +94,4 @@ EDGES = Gauge(
     ),
     _f1,
 )
-ERQA = Gauge((Metric("erqa", "edge restoration (ERQA)", "", "high", "structure"),), _erqa)
+ERQA = MetricGroup((Metric("erqa", "edge restoration (ERQA)", "", "high", "structure"),), _erqa)

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import Clip, Gauge, Mask, Measured, Metric, Truth, Values, View
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
 from iclora_train.signals.optical_flow import warped
 
 Field = NDArray[np.float32]
 
 
-def flicker(output: View, target: View) -> float:
+def flicker(output: CachedClip, target: CachedClip) -> float:
     """Mean |d_{t-1} - 2 d_t + d_{t+1}|, d_t the mean luma of output frame t minus the target's, 8-bit levels.
 
     0 for clips of fewer than 3 frames.
@@ -24,7 +24,7 @@ def flicker(output: View, target: View) -> float:
     return float(np.abs(np.diff(drift, n=2)).mean()) if len(drift) > 2 else 0.0
 
 
-def tof(output: View, target: View) -> Values:
+def tof(output: CachedClip, target: CachedClip) -> Values:
     """Length in pixels of the difference of the two clips' optical flows, mean over each step's pixels: (F-1,).
 
     tOF of TecoGAN (Chu et al. 2020, arXiv 1811.09393), by DIS flow (its code takes Farneback's).
@@ -48,9 +48,9 @@ def sound(forward: Field, back: Field) -> Mask:
 
 
 @lru_cache(maxsize=2)
-def _target_steps(truth: Truth) -> tuple[Mask, float | None]:
+def _target_steps(truth: GroundTruth) -> tuple[Mask, float | None]:
     """Where each step of the target's flow is sound (F-1,h,w), and the target's own warping error."""
-    view = truth.target_view
+    view = truth.cached_target
     if len(truth.target) < 2:
         return np.zeros((0, *truth.target.shape[1:3]), bool), None
     back = (view.flow_between(i + 1, i).astype(np.float32) for i in range(len(view.flow)))
@@ -69,29 +69,29 @@ def warping_error(clip: Clip, flow: NDArray[np.float16], masks: Mask) -> float |
     return float(np.mean(errors)) if errors else None
 
 
-def _flicker(output: View, truth: Truth) -> Measured:
-    return Measured({"flicker": flicker(output, truth.target_view)})
+def _flicker(output: CachedClip, truth: GroundTruth) -> Measurement:
+    return Measurement({"flicker": flicker(output, truth.cached_target)})
 
 
-def _warp(output: View, truth: Truth) -> Measured:
+def _warp(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Nothing for a single frame, or where the target's flow is nowhere sound."""
     masks, own = _target_steps(truth)
     if own is None:
-        return Measured()
-    made = warping_error(output.small, truth.target_view.flow, masks)
-    return Measured({} if made is None else {"warp_error": 1000 * (made - own)})
+        return Measurement()
+    made = warping_error(output.small, truth.cached_target.flow, masks)
+    return Measurement({} if made is None else {"warp_error": 1000 * (made - own)})
 
 
-def _tof(output: View, truth: Truth) -> Measured:
+def _tof(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Nothing for a single frame."""
     if len(truth.target) < 2:
-        return Measured()
-    return Measured({"tof": float(tof(output, truth.target_view).mean())})
+        return Measurement()
+    return Measurement({"tof": float(tof(output, truth.cached_target).mean())})
 
 
-FLICKER = Gauge((Metric("flicker", "flicker", "levels", "low", "time"),), _flicker)
-WARP = Gauge((Metric("warp_error", "warping error beyond the target's, 1e-3", "", "low", "time"),), _warp)
-TOF = Gauge((Metric("tof", "tOF", "px", "low", "time"),), _tof)
+FLICKER = MetricGroup((Metric("flicker", "flicker", "levels", "low", "time"),), _flicker)
+WARP = MetricGroup((Metric("warp_error", "warping error beyond the target's, 1e-3", "", "low", "time"),), _warp)
+TOF = MetricGroup((Metric("tof", "tOF", "px", "low", "time"),), _tof)
 
 
 def offset(output: Clip, target: Clip, search: int = 2) -> int:

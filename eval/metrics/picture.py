@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from eval.metrics.base import Clip, Gauge, Measured, Metric, Truth, Values, View, framewise
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 
 PSNR_CAP = 100.0  # dB, given to a frame without any error
 SSIM_WINDOW = 11
@@ -60,35 +60,35 @@ def ssim(output: Clip, target: Clip) -> Values:
     return np.array([ssim_map(a, b).mean() for a, b in zip(output, target, strict=True)])
 
 
-def sharpness(output: View, target: View) -> float:
+def sharpness(output: CachedClip, target: CachedClip) -> float:
     """Variance of the Laplacian of grey, output over target: under 1 is blurrier than the target, over 1 sharper.
 
     One squared level is added to both, so that flat clips give 1 and not a division by 0.
     """
 
-    def variance(view: View) -> float:
+    def variance(view: CachedClip) -> float:
         return float(np.mean([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in view.grey]))
 
     return (variance(output) + 1) / (variance(target) + 1)
 
 
-def _psnr(output: View, truth: Truth) -> Measured:
+def _psnr(output: CachedClip, truth: GroundTruth) -> Measurement:
     return framewise("psnr", psnr(output.clip, truth.target))
 
 
-def _psnr_y(output: View, truth: Truth) -> Measured:
+def _psnr_y(output: CachedClip, truth: GroundTruth) -> Measurement:
     return framewise("psnr_y", psnr_y(output.clip, truth.target))
 
 
-def _ssim(output: View, truth: Truth) -> Measured:
+def _ssim(output: CachedClip, truth: GroundTruth) -> Measurement:
     return framewise("ssim", ssim(output.clip, truth.target))
 
 
-def _sharpness(output: View, truth: Truth) -> Measured:
-    return Measured({"sharpness": sharpness(output, truth.target_view)})
+def _sharpness(output: CachedClip, truth: GroundTruth) -> Measurement:
+    return Measurement({"sharpness": sharpness(output, truth.cached_target)})
 
 
-PSNR = Gauge((Metric("psnr", "PSNR", "dB", "high", "picture"),), _psnr)
-PSNR_Y = Gauge((Metric("psnr_y", "PSNR-Y", "dB", "high", "picture"),), _psnr_y)
-SSIM = Gauge((Metric("ssim", "SSIM", "", "high", "picture"),), _ssim)
-SHARPNESS = Gauge((Metric("sharpness", "sharpness", "x target", None, "picture"),), _sharpness)
+PSNR = MetricGroup((Metric("psnr", "PSNR", "dB", "high", "picture"),), _psnr)
+PSNR_Y = MetricGroup((Metric("psnr_y", "PSNR-Y", "dB", "high", "picture"),), _psnr_y)
+SSIM = MetricGroup((Metric("ssim", "SSIM", "", "high", "picture"),), _ssim)
+SHARPNESS = MetricGroup((Metric("sharpness", "sharpness", "x target", None, "picture"),), _sharpness)

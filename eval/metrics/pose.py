@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import Gauge, Measured, Metric, Truth, Values, View
+from eval.metrics.base import CachedClip, GroundTruth, Measurement, Metric, MetricGroup, Values
 from iclora_train.signals.pose import PoseReader
 from iclora_train.signals.skeleton import NECK, POINTS
 
@@ -80,7 +80,7 @@ def matched(wanted: Points, found: Points) -> list[tuple[int, Values]]:
     return [(i, result.get(i, np.full(18, np.inf))) for i in asked]
 
 
-def pose_values(wanted: Points, found: Points) -> Measured:
+def pose_values(wanted: Points, found: Points) -> Measurement:
     """The metrics of requested (P,F,18,3) against found skeletons (Q,F,18,3): joints of all frames count alike.
     Nothing where nobody is asked for; no joint error where nobody is found."""
     near: list[NDArray[np.bool_]] = []
@@ -98,7 +98,7 @@ def pose_values(wanted: Points, found: Points) -> Measured:
         if here:
             series.append(float(np.concatenate(here).mean()))
     if not distances:
-        return Measured()
+        return Measurement()
     every = np.concatenate(distances)
     values = {
         "pose_pck": float(np.concatenate(near).mean()),
@@ -107,16 +107,16 @@ def pose_values(wanted: Points, found: Points) -> Measured:
     }
     if np.isfinite(every).any():
         values["pose_error"] = float(every[np.isfinite(every)].mean())
-    return Measured(values, {"pose_pck": series} if len(series) == wanted.shape[1] else {})
+    return Measurement(values, {"pose_pck": series} if len(series) == wanted.shape[1] else {})
 
 
-def pose_gauge(reader: PoseReader) -> Gauge:
+def pose_metrics(reader: PoseReader) -> MetricGroup:
     """The skeletons of the record against those that the maker's own extractor finds in the output."""
 
-    def measure(output: View, truth: Truth) -> Measured:
+    def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
         wanted = requested(truth.drawn, len(output.clip), output.clip.shape[1:3])
         if not wanted[..., 2].any():
-            return Measured()
+            return Measurement()
         return pose_values(wanted, reader.read(output.clip)[0])
 
-    return Gauge(METRICS, measure)
+    return MetricGroup(METRICS, measure)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from eval.metrics.base import Clip, Gauge, Mask, Measured, Metric, Truth, Values, View
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
 from eval.metrics.edges import f1_of
 from eval.metrics.picture import SSIM_WINDOW, decibel, ssim_map
 from iclora_train.config.settings import Task
@@ -89,10 +89,10 @@ def _steps(clip: Clip, region: Mask) -> Values:
     return np.concatenate(found)
 
 
-def _region(output: View, truth: Truth) -> Measured:
+def _region(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Nothing without a region; of a region that leaves nothing outside, only what is inside."""
     if truth.region is None:
-        return Measured()
+        return Measurement()
     outside = ~grown(truth.region, truth.band)
     kept, filled = (masked_psnr(output.clip, truth.target, mask) for mask in (outside, truth.region))
     found = {
@@ -103,21 +103,21 @@ def _region(output: View, truth: Truth) -> Measured:
         "seam": seam(output.clip, truth.target, truth.region),
     }
     series = {"psnr_outside": kept} if len(kept) == len(outside) else {}
-    return Measured({key: value for key, value in found.items() if value is not None}, series)
+    return Measurement({key: value for key, value in found.items() if value is not None}, series)
 
 
-def _structure(output: View, truth: Truth) -> Measured:
+def _structure(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Edge F1 (1 px) of the output and the reference, outside the region and its band where there is one; nothing if
     the region leaves nothing outside."""
-    made, kept = output.edges, truth.reference_view.edges
+    made, kept = output.edges, truth.cached_reference.edges
     if truth.region is None:
-        return Measured({"structure_kept": f1_of(made, kept, 1)})
+        return Measurement({"structure_kept": f1_of(made, kept, 1)})
     outside = ~grown(truth.region, truth.band)
     inner = outside.astype(np.uint8)
-    return Measured({"structure_kept": f1_of(made * inner, kept * inner, 1)} if outside.any() else {})
+    return Measurement({"structure_kept": f1_of(made * inner, kept * inner, 1)} if outside.any() else {})
 
 
-REGION = Gauge(
+REGION = MetricGroup(
     (
         Metric("psnr_outside", "PSNR outside", "dB", "high", "region"),
         Metric("ssim_outside", "SSIM outside", "", "high", "region"),
@@ -127,4 +127,6 @@ REGION = Gauge(
     ),
     _region,
 )
-STRUCTURE_KEPT = Gauge((Metric("structure_kept", "structure of the reference kept", "", "high", "region"),), _structure)
+STRUCTURE_KEPT = MetricGroup(
+    (Metric("structure_kept", "structure of the reference kept", "", "high", "region"),), _structure
+)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.metrics import colour, edges, learned, motion, picture, region
-from eval.metrics.base import Clip, Gauge, Measured, Metric, NotRun, Truth, View
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
 from eval.metrics.depth import METRICS as DEPTH
-from eval.metrics.depth import depth_gauge
+from eval.metrics.depth import depth_metrics
 from eval.metrics.pose import METRICS as POSE
-from eval.metrics.pose import pose_gauge
-from eval.metrics.tracks import tracks_gauge, trails
+from eval.metrics.pose import pose_metrics
+from eval.metrics.tracks import track_metrics, trails
 from iclora_train.config.settings import Task
 from iclora_train.signals import blazepose
 from iclora_train.signals.depth_picture import grey
 from iclora_train.signals.edges import CannyLines, SoftContours
 from iclora_train.signals.pose import PoseReader
 
-Control = Callable[[View, Truth | None], Clip | None]
+Control = Callable[[CachedClip, GroundTruth | None], Clip | None]
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Adherence:
     """How a kind of control is measured: its gauges, what leads the report, how it is drawn again, what is missing, and
     the metric that tells whether the reference is followed where that is not the primary one."""
 
-    gauges: tuple[Gauge, ...]
+    groups: tuple[MetricGroup, ...]
     primary: str
     control: Control | None = None
     not_run: tuple[NotRun, ...] = ()
@@ -38,7 +38,7 @@ class _Adherence:
 class Suite:
     """The metrics of a task, in the order of the report; the primary one was declared before anything was measured."""
 
-    gauges: tuple[Gauge, ...]
+    groups: tuple[MetricGroup, ...]
     primary: str
     adherence: str  # the metric of how the reference is followed; mostly the primary one
     not_run: tuple[NotRun, ...] = ()
@@ -50,29 +50,29 @@ class Suite:
         own = _FAMILIES[task.family](task)
         common = (picture.PSNR, picture.PSNR_Y, picture.SSIM, edges.EDGES, colour.CHROMA, colour.COLOURFULNESS)
         time = (motion.FLICKER, motion.WARP)
-        gauges = (*common, picture.SHARPNESS, *own.gauges, *time)
-        return cls(gauges, own.primary, own.followed or own.primary, (*own.not_run, *learned.NOT_RUN), own.control)
+        groups = (*common, picture.SHARPNESS, *own.groups, *time)
+        return cls(groups, own.primary, own.followed or own.primary, (*own.not_run, *learned.NOT_RUN), own.control)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """All that may be measured; of a clip that lacks what one needs (nobody in the picture), it is absent."""
-        return tuple(metric for gauge in self.gauges for metric in gauge.metrics)
+        return tuple(metric for group in self.groups for metric in group.metrics)
 
-    def measure(self, output: Clip, truth: Truth) -> Measured:
+    def measure(self, output: Clip, truth: GroundTruth) -> Measurement:
         """Every metric of an output clip (F,H,W,3), and PSNR and the primary one per frame. ValueError when its size
         is not the target's."""
         if output.shape != truth.target.shape:
             raise ValueError(f"a clip of {output.shape} cannot be measured against one of {truth.target.shape}")
-        view = View(output)
-        found = [gauge.measure(view, truth) for gauge in self.gauges]
+        view = CachedClip(output)
+        found = [group.measure(view, truth) for group in self.groups]
         values = {key: value for one in found for key, value in one.values.items()}
         frames = {key: series for one in found for key, series in one.frames.items() if key in ("psnr", self.primary)}
-        return Measured(values, frames)
+        return Measurement(values, frames)
 
-    def control(self, output: Clip, truth: Truth | None = None) -> Clip | None:
+    def control(self, output: Clip, truth: GroundTruth | None = None) -> Clip | None:
         """The control signal extracted again from the output, drawn as the maker draws it (F,H,W,3), to be shown beside
         the requested one. None for tasks without one, and for tracks without a truth that says where they start."""
-        return None if self.draw is None else self.draw(View(output), truth)
+        return None if self.draw is None else self.draw(CachedClip(output), truth)
 
 
 def _restoration(task: Task) -> _Adherence:
@@ -113,20 +113,20 @@ def _pose(task: Task) -> _Adherence:
         return _without(POSE, "the package that runs BlazePose is absent: pip install 'iclora_train[pose]'")
     reader = PoseReader(**task.maker_args)
 
-    def draw(output: View, _: Truth | None) -> Clip:
+    def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         size = output.clip.shape[1:3]
         return reader.drawn(reader.read(output.clip)[0], size, min(size))
 
-    return _Adherence((pose_gauge(reader),), "pose_pck", draw)
+    return _Adherence((pose_metrics(reader),), "pose_pck", draw)
 
 
 def _tracks(task: Task) -> _Adherence:
     lost, larger = (float(task.maker_args.get(key, 1.0)) for key in ("lost", "larger"))
 
-    def draw(output: View, truth: Truth | None) -> Clip | None:
+    def draw(output: CachedClip, truth: GroundTruth | None) -> Clip | None:
         return None if truth is None else trails(output, truth, lost, larger)
 
-    return _Adherence((tracks_gauge(lost),), "track_error", draw)
+    return _Adherence((track_metrics(lost),), "track_error", draw)
 
 
 def _depth(task: Task) -> _Adherence:
@@ -138,10 +138,10 @@ def _depth(task: Task) -> _Adherence:
 
     network, percentiles = load(Path(model).expanduser()), task.maker_args.get("range", (1.0, 99.0))
 
-    def draw(output: View, _: Truth | None) -> Clip:
+    def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         return grey(network.nearness(output.clip), percentiles)[0]
 
-    return _Adherence((depth_gauge(network),), "depth_error", draw)
+    return _Adherence((depth_metrics(network),), "depth_error", draw)
 
 
 def _depth_given(task: Task) -> _Adherence:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.metrics.base import Clip, Gauge, Mask, Measured, Metric, Truth, Values, View
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
 from iclora_train.signals.point_tracks import follow, lost_beyond
 from iclora_train.signals.track_drawing import draw_tracks
 
@@ -32,13 +32,13 @@ def requested(drawn: Mapping[str, Any], frames: int) -> tuple[Values, Mask]:
     return points, there
 
 
-def track_values(wanted: Values, asked: Mask, found: Values, seen: Mask, size: tuple[int, int]) -> Measured:
+def track_values(wanted: Values, asked: Mask, found: Values, seen: Mask, size: tuple[int, int]) -> Measurement:
     """The metrics of requested (N,F,2) against found points, over frames from the second on where they are asked for
     (N,F). A lost point stays where it was seen last for the error, and is within no distance. size: height, width.
     Nothing where no track goes beyond the first frame."""
     asked = asked & (np.arange(asked.shape[1]) > 0)
     if not asked.any():
-        return Measured()
+        return Measurement()
     height, width = size
     apart = np.linalg.norm(found - wanted, axis=-1)  # (N,F)
     share = np.where(seen, apart, np.inf)[asked] / np.hypot(height, width)
@@ -54,22 +54,22 @@ def track_values(wanted: Values, asked: Mask, found: Values, seen: Mask, size: t
         "track_found": float(seen[asked].mean()),
     }
     frames = [float(apart[:, t][asked[:, t]].mean()) if asked[:, t].any() else 0.0 for t in range(asked.shape[1])]
-    return Measured(values, {"track_error": frames})
+    return Measurement(values, {"track_error": frames})
 
 
-def tracks_gauge(lost: float) -> Gauge:
+def track_metrics(lost: float) -> MetricGroup:
     """The tracks of the record against where their first points go in the output; `lost` as the maker has it."""
 
-    def measure(output: View, truth: Truth) -> Measured:
+    def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
         wanted, asked = requested(truth.drawn, len(output.clip))
         size = output.clip.shape[1:3]
         found, seen = follow(list(output.grey), lost_beyond(lost, size), wanted[:, 0])
         return track_values(wanted, asked, found, seen, size)
 
-    return Gauge(METRICS, measure)
+    return MetricGroup(METRICS, measure)
 
 
-def trails(output: View, truth: Truth, lost: float, larger: float) -> Clip:
+def trails(output: CachedClip, truth: GroundTruth, lost: float, larger: float) -> Clip:
     """Trails of the requested tracks' first points as they go in the output, drawn as the maker draws them."""
     wanted, _ = requested(truth.drawn, len(output.clip))
     size = output.clip.shape[1:3]

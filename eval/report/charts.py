@@ -12,7 +12,7 @@ WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
 LINE_WIDTH, LINE_HEIGHT = 192, 44  # of the line under a player
 
-Signal = float | Sequence[float]  # a value, or a point
+PointOrValue = float | Sequence[float]  # a value, or a point
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def block_curve(blocks: Sequence[tuple[float, Estimate | None]]) -> str:
     return axes.frame("effect per block of frames", "block of frames", numbers, inner)
 
 
-def signal_curve(label: str, requested: Sequence[Signal], found: Sequence[Signal]) -> str:
+def probe_curve(label: str, requested: Sequence[PointOrValue], found: Sequence[PointOrValue]) -> str:
     """What a simple signal asked for (dashed) and what was found, frame by frame; of points both x and y."""
     wanted, got = (_coordinates(values) for values in (requested, found))
     axes = Axes((0.0, float(max(len(requested), 2) - 1)), [value for line in wanted + got for value in line])
@@ -103,7 +103,7 @@ def signal_curve(label: str, requested: Sequence[Signal], found: Sequence[Signal
     return axes.frame(label, "frame", [float(i) for i in range(len(requested))], inner)
 
 
-def _coordinates(values: Sequence[Signal]) -> list[list[float]]:
+def _coordinates(values: Sequence[PointOrValue]) -> list[list[float]]:
     """A value per frame, or a point per frame, as lines over frames."""
     points = [[value] if isinstance(value, float | int) else list(value) for value in values]
     return [list(line) for line in zip(*points, strict=True)]

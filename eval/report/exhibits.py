@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from eval.clips.conditions import OURS, Item
+from eval.clips.conditions import ADAPTER_REFERENCE, Item
 from eval.clips.windows import Window
-from eval.metrics import Clip, Truth
+from eval.metrics import Clip, GroundTruth
 from eval.scoring.scorer import CEILING, Scorer
 
 REFERENCE, TARGET = "reference", "target"
 CONTROL, CONTROL_TARGET = "control found", "control in the target"
 EXAMPLES = 6  # windows on the strength and mask pages
-Control = Callable[[Clip, Truth], Clip | None]  # the control signal of a clip, drawn; None: the task has none
+Control = Callable[[Clip, GroundTruth], Clip | None]  # the control signal of a clip, drawn; None: the task has none
 
 
 class Clips(Mapping[str, Clip]):
@@ -70,7 +70,7 @@ def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> d
         TARGET: lambda: truth.target,
         CEILING: partial(scorer.ceiling, number),
     }
-    wanted, found = control(truth.target, truth), control(clips[OURS](), truth)
+    wanted, found = control(truth.target, truth), control(clips[ADAPTER_REFERENCE](), truth)
     if wanted is not None and found is not None:
         clips |= {CONTROL_TARGET: lambda: wanted, CONTROL: lambda: found}
     return clips
@@ -80,7 +80,7 @@ def worst_first(scores: Mapping[str, Any]) -> list[int]:
     """Windows ordered by the primary metric of adapter + reference; those without a figure last."""
     primary = scores["primary"]
     sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
-    values = scores["windows"][OURS][primary]
+    values = scores["windows"][ADAPTER_REFERENCE][primary]
     return sorted(range(len(values)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import FADED, MASKED, OURS, at_strength
+from eval.clips.conditions import ADAPTER_REFERENCE, FADE_MASK, HALF_MASK, at_strength
 from eval.report import tables
 from eval.report.charts import bars, block_curve
 from eval.report.exhibits import Exhibit
@@ -64,14 +64,14 @@ def fade(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
 def half_tile(media: Media, exhibit: Exhibit, band: int) -> str:
     """An example of the half-frame mask, with the mask drawn over it."""
     side = "left" if exhibit.window.mask_left else "right"
-    width = exhibit.clips[MASKED].shape[2]
+    width = exhibit.clips[HALF_MASK].shape[2]
     overlay = _overlay(exhibit.window.mask_left, 100 * band / width)
-    return _tile(media, exhibit, MASKED, f"half mask, {side} kept", overlay)
+    return _tile(media, exhibit, HALF_MASK, f"half mask, {side} kept", overlay)
 
 
 def fade_tile(media: Media, exhibit: Exhibit) -> str:
     """An example of the fade-in mask."""
-    return _tile(media, exhibit, FADED, "fade-in mask", "")
+    return _tile(media, exhibit, FADE_MASK, "fade-in mask", "")
 
 
 def _tile(media: Media, exhibit: Exhibit, cell: str, title: str, overlay: str) -> str:
@@ -82,7 +82,7 @@ def _tile(media: Media, exhibit: Exhibit, cell: str, title: str, overlay: str) -
     figures = [
         figure(video(media, exhibit, NONE, "strength 0"), "strength 0"),
         figure(video(media, exhibit, cell, title) + overlay, f"<b>{title}</b>"),
-        figure(video(media, exhibit, OURS, "full reference"), "full reference"),
+        figure(video(media, exhibit, ADAPTER_REFERENCE, "full reference"), "full reference"),
         figure(
             player(heat, f"change by the {cell}, {exhibit.window.key}") + overlay,
             f"change by the mask: black 0, bright {CHANGE_FULL} levels",

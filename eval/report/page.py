@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.progress import track
 
-from eval.clips.conditions import FADED, MASKED
-from eval.report import front, masks, players, strength, tables
+from eval.clips.conditions import FADE_MASK, HALF_MASK
+from eval.report import masks, players, probes, strength, tables
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
-from eval.synthetic import Shown
+from eval.synthetic.run import ProbeClips
 from iclora_train.core.atomic_files import write_whole
 
 ASSETS = Path(__file__).parent / "assets"
@@ -59,9 +59,9 @@ class Parts:
             steps = strength.levels(scores)
             self.tiles[number] = strength.tile(self.media, exhibit, steps)
             self.strips[number] = strength.strip(self.media, exhibit, steps)
-        if MASKED in exhibit.clips:
+        if HALF_MASK in exhibit.clips:
             self.halves[number] = masks.half_tile(self.media, exhibit, scores["mask"]["band_pixels"])
-        if FADED in exhibit.clips:
+        if FADE_MASK in exhibit.clips:
             self.fades[number] = masks.fade_tile(self.media, exhibit)
 
     def ordered(self, of: Mapping[int, str]) -> list[str]:
@@ -73,7 +73,7 @@ def write_page(
     folder: Path,
     scores: Scores,
     exhibits: Iterable[Exhibit],
-    signals: Mapping[str, Shown] | None = None,
+    signals: Mapping[str, ProbeClips] | None = None,
     compared: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write report.html (and media/ beside it when the clips are too large to go inside). Returns its path.
@@ -92,12 +92,12 @@ def write_page(
 Section = tuple[str, str, str]  # id, title, content; left out of the page when there is no content
 
 
-def _sections(parts: Parts, signals: Mapping[str, Shown], compared: Mapping[str, Any] | None) -> list[Section]:
+def _sections(parts: Parts, signals: Mapping[str, ProbeClips], compared: Mapping[str, Any] | None) -> list[Section]:
     """The pages in order."""
     scores = parts.scores
     simple, media = scores["simple"], parts.media
     every: list[Section] = [
-        ("signals", "Simple signals", front.signals(simple, signals, parts.fps, media) if simple else ""),
+        ("signals", "Simple signals", probes.section(simple, signals, parts.fps, media) if simple else ""),
         ("verdicts", "Is the control followed?", tables.verdicts(scores["verdicts"], scores["thresholds"])),
         ("flags", "Symptoms", tables.flags(scores["flags"])),
         ("cells", "With and without", tables.cells(scores)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import BASE, BASE_REFERENCE, EMPTY_PROMPT, NO_REFERENCE, OURS, SWAPPED
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, EMPTY_PROMPT, SWAPPED
 from eval.report import tables
 from eval.report.charts import frame_line
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit
@@ -31,13 +31,13 @@ COLUMNS = (
     Column("reference", REFERENCE, INPUT),
     Column("control found in adapter + reference", CONTROL),
     Column("base + reference", BASE_REFERENCE, BASE_REFERENCE),
-    Column("adapter + reference", OURS, OURS),
+    Column("adapter + reference", ADAPTER_REFERENCE, ADAPTER_REFERENCE),
     Column("target", TARGET),
     Column("swapped reference", SWAPPED, SWAPPED),
     Column("control found in the target", CONTROL_TARGET, shown=False),
     Column("VAE ceiling", CEILING, CEILING, shown=False),
     Column("base", BASE, BASE, shown=False),
-    Column("adapter, no reference", NO_REFERENCE, NO_REFERENCE, shown=False),
+    Column("adapter, no reference", ADAPTER_ONLY, ADAPTER_ONLY, shown=False),
     Column("empty prompt", EMPTY_PROMPT, EMPTY_PROMPT, shown=False),
 )
 
@@ -68,7 +68,7 @@ def timing(exhibit: Exhibit) -> str:
 
 def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
     """A window: its players side by side, and what it is sorted by."""
-    window, ours = exhibit.window, scores["windows"][OURS]
+    window, ours = exhibit.window, scores["windows"][ADAPTER_REFERENCE]
     lines = _lines(scores, window.number)
     players = []
     for column in (column for column in COLUMNS if column.clip in exhibit.clips):
@@ -118,7 +118,7 @@ def columns(present: Sequence[str]) -> str:
 def sort_options(scores: Scores) -> str:
     """The metrics a viewer can sort by, the primary one chosen; data-worst tells which end is the bad one."""
     options = []
-    for metric in scores["windows"][OURS]:
+    for metric in scores["windows"][ADAPTER_REFERENCE]:
         better = scores["metrics"][metric]["better"]
         if better is not None:
             chosen = " selected" if metric == scores["primary"] else ""

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import OURS
-from eval.judging.symptoms import SYMPTOMS, Flag
+from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.judging.symptoms import SYMPTOMS, Symptom
 from eval.judging.verdicts import Verdict
 from eval.statistics.estimates import Estimate
 
@@ -100,7 +100,7 @@ def probability(p: float | None) -> str:
     return "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def flags(found: Sequence[Flag]) -> str:
+def flags(found: Sequence[Symptom]) -> str:
     """The common complaints, the figure that speaks for or against each, and what to do."""
     known = {flag["symptom"]: flag for flag in found}
     rows = []
@@ -122,12 +122,14 @@ def cells(scores: Scores) -> str:
         (escape(row), [interval(measured.get(metric), digits(scores, metric)) for metric in metrics])
         for row, measured in scores["cells"].items()
     ]
-    return table("Mean and 95 % interval over windows; ★ the primary metric of this task.", head, rows, marked=OURS)
+    return table(
+        "Mean and 95 % interval over windows; ★ the primary metric of this task.", head, rows, marked=ADAPTER_REFERENCE
+    )
 
 
 def windows(scores: Scores) -> str:
     """Adapter + reference on every window: nothing is left out."""
-    row = scores["windows"][OURS]
+    row = scores["windows"][ADAPTER_REFERENCE]
     head = ["window", "recording", *(name(scores, metric) for metric in row)]
     rows = [
         (

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.clips.attention_masks import half_columns
-from eval.clips.clip_source import Source
-from eval.clips.conditions import BASE, MASKED, NO_REFERENCE, OURS, Item, at_strength
+from eval.clips.clip_source import ClipSource
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, HALF_MASK, Item, at_strength
 from eval.metrics import change, diversity
 
-COMPARED = (OURS, at_strength(0).name, NO_REFERENCE, BASE, MASKED)
-OF_SEEDS = (OURS, at_strength(0).name, NO_REFERENCE, BASE)
+COMPARED = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BASE, HALF_MASK)
+OF_SEEDS = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BASE)
 
 
-def changes(source: Source, batch: Sequence[Item], i: int) -> dict[str, float]:
+def changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict[str, float]:
     """Mean absolute changes (levels) between the cells of one item, with the names of scores.json's `mask` and
     `control`.
 
@@ -36,7 +36,7 @@ def changes(source: Source, batch: Sequence[Item], i: int) -> dict[str, float]:
     }
 
 
-def over_seeds(source: Source, batches: Sequence[Sequence[Item]], number: int) -> dict[str, float]:
+def over_seeds(source: ClipSource, batches: Sequence[Sequence[Item]], number: int) -> dict[str, float]:
     """Diversity over the seeds of window `number` in the cells that tell whether a reference makes clips alike."""
     places = [(batch, i) for batch in batches for i, item in enumerate(batch) if item.window.number == number]
     return {

@@ -15,17 +15,26 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.clips.alignment import require_aligned
-from eval.clips.attention_masks import blocks
-from eval.clips.clip_source import Source
-from eval.clips.conditions import BASE_REFERENCE, FADED, MASKED, OURS, SWAPPED, Cell, Item, at_strength
-from eval.metrics import Clip, Measured, Suite, offset
+from eval.clips.attention_masks import latent_frame_slices
+from eval.clips.clip_source import ClipSource
+from eval.clips.conditions import (
+    ADAPTER_REFERENCE,
+    BASE_REFERENCE,
+    FADE_MASK,
+    HALF_MASK,
+    SWAPPED,
+    Condition,
+    Item,
+    at_strength,
+)
+from eval.metrics import Clip, Measurement, Suite, offset
 from eval.scoring.changes import changes, over_seeds
-from eval.scoring.ground_truth import Truths
-from eval.statistics.estimates import Values, known
+from eval.scoring.ground_truth import GroundTruths
+from eval.statistics.estimates import Values, drop_nan
 
 INPUT, CEILING, FLOOR = "input", "ceiling", "floor"
-BY_BLOCK = (OURS, at_strength(0).name, FADED)  # cells of which it is kept how latent frames follow
-BY_FRAME = (OURS, BASE_REFERENCE)  # rows whose values are kept frame by frame, first seed
+BY_BLOCK = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # cells of which it is kept how latent frames follow
+BY_FRAME = (ADAPTER_REFERENCE, BASE_REFERENCE)  # rows whose values are kept frame by frame, first seed
 Row = dict[str, Values]
 Frames = dict[str, list[list[float] | None]]  # metric -> window -> frame
 
@@ -52,10 +61,10 @@ class Results:
 class Scorer:
     """Measures the clips of a source against the held-out pixels."""
 
-    def __init__(self, source: Source, batches: Sequence[Sequence[Item]], suite: Suite) -> None:
+    def __init__(self, source: ClipSource, batches: Sequence[Sequence[Item]], suite: Suite) -> None:
         self.renderer, self.batches, self.suite = source, batches, suite
         self.held = source.held
-        self.truths = Truths(source.held, source.config.task, source.token)
+        self.truths = GroundTruths(source.held, source.config.task, source.token)
         self.target = self.truths.target
 
     def run(self, progress: Progress) -> Results:
@@ -64,7 +73,7 @@ class Scorer:
         ConfigError when outputs and targets are not aligned in time.
         """
         results = Results(clips=sum(map(len, self.batches)))
-        stages = len(self.renderer.cells) + 1 + (MASKED in self._names)
+        stages = len(self.renderer.cells) + 1 + (HALF_MASK in self._names)
         task = progress.add_task("", total=stages * len(self.batches))
         with threads(self.renderer.config.eval.workers) as pool:
             progress.update(task, description="without a model")
@@ -74,7 +83,7 @@ class Scorer:
                 progress.update(task, description=cell.name)
                 self._cell(cell, results, pool, lambda: progress.advance(task))
                 say(progress.console, self._line(cell.name, results))
-            if MASKED in self._names:
+            if HALF_MASK in self._names:
                 progress.update(task, description="changes")
                 self._changes(results, pool, lambda: progress.advance(task))
         return results
@@ -83,11 +92,11 @@ class Scorer:
     def _names(self) -> set[str]:
         return {cell.name for cell in self.renderer.cells}
 
-    def _cell(self, cell: Cell, results: Results, pool: Executor, done: Callable[[], None]) -> None:
+    def _cell(self, cell: Condition, results: Results, pool: Executor, done: Callable[[], None]) -> None:
         """One cell into `results`."""
-        seconds, running = 0.0, list[Future[Measured]]()
-        own: list[tuple[Item, Future[Measured]]] = []
-        giver: list[tuple[Item, Future[Measured]]] = []
+        seconds, running = 0.0, list[Future[Measurement]]()
+        own: list[tuple[Item, Future[Measurement]]] = []
+        giver: list[tuple[Item, Future[Measurement]]] = []
         for batch in self.batches:
             clips, spent = self.renderer.clips(cell, batch)
             seconds += spent
@@ -109,7 +118,7 @@ class Scorer:
         if giver:
             results.giver = self._per_window([(item, future.result().values) for item, future in giver])
 
-    def _measure(self, number: int, clip: Clip) -> Measured:
+    def _measure(self, number: int, clip: Clip) -> Measurement:
         return self.suite.measure(clip, self.truths.of(number))
 
     def _per_window(self, values: Sequence[tuple[Item, Mapping[str, float]]]) -> Row:
@@ -125,20 +134,20 @@ class Scorer:
             row[name] = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
         return row
 
-    def _by_frame(self, measured: Sequence[tuple[Item, Measured]]) -> Frames:
+    def _by_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Frames:
         """Series of the first seed: metric -> window -> values by frame, None where it could not be measured."""
         first = measured[0][0].seed
         of_window = {item.window.number: found.frames for item, found in measured if item.seed == first}
         names = dict.fromkeys(name for frames in of_window.values() for name in frames)
         return {name: [of_window[n].get(name) for n in range(len(self.held.windows))] for name in names}
 
-    def _by_block(self, measured: Sequence[tuple[Item, Measured]]) -> Values:
+    def _by_block(self, measured: Sequence[tuple[Item, Measurement]]) -> Values:
         """Adherence in each latent frame, (windows, latent frames): the primary metric of structure where it is known
         by frame, elsewhere PSNR."""
         structure = self.renderer.config.task.family == "structure"
         led = structure and any(self.suite.primary in found.frames for _, found in measured)
         name = self.suite.primary if led else "psnr"
-        places = list(enumerate(blocks(len(self.target(0)), self.renderer.base.geometry.temporal)))
+        places = list(enumerate(latent_frame_slices(len(self.target(0)), self.renderer.base.geometry.temporal)))
         series = [(item, found.frames[name]) for item, found in measured if name in found.frames]
         row = self._per_window([(item, {str(k): float(np.mean(x[at])) for k, at in places}) for item, x in series])
         return np.stack(list(row.values()), axis=1)
@@ -180,7 +189,7 @@ class Scorer:
     def _line(self, name: str, results: Results) -> str:
         """A finished cell for the console: its time, and the metrics that lead the report."""
         row, units = results.cells[name], {metric.key: metric.unit for metric in self.suite.metrics}
-        means = {key: known(row[key]) for key in (self.suite.primary, "psnr", "ssim") if key in row}
+        means = {key: drop_nan(row[key]) for key in (self.suite.primary, "psnr", "ssim") if key in row}
         figures = "  ".join(f"{key} {x.mean():.3f} {units[key]}".rstrip() for key, x in means.items() if len(x))
         return f"  {name:18} {results.seconds[name]:7.1f} s   {figures}"
 

@@ -34,7 +34,7 @@ class Estimate(TypedDict):
     n: int
 
 
-def known(values: Values | Sequence[float]) -> Values:
+def drop_nan(values: Values | Sequence[float]) -> Values:
     """The values that are numbers."""
     units = np.asarray(values, np.float64)
     return units[~np.isnan(units)]
@@ -45,7 +45,7 @@ def estimate(values: Values | Sequence[float]) -> Estimate:
 
     ValueError when there is no unit.
     """
-    units = known(values)
+    units = drop_nan(values)
     n = len(units)
     if n == 0:
         raise ValueError("an estimate needs at least one unit")
@@ -63,7 +63,7 @@ def estimate(values: Values | Sequence[float]) -> Estimate:
 def by_source(values: Values, sources: Sequence[str]) -> Estimate:
     """The same with recordings as units: windows of one are averaged first, recordings count alike."""
     member = np.asarray(sources)
-    of_each = [known(values[member == name]) for name in sorted(set(sources))]
+    of_each = [drop_nan(values[member == name]) for name in sorted(set(sources))]
     return estimate([float(units.mean()) for units in of_each if len(units)])
 
 

@@ -10,7 +10,7 @@ from math import erfc, sqrt
 
 import numpy as np
 
-from eval.statistics.estimates import Values, known
+from eval.statistics.estimates import Values, drop_nan
 
 EXACT_UP_TO = 50  # units; the exact distribution of the signed-rank sum is used without ties
 
@@ -28,7 +28,7 @@ def signed_rank(differences: Values | Sequence[float]) -> float | None:
     Zeros are dropped. Exact up to 50 units without ties, beyond that the normal approximation with the variance
     corrected for ties and a continuity correction (Hollander, Wolfe, Chicken 2014, section 3.1).
     """
-    units = known(differences)
+    units = drop_nan(differences)
     if len(units) == 0:
         return None
     units = units[units != 0]

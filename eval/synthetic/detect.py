@@ -33,7 +33,7 @@ def outlines(clip: Clip, coarse: int) -> Outline:
     found = []
     for frame in luma(clip):
         small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-        dx, dy = (cv2.Sobel(small, cv2.CV_64F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
+        dx, dy = (cv2.Sobel(small, cv2.CV_64F, *sample_, scale=1 / 8) for sample_ in ((1, 0), (0, 1)))
         found.append(cv2.GaussianBlur(np.hypot(dx, dy), (0, 0), TOLERANCE))
     return np.stack(found).astype(np.float32)
 

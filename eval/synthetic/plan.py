@@ -6,70 +6,70 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eval.synthetic.probes import Scale, Signal, by_following, signals
-from eval.synthetic.references import kind_of, reference, unasked
+from eval.synthetic.probes import Probe, Scale, all_probes, track_by_flow
+from eval.synthetic.references import not_applicable, reference, reference_kind
 from eval.synthetic.shapes import Clip
 from iclora_train.config.settings import Task
 from iclora_train.core.types import Geometry, VideoShape
 
-GIVERS = ("line", "dot")  # whose reference is given for a signal's floor: the first that is not its own
+DONORS = ("line", "dot")  # whose reference is given for a signal's floor: the first that is not its own
 SEEDS = 3  # clips made of every signal, whose median error counts
 
 
 @dataclass(frozen=True)
-class Order:
+class ProbeSample:
     """One clip to make: places of its signal and of the signal whose reference is given, and which of SEEDS it is."""
 
-    signal: int
-    giver: int
+    probe: int
+    donor: int
     seed: int
 
     @property
     def noise_seed(self) -> int:
         """Seed of the noise: the same with the own and with another reference."""
-        return self.signal * SEEDS + self.seed
+        return self.probe * SEEDS + self.seed
 
 
 @dataclass(frozen=True)
-class Plan:
+class ProbePlan:
     """The signals that are asked and their references; those that cannot be, each with the reason."""
 
-    asked: list[Signal]
+    probes: list[Probe]
     references: list[Clip]
     not_run: list[dict[str, str]]
 
     @classmethod
-    def of(cls, task: Task, geometry: Geometry, size: tuple[int, int, int], fps: float) -> Plan:
+    def of(cls, task: Task, geometry: Geometry, size: tuple[int, int, int], fps: float) -> ProbePlan:
         """For clips on the latent grid `size` (f, h, w)."""
         f, h, w = size
         shape = VideoShape((f - 1) * geometry.temporal + 1, h * geometry.spatial, w * geometry.spatial, fps)
-        every = signals(shape, Scale.of(geometry, task.reference_downscale))
-        asked, not_run = requests(every, kind_of(task))
-        return cls(asked, [reference(signal, task, shape) for signal in asked], not_run)
+        every = all_probes(shape, Scale.of(geometry, task.reference_downscale))
+        probes, not_run = split_applicable(every, reference_kind(task))
+        return cls(probes, [reference(probe, task, shape) for probe in probes], not_run)
 
     @property
-    def orders(self) -> list[Order]:
+    def samples(self) -> list[ProbeSample]:
         """For one signal after the other SEEDS clips, then one with another signal's reference: its floor."""
         return [
-            order
-            for i in range(len(self.asked))
-            for order in (*(Order(i, i, seed) for seed in range(SEEDS)), Order(i, self._giver(i), 0))
+            sample_
+            for i in range(len(self.probes))
+            for sample_ in (*(ProbeSample(i, i, seed) for seed in range(SEEDS)), ProbeSample(i, self._donor(i), 0))
         ]
 
-    def _giver(self, number: int) -> int:
-        names = [signal.name for signal in self.asked]
-        return names.index(next(name for name in (*GIVERS, *names) if name in names and name != names[number]))
+    def _donor(self, number: int) -> int:
+        names = [probe.name for probe in self.probes]
+        return names.index(next(name for name in (*DONORS, *names) if name in names and name != names[number]))
 
-    def identity(self, orders: Sequence[Order]) -> list[list[str | int]]:
+    def identity(self, samples: Sequence[ProbeSample]) -> list[list[str | int]]:
         """What tells these clips from others: hashes of their references, and seeds."""
         hashes = [hashlib.sha256(clip.tobytes()).hexdigest()[:16] for clip in self.references]
-        return [[hashes[order.giver], order.noise_seed] for order in orders]
+        return [[hashes[sample_.donor], sample_.noise_seed] for sample_ in samples]
 
 
-def requests(every: Sequence[Signal], kind: str) -> tuple[list[Signal], list[dict[str, str]]]:
+def split_applicable(every: Sequence[Probe], kind: str) -> tuple[list[Probe], list[dict[str, str]]]:
     """The signals that can be put to a kind of reference, and the others with the reason."""
-    why = {signal.name: unasked(signal, kind) for signal in every}
-    asked = [signal for signal in every if why[signal.name] is None]
+    why = {probe.name: not_applicable(probe, kind) for probe in every}
+    probes = [probe for probe in every if why[probe.name] is None]
     if kind == "tracks":
-        asked = [by_following(signal) for signal in asked]
-    return asked, [{"signal": name, "reason": reason} for name, reason in why.items() if reason is not None]
+        probes = [track_by_flow(probe) for probe in probes]
+    return probes, [{"signal": name, "reason": reason} for name, reason in why.items() if reason is not None]

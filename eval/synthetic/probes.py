@@ -27,7 +27,7 @@ MARGIN = 0.08  # of the short side, how far a template reaches beyond its shape
 
 
 @dataclass(frozen=True)
-class Signal:
+class Probe:
     """One request. scene: the clip (F,H,W,3) that fulfils it.
 
     found(clip) has the shape of `requested`: points (F,2) or columns (F,) in pixels, a slope (1,) in levels, a moment
@@ -61,7 +61,7 @@ class Scale:
         return cls(geometry.spatial * downscale, geometry.temporal, max(geometry.spatial // 8, 1))
 
 
-def signals(shape: VideoShape, scale: Scale) -> list[Signal]:
+def all_probes(shape: VideoShape, scale: Scale) -> list[Probe]:
     """All six, for clips of one size."""
     return [
         _square(shape, scale),
@@ -73,13 +73,13 @@ def signals(shape: VideoShape, scale: Scale) -> list[Signal]:
     ]
 
 
-def _square(shape: VideoShape, scale: Scale) -> Signal:
+def _square(shape: VideoShape, scale: Scale) -> Probe:
     centres = shapes.path(shape, (0.34, 0.32), (0.64, 0.6))
     claim = "a square moves where it is told: median distance of its centre, pixels"
     return _moving("square", claim, shapes.square(shape, centres), centres, shapes.square, shape, scale)
 
 
-def _dot(shape: VideoShape, scale: Scale) -> Signal:
+def _dot(shape: VideoShape, scale: Scale) -> Probe:
     centres = shapes.path(shape, (0.7, 0.56), (0.3, 0.56), bow=0.2)
     claim = "a dot runs along its arc: median distance of its centre, pixels"
     return _moving("dot", claim, shapes.dot(shape, centres), centres, shapes.dot, shape, scale)
@@ -93,10 +93,10 @@ def _moving(
     draw: Callable[[VideoShape, Plane], Distance],
     shape: VideoShape,
     scale: Scale,
-) -> Signal:
+) -> Probe:
     """A shape whose centres (F,2) are requested, and found by its outline."""
     template = _template(draw, shape, scale)
-    return Signal(
+    return Probe(
         name,
         claim,
         shapes.picture(distance, shape.frames),
@@ -119,7 +119,7 @@ def _template(draw: Callable[[VideoShape, Plane], Distance], shape: VideoShape, 
     return np.ascontiguousarray(outline[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-def _line(shape: VideoShape, scale: Scale) -> Signal:
+def _line(shape: VideoShape, scale: Scale) -> Probe:
     columns = np.linspace(0.3, 0.7, shape.frames) * shape.width  # (F,)
     distance = shapes.left_of(shape, columns)
     middle = shapes.left_of(shape, np.array([shape.width / 2]))
@@ -127,7 +127,7 @@ def _line(shape: VideoShape, scale: Scale) -> Signal:
     half = outline.shape[1] // 2
     reach = max(round(2 * MARGIN * half), 3)
     template = np.ascontiguousarray(outline[:, half - reach : half + reach])
-    return Signal(
+    return Probe(
         "line",
         "an upright line sweeps from left to right: median distance, pixels",
         shapes.picture(distance, shape.frames),
@@ -139,10 +139,10 @@ def _line(shape: VideoShape, scale: Scale) -> Signal:
     )
 
 
-def _ramp(shape: VideoShape) -> Signal:
+def _ramp(shape: VideoShape) -> Probe:
     scene = shapes.ramp(shape)
     requested = np.array([detect.slope(scene)])
-    return Signal(
+    return Probe(
         "ramp",
         "brightness rises evenly from left to right: slope off by this share",
         scene,
@@ -153,7 +153,7 @@ def _ramp(shape: VideoShape) -> Signal:
     )
 
 
-def _step(shape: VideoShape, scale: Scale) -> Signal:
+def _step(shape: VideoShape, scale: Scale) -> Probe:
     moment = (shape.frames - 1) // scale.frames // 2 * scale.frames + 1
     centre = np.array([0.3 * shape.width, 0.5 * shape.height])
     there = shapes.square(shape, np.repeat(centre[None], shape.frames, axis=0))
@@ -167,7 +167,7 @@ def _step(shape: VideoShape, scale: Scale) -> Signal:
     def distance(t: int) -> Plane:
         return there(t) if t >= moment else nowhere
 
-    return Signal(
+    return Probe(
         "step",
         "a square appears at its moment: frames off",
         shapes.picture(distance, shape.frames),
@@ -179,7 +179,7 @@ def _step(shape: VideoShape, scale: Scale) -> Signal:
     )
 
 
-def _hold(shape: VideoShape) -> Signal:
+def _hold(shape: VideoShape) -> Probe:
     still = np.ones((shape.frames, 1))
     centre = np.array([0.36 * shape.width, 0.44 * shape.height])
     beside = centre + 2.2 * SQUARE * min(shape.height, shape.width)
@@ -188,7 +188,7 @@ def _hold(shape: VideoShape) -> Signal:
     def distance(t: int) -> Plane:
         return np.minimum(square(t), dot(t))
 
-    return Signal(
+    return Probe(
         "hold",
         "what is told to rest rests: share of the luma's variance that is change",
         shapes.picture(distance, shape.frames),
@@ -200,10 +200,10 @@ def _hold(shape: VideoShape) -> Signal:
     )
 
 
-def by_following(signal: Signal) -> Signal:
+def track_by_flow(probe: Probe) -> Probe:
     """A moving signal for an adapter that paints whatever it likes and moves it: what lies where the track begins is
     followed by its optical flow."""
-    assert signal.points is not None
-    start = signal.points[0]
-    reach = round(2 * DOT * min(signal.scene.shape[1:3]))
-    return replace(signal, found=lambda clip: detect.follow(clip, start, reach))
+    assert probe.points is not None
+    start = probe.points[0]
+    reach = round(2 * DOT * min(probe.scene.shape[1:3]))
+    return replace(probe, found=lambda clip: detect.follow(clip, start, reach))

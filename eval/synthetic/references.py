@@ -16,7 +16,7 @@ import numpy as np
 
 from eval.metrics.region import OFFICIAL
 from eval.synthetic import detect, shapes
-from eval.synthetic.probes import Signal
+from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
 from iclora_train.config.settings import Task
 from iclora_train.core.types import VideoShape
@@ -27,7 +27,7 @@ BLUR = 1 / 100  # of the short side, at least a pixel: sigma of the blur
 HOLE = 0.25  # of height and width: the box that is painted, in the corner at the lower left, which nothing passes
 
 
-def kind_of(task: Task) -> str:
+def reference_kind(task: Task) -> str:
     """Which of KINDS a task's references are, by its maker, else by its family."""
     maker = task.maker
     for part, kind in (("depth", "depth"), ("pose", "pose"), ("tracks", "tracks"), ("edit.", "hole")):
@@ -40,47 +40,47 @@ def kind_of(task: Task) -> str:
     return "given" if maker == "given" else "degraded"
 
 
-def unasked(signal: Signal, kind: str) -> str | None:
+def not_applicable(probe: Probe, kind: str) -> str | None:
     """Why a signal cannot be put to references of a kind, or None where it can."""
     if kind == "pose":
         return "skeletons are found again only by a pose network"
-    if kind == "tracks" and signal.points is None:
+    if kind == "tracks" and probe.points is None:
         return "it has no point that moves along a track"
-    if kind == "edges" and signal.distance is None:
+    if kind == "edges" and probe.distance is None:
         return "a ramp has no edges"
-    if kind == "depth" and signal.distance is None:
+    if kind == "depth" and probe.distance is None:
         return "a ramp of depth is found again only by a depth network"
     return None
 
 
-def reference(signal: Signal, task: Task, shape: VideoShape) -> Clip:
+def reference(probe: Probe, task: Task, shape: VideoShape) -> Clip:
     """The reference clip of a signal, smaller and with fewer frames by the task's factors."""
-    full = _full(signal, kind_of(task), task.maker_args, shape)[:: task.reference_temporal_scale]
+    full = _full(probe, reference_kind(task), task.maker_args, shape)[:: task.reference_temporal_scale]
     if task.reference_downscale == 1:
         return full
     size = (shape.width // task.reference_downscale, shape.height // task.reference_downscale)
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in full]).astype(np.uint8)
 
 
-def _full(signal: Signal, kind: str, args: Mapping[str, Any], shape: VideoShape) -> Clip:
+def _full(probe: Probe, kind: str, args: Mapping[str, Any], shape: VideoShape) -> Clip:
     """The reference (F,H,W,3) before it is made smaller."""
     if kind == "edges":
-        assert signal.distance is not None
-        return shapes.drawing(signal.distance, shape.frames, *_pen(args, shape))
+        assert probe.distance is not None
+        return shapes.drawing(probe.distance, shape.frames, *_pen(args, shape))
     if kind == "depth":
-        assert signal.distance is not None
-        return shapes.depth(signal.distance, shape.frames)
+        assert probe.distance is not None
+        return shapes.depth(probe.distance, shape.frames)
     if kind == "tracks":
-        assert signal.points is not None
+        assert probe.points is not None
         seen = np.ones((1, shape.frames), bool)
-        return draw_tracks(signal.points[None], seen, (shape.height, shape.width), args.get("larger", 1.0))
+        return draw_tracks(probe.points[None], seen, (shape.height, shape.width), args.get("larger", 1.0))
     if kind == "grey":
-        return shapes.grey(detect.luma(signal.scene))
+        return shapes.grey(detect.luma(probe.scene))
     if kind == "hole":
-        painted = signal.scene.copy()
+        painted = probe.scene.copy()
         painted[:, round((1 - HOLE) * shape.height) :, : round(HOLE * shape.width)] = args.get("colour", OFFICIAL)
         return painted
-    return signal.scene if kind == "given" else _blurred(signal.scene)
+    return probe.scene if kind == "given" else _blurred(probe.scene)
 
 
 def _pen(args: Mapping[str, Any], shape: VideoShape) -> tuple[float, float]:

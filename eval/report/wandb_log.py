@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from eval.clips.conditions import (
+    ADAPTER_ONLY,
+    ADAPTER_REFERENCE,
     BASE,
     BASE_REFERENCE,
     EMPTY_PROMPT,
-    FADED,
-    MASKED,
-    NO_REFERENCE,
-    OURS,
+    FADE_MASK,
+    HALF_MASK,
     SWAPPED,
     at_strength,
 )
@@ -31,7 +31,19 @@ from iclora_train.core.atomic_files import write_whole
 from iclora_train.data.video import encode_clip
 
 CONDITIONS = (  # columns of players, by the names of cells and rows, before the strengths below 1
-    *(REFERENCE, TARGET, BASE_REFERENCE, OURS, SWAPPED, BASE, NO_REFERENCE, EMPTY_PROMPT, MASKED, FADED, CEILING),
+    *(
+        REFERENCE,
+        TARGET,
+        BASE_REFERENCE,
+        ADAPTER_REFERENCE,
+        SWAPPED,
+        BASE,
+        ADAPTER_ONLY,
+        EMPTY_PROMPT,
+        HALF_MASK,
+        FADE_MASK,
+        CEILING,
+    ),
 )
 
 Scores = Mapping[str, Any]
@@ -84,12 +96,12 @@ STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
 
 def clip_columns(scores: Scores) -> list[str]:
     """Columns of the table of clips: which clip, its figure for the primary metric, and a player per condition."""
-    return ["clip", "source", "partner", f"{scores['primary']} ({OURS})", *CONDITIONS, *_strengths(scores)]
+    return ["clip", "source", "partner", f"{scores['primary']} ({ADAPTER_REFERENCE})", *CONDITIONS, *_strengths(scores)]
 
 
 def clip_rows(folder: Path, scores: Scores) -> Iterator[list[Any]]:
     """A row per clip, in the order of scores.json; None where there is no file or figure."""
-    values = scores["windows"][OURS][scores["primary"]]
+    values = scores["windows"][ADAPTER_REFERENCE][scores["primary"]]
     for clip, value in zip(scores["clips"], values, strict=True):
         paths = [clip_path(folder, clip["key"], condition) for condition in (*CONDITIONS, *_strengths(scores))]
         players = [path if path.exists() else None for path in paths]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from eval.judging.symptoms import SYMPTOMS, flags
+from eval.judging.symptoms import SYMPTOMS, find_symptoms
 from tests.scores_example import example
 
 
@@ -17,7 +17,7 @@ def scores() -> dict[str, Any]:
 
 
 def levels(scores: dict[str, Any]) -> dict[str, str]:
-    return {flag["symptom"]: flag["level"] for flag in flags(scores)}
+    return {flag["symptom"]: flag["level"] for flag in find_symptoms(scores)}
 
 
 def set_to(scores: dict[str, Any], path: str, mean: float) -> None:
@@ -30,7 +30,7 @@ def set_to(scores: dict[str, Any], path: str, mean: float) -> None:
 
 
 def test_a_good_run_has_no_complaint_and_says_so_with_figures(scores: dict[str, Any]) -> None:
-    found = flags(scores)
+    found = find_symptoms(scores)
     assert [flag["symptom"] for flag in found] == [symptom for symptom in SYMPTOMS if symptom != "memory"]
     assert {flag["level"] for flag in found} == {"ok"}
     assert all(any(c.isdigit() for c in flag["reason"]) and not flag["remedy"] for flag in found)
@@ -53,7 +53,7 @@ def test_a_figure_raises_its_own_flag_alone(
     for value, level in ((warn, "warn"), (bad, "bad")):
         set_to(scores, path, value)
         assert levels(scores) == {**before, symptom: level}
-        raised = next(flag for flag in flags(scores) if flag["symptom"] == symptom)
+        raised = next(flag for flag in find_symptoms(scores) if flag["symptom"] == symptom)
         assert raised["remedy"]
 
 
@@ -71,7 +71,7 @@ def test_restoration_may_be_rigid_and_drawings_may_not(scores: dict[str, Any]) -
     assert levels(scores)["too rigid"] == "ok"
     rigid = {**scores, "family": "structure"}
     assert levels(rigid)["too rigid"] == "bad"
-    remedy = next(flag["remedy"] for flag in flags(rigid) if flag["symptom"] == "too rigid")
+    remedy = next(flag["remedy"] for flag in find_symptoms(rigid) if flag["symptom"] == "too rigid")
     assert "0.07" in remedy  # the strength of half the effect
 
 
@@ -83,4 +83,4 @@ def test_memory_is_judged_where_it_was_measured(scores: dict[str, Any], peak: in
 
 def test_what_was_not_measured_is_not_judged(scores: dict[str, Any]) -> None:
     bare = {**scores, "control": None, "diversity": {}, "cells": {"adapter+reference": {}}}
-    assert flags(bare) == []
+    assert find_symptoms(bare) == []

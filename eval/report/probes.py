@@ -7,16 +7,16 @@ from html import escape
 from typing import Any
 
 from eval.report import tables
-from eval.report.charts import signal_curve
+from eval.report.charts import probe_curve
 from eval.report.media import Media
 from eval.report.players import figure, player
-from eval.scoring.ground_truth import fitted
-from eval.synthetic import Shown
+from eval.scoring.ground_truth import fit_to_shape
+from eval.synthetic.run import ProbeClips
 
 TITLES = {"requested": "asked for", "reference": "reference given", "found": "output", "floor": "other reference"}
 
 
-def signals(found: Mapping[str, Any], shown: Mapping[str, Shown], fps: float, media: Media) -> str:
+def section(found: Mapping[str, Any], shown: Mapping[str, ProbeClips], fps: float, media: Media) -> str:
     """A line per signal, and per signal what was asked for and what came of it, as curves and as clips."""
     rows = [
         (
@@ -42,11 +42,11 @@ def signals(found: Mapping[str, Any], shown: Mapping[str, Shown], fps: float, me
     )
 
 
-def _signal(signal: Mapping[str, Any], shown: Shown | None, fps: float, media: Media) -> str:
+def _signal(signal: Mapping[str, Any], shown: ProbeClips | None, fps: float, media: Media) -> str:
     """A signal's curve, and its players where clips are given."""
     name = signal["name"]
     if len(signal["requested"]) > 1:
-        chart = signal_curve(name, signal["requested"], signal["found"])
+        chart = probe_curve(name, signal["requested"], signal["found"])
         of = "x and y" if isinstance(signal["requested"][0], list) else "position"
         curve = f"<figure>{chart}<figcaption>{of} asked for (dashed), found in the output (line)</figcaption></figure>"
     else:
@@ -56,7 +56,7 @@ def _signal(signal: Mapping[str, Any], shown: Shown | None, fps: float, media: M
     size = shown.requested.shape
     screens = []
     for part, title in TITLES.items():
-        address = media.clip(f"signal-{name.replace(' ', '-')}-{part}", fitted(getattr(shown, part), size), fps)
+        address = media.clip(f"signal-{name.replace(' ', '-')}-{part}", fit_to_shape(getattr(shown, part), size), fps)
         screens.append(figure(player(address, f"{title}, {name}"), title))
     return (
         f'<div class="signal" data-fps="{fps:g}" data-frames="{size[0]}"><h3>{escape(name)}</h3>{curve}'

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from eval.synthetic import Make, Sampler, Shown, detect, shapes, suite
-from eval.synthetic.plan import Order, Plan, requests
-from eval.synthetic.probes import Scale, Signal, by_following, signals
-from eval.synthetic.references import kind_of, reference
+from eval.synthetic import detect, shapes
+from eval.synthetic.plan import ProbePlan, ProbeSample, split_applicable
+from eval.synthetic.probes import Probe, Scale, all_probes, track_by_flow
+from eval.synthetic.references import reference, reference_kind
+from eval.synthetic.run import MakeClips, ProbeClips, ProbeSampler, score_probes
 from iclora_train.config.settings import Task
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.diffusion.guidance import Guidance
@@ -22,11 +23,11 @@ from tests.tiny import TEXT, write_tiny_base
 NANO = (VideoShape(9, 64, 64, 12.5), Scale.of(Geometry(32, 8, 4), 1))
 LTX = (VideoShape(9, 288, 480, 25.0), Scale.of(Geometry(128, 32, 8), 1))
 NAMES = ["square", "line", "dot", "ramp", "step", "hold"]
-ALL, LARGE = ({signal.name: signal for signal in signals(*size)} for size in (NANO, LTX))
+ALL, LARGE = ({probe.name: probe for probe in all_probes(*size)} for size in (NANO, LTX))
 
 
-def error(signal: Signal, clip: np.ndarray) -> float:
-    return signal.error(signal.found(clip))
+def error(probe: Probe, clip: np.ndarray) -> float:
+    return probe.error(probe.found(clip))
 
 
 def noise(shape: VideoShape, seed: int = 0) -> np.ndarray:
@@ -39,7 +40,7 @@ def task(maker: str, family: str = "structure", **more: object) -> Task:
 
 
 def test_there_are_six_signals() -> None:
-    assert [signal.name for signal in signals(*NANO)] == NAMES
+    assert [probe.name for probe in all_probes(*NANO)] == NAMES
 
 
 # ---- detectors
@@ -47,22 +48,22 @@ def test_there_are_six_signals() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_scene_itself_meets_the_request(name: str) -> None:
-    for signal in (ALL[name], LARGE[name]):
-        assert error(signal, signal.scene) < signal.threshold / 50
+    for probe in (ALL[name], LARGE[name]):
+        assert error(probe, probe.scene) < probe.threshold / 50
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(3))
 def test_noise_and_an_empty_picture_meet_no_request(name: str, seed: int) -> None:
-    signal = ALL[name]
-    assert error(signal, noise(NANO[0], seed)) > signal.threshold
-    assert error(signal, np.full_like(signal.scene, 128)) > signal.threshold
+    probe = ALL[name]
+    assert error(probe, noise(NANO[0], seed)) > probe.threshold
+    assert error(probe, np.full_like(probe.scene, 128)) > probe.threshold
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_another_signal_does_not_meet_the_request(name: str) -> None:
-    giver = ALL["dot" if name == "line" else "line"]
-    assert error(ALL[name], giver.scene) > ALL[name].threshold
+    donor = ALL["dot" if name == "line" else "line"]
+    assert error(ALL[name], donor.scene) > ALL[name].threshold
 
 
 @pytest.mark.parametrize("name", ["square", "line", "dot"])
@@ -74,19 +75,19 @@ def test_a_position_is_off_by_the_shift(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["square", "dot"])
 def test_a_followed_point_is_off_by_what_it_lags(name: str) -> None:
-    signal = by_following(ALL[name])
-    errors = [error(signal, signal.scene[np.maximum(np.arange(9) - lag, 0)]) for lag in (0, 1, 2, 4, 8)]
+    probe = track_by_flow(ALL[name])
+    errors = [error(probe, probe.scene[np.maximum(np.arange(9) - lag, 0)]) for lag in (0, 1, 2, 4, 8)]
     assert errors[0] < 0.3
     assert errors == sorted(errors)
-    assert errors[-1] > signal.threshold  # it never moves
+    assert errors[-1] > probe.threshold  # it never moves
 
 
 @pytest.mark.parametrize("name", ["square", "line", "dot", "step"])
 def test_colours_do_not_matter_and_blur_little(name: str) -> None:
-    signal = ALL[name]
-    assert error(signal, 255 - signal.scene) < signal.threshold / 50
-    blurred = reference(signal, task("degrade.defocus", "restoration"), NANO[0])
-    assert error(signal, blurred) < signal.threshold / 10
+    probe = ALL[name]
+    assert error(probe, 255 - probe.scene) < probe.threshold / 50
+    blurred = reference(probe, task("degrade.defocus", "restoration"), NANO[0])
+    assert error(probe, blurred) < probe.threshold / 10
 
 
 def test_a_slope_is_off_by_what_contrast_is_lost() -> None:
@@ -122,7 +123,7 @@ def test_a_position_is_measured_below_a_pixel() -> None:
 
 def test_thresholds_grow_with_the_token() -> None:
     shape = NANO[0]
-    half = {s.name: s.threshold for s in signals(shape, Scale.of(Geometry(32, 8, 4), 2))}
+    half = {s.name: s.threshold for s in all_probes(shape, Scale.of(Geometry(32, 8, 4), 2))}
     assert half["square"] == 8
     assert LARGE["square"].threshold == 16
 
@@ -146,17 +147,17 @@ def test_thresholds_grow_with_the_token() -> None:
     ],
 )
 def test_every_task_has_a_kind_of_reference(maker: str, family: str, kind: str) -> None:
-    assert kind_of(task(maker, family)) == kind
+    assert reference_kind(task(maker, family)) == kind
 
 
 def test_what_cannot_be_asked_is_named_with_its_reason() -> None:
-    every = signals(*NANO)
-    asked, not_run = requests(every, "edges")
-    assert [signal.name for signal in asked] == ["square", "line", "dot", "step", "hold"]
+    every = all_probes(*NANO)
+    probes, not_run = split_applicable(every, "edges")
+    assert [probe.name for probe in probes] == ["square", "line", "dot", "step", "hold"]
     assert not_run == [{"signal": "ramp", "reason": "a ramp has no edges"}]
-    assert [signal.name for signal in requests(every, "tracks")[0]] == ["square", "dot"]
-    assert requests(every, "pose")[0] == []
-    assert requests(every, "degraded") == (every, [])
+    assert [probe.name for probe in split_applicable(every, "tracks")[0]] == ["square", "dot"]
+    assert split_applicable(every, "pose")[0] == []
+    assert split_applicable(every, "degraded") == (every, [])
 
 
 def test_references_have_the_size_and_rate_that_the_task_declares() -> None:
@@ -186,12 +187,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return BaseModel.open(str(write_tiny_base(tmp_path_factory.mktemp("base"))))
 
 
-def run_suite(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object], dict[str, Shown]]:
+def run_suite(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object], dict[str, ProbeClips]]:
     text, defocus = torch.zeros(TEXT["tokens"], TEXT["output"]), task("degrade.defocus", "restoration")
-    sampler = Sampler(
+    sampler = ProbeSampler(
         base.transformer(), base.vae(), base.geometry, defocus, (3, 8, 8), 25.0, [1.0, 0.0], text, Guidance()
     )
-    return suite(sampler.plan, lambda orders: (sampler.clips(orders).numpy(), 1.0), batch_size)
+    return score_probes(sampler.plan, lambda samples: (sampler.clips(samples).numpy(), 1.0), batch_size)
 
 
 def test_a_base_that_knows_nothing_follows_nothing(base: BaseModel) -> None:
@@ -213,44 +214,44 @@ def test_what_is_found_does_not_depend_on_the_batches(base: BaseModel) -> None:
     assert max(apart) <= 1  # sums of another order, before rounding
 
 
-def copied(plan: Plan) -> Make:
+def copied(plan: ProbePlan) -> MakeClips:
     """A model that gives back its reference."""
-    return lambda orders: (np.stack([plan.references[order.giver] for order in orders]), 0.5)
+    return lambda samples: (np.stack([plan.references[sample_.donor] for sample_ in samples]), 0.5)
 
 
 def test_a_copy_of_the_scene_passes_all() -> None:
-    plan = Plan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    plan = ProbePlan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
     done: list[tuple[int, int]] = []
-    result, _ = suite(plan, copied(plan), 10, lambda *counts: done.append(counts))
+    result, _ = score_probes(plan, copied(plan), 10, lambda *counts: done.append(counts))
     assert (result["passed"], result["of"], result["seconds"]) == (6, 6, 1.5)
     assert done == [(10, 24), (20, 24), (24, 24)]
 
 
 def test_a_request_that_another_reference_meets_as_well_does_not_pass() -> None:
-    plan = Plan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
-    lenient = replace(plan, asked=[replace(signal, threshold=1e9) for signal in plan.asked])
-    assert suite(lenient, copied(plan), 24)[0]["passed"] == 0
+    plan = ProbePlan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    lenient = replace(plan, probes=[replace(probe, threshold=1e9) for probe in plan.probes])
+    assert score_probes(lenient, copied(plan), 24)[0]["passed"] == 0
 
 
 def test_the_median_of_the_seeds_counts() -> None:
-    plan = Plan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    plan = ProbePlan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
 
-    def spoilt(seeds: tuple[int, ...]) -> Make:
-        def make(orders: Sequence[Order]) -> tuple[np.ndarray, float]:
-            clips, _ = copied(plan)(orders)
-            lost = [order.signal == order.giver and order.seed in seeds for order in orders]
+    def spoilt(seeds: tuple[int, ...]) -> MakeClips:
+        def make(samples: Sequence[ProbeSample]) -> tuple[np.ndarray, float]:
+            clips, _ = copied(plan)(samples)
+            lost = [sample_.probe == sample_.donor and sample_.seed in seeds for sample_ in samples]
             return np.where(np.array(lost)[:, None, None, None, None], noise(NANO[0]), clips), 0.0
 
         return make
 
-    assert suite(plan, spoilt((1,)), 24)[0]["passed"] == 6
-    assert suite(plan, spoilt((0, 2)), 24)[0]["passed"] == 0
+    assert score_probes(plan, spoilt((1,)), 24)[0]["passed"] == 6
+    assert score_probes(plan, spoilt((0, 2)), 24)[0]["passed"] == 0
 
 
 def test_clips_are_told_apart_by_reference_and_noise() -> None:
-    plan = Plan.of(task("control.canny"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
-    assert len({tuple(key) for key in plan.identity(plan.orders)}) == len(plan.orders) == 20
-    floors = [order for order in plan.orders if order.signal != order.giver]
-    own = {order.noise_seed for order in plan.orders if order.signal == order.giver}
+    plan = ProbePlan.of(task("control.canny"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    assert len({tuple(key) for key in plan.identity(plan.samples)}) == len(plan.samples) == 20
+    floors = [sample_ for sample_ in plan.samples if sample_.probe != sample_.donor]
+    own = {sample_.noise_seed for sample_ in plan.samples if sample_.probe == sample_.donor}
     assert len(floors) == 5
-    assert {order.noise_seed for order in floors} < own
+    assert {sample_.noise_seed for sample_ in floors} < own
