@@ -17,7 +17,7 @@ from iclora_train.data.pixels import from_bytes
 from iclora_train.data.shard_sample import Members, latent_members
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
-from iclora_train.ltx2.text_features import Texts
+from iclora_train.ltx2.text_features import TextFeatures
 
 PIXELS = 2**22  # frames x height x width that a CPU encodes at once, about; small clips share a batch
 READERS = 4  # threads that decode the next batch while one is encoded (decoders do not hold the GIL)
@@ -29,7 +29,7 @@ class Encoder:
     `pixels` (frames x height x width of targets) are encoded at once, about; after a GPU ran out of memory, half.
     """
 
-    def __init__(self, base: BaseModel, texts: Texts) -> None:
+    def __init__(self, base: BaseModel, texts: TextFeatures) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vae, self.texts = base.vae().to(self.device), texts
         self.pixels = PIXELS if self.device.type == "cpu" else self.vae.max_pixels
@@ -38,7 +38,7 @@ class Encoder:
     def of(cls, model: Model, root: Path) -> Encoder:
         """Of a base, with the texts in data.root: what a process on another machine can do as well."""
         base = open_base(model)
-        return cls(base, Texts(root, base))
+        return cls(base, TextFeatures(root, base))
 
     def encode(self, pairs: list[Pair]) -> list[LatentPair]:
         """Pairs of one size as latent pairs. ConfigError when one pair alone does not fit into the GPU's memory."""

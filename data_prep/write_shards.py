@@ -28,7 +28,7 @@ from iclora_train.core.types import Pair
 from iclora_train.data.shard_sample import Members, pair_members
 from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.text_features import Texts
+from iclora_train.ltx2.text_features import TextFeatures
 
 UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # of a unit at most: its pairs are in memory, compressed, until they are written
 
@@ -103,7 +103,7 @@ def produce(job: Job, engine: Engine) -> None:
     """Make both shard sets, or what a killed run left of them. LostError, at the end, when clips failed on the way."""
     pairs = ShardWriter(job.root / "pairs", "pairs", job.made_by["pairs"])
     latents = ShardWriter(job.root / "latents", "latents", job.made_by["latents"])
-    texts = Texts(job.root, job.base)
+    texts = TextFeatures(job.root, job.base)
     texts.make(["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)])
     latents.write_empty(texts.read(""))
     losses = Losses(pairs)

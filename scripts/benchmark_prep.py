@@ -34,7 +34,7 @@ from iclora_train.config.hydra_app import conf_dir, register
 from iclora_train.config.settings import Config, check
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import open_base
-from iclora_train.ltx2.text_features import Texts
+from iclora_train.ltx2.text_features import TextFeatures
 
 
 def job_of(config: Config) -> Job:
@@ -83,7 +83,7 @@ def alone(units: list[Unit], count: int) -> float:
 def encoded(job: Job, count: int) -> float:
     """Encode alone, from the pair shards of job.root; batched against one at a time."""
     pairs = ShardSet.open(job.root / "pairs")
-    encoder = Encoder(job.base, Texts(job.root, job.base))
+    encoder = Encoder(job.base, TextFeatures(job.root, job.base))
     read = [pairs.read_pair(i) for i in range(min(count, 16))]
     encoder.encode(read[:1])
     batched = rate("vae, batched", len(read), lambda: [encoder.encode(read)])
@@ -98,7 +98,7 @@ def together(job: Job, count: int, workers: int) -> float:
         warm = engine.map(make_unit, [next(units_of(w, job.clips, job.config)) for w in job.plan.values()] * workers)
         if any(isinstance(made, Failed) for made in warm):
             raise SystemExit("the clips cannot be read")
-        Texts(job.root, job.base).make([""])
+        TextFeatures(job.root, job.base).make([""])
         return rate(f"together, {workers} workers", count, lambda: produce(job, engine))
 
 

@@ -107,7 +107,7 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
         first_loss=losses[0], last_loss=losses[-1], gib=device_gib(device),
     )  # fmt: skip
     path = args.out / "adapter.safetensors"
-    made = lora.extract(module.transformer)
+    made = lora.adapter_weights(module.transformer)
     lora.save(path, lora.Adapter(made, {"reference_downscale_factor": "1", "base_model_version": base.version}))
     found = lora.read(path).weights
     equal = all(torch.equal(a, b.to(a)) for key in made for a, b in zip(made[key], found[key], strict=True))

@@ -19,9 +19,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from iclora_train.ltx2.base_model import in_pieces, save_base
+from iclora_train.ltx2.base_model import save_base, split_by_size
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.text.nano_encoder import TextEncoder
+from iclora_train.ltx2.text.nano_encoder import NanoTextEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
@@ -58,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
         args.heads, args.layers, args.batch, args.fresh, rate=args.rate, compile=not args.eager, seed=args.seed
     )
     vae = load_vae(args.vae).to(team.device)
-    text = TextEncoder(text_config(cfg)).to(team.device)
+    text = NanoTextEncoder(text_config(cfg)).to(team.device)
 
     def ring_of(split: str, size: int, seed: int) -> Ring:
         bank = load_bank(args.photos, split)
@@ -89,7 +89,7 @@ def export(trainer: Trainer, out: Path) -> None:
     tensors = {p + k: t.bfloat16().cpu().contiguous() for p, m in parts for k, t in m.state_dict().items()}
     trainer.swap()
     sizes = {"heads": str(trainer.cfg.width_heads), "layers": str(trainer.cfg.layers), "step": str(trainer.step)}
-    for i, piece in enumerate(in_pieces(tensors, PIECE)):
+    for i, piece in enumerate(split_by_size(tensors, PIECE)):
         save_file(piece, out / f"base-{i}.safetensors", sizes)
 
 
@@ -103,7 +103,7 @@ def pack(args: argparse.Namespace) -> None:
             sizes = opened.metadata()
     cfg = BaseTraining(width_heads=int(sizes["heads"]), layers=int(sizes["layers"]))
     section = transformer_config(cfg, vae.channels)
-    transformer, text = Transformer(TransformerConfig.from_metadata(section)), TextEncoder(text_config(cfg))
+    transformer, text = Transformer(TransformerConfig.from_metadata(section)), NanoTextEncoder(text_config(cfg))
     for prefix, module in (("transformer.", transformer), ("text.", text)):
         module.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
     config = {"transformer": section, "vae": vae.cfg, "text_encoder": vars(text_config(cfg))}

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from iclora_train.adapters.__main__ import main
 from iclora_train.adapters.algebra import combine, delta, low_rank, recompress
-from iclora_train.adapters.base_spec import Target, check_base
+from iclora_train.adapters.base_spec import BaseSpec, require_same_base
 from iclora_train.adapters.check import check
-from iclora_train.adapters.convert import Factors, import_any
+from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.extract import extract
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.key_styles import is_audio
@@ -49,11 +49,11 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(official: Path) -> Target:
-    return Target.open(str(official))
+def target(official: Path) -> BaseSpec:
+    return BaseSpec.open(str(official))
 
 
-def adapter_for(target: Target, names: list[str], rank: int = 3, seed: int = 0, **metadata: str) -> Adapter:
+def adapter_for(target: BaseSpec, names: list[str], rank: int = 3, seed: int = 0, **metadata: str) -> Adapter:
     """A random adapter for linears of a base."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
@@ -134,7 +134,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | Non
     path = write(tmp_path / "a.safetensors", changes)
     findings = check(path)
     assert any(said in finding for finding in findings)
-    assert set(findings) <= set(check(path, Target("ltx", "2.3")))  # with a base everything is still looked at
+    assert set(findings) <= set(check(path, BaseSpec("ltx", "2.3")))  # with a base everything is still looked at
     with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
         read(path)
     assert findings[0] in str(caught.value)
@@ -195,7 +195,7 @@ def test_header_is_padded_to_eight_bytes(tmp_path: Path) -> None:
         (Adapter({}, {"reference_downscale_factor": "1"}), "metadata lacks base_model_family"),
     ],
 )
-def test_an_adapter_of_another_base_is_found(tmp_path: Path, target: Target, adapter: Adapter, said: str) -> None:
+def test_an_adapter_of_another_base_is_found(tmp_path: Path, target: BaseSpec, adapter: Adapter, said: str) -> None:
     good = adapter_for(target, [VIDEO[2]])
     save(tmp_path / "a.safetensors", Adapter(good.weights | adapter.weights, adapter.metadata))
     assert check(tmp_path / "a.safetensors") == []
@@ -205,16 +205,16 @@ def test_an_adapter_of_another_base_is_found(tmp_path: Path, target: Target, ada
 
 
 def test_an_embedded_base_is_one_set_of_weights(tmp_path: Path) -> None:
-    nano = Target.open("nano")
+    nano = BaseSpec.open("nano")
     adapter = adapter_for(nano, ["transformer_blocks.0.attn1.to_q"])
     save(tmp_path / "a.safetensors", adapter)
     assert check(tmp_path / "a.safetensors", nano) == []
-    check_base(tmp_path, adapter, nano.family, nano.version, nano.fingerprint)
+    require_same_base(tmp_path, adapter, nano.family, nano.version, nano.fingerprint)
     with pytest.raises(ConfigError, match="was trained on other weights of nano"):
-        check_base(tmp_path, adapter, nano.family, nano.version, "0123")
+        require_same_base(tmp_path, adapter, nano.family, nano.version, "0123")
 
 
-def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: Path, target: Target) -> None:
+def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: Path, target: BaseSpec) -> None:
     adapter = adapter_for(target, VIDEO + AUDIO + TOPS)
     save(tmp_path / "a.safetensors", adapter)
     assert check(tmp_path / "a.safetensors", target) == []
@@ -284,13 +284,13 @@ def peft_rank_stabilised(wanted: Adapter, path: Path) -> Adapter:
 @pytest.mark.parametrize("style", [kohya, peft, peft_rank_stabilised, diffusers, bare, official_trainer])
 @pytest.mark.parametrize("with_base", [True, False])
 def test_adapters_of_other_programs_become_ours(
-    tmp_path: Path, target: Target, style: Callable[[Adapter, Path], Adapter], with_base: bool
+    tmp_path: Path, target: BaseSpec, style: Callable[[Adapter, Path], Adapter], with_base: bool
 ) -> None:
     """Whatever the style, the file that convert writes adds what the file meant, alpha included, and passes check."""
     names = VIDEO + AUDIO + (TOPS if with_base or style is not kohya else [])
     meant = style(adapter_for(target, names), tmp_path / "theirs.safetensors")
     base = target if with_base else None
-    found = import_any(tmp_path / "theirs.safetensors", base, Factors(downscale=2))
+    found = import_adapter(tmp_path / "theirs.safetensors", base, ReferenceFactors(downscale=2))
     assert same(found, deltas(meant))
     assert found.downscale == 2
     assert not any("alpha" in key or key.startswith("ss_ref") or "_metadata" in key for key in found.metadata)
@@ -298,33 +298,33 @@ def test_adapters_of_other_programs_become_ours(
     assert check(tmp_path / "ours.safetensors", base) == []
 
 
-def test_factors_are_known_or_asked_for(tmp_path: Path, target: Target) -> None:
+def test_factors_are_known_or_asked_for(tmp_path: Path, target: BaseSpec) -> None:
     path = tmp_path / "a.safetensors"
     adapter = adapter_for(target, VIDEO)
     for style in (kohya, bare):  # "2" under musubi's name, and "2.0"
         style(adapter, path)
-        assert import_any(path).metadata["reference_downscale_factor"] == "2"
+        assert import_adapter(path).metadata["reference_downscale_factor"] == "2"
     for written, said in ((None, "lacks reference_downscale_factor"), ("0.5", "'0.5' must be a whole number")):
         save_file(tensors_of(adapter), path, {} if written is None else {"reference_downscale_factor": written})
         with pytest.raises(ConfigError, match=r"a\.safetensors: metadata") as caught:
-            import_any(path)
+            import_adapter(path)
         assert said in str(caught.value)
-        assert import_any(path, factors=Factors(downscale=2, temporal=4)).temporal_scale == 4
+        assert import_adapter(path, factors=ReferenceFactors(downscale=2, temporal=4)).temporal_scale == 4
     save_file(tensors_of(adapter), path, {})
-    effect = import_any(path, factors=Factors(reference=False))
+    effect = import_adapter(path, factors=ReferenceFactors(reference=False))
     assert (effect.in_context, effect.downscale) == (False, 1)
-    assert import_any(path, factors=Factors(downscale=1)).in_context
+    assert import_adapter(path, factors=ReferenceFactors(downscale=1)).in_context
 
 
-def test_an_import_for_another_base_is_refused(tmp_path: Path, target: Target) -> None:
+def test_an_import_for_another_base_is_refused(tmp_path: Path, target: BaseSpec) -> None:
     path = tmp_path / "a.safetensors"
     save(path, adapter_for(target, VIDEO, base_model_version="2.0"))
-    assert import_any(path).metadata["base_model_version"] == "2.0"
+    assert import_adapter(path).metadata["base_model_version"] == "2.0"
     with pytest.raises(ConfigError, match=r"was trained on ltx 2\.0, this base is ltx 2\.3"):
-        import_any(path, target)
+        import_adapter(path, target)
     save_file({"lora_unet_mid_block_attn.lora_down.weight": torch.ones(2, 2)}, path, {})
     with pytest.raises(ConfigError, match=r"'lora_unet_mid_block_attn.lora_down.weight' is of no known adapter style"):
-        import_any(path, target)
+        import_adapter(path, target)
 
 
 @pytest.mark.parametrize(
@@ -342,23 +342,23 @@ def test_an_import_for_another_base_is_refused(tmp_path: Path, target: Target) -
 )
 def test_what_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
     with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
-        import_any(write(tmp_path / "a.safetensors", changes))
+        import_adapter(write(tmp_path / "a.safetensors", changes))
     assert said in str(caught.value)
 
 
-def test_settings_of_peft_belong_to_keys_of_peft(tmp_path: Path, target: Target) -> None:
+def test_settings_of_peft_belong_to_keys_of_peft(tmp_path: Path, target: BaseSpec) -> None:
     """Beside a peft folder's adapter_config.json our own file still means what it says."""
     wanted = adapter_for(target, VIDEO)
     peft(wanted, tmp_path / "theirs.safetensors")
     save(tmp_path / "ours.safetensors", wanted)
-    assert same(import_any(tmp_path / "ours.safetensors", target), deltas(wanted))
+    assert same(import_adapter(tmp_path / "ours.safetensors", target), deltas(wanted))
 
 
 # ---- what diffusers does with our file
 
 
 def test_diffusers_loads_our_file_and_adds_what_we_mean(
-    tmp_path: Path, official: Path, target: Target, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, official: Path, target: BaseSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Every module, audio too, without a word; a file without the prefix makes it speak, so silence means something."""
     adapter = adapter_for(target, [name for name in target.linears if "connector" not in name])
@@ -384,7 +384,7 @@ def test_diffusers_loads_our_file_and_adds_what_we_mean(
 # ---- algebra
 
 
-def test_a_combination_is_the_sum(target: Target) -> None:
+def test_a_combination_is_the_sum(target: BaseSpec) -> None:
     first = adapter_for(target, VIDEO, rank=3, seed=1, task="deblur", trigger="DEBLUR", fps="24")
     second = adapter_for(target, VIDEO[2:] + AUDIO, rank=2, seed=2, task="effect", trigger="GLOW", fps="24")
     both = combine([(first, 0.7), (second, -1.5)])
@@ -405,7 +405,7 @@ def test_a_combination_is_the_sum(target: Target) -> None:
     assert same(exact, deltas(both), 1e-5)
 
 
-def test_only_what_goes_together_is_combined(target: Target) -> None:
+def test_only_what_goes_together_is_combined(target: BaseSpec) -> None:
     first = adapter_for(target, VIDEO, seed=1)
     for key, said in (
         ("reference_downscale_factor", r"disagree on reference_downscale_factor \(2, 4\)"),
@@ -454,7 +454,7 @@ def test_low_rank_part_of_a_large_matrix() -> None:
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path, target: Target, fp8: bool) -> None:
+def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path, target: BaseSpec, fp8: bool) -> None:
     source = write_checkpoint(tmp_path / "base", "2.3", fp8=fp8)
     first, second = adapter_for(target, VIDEO + AUDIO, seed=1), adapter_for(target, VIDEO[:2], rank=2, seed=2)
     out = tmp_path / "merged.safetensors"
@@ -482,10 +482,10 @@ def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path,
                 assert float(new[key].float().abs().max()) == 448.0
         else:
             assert key in scales or torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (new[key], before)))
-    assert Target.open(str(out)) == Target.open(str(source))
+    assert BaseSpec.open(str(out)) == BaseSpec.open(str(source))
 
 
-def test_a_merge_that_cannot_be_right_is_refused(tmp_path: Path, official: Path, target: Target) -> None:
+def test_a_merge_that_cannot_be_right_is_refused(tmp_path: Path, official: Path, target: BaseSpec) -> None:
     good, other = adapter_for(target, VIDEO), adapter_for(target, VIDEO, base_model_version="2.5")
     out = tmp_path / "out.safetensors"
     foreign = Adapter({"transformer_blocks.9.attn1.to_q": good.weights[VIDEO[0]]}, good.metadata)
@@ -503,13 +503,13 @@ def test_a_merge_that_cannot_be_right_is_refused(tmp_path: Path, official: Path,
 
 def test_what_was_merged_can_be_extracted(tmp_path: Path) -> None:
     base = str(write_tiny_base(tmp_path / "base"))
-    tiny = Target.open(base)
+    tiny = BaseSpec.open(base)
     adapter = adapter_for(tiny, ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2"], rank=4)
     merged = str(tmp_path / "merged")
     merge(base, [(adapter, 0.5)], Path(merged))
     assert {file.name for file in Path(merged).iterdir()} == {f.name for f in Path(base).glob("*.safetensors")}
     wanted = {name: 0.5 * change for name, change in deltas(adapter).items()}
-    factors = Factors(downscale=2)
+    factors = ReferenceFactors(downscale=2)
     found = extract(base, merged, 4, factors, "deblur", torch.Generator().manual_seed(0))
     assert same(found.adapter, wanted, 1e-4)
     assert found.total == pytest.approx(1, abs=1e-5)
@@ -522,26 +522,28 @@ def test_what_was_merged_can_be_extracted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is nothing to extract"):
         extract(base, base, 4, factors, "deblur", torch.Generator())
     with pytest.raises(ConfigError, match="lacks reference_downscale_factor"):
-        extract(base, merged, 4, Factors(), "deblur", torch.Generator())
+        extract(base, merged, 4, ReferenceFactors(), "deblur", torch.Generator())
 
 
 def test_extract_says_what_no_adapter_can_hold(tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "base")
-    tiny = Target.open(str(base))
+    tiny = BaseSpec.open(str(base))
     merged = tmp_path / "merged"
     merge(str(base), [(adapter_for(tiny, ["patchify_proj"]), 1.0)], merged)
     key = MODEL + "transformer_blocks.0.scale_shift_table"
     file = next(file for file in merged.iterdir() if key in read_header(file).tensors)
     tensors, metadata = load_file(file), read_header(file).metadata
     save_file(tensors | {key: tensors[key] + 1}, file, metadata)
-    found = extract(str(base), str(merged), 3, Factors(downscale=1), "x", torch.Generator().manual_seed(0))
+    found = extract(str(base), str(merged), 3, ReferenceFactors(downscale=1), "x", torch.Generator().manual_seed(0))
     assert found.beyond == ["transformer_blocks.0.scale_shift_table"]
     assert list(found.adapter.weights) == ["patchify_proj"]
     with pytest.raises(ConfigError, match=r"is not a copy of .*: unknown "):
-        extract(str(base), str(write_checkpoint(tmp_path / "other", "2.3")), 3, Factors(1), "x", torch.Generator())
+        extract(
+            str(base), str(write_checkpoint(tmp_path / "other", "2.3")), 3, ReferenceFactors(1), "x", torch.Generator()
+        )
 
 
-def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Path, target: Target) -> None:
+def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Path, target: BaseSpec) -> None:
     """The merged file loads as any base, with the changed weights under the same names."""
     adapter = adapter_for(target, VIDEO)
     merge(str(official), [(adapter, 1.0)], tmp_path / "m.safetensors")
@@ -565,7 +567,7 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 
 
 def test_the_commands_from_a_foreign_file_to_a_merged_base(
-    tmp_path: Path, official: Path, target: Target, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, official: Path, target: BaseSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     theirs, ours, both = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "both"))
     meant = kohya(adapter_for(target, VIDEO + AUDIO), theirs)

@@ -18,7 +18,7 @@ from iclora_train.adapters.__main__ import main
 from iclora_train.adapters.card import write_beside
 from iclora_train.adapters.comfyui_json import api, graph
 from iclora_train.adapters.comfyui_nodes import NODES, Input
-from iclora_train.adapters.comfyui_workflow import CHECKPOINTS, Recipe, steps
+from iclora_train.adapters.comfyui_workflow import CHECKPOINTS, WorkflowSettings, steps
 from iclora_train.adapters.file import Adapter, save
 from iclora_train.config.settings import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
@@ -142,8 +142,8 @@ def test_scores_of_another_kind_are_refused(tmp_path: Path) -> None:
 # ---- the workflow
 
 
-def recipe(version: str = "2.3", **metadata: str) -> Recipe:
-    return Recipe.of(PATH, {**KNOWN, "base_model_version": version, **metadata})
+def recipe(version: str = "2.3", **metadata: str) -> WorkflowSettings:
+    return WorkflowSettings.of(PATH, {**KNOWN, "base_model_version": version, **metadata})
 
 
 RECIPES = [recipe(version, fps=fps) for version in CHECKPOINTS for fps in ("24.0", "of the clips")]
@@ -160,7 +160,7 @@ def fits(wanted: Input, value: object) -> bool:
 
 
 @pytest.mark.parametrize("chosen", RECIPES)
-def test_the_api_form_is_what_comfyui_validates(chosen: Recipe) -> None:
+def test_the_api_form_is_what_comfyui_validates(chosen: WorkflowSettings) -> None:
     """Every node exists, every required input is there, wires join equal types, values lie in their ranges."""
     form = api(steps(chosen))
     for node in form.values():
@@ -199,7 +199,7 @@ def from_graph(form: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("chosen", RECIPES)
-def test_both_forms_say_the_same(chosen: Recipe) -> None:
+def test_both_forms_say_the_same(chosen: WorkflowSettings) -> None:
     shown = json.loads(json.dumps(graph(steps(chosen))))
     assert from_graph(shown) == json.loads(json.dumps(api(steps(chosen))))
     leaving = {(node["id"], i, n) for node in shown["nodes"] for i, o in enumerate(node["outputs"]) for n in o["links"]}
@@ -263,7 +263,7 @@ def test_a_clip_of_any_rate_keeps_its_own() -> None:
 )
 def test_a_workflow_that_could_not_run_is_not_written(metadata: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=r"deblur\.safetensors") as caught:
-        Recipe.of(PATH, {**KNOWN, **metadata})
+        WorkflowSettings.of(PATH, {**KNOWN, **metadata})
     assert said in str(caught.value)
 
 

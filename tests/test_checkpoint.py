@@ -22,8 +22,8 @@ from torch import Tensor
 from iclora_train.config.settings import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.weights.key_names import MODEL, version_of
-from iclora_train.ltx2.weights.safetensors_header import Stored
+from iclora_train.ltx2.weights.key_names import MODEL, detect_version
+from iclora_train.ltx2.weights.safetensors_header import StoredTensor
 from scripts.synthetic import published
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.folders import LAYOUTS, Parts
@@ -166,15 +166,15 @@ def test_the_host_holds_one_tensor_at_a_time(
 ) -> None:
     alive: list[int] = []
     seen: list[weakref.ref[Tensor]] = []
-    read = Stored.read
+    read = StoredTensor.read
 
-    def watched(stored: Stored) -> Tensor:
+    def watched(stored: StoredTensor) -> Tensor:
         tensor = read(stored)
         seen.append(weakref.ref(tensor))
         alive.append(sum(ref() is not None for ref in seen))
         return tensor
 
-    monkeypatch.setattr(Stored, "read", watched)
+    monkeypatch.setattr(StoredTensor, "read", watched)
     net = BaseModel.open(str(tiny["2.3", "unified"])).transformer(torch.bfloat16)
     assert len(alive) == len(net.state_dict())
     assert max(alive) <= 2  # the one just read, and the one before it
@@ -192,15 +192,17 @@ def test_split_files_can_be_named_one_by_one(tiny: dict[tuple[str, str], Path]) 
         str(model), vae=str(tiny["2.5", "diffusers"] / "vae"), connectors=str(tiny["2.5", "unified"])
     )
     assert other.geometry == base.geometry
-    assert other.checkpoint.part("vae").diffusers
+    assert other.checkpoint.component("vae").diffusers
     assert other.latent_fingerprints["connectors"] == base.latent_fingerprints["connectors"]
 
 
 def test_the_version_comes_from_the_metadata_or_else_from_the_switches() -> None:
-    assert [version_of(text, {}, "x") for text in ("2.0.0", "2", "2.3.0", "2.3.rc1", "2.3-rc2", "2.5.1", "2.5")] == [
-        *("2.0", "2.0", "2.3", "2.3", "2.3", "2.5", "2.5")
+    assert [
+        detect_version(text, {}, "x") for text in ("2.0.0", "2", "2.3.0", "2.3.rc1", "2.3-rc2", "2.5.1", "2.5")
+    ] == [*("2.0", "2.0", "2.3", "2.3", "2.3", "2.5", "2.5")]
+    assert [detect_version(None, Parts(version, "tiny").config["transformer"], "x") for version in VERSIONS] == [
+        *VERSIONS
     ]
-    assert [version_of(None, Parts(version, "tiny").config["transformer"], "x") for version in VERSIONS] == [*VERSIONS]
 
 
 def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(
@@ -331,7 +333,7 @@ def test_a_named_vae_decides_between_two_in_the_folder(tiny: dict[tuple[str, str
     (vae,) = (tmp_path / "ltx" / "vae").glob("*video-vae*")
     shutil.copy(vae, vae.with_name("another-video-vae.safetensors"))
     assert "set model.vae to one of them" in opened(tmp_path / "ltx")
-    assert BaseModel.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.part("vae").files == [vae]
+    assert BaseModel.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.component("vae").files == [vae]
 
 
 def test_the_packed_text_encoder_of_2_5_brings_the_projection(

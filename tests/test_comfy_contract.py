@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclora_train.adapters.base_spec import Target
+from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.check import check
-from iclora_train.adapters.convert import Factors, import_any
+from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, save
 from scripts.synthetic_checkpoint import write_checkpoint
 
@@ -40,13 +40,13 @@ def patches(file: dict[str, Tensor], model: list[str], strength: float = 1.0) ->
 
 
 @pytest.fixture(scope="module", params=["2.0", "2.3", "2.5"])
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Target:
+def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BaseSpec:
     """The linears of each version's model, both streams."""
-    return Target.open(str(write_checkpoint(tmp_path_factory.mktemp("ltx"), request.param)))
+    return BaseSpec.open(str(write_checkpoint(tmp_path_factory.mktemp("ltx"), request.param)))
 
 
 @pytest.fixture
-def adapter(target: Target) -> Adapter:
+def adapter(target: BaseSpec) -> Adapter:
     """An adapter for every linear of the transformer, with ranks that differ."""
     generator = torch.Generator().manual_seed(0)
     weights = {}
@@ -56,7 +56,7 @@ def adapter(target: Target) -> Adapter:
     return Adapter(weights, {"reference_downscale_factor": "2", **target.metadata})
 
 
-def test_every_weight_of_our_file_is_patched_at_full_scale(tmp_path: Path, target: Target, adapter: Adapter) -> None:
+def test_every_weight_of_our_file_is_patched_at_full_scale(tmp_path: Path, target: BaseSpec, adapter: Adapter) -> None:
     save(tmp_path / "a.safetensors", adapter)
     found, unused = patches(load_file(tmp_path / "a.safetensors"), list(target.linears), strength=0.5)
     assert unused == set()
@@ -66,7 +66,7 @@ def test_every_weight_of_our_file_is_patched_at_full_scale(tmp_path: Path, targe
 
 
 def test_converted_files_do_in_comfyui_what_their_originals_did(
-    tmp_path: Path, target: Target, adapter: Adapter
+    tmp_path: Path, target: BaseSpec, adapter: Adapter
 ) -> None:
     """kohya-style files, alpha included: ComfyUI adds the same with the original and with what convert makes of it."""
     theirs: dict[str, Tensor] = {}
@@ -75,7 +75,10 @@ def test_converted_files_do_in_comfyui_what_their_originals_did(
         theirs |= {f"{flat}.lora_down.weight": a, f"{flat}.lora_up.weight": b}
         theirs |= {f"{flat}.alpha": torch.tensor(0.5 * (1 + i % 3))} if i % 2 else {}
     save_file(theirs, tmp_path / "theirs.safetensors")
-    save(tmp_path / "ours.safetensors", import_any(tmp_path / "theirs.safetensors", target, Factors(downscale=2)))
+    save(
+        tmp_path / "ours.safetensors",
+        import_adapter(tmp_path / "theirs.safetensors", target, ReferenceFactors(downscale=2)),
+    )
     before, _ = patches(theirs, list(target.linears))
     after, unused = patches(load_file(tmp_path / "ours.safetensors"), list(target.linears))
     assert unused == set()
@@ -85,7 +88,7 @@ def test_converted_files_do_in_comfyui_what_their_originals_did(
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "base_model.model."])
 def test_what_comfyui_would_pass_over_is_what_check_refuses(
-    tmp_path: Path, target: Target, adapter: Adapter, prefix: str
+    tmp_path: Path, target: BaseSpec, adapter: Adapter, prefix: str
 ) -> None:
     file = {
         f"{prefix}{name}.lora_{side}.weight": half
@@ -98,7 +101,7 @@ def test_what_comfyui_would_pass_over_is_what_check_refuses(
     assert check(tmp_path / "a.safetensors")
 
 
-def test_comfyui_itself_patches_what_the_rules_say(tmp_path: Path, target: Target, adapter: Adapter) -> None:
+def test_comfyui_itself_patches_what_the_rules_say(tmp_path: Path, target: BaseSpec, adapter: Adapter) -> None:
     """The real loader, where ComfyUI's `comfy` can be imported (it is not a dependency)."""
     real: Any = pytest.importorskip("comfy.lora")
     save(tmp_path / "a.safetensors", adapter)

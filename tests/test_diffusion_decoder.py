@@ -14,7 +14,7 @@ from iclora_train.config.settings import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.vae.diffusion_decoder import DiffusionDecoder
 from iclora_train.ltx2.vae.neighborhood_attention import neighborhood_attention
-from iclora_train.ltx2.vae.tiling import Tile
+from iclora_train.ltx2.vae.tiling import Tiling
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of
 from tests.test_vae import DECODER_CONFIG, DIFFUSION, LATENT, SECTIONS, randomised
 
@@ -99,10 +99,10 @@ def test_tiles_change_little_and_small_clips_decode(pair: Pair) -> None:
     decoder = DiffusionDecoder.from_config(DIFFUSION, pair[1])
     latent = torch.randn(1, LATENT, 3, 4, 6)
 
-    def decode(given: Tensor, tile: Tile | None, steps: int = 2) -> Tensor:
+    def decode(given: Tensor, tile: Tiling | None, steps: int = 2) -> Tensor:
         return decoder.decode(given, torch.Generator().manual_seed(1), steps, tile)
 
-    whole, tiled = decode(latent, None), decode(latent, Tile(2, 4, 4, 1, 2))
+    whole, tiled = decode(latent, None), decode(latent, Tiling(2, 4, 4, 1, 2))
     assert 0 < (whole - tiled).square().mean().sqrt() < 0.02 * whole.std()
     tokens: list[int] = []
     hook = decoder.model.decoder.conv_out.register_forward_pre_hook(lambda _, x: tokens.append(x[0][0, ..., 0].numel()))

@@ -21,7 +21,7 @@ from data_prep.write_shards import LostError, Unit, make_unit, units_of
 from iclora_train.config.settings import ConfigError
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.text_features import Texts
+from iclora_train.ltx2.text_features import TextFeatures
 from tests.clips import write_clip
 from tests.prep import config_of, contents, write_clips
 from tests.tiny import write_tiny_base
@@ -219,7 +219,7 @@ def test_units_bound_what_is_in_memory(clips, base, tmp_path):
 def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, clips, base, prepared, monkeypatch):
     pipeline.prepare(config_of(tmp_path, clips, base))
     pairs, opened = ShardSet.open(tmp_path / "pairs"), BaseModel.open(str(base))
-    encoder = Encoder(opened, Texts(tmp_path, opened))
+    encoder = Encoder(opened, TextFeatures(tmp_path, opened))
     encode, sizes = encoder.vae.encode, []
 
     def small_only(video: torch.Tensor) -> torch.Tensor:
@@ -232,7 +232,7 @@ def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, cli
     four = [pairs.read_pair(i) for i in range(4)]
     halved = encoder.encode(four)
     assert sizes == [4, 2, 2, 2, 2]  # targets and references of each half
-    whole = Encoder(opened, Texts(tmp_path, opened)).encode(four)
+    whole = Encoder(opened, TextFeatures(tmp_path, opened)).encode(four)
     assert all((a.target - b.target).abs().max() < 1e-4 for a, b in zip(halved, whole, strict=True))
     sizes.clear()
     assert len(list(encoder.samples(pairs, "train-000000.tar"))) == 12
@@ -249,6 +249,6 @@ def test_batches_never_mix_buckets(tmp_path, base):
     write_clip(clips.parent / "clip1.mp4", height=48, width=48)
     pipeline.prepare(config_of(tmp_path / "out", clips, base, "data.buckets=[32x32x5,48x32x5]", "data.train_windows=8"))
     pairs, opened = ShardSet.open(tmp_path / "out" / "pairs"), BaseModel.open(str(base))
-    batches = list(Encoder(opened, Texts(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
+    batches = list(Encoder(opened, TextFeatures(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [pairs.samples[i].bucket for i in (0, 4)] == ["48x32x5", "32x32x5"]

@@ -99,8 +99,8 @@ def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path]
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     path = tmp_path / "adapter.safetensors"
-    lora.save(path, lora.Adapter(lora.extract(net), {"reference_downscale_factor": "1"}))
+    lora.save(path, lora.Adapter(lora.adapter_weights(net), {"reference_downscale_factor": "1"}))
     again = base.transformer(fp8=True)
-    lora.load_into(again, lora.read(path))
+    lora.load_adapter(again, lora.read(path))
     with torch.no_grad():
         assert apart(again(tokens, text), net(tokens, text)) < 1e-6

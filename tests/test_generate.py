@@ -38,7 +38,8 @@ def write_adapter(path: Path, checkpoint: Path, seed: int = 0, **metadata: objec
     lora.attach(transformer, Lora(rank=4), seed)
     generator = torch.Generator().manual_seed(seed)
     weights = {
-        name: (a, torch.randn(b.shape, generator=generator)) for name, (a, b) in lora.extract(transformer).items()
+        name: (a, torch.randn(b.shape, generator=generator))
+        for name, (a, b) in lora.adapter_weights(transformer).items()
     }
     about = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": 1}
     about |= {"task": "canny", "trigger": "EDGES"} | metadata

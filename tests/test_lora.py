@@ -79,10 +79,10 @@ def test_a_saved_adapter_gives_the_same_model(transformer: Transformer, tmp_path
         assert torch.equal(transformer(*given), base)
     assert torch.equal(transformer(*given), wanted)
     path = tmp_path / "a.safetensors"
-    lora.save(path, lora.Adapter(lora.extract(transformer), METADATA))
+    lora.save(path, lora.Adapter(lora.adapter_weights(transformer), METADATA))
     torch.manual_seed(0)
     fresh = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
-    lora.load_into(fresh, lora.read(path))
+    lora.load_adapter(fresh, lora.read(path))
     assert torch.allclose(fresh(*given), wanted, atol=1e-5)
     assert not torch.allclose(wanted, base, atol=1e-3)
 
@@ -91,7 +91,7 @@ def test_the_file_keeps_the_contract(transformer: Transformer, tmp_path: Path) -
     trained(transformer, Lora(rank=4, alpha=8))
     linear = transformer.get_submodule("transformer_blocks.1.ff.net.2")
     path = tmp_path / "a.safetensors"
-    lora.save(path, lora.Adapter(lora.extract(transformer), METADATA), torch.bfloat16)
+    lora.save(path, lora.Adapter(lora.adapter_weights(transformer), METADATA), torch.bfloat16)
     with safe_open(path, framework="pt") as file:
         keys, metadata = list(file.keys()), file.metadata()
         a, b = (file.get_tensor(f"diffusion_model.transformer_blocks.1.ff.net.2.lora_{side}.weight") for side in "AB")
@@ -107,7 +107,7 @@ def test_the_file_keeps_the_contract(transformer: Transformer, tmp_path: Path) -
 
 def test_saving_twice_gives_the_same_bytes(transformer: Transformer, tmp_path: Path) -> None:
     trained(transformer, Lora(rank=2))
-    adapter = lora.Adapter(lora.extract(transformer), {**METADATA, **{f"key{i}": str(i) for i in range(20)}})
+    adapter = lora.Adapter(lora.adapter_weights(transformer), {**METADATA, **{f"key{i}": str(i) for i in range(20)}})
     files = [tmp_path / f"{i}.safetensors" for i in range(4)]
     for path in files:
         lora.save(path, adapter)
@@ -116,7 +116,7 @@ def test_saving_twice_gives_the_same_bytes(transformer: Transformer, tmp_path: P
 
 def test_diffusers_reads_the_file(transformer: Transformer, tmp_path: Path) -> None:
     trained(transformer, Lora(rank=4, alpha=8))
-    weights = lora.extract(transformer)
+    weights = lora.adapter_weights(transformer)
     lora.save(tmp_path / "a.safetensors", lora.Adapter(weights, METADATA))
     state, metadata = LTX2Pipeline.lora_state_dict(str(tmp_path / "a.safetensors"), return_lora_metadata=True)
     assert metadata is None  # alpha is in the weights, so nothing is to be scaled
@@ -155,7 +155,7 @@ def test_what_does_not_fit_the_base_is_refused(
 ) -> None:
     wrong = adapter_of(shapes, 2, 0)
     before = [p.clone() for p in transformer.parameters()]
-    for use in (lambda: lora.load_into(transformer, wrong), lambda: fuse(transformer, [(wrong, 1.0)])):
+    for use in (lambda: lora.load_adapter(transformer, wrong), lambda: fuse(transformer, [(wrong, 1.0)])):
         with pytest.raises(ConfigError) as caught:
             use()
         assert said in str(caught.value)
@@ -166,7 +166,7 @@ def test_several_adapters_run_at_their_strengths(transformer: Transformer) -> No
     """Attached at run time or fused into fp32 weights, the sum of strength x B A is what is added."""
     first, second = adapter_of(QUERIES, 3, 1), adapter_of(WIDE, 2, 2)
     fused = copy.deepcopy(transformer)
-    assert lora.load_into(transformer, [(first, 0.5), (second, -2.0)]) == 0
+    assert lora.load_adapter(transformer, [(first, 0.5), (second, -2.0)]) == 0
     assert fuse(fused, [(first, 0.5), (second, -2.0)]) == 0
     given = tokens_and_text()
     assert torch.allclose(transformer(*given), fused(*given), atol=1e-5)
@@ -200,7 +200,7 @@ def test_audio_modules_are_passed_over_and_counted(transformer: Transformer) -> 
     both, video = adapter_of({**QUERIES, **audio}, 2, 3), adapter_of(QUERIES, 2, 3)
     other = copy.deepcopy(transformer)
     assert fuse(other, [(both, 1.0)]) == 2
-    assert lora.load_into(transformer, both) == 2
+    assert lora.load_adapter(transformer, both) == 2
     assert [name for name, _ in lora.layers(transformer)] == list(QUERIES)
     assert both.weights.keys() - both.video.keys() == set(audio)
     assert both.video.keys() == video.weights.keys()

@@ -307,7 +307,7 @@ def test_several_processes_do_not_send_one_another_the_base(tmp_path: Path) -> N
 @pytest.mark.usefixtures("on_any_device")
 def test_an_adapter_runs_beside_weights_that_lie_in_host_memory(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
-    weights = lora.extract(trained(base, 0).transformer)
+    weights = lora.adapter_weights(trained(base, 0).transformer)
     adapter = lora.Adapter({n: (a, torch.ones_like(b)) for n, (a, b) in weights.items()}, {})
     made = []
     for offload in (0, 1):

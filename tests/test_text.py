@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iclora_train.config.settings import ConfigError
 from iclora_train.ltx2.text.connectors import Connectors
-from iclora_train.ltx2.text.gemma import GemmaText, text_fingerprint
+from iclora_train.ltx2.text.gemma import GemmaTextEncoder, text_fingerprint
 from scripts.synthetic.gemma import INPUTS, LAYERS, WIDTH, pack_tiny_gemma, write_gemma, write_tiny_tokenizer
 
 KIND = {"2.0": "gemma3", "2.3": "gemma3", "2.5": "gemma4_unified"}
@@ -89,8 +89,8 @@ def connectors(version: str) -> Connectors:
     return Connectors.from_official({"transformer": OFFICIAL[version]}, official(theirs(version).state_dict()))
 
 
-def opened(folder: Path, version: str) -> GemmaText:
-    return GemmaText.open(folder, version, connectors(version), torch.float32)
+def opened(folder: Path, version: str) -> GemmaTextEncoder:
+    return GemmaTextEncoder.open(folder, version, connectors(version), torch.float32)
 
 
 @torch.no_grad()
@@ -119,7 +119,7 @@ def test_features_are_those_of_the_published_pipeline(version: str, folders: dic
     assert float((found - wanted).abs().max()) < 1e-5
     model = theirs(version)
     diffusers = Connectors.from_diffusers(dict(model.config), model.state_dict())
-    assert torch.equal(GemmaText.open(folder, version, diffusers, torch.float32).encode(CAPTIONS), found)
+    assert torch.equal(GemmaTextEncoder.open(folder, version, diffusers, torch.float32).encode(CAPTIONS), found)
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
@@ -165,7 +165,7 @@ def test_the_packed_file_of_ltx_2_5_is_the_folder(folders: dict[str, Path], tmp_
     file = pack_tiny_gemma(folders["gemma4_unified"], tmp_path / "gemma4.safetensors", projection)
     packed = {key: tensor for key, tensor in load_file(file).items() if key in projection}
     whole = Connectors.from_official({"transformer": OFFICIAL["2.5"]}, state | packed)
-    found = GemmaText.open(file, "2.5", whole, torch.float32).encode(CAPTIONS)
+    found = GemmaTextEncoder.open(file, "2.5", whole, torch.float32).encode(CAPTIONS)
     assert torch.equal(found, opened(folders["gemma4_unified"], "2.5").encode(CAPTIONS))
 
 
@@ -185,7 +185,7 @@ def test_a_diffusers_folder_and_other_key_prefixes_are_read(folders: dict[str, P
 
 
 def test_only_the_language_model_is_held_in_the_asked_precision(folders: dict[str, Path]) -> None:
-    text = GemmaText.open(folders["gemma3"], "2.3", connectors("2.3"))
+    text = GemmaTextEncoder.open(folders["gemma3"], "2.3", connectors("2.3"))
     assert {p.dtype for p in text.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in text.parameters())
     assert not any(word in name for name, _ in text.named_parameters() for word in ("vision", "audio", "lm_head"))
@@ -218,9 +218,9 @@ def test_the_encoder_of_another_version_is_refused(
 
 def test_a_gemma_4_of_another_tuning_is_refused(tmp_path: Path) -> None:
     folder = write_gemma(tmp_path, "gemma4_unified", gemma_version="ltx-v1")
-    GemmaText.open(folder, "2.5", connectors("2.5"), torch.float32, gemma_version="ltx-v1")
+    GemmaTextEncoder.open(folder, "2.5", connectors("2.5"), torch.float32, gemma_version="ltx-v1")
     with pytest.raises(ConfigError, match="gemma_version='ltx-v1', but the checkpoint was trained with 'ltx-v2'"):
-        GemmaText.open(folder, "2.5", connectors("2.5"), torch.float32, gemma_version="ltx-v2")
+        GemmaTextEncoder.open(folder, "2.5", connectors("2.5"), torch.float32, gemma_version="ltx-v2")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_an_encoder_of_another_size_is_refused(folders: dict[str, Path], tmp_pat
     key = "text_embedding_projection.video_aggregate_embed.weight"
     wide = Connectors.from_official({"transformer": OFFICIAL["2.3"]}, state | {key: torch.zeros(32, 2 * INPUTS)})
     with pytest.raises(ConfigError, match=f"{INPUTS} numbers per token, but .* wants {2 * INPUTS}"):
-        GemmaText.open(folders["gemma3"], "2.3", wide)
+        GemmaTextEncoder.open(folders["gemma3"], "2.3", wide)
 
 
 def test_connectors_that_do_not_fit_their_config_are_refused() -> None:

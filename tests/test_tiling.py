@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.vae.tiling import Tile, decode_tiled, encode_tiled, pixels_of, spans
+from iclora_train.ltx2.vae.tiling import Tiling, decode_tiled, encode_tiled, pixels_of, spans
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from tests.clips import moving
 from tests.tiny import VAE
@@ -34,8 +34,8 @@ def test_tiles_cover_an_axis(length: int, size: int, shared: int) -> None:
 
 
 @pytest.mark.parametrize("cells", [(1, 2, 3), (4, 5, 9), (7, 11, 6)])
-@pytest.mark.parametrize("tile", [Tile(3, 4, 5, 1, 2), Tile(4, 5, 5, 3, 4), Tile(2, 3, 3, 1, 1)])
-def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tile: Tile) -> None:
+@pytest.mark.parametrize("tile", [Tiling(3, 4, 5, 1, 2), Tiling(4, 5, 5, 3, 4), Tiling(2, 3, 3, 1, 1)])
+def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tile: Tiling) -> None:
     """A decoder that writes down where in the clip each pixel is: blending must not move or scale anything."""
     f, h, w = cells
     size = (4 * (f - 1) + 1, 8 * h, 8 * w)
@@ -59,7 +59,7 @@ def test_one_tile_is_the_untiled_result(vae: VideoVAE) -> None:
     video, latent = torch.rand(2, 3, 9, 32, 48) * 2 - 1, torch.randn(2, 8, 3, 4, 6)
     mean, std = vae.model.latents_mean.view(-1, 1, 1, 1), vae.model.latents_std.view(-1, 1, 1, 1)
     plain = (vae.model.encode(video).latent_dist.mode() - mean) / std
-    for tile in (None, Tile(9, 9, 9), Tile(4, 5, 6, 1, 1)):
+    for tile in (None, Tiling(9, 9, 9), Tiling(4, 5, 6, 1, 1)):
         assert torch.equal(vae.encode(video, tile), plain)
         assert torch.equal(vae.decode(latent, tile), vae.model.decode(latent * std + mean).sample.clamp(-1, 1))
 
@@ -73,7 +73,7 @@ def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
     whole = vae.decode(latent)
     touched = (whole - vae.decode(other)).abs().amax((0, 1, 2, 3)).nonzero()
     reach = max(31 * 8 - int(touched.min()), int(touched.max()) + 1 - 30 * 8)  # pixels, from the cell's farther side
-    tile = Tile(9, 9, 36, 1, 4)
+    tile = Tiling(9, 9, 36, 1, 4)
     edges = [edge * 8 for span in tile.spans(2, 3, 60)[2] for edge in span if edge not in (0, 60)]
     near = torch.tensor([any(abs(x + 0.5 - edge) < reach for edge in edges) for x in range(60 * 8)])
     tiled = vae.decode(latent, tile)
@@ -83,7 +83,7 @@ def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
 
 
 def test_blended_tiles_are_close_on_real_weights() -> None:
-    nano, tile = BaseModel.open("nano").vae(), Tile(6, 8, 8)
+    nano, tile = BaseModel.open("nano").vae(), Tiling(6, 8, 8)
     video = torch.from_numpy(moving(25, 96, 96)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent = nano.encode(video)
     whole = nano.decode(latent)
@@ -116,13 +116,13 @@ def test_big_clips_are_tiled_without_being_told(vae: VideoVAE) -> None:
 
 
 def test_auto_chooses_few_tiles_that_fit() -> None:
-    assert Tile.auto(LTX, (7, 17, 30), 1 << 25).spans(7, 17, 30) == ([(0, 7)], [(0, 17)], [(0, 30)])
+    assert Tiling.auto(LTX, (7, 17, 30), 1 << 25).spans(7, 17, 30) == ([(0, 7)], [(0, 17)], [(0, 30)])
     clip = (16, 22, 40)  # 1280 x 704 x 121
-    tile = Tile.auto(LTX, clip, 1 << 25)
+    tile = Tiling.auto(LTX, clip, 1 << 25)
     counts = [len(axis) for axis in tile.spans(*clip)]
     assert pixels_of(LTX, (tile.frames, tile.height, tile.width)) <= 1 << 25
     assert 4 <= counts[0] * counts[1] * counts[2] <= 8
     with pytest.raises(ValueError, match="max_pixels=1000 is too small for the VAE's tiles: it must be at least"):
-        Tile.auto(LTX, clip, 1000)
-    with pytest.raises(ValueError, match=r"Tile.frames=3 must be larger than the 4 cells"):
-        Tile(3, 8, 8)
+        Tiling.auto(LTX, clip, 1000)
+    with pytest.raises(ValueError, match=r"Tiling.frames=3 must be larger than the 4 cells"):
+        Tiling(3, 8, 8)

@@ -85,7 +85,7 @@ def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert "runs/run/adapter.safetensors" in result.out
     adapter = lora.read(folder / "runs/run/adapter.safetensors")
     base = BaseModel.open(str(composed(*tiny).model.checkpoint))
-    lora.check_base(folder, adapter, base.family, base.version)
+    lora.require_same_base(folder, adapter, base.family, base.version)
     assert adapter.metadata["task"] == "deblur"
     assert adapter.metadata["base_fingerprint"] == base.fingerprint
     assert (adapter.downscale, adapter.metadata["rank"], adapter.metadata["steps"]) == (1, "4", "6")

@@ -153,7 +153,7 @@ def test_with_an_adapter_fused_it_is_the_published_model(official: Path, tmp_pat
     for name, parameter in net.named_parameters():
         if ".lora_B" in name:
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    adapter = lora.Adapter(lora.extract(net), {"reference_downscale_factor": "1"})
+    adapter = lora.Adapter(lora.adapter_weights(net), {"reference_downscale_factor": "1"})
     lora.save(tmp_path / "a.safetensors", adapter)
     reference.load_lora_adapter(LTX2Pipeline.lora_state_dict(str(tmp_path / "a.safetensors")), prefix="transformer")
     reference.fuse_lora()

@@ -16,7 +16,7 @@ from iclora_train.data.shard_sample import latent_members
 from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel, save_base
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.text.nano_encoder import TextConfig, TextEncoder
+from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 CHANNELS, WIDTH = 8, 48
@@ -61,7 +61,7 @@ def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
         transformer = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
         for table in (p for name, p in transformer.named_parameters() if name.endswith("table")):
             torch.nn.init.normal_(table, std=0.3)
-        text = TextEncoder(TextConfig(**TEXT))
+        text = NanoTextEncoder(NanoTextConfig(**TEXT))
         vae = VideoVAE.from_config(VAE)
     config: dict[str, Any] = {"transformer": TRANSFORMER, "vae": VAE, "text_encoder": TEXT}
     save_base(folder, transformer, vae, text, config, version=version, family="tiny", dtype=torch.float32)

@@ -31,7 +31,7 @@ class SampledClips(ClipSource):
         super().__init__(config, base, judged, held, store)
         self.transformer = transformer_of(base, config.model, self.device)
         if judged.adapter is not None:
-            lora.load_into(self.transformer, judged.adapter)
+            lora.load_adapter(self.transformer, judged.adapter)
         self.transformer.to(self.device).eval()
         compile_as_set(self.transformer, base, config.model)
         self.precision = str(self.transformer.patchify_proj.weight.dtype)

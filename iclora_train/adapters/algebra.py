@@ -13,7 +13,7 @@ from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, Adapter
 from iclora_train.config.settings import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
-Weighted = Sequence[tuple[Adapter, float]]  # adapters and their strengths
+WeightedAdapters = Sequence[tuple[Adapter, float]]  # adapters and their strengths
 _OVERSAMPLING, _POWERS = 16, 4  # of the randomised range finder
 
 
@@ -22,17 +22,17 @@ def delta(halves: Iterable[tuple[Tensor, Tensor, float]]) -> Tensor:
     return reduce(torch.add, (strength * (b.float() @ a.float()) for a, b, strength in halves))
 
 
-def of_module(adapters: Weighted, name: str) -> list[tuple[Tensor, Tensor, float]]:
+def of_module(adapters: WeightedAdapters, name: str) -> list[tuple[Tensor, Tensor, float]]:
     """What `delta` needs of one module."""
     return [(*adapter.weights[name], strength) for adapter, strength in adapters if name in adapter.weights]
 
 
-def modules(adapters: Weighted) -> list[str]:
+def modules(adapters: WeightedAdapters) -> list[str]:
     """All modules that any of them changes."""
     return sorted({name for adapter, _ in adapters for name in adapter.weights})
 
 
-def combine(adapters: Weighted, rank: int | None = None) -> Adapter:
+def combine(adapters: WeightedAdapters, rank: int | None = None) -> Adapter:
     """One adapter that does what all do at their strengths: A stacked, strength x B beside one another. Exact.
 
     rank: recompress every module to at most this rank. ConfigError when bases or reference factors disagree; an adapter
@@ -56,7 +56,7 @@ def _require_same_shape(name: str, halves: list[tuple[Tensor, Tensor, float]]) -
         raise ConfigError(f"{name}: the adapters fit linears of different shapes {sorted(shapes)}: different bases?")
 
 
-def combined_metadata(adapters: Weighted) -> dict[str, str]:
+def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
     """What all agree on, and what they were made of. ConfigError when bases or reference factors disagree."""
     chosen = [adapter for adapter, _ in adapters]
     embedded = any(adapter.metadata.get(FAMILY) in EMBEDDED for adapter in chosen)  # one set of weights, no siblings

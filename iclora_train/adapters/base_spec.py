@@ -14,14 +14,14 @@ from iclora_train.config.settings import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL
 from iclora_train.ltx2.weights.model_files import Checkpoint
-from iclora_train.ltx2.weights.safetensors_header import Part, Stored, read_header
+from iclora_train.ltx2.weights.safetensors_header import Component, StoredTensor, read_header
 
 FAMILY, VERSION, FINGERPRINT = "base_model_family", "base_model_version", "base_fingerprint"
 Weights = Mapping[str, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Target:
+class BaseSpec:
     """A base as adapters see it. linears: module -> (out, in); fingerprint: of an embedded base, which is one set of
     weights. Published bases have siblings of one version (dev, distilled) that share adapters."""
 
@@ -31,7 +31,7 @@ class Target:
     linears: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, checkpoint: str) -> Target:
+    def open(cls, checkpoint: str) -> BaseSpec:
         """Read the headers of the base at a path, or of an embedded one by name. ConfigError as `BaseModel.open`."""
         opened = open_checkpoint(checkpoint)
         shapes = {name: at.shape for name, at in model_part(opened).stored.items() if name.endswith(".weight")}
@@ -56,19 +56,19 @@ def open_checkpoint(checkpoint: str) -> Checkpoint:
     return Checkpoint.open(EMBEDDED.get(checkpoint, Path(checkpoint).expanduser()))
 
 
-def model_part(checkpoint: Checkpoint) -> Part:
+def model_part(checkpoint: Checkpoint) -> Component:
     """All tensors of the model under official names, audio included where the files have official keys."""
-    part = checkpoint.part("transformer")
+    part = checkpoint.component("transformer")
     if part.diffusers:
         return part
-    stored: dict[str, Stored] = {}
+    stored: dict[str, StoredTensor] = {}
     for file in part.files:
         keys = read_header(file).tensors
         stored |= {key.removeprefix(MODEL): at for key, at in keys.items() if key.startswith(MODEL)}
-    return Part("transformer", part.config, stored, part.source)
+    return Component("transformer", part.config, stored, part.source)
 
 
-def weight_findings(weights: Weights, target: Target) -> Iterator[str]:
+def weight_findings(weights: Weights, target: BaseSpec) -> Iterator[str]:
     """Modules and shapes of an adapter that the base does not have."""
     known = weights if target.whole else {name: halves for name, halves in weights.items() if not is_audio(name)}
     return fit_findings(known, target.linears)
@@ -101,7 +101,7 @@ def _missing(name: str, linears: Mapping[str, object]) -> str:
     return f"the adapter has weights for {name}, which the base does not have{beyond}"
 
 
-def base_findings(metadata: Mapping[str, str], target: Target) -> Iterator[str]:
+def base_findings(metadata: Mapping[str, str], target: BaseSpec) -> Iterator[str]:
     """Whether an adapter was made for another base: equal shapes would load silently and give a wrong result."""
     family, version = metadata.get(FAMILY), metadata.get(VERSION)
     if family is None or version is None:
@@ -121,7 +121,7 @@ def base_findings(metadata: Mapping[str, str], target: Target) -> Iterator[str]:
         )
 
 
-def check_base(path: Path, adapter: Adapter, family: str, version: str, fingerprint: str | None = None) -> None:
-    """ConfigError if the adapter was made for another base. fingerprint: of an embedded base, as in `Target`."""
-    for finding in base_findings(adapter.metadata, Target(family, version, fingerprint)):
+def require_same_base(path: Path, adapter: Adapter, family: str, version: str, fingerprint: str | None = None) -> None:
+    """ConfigError if the adapter was made for another base. fingerprint: of an embedded base, as in `BaseSpec`."""
+    for finding in base_findings(adapter.metadata, BaseSpec(family, version, fingerprint)):
         raise ConfigError(f"{path} {finding}")

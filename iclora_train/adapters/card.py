@@ -10,7 +10,7 @@ from typing import Any
 
 from iclora_train.adapters import comfyui_json as comfy_forms
 from iclora_train.adapters.base_spec import FAMILY, VERSION
-from iclora_train.adapters.comfyui_workflow import Recipe, steps
+from iclora_train.adapters.comfyui_workflow import WorkflowSettings, steps
 from iclora_train.adapters.file import Adapter, read
 from iclora_train.config.settings import ConfigError
 from iclora_train.core.atomic_files import write_whole
@@ -36,10 +36,10 @@ def write_beside(path: Path, scores: Path | None = None) -> list[Path]:
     """
     adapter = read(path)
     measured = None if scores is None else read_scores(scores)
-    recipe: Recipe | None = None
+    recipe: WorkflowSettings | None = None
     why = None
     try:
-        recipe = Recipe.of(path, adapter.metadata)
+        recipe = WorkflowSettings.of(path, adapter.metadata)
     except ConfigError as error:
         why = str(error).removeprefix(f"{path}: ")
     workflows = [] if recipe is None else write_workflow(path, recipe)
@@ -61,7 +61,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def write_workflow(path: Path, recipe: Recipe) -> list[Path]:
+def write_workflow(path: Path, recipe: WorkflowSettings) -> list[Path]:
     """Write `<adapter>.workflow.json` for ComfyUI's page and `<adapter>.api.json` for its server."""
     written = [path.with_suffix(suffix) for suffix in (".workflow.json", ".api.json")]
     for file, form in zip(written, (comfy_forms.graph, comfy_forms.api), strict=True):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from iclora_train.adapters.base_spec import Target, base_findings, weight_findings
+from iclora_train.adapters.base_spec import BaseSpec, base_findings, weight_findings
 from iclora_train.adapters.file import examine
 
 
-def check(path: Path, target: Target | None = None) -> list[str]:
+def check(path: Path, target: BaseSpec | None = None) -> list[str]:
     """All that is wrong with an adapter file, each finding with the key and the remedy; nothing means that it is good.
 
     target: the base it is meant for; without it modules, shapes and version are taken on trust. ConfigError if the

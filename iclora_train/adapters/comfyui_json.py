@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters.comfyui_nodes import NODES, Input, Value
-from iclora_train.adapters.comfyui_workflow import Step, Wire
+from iclora_train.adapters.comfyui_workflow import Link, Step
 from iclora_train.core.atomic_files import write_whole
 
 _COLUMN, _ROW = 340, 260  # pixels between nodes on the page
 Steps = Mapping[str, Step]
 
 
-def given(step: Step, wanted: Input) -> Value | Wire | None:
+def given(step: Step, wanted: Input) -> Value | Link | None:
     """What an input of a step is given: what it names, else the node's default."""
     return step.inputs.get(wanted.name, wanted.default)
 
 
-def slot(steps: Steps, wire: Wire) -> int:
+def slot(steps: Steps, wire: Link) -> int:
     """The number of the output that a wire names."""
     return [name for name, _ in NODES[steps[wire.step].node].outputs].index(wire.output)
 
@@ -29,8 +29,8 @@ def api(steps: Steps) -> dict[str, Any]:
     """Number -> class_type and inputs; a wire is [number of the node, number of its output]."""
     numbers = {title: str(i) for i, title in enumerate(steps, 1)}
 
-    def value(found: Value | Wire) -> object:
-        return [numbers[found.step], slot(steps, found)] if isinstance(found, Wire) else found
+    def value(found: Value | Link) -> object:
+        return [numbers[found.step], slot(steps, found)] if isinstance(found, Link) else found
 
     def inputs(step: Step) -> dict[str, object]:
         all_of = ((wanted.name, given(step, wanted)) for wanted in NODES[step.node].inputs)
@@ -77,13 +77,13 @@ def _sockets(steps: Steps, title: str, numbers: Mapping[str, int], links: list[l
     for wanted in NODES[steps[title].node].inputs:
         found = given(steps[title], wanted)
         socket: dict[str, Any] = {"name": wanted.name, "type": wanted.type, "link": None}
-        if isinstance(found, Wire):
+        if isinstance(found, Link):
             socket["link"] = len(links) + 1
             ends = [numbers[found.step], slot(steps, found), numbers[title], len(sockets)]
             links.append([len(links) + 1, *ends, wanted.type])
         if wanted.widget:
             socket["widget"] = {"name": wanted.name}
-        if not wanted.widget or isinstance(found, Wire):
+        if not wanted.widget or isinstance(found, Link):
             sockets.append(socket)
     return sockets
 
@@ -94,7 +94,7 @@ def _widgets(step: Step) -> list[Value | None]:
     for wanted in NODES[step.node].inputs:
         if wanted.widget:
             found = given(step, wanted)
-            values.append(wanted.default if isinstance(found, Wire) else found)
+            values.append(wanted.default if isinstance(found, Link) else found)
             values += [wanted.beside] if wanted.beside else []
     return values
 
@@ -105,7 +105,7 @@ def _places(steps: Steps) -> dict[str, tuple[int, int]]:
     rows: dict[int, int] = {}
     places = {}
     for title, step in steps.items():
-        columns[title] = 1 + max((columns[w.step] for w in step.inputs.values() if isinstance(w, Wire)), default=-1)
+        columns[title] = 1 + max((columns[w.step] for w in step.inputs.values() if isinstance(w, Link)), default=-1)
         rows[columns[title]] = rows.get(columns[title], -1) + 1
         places[title] = (columns[title], rows[columns[title]])
     return places

@@ -22,7 +22,7 @@ _GEMMA3 = "gemma_3_12B_it.safetensors"
 
 
 @dataclass(frozen=True)
-class Wire:
+class Link:
     """The output of another step."""
 
     step: str
@@ -34,11 +34,11 @@ class Step:
     """A node and what its inputs are given; inputs that are not named keep their default."""
 
     node: str
-    inputs: dict[str, Value | Wire]
+    inputs: dict[str, Value | Link]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class WorkflowSettings:
     """What a workflow has to know of an adapter. fps=None: the reference clip's own."""
 
     file: str
@@ -50,7 +50,9 @@ class Recipe:
     fps: float | None
 
     @classmethod
-    def of(cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None) -> Recipe:
+    def of(
+        cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
+    ) -> WorkflowSettings:
         """From an adapter's metadata; size (`width x height x frames`) and fps override it. ConfigError if ComfyUI
         cannot run it, with the reason."""
         if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in CHECKPOINTS:
@@ -76,22 +78,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Loaders:
+class BaseNodes:
     """The steps that load a base, and which outputs are the two VAEs."""
 
     steps: dict[str, Step]
-    video_vae: Wire
-    audio_vae: Wire
+    video_vae: Link
+    audio_vae: Link
 
 
-def _unified(checkpoint: str) -> Loaders:
+def _unified(checkpoint: str) -> BaseNodes:
     """Of a base in one file (2.0, 2.3)."""
     loading = {
         "base": Step("CheckpointLoaderSimple", {"ckpt_name": checkpoint}),
         "text encoder": Step("LTXAVTextEncoderLoader", {"text_encoder": _GEMMA3, "ckpt_name": checkpoint}),
         "audio vae": Step("LTXVAudioVAELoader", {"ckpt_name": checkpoint}),
     }
-    return Loaders(loading, Wire("base", "VAE"), Wire("audio vae", "Audio VAE"))
+    return BaseNodes(loading, Link("base", "VAE"), Link("audio vae", "Audio VAE"))
 
 
 _SPLIT: dict[str, Step] = {  # of a base in one file per part (2.5)
@@ -104,26 +106,26 @@ _SPLIT: dict[str, Step] = {  # of a base in one file per part (2.5)
 CHECKPOINTS = {  # by version, with the names of the published distilled files
     "2.0": _unified("ltx-2-19b-distilled.safetensors"),
     "2.3": _unified("ltx-2.3-22b-distilled-1.1.safetensors"),
-    "2.5": Loaders(_SPLIT, Wire("video vae", "VAE"), Wire("audio vae", "VAE")),
+    "2.5": BaseNodes(_SPLIT, Link("video vae", "VAE"), Link("audio vae", "VAE")),
 }
 
 
-def steps(recipe: Recipe) -> dict[str, Step]:
+def steps(recipe: WorkflowSettings) -> dict[str, Step]:
     """Load, condition, sample, decode, save: title -> step, in the order of the computation."""
     return _loading(recipe) | _conditioning(recipe) | _audio(recipe) | _sampling() | _saving(recipe)
 
 
-def _wire(text: str) -> Wire:
+def _wire(text: str) -> Link:
     """`step.output` as a wire."""
-    return Wire(*text.split("."))
+    return Link(*text.split("."))
 
 
-def _fps(recipe: Recipe) -> Value | Wire:
+def _fps(recipe: WorkflowSettings) -> Value | Link:
     return _wire("frames.fps") if recipe.fps is None else recipe.fps
 
 
-def _loading(recipe: Recipe) -> dict[str, Step]:
-    scaled: dict[str, Value | Wire] = {"upscale_method": "lanczos", "crop": "center"}
+def _loading(recipe: WorkflowSettings) -> dict[str, Step]:
+    scaled: dict[str, Value | Link] = {"upscale_method": "lanczos", "crop": "center"}
     return {
         **CHECKPOINTS[recipe.version].steps,
         "adapter": Step("LTXICLoRALoaderModelOnly", {"model": _wire("base.MODEL"), "lora_name": recipe.file}),
@@ -137,7 +139,7 @@ def _loading(recipe: Recipe) -> dict[str, Step]:
     }
 
 
-def _conditioning(recipe: Recipe) -> dict[str, Step]:
+def _conditioning(recipe: WorkflowSettings) -> dict[str, Step]:
     prompt = f"{recipe.trigger} describe the clip here".strip()
     clip = _wire("text encoder.CLIP")
     return {
@@ -168,10 +170,10 @@ def _conditioning(recipe: Recipe) -> dict[str, Step]:
     }
 
 
-def _audio(recipe: Recipe) -> dict[str, Step]:
+def _audio(recipe: WorkflowSettings) -> dict[str, Step]:
     """The model computes video and audio together; this audio is thrown away, the reference's is kept."""
     whole = {} if recipe.fps is not None else {"whole fps": Step("LTXFloatToInt", {"a": _wire("frames.fps")})}
-    rate: Value | Wire = _wire("whole fps.INT") if recipe.fps is None else round(recipe.fps)
+    rate: Value | Link = _wire("whole fps.INT") if recipe.fps is None else round(recipe.fps)
     return {
         **whole,
         "empty audio": Step(
@@ -212,7 +214,7 @@ def _sampling() -> dict[str, Step]:
     }
 
 
-def _saving(recipe: Recipe) -> dict[str, Step]:
+def _saving(recipe: WorkflowSettings) -> dict[str, Step]:
     return {
         "video alone": Step("LTXVSeparateAVLatent", {"av_latent": _wire("sample.output")}),
         "without guide": Step(

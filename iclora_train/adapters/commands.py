@@ -20,9 +20,9 @@ from iclora_train.adapters import card as cards
 from iclora_train.adapters import check as checks
 from iclora_train.adapters import extract as extracts
 from iclora_train.adapters import merge_files as merges
-from iclora_train.adapters.base_spec import Target
-from iclora_train.adapters.comfyui_workflow import Recipe
-from iclora_train.adapters.convert import Factors, import_any
+from iclora_train.adapters.base_spec import BaseSpec
+from iclora_train.adapters.comfyui_workflow import WorkflowSettings
+from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.config.settings import ConfigError, require
 
@@ -32,7 +32,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def check(args: argparse.Namespace) -> int:
     """One line per finding on stderr, one per good file on stdout."""
-    target = None if args.base is None else Target.open(args.base)
+    target = None if args.base is None else BaseSpec.open(args.base)
     wrong = 0
     for path in args.files:
         findings = checks.check(path, target)
@@ -56,8 +56,8 @@ def describe(path: Path, adapter: Adapter) -> str:
 
 def convert(args: argparse.Namespace) -> int:
     """Read any style, write ours."""
-    target = None if args.base is None else Target.open(args.base)
-    adapter = import_any(args.file, target, _factors(args))
+    target = None if args.base is None else BaseSpec.open(args.base)
+    adapter = import_adapter(args.file, target, _factors(args))
     save(args.out, adapter, _DTYPES[args.dtype])
     print(describe(args.out, adapter))
     return 0
@@ -106,7 +106,7 @@ def card(args: argparse.Namespace) -> int:
 def workflow(args: argparse.Namespace) -> int:
     """The workflow alone, at another size if wanted."""
     adapter = read(args.file)
-    for path in cards.write_workflow(args.file, Recipe.of(args.file, adapter.metadata, args.size, args.fps)):
+    for path in cards.write_workflow(args.file, WorkflowSettings.of(args.file, adapter.metadata, args.size, args.fps)):
         print(path)
     return 0
 
@@ -122,8 +122,8 @@ def _strength(text: str) -> float:
         raise ConfigError(f"--adapter FILE {text}: the strength must be a number, e.g. 1.0") from error
 
 
-def _factors(args: argparse.Namespace) -> Factors:
-    return Factors(args.downscale, args.temporal_scale, not args.no_reference)
+def _factors(args: argparse.Namespace) -> ReferenceFactors:
+    return ReferenceFactors(args.downscale, args.temporal_scale, not args.no_reference)
 
 
 @contextmanager

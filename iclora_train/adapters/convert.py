@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from iclora_train.adapters import key_styles as names
-from iclora_train.adapters.base_spec import FAMILY, Target, base_findings, weight_findings
+from iclora_train.adapters.base_spec import FAMILY, BaseSpec, base_findings, weight_findings
 from iclora_train.adapters.file import (
     DOWNSCALE,
     KIND,
@@ -39,7 +39,7 @@ Scale = Callable[[str, int], float]  # module, rank -> what B is multiplied with
 
 
 @dataclass(frozen=True)
-class Factors:
+class ReferenceFactors:
     """What the user knows about an adapter whose metadata does not say it. reference=False: it takes no reference."""
 
     downscale: int | None = None
@@ -47,7 +47,9 @@ class Factors:
     reference: bool = True
 
 
-def import_any(path: Path, target: Target | None = None, factors: Factors = Factors()) -> Adapter:
+def import_adapter(
+    path: Path, target: BaseSpec | None = None, factors: ReferenceFactors = ReferenceFactors()
+) -> Adapter:
     """Read an adapter of any known style. Weights are fp32, audio modules are kept.
 
     target: the base it was made for; modules, shapes and a declared version are checked against it, and an undeclared
@@ -75,7 +77,7 @@ def import_any(path: Path, target: Target | None = None, factors: Factors = Fact
 
 
 def _halves(
-    path: Path, tensors: Mapping[str, Tensor], target: Target | None
+    path: Path, tensors: Mapping[str, Tensor], target: BaseSpec | None
 ) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
     """Module -> side ("A", "B", "alpha") -> tensor, and the styles of the keys."""
     known = tuple(target.linears) if target is not None else ()
@@ -92,7 +94,7 @@ def _halves(
     return sides, styles
 
 
-def _hint(key: str, target: Target | None) -> str:
+def _hint(key: str, target: BaseSpec | None) -> str:
     if not key.startswith("lora_unet_"):
         return "; is it a plain LoRA (no DoRA, LoHa, LoKr) for LTX-2?"
     return "; its module is not one of the base's" if target else "; give its base with --base to resolve underscores"
@@ -140,7 +142,7 @@ def _json(path: Path, text: str) -> dict[str, Any]:
     return found
 
 
-def _metadata(metadata: Mapping[str, str], factors: Factors) -> dict[str, str]:
+def _metadata(metadata: Mapping[str, str], factors: ReferenceFactors) -> dict[str, str]:
     """The metadata to keep, with the factors as the contract wants them."""
     kept = {key: value for key, value in metadata.items() if not _SCALES.fullmatch(key)}
     other = kept.pop(_OTHER_DOWNSCALE, None)  # ComfyUI takes the first key that ends in our name
@@ -152,7 +154,7 @@ def _metadata(metadata: Mapping[str, str], factors: Factors) -> dict[str, str]:
     return with_factors(kept, factors)
 
 
-def with_factors(metadata: Mapping[str, str], factors: Factors) -> dict[str, str]:
+def with_factors(metadata: Mapping[str, str], factors: ReferenceFactors) -> dict[str, str]:
     """Metadata with what the user knows put in. ConfigError if the reference factor stays unknown or is no number."""
     given = {DOWNSCALE: factors.downscale, TEMPORAL: factors.temporal}
     known = {**metadata, **{key: str(value) for key, value in given.items() if value is not None}}

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from iclora_train.adapters.algebra import low_rank
-from iclora_train.adapters.base_spec import Target, model_part, open_checkpoint
-from iclora_train.adapters.convert import Factors, with_factors
+from iclora_train.adapters.base_spec import BaseSpec, model_part, open_checkpoint
+from iclora_train.adapters.convert import ReferenceFactors, with_factors
 from iclora_train.adapters.file import Adapter
 from iclora_train.config.settings import ConfigError, require
-from iclora_train.ltx2.weights.safetensors_header import misfits
+from iclora_train.ltx2.weights.safetensors_header import mismatches
 
 Advance = Callable[[int, int], None]  # tensors done, tensors in all
 
@@ -32,7 +32,7 @@ def extract(
     base: str,
     merged: str,
     rank: int,
-    factors: Factors,
+    factors: ReferenceFactors,
     task: str,
     generator: torch.Generator,
     advance: Advance = lambda done, total: None,
@@ -41,9 +41,9 @@ def extract(
 
     ConfigError when the two have different tensors, are the same, or when `factors` leaves the reference open.
     """
-    metadata = with_factors({"task": task, "rank": str(rank), **Target.open(base).metadata}, factors)
+    metadata = with_factors({"task": task, "rank": str(rank), **BaseSpec.open(base).metadata}, factors)
     old, new = model_part(open_checkpoint(base)), model_part(open_checkpoint(merged))
-    wrong = misfits({n: at.shape for n, at in new.stored.items()}, {n: at.shape for n, at in old.stored.items()})
+    wrong = mismatches({n: at.shape for n, at in new.stored.items()}, {n: at.shape for n, at in old.stored.items()})
     require(not wrong, f"{merged} is not a copy of {base}: {', '.join(wrong[:3])}")
     weights, energy, beyond = {}, {}, []
     kept = whole = 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from iclora_train.adapters.algebra import Weighted, combined_metadata, delta, modules, of_module
+from iclora_train.adapters.algebra import WeightedAdapters, combined_metadata, delta, modules, of_module
 from iclora_train.adapters.base_spec import fit_findings
 from iclora_train.adapters.file import Adapter
 from iclora_train.config.settings import ConfigError, require
@@ -22,7 +22,7 @@ def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear
 
 
 @torch.no_grad()
-def fuse(transformer: nn.Module, adapters: Weighted) -> int:
+def fuse(transformer: nn.Module, adapters: WeightedAdapters) -> int:
     """Add every adapter at its strength into the weights, in place: summed in fp32, rounded once to their dtype.
 
     Returns how many audio modules were passed over. ConfigError, before anything is changed, for modules or shapes that

@@ -16,13 +16,23 @@ from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from iclora_train.adapters.algebra import combine
-from iclora_train.adapters.base_spec import check_base
+from iclora_train.adapters.base_spec import require_same_base
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.fuse import linears_for
 from iclora_train.config.settings import ConfigError, Lora
 from iclora_train.ltx2.kernels.lora_linear import Adapted, Halves, adapted
 
-__all__ = ["Adapter", "adapter_off", "attach", "check_base", "extract", "layers", "load_into", "read", "save"]
+__all__ = [
+    "Adapter",
+    "adapter_off",
+    "adapter_weights",
+    "attach",
+    "layers",
+    "load_adapter",
+    "read",
+    "require_same_base",
+    "save",
+]
 
 
 class AdaptedLinear(Linear):
@@ -113,7 +123,7 @@ def adapter_off(transformer: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def extract(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+def adapter_weights(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """The attached adapter as module -> (A, B), alpha / rank baked into B."""
     weights = {}
     for name, layer in layers(transformer):
@@ -122,7 +132,7 @@ def extract(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     return weights
 
 
-def load_into(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
+def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
     """Attach an adapter that was read from a file, or several, each at its strength, as one.
 
     Returns how many audio modules were passed over: the transformer here is the video stream. ConfigError names a

@@ -14,25 +14,25 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from iclora_train.adapters.algebra import Weighted, combined_metadata, delta, modules, of_module
-from iclora_train.adapters.base_spec import Target, base_findings, model_part, open_checkpoint, weight_findings
+from iclora_train.adapters.algebra import WeightedAdapters, combined_metadata, delta, modules, of_module
+from iclora_train.adapters.base_spec import BaseSpec, base_findings, model_part, open_checkpoint, weight_findings
 from iclora_train.config.settings import ConfigError, require
 from iclora_train.core.atomic_files import write_whole
 from iclora_train.ltx2.weights import fp8_scales as fp8
 from iclora_train.ltx2.weights.key_names import MODEL
-from iclora_train.ltx2.weights.safetensors_header import DTYPES, Part, Stored, read_header
+from iclora_train.ltx2.weights.safetensors_header import DTYPES, Component, StoredTensor, read_header
 
 _CHUNK = 16 << 20  # bytes copied at a time
 Advance = Callable[[int, int], None]  # bytes done, bytes in all
 
 
-def merge(checkpoint: str, adapters: Weighted, out: Path, advance: Advance = lambda done, total: None) -> int:
+def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advance = lambda done, total: None) -> int:
     """Write the base at `checkpoint` with every adapter added at its strength to `out`; how many linears changed.
 
     W + strength x B A in fp32, rounded once. A file becomes a file, a folder of official files a folder.
     ConfigError for adapters of another base, for a diffusers folder, and if `out` exists.
     """
-    target = Target.open(checkpoint)
+    target = BaseSpec.open(checkpoint)
     combined_metadata(adapters)
     for adapter, _ in adapters:
         for finding in (*base_findings(adapter.metadata, target), *weight_findings(adapter.weights, target)):
@@ -57,7 +57,9 @@ def _advance(advance: Advance, before: int, total: int, at: int) -> None:
     advance(before + at, total)
 
 
-def _write(stream: IO[bytes], file: Path, part: Part, adapters: Weighted, advance: Callable[[int], None]) -> None:
+def _write(
+    stream: IO[bytes], file: Path, part: Component, adapters: WeightedAdapters, advance: Callable[[int], None]
+) -> None:
     """The bytes of `file` with the tensors in it that the adapters change replaced."""
     stored = sorted(read_header(file).tensors.values(), key=lambda at: at.start)
     changed = set(modules(adapters))
@@ -74,7 +76,7 @@ def _write(stream: IO[bytes], file: Path, part: Part, adapters: Weighted, advanc
             advance(at.end)
 
 
-def _merged(part: Part, module: str, adapters: Weighted) -> tuple[Tensor, Tensor]:
+def _merged(part: Component, module: str, adapters: WeightedAdapters) -> tuple[Tensor, Tensor]:
     """The changed weight, divided by the scale that goes with it (1 where it has none). In fp8 files it is computed for
     the scale and again for the weight: the two lie far apart, and nothing is kept between them."""
     name = f"{module}.weight"
@@ -87,7 +89,7 @@ def _merged(part: Part, module: str, adapters: Weighted) -> tuple[Tensor, Tensor
     return (values / scale).clamp(-largest, largest), scale
 
 
-def _bytes(values: Tensor, at: Stored) -> bytes:
+def _bytes(values: Tensor, at: StoredTensor) -> bytes:
     return values.reshape(at.shape).to(DTYPES[at.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 

@@ -8,8 +8,8 @@ import torch
 
 from iclora_train.adapters import lora
 from iclora_train.adapters.algebra import combine
-from iclora_train.adapters.base_spec import check_base
-from iclora_train.adapters.convert import import_any
+from iclora_train.adapters.base_spec import require_same_base
+from iclora_train.adapters.convert import import_adapter
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
 from iclora_train.config.settings import Model, require
@@ -29,8 +29,8 @@ def open_adapter(settings: Generate, base: BaseModel) -> Adapter:
     for given in settings.adapter:
         path = Path(given).expanduser()
         require(path.is_file(), f"adapter={given} does not exist: give an adapter's .safetensors file")
-        adapter = import_any(path)
-        check_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
+        adapter = import_adapter(path)
+        require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
         adapters.append(adapter)
     return combine(list(zip(adapters, settings.adapter_strength, strict=True)))
 
@@ -46,5 +46,5 @@ def adapted_transformer(
     transformer = transformer_of(base, model, device)
     if model.precision != "fp8" and not model.offload:
         return transformer, fuse(transformer, [(adapter, 1.0)])
-    passed = lora.load_into(transformer, adapter)
+    passed = lora.load_adapter(transformer, adapter)
     return transformer.to(device).eval(), passed

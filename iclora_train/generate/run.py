@@ -30,7 +30,7 @@ from iclora_train.generate.size import Units, video_shape
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import compile_as_set, vae_dtype
 from iclora_train.ltx2.model.transformer import Transformer
-from iclora_train.ltx2.text_features import Texts
+from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
@@ -101,7 +101,7 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
 def full_prompt(settings: Generate, adapter: Adapter, base: BaseModel) -> str:
     """The prompt behind the adapter's trigger, or in its template, as captions are in training. A template that asks
     for more than a caption is the user's to follow. ConfigError when a real base has no prompt."""
-    needed = "text" not in base.checkpoint.parts
+    needed = "text" not in base.checkpoint.components
     require(
         bool(settings.prompt.strip()) or not needed,
         f'prompt is not set: {base.name} follows a description of the video, e.g. prompt="a dog runs on a beach"',
@@ -114,7 +114,7 @@ def full_prompt(settings: Generate, adapter: Adapter, base: BaseModel) -> str:
 
 def read_texts(settings: Generate, base: BaseModel, prompt: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """Features (1,T,D) of the prompt and of the negative prompt, from the cache where they are in it."""
-    texts = Texts(Path(settings.cache).expanduser(), base)
+    texts = TextFeatures(Path(settings.cache).expanduser(), base)
     wanted = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
     texts.make(wanted, device)
     features = [texts.read(caption)[None].to(device) for caption in wanted]

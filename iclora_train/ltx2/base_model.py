@@ -22,14 +22,14 @@ from iclora_train.core.types import Geometry
 from iclora_train.ltx2.load import load_transformer
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.text.connectors import Connectors
-from iclora_train.ltx2.text.gemma import GemmaText, text_fingerprint
-from iclora_train.ltx2.text.nano_encoder import TextConfig, TextEncoder
+from iclora_train.ltx2.text.gemma import GemmaTextEncoder, text_fingerprint
+from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
 from iclora_train.ltx2.vae.layout import geometry_of
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of_diffusers
-from iclora_train.ltx2.weights.assign import require_keys
+from iclora_train.ltx2.weights.assign import check_keys
 from iclora_train.ltx2.weights.key_names import MODEL, PROJECTION, TEXT
 from iclora_train.ltx2.weights.model_files import Checkpoint
-from iclora_train.ltx2.weights.safetensors_header import Lazy, Part, read_header
+from iclora_train.ltx2.weights.safetensors_header import Component, LazyTensors, read_header
 
 EMBEDDED = {"nano": Path(__file__).parent.parent / "nano"}
 _SAMPLE = 1 << 20  # bytes hashed at the start, middle and end of a file for the fingerprint
@@ -43,8 +43,10 @@ class BaseModel:
         self.embedded = name in EMBEDDED
         self.config: dict[str, Any] = checkpoint.config
         self.version, self.family = checkpoint.version, checkpoint.family
-        self.geometry = _geometry(checkpoint.part("vae"))
-        parts = checkpoint.parts.values() if "text" in checkpoint.parts else [checkpoint.part("transformer")]
+        self.geometry = _geometry(checkpoint.component("vae"))
+        parts = (
+            checkpoint.components.values() if "text" in checkpoint.components else [checkpoint.component("transformer")]
+        )
         self.files = sorted({file for part in parts for file in part.files})
         self.fingerprint = _fingerprint(self.files)
 
@@ -80,31 +82,33 @@ class BaseModel:
 
     def vae(self, dtype: torch.dtype = torch.float32) -> VideoVAE:
         """The frozen video VAE in evaluation mode; in fp32 for everything that is kept or measured."""
-        part = self.checkpoint.part("vae")
+        part = self.checkpoint.component("vae")
         state = dict(part.read())
         if part.diffusers:
             return VideoVAE.from_diffusers(part.config, state, dtype).requires_grad_(False)
         return VideoVAE.from_config(part.config["vae"], state, dtype).requires_grad_(False)
 
-    def text(self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu") -> TextEncoder | GemmaText:
+    def text(
+        self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+    ) -> NanoTextEncoder | GemmaTextEncoder:
         """The frozen text encoder: Gemma (in `dtype`) and the connectors, or the embedded base's own (fp32)."""
-        if "text" in self.checkpoint.parts:
+        if "text" in self.checkpoint.components:
             return self._own_text().to(device)
         folder = self._text_folder()
         if folder is None:
             raise ConfigError(
                 f"{self.checkpoint.source} holds no text encoder; set model.text_encoder to the folder of its Gemma"
             )
-        part = self.checkpoint.part("connectors")
+        part = self.checkpoint.component("connectors")
         make = Connectors.from_diffusers if part.diffusers else Connectors.from_official
         source = json.loads(self.checkpoint.metadata.get("gemma_source_checkpoint", "{}"))
-        connectors = make(part.config, Lazy(part), dtype, device)
-        return GemmaText.open(folder, self.version, connectors, dtype, source.get("gemma_version"), device)
+        connectors = make(part.config, LazyTensors(part), dtype, device)
+        return GemmaTextEncoder.open(folder, self.version, connectors, dtype, source.get("gemma_version"), device)
 
-    def _own_text(self) -> TextEncoder:
-        part = self.checkpoint.part("text")
-        module = TextEncoder(TextConfig(**part.config["text_encoder"]))
-        require_keys(part, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
+    def _own_text(self) -> NanoTextEncoder:
+        part = self.checkpoint.component("text")
+        module = NanoTextEncoder(NanoTextConfig(**part.config["text_encoder"]))
+        check_keys(part, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
         module.load_state_dict({name: tensor.float() for name, tensor in part.read()})
         return module.requires_grad_(False).eval()
 
@@ -115,7 +119,7 @@ class BaseModel:
         source = self.checkpoint.source
         if (source / "text_encoder" / "config.json").is_file():
             return source
-        files = self.checkpoint.parts["connectors"].files if "connectors" in self.checkpoint.parts else []
+        files = self.checkpoint.components["connectors"].files if "connectors" in self.checkpoint.components else []
         return next((file for file in files if "gemma_config" in read_header(file).metadata), None)
 
     @cached_property
@@ -124,11 +128,11 @@ class BaseModel:
 
         vae and text (embedded), or vae, connectors and text_encoder; sampled, whatever files the tensors lie in.
         """
-        parts = self.checkpoint.parts
+        parts = self.checkpoint.components
         vae = parts["vae"]
         section = vae.config if vae.diffusers else vae.config["vae"]
-        found: dict[str, str] = {name: parts[name].identity() for name in ("connectors", "text") if name in parts}
-        found["vae"] = digest([section, vae.identity()])
+        found: dict[str, str] = {name: parts[name].fingerprint() for name in ("connectors", "text") if name in parts}
+        found["vae"] = digest([section, vae.fingerprint()])
         folder = None if "text" in parts else self._text_folder()
         if folder is not None:
             found["text_encoder"] = text_fingerprint(folder)
@@ -140,7 +144,7 @@ def _packs_projection(text_encoder: Path) -> bool:
     return text_encoder.is_file() and any(key.startswith(PROJECTION) for key in read_header(text_encoder).tensors)
 
 
-def _geometry(vae: Part) -> Geometry:
+def _geometry(vae: Component) -> Geometry:
     if vae.diffusers:
         return geometry_of_diffusers(vae.config)
     if not isinstance(vae.config.get("vae"), dict):
@@ -164,7 +168,7 @@ def _fingerprint(files: list[Path]) -> str:
     return hashed.hexdigest()[:16]
 
 
-def in_pieces(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
+def split_by_size(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
     """The tensors in order, cut into files of at most `largest` bytes (a larger tensor has a file of its own)."""
     pieces: list[dict[str, Tensor]] = [{}]
     room = largest
@@ -181,7 +185,7 @@ def save_base(
     folder: Path,
     transformer: Transformer,
     vae: VideoVAE,
-    text: TextEncoder,
+    text: NanoTextEncoder,
     config: dict[str, Any],
     version: str,
     family: str,
@@ -195,7 +199,7 @@ def save_base(
         (TEXT, text.state_dict()),
     )
     tensors = {prefix + k: t.to(dtype).contiguous().cpu() for prefix, part in parts for k, t in part.items()}
-    shards = in_pieces(tensors, largest)
+    shards = split_by_size(tensors, largest)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"config": json.dumps(config), "model_version": version, "model_family": family}
     for i, shard in enumerate(shards, 1):

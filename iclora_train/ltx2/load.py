@@ -13,10 +13,10 @@ from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import BlockRunner
 from iclora_train.ltx2.runtime.weight_offload import Offload
-from iclora_train.ltx2.weights.assign import place, require_keys
+from iclora_train.ltx2.weights.assign import check_keys, place
 from iclora_train.ltx2.weights.fp8_scales import FP8
 from iclora_train.ltx2.weights.model_files import Checkpoint
-from iclora_train.ltx2.weights.safetensors_header import Part
+from iclora_train.ltx2.weights.safetensors_header import Component
 
 _KEYFRAME = "keyframes_abs_pos_embedding"
 
@@ -33,18 +33,18 @@ def load_transformer(
     fp8: the blocks' linears stay in fp8, those of a bf16 checkpoint are rounded to it while loading.
     offload: blocks whose weights lie in host memory.
     """
-    part = checkpoint.part("transformer")
+    part = checkpoint.component("transformer")
     config = transformer_config(checkpoint)
     with torch.device("meta"):
         module = Transformer(config)
     wanted = dict(module.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
-    require_keys(part, shapes)
+    check_keys(part, shapes)
     part.require_readable()
     moved = Offload(config.num_layers, offload, device)
     module.run_blocks = BlockRunner(moved)
     linears = fp8_linears(module, part) if fp8 else set()
-    for name in part.in_order():
+    for name in part.in_disk_order():
         owner, _, leaf = name.rpartition(".")
         if owner in linears:
             if leaf == "weight":
@@ -67,7 +67,7 @@ def block_linears(module: Transformer) -> set[str]:
     }
 
 
-def fp8_linears(module: Transformer, part: Part) -> set[str]:
+def fp8_linears(module: Transformer, part: Component) -> set[str]:
     """Names of the linears to keep in fp8: those the file has in it; if none, the blocks' but the small gates."""
     names = block_linears(module)
     stored = {name for name in names if part.stored[f"{name}.weight"].dtype in FP8}
@@ -77,7 +77,7 @@ def fp8_linears(module: Transformer, part: Part) -> set[str]:
 def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     """Sizes and switches of the video stream. A checkpoint from before the keyframe embedding was trained may announce
     it and not hold it; it began at zero, so leaving it out is the same (ltx-core: transformer/model.py)."""
-    part = checkpoint.part("transformer")
+    part = checkpoint.component("transformer")
     try:
         config = TransformerConfig.from_metadata(checkpoint.config["transformer"])
     except ValueError as error:

@@ -16,7 +16,7 @@ from iclora_train.ltx2.base_model import BaseModel
 BATCH = 4
 
 
-class Texts:
+class TextFeatures:
     """Features (T,D) of captions, one file each in a folder of the text encoder that made them."""
 
     def __init__(self, root: Path, base: BaseModel) -> None:

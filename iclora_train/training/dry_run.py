@@ -142,7 +142,7 @@ def _memory(device: torch.device) -> tuple[float, float | None]:
 def _save(module: ICLoRA, folder: Path) -> int:
     """Bytes of the adapter's file, which is written and deleted again."""
     path = folder / "dry-run.safetensors"
-    lora.save(path, lora.Adapter(lora.extract(module.transformer), {"reference_downscale_factor": "1"}))
+    lora.save(path, lora.Adapter(lora.adapter_weights(module.transformer), {"reference_downscale_factor": "1"}))
     size = path.stat().st_size
     path.unlink()
     return size

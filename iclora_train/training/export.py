@@ -45,7 +45,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     if config.task.reference_temporal_scale != 1:
         facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():
-        weights = lora.extract(module.transformer)
+        weights = lora.adapter_weights(module.transformer)
     lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in facts.items()}))
     card.write_beside(path)
 

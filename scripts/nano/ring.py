@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.text.nano_encoder import TextEncoder
+from iclora_train.ltx2.text.nano_encoder import NanoTextEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.colours import colour_words
 from scripts.nano.motion import CAMERA, CONTENT, Clips, MotionClips
@@ -33,7 +33,9 @@ def captions(clips: Clips, subjects: list[str]) -> list[str]:
 class Ring:
     """Latents (ring, C, f, h, w) and word numbers, filled once and renewed `fresh` clips at a time."""
 
-    def __init__(self, clips: MotionClips, vae: VideoVAE, text: TextEncoder, subjects: list[str], size: int) -> None:
+    def __init__(
+        self, clips: MotionClips, vae: VideoVAE, text: NanoTextEncoder, subjects: list[str], size: int
+    ) -> None:
         self.clips, self.vae, self.text, self.subjects, self.next = clips, vae, text, subjects, 0
         latent, ids = self.make(8)
         self.latent = latent.new_empty(size, *latent.shape[1:], dtype=torch.float16)

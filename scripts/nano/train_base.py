@@ -24,7 +24,7 @@ from iclora_train.diffusion.noise_schedule import sigma_schedule
 from iclora_train.diffusion.reference import target_tokens, to_tokens
 from iclora_train.diffusion.sampler import Reference, sample
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.text.nano_encoder import TextConfig, TextEncoder
+from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.muon import Muon
 from scripts.nano.ring import Ring
@@ -113,7 +113,7 @@ def conditions(batch: int, grid: tuple[int, int, int], device: torch.device) -> 
 class Trainer:
     """Model, optimizers, average and clock of one training; under torchrun every rank draws its own batches."""
 
-    def __init__(self, cfg: BaseTraining, vae: VideoVAE, ring: Ring, text: TextEncoder, team: Team) -> None:
+    def __init__(self, cfg: BaseTraining, vae: VideoVAE, ring: Ring, text: NanoTextEncoder, team: Team) -> None:
         self.cfg, self.vae, self.ring, self.text, self.team, self.device = cfg, vae, ring, text, team, team.device
         config = TransformerConfig.from_metadata(transformer_config(cfg, vae.channels))
         self.model = Transformer(config).to(self.device)
@@ -273,6 +273,6 @@ class Trainer:
         self.step, self.elapsed = state["step"], state["elapsed"]
 
 
-def text_config(cfg: BaseTraining) -> TextConfig:
+def text_config(cfg: BaseTraining) -> NanoTextConfig:
     """The small text encoder's sizes."""
-    return TextConfig(output=cfg.width_heads * 64)
+    return NanoTextConfig(output=cfg.width_heads * 64)

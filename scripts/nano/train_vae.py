@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from iclora_train.ltx2.base_model import in_pieces
+from iclora_train.ltx2.base_model import split_by_size
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.muon import Muon
@@ -211,7 +211,7 @@ class Logbook:
         """Official keys in fp16 shards of at most SHARD bytes, the config in their metadata, and a report."""
         vae = self.trainer.ema
         state = {key: tensor.half().contiguous().cpu() for key, tensor in vae.official_state().items()}
-        shards = in_pieces(state, SHARD)
+        shards = split_by_size(state, SHARD)
         for i, shard in enumerate(shards):
             name = f"vae-{i + 1:05d}-of-{len(shards):05d}.safetensors"
             save_file(shard, self.out_dir / name, {"config": json.dumps({"vae": vae.cfg})})

@@ -17,7 +17,7 @@ from iclora_train.config.settings import ConfigError
 from iclora_train.ltx2.text.connectors import TOKENS, Connectors
 from iclora_train.ltx2.text.gemma_files import GemmaFiles
 from iclora_train.ltx2.weights.assign import place
-from iclora_train.ltx2.weights.safetensors_header import DTYPES, misfits
+from iclora_train.ltx2.weights.safetensors_header import DTYPES, mismatches
 
 BATCH = 4  # captions at once: 49 states of 1024 x 3840 in bf16 are 0.4 GB for each
 _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,8 +25,8 @@ _PLAIN = (torch.float32, torch.bfloat16, torch.float16)
 log = logging.getLogger(__name__)
 
 
-class GemmaText(nn.Module):
-    """Gemma and the connectors, frozen; the same call as the embedded base's TextEncoder."""
+class GemmaTextEncoder(nn.Module):
+    """Gemma and the connectors, frozen; the same call as the embedded base's NanoTextEncoder."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, connectors: Connectors) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class GemmaText(nn.Module):
         dtype: torch.dtype = torch.bfloat16,
         gemma_version: str | None = None,
         device: torch.device | str = "cpu",
-    ) -> GemmaText:
+    ) -> GemmaTextEncoder:
         """The encoder of base `version` on `device`, from a folder or a packed file (see gemma_files).
 
         `gemma_version` is the one in the checkpoint's `gemma_source_checkpoint`. ConfigError says what is wrong.
@@ -127,7 +127,7 @@ def _fill(model: nn.Module, files: GemmaFiles, dtype: torch.dtype, device: torch
     for name, at in stored.items():
         if DTYPES.get(at.dtype) not in _PLAIN:
             raise ConfigError(f"model.text_encoder={files.root}: {name} is {at.dtype}; give bf16 weights")
-    wrong = misfits({name: at.shape for name, at in stored.items()}, {name: t.shape for name, t in wanted.items()})
+    wrong = mismatches({name: at.shape for name, at in stored.items()}, {name: t.shape for name, t in wanted.items()})
     if wrong:
         raise ConfigError(
             f"model.text_encoder={files.root}: {len(wrong)} weights do not fit its config ({', '.join(wrong[:3])}); "

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.config.settings import ConfigError
-from iclora_train.ltx2.weights.safetensors_header import Stored, read_header
+from iclora_train.ltx2.weights.safetensors_header import StoredTensor, read_header
 
 PACKED_CONFIG, PACKED_TOKENIZER = "gemma_config", "tokenizer_json"
 KINDS = {"gemma3": "Gemma 3", "gemma3_text": "Gemma 3", "gemma4_unified": "LTX's Gemma 4", "gemma4": "a dense Gemma 4"}
@@ -108,7 +108,7 @@ class GemmaFiles:
             )
         return files
 
-    def language(self) -> Iterator[tuple[str, Stored]]:
+    def language(self) -> Iterator[tuple[str, StoredTensor]]:
         """Names inside the language model, and where their tensors lie; no vision, audio or output head.
 
         The prefix of the language model differs between layouts: it is what stands before `embed_tokens.weight`.

@@ -17,7 +17,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 
 @dataclass(frozen=True)
-class TextConfig:
+class NanoTextConfig:
     """words in the hash table, tokens of a caption, width inside, width handed to the transformer."""
 
     words: int = 4096
@@ -28,10 +28,10 @@ class TextConfig:
     heads: int = 4
 
 
-class TextEncoder(nn.Module):
+class NanoTextEncoder(nn.Module):
     """Captions to features (B,T,D), bidirectional, the same length for every caption."""
 
-    def __init__(self, config: TextConfig) -> None:
+    def __init__(self, config: NanoTextConfig) -> None:
         super().__init__()
         self.config = config
         self.word = nn.Embedding(config.words, config.width)

@@ -21,7 +21,7 @@ from iclora_train.config.settings import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.vae.layout import Section, State, geometry_of, is_diffusion, with_vae_prefix
 from iclora_train.ltx2.vae.neighborhood_attention import NeighborhoodProcessor
-from iclora_train.ltx2.vae.tiling import Tile, blended
+from iclora_train.ltx2.vae.tiling import Tiling, blend_tiles
 from iclora_train.ltx2.weights.key_names import STATISTICS
 
 # Pixels of a tile by default: at the published widths its hidden states take 14 GiB in fp32 and 9 GiB in bf16.
@@ -147,10 +147,10 @@ class DiffusionDecoder(nn.Module):
 
     def load(self, state: State, dtype: torch.dtype) -> None:
         """Take the weights from official keys."""
-        from iclora_train.ltx2.weights.assign import load_exactly  # noqa: PLC0415 (vae.py imports this module)
+        from iclora_train.ltx2.weights.assign import load_state  # noqa: PLC0415 (vae.py imports this module)
 
         state = {key: tensor.to(dtype) for key, tensor in to_diffusers(state).items()}
-        load_exactly(self.model, state, "diffusion decoder")
+        load_state(self.model, state, "diffusion decoder")
 
     def official_state(self) -> State:
         """The weights under their official names, without the statistics."""
@@ -176,25 +176,25 @@ class DiffusionDecoder(nn.Module):
         return functional.pad(latent, padding, mode="replicate"), h // 2, w // 2
 
     def decode(
-        self, latent: Tensor, generator: torch.Generator, steps: int | None = None, tile: Tile | None = None
+        self, latent: Tensor, generator: torch.Generator, steps: int | None = None, tile: Tiling | None = None
     ) -> Tensor:
         """Normalised latents (B, C, f, h, w) -> pixels (B, 3, F, H, W) in fp32, about [-1, 1].
 
         The start is unit Gaussian noise from `generator` (a tile draws its own when one step predicts x0); `steps`
         None is the checkpoint's number, levels are evenly spaced from 1 down. Without `tile`, tiles of at most
-        `max_pixels`; only the last deterministic stage and the denoising are tiled, the pixels between blended."""
+        `max_pixels`; only the last deterministic stage and the denoising are tiled, the pixels between blend_tiles."""
         if len(latent) > 1:
             return torch.cat([self.decode(clip[None], generator, steps, tile) for clip in latent])
         _, _, f, h, w = latent.shape
         mean, std = (getattr(self.model, name).float().view(-1, 1, 1, 1) for name in STATISTICS.values())
         padded, top, left = self._padded(latent.to(self.model.device).float() * std + mean)
         cells = (padded.shape[2], padded.shape[3], padded.shape[4])
-        tile = tile or Tile.auto(self.geometry, cells, self.max_pixels, SHARED_FRAMES, SHARED)
+        tile = tile or Tiling.auto(self.geometry, cells, self.max_pixels, SHARED_FRAMES, SHARED)
         video = self._decode(padded.to(self.model.dtype), generator, steps, tile).float()
         s, frames = self.geometry.spatial, (f - 1) * self.geometry.temporal + 1
         return video[:, :, :frames, top * s : (top + h) * s, left * s : (left + w) * s]
 
-    def _decode(self, latent: Tensor, generator: torch.Generator, steps: int | None, tile: Tile) -> Tensor:
+    def _decode(self, latent: Tensor, generator: torch.Generator, steps: int | None, tile: Tiling) -> Tensor:
         """Latents (1, C, f, h, w) in the model's own scale -> pixels: the stages before the last on the whole clip, the
         rest a tile at a time. diffusers' own tiling would decode a short rest at the clip's end in isolation."""
         decoder = self.model.decoder
@@ -225,7 +225,7 @@ class DiffusionDecoder(nn.Module):
             noise = self._noise(size, generator) if whole is None else whole[(..., *place)]
             return decoder.denoise(context, noise, steps)
 
-        return blended(one, places)
+        return blend_tiles(one, places)
 
     def _noise(self, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
         noise = torch.randn(

@@ -19,9 +19,9 @@ Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Tile:
+class Tiling:
     """The largest tile in latent cells, and how many cells neighbours share in time and in space: the decoded pixels
-    there are blended; of encoded cells the half nearer to a tile's edge is only context and thrown away."""
+    there are blend_tiles; of encoded cells the half nearer to a tile's edge is only context and thrown away."""
 
     frames: int
     height: int
@@ -32,7 +32,7 @@ class Tile:
     def __post_init__(self) -> None:
         for name, size, shared in self._axes():
             if not 1 <= shared < size:
-                raise ValueError(f"Tile.{name}={size} must be larger than the {shared} cells neighbours share (>= 1)")
+                raise ValueError(f"Tiling.{name}={size} must be larger than the {shared} cells neighbours share (>= 1)")
 
     def _axes(self) -> tuple[tuple[str, int, int], ...]:
         return (
@@ -46,16 +46,16 @@ class Tile:
         t, h, w = (spans(length, size, shared) for length, (_, size, shared) in zip(cells, self._axes(), strict=True))
         return t, h, w
 
-    def scaled(self, frames: int, height: int, width: int) -> Tile:
+    def scaled(self, frames: int, height: int, width: int) -> Tiling:
         """The same tile on a grid with so many cells in place of one; height and width must share alike."""
         assert height == width, (height, width)
         sizes = (self.frames * frames, self.height * height, self.width * width)
-        return Tile(*sizes, self.shared_frames * frames, self.shared * height)
+        return Tiling(*sizes, self.shared_frames * frames, self.shared * height)
 
     @classmethod
     def auto(
         cls, geometry: Geometry, cells: tuple[int, int, int], max_pixels: int, shared_frames: int = 4, shared: int = 4
-    ) -> Tile:
+    ) -> Tiling:
         """The tiles of at most `max_pixels` (frames x height x width) that compute the fewest pixels twice for a latent
         grid of (f, h, w) cells. ValueError when even the smallest tile is larger."""
         overlap = (shared_frames, shared, shared)
@@ -109,7 +109,7 @@ def _kept(tiles: list[Span], causal: bool) -> list[Span]:
     return list(pairwise(cuts))
 
 
-def encode_tiled(encode: Run, video: Tensor, geometry: Geometry, tile: Tile) -> Tensor:
+def encode_tiled(encode: Run, video: Tensor, geometry: Geometry, tile: Tiling) -> Tensor:
     """`encode` of the pixels (B, 3, F, H, W), a tile at a time -> (B, C, f, h, w). Each tile sees what it shares as
     context; every cell comes from one tile."""
     times, rows, columns = tile.spans(*geometry.latent_size(*video.shape[2:]))
@@ -126,19 +126,23 @@ def encode_tiled(encode: Run, video: Tensor, geometry: Geometry, tile: Tile) -> 
     return latent
 
 
-def decode_tiled(decode: Run, latent: Tensor, geometry: Geometry, tile: Tile) -> Tensor:
+def decode_tiled(decode: Run, latent: Tensor, geometry: Geometry, tile: Tiling) -> Tensor:
     """`decode` of the latents (B, C, f, h, w), a tile at a time -> (B, 3, F, H, W), the pixels that tiles share
-    blended; the weights of a pixel sum to 1."""
+    blend_tiles; the weights of a pixel sum to 1."""
     times, rows, columns = tile.spans(*latent.shape[2:])
     places = (
         [_frames(span, geometry.temporal) for span in times],
         [_scaled(span, geometry) for span in rows],
         [_scaled(span, geometry) for span in columns],
     )
-    return blended(lambda i, j, k: decode(latent[:, :, slice(*times[i]), slice(*rows[j]), slice(*columns[k])]), places)
+    return blend_tiles(
+        lambda i, j, k: decode(latent[:, :, slice(*times[i]), slice(*rows[j]), slice(*columns[k])]), places
+    )
 
 
-def blended(decode: Callable[[int, int, int], Tensor], places: tuple[list[slice], list[slice], list[slice]]) -> Tensor:
+def blend_tiles(
+    decode: Callable[[int, int, int], Tensor], places: tuple[list[slice], list[slice], list[slice]]
+) -> Tensor:
     """Add up the pixels (B, 3, F', H', W') of all tiles (i, j, k) at their places along (F, H, W), weighted."""
     counts = [range(len(axis)) for axis in places]
     if all(len(count) == 1 for count in counts):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from iclora_train.config.settings import ConfigError, require
 from iclora_train.ltx2.vae.video_vae import VideoVAE
-from iclora_train.ltx2.weights.assign import require_keys
-from iclora_train.ltx2.weights.safetensors_header import Header, Part, read_header
+from iclora_train.ltx2.weights.assign import check_keys
+from iclora_train.ltx2.weights.safetensors_header import Component, Header, read_header
 
 _DEFAULTS: dict[str, Any] = {  # of ltx-core's configurator
     "in_channels": 128,
@@ -59,8 +59,8 @@ class LatentUpsampler(nn.Module):
         arguments = _arguments(header, vae.channels)
         with torch.device("meta"):
             model = LTX2LatentUpsamplerModel(**arguments)
-        part = Part("latent upsampler", arguments, header.tensors, header.file)
-        require_keys(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        part = Component("latent upsampler", arguments, header.tensors, header.file)
+        check_keys(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in part.read(device)}, assign=True)
         return cls(model, *vae._statistics()).requires_grad_(False).to(device).eval()
 

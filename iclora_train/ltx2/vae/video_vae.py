@@ -23,8 +23,8 @@ from iclora_train.ltx2.vae.layout import (
     to_diffusers,
     to_official,
 )
-from iclora_train.ltx2.vae.tiling import Tile, decode_tiled, encode_tiled
-from iclora_train.ltx2.weights.assign import load_exactly
+from iclora_train.ltx2.vae.tiling import Tiling, decode_tiled, encode_tiled
+from iclora_train.ltx2.weights.assign import load_state
 from iclora_train.ltx2.weights.key_names import STATISTICS
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class VideoVAE(nn.Module):
             return cls(cfg).eval()
         with torch.device("meta"):
             vae = cls(cfg)
-        load_exactly(vae.model, {k: t.to(dtype) for k, t in to_diffusers(state, cfg).items()}, "video VAE")
+        load_state(vae.model, {k: t.to(dtype) for k, t in to_diffusers(state, cfg).items()}, "video VAE")
         if vae.diffusion is not None:
             vae.diffusion.load(state, dtype)
         return vae.eval()
@@ -87,7 +87,7 @@ class VideoVAE(nn.Module):
         cfg = section_of_diffusers(config, _defaults())
         with torch.device("meta"):
             vae = cls(cfg)
-        load_exactly(vae.model, {key: tensor.to(dtype) for key, tensor in state.items()}, "video VAE")
+        load_state(vae.model, {key: tensor.to(dtype) for key, tensor in state.items()}, "video VAE")
         return vae.eval()
 
     def official_state(self) -> State:
@@ -100,8 +100,8 @@ class VideoVAE(nn.Module):
         mean, std = (getattr(self.model, name).float().view(-1, 1, 1, 1) for name in STATISTICS.values())
         return mean, std
 
-    def _tile(self, batch: int, cells: tuple[int, int, int]) -> Tile:
-        return Tile.auto(self.geometry, cells, max(self.max_pixels // batch, 1))
+    def _tile(self, batch: int, cells: tuple[int, int, int]) -> Tiling:
+        return Tiling.auto(self.geometry, cells, max(self.max_pixels // batch, 1))
 
     def _encode(self, video: Tensor) -> Tensor:
         latent = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist.mode().float()
@@ -113,7 +113,7 @@ class VideoVAE(nn.Module):
         latent = latent.to(self.model.device).float() * std + mean
         return self.model.decode(latent.to(self.model.dtype)).sample.float()
 
-    def encode(self, video: Tensor, tile: Tile | None = None) -> Tensor:
+    def encode(self, video: Tensor, tile: Tiling | None = None) -> Tensor:
         """(B, 3, F, H, W) in [-1, 1] -> normalised latents (B, C, f, h, w) in fp32: the mean, never a sample.
 
         The pixels may lie on another device than the weights. Without `tile`, tiles of at most `max_pixels`;
@@ -123,7 +123,7 @@ class VideoVAE(nn.Module):
             return torch.cat([self.encode(clip[None]) for clip in video])
         return encode_tiled(self._encode, video, self.geometry, tile or self._tile(len(video), cells))
 
-    def decode(self, latent: Tensor, tile: Tile | None = None) -> Tensor:
+    def decode(self, latent: Tensor, tile: Tiling | None = None) -> Tensor:
         """Normalised latents (B, C, f, h, w) -> (B, 3, F, H, W) in fp32, clamped to [-1, 1]; `tile` as in encode."""
         if latent.ndim != 5 or latent.shape[1] != self.channels:
             raise ValueError(f"the VAE takes latents (B, {self.channels}, f, h, w), got {tuple(latent.shape)}")

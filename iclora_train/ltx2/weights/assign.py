@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from iclora_train.config.settings import ConfigError
-from iclora_train.ltx2.weights.safetensors_header import Part, misfits
+from iclora_train.ltx2.weights.safetensors_header import Component, mismatches
 
 
-def load_exactly(module: nn.Module, state: State, what: str) -> None:
+def load_state(module: nn.Module, state: State, what: str) -> None:
     """Give a module its tensors, uncopied. ConfigError counts and names missing, odd and misshapen keys."""
     own = module.state_dict()
     wrong = [f"{key} is missing" for key in own.keys() - state.keys()]
@@ -35,10 +35,10 @@ def place(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(owner, leaf, tensor if leaf in owner._buffers else nn.Parameter(tensor, requires_grad=False))
 
 
-def require_keys(part: Part, shapes: dict[str, tuple[int, ...]]) -> None:
+def check_keys(part: Component, shapes: dict[str, tuple[int, ...]]) -> None:
     """ConfigError unless the part holds exactly the tensors of these names and shapes."""
-    wrong = misfits({name: at.shape for name, at in part.stored.items()}, shapes)
-    wrong += [f"unknown {name}" for name in part.strays]
+    wrong = mismatches({name: at.shape for name, at in part.stored.items()}, shapes)
+    wrong += [f"unknown {name}" for name in part.orphan_scales]
     if wrong:
         where = ", ".join(str(file) for file in part.files[:3]) or str(part.source)
         raise ConfigError(

@@ -101,7 +101,7 @@ def official_section(config: dict[str, Any], source: str) -> dict[str, Any]:
     return section
 
 
-def version_of(declared: str | None, section: dict[str, Any], source: str) -> str:
+def detect_version(declared: str | None, section: dict[str, Any], source: str) -> str:
     """2.0, 2.3 or 2.5: from `model_version` (as in 2.3.0 or 2.3-rc1), or from the switches where none is declared."""
     if not declared:
         if not section.get("ff_bias", True) or section.get("use_keyframes_abs_pos_embedding", False):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from iclora_train.config.settings import ConfigError
 from iclora_train.ltx2.weights import key_names as layouts
-from iclora_train.ltx2.weights.safetensors_header import Header, Part, Stored, read_header
+from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
 
 _WHERE = {
     "transformer": "the transformer's file, a folder of LTX-2 files or a diffusers folder",
@@ -28,14 +28,14 @@ _WHERE = {
 class Checkpoint:
     """The parts of a base: where their tensors are, their configs, and the version."""
 
-    def __init__(self, name: str, source: Path, parts: dict[str, Part], metadata: dict[str, str]) -> None:
-        self.name, self.source, self.parts, self.metadata = name, source, parts, metadata
+    def __init__(self, name: str, source: Path, parts: dict[str, Component], metadata: dict[str, str]) -> None:
+        self.name, self.source, self.components, self.metadata = name, source, parts, metadata
         self.config: dict[str, Any] = parts["transformer"].config
         if not isinstance(self.config.get("transformer"), dict):
             raise ConfigError(
                 f"{source}: config in its metadata has no section transformer; give model.checkpoint an official file"
             )
-        self.version = layouts.version_of(metadata.get("model_version"), self.config["transformer"], str(source))
+        self.version = layouts.detect_version(metadata.get("model_version"), self.config["transformer"], str(source))
         self.family = metadata.get("model_family", "ltx")
 
     @classmethod
@@ -55,19 +55,19 @@ class Checkpoint:
                 parts[name] = _joined(found, parts)
         return cls(checkpoint.name if checkpoint.is_dir() else checkpoint.stem, checkpoint, parts, metadata)
 
-    def part(self, name: str) -> Part:
+    def component(self, name: str) -> Component:
         """transformer, vae, connectors or text; ConfigError names the setting that would bring it."""
-        if name not in self.parts:
+        if name not in self.components:
             remedy = f"; set {layouts.SETTING[name]} to {_WHERE[name]}" if name in _WHERE else ""
             raise ConfigError(f"model.checkpoint={self.source} holds no {name}{remedy}")
-        return self.parts[name]
+        return self.components[name]
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
         """Names and tensors of a part, one at a time in the order of the disk; fp8 weights times their scales."""
-        return self.part(name).read(device)
+        return self.component(name).read(device)
 
 
-def _read(path: Path, wanted: str, needed: set[str]) -> tuple[dict[str, Part], dict[str, str]]:
+def _read(path: Path, wanted: str, needed: set[str]) -> tuple[dict[str, Component], dict[str, str]]:
     """All parts at a path, and the metadata of the file that the wanted part lies in. Two variants of a needed part
     are refused."""
     if not path.exists():
@@ -100,9 +100,9 @@ def _official_files(path: Path, wanted: str) -> list[Path]:
     return files
 
 
-def _official_parts(headers: list[Header], needed: set[str]) -> dict[str, Part]:
+def _official_parts(headers: list[Header], needed: set[str]) -> dict[str, Component]:
     """Sort all tensors into parts. A tensor that two files hold means that the folder holds two variants of a part."""
-    tensors: dict[str, dict[str, Stored]] = {}
+    tensors: dict[str, dict[str, StoredTensor]] = {}
     config: dict[str, Any] = {}
     for header in headers:
         bare = layouts.is_vae_file(header.tensors)
@@ -123,16 +123,16 @@ def _official_parts(headers: list[Header], needed: set[str]) -> dict[str, Part]:
             config |= {key: value for key, value in _config(header, mine).items() if value is not None}
     if "text_encoder" not in config:  # only bases that `base.save_base` wrote carry one
         tensors.pop("text", None)
-    return {part: Part(part, config, found, headers[0].file) for part, found in tensors.items()}
+    return {part: Component(part, config, found, headers[0].file) for part, found in tensors.items()}
 
 
-def _joined(found: Part, parts: dict[str, Part]) -> Part:
+def _joined(found: Component, parts: dict[str, Component]) -> Component:
     """`found` in place of what the checkpoint holds of this part. Connectors may lie in two files: the projection in
     the text encoder's, which has no config, and the rest beside the transformer, whose config describes both."""
     if found.diffusers or found.name != "connectors" or parts["transformer"].diffusers:
         return found
-    old = parts.get("connectors", Part("connectors", parts["transformer"].config, {}, found.source))
-    return found if old.diffusers else found.joined(old)
+    old = parts.get("connectors", Component("connectors", parts["transformer"].config, {}, found.source))
+    return found if old.diffusers else found.merged_with(old)
 
 
 def _config(header: Header, parts: set[str]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _config(header: Header, parts: set[str]) -> dict[str, Any]:
     return config
 
 
-def _diffusers_parts(path: Path, wanted: str) -> dict[str, Part]:
+def _diffusers_parts(path: Path, wanted: str) -> dict[str, Component]:
     """The parts of a diffusers folder, or the one whose own folder `path` is."""
     if (path / "config.json").is_file():
         return {wanted: _diffusers_part(path, wanted)}
@@ -166,7 +166,7 @@ def _diffusers_parts(path: Path, wanted: str) -> dict[str, Part]:
     return {part: _diffusers_part(path / part, part) for part in present}
 
 
-def _diffusers_part(folder: Path, part: str) -> Part:
+def _diffusers_part(folder: Path, part: str) -> Component:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
@@ -178,7 +178,7 @@ def _diffusers_part(folder: Path, part: str) -> Part:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{folder} has no .safetensors weights (pickled .bin files are never read)")
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for header in map(read_header, files):
         for key, stored in header.tensors.items():
             ours = layouts.from_diffusers(key) if part == "transformer" else key
@@ -186,10 +186,10 @@ def _diffusers_part(folder: Path, part: str) -> Part:
                 raise ConfigError(f"{tensors[ours].file} and {stored.file} both hold {key}: move one of them away")
     if part == "transformer":
         config = {"transformer": layouts.official_section(config, str(file))}
-    return Part(part, config, tensors, folder, diffusers=True)
+    return Component(part, config, tensors, folder, diffusers=True)
 
 
-def _no_transformer(path: Path, parts: dict[str, Part]) -> str:
+def _no_transformer(path: Path, parts: dict[str, Component]) -> str:
     """What a model.checkpoint without a transformer should have been."""
     if "vae" in parts or "connectors" in parts:
         held = " and ".join(part for part in ("vae", "connectors") if part in parts)

@@ -34,7 +34,7 @@ _SAMPLE = 4096  # bytes hashed at the start and at the end of each tensor
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor on disk: its key in a file, dtype as safetensors names it, shape, and its bytes' place in the file."""
 
     file: Path
@@ -65,7 +65,7 @@ class Header:
 
     file: Path
     metadata: dict[str, str]
-    tensors: dict[str, Stored]
+    tensors: dict[str, StoredTensor]
 
 
 def read_header(file: Path) -> Header:
@@ -79,7 +79,9 @@ def read_header(file: Path) -> Header:
         metadata = parsed.pop("__metadata__", None) or {}
         start = 8 + length
         tensors = {
-            key: Stored(file, key, of["dtype"], tuple(of["shape"]), *(start + place for place in of["data_offsets"]))
+            key: StoredTensor(
+                file, key, of["dtype"], tuple(of["shape"]), *(start + place for place in of["data_offsets"])
+            )
             for key, of in parsed.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -99,7 +101,7 @@ def read_header(file: Path) -> Header:
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def misfits(has: Shapes, wanted: Shapes) -> list[str]:
+def mismatches(has: Shapes, wanted: Shapes) -> list[str]:
     """What keeps tensors of these names and shapes from filling the wanted ones: missing, unknown, misshapen."""
     wrong = [f"missing {name}" for name in wanted if name not in has]
     wrong += [f"unknown {name}" for name in has if name not in wanted]
@@ -108,30 +110,30 @@ def misfits(has: Shapes, wanted: Shapes) -> list[str]:
     return wrong
 
 
-class Part:
+class Component:
     """One part of a checkpoint: its tensors under our names, and its config.
 
     config: the whole official config, or config.json of a diffusers part (of a transformer: converted to official).
     """
 
     def __init__(
-        self, name: str, config: dict[str, Any], stored: dict[str, Stored], source: Path, diffusers: bool = False
+        self, name: str, config: dict[str, Any], stored: dict[str, StoredTensor], source: Path, diffusers: bool = False
     ) -> None:
         self.name, self.config, self.source, self.diffusers = name, config, source, diffusers
         self.stored = {key: at for key, at in stored.items() if not fp8.is_scale(key)}
         self.scales = {key: stored[fp8.scale_name(key)] for key in self.stored if fp8.scale_name(key) in stored}
         weights = {key.rpartition(".")[0] for key in self.stored}
-        self.strays = sorted(  # scales of nothing
+        self.orphan_scales = sorted(  # scales of nothing
             key for key in stored.keys() - self.stored.keys() if key.rpartition(".")[0] not in weights
         )
 
-    def joined(self, other: Part) -> Part:
+    def merged_with(self, other: Component) -> Component:
         """This part, and what only `other` holds of it (LTX-2.5's connectors lie in two files)."""
         config = self.config | other.config
-        return Part(self.name, config, other.everything | self.everything, self.source, self.diffusers)
+        return Component(self.name, config, other.with_scales | self.with_scales, self.source, self.diffusers)
 
     @property
-    def everything(self) -> dict[str, Stored]:
+    def with_scales(self) -> dict[str, StoredTensor]:
         """Tensors and scales."""
         return self.stored | {fp8.scale_name(key): at for key, at in self.scales.items()}
 
@@ -146,10 +148,10 @@ class Part:
         ConfigError, before anything is read, unless every tensor is stored in a way that can be read exactly.
         """
         self.require_readable()
-        for name in self.in_order():
+        for name in self.in_disk_order():
             yield name, self.tensor(name, device)
 
-    def in_order(self) -> list[str]:
+    def in_disk_order(self) -> list[str]:
         """Names of the tensors in the order of the disk."""
         return sorted(self.stored, key=lambda name: (self.stored[name].file, self.stored[name].start))
 
@@ -172,7 +174,7 @@ class Part:
         dtypes = {name: at.dtype for name, at in self.stored.items()}
         fp8.require_scales(str(self.source), dtypes, {name: at.shape for name, at in self.scales.items()})
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """Hash of names, dtypes, shapes and sampled bytes of the tensors: the same in whatever files they lie."""
         digest = hashlib.sha256()
         for name, at in sorted(self.stored.items()):
@@ -184,10 +186,10 @@ class Part:
         return digest.hexdigest()
 
 
-class Lazy(Mapping[str, Tensor]):
+class LazyTensors(Mapping[str, Tensor]):
     """The tensors of a part as a mapping that reads a tensor when it is asked for."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: Component) -> None:
         part.require_readable()
         self.part = part
 
