@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters import lora
-from iclora_train.adapters.base_spec import Target
-from iclora_train.adapters.convert import Factors, import_adapter
+from iclora_train.adapters.base_spec import BaseSpec
+from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, examine, whole_findings
 from iclora_train.config.settings import Config, require
 from iclora_train.core.atomic_files import sha256
@@ -59,8 +59,8 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
         note = f"{path} was never trained (every lora_B is zero): it is judged all the same"
     else:
         temporal = None if TEMPORAL in metadata else task.reference_temporal_scale
-        factors = Factors(task.reference_downscale, temporal) if foreign else Factors()
-        adapter = import_adapter(path, Target.open(config.model.checkpoint), factors)
+        factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
+        adapter = import_adapter(path, BaseSpec.open(config.model.checkpoint), factors)
     if foreign:
         note = f"{path} does not say how large its references are: taken as task {task.name} makes them"
     ours = (task.reference_downscale, task.reference_temporal_scale)
