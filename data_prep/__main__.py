@@ -7,8 +7,8 @@ import sys
 
 from omegaconf import DictConfig
 
-from iclora_train.config.hydra_app import run, start
-from iclora_train.config.settings import Config, check
+from iclora_train.config import Config, to_config
+from iclora_train.config.hydra_app import run_with_config, run_with_schema
 
 
 def _prepare(config: Config) -> None:
@@ -26,7 +26,7 @@ def _verify(composed: DictConfig) -> None:
     from data_prep.verify import verify  # noqa: PLC0415 (as above)
 
     root, workers = composed.data.root, composed.data.workers
-    config = check(composed) if composed.get("conf") else None
+    config = to_config(composed) if composed.get("conf") else None
     problems = verify(root, workers, config)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
@@ -39,9 +39,9 @@ def main() -> None:
     """Console script `iclora-prep`."""
     if sys.argv[1:2] == ["verify"]:
         del sys.argv[1]
-        start("prep", _verify)
+        run_with_schema("prep", _verify)
     else:
-        run("prep", _prepare)
+        run_with_config("prep", _prepare)
 
 
 if __name__ == "__main__":

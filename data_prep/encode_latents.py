@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError, Model
+from iclora_train.config import ConfigError, Model
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.pixels import from_bytes
 from iclora_train.data.shard_sample import Members, latent_members

@@ -16,7 +16,7 @@ from data_prep.clips.clip_list import Clip
 from data_prep.clips.crop import Placement
 from data_prep.clips.windows import Window, seed_of
 from data_prep.makers import Maker, Source, make
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
 from iclora_train.core.types import Pair
 from iclora_train.data.video import read_clip
 

@@ -20,8 +20,8 @@ from data_prep.engines.local import engine_of
 from data_prep.makers import make
 from data_prep.select_clips import survey, without_caption
 from data_prep.write_shards import Job, LostError, Plan, produce
-from iclora_train.config.settings import Config, ConfigError, require
-from iclora_train.core.atomic_files import alone, sha256
+from iclora_train.config import Config, ConfigError, require
+from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.fingerprint import content_settings, digest, plain
 from iclora_train.core.progress import steps
 from iclora_train.core.types import Geometry
@@ -54,7 +54,7 @@ def prepare(config: Config) -> Path:
         return root
     for kind, of in made_by.items():
         refuse_others(root / kind, of)
-    with alone(root, "set another data.root"):
+    with exclusive(root, "set another data.root"):
         _make(root, clips, base, made_by, config)
     return root
 

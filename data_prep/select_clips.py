@@ -7,7 +7,7 @@ from data_prep.clips.clip_list import Clip
 from data_prep.clips.probed_clip import Footage
 from data_prep.clips.scene_cuts import Scenes, analyse
 from data_prep.makers import Maker, make
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
 from iclora_train.core.progress import steps
 from iclora_train.data.video import ClipInfo, probe
 

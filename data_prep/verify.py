@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.engines.base import Failed
 from data_prep.engines.local import engine_of
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import steps

@@ -21,8 +21,8 @@ from data_prep.clips.windows import Window
 from data_prep.encode_latents import Encoder
 from data_prep.engines.base import Engine, Failed
 from data_prep.pairs import make_pairs
-from iclora_train.config.settings import Config, ConfigError
-from iclora_train.core.atomic_files import write_whole, writing
+from iclora_train.config import Config, ConfigError
+from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
 from iclora_train.core.progress import Steps, steps
 from iclora_train.core.types import Pair
 from iclora_train.data.shard_sample import Members, pair_members
@@ -86,7 +86,7 @@ def make_unit(unit: Unit) -> list[Made] | Failed:
     """The pairs of a unit, checked; Failed when the clip could be read before and now cannot."""
     clip = unit.clip
     try:
-        with writing(Path(tempfile.gettempdir(), "clip.mp4")):
+        with reraise_disk_full(Path(tempfile.gettempdir(), "clip.mp4")):
             return [_made(pair, clip, unit.config) for pair in make_pairs(clip, unit.windows, unit.config)]
     except ConfigError:
         raise
@@ -227,7 +227,7 @@ class Losses:
         self._write()
 
     def _write(self) -> None:
-        with write_whole(self.path) as file:
+        with write_atomic(self.path) as file:
             file.write(json.dumps(self.lost, indent=1).encode())
 
     def tell(self) -> None:

@@ -1,7 +1,7 @@
 """`python -m eval conf=<task> [adapter=<file>]`: judge an adapter on the held-out windows (`--help` lists settings)."""
 
-from iclora_train.config.hydra_app import run
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
+from iclora_train.config.hydra_app import run_with_config
 
 
 def _evaluate(config: Config) -> None:
@@ -12,7 +12,7 @@ def _evaluate(config: Config) -> None:
 
 def main() -> None:
     """Console script `iclora-eval`."""
-    run("eval", _evaluate)
+    run_with_config("eval", _evaluate)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.scores import write
 from eval.statistics.estimates import Estimate, Values, by_source, drop_nan, estimate
 from eval.statistics.significance import holm, signed_rank
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.core.fingerprint import differences
 
 LEVEL = 0.05  # of significance

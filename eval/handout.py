@@ -15,9 +15,9 @@ import numpy as np
 
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip, edited_region
-from iclora_train.config.hydra_app import run
-from iclora_train.config.settings import Config, require
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config, require
+from iclora_train.config.hydra_app import run_with_config
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import bar
 from iclora_train.data.video import encode_clip
 from iclora_train.ltx2.base_model import open_base
@@ -37,7 +37,7 @@ def write_handout(config: Config) -> Path:
             entries.append(_entry(folder, held, window, config))
             advance(1)
     manifest = {"task": config.task.name, "split": config.eval.split, "shards": held.fingerprint, "windows": entries}
-    with write_whole(folder / "manifest.json") as file:
+    with write_atomic(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return folder / "manifest.json"
 
@@ -61,7 +61,7 @@ def _entry(folder: Path, held: HeldOut, window: Window, config: Config) -> dict[
 def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
     """Write a clip under inputs/; what the manifest says of it."""
     data = encode_clip(clip, fps)
-    with write_whole(folder / "inputs" / name) as file:
+    with write_atomic(folder / "inputs" / name) as file:
         file.write(data)
     frames, height, width = clip.shape[:3]
     sha256 = hashlib.sha256(data).hexdigest()
@@ -70,7 +70,7 @@ def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
 
 def main() -> None:
     """`python -m eval.handout`."""
-    run("eval", lambda config: print(write_handout(config)))
+    run_with_config("eval", lambda config: print(write_handout(config)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from eval.report.exhibits import exhibits
 from eval.report.page import write_page
 from eval.scoring.scorer import Scorer, progress_bar, say
 from eval.synthetic.run import ProbeClips, run_probes
-from iclora_train.config.settings import Config, require
+from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import open_base
 

@@ -22,8 +22,8 @@ from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
 from eval.scoring.scorer import CEILING, FLOOR, INPUT, Results
 from eval.statistics.estimates import Estimate, Values
-from iclora_train.config.settings import Config
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import config_hash
 
 ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CEILING, FLOOR)
@@ -119,7 +119,7 @@ def _memory(source: ClipSource) -> dict[str, int] | None:
 
 def write(path: Path, scores: Mapping[str, Any]) -> None:
     """Write scores.json, whole or not at all."""
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write((json.dumps(scores, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 

@@ -1,7 +1,7 @@
 """`python -m iclora_train conf=<task>`: train an IC-LoRA (`--help` lists tasks and settings)."""
 
-from iclora_train.config.hydra_app import run
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
+from iclora_train.config.hydra_app import run_with_config
 
 
 def _train(config: Config) -> None:
@@ -12,7 +12,7 @@ def _train(config: Config) -> None:
 
 def main() -> None:
     """Console script `iclora-train`."""
-    run("train", _train)
+    run_with_config("train", _train)
 
 
 if __name__ == "__main__":

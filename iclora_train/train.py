@@ -15,24 +15,30 @@ from lightning import Callback, Trainer
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
-from iclora_train.config.hydra_app import call
-from iclora_train.config.settings import Config, require
-from iclora_train.core.atomic_files import alone
+from iclora_train.config import Config, require
+from iclora_train.config.hydra_app import run_module
+from iclora_train.core.atomic_files import exclusive
 from iclora_train.data.datamodule import LatentData
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.ltx2.kernels.flash_attention import attention_note
-from iclora_train.training.callbacks import Record
-from iclora_train.training.checkpointing import Saver, WholeFile, claim, newest, shaping_settings
+from iclora_train.training.callbacks import MetricsRecorder
+from iclora_train.training.checkpointing import (
+    AtomicCheckpointIO,
+    CheckpointSaver,
+    newest_checkpoint,
+    resume_or_refuse,
+    resume_settings,
+)
 from iclora_train.training.dry_run import dry_run
-from iclora_train.training.export import conclude, evaluate, export
+from iclora_train.training.export import evaluate, export, finish
 from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.loggers import CsvLog, ProgressBar, Sink, WandbLog
+from iclora_train.training.loggers import CsvLogger, MetricLogger, ProgressBar, WandbLogger
 from iclora_train.training.memory_search import settled
 from iclora_train.training.step_metrics import BUCKETS, LOCALITY, Row, bucket_name
-from iclora_train.training.throughput import FIGURES
-from iclora_train.training.validation import HeldOut, ValidationClips, heldout_losses, heldout_names
+from iclora_train.training.throughput import THROUGHPUT_COLUMNS
+from iclora_train.training.validation import ValidationBatches, ValidationClips, validation_columns, validation_losses
 from iclora_train.training.validation_metrics import SAMPLED
 
 OWN = {"memory"}  # keys of trainer that are not Lightning's
@@ -44,32 +50,32 @@ def train(config: Config) -> None:
 
     ConfigError: settings, shards, base or run folder do not fit one another.
     """
-    quiet()
+    quiet_lightning()
     console = Console(highlight=False, soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
     device_of(config)  # refuses what is not here before anything is done
     base = open_base(config.model)
     shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
-    one = alone(folder, "name this run with run=<name>") if _is_first() else nullcontext()
+    one = exclusive(folder, "name this run with run=<name>") if _is_first() else nullcontext()
     with one:
         if not fit(config, base, shards, folder, console):
             return
         adapter = folder / "adapter.safetensors"
         if config.eval.after_training:
             evaluate(folder, adapter)
-        conclude(folder, adapter, console)
+        finish(folder, adapter, console)
 
 
 def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:
     """Train, or go on, until `folder` has its adapter; whether this process is the one that goes on from there."""
-    claim(folder, shaping_settings(config, base))
+    resume_or_refuse(folder, resume_settings(config, base))
     adapter = folder / "adapter.safetensors"
     if adapter.exists():
         console.print(f"{folder} is finished; to train once more, name another: run=<name>")
         return _is_first()
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
-    resume = newest(folder / "checkpoints")
+    resume = newest_checkpoint(folder / "checkpoints")
     plan = settled(config, module, shards, folder, console.print, _is_first())
     if plan is not None:
         console.print(str(plan))
@@ -93,7 +99,7 @@ def _is_first() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def quiet() -> None:
+def quiet_lightning() -> None:
     """Lightning's notes on the machine, and its warnings on what is meant here, stay off the screen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -114,7 +120,7 @@ def open_shards(config: Config, base: BaseModel) -> ShardSet:
             int(os.environ.get("WORLD_SIZE", "1")) == 1,
             f"data.root={config.data.root} holds no finished shards: run `python -m data_prep` first, in one process",
         )
-        call("data_prep")
+        run_module("data_prep")
     shards = ShardSet.open(folder)
     shards.require_base(base.name, base.latent_fingerprints)
     shards.require_settings(config)
@@ -135,8 +141,8 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=watchers(config, base, shards, folder, console),
-        plugins=[WholeFile()],
+        callbacks=callbacks_of(config, base, shards, folder, console),
+        plugins=[AtomicCheckpointIO()],
         default_root_dir=folder,
     )
     return module, trainer
@@ -155,29 +161,32 @@ def device_of(config: Config) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def watchers(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
+def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
     """Log, screen, held-out losses, clips and checkpoints, as the settings want them."""
     every, watch = config.validation.loss_every, config.validation
-    heldout = HeldOut.open(shards, config) if every or watch.clips_every else None
+    heldout = ValidationBatches.open(shards, config) if every or watch.clips_every else None
 
     def measure(module: ICLoRA) -> Row:
         assert heldout is not None
         with module.averaged():
-            return heldout_losses(module.transformer, heldout, config, base.geometry)
+            return validation_losses(module.transformer, heldout, config, base.geometry)
 
     buckets = [bucket_name(i) for i in range(BUCKETS)]
     columns = ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), "grad_norm", "lr"]
-    columns += heldout_names(config) if every else SAMPLED if heldout is not None else []
-    sinks: list[Sink] = [ProgressBar(config.trainer["max_steps"], console)]
+    columns += validation_columns(config) if every else SAMPLED if heldout is not None else []
+    sinks: list[MetricLogger] = [ProgressBar(config.trainer["max_steps"], console)]
     if config.logger.get("csv"):
-        sinks += [CsvLog(folder / "metrics.csv", columns), CsvLog(folder / "throughput.csv", ["step", *FIGURES])]
+        sinks += [
+            CsvLogger(folder / "metrics.csv", columns),
+            CsvLogger(folder / "throughput.csv", ["step", *THROUGHPUT_COLUMNS]),
+        ]
     if config.logger.get("wandb"):
-        sinks.append(WandbLog(folder, config.run, asdict(config), config.logger["wandb"]))
+        sinks.append(WandbLogger(folder, config.run, asdict(config), config.logger["wandb"]))
     log_every = config.trainer.get("log_every_n_steps")
     require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
-    callbacks: list[Callback] = [Record(sinks, every, measure if every else None, log_every)]
+    callbacks: list[Callback] = [MetricsRecorder(sinks, every, measure if every else None, log_every)]
     if heldout is not None:
         callbacks.append(ValidationClips(config, base, heldout, folder / "samples"))
     if watch.checkpoint_every:
-        callbacks.append(Saver(folder / "checkpoints", watch.checkpoint_every, shaping_settings(config, base)))
+        callbacks.append(CheckpointSaver(folder / "checkpoints", watch.checkpoint_every, resume_settings(config, base)))
     return callbacks

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config, ConfigError, Flow, Lora, Model, Optim, Task
+from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.core.types import Tokens
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.base_model import BaseModel
@@ -40,7 +40,7 @@ from iclora_train.ltx2.kernels import modulated_norm as norm
 from iclora_train.ltx2.kernels import modulation
 from iclora_train.ltx2.model import transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.training.dry_run import clock, optimizer_step
+from iclora_train.training.dry_run import optimizer_step, synced_time
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 from iclora_train.training.memory_search import settle
@@ -141,7 +141,7 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     optimizer_step(module, optimizer, batch, 0)
-    first = clock(device) - begun
+    first = synced_time(device) - begun
     taken = running(lambda number: optimizer_step(module, optimizer, batch, number), args.steps, device)
     peak = torch.cuda.max_memory_reserved(device) / GIB if device.type == "cuda" else 0.0
     if runner_of(module.transformer).graphs is not None:
@@ -158,7 +158,7 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
 def running(step: Callable[[int], object], steps: int, device: torch.device) -> float:
     """Median seconds of a step while one follows the other, as in training: nobody waits for the device."""
     if device.type != "cuda":
-        marks = [clock(device), *((step(number), clock(device))[1] for number in range(steps))]
+        marks = [synced_time(device), *((step(number), synced_time(device))[1] for number in range(steps))]
         return median(later - earlier for earlier, later in pairwise(marks))
     step(0)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]

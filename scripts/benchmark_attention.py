@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from iclora_train.ltx2.model.attention import attend
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
-from iclora_train.training.dry_run import clock
+from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
 
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -62,11 +62,11 @@ def measure(way: Way, qkv: list[Tensor], backward: bool) -> tuple[float, float]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_allocated(device)
-    begun = clock(device)
+    begun = synced_time(device)
     out = way(*qkv)
     if backward:
         torch.autograd.grad(out, qkv, out.detach())
-    spent = clock(device) - begun
+    spent = synced_time(device) - begun
     peak = torch.cuda.max_memory_allocated(device) - start if device.type == "cuda" else 0
     return 1e3 * spent, peak / GIB
 

@@ -30,8 +30,8 @@ from data_prep.pairs import Scales, Video, make_reference, read_windows
 from data_prep.pipeline import SHARD_CLIPS, fingerprints
 from data_prep.select_clips import survey
 from data_prep.write_shards import Job, Plan, Unit, make_unit, produce, units_of
-from iclora_train.config.hydra_app import conf_dir, register
-from iclora_train.config.settings import Config, check
+from iclora_train.config import Config, to_config
+from iclora_train.config.hydra_app import conf_dir, register_schema
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import open_base
 from iclora_train.ltx2.text_features import TextFeatures
@@ -109,12 +109,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("overrides", nargs="*", help="settings of data_prep, e.g. model=ltx2_3 data.train_windows=64")
     args = parser.parse_args()
-    register()
+    register_schema()
     with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(conf_dir()), version_base="1.3"):
         encode = pairs = 0.0
         for workers in args.workers:
             root = f"data.root={folder}/{workers}"
-            config = check(compose("prep", [f"conf={args.task}", "data.train_windows=192", root, *args.overrides]))
+            config = to_config(compose("prep", [f"conf={args.task}", "data.train_windows=192", root, *args.overrides]))
             job = job_of(config)
             count = sum(map(len, job.plan.values()))
             if not pairs:

@@ -25,7 +25,7 @@ from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.diffusion.sampler import Reference, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from iclora_train.training.dry_run import clock
+from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
 
 TEXT = 1024  # tokens of a caption
@@ -53,7 +53,7 @@ class Job:
 
     def step(self, *_: Any) -> Any:
         """Called after each step, by either program."""
-        self.ends.append(clock(self.device))
+        self.ends.append(synced_time(self.device))
         return {}
 
 
@@ -139,9 +139,9 @@ def measure(way: str, job: Job, make: Callable[[float], None], strength: float, 
         job.ends.clear()
         if job.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(job.device)
-        begun = clock(job.device)
+        begun = synced_time(job.device)
         make(strength)
-        spent = clock(job.device) - begun
+        spent = synced_time(job.device) - begun
     peak = torch.cuda.max_memory_reserved(job.device) / GIB if job.device.type == "cuda" else 0.0
     step = (job.ends[-1] - job.ends[0]) / (len(job.ends) - 1)
     row = {"way": way, "strength": strength, "seconds": round(spent, 3), "seconds_per_step": round(step, 4)}

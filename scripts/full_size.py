@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import TransformerConfig
-from iclora_train.training.dry_run import clock, optimizer_step
+from iclora_train.training.dry_run import optimizer_step, synced_time
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 
@@ -89,17 +89,17 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
     config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
-    begun = clock(device)
+    begun = synced_time(device)
     with HostPeak() as host:
         module = ICLoRA(config, base, device)
     count = sum(p.numel() for p in module.transformer.parameters())
-    tell("load", seconds=clock(device) - begun, parameters=count, host_gib=host.gib, gib=device_gib(device))
+    tell("load", seconds=synced_time(device) - begun, parameters=count, host_gib=host.gib, gib=device_gib(device))
     batch, optimizer = fixed_batch(base, (args.frames, args.height, args.width), device), module.optimizer()
     losses, taken = [], []
     for _ in range(args.steps):
-        begun = clock(device)
+        begun = synced_time(device)
         losses.append(optimizer_step(module, optimizer, batch, 0).item())
-        taken.append(clock(device) - begun)
+        taken.append(synced_time(device) - begun)
     tokens = 2 * batch["target"][0, 0].numel()
     middle = sorted(taken[min(3, len(taken) - 1) :])
     tell(
@@ -117,15 +117,27 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
 @torch.inference_mode()
 def text(base: BaseModel, device: torch.device) -> None:
     """Load the text encoder, encode four captions."""
-    begun = clock(device)
+    begun = synced_time(device)
     with HostPeak() as host:
         encoder = base.text(device=device)
     count = sum(p.numel() for p in encoder.parameters())
-    tell("text load", seconds=clock(device) - begun, parameters=count, host_gib=host.gib, gib=device_gib(device))
-    begun = clock(device)
+    tell(
+        "text load",
+        seconds=synced_time(device) - begun,
+        parameters=count,
+        host_gib=host.gib,
+        gib=device_gib(device),
+    )
+    begun = synced_time(device)
     found = encoder.encode(["a red car drives along a coast road at dusk"] * 4)
     finite = bool(found.isfinite().all())
-    tell("text encode", seconds=clock(device) - begun, shape=list(found.shape), gib=device_gib(device), finite=finite)
+    tell(
+        "text encode",
+        seconds=synced_time(device) - begun,
+        shape=list(found.shape),
+        gib=device_gib(device),
+        finite=finite,
+    )
 
 
 @torch.inference_mode()
@@ -135,15 +147,15 @@ def vae(base: BaseModel, size: str, device: torch.device) -> None:
     model = base.vae().to(device)
     video = torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
     device_gib(device)
-    begun = clock(device)
+    begun = synced_time(device)
     latent = model.encode(video)
-    tell("vae encode", size=size, seconds=clock(device) - begun, gib=device_gib(device))
-    begun = clock(device)
+    tell("vae encode", size=size, seconds=synced_time(device) - begun, gib=device_gib(device))
+    begun = synced_time(device)
     pixels = model.decode(latent)
     tell(
         "vae decode",
         size=size,
-        seconds=clock(device) - begun,
+        seconds=synced_time(device) - begun,
         gib=device_gib(device),
         finite=bool(pixels.isfinite().all()),
     )

@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import BackendCompilerFailed
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Lora
+from iclora_train.config import Lora
 from iclora_train.ltx2.kernels import fp8_linear, fused_feed_forward
 from iclora_train.ltx2.kernels import lora_product as low_rank
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear

@@ -16,8 +16,8 @@ from hydra.core.config_store import ConfigStore
 
 from eval.run import evaluate
 from iclora_train.adapters import lora
+from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.config.settings import Config, ConfigError, check
 from iclora_train.core.fingerprint import content_settings, digest
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shard_sample import latent_members, pair_members
@@ -61,7 +61,7 @@ class World:
 def compose_config(overrides: list[str]) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return check(compose("eval", overrides))
+        return to_config(compose("eval", overrides))
 
 
 def clip(seed: int) -> np.ndarray:

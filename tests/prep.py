@@ -8,8 +8,8 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.config.settings import Config, check
 from tests.clips import write_clip
 
 SIZE = ("data.frames=5", "data.height=32", "data.width=32")
@@ -37,7 +37,7 @@ def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return check(hydra.compose("prep", overrides(root, clips, base, *more)))
+        return to_config(hydra.compose("prep", overrides(root, clips, base, *more)))
 
 
 def contents(root: Path) -> dict[str, bytes]:

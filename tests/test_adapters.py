@@ -26,7 +26,7 @@ from iclora_train.adapters.extract import extract
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.key_styles import is_audio
 from iclora_train.adapters.merge_files import merge
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, read_header

@@ -7,14 +7,14 @@ import pytest
 import torch
 from lightning import LightningModule, Trainer
 
-from iclora_train.config.settings import Config, ConfigError, Data
+from iclora_train.config import Config, ConfigError, Data
 from iclora_train.core.types import LatentPair, VideoShape
 from iclora_train.data.batch_sampler import BatchPlan, bucket_tokens, clips_per_batch
 from iclora_train.data.datamodule import LatentData
 from iclora_train.data.shard_sample import latent_members
 from iclora_train.data.shards import ShardSet, ShardWriter
-from iclora_train.training.dry_run import largest
-from iclora_train.training.validation import HeldOut
+from iclora_train.training.dry_run import largest_batch
+from iclora_train.training.validation import ValidationBatches
 from tests.test_shards import MADE_BY, SHAPE, latent, write_latents
 
 SIZES = {"32x32x5": 4, "64x32x5": 6, "64x64x5": 8}  # bucket -> side of the target's latents
@@ -108,7 +108,7 @@ def test_the_dry_run_takes_the_batch_with_the_most_tokens(tmp_path):
     )
 
     def found(**data: int) -> tuple[str, int]:
-        bucket, batch = largest(Config(data=Data(**data)), shards, cpu)
+        bucket, batch = largest_batch(Config(data=Data(**data)), shards, cpu)
         return bucket, len(batch["target"])
 
     assert found(batch_size=3) == ("64x64x5", 3)
@@ -120,7 +120,7 @@ def test_the_dry_run_takes_the_batch_with_the_most_tokens(tmp_path):
 def test_held_out_batches_keep_to_the_budget(tmp_path):
     shards = ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8}))
     for tokens, sizes in ((80, [2]), (50, [1, 1]), (None, [2])):
-        held = HeldOut.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
+        held = ValidationBatches.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
         assert [len(correct["keys"]) for correct, _ in held.batches] == sizes
 
 

@@ -20,7 +20,7 @@ from iclora_train.adapters.comfyui_json import api, graph
 from iclora_train.adapters.comfyui_nodes import NODES, Input
 from iclora_train.adapters.comfyui_workflow import CHECKPOINTS, WorkflowSettings, steps
 from iclora_train.adapters.file import Adapter, save
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
 
 KNOWN = {

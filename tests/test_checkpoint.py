@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL, detect_version

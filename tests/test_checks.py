@@ -18,8 +18,8 @@ from data_prep.checks import (
     Report,
     check_pair,
     check_vae,
-    conclude,
     duplicates,
+    finish,
     moments,
     pair_picture,
     require_no_failure,
@@ -27,8 +27,8 @@ from data_prep.checks import (
     spread,
 )
 from data_prep.checks.captions import spoken
+from iclora_train.config import Config, ConfigError, Model, Task, to_config
 from iclora_train.config.checks import PHRASES, Checks, Limit
-from iclora_train.config.settings import Config, ConfigError, Model, Task, check
 from iclora_train.core.types import Pair
 from iclora_train.data.video_codec import round_trip
 from tests.clips import moving
@@ -280,7 +280,7 @@ def test_limits_are_set_on_the_command_line():
 
     def composed(*overrides: str) -> Config:
         schema = OmegaConf.structured(replace(Config(), run="r"))
-        return check(OmegaConf.merge(schema, OmegaConf.from_dotlist([*required, *overrides])))
+        return to_config(OmegaConf.merge(schema, OmegaConf.from_dotlist([*required, *overrides])))
 
     limits = composed("checks.offset.action=fail", "checks.static.most=null", "checks.phrases=[dots]").checks
     assert (limits.offset.action, limits.offset.most, limits.static.most, limits.phrases) == ("fail", 0, None, ["dots"])
@@ -295,7 +295,7 @@ def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
     picture = pair_picture(Pair("clip-00000", clip, (clip,), "", 24.0))
     notes.write("train-000000", [(replace(bad, key=f"clip-{i:05d}"), picture) for i in range(3)])
     assert notes.has("train-000000")
-    totals = conclude(tmp_path, notes, {"kept": {}, "dropped": []}, setting)
+    totals = finish(tmp_path, notes, {"kept": {}, "dropped": []}, setting)
     lines = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["fail"] * 3
     assert totals["pairs"] == {"ok": 0, "warn": 0, "drop": 0, "fail": 3}
@@ -308,7 +308,7 @@ def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
 
 
 def test_nothing_at_all_makes_a_report_too(tmp_path: Path):
-    totals = conclude(tmp_path, Notes(tmp_path, "0123456789"), {"kept": {}, "dropped": []}, config())
+    totals = finish(tmp_path, Notes(tmp_path, "0123456789"), {"kept": {}, "dropped": []}, config())
     assert (tmp_path / "checks.jsonl").read_bytes() == b""
     require_no_failure(totals, tmp_path)
 

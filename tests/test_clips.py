@@ -17,7 +17,7 @@ from data_prep.clips.probed_clip import Footage
 from data_prep.clips.scene_cuts import analyse
 from data_prep.clips.windows import heldout_windows, train_windows
 from data_prep.select_clips import survey
-from iclora_train.config.settings import Config, ConfigError, Data, Model, Task
+from iclora_train.config import Config, ConfigError, Data, Model, Task
 from iclora_train.data.prompts import fields_of, filled
 from iclora_train.data.video import ClipInfo, encode_clip, probe, read_clip
 from tests.clips import moving, write_clip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Lora
+from iclora_train.config import Lora
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.ltx2.model.transformer import Transformer

@@ -29,9 +29,9 @@ from data_prep.clips.probed_clip import Footage, resample
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.makers import Source, make
 from data_prep.pairs import Scales, Video, cut, make_reference, read_windows, remake
+from iclora_train.config import Config, ConfigError, Data, to_config
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.config.settings import Config, ConfigError, Data, check
-from iclora_train.core.atomic_files import DiskFullError, alone
+from iclora_train.core.atomic_files import DiskFullError, exclusive
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import plan_batches
 from iclora_train.data.shards import ShardError, ShardSet
@@ -48,7 +48,7 @@ def compose(*overrides: str) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return check(hydra.compose("prep", [*SIZE, *overrides]))
+        return to_config(hydra.compose("prep", [*SIZE, *overrides]))
 
 
 def die_while_writing(nth: str, overrides: list[str]) -> None:
@@ -216,7 +216,7 @@ def test_another_base_or_other_settings_do_not_mix_with_what_is_there(prepared, 
 def test_two_preparations_do_not_write_into_one_folder(tmp_path, clips, base):
     config = config_for(tmp_path, clips, base)
     with (
-        alone(Path(config.data.root), "..."),
+        exclusive(Path(config.data.root), "..."),
         pytest.raises(ConfigError, match=r"being written by another process.*set another data\.root"),
     ):
         pipeline.prepare(config)

@@ -21,8 +21,8 @@ from data_prep.makers.degrade.interpolation import Between
 from data_prep.makers.degrade.resize import FILTERS, resample
 from data_prep.makers.trajectory import drawn_path
 from data_prep.pairs import Scales, Video, make_reference, remake
+from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.config.settings import Config, ConfigError, check
 from iclora_train.data.video import encode_clip
 from iclora_train.data.video_codec import CODECS, round_trip
 from tests.clips import moving
@@ -167,7 +167,7 @@ def test_every_task_composes_and_makes_its_references(task):
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        found = check(hydra.compose("prep", [f"conf={task}"])).task
+        found = to_config(hydra.compose("prep", [f"conf={task}"])).task
     assert (found.name, found.reference_downscale) == (task, TASKS[task])
     maker = make(found.maker, found.maker_args)
     scales = Scales(found.reference_downscale, found.reference_temporal_scale)

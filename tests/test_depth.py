@@ -16,7 +16,7 @@ from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, D
 from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
 from data_prep.makers.control.depth import pictured, steadied
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.data.video import encode_clip
 from iclora_train.signals.depth_network import load
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import LTX2VideoDiffusionDecoderModel
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.vae.diffusion_decoder import DiffusionDecoder
 from iclora_train.ltx2.vae.neighborhood_attention import neighborhood_attention

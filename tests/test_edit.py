@@ -14,7 +14,7 @@ from data_prep.makers import Source, make
 from data_prep.makers.edit.masks import OFFICIAL, dilated, drawn_mask, mask_of
 from data_prep.makers.trajectory import Course
 from data_prep.pairs import Scales, Video, make_reference, remake
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.data.video import encode_clip
 from tests.clips import moving
 

@@ -18,7 +18,7 @@ from data_prep.encode_latents import Encoder
 from data_prep.engines.base import Engine, Failed
 from data_prep.engines.local import Here, Local, engine_of
 from data_prep.write_shards import LostError, Unit, make_unit, units_of
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures

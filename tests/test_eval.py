@@ -19,7 +19,7 @@ from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import Condition, Item, all_conditions, batches
 from eval.clips.windows import HeldOut
 from eval.run import evaluate, open_source
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import BaseModel
 from tests.command import run, start
 from tests.eval_world import World, build, compose_config, refused, scores, without_run, write_adapter

@@ -13,7 +13,7 @@ from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_RE
 from eval.clips.judged_adapter import open_adapter
 from eval.run import open_source, results_folder
 from iclora_train.adapters import lora
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import BaseModel
 from tests.eval_world import World, build, write_adapter
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from eval.compare import compare, load, main, two_sided
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 N = 10
 METRICS = {

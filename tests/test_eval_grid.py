@@ -11,8 +11,8 @@ import torch
 from eval.clips.attention_masks import fade_masks, fade_weights, half_columns, half_masks, latent_frame_slices
 from eval.clips.conditions import Item, all_conditions, batches, strength_sweep
 from eval.clips.windows import Window, check_leakage, partners, select_windows
+from iclora_train.config import ConfigError
 from iclora_train.config.evaluation import Eval
-from iclora_train.config.settings import ConfigError
 from iclora_train.data.pixels import to_bytes
 from iclora_train.data.shards import Sample
 from iclora_train.diffusion.reference import mask_to_grid

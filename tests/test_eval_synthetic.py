@@ -14,7 +14,7 @@ from eval.synthetic.plan import ProbePlan, ProbeSample, split_applicable
 from eval.synthetic.probes import Probe, Scale, all_probes, track_by_flow
 from eval.synthetic.references import reference, reference_kind
 from eval.synthetic.run import MakeClips, ProbeClips, ProbeSampler, score_probes
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.diffusion.guidance import Guidance
 from iclora_train.ltx2.base_model import BaseModel

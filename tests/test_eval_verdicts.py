@@ -14,7 +14,7 @@ from eval.metrics import Metric
 from eval.scores import headline
 from eval.scoring.scorer import Results
 from eval.statistics.estimates import Values
-from iclora_train.config.settings import ConfigError, Thresholds
+from iclora_train.config import ConfigError, Thresholds
 
 N = 12
 STRENGTHS = (0.0, 0.1, 0.5, 1.0)

@@ -16,7 +16,7 @@ from eval.clips.conditions import batches
 from eval.clips.external import read_frames
 from eval.handout import write_handout
 from eval.run import evaluate, open_source
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.data.video import encode_clip
 from tests.eval_world import World, build, refused
 

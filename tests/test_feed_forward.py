@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Lora
+from iclora_train.config import Lora
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.kernels.fused_feed_forward import fused_feed_forward
 from iclora_train.ltx2.kernels.lora_linear import frozen, roomy, turn

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iclora_train.config.errors import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels.attention_backends import OnCPU, kernel_for
 from iclora_train.ltx2.kernels.flash_attention import attention_note, flash_attention, flash_backward, flash_forward

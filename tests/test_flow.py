@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from iclora_train.config.settings import Flow
+from iclora_train.config import Flow
 from iclora_train.diffusion.flow_matching import masked_loss, noise_to, sample_sigma, sigma_shift, to_clean, velocity
 
 

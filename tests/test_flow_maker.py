@@ -9,7 +9,7 @@ import pytest
 from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
 from data_prep.makers.control.optical_flow import coloured, wheel
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 
 def made(name: str, frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import ConfigError, Lora, Model, Sample
+from iclora_train.config import ConfigError, Lora, Model, Sample
 from iclora_train.core.types import VideoShape
 from iclora_train.data.video import probe, read_clip
 from iclora_train.generate.inputs import Inputs, encode, encode_references

@@ -10,7 +10,7 @@ import torch
 
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.training.validation import HeldOut, heldout_losses, heldout_names
+from iclora_train.training.validation import ValidationBatches, validation_columns, validation_losses
 from iclora_train.training.validation_metrics import SAMPLED
 from tests.command import Result, run
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
@@ -67,14 +67,14 @@ def test_looking_changes_nothing_of_the_run(watched: tuple[Path, Result], tiny: 
 def test_losses_neither_draw_from_the_random_state_nor_depend_on_it(tiny: list[str]) -> None:
     config = composed(*tiny)
     base = BaseModel.open(config.model.checkpoint)
-    heldout = HeldOut.open(ShardSet.open(Path(config.data.root) / "latents"), config)
+    heldout = ValidationBatches.open(ShardSet.open(Path(config.data.root) / "latents"), config)
     transformer = base.transformer().train()
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = heldout_losses(transformer, heldout, config, base.geometry)
+    first = validation_losses(transformer, heldout, config, base.geometry)
     assert torch.equal(torch.get_rng_state(), before)
     assert transformer.training
     torch.manual_seed(2)
-    assert heldout_losses(transformer, heldout, config, base.geometry) == first
-    assert [*first, *SAMPLED] == heldout_names(config)
+    assert validation_losses(transformer, heldout, config, base.geometry) == first
+    assert [*first, *SAMPLED] == validation_columns(config)
     assert all(torch.isfinite(torch.tensor(list(first.values()))))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from iclora_train.adapters import lora
 from iclora_train.adapters.fuse import fuse
-from iclora_train.config.settings import ConfigError, Lora
+from iclora_train.config import ConfigError, Lora
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig

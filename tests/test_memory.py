@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.lora_linear import turnable

@@ -14,7 +14,7 @@ from eval.metrics.colour import cdc, chroma_error, colourfulness
 from eval.metrics.motion import sound, warping_error
 from eval.metrics.picture import PSNR_CAP, psnr, psnr_y, ssim
 from eval.metrics.region import masked_psnr, masked_ssim, seam
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 from iclora_train.signals.point_tracks import follow
 from tests import doses
 from tests.doses import HOLE, Dose, scene

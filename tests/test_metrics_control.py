@@ -14,7 +14,7 @@ from eval.metrics.base import CachedClip, Measurement
 from eval.metrics.depth import depth_metrics
 from eval.metrics.pose import joint_distances, pose_metrics, pose_values, requested, similarity
 from eval.metrics.tracks import track_values
-from iclora_train.config.settings import ConfigError, Task
+from iclora_train.config import ConfigError, Task
 from iclora_train.signals import blazepose
 from iclora_train.signals.pose import PoseReader
 from iclora_train.signals.skeleton import NECK, POINTS

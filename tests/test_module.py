@@ -10,13 +10,13 @@ import torch
 from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch_sampler import collate
 from iclora_train.data.datamodule import LatentData
 from iclora_train.ltx2.base_model import BaseModel, open_base
-from iclora_train.training.callbacks import Record
-from iclora_train.training.lightning_module import ICLoRA, on_device
+from iclora_train.training.callbacks import MetricsRecorder
+from iclora_train.training.lightning_module import ICLoRA, optimizer_settings
 from iclora_train.training.step_metrics import DivergedError
 from tests.processes import a_group_of_one
 from tests.tiny import composed, write_tiny_base
@@ -89,7 +89,7 @@ def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str, t
     config = composed("conf=deblur", tiny, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
     unwaiting = Unwaiting(torch.cuda.set_sync_debug_mode)
     try:
-        fit(config, open_base(config.model), "cuda", [Record([], 0, None, log_every=100), unwaiting])
+        fit(config, open_base(config.model), "cuda", [MetricsRecorder([], 0, None, log_every=100), unwaiting])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert unwaiting.batches == 2 * (STEPS - 4)
@@ -109,11 +109,11 @@ def test_a_checkpoint_after_a_step_that_was_not_finite_is_refused_whoever_asks(t
 @pytest.mark.parametrize("said", [{"fused": False}, {"foreach": True}, {"capturable": True}])
 def test_adamw_is_fused_on_a_gpu_unless_the_settings_say_how(said: dict[str, bool]) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
-    assert on_device(ADAMW, cuda) == {**ADAMW, "fused": True}
-    assert on_device(ADAMW, cpu) == ADAMW
-    assert on_device({**ADAMW, **said}, cuda) == {**ADAMW, **said}
+    assert optimizer_settings(ADAMW, cuda) == {**ADAMW, "fused": True}
+    assert optimizer_settings(ADAMW, cpu) == ADAMW
+    assert optimizer_settings({**ADAMW, **said}, cuda) == {**ADAMW, **said}
     muon = {"_target_": "torch.optim.Muon"}
-    assert on_device(muon, cuda) == muon
+    assert optimizer_settings(muon, cuda) == muon
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own

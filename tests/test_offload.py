@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config, ConfigError, Lora, Model, Optim, Task
+from iclora_train.config import Config, ConfigError, Lora, Model, Optim, Task
 from iclora_train.core.copy_stream import Lane
 from iclora_train.core.types import Tokens
 from iclora_train.generate import adapters as adapted

@@ -12,7 +12,7 @@ import skimage.data
 
 from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.signals.blazepose import BlazePose, anchors, load, merged
 from iclora_train.signals.pose_tracking import closed, follow, runs, smoothed
 from iclora_train.signals.rtmpose import decoded

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Model
+from iclora_train.config import Model
 from iclora_train.data.video import encode_clip
 from iclora_train.ltx2.base_model import open_base
 from scripts import full_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.diffusion.loss import Losses
-from iclora_train.training.step_metrics import LOCALITY, Recent, Row, bucket_name
+from iclora_train.training.step_metrics import LOCALITY, DeferredMetrics, Row, bucket_name
 
 SIGMA = torch.tensor([0.1, 0.3, 0.4, 0.9])
 
@@ -18,20 +18,22 @@ def alone(own: Tensor) -> Tensor:
     return own
 
 
-def take(recent: Recent) -> list[Row]:
-    rows, diverged = recent.take(alone)
+def take(recent: DeferredMetrics) -> list[Row]:
+    rows, diverged = recent.collect(alone)
     assert diverged is None
     return rows
 
 
-def steps(count: int, bad: dict[tuple[int, int], float] | None = None, norms: dict[int, float] | None = None) -> Recent:
+def steps(
+    count: int, bad: dict[tuple[int, int], float] | None = None, norms: dict[int, float] | None = None
+) -> DeferredMetrics:
     """Steps 1, 2, ... of two batches with two clips each; `bad` losses by (step, clip)."""
-    recent = Recent()
+    recent = DeferredMetrics()
     for step in range(1, count + 1):
         loss = torch.tensor([(bad or {}).get((step, i), step + i / 7) for i in range(4)])
         for part in (slice(0, 2), slice(2, 4)):
             recent.add([f"clip{i}" for i in range(4)[part]], Losses(SIGMA[part], loss[part], None))
-        recent.close(step, torch.tensor((norms or {}).get(step, step / 3)), lr=step / 10)
+        recent.end_step(step, torch.tensor((norms or {}).get(step, step / 3)), lr=step / 10)
     return recent
 
 
@@ -45,11 +47,11 @@ def test_a_row_holds_the_mean_loss_of_a_step_and_of_its_noise_levels() -> None:
 
 
 def test_locality_is_the_mean_over_the_batches_in_which_a_clip_had_a_region() -> None:
-    recent, loss = Recent(), torch.ones(2)
+    recent, loss = DeferredMetrics(), torch.ones(2)
     for step, aparts in enumerate(([None, torch.tensor([0.0, 3.0])], [None, None]), 1):
         for apart in aparts:
             recent.add(["a", "b"], Losses(SIGMA[:2], loss, apart))
-        recent.close(step, torch.tensor(1.0), lr=0.1)
+        recent.end_step(step, torch.tensor(1.0), lr=0.1)
     first, second = take(recent)
     assert first[LOCALITY] == 1.5
     assert LOCALITY not in second
@@ -59,7 +61,7 @@ def test_looking_later_finds_the_same_bits() -> None:
     late = take(steps(9))
     assert [row["step"] for row in late] == list(range(1, 10))
     assert late[-1] | {"loss_0.50_0.75": 0} == take(steps(9))[-1] | {"loss_0.50_0.75": 0}
-    recent, early = Recent(), []
+    recent, early = DeferredMetrics(), []
     for step in range(1, 10):
         recent.steps += steps(9).steps[step - 1 : step]
         early += take(recent)
@@ -71,12 +73,12 @@ def test_the_batches_of_a_step_under_way_wait_for_its_end() -> None:
     recent = steps(1)
     recent.add(["next"], Losses(SIGMA[:1], torch.tensor([5.0]), None))
     assert len(take(recent)) == 1
-    recent.close(2, torch.tensor(1.0), 0.1)
+    recent.end_step(2, torch.tensor(1.0), 0.1)
     assert take(recent)[0]["loss"] == 5
 
 
 def test_the_first_step_that_is_not_finite_is_named_with_its_clips_and_the_rows_before_it_are_kept() -> None:
-    rows, diverged = steps(6, bad={(4, 1): math.inf, (4, 3): math.nan, (5, 0): math.nan}).take(alone)
+    rows, diverged = steps(6, bad={(4, 1): math.inf, (4, 3): math.nan, (5, 0): math.nan}).collect(alone)
     assert [row["step"] for row in rows] == [1, 2, 3]
     said = str(diverged)
     assert "the loss is not a finite number at step 4 (clip1 at sigma 0.300, clip3 at sigma 0.900)" in said
@@ -85,7 +87,7 @@ def test_the_first_step_that_is_not_finite_is_named_with_its_clips_and_the_rows_
 
 
 def test_a_gradient_that_is_not_finite_is_named_with_its_step() -> None:
-    rows, diverged = steps(6, norms={3: math.inf}).take(alone)
+    rows, diverged = steps(6, norms={3: math.inf}).collect(alone)
     assert len(rows) == 2
     assert "the gradient is not finite at step 3" in str(diverged)
 
@@ -94,7 +96,7 @@ def test_every_process_stops_at_the_same_step_and_counts_all_clips() -> None:
     def with_another(own: Tensor) -> Tensor:
         return torch.stack([own, own + torch.tensor([[0.0], [2.0], [0.0]])])  # its losses are higher by 2
 
-    rows, diverged = steps(3).take(with_another)
+    rows, diverged = steps(3).collect(with_another)
     assert diverged is None
     assert rows[0]["loss"] == pytest.approx(2 + 6 / 7 / 4)
 
@@ -103,6 +105,6 @@ def test_every_process_stops_at_the_same_step_and_counts_all_clips() -> None:
         other[1, 5] = math.nan  # in its second step
         return torch.stack([own, other])
 
-    rows, diverged = steps(3).take(with_a_bad_one)
+    rows, diverged = steps(3).collect(with_a_bad_one)
     assert len(rows) == 1
     assert "at step 2 (in another process)" in str(diverged)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError, Sample
+from iclora_train.config import ConfigError, Sample
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guidance_from
 from iclora_train.diffusion.reference import to_tokens

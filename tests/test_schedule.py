@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from iclora_train.config.settings import ConfigError, Flow, Sample
+from iclora_train.config import ConfigError, Flow, Sample
 from iclora_train.diffusion.flow_matching import sigma_shift
 from iclora_train.diffusion.noise_schedule import DISTILLED, DISTILLED_STAGE2, dev_schedule, sigma_schedule, sigmas_for
 

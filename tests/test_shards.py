@@ -11,7 +11,7 @@ import pytest
 import torch
 import webdataset
 
-from iclora_train.config.settings import Config, Data
+from iclora_train.config import Config, Data
 from iclora_train.core.atomic_files import DiskFullError
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shard_sample import latent_members, pair_members

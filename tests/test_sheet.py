@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.checks import Finding, Notes, Report, conclude, pair_picture
+from data_prep.checks import Finding, Notes, Report, finish, pair_picture
+from iclora_train.config import Config, Model, Task
 from iclora_train.config.checks import Checks
-from iclora_train.config.settings import Config, Model, Task
 from iclora_train.core.types import Pair
 from tests.clips import moving
 
@@ -72,7 +72,7 @@ def sheet(folder: Path, reports: list[Report], megabytes: float = 24.0) -> str:
         checks=Checks(sheet_megabytes=megabytes),
     )
     dropped = [{"clip": "broken", "reason": "truncated after frame <3>"}]
-    conclude(folder, notes, {"kept": {"train": {"clips": 1, "windows": 4}}, "dropped": dropped}, config)
+    finish(folder, notes, {"kept": {"train": {"clips": 1, "windows": 4}}, "dropped": dropped}, config)
     return (folder / "contact.html").read_text()
 
 

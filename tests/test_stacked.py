@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Lora
+from iclora_train.config import Lora
 from iclora_train.ltx2.kernels.lora_linear import Joint, frozen, given
 from iclora_train.ltx2.kernels.stacked_weight import make_room, room_for, spare_columns, stacked_product
 from iclora_train.ltx2.model.transformer import Block, Transformer

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError, Flow, Task
+from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.reference import mask_to_grid

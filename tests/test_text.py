@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.text.connectors import Connectors
 from iclora_train.ltx2.text.gemma import GemmaTextEncoder, text_fingerprint
 from scripts.synthetic.gemma import INPUTS, LAYERS, WIDTH, pack_tiny_gemma, write_gemma, write_tiny_tokenizer

@@ -12,9 +12,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Lora
+from iclora_train.config import Lora
 from iclora_train.ltx2.model.transformer import Inputs, Transformer, TransformerConfig
-from iclora_train.training.throughput import FIGURES, Meter, Work, matmul_peak, step_flops, work_of
+from iclora_train.training.throughput import (
+    THROUGHPUT_COLUMNS,
+    ThroughputMeter,
+    Work,
+    batch_work,
+    matmul_peak,
+    step_flops,
+)
 from tests.command import run
 from tests.tiny import SETTINGS, TRANSFORMER, composed, write_tiny_base, write_tiny_latents
 
@@ -60,7 +67,7 @@ def test_the_work_of_a_batch_counts_targets_and_references() -> None:
         "references": [torch.zeros(2, 8, 3, 2, 2), torch.zeros(2, 8, 1, 4, 4)],
         "text": torch.zeros(2, 7, 4096),
     }
-    work = work_of(batch, OFFICIAL, 4, ("attn1.to_q",))
+    work = batch_work(batch, OFFICIAL, 4, ("attn1.to_q",))
     assert (work.clips, work.tokens) == (2, 2 * (48 + 12 + 16))
     assert work.flops == step_flops(OFFICIAL, 4, ("attn1.to_q",), 76, 7, 2)
 
@@ -74,23 +81,23 @@ class Clock:
 
 def test_rates_leave_out_what_is_not_training_and_start_anew() -> None:
     clock = Clock()
-    meter = Meter(peak=4e12, devices=2, clock=clock)
+    meter = ThroughputMeter(peak=4e12, devices=2, clock=clock)
     meter.add(Work(99, 99, 99), step_done=True)  # the first step: the meter does not run yet
-    assert meter.take() == {}
-    meter.go()
+    assert meter.collect() == {}
+    meter.resume()
     for passed, done in ((1.0, False), (1.0, True), (2.0, True)):  # two batches are one step
         clock.now += passed
         meter.add(Work(clips=4, tokens=100, flops=10**12), step_done=done)
     meter.pause()
     clock.now += 1000  # held-out clips
-    meter.go()
-    meter.go()  # it runs already
+    meter.resume()
+    meter.resume()  # it runs already
     wanted = {"s_per_step": 2.0, "tokens_per_s": 150.0, "clips_per_s": 6.0, "tflops": 0.75, "mfu": 0.1875}
-    assert meter.take() == pytest.approx(wanted)
-    assert tuple(wanted) == FIGURES[:-1]
+    assert meter.collect() == pytest.approx(wanted)
+    assert tuple(wanted) == THROUGHPUT_COLUMNS[:-1]
     clock.now += 5
     meter.add(Work(1, 10, 10**12), step_done=True)
-    assert meter.take()["s_per_step"] == 5
+    assert meter.collect()["s_per_step"] == 5
 
 
 def test_the_peak_of_this_machine_is_measured_once_and_quickly() -> None:
@@ -127,9 +134,9 @@ def test_throughput_has_a_file_of_its_own_and_a_line_on_the_screen(tiny: list[st
     assert (result.code, result.err) == (0, "")
     found = table(tmp_path / "runs/run/throughput.csv")
     assert [row["step"] for row in found] == ["3", "6", "7"]
-    assert tuple(found[0])[1:] == FIGURES
+    assert tuple(found[0])[1:] == THROUGHPUT_COLUMNS
     for row in found:
-        assert all(float(row[name]) > 0 for name in FIGURES)
+        assert all(float(row[name]) > 0 for name in THROUGHPUT_COLUMNS)
         assert float(row["clips_per_s"]) == pytest.approx(8 / float(row["s_per_step"]))
     (line,) = [line for line in result.out.splitlines() if line.startswith("step 7/7")]
     assert all(unit in line for unit in (" s/step", " tokens/s", " clips/s", " TFLOP/s", "MFU ", " GiB"))

@@ -15,7 +15,7 @@ from data_prep.clips.windows import Window
 from data_prep.makers import Source, make
 from data_prep.makers.control.track_files import read_tracks, spline
 from data_prep.pairs import Scales, Video, make_reference
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.signals.point_tracks import follow
 from iclora_train.signals.track_drawing import colour_of, draw_tracks
 from tests.clips import moving, write_clip

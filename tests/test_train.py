@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from iclora_train.adapters import lora
+from iclora_train.config import ConfigError, Flow, Optim, Task
 from iclora_train.config.hydra_app import task_names
-from iclora_train.config.settings import ConfigError, Flow, Optim, Task
 from iclora_train.core.types import Geometry
 from iclora_train.diffusion.training_inputs import Draws, draw, lay_out, require_factors, step_generator
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.training.checkpointing import newest
-from iclora_train.training.lightning_module import ICLoRA, rate
+from iclora_train.training.checkpointing import newest_checkpoint
+from iclora_train.training.lightning_module import ICLoRA, lr_factor
 from tests.command import Result, run, start
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
@@ -241,7 +241,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished: tuple[Path, Result], tiny
     assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
     path.write_bytes(data[:100])
     (folder / "checkpoints/step-00000004.ckpt").write_bytes(b"")
-    assert newest(folder / "checkpoints") is None
+    assert newest_checkpoint(folder / "checkpoints") is None
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(
@@ -260,7 +260,7 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     assert "could not be written" in result.err.splitlines()[-1]
     kept = [name for name in checkpoints(tmp_path) if name.endswith(".ckpt")]
     assert set(kept) <= set(before)
-    assert newest(tmp_path / "runs/run/checkpoints") is not None
+    assert newest_checkpoint(tmp_path / "runs/run/checkpoints") is not None
     assert train(tmp_path, tiny).code == 0
     assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
 
@@ -372,10 +372,10 @@ def test_a_reference_of_another_size_than_declared_is_refused() -> None:
 
 def test_the_schedule_warms_up_holds_and_decays() -> None:
     linear = Optim(warmup_steps=4, decay="linear", decay_from=0.5)
-    assert [rate(step, linear, 20) for step in (0, 1, 3, 4, 10, 15, 20)] == [0.25, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
+    assert [lr_factor(step, linear, 20) for step in (0, 1, 3, 4, 10, 15, 20)] == [0.25, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
     cosine = Optim(warmup_steps=0, decay="cosine", decay_from=0.0)
-    assert [rate(step, cosine, 20) for step in (0, 10, 20)] == pytest.approx([1.0, 0.5, 0.0])
-    assert rate(999, Optim(warmup_steps=4), 1000) == 1.0
+    assert [lr_factor(step, cosine, 20) for step in (0, 10, 20)] == pytest.approx([1.0, 0.5, 0.0])
+    assert lr_factor(999, Optim(warmup_steps=4), 1000) == 1.0
 
 
 def test_the_module_knows_where_it_was_loaded_before_a_trainer_moves_it(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Lora
+from iclora_train.config import Lora
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.ltx2.base_model import BaseModel

@@ -12,7 +12,7 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.synthetic.upsampler import CONFIG, specs, write_upsampler

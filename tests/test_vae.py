@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLLTX2Video
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of, geometry_of_diffusers

@@ -12,8 +12,8 @@ import pytest
 from eval.clips.windows import Window
 from eval.report import wandb_log
 from eval.report.exhibits import Exhibit
-from iclora_train.config.settings import Config, Task
-from iclora_train.core import wandb_run as wandb_door
+from iclora_train.config import Config, Task
+from iclora_train.core import wandb_run
 from tests.clips import moving
 
 METRICS = ("psnr", "edge_f1")
@@ -81,10 +81,10 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     made = Recorder()
-    monkeypatch.setattr(wandb_door, "start", lambda *_, **__: made)
-    monkeypatch.setattr(wandb_door, "table", lambda columns, rows: (list(columns), rows))
-    monkeypatch.setattr(wandb_door, "lines", lambda x, series, *_: (x, series))
-    monkeypatch.setattr(wandb_door, "artifact", lambda name, kind, files, metadata: (name, kind, files, metadata))
+    monkeypatch.setattr(wandb_run, "start_run", lambda *_, **__: made)
+    monkeypatch.setattr(wandb_run, "table", lambda columns, rows: (list(columns), rows))
+    monkeypatch.setattr(wandb_run, "line_chart", lambda x, series, *_: (x, series))
+    monkeypatch.setattr(wandb_run, "artifact", lambda name, kind, files, metadata: (name, kind, files, metadata))
     return made
 
 

@@ -10,9 +10,9 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from iclora_train.core import wandb_run as wandb_door
-from iclora_train.training.loggers import CsvLog, WandbLog
-from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
+from iclora_train.core import wandb_run
+from iclora_train.training.loggers import CsvLogger, WandbLogger
+from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_columns, loss_row, sampled_row
 
 SIGMAS = [0.3, 0.9]
 
@@ -57,8 +57,8 @@ def test_swap_won_counts_clips() -> None:
 
 
 def test_the_keys_are_the_same_in_every_row() -> None:
-    assert list(row(0.5, 0.5, 0.5)) == list(row(0.1, 0.9, 0.4)) == loss_names(SIGMAS)
-    assert len(set(loss_names(SIGMAS) + list(SAMPLED))) == 8 + 4 + 3 + 2
+    assert list(row(0.5, 0.5, 0.5)) == list(row(0.1, 0.9, 0.4)) == loss_columns(SIGMAS)
+    assert len(set(loss_columns(SIGMAS) + list(SAMPLED))) == 8 + 4 + 3 + 2
 
 
 def test_sampled_psnr_is_that_of_the_literature_and_has_a_floor() -> None:
@@ -76,8 +76,8 @@ def test_sampled_psnr_is_that_of_the_literature_and_has_a_floor() -> None:
 def test_wandb_gets_what_was_measured_over_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = MagicMock()
     start = MagicMock(return_value=run)
-    monkeypatch.setattr(wandb_door, "start", start)
-    log = WandbLog(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
+    monkeypatch.setattr(wandb_run, "start_run", start)
+    log = WandbLogger(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
     log.close()  # before it began: nothing to end
     log.start(0)
     start.assert_called_once_with(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
@@ -101,7 +101,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 def test_a_log_of_an_earlier_version_goes_on_with_the_new_columns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss,heldout_correct_0.5,gone\n1,0.5,,7\n2,0.25,0.125,8\n3,0.1,,9\n")
-    log = CsvLog(path, ["step", "loss", "control_gain", "heldout_correct_0.5"])
+    log = CsvLogger(path, ["step", "loss", "control_gain", "heldout_correct_0.5"])
     log.start(2)
     log.write([{"step": 3, "loss": 0.2, "control_gain": 0.5, "heldout_correct_0.5": 0.1}])
     log.close()
@@ -115,13 +115,13 @@ def test_a_log_of_an_earlier_version_goes_on_with_the_new_columns(tmp_path: Path
 
 def test_going_on_keeps_the_bytes_of_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    log = CsvLog(path, ["step", "loss"])
+    log = CsvLogger(path, ["step", "loss"])
     log.start(0)
     for step in (1, 2, 3):
         log.write([{"step": step, "loss": 1 / 3 * step}])
     log.close()
     whole = path.read_bytes()
-    again = CsvLog(path, ["step", "loss"])
+    again = CsvLogger(path, ["step", "loss"])
     with path.open("ab") as file:
         file.write(b"4,0.")  # killed while a line was written
     again.start(3)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from hydra import compose, initialize_config_dir
 
-from iclora_train.config.hydra_app import conf_dir, register
-from iclora_train.config.settings import Config, check
+from iclora_train.config import Config, to_config
+from iclora_train.config.hydra_app import conf_dir, register_schema
 from iclora_train.core.fingerprint import content_settings
 from iclora_train.core.types import LatentPair, VideoShape
 from iclora_train.data.shard_sample import latent_members
@@ -49,9 +49,9 @@ SETTINGS = [f"data.{key}={getattr(SHAPE, key)}" for key in ("frames", "height", 
 
 def composed(*overrides: str) -> Config:
     """A checked config of train.yaml."""
-    register()
+    register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return check(compose("train", overrides=list(overrides)))
+        return to_config(compose("train", overrides=list(overrides)))
 
 
 def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:

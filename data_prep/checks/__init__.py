@@ -4,7 +4,7 @@ from data_prep.checks.base import Finding, Report
 from data_prep.checks.duplicates import Signature, duplicates, moments, sign
 from data_prep.checks.pairs import check_pair, check_vae, spread
 from data_prep.checks.pictures import pair_picture
-from data_prep.checks.report import Notes, conclude, require_no_failure
+from data_prep.checks.report import Notes, finish, require_no_failure
 
 __all__ = [
     "Finding",
@@ -13,8 +13,8 @@ __all__ = [
     "Signature",
     "check_pair",
     "check_vae",
-    "conclude",
     "duplicates",
+    "finish",
     "moments",
     "pair_picture",
     "require_no_failure",

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from data_prep.checks.base import Finding, judge
+from iclora_train.config import Task
 from iclora_train.config.checks import Checks
-from iclora_train.config.settings import Task
 
 
 def lint(caption: str, task: Task, checks: Checks, needed: bool) -> Iterator[Finding]:

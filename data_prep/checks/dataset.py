@@ -13,16 +13,16 @@ from data_prep.checks import (
     Notes,
     Report,
     check_vae,
-    conclude,
     duplicates,
+    finish,
     moments,
     require_no_failure,
     sign,
     spread,
 )
 from data_prep.clips.probed_clip import Footage
-from iclora_train.config.settings import Config
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import steps
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import read_clip
@@ -62,7 +62,7 @@ def through_vae(pairs: ShardSet, base: BaseModel, notes: Notes, config: Config) 
 def tell(root: Path, notes: Notes, report: dict[str, Any], config: Config) -> None:
     """Everything that was found: on the screen, in report.json, checks.jsonl and contact.html. ConfigError when a check
     that must not object did."""
-    totals = conclude(root, notes, report, config)
+    totals = finish(root, notes, report, config)
     write_report(root, report | {"checks": totals})
     require_no_failure(totals, root)
 
@@ -76,5 +76,5 @@ def told(root: Path) -> dict[str, Any] | None:
 
 def write_report(root: Path, report: dict[str, Any]) -> None:
     """Write root/report.json."""
-    with write_whole(root / "report.json") as file:
+    with write_atomic(root / "report.json") as file:
         file.write(json.dumps(report, indent=1).encode())

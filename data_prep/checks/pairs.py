@@ -13,8 +13,8 @@ from data_prep.checks import measures
 from data_prep.checks.base import Finding, Report, judge
 from data_prep.checks.captions import lint
 from data_prep.checks.offset import find_offset
+from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
-from iclora_train.config.settings import Config, Task
 from iclora_train.core.types import Pair
 from iclora_train.data.pixels import from_bytes, to_bytes
 

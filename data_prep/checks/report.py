@@ -16,9 +16,9 @@ from rich.table import Column, Table
 
 from data_prep.checks.base import Finding, Report
 from data_prep.checks.sheet import write_sheet
+from iclora_train.config import Config, ConfigError
 from iclora_train.config.checks import VERDICTS, Limit
-from iclora_train.config.settings import Config, ConfigError
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 
 Entry = tuple[Report, bytes]  # and its picture (JPEG; empty for none)
 LATER = "later"  # the part with findings that are made after the pairs
@@ -39,7 +39,7 @@ class Notes:
 
     def write(self, part: str, entries: Iterable[Entry]) -> None:
         """Write a part, whole or not at all; one of that name is replaced."""
-        with write_whole(self._path(part)) as file:
+        with write_atomic(self._path(part)) as file:
             for report, picture in entries:
                 line = {"report": report.record(), "picture": base64.b64encode(picture).decode()}
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -71,11 +71,11 @@ class Notes:
                     yield Report.of(line["report"]), base64.b64decode(line["picture"])
 
 
-def conclude(root: Path, notes: Notes, report: dict[str, Any], config: Config) -> dict[str, Any]:
+def finish(root: Path, notes: Notes, report: dict[str, Any], config: Config) -> dict[str, Any]:
     """Write root/checks.jsonl and root/contact.html from the notes, show the table, return the totals for `report`,
     which is what report.json says of the clips (`kept`, `dropped`).
     """
-    with write_whole(root / "checks.jsonl") as file:
+    with write_atomic(root / "checks.jsonl") as file:
         for one, _ in notes.entries():
             file.write(json.dumps(one.record(), ensure_ascii=False).encode() + b"\n")
     totals = summarize((one for one, _ in notes.entries()), config.checks.limits())

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.checks.base import Finding, Report
 from iclora_train.config.checks import VERDICTS
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 
 ASSETS = Path(__file__).parent / "sheet_assets"
 ROWS = 2000  # of the table of what was left out; checks.jsonl has all
@@ -42,7 +42,7 @@ def write_sheet(
         cards="".join(cards[key] for key in shown),
         rest=f"{count - len(shown)} more, none of them worse, are in checks.jsonl." if count > len(shown) else "",
     )
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write(page.encode())
 
 

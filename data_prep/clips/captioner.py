@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.core.fingerprint import digest
 
 ASKED = (

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.clips.clip_list import Clip
-from iclora_train.config.settings import Config
-from iclora_train.core.atomic_files import alone, sha256, write_whole
+from iclora_train.config import Config
+from iclora_train.core.atomic_files import exclusive, sha256, write_atomic
 from iclora_train.core.progress import steps
 from iclora_train.data.prompts import filled, with_trigger
 from iclora_train.data.video import probe, read_clip
@@ -43,7 +43,7 @@ def described(clips: list[Clip], config: Config) -> list[Clip]:
     files = {clip.id: folder / f"{clip.id}-{sha256(clip.path)[:8]}.txt" for clip in missing}
     todo = [clip for clip in missing if not files[clip.id].exists()]
     if todo:
-        with alone(folder.parent, "set another data.root"):
+        with exclusive(folder.parent, "set another data.root"):
             _describe(todo, files, captioner)
     said = {name: path.read_text(encoding="utf-8").strip() for name, path in files.items() if path.exists()}
     return [replace(clip, caption=said.get(clip.id, clip.caption)) for clip in clips]
@@ -57,7 +57,7 @@ def _describe(clips: list[Clip], files: dict[str, Path], captioner: Captioner) -
                 frame = _middle(clip.path)
             except ValueError:
                 continue
-            with write_whole(files[clip.id]) as file:
+            with write_atomic(files[clip.id]) as file:
                 file.write(captioner.describe(frame).encode())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_prep.clips.rows import number_in, numbers_in, read_rows
-from iclora_train.config.settings import require
+from iclora_train.config import require
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")

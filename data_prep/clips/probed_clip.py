@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from data_prep.clips.clip_list import Clip
-from iclora_train.config.settings import Data
+from iclora_train.config import Data
 from iclora_train.data.video import ClipInfo
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

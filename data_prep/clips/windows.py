@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.clips.probed_clip import Footage
-from iclora_train.config.settings import Data
+from iclora_train.config import Data
 
 GOLDEN = np.array([0.7548776662466927, 0.5698402909980532])  # steps of the R2 sequence: points that keep apart
 

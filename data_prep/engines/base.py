@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 
 from data_prep.engines.base import TRIES, E, Engine, Failed, R, T, answer, opened
-from iclora_train.config.settings import one_of
+from iclora_train.config import one_of
 
 ENGINES = ("local", "ray")
 

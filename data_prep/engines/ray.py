@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from data_prep.engines.base import TRIES, Failed, answer, opened
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.data.shard_sample import Members
 from iclora_train.data.shards import ShardSet
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from data_prep.clips.crop import Placement
-from iclora_train.config.settings import require
+from iclora_train.config import require
 
 Drawn = dict[str, Any]
 

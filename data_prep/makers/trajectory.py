@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.makers.base import check_number
-from iclora_train.config.settings import one_of
+from iclora_train.config import one_of
 
 Span = list[float]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.makers.base import Drawn, Maker, Source, check_number, make, register
-from iclora_train.config.settings import require
+from iclora_train.config import require
 
 GOLDEN = 0.6180339887498949  # steps by this share of a circle fall evenly everywhere (Weyl)
 

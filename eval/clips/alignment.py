@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from iclora_train.config.settings import require
+from iclora_train.config import require
 
 NAMED = 3  # clips that the error names
 

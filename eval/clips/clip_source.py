@@ -16,8 +16,8 @@ from eval.clips.conditions import Condition, Item
 from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
-from iclora_train.config.settings import Config, ConfigError
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config, ConfigError
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import digest
 from iclora_train.data.pixels import to_bytes
 from iclora_train.ltx2.base_model import BaseModel
@@ -53,7 +53,7 @@ class ClipCache:
 
     def write(self, spec: dict[str, Any], clips: Tensor, seconds: float) -> None:
         """Keep clips; the file tells `seconds`."""
-        with write_whole(self.path(spec)) as file:
+        with write_atomic(self.path(spec)) as file:
             file.write(safetensors.torch.save({"clips": clips.contiguous()}, {"seconds": f"{seconds:.3f}"}))
 
 

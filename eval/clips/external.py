@@ -14,7 +14,7 @@ from eval.clips.conditions import Condition, Item, at_strength
 from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip, offset
-from iclora_train.config.settings import Config, ConfigError, require
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import bar

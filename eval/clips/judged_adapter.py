@@ -10,7 +10,7 @@ from iclora_train.adapters import lora
 from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, examine, whole_findings
-from iclora_train.config.settings import Config, require
+from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.safetensors_header import read_header

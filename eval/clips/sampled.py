@@ -16,7 +16,7 @@ from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
 from iclora_train.diffusion.guidance import guidance_from
 from iclora_train.diffusion.noise_schedule import sigmas_for
 from iclora_train.diffusion.sampler import Reference, sample

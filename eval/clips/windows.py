@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from iclora_train.config.settings import Config, require
+from iclora_train.config import Config, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.shards import Sample, ShardSet

@@ -13,7 +13,7 @@ from eval.judging.strength_curve import StrengthCurve, isotonic_r2
 from eval.scoring.scorer import CEILING, FLOOR, INPUT
 from eval.statistics.estimates import Estimate, Values, ratio_units
 from eval.statistics.significance import signed_rank
-from iclora_train.config.settings import Thresholds
+from iclora_train.config import Thresholds
 
 INSIDE, OUTSIDE = "psnr_inside", "psnr_outside"  # of the edited part, and of what the edit must leave alone
 COARSE = (1.0, 0.5, 0.1, 0.0)  # strengths between which a fall must show; finer steps lie within the noise

@@ -10,7 +10,7 @@ from typing import TypedDict
 from eval.judging.claims import Claim, Evidence, claims
 from eval.statistics.estimates import Estimate, Values, by_source, drop_nan, estimate
 from eval.statistics.significance import holm
-from iclora_train.config.settings import Thresholds
+from iclora_train.config import Thresholds
 
 
 class Verdict(TypedDict):

@@ -9,7 +9,7 @@ import numpy as np
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
 from eval.metrics.edges import f1_of
 from eval.metrics.picture import SSIM_WINDOW, decibel, ssim_map
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 
 CHANGED = 16  # levels of the channel that differs most: from there on a pixel of a given pair counts as edited
 SPECKS = 5  # pixels: side of the median that takes lone pixels out of such a region

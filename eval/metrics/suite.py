@@ -13,7 +13,7 @@ from eval.metrics.depth import depth_metrics
 from eval.metrics.pose import METRICS as POSE
 from eval.metrics.pose import pose_metrics
 from eval.metrics.tracks import track_metrics, trails
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 from iclora_train.signals import blazepose
 from iclora_train.signals.depth_picture import grey
 from iclora_train.signals.edges import CannyLines, SoftContours

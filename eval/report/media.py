@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.metrics import Clip
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.video import encode_clip
 
 INLINE_BYTES = 48 << 20  # of media inside the page; what comes after lies beside it
@@ -41,7 +41,7 @@ class Media:
         if len(data) <= self.room:
             self.room -= len(data)
             return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-        with write_whole(self.folder / "media" / name) as file:
+        with write_atomic(self.folder / "media" / name) as file:
             file.write(data)
         return f"media/{name}"
 

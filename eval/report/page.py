@@ -19,7 +19,7 @@ from eval.report import masks, players, probes, strength, tables
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
 from eval.synthetic.run import ProbeClips
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
@@ -84,7 +84,7 @@ def write_page(
     for exhibit in track(exhibits, "report", total=len(scores["clips"]), transient=True):
         parts.add(exhibit)
     page = _page(scores, _sections(parts, signals or {}, compared))
-    with write_whole(folder / "report.html") as file:
+    with write_atomic(folder / "report.html") as file:
         file.write(page.encode())
     return folder / "report.html"
 

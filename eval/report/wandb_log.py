@@ -1,7 +1,7 @@
 """An evaluation in Weights & Biases: a table with a row per clip and a column per condition, curves, figures, files.
 
 Keys and columns are the same in every run, so that runs can be compared; players show mp4 files. `logger=` chooses as
-for training: wandb online or offline (`wandb_door.start`), or none.
+for training: wandb online or offline (`wandb_run.start_run`), or none.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from eval.clips.conditions import (
 )
 from eval.report.exhibits import REFERENCE, TARGET, Exhibit
 from eval.scoring.scorer import CEILING
-from iclora_train.config.settings import Config
-from iclora_train.core import wandb_run as wandb_door
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config
+from iclora_train.core import wandb_run
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.video import encode_clip
 
 CONDITIONS = (  # columns of players, by the names of cells and rows, before the strengths below 1
@@ -58,7 +58,7 @@ def keeping(exhibits: Iterable[Exhibit], folder: Path, config: Config) -> Iterat
     """The exhibits as they come; where W&B is wanted, their clips stay as mp4 files under `folder`/clips for `log`."""
     for exhibit in exhibits:
         for condition, clip in exhibit.clips.items() if wanted(config) else ():
-            with write_whole(clip_path(folder, exhibit.window.key, condition)) as file:
+            with write_atomic(clip_path(folder, exhibit.window.key, condition)) as file:
                 file.write(encode_clip(clip, exhibit.fps, lossless=False))
         yield exhibit
 
@@ -76,17 +76,17 @@ def log(folder: Path, scores: Scores, config: Config) -> None:
     if not wanted(config):
         return
     name = f"{config.run}-{folder.name}"
-    run = wandb_door.start(folder, name, asdict(config), config.logger["wandb"], job_type="eval", group=config.run)
-    run.log({"clips": wandb_door.table(clip_columns(scores), list(clip_rows(folder, scores)))})
-    run.log({"verdicts": wandb_door.table(VERDICT, list(verdict_rows(scores)))})
-    run.log({"strength": wandb_door.table(STRENGTH, list(strength_rows(scores)))})
+    run = wandb_run.start_run(folder, name, asdict(config), config.logger["wandb"], job_type="eval", group=config.run)
+    run.log({"clips": wandb_run.table(clip_columns(scores), list(clip_rows(folder, scores)))})
+    run.log({"verdicts": wandb_run.table(VERDICT, list(verdict_rows(scores)))})
+    run.log({"strength": wandb_run.table(STRENGTH, list(strength_rows(scores)))})
     run.log(curves(scores))
     run.summary.update(summary(scores))
-    run.log_artifact(wandb_door.artifact(_plain(f"{name}-evaluation"), "evaluation", _files(folder), {}))
+    run.log_artifact(wandb_run.artifact(_plain(f"{name}-evaluation"), "evaluation", _files(folder), {}))
     if scores["adapter"]["sha256"] is not None:  # else the base alone, or a folder of videos
         adapter = Path(scores["adapter"]["path"])
         facts = {**scores["adapter"]["metadata"], "sha256": scores["adapter"]["sha256"]}
-        run.log_artifact(wandb_door.artifact(_plain(f"{name}-adapter"), "model", {adapter.name: adapter}, facts))
+        run.log_artifact(wandb_run.artifact(_plain(f"{name}-adapter"), "model", {adapter.name: adapter}, facts))
     run.finish()
 
 
@@ -134,7 +134,7 @@ def curves(scores: Scores) -> dict[str, Any]:
         points = [(point["s"], point["metrics"][metric]) for point in rising if metric in point["metrics"]]
         series = {end: [figure[end] for _, figure in points] for end in ("mean", "low", "high")}
         known = {end: values for end, values in series.items() if None not in values}
-        charts[f"strength/{metric}"] = wandb_door.lines([s for s, _ in points], known, metric, "attention strength")
+        charts[f"strength/{metric}"] = wandb_run.line_chart([s for s, _ in points], known, metric, "attention strength")
     return charts
 
 

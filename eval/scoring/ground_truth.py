@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.clips.windows import HeldOut
 from eval.metrics import Clip, GroundTruth, edited_region
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 
 LEAST = 8  # windows whose truths stay in memory: those of a batch and its partners
 KEPT_BYTES = 2**30  # more windows, as far as this goes

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from eval.synthetic.probes import Probe, Scale, all_probes, track_by_flow
 from eval.synthetic.references import not_applicable, reference, reference_kind
 from eval.synthetic.shapes import Clip
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 from iclora_train.core.types import Geometry, VideoShape
 
 DONORS = ("line", "dot")  # whose reference is given for a signal's floor: the first that is not its own

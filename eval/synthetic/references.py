@@ -18,7 +18,7 @@ from eval.metrics.region import OFFICIAL
 from eval.synthetic import detect, shapes
 from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 from iclora_train.core.types import VideoShape
 from iclora_train.signals.track_drawing import draw_tracks
 

@@ -24,7 +24,7 @@ from eval.clips.sampled import SampledClips
 from eval.synthetic.plan import SEEDS, ProbePlan, ProbeSample
 from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
-from iclora_train.config.settings import Task
+from iclora_train.config import Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.pixels import from_bytes, to_bytes
 from iclora_train.diffusion.guidance import Guidance

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 _BASE = "file or folder of the base, or nano"
 _ADAPTER = "file and strength, once for each adapter"

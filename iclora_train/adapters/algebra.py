@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iclora_train.adapters.base_spec import FAMILY, FINGERPRINT, VERSION
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, Adapter
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
 WeightedAdapters = Sequence[tuple[Adapter, float]]  # adapters and their strengths

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.key_styles import BLOCKS, is_audio
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL
 from iclora_train.ltx2.weights.model_files import Checkpoint

@@ -12,8 +12,8 @@ from iclora_train.adapters import comfyui_json as comfy_forms
 from iclora_train.adapters.base_spec import FAMILY, VERSION
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, steps
 from iclora_train.adapters.file import Adapter, read
-from iclora_train.config.settings import ConfigError
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import ConfigError
+from iclora_train.core.atomic_files import write_atomic
 
 _REPOSITORY = {"2.0": "Lightricks/LTX-2", "2.3": "Lightricks/LTX-2.3", "2.5": "Lightricks/LTX-2.5"}
 _DIFFUSERS = {"2.0": "Lightricks/LTX-2", "2.3": "diffusers/LTX-2.3-Diffusers", "2.5": "Lightricks/LTX-2.5-Diffusers"}
@@ -44,7 +44,7 @@ def write_beside(path: Path, scores: Path | None = None) -> list[Path]:
         why = str(error).removeprefix(f"{path}: ")
     workflows = [] if recipe is None else write_workflow(path, recipe)
     card = path.with_suffix(".md")
-    with write_whole(card) as file:
+    with write_atomic(card) as file:
         file.write(card_text(path.name, adapter, measured, why).encode())
     return [card, *workflows]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from iclora_train.adapters.comfyui_nodes import NODES, Input, Value
 from iclora_train.adapters.comfyui_workflow import Link, Step
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 
 _COLUMN, _ROW = 340, 260  # pixels between nodes on the page
 Steps = Mapping[str, Step]
@@ -113,5 +113,5 @@ def _places(steps: Steps) -> dict[str, tuple[int, int]]:
 
 def write(path: Path, form: Mapping[str, Any]) -> None:
     """Write a form as JSON, whole or not at all."""
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write((json.dumps(form, indent=1) + "\n").encode())

@@ -14,7 +14,7 @@ from pathlib import Path
 from iclora_train.adapters.base_spec import FAMILY, VERSION
 from iclora_train.adapters.comfyui_nodes import Value
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
 
 _CELL, _FRAMES = 32, 8  # pixels and frames of a latent cell of every published LTX-2 VAE

@@ -24,7 +24,7 @@ from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read, save
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 _SHOWN = 10  # findings of a file
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

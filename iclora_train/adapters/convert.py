@@ -30,7 +30,7 @@ from iclora_train.adapters.file import (
     pair_findings,
     whole_findings,
 )
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 _DIFFUSERS = "lora_adapter_metadata"  # diffusers' LoraConfig as JSON, its keys prefixed `transformer.`
 _SCALES = re.compile(rf"{_DIFFUSERS}|(.*[._])?((lora|network)_)?alpha")  # baked in, so they must not be applied again

@@ -11,7 +11,7 @@ from iclora_train.adapters.algebra import low_rank
 from iclora_train.adapters.base_spec import BaseSpec, model_part, open_checkpoint
 from iclora_train.adapters.convert import ReferenceFactors, with_factors
 from iclora_train.adapters.file import Adapter
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.ltx2.weights.safetensors_header import mismatches
 
 Advance = Callable[[int, int], None]  # tensors done, tensors in all

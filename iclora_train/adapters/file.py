@@ -20,8 +20,8 @@ from torch import Tensor
 
 from iclora_train.adapters import key_styles as names
 from iclora_train.adapters.key_styles import PREFIX
-from iclora_train.config.settings import ConfigError
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import ConfigError
+from iclora_train.core.atomic_files import write_atomic
 
 DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
 KIND, PLAIN = "adapter_kind", "lora"  # marks an adapter that takes no reference
@@ -176,7 +176,7 @@ def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> No
     for name, (a, b) in sorted(adapter.weights.items()):
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(dtype).cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.to(dtype).cpu().contiguous()
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write(_sorted_header(serialize(tensors, {"format": "pt", **adapter.metadata})))
     back = read(path)
     for name, (a, b) in back.weights.items():

@@ -8,7 +8,7 @@ from torch import nn
 from iclora_train.adapters.algebra import WeightedAdapters, combined_metadata, delta, modules, of_module
 from iclora_train.adapters.base_spec import fit_findings
 from iclora_train.adapters.file import Adapter
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 
 def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:

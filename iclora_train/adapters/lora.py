@@ -19,7 +19,7 @@ from iclora_train.adapters.algebra import combine
 from iclora_train.adapters.base_spec import require_same_base
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.fuse import linears_for
-from iclora_train.config.settings import ConfigError, Lora
+from iclora_train.config import ConfigError, Lora
 from iclora_train.ltx2.kernels.lora_linear import Adapted, Halves, adapted
 
 __all__ = [

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from iclora_train.adapters.algebra import WeightedAdapters, combined_metadata, delta, modules, of_module
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, model_part, open_checkpoint, weight_findings
-from iclora_train.config.settings import ConfigError, require
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import ConfigError, require
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.ltx2.weights import fp8_scales as fp8
 from iclora_train.ltx2.weights.key_names import MODEL
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, Component, StoredTensor, read_header
@@ -47,7 +47,7 @@ def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advan
     total, done = sum(file.stat().st_size for file in files), 0
     for file in files:
         path = out / file.name if opened.source.is_dir() else out
-        with write_whole(path) as stream:
+        with write_atomic(path) as stream:
             _write(stream, file, part, adapters, partial(_advance, advance, done, total))
         done += file.stat().st_size
     return len(modules(adapters))

@@ -1,1 +1,29 @@
-"""The settings of a run: typed dataclasses, their bounds, and Hydra's command line."""
+"""The settings of a run: typed dataclasses with bounds, and Hydra's command line.
+
+The dataclasses and their errors are imported from here (`from iclora_train.config import Config`). No torch import.
+"""
+
+from iclora_train.config.checks import Checks
+from iclora_train.config.diffusion import Flow, Sample
+from iclora_train.config.errors import ConfigError, one_of, require
+from iclora_train.config.evaluation import Eval, Thresholds
+from iclora_train.config.settings import Config, Data, Lora, Model, Optim, Task, Validation, to_config
+
+__all__ = [
+    "Checks",
+    "Config",
+    "ConfigError",
+    "Data",
+    "Eval",
+    "Flow",
+    "Lora",
+    "Model",
+    "Optim",
+    "Sample",
+    "Task",
+    "Thresholds",
+    "Validation",
+    "one_of",
+    "require",
+    "to_config",
+]

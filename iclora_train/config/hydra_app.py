@@ -24,7 +24,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from iclora_train.config.settings import Config, ConfigError, check
+from iclora_train.config.settings import Config, ConfigError, to_config
 
 
 def conf_dir() -> Path:
@@ -38,7 +38,7 @@ def task_names() -> list[str]:
     return sorted(path.stem for path in (conf_dir() / "conf").glob("*.yaml"))
 
 
-def register(schema: type = Config) -> None:
+def register_schema(schema: type = Config) -> None:
     """Make the dataclasses of `config`, or others, the schema that conf/*.yaml begin with."""
     ConfigStore.instance().store(name="schema", node=schema)
 
@@ -48,17 +48,17 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def run(config_name: str, function: Callable[[Config], None]) -> None:
+def run_with_config(config_name: str, function: Callable[[Config], None]) -> None:
     """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (see `start`)."""
-    start(config_name, lambda composed: function(check(composed)))
+    run_with_schema(config_name, lambda composed: function(to_config(composed)))
 
 
-def start(config_name: str, function: Callable[[DictConfig], None], schema: type = Config) -> None:
+def run_with_schema(config_name: str, function: Callable[[DictConfig], None], schema: type = Config) -> None:
     """Compose conf/<config_name>.yaml over `schema` with the command line, and call `function` (once a job of a sweep).
 
     A wrong setting, found here or raised as ConfigError by `function`, is one line on stderr and exit code 2.
     """
-    register(schema)
+    register_schema(schema)
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # buckets of many sizes share one memory
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
 
@@ -75,11 +75,11 @@ def start(config_name: str, function: Callable[[DictConfig], None], schema: type
 
 
 def _refuse(error: Exception) -> None:
-    print(f"error: {explain(error)}", file=sys.stderr)
+    print(f"error: {explain_error(error)}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def explain(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """One line: what is wrong, and the choices where there are some."""
     if isinstance(error, InterpolationToMissingValueError):
         return f"no task: choose one with conf=<task>, where <task> is one of {', '.join(task_names())}"
@@ -99,7 +99,7 @@ def explain(error: Exception) -> str:
     return " ".join(" ".join(parts).split())
 
 
-def call(command: str, *more: str) -> None:
+def run_module(command: str, *more: str) -> None:
     """Run another of our commands with this one's overrides; if it fails, end with its exit code (it said why)."""
     done = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
     if done.returncode:

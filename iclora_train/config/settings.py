@@ -31,9 +31,9 @@ __all__ = [
     "Task",
     "Thresholds",
     "Validation",
-    "check",
     "one_of",
     "require",
+    "to_config",
 ]
 
 
@@ -224,7 +224,7 @@ class Config:
     seed: int = 0
 
 
-def check(composed: DictConfig) -> Config:
+def to_config(composed: DictConfig) -> Config:
     """A composed config as dataclasses with all bounds checked. ConfigError names what is wrong."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:

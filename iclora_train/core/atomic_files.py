@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 
 class DiskFullError(ConfigError):
@@ -19,14 +19,14 @@ class DiskFullError(ConfigError):
 
 
 @contextlib.contextmanager
-def write_whole(path: Path) -> Iterator[IO[bytes]]:
+def write_atomic(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that appears under `path` only when all of it is on the disk; until then it is `path`.tmp.
 
     DiskFullError when the disk, a quota or a file size limit is exhausted; then nothing is left behind.
     """
     part = path.with_name(path.name + ".tmp")
     try:
-        with writing(path):
+        with reraise_disk_full(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 yield file
@@ -39,7 +39,7 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def reraise_disk_full(path: Path) -> Iterator[None]:
     """DiskFullError in place of the OSError, when there is no room left to write `path` in."""
     try:
         yield
@@ -53,7 +53,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, remedy: str) -> Iterator[None]:
+def exclusive(folder: Path, remedy: str) -> Iterator[None]:
     """Be the only process of this machine that writes into `folder`. ConfigError with `remedy` if another one does.
 
     The lock (`folder`/.lock) is the system's own: however a process ends, it is free again.

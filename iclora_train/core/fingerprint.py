@@ -7,9 +7,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from iclora_train.config.settings import Config
+from iclora_train.config import Config
 
-PLACES = (
+RUNTIME_KEYS = (
     "checkpoint",
     "vae",
     "connectors",
@@ -37,7 +37,7 @@ def config_hash(config: Config) -> str:
     """Short hash of the settings that shape the adapter, wherever its data lies: the same hash, the same training."""
     every = asdict(config)
     chosen = {key: every[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
-    for section, places in (("data", ("clips", "root", "workers")), ("model", PLACES)):
+    for section, places in (("data", ("clips", "root", "workers")), ("model", RUNTIME_KEYS)):
         for place in places:
             del chosen[section][place]
     chosen["max_steps"] = config.trainer.get("max_steps")

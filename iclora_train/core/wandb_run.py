@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 
-def start(folder: Path, name: str, config: Mapping[str, Any], arguments: Mapping[str, Any], **more: Any) -> Any:
+def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Mapping[str, Any], **more: Any) -> Any:
     """A run whose identity is its folder: started again, it goes on. `arguments` are those of logger.wandb, which have
     the last word over `more`.
 
@@ -41,7 +41,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     return wandb.Table(columns=list(columns), data=[[cell(value) for value in row] for row in rows])
 
 
-def lines(x: Sequence[float], series: Mapping[str, Sequence[float | None]], title: str, x_title: str) -> Any:
+def line_chart(x: Sequence[float], series: Mapping[str, Sequence[float | None]], title: str, x_title: str) -> Any:
     """A chart of named lines over x."""
     import wandb  # noqa: PLC0415
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from iclora_train.config.settings import require
+from iclora_train.config import require
 from iclora_train.core.types import LatentPair
 from iclora_train.data.shards import ShardSet
 

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Mapping
 
-from iclora_train.config.errors import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 KEY = "data.prompt"
 TEMPLATE = "prompt_template"  # its name in an adapter's metadata

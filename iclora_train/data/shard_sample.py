@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.video import encode_clip
 
@@ -86,7 +86,7 @@ def load_halves(data: memoryview) -> dict[str, Tensor]:
 
 def save_text(path: Path, text: Tensor) -> None:
     """Keep the features (T,D) of one caption in a file, fp16."""
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write(safetensors.torch.save({"text": text.detach().to("cpu", torch.float16).contiguous()}))
 
 

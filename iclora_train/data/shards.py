@@ -21,8 +21,8 @@ import torch
 import webdataset
 from torch import Tensor
 
-from iclora_train.config.settings import Config, ConfigError
-from iclora_train.core.atomic_files import sha256, write_whole
+from iclora_train.config import Config, ConfigError
+from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.fingerprint import content_settings, differences, digest, plain
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.shard_sample import Members, load_halves, load_text, save_text, split_members
@@ -73,7 +73,7 @@ class ShardWriter:
     def write(self, shard: str, samples: Iterable[Members]) -> None:
         """Write one tar; the same samples give the same bytes. DiskFullError leaves nothing behind."""
         with (
-            write_whole(self.folder / shard) as file,
+            write_atomic(self.folder / shard) as file,
             webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar,
         ):
             for sample in samples:
@@ -129,7 +129,7 @@ def _require_equal(folder: Path, old: object, new: object) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write(json.dumps(value, indent=1).encode())
 
 

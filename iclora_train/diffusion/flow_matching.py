@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from iclora_train.config.settings import Flow
+from iclora_train.config import Flow
 
 _PERCENTILE_999, _PERCENTILE_005 = 3.0902, -2.5758  # of the standard normal
 _EPS = 1e-3  # smallest sigma that is drawn

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import Sample, require
+from iclora_train.config import Sample, require
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
 

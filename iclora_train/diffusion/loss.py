@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import Flow, Task
+from iclora_train.config import Flow, Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.flow_matching import masked_loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from iclora_train.config.settings import Flow, Sample
+from iclora_train.config import Flow, Sample
 from iclora_train.diffusion.flow_matching import sigma_shift
 
 # Of the distilled LTX-2 models (ltx-pipelines): all 8 steps, and the 3 that refine a clip after the latent upsampler.

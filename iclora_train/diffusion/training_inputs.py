@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from iclora_train.config.settings import ConfigError, Flow, Task
+from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.flow_matching import noise_to, sample_sigma, velocity

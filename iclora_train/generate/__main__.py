@@ -2,7 +2,7 @@
 
 from omegaconf import DictConfig
 
-from iclora_train.config.hydra_app import start
+from iclora_train.config.hydra_app import run_with_schema
 from iclora_train.generate.settings import Generate, settle
 
 
@@ -15,7 +15,7 @@ def _generate(composed: DictConfig) -> None:
 
 def main() -> None:
     """Console script `iclora-generate`."""
-    start("generate", _generate, Generate)
+    run_with_schema("generate", _generate, Generate)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from iclora_train.adapters.base_spec import require_same_base
 from iclora_train.adapters.convert import import_adapter
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
-from iclora_train.config.settings import Model, require
+from iclora_train.config import Model, require
 from iclora_train.generate.settings import Generate
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import transformer_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.data.video import at_rate, probe, read_clip

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from iclora_train import __version__
-from iclora_train.config.settings import require
-from iclora_train.core.atomic_files import sha256, write_whole
+from iclora_train.config import require
+from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.types import VideoShape
 from iclora_train.data.video import encode_clip
 from iclora_train.generate.inputs import Inputs
@@ -68,9 +68,9 @@ def recipe(
 def write(settings: Generate, frames: np.ndarray, fps: float, record: dict[str, Any]) -> list[Path]:
     """Write all files of uint8 RGB frames (F,H,W,3), each whole or not at all; where they are."""
     out = Path(settings.out)
-    with write_whole(out) as file:
+    with write_atomic(out) as file:
         file.write(encode_clip(frames, fps, lossless=False))
-    with write_whole(record_path(settings.out)) as file:
+    with write_atomic(record_path(settings.out)) as file:
         file.write(json.dumps(record, indent=1, sort_keys=True).encode())
     if settings.frames_out is None:
         return [out, record_path(settings.out)]
@@ -78,6 +78,6 @@ def write(settings: Generate, frames: np.ndarray, fps: float, record: dict[str, 
     for old in folder.glob(FRAME.replace("{:05d}", "*")):
         old.unlink()
     for i, frame in enumerate(frames):
-        with write_whole(folder / FRAME.format(i)) as file:
+        with write_atomic(folder / FRAME.format(i)) as file:
             file.write(cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1].tobytes())
     return [out, record_path(settings.out), folder]

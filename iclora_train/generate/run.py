@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
+from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.config.settings import require
 from iclora_train.core.progress import bar, busy
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.data.pixels import to_bytes

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from iclora_train.config.settings import ConfigError, Flow, Model, Sample, one_of, require
+from iclora_train.config import ConfigError, Flow, Model, Sample, one_of, require
 
 TRAINING = ("data", "optim", "trainer", "validation", "eval", "logger")  # what else conf= and model= may set
 EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}

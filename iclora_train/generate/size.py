@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.generate.media import Source
 from iclora_train.generate.settings import Generate

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError, Model, require
+from iclora_train.config import ConfigError, Model, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.load import load_transformer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from iclora_train.config.settings import Model, require
+from iclora_train.config import Model, require
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.activation_offload import Spill

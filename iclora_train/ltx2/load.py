@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import BlockRunner

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from iclora_train.config.errors import require
+from iclora_train.config import require
 
 MODELS = Path(__file__).parent / "models"
 DETECTOR_SIZE, LANDMARK_SIZE = 224, 256  # pixels

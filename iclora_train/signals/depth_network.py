@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, PreTrainedModel
 
-from iclora_train.config.errors import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 KINDS = ("depth_anything", "dpt", "zoedepth", "depth_pro")  # model types
 METRIC = ("zoedepth", "depth_pro")  # those whose output is always in metres

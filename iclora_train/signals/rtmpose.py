@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from iclora_train.config.errors import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # of MMPose's preprocessor, RGB
 PADDING = 1.25  # of boxes, as in MMPose's training

@@ -16,15 +16,15 @@ from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.training.dry_run import peak_memory
 from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.loggers import Sink
+from iclora_train.training.loggers import MetricLogger
 from iclora_train.training.step_metrics import Row
-from iclora_train.training.throughput import Meter, matmul_peak, work_of
+from iclora_train.training.throughput import ThroughputMeter, batch_work, matmul_peak
 from iclora_train.training.validation import ValidationClips
 
 EVERY = 10  # optimizer steps between two measurements of throughput, and between two looks at a GPU
 
 
-class Record(Callback):
+class MetricsRecorder(Callback):
     """Collects the row of every optimizer step and hands it to the sinks; held-out losses, the figures of the clips
     that are made, and throughput join it when they are due. A run that diverges ends here (`DivergedError`).
 
@@ -33,7 +33,11 @@ class Record(Callback):
     """
 
     def __init__(
-        self, sinks: list[Sink], every: int, heldout: Callable[[ICLoRA], Row] | None, log_every: int | None = None
+        self,
+        sinks: list[MetricLogger],
+        every: int,
+        heldout: Callable[[ICLoRA], Row] | None,
+        log_every: int | None = None,
     ) -> None:
         self.sinks, self.every, self.heldout = sinks, every, heldout
         self.log_every, self.look_every = log_every or EVERY, log_every
@@ -48,7 +52,7 @@ class Record(Callback):
         self.first = self.done = trainer.global_step
         self.look_every = self.look_every or (1 if module.device.type == "cpu" else EVERY)
         peak = matmul_peak(module.device, base_dtype(module.config.model.precision))
-        self.meter = Meter(peak, trainer.world_size)
+        self.meter = ThroughputMeter(peak, trainer.world_size)
         untrained = self.heldout(module) if self.done == 0 and self.heldout is not None else {}
         if trainer.is_global_zero:
             for sink in self.sinks:
@@ -58,13 +62,13 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
         if self.done > self.first:
-            self.meter.go()
+            self.meter.resume()
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: ICLoRA, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
         step, lora = trainer.global_step, module.config.model.lora
-        work = work_of(batch, module.transformer.config, lora.rank, tuple(lora.targets))
+        work = batch_work(batch, module.transformer.config, lora.rank, tuple(lora.targets))
         self.meter.add(work, step_done=step > self.done)
         if step == self.done:  # gradients are still being accumulated
             return
@@ -83,7 +87,7 @@ class Record(Callback):
                 for measure in measured:
                     rows[-1] |= measure(module)
             self._write(trainer, rows)
-            self.meter.go()
+            self.meter.resume()
 
     def on_save_checkpoint(self, trainer: Trainer, module: ICLoRA, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         """What led to a checkpoint is looked at before it is written, and its rows are in the log."""
@@ -94,14 +98,14 @@ class Record(Callback):
         self._write(trainer, self._look(trainer, module))
 
     def _look(self, trainer: Trainer, module: ICLoRA) -> list[Row]:
-        rows, diverged = module.look()
+        rows, diverged = module.collect_metrics()
         if diverged is not None:
             self._write(trainer, rows)
             raise diverged
         return rows
 
     def _throughput(self, module: ICLoRA) -> Row:
-        figures = self.meter.take()
+        figures = self.meter.collect()
         return figures and {**figures, "memory_gib": peak_memory(module.device)}
 
     def _write(self, trainer: Trainer, rows: list[Row]) -> None:

@@ -20,26 +20,26 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from iclora_train.config.settings import Config, ConfigError
-from iclora_train.core.atomic_files import write_whole
-from iclora_train.core.fingerprint import PLACES, differences, digest, plain
+from iclora_train.config import Config, ConfigError
+from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, plain
 from iclora_train.ltx2.base_model import BaseModel
 
-KEPT = 2  # checkpoints; the last but one is for the case that the last is damaged
-NOT_SHAPING = ("root", "workers")  # of `data`: where things lie and who reads them
+KEEP_LAST = 2  # checkpoints; the last but one is for the case that the last is damaged
+NOT_COMPARED = ("root", "workers")  # of `data`: where things lie and who reads them
 
 
-class WholeFile(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that appear under their name only when they are whole. DiskFullError leaves the earlier ones."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        with write_whole(Path(path)) as file:
+        with write_atomic(Path(path)) as file:
             file.write(buffer.getbuffer())
 
 
-class Saver(Checkpoint):
+class CheckpointSaver(Checkpoint):
     """Saves every `every` optimizer steps and at the end, and keeps the last two. Lightning calls it after all others,
     so that what they wrote for a step is on disk before the step counts as done.
     """
@@ -56,7 +56,7 @@ class Saver(Checkpoint):
         self.saved = step
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEPT]:
+            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEEP_LAST]:
                 old.unlink()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Saver(Checkpoint):
             raise ConfigError(f"the checkpoints in {self.folder} are of other settings: {_remedy(self.folder.parent)}")
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint; a damaged one is passed over with a line on stderr."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
         if _whole(path):
@@ -85,10 +85,10 @@ def _whole(path: Path) -> bool:
         return False
 
 
-def shaping_settings(config: Config, base: BaseModel) -> dict[str, Any]:
+def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """The settings that shape a run, as JSON: what has to be equal when it goes on."""
     sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
-    for section, keys in (("data", NOT_SHAPING), ("model", PLACES)):
+    for section, keys in (("data", NOT_COMPARED), ("model", RUNTIME_KEYS)):
         for key in keys:
             del sections[section][key]
     trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
@@ -97,14 +97,14 @@ def shaping_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     return plain({**sections, **rest})
 
 
-def claim(folder: Path, settings: dict[str, Any]) -> None:
+def resume_or_refuse(folder: Path, settings: dict[str, Any]) -> None:
     """Make `folder` the run of these settings. ConfigError when it holds checkpoints or the adapter of others: names
     the keys and the remedy.
     """
     mark = folder / "run.json"
     made = [*folder.glob("checkpoints/step-*.ckpt"), *folder.glob("adapter.safetensors")]
     if not made or not mark.exists():
-        with write_whole(mark) as file:
+        with write_atomic(mark) as file:
             file.write(json.dumps(settings, indent=1, sort_keys=True).encode())
         return
     changed = differences(json.loads(mark.read_text()), settings)

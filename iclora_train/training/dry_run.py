@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config, ConfigError
+from iclora_train.config import Config, ConfigError
 from iclora_train.data.batch_sampler import Batch, bucket_tokens, clips_per_batch, collate, to_device
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.training_inputs import step_generator
@@ -52,7 +52,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     ConfigError names the knobs when memory does not suffice; DiskFullError comes from the save.
     """
     device = module.transformer.patchify_proj.weight.device
-    bucket, batch = largest(config, shards, device)
+    bucket, batch = largest_batch(config, shards, device)
     kept = [p.detach().clone() for p in module.adapter]
     try:
         step = _steps(module, batch)
@@ -76,7 +76,7 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     return Estimate(bucket, tokens, step, spent, memory, room, adapter, hours)
 
 
-def largest(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
+def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
     """The training batch with the most tokens, of equal ones that of the longest clips; made of one clip."""
     tokens = bucket_tokens(shards, "train")
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch)
@@ -90,9 +90,9 @@ def _steps(module: ICLoRA, batch: Batch) -> float:
     device, optimizer = batch["target"].device, module.optimizer()
     taken = []
     for i in range(STEPS):
-        begun = clock(device)
+        begun = synced_time(device)
         optimizer_step(module, optimizer, batch, i)
-        taken.append(clock(device) - begun)
+        taken.append(synced_time(device) - begun)
     return min(taken)
 
 
@@ -116,7 +116,7 @@ def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
         return found.total(module.config.flow)
 
 
-def clock(device: torch.device) -> float:
+def synced_time(device: torch.device) -> float:
     """Seconds, after all work of the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

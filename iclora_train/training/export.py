@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from iclora_train.adapters import card, lora
-from iclora_train.config.hydra_app import call
+from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.data.batch_sampler import clips_per_batch
@@ -54,10 +54,10 @@ def evaluate(folder: Path, adapter: Path) -> None:
     """Judge the adapter by `python -m eval`, unless its scores are there."""
     path = folder / "eval" / "scores.json"
     if not path.exists() or json.loads(path.read_text())["adapter"]["sha256"] != sha256(adapter):
-        call("eval")
+        run_module("eval")
 
 
-def conclude(folder: Path, adapter: Path, console: Console) -> None:
+def finish(folder: Path, adapter: Path, console: Console) -> None:
     """Where everything is, and the headline numbers, which the card is given too."""
     scores = folder / "eval" / "scores.json"
     found = json.loads(scores.read_text()) if scores.exists() else None

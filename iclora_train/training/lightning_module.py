@@ -16,14 +16,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config, Optim, require
+from iclora_train.config import Config, Optim, require
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.loss import Losses, losses
 from iclora_train.diffusion.training_inputs import draw, step_generator
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import compile_as_set, transformer_of
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.training.step_metrics import DivergedError, Recent, Row
+from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, Row
 
 
 class ICLoRA(LightningModule):
@@ -37,7 +37,7 @@ class ICLoRA(LightningModule):
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         compile_as_set(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
-        self.recent = Recent()
+        self.step_metrics = DeferredMetrics()
         self.lr = 0.0  # of the last optimizer step
         self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
 
@@ -51,7 +51,7 @@ class ICLoRA(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised on a batch; the losses of each clip are kept for `look`."""
         found = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
-        self.recent.add(batch["keys"], found)
+        self.step_metrics.add(batch["keys"], found)
         return found.total(self.config.flow)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
@@ -67,20 +67,20 @@ class ICLoRA(LightningModule):
     ) -> None:
         """Clip the norm to optim.clip_norm; what it was is kept for `look`."""
         norm = torch.nn.utils.clip_grad_norm_(self.adapter, self.config.optim.clip_norm)
-        self.recent.close(self.global_step + 1, norm, self.lr)
+        self.step_metrics.end_step(self.global_step + 1, norm, self.lr)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimizer of optim.optimizer under our schedule, which steps once per optimizer step."""
         settings, optimizer = self.config.optim, self.optimizer()
         steps = self.trainer.max_steps
-        schedule = LambdaLR(optimizer, lambda step: rate(step, settings, steps))
+        schedule = LambdaLR(optimizer, lambda step: lr_factor(step, settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer(self) -> Optimizer:
         """A fresh optimizer of optim.optimizer over the adapter."""
         optim = self.config.optim.optimizer
         require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
-        made: Optimizer = instantiate(on_device(optim, self.adapter[0].device), self.adapter, _convert_="all")
+        made: Optimizer = instantiate(optimizer_settings(optim, self.adapter[0].device), self.adapter, _convert_="all")
         return made
 
     def optimizer_step(
@@ -125,7 +125,7 @@ class ICLoRA(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The base is not saved: only what is trained, and its average. DivergedError if a step that nobody looked at
         was not finite; rows are taken by `callbacks.Record`, which Lightning asks first."""
-        _, diverged = self.look()
+        _, diverged = self.collect_metrics()
         if diverged is not None:
             raise diverged
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -137,10 +137,10 @@ class ICLoRA(LightningModule):
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         self.average = checkpoint["average"]
 
-    def look(self) -> tuple[list[Row], DivergedError | None]:
+    def collect_metrics(self) -> tuple[list[Row], DivergedError | None]:
         """The rows of the steps since the last call, and what is wrong with the step behind them (`Recent.take`). The
         only place where the host waits for the device in training."""
-        return self.recent.take(self._gather)
+        return self.step_metrics.collect(self._gather)
 
     def _gather(self, own: Tensor) -> Tensor:
         seen = self.all_gather(own)
@@ -148,14 +148,14 @@ class ICLoRA(LightningModule):
         return seen
 
 
-def on_device(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
+def optimizer_settings(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """Settings of an optimizer; on a GPU AdamW is one kernel for all weights, unless they say how it is computed."""
     said = {"fused", "foreach", "capturable", "differentiable"} & optim.keys()
     adamw = optim["_target_"] in ("torch.optim.AdamW", "torch.optim.adamw.AdamW")
     return {**optim, "fused": True} if adamw and device.type == "cuda" and not said else optim
 
 
-def rate(step: int, optim: Optim, max_steps: int) -> float:
+def lr_factor(step: int, optim: Optim, max_steps: int) -> float:
     """Share of the full learning rate at optimizer step `step` (from 0): linear warm-up, then the chosen decay."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps

@@ -12,16 +12,16 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from iclora_train.core import wandb_run as wandb_door
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core import wandb_run
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.training.step_metrics import Row
-from iclora_train.training.throughput import FIGURES
+from iclora_train.training.throughput import THROUGHPUT_COLUMNS
 from iclora_train.training.validation_metrics import CONDITIONS
 
 LINE_EVERY = 5.0  # seconds between lines where there is no terminal
 
 
-class Sink(Protocol):
+class MetricLogger(Protocol):
     """Where rows go. `start` tells the step that training goes on from; `close` comes also after an error."""
 
     def start(self, step: int) -> None: ...
@@ -29,7 +29,7 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-class CsvLog:
+class CsvLogger:
     """A line for each row that has any of `columns` besides the step, which is the first; an empty cell for what was
     not measured.
 
@@ -52,7 +52,7 @@ class CsvLog:
         table = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
         table.writeheader()
         table.writerows(kept)
-        with write_whole(self.path) as whole:
+        with write_atomic(self.path) as whole:
             whole.write(text.getvalue().encode())
         self.file = self.path.open("a", newline="")
 
@@ -70,15 +70,15 @@ class CsvLog:
             self.file.close()
 
 
-class WandbLog:
-    """Weights & Biases (`wandb_door.start`)."""
+class WandbLogger:
+    """Weights & Biases (`wandb_run.start_run`)."""
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
         self.folder, self.name, self.config, self.arguments = folder, name, config, arguments
         self.run: Any = None
 
     def start(self, step: int) -> None:
-        self.run = wandb_door.start(self.folder, self.name, self.config, self.arguments)
+        self.run = wandb_run.start_run(self.folder, self.name, self.config, self.arguments)
         self.run.define_metric("*", step_metric="step")
 
     def write(self, rows: list[Row]) -> None:
@@ -93,7 +93,7 @@ class WandbLog:
 
 def _panel(name: str) -> str:
     """The key in W&B, which puts what has the same beginning into one section."""
-    return f"throughput/{name}" if name in FIGURES else name
+    return f"throughput/{name}" if name in THROUGHPUT_COLUMNS else name
 
 
 class ProgressBar:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from iclora_train.config.errors import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.runtime.activation_offload import ON_THE_WAY
 
 GIB = 2**30

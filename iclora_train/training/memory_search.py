@@ -17,19 +17,19 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from iclora_train.config.settings import Config, ConfigError, require
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config, ConfigError, require
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.kernels.lora_linear import turn, turnable
 from iclora_train.ltx2.runtime.activation_offload import Spill
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
-from iclora_train.training.dry_run import largest, mean_loss
+from iclora_train.training.dry_run import largest_batch, mean_loss
 from iclora_train.training.host_memory import free_on_host
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB, MARGIN, Level, Plan, Room, budget_of, find, fits, guessed, highest
-from iclora_train.training.throughput import matmul_peak, work_of
+from iclora_train.training.throughput import batch_work, matmul_peak
 
 HOST = 0.7  # share of the free host memory that may be pinned
 # Seconds of a forward pass over those of all operations of a step at `matmul_peak`; a third of the steps seen in bf16.
@@ -69,9 +69,9 @@ def settled(
         return plan
     devices = config.trainer.get("devices")
     together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
-    plan = settle(module, largest(config, shards, device)[1], memory, say, together)
+    plan = settle(module, largest_batch(config, shards, device)[1], memory, say, together)
     if first:
-        with write_whole(known) as file:
+        with write_atomic(known) as file:
             file.write(json.dumps({"place": place, **asdict(plan)}).encode())
     return plan
 
@@ -141,7 +141,7 @@ def apply(module: ICLoRA, kept: float, spill: float) -> None:
 def _guess(module: ICLoRA, batch: Batch) -> Level:
     """The level of 1 by its sizes."""
     net, lora, device = module.transformer.config, module.config.model.lora, batch["target"].device
-    work = work_of(batch, net, lora.rank, tuple(lora.targets))
+    work = batch_work(batch, net, lora.rank, tuple(lora.targets))
     seconds = FORWARDS * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
     return guessed(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
 

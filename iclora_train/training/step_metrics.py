@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.diffusion.loss import Losses
 
 BUCKETS = 4  # of noise levels, in which the loss is shown
@@ -42,7 +42,7 @@ class _Step:
     lr: float
 
 
-class Recent:
+class DeferredMetrics:
     """The steps since the last look."""
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class Recent:
         apart = torch.full_like(loss, math.nan) if found.apart is None else found.apart.detach()
         self.batches.append(_Clips(keys, found.sigma, loss, apart))
 
-    def close(self, number: int, grad_norm: Tensor, lr: float) -> None:
+    def end_step(self, number: int, grad_norm: Tensor, lr: float) -> None:
         """The batches since the last one were step `number`."""
         keys = [key for batch in self.batches for key in batch.keys]
         names = ("sigma", "loss", "apart")
@@ -63,7 +63,7 @@ class Recent:
         self.steps.append(_Step(number, _Clips(keys, sigma, loss, apart), grad_norm, lr))
         self.batches.clear()
 
-    def take(self, gather: Callable[[Tensor], Tensor]) -> tuple[list[Row], DivergedError | None]:
+    def collect(self, gather: Callable[[Tensor], Tensor]) -> tuple[list[Row], DivergedError | None]:
         """A row for each step since the last call, up to the first one that is not finite, which is the error.
 
         A row: step, loss, loss by noise level, locality, gradient norm, learning rate. gather puts the tensors of all

@@ -30,7 +30,7 @@ from torch import Tensor
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.model.transformer import TransformerConfig
 
-FIGURES = ("s_per_step", "tokens_per_s", "clips_per_s", "tflops", "mfu", "memory_gib")  # what a row of throughput has
+THROUGHPUT_COLUMNS = ("s_per_step", "tokens_per_s", "clips_per_s", "tflops", "mfu", "memory_gib")
 _ROUNDS = 4  # of the measured peak, of which the best counts
 _GPU, _CPU = (4096, 20), (512, 4)  # side of its matrices, products in a round
 
@@ -83,7 +83,7 @@ class Work:
     flops: int = 0
 
 
-def work_of(batch: Batch, config: TransformerConfig, rank: int, targets: tuple[str, ...]) -> Work:
+def batch_work(batch: Batch, config: TransformerConfig, rank: int, targets: tuple[str, ...]) -> Work:
     """The work of a training batch."""
     latents: list[Tensor] = [batch["target"], *batch["references"]]
     clips, tokens = len(latents[0]), sum(latent[0, 0].numel() for latent in latents)
@@ -91,7 +91,7 @@ def work_of(batch: Batch, config: TransformerConfig, rank: int, targets: tuple[s
     return Work(clips, clips * tokens, flops)
 
 
-class Meter:
+class ThroughputMeter:
     """Adds up work and the seconds that it took, while it is running.
 
     peak: operations a second that one device reaches (`matmul_peak`). devices: how many do as much as this one.
@@ -102,13 +102,13 @@ class Meter:
         self.since: float | None = None  # when it was started; None while it stands still
         self.seconds, self.steps, self.work = 0.0, 0, Work()
 
-    def go(self) -> None:
+    def resume(self) -> None:
         """From now on time counts."""
         if self.since is None:
             self.since = self.clock()
 
     def pause(self) -> None:
-        """Until `go` time does not count."""
+        """Until `resume` time does not count."""
         if self.since is not None:
             self.seconds += self.clock() - self.since
             self.since = None
@@ -121,14 +121,14 @@ class Meter:
         for field in fields(Work):
             setattr(self.work, field.name, getattr(self.work, field.name) + getattr(work, field.name))
 
-    def take(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float]:
         """Figures since the last call: s_per_step, tokens_per_s and clips_per_s of all devices, tflops (10^12
         operations a second) and mfu (their share of the peak) of one. Nothing where no step was done."""
         running = self.since is not None
         self.pause()
         seconds, steps, work = self.seconds, self.steps, self.work
         if running:
-            self.go()
+            self.resume()
         if not steps:
             return {}
         self.seconds, self.steps, self.work = 0.0, 0, Work()

@@ -16,8 +16,8 @@ from lightning import Callback, Trainer
 from torch import Tensor
 
 from iclora_train.adapters import lora
-from iclora_train.config.settings import Config, Task, require
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.config import Config, Task, require
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import Batch, clips_per_batch, collate, to_device
 from iclora_train.data.pixels import to_bytes
@@ -32,20 +32,20 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_names, loss_row, sampled_row
+from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_columns, loss_row, sampled_row
 
 SHOWN = 4  # clips that are made for the eye
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationBatches:
     """Val clips in batches, and for each the same batch with another clip's references."""
 
     batches: tuple[tuple[Batch, Batch], ...]
     empty: Tensor  # (T,D), features of the empty caption
 
     @classmethod
-    def open(cls, shards: ShardSet, config: Config) -> HeldOut:
+    def open(cls, shards: ShardSet, config: Config) -> ValidationBatches:
         """`validation.windows` clips spread evenly over the val split (its most frequent bucket). ConfigError when
         there are not two of them.
         """
@@ -66,13 +66,15 @@ class HeldOut:
         return cls(tuple(both), shards.empty_text())
 
 
-def heldout_names(config: Config) -> list[str]:
+def validation_columns(config: Config) -> list[str]:
     """Names of what is measured on val clips: by `heldout_losses`, and by `ValidationClips`."""
-    return [*loss_names(config.validation.sigmas), *SAMPLED]
+    return [*loss_columns(config.validation.sigmas), *SAMPLED]
 
 
 @torch.no_grad()
-def heldout_losses(transformer: Transformer, heldout: HeldOut, config: Config, geometry: Geometry) -> dict[str, float]:
+def validation_losses(
+    transformer: Transformer, heldout: ValidationBatches, config: Config, geometry: Geometry
+) -> dict[str, float]:
     """Velocity loss at fixed noise and each of validation.sigmas, with the correct, a swapped and no reference, and of
     the base alone; and what follows from them (`watch.loss_row`)."""
     device = next(transformer.parameters()).device
@@ -109,7 +111,7 @@ class ValidationClips(Callback):
     target. `callbacks.Record` asks for them, so that their figures come into the row of their step.
     """
 
-    def __init__(self, config: Config, base: BaseModel, heldout: HeldOut, folder: Path) -> None:
+    def __init__(self, config: Config, base: BaseModel, heldout: ValidationBatches, folder: Path) -> None:
         self.config, self.base, self.folder = config, base, folder
         batch = heldout.batches[0][0]
         tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}
@@ -142,7 +144,7 @@ class ValidationClips(Callback):
         made, target = self._pixels(latent), self._pixels(batch["target"])
         for i, key in enumerate(batch["keys"][:SHOWN]):
             shown = _side_by_side([column[i] for column in (*references, made, target)])
-            with write_whole(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
+            with write_atomic(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
                 file.write(encode_clip(shown, float(batch["fps"][i]), lossless=False))
         return sampled_row(torch.from_numpy(made), torch.from_numpy(target))
 

@@ -23,7 +23,7 @@ SAMPLED = ("sampled_psnr", "sampled_psnr_other")
 Losses = Mapping[tuple[str, float], Tensor]  # (which of CONDITIONS, sigma) -> loss of each clip (n,)
 
 
-def loss_names(sigmas: Sequence[float]) -> list[str]:
+def loss_columns(sigmas: Sequence[float]) -> list[str]:
     """Names of what `loss_row` gives, always the same and in this order."""
     losses = [f"heldout_{which}_{sigma:g}" for which in CONDITIONS for sigma in sigmas]
     at_levels = [f"{name}_{sigma:g}" for name in ("control_gain", "swap_gap") for sigma in sigmas]
@@ -37,15 +37,15 @@ def loss_row(losses: Losses, sigmas: Sequence[float]) -> dict[str, float]:
     summed = {which: torch.stack([losses[which, s] for s in sigmas]).sum(0) for which in CONDITIONS}  # (n,)
     for s in sigmas:
         correct, swapped, _, base = (losses[which, s] for which in CONDITIONS)
-        row[f"control_gain_{s:g}"] = share(base - correct, base)
-        row[f"swap_gap_{s:g}"] = share(swapped - correct, base)
-    row["control_gain"] = share(summed["base"] - summed["correct"], summed["base"])
-    row["swap_gap"] = share(summed["swapped"] - summed["correct"], summed["base"])
+        row[f"control_gain_{s:g}"] = ratio_of_means(base - correct, base)
+        row[f"swap_gap_{s:g}"] = ratio_of_means(swapped - correct, base)
+    row["control_gain"] = ratio_of_means(summed["base"] - summed["correct"], summed["base"])
+    row["swap_gap"] = ratio_of_means(summed["swapped"] - summed["correct"], summed["base"])
     row["swap_won"] = float((summed["correct"] < summed["swapped"]).float().mean())
-    return {name: row[name] for name in loss_names(sigmas)}
+    return {name: row[name] for name in loss_columns(sigmas)}
 
 
-def share(part: Tensor, whole: Tensor) -> float:
+def ratio_of_means(part: Tensor, whole: Tensor) -> float:
     """Ratio of means (not mean of ratios, which clips of tiny loss would rule)."""
     return float(part.mean() / whole.mean())
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
-from iclora_train.config.settings import Flow
+from iclora_train.config import Flow
 from iclora_train.core.types import Tokens
 from iclora_train.diffusion.flow_matching import masked_loss, noise_to, sample_sigma, velocity
 from iclora_train.diffusion.noise_schedule import sigma_schedule

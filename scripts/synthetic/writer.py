@@ -13,7 +13,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from iclora_train.core.atomic_files import write_whole
+from iclora_train.core.atomic_files import write_atomic
 from scripts.synthetic.layout import Spec
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
@@ -79,7 +79,7 @@ def write(path: Path, specs: list[Spec], metadata: dict[str, str], seed: int = 0
         offset += nbytes(spec)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with write_whole(path) as file:
+    with write_atomic(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for spec in ordered:
             _write_tensor(file, spec, seed, device)

@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.makers.base import Drawn, Source, check_number, check_span, register
 from data_prep.makers.colour_space import luma
 from data_prep.makers.control.depth_files import VALUES, read_nearness
-from iclora_train.config.settings import one_of, require
+from iclora_train.config import one_of, require
 from iclora_train.signals.depth_picture import grey
 from iclora_train.signals.optical_flow import dis_flow, warped
 

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from data_prep.makers.colour_space import luma
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.data.video import read_clip
 
 VALUES = ("distance", "ramp", "nearness")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.makers.base import Drawn, Source, check_number, register
-from iclora_train.config.settings import require
+from iclora_train.config import require
 from iclora_train.signals import blazepose, rtmpose
 from iclora_train.signals.pose import PoseReader
 

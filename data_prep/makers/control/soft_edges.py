@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.makers.base import Drawn, Source, check_number, register
-from iclora_train.config.settings import require
+from iclora_train.config import require
 from iclora_train.signals.edges import SoftContours
 
 

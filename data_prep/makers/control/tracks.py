@@ -12,7 +12,7 @@ import numpy as np
 
 from data_prep.makers.base import Drawn, Source, check_number, check_span, register
 from data_prep.makers.control.track_files import read_tracks, spline
-from iclora_train.config.settings import require
+from iclora_train.config import require
 from iclora_train.data.video import probe
 from iclora_train.signals.point_tracks import follow, lost_beyond
 from iclora_train.signals.track_drawing import draw_tracks

@@ -12,7 +12,7 @@ from data_prep.makers.base import Drawn, Source, check_number, check_span, check
 from data_prep.makers.colour_space import to_codes, values
 from data_prep.makers.degrade.blur_kernels import bell, disk, lens, line, trace
 from data_prep.makers.trajectory import Course, Span, drawn_path, uniform
-from iclora_train.config.settings import one_of, require
+from iclora_train.config import one_of, require
 
 CLIPPED = np.clip((np.arange(256, dtype=np.float32) - 230) / 25, 0, 1) ** 2  # how much of a code may be a clipped light
 CORNERS = 1.15  # a pentagon reaches 1.15 times as far as the disk of its area, polygons of more sides less

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.makers.base import Drawn, Maker, Source, check_number, check_switch, make, register
 from data_prep.makers.degrade.resize import check_filters, resample
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 
 Steps = list[dict[str, Any]]
 ALONE = "degrade.low_resolution"  # it has another size inside

@@ -10,7 +10,7 @@ from data_prep.makers.base import Drawn, Source, check_number, check_span, check
 from data_prep.makers.colour_space import to_codes
 from data_prep.makers.degrade.interpolation import WAYS, Between
 from data_prep.makers.trajectory import Course, Span
-from iclora_train.config.settings import one_of, require
+from iclora_train.config import one_of, require
 
 
 @register("degrade.exposure")

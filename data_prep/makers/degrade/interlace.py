@@ -9,7 +9,7 @@ import numpy as np
 from data_prep.makers.base import Drawn, Source, register
 from data_prep.makers.colour_space import to_codes
 from data_prep.makers.degrade.interpolation import WAYS, Between
-from iclora_train.config.settings import one_of
+from iclora_train.config import one_of
 
 BLEND = np.array([0.25, 0.5, 0.25], np.float32)
 

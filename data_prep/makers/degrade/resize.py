@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.makers.base import Drawn, Source, check_span, register
 from data_prep.makers.trajectory import Course, Span
-from iclora_train.config.settings import one_of, require
+from iclora_train.config import one_of, require
 
 Filter = tuple[float, Callable[[np.ndarray], np.ndarray]]  # how far it reaches in pixels, and its weight at a distance
 

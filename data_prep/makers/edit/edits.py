@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.makers.base import Drawn, Source, check_number, check_span, register
 from data_prep.makers.edit.masks import OFFICIAL, SHAPES, clip_mask, dilated, drawn_mask, painted
 from data_prep.makers.trajectory import Course, Span, log_uniform, uniform
-from iclora_train.config.settings import one_of, require
+from iclora_train.config import one_of, require
 from iclora_train.data.video import read_clip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.makers.base import Source
 from data_prep.makers.colour_space import luma
 from data_prep.makers.trajectory import Course
-from iclora_train.config.settings import require
+from iclora_train.config import require
 from iclora_train.data.video import read_clip
 
 SHAPES = ("box", "ellipse", "free")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.config.errors import ConfigError
+from iclora_train.config import ConfigError
 
 WIDTH = 128  # channels of a head; at 64, with a bias, 4.0.0b36 left rows of a gradient zero (333 queries, 1,024 keys)
 HOPPER = (9, 0)  # the only ones it was tried on

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from iclora_train.config.errors import require
+from iclora_train.config import require
 from iclora_train.core.copy_stream import Lane
 
 

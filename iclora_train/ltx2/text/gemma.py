@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.text.connectors import TOKENS, Connectors
 from iclora_train.ltx2.text.gemma_files import GemmaFiles
 from iclora_train.ltx2.weights.assign import place

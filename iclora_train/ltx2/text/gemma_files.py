@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.weights.safetensors_header import StoredTensor, read_header
 
 PACKED_CONFIG, PACKED_TOKENIZER = "gemma_config", "tokenizer_json"

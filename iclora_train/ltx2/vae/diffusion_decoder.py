@@ -17,7 +17,7 @@ from diffusers.models.autoencoders.ltx2_diffusion_decoder import LTX2VideoVaeNei
 from torch import Tensor, nn
 from torch.nn import functional
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.vae.layout import Section, State, geometry_of, is_diffusion, with_vae_prefix
 from iclora_train.ltx2.vae.neighborhood_attention import NeighborhoodProcessor

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.weights.key_names import BARE, STATISTICS
 

@@ -14,7 +14,7 @@ import torch
 from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from torch import Tensor, nn
 
-from iclora_train.config.settings import ConfigError, require
+from iclora_train.config import ConfigError, require
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.ltx2.weights.assign import check_keys
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, read_header

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 FP8 = ("F8_E4M3", "F8_E5M2")  # as safetensors names the dtypes
 PLAIN = ("F64", "F32", "F16", "BF16")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Container
 from typing import Any
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 
 STATISTICS = {
     "per_channel_statistics.mean-of-means": "latents_mean",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.weights import key_names as layouts
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.config.settings import ConfigError
+from iclora_train.config import ConfigError
 from iclora_train.ltx2.weights import fp8_scales as fp8
 
 DTYPES = {  # of those that we can read exactly
