@@ -35,7 +35,7 @@ from iclora_train.training.dry_run import dry_run
 from iclora_train.training.export import evaluate, export, finish
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import CsvLogger, MetricLogger, ProgressBar, WandbLogger
-from iclora_train.training.memory_search import settled
+from iclora_train.training.memory_search import plan_memory
 from iclora_train.training.step_metrics import BUCKETS, LOCALITY, Row, bucket_name
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
 from iclora_train.training.validation import ValidationBatches, ValidationClips, validation_columns, validation_losses
@@ -76,7 +76,7 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest_checkpoint(folder / "checkpoints")
-    plan = settled(config, module, shards, folder, console.print, _is_first())
+    plan = plan_memory(config, module, shards, folder, console.print, _is_first())
     if plan is not None:
         console.print(str(plan))
     weight = module.transformer.patchify_proj.weight

@@ -43,7 +43,7 @@ from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.dry_run import optimizer_step, synced_time
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
-from iclora_train.training.memory_search import settle
+from iclora_train.training.memory_search import search_memory_plan
 from scripts.lightricks_step import TheirBase
 from scripts.profile_step import profile, ran
 from scripts.synthetic.configs import SIZES, VERSIONS
@@ -65,16 +65,16 @@ SHAPES = {"S": Shape(768, 448, 49), "M": Shape(960, 544, 89), "L": Shape(704, 12
 
 @dataclass(frozen=True)
 class Way:
-    """How steps are computed: with blocks compiled and trainer.memory, or model.kept, model.offload and model.graphs;
-    or the plain way."""
+    """How steps are computed: with blocks compiled and trainer.memory, or model.activation_budget,
+    model.weight_offload and model.cuda_graphs; or the plain way."""
 
     name: str
     precision: str = "bf16"
     plain: bool = False
     memory: str | float = "auto"
-    kept: float | None = None
-    offload: int = 0
-    graphs: bool = True
+    activation_budget: float | None = None
+    weight_offload: int = 0
+    cuda_graphs: bool = True
 
 
 PLAIN = Way("plain", plain=True)
@@ -101,9 +101,9 @@ def plainly() -> Iterator[None]:
     attends as PyTorch chooses."""
     forward = transformer.Transformer.forward
 
-    def spread(net: Any, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
+    def spread(net: Any, tokens: Tokens, text: Tensor, num_outputs: int | None = None) -> Tensor:
         own = replace(tokens, sigma=tokens.sigma.gather(1, tokens.level.long()))
-        return forward(net, own, text)[:, :count]
+        return forward(net, own, text)[:, :num_outputs]
 
     with (
         patch.object(transformer, "pick", lambda rows, level: rows),
@@ -117,8 +117,9 @@ def plainly() -> Iterator[None]:
 
 def module_of(base: BaseModel, way: Way, rank: int, device: torch.device) -> ICLoRA:
     model = Model(
-        name="benchmark", checkpoint="", precision=way.precision, recompute=True, compile=not way.plain,
-        kept=way.kept, offload=way.offload, graphs=way.graphs, lora=Lora(rank=rank),
+        name="benchmark", checkpoint="", precision=way.precision, activation_checkpointing=True, compile=not way.plain,
+        activation_budget=way.activation_budget, weight_offload=way.weight_offload, cuda_graphs=way.cuda_graphs,
+        lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
@@ -135,19 +136,25 @@ def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) ->
     device, optimizer, begun = batch["target"].device, module.optimizer(), time.perf_counter()
     row: dict[str, Any] = {}
     if device.type == "cuda":
-        if not way.plain and way.kept is None:
-            plan = settle(module, batch, way.memory, partial(print, file=sys.stderr, flush=True))
-            row = {"kept": plan.kept, "spill": plan.spill, "turned": plan.turned}
+        if not way.plain and way.activation_budget is None:
+            plan = search_memory_plan(module, batch, way.memory, partial(print, file=sys.stderr, flush=True))
+            row = {
+                "activation_budget": plan.activation_budget,
+                "activation_offload": plan.activation_offload,
+                "cached_transposed": plan.cached_transposed,
+            }
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     optimizer_step(module, optimizer, batch, 0)
     first = synced_time(device) - begun
     taken = running(lambda number: optimizer_step(module, optimizer, batch, number), args.steps, device)
     peak = torch.cuda.max_memory_reserved(device) / GIB if device.type == "cuda" else 0.0
-    if runner_of(module.transformer).graphs is not None:
-        row["graphs"] = runner_of(module.transformer).graphs.stopped or len(runner_of(module.transformer).graphs.known)
+    if runner_of(module.transformer).cuda_graphs is not None:
+        row["cuda_graphs"] = runner_of(module.transformer).cuda_graphs.stopped or len(
+            runner_of(module.transformer).cuda_graphs.captured
+        )
     if args.profile:
-        step, graphs = partial(optimizer_step, module, optimizer, batch, 0), runner_of(module.transformer).graphs
+        step, graphs = partial(optimizer_step, module, optimizer, batch, 0), runner_of(module.transformer).cuda_graphs
         replayed = None if graphs is None or graphs.stopped else ran(step)
         if graphs is not None:
             graphs.stop("a profile, which names no kernel's origin inside of a graph")
@@ -197,11 +204,17 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--kept", nargs="*", type=float, default=[], help="of model.kept, to try beside what is chosen")
+    parser.add_argument(
+        "--activation-budget",
+        nargs="*",
+        type=float,
+        default=[],
+        help="of model.activation_budget, to try beside what is chosen",
+    )
     parser.add_argument("--memory", nargs="*", default=["auto"], help="of trainer.memory: auto, low, or GiB")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
-    parser.add_argument("--offload", type=int, default=0, help="blocks in host memory, of our ways")
-    parser.add_argument("--no-graphs", action="store_true", help="model.graphs=false, of our ways")
+    parser.add_argument("--weight-offload", type=int, default=0, help="blocks in host memory, of our ways")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="model.cuda_graphs=false, of our ways")
     parser.add_argument("--no-plain", action="store_true")
     parser.add_argument(
         "--lightricks", type=Path, help="a checkout of Lightricks/LTX-2: its transformer is measured too"
@@ -210,12 +223,15 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base = BaseModel.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = ([] if args.no_plain else [PLAIN]) + ([THEIRS] if args.lightricks else [])
-    alike = {"offload": args.offload, "graphs": not args.no_graphs}
+    alike = {"weight_offload": args.weight_offload, "cuda_graphs": not args.no_cuda_graphs}
     for precision in args.precision:
         for memory in args.memory:
             limit = memory if memory in ("auto", "low") else float(memory)
             ways.append(Way(f"ours {precision} {memory}", precision, memory=limit, **alike))
-        ways += [Way(f"ours {precision} kept {kept:g}", precision, kept=kept, **alike) for kept in args.kept]
+        ways += [
+            Way(f"ours {precision} budget {budget:g}", precision, activation_budget=budget, **alike)
+            for budget in args.activation_budget
+        ]
     seconds: dict[str, dict[str, float]] = {}
     for way in ways:
         begun = time.perf_counter()

@@ -85,7 +85,7 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
     """Load, overfit, export, read back."""
     model = Model(
         name="full", checkpoint=args.checkpoint, precision="bf16" if device.type == "cuda" else "fp32",
-        recompute=not args.keep_all, lora=Lora(rank=args.rank),
+        activation_checkpointing=not args.keep_all, lora=Lora(rank=args.rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
     config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)

@@ -1,4 +1,4 @@
-"""What a compiled block of LTX-2.3 keeps for its backward pass, by model.kept: python -m scripts.kept_activations
+"""Activations that a compiled LTX-2.3 block saves, by model.activation_budget: python -m scripts.kept_activations
 
 Traced as for a GPU, with kernels of our own, and cut in two as the compiler cuts it, but never run: it needs no GPU and
 no weights. One JSON line for each level: what is kept, in activations (tokens times channels in bf16; what a block is
@@ -28,10 +28,10 @@ from iclora_train.ltx2.kernels import lora_product as low_rank
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.load import block_linears
 from iclora_train.ltx2.model import attention
-from iclora_train.ltx2.model.transformer import Inputs, Transformer, TransformerConfig
+from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from iclora_train.training.memory_plan import LEVELS
+from iclora_train.training.memory_plan import BUDGETS
 from scripts.synthetic.configs import official_config
 
 TEXT, NOISE_LEVELS = 1024, 2
@@ -99,7 +99,7 @@ def given(net: Transformer, tokens: int) -> tuple[Tensor, ...]:
 
 
 def kept(net: Transformer, tokens: int, level: float) -> Kept:
-    """What the compiler keeps at this level of model.kept."""
+    """What the compiler keeps at this level of model.activation_budget."""
     from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415 (they warn while they are loaded)
     from torch._inductor.compile_fx import partition_fn  # noqa: PLC0415
     from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415
@@ -122,12 +122,12 @@ def kept(net: Transformer, tokens: int, level: float) -> Kept:
 
     backend = aot_autograd(fw_compiler=stop, bw_compiler=stop, partition_fn=cut, decompositions=select_decomp_table())
     torch._dynamo.reset()
-    runner_of(net).kept = None
+    runner_of(net).activation_budget = None
     compile_blocks(net, level, backend)
     try:
         with as_on_a_gpu(), torch.autocast("cpu", torch.bfloat16):
             x, *inputs = given(net, tokens)
-            net.transformer_blocks[0](x, Inputs(*inputs))
+            net.transformer_blocks[0](x, BlockInputs(*inputs))
     except BackendCompilerFailed:
         if not found:
             raise
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16720, help="of target and reference; S 4704, M 12240, L 16720")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp8"])
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--kept", nargs="+", type=float, default=list(LEVELS))
+    parser.add_argument("--kept", nargs="+", type=float, default=list(BUDGETS))
     args = parser.parse_args()
     net = network(args.precision == "fp8", args.rank)
     for level in args.kept:

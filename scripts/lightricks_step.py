@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import TransformerConfig
-from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.ltx2.runtime.block_runner import BlockRunner
 from scripts.synthetic.random_base import RandomBase
 
 CORE = Path("packages", "ltx-core", "src")
@@ -28,12 +28,12 @@ class TheirTransformer(nn.Module):
         super().__init__()
         self.patchify_proj, self.transformer_blocks = model.patchify_proj, model.transformer_blocks  # named as ours
         self.model, self.config, self.modality = model, config, modality
-        self.recompute, self.kept, self.spill, self.graphs, self.offload = True, None, None, None, Offload()
+        self.run_blocks = BlockRunner()  # read for its setting only: the model runs its blocks itself
 
-    def forward(self, tokens: Tokens, text: Tensor, count: int | None = None) -> Tensor:
-        """Tokens and text (B,T,D') -> velocity (B,count,C)."""
+    def forward(self, tokens: Tokens, text: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Tokens and text (B,T,D') -> velocity (B,num_outputs,C)."""
         dtype = self.patchify_proj.weight.dtype
-        self.model.set_gradient_checkpointing(self.recompute)
+        self.model.set_gradient_checkpointing(self.run_blocks.activation_checkpointing)
         video = self.modality(
             latent=tokens.latent.to(dtype),
             sigma=tokens.sigma[:, 0],
@@ -42,7 +42,7 @@ class TheirTransformer(nn.Module):
             context=text.to(dtype),
         )
         velocity: Tensor = self.model(video, None, None)[0]
-        return velocity[:, :count]
+        return velocity[:, :num_outputs]
 
 
 class TheirBase(RandomBase):
@@ -62,14 +62,14 @@ class TheirBase(RandomBase):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         fp8: bool = False,
-        offload: int = 0,
+        weight_offload: int = 0,
     ) -> TheirTransformer:
-        """In `dtype` on the device; neither fp8 nor offload is measured."""
+        """In `dtype` on the device; neither fp8 nor weight offload is measured."""
         from ltx_core.model.transformer.modality import Modality  # noqa: PLC0415
         from ltx_core.model.transformer.model_configurator import LTXVideoOnlyModelConfigurator  # noqa: PLC0415
 
         assert not fp8
-        assert not offload
+        assert not weight_offload
         generator = torch.Generator(device).manual_seed(0)
         with torch.device("meta"):
             model = LTXVideoOnlyModelConfigurator.from_metadata({"config": self.config})

@@ -13,7 +13,7 @@ from torch._inductor.scheduler import BaseSchedulerNode, Scheduler, SchedulerNod
 
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime import combo_kernels as combine
-from iclora_train.ltx2.runtime.combo_kernels import SMALL, combine_small, small_groups
+from iclora_train.ltx2.runtime.combo_kernels import SMALL, enable_combo_kernels, small_groups
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.kept_activations import given, network
 
@@ -38,7 +38,7 @@ def test_of_what_could_be_combined_only_the_small_is(monkeypatch: pytest.MonkeyP
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 def test_on_a_gpu_small_kernels_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    combine_small()
+    enable_combo_kernels()
     sizes = [1000, 3000, 70_000, 131_072, SMALL + 64, SMALL + 128]
     before = [torch.randn(size, device="cuda") for size in sizes]
 

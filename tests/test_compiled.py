@@ -146,7 +146,7 @@ def test_what_another_version_compiled_is_not_taken(tmp_path: Path, monkeypatch:
 def test_attention_is_never_computed_twice(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     net, tokens = network(), scene(8)
-    compile_blocks(net, kept=0.3)
+    compile_blocks(net, activation_budget=0.3)
     step(net, tokens)
     with torch.profiler.profile() as recorded:
         step(net, tokens)

@@ -146,7 +146,7 @@ def test_in_compiled_blocks_it_gives_the_same_step_and_is_never_computed_twice(
     net, tokens = network(), scene(8)
     wanted = step(net, tokens)
     monkeypatch.setattr(attention, "has_flash", lambda q: True)
-    compile_blocks(net, kept=0.3)
+    compile_blocks(net, activation_budget=0.3)
     step(net, tokens)
     with torch.profiler.profile() as recorded:
         found = step(net, tokens)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from iclora_train.training.host_memory import free_on_host
+from iclora_train.training.host_memory import free_host_memory
 
 GIB = 2**30
 
@@ -27,8 +27,8 @@ def group(folder: str, limit: str, used: int, idle: int, old: bool = False) -> d
 
 
 def test_without_groups_it_is_what_the_machine_has(tmp_path: Path) -> None:
-    assert free_on_host(machine(tmp_path, {"proc/self/cgroup": "0::/\n"})) == 100 * GIB
-    assert free_on_host(tmp_path / "nothing") == 0
+    assert free_host_memory(machine(tmp_path, {"proc/self/cgroup": "0::/\n"})) == 100 * GIB
+    assert free_host_memory(tmp_path / "nothing") == 0
 
 
 @pytest.mark.parametrize(
@@ -39,20 +39,20 @@ def test_a_job_may_take_what_its_group_and_those_around_it_leave(
     own: str, around: str, free: int, tmp_path: Path
 ) -> None:
     files = group("sys/fs/cgroup/slurm/job_7", own, 12, 2) | group("sys/fs/cgroup/slurm", around, 20, 5)
-    assert free_on_host(machine(tmp_path, {"proc/self/cgroup": "0::/slurm/job_7\n", **files})) == free * GIB
+    assert free_host_memory(machine(tmp_path, {"proc/self/cgroup": "0::/slurm/job_7\n", **files})) == free * GIB
 
 
 def test_a_container_of_the_old_kind(tmp_path: Path) -> None:
     files = group("sys/fs/cgroup/memory", str(16 * GIB), 6, 1, old=True)
     listed = "5:cpu,cpuacct:/\n4:memory:/\n1:name=systemd:/\n"
-    assert free_on_host(machine(tmp_path, {"proc/self/cgroup": listed, **files})) == 11 * GIB
+    assert free_host_memory(machine(tmp_path, {"proc/self/cgroup": listed, **files})) == 11 * GIB
 
 
 def test_a_group_that_is_full_leaves_nothing(tmp_path: Path) -> None:
     files = group("sys/fs/cgroup", str(4 * GIB), 5, 0)
-    assert free_on_host(machine(tmp_path, {"proc/self/cgroup": "0::/\n", **files})) == 0
+    assert free_host_memory(machine(tmp_path, {"proc/self/cgroup": "0::/\n", **files})) == 0
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux says so there")
 def test_here() -> None:
-    assert free_on_host() > 0
+    assert free_host_memory() > 0

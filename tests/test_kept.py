@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from iclora_train.training import memory_plan as budget
-from iclora_train.training.memory_plan import CHEAP, LEVELS
+from iclora_train.training.memory_plan import BUDGETS, CHEAP
 from scripts.kept_activations import kept, network
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 M = 12240  # tokens of 960x544x89 with a reference of that size
 
 
-def foreseen(level: float) -> float:
+def interpolate(level: float) -> float:
     """Activations that a block is thought to keep."""
-    return budget.foreseen(level, [budget.guessed(1.0, 0.0, 0.0)]).block
+    return budget.interpolate(level, [budget.estimate(1.0, 0.0, 0.0)]).block
 
 
 @pytest.mark.parametrize("fp8", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -22,7 +22,7 @@ def test_a_block_keeps_what_is_foreseen_and_computes_no_product_again_where_that
     net = network(fp8, 32)
     found = {level: kept(net, M, level) for level in (0.05, 0.3, CHEAP, 1.0)}
     for level, seen in found.items():
-        assert seen.activations == pytest.approx(foreseen(level), rel=0.1)
+        assert seen.activations == pytest.approx(interpolate(level), rel=0.1)
     assert found[CHEAP].products == found[1.0].products < found[0.3].products
     assert all(seen.calls["iclora_train.flash_backward"] == 2 for seen in found.values())
     assert not any("iclora_train.flash_forward" in seen.calls for seen in found.values())  # never computed twice
@@ -33,5 +33,5 @@ def test_a_block_keeps_what_is_foreseen_and_computes_no_product_again_where_that
 @pytest.mark.parametrize("fp8", [False, True])
 def test_so_it_is_at_every_level_that_is_tried(fp8: bool, tokens: int) -> None:
     net = network(fp8, 32)
-    for level in LEVELS:
-        assert kept(net, tokens, level).activations == pytest.approx(foreseen(level), abs=0.9)
+    for level in BUDGETS:
+        assert kept(net, tokens, level).activations == pytest.approx(interpolate(level), abs=0.9)

@@ -19,18 +19,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError, Lora, Model, Optim, Task
-from iclora_train.core.copy_stream import Lane
+from iclora_train.core.copy_stream import CopyStream
 from iclora_train.core.types import Tokens
 from iclora_train.generate import adapters as adapted
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.build import transformer_of
+from iclora_train.ltx2.build import build_transformer
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
-from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.runtime import fused_block
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.ltx2.runtime.weight_offload import WeightOffload
 from iclora_train.training import lightning_module as module
 from iclora_train.training.lightning_module import ICLoRA
 from scripts.synthetic.random_base import RandomBase
@@ -55,9 +55,9 @@ def network(count: int, fp8: bool = False, config: TransformerConfig = CONFIG, d
         linear = net.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         net.set_submodule(name, Fp8Linear(*quantize(linear.weight), linear.bias))
-    runner_of(net).offload = Offload(config.num_layers, count, device)
+    runner_of(net).weight_offload = WeightOffload(config.num_layers, count, device)
     for name, parameter in net.named_parameters():
-        runner_of(net).offload.take(name, parameter)
+        runner_of(net).weight_offload.move_to_host(name, parameter)
     generator = torch.Generator().manual_seed(0)
     for parameter in lora.attach(net, Lora(rank=4, targets=TARGETS)):
         parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
@@ -91,16 +91,16 @@ def present(net: Transformer) -> set[int]:
     """Of the blocks whose weights lie in host memory, those that have some of them here."""
     return {
         block
-        for block, weights in runner_of(net).offload.weights.items()
+        for block, weights in runner_of(net).weight_offload.weights.items()
         if any(weight.untyped_storage().nbytes() for weight, _ in weights)
     }
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 4, BLOCKS])
-def test_steps_and_samples_are_the_same_to_the_last_bit(count: int, recompute: bool) -> None:
+def test_steps_and_samples_are_the_same_to_the_last_bit(count: int, checkpointing: bool) -> None:
     plain, offloaded = network(0), network(count)
-    runner_of(plain).recompute = runner_of(offloaded).recompute = recompute
+    runner_of(plain).activation_checkpointing = runner_of(offloaded).activation_checkpointing = checkpointing
     wanted = step(plain)
     for _ in range(2):
         require_equal(step(offloaded), wanted)
@@ -131,10 +131,10 @@ def test_a_step_that_broke_off_does_no_harm() -> None:
     require_equal(step(offloaded), step(plain))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_no_more_than_two_blocks_are_ever_here_and_the_one_that_computes_is(recompute: bool) -> None:
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_more_than_two_blocks_are_ever_here_and_the_one_that_computes_is(checkpointing: bool) -> None:
     net, seen = network(BLOCKS), list[tuple[int, set[int]]]()
-    runner_of(net).recompute = recompute
+    runner_of(net).activation_checkpointing = checkpointing
     for number, block in enumerate(net.transformer_blocks):
         look = partial(lambda number, *_: seen.append((number, present(net))), number)
         block.register_forward_pre_hook(look)
@@ -151,47 +151,60 @@ def test_no_more_than_two_blocks_are_ever_here_and_the_one_that_computes_is(reco
     assert present(net) == {BLOCKS - 1, 0}
 
 
-class Told(Lane):
-    """A lane that notes what it is told."""
+class Told(CopyStream):
+    """A copy_stream that notes what it is told."""
 
     def __init__(self) -> None:
         self.stream, self.calls = None, list[object]()
 
-    def inside(self) -> AbstractContextManager[object]:
+    def context(self) -> AbstractContextManager[object]:
         self.calls.append("copy")
         return nullcontext()
 
-    def follow(self) -> None:
-        self.calls.append("follow")
+    def wait_for_compute(self) -> None:
+        self.calls.append("wait_for_compute")
 
-    def mark(self) -> Any:
+    def record(self) -> Any:
         return self.calls.count("copy")  # which copy it was
 
-    def hold(self, moment: Any) -> None:
+    def make_compute_wait(self, moment: Any) -> None:
         self.calls.append(moment)
 
 
 def test_copies_wait_for_what_computes_in_their_memory_and_computing_waits_for_its_copy() -> None:
-    net, lane = network(3), Told()
-    runner_of(net).offload.lane = lane
+    net, copy_stream = network(3), Told()
+    runner_of(net).weight_offload.copy_stream = copy_stream
     with torch.no_grad():
         net(*given(net))
-    assert lane.calls == ["copy", "copy", 1, "follow", "copy", 2, "follow", "copy", 3]
-    lane.calls.clear()
+    assert copy_stream.calls == ["copy", "copy", 1, "wait_for_compute", "copy", 2, "wait_for_compute", "copy", 3]
+    copy_stream.calls.clear()
     step(net)
-    assert lane.calls == ["follow", "copy", 4, "follow", "copy", 1, 2, 2, "follow", "copy", 1, 3]
-    lane.calls.clear()
+    assert copy_stream.calls == [
+        "wait_for_compute",
+        "copy",
+        4,
+        "wait_for_compute",
+        "copy",
+        1,
+        2,
+        2,
+        "wait_for_compute",
+        "copy",
+        1,
+        3,
+    ]
+    copy_stream.calls.clear()
     step(net)
-    assert lane.calls.count("copy") == 2 * (3 - 2)  # a pass finds two of its blocks there
+    assert copy_stream.calls.count("copy") == 2 * (3 - 2)  # a pass finds two of its blocks there
 
 
 def test_the_host_copy_is_never_written_and_nothing_but_linears_goes_there() -> None:
     net = network(3)
-    assert runner_of(net).offload.order == [1, 3, 5]  # spread evenly, so that copies have time
+    assert runner_of(net).weight_offload.blocks == [1, 3, 5]  # spread evenly, so that copies have time
     linears = {name for name, each in net.named_modules() if isinstance(each, nn.Linear) and "lora_" not in name}
     blocks = tuple(f"transformer_blocks.{i}." for i in (1, 3, 5))
     assert away(net) == {f"{name}.weight" for name in linears if name.startswith(blocks)}
-    hosts = [host for weights in runner_of(net).offload.weights.values() for _, host in weights]
+    hosts = [host for weights in runner_of(net).weight_offload.weights.values() for _, host in weights]
     before = [host.clone() for host in hosts]
     step(net)
     require_equal(hosts, before)
@@ -225,38 +238,40 @@ def test_compiled_blocks_are_compiled_no_more_often_and_give_the_same(backend: s
 def test_weights_go_to_the_host_while_they_are_loaded(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     for fp8 in (False, True):
-        whole, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, offload=1)
+        whole, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, weight_offload=1)
         assert {name.split(".")[1] for name in away(net)} == {"1"}
         assert all(isinstance(p, nn.Parameter) and not p.requires_grad for p in net.parameters())
-        assert len(away(net)) == len(runner_of(net).offload.weights[1]) == 12
+        assert len(away(net)) == len(runner_of(net).weight_offload.weights[1]) == 12
         with torch.no_grad():
             width = net.config.cross_attention_dim
             text = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(1))
             require_equal([net(scene(8), text)], [whole(scene(8), text)])
-    assert len(away(RandomBase("2.3", "tiny").transformer(offload=2))) == 24
+    assert len(away(RandomBase("2.3", "tiny").transformer(weight_offload=2))) == 24
 
 
 def test_what_cannot_be_is_named(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
-    with pytest.raises(ConfigError, match=r"model\.offload=3 must lie in \[0, 2\], the number of blocks"):
-        base.transformer(offload=3)
-    with pytest.raises(ConfigError, match=r"model\.offload=-1 must be 0 \(none\) or more blocks"):
-        Model(name="tiny", checkpoint="", offload=-1)
-    with pytest.raises(ConfigError, match=r"model\.offload=2 needs a GPU: set model\.offload=0 on a CPU"):
-        transformer_of(base, Model(name="tiny", checkpoint="", offload=2), "cpu")
+    with pytest.raises(ConfigError, match=r"model\.weight_offload=3 must lie in \[0, 2\], the number of blocks"):
+        base.transformer(weight_offload=3)
+    with pytest.raises(ConfigError, match=r"model\.weight_offload=-1 must be 0 \(none\) or more blocks"):
+        Model(name="tiny", checkpoint="", weight_offload=-1)
+    with pytest.raises(ConfigError, match=r"model\.weight_offload=2 needs a GPU: set model\.weight_offload=0 on a CPU"):
+        build_transformer(base, Model(name="tiny", checkpoint="", weight_offload=2), "cpu")
 
 
 @pytest.fixture
 def on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """model.offload is heeded without a GPU."""
+    """model.weight_offload is heeded without a GPU."""
     for place in (module, adapted):
         monkeypatch.setattr(
-            place, "transformer_of", lambda base, model, device: base.transformer(offload=model.offload)
+            place,
+            "build_transformer",
+            lambda base, model, device: base.transformer(weight_offload=model.weight_offload),
         )
 
 
-def trained(base: BaseModel, offload: int) -> ICLoRA:
-    model = Model(name="tiny", checkpoint="", offload=offload, lora=Lora(rank=4))
+def trained(base: BaseModel, weight_offload: int) -> ICLoRA:
+    model = Model(name="tiny", checkpoint="", weight_offload=weight_offload, lora=Lora(rank=4))
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
     return ICLoRA(Config(task=Task(name="tiny", maker="none"), model=model, optim=optim), base)
 
@@ -310,14 +325,14 @@ def test_an_adapter_runs_beside_weights_that_lie_in_host_memory(tmp_path: Path) 
     weights = lora.adapter_weights(trained(base, 0).transformer)
     adapter = lora.Adapter({n: (a, torch.ones_like(b)) for n, (a, b) in weights.items()}, {})
     made = []
-    for offload in (0, 1):
+    for weight_offload in (0, 1):
         net, _ = adapted.adapted_transformer(
-            base, adapter, Model(name="tiny", checkpoint="", offload=offload), torch.device("cpu")
+            base, adapter, Model(name="tiny", checkpoint="", weight_offload=weight_offload), torch.device("cpu")
         )
-        hosts = [host.clone() for pairs in runner_of(net).offload.weights.values() for _, host in pairs]
+        hosts = [host.clone() for pairs in runner_of(net).weight_offload.weights.values() for _, host in pairs]
         with torch.no_grad():
             made.append(net(*given(net)))
-        require_equal([host for pairs in runner_of(net).offload.weights.values() for _, host in pairs], hosts)
+        require_equal([host for pairs in runner_of(net).weight_offload.weights.values() for _, host in pairs], hosts)
     torch.testing.assert_close(made[1], made[0])
 
 
@@ -330,14 +345,14 @@ WIDE = replace(CONFIG, num_attention_heads=16, attention_head_dim=64, cross_atte
 @pytest.mark.parametrize("fp8", [False, True])
 def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Where weights stay, compiled blocks compute q, k and v as one product, which may round elsewhere.
-    monkeypatch.setattr(Attention, "join", lambda self, own: None)
+    monkeypatch.setattr(fused_block, "joinable", lambda linears: False)
     found, held, block = [], [], 0
     for count in (0, 0, 12):  # the first for what is allocated but once
         torch._dynamo.reset()
         gc.collect()
         start = torch.cuda.memory_allocated()
         net = network(count, fp8, WIDE, "cuda")
-        runner_of(net).recompute = way == "recomputed"
+        runner_of(net).activation_checkpointing = way == "recomputed"
         if way == "compiled":
             compile_blocks(net, 0.0)
         with sdpa_kernel(SDPBackend.MATH), torch.autocast("cuda", torch.bfloat16):  # the same sum every time
@@ -347,7 +362,7 @@ def test_a_gpu_holds_two_blocks_and_gives_the_same(fp8: bool, way: str, monkeypa
         torch.cuda.synchronize()
         held.append(torch.cuda.memory_allocated() - start - sum(tensor.nbytes for tensor in made))
         found.append([tensor.cpu() for tensor in made])
-        hosts = [host for pairs in runner_of(net).offload.weights.values() for _, host in pairs]
+        hosts = [host for pairs in runner_of(net).weight_offload.weights.values() for _, host in pairs]
         assert all(host.is_pinned() for host in hosts)
         block = sum(host.nbytes for host in hosts) // 12
         del net, made

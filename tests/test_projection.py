@@ -127,7 +127,7 @@ def test_what_is_not_asked_for_is_not_computed_and_changes_nothing(weighted: boo
     shapes: list[Tensor] = []
     net.transformer_blocks[-1].ff.register_forward_hook(lambda _m, given, _o: shapes.append(given[0]))  # type: ignore[union-attr]
     with torch.no_grad():
-        torch.testing.assert_close(net(tokens, text, count=count), net(tokens, text)[:, :count])
+        torch.testing.assert_close(net(tokens, text, num_outputs=count), net(tokens, text)[:, :count])
     assert [len(given[0]) for given in shapes] == [count, len(tokens.group)]
 
 

@@ -1,4 +1,4 @@
-"""Rotations of positions: made once for positions that stay, never taken for others'."""
+"""RotationCache of positions: made once for positions that stay, never taken for others'."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.ltx2.model import rope
-from iclora_train.ltx2.model.rope import Rotations, rotate, rotation
+from iclora_train.ltx2.model.rope import RotationCache, rotate, rotation
 
 LIKE = (16, 2, 10000.0, (20.0, 64.0, 64.0))  # width, heads, theta, extents
 
@@ -26,7 +26,7 @@ def test_positions_that_stay_are_rotated_once_and_each_has_its_own(monkeypatch: 
         return rotation(position, *like)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rope, "rotation", counted)
-    rotations, several = Rotations(limit=2), [places(4), places(4, at=7.0), places(6)]
+    rotations, several = RotationCache(limit=2), [places(4), places(4, at=7.0), places(6)]
     for position in (several[0], several[0], several[1], several[0], several[2], several[2], several[1], several[0]):
         assert torch.equal(rotations.of(position, *LIKE, torch.float32), rotation(position, *LIKE))
     assert made == [4, 4, 6, 4]  # the third pushed out the first
@@ -34,7 +34,7 @@ def test_positions_that_stay_are_rotated_once_and_each_has_its_own(monkeypatch: 
 
 
 def test_what_was_rotated_for_a_clip_serves_training() -> None:
-    rotations, position = Rotations(), places(4)
+    rotations, position = RotationCache(), places(4)
     with torch.inference_mode():
         rotations.of(position, *LIKE, torch.float32)
     x = torch.randn(1, 4, 2, 8, requires_grad=True)

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iclora_train.adapters import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2.model.transformer import Inputs, Transformer, TransformerConfig
+from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, TransformerConfig
 from iclora_train.training.throughput import (
     THROUGHPUT_COLUMNS,
     ThroughputMeter,
@@ -38,7 +38,7 @@ def counted(config: TransformerConfig, targets: list[str]) -> int:
     modulation, level = torch.zeros(CLIPS, 1, config.rows, config.width), torch.zeros(CLIPS, TOKENS, dtype=torch.long)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for block in net.transformer_blocks:
-            x = block(x, Inputs(text, modulation, level, None))
+            x = block(x, BlockInputs(text, modulation, level, None))
         x.square().mean().backward()
     return counter.get_total_flops()
 

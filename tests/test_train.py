@@ -123,14 +123,14 @@ def test_on_a_gpu_the_command_settles_what_is_kept_and_goes_on_with_it(tiny: lis
     assert first.code == 0, first.err
     known, folder = tmp_path / "runs/run/memory.json", tmp_path / "runs/run"
     chosen = json.loads(known.read_text())
-    assert chosen["kept"] == 1  # so small a step fits whole
-    known.write_text(json.dumps({**chosen, "kept": 0.5}))
+    assert chosen["activation_budget"] == 1  # so small a step fits whole
+    known.write_text(json.dumps({**chosen, "activation_budget": 0.5}))
     (folder / "adapter.safetensors").unlink()
     (folder / "checkpoints/step-00000006.ckpt").unlink()
     again = train(tmp_path, tiny, *on_gpu)
     assert again.code == 0, again.err
     assert "going on from step 4" in again.out
-    assert json.loads(known.read_text())["kept"] == 0.5  # not chosen anew
+    assert json.loads(known.read_text())["activation_budget"] == 0.5  # not chosen anew
     assert lora.read(folder / "adapter.safetensors").metadata["steps"] == "6"
 
 

@@ -21,7 +21,7 @@ from iclora_train.diffusion.guidance import guidance_from
 from iclora_train.diffusion.noise_schedule import sigmas_for
 from iclora_train.diffusion.sampler import Reference, sample
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.build import compile_as_set, transformer_of
+from iclora_train.ltx2.build import build_transformer, compile_from_settings
 
 
 class SampledClips(ClipSource):
@@ -29,11 +29,11 @@ class SampledClips(ClipSource):
 
     def __init__(self, config: Config, base: BaseModel, judged: JudgedAdapter, held: HeldOut, store: ClipCache) -> None:
         super().__init__(config, base, judged, held, store)
-        self.transformer = transformer_of(base, config.model, self.device)
+        self.transformer = build_transformer(base, config.model, self.device)
         if judged.adapter is not None:
             lora.load_adapter(self.transformer, judged.adapter)
         self.transformer.to(self.device).eval()
-        compile_as_set(self.transformer, base, config.model)
+        compile_from_settings(self.transformer, base, config.model)
         self.precision = str(self.transformer.patchify_proj.weight.dtype)
         f, h, w = self.size
         reference = held.latents(held.windows[0]).references[0]  # (C,f',h',w')

@@ -24,7 +24,7 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from iclora_train.config.settings import Config, ConfigError, to_config
+from iclora_train.config.settings import RENAMED_KEYS, Config, ConfigError, to_config
 
 
 def conf_dir() -> Path:
@@ -91,6 +91,8 @@ def explain_error(error: Exception) -> str:
     cause = error.__cause__ or error.__context__
     where = str(error).split(":")[0] + ": " if str(error).startswith("In '") else ""
     if isinstance(cause, ConfigKeyError | ConfigAttributeError) and isinstance(cause.parent_node, DictConfig):
+        if (name := str(cause.full_key)) in RENAMED_KEYS:
+            return f"{where}{name} is now called {RENAMED_KEYS[name]}"
         choices = ", ".join(sorted(str(key) for key in cause.parent_node if key != "hydra"))
         return f"{where}no setting {cause.full_key!r}; there are {choices}"
     parts = [str(error).partition("full_key:")[0]]

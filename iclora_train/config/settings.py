@@ -18,6 +18,7 @@ from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval, Thresholds
 
 __all__ = [
+    "RENAMED_KEYS",
     "Checks",
     "Config",
     "ConfigError",
@@ -35,6 +36,15 @@ __all__ = [
     "require",
     "to_config",
 ]
+
+# Settings that had another name in earlier versions. An old name is refused with the new one (`hydra_app.explain`).
+RENAMED_KEYS = {
+    "model.kept": "model.activation_budget",
+    "model.spill": "model.activation_offload",
+    "model.offload": "model.weight_offload",
+    "model.graphs": "model.cuda_graphs",
+    "model.recompute": "model.activation_checkpointing",
+}
 
 
 @dataclass
@@ -86,22 +96,21 @@ class Model:
     vae: str | None = None  # file of the video VAE where the checkpoint does not hold it
     connectors: str | None = None  # file of the text connectors, likewise
     text_encoder: str | None = None  # folder of Gemma with its tokenizer, likewise
-    recompute: bool = (
-        False  # keep one tensor per block and compute the rest again in the backward pass: slower, smaller
-    )
-    kept: float | None = None  # compiled blocks: share of activations not computed again; null: trainer.memory chooses
-    spill: float = 0.0  # compiled blocks: share of what is kept that lies on the host until the backward pass
+    activation_checkpointing: bool = False  # blocks that are not compiled: save only each block's input
+    activation_budget: float | None = None  # compiled blocks: share of activation memory to save; null: trainer.memory
+    activation_offload: float = 0.0  # compiled blocks: share of the saved activations moved to host memory
     compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
-    graphs: bool = True  # compiled blocks on a GPU, nothing moved to the host: replay a step as CUDA graphs
-    offload: int = 0  # blocks whose weights lie in host memory and visit the GPU when they compute: slower, smaller
+    cuda_graphs: bool = True  # compiled blocks on a GPU without offload: replay a training step as CUDA graphs
+    weight_offload: int = 0  # number of blocks whose weights stay in host memory: slower, less GPU memory
     precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         one_of("model.precision", self.precision, ("auto", "fp32", "bf16", "fp8"))
-        require(self.kept is None or 0 <= self.kept <= 1, f"model.kept={self.kept} must lie in [0, 1], or be null")
-        require(0 <= self.spill <= 1, f"model.spill={self.spill} must lie in [0, 1]")
-        require(self.offload >= 0, f"model.offload={self.offload} must be 0 (none) or more blocks")
+        budget, offload = self.activation_budget, self.activation_offload
+        require(budget is None or 0 <= budget <= 1, f"model.activation_budget={budget} must lie in [0, 1], or be null")
+        require(0 <= offload <= 1, f"model.activation_offload={offload} must lie in [0, 1]")
+        require(self.weight_offload >= 0, f"model.weight_offload={self.weight_offload} must be 0 (none) or more blocks")
 
 
 @dataclass

@@ -14,12 +14,12 @@ RUNTIME_KEYS = (
     "vae",
     "connectors",
     "text_encoder",
-    "recompute",
-    "kept",
-    "spill",
+    "activation_checkpointing",
+    "activation_budget",
+    "activation_offload",
     "compile",
-    "graphs",
-    "offload",
+    "cuda_graphs",
+    "weight_offload",
 )  # of `model`: where files are, how memory goes
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "tokens_per_batch", "workers")}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.cuda import Event
 
-from iclora_train.core.copy_stream import Lane
+from iclora_train.core.copy_stream import CopyStream
 from iclora_train.data.batch_sampler import Batch, on_tensors
 
 
@@ -23,28 +23,28 @@ class Prefetch:
         self.loader, self.device = loader, device
 
     def __iter__(self) -> Iterator[Batch]:
-        lane = Lane(self.device)
-        coming = (_send(batch, self.device, lane) for batch in self.loader)
+        copy_stream = CopyStream(self.device)
+        coming = (_send(batch, self.device, copy_stream) for batch in self.loader)
         sent = next(coming, None)
         while sent is not None:
             following = next(coming, None)
-            yield _arrived(*sent, lane)
+            yield _arrived(*sent, copy_stream)
             sent = following
 
 
-def _send(batch: Batch, device: torch.device, lane: Lane) -> tuple[Batch, Event | None]:
+def _send(batch: Batch, device: torch.device, copy_stream: CopyStream) -> tuple[Batch, Event | None]:
     """The batch on its way to the device, and what tells that it is there."""
-    with lane.inside():
+    with copy_stream.context():
         moved = on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True).float())
-    return moved, lane.mark()
+    return moved, copy_stream.record()
 
 
-def _arrived(batch: Batch, there: Event | None, lane: Lane) -> Batch:
+def _arrived(batch: Batch, there: Event | None, copy_stream: CopyStream) -> Batch:
     """The batch, safe to use on the current stream. Its memory is not taken for a later batch before that stream is
     done with it."""
     if there is None:
         return batch
-    lane.hold(there)
+    copy_stream.make_compute_wait(there)
     current = torch.cuda.current_stream(batch["target"].device)
 
     def used_here(tensor: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def losses(transformer: Transformer, batch: Batch, draws: Draws, task: Task, geo
     if draws.local is not None:
         narrowed, _ = lay_out(batch, draws, task, geometry, within=draws.local)
         with torch.no_grad():
-            aim = transformer(narrowed, batch["text"], count=count)
-    predicted = transformer(tokens, batch["text"], count=count)
+            aim = transformer(narrowed, batch["text"], num_outputs=count)
+    predicted = transformer(tokens, batch["text"], num_outputs=count)
     flow = masked_loss(predicted, wanted, learned)
     if aim is None or draws.local is None:
         return Losses(draws.sigma, flow, None)

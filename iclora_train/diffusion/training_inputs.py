@@ -145,7 +145,7 @@ def lay_out(
 
 def _shared(position: Tensor, key: Hashable) -> Tensor:
     """The first positions that came with this key: one tensor for all batches of a shape, so that what depends on it is
-    made once (`rope.Rotations`)."""
+    made once (`rope.RotationCache`)."""
     if key not in _KNOWN and len(_KNOWN) == SHARED:
         del _KNOWN[next(iter(_KNOWN))]
     return _KNOWN.setdefault(key, position)

@@ -15,7 +15,7 @@ from iclora_train.adapters.fuse import fuse
 from iclora_train.config import Model, require
 from iclora_train.generate.settings import Generate
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.build import transformer_of
+from iclora_train.ltx2.build import build_transformer
 from iclora_train.ltx2.model.transformer import Transformer
 
 
@@ -43,8 +43,8 @@ def adapted_transformer(
     The adapter is added into the weights. To fp8 weights it would be lost in their rounding, and those in host memory
     are not to be written: it runs beside them.
     """
-    transformer = transformer_of(base, model, device)
-    if model.precision != "fp8" and not model.offload:
+    transformer = build_transformer(base, model, device)
+    if model.precision != "fp8" and not model.weight_offload:
         return transformer, fuse(transformer, [(adapter, 1.0)])
     passed = lora.load_adapter(transformer, adapter)
     return transformer.to(device).eval(), passed

@@ -28,7 +28,7 @@ from iclora_train.generate.output import recipe, refuse_existing, write
 from iclora_train.generate.settings import Generate
 from iclora_train.generate.size import Units, video_shape
 from iclora_train.ltx2.base_model import BaseModel, open_base
-from iclora_train.ltx2.build import compile_as_set, vae_dtype
+from iclora_train.ltx2.build import compile_from_settings, vae_dtype
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
@@ -152,7 +152,7 @@ def denoise(
     device = text.device
     with busy("loading the transformer"):
         transformer, passed = adapted_transformer(base, adapter, settings.model, device)
-        compile_as_set(transformer, base, settings.model)
+        compile_from_settings(transformer, base, settings.model)
     if passed:
         say(f"{passed} audio modules of the adapters are not used: the video stream alone is sampled")
     guidance = guidance_from(settings.sample, negative, transformer.config.num_layers)

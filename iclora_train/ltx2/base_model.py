@@ -75,10 +75,10 @@ class BaseModel:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         fp8: bool = False,
-        offload: int = 0,
+        weight_offload: int = 0,
     ) -> Transformer:
         """The frozen transformer in evaluation mode, loaded tensor by tensor to the device (`load_transformer`)."""
-        return load_transformer(self.checkpoint, dtype, device, fp8, offload)
+        return load_transformer(self.checkpoint, dtype, device, fp8, weight_offload)
 
     def vae(self, dtype: torch.dtype = torch.float32) -> VideoVAE:
         """The frozen video VAE in evaluation mode; in fp32 for everything that is kept or measured."""

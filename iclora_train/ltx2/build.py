@@ -7,12 +7,12 @@ import torch
 from iclora_train.config import Model, require
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
-from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
+from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
 
 
-def computes_bf16() -> bool:
+def has_native_bf16() -> bool:
     """Whether this machine multiplies bf16 in hardware; where it does not, fp32 is faster."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -22,17 +22,20 @@ def computes_bf16() -> bool:
 def base_dtype(precision: str) -> torch.dtype:
     """The dtype that model.precision (auto, fp32, bf16 or fp8) means here; with fp8 it is that of the activations."""
     if precision in ("auto", "fp8"):
-        return torch.bfloat16 if computes_bf16() else torch.float32
+        return torch.bfloat16 if has_native_bf16() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
-def transformer_of(base: BaseModel, model: Model, device: torch.device | str) -> Transformer:
+def build_transformer(base: BaseModel, model: Model, device: torch.device | str) -> Transformer:
     """The base's frozen transformer as model.precision wants it, in `base_dtype`, with fp8 weights where it is fp8; and
-    with the weights of model.offload blocks in host memory. ConfigError for those without a GPU.
+    with the weights of model.weight_offload blocks in host memory. ConfigError for those without a GPU.
     """
     on_gpu = torch.device(device).type == "cuda"
-    require(on_gpu or not model.offload, f"model.offload={model.offload} needs a GPU: set model.offload=0 on a CPU")
-    return base.transformer(base_dtype(model.precision), device, model.precision == "fp8", model.offload)
+    require(
+        on_gpu or not model.weight_offload,
+        f"model.weight_offload={model.weight_offload} needs a GPU: set model.weight_offload=0 on a CPU",
+    )
+    return base.transformer(base_dtype(model.precision), device, model.precision == "fp8", model.weight_offload)
 
 
 def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -40,17 +43,17 @@ def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
     return base_dtype(precision) if device.type == "cuda" else torch.float32
 
 
-def compile_as_set(transformer: Transformer, base: BaseModel, model: Model) -> None:
-    """Compile the blocks as model.compile says (`compiled.compile_blocks`); adapters are attached before.
+def compile_from_settings(transformer: Transformer, base: BaseModel, model: Model) -> None:
+    """Compile the blocks if model.compile says so (`compile_blocks`). Attach adapters before.
 
-    What a block keeps is then the compiler's choice within model.kept; while that is null, everything, or with
-    model.recompute nothing but its input (until `memory.settle` knows better).
+    model.activation_budget=null starts with a budget of 1, or of 0 with model.activation_checkpointing;
+    `memory_search.plan_memory` replaces that budget later.
     """
     on_gpu = transformer.patchify_proj.weight.is_cuda
     if model.compile if model.compile is not None else on_gpu and not base.embedded:
-        unset = 0.0 if model.recompute else 1.0
-        compile_blocks(transformer, unset if model.kept is None else model.kept)
+        unset = 0.0 if model.activation_checkpointing else 1.0
+        compile_blocks(transformer, unset if model.activation_budget is None else model.activation_budget)
         runner = runner_of(transformer)
-        runner.recompute = False
-        runner.spill = Spill(model.spill) if model.spill else None
-        record_blocks(transformer, model.graphs)
+        runner.activation_checkpointing = False
+        runner.activation_offload = ActivationOffload(model.activation_offload) if model.activation_offload else None
+        set_cuda_graphs(transformer, model.cuda_graphs)

@@ -1,5 +1,5 @@
 """The transformer from disk to device, tensor by tensor: the host never holds more than two of them beyond the page
-cache and the weights that are to stay there (`offload`), and nothing is initialised in vain."""
+cache and the weights that are to stay there (`weight_offload`), and nothing is initialised in vain."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iclora_train.config import ConfigError
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import BlockRunner
-from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.ltx2.runtime.weight_offload import WeightOffload
 from iclora_train.ltx2.weights.assign import check_keys, place
 from iclora_train.ltx2.weights.fp8_scales import FP8
 from iclora_train.ltx2.weights.model_files import Checkpoint
@@ -26,12 +26,12 @@ def load_transformer(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     fp8: bool = False,
-    offload: int = 0,
+    weight_offload: int = 0,
 ) -> Transformer:
     """The frozen transformer in evaluation mode, in `dtype`. ConfigError names missing, unknown and misshapen keys.
 
     fp8: the blocks' linears stay in fp8, those of a bf16 checkpoint are rounded to it while loading.
-    offload: blocks whose weights lie in host memory.
+    weight_offload: blocks whose weights lie in host memory.
     """
     part = checkpoint.component("transformer")
     config = transformer_config(checkpoint)
@@ -41,8 +41,8 @@ def load_transformer(
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
     check_keys(part, shapes)
     part.require_readable()
-    moved = Offload(config.num_layers, offload, device)
-    module.run_blocks = BlockRunner(moved)
+    offload = WeightOffload(config.num_layers, weight_offload, device)
+    module.run_blocks = BlockRunner(offload)
     linears = fp8_linears(module, part) if fp8 else set()
     for name in part.in_disk_order():
         owner, _, leaf = name.rpartition(".")
@@ -54,7 +54,7 @@ def load_transformer(
                 module.set_submodule(owner, Fp8Linear(weight, scale, given))
         else:
             place(module, name, part.tensor(name, device).to(dtype))
-        moved.take(name, module.get_parameter(name))
+        offload.move_to_host(name, module.get_parameter(name))
     return module.eval()
 
 

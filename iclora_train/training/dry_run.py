@@ -150,8 +150,8 @@ def _save(module: ICLoRA, folder: Path) -> int:
 
 def _too_large(config: Config, bucket: str, clips: int, device: torch.device) -> str:
     room = torch.cuda.get_device_properties(device).total_memory / GIB
-    knobs = [] if config.model.recompute else ["model.recompute=true"]
-    knobs += ["a higher model.offload"]
+    knobs = [] if config.model.activation_checkpointing else ["model.activation_checkpointing=true"]
+    knobs += ["a higher model.weight_offload"]
     fewer = "data.batch_size=1" if config.data.tokens_per_batch is None else "a lower data.tokens_per_batch"
     knobs += [fewer] if clips > 1 else []
     knobs += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []

@@ -14,7 +14,7 @@ _NEW = "memory.max", "memory.current", "inactive_file"  # limit, use, and what o
 _OLD = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
 
 
-def free_on_host(root: Path = ROOT) -> float:
+def free_host_memory(root: Path = ROOT) -> float:
     """Bytes of memory that the host can still give this process; 0 where that cannot be known."""
     machine = [1024.0 * int(row[1]) for row in _rows(root / "proc/meminfo") if row[0] == "MemAvailable:"]
     return max(0.0, min([*machine, *_left(root)])) if machine else 0.0

@@ -21,7 +21,7 @@ from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.loss import Losses, losses
 from iclora_train.diffusion.training_inputs import draw, step_generator
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.build import compile_as_set, transformer_of
+from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, Row
 
@@ -32,10 +32,10 @@ class ICLoRA(LightningModule):
     def __init__(self, config: Config, base: BaseModel, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
-        self.transformer = transformer_of(base, config.model, device).train()
-        runner_of(self.transformer).recompute = config.model.recompute
+        self.transformer = build_transformer(base, config.model, device).train()
+        runner_of(self.transformer).activation_checkpointing = config.model.activation_checkpointing
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
-        compile_as_set(self.transformer, base, config.model)
+        compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.step_metrics = DeferredMetrics()
         self.lr = 0.0  # of the last optimizer step
@@ -115,7 +115,7 @@ class ICLoRA(LightningModule):
 
     def cpu(self) -> Self:
         """Lightning's farewell to the GPU; weights that lie in host memory stay there."""
-        runner_of(self.transformer).offload.end()
+        runner_of(self.transformer).weight_offload.stop()
         return super().cpu()
 
     def on_fit_start(self) -> None:

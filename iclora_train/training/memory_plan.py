@@ -14,9 +14,9 @@ GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
 MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
 BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Levels of model.kept that are tried. Under CHEAP products are computed again, the less is kept the more of them; at it
-# norms are, in less time than they move; at 1 nothing that takes a kernel of its own is.
-LEVELS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
+# Values of model.activation_budget to try. Below CHEAP, matmuls are computed again, more of them the lower the budget;
+# at CHEAP norms are, in less time than they move; at 1 nothing that takes a kernel of its own is.
+BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
 CHEAP = 0.8
 # What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
 # of what a step takes beside that and its weights. Only which levels are tried rests on them.
@@ -26,17 +26,17 @@ WORTH = 0.04  # how much more is worth another compilation
 
 
 @dataclass(frozen=True)
-class Level:
-    """What one value of model.kept costs: bytes that a block keeps, bytes of all else, seconds of a block forwards."""
+class Candidate:
+    """Cost of one activation budget: bytes saved per block, all other bytes, forward seconds of one block."""
 
-    kept: float
+    activation_budget: float
     block: float
     rest: float
     seconds: float
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryLimits:
     """What there is: blocks, bytes on the GPU, bytes per second of the bus, bytes that may be taken on the host."""
 
     blocks: int
@@ -46,22 +46,22 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """model.kept and model.spill, the GiB that a step is then expected to take, and whether there is so much room that
-    fp8 weights are kept a second time as the backward pass wants them."""
+class MemoryPlan:
+    """Values for model.activation_budget and model.activation_offload, the expected GiB of a step, and whether
+    transposed copies of the fp8 weights are cached for the backward pass."""
 
-    kept: float
-    spill: float
+    activation_budget: float
+    activation_offload: float
     gib: float
-    turned: bool = False
+    cached_transposed: bool = False
 
     def __str__(self) -> str:
-        away = f", {self.spill:.0%} of them on the host" if self.spill else ""
-        twice = ", fp8 weights twice" if self.turned else ""
-        return f"activations: kept {self.kept:g}{away}{twice}; about {self.gib:.1f} GiB"
+        away = f", {self.activation_offload:.0%} of them on the host" if self.activation_offload else ""
+        twice = ", fp8 weights twice" if self.cached_transposed else ""
+        return f"activations: kept {self.activation_budget:g}{away}{twice}; about {self.gib:.1f} GiB"
 
 
-def budget_of(memory: str | float, room: float) -> float:
+def memory_limit_gib(memory: str | float, room: float) -> float:
     """GiB that a step may take: all there is (auto), LOW, or so many."""
     wanted = {"auto": room, "low": LOW}.get(memory) if isinstance(memory, str) else float(memory)
     if wanted is None or not wanted > 0:
@@ -71,10 +71,10 @@ def budget_of(memory: str | float, room: float) -> float:
     return wanted
 
 
-def guessed(tokens: float, taken: float, seconds: float) -> Level:
+def estimate(tokens: float, taken: float, seconds: float) -> Candidate:
     """The level of 1 before anything is measured: `tokens` bytes that the tokens are in a block, `taken` bytes on the
     GPU, `seconds` that a block may take forwards."""
-    return Level(1.0, _shape(1.0) * tokens, taken + PASSING * tokens, seconds)
+    return Candidate(1.0, _shape(1.0) * tokens, taken + PASSING * tokens, seconds)
 
 
 def _shape(kept: float) -> float:
@@ -85,52 +85,65 @@ def _shape(kept: float) -> float:
     return SHAPE[-1][1]
 
 
-def fits(level: Level, room: Room) -> Plan | None:
+def plan_within(level: Candidate, room: MemoryLimits) -> MemoryPlan | None:
     """The plan at this level, if there is one: the least share of the activations on the host that suffices."""
     whole = level.block * room.blocks
     over = level.rest + whole - room.budget
     if over <= 0:
-        return Plan(level.kept, 0.0, (level.rest + whole) / GIB)
+        return MemoryPlan(level.activation_budget, 0.0, (level.rest + whole) / GIB)
     away = max(room.blocks - 3, 0)  # the last stays, and two are back at a time
     over += ON_THE_WAY
     most = min(BUS * room.bandwidth * level.seconds * room.blocks, room.host, level.block * away)
     if over > most:
         return None
     share = min(1.0, over / (level.block * away))
-    return Plan(level.kept, round(share + 0.005, 2), room.budget / GIB)
+    return MemoryPlan(level.activation_budget, round(share + 0.005, 2), room.budget / GIB)
 
 
-def foreseen(kept: float, known: Sequence[Level]) -> Level:
+def interpolate(kept: float, known: Sequence[Candidate]) -> Candidate:
     """A level that was not measured, by those that were: between two of them, or by the nearest."""
-    under = max((level for level in known if level.kept <= kept), key=lambda level: level.kept, default=None)
-    over = min((level for level in known if level.kept >= kept), key=lambda level: level.kept, default=None)
+    under = max(
+        (level for level in known if level.activation_budget <= kept),
+        key=lambda level: level.activation_budget,
+        default=None,
+    )
+    over = min(
+        (level for level in known if level.activation_budget >= kept),
+        key=lambda level: level.activation_budget,
+        default=None,
+    )
     near = under or over
     assert near is not None
-    if under and over and _shape(over.kept) > _shape(under.kept):
-        share = (_shape(kept) - _shape(under.kept)) / (_shape(over.kept) - _shape(under.kept))
-        return replace(near, kept=kept, block=under.block + share * (over.block - under.block))
-    return replace(near, kept=kept, block=near.block * _shape(kept) / _shape(near.kept))
+    if under and over and _shape(over.activation_budget) > _shape(under.activation_budget):
+        share = (_shape(kept) - _shape(under.activation_budget)) / (
+            _shape(over.activation_budget) - _shape(under.activation_budget)
+        )
+        return replace(near, activation_budget=kept, block=under.block + share * (over.block - under.block))
+    return replace(near, activation_budget=kept, block=near.block * _shape(kept) / _shape(near.activation_budget))
 
 
-def highest(known: Sequence[Level], room: Room, below: float = math.inf) -> float:
-    """The largest of LEVELS under `below` that should fit, going by levels that are known; 0 if none should."""
-    fitting = (kept for kept in reversed(LEVELS) if kept < below and fits(foreseen(kept, known), room))
+def largest_that_fits(known: Sequence[Candidate], room: MemoryLimits, below: float = math.inf) -> float:
+    """The largest of BUDGETS under `below` that should fit, going by levels that are known; 0 if none should."""
+    fitting = (kept for kept in reversed(BUDGETS) if kept < below and plan_within(interpolate(kept, known), room))
     return next(fitting, 0.0)
 
 
-def find(
-    measured: Callable[[float], Level | None], seconds: Callable[[Plan], float | None], room: Room, start: float
-) -> Plan | Level | None:
+def search(
+    measured: Callable[[float], Candidate | None],
+    seconds: Callable[[MemoryPlan], float | None],
+    room: MemoryLimits,
+    start: float,
+) -> MemoryPlan | Candidate | None:
     """The fastest of the plans that work; if none does, the level of 0 that does not fit.
 
     measured: what a level costs, None if it cannot even be measured. seconds: of a step of a plan, None if it does not
-    work. Each level has to be compiled, so few are tried, from `start` on: the next is foreseen from the one before.
+    work. Each level has to be compiled, so few are tried, from `start` on: the next is interpolate from the one before.
     Where the best keeps more than CHEAP by moving it, that is tried too. The last plan that `seconds` is asked for is
     the one that is given.
     """
     kept, below = start, math.inf
-    best: tuple[Plan, float] | None = None
-    known: list[Level] = []
+    best: tuple[MemoryPlan, float] | None = None
+    known: list[Candidate] = []
     while True:
         level = measured(kept)
         if level is not None:
@@ -144,11 +157,15 @@ def find(
             best = found
         else:
             break
-        kept = highest(known, room, below) if known else max(step for step in LEVELS if step <= kept / 2)
-        if best is not None and kept - best[0].kept < WORTH:
+        kept = largest_that_fits(known, room, below) if known else max(step for step in BUDGETS if step <= kept / 2)
+        if best is not None and kept - best[0].activation_budget < WORTH:
             break
     assert best is not None
-    if best[0].kept > CHEAP and best[0].spill > 0 and all(level.kept != CHEAP for level in known):
+    if (
+        best[0].activation_budget > CHEAP
+        and best[0].activation_offload > 0
+        and all(level.activation_budget != CHEAP for level in known)
+    ):
         level = measured(CHEAP)
         found = None if level is None else _working(level, seconds, room)
         best = found if found is not None and found[1] < best[1] else best
@@ -157,9 +174,11 @@ def find(
     return best[0]
 
 
-def _working(level: Level, seconds: Callable[[Plan], float | None], room: Room) -> tuple[Plan, float] | None:
+def _working(
+    level: Candidate, seconds: Callable[[MemoryPlan], float | None], room: MemoryLimits
+) -> tuple[MemoryPlan, float] | None:
     """The plan of a level that moves least of those that work, and the seconds of its step."""
-    while (plan := fits(level, room)) is not None:
+    while (plan := plan_within(level, room)) is not None:
         if (taken := seconds(plan)) is not None:
             return plan, taken
         room = replace(room, budget=room.budget * (1 - MARGIN))

@@ -1,7 +1,7 @@
 """What a training step keeps of its activations, so that it fits the memory there is (`trainer.memory`).
 
 Keeping everything is fastest. What does not fit on the GPU goes to the host as far as the bus carries it while the GPU
-computes (`ltx2.spill`), and what does not fit there either is computed again in the backward pass (`compiled`). The
+computes (`runtime.activation_offload`), and what does not fit there either is computed again in the backward pass. The
 figures behind the choice are measured on the first blocks, on the largest clips, before step 0. Where everything is
 kept and there is room still, fp8 weights are kept a second time as gradients' products want them (`projection.turn`).
 """
@@ -22,13 +22,24 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.kernels.lora_linear import turn, turnable
-from iclora_train.ltx2.runtime.activation_offload import Spill
+from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.ltx2.runtime.compile import compile_blocks, record_blocks
+from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
 from iclora_train.training.dry_run import largest_batch, mean_loss
-from iclora_train.training.host_memory import free_on_host
+from iclora_train.training.host_memory import free_host_memory
 from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.memory_plan import GIB, MARGIN, Level, Plan, Room, budget_of, find, fits, guessed, highest
+from iclora_train.training.memory_plan import (
+    GIB,
+    MARGIN,
+    Candidate,
+    MemoryLimits,
+    MemoryPlan,
+    estimate,
+    largest_that_fits,
+    memory_limit_gib,
+    plan_within,
+    search,
+)
 from iclora_train.training.throughput import batch_work, matmul_peak
 
 HOST = 0.7  # share of the free host memory that may be pinned
@@ -39,52 +50,56 @@ STATES = 12  # bytes of an adapter's parameter beside its value: gradient and Ad
 Say = Callable[[str], object]
 
 
-def settled(
+def plan_memory(
     config: Config, module: ICLoRA, shards: ShardSet, folder: Path, say: Say, first: bool = True
-) -> Plan | None:
+) -> MemoryPlan | None:
     """The module set as trainer.memory says; what a run has chosen holds when it goes on on the same kind of GPU.
 
     say: is told what is tried meanwhile. first: of the processes of a run, the one that keeps what was chosen. None
-    where there is nothing to choose: on a CPU, with blocks that are not compiled, or with model.kept set.
+    where there is nothing to choose: on a CPU, with blocks that are not compiled, or with model.activation_budget set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
     open_to_choice = (
-        device.type == "cuda" and runner_of(module.transformer).kept is not None and config.model.kept is None
+        device.type == "cuda"
+        and runner_of(module.transformer).activation_budget is not None
+        and config.model.activation_budget is None
     )
     if memory is None or not open_to_choice:
         require(
             memory in (None, "auto"),
             f"trainer.memory={memory} has no effect here: it needs a GPU, compiled blocks (model.compile) and "
-            "model.kept=null; leave it out",
+            "model.activation_budget=null; leave it out",
         )
         return None
     place = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "memory": str(memory)}
     known = folder / "memory.json"
     if known.exists() and (found := json.loads(known.read_text())).pop("place") == place:
-        plan = Plan(**found)
-        allow(memory, device)
-        turn(module.transformer, plan.turned)
-        apply(module, plan.kept, plan.spill)
-        record_blocks(module.transformer, config.model.graphs)
+        plan = MemoryPlan(**found)
+        limit_gpu_memory(memory, device)
+        turn(module.transformer, plan.cached_transposed)
+        apply(module, plan.activation_budget, plan.activation_offload)
+        set_cuda_graphs(module.transformer, config.model.cuda_graphs)
         return plan
     devices = config.trainer.get("devices")
     together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
-    plan = settle(module, largest_batch(config, shards, device)[1], memory, say, together)
+    plan = search_memory_plan(module, largest_batch(config, shards, device)[1], memory, say, together)
     if first:
         with write_atomic(known) as file:
             file.write(json.dumps({"place": place, **asdict(plan)}).encode())
     return plan
 
 
-def allow(memory: str | float, device: torch.device) -> float:
+def limit_gpu_memory(memory: str | float, device: torch.device) -> float:
     """GiB of the GPU that trainer.memory means; from now on this process cannot take more."""
     free, total = torch.cuda.mem_get_info(device)
-    wanted = budget_of(memory, (free + torch.cuda.memory_reserved(device)) / GIB)  # less what other processes hold
+    wanted = memory_limit_gib(
+        memory, (free + torch.cuda.memory_reserved(device)) / GIB
+    )  # less what other processes hold
     torch.cuda.set_per_process_memory_fraction(wanted * GIB / total, device)
     return wanted
 
 
-def settle(module: ICLoRA, batch: Batch, memory: str | float, say: Say, together: int = 1) -> Plan:
+def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: Say, together: int = 1) -> MemoryPlan:
     """Measure on `batch`, the largest there is, choose, try a step, and leave the module set that way.
 
     say: is told what is tried, which takes up to a minute each. together: processes that share the host's memory.
@@ -92,58 +107,68 @@ def settle(module: ICLoRA, batch: Batch, memory: str | float, say: Say, together
     """
     device, count = batch["target"].device, len(blocks_of(module))
     turn(module.transformer, False)
-    record_blocks(module.transformer, False)
-    wanted = allow(memory, device)
-    room = Room(count, wanted * (1 - MARGIN) * GIB, bandwidth_of(device), HOST * free_on_host() / together)
+    set_cuda_graphs(module.transformer, False)
+    wanted = limit_gpu_memory(memory, device)
+    room = MemoryLimits(
+        count, wanted * (1 - MARGIN) * GIB, measure_bandwidth(device), HOST * free_host_memory() / together
+    )
     near, second = _guess(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
-    start, unmoved = highest([near], room), replace(room, budget=room.budget - second, bandwidth=0.0)
-    turned = second > 0 and fits(near, unmoved) is not None and not runner_of(module.transformer).offload.order
+    start, unmoved = largest_that_fits([near], room), replace(room, budget=room.budget - second, bandwidth=0.0)
+    turned = (
+        second > 0
+        and plan_within(near, unmoved) is not None
+        and not runner_of(module.transformer).weight_offload.blocks
+    )
     found = _found(module, batch, room, start, turned, say)
-    if turned and not (isinstance(found, Plan) and found.kept == 1 and not found.spill):
+    if turned and not (isinstance(found, MemoryPlan) and found.activation_budget == 1 and not found.activation_offload):
         found = _found(module, batch, room, start, False, say)
-    if isinstance(found, Plan):
-        record_blocks(module.transformer, module.config.model.graphs)
+    if isinstance(found, MemoryPlan):
+        set_cuda_graphs(module.transformer, module.config.model.cuda_graphs)
         return found
     least = f" (it takes {(found.rest + count * found.block) / GIB:.1f})" if found is not None else ""
     raise ConfigError(
         f"trainer.memory={memory}: a step on the largest clips does not fit into {wanted:.1f} GiB{least}; what would "
-        "help: model.precision=fp8, model.offload=<blocks>, a smaller data.tokens_per_batch or data.batch_size, fewer "
-        "data.frames, task.reference_downscale=2"
+        "help: model.precision=fp8, model.weight_offload=<blocks>, a smaller data.tokens_per_batch or data.batch_size, "
+        "fewer data.frames, task.reference_downscale=2"
     )
 
 
-def _found(module: ICLoRA, batch: Batch, room: Room, start: float, turned: bool, say: Say) -> Plan | Level | None:
+def _found(
+    module: ICLoRA, batch: Batch, room: MemoryLimits, start: float, turned: bool, say: Say
+) -> MemoryPlan | Candidate | None:
     """`find` on this module, with its fp8 weights kept twice or once."""
     turn(module.transformer, turned)
 
-    def measured(kept: float) -> Level | None:
-        say(f"trainer.memory: measuring model.kept={kept:g} on the first blocks; compiled first where that is new")
+    def measured(kept: float) -> Candidate | None:
+        say(
+            f"trainer.memory: measuring model.activation_budget={kept:g} on the first blocks (compiling them if needed)"
+        )
         level = measure(module, batch, kept)
         found = "too much" if level is None else f"a block keeps {level.block / GIB:.2f} GiB"
-        say(f"trainer.memory: model.kept={kept:g}: {found}")
+        say(f"trainer.memory: model.activation_budget={kept:g}: {found}")
         return level
 
-    def seconds(plan: Plan) -> float | None:
-        taken = timed(module, batch, plan)
+    def seconds(plan: MemoryPlan) -> float | None:
+        taken = time_step(module, batch, plan)
         say(f"trainer.memory: {plan}: " + ("too much" if taken is None else f"{taken:.2f} s a step"))
         return taken
 
-    found = find(measured, seconds, room, start)
-    return replace(found, turned=turned) if isinstance(found, Plan) else found
+    found = search(measured, seconds, room, start)
+    return replace(found, cached_transposed=turned) if isinstance(found, MemoryPlan) else found
 
 
 def apply(module: ICLoRA, kept: float, spill: float) -> None:
     """Train with these from now on."""
     compile_blocks(module.transformer, kept)
-    runner_of(module.transformer).spill = Spill(spill) if spill else None
+    runner_of(module.transformer).activation_offload = ActivationOffload(spill) if spill else None
 
 
-def _guess(module: ICLoRA, batch: Batch) -> Level:
+def _guess(module: ICLoRA, batch: Batch) -> Candidate:
     """The level of 1 by its sizes."""
     net, lora, device = module.transformer.config, module.config.model.lora, batch["target"].device
     work = batch_work(batch, net, lora.rank, tuple(lora.targets))
     seconds = FORWARDS * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
-    return guessed(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
+    return estimate(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
 
 
 def _states(module: ICLoRA) -> int:
@@ -151,11 +176,11 @@ def _states(module: ICLoRA) -> int:
     return STATES * sum(parameter.numel() for parameter in module.adapter)
 
 
-def timed(module: ICLoRA, batch: Batch, plan: Plan) -> float | None:
+def time_step(module: ICLoRA, batch: Batch, plan: MemoryPlan) -> float | None:
     """Seconds of a whole step beside what the optimizer will keep, None if it does not fit; the module is then set as
     planned."""
     device = batch["target"].device
-    apply(module, plan.kept, plan.spill)
+    apply(module, plan.activation_budget, plan.activation_offload)
     gc.collect()
     torch.cuda.empty_cache()
     try:
@@ -169,7 +194,7 @@ def timed(module: ICLoRA, batch: Batch, plan: Plan) -> float | None:
     return taken
 
 
-def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
+def measure(module: ICLoRA, batch: Batch, kept: float) -> Candidate | None:
     """What `kept` costs, from steps through few blocks; the adapter is as it was afterwards. None: far too much.
 
     Steps of 3 and 6 blocks (of 1 and all, where there are fewer) differ by what 3 blocks keep and take.
@@ -189,7 +214,7 @@ def measure(module: ICLoRA, batch: Batch, kept: float) -> Level | None:
     between = max(sizes[1] - sizes[0], 1)
     block = (more[0] - few[0]) // between
     rest = few[0] - sizes[0] * block + _states(module)
-    return Level(kept, block, rest, (more[1] - few[1]) / between)
+    return Candidate(kept, block, rest, (more[1] - few[1]) / between)
 
 
 def blocks_of(module: ICLoRA) -> nn.ModuleList:
@@ -218,7 +243,7 @@ def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, flo
     return torch.cuda.max_memory_allocated(device), forwards, whole
 
 
-def bandwidth_of(device: torch.device, size: int = 2**28) -> float:
+def measure_bandwidth(device: torch.device, size: int = 2**28) -> float:
     """Bytes per second from the GPU to pinned memory."""
     host, there = (
         torch.empty(size, dtype=torch.uint8, pin_memory=True),

@@ -80,7 +80,7 @@ def validation_losses(
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
-    runner_of(transformer).free()
+    runner_of(transformer).free_training_memory()
     sigmas = config.validation.sigmas
     losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
     first = 0
@@ -137,7 +137,7 @@ class ValidationClips(Callback):
         """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
         batch = to_device(self.batch, module.device)
         self.vae.to(module.device)
-        runner_of(module.transformer).free()
+        runner_of(module.transformer).free_training_memory()
         with module.averaged():
             latent = self._sample(module.transformer, batch)
         references = [self._pixels(reference) for reference in batch["references"]]

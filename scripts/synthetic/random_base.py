@@ -9,7 +9,8 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.load import block_linears
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.runtime.weight_offload import Offload
+from iclora_train.ltx2.runtime.block_runner import BlockRunner
+from iclora_train.ltx2.runtime.weight_offload import WeightOffload
 from iclora_train.ltx2.vae.layout import geometry_of
 from iclora_train.ltx2.weights.assign import place
 from scripts.synthetic.configs import GEMMA, MODEL_VERSION, official_config
@@ -29,11 +30,11 @@ class RandomBase(BaseModel):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         fp8: bool = False,
-        offload: int = 0,
+        weight_offload: int = 0,
     ) -> Transformer:
         """Frozen, in evaluation mode, in `dtype`; fp8: the linears of its blocks, but their gates, in fp8.
 
-        offload: blocks whose weights lie in host memory.
+        weight_offload: blocks whose weights lie in host memory.
         """
         generator = torch.Generator(device).manual_seed(0)
         specs = {spec.name: spec for spec in transformer(self.config["transformer"])}
@@ -45,7 +46,8 @@ class RandomBase(BaseModel):
             empty = torch.empty(spec.shape, dtype=dtype, device=device)
             return empty.normal_(spec.mean, spec.std, generator=generator)
 
-        module.offload = Offload(module.config.num_layers, offload, device)
+        offload = WeightOffload(module.config.num_layers, weight_offload, device)
+        module.run_blocks = BlockRunner(offload)
         linears = block_linears(module) if fp8 else set()
         names = [name for name, _ in module.named_parameters()]
         for name in names:
@@ -55,5 +57,5 @@ class RandomBase(BaseModel):
             elif leaf == "weight":
                 bias = made(f"{owner}.bias") if f"{owner}.bias" in names else None
                 module.set_submodule(owner, Fp8Linear(*quantize(made(name)), bias))
-            module.offload.take(name, module.get_parameter(name))
+            offload.move_to_host(name, module.get_parameter(name))
         return module.eval()

@@ -17,12 +17,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None) -
     return flash_attention(q, k, v) if has_flash(q) else F.scaled_dot_product_attention(q, k, v)
 
 
-def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, count: int | None) -> Tensor:
-    """Attention of the first `count` tokens to all, for (B,N,heads,head_dim) -> (B,count,heads,head_dim)."""
+def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, num_outputs: int | None) -> Tensor:
+    """The first `num_outputs` queries attend to all keys: (B,N,heads,head_dim) -> (B,num_outputs,heads,head_dim)."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if count is not None and bias is None:
-        q = q[:, :, :count]
-    return attend(q, k, v, bias)[:, :, :count].transpose(1, 2)
+    if num_outputs is not None and bias is None:
+        q = q[:, :, :num_outputs]
+    return attend(q, k, v, bias)[:, :, :num_outputs].transpose(1, 2)
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -55,19 +55,19 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         rope: Tensor | None = None,
         bias: AttentionBias | None = None,
-        count: int | None = None,
+        num_outputs: int | None = None,
         perturbed: bool = False,
     ) -> Tensor:
-        """count: compute the output of the first tokens only; all of them are attended to.
+        """num_outputs: compute the output of the first tokens only; all of them are attended to.
 
         perturbed: every token attends to itself alone (spatio-temporal guidance, arXiv 2411.18664).
         """
         source = x if context is None else context
         q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
-        logits = None if self.to_gate_logits is None else self.to_gate_logits(x)[:, :count]
+        logits = None if self.to_gate_logits is None else self.to_gate_logits(x)[:, :num_outputs]
         q, k = rms_norm(q, self.q_norm), rms_norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
-        out = v[:, :count] if perturbed else attend_first(q, k, v, bias, count)
+        out = v[:, :num_outputs] if perturbed else attend_first(q, k, v, bias, num_outputs)
         return self.to_out((out if logits is None else gate_heads(out, logits)).flatten(2))

@@ -41,7 +41,7 @@ def rotation(position: Tensor, width: int, heads: int, theta: float, max_positio
     return torch.stack([angle.cos(), angle.sin()])
 
 
-class Rotations:
+class RotationCache:
     """The rotations of the last few positions, which are known by their tensor: the same one has the same rotation.
 
     Steps of a sampling, and training steps on clips of one shape (`step.lay_out`), share a tensor of positions.

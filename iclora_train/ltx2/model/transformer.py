@@ -21,7 +21,7 @@ from iclora_train.ltx2.kernels.modulation import pick, rms_norm
 from iclora_train.ltx2.model.adaln import AdaLayerNormSingle, CaptionProjection
 from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.feed_forward import FeedForward
-from iclora_train.ltx2.model.rope import Rotations
+from iclora_train.ltx2.model.rope import RotationCache
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
 
 
@@ -74,7 +74,7 @@ class TransformerConfig:
         return cls(**chosen)
 
 
-class Inputs(NamedTuple):
+class BlockInputs(NamedTuple):
     """What every block is given beside the tokens."""
 
     text: Tensor  # (B,T,D')
@@ -100,15 +100,17 @@ class Block(nn.Module):
             self.prompt_scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.fused: nn.Module | None = None  # computes the same with fused kernels (`runtime.fused_block`)
 
-    def forward(self, x: Tensor, inputs: Inputs, count: int | None = None, perturbed: bool = False) -> Tensor:
-        """x (B,N,D) -> (B,N,D), or (B,count,D) of the first tokens; perturbed: see `Attention`."""
+    def forward(
+        self, x: Tensor, inputs: BlockInputs, num_outputs: int | None = None, perturbed: bool = False
+    ) -> Tensor:
+        """x (B,N,D) -> (B,N,D), or (B,num_outputs,D) of the first tokens; perturbed: see `Attention`."""
         if self.fused is not None:
-            return self.fused(self, x, inputs, count, perturbed)
+            return self.fused(self, x, inputs, num_outputs, perturbed)
         text, level = inputs.text, inputs.level
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + inputs.modulation).unbind(2)
-        h = self.attn1(self._norm(x, scale, shift, level), None, inputs.rope, inputs.bias, count, perturbed)
-        level = level[:, :count]
-        x = x[:, :count] + pick(gate, level) * h
+        h = self.attn1(self._norm(x, scale, shift, level), None, inputs.rope, inputs.bias, num_outputs, perturbed)
+        level = level[:, :num_outputs]
+        x = x[:, :num_outputs] + pick(gate, level) * h
         if cross:  # since 2.3 text attention is modulated too: its queries by the token's level, the text by the clip's
             cross_shift, cross_scale, cross_gate = cross
             h = self.attn2(self._norm(x, cross_scale, cross_shift, level), self.modulated_text(inputs))
@@ -117,7 +119,7 @@ class Block(nn.Module):
             x = x + self.attn2(rms_norm(x, self.eps), text)
         return x + pick(ff_gate, level) * self.ff(self._norm(x, ff_scale, ff_shift, level))
 
-    def modulated_text(self, inputs: Inputs) -> Tensor:
+    def modulated_text(self, inputs: BlockInputs) -> Tensor:
         """The text (B,T,D') by the AdaLN of the clip's noise level."""
         table = self.prompt_scale_shift_table
         shift, scale = (table if inputs.prompt is None else table + inputs.prompt).unbind(-2)
@@ -128,18 +130,20 @@ class Block(nn.Module):
 
 
 class Runner(Protocol):
-    """How the blocks are run (`runtime.block_runner`): x -> (B,count,D)."""
+    """How the blocks are run (`runtime.block_runner`): x -> (B,num_outputs,D)."""
 
     def __call__(
-        self, net: Transformer, x: Tensor, inputs: Inputs, count: int | None, perturbed: Sequence[int]
+        self, net: Transformer, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: Sequence[int]
     ) -> Tensor: ...
 
 
-def one_by_one(net: Transformer, x: Tensor, inputs: Inputs, count: int | None, perturbed: Sequence[int]) -> Tensor:
-    """The plain way: block after block; the last computes the first `count` tokens only."""
+def run_blocks_sequentially(
+    net: Transformer, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: Sequence[int]
+) -> Tensor:
+    """The plain way: block after block; the last computes the first `num_outputs` tokens only."""
     last = len(net.transformer_blocks) - 1
     for i, block in enumerate(net.transformer_blocks):
-        x = block(x, inputs, count if i == last else None, i in perturbed)
+        x = block(x, inputs, num_outputs if i == last else None, i in perturbed)
     return x
 
 
@@ -163,8 +167,8 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.out_channels)
-        self.rotations = Rotations()
-        self.run_blocks: Runner = one_by_one
+        self.rotations = RotationCache()
+        self.run_blocks: Runner = run_blocks_sequentially
 
     def forward(
         self,
@@ -172,9 +176,9 @@ class Transformer(nn.Module):
         text: Tensor,
         between: str = "comfyui",
         perturbed: tuple[int, ...] = (),
-        count: int | None = None,
+        num_outputs: int | None = None,
     ) -> Tensor:
-        """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, or of the first `count`.
+        """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, or of the first `num_outputs`.
 
         between: what references see of one another once an attention weight is set (`AttentionBias`).
         perturbed: the blocks in which every token attends to itself alone.
@@ -192,8 +196,10 @@ class Transformer(nn.Module):
         theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
         rope = self.rotations.of(tokens.position, config.width, config.num_attention_heads, theta, extent, dtype)
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
-        x = self.run_blocks(self, x, Inputs(text, modulation, tokens.level, rope, prompt, bias), count, perturbed)
-        level = tokens.level[:, :count]
+        x = self.run_blocks(
+            self, x, BlockInputs(text, modulation, tokens.level, rope, prompt, bias), num_outputs, perturbed
+        )
+        level = tokens.level[:, :num_outputs]
         shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)

@@ -23,7 +23,7 @@ BLOCKED = -1e3  # a logit that far under the others has probability exactly 0 in
 
 
 @dataclass(frozen=True)
-class Part:
+class Rectangle:
     """A rectangle of the attention matrix: queries, keys, and what is added to its logits, in fp32."""
 
     rows: slice
@@ -52,27 +52,27 @@ class AttentionBias:
         behind = slice(target.stop, ends[-1])
         log_weight = torch.where(weight > 0, weight.clamp(min=torch.finfo(torch.float32).tiny).log(), BLOCKED)
         log_weight = torch.where(group == 0, 0.0, log_weight.float())[:, None]  # (B,1,N)
-        self.parts = [Part(slice(0, ends[-1]), target, log_weight)]
+        self.parts = [Rectangle(slice(0, ends[-1]), target, log_weight)]
         for reference in references:
             self.parts += _seen_by_target(target, reference, log_weight[..., reference])
-        self.parts += [Part(rows, rows) for rows in (references if between == "ltx" else [behind])]
+        self.parts += [Rectangle(rows, rows) for rows in (references if between == "ltx" else [behind])]
 
 
-def _seen_by_target(target: slice, reference: slice, log_weight: Tensor) -> list[Part]:
+def _seen_by_target(target: slice, reference: slice, log_weight: Tensor) -> list[Rectangle]:
     """Target queries on one reference (B,1,n): a part for the keys that weigh alike, one for the others, none for 0."""
     most = log_weight.amax(-1, keepdim=True)  # (B,1,1)
     alike = log_weight == most
     if bool(alike.all()):
-        return [Part(target, reference, most)] if bool((most > BLOCKED).any()) else []
+        return [Rectangle(target, reference, most)] if bool((most > BLOCKED).any()) else []
     if len(log_weight) > 1:  # the clips of a batch have different masks
-        return [Part(target, reference, key_bias=log_weight[:, :, None])]
+        return [Rectangle(target, reference, key_bias=log_weight[:, :, None])]
     there = log_weight > BLOCKED
     if FEW * int(alike.sum()) < int(there.sum()):
         alike = torch.zeros_like(alike)
-    found = [Part(target, _numbers(alike, reference), most)] if bool(alike.any()) else []
+    found = [Rectangle(target, _numbers(alike, reference), most)] if bool(alike.any()) else []
     others = there & ~alike
     if bool(others.any()):
-        found.append(Part(target, _numbers(others, reference), key_bias=log_weight[others][None, None, None]))
+        found.append(Rectangle(target, _numbers(others, reference), key_bias=log_weight[others][None, None, None]))
     return found
 
 
@@ -128,6 +128,6 @@ class _Weighted(torch.autograd.Function):
         return sums[0], sums[1], sums[2], None
 
 
-def _forward(kernel: Kernel, part: Part, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
+def _forward(kernel: Kernel, part: Rectangle, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
     out, total, seed = kernel.forward(q[:, :, part.rows], part.keys(k), part.keys(v), part.key_bias)
     return out, total if part.row_bias is None else total + part.row_bias, seed

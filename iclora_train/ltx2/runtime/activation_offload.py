@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from iclora_train.core.copy_stream import Lane
+from iclora_train.core.copy_stream import CopyStream
 
 LEAST = 2**22  # bytes of a tensor worth a copy
 SLAB = 2**30  # bytes of pinned memory that are asked for at once: PyTorch rounds each request up to a power of two
@@ -42,12 +42,12 @@ def dense(tensor: Tensor) -> bool:
     return tensor.numel() == reach
 
 
-class Spill:
+class ActivationOffload:
     """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for later steps of whatever shapes."""
 
     def __init__(self, share: float, least: int = LEAST, slab: int = SLAB) -> None:
         self.share, self.least, self.slab = share, least, slab
-        self.lane: Lane | None = None  # made when it is known where the activations are
+        self.copy_stream: CopyStream | None = None  # made when it is known where the activations are
         self.blocks: dict[int, list[Kept]] = {}
         self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         self.free: list[Tensor] = []  # pinned memory that nothing is in
@@ -83,7 +83,7 @@ class Spill:
             if moves:
                 self.moved += size
                 own.append(self._send(tensor.detach()))
-            if self.lane is not None:
+            if self.copy_stream is not None:
                 self._let_go(ON_THE_WAY + max(0, self.most - (self.seen - self.moved)))
             return (number, own[-1]) if moves else tensor
 
@@ -94,11 +94,11 @@ class Spill:
         """Start copying a tensor to the host."""
         memory = self._memory(tensor.nbytes, tensor.is_cuda)
         host = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-        self.lane = self.lane or Lane(tensor.device)
-        self.lane.follow()
-        with self.lane.inside():
+        self.copy_stream = self.copy_stream or CopyStream(tensor.device)
+        self.copy_stream.wait_for_compute()
+        with self.copy_stream.context():
             host.copy_(tensor, non_blocking=True)
-        gone = self.lane.mark()
+        gone = self.copy_stream.record()
         if gone is not None:
             self.leaving.append((tensor, gone))
             self.waiting += tensor.nbytes
@@ -122,10 +122,10 @@ class Spill:
 
         Memory that is given up can be written again by the computation: so that waits for the copy first.
         """
-        assert self.lane is not None
+        assert self.copy_stream is not None
         while self.leaving and (self.waiting > allowed or self.leaving[0][1].query()):
             tensor, gone = self.leaving.popleft()
-            self.lane.hold(gone)
+            self.copy_stream.make_compute_wait(gone)
             self.waiting -= tensor.nbytes
 
     def _unpack(self, packed: Tensor | tuple[int, Kept | Tensor]) -> Tensor:
@@ -140,8 +140,8 @@ class Spill:
             self._fetch(number)
         back, kept.back = kept.back, None
         assert back is not None
-        assert self.lane is not None
-        self.lane.hold(kept.here)
+        assert self.copy_stream is not None
+        self.copy_stream.make_compute_wait(kept.here)
         if number - 1 in self.blocks:
             self._fetch(number - 1)
         self.free.append(kept.memory)
@@ -152,12 +152,12 @@ class Spill:
         moved = self.blocks.pop(number, ())
         if not moved:
             return
-        assert self.lane is not None
+        assert self.copy_stream is not None
         self._let_go(allowed)
         for kept in moved:
             size, stride, dtype = kept.host.shape, kept.host.stride(), kept.host.dtype
             kept.back = torch.empty_strided(size, stride, dtype=dtype, device=kept.device)
-            self.lane.follow()
-            with self.lane.inside():
+            self.copy_stream.wait_for_compute()
+            with self.copy_stream.context():
                 kept.back.copy_(kept.host, non_blocking=True)
-            kept.here = self.lane.mark()
+            kept.here = self.copy_stream.record()

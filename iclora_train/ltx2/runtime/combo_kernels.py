@@ -25,7 +25,7 @@ Groups = list[list[BaseSchedulerNode]]
 _every: Callable[[Scheduler], Groups] = ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels
 
 
-def combine_small() -> None:
+def enable_combo_kernels() -> None:
     """From now on, in this process, for whatever is compiled for a GPU."""
     torch._inductor.config.combo_kernels = True
     ForeachKernelSchedulerNode.set_group_algorithm_for_combo_kernels(small_groups)

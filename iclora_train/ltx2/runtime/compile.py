@@ -10,7 +10,7 @@ from pathlib import Path
 
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.ltx2.runtime.cuda_graphs import Graphs
+from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
 from iclora_train.ltx2.runtime.fused_block import FusedBlock
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -20,10 +20,10 @@ READS, OPERATIONS = 16, 200
 SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
 
 
-def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "inductor") -> None:
+def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, backend: str = "inductor") -> None:
     """From now on every block runs compiled, adapters included; attach those before.
 
-    kept: share of the memory of a block's activations that its backward pass may keep, the rest is computed again
+    activation_budget: share of a block's activation memory that is saved for backward; the rest is computed again
     (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone,
     from there on what attention gives is always kept; from .8 on no product is computed again, at 1 no norm
     either.
@@ -32,34 +32,34 @@ def compile_blocks(transformer: Transformer, kept: float = 1.0, backend: str = "
     import torch._functorch.config  # noqa: PLC0415
     import torch._inductor.config  # noqa: PLC0415
 
-    from iclora_train.ltx2.runtime.combo_kernels import combine_small  # noqa: PLC0415
-    from iclora_train.ltx2.runtime.save_policy import Keep  # noqa: PLC0415
+    from iclora_train.ltx2.runtime.combo_kernels import enable_combo_kernels  # noqa: PLC0415
+    from iclora_train.ltx2.runtime.save_policy import SavePolicy  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
     torch._dynamo.config.recompile_limit = SHAPES
     torch._dynamo.config.optimize_ddp = False  # else DistributedDataParallel's buckets cut a block into several
-    torch._functorch.config.activation_memory_budget = kept
-    torch._inductor.config.joint_custom_pre_pass = Keep()
+    torch._functorch.config.activation_memory_budget = activation_budget
+    torch._inductor.config.joint_custom_pre_pass = SavePolicy()
     torch._inductor.config.realize_reads_threshold = READS
     torch._inductor.config.realize_opcount_threshold = OPERATIONS
-    combine_small()
+    enable_combo_kernels()
     runner = runner_of(transformer)
-    if runner.kept == kept:
+    if runner.activation_budget == activation_budget:
         return
-    if runner.kept is not None:
+    if runner.activation_budget is not None:
         torch._dynamo.reset()  # else the blocks would run what was compiled for another budget
-    runner.kept = kept
+    runner.activation_budget = activation_budget
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
         if block.fused is None:
-            block.fused = FusedBlock(block, join=not runner.offload.order)
+            block.fused = FusedBlock(block, join=not runner.weight_offload.blocks)
         block.compile(dynamic=False, backend=backend)
 
 
-def record_blocks(transformer: Transformer, wanted: bool) -> None:
+def set_cuda_graphs(transformer: Transformer, wanted: bool) -> None:
     """From now on training runs the blocks by CUDA graphs, if wanted, and where that can be: compiled, on a GPU, with
     all that they need there."""
     runner = runner_of(transformer)
-    there = runner.kept is not None and transformer.patchify_proj.weight.is_cuda
-    moved = runner.spill is not None or runner.offload.order
-    runner.graphs = Graphs() if wanted and there and not moved else None
+    there = runner.activation_budget is not None and transformer.patchify_proj.weight.is_cuda
+    moved = runner.activation_offload is not None or runner.weight_offload.blocks
+    runner.cuda_graphs = CudaGraphs() if wanted and there and not moved else None

@@ -22,13 +22,13 @@ Work = Callable[[], Sequence[Tensor]]
 LIMIT = 8  # shapes of one process; with more of them nothing is recorded
 
 
-class Recorder(Protocol):
+class Capture(Protocol):
     """Runs some work once and remembers it: what it made, and how to make it again in the same place."""
 
     def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]: ...
 
 
-class OnGPU:
+class GraphCapture:
     """CUDA graphs that share memory: what one keeps lasts until the next forward pass of any of them."""
 
     def __init__(self) -> None:
@@ -41,49 +41,49 @@ class OnGPU:
         return made, graph.replay
 
 
-class Graphs:
+class CudaGraphs:
     """Runs blocks in training by what was recorded of them, and records what it meets again."""
 
-    def __init__(self, recorder: Callable[[], Recorder] = OnGPU, limit: int = LIMIT) -> None:
+    def __init__(self, recorder: Callable[[], Capture] = GraphCapture, limit: int = LIMIT) -> None:
         self.begin, self.limit = recorder, limit
-        self.recorder: Recorder | None = None
-        self.met: set[Hashable] = set()
-        self.known: dict[Hashable, Recorded] = {}
+        self.recorder: Capture | None = None
+        self.seen_shapes: set[Hashable] = set()
+        self.captured: dict[Hashable, CapturedStep] = {}
         self.gradients: dict[nn.Parameter, Tensor] = {}  # where every graph leaves them
         self.passes = 0  # forwards, so far
         self.stopped = ""  # why nothing is recorded any more
 
-    def run(self, blocks: Blocks, given: Given, count: int | None, net: nn.Module) -> Tensor:
-        """blocks(given, count) with gradients for the parameters inside `net`, and for nothing that is given."""
+    def run(self, blocks: Blocks, given: Given, num_outputs: int | None, net: nn.Module) -> Tensor:
+        """blocks(given, num_outputs) with gradients for the parameters inside `net`, and for nothing that is given."""
         given = tuple(None if tensor is None else tensor.contiguous() for tensor in given)  # as copies of it will be
-        key = (tuple(None if t is None else (t.shape, t.dtype) for t in given), count, _surroundings())
-        if not self.stopped and key not in self.met:
+        key = (tuple(None if t is None else (t.shape, t.dtype) for t in given), num_outputs, _surroundings())
+        if not self.stopped and key not in self.seen_shapes:
             self.drop()  # what is not recorded takes its memory elsewhere
-            self.met.add(key)
-            if len(self.met) > self.limit:
+            self.seen_shapes.add(key)
+            if len(self.seen_shapes) > self.limit:
                 self.stop(f"more than {self.limit} shapes")
-            return blocks(given, count)
-        if not self.stopped and key not in self.known:
-            self._record(key, blocks, given, count, net)
+            return blocks(given, num_outputs)
+        if not self.stopped and key not in self.captured:
+            self._record(key, blocks, given, num_outputs, net)
         if self.stopped:
-            return blocks(given, count)
-        out: Tensor = _Replayed.apply(self, self.known[key], given, *self.gradients)
+            return blocks(given, num_outputs)
+        out: Tensor = _Replayed.apply(self, self.captured[key], given, *self.gradients)
         return out
 
-    def _record(self, key: Hashable, blocks: Blocks, given: Given, count: int | None, net: nn.Module) -> None:
+    def _record(self, key: Hashable, blocks: Blocks, given: Given, num_outputs: int | None, net: nn.Module) -> None:
         self.recorder = self.recorder or self.begin()
         self.passes += 1  # what was kept before is overwritten
         with suppress(torch.OutOfMemoryError):
             if not self.gradients:
                 self.gradients = {part: torch.zeros_like(part) for part in net.parameters() if part.requires_grad}
-            self.known[key] = Recorded(self.recorder, blocks, given, count, self.gradients)
-        if key not in self.known:  # and what was made of it is gone
+            self.captured[key] = CapturedStep(self.recorder, blocks, given, num_outputs, self.gradients)
+        if key not in self.captured:  # and what was made of it is gone
             self.stop("too little memory")
 
     def drop(self) -> None:
         """Give the memory of all graphs back; they are recorded anew when they are next wanted."""
         if self.recorder is not None:
-            self.known, self.recorder = {}, None
+            self.captured, self.recorder = {}, None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
@@ -99,18 +99,18 @@ def _surroundings() -> Hashable:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
-class Recorded:
+class CapturedStep:
     """A forward and a backward pass, and the tensors that they read and write."""
 
     def __init__(
         self,
-        recorder: Recorder,
+        recorder: Capture,
         blocks: Blocks,
         given: Given,
-        count: int | None,
+        num_outputs: int | None,
         gradients: dict[nn.Parameter, Tensor],
     ) -> None:
-        self.blocks, self.count = blocks, count
+        self.blocks, self.num_outputs = blocks, num_outputs
         self.parameters, self.gradients = list(gradients), list(gradients.values())
         self.given = tuple(None if tensor is None else tensor.detach().clone() for tensor in given)
         for tensor, own in zip(given, self.given, strict=True):
@@ -123,7 +123,7 @@ class Recorded:
         _, self.backwards = recorder(self._backwards)
 
     def _forwards(self) -> Sequence[Tensor]:
-        self.live = self.blocks(self.given, self.count)
+        self.live = self.blocks(self.given, self.num_outputs)
         return (self.live.detach(),)
 
     def _backwards(self) -> Sequence[Tensor]:
@@ -154,7 +154,7 @@ class Recorded:
 
 class _Replayed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graphs: Graphs, recorded: Recorded, given: Given, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, graphs: CudaGraphs, recorded: CapturedStep, given: Given, *parameters: Tensor) -> Tensor:
         graphs.passes += 1
         ctx.graphs, ctx.recorded, ctx.number = graphs, recorded, graphs.passes
         return recorded.forward(given)
@@ -162,6 +162,8 @@ class _Replayed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.number != ctx.graphs.passes:
-            raise RuntimeError("a recorded pass has one backward pass, before the next forward pass (model.graphs)")
+            raise RuntimeError(
+                "a recorded pass has one backward pass, before the next forward pass (model.cuda_graphs)"
+            )
         ctx.number = None
         return None, None, None, *ctx.recorded.backward(grad)

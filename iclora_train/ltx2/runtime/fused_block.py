@@ -17,7 +17,7 @@ from iclora_train.ltx2.kernels.modulation import Onto, rms_norm
 from iclora_train.ltx2.model.attention import Attention, attend_first, gate_heads
 from iclora_train.ltx2.model.attention import rms_norm as weighted_norm
 from iclora_train.ltx2.model.rope import rotate
-from iclora_train.ltx2.model.transformer import Block, Inputs
+from iclora_train.ltx2.model.transformer import Block, BlockInputs
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
 
 Opened = tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]
@@ -37,17 +37,17 @@ class FusedBlock(nn.Module):
             roomy(text.to_q, text.to_gate_logits)
             roomy(block.ff.linears[0])
 
-    def forward(self, block: Block, x: Tensor, inputs: Inputs, count: int | None, perturbed: bool) -> Tensor:
+    def forward(self, block: Block, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: bool) -> Tensor:
         rows = block.scale_shift_table + inputs.modulation
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = rows.unbind(2)
-        h, level = Norm(scale, shift, block.eps)(x, inputs.level), inputs.level[:, :count]
-        before_ff, onto = Norm(ff_scale, ff_shift, block.eps), Onto(x[:, :count], gate, level)
+        h, level = Norm(scale, shift, block.eps)(x, inputs.level), inputs.level[:, :num_outputs]
+        before_ff, onto = Norm(ff_scale, ff_shift, block.eps), Onto(x[:, :num_outputs], gate, level)
         norm = Norm(cross[1], cross[0], block.eps) if cross else None
         if perturbed:
-            x = onto.add(block.attn1(h, None, inputs.rope, inputs.bias, count, perturbed))
+            x = onto.add(block.attn1(h, None, inputs.rope, inputs.bias, num_outputs, perturbed))
             query = rms_norm(x, block.eps) if norm is None else norm(x, level)
         else:
-            attended = self.attend_self(block.attn1, h, inputs.rope, inputs.bias, count)
+            attended = self.attend_self(block.attn1, h, inputs.rope, inputs.bias, num_outputs)
             x, query = close_onto(block.attn1, *attended, onto, norm or partial(plain_norm, eps=block.eps))
         if norm is None:
             x = x + close(block.attn2, *self.attend_text(block.attn2, query, inputs.text))
@@ -58,9 +58,9 @@ class FusedBlock(nn.Module):
         return self.feed_forward(block, h, Onto(x, ff_gate, level))
 
     def attend_self(
-        self, attn: Attention, x: Tensor, rope: Tensor, bias: AttentionBias | None, count: int | None
+        self, attn: Attention, x: Tensor, rope: Tensor, bias: AttentionBias | None, num_outputs: int | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attention outputs (B,count,heads,head_dim) and gate logits (B,count,heads)."""
+        """Attention outputs (B,num_outputs,heads,head_dim) and gate logits (B,num_outputs,heads)."""
         layers, gates, norms = [attn.to_q, attn.to_k, attn.to_v], attn.to_gate_logits, (attn.q_norm, attn.k_norm)
         if self.qkv is not None and takes_qkv(x, layers, self.qkv, rope):
             (q, k, v), gate = rotated_qkv(x, layers, self.qkv, gates, norms, rope)
@@ -69,7 +69,7 @@ class FusedBlock(nn.Module):
             q, k = weighted_norm(q, attn.q_norm), weighted_norm(k, attn.k_norm)
             q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
             q, k = rotate(q, rope), rotate(k, rope)
-        return attend_first(q, k, v, bias, count), None if gate is None else gate[:, :count]
+        return attend_first(q, k, v, bias, num_outputs), None if gate is None else gate[:, :num_outputs]
 
     def attend_text(self, attn: Attention, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
         if takes_query(x, attn.to_q):

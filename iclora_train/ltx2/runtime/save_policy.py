@@ -24,16 +24,16 @@ ATTENTION = {
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
     torch.ops.iclora_train.flash_forward.default,
 }
-KEPT = ATTENTION | {_aten.rsqrt.default}
+MUST_SAVE = ATTENTION | {_aten.rsqrt.default}
 SOURCE = tuple(str(file) for file in sorted(Path(__file__).parents[1].rglob("*.py")))
 
 
-class Keep(CustomGraphPass):
+class SavePolicy(CustomGraphPass):
     """Marks these as kept for the backward pass, before the graph is cut into forward and backward."""
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in graph.nodes:
-            if node.target in KEPT:
+            if node.target in MUST_SAVE:
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> bytes:
