@@ -13,8 +13,8 @@ from torch import Tensor
 
 from iclora_train.config import ConfigError, Model
 from iclora_train.core.types import LatentPair, Pair, VideoShape
-from iclora_train.data.pixels import from_bytes
-from iclora_train.data.shard_sample import Members, latent_members
+from iclora_train.data.pixels import from_uint8
+from iclora_train.data.shard_sample import Members, pack_latents
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
@@ -71,7 +71,7 @@ class Encoder:
         video = torch.from_numpy(np.stack(clips))  # (B,F,H,W,3)
         if self.device.type == "cuda":
             video = video.pin_memory().to(self.device, non_blocking=True)
-        return self.vae.encode(from_bytes(video))
+        return self.vae.encode(from_uint8(video))
 
     def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
         """The samples of one pair shard as latents, in their order. The next batch is read while one is encoded."""
@@ -104,4 +104,4 @@ class Encoder:
         for i, pair, latent in zip(batch, read, self.encode(read), strict=True):
             frames, height, width = pair.target.shape[:3]
             shape = VideoShape(frames, height, width, pair.fps)
-            yield latent_members(latent, shape, pairs.samples[i].source, pair.record)
+            yield pack_latents(latent, shape, pairs.samples[i].source, pair.record)

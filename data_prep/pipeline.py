@@ -25,8 +25,8 @@ from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.fingerprint import content_settings, digest, plain
 from iclora_train.core.progress import steps
 from iclora_train.core.types import Geometry
-from iclora_train.data.prompts import fields_of
-from iclora_train.data.shards import ShardError, ShardSet, refuse_others
+from iclora_train.data.prompts import template_fields
+from iclora_train.data.shards import ShardError, ShardSet, require_fingerprint
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
 RECIPE = 1  # raise it when the same settings make other pixels than before
@@ -44,7 +44,7 @@ def prepare(config: Config) -> Path:
     base = open_base(config.model)
     check_fit(config, base.geometry)
     make(config.task.maker, config.task.maker_args)
-    fields_of(config.data.prompt or "")
+    template_fields(config.data.prompt or "")
     images = all(size.frames == 1 for size in config.data.sizes())
     clips = described(list_clips(config.data.clips, config.data.heldout_fraction, images), config)
     made_by = fingerprints(config, clips, base)
@@ -53,7 +53,7 @@ def prepare(config: Config) -> Path:
         require_no_failure(found, root)
         return root
     for kind, of in made_by.items():
-        refuse_others(root / kind, of)
+        require_fingerprint(root / kind, of)
     with exclusive(root, "set another data.root"):
         _make(root, clips, base, made_by, config)
     return root
@@ -138,7 +138,7 @@ def _identity(clip: Clip, config: Config) -> dict[str, Any]:
     if clip.cuts is not None:
         about["cuts"] = clip.cuts
     if config.data.prompt is not None:
-        about["row"] = {name: clip.row.get(name, "") for name in fields_of(config.data.prompt)}
+        about["row"] = {name: clip.row.get(name, "") for name in template_fields(config.data.prompt)}
     return about
 
 

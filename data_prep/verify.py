@@ -17,7 +17,7 @@ from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import steps
-from iclora_train.data.shards import EMPTY, REMEDY, ShardError, ShardSet
+from iclora_train.data.shards import EMPTY_TEXT_FILE, REMEDY, ShardError, ShardSet
 from iclora_train.ltx2.base_model import open_base
 
 KINDS = ("pairs", "latents")
@@ -89,7 +89,7 @@ def _disagreements(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
         yield f"{latents.folder} was not made from {pairs.folder}: delete {latents.folder} and run data_prep again"
     try:
         if not bool(latents.empty_text().isfinite().all()):
-            yield f"{latents.folder / EMPTY} holds NaN or infinite values: {REMEDY}"
+            yield f"{latents.folder / EMPTY_TEXT_FILE} holds NaN or infinite values: {REMEDY}"
     except ShardError as error:
         yield str(error)
 

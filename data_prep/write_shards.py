@@ -25,7 +25,7 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
 from iclora_train.core.progress import Steps, steps
 from iclora_train.core.types import Pair
-from iclora_train.data.shard_sample import Members, pair_members
+from iclora_train.data.shard_sample import Members, pack_pair
 from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
@@ -96,7 +96,7 @@ def make_unit(unit: Unit) -> list[Made] | Failed:
 
 def _made(pair: Pair, clip: Clip, config: Config) -> Made:
     report = check_pair(pair, clip.id, clip.split, config)
-    return Made(pair_members(pair, clip.id) if report.kept else None, report, pair_picture(pair))
+    return Made(pack_pair(pair, clip.id) if report.kept else None, report, pair_picture(pair))
 
 
 def produce(job: Job, engine: Engine) -> None:
@@ -105,7 +105,7 @@ def produce(job: Job, engine: Engine) -> None:
     latents = ShardWriter(job.root / "latents", "latents", job.made_by["latents"])
     texts = TextFeatures(job.root, job.base)
     texts.make(["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)])
-    latents.write_empty(texts.read(""))
+    latents.write_empty_text(texts.read(""))
     losses = Losses(pairs)
     stop = Event()
     with steps("making pairs", sum(map(len, job.plan.values()))) as bar:
@@ -179,7 +179,7 @@ class _Encoding:
             return
         encoder = self._idle.get()
         try:
-            samples = encoder.samples(self._pairs.so_far([shard]), shard)
+            samples = encoder.samples(self._pairs.unfinished([shard]), shard)
             self._latents.write(shard, self._bar.track(self._until_stopped(samples)))
         finally:
             self._idle.put(encoder)

@@ -18,7 +18,7 @@ from rich.console import Console
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import exclusive
-from iclora_train.data.datamodule import LatentData
+from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
@@ -87,7 +87,7 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))
     sizes = config.data.batch_size, config.data.tokens_per_batch
-    data = LatentData(shards.folder, *sizes, seed=config.seed, workers=config.data.workers)
+    data = LatentDataModule(shards.folder, *sizes, seed=config.seed, workers=config.data.workers)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)

@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from iclora_train.core.types import Geometry, LatentPair, VideoShape
-from iclora_train.data.datamodule import LatentData
+from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.prefetch import Prefetch
-from iclora_train.data.shard_sample import Members, latent_members
+from iclora_train.data.shard_sample import Members, pack_latents
 from iclora_train.data.shards import ShardSet, ShardWriter
 
 LTX = Geometry(channels=128, spatial=32, temporal=8)
@@ -41,7 +41,7 @@ def write(folder: Path, shape: VideoShape, clips: int) -> ShardSet:
         for i in range(clips):
             target, reference = torch.randn(2, LTX.channels, f, h, w)
             pair = LatentPair(f"clip{i:04d}", target, (reference,), torch.randn(TEXT), shape.fps, "a caption")
-            yield latent_members(pair, shape, "random", {})
+            yield pack_latents(pair, shape, "random", {})
 
     writer = ShardWriter(folder, "latents", {"base": {"parts": {}}, "settings": {}})
     writer.write("train-000000.tar", samples())
@@ -49,7 +49,7 @@ def write(folder: Path, shape: VideoShape, clips: int) -> ShardSet:
     return ShardSet.open(folder)
 
 
-def measure(data: LatentData, batches: int, step: float) -> tuple[float, float]:
+def measure(data: LatentDataModule, batches: int, step: float) -> tuple[float, float]:
     """Seconds of a batch when nothing else is done, and (median) that a batch is waited for between steps."""
     gpu = torch.cuda.is_available()
     loader = data.loader(pinned=gpu)
@@ -92,7 +92,7 @@ def table(shards: ShardSet, args: argparse.Namespace) -> Table:
     shown.title = f"{shards.samples[0].bucket}, {size:.1f} MB a clip, {args.batch_size} a batch"
     shown.caption = f"page cache warm; of a step of {args.step_seconds:g} s"
     for workers in args.workers:
-        data = LatentData(shards.folder, args.batch_size, workers=workers)
+        data = LatentDataModule(shards.folder, args.batch_size, workers=workers)
         taken, waits = measure(data, args.batches, args.step_seconds)
         clips = args.batch_size / taken
         share = f"loader needs {100 * taken / args.step_seconds:.1f} % of a step"

@@ -20,7 +20,7 @@ from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.core.fingerprint import content_settings, digest
 from iclora_train.core.types import LatentPair, Pair, VideoShape
-from iclora_train.data.shard_sample import latent_members, pair_members
+from iclora_train.data.shard_sample import pack_latents, pack_pair
 from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel
 from tests.tiny import SETTINGS, SHAPE, write_tiny_base
@@ -117,11 +117,11 @@ def write_shards(
                 shape = VideoShape(*pair.target.shape[:3], SHAPE.fps)
                 target, *given = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
                 latents = LatentPair(pair.key, target, tuple(given), text.encode([pair.caption])[0], SHAPE.fps)
-                members[0].append(pair_members(pair, name))
-                members[1].append(latent_members(latents, shape, name, {}))
+                members[0].append(pack_pair(pair, name))
+                members[1].append(pack_latents(latents, shape, name, {}))
         for writer, samples in zip(writers, members, strict=True):
             writer.write(f"{split}-000000.tar", samples)
-    writers[1].write_empty(text.encode([""])[0])
+    writers[1].write_empty_text(text.encode([""])[0])
     for writer in writers:
         writer.finish([f"{split}-000000.tar" for split in sources])
 

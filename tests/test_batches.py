@@ -10,8 +10,8 @@ from lightning import LightningModule, Trainer
 from iclora_train.config import Config, ConfigError, Data
 from iclora_train.core.types import LatentPair, VideoShape
 from iclora_train.data.batch_sampler import BatchPlan, bucket_tokens, clips_per_batch
-from iclora_train.data.datamodule import LatentData
-from iclora_train.data.shard_sample import latent_members
+from iclora_train.data.datamodule import LatentDataModule
+from iclora_train.data.shard_sample import pack_latents
 from iclora_train.data.shards import ShardSet, ShardWriter
 from iclora_train.training.dry_run import largest_batch
 from iclora_train.training.validation import ValidationBatches
@@ -29,10 +29,10 @@ def write_buckets(folder: Path, counts: dict[str, int]) -> Path:
         for i in range(count):
             target, reference = (torch.full((4, 2, n, n), float(i)) for n in (SIZES[bucket], SIZES[bucket] // 2))
             pair = LatentPair(f"{bucket}-{i}", target, (reference,), torch.zeros(3, 6), 25.0)
-            samples.append(latent_members(pair, VideoShape(frames, height, width, 25.0), "a", {}))
+            samples.append(pack_latents(pair, VideoShape(frames, height, width, 25.0), "a", {}))
     writer.write("train-000000.tar", samples)
-    writer.write("val-000000.tar", (latent_members(latent(i), SHAPE, "b", {}) for i in range(2)))
-    writer.write_empty(torch.zeros(3, 6))
+    writer.write("val-000000.tar", (pack_latents(latent(i), SHAPE, "b", {}) for i in range(2)))
+    writer.write_empty_text(torch.zeros(3, 6))
     writer.finish(["train-000000.tar", "val-000000.tar"])
     return folder
 
@@ -79,19 +79,19 @@ def test_a_budget_of_tokens_gives_each_bucket_its_batch_size(tmp_path, caplog):
     assert clips_per_batch(shards, "train", 3, None) == {"32x32x5": 3, "64x32x5": 3, "64x64x5": 3}
     assert clips_per_batch(shards, "train", 3, 180) == {"32x32x5": 4, "64x32x5": 2, "64x64x5": 1}
     assert clips_per_batch(shards, "train", 3, 1) == {"32x32x5": 1, "64x32x5": 1, "64x64x5": 1}
-    seen = [keys for keys, _ in taken(LatentData(tmp_path, 3, tokens_per_batch=180), 12)]
+    seen = [keys for keys, _ in taken(LatentDataModule(tmp_path, 3, tokens_per_batch=180), 12)]
     assert Counter((keys[0].split("-")[0], len(keys)) for keys in seen[:6]) == Counter(
         {("32x32x5", 4): 2, ("64x32x5", 2): 2, ("64x64x5", 1): 2}
     )
     assert len({key for keys in seen[:6] for key in keys}) == 14
     assert seen[:6] != seen[6:]
-    assert seen[4:] == [keys for keys, _ in taken(LatentData(tmp_path, 3, 180, start_batch=4), 8)]
+    assert seen[4:] == [keys for keys, _ in taken(LatentDataModule(tmp_path, 3, 180, start_batch=4), 8)]
     assert not caplog.text
 
 
 def test_a_clip_beyond_the_budget_is_a_batch_of_one_and_said_once(tmp_path, caplog):
     write_buckets(tmp_path, {"32x32x5": 2, "64x32x5": 2, "64x64x5": 2})
-    data = LatentData(tmp_path, 3, tokens_per_batch=80)
+    data = LatentDataModule(tmp_path, 3, tokens_per_batch=80)
     assert sorted(len(keys) for keys, _ in taken(data, 5)) == [1, 1, 1, 1, 2]
     assert [record.message for record in caplog.records] == [
         "data.tokens_per_batch=80 is less than one clip of 64x32x5 (90 tokens), 64x64x5 (160 tokens): a batch of one"
@@ -129,19 +129,19 @@ def test_a_budget_below_one_token_is_refused():
         Data(tokens_per_batch=0)
 
 
-def taken(data: LatentData, count: int) -> list[tuple[list[str], torch.Tensor]]:
+def taken(data: LatentDataModule, count: int) -> list[tuple[list[str], torch.Tensor]]:
     return [(batch["keys"], batch["target"]) for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
 
 
 def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
     write_latents(tmp_path, {"train": [5, 6], "val": [3]})
-    whole = taken(LatentData(tmp_path, batch_size=2, seed=3), 9)
-    late = taken(LatentData(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
-    spawned = taken(LatentData(tmp_path, batch_size=2, seed=3, workers=2), 9)
+    whole = taken(LatentDataModule(tmp_path, batch_size=2, seed=3), 9)
+    late = taken(LatentDataModule(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
+    spawned = taken(LatentDataModule(tmp_path, batch_size=2, seed=3, workers=2), 9)
     for ours, theirs in ((whole[4:], late), (whole, spawned)):
         assert [keys for keys, _ in ours] == [keys for keys, _ in theirs]
         assert all(a.equal(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
-    resumed = LatentData(tmp_path, batch_size=2, seed=3)
+    resumed = LatentDataModule(tmp_path, batch_size=2, seed=3)
     resumed.load_state_dict({"position": 4})
     assert resumed.state_dict() == {"position": 4}
     assert taken(resumed, 1)[0][0] == whole[4][0]
@@ -149,7 +149,7 @@ def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
 
 def test_a_batch_has_the_documented_shapes(tmp_path):
     write_latents(tmp_path, {"train": [4], "val": [3]})
-    batch = next(iter(LatentData(tmp_path, batch_size=2).train_dataloader()))
+    batch = next(iter(LatentDataModule(tmp_path, batch_size=2).train_dataloader()))
     assert batch["target"].shape == (2, 4, 2, 4, 4)
     assert [r.shape for r in batch["references"]] == [(2, 4, 2, 2, 2)]
     assert batch["text"].shape == (2, 3, 6)
@@ -158,7 +158,7 @@ def test_a_batch_has_the_documented_shapes(tmp_path):
 
 def test_frame_rates_stay_on_the_host(tmp_path):
     """Positions are known by them, and reading them from a GPU would make every step wait."""
-    data = LatentData(write_buckets(tmp_path, {"32x32x5": 4}), 2)
+    data = LatentDataModule(write_buckets(tmp_path, {"32x32x5": 4}), 2)
     moved = data.transfer_batch_to_device(next(iter(data.loader())), torch.device("meta"), 0)
     assert {tensor.device.type for tensor in (moved["target"], moved["text"], *moved["references"])} == {"meta"}
     assert moved["fps"].device.type == "cpu"
@@ -166,21 +166,21 @@ def test_frame_rates_stay_on_the_host(tmp_path):
 
 def test_too_few_clips_for_a_batch(tmp_path, caplog):
     write_buckets(tmp_path / "mixed", {"32x32x5": 2, "64x32x5": 1})
-    LatentData(tmp_path / "mixed", batch_size=2).train_dataloader()
+    LatentDataModule(tmp_path / "mixed", batch_size=2).train_dataloader()
     assert "needs 2 clips of 64x32x5, which has 1 in" in caplog.text
     assert "never trained on" in caplog.text
     write_latents(tmp_path, {"train": [3]})
     with pytest.raises(
         ConfigError, match=r"data\.batch_size=4 on 1 rank.*32x32x5, which has 3 in.*lower data\.batch_s"
     ):
-        LatentData(tmp_path, batch_size=4).train_dataloader()
+        LatentDataModule(tmp_path, batch_size=4).train_dataloader()
     with pytest.raises(
         ConfigError, match=r"data\.tokens_per_batch=160 on 2 rank\(s\) needs 8 clips.*has 3 in.*: lower"
     ):
-        LatentData(tmp_path, 1, tokens_per_batch=160).plan(rank=0, world_size=2)
+        LatentDataModule(tmp_path, 1, tokens_per_batch=160).plan(rank=0, world_size=2)
     write_latents(tmp_path / "none", {"val": [3]})
     with pytest.raises(ConfigError, match="has no train clips"):
-        LatentData(tmp_path / "none", batch_size=1).train_dataloader()
+        LatentDataModule(tmp_path / "none", batch_size=1).train_dataloader()
 
 
 class Counting(LightningModule):
@@ -205,15 +205,15 @@ def test_the_position_counts_what_lightning_trained_on(workers, tmp_path):
     write_latents(tmp_path, {"train": [5], "val": [3]})
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
-    def train(data: LatentData, steps: int) -> list[list[str]]:
+    def train(data: LatentDataModule, steps: int) -> list[list[str]]:
         model = Counting()
         Trainer(max_steps=steps, accelerator="cpu", use_distributed_sampler=False, **quiet).fit(model, datamodule=data)
         return model.seen
 
-    whole = train(LatentData(tmp_path, batch_size=2, workers=workers), 5)
-    first = LatentData(tmp_path, batch_size=2, workers=workers)
+    whole = train(LatentDataModule(tmp_path, batch_size=2, workers=workers), 5)
+    first = LatentDataModule(tmp_path, batch_size=2, workers=workers)
     train(first, 3)
-    second = LatentData(tmp_path, batch_size=2, workers=workers)
+    second = LatentDataModule(tmp_path, batch_size=2, workers=workers)
     second.load_state_dict(first.state_dict())
     assert first.state_dict() == {"position": 3}
     assert train(second, 2) == whole[3:]

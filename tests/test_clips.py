@@ -18,7 +18,7 @@ from data_prep.clips.scene_cuts import analyse
 from data_prep.clips.windows import heldout_windows, train_windows
 from data_prep.select_clips import survey
 from iclora_train.config import Config, ConfigError, Data, Model, Task
-from iclora_train.data.prompts import fields_of, filled
+from iclora_train.data.prompts import fill_template, template_fields
 from iclora_train.data.video import ClipInfo, encode_clip, probe, read_clip
 from tests.clips import moving, write_clip
 
@@ -202,12 +202,12 @@ def test_a_prompt_is_put_together_from_the_columns_of_a_row():
     whole = "Reference shows a grey dog. Edited shows a red dog. COLORIZE"
     assert caption_of(clip, config(trigger="COLORIZE", prompt=template)) == whole
     assert caption_of(clip, config(prompt="{trigger} {caption} {{so}}")) == "a red dog {so}"
-    assert fields_of(template) == ("reference_caption", "caption", "trigger")
+    assert template_fields(template) == ("reference_caption", "caption", "trigger")
     with pytest.raises(ValueError, match=r"has no `caption`, `mood`, which data\.prompt needs"):
-        filled("{caption} {mood}", {"caption": ""})
+        fill_template("{caption} {mood}", {"caption": ""})
     for bad in ("{caption", "{}", "{caption!r}", "{a.b}", "{0}"):
         with pytest.raises(ConfigError, match=r"data\.prompt="):
-            fields_of(bad)
+            template_fields(bad)
 
 
 def test_a_clip_without_what_the_prompt_needs_is_dropped(tmp_path):

@@ -13,8 +13,8 @@ from eval.clips.conditions import Item, all_conditions, batches, strength_sweep
 from eval.clips.windows import Window, check_leakage, partners, select_windows
 from iclora_train.config import ConfigError
 from iclora_train.config.evaluation import Eval
-from iclora_train.data.pixels import to_bytes
-from iclora_train.data.shards import Sample
+from iclora_train.data.pixels import to_uint8
+from iclora_train.data.shards import ShardSample
 from iclora_train.diffusion.reference import mask_to_grid
 
 
@@ -30,8 +30,8 @@ def test_a_copy_and_a_cut_of_the_same_recording_leak(judged_as: set[str], leaks:
         check_leakage({"it"}, {"cat"}, known, "heldout")
 
 
-def sample_of(key: str, source: str) -> Sample:
-    return Sample(key, "heldout", "heldout-0.tar", 0, 0, 0, "32x32x5", source)
+def sample_of(key: str, source: str) -> ShardSample:
+    return ShardSample(key, "heldout", "heldout-0.tar", 0, 0, 0, "32x32x5", source)
 
 
 def test_windows_are_spread_evenly_over_sources() -> None:
@@ -112,4 +112,4 @@ def test_columns_leave_out_the_band_on_both_sides() -> None:
 def test_pixels_are_rounded() -> None:
     levels = torch.tensor([0, 1, 127, 254, 255])
     video = (levels / 127.5 - 1).reshape(1, 1, 5, 1, 1).expand(1, 3, 5, 1, 1)
-    assert to_bytes(video + 0.003)[0, :, 0, 0, 0].tolist() == levels.tolist()
+    assert to_uint8(video + 0.003)[0, :, 0, 0, 0].tolist() == levels.tolist()

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from iclora_train.config import Flow
-from iclora_train.diffusion.flow_matching import masked_loss, noise_to, sample_sigma, sigma_shift, to_clean, velocity
+from iclora_train.diffusion.flow_matching import (
+    add_noise,
+    masked_loss,
+    sample_sigma,
+    sigma_shift,
+    target_velocity,
+    to_clean,
+)
 
 
 def drawn(tokens: int, flow: Flow, count: int = 100_000) -> torch.Tensor:
@@ -56,11 +63,11 @@ def test_the_generator_alone_decides() -> None:
 def test_noising_and_velocity_are_inverse() -> None:
     clean, noise = torch.randn(2, 3, 4, 2, 5, 5).unbind(0)
     sigma = torch.tensor([0.0, 0.25, 1.0])
-    noisy = noise_to(clean, noise, sigma)
+    noisy = add_noise(clean, noise, sigma)
     assert torch.equal(noisy[0], clean[0])
     assert torch.equal(noisy[2], noise[2])
     assert torch.allclose(noisy[1], 0.75 * clean[1] + 0.25 * noise[1])
-    assert torch.allclose(to_clean(noisy, velocity(clean, noise), sigma), clean, atol=1e-6)
+    assert torch.allclose(to_clean(noisy, target_velocity(clean, noise), sigma), clean, atol=1e-6)
 
 
 def test_the_loss_counts_learned_tokens_of_each_clip() -> None:

@@ -15,13 +15,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from iclora_train.adapters import lora
-from iclora_train.config import ConfigError, Lora, Model, Sample
+from iclora_train.config import ConfigError, Lora, Model, SamplingSettings
 from iclora_train.core.types import VideoShape
 from iclora_train.data.video import probe, read_clip
-from iclora_train.generate.inputs import Inputs, encode, encode_references
-from iclora_train.generate.media import Source, fitted
+from iclora_train.generate.inputs import Inputs, encode_frames, encode_references
+from iclora_train.generate.media import InputMedia, fit_frame
 from iclora_train.generate.run import generate, to_frames
-from iclora_train.generate.settings import Generate, settle
+from iclora_train.generate.settings import GenerateSettings, to_settings
 from iclora_train.ltx2.base_model import BaseModel
 from scripts.synthetic.gemma import gemma_for
 from scripts.synthetic.upsampler import write_upsampler
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(place: Path, folder: Path, **changes: Any) -> Generate:
+def asked(place: Path, folder: Path, **changes: Any) -> GenerateSettings:
     """Settings of a video of 32x32x5."""
     given: dict[str, Any] = {
         "adapter": str(place / "adapter.safetensors"),
@@ -71,9 +71,9 @@ def asked(place: Path, folder: Path, **changes: Any) -> Generate:
         "frames": 5,
         "cache": str(place / "cache"),
         "model": Model(name="tiny", checkpoint=str(place / "base"), precision="fp32"),
-        "sample": Sample(steps=2),
+        "sample": SamplingSettings(steps=2),
     }
-    return Generate(**(given | changes))
+    return GenerateSettings(**(given | changes))
 
 
 def pixels(folder: Path) -> np.ndarray:
@@ -109,10 +109,10 @@ def test_the_command_makes_a_video_and_tells_what_made_it(place: Path, tmp_path:
 def test_the_same_settings_give_the_same_pixels_and_the_record_has_them(place: Path, tmp_path: Path) -> None:
     first = made(place, tmp_path / "first", seed=3)
     record = json.loads((tmp_path / "first/video.json").read_text())
-    again = OmegaConf.merge(OmegaConf.structured(Generate), record["settings"])
+    again = OmegaConf.merge(OmegaConf.structured(GenerateSettings), record["settings"])
     again.out, again.frames_out = str(tmp_path / "again/video.mp4"), str(tmp_path / "again/frames")
     assert isinstance(again, DictConfig)
-    generate(settle(again))
+    generate(to_settings(again))
     assert (pixels(tmp_path / "again") == first).all()
     assert (tmp_path / "again/video.mp4").read_bytes() == (tmp_path / "first/video.mp4").read_bytes()
     assert (made(place, tmp_path / "other", seed=4) != first).any()
@@ -169,7 +169,7 @@ def test_a_first_frame_is_kept(place: Path, tmp_path: Path) -> None:
     given = {"first_frame": str(tmp_path / "flat.png")}
     alone = made(place, tmp_path / "alone", **given, frames=1)
     vae = BaseModel.open(str(place / "base")).vae()
-    round_trip = to_frames(vae, encode(flat[None], vae))
+    round_trip = to_frames(vae, encode_frames(flat[None], vae))
     assert (alone[..., ::-1] == round_trip).all()
     assert (made(place, tmp_path / "free") != made(place, tmp_path / "kept", **given)).any()
 
@@ -203,22 +203,22 @@ def test_a_reference_that_is_too_short_guides_the_beginning(
 
 
 def test_sources_are_read_at_the_rate_that_is_wanted(tmp_path: Path) -> None:
-    clip = Source.open("reference", str(write_clip(tmp_path / "clip.mp4", frames=20, fps=50.0)))
-    assert clip.numbers(25.0).tolist() == list(range(0, 20, 2))
-    assert clip.numbers(25.0, step=2).tolist() == list(range(0, 20, 4))
-    assert clip.numbers(50.0).tolist() == list(range(20))
-    ntsc = Source.open("reference", str(write_clip(tmp_path / "ntsc.mp4", frames=60, fps=29.97)))
+    clip = InputMedia.open("reference", str(write_clip(tmp_path / "clip.mp4", frames=20, fps=50.0)))
+    assert clip.frame_numbers(25.0).tolist() == list(range(0, 20, 2))
+    assert clip.frame_numbers(25.0, step=2).tolist() == list(range(0, 20, 4))
+    assert clip.frame_numbers(50.0).tolist() == list(range(20))
+    ntsc = InputMedia.open("reference", str(write_clip(tmp_path / "ntsc.mp4", frames=60, fps=29.97)))
     assert ntsc.fps is not None
-    assert len(ntsc.numbers(ntsc.fps)) == 60
+    assert len(ntsc.frame_numbers(ntsc.fps)) == 60
     frames = moving(6, 16, 24)
     (tmp_path / "frames").mkdir()
     for i, frame in enumerate(frames):
         cv2.imwrite(str(tmp_path / f"frames/{i:03d}.png"), frame[..., ::-1])
-    folder = Source.open("reference", str(tmp_path / "frames"))
-    assert folder.numbers(24.0, step=2).tolist() == [0, 2, 4]
-    assert (folder.read(folder.numbers(24.0), (16, 24), "crop") == frames).all()
-    image = Source.open("reference", str(tmp_path / "frames/001.png"))
-    assert (image.read(image.numbers(24.0), (16, 24), "crop") == frames[1:2]).all()
+    folder = InputMedia.open("reference", str(tmp_path / "frames"))
+    assert folder.frame_numbers(24.0, step=2).tolist() == [0, 2, 4]
+    assert (folder.read(folder.frame_numbers(24.0), (16, 24), "crop") == frames).all()
+    image = InputMedia.open("reference", str(tmp_path / "frames/001.png"))
+    assert (image.read(image.frame_numbers(24.0), (16, 24), "crop") == frames[1:2]).all()
     shown = np.stack(list(read_clip(tmp_path / "clip.mp4")))
     assert (clip.read(np.array([4, 4, 9]), (48, 64), "stretch") == shown[[4, 4, 9]]).all()
 
@@ -226,9 +226,9 @@ def test_sources_are_read_at_the_rate_that_is_wanted(tmp_path: Path) -> None:
 def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
     frame = np.zeros((16, 48, 3), np.uint8)
     frame[:, 16:32] = 200
-    assert (fitted(frame, (16, 16), "crop") == 200).all()
-    assert set(fitted(frame, (16, 24), "stretch")[8, ::4, 0].tolist()) == {0, 200}
-    assert (fitted(frame, (8, 24), "crop") == fitted(frame, (8, 24), "stretch")).all()
+    assert (fit_frame(frame, (16, 16), "crop") == 200).all()
+    assert set(fit_frame(frame, (16, 24), "stretch")[8, ::4, 0].tolist()) == {0, 200}
+    assert (fit_frame(frame, (8, 24), "crop") == fit_frame(frame, (8, 24), "stretch")).all()
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_every_version_of_ltx_2_in_two_stages(version: str, tmp_path: Path, caps
     silent = Model(name="ltx", checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match=r"holds no text encoder; set model.text_encoder"):
         generate(asked(place, tmp_path / "none", **changes | {"model": silent}))
-    guided = Sample(steps=2, guidance=2.0)
+    guided = SamplingSettings(steps=2, guidance=2.0)
     assert made(place, tmp_path / "one", **changes, sample=guided).shape == (9, 64, 64, 3)
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"adapter.safetensors is not a latent upsampler"):

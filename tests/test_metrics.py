@@ -15,7 +15,7 @@ from eval.metrics.motion import sound, warping_error
 from eval.metrics.picture import PSNR_CAP, psnr, psnr_y, ssim
 from eval.metrics.region import masked_psnr, masked_ssim, seam
 from iclora_train.config import Task
-from iclora_train.signals.point_tracks import follow
+from iclora_train.signals.point_tracks import track_points
 from tests import doses
 from tests.doses import HOLE, Dose, scene
 
@@ -33,7 +33,7 @@ def truth_of(task: str) -> GroundTruth:
     region = np.zeros(target.shape[:3], bool)
     region[HOLE] = True
     reference = doses.grey(target, 1) if task == "colorize" else target
-    points, _ = follow(list(CachedClip(target).grey), 0.5)
+    points, _ = track_points(list(CachedClip(target).grey), 0.5)
     inner = ((points[:, 0] > 12) & (points[:, 0] < 52)).all(1)
     tracks = points[inner].round(1).tolist()
     return GroundTruth(target, scene(1), reference, region, {"drawn": {"tracks": tracks}})

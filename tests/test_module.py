@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from iclora_train.config import Config
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch_sampler import collate
-from iclora_train.data.datamodule import LatentData
+from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.lightning_module import ICLoRA, optimizer_settings
@@ -28,7 +28,7 @@ ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-3}
 class Clips(LightningDataModule):
     """Clips that go to the device as those of shards do."""
 
-    transfer_batch_to_device = LatentData.transfer_batch_to_device
+    transfer_batch_to_device = LatentDataModule.transfer_batch_to_device
 
     def __init__(self, clips: list[LatentPair]) -> None:
         super().__init__()

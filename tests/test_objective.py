@@ -10,8 +10,8 @@ from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.flow_matching import masked_loss
-from iclora_train.diffusion.loss import losses
-from iclora_train.diffusion.training_inputs import WHOLE, Draws, draw, lay_out, step_generator
+from iclora_train.diffusion.loss import training_losses
+from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, draw_random, step_generator
 from iclora_train.ltx2.model.transformer import Transformer
 from tests.test_sample import tiny
 from tests.tiny import CHANNELS, WIDTH
@@ -26,12 +26,14 @@ BATCH: Batch = {
     "fps": torch.full((3,), 25.0),
     "keys": list("abc"),
 }
-LEFT = torch.tensor([[0.0, 1.0, 0.0, 0.5], WHOLE, WHOLE])  # the first clip has the left half for itself
+LEFT = torch.tensor([[0.0, 1.0, 0.0, 0.5], WHOLE_FRAME, WHOLE_FRAME])  # the first clip has the left half for itself
 
 
-def drawn(local: Tensor | None) -> Draws:
-    plain = draw(TARGET, Flow(), step_generator(0, 0, 0))
-    return Draws(plain.sigma, plain.noise, plain.first & False, plain.shown, local=local)
+def drawn(local: Tensor | None) -> RandomDraws:
+    plain = draw_random(TARGET, Flow(), step_generator(0, 0, 0))
+    return RandomDraws(
+        plain.sigma, plain.noise, plain.clean_first_frame & False, plain.use_references, locality_region=local
+    )
 
 
 class Copying:
@@ -54,12 +56,12 @@ def net() -> Transformer:
 
 
 def test_without_the_setting_it_is_the_flow_loss_of_one_pass() -> None:
-    draws, model = draw(TARGET, Flow(), step_generator(0, 0, 0)), Copying(near=False)
-    found = losses(model, BATCH, draws, TASK, GEOMETRY)  # type: ignore[arg-type]
-    tokens, wanted = lay_out(BATCH, draws, TASK, GEOMETRY)
+    draws, model = draw_random(TARGET, Flow(), step_generator(0, 0, 0)), Copying(near=False)
+    found = training_losses(model, BATCH, draws, TASK, GEOMETRY)  # type: ignore[arg-type]
+    tokens, wanted = build_tokens(BATCH, draws, TASK, GEOMETRY)
     count = wanted.shape[1]
     assert len(model.seen) == 1
-    assert found.apart is None
+    assert found.locality is None
     assert torch.equal(
         found.flow, masked_loss(model(tokens, BATCH["text"], count), wanted, tokens.loss_mask[:, :count])
     )
@@ -68,23 +70,23 @@ def test_without_the_setting_it_is_the_flow_loss_of_one_pass() -> None:
 
 def test_the_second_pass_sees_the_region_only_and_has_no_gradient() -> None:
     model = Copying(near=False)
-    found = losses(model, BATCH, drawn(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
+    found = training_losses(model, BATCH, drawn(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
     (narrow, with_gradient), (all_of_it, trained) = model.seen
     assert (with_gradient, trained) == (False, True)
     half = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(2, 2, 4).flatten()  # frames, rows, columns
     assert torch.equal(narrow, torch.stack([half, torch.ones(16), torch.ones(16)]))
     assert torch.equal(all_of_it, torch.ones(3, 16))
     hidden = (REFERENCE[0].flatten(1) * (1 - half)).sum(1)  # (C,): what the right half adds everywhere
-    assert found.apart is not None
-    torch.testing.assert_close(found.apart[0], hidden.square().mean())
-    assert found.apart[1:].tolist() == [0.0, 0.0]
-    torch.testing.assert_close(found.total(LOCAL), (found.flow + 2 * found.apart).mean())
+    assert found.locality is not None
+    torch.testing.assert_close(found.locality[0], hidden.square().mean())
+    assert found.locality[1:].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(found.total(LOCAL), (found.flow + 2 * found.locality).mean())
 
 
 def test_what_keeps_to_its_place_costs_nothing() -> None:
-    found = losses(Copying(near=True), BATCH, drawn(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
-    assert found.apart is not None
-    assert not found.apart.any()
+    found = training_losses(Copying(near=True), BATCH, drawn(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
+    assert found.locality is not None
+    assert not found.locality.any()
 
 
 def test_its_gradient_makes_a_region_independent_of_the_rest(net: Transformer) -> None:
@@ -93,7 +95,7 @@ def test_its_gradient_makes_a_region_independent_of_the_rest(net: Transformer) -
     adapter = [block.attn1.to_q.weight for block in net.transformer_blocks]
     optimizer = torch.optim.Adam(adapter, lr=3e-3)
     for _ in range(30):
-        apart = losses(net, BATCH, draws, TASK, GEOMETRY).apart
+        apart = training_losses(net, BATCH, draws, TASK, GEOMETRY).apart
         assert apart is not None
         optimizer.zero_grad()
         apart.sum().backward()
@@ -103,13 +105,13 @@ def test_its_gradient_makes_a_region_independent_of_the_rest(net: Transformer) -
 
 
 def test_regions_are_drawn_where_they_are_asked_for_and_change_no_other_draw() -> None:
-    plain, local = (draw(TARGET, flow, step_generator(0, 0, 0)) for flow in (Flow(), LOCAL))
-    assert plain.local is None
-    assert local.local is not None
-    assert local.local.shape == (3, 4)
+    plain, local = (draw_random(TARGET, flow, step_generator(0, 0, 0)) for flow in (Flow(), LOCAL))
+    assert plain.locality_region is None
+    assert local.locality_region is not None
+    assert local.locality_region.shape == (3, 4)
     assert torch.equal(plain.noise, local.noise)
     assert local.region is None
-    assert draw(TARGET, Flow(locality=1.0, locality_p=1e-9), step_generator(0, 0, 0)).local is None
+    assert draw_random(TARGET, Flow(locality=1.0, locality_p=1e-9), step_generator(0, 0, 0)).locality_region is None
 
 
 def test_a_weight_below_0_is_refused() -> None:

@@ -13,10 +13,10 @@ import skimage.data
 from data_prep.clips.crop import Placement
 from data_prep.makers import Source, make
 from iclora_train.config import ConfigError
-from iclora_train.signals.blazepose import BlazePose, anchors, load, merged
-from iclora_train.signals.pose_tracking import closed, follow, runs, smoothed
-from iclora_train.signals.rtmpose import decoded
-from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw, openpose
+from iclora_train.signals.blazepose import BlazePose, anchor_centres, load, weighted_nms
+from iclora_train.signals.pose_tracking import contiguous_runs, fill_gaps, smooth_points, track_people
+from iclora_train.signals.rtmpose import decode_simcc
+from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw_skeletons, to_openpose
 
 NOSE, RIGHT_EYE, LEFT_EYE = (POINTS.index(name) for name in ("nose", "right_eye", "left_eye"))
 FACE = {NOSE: (223, 128), RIGHT_EYE: (205, 103), LEFT_EYE: (249, 112)}  # of skimage's astronaut, looked up by eye
@@ -134,7 +134,7 @@ def test_who_appears_late_is_followed_back_to_the_beginning(monkeypatch: pytest.
         return found(self, *args) if len(calls) > 4 else []  # type: ignore[arg-type]
 
     monkeypatch.setattr(BlazePose, "detect", late)
-    tracks = follow(frames, network, tiles=1, patience=0)
+    tracks = track_people(frames, network, tiles=1, patience=0)
     assert [sorted(track) for track in tracks] == [[0, 1, 2, 3, 4, 5]]
 
 
@@ -165,7 +165,7 @@ def test_bad_arguments_are_named(args: dict, key: str) -> None:
 
 def test_anchors_are_those_of_the_detector() -> None:
     """28x28 cells with two anchors, 14x14 with two, 7x7 with six."""
-    places = anchors()
+    places = anchor_centres()
     assert len(places) == 28 * 28 * 2 + 14 * 14 * 2 + 7 * 7 * 6 == 2254
     assert places[0].tolist() == places[1].tolist() == [1 / 56, 1 / 56]
     assert places[2].tolist() == [3 / 56, 1 / 56]
@@ -176,7 +176,7 @@ def test_detections_of_one_person_are_averaged_by_score() -> None:
     found = np.zeros((3, 13))
     found[:, :4] = [[0.5, 0.5, 0.2, 0.2], [0.52, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]
     found[:, 12] = [0.6, 0.9, 0.7]
-    first, second = merged(found)
+    first, second = weighted_nms(found)
     assert first[0] == pytest.approx((0.5 * 0.6 + 0.52 * 0.9) / 1.5)
     assert first[12] == 0.9
     assert second[:2] == pytest.approx([0.1, 0.1])
@@ -185,7 +185,7 @@ def test_detections_of_one_person_are_averaged_by_score() -> None:
 def test_simcc_places_are_the_maxima_and_confidence_the_lesser() -> None:
     x, y = np.zeros((1, 133, 384)), np.zeros((1, 133, 512))
     x[0, :17, 96], y[0, :17, 384] = 0.8, 0.5
-    points = decoded(x, y)
+    points = decode_simcc(x, y)
     assert points.shape == (17, 3)
     assert points[0].tolist() == [0.25, 0.75, 0.5]
 
@@ -194,7 +194,7 @@ def test_the_neck_is_between_the_shoulders_and_sides_are_not_swapped() -> None:
     for count, order, left, right in ((33, FROM_BLAZEPOSE, 11, 12), (17, FROM_COCO, 5, 6)):
         points = np.zeros((count, 3))
         points[left], points[right] = (10, 4, 0.9), (20, 8, 0.5)
-        made = openpose(points, order)
+        made = to_openpose(points, order)
         assert made[POINTS.index("neck")].tolist() == [15, 6, 0.5]
         assert made[POINTS.index("left_shoulder")].tolist() == [10, 4, 0.9]
 
@@ -202,7 +202,7 @@ def test_the_neck_is_between_the_shoulders_and_sides_are_not_swapped() -> None:
 def test_limbs_and_joints_have_openpose_colours_and_widths() -> None:
     person = np.zeros((18, 3))
     person[[2, 3]] = (200, 120, 1), (200, 320, 1)  # right shoulder and elbow: the third limb
-    picture = draw(person[None], (512, 512), 512)
+    picture = draw_skeletons(person[None], (512, 512), 512)
     assert picture[120, 200].tolist() == [255, 170, 0]
     assert picture[320, 200].tolist() == [255, 255, 0]
     assert picture[220, 200].tolist() == [int(0.6 * value) for value in COLOURS[LIMBS.index((2, 3))]] == [153, 102, 0]
@@ -213,7 +213,7 @@ def test_limbs_and_joints_have_openpose_colours_and_widths() -> None:
 def test_missing_points_take_their_limbs_along() -> None:
     person = np.zeros((18, 3))
     person[[2, 3]] = (100, 60, 1), (100, 160, 0)
-    picture = draw(person[None], (256, 256), 256)
+    picture = draw_skeletons(person[None], (256, 256), 256)
     assert not picture[70:].any()
 
 
@@ -222,7 +222,7 @@ def test_drawings_cover_as_much_at_every_size() -> None:
     for scale in (1, 2, 4, 8):
         person = np.zeros((18, 3))
         person[[2, 3]] = (64 * scale, 40 * scale, 1), (64 * scale, 90 * scale, 1)
-        covered.append(draw(person[None], (128 * scale, 128 * scale), 128 * scale).mean())
+        covered.append(draw_skeletons(person[None], (128 * scale, 128 * scale), 128 * scale).mean())
     assert covered == pytest.approx([covered[-1]] * 4, rel=0.3)
 
 
@@ -235,16 +235,16 @@ def series(path: np.ndarray, missing: slice) -> np.ndarray:
 
 def test_short_gaps_are_closed_along_a_line_and_long_ones_stay() -> None:
     path = np.stack([np.arange(12.0), 2 * np.arange(12.0)], axis=1)
-    points, filled = closed(series(path, slice(3, 6)), gap=3)
+    points, filled = fill_gaps(series(path, slice(3, 6)), gap=3)
     assert np.allclose(points[:, 0, :2], path)
     assert np.flatnonzero(filled).tolist() == [3, 4, 5]
-    points, filled = closed(series(path, slice(3, 6)), gap=2)
+    points, filled = fill_gaps(series(path, slice(3, 6)), gap=2)
     assert not filled.any()
     assert not points[3:6].any()
 
 
 def test_nothing_is_made_up_before_the_first_and_after_the_last_sight() -> None:
-    points, filled = closed(series(np.ones((6, 2)), slice(0, 3)), gap=8)
+    points, filled = fill_gaps(series(np.ones((6, 2)), slice(0, 3)), gap=8)
     assert not points[:3].any()
     assert not filled.any()
 
@@ -253,20 +253,20 @@ def test_smoothing_keeps_parabolas_and_takes_jitter_out() -> None:
     t = np.arange(25.0)
     path = np.stack([0.3 * t**2 - 2 * t, 40 - t], axis=1)
     still = series(path, slice(0, 0))
-    assert np.allclose(smoothed(still, 7), still)
+    assert np.allclose(smooth_points(still, 7), still)
     noise = np.random.default_rng(0).normal(0, 1, (400, 2))
-    left = smoothed(series(noise, slice(0, 0)), 7)
+    left = smooth_points(series(noise, slice(0, 0)), 7)
     assert left[..., :2].std() == pytest.approx(noise.std() * 3**-0.5, rel=0.1)  # the filter's gain on white noise
 
 
 def test_smoothing_does_not_reach_over_a_gap() -> None:
     path = np.zeros((20, 2))
     path[12:] = 100.0
-    points = smoothed(series(path, slice(8, 12)), 9)
+    points = smooth_points(series(path, slice(8, 12)), 9)
     assert np.allclose(points[:8, 0, :2], 0)
     assert np.allclose(points[12:, 0, :2], 100)
     assert not points[8:12].any()
 
 
 def test_runs_are_the_unbroken_stretches() -> None:
-    assert runs(np.array([1, 1, 0, 1, 0, 0, 1], bool)) == [slice(0, 2), slice(3, 4), slice(6, 7)]
+    assert contiguous_runs(np.array([1, 1, 0, 1, 0, 0, 1], bool)) == [slice(0, 2), slice(3, 4), slice(6, 7)]

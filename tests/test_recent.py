@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.diffusion.loss import Losses
+from iclora_train.diffusion.loss import ClipLosses
 from iclora_train.training.step_metrics import LOCALITY, DeferredMetrics, Row, bucket_name
 
 SIGMA = torch.tensor([0.1, 0.3, 0.4, 0.9])
@@ -32,7 +32,7 @@ def steps(
     for step in range(1, count + 1):
         loss = torch.tensor([(bad or {}).get((step, i), step + i / 7) for i in range(4)])
         for part in (slice(0, 2), slice(2, 4)):
-            recent.add([f"clip{i}" for i in range(4)[part]], Losses(SIGMA[part], loss[part], None))
+            recent.add([f"clip{i}" for i in range(4)[part]], ClipLosses(SIGMA[part], loss[part], None))
         recent.end_step(step, torch.tensor((norms or {}).get(step, step / 3)), lr=step / 10)
     return recent
 
@@ -50,7 +50,7 @@ def test_locality_is_the_mean_over_the_batches_in_which_a_clip_had_a_region() ->
     recent, loss = DeferredMetrics(), torch.ones(2)
     for step, aparts in enumerate(([None, torch.tensor([0.0, 3.0])], [None, None]), 1):
         for apart in aparts:
-            recent.add(["a", "b"], Losses(SIGMA[:2], loss, apart))
+            recent.add(["a", "b"], ClipLosses(SIGMA[:2], loss, apart))
         recent.end_step(step, torch.tensor(1.0), lr=0.1)
     first, second = take(recent)
     assert first[LOCALITY] == 1.5
@@ -71,7 +71,7 @@ def test_looking_later_finds_the_same_bits() -> None:
 
 def test_the_batches_of_a_step_under_way_wait_for_its_end() -> None:
     recent = steps(1)
-    recent.add(["next"], Losses(SIGMA[:1], torch.tensor([5.0]), None))
+    recent.add(["next"], ClipLosses(SIGMA[:1], torch.tensor([5.0]), None))
     assert len(take(recent)) == 1
     recent.end_step(2, torch.tensor(1.0), 0.1)
     assert take(recent)[0]["loss"] == 5

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config import ConfigError, Sample
+from iclora_train.config import ConfigError, SamplingSettings
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guidance_from
 from iclora_train.diffusion.reference import to_tokens
-from iclora_train.diffusion.sampler import Reference, noise_for, noises_for, sample
+from iclora_train.diffusion.sampler import Reference, draw_noise, draw_noises, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from scripts.synthetic.published import transformer_arguments
@@ -68,9 +68,9 @@ def make(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2),
 
 
 def test_a_seed_gives_the_same_noise_in_every_batch() -> None:
-    target, other = noises_for([5, 7], [(2, 3), (4,)])
-    assert torch.equal(target[1:], noise_for([7], (2, 3)))
-    assert torch.equal(other[1:], noises_for([7], [(2, 3), (4,)])[1])
+    target, other = draw_noises([5, 7], [(2, 3), (4,)])
+    assert torch.equal(target[1:], draw_noise([7], (2, 3)))
+    assert torch.equal(other[1:], draw_noises([7], [(2, 3), (4,)])[1])
     assert not torch.equal(target[0], target[1])
 
 
@@ -90,7 +90,7 @@ def test_start_latents_are_noised_to_the_first_level() -> None:
     toy, sigmas = Toy(), [0.9, 0.4, 0.0]
     made = make(toy, Reference(LATENT), start=LATENT, first_frame=FIRST, sigmas=sigmas)
     seen = toy.seen[0][0].latent
-    noised = to_tokens(0.1 * LATENT + 0.9 * noise_for((1, 2), LATENT.shape[1:]))
+    noised = to_tokens(0.1 * LATENT + 0.9 * draw_noise((1, 2), LATENT.shape[1:]))
     assert torch.allclose(seen[:, 8:16], noised[:, 8:], atol=1e-6)
     assert torch.equal(seen[:, :8], to_tokens(FIRST))
     assert torch.equal(seen[:, 16:], to_tokens(LATENT))
@@ -114,7 +114,7 @@ def test_every_step_is_told_and_only_the_first_latent_frame_is_marked() -> None:
 
 def by_definition(toy: Toy, strength: float, blend: str) -> Tensor:
     """The loop as ComfyUI (KSamplerX0Inpaint, Euler) and ltx-pipelines write it, in clean latents, step by step."""
-    noise = torch.cat([to_tokens(n) for n in noises_for((1, 2), [LATENT.shape[1:]] * 2)], dim=1)
+    noise = torch.cat([to_tokens(n) for n in draw_noises((1, 2), [LATENT.shape[1:]] * 2)], dim=1)
     clean = torch.cat([torch.zeros(2, 16, CHANNELS), to_tokens(LATENT)], dim=1)
     m = torch.cat([torch.ones(16, 1), torch.full((16, 1), 1 - strength)])
     x = noise if blend == "comfyui" else m * noise + (1 - m) * clean
@@ -249,10 +249,10 @@ def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: py
 
 
 def test_settings_become_guidance() -> None:
-    settings = Sample(guidance=3.0, stg_scale=1.0, stg_blocks=[1], rescale=0.7)
+    settings = SamplingSettings(guidance=3.0, stg_scale=1.0, stg_blocks=[1], rescale=0.7)
     assert guidance_from(settings, NEGATIVE, blocks=2) == Guidance(3.0, NEGATIVE, 1.0, (1,), 0.7)
-    assert guidance_from(Sample(), None, blocks=2).stg_scale == 0  # the default blocks do not matter then
+    assert guidance_from(SamplingSettings(), None, blocks=2).stg_scale == 0  # the default blocks do not matter then
     with pytest.raises(ConfigError, match=r"sample\.stg_blocks=\[29\]: the base has the blocks 0 to 1"):
-        guidance_from(Sample(stg_scale=1.0), None, blocks=2)
+        guidance_from(SamplingSettings(stg_scale=1.0), None, blocks=2)
     with pytest.raises(ValueError, match=r"guidance of scale 3\.0 needs a negative text"):
         Guidance(3.0)

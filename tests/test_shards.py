@@ -14,7 +14,7 @@ import webdataset
 from iclora_train.config import Config, Data
 from iclora_train.core.atomic_files import DiskFullError
 from iclora_train.core.types import LatentPair, Pair, VideoShape
-from iclora_train.data.shard_sample import latent_members, pair_members
+from iclora_train.data.shard_sample import pack_latents, pack_pair
 from iclora_train.data.shards import ShardError, ShardSet, ShardWriter
 from tests.clips import moving
 
@@ -38,7 +38,7 @@ def write_latents(folder: Path, counts: dict[str, list[int]], shape: VideoShape 
             names.append(f"{split}-{number:06d}.tar")
             pairs = [latent(i + k) for k in range(size)]
             if not writer.has(names[-1]):
-                writer.write(names[-1], (latent_members(p, shape, source=p.key[:6], record={}) for p in pairs))
+                writer.write(names[-1], (pack_latents(p, shape, source=p.key[:6], record={}) for p in pairs))
             i += size
     writer.finish(names)
     return writer
@@ -52,7 +52,7 @@ def test_pairs_come_back_bit_by_bit(tmp_path):
     clips = [moving(5, 32, 32, seed) for seed in range(3)]
     pair = Pair("a-0", clips[0], (clips[1], clips[2][:, ::2, ::2]), "a café", 29.97, {"maker": "x", "seed": [1, 2]})
     writer = ShardWriter(tmp_path, "pairs", MADE_BY)
-    writer.write("train-000000.tar", [pair_members(pair, "a")])
+    writer.write("train-000000.tar", [pack_pair(pair, "a")])
     writer.finish(["train-000000.tar"])
     back = ShardSet.open(tmp_path).read_pair(0)
     assert (back.key, back.caption, back.fps, back.record) == (pair.key, pair.caption, pair.fps, pair.record)
@@ -159,7 +159,7 @@ def test_values_beyond_fp16_are_refused():
     pair = latent(0)
     pair.text[0, 0] = 70000
     with pytest.raises(ValueError, match="clip000: text holds values that do not fit fp16"):
-        latent_members(pair, SHAPE, "a", {})
+        pack_latents(pair, SHAPE, "a", {})
 
 
 def test_full_disk_leaves_nothing_half_written(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.metrics.base import CachedClip
-from iclora_train.signals.point_tracks import corners, follow, lost_beyond
+from iclora_train.signals.point_tracks import detect_corners, max_round_trip_error, track_points
 from iclora_train.signals.pose import PoseReader
 from tests.doses import scene
 from tests.test_pose import astronaut
@@ -18,7 +18,7 @@ GREY = list(CachedClip(scene()).grey)
 
 def test_points_go_with_the_picture_from_where_they_start() -> None:
     start = np.array([[40.0, 20.0], [30.5, 41.5]])
-    points, seen = follow(GREY, 0.5, start)
+    points, seen = track_points(GREY, 0.5, start)
     assert points.shape == (2, len(GREY), 2)
     assert seen.all()
     path = start[:, None] - np.stack([np.arange(len(GREY)), np.zeros(len(GREY))], axis=1)  # a pixel to the left a frame
@@ -27,22 +27,22 @@ def test_points_go_with_the_picture_from_where_they_start() -> None:
 
 def test_a_lost_point_stays_where_it_was_seen_last() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    points, seen = follow([*GREY[:3], noise, *GREY[4:]], 0.5, np.array([[40.0, 20.0]]))
+    points, seen = track_points([*GREY[:3], noise, *GREY[4:]], 0.5, np.array([[40.0, 20.0]]))
     assert seen[0].tolist() == [True] * 3 + [False] * 6
     assert (points[0, 3:] == points[0, 2]).all()
 
 
 def test_without_a_start_corners_are_followed_and_flat_pictures_have_none() -> None:
-    points, _ = follow(GREY, 0.5)
-    assert points[:, 0] == pytest.approx(corners(GREY[0]))
+    points, _ = track_points(GREY, 0.5)
+    assert points[:, 0] == pytest.approx(detect_corners(GREY[0]))
     flat = [np.full((32, 32), 9, np.uint8)] * 3
-    assert [part.shape for part in follow(flat, 0.5)] == [(0, 3, 2), (0, 3)]
-    assert [part.shape for part in follow(flat, 0.5, np.zeros((0, 2)))] == [(0, 3, 2), (0, 3)]
+    assert [part.shape for part in track_points(flat, 0.5)] == [(0, 3, 2), (0, 3)]
+    assert [part.shape for part in track_points(flat, 0.5, np.zeros((0, 2)))] == [(0, 3, 2), (0, 3)]
 
 
 def test_how_far_a_point_may_miss_goes_with_the_size_down_to_what_can_be_told() -> None:
-    assert lost_beyond(1.0, (1024, 2048)) == 2
-    assert lost_beyond(1.0, (64, 64)) == 0.25
+    assert max_round_trip_error(1.0, (1024, 2048)) == 2
+    assert max_round_trip_error(1.0, (64, 64)) == 0.25
 
 
 def test_people_are_read_in_several_threads_at_once() -> None:

@@ -13,11 +13,11 @@ from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.reference import mask_to_grid
 from iclora_train.diffusion.training_inputs import (
-    Draws,
-    draw,
+    RandomDraws,
+    build_tokens,
+    draw_random,
     draw_region,
     draw_strength,
-    lay_out,
     region_mask,
     step_generator,
 )
@@ -37,9 +37,9 @@ def generator() -> torch.Generator:
     return step_generator(0, 3, 1)
 
 
-def weights(draws: Draws) -> Tensor | None:
+def weights(draws: RandomDraws) -> Tensor | None:
     """The weights (B, references, f, h, w) of the references' tokens."""
-    weight = lay_out(BATCH, draws, Task(), Geometry(3, 8, 4))[0].weight
+    weight = build_tokens(BATCH, draws, Task(), Geometry(3, 8, 4))[0].weight
     if weight is None:
         return None
     assert torch.equal(weight[:, :16], torch.ones(4, 16))
@@ -47,12 +47,12 @@ def weights(draws: Draws) -> Tensor | None:
 
 
 def test_knobs_change_nothing_that_is_drawn_without_them() -> None:
-    plain, more, again = (draw(TARGET, flow, generator()) for flow in (Flow(), KNOBS, KNOBS))
-    for name in ("sigma", "noise", "first", "shown"):
+    plain, more, again = (draw_random(TARGET, flow, generator()) for flow in (Flow(), KNOBS, KNOBS))
+    for name in ("sigma", "noise", "clean_first_frame", "use_references"):
         assert torch.equal(getattr(plain, name), getattr(more, name))
-    assert plain.strength is None
+    assert plain.attention_strength is None
     assert plain.region is None
-    for one, other in ((more.strength, again.strength), (more.region, again.region)):
+    for one, other in ((more.attention_strength, again.attention_strength), (more.region, again.region)):
         assert one is not None
         assert other is not None
         assert torch.equal(one, other)
@@ -60,8 +60,8 @@ def test_knobs_change_nothing_that_is_drawn_without_them() -> None:
 
 def test_a_batch_in_which_nothing_is_drawn_has_no_weights() -> None:
     rarely = Flow(attention_strength_p=1e-9, region_mask_p=1e-9)
-    assert weights(draw(TARGET, Flow(), generator())) is None
-    assert weights(draw(TARGET, rarely, generator())) is None
+    assert weights(draw_random(TARGET, Flow(), generator())) is None
+    assert weights(draw_random(TARGET, rarely, generator())) is None
 
 
 def test_strengths_are_uniform_in_their_share_of_the_clips() -> None:
@@ -97,10 +97,10 @@ def test_a_region_covers_cells_as_a_pixel_mask_averaged_by_area_does() -> None:
 
 def test_each_clip_has_its_own_strength_region_and_references() -> None:
     draws = replace(
-        draw(TARGET, Flow(), generator()),
-        strength=torch.tensor([1.0, 0.5, 0.5, 0.5]),
+        draw_random(TARGET, Flow(), generator()),
+        attention_strength=torch.tensor([1.0, 0.5, 0.5, 0.5]),
         region=torch.tensor([[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 1.0], [0.5, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.5]]),
-        shown=torch.tensor([True, True, True, False]),
+        use_references=torch.tensor([True, True, True, False]),
     )
     found = weights(draws)
     assert found is not None
@@ -113,19 +113,19 @@ def test_each_clip_has_its_own_strength_region_and_references() -> None:
 
 
 def test_what_is_learned_does_not_depend_on_the_weights() -> None:
-    plain = draw(TARGET, Flow(), generator())
-    weighted = replace(plain, strength=torch.full((4,), 0.5))
-    (tokens, wanted), (other, same) = (lay_out(BATCH, d, Task(), Geometry(3, 8, 4)) for d in (plain, weighted))
+    plain = draw_random(TARGET, Flow(), generator())
+    weighted = replace(plain, attention_strength=torch.full((4,), 0.5))
+    (tokens, wanted), (other, same) = (build_tokens(BATCH, d, Task(), Geometry(3, 8, 4)) for d in (plain, weighted))
     assert torch.equal(wanted, same)
     for name in ("latent", "loss_mask", "level", "position"):
         assert torch.equal(getattr(tokens, name), getattr(other, name))
 
 
 def test_batches_of_one_shape_share_one_tensor_of_positions() -> None:
-    draws = draw(TARGET, Flow(), generator())
+    draws = draw_random(TARGET, Flow(), generator())
 
     def position(batch: Batch, task: Task) -> Tensor:
-        return lay_out(batch, draws, task, Geometry(3, 8, 4))[0].position
+        return build_tokens(batch, draws, task, Geometry(3, 8, 4))[0].position
 
     first = position(BATCH, Task())
     assert position({**BATCH, "target": TARGET + 1}, Task()) is first

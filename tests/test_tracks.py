@@ -16,8 +16,8 @@ from data_prep.makers import Source, make
 from data_prep.makers.control.track_files import read_tracks, spline
 from data_prep.pairs import Scales, Video, make_reference
 from iclora_train.config import ConfigError
-from iclora_train.signals.point_tracks import follow
-from iclora_train.signals.track_drawing import colour_of, draw_tracks
+from iclora_train.signals.point_tracks import track_points
+from iclora_train.signals.track_drawing import draw_tracks, trail_colour
 from tests.clips import moving, write_clip
 
 SIZE = (540, 960)  # half of the 1080 pixels at which discs are drawn
@@ -48,10 +48,10 @@ def dots(*points: tuple[float, float]) -> list[dict[str, float]]:
 
 
 def test_colours_go_from_blue_over_cyan_and_green_to_red():
-    assert colour_of(1.0) == pytest.approx((0, 0, 1))
-    assert colour_of(0.5) == pytest.approx((0, 1, 0.5))  # 25 frames old, as the node draws it
-    assert colour_of(0.2) == pytest.approx((0.4, 0.6, 0))
-    assert colour_of(0.0) == pytest.approx((1, 0, 0))
+    assert trail_colour(1.0) == pytest.approx((0, 0, 1))
+    assert trail_colour(0.5) == pytest.approx((0, 1, 0.5))  # 25 frames old, as the node draws it
+    assert trail_colour(0.2) == pytest.approx((0.4, 0.6, 0))
+    assert trail_colour(0.0) == pytest.approx((1, 0, 0))
 
 
 def test_a_point_leaves_a_trail_of_fifty_one_discs():
@@ -160,15 +160,15 @@ def test_a_point_for_each_frame_ends_where_it_ends(tmp_path):
 
 def test_points_are_followed_and_lost():
     frames = moving(12, 128, 160)[..., 1]  # the texture slides left by two pixels a frame
-    points, seen = follow(list(frames), lost=0.5)
+    points, seen = track_points(list(frames), lost=0.5)
     assert len(points) > 30
     steps = np.diff(points, axis=1)[seen[:, 1:]]
     assert np.quantile(np.abs(steps - (-2, 0)), 0.95) < 0.1
     assert not seen[points[:, 0, 0] < 20, -1].any()  # they left the picture
     assert (np.diff(seen.astype(int), axis=1) <= 0).all()
     cut = [*frames[:6], *moving(6, 128, 160, seed=9)[..., 1]]
-    assert follow(cut, lost=0.5)[1][:, 6:].mean() < 0.1
-    assert follow([np.zeros((64, 64), np.uint8)] * 3, 1.0)[0].shape == (0, 3, 2)
+    assert track_points(cut, lost=0.5)[1][:, 6:].mean() < 0.1
+    assert track_points([np.zeros((64, 64), np.uint8)] * 3, 1.0)[0].shape == (0, 3, 2)
 
 
 def test_followed_tracks_are_drawn_and_told():

@@ -17,7 +17,13 @@ from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Flow, Optim, Task
 from iclora_train.config.hydra_app import task_names
 from iclora_train.core.types import Geometry
-from iclora_train.diffusion.training_inputs import Draws, draw, lay_out, require_factors, step_generator
+from iclora_train.diffusion.training_inputs import (
+    RandomDraws,
+    build_tokens,
+    draw_random,
+    require_factors,
+    step_generator,
+)
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.checkpointing import newest_checkpoint
 from iclora_train.training.lightning_module import ICLoRA, lr_factor
@@ -330,17 +336,19 @@ def test_bf16_keeps_the_adapter_in_fp32(tiny: list[str], tmp_path: Path) -> None
 
 def test_the_draws_of_a_step_depend_on_seed_batch_and_rank_only() -> None:
     target = torch.zeros(4, 2, 2, 3, 3)
-    first, again = (draw(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
+    first, again = (draw_random(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
     assert torch.equal(first.noise, again.noise)
     assert torch.equal(first.sigma, again.sigma)
     for other in ((1, 7, 1), (0, 8, 1), (0, 7, 0)):
-        assert not torch.equal(first.noise, draw(target, Flow(), step_generator(*other)).noise)
+        assert not torch.equal(first.noise, draw_random(target, Flow(), step_generator(*other)).noise)
 
 
 def test_probabilities_of_first_frame_and_reference_are_per_clip() -> None:
-    drawn = draw(torch.zeros(2000, 1, 1, 1, 1), Flow(first_frame_p=0.2, reference_p=0.7), step_generator(0, 0, 0))
-    assert drawn.first.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert drawn.shown.float().mean().item() == pytest.approx(0.7, abs=0.03)
+    drawn = draw_random(
+        torch.zeros(2000, 1, 1, 1, 1), Flow(first_frame_p=0.2, reference_p=0.7), step_generator(0, 0, 0)
+    )
+    assert drawn.clean_first_frame.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert drawn.use_references.float().mean().item() == pytest.approx(0.7, abs=0.03)
 
 
 def test_lay_out_gives_first_frames_clean_and_hides_references() -> None:
@@ -348,8 +356,8 @@ def test_lay_out_gives_first_frames_clean_and_hides_references() -> None:
     target, noise = torch.randn(2, 2, 3, 5, 2, 2, generator=generator).unbind(0)
     batch = {"target": target, "references": [target * 0], "fps": torch.tensor([25.0, 25.0]), "keys": ["a", "b"]}
     first, shown = torch.tensor([True, False]), torch.tensor([True, False])
-    draws = Draws(torch.tensor([0.5, 1.0]), noise, first, shown)
-    tokens, wanted = lay_out(batch, draws, Task(), Geometry(3, 8, 4))
+    draws = RandomDraws(torch.tensor([0.5, 1.0]), noise, first, shown)
+    tokens, wanted = build_tokens(batch, draws, Task(), Geometry(3, 8, 4))
     assert tokens.latent.shape == (2, 40, 3)
     assert torch.equal(tokens.latent[0, :4], target[0, :, 0].flatten(1).T)  # given clean
     assert torch.allclose(tokens.latent[1, :4], noise[1, :, 0].flatten(1).T)  # sigma 1 is noise

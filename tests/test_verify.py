@@ -11,7 +11,7 @@ import torch
 
 from data_prep import pipeline
 from data_prep.verify import verify
-from iclora_train.data.shards import EMPTY, ShardSet, ShardWriter
+from iclora_train.data.shards import EMPTY_TEXT_FILE, ShardSet, ShardWriter
 from tests.command import run
 from tests.prep import config_of, write_clips
 from tests.tiny import write_tiny_base
@@ -106,7 +106,10 @@ DAMAGE = {
     ),
     "NaN": (lambda r: rewrite(r / "latents", "target", lambda t: t * torch.nan), "its target holds NaN or infinite"),
     "a shape": (lambda r: rewrite(r / "latents", "reference0", lambda t: t[..., :2]), "are odd: delete it"),
-    "no empty caption": (lambda r: (r / "latents" / EMPTY).unlink(), f"{EMPTY} is missing: delete it"),
+    "no empty caption": (
+        lambda r: (r / "latents" / EMPTY_TEXT_FILE).unlink(),
+        f"{EMPTY_TEXT_FILE} is missing: delete it",
+    ),
 }
 
 

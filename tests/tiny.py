@@ -12,7 +12,7 @@ from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import conf_dir, register_schema
 from iclora_train.core.fingerprint import content_settings
 from iclora_train.core.types import LatentPair, VideoShape
-from iclora_train.data.shard_sample import latent_members
+from iclora_train.data.shard_sample import pack_latents
 from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel, save_base
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
@@ -84,9 +84,9 @@ def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int 
             reference = 0.5 * target[..., ::step, ::step]
             text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
             pair = LatentPair(f"{split}{i:03d}", target, (reference,), text, SHAPE.fps, "a caption")
-            samples.append(latent_members(pair, SHAPE, source=f"{split}{i // 2}", record={}))
+            samples.append(pack_latents(pair, SHAPE, source=f"{split}{i // 2}", record={}))
         shards.append(f"{split}-00000.tar")
         writer.write(shards[-1], samples)
-    writer.write_empty(torch.randn(TEXT["tokens"], TEXT["output"], generator=generator))
+    writer.write_empty_text(torch.randn(TEXT["tokens"], TEXT["output"], generator=generator))
     writer.finish(shards)
     return folder

@@ -16,7 +16,7 @@ from data_prep.checks.offset import find_offset
 from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
-from iclora_train.data.pixels import from_bytes, to_bytes
+from iclora_train.data.pixels import from_uint8, to_uint8
 
 
 def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps: float | None = None) -> Report:
@@ -112,9 +112,9 @@ def check_vae(
     """
     findings = []
     for number, clip in enumerate((pair.target, *pair.references)):
-        video = from_bytes(torch.from_numpy(clip).to(device)[None])
+        video = from_uint8(torch.from_numpy(clip).to(device)[None])
         with torch.inference_mode():
-            pixels = to_bytes(decode(encode(video)))[0].cpu().numpy()
+            pixels = to_uint8(decode(encode(video)))[0].cpu().numpy()
         which = "the target" if number == 0 else "the reference"
         findings.append(judge("vae", measures.psnr(clip, pixels), checks.vae, f"dB of {which}", number))
     return findings

@@ -12,7 +12,7 @@ from data_prep.clips.clip_list import Clip
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import exclusive, sha256, write_atomic
 from iclora_train.core.progress import steps
-from iclora_train.data.prompts import filled, with_trigger
+from iclora_train.data.prompts import fill_template, with_trigger
 from iclora_train.data.video import probe, read_clip
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def caption_of(clip: Clip, config: Config) -> str:
     trigger, template = config.task.trigger, config.data.prompt
     if template is None:
         return with_trigger(trigger, clip.caption)
-    return filled(template, {**clip.row, "caption": clip.caption, "trigger": trigger})
+    return fill_template(template, {**clip.row, "caption": clip.caption, "trigger": trigger})
 
 
 def described(clips: list[Clip], config: Config) -> list[Clip]:

@@ -19,7 +19,7 @@ from eval.metrics import Clip
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import digest
-from iclora_train.data.pixels import to_bytes
+from iclora_train.data.pixels import to_uint8
 from iclora_train.ltx2.base_model import BaseModel
 
 PROTOCOL = 1  # raise it when the same settings would give other clips
@@ -119,4 +119,4 @@ class ClipSource:
 
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:
-        return to_bytes(self.vae.decode(latent)).cpu()
+        return to_uint8(self.vae.decode(latent)).cpu()

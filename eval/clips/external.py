@@ -18,7 +18,7 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import bar
-from iclora_train.data.video import encoding, read_clip
+from iclora_train.data.video import read_clip, read_encoding
 from iclora_train.ltx2.base_model import BaseModel
 
 VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
@@ -145,7 +145,7 @@ def lossy_note(files: Sequence[Path]) -> str | None:
     A pixel format that is not RGB does: its colours are rounded, and mostly subsampled.
     """
     try:
-        lossy = [(path, *encoding(path)) for path in files if not path.is_dir()]
+        lossy = [(path, *read_encoding(path)) for path in files if not path.is_dir()]
     except ValueError as error:
         raise ConfigError(str(error)) from error
     named = [f"{path.name} ({codec}, {pixels})" for path, codec, pixels in lossy if not _is_rgb(pixels)]

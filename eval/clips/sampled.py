@@ -18,7 +18,7 @@ from eval.metrics import Clip
 from iclora_train.adapters import lora
 from iclora_train.config import Config
 from iclora_train.diffusion.guidance import guidance_from
-from iclora_train.diffusion.noise_schedule import sigmas_for
+from iclora_train.diffusion.noise_schedule import make_sigmas
 from iclora_train.diffusion.sampler import Reference, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
@@ -39,7 +39,7 @@ class SampledClips(ClipSource):
         reference = held.latents(held.windows[0]).references[0]  # (C,f',h',w')
         self.seeds = list(config.eval.seeds)
         self.cells = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
-        self.sigmas = sigmas_for(config.sample, config.flow, f * h * w)
+        self.sigmas = make_sigmas(config.sample, config.flow, f * h * w)
         self.empty = held.empty_text()[None].to(self.device)  # (1,T,D)
         unprompted = self.empty if config.sample.guidance > 1 else None
         self.guidance = guidance_from(config.sample, unprompted, self.transformer.config.num_layers)

@@ -17,7 +17,7 @@ from torch import Tensor
 from iclora_train.config import Config, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
-from iclora_train.data.shards import Sample, ShardSet
+from iclora_train.data.shards import ShardSample, ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 
 
@@ -40,7 +40,9 @@ class Window:
 class HeldOut:
     """The windows that are judged, with their pixels and latents read from the shards when they are asked for."""
 
-    def __init__(self, pairs: ShardSet, latents: ShardSet, samples: Sequence[Sample], sources: Sequence[str]) -> None:
+    def __init__(
+        self, pairs: ShardSet, latents: ShardSet, samples: Sequence[ShardSample], sources: Sequence[str]
+    ) -> None:
         self.windows = tuple(
             Window(i, sample.key, source, sample.bucket, partner)
             for i, (sample, source, partner) in enumerate(zip(samples, sources, partners(sources), strict=True))
@@ -111,12 +113,12 @@ def recordings(pairs: ShardSet) -> dict[str, str]:
     return {clip: str(pairs.read_pair(i).record.get("source") or clip) for clip, i in first.items()}
 
 
-def select_windows(samples: Sequence[Sample], recording: Mapping[str, str], count: int) -> list[Sample]:
+def select_windows(samples: Sequence[ShardSample], recording: Mapping[str, str], count: int) -> list[ShardSample]:
     """`count` samples, or all there are, as many from every recording as can be, ordered by recording.
 
     Within a recording they are taken evenly from its windows in the order they were cut.
     """
-    cut_from: dict[str, list[Sample]] = defaultdict(list)
+    cut_from: dict[str, list[ShardSample]] = defaultdict(list)
     for sample in samples:
         cut_from[recording[sample.source]].append(sample)
     turns = chain.from_iterable(zip_longest(*(cut_from[name] for name in sorted(cut_from))))

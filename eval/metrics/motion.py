@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
-from iclora_train.signals.optical_flow import warped
+from iclora_train.signals.optical_flow import warp_by_flow
 
 Field = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ def sound(forward: Field, back: Field) -> Mask:
     no motion boundary (the limits of Ruder et al. 2016, arXiv 1604.08610)."""
     height, width = forward.shape[:2]
     y, x = np.indices((height, width), np.float32)
-    returned = np.stack([warped(back[..., i], forward) for i in range(2)], axis=-1)
+    returned = np.stack([warp_by_flow(back[..., i], forward) for i in range(2)], axis=-1)
     length, returned_length = (forward**2).sum(-1), (returned**2).sum(-1)
     meets = ((forward + returned) ** 2).sum(-1) <= 0.01 * (length + returned_length) + 0.5
     slope = sum((np.gradient(forward[..., i], axis=axis) ** 2 for i in range(2) for axis in range(2)), 0 * length)
@@ -64,7 +64,7 @@ def warping_error(clip: Clip, flow: NDArray[np.float16], masks: Mask) -> float |
     errors = []
     for i in np.flatnonzero(masks.any(axis=(1, 2))).tolist():
         field = flow[i].astype(np.float32)
-        back = warped(clip[i + 1].astype(np.float32), field)
+        back = warp_by_flow(clip[i + 1].astype(np.float32), field)
         errors.append(float(((clip[i] - back)[masks[i]] ** 2).mean()) / 255**2)
     return float(np.mean(errors)) if errors else None
 

@@ -15,8 +15,8 @@ from eval.metrics.pose import pose_metrics
 from eval.metrics.tracks import track_metrics, trails
 from iclora_train.config import Task
 from iclora_train.signals import blazepose
-from iclora_train.signals.depth_picture import grey
-from iclora_train.signals.edges import CannyLines, SoftContours
+from iclora_train.signals.depth_picture import depth_to_grey
+from iclora_train.signals.edges import CannyEdges, ContourEdges
 from iclora_train.signals.pose import PoseReader
 
 Control = Callable[[CachedClip, GroundTruth | None], Clip | None]
@@ -95,27 +95,27 @@ def _structure(task: Task) -> _Adherence:
 
 
 def _edges(task: Task) -> _Adherence:
-    return _Adherence((), "edge_f1", lambda output, _: CannyLines().drawn(output.clip, output.clip.shape[1:3]))
+    return _Adherence((), "edge_f1", lambda output, _: CannyEdges().draw(output.clip, output.clip.shape[1:3]))
 
 
 def _canny(task: Task) -> _Adherence:
-    lines = CannyLines(**task.maker_args)
-    return _Adherence((), "edge_f1", lambda output, _: lines.drawn(output.clip, output.clip.shape[1:3]))
+    lines = CannyEdges(**task.maker_args)
+    return _Adherence((), "edge_f1", lambda output, _: lines.draw(output.clip, output.clip.shape[1:3]))
 
 
 def _soft_edges(task: Task) -> _Adherence:
-    contours = SoftContours(**task.maker_args)
-    return _Adherence((), "edge_f1", lambda output, _: contours.drawn(output.clip)[0])
+    contours = ContourEdges(**task.maker_args)
+    return _Adherence((), "edge_f1", lambda output, _: contours.draw(output.clip)[0])
 
 
 def _pose(task: Task) -> _Adherence:
-    if not blazepose.installed():
+    if not blazepose.is_installed():
         return _without(POSE, "the package that runs BlazePose is absent: pip install 'iclora_train[pose]'")
     reader = PoseReader(**task.maker_args)
 
     def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         size = output.clip.shape[1:3]
-        return reader.drawn(reader.read(output.clip)[0], size, min(size))
+        return reader.draw(reader.read(output.clip)[0], size, min(size))
 
     return _Adherence((pose_metrics(reader),), "pose_pck", draw)
 
@@ -139,7 +139,7 @@ def _depth(task: Task) -> _Adherence:
     network, percentiles = load(Path(model).expanduser()), task.maker_args.get("range", (1.0, 99.0))
 
     def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
-        return grey(network.nearness(output.clip), percentiles)[0]
+        return depth_to_grey(network.nearness(output.clip), percentiles)[0]
 
     return _Adherence((depth_metrics(network),), "depth_error", draw)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
-from iclora_train.signals.point_tracks import follow, lost_beyond
+from iclora_train.signals.point_tracks import max_round_trip_error, track_points
 from iclora_train.signals.track_drawing import draw_tracks
 
 TAP_SIDE, TAP_PIXELS = 256, (1, 2, 4, 8, 16)  # TAP-Vid (Doersch et al. 2022, arXiv 2211.03726)
@@ -63,7 +63,7 @@ def track_metrics(lost: float) -> MetricGroup:
     def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
         wanted, asked = requested(truth.drawn, len(output.clip))
         size = output.clip.shape[1:3]
-        found, seen = follow(list(output.grey), lost_beyond(lost, size), wanted[:, 0])
+        found, seen = track_points(list(output.grey), max_round_trip_error(lost, size), wanted[:, 0])
         return track_values(wanted, asked, found, seen, size)
 
     return MetricGroup(METRICS, measure)
@@ -73,4 +73,4 @@ def trails(output: CachedClip, truth: GroundTruth, lost: float, larger: float) -
     """Trails of the requested tracks' first points as they go in the output, drawn as the maker draws them."""
     wanted, _ = requested(truth.drawn, len(output.clip))
     size = output.clip.shape[1:3]
-    return draw_tracks(*follow(list(output.grey), lost_beyond(lost, size), wanted[:, 0]), size, larger)
+    return draw_tracks(*track_points(list(output.grey), max_round_trip_error(lost, size), wanted[:, 0]), size, larger)

@@ -26,7 +26,7 @@ from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry
-from iclora_train.data.pixels import from_bytes, to_bytes
+from iclora_train.data.pixels import from_uint8, to_uint8
 from iclora_train.diffusion.guidance import Guidance
 from iclora_train.diffusion.sampler import Reference, sample
 from iclora_train.ltx2.model.transformer import Transformer
@@ -69,7 +69,7 @@ class ProbeSampler:
     @cached_property
     def references(self) -> Tensor:
         """The references of the plan, encoded: (S,C,f',h',w')."""
-        return torch.cat([self.vae.encode(from_bytes(torch.from_numpy(clip)[None])) for clip in self.plan.references])
+        return torch.cat([self.vae.encode(from_uint8(torch.from_numpy(clip)[None])) for clip in self.plan.references])
 
     @torch.no_grad()
     def clips(self, samples: Sequence[ProbeSample]) -> Tensor:
@@ -86,7 +86,7 @@ class ProbeSampler:
             [Reference(given, self.task.reference_downscale, self.task.reference_temporal_scale)],
             guidance=self.guidance,
         )
-        return to_bytes(self.vae.decode(latent)).cpu()
+        return to_uint8(self.vae.decode(latent)).cpu()
 
 
 def run_probes(

@@ -56,13 +56,13 @@ class BatchPlan:
         group = _epoch(self.buckets, self.seed, self.groups, epoch)[step]
         return list(group[self.rank :: self.world_size])
 
-    def since(self, n: int) -> BatchesSince:
+    def batches_from(self, n: int) -> BatchSampler:
         """Batches n, n + 1, ... for a DataLoader."""
-        return BatchesSince(self, n)
+        return BatchSampler(self, n)
 
 
 @dataclass(frozen=True)
-class BatchesSince:
+class BatchSampler:
     """A batch sampler that starts at batch n and never ends."""
 
     plan: BatchPlan
@@ -162,7 +162,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-class LatentSamples(Dataset[LatentPair]):
+class LatentDataset(Dataset[LatentPair]):
     """The latent pairs of a shard set by number, for DataLoader; in fp16, as they are stored: fewer bytes to move."""
 
     def __init__(self, shards: ShardSet) -> None:

@@ -9,12 +9,12 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from iclora_train.core.types import LatentPair
-from iclora_train.data.batch_sampler import Batch, BatchPlan, LatentSamples, collate, plan_batches, to_device
+from iclora_train.data.batch_sampler import Batch, BatchPlan, LatentDataset, collate, plan_batches, to_device
 from iclora_train.data.prefetch import Prefetch
 from iclora_train.data.shards import ShardSet
 
 
-class LatentData(LightningDataModule):
+class LatentDataModule(LightningDataModule):
     """Training batches without end, starting at batch `start_batch` of this rank.
 
     `position` counts the batches training has taken, however many are read ahead; it is what `state_dict` saves. The
@@ -50,8 +50,8 @@ class LatentData(LightningDataModule):
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Workers are spawned: forking a process that has threads (and CUDA) is what Python 3.12 warns of.
         return DataLoader(
-            LatentSamples(self.shards),
-            batch_sampler=self.plan(rank, world_size).since(self.position),
+            LatentDataset(self.shards),
+            batch_sampler=self.plan(rank, world_size).batches_from(self.position),
             collate_fn=collate,
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,

@@ -21,7 +21,7 @@ from iclora_train.data.video import encode_clip
 Members = dict[str, Any]  # a WebDataset sample: "__key__" and extension -> bytes
 
 
-def pair_members(pair: Pair, source: str) -> Members:
+def pack_pair(pair: Pair, source: str) -> Members:
     """A pair as it is stored; media are lossless."""
     clips = {"target": pair.target, **{f"reference{i}": clip for i, clip in enumerate(pair.references)}}
     media = {f"{name}.mp4": encode_clip(clip, pair.fps) for name, clip in clips.items()}
@@ -30,7 +30,7 @@ def pair_members(pair: Pair, source: str) -> Members:
     return {"__key__": pair.key, "json": _about(shape, pair.caption, source, pair.record), **media}
 
 
-def latent_members(pair: LatentPair, shape: VideoShape, source: str, record: dict[str, object]) -> Members:
+def pack_latents(pair: LatentPair, shape: VideoShape, source: str, record: dict[str, object]) -> Members:
     """A latent pair as it is stored, in fp16; `shape` is the target's in pixels. ValueError if a value does not fit."""
     tensors = {"target": pair.target, "text": pair.text}
     tensors |= {f"reference{i}": latent for i, latent in enumerate(pair.references)}
@@ -42,7 +42,7 @@ def latent_members(pair: LatentPair, shape: VideoShape, source: str, record: dic
     return {"__key__": pair.key, "json": about, "latents.safetensors": safetensors.torch.save(halves)}
 
 
-def split_members(data: memoryview, key: str) -> Members:
+def unpack_members(data: memoryview, key: str) -> Members:
     """The members of sample `key` (without its key) in the bytes of its part of a tar, as views: nothing is copied."""
     views = {}
     with tarfile.open(fileobj=_Seen(data), mode="r:") as tar:
@@ -72,8 +72,8 @@ class _Seen(io.RawIOBase):
         return self.at
 
 
-def load_halves(data: memoryview) -> dict[str, Tensor]:
-    """The tensors of `latent_members`, fp16, in the memory of `data` (safetensors' loader would copy it)."""
+def load_fp16(data: memoryview) -> dict[str, Tensor]:
+    """The tensors of `pack_latents`, fp16, in the memory of `data` (safetensors' loader would copy it)."""
     begin = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(bytes(data[8:begin]))
     found = {}
@@ -84,14 +84,14 @@ def load_halves(data: memoryview) -> dict[str, Tensor]:
     return found
 
 
-def save_text(path: Path, text: Tensor) -> None:
+def save_text_features(path: Path, text: Tensor) -> None:
     """Keep the features (T,D) of one caption in a file, fp16."""
     with write_atomic(path) as file:
         file.write(safetensors.torch.save({"text": text.detach().to("cpu", torch.float16).contiguous()}))
 
 
-def load_text(path: Path) -> Tensor:
-    """What `save_text` kept, fp32."""
+def load_text_features(path: Path) -> Tensor:
+    """What `save_text_features` kept, fp32."""
     return safetensors.torch.load_file(path)["text"].float()
 
 

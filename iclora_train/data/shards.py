@@ -25,12 +25,12 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.fingerprint import content_settings, differences, digest, plain
 from iclora_train.core.types import LatentPair, Pair
-from iclora_train.data.shard_sample import Members, load_halves, load_text, save_text, split_members
+from iclora_train.data.shard_sample import Members, load_fp16, load_text_features, save_text_features, unpack_members
 from iclora_train.data.video import decode_clip
 
 FORMAT = 2
-EMPTY = "empty.safetensors"  # beside latents: the features of the empty caption, for guidance
-MARK = "fingerprint.json"
+EMPTY_TEXT_FILE = "empty.safetensors"  # beside latents: the features of the empty caption, for guidance
+FINGERPRINT_FILE = "fingerprint.json"
 REMEDY = "delete it and run data_prep again (shards that are whole are kept)"
 
 
@@ -39,7 +39,7 @@ class ShardError(ConfigError):
 
 
 @dataclass(frozen=True)
-class Sample:
+class ShardSample:
     """Where a clip lies: `size` bytes at `offset` of tar `shard`, with their checksum. `source` is the clip it was cut
     from. Samples of one `bucket` (width x height x frames) can share a batch.
     """
@@ -62,9 +62,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
         self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
-        self._found: dict[str, tuple[dict[str, Any], list[Sample]]] = {}  # shard -> its facts and samples
-        if not refuse_others(folder, fingerprint):
-            _write_json(folder / MARK, self.fingerprint)
+        self._found: dict[str, tuple[dict[str, Any], list[ShardSample]]] = {}  # shard -> its facts and samples
+        if not require_fingerprint(folder, fingerprint):
+            _write_json(folder / FINGERPRINT_FILE, self.fingerprint)
 
     def has(self, shard: str) -> bool:
         """Whether this shard is written, and therefore whole."""
@@ -79,9 +79,9 @@ class ShardWriter:
             for sample in samples:
                 tar.write(sample)
 
-    def write_empty(self, text: Tensor) -> None:
+    def write_empty_text(self, text: Tensor) -> None:
         """Keep the features (T,D) of the empty caption: sampling with guidance needs them, and no text encoder then."""
-        save_text(self.folder / EMPTY, text)
+        save_text_features(self.folder / EMPTY_TEXT_FILE, text)
 
     def finish(self, shards: list[str]) -> None:
         """Write the index, from what the tars hold. ShardError for a tar that differs from an earlier index."""
@@ -92,7 +92,7 @@ class ShardWriter:
                 raise ShardError(f"{self.folder / shard} is damaged: {REMEDY}")
         _write_json(self.folder / "index.json", index)
 
-    def so_far(self, shards: list[str]) -> ShardSet:
+    def unfinished(self, shards: list[str]) -> ShardSet:
         """These shards, which are written, before the set is finished."""
         return ShardSet(self.folder, self._index(shards))
 
@@ -112,9 +112,9 @@ class ShardWriter:
         }
 
 
-def refuse_others(folder: Path, fingerprint: dict[str, Any]) -> bool:
+def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
     """ShardError if `folder` holds, or was begun for, shards of another fingerprint; whether it holds of this one."""
-    mark = folder / MARK
+    mark = folder / FINGERPRINT_FILE
     if mark.exists():
         _require_equal(folder, json.loads(mark.read_text()), plain(fingerprint))
     return mark.exists()
@@ -133,7 +133,7 @@ def _write_json(path: Path, value: object) -> None:
         file.write(json.dumps(value, indent=1).encode())
 
 
-def _scan(path: Path) -> Iterator[Sample]:
+def _scan(path: Path) -> Iterator[ShardSample]:
     """The samples of a tar in their order: runs of members with one key. ShardError when the tar cannot be read."""
     runs: dict[str, tuple[int, int, dict[str, Any]]] = {}  # key -> offset, end, json
     try:
@@ -147,7 +147,7 @@ def _scan(path: Path) -> Iterator[Sample]:
         for key, (start, end, about) in runs.items():
             crc = zlib.crc32(_read_range(path, start, end - start))
             split = path.name.rsplit("-", 1)[0]
-            yield Sample(key, split, path.name, start, end - start, crc, about["bucket"], about["source"])
+            yield ShardSample(key, split, path.name, start, end - start, crc, about["bucket"], about["source"])
     except (tarfile.TarError, ValueError, KeyError) as error:
         raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
 
@@ -185,7 +185,7 @@ class ShardSet:
         self.shards: dict[str, dict[str, Any]] = index["shards"]
         self.fingerprint: dict[str, Any] = index["fingerprint"]["of"]
         self.sha256: str = index["fingerprint"]["sha256"]
-        self.samples = tuple(Sample(**sample) for sample in index["samples"])
+        self.samples = tuple(ShardSample(**sample) for sample in index["samples"])
 
     @classmethod
     def open(cls, folder: Path | str) -> ShardSet:
@@ -244,10 +244,10 @@ class ShardSet:
 
     def empty_text(self) -> Tensor:
         """Features (T,D) of the empty caption, fp32."""
-        path = self.folder / EMPTY
+        path = self.folder / EMPTY_TEXT_FILE
         if not path.exists():
             raise ShardError(f"{path} is missing: {REMEDY}")
-        return load_text(path)
+        return load_text_features(path)
 
     def read_pair(self, i: int) -> Pair:
         """Sample i of a set of kind "pairs". ShardError when its bytes are not what was written."""
@@ -261,7 +261,7 @@ class ShardSet:
         """Sample i of a set of kind "latents". ShardError when its bytes are not what was written."""
         assert self.kind == "latents"
         key, about, members = self._read(i)
-        tensors = {n: t.to(dtype) for n, t in load_halves(members["latents.safetensors"]).items()}
+        tensors = {n: t.to(dtype) for n, t in load_fp16(members["latents.safetensors"]).items()}
         references = tuple(tensors[f"reference{n}"] for n in range(len(tensors) - 2))
         return LatentPair(key, tensors["target"], references, tensors["text"], about["fps"], about["caption"])
 
@@ -272,5 +272,5 @@ class ShardSet:
         data = _read_range(path, sample.offset, sample.size)
         if zlib.crc32(data) != sample.crc32:
             raise ShardError(f"{path} is damaged at sample {sample.key}: {REMEDY}")
-        members = split_members(memoryview(data), sample.key)
+        members = unpack_members(memoryview(data), sample.key)
         return sample.key, json.loads(bytes(members.pop("json"))), members

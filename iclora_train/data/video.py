@@ -69,7 +69,7 @@ def probe(path: Path) -> ClipInfo:
     return ClipInfo(height, width, *_timing(times, 1 / lasts))
 
 
-def encoding(path: Path) -> tuple[str, str]:
+def read_encoding(path: Path) -> tuple[str, str]:
     """Codec and pixel format of a clip's first video stream, FFmpeg's names, as its header tells.
 
     ValueError names the file and the remedy.
@@ -82,7 +82,7 @@ def encoding(path: Path) -> tuple[str, str]:
         raise ValueError(f"{path}: cannot be read as a video; {RE_ENCODE}") from error
 
 
-def at_rate(times: Sequence[float], fps: float) -> np.ndarray:
+def frames_at_rate(times: Sequence[float], fps: float) -> np.ndarray:
     """Numbers (m,) of the frames nearest in time to 0, 1/fps, 2/fps, ..., as far as the clip goes; `times` of all
     frames in seconds, from 0.
     """

@@ -15,11 +15,11 @@ import numpy as np
 
 # swscale's bicubic filter with exact rounding and full chroma: its default conversions darken by a level
 EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
-SMALLEST = 64  # pixels; x265 writes beyond its buffers at widths below 64
+MIN_SIZE = 64  # pixels; x265 writes beyond its buffers at widths below 64
 
 
 @dataclass(frozen=True)
-class _Kind:
+class _Codec:
     """An encoder and a decoder of FFmpeg, the options that keep order and bytes, and those of a quality in [0, 51]."""
 
     encoder: str
@@ -37,15 +37,15 @@ def _quantizer(crf: float) -> dict[str, str]:
 X264 = "threads=1:rc-lookahead=0:mbtree=0:scenecut=0"  # looking ahead, the same frames give other bytes now and then
 X265 = "pools=none:frame-threads=1:wpp=0:bframes=0:scenecut=0:info=0:log-level=none"
 CODECS = {
-    "h264": _Kind(
+    "h264": _Codec(
         "libx264",
         "h264",
         {"preset": "medium", "bf": "0", "x264-params": X264},
         lambda crf: {"crf": f"{crf:.2f}"},
     ),
-    "hevc": _Kind("libx265", "hevc", {"preset": "fast", "x265-params": X265}, lambda crf: {"crf": f"{crf:.2f}"}),
-    "mpeg4": _Kind("mpeg4", "mpeg4", {"flags": "+bitexact"}, _quantizer),
-    "vp9": _Kind(
+    "hevc": _Codec("libx265", "hevc", {"preset": "fast", "x265-params": X265}, lambda crf: {"crf": f"{crf:.2f}"}),
+    "mpeg4": _Codec("mpeg4", "mpeg4", {"flags": "+bitexact"}, _quantizer),
+    "vp9": _Codec(
         "libvpx-vp9",
         "vp9",
         {"deadline": "good", "cpu-used": "4", "lag-in-frames": "0", "auto-alt-ref": "0", "row-mt": "0"},
@@ -79,13 +79,13 @@ def round_trip(
         bits = str(max(round(bits_per_second), 1000))
         rate = {"b": bits, "maxrate": bits, "bufsize": bits}
     height, width = frames.shape[1:3]
-    padding = [(0, 0), *((0, max(SMALLEST, size + size % 2) - size) for size in (height, width)), (0, 0)]
+    padding = [(0, 0), *((0, max(MIN_SIZE, size + size % 2) - size) for size in (height, width)), (0, 0)]
     padded = np.pad(frames, padding, mode="edge")
     packets = _encode(padded, fps, kind, {**kind.options, **rate, "g": str(keyframes)})
     return np.stack(_decode(packets, kind))[:, :height, :width]
 
 
-def _encode(frames: np.ndarray, fps: float, kind: _Kind, options: dict[str, str]) -> list[av.Packet]:
+def _encode(frames: np.ndarray, fps: float, kind: _Codec, options: dict[str, str]) -> list[av.Packet]:
     encoder = av.CodecContext.create(kind.encoder, "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.height, encoder.width = frames.shape[1:3]
@@ -100,7 +100,7 @@ def _encode(frames: np.ndarray, fps: float, kind: _Kind, options: dict[str, str]
     return packets + encoder.encode(None)
 
 
-def _decode(packets: list[av.Packet], kind: _Kind) -> list[np.ndarray]:
+def _decode(packets: list[av.Packet], kind: _Codec) -> list[np.ndarray]:
     decoder = av.CodecContext.create(kind.decoder, "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.thread_count = 1

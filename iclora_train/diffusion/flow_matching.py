@@ -49,13 +49,13 @@ def _per_clip(sigma: Tensor, like: Tensor) -> Tensor:
     return sigma.to(like).reshape(-1, *([1] * (like.ndim - 1)))
 
 
-def noise_to(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """Clips (B,...) moved towards noise to level sigma (B,)."""
     sigma = _per_clip(sigma, clean)
     return (1 - sigma) * clean + sigma * noise
 
 
-def velocity(clean: Tensor, noise: Tensor) -> Tensor:
+def target_velocity(clean: Tensor, noise: Tensor) -> Tensor:
     """What the model is to predict: d x_sigma / d sigma."""
     return noise - clean
 

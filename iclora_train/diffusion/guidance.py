@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from iclora_train.config import Sample, require
+from iclora_train.config import SamplingSettings, require
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
 
@@ -38,7 +38,7 @@ class Guidance:
             raise ValueError(f"guidance of scale {self.scale} needs a negative text")
 
 
-def guidance_from(settings: Sample, negative_text: Tensor | None, blocks: int) -> Guidance:
+def guidance_from(settings: SamplingSettings, negative_text: Tensor | None, blocks: int) -> Guidance:
     """The guidance that the settings ask for, of a base with that many blocks; negative_text as above.
 
     ConfigError when the base has no such block.
@@ -51,7 +51,7 @@ def guidance_from(settings: Sample, negative_text: Tensor | None, blocks: int) -
     return Guidance(settings.guidance, negative_text, settings.stg_scale, tuple(settings.stg_blocks), settings.rescale)
 
 
-def guided(transformer: Transformer, tokens: Tokens, text: Tensor, guidance: Guidance, between: str) -> Tensor:
+def guided_velocity(transformer: Transformer, tokens: Tokens, text: Tensor, guidance: Guidance, between: str) -> Tensor:
     """The guided velocity (B,N,C), fp32, of all tokens; text (B,T,D). A pass whose scale is off is not made."""
     predicted: Tensor = transformer(tokens, text, between).float()
     total = predicted

@@ -17,38 +17,40 @@ from iclora_train.config import Flow, Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.diffusion.flow_matching import masked_loss
-from iclora_train.diffusion.training_inputs import WHOLE, Draws, lay_out, sent, token_shares
+from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, region_to_tokens, to_device
 from iclora_train.ltx2.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
-class Losses:
+class ClipLosses:
     """Of each clip (B,): its noise level, on the host; its flow loss; and, where clips have a region of their own, the
     mean square of what references outside of it change in the velocity inside (for clips without one it is 0)."""
 
     sigma: Tensor
     flow: Tensor
-    apart: Tensor | None
+    locality: Tensor | None
 
     def total(self, flow: Flow) -> Tensor:
         """What is minimised, ()."""
-        return (self.flow if self.apart is None else self.flow + flow.locality * self.apart).mean()
+        return (self.flow if self.locality is None else self.flow + flow.locality * self.locality).mean()
 
 
-def losses(transformer: Transformer, batch: Batch, draws: Draws, task: Task, geometry: Geometry) -> Losses:
-    """Losses of a batch; with `draws.local` they take one more pass of the transformer, without gradients."""
-    tokens, wanted = lay_out(batch, draws, task, geometry)
+def training_losses(
+    transformer: Transformer, batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry
+) -> ClipLosses:
+    """Losses of a batch; with `draws.locality_region` they take one more pass of the transformer, without gradients."""
+    tokens, wanted = build_tokens(batch, draws, task, geometry)
     count = wanted.shape[1]
     learned = tokens.loss_mask[:, :count]
     aim = None
-    if draws.local is not None:
-        narrowed, _ = lay_out(batch, draws, task, geometry, within=draws.local)
+    if draws.locality_region is not None:
+        narrowed, _ = build_tokens(batch, draws, task, geometry, within=draws.locality_region)
         with torch.no_grad():
             aim = transformer(narrowed, batch["text"], num_outputs=count)
     predicted = transformer(tokens, batch["text"], num_outputs=count)
     flow = masked_loss(predicted, wanted, learned)
-    if aim is None or draws.local is None:
-        return Losses(draws.sigma, flow, None)
-    parted = (draws.local != torch.tensor(WHOLE)).any(1)  # (B,)
-    inside = token_shares(draws.local, batch["target"].shape[2:]) * parted[:, None]
-    return Losses(draws.sigma, flow, masked_loss(predicted, aim, learned * sent(inside, learned.device)))
+    if aim is None or draws.locality_region is None:
+        return ClipLosses(draws.sigma, flow, None)
+    parted = (draws.locality_region != torch.tensor(WHOLE_FRAME)).any(1)  # (B,)
+    inside = region_to_tokens(draws.locality_region, batch["target"].shape[2:]) * parted[:, None]
+    return ClipLosses(draws.sigma, flow, masked_loss(predicted, aim, learned * to_device(inside, learned.device)))

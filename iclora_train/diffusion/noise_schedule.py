@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from iclora_train.config import Flow, Sample
+from iclora_train.config import Flow, SamplingSettings
 from iclora_train.diffusion.flow_matching import sigma_shift
 
 # Of the distilled LTX-2 models (ltx-pipelines): all 8 steps, and the 3 that refine a clip after the latent upsampler.
@@ -34,7 +34,7 @@ def dev_schedule(steps: int, tokens: int = DEV_TOKENS, terminal: float = 0.1) ->
     return [*(1 - (1 - level) / stretch for level in levels[:-1]), 0.0]
 
 
-def sigmas_for(settings: Sample, flow: Flow, tokens: int) -> list[float]:
+def make_sigmas(settings: SamplingSettings, flow: Flow, tokens: int) -> list[float]:
     """The noise levels that `sample.schedule` asks for, for clips of `tokens` target tokens (f h w).
 
     shifted: even steps with the shift that training draws its levels with. distilled: the distilled models' 8 steps.

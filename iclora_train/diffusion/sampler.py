@@ -20,7 +20,7 @@ import torch
 from torch import Generator, Tensor
 
 from iclora_train.core.types import Geometry, Tokens
-from iclora_train.diffusion.guidance import Guidance, guided
+from iclora_train.diffusion.guidance import Guidance, guided_velocity
 from iclora_train.diffusion.reference import append_reference, from_tokens, snap_frame, target_tokens, to_tokens
 from iclora_train.ltx2.model.transformer import Transformer
 
@@ -41,7 +41,7 @@ class Reference:
     frame: int = 0  # target frame at which it begins; negative from the end (`snap_frame`)
 
 
-def noises_for(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+def draw_noises(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
     """Noise (B,*shape) of each shape, one seed a clip, drawn on the CPU one after the other.
 
     A clip's noise does not depend on its batch or device, nor the first shape's on whether there are others.
@@ -50,9 +50,9 @@ def noises_for(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[
     return [torch.stack([torch.randn(shape, generator=generator) for generator in generators]) for shape in shapes]
 
 
-def noise_for(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Noise (B,*shape) of one shape (`noises_for`)."""
-    return noises_for(seeds, [shape])[0]
+def draw_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
+    """Noise (B,*shape) of one shape (`draw_noises`)."""
+    return draw_noises(seeds, [shape])[0]
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def sample(
     batch, device = len(seeds), text.device
     target = torch.zeros(batch, geometry.channels, *size) if start is None else start
     laid_out = _lay_out(target.to(device, torch.float32), first_frame, geometry, fps, references)
-    noises = noises_for(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
+    noises = draw_noises(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
     noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(device)  # (B,N,C)
     clean, m = laid_out.latent, laid_out.sigma.gather(1, laid_out.level)[..., None]  # (B,N,C), (B,N,1)
     x = torch.where(m > 0, (1 - sigmas[0]) * clean + sigmas[0] * noise, clean)
@@ -94,7 +94,7 @@ def sample(
     for i, (sigma, following) in enumerate(pairwise(sigmas)):
         seen = m * x + (1 - m) * clean if blend == "comfyui" else x
         tokens = replace(laid_out, latent=seen, sigma=sigma * laid_out.sigma)
-        v = guided(transformer, tokens, text, guidance, between)
+        v = guided_velocity(transformer, tokens, text, guidance, between)
         if blend == "comfyui":  # (x - x0) / sigma, without the cancellation
             slope = m * v + (1 - m**2) * (x - clean) / sigma
         else:

@@ -12,16 +12,16 @@ from torch import Generator, Tensor
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch_sampler import Batch
-from iclora_train.diffusion.flow_matching import noise_to, sample_sigma, velocity
+from iclora_train.diffusion.flow_matching import add_noise, sample_sigma, target_velocity
 from iclora_train.diffusion.reference import append_reference, target_tokens, to_tokens
 
-WHOLE = (0.0, 1.0, 0.0, 1.0)  # the region that is all of the frame
+WHOLE_FRAME = (0.0, 1.0, 0.0, 1.0)  # the region that is all of the frame
 SHARED = 4  # shapes of batches whose positions are kept
 _KNOWN: dict[Hashable, Tensor] = {}
 
 
 @dataclass(frozen=True)
-class Draws:
+class RandomDraws:
     """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown. On
     the host, so that nothing waits for a GPU to know them.
 
@@ -32,11 +32,11 @@ class Draws:
 
     sigma: Tensor
     noise: Tensor
-    first: Tensor
-    shown: Tensor
-    strength: Tensor | None = None
+    clean_first_frame: Tensor
+    use_references: Tensor
+    attention_strength: Tensor | None = None
     region: Tensor | None = None
-    local: Tensor | None = None
+    locality_region: Tensor | None = None
 
 
 def step_generator(seed: int, batch: int, rank: int) -> Generator:
@@ -45,7 +45,7 @@ def step_generator(seed: int, batch: int, rank: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def draw(target: Tensor, flow: Flow, generator: Generator) -> Draws:
+def draw_random(target: Tensor, flow: Flow, generator: Generator) -> RandomDraws:
     """Draws for a target (B,C,f,h,w), made on the CPU, so that they are the same whatever trains."""
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
@@ -56,10 +56,10 @@ def draw(target: Tensor, flow: Flow, generator: Generator) -> Draws:
     strength = draw_strength(batch, flow.attention_strength_p, generator) if flow.attention_strength_p else None
     region = draw_region(batch, flow.region_mask_p, generator) if flow.region_mask_p else None
     local = draw_region(batch, flow.locality_p, generator) if flow.locality else None
-    return Draws(sigma, noise, first, shown, strength, region, local)
+    return RandomDraws(sigma, noise, first, shown, strength, region, local)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor on a device. To a GPU it goes from pinned memory: the host does not wait until what was asked for is
     computed."""
     if device.type != "cuda" or tensor.is_cuda:
@@ -86,7 +86,7 @@ def draw_region(batch: int, p: float, generator: Generator) -> Tensor | None:
     rectangle = torch.stack([begins, begins + sides], dim=2).flatten(1)  # (B,4)
     cut = 0.25 + 0.5 * torch.rand(batch, 1, generator=generator)
     kept = torch.randint(4, (batch, 1), generator=generator)  # which edge is moved to the cut
-    whole = torch.tensor(WHOLE).expand(batch, 4)
+    whole = torch.tensor(WHOLE_FRAME).expand(batch, 4)
     half = whole.scatter(1, kept, cut)
     return torch.where(chosen, torch.where(halved, half, rectangle), whole) if chosen.any() else None
 
@@ -102,14 +102,14 @@ def region_mask(region: Tensor, height: int, width: int) -> Tensor:
     return (covered(region[:, :2], height)[:, :, None] * covered(region[:, 2:], width)[:, None])[:, None]
 
 
-def token_shares(region: Tensor, size: tuple[int, int, int]) -> Tensor:
+def region_to_tokens(region: Tensor, size: tuple[int, int, int]) -> Tensor:
     """The share of each token of a latent grid (f,h,w) that lies within regions (B,4): (B,n)."""
     frames, height, width = size
     return region_mask(region, height, width).expand(-1, frames, -1, -1).flatten(1)
 
 
-def lay_out(
-    batch: Batch, draws: Draws, task: Task, geometry: Geometry, within: Tensor | None = None
+def build_tokens(
+    batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry, within: Tensor | None = None
 ) -> tuple[Tokens, Tensor]:
     """Tokens of a batch, noisy target and clean references, and the velocity (B,n,C) of its n target tokens.
 
@@ -118,15 +118,19 @@ def lay_out(
     task's factors.
     """
     clean = batch["target"]
-    sigma, noise, first = (sent(drawn, clean.device) for drawn in (draws.sigma, draws.noise, draws.first))
-    noisy = noise_to(clean, noise, sigma)
+    sigma, noise, first = (
+        to_device(drawn, clean.device) for drawn in (draws.sigma, draws.noise, draws.clean_first_frame)
+    )
+    noisy = add_noise(clean, noise, sigma)
     given = first[:, None, None, None, None]
     noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
-    tokens = target_tokens(noisy, sigma, geometry, sent(batch["fps"].float(), clean.device), first)
-    regions = [sent(region, clean.device) for region in (draws.region, within) if region is not None]
+    tokens = target_tokens(noisy, sigma, geometry, to_device(batch["fps"].float(), clean.device), first)
+    regions = [to_device(region, clean.device) for region in (draws.region, within) if region is not None]
     strength: float | Tensor = 1.0
-    if draws.strength is not None or regions or not draws.shown.all():
-        strength = sent((1.0 if draws.strength is None else draws.strength) * draws.shown, clean.device)
+    if draws.attention_strength is not None or regions or not draws.use_references.all():
+        strength = to_device(
+            (1.0 if draws.attention_strength is None else draws.attention_strength) * draws.use_references, clean.device
+        )
     for reference in batch["references"]:
         require_factors(clean, reference, task, batch["keys"][0])
         tokens = append_reference(
@@ -140,7 +144,7 @@ def lay_out(
     shapes = tuple(tuple(latent.shape) for latent in (clean, *batch["references"]))
     factors = (task.reference_downscale, task.reference_temporal_scale)
     position = _shared(tokens.position, (shapes, tuple(batch["fps"].tolist()), factors, geometry, clean.device))
-    return replace(tokens, position=position), to_tokens(velocity(clean, noise))
+    return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
 
 
 def _shared(position: Tensor, key: Hashable) -> Tensor:

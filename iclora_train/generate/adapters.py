@@ -13,13 +13,13 @@ from iclora_train.adapters.convert import import_adapter
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
 from iclora_train.config import Model, require
-from iclora_train.generate.settings import Generate
+from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer
 from iclora_train.ltx2.model.transformer import Transformer
 
 
-def open_adapter(settings: Generate, base: BaseModel) -> Adapter:
+def open_adapter(settings: GenerateSettings, base: BaseModel) -> Adapter:
     """All adapters at their strengths as one, whose metadata has the reference factors and all triggers.
 
     ConfigError for a file that is not there, is no adapter or is for another base, and when the adapters' reference

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from iclora_train.core.types import VideoShape
-from iclora_train.data.pixels import from_bytes
+from iclora_train.data.pixels import from_uint8
 from iclora_train.diffusion.sampler import Reference
-from iclora_train.generate.media import Source
-from iclora_train.generate.settings import Generate
+from iclora_train.generate.media import InputMedia
+from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 
@@ -21,22 +21,22 @@ from iclora_train.ltx2.vae.video_vae import VideoVAE
 class Inputs:
     """Everything a user gives in pixels, opened before anything heavy is loaded."""
 
-    references: tuple[Source, ...]
-    masks: tuple[Source | None, ...]
-    first_frame: Source | None
+    references: tuple[InputMedia, ...]
+    masks: tuple[InputMedia | None, ...]
+    first_frame: InputMedia | None
 
     @classmethod
-    def open(cls, settings: Generate) -> Inputs:
+    def open(cls, settings: GenerateSettings) -> Inputs:
         """ConfigError names the setting and the file that is missing or unreadable."""
         masks = settings.attention_mask
         return cls(
-            tuple(Source.open("reference", path) for path in settings.reference),
-            tuple(None if path is None else Source.open("attention_mask", path) for path in masks),
-            None if settings.first_frame is None else Source.open("first_frame", settings.first_frame),
+            tuple(InputMedia.open("reference", path) for path in settings.reference),
+            tuple(None if path is None else InputMedia.open("attention_mask", path) for path in masks),
+            None if settings.first_frame is None else InputMedia.open("first_frame", settings.first_frame),
         )
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[InputMedia]:
         """All of them."""
         return [source for source in (*self.references, *self.masks, self.first_frame) if source is not None]
 
@@ -44,7 +44,7 @@ class Inputs:
 @torch.inference_mode()
 def encode_references(
     inputs: Inputs,
-    settings: Generate,
+    settings: GenerateSettings,
     shape: VideoShape,
     factors: tuple[int, int],
     vae: VideoVAE,
@@ -55,7 +55,7 @@ def encode_references(
     size = (shape.height // downscale, shape.width // downscale)
     references = []
     for i, source in enumerate(inputs.references):
-        numbers = source.numbers(shape.fps, temporal_scale)[: (shape.frames - 1) // temporal_scale + 1]
+        numbers = source.frame_numbers(shape.fps, temporal_scale)[: (shape.frames - 1) // temporal_scale + 1]
         count = (len(numbers) - 1) // vae.temporal * vae.temporal + 1
         guided = (count - 1) * temporal_scale + 1
         if guided < shape.frames:
@@ -66,7 +66,7 @@ def encode_references(
         mask = inputs.masks[i]
         references.append(
             Reference(
-                encode(source.read(numbers[:count], size, settings.fit), vae),
+                encode_frames(source.read(numbers[:count], size, settings.fit), vae),
                 downscale,
                 temporal_scale,
                 settings.attention_strength[i],
@@ -78,22 +78,22 @@ def encode_references(
 
 
 @torch.inference_mode()
-def encode_first_frame(source: Source, shape: VideoShape, fit: str, vae: VideoVAE) -> Tensor:
+def encode_first_frame(source: InputMedia, shape: VideoShape, fit: str, vae: VideoVAE) -> Tensor:
     """The first picture of `source` as latents (1,C,1,h,w) of a video of `shape`."""
-    return encode(source.read(np.array([0]), (shape.height, shape.width), fit), vae)
+    return encode_frames(source.read(np.array([0]), (shape.height, shape.width), fit), vae)
 
 
-def encode(frames: np.ndarray, vae: VideoVAE) -> Tensor:
+def encode_frames(frames: np.ndarray, vae: VideoVAE) -> Tensor:
     """uint8 frames (F,H,W,3) -> latents (1,C,f,h,w) on the VAE's device."""
     video = torch.from_numpy(frames).to(vae.model.device)[None]  # (1,F,H,W,3)
-    return vae.encode(from_bytes(video))
+    return vae.encode(from_uint8(video))
 
 
-def _mask(source: Source, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str) -> Tensor:
+def _mask(source: InputMedia, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str) -> Tensor:
     """Weights (1,F,H,W) in [0, 1] on the reference's pixels, cut to size and length like the reference. A clip that is
     too short holds its last frame; F is 1 for a still one.
     """
-    numbers = source.numbers(fps, temporal_scale)[:count]
+    numbers = source.frame_numbers(fps, temporal_scale)[:count]
     if len(numbers) > 1:
         numbers = np.pad(numbers, (0, count - len(numbers)), mode="edge")
     frames = source.read(numbers, size, fit)

@@ -12,13 +12,13 @@ import numpy as np
 from iclora_train.config import ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
-from iclora_train.data.video import at_rate, probe, read_clip
+from iclora_train.data.video import frames_at_rate, probe, read_clip
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class Source:
+class InputMedia:
     """A video (`pictures` empty) or images in the order of their names. Images have no times: a folder's run at the
     rate of the output. `key` is the setting that named it.
     """
@@ -32,7 +32,7 @@ class Source:
     times: tuple[float, ...]  # seconds, of a video
 
     @classmethod
-    def open(cls, key: str, given: str) -> Source:
+    def open(cls, key: str, given: str) -> InputMedia:
         """Look what is there; a video is decoded once. ConfigError names the setting, the path and the remedy."""
         path = Path(given).expanduser()
         require(path.exists(), f"{key}={given} does not exist: give a video, a folder of frames, or an image")
@@ -53,16 +53,16 @@ class Source:
         """Of the file, or of the images' own in their order."""
         return digest([sha256(picture) for picture in self.pictures]) if self.path.is_dir() else sha256(self.path)
 
-    def numbers(self, fps: float, step: int = 1) -> np.ndarray:
+    def frame_numbers(self, fps: float, step: int = 1) -> np.ndarray:
         """Which of its frames (m,) an output of `fps` frames per second shows, or every `step`-th of those."""
-        return np.arange(len(self.pictures))[::step] if self.pictures else at_rate(self.times, fps / step)
+        return np.arange(len(self.pictures))[::step] if self.pictures else frames_at_rate(self.times, fps / step)
 
     def read(self, numbers: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
         """These frames, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError for a picture that is no good."""
         wanted = set(numbers.tolist())
         try:
             frames = self._pictures(wanted) if self.pictures else read_clip(self.path, wanted)
-            held = {i: fitted(frame, size, fit) for i, frame in zip(sorted(wanted), frames, strict=True)}
+            held = {i: fit_frame(frame, size, fit) for i, frame in zip(sorted(wanted), frames, strict=True)}
         except ValueError as error:
             raise ConfigError(f"{self.key}: {error}") from error
         return np.stack([held[i] for i in numbers.tolist()])
@@ -86,7 +86,7 @@ def _picture(path: Path) -> np.ndarray:
     return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
-def fitted(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
+def fit_frame(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
     """A frame (H,W,3) at another size (height, width). crop keeps the shape of things and cuts off what is too much on
     both sides; stretch keeps all of the picture, as ComfyUI's guide nodes do by default.
     """

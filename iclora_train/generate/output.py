@@ -17,7 +17,7 @@ from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.types import VideoShape
 from iclora_train.data.video import encode_clip
 from iclora_train.generate.inputs import Inputs
-from iclora_train.generate.settings import TRAINING, Generate
+from iclora_train.generate.settings import TRAINING_SECTIONS, GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
 
 FRAME = "frame-{:05d}.png"
@@ -28,7 +28,7 @@ def record_path(out: str) -> Path:
     return Path(out).with_suffix(".json")
 
 
-def refuse_existing(settings: Generate) -> None:
+def refuse_existing(settings: GenerateSettings) -> None:
     """ConfigError when something that would be written is there already, unless overwrite=true."""
     frames = Path(settings.frames_out) if settings.frames_out else None
     there = [path for path in (Path(settings.out), record_path(settings.out)) if path.exists()]
@@ -41,8 +41,8 @@ def refuse_existing(settings: Generate) -> None:
     )
 
 
-def recipe(
-    settings: Generate,
+def generation_record(
+    settings: GenerateSettings,
     base: BaseModel,
     inputs: Inputs,
     shape: VideoShape,
@@ -51,7 +51,7 @@ def recipe(
     device: str,
 ) -> dict[str, Any]:
     """What made a video, as JSON: the settings, and what they came to with this base and these files."""
-    own = {key: value for key, value in asdict(settings).items() if key not in TRAINING}
+    own = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
     return {
         "settings": own,
         "prompt": prompt,
@@ -65,7 +65,7 @@ def recipe(
     }
 
 
-def write(settings: Generate, frames: np.ndarray, fps: float, record: dict[str, Any]) -> list[Path]:
+def write_outputs(settings: GenerateSettings, frames: np.ndarray, fps: float, record: dict[str, Any]) -> list[Path]:
     """Write all files of uint8 RGB frames (F,H,W,3), each whole or not at all; where they are."""
     out = Path(settings.out)
     with write_atomic(out) as file:

@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from iclora_train.config import ConfigError, Flow, Model, Sample, one_of, require
+from iclora_train.config import ConfigError, Flow, Model, SamplingSettings, one_of, require
 
-TRAINING = ("data", "optim", "trainer", "validation", "eval", "logger")  # what else conf= and model= may set
+TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")  # what else conf= and model= may set
 EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
 
 
 @dataclass
-class Generate:
+class GenerateSettings:
     """One video. Where a list may stand, one value holds for all; paths are strings or lists of strings."""
 
     adapter: Any = MISSING
@@ -42,7 +42,7 @@ class Generate:
     device: str = "auto"
     cache: str = MISSING
     model: Model = field(default_factory=Model)
-    sample: Sample = field(default_factory=Sample)
+    sample: SamplingSettings = field(default_factory=SamplingSettings)
     flow: Flow = field(default_factory=Flow)
     task: Any = None  # of conf=<task>
     data: Any = None
@@ -106,15 +106,16 @@ def _masks(value: Any, count: int) -> list[str | None]:
     return masks
 
 
-def settle(composed: DictConfig) -> Generate:
-    """A composed config as `Generate`, bounds checked; what only training reads is left out. ConfigError names what is
-    wrong.
+def to_settings(composed: DictConfig) -> GenerateSettings:
+    """Convert a composed config to `GenerateSettings` without the sections that only training reads.
+
+    ConfigError names the setting that is missing or out of bounds.
     """
-    for section in TRAINING:
+    for section in TRAINING_SECTIONS:
         composed[section] = None
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
         raise ConfigError(f"{', '.join(missing)} must be set, e.g. {missing[0]}={EXAMPLES.get(missing[0], '...')}")
     settings = OmegaConf.to_object(composed)
-    assert isinstance(settings, Generate)
+    assert isinstance(settings, GenerateSettings)
     return settings

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from iclora_train.config import ConfigError, require
 from iclora_train.core.types import Geometry, VideoShape
-from iclora_train.generate.media import Source
-from iclora_train.generate.settings import Generate
+from iclora_train.generate.media import InputMedia
+from iclora_train.generate.settings import GenerateSettings
 
 
 @dataclass(frozen=True)
-class Units:
+class SizeRules:
     """Pixels and frames that sizes must be multiples of: width and height k x `side`, frames k x `beat` + 1, so that
     the target, the references smaller by their factors and the half-size first stage all fit the VAE.
     """
@@ -20,7 +20,7 @@ class Units:
     beat: int
 
     @classmethod
-    def of(cls, geometry: Geometry, downscale: int, temporal_scale: int, stages: int) -> Units:
+    def of(cls, geometry: Geometry, downscale: int, temporal_scale: int, stages: int) -> SizeRules:
         """Of a VAE, of the references' factors, and of one stage or two."""
         return cls(geometry.spatial * downscale * stages, geometry.temporal * temporal_scale)
 
@@ -35,7 +35,7 @@ class Units:
         return max(size // self.side, 1) * self.side
 
 
-def video_shape(settings: Generate, first: Source, units: Units) -> tuple[VideoShape, str]:
+def video_shape(settings: GenerateSettings, first: InputMedia, units: SizeRules) -> tuple[VideoShape, str]:
     """Size, frames and rate of the video, and in words what was rounded. What is null comes from the first reference,
     rounded down; a width or height alone brings the other with it. ConfigError names a size that does not fit, and the
     nearest that do.
@@ -49,7 +49,7 @@ def video_shape(settings: Generate, first: Source, units: Units) -> tuple[VideoS
     wanted = {
         "width": settings.width or round(first.width * scale),
         "height": settings.height or round(first.height * scale),
-        "frames": settings.frames or len(first.numbers(fps)),
+        "frames": settings.frames or len(first.frame_numbers(fps)),
     }
     taken = {key: units.down(key, size) if getattr(settings, key) is None else size for key, size in wanted.items()}
     _check(taken, units)
@@ -57,8 +57,8 @@ def video_shape(settings: Generate, first: Source, units: Units) -> tuple[VideoS
     return VideoShape(fps=fps, **taken), ", ".join(rounded)
 
 
-def _check(sizes: dict[str, int], units: Units) -> None:
-    """ConfigError unless the sizes are what `Units` says."""
+def _check(sizes: dict[str, int], units: SizeRules) -> None:
+    """ConfigError unless the sizes are what `SizeRules` says."""
     problems = []
     for key, size in sizes.items():
         low, unit = units.down(key, size), units.unit(key)

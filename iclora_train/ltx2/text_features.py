@@ -10,7 +10,7 @@ import torch
 
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import bar
-from iclora_train.data.shard_sample import load_text, save_text
+from iclora_train.data.shard_sample import load_text_features, save_text_features
 from iclora_train.ltx2.base_model import BaseModel
 
 BATCH = 4
@@ -22,7 +22,8 @@ class TextFeatures:
     def __init__(self, root: Path, base: BaseModel) -> None:
         makers = {part: mark for part, mark in base.latent_fingerprints.items() if part != "vae"}
         self.folder, self.base = root / f"texts-{digest(makers)[:8]}", base
-        self.read = lru_cache(maxsize=64)(lambda caption: load_text(self._path(caption)))  # windows share captions
+        # cached, because windows share captions
+        self.read = lru_cache(maxsize=64)(lambda caption: load_text_features(self._path(caption)))
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
@@ -38,5 +39,5 @@ class TextFeatures:
             for i in range(0, len(missing), BATCH):
                 batch = missing[i : i + BATCH]
                 for caption, features in zip(batch, encoder.encode(batch), strict=True):
-                    save_text(self._path(caption), features)
+                    save_text_features(self._path(caption), features)
                 done(len(batch))

@@ -19,13 +19,13 @@ import numpy as np
 
 from iclora_train.config import require
 
-MODELS = Path(__file__).parent / "models"
+MODEL_FOLDER = Path(__file__).parent / "models"
 DETECTOR_SIZE, LANDMARK_SIZE = 224, 256  # pixels
 STRIDES = (8, 16, 32, 32, 32)  # of the detector's layers; two anchors per cell of each
-OVERLAP = 0.3  # detections that overlap more are one person
-SMALL = 0.6  # who fills more of a tile than this share is left to the view of the whole picture
-MARGIN = 1.25  # side of the landmark network's square, in diameters of the circle around the body
-REFINE = 7  # cells of the heat map that a landmark is refined from
+NMS_IOU = 0.3  # detections that overlap more are one person
+MAX_TILE_SHARE = 0.6  # who fills more of a tile than this share is left to the view of the whole picture
+SQUARE_MARGIN = 1.25  # side of the landmark network's square, in diameters of the circle around the body
+REFINE_WINDOW = 7  # cells of the heat map that a landmark is refined from
 
 _OF_THREAD = local()
 
@@ -67,9 +67,9 @@ class BlazePose:
     """Both networks. `load` gives the one instance of a thread."""
 
     def __init__(self) -> None:
-        self._detector = _interpreter(MODELS / "pose_detection.tflite")
-        self._landmarks = _interpreter(MODELS / "pose_landmark_full.tflite")
-        self._anchors = anchors()
+        self._detector = _interpreter(MODEL_FOLDER / "pose_detection.tflite")
+        self._landmarks = _interpreter(MODEL_FOLDER / "pose_landmark_full.tflite")
+        self._anchors = anchor_centres()
 
     def detect(self, picture: np.ndarray, part: Square, confidence: float) -> list[Square]:
         """Where people are in a part of a picture (H,W,3) uint8 RGB, the surest first."""
@@ -80,16 +80,16 @@ class BlazePose:
         found = np.concatenate([raw[0] / DETECTOR_SIZE, scores[:, None]], axis=1)[sure]  # (n,13)
         found[:, [0, 4, 6, 8, 10]] += self._anchors[sure, :1]
         found[:, [1, 5, 7, 9, 11]] += self._anchors[sure, 1:]
-        return [around(*part.to_picture(person[4:8].reshape(2, 2))) for person in merged(found)]
+        return [body_square(*part.to_picture(person[4:8].reshape(2, 2))) for person in weighted_nms(found)]
 
-    def find(self, picture: np.ndarray, tiles: int, confidence: float) -> Iterator[Square]:
+    def find_people(self, picture: np.ndarray, tiles: int, confidence: float) -> Iterator[Square]:
         """Where people are in a picture. The detector does not see people much smaller than the square it looks at, so
         that it looks at `tiles` x `tiles` overlapping squares too, when that is more than one, for small people.
         """
-        whole, *rest = parts(picture.shape[:2], tiles)
+        whole, *rest = detection_tiles(picture.shape[:2], tiles)
         yield from self.detect(picture, whole, confidence)
         for part in rest:
-            yield from (s for s in self.detect(picture, part, confidence) if s.side < SMALL * part.side)
+            yield from (s for s in self.detect(picture, part, confidence) if s.side < MAX_TILE_SHARE * part.side)
 
     def landmarks(self, picture: np.ndarray, square: Square, confidence: float) -> Body | None:
         """The person in a square, or None if the network says with less than `confidence` that there is one."""
@@ -98,9 +98,9 @@ class BlazePose:
         if presence.item() < confidence:
             return None
         points = raw.reshape(39, 5)  # x, y, z in pixels; logits that it is visible, that it is inside
-        places = square.to_picture(refined(points[:, :2] / LANDMARK_SIZE, _sigmoid(heat[0])))
+        places = square.to_picture(refine_landmarks(points[:, :2] / LANDMARK_SIZE, _sigmoid(heat[0])))
         sure = _sigmoid(points[:33, 3:]).min(axis=1, keepdims=True)
-        return Body(np.concatenate([places[:33], sure], axis=1), around(places[33], places[34]))
+        return Body(np.concatenate([places[:33], sure], axis=1), body_square(places[33], places[34]))
 
     @staticmethod
     def _run(network: Any, pixels: np.ndarray) -> list[np.ndarray]:
@@ -117,17 +117,17 @@ def load() -> BlazePose:
     return networks
 
 
-def installed() -> bool:
+def is_installed() -> bool:
     """Whether the package that runs the networks is there."""
     return find_spec("ai_edge_litert") is not None
 
 
-def check_installed() -> None:
+def require_installed() -> None:
     """ConfigError when the package that runs the networks is missing."""
-    require(installed(), "task.maker=control.pose needs ai-edge-litert: pip install 'iclora_train[pose]'")
+    require(is_installed(), "task.maker=control.pose needs ai-edge-litert: pip install 'iclora_train[pose]'")
 
 
-def parts(size: tuple[int, int], tiles: int) -> list[Square]:
+def detection_tiles(size: tuple[int, int], tiles: int) -> list[Square]:
     """The square around a picture (height, width), and its `tiles` x `tiles` overlapping squares if more than one."""
     (height, width), long = size, max(size)
     whole = Square(width / 2, height / 2, long)
@@ -138,7 +138,7 @@ def parts(size: tuple[int, int], tiles: int) -> list[Square]:
     return [whole, *(Square(float(x), float(y), side) for y in rows for x in columns)]
 
 
-def anchors() -> np.ndarray:
+def anchor_centres() -> np.ndarray:
     """Centres (2254,2) of the detector's anchors as x, y from 0 to 1: layer by layer, row by row; layers of one stride
     share their cells.
     """
@@ -150,19 +150,19 @@ def anchors() -> np.ndarray:
     return np.concatenate(centres)
 
 
-def merged(found: np.ndarray) -> list[np.ndarray]:
+def weighted_nms(found: np.ndarray) -> list[np.ndarray]:
     """Detections (n,13) as x, y, width, height of a box, four points, score -> one per person, the surest first: those
     that overlap the surest one are averaged with it, weighted by score.
     """
     left, people = found[np.argsort(-found[:, 12])], []
     while len(left):
-        same = overlap(left[0, :4], left[:, :4]) > OVERLAP
+        same = iou(left[0, :4], left[:, :4]) > NMS_IOU
         people.append(np.append(np.average(left[same, :12], axis=0, weights=left[same, 12]), left[0, 12]))
         left = left[~same]
     return people
 
 
-def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """Intersection over union (n,) of a box with boxes (n,4), all as centre x, y, width, height."""
     low = np.maximum(box[:2] - box[2:] / 2, boxes[:, :2] - boxes[:, 2:] / 2)
     high = np.minimum(box[:2] + box[2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2)
@@ -170,17 +170,17 @@ def overlap(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return shared / (box[2:].prod() + boxes[:, 2:].prod(axis=1) - shared)
 
 
-def around(hips: np.ndarray, top: np.ndarray) -> Square:
+def body_square(hips: np.ndarray, top: np.ndarray) -> Square:
     """The square around a body from its hip centre and the point above it on the circle around the body."""
     x, y = top - hips
     return Square(
-        float(hips[0]), float(hips[1]), 2 * MARGIN * float(np.hypot(x, y)), float(np.pi / 2 - np.arctan2(-y, x))
+        float(hips[0]), float(hips[1]), 2 * SQUARE_MARGIN * float(np.hypot(x, y)), float(np.pi / 2 - np.arctan2(-y, x))
     )
 
 
-def refined(points: np.ndarray, heat: np.ndarray) -> np.ndarray:
+def refine_landmarks(points: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Points (39,2) from 0 to 1 moved to the mean of the heat map (64,64,39) around them, unless its peak is low."""
-    cells, reach, result = heat.shape[0], REFINE // 2, points.astype(np.float64)
+    cells, reach, result = heat.shape[0], REFINE_WINDOW // 2, points.astype(np.float64)
     for number, (column, row) in enumerate((points * cells).astype(int)):
         if not (0 <= column < cells and 0 <= row < cells):
             continue

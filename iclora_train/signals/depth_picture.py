@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def grey(near: np.ndarray, percentiles: Sequence[float]) -> tuple[np.ndarray, tuple[float, float]]:
+def depth_to_grey(near: np.ndarray, percentiles: Sequence[float]) -> tuple[np.ndarray, tuple[float, float]]:
     """Nearness (F,H,W), larger is nearer, as uint8 (F,H,W,3), and the values that became black and white: the
     percentiles of all values. Constant is black.
     """

@@ -9,7 +9,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class CannyLines:
+class CannyEdges:
     """White Canny edges on black.
 
     low, high: hysteresis thresholds on the gradient of the luma. blur: sigma of a Gaussian before (0 for none), against
@@ -30,7 +30,7 @@ class CannyLines:
     size: int | None = None
     reference_height: int | None = None
 
-    def drawn(self, frames: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    def draw(self, frames: np.ndarray, target: tuple[int, int]) -> np.ndarray:
         """Frames uint8 (F,H,W,3), of which the target is `target` (height, width) -> drawings uint8 (F,H,W,3)."""
         height, width = target
         if self.size is not None:
@@ -63,7 +63,7 @@ def _scaled(frame: np.ndarray, scale: float) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class SoftContours:
+class ContourEdges:
     """Grey contours on black from gradients at several scales. It takes the place of HED and the like but is not it: it
     knows no objects.
 
@@ -76,7 +76,7 @@ class SoftContours:
     white: float = 99.5
     gamma: float = 0.8
 
-    def drawn(self, frames: np.ndarray) -> tuple[np.ndarray, float]:
+    def draw(self, frames: np.ndarray) -> tuple[np.ndarray, float]:
         """Frames uint8 (F,H,W,3) -> drawings of that shape, and the strength of a contour that is white."""
         edges = np.stack([self._strength(frame) for frame in frames])  # (F,H,W)
         white = float(np.percentile(edges, self.white))

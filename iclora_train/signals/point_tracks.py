@@ -13,12 +13,12 @@ FINEST = 0.25  # pixels, about what that search can tell
 CANDIDATES = 400  # points that are followed, of which some are drawn
 
 
-def lost_beyond(lost: float, size: tuple[int, int]) -> float:
+def max_round_trip_error(lost: float, size: tuple[int, int]) -> float:
     """Pixels that a point may miss by in a picture of `size` (height, width), `lost` being that for 512."""
     return max(lost * min(size) / 512, FINEST)
 
 
-def corners(grey: np.ndarray) -> NDArray[np.float32]:
+def detect_corners(grey: np.ndarray) -> NDArray[np.float32]:
     """Corners (N,2) of a picture (H,W) uint8, spread over it; none where it is flat."""
     height, width = grey.shape
     apart = max(np.sqrt(height * width / CANDIDATES) / 2, 1.0)
@@ -26,14 +26,16 @@ def corners(grey: np.ndarray) -> NDArray[np.float32]:
     return np.zeros((0, 2), np.float32) if found is None else np.asarray(found, np.float32).reshape(-1, 2)
 
 
-def follow(grey: Sequence[np.ndarray], lost: float, start: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def track_points(
+    grey: Sequence[np.ndarray], lost: float, start: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Points of the first picture (H,W) uint8 followed through all: (N,F,2) as x, y, and (N,F) whether still seen.
 
-    `start` (N,2), or the first picture's `corners`. Pyramidal Lucas-Kanade (Bouguet 2001) from each picture to the next
-    and back; a point that comes back more than `lost` pixels from where it was (Kalal et al. 2010), or leaves the
-    picture, is lost, and stays where it was seen last.
+    `start` (N,2), or `detect_corners` of the first picture. Pyramidal Lucas-Kanade (Bouguet 2001) from each
+    picture to the next and back. A point is lost when it comes back more than `lost` pixels from where it was (Kalal et
+    al. 2010), or leaves the picture; it stays where it was seen last.
     """
-    first = corners(grey[0]) if start is None else np.asarray(start, np.float32)
+    first = detect_corners(grey[0]) if start is None else np.asarray(start, np.float32)
     if not len(first):
         return np.zeros((0, len(grey), 2)), np.zeros((0, len(grey)), bool)
     height, width = grey[0].shape

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from iclora_train.signals import blazepose, rtmpose
-from iclora_train.signals.pose_tracking import Track, closed, follow, smoothed
-from iclora_train.signals.skeleton import FROM_BLAZEPOSE, FROM_COCO, draw, openpose
+from iclora_train.signals.pose_tracking import Track, fill_gaps, smooth_points, track_people
+from iclora_train.signals.skeleton import FROM_BLAZEPOSE, FROM_COCO, draw_skeletons, to_openpose
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class PoseReader:
         """Of frames uint8 (F,H,W,3): people (P,F,18,3) as x, y in pixels and confidence, where 0 means missing, and
         which points (P,F,18) were filled in.
         """
-        tracks = follow(frames, blazepose.load(), self.tiles, self.gap)
+        tracks = track_people(frames, blazepose.load(), self.tiles, self.gap)
         least = min(self.shortest, len(frames))
         found = [self._points(frames, track) for track in tracks if len(track) >= least]
         raw = np.array(found).reshape(-1, len(frames), 18, 3)  # (P,F,18,3)
         raw[raw[..., 2] < self.confidence] = 0
-        pairs = [closed(person, self.gap) for person in raw]
-        people = np.array([smoothed(person, self.smooth) for person, _ in pairs]).reshape(raw.shape)
+        pairs = [fill_gaps(person, self.gap) for person in raw]
+        people = np.array([smooth_points(person, self.smooth) for person, _ in pairs]).reshape(raw.shape)
         return people, np.array([filled for _, filled in pairs], bool).reshape(raw.shape[:3])
 
-    def drawn(self, people: np.ndarray, size: tuple[int, int], shorter: int) -> np.ndarray:
+    def draw(self, people: np.ndarray, size: tuple[int, int], shorter: int) -> np.ndarray:
         """Skeletons (P,F,18,3) on black, uint8 (F,H,W,3) of `size`; `shorter`: the target's shorter side in pixels."""
-        return np.stack([draw(people[:, i], size, self.thickness * shorter) for i in range(people.shape[1])])
+        return np.stack([draw_skeletons(people[:, i], size, self.thickness * shorter) for i in range(people.shape[1])])
 
     def _points(self, frames: np.ndarray, track: Track) -> np.ndarray:
         """A person's skeleton (F,18,3) as x, y, confidence; all 0 where they were not seen."""
@@ -55,7 +55,7 @@ class PoseReader:
         result = np.zeros((len(frames), 18, 3))
         for number, body in track.items():
             if network is None:
-                result[number] = openpose(body.landmarks, FROM_BLAZEPOSE)
+                result[number] = to_openpose(body.landmarks, FROM_BLAZEPOSE)
             else:
-                result[number] = openpose(network.keypoints(frames[number], body.landmarks[:, :2]), FROM_COCO)
+                result[number] = to_openpose(network.keypoints(frames[number], body.landmarks[:, :2]), FROM_COCO)
         return result

@@ -9,15 +9,15 @@ import numpy as np
 
 from iclora_train.signals.blazepose import BlazePose, Body, Square
 
-SAME = 0.2  # two squares whose centres are nearer than this share of their side show one person
-FOUND = (
+SAME_PERSON = 0.2  # two squares whose centres are nearer than this share of their side show one person
+MIN_CONFIDENCE = (
     0.5  # least confidence, of the detector and of the landmark network, that there is a person (as MediaPipe has it)
 )
 
 Track = dict[int, Body]  # frame number -> a person there
 
 
-def follow(frames: np.ndarray, network: BlazePose, tiles: int, patience: int) -> list[Track]:
+def track_people(frames: np.ndarray, network: BlazePose, tiles: int, patience: int) -> list[Track]:
     """Tracks of the people in frames (F,H,W,3), in order of appearance. A person is looked for where they were in the
     frame before, then wherever the detector sees somebody who is not followed yet; who was lost for at most `patience`
     frames and is seen again at about the same place is the same person. At last everybody is followed backwards from
@@ -27,8 +27,8 @@ def follow(frames: np.ndarray, network: BlazePose, tiles: int, patience: int) ->
     for number, frame in enumerate(frames):
         for track in tracks:
             _step(frame, network, tracks, track, number - 1, number)
-        for square in network.find(frame, tiles, FOUND):
-            body = None if _known(square, tracks, number) else network.landmarks(frame, square, FOUND)
+        for square in network.find_people(frame, tiles, MIN_CONFIDENCE):
+            body = None if _known(square, tracks, number) else network.landmarks(frame, square, MIN_CONFIDENCE)
             if body is not None and not _known(body.square, tracks, number):
                 _joined(tracks, body.square, number, patience)[number] = body
     for track in tracks:
@@ -41,7 +41,7 @@ def _step(frame: np.ndarray, network: BlazePose, tracks: list[Track], track: Tra
     """Look for the person of a track in frame `number`, where they were in frame `known`."""
     if known not in track:
         return
-    body = network.landmarks(frame, track[known].square, FOUND)
+    body = network.landmarks(frame, track[known].square, MIN_CONFIDENCE)
     if body is not None and not _known(body.square, tracks, number):
         track[number] = body
 
@@ -52,7 +52,7 @@ def _known(square: Square, tracks: list[Track], number: int) -> bool:
 
 
 def _same(a: Square, b: Square) -> bool:
-    return float(np.hypot(a.x - b.x, a.y - b.y)) < SAME * max(a.side, b.side)
+    return float(np.hypot(a.x - b.x, a.y - b.y)) < SAME_PERSON * max(a.side, b.side)
 
 
 def _joined(tracks: list[Track], square: Square, number: int, patience: int) -> Track:
@@ -65,7 +65,7 @@ def _joined(tracks: list[Track], square: Square, number: int, patience: int) -> 
     return tracks[-1]
 
 
-def closed(points: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
+def fill_gaps(points: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
     """Points (F,K,3) as x, y, confidence, where confidence 0 means missing: runs of at most `gap` frames between two
     frames that have the point are filled along a straight line, with the lesser confidence of the two. Also which
     (F,K) were filled.
@@ -83,18 +83,18 @@ def closed(points: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
     return result, filled
 
 
-def smoothed(points: np.ndarray, window: int) -> np.ndarray:
+def smooth_points(points: np.ndarray, window: int) -> np.ndarray:
     """Points (F,K,3) without jitter: in every unbroken run each position is replaced by the value there of the parabola
     that fits the `window` frames around it best. Nothing lags, and a path that is a parabola stays as it is.
     """
     result = points.copy()
     for k in range(points.shape[1]):
-        for run in runs(points[:, k, 2] > 0):
+        for run in contiguous_runs(points[:, k, 2] > 0):
             result[run, k, :2] = _smoother(run.stop - run.start, window) @ points[run, k, :2]
     return result
 
 
-def runs(present: np.ndarray) -> list[slice]:
+def contiguous_runs(present: np.ndarray) -> list[slice]:
     """The unbroken stretches of True in (F,)."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], present.astype(np.int8), [0]])))
     return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]

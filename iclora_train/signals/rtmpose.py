@@ -42,12 +42,12 @@ class RTMPose:
         warp = np.array([[1 / scale[0], 0, -corner[0] / scale[0]], [0, 1 / scale[1], -corner[1] / scale[1]]])
         pixels = cv2.warpAffine(picture, warp, (self._width, self._height), flags=cv2.INTER_LINEAR)
         batch = ((pixels - MEAN) / STD).astype(np.float32).transpose(2, 0, 1)[None]  # (1,3,h,w)
-        found = decoded(*self._session.run(["simcc_x", "simcc_y"], {self._input.name: batch}))
+        found = decode_simcc(*self._session.run(["simcc_x", "simcc_y"], {self._input.name: batch}))
         found[:, :2] = found[:, :2] * size + corner
         return found
 
 
-def decoded(simcc_x: np.ndarray, simcc_y: np.ndarray) -> np.ndarray:
+def decode_simcc(simcc_x: np.ndarray, simcc_y: np.ndarray) -> np.ndarray:
     """The first 17 keypoints (17,3) of SimCC outputs (1,K,bins): x and y from 0 to 1 are the places of the two maxima,
     confidence the lesser maximum (Li et al. 2022, arXiv 2107.03332).
     """
@@ -63,7 +63,7 @@ def load(path: Path) -> RTMPose:
     return RTMPose(path)
 
 
-def check_usable(path: Path) -> None:
+def require_usable(path: Path) -> None:
     """ConfigError when the file or the package that runs it is missing."""
     require(path.is_file(), f"task.maker_args.model={path} does not exist; give an ONNX file of RTMPose or DWPose")
     there = find_spec("onnxruntime") is not None

@@ -31,7 +31,7 @@ RIM = 0.5  # pixels that OpenCV draws beyond a radius
 FRACTION = 4  # bits behind the point that OpenCV draws with
 
 
-def openpose(points: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+def to_openpose(points: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     """Points (...,K,3) of another model in OpenPose's order (...,18,3). The neck is the middle of the shoulders, as
     sure as the less sure one.
     """
@@ -42,7 +42,7 @@ def openpose(points: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     return result
 
 
-def draw(people: np.ndarray, size: tuple[int, int], unit: float) -> np.ndarray:
+def draw_skeletons(people: np.ndarray, size: tuple[int, int], unit: float) -> np.ndarray:
     """Skeletons (P,18,3) as x, y in pixels and confidence, where 0 means missing, on black: uint8 RGB (H,W,3). Joints
     and limbs are as wide as DWPose has them in pictures whose shorter side is `unit`.
     """

@@ -44,10 +44,10 @@ def _stamp(canvas: np.ndarray, centres: np.ndarray, age: int, larger: float) -> 
     disc = np.stack([x, y], axis=-1)[x**2 + y**2 <= radius**2]  # (k,2)
     pixels = (centres[:, None] + disc).reshape(-1, 2)
     inside = ((pixels >= 0) & (pixels < canvas.shape[1::-1])).all(axis=1)
-    canvas[pixels[inside, 1], pixels[inside, 0]] = colour_of(float(freshness))
+    canvas[pixels[inside, 1], pixels[inside, 0]] = trail_colour(float(freshness))
 
 
-def colour_of(freshness: float) -> tuple[float, float, float]:
+def trail_colour(freshness: float) -> tuple[float, float, float]:
     """RGB of a disc: red at freshness 0, green at 1/3, cyan at 2/3 and blue at 1, straight between them. (The node's
     own ramp is blue, green, yellow, red; at its end it swaps red and blue, as its training data had it.)
     """

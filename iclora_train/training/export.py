@@ -13,7 +13,7 @@ from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.data.batch_sampler import clips_per_batch
-from iclora_train.data.prompts import TEMPLATE
+from iclora_train.data.prompts import TEMPLATE_KEY
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.lightning_module import ICLoRA
@@ -41,7 +41,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "fps": config.data.fps or "of the clips",
     }
     if config.data.prompt is not None:
-        facts[TEMPLATE] = config.data.prompt
+        facts[TEMPLATE_KEY] = config.data.prompt
     if config.task.reference_temporal_scale != 1:
         facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():

@@ -18,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Optim, require
 from iclora_train.data.batch_sampler import Batch
-from iclora_train.diffusion.loss import Losses, losses
-from iclora_train.diffusion.training_inputs import draw, step_generator
+from iclora_train.diffusion.loss import ClipLosses, training_losses
+from iclora_train.diffusion.training_inputs import draw_random, step_generator
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -54,10 +54,10 @@ class ICLoRA(LightningModule):
         self.step_metrics.add(batch["keys"], found)
         return found.total(self.config.flow)
 
-    def losses(self, batch: Batch, generator: torch.Generator) -> Losses:
+    def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
         """Losses of a batch, with all that is random from the generator."""
-        draws = draw(batch["target"], self.config.flow, generator)
-        return losses(self.transformer, batch, draws, self.config.task, self.geometry)
+        draws = draw_random(batch["target"], self.config.flow, generator)
+        return training_losses(self.transformer, batch, draws, self.config.task, self.geometry)
 
     def configure_gradient_clipping(
         self,

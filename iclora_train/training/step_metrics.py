@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError
-from iclora_train.diffusion.loss import Losses
+from iclora_train.diffusion.loss import ClipLosses
 
 BUCKETS = 4  # of noise levels, in which the loss is shown
 LOCALITY = "locality"  # name of the figure that flow.locality adds
@@ -24,7 +24,7 @@ class DivergedError(ConfigError):
 
 @dataclass(frozen=True)
 class _Clips:
-    """Clips: names and noise levels (n,) on the host, flow losses and `Losses.apart` (n,) on the device."""
+    """Clips: names and noise levels (n,) on the host, flow losses and `ClipLosses.locality` (n,) on the device."""
 
     keys: list[str]
     sigma: Tensor
@@ -49,10 +49,10 @@ class DeferredMetrics:
         self.batches: list[_Clips] = []  # of the step that is under way
         self.steps: list[_Step] = []
 
-    def add(self, keys: list[str], found: Losses) -> None:
+    def add(self, keys: list[str], found: ClipLosses) -> None:
         """A batch of clips, by name, and its losses."""
         loss = found.flow.detach()
-        apart = torch.full_like(loss, math.nan) if found.apart is None else found.apart.detach()
+        apart = torch.full_like(loss, math.nan) if found.locality is None else found.locality.detach()
         self.batches.append(_Clips(keys, found.sigma, loss, apart))
 
     def end_step(self, number: int, grad_norm: Tensor, lr: float) -> None:

@@ -20,14 +20,14 @@ from iclora_train.config import Config, Task, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import Batch, clips_per_batch, collate, to_device
-from iclora_train.data.pixels import to_bytes
+from iclora_train.data.pixels import to_uint8
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import encode_clip
 from iclora_train.diffusion import loss as objective
 from iclora_train.diffusion.guidance import guidance_from
-from iclora_train.diffusion.noise_schedule import sigmas_for
-from iclora_train.diffusion.sampler import Reference, noise_for, sample
-from iclora_train.diffusion.training_inputs import Draws
+from iclora_train.diffusion.noise_schedule import make_sigmas
+from iclora_train.diffusion.sampler import Reference, draw_noise, sample
+from iclora_train.diffusion.training_inputs import RandomDraws
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -87,7 +87,7 @@ def validation_losses(
     for correct, swapped in heldout.batches:
         without = {**correct, "references": []}
         count = len(correct["keys"])
-        noise = noise_for(range(first, first + count), tuple(correct["target"].shape[1:])).to(device)
+        noise = draw_noise(range(first, first + count), tuple(correct["target"].shape[1:])).to(device)
         first += count
         for which, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
             with lora.adapter_off(transformer) if which == "base" else nullcontext():
@@ -103,7 +103,9 @@ def _loss(
 ) -> Tensor:
     """Loss of each clip (B,) at one noise level, nothing given but the references."""
     level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-    return objective.losses(transformer, batch, Draws(level, noise, first=no, shown=~no), task, geometry).flow
+    return objective.training_losses(
+        transformer, batch, RandomDraws(level, noise, clean_first_frame=no, use_references=~no), task, geometry
+    ).flow
 
 
 class ValidationClips(Callback):
@@ -159,7 +161,7 @@ class ValidationClips(Callback):
             (f, h, w),
             self.base.geometry,
             batch["fps"],
-            sigmas_for(settings, self.config.flow, f * h * w),
+            make_sigmas(settings, self.config.flow, f * h * w),
             seeds=[settings.seed + i for i in range(len(batch["text"]))],
             references=[Reference(reference, *factors) for reference in batch["references"]],
             guidance=guidance_from(settings, negative, transformer.config.num_layers),
@@ -168,7 +170,7 @@ class ValidationClips(Callback):
     @torch.no_grad()
     def _pixels(self, latent: Tensor) -> np.ndarray:
         """Latents (B,C,f,h,w) as uint8 RGB (B,F,H,W,3)."""
-        return to_bytes(self.vae.decode(latent.float())).cpu().numpy()
+        return to_uint8(self.vae.decode(latent.float())).cpu().numpy()
 
 
 def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 
 from iclora_train.config import Flow
 from iclora_train.core.types import Tokens
-from iclora_train.diffusion.flow_matching import masked_loss, noise_to, sample_sigma, velocity
+from iclora_train.diffusion.flow_matching import add_noise, masked_loss, sample_sigma, target_velocity
 from iclora_train.diffusion.noise_schedule import sigma_schedule
 from iclora_train.diffusion.reference import target_tokens, to_tokens
 from iclora_train.diffusion.sampler import Reference, sample
@@ -137,11 +137,11 @@ class Trainer:
 
     def loss(self, latent: Tensor, ids: Tensor, sigma: Tensor, noise: Tensor, given: Tensor) -> Tensor:
         """Velocity loss of each clip (B,)."""
-        tokens = target_tokens(noise_to(latent, noise, sigma), sigma, self.vae.geometry, FPS)
+        tokens = target_tokens(add_noise(latent, noise, sigma), sigma, self.vae.geometry, FPS)
         tokens = give_clean(tokens, to_tokens(latent), given)
         with torch.autocast(self.device.type, torch.bfloat16):
             predicted = self.model(tokens, self.text(ids))
-        return masked_loss(predicted, to_tokens(velocity(latent, noise)), tokens.loss_mask)
+        return masked_loss(predicted, to_tokens(target_velocity(latent, noise)), tokens.loss_mask)
 
     def rate(self, seconds: float) -> float:
         """Learning rate: warm-up in steps, then constant, then a straight fall to 0 at the end of the time."""

@@ -8,14 +8,14 @@ import numpy as np
 
 from data_prep.makers.base import Drawn, Source, check_number, register
 from iclora_train.config import require
-from iclora_train.signals.edges import CannyLines
+from iclora_train.signals.edges import CannyEdges
 
 LARGEST = 4  # times that a target may be larger than `size` or `reference_height` with its edges still right at borders
 
 
 @register("control.canny")
 @dataclass(frozen=True)
-class Canny(CannyLines):
+class Canny(CannyEdges):
     """White Canny edges on black, with the arguments of `CannyLines`."""
 
     def __post_init__(self) -> None:
@@ -37,4 +37,4 @@ class Canny(CannyLines):
         return needed if self.size is None and self.reference_height is None else LARGEST * needed
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        return self.drawn(frames, source.placement.size), {}
+        return self.draw(frames, source.placement.size), {}

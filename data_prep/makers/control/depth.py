@@ -13,8 +13,8 @@ from data_prep.makers.base import Drawn, Source, check_number, check_span, regis
 from data_prep.makers.colour_space import luma
 from data_prep.makers.control.depth_files import VALUES, read_nearness
 from iclora_train.config import one_of, require
-from iclora_train.signals.depth_picture import grey
-from iclora_train.signals.optical_flow import dis_flow, warped
+from iclora_train.signals.depth_picture import depth_to_grey
+from iclora_train.signals.optical_flow import dis_flow, warp_by_flow
 
 REMEDY = (
     "give a folder in transformers' format, e.g. by "
@@ -86,7 +86,7 @@ class DepthGiven:
 
 def pictured(near: np.ndarray, percentiles: list[float]) -> tuple[np.ndarray, Drawn]:
     """Nearness (F,H,W) as uint8 (F,H,W,3), and its range for the record."""
-    pictures, (low, high) = grey(near, percentiles)
+    pictures, (low, high) = depth_to_grey(near, percentiles)
     return pictures, {"range": [low, high]}
 
 
@@ -103,6 +103,6 @@ def _mixed(near: np.ndarray, greys: list[np.ndarray], share: float) -> np.ndarra
     result = near.copy()
     for t in range(1, len(near)):
         flow = dis_flow(greys[t], greys[t - 1])  # where each pixel of frame t was before
-        alike = cv2.absdiff(warped(greys[t - 1], flow), greys[t]) < LIKE
-        result[t] += share * alike * (warped(result[t - 1], flow) - near[t])
+        alike = cv2.absdiff(warp_by_flow(greys[t - 1], flow), greys[t]) < LIKE
+        result[t] += share * alike * (warp_by_flow(result[t - 1], flow) - near[t])
     return result

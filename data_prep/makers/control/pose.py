@@ -28,9 +28,9 @@ class Pose(PoseReader):
         require(self.smooth % 2 == 1, f"task.maker_args.smooth={self.smooth} must be an odd number of frames")
         check_number("confidence", self.confidence, 0, 1)
         check_number("thickness", self.thickness, 0.1, 10)
-        blazepose.check_installed()
+        blazepose.require_installed()
         if self.model is not None:
-            rtmpose.check_usable(Path(self.model).expanduser())
+            rtmpose.require_usable(Path(self.model).expanduser())
 
     @property
     def margin(self) -> int:
@@ -38,7 +38,7 @@ class Pose(PoseReader):
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
         people, filled = self.read(frames)
-        pictures = self.drawn(people, frames.shape[1:3], min(source.placement.size))
+        pictures = self.draw(people, frames.shape[1:3], min(source.placement.size))
         people[..., :2] -= source.placement.inner[::-1]
         return pictures, _record(people, filled, source.placement.size)
 

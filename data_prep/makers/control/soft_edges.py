@@ -8,12 +8,12 @@ import numpy as np
 
 from data_prep.makers.base import Drawn, Source, check_number, register
 from iclora_train.config import require
-from iclora_train.signals.edges import SoftContours
+from iclora_train.signals.edges import ContourEdges
 
 
 @register("control.soft_edges")
 @dataclass(frozen=True)
-class SoftEdges(SoftContours):
+class SoftEdges(ContourEdges):
     """Grey contours on black, with the arguments of `SoftContours`."""
 
     def __post_init__(self) -> None:
@@ -29,5 +29,5 @@ class SoftEdges(SoftContours):
         return int(np.ceil(3 * max(self.scales))) + 1
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        drawings, white = self.drawn(frames)
+        drawings, white = self.draw(frames)
         return drawings, {"white": white}

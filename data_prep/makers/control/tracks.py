@@ -14,7 +14,7 @@ from data_prep.makers.base import Drawn, Source, check_number, check_span, regis
 from data_prep.makers.control.track_files import read_tracks, spline
 from iclora_train.config import require
 from iclora_train.data.video import probe
-from iclora_train.signals.point_tracks import follow, lost_beyond
+from iclora_train.signals.point_tracks import max_round_trip_error, track_points
 from iclora_train.signals.track_drawing import draw_tracks
 
 
@@ -81,7 +81,7 @@ class Tracks:
     def _followed(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Points (N,F,2) followed through the frames, and where they were not lost (N,F)."""
         grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        points, seen = follow(grey, lost_beyond(self.lost, frames.shape[1:3]))
+        points, seen = track_points(grey, max_round_trip_error(self.lost, frames.shape[1:3]))
         lasting = np.flatnonzero(seen.sum(axis=1) >= self.shortest * len(frames))
         count = min(int(rng.integers(self.count[0], self.count[1] + 1)), len(lasting))
         steps = np.hypot(*np.diff(points[lasting], axis=1).transpose(2, 0, 1)) * seen[lasting, 1:]  # (n,F-1)
