@@ -22,7 +22,7 @@ from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
-from iclora_train.ltx2.kernels.flash_attention import attention_note
+from iclora_train.ltx2.kernels.attention_backends import attention_note
 from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.checkpointing import (
     AtomicCheckpointIO,

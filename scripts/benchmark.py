@@ -109,7 +109,7 @@ def plainly() -> Iterator[None]:
         patch.object(transformer, "pick", lambda rows, level: rows),
         patch.object(modulation, "pick", lambda rows, level: rows),
         patch.object(norm, "pick", lambda rows, level: rows),
-        patch.object(flash, "INSTALLED", ""),
+        patch.object(flash, "INSTALLED_VERSION", ""),
         patch.object(transformer.Transformer, "forward", spread),
     ):
         yield

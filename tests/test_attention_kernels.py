@@ -11,13 +11,13 @@ from iclora_train.config import Lora
 from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.kernels.modulated_norm import Norm
-from iclora_train.ltx2.kernels.modulation import Onto
+from iclora_train.ltx2.kernels.modulation import GatedResidual
 from iclora_train.ltx2.model import attention
 from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.rope import rotation
 
 WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
-FLASH_HEADS = WIDTH // flash.WIDTH  # as few as have the channels that flash-attn-4 is used for
+FLASH_HEADS = WIDTH // flash.HEAD_DIM  # as few as have the channels that flash-attn-4 is used for
 NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
@@ -57,7 +57,7 @@ def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor
     adapter = [p for p in attn.parameters() if p.requires_grad]
     words = torch.randn(2, WORDS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     looked_at = {"context": words} if text else {"rope": rope}
-    onto = Onto(before.requires_grad_(), gates, level)
+    onto = GatedResidual(before.requires_grad_(), gates, level)
     found, normed = attn.added(x, onto, Norm(scale, shift, 1e-6), **looked_at)
     back = torch.autograd.grad([found, normed], [x, before, *adapter], grads)
     return [found.detach(), normed.detach(), *back]

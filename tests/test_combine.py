@@ -15,7 +15,7 @@ from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime import combo_kernels as combine
 from iclora_train.ltx2.runtime.combo_kernels import SMALL, enable_combo_kernels, small_groups
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from scripts.kept_activations import given, network
+from scripts.saved_activations import given, network
 
 TOKENS = 700
 

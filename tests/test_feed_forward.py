@@ -10,8 +10,8 @@ from iclora_train.adapters import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.kernels.fused_feed_forward import fused_feed_forward
-from iclora_train.ltx2.kernels.lora_linear import frozen, roomy, turn
-from iclora_train.ltx2.kernels.modulation import Onto
+from iclora_train.ltx2.kernels.lora_linear import cache_transposed, frozen, roomy
+from iclora_train.ltx2.kernels.modulation import GatedResidual
 from iclora_train.ltx2.model.feed_forward import FeedForward
 
 WIDTH, WIDE, ROWS = 256, 1024, 333
@@ -48,7 +48,7 @@ def step(ff: FeedForward, device: str, fused: bool = False) -> list[Tensor]:
     level = (torch.rand(1, ROWS, generator=generator) > 0.3).long().to(device)
     x.requires_grad_()
     adapter = [p for p in ff.parameters() if p.requires_grad]
-    onto = Onto(before.requires_grad_(), gates, level)
+    onto = GatedResidual(before.requires_grad_(), gates, level)
     found = fused_feed_forward(x, *ff.linears, onto) if fused else None
     out = onto.add(ff(x)) if found is None else found
     return [out.detach(), *torch.autograd.grad(out, [x, before, *adapter], grad)]
@@ -75,7 +75,7 @@ def test_the_kernels_give_what_the_layers_give(width: int, rank: int, fp8: bool,
 def test_a_weight_that_is_kept_turned_gives_the_same_bits(fused: bool) -> None:
     ff = layer(True, True, "cuda")
     plain = step(ff, "cuda", fused)
-    turn(ff, True)
+    cache_transposed(ff, True)
     for wanted, found in zip(plain, step(ff, "cuda", fused), strict=True):
         assert torch.equal(wanted, found)
 

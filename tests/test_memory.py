@@ -12,7 +12,7 @@ from torch import nn
 from iclora_train.config import ConfigError
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.kernels.lora_linear import turnable
+from iclora_train.ltx2.kernels.lora_linear import fp8_linears
 from iclora_train.ltx2.runtime import activation_offload as spill_module
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -337,7 +337,7 @@ def test_fp8_weights_are_kept_twice_only_where_everything_is_kept(tmp_path, monk
         module, {"target": torch.zeros(1, 8, 2, 4, 4), "references": [], "text": torch.zeros(1, 5, 8)}, "auto", print
     )
     assert plan.cached_transposed == turned == (plan.activation_budget == 1)
-    assert {part.turned is not None for part in turnable(module.transformer)} == {turned}
+    assert {part.weight_t is not None for part in fp8_linears(module.transformer)} == {turned}
 
 
 def test_a_memory_that_cannot_be_held_to_is_refused(tmp_path) -> None:

@@ -12,7 +12,7 @@ from iclora_train.adapters import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2.kernels import lora_linear as projection
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.kernels.lora_linear import Joint, together, turn, turnable
+from iclora_train.ltx2.kernels.lora_linear import FusedLinear, cache_transposed, fp8_linears, together
 from iclora_train.ltx2.kernels.lora_product import low_rank_back
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.fused_block import FusedBlock
@@ -61,15 +61,15 @@ def test_joined_weights_take_no_more_memory() -> None:
 def test_fp8_weights_are_turned_once_each_and_back() -> None:
     net = joined(RandomBase("2.3", "tiny").transformer(fp8=True))
     plain = RandomBase("2.3", "tiny").transformer(fp8=True)
-    assert not turnable(RandomBase("2.3", "tiny").transformer())
-    parts = turnable(net)
-    assert len(turnable(plain)) > len(parts)
-    assert sum(part.weight.numel() for part in turnable(plain)) == sum(part.weight.numel() for part in parts)
-    turn(net, True)
-    assert all(torch.equal(part.turned.view(torch.uint8), part.weight.t().view(torch.uint8)) for part in parts)  # type: ignore[union-attr]
-    assert not any("turned" in name for name in net.state_dict())
-    turn(net, False)
-    assert all(part.turned is None for part in parts)
+    assert not fp8_linears(RandomBase("2.3", "tiny").transformer())
+    parts = fp8_linears(net)
+    assert len(fp8_linears(plain)) > len(parts)
+    assert sum(part.weight.numel() for part in fp8_linears(plain)) == sum(part.weight.numel() for part in parts)
+    cache_transposed(net, True)
+    assert all(torch.equal(part.weight_t.view(torch.uint8), part.weight.t().view(torch.uint8)) for part in parts)  # type: ignore[union-attr]
+    assert not any("weight_t" in name for name in net.state_dict())
+    cache_transposed(net, False)
+    assert all(part.weight_t is None for part in parts)
 
 
 @pytest.mark.gpu
@@ -89,7 +89,7 @@ def test_the_kernel_gives_what_products_give(fp8: bool, gated: bool, monkeypatch
     layers = [block.get_submodule(name) for name in names]
     gate = nn.Linear(64, 8, device="cuda", dtype=torch.bfloat16) if gated else None
     x = torch.randn(2, 150, 64, generator=generator, device="cuda", dtype=torch.bfloat16, requires_grad=True)
-    joint, results = Joint(layers), []
+    joint, results = FusedLinear(layers), []
     for allowed in (False, True):
         if not allowed:
             monkeypatch.setattr(projection, "has_kernel", lambda *_: False)
@@ -110,7 +110,7 @@ def test_linears_of_two_scales_are_one_fp8_product() -> None:
         layers.append(Fp8Linear(weight, scale, None))
     x = torch.randn(3, 16, generator=generator, requires_grad=True)
     wanted = [layer(x) for layer in layers]
-    found, _ = together(x, layers, Joint(layers))
+    found, _ = together(x, layers, FusedLinear(layers))
     for a, b in zip(wanted, found, strict=True):
         torch.testing.assert_close(b, a)
     grads = [torch.autograd.grad(sum(out.square().sum() for out in outs), x)[0] for outs in (wanted, found)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from iclora_train.adapters import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2.kernels.lora_linear import Joint, frozen, given
+from iclora_train.ltx2.kernels.lora_linear import FusedLinear, frozen, given
 from iclora_train.ltx2.kernels.stacked_weight import make_room, room_for, spare_columns, stacked_product
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.compile import compile_blocks
@@ -35,7 +35,7 @@ def rooms(net: Transformer) -> list[Tensor | None]:
     assert isinstance(block, Block)
     first = cast(nn.Module, block.ff.net[0]).proj
     weights = [
-        cast(Joint, block.fused.qkv).given(),
+        cast(FusedLinear, block.fused.qkv).given(),
         given(frozen(block.attn2.to_q)),
         given(frozen(cast(nn.Module, first))),
     ]

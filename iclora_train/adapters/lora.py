@@ -20,7 +20,7 @@ from iclora_train.adapters.base_spec import require_same_base
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.fuse import linears_for
 from iclora_train.config import ConfigError, Lora
-from iclora_train.ltx2.kernels.lora_linear import Adapted, Halves, adapted
+from iclora_train.ltx2.kernels.lora_linear import HasLoraFactors, LoraFactors, lora_linear
 
 __all__ = [
     "Adapter",
@@ -36,9 +36,9 @@ __all__ = [
 
 
 class AdaptedLinear(Linear):
-    """peft's layer of a linear and its adapter, whose arithmetic is `ltx2.projection`'s."""
+    """peft's layer of a linear and its adapter, whose arithmetic is `kernels.lora_linear`'s."""
 
-    def low_rank(self) -> Halves | None:
+    def lora_factors(self) -> LoraFactors | None:
         """A and B with alpha / rank in it; None while the adapter is off."""
         if self.disable_adapters:
             return None
@@ -48,7 +48,7 @@ class AdaptedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...,in) -> (...,out)."""
-        return adapted(x, cast(Adapted, self))
+        return lora_linear(x, cast(HasLoraFactors, self))
 
 
 def _inject(settings: LoraConfig, transformer: nn.Module) -> None:
@@ -91,14 +91,14 @@ def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[
 
 
 def layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
-    """The adapted linears, under their names in the official checkpoint."""
+    """The linears with an adapter, under their names in the official checkpoint."""
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer):
             yield name, module
 
 
 def _halves(layer: LoraLayer) -> tuple[Tensor, Tensor]:
-    """A (rank,in) and B (out,rank) of an adapted linear."""
+    """A (rank,in) and B (out,rank) of a linear with an adapter."""
     a, b = layer.lora_A["default"], layer.lora_B["default"]
     assert isinstance(a, nn.Linear)
     assert isinstance(b, nn.Linear)

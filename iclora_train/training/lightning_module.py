@@ -44,7 +44,7 @@ class ICLoRA(LightningModule):
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
         """For DistributedDataParallel: every rank has the base itself, so nothing of it is sent to the others; weights
-        that are one product (`ltx2.projection.Joint`) are buffers, which would be sent before every forward pass."""
+        that are one product (`lora_linear.FusedLinear`) are buffers, which would be sent before every forward pass."""
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         return frozen + [name for name, _ in self.named_buffers()]
 

@@ -3,7 +3,8 @@
 Keeping everything is fastest. What does not fit on the GPU goes to the host as far as the bus carries it while the GPU
 computes (`runtime.activation_offload`), and what does not fit there either is computed again in the backward pass. The
 figures behind the choice are measured on the first blocks, on the largest clips, before step 0. Where everything is
-kept and there is room still, fp8 weights are kept a second time as gradients' products want them (`projection.turn`).
+kept and there is room still, fp8 weights are kept a second time as gradients' products want them
+(`lora_linear.cache_transposed`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.batch_sampler import Batch
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.kernels.lora_linear import turn, turnable
+from iclora_train.ltx2.kernels.lora_linear import cache_transposed, fp8_linears
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
@@ -76,7 +77,7 @@ def plan_memory(
     if known.exists() and (found := json.loads(known.read_text())).pop("place") == place:
         plan = MemoryPlan(**found)
         limit_gpu_memory(memory, device)
-        turn(module.transformer, plan.cached_transposed)
+        cache_transposed(module.transformer, plan.cached_transposed)
         apply(module, plan.activation_budget, plan.activation_offload)
         set_cuda_graphs(module.transformer, config.model.cuda_graphs)
         return plan
@@ -106,13 +107,13 @@ def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: S
     ConfigError when the smallest step does not fit.
     """
     device, count = batch["target"].device, len(blocks_of(module))
-    turn(module.transformer, False)
+    cache_transposed(module.transformer, False)
     set_cuda_graphs(module.transformer, False)
     wanted = limit_gpu_memory(memory, device)
     room = MemoryLimits(
         count, wanted * (1 - MARGIN) * GIB, measure_bandwidth(device), HOST * free_host_memory() / together
     )
-    near, second = _guess(module, batch), sum(part.weight.nbytes for part in turnable(module.transformer))
+    near, second = _guess(module, batch), sum(part.weight.nbytes for part in fp8_linears(module.transformer))
     start, unmoved = largest_that_fits([near], room), replace(room, budget=room.budget - second, bandwidth=0.0)
     turned = (
         second > 0
@@ -137,7 +138,7 @@ def _found(
     module: ICLoRA, batch: Batch, room: MemoryLimits, start: float, turned: bool, say: Say
 ) -> MemoryPlan | Candidate | None:
     """`find` on this module, with its fp8 weights kept twice or once."""
-    turn(module.transformer, turned)
+    cache_transposed(module.transformer, turned)
 
     def measured(kept: float) -> Candidate | None:
         say(

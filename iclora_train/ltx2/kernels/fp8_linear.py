@@ -22,7 +22,7 @@ class Fp8Linear(nn.Linear):
     """x (..., in) -> x (scale weight)^T + bias, weight (out,in) in fp8."""
 
     weight_scale: Tensor  # () fp32
-    turned: Tensor | None  # (in,out): the weight as the gradient's product wants it; else that is made at each use
+    weight_t: Tensor | None  # (in,out): the weight as the gradient's product wants it; else that is made at each use
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         outputs, inputs = weight.shape
@@ -31,10 +31,10 @@ class Fp8Linear(nn.Linear):
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("weight_scale", scale.float().reshape(()))
-        self.register_buffer("turned", None, persistent=False)
+        self.register_buffer("weight_t", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = scaled_product(x, self.weight, self.weight_scale, self.turned)
+        out = scaled_product(x, self.weight, self.weight_scale, self.weight_t)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 

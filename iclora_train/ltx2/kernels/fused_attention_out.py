@@ -15,18 +15,18 @@ from iclora_train.ltx2.kernels.fp8_linear import across
 from iclora_train.ltx2.kernels.lora_linear import frozen, given, halves_of
 from iclora_train.ltx2.kernels.lora_product import CHANNELS, factored, has_kernel, low_rank_back, multiplied
 from iclora_train.ltx2.kernels.modulated_norm import Norm, modulated, norm_back
-from iclora_train.ltx2.kernels.modulation import Onto
+from iclora_train.ltx2.kernels.modulation import GatedResidual
 
 ADD, BACK = (64, 4), (32, 4, 2)  # rows of a program's tile, its warps, and backwards tiles on their way
 PARTS = 8  # of the rows, that are summed up apart
 
 
-def adds_to(onto: Onto) -> bool:
+def adds_to(onto: GatedResidual) -> bool:
     """Whether `add_gated` can be had: for gates that are not learned."""
     return onto.x.shape[-1] % CHANNELS == 0 and not onto.rows.requires_grad and onto.rows.dtype == onto.x.dtype
 
 
-def takes_out(out: Tensor, layer: nn.Module, onto: Onto) -> bool:
+def takes_out(out: Tensor, layer: nn.Module, onto: GatedResidual) -> bool:
     """Whether `gated_out` can be had of attention's results (B,n,heads,head_dim)."""
     linear, halves, width = frozen(layer), halves_of(layer), out.shape[-1]
     if halves is None or not power_of_two(width) or not 16 <= width <= CHANNELS or not adds_to(onto):
@@ -35,7 +35,7 @@ def takes_out(out: Tensor, layer: nn.Module, onto: Onto) -> bool:
     return whole and has_kernel(out, given(linear).scale, [len(halves[0])], [linear.out_features])
 
 
-def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: Onto, norm: Norm) -> tuple[Tensor, Tensor]:
+def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: GatedResidual, norm: Norm) -> tuple[Tensor, Tensor]:
     """onto + layer(2 sigmoid(gate) out), for attention's results out (B,n,heads,head_dim) and gate (B,n,heads); and
     the norm of that."""
     halves = halves_of(layer)

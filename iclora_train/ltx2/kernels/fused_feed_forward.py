@@ -14,13 +14,13 @@ from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, across, multiplies_f
 from iclora_train.ltx2.kernels.fused_attention_out import add_gated, adds_to
 from iclora_train.ltx2.kernels.lora_linear import frozen, given, halves_of
 from iclora_train.ltx2.kernels.lora_product import back_through, factored, low_rank_back
-from iclora_train.ltx2.kernels.modulation import Onto, pick
+from iclora_train.ltx2.kernels.modulation import GatedResidual, pick
 from iclora_train.ltx2.kernels.stacked_weight import spare_columns
 
 _CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
 
 
-def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: Onto) -> Tensor | None:
+def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: GatedResidual) -> Tensor | None:
     """onto + second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
     halves = halves_of(first), halves_of(second)
     if not takes(x) or halves[0] is None or halves[1] is None or not adds_to(onto):

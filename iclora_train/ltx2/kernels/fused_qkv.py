@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from iclora_train.ltx2.kernels.dispatch import power_of_two
 from iclora_train.ltx2.kernels.fp8_linear import E4M3, LARGEST, LEAST, across
-from iclora_train.ltx2.kernels.lora_linear import Joint, ranks_of, thin_halves
+from iclora_train.ltx2.kernels.lora_linear import FusedLinear, ranks_of, thin_halves
 from iclora_train.ltx2.kernels.lora_product import CHANNELS, add_low_rank, back_through, has_kernel, opened, thin_back
 from iclora_train.ltx2.kernels.stacked_weight import spare_columns
 
@@ -24,7 +24,7 @@ ROUNDING = 2.0**-19  # variance of what rounding to bf16 adds to a number, over 
 _LAYERS = 3
 
 
-def takes_qkv(x: Tensor, layers: Sequence[nn.Module], joint: Joint, rope: Tensor) -> bool:
+def takes_qkv(x: Tensor, layers: Sequence[nn.Module], joint: FusedLinear, rope: Tensor) -> bool:
     """Whether `rotated_qkv` can be had: with adapters as `low_rank` wants them, and rotations (2,B,N,heads,
     head_dim/2) whose heads and channels are powers of two."""
     if not has_kernel(x, joint.scale, ranks_of(layers), joint.sizes) or x.shape[-1] % CHANNELS:
@@ -36,7 +36,7 @@ def takes_qkv(x: Tensor, layers: Sequence[nn.Module], joint: Joint, rope: Tensor
 def rotated_qkv(
     x: Tensor,
     layers: Sequence[nn.Module],
-    joint: Joint,
+    joint: FusedLinear,
     gate: nn.Linear | None,
     norms: tuple[nn.RMSNorm, nn.RMSNorm],
     rope: Tensor,

@@ -17,15 +17,15 @@ from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, scaled_product
 from iclora_train.ltx2.kernels.lora_product import Weight, adapted_product, has_kernel
 from iclora_train.ltx2.kernels.stacked_weight import first_rows, make_room, stack
 
-Halves = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
+LoraFactors = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
 
 
-class Adapted(Protocol):
-    """A frozen linear with an adapter: x -> base_layer(x) + B A x. low_rank() is None while the adapter is off."""
+class HasLoraFactors(Protocol):
+    """A frozen linear with an adapter: x -> base_layer(x) + B A x. lora_factors() is None while the adapter is off."""
 
     base_layer: nn.Linear
 
-    def low_rank(self) -> Halves | None: ...
+    def lora_factors(self) -> LoraFactors | None: ...
 
 
 def frozen(layer: nn.Module) -> nn.Linear:
@@ -33,33 +33,33 @@ def frozen(layer: nn.Module) -> nn.Linear:
     return cast(nn.Linear, getattr(layer, "base_layer", layer))
 
 
-def halves_of(layer: nn.Module) -> Halves | None:
+def halves_of(layer: nn.Module) -> LoraFactors | None:
     """A and B of a layer that has an adapter, and not switched off."""
-    return cast(Adapted, layer).low_rank() if hasattr(layer, "low_rank") else None
+    return cast(HasLoraFactors, layer).lora_factors() if hasattr(layer, "lora_factors") else None
 
 
 def given(linear: nn.Linear) -> Weight:
     """What a product with a frozen linear needs."""
-    scale, turned = (linear.weight_scale, linear.turned) if isinstance(linear, Fp8Linear) else (None, None)
+    scale, turned = (linear.weight_scale, linear.weight_t) if isinstance(linear, Fp8Linear) else (None, None)
     room = getattr(linear, "room", None)
     return Weight(first_rows(room, linear.weight), scale, turned, linear.bias, room)
 
 
-def adapted(x: Tensor, layer: Adapted) -> Tensor:
+def lora_linear(x: Tensor, layer: HasLoraFactors) -> Tensor:
     """x (...,in) -> (...,out) by a linear and its adapter, which computes in x's precision whatever its own is."""
-    base, halves = layer.base_layer(x), layer.low_rank()
+    base, halves = layer.base_layer(x), layer.lora_factors()
     if halves is None:
         return cast(Tensor, base)
     down, up = (half.to(x.dtype) for half in halves)
     return cast(Tensor, base + F.linear(F.linear(x, down), up))
 
 
-class Joint(nn.Module):
+class FusedLinear(nn.Module):
     """Frozen linears of the same tokens as one, whose memory they share."""
 
     weight: Tensor  # (sum of out, in)
     scale: Tensor | None  # (sum of out,) fp32 where the weight is in fp8
-    turned: Tensor | None  # as `Fp8Linear.turned`
+    weight_t: Tensor | None  # as `Fp8Linear.weight_t`
     bias: Tensor | None
     room: Tensor | None  # (longer,in): the weight with room beneath it (`stacked`)
 
@@ -78,32 +78,32 @@ class Joint(nn.Module):
         self.register_buffer("scale", torch.cat(scale) if scale else None, persistent=False)
         bias = [linear.bias.detach() for linear in linears if linear.bias is not None]
         self.register_buffer("bias", torch.cat(bias) if bias else None, persistent=False)
-        self.register_buffer("turned", None, persistent=False)
+        self.register_buffer("weight_t", None, persistent=False)
 
     def given(self) -> Weight:
         """What a product with it needs."""
-        return Weight(first_rows(self.room, self.weight), self.scale, self.turned, self.bias, self.room)
+        return Weight(first_rows(self.room, self.weight), self.scale, self.weight_t, self.bias, self.room)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (...,in) -> (...,sum of out)."""
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
-        product = scaled_product(x, self.weight, self.scale, self.turned)
+        product = scaled_product(x, self.weight, self.scale, self.weight_t)
         return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
-def turnable(module: nn.Module) -> list[Fp8Linear | Joint]:
+def fp8_linears(module: nn.Module) -> list[Fp8Linear | FusedLinear]:
     """What multiplies by fp8 weights inside a module: joints, and linears that are in none."""
-    joints = [part for part in module.modules() if isinstance(part, Joint) and part.scale is not None]
+    joints = [part for part in module.modules() if isinstance(part, FusedLinear) and part.scale is not None]
     joined = {joint.weight.untyped_storage().data_ptr() for joint in joints}
     linears = [part for part in module.modules() if isinstance(part, Fp8Linear)]
     return [*joints, *(part for part in linears if part.weight.untyped_storage().data_ptr() not in joined)]
 
 
-def turn(module: nn.Module, wanted: bool) -> None:
+def cache_transposed(module: nn.Module, wanted: bool) -> None:
     """Keep the fp8 weights inside a module a second time, as the products of gradients want them, or no longer."""
-    for part in turnable(module):
-        part.turned = part.weight.detach().t().contiguous() if wanted else None
+    for part in fp8_linears(module):
+        part.weight_t = part.weight.detach().t().contiguous() if wanted else None
 
 
 def joinable(layers: Sequence[nn.Module]) -> bool:
@@ -164,7 +164,7 @@ def thin_product(x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], g
 
 
 def together(
-    x: Tensor, layers: Sequence[nn.Module], joint: Joint | None, gate: nn.Linear | None = None
+    x: Tensor, layers: Sequence[nn.Module], joint: FusedLinear | None, gate: nn.Linear | None = None
 ) -> tuple[list[Tensor], Tensor | None]:
     """x (B,N,in) through each of the layers, and through the gate, all of which read it once if there is a joint."""
     if joint is None:

@@ -38,7 +38,7 @@ class Weight(NamedTuple):
 
     weight: Tensor
     scale: Tensor | None
-    turned: Tensor | None
+    weight_t: Tensor | None
     bias: Tensor | None
     room: Tensor | None
 

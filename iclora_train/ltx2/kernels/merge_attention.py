@@ -14,7 +14,7 @@ from iclora_train.ltx2.kernels.dispatch import TRITON
 ROWS, WARPS = 32, 4  # of a program's tile
 
 
-def join(out: Tensor, total: Tensor, more: Tensor, theirs: Tensor) -> None:
+def merge_attention(out: Tensor, total: Tensor, more: Tensor, theirs: Tensor) -> None:
     """Takes `more` (B,heads,n,D) with log-sum-exps `theirs` (B,heads,n) fp32 into `out` and `total`, in place."""
     if out.is_cuda and TRITON:
         _launch(out, total, more, theirs)

@@ -22,7 +22,7 @@ def pick(rows: Tensor, level: Tensor) -> Tensor:
     return chosen
 
 
-class Onto(NamedTuple):
+class GatedResidual(NamedTuple):
     """What a part of a block adds its result to: tokens x (B,n,D), after multiplying it by the gate of a token's level,
     rows (B,K,D), level (B,n)."""
 

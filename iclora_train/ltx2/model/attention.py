@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclora_train.ltx2.kernels.flash_attention import flash_attention, has_flash
+from iclora_train.ltx2.kernels.attention_backends import backend_for
 from iclora_train.ltx2.model.rope import rotate
 from iclora_train.ltx2.model.weighted_attention import AttentionBias, weighted_attention
 
@@ -14,7 +14,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None) -
     """softmax(q k^T / sqrt(head_dim) + bias) v for (B,heads,N,head_dim)."""
     if bias is not None:
         return weighted_attention(q, k, v, bias)
-    return flash_attention(q, k, v) if has_flash(q) else F.scaled_dot_product_attention(q, k, v)
+    return backend_for(q).attend(q, k, v)
 
 
 def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, num_outputs: int | None) -> Tensor:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.kernels.attention_backends import Kernel, kernel_for
-from iclora_train.ltx2.kernels.merge_attention import join
+from iclora_train.ltx2.kernels.attention_backends import AttentionBackend, backend_for
+from iclora_train.ltx2.kernels.merge_attention import merge_attention
 
 FEW = 8  # keys of one weight get a part of their own unless they are fewer than one in so many
 BLOCKED = -1e3  # a logit that far under the others has probability exactly 0 in fp32
@@ -97,13 +97,13 @@ class _Weighted(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
-        kernel = kernel_for(q)
+        kernel = backend_for(q)
         first, *others = bias.parts
         out, total, seed = _forward(kernel, first, q, k, v)
         seeds = [seed]
         for part in others:
             more, theirs, seed = _forward(kernel, part, q, k, v)
-            join(out[:, :, part.rows], total[:, :, part.rows], more, theirs)
+            merge_attention(out[:, :, part.rows], total[:, :, part.rows], more, theirs)
             seeds.append(seed)
         ctx.save_for_backward(q, k, v, out, total)
         ctx.bias, ctx.seeds, ctx.kernel = bias, seeds, kernel
@@ -128,6 +128,6 @@ class _Weighted(torch.autograd.Function):
         return sums[0], sums[1], sums[2], None
 
 
-def _forward(kernel: Kernel, part: Rectangle, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
+def _forward(kernel: AttentionBackend, part: Rectangle, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Any]:
     out, total, seed = kernel.forward(q[:, :, part.rows], part.keys(k), part.keys(v), part.key_bias)
     return out, total if part.row_bias is None else total + part.row_bias, seed

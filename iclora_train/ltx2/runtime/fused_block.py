@@ -11,9 +11,9 @@ from iclora_train.ltx2.kernels.fused_attention_out import gated_out, takes_out
 from iclora_train.ltx2.kernels.fused_feed_forward import fused_feed_forward
 from iclora_train.ltx2.kernels.fused_qkv import rotated_qkv, takes_qkv
 from iclora_train.ltx2.kernels.fused_query import normed_query, takes_query
-from iclora_train.ltx2.kernels.lora_linear import Joint, joinable, roomy, rows_beneath, together
+from iclora_train.ltx2.kernels.lora_linear import FusedLinear, joinable, roomy, rows_beneath, together
 from iclora_train.ltx2.kernels.modulated_norm import Norm
-from iclora_train.ltx2.kernels.modulation import Onto, rms_norm
+from iclora_train.ltx2.kernels.modulation import GatedResidual, rms_norm
 from iclora_train.ltx2.model.attention import Attention, attend_first, gate_heads
 from iclora_train.ltx2.model.attention import rms_norm as weighted_norm
 from iclora_train.ltx2.model.rope import rotate
@@ -31,8 +31,8 @@ class FusedBlock(nn.Module):
         super().__init__()
         own, text = block.attn1, block.attn2
         qkv, kv = [own.to_q, own.to_k, own.to_v], [text.to_k, text.to_v]
-        self.qkv = Joint(qkv, rows_beneath(qkv, own.to_gate_logits)) if join and joinable(qkv) else None
-        self.kv = Joint(kv) if join and joinable(kv) else None
+        self.qkv = FusedLinear(qkv, rows_beneath(qkv, own.to_gate_logits)) if join and joinable(qkv) else None
+        self.kv = FusedLinear(kv) if join and joinable(kv) else None
         if join:
             roomy(text.to_q, text.to_gate_logits)
             roomy(block.ff.linears[0])
@@ -41,7 +41,7 @@ class FusedBlock(nn.Module):
         rows = block.scale_shift_table + inputs.modulation
         shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = rows.unbind(2)
         h, level = Norm(scale, shift, block.eps)(x, inputs.level), inputs.level[:, :num_outputs]
-        before_ff, onto = Norm(ff_scale, ff_shift, block.eps), Onto(x[:, :num_outputs], gate, level)
+        before_ff, onto = Norm(ff_scale, ff_shift, block.eps), GatedResidual(x[:, :num_outputs], gate, level)
         norm = Norm(cross[1], cross[0], block.eps) if cross else None
         if perturbed:
             x = onto.add(block.attn1(h, None, inputs.rope, inputs.bias, num_outputs, perturbed))
@@ -54,8 +54,8 @@ class FusedBlock(nn.Module):
             h = before_ff(x, level)
         else:
             attended = self.attend_text(block.attn2, query, block.modulated_text(inputs))
-            x, h = close_onto(block.attn2, *attended, Onto(x, cross[2], level), before_ff)
-        return self.feed_forward(block, h, Onto(x, ff_gate, level))
+            x, h = close_onto(block.attn2, *attended, GatedResidual(x, cross[2], level), before_ff)
+        return self.feed_forward(block, h, GatedResidual(x, ff_gate, level))
 
     def attend_self(
         self, attn: Attention, x: Tensor, rope: Tensor, bias: AttentionBias | None, num_outputs: int | None
@@ -82,7 +82,7 @@ class FusedBlock(nn.Module):
         q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
         return attend_first(q, k, v, None, None), gate
 
-    def feed_forward(self, block: Block, x: Tensor, onto: Onto) -> Tensor:
+    def feed_forward(self, block: Block, x: Tensor, onto: GatedResidual) -> Tensor:
         found = fused_feed_forward(x, *block.ff.linears, onto)
         return onto.add(block.ff(x)) if found is None else found
 
@@ -98,7 +98,11 @@ def plain_norm(x: Tensor, level: Tensor, eps: float) -> Tensor:
 
 
 def close_onto(
-    attn: Attention, out: Tensor, gate: Tensor | None, onto: Onto, norm: Norm | Callable[[Tensor, Tensor], Tensor]
+    attn: Attention,
+    out: Tensor,
+    gate: Tensor | None,
+    onto: GatedResidual,
+    norm: Norm | Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """What `close` gives added to the residual stream, and the norm of that."""
     if isinstance(norm, Norm) and gate is not None and takes_out(out, attn.to_out[0], onto):

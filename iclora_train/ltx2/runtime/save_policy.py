@@ -12,28 +12,26 @@ from pathlib import Path
 import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+from torch._ops import OpOverload
 from torch.utils.checkpoint import CheckpointPolicy
 
-from iclora_train.ltx2.kernels import flash_attention as flash  # noqa: F401 (defines the operator)
+from iclora_train.ltx2.kernels import attention_backends
 
-_aten = torch.ops.aten
-ATTENTION = {
-    _aten._scaled_dot_product_cudnn_attention.default,
-    _aten._scaled_dot_product_flash_attention.default,
-    _aten._scaled_dot_product_efficient_attention.default,
-    _aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.iclora_train.flash_forward.default,
-}
-MUST_SAVE = ATTENTION | {_aten.rsqrt.default}
 SOURCE = tuple(str(file) for file in sorted(Path(__file__).parents[1].rglob("*.py")))
+
+
+def must_save() -> frozenset[OpOverload]:
+    """The operators whose outputs are saved for the backward pass."""
+    return attention_backends.saved_ops() | {torch.ops.aten.rsqrt.default}
 
 
 class SavePolicy(CustomGraphPass):
     """Marks these as kept for the backward pass, before the graph is cut into forward and backward."""
 
     def __call__(self, graph: fx.Graph) -> None:
+        saved = must_save()
         for node in graph.nodes:
-            if node.target in MUST_SAVE:
+            if node.target in saved:
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Activations that a compiled LTX-2.3 block saves, by model.activation_budget: python -m scripts.kept_activations
+"""Activations that a compiled LTX-2.3 block saves, by model.activation_budget: python -m scripts.saved_activations
 
 Traced as for a GPU, with kernels of our own, and cut in two as the compiler cuts it, but never run: it needs no GPU and
 no weights. One JSON line for each level: what is kept, in activations (tokens times channels in bf16; what a block is
@@ -23,11 +23,10 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from iclora_train.adapters import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2.kernels import fp8_linear, fused_feed_forward
+from iclora_train.ltx2.kernels import flash_attention, fp8_linear, fused_feed_forward
 from iclora_train.ltx2.kernels import lora_product as low_rank
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.load import block_linears
-from iclora_train.ltx2.model import attention
 from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
@@ -58,7 +57,7 @@ def as_on_a_gpu() -> Iterator[None]:
     pretended = {
         "takes": (low_rank, fused_feed_forward),
         "multiplies_fp8": (low_rank, fused_feed_forward, fp8_linear),
-        "has_flash": (attention,),
+        "supports_flash": (flash_attention,),
     }
     with ExitStack() as stack:
         for name, modules in pretended.items():

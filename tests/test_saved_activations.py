@@ -6,7 +6,7 @@ import pytest
 
 from iclora_train.training import memory_plan as budget
 from iclora_train.training.memory_plan import BUDGETS, CHEAP
-from scripts.kept_activations import kept, network
+from scripts.saved_activations import kept, network
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 M = 12240  # tokens of 960x544x89 with a reference of that size
