@@ -19,11 +19,11 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
 
-PIXELS = 2**22  # frames x height x width that a CPU encodes at once, about; small clips share a batch
-READERS = 4  # threads that decode the next batch while one is encoded (decoders do not hold the GIL)
+CPU_BATCH_PIXELS = 2**22  # frames x height x width that a CPU encodes at once, about; small clips share a batch
+READER_THREADS = 4  # threads that decode the next batch while one is encoded (decoders do not hold the GIL)
 
 
-class Encoder:
+class LatentEncoder:
     """The base's VAE on the GPU, if there is one, and the text features that were made before.
 
     `pixels` (frames x height x width of targets) are encoded at once, about; after a GPU ran out of memory, half.
@@ -32,10 +32,10 @@ class Encoder:
     def __init__(self, base: BaseModel, texts: TextFeatures) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.vae, self.texts = base.vae().to(self.device), texts
-        self.pixels = PIXELS if self.device.type == "cpu" else self.vae.max_pixels
+        self.pixels = CPU_BATCH_PIXELS if self.device.type == "cpu" else self.vae.max_pixels
 
     @classmethod
-    def of(cls, model: Model, root: Path) -> Encoder:
+    def open(cls, model: Model, root: Path) -> LatentEncoder:
         """Of a base, with the texts in data.root: what a process on another machine can do as well."""
         base = open_base(model)
         return cls(base, TextFeatures(root, base))
@@ -73,9 +73,9 @@ class Encoder:
             video = video.pin_memory().to(self.device, non_blocking=True)
         return self.vae.encode(from_uint8(video))
 
-    def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
+    def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
         """The samples of one pair shard as latents, in their order. The next batch is read while one is encoded."""
-        with ThreadPoolExecutor(READERS) as readers:
+        with ThreadPoolExecutor(READER_THREADS) as readers:
             ahead: deque[tuple[list[int], list[Future[Pair]]]] = deque()
             for batch in self._batches(pairs, shard):
                 ahead.append((batch, [readers.submit(pairs.read_pair, i) for i in batch]))

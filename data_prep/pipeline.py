@@ -10,16 +10,22 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.checks import Notes, require_no_failure
-from data_prep.checks.dataset import tell, through_vae, told, unlike, write_report
-from data_prep.clips.captions import described
+from data_prep.checks import CheckLog, require_no_failure
+from data_prep.checks.dataset import (
+    check_pairs_with_vae,
+    drop_duplicates,
+    finish_checks,
+    read_check_totals,
+    write_report,
+)
+from data_prep.clips.captions import add_missing_captions
 from data_prep.clips.clip_list import SPLITS, Clip, list_clips
-from data_prep.clips.probed_clip import Footage
+from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
-from data_prep.engines.local import engine_of
-from data_prep.makers import make
-from data_prep.select_clips import survey, without_caption
-from data_prep.write_shards import Job, LostError, Plan, produce
+from data_prep.engines.local import create_engine
+from data_prep.makers import build_maker
+from data_prep.select_clips import ids_without_caption, select_clips
+from data_prep.write_shards import Job, LostWindowsError, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.fingerprint import content_settings, digest, plain
@@ -43,12 +49,12 @@ def prepare(config: Config) -> Path:
     root = Path(config.data.root)
     base = open_base(config.model)
     check_fit(config, base.geometry)
-    make(config.task.maker, config.task.maker_args)
+    build_maker(config.task.maker, config.task.maker_args)
     template_fields(config.data.prompt or "")
     images = all(size.frames == 1 for size in config.data.sizes())
-    clips = described(list_clips(config.data.clips, config.data.heldout_fraction, images), config)
+    clips = add_missing_captions(list_clips(config.data.clips, config.data.heldout_fraction, images), config)
     made_by = fingerprints(config, clips, base)
-    found = told(root)
+    found = read_check_totals(root)
     if found is not None and all(_is_done(root / kind, of) for kind, of in made_by.items()):
         require_no_failure(found, root)
         return root
@@ -61,10 +67,10 @@ def prepare(config: Config) -> Path:
 
 def _make(root: Path, clips: list[Clip], base: BaseModel, made_by: dict[str, dict[str, Any]], config: Config) -> None:
     """Both shard sets, the report and the contact sheet."""
-    usable, dropped = survey(clips, config)
-    notes = Notes(root, digest(made_by["pairs"]))
-    usable = unlike(usable, made_by["pairs"]["sources"], notes, config)
-    silent = without_caption(usable) if config.data.prompt is None else []
+    usable, dropped = select_clips(clips, config)
+    notes = CheckLog(root, digest(made_by["pairs"]))
+    usable = drop_duplicates(usable, made_by["pairs"]["sources"], notes, config)
+    silent = ids_without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
     report = {"kept": _counts(windows), "dropped": dropped} | ({"without_caption": silent} if silent else {})
     write_report(root, report)
@@ -75,12 +81,12 @@ def _make(root: Path, clips: list[Clip], base: BaseModel, made_by: dict[str, dic
     if windows["train"]:
         by_id = {material.clip.id: material.clip for material in usable}
         try:
-            with closing(engine_of(config.engine, config.data.workers)) as engine:
-                produce(Job(root, made_by, _plan(windows), by_id, config, base, notes), engine)
-        except LostError as error:
+            with closing(create_engine(config.engine, config.data.workers)) as engine:
+                write_shards(Job(root, made_by, _plan(windows), by_id, config, base, notes), engine)
+        except LostWindowsError as error:
             lost = error
-        through_vae(ShardSet.open(root / "pairs"), base, notes, config)
-    tell(root, notes, report, config)
+        check_pairs_with_vae(ShardSet.open(root / "pairs"), base, notes, config)
+    finish_checks(root, notes, report, config)
     require(len(windows["train"]) > 0, f"data.clips={config.data.clips}: no train clip could be used; see the table")
     kept = ShardSet.open(root / "pairs").splits.get("train", 0)
     require(kept > 0, f"the checks left out every training pair; {root / 'contact.html'} shows them and says why")
@@ -168,7 +174,7 @@ def _is_done(folder: Path, fingerprint: dict[str, Any]) -> bool:
         return False
 
 
-def _windows(usable: list[Footage], config: Config) -> dict[str, list[Window]]:
+def _windows(usable: list[ProbedClip], config: Config) -> dict[str, list[Window]]:
     """Windows by split."""
     of = {split: [material for material in usable if material.clip.split == split] for split in SPLITS}
     rest = {split: heldout_windows(of[split], config.data) for split in ("val", "heldout")}
@@ -179,7 +185,7 @@ def _counts(windows: dict[str, list[Window]]) -> dict[str, dict[str, int]]:
     return {split: {"clips": len({w.clip for w in ws}), "windows": len(ws)} for split, ws in windows.items()}
 
 
-def _plan(windows: dict[str, list[Window]]) -> Plan:
+def _plan(windows: dict[str, list[Window]]) -> ShardPlan:
     """Shards of up to SHARD_CLIPS windows. Each is made without the others, so that a killed run can go on."""
     return {
         f"{split}-{i // SHARD_CLIPS:06d}.tar": group[i : i + SHARD_CLIPS]

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
-from data_prep.clips.probed_clip import Footage
-from data_prep.clips.scene_cuts import Scenes, analyse
-from data_prep.makers import Maker, make
+from data_prep.clips.probed_clip import ProbedClip
+from data_prep.clips.scene_cuts import SceneAnalysis, analyse_scenes
+from data_prep.makers import Maker, build_maker
 from iclora_train.config import Config
 from iclora_train.core.progress import steps
 from iclora_train.data.video import ClipInfo, probe
 
-ALIKE = 0.01  # two frame rates or aspect ratios are the same when they differ by less than this share
+TOLERANCE = 0.01  # two frame rates or aspect ratios are the same when they differ by less than this share
 
 Dropped = list[dict[str, str]]  # clip and reason
 
 
-def survey(clips: list[Clip], config: Config) -> tuple[list[Footage], Dropped]:
+def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], Dropped]:
     """Decode every clip once. Nothing that is wrong with one clip stops the others."""
     usable, dropped = [], []
-    maker = make(config.task.maker, config.task.maker_args)
+    maker = build_maker(config.task.maker, config.task.maker_args)
     with steps("reading clips", len(clips)) as bar:
         for clip in bar.track(clips):
             try:
-                usable.append(look_at(clip, config, maker))
+                usable.append(probe_clip(clip, config, maker))
             except ValueError as error:
                 dropped.append({"clip": clip.id, "reason": str(error)})
     return usable, dropped
 
 
-def look_at(clip: Clip, config: Config, maker: Maker) -> Footage:
+def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     """What there is to know of a clip before it is cut. ValueError tells why it cannot be used."""
     info, data = probe(clip.path), config.data
     if clip.fps is not None and not clip.is_image and not _alike(clip.fps, info.fps):
@@ -41,10 +41,10 @@ def look_at(clip: Clip, config: Config, maker: Maker) -> Footage:
     if beyond:
         raise ValueError(f"its row names a cut at frame {', '.join(beyond)}, but the video has {info.frames} frames")
     needs_pixels = data.pick == "best" or (data.cuts and clip.cuts is None)
-    scenes = analyse(clip.path) if needs_pixels else Scenes()
+    scenes = analyse_scenes(clip.path) if needs_pixels else SceneAnalysis()
     cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()
-    footage = Footage(clip, info, cuts, scenes.quality)
-    footage.fitted(data)
+    footage = ProbedClip(clip, info, cuts, scenes.quality)
+    footage.best_bucket(data)
     _check_files(clip, info, config.task.maker, maker)
     return footage
 
@@ -91,9 +91,9 @@ def _check_mask(mask: ClipInfo, clip: ClipInfo) -> None:
 
 
 def _alike(a: float, b: float) -> bool:
-    return abs(a - b) <= ALIKE * b
+    return abs(a - b) <= TOLERANCE * b
 
 
-def without_caption(footage: list[Footage]) -> list[str]:
+def ids_without_caption(footage: list[ProbedClip]) -> list[str]:
     """Ids of clips that nobody described."""
     return [material.clip.id for material in footage if not material.clip.caption]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from data_prep.engines.base import Failed
-from data_prep.engines.local import engine_of
+from data_prep.engines.base import Failure
+from data_prep.engines.local import create_engine
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
@@ -97,10 +97,10 @@ def _disagreements(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
 def _shard_problems(sets: list[ShardSet], workers: int) -> Iterator[str]:
     """Every shard's bytes and every sample in it."""
     work = [(shards, shard) for shards in sets for shard in shards.shards]
-    with steps("verifying", sum(map(len, sets))) as bar, closing(engine_of("local", workers)) as engine:
+    with steps("verifying", sum(map(len, sets))) as bar, closing(create_engine("local", workers)) as engine:
         for (shards, shard), found in zip(work, engine.map(_look_at, work), strict=True):
             bar.skip(shards.shards[shard]["count"])
-            yield from [f"{shards.folder / shard}: {found.reason}"] if isinstance(found, Failed) else found
+            yield from [f"{shards.folder / shard}: {found.reason}"] if isinstance(found, Failure) else found
 
 
 def _look_at(work: Work) -> list[str]:

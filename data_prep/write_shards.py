@@ -14,12 +14,12 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
-from data_prep.checks import Notes, Report, check_pair, pair_picture
+from data_prep.checks import CheckLog, Report, check_pair, pair_picture
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.windows import Window
-from data_prep.encode_latents import Encoder
-from data_prep.engines.base import Engine, Failed
+from data_prep.encode_latents import LatentEncoder
+from data_prep.engines.base import Engine, Failure
 from data_prep.pairs import make_pairs
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
@@ -32,10 +32,10 @@ from iclora_train.ltx2.text_features import TextFeatures
 
 UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # of a unit at most: its pairs are in memory, compressed, until they are written
 
-Plan = dict[str, list[Window]]  # shard name -> its windows, ordered by clip and start
+ShardPlan = dict[str, list[Window]]  # shard name -> its windows, ordered by clip and start
 
 
-class LostError(ConfigError):
+class LostWindowsError(ConfigError):
     """The shards are finished, but without some windows that were planned."""
 
 
@@ -47,15 +47,15 @@ class Job:
 
     root: Path
     made_by: dict[str, dict[str, Any]]
-    plan: Plan
+    plan: ShardPlan
     clips: dict[str, Clip]
     config: Config
     base: BaseModel
-    notes: Notes
+    notes: CheckLog
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkUnit:
     """What one worker does at a time: some consecutive windows of one clip, which it decodes once."""
 
     clip: Clip
@@ -63,18 +63,18 @@ class Unit:
     config: Config
 
 
-def units_of(windows: list[Window], clips: dict[str, Clip], config: Config) -> Iterator[Unit]:
+def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Config) -> Iterator[WorkUnit]:
     """The windows of a shard, in their order, in units that bound memory and are enough to keep workers busy."""
     for name, group in groupby(windows, key=lambda window: window.clip):
         of_clip = list(group)
         height, width = of_clip[0].size
         size = max(1, min(UNIT_WINDOWS, UNIT_PIXELS // (len(of_clip[0].indices) * height * width)))
         for i in range(0, len(of_clip), size):
-            yield Unit(clips[name], of_clip[i : i + size], config)
+            yield WorkUnit(clips[name], of_clip[i : i + size], config)
 
 
 @dataclass(frozen=True)
-class Made:
+class CheckedPair:
     """A pair as it is stored, None if the checks leave it out, with what they found and a picture of it."""
 
     members: Members | None
@@ -82,7 +82,7 @@ class Made:
     picture: bytes
 
 
-def make_unit(unit: Unit) -> list[Made] | Failed:
+def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
     """The pairs of a unit, checked; Failed when the clip could be read before and now cannot."""
     clip = unit.clip
     try:
@@ -91,39 +91,41 @@ def make_unit(unit: Unit) -> list[Made] | Failed:
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
-        return Failed(str(error))
+        return Failure(str(error))
 
 
-def _made(pair: Pair, clip: Clip, config: Config) -> Made:
+def _made(pair: Pair, clip: Clip, config: Config) -> CheckedPair:
     report = check_pair(pair, clip.id, clip.split, config)
-    return Made(pack_pair(pair, clip.id) if report.kept else None, report, pair_picture(pair))
+    return CheckedPair(pack_pair(pair, clip.id) if report.kept else None, report, pair_picture(pair))
 
 
-def produce(job: Job, engine: Engine) -> None:
+def write_shards(job: Job, engine: Engine) -> None:
     """Make both shard sets, or what a killed run left of them. LostError, at the end, when clips failed on the way."""
     pairs = ShardWriter(job.root / "pairs", "pairs", job.made_by["pairs"])
     latents = ShardWriter(job.root / "latents", "latents", job.made_by["latents"])
     texts = TextFeatures(job.root, job.base)
     texts.make(["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)])
     latents.write_empty_text(texts.read(""))
-    losses = Losses(pairs)
+    losses = LostWindows(pairs)
     stop = Event()
     with steps("making pairs", sum(map(len, job.plan.values()))) as bar:
         encode = _Encoding(job, engine, pairs, latents, bar.beside("encoding"), stop)
-        _each(make_pair_shards(job, engine, pairs, losses, bar), encode, len(encode.encoders), stop, engine.beside)
+        _each(
+            write_pair_shards(job, engine, pairs, losses, bar), encode, len(encode.encoders), stop, engine.asynchronous
+        )
     pairs.finish(list(job.plan))
     latents.finish(list(job.plan))
-    losses.tell()
+    losses.raise_if_any()
 
 
-def make_pair_shards(job: Job, engine: Engine, writer: ShardWriter, losses: Losses, bar: Steps) -> Iterator[str]:
+def write_pair_shards(job: Job, engine: Engine, writer: ShardWriter, losses: LostWindows, bar: Steps) -> Iterator[str]:
     """Write the pair shards that are not there; the name of each, in the order of the plan, once it is whole."""
     missing = {
-        shard: list(units_of(windows, job.clips, job.config))
+        shard: list(split_into_units(windows, job.clips, job.config))
         for shard, windows in job.plan.items()
         if not writer.has(shard)
     }
-    made = engine.map(make_unit, (unit for units in missing.values() for unit in units))
+    made = engine.map(process_unit, (unit for units in missing.values() for unit in units))
     for shard, windows in job.plan.items():
         if shard in missing:
             samples = _samples(shard, missing[shard], made, losses, bar)
@@ -134,19 +136,19 @@ def make_pair_shards(job: Job, engine: Engine, writer: ShardWriter, losses: Loss
 
 
 def _samples(
-    shard: str, units: list[Unit], made: Iterator[list[Made] | Failed], losses: Losses, bar: Steps
-) -> Iterator[Made]:
+    shard: str, units: list[WorkUnit], made: Iterator[list[CheckedPair] | Failure], losses: LostWindows, bar: Steps
+) -> Iterator[CheckedPair]:
     """The pairs of one shard, of the next of what is `made`."""
     for unit in units:
         done = next(made)
-        if isinstance(done, Failed):
+        if isinstance(done, Failure):
             losses.add(shard, unit, done.reason)
             bar.skip(len(unit.windows))
         else:
             yield from done
 
 
-def _noted(notes: Notes, part: str, samples: Iterator[Made], bar: Steps) -> Iterator[Members]:
+def _noted(notes: CheckLog, part: str, samples: Iterator[CheckedPair], bar: Steps) -> Iterator[Members]:
     """What is kept of a shard's pairs. The notes about all of them are written before the shard gets its name, so that
     a shard that is there has its notes.
     """
@@ -168,8 +170,8 @@ class _Encoding:
     ) -> None:
         self._pairs, self._latents, self._bar, self._stop = pairs, latents, bar, stop
         done = all(map(latents.has, job.plan))
-        self.encoders = [] if done else engine.encoders(partial(Encoder.of, job.config.model, job.root))
-        self._plan, self._idle = job.plan, SimpleQueue[Encoder]()
+        self.encoders = [] if done else engine.encoders(partial(LatentEncoder.open, job.config.model, job.root))
+        self._plan, self._idle = job.plan, SimpleQueue[LatentEncoder]()
         for encoder in self.encoders:
             self._idle.put(encoder)
 
@@ -179,7 +181,7 @@ class _Encoding:
             return
         encoder = self._idle.get()
         try:
-            samples = encoder.samples(self._pairs.unfinished([shard]), shard)
+            samples = encoder.encode_shard(self._pairs.unfinished([shard]), shard)
             self._latents.write(shard, self._bar.track(self._until_stopped(samples)))
         finally:
             self._idle.put(encoder)
@@ -212,7 +214,7 @@ def _each(shards: Iterator[str], encode: Callable[[str], None], encoders: int, s
         pool.shutdown(cancel_futures=True)
 
 
-class Losses:
+class LostWindows:
     """What could not be made of the plan and why: `lost.json` beside the pair shards, as long as these are kept."""
 
     def __init__(self, pairs: ShardWriter) -> None:
@@ -220,7 +222,7 @@ class Losses:
         before = json.loads(self.path.read_text()) if self.path.exists() else []
         self.lost: list[dict[str, Any]] = [loss for loss in before if pairs.has(loss["shard"])]
 
-    def add(self, shard: str, unit: Unit, reason: str) -> None:
+    def add(self, shard: str, unit: WorkUnit, reason: str) -> None:
         """Note a unit that failed; the file is there before its shard is."""
         windows = [window.number for window in unit.windows]
         self.lost.append({"clip": unit.clip.id, "shard": shard, "windows": windows, "reason": reason})
@@ -230,7 +232,7 @@ class Losses:
         with write_atomic(self.path) as file:
             file.write(json.dumps(self.lost, indent=1).encode())
 
-    def tell(self) -> None:
+    def raise_if_any(self) -> None:
         """LostError when something was lost; otherwise the file goes."""
         if not self.lost:
             self.path.unlink(missing_ok=True)
@@ -239,7 +241,7 @@ class Losses:
         first = self.lost[0]
         clips = len({loss["clip"] for loss in self.lost})
         windows = sum(len(loss["windows"]) for loss in self.lost)
-        raise LostError(
+        raise LostWindowsError(
             f"{clips} clips failed while pairs were made, {windows} windows are missing ({first['clip']}: "
             f"{first['reason']}); {self.path} names all. The shards are finished without them and can be used. To try "
             f"again, delete {self.path.parent} and {self.path.parent.with_name('latents')} and run the same command"

@@ -21,15 +21,15 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from data_prep.clips.clip_list import list_clips
-from data_prep.clips.windows import seed_of, train_windows
-from data_prep.encode_latents import Encoder
-from data_prep.engines.base import Failed
-from data_prep.engines.local import engine_of
-from data_prep.makers import make
-from data_prep.pairs import Scales, Video, make_reference, read_windows
+from data_prep.clips.windows import train_windows, window_seed
+from data_prep.encode_latents import LatentEncoder
+from data_prep.engines.base import Failure
+from data_prep.engines.local import create_engine
+from data_prep.makers import build_maker
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, read_windows
 from data_prep.pipeline import SHARD_CLIPS, fingerprints
-from data_prep.select_clips import survey
-from data_prep.write_shards import Job, Plan, Unit, make_unit, produce, units_of
+from data_prep.select_clips import select_clips
+from data_prep.write_shards import Job, ShardPlan, WorkUnit, process_unit, split_into_units, write_shards
 from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import conf_dir, register_schema
 from iclora_train.data.shards import ShardSet
@@ -41,9 +41,9 @@ def job_of(config: Config) -> Job:
     """What data_prep would make of the train clips."""
     base = open_base(config.model)
     clips = list_clips(config.data.clips, config.data.heldout_fraction)
-    usable, _ = survey([clip for clip in clips if clip.split == "train"], config)
+    usable, _ = select_clips([clip for clip in clips if clip.split == "train"], config)
     windows = train_windows(usable, config.data)
-    plan: Plan = {
+    plan: ShardPlan = {
         f"train-{i // SHARD_CLIPS:06d}.tar": windows[i : i + SHARD_CLIPS] for i in range(0, len(windows), SHARD_CLIPS)
     }
     by_id = {material.clip.id: material.clip for material in usable}
@@ -65,41 +65,48 @@ def drain(items: Iterable[object]) -> None:
         pass
 
 
-def alone(units: list[Unit], count: int) -> float:
+def alone(units: list[WorkUnit], count: int) -> float:
     """Decode, maker and pairs in this process; the rate of pairs."""
     rate("decode", count, lambda: [drain(read_windows(unit.clip.path, unit.windows)) for unit in units])
     task, data = units[0].config.task, units[0].config.data
-    maker, scales = make(task.maker, task.maker_args), Scales(task.reference_downscale, task.reference_temporal_scale)
+    maker, scales = (
+        build_maker(task.maker, task.maker_args),
+        ReferenceScale(task.reference_downscale, task.reference_temporal_scale),
+    )
     work = [(unit.clip, unit.windows[0], next(read_windows(unit.clip.path, unit.windows[:1]))) for unit in units]
 
     def draw() -> None:
         for clip, window, frames in work:
-            make_reference(frames, window, maker, Video(clip.path, clip.files), seed_of(data, clip.id, 0, 1), scales)
+            make_reference(
+                frames, window, maker, SourceVideo(clip.path, clip.files), window_seed(data, clip.id, 0, 1), scales
+            )
 
     rate("maker", len(work), draw)
-    return rate("pairs", count, lambda: drain(map(make_unit, units)))
+    return rate("pairs", count, lambda: drain(map(process_unit, units)))
 
 
 def encoded(job: Job, count: int) -> float:
     """Encode alone, from the pair shards of job.root; batched against one at a time."""
     pairs = ShardSet.open(job.root / "pairs")
-    encoder = Encoder(job.base, TextFeatures(job.root, job.base))
+    encoder = LatentEncoder(job.base, TextFeatures(job.root, job.base))
     read = [pairs.read_pair(i) for i in range(min(count, 16))]
     encoder.encode(read[:1])
     batched = rate("vae, batched", len(read), lambda: [encoder.encode(read)])
     single = rate("vae, one at a time", len(read), lambda: [encoder.encode([pair]) for pair in read])
     print(json.dumps({"batched_over_single": round(batched / single, 2)}))
-    return rate("encode", count, lambda: [drain(encoder.samples(pairs, shard)) for shard in pairs.shards])
+    return rate("encode", count, lambda: [drain(encoder.encode_shard(pairs, shard)) for shard in pairs.shards])
 
 
 def together(job: Job, count: int, workers: int) -> float:
     """Everything from clips to latents, with the workers started and the texts there."""
-    with closing(engine_of(job.config.engine, workers)) as engine:
-        warm = engine.map(make_unit, [next(units_of(w, job.clips, job.config)) for w in job.plan.values()] * workers)
-        if any(isinstance(made, Failed) for made in warm):
+    with closing(create_engine(job.config.engine, workers)) as engine:
+        warm = engine.map(
+            process_unit, [next(split_into_units(w, job.clips, job.config)) for w in job.plan.values()] * workers
+        )
+        if any(isinstance(made, Failure) for made in warm):
             raise SystemExit("the clips cannot be read")
         TextFeatures(job.root, job.base).make([""])
-        return rate(f"together, {workers} workers", count, lambda: produce(job, engine))
+        return rate(f"together, {workers} workers", count, lambda: write_shards(job, engine))
 
 
 def main() -> None:
@@ -118,7 +125,7 @@ def main() -> None:
             job = job_of(config)
             count = sum(map(len, job.plan.values()))
             if not pairs:
-                pairs = alone([u for w in job.plan.values() for u in units_of(w, job.clips, config)], count)
+                pairs = alone([u for w in job.plan.values() for u in split_into_units(w, job.clips, config)], count)
             found = together(job, count, workers)
             encode = encode or encoded(job, count)
             slowest = min(pairs * max(min(workers, os.cpu_count() or 1), 1), encode)

@@ -14,19 +14,19 @@ import torch
 from omegaconf import OmegaConf
 
 from data_prep.checks import (
-    Notes,
+    CheckLog,
     Report,
     check_pair,
     check_vae,
-    duplicates,
-    finish,
-    moments,
+    evenly_spaced,
+    find_duplicates,
+    frames_to_hash,
+    make_signature,
     pair_picture,
     require_no_failure,
-    sign,
-    spread,
+    write_results,
 )
-from data_prep.checks.captions import spoken
+from data_prep.checks.captions import find_phrases
 from iclora_train.config import Config, ConfigError, Model, Task, to_config
 from iclora_train.config.checks import PHRASES, Checks, Limit
 from iclora_train.core.types import Pair
@@ -165,7 +165,7 @@ def test_odd_pairs_get_a_report_and_never_an_error(size, family):
     target = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for reference in (target, target[:1], np.zeros((3, 7, 5, 3), np.uint8)):
         made = report(reference, target, config(family))
-        assert Report.of(json.loads(json.dumps(made.record()))) == made
+        assert Report.from_record(json.loads(json.dumps(made.record()))) == made
         assert pair_picture(Pair("clip-00000", target, (reference,), "", 24.0))[:2] == b"\xff\xd8"
 
 
@@ -183,7 +183,7 @@ def test_odd_pairs_get_a_report_and_never_an_error(size, family):
     ],
 )
 def test_a_caption_must_not_speak_of_the_control_signal(caption, phrases):
-    assert spoken(caption, PHRASES) == phrases
+    assert find_phrases(caption, PHRASES) == phrases
     clip = footage(9)
     assert found(report(clip, clip, config("structure"), caption=caption), "caption_control") == len(phrases)
     assert "caption_control" not in {f.check for f in report(clip, clip, caption=caption).findings}
@@ -216,14 +216,14 @@ def test_what_the_vae_loses_is_measured_for_target_and_reference():
     coarse = check_vae(pair, torch.nn.AvgPool3d((1, 4, 4)), torch.nn.Upsample(scale_factor=(1, 4, 4)), checks)
     assert [finding.verdict for finding in coarse] == ["warn", "warn"]
     assert coarse[0].value > coarse[1].value  # thin lines are lost first
-    assert [spread(100, 4), spread(2, 16), spread(9, 0)] == [[12, 37, 62, 87], [0, 1], []]
+    assert [evenly_spaced(100, 4), evenly_spaced(2, 16), evenly_spaced(9, 0)] == [[12, 37, 62, 87], [0, 1], []]
 
 
 # --- duplicates ---
 
 
 def signed(name: str, split: str, clip: np.ndarray, digest: str = ""):
-    return sign(name, split, digest or name, (clip[i] for i in moments(len(clip), 24.0)))
+    return make_signature(name, split, digest or name, (clip[i] for i in frames_to_hash(len(clip), 24.0)))
 
 
 def test_footage_in_two_splits_is_found_after_resizing_encoding_and_trimming():
@@ -236,7 +236,7 @@ def test_footage_in_two_splits_is_found_after_resizing_encoding_and_trimming():
         signed("same", "val", clips[3], "held2"),
         signed("other", "train", clips[3]),
     ]
-    made = {one.key: one for one, _ in duplicates([*train, *held], Checks())}
+    made = {one.key: one for one, _ in find_duplicates([*train, *held], Checks())}
     assert {key: one.verdict for key, one in made.items()} == dict.fromkeys(
         ("again", "trimmed", "same", "other"), "drop"
     )
@@ -244,15 +244,15 @@ def test_footage_in_two_splits_is_found_after_resizing_encoding_and_trimming():
     assert "held1 (heldout)" in made["trimmed"].reason
     assert "same bytes as held2" in made["same"].reason
     assert "shows the same as same (val)" in made["other"].reason
-    alone = duplicates([train[3], *held], Checks())
+    alone = find_duplicates([train[3], *held], Checks())
     assert [one.verdict for one, _ in alone] == ["ok"]
-    assert [one.verdict for one, _ in duplicates([train[0], *held], Checks(duplicate=Limit(most=1)))] == ["ok"]
+    assert [one.verdict for one, _ in find_duplicates([train[0], *held], Checks(duplicate=Limit(most=1)))] == ["ok"]
 
 
 def test_flat_clips_are_like_nothing_but_their_own_bytes():
     black = np.zeros((24, 40, 40, 3), np.uint8)
     pair = [signed("one", "train", black), signed("two", "heldout", black)]
-    assert [found(one, "duplicate") for one, _ in duplicates(pair, Checks())] == [0]
+    assert [found(one, "duplicate") for one, _ in find_duplicates(pair, Checks())] == [0]
 
 
 # --- settings and what follows from verdicts ---
@@ -291,11 +291,11 @@ def test_limits_are_set_on_the_command_line():
 def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
     clip, setting = footage(17), config(checks=Checks(blank=Limit(least=8, action="fail")))
     bad = report(np.zeros_like(clip), clip, setting)
-    notes = Notes(tmp_path, "0123456789")
+    notes = CheckLog(tmp_path, "0123456789")
     picture = pair_picture(Pair("clip-00000", clip, (clip,), "", 24.0))
     notes.write("train-000000", [(replace(bad, key=f"clip-{i:05d}"), picture) for i in range(3)])
     assert notes.has("train-000000")
-    totals = finish(tmp_path, notes, {"kept": {}, "dropped": []}, setting)
+    totals = write_results(tmp_path, notes, {"kept": {}, "dropped": []}, setting)
     lines = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["fail"] * 3
     assert totals["pairs"] == {"ok": 0, "warn": 0, "drop": 0, "fail": 3}
@@ -308,13 +308,13 @@ def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
 
 
 def test_nothing_at_all_makes_a_report_too(tmp_path: Path):
-    totals = finish(tmp_path, Notes(tmp_path, "0123456789"), {"kept": {}, "dropped": []}, config())
+    totals = write_results(tmp_path, CheckLog(tmp_path, "0123456789"), {"kept": {}, "dropped": []}, config())
     assert (tmp_path / "checks.jsonl").read_bytes() == b""
     require_no_failure(totals, tmp_path)
 
 
 def test_findings_of_the_vae_join_those_of_their_pair(tmp_path: Path):
-    clip, notes = footage(9), Notes(tmp_path, "0123456789")
+    clip, notes = footage(9), CheckLog(tmp_path, "0123456789")
     pair = Pair("clip-00000", clip, (clip,), "a thing moves", 24.0)
     made = check_pair(pair, "clip", "train", config())
     notes.write("train-000000", [(made, b"")])

@@ -13,10 +13,10 @@ import pytest
 
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip, list_clips
-from data_prep.clips.probed_clip import Footage
-from data_prep.clips.scene_cuts import analyse
+from data_prep.clips.probed_clip import ProbedClip
+from data_prep.clips.scene_cuts import analyse_scenes
 from data_prep.clips.windows import heldout_windows, train_windows
-from data_prep.select_clips import survey
+from data_prep.select_clips import select_clips
 from iclora_train.config import Config, ConfigError, Data, Model, Task
 from iclora_train.data.prompts import fill_template, template_fields
 from iclora_train.data.video import ClipInfo, encode_clip, probe, read_clip
@@ -37,7 +37,7 @@ def reasons(rows: list[dict], folder: Path, maker: str = "degrade.grey", **chang
     """Why the clips of a list are dropped, "" for those that are not."""
     (folder / "list.jsonl").write_text("\n".join(json.dumps({"id": f"c{i}", **row}) for i, row in enumerate(rows)))
     clips = list_clips(str(folder / "list.jsonl"), 0.1)
-    dropped = {drop["clip"]: drop["reason"] for drop in survey(clips, config(maker, **changes))[1]}
+    dropped = {drop["clip"]: drop["reason"] for drop in select_clips(clips, config(maker, **changes))[1]}
     return [dropped.get(clip.id, "") for clip in clips]
 
 
@@ -73,7 +73,7 @@ def test_images_are_clips_of_one_frame(suffix, tmp_path):
     write_clip(tmp_path / "b.mp4", frames=6)
     assert [clip.path.name for clip in list_clips(str(tmp_path), 0.1)] == ["b.mp4"]
     both = list_clips(str(tmp_path), 0.1, images=True)
-    usable, dropped = survey(both, config(frames=1, fps=50.0))
+    usable, dropped = select_clips(both, config(frames=1, fps=50.0))
     assert [footage.clip.path.suffix for footage in usable] == [suffix]  # a rate means nothing to an image
     assert "25 frames a second are too few" in dropped[0]["reason"]
     (window,) = train_windows(usable, data(frames=1, fps=50.0, train_windows=1))
@@ -226,12 +226,12 @@ def test_cuts_are_found_but_neither_pans_nor_flashes(tmp_path):
     frames[5] = np.minimum(frames[5].astype(int) + 120, 255)  # a flash of one frame
     frames[30:] = np.stack([np.roll(frame, 7 * i, axis=1) for i, frame in enumerate(frames[30:])])  # a fast pan
     (tmp_path / "a.mp4").write_bytes(encode_clip(frames, 25, lossless=False))
-    assert analyse(tmp_path / "a.mp4").cuts == (14, 23)
+    assert analyse_scenes(tmp_path / "a.mp4").cuts == (14, 23)
 
 
-def footage(frames: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = (), name: str = "a") -> Footage:
+def footage(frames: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = (), name: str = "a") -> ProbedClip:
     info = ClipInfo(height, width, 25.0, tuple(i / 25 for i in range(frames)))
-    return Footage(Clip(name, Path(name), ""), info, cuts, np.zeros(frames))
+    return ProbedClip(Clip(name, Path(name), ""), info, cuts, np.zeros(frames))
 
 
 def crosses(indices: tuple[int, ...], cuts: tuple[int, ...]) -> bool:
@@ -255,13 +255,16 @@ def test_cuts_come_from_the_list_or_are_found_when_asked(tmp_path):
     given = Clip("a", tmp_path / "a.mp4", "train", cuts=(9,))
 
     def cuts(clip: Clip, **changes: object) -> tuple[int, ...]:
-        return survey([clip], config(**changes))[0][0].cuts
+        return select_clips([clip], config(**changes))[0][0].cuts
 
     assert [cuts(clip), cuts(clip, cuts=True), cuts(given), cuts(given, cuts=True)] == [(), (14,), (9,), (9,)]
     beyond = Clip("a", tmp_path / "a.mp4", "train", cuts=(9, 34))
-    assert survey([beyond], config())[1][0]["reason"] == "its row names a cut at frame 34, but the video has 34 frames"
+    assert (
+        select_clips([beyond], config())[1][0]["reason"]
+        == "its row names a cut at frame 34, but the video has 34 frames"
+    )
     short = Clip("a", tmp_path / "a.mp4", "train", cuts=(4, 8, 12, 16, 20, 24, 28, 32))
-    assert "4 frames between two cuts are fewer" in survey([short], config())[1][0]["reason"]
+    assert "4 frames between two cuts are fewer" in select_clips([short], config())[1][0]["reason"]
 
 
 def test_stride_lays_windows_at_fixed_steps():
@@ -276,7 +279,7 @@ def test_the_best_windows_move_and_are_sharp(tmp_path):
     blurred = np.stack([cv2.GaussianBlur(frame, (0, 0), 6) for frame in moving(20, 64, 96, seed=1)])
     frames = np.concatenate([still, moving(20, 64, 96, seed=2), blurred])
     (tmp_path / "a.mp4").write_bytes(encode_clip(frames, 25, lossless=False))
-    usable, _ = survey([Clip("a", tmp_path / "a.mp4", "train")], config(pick="best"))
+    usable, _ = select_clips([Clip("a", tmp_path / "a.mp4", "train")], config(pick="best"))
     windows = train_windows(usable, data(pick="best", train_windows=3))
     assert all(20 <= window.indices[0] <= window.indices[-1] < 40 for window in windows)
     assert all(a.indices[-1] < b.indices[0] for a, b in pairwise(windows))
@@ -300,7 +303,7 @@ def test_a_clip_takes_the_bucket_that_fits_it_best(frames, height, width, bucket
 
 def test_a_clip_that_fits_no_bucket_says_why_for_each():
     with pytest.raises(ValueError, match=r"64x64x9: 7 frames are fewer .*; 96x32x5: 64x48 pixels do not hold"):
-        footage(7).fitted(data(buckets=["64x64x9", "96x32x5"]))
+        footage(7).best_bucket(data(buckets=["64x64x9", "96x32x5"]))
     for bad in (["96x64"], ["0x64x9"], []):
         with pytest.raises(ConfigError, match=r"data\.buckets"):
             data(buckets=bad)

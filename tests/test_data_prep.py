@@ -22,13 +22,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from data_prep import pipeline
 from data_prep.clips import captioner
-from data_prep.clips.captions import described
+from data_prep.clips.captions import add_missing_captions
 from data_prep.clips.clip_list import Clip, list_clips
-from data_prep.clips.crop import Placement
-from data_prep.clips.probed_clip import Footage, resample
+from data_prep.clips.crop import Crop
+from data_prep.clips.probed_clip import ProbedClip, frames_at_rate
 from data_prep.clips.windows import Window, heldout_windows, train_windows
-from data_prep.makers import Source, make
-from data_prep.pairs import Scales, Video, cut, make_reference, read_windows, remake
+from data_prep.makers import SourceWindow, build_maker
+from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference, read_windows, remake
 from iclora_train.config import Config, ConfigError, Data, to_config
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.core.atomic_files import DiskFullError, exclusive
@@ -150,15 +150,15 @@ def test_a_record_makes_its_reference_again(prepared, clips):
     for i in (0, 7, 9, 13):
         pair = pairs.read_pair(i)
         path = clips.parent / str(pair.record["file"])
-        assert (remake(Video(path), pair.record) == pair.references[0]).all()
-        window = Window.of(pair.record["window"])
-        assert (cut(next(read_windows(path, [window])), window) == pair.target).all()
+        assert (remake(SourceVideo(path), pair.record) == pair.references[0]).all()
+        window = Window.from_record(pair.record["window"])
+        assert (crop_window(next(read_windows(path, [window])), window) == pair.target).all()
         assert not (pair.target == pair.references[0]).all()
 
 
 def test_a_second_run_does_nothing(prepared, clips, base, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*")}
-    monkeypatch.setattr(pipeline, "survey", None)
+    monkeypatch.setattr(pipeline, "select_clips", None)
     pipeline.prepare(config_for(prepared, clips, base))
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
 
@@ -243,9 +243,9 @@ def test_a_given_reference_is_cut_like_its_target(tmp_path, base):
     settings = ("task.maker=given", "~task.maker_args.radius", "data.train_windows=2")
     root = pipeline.prepare(config_for(tmp_path / "out", tmp_path / "list.jsonl", base, *settings))
     pair = ShardSet.open(root / "pairs").read_pair(1)
-    window = Window.of(pair.record["window"])
+    window = Window.from_record(pair.record["window"])
     (frames,) = read_windows(tmp_path / "b.mp4", [window])
-    assert (pair.references[0] == cut(frames, window)).all()
+    assert (pair.references[0] == crop_window(frames, window)).all()
     assert [c["reason"].split(",")[0] for c in json.loads((root / "report.json").read_text())["dropped"]] == [
         "its reference has 12 frames",
         "no reference is given in the list",
@@ -401,18 +401,18 @@ def test_lists_are_checked(tmp_path):
 def test_points_land_where_their_pixels_do(crop, margin, flip):
     """What a maker is told of a clip's coordinates fits the frames that it gets."""
     window = Window("a", 0, (0,), (90, 120), crop, (32, 36), flip, 25.0)
-    placement = Placement.of(window, (180, 240), margin)
+    crop = Crop.of_window(window, (180, 240), margin)
     picture = np.zeros((180, 240), np.float32)
     y, x = 2 * crop[0] + 30, 2 * crop[1] + 20
     picture[y - 4 : y + 4, x - 4 : x + 4] = 1
-    placed = placement.place(picture)
-    assert placed.shape == placement.kept
+    placed = crop.apply(picture)
+    assert placed.shape == crop.padded_size
     rows, columns = np.nonzero(placed)
     weights = placed[rows, columns]
     centre = [(columns * weights).sum() / weights.sum(), (rows * weights).sum() / weights.sum()]
-    assert placement.points(np.array([[x - 0.5, y - 0.5]]))[0] == pytest.approx(centre, abs=1e-5)
-    top, left = placement.inner
-    inner = replace(placement, margin=0).place(picture)
+    assert crop.apply_to_points(np.array([[x - 0.5, y - 0.5]]))[0] == pytest.approx(centre, abs=1e-5)
+    top, left = crop.inner_offset
+    inner = replace(crop, margin=0).apply(picture)
     assert (placed[top : top + 32, left : left + 36] == inner).all()
 
 
@@ -459,7 +459,7 @@ def write_captioner(folder: Path) -> Path:
 
 
 def test_clips_without_a_caption_are_described_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(captioner, "LONGEST", 4)
+    monkeypatch.setattr(captioner, "MAX_TOKENS", 4)
     folder = write_captioner(tmp_path / "model")
     for i in range(3):
         write_clip(tmp_path / f"clips/{i}.mp4", 5, seed=i)
@@ -468,7 +468,7 @@ def test_clips_without_a_caption_are_described_once(tmp_path, monkeypatch):
     clips = list_clips(str(tmp_path / "clips"), 0.1)
     root = f"data.root={tmp_path / 'out'}"
     settings = compose("conf=deblur", f"data.captioner={folder}", root, "model.name=tiny", "model.checkpoint=tiny")
-    said = {clip.path.stem: clip.caption for clip in described(clips, settings)}
+    said = {clip.path.stem: clip.caption for clip in add_missing_captions(clips, settings)}
     assert said["0"] == "a dog that somebody described"
     assert all(set(said[name].split()) <= {"a", "dog", "cat", "runs", "sleeps"} for name in "12")
     assert all(len(said[name].split()) == 4 for name in "12")
@@ -476,7 +476,7 @@ def test_clips_without_a_caption_are_described_once(tmp_path, monkeypatch):
     (file,) = tmp_path.glob("out/captions-*/1-*.txt")
     file.write_text("corrected by hand\n")
     monkeypatch.setattr(captioner.Captioner, "describe", None)  # calling it would fail
-    again = {clip.path.stem: clip.caption for clip in described(clips, settings)}
+    again = {clip.path.stem: clip.caption for clip in add_missing_captions(clips, settings)}
     assert again == {**said, "1": "corrected by hand"}
 
 
@@ -510,7 +510,7 @@ def data(**changes: object) -> Data:
     return Data(**{**settings, **changes})
 
 
-CLIPS = [Footage(Clip(name, Path(name), ""), info(frames)) for name, frames in (("a", 40), ("b", 12), ("c", 60))]
+CLIPS = [ProbedClip(Clip(name, Path(name), ""), info(frames)) for name, frames in (("a", 40), ("b", 12), ("c", 60))]
 
 
 def test_heldout_windows_are_apart_even_and_of_distinct_crops():
@@ -542,11 +542,11 @@ def test_train_windows_are_seeded_and_lie_inside():
 
 def test_fps_takes_the_nearest_frame_by_time():
     uneven = ClipInfo(48, 64, 25.0, (0.0, 0.04, 0.08, 0.2, 0.24, 0.4))
-    assert resample(uneven, 10.0)[0].tolist() == [0, 2, 3, 4, 5]
-    assert resample(info(50), 12.5)[0].tolist() == list(range(0, 50, 2))
-    assert resample(info(50), None)[0].tolist() == list(range(50))
-    assert resample(info(1), 10.0)[0].tolist() == [0]
-    (window, *_) = heldout_windows([Footage(Clip("a", Path("a"), ""), info(50))], data(fps=12.5, heldout_windows=1))
+    assert frames_at_rate(uneven, 10.0)[0].tolist() == [0, 2, 3, 4, 5]
+    assert frames_at_rate(info(50), 12.5)[0].tolist() == list(range(0, 50, 2))
+    assert frames_at_rate(info(50), None)[0].tolist() == list(range(50))
+    assert frames_at_rate(info(1), 10.0)[0].tolist() == [0]
+    (window, *_) = heldout_windows([ProbedClip(Clip("a", Path("a"), ""), info(50))], data(fps=12.5, heldout_windows=1))
     assert np.diff(window.indices).tolist() == [2] * 4
     assert window.fps == 12.5
 
@@ -563,12 +563,12 @@ def test_fps_takes_the_nearest_frame_by_time():
     ],
 )
 def test_why_a_clip_does_not_do(clip, changes, message):
-    footage = Footage(Clip("a", Path("a"), ""), clip)
+    footage = ProbedClip(Clip("a", Path("a"), ""), clip)
     if message is None:
-        footage.fitted(data(**changes))
+        footage.best_bucket(data(**changes))
     else:
         with pytest.raises(ValueError, match=message):
-            footage.fitted(data(**changes))
+            footage.best_bucket(data(**changes))
 
 
 # --- makers ---
@@ -588,25 +588,27 @@ MAKERS = [
 def test_makers_repeat_themselves_and_see_beyond_the_crop(name, args):
     """The reference of a crop is what one would see of the whole picture's: no border is made up."""
     frames = list(moving(5, 96, 128))
-    maker = make(name, args)
+    maker = build_maker(name, args)
     inner = Window("a", 0, (0, 1, 2, 3, 4), (96, 128), (30, 40), (32, 32), False, 25.0)
     whole = replace(inner, crop=(0, 0), size=(96, 128))
-    reference, drawn = make_reference(frames, inner, maker, Video(Path()), [1, 2], Scales())
+    reference, drawn = make_reference(frames, inner, maker, SourceVideo(Path()), [1, 2], ReferenceScale())
     assert reference.shape == (5, 32, 32, 3)
     assert reference.dtype == np.uint8
-    full, _ = make_reference(frames, whole, maker, Video(Path()), [1, 2], Scales())
+    full, _ = make_reference(frames, whole, maker, SourceVideo(Path()), [1, 2], ReferenceScale())
     assert np.abs(reference.astype(int) - full[:, 30:62, 40:72]).max() <= 1
-    mirrored, _ = make_reference(frames, replace(inner, flip=True), maker, Video(Path()), [1, 2], Scales())
+    mirrored, _ = make_reference(
+        frames, replace(inner, flip=True), maker, SourceVideo(Path()), [1, 2], ReferenceScale()
+    )
     assert mirrored.shape == reference.shape
-    again, _ = make_reference(frames, inner, maker, Video(Path()), [1, 2], Scales())
+    again, _ = make_reference(frames, inner, maker, SourceVideo(Path()), [1, 2], ReferenceScale())
     assert (again == reference).all()
     json.dumps(drawn)
 
 
-def whole(frames: np.ndarray) -> Source:
+def whole(frames: np.ndarray) -> SourceWindow:
     """The source of frames that are a whole clip."""
     size = (frames.shape[1], frames.shape[2])
-    return Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False))
+    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
 
 
 def point() -> np.ndarray:
@@ -617,34 +619,34 @@ def point() -> np.ndarray:
 
 def test_defocus_is_a_disk_that_keeps_the_light():
     rng = np.random.default_rng(0)
-    blurred, drawn = make("degrade.defocus", {"radius": [5, 5]})(point(), rng, whole(point()))
+    blurred, drawn = build_maker("degrade.defocus", {"radius": [5, 5]})(point(), rng, whole(point()))
     assert drawn["radius"] == [5.0, 5.0]
     assert blurred.sum() == pytest.approx(point().sum(), rel=0.02)
     row = blurred[0, 20, :, 0]
     assert (row > 0).sum() in (15, 17)  # five pixels and a radius of five on each side
-    racked, drawn = make("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng, whole(point()))
+    racked, drawn = build_maker("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng, whole(point()))
     assert drawn["radius"][0] != drawn["radius"][1]
     assert len({frame.tobytes() for frame in racked}) == 3
-    bloom, _ = make("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng, whole(point()))
+    bloom, _ = build_maker("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng, whole(point()))
     assert bloom.max() > blurred.max()
 
 
 def test_motion_is_a_line_and_averages_frames():
-    blurred, _ = make("degrade.motion", {"length": [9, 9]})(point(), np.random.default_rng(0), whole(point()))
+    blurred, _ = build_maker("degrade.motion", {"length": [9, 9]})(point(), np.random.default_rng(0), whole(point()))
     _, (short, long), _ = cv2.minAreaRect(np.argwhere(blurred[0, ..., 0] > 25).astype(np.float32))
     assert max(short, long) > 1.5 * min(short, long)
     frames = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (0, 90, 180)])
-    averaged, _ = make("degrade.motion", {"length": [1, 1], "average": 3})(
+    averaged, _ = build_maker("degrade.motion", {"length": [1, 1], "average": 3})(
         frames, np.random.default_rng(0), whole(frames)
     )
     assert averaged[:, 8, 8, 0].tolist() == [45, 90, 135]
     with pytest.raises(ConfigError, match="average=2 must be an odd number"):
-        make("degrade.motion", {"average": 2})
+        build_maker("degrade.motion", {"average": 2})
 
 
 def test_grey_is_rec_601():
     colours = np.array([[[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]], np.uint8)
-    grey, _ = make("degrade.grey", {})(colours, np.random.default_rng(0), whole(colours))
+    grey, _ = build_maker("degrade.grey", {})(colours, np.random.default_rng(0), whole(colours))
     assert grey[0, 0, :, 0].tolist() == [76, 150, 29, 255]
     assert (grey == grey[..., :1]).all()
 
@@ -654,11 +656,13 @@ def test_canny_draws_edges_as_thick_as_told():
     frames[:, :, 20:] = 255
     widths = []
     for thickness in (1, 2, 3):
-        edges, _ = make("control.canny", {"thickness": thickness})(frames, np.random.default_rng(0), whole(frames))
+        edges, _ = build_maker("control.canny", {"thickness": thickness})(
+            frames, np.random.default_rng(0), whole(frames)
+        )
         widths.append(int((edges[0, 20, :, 0] > 0).sum()))
     assert widths == [1, 2, 3]
     with pytest.raises(ConfigError, match="low=300 must not be above high"):
-        make("control.canny", {"low": 300})
+        build_maker("control.canny", {"low": 300})
 
 
 def test_windows_are_read_in_one_pass(tmp_path):

@@ -12,15 +12,15 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from data_prep.clips.crop import Placement
+from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import Source, make
+from data_prep.makers import SourceWindow, build_maker
 from data_prep.makers.colour_space import LINEAR
-from data_prep.makers.degrade.blur_kernels import disk, lens, line
-from data_prep.makers.degrade.interpolation import Between
-from data_prep.makers.degrade.resize import FILTERS, resample
-from data_prep.makers.trajectory import drawn_path
-from data_prep.pairs import Scales, Video, make_reference, remake
+from data_prep.makers.degrade.blur_kernels import aperture, disk, line
+from data_prep.makers.degrade.interpolation import FrameInterpolator
+from data_prep.makers.degrade.resize import FILTERS, resize_frame
+from data_prep.makers.trajectory import random_trajectory
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, remake
 from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.data.video import encode_clip
@@ -61,14 +61,14 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def whole(frames: np.ndarray) -> Source:
+def whole(frames: np.ndarray) -> SourceWindow:
     """The source of frames that are a whole clip."""
     size = (frames.shape[1], frames.shape[2])
-    return Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False))
+    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
 
 
 def degrade(name: str, args: dict, frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    return make(name, args)(frames, rng(seed), whole(frames))[0]
+    return build_maker(name, args)(frames, rng(seed), whole(frames))[0]
 
 
 def flat(level: int, frames: int = 4, side: int = 96) -> np.ndarray:
@@ -87,8 +87,8 @@ def test_a_reference_is_made_again_from_its_record(name, args, tmp_path):
     """The same bytes for the same record, others for another seed; what was drawn goes through JSON."""
     (tmp_path / "clip.mp4").write_bytes(encode_clip(moving(5, 60, 80), 25.0))
     window = Window("a", 0, (0, 1, 2, 3, 4), (60, 80), (10, 14), (32, 48), True, 25.0)
-    maker, scales = make(name, args), Scales(2 if name == "degrade.low_resolution" else 1)
-    video, frames = Video(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
+    maker, scales = build_maker(name, args), ReferenceScale(2 if name == "degrade.low_resolution" else 1)
+    video, frames = SourceVideo(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
     made, drawn = make_reference(frames, window, maker, video, [3, 1], scales)
     assert made.shape == (5, 32 // scales.downscale, 48 // scales.downscale, 3)
     assert made.dtype == np.uint8
@@ -117,7 +117,7 @@ def test_what_was_published_is_made_the_same(case, digest):
 
 @pytest.mark.parametrize("course", ["constant", "ease", "walk"])
 def test_paths_are_smooth_and_stay_in_their_range(course):
-    paths = np.stack([drawn_path([2.0, 5.0], course, 97, rng(seed), step=0.04) for seed in range(50)])
+    paths = np.stack([random_trajectory([2.0, 5.0], course, 97, rng(seed), step=0.04) for seed in range(50)])
     assert paths.min() >= 2.0
     assert paths.max() <= 5.0
     assert np.abs(np.diff(paths, axis=1)).max() <= {"constant": 0.0, "ease": 3 * np.pi / 2 / 96, "walk": 0.12}[course]
@@ -152,7 +152,7 @@ def test_paths_are_smooth_and_stay_in_their_range(course):
 )
 def test_wrong_arguments_are_named(name, args, message):
     with pytest.raises(ConfigError, match=message):
-        make(name, args)
+        build_maker(name, args)
 
 
 TASKS = {  # task -> the factor its references are stored at
@@ -169,11 +169,11 @@ def test_every_task_composes_and_makes_its_references(task):
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         found = to_config(hydra.compose("prep", [f"conf={task}"])).task
     assert (found.name, found.reference_downscale) == (task, TASKS[task])
-    maker = make(found.maker, found.maker_args)
-    scales = Scales(found.reference_downscale, found.reference_temporal_scale)
+    maker = build_maker(found.maker, found.maker_args)
+    scales = ReferenceScale(found.reference_downscale, found.reference_temporal_scale)
     frames = list(moving(9, 96, 128))
     window = Window("a", 0, tuple(range(9)), (96, 128), (16, 20), (64, 64), False, 25.0)
-    made, _ = make_reference(frames, window, maker, Video(Path()), [1], scales)
+    made, _ = make_reference(frames, window, maker, SourceVideo(Path()), [1], scales)
     assert made.shape == (9, 64 // TASKS[task], 64 // TASKS[task], 3)
 
 
@@ -195,13 +195,15 @@ def test_defocus_keeps_the_light_and_more_of_it_is_less_sharp(shape, linear):
 
 
 def test_lenses_have_the_area_of_their_disk_and_a_bright_rim():
-    size = {blades: float(1 / (lens(12.0, blades, 0.3, 0.0) ** 2).sum()) for blades in (0, 5, 6, 9)}
+    size = {blades: float(1 / (aperture(12.0, blades, 0.3, 0.0) ** 2).sum()) for blades in (0, 5, 6, 9)}
     assert all(area == pytest.approx(np.pi * 12**2, rel=0.05) for area in size.values())
-    assert (lens(6.0, 0, 0.0, 0.0) == disk(6.0)).all()
-    ring = lens(12.0, 0, 0.0, 0.8)
+    assert (aperture(6.0, 0, 0.0, 0.0) == disk(6.0)).all()
+    ring = aperture(12.0, 0, 0.0, 0.8)
     middle = len(ring) // 2
     assert ring[middle, middle + 10] > 3 * ring[middle, middle]
-    assert all(kernel.sum() == pytest.approx(1, abs=1e-5) for kernel in (ring, lens(9.0, 7, 1.0, 0.5), line(9, 1.0)))
+    assert all(
+        kernel.sum() == pytest.approx(1, abs=1e-5) for kernel in (ring, aperture(9.0, 7, 1.0, 0.5), line(9, 1.0))
+    )
 
 
 def test_bloom_makes_clipped_highlights_brighter_than_their_mean():
@@ -236,7 +238,10 @@ def test_flow_puts_things_half_way_and_blending_leaves_ghosts():
     wide = moving(1, 64, 160)[0]
     clip = np.stack([wide[:, 8 * i : 8 * i + 96] for i in range(3)])
     truth = wide[:, 12 : 12 + 96] / 255
-    error = {way: np.abs(Between(clip, way, False).at(1.5) - truth)[:, 16:-16].mean() for way in ("flow", "blend")}
+    error = {
+        way: np.abs(FrameInterpolator(clip, way, False).frame_at(1.5) - truth)[:, 16:-16].mean()
+        for way in ("flow", "blend")
+    }
     assert error["flow"] < 0.4 * error["blend"]
 
 
@@ -316,23 +321,25 @@ def test_gamma_and_contrast_act_on_luma():
 @pytest.mark.parametrize("name", FILTERS)
 def test_resampling_keeps_flat_areas_and_the_mean_and_does_not_shift(name):
     frame = moving(1, 48, 64)[0]
-    assert (resample(flat(77)[0], (31, 45), name) == 77).all()
-    small = resample(frame, (24, 32), name)
+    assert (resize_frame(flat(77)[0], (31, 45), name) == 77).all()
+    small = resize_frame(frame, (24, 32), name)
     assert small.mean() == pytest.approx(frame.mean(), abs=1)
-    assert (resample(frame[:, ::-1], (24, 32), name)[:, ::-1] == small).mean() > 0.999  # up to ties in rounding
-    back = resample(small, (48, 64), name)
+    assert (resize_frame(frame[:, ::-1], (24, 32), name)[:, ::-1] == small).mean() > 0.999  # up to ties in rounding
+    back = resize_frame(small, (48, 64), name)
     assert np.abs(back.astype(float) - frame).mean() < 12
     stripes = np.tile(np.array([0, 255], np.uint8)[None, :, None], (64, 32, 3))
-    assert np.ptp(resample(stripes, (16, 16), name)[:, 2:-2].astype(int)) < 12  # finer than the grid holds: no moire
+    assert (
+        np.ptp(resize_frame(stripes, (16, 16), name)[:, 2:-2].astype(int)) < 12
+    )  # finer than the grid holds: no moire
 
 
 def test_area_is_the_mean_of_the_pixels_that_become_one():
     frame = moving(1, 48, 64)[0]
     expected = frame.reshape(16, 3, 16, 4, 3).astype(float).mean(axis=(1, 3))
-    assert np.abs(resample(frame, (16, 16), "area") - expected).max() <= 0.51
+    assert np.abs(resize_frame(frame, (16, 16), "area") - expected).max() <= 0.51
     for size in ((40, 61), (17, 30)):  # sizes that divide nothing
         theirs = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA).astype(int)
-        assert np.abs(resample(frame, size, "area") - theirs).max() <= 1
+        assert np.abs(resize_frame(frame, size, "area") - theirs).max() <= 1
 
 
 def test_low_resolution_is_what_is_stored_at_the_declared_factor():
@@ -340,11 +347,15 @@ def test_low_resolution_is_what_is_stored_at_the_declared_factor():
     frames = list(moving(3, 64, 96))
     window = Window("a", 0, (0, 1, 2), (64, 96), (7, 13), (32, 64), False, 25.0)
     args = {"factor": 4, "filters": ["lanczos"]}
-    stored, _ = make_reference(frames, window, make("degrade.low_resolution", args), Video(Path()), [1], Scales(4))
+    stored, _ = make_reference(
+        frames, window, build_maker("degrade.low_resolution", args), SourceVideo(Path()), [1], ReferenceScale(4)
+    )
     for small, frame in zip(stored, frames, strict=True):
-        assert (small == resample(frame[7:39, 13:77], (8, 16), "lanczos")).all()
+        assert (small == resize_frame(frame[7:39, 13:77], (8, 16), "lanczos")).all()
     noisy = {**args, "after": [{"maker": "degrade.noise", "args": {"sigma": [12, 12]}}]}
-    seen, _ = make_reference(frames, window, make("degrade.low_resolution", noisy), Video(Path()), [1], Scales(4))
+    seen, _ = make_reference(
+        frames, window, build_maker("degrade.low_resolution", noisy), SourceVideo(Path()), [1], ReferenceScale(4)
+    )
     assert (seen.astype(float) - stored).std() == pytest.approx(12, rel=0.15)  # averaging would leave a quarter of it
 
 
@@ -433,7 +444,7 @@ def test_jpeg_is_worse_at_a_lower_quality():
 
 def steps_of(args: dict, name: str = "degrade.chain", count: int = 60) -> list[list[str]]:
     frames = moving(1, 32, 32)
-    maker = make(name, args)
+    maker = build_maker(name, args)
     drawn = [maker(frames, rng(seed), whole(frames))[1]["steps"] for seed in range(count)]
     return [[step["maker"] for step in steps] for steps in drawn]
 
@@ -464,6 +475,8 @@ def test_a_chain_sees_as_far_beyond_the_window_as_all_its_steps():
     args = {"steps": [blur, blur]}
     frames = list(moving(1, 96, 128))
     inner = Window("a", 0, (0,), (96, 128), (30, 40), (32, 32), False, 25.0)
-    seen, _ = make_reference(frames, inner, make("degrade.chain", args), Video(Path()), [1], Scales())
+    seen, _ = make_reference(
+        frames, inner, build_maker("degrade.chain", args), SourceVideo(Path()), [1], ReferenceScale()
+    )
     full = degrade("degrade.chain", args, np.stack(frames))
     assert np.abs(seen.astype(int) - full[:, 30:62, 40:72]).max() <= 1

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from data_prep.clips.crop import Placement
-from data_prep.makers import Source, make
-from data_prep.makers.control.depth import pictured, steadied
+from data_prep.clips.crop import Crop
+from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers.control.depth import depth_reference, stabilise
 from iclora_train.config import ConfigError
 from iclora_train.data.video import encode_clip
 from iclora_train.signals.depth_network import load
@@ -79,21 +79,21 @@ def photos(count: int, size: tuple[int, int] = (64, 96)) -> np.ndarray:
     return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in small])
 
 
-def source(indices: tuple[int, ...], placement: Placement, **files: Path) -> Source:
-    return Source("clip", Path("clip.mp4"), indices, 24.0, placement, files)
+def source(indices: tuple[int, ...], crop: Crop, **files: Path) -> SourceWindow:
+    return SourceWindow("clip", Path("clip.mp4"), indices, 24.0, crop, files)
 
 
-def whole(height: int, width: int) -> Placement:
-    return Placement((height, width), (height, width), (0, 0), (height, width), False)
+def whole(height: int, width: int) -> Crop:
+    return Crop((height, width), (height, width), (0, 0), (height, width), False)
 
 
-def given(folder: Path, frames: int, placement: Placement, **args: object) -> np.ndarray:
+def given(folder: Path, frames: int, crop: Crop, **args: object) -> np.ndarray:
     """What control.depth_given makes of a folder or video for frames 0 to `frames`, from the least to the greatest."""
     maker, blank = (
-        make("control.depth_given", {"range": [0, 100], **args}),
-        np.zeros((frames, *placement.size, 3), np.uint8),
+        build_maker("control.depth_given", {"range": [0, 100], **args}),
+        np.zeros((frames, *crop.size, 3), np.uint8),
     )
-    return maker(blank, np.random.default_rng(0), source(tuple(range(frames)), placement, depth=folder))[0]
+    return maker(blank, np.random.default_rng(0), source(tuple(range(frames)), crop, depth=folder))[0]
 
 
 def write_exr(path: Path, **channels: np.ndarray) -> None:
@@ -103,7 +103,7 @@ def write_exr(path: Path, **channels: np.ndarray) -> None:
 
 def test_a_network_of_the_user_makes_grey_video_with_one_range(network: Path) -> None:
     frames = photos(10)  # more than one batch
-    maker = make("control.depth", {"model": str(network), "range": [0.0, 100.0]})
+    maker = build_maker("control.depth", {"model": str(network), "range": [0.0, 100.0]})
     made, drawn = maker(frames, np.random.default_rng(0), source(tuple(range(10)), whole(64, 96)))
     assert made.shape == frames.shape
     assert (made == made[..., :1]).all()
@@ -132,9 +132,9 @@ def test_networks_in_metres_are_turned_over(tmp_path: Path) -> None:
 
 def test_without_weights_the_way_to_get_them_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.maker_args\.model is not set"):
-        make("control.depth", {})
+        build_maker("control.depth", {})
     with pytest.raises(ConfigError, match="hf download depth-anything/Depth-Anything-V2-Small-hf"):
-        make("control.depth", {"model": str(tmp_path / "none")})
+        build_maker("control.depth", {"model": str(tmp_path / "none")})
 
 
 def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tmp_path: Path) -> None:
@@ -151,24 +151,24 @@ def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tm
 def test_one_range_holds_for_the_whole_clip() -> None:
     near = np.zeros((2, 16, 16), np.float32)
     near[0, :, 8:], near[1, :, 8:] = 1.0, 2.0
-    made, drawn = pictured(near, [0.0, 100.0])
+    made, drawn = depth_reference(near, [0.0, 100.0])
     assert drawn == {"range": [0.0, 2.0]}
     assert [frame[0, 15, 0] for frame in made] == [128, 255]
-    flat, _ = pictured(np.full((1, 16, 16), 3.0, np.float32), [0.0, 100.0])
+    flat, _ = depth_reference(np.full((1, 16, 16), 3.0, np.float32), [0.0, 100.0])
     assert not flat.any()
 
 
 def test_outliers_do_not_set_the_range() -> None:
     near = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 1))
     near[0, 0, 0] = 1e6
-    made, _ = pictured(near, [1.0, 99.0])
+    made, _ = depth_reference(near, [1.0, 99.0])
     assert made[0, 32, 60, 0] > 200
 
 
 def test_steadying_takes_flicker_out_of_what_stands_still() -> None:
     frames = np.repeat(photos(1), 12, axis=0)
     noise = np.random.default_rng(0).normal(0, 1, (12, 64, 96)).astype(np.float32)
-    left = steadied(noise, frames, 0.8)
+    left = stabilise(noise, frames, 0.8)
     assert np.abs(np.diff(left, axis=0)).mean() < 0.3 * np.abs(np.diff(noise, axis=0)).mean()
 
 
@@ -178,7 +178,7 @@ def test_steadying_moves_depth_along_with_the_picture() -> None:
     frames = np.stack([wide[:, 2 * i : 2 * i + 96] for i in range(8)])
     near = frames[..., 1].astype(np.float32)
     plain = (near[:-1] + near[1:]) / 2
-    error = np.abs(steadied(near, frames, 0.8) - near)[:, 8:-8, 8:-8].mean()
+    error = np.abs(stabilise(near, frames, 0.8) - near)[:, 8:-8, 8:-8].mean()
     assert error < 0.3 * np.abs(plain - near[1:])[:, 8:-8, 8:-8].mean()
 
 
@@ -211,10 +211,10 @@ def test_renders_follow_the_window_in_time_size_crop_and_mirroring(tmp_path: Pat
         picture = np.zeros((20, 40), np.uint16)
         picture[:, 20:] = 1000 * (number + 1)
         cv2.imwrite(str(tmp_path / f"{number:04d}.png"), picture)
-    placement = Placement((40, 80), (20, 40), (0, 10), (20, 20), True)  # renders at half the clip's size
-    maker = make("control.depth_given", {"values": "nearness", "range": [0, 100]})
+    crop = Crop((40, 80), (20, 40), (0, 10), (20, 20), True)  # renders at half the clip's size
+    maker = build_maker("control.depth_given", {"values": "nearness", "range": [0, 100]})
     blank = np.zeros((3, 20, 20, 3), np.uint8)
-    made, _ = maker(blank, np.random.default_rng(0), source((1, 3, 5), placement, depth=tmp_path))
+    made, _ = maker(blank, np.random.default_rng(0), source((1, 3, 5), crop, depth=tmp_path))
     assert made.shape == (3, 20, 20, 3)
     assert made[:, 5, 2, 0].tolist() == [round(255 * n / 6) for n in (2, 4, 6)]
     assert not made[:, :, 12:].any()
@@ -284,4 +284,4 @@ def test_without_the_extra_the_way_to_get_it_is_named(tmp_path: Path, monkeypatc
 )
 def test_bad_arguments_are_named(name: str, args: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"task\.maker_args\.{key}"):
-        make(name, args)
+        build_maker(name, args)

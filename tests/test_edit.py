@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.clips.crop import Placement
+from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import Source, make
-from data_prep.makers.edit.masks import OFFICIAL, dilated, drawn_mask, mask_of
-from data_prep.makers.trajectory import Course
-from data_prep.pairs import Scales, Video, make_reference, remake
+from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers.edit.masks import MASK_COLOUR, dilate, mask_from_colour, random_mask
+from data_prep.makers.trajectory import Trajectory
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, remake
 from iclora_train.config import ConfigError
 from iclora_train.data.video import encode_clip
 from tests.clips import moving
@@ -23,14 +23,14 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def source(frames: np.ndarray, **files: Path) -> Source:
+def source(frames: np.ndarray, **files: Path) -> SourceWindow:
     """The source of frames that are a whole clip."""
     size = (frames.shape[1], frames.shape[2])
-    return Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False), files)
+    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False), files)
 
 
 def edit(name: str, args: dict, frames: np.ndarray, seed: int = 0, **files: Path) -> np.ndarray:
-    return make(name, args)(frames, rng(seed), source(frames, **files))[0]
+    return build_maker(name, args)(frames, rng(seed), source(frames, **files))[0]
 
 
 @pytest.mark.parametrize(
@@ -45,21 +45,23 @@ def edit(name: str, args: dict, frames: np.ndarray, seed: int = 0, **files: Path
 def test_an_edit_is_made_again_from_its_record(name, args, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(encode_clip(moving(5, 60, 80), 25.0))
     window = Window("a", 0, (0, 1, 2, 3, 4), (60, 80), (10, 14), (32, 48), True, 25.0)
-    maker, video, frames = make(name, args), Video(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
-    made, drawn = make_reference(frames, window, maker, video, [3, 1], Scales())
+    maker, video, frames = build_maker(name, args), SourceVideo(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
+    made, drawn = make_reference(frames, window, maker, video, [3, 1], ReferenceScale())
     facts = {"window": asdict(window), "maker": name, "args": asdict(maker), "seed": [3, 1], "drawn": drawn}
-    assert (remake(video, json.loads(json.dumps({**facts, **asdict(Scales())}))) == made).all()
-    assert len({make_reference(frames, window, maker, video, [3, i], Scales())[0].tobytes() for i in range(5)}) > 1
+    assert (remake(video, json.loads(json.dumps({**facts, **asdict(ReferenceScale())}))) == made).all()
+    assert (
+        len({make_reference(frames, window, maker, video, [3, i], ReferenceScale())[0].tobytes() for i in range(5)}) > 1
+    )
 
 
 @pytest.mark.parametrize("shape", ["box", "ellipse", "free"])
 def test_drawn_masks_cover_their_share_and_move_smoothly(shape):
     shares = []
     for seed in range(20):
-        still = drawn_mask((64, 96), shape, 0.15, Course(), 4, rng(seed))
+        still = random_mask((64, 96), shape, 0.15, Trajectory(), 4, rng(seed))
         assert (still == still[0]).all()
         shares.append(still.mean())
-        moves = drawn_mask((64, 96), shape, 0.15, Course("ease"), 25, rng(seed))
+        moves = random_mask((64, 96), shape, 0.15, Trajectory("ease"), 25, rng(seed))
         assert (moves[0] != moves[-1]).any()
         centres = np.array([np.argwhere(frame).mean(axis=0) for frame in moves])
         assert (
@@ -70,16 +72,16 @@ def test_drawn_masks_cover_their_share_and_move_smoothly(shape):
 
 def test_a_hole_is_painted_in_the_official_colour_and_nothing_else_is():
     frames = moving(5, 64, 96)
-    frames[:, :8, :8] = OFFICIAL  # the picture may have it too
-    maker = make("edit.hole", {"shapes": ["box"], "cover": [0.2, 0.2]})
+    frames[:, :8, :8] = MASK_COLOUR  # the picture may have it too
+    maker = build_maker("edit.hole", {"shapes": ["box"], "cover": [0.2, 0.2]})
     painted, drawn = maker(frames, rng(), source(frames))
-    mask = mask_of(painted)
-    assert OFFICIAL == (0x66, 0xFF, 0x00)
+    mask = mask_from_colour(painted)
+    assert MASK_COLOUR == (0x66, 0xFF, 0x00)
     assert mask.mean() == drawn["covered"] == pytest.approx(0.2, abs=0.02)
     corners = np.argwhere(mask[0])
     (top, left), (bottom, right) = corners.min(axis=0), corners.max(axis=0)
     assert mask[:, top : bottom + 1, left : right + 1].all()  # a box, whole, of one colour
-    ours = (frames == OFFICIAL).all(axis=-1) & ~mask
+    ours = (frames == MASK_COLOUR).all(axis=-1) & ~mask
     assert (painted[ours] == (0x66, 0xFE, 0x00)).all()
     assert (painted == frames)[~mask & ~ours].all()
 
@@ -87,7 +89,7 @@ def test_a_hole_is_painted_in_the_official_colour_and_nothing_else_is():
 def test_a_mask_grows_by_the_pixels_told():
     mask = np.zeros((1, 41, 41), bool)
     mask[0, 20, 20] = True
-    grown = np.argwhere(dilated(mask, 6)[0]) - 20
+    grown = np.argwhere(dilate(mask, 6)[0]) - 20
     assert np.abs(grown).max() == 6
     assert np.hypot(*grown.T).max() < 7
     assert len(grown) == pytest.approx(np.pi * 6.5**2, rel=0.15)
@@ -107,14 +109,14 @@ def test_a_clips_own_mask_follows_its_frames_crop_and_mirror(tmp_path):
     video, still = write_masks(tmp_path, 12)
     frames = [np.full((48, 64, 3), 50, np.uint8)] * 3
     window = Window("a", 0, (2, 5, 9), (48, 64), (8, 4), (32, 40), True, 25.0)
-    maker = make("edit.hole", {"mask": "column"})
+    maker = build_maker("edit.hole", {"mask": "column"})
     assert maker.needs == ("mask",)
-    made, _ = make_reference(frames, window, maker, Video(Path(), {"mask": video}), [1], Scales())
-    columns = [np.flatnonzero(mask_of(frame).all(axis=0)).tolist() for frame in made]
+    made, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": video}), [1], ReferenceScale())
+    columns = [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in made]
     place = [39 - (2 * (number + 4) - 4) for number in window.indices]
     assert columns == [[x - 1, x] for x in place]
-    made, _ = make_reference(frames, window, maker, Video(Path(), {"mask": still}), [1], Scales())
-    assert [np.flatnonzero(mask_of(frame).all(axis=0)).tolist() for frame in made] == [[34, 35]] * 3
+    made, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": still}), [1], ReferenceScale())
+    assert [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in made] == [[34, 35]] * 3
 
 
 def test_masks_that_lack_or_end_early_are_named(tmp_path):
@@ -128,15 +130,15 @@ def test_masks_that_lack_or_end_early_are_named(tmp_path):
 
 def test_outpainting_keeps_the_middle():
     frames = moving(2, 64, 96)
-    maker = make("edit.outpaint", {"aspect": [1.0, 1.0], "scale": [0.5, 0.5]})
+    maker = build_maker("edit.outpaint", {"aspect": [1.0, 1.0], "scale": [0.5, 0.5]})
     painted, drawn = maker(frames, rng(), source(frames))
     assert drawn["kept"] == [16, 32, 32, 32]
-    kept = ~mask_of(painted)
+    kept = ~mask_from_colour(painted)
     assert kept[:, 16:48, 32:64].all()
     assert kept.sum() == 2 * 32 * 32
     assert (painted[kept] == frames[kept]).all()
-    wide, _ = make("edit.outpaint", {"aspect": [3.0, 3.0], "scale": [1, 1]})(frames, rng(), source(frames))
-    assert (~mask_of(wide)).sum(axis=(1, 2)).tolist() == [96 * 32] * 2
+    wide, _ = build_maker("edit.outpaint", {"aspect": [3.0, 3.0], "scale": [1, 1]})(frames, rng(), source(frames))
+    assert (~mask_from_colour(wide)).sum(axis=(1, 2)).tolist() == [96 * 32] * 2
 
 
 def test_a_still_lasts_as_long_as_the_clip(tmp_path):
@@ -167,4 +169,4 @@ def test_a_still_lasts_as_long_as_the_clip(tmp_path):
 )
 def test_wrong_arguments_are_named(name, args, message):
     with pytest.raises(ConfigError, match=message):
-        make(name, args)
+        build_maker(name, args)

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_prep import pipeline
-from data_prep import write_shards as produce
+from data_prep import pipeline, write_shards
 from data_prep.clips.windows import Window
-from data_prep.encode_latents import Encoder
-from data_prep.engines.base import Engine, Failed
-from data_prep.engines.local import Here, Local, engine_of
-from data_prep.write_shards import LostError, Unit, make_unit, units_of
+from data_prep.encode_latents import LatentEncoder
+from data_prep.engines.base import Engine, Failure
+from data_prep.engines.local import InProcessEngine, WorkerEngine, create_engine
+from data_prep.write_shards import LostWindowsError, WorkUnit, process_unit, split_into_units
 from iclora_train.config import ConfigError
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
@@ -79,8 +78,8 @@ def refuse_three(number: int) -> int:
 def engine(request) -> Iterator[Engine]:
     if request.param == "ray":
         pytest.importorskip("ray")
-    make = {"here": Here, "one worker": lambda: Local(1), "three workers": lambda: Local(3)}
-    with closing(make.get(request.param, lambda: engine_of("ray", 2))()) as engine:
+    make = {"here": InProcessEngine, "one worker": lambda: WorkerEngine(1), "three workers": lambda: WorkerEngine(3)}
+    with closing(make.get(request.param, lambda: create_engine("ray", 2))()) as engine:
         yield engine
 
 
@@ -100,7 +99,7 @@ def test_items_are_taken_only_a_little_ahead():
             taken.append(number)
             yield number
 
-    with closing(Local(2)) as engine:
+    with closing(WorkerEngine(2)) as engine:
         for done, _ in enumerate(engine.map(halve, items())):
             assert len(taken) <= done + 4
 
@@ -109,11 +108,11 @@ def test_items_are_taken_only_a_little_ahead():
 def test_a_dying_worker_costs_its_item_and_has_a_second_chance(name, tmp_path):
     if name == "ray":
         pytest.importorskip("ray")
-    with closing(engine_of(name, 2)) as engine:
+    with closing(create_engine(name, 2)) as engine:
         results = list(engine.map(die_of_five, [(number, str(tmp_path)) for number in range(9)]))
     lost = results.pop(5)
     assert results == [0, 1, 2, 3, 4, 6, 7, 8]
-    assert isinstance(lost, Failed)
+    assert isinstance(lost, Failure)
     assert "died, 2 times" in lost.reason if name == "ray" else "ended with exit code 7, 2 times" in lost.reason
 
 
@@ -123,13 +122,13 @@ def sleep_long(pid_file: str) -> None:
 
 
 def test_closing_ends_what_is_under_way(tmp_path):
-    with closing(Local(1)) as engine:
+    with closing(WorkerEngine(1)) as engine:
         work = engine.map(halve, range(100))
         next(work)
         work.close()
         assert list(engine.map(halve, [8])) == [4.0]  # no answer of the work before
-    with closing(Local(1)) as engine:
-        engine._workers[0].give(sleep_long, str(tmp_path / "pid"))
+    with closing(WorkerEngine(1)) as engine:
+        engine._workers[0].submit(sleep_long, str(tmp_path / "pid"))
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             time.sleep(0.01)
     with pytest.raises(ProcessLookupError):
@@ -138,7 +137,7 @@ def test_closing_ends_what_is_under_way(tmp_path):
 
 def test_other_engines_are_refused():
     with pytest.raises(ConfigError, match="engine='spark' is not one of local, ray"):
-        engine_of("spark", 0)
+        create_engine("spark", 0)
 
 
 # --- the whole way ---
@@ -154,18 +153,20 @@ def test_every_engine_makes_the_same_bytes(settings, tmp_path, clips, base, prep
     assert contents(tmp_path) == prepared
 
 
-def die_on_clip1(unit: Unit) -> object:
+def die_on_clip1(unit: WorkUnit) -> object:
     if unit.clip.id == "clip1":
         os._exit(7)
-    return make_unit(unit)
+    return process_unit(unit)
 
 
 def test_a_clip_that_kills_its_worker_is_told_and_the_rest_is_kept(
     tmp_path, clips, base, prepared, monkeypatch, capsys
 ):
-    monkeypatch.setattr(produce, "make_unit", die_on_clip1)
+    monkeypatch.setattr(write_shards, "process_unit", die_on_clip1)
     config = config_of(tmp_path, clips, base, "data.workers=2")
-    with pytest.raises(LostError, match=r"1 clips failed.*10 windows are missing \(clip1: .*exit code 7, 2 times\)"):
+    with pytest.raises(
+        LostWindowsError, match=r"1 clips failed.*10 windows are missing \(clip1: .*exit code 7, 2 times\)"
+    ):
         pipeline.prepare(config)
     lost = json.loads((tmp_path / "pairs" / "lost.json").read_text())
     assert {loss["clip"] for loss in lost} == {"clip1"}
@@ -180,35 +181,35 @@ def test_a_clip_that_kills_its_worker_is_told_and_the_rest_is_kept(
 
 
 def test_losses_of_a_killed_run_are_told_by_the_one_that_goes_on(tmp_path, clips, base, monkeypatch):
-    monkeypatch.setattr(produce, "make_unit", die_on_clip1)
+    monkeypatch.setattr(write_shards, "process_unit", die_on_clip1)
     config = config_of(tmp_path, clips, base, "data.workers=2")
-    with pytest.raises(LostError):
+    with pytest.raises(LostWindowsError):
         pipeline.prepare(config)
     (tmp_path / "pairs" / "index.json").unlink()
-    monkeypatch.setattr(produce, "make_unit", make_unit)
-    with pytest.raises(LostError, match="10 windows are missing"):
+    monkeypatch.setattr(write_shards, "process_unit", process_unit)
+    with pytest.raises(LostWindowsError, match="10 windows are missing"):
         pipeline.prepare(config)
 
 
 def test_a_clip_that_vanishes_on_the_way_is_lost_not_the_run(tmp_path, base, monkeypatch):
     clips = write_clips(tmp_path / "clips")
-    make = produce.produce
+    make = write_shards.write_shards
 
     def late(*args: object) -> None:
         (clips.parent / "clip0.mp4").unlink()
         make(*args)
 
-    monkeypatch.setattr(pipeline, "produce", late)
-    with pytest.raises(LostError, match=r"\(clip0: .*clip0\.mp4"):
+    monkeypatch.setattr(pipeline, "write_shards", late)
+    with pytest.raises(LostWindowsError, match=r"\(clip0: .*clip0\.mp4"):
         pipeline.prepare(config_of(tmp_path / "out", clips, base))
 
 
 def test_units_bound_what_is_in_memory(clips, base, tmp_path):
     config = config_of(tmp_path, clips, base)
     small = [Window("a", i, tuple(range(5)), (32, 32), (0, 0), (32, 32), False, 25.0) for i in range(20)]
-    assert [len(unit.windows) for unit in units_of(small, {"a": None}, config)] == [8, 8, 4]
+    assert [len(unit.windows) for unit in split_into_units(small, {"a": None}, config)] == [8, 8, 4]
     large = [Window("a", i, tuple(range(49)), (544, 960), (0, 0), (544, 960), False, 25.0) for i in range(5)]
-    units = list(units_of(large, {"a": None}, config))
+    units = list(split_into_units(large, {"a": None}, config))
     assert [len(unit.windows) for unit in units] == [2, 2, 1]
     assert [window for unit in units for window in unit.windows] == large
 
@@ -219,7 +220,7 @@ def test_units_bound_what_is_in_memory(clips, base, tmp_path):
 def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, clips, base, prepared, monkeypatch):
     pipeline.prepare(config_of(tmp_path, clips, base))
     pairs, opened = ShardSet.open(tmp_path / "pairs"), BaseModel.open(str(base))
-    encoder = Encoder(opened, TextFeatures(tmp_path, opened))
+    encoder = LatentEncoder(opened, TextFeatures(tmp_path, opened))
     encode, sizes = encoder.vae.encode, []
 
     def small_only(video: torch.Tensor) -> torch.Tensor:
@@ -232,10 +233,10 @@ def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, cli
     four = [pairs.read_pair(i) for i in range(4)]
     halved = encoder.encode(four)
     assert sizes == [4, 2, 2, 2, 2]  # targets and references of each half
-    whole = Encoder(opened, TextFeatures(tmp_path, opened)).encode(four)
+    whole = LatentEncoder(opened, TextFeatures(tmp_path, opened)).encode(four)
     assert all((a.target - b.target).abs().max() < 1e-4 for a, b in zip(halved, whole, strict=True))
     sizes.clear()
-    assert len(list(encoder.samples(pairs, "train-000000.tar"))) == 12
+    assert len(list(encoder.encode_shard(pairs, "train-000000.tar"))) == 12
     assert max(sizes) == 2  # it has learned
     monkeypatch.setattr(encoder.vae, "encode", lambda video: small_only(video.expand(4, *video.shape[1:])))
     with pytest.raises(
@@ -249,6 +250,6 @@ def test_batches_never_mix_buckets(tmp_path, base):
     write_clip(clips.parent / "clip1.mp4", height=48, width=48)
     pipeline.prepare(config_of(tmp_path / "out", clips, base, "data.buckets=[32x32x5,48x32x5]", "data.train_windows=8"))
     pairs, opened = ShardSet.open(tmp_path / "out" / "pairs"), BaseModel.open(str(base))
-    batches = list(Encoder(opened, TextFeatures(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
+    batches = list(LatentEncoder(opened, TextFeatures(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
     assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert [pairs.samples[i].bucket for i in (0, 4)] == ["48x32x5", "32x32x5"]

@@ -6,16 +6,16 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.clips.crop import Placement
-from data_prep.makers import Source, make
-from data_prep.makers.control.optical_flow import coloured, wheel
+from data_prep.clips.crop import Crop
+from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers.control.optical_flow import colour_wheel, flow_to_colour
 from iclora_train.config import ConfigError
 
 
 def made(name: str, frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
     size = (frames.shape[1], frames.shape[2])
-    where = Source("clip", Path("c.mp4"), tuple(range(len(frames))), 24.0, Placement(size, size, (0, 0), size, False))
-    return make(name, args)(frames, np.random.default_rng(0), where)
+    where = SourceWindow("clip", Path("c.mp4"), tuple(range(len(frames))), 24.0, Crop(size, size, (0, 0), size, False))
+    return build_maker(name, args)(frames, np.random.default_rng(0), where)
 
 
 def sliding(x: int, y: int, count: int = 4) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_flow_comes_again() -> None:
 
 def test_the_wheel_is_middleburys() -> None:
     """55 colours, of which the pure ones stand at 0, 15, 21, 25, 36 and 49 (Baker et al. 2011)."""
-    colours = wheel()
+    colours = colour_wheel()
     assert colours.shape == (55, 3)
     pure = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]
     assert colours[[0, 15, 21, 25, 36, 49]].tolist() == pure
@@ -79,7 +79,7 @@ def test_the_wheel_is_middleburys() -> None:
 
 def test_vectors_beyond_the_scale_are_darker() -> None:
     flow = np.array([[[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]])
-    assert coloured(flow)[0].tolist() == [[255, 255, 255], [255, 0, 0], [191, 0, 0]]
+    assert flow_to_colour(flow)[0].tolist() == [[255, 255, 255], [255, 0, 0], [191, 0, 0]]
 
 
 def test_contours_are_bright_and_texture_is_dark() -> None:
@@ -110,4 +110,4 @@ def test_edges_have_one_range_for_the_clip() -> None:
 )
 def test_bad_arguments_are_named(name: str, args: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=rf"task\.maker_args\.{key}"):
-        make(name, args)
+        build_maker(name, args)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.makers import make
+from data_prep.makers import build_maker
 from eval.metrics import GroundTruth, Suite
 from eval.metrics.base import CachedClip, Measurement
 from eval.metrics.depth import depth_metrics
@@ -89,7 +89,7 @@ def test_what_cannot_run_is_named_with_the_way_to_get_it(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("maker", ["control.canny", "control.soft_edges"])
 def test_edges_are_drawn_again_as_the_maker_draws_them(maker: str) -> None:
     args = {"thickness": 2, "soft": 0.6} if maker == "control.canny" else {"scales": [1.0, 3.0]}
-    made, _ = make(maker, args)(scene(), np.random.default_rng(0), source(scene()))
+    made, _ = build_maker(maker, args)(scene(), np.random.default_rng(0), source(scene()))
     assert (Suite.of(task(maker, **args)).control(scene()) == made).all()
 
 
@@ -98,7 +98,9 @@ def test_edges_are_drawn_again_as_the_maker_draws_them(maker: str) -> None:
 
 def test_tracks_are_those_that_the_maker_drew_and_are_drawn_again() -> None:
     frames = scene()
-    drawing, drawn = make("control.tracks", {"count": [12, 12]})(frames, np.random.default_rng(0), source(frames))
+    drawing, drawn = build_maker("control.tracks", {"count": [12, 12]})(
+        frames, np.random.default_rng(0), source(frames)
+    )
     suite, truth = Suite.of(task("control.tracks", count=[12, 12])), blank({"drawn": drawn})
     found = suite.measure(frames, truth)
     assert found.values["track_error"] < 0.1
@@ -219,7 +221,7 @@ def test_only_sure_joints_inside_of_the_picture_are_asked_for() -> None:
 
 def test_a_person_in_the_record_is_found_again_in_the_picture() -> None:
     frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(5)])
-    _, drawn = make("control.pose", {})(frames, np.random.default_rng(0), source(frames))
+    _, drawn = build_maker("control.pose", {})(frames, np.random.default_rng(0), source(frames))
     truth, group = blank({"drawn": drawn}, frames), pose_metrics(PoseReader())
     itself = group.measure(CachedClip(frames), truth).values
     assert itself["pose_pck"] == itself["pose_recall"] == 1

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import skimage.data
 
-from data_prep.clips.crop import Placement
-from data_prep.makers import Source, make
+from data_prep.clips.crop import Crop
+from data_prep.makers import SourceWindow, build_maker
 from iclora_train.config import ConfigError
 from iclora_train.signals.blazepose import BlazePose, anchor_centres, load, weighted_nms
 from iclora_train.signals.pose_tracking import contiguous_runs, fill_gaps, smooth_points, track_people
@@ -30,13 +30,15 @@ def astronaut(left: int = 0, top: int = 0, scale: float = 0.5, size: tuple[int, 
     return picture
 
 
-def source(frames: np.ndarray) -> Source:
+def source(frames: np.ndarray) -> SourceWindow:
     size = (frames.shape[1], frames.shape[2])
-    return Source("clip", Path("clip.mp4"), tuple(range(len(frames))), 24.0, Placement(size, size, (0, 0), size, False))
+    return SourceWindow(
+        "clip", Path("clip.mp4"), tuple(range(len(frames))), 24.0, Crop(size, size, (0, 0), size, False)
+    )
 
 
 def posed(frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
-    return make("control.pose", args)(frames, np.random.default_rng(0), source(frames))
+    return build_maker("control.pose", args)(frames, np.random.default_rng(0), source(frames))
 
 
 def skeletons(drawn: dict) -> list[np.ndarray]:
@@ -106,8 +108,8 @@ def test_people_are_found_in_the_whole_picture_and_recorded_in_the_window() -> N
     """The window holds half of the face only; its skeleton is that of the whole picture, moved."""
     frames = np.stack([astronaut()] * 2)
     all_of_it = skeletons(posed(frames)[1])[0]
-    maker, window = make("control.pose", {}), Placement((256, 256), (256, 256), (16, 112), (96, 96), False, 1 << 20)
-    pictures, drawn = maker(frames, np.random.default_rng(0), replace(source(frames), placement=window))
+    maker, window = build_maker("control.pose", {}), Crop((256, 256), (256, 256), (16, 112), (96, 96), False, 1 << 20)
+    pictures, drawn = maker(frames, np.random.default_rng(0), replace(source(frames), crop=window))
     assert maker.margin > 10_000
     assert pictures.shape == frames.shape
     part = skeletons(drawn)[0]
@@ -141,17 +143,17 @@ def test_who_appears_late_is_followed_back_to_the_beginning(monkeypatch: pytest.
 def test_without_the_extra_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(ConfigError, match=r"pip install 'iclora_train\[pose\]'"):
-        make("control.pose", {})
+        build_maker("control.pose", {})
 
 
 def test_a_model_that_is_missing_or_cannot_be_run_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     model = tmp_path / "dw-ll_ucoco_384.onnx"
     with pytest.raises(ConfigError, match=r"dw-ll_ucoco_384\.onnx does not exist"):
-        make("control.pose", {"model": str(model)})
+        build_maker("control.pose", {"model": str(model)})
     model.touch()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(ConfigError, match="pip install onnxruntime"):
-        make("control.pose", {"model": str(model)})
+        build_maker("control.pose", {"model": str(model)})
 
 
 @pytest.mark.parametrize(
@@ -160,7 +162,7 @@ def test_a_model_that_is_missing_or_cannot_be_run_is_named(monkeypatch: pytest.M
 )
 def test_bad_arguments_are_named(args: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=f"task.maker_args.{key}"):
-        make("control.pose", args)
+        build_maker("control.pose", args)
 
 
 def test_anchors_are_those_of_the_detector() -> None:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.checks import Finding, Notes, Report, finish, pair_picture
+from data_prep.checks import CheckLog, Finding, Report, pair_picture, write_results
 from iclora_train.config import Config, Model, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
@@ -64,7 +64,7 @@ def made(number: int, verdict: str, value: float, caption: str = "") -> Report:
 def sheet(folder: Path, reports: list[Report], megabytes: float = 24.0) -> str:
     clip = moving(9, 48, 64)
     picture = pair_picture(Pair("clip-00000", clip, (clip,), "", 24.0))
-    notes = Notes(folder, "0123456789")
+    notes = CheckLog(folder, "0123456789")
     notes.write("train-000000", [(one, picture) for one in reports])
     config = Config(
         task=Task(name="canny & co", maker="given"),
@@ -72,7 +72,7 @@ def sheet(folder: Path, reports: list[Report], megabytes: float = 24.0) -> str:
         checks=Checks(sheet_megabytes=megabytes),
     )
     dropped = [{"clip": "broken", "reason": "truncated after frame <3>"}]
-    finish(folder, notes, {"kept": {"train": {"clips": 1, "windows": 4}}, "dropped": dropped}, config)
+    write_results(folder, notes, {"kept": {"train": {"clips": 1, "windows": 4}}, "dropped": dropped}, config)
     return (folder / "contact.html").read_text()
 
 

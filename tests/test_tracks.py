@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.clips.crop import Placement
+from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import Source, make
+from data_prep.makers import SourceWindow, build_maker
 from data_prep.makers.control.track_files import read_tracks, spline
-from data_prep.pairs import Scales, Video, make_reference
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import ConfigError
 from iclora_train.signals.point_tracks import track_points
 from iclora_train.signals.track_drawing import draw_tracks, trail_colour
@@ -28,10 +28,10 @@ def points_of(*tracks: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarra
     return points, np.ones(points.shape[:2], bool)
 
 
-def whole(frames: np.ndarray, **changes: object) -> Source:
+def whole(frames: np.ndarray, **changes: object) -> SourceWindow:
     """The source of frames that are a whole clip."""
     size = (frames.shape[1], frames.shape[2])
-    source = Source("a", Path(), tuple(range(len(frames))), 25.0, Placement(size, size, (0, 0), size, False))
+    source = SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
     return replace(source, **changes)
 
 
@@ -118,7 +118,7 @@ def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
 def test_json_without_tracks_is_refused(text, message, tmp_path):
     (tmp_path / "tracks.json").write_text(text)
     with pytest.raises(ValueError, match=message):
-        make("control.tracks", {}).check({"tracks": tmp_path / "tracks.json"})
+        build_maker("control.tracks", {}).check({"tracks": tmp_path / "tracks.json"})
 
 
 def test_curves_are_those_of_the_editor():
@@ -136,14 +136,14 @@ def test_drawn_tracks_move_with_the_window(tmp_path):
     clip = write_clip(tmp_path / "a.mp4", 21, 270, 480)
     path = write_tracks(tmp_path / "t.json", [dots((100, 150), (300, 150))])
     window = Window("a", 0, (4, 8, 12, 16, 20), (540, 960), (0, 100), (540, 720), True, 6.25)
-    maker = make("control.tracks", {"points": "spline"})
+    maker = build_maker("control.tracks", {"points": "spline"})
     blank = [np.zeros((270, 480, 3), np.uint8)] * 5
-    made, drawn = make_reference(blank, window, maker, Video(clip, {"tracks": path}), [0], Scales())
+    made, drawn = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [0], ReferenceScale())
     wanted = [719 - ((100 + 200 * i / 20 + 0.5) * 2 - 0.5 - 100) for i in window.indices]
     assert np.abs(np.array(drawn["tracks"][0])[:, 0] - wanted).max() <= 0.5  # whole pixels, as the editor has them
     newest = [np.argwhere((frame == (0, 0, 255)).all(axis=-1)).mean(axis=0) for frame in made]
     assert np.abs(np.array(newest)[:, 1] - wanted).max() < 1.5
-    again, _ = make_reference(blank, window, maker, Video(clip, {"tracks": path}), [9], Scales())
+    again, _ = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [9], ReferenceScale())
     assert (again == made).all()
 
 
@@ -151,7 +151,7 @@ def test_a_point_for_each_frame_ends_where_it_ends(tmp_path):
     frames = np.zeros((6, *SIZE, 3), np.uint8)
     path = write_tracks(tmp_path / "t.json", [dots(*[(100 + 20 * i, 300) for i in range(9)]), dots((50, 50), (60, 50))])
     source = whole(frames, files={"tracks": path}, indices=(1, 2, 3, 4, 5, 6))
-    _, drawn = make("control.tracks", {"points": "frames"})(frames, np.random.default_rng(0), source)
+    _, drawn = build_maker("control.tracks", {"points": "frames"})(frames, np.random.default_rng(0), source)
     assert drawn["tracks"] == [[[120 + 20 * i, 300] for i in range(6)], [[60, 50]]]
 
 
@@ -173,7 +173,7 @@ def test_points_are_followed_and_lost():
 
 def test_followed_tracks_are_drawn_and_told():
     frames = moving(9, 128, 160)
-    maker = make("control.tracks", {"count": [5, 9]})
+    maker = build_maker("control.tracks", {"count": [5, 9]})
     made, drawn = maker(frames, np.random.default_rng(3), whole(frames))
     assert made.shape == frames.shape
     assert 5 <= len(drawn["tracks"]) <= 9
@@ -199,7 +199,7 @@ def test_followed_tracks_are_drawn_and_told():
 )
 def test_bad_arguments_of_tracks_are_named(args, message):
     with pytest.raises(ConfigError, match=message):
-        make("control.tracks", args)
+        build_maker("control.tracks", args)
 
 
 # --- union ---
@@ -213,7 +213,7 @@ CONTROLS = {
 
 def test_union_gives_each_control_its_share_of_every_clip():
     frames = np.zeros((1, 64, 64, 3), np.uint8)
-    maker = make("union", {"controls": CONTROLS})
+    maker = build_maker("union", {"controls": CONTROLS})
     totals: Counter[str] = Counter()
     for clip in "abcdef":
         sources = (whole(frames, clip=clip, number=n) for n in range(40))
@@ -226,15 +226,15 @@ def test_union_gives_each_control_its_share_of_every_clip():
 
 def test_union_makes_what_the_control_makes_alone():
     frames = list(moving(5, 96, 128))
-    union = make("union", {"controls": CONTROLS})
+    union = build_maker("union", {"controls": CONTROLS})
     made = set()
     for number in range(8):
         for crop, flip in (((30, 40), False), ((0, 90), True)):
             window = Window("a", number, (0, 1, 2, 3, 4), (96, 128), crop, (32, 32), flip, 25.0)
-            reference, drawn = make_reference(frames, window, union, Video(Path()), [number], Scales())
+            reference, drawn = make_reference(frames, window, union, SourceVideo(Path()), [number], ReferenceScale())
             control = drawn.pop("control")
-            alone = make(control, CONTROLS[control].get("args", {}))
-            expected, told = make_reference(frames, window, alone, Video(Path()), [number], Scales())
+            alone = build_maker(control, CONTROLS[control].get("args", {}))
+            expected, told = make_reference(frames, window, alone, SourceVideo(Path()), [number], ReferenceScale())
             assert (reference == expected).all()
             assert drawn == told
             made.add(control)
@@ -253,7 +253,7 @@ def test_union_makes_what_the_control_makes_alone():
 )
 def test_bad_unions_are_named(controls, message):
     with pytest.raises(ConfigError, match=message):
-        make("union", {"controls": controls})
+        build_maker("union", {"controls": controls})
 
 
 # --- canny at every resolution ---
@@ -269,7 +269,7 @@ def band(height: int) -> np.ndarray:
 def width_of(args: dict, height: int) -> float:
     """Width of the line that is drawn, in pixels (a grey pixel counts by its grey)."""
     frames = band(height)
-    edges, _ = make("control.canny", args)(frames, np.random.default_rng(0), whole(frames))
+    edges, _ = build_maker("control.canny", args)(frames, np.random.default_rng(0), whole(frames))
     return float(edges[0, height // 2, :, 0].sum()) / 255
 
 
@@ -280,13 +280,13 @@ def test_lines_are_as_thick_at_every_resolution():
     worked = {"thickness": 2, "size": 128}
     assert [width_of(worked, height) for height in (64, 128, 256, 512)] == pytest.approx([1, 2, 4, 8], rel=0.05)
     with pytest.raises(ConfigError, match="size and reference_height cannot both be set"):
-        make("control.canny", {"size": 512, "reference_height": 512})
+        build_maker("control.canny", {"size": 512, "reference_height": 512})
 
 
 def test_edges_at_a_working_size_do_not_end_at_the_crop():
     frames = list(moving(1, 192, 256))
-    maker = make("control.canny", {"low": 40, "high": 90, "size": 48})
+    maker = build_maker("control.canny", {"low": 40, "high": 90, "size": 48})
     window = Window("a", 0, (0,), (192, 256), (48, 64), (96, 96), False, 25.0)
-    reference, _ = make_reference(frames, window, maker, Video(Path()), [0], Scales())
+    reference, _ = make_reference(frames, window, maker, SourceVideo(Path()), [0], ReferenceScale())
     assert reference.shape == (1, 96, 96, 3)
     assert reference[0, :2].any() or reference[0, -2:].any()

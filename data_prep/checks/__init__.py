@@ -1,23 +1,23 @@
 """Checks of pairs, captions and splits, their report and the contact sheet. See docs/checks.md."""
 
 from data_prep.checks.base import Finding, Report
-from data_prep.checks.duplicates import Signature, duplicates, moments, sign
-from data_prep.checks.pairs import check_pair, check_vae, spread
+from data_prep.checks.duplicates import Signature, find_duplicates, frames_to_hash, make_signature
+from data_prep.checks.pairs import check_pair, check_vae, evenly_spaced
 from data_prep.checks.pictures import pair_picture
-from data_prep.checks.report import Notes, finish, require_no_failure
+from data_prep.checks.report import CheckLog, require_no_failure, write_results
 
 __all__ = [
+    "CheckLog",
     "Finding",
-    "Notes",
     "Report",
     "Signature",
     "check_pair",
     "check_vae",
-    "duplicates",
-    "finish",
-    "moments",
+    "evenly_spaced",
+    "find_duplicates",
+    "frames_to_hash",
+    "make_signature",
     "pair_picture",
     "require_no_failure",
-    "sign",
-    "spread",
+    "write_results",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from iclora_train.config.checks import VERDICTS, Limit
 
-STRAIN_MOST = 10.0  # how far outside of a limit still counts in the order
+MAX_SEVERITY = 10.0  # how far outside of a limit still counts in the order
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Finding:
     reference: int = 0
 
     @property
-    def strain(self) -> float:
+    def severity(self) -> float:
         """How close a value is to its limit (1: on it) or how far outside, up to STRAIN_MOST."""
         if self.value is None:
             return 0.0
         above = _ratio(self.value, self.most) if self.most is not None else 0.0
         below = _ratio(self.least, self.value) if self.least is not None else 0.0
-        return min(max(above, below), STRAIN_MOST)
+        return min(max(above, below), MAX_SEVERITY)
 
     @property
     def reason(self) -> str:
@@ -44,7 +44,7 @@ class Finding:
 
 
 def _ratio(large: float, small: float) -> float:
-    return large / small if small > 0 else STRAIN_MOST * (large > 0)
+    return large / small if small > 0 else MAX_SEVERITY * (large > 0)
 
 
 def judge(check: str, value: float | None, limit: Limit, detail: str = "", reference: int = 0) -> Finding:
@@ -72,7 +72,7 @@ class Report:
         return max((finding.verdict for finding in self.findings), key=VERDICTS.index, default="ok")
 
     @property
-    def of_pair(self) -> bool:
+    def is_pair(self) -> bool:
         """Whether it is about a pair; otherwise it is about a whole clip."""
         return self.key != self.clip
 
@@ -82,21 +82,21 @@ class Report:
         return self.verdict in ("ok", "warn")
 
     @property
-    def objections(self) -> list[Finding]:
+    def problems(self) -> list[Finding]:
         """The findings that are not ok, the worst first."""
         bad = [finding for finding in self.findings if finding.verdict != "ok"]
-        return sorted(bad, key=lambda finding: (-VERDICTS.index(finding.verdict), -finding.strain))
+        return sorted(bad, key=lambda finding: (-VERDICTS.index(finding.verdict), -finding.severity))
 
     @property
     def reason(self) -> str:
         """What is wrong, the worst first; empty when nothing is."""
-        return "; ".join(finding.reason for finding in self.objections)
+        return "; ".join(finding.reason for finding in self.problems)
 
     @property
     def rank(self) -> tuple[int, int, float]:
         """Larger is worse: the verdict, how many checks object, how close to a limit."""
-        strain = max((finding.strain for finding in self.findings), default=0.0)
-        return VERDICTS.index(self.verdict), len(self.objections), strain
+        severity = max((finding.severity for finding in self.findings), default=0.0)
+        return VERDICTS.index(self.verdict), len(self.problems), severity
 
     def record(self) -> dict[str, Any]:
         """The report as JSON, a line of checks.jsonl."""
@@ -104,7 +104,7 @@ class Report:
         return told | {"caption": self.caption, "findings": [asdict(finding) for finding in self.findings]}
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> Report:
+    def from_record(cls, record: dict[str, Any]) -> Report:
         """The report that `record` is of."""
         findings = tuple(Finding(**finding) for finding in record["findings"])
         return cls(record["key"], record["clip"], record["split"], record["caption"], findings)

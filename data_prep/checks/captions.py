@@ -10,7 +10,7 @@ from iclora_train.config import Task
 from iclora_train.config.checks import Checks
 
 
-def lint(caption: str, task: Task, checks: Checks, needed: bool) -> Iterator[Finding]:
+def check_caption(caption: str, task: Task, checks: Checks, needed: bool) -> Iterator[Finding]:
     """Findings about a caption with its trigger. needed: whether the base reads captions (nano hardly does).
 
     A caption tells what the target shows. One that speaks of the control signal ties the adapter to these words: at
@@ -19,7 +19,7 @@ def lint(caption: str, task: Task, checks: Checks, needed: bool) -> Iterator[Fin
     body, times = _without(task.trigger, caption)
     words = len(body.split())
     if task.family == "structure":
-        found = spoken(body, checks.phrases)
+        found = find_phrases(body, checks.phrases)
         yield judge("caption_control", len(found), checks.caption_control, ", ".join(found))
     if task.trigger:
         detail = f"{task.trigger} is not in the caption" if not times else ""
@@ -29,7 +29,7 @@ def lint(caption: str, task: Task, checks: Checks, needed: bool) -> Iterator[Fin
     yield judge("caption_long", words, checks.caption_long)
 
 
-def spoken(text: str, phrases: Sequence[str]) -> list[str]:
+def find_phrases(text: str, phrases: Sequence[str]) -> list[str]:
     """The phrases that a text holds as whole words, in any case, also in the plural; hyphens count as spaces."""
     plain = re.sub(r"[\s\-_]+", " ", text)
     return [p for p in phrases if re.search(rf"\b{re.escape(p)}(e?s)?\b", plain, re.IGNORECASE)]

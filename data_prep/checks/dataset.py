@@ -10,17 +10,17 @@ from typing import Any
 import torch
 
 from data_prep.checks import (
-    Notes,
+    CheckLog,
     Report,
     check_vae,
-    duplicates,
-    finish,
-    moments,
+    evenly_spaced,
+    find_duplicates,
+    frames_to_hash,
+    make_signature,
     require_no_failure,
-    sign,
-    spread,
+    write_results,
 )
-from data_prep.clips.probed_clip import Footage
+from data_prep.clips.probed_clip import ProbedClip
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import steps
@@ -29,24 +29,26 @@ from iclora_train.data.video import read_clip
 from iclora_train.ltx2.base_model import BaseModel
 
 
-def unlike(usable: list[Footage], sources: dict[str, Any], notes: Notes, config: Config) -> list[Footage]:
+def drop_duplicates(
+    usable: list[ProbedClip], sources: dict[str, Any], notes: CheckLog, config: Config
+) -> list[ProbedClip]:
     """The clips without those that show the same as one of another split; what was found is noted."""
     if not notes.has("clips"):
         signatures = []
         with steps("comparing clips", len(usable)) as bar:
             for material in bar.track(usable):
                 clip, info = material.clip, material.info
-                frames = read_clip(clip.path, set(moments(info.frames, info.fps)))
-                signatures.append(sign(clip.id, clip.split, sources[clip.id]["video"], frames))
-        notes.write("clips", duplicates(signatures, config.checks))
+                frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)))
+                signatures.append(make_signature(clip.id, clip.split, sources[clip.id]["video"], frames))
+        notes.write("clips", find_duplicates(signatures, config.checks))
     twice = {report.clip for report, _ in notes.read("clips") if not report.kept}
     return [material for material in usable if material.clip.id not in twice]
 
 
 @torch.inference_mode()
-def through_vae(pairs: ShardSet, base: BaseModel, notes: Notes, config: Config) -> None:
+def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, notes: CheckLog, config: Config) -> None:
     """Note what the VAE makes of some of the pairs."""
-    numbers = spread(len(pairs), config.checks.vae_pairs)
+    numbers = evenly_spaced(len(pairs), config.checks.vae_pairs)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reports = []
     if numbers:
@@ -59,15 +61,15 @@ def through_vae(pairs: ShardSet, base: BaseModel, notes: Notes, config: Config) 
     notes.add(reports)
 
 
-def tell(root: Path, notes: Notes, report: dict[str, Any], config: Config) -> None:
+def finish_checks(root: Path, notes: CheckLog, report: dict[str, Any], config: Config) -> None:
     """Everything that was found: on the screen, in report.json, checks.jsonl and contact.html. ConfigError when a check
     that must not object did."""
-    totals = finish(root, notes, report, config)
+    totals = write_results(root, notes, report, config)
     write_report(root, report | {"checks": totals})
     require_no_failure(totals, root)
 
 
-def told(root: Path) -> dict[str, Any] | None:
+def read_check_totals(root: Path) -> dict[str, Any] | None:
     """What the checks found, if an earlier run came to its end: the report gets it last."""
     path = root / "report.json"
     found: dict[str, Any] | None = json.loads(path.read_text()).get("checks") if path.exists() else None

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from data_prep.checks.base import Report, judge
-from data_prep.checks.pictures import jpeg, stacked, strip
+from data_prep.checks.pictures import encode_jpeg, frame_strip, stack_jpegs
 from data_prep.clips.clip_list import SPLITS
 from iclora_train.config.checks import Checks
 
@@ -32,20 +32,20 @@ class Signature:
     picture: bytes
 
 
-def moments(frames: int, fps: float) -> tuple[int, ...]:
+def frames_to_hash(frames: int, fps: float) -> tuple[int, ...]:
     """Numbers of the frames of a clip that are hashed, spread evenly."""
     count = min(max(round(frames / fps / EVERY), FEWEST), MOST, frames)
     return tuple(int((i + 0.5) * frames / count) for i in range(count))
 
 
-def sign(clip: str, split: str, sha256: str, frames: Iterable[np.ndarray]) -> Signature:
+def make_signature(clip: str, split: str, sha256: str, frames: Iterable[np.ndarray]) -> Signature:
     """The signature of a clip by its frames uint8 RGB (H,W,3) at `moments`."""
     shown = list(frames)
-    hashes = [code for frame in shown if (code := picture_hash(frame)) is not None]
-    return Signature(clip, split, sha256, np.array(hashes, np.uint64).reshape(-1, 4), jpeg(strip(shown)))
+    hashes = [code for frame in shown if (code := perceptual_hash(frame)) is not None]
+    return Signature(clip, split, sha256, np.array(hashes, np.uint64).reshape(-1, 4), encode_jpeg(frame_strip(shown)))
 
 
-def picture_hash(frame: np.ndarray) -> np.ndarray | None:
+def perceptual_hash(frame: np.ndarray) -> np.ndarray | None:
     """256 bits as uint64 (4,) that re-encoding and resizing hardly change: which of the lowest frequencies of the luma
     lie above their median (pHash, Zauner 2010). None for a flat picture.
     """
@@ -56,7 +56,7 @@ def picture_hash(frame: np.ndarray) -> np.ndarray | None:
     return np.packbits(low > np.median(low[1:])).view(np.uint64)
 
 
-def duplicates(signatures: Sequence[Signature], checks: Checks) -> list[tuple[Report, bytes]]:
+def find_duplicates(signatures: Sequence[Signature], checks: Checks) -> list[tuple[Report, bytes]]:
     """For every train clip (and val clip) how much of it is in a clip of a later split, with a picture of both. It is
     the earlier split's clip that the finding is about, so that held-out sets stay as they are.
     """
@@ -99,5 +99,5 @@ def _compare(one: Signature, others: _Pool, checks: Checks) -> tuple[Report, byt
     else:
         how = "has the same bytes as" if same else "shows the same as"
         finding = judge("duplicate", share, checks.duplicate, f"{how} {nearest.clip} ({nearest.split})")
-        picture = stacked(one.picture, nearest.picture)
+        picture = stack_jpegs(one.picture, nearest.picture)
     return Report(one.clip, one.clip, one.split, "", (finding,)), picture

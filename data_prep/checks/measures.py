@@ -12,14 +12,14 @@ FLOW_SIDE = 12  # pixels of the smallest pictures that DIS takes
 FLOOR = 0.01  # of a warping error: below it is the noise of 8 bits
 
 
-def small_size(target: np.ndarray, reference: np.ndarray) -> tuple[int, int]:
+def comparison_size(target: np.ndarray, reference: np.ndarray) -> tuple[int, int]:
     """(width, height) at which clips (F,H,W,3) are compared: that of neither is exceeded."""
     height, width = target.shape[1:3]
     scale = min(SIDE / min(height, width), reference.shape[1] / height, reference.shape[2] / width, 1.0)
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
-def small(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def downscaled_luma(clip: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Luma (F,h,w) of a clip uint8 RGB (F,H,W,3), averaged down to `size` (width, height)."""
     return np.stack([_shrunk(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size) for frame in clip]).astype(np.float32)
 
@@ -31,19 +31,19 @@ def _shrunk(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
-def spans(clip: np.ndarray) -> np.ndarray:
+def level_ranges(clip: np.ndarray) -> np.ndarray:
     """Levels (F,) between the darkest and the brightest place of every frame."""
     return np.ptp(clip, axis=(1, 2))
 
 
 def blank(clip: np.ndarray) -> float:
     """Median of `spans`: a clip that shows nothing is near 0."""
-    return float(np.median(spans(clip)))
+    return float(np.median(level_ranges(clip)))
 
 
 def contrast(clip: np.ndarray) -> float:
     """`spans` of the frames that show least (the lowest tenth)."""
-    return float(np.quantile(spans(clip), FEW))
+    return float(np.quantile(level_ranges(clip), FEW))
 
 
 def static(reference: np.ndarray, target: np.ndarray) -> float | None:

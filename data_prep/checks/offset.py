@@ -47,13 +47,13 @@ def find_offset(reference: np.ndarray, target: np.ndarray, search: int, slower: 
         room = float((1 - own[at, moved]).mean())  # what the target itself would gain
         error = float(rise.std(ddof=1)) / np.sqrt(len(rise))
         mean, gain = float(rise.mean()), float(rise.mean()) / max(room, 1e-6)
-        sure = sure or (gain > GAIN and mean > certain(len(rise)) * error)
+        sure = sure or (gain > GAIN and mean > t_threshold(len(rise)) * error)
         if mean > most:
             best, most = Offset(shift, gain), mean
     return best if sure else Offset(0)
 
 
-def certain(count: int) -> float:
+def t_threshold(count: int) -> float:
     """Standard errors by which a mean of `count` (5 or more) values lies above 0 by chance once in 2000 times: the
     quantile of Student's t, to 5 %.
     """

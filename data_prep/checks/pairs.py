@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_prep.checks import measures
 from data_prep.checks.base import Finding, Report, judge
-from data_prep.checks.captions import lint
+from data_prep.checks.captions import check_caption
 from data_prep.checks.offset import find_offset
 from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
@@ -22,7 +22,7 @@ from iclora_train.data.pixels import from_uint8, to_uint8
 def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps: float | None = None) -> Report:
     """All findings about a pair of `clip`. reference_fps: of the file that a supplied reference was read from."""
     task, checks = config.task, config.checks
-    findings = list(lint(pair.caption, task, checks, needed=config.model.checkpoint != "nano"))
+    findings = list(check_caption(pair.caption, task, checks, needed=config.model.checkpoint != "nano"))
     for number, reference in enumerate(pair.references, start=1):
         findings.append(_shape(pair, reference, reference_fps, task, checks, number))
         findings += _pictures(pair, reference, task, checks, number)
@@ -47,8 +47,11 @@ def _shape(pair: Pair, reference: np.ndarray, fps: float | None, task: Task, che
 def _pictures(pair: Pair, reference: np.ndarray, task: Task, checks: Checks, number: int) -> Iterator[Finding]:
     """What is seen in a reference and in how it goes with its target."""
     slow = task.reference_temporal_scale
-    size = measures.small_size(pair.target, reference)
-    real, made = measures.small(pair.target, size), measures.small(reference, size)  # (F,h,w), (F',h,w)
+    size = measures.comparison_size(pair.target, reference)
+    real, made = (
+        measures.downscaled_luma(pair.target, size),
+        measures.downscaled_luma(reference, size),
+    )  # (F,h,w), (F',h,w)
     yield _offset(made, real, checks, slow, number)
     both = min(len(made), len(real[::slow]))
     made, real = made[:both], real[::slow][:both]
@@ -120,7 +123,7 @@ def check_vae(
     return findings
 
 
-def spread(count: int, wanted: int) -> list[int]:
+def evenly_spaced(count: int, wanted: int) -> list[int]:
     """Up to `wanted` numbers below `count`, evenly spread: which pairs `check_vae` sees."""
     chosen = min(count, wanted)
     return [int((i + 0.5) * count / chosen) for i in range(chosen)]

@@ -13,7 +13,7 @@ TILES, HEIGHT, WIDEST = 6, 96, 192  # frames in a row, and the most pixels of ea
 QUALITY = 80  # of the JPEG
 
 
-def strip(frames: Sequence[np.ndarray], count: int = TILES) -> np.ndarray:
+def frame_strip(frames: Sequence[np.ndarray], count: int = TILES) -> np.ndarray:
     """Up to `count` frames uint8 RGB (H,W,3), evenly spread, side by side (h,w,3)."""
     numbers = sorted({round(i) for i in np.linspace(0, len(frames) - 1, count)})
     return np.hstack([_tile(frames[i], frames[0].shape[:2]) for i in numbers])
@@ -33,17 +33,17 @@ def pair_picture(pair: Pair) -> bytes:
     for clip in (*pair.references, pair.target):
         at = [round(i * (len(clip) - 1) / max(len(pair.target) - 1, 1)) for i in numbers]
         rows.append(np.hstack([_tile(clip[i], pair.target.shape[1:3]) for i in at]))
-    return jpeg(np.vstack(rows))
+    return encode_jpeg(np.vstack(rows))
 
 
-def stacked(above: bytes, below: bytes) -> bytes:
+def stack_jpegs(above: bytes, below: bytes) -> bytes:
     """JPEG of two JPEGs, one over the other."""
     rows = [np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)) for data in (above, below)]
     width = max(row.shape[1] for row in rows)
-    return jpeg(np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]))
+    return encode_jpeg(np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]))
 
 
-def jpeg(picture: np.ndarray) -> bytes:
+def encode_jpeg(picture: np.ndarray) -> bytes:
     """JPEG of an RGB picture uint8 (h,w,3)."""
     _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
     return data.tobytes()

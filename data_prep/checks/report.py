@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from data_prep.checks.base import Finding, Report
-from data_prep.checks.sheet import write_sheet
+from data_prep.checks.sheet import write_contact_sheet
 from iclora_train.config import Config, ConfigError
 from iclora_train.config.checks import VERDICTS, Limit
 from iclora_train.core.atomic_files import write_atomic
@@ -24,7 +24,7 @@ Entry = tuple[Report, bytes]  # and its picture (JPEG; empty for none)
 LATER = "later"  # the part with findings that are made after the pairs
 
 
-class Notes:
+class CheckLog:
     """Reports and pictures in parts, a file each (one per pair shard), so that a killed run can go on.
 
     mark: what the pairs were made by (a digest); notes of other settings lie in another folder.
@@ -68,10 +68,10 @@ class Notes:
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 for line in map(json.loads, file):
-                    yield Report.of(line["report"]), base64.b64decode(line["picture"])
+                    yield Report.from_record(line["report"]), base64.b64decode(line["picture"])
 
 
-def finish(root: Path, notes: Notes, report: dict[str, Any], config: Config) -> dict[str, Any]:
+def write_results(root: Path, notes: CheckLog, report: dict[str, Any], config: Config) -> dict[str, Any]:
     """Write root/checks.jsonl and root/contact.html from the notes, show the table, return the totals for `report`,
     which is what report.json says of the clips (`kept`, `dropped`).
     """
@@ -80,7 +80,7 @@ def finish(root: Path, notes: Notes, report: dict[str, Any], config: Config) -> 
             file.write(json.dumps(one.record(), ensure_ascii=False).encode() + b"\n")
     totals = summarize((one for one, _ in notes.entries()), config.checks.limits())
     room = int(config.checks.sheet_megabytes * 2**20)
-    write_sheet(root / "contact.html", notes.entries, totals, report, config.task.name, room)
+    write_contact_sheet(root / "contact.html", notes.entries, totals, report, config.task.name, room)
     show_checks(totals)
     return totals
 
@@ -91,7 +91,7 @@ def summarize(reports: Iterable[Report], limits: dict[str, Limit]) -> dict[str, 
     found: dict[str, list[Finding]] = {name: [] for name in limits}
     left_out = []
     for report in reports:
-        pairs[report.verdict] += report.of_pair
+        pairs[report.verdict] += report.is_pair
         for finding in report.findings:
             found[finding.check].append(finding)
         if not report.kept:

@@ -17,7 +17,7 @@ ASSETS = Path(__file__).parent / "sheet_assets"
 ROWS = 2000  # of the table of what was left out; checks.jsonl has all
 
 
-def write_sheet(
+def write_contact_sheet(
     path: Path,
     entries: Callable[[], Iterable[tuple[Report, bytes]]],
     totals: Mapping[str, Any],
@@ -50,7 +50,7 @@ def _chosen(entries: Iterable[tuple[Report, bytes]], room: int) -> tuple[dict[st
     """Keys of the worst reports with their verdicts, worst first, as far as their pictures fit; and how many there are.
     Clips of which nothing is wrong are left aside.
     """
-    ranked = [(one.rank, one.key, one.verdict, len(data)) for one, data in entries if one.of_pair or not one.kept]
+    ranked = [(one.rank, one.key, one.verdict, len(data)) for one, data in entries if one.is_pair or not one.kept]
     ranked.sort(key=lambda item: (tuple(-part for part in item[0]), item[1]))
     shown = {}
     for _, key, verdict, size in ranked:
@@ -64,8 +64,8 @@ def _chosen(entries: Iterable[tuple[Report, bytes]], room: int) -> tuple[dict[st
 def _card(report: Report, picture: bytes) -> str:
     """A report: its picture, what is wrong, and every value."""
     data = base64.b64encode(picture).decode()
-    what = "reference over target" if report.of_pair else "the clip over the one it is like"
-    reasons = "".join(f"<li>{escape(finding.reason)}</li>" for finding in report.objections)
+    what = "reference over target" if report.is_pair else "the clip over the one it is like"
+    reasons = "".join(f"<li>{escape(finding.reason)}</li>" for finding in report.problems)
     return (
         f'<article class="card" data-verdict="{report.verdict}" tabindex="-1">'
         f'<h3><b class="{report.verdict}">{report.verdict}</b> {escape(report.key)} '
@@ -78,10 +78,12 @@ def _card(report: Report, picture: bytes) -> str:
 
 def _value(finding: Finding) -> str:
     name = finding.check + (f" {finding.reference}" if finding.reference > 1 else "")
-    return f'<span class="{finding.verdict}" title="{escape(finding.reason)}">{name} {number(finding.value)}</span>'
+    return (
+        f'<span class="{finding.verdict}" title="{escape(finding.reason)}">{name} {format_number(finding.value)}</span>'
+    )
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A value as HTML; a dash where there is none."""
     return "&ndash;" if value is None else f"{value:.4g}"
 
@@ -111,7 +113,7 @@ def _checks(checks: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, totals in checks.items():
         counts = [_count(key, totals[key]) for key in keys]
-        spread = [number(totals[key]) for key in ("low", "median", "high", "least", "most")]
+        spread = [format_number(totals[key]) for key in ("low", "median", "high", "least", "most")]
         rows.append([name, *counts, *spread, totals["action"]])
     return _table(head, rows)
 

@@ -13,10 +13,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from iclora_train.config import ConfigError, require
 from iclora_train.core.fingerprint import digest
 
-ASKED = (
+PROMPT = (
     "Describe in one plain sentence who or what is seen, what it does and where. Do not mention an image or a video."
 )
-LONGEST = 96  # tokens of a description
+MAX_TOKENS = 96  # tokens of a description
 REMEDY = "give a folder with config.json, tokenizer, image processor and safetensors, e.g. of google/gemma-3-4b-it"
 
 
@@ -43,13 +43,13 @@ class Captioner:
             why = str(error).strip().splitlines()[0]
             raise ConfigError(f"data.captioner={folder} is no vision-language model ({why}): {REMEDY}") from error
         weights = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
-        identity = digest({"asked": ASKED, "config": config.read_text(), "weights": weights})
+        identity = digest({"asked": PROMPT, "config": config.read_text(), "weights": weights})
         return cls(model.eval().to("cuda" if cuda else "cpu"), processor, identity)
 
     @torch.inference_mode()
     def describe(self, picture: np.ndarray) -> str:
         """One line about a picture uint8 RGB (H,W,3): the likeliest tokens, so that it can be had again."""
-        content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": ASKED}]
+        content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": PROMPT}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
@@ -57,6 +57,6 @@ class Captioner:
             return_dict=True,
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
-        made = self.model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False)  # (1, prompt and answer)
+        made = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)  # (1, prompt and answer)
         answer: str = self.processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return " ".join(answer.split())

@@ -29,7 +29,7 @@ def caption_of(clip: Clip, config: Config) -> str:
     return fill_template(template, {**clip.row, "caption": clip.caption, "trigger": trigger})
 
 
-def described(clips: list[Clip], config: Config) -> list[Clip]:
+def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
     """The clips, those without a caption described by data.captioner, if there is one. Descriptions are kept as text
     files in data.root, where they may be corrected before anything is made of them.
     """

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep.clips.rows import number_in, numbers_in, read_rows
+from data_prep.clips.rows import parse_frame_numbers, parse_number, read_rows
 from iclora_train.config import require
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "val", "heldout")
-FILES = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns of files that makers may use
+FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns of files that makers may use
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,9 @@ def _list(path: Path) -> list[Clip]:
                 licence=row.get("licence", ""),
                 source=row.get("source", ""),
                 reference=path.parent / row["reference"] if "reference" in row else None,
-                files={column: path.parent / row[column] for column in FILES if column in row},
-                fps=number_in(row, "fps", where),
-                cuts=numbers_in(row, "cuts", where),
+                files={column: path.parent / row[column] for column in FILE_COLUMNS if column in row},
+                fps=parse_number(row, "fps", where),
+                cuts=parse_frame_numbers(row, "cuts", where),
                 row=row,
             )
         )

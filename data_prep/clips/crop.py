@@ -11,47 +11,47 @@ from data_prep.clips.windows import Window
 
 
 @dataclass(frozen=True)
-class Placement:
+class Crop:
     """A picture of the clip, `clip` (height, width) pixels, is scaled to `scaled` (height, width). Of it, `size`
     (height, width) pixels from `crop` (top, left) on are kept, and `margin` more on each side if there are any; if
     `flip`, mirrored.
     """
 
-    clip: tuple[int, int]
+    clip_size: tuple[int, int]
     scaled: tuple[int, int]
-    crop: tuple[int, int]
+    top_left: tuple[int, int]
     size: tuple[int, int]
     flip: bool
     margin: int = 0
 
     @classmethod
-    def of(cls, window: Window, clip: tuple[int, int], margin: int = 0) -> Placement:
+    def of_window(cls, window: Window, clip_size: tuple[int, int], margin: int = 0) -> Crop:
         """Of a window in a clip of that size, with a margin around it."""
-        return cls(clip, window.scaled, window.crop, window.size, window.flip, margin)
+        return cls(clip_size, window.scaled, window.crop, window.size, window.flip, margin)
 
     @property
     def start(self) -> tuple[int, int]:
         """(top, left) of what is kept, in the scaled clip."""
-        return max(self.crop[0] - self.margin, 0), max(self.crop[1] - self.margin, 0)
+        return max(self.top_left[0] - self.margin, 0), max(self.top_left[1] - self.margin, 0)
 
     @property
     def stop(self) -> tuple[int, int]:
         """(bottom, right) of what is kept, in the scaled clip."""
-        bottom, right = (at + length + self.margin for at, length in zip(self.crop, self.size, strict=True))
+        bottom, right = (at + length + self.margin for at, length in zip(self.top_left, self.size, strict=True))
         return min(bottom, self.scaled[0]), min(right, self.scaled[1])
 
     @property
-    def kept(self) -> tuple[int, int]:
+    def padded_size(self) -> tuple[int, int]:
         """(height, width) of what is kept: `size` and the margin that there is."""
         return self.stop[0] - self.start[0], self.stop[1] - self.start[1]
 
     @property
-    def inner(self) -> tuple[int, int]:
+    def inner_offset(self) -> tuple[int, int]:
         """(top, left) in what is kept at which the `size` pixels begin."""
-        left = self.stop[1] - self.crop[1] - self.size[1] if self.flip else self.crop[1] - self.start[1]
-        return self.crop[0] - self.start[0], left
+        left = self.stop[1] - self.top_left[1] - self.size[1] if self.flip else self.top_left[1] - self.start[1]
+        return self.top_left[0] - self.start[0], left
 
-    def place(self, picture: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+    def apply(self, picture: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
         """What is kept of a picture (H,W) or (H,W,C) of the whole clip, whatever its resolution. Take
         cv2.INTER_NEAREST_EXACT for labels and masks that must stay two-valued.
         """
@@ -62,12 +62,12 @@ class Placement:
         kept = picture[top:bottom, left:right]
         return np.ascontiguousarray(kept[:, ::-1] if self.flip else kept)
 
-    def points(self, points: np.ndarray) -> np.ndarray:
+    def apply_to_points(self, points: np.ndarray) -> np.ndarray:
         """Points (...,2), x and y in the clip's pixels, in pixels of what is kept: fp64. A pixel's centre has whole
         numbers, as in OpenCV; points outside stay outside.
         """
-        scale = np.array(self.scaled[::-1]) / self.clip[::-1]
+        scale = np.array(self.scaled[::-1]) / self.clip_size[::-1]
         moved = (np.asarray(points, np.float64) + 0.5) * scale - 0.5 - self.start[::-1]
         if self.flip:
-            moved[..., 0] = self.kept[1] - 1 - moved[..., 0]
+            moved[..., 0] = self.padded_size[1] - 1 - moved[..., 0]
         return moved

@@ -13,7 +13,7 @@ from iclora_train.data.video import ClipInfo
 
 
 @dataclass(frozen=True, eq=False)
-class Footage:
+class ProbedClip:
     """A clip, what it holds, the frames with which a scene begins (the first aside), and how much a frame is worth to
     data.pick=best: quality (F,).
     """
@@ -23,22 +23,22 @@ class Footage:
     cuts: tuple[int, ...] = ()
     quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def resampled(self, fps: float | None) -> tuple[np.ndarray, float]:
+    def frame_numbers(self, fps: float | None) -> tuple[np.ndarray, float]:
         """Source frame numbers (m,) of the clip at `fps`, and that rate; null is the clip's own."""
-        return resample(self.info, fps)
+        return frames_at_rate(self.info, fps)
 
-    def runs(self, fps: float | None) -> list[tuple[int, int]]:
+    def scenes(self, fps: float | None) -> list[tuple[int, int]]:
         """[first, last) of the resampled frames of each scene."""
-        frames, _ = self.resampled(fps)
+        frames, _ = self.frame_numbers(fps)
         scene = np.searchsorted(self.cuts, frames, side="right") if self.cuts else np.zeros(len(frames), int)  # (m,)
         edges = [0, *(np.flatnonzero(np.diff(scene)) + 1).tolist(), len(frames)]
         return list(pairwise(edges))
 
-    def starts(self, data: Data) -> list[int]:
+    def window_starts(self, data: Data) -> list[int]:
         """Resampled frames with which a window may begin: it stays in one scene."""
-        return [i for first, last in self.runs(data.fps) for i in range(first, last - data.frames + 1)]
+        return [i for first, last in self.scenes(data.fps) for i in range(first, last - data.frames + 1)]
 
-    def scaled(self, data: Data, zoom: float) -> tuple[int, int]:
+    def scaled_size(self, data: Data, zoom: float) -> tuple[int, int]:
         """(height, width) to which the clip is scaled before cropping: `zoom` times what is needed, never enlarged."""
         if data.short_side is None:
             scale = max(data.height / self.info.height, data.width / self.info.width)
@@ -47,7 +47,7 @@ class Footage:
         scale = min(1.0, scale * zoom)
         return round(self.info.height * scale), round(self.info.width * scale)
 
-    def fitted(self, data: Data) -> Data:
+    def best_bucket(self, data: Data) -> Data:
         """The settings with the bucket that fits best: of those the clip can fill, the one nearest to its aspect ratio;
         then the longest, then the largest. ValueError when there is none, with the reasons.
         """
@@ -64,17 +64,17 @@ class Footage:
         info = self.info
         if data.fps is not None and info.fps < 0.9 * data.fps and not self.clip.is_image:
             return f"{info.fps:g} frames a second are too few for data.fps={data.fps:g}: frames would be doubled"
-        longest = max(last - first for first, last in self.runs(data.fps))
+        longest = max(last - first for first, last in self.scenes(data.fps))
         if longest < data.frames:
             where = "between two cuts " if self.cuts else ""
             return f"{longest} frames {where}are fewer than data.frames={data.frames}"
-        height, width = self.scaled(data, 1.0)
+        height, width = self.scaled_size(data, 1.0)
         if height < data.height or width < data.width:
             return f"{info.width}x{info.height} pixels do not hold data.width x data.height {data.width}x{data.height}"
         return None
 
 
-def resample(info: ClipInfo, fps: float | None) -> tuple[np.ndarray, float]:
+def frames_at_rate(info: ClipInfo, fps: float | None) -> tuple[np.ndarray, float]:
     """Source frame numbers (m,) of a clip at `fps`, each the nearest by time; null keeps every frame."""
     if fps is None:
         return np.arange(info.frames), info.fps

@@ -50,7 +50,7 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def number_in(row: Mapping[str, str], column: str, where: str) -> float | None:
+def parse_number(row: Mapping[str, str], column: str, where: str) -> float | None:
     """The number above 0 in a column, None when it is empty. ConfigError begins with `where`."""
     if column not in row:
         return None
@@ -63,7 +63,7 @@ def number_in(row: Mapping[str, str], column: str, where: str) -> float | None:
     return number
 
 
-def numbers_in(row: Mapping[str, str], column: str, where: str) -> tuple[int, ...] | None:
+def parse_frame_numbers(row: Mapping[str, str], column: str, where: str) -> tuple[int, ...] | None:
     """The whole numbers above 0 in a column, ascending; spaces, commas or semicolons part them. None when empty."""
     if column not in row:
         return None

@@ -20,14 +20,14 @@ LASTS = 3  # frames for which the picture is one before a cut and another after 
 
 
 @dataclass(frozen=True, eq=False)
-class Scenes:
+class SceneAnalysis:
     """cuts: frames with which a scene begins (the first one aside). quality (F,): motion x sharpness of a frame."""
 
     cuts: tuple[int, ...] = ()
     quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def analyse(path: Path) -> Scenes:
+def analyse_scenes(path: Path) -> SceneAnalysis:
     """Scenes of a clip: hard cuts only, also under fast pans and flashes; a dissolve is not found. ValueError as
     `read_clip`.
     """
@@ -41,7 +41,7 @@ def analyse(path: Path) -> Scenes:
     motion = np.array([m for _, m in changes[:1] + changes] or [0.0])  # (F,), in heights of the picture
     cuts = tuple(i for i in range(1, len(small)) if _is_cut(i, change, small))
     motion[list(cuts)] = 0
-    return Scenes(cuts, motion * np.array(sharp))
+    return SceneAnalysis(cuts, motion * np.array(sharp))
 
 
 def _shrunk(frame: np.ndarray, height: int) -> np.ndarray:

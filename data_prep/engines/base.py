@@ -17,11 +17,11 @@ R = TypeVar("R")
 E = TypeVar("E")
 
 
-TRIES = 2  # a worker may have died of something else than its item
+MAX_ATTEMPTS = 2  # a worker may have died of something else than its item
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failure:
     """In place of a result: why there is none."""
 
     reason: str
@@ -30,9 +30,9 @@ class Failed:
 class Engine(Protocol):
     """Does work for this process; `close` ends all that it started."""
 
-    beside: bool  # whether the work goes on while this process does something else
+    asynchronous: bool  # whether the work goes on while this process does something else
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failed]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """`function` of each item, in order; Failed where the process that worked on it died twice.
 
         Items are taken only a little ahead of the results. A ConfigError of `function` is raised here.
@@ -48,7 +48,7 @@ class Engine(Protocol):
         ...
 
 
-def answer(function: Callable[[Any], Any], item: object) -> object:
+def call(function: Callable[[Any], Any], item: object) -> object:
     """`function(item)`, or the ConfigError that it raised: an exception loses its message's form between processes."""
     try:
         return function(item)
@@ -56,7 +56,7 @@ def answer(function: Callable[[Any], Any], item: object) -> object:
         return error
 
 
-def opened(reply: Any) -> Any:
+def unwrap(reply: Any) -> Any:
     """What `answer` gave: the result, or its ConfigError raised."""
     if isinstance(reply, ConfigError):
         raise reply

@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 
-from data_prep.engines.base import TRIES, E, Engine, Failed, R, T, answer, opened
+from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, call, unwrap
 from iclora_train.config import one_of
 
 ENGINES = ("local", "ray")
@@ -27,22 +27,22 @@ ENGINES = ("local", "ray")
 _CONTEXT = multiprocessing.get_context("forkserver")  # a new worker starts in milliseconds, without threads or CUDA
 
 
-def engine_of(name: str, workers: int) -> Engine:
+def create_engine(name: str, workers: int) -> Engine:
     """The engine of that name; `local` with 0 workers is this process."""
     one_of("engine", name, ENGINES)
     if name == "ray":
-        from data_prep.engines.ray import Ray  # noqa: PLC0415 (an optional extra)
+        from data_prep.engines.ray import RayEngine  # noqa: PLC0415 (an optional extra)
 
-        return Ray(workers)
-    return Local(workers) if workers else Here()
+        return RayEngine(workers)
+    return WorkerEngine(workers) if workers else InProcessEngine()
 
 
-class Here:
+class InProcessEngine:
     """This process does everything, one item after the other."""
 
-    beside = False
+    asynchronous = False
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failed]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """As Engine.map; an item that kills its process kills this one."""
         return map(function, items)
 
@@ -70,7 +70,7 @@ class _Worker:
         self._process: ForkServerProcess | None = None
         self.connection: Connection[Any, Any]
 
-    def give(self, function: Callable[[Any], Any], item: object) -> None:
+    def submit(self, function: Callable[[Any], Any], item: object) -> None:
         if self._process is None:
             self.connection, theirs = _CONTEXT.Pipe()
             process = _CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
@@ -100,21 +100,21 @@ class _Worker:
         return self._process is not None
 
 
-class Local:
+class WorkerEngine:
     """Processes of this machine. One that dies is replaced, and only what it was working on is lost."""
 
-    beside = True
+    asynchronous = True
 
     def __init__(self, workers: int) -> None:
         _CONTEXT.set_forkserver_preload(["data_prep.write_shards"])
         self._workers = [_Worker() for _ in range(workers)]
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failed]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """As Engine.map, twice as many items ahead as there are workers."""
         fresh = (_Task(number, item) for number, item in enumerate(items))
         again: deque[_Task] = deque()
         busy: dict[_Worker, _Task] = {}
-        results: dict[int, R | Failed] = {}
+        results: dict[int, R | Failure] = {}
         taken = 0
         try:
             for wanted in count():
@@ -126,7 +126,7 @@ class Local:
                             break
                         taken = max(taken, task.number + 1)
                         busy[worker] = task
-                        worker.give(function, task.item)
+                        worker.submit(function, task.item)
                     if not busy:
                         return
                     self._collect(busy, again, results)
@@ -143,14 +143,14 @@ class Local:
         for worker in [worker for worker in busy if worker.connection in ready]:
             task = busy[worker]
             try:
-                results[task.number] = opened(worker.connection.recv())
+                results[task.number] = unwrap(worker.connection.recv())
             except (EOFError, OSError):
                 task.deaths += 1
                 end = worker.stop()
-                if task.deaths < TRIES:
+                if task.deaths < MAX_ATTEMPTS:
                     again.append(task)
                 else:
-                    results[task.number] = Failed(f"the process that worked on it {end}, {TRIES} times")
+                    results[task.number] = Failure(f"the process that worked on it {end}, {MAX_ATTEMPTS} times")
             del busy[worker]
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
@@ -171,6 +171,6 @@ def _serve(connection: Connection[Any, Any]) -> None:
     cv2.setNumThreads(1)  # there are as many workers as the user wants busy cores
     while True:
         try:
-            connection.send(answer(*connection.recv()))
+            connection.send(call(*connection.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from data_prep.engines.base import TRIES, Failed, answer, opened
+from data_prep.engines.base import MAX_ATTEMPTS, Failure, call, unwrap
 from iclora_train.config import ConfigError
 from iclora_train.data.shard_sample import Members
 from iclora_train.data.shards import ShardSet
@@ -25,10 +25,10 @@ R = TypeVar("R")
 E = TypeVar("E")
 
 
-class Ray:
+class RayEngine:
     """Tasks of a Ray cluster; twice `workers` of them are under way, or twice as many as the cluster has CPUs (0)."""
 
-    beside = True
+    asynchronous = True
 
     def __init__(self, workers: int) -> None:
         self._own = not ray.is_initialized()
@@ -36,9 +36,9 @@ class Ray:
             ray.init(logging_level="error", log_to_driver=False)
         self._ahead = 2 * (workers or max(int(ray.cluster_resources()["CPU"]), 1))
 
-    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failed]:
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """As Engine.map."""
-        task = ray.remote(max_retries=TRIES - 1)(answer)
+        task = ray.remote(max_retries=MAX_ATTEMPTS - 1)(call)
         waiting: deque[Any] = deque()
         for item in items:
             waiting.append(task.remote(function, item))
@@ -63,10 +63,10 @@ class Ray:
 def _result(reference: Any) -> Any:
     """The result of a task; Failed when its process died every time."""
     try:
-        return opened(ray.get(reference))
+        return unwrap(ray.get(reference))
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         reason = str(error).splitlines()[0]
-        return Failed(f"the Ray process that worked on it died, {TRIES} times: {reason}")
+        return Failure(f"the Ray process that worked on it died, {MAX_ATTEMPTS} times: {reason}")
 
 
 class _Holder:
@@ -75,9 +75,9 @@ class _Holder:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._encoder = make()
 
-    def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """As Encoder.samples."""
-        yield from self._encoder.samples(pairs, shard)
+    def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
+        """As LatentEncoder.encode_shard."""
+        yield from self._encoder.encode_shard(pairs, shard)
 
 
 class _RemoteEncoder:
@@ -86,10 +86,10 @@ class _RemoteEncoder:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
 
-    def samples(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """As Encoder.samples; ConfigError when the actor died."""
+    def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
+        """As LatentEncoder.encode_shard; ConfigError when the actor died."""
         try:
-            for reference in self._actor.samples.options(num_returns="streaming").remote(pairs, shard):
+            for reference in self._actor.encode_shard.options(num_returns="streaming").remote(pairs, shard):
                 yield ray.get(reference)
         except ray.exceptions.RayActorError as error:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """Pair makers: what turns a target into the reference an adapter is to follow. `task.maker` names one."""
 
-from data_prep.makers.base import Maker, Source, make, register
+from data_prep.makers.base import Maker, SourceWindow, build_maker, register
 from data_prep.makers.control.canny import Canny
 from data_prep.makers.control.depth import Depth, DepthGiven
 from data_prep.makers.control.optical_flow import OpticalFlow
@@ -46,9 +46,9 @@ __all__ = [
     "Resize",
     "Shot",
     "SoftEdges",
-    "Source",
+    "SourceWindow",
     "Tracks",
     "Union",
-    "make",
+    "build_maker",
     "register",
 ]

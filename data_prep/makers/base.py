@@ -9,19 +9,19 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from data_prep.clips.crop import Placement
+from data_prep.clips.crop import Crop
 from iclora_train.config import require
 
-Drawn = dict[str, Any]
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceWindow:
     """Where the frames that a maker is given come from, for makers that need more than their pixels.
 
-    clip: its id. path: the video. indices: source frame number of every frame. fps: of the frames. placement: brings
-    pictures (`placement.place`) and points (`placement.points`) of the whole clip onto the frames, whose inner
-    `placement.size` pixels at `placement.inner` become the target; the rest is margin. files: what else the clip's row
+    clip: its id. path: the video. indices: source frame number of every frame. fps: of the frames. crop: brings
+    pictures (`crop.place`) and points (`crop.points`) of the whole clip onto the frames, whose inner
+    `crop.size` pixels at `crop.inner_offset` become the target; the rest is margin. files: what else the clip's row
     names, by column (mask, depth, tracks, ...). number: of the window among those of its clip.
     """
 
@@ -29,7 +29,7 @@ class Source:
     path: Path
     indices: tuple[int, ...]
     fps: float
-    placement: Placement
+    crop: Crop
     files: Mapping[str, Path] = field(default_factory=dict)
     number: int = 0
 
@@ -54,7 +54,7 @@ class Maker(Protocol):
         """Pixels around a frame that its reference depends on; they are given where the clip has them."""
         ...
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         """uint8 RGB (F,H,W,3) -> reference uint8 (F,H,W,3), and what was drawn (JSON-able, for the record)."""
         ...
 
@@ -73,7 +73,7 @@ def register(name: str) -> Callable[[C], C]:
     return remember
 
 
-def make(name: str, args: dict[str, Any]) -> Maker:
+def build_maker(name: str, args: dict[str, Any]) -> Maker:
     """The maker `task.maker` with `task.maker_args`. ConfigError names what is wrong and the choices."""
     require(name in MAKERS, f"task.maker={name!r} is not one of {', '.join(sorted(MAKERS))}")
     maker: Any = MAKERS[name]
@@ -92,7 +92,7 @@ def check_number(key: str, value: object, low: float, high: float = float("inf")
     require(low <= value <= high, f"task.maker_args.{key}={value} must lie in [{low:g}, {high:g}]")
 
 
-def check_span(key: str, value: object, low: float, high: float = float("inf")) -> None:
+def check_range(key: str, value: object, low: float, high: float = float("inf")) -> None:
     """ConfigError unless `task.maker_args.<key>` is [from, to] with low <= from <= to <= high."""
     pair = isinstance(value, list | tuple) and len(value) == 2
     require(pair, f"task.maker_args.{key}={value!r} must be a range [from, to]")
@@ -102,6 +102,6 @@ def check_span(key: str, value: object, low: float, high: float = float("inf")) 
     require(value[0] <= value[1], f"task.maker_args.{key}={value!r}: the range runs from small to large")
 
 
-def check_switch(key: str, value: object) -> None:
+def check_bool(key: str, value: object) -> None:
     """ConfigError unless `task.maker_args.<key>` is true or false."""
     require(isinstance(value, bool), f"task.maker_args.{key}={value!r} must be true or false")

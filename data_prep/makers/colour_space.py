@@ -10,7 +10,7 @@ LINEAR = np.where(SRGB <= 0.04045, SRGB / 12.92, ((SRGB + 0.055) / 1.055) ** 2.4
 CODES = np.arange(256, dtype=np.float32) / 255
 
 
-def values(linear: bool) -> np.ndarray:
+def code_values(linear: bool) -> np.ndarray:
     """(256,) fp32: what each code is worth, in [0, 1]: light if `linear`, else the code itself."""
     return LINEAR if linear else CODES
 

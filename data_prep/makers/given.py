@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, register
+from data_prep.makers.base import Params, SourceWindow, register
 
 
 @register("given")
@@ -18,5 +18,5 @@ class Given:
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         return frames, {}

@@ -9,11 +9,11 @@ import numpy as np
 from data_prep.makers.base import check_number
 from iclora_train.config import one_of
 
-Span = list[float]
+Range = list[float]
 
 
 @dataclass(frozen=True)
-class Course:
+class Trajectory:
     """How a parameter goes on along a clip once it is drawn; the base of makers that draw parameters from a range.
 
     course: `constant`; `ease`, from one drawn value to another with no jerk at the ends; `walk`, a random walk from a
@@ -28,26 +28,28 @@ class Course:
         one_of("task.maker_args.course", self.course, ("constant", "ease", "walk"))
         check_number("step", self.step, 0, 1)
 
-    def path(self, span: Span, frames: int, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, span: Range, frames: int, rng: np.random.Generator) -> np.ndarray:
         """A value of `span` = [from, to] for each frame (F,), fp64."""
-        return drawn_path(span, self.course, frames, rng, self.step)
+        return random_trajectory(span, self.course, frames, rng, self.step)
 
-    def told(self, path: np.ndarray) -> Span:
+    def summary(self, path: np.ndarray) -> Range:
         """A path for the record: all values of a walk, of another course both ends."""
         return [float(value) for value in (path if self.course == "walk" else path[[0, -1]])]
 
 
-def uniform(span: Span, rng: np.random.Generator) -> float:
+def uniform(span: Range, rng: np.random.Generator) -> float:
     """A value of `span`, all alike."""
     return float(rng.uniform(span[0], span[1]))
 
 
-def log_uniform(span: Span, rng: np.random.Generator) -> float:
+def log_uniform(span: Range, rng: np.random.Generator) -> float:
     """A value of `span` (above 0), all ratios alike."""
     return float(np.exp(rng.uniform(np.log(span[0]), np.log(span[1]))))
 
 
-def drawn_path(span: Span, course: str, frames: int, rng: np.random.Generator, step: float = 0.05) -> np.ndarray:
+def random_trajectory(
+    span: Range, course: str, frames: int, rng: np.random.Generator, step: float = 0.05
+) -> np.ndarray:
     """As `Course.path`. Two values are drawn whatever the course, then the steps of a walk."""
     low, high = span
     start, end = rng.uniform(low, high, size=2)

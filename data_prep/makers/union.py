@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Maker, Source, check_number, make, register
+from data_prep.makers.base import Maker, Params, SourceWindow, build_maker, check_number, register
 from iclora_train.config import require
 
 GOLDEN = 0.6180339887498949  # steps by this share of a circle fall evenly everywhere (Weyl)
@@ -38,7 +38,7 @@ class Union:
         self._makers()
 
     def _makers(self) -> list[Maker]:
-        return [make(name, dict(control.get("args", {}))) for name, control in self.controls.items()]
+        return [build_maker(name, dict(control.get("args", {}))) for name, control in self.controls.items()]
 
     @property
     def margin(self) -> int:
@@ -56,7 +56,7 @@ class Union:
             if check is not None:
                 check(files)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         weights = np.array([control.get("weight", 1) for control in self.controls.values()], np.float64)
         place = (zlib.crc32(source.clip.encode()) / 2**32 + source.number * GOLDEN) % 1
         chosen = int(np.searchsorted(np.cumsum(weights) / weights.sum(), place, side="right"))
@@ -66,13 +66,13 @@ class Union:
 
 
 def _with_own_margin(
-    maker: Maker, frames: np.ndarray, rng: np.random.Generator, source: Source
-) -> tuple[np.ndarray, Drawn]:
+    maker: Maker, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow
+) -> tuple[np.ndarray, Params]:
     """What a maker makes of frames that may have more margin than it asks for: the same as if it were alone."""
-    own = replace(source.placement, margin=maker.margin)
-    (top, left), (y, x), (height, width) = source.placement.inner, own.inner, own.kept
+    own = replace(source.crop, margin=maker.margin)
+    (top, left), (y, x), (height, width) = source.crop.inner_offset, own.inner_offset, own.padded_size
     part = np.s_[:, top - y : top - y + height, left - x : left - x + width]
-    made, drawn = maker(np.ascontiguousarray(frames[part]), rng, replace(source, placement=own))
+    made, drawn = maker(np.ascontiguousarray(frames[part]), rng, replace(source, crop=own))
     reference = np.zeros_like(frames)
     reference[part] = made
     return reference, drawn

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, register
+from data_prep.makers.base import Params, SourceWindow, check_number, register
 from iclora_train.config import require
 from iclora_train.signals.edges import CannyEdges
 
-LARGEST = 4  # times that a target may be larger than `size` or `reference_height` with its edges still right at borders
+MAX_UPSCALE = (
+    4  # times that a target may be larger than `size` or `reference_height` with its edges still right at borders
+)
 
 
 @register("control.canny")
@@ -34,7 +36,7 @@ class Canny(CannyEdges):
     @property
     def margin(self) -> int:
         needed = int(np.ceil(3 * self.blur + 3 * self.soft)) + self.thickness + 4
-        return needed if self.size is None and self.reference_height is None else LARGEST * needed
+        return needed if self.size is None and self.reference_height is None else MAX_UPSCALE * needed
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        return self.draw(frames, source.placement.size), {}
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        return self.draw(frames, source.crop.size), {}

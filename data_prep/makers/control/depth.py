@@ -9,7 +9,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, check_span, register
+from data_prep.makers.base import Params, SourceWindow, check_number, check_range, register
 from data_prep.makers.colour_space import luma
 from data_prep.makers.control.depth_files import VALUES, read_nearness
 from iclora_train.config import one_of, require
@@ -20,7 +20,9 @@ REMEDY = (
     "give a folder in transformers' format, e.g. by "
     "`hf download depth-anything/Depth-Anything-V2-Small-hf --local-dir FOLDER`"
 )
-LIKE = 12  # grey levels: where a frame differs more from its neighbour moved onto it, nothing is taken from that
+MAX_DIFFERENCE = (
+    12  # grey levels: where a frame differs more from its neighbour moved onto it, nothing is taken from that
+)
 
 
 @register("control.depth")
@@ -38,7 +40,7 @@ class Depth:
     steady: float = 0.0
 
     def __post_init__(self) -> None:
-        check_span("range", self.range, 0, 100)
+        check_range("range", self.range, 0, 100)
         check_number("steady", self.steady, 0, 0.95)
         require(self.model is not None, f"task.maker_args.model is not set: {REMEDY}; or take control.depth_given")
         assert self.model is not None
@@ -49,12 +51,12 @@ class Depth:
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         from iclora_train.signals.depth_network import load  # noqa: PLC0415  (transformers is slow to import)
 
         assert self.model is not None
         near = load(Path(self.model).expanduser()).nearness(frames)  # (F,H,W)
-        return pictured(steadied(near, frames, self.steady) if self.steady else near, self.range)
+        return depth_reference(stabilise(near, frames, self.steady) if self.steady else near, self.range)
 
 
 @register("control.depth_given")
@@ -73,24 +75,24 @@ class DepthGiven:
 
     def __post_init__(self) -> None:
         one_of("task.maker_args.values", self.values, VALUES)
-        check_span("range", self.range, 0, 100)
+        check_range("range", self.range, 0, 100)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         read = read_nearness(source.file("depth"), source.indices, self.values)
-        return pictured(np.stack([source.placement.place(near) for near in read]), self.range)
+        return depth_reference(np.stack([source.crop.apply(near) for near in read]), self.range)
 
 
-def pictured(near: np.ndarray, percentiles: list[float]) -> tuple[np.ndarray, Drawn]:
+def depth_reference(near: np.ndarray, percentiles: list[float]) -> tuple[np.ndarray, Params]:
     """Nearness (F,H,W) as uint8 (F,H,W,3), and its range for the record."""
     pictures, (low, high) = depth_to_grey(near, percentiles)
     return pictures, {"range": [low, high]}
 
 
-def steadied(near: np.ndarray, frames: np.ndarray, share: float) -> np.ndarray:
+def stabilise(near: np.ndarray, frames: np.ndarray, share: float) -> np.ndarray:
     """Nearness (F,H,W) whose every value is mixed with that of the frame before, moved along the optical flow of the
     frames (F,H,W,3), where both look alike; once forwards, once backwards, and the mean of both, so that nothing lags.
     """
@@ -103,6 +105,6 @@ def _mixed(near: np.ndarray, greys: list[np.ndarray], share: float) -> np.ndarra
     result = near.copy()
     for t in range(1, len(near)):
         flow = dis_flow(greys[t], greys[t - 1])  # where each pixel of frame t was before
-        alike = cv2.absdiff(warp_by_flow(greys[t - 1], flow), greys[t]) < LIKE
+        alike = cv2.absdiff(warp_by_flow(greys[t - 1], flow), greys[t]) < MAX_DIFFERENCE
         result[t] += share * alike * (warp_by_flow(result[t - 1], flow) - near[t])
     return result

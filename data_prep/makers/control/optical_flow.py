@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, register
+from data_prep.makers.base import Params, SourceWindow, check_number, register
 from data_prep.makers.colour_space import luma
 from iclora_train.signals.optical_flow import dis_flow
 
 STEPS = (15, 6, 4, 11, 13, 6)  # of the wheel from red to yellow, green, cyan, blue, magenta and red again
-LEAST = 1.0  # pixels: a clip that moves less is not drawn as if it moved much
+MIN_SCALE = 1.0  # pixels: a clip that moves less is not drawn as if it moved much
 
 
 @register("control.flow")
@@ -34,17 +34,17 @@ class OpticalFlow:
     def margin(self) -> int:
         return 8  # a patch of DIS
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         flows = [dis_flow(a, b) for a, b in pairwise([luma(frame) for frame in frames])]
         if not flows:
             flows = [np.zeros((*frames.shape[1:3], 2), np.float32)]  # a single picture stands still
         speeds = np.concatenate([np.hypot(flow[..., 0], flow[..., 1]).ravel()[::16] for flow in flows])
-        scale = self.scale or max(float(np.percentile(speeds, 99)), LEAST)
-        drawn = [coloured(flow / scale) for flow in flows]
+        scale = self.scale or max(float(np.percentile(speeds, 99)), MIN_SCALE)
+        drawn = [flow_to_colour(flow / scale) for flow in flows]
         return np.stack([*drawn, drawn[-1]][: len(frames)]), {"scale": scale}
 
 
-def wheel() -> np.ndarray:
+def colour_wheel() -> np.ndarray:
     """The colour wheel (55,3) of Baker et al. 2011, "A database and evaluation methodology for optical flow", RGB from
     0 to 1: linear between the six pure colours, with as many steps as the eye tells apart.
     """
@@ -53,9 +53,9 @@ def wheel() -> np.ndarray:
     return np.concatenate(arcs)
 
 
-def coloured(flow: np.ndarray) -> np.ndarray:
+def flow_to_colour(flow: np.ndarray) -> np.ndarray:
     """A flow (H,W,2), of length 1 at full colour, as uint8 RGB (H,W,3). Right is red, longer vectors are darkened."""
-    colours = wheel()
+    colours = colour_wheel()
     length = np.hypot(flow[..., 0], flow[..., 1])[..., None]
     place = (np.arctan2(-flow[..., 1], -flow[..., 0]) / np.pi + 1) / 2 * (len(colours) - 1)
     low = place.astype(int)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, register
+from data_prep.makers.base import Params, SourceWindow, check_number, register
 from iclora_train.config import require
 from iclora_train.signals import blazepose, rtmpose
 from iclora_train.signals.pose import PoseReader
 
-WHOLE = 1 << 20  # pixels of margin: people are looked for in the whole picture, since those cut off are hard to find
+WHOLE_FRAME = (
+    1 << 20
+)  # pixels of margin: people are looked for in the whole picture, since those cut off are hard to find
 
 
 @register("control.pose")
@@ -34,16 +36,16 @@ class Pose(PoseReader):
 
     @property
     def margin(self) -> int:
-        return WHOLE
+        return WHOLE_FRAME
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         people, filled = self.read(frames)
-        pictures = self.draw(people, frames.shape[1:3], min(source.placement.size))
-        people[..., :2] -= source.placement.inner[::-1]
-        return pictures, _record(people, filled, source.placement.size)
+        pictures = self.draw(people, frames.shape[1:3], min(source.crop.size))
+        people[..., :2] -= source.crop.inner_offset[::-1]
+        return pictures, _record(people, filled, source.crop.size)
 
 
-def _record(people: np.ndarray, filled: np.ndarray, size: tuple[int, int]) -> Drawn:
+def _record(people: np.ndarray, filled: np.ndarray, size: tuple[int, int]) -> Params:
     """What the skeletons (P,F,18,3), in pixels of the target, hold, for checks and evaluation. coverage: share of
     frames that show somebody. points: of these people's points, the share that is seen. filled: of those, the share
     that was filled in. skeletons: of everybody seen, the first frame, and per frame 18 times x, y (outside of the

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, register
+from data_prep.makers.base import Params, SourceWindow, check_number, register
 from iclora_train.config import require
 from iclora_train.signals.edges import ContourEdges
 
@@ -28,6 +28,6 @@ class SoftEdges(ContourEdges):
     def margin(self) -> int:
         return int(np.ceil(3 * max(self.scales))) + 1
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         drawings, white = self.draw(frames)
         return drawings, {"white": white}

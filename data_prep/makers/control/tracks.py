@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, check_span, register
+from data_prep.makers.base import Params, SourceWindow, check_number, check_range, register
 from data_prep.makers.control.track_files import read_tracks, spline
 from iclora_train.config import require
 from iclora_train.data.video import probe
@@ -41,7 +41,7 @@ class Tracks:
     larger: float = 1.0
 
     def __post_init__(self) -> None:
-        check_span("count", self.count, 1)
+        check_range("count", self.count, 1)
         whole = all(isinstance(n, int) for n in self.count)
         require(whole, f"task.maker_args.count={self.count} must be whole numbers")
         require(self.points in ("spline", "frames"), f"task.maker_args.points={self.points!r} is not spline or frames")
@@ -58,7 +58,7 @@ class Tracks:
         if "tracks" in files:
             read_tracks(files["tracks"])
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         if "tracks" in source.files:
             points, seen = self._given(source)
         else:
@@ -68,14 +68,14 @@ class Tracks:
         covered = float(seen.any(axis=0).mean()) if len(seen) else 0.0  # share of frames with a track
         return draw_tracks(points, seen, frames.shape[1:3], self.larger), {"tracks": kept, "coverage": covered}
 
-    def _given(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def _given(self, source: SourceWindow) -> tuple[np.ndarray, np.ndarray]:
         """Points (N,F,2) in the frames' pixels, and which of them there are (N,F), from the row's JSON."""
         tracks, numbers = read_tracks(source.file("tracks")), np.array(source.indices)
         if self.points == "spline":
             tracks = [spline(track, _frames_of(source.path)) for track in tracks]
         seen = np.stack([numbers < len(track) for track in tracks])
         points = np.stack([track[np.minimum(numbers, len(track) - 1)] for track in tracks])
-        placed = source.placement.points(points)
+        placed = source.crop.apply_to_points(points)
         return np.rint(placed) if self.points == "spline" else placed, seen  # the editor's points are whole pixels
 
     def _followed(self, frames: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

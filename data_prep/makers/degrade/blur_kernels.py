@@ -11,7 +11,7 @@ def disk(radius: float) -> np.ndarray:
     return _normal(np.clip(radius + 0.5 - np.hypot(x, y), 0, 1))
 
 
-def lens(radius: float, blades: int, turn: float, ring: float) -> np.ndarray:
+def aperture(radius: float, blades: int, turn: float, ring: float) -> np.ndarray:
     """The image of a point through an aperture: a disk (blades=0) or a regular polygon of the disk's area, turned by
     `turn` radians. `ring` in [0, 1) moves light from the centre to the rim (over-corrected spherical aberration) with
     weights 1 - ring + 2 ring (r / radius)^2, which keep a disk's sum.
@@ -31,7 +31,7 @@ def lens(radius: float, blades: int, turn: float, ring: float) -> np.ndarray:
     return _normal(np.clip(apothem + 0.5 - across, 0, 1) * weight)
 
 
-def bell(sigma: float) -> np.ndarray:
+def gaussian(sigma: float) -> np.ndarray:
     """A Gaussian, cut at three sigma."""
     x, y = _grid(3 * sigma)
     return _normal(np.exp(-(x**2 + y**2) / (2 * sigma**2)))

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Maker, Source, check_number, check_switch, make, register
-from data_prep.makers.degrade.resize import check_filters, resample
+from data_prep.makers.base import Maker, Params, SourceWindow, build_maker, check_bool, check_number, register
+from data_prep.makers.degrade.resize import check_filters, resize_frame
 from iclora_train.config import ConfigError, require
 
 Steps = list[dict[str, Any]]
-ALONE = "degrade.low_resolution"  # it has another size inside
+LOW_RESOLUTION = "degrade.low_resolution"  # it has another size inside
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Step:
     p: float
 
 
-def read_steps(key: str, steps: Any) -> list[Step]:
+def parse_steps(key: str, steps: Any) -> list[Step]:
     """The steps of `task.maker_args.<key>`, [{maker: degrade.noise, args: {sigma: [1, 5]}, p: 0.5}, ...]; args default
     to the maker's own and p to 1. ConfigError names the step.
     """
@@ -37,10 +37,10 @@ def read_steps(key: str, steps: Any) -> list[Step]:
         known = isinstance(step, dict) and "maker" in step and set(step) <= {"maker", "args", "p"}
         require(known, f"{where}={step!r} must have the key maker, and may have args and p")
         name = str(step["maker"])
-        fits = name.startswith("degrade.") and name != ALONE
-        require(fits, f"{where}.maker={name} must be a degradation other than {ALONE}")
+        fits = name.startswith("degrade.") and name != LOW_RESOLUTION
+        require(fits, f"{where}.maker={name} must be a degradation other than {LOW_RESOLUTION}")
         try:
-            maker = make(name, step.get("args") or {})
+            maker = build_maker(name, step.get("args") or {})
             check_number("p", step.get("p", 1.0), 0, 1)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
@@ -48,11 +48,11 @@ def read_steps(key: str, steps: Any) -> list[Step]:
     return read
 
 
-def apply(
-    steps: list[Step], order: list[int], frames: np.ndarray, rng: np.random.Generator, source: Source
-) -> tuple[np.ndarray, list[Drawn]]:
+def apply_steps(
+    steps: list[Step], order: list[int], frames: np.ndarray, rng: np.random.Generator, source: SourceWindow
+) -> tuple[np.ndarray, list[Params]]:
     """Frames after the steps whose numbers are `order`, and what each drew."""
-    drawn: list[Drawn] = []
+    drawn: list[Params] = []
     for number in order:
         frames, told = steps[number].maker(frames, rng, source)
         drawn.append({"maker": steps[number].name, "step": number, **told})
@@ -79,20 +79,20 @@ class Chain:
     shuffle: bool = False
 
     def __post_init__(self) -> None:
-        require(len(self.read) > 0, "task.maker_args.steps is empty: give at least one {maker: degrade...}")
-        check_switch("shuffle", self.shuffle)
+        require(len(self.parsed) > 0, "task.maker_args.steps is empty: give at least one {maker: degrade...}")
+        check_bool("shuffle", self.shuffle)
 
     @cached_property
-    def read(self) -> list[Step]:
-        return read_steps("steps", self.steps)
+    def parsed(self) -> list[Step]:
+        return parse_steps("steps", self.steps)
 
     @property
     def margin(self) -> int:
-        return sum(step.maker.margin for step in self.read)
+        return sum(step.maker.margin for step in self.parsed)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        order = draw_order(self.read, self.shuffle, rng)
-        degraded, drawn = apply(self.read, order, frames, rng, source)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        order = draw_order(self.parsed, self.shuffle, rng)
+        degraded, drawn = apply_steps(self.parsed, order, frames, rng, source)
         return degraded, {"steps": drawn}
 
 
@@ -104,25 +104,25 @@ class OneOf:
     steps: Steps = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        total = sum(step.p for step in self.read)
+        total = sum(step.p for step in self.parsed)
         require(total > 0, "task.maker_args.steps: give at least one step with p above 0")
 
     @cached_property
-    def read(self) -> list[Step]:
-        return read_steps("steps", self.steps)
+    def parsed(self) -> list[Step]:
+        return parse_steps("steps", self.steps)
 
     @property
     def margin(self) -> int:
-        return max(step.maker.margin for step in self.read)
+        return max(step.maker.margin for step in self.parsed)
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        weights = np.array([step.p for step in self.read])
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        weights = np.array([step.p for step in self.parsed])
         number = int(rng.choice(len(weights), p=weights / weights.sum()))
-        degraded, drawn = apply(self.read, [number], frames, rng, source)
+        degraded, drawn = apply_steps(self.parsed, [number], frames, rng, source)
         return degraded, {"steps": drawn}
 
 
-@register(ALONE)
+@register(LOW_RESOLUTION)
 @dataclass(frozen=True)
 class LowResolution:
     """A picture `factor` times smaller, for tasks whose references are stored so (task.reference_downscale).
@@ -141,22 +141,22 @@ class LowResolution:
         whole = isinstance(self.factor, int) and self.factor >= 1
         require(whole, f"task.maker_args.factor={self.factor} must be a whole number of at least 1")
         check_filters("filters", self.filters)
-        assert self.read  # read now, so that what is wrong is told now
+        assert self.parsed  # read now, so that what is wrong is told now
 
     @cached_property
-    def read(self) -> tuple[list[Step], list[Step]]:
-        return read_steps("before", self.before), read_steps("after", self.after)
+    def parsed(self) -> tuple[list[Step], list[Step]]:
+        return parse_steps("before", self.before), parse_steps("after", self.after)
 
     @property
     def margin(self) -> int:
         return 0  # the small pixels' grid begins at the window's corner
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        before, after = self.read
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        before, after = self.parsed
         name = self.filters[rng.integers(len(self.filters))]
-        frames, told_before = apply(before, draw_order(before, False, rng), frames, rng, source)
+        frames, told_before = apply_steps(before, draw_order(before, False, rng), frames, rng, source)
         size = (frames.shape[1] // self.factor, frames.shape[2] // self.factor)
-        small = np.stack([resample(frame, size, name) for frame in frames])
-        small, told_after = apply(after, draw_order(after, False, rng), small, rng, source)
+        small = np.stack([resize_frame(frame, size, name) for frame in frames])
+        small, told_after = apply_steps(after, draw_order(after, False, rng), small, rng, source)
         large = small.repeat(self.factor, axis=1).repeat(self.factor, axis=2)
         return large, {"filter": name, "before": told_before, "after": told_after}

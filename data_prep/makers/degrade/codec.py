@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, check_span, register
-from data_prep.makers.trajectory import Course, Span, log_uniform, uniform
+from data_prep.makers.base import Params, SourceWindow, check_number, check_range, register
+from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import one_of, require
 from iclora_train.data.video_codec import CODECS, round_trip
 
@@ -24,8 +24,8 @@ class Codec:
     """
 
     codecs: list[str] = field(default_factory=lambda: list(CODECS))
-    crf: Span | None = field(default_factory=lambda: [28.0, 44.0])
-    bits_per_pixel: Span | None = None
+    crf: Range | None = field(default_factory=lambda: [28.0, 44.0])
+    bits_per_pixel: Range | None = None
     keyframes: int = 48
 
     def __post_init__(self) -> None:
@@ -36,9 +36,9 @@ class Codec:
         one = (self.crf is None) != (self.bits_per_pixel is None)
         require(one, "task.maker_args: give one of crf and bits_per_pixel, and null for the other")
         if self.crf is not None:
-            check_span("crf", self.crf, 0, 51)
+            check_range("crf", self.crf, 0, 51)
         if self.bits_per_pixel is not None:
-            check_span("bits_per_pixel", self.bits_per_pixel, 1e-4)
+            check_range("bits_per_pixel", self.bits_per_pixel, 1e-4)
         check_number("keyframes", self.keyframes, 1)
         require(isinstance(self.keyframes, int), f"task.maker_args.keyframes={self.keyframes} must be a whole number")
 
@@ -46,7 +46,7 @@ class Codec:
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         name = self.codecs[rng.integers(len(self.codecs))]
         if self.crf is not None:
             crf = uniform(self.crf, rng)
@@ -60,23 +60,23 @@ class Codec:
 
 @register("degrade.jpeg")
 @dataclass(frozen=True)
-class Jpeg(Course):
+class Jpeg(Trajectory):
     """Every frame a JPEG (motion JPEG, or stills that were made into a video). quality: [from, to], 1 to 100."""
 
-    quality: Span = field(default_factory=lambda: [30.0, 80.0])
+    quality: Range = field(default_factory=lambda: [30.0, 80.0])
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("quality", self.quality, 1, 100)
+        check_range("quality", self.quality, 1, 100)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        quality = self.path(self.quality, len(frames), rng)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        quality = self.draw(self.quality, len(frames), rng)
         coded = [_jpeg(frame, round(q)) for frame, q in zip(frames, quality, strict=True)]
-        return np.stack(coded), {"quality": self.told(quality)}
+        return np.stack(coded), {"quality": self.summary(quality)}
 
 
 def _jpeg(frame: np.ndarray, quality: int) -> np.ndarray:

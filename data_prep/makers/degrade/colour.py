@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_span, register
+from data_prep.makers.base import Params, SourceWindow, check_range, register
 from data_prep.makers.colour_space import SRGB, luma
-from data_prep.makers.trajectory import Course, Span
+from data_prep.makers.trajectory import Range, Trajectory
 
 CB, CR = np.array([0.0, -0.344136, 1.772]), np.array([1.402, -0.714136, 0.0])  # RGB of a unit of Rec. 601 chroma
 
 
 @register("degrade.grey")
 @dataclass(frozen=True)
-class Grey(Course):
+class Grey(Trajectory):
     """Rec. 601 luma in all three channels, as it is or aged.
 
     gamma: [from, to] of an exponent on the luma in [0, 1]. contrast: [from, to] of a factor on its distance from
@@ -24,30 +24,30 @@ class Grey(Course):
     to] in degrees on the plane of Cb and Cr (120 to 160 is sepia, 320 to 350 a cold blue); a tint keeps the luma.
     """
 
-    gamma: Span = field(default_factory=lambda: [1.0, 1.0])
-    contrast: Span = field(default_factory=lambda: [1.0, 1.0])
-    tint: Span = field(default_factory=lambda: [0.0, 0.0])
-    hue: Span = field(default_factory=lambda: [120.0, 160.0])
+    gamma: Range = field(default_factory=lambda: [1.0, 1.0])
+    contrast: Range = field(default_factory=lambda: [1.0, 1.0])
+    tint: Range = field(default_factory=lambda: [0.0, 0.0])
+    hue: Range = field(default_factory=lambda: [120.0, 160.0])
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("gamma", self.gamma, 0.1, 10)
-        check_span("contrast", self.contrast, 0, 10)
-        check_span("tint", self.tint, 0, 0.5)
-        check_span("hue", self.hue, 0, 360)
+        check_range("gamma", self.gamma, 0.1, 10)
+        check_range("contrast", self.contrast, 0, 10)
+        check_range("tint", self.tint, 0, 0.5)
+        check_range("hue", self.hue, 0, 360)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         if [*self.gamma, *self.contrast, *self.tint] == [1, 1, 1, 1, 0, 0]:
             return np.stack([cv2.cvtColor(luma(frame), cv2.COLOR_GRAY2RGB) for frame in frames]), {}
         spans = {"gamma": self.gamma, "contrast": self.contrast, "tint": self.tint, "hue": self.hue}
-        paths = {name: self.path(span, len(frames), rng) for name, span in spans.items()}
+        paths = {name: self.draw(span, len(frames), rng) for name, span in spans.items()}
         tones = [_tones(*drawn) for drawn in zip(*paths.values(), strict=True)]
         aged = np.stack([tone[luma(frame)] for tone, frame in zip(tones, frames, strict=True)])
-        return aged, {name: self.told(path) for name, path in paths.items()}
+        return aged, {name: self.summary(path) for name, path in paths.items()}
 
 
 def _tones(gamma: float, contrast: float, tint: float, hue: float) -> np.ndarray:

@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, check_span, check_switch, register
+from data_prep.makers.base import Params, SourceWindow, check_bool, check_number, check_range, register
 from data_prep.makers.colour_space import to_codes
-from data_prep.makers.degrade.interpolation import WAYS, Between
-from data_prep.makers.trajectory import Course, Span
+from data_prep.makers.degrade.interpolation import METHODS, FrameInterpolator
+from data_prep.makers.trajectory import Range, Trajectory
 from iclora_train.config import one_of, require
 
 
 @register("degrade.exposure")
 @dataclass(frozen=True)
-class Exposure(Course):
+class Exposure(Trajectory):
     """Each frame is the mean light over the time that the shutter is open around it.
 
     shutter: [from, to] in frames (1 is a shutter of 360 degrees at the clip's rate; more, a slower one). samples:
@@ -23,37 +23,37 @@ class Exposure(Course):
     leaves ghosts of what moves fast. linear: mean of light, as a sensor has it; false, of sRGB values.
     """
 
-    shutter: Span = field(default_factory=lambda: [1.0, 3.0])
+    shutter: Range = field(default_factory=lambda: [1.0, 3.0])
     samples: int = 8
     between: str = "flow"
     linear: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("shutter", self.shutter, 0.01)
+        check_range("shutter", self.shutter, 0.01)
         check_number("samples", self.samples, 1)
         require(isinstance(self.samples, int), f"task.maker_args.samples={self.samples} must be a whole number")
-        one_of("task.maker_args.between", self.between, WAYS)
-        check_switch("linear", self.linear)
+        one_of("task.maker_args.between", self.between, METHODS)
+        check_bool("linear", self.linear)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        shutter = self.path(self.shutter, len(frames), rng)
-        between = Between(frames, self.between, self.linear)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        shutter = self.draw(self.shutter, len(frames), rng)
+        between = FrameInterpolator(frames, self.between, self.linear)
         shares = _shares(shutter, self.samples)
         open_now: dict[int, np.ndarray] = {}  # frame -> its light so far, fp32 (H,W,3)
         exposed: dict[int, np.ndarray] = {}  # a long exposure may end after the next frame's short one
         for k, share in enumerate(shares.T):
-            picture = between.at((k - 0.5) / self.samples)
+            picture = between.frame_at((k - 0.5) / self.samples)
             for i in map(int, np.flatnonzero(share)):
                 light = share[i] * picture
                 open_now[i] = open_now[i] + light if i in open_now else light
             closed = [i for i in open_now if not shares[i, k + 1 :].any()]
             exposed |= {i: to_codes(open_now.pop(i), self.linear) for i in closed}
-        return np.stack([exposed[i] for i in range(len(frames))]), {"shutter": self.told(shutter)}
+        return np.stack([exposed[i] for i in range(len(frames))]), {"shutter": self.summary(shutter)}
 
 
 def _shares(shutter: np.ndarray, samples: int) -> np.ndarray:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, register
+from data_prep.makers.base import Params, SourceWindow, register
 from data_prep.makers.colour_space import to_codes
-from data_prep.makers.degrade.interpolation import WAYS, Between
+from data_prep.makers.degrade.interpolation import METHODS, FrameInterpolator
 from iclora_train.config import one_of
 
 BLEND = np.array([0.25, 0.5, 0.25], np.float32)
@@ -32,14 +32,14 @@ class Interlace:
 
     def __post_init__(self) -> None:
         one_of("task.maker_args.first", self.first, ("upper", "lower", "either"))
-        one_of("task.maker_args.second", self.second, ("next", *WAYS))
+        one_of("task.maker_args.second", self.second, ("next", *METHODS))
         one_of("task.maker_args.shown", self.shown, ("weave", "blend", "bob"))
 
     @property
     def margin(self) -> int:
         return 0  # lines are counted from the window's first
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         first = ("upper", "lower")[rng.integers(2)] if self.first == "either" else self.first
         line = ("upper", "lower").index(first)
         if self.shown == "bob":
@@ -54,8 +54,8 @@ class Interlace:
         """What follows each frame."""
         if self.second == "next":
             return np.concatenate([frames[1:], frames[-1:]])
-        between = Between(frames, self.second, linear=False)
-        return np.stack([to_codes(between.at(i + 0.5), linear=False) for i in range(len(frames))])
+        between = FrameInterpolator(frames, self.second, linear=False)
+        return np.stack([to_codes(between.frame_at(i + 0.5), linear=False) for i in range(len(frames))])
 
 
 def _mixed(frames: np.ndarray) -> np.ndarray:

@@ -7,14 +7,14 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from data_prep.makers.colour_space import luma, values
+from data_prep.makers.colour_space import code_values, luma
 
-WAYS = ("flow", "blend")
-SMALLEST = 32  # short side in pixels; below, OpenCV's DIS refuses or crashes, and neighbours are blended
-NONE = np.empty(0, np.float32)
+METHODS = ("flow", "blend")
+MIN_FLOW_SIDE = 32  # short side in pixels; below, OpenCV's DIS refuses or crashes, and neighbours are blended
+NO_MAP = np.empty(0, np.float32)
 
 
-class Between:
+class FrameInterpolator:
     """Pictures of a clip (F,H,W,3) at any time in frames.
 
     way: `blend` mixes the two neighbours; `flow` moves both along the optical flow (DIS) to where things are at that
@@ -22,14 +22,14 @@ class Between:
     """
 
     def __init__(self, frames: np.ndarray, way: str, linear: bool) -> None:
-        self.frames, self.worth = frames, values(linear)
+        self.frames, self.worth = frames, code_values(linear)
         height, width = frames.shape[1:3]
-        self.moves = way == "flow" and min(height, width) >= SMALLEST
+        self.moves = way == "flow" and min(height, width) >= MIN_FLOW_SIDE
         self.grid = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1).astype(np.float32)  # (H,W,2)
         self.value = lru_cache(maxsize=2)(self._value)  # times are mostly asked for in order
         self.flows = lru_cache(maxsize=1)(self._flows)
 
-    def at(self, time: float) -> np.ndarray:
+    def frame_at(self, time: float) -> np.ndarray:
         """Values in [0, 1], fp32 (H,W,3), at `time`; before the first and after the last frame, these."""
         time = float(min(max(time, 0.0), len(self.frames) - 1.0))
         first = int(time)
@@ -46,7 +46,7 @@ class Between:
     def _moved(self, picture: np.ndarray, flow: cv2.typing.MatLike) -> np.ndarray:
         """The picture (H,W,3) at each pixel plus its flow (H,W,2)."""
         there = cv2.add(self.grid, flow)
-        return np.asarray(cv2.remap(picture, there, NONE, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+        return np.asarray(cv2.remap(picture, there, NO_MAP, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
 
     def _value(self, number: int) -> np.ndarray:
         """What the codes of a frame are worth, fp32 (H,W,3)."""

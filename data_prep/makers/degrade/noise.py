@@ -7,65 +7,65 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, check_span, check_switch, register
+from data_prep.makers.base import Params, SourceWindow, check_bool, check_number, check_range, register
 from data_prep.makers.colour_space import LINEAR, luma, to_codes
-from data_prep.makers.trajectory import Course, Span, uniform
+from data_prep.makers.trajectory import Range, Trajectory, uniform
 
 
 @register("degrade.noise")
 @dataclass(frozen=True)
-class Noise(Course):
+class Noise(Trajectory):
     """Gaussian noise on sRGB values.
 
     sigma: [from, to] of its standard deviation in levels of 255. grey_p: probability that a clip's noise is the same in
     all three channels (Real-ESRGAN: 0.4).
     """
 
-    sigma: Span = field(default_factory=lambda: [2.0, 25.0])
+    sigma: Range = field(default_factory=lambda: [2.0, 25.0])
     grey_p: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("sigma", self.sigma, 0)
+        check_range("sigma", self.sigma, 0)
         check_number("grey_p", self.grey_p, 0, 1)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        sigma = self.path(self.sigma, len(frames), rng)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        sigma = self.draw(self.sigma, len(frames), rng)
         grey = bool(rng.random() < self.grey_p)
         noisy = [_noisy(f, s * _normal(f.shape[:2], 1 if grey else 3, rng)) for f, s in zip(frames, sigma, strict=True)]
-        return np.stack(noisy), {"sigma": self.told(sigma), "grey": grey}
+        return np.stack(noisy), {"sigma": self.summary(sigma), "grey": grey}
 
 
 @register("degrade.shot")
 @dataclass(frozen=True)
-class Shot(Course):
+class Shot(Trajectory):
     """A sensor that counts photons, in linear light: a channel of light x counts Poisson(x n) photons, plus a Gaussian
     read noise of r photons, so that its variance is x / n + (r / n)^2.
 
     photons: [from, to] of n, what white counts, all ratios alike. read: r.
     """
 
-    photons: Span = field(default_factory=lambda: [50.0, 1000.0])
+    photons: Range = field(default_factory=lambda: [50.0, 1000.0])
     read: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("photons", self.photons, 1)
+        check_range("photons", self.photons, 1)
         check_number("read", self.read, 0)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        logarithm = self.path([float(np.log(n)) for n in self.photons], len(frames), rng)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        logarithm = self.draw([float(np.log(n)) for n in self.photons], len(frames), rng)
         photons = np.exp(logarithm)
         noisy = [self._counted(frame, n, rng) for frame, n in zip(frames, photons, strict=True)]
-        return np.stack(noisy), {"photons": self.told(photons)}
+        return np.stack(noisy), {"photons": self.summary(photons)}
 
     def _counted(self, frame: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
         counts = rng.poisson((LINEAR * photons)[frame]) + self.read * _normal(frame.shape[:2], 3, rng)
@@ -74,7 +74,7 @@ class Shot(Course):
 
 @register("degrade.grain")
 @dataclass(frozen=True)
-class Grain(Course):
+class Grain(Trajectory):
     """Grain of a film: blobs of a size, most in middle tones, other ones in every frame.
 
     strength: [from, to] of the standard deviation at mid-grey in levels of 255; at luma y it is sqrt(4 y (1 - y)) of
@@ -82,22 +82,22 @@ class Grain(Course):
     how far grains reach. colour: each channel has grains of its own; false, all have the same.
     """
 
-    strength: Span = field(default_factory=lambda: [4.0, 16.0])
-    size: Span = field(default_factory=lambda: [0.6, 1.4])
+    strength: Range = field(default_factory=lambda: [4.0, 16.0])
+    size: Range = field(default_factory=lambda: [0.6, 1.4])
     colour: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("strength", self.strength, 0)
-        check_span("size", self.size, 0.3)
-        check_switch("colour", self.colour)
+        check_range("strength", self.strength, 0)
+        check_range("size", self.size, 0.3)
+        check_bool("colour", self.colour)
 
     @property
     def margin(self) -> int:
         return int(np.ceil(4 * self.size[1]))
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        strength = self.path(self.strength, len(frames), rng)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        strength = self.draw(self.strength, len(frames), rng)
         size = uniform(self.size, rng)
         half = int(np.ceil(4 * size))
         bell = cv2.getGaussianKernel(2 * half + 1, size, cv2.CV_32F)
@@ -109,7 +109,7 @@ class Grain(Course):
             white = _normal(frame.shape[:2], 3 if self.colour else 1, rng)
             grains = cv2.sepFilter2D(white, -1, bell, bell).reshape(white.shape)
             noisy.append(_noisy(frame, level * share[luma(frame)][..., None] * grains))
-        return np.stack(noisy), {"strength": self.told(strength), "size": size}
+        return np.stack(noisy), {"strength": self.summary(strength), "size": size}
 
 
 def _normal(size: tuple[int, int], channels: int, rng: np.random.Generator) -> np.ndarray:

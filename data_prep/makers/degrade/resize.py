@@ -8,8 +8,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_span, register
-from data_prep.makers.trajectory import Course, Span
+from data_prep.makers.base import Params, SourceWindow, check_range, register
+from data_prep.makers.trajectory import Range, Trajectory
 from iclora_train.config import one_of, require
 
 Filter = tuple[float, Callable[[np.ndarray], np.ndarray]]  # how far it reaches in pixels, and its weight at a distance
@@ -37,7 +37,7 @@ def check_filters(key: str, filters: list[str]) -> None:
         one_of(f"task.maker_args.{key}", name, tuple(FILTERS))
 
 
-def resample(frame: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
+def resize_frame(frame: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
     """A frame uint8 (H,W,3) at another `size` (height, width). Where it gets smaller the filter is as many times wider,
     so that nothing aliases; borders are repeated.
     """
@@ -72,20 +72,20 @@ def _taps(before: int, after: int, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 @register("degrade.resize")
 @dataclass(frozen=True)
-class Resize(Course):
+class Resize(Trajectory):
     """Down and up again, by a factor and with filters that are drawn.
 
     scale: [from, to] of the small picture's size as a share of the frame's. down, up: filters to draw from (area,
     bilinear, bicubic, lanczos).
     """
 
-    scale: Span = field(default_factory=lambda: [0.25, 0.75])
+    scale: Range = field(default_factory=lambda: [0.25, 0.75])
     down: list[str] = field(default_factory=lambda: ["area", "bilinear", "bicubic", "lanczos"])
     up: list[str] = field(default_factory=lambda: ["bilinear", "bicubic", "lanczos"])
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_span("scale", self.scale, 0.02, 1)
+        check_range("scale", self.scale, 0.02, 1)
         check_filters("down", self.down)
         check_filters("up", self.up)
 
@@ -94,12 +94,12 @@ class Resize(Course):
         reach = max(FILTERS[name][0] for name in self.down) + max(FILTERS[name][0] for name in self.up)
         return int(np.ceil((reach + 1) / self.scale[0]))
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        scale = self.path(self.scale, len(frames), rng)
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        scale = self.draw(self.scale, len(frames), rng)
         down, up = (names[rng.integers(len(names))] for names in (self.down, self.up))
         height, width = frames.shape[1:3]
         coarse = []
         for frame, share in zip(frames, scale, strict=True):
-            small = resample(frame, (max(round(height * share), 1), max(round(width * share), 1)), down)
-            coarse.append(resample(small, (height, width), up))
-        return np.stack(coarse), {"scale": self.told(scale), "down": down, "up": up}
+            small = resize_frame(frame, (max(round(height * share), 1), max(round(width * share), 1)), down)
+            coarse.append(resize_frame(small, (height, width), up))
+        return np.stack(coarse), {"scale": self.summary(scale), "down": down, "up": up}

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Drawn, Source, check_number, check_span, register
-from data_prep.makers.edit.masks import OFFICIAL, SHAPES, clip_mask, dilated, drawn_mask, painted
-from data_prep.makers.trajectory import Course, Span, log_uniform, uniform
+from data_prep.makers.base import Params, SourceWindow, check_number, check_range, register
+from data_prep.makers.edit.masks import MASK_COLOUR, SHAPES, dilate, load_clip_mask, paint_mask, random_mask
+from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import one_of, require
 from iclora_train.data.video import read_clip
 
@@ -22,7 +22,7 @@ def _check_colour(colour: list[int]) -> None:
 
 @register("edit.hole")
 @dataclass(frozen=True)
-class Hole(Course):
+class Hole(Trajectory):
     """A region painted over, which the adapter learns to fill.
 
     mask: `drawn`, or `column`: the clip's own, from the column `mask` of the list (white is painted). shapes: those to
@@ -33,9 +33,9 @@ class Hole(Course):
 
     mask: str = "drawn"
     shapes: list[str] = field(default_factory=lambda: list(SHAPES))
-    cover: Span = field(default_factory=lambda: [0.05, 0.35])
-    dilate: Span = field(default_factory=lambda: [0.0, 0.0])
-    colour: list[int] = field(default_factory=lambda: list(OFFICIAL))
+    cover: Range = field(default_factory=lambda: [0.05, 0.35])
+    dilate: Range = field(default_factory=lambda: [0.0, 0.0])
+    colour: list[int] = field(default_factory=lambda: list(MASK_COLOUR))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,8 +44,8 @@ class Hole(Course):
         require(listed, f"task.maker_args.shapes={self.shapes!r} must be a list of {', '.join(SHAPES)}")
         for shape in self.shapes:
             one_of("task.maker_args.shapes", shape, SHAPES)
-        check_span("cover", self.cover, 0.001, 1)
-        check_span("dilate", self.dilate, 0)
+        check_range("cover", self.cover, 0.001, 1)
+        check_range("dilate", self.dilate, 0)
         _check_colour(self.colour)
 
     @property
@@ -57,16 +57,16 @@ class Hole(Course):
         """Columns of the clip list that it cannot do without."""
         return ("mask",) if self.mask == "column" else ()
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
-        drawn: Drawn = {"dilate": round(uniform(self.dilate, rng))}
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        drawn: Params = {"dilate": round(uniform(self.dilate, rng))}
         if self.mask == "column":
-            mask = clip_mask(source)
+            mask = load_clip_mask(source)
         else:
             drawn["shape"] = self.shapes[rng.integers(len(self.shapes))]
             cover = uniform(self.cover, rng)
-            mask = drawn_mask(frames.shape[1:3], drawn["shape"], cover, self, len(frames), rng)
-        mask = dilated(mask, drawn["dilate"])
-        return painted(frames, mask, tuple(self.colour)), {**drawn, "covered": float(mask.mean())}
+            mask = random_mask(frames.shape[1:3], drawn["shape"], cover, self, len(frames), rng)
+        mask = dilate(mask, drawn["dilate"])
+        return paint_mask(frames, mask, tuple(self.colour)), {**drawn, "covered": float(mask.mean())}
 
 
 @register("edit.outpaint")
@@ -79,20 +79,20 @@ class Outpaint:
     colour as in edit.hole.
     """
 
-    aspect: Span = field(default_factory=lambda: [0.5625, 1.0])
-    scale: Span = field(default_factory=lambda: [0.7, 1.0])
-    colour: list[int] = field(default_factory=lambda: list(OFFICIAL))
+    aspect: Range = field(default_factory=lambda: [0.5625, 1.0])
+    scale: Range = field(default_factory=lambda: [0.7, 1.0])
+    colour: list[int] = field(default_factory=lambda: list(MASK_COLOUR))
 
     def __post_init__(self) -> None:
-        check_span("aspect", self.aspect, 0.1, 10)
-        check_span("scale", self.scale, 0.1, 1)
+        check_range("aspect", self.aspect, 0.1, 10)
+        check_range("scale", self.scale, 0.1, 1)
         _check_colour(self.colour)
 
     @property
     def margin(self) -> int:
         return 0
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         height, width = frames.shape[1:3]
         aspect, scale = log_uniform(self.aspect, rng), uniform(self.scale, rng)
         tall, wide = round(scale * min(height, width / aspect)), round(scale * min(width, height * aspect))
@@ -100,7 +100,7 @@ class Outpaint:
         border = np.ones(frames.shape[:3], bool)
         border[:, top : top + tall, left : left + wide] = False
         kept = [top, left, tall, wide]
-        return painted(frames, border, tuple(self.colour)), {"aspect": aspect, "scale": scale, "kept": kept}
+        return paint_mask(frames, border, tuple(self.colour)), {"aspect": aspect, "scale": scale, "kept": kept}
 
 
 @register("edit.loop")
@@ -128,13 +128,13 @@ class Loop:
         """Columns of the clip list that it cannot do without."""
         return ("sheet",) if self.still == "sheet" else ()
 
-    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: Source) -> tuple[np.ndarray, Drawn]:
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         if self.still == "sheet":
             return np.repeat(self._sheet(source, frames.shape[1:3])[None], len(frames), axis=0), {}
         number = int(rng.integers(len(frames))) if self.still == "any" else 0
         return np.repeat(frames[number : number + 1], len(frames), axis=0), {"frame": number}
 
-    def _sheet(self, source: Source, size: tuple[int, int]) -> np.ndarray:
+    def _sheet(self, source: SourceWindow, size: tuple[int, int]) -> np.ndarray:
         """The sheet, uint8 (H,W,3) of `size`."""
         sheet = next(read_clip(source.file("sheet")))
         scale = min(size[0] / sheet.shape[0], size[1] / sheet.shape[1])
@@ -143,4 +143,4 @@ class Loop:
         page = np.full((*size, 3), self.background, np.uint8)
         top, left = (size[0] - tall) // 2, (size[1] - wide) // 2
         page[top : top + tall, left : left + wide] = scaled
-        return page[:, ::-1] if source.placement.flip else page
+        return page[:, ::-1] if source.crop.flip else page

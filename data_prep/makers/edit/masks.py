@@ -7,34 +7,34 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Source
+from data_prep.makers.base import SourceWindow
 from data_prep.makers.colour_space import luma
-from data_prep.makers.trajectory import Course
+from data_prep.makers.trajectory import Trajectory
 from iclora_train.config import require
 from iclora_train.data.video import read_clip
 
 SHAPES = ("box", "ellipse", "free")
-OFFICIAL = (102, 255, 0)  # the colour under a mask that the official inpainting adapter knows, #66FF00
-MOST_STROKES = 64
+MASK_COLOUR = (102, 255, 0)  # the colour under a mask that the official inpainting adapter knows, #66FF00
+MAX_STROKES = 64
 
 
-def painted(frames: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
+def paint_mask(frames: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
     """Frames uint8 (F,H,W,3) with `colour` where the mask (F,H,W) is true, and nowhere else: a pixel of the picture
     that happens to have this colour is moved by one level, so that `mask_of` gives the mask back exactly.
     """
     result = frames.copy()
     green = np.uint8(colour[1] - 1 if colour[1] else 1)
-    result[..., 1][mask_of(frames, colour)] = green
+    result[..., 1][mask_from_colour(frames, colour)] = green
     result[mask] = colour
     return result
 
 
-def mask_of(frames: np.ndarray, colour: tuple[int, ...] = OFFICIAL) -> np.ndarray:
+def mask_from_colour(frames: np.ndarray, colour: tuple[int, ...] = MASK_COLOUR) -> np.ndarray:
     """The mask (F,H,W) bool of frames that were `painted`."""
     return (frames == np.array(colour, np.uint8)).all(axis=-1)
 
 
-def dilated(mask: np.ndarray, pixels: int) -> np.ndarray:
+def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
     """A mask (F,H,W) bool grown by `pixels` in all directions."""
     if not pixels:
         return mask
@@ -42,7 +42,7 @@ def dilated(mask: np.ndarray, pixels: int) -> np.ndarray:
     return np.stack([cv2.dilate(frame.astype(np.uint8), disk) > 0 for frame in mask])
 
 
-def clip_mask(source: Source) -> np.ndarray:
+def load_clip_mask(source: SourceWindow) -> np.ndarray:
     """The mask (F,H,W) bool of the clip's row, column `mask`: a video of the clip's frames, or a still; white is true.
 
     It may have another resolution than the clip. ConfigError when it has too few frames.
@@ -55,15 +55,15 @@ def clip_mask(source: Source) -> np.ndarray:
     why = f"clip {source.clip}: its mask {path} ends before frame {last}; give a mask for every frame, or one still"
     require(still or last in found, why)
     chosen = [found[0 if still else number] for number in source.indices]
-    return np.stack([source.placement.place(frame, cv2.INTER_NEAREST_EXACT) for frame in chosen]) > 0
+    return np.stack([source.crop.apply(frame, cv2.INTER_NEAREST_EXACT) for frame in chosen]) > 0
 
 
 def _read(path: Path, wanted: set[int]) -> list[np.ndarray]:
     return [(luma(frame) > 127).astype(np.uint8) for frame in read_clip(path, wanted)]
 
 
-def drawn_mask(
-    size: tuple[int, int], shape: str, cover: float, course: Course, frames: int, rng: np.random.Generator
+def random_mask(
+    size: tuple[int, int], shape: str, cover: float, trajectory: Trajectory, frames: int, rng: np.random.Generator
 ) -> np.ndarray:
     """A mask (F,H,W) bool of a `box`, an `ellipse` or a `free` scribble that covers about `cover` of the picture, whole
     within it where it can be; its place is drawn and goes on along `course`.
@@ -77,7 +77,7 @@ def drawn_mask(
         ratio = 2 ** rng.uniform(-1, 1)  # height to width
         area = cover * (4 / np.pi if shape == "ellipse" else 1)
         half = np.minimum(np.sqrt([area * height * width * ratio, area * height * width / ratio]) / 2 / size, 0.5)
-    y, x = (course.path([h, 1 - h], frames, rng) * n for h, n in zip(half, size, strict=True))
+    y, x = (trajectory.draw([h, 1 - h], frames, rng) * n for h, n in zip(half, size, strict=True))
     masks = []
     for centre in np.stack([x, y], axis=1):
         canvas = np.zeros(size, np.uint8)
@@ -100,7 +100,7 @@ def _scribble(size: tuple[int, int], cover: float, rng: np.random.Generator) -> 
     reach = 0.35 * np.array(size[::-1])
     thickness = max(round(min(size) * np.sqrt(cover) * rng.uniform(0.2, 0.4)), 1)
     corners, angle = [rng.uniform(-reach, reach) / 2], rng.uniform(0, 2 * np.pi)
-    for _ in range(MOST_STROKES):
+    for _ in range(MAX_STROKES):
         angle += np.pi + rng.uniform(-1, 1) if len(corners) % 2 else rng.uniform(-1, 1)
         length = rng.uniform(0.2, 0.6) * min(size)
         corners.append(np.clip(corners[-1] + length * np.array([np.cos(angle), np.sin(angle)]), -reach, reach))
