@@ -14,7 +14,7 @@ from iclora_train.ltx2.kernels.modulated_norm import Norm
 from iclora_train.ltx2.kernels.modulation import GatedResidual
 from iclora_train.ltx2.model import attention
 from iclora_train.ltx2.model.attention import Attention
-from iclora_train.ltx2.model.rope import rotation
+from iclora_train.ltx2.model.rope import rope_table
 
 WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
 FLASH_HEADS = WIDTH // flash.HEAD_DIM  # as few as have the channels that flash-attn-4 is used for
@@ -52,7 +52,7 @@ def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor
     gates, scale, shift = torch.randn(3, 2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
     level = (torch.rand(2, TOKENS, generator=generator) > 0.3).long().to("cuda")
     position = torch.rand(2, 3, TOKENS, 2, generator=generator).to("cuda")
-    rope = rotation(position, WIDTH, attn.heads, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
+    rope = rope_table(position, WIDTH, attn.heads, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
     x.requires_grad_()
     adapter = [p for p in attn.parameters() if p.requires_grad]
     words = torch.randn(2, WORDS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)

@@ -149,7 +149,7 @@ def build_tokens(
 
 def _shared(position: Tensor, key: Hashable) -> Tensor:
     """The first positions that came with this key: one tensor for all batches of a shape, so that what depends on it is
-    made once (`rope.RotationCache`)."""
+    made once (`rope.RopeCache`)."""
     if key not in _KNOWN and len(_KNOWN) == SHARED:
         del _KNOWN[next(iter(_KNOWN))]
     return _KNOWN.setdefault(key, position)

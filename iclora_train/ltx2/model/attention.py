@@ -1,4 +1,4 @@
-"""Attention of LTX-2: q and k normalised across heads and rotated; since 2.3 each head's output is gated."""
+"""Attention of LTX-2: RMS norm of q and k over the whole width, then RoPE; since 2.3 a gate for each head."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, nu
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """RMS norm in the activations' precision, which under autocast is not the weights'."""
+    """RMS norm in the dtype of x. Under autocast the norm's weight has another dtype and is cast."""
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
-    """2 sigmoid(logits) out, for attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads)."""
+    """2 sigmoid(logits) * out, for attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads)."""
     return out * (2 * logits.sigmoid())[..., None]
 
 
 class Attention(nn.Module):
-    """Self-attention over tokens (B,N,D), or cross-attention to a context (B,T,D'), with official parameter names."""
+    """Self-attention over tokens (B,N,D), or cross-attention to a context (B,T,D'). Parameters have official names."""
 
     def __init__(self, width: int, context_width: int, heads: int, eps: float, gated: bool) -> None:
         super().__init__()
@@ -58,16 +58,19 @@ class Attention(nn.Module):
         num_outputs: int | None = None,
         perturbed: bool = False,
     ) -> Tensor:
-        """num_outputs: compute the output of the first tokens only; all of them are attended to.
+        """x (B,N,D) -> (B,N,D), or (B,num_outputs,D).
 
-        perturbed: every token attends to itself alone (spatio-temporal guidance, arXiv 2411.18664).
+        num_outputs: compute only the first tokens' outputs. They attend to all tokens.
+        perturbed: every token attends only to itself (spatio-temporal guidance, STG, arXiv 2411.18664).
         """
-        source = x if context is None else context
-        q, k, v = self.to_q(x), self.to_k(source), self.to_v(source)
-        logits = None if self.to_gate_logits is None else self.to_gate_logits(x)[:, :num_outputs]
+        context = x if context is None else context
+        q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
+        gate_logits = None if self.to_gate_logits is None else self.to_gate_logits(x)[:, :num_outputs]
         q, k = rms_norm(q, self.q_norm), rms_norm(k, self.k_norm)
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in (q, k, v))
         if rope is not None:
             q, k = rotate(q, rope), rotate(k, rope)
         out = v[:, :num_outputs] if perturbed else attend_first(q, k, v, bias, num_outputs)
-        return self.to_out((out if logits is None else gate_heads(out, logits)).flatten(2))
+        if gate_logits is not None:
+            out = gate_heads(out, gate_logits)
+        return self.to_out(out.flatten(2))

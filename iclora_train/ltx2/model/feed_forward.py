@@ -1,4 +1,4 @@
-"""The feed-forward of a block."""
+"""Feed-forward of a transformer block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class GELUProjection(nn.Module):
-    """Linear and tanh-approximated GELU (a module of its own for the official name `net.0.proj`)."""
+    """Linear and tanh-approximated GELU. A separate module, because checkpoints call the linear `net.0.proj`."""
 
     def __init__(self, width: int, hidden: int, bias: bool) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class GELUProjection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two linears, four times as wide inside."""
+    """Linear, GELU, linear, with a hidden width of 4 * width."""
 
     def __init__(self, width: int, bias: bool) -> None:
         super().__init__()
@@ -30,9 +30,9 @@ class FeedForward(nn.Module):
 
     @property
     def linears(self) -> tuple[nn.Module, nn.Module]:
-        """The first and the second, with whatever adapters are on them."""
+        """The first and the second linear, with their adapters."""
         return cast(nn.Module, self.net[0].proj), self.net[2]
 
     def forward(self, x: Tensor) -> Tensor:
-        found: Tensor = self.net(x)
-        return found
+        out: Tensor = self.net(x)
+        return out

@@ -1,9 +1,10 @@
-"""The transformer of LTX-2, 2.3 and 2.5 and of the embedded nano: one class, the video stream only.
+"""The video transformer of LTX-2, LTX-2.3, LTX-2.5 and the embedded nano: one class, the video stream only.
 
-Module names are those of the official checkpoints. Noise levels come as rows (`Tokens.sigma`, `Tokens.level`): AdaLN
-is computed for the few distinct levels of a clip and picked per token, never computed per token.
-This page is the model; what makes it fast and small in training is attached from outside (`ltx2/runtime`): a block's
-fused form, and how the blocks are run.
+Module names are those of the official checkpoints. A clip has K distinct noise levels (`Tokens.sigma`), and
+`Tokens.level` is the index of each token's level. AdaLN is computed for K rows and picked per token.
+
+This page is the model. `ltx2/runtime` attaches what makes it fast and small in training: `Block.fused` computes a block
+with fused kernels, and `Transformer.run_blocks` runs all blocks with activation checkpointing, offload or CUDA graphs.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from iclora_train.ltx2.kernels.modulation import pick, rms_norm
 from iclora_train.ltx2.model.adaln import AdaLayerNormSingle, CaptionProjection
 from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.feed_forward import FeedForward
-from iclora_train.ltx2.model.rope import RotationCache
+from iclora_train.ltx2.model.rope import RopeCache
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
 
 
@@ -44,7 +45,7 @@ class TransformerConfig:
     use_prompt_adaln_single: bool = True
     ff_bias: bool = True  # 2.5: False
     use_keyframes_abs_pos_embedding: bool = False  # 2.5
-    caption_proj_before_connector: bool = False  # since 2.3; before, the transformer projects captions itself
+    caption_proj_before_connector: bool = False  # since 2.3; earlier versions project captions in the transformer
     caption_channels: int = 3840
 
     @property
@@ -54,39 +55,38 @@ class TransformerConfig:
 
     @property
     def text_width(self) -> int:
-        """Channels of the text features that are given."""
+        """Channels of the text features at the transformer's input."""
         return self.cross_attention_dim if self.caption_proj_before_connector else self.caption_channels
 
     @property
     def rows(self) -> int:
-        """AdaLN rows of a block: shift, scale, gate of attention and feed-forward, and of text attention since 2.3."""
+        """AdaLN rows of a block: shift, scale, gate of self-attention and feed-forward; since 2.3 of text attention."""
         return 9 if self.cross_attention_adaln else 6
 
     @classmethod
     def from_metadata(cls, section: dict[str, Any]) -> TransformerConfig:
-        """From the `transformer` section of a checkpoint's config; keys that do not concern the video stream drop."""
-        known = {f.name for f in fields(cls)} & section.keys()
-        chosen = {name: section[name] for name in known}
-        if "positional_embedding_max_pos" in chosen:
-            chosen["positional_embedding_max_pos"] = tuple(chosen["positional_embedding_max_pos"])
+        """Read the `transformer` section of a checkpoint's config. Keys of other streams are ignored."""
+        values = {f.name: section[f.name] for f in fields(cls) if f.name in section}
+        if "positional_embedding_max_pos" in values:
+            values["positional_embedding_max_pos"] = tuple(values["positional_embedding_max_pos"])
         if section.get("rope_type", "split") != "split":
             raise ValueError(f"rope_type={section['rope_type']!r} is not supported: LTX-2 checkpoints use 'split'")
-        return cls(**chosen)
+        return cls(**values)
 
 
 class BlockInputs(NamedTuple):
-    """What every block is given beside the tokens."""
+    """Inputs that all blocks share: everything but the tokens x (B,N,D)."""
 
     text: Tensor  # (B,T,D')
-    modulation: Tensor  # (B,K,rows,D)
-    level: Tensor  # (B,N)
-    rope: Tensor
-    prompt: Tensor | None = None  # (B,1,2,D')
-    bias: AttentionBias | None = None
+    modulation: Tensor  # (B,K,rows,D), from AdaLN
+    level: Tensor  # (B,N) int64, index of each token's noise level
+    rope: Tensor  # (2,B,N,heads,head_dim/2), cos and sin
+    prompt: Tensor | None = None  # (B,1,2,D'), AdaLN shift and scale of the text since 2.3
+    bias: AttentionBias | None = None  # per-token attention weights
 
 
 class Block(nn.Module):
-    """Self-attention, text attention and feed-forward, each modulated by the token's noise level."""
+    """Self-attention, text cross-attention and feed-forward, each modulated by the token's noise level."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -98,39 +98,40 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(config.rows, width))
         if config.cross_attention_adaln:
             self.prompt_scale_shift_table = nn.Parameter(torch.zeros(2, width))
-        self.fused: nn.Module | None = None  # computes the same with fused kernels (`runtime.fused_block`)
+        self.fused: nn.Module | None = None  # the same block with fused kernels (`runtime.fused_block`)
 
     def forward(
         self, x: Tensor, inputs: BlockInputs, num_outputs: int | None = None, perturbed: bool = False
     ) -> Tensor:
-        """x (B,N,D) -> (B,N,D), or (B,num_outputs,D) of the first tokens; perturbed: see `Attention`."""
+        """x (B,N,D) -> (B,N,D), or (B,num_outputs,D) for the first tokens only. perturbed: see `Attention.forward`."""
         if self.fused is not None:
             return self.fused(self, x, inputs, num_outputs, perturbed)
-        text, level = inputs.text, inputs.level
-        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = (self.scale_shift_table + inputs.modulation).unbind(2)
-        h = self.attn1(self._norm(x, scale, shift, level), None, inputs.rope, inputs.bias, num_outputs, perturbed)
-        level = level[:, :num_outputs]
+        table = self.scale_shift_table + inputs.modulation  # (B,K,rows,D)
+        shift, scale, gate, ff_shift, ff_scale, ff_gate, *cross = table.unbind(2)
+        h = self._modulated_norm(x, scale, shift, inputs.level)
+        h = self.attn1(h, None, inputs.rope, inputs.bias, num_outputs, perturbed)
+        level = inputs.level[:, :num_outputs]
         x = x[:, :num_outputs] + pick(gate, level) * h
-        if cross:  # since 2.3 text attention is modulated too: its queries by the token's level, the text by the clip's
+        if cross:  # since 2.3: queries are modulated by the token's noise level, the text by the clip's
             cross_shift, cross_scale, cross_gate = cross
-            h = self.attn2(self._norm(x, cross_scale, cross_shift, level), self.modulated_text(inputs))
+            h = self.attn2(self._modulated_norm(x, cross_scale, cross_shift, level), self.modulated_text(inputs))
             x = x + pick(cross_gate, level) * h
         else:
-            x = x + self.attn2(rms_norm(x, self.eps), text)
-        return x + pick(ff_gate, level) * self.ff(self._norm(x, ff_scale, ff_shift, level))
+            x = x + self.attn2(rms_norm(x, self.eps), inputs.text)
+        return x + pick(ff_gate, level) * self.ff(self._modulated_norm(x, ff_scale, ff_shift, level))
 
     def modulated_text(self, inputs: BlockInputs) -> Tensor:
-        """The text (B,T,D') by the AdaLN of the clip's noise level."""
+        """The text features (B,T,D'), scaled and shifted for the clip's noise level."""
         table = self.prompt_scale_shift_table
         shift, scale = (table if inputs.prompt is None else table + inputs.prompt).unbind(-2)
         return inputs.text * (1 + scale) + shift
 
-    def _norm(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> Tensor:
+    def _modulated_norm(self, x: Tensor, scale: Tensor, shift: Tensor, level: Tensor) -> Tensor:
         return rms_norm(x, self.eps) * (1 + pick(scale, level)) + pick(shift, level)
 
 
-class Runner(Protocol):
-    """How the blocks are run (`runtime.block_runner`): x -> (B,num_outputs,D)."""
+class RunBlocks(Protocol):
+    """Runs all blocks: x (B,N,D) -> (B,num_outputs,D)."""
 
     def __call__(
         self, net: Transformer, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: Sequence[int]
@@ -140,7 +141,7 @@ class Runner(Protocol):
 def run_blocks_sequentially(
     net: Transformer, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: Sequence[int]
 ) -> Tensor:
-    """The plain way: block after block; the last computes the first `num_outputs` tokens only."""
+    """Block after block. The last block computes only the first `num_outputs` tokens."""
     last = len(net.transformer_blocks) - 1
     for i, block in enumerate(net.transformer_blocks):
         x = block(x, inputs, num_outputs if i == last else None, i in perturbed)
@@ -148,7 +149,7 @@ def run_blocks_sequentially(
 
 
 class Transformer(nn.Module):
-    """Predicts the velocity of every token. The caller slices off what it needs (the target comes first)."""
+    """Predicts the velocity of the tokens, target tokens first."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -167,8 +168,8 @@ class Transformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.scale_shift_table = nn.Parameter(torch.zeros(2, width))
         self.proj_out = nn.Linear(width, config.out_channels)
-        self.rotations = RotationCache()
-        self.run_blocks: Runner = run_blocks_sequentially
+        self.rope_cache = RopeCache()
+        self.run_blocks: RunBlocks = run_blocks_sequentially
 
     def forward(
         self,
@@ -178,28 +179,30 @@ class Transformer(nn.Module):
         perturbed: tuple[int, ...] = (),
         num_outputs: int | None = None,
     ) -> Tensor:
-        """Tokens and text (B,T,D') -> velocity (B,N,C) of all tokens, or of the first `num_outputs`.
+        """Tokens and text (B,T,D') -> velocity (B,N,C), or (B,num_outputs,C) for the first tokens only.
 
-        between: what references see of one another once an attention weight is set (`AttentionBias`).
-        perturbed: the blocks in which every token attends to itself alone.
+        between: whether references attend to each other when attention weights are set (`AttentionBias`).
+        perturbed: indices of the blocks in which every token attends only to itself.
         """
         config, dtype = self.config, self.patchify_proj.weight.dtype
-        x = self.patchify_proj(tokens.latent.to(dtype))
+        x = self.patchify_proj(tokens.latent.to(dtype))  # (B,N,D)
         if self.keyframes_abs_pos_embedding is not None:
             x = x + tokens.keyframe[..., None] * self.keyframes_abs_pos_embedding
-        time = tokens.sigma.float() * config.timestep_scale_multiplier
-        modulation, embedded = self.adaln_single(time)  # (B,K,rows,D), (B,K,D)
-        prompt = None if self.prompt_adaln_single is None else self.prompt_adaln_single(time[:, :1])[0]
+        time = tokens.sigma.float() * config.timestep_scale_multiplier  # (B,K)
+        modulation, time_embedding = self.adaln_single(time)  # (B,K,rows,D), (B,K,D)
+        prompt = None if self.prompt_adaln_single is None else self.prompt_adaln_single(time[:, :1])[0]  # (B,1,2,D')
         text = text.to(dtype)
         if self.caption_projection is not None:
             text = self.caption_projection(text)
-        theta, extent = config.positional_embedding_theta, config.positional_embedding_max_pos
-        rope = self.rotations.of(tokens.position, config.width, config.num_attention_heads, theta, extent, dtype)
-        bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
-        x = self.run_blocks(
-            self, x, BlockInputs(text, modulation, tokens.level, rope, prompt, bias), num_outputs, perturbed
+        theta, max_position = config.positional_embedding_theta, config.positional_embedding_max_pos
+        rope = self.rope_cache.get(
+            tokens.position, config.width, config.num_attention_heads, theta, max_position, dtype
         )
+        bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
+        inputs = BlockInputs(text, modulation, tokens.level, rope, prompt, bias)
+        x = self.run_blocks(self, x, inputs, num_outputs, perturbed)
         level = tokens.level[:, :num_outputs]
-        shift, scale = (pick(row, level) for row in (self.scale_shift_table + embedded[:, :, None]).unbind(2))
+        table = self.scale_shift_table + time_embedding[:, :, None]  # (B,K,2,D)
+        shift, scale = (pick(row, level) for row in table.unbind(2))
         x = F.layer_norm(x, (config.width,), eps=config.norm_eps) * (1 + scale) + shift
         return self.proj_out(x)
