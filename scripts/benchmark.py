@@ -33,7 +33,7 @@ from torch import Tensor
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
 from iclora_train.core.types import Tokens
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels import modulated_norm as norm
@@ -92,7 +92,7 @@ def batch_of(base: BaseModel, shape: Shape, device: torch.device) -> Batch:
     reference = torch.randn(1, channels, *small, generator=generator).to(device)
     text = torch.randn(1, 1024, features, generator=generator).to(device)
     fps = torch.tensor([24.0])
-    return {"keys": ["random"], "target": target, "references": [reference], "text": text, "fps": fps}
+    return Batch(target, [reference], text, fps, keys=["random"])
 
 
 @contextmanager
@@ -133,7 +133,7 @@ def module_of(base: BaseModel, way: Way, rank: int, device: torch.device) -> ICL
 def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of the steps after the first ones, the first one's (with what is chosen and compiled before it),
     and the peak of memory."""
-    device, optimizer, begun = batch["target"].device, module.optimizer(), time.perf_counter()
+    device, optimizer, begun = batch.device, module.optimizer(), time.perf_counter()
     row: dict[str, Any] = {}
     if device.type == "cuda":
         if not way.plain and way.activation_budget is None:

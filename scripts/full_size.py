@@ -17,7 +17,7 @@ import torch
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import TransformerConfig
 from iclora_train.training.dry_run import optimizer_step, synced_time
@@ -78,7 +78,7 @@ def fixed_batch(base: BaseModel, size: tuple[int, int, int], device: torch.devic
     width = TransformerConfig.from_metadata(base.config["transformer"]).text_width
     text = torch.randn(1, 1024, width, generator=generator).to(device)
     fps = torch.tensor([24.0])
-    return {"keys": ["fixed"], "target": target, "references": [0.5 * target], "text": text, "fps": fps}
+    return Batch(target, [0.5 * target], text, fps, keys=["fixed"])
 
 
 def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> None:
@@ -100,7 +100,7 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
         begun = synced_time(device)
         losses.append(optimizer_step(module, optimizer, batch, 0).item())
         taken.append(synced_time(device) - begun)
-    tokens = 2 * batch["target"][0, 0].numel()
+    tokens = 2 * batch.target[0, 0].numel()
     middle = sorted(taken[min(3, len(taken) - 1) :])
     tell(
         "train", steps=args.steps, tokens=tokens, seconds_per_step=middle[len(middle) // 2], first_step=taken[0],

@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 
 from iclora_train.config import Config, ConfigError, Data
 from iclora_train.core.types import LatentPair, VideoShape
+from iclora_train.data.batch import Batch
 from iclora_train.data.batch_sampler import BatchPlan, bucket_tokens, clips_per_batch
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.shard_sample import pack_latents
@@ -109,7 +110,7 @@ def test_the_dry_run_takes_the_batch_with_the_most_tokens(tmp_path):
 
     def found(**data: int) -> tuple[str, int]:
         bucket, batch = largest_batch(Config(data=Data(**data)), shards, cpu)
-        return bucket, len(batch["target"])
+        return bucket, len(batch.target)
 
     assert found(batch_size=3) == ("64x64x5", 3)
     assert found(tokens_per_batch=180) == ("64x32x5", 2)  # 180 tokens against 160 and 160
@@ -121,7 +122,7 @@ def test_held_out_batches_keep_to_the_budget(tmp_path):
     shards = ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8}))
     for tokens, sizes in ((80, [2]), (50, [1, 1]), (None, [2])):
         held = ValidationBatches.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
-        assert [len(correct["keys"]) for correct, _ in held.batches] == sizes
+        assert [len(correct.keys) for correct, _ in held.batches] == sizes
 
 
 def test_a_budget_below_one_token_is_refused():
@@ -130,7 +131,7 @@ def test_a_budget_below_one_token_is_refused():
 
 
 def taken(data: LatentDataModule, count: int) -> list[tuple[list[str], torch.Tensor]]:
-    return [(batch["keys"], batch["target"]) for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
+    return [(batch.keys, batch.target) for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
 
 
 def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
@@ -150,18 +151,18 @@ def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
 def test_a_batch_has_the_documented_shapes(tmp_path):
     write_latents(tmp_path, {"train": [4], "val": [3]})
     batch = next(iter(LatentDataModule(tmp_path, batch_size=2).train_dataloader()))
-    assert batch["target"].shape == (2, 4, 2, 4, 4)
-    assert [r.shape for r in batch["references"]] == [(2, 4, 2, 2, 2)]
-    assert batch["text"].shape == (2, 3, 6)
-    assert batch["fps"].tolist() == [25.0, 25.0]
+    assert batch.target.shape == (2, 4, 2, 4, 4)
+    assert [r.shape for r in batch.references] == [(2, 4, 2, 2, 2)]
+    assert batch.text.shape == (2, 3, 6)
+    assert batch.fps.tolist() == [25.0, 25.0]
 
 
 def test_frame_rates_stay_on_the_host(tmp_path):
     """Positions are known by them, and reading them from a GPU would make every step wait."""
     data = LatentDataModule(write_buckets(tmp_path, {"32x32x5": 4}), 2)
     moved = data.transfer_batch_to_device(next(iter(data.loader())), torch.device("meta"), 0)
-    assert {tensor.device.type for tensor in (moved["target"], moved["text"], *moved["references"])} == {"meta"}
-    assert moved["fps"].device.type == "cpu"
+    assert {tensor.device.type for tensor in (moved.target, moved.text, *moved.references)} == {"meta"}
+    assert moved.fps.device.type == "cpu"
 
 
 def test_too_few_clips_for_a_batch(tmp_path, caplog):
@@ -191,8 +192,8 @@ class Counting(LightningModule):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen: list[list[str]] = []
 
-    def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
-        self.seen.append(batch["keys"])
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch.keys)
         return self.weight * 1.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from iclora_train.config import ConfigError
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.lora_linear import fp8_linears
 from iclora_train.ltx2.runtime import activation_offload as spill_module
@@ -34,6 +34,7 @@ from tests.test_compiled import network, scene, step
 from tests.tiny import composed, write_tiny_base
 
 BLOCKS = 48
+BATCH = Batch(torch.zeros(1, 8, 2, 4, 4), [], torch.zeros(1, 5, 8), fps=torch.tensor([25.0]), keys=["a"])
 
 
 class Machine:
@@ -306,9 +307,7 @@ def test_the_module_is_left_as_the_plan_says(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(memory, "_step", pretended)
     monkeypatch.setattr(memory, "limit_gpu_memory", lambda wanted, device: 41.0)
     monkeypatch.setattr(memory, "measure_bandwidth", lambda device: 0.0)
-    plan = memory.search_memory_plan(
-        module, {"target": torch.zeros(1, 8, 2, 4, 4), "references": [], "text": torch.zeros(1, 5, 8)}, "auto", print
-    )
+    plan = memory.search_memory_plan(module, BATCH, "auto", print)
     assert runner_of(module.transformer).activation_budget == plan.activation_budget
     assert len(blocks) == 12
     assert 5 + len(blocks) * (1 + 10 * plan.activation_budget) <= 41
@@ -333,9 +332,7 @@ def test_fp8_weights_are_kept_twice_only_where_everything_is_kept(tmp_path, monk
     monkeypatch.setattr(memory, "_step", pretended)
     monkeypatch.setattr(memory, "limit_gpu_memory", lambda wanted, device: 1 + 6.0 * count)
     monkeypatch.setattr(memory, "measure_bandwidth", lambda device: 0.0)
-    plan = memory.search_memory_plan(
-        module, {"target": torch.zeros(1, 8, 2, 4, 4), "references": [], "text": torch.zeros(1, 5, 8)}, "auto", print
-    )
+    plan = memory.search_memory_plan(module, BATCH, "auto", print)
     assert plan.cached_transposed == turned == (plan.activation_budget == 1)
     assert {part.weight_t is not None for part in fp8_linears(module.transformer)} == {turned}
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from iclora_train.config import Config
 from iclora_train.core.types import LatentPair
-from iclora_train.data.batch_sampler import collate
+from iclora_train.data.batch import collate
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import MetricsRecorder

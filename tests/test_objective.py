@@ -8,7 +8,7 @@ from torch import Tensor
 
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry, Tokens
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, draw_random, step_generator
@@ -19,13 +19,13 @@ from tests.tiny import CHANNELS, WIDTH
 GEOMETRY, TASK, LOCAL = Geometry(CHANNELS, spatial=8, temporal=4), Task(), Flow(locality=2.0, locality_p=1.0)
 GENERATOR = torch.Generator().manual_seed(0)
 TARGET, REFERENCE = torch.randn(2, 3, CHANNELS, 2, 2, 4, generator=GENERATOR)
-BATCH: Batch = {
-    "target": TARGET,
-    "references": [REFERENCE],
-    "text": torch.randn(3, 5, WIDTH, generator=GENERATOR),
-    "fps": torch.full((3,), 25.0),
-    "keys": list("abc"),
-}
+BATCH = Batch(
+    TARGET,
+    [REFERENCE],
+    text=torch.randn(3, 5, WIDTH, generator=GENERATOR),
+    fps=torch.full((3,), 25.0),
+    keys=list("abc"),
+)
 LEFT = torch.tensor([[0.0, 1.0, 0.0, 0.5], WHOLE_FRAME, WHOLE_FRAME])  # the first clip has the left half for itself
 
 
@@ -62,9 +62,7 @@ def test_without_the_setting_it_is_the_flow_loss_of_one_pass() -> None:
     count = wanted.shape[1]
     assert len(model.seen) == 1
     assert found.locality is None
-    assert torch.equal(
-        found.flow, masked_loss(model(tokens, BATCH["text"], count), wanted, tokens.loss_mask[:, :count])
-    )
+    assert torch.equal(found.flow, masked_loss(model(tokens, BATCH.text, count), wanted, tokens.loss_mask[:, :count]))
     assert torch.equal(found.total(Flow()), found.flow.mean())
 
 

@@ -7,24 +7,24 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from iclora_train.data.batch_sampler import Batch, on_tensors
+from iclora_train.data.batch import Batch
 from iclora_train.data.prefetch import Prefetch
 
 
 def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:
     """Batches in fp16 that are full of their number, as a loader gives them."""
     for n in range(count):
-        full = {name: torch.full((1, size), n, dtype=torch.float16) for name in ("target", "text", "fps")}
-        batch = {**full, "references": [full["target"] + 0.5], "keys": [str(n)], "captions": [""]}
-        yield on_tensors(batch, torch.Tensor.pin_memory) if pinned else batch
+        target, text, fps = (torch.full((1, size), n, dtype=torch.float16) for _ in range(3))
+        batch = Batch(target, [target + 0.5], text, fps, keys=[str(n)], captions=[""])
+        yield batch.pin_memory() if pinned else batch
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_every_batch_comes_once_in_order_as_fp32(count: int) -> None:
     found = list(Prefetch(batches(count), torch.device("cpu")))
-    assert [batch["keys"] for batch in found] == [[str(n)] for n in range(count)]
+    assert [batch.keys for batch in found] == [[str(n)] for n in range(count)]
     for n, batch in enumerate(found):
-        for tensor, value in ((batch["target"], n), (batch["text"], n), (batch["references"][0], n + 0.5)):
+        for tensor, value in ((batch.target, n), (batch.text, n), (batch.references[0], n + 0.5)):
             assert tensor.dtype == torch.float32
             assert tensor.item() == value
 
@@ -40,7 +40,7 @@ def test_a_batch_is_given_when_the_next_is_on_its_way() -> None:
     coming = iter(Prefetch(loader(), torch.device("cpu")))
     assert read == []
     for n, ahead in enumerate((2, 3, 4, 4)):
-        assert next(coming)["keys"] == [str(n)]
+        assert next(coming).keys == [str(n)]
         assert len(read) == ahead
 
 
@@ -63,5 +63,5 @@ def test_on_a_gpu_slow_steps_see_whole_batches() -> None:
         work = weight
         for _ in range(20):
             work = work @ weight
-        seen.append(torch.stack([batch["target"].amin(), batch["target"].amax(), work.sum() * 0]))
+        seen.append(torch.stack([batch.target.amin(), batch.target.amax(), work.sum() * 0]))
     assert [row[:2].tolist() for row in seen] == [[n, n] for n in range(12)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.diffusion.reference import mask_to_grid
 from iclora_train.diffusion.training_inputs import (
     RandomDraws,
@@ -23,13 +23,7 @@ from iclora_train.diffusion.training_inputs import (
 )
 
 TARGET = torch.randn(4, 3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
-BATCH: Batch = {
-    "target": TARGET,
-    "references": [TARGET, TARGET],
-    "text": torch.zeros(4, 1, 1),
-    "fps": torch.full((4,), 25.0),
-    "keys": list("abcd"),
-}
+BATCH = Batch(TARGET, [TARGET, TARGET], text=torch.zeros(4, 1, 1), fps=torch.full((4,), 25.0), keys=list("abcd"))
 KNOBS = Flow(attention_strength_p=1.0, region_mask_p=1.0)
 
 
@@ -128,9 +122,9 @@ def test_batches_of_one_shape_share_one_tensor_of_positions() -> None:
         return build_tokens(batch, draws, task, Geometry(3, 8, 4))[0].position
 
     first = position(BATCH, Task())
-    assert position({**BATCH, "target": TARGET + 1}, Task()) is first
-    faster = {**BATCH, "fps": torch.tensor([25.0, 25.0, 50.0, 25.0])}
-    halved = {**BATCH, "references": [TARGET[..., ::2, ::2]] * 2}
+    assert position(replace(BATCH, target=TARGET + 1), Task()) is first
+    faster = replace(BATCH, fps=torch.tensor([25.0, 25.0, 50.0, 25.0]))
+    halved = replace(BATCH, references=[TARGET[..., ::2, ::2]] * 2)
     for other in (position(faster, Task()), position(halved, Task(reference_downscale=2))):
         assert other is not first
     assert torch.equal(position(faster, Task())[2, 0], first[2, 0] / 2)

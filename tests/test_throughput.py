@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iclora_train.adapters import lora
 from iclora_train.config import Lora
+from iclora_train.data.batch import Batch
 from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, TransformerConfig
 from iclora_train.training.throughput import (
     THROUGHPUT_COLUMNS,
@@ -62,11 +63,13 @@ def test_the_operations_of_an_official_base_are_those_of_its_formula() -> None:
 
 
 def test_the_work_of_a_batch_counts_targets_and_references() -> None:
-    batch = {
-        "target": torch.zeros(2, 8, 3, 4, 4),
-        "references": [torch.zeros(2, 8, 3, 2, 2), torch.zeros(2, 8, 1, 4, 4)],
-        "text": torch.zeros(2, 7, 4096),
-    }
+    batch = Batch(
+        target=torch.zeros(2, 8, 3, 4, 4),
+        references=[torch.zeros(2, 8, 3, 2, 2), torch.zeros(2, 8, 1, 4, 4)],
+        text=torch.zeros(2, 7, 4096),
+        fps=torch.full((2,), 25.0),
+        keys=["a", "b"],
+    )
     work = batch_work(batch, OFFICIAL, 4, ("attn1.to_q",))
     assert (work.clips, work.tokens) == (2, 2 * (48 + 12 + 16))
     assert work.flops == step_flops(OFFICIAL, 4, ("attn1.to_q",), 76, 7, 2)

@@ -17,6 +17,7 @@ from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Flow, Optim, Task
 from iclora_train.config.hydra_app import task_names
 from iclora_train.core.types import Geometry
+from iclora_train.data.batch import Batch
 from iclora_train.diffusion.training_inputs import (
     RandomDraws,
     build_tokens,
@@ -354,7 +355,7 @@ def test_probabilities_of_first_frame_and_reference_are_per_clip() -> None:
 def test_lay_out_gives_first_frames_clean_and_hides_references() -> None:
     generator = torch.Generator().manual_seed(0)
     target, noise = torch.randn(2, 2, 3, 5, 2, 2, generator=generator).unbind(0)
-    batch = {"target": target, "references": [target * 0], "fps": torch.tensor([25.0, 25.0]), "keys": ["a", "b"]}
+    batch = Batch(target, [target * 0], text=torch.zeros(2, 1, 1), fps=torch.tensor([25.0, 25.0]), keys=["a", "b"])
     first, shown = torch.tensor([True, False]), torch.tensor([True, False])
     draws = RandomDraws(torch.tensor([0.5, 1.0]), noise, first, shown)
     tokens, wanted = build_tokens(batch, draws, Task(), Geometry(3, 8, 4))

@@ -6,22 +6,19 @@ No Lightning here: the workers of a DataLoader import this module, and should st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from iclora_train.config import require
 from iclora_train.core.types import LatentPair
 from iclora_train.data.shards import ShardSet
 
-Batch = dict[str, Any]
 log = logging.getLogger(__name__)
 
 
@@ -132,34 +129,6 @@ def clips_per_batch(shards: ShardSet, split: str, batch_size: int, tokens_per_ba
     if tokens_per_batch is not None:
         return {name: max(1, tokens_per_batch // count) for name, count in bucket_tokens(shards, split).items()}
     return dict.fromkeys(sorted({shards.samples[i].bucket for i in shards.indices(split)}), batch_size)
-
-
-def collate(pairs: list[LatentPair]) -> Batch:
-    """Latent pairs of one bucket as a batch: target (B,C,f,h,w), references a list of (B,C,f',h',w'), text (B,T,D),
-    fps (B,), keys and captions lists of B. In a worker all tensors are made in shared memory: not copied again,
-    and no thread is at it when the worker ends.
-    """
-    return {
-        "target": default_collate([pair.target for pair in pairs]),
-        "references": [
-            default_collate(list(clips)) for clips in zip(*(pair.references for pair in pairs), strict=True)
-        ],
-        "text": default_collate([pair.text for pair in pairs]),
-        "fps": default_collate([torch.tensor(pair.fps) for pair in pairs]),
-        "keys": [pair.key for pair in pairs],
-        "captions": [pair.caption for pair in pairs],
-    }
-
-
-def on_tensors(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with each of its tensors changed but fps, which stays on the host."""
-    changed = {key: change(batch[key]) for key in ("target", "text")}
-    return {**batch, **changed, "references": [change(reference) for reference in batch["references"]]}
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; the host does not wait until it is there."""
-    return on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 class LatentDataset(Dataset[LatentPair]):

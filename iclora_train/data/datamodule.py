@@ -9,7 +9,8 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from iclora_train.core.types import LatentPair
-from iclora_train.data.batch_sampler import Batch, BatchPlan, LatentDataset, collate, plan_batches, to_device
+from iclora_train.data.batch import Batch, collate
+from iclora_train.data.batch_sampler import BatchPlan, LatentDataset, plan_batches
 from iclora_train.data.prefetch import Prefetch
 from iclora_train.data.shards import ShardSet
 
@@ -60,7 +61,7 @@ class LatentDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Lightning would move fps too, and reading it there would make every step wait for the device."""
-        return to_device(batch, device)
+        return batch.to(device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Lightning calls this once for every batch it takes; those of training move the position."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.cuda import Event
 
 from iclora_train.core.copy_stream import CopyStream
-from iclora_train.data.batch_sampler import Batch, on_tensors
+from iclora_train.data.batch import Batch
 
 
 class Prefetch:
@@ -35,7 +35,7 @@ class Prefetch:
 def _send(batch: Batch, device: torch.device, copy_stream: CopyStream) -> tuple[Batch, Event | None]:
     """The batch on its way to the device, and what tells that it is there."""
     with copy_stream.context():
-        moved = on_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True).float())
+        moved = batch.map_tensors(lambda tensor: tensor.to(device, non_blocking=True).float())
     return moved, copy_stream.record()
 
 
@@ -45,10 +45,10 @@ def _arrived(batch: Batch, there: Event | None, copy_stream: CopyStream) -> Batc
     if there is None:
         return batch
     copy_stream.make_compute_wait(there)
-    current = torch.cuda.current_stream(batch["target"].device)
+    current = torch.cuda.current_stream(batch.device)
 
     def used_here(tensor: Tensor) -> Tensor:
         tensor.record_stream(current)
         return tensor
 
-    return on_tensors(batch, used_here)
+    return batch.map_tensors(used_here)

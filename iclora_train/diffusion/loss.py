@@ -15,7 +15,7 @@ from torch import Tensor
 
 from iclora_train.config import Flow, Task
 from iclora_train.core.types import Geometry
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, region_to_tokens, to_device
 from iclora_train.ltx2.model.transformer import Transformer
@@ -46,11 +46,11 @@ def training_losses(
     if draws.locality_region is not None:
         narrowed, _ = build_tokens(batch, draws, task, geometry, within=draws.locality_region)
         with torch.no_grad():
-            aim = transformer(narrowed, batch["text"], num_outputs=count)
-    predicted = transformer(tokens, batch["text"], num_outputs=count)
+            aim = transformer(narrowed, batch.text, num_outputs=count)
+    predicted = transformer(tokens, batch.text, num_outputs=count)
     flow = masked_loss(predicted, wanted, learned)
     if aim is None or draws.locality_region is None:
         return ClipLosses(draws.sigma, flow, None)
     parted = (draws.locality_region != torch.tensor(WHOLE_FRAME)).any(1)  # (B,)
-    inside = region_to_tokens(draws.locality_region, batch["target"].shape[2:]) * parted[:, None]
+    inside = region_to_tokens(draws.locality_region, batch.target.shape[2:]) * parted[:, None]
     return ClipLosses(draws.sigma, flow, masked_loss(predicted, aim, learned * to_device(inside, learned.device)))

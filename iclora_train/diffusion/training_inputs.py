@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry, Tokens
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import add_noise, sample_sigma, target_velocity
 from iclora_train.diffusion.reference import append_reference, target_tokens, to_tokens
 
@@ -117,22 +117,22 @@ def build_tokens(
     are shown, and so does `within`, one more region (B,4). ConfigError when the references' size does not fit the
     task's factors.
     """
-    clean = batch["target"]
+    clean = batch.target
     sigma, noise, first = (
         to_device(drawn, clean.device) for drawn in (draws.sigma, draws.noise, draws.clean_first_frame)
     )
     noisy = add_noise(clean, noise, sigma)
     given = first[:, None, None, None, None]
     noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
-    tokens = target_tokens(noisy, sigma, geometry, to_device(batch["fps"].float(), clean.device), first)
+    tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), clean.device), first)
     regions = [to_device(region, clean.device) for region in (draws.region, within) if region is not None]
     strength: float | Tensor = 1.0
     if draws.attention_strength is not None or regions or not draws.use_references.all():
         strength = to_device(
             (1.0 if draws.attention_strength is None else draws.attention_strength) * draws.use_references, clean.device
         )
-    for reference in batch["references"]:
-        require_factors(clean, reference, task, batch["keys"][0])
+    for reference in batch.references:
+        require_factors(clean, reference, task, batch.keys[0])
         tokens = append_reference(
             tokens,
             reference,
@@ -141,9 +141,9 @@ def build_tokens(
             attention_strength=strength,
             attention_mask=_seen(regions, *reference.shape[3:]),
         )
-    shapes = tuple(tuple(latent.shape) for latent in (clean, *batch["references"]))
+    shapes = tuple(tuple(latent.shape) for latent in batch.latents)
     factors = (task.reference_downscale, task.reference_temporal_scale)
-    position = _shared(tokens.position, (shapes, tuple(batch["fps"].tolist()), factors, geometry, clean.device))
+    position = _shared(tokens.position, (shapes, tuple(batch.fps.tolist()), factors, geometry, clean.device))
     return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.training.dry_run import peak_memory
 from iclora_train.training.lightning_module import ICLoRA

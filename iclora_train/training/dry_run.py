@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError
-from iclora_train.data.batch_sampler import Batch, bucket_tokens, clips_per_batch, collate, to_device
+from iclora_train.data.batch import Batch, collate
+from iclora_train.data.batch_sampler import bucket_tokens, clips_per_batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.training_inputs import step_generator
 from iclora_train.ltx2.build import base_dtype
@@ -62,14 +63,14 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
         spent = time.perf_counter() - begun
         adapter = _save(module, folder)
     except torch.OutOfMemoryError as error:
-        raise ConfigError(_too_large(config, bucket, len(batch["keys"]), device)) from error
+        raise ConfigError(_too_large(config, bucket, len(batch.keys), device)) from error
     finally:
         with torch.no_grad():
             for parameter, value in zip(module.adapter, kept, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
     memory, room = _memory(device)
-    tokens = sum(latent[0, 0].numel() for latent in (batch["target"], *batch["references"]))
+    tokens = sum(latent[0, 0].numel() for latent in batch.latents)
     steps, every = config.trainer["max_steps"], config.validation.clips_every
     rounds = 1 + (steps // every if every else 0)
     hours = (step * steps + spent * rounds) / 3600
@@ -82,12 +83,12 @@ def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tup
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch)
     bucket = max(tokens, key=lambda name: (sizes[name] * tokens[name], tokens[name]))
     row = next(i for i in shards.indices("train") if shards.samples[i].bucket == bucket)
-    return bucket, to_device(collate([shards.read_latents(row)] * sizes[bucket]), device)
+    return bucket, collate([shards.read_latents(row)] * sizes[bucket]).to(device)
 
 
 def _steps(module: ICLoRA, batch: Batch) -> float:
     """Seconds of an optimizer step, the shortest."""
-    device, optimizer = batch["target"].device, module.optimizer()
+    device, optimizer = batch.device, module.optimizer()
     taken = []
     for i in range(STEPS):
         begun = synced_time(device)
@@ -111,7 +112,7 @@ def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: i
 def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
     """What the Trainer would minimise on a batch, in its precision, with the noise of step `number`."""
     half = base_dtype(module.config.model.precision) == torch.bfloat16
-    with torch.autocast(batch["target"].device.type, torch.bfloat16, enabled=half):
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
         found = module.losses(batch, step_generator(module.config.seed, number, 0))
         return found.total(module.config.flow)
 

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Optim, require
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.diffusion.loss import ClipLosses, training_losses
 from iclora_train.diffusion.training_inputs import draw_random, step_generator
 from iclora_train.ltx2.base_model import BaseModel
@@ -51,12 +51,12 @@ class ICLoRA(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """What is minimised on a batch; the losses of each clip are kept for `look`."""
         found = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
-        self.step_metrics.add(batch["keys"], found)
+        self.step_metrics.add(batch.keys, found)
         return found.total(self.config.flow)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
         """Losses of a batch, with all that is random from the generator."""
-        draws = draw_random(batch["target"], self.config.flow, generator)
+        draws = draw_random(batch.target, self.config.flow, generator)
         return training_losses(self.transformer, batch, draws, self.config.task, self.geometry)
 
     def configure_gradient_clipping(

@@ -20,7 +20,7 @@ from torch import nn
 
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.kernels.lora_linear import cache_transposed, fp8_linears
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
@@ -106,7 +106,7 @@ def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: S
     say: is told what is tried, which takes up to a minute each. together: processes that share the host's memory.
     ConfigError when the smallest step does not fit.
     """
-    device, count = batch["target"].device, len(blocks_of(module))
+    device, count = batch.device, len(blocks_of(module))
     cache_transposed(module.transformer, False)
     set_cuda_graphs(module.transformer, False)
     wanted = limit_gpu_memory(memory, device)
@@ -166,7 +166,7 @@ def apply(module: ICLoRA, kept: float, spill: float) -> None:
 
 def _guess(module: ICLoRA, batch: Batch) -> Candidate:
     """The level of 1 by its sizes."""
-    net, lora, device = module.transformer.config, module.config.model.lora, batch["target"].device
+    net, lora, device = module.transformer.config, module.config.model.lora, batch.device
     work = batch_work(batch, net, lora.rank, tuple(lora.targets))
     seconds = FORWARDS * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
     return estimate(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
@@ -180,7 +180,7 @@ def _states(module: ICLoRA) -> int:
 def time_step(module: ICLoRA, batch: Batch, plan: MemoryPlan) -> float | None:
     """Seconds of a whole step beside what the optimizer will keep, None if it does not fit; the module is then set as
     planned."""
-    device = batch["target"].device
+    device = batch.device
     apply(module, plan.activation_budget, plan.activation_offload)
     gc.collect()
     torch.cuda.empty_cache()
@@ -226,7 +226,7 @@ def blocks_of(module: ICLoRA) -> nn.ModuleList:
 def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, float, float]:
     """Peak bytes of a step through these blocks, seconds of its forward pass, and of all of it: the shortest, after one
     step that compiles."""
-    device, net = batch["target"].device, module.transformer
+    device, net = batch.device, module.transformer
     net.transformer_blocks = blocks
     found: list[tuple[float, float]] = []
     for _ in range(1 + TIMED):

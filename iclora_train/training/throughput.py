@@ -27,7 +27,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from iclora_train.data.batch_sampler import Batch
+from iclora_train.data.batch import Batch
 from iclora_train.ltx2.model.transformer import TransformerConfig
 
 THROUGHPUT_COLUMNS = ("s_per_step", "tokens_per_s", "clips_per_s", "tflops", "mfu", "memory_gib")
@@ -85,9 +85,9 @@ class Work:
 
 def batch_work(batch: Batch, config: TransformerConfig, rank: int, targets: tuple[str, ...]) -> Work:
     """The work of a training batch."""
-    latents: list[Tensor] = [batch["target"], *batch["references"]]
+    latents = batch.latents
     clips, tokens = len(latents[0]), sum(latent[0, 0].numel() for latent in latents)
-    flops = step_flops(config, rank, targets, tokens, batch["text"].shape[1], clips)
+    flops = step_flops(config, rank, targets, tokens, batch.text.shape[1], clips)
     return Work(clips, clips * tokens, flops)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,8 @@ from iclora_train.adapters import lora
 from iclora_train.config import Config, Task, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import Geometry
-from iclora_train.data.batch_sampler import Batch, clips_per_batch, collate, to_device
+from iclora_train.data.batch import Batch, collate
+from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.pixels import to_uint8
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import encode_clip
@@ -61,7 +62,7 @@ class ValidationBatches:
         others = pairs[windows // 2 :] + pairs[: windows // 2]  # half way round: of another source, where there are two
         size = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)[bucket]
         cuts = [slice(i, i + size) for i in range(0, windows, size)]
-        swapped = [{**collate(pairs[cut]), "references": collate(others[cut])["references"]} for cut in cuts]
+        swapped = [replace(collate(pairs[cut]), references=collate(others[cut]).references) for cut in cuts]
         both = zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)
         return cls(tuple(both), shards.empty_text())
 
@@ -85,14 +86,14 @@ def validation_losses(
     losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
     first = 0
     for correct, swapped in heldout.batches:
-        without = {**correct, "references": []}
-        count = len(correct["keys"])
-        noise = draw_noise(range(first, first + count), tuple(correct["target"].shape[1:])).to(device)
+        without = replace(correct, references=[])
+        count = len(correct.keys)
+        noise = draw_noise(range(first, first + count), tuple(correct.target.shape[1:])).to(device)
         first += count
         for which, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
             with lora.adapter_off(transformer) if which == "base" else nullcontext():
                 for sigma in sigmas:
-                    loss = _loss(transformer, to_device(batch, device), noise, sigma, config.task, geometry)
+                    loss = _loss(transformer, batch.to(device), noise, sigma, config.task, geometry)
                     losses[which, sigma].append(loss.cpu())
     transformer.train(mode)
     return loss_row({key: torch.cat(parts) for key, parts in losses.items()}, sigmas)
@@ -115,9 +116,7 @@ class ValidationClips(Callback):
 
     def __init__(self, config: Config, base: BaseModel, heldout: ValidationBatches, folder: Path) -> None:
         self.config, self.base, self.folder = config, base, folder
-        batch = heldout.batches[0][0]
-        tensors = {key: batch[key][:SHOWN] for key in ("target", "text", "fps")}
-        self.batch = {**batch, **tensors, "references": [reference[:SHOWN] for reference in batch["references"]]}
+        self.batch = heldout.batches[0][0].first(SHOWN)
         self.vae, self.empty = base.vae(), heldout.empty
         self.made = -1  # the step of the last ones
 
@@ -137,33 +136,33 @@ class ValidationClips(Callback):
 
     def render(self, module: ICLoRA, stem: Path) -> dict[str, float]:
         """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
-        batch = to_device(self.batch, module.device)
+        batch = self.batch.to(module.device)
         self.vae.to(module.device)
         runner_of(module.transformer).free_training_memory()
         with module.averaged():
             latent = self._sample(module.transformer, batch)
-        references = [self._pixels(reference) for reference in batch["references"]]
-        made, target = self._pixels(latent), self._pixels(batch["target"])
-        for i, key in enumerate(batch["keys"][:SHOWN]):
+        references = [self._pixels(reference) for reference in batch.references]
+        made, target = self._pixels(latent), self._pixels(batch.target)
+        for i, key in enumerate(batch.keys[:SHOWN]):
             shown = _side_by_side([column[i] for column in (*references, made, target)])
             with write_atomic(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
-                file.write(encode_clip(shown, float(batch["fps"][i]), lossless=False))
+                file.write(encode_clip(shown, float(batch.fps[i]), lossless=False))
         return sampled_row(torch.from_numpy(made), torch.from_numpy(target))
 
     def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
         task, settings = self.config.task, self.config.sample
-        f, h, w = batch["target"].shape[2:]
-        negative = self.empty.to(batch["text"])[None]
+        f, h, w = batch.target.shape[2:]
+        negative = self.empty.to(batch.text)[None]
         factors = (task.reference_downscale, task.reference_temporal_scale)
         return sample(
             transformer,
-            batch["text"],
+            batch.text,
             (f, h, w),
             self.base.geometry,
-            batch["fps"],
+            batch.fps,
             make_sigmas(settings, self.config.flow, f * h * w),
-            seeds=[settings.seed + i for i in range(len(batch["text"]))],
-            references=[Reference(reference, *factors) for reference in batch["references"]],
+            seeds=[settings.seed + i for i in range(len(batch.text))],
+            references=[Reference(reference, *factors) for reference in batch.references],
             guidance=guidance_from(settings, negative, transformer.config.num_layers),
         )
 

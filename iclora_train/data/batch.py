@@ -1,0 +1,80 @@
+"""A batch of latent clips, and how clips become one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from iclora_train.core.types import LatentPair
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B clips of one bucket, each with the same number of references.
+
+    target      (B,C,f,h,w)
+    references  one (B,C,f',h',w') for each reference
+    text        (B,T,D) text features
+    fps         (B,) frames per second; always on the host
+    keys        B names of clips
+    captions    B captions
+    """
+
+    target: Tensor
+    references: list[Tensor]
+    text: Tensor
+    fps: Tensor
+    keys: list[str]
+    captions: list[str] = field(default_factory=list)
+
+    @property
+    def latents(self) -> list[Tensor]:
+        """The target, then the references."""
+        return [self.target, *self.references]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the latents and the text features."""
+        return self.target.device
+
+    def map_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Apply `change` to the latents and the text features. fps stays on the host."""
+        references = [change(reference) for reference in self.references]
+        return replace(self, target=change(self.target), references=references, text=change(self.text))
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy the latents and the text features to `device` without waiting for the copy.
+
+        fps stays on the host: reading it on a GPU would make every step wait for the device.
+        """
+        return self.map_tensors(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """Put all tensors into pinned memory. `DataLoader(pin_memory=True)` calls this."""
+        return replace(self.map_tensors(Tensor.pin_memory), fps=self.fps.pin_memory())
+
+    def first(self, count: int) -> Batch:
+        """The first `count` clips."""
+        part = self.map_tensors(lambda tensor: tensor[:count])
+        return replace(part, fps=self.fps[:count], keys=self.keys[:count], captions=self.captions[:count])
+
+
+def collate(pairs: list[LatentPair]) -> Batch:
+    """Stack latent pairs of one bucket into a batch.
+
+    In a DataLoader worker, `default_collate` allocates every tensor in shared memory. The tensors are then not copied
+    again, and no thread still uses them when the worker ends.
+    """
+    references = zip(*(pair.references for pair in pairs), strict=True)
+    return Batch(
+        target=default_collate([pair.target for pair in pairs]),
+        references=[default_collate(list(clips)) for clips in references],
+        text=default_collate([pair.text for pair in pairs]),
+        fps=default_collate([torch.tensor(pair.fps) for pair in pairs]),
+        keys=[pair.key for pair in pairs],
+        captions=[pair.caption for pair in pairs],
+    )
