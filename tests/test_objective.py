@@ -1,4 +1,4 @@
-"""The objective: the flow loss alone by default, and regions that are drawn to what they are by themselves."""
+"""The training loss: the flow loss alone by default, and the locality term where `flow.locality` is set."""
 
 from __future__ import annotations
 
@@ -26,28 +26,31 @@ BATCH = Batch(
     fps=torch.full((3,), 25.0),
     keys=list("abc"),
 )
-LEFT = torch.tensor([[0.0, 1.0, 0.0, 0.5], WHOLE_FRAME, WHOLE_FRAME])  # the first clip has the left half for itself
+LEFT = torch.tensor([[0.0, 1.0, 0.0, 0.5], WHOLE_FRAME, WHOLE_FRAME])  # the first clip's region is the left half
 
 
-def drawn(local: Tensor | None) -> RandomDraws:
+def draws_with(locality_region: Tensor | None) -> RandomDraws:
     plain = draw_random(TARGET, Flow(), step_generator(0, 0, 0))
-    return RandomDraws(
-        plain.sigma, plain.noise, plain.clean_first_frame & False, plain.use_references, locality_region=local
-    )
+    none = plain.clean_first_frame & False
+    return RandomDraws(plain.sigma, plain.noise, none, plain.use_references, locality_region=locality_region)
 
 
-class Copying:
-    """In the place of a transformer: the velocity of a target token is a sum over all visible reference tokens, each
-    as far as it is `near`: the model that sees all, and the one that keeps to its place."""
+class CopyingModel:
+    """A stand-in for the transformer that copies reference tokens.
 
-    def __init__(self, near: bool) -> None:
-        self.near, self.seen, self.gain = near, [], torch.tensor(1.0, requires_grad=True)
+    local=True: a target token's velocity is the reference token at its own place. local=False: it is the sum over all
+    reference tokens. Both multiply the reference tokens by their attention weights.
+    """
 
-    def __call__(self, tokens: Tokens, text: Tensor, count: int) -> Tensor:
+    def __init__(self, local: bool) -> None:
+        self.local, self.gain = local, torch.tensor(1.0, requires_grad=True)
+        self.calls: list[tuple[Tensor, bool]] = []  # attention weights of the reference tokens, gradient enabled
+
+    def __call__(self, tokens: Tokens, text: Tensor, num_outputs: int) -> Tensor:
         weight = torch.ones(tokens.latent.shape[:2]) if tokens.weight is None else tokens.weight
-        self.seen.append((weight[:, count:], torch.is_grad_enabled()))
-        given = tokens.latent[:, count:] * weight[:, count:, None]
-        return self.gain * (given if self.near else given.sum(1, keepdim=True).expand(-1, count, -1))
+        self.calls.append((weight[:, num_outputs:], torch.is_grad_enabled()))
+        reference = tokens.latent[:, num_outputs:] * weight[:, num_outputs:, None]
+        return self.gain * (reference if self.local else reference.sum(1, keepdim=True).expand(-1, num_outputs, -1))
 
 
 @pytest.fixture(scope="module")
@@ -55,54 +58,54 @@ def net() -> Transformer:
     return tiny()
 
 
-def test_without_the_setting_it_is_the_flow_loss_of_one_pass() -> None:
-    draws, model = draw_random(TARGET, Flow(), step_generator(0, 0, 0)), Copying(near=False)
-    found = training_losses(model, BATCH, draws, TASK, GEOMETRY)  # type: ignore[arg-type]
-    tokens, wanted = build_tokens(BATCH, draws, TASK, GEOMETRY)
-    count = wanted.shape[1]
-    assert len(model.seen) == 1
-    assert found.locality is None
-    assert torch.equal(found.flow, masked_loss(model(tokens, BATCH.text, count), wanted, tokens.loss_mask[:, :count]))
-    assert torch.equal(found.total(Flow()), found.flow.mean())
+def test_without_locality_the_loss_is_the_flow_loss_of_one_pass() -> None:
+    draws, model = draw_random(TARGET, Flow(), step_generator(0, 0, 0)), CopyingModel(local=False)
+    losses = training_losses(model, BATCH, draws, TASK, GEOMETRY)  # type: ignore[arg-type]
+    tokens, target = build_tokens(BATCH, draws, TASK, GEOMETRY)
+    count = target.shape[1]
+    assert len(model.calls) == 1
+    assert losses.locality is None
+    assert torch.equal(losses.flow, masked_loss(model(tokens, BATCH.text, count), target, tokens.loss_mask[:, :count]))
+    assert torch.equal(losses.total(Flow()), losses.flow.mean())
 
 
-def test_the_second_pass_sees_the_region_only_and_has_no_gradient() -> None:
-    model = Copying(near=False)
-    found = training_losses(model, BATCH, drawn(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
-    (narrow, with_gradient), (all_of_it, trained) = model.seen
-    assert (with_gradient, trained) == (False, True)
+def test_the_locality_pass_masks_references_outside_the_region_and_has_no_gradient() -> None:
+    model = CopyingModel(local=False)
+    losses = training_losses(model, BATCH, draws_with(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
+    (masked, masked_grad), (unmasked, unmasked_grad) = model.calls
+    assert (masked_grad, unmasked_grad) == (False, True)
     half = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(2, 2, 4).flatten()  # frames, rows, columns
-    assert torch.equal(narrow, torch.stack([half, torch.ones(16), torch.ones(16)]))
-    assert torch.equal(all_of_it, torch.ones(3, 16))
-    hidden = (REFERENCE[0].flatten(1) * (1 - half)).sum(1)  # (C,): what the right half adds everywhere
-    assert found.locality is not None
-    torch.testing.assert_close(found.locality[0], hidden.square().mean())
-    assert found.locality[1:].tolist() == [0.0, 0.0]
-    torch.testing.assert_close(found.total(LOCAL), (found.flow + 2 * found.locality).mean())
+    assert torch.equal(masked, torch.stack([half, torch.ones(16), torch.ones(16)]))
+    assert torch.equal(unmasked, torch.ones(3, 16))
+    hidden = (REFERENCE[0].flatten(1) * (1 - half)).sum(1)  # (C,): what the right half adds to every token
+    assert losses.locality is not None
+    torch.testing.assert_close(losses.locality[0], hidden.square().mean())
+    assert losses.locality[1:].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(losses.total(LOCAL), (losses.flow + 2 * losses.locality).mean())
 
 
-def test_what_keeps_to_its_place_costs_nothing() -> None:
-    found = training_losses(Copying(near=True), BATCH, drawn(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
-    assert found.locality is not None
-    assert not found.locality.any()
+def test_a_model_that_copies_locally_has_no_locality_loss() -> None:
+    losses = training_losses(CopyingModel(local=True), BATCH, draws_with(LEFT), TASK, GEOMETRY)  # type: ignore[arg-type]
+    assert losses.locality is not None
+    assert not losses.locality.any()
 
 
-def test_its_gradient_makes_a_region_independent_of_the_rest(net: Transformer) -> None:
-    """Steps on the term alone: the same noise, the same region, and what the rest changes there becomes less."""
-    draws, seen = drawn(LEFT), []
+def test_training_on_locality_alone_lowers_it(net: Transformer) -> None:
+    """30 steps on the locality term with the same noise and region halve it."""
+    draws, values = draws_with(LEFT), []
     adapter = [block.attn1.to_q.weight for block in net.transformer_blocks]
     optimizer = torch.optim.Adam(adapter, lr=3e-3)
     for _ in range(30):
-        apart = training_losses(net, BATCH, draws, TASK, GEOMETRY).apart
-        assert apart is not None
+        locality = training_losses(net, BATCH, draws, TASK, GEOMETRY).locality
+        assert locality is not None
         optimizer.zero_grad()
-        apart.sum().backward()
+        locality.sum().backward()
         optimizer.step()
-        seen.append(float(apart[0].detach()))
-    assert seen[-1] < 0.5 * seen[0]
+        values.append(float(locality[0].detach()))
+    assert values[-1] < 0.5 * values[0]
 
 
-def test_regions_are_drawn_where_they_are_asked_for_and_change_no_other_draw() -> None:
+def test_locality_regions_are_drawn_only_with_the_setting_and_change_no_other_draw() -> None:
     plain, local = (draw_random(TARGET, flow, step_generator(0, 0, 0)) for flow in (Flow(), LOCAL))
     assert plain.locality_region is None
     assert local.locality_region is not None
