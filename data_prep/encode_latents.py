@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError, Model
+from iclora_train.core.device import default_device
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.pixels import from_uint8
 from iclora_train.data.shard_sample import Members, pack_latents
@@ -30,7 +31,7 @@ class LatentEncoder:
     """
 
     def __init__(self, base: BaseModel, texts: TextFeatures) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.vae, self.texts = base.vae().to(self.device), texts
         self.pixels = CPU_BATCH_PIXELS if self.device.type == "cpu" else self.vae.max_pixels
 

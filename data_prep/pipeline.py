@@ -29,7 +29,7 @@ from data_prep.write_shards import Job, LostWindowsError, ShardPlan, write_shard
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.fingerprint import content_settings, digest, plain
-from iclora_train.core.progress import steps
+from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
 from iclora_train.data.prompts import template_fields
 from iclora_train.data.shards import ShardError, ShardSet, require_fingerprint
@@ -118,7 +118,7 @@ def check_fit(config: Config, geometry: Geometry) -> None:
 def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str, dict[str, Any]]:
     """What makes the pair shards and the latent shards: settings, sources by content, base."""
     settings = _without_unset(content_settings(config))
-    with steps("fingerprinting", len(clips)) as bar:
+    with progress_bar("fingerprinting", len(clips), "clip") as bar:
         sources = {clip.id: _identity(clip, config) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
     networks = _networks(config.task.maker_args)

@@ -8,7 +8,7 @@ from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.scene_cuts import SceneAnalysis, analyse_scenes
 from data_prep.makers import Maker, build_maker
 from iclora_train.config import Config
-from iclora_train.core.progress import steps
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.video import ClipInfo, probe
 
 TOLERANCE = 0.01  # two frame rates or aspect ratios are the same when they differ by less than this share
@@ -20,7 +20,7 @@ def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], D
     """Decode every clip once. Nothing that is wrong with one clip stops the others."""
     usable, dropped = [], []
     maker = build_maker(config.task.maker, config.task.maker_args)
-    with steps("reading clips", len(clips)) as bar:
+    with progress_bar("reading clips", len(clips), "clip") as bar:
         for clip in bar.track(clips):
             try:
                 usable.append(probe_clip(clip, config, maker))

@@ -16,7 +16,7 @@ from data_prep.engines.local import create_engine
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
-from iclora_train.core.progress import steps
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.shards import EMPTY_TEXT_FILE, REMEDY, ShardError, ShardSet
 from iclora_train.ltx2.base_model import open_base
 
@@ -97,7 +97,10 @@ def _disagreements(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
 def _shard_problems(sets: list[ShardSet], workers: int) -> Iterator[str]:
     """Every shard's bytes and every sample in it."""
     work = [(shards, shard) for shards in sets for shard in shards.shards]
-    with steps("verifying", sum(map(len, sets))) as bar, closing(create_engine("local", workers)) as engine:
+    with (
+        progress_bar("verifying", sum(map(len, sets)), "clip") as bar,
+        closing(create_engine("local", workers)) as engine,
+    ):
         for (shards, shard), found in zip(work, engine.map(_look_at, work), strict=True):
             bar.skip(shards.shards[shard]["count"])
             yield from [f"{shards.folder / shard}: {found.reason}"] if isinstance(found, Failure) else found

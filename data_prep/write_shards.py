@@ -23,7 +23,7 @@ from data_prep.engines.base import Engine, Failure
 from data_prep.pairs import make_pairs
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
-from iclora_train.core.progress import Steps, steps
+from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.types import Pair
 from iclora_train.data.shard_sample import Members, pack_pair
 from iclora_train.data.shards import ShardWriter
@@ -108,8 +108,8 @@ def write_shards(job: Job, engine: Engine) -> None:
     latents.write_empty_text(texts.read(""))
     losses = LostWindows(pairs)
     stop = Event()
-    with steps("making pairs", sum(map(len, job.plan.values()))) as bar:
-        encode = _Encoding(job, engine, pairs, latents, bar.beside("encoding"), stop)
+    with progress_bar("making pairs", sum(map(len, job.plan.values())), "clip") as bar:
+        encode = _Encoding(job, engine, pairs, latents, bar.add("encoding"), stop)
         _each(
             write_pair_shards(job, engine, pairs, losses, bar), encode, len(encode.encoders), stop, engine.asynchronous
         )
@@ -118,7 +118,9 @@ def write_shards(job: Job, engine: Engine) -> None:
     losses.raise_if_any()
 
 
-def write_pair_shards(job: Job, engine: Engine, writer: ShardWriter, losses: LostWindows, bar: Steps) -> Iterator[str]:
+def write_pair_shards(
+    job: Job, engine: Engine, writer: ShardWriter, losses: LostWindows, bar: ProgressBar
+) -> Iterator[str]:
     """Write the pair shards that are not there; the name of each, in the order of the plan, once it is whole."""
     missing = {
         shard: list(split_into_units(windows, job.clips, job.config))
@@ -136,7 +138,11 @@ def write_pair_shards(job: Job, engine: Engine, writer: ShardWriter, losses: Los
 
 
 def _samples(
-    shard: str, units: list[WorkUnit], made: Iterator[list[CheckedPair] | Failure], losses: LostWindows, bar: Steps
+    shard: str,
+    units: list[WorkUnit],
+    made: Iterator[list[CheckedPair] | Failure],
+    losses: LostWindows,
+    bar: ProgressBar,
 ) -> Iterator[CheckedPair]:
     """The pairs of one shard, of the next of what is `made`."""
     for unit in units:
@@ -148,7 +154,7 @@ def _samples(
             yield from done
 
 
-def _noted(notes: CheckLog, part: str, samples: Iterator[CheckedPair], bar: Steps) -> Iterator[Members]:
+def _noted(notes: CheckLog, part: str, samples: Iterator[CheckedPair], bar: ProgressBar) -> Iterator[Members]:
     """What is kept of a shard's pairs. The notes about all of them are written before the shard gets its name, so that
     a shard that is there has its notes.
     """
@@ -166,7 +172,7 @@ class _Encoding:
     """Call it with the name of a pair shard that is whole: makes its latent shard, unless that is there."""
 
     def __init__(
-        self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: Steps, stop: Event
+        self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: ProgressBar, stop: Event
     ) -> None:
         self._pairs, self._latents, self._bar, self._stop = pairs, latents, bar, stop
         done = all(map(latents.has, job.plan))

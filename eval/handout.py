@@ -18,7 +18,7 @@ from eval.metrics import Clip, edited_region
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.progress import bar
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.video import encode_clip
 from iclora_train.ltx2.base_model import open_base
 
@@ -32,10 +32,10 @@ def write_handout(config: Config) -> Path:
     folder = Path(str(config.videos))
     held = HeldOut.open(config, open_base(config.model))
     entries = []
-    with bar("inputs", len(held.windows)) as advance:
+    with progress_bar("inputs", len(held.windows), "clip") as bar:
         for window in held.windows:
             entries.append(_entry(folder, held, window, config))
-            advance(1)
+            bar.advance()
     manifest = {"task": config.task.name, "split": config.eval.split, "shards": held.fingerprint, "windows": entries}
     with write_atomic(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())

@@ -21,10 +21,11 @@ from eval.metrics import Suite
 from eval.report import wandb_log
 from eval.report.exhibits import exhibits
 from eval.report.page import write_page
-from eval.scoring.scorer import Scorer, progress_bar, say
+from eval.scoring.scorer import Scorer, say
 from eval.synthetic.run import ProbeClips, run_probes
 from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import sha256
+from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.base_model import open_base
 
 
@@ -63,8 +64,7 @@ def evaluate(config: Config) -> Path:
     scorer = Scorer(source, batches(source.held.windows, source.seeds, config.eval.batch_size), suite)
     _announce(source, suite, config, console)
     signals, shown = _signals(source, console) if isinstance(source, SampledClips) else (None, {})
-    with progress_bar(console) as progress:
-        results = scorer.run(progress)
+    results = scorer.run(console)
     found = scores_json.assemble(config, source, suite, results)
     found["simple"] = signals
     found["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
@@ -81,9 +81,8 @@ def evaluate(config: Config) -> Path:
 
 def _signals(renderer: SampledClips, console: Console) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
     """The simple signals, with a bar over their clips."""
-    with progress_bar(console, "clips") as progress:
-        task = progress.add_task("simple signals", total=None)
-        found, shown = run_probes(renderer, lambda done, total: progress.update(task, completed=done, total=total))
+    with progress_bar("simple signals", None, "clip", console=console) as bar:
+        found, shown = run_probes(renderer, bar.update)
     say(console, f"  simple signals     {found['seconds']:7.1f} s   {found['passed']} of {found['of']} pass")
     return found, shown
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
 import warnings
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -12,12 +11,13 @@ from pathlib import Path
 
 import torch
 from lightning import Callback, Trainer
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import exclusive
+from iclora_train.core.device import device_from
+from iclora_train.core.ranks import global_rank, local_rank, world_size
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
@@ -51,12 +51,12 @@ def train(config: Config) -> None:
     ConfigError: settings, shards, base or run folder do not fit one another.
     """
     quiet_lightning()
-    console = Console(highlight=False, soft_wrap=True, quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
-    device_of(config)  # refuses what is not here before anything is done
+    console = Console(highlight=False, soft_wrap=True, quiet=global_rank() > 0)
+    process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     base = open_base(config.model)
     shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
-    one = exclusive(folder, "name this run with run=<name>") if _is_first() else nullcontext()
+    one = exclusive(folder, "name this run with run=<name>") if global_rank() == 0 else nullcontext()
     with one:
         if not fit(config, base, shards, folder, console):
             return
@@ -72,11 +72,11 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     adapter = folder / "adapter.safetensors"
     if adapter.exists():
         console.print(f"{folder} is finished; to train once more, name another: run=<name>")
-        return _is_first()
+        return global_rank() == 0
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest_checkpoint(folder / "checkpoints")
-    plan = plan_memory(config, module, shards, folder, console.print, _is_first())
+    plan = plan_memory(config, module, shards, folder, console.print, global_rank() == 0)
     if plan is not None:
         console.print(str(plan))
     weight = module.transformer.patchify_proj.weight
@@ -94,17 +94,13 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     return trainer.is_global_zero
 
 
-def _is_first() -> bool:
-    """Whether this process is the first of a run, also before torch.distributed is set up."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
-
-
 def quiet_lightning() -> None:
     """Lightning's notes on the machine, and its warnings on what is meant here, stay off the screen."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for about in (
         "GPU available but not used",  # trainer.accelerator was chosen
+        "The `srun` command is available on your system but is not used",  # a login node, or a run without SLURM
         "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.Record looks at the val clips
         "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 under torch 2.13
         "torch.distributed.nn.functional.all_gather is deprecated",  # likewise
@@ -117,7 +113,7 @@ def open_shards(config: Config, base: BaseModel) -> ShardSet:
     folder = Path(config.data.root, "latents")
     if not (folder / "index.json").exists():
         require(
-            int(os.environ.get("WORLD_SIZE", "1")) == 1,
+            world_size() == 1,
             f"data.root={config.data.root} holds no finished shards: run `python -m data_prep` first, in one process",
         )
         run_module("data_prep")
@@ -133,7 +129,7 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
     unknown = sorted(config.trainer.keys() - known)
     require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
-    module = ICLoRA(config, base, device_of(config))
+    module = ICLoRA(config, base, process_device(config))
     given = {key: value for key, value in config.trainer.items() if key not in OWN}
     trainer = Trainer(
         **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **given},
@@ -148,17 +144,10 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
     return module, trainer
 
 
-def device_of(config: Config) -> torch.device:
-    """Where trainer.accelerator puts this process, so that the base is loaded there. ConfigError without a GPU."""
-    accelerator = config.trainer.get("accelerator", "auto")
-    if accelerator in ("gpu", "cuda"):
-        require(
-            torch.cuda.is_available(),
-            f"trainer.accelerator={accelerator}, and there is no CUDA device here: set trainer=cpu",
-        )
-    if accelerator == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+def process_device(config: Config) -> torch.device:
+    """Device of this process by trainer.accelerator; the base is loaded there. ConfigError when the GPU is missing."""
+    device = device_from("trainer.accelerator", config.trainer.get("accelerator", "auto"), "trainer=auto")
+    return torch.device("cuda", local_rank()) if device.type == "cuda" else device
 
 
 def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:

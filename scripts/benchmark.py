@@ -32,6 +32,7 @@ from torch import Tensor
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError, Flow, Lora, Model, Optim, Task
+from iclora_train.core.device import default_device
 from iclora_train.core.types import Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
@@ -220,7 +221,7 @@ def main() -> None:
         "--lightricks", type=Path, help="a checkout of Lightricks/LTX-2: its transformer is measured too"
     )
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     base = BaseModel.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     ways = ([] if args.no_plain else [PLAIN]) + ([THEIRS] if args.lightricks else [])
     alike = {"weight_offload": args.weight_offload, "cuda_graphs": not args.no_cuda_graphs}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from iclora_train.core.device import default_device
 from iclora_train.ltx2.model.attention import attend
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
 from iclora_train.training.dry_run import synced_time
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--warm", type=float, default=2.0, help="seconds of each way before it is timed")
     parser.add_argument("--backward", action="store_true")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     shape = (1, args.tokens, args.heads, args.width)
     generator = torch.Generator().manual_seed(0)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

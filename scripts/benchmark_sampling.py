@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iclora_train.core.device import default_device
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.diffusion.sampler import Reference, sample
 from iclora_train.ltx2.base_model import BaseModel
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="clips made each way; the last is measured")
     parser.add_argument("--ways", nargs="+", default=["ours", "diffusers", "ours fp8", "diffusers fp8"], help=WAYS)
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     job = Job(args.folder, *map(int, args.size.split("x")), fps=24.0, device=device, dtype=dtype)
     rows = []

@@ -17,6 +17,7 @@ import torch
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.core.device import default_device
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import TransformerConfig
@@ -175,7 +176,7 @@ def main() -> None:
     parser.add_argument("--vae", metavar="WxHxF", help="e.g. 1280x704x121")
     parser.add_argument("--text-encoder", metavar="DIR", help="also load this Gemma and encode captions")
     args = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     args.out.mkdir(parents=True, exist_ok=True)
     if device.type == "cuda":
         torch.zeros(1, device=device)  # the driver's own host memory is not the loading's

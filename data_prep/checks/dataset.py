@@ -23,7 +23,8 @@ from data_prep.checks import (
 from data_prep.clips.probed_clip import ProbedClip
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.progress import steps
+from iclora_train.core.device import default_device
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import read_clip
 from iclora_train.ltx2.base_model import BaseModel
@@ -35,7 +36,7 @@ def drop_duplicates(
     """The clips without those that show the same as one of another split; what was found is noted."""
     if not notes.has("clips"):
         signatures = []
-        with steps("comparing clips", len(usable)) as bar:
+        with progress_bar("comparing clips", len(usable), "clip") as bar:
             for material in bar.track(usable):
                 clip, info = material.clip, material.info
                 frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)))
@@ -49,11 +50,11 @@ def drop_duplicates(
 def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, notes: CheckLog, config: Config) -> None:
     """Note what the VAE makes of some of the pairs."""
     numbers = evenly_spaced(len(pairs), config.checks.vae_pairs)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     reports = []
     if numbers:
         vae = base.vae().to(device)
-        with steps("pairs through the VAE", len(numbers)) as bar:
+        with progress_bar("pairs through the VAE", len(numbers), "clip") as bar:
             for i in bar.track(numbers):
                 pair, sample = pairs.read_pair(i), pairs.samples[i]
                 found = check_vae(pair, vae.encode, vae.decode, config.checks, device)

@@ -11,7 +11,7 @@ import numpy as np
 from data_prep.clips.clip_list import Clip
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import exclusive, sha256, write_atomic
-from iclora_train.core.progress import steps
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.prompts import fill_template, with_trigger
 from iclora_train.data.video import probe, read_clip
 
@@ -51,7 +51,7 @@ def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
 
 def _describe(clips: list[Clip], files: dict[str, Path], captioner: Captioner) -> None:
     """Write a description of each clip; one that cannot be read gets none, and `survey` will tell."""
-    with steps("describing", len(clips)) as bar:
+    with progress_bar("describing", len(clips), "clip") as bar:
         for clip in bar.track(clips):
             try:
                 frame = _middle(clip.path)

@@ -18,6 +18,7 @@ from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.device import default_device
 from iclora_train.core.fingerprint import digest
 from iclora_train.data.pixels import to_uint8
 from iclora_train.ltx2.base_model import BaseModel
@@ -70,8 +71,7 @@ class ClipSource:
 
     def __init__(self, config: Config, base: BaseModel, judged: JudgedAdapter, held: HeldOut, store: ClipCache) -> None:
         self.config, self.held, self.store, self.base, self.judged = config, held, store, base, judged
-        on_gpu = torch.cuda.is_available() and config.trainer.get("accelerator") != "cpu"
-        self.device = torch.device("cuda" if on_gpu else "cpu")
+        self.device = torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
         self.vae = base.vae().to(self.device)
         self.size = held.latent_size
 

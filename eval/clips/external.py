@@ -17,7 +17,7 @@ from eval.metrics import Clip, offset
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
-from iclora_train.core.progress import bar
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.video import read_clip, read_encoding
 from iclora_train.ltx2.base_model import BaseModel
 
@@ -53,11 +53,11 @@ class VideoFolder(ClipSource):
     def _check(self) -> None:
         """ConfigError for clips that do not fit their targets in size, length or time."""
         shifts = {}
-        with bar("clips", len(self.files)) as advance:
+        with progress_bar("clips", len(self.files), "clip") as bar:
             for item in (Item(window, seed) for window in self.held.windows for seed in self.seeds):
                 shift = offset(self._read(item), self.held.pair(item.window).target)
                 shifts[self.files[item.window.key, item.seed].name] = shift
-                advance(1)
+                bar.advance()
         require_aligned(shifts, BY_CHANCE if self.config.task.family == "structure" else 0)
 
     def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:

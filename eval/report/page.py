@@ -12,14 +12,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from rich.progress import track
-
 from eval.clips.conditions import FADE_MASK, HALF_MASK
 from eval.report import masks, players, probes, strength, tables
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
 from eval.synthetic.run import ProbeClips
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.progress import progress_bar
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
@@ -81,8 +80,9 @@ def write_page(
     signals: clips of the simple signals by name; compared: what `eval.compare` says of an earlier run and this one.
     """
     parts = Parts(scores, Media(folder))
-    for exhibit in track(exhibits, "report", total=len(scores["clips"]), transient=True):
-        parts.add(exhibit)
+    with progress_bar("report", len(scores["clips"]), "clip") as bar:
+        for exhibit in bar.track(exhibits):
+            parts.add(exhibit)
     page = _page(scores, _sections(parts, signals or {}, compared))
     with write_atomic(folder / "report.html") as file:
         file.write(page.encode())

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from eval.clips.alignment import require_aligned
 from eval.clips.attention_masks import latent_frame_slices
@@ -31,6 +30,7 @@ from eval.metrics import Clip, Measurement, Suite, offset
 from eval.scoring.changes import changes, over_seeds
 from eval.scoring.ground_truth import GroundTruths
 from eval.statistics.estimates import Values, drop_nan
+from iclora_train.core.progress import progress_bar
 
 INPUT, CEILING, FLOOR = "input", "ceiling", "floor"
 BY_BLOCK = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # cells of which it is kept how latent frames follow
@@ -67,25 +67,27 @@ class Scorer:
         self.truths = GroundTruths(source.held, source.config.task, source.token)
         self.target = self.truths.target
 
-    def run(self, progress: Progress) -> Results:
+    def run(self, console: Console) -> Results:
         """Sample (or read back) and measure every cell, then the rows without a model, then what conditions change.
 
         ConfigError when outputs and targets are not aligned in time.
         """
         results = Results(clips=sum(map(len, self.batches)))
         stages = len(self.renderer.cells) + 1 + (HALF_MASK in self._names)
-        task = progress.add_task("", total=stages * len(self.batches))
-        with threads(self.renderer.config.eval.workers) as pool:
-            progress.update(task, description="without a model")
+        total = stages * len(self.batches)
+        with (
+            progress_bar("without a model", total, "batch", console=console) as bar,
+            threads(self.renderer.config.eval.workers) as pool,
+        ):
             self._still_rows(results, pool)
-            progress.advance(task, len(self.batches))
+            bar.advance(len(self.batches))
             for cell in self.renderer.cells:
-                progress.update(task, description=cell.name)
-                self._cell(cell, results, pool, lambda: progress.advance(task))
-                say(progress.console, self._line(cell.name, results))
+                bar.update(description=cell.name)
+                self._cell(cell, results, pool, bar.advance)
+                say(console, self._line(cell.name, results))
             if HALF_MASK in self._names:
-                progress.update(task, description="changes")
-                self._changes(results, pool, lambda: progress.advance(task))
+                bar.update(description="changes")
+                self._changes(results, pool, bar.advance)
         return results
 
     @property
@@ -208,17 +210,3 @@ def say(console: Console, *lines: str) -> None:
     """Print lines as they are: not wrapped, and without reading [...] as markup."""
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def progress_bar(console: Console, of: str = "batches") -> Progress:
-    """How many are done, time spent, time left."""
-    return Progress(
-        TextColumn("[bold]{task.description:18}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{of}, spent"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 
 from iclora_train.adapters import algebra
 from iclora_train.adapters import card as cards
@@ -25,6 +21,8 @@ from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.config import ConfigError, require
+from iclora_train.core.device import default_device
+from iclora_train.core.progress import progress_bar
 
 _SHOWN = 10  # findings of a file
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -65,8 +63,8 @@ def convert(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """Adapters into a base."""
-    with _progress("merging") as advance:
-        count = merges.merge(args.base, _adapters(args), args.out, advance)
+    with progress_bar("merging", None) as bar:
+        count = merges.merge(args.base, _adapters(args), args.out, bar.update)
     print(f"{args.out}: {count} linears changed")
     return 0
 
@@ -74,10 +72,9 @@ def merge(args: argparse.Namespace) -> int:
 def extract(args: argparse.Namespace) -> int:
     """The adapter between two bases, and how much of their difference it holds."""
     require(args.rank >= 1, f"--rank {args.rank} must be at least 1")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(args.seed)
-    with _progress("extracting") as advance:
-        found = extracts.extract(args.base, args.merged, args.rank, _factors(args), args.task, generator, advance)
+    generator = torch.Generator(default_device()).manual_seed(args.seed)
+    with progress_bar("extracting", None) as bar:
+        found = extracts.extract(args.base, args.merged, args.rank, _factors(args), args.task, generator, bar.update)
     save(args.out, found.adapter)
     least = min(found.energy, key=lambda name: found.energy[name])
     print(describe(args.out, found.adapter))
@@ -124,11 +121,3 @@ def _strength(text: str) -> float:
 
 def _factors(args: argparse.Namespace) -> ReferenceFactors:
     return ReferenceFactors(args.downscale, args.temporal_scale, not args.no_reference)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while it lasts."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,79 +1,146 @@
-"""What is shown while something takes long: a bar with the pace and the time left, or just what is going on."""
+"""Progress of long work: a bar with throughput and time left on a terminal, a plain line every few seconds elsewhere.
+
+A cluster's log file gets lines such as `encoding 120/512  4.8 clips/s  1:22 left`, without control characters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-
-class _Pace(ProgressColumn):
-    """Seconds a step."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{1 / speed:.2f} s each" if speed else "")
-
-
-def progress_with(pace: ProgressColumn) -> Progress:
-    """Bars on stderr: what, how far, how many of how many, the pace, the time left."""
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), pace, TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
-
-
-@contextmanager
-def bar(name: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr for `total` steps; call what it gives with the count of steps just done."""
-    with progress_with(_Pace()) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda count: progress.advance(task, count)
-
-
-@contextmanager
-def busy(doing: str) -> Iterator[None]:
-    """Tell on stderr what is going on, where that is a terminal."""
-    with Console(stderr=True).status(doing):
-        yield
-
-
+LINE_EVERY = 10.0  # seconds between two lines of one bar where there is no terminal
 T = TypeVar("T")
 
 
-class _Rate(ProgressColumn):
-    """Clips per second."""
+class _RateColumn(ProgressColumn):
+    """Throughput of a bar."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f} clips/s")
+        return Text(_rate(task.finished_speed or task.speed, task.fields["unit"]))
 
 
-class Steps:
-    """One bar: wrap what is iterated over, or tell that some were done in an earlier run."""
+def _rate(per_second: float | None, unit: str) -> str:
+    """E.g. `4.8 clips/s` or, below one in a second, `1.62 s/clip`. Empty without a unit."""
+    if not per_second or not unit:
+        return ""
+    plural = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+    return f"{per_second:.1f} {plural}/s" if per_second >= 1 else f"{1 / per_second:.2f} s/{unit}"
 
-    def __init__(self, progress: Progress, name: str, total: int) -> None:
-        self._progress, self._bar = progress, progress.add_task(name, total=total)
 
-    def track(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, each counted when it is done with."""
-        for item in items:
-            yield item
-            self._progress.advance(self._bar)
+class ProgressBar:
+    """One bar (`progress_bar` makes it). `total` None: not known yet."""
 
-    def beside(self, name: str) -> Steps:
-        """One more bar below, for as many."""
-        return Steps(self._progress, name, int(self._progress.tasks[self._bar].total or 0))
+    def __init__(
+        self, console: Console, display: Progress | None, description: str, total: int | None, unit: str, completed: int
+    ) -> None:
+        self._console, self._display, self._unit = console, display, unit
+        self._description, self._total, self._completed, self._note = description, total, completed, ""
+        self._skipped = self._printed = completed  # done without work here; completed when the last line was printed
+        self._started = self._printed_at = time.monotonic()
+        self._bars = [self]
+        if display is not None:
+            self._task = display.add_task(description, total=total, completed=completed, unit=unit, note="")
+
+    def advance(self, count: int = 1) -> None:
+        """Count `count` items as done."""
+        self.update(completed=self._completed + count)
 
     def skip(self, count: int) -> None:
-        """Count `count` clips that need no work."""
-        self._progress.advance(self._bar, count)
+        """Count `count` items that need no work, e.g. because an earlier run did them; they do not count as speed."""
+        self._skipped += count
+        self.advance(count)
+
+    def track(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items; each counts as done when the next one is requested."""
+        for item in items:
+            yield item
+            self.advance()
+
+    def update(
+        self,
+        completed: int | None = None,
+        total: int | None = None,
+        description: str | None = None,
+        note: str | None = None,
+    ) -> None:
+        """Set what is given: items done, items in all, the text before the bar, the text after it."""
+        self._completed = self._completed if completed is None else completed
+        self._total = self._total if total is None else total
+        self._description = self._description if description is None else description
+        self._note = self._note if note is None else note
+        if self._display is not None:
+            self._display.update(
+                self._task,
+                completed=self._completed,
+                total=self._total,
+                description=self._description,
+                note=self._note,
+            )
+        elif time.monotonic() - self._printed_at > LINE_EVERY or self._completed == self._total:
+            self._print()
+
+    def add(self, description: str) -> ProgressBar:
+        """A second bar below this one, with the same total and unit."""
+        bar = ProgressBar(self._console, self._display, description, self._total, self._unit, 0)
+        self._bars.append(bar)
+        return bar
+
+    def _close(self) -> None:
+        for bar in self._bars:
+            bar._print()
+
+    def _print(self) -> None:
+        """One line, unless the last line already said the same. Nothing on a terminal."""
+        if self._display is not None or self._completed == self._printed:
+            return
+        now, done_here = time.monotonic(), self._completed - self._skipped
+        rate = done_here / (now - self._started) if now > self._started else 0.0
+        self._printed, self._printed_at = self._completed, now
+        parts = [f"{self._description} {self._completed}" + ("" if self._total is None else f"/{self._total}")]
+        parts += [_rate(rate, self._unit), self._note]
+        if self._total is not None and rate > 0:
+            left = int((self._total - self._completed) / rate)
+            parts.append(f"{left // 60}:{left % 60:02d} left")
+        self._console.print("  ".join(filter(None, parts)), soft_wrap=True, highlight=False, markup=False)
 
 
 @contextmanager
-def steps(name: str, total: int) -> Iterator[Steps]:
-    """A bar on stderr for `total` clips."""
-    with progress_with(_Rate()) as progress:
-        yield Steps(progress, name, total)
+def progress_bar(
+    description: str, total: int | None, unit: str = "", completed: int = 0, console: Console | None = None
+) -> Iterator[ProgressBar]:
+    """A bar on stderr, or on `console`, for `total` items of which `completed` are done already.
+
+    unit: singular name of an item (`clip`), in which throughput is shown. Without it no throughput is shown.
+    """
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    display = Progress(*columns, console=console) if console.is_terminal else None
+    bar = ProgressBar(console, display, description, total, unit, completed)
+    if display is not None:
+        display.start()
+    try:
+        yield bar
+    finally:
+        if display is not None:
+            display.stop()
+        bar._close()
+
+
+@contextmanager
+def status(text: str) -> Iterator[None]:
+    """Show on stderr what is being done, with a spinner. Nothing where stderr is not a terminal."""
+    with Console(stderr=True).status(text):
+        yield

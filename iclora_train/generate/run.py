@@ -15,7 +15,8 @@ from torch import Tensor
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.core.progress import bar, busy
+from iclora_train.core.device import device_from
+from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.data.pixels import to_uint8
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
@@ -53,7 +54,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
     ConfigError names the setting or file that is wrong.
     """
     say: Echo = Console(highlight=False, soft_wrap=True, markup=False).print
-    device = device_of(settings.device)
+    device = device_from("device", settings.device, "device=cpu")
     refuse_existing(settings)
     up = settings.upsampler
     require(up is None or Path(up).expanduser().is_file(), f"upsampler={up} is no file: give the x2 upsampler's file")
@@ -75,24 +76,17 @@ def generate(settings: GenerateSettings) -> list[Path]:
         say(f"conf={adapter.metadata['task']} samples with the settings that were tuned for this adapter's task")
     text, negative = read_text_features(settings, base, prompt, device)
     vae = base.vae(vae_dtype(settings.model.precision, device))
-    with busy("encoding references"):
+    with status("encoding references"):
         stages = plan_stages(settings, inputs, shape, adapter, vae.to(device), say)
     upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
     vae.cpu()
     latent = denoise(settings, base, adapter, stages, text, negative, upsampler, say)
-    with busy("decoding"):
+    with status("decoding"):
         frames = to_frames(vae.to(device), latent)
     made = generation_record(settings, base, inputs, shape, prompt, [stage.sigmas for stage in stages], device.type)
     files = write_outputs(settings, frames, shape.fps, made)
     say(" ".join(map(str, files)))
     return files
-
-
-def device_of(name: str) -> torch.device:
-    """The device that the setting `device` means here. ConfigError where there is no GPU."""
-    here = torch.cuda.is_available()
-    require(name != "cuda" or here, "device=cuda, and there is no CUDA device here: set device=cpu")
-    return torch.device("cuda" if name != "cpu" and here else "cpu")
 
 
 def is_tuned(adapter: Adapter, model: str) -> bool:
@@ -154,7 +148,7 @@ def denoise(
 ) -> Tensor:
     """Latents (1,C,f,h,w) of the last stage. The transformer is loaded here, and gone on return."""
     device = text.device
-    with busy("loading the transformer"):
+    with status("loading the transformer"):
         transformer, passed = adapted_transformer(base, adapter, settings.model, device)
         compile_from_settings(transformer, base, settings.model)
     if passed:
@@ -181,7 +175,7 @@ def run_stage(
     """Latents (1,C,f,h,w) of a stage, with a bar over its steps."""
     shape, steps = stage.shape, len(stage.sigmas) - 1
     started = time.perf_counter()
-    with bar("sampling", steps) as done:
+    with progress_bar("sampling", steps, "step") as bar:
         latent = sample(
             transformer,
             text,
@@ -196,7 +190,7 @@ def run_stage(
             settings.between,
             settings.blend,
             start,
-            on_step=lambda step: done(1),
+            on_step=lambda step: bar.advance(),
         )
     say(f"{shape.bucket}: {steps} steps of {(time.perf_counter() - started) / steps:.2f} s")
     return latent

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
+from iclora_train.core.device import default_device
 from iclora_train.core.fingerprint import digest
-from iclora_train.core.progress import bar
+from iclora_train.core.progress import progress_bar
 from iclora_train.data.shard_sample import load_text_features, save_text_features
 from iclora_train.ltx2.base_model import BaseModel
 
@@ -34,10 +35,10 @@ class TextFeatures:
         missing = [caption for caption in dict.fromkeys(captions) if not self._path(caption).exists()]
         if not missing:
             return
-        encoder = self.base.text(device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        with bar("encoding captions", len(missing)) as done:
+        encoder = self.base.text(device=device or default_device())
+        with progress_bar("encoding captions", len(missing), "caption") as bar:
             for i in range(0, len(missing), BATCH):
                 batch = missing[i : i + BATCH]
                 for caption, features in zip(batch, encoder.encode(batch), strict=True):
                     save_text_features(self._path(caption), features)
-                done(len(batch))
+                bar.advance(len(batch))

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation, PreTrainedModel
 
 from iclora_train.config import ConfigError, require
+from iclora_train.core.device import default_device
 
 KINDS = ("depth_anything", "dpt", "zoedepth", "depth_pro")  # model types
 METRIC = ("zoedepth", "depth_pro")  # those whose output is always in metres
@@ -43,7 +44,7 @@ class DepthNetwork:
             raise ConfigError(f"task.maker_args.model={folder} is no depth network ({why}): {REMEDY}") from error
         kind = model.config.model_type
         require(kind in KINDS, f"task.maker_args.model={folder} is a {kind}; known are {', '.join(KINDS)}")
-        return cls(model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), processor)
+        return cls(model.eval().to(default_device()), processor)
 
     def nearness(self, frames: np.ndarray) -> np.ndarray:
         """Of frames (F,H,W,3) uint8 RGB, fp32 (F,H,W): larger is nearer, up to a scale and shift that may differ from

@@ -1,0 +1,22 @@
+"""The device of this process: a GPU if there is one, unless a setting says otherwise."""
+
+from __future__ import annotations
+
+import torch
+
+from iclora_train.config import require
+
+
+def default_device() -> torch.device:
+    """The current CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_from(key: str, value: str, remedy: str) -> torch.device:
+    """The device that the setting `key` selects: `auto`, `cpu`, or `gpu`/`cuda`.
+
+    ConfigError, with the setting to use instead (`remedy`), when a GPU is requested and there is none.
+    """
+    if value in ("gpu", "cuda"):
+        require(torch.cuda.is_available(), f"{key}={value}, and there is no CUDA device here: set {remedy}")
+    return torch.device("cpu") if value == "cpu" else default_device()
