@@ -19,7 +19,7 @@ from rich.table import Table
 
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.scores import write
-from eval.statistics.estimates import Estimate, Values, by_source, drop_nan, estimate
+from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, signed_rank
 from iclora_train.config import ConfigError, require
 from iclora_train.core.fingerprint import differences
@@ -65,7 +65,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
             a=estimate(rows[0][key]),
             b=estimate(rows[1][key]),
             difference=estimate(units),
-            by_source=by_source(units, sources),
+            by_source=estimate_by_source(units, sources),
             p=tested.get(key),
             p_holm=corrected.get(key),
             better=_better(a["metrics"][key]["better"], float(drop_nan(units).mean())),

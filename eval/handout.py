@@ -30,21 +30,26 @@ def write_handout(config: Config) -> Path:
     """
     require(config.videos is not None, "videos=FOLDER must be set: inputs go there, and later the program's clips")
     folder = Path(str(config.videos))
-    held = HeldOut.open(config, open_base(config.model))
+    held_out = HeldOut.open(config, open_base(config.model))
     entries = []
-    with progress_bar("inputs", len(held.windows), "clip") as bar:
-        for window in held.windows:
-            entries.append(_entry(folder, held, window, config))
+    with progress_bar("inputs", len(held_out.windows), "clip") as bar:
+        for window in held_out.windows:
+            entries.append(_entry(folder, held_out, window, config))
             bar.advance()
-    manifest = {"task": config.task.name, "split": config.eval.split, "shards": held.fingerprint, "windows": entries}
+    manifest = {
+        "task": config.task.name,
+        "split": config.eval.split,
+        "shards": held_out.fingerprint,
+        "windows": entries,
+    }
     with write_atomic(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return folder / "manifest.json"
 
 
-def _entry(folder: Path, held: HeldOut, window: Window, config: Config) -> dict[str, Any]:
+def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config) -> dict[str, Any]:
     """Write a window's clips; its entry in the manifest. The mask is white where the picture is to be filled in."""
-    pair = held.pair(window)
+    pair = held_out.pair(window)
     clips = {f"reference{i}": clip for i, clip in enumerate(pair.references)} | {"target": pair.target}
     region = edited_region(config.task, pair.target, pair.references[0])  # (F,H,W)
     if region is not None:

@@ -16,11 +16,21 @@ import numpy as np
 import torch
 
 from eval.clips.clip_source import PROTOCOL, ClipSource
-from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, EMPTY_PROMPT, SWAPPED
+from eval.clips.conditions import (
+    ADAPTER_ONLY,
+    ADAPTER_REFERENCE,
+    BASE,
+    BASE_REFERENCE,
+    CEILING,
+    EMPTY_PROMPT,
+    FLOOR,
+    INPUT,
+    SWAPPED,
+)
 from eval.judging.control import collect_evidence, control_figures, estimate_or_none, mask_figures
 from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
-from eval.scoring.scorer import CEILING, FLOOR, INPUT, Results
+from eval.scoring.scorer import Results
 from eval.statistics.estimates import Estimate, Values
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
@@ -31,11 +41,11 @@ ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PR
 
 def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
     """The content of scores.json but for `flags`, `simple` and the wall-clock time."""
-    windows, base = source.held.windows, source.base
+    windows, base = source.held_out.windows, source.base
     found = collect_evidence(
         results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence
     )
-    rows = {name: results.cells[name] for name in ROWS if name in results.cells}
+    rows = {name: results.rows[name] for name in ROWS if name in results.rows}
     thresholds = config.eval.thresholds
     return {
         "schema": 2,
@@ -49,7 +59,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
             "version": base.version,
             "fingerprint": base.fingerprint,
         },
-        "adapter": source.judged.facts,
+        "adapter": source.judged.json_facts,
         "clips": [{"key": w.key, "source": w.source, "partner": windows[w.partner].key} for w in windows],
         "seeds": source.seeds,
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
@@ -58,7 +68,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "strength": [{"s": s, "metrics": _estimates(row)} for s, row in found.strengths],
         "control": control_figures(results, found),
         "diversity": _estimates(results.diversity),
-        "mask": mask_figures(results, found, source.band, base.geometry.temporal),
+        "mask": mask_figures(results, found, source.band_pixels, base.geometry.temporal),
         "verdicts": judge(config.task.family, found, thresholds),
         "thresholds": {**asdict(thresholds), "changed": thresholds.changed},
         "windows": {name: {metric: _numbers(units) for metric, units in row.items()} for name, row in rows.items()},
@@ -94,7 +104,7 @@ def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "settings": {section: asdict(getattr(config, section)) for section in ("task", "data", "eval", "sample")},
         "config_hash": config_hash(config),
-        "shards": source.held.fingerprint,
+        "shards": source.held_out.fingerprint,
         "sigmas": source.sigmas,
         "precision": source.precision,
         "note": source.judged.note,
@@ -126,8 +136,8 @@ def write(path: Path, scores: Mapping[str, Any]) -> None:
 def headline(scores: Mapping[str, Any]) -> list[str]:
     """The verdicts as lines for the console, and what they count."""
     verdicts = scores["verdicts"]
-    changed = scores["thresholds"]["changed"]
-    note = [f"thresholds that are not the usual ones: {', '.join(changed)}"] if changed else []
+    changes = scores["thresholds"]["changed"]
+    note = [f"thresholds that are not the usual ones: {', '.join(changes)}"] if changes else []
     return [*map(verdict_line, verdicts), f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} claims hold", *note]
 
 

@@ -92,7 +92,7 @@ def test_scores_follow_the_schema(judged: World) -> None:
     assert [entry["s"] for entry in found["strength"]] == [1, 0.5, 0]
     assert found["strength"][0]["metrics"] == found["cells"]["adapter+reference"]
     assert all(row["psnr"]["n"] == 4 for row in found["cells"].values())
-    assert found["timings"]["sampling_seconds"].keys() == {cell.name for cell in all_conditions([1, 0.5, 0])}
+    assert found["timings"]["sampling_seconds"].keys() == {condition.name for condition in all_conditions([1, 0.5, 0])}
     frames = found["frames"]["adapter+reference"]["psnr"]
     assert [len(series) for series in frames] == [5] * 4
 
@@ -114,13 +114,13 @@ def test_cells_differ_as_they_should(judged: World) -> None:
 
 def test_a_killed_evaluation_goes_on_and_ends_the_same(judged: World, world: World) -> None:
     """Killed with -9 as soon as a few batches are on disk; the second run keeps them and gives the same scores."""
-    kept = world.root / "runs" / "deblur-nano" / "eval-cells"
+    cached = world.root / "runs" / "deblur-nano" / "eval-cells"
     process = start(world.root, "eval", *world.arguments)
-    while len(list(kept.glob("*.safetensors"))) < 6 and process.is_alive():
+    while len(list(cached.glob("*.safetensors"))) < 6 and process.is_alive():
         time.sleep(0.002)
     process.kill()
     process.join()
-    before = {path: path.stat().st_mtime_ns for path in kept.glob("*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in cached.glob("*.safetensors")}
     assert not list(world.root.rglob("scores.json"))
     assert 6 <= len(before) < len(list((judged.root / "runs").rglob("*.safetensors")))
     assert run(world.root, "eval", *world.arguments).code == 0
@@ -129,57 +129,61 @@ def test_a_killed_evaluation_goes_on_and_ends_the_same(judged: World, world: Wor
 
 
 def test_ctrl_c_ends_it_at_once_and_loses_nothing(world: World) -> None:
-    kept = world.root / "runs" / "deblur-nano" / "eval-cells"
+    cached = world.root / "runs" / "deblur-nano" / "eval-cells"
     process = start(world.root, "eval", *world.arguments)
-    while len(list(kept.glob("*.safetensors"))) < 6 and process.is_alive():
+    while len(list(cached.glob("*.safetensors"))) < 6 and process.is_alive():
         time.sleep(0.002)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGINT)
     process.join(20)
     assert process.exitcode not in (None, 0)
-    assert len(list(kept.glob("*.safetensors"))) >= 6
-    assert not list(kept.glob("*.tmp"))
+    assert len(list(cached.glob("*.safetensors"))) >= 6
+    assert not list(cached.glob("*.tmp"))
 
 
 def test_the_base_is_not_sampled_again_for_another_adapter(judged: World) -> None:
-    kept = judged.root / "runs" / "deblur-nano" / "eval-cells"
-    before = len(list(kept.iterdir()))
+    cached = judged.root / "runs" / "deblur-nano" / "eval-cells"
+    before = len(list(cached.iterdir()))
     other = judged.root / "other.safetensors"
     write_adapter(other, BaseModel.open(str(judged.root / "base")), task="another")
     source = open_source(judged.config(f"adapter={other}"))
     made = sample_all(source)
-    assert len(list(kept.iterdir())) - before == sum(cell.adapter for cell, _ in made)
+    assert len(list(cached.iterdir())) - before == sum(condition.adapter for condition, _ in made)
     assert len(made) == 10 * 3  # batches of a cell: 8 items, 3 at a time
 
 
 def test_half_precision_and_guidance_make_other_clips(world: World) -> None:
-    kept, counts = world.root / "runs" / "deblur-nano" / "eval-cells", []
+    cached, counts = world.root / "runs" / "deblur-nano" / "eval-cells", []
     for more in ("model.precision=bf16", "sample.guidance=2.0"):
         made = sample_all(open_source(world.config(more, "eval.seeds=[0]")))
-        counts.append(len(list(kept.iterdir())))
+        counts.append(len(list(cached.iterdir())))
     assert counts == [len(made), 2 * len(made)]
 
 
 def sample_all(source: ClipSource) -> list[tuple[Condition, tuple[Item, ...]]]:
     """Every batch of every cell, sampled."""
     config = source.config.eval
-    parts = [(cell, batch) for cell in source.cells for batch in batches(source.held.windows, config.seeds, 3)]
-    for cell, batch in parts:
-        source.clips(cell, batch)
+    parts = [
+        (condition, batch)
+        for condition in source.conditions
+        for batch in batches(source.held_out.windows, config.seeds, 3)
+    ]
+    for condition, batch in parts:
+        source.clips(condition, batch)
     return parts
 
 
 def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
-    store = ClipCache(tmp_path)
-    store.write({"a": 1}, torch.arange(3, dtype=torch.uint8).reshape(3, 1, 1, 1, 1).expand(3, 5, 8, 8, 3), 1.5)
-    clips, seconds = store.read({"a": 1})
+    cache = ClipCache(tmp_path)
+    cache.write({"a": 1}, torch.arange(3, dtype=torch.uint8).reshape(3, 1, 1, 1, 1).expand(3, 5, 8, 8, 3), 1.5)
+    clips, seconds = cache.read({"a": 1})
     assert (clips.shape, seconds) == ((3, 5, 8, 8, 3), 1.5)
-    one, _ = store.read({"a": 1}, slice(1, 2))
+    one, _ = cache.read({"a": 1}, slice(1, 2))
     assert one.shape == (1, 5, 8, 8, 3)
     assert (one == 1).all()
-    store.path({"a": 1}).write_bytes(b"half a file")
+    cache.path({"a": 1}).write_bytes(b"half a file")
     with pytest.raises(ConfigError, match="is damaged"):
-        store.read({"a": 1})
+        cache.read({"a": 1})
 
 
 def test_leakage_is_refused(tmp_path: Path) -> None:
@@ -191,9 +195,9 @@ def test_cuts_of_one_recording_are_one_source(tmp_path: Path) -> None:
     """Four clips of two recordings: partners are of the other recording, and claims count two units."""
     sources = {"train": ["sea"], "heldout": ["cat", "cat close", "dog", "dog close"]}
     world = build(tmp_path, sources, recording=lambda clip: f"{clip.split()[0]}.mov")
-    held = HeldOut.open(world.config("eval.windows=8"), BaseModel.open(str(tmp_path / "base")))
-    assert [window.source for window in held.windows] == ["cat.mov"] * 4 + ["dog.mov"] * 4
-    assert [window.partner for window in held.windows] == [4, 5, 6, 7, 0, 1, 2, 3]
+    held_out = HeldOut.open(world.config("eval.windows=8"), BaseModel.open(str(tmp_path / "base")))
+    assert [window.source for window in held_out.windows] == ["cat.mov"] * 4 + ["dog.mov"] * 4
+    assert [window.partner for window in held_out.windows] == [4, 5, 6, 7, 0, 1, 2, 3]
 
 
 def test_what_is_missing_is_named(judged: World, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def base(world: World) -> BaseModel:
     [
         ({"base_model_version": "2.5"}, "was trained on tiny 2.5, this base is tiny 2.3"),
         ({"base_model_family": "ltx"}, "was trained on ltx 2.3"),
-        ({"reference_downscale_factor": "2"}, "wants references at downscale 2"),
+        ({"reference_downscale_factor": "2"}, "needs references at downscale 2"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(
@@ -68,14 +68,14 @@ def test_another_programs_adapter_takes_the_tasks_factors_and_says_so(
     assert judged.foreign
     assert not own.foreign
     assert judged.note is not None
-    assert "taken as task deblur makes them" in judged.note
+    assert "those of task deblur are used" in judged.note
     assert own.note is None
     assert judged.adapter is not None
     assert own.adapter is not None
     assert judged.adapter.weights.keys() == own.adapter.weights.keys()
     for name, halves in judged.adapter.weights.items():
         assert all(torch.equal(a, b) for a, b in zip(halves, own.adapter.weights[name], strict=True))
-    assert judged.facts["metadata"]["base_model_family"] == "tiny"
+    assert judged.json_facts["metadata"]["base_model_family"] == "tiny"
 
 
 def test_an_untrained_adapter_is_judged_and_makes_the_bases_clips(
@@ -84,13 +84,13 @@ def test_an_untrained_adapter_is_judged_and_makes_the_bases_clips(
     own = lora.read(world.adapter)
     path = tmp_path / "fresh.safetensors"
     zero = {f"diffusion_model.{n}.lora_B.weight": torch.zeros_like(b) for n, (_, b) in own.weights.items()}
-    kept = {f"diffusion_model.{n}.lora_A.weight": a for n, (a, _) in own.weights.items()}
-    save_file(zero | kept, path, own.metadata)
+    cached = {f"diffusion_model.{n}.lora_A.weight": a for n, (a, _) in own.weights.items()}
+    save_file(zero | cached, path, own.metadata)
     assert_makes_the_bases_clips(world, f"adapter={path}", "was never trained")
 
 
 def test_no_adapter_makes_the_bases_clips(world: World) -> None:
-    assert_makes_the_bases_clips(world, "adapter=none", "every cell is the base's")
+    assert_makes_the_bases_clips(world, "adapter=none", "every condition is sampled from the base alone")
     assert results_folder(world.config("adapter=none")).name == "eval-none"
 
 
@@ -98,11 +98,11 @@ def assert_makes_the_bases_clips(world: World, adapter: str, note: str) -> None:
     source = open_source(world.config(adapter))
     assert source.judged.note is not None
     assert note in source.judged.note
-    batch = batches(source.held.windows, source.seeds, 3)[0]
-    cells = {cell.name: source.clips(cell, batch)[0] for cell in source.cells[:4]}
-    assert (cells[ADAPTER_REFERENCE] == cells[BASE_REFERENCE]).all()
-    assert (cells[ADAPTER_ONLY] == cells[BASE]).all()
-    assert (cells[ADAPTER_REFERENCE] != cells[BASE]).any()
+    batch = batches(source.held_out.windows, source.seeds, 3)[0]
+    conditions = {condition.name: source.clips(condition, batch)[0] for condition in source.conditions[:4]}
+    assert (conditions[ADAPTER_REFERENCE] == conditions[BASE_REFERENCE]).all()
+    assert (conditions[ADAPTER_ONLY] == conditions[BASE]).all()
+    assert (conditions[ADAPTER_REFERENCE] != conditions[BASE]).any()
 
 
 def test_none_of_it_is_an_adapter(world: World, base: BaseModel, tmp_path: Path) -> None:

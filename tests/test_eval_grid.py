@@ -71,9 +71,9 @@ def test_a_batch_has_one_frame_rate() -> None:
 
 def test_zero_and_one_are_always_among_the_strengths() -> None:
     assert strength_sweep([0.5]) == [1, 0.5, 0]
-    names = [cell.name for cell in all_conditions([0.5])]
+    names = [condition.name for condition in all_conditions([0.5])]
     assert len(set(names)) == len(names) == 10
-    assert set(names) - {cell.name for cell in all_conditions([0.5], fade=False)} == {"fade mask"}
+    assert set(names) - {condition.name for condition in all_conditions([0.5], fade=False)} == {"fade mask"}
 
 
 def test_the_default_protocol_is_the_documented_one() -> None:

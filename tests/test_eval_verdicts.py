@@ -50,13 +50,17 @@ def results(
     changed = {"kept": kept * dropped, "dropped": dropped, "null": null * one, "drift": one}
     changed |= {"inside": one, "outside": one, "full_inside": one, "full_outside": one}
     shares = np.stack([fade[0] + NOISE[51], 0.7 + NOISE[52], fade[1] + NOISE[53]], axis=1)  # (windows, latent frames)
-    by_block = {"adapter+reference": 30 + 0 * shares, "strength 0": 10 + 0 * shares, "fade mask": 10 + 20 * shares}
-    giver = {metric: cells["swapped"][metric] + 5}
-    return Results(cells=cells, giver=giver, changed=changed, by_block=by_block, clips=N)
+    by_latent_frame = {
+        "adapter+reference": 30 + 0 * shares,
+        "strength 0": 10 + 0 * shares,
+        "fade mask": 10 + 20 * shares,
+    }
+    donor = {metric: cells["swapped"][metric] + 5}
+    return Results(rows=cells, donor=donor, changes=changed, by_latent_frame=by_latent_frame, clips=N)
 
 
 def found(made: Results, primary: str) -> Evidence:
-    names = {metric for row in made.cells.values() for metric in row}
+    names = {metric for row in made.rows.values() for metric in row}
     metrics = [Metric(name, name, "", "low" if name in LOWER else "high", "picture") for name in sorted(names)]
     return collect_evidence(made, STRENGTHS, [f"clip{i % 4}" for i in range(N)], metrics, primary)
 
@@ -123,7 +127,7 @@ def test_a_bad_restoration_adapter_fails_what_is_about_it(made: Results, fails: 
 
 def test_no_share_is_claimed_of_a_latent_frame_in_which_the_reference_has_no_effect() -> None:
     still = deblur()
-    for levels in still.by_block.values():
+    for levels in still.by_latent_frame.values():
         levels[:, 0] = 31.0  # whatever is given
     names = {verdict["name"] for verdict in judge("restoration", found(still, "psnr"), Thresholds())}
     assert "curve_monotone" in names
@@ -133,7 +137,7 @@ def test_no_share_is_claimed_of_a_latent_frame_in_which_the_reference_has_no_eff
 def test_a_gain_must_be_more_than_luck() -> None:
     lucky = deblur()
     units = np.array([20.0, *(-0.1 for _ in range(N - 1))])
-    lucky.cells["adapter+reference"]["psnr"] = lucky.cells["input"]["psnr"] + units
+    lucky.rows["adapter+reference"]["psnr"] = lucky.rows["input"]["psnr"] + units
     verdict = next(
         v for v in judge("restoration", found(lucky, "psnr"), Thresholds()) if v["name"] == "gain_over_input"
     )
@@ -232,18 +236,18 @@ def test_edit_verdicts(inside: float, outside: float, fails: set[str]) -> None:
     )
     made = results(cells, [9.0, 20.0, 30.0], "psnr_outside")
     if inside == 11.0:
-        made.cells["adapter+reference"]["psnr_inside"] = made.cells["base+reference"]["psnr_inside"] - 1
+        made.rows["adapter+reference"]["psnr_inside"] = made.rows["base+reference"]["psnr_inside"] - 1
     assert failing("edit", made, "psnr_outside") == fails
 
 
 def test_videos_of_another_program_are_judged_by_what_there_is() -> None:
     """Only the outputs, the input, the ceiling and the floor are known: no claim is made about the rest."""
     made = deblur()
-    known = {row: made.cells[row] for row in ("adapter+reference", "input", "ceiling", "floor")}
-    verdicts = judge("restoration", found(Results(cells=known, clips=N), "psnr"), Thresholds())
+    known = {row: made.rows[row] for row in ("adapter+reference", "input", "ceiling", "floor")}
+    verdicts = judge("restoration", found(Results(rows=known, clips=N), "psnr"), Thresholds())
     assert [verdict["name"] for verdict in verdicts] == ["gain_over_input"]
-    assert control_figures(Results(cells=known), found(Results(cells=known), "psnr")) is None
-    assert mask_figures(Results(cells=known), found(Results(cells=known), "psnr"), 8, 4) is None
+    assert control_figures(Results(rows=known), found(Results(rows=known), "psnr")) is None
+    assert mask_figures(Results(rows=known), found(Results(rows=known), "psnr"), 8, 4) is None
 
 
 def test_changed_thresholds_count_and_are_named() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval.clips.conditions import batches
-from eval.clips.external import read_frames
+from eval.clips.external import read_external_clip
 from eval.handout import write_handout
 from eval.run import evaluate, open_source
 from iclora_train.config import ConfigError
@@ -41,7 +41,7 @@ def outputs(world: World, folder: Path, seeded: bool = True) -> dict[str, np.nda
     folder.mkdir()
     made = {}
     for window in manifest(world)["windows"]:
-        target = read_frames(world.root / "clips" / window["files"]["target"]["file"])
+        target = read_external_clip(world.root / "clips" / window["files"]["target"]["file"])
         for name in window["outputs"] if seeded else [f"{window['key']}.mp4"]:
             made[name] = (target.astype(int) + 4).clip(0, 255).astype(np.uint8)
             (folder / name).write_bytes(encode_clip(made[name], FPS))
@@ -58,7 +58,7 @@ def test_the_manifest_tells_all_that_a_program_needs(handed: World) -> None:
         for entry in window["files"].values():
             data = (handed.root / "clips" / entry["file"]).read_bytes()
             assert hashlib.sha256(data).hexdigest() == entry["sha256"]
-            clip = read_frames(handed.root / "clips" / entry["file"])
+            clip = read_external_clip(handed.root / "clips" / entry["file"])
             assert clip.shape == (entry["frames"], entry["height"], entry["width"], 3) == (5, 32, 32, 3)
 
 
@@ -66,7 +66,7 @@ def test_an_edit_hands_out_its_masks(tmp_path: Path) -> None:
     """The mask is where the reference has the maker's colour."""
     world = build(tmp_path, task="inpaint", colour=(102, 255, 0))
     write_handout(world.bare(f"videos={tmp_path / 'clips'}"))
-    mask = read_frames(tmp_path / "clips" / manifest(world)["windows"][0]["files"]["mask"]["file"])
+    mask = read_external_clip(tmp_path / "clips" / manifest(world)["windows"][0]["files"]["mask"]["file"])
     assert (mask[:, :16] == 255).all()
     assert (mask[:, 16:] == 0).all()
 
@@ -95,8 +95,8 @@ def test_frames_in_png_folders_and_one_seed_are_the_same(handed: World, tmp_path
             cv2.imwrite(str(folder / f"{i:04d}.png"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
     sources = [open_source(handed.bare(f"videos={tmp_path / kind}")) for kind in ("video", "png")]
     assert [source.seeds for source in sources] == [[0], [0]]
-    batch = batches(sources[0].held.windows, [0], 4)[0]
-    clips = [source.clips(source.cells[0], batch)[0] for source in sources]
+    batch = batches(sources[0].held_out.windows, [0], 4)[0]
+    clips = [source.clips(source.conditions[0], batch)[0] for source in sources]
     assert (clips[0] == clips[1]).all()
 
 
@@ -153,4 +153,4 @@ def test_hidden_and_other_files_do_not_disturb(handed: World, tmp_path: Path) ->
     outputs(handed, tmp_path / "theirs", seeded=False)
     (tmp_path / "theirs" / "notes.txt").write_text("made by hand")
     shutil.copytree(handed.root / "clips" / "inputs", tmp_path / "theirs" / "inputs")
-    assert len(open_source(handed.bare(f"videos={tmp_path / 'theirs'}")).held.windows) == 4
+    assert len(open_source(handed.bare(f"videos={tmp_path / 'theirs'}")).held_out.windows) == 4

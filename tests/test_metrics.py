@@ -11,7 +11,7 @@ import pytest
 from eval.metrics import GroundTruth, Suite, change, difference, dissimilarity, diversity, edited_region, offset
 from eval.metrics.base import FLOW_SIDE, CachedClip
 from eval.metrics.colour import cdc, chroma_error, colourfulness
-from eval.metrics.motion import sound, warping_error
+from eval.metrics.motion import reliable_flow, warping_error
 from eval.metrics.picture import PSNR_CAP, psnr, psnr_y, ssim
 from eval.metrics.region import masked_psnr, masked_ssim, seam
 from iclora_train.config import Task
@@ -179,7 +179,7 @@ def test_what_a_moving_thing_hides_does_not_count_as_a_warping_error() -> None:
     view = CachedClip(clip)
     there = [view.flow_between(t, t + 1).astype(np.float32) for t in range(5)]
     back = [view.flow_between(t + 1, t).astype(np.float32) for t in range(5)]
-    masks = np.stack([sound(a, b) for a, b in zip(there, back, strict=True)])
+    masks = np.stack([reliable_flow(a, b) for a, b in zip(there, back, strict=True)])
     assert 0.5 < masks.mean() < 0.95
     everywhere = warping_error(clip, view.flow, np.ones_like(masks))
     trusted = warping_error(clip, view.flow, masks)

@@ -12,7 +12,7 @@ from data_prep.makers import build_maker
 from eval.metrics import GroundTruth, Suite
 from eval.metrics.base import CachedClip, Measurement
 from eval.metrics.depth import depth_metrics
-from eval.metrics.pose import joint_distances, pose_metrics, pose_values, requested, similarity
+from eval.metrics.pose import joint_distances, pose_metrics, pose_values, requested_skeletons, similarity
 from eval.metrics.tracks import track_values
 from iclora_train.config import ConfigError, Task
 from iclora_train.signals import blazepose
@@ -63,7 +63,7 @@ def test_a_task_declares_its_primary_metric_and_has_what_its_control_asks(
     assert {"psnr", "psnr_y", "ssim", "edge_f1", "edge_gap", "chroma_error", "colourfulness", "sharpness"} <= set(keys)
     for metric in suite.metrics:
         assert metric.better in ("high", "low", None)
-        assert metric.group in ("picture", "structure", "colour", "time", "region", "learned")
+        assert metric.group in ("picture", "structure", "colour", "time", "region")
 
 
 def test_edits_are_led_by_what_the_reference_shows() -> None:
@@ -72,15 +72,13 @@ def test_edits_are_led_by_what_the_reference_shows() -> None:
 
 
 def test_what_cannot_run_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    learned = {one.metric: one.reason for one in Suite.of(task("degrade.defocus", "restoration")).not_run}
-    assert learned.keys() == {"lpips", "dists"}
-    assert all(reason.startswith("weights absent") and "pip install" in reason for reason in learned.values())
+    assert Suite.of(task("degrade.defocus", "restoration")).not_run == ()
     for maker, args in (("control.depth", {}), ("control.depth", {"model": "gone"}), ("control.depth_given", {})):
         suite = Suite.of(task(maker, **args))
         assert suite.primary == "edge_f1"
         assert "task.maker_args.model" in next(one.reason for one in suite.not_run if one.metric == "depth_error")
         assert suite.control(scene()) is None
-    monkeypatch.setattr(blazepose, "installed", lambda: False)
+    monkeypatch.setattr(blazepose, "is_installed", lambda: False)
     suite = Suite.of(task("control.pose"))
     assert {one.metric for one in suite.not_run} >= {"pose_pck", "pose_oks", "pose_error", "pose_recall"}
     assert suite.primary == "edge_f1"
@@ -166,7 +164,7 @@ def moved(people: np.ndarray, pixels: float) -> np.ndarray:
 
 def wanted_of(*people: np.ndarray) -> np.ndarray:
     drawn = {"skeletons": [{"start": 0, "points": one.reshape(len(one), -1).tolist()} for one in people]}
-    return requested(drawn, 3, (100, 100))
+    return requested_skeletons(drawn, 3, (100, 100))
 
 
 def test_joints_where_they_were_asked_for_are_perfect() -> None:

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.optimize import isotonic_regression
 
 from eval.judging.strength_curve import fade_correlation, isotonic, isotonic_r2, response_curve, spearman
-from eval.statistics.estimates import BOOTSTRAP_FROM, by_source, estimate, ratio_units
+from eval.statistics.estimates import BOOTSTRAP_FROM, estimate, estimate_by_source, ratio_per_unit
 from eval.statistics.significance import EXACT_UP_TO, holm, page_trend, signed_rank
 
 
@@ -39,25 +39,25 @@ def test_intervals_cover_the_truth(n: int) -> None:
 def test_what_was_not_measured_is_left_out_and_counted_out() -> None:
     assert estimate([1.0, np.nan, 3.0])["n"] == 2
     assert estimate([1.0, np.nan, 3.0])["mean"] == 2
-    assert by_source(np.array([1.0, np.nan, np.nan]), ["a", "a", "b"])["n"] == 1
+    assert estimate_by_source(np.array([1.0, np.nan, np.nan]), ["a", "a", "b"])["n"] == 1
     with pytest.raises(ValueError, match="at least one unit"):
         estimate([np.nan])
-    ratio = ratio_units(np.array([1.0, 2.0, np.nan]), np.array([2.0, 4.0, 1.0]))
+    ratio = ratio_per_unit(np.array([1.0, 2.0, np.nan]), np.array([2.0, 4.0, 1.0]))
     assert ratio[:2] == pytest.approx([0.5, 0.5])
     assert np.isnan(ratio[2])
 
 
 def test_windows_of_one_source_count_once() -> None:
     values = np.array([1.0, 1.0, 1.0, 1.0, 5.0])
-    clustered = by_source(values, ["a", "a", "a", "a", "b"])
+    clustered = estimate_by_source(values, ["a", "a", "a", "a", "b"])
     assert (clustered["mean"], clustered["n"]) == (3, 2)
 
 
 def test_ratio_is_that_of_the_means() -> None:
     above, below = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
-    assert ratio_units(above, below) == pytest.approx([0.5, 0.5, 0.5])  # no spread: each unit has the same ratio
-    assert ratio_units(np.array([1.0, 5.0]), np.array([2.0, 4.0])).mean() == pytest.approx(1)
-    assert (ratio_units(above, 0 * below) == 1).all()
+    assert ratio_per_unit(above, below) == pytest.approx([0.5, 0.5, 0.5])  # no spread: each unit has the same ratio
+    assert ratio_per_unit(np.array([1.0, 5.0]), np.array([2.0, 4.0])).mean() == pytest.approx(1)
+    assert (ratio_per_unit(above, 0 * below) == 1).all()
 
 
 @pytest.mark.parametrize("n", [1, 5, 12, 24, EXACT_UP_TO])

@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "runs" / "deblur-nano" / "eval"
     clips = {"adapter+reference": moving(5, 16, 32), "strength 0.5": moving(5, 16, 32, seed=1)}
     exhibit = Exhibit(Window(0, "heldout-0", "shot0", "32x16x5", 1), 25.0, "a texture", clips)
-    assert list(wandb_log.keeping([exhibit], made, config(wandb={"project": "p"}))) == [exhibit]
+    assert list(wandb_log.save_clips([exhibit], made, config(wandb={"project": "p"}))) == [exhibit]
     (made / "report.html").write_text("<!doctype html>")
     (made / "adapter.safetensors").write_bytes(b"weights")
     (made / "scores.json").write_text(json.dumps(scores(made / "adapter.safetensors")))

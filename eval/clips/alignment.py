@@ -1,4 +1,4 @@
-"""Whether frame t of the outputs belongs to frame t of their targets. A shift is never mended: it fails the run."""
+"""Check that frame t of every output shows what frame t of its target shows. A time shift ends the run."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 
 from iclora_train.config import require
 
-NAMED = 3  # clips that the error names
+MAX_NAMED = 3  # clips that the error message names
 
 
 def require_aligned(shifts: Mapping[str, int], share: float = 0.0) -> None:
-    """ConfigError when more than `share` of the clips are shifted in time against their targets.
+    """Raise ConfigError if more than `share` of the clips are shifted in time against their targets.
 
-    shifts: what a clip is called -> frames by which it is early (`eval.metrics.offset`). Outputs that are not meant to
-    look like their targets need a share: by chance one of them fits another frame better.
+    shifts: clip name -> number of frames by which the clip is early (`eval.metrics.offset`). Outputs that are not meant
+    to look like their targets need a share above 0, because some of them match another frame better by chance.
     """
     shifted = [f"{name} by {abs(k)} ({'early' if k > 0 else 'late'})" for name, k in shifts.items() if k != 0]
     require(
         len(shifted) <= share * len(shifts),
         f"{len(shifted)} of {len(shifts)} clips are shifted in time against their targets, e.g. "
-        f"{', '.join(shifted[:NAMED])}: their figures would be wrong. Frame t must show what the target shows at frame "
-        "t; look for a frame that was dropped or repeated at the start",
+        f"{', '.join(shifted[:MAX_NAMED])}: their metrics would be wrong. Frame t must show what the target shows at "
+        "frame t; look for a frame that was dropped or repeated at the start",
     )

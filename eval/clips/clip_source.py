@@ -1,4 +1,4 @@
-"""Where the clips that are judged come from, and the disk that keeps what is made once."""
+"""Base class of the two sources of clips (`sampled`, `external`), and the disk cache of sampled batches."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ from iclora_train.core.fingerprint import digest
 from iclora_train.data.pixels import to_uint8
 from iclora_train.ltx2.base_model import BaseModel
 
-PROTOCOL = 1  # raise it when the same settings would give other clips
+PROTOCOL = 1  # increase it when the same settings would produce different clips
 
 
 class ClipCache:
-    """Finished batches on disk, one safetensors file each; whole or absent, so an interrupted run goes on."""
+    """Finished batches on disk, one safetensors file per batch, written atomically, so that a run can resume."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, spec: dict[str, Any]) -> Path:
-        """The file of what `spec` describes."""
+        """The file of the batch that `spec` describes."""
         return self.folder / f"{digest(spec)[:24]}.safetensors"
 
     def has(self, spec: dict[str, Any]) -> bool:
-        """Whether it was made before."""
+        """Whether the batch is in the cache."""
         return self.path(spec).exists()
 
     def read(self, spec: dict[str, Any], which: slice = slice(None)) -> tuple[Clip, float]:
-        """Clips (B,F,H,W,3), or those of the batch that `which` names, and the seconds it took to make the batch.
+        """Clips (B,F,H,W,3), restricted to `which`, and the seconds that sampling the whole batch took.
 
-        ConfigError when the file is damaged.
+        Raises ConfigError if the file is damaged.
         """
         path = self.path(spec)
         try:
@@ -53,69 +53,75 @@ class ClipCache:
             raise ConfigError(f"{path} is damaged ({error}): delete it and run eval again") from error
 
     def write(self, spec: dict[str, Any], clips: Tensor, seconds: float) -> None:
-        """Keep clips; the file tells `seconds`."""
+        """Write clips (B,F,H,W,3) and the seconds that sampling them took."""
         with write_atomic(self.path(spec)) as file:
             file.write(safetensors.torch.save({"clips": clips.contiguous()}, {"seconds": f"{seconds:.3f}"}))
 
 
 class ClipSource:
-    """What all sources of clips share: the held-out windows, and the VAE whose round trip is the ceiling.
+    """Gives the clips of every condition and batch; holds the held-out windows and the VAE.
 
-    A source has `cells`, the conditions it knows, and `seeds`, and gives the clips of a cell's batch.
+    conditions: the conditions that this source can provide; seeds: the seeds of every window; sigmas: the noise
+    schedule; precision: dtype of the weights, as text.
     """
 
-    cells: list[Condition]
+    conditions: list[Condition]
     seeds: list[int]
     sigmas: list[float]
     precision: str
 
-    def __init__(self, config: Config, base: BaseModel, judged: JudgedAdapter, held: HeldOut, store: ClipCache) -> None:
-        self.config, self.held, self.store, self.base, self.judged = config, held, store, base, judged
+    def __init__(
+        self, config: Config, base: BaseModel, judged: JudgedAdapter, held_out: HeldOut, cache: ClipCache
+    ) -> None:
+        self.config, self.held_out, self.cache, self.base, self.judged = config, held_out, cache, base, judged
         self.device = torch.device("cpu") if config.trainer.get("accelerator") == "cpu" else default_device()
         self.vae = base.vae().to(self.device)
-        self.size = held.latent_size
+        self.latent_size = held_out.latent_size
 
-    def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
-        """Clips (B,F,H,W,3) of a batch, and the seconds that making them took, now or earlier."""
+    def clips(self, condition: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
+        """Clips (B,F,H,W,3) of a batch, and the seconds that sampling them took, in this run or an earlier one."""
         raise NotImplementedError
 
-    def clip(self, cell: Condition, batch: Sequence[Item], i: int) -> Clip:
+    def clip(self, condition: Condition, batch: Sequence[Item], i: int) -> Clip:
         """The i-th clip (F,H,W,3) of a batch."""
         raise NotImplementedError
 
     @property
-    def token(self) -> int:
+    def token_pixels(self) -> int:
         """Side of a reference token in target pixels."""
         return self.base.geometry.spatial * self.config.task.reference_downscale
 
     @property
-    def band(self) -> int:
-        """Width in target pixels of the half mask's transition band: one reference token, at most a quarter of the
-        frame."""
-        return min(self.token, self.size[2] * self.base.geometry.spatial // 4)
+    def band_pixels(self) -> int:
+        """Width of the half mask's transition band in target pixels: one reference token, at most a quarter frame."""
+        return min(self.token_pixels, self.latent_size[2] * self.base.geometry.spatial // 4)
 
     def round_trip(self, window: Window) -> Clip:
-        """The target (F,H,W,3) after the VAE: the ceiling of whatever is sampled."""
-        spec = {**self._common(), "round_trip": window.key}
-        return self.kept(spec, lambda: self._decode(self.held.latents(window).target[None].to(self.device)))[0][0]
+        """The target (F,H,W,3) after VAE encoding and decoding: the ceiling for every sampled clip."""
+        spec = {**self._common_spec(), "round_trip": window.key}
+        return self.cached(spec, lambda: self._decode(self.held_out.latents(window).target[None].to(self.device)))[0][0]
 
-    def _common(self) -> dict[str, Any]:
+    def _common_spec(self) -> dict[str, Any]:
         return {
             "protocol": PROTOCOL,
             "base": self.base.fingerprint,
             "precision": self.precision,
             "device": self.device.type,
-            "latents": self.held.fingerprint["latents"],
+            "latents": self.held_out.fingerprint["latents"],
         }
 
-    def kept(self, spec: dict[str, Any], make: Callable[[], Tensor], which: slice = slice(None)) -> tuple[Clip, float]:
-        """What `spec` describes, made (B,F,H,W,3) unless it was before; of the batch the clips that `which` names, and
-        the seconds that the batch took."""
-        if not self.store.has(spec):
+    def cached(
+        self, spec: dict[str, Any], make: Callable[[], Tensor], which: slice = slice(None)
+    ) -> tuple[Clip, float]:
+        """Clips (B,F,H,W,3) that `spec` describes, restricted to `which`, and the seconds that the batch took.
+
+        `make` is called only if the cache does not hold the batch.
+        """
+        if not self.cache.has(spec):
             started = time.perf_counter()
-            made = make()
-            self.store.write(spec, made, time.perf_counter() - started)
-        return self.store.read(spec, which)
+            clips = make()
+            self.cache.write(spec, clips, time.perf_counter() - started)
+        return self.cache.read(spec, which)
 
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:

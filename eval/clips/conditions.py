@@ -1,4 +1,4 @@
-"""The grid: under which conditions an adapter is sampled, on which items, in which batches."""
+"""The conditions under which an adapter is sampled, and the clips of each condition in batches."""
 
 from __future__ import annotations
 
@@ -9,20 +9,29 @@ from itertools import groupby
 
 from eval.clips.windows import Window
 
-ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED = (
-    "adapter+reference",
-    "base+reference",
-    "base",
-    "adapter",
-    "swapped",
-)
-EMPTY_PROMPT, HALF_MASK, FADE_MASK = "empty prompt", "half mask", "fade mask"
+# Names of the conditions, as in scores.json
+ADAPTER_REFERENCE = "adapter+reference"
+BASE_REFERENCE = "base+reference"
+BASE = "base"
+ADAPTER_ONLY = "adapter"
+SWAPPED = "swapped"
+EMPTY_PROMPT = "empty prompt"
+HALF_MASK = "half mask"
+FADE_MASK = "fade mask"
+# Names of the rows that are measured without a model
+INPUT = "input"  # the reference itself
+CEILING = "ceiling"  # the target after the VAE
+FLOOR = "floor"  # the target of another recording
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One condition. reference: "own", "other" (the partner's) or "none"; mask: "" (none), "half" (keeps one half of
-    the frame) or "fade" (weight 0 at the first latent frame, 1 at the last); empty_prompt: the empty caption's text."""
+    """One condition of the protocol.
+
+    reference: "own", "other" (the partner's) or "none". mask: "" (no mask), "half" (keeps the reference in one half of
+    the frame) or "fade" (weight 0 at the first latent frame, 1 at the last). empty_prompt: use the features of the
+    empty caption.
+    """
 
     name: str
     adapter: bool
@@ -34,30 +43,32 @@ class Condition:
 
 @dataclass(frozen=True)
 class Item:
-    """One clip to make. Its noise is the same in every cell."""
+    """One clip to sample: a window and a seed. Its noise is the same under every condition."""
 
     window: Window
     seed: int
 
     @property
     def noise_seed(self) -> int:
-        """Seed of the noise: windows differ under the same seed, cells do not."""
+        """Seed of the noise: a function of the window and the seed, not of the condition."""
         return int.from_bytes(hashlib.sha256(f"{self.window.key}/{self.seed}".encode()).digest()[:6])
 
 
 def at_strength(strength: float) -> Condition:
-    """The adapter with its reference at an attention strength; at 1 the plain adapter+reference."""
+    """Adapter and reference at an attention strength; strength 1 is `adapter+reference` itself."""
     return Condition(ADAPTER_REFERENCE if strength == 1 else f"strength {strength:g}", True, "own", float(strength))
 
 
 def strength_sweep(strengths: Iterable[float]) -> list[float]:
-    """The strengths that are measured, falling. 1 and 0 always are: the masks and the null test need both."""
+    """The strengths to measure, in falling order. 1 and 0 are always included: masks and the null test need them."""
     return sorted({1.0, 0.0, *strengths}, reverse=True)
 
 
 def all_conditions(strengths: Iterable[float], fade: bool = True) -> list[Condition]:
-    """All cells: with/without adapter x with/without reference, the wrong reference, no prompt, strengths below 1,
-    masks. fade=False where a clip has one latent frame, in which nothing can fade."""
+    """All conditions: adapter on/off x reference on/off, swapped reference, empty prompt, strengths below 1, masks.
+
+    fade=False for clips of a single latent frame, where a fade is impossible.
+    """
     return [
         at_strength(1),
         Condition(BASE_REFERENCE, False, "own"),
@@ -72,10 +83,10 @@ def all_conditions(strengths: Iterable[float], fade: bool = True) -> list[Condit
 
 
 def batches(windows: Sequence[Window], seeds: Sequence[int], size: int) -> list[tuple[Item, ...]]:
-    """All windows x seeds in batches of at most `size`; a batch has one bucket."""
+    """All windows x seeds in batches of at most `size`; all clips of a batch are of one bucket."""
     items = [Item(window, seed) for window in sorted(windows, key=lambda w: (w.bucket, w.number)) for seed in seeds]
-    result = []
+    result: list[tuple[Item, ...]] = []
     for _, group in groupby(items, key=lambda item: item.window.bucket):
-        alike = list(group)
-        result += [tuple(alike[i : i + size]) for i in range(0, len(alike), size)]
+        same_bucket = list(group)
+        result += [tuple(same_bucket[i : i + size]) for i in range(0, len(same_bucket), size)]
     return result

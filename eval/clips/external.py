@@ -1,4 +1,4 @@
-"""Clips that another program made, from a folder: `<key>.mp4`, or `<key>.<seed>.mp4`, or folders of PNG frames."""
+"""Clips made by another program, from a folder: `<key>.mp4`, `<key>.<seed>.mp4`, or folders of PNG frames."""
 
 from __future__ import annotations
 
@@ -21,63 +21,64 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.data.video import read_clip, read_encoding
 from iclora_train.ltx2.base_model import BaseModel
 
-VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
-NAMED = 3  # files that an error or a warning names
-BY_CHANCE = 0.5  # share of clips of another look than their targets that may fit another frame better
-HAND_OUT = "`python -m eval.handout` with the same settings writes what the program needs"
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
+MAX_NAMED = 3  # files that an error or a warning names
+MISALIGNED_BY_CHANCE = 0.5  # structure tasks: share of clips that may match another frame better than their own
+HANDOUT_HINT = "`python -m eval.handout` with the same settings writes the inputs that the program needs"
 
 
 class VideoFolder(ClipSource):
-    """The clips of a folder as the cell adapter+reference; `seeds` are those that the folder holds.
+    """The clips of a folder as condition adapter+reference; `seeds` are the seeds that the folder contains.
 
-    ConfigError names clips that are missing, or of another length or size than their targets.
+    Raises ConfigError that names clips which are missing or differ from their targets in length or size.
     """
 
-    def __init__(self, config: Config, base: BaseModel, held: HeldOut, store: ClipCache) -> None:
+    def __init__(self, config: Config, base: BaseModel, held_out: HeldOut, cache: ClipCache) -> None:
         assert config.videos is not None
         self.folder = Path(config.videos)
         require(
-            self.folder.is_dir(), f"videos={self.folder} is no folder: give one that holds {held.windows[0].key}.mp4"
+            self.folder.is_dir(),
+            f"videos={self.folder} is not a folder: give one with {held_out.windows[0].key}.mp4",
         )
-        self.files, self.seeds = find_clips(self.folder, held.windows, config.eval.seeds)
+        self.files, self.seeds = find_clips(self.folder, held_out.windows, config.eval.seeds)
         digests = digest({_name(path): _hash(path) for path in self.files.values()})
-        note = lossy_note(list(self.files.values()))
+        note = lossy_warning(list(self.files.values()))
         super().__init__(
-            config, base, JudgedAdapter(str(self.folder), foreign=True, note=note, videos=digests), held, store
+            config, base, JudgedAdapter(str(self.folder), foreign=True, note=note, videos=digests), held_out, cache
         )
-        self.cells = [at_strength(1)]
+        self.conditions = [at_strength(1)]
         self.sigmas: list[float] = []
         self.precision = str(next(self.vae.parameters()).dtype)
         self._check()
 
     def _check(self) -> None:
-        """ConfigError for clips that do not fit their targets in size, length or time."""
+        """Raise ConfigError for clips that differ from their targets in size or length or are shifted in time."""
         shifts = {}
         with progress_bar("clips", len(self.files), "clip") as bar:
-            for item in (Item(window, seed) for window in self.held.windows for seed in self.seeds):
-                shift = offset(self._read(item), self.held.pair(item.window).target)
+            for item in (Item(window, seed) for window in self.held_out.windows for seed in self.seeds):
+                shift = offset(self._read(item), self.held_out.pair(item.window).target)
                 shifts[self.files[item.window.key, item.seed].name] = shift
                 bar.advance()
-        require_aligned(shifts, BY_CHANCE if self.config.task.family == "structure" else 0)
+        require_aligned(shifts, MISALIGNED_BY_CHANCE if self.config.task.family == "structure" else 0)
 
-    def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
-        """As `ClipSource.clips`; nothing is sampled, so it takes no seconds."""
-        return np.stack([self.clip(cell, batch, i) for i in range(len(batch))]), 0.0
+    def clips(self, condition: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
+        """As `ClipSource.clips`, read from disk; the sampling time is 0."""
+        return np.stack([self.clip(condition, batch, i) for i in range(len(batch))]), 0.0
 
-    def clip(self, cell: Condition, batch: Sequence[Item], i: int) -> Clip:
-        """As `ClipSource.clip`. ValueError for a cell that a folder does not hold."""
-        if cell not in self.cells:
-            raise ValueError(f"a folder of videos has no cell {cell.name!r}")
+    def clip(self, condition: Condition, batch: Sequence[Item], i: int) -> Clip:
+        """As `ClipSource.clip`. Raises ValueError for any other condition."""
+        if condition not in self.conditions:
+            raise ValueError(f"a folder of videos has no condition {condition.name!r}")
         return self._read(batch[i])
 
     def _read(self, item: Item) -> Clip:
-        """The clip (F,H,W,3) of an item. ConfigError when it has not the size of its target."""
+        """The clip (F,H,W,3) of an item. Raises ConfigError if its size or length is not that of its target."""
         path = self.files[item.window.key, item.seed]
-        clip, target = read_frames(path), self.held.pair(item.window).target
+        clip, target = read_external_clip(path), self.held_out.pair(item.window).target
         require(
             clip.shape == target.shape,
-            f"{path} has {_size(clip)}, its target {item.window.key} {_size(target)}: every clip needs its target's "
-            f"size and length; {HAND_OUT}",
+            f"{path} has {_size(clip)}, its target {item.window.key} has {_size(target)}: every clip needs the size "
+            f"and length of its target; {HANDOUT_HINT}",
         )
         return clip
 
@@ -85,21 +86,23 @@ class VideoFolder(ClipSource):
 def find_clips(
     folder: Path, windows: Sequence[Window], seeds: Sequence[int]
 ) -> tuple[dict[tuple[str, int], Path], list[int]]:
-    """(key, seed) -> file or folder of every clip, and the seeds: `seeds` where files are named by them, else one.
+    """(key, seed) -> file or folder of every clip, and the seeds: `seeds` if file names contain them, else the first.
 
-    ConfigError names what is missing.
+    Raises ConfigError that names missing clips.
     """
-    names = {_name(path): path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix.lower() in VIDEOS}
-    seeded = any(f"{window.key}.{seed}" in names for window in windows for seed in seeds)
-    used = list(seeds) if seeded else [seeds[0]]
-    wanted = {(w.key, seed): f"{w.key}.{seed}" if seeded else w.key for w in windows for seed in used}
-    missing = [name for name in wanted.values() if name not in names]
+    names = {
+        _name(path): path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
+    }
+    has_seeds = any(f"{window.key}.{seed}" in names for window in windows for seed in seeds)
+    used = list(seeds) if has_seeds else [seeds[0]]
+    expected = {(w.key, seed): f"{w.key}.{seed}" if has_seeds else w.key for w in windows for seed in used}
+    missing = [name for name in expected.values() if name not in names]
     require(
         not missing,
-        f"videos={folder}: {len(missing)} of {len(wanted)} clips are missing, e.g. "
-        f"{', '.join(f'{name}.mp4' for name in missing[:NAMED])}; {HAND_OUT}",
+        f"videos={folder}: {len(missing)} of {len(expected)} clips are missing, e.g. "
+        f"{', '.join(f'{name}.mp4' for name in missing[:MAX_NAMED])}; {HANDOUT_HINT}",
     )
-    return {place: names[name] for place, name in wanted.items()}, used
+    return {key_seed: names[name] for key_seed, name in expected.items()}, used
 
 
 def _name(path: Path) -> str:
@@ -111,10 +114,10 @@ def _size(clip: Clip) -> str:
     return f"{frames} frames of {width}x{height}"
 
 
-def read_frames(path: Path) -> Clip:
-    """A clip (F,H,W,3): a video, or the PNG files of a folder in the order of their names.
+def read_external_clip(path: Path) -> Clip:
+    """A clip (F,H,W,3) from a video, or from the PNG files of a folder in the order of their names.
 
-    ConfigError names the file.
+    Raises ConfigError that names the file.
     """
     if not path.is_dir():
         try:
@@ -125,9 +128,9 @@ def read_frames(path: Path) -> Clip:
     for file in _frames(path):
         picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
         if picture is None:
-            raise ConfigError(f"{file} cannot be read as a picture: write it again")
+            raise ConfigError(f"{file} cannot be read as an image: write it again")
         frames.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-    require(len({frame.shape for frame in frames}) == 1, f"{path}: its frames differ in size, or there is no *.png")
+    require(len({frame.shape for frame in frames}) == 1, f"{path}: its frames differ in size, or it has no *.png files")
     return np.stack(frames).astype(np.uint8)
 
 
@@ -139,10 +142,10 @@ def _hash(path: Path) -> str:
     return digest([sha256(file) for file in _frames(path)]) if path.is_dir() else sha256(path)
 
 
-def lossy_note(files: Sequence[Path]) -> str | None:
-    """A warning that names files whose encoding loses some of the picture; None when none does.
+def lossy_warning(files: Sequence[Path]) -> str | None:
+    """A warning that names files stored with a lossy encoding; None if there are none.
 
-    A pixel format that is not RGB does: its colours are rounded, and mostly subsampled.
+    A pixel format other than RGB counts as lossy: its colours are rounded and usually subsampled.
     """
     try:
         lossy = [(path, *read_encoding(path)) for path in files if not path.is_dir()]
@@ -152,8 +155,9 @@ def lossy_note(files: Sequence[Path]) -> str | None:
     if not named:
         return None
     return (
-        f"{len(named)} of {len(files)} clips are stored with losses, e.g. {', '.join(named[:NAMED])}: their figures "
-        "are lower than the program's own; PNG frames, FFV1 or H.264 in RGB (libx264rgb -qp 0) keep them"
+        f"{len(named)} of {len(files)} clips are stored with losses, e.g. {', '.join(named[:MAX_NAMED])}: their "
+        "metrics are lower than those of the original output; PNG frames, FFV1 or H.264 in RGB (libx264rgb -qp 0) are "
+        "lossless"
     )
 
 

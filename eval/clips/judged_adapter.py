@@ -1,4 +1,4 @@
-"""The adapter that is judged: one of ours, of another program, an untrained one, or none."""
+"""Open the adapter under evaluation: from this project or another program, an untrained one, or none."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.safetensors_header import read_header
 
-NONE = "none"  # adapter=none: the base as it is
+NONE = "none"  # adapter=none: the base alone
 
 
 @dataclass(frozen=True)
 class JudgedAdapter:
-    """What is judged. path: of the file, or `none`; adapter: None where there is none; foreign: its metadata does not
-    say how large its references are, so the task's factors were taken; note: what the user should know of it; videos:
-    the digest of the clips, where a folder of them is judged."""
+    """The adapter, or the folder of clips, under evaluation.
+
+    path: the file, the folder, or `none`. adapter: None without an adapter file. foreign: the metadata does not declare
+    the reference factors, so the factors of the task are used. note: a remark for the user. videos: the digest of the
+    clips if a folder of clips is evaluated.
+    """
 
     path: str
     adapter: lora.Adapter | None = None
@@ -32,41 +35,44 @@ class JudgedAdapter:
     videos: str | None = None
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """As in scores.json."""
+    def json_facts(self) -> dict[str, Any]:
+        """The entry `adapter` of scores.json."""
         metadata = {} if self.adapter is None else dict(sorted(self.adapter.metadata.items()))
         metadata |= {} if self.videos is None else {"videos_sha256": self.videos}
         return {"path": self.path, "sha256": self.sha256, "metadata": metadata, "foreign": self.foreign}
 
 
 def adapter_path(config: Config) -> Path:
-    """The adapter to judge: `adapter=<file>`, or the one the run has exported."""
+    """The adapter file: `adapter=<file>`, or the adapter that the run exported."""
     return Path(config.adapter) if config.adapter else Path(config.runs_dir, config.run, "adapter.safetensors")
 
 
 def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
-    """The adapter that the settings name, checked against base and task. ConfigError names the file and the remedy."""
+    """The adapter that the settings name, checked against base and task.
+
+    Raises ConfigError that names the file and the remedy.
+    """
     if config.adapter == NONE:
-        return JudgedAdapter(NONE, note="no adapter: every cell is the base's")
+        return JudgedAdapter(NONE, note="no adapter: every condition is sampled from the base alone")
     path, task = adapter_path(config), config.task
     require(path.is_file(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
-    adapter, wrong = examine(path)
+    adapter, findings = examine(path)
     metadata = read_header(path).metadata
-    foreign = not any(key.endswith(DOWNSCALE) for key in metadata)  # musubi-tuner's key ends in ours
+    foreign = not any(key.endswith(DOWNSCALE) for key in metadata)  # musubi-tuner's key ends with the same name
     note = None
-    if wrong and wrong == list(whole_findings(adapter.weights)):
+    if findings and findings == list(whole_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
-        note = f"{path} was never trained (every lora_B is zero): it is judged all the same"
+        note = f"{path} was never trained (every lora_B is zero): it is evaluated anyway"
     else:
         temporal = None if TEMPORAL in metadata else task.reference_temporal_scale
         factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
         adapter = import_adapter(path, BaseSpec.open(config.model.checkpoint), factors)
     if foreign:
-        note = f"{path} does not say how large its references are: taken as task {task.name} makes them"
-    ours = (task.reference_downscale, task.reference_temporal_scale)
+        note = f"{path} does not declare its reference factors: those of task {task.name} are used"
+    expected = (task.reference_downscale, task.reference_temporal_scale)
     require(
-        (adapter.downscale, adapter.temporal_scale) == ours,
-        f"{path} wants references at downscale {adapter.downscale}, temporal scale {adapter.temporal_scale}; "
-        f"task {task.name} makes them at {ours[0]}, {ours[1]}",
+        (adapter.downscale, adapter.temporal_scale) == expected,
+        f"{path} needs references at downscale {adapter.downscale}, temporal scale {adapter.temporal_scale}; "
+        f"task {task.name} has {expected[0]}, {expected[1]}",
     )
     return JudgedAdapter(str(path), adapter, sha256(path), foreign, note)

@@ -1,4 +1,4 @@
-"""Clips of a cell, from the shipping sampler or from disk: what is made once is kept under a hash of what made it."""
+"""Clips sampled under each condition, with the sampler of `generate`, cached on disk by a hash of their settings."""
 
 from __future__ import annotations
 
@@ -25,40 +25,42 @@ from iclora_train.ltx2.build import build_transformer, compile_from_settings
 
 
 class SampledClips(ClipSource):
-    """Makes the clips of a cell with the base, the adapter and the held-out latents."""
+    """Samples the clips of every condition from the base, the adapter and the held-out latents."""
 
-    def __init__(self, config: Config, base: BaseModel, judged: JudgedAdapter, held: HeldOut, store: ClipCache) -> None:
-        super().__init__(config, base, judged, held, store)
+    def __init__(
+        self, config: Config, base: BaseModel, judged: JudgedAdapter, held_out: HeldOut, cache: ClipCache
+    ) -> None:
+        super().__init__(config, base, judged, held_out, cache)
         self.transformer = build_transformer(base, config.model, self.device)
         if judged.adapter is not None:
             lora.load_adapter(self.transformer, judged.adapter)
         self.transformer.to(self.device).eval()
         compile_from_settings(self.transformer, base, config.model)
         self.precision = str(self.transformer.patchify_proj.weight.dtype)
-        f, h, w = self.size
-        reference = held.latents(held.windows[0]).references[0]  # (C,f',h',w')
+        f, h, w = self.latent_size
+        reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
         self.seeds = list(config.eval.seeds)
-        self.cells = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
+        self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
         self.sigmas = make_sigmas(config.sample, config.flow, f * h * w)
-        self.empty = held.empty_text()[None].to(self.device)  # (1,T,D)
+        self.empty = held_out.empty_text()[None].to(self.device)  # (1,T,D)
         unprompted = self.empty if config.sample.guidance > 1 else None
         self.guidance = guidance_from(config.sample, unprompted, self.transformer.config.num_layers)
 
-    def specification(self, cell: Condition, batch: Sequence[Item]) -> dict[str, Any]:
-        """Everything that shapes these clips, JSON-able: the name of the cell is not among it."""
+    def specification(self, condition: Condition, batch: Sequence[Item]) -> dict[str, Any]:
+        """All settings that determine these clips, JSON-serialisable. The name of the condition is not included."""
         return {
-            **self._common(),
-            "adapter": self.judged.sha256 if cell.adapter else None,
-            "reference": cell.reference,
-            "strength": cell.strength,
-            "half_mask": cell.mask == "half",
-            **({"mask": cell.mask} if cell.mask == "fade" else {}),
-            **({"text": "empty"} if cell.empty_prompt else {}),
+            **self._common_spec(),
+            "adapter": self.judged.sha256 if condition.adapter else None,
+            "reference": condition.reference,
+            "strength": condition.strength,
+            "half_mask": condition.mask == "half",
+            **({"mask": condition.mask} if condition.mask == "fade" else {}),
+            **({"text": "empty"} if condition.empty_prompt else {}),
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
             "sigmas": self.sigmas,
             **self._guided(),
             "items": [
-                [item.window.key, self._giver(cell, item).key, item.window.mask_left, item.seed] for item in batch
+                [item.window.key, self._donor(condition, item).key, item.window.mask_left, item.seed] for item in batch
             ],
         }
 
@@ -67,55 +69,57 @@ class SampledClips(ClipSource):
         stg = {"stg": [settings.stg_scale, *settings.stg_blocks]} if settings.stg_scale else {}
         return {"guidance": settings.guidance, **stg, **({"rescale": settings.rescale} if settings.rescale else {})}
 
-    def _giver(self, cell: Condition, item: Item) -> Window:
-        """The window whose reference is given."""
-        return self.held.windows[item.window.partner] if cell.reference == "other" else item.window
+    def _donor(self, condition: Condition, item: Item) -> Window:
+        """The window whose reference conditions the sample."""
+        return self.held_out.windows[item.window.partner] if condition.reference == "other" else item.window
 
-    def clips(self, cell: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
-        """As `ClipSource.clips`: sampled, or read back."""
-        return self.kept(self.specification(cell, batch), lambda: self._make(cell, batch))
+    def clips(self, condition: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
+        """As `ClipSource.clips`: sampled, or read from the cache."""
+        return self.cached(self.specification(condition, batch), lambda: self._make(condition, batch))
 
-    def clip(self, cell: Condition, batch: Sequence[Item], i: int) -> Clip:
-        """As `ClipSource.clip`: sampled with its batch, or read back alone."""
-        return self.kept(self.specification(cell, batch), lambda: self._make(cell, batch), slice(i, i + 1))[0][0]
+    def clip(self, condition: Condition, batch: Sequence[Item], i: int) -> Clip:
+        """As `ClipSource.clip`: sampled with its batch, or read alone from the cache."""
+        return self.cached(self.specification(condition, batch), lambda: self._make(condition, batch), slice(i, i + 1))[
+            0
+        ][0]
 
-    def _make(self, cell: Condition, batch: Sequence[Item]) -> Tensor:
-        own = [self.held.latents(item.window) for item in batch]
-        text = torch.stack([pair.text for pair in own]).to(self.device)  # (B,T,D)
-        if cell.empty_prompt:
-            text = self.empty.expand(len(own), -1, -1)
-        with nullcontext() if cell.adapter else lora.adapter_off(self.transformer):
+    def _make(self, condition: Condition, batch: Sequence[Item]) -> Tensor:
+        pairs = [self.held_out.latents(item.window) for item in batch]
+        text = torch.stack([pair.text for pair in pairs]).to(self.device)  # (B,T,D)
+        if condition.empty_prompt:
+            text = self.empty.expand(len(pairs), -1, -1)
+        with nullcontext() if condition.adapter else lora.adapter_off(self.transformer):
             latent = sample(
                 self.transformer,
                 text,
-                self.size,
+                self.latent_size,
                 self.base.geometry,
-                torch.tensor([pair.fps for pair in own]),
+                torch.tensor([pair.fps for pair in pairs]),
                 self.sigmas,
                 [item.noise_seed for item in batch],
-                self._references(cell, batch),
+                self._references(condition, batch),
                 guidance=self.guidance,
             )
         return self._decode(latent)
 
-    def _references(self, cell: Condition, batch: Sequence[Item]) -> list[Reference]:
-        if cell.reference == "none":
+    def _references(self, condition: Condition, batch: Sequence[Item]) -> list[Reference]:
+        if condition.reference == "none":
             return []
         task = self.config.task
-        given = [self.held.latents(self._giver(cell, item)).references for item in batch]
+        references = [self.held_out.latents(self._donor(condition, item)).references for item in batch]
         result = []
-        for stacked in (torch.stack(clips) for clips in zip(*given, strict=True)):  # (B,C,f,h,w)
+        for latents in (torch.stack(clips) for clips in zip(*references, strict=True)):  # (B,C,f,h,w)
             mask = None
-            if cell.mask == "half":
-                mask = half_masks([item.window.mask_left for item in batch], stacked.shape[-1])
-            elif cell.mask == "fade":
-                mask = fade_masks(len(batch), stacked.shape[2])
+            if condition.mask == "half":
+                mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
+            elif condition.mask == "fade":
+                mask = fade_masks(len(batch), latents.shape[2])
             result.append(
                 Reference(
-                    stacked.to(self.device),
+                    latents.to(self.device),
                     task.reference_downscale,
                     task.reference_temporal_scale,
-                    cell.strength,
+                    condition.strength,
                     mask,
                 )
             )

@@ -8,10 +8,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, SWAPPED
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CEILING, FLOOR, INPUT, SWAPPED
 from eval.judging.strength_curve import StrengthCurve, isotonic_r2
-from eval.scoring.scorer import CEILING, FLOOR, INPUT
-from eval.statistics.estimates import Estimate, Values, ratio_units
+from eval.statistics.estimates import Estimate, Values, ratio_per_unit
 from eval.statistics.significance import signed_rank
 from iclora_train.config import Thresholds
 
@@ -27,9 +26,9 @@ class Evidence:
     share of the effect in each latent frame; lower: metrics of which less is better.
     """
 
-    cells: Table
+    rows: Table
     strengths: Sequence[tuple[float, Mapping[str, Values]]]
-    changed: Mapping[str, Values]
+    changes: Mapping[str, Values]
     sources: Sequence[str]
     adherence: str
     effects: Values | None = None
@@ -39,21 +38,21 @@ class Evidence:
 
     def difference(self, metric: str, row: str, other: str) -> Values | None:
         """How much better a row is than another, per window; None where one of them was not measured."""
-        if metric not in self.cells.get(row, {}) or metric not in self.cells.get(other, {}):
+        if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
             return None
         sign = -1 if metric in self.lower else 1
-        return sign * (self.cells[row][metric] - self.cells[other][metric])
+        return sign * (self.rows[row][metric] - self.rows[other][metric])
 
     def ratio(self, metric: str, row: str, other: str) -> Values | None:
         """Ratio of two rows, as `ratio_units`."""
-        if metric not in self.cells.get(row, {}) or metric not in self.cells.get(other, {}):
+        if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
             return None
-        return ratio_units(self.cells[row][metric], self.cells[other][metric])
+        return ratio_per_unit(self.rows[row][metric], self.rows[other][metric])
 
     def share(self, metric: str, row: str, start: str, end: str) -> Values | None:
         """How far a row lies on the way from row `start` (0) to row `end` (1), as `ratio_units`."""
         gone, way = self.difference(metric, row, start), self.difference(metric, end, start)
-        return None if gone is None or way is None else ratio_units(gone, way)
+        return None if gone is None or way is None else ratio_per_unit(gone, way)
 
 
 @dataclass(frozen=True)
@@ -162,7 +161,7 @@ def _colorize(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.adherence == "edge_f1":
-        gap = e.cells[ADAPTER_REFERENCE].get("edge_gap")
+        gap = e.rows[ADAPTER_REFERENCE].get("edge_gap")
         text = "edge F1 (1 px) above that against another clip"
         yield Claim("edge_gap", text, gap, Bound(t.edge_gap, effect=0))
     else:
@@ -180,7 +179,7 @@ def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     """Of tasks that know where they edit, what is inside is to be made and what is outside to be kept."""
-    inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.cells[ADAPTER_REFERENCE] else (e.adherence, e.adherence)
+    inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.rows[ADAPTER_REFERENCE] else (e.adherence, e.adherence)
     for name, row, threshold in (
         ("gain_over_input", INPUT, t.gain_over_input),
         ("gain_over_base", BASE_REFERENCE, t.gain_over_base),
@@ -206,12 +205,12 @@ def _every(e: Evidence, t: Thresholds) -> Iterator[Claim]:
         text = f"{e.adherence} rises with strength: what a monotone curve explains; p is Page's"
         rises = Bound(t.curve_monotone, effect=0, significant=True)
         yield Claim("curve_monotone", text, explained, rises, e.curve["page_p"])
-    if e.changed:
-        disturbance = ratio_units(e.changed["kept"], e.changed["dropped"])
+    if e.changes:
+        disturbance = ratio_per_unit(e.changes["kept"], e.changes["dropped"])
         text = "half-frame mask: what it changes where it keeps the reference over what it changes where it drops it"
         yield Claim("mask_local", text, disturbance, Bound(high=t.mask_local, strict=True))
         text = "fade-in mask: share of the reference's effect in the last latent frame less that in the first"
         rise = None if e.fade is None else e.fade[:, -1] - e.fade[:, 0]
         yield Claim("fade_follows", text, rise, Bound(t.fade_follows, effect=0))
         text = "strength 0 equals no reference: what differs"
-        yield Claim("null_change", text, e.changed["null"], Bound(high=t.null_change, unit="levels"))
+        yield Claim("null_change", text, e.changes["null"], Bound(high=t.null_change, unit="levels"))

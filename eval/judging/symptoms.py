@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE
-from eval.scoring.scorer import CEILING
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE, CEILING
 from eval.statistics.estimates import Estimate
 
 NOT_FOLLOWED, FIDELITY = "control not followed", ("restoration", "colorize")

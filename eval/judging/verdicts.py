@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from eval.judging.claims import Claim, Evidence, claims
-from eval.statistics.estimates import Estimate, Values, by_source, drop_nan, estimate
+from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm
 from iclora_train.config import Thresholds
 
@@ -42,7 +42,7 @@ def judge(family: str, evidence: Evidence, thresholds: Thresholds) -> list[Verdi
                 name=claim.name,
                 claim=claim.text,
                 value=value,
-                by_source=by_source(units, evidence.sources),
+                by_source=estimate_by_source(units, evidence.sources),
                 threshold=str(claim.bound),
                 passed=claim.bound.holds(value, p_holm, thresholds.significance),
                 p=tested[claim.name],

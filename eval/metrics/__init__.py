@@ -1,10 +1,10 @@
-"""What an output clip is worth against its target and its control, as pure functions on uint8 RGB clips (F,H,W,3).
+"""Metrics of an output clip against its target and its control: pure functions on uint8 RGB clips (F,H,W,3).
 
-Conventions, fixed so that figures can be compared: 8-bit values, no border cropped, a clip's value is the mean over
-its frames (edges, joints and points of tracks: counts pooled over its frames). docs/metrics.md defines each.
+Conventions: 8-bit values, no border is cropped, the value of a clip is the mean over its frames (for edges, joints and
+track points, counts are pooled over frames). docs/evaluation.md defines every metric; `suite` lists them by task.
 """
 
-from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotRun
+from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotRun, frame_indices
 from eval.metrics.diversity import difference, dissimilarity, diversity
 from eval.metrics.motion import offset
 from eval.metrics.region import change, edited_region
@@ -23,5 +23,6 @@ __all__ = [
     "dissimilarity",
     "diversity",
     "edited_region",
+    "frame_indices",
     "offset",
 ]

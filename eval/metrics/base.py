@@ -1,4 +1,4 @@
-"""What a metric is, what it is given, and what it gives back."""
+"""The types of metrics: what a metric is called, what it measures (clip and ground truth), what it returns."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ Mask = NDArray[np.bool_]  # (F,H,W)
 Values = NDArray[np.float64]
 
 CANNY = (100, 200)  # thresholds of ControlNet++ (arXiv 2404.07987)
-FLOW_SIDE = 256  # pixels: optical flow is taken of frames averaged down to this shorter side, if theirs is longer
+FLOW_SIDE = 256  # pixels: optical flow is computed on frames averaged down to this shorter side
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure. unit: "dB", "levels", "px", "%" or "". better: "high", "low", or None where neither end is good.
-    group: picture, structure, colour, time, region or learned."""
+    """Name and properties of one metric.
+
+    unit: "dB", "levels", "px", "%" or "". better: "high", "low", or None if neither direction is better. group:
+    picture, structure, colour, time or region.
+    """
 
     key: str
     title: str
@@ -35,7 +38,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class NotRun:
-    """A metric that this machine cannot measure; the reason tells what is absent and how to get it."""
+    """A metric that cannot be measured on this machine, and why: what is missing and how to get it."""
 
     metric: str
     reason: str
@@ -43,20 +46,25 @@ class NotRun:
 
 @dataclass(frozen=True)
 class Measurement:
-    """values: metric -> figure of a clip; what cannot be measured is absent. frames: metric -> one figure per frame."""
+    """values: metric -> value of a clip; frames: metric -> value per frame. Metrics without a value are absent."""
 
     values: dict[str, float] = field(default_factory=dict)
     frames: dict[str, list[float]] = field(default_factory=dict)
 
 
 def framewise(key: str, per_frame: Values | Sequence[float]) -> Measurement:
-    """A metric whose value is the mean over frames (F,)."""
+    """The measurement of a metric that is the mean of its values per frame (F,)."""
     series = np.asarray(per_frame, np.float64)
     return Measurement({key: float(series.mean())}, {key: series.tolist()})
 
 
+def frame_indices(count: int, length: int) -> NDArray[np.int64]:
+    """For each of `count` output frames the frame of a clip of `length` frames that is shown at that time."""
+    return np.arange(count) * length // count
+
+
 class CachedClip:
-    """A clip, and what several metrics read from it, each of which is read once."""
+    """A clip with the derived pictures that several metrics share; each is computed once."""
 
     def __init__(self, clip: Clip) -> None:
         self.clip = clip
@@ -68,17 +76,17 @@ class CachedClip:
 
     @cached_property
     def edges(self) -> Clip:
-        """Canny edges of each frame's grey, 0 or 1: (F,H,W)."""
+        """Canny edges of `grey`, 0 or 1: (F,H,W)."""
         return np.stack([cv2.Canny(grey, *CANNY) for grey in self.grey]).astype(np.uint8) // 255
 
     @property
     def shrink(self) -> float:
-        """Size of the clip over that of `small`, at least 1."""
+        """Size of the clip divided by the size of `small`, at least 1."""
         return max(min(self.clip.shape[1:3]) / FLOW_SIDE, 1.0)
 
     @cached_property
     def small(self) -> Clip:
-        """The clip averaged down to a shorter side of FLOW_SIDE: (F,h,w,3); a smaller one as it is."""
+        """The clip averaged down to a shorter side of FLOW_SIDE, (F,h,w,3); smaller clips are unchanged."""
         height, width = (round(n / self.shrink) for n in self.clip.shape[1:3])
         if self.shrink == 1:
             return self.clip
@@ -86,9 +94,9 @@ class CachedClip:
             np.uint8
         )
 
-    def flow_between(self, here: int, there: int) -> NDArray[np.float16]:
-        """Flow (h,w,2) as x, y in pixels of `small` from one of its frames to another."""
-        grey = (cv2.cvtColor(self.small[i], cv2.COLOR_RGB2GRAY) for i in (here, there))
+    def flow_between(self, source: int, destination: int) -> NDArray[np.float16]:
+        """Optical flow (h,w,2) as x, y in pixels of `small`, from frame `source` to frame `destination`."""
+        grey = (cv2.cvtColor(self.small[i], cv2.COLOR_RGB2GRAY) for i in (source, destination))
         return dis_flow(*grey).astype(np.float16)
 
     @cached_property
@@ -99,12 +107,12 @@ class CachedClip:
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """What an output clip is measured against. Keep it for all clips of a window: it reads its target only once.
+    """The data that an output clip is measured against. Reuse it for all clips of a window: it caches its target.
 
-    target, and shuffled, the target of another recording (the floor): RGB uint8 (F,H,W,3). reference: the first one at
-    the target's size and frame count. region: the hole or edited part (F,H,W), or None (`edited_region`). record: what
-    the pair's shard keeps of how it was made, of which `drawn` is what the maker drew. band: pixels on the outside of
-    the region that count for neither side: one reference token.
+    target: RGB uint8 (F,H,W,3). shuffled: the target of another recording, of the same shape (the floor). reference:
+    the first reference, at the size and frame count of the target. region: the hole or edited part (F,H,W), or None
+    (`edited_region`). record: how the pair was made, as its shard stores it. band: width in pixels of the border around
+    the region that counts neither as inside nor as outside: one reference token.
     """
 
     target: Clip
@@ -117,29 +125,29 @@ class GroundTruth:
 
     @cached_property
     def cached_target(self) -> CachedClip:
-        """The target."""
+        """The target with its cached derivatives."""
         return CachedClip(self.target)
 
     @cached_property
     def cached_shuffled(self) -> CachedClip:
-        """The floor."""
+        """The target of another recording with its cached derivatives."""
         return CachedClip(self.shuffled)
 
     @cached_property
     def cached_reference(self) -> CachedClip:
-        """The reference."""
+        """The reference with its cached derivatives."""
         return CachedClip(self.reference)
 
     @property
     def drawn(self) -> Mapping[str, Any]:
-        """What the maker drew for this pair (skeletons, tracks, ...)."""
+        """The control data that the maker drew for this pair (skeletons, tracks, ...): `record["drawn"]`."""
         drawn: Mapping[str, Any] = self.record.get("drawn", {})
         return drawn
 
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Metrics that are measured together."""
+    """Metrics that one function measures together: (output, ground truth) -> measurement."""
 
     metrics: tuple[Metric, ...]
     measure: Callable[[CachedClip, GroundTruth], Measurement]

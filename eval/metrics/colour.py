@@ -1,4 +1,4 @@
-"""Colour: is it the right one, is there as much of it as there should be, does it hold still, and did luma survive?"""
+"""Colour metrics: chroma error, amount of colour, stability of colour over time, and preserved luma."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import numpy as np
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 from eval.metrics.picture import psnr_y
 
-COLOURED = 1.0  # level of colourfulness under which a target counts as grey
-CDC_STEPS = (1, 2, 4)  # frames between the two histograms that are compared
+MIN_COLOURFULNESS = 1.0  # a target below this level counts as grey
+CDC_STEPS = (1, 2, 4)  # distances in frames between two compared histograms
 
 
 def chroma_error(output: Clip, target: Clip) -> Values:
-    """Mean absolute error of BT.601 full-range Cb and Cr of each frame (F,), 8-bit levels. Grey against colour shows
-    all that is lost."""
+    """Mean absolute error of BT.601 full-range Cb and Cr per frame (F,), in 8-bit levels."""
 
     def chroma(frame: Clip) -> Values:
         return cv2.cvtColor(frame, cv2.COLOR_RGB2YCrCb)[..., 1:].astype(np.float64)
@@ -24,7 +23,7 @@ def chroma_error(output: Clip, target: Clip) -> Values:
 
 def colourfulness(clip: Clip) -> float:
     """Hasler and Suesstrunk 2003: sqrt(std_rg^2 + std_yb^2) + 0.3 sqrt(mean_rg^2 + mean_yb^2), rg = R - G,
-    yb = (R + G) / 2 - B; mean over frames. 0 for grey, natural clips 30 to 80."""
+    yb = (R + G) / 2 - B; mean over frames. 0 for grey, 30 to 80 for natural clips."""
     return float(np.mean([_colourfulness(frame) for frame in clip]))
 
 
@@ -36,8 +35,8 @@ def _colourfulness(frame: Clip) -> float:
 
 def cdc(clip: Clip) -> float | None:
     """Colour distribution consistency (TCVC, Liu et al. 2021, arXiv 2110.04562): the Jensen-Shannon divergence (nats)
-    of the 256-bin histograms of R, G and B of frames t and t + d, mean over channels and t, then over d = 1, 2, 4
-    (those that the clip has; None for one frame)."""
+    of the 256-bin histograms of R, G and B of frames t and t + d, averaged over channels and t, then over those
+    d = 1, 2, 4 that are shorter than the clip. None for a single frame."""
     steps = [step for step in CDC_STEPS if step < len(clip)]
     if not steps:
         return None
@@ -48,13 +47,13 @@ def cdc(clip: Clip) -> float | None:
 
 def _divergence(p: Values, q: Values) -> Values:
     """Jensen-Shannon divergence of distributions (...,n), in nats."""
-    middle = (p + q) / 2
+    mixture = (p + q) / 2
 
-    def relative(part: Values) -> Values:
-        ratio = np.divide(part, middle, out=np.ones_like(part), where=part > 0)
+    def kl_to_mixture(part: Values) -> Values:
+        ratio = np.divide(part, mixture, out=np.ones_like(part), where=part > 0)
         return np.asarray((part * np.log(ratio)).sum(-1))
 
-    return np.asarray((relative(p) + relative(q)) / 2)
+    return np.asarray((kl_to_mixture(p) + kl_to_mixture(q)) / 2)
 
 
 def _chroma_error(output: CachedClip, truth: GroundTruth) -> Measurement:
@@ -66,9 +65,11 @@ def _colourfulness_of(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _ratio(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """Nothing where the target is grey."""
-    wanted = colourfulness(truth.target)
-    return Measurement({"colourfulness_ratio": colourfulness(output.clip) / wanted} if wanted >= COLOURED else {})
+    """Empty if the target is grey."""
+    target = colourfulness(truth.target)
+    return Measurement(
+        {"colourfulness_ratio": colourfulness(output.clip) / target} if target >= MIN_COLOURFULNESS else {}
+    )
 
 
 def _luma(output: CachedClip, truth: GroundTruth) -> Measurement:
@@ -76,9 +77,9 @@ def _luma(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _cdc(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """Paired: the target's own changes of colour are taken off. Nothing for a single frame."""
-    made, wanted = cdc(output.clip), cdc(truth.target)
-    return Measurement({} if made is None or wanted is None else {"cdc": 1000 * (made - wanted)})
+    """The CDC of the output minus the CDC of the target. Empty for a single frame."""
+    own, target = cdc(output.clip), cdc(truth.target)
+    return Measurement({} if own is None or target is None else {"cdc": 1000 * (own - target)})
 
 
 CHROMA = MetricGroup((Metric("chroma_error", "chroma error", "levels", "low", "colour"),), _chroma_error)

@@ -1,4 +1,4 @@
-"""How much the seeds of one window differ: an adapter that leaves no room for the prompt and the noise is too rigid."""
+"""Diversity: how much clips of one window with different seeds differ."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ Distance = Callable[[Clip, Clip], float]
 
 
 def difference(first: Clip, second: Clip) -> float:
-    """Mean absolute difference, levels."""
+    """Mean absolute difference in levels."""
     return change(first, second, slice(None))
 
 
 def dissimilarity(first: Clip, second: Clip) -> float:
-    """1 - SSIM: how far structure differs, whatever the brightness."""
+    """1 - SSIM: difference in structure, independent of brightness."""
     return 1 - float(ssim(first, second).mean())
 
 
 def diversity(clips: Sequence[Clip], distance: Distance = difference) -> float:
-    """Mean distance of all pairs of clips (F,H,W,3) that were made of one window with different seeds; 0: all alike.
-    ValueError for fewer than two."""
+    """Mean distance over all pairs of clips (F,H,W,3) of one window with different seeds; 0 if all are equal.
+
+    Raises ValueError for fewer than two clips.
+    """
     if len(clips) < 2:
         raise ValueError(f"diversity compares clips of at least two seeds, got {len(clips)}")
     return float(np.mean([distance(a, b) for a, b in combinations(clips, 2)]))

@@ -1,4 +1,4 @@
-"""How near a picture is to the one that is wanted: PSNR, SSIM, and sharpness beside them, as both reward blur."""
+"""Picture metrics: PSNR, SSIM, and sharpness, because PSNR and SSIM both reward blur."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 
-PSNR_CAP = 100.0  # dB, given to a frame without any error
+PSNR_CAP = 100.0  # dB, the value of a frame without error
 SSIM_WINDOW = 11
 _STUDIO = np.array([65.481, 128.553, 24.966]) / 255  # Rec. ITU-R BT.601, luma in 16..235
 
@@ -33,16 +33,17 @@ def psnr_y(output: Clip, target: Clip) -> Values:
 
 
 def _blurred(plane: Values) -> Values:
-    """Gaussian window 11x11, sigma 1.5, only where it lies inside: (H,W,3) -> 10 smaller each way."""
+    """Gaussian blur 11x11, sigma 1.5, without border: (H,W,3) -> (H-10,W-10,3)."""
     kernel = cv2.getGaussianKernel(SSIM_WINDOW, 1.5)
     edge = SSIM_WINDOW // 2
     return cv2.sepFilter2D(plane, -1, kernel, kernel)[edge:-edge, edge:-edge].astype(np.float64)
 
 
 def ssim_map(first: Clip, second: Clip) -> Values:
-    """SSIM (Wang et al. 2004, eq. 13) at every place of two frames (H,W,3) where the window lies inside: 10 smaller.
+    """SSIM map (H-10,W-10,3) of two frames (H,W,3) (Wang et al. 2004, eq. 13), without border.
 
-    K = 0.01, 0.03, L = 255, Gaussian 11x11, sigma 1.5, each channel by itself. ValueError for frames under 11 pixels.
+    K = 0.01, 0.03, L = 255, Gaussian 11x11, sigma 1.5, channels separately. Raises ValueError for frames under 11
+    pixels.
     """
     if min(first.shape[:2]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs frames of at least {SSIM_WINDOW} pixels, got {first.shape[:2]}")
@@ -56,18 +57,18 @@ def ssim_map(first: Clip, second: Clip) -> Values:
 
 
 def ssim(output: Clip, target: Clip) -> Values:
-    """Mean SSIM of each frame (F,): `ssim_map` over places, R, G and B."""
+    """Mean SSIM of each frame (F,): the mean of `ssim_map` over positions and R, G, B."""
     return np.array([ssim_map(a, b).mean() for a, b in zip(output, target, strict=True)])
 
 
 def sharpness(output: CachedClip, target: CachedClip) -> float:
-    """Variance of the Laplacian of grey, output over target: under 1 is blurrier than the target, over 1 sharper.
+    """Variance of the Laplacian of grey, output / target: below 1 is blurrier than the target, above 1 sharper.
 
-    One squared level is added to both, so that flat clips give 1 and not a division by 0.
+    One squared level is added to both variances, so that flat clips give 1 instead of a division by 0.
     """
 
-    def variance(view: CachedClip) -> float:
-        return float(np.mean([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in view.grey]))
+    def variance(clip: CachedClip) -> float:
+        return float(np.mean([cv2.Laplacian(grey, cv2.CV_64F).var() for grey in clip.grey]))
 
     return (variance(output) + 1) / (variance(target) + 1)
 

@@ -1,4 +1,9 @@
-"""Which metrics judge a task: one set for every family, and what the task's control asks for."""
+"""Which metrics a task is evaluated with: the metrics of every task, of its family, and of its control.
+
+To add a metric, write `eval/metrics/<name>.py` with a `MetricGroup` and add it to one of the tables below: COMMON and
+TEMPORAL (every task), FAMILIES (by `task.family`), or CONTROLS (structure tasks, by `task.maker`). The table in
+tests/test_metrics.py then needs a row that damages a clip step by step; docs/evaluation.md lists the definitions.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.metrics import colour, edges, learned, motion, picture, region
+from eval.metrics import colour, edges, motion, picture, region
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
-from eval.metrics.depth import METRICS as DEPTH
+from eval.metrics.depth import METRICS as DEPTH_METRICS
 from eval.metrics.depth import depth_metrics
-from eval.metrics.pose import METRICS as POSE
+from eval.metrics.pose import METRICS as POSE_METRICS
 from eval.metrics.pose import pose_metrics
 from eval.metrics.tracks import track_metrics, trails
 from iclora_train.config import Task
@@ -19,121 +24,146 @@ from iclora_train.signals.depth_picture import depth_to_grey
 from iclora_train.signals.edges import CannyEdges, ContourEdges
 from iclora_train.signals.pose import PoseReader
 
-Control = Callable[[CachedClip, GroundTruth | None], Clip | None]
+DrawControl = Callable[[CachedClip, GroundTruth | None], Clip | None]
+
+COMMON = (  # first in the report
+    picture.PSNR,
+    picture.PSNR_Y,
+    picture.SSIM,
+    edges.EDGES,
+    colour.CHROMA,
+    colour.COLOURFULNESS,
+    picture.SHARPNESS,
+)
+TEMPORAL = (motion.FLICKER, motion.WARP)  # last in the report
 
 
 @dataclass(frozen=True)
-class _Adherence:
-    """How a kind of control is measured: its gauges, what leads the report, how it is drawn again, what is missing, and
-    the metric that tells whether the reference is followed where that is not the primary one."""
+class TaskMetrics:
+    """The metrics that a family or control adds to the common ones.
+
+    primary: the metric that leads the report. draw_control: extracts the control signal from an output and draws it.
+    not_run: metrics that cannot be measured here. adherence: the metric of how well the reference is followed, if it is
+    not the primary one.
+    """
 
     groups: tuple[MetricGroup, ...]
     primary: str
-    control: Control | None = None
+    draw_control: DrawControl | None = None
     not_run: tuple[NotRun, ...] = ()
-    followed: str | None = None
+    adherence: str | None = None
 
 
 @dataclass(frozen=True)
 class Suite:
-    """The metrics of a task, in the order of the report; the primary one was declared before anything was measured."""
+    """The metrics of a task, in the order of the report. The primary metric is fixed before anything is measured."""
 
     groups: tuple[MetricGroup, ...]
     primary: str
-    adherence: str  # the metric of how the reference is followed; mostly the primary one
+    adherence: str  # the metric of how well the reference is followed; usually the primary one
     not_run: tuple[NotRun, ...] = ()
-    draw: Control | None = field(default=None, repr=False)
+    draw_control: DrawControl | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, task: Task) -> Suite:
-        """The suite of a task, by its family, and for structure by its maker. ConfigError as the network of depth."""
-        own = _FAMILIES[task.family](task)
-        common = (picture.PSNR, picture.PSNR_Y, picture.SSIM, edges.EDGES, colour.CHROMA, colour.COLOURFULNESS)
-        time = (motion.FLICKER, motion.WARP)
-        groups = (*common, picture.SHARPNESS, *own.groups, *time)
-        return cls(groups, own.primary, own.followed or own.primary, (*own.not_run, *learned.NOT_RUN), own.control)
+        """The suite of a task. Raises ConfigError if its depth network cannot be loaded."""
+        specific = FAMILIES[task.family](task)
+        return cls(
+            (*COMMON, *specific.groups, *TEMPORAL),
+            specific.primary,
+            specific.adherence or specific.primary,
+            specific.not_run,
+            specific.draw_control,
+        )
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """All that may be measured; of a clip that lacks what one needs (nobody in the picture), it is absent."""
+        """All metrics that may be measured. A metric is absent for a clip that lacks its subject (a person, say)."""
         return tuple(metric for group in self.groups for metric in group.metrics)
 
     def measure(self, output: Clip, truth: GroundTruth) -> Measurement:
-        """Every metric of an output clip (F,H,W,3), and PSNR and the primary one per frame. ValueError when its size
-        is not the target's."""
+        """Every metric of an output clip (F,H,W,3), with PSNR and the primary metric also per frame.
+
+        Raises ValueError if the size of the output is not that of the target.
+        """
         if output.shape != truth.target.shape:
             raise ValueError(f"a clip of {output.shape} cannot be measured against one of {truth.target.shape}")
-        view = CachedClip(output)
-        found = [group.measure(view, truth) for group in self.groups]
-        values = {key: value for one in found for key, value in one.values.items()}
-        frames = {key: series for one in found for key, series in one.frames.items() if key in ("psnr", self.primary)}
+        cached = CachedClip(output)
+        measured = [group.measure(cached, truth) for group in self.groups]
+        values = {key: value for one in measured for key, value in one.values.items()}
+        frames = {
+            key: series for one in measured for key, series in one.frames.items() if key in ("psnr", self.primary)
+        }
         return Measurement(values, frames)
 
     def control(self, output: Clip, truth: GroundTruth | None = None) -> Clip | None:
-        """The control signal extracted again from the output, drawn as the maker draws it (F,H,W,3), to be shown beside
-        the requested one. None for tasks without one, and for tracks without a truth that says where they start."""
-        return None if self.draw is None else self.draw(CachedClip(output), truth)
+        """The control signal extracted from the output and drawn as the maker draws it (F,H,W,3), for the report.
+
+        None for tasks without a control, and for tracks without a ground truth that says where they start.
+        """
+        return None if self.draw_control is None else self.draw_control(CachedClip(output), truth)
 
 
-def _restoration(task: Task) -> _Adherence:
-    return _Adherence((edges.ERQA, motion.TOF), "psnr")
+def _restoration(task: Task) -> TaskMetrics:
+    return TaskMetrics((edges.ERQA, motion.TOF), "psnr")
 
 
-def _colorize(task: Task) -> _Adherence:
-    """Colours are to be made; what the reference tells is the luma."""
-    return _Adherence((colour.LUMA, colour.RATIO, colour.CDC), "chroma_error", followed="psnr_y")
+def _colorize(task: Task) -> TaskMetrics:
+    """Adherence is luma PSNR: the reference gives the luma, the adapter has to invent the colours."""
+    return TaskMetrics((colour.LUMA, colour.RATIO, colour.CDC), "chroma_error", adherence="psnr_y")
 
 
-def _edit(task: Task) -> _Adherence:
-    """Where the maker paints a hole, the reference asks for the rest: that leads. Elsewhere the pair is the measure."""
+def _edit(task: Task) -> TaskMetrics:
+    """PSNR outside the region leads if the maker paints a hole, PSNR of the whole picture otherwise."""
     primary = "psnr_outside" if task.maker in region.PAINTED else "psnr"
-    return _Adherence((region.REGION, region.STRUCTURE_KEPT), primary)
+    return TaskMetrics((region.REGION, region.STRUCTURE_KEPT), primary)
 
 
-def _structure(task: Task) -> _Adherence:
-    return _CONTROLS.get(task.maker, _edges)(task)
+def _structure(task: Task) -> TaskMetrics:
+    return CONTROLS.get(task.maker, _edges)(task)
 
 
-def _edges(task: Task) -> _Adherence:
-    return _Adherence((), "edge_f1", lambda output, _: CannyEdges().draw(output.clip, output.clip.shape[1:3]))
+def _edges(task: Task) -> TaskMetrics:
+    """Also the fallback for a structure maker without an entry in CONTROLS."""
+    return TaskMetrics((), "edge_f1", lambda output, _: CannyEdges().draw(output.clip, output.clip.shape[1:3]))
 
 
-def _canny(task: Task) -> _Adherence:
+def _canny(task: Task) -> TaskMetrics:
     lines = CannyEdges(**task.maker_args)
-    return _Adherence((), "edge_f1", lambda output, _: lines.draw(output.clip, output.clip.shape[1:3]))
+    return TaskMetrics((), "edge_f1", lambda output, _: lines.draw(output.clip, output.clip.shape[1:3]))
 
 
-def _soft_edges(task: Task) -> _Adherence:
+def _soft_edges(task: Task) -> TaskMetrics:
     contours = ContourEdges(**task.maker_args)
-    return _Adherence((), "edge_f1", lambda output, _: contours.draw(output.clip)[0])
+    return TaskMetrics((), "edge_f1", lambda output, _: contours.draw(output.clip)[0])
 
 
-def _pose(task: Task) -> _Adherence:
+def _pose(task: Task) -> TaskMetrics:
     if not blazepose.is_installed():
-        return _without(POSE, "the package that runs BlazePose is absent: pip install 'iclora_train[pose]'")
+        return _edges_instead_of(POSE_METRICS, "BlazePose's runtime is not installed: pip install 'iclora_train[pose]'")
     reader = PoseReader(**task.maker_args)
 
     def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         size = output.clip.shape[1:3]
         return reader.draw(reader.read(output.clip)[0], size, min(size))
 
-    return _Adherence((pose_metrics(reader),), "pose_pck", draw)
+    return TaskMetrics((pose_metrics(reader),), "pose_pck", draw)
 
 
-def _tracks(task: Task) -> _Adherence:
+def _tracks(task: Task) -> TaskMetrics:
     lost, larger = (float(task.maker_args.get(key, 1.0)) for key in ("lost", "larger"))
 
     def draw(output: CachedClip, truth: GroundTruth | None) -> Clip | None:
         return None if truth is None else trails(output, truth, lost, larger)
 
-    return _Adherence((track_metrics(lost),), "track_error", draw)
+    return TaskMetrics((track_metrics(lost),), "track_error", draw)
 
 
-def _depth(task: Task) -> _Adherence:
+def _depth(task: Task) -> TaskMetrics:
     model = task.maker_args.get("model")
     if model is None or not (Path(model).expanduser() / "config.json").is_file():
-        why = f"weights absent: task.maker_args.model={model} is not the folder of a depth network"
-        return _without(DEPTH, f"{why}; conf/conf/depth.yaml says how to get one")
+        reason = f"no weights: task.maker_args.model={model} is not the folder of a depth network"
+        return _edges_instead_of(DEPTH_METRICS, f"{reason}; conf/conf/depth.yaml says how to get one")
     from iclora_train.signals.depth_network import load  # noqa: PLC0415  (transformers is slow to import)
 
     network, percentiles = load(Path(model).expanduser()), task.maker_args.get("range", (1.0, 99.0))
@@ -141,26 +171,28 @@ def _depth(task: Task) -> _Adherence:
     def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         return depth_to_grey(network.nearness(output.clip), percentiles)[0]
 
-    return _Adherence((depth_metrics(network),), "depth_error", draw)
+    return TaskMetrics((depth_metrics(network),), "depth_error", draw)
 
 
-def _depth_given(task: Task) -> _Adherence:
-    why = "weights absent: the depth came with the clips, and no network is named that would read it in the outputs"
-    return _without(DEPTH, f"{why}; pairs made with control.depth and task.maker_args.model are measured")
+def _depth_given(task: Task) -> TaskMetrics:
+    reason = "no weights: the depth was supplied with the clips, and no network is named to read depth from outputs"
+    return _edges_instead_of(
+        DEPTH_METRICS, f"{reason}; pairs made with control.depth and task.maker_args.model are measured"
+    )
 
 
-def _without(metrics: Sequence[Metric], reason: str) -> _Adherence:
-    """Edges, where the extractor that a control needs is absent."""
-    return _Adherence((), "edge_f1", None, tuple(NotRun(metric.key, reason) for metric in metrics))
+def _edges_instead_of(metrics: Sequence[Metric], reason: str) -> TaskMetrics:
+    """Edge metrics, if the extractor of a control is not available."""
+    return TaskMetrics((), "edge_f1", None, tuple(NotRun(metric.key, reason) for metric in metrics))
 
 
-_FAMILIES: dict[str, Callable[[Task], _Adherence]] = {
+FAMILIES: dict[str, Callable[[Task], TaskMetrics]] = {
     "restoration": _restoration,
     "colorize": _colorize,
     "structure": _structure,
     "edit": _edit,
 }
-_CONTROLS: dict[str, Callable[[Task], _Adherence]] = {
+CONTROLS: dict[str, Callable[[Task], TaskMetrics]] = {
     "control.canny": _canny,
     "control.soft_edges": _soft_edges,
     "control.pose": _pose,

@@ -1,4 +1,4 @@
-"""Do things move along the tracks that were drawn? The maker's own tracker follows the requested points again."""
+"""Track metrics: the maker's tracker follows the requested points through the output."""
 
 from __future__ import annotations
 
@@ -14,37 +14,40 @@ from iclora_train.signals.track_drawing import draw_tracks
 TAP_SIDE, TAP_PIXELS = 256, (1, 2, 4, 8, 16)  # TAP-Vid (Doersch et al. 2022, arXiv 2211.03726)
 METRICS = (
     Metric("track_error", "track error", "px", "low", "structure"),
-    Metric("track_error_diagonal", "track error of the diagonal", "%", "low", "structure"),
+    Metric("track_error_diagonal", "track error, share of the diagonal", "%", "low", "structure"),
     Metric("track_within_1", "tracks within 1 % of the diagonal", "", "high", "structure"),
     Metric("track_within_5", "tracks within 5 % of the diagonal", "", "high", "structure"),
     Metric("track_dx", "tracks within 1 to 16 px of 256 (TAP d_x)", "", "high", "structure"),
-    Metric("track_found", "tracks still seen", "", "high", "structure"),
+    Metric("track_found", "points still tracked", "", "high", "structure"),
 )
 
 
-def requested(drawn: Mapping[str, Any], frames: int) -> tuple[Values, Mask]:
-    """The record's tracks, in pixels of the target from its first frame on: (N,F,2), and where they last (N,F)."""
+def requested_tracks(drawn: Mapping[str, Any], frames: int) -> tuple[Values, Mask]:
+    """The tracks of the record in target pixels (N,F,2), from the first frame on, and where they last (N,F)."""
     tracks = [np.array(track, np.float64) for track in drawn.get("tracks", ()) if track]
-    points, there = np.zeros((len(tracks), frames, 2)), np.zeros((len(tracks), frames), bool)
-    for row, lasts, track in zip(points, there, tracks, strict=True):
+    points, lasting = np.zeros((len(tracks), frames, 2)), np.zeros((len(tracks), frames), bool)
+    for row, lasts, track in zip(points, lasting, tracks, strict=True):
         row[:] = track[np.minimum(np.arange(frames), len(track) - 1)]
         lasts[: len(track)] = True
-    return points, there
+    return points, lasting
 
 
-def track_values(wanted: Values, asked: Mask, found: Values, seen: Mask, size: tuple[int, int]) -> Measurement:
-    """The metrics of requested (N,F,2) against found points, over frames from the second on where they are asked for
-    (N,F). A lost point stays where it was seen last for the error, and is within no distance. size: height, width.
-    Nothing where no track goes beyond the first frame."""
+def track_values(requested: Values, asked: Mask, tracked: Values, seen: Mask, size: tuple[int, int]) -> Measurement:
+    """Track metrics of requested against tracked points (N,F,2), over the frames from the second on with a request.
+
+    asked (N,F): frames for which a point is requested. seen (N,F): frames in which the tracker still sees the point. A
+    lost point keeps its last position in the error metrics and counts as outside every distance threshold. size:
+    height, width. Empty if no track goes beyond the first frame.
+    """
     asked = asked & (np.arange(asked.shape[1]) > 0)
     if not asked.any():
         return Measurement()
     height, width = size
-    apart = np.linalg.norm(found - wanted, axis=-1)  # (N,F)
-    share = np.where(seen, apart, np.inf)[asked] / np.hypot(height, width)
-    tap = np.linalg.norm((found - wanted) * TAP_SIDE / (width, height), axis=-1)
+    distance = np.linalg.norm(tracked - requested, axis=-1)  # (N,F)
+    share = np.where(seen, distance, np.inf)[asked] / np.hypot(height, width)
+    tap = np.linalg.norm((tracked - requested) * TAP_SIDE / (width, height), axis=-1)
     tap_seen = np.where(seen, tap, np.inf)[asked]
-    error = float(apart[asked].mean())
+    error = float(distance[asked].mean())
     values = {
         "track_error": error,
         "track_error_diagonal": 100 * error / float(np.hypot(height, width)),
@@ -53,24 +56,26 @@ def track_values(wanted: Values, asked: Mask, found: Values, seen: Mask, size: t
         "track_dx": float(np.mean([(tap_seen < limit).mean() for limit in TAP_PIXELS])),
         "track_found": float(seen[asked].mean()),
     }
-    frames = [float(apart[:, t][asked[:, t]].mean()) if asked[:, t].any() else 0.0 for t in range(asked.shape[1])]
+    frames = [float(distance[:, t][asked[:, t]].mean()) if asked[:, t].any() else 0.0 for t in range(asked.shape[1])]
     return Measurement(values, {"track_error": frames})
 
 
 def track_metrics(lost: float) -> MetricGroup:
-    """The tracks of the record against where their first points go in the output; `lost` as the maker has it."""
+    """Compare the tracks of the record with where their first points move in the output; `lost` as in the maker."""
 
     def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
-        wanted, asked = requested(truth.drawn, len(output.clip))
+        requested, asked = requested_tracks(truth.drawn, len(output.clip))
         size = output.clip.shape[1:3]
-        found, seen = track_points(list(output.grey), max_round_trip_error(lost, size), wanted[:, 0])
-        return track_values(wanted, asked, found, seen, size)
+        tracked, seen = track_points(list(output.grey), max_round_trip_error(lost, size), requested[:, 0])
+        return track_values(requested, asked, tracked, seen, size)
 
     return MetricGroup(METRICS, measure)
 
 
 def trails(output: CachedClip, truth: GroundTruth, lost: float, larger: float) -> Clip:
-    """Trails of the requested tracks' first points as they go in the output, drawn as the maker draws them."""
-    wanted, _ = requested(truth.drawn, len(output.clip))
+    """Trails of the first points of the requested tracks as they move in the output, drawn as the maker draws them."""
+    requested, _ = requested_tracks(truth.drawn, len(output.clip))
     size = output.clip.shape[1:3]
-    return draw_tracks(*track_points(list(output.grey), max_round_trip_error(lost, size), wanted[:, 0]), size, larger)
+    return draw_tracks(
+        *track_points(list(output.grey), max_round_trip_error(lost, size), requested[:, 0]), size, larger
+    )

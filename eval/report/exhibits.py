@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE, Item
+from eval.clips.conditions import ADAPTER_REFERENCE, CEILING, Item
 from eval.clips.windows import Window
 from eval.metrics import Clip, GroundTruth
-from eval.scoring.scorer import CEILING, Scorer
+from eval.scoring.scorer import Scorer
 
 REFERENCE, TARGET = "reference", "target"
 CONTROL, CONTROL_TARGET = "control found", "control in the target"
@@ -55,16 +55,18 @@ def exhibits(scorer: Scorer, control: Control) -> Iterator[Exhibit]:
     for batch in scorer.batches:
         for i, item in enumerate(batch):
             if item.seed == first:
-                pair = scorer.held.pair(item.window)
+                pair = scorer.held_out.pair(item.window)
                 clips = _clips(scorer, control, batch, i)
                 yield Exhibit(item.window, pair.fps, pair.caption, Clips(clips))
 
 
 def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> dict[str, Callable[[], Clip]]:
     """How the clips of the i-th item of a batch are got, by name."""
-    number, cells = batch[i].window.number, scorer.renderer.cells
-    truth = scorer.truths.of(number)
-    clips: dict[str, Callable[[], Clip]] = {cell.name: partial(scorer.renderer.clip, cell, batch, i) for cell in cells}
+    number, conditions = batch[i].window.number, scorer.source.conditions
+    truth = scorer.ground_truths.of(number)
+    clips: dict[str, Callable[[], Clip]] = {
+        condition.name: partial(scorer.source.clip, condition, batch, i) for condition in conditions
+    }
     clips |= {
         REFERENCE: lambda: truth.reference,
         TARGET: lambda: truth.target,

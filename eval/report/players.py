@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, EMPTY_PROMPT, SWAPPED
+from eval.clips.conditions import (
+    ADAPTER_ONLY,
+    ADAPTER_REFERENCE,
+    BASE,
+    BASE_REFERENCE,
+    CEILING,
+    EMPTY_PROMPT,
+    INPUT,
+    SWAPPED,
+)
 from eval.report import tables
 from eval.report.charts import frame_line
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit
 from eval.report.media import Media
-from eval.scoring.scorer import CEILING, INPUT
 
 Scores = Mapping[str, Any]
 

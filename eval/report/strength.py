@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import BASE_REFERENCE, at_strength
+from eval.clips.conditions import BASE_REFERENCE, INPUT, at_strength
 from eval.report import tables
 from eval.report.charts import strength_curve
 from eval.report.exhibits import REFERENCE, TARGET, Exhibit
 from eval.report.media import Media, thumbnail
 from eval.report.players import figure, timing, video
-from eval.scoring.scorer import INPUT
 
 Scores = Mapping[str, Any]
 MARKS = {"dead_zone": "dead zone", "s50": "half", "saturation": "saturated"}

@@ -17,6 +17,7 @@ from eval.clips.conditions import (
     ADAPTER_REFERENCE,
     BASE,
     BASE_REFERENCE,
+    CEILING,
     EMPTY_PROMPT,
     FADE_MASK,
     HALF_MASK,
@@ -24,7 +25,6 @@ from eval.clips.conditions import (
     at_strength,
 )
 from eval.report.exhibits import REFERENCE, TARGET, Exhibit
-from eval.scoring.scorer import CEILING
 from iclora_train.config import Config
 from iclora_train.core import wandb_run
 from iclora_train.core.atomic_files import write_atomic
@@ -54,7 +54,7 @@ def wanted(config: Config) -> bool:
     return bool(config.logger.get("wandb"))
 
 
-def keeping(exhibits: Iterable[Exhibit], folder: Path, config: Config) -> Iterator[Exhibit]:
+def save_clips(exhibits: Iterable[Exhibit], folder: Path, config: Config) -> Iterator[Exhibit]:
     """The exhibits as they come; where W&B is wanted, their clips stay as mp4 files under `folder`/clips for `log`."""
     for exhibit in exhibits:
         for condition, clip in exhibit.clips.items() if wanted(config) else ():
@@ -69,7 +69,7 @@ def clip_path(folder: Path, key: str, condition: str) -> Path:
 
 
 def log(folder: Path, scores: Scores, config: Config) -> None:
-    """Send what is in an evaluation's folder: scores.json as `scores`, report.html, clips (`keeping`), adapter.
+    """Send what is in an evaluation's folder: scores.json as `scores`, report.html, clips (`save_clips`), adapter.
 
     Nothing happens where `logger` has no wandb. Run again, it goes on in the same W&B run.
     """

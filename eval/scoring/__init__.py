@@ -1,1 +1,1 @@
-"""From clips to figures: metric values for every window and condition."""
+"""Score clips: metric values per window and condition."""

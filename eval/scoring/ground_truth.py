@@ -1,4 +1,4 @@
-"""What a window's clips are measured against, from the held-out shards."""
+"""The ground truth of every window, from the held-out shards."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ import cv2
 import numpy as np
 
 from eval.clips.windows import HeldOut
-from eval.metrics import Clip, GroundTruth, edited_region
+from eval.metrics import Clip, GroundTruth, edited_region, frame_indices
 from iclora_train.config import Task
 
-LEAST = 8  # windows whose truths stay in memory: those of a batch and its partners
-KEPT_BYTES = 2**30  # more windows, as far as this goes
-COPIES = 6  # size of a truth over that of its target: three clips, and what metrics read from them once
+MIN_CACHED = 8  # windows whose ground truth stays in memory: those of a batch and their partners
+CACHE_BYTES = 2**30  # more windows are cached up to this size
+COPIES = 6  # size of a ground truth relative to its target: three clips, and the data that metrics cache
 
 
 class GroundTruths:
-    """Targets and truths by a window's number, read when they are asked for. band: pixels of a reference token."""
+    """Targets and ground truths by window number, read on demand. band: side of a reference token in pixels."""
 
-    def __init__(self, held: HeldOut, task: Task, band: int) -> None:
-        self.held, self.task, self.band = held, task, band
-        kept = max(LEAST, KEPT_BYTES // (COPIES * held.pair(held.windows[0]).target.nbytes))
-        self.target: Callable[[int], Clip] = lru_cache(kept)(lambda n: held.pair(held.windows[n]).target)
-        self.of: Callable[[int], GroundTruth] = lru_cache(kept)(self._truth)
+    def __init__(self, held_out: HeldOut, task: Task, band: int) -> None:
+        self.held_out, self.task, self.band = held_out, task, band
+        target_bytes = held_out.pair(held_out.windows[0]).target.nbytes
+        count = max(MIN_CACHED, CACHE_BYTES // (COPIES * target_bytes))
+        self.target: Callable[[int], Clip] = lru_cache(count)(lambda n: held_out.pair(held_out.windows[n]).target)
+        self.of: Callable[[int], GroundTruth] = lru_cache(count)(self._ground_truth)
 
-    def _truth(self, number: int) -> GroundTruth:
-        window = self.held.windows[number]
-        pair = self.held.pair(window)
+    def _ground_truth(self, number: int) -> GroundTruth:
+        window = self.held_out.windows[number]
+        pair = self.held_out.pair(window)
         return GroundTruth(
             target=pair.target,
             shuffled=self.target(window.partner),
@@ -40,11 +41,11 @@ class GroundTruths:
         )
 
 
-def fit_to_shape(given: Clip, shape: tuple[int, ...]) -> Clip:
-    """A clip brought to the size (cubic) and frame count (frames repeated) of `shape` (F,H,W,3)."""
+def fit_to_shape(clip: Clip, shape: tuple[int, ...]) -> Clip:
+    """A clip resized (bicubic) to height and width of `shape` (F,H,W,3), with frames repeated to its frame count."""
     frames, height, width = shape[:3]
-    which = np.arange(frames) * len(given) // frames
-    if given.shape[1:3] == (height, width):
-        return given[which]
-    resized = [cv2.resize(given[i], (width, height), interpolation=cv2.INTER_CUBIC) for i in which]
+    indices = frame_indices(frames, len(clip))
+    if clip.shape[1:3] == (height, width):
+        return clip[indices]
+    resized = [cv2.resize(clip[i], (width, height), interpolation=cv2.INTER_CUBIC) for i in indices]
     return np.stack(resized).astype(np.uint8)

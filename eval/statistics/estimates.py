@@ -1,8 +1,9 @@
-"""Means with 95 % intervals. The unit is the window of a real clip: seeds are averaged inside it first.
+"""Means with 95 % confidence intervals.
 
-Windows of one recording are not independent. Paired verdicts therefore carry a second interval whose unit is the
-recording (`by_source`): it is the one to trust when there are few of them. NaN stands for what could not be measured
-on a window; it is left out, and n says how many remain.
+The statistical unit is the window of a clip; seeds are averaged inside the window first. Windows of one recording are
+not independent, so every verdict carries a second interval whose unit is the recording (`estimate_by_source`). Trust
+the second interval when there are few recordings. NaN marks a window on which a metric could not be measured; such
+windows are left out, and `n` counts the windows that remain.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 
 Values = NDArray[np.float64]
 
-DRAWS = 4000  # of the bootstrap
-BOOTSTRAP_FROM = 20  # units; a percentile bootstrap of fewer is too narrow, the t interval is not
+DRAWS = 4000  # bootstrap resamples
+BOOTSTRAP_FROM = 20  # units; with fewer, a percentile bootstrap is too narrow and Student's t is used
 _SEED = 20240229
 # 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom
 _T = (
@@ -26,7 +27,7 @@ _T = (
 
 
 class Estimate(TypedDict):
-    """A mean, the ends of its 95 % interval (None when there is only one unit), and the number of units."""
+    """A mean, the ends of its 95 % interval (None with a single unit), and the number of units."""
 
     mean: float
     low: float | None
@@ -35,15 +36,15 @@ class Estimate(TypedDict):
 
 
 def drop_nan(values: Values | Sequence[float]) -> Values:
-    """The values that are numbers."""
-    units = np.asarray(values, np.float64)
-    return units[~np.isnan(units)]
+    """The values that are not NaN."""
+    array = np.asarray(values, np.float64)
+    return array[~np.isnan(array)]
 
 
 def estimate(values: Values | Sequence[float]) -> Estimate:
-    """Mean over units with its 95 % interval: Student's t below 20 units, percentile bootstrap from there on.
+    """Mean over units with its 95 % interval: Student's t below 20 units, percentile bootstrap from 20 on.
 
-    ValueError when there is no unit.
+    Raises ValueError if no value is left.
     """
     units = drop_nan(values)
     n = len(units)
@@ -60,22 +61,28 @@ def estimate(values: Values | Sequence[float]) -> Estimate:
     return {"mean": mean, "low": float(low), "high": float(high), "n": n}
 
 
-def by_source(values: Values, sources: Sequence[str]) -> Estimate:
-    """The same with recordings as units: windows of one are averaged first, recordings count alike."""
-    member = np.asarray(sources)
-    of_each = [drop_nan(values[member == name]) for name in sorted(set(sources))]
-    return estimate([float(units.mean()) for units in of_each if len(units)])
+def estimate_or_none(values: Values | None) -> Estimate | None:
+    """The estimate, or None if nothing was measured."""
+    return None if values is None or len(drop_nan(values)) == 0 else estimate(values)
 
 
-def ratio_units(above: Values, below: Values) -> Values:
-    """Values per unit whose mean is mean(above) / mean(below) and whose spread is that ratio's (delta method).
+def estimate_by_source(values: Values, sources: Sequence[str]) -> Estimate:
+    """The estimate with recordings as units: windows of a recording are averaged first; recordings weigh the same."""
+    source_of = np.asarray(sources)
+    per_source = [drop_nan(values[source_of == name]) for name in sorted(set(sources))]
+    return estimate([float(windows.mean()) for windows in per_source if len(windows)])
 
-    A mean of per-unit ratios would be ruled by the units whose denominator happens to be near 0. Where `below` is 0
-    throughout, nothing can be compared and all values are 1. A unit that lacks either is NaN.
+
+def ratio_per_unit(numerator: Values, denominator: Values) -> Values:
+    """Linearised ratio of two means, one value per unit (delta method).
+
+    The mean of the returned values is mean(numerator) / mean(denominator), and their spread is the spread of that
+    ratio. A mean of per-unit ratios would be dominated by units whose denominator is near 0. If the mean of the
+    denominator is 0 the ratio is undefined and all values are 1. A unit that lacks one of the two is NaN.
     """
-    both = ~(np.isnan(above) | np.isnan(below))
-    whole = float(below[both].mean()) if both.any() else 0.0
-    if whole == 0:
+    both = ~(np.isnan(numerator) | np.isnan(denominator))
+    scale = float(denominator[both].mean()) if both.any() else 0.0
+    if scale == 0:
         return np.where(both, 1.0, np.nan)
-    ratio = float(above[both].mean()) / whole
-    return ratio + (above - ratio * below) / whole
+    ratio = float(numerator[both].mean()) / scale
+    return ratio + (numerator - ratio * denominator) / scale

@@ -1,6 +1,6 @@
-"""Tests of significance on paired units, and Holm's correction. Small enough to be read: eval needs no SciPy.
+"""One-sided significance tests on paired values, and Holm's correction, in plain NumPy so that eval needs no SciPy.
 
-All are one-sided: the question is always whether something is larger than it would be by chance.
+The alternative hypothesis is always "larger than by chance".
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import numpy as np
 
 from eval.statistics.estimates import Values, drop_nan
 
-EXACT_UP_TO = 50  # units; the exact distribution of the signed-rank sum is used without ties
+EXACT_UP_TO = 50  # units; up to here, and without ties, the exact signed-rank distribution is used
 
 
 def ranks(values: Values) -> Values:
-    """1 for the smallest; equal values share the mean of their ranks."""
+    """Rank 1 for the smallest value; equal values share the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return (last - (counts - 1) / 2)[inverse]
 
 
 def signed_rank(differences: Values | Sequence[float]) -> float | None:
-    """p of Wilcoxon's signed-rank test (1945) that paired differences lie above 0; None without any unit.
+    """One-sided p of Wilcoxon's signed-rank test (1945) that paired differences lie above 0; None without a unit.
 
-    Zeros are dropped. Exact up to 50 units without ties, beyond that the normal approximation with the variance
-    corrected for ties and a continuity correction (Hollander, Wolfe, Chicken 2014, section 3.1).
+    Zeros are dropped. Exact up to 50 units without ties; otherwise the normal approximation with a tie-corrected
+    variance and a continuity correction (Hollander, Wolfe, Chicken 2014, section 3.1).
     """
     units = drop_nan(differences)
     if len(units) == 0:
@@ -60,7 +60,7 @@ def upper_tail(z: float) -> float:
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Holm's step-down correction (1979): the chance of one false claim among all stays at the level asked for."""
+    """p values after Holm's step-down correction (1979), which controls the chance of any false positive among them."""
     result: dict[str, float] = {}
     largest = 0.0
     for i, name in enumerate(sorted(p, key=lambda name: p[name])):
@@ -70,16 +70,16 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def page_trend(table: Values) -> float | None:
-    """p of Page's trend test (1963) that values rise along a row: table (units, conditions), NaN rows left out.
+    """One-sided p of Page's trend test (1963) that values rise along the rows of `table` (units, conditions).
 
-    The normal approximation L ~ N(m k (k+1)^2 / 4, m k^2 (k+1) (k^2 - 1) / 144) for m units and k conditions. None
-    with fewer than three conditions or no unit.
+    Rows with NaN are left out. Normal approximation L ~ N(m k (k+1)^2 / 4, m k^2 (k+1) (k^2 - 1) / 144) for m units
+    and k conditions. None with fewer than three conditions or without a unit.
     """
     rows = table[~np.isnan(table).any(1)]
     m, k = rows.shape
     if m == 0 or k < 3:
         return None
-    place = np.arange(1, k + 1)
-    statistic = float(sum(ranks(row) @ place for row in rows))
-    spread = sqrt(m * k**2 * (k + 1) * (k**2 - 1) / 144)
-    return upper_tail((statistic - m * k * (k + 1) ** 2 / 4) / spread)
+    expected_ranks = np.arange(1, k + 1)
+    statistic = float(sum(ranks(row) @ expected_ranks for row in rows))
+    std = sqrt(m * k**2 * (k + 1) * (k**2 - 1) / 144)
+    return upper_tail((statistic - m * k * (k + 1) ** 2 / 4) / std)

@@ -90,31 +90,31 @@ class ProbeSampler:
 
 
 def run_probes(
-    renderer: SampledClips, on_clips: Callable[[int, int], None] = lambda done, total: None
+    source: SampledClips, on_clips: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
     """The suite at the size of the held-out windows: `simple` of scores.json, and clips by the signals' names.
 
     Clips are kept in the renderer's store, so that an interrupted suite goes on. `on_clips(done, total)` after a batch.
     """
-    held = renderer.held
+    held_out = source.held_out
     sampler = ProbeSampler(
-        renderer.transformer,
-        renderer.vae,
-        renderer.base.geometry,
-        renderer.config.task,
-        renderer.size,
-        held.latents(held.windows[0]).fps,
-        renderer.sigmas,
-        held.empty_text().to(renderer.device),
-        renderer.guidance,
+        source.transformer,
+        source.vae,
+        source.base.geometry,
+        source.config.task,
+        source.latent_size,
+        held_out.latents(held_out.windows[0]).fps,
+        source.sigmas,
+        held_out.empty_text().to(source.device),
+        source.guidance,
     )
-    same = renderer.specification(at_strength(1), ())
+    same = source.specification(at_strength(1), ())
 
     def make(samples: Sequence[ProbeSample]) -> tuple[Clip, float]:
         spec = {**same, "fps": sampler.fps, "simple": sampler.plan.identity(samples)}
-        return renderer.kept(spec, lambda: sampler.clips(samples))
+        return source.cached(spec, lambda: sampler.clips(samples))
 
-    return score_probes(sampler.plan, make, renderer.config.eval.batch_size, on_clips)
+    return score_probes(sampler.plan, make, source.config.eval.batch_size, on_clips)
 
 
 def score_probes(
