@@ -1,4 +1,4 @@
-"""Windows become pairs: cut the frames, let the maker make the reference, write down how."""
+"""Turn windows into pairs: cut the frames, call the maker, and record every parameter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from iclora_train.data.video import read_clip
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """A video that references are made from, and the files that come with it, by column of the clip list."""
+    """The video that references are made from, and further files of the clip by column of the clip list."""
 
     path: Path
     files: Mapping[str, Path] = field(default_factory=dict)
@@ -31,28 +31,28 @@ class SourceVideo:
 
 @dataclass(frozen=True)
 class ReferenceScale:
-    """How many times smaller, and how many times fewer frames a reference has than its target."""
+    """Factors by which a reference is smaller (downscale) and has fewer frames (temporal_scale) than its target."""
 
     downscale: int = 1
     temporal_scale: int = 1
 
 
 def read_windows(path: Path, windows: Sequence[Window]) -> Iterator[list[np.ndarray]]:
-    """Frames of each window, uint8 (H,W,3) of the clip's own size, in one pass; `windows` are ordered by start."""
-    waiting = deque(windows)
-    wanted = {i for window in windows for i in window.indices}
-    held: dict[int, np.ndarray] = {}
-    for number, frame in zip(sorted(wanted), read_clip(path, wanted), strict=False):
-        held[number] = frame
-        while waiting and waiting[0].indices[-1] <= number:
-            yield [held[i] for i in waiting.popleft().indices]
-        if not waiting:
+    """Frames of each window, uint8 (H,W,3) at the clip's own size, in one pass. `windows` are ordered by start."""
+    pending = deque(windows)
+    numbers = {i for window in windows for i in window.indices}
+    buffer: dict[int, np.ndarray] = {}
+    for number, frame in zip(sorted(numbers), read_clip(path, numbers), strict=False):
+        buffer[number] = frame
+        while pending and pending[0].indices[-1] <= number:
+            yield [buffer[i] for i in pending.popleft().indices]
+        if not pending:
             return
-        held = {i: kept for i, kept in held.items() if i >= waiting[0].indices[0]}
+        buffer = {i: image for i, image in buffer.items() if i >= pending[0].indices[0]}
 
 
 def crop_window(frames: Sequence[np.ndarray], window: Window) -> np.ndarray:
-    """The window out of whole frames: uint8 (F,H,W,3)."""
+    """The window cut from whole frames: uint8 (F,H,W,3)."""
     crop = Crop.of_window(window, frames[0].shape[:2])
     return np.stack([crop.apply(frame) for frame in frames])
 
@@ -63,60 +63,49 @@ def make_reference(
     maker: Maker,
     video: SourceVideo,
     seed: list[int],
-    scales: ReferenceScale,
+    scale: ReferenceScale,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Reference uint8 (F',H',W',3) of a window, and what the maker drew. It is made with the picture around the window,
-    cropped, then thinned out and averaged down by `scales`.
+    """Reference uint8 (F',H',W',3) of a window, and the random parameters of the maker. The maker sees the picture
+    around the window as margin. Its output is cropped to the window, then reduced in time and size by `scale`.
     """
     crop = Crop.of_window(window, frames[0].shape[:2], maker.margin)
     padded = np.stack([crop.apply(frame) for frame in frames])
     source = SourceWindow(window.clip, video.path, window.indices, window.fps, crop, video.files, window.number)
-    made, drawn = maker(padded, np.random.default_rng(seed), source)
+    full, params = maker(padded, np.random.default_rng(seed), source)
     (height, width), (top, left) = window.size, crop.inner_offset
-    reference = made[:: scales.temporal_scale, top : top + height, left : left + width]
-    if scales.downscale > 1:
-        size = (width // scales.downscale, height // scales.downscale)
+    reference = full[:: scale.temporal_scale, top : top + height, left : left + width]
+    if scale.downscale > 1:
+        size = (width // scale.downscale, height // scale.downscale)
         reference = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in reference])
-    return np.ascontiguousarray(reference), drawn
+    return np.ascontiguousarray(reference), params
 
 
 def make_pairs(clip: Clip, windows: Sequence[Window], config: Config) -> Iterator[Pair]:
     """The pairs of one clip, in the order of `windows` (by start)."""
     task = config.task
     maker = build_maker(task.maker, task.maker_args)
-    scales = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
+    scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
     video = SourceVideo(clip.reference or clip.path, clip.files)
     targets = read_windows(clip.path, windows)
     sources = read_windows(clip.reference, windows) if clip.reference else None
     for window, frames in zip(windows, targets, strict=True):
         seed = window_seed(config.data, clip.id, window.number, 1)
-        reference, drawn = make_reference(next(sources) if sources else frames, window, maker, video, seed, scales)
+        reference, params = make_reference(next(sources) if sources else frames, window, maker, video, seed, scale)
         record: dict[str, object] = {
             "file": clip.path.name,
             "source": clip.source,
             "licence": clip.licence,
             "window": asdict(window),
             "maker": task.maker,
-            "args": _args(maker),
+            "args": _set_args(maker),
             "seed": seed,
-            "drawn": drawn,
-            **asdict(scales),
+            "drawn": params,
+            **asdict(scale),
         }
         yield Pair(window.key, crop_window(frames, window), (reference,), caption_of(clip, config), window.fps, record)
 
 
-def _args(maker: Maker) -> dict[str, Any]:
-    """The arguments of a maker, those that are null aside: it is made again from them."""
-    every: dict[str, Any] = asdict(maker)  # type: ignore[call-overload]  # every maker is a dataclass
-    return {name: value for name, value in every.items() if value is not None}
-
-
-def remake(video: SourceVideo, record: dict[str, Any]) -> np.ndarray:
-    """The reference once more, from its record and the video it was made from (the clip, or its given reference)."""
-    window = Window.from_record(record["window"])
-    frames = next(read_windows(video.path, [window]))
-    maker, scales = (
-        build_maker(record["maker"], record["args"]),
-        ReferenceScale(record["downscale"], record["temporal_scale"]),
-    )
-    return make_reference(frames, window, maker, video, record["seed"], scales)[0]
+def _set_args(maker: Maker) -> dict[str, Any]:
+    """The arguments of a maker that are not null; together they rebuild the maker."""
+    args: dict[str, Any] = asdict(maker)  # type: ignore[call-overload]  # every maker is a dataclass
+    return {name: value for name, value in args.items() if value is not None}

@@ -55,7 +55,7 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
         _check_reference(probe(clip.reference), info)
     elif name == "given":
         raise ValueError("no reference is given in the list, and task.maker=given needs one")
-    for column in getattr(maker, "needs", ()):
+    for column in maker.needs:
         if column not in clip.files:
             raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")
     for column, path in clip.files.items():
@@ -63,9 +63,7 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
             raise ValueError(f"its {column} {path} does not exist")
     if "mask" in clip.files:
         _check_mask(probe(clip.files["mask"]), info)
-    check = getattr(maker, "check", None)
-    if check is not None:
-        check(clip.files)
+    maker.check(clip.files)
 
 
 def _check_reference(reference: ClipInfo, clip: ClipInfo) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import hydra
+import numpy as np
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from data_prep.clips.windows import Window
+from data_prep.makers import build_maker
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, read_windows
 from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import conf_dir
 from tests.clips import write_clip
@@ -43,3 +48,14 @@ def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below a folder."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def remake(video: SourceVideo, record: dict[str, Any]) -> np.ndarray:
+    """The reference of a pair once more, from its record and the video it was made from (the clip, or the reference
+    that was supplied).
+    """
+    window = Window.from_record(record["window"])
+    frames = next(read_windows(video.path, [window]))
+    maker = build_maker(record["maker"], record["args"])
+    scale = ReferenceScale(record["downscale"], record["temporal_scale"])
+    return make_reference(frames, window, maker, video, record["seed"], scale)[0]

@@ -28,7 +28,7 @@ from data_prep.clips.crop import Crop
 from data_prep.clips.probed_clip import ProbedClip, frames_at_rate
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.makers import SourceWindow, build_maker
-from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference, read_windows, remake
+from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference, read_windows
 from iclora_train.config import Config, ConfigError, Data, to_config
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.core.atomic_files import DiskFullError, exclusive
@@ -38,6 +38,7 @@ from iclora_train.data.shards import ShardError, ShardSet
 from iclora_train.data.video import ClipInfo, encode_clip, read_clip
 from iclora_train.ltx2.base_model import BaseModel
 from tests.clips import moving, write_clip
+from tests.prep import remake
 from tests.tiny import write_tiny_base
 
 SIZE = ("data.frames=5", "data.height=32", "data.width=32", "data.train_windows=10", "data.heldout_windows=2")
@@ -397,13 +398,13 @@ def test_lists_are_checked(tmp_path):
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize(("crop", "margin"), [((30, 40), 0), ((30, 40), 7), ((0, 0), 9), ((58, 84), 9)])
-def test_points_land_where_their_pixels_do(crop, margin, flip):
+@pytest.mark.parametrize(("top_left", "margin"), [((30, 40), 0), ((30, 40), 7), ((0, 0), 9), ((58, 84), 9)])
+def test_points_land_where_their_pixels_do(top_left, margin, flip):
     """What a maker is told of a clip's coordinates fits the frames that it gets."""
-    window = Window("a", 0, (0,), (90, 120), crop, (32, 36), flip, 25.0)
+    window = Window("a", 0, (0,), (90, 120), top_left, (32, 36), flip, 25.0)
     crop = Crop.of_window(window, (180, 240), margin)
     picture = np.zeros((180, 240), np.float32)
-    y, x = 2 * crop[0] + 30, 2 * crop[1] + 20
+    y, x = 2 * top_left[0] + 30, 2 * top_left[1] + 20
     picture[y - 4 : y + 4, x - 4 : x + 4] = 1
     placed = crop.apply(picture)
     assert placed.shape == crop.padded_size

@@ -20,12 +20,13 @@ from data_prep.makers.degrade.blur_kernels import aperture, disk, line
 from data_prep.makers.degrade.interpolation import FrameInterpolator
 from data_prep.makers.degrade.resize import FILTERS, resize_frame
 from data_prep.makers.trajectory import random_trajectory
-from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, remake
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.data.video import encode_clip
 from iclora_train.data.video_codec import CODECS, round_trip
 from tests.clips import moving
+from tests.prep import remake
 
 ROUND = {
     "steps": [

@@ -256,7 +256,7 @@ def nothing(folder: Path) -> None:
         (broken_exr, r"0001\.exr cannot be read as an EXR"),
         (broken_png, r"0001\.png cannot be read as a PNG"),
         (colours, r"0001\.png is a picture in colour"),
-        (foreign, r"0001\.exr has channels X; depth is looked for in Z, V, Y, R"),
+        (foreign, r"0001\.exr has channels X; depth is read from Z, V, Y, R"),
         (nothing, "0 depth pictures"),
     ],
 )

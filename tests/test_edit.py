@@ -11,12 +11,14 @@ import pytest
 from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
 from data_prep.makers import SourceWindow, build_maker
-from data_prep.makers.edit.masks import MASK_COLOUR, dilate, mask_from_colour, random_mask
+from data_prep.makers.edit.masks import dilate, mask_from_colour, random_mask
 from data_prep.makers.trajectory import Trajectory
-from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, remake
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import ConfigError
+from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.data.video import encode_clip
 from tests.clips import moving
+from tests.prep import remake
 
 
 def rng(seed: int = 0) -> np.random.Generator:

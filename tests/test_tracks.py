@@ -107,7 +107,7 @@ def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[", "is not JSON"),
+        ("[", "cannot be read as JSON"),
         ("[]", "holds no tracks"),
         ('{"x": 1, "y": 2}', "holds no tracks"),
         ('[{"x": 1}]', "holds a point that is not"),

@@ -1,54 +1,32 @@
-"""Pair makers: what turns a target into the reference an adapter is to follow. `task.maker` names one."""
+"""Pair makers: each turns a target clip into the reference that the adapter is trained to follow.
+
+`task.maker` names one. Every module in this folder and below is imported here, in alphabetical order, so a new maker is
+one new file: `makers/<kind>/<file>.py` with `@register("<kind>.<name>")`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable
 
 from data_prep.makers.base import Maker, SourceWindow, build_maker, register
-from data_prep.makers.control.canny import Canny
-from data_prep.makers.control.depth import Depth, DepthGiven
-from data_prep.makers.control.optical_flow import OpticalFlow
-from data_prep.makers.control.pose import Pose
-from data_prep.makers.control.soft_edges import SoftEdges
-from data_prep.makers.control.tracks import Tracks
-from data_prep.makers.degrade.blur import Defocus, Gaussian, Motion
-from data_prep.makers.degrade.chain import Chain, LowResolution, OneOf
-from data_prep.makers.degrade.codec import Codec, Jpeg
-from data_prep.makers.degrade.colour import Grey
-from data_prep.makers.degrade.exposure import Exposure
-from data_prep.makers.degrade.interlace import Interlace
-from data_prep.makers.degrade.noise import Grain, Noise, Shot
-from data_prep.makers.degrade.resize import Resize
-from data_prep.makers.edit.edits import Hole, Loop, Outpaint
-from data_prep.makers.given import Given
-from data_prep.makers.union import Union
 
-__all__ = [
-    "Canny",
-    "Chain",
-    "Codec",
-    "Defocus",
-    "Depth",
-    "DepthGiven",
-    "Exposure",
-    "Gaussian",
-    "Given",
-    "Grain",
-    "Grey",
-    "Hole",
-    "Interlace",
-    "Jpeg",
-    "Loop",
-    "LowResolution",
-    "Maker",
-    "Motion",
-    "Noise",
-    "OneOf",
-    "OpticalFlow",
-    "Outpaint",
-    "Pose",
-    "Resize",
-    "Shot",
-    "SoftEdges",
-    "SourceWindow",
-    "Tracks",
-    "Union",
-    "build_maker",
-    "register",
-]
+__all__ = ["Maker", "SourceWindow", "build_maker", "import_makers", "register"]
+
+
+def import_makers(package: str, folders: Iterable[str]) -> None:
+    """Import every module of `package` in `folders` and its subpackages, so that their makers are registered.
+    ImportError names the module that cannot be imported.
+    """
+    for info in sorted(pkgutil.iter_modules(list(folders), f"{package}."), key=lambda info: info.name):
+        try:
+            module = importlib.import_module(info.name)
+        except ImportError as error:
+            file = f"{info.name.replace('.', '/')}.py"
+            raise ImportError(f"the pair maker {file} cannot be imported: {error}", name=info.name) from error
+        if info.ispkg:
+            import_makers(info.name, module.__path__)
+
+
+import_makers(__name__, __path__)

@@ -1,28 +1,29 @@
-"""What a maker is, the registry of makers by name, and helpers to check their arguments."""
+"""The base class of pair makers, the registry of makers by name, and checks of their arguments."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from data_prep.clips.crop import Crop
 from iclora_train.config import require
 
-Params = dict[str, Any]
+Params = dict[str, Any]  # the random parameters of one reference, as JSON; `drawn` in the record of the pair
 
 
 @dataclass(frozen=True)
 class SourceWindow:
-    """Where the frames that a maker is given come from, for makers that need more than their pixels.
+    """The window of a clip that the frames were cut from, for makers that need more than the pixels.
 
-    clip: its id. path: the video. indices: source frame number of every frame. fps: of the frames. crop: brings
-    pictures (`crop.place`) and points (`crop.points`) of the whole clip onto the frames, whose inner
-    `crop.size` pixels at `crop.inner_offset` become the target; the rest is margin. files: what else the clip's row
-    names, by column (mask, depth, tracks, ...). number: of the window among those of its clip.
+    clip: id of the clip. path: its video file. indices: source frame number of every frame. fps: rate of the frames.
+    crop: maps pictures (`crop.apply`) and points (`crop.apply_to_points`) of the whole clip onto the frames. The
+    `crop.size` pixels at `crop.inner_offset` become the target; the pixels around them are margin. files: further files
+    of the clip by column of the clip list (mask, depth, tracks, ...). number: index of the window within its clip.
     """
 
     clip: str
@@ -34,29 +35,35 @@ class SourceWindow:
     number: int = 0
 
     def file(self, column: str) -> Path:
-        """The file of a column. ConfigError when the clip's row names none."""
-        why = f"clip {self.clip}: its row names no `{column}`; give data.clips a csv or jsonl list with that column"
-        require(column in self.files, why)
+        """The file that the clip list names in `column`. ConfigError if the row of the clip has none."""
+        message = f"clip {self.clip}: its row names no `{column}`; give data.clips a csv or jsonl list with that column"
+        require(column in self.files, message)
         return self.files[column]
 
 
-class Maker(Protocol):
-    """A dataclass whose fields are `task.maker_args`. Calling it makes a reference of the target's size.
+class Maker(ABC):
+    """Base class of pair makers: a frozen dataclass whose fields are `task.maker_args`.
 
-    Everything random comes from the generator, so the same frames, arguments and seed give the same bytes again. A
-    maker that cannot do without columns of the clip list names them in `needs: ClassVar[tuple[str, ...]]`; clips whose
-    row lacks one are dropped and reported before the work, and so are those for which its method
-    `check(files: Mapping[str, Path]) -> None`, if it has one, raises ValueError.
+    Calling a maker returns a reference of the target's size. All random numbers come from the generator, so the same
+    frames, arguments and seed give the same bytes again.
     """
 
     @property
     def margin(self) -> int:
-        """Pixels around a frame that its reference depends on; they are given where the clip has them."""
-        ...
+        """Pixels around a frame that influence its reference. The maker receives them where the clip has them."""
+        return 0
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Columns of the clip list that the maker requires. Clips without them are dropped and reported first."""
+        return ()
+
+    def check(self, files: Mapping[str, Path]) -> None:  # noqa: B027  (a maker without files has nothing to check)
+        """ValueError if the maker cannot use the files of a clip. Such clips are dropped and reported first."""
+
+    @abstractmethod
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
-        """uint8 RGB (F,H,W,3) -> reference uint8 (F,H,W,3), and what was drawn (JSON-able, for the record)."""
-        ...
+        """uint8 RGB (F,H,W,3) -> reference uint8 (F,H,W,3), and the random parameters for the record."""
 
 
 MAKERS: dict[str, Callable[..., Maker]] = {}
@@ -64,23 +71,25 @@ C = TypeVar("C", bound=Callable[..., Maker])
 
 
 def register(name: str) -> Callable[[C], C]:
-    """Make a maker known as `task.maker=<name>`."""
+    """Class decorator: make a maker available as `task.maker=<name>`. ValueError if the name is taken."""
 
-    def remember(maker: C) -> C:
+    def add(maker: C) -> C:
+        if name in MAKERS:
+            raise ValueError(f"the pair maker {name} is registered in {MAKERS[name].__module__} and {maker.__module__}")
         MAKERS[name] = maker
         return maker
 
-    return remember
+    return add
 
 
 def build_maker(name: str, args: dict[str, Any]) -> Maker:
-    """The maker `task.maker` with `task.maker_args`. ConfigError names what is wrong and the choices."""
+    """The maker `task.maker` with the arguments `task.maker_args`. ConfigError names the wrong key and the choices."""
     require(name in MAKERS, f"task.maker={name!r} is not one of {', '.join(sorted(MAKERS))}")
     maker: Any = MAKERS[name]
-    known = [field.name for field in fields(maker)]
-    wrong = sorted(set(args) - set(known))
-    choices = ", ".join(known) or "none"
-    require(not wrong, f"task.maker_args.{'/'.join(wrong)} is not an argument of {name}; its arguments: {choices}")
+    allowed = [field.name for field in fields(maker)]
+    unknown = sorted(set(args) - set(allowed))
+    choices = ", ".join(allowed) or "none"
+    require(not unknown, f"task.maker_args.{'/'.join(unknown)} is not an argument of {name}; its arguments: {choices}")
     return maker(**args)
 
 

@@ -1,4 +1,4 @@
-"""sRGB codes and the light they stand for (IEC 61966-2-1), and luma."""
+"""Conversion between 8-bit sRGB and linear light (IEC 61966-2-1), and luma."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ CODES = np.arange(256, dtype=np.float32) / 255
 
 
 def code_values(linear: bool) -> np.ndarray:
-    """(256,) fp32: what each code is worth, in [0, 1]: light if `linear`, else the code itself."""
+    """(256,) fp32: the value in [0, 1] of each 8-bit code: linear light if `linear`, otherwise sRGB."""
     return LINEAR if linear else CODES
 
 
-def to_codes(light: np.ndarray, linear: bool) -> np.ndarray:
-    """Values in [0, 1] (clipped) to uint8, through the sRGB curve if they are light."""
-    light = np.clip(light, 0, 1)
+def to_codes(values: np.ndarray, linear: bool) -> np.ndarray:
+    """Values in [0, 1] (clipped) to uint8 codes. Linear light passes through the sRGB curve."""
+    values = np.clip(values, 0, 1)
     if linear:
-        light = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.rint(light * 255).astype(np.uint8)
+        values = np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055)
+    return np.rint(values * 255).astype(np.uint8)
 
 
 def luma(frame: np.ndarray) -> np.ndarray:

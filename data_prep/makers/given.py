@@ -1,4 +1,4 @@
-"""References that were made elsewhere."""
+"""References that you supply."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Params, SourceWindow, register
+from data_prep.makers.base import Maker, Params, SourceWindow, register
 
 
 @register("given")
 @dataclass(frozen=True)
-class Given:
-    """The reference is a video of its own: the column `reference` of the clip list."""
-
-    @property
-    def margin(self) -> int:
-        return 0
+class Given(Maker):
+    """The reference is the video in the column `reference` of the clip list, unchanged."""
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         return frames, {}

@@ -1,4 +1,4 @@
-"""Several controls for one adapter: each window has one of them."""
+"""Several controls for one adapter: each window uses one of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from data_prep.makers.base import Maker, Params, SourceWindow, build_maker, check_number, register
 from iclora_train.config import require
 
-GOLDEN = 0.6180339887498949  # steps by this share of a circle fall evenly everywhere (Weyl)
+GOLDEN = 0.6180339887498949  # multiples of it modulo 1 are evenly distributed in [0, 1) (Weyl)
 
 
 @register("union")
 @dataclass(frozen=True)
-class Union:
+class Union(Maker):
     """One of several makers for each window.
 
-    controls: maker -> {weight: share of the windows (default 1), args: its arguments}. The windows of a clip are dealt
-    out evenly, so that each control has its share of every clip's windows and of all; the record tells which it was.
+    controls: maker -> {weight: share of the windows (default 1), args: arguments of the maker}. The assignment is even:
+    every control has its share of the windows of each clip and of all windows. The record names the control.
     """
 
     controls: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -32,8 +32,8 @@ class Union:
             len(self.controls) > 0, "task.maker_args.controls is empty: name makers, e.g. control.canny: {weight: 1}"
         )
         for name, control in self.controls.items():
-            wrong = sorted(set(control) - {"weight", "args"})
-            require(not wrong, f"task.maker_args.controls.{name} has {', '.join(wrong)}; it may have weight and args")
+            unknown = sorted(set(control) - {"weight", "args"})
+            require(not unknown, f"task.maker_args.controls.{name} has {', '.join(unknown)}; allowed: weight and args")
             check_number(f"controls.{name}.weight", control.get("weight", 1), 1e-6)
         self._makers()
 
@@ -46,33 +46,29 @@ class Union:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Columns that any of the controls needs."""
-        return tuple(sorted({column for maker in self._makers() for column in getattr(maker, "needs", ())}))
+        """Columns that at least one of the controls requires."""
+        return tuple(sorted({column for maker in self._makers() for column in maker.needs}))
 
     def check(self, files: Mapping[str, Path]) -> None:
-        """What each control has to say of a clip's files. ValueError when one cannot use them."""
         for maker in self._makers():
-            check = getattr(maker, "check", None)
-            if check is not None:
-                check(files)
+            maker.check(files)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         weights = np.array([control.get("weight", 1) for control in self.controls.values()], np.float64)
-        place = (zlib.crc32(source.clip.encode()) / 2**32 + source.number * GOLDEN) % 1
-        chosen = int(np.searchsorted(np.cumsum(weights) / weights.sum(), place, side="right"))
-        maker = self._makers()[chosen]
-        reference, drawn = _with_own_margin(maker, frames, rng, source)
-        return reference, {"control": list(self.controls)[chosen], **drawn}
+        position = (zlib.crc32(source.clip.encode()) / 2**32 + source.number * GOLDEN) % 1
+        index = int(np.searchsorted(np.cumsum(weights) / weights.sum(), position, side="right"))
+        reference, params = _call_with_own_margin(self._makers()[index], frames, rng, source)
+        return reference, {"control": list(self.controls)[index], **params}
 
 
-def _with_own_margin(
+def _call_with_own_margin(
     maker: Maker, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow
 ) -> tuple[np.ndarray, Params]:
-    """What a maker makes of frames that may have more margin than it asks for: the same as if it were alone."""
-    own = replace(source.crop, margin=maker.margin)
-    (top, left), (y, x), (height, width) = source.crop.inner_offset, own.inner_offset, own.padded_size
+    """Call a maker on frames whose margin may exceed its own. The result is the same as without the union."""
+    crop = replace(source.crop, margin=maker.margin)
+    (top, left), (y, x), (height, width) = source.crop.inner_offset, crop.inner_offset, crop.padded_size
     part = np.s_[:, top - y : top - y + height, left - x : left - x + width]
-    made, drawn = maker(np.ascontiguousarray(frames[part]), rng, replace(source, crop=own))
+    inner, params = maker(np.ascontiguousarray(frames[part]), rng, replace(source, crop=crop))
     reference = np.zeros_like(frames)
-    reference[part] = made
-    return reference, drawn
+    reference[part] = inner
+    return reference, params

@@ -22,11 +22,11 @@ from eval.metrics.base import (
 from eval.metrics.edges import f1_of
 from eval.metrics.picture import SSIM_WINDOW, decibel, ssim_map
 from iclora_train.config import Task
+from iclora_train.data.reference_kinds import MASK_COLOUR
 
 EDIT_LEVELS = 16  # a pixel of a given pair counts as edited if one channel differs by this many levels
 MEDIAN_SIZE = 5  # pixels: side of the median filter that removes isolated pixels from the edited region
 PAINTED = ("edit.hole", "edit.outpaint")
-OFFICIAL = (102, 255, 0)  # the colour under a mask that those makers paint unless task.maker_args.colour says another
 
 
 def edited_region(task: Task, target: Clip, reference: Clip) -> Mask | None:
@@ -38,7 +38,7 @@ def edited_region(task: Task, target: Clip, reference: Clip) -> Mask | None:
     frames, height, width = target.shape[:3]
     indices = frame_indices(frames, len(reference))
     if task.maker in PAINTED:
-        colour = np.array(task.maker_args.get("colour", OFFICIAL), np.uint8)
+        colour = np.array(task.maker_args.get("colour", MASK_COLOUR), np.uint8)
         region = (reference == colour).all(-1)[indices]
     elif task.maker == "given":
         size = (reference.shape[2], reference.shape[1])

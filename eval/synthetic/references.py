@@ -14,12 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 
-from eval.metrics.region import OFFICIAL
 from eval.synthetic import detect, shapes
 from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import VideoShape
+from iclora_train.data.reference_kinds import MASK_COLOUR, REFERENCE_KINDS
 from iclora_train.signals.track_drawing import draw_tracks
 
 KINDS = ("edges", "depth", "tracks", "pose", "grey", "hole", "given", "degraded")
@@ -29,15 +29,13 @@ HOLE = 0.25  # of height and width: the box that is painted, in the corner at th
 
 def reference_kind(task: Task) -> str:
     """Which of KINDS a task's references are, by its maker, else by its family."""
-    maker = task.maker
-    for part, kind in (("depth", "depth"), ("pose", "pose"), ("tracks", "tracks"), ("edit.", "hole")):
-        if part in maker:
-            return kind
+    if task.maker in REFERENCE_KINDS:
+        return REFERENCE_KINDS[task.maker]
     if task.family == "structure":
         return "edges"
     if task.family == "colorize":
         return "grey"
-    return "given" if maker == "given" else "degraded"
+    return "given" if task.maker == "given" else "degraded"
 
 
 def not_applicable(probe: Probe, kind: str) -> str | None:
@@ -78,7 +76,7 @@ def _full(probe: Probe, kind: str, args: Mapping[str, Any], shape: VideoShape) -
         return shapes.grey(detect.luma(probe.scene))
     if kind == "hole":
         painted = probe.scene.copy()
-        painted[:, round((1 - HOLE) * shape.height) :, : round(HOLE * shape.width)] = args.get("colour", OFFICIAL)
+        painted[:, round((1 - HOLE) * shape.height) :, : round(HOLE * shape.width)] = args.get("colour", MASK_COLOUR)
         return painted
     return probe.scene if kind == "given" else _blurred(probe.scene)
 

@@ -1,1 +1,1 @@
-"""Makers of structure references: edges, skeletons, depth, optical flow, motion tracks."""
+"""Makers of control signals: edges, skeletons, depth, optical flow, motion tracks."""

@@ -1,4 +1,4 @@
-"""Soft edges without a network: contours that stand at several scales, fine texture left out."""
+"""Soft edges without a network: contours that persist over several scales, without fine texture."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Params, SourceWindow, check_number, register
+from data_prep.makers.base import Maker, Params, SourceWindow, check_number, register
 from iclora_train.config import require
 from iclora_train.signals.edges import ContourEdges
 
 
 @register("control.soft_edges")
 @dataclass(frozen=True)
-class SoftEdges(ContourEdges):
-    """Grey contours on black, with the arguments of `SoftContours`."""
+class SoftEdges(ContourEdges, Maker):
+    """Grey contours on black, with the arguments of `ContourEdges`."""
 
     def __post_init__(self) -> None:
-        some = isinstance(self.scales, list | tuple) and len(self.scales) > 0
-        require(some, f"task.maker_args.scales={self.scales!r} must be a list of sigmas")
+        is_list = isinstance(self.scales, list | tuple) and len(self.scales) > 0
+        require(is_list, f"task.maker_args.scales={self.scales!r} must be a list of sigmas")
         for sigma in self.scales:
             check_number("scales", sigma, 0.5, 64)
         check_number("white", self.white, 50, 100)

@@ -1,4 +1,4 @@
-"""Tracks that somebody drew: the JSON of ComfyUI-LTXVideo's track editor, and the curves through its points."""
+"""Track files: the JSON of ComfyUI-LTXVideo's track editor, and the curves through its points."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 
 
 def read_tracks(path: Path) -> list[np.ndarray]:
-    """Tracks (n,2) as x, y in pixels of the clip: lists of {"x": , "y": }, one track or several, nested at will, also
-    as strings of JSON within JSON. ValueError when there are none.
+    """Tracks (n,2) as x, y in pixels of the clip. The file holds lists of {"x": , "y": }: one track or several, nested
+    to any depth, also as JSON strings within JSON. ValueError if it holds no track.
     """
     try:
-        tracks = _tracks_in(json.loads(path.read_text(encoding="utf-8")))
+        tracks = _parse_tracks(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not JSON that can be read: {error}") from error
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     except (TypeError, KeyError, ValueError) as error:
         raise ValueError(f'{path} holds a point that is not {{"x": number, "y": number}}') from error
     if not tracks:
@@ -24,8 +24,8 @@ def read_tracks(path: Path) -> list[np.ndarray]:
     return tracks
 
 
-def _tracks_in(value: Any) -> list[np.ndarray]:
-    """The tracks in a value of JSON, in their order."""
+def _parse_tracks(value: Any) -> list[np.ndarray]:
+    """The tracks in a JSON value, in order."""
     if isinstance(value, str):
         value = json.loads(value)
     if not isinstance(value, list) or not value:
@@ -35,12 +35,13 @@ def _tracks_in(value: Any) -> list[np.ndarray]:
         if not np.isfinite(points).all():
             raise ValueError("a coordinate is not finite")
         return [points]
-    return [track for item in value for track in _tracks_in(item)]
+    return [track for item in value for track in _parse_tracks(item)]
 
 
 def spline(points: np.ndarray, count: int) -> np.ndarray:
-    """`count` points (count,2) along the curve through `points` (n,2), as the editor samples it: one point stays, two
-    are joined by a line, more by a uniform Catmull-Rom spline (ends doubled) with as many samples in each part.
+    """`count` points (count,2) along the curve through `points` (n,2), sampled as in the editor: one point is repeated,
+    two are joined by a line, more by a uniform Catmull-Rom spline (end points doubled) with equally many samples per
+    segment.
     """
     along = np.linspace(0, 1, count)[:, None]  # (count,1)
     if len(points) == 1:
@@ -48,8 +49,8 @@ def spline(points: np.ndarray, count: int) -> np.ndarray:
     if len(points) == 2:
         return points[0] + (points[1] - points[0]) * along
     knots = np.concatenate([points[:1], points, points[-1:]])
-    parts = len(points) - 1
-    part = np.minimum((along[:, 0] * parts).astype(int), parts - 1)  # (count,)
-    t = along * parts - part[:, None]
-    a, b, c, d = (knots[part + i] for i in range(4))
+    segments = len(points) - 1
+    segment = np.minimum((along[:, 0] * segments).astype(int), segments - 1)  # (count,)
+    t = along * segments - segment[:, None]
+    a, b, c, d = (knots[segment + i] for i in range(4))
     return (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3) / 2

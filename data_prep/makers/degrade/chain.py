@@ -1,4 +1,4 @@
-"""Degradations one after another, as in the chains of BSRGAN and Real-ESRGAN."""
+"""Degradations applied one after another, as in BSRGAN and Real-ESRGAN."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from data_prep.makers.degrade.resize import check_filters, resize_frame
 from iclora_train.config import ConfigError, require
 
 Steps = list[dict[str, Any]]
-LOW_RESOLUTION = "degrade.low_resolution"  # it has another size inside
+LOW_RESOLUTION = "degrade.low_resolution"  # not allowed as a step: its own steps run at another frame size
 
 
 @dataclass(frozen=True)
 class Step:
-    """A maker and how likely it is."""
+    """A maker and the probability that it is applied."""
 
     name: str
     maker: Maker
@@ -26,53 +26,53 @@ class Step:
 
 
 def parse_steps(key: str, steps: Any) -> list[Step]:
-    """The steps of `task.maker_args.<key>`, [{maker: degrade.noise, args: {sigma: [1, 5]}, p: 0.5}, ...]; args default
-    to the maker's own and p to 1. ConfigError names the step.
+    """The steps of `task.maker_args.<key>`, [{maker: degrade.noise, args: {sigma: [1, 5]}, p: 0.5}, ...]. The default
+    of args is the maker's own, of p it is 1. ConfigError names the step.
     """
-    listed = isinstance(steps, list)
-    require(listed, f"task.maker_args.{key}={steps!r} must be a list of steps, {{maker, args, p}} each")
-    read = []
+    is_list = isinstance(steps, list)
+    require(is_list, f"task.maker_args.{key}={steps!r} must be a list of steps, {{maker, args, p}} each")
+    parsed = []
     for number, step in enumerate(steps):
         where = f"task.maker_args.{key}[{number}]"
-        known = isinstance(step, dict) and "maker" in step and set(step) <= {"maker", "args", "p"}
-        require(known, f"{where}={step!r} must have the key maker, and may have args and p")
+        valid = isinstance(step, dict) and "maker" in step and set(step) <= {"maker", "args", "p"}
+        require(valid, f"{where}={step!r} must have the key maker, and may have args and p")
         name = str(step["maker"])
-        fits = name.startswith("degrade.") and name != LOW_RESOLUTION
-        require(fits, f"{where}.maker={name} must be a degradation other than {LOW_RESOLUTION}")
+        allowed = name.startswith("degrade.") and name != LOW_RESOLUTION
+        require(allowed, f"{where}.maker={name} must be a degradation other than {LOW_RESOLUTION}")
         try:
             maker = build_maker(name, step.get("args") or {})
             check_number("p", step.get("p", 1.0), 0, 1)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from error
-        read.append(Step(name, maker, float(step.get("p", 1.0))))
-    return read
+        parsed.append(Step(name, maker, float(step.get("p", 1.0))))
+    return parsed
 
 
 def apply_steps(
     steps: list[Step], order: list[int], frames: np.ndarray, rng: np.random.Generator, source: SourceWindow
 ) -> tuple[np.ndarray, list[Params]]:
-    """Frames after the steps whose numbers are `order`, and what each drew."""
-    drawn: list[Params] = []
+    """Apply the steps with the numbers in `order`. Returns the frames and the parameters of each step."""
+    params: list[Params] = []
     for number in order:
-        frames, told = steps[number].maker(frames, rng, source)
-        drawn.append({"maker": steps[number].name, "step": number, **told})
-    return frames, drawn
+        frames, step_params = steps[number].maker(frames, rng, source)
+        params.append({"maker": steps[number].name, "step": number, **step_params})
+    return frames, params
 
 
 def draw_order(steps: list[Step], shuffle: bool, rng: np.random.Generator) -> list[int]:
-    """Numbers of the steps that happen, in their order or any."""
-    happens = rng.random(len(steps)) < [step.p for step in steps]
+    """Numbers of the steps that are applied, in the given order or shuffled."""
+    applied = rng.random(len(steps)) < [step.p for step in steps]
     order = rng.permutation(len(steps)) if shuffle else np.arange(len(steps))
-    return [int(number) for number in order if happens[number]]
+    return [int(number) for number in order if applied[number]]
 
 
 @register("degrade.chain")
 @dataclass(frozen=True)
-class Chain:
+class Chain(Maker):
     """Several degradations in order, each with its probability.
 
-    steps: [{maker, args, p}, ...]; a step may be a chain itself, so a second round is a second step. shuffle: the order
-    is drawn per clip (BSRGAN).
+    steps: [{maker, args, p}, ...]. A step may be a chain itself, so a second round is a second step. shuffle: draw the
+    order per clip (BSRGAN).
     """
 
     steps: Steps = field(default_factory=list)
@@ -92,13 +92,13 @@ class Chain:
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         order = draw_order(self.parsed, self.shuffle, rng)
-        degraded, drawn = apply_steps(self.parsed, order, frames, rng, source)
-        return degraded, {"steps": drawn}
+        degraded, params = apply_steps(self.parsed, order, frames, rng, source)
+        return degraded, {"steps": params}
 
 
 @register("degrade.one_of")
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Maker):
     """One of several degradations, drawn per clip. steps: [{maker, args, p}, ...] with p as relative weights."""
 
     steps: Steps = field(default_factory=list)
@@ -118,18 +118,20 @@ class OneOf:
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         weights = np.array([step.p for step in self.parsed])
         number = int(rng.choice(len(weights), p=weights / weights.sum()))
-        degraded, drawn = apply_steps(self.parsed, [number], frames, rng, source)
-        return degraded, {"steps": drawn}
+        degraded, params = apply_steps(self.parsed, [number], frames, rng, source)
+        return degraded, {"steps": params}
 
 
 @register(LOW_RESOLUTION)
 @dataclass(frozen=True)
-class LowResolution:
-    """A picture `factor` times smaller, for tasks whose references are stored so (task.reference_downscale).
+class LowResolution(Maker):
+    """A picture `factor` times smaller, for tasks that store small references (task.reference_downscale).
 
     factor: write ${task.reference_downscale}. filters: to draw from (area, bilinear, bicubic, lanczos). before, after:
-    steps as of degrade.chain, at full size before and at the small size after it: a small picture's noise and blocks
-    are its own. What this returns is of full size, every small pixel repeated, whose mean is the small picture again.
+    steps as in degrade.chain, at full size before the resize and at the small size after it, so that noise and blocks
+    have the scale of the small picture. The result has full size: every small pixel is repeated, and averaging down
+    restores the small picture exactly. There is no margin, because the grid of small pixels starts at the corner of
+    the window.
     """
 
     factor: int = 2
@@ -138,25 +140,21 @@ class LowResolution:
     after: Steps = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.factor, int) and self.factor >= 1
-        require(whole, f"task.maker_args.factor={self.factor} must be a whole number of at least 1")
+        valid = isinstance(self.factor, int) and self.factor >= 1
+        require(valid, f"task.maker_args.factor={self.factor} must be a whole number of at least 1")
         check_filters("filters", self.filters)
-        assert self.parsed  # read now, so that what is wrong is told now
+        assert self.parsed  # parse now, so that errors surface before the work
 
     @cached_property
     def parsed(self) -> tuple[list[Step], list[Step]]:
         return parse_steps("before", self.before), parse_steps("after", self.after)
 
-    @property
-    def margin(self) -> int:
-        return 0  # the small pixels' grid begins at the window's corner
-
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         before, after = self.parsed
         name = self.filters[rng.integers(len(self.filters))]
-        frames, told_before = apply_steps(before, draw_order(before, False, rng), frames, rng, source)
+        frames, params_before = apply_steps(before, draw_order(before, False, rng), frames, rng, source)
         size = (frames.shape[1] // self.factor, frames.shape[2] // self.factor)
         small = np.stack([resize_frame(frame, size, name) for frame in frames])
-        small, told_after = apply_steps(after, draw_order(after, False, rng), small, rng, source)
+        small, params_after = apply_steps(after, draw_order(after, False, rng), small, rng, source)
         large = small.repeat(self.factor, axis=1).repeat(self.factor, axis=2)
-        return large, {"filter": name, "before": told_before, "after": told_after}
+        return large, {"filter": name, "before": params_before, "after": params_after}

@@ -1,4 +1,4 @@
-"""Long exposures: motion blur from the motion that is in the clip."""
+"""Long exposure: motion blur computed from the motion in the clip."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep.makers.base import Params, SourceWindow, check_bool, check_number, check_range, register
+from data_prep.makers.base import Maker, Params, SourceWindow, check_bool, check_number, check_range, register
 from data_prep.makers.colour_space import to_codes
 from data_prep.makers.degrade.interpolation import METHODS, FrameInterpolator
 from data_prep.makers.trajectory import Range, Trajectory
@@ -15,12 +15,12 @@ from iclora_train.config import one_of, require
 
 @register("degrade.exposure")
 @dataclass(frozen=True)
-class Exposure(Trajectory):
-    """Each frame is the mean light over the time that the shutter is open around it.
+class Exposure(Trajectory, Maker):
+    """Each frame is the mean light over the time in which the shutter is open around it.
 
-    shutter: [from, to] in frames (1 is a shutter of 360 degrees at the clip's rate; more, a slower one). samples:
-    pictures per frame that the mean is of. between: how pictures between frames are made: `flow`, or `blend`, which
-    leaves ghosts of what moves fast. linear: mean of light, as a sensor has it; false, of sRGB values.
+    shutter: [from, to] in frames (1 is a 360-degree shutter at the clip's rate, larger values are slower). samples:
+    pictures per frame in the mean. between: how pictures between frames are computed: `flow`, or `blend`, which leaves
+    ghosts of fast motion. linear: average linear light, as a sensor does; false averages sRGB values.
     """
 
     shutter: Range = field(default_factory=lambda: [1.0, 3.0])
@@ -36,29 +36,25 @@ class Exposure(Trajectory):
         one_of("task.maker_args.between", self.between, METHODS)
         check_bool("linear", self.linear)
 
-    @property
-    def margin(self) -> int:
-        return 0
-
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         shutter = self.draw(self.shutter, len(frames), rng)
-        between = FrameInterpolator(frames, self.between, self.linear)
-        shares = _shares(shutter, self.samples)
-        open_now: dict[int, np.ndarray] = {}  # frame -> its light so far, fp32 (H,W,3)
+        interpolator = FrameInterpolator(frames, self.between, self.linear)
+        weights = _exposure_weights(shutter, self.samples)
+        accumulating: dict[int, np.ndarray] = {}  # frame -> sum of its light so far, fp32 (H,W,3)
         exposed: dict[int, np.ndarray] = {}  # a long exposure may end after the next frame's short one
-        for k, share in enumerate(shares.T):
-            picture = between.frame_at((k - 0.5) / self.samples)
-            for i in map(int, np.flatnonzero(share)):
-                light = share[i] * picture
-                open_now[i] = open_now[i] + light if i in open_now else light
-            closed = [i for i in open_now if not shares[i, k + 1 :].any()]
-            exposed |= {i: to_codes(open_now.pop(i), self.linear) for i in closed}
+        for k, weight in enumerate(weights.T):
+            picture = interpolator.frame_at((k - 0.5) / self.samples)
+            for i in map(int, np.flatnonzero(weight)):
+                light = weight[i] * picture
+                accumulating[i] = accumulating[i] + light if i in accumulating else light
+            complete = [i for i in accumulating if not weights[i, k + 1 :].any()]
+            exposed |= {i: to_codes(accumulating.pop(i), self.linear) for i in complete}
         return np.stack([exposed[i] for i in range(len(frames))]), {"shutter": self.summary(shutter)}
 
 
-def _shares(shutter: np.ndarray, samples: int) -> np.ndarray:
-    """How much of each frame's exposure falls on each picture, fp32 (F,K). Picture 0 is the first frame, which stands
-    for all time before it; `samples` pictures per frame follow; the last one is the last frame.
+def _exposure_weights(shutter: np.ndarray, samples: int) -> np.ndarray:
+    """Weight of each picture in each frame's exposure, fp32 (F,K). Picture 0 is the first frame and stands for all
+    time before it. `samples` pictures per frame follow. The last picture is the last frame.
     """
     frames = np.arange(len(shutter))
     start, stop = (frames - shutter / 2)[:, None], (frames + shutter / 2)[:, None]

@@ -1,4 +1,4 @@
-"""Interlaced video, shown as frames."""
+"""Interlaced video shown as progressive frames."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.makers.base import Params, SourceWindow, register
+from data_prep.makers.base import Maker, Params, SourceWindow, register
 from data_prep.makers.colour_space import to_codes
 from data_prep.makers.degrade.interpolation import METHODS, FrameInterpolator
 from iclora_train.config import one_of
@@ -16,14 +16,15 @@ BLEND = np.array([0.25, 0.5, 0.25], np.float32)
 
 @register("degrade.interlace")
 @dataclass(frozen=True)
-class Interlace:
-    """Each frame's lines are of two times: one field of the frame, the other of what follows. At the clip's end nothing
-    follows, so the last frame is of one time.
+class Interlace(Maker):
+    """The lines of each frame come from two times: one field from the frame, the other from a later time. The last
+    frame of the clip has no successor, so both of its fields are from the same time.
 
-    first: which lines come first, `upper` (0, 2, 4, ...), `lower`, or `either`, drawn per clip. second: where the other
-    field is from: `next`, the next frame (the clip is taken to be the fields' rate), or half-way to it, by `flow` or
-    `blend`. shown: `weave`, the fields as they are, with combs; or as bad deinterlacers leave it: `blend`, neighbouring
-    lines mixed, or `bob`, the first field alone with its lines doubled.
+    first: the field that comes first: `upper` (lines 0, 2, 4, ...), `lower`, or `either`, drawn per clip. second: where
+    the other field comes from: `next`, the next frame (the clip then has the rate of the fields), or half-way to it, by
+    `flow` or `blend`. shown: `weave`, both fields with combing, or the output of a bad deinterlacer: `blend`, which
+    mixes neighbouring lines, or `bob`, which doubles the lines of the first field. There is no margin, because lines
+    are counted from the top of the window.
     """
 
     first: str = "either"
@@ -35,10 +36,6 @@ class Interlace:
         one_of("task.maker_args.second", self.second, ("next", *METHODS))
         one_of("task.maker_args.shown", self.shown, ("weave", "blend", "bob"))
 
-    @property
-    def margin(self) -> int:
-        return 0  # lines are counted from the window's first
-
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         first = ("upper", "lower")[rng.integers(2)] if self.first == "either" else self.first
         line = ("upper", "lower").index(first)
@@ -47,19 +44,19 @@ class Interlace:
             nearest = np.clip((np.arange(height) - line) // 2 * 2 + line, line, height - 1)
             return frames[:, nearest], {"first": first}
         woven = frames.copy()
-        woven[:, 1 - line :: 2] = self._later(frames)[:, 1 - line :: 2]
-        return (_mixed(woven) if self.shown == "blend" else woven), {"first": first}
+        woven[:, 1 - line :: 2] = self._second_field(frames)[:, 1 - line :: 2]
+        return (_blend_lines(woven) if self.shown == "blend" else woven), {"first": first}
 
-    def _later(self, frames: np.ndarray) -> np.ndarray:
-        """What follows each frame."""
+    def _second_field(self, frames: np.ndarray) -> np.ndarray:
+        """The picture of the second field for each frame (F,H,W,3)."""
         if self.second == "next":
             return np.concatenate([frames[1:], frames[-1:]])
-        between = FrameInterpolator(frames, self.second, linear=False)
-        return np.stack([to_codes(between.frame_at(i + 0.5), linear=False) for i in range(len(frames))])
+        interpolator = FrameInterpolator(frames, self.second, linear=False)
+        return np.stack([to_codes(interpolator.frame_at(i + 0.5), linear=False) for i in range(len(frames))])
 
 
-def _mixed(frames: np.ndarray) -> np.ndarray:
-    """Every line with a quarter of each of its neighbours."""
+def _blend_lines(frames: np.ndarray) -> np.ndarray:
+    """Half of every line plus a quarter of each neighbour."""
     above = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     below = np.concatenate([frames[:, 1:], frames[:, -1:]], axis=1)
     return np.rint(BLEND[0] * above + BLEND[1] * frames + BLEND[2] * below).astype(np.uint8)

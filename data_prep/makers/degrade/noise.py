@@ -1,4 +1,4 @@
-"""Noise of sensors and of film. It is drawn anew for every frame."""
+"""Sensor noise and film grain, drawn independently for every frame."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Params, SourceWindow, check_bool, check_number, check_range, register
+from data_prep.makers.base import Maker, Params, SourceWindow, check_bool, check_number, check_range, register
 from data_prep.makers.colour_space import LINEAR, luma, to_codes
 from data_prep.makers.trajectory import Range, Trajectory, uniform
 
 
 @register("degrade.noise")
 @dataclass(frozen=True)
-class Noise(Trajectory):
+class Noise(Trajectory, Maker):
     """Gaussian noise on sRGB values.
 
-    sigma: [from, to] of its standard deviation in levels of 255. grey_p: probability that a clip's noise is the same in
-    all three channels (Real-ESRGAN: 0.4).
+    sigma: [from, to] of the standard deviation in levels of 255. grey_p: probability that all three channels of a clip
+    receive the same noise (Real-ESRGAN: 0.4).
     """
 
     sigma: Range = field(default_factory=lambda: [2.0, 25.0])
@@ -29,24 +29,23 @@ class Noise(Trajectory):
         check_range("sigma", self.sigma, 0)
         check_number("grey_p", self.grey_p, 0, 1)
 
-    @property
-    def margin(self) -> int:
-        return 0
-
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         sigma = self.draw(self.sigma, len(frames), rng)
         grey = bool(rng.random() < self.grey_p)
-        noisy = [_noisy(f, s * _normal(f.shape[:2], 1 if grey else 3, rng)) for f, s in zip(frames, sigma, strict=True)]
+        noisy = [
+            _add_noise(f, s * _standard_normal(f.shape[:2], 1 if grey else 3, rng))
+            for f, s in zip(frames, sigma, strict=True)
+        ]
         return np.stack(noisy), {"sigma": self.summary(sigma), "grey": grey}
 
 
 @register("degrade.shot")
 @dataclass(frozen=True)
-class Shot(Trajectory):
-    """A sensor that counts photons, in linear light: a channel of light x counts Poisson(x n) photons, plus a Gaussian
-    read noise of r photons, so that its variance is x / n + (r / n)^2.
+class Shot(Trajectory, Maker):
+    """A photon-counting sensor in linear light: a channel of light x counts Poisson(x n) photons, plus Gaussian read
+    noise of r photons. The variance is x / n + (r / n)^2.
 
-    photons: [from, to] of n, what white counts, all ratios alike. read: r.
+    photons: [from, to] of n, the count at white, drawn log-uniformly. read: r.
     """
 
     photons: Range = field(default_factory=lambda: [50.0, 1000.0])
@@ -57,29 +56,25 @@ class Shot(Trajectory):
         check_range("photons", self.photons, 1)
         check_number("read", self.read, 0)
 
-    @property
-    def margin(self) -> int:
-        return 0
-
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         logarithm = self.draw([float(np.log(n)) for n in self.photons], len(frames), rng)
         photons = np.exp(logarithm)
-        noisy = [self._counted(frame, n, rng) for frame, n in zip(frames, photons, strict=True)]
+        noisy = [self._expose(frame, n, rng) for frame, n in zip(frames, photons, strict=True)]
         return np.stack(noisy), {"photons": self.summary(photons)}
 
-    def _counted(self, frame: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
-        counts = rng.poisson((LINEAR * photons)[frame]) + self.read * _normal(frame.shape[:2], 3, rng)
+    def _expose(self, frame: np.ndarray, photons: float, rng: np.random.Generator) -> np.ndarray:
+        counts = rng.poisson((LINEAR * photons)[frame]) + self.read * _standard_normal(frame.shape[:2], 3, rng)
         return to_codes(counts / photons, linear=True)
 
 
 @register("degrade.grain")
 @dataclass(frozen=True)
-class Grain(Trajectory):
-    """Grain of a film: blobs of a size, most in middle tones, other ones in every frame.
+class Grain(Trajectory, Maker):
+    """Film grain: blobs of a given size, strongest in middle tones, new in every frame.
 
-    strength: [from, to] of the standard deviation at mid-grey in levels of 255; at luma y it is sqrt(4 y (1 - y)) of
-    that, the law of a count of grains that are either dark or not. size: [from, to] of a Gaussian's sigma in pixels,
-    how far grains reach. colour: each channel has grains of its own; false, all have the same.
+    strength: [from, to] of the standard deviation at mid-grey in levels of 255. At luma y it is multiplied by
+    sqrt(4 y (1 - y)), the law of a count of grains that are either dark or not. size: [from, to] of a Gaussian's sigma
+    in pixels, the extent of the grains. colour: each channel has its own grain; false: all channels share it.
     """
 
     strength: Range = field(default_factory=lambda: [4.0, 16.0])
@@ -100,23 +95,23 @@ class Grain(Trajectory):
         strength = self.draw(self.strength, len(frames), rng)
         size = uniform(self.size, rng)
         half = int(np.ceil(4 * size))
-        bell = cv2.getGaussianKernel(2 * half + 1, size, cv2.CV_32F)
-        unit = 1 / float((bell**2).sum())  # filtered white noise has this much less deviation
+        kernel = cv2.getGaussianKernel(2 * half + 1, size, cv2.CV_32F)
+        gain = 1 / float((kernel**2).sum())  # restores the unit deviation that the filter reduces
         tones = np.arange(256, dtype=np.float32) / 255
-        share = unit * np.sqrt(4 * tones * (1 - tones))
+        scale = gain * np.sqrt(4 * tones * (1 - tones))
         noisy = []
         for frame, level in zip(frames, strength, strict=True):
-            white = _normal(frame.shape[:2], 3 if self.colour else 1, rng)
-            grains = cv2.sepFilter2D(white, -1, bell, bell).reshape(white.shape)
-            noisy.append(_noisy(frame, level * share[luma(frame)][..., None] * grains))
+            white = _standard_normal(frame.shape[:2], 3 if self.colour else 1, rng)
+            grains = cv2.sepFilter2D(white, -1, kernel, kernel).reshape(white.shape)
+            noisy.append(_add_noise(frame, level * scale[luma(frame)][..., None] * grains))
         return np.stack(noisy), {"strength": self.summary(strength), "size": size}
 
 
-def _normal(size: tuple[int, int], channels: int, rng: np.random.Generator) -> np.ndarray:
+def _standard_normal(size: tuple[int, int], channels: int, rng: np.random.Generator) -> np.ndarray:
     """Standard normal noise, fp32 (H,W,channels)."""
     return rng.standard_normal((*size, channels), np.float32)
 
 
-def _noisy(frame: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def _add_noise(frame: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """A frame plus noise in levels, (H,W,3) or (H,W,1)."""
     return np.rint(np.clip(frame + noise, 0, 255)).astype(np.uint8)

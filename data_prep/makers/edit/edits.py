@@ -1,4 +1,4 @@
-"""Edits: the adapter learns to fill what is painted over, or to go on from a still."""
+"""Edits: the adapter learns to fill a painted region, or to continue from a still."""
 
 from __future__ import annotations
 
@@ -7,28 +7,29 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from data_prep.makers.base import Params, SourceWindow, check_number, check_range, register
-from data_prep.makers.edit.masks import MASK_COLOUR, SHAPES, dilate, load_clip_mask, paint_mask, random_mask
+from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_range, register
+from data_prep.makers.edit.masks import SHAPES, dilate, load_clip_mask, paint_mask, random_mask
 from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import one_of, require
+from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.data.video import read_clip
 
 
 def _check_colour(colour: list[int]) -> None:
-    listed = isinstance(colour, list | tuple) and len(colour) == 3
-    levels = listed and all(isinstance(level, int) and 0 <= level <= 255 for level in colour)
-    require(levels, f"task.maker_args.colour={colour!r} must be [red, green, blue], 0 to 255 each")
+    is_triple = isinstance(colour, list | tuple) and len(colour) == 3
+    valid = is_triple and all(isinstance(level, int) and 0 <= level <= 255 for level in colour)
+    require(valid, f"task.maker_args.colour={colour!r} must be [red, green, blue], 0 to 255 each")
 
 
 @register("edit.hole")
 @dataclass(frozen=True)
-class Hole(Trajectory):
-    """A region painted over, which the adapter learns to fill.
+class Hole(Trajectory, Maker):
+    """A region painted in one colour, which the adapter learns to fill.
 
-    mask: `drawn`, or `column`: the clip's own, from the column `mask` of the list (white is painted). shapes: those to
-    draw from (box, ellipse, free). cover: [from, to] of the share of the picture. course, step: how the shape moves.
-    dilate: [from, to] in pixels by which the mask grows. colour: what is painted; the official adapter knows #66FF00.
-    The reference holds the mask exactly (`masks.mask_of`): no other pixel has this colour.
+    mask: `drawn`, or `column`: the clip's own mask, from the column `mask` of the clip list (white is painted). shapes:
+    to draw from (box, ellipse, free). cover: [from, to] of the masked share of the picture. course, step: how the shape
+    moves. dilate: [from, to] in pixels by which the mask grows. colour: of the painted pixels; the official adapter
+    uses #66FF00. The reference holds the mask exactly (`masks.mask_from_colour`): no other pixel has this colour.
     """
 
     mask: str = "drawn"
@@ -40,8 +41,8 @@ class Hole(Trajectory):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("task.maker_args.mask", self.mask, ("drawn", "column"))
-        listed = isinstance(self.shapes, list) and len(self.shapes) > 0
-        require(listed, f"task.maker_args.shapes={self.shapes!r} must be a list of {', '.join(SHAPES)}")
+        is_list = isinstance(self.shapes, list) and len(self.shapes) > 0
+        require(is_list, f"task.maker_args.shapes={self.shapes!r} must be a list of {', '.join(SHAPES)}")
         for shape in self.shapes:
             one_of("task.maker_args.shapes", shape, SHAPES)
         check_range("cover", self.cover, 0.001, 1)
@@ -49,34 +50,28 @@ class Hole(Trajectory):
         _check_colour(self.colour)
 
     @property
-    def margin(self) -> int:
-        return 0
-
-    @property
     def needs(self) -> tuple[str, ...]:
-        """Columns of the clip list that it cannot do without."""
         return ("mask",) if self.mask == "column" else ()
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
-        drawn: Params = {"dilate": round(uniform(self.dilate, rng))}
+        params: Params = {"dilate": round(uniform(self.dilate, rng))}
         if self.mask == "column":
             mask = load_clip_mask(source)
         else:
-            drawn["shape"] = self.shapes[rng.integers(len(self.shapes))]
+            params["shape"] = self.shapes[rng.integers(len(self.shapes))]
             cover = uniform(self.cover, rng)
-            mask = random_mask(frames.shape[1:3], drawn["shape"], cover, self, len(frames), rng)
-        mask = dilate(mask, drawn["dilate"])
-        return paint_mask(frames, mask, tuple(self.colour)), {**drawn, "covered": float(mask.mean())}
+            mask = random_mask(frames.shape[1:3], params["shape"], cover, self, len(frames), rng)
+        mask = dilate(mask, params["dilate"])
+        return paint_mask(frames, mask, tuple(self.colour)), {**params, "covered": float(mask.mean())}
 
 
 @register("edit.outpaint")
 @dataclass(frozen=True)
-class Outpaint:
-    """A painted border, which the adapter learns to fill: the picture goes on beyond what is given.
+class Outpaint(Maker):
+    """A painted border, which the adapter learns to fill: it extends the picture beyond the visible part.
 
-    aspect: [from, to] of the width to the height of what is kept, the largest such rectangle in the frame's middle.
-    scale: [from, to] by which that rectangle is smaller, so that the border is all around.
-    colour as in edit.hole.
+    aspect: [from, to] of width over height of the visible part, the largest such rectangle in the middle of the frame.
+    scale: [from, to] by which that rectangle shrinks, so that the border surrounds it. colour: see edit.hole.
     """
 
     aspect: Range = field(default_factory=lambda: [0.5625, 1.0])
@@ -88,10 +83,6 @@ class Outpaint:
         check_range("scale", self.scale, 0.1, 1)
         _check_colour(self.colour)
 
-    @property
-    def margin(self) -> int:
-        return 0
-
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         height, width = frames.shape[1:3]
         aspect, scale = log_uniform(self.aspect, rng), uniform(self.scale, rng)
@@ -99,17 +90,18 @@ class Outpaint:
         top, left = (height - tall) // 2, (width - wide) // 2
         border = np.ones(frames.shape[:3], bool)
         border[:, top : top + tall, left : left + wide] = False
-        kept = [top, left, tall, wide]
-        return paint_mask(frames, border, tuple(self.colour)), {"aspect": aspect, "scale": scale, "kept": kept}
+        params: Params = {"aspect": aspect, "scale": scale, "kept": [top, left, tall, wide]}
+        return paint_mask(frames, border, tuple(self.colour)), params
 
 
 @register("edit.loop")
 @dataclass(frozen=True)
-class Loop:
-    """One still for the length of the clip: the adapter learns to set it moving, or to use what it shows.
+class Loop(Maker):
+    """One still for the length of the clip: the adapter learns to animate it, or to use what it shows.
 
-    still: `first`, the clip's first frame; `any`, one drawn; or `sheet`, the picture of the list's column `sheet`, put
-    whole into the frame's middle on `background` (a grey level) and mirrored where the window is.
+    still: `first`, the first frame of the clip; `any`, a random frame; or `sheet`, the picture in the column `sheet` of
+    the clip list, fitted whole into the middle of the frame on `background` (a grey level) and mirrored if the window
+    is.
     """
 
     still: str = "first"
@@ -120,12 +112,7 @@ class Loop:
         check_number("background", self.background, 0, 255)
 
     @property
-    def margin(self) -> int:
-        return 0
-
-    @property
     def needs(self) -> tuple[str, ...]:
-        """Columns of the clip list that it cannot do without."""
         return ("sheet",) if self.still == "sheet" else ()
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
@@ -138,7 +125,7 @@ class Loop:
         """The sheet, uint8 (H,W,3) of `size`."""
         sheet = next(read_clip(source.file("sheet")))
         scale = min(size[0] / sheet.shape[0], size[1] / sheet.shape[1])
-        tall, wide = (min(round(scale * n), most) for n, most in zip(sheet.shape[:2], size, strict=True))
+        tall, wide = (min(round(scale * n), limit) for n, limit in zip(sheet.shape[:2], size, strict=True))
         scaled = cv2.resize(sheet, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         page = np.full((*size, 3), self.background, np.uint8)
         top, left = (size[0] - tall) // 2, (size[1] - wide) // 2

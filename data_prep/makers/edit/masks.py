@@ -1,4 +1,4 @@
-"""Masks of what is to be generated: drawn shapes that move smoothly, or those that come with a clip."""
+"""Masks of the region to generate: random shapes that move smoothly, or mask files that come with a clip."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from data_prep.makers.base import SourceWindow
 from data_prep.makers.colour_space import luma
 from data_prep.makers.trajectory import Trajectory
 from iclora_train.config import require
+from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.data.video import read_clip
 
 SHAPES = ("box", "ellipse", "free")
-MASK_COLOUR = (102, 255, 0)  # the colour under a mask that the official inpainting adapter knows, #66FF00
 MAX_STROKES = 64
 
 
 def paint_mask(frames: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """Frames uint8 (F,H,W,3) with `colour` where the mask (F,H,W) is true, and nowhere else: a pixel of the picture
-    that happens to have this colour is moved by one level, so that `mask_of` gives the mask back exactly.
+    """Frames uint8 (F,H,W,3) with `colour` exactly where the mask (F,H,W) is true. A pixel outside the mask that has
+    this colour is changed by one level, so that `mask_from_colour` recovers the mask exactly.
     """
     result = frames.copy()
     green = np.uint8(colour[1] - 1 if colour[1] else 1)
@@ -30,7 +30,7 @@ def paint_mask(frames: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) ->
 
 
 def mask_from_colour(frames: np.ndarray, colour: tuple[int, ...] = MASK_COLOUR) -> np.ndarray:
-    """The mask (F,H,W) bool of frames that were `painted`."""
+    """The mask (F,H,W) bool of frames that `paint_mask` returned."""
     return (frames == np.array(colour, np.uint8)).all(axis=-1)
 
 
@@ -43,35 +43,34 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def load_clip_mask(source: SourceWindow) -> np.ndarray:
-    """The mask (F,H,W) bool of the clip's row, column `mask`: a video of the clip's frames, or a still; white is true.
-
-    It may have another resolution than the clip. ConfigError when it has too few frames.
+    """The mask (F,H,W) bool in the column `mask` of the clip: a video with the clip's frames, or a still; white is
+    true. Its resolution may differ from the clip's. ConfigError if it has too few frames.
     """
     path = source.file("mask")
-    wanted = {0, *source.indices}
-    found = dict(zip(sorted(wanted), _read(path, wanted), strict=False))
-    still = len(found) == 1
+    numbers = {0, *source.indices}
+    masks = dict(zip(sorted(numbers), _read_masks(path, numbers), strict=False))
+    is_still = len(masks) == 1
     last = max(source.indices)
-    why = f"clip {source.clip}: its mask {path} ends before frame {last}; give a mask for every frame, or one still"
-    require(still or last in found, why)
-    chosen = [found[0 if still else number] for number in source.indices]
-    return np.stack([source.crop.apply(frame, cv2.INTER_NEAREST_EXACT) for frame in chosen]) > 0
+    message = f"clip {source.clip}: its mask {path} ends before frame {last}; give a mask for every frame, or one still"
+    require(is_still or last in masks, message)
+    window = [masks[0 if is_still else number] for number in source.indices]
+    return np.stack([source.crop.apply(mask, cv2.INTER_NEAREST_EXACT) for mask in window]) > 0
 
 
-def _read(path: Path, wanted: set[int]) -> list[np.ndarray]:
-    return [(luma(frame) > 127).astype(np.uint8) for frame in read_clip(path, wanted)]
+def _read_masks(path: Path, numbers: set[int]) -> list[np.ndarray]:
+    return [(luma(frame) > 127).astype(np.uint8) for frame in read_clip(path, numbers)]
 
 
 def random_mask(
     size: tuple[int, int], shape: str, cover: float, trajectory: Trajectory, frames: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A mask (F,H,W) bool of a `box`, an `ellipse` or a `free` scribble that covers about `cover` of the picture, whole
-    within it where it can be; its place is drawn and goes on along `course`.
+    """A mask (F,H,W) bool of a `box`, an `ellipse` or a `free` scribble that covers about `cover` of the picture. The
+    shape lies inside the picture if it fits. Its position is random and moves along `trajectory`.
     """
     height, width = size
     if shape == "free":
         strokes, thickness = _scribble(size, cover, rng)
-        half = np.array([0.35, 0.35])  # as shares of the picture; a scribble may hang over its border
+        half = np.array([0.35, 0.35])  # as shares of the picture; a scribble may extend beyond its border
     else:
         strokes, thickness = np.zeros((0, 2)), 0
         ratio = 2 ** rng.uniform(-1, 1)  # height to width
@@ -94,8 +93,8 @@ def random_mask(
 
 
 def _scribble(size: tuple[int, int], cover: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """Corners (n,2), x and y from a centre, of a brush's way, and the brush's thickness. The way turns at random and
-    stays in the middle 70 % until `cover` is painted (the free-form masks of Yu et al., arXiv 1806.03589).
+    """A brush stroke: its corners (n,2), x and y relative to the centre, and its thickness. The stroke turns at random
+    within the middle 70 % of the picture until `cover` is painted (free-form masks of Yu et al., arXiv 1806.03589).
     """
     reach = 0.35 * np.array(size[::-1])
     thickness = max(round(min(size) * np.sqrt(cover) * rng.uniform(0.2, 0.4)), 1)
@@ -105,7 +104,7 @@ def _scribble(size: tuple[int, int], cover: float, rng: np.random.Generator) -> 
         length = rng.uniform(0.2, 0.6) * min(size)
         corners.append(np.clip(corners[-1] + length * np.array([np.cos(angle), np.sin(angle)]), -reach, reach))
         canvas = np.zeros(size, np.uint8)
-        way = np.rint(np.array(corners) + np.array(size[::-1]) / 2).astype(np.int32)
-        if cv2.polylines(canvas, [way], False, 1, thickness).mean() >= cover:
+        points = np.rint(np.array(corners) + np.array(size[::-1]) / 2).astype(np.int32)
+        if cv2.polylines(canvas, [points], False, 1, thickness).mean() >= cover:
             break
     return np.array(corners), thickness
