@@ -105,7 +105,7 @@ def together(job: Job, count: int, workers: int) -> float:
         )
         if any(isinstance(made, Failure) for made in warm):
             raise SystemExit("the clips cannot be read")
-        TextFeatures(job.root, job.base).make([""])
+        TextFeatures(job.root, job.base).encode_missing([""])
         return rate(f"together, {workers} workers", count, lambda: write_shards(job, engine))
 
 

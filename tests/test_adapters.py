@@ -28,7 +28,7 @@ from iclora_train.adapters.key_styles import is_audio
 from iclora_train.adapters.merge_files import merge
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.weights.key_names import MODEL
+from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, read_header
 from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint
@@ -467,7 +467,7 @@ def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path,
     change = {name: delta([(a, b, 0.5) for a, b in (first.weights[name],)]) for name in first.weights}
     for name in VIDEO[:2]:
         change[name] += 2.0 * deltas(second)[name]
-    changed = {f"{MODEL}{name}.weight": by for name, by in change.items()}
+    changed = {f"{MODEL_PREFIX}{name}.weight": by for name, by in change.items()}
     scales = {f"{key}_scale" for key in changed}
     for key, before in old.items():
         if key in changed:
@@ -530,7 +530,7 @@ def test_extract_says_what_no_adapter_can_hold(tmp_path: Path) -> None:
     tiny = BaseSpec.open(str(base))
     merged = tmp_path / "merged"
     merge(str(base), [(adapter_for(tiny, ["patchify_proj"]), 1.0)], merged)
-    key = MODEL + "transformer_blocks.0.scale_shift_table"
+    key = MODEL_PREFIX + "transformer_blocks.0.scale_shift_table"
     file = next(file for file in merged.iterdir() if key in read_header(file).tensors)
     tensors, metadata = load_file(file), read_header(file).metadata
     save_file(tensors | {key: tensors[key] + 1}, file, metadata)
@@ -551,7 +551,7 @@ def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Pa
     for name, change in deltas(adapter).items():
         moved = after.get_parameter(f"{name}.weight") - before.get_parameter(f"{name}.weight")
         assert apart(moved, change) < 0.02  # the file is bf16
-    assert DTYPES["BF16"] == load_file(tmp_path / "m.safetensors")[f"{MODEL}{VIDEO[0]}.weight"].dtype
+    assert DTYPES["BF16"] == load_file(tmp_path / "m.safetensors")[f"{MODEL_PREFIX}{VIDEO[0]}.weight"].dtype
 
 
 # ---- the command

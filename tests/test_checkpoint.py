@@ -22,8 +22,9 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.weights.key_names import MODEL, detect_version
+from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.safetensors_header import StoredTensor
+from iclora_train.ltx2.weights.versions import detect_version
 from scripts.synthetic import published
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.folders import LAYOUTS, Parts
@@ -31,7 +32,7 @@ from scripts.synthetic.gemma import pack_tiny_gemma, write_gemma
 from scripts.synthetic_checkpoint import write_checkpoint
 
 Edit = Callable[[dict[str, Tensor], dict[str, str]], None]
-QUERY = f"{MODEL}transformer_blocks.1.attn1.to_q"
+QUERY = f"{MODEL_PREFIX}transformer_blocks.1.attn1.to_q"
 PUBLISHED_VAE = {  # of diffusers' convert_ltx2_to_diffusers.py
     "2.0": {
         "block_out_channels": [256, 512, 1024, 2048],
@@ -208,7 +209,7 @@ def test_the_version_comes_from_the_metadata_or_else_from_the_switches() -> None
 def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(
     tiny: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
-    name = f"{MODEL}keyframes_abs_pos_embedding"
+    name = f"{MODEL_PREFIX}keyframes_abs_pos_embedding"
     file = edited(tiny["2.5", "unified"], tmp_path / "a.safetensors", drop(name))
     assert BaseModel.open(str(tiny["2.5", "unified"])).transformer().keyframes_abs_pos_embedding is not None
     assert BaseModel.open(str(file)).transformer().keyframes_abs_pos_embedding is None
@@ -270,12 +271,12 @@ def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tm
     said = opened(file)
     assert "model.safetensors is not an LTX-2 checkpoint" in said
     assert "1 keys, first: blocks.0.self_attn.q.weight" in said
-    save_file({f"{MODEL}input_blocks.0.0.weight": weight}, file)
+    save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file)
     assert "is not an LTX-2 checkpoint: its metadata lacks config" in opened(file)
-    save_file({f"{MODEL}input_blocks.0.0.weight": weight}, file, {"config": json.dumps({"unet": {}})})
+    save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file, {"config": json.dumps({"unet": {}})})
     assert "has no section transformer" in opened(file)
-    save_file({f"{MODEL}input_blocks.0.0.weight": weight}, file, {"config": "{"})
-    assert "config in its metadata is no JSON" in opened(file)
+    save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file, {"config": "{"})
+    assert "config in its metadata is not JSON" in opened(file)
     save_file({"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": weight}, file)
     assert "model.safetensors is an adapter" in opened(file)
     edited(tiny["2.3", "unified"], file, lambda _, metadata: metadata.update(model_version="3.1.0"))
@@ -313,8 +314,8 @@ def test_a_missing_part_names_its_setting(tiny: dict[tuple[str, str], Path], tmp
     said = refusal(BaseModel.open(str(model), vae=str(vae), text_encoder=gemma).text)
     assert "text_embedding_projection" in said
     assert "model.connectors" in said
-    bare = edited(model, tmp_path / "bare.safetensors", drop(f"{MODEL}video_embeddings_connector."))
-    bare = edited(bare, tmp_path / "barer.safetensors", drop(f"{MODEL}audio_embeddings_connector."))
+    bare = edited(model, tmp_path / "bare.safetensors", drop(f"{MODEL_PREFIX}video_embeddings_connector."))
+    bare = edited(bare, tmp_path / "barer.safetensors", drop(f"{MODEL_PREFIX}audio_embeddings_connector."))
     said = refusal(BaseModel.open(str(bare), vae=str(vae), text_encoder=gemma).text)
     assert "holds no connectors; set model.connectors to" in said
 
@@ -354,14 +355,14 @@ def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path],
     def wrong(tensors: dict[str, Tensor], _: dict[str, str]) -> None:
         del tensors[f"{QUERY}.bias"]
         tensors[f"{QUERY}_extra.weight"] = torch.ones(1)
-        tensors[f"{MODEL}proj_out.bias"] = torch.ones(3)
+        tensors[f"{MODEL_PREFIX}proj_out.bias"] = torch.ones(3)
 
     file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", wrong)
     said = refusal(BaseModel.open(str(file)).transformer)
     assert "a.safetensors: the transformer does not fit its config (3 keys" in said
     assert "missing transformer_blocks.1.attn1.to_q.bias" in said
     assert "unknown transformer_blocks.1.attn1.to_q_extra.weight" in said
-    assert "proj_out.bias is (3,), not (8,)" in said
+    assert "proj_out.bias has shape (3,) instead of (8,)" in said
 
 
 @pytest.mark.parametrize(
@@ -414,7 +415,7 @@ def test_diffusers_folders_that_lack_something_are_refused(tiny: dict[tuple[str,
     def of_flux(folder: Path) -> None:
         (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
 
-    assert "is of a FluxTransformer2DModel, not of LTX-2's" in opened(broken("c", of_flux))
+    assert "is the config of a FluxTransformer2DModel, not of LTX-2's" in opened(broken("c", of_flux))
     folder = broken("d", lambda folder: next((folder / "transformer").glob("*-00002-of-*")).unlink())
     said = refusal(BaseModel.open(str(folder)).transformer)
     assert "the transformer does not fit its config" in said

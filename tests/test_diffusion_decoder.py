@@ -99,8 +99,8 @@ def test_tiles_change_little_and_small_clips_decode(pair: Pair) -> None:
     decoder = DiffusionDecoder.from_config(DIFFUSION, pair[1])
     latent = torch.randn(1, LATENT, 3, 4, 6)
 
-    def decode(given: Tensor, tile: Tiling | None, steps: int = 2) -> Tensor:
-        return decoder.decode(given, torch.Generator().manual_seed(1), steps, tile)
+    def decode(given: Tensor, tiling: Tiling | None, steps: int = 2) -> Tensor:
+        return decoder.decode(given, torch.Generator().manual_seed(1), steps, tiling)
 
     whole, tiled = decode(latent, None), decode(latent, Tiling(2, 4, 4, 1, 2))
     assert 0 < (whole - tiled).square().mean().sqrt() < 0.02 * whole.std()
@@ -156,7 +156,7 @@ def test_wrong_sections_and_keys_are_named(pair: Pair) -> None:
         with pytest.raises(ConfigError, match=message):
             DiffusionDecoder.from_config(section, state)
     gone = {key: tensor for key, tensor in state.items() if key != "decoder.conv_out.bias"}
-    with pytest.raises(ConfigError, match=r"1 keys: decoder.conv_out.bias is missing"):
+    with pytest.raises(ConfigError, match=r"1 keys: missing decoder.conv_out.bias"):
         DiffusionDecoder.from_config(DIFFUSION, gone)
-    with pytest.raises(ConfigError, match=r"decoder.up_blocks.0.x is unknown"):
+    with pytest.raises(ConfigError, match=r"unknown decoder.up_blocks.0.x"):
         DiffusionDecoder.from_config(DIFFUSION, state | {"decoder.up_blocks.0.x": torch.ones(1)})

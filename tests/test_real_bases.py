@@ -103,7 +103,7 @@ def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
     encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     settings = (f"data.clips={clips}", "data.root=shards", *SMALL)
     wrong = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={old}", *settings, encoder)
-    assert f"model.checkpoint={old} is of version 2.0, and model=ltx2_3 wants 2.3" in refused(wrong)
+    assert f"model.checkpoint={old} is of version 2.0, but model=ltx2_3 needs 2.3" in refused(wrong)
     right = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={new}", *settings, encoder)
     assert right.code == 0, right.err
     other = write_checkpoint(tmp_path / "other", "2.3", seed=1)

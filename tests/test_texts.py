@@ -34,13 +34,13 @@ def test_the_trigger_comes_first_and_once(trigger: str, caption: str, whole: str
 def test_a_caption_is_encoded_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bases = [BaseModel.open(str(write_tiny_base(tmp_path / f"base{seed}", seed))) for seed in (0, 1)]
     first, other = (TextFeatures(tmp_path / "cache", base) for base in bases)
-    first.make(["a dog", "a cat", "a dog"])
-    other.make(["a dog"])
+    first.encode_missing(["a dog", "a cat", "a dog"])
+    other.encode_missing(["a dog"])
     expected = bases[0].text().encode(["a dog"])[0]
     assert torch.equal(first.read("a dog"), expected.half().float())
     assert not torch.equal(first.read("a dog"), other.read("a dog"))
     assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 3
     monkeypatch.setattr(BaseModel, "text", None)  # calling it would fail
     again = TextFeatures(tmp_path / "cache", bases[0])
-    again.make(["a dog", "a cat"])
+    again.encode_missing(["a dog", "a cat"])
     assert torch.equal(again.read("a dog"), first.read("a dog"))

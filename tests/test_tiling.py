@@ -1,4 +1,4 @@
-"""Tiles bound memory and change nothing else: every pixel is written once, and far from a tile edge it is the same."""
+"""Tiling bounds memory and changes nothing else: every pixel is written, and far from a tile's edge it is the same."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def test_tiles_cover_an_axis(length: int, size: int, shared: int) -> None:
 
 
 @pytest.mark.parametrize("cells", [(1, 2, 3), (4, 5, 9), (7, 11, 6)])
-@pytest.mark.parametrize("tile", [Tiling(3, 4, 5, 1, 2), Tiling(4, 5, 5, 3, 4), Tiling(2, 3, 3, 1, 1)])
-def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tile: Tiling) -> None:
+@pytest.mark.parametrize("tiling", [Tiling(3, 4, 5, 1, 2), Tiling(4, 5, 5, 3, 4), Tiling(2, 3, 3, 1, 1)])
+def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tiling: Tiling) -> None:
     """A decoder that writes down where in the clip each pixel is: blending must not move or scale anything."""
     f, h, w = cells
     size = (4 * (f - 1) + 1, 8 * h, 8 * w)
@@ -51,17 +51,17 @@ def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], t
     def encode(video: Tensor) -> Tensor:
         return video[:, :, ::4, ::8, ::8] / torch.tensor([4.0, 8.0, 8.0]).view(3, 1, 1, 1)
 
-    torch.testing.assert_close(decode_tiled(decode, place, TINY, tile), truth, atol=1e-3, rtol=0)
-    assert torch.equal(encode_tiled(encode, truth, TINY, tile), place)
+    torch.testing.assert_close(decode_tiled(decode, place, TINY, tiling), truth, atol=1e-3, rtol=0)
+    assert torch.equal(encode_tiled(encode, truth, TINY, tiling), place)
 
 
 def test_one_tile_is_the_untiled_result(vae: VideoVAE) -> None:
     video, latent = torch.rand(2, 3, 9, 32, 48) * 2 - 1, torch.randn(2, 8, 3, 4, 6)
     mean, std = vae.model.latents_mean.view(-1, 1, 1, 1), vae.model.latents_std.view(-1, 1, 1, 1)
     plain = (vae.model.encode(video).latent_dist.mode() - mean) / std
-    for tile in (None, Tiling(9, 9, 9), Tiling(4, 5, 6, 1, 1)):
-        assert torch.equal(vae.encode(video, tile), plain)
-        assert torch.equal(vae.decode(latent, tile), vae.model.decode(latent * std + mean).sample.clamp(-1, 1))
+    for tiling in (None, Tiling(9, 9, 9), Tiling(4, 5, 6, 1, 1)):
+        assert torch.equal(vae.encode(video, tiling), plain)
+        assert torch.equal(vae.decode(latent, tiling), vae.model.decode(latent * std + mean).sample.clamp(-1, 1))
 
 
 def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
@@ -73,24 +73,24 @@ def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
     whole = vae.decode(latent)
     touched = (whole - vae.decode(other)).abs().amax((0, 1, 2, 3)).nonzero()
     reach = max(31 * 8 - int(touched.min()), int(touched.max()) + 1 - 30 * 8)  # pixels, from the cell's farther side
-    tile = Tiling(9, 9, 36, 1, 4)
-    edges = [edge * 8 for span in tile.spans(2, 3, 60)[2] for edge in span if edge not in (0, 60)]
+    tiling = Tiling(9, 9, 36, 1, 4)
+    edges = [edge * 8 for span in tiling.spans(2, 3, 60)[2] for edge in span if edge not in (0, 60)]
     near = torch.tensor([any(abs(x + 0.5 - edge) < reach for edge in edges) for x in range(60 * 8)])
-    tiled = vae.decode(latent, tile)
+    tiled = vae.decode(latent, tiling)
     assert 0 < near.sum() < 480 - 100
     assert (tiled - whole).abs().max() > 1e-4  # near the edges they differ
     torch.testing.assert_close(tiled[..., ~near], whole[..., ~near], atol=1e-5, rtol=0)
 
 
 def test_blended_tiles_are_close_on_real_weights() -> None:
-    nano, tile = BaseModel.open("nano").vae(), Tiling(6, 8, 8)
+    nano, tiling = BaseModel.open("nano").vae(), Tiling(6, 8, 8)
     video = torch.from_numpy(moving(25, 96, 96)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent = nano.encode(video)
     whole = nano.decode(latent)
-    assert all(len(axis) == 2 for axis in tile.spans(*latent.shape[2:]))
+    assert all(len(axis) == 2 for axis in tiling.spans(*latent.shape[2:]))
     assert (whole - video).square().mean().sqrt() < 0.4 * video.std()
-    assert (nano.decode(latent, tile) - whole).square().mean().sqrt() < 0.03 * whole.std()
-    assert (nano.encode(video, tile) - latent).square().mean().sqrt() < 0.03 * latent.std()
+    assert (nano.decode(latent, tiling) - whole).square().mean().sqrt() < 0.03 * whole.std()
+    assert (nano.encode(video, tiling) - latent).square().mean().sqrt() < 0.03 * latent.std()
 
 
 def test_big_clips_are_tiled_without_being_told(vae: VideoVAE) -> None:
@@ -118,11 +118,11 @@ def test_big_clips_are_tiled_without_being_told(vae: VideoVAE) -> None:
 def test_auto_chooses_few_tiles_that_fit() -> None:
     assert Tiling.auto(LTX, (7, 17, 30), 1 << 25).spans(7, 17, 30) == ([(0, 7)], [(0, 17)], [(0, 30)])
     clip = (16, 22, 40)  # 1280 x 704 x 121
-    tile = Tiling.auto(LTX, clip, 1 << 25)
-    counts = [len(axis) for axis in tile.spans(*clip)]
-    assert pixels_of(LTX, (tile.frames, tile.height, tile.width)) <= 1 << 25
+    tiling = Tiling.auto(LTX, clip, 1 << 25)
+    counts = [len(axis) for axis in tiling.spans(*clip)]
+    assert pixels_of(LTX, (tiling.frames, tiling.height, tiling.width)) <= 1 << 25
     assert 4 <= counts[0] * counts[1] * counts[2] <= 8
     with pytest.raises(ValueError, match="max_pixels=1000 is too small for the VAE's tiles: it must be at least"):
         Tiling.auto(LTX, clip, 1000)
-    with pytest.raises(ValueError, match=r"Tiling.frames=3 must be larger than the 4 cells"):
+    with pytest.raises(ValueError, match=r"Tiling.frames=3 must be larger than the overlap of 4 cells"):
         Tiling(3, 8, 8)

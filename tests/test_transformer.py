@@ -20,7 +20,7 @@ from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
-from iclora_train.ltx2.weights.key_names import MODEL
+from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from scripts.synthetic.configs import VERSIONS
 from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint
@@ -67,9 +67,9 @@ def theirs(file: Path, arguments: dict[str, Any] | None = None) -> LTX2VideoTran
     weights = load_file(file)
     state = {}
     for key, tensor in weights.items():
-        if key.startswith(MODEL) and "embeddings_connector" not in key and not key.endswith("_scale"):
+        if key.startswith(MODEL_PREFIX) and "embeddings_connector" not in key and not key.endswith("_scale"):
             scale = weights.get(f"{key}_scale", torch.ones(()))
-            state[renamed(key.removeprefix(MODEL), TRANSFORMER)] = tensor.float() * scale
+            state[renamed(key.removeprefix(MODEL_PREFIX), TRANSFORMER)] = tensor.float() * scale
     model = LTX2VideoTransformer3DModel(**(arguments or transformer_arguments(section_of(file))))
     model.load_state_dict(state)
     return model.eval()

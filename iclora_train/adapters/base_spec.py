@@ -12,7 +12,7 @@ from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.key_styles import BLOCKS, is_audio
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
-from iclora_train.ltx2.weights.key_names import MODEL
+from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component, StoredTensor, read_header
 
@@ -64,7 +64,7 @@ def model_part(checkpoint: Checkpoint) -> Component:
     stored: dict[str, StoredTensor] = {}
     for file in part.files:
         keys = read_header(file).tensors
-        stored |= {key.removeprefix(MODEL): at for key, at in keys.items() if key.startswith(MODEL)}
+        stored |= {key.removeprefix(MODEL_PREFIX): at for key, at in keys.items() if key.startswith(MODEL_PREFIX)}
     return Component("transformer", part.config, stored, part.source)
 
 

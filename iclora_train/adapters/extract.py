@@ -12,7 +12,7 @@ from iclora_train.adapters.base_spec import BaseSpec, model_part, open_checkpoin
 from iclora_train.adapters.convert import ReferenceFactors, with_factors
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, require
-from iclora_train.ltx2.weights.safetensors_header import mismatches
+from iclora_train.ltx2.weights.assign import mismatches
 
 Advance = Callable[[int, int], None]  # tensors done, tensors in all
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from iclora_train.ltx2.weights import key_names as layouts
+from iclora_train.ltx2.weights import key_names
 
 PREFIX = "diffusion_model."
 PEFT = "base_model.model."
@@ -79,7 +79,7 @@ def of_any(key: str, known: Iterable[str] = ()) -> Half | None:
 
 def is_audio(module: str) -> bool:
     """Whether a module belongs to the audio stream or to what couples it to the video stream."""
-    return layouts.official(f"{layouts.MODEL}{module}.weight") is None
+    return key_names.classify_key(f"{key_names.MODEL_PREFIX}{module}.weight") is None
 
 
 def _official(module: str) -> str:
@@ -87,7 +87,7 @@ def _official(module: str) -> str:
     top, dot, rest = module.partition(".")
     if top in _AUDIO_TOPS:
         return _AUDIO_TOPS[top] + dot + rest
-    renamed = layouts.from_diffusers(f"{module}.weight")
+    renamed = key_names.official_from_diffusers(f"{module}.weight")
     return module if renamed is None else renamed.removesuffix(".weight")
 
 

@@ -19,7 +19,7 @@ from iclora_train.adapters.base_spec import BaseSpec, base_findings, model_part,
 from iclora_train.config import ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.ltx2.weights import fp8_scales as fp8
-from iclora_train.ltx2.weights.key_names import MODEL
+from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, Component, StoredTensor, read_header
 
 _CHUNK = 16 << 20  # bytes copied at a time
@@ -66,9 +66,9 @@ def _write(
     with file.open("rb") as source:
         _copy(source, stream, 0, stored[0].start)
         for at in stored:
-            module, _, leaf = at.key.removeprefix(MODEL).rpartition(".")
+            module, _, leaf = at.key.removeprefix(MODEL_PREFIX).rpartition(".")
             stream.seek(at.start)
-            if at.key.startswith(MODEL) and module in changed and leaf in ("weight", "weight_scale"):
+            if at.key.startswith(MODEL_PREFIX) and module in changed and leaf in ("weight", "weight_scale"):
                 values, scale = _merged(part, module, adapters)
                 stream.write(_bytes(values if leaf == "weight" else scale, at))
             else:

@@ -114,7 +114,7 @@ def read_text_features(
     """Features (1,T,D) of the prompt and of the negative prompt, from the cache where they are in it."""
     texts = TextFeatures(Path(settings.cache).expanduser(), base)
     wanted = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
-    texts.make(wanted, device)
+    texts.encode_missing(wanted, device)
     features = [texts.read(caption)[None].to(device) for caption in wanted]
     return features[0], features[-1]
 

@@ -1,7 +1,7 @@
-"""A frozen base: one checkpoint in whatever layout, and its parts built on demand.
+"""The frozen base model: one checkpoint in any layout, whose components are built on request.
 
-Real bases (LTX-2, 2.3, 2.5) come from `checkpoint.Checkpoint`; their text encoder is Gemma with the connectors. The
-embedded base and those that `save_base` writes carry a little text encoder of their own (`text_encoder.*`).
+Real bases (LTX-2, 2.3, 2.5) are opened by `model_files.Checkpoint`; their text encoder is Gemma with the connectors.
+nano, and bases that `save_base` writes, hold a small text encoder of their own (`text_encoder.*`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from iclora_train.ltx2.load import load_transformer
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.text.connectors import Connectors
 from iclora_train.ltx2.text.gemma import GemmaTextEncoder, text_fingerprint
+from iclora_train.ltx2.text.gemma_files import PACKED_CONFIG
 from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
 from iclora_train.ltx2.vae.layout import geometry_of
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of_diffusers
-from iclora_train.ltx2.weights.assign import check_keys
-from iclora_train.ltx2.weights.key_names import MODEL, PROJECTION, TEXT
+from iclora_train.ltx2.weights.assign import check_keys, shapes_of
+from iclora_train.ltx2.weights.key_names import MODEL_PREFIX, PROJECTION_PREFIX, TEXT_PREFIX
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component, LazyTensors, read_header
 
-EMBEDDED = {"nano": Path(__file__).parent.parent / "nano"}
+EMBEDDED = {"nano": Path(__file__).parent.parent / "nano"}  # bases that are part of this package
 _SAMPLE = 1 << 20  # bytes hashed at the start, middle and end of a file for the fingerprint
 
 
@@ -44,19 +45,17 @@ class BaseModel:
         self.config: dict[str, Any] = checkpoint.config
         self.version, self.family = checkpoint.version, checkpoint.family
         self.geometry = _geometry(checkpoint.component("vae"))
-        parts = (
-            checkpoint.components.values() if "text" in checkpoint.components else [checkpoint.component("transformer")]
-        )
-        self.files = sorted({file for part in parts for file in part.files})
+        components = checkpoint.components
+        fingerprinted = components.values() if "text" in components else [checkpoint.component("transformer")]
+        self.files = sorted({file for component in fingerprinted for file in component.files})
         self.fingerprint = _fingerprint(self.files)
 
     @classmethod
     def open(
         cls, checkpoint: str, vae: str | None = None, connectors: str | None = None, text_encoder: str | None = None
     ) -> BaseModel:
-        """The base at a path, or an embedded one by name; the others name parts that lie elsewhere (`config.Model`).
-
-        ConfigError names the file and the remedy.
+        """The base at a path, or an embedded base by name. vae, connectors, text_encoder: paths of components that lie
+        elsewhere (settings `model.*`). ConfigError names the file and the remedy.
         """
         path = EMBEDDED.get(checkpoint, Path(checkpoint).expanduser())
         if not path.exists():
@@ -64,11 +63,11 @@ class BaseModel:
                 f"model.checkpoint={checkpoint!r} is neither a file, a folder, nor an embedded base "
                 f"({', '.join(EMBEDDED)})"
             )
-        others = [None if given is None else Path(given).expanduser() for given in (vae, connectors, text_encoder)]
-        if others[1] is None and others[2] is not None and _packs_projection(others[2]):
-            others[1] = others[2]
-        opened = Checkpoint.open(path, others[0], others[1])
-        return cls(checkpoint if checkpoint in EMBEDDED else opened.name, opened, others[2])
+        vae_path, connectors_path, text_path = (_path(given) for given in (vae, connectors, text_encoder))
+        if connectors_path is None and text_path is not None and _holds_projection(text_path):
+            connectors_path = text_path
+        opened = Checkpoint.open(path, vae_path, connectors_path)
+        return cls(checkpoint if checkpoint in EMBEDDED else opened.name, opened, text_path)
 
     def transformer(
         self,
@@ -81,67 +80,77 @@ class BaseModel:
         return load_transformer(self.checkpoint, dtype, device, fp8, weight_offload)
 
     def vae(self, dtype: torch.dtype = torch.float32) -> VideoVAE:
-        """The frozen video VAE in evaluation mode; in fp32 for everything that is kept or measured."""
-        part = self.checkpoint.component("vae")
-        state = dict(part.read())
-        if part.diffusers:
-            return VideoVAE.from_diffusers(part.config, state, dtype).requires_grad_(False)
-        return VideoVAE.from_config(part.config["vae"], state, dtype).requires_grad_(False)
+        """The frozen video VAE in evaluation mode; use fp32 for everything that is saved or measured."""
+        component = self.checkpoint.component("vae")
+        state = dict(component.read())
+        if component.diffusers:
+            vae = VideoVAE.from_diffusers(component.config, state, dtype, component.where)
+        else:
+            vae = VideoVAE.from_config(component.config["vae"], state, dtype, component.where)
+        return vae.requires_grad_(False)
 
     def text(
         self, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
     ) -> NanoTextEncoder | GemmaTextEncoder:
-        """The frozen text encoder: Gemma (in `dtype`) and the connectors, or the embedded base's own (fp32)."""
+        """The frozen text encoder: Gemma with the connectors (in `dtype`), or the small one of nano (fp32)."""
         if "text" in self.checkpoint.components:
-            return self._own_text().to(device)
-        folder = self._text_folder()
-        if folder is None:
+            return self._nano_text_encoder().to(device)
+        path = self._text_path()
+        if path is None:
             raise ConfigError(
                 f"{self.checkpoint.source} holds no text encoder; set model.text_encoder to the folder of its Gemma"
             )
-        part = self.checkpoint.component("connectors")
-        make = Connectors.from_diffusers if part.diffusers else Connectors.from_official
+        component = self.checkpoint.component("connectors")
+        build = Connectors.from_diffusers if component.diffusers else Connectors.from_official
+        connectors = build(component.config, LazyTensors(component), dtype, device, component.where)
         source = json.loads(self.checkpoint.metadata.get("gemma_source_checkpoint", "{}"))
-        connectors = make(part.config, LazyTensors(part), dtype, device)
-        return GemmaTextEncoder.open(folder, self.version, connectors, dtype, source.get("gemma_version"), device)
+        return GemmaTextEncoder.open(path, self.version, connectors, dtype, source.get("gemma_version"), device)
 
-    def _own_text(self) -> NanoTextEncoder:
-        part = self.checkpoint.component("text")
-        module = NanoTextEncoder(NanoTextConfig(**part.config["text_encoder"]))
-        check_keys(part, {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()})
-        module.load_state_dict({name: tensor.float() for name, tensor in part.read()})
+    def _nano_text_encoder(self) -> NanoTextEncoder:
+        component = self.checkpoint.component("text")
+        module = NanoTextEncoder(NanoTextConfig(**component.config["text_encoder"]))
+        check_keys(component.where, "text encoder", component.shapes, shapes_of(module.state_dict()))
+        module.load_state_dict({name: tensor.float() for name, tensor in component.read()})
         return module.requires_grad_(False).eval()
 
-    def _text_folder(self) -> Path | None:
-        """Where Gemma is: where the settings say, else in the diffusers folder, else the packed file of a folder."""
+    def _text_path(self) -> Path | None:
+        """Where Gemma is: model.text_encoder, else the diffusers folder, else the packed file among the connectors'."""
         if self.text_encoder is not None:
             return self.text_encoder
         source = self.checkpoint.source
         if (source / "text_encoder" / "config.json").is_file():
             return source
-        files = self.checkpoint.components["connectors"].files if "connectors" in self.checkpoint.components else []
-        return next((file for file in files if "gemma_config" in read_header(file).metadata), None)
+        components = self.checkpoint.components
+        files = components["connectors"].files if "connectors" in components else []
+        return next((file for file in files if PACKED_CONFIG in read_header(file).metadata), None)
 
     @cached_property
     def latent_fingerprints(self) -> dict[str, str]:
-        """Identity of each part that makes latents and text features, as far as the settings name it.
+        """Fingerprint of each component that latents and text features depend on, as far as the settings name it.
 
-        vae and text (embedded), or vae, connectors and text_encoder; sampled, whatever files the tensors lie in.
+        nano: vae and text; real bases: vae, connectors and text_encoder. Samples of the tensors are hashed; the layout
+        of the files does not matter.
         """
-        parts = self.checkpoint.components
-        vae = parts["vae"]
+        components = self.checkpoint.components
+        vae = components["vae"]
         section = vae.config if vae.diffusers else vae.config["vae"]
-        found: dict[str, str] = {name: parts[name].fingerprint() for name in ("connectors", "text") if name in parts}
-        found["vae"] = digest([section, vae.fingerprint()])
-        folder = None if "text" in parts else self._text_folder()
-        if folder is not None:
-            found["text_encoder"] = text_fingerprint(folder)
-        return {name: value[:16] for name, value in sorted(found.items())}
+        fingerprints = {name: components[name].fingerprint() for name in ("connectors", "text") if name in components}
+        fingerprints["vae"] = digest([section, vae.fingerprint()])
+        path = None if "text" in components else self._text_path()
+        if path is not None:
+            fingerprints["text_encoder"] = text_fingerprint(path)
+        return {name: value[:16] for name, value in sorted(fingerprints.items())}
 
 
-def _packs_projection(text_encoder: Path) -> bool:
-    """Whether this is LTX-2.5's packed text encoder, which has the text projection in it."""
-    return text_encoder.is_file() and any(key.startswith(PROJECTION) for key in read_header(text_encoder).tensors)
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()
+
+
+def _holds_projection(text_encoder: Path) -> bool:
+    """Whether the file is LTX-2.5's packed text encoder, which holds the text projection."""
+    if not text_encoder.is_file():
+        return False
+    return any(key.startswith(PROJECTION_PREFIX) for key in read_header(text_encoder).tensors)
 
 
 def _geometry(vae: Component) -> Geometry:
@@ -156,7 +165,7 @@ def _geometry(vae: Component) -> Geometry:
 
 
 def _fingerprint(files: list[Path]) -> str:
-    """Identity of a checkpoint: names, sizes and samples of each file (all of a 40 GB file would take minutes)."""
+    """Hash of names, sizes and samples of the files (hashing all of a 40 GB file would take minutes)."""
     hashed = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -169,16 +178,16 @@ def _fingerprint(files: list[Path]) -> str:
 
 
 def split_by_size(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
-    """The tensors in order, cut into files of at most `largest` bytes (a larger tensor has a file of its own)."""
-    pieces: list[dict[str, Tensor]] = [{}]
-    room = largest
+    """Split the tensors, in order, into groups of at most `largest` bytes (a larger tensor is a group by itself)."""
+    groups: list[dict[str, Tensor]] = [{}]
+    left = largest
     for key, tensor in tensors.items():
-        if pieces[-1] and tensor.nbytes > room:
-            pieces.append({})
-            room = largest
-        pieces[-1][key] = tensor
-        room -= tensor.nbytes
-    return pieces
+        if groups[-1] and tensor.nbytes > left:
+            groups.append({})
+            left = largest
+        groups[-1][key] = tensor
+        left -= tensor.nbytes
+    return groups
 
 
 def save_base(
@@ -193,12 +202,12 @@ def save_base(
     largest: int = 15 << 20,
 ) -> None:
     """Write a base in the official layout as files of at most `largest` bytes of tensors each."""
-    parts = (
-        (MODEL, transformer.state_dict()),
+    states = (
+        (MODEL_PREFIX, transformer.state_dict()),
         ("", vae.official_state()),
-        (TEXT, text.state_dict()),
+        (TEXT_PREFIX, text.state_dict()),
     )
-    tensors = {prefix + k: t.to(dtype).contiguous().cpu() for prefix, part in parts for k, t in part.items()}
+    tensors = {prefix + k: t.to(dtype).contiguous().cpu() for prefix, state in states for k, t in state.items()}
     shards = split_by_size(tensors, largest)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"config": json.dumps(config), "model_version": version, "model_family": family}
@@ -207,11 +216,12 @@ def save_base(
 
 
 def open_base(model: Model) -> BaseModel:
-    """Open the base of `model.*`; headers only. ConfigError for a wrong path, file or version."""
+    """The base that the settings `model.*` name; reads headers only. ConfigError for a wrong path, file or version."""
+    version."""
     base = BaseModel.open(model.checkpoint, model.vae, model.connectors, model.text_encoder)
     require(
         model.version in (None, base.version),
-        f"model.checkpoint={model.checkpoint} is of version {base.version}, and model={model.name} wants "
+        f"model.checkpoint={model.checkpoint} is of version {base.version}, but model={model.name} needs "
         f"{model.version}: choose the model=... that fits",
     )
     return base

@@ -13,7 +13,7 @@ from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import BlockRunner
 from iclora_train.ltx2.runtime.weight_offload import WeightOffload
-from iclora_train.ltx2.weights.assign import check_keys, place
+from iclora_train.ltx2.weights.assign import assign_tensor, check_keys
 from iclora_train.ltx2.weights.fp8_scales import FP8
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component
@@ -39,7 +39,7 @@ def load_transformer(
         module = Transformer(config)
     wanted = dict(module.named_parameters())
     shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
-    check_keys(part, shapes)
+    check_keys(part.where, "transformer", part.shapes, shapes)
     part.require_readable()
     offload = WeightOffload(config.num_layers, weight_offload, device)
     module.run_blocks = BlockRunner(offload)
@@ -53,7 +53,7 @@ def load_transformer(
                 given = part.tensor(bias, device).to(dtype) if bias in part.stored else None
                 module.set_submodule(owner, Fp8Linear(weight, scale, given))
         else:
-            place(module, name, part.tensor(name, device).to(dtype))
+            assign_tensor(module, name, part.tensor(name, device).to(dtype))
         offload.move_to_host(name, module.get_parameter(name))
     return module.eval()
 

@@ -1,4 +1,5 @@
-"""Captions become text features once per text encoder, and are kept: a real base's encoder fills a GPU by itself."""
+"""Text features of captions, cached on disk per text encoder: a real base's encoder fills a GPU by itself, so each
+caption is encoded once."""
 
 from __future__ import annotations
 
@@ -18,20 +19,20 @@ BATCH = 4
 
 
 class TextFeatures:
-    """Features (T,D) of captions, one file each in a folder of the text encoder that made them."""
+    """Features (T,D) of captions: one file each, in a folder named after the text encoder's fingerprint."""
 
     def __init__(self, root: Path, base: BaseModel) -> None:
-        makers = {part: mark for part, mark in base.latent_fingerprints.items() if part != "vae"}
-        self.folder, self.base = root / f"texts-{digest(makers)[:8]}", base
-        # cached, because windows share captions
-        self.read = lru_cache(maxsize=64)(lambda caption: load_text_features(self._path(caption)))
+        fingerprints = {name: value for name, value in base.latent_fingerprints.items() if name != "vae"}
+        self.folder, self.base = root / f"texts-{digest(fingerprints)[:8]}", base
+        self.read = lru_cache(maxsize=64)(lambda caption: load_text_features(self._path(caption)))  # windows share captions
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
 
     @torch.inference_mode()
-    def make(self, captions: Iterable[str], device: torch.device | str | None = None) -> None:
-        """Encode those that are not there yet, on a GPU unless `device` says where; the encoder is gone on return."""
+    def encode_missing(self, captions: Iterable[str], device: torch.device | str | None = None) -> None:
+        """Encode the captions that are not in the cache yet. device: None for the GPU if there is one. The encoder is
+        freed before this returns."""
         missing = [caption for caption in dict.fromkeys(captions) if not self._path(caption).exists()]
         if not missing:
             return

@@ -12,7 +12,7 @@ from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import BlockRunner
 from iclora_train.ltx2.runtime.weight_offload import WeightOffload
 from iclora_train.ltx2.vae.layout import geometry_of
-from iclora_train.ltx2.weights.assign import place
+from iclora_train.ltx2.weights.assign import assign_tensor
 from scripts.synthetic.configs import GEMMA, MODEL_VERSION, official_config
 from scripts.synthetic.layout import Spec, transformer
 
@@ -53,7 +53,7 @@ class RandomBase(BaseModel):
         for name in names:
             owner, _, leaf = name.rpartition(".")
             if owner not in linears:
-                place(module, name, made(name))
+                assign_tensor(module, name, made(name))
             elif leaf == "weight":
                 bias = made(f"{owner}.bias") if f"{owner}.bias" in names else None
                 module.set_submodule(owner, Fp8Linear(*quantize(made(name)), bias))

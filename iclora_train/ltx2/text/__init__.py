@@ -1,1 +1,1 @@
-"""Text encoders and the connectors that turn their states into cross-attention tokens."""
+"""Text encoders: Gemma with its connectors for the real models, a small encoder for nano."""

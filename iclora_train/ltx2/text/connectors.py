@@ -1,8 +1,8 @@
-"""The text connectors: Gemma's hidden states become the tokens that the video stream's cross-attention reads.
+"""The text connectors: Gemma's hidden states -> the tokens that the video stream's cross-attention reads.
 
-All layers' states of a token are normalised and projected together; then a small transformer mixes the tokens of a
-caption with learned registers, which take the places of the padding: the result has TOKENS tokens that all mean
-something, and no attention mask is needed after it. The transformer is diffusers' class; the audio side is not built.
+The states of all layers of a token are normalised and projected together. A small transformer then mixes the tokens of
+a caption with learned registers, which replace the padding. The result has TOKENS tokens that all have a meaning, so
+that no attention mask is needed after it. The transformer is diffusers' class; the audio side is not built.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from iclora_train.config import ConfigError
-from iclora_train.ltx2.weights.assign import place
+from iclora_train.ltx2.weights.assign import assign_tensor, check_keys, shapes_of
 
-TOKENS = 1024  # length of a caption in all published pipelines
+TOKENS = 1024  # tokens of a caption in all published pipelines
+_REMEDY = "the file is incomplete or of another version: check model.checkpoint and model.connectors"
 _OFFICIAL = "video_embeddings_connector.", "text_embedding_projection."
 _OFFICIAL_AUDIO = ("text_embedding_projection.audio_aggregate_embed.",)
 _DIFFUSERS_AUDIO = "audio_connector.", "audio_text_proj_in."
-_ASIDE = "caption_projection_first_linear", "caption_proj_input_norm", "caption_projection_second_linear"
+_UNSUPPORTED = "caption_projection_first_linear", "caption_proj_input_norm", "caption_projection_second_linear"
 
 
 @dataclass(frozen=True)
 class ConnectorConfig:
-    """Sizes of the video connector; `per_token` is the feature rule of 2.3 and 2.5 (one norm per token and layer)."""
+    """Sizes of the video connector. per_token: normalise each token and layer by itself, as since 2.3."""
 
     heads: int
     head_dim: int
@@ -49,9 +50,11 @@ class ConnectorConfig:
                 "model.checkpoint must be an LTX-2 file"
             )
         section = config["transformer"]
-        for key in _ASIDE:
+        for key in _UNSUPPORTED:
             if section.get(key):
-                raise ConfigError(f"the checkpoint's config has transformer.{key}=true: an unknown text projection")
+                raise ConfigError(
+                    f"the checkpoint's config has transformer.{key}=true: this text projection is not supported"
+                )
         return cls(
             heads=section.get("connector_num_attention_heads", 30),
             head_dim=section.get("connector_attention_head_dim", 128),
@@ -93,7 +96,7 @@ class Connectors(nn.Module):
         super().__init__()
         from diffusers.pipelines.ltx2.connectors import LTX2ConnectorTransformer1d  # noqa: PLC0415 (slow)
 
-        assert TOKENS % config.registers == 0, f"{config.registers} registers do not fill {TOKENS} places"
+        assert TOKENS % config.registers == 0, f"{config.registers} registers do not fill {TOKENS} positions"
         self.config = config
         self.projection = nn.Linear(inputs, outputs, bias=bias)
         self.connector = LTX2ConnectorTransformer1d(
@@ -115,17 +118,18 @@ class Connectors(nn.Module):
         state: Mapping[str, Tensor],
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        source: str = "state_dict",
     ) -> Connectors:
         """From a checkpoint's config and its tensors under official names, without `model.diffusion_model.`.
 
-        `state` may be lazy and may hold other parts: only the video connector and the projection are read, one tensor
-        at a time, to `device` in `dtype` (None: as they are stored).
+        `state` may be lazy and may hold other tensors: only the video connector and the projection are read, one tensor
+        at a time, to `device` in `dtype` (None: as stored). source: the file, for messages.
         """
         registers = _need(state, "video_embeddings_connector.learnable_registers").shape[0]
         settings = ConnectorConfig.from_official(config, registers)
         kind = "video_aggregate_embed" if settings.per_token else "aggregate_embed"
-        ours = [k for k in state if k.startswith(_OFFICIAL) and not k.startswith(_OFFICIAL_AUDIO)]
-        return cls._build(settings, state, ours, lambda name: _official_name(name, kind), dtype, device)
+        keys = [k for k in state if k.startswith(_OFFICIAL) and not k.startswith(_OFFICIAL_AUDIO)]
+        return cls._build(settings, state, keys, lambda name: _official_name(name, kind), dtype, device, source)
 
     @classmethod
     def from_diffusers(
@@ -134,86 +138,83 @@ class Connectors(nn.Module):
         state: Mapping[str, Tensor],
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
+        source: str = "state_dict",
     ) -> Connectors:
-        """From connectors/config.json and its tensors; the audio side is passed over."""
+        """From connectors/config.json and its tensors; the audio side is ignored. Arguments as in `from_official`."""
         settings = ConnectorConfig.from_diffusers(config)
         kind = "video_text_proj_in" if settings.per_token else "text_proj_in"
-        ours = [k for k in state if not k.startswith(_DIFFUSERS_AUDIO)]
-        return cls._build(settings, state, ours, lambda name: _diffusers_name(name, kind), dtype, device)
+        keys = [k for k in state if not k.startswith(_DIFFUSERS_AUDIO)]
+        return cls._build(settings, state, keys, lambda name: _diffusers_name(name, kind), dtype, device, source)
 
     @classmethod
     def _build(
         cls,
         settings: ConnectorConfig,
         state: Mapping[str, Tensor],
-        ours: list[str],
+        keys: list[str],
         rename: Callable[[str], str],
         dtype: torch.dtype | None,
         device: torch.device | str,
+        source: str,
     ) -> Connectors:
+        """Build the module from the tensors of `keys`. rename: name in the module -> key in `state`."""
         outputs, inputs = _need(state, rename("projection.weight")).shape
         with torch.device("meta"):
             module = cls(settings, inputs, outputs, bias=rename("projection.bias") in state)
-        wanted = {rename(name): (name, tensor.shape) for name, tensor in module.state_dict().items()}
-        wrong = [f"missing {key}" for key in wanted if key not in state]
-        wrong += [f"unknown {key}" for key in ours if key not in wanted]
-        for key in (wanted.keys() & state.keys()) if not wrong else ():
-            (name, shape), tensor = wanted[key], state[key].to(device)
-            wrong += [] if tensor.shape == shape else [f"{key} is {tuple(tensor.shape)}, not {tuple(shape)}"]
-            place(module, name, tensor if dtype is None else tensor.to(dtype))
-        if wrong:
-            raise ConfigError(
-                f"the text connectors do not fit their config ({len(wrong)} keys: {', '.join(wrong[:5])}); the file "
-                "is incomplete or of another version: check model.checkpoint and model.connectors"
-            )
+        shapes = shapes_of(state)
+        expected = {rename(name): shape for name, shape in shapes_of(module.state_dict()).items()}
+        check_keys(source, "text connector", {key: shapes[key] for key in keys}, expected, _REMEDY)
+        for name in module.state_dict():
+            tensor = state[rename(name)].to(device)
+            assign_tensor(module, name, tensor if dtype is None else tensor.to(dtype))
         return module.requires_grad_(False).eval()
 
     @property
     def inputs(self) -> int:
-        """Width of all hidden states of a token together, as the projection wants it: layers times width."""
+        """Input width of the projection: layers times width of the hidden states."""
         return self.projection.in_features
 
     def forward(self, states: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Hidden states of all layers, L times (B,t,D), padded on the left where `mask` (B,t) is 0 -> (B,TOKENS,C)."""
         tokens = self.projection(self._features(torch.stack(list(states), dim=-1), mask))  # (B,t,C)
-        free = TOKENS - tokens.shape[1]
-        tokens = nn.functional.pad(tokens, (0, 0, free, 0))
-        mask = nn.functional.pad(mask, (free, 0)).to(tokens.dtype)
-        away = (mask - 1)[:, None, None] * torch.finfo(tokens.dtype).max  # (B,1,1,TOKENS): 0 or the lowest number
-        mixed: Tensor = self.connector(tokens, away)[0]
-        return mixed
+        padding = TOKENS - tokens.shape[1]
+        tokens = nn.functional.pad(tokens, (0, 0, padding, 0))
+        mask = nn.functional.pad(mask, (padding, 0)).to(tokens.dtype)
+        bias = (mask - 1)[:, None, None] * torch.finfo(tokens.dtype).max  # (B,1,1,TOKENS): 0 or the lowest number
+        out: Tensor = self.connector(tokens, bias)[0]
+        return out
 
     def _features(self, states: Tensor, mask: Tensor) -> Tensor:
-        """(B,t,D,L) -> normalised (B,t,D*L), zero where there is no token."""
-        from diffusers.pipelines.ltx2 import connectors as theirs  # noqa: PLC0415 (slow)
+        """(B,t,D,L) -> normalised (B,t,D*L), zero at padding."""
+        from diffusers.pipelines.ltx2 import connectors  # noqa: PLC0415 (slow)
 
         if not self.config.per_token:
             lengths = mask.sum(dim=-1)
-            whole: Tensor = theirs.per_layer_masked_mean_norm(states, lengths, states.device, padding_side="left")
-            return whole
+            normed: Tensor = connectors.per_layer_masked_mean_norm(states, lengths, states.device, padding_side="left")
+            return normed
         scale = math.sqrt(self.projection.out_features / states.shape[2])
-        features = theirs.per_token_rms_norm(states).flatten(2)
+        features = connectors.per_token_rms_norm(states).flatten(2)
         return torch.where(mask.bool()[..., None], features, 0) * scale
 
 
 def _need(state: Mapping[str, Tensor], key: str) -> Tensor:
     if key not in state:
         raise ConfigError(
-            f"the text connectors lack {key}: give model.checkpoint a complete file, or the missing part by "
+            f"the text connectors lack {key}: give model.checkpoint a complete file, or name the missing file in "
             "model.connectors (LTX-2.5's text projection lies in its packed text encoder, model.text_encoder)"
         )
     return state[key]
 
 
 def _official_name(name: str, projection: str) -> str:
-    """Official key of one of our tensors (diffusers' convert_ltx2_to_diffusers.py has the table)."""
+    """Name in `Connectors` -> official key (the table is in diffusers' convert_ltx2_to_diffusers.py)."""
     name = name.replace("projection.", f"text_embedding_projection.{projection}.", 1)
     name = name.replace("connector.", "video_embeddings_connector.", 1)
-    for ours, theirs in (("transformer_blocks", "transformer_1d_blocks"), ("norm_q", "q_norm"), ("norm_k", "k_norm")):
-        name = name.replace(f".{ours}.", f".{theirs}.")
+    for module, key in (("transformer_blocks", "transformer_1d_blocks"), ("norm_q", "q_norm"), ("norm_k", "k_norm")):
+        name = name.replace(f".{module}.", f".{key}.")
     return name
 
 
 def _diffusers_name(name: str, projection: str) -> str:
-    """diffusers' key of one of our tensors."""
+    """Name in `Connectors` -> diffusers' key."""
     return name.replace("projection.", f"{projection}.", 1).replace("connector.", "video_connector.", 1)

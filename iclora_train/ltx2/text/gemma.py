@@ -1,7 +1,8 @@
-"""Captions to the features that the video stream reads: tokenizer, Gemma's language model, connectors.
+"""Captions -> features for the video stream's cross-attention: tokenizer, Gemma's language model, connectors.
 
-As ltx-core does it: the stripped caption without a chat template, `<bos>` before it, at most 1024 tokens, padded on the
-left; the states of all layers (49 of width 3840 in the 12B models, embedding and last norm included) go on.
+As in ltx-core: the stripped caption without a chat template, `<bos>` before it, at most 1024 tokens, padded on the
+left. The connectors receive the states of all layers (49 of width 3840 in the 12B models, including the embedding and
+the last norm).
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from torch import Tensor, nn
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.text.connectors import TOKENS, Connectors
 from iclora_train.ltx2.text.gemma_files import GemmaFiles
-from iclora_train.ltx2.weights.assign import place
-from iclora_train.ltx2.weights.safetensors_header import DTYPES, mismatches
+from iclora_train.ltx2.weights.assign import assign_tensor, check_keys, shapes_of
+from iclora_train.ltx2.weights.safetensors_header import DTYPES
 
 BATCH = 4  # captions at once: 49 states of 1024 x 3840 in bf16 are 0.4 GB for each
-_PLAIN = (torch.float32, torch.bfloat16, torch.float16)
+_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 log = logging.getLogger(__name__)
 
 
 class GemmaTextEncoder(nn.Module):
-    """Gemma and the connectors, frozen; the same call as the embedded base's NanoTextEncoder."""
+    """Gemma and the connectors, frozen. It is called like `NanoTextEncoder`."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, connectors: Connectors) -> None:
         super().__init__()
@@ -44,9 +45,9 @@ class GemmaTextEncoder(nn.Module):
         gemma_version: str | None = None,
         device: torch.device | str = "cpu",
     ) -> GemmaTextEncoder:
-        """The encoder of base `version` on `device`, from a folder or a packed file (see gemma_files).
+        """The text encoder of base `version` on `device`, from a folder or a packed file (see gemma_files).
 
-        `gemma_version` is the one in the checkpoint's `gemma_source_checkpoint`. ConfigError says what is wrong.
+        gemma_version: as in the checkpoint's `gemma_source_checkpoint`. ConfigError for an encoder that does not fit.
         """
         from tokenizers import Tokenizer  # noqa: PLC0415 (only here, and slow with transformers)
 
@@ -56,32 +57,30 @@ class GemmaTextEncoder(nn.Module):
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if None in (tokenizer.token_to_id("<bos>"), tokenizer.token_to_id("<pad>")):
-            raise ConfigError(
-                f"the tokenizer of model.text_encoder={folder} knows no <bos> or <pad>: it is not Gemma's"
-            )
+            raise ConfigError(f"the tokenizer of model.text_encoder={folder} has no <bos> or <pad>: it is not Gemma's")
         model = _language_model(files, connectors.inputs, dtype, device)
         return cls(model, tokenizer, connectors.to(device, dtype)).requires_grad_(False).eval()
 
     def tokenize(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Token numbers and mask (B,TOKENS), padded on the left. What a long caption loses is logged."""
+        """Token numbers and mask (B,TOKENS), padded on the left. A caption that is cut is logged."""
         ids = torch.full((len(captions), TOKENS), self.pad)
         mask = torch.zeros_like(ids)
         for row, caption in enumerate(captions):
-            found = self.tokenizer.encode(caption.strip()).ids
-            if found[:1] != [self.bos]:  # Gemma 3's tokenizer.json puts it there, Gemma 4's does not
-                found = [self.bos, *found]
-            if len(found) > TOKENS:
+            tokens = self.tokenizer.encode(caption.strip()).ids
+            if tokens[:1] != [self.bos]:  # Gemma 3's tokenizer.json adds <bos>, Gemma 4's does not
+                tokens = [self.bos, *tokens]
+            if len(tokens) > TOKENS:
                 log.warning(
-                    "the caption %r... has %d tokens; only the first %d are read", caption[:60], len(found), TOKENS
+                    "the caption %r... has %d tokens; only the first %d are read", caption[:60], len(tokens), TOKENS
                 )
-                found = found[:TOKENS]
-            ids[row, TOKENS - len(found) :] = torch.tensor(found)
-            mask[row, TOKENS - len(found) :] = 1
+                tokens = tokens[:TOKENS]
+            ids[row, TOKENS - len(tokens) :] = torch.tensor(tokens)
+            mask[row, TOKENS - len(tokens) :] = 1
         return ids, mask
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
-        """Captions to features (B,1024,D) fp32 on the encoder's device; every token counts, no mask belongs to it."""
+        """Captions -> features (B,1024,D) fp32 on the encoder's device; every token has a meaning, so no mask."""
         batches = [captions[i : i + BATCH] for i in range(0, len(captions), BATCH)]
         return torch.cat([self._encode(batch) for batch in batches])
 
@@ -89,50 +88,51 @@ class GemmaTextEncoder(nn.Module):
         ids, mask = self.tokenize(captions)
         longest = int(mask.sum(dim=1).max())
         ids, mask = (t.to(self.connectors.projection.weight.device) for t in (ids, mask))
-        found = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
-        states = [state[:, -longest:] for state in found.hidden_states]  # L times (B,t,D), without common padding
+        out = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        states = [state[:, -longest:] for state in out.hidden_states]  # L times (B,t,D), without common padding
         features: Tensor = self.connectors(states, mask[:, -longest:])
         return features.float()
 
 
 def text_fingerprint(folder: Path) -> str:
-    """Identity of a text encoder: its config, its tokenizer, sizes and sampled bytes of its weights."""
+    """Hash of a text encoder's config and tokenizer, and of the sizes and sampled bytes of its weights."""
     return GemmaFiles.open(folder).fingerprint()
 
 
 def _language_model(files: GemmaFiles, inputs: int, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """Gemma without vision, audio and output head; built without memory, then given the tensors of the files."""
+    """Gemma without vision, audio and output head: built without memory, then given the tensors of the files."""
     from accelerate import init_empty_weights  # noqa: PLC0415 (slow)
-    from transformers import AutoModel  # noqa: PLC0415 (slow)
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING  # noqa: PLC0415 (slow)
+    from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (slow)
 
-    config = CONFIG_MAPPING[files.config["model_type"]].from_dict(files.config).get_text_config()
+    config_class = type(AutoConfig.for_model(files.config["model_type"]))
+    config = config_class.from_dict(files.config).get_text_config()
     width = config.hidden_size * (config.num_hidden_layers + 1)
     if width != inputs:
         raise ConfigError(
             f"model.text_encoder={files.root} gives {config.num_hidden_layers + 1} states of width "
-            f"{config.hidden_size}, {width} numbers per token, but the checkpoint's text projection wants {inputs}; "
+            f"{config.hidden_size}, {width} numbers per token, but the checkpoint's text projection takes {inputs}; "
             "set model.text_encoder to the Gemma that the base was trained with (12B)"
         )
     with init_empty_weights(include_buffers=False):  # buffers such as RoPE's frequencies are computed, not stored
         model: nn.Module = AutoModel.from_config(config, dtype=torch.float32)
-    _fill(model, files, dtype, device)
+    _load_weights(model, files, dtype, device)
     return model
 
 
-def _fill(model: nn.Module, files: GemmaFiles, dtype: torch.dtype, device: torch.device | str) -> None:
-    """Tensor by tensor from disk to device, like the transformer: 24 GB never lie in the host's memory."""
-    wanted = model.state_dict()
-    stored = {name: at for name, at in files.language() if name in wanted}
-    for name, at in stored.items():
-        if DTYPES.get(at.dtype) not in _PLAIN:
-            raise ConfigError(f"model.text_encoder={files.root}: {name} is {at.dtype}; give bf16 weights")
-    wrong = mismatches({name: at.shape for name, at in stored.items()}, {name: t.shape for name, t in wanted.items()})
-    if wrong:
-        raise ConfigError(
-            f"model.text_encoder={files.root}: {len(wrong)} weights do not fit its config ({', '.join(wrong[:3])}); "
-            "a file is missing or damaged: fetch it again"
-        )
-    for name, at in stored.items():
-        place(model, name, at.read().to(device).to(dtype))
-    model.to(device)  # the buffers that are computed
+def _load_weights(model: nn.Module, files: GemmaFiles, dtype: torch.dtype, device: torch.device | str) -> None:
+    """Move the tensors from disk to device one by one, so that host memory never holds all 24 GB."""
+    expected = shapes_of(model.state_dict())
+    stored = {name: tensor for name, tensor in files.language_tensors() if name in expected}
+    for name, tensor in stored.items():
+        if DTYPES.get(tensor.dtype) not in _FLOAT_DTYPES:
+            raise ConfigError(f"model.text_encoder={files.root}: {name} is {tensor.dtype}; give bf16 weights")
+    check_keys(
+        f"model.text_encoder={files.root}",
+        "text encoder",
+        {name: tensor.shape for name, tensor in stored.items()},
+        expected,
+        "a file is missing or damaged: fetch it again",
+    )
+    for name, tensor in stored.items():
+        assign_tensor(model, name, tensor.read().to(device).to(dtype))
+    model.to(device)  # the computed buffers

@@ -1,7 +1,7 @@
-"""The text encoder of the embedded base: hashed words, two small transformer layers. (The real models use Gemma.)
+"""nano's text encoder: hashed words and two small transformer layers. (The real models use Gemma.)
 
-No vocabulary file: a word is its CRC-32 modulo the table size. Unused places carry learned registers, as in LTX-2,
-so that every one of the T tokens means something and no attention mask is needed.
+No vocabulary file is needed: the number of a word is its CRC-32 modulo the table size. Unused positions hold learned
+registers, as in LTX-2, so that each of the T tokens has a meaning and no attention mask is needed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORD = re.compile(r"[a-z0-9]+")
 
 @dataclass(frozen=True)
 class NanoTextConfig:
-    """words in the hash table, tokens of a caption, width inside, width handed to the transformer."""
+    """words: size of the hash table; tokens: per caption; width: inside the encoder; output: width of its features."""
 
     words: int = 4096
     tokens: int = 16
@@ -29,7 +29,7 @@ class NanoTextConfig:
 
 
 class NanoTextEncoder(nn.Module):
-    """Captions to features (B,T,D), bidirectional, the same length for every caption."""
+    """Captions -> features (B,T,D). Attention is bidirectional; T is the same for every caption."""
 
     def __init__(self, config: NanoTextConfig) -> None:
         super().__init__()
@@ -44,20 +44,20 @@ class NanoTextEncoder(nn.Module):
         self.out = nn.Linear(config.width, config.output)
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Word numbers (B,T), -1 where a register stands; words beyond T are dropped."""
+        """Word numbers (B,T), -1 where a register is used; words beyond T are dropped."""
         ids = torch.full((len(captions), self.config.tokens), -1)
         for row, caption in zip(ids, captions, strict=True):
             words = _WORD.findall(caption.lower())[: self.config.tokens]
-            for place, word in enumerate(words):
-                row[place] = zlib.crc32(word.encode()) % self.config.words
+            for position, word in enumerate(words):
+                row[position] = zlib.crc32(word.encode()) % self.config.words
         return ids
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Word numbers (B,T) to features (B,T,D)."""
+        """Word numbers (B,T) -> features (B,T,D)."""
         words = torch.where(ids[..., None] >= 0, self.word(ids.clamp(min=0)), self.register)
         return self.out(self.layers(words + self.position))
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
-        """Captions to features (B,T,D) on the encoder's device."""
+        """Captions -> features (B,T,D) on the encoder's device."""
         return self(self.tokenize(captions).to(self.register.device))

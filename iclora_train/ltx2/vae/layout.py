@@ -1,6 +1,6 @@
-"""How the video VAE is written down: the official `vae` section and its keys, and diffusers' of the same modules.
+"""Config and keys of the video VAE, official and diffusers', and the conversion between the two.
 
-Facts: ltx-core's `video_vae/model_configurator.py` (which fields a section has), diffusers'
+Sources: ltx-core's `video_vae/model_configurator.py` (fields of the official `vae` section), diffusers'
 `scripts/convert_ltx2_to_diffusers.py` (the published configs and key names of 2.0, 2.3 and 2.5)."""
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ import torch
 
 from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
-from iclora_train.ltx2.weights.key_names import BARE, STATISTICS
+from iclora_train.ltx2.weights.key_names import BARE_VAE_PREFIXES, STATISTICS
 
 State = dict[str, torch.Tensor]
-Section = dict[str, Any]
+Section = dict[str, Any]  # the official `vae` section
+VAE_REMEDY = (
+    "the file is incomplete or of another version: fetch it again, or give model.vae the VAE that belongs to "
+    "model.checkpoint"
+)
 
 CONVOLUTIONAL, DIFFUSION = "CausalVideoAutoencoder", "CausalDiffusionVAE"
-# Official block name -> diffusers' name of the same resampling; in the encoder the names end in `_res`.
+# Official block name -> diffusers' name of the same resampling. In the encoder the official names end in `_res`.
 COMPRESS = {"compress_space": "spatial", "compress_time": "temporal", "compress_all": "spatiotemporal"}
-# What no published LTX-2 section says otherwise; diffusers' class can do nothing else.
+# Fields with only these values in all published LTX-2 sections; diffusers' class supports no others.
 FIXED: dict[str, tuple[Any, ...]] = {
     "dims": (3,),
     "in_channels": (3,),
@@ -38,8 +42,9 @@ def is_diffusion(section: Section) -> bool:
 
 
 def convolutional(section: Section) -> Section:
-    """The section of the convolutional halves. 2.5's CausalDiffusionVAE nests its encoder (`blocks`; `out_channels` is
-    the latent width) and has no such decoder: the smallest one that mirrors the encoder stands in."""
+    """The section of a convolutional encoder and decoder. 2.5's CausalDiffusionVAE nests its encoder (`blocks`;
+    `out_channels` is the latent width) and has no convolutional decoder: the smallest decoder that mirrors the encoder
+    is its placeholder."""
     name = section.get("_class_name", CONVOLUTIONAL)
     if name not in (CONVOLUTIONAL, DIFFUSION):
         raise ConfigError(f"vae._class_name is {name!r}; only {CONVOLUTIONAL} and {DIFFUSION} are LTX-2's video VAEs")
@@ -51,22 +56,22 @@ def convolutional(section: Section) -> Section:
     rest = {key: value for key, value in encoder.items() if key not in ("blocks", "out_channels", "_class_name")}
     mirror = [[kind.removesuffix("_res"), 1 if kind == "res_x" else {"multiplier": 1}] for kind, _ in encoder["blocks"]]
     latent = encoder.get("out_channels", section.get("latent_channels", 128))
-    stand_in = {"decoder_blocks": mirror, "decoder_base_channels": 8}
-    return rest | {"encoder_blocks": encoder["blocks"], "latent_channels": latent} | stand_in
+    placeholder = {"decoder_blocks": mirror, "decoder_base_channels": 8}
+    return rest | {"encoder_blocks": encoder["blocks"], "latent_channels": latent} | placeholder
 
 
 def _split_blocks(section: Section, name: str) -> tuple[list[int], list[str], list[dict[str, Any]]]:
-    """Official list [res_x, compress, ..., res_x] -> layers of every res_x, kind and settings of every compress."""
+    """Official list [res_x, compress, ..., res_x] -> layers of each res_x, kind and settings of each compress."""
     layers, kinds, settings = [], [], []
     if not isinstance(section.get(name), list):
         raise ConfigError(f"vae.{name} is missing; the checkpoint's metadata has no LTX-2 video VAE")
-    for i, (kind, given) in enumerate(section[name]):
-        wanted = ("res_x",) if i % 2 == 0 else tuple(COMPRESS)
+    for i, (kind, value) in enumerate(section[name]):
+        allowed = ("res_x",) if i % 2 == 0 else tuple(COMPRESS)
         suffix = "_res" if name == "encoder_blocks" and i % 2 else ""
-        if kind not in tuple(w + suffix for w in wanted):
-            choices = " or ".join(w + suffix for w in wanted)
-            raise ConfigError(f"vae.{name}[{i}] is {kind!r}, this VAE needs {choices} there")
-        params = {"num_layers": given} if isinstance(given, int) else given
+        if kind not in tuple(block + suffix for block in allowed):
+            choices = " or ".join(block + suffix for block in allowed)
+            raise ConfigError(f"vae.{name}[{i}] is {kind!r}; it must be {choices}")
+        params = {"num_layers": value} if isinstance(value, int) else value
         if i % 2 == 0:
             if params.get("inject_noise", False):
                 raise ConfigError(f"vae.{name}[{i}] has inject_noise, which no LTX-2 checkpoint uses")
@@ -82,13 +87,13 @@ def _split_blocks(section: Section, name: str) -> tuple[list[int], list[str], li
 
 
 def _factors(kinds: list[str], patch_size: int) -> tuple[int, int]:
-    """(spatial, temporal) compression of the blocks and the patch."""
+    """(spatial, temporal) compression factors of the blocks and the patch."""
     spatial = patch_size * 2 ** sum(kind != "compress_time" for kind in kinds)
     return spatial, 2 ** sum(kind != "compress_space" for kind in kinds)
 
 
 def _widths(base: int, settings: list[dict[str, Any]], default: int) -> tuple[int, ...]:
-    """Channels after each compress block, seen from the pixels."""
+    """Channels after each compress block, from the pixels inwards."""
     widths = [base]
     for params in settings:
         widths.append(widths[-1] * params.get("multiplier", default))
@@ -96,9 +101,9 @@ def _widths(base: int, settings: list[dict[str, Any]], default: int) -> tuple[in
 
 
 def _padding(section: Section) -> tuple[str, str]:
-    """Spatial padding of (encoder, decoder). `spatial_padding_mode` is for both sides, as ltx-core has read it since
-    2.3 (published value: zeros). The published 2.0 section lacks it, and every ltx-core then takes zeros for the
-    encoder and reflect for the decoder, which is also what diffusers' 2.0 config says."""
+    """Spatial padding of (encoder, decoder). `spatial_padding_mode` is for both, as ltx-core has read it since 2.3
+    (published value: zeros). The published 2.0 section lacks it; every version of ltx-core then uses zeros for the
+    encoder and reflect for the decoder, as diffusers' 2.0 config does."""
     both = section.get("spatial_padding_mode")
     if both is not None:
         return both, both
@@ -108,7 +113,7 @@ def _padding(section: Section) -> tuple[str, str]:
 
 def diffusers_config(section: Section) -> dict[str, Any]:
     """Official `vae` section (block lists from the pixels inwards, widths as multipliers) -> arguments of
-    AutoencoderKLLTX2Video. Defaults are the official ones. ConfigError names the field that no LTX-2 VAE has."""
+    AutoencoderKLLTX2Video. Defaults are the official ones. ConfigError names an unsupported field."""
     cfg = convolutional(section)
     for key, allowed in FIXED.items():
         if key in cfg and cfg[key] not in allowed:
@@ -131,7 +136,9 @@ def diffusers_config(section: Section) -> dict[str, Any]:
         "decoder_spatio_temporal_scaling": (True,) * len(up_kinds),
         "decoder_inject_noise": (False,) * len(up_layers),
         "downsample_type": tuple(COMPRESS[kind] for kind in kinds),
-        "upsample_type": tuple(COMPRESS[kind] for kind in reversed(up_kinds)),  # diffusers flips every list but this
+        "upsample_type": tuple(
+            COMPRESS[kind] for kind in reversed(up_kinds)
+        ),  # the only list that diffusers does not reverse
         "upsample_residual": tuple(params.get("residual", False) for params in up_settings),
         "upsample_factor": tuple(params.get("multiplier", 1) for params in up_settings),
         "patch_size": patch,
@@ -145,7 +152,7 @@ def diffusers_config(section: Section) -> dict[str, Any]:
 
 
 def geometry_of(section: Section) -> Geometry:
-    """What the VAE of an official section does to sizes, without building it."""
+    """Channels and compression factors of the VAE of an official section, without building it."""
     cfg = diffusers_config(section)
     return Geometry(cfg["latent_channels"], cfg["spatial_compression_ratio"], cfg["temporal_compression_ratio"])
 
@@ -153,11 +160,11 @@ def geometry_of(section: Section) -> Geometry:
 def _interleaved(
     layers_key: str, full: dict[str, Any], kinds: tuple[str, ...], suffix: str, params: list[dict[str, Any]]
 ) -> list[Any]:
-    """Layers of every res_x and kind and settings of every compress -> the official list."""
-    layers, official = full[layers_key], {ours: block for block, ours in COMPRESS.items()}
+    """The inverse of `_split_blocks`: layers of each res_x, kind and settings of each compress -> the official list."""
+    layers, official = full[layers_key], {kind: block for block, kind in COMPRESS.items()}
     if not len(layers) - 1 == len(kinds) == len(params) or not official.keys() >= set(kinds):
         raise ConfigError(
-            f"vae/config.json: {layers_key}={layers} does not go with the {len(params)} blocks {kinds}; fetch it again"
+            f"vae/config.json: {layers_key}={layers} does not fit the {len(params)} blocks {kinds}; fetch it again"
         )
     blocks: list[Any] = [["res_x", {"num_layers": layers[0]}]]
     for kind, settings, count in zip(kinds, params, layers[1:], strict=True):
@@ -166,13 +173,15 @@ def _interleaved(
 
 
 def section_of_diffusers(config: dict[str, Any], defaults: dict[str, Any]) -> Section:
-    """`vae/config.json` of a diffusers folder -> the official section of the same VAE. `defaults`: the arguments of
-    AutoencoderKLLTX2Video, which stand for what older folders leave out. ConfigError names an odd field."""
-    given = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in defaults}
+    """`vae/config.json` of a diffusers folder -> the official section of the same VAE. defaults: default arguments of
+    AutoencoderKLLTX2Video, for fields that older folders lack. ConfigError names an unsupported field."""
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items() if key in defaults}
     name = config.get("_class_name", "AutoencoderKLLTX2Video")
     if name != "AutoencoderKLLTX2Video":
-        raise ConfigError(f"vae/config.json is of a {name}, not of LTX-2's AutoencoderKLLTX2Video: give its vae folder")
-    full = defaults | given
+        raise ConfigError(
+            f"vae/config.json is the config of a {name}, not of LTX-2's AutoencoderKLLTX2Video: give LTX-2's vae folder"
+        )
+    full = defaults | fields
     widths = (full["latent_channels"], *full["block_out_channels"])
     down = [{"multiplier": out // width} for width, out in pairwise(widths)]
     ups = zip(full["upsample_factor"], full["upsample_residual"], strict=False)
@@ -187,18 +196,18 @@ def section_of_diffusers(config: dict[str, Any], defaults: dict[str, Any]) -> Se
     section |= {key: full[key] for key in ("latent_channels", "patch_size", "in_channels", "out_channels")}
     section |= {f"{s}_spatial_padding_mode": full[f"{s}_spatial_padding_mode"] for s in ("encoder", "decoder")}
     fixed = {"timestep_conditioning": False, "patch_size_t": 1, "scaling_factor": 1.0, "resnet_norm_eps": 1e-6}
-    for key, ours in (fixed | diffusers_config(section)).items():
-        if key in given and given[key] is not None and given[key] != ours:
-            raise ConfigError(f"vae/config.json: {key}={given[key]!r} fits no LTX-2 video VAE (expected {ours!r})")
+    for key, expected in (fixed | diffusers_config(section)).items():
+        if key in fields and fields[key] is not None and fields[key] != expected:
+            raise ConfigError(f"vae/config.json: {key}={fields[key]!r} fits no LTX-2 video VAE (expected {expected!r})")
     return section
 
 
 def key_table(section: Section) -> dict[str, str]:
-    """Official key prefix -> diffusers' prefix. Officially all blocks of a side lie in one flat list, resnets on even
-    places and resampling on odd ones; diffusers nests them and calls the innermost `mid_block`."""
+    """Official key prefix -> diffusers' prefix. Official files have all blocks of the encoder (or decoder) in one flat
+    list, resnets at even and resampling at odd indices; diffusers nests them and calls the innermost `mid_block`."""
     cfg = convolutional(section)
     downs, ups = len(cfg["encoder_blocks"]) // 2, len(cfg["decoder_blocks"]) // 2
-    table = {f"vae.{official}": ours for official, ours in STATISTICS.items()}
+    table = {f"vae.{official}": name for official, name in STATISTICS.items()}
     table[f"vae.encoder.down_blocks.{2 * downs}.res_blocks."] = "encoder.mid_block.resnets."
     for i in range(downs):
         table[f"vae.encoder.down_blocks.{2 * i}.res_blocks."] = f"encoder.down_blocks.{i}.resnets."
@@ -214,26 +223,26 @@ def key_table(section: Section) -> dict[str, str]:
 
 
 def _rename(state: State, table: dict[str, str]) -> State:
-    """Replace prefixes; keys under no prefix keep their names."""
-    found = {key: next((prefix for prefix in table if key.startswith(prefix)), "") for key in state}
-    return {table.get(prefix, "") + key.removeprefix(prefix): state[key] for key, prefix in found.items()}
+    """Replace prefixes; keys with none of the prefixes keep their names."""
+    prefixes = {key: next((prefix for prefix in table if key.startswith(prefix)), "") for key in state}
+    return {table.get(prefix, "") + key.removeprefix(prefix): state[key] for key, prefix in prefixes.items()}
 
 
 def with_vae_prefix(state: State) -> State:
-    """Official VAE keys as a unified file has them; the split files of 2.5 leave out the leading `vae.`."""
-    return {f"vae.{key}" if key.startswith(BARE) else key: tensor for key, tensor in state.items()}
+    """Official VAE keys with the leading `vae.`, which unified files have and the split files of 2.5 lack."""
+    return {f"vae.{key}" if key.startswith(BARE_VAE_PREFIXES) else key: tensor for key, tensor in state.items()}
 
 
 def to_diffusers(state: State, section: Section) -> State:
     """Official keys (`vae.encoder.down_blocks.N...`, with or without `vae.`) -> diffusers' keys of the convolutional
-    halves. Statistics that nobody reads are dropped, and so are other models' keys; odd keys of the halves stay."""
+    encoder and decoder. Unused statistics and other models' keys are dropped; unknown keys of the two stay."""
     state = with_vae_prefix(state)
-    halves = ("vae.encoder.",) if is_diffusion(section) else ("vae.encoder.", "vae.decoder.")
-    wanted = (*halves, *(f"vae.{key}" for key in STATISTICS))
-    exact = {key: t for key, t in state.items() if key.startswith(halves) or key in wanted}
-    return _rename(exact, key_table(section))
+    convolutional_keys = ("vae.encoder.",) if is_diffusion(section) else ("vae.encoder.", "vae.decoder.")
+    statistics = tuple(f"vae.{key}" for key in STATISTICS)
+    vae = {key: t for key, t in state.items() if key.startswith(convolutional_keys) or key in statistics}
+    return _rename(vae, key_table(section))
 
 
 def to_official(state: State, section: Section) -> State:
     """The inverse of `to_diffusers`."""
-    return _rename(state, {ours: official for official, ours in key_table(section).items()})
+    return _rename(state, {name: official for official, name in key_table(section).items()})

@@ -1,7 +1,7 @@
-"""Encode and decode a clip in tiles, so that memory is bounded by the tile and not by the clip.
+"""Tiled encode and decode: memory is bounded by the tile and not by the clip.
 
-Sizes are in latent cells. Along time cell 0 is pixel frame 0 alone and cell j the `temporal` frames after it, so the
-cells [a, b) are the pixel frames [a T, (b - 1) T]: of cell a, unless it is the first, only the last frame."""
+Sizes are in latent cells. Along time, cell 0 is pixel frame 0 alone and each later cell has T = `temporal` frames. A
+tile of the cells [a, b) has the pixel frames [a T, (b - 1) T]: only the last frame of cell a, unless a is 0."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from torch import Tensor
 from iclora_train.core.types import Geometry
 
 Span = tuple[int, int]  # [start, end)
-Run = Callable[[Tensor], Tensor]
+Coder = Callable[[Tensor], Tensor]  # encode or decode of one tile
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """The largest tile in latent cells, and how many cells neighbours share in time and in space: the decoded pixels
-    there are blend_tiles; of encoded cells the half nearer to a tile's edge is only context and thrown away."""
+    """Size of the largest tile and overlap of neighbouring tiles in time and in space, all in latent cells.
+
+    Decoded pixels in an overlap are blended. Of encoded cells in an overlap, the half nearer to a tile's edge is only
+    context and is discarded.
+    """
 
     frames: int
     height: int
@@ -32,7 +35,7 @@ class Tiling:
     def __post_init__(self) -> None:
         for name, size, shared in self._axes():
             if not 1 <= shared < size:
-                raise ValueError(f"Tiling.{name}={size} must be larger than the {shared} cells neighbours share (>= 1)")
+                raise ValueError(f"Tiling.{name}={size} must be larger than the overlap of {shared} cells (>= 1)")
 
     def _axes(self) -> tuple[tuple[str, int, int], ...]:
         return (
@@ -42,12 +45,12 @@ class Tiling:
         )
 
     def spans(self, *cells: int) -> tuple[list[Span], list[Span], list[Span]]:
-        """The tiles' spans along (f, h, w) of a latent grid of that many cells."""
+        """The spans of the tiles along f, h and w of a latent grid of (f, h, w) cells."""
         t, h, w = (spans(length, size, shared) for length, (_, size, shared) in zip(cells, self._axes(), strict=True))
         return t, h, w
 
     def scaled(self, frames: int, height: int, width: int) -> Tiling:
-        """The same tile on a grid with so many cells in place of one; height and width must share alike."""
+        """The same tiles on a grid that is finer by these factors; height and width must have the same factor."""
         assert height == width, (height, width)
         sizes = (self.frames * frames, self.height * height, self.width * width)
         return Tiling(*sizes, self.shared_frames * frames, self.shared * height)
@@ -56,8 +59,8 @@ class Tiling:
     def auto(
         cls, geometry: Geometry, cells: tuple[int, int, int], max_pixels: int, shared_frames: int = 4, shared: int = 4
     ) -> Tiling:
-        """The tiles of at most `max_pixels` (frames x height x width) that compute the fewest pixels twice for a latent
-        grid of (f, h, w) cells. ValueError when even the smallest tile is larger."""
+        """For a latent grid of (f, h, w) cells: the tiles of at most `max_pixels` (frames x height x width) with the
+        fewest pixels in total. ValueError if even the smallest tile is larger."""
         overlap = (shared_frames, shared, shared)
         options = [_sizes(length, common) for length, common in zip(cells, overlap, strict=True)]
         best: tuple[int, int, tuple[int, ...]] | None = None
@@ -81,55 +84,55 @@ def pixels_of(geometry: Geometry, cells: tuple[int, ...] | list[int]) -> int:
 
 
 def _sizes(length: int, shared: int) -> list[tuple[int, int]]:
-    """(tile size, count) of every useful cut of an axis: whole, or tiles of at least twice what they share."""
-    found = {length: 1}
+    """(tile size, count) of every useful division of an axis: undivided, or tiles of at least twice the overlap."""
+    sizes = {length: 1}
     for count in range(2, length + 1):
         size = -(-(length + (count - 1) * shared) // count)
         if size < 2 * shared:
             break
-        found.setdefault(size, len(spans(length, size, shared)))
-    return list(found.items())
+        sizes.setdefault(size, len(spans(length, size, shared)))
+    return list(sizes.items())
 
 
 def spans(length: int, size: int, shared: int) -> list[Span]:
-    """Evenly spread tiles of one size <= `size` that cover [0, length), neighbours sharing at least `shared`."""
+    """Evenly spread tiles of one size <= `size` that cover [0, length) and overlap by at least `shared`."""
     if length <= size:
         return [(0, length)]
     count = -(-(length - shared) // (size - shared))
-    fitted = -(-(length + (count - 1) * shared) // count)
-    starts = [i * (length - fitted) // (count - 1) for i in range(count)]
-    return [(start, start + fitted) for start in starts]
+    size = -(-(length + (count - 1) * shared) // count)
+    starts = [i * (length - size) // (count - 1) for i in range(count)]
+    return [(start, start + size) for start in starts]
 
 
-def _kept(tiles: list[Span], causal: bool) -> list[Span]:
-    """Which cells of each tile are written: up to the middle of what it shares, or, where a cell sees only what is
-    before it, all but the beginning of each later tile."""
+def _written(tiles: list[Span], causal: bool) -> list[Span]:
+    """The cells of each tile that are written to the result: up to the middle of each overlap. On a causal axis, where
+    a cell depends on earlier cells only, the earlier tile writes the whole overlap."""
     middle = [left[1] if causal else (left[1] + right[0] + 1) // 2 for left, right in pairwise(tiles)]
     cuts = [0, *middle, tiles[-1][1]]
     return list(pairwise(cuts))
 
 
-def encode_tiled(encode: Run, video: Tensor, geometry: Geometry, tile: Tiling) -> Tensor:
-    """`encode` of the pixels (B, 3, F, H, W), a tile at a time -> (B, C, f, h, w). Each tile sees what it shares as
-    context; every cell comes from one tile."""
-    times, rows, columns = tile.spans(*geometry.latent_size(*video.shape[2:]))
-    kept = _kept(times, causal=True), _kept(rows, causal=False), _kept(columns, causal=False)
+def encode_tiled(encode: Coder, video: Tensor, geometry: Geometry, tiling: Tiling) -> Tensor:
+    """Encode pixels (B, 3, F, H, W) one tile at a time -> (B, C, f, h, w). The overlap is context for a tile; each cell
+    of the result is from one tile."""
+    times, rows, columns = tiling.spans(*geometry.latent_size(*video.shape[2:]))
+    written = _written(times, causal=True), _written(rows, causal=False), _written(columns, causal=False)
     latent: Tensor | None = None
-    for t, h, w in product(*(zip(*axis, strict=True) for axis in zip((times, rows, columns), kept, strict=True))):
+    for t, h, w in product(*(zip(*axis, strict=True) for axis in zip((times, rows, columns), written, strict=True))):
         pixels = video[:, :, _frames(t[0], geometry.temporal)][..., _scaled(h[0], geometry), _scaled(w[0], geometry)]
-        part = encode(pixels)
+        tile = encode(pixels)
         if latent is None:
-            latent = part.new_empty(*part.shape[:2], times[-1][1], rows[-1][1], columns[-1][1])
-        inside = [slice(keep[0] - span[0], keep[1] - span[0]) for span, keep in (t, h, w)]
-        latent[:, :, slice(*t[1]), slice(*h[1]), slice(*w[1])] = part[:, :, inside[0], inside[1], inside[2]]
+            latent = tile.new_empty(*tile.shape[:2], times[-1][1], rows[-1][1], columns[-1][1])
+        inside = [slice(cells[0] - span[0], cells[1] - span[0]) for span, cells in (t, h, w)]
+        latent[:, :, slice(*t[1]), slice(*h[1]), slice(*w[1])] = tile[:, :, inside[0], inside[1], inside[2]]
     assert latent is not None
     return latent
 
 
-def decode_tiled(decode: Run, latent: Tensor, geometry: Geometry, tile: Tiling) -> Tensor:
-    """`decode` of the latents (B, C, f, h, w), a tile at a time -> (B, 3, F, H, W), the pixels that tiles share
-    blend_tiles; the weights of a pixel sum to 1."""
-    times, rows, columns = tile.spans(*latent.shape[2:])
+def decode_tiled(decode: Coder, latent: Tensor, geometry: Geometry, tiling: Tiling) -> Tensor:
+    """Decode latents (B, C, f, h, w) one tile at a time -> (B, 3, F, H, W). Pixels in an overlap are blended with
+    weights that sum to 1."""
+    times, rows, columns = tiling.spans(*latent.shape[2:])
     places = (
         [_frames(span, geometry.temporal) for span in times],
         [_scaled(span, geometry) for span in rows],
@@ -143,7 +146,7 @@ def decode_tiled(decode: Run, latent: Tensor, geometry: Geometry, tile: Tiling) 
 def blend_tiles(
     decode: Callable[[int, int, int], Tensor], places: tuple[list[slice], list[slice], list[slice]]
 ) -> Tensor:
-    """Add up the pixels (B, 3, F', H', W') of all tiles (i, j, k) at their places along (F, H, W), weighted."""
+    """Weighted sum of the pixels (B, 3, F', H', W') of all tiles (i, j, k) at their places along (F, H, W)."""
     counts = [range(len(axis)) for axis in places]
     if all(len(count) == 1 for count in counts):
         return decode(0, 0, 0)
@@ -161,7 +164,7 @@ def blend_tiles(
 
 
 def _frames(cells: Span, temporal: int) -> slice:
-    """Pixel frames of the latent frames [a, b) as the causal VAE maps a clip that begins at a."""
+    """Pixel frames of the latent frames [a, b), for a causal VAE and a clip that begins at a."""
     return slice(cells[0] * temporal, (cells[1] - 1) * temporal + 1)
 
 
@@ -169,25 +172,26 @@ def _scaled(cells: Span, geometry: Geometry) -> slice:
     return slice(cells[0] * geometry.spatial, cells[1] * geometry.spatial)
 
 
-def _ramp(part: Tensor) -> Tensor:
-    """0 at a tile's edge, 1 where its neighbour ends: linear in the middle half, nearly 0 in the quarter at the edge,
-    where the padding is felt most (with nano's weights the seams are 2 to 7 times smaller than with a plain ramp)."""
-    return (2 * part - 0.5).clamp(1e-3, 1)
+def _ramp(position: Tensor) -> Tensor:
+    """Position in an overlap, 0 at the tile's edge and 1 where its neighbour ends -> weight before normalisation.
+    Linear in the middle half; nearly 0 in the quarter at the edge, where padding has the largest effect. (With nano's
+    weights the seams are 2 to 7 times smaller than with a linear ramp over the whole overlap.)"""
+    return (2 * position - 0.5).clamp(1e-3, 1)
 
 
 def _weights(places: list[slice]) -> list[Tensor]:
-    """Blending weight of each tile's pixels along one axis: a ramp over what it shares with the tile before and after,
-    divided by the sum of all tiles there."""
+    """Blending weight of each tile's pixels along one axis: a ramp over the overlap with the tile before and after,
+    divided by the sum over all tiles."""
     ramps, total = [], torch.zeros(places[-1].stop, dtype=torch.float64)
     for n, place in enumerate(places):
-        at = torch.arange(place.start, place.stop, dtype=torch.float64)
-        ramp = torch.ones_like(at)
+        pixel = torch.arange(place.start, place.stop, dtype=torch.float64)
+        ramp = torch.ones_like(pixel)
         if n > 0:
             last = places[n - 1].stop
-            ramp = torch.minimum(ramp, _ramp((at - place.start + 1) / (last - place.start + 1)))
+            ramp = torch.minimum(ramp, _ramp((pixel - place.start + 1) / (last - place.start + 1)))
         if n + 1 < len(places):
             first = places[n + 1].start
-            ramp = torch.minimum(ramp, _ramp((place.stop - at) / (place.stop - first + 1)))
+            ramp = torch.minimum(ramp, _ramp((place.stop - pixel) / (place.stop - first + 1)))
         total[place] += ramp
         ramps.append(ramp)
     return [ramp / total[place] for ramp, place in zip(ramps, places, strict=True)]

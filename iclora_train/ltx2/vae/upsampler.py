@@ -1,7 +1,7 @@
-"""The latent upsampler: a clip's latents at twice the height and width, for a second stage of sampling.
+"""The latent upsampler: twice the height and width of a clip's latents, for the second stage of sampling.
 
-The model is diffusers' class; the published files (`ltx-2-spatial-upscaler-x2-1.0.safetensors`, those of 2.3 and 2.5)
-have its tensors under its own names, and their config in the metadata, as ltx-core reads it.
+The model is diffusers' class. The published files (`ltx-2-spatial-upscaler-x2-1.0.safetensors` and the files of 2.3 and
+2.5) name the tensors as that class does, and have the config in the metadata, as ltx-core reads it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from iclora_train.config import ConfigError, require
 from iclora_train.ltx2.vae.video_vae import VideoVAE
-from iclora_train.ltx2.weights.assign import check_keys
+from iclora_train.ltx2.weights.assign import check_keys, shapes_of
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, read_header
 
-_DEFAULTS: dict[str, Any] = {  # of ltx-core's configurator
+_DEFAULTS: dict[str, Any] = {  # as in ltx-core's configurator
     "in_channels": 128,
     "mid_channels": 512,
     "num_blocks_per_stage": 4,
@@ -33,9 +33,9 @@ _RENAMED: dict[str, str] = {"spatial_scale": "rational_spatial_scale", "rational
 
 
 class LatentUpsampler(nn.Module):
-    """Latents (B,C,f,h,w), normalised as the VAE's, to (B,C,f,2h,2w), normalised again; fp32 in and out.
+    """Normalised latents (B,C,f,h,w) -> normalised latents (B,C,f,2h,2w); fp32 in and out.
 
-    The model works on latents as they are before the VAE's normalisation (`upsample_video` of ltx-core).
+    The model itself works on latents without the VAE's normalisation (`upsample_video` of ltx-core).
     """
 
     mean: Tensor
@@ -53,36 +53,36 @@ class LatentUpsampler(nn.Module):
     ) -> LatentUpsampler:
         """The upsampler of an official file, in evaluation mode, for the latents of `vae`.
 
-        ConfigError when it is another kind of file, of another scale or of another VAE.
+        ConfigError for another kind of file, another scale, or the upsampler of another VAE.
         """
         header = read_header(Path(path).expanduser())
         arguments = _arguments(header, vae.channels)
         with torch.device("meta"):
             model = LTX2LatentUpsamplerModel(**arguments)
-        part = Component("latent upsampler", arguments, header.tensors, header.file)
-        check_keys(part, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
-        model.load_state_dict({name: tensor.to(dtype) for name, tensor in part.read(device)}, assign=True)
-        return cls(model, *vae._statistics()).requires_grad_(False).to(device).eval()
+        component = Component("latent upsampler", arguments, header.tensors, header.file)
+        check_keys(component.where, component.name, component.shapes, shapes_of(model.state_dict()))
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in component.read(device)}, assign=True)
+        return cls(model, *vae.statistics()).requires_grad_(False).to(device).eval()
 
     @torch.no_grad()
     def forward(self, latent: Tensor) -> Tensor:
         """Latents (B,C,f,h,w) -> (B,C,f,2h,2w)."""
-        plain = (latent.float() * self.std + self.mean).to(next(self.model.parameters()).dtype)
-        return (self.model(plain).float() - self.mean) / self.std
+        raw = (latent.float() * self.std + self.mean).to(next(self.model.parameters()).dtype)
+        return (self.model(raw).float() - self.mean) / self.std
 
 
 def _arguments(header: Header, channels: int) -> dict[str, Any]:
-    """Constructor arguments of diffusers' model. ConfigError unless the file doubles latents of that many channels."""
+    """Constructor arguments of diffusers' model. ConfigError unless the file upsamples latents with `channels` by 2."""
     config = json.loads(header.metadata.get("config", "{}"))
     require(
         "post_upsample_res_blocks.0.conv1.weight" in header.tensors,
         f"{header.file} is not a latent upsampler; give e.g. ltx-2-spatial-upscaler-x2-1.0.safetensors",
     )
     official: dict[str, Any] = _DEFAULTS | {key: config[key] for key in _DEFAULTS.keys() & config.keys()}
-    does = (official["spatial_upsample"], official["temporal_upsample"], float(official["spatial_scale"]))
-    if does != (True, False, 2.0):
+    scales = (official["spatial_upsample"], official["temporal_upsample"], float(official["spatial_scale"]))
+    if scales != (True, False, 2.0):
         raise ConfigError(
-            f"{header.file} has spatial_upsample, temporal_upsample, spatial_scale = {does} in its config; stage 2 "
+            f"{header.file} has spatial_upsample, temporal_upsample, spatial_scale = {scales} in its config; stage 2 "
             "needs a spatial upscaler x2"
         )
     require(

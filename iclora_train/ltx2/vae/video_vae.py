@@ -1,6 +1,8 @@
-"""The video VAE of the LTX-2 family: one class for the real checkpoints (2.0, 2.3, 2.5) and for nano, read from the
-official `vae` section of the checkpoint's metadata or from a diffusers folder. Pixels are (B, 3, F, H, W) in [-1, 1];
-latents (B, C, f, h, w) have mean 0 and std 1 per channel, f = (F - 1) / temporal + 1, h = H / spatial, w = W / spatial.
+"""The video VAE of the LTX-2 family: one class for the real checkpoints (2.0, 2.3, 2.5) and for nano.
+
+The config is the official `vae` section of the checkpoint's metadata, or config.json of a diffusers folder. Pixels are
+(B, 3, F, H, W) in [-1, 1]. Latents (B, C, f, h, w) have mean 0 and std 1 per channel; f = (F - 1) / temporal + 1,
+h = H / spatial, w = W / spatial.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.vae.layout import (
+    VAE_REMEDY,
     Section,
     State,
     diffusers_config,
@@ -30,8 +33,8 @@ from iclora_train.ltx2.weights.key_names import STATISTICS
 if TYPE_CHECKING:
     from iclora_train.ltx2.vae.diffusion_decoder import DiffusionDecoder
 
-# Pixels (frames x height x width) in one tile by default: 960x544x49 is just one. The same on every machine, so that
-# the same clip gives the same latents everywhere.
+# Default for the pixels (frames x height x width) of a tile: 960x544x49 is one tile. It does not depend on the machine,
+# so that a clip has the same latents everywhere.
 MAX_PIXELS = 1 << 25
 
 
@@ -41,13 +44,15 @@ def _defaults() -> dict[str, Any]:
 
 
 def geometry_of_diffusers(config: dict[str, Any]) -> Geometry:
-    """What the VAE of a diffusers folder (`vae/config.json`) does to sizes, without building it."""
+    """Channels and compression factors of the VAE of a diffusers folder (`vae/config.json`), without building it."""
     return geometry_of(section_of_diffusers(config, _defaults()))
 
 
 class VideoVAE(nn.Module):
-    """Deterministic encode and decode around diffusers' AutoencoderKLLTX2Video, with normalised latents. With 2.5's
-    CausalDiffusionVAE only the encoder is convolutional and `decode` is the DiffusionDecoder's, with a fixed seed."""
+    """Deterministic encode and decode around diffusers' AutoencoderKLLTX2Video, with normalised latents.
+
+    With 2.5's CausalDiffusionVAE only the encoder is convolutional; `decode` calls DiffusionDecoder with a fixed seed.
+    """
 
     def __init__(self, cfg: Section):
         super().__init__()
@@ -67,27 +72,38 @@ class VideoVAE(nn.Module):
             self.diffusion = DiffusionDecoder(cfg)
 
     @classmethod
-    def from_config(cls, cfg: Section, state: State | None = None, dtype: torch.dtype = torch.float32) -> VideoVAE:
-        """Build from the official `vae` section; `state` holds official keys, with or without the leading `vae.`
-        (ConfigError names missing and odd ones), whose tensors are used, not copied, where they have `dtype`.
-        bfloat16 halves memory; on nano's weights it moves latents of real clips by .010 to .014 rms (their std is .77
-        to .91) and decoded pixels by .0010 to .0012 rms (range 2)."""
+    def from_config(
+        cls,
+        cfg: Section,
+        state: State | None = None,
+        dtype: torch.dtype = torch.float32,
+        source: object = "state_dict",
+    ) -> VideoVAE:
+        """Build from the official `vae` section. state: official keys, with or without the leading `vae.`; tensors that
+        have `dtype` are used without a copy. source: the file, for messages. ConfigError as in `check_keys`.
+
+        bfloat16 halves memory. With nano's weights it changes latents of real clips by 0.010 to 0.014 rms (their std is
+        0.77 to 0.91) and decoded pixels by 0.0010 to 0.0012 rms (range 2)."""
         if state is None:
             return cls(cfg).eval()
         with torch.device("meta"):
             vae = cls(cfg)
-        load_state(vae.model, {k: t.to(dtype) for k, t in to_diffusers(state, cfg).items()}, "video VAE")
+        converted = {key: tensor.to(dtype) for key, tensor in to_diffusers(state, cfg).items()}
+        load_state(vae.model, converted, source, "video VAE", VAE_REMEDY)
         if vae.diffusion is not None:
-            vae.diffusion.load(state, dtype)
+            vae.diffusion.load(state, dtype, source)
         return vae.eval()
 
     @classmethod
-    def from_diffusers(cls, config: dict[str, Any], state: State, dtype: torch.dtype = torch.float32) -> VideoVAE:
-        """Build from a diffusers folder: `vae/config.json` and the keys of its safetensors."""
+    def from_diffusers(
+        cls, config: dict[str, Any], state: State, dtype: torch.dtype = torch.float32, source: object = "state_dict"
+    ) -> VideoVAE:
+        """Build from a diffusers folder: `vae/config.json` and the tensors of its safetensors files."""
         cfg = section_of_diffusers(config, _defaults())
         with torch.device("meta"):
             vae = cls(cfg)
-        load_state(vae.model, {key: tensor.to(dtype) for key, tensor in state.items()}, "video VAE")
+        converted = {key: tensor.to(dtype) for key, tensor in state.items()}
+        load_state(vae.model, converted, source, "video VAE", VAE_REMEDY)
         return vae.eval()
 
     def official_state(self) -> State:
@@ -95,43 +111,43 @@ class VideoVAE(nn.Module):
         official = to_official(self.model.state_dict(), self.cfg)
         return official if self.diffusion is None else official | self.diffusion.official_state()
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self) -> tuple[Tensor, Tensor]:
         """Per-channel mean and std, each (C, 1, 1, 1), fp32."""
         mean, std = (getattr(self.model, name).float().view(-1, 1, 1, 1) for name in STATISTICS.values())
         return mean, std
 
-    def _tile(self, batch: int, cells: tuple[int, int, int]) -> Tiling:
+    def _tiling(self, batch: int, cells: tuple[int, int, int]) -> Tiling:
         return Tiling.auto(self.geometry, cells, max(self.max_pixels // batch, 1))
 
     def _encode(self, video: Tensor) -> Tensor:
         latent = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist.mode().float()
-        mean, std = self._statistics()
+        mean, std = self.statistics()
         return (latent - mean) / std
 
     def _decode(self, latent: Tensor) -> Tensor:
-        mean, std = self._statistics()
+        mean, std = self.statistics()
         latent = latent.to(self.model.device).float() * std + mean
         return self.model.decode(latent.to(self.model.dtype)).sample.float()
 
-    def encode(self, video: Tensor, tile: Tiling | None = None) -> Tensor:
-        """(B, 3, F, H, W) in [-1, 1] -> normalised latents (B, C, f, h, w) in fp32: the mean, never a sample.
+    def encode(self, video: Tensor, tiling: Tiling | None = None) -> Tensor:
+        """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latents (B, C, f, h, w) in fp32: the mean, never a sample.
 
-        The pixels may lie on another device than the weights. Without `tile`, tiles of at most `max_pixels`;
-        ValueError when the clip does not fit the VAE's factors."""
+        The pixels may be on another device than the weights. tiling: None for tiles of at most `max_pixels`. ValueError
+        for a clip whose size the VAE's factors do not divide."""
         cells = self.geometry.latent_size(*video.shape[2:])
-        if tile is None and len(video) > 1 and video[:, 0].numel() > self.max_pixels:
+        if tiling is None and len(video) > 1 and video[:, 0].numel() > self.max_pixels:
             return torch.cat([self.encode(clip[None]) for clip in video])
-        return encode_tiled(self._encode, video, self.geometry, tile or self._tile(len(video), cells))
+        return encode_tiled(self._encode, video, self.geometry, tiling or self._tiling(len(video), cells))
 
-    def decode(self, latent: Tensor, tile: Tiling | None = None) -> Tensor:
-        """Normalised latents (B, C, f, h, w) -> (B, 3, F, H, W) in fp32, clamped to [-1, 1]; `tile` as in encode."""
+    def decode(self, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
+        """Normalised latents (B, C, f, h, w) -> pixels (B, 3, F, H, W) in fp32, clamped to [-1, 1]."""
         if latent.ndim != 5 or latent.shape[1] != self.channels:
             raise ValueError(f"the VAE takes latents (B, {self.channels}, f, h, w), got {tuple(latent.shape)}")
         if self.diffusion is not None:
-            return self.diffusion.decode(latent, torch.Generator().manual_seed(0), tile=tile).clamp(-1, 1)
+            return self.diffusion.decode(latent, torch.Generator().manual_seed(0), tiling=tiling).clamp(-1, 1)
         f, h, w = latent.shape[2:]
         pixels = ((f - 1) * self.temporal + 1) * h * w * self.spatial**2
-        if tile is None and len(latent) > 1 and len(latent) * pixels > self.max_pixels:
+        if tiling is None and len(latent) > 1 and len(latent) * pixels > self.max_pixels:
             return torch.cat([self.decode(clip[None]) for clip in latent])
-        tile = tile or self._tile(len(latent), (f, h, w))
-        return decode_tiled(self._decode, latent, self.geometry, tile).clamp(-1, 1)
+        tiling = tiling or self._tiling(len(latent), (f, h, w))
+        return decode_tiled(self._decode, latent, self.geometry, tiling).clamp(-1, 1)

@@ -1,8 +1,10 @@
-"""Weights stored in fp8. An official fp8 file (`ltx-2.3-22b-dev-fp8.safetensors`) has, for each such `X.weight`, a
-scalar `X.weight_scale` (the weight is their product) and an `X.input_scale` for fp8 activations, unused here.
+"""The fp8 weights and scales of official files.
+
+An official fp8 file (`ltx-2.3-22b-dev-fp8.safetensors`) has for each fp8 `X.weight` a scalar `X.weight_scale`; the
+weight is their product. It also has an `X.input_scale` for fp8 activations, which this code does not use.
 
 No official file stores fp8 weights without scales: ltx-core's `fp8_cast` makes them from bf16 while loading. A file
-without scales is therefore a repacked one, in which plain casts and lost scales cannot be told apart: refused.
+without scales was therefore repacked. Plain casts and lost scales look the same in such a file, so it is refused.
 """
 
 from __future__ import annotations
@@ -15,13 +17,13 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 
 FP8 = ("F8_E4M3", "F8_E5M2")  # as safetensors names the dtypes
-PLAIN = ("F64", "F32", "F16", "BF16")
-_SCALES = (".weight_scale", ".input_scale", ".bias_scale")
+UNSCALED = ("F64", "F32", "F16", "BF16")  # dtypes that need no scale
+_SCALE_SUFFIXES = (".weight_scale", ".input_scale", ".bias_scale")
 
 
 def is_scale(name: str) -> bool:
-    """Whether a key is the companion of a quantised tensor, not a parameter."""
-    return name.endswith(_SCALES)
+    """Whether a key is a scale of a quantized tensor and not a parameter."""
+    return name.endswith(_SCALE_SUFFIXES)
 
 
 def scale_name(name: str) -> str:
@@ -34,14 +36,14 @@ def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
     return stored.float() * scale.to(stored.device, torch.float32).reshape(())
 
 
-def require_scales(source: str, stored: dict[str, str], scales: dict[str, tuple[int, ...]]) -> None:
-    """ConfigError unless every tensor is of a plain dtype, or of fp8 with a scalar scale.
+def require_scales(source: str, dtypes: dict[str, str], scales: dict[str, tuple[int, ...]]) -> None:
+    """ConfigError unless every tensor is in bf16, fp16, fp32 or fp64, or in fp8 with a scalar scale.
 
-    stored: dtype of each tensor; scales: shape of each scale, by the name of its tensor.
+    dtypes: dtype of each tensor. scales: shape of each scale, by the name of its tensor.
     """
     _refuse(
         source,
-        (name for name, dtype in stored.items() if dtype in FP8 and name not in scales),
+        (name for name, dtype in dtypes.items() if dtype in FP8 and name not in scales),
         "are fp8 without a .weight_scale, so their size is unknown; give the official fp8 file, or the bf16 one",
     )
     _refuse(
@@ -49,12 +51,14 @@ def require_scales(source: str, stored: dict[str, str], scales: dict[str, tuple[
         (name for name, shape in scales.items() if shape not in ((), (1,))),
         "have a scale that is not one number; give the official fp8 file, or the bf16 one",
     )
-    others = {name: dtype for name, dtype in stored.items() if dtype not in FP8 + PLAIN}
-    kinds = ", ".join(sorted(set(others.values())))
-    _refuse(source, others, f"are stored as {kinds}; only bf16, fp32 and fp8 can be read: give the bf16 or fp8 file")
+    unreadable = {name: dtype for name, dtype in dtypes.items() if dtype not in FP8 + UNSCALED}
+    kinds = ", ".join(sorted(set(unreadable.values())))
+    _refuse(
+        source, unreadable, f"are stored as {kinds}; only bf16, fp32 and fp8 can be read: give the bf16 or fp8 file"
+    )
 
 
-def _refuse(source: str, names: Iterable[str], why: str) -> None:
-    bad = sorted(names)
-    if bad:
-        raise ConfigError(f"{source}: {len(bad)} weights {why} (first: {bad[0]})")
+def _refuse(source: str, names: Iterable[str], reason: str) -> None:
+    refused = sorted(names)
+    if refused:
+        raise ConfigError(f"{source}: {len(refused)} weights {reason} (first: {refused[0]})")

@@ -1,7 +1,7 @@
-"""A checkpoint on disk, whatever its layout: opening reads headers only, tensors come one by one when asked for.
+"""A checkpoint on disk, in any layout. Opening reads headers only; tensors are read one by one on request.
 
 Layouts: one official file with everything (LTX-2, 2.3), official files per component or their folder (2.5), a folder of
-official files that share the keys (the embedded base), a diffusers folder. Nothing is ever unpickled.
+official files that share the keys (nano), a diffusers folder. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError
-from iclora_train.ltx2.weights import key_names as layouts
+from iclora_train.ltx2.weights import key_names
+from iclora_train.ltx2.weights.key_names import DIFFUSERS_CLASSES, SETTINGS
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
+from iclora_train.ltx2.weights.versions import detect_version
 
-_WHERE = {
+_EXPECTED = {  # component -> what its setting must name
     "transformer": "the transformer's file, a folder of LTX-2 files or a diffusers folder",
     "vae": "the file of the video VAE (LTX-2.5: ltx-2.5-video-vae-conv-bf16.safetensors), or a diffusers vae folder",
     "connectors": "the file with text_embedding_projection.* (LTX-2.5: the packed text encoder), or a diffusers folder",
@@ -26,187 +28,195 @@ _WHERE = {
 
 
 class Checkpoint:
-    """The parts of a base: where their tensors are, their configs, and the version."""
+    """The components of a base model (where their tensors are, and their configs) and its version."""
 
-    def __init__(self, name: str, source: Path, parts: dict[str, Component], metadata: dict[str, str]) -> None:
-        self.name, self.source, self.components, self.metadata = name, source, parts, metadata
-        self.config: dict[str, Any] = parts["transformer"].config
+    def __init__(self, name: str, source: Path, components: dict[str, Component], metadata: dict[str, str]) -> None:
+        self.name, self.source, self.components, self.metadata = name, source, components, metadata
+        self.config: dict[str, Any] = components["transformer"].config
         if not isinstance(self.config.get("transformer"), dict):
             raise ConfigError(
                 f"{source}: config in its metadata has no section transformer; give model.checkpoint an official file"
             )
-        self.version = layouts.detect_version(metadata.get("model_version"), self.config["transformer"], str(source))
+        self.version = detect_version(metadata.get("model_version"), self.config["transformer"], str(source))
         self.family = metadata.get("model_family", "ltx")
 
     @classmethod
     def open(cls, checkpoint: Path, vae: Path | None = None, connectors: Path | None = None) -> Checkpoint:
-        """The base at `checkpoint`; `vae` and `connectors` name what lies elsewhere. ConfigError says what is wrong."""
-        parts, metadata = _read(checkpoint, "transformer", {*layouts.PARTS} - ({"vae"} if vae else set()))
-        if "transformer" not in parts:
-            raise ConfigError(_no_transformer(checkpoint, parts))
+        """The checkpoint at a path; `vae` and `connectors` replace or add components that lie elsewhere. ConfigError
+        names the file and the remedy."""
+        needed = {*key_names.COMPONENTS} - ({"vae"} if vae else set())
+        components, metadata = _read(checkpoint, "transformer", needed)
+        if "transformer" not in components:
+            raise ConfigError(_no_transformer(checkpoint, components))
         for name, path in (("vae", vae), ("connectors", connectors)):
             if path is not None:
-                found = _read(path, name, {name})[0].get(name)
-                if found is None:
+                component = _read(path, name, {name})[0].get(name)
+                if component is None:
                     raise ConfigError(
-                        f"{layouts.SETTING[name]}={path} holds no {name}: set it to {_WHERE[name]}, or to null where "
+                        f"{SETTINGS[name]}={path} holds no {name}: set it to {_EXPECTED[name]}, or to null where "
                         "model.checkpoint holds it"
                     )
-                parts[name] = _joined(found, parts)
-        return cls(checkpoint.name if checkpoint.is_dir() else checkpoint.stem, checkpoint, parts, metadata)
+                components[name] = _replacement(component, components)
+        return cls(checkpoint.name if checkpoint.is_dir() else checkpoint.stem, checkpoint, components, metadata)
 
     def component(self, name: str) -> Component:
-        """transformer, vae, connectors or text; ConfigError names the setting that would bring it."""
+        """transformer, vae, connectors or text. ConfigError names the setting that adds a missing one."""
         if name not in self.components:
-            remedy = f"; set {layouts.SETTING[name]} to {_WHERE[name]}" if name in _WHERE else ""
+            remedy = f"; set {SETTINGS[name]} to {_EXPECTED[name]}" if name in _EXPECTED else ""
             raise ConfigError(f"model.checkpoint={self.source} holds no {name}{remedy}")
         return self.components[name]
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of a part, one at a time in the order of the disk; fp8 weights times their scales."""
+        """Names and tensors of a component, one at a time in the order of the disk; fp8 weights times their scales."""
         return self.component(name).read(device)
 
 
-def _read(path: Path, wanted: str, needed: set[str]) -> tuple[dict[str, Component], dict[str, str]]:
-    """All parts at a path, and the metadata of the file that the wanted part lies in. Two variants of a needed part
-    are refused."""
+def _read(path: Path, target: str, needed: set[str]) -> tuple[dict[str, Component], dict[str, str]]:
+    """All components at a path, and the metadata of the file that holds the target component. ConfigError if a needed
+    component is there in two variants."""
     if not path.exists():
-        raise ConfigError(f"{layouts.SETTING[wanted]}={str(path)!r} is neither a file nor a folder")
+        raise ConfigError(f"{SETTINGS[target]}={str(path)!r} is neither a file nor a folder")
     if _is_diffusers(path):
-        return _diffusers_parts(path, wanted), {}
-    files = _official_files(path, wanted)
+        return _diffusers_components(path, target), {}
+    files = _official_files(path, target)
     headers = [read_header(file) for file in files]
-    parts = _official_parts(headers, needed)
-    if wanted in parts:
-        home = next(header for header in headers if header.file in parts[wanted].files)
-        return parts, home.metadata
-    if not parts:
-        raise ConfigError(_another_model(headers, wanted))
-    return parts, {}
+    components = _official_components(headers, needed)
+    if target in components:
+        first = next(header for header in headers if header.file in components[target].files)
+        return components, first.metadata
+    if not components:
+        raise ConfigError(_not_a_checkpoint(headers, target))
+    return components, {}
 
 
 def _is_diffusers(path: Path) -> bool:
-    folders = (path, *(path / part for part in layouts.CLASSES))
+    folders = (path, *(path / name for name in DIFFUSERS_CLASSES))
     return (path / "model_index.json").is_file() or any((folder / "config.json").is_file() for folder in folders)
 
 
-def _official_files(path: Path, wanted: str) -> list[Path]:
-    """The file; or those of a folder; or, where it has none, those one level deeper (the published folders of 2.5)."""
+def _official_files(path: Path, target: str) -> list[Path]:
+    """The file itself, or the files of a folder; if the folder has none, the files one level deeper (the published
+    folders of 2.5)."""
     if path.is_file():
         return [path]
     files = sorted(path.glob("*.safetensors")) or sorted(path.glob("*/*.safetensors"))
     if not files:
-        raise ConfigError(f"{layouts.SETTING[wanted]}={str(path)!r}: no .safetensors file in {path}")
+        raise ConfigError(f"{SETTINGS[target]}={str(path)!r}: no .safetensors file in {path}")
     return files
 
 
-def _official_parts(headers: list[Header], needed: set[str]) -> dict[str, Component]:
-    """Sort all tensors into parts. A tensor that two files hold means that the folder holds two variants of a part."""
+def _official_components(headers: list[Header], needed: set[str]) -> dict[str, Component]:
+    """Sort all tensors into components. A tensor that is in two files means that the folder holds two variants of a
+    component."""
     tensors: dict[str, dict[str, StoredTensor]] = {}
     config: dict[str, Any] = {}
     for header in headers:
-        bare = layouts.is_vae_file(header.tensors)
-        mine = set()
+        bare = key_names.is_vae_file(header.tensors)
+        in_file = set()
         for key, stored in header.tensors.items():
-            found = layouts.official(key, bare)
-            if found is None:
+            place = key_names.classify_key(key, bare)
+            if place is None:
                 continue
-            part, name = found
-            mine.add(part)
-            other = tensors.setdefault(part, {}).setdefault(name, stored)
-            if other is not stored and part in needed:
+            component, name = place
+            in_file.add(component)
+            first = tensors.setdefault(component, {}).setdefault(name, stored)
+            if first is not stored and component in needed:
                 raise ConfigError(
-                    f"{other.file} and {stored.file} both hold the {part} ({name}): set {layouts.SETTING[part]} to one "
-                    "of them"
+                    f"{first.file} and {stored.file} both hold the {component} ({name}): set {SETTINGS[component]} to "
+                    "one of them"
                 )
-        if mine:
-            config |= {key: value for key, value in _config(header, mine).items() if value is not None}
-    if "text_encoder" not in config:  # only bases that `base.save_base` wrote carry one
+        if in_file:
+            config |= {key: value for key, value in _config(header, in_file).items() if value is not None}
+    if "text_encoder" not in config:  # only a base that `base_model.save_base` wrote has its own text encoder
         tensors.pop("text", None)
-    return {part: Component(part, config, found, headers[0].file) for part, found in tensors.items()}
+    return {name: Component(name, config, stored, headers[0].file) for name, stored in tensors.items()}
 
 
-def _joined(found: Component, parts: dict[str, Component]) -> Component:
-    """`found` in place of what the checkpoint holds of this part. Connectors may lie in two files: the projection in
-    the text encoder's, which has no config, and the rest beside the transformer, whose config describes both."""
-    if found.diffusers or found.name != "connectors" or parts["transformer"].diffusers:
-        return found
-    old = parts.get("connectors", Component("connectors", parts["transformer"].config, {}, found.source))
-    return found if old.diffusers else found.merged_with(old)
+def _replacement(component: Component, components: dict[str, Component]) -> Component:
+    """The component that replaces the checkpoint's own. Connectors may lie in two files: the projection in the text
+    encoder's file, which has no config, and the rest beside the transformer, whose config describes both."""
+    if component.diffusers or component.name != "connectors" or components["transformer"].diffusers:
+        return component
+    empty = Component("connectors", components["transformer"].config, {}, component.source)
+    old = components.get("connectors", empty)
+    return component if old.diffusers else component.merged_with(old)
 
 
-def _config(header: Header, parts: set[str]) -> dict[str, Any]:
-    """`config` of the metadata of a file with these parts; only a text encoder's file may have none."""
+def _config(header: Header, components: set[str]) -> dict[str, Any]:
+    """`config` of the metadata of a file with these components; only a text encoder's file may lack it."""
     text = header.metadata.get("config")
     if text is None:
-        if parts != {"connectors"}:
+        if components != {"connectors"}:
             raise ConfigError(
                 f"{header.file} is not an LTX-2 checkpoint: its metadata lacks config (repacked files often do); give "
-                "model.checkpoint an official file, a diffusers folder or an embedded base"
+                "model.checkpoint an official file, a diffusers folder or nano"
             )
         return {}
     try:
         config = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{header.file}: config in its metadata is no JSON ({error}); fetch it again") from error
+        raise ConfigError(f"{header.file}: config in its metadata is not JSON ({error}); fetch it again") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{header.file}: config in its metadata is not a JSON object; fetch it again")
     return config
 
 
-def _diffusers_parts(path: Path, wanted: str) -> dict[str, Component]:
-    """The parts of a diffusers folder, or the one whose own folder `path` is."""
+def _diffusers_components(path: Path, target: str) -> dict[str, Component]:
+    """The components of a diffusers folder, or of the target's own folder inside one."""
     if (path / "config.json").is_file():
-        return {wanted: _diffusers_part(path, wanted)}
-    if wanted == "transformer" and not (path / "transformer" / "config.json").is_file():
+        return {target: _diffusers_component(path, target)}
+    if target == "transformer" and not (path / "transformer" / "config.json").is_file():
         raise ConfigError(
-            f"model.checkpoint={path} is a diffusers folder without transformer/config.json: set it to {_WHERE[wanted]}"
+            f"model.checkpoint={path} is a diffusers folder without transformer/config.json: set it to "
+            f"{_EXPECTED[target]}"
         )
-    present = (part for part in layouts.CLASSES if (path / part / "config.json").is_file())
-    return {part: _diffusers_part(path / part, part) for part in present}
+    present = (name for name in DIFFUSERS_CLASSES if (path / name / "config.json").is_file())
+    return {name: _diffusers_component(path / name, name) for name in present}
 
 
-def _diffusers_part(folder: Path, part: str) -> Component:
+def _diffusers_component(folder: Path, component: str) -> Component:
     file = folder / "config.json"
     try:
         config = json.loads(file.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is no JSON ({error}); fetch it again") from error
-    name = config.get("_class_name", layouts.CLASSES[part])
-    if name != layouts.CLASSES[part]:
-        raise ConfigError(f"{file} is of a {name}, not of LTX-2's {layouts.CLASSES[part]}: give {_WHERE[part]}")
+        raise ConfigError(f"{file} is not JSON ({error}); fetch it again") from error
+    name = config.get("_class_name", DIFFUSERS_CLASSES[component])
+    if name != DIFFUSERS_CLASSES[component]:
+        raise ConfigError(
+            f"{file} is the config of a {name}, not of LTX-2's {DIFFUSERS_CLASSES[component]}: give "
+            f"{_EXPECTED[component]}"
+        )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise ConfigError(f"{folder} has no .safetensors weights (pickled .bin files are never read)")
     tensors: dict[str, StoredTensor] = {}
     for header in map(read_header, files):
         for key, stored in header.tensors.items():
-            ours = layouts.from_diffusers(key) if part == "transformer" else key
-            if ours is not None and tensors.setdefault(ours, stored) is not stored:
-                raise ConfigError(f"{tensors[ours].file} and {stored.file} both hold {key}: move one of them away")
-    if part == "transformer":
-        config = {"transformer": layouts.official_section(config, str(file))}
-    return Component(part, config, tensors, folder, diffusers=True)
+            name = key_names.official_from_diffusers(key) if component == "transformer" else key
+            if name is not None and tensors.setdefault(name, stored) is not stored:
+                raise ConfigError(f"{tensors[name].file} and {stored.file} both hold {key}: move one of them away")
+    if component == "transformer":
+        config = {"transformer": key_names.transformer_section(config, str(file))}
+    return Component(component, config, tensors, folder, diffusers=True)
 
 
-def _no_transformer(path: Path, parts: dict[str, Component]) -> str:
-    """What a model.checkpoint without a transformer should have been."""
-    if "vae" in parts or "connectors" in parts:
-        held = " and ".join(part for part in ("vae", "connectors") if part in parts)
-        settings = " and ".join(layouts.SETTING[part] for part in ("vae", "connectors") if part in parts)
+def _no_transformer(path: Path, components: dict[str, Component]) -> str:
+    """The message for a model.checkpoint without a transformer."""
+    if "vae" in components or "connectors" in components:
+        names = [name for name in ("vae", "connectors") if name in components]
         return (
-            f"model.checkpoint={path} holds the {held} but no transformer: give it as {settings}, and set "
-            f"model.checkpoint to {_WHERE['transformer']}"
+            f"model.checkpoint={path} holds the {' and '.join(names)} but no transformer: give it as "
+            f"{' and '.join(SETTINGS[name] for name in names)}, and set model.checkpoint to {_EXPECTED['transformer']}"
         )
-    return f"model.checkpoint={path} holds no transformer: set it to {_WHERE['transformer']}"
+    return f"model.checkpoint={path} holds no transformer: set it to {_EXPECTED['transformer']}"
 
 
-def _another_model(headers: list[Header], wanted: str) -> str:
-    """What a file without any of our keys seems to be."""
+def _not_a_checkpoint(headers: list[Header], target: str) -> str:
+    """The message for a file without any key of an LTX-2 checkpoint."""
     keys = [key for header in headers for key in header.tensors]
     first = f"{len(keys)} keys, first: {keys[0]}" if keys else "no keys"
-    what = "an adapter" if any(".lora_" in key for key in keys) else "not an LTX-2 checkpoint"
+    kind = "an adapter" if any(".lora_" in key for key in keys) else "not an LTX-2 checkpoint"
     return (
-        f"{headers[0].file} is {what} (none of its keys begins with {layouts.MODEL} or vae.; {first}); set "
-        f"{layouts.SETTING[wanted]} to {_WHERE[wanted]}"
+        f"{headers[0].file} is {kind} (none of its keys begins with {key_names.MODEL_PREFIX} or vae.; {first}); set "
+        f"{SETTINGS[target]} to {_EXPECTED[target]}"
     )
