@@ -104,7 +104,9 @@ def write_shards(job: Job, engine: Engine) -> None:
     pairs = ShardWriter(job.root / "pairs", "pairs", job.made_by["pairs"])
     latents = ShardWriter(job.root / "latents", "latents", job.made_by["latents"])
     texts = TextFeatures(job.root, job.base)
-    texts.encode_missing(["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)])
+    texts.encode_missing(
+        ["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)]
+    )
     latents.write_empty_text(texts.read(""))
     losses = LostWindows(pairs)
     stop = Event()

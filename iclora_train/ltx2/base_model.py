@@ -217,7 +217,6 @@ def save_base(
 
 def open_base(model: Model) -> BaseModel:
     """The base that the settings `model.*` name; reads headers only. ConfigError for a wrong path, file or version."""
-    version."""
     base = BaseModel.open(model.checkpoint, model.vae, model.connectors, model.text_encoder)
     require(
         model.version in (None, base.version),

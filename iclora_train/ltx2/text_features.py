@@ -24,7 +24,9 @@ class TextFeatures:
     def __init__(self, root: Path, base: BaseModel) -> None:
         fingerprints = {name: value for name, value in base.latent_fingerprints.items() if name != "vae"}
         self.folder, self.base = root / f"texts-{digest(fingerprints)[:8]}", base
-        self.read = lru_cache(maxsize=64)(lambda caption: load_text_features(self._path(caption)))  # windows share captions
+        self.read = lru_cache(maxsize=64)(
+            lambda caption: load_text_features(self._path(caption))
+        )  # windows share captions
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
