@@ -269,7 +269,7 @@ def test_an_encoder_of_another_size_is_refused(folders: dict[str, Path], tmp_pat
     state = official(theirs("2.3").state_dict())
     key = "text_embedding_projection.video_aggregate_embed.weight"
     wide = Connectors.from_official({"transformer": OFFICIAL["2.3"]}, state | {key: torch.zeros(32, 2 * INPUTS)})
-    with pytest.raises(ConfigError, match=f"{INPUTS} numbers per token, but .* wants {2 * INPUTS}"):
+    with pytest.raises(ConfigError, match=f"{INPUTS} numbers per token, but .* takes {2 * INPUTS}"):
         GemmaTextEncoder.open(folders["gemma3"], "2.3", wide)
 
 
@@ -281,7 +281,7 @@ def test_connectors_that_do_not_fit_their_config_are_refused() -> None:
         Connectors.from_official(config, {key: value for key, value in state.items() if key != lost})
     with pytest.raises(ConfigError, match=r"unknown video_embeddings_connector.proj_out.weight"):
         Connectors.from_official(config, state | {"video_embeddings_connector.proj_out.weight": torch.zeros(1)})
-    with pytest.raises(ConfigError, match=rf"{lost} is \(5,\), not \(32,\)"):
+    with pytest.raises(ConfigError, match=rf"{lost} has shape \(5,\) instead of \(32,\)"):
         Connectors.from_official(config, state | {lost: torch.zeros(5)})
     with pytest.raises(ConfigError, match="no section `transformer`"):
         Connectors.from_official({}, state)
