@@ -16,7 +16,7 @@ from iclora_train.config import Lora
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.ltx2.model.transformer import Transformer
-from iclora_train.ltx2.runtime import save_policy as keep
+from iclora_train.ltx2.runtime import save_policy
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.synthetic.random_base import RandomBase
 from tests.processes import a_group_of_one
@@ -138,7 +138,7 @@ def test_what_another_version_compiled_is_not_taken(tmp_path: Path, monkeypatch:
 
     assert found() == 0
     assert found() > 0
-    monkeypatch.setattr(keep, "SOURCE", keep.SOURCE[1:])
+    monkeypatch.setattr(save_policy, "SOURCES", save_policy.SOURCES[1:])
     assert found() == 0
 
 

@@ -239,7 +239,7 @@ class Slow:
 
 def test_nobody_waits_for_copies_while_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays and what is on its way never take more than what stays in the end, and what may be on its way then."""
-    monkeypatch.setattr(spill_module, "ON_THE_WAY", 4 * 1000)
+    monkeypatch.setattr(spill_module, "MAX_IN_FLIGHT", 4 * 1000)
     spill, weight, copy_stream = ActivationOffload(0.5, least=256), torch.ones((), requires_grad=True), Slow()
     spill.copy_stream = copy_stream  # type: ignore[assignment]
     waited: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""What the frozen base is computed in, and whether compiled. The adapter's own weights are always fp32."""
+"""Builds the frozen transformer from settings: precision, offload, compilation. Adapter weights are always fp32."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
 
 
 def has_native_bf16() -> bool:
-    """Whether this machine multiplies bf16 in hardware; where it does not, fp32 is faster."""
+    """Whether this machine has bf16 matmuls in hardware. If not, fp32 is faster."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def base_dtype(precision: str) -> torch.dtype:
-    """The dtype that model.precision (auto, fp32, bf16 or fp8) means here; with fp8 it is that of the activations."""
+    """The dtype of activations for model.precision (auto, fp32, bf16 or fp8) on this machine."""
     if precision in ("auto", "fp8"):
         return torch.bfloat16 if has_native_bf16() else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
 def build_transformer(base: BaseModel, model: Model, device: torch.device | str) -> Transformer:
-    """The base's frozen transformer as model.precision wants it, in `base_dtype`, with fp8 weights where it is fp8; and
-    with the weights of model.weight_offload blocks in host memory. ConfigError for those without a GPU.
+    """The base's frozen transformer in `base_dtype`, with fp8 weights if model.precision=fp8, and with the weights of
+    model.weight_offload blocks in host memory. ConfigError for weight offload without a GPU.
     """
     on_gpu = torch.device(device).type == "cuda"
     require(
@@ -39,7 +39,7 @@ def build_transformer(base: BaseModel, model: Model, device: torch.device | str)
 
 
 def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """What the VAE of a sampled clip computes in: bf16 where the transformer does and a GPU computes it, else fp32."""
+    """The dtype in which the VAE decodes sampled clips: on a GPU the transformer's, on a CPU fp32."""
     return base_dtype(precision) if device.type == "cuda" else torch.float32
 
 
@@ -51,8 +51,8 @@ def compile_from_settings(transformer: Transformer, base: BaseModel, model: Mode
     """
     on_gpu = transformer.patchify_proj.weight.is_cuda
     if model.compile if model.compile is not None else on_gpu and not base.embedded:
-        unset = 0.0 if model.activation_checkpointing else 1.0
-        compile_blocks(transformer, unset if model.activation_budget is None else model.activation_budget)
+        default_budget = 0.0 if model.activation_checkpointing else 1.0
+        compile_blocks(transformer, default_budget if model.activation_budget is None else model.activation_budget)
         runner = runner_of(transformer)
         runner.activation_checkpointing = False
         runner.activation_offload = ActivationOffload(model.activation_offload) if model.activation_offload else None

@@ -1,5 +1,8 @@
-"""The transformer from disk to device, tensor by tensor: the host never holds more than two of them beyond the page
-cache and the weights that are to stay there (`weight_offload`), and nothing is initialised in vain."""
+"""Loads the transformer from disk to the device, tensor by tensor.
+
+Besides the page cache and the offloaded weights (`weight_offload`), the host holds at most two tensors at a time. No
+weight is initialised before it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -28,58 +31,62 @@ def load_transformer(
     fp8: bool = False,
     weight_offload: int = 0,
 ) -> Transformer:
-    """The frozen transformer in evaluation mode, in `dtype`. ConfigError names missing, unknown and misshapen keys.
+    """The frozen transformer in evaluation mode, in `dtype`. ConfigError names keys that are missing, unknown or of a
+    wrong shape.
 
-    fp8: the blocks' linears stay in fp8, those of a bf16 checkpoint are rounded to it while loading.
-    weight_offload: blocks whose weights lie in host memory.
+    fp8: the blocks' linears stay in fp8; those of a bf16 checkpoint are quantized while loading.
+    weight_offload: number of blocks whose weights stay in host memory.
     """
-    part = checkpoint.component("transformer")
+    component = checkpoint.component("transformer")
     config = transformer_config(checkpoint)
     with torch.device("meta"):
         module = Transformer(config)
-    wanted = dict(module.named_parameters())
-    shapes = {name: tuple(parameter.shape) for name, parameter in wanted.items()}
-    check_keys(part.where, "transformer", part.shapes, shapes)
-    part.require_readable()
+    expected = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    check_keys(component.where, "transformer", component.shapes, expected)
+    component.require_readable()
     offload = WeightOffload(config.num_layers, weight_offload, device)
     module.run_blocks = BlockRunner(offload)
-    linears = fp8_linears(module, part) if fp8 else set()
-    for name in part.in_disk_order():
+    linears = fp8_linears(module, component) if fp8 else set()
+    for name in component.in_disk_order():
         owner, _, leaf = name.rpartition(".")
-        if owner in linears:
-            if leaf == "weight":
-                weight, scale = part.quantized(name, device) or quantize(part.tensor(name, device))
-                bias = f"{owner}.bias"
-                given = part.tensor(bias, device).to(dtype) if bias in part.stored else None
-                module.set_submodule(owner, Fp8Linear(weight, scale, given))
-        else:
-            assign_tensor(module, name, part.tensor(name, device).to(dtype))
+        if owner not in linears:
+            assign_tensor(module, name, component.tensor(name, device).to(dtype))
+        elif leaf == "weight":
+            weight, scale = component.quantized(name, device) or quantize(component.tensor(name, device))
+            has_bias = f"{owner}.bias" in component.stored
+            bias = component.tensor(f"{owner}.bias", device).to(dtype) if has_bias else None
+            module.set_submodule(owner, Fp8Linear(weight, scale, bias))
         offload.move_to_host(name, module.get_parameter(name))
     return module.eval()
 
 
 def block_linears(module: Transformer) -> set[str]:
-    """Names of the blocks' linears but the small gates."""
+    """Names of the blocks' linears, without the small attention gates."""
     return {
         name
-        for name, each in module.named_modules()
-        if isinstance(each, nn.Linear) and name.startswith("transformer_blocks.") and not name.endswith("_gate_logits")
+        for name, submodule in module.named_modules()
+        if isinstance(submodule, nn.Linear)
+        and name.startswith("transformer_blocks.")
+        and not name.endswith("_gate_logits")
     }
 
 
-def fp8_linears(module: Transformer, part: Component) -> set[str]:
-    """Names of the linears to keep in fp8: those the file has in it; if none, the blocks' but the small gates."""
+def fp8_linears(module: Transformer, component: Component) -> set[str]:
+    """Names of the linears to keep in fp8: those that the file stores in fp8; if none, all `block_linears`."""
     names = block_linears(module)
-    stored = {name for name in names if part.stored[f"{name}.weight"].dtype in FP8}
+    stored = {name for name in names if component.stored[f"{name}.weight"].dtype in FP8}
     return stored or names
 
 
 def transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
-    """Sizes and switches of the video stream. A checkpoint from before the keyframe embedding was trained may announce
-    it and not hold it; it began at zero, so leaving it out is the same (ltx-core: transformer/model.py)."""
-    part = checkpoint.component("transformer")
+    """Sizes and switches of the video stream.
+
+    A checkpoint from before the keyframe embedding was trained may announce the embedding without storing it. Training
+    started it at zero, so omitting it is the same (ltx-core: transformer/model.py).
+    """
+    component = checkpoint.component("transformer")
     try:
         config = TransformerConfig.from_metadata(checkpoint.config["transformer"])
     except ValueError as error:
-        raise ConfigError(f"{part.source}: {error}; give an official checkpoint") from error
-    return config if _KEYFRAME in part.stored else replace(config, use_keyframes_abs_pos_embedding=False)
+        raise ConfigError(f"{component.source}: {error}; give an official checkpoint") from error
+    return config if _KEYFRAME in component.stored else replace(config, use_keyframes_abs_pos_embedding=False)

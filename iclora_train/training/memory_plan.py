@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from iclora_train.config import ConfigError
-from iclora_train.ltx2.runtime.activation_offload import ON_THE_WAY
+from iclora_train.ltx2.runtime.activation_offload import MAX_IN_FLIGHT
 
 GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
@@ -92,7 +92,7 @@ def plan_within(level: Candidate, room: MemoryLimits) -> MemoryPlan | None:
     if over <= 0:
         return MemoryPlan(level.activation_budget, 0.0, (level.rest + whole) / GIB)
     away = max(room.blocks - 3, 0)  # the last stays, and two are back at a time
-    over += ON_THE_WAY
+    over += MAX_IN_FLIGHT
     most = min(BUS * room.bandwidth * level.seconds * room.blocks, room.host, level.block * away)
     if over > most:
         return None

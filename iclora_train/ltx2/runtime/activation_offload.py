@@ -1,8 +1,8 @@
-"""Activations in host memory: part of what a block keeps for its backward pass leaves the GPU until it is needed.
+"""Activation offload: a share of the tensors that blocks save for backward is moved to pinned host memory.
 
-Copies run on a stream of their own beside the computation: out while the following blocks compute, and back, one block
-ahead, while the backward pass of the block behind it computes. What fits through the bus in that time costs nothing,
-and need not be computed a second time.
+The copies run on a stream of their own. Tensors leave the GPU while the following blocks compute. In the backward pass
+they return one block ahead, while the backward pass of the block after them runs. What the bus carries in that time
+costs nothing and need not be recomputed.
 """
 
 from __future__ import annotations
@@ -18,146 +18,157 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from iclora_train.core.copy_stream import CopyStream
 
-LEAST = 2**22  # bytes of a tensor worth a copy
-SLAB = 2**30  # bytes of pinned memory that are asked for at once: PyTorch rounds each request up to a power of two
-ALIGNED = 512  # bytes
-ON_THE_WAY = 2**30  # bytes that may wait to be copied, where a forward pass ends, before the computation waits for them
+MIN_BYTES = 2**22  # smaller tensors are not worth a copy
+SLAB_BYTES = 2**30  # pinned memory of one allocation; PyTorch rounds each request up to a power of two
+ALIGNMENT = 512  # bytes
+MAX_IN_FLIGHT = 2**30  # bytes whose copy may be pending at the end of a forward pass before the computation waits
 
 
 @dataclass
-class Kept:
-    """A tensor that a block saved: on the host, and back on its device from `fetch` to its use."""
+class SavedTensor:
+    """A tensor that a block saved: on the host, and back on the GPU between `_start_return` and its use."""
 
-    host: Tensor  # as it is on its device, in `memory`
-    memory: Tensor
+    host: Tensor  # a view of `buffer` with the tensor's shape, strides and dtype
+    buffer: Tensor  # pinned bytes
     device: torch.device
-    back: Tensor | None = None
-    here: torch.cuda.Event | None = None  # it has been copied back
+    returned: Tensor | None = None
+    event: torch.cuda.Event | None = None  # the end of the copy to `returned`
 
 
-def dense(tensor: Tensor) -> bool:
-    """Whether the elements lie side by side, in whatever order. Others, such as q in the product that makes q, k and v,
-    are no single copy: for them the host would wait, and put every element in its place itself."""
-    reach = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() == reach
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the elements are contiguous in memory, in any order of dimensions.
+
+    Other tensors, such as q as a slice of the joint q, k, v output, are not a single copy: the host would wait for them
+    and place each element itself.
+    """
+    extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() == extent
 
 
 class ActivationOffload:
-    """share: of the bytes that blocks keep; 0 moves nothing. Pinned memory stays for later steps of whatever shapes."""
+    """Moves `share` of the bytes that blocks save to the host; 0 moves nothing.
 
-    def __init__(self, share: float, least: int = LEAST, slab: int = SLAB) -> None:
-        self.share, self.least, self.slab = share, least, slab
-        self.copy_stream: CopyStream | None = None  # made when it is known where the activations are
-        self.blocks: dict[int, list[Kept]] = {}
-        self.leaving: deque[tuple[Tensor, torch.cuda.Event]] = deque()
-        self.free: list[Tensor] = []  # pinned memory that nothing is in
-        self.left: Tensor | None = None  # of the last slab, what was never given out
-        self.seen = self.moved = 0  # bytes of the last step
-        self.waiting = 0  # bytes in `leaving`
-        self.most = 0  # bytes that stayed where a forward pass ended, of all so far
+    Pinned memory is kept for later steps, whatever their shapes.
+    """
+
+    def __init__(self, share: float, min_bytes: int = MIN_BYTES, slab_bytes: int = SLAB_BYTES) -> None:
+        self.share, self.min_bytes, self.slab_bytes = share, min_bytes, slab_bytes
+        self.copy_stream: CopyStream | None = None  # created with the first tensor, whose device it needs
+        self.blocks: dict[int, list[SavedTensor]] = {}  # block -> its tensors on the host
+        self.in_flight: deque[tuple[Tensor, torch.cuda.Event]] = deque()  # tensors whose copy to the host is pending
+        self.in_flight_bytes = 0
+        self.free: list[Tensor] = []  # unused pinned buffers
+        self.slab: Tensor | None = None  # the unused rest of the last slab
+        self.saved_bytes = self.moved_bytes = 0  # of the current step
+        self.peak_kept_bytes = 0  # bytes that stayed on the GPU at the end of a forward pass, maximum of all steps
 
     @contextmanager
     def block(self, number: int, exempt: Iterable[Tensor], last: bool = False) -> Iterator[None]:
-        """Inside the `with` block `number` (from 0, in order) computes. exempt: what is in use elsewhere: stays.
+        """Inside the `with`, block `number` computes (from 0, in order). Tensors of `exempt` stay on the GPU: they are
+        in use elsewhere.
 
-        The last block's all stays, as it is needed next; what the one before moved comes back meanwhile.
+        All tensors of the last block stay, as its backward pass comes next. When that begins, the tensors of the
+        block before it start to return.
         """
         if number == 0:
-            self.seen = self.moved = 0
-        own: list[Kept] = []
+            self.saved_bytes = self.moved_bytes = 0
+        moved: list[SavedTensor] = []
         if last:
-            self.most = max(self.most, self.seen - self.moved)
+            self.peak_kept_bytes = max(self.peak_kept_bytes, self.saved_bytes - self.moved_bytes)
         else:
-            self.blocks[number] = own
-        staying = {tensor.untyped_storage()._cdata for tensor in exempt}
+            self.blocks[number] = moved
+        exempt_storages = {tensor.untyped_storage()._cdata for tensor in exempt}
 
-        def pack(tensor: Tensor) -> Tensor | tuple[int, Kept | Tensor]:
+        def pack(tensor: Tensor) -> Tensor | tuple[int, SavedTensor | Tensor]:
             if last:
                 return number, tensor
-            size = tensor.nbytes
-            if tensor.untyped_storage()._cdata in staying:
+            if tensor.untyped_storage()._cdata in exempt_storages:
                 return tensor
-            self.seen += size  # of all blocks so far: one large tensor more or less is made up for by the next block
-            over = self.moved + size / 2 > self.share * self.seen
-            moves = not over and size >= self.least and dense(tensor)
+            # The share holds for all blocks so far: the next block makes up for one large tensor more or less.
+            self.saved_bytes += tensor.nbytes
+            over = self.moved_bytes + tensor.nbytes / 2 > self.share * self.saved_bytes
+            moves = not over and tensor.nbytes >= self.min_bytes and is_dense(tensor)
             if moves:
-                self.moved += size
-                own.append(self._send(tensor.detach()))
+                self.moved_bytes += tensor.nbytes
+                moved.append(self._send(tensor.detach()))
             if self.copy_stream is not None:
-                self._let_go(ON_THE_WAY + max(0, self.most - (self.seen - self.moved)))
-            return (number, own[-1]) if moves else tensor
+                kept = self.saved_bytes - self.moved_bytes
+                self._release_sent(MAX_IN_FLIGHT + max(0, self.peak_kept_bytes - kept))
+            return (number, moved[-1]) if moves else tensor
 
         with saved_tensors_hooks(pack, self._unpack):
             yield
 
-    def _send(self, tensor: Tensor) -> Kept:
-        """Start copying a tensor to the host."""
-        memory = self._memory(tensor.nbytes, tensor.is_cuda)
-        host = memory.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
+    def _send(self, tensor: Tensor) -> SavedTensor:
+        """Start to copy a tensor to the host."""
+        buffer = self._pinned_buffer(tensor.nbytes, tensor.is_cuda)
+        host = buffer.view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
         self.copy_stream = self.copy_stream or CopyStream(tensor.device)
         self.copy_stream.wait_for_compute()
         with self.copy_stream.context():
             host.copy_(tensor, non_blocking=True)
-        gone = self.copy_stream.record()
-        if gone is not None:
-            self.leaving.append((tensor, gone))
-            self.waiting += tensor.nbytes
-        return Kept(host, memory, tensor.device)
+        event = self.copy_stream.record()
+        if event is not None:
+            self.in_flight.append((tensor, event))
+            self.in_flight_bytes += tensor.nbytes
+        return SavedTensor(host, buffer, tensor.device)
 
-    def _memory(self, size: int, pinned: bool) -> Tensor:
-        """Host memory of at least `size` bytes: the smallest that is free, else a new piece of a slab."""
-        fitting = [i for i, memory in enumerate(self.free) if memory.numel() >= size]
+    def _pinned_buffer(self, size: int, pinned: bool) -> Tensor:
+        """Host memory of at least `size` bytes: the smallest free buffer that fits, else a new piece of a slab."""
+        fitting = [i for i, buffer in enumerate(self.free) if buffer.numel() >= size]
         if fitting:
             return self.free.pop(min(fitting, key=lambda i: self.free[i].numel()))
-        size += -size % ALIGNED
-        if self.left is None or self.left.numel() < size:
-            if self.left is not None and self.left.numel() >= self.least:
-                self.free.append(self.left)
-            self.left = torch.empty(max(self.slab, 1 << (size - 1).bit_length()), dtype=torch.uint8, pin_memory=pinned)
-        piece, self.left = self.left[:size], self.left[size:]
-        return piece
+        size += -size % ALIGNMENT
+        if self.slab is None or self.slab.numel() < size:
+            if self.slab is not None and self.slab.numel() >= self.min_bytes:
+                self.free.append(self.slab)
+            slab_bytes = max(self.slab_bytes, 1 << (size - 1).bit_length())
+            self.slab = torch.empty(slab_bytes, dtype=torch.uint8, pin_memory=pinned)
+        buffer, self.slab = self.slab[:size], self.slab[size:]
+        return buffer
 
-    def _let_go(self, allowed: int) -> None:
-        """Give up what has been copied; with more than allowed on the way, the computation waits for the oldest.
+    def _release_sent(self, max_bytes: int) -> None:
+        """Release the GPU memory of tensors that have been copied. If more than `max_bytes` are pending, the
+        computation waits for the oldest.
 
-        Memory that is given up can be written again by the computation: so that waits for the copy first.
+        Later kernels may overwrite released memory, so the compute stream waits for the copy in every case.
         """
         assert self.copy_stream is not None
-        while self.leaving and (self.waiting > allowed or self.leaving[0][1].query()):
-            tensor, gone = self.leaving.popleft()
-            self.copy_stream.make_compute_wait(gone)
-            self.waiting -= tensor.nbytes
+        while self.in_flight and (self.in_flight_bytes > max_bytes or self.in_flight[0][1].query()):
+            tensor, event = self.in_flight.popleft()
+            self.copy_stream.make_compute_wait(event)
+            self.in_flight_bytes -= tensor.nbytes
 
-    def _unpack(self, packed: Tensor | tuple[int, Kept | Tensor]) -> Tensor:
+    def _unpack(self, packed: Tensor | tuple[int, SavedTensor | Tensor]) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        number, kept = packed
-        if isinstance(kept, Tensor):
+        number, saved = packed
+        if isinstance(saved, Tensor):
             if number - 1 in self.blocks:
-                self._fetch(number - 1, ON_THE_WAY)
-            return kept
-        if kept.back is None:
-            self._fetch(number)
-        back, kept.back = kept.back, None
-        assert back is not None
+                self._start_return(number - 1, MAX_IN_FLIGHT)
+            return saved
+        if saved.returned is None:
+            self._start_return(number)
+        returned, saved.returned = saved.returned, None
+        assert returned is not None
         assert self.copy_stream is not None
-        self.copy_stream.make_compute_wait(kept.here)
+        self.copy_stream.make_compute_wait(saved.event)
         if number - 1 in self.blocks:
-            self._fetch(number - 1)
-        self.free.append(kept.memory)
-        return back
+            self._start_return(number - 1)
+        self.free.append(saved.buffer)
+        return returned
 
-    def _fetch(self, number: int, allowed: int = 0) -> None:
-        """Start copying back what a block moved; once per step. allowed: as in `_let_go`."""
+    def _start_return(self, number: int, max_bytes: int = 0) -> None:
+        """Start to copy a block's tensors back to the GPU, once per step. max_bytes: see `_release_sent`."""
         moved = self.blocks.pop(number, ())
         if not moved:
             return
         assert self.copy_stream is not None
-        self._let_go(allowed)
-        for kept in moved:
-            size, stride, dtype = kept.host.shape, kept.host.stride(), kept.host.dtype
-            kept.back = torch.empty_strided(size, stride, dtype=dtype, device=kept.device)
+        self._release_sent(max_bytes)
+        for saved in moved:
+            size, stride, dtype = saved.host.shape, saved.host.stride(), saved.host.dtype
+            saved.returned = torch.empty_strided(size, stride, dtype=dtype, device=saved.device)
             self.copy_stream.wait_for_compute()
             with self.copy_stream.context():
-                kept.back.copy_(kept.host, non_blocking=True)
-            kept.here = self.copy_stream.record()
+                saved.returned.copy_(saved.host, non_blocking=True)
+            saved.event = self.copy_stream.record()

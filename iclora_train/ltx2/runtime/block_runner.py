@@ -1,9 +1,8 @@
-"""How a transformer's blocks are run in training: what each keeps for its backward pass, and where weights lie."""
+"""Runs a transformer's blocks in training: activation checkpointing, activation and weight offload, CUDA graphs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,71 +15,70 @@ from iclora_train.ltx2.runtime.weight_offload import WeightOffload
 
 
 class BlockRunner:
-    """Takes the place of `model.transformer.run_blocks_sequentially`."""
+    """A `run_blocks` of `model.transformer.Transformer`. Its settings have effect in training only, except
+    `weight_offload`."""
 
     def __init__(self, weight_offload: WeightOffload | None = None) -> None:
-        self.weight_offload = weight_offload or WeightOffload()  # blocks whose weights lie in host memory
-        self.activation_checkpointing = (
-            False  # keep each block's input only and compute the rest again when it is needed
-        )
-        self.activation_budget: float | None = (
-            None  # the blocks are compiled, and keep that much (`compile.compile_blocks`)
-        )
-        self.activation_offload: ActivationOffload | None = None  # keep a share of what blocks save on the host
-        self.cuda_graphs: CudaGraphs | None = None  # run all blocks by two CUDA graphs
+        self.weight_offload = weight_offload or WeightOffload()
+        self.activation_checkpointing = False  # save only each block's input and recompute the rest in backward
+        self.activation_budget: float | None = None  # set if the blocks are compiled (`compile.compile_blocks`)
+        self.activation_offload: ActivationOffload | None = None
+        self.cuda_graphs: CudaGraphs | None = None
 
     def __call__(
         self, net: Transformer, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: Sequence[int]
     ) -> Tensor:
-        learning = net.training and torch.is_grad_enabled()
-        if self.activation_budget is not None and learning:
-            x = x.detach().requires_grad_()  # its gradient is not needed, but spares the first block a graph of its own
+        training = net.training and torch.is_grad_enabled()
+        if self.activation_budget is not None and training:
+            # The gradient of x is not used. But if x has one, the first block compiles to the same graph as the others.
+            x = x.detach().requires_grad_()
+        graphs = self.cuda_graphs if training else None
+        if graphs is not None and (inputs.bias is not None or perturbed):
+            graphs.stop("attention weights differ from step to step")
+            graphs = None
+        if graphs is None:
+            return self._run(net, x, inputs, num_outputs, perturbed, training)
 
-        def blocks(given: tuple[Tensor | None, ...], num_outputs: int | None) -> Tensor:
-            x, *others = given
-            assert x is not None
-            return self._each(net, x, BlockInputs(*others, inputs.bias), num_outputs, perturbed, learning)  # type: ignore[call-arg, arg-type]
+        def run_on(tensors: Sequence[Tensor]) -> Tensor:
+            x, text, modulation, level, rope, *prompt = tensors
+            inputs = BlockInputs(text, modulation, level, rope, prompt[0] if prompt else None)
+            return self._run(net, x, inputs, num_outputs, (), training=True)
 
-        given = (x, *inputs[:-1])
-        if not learning or self.cuda_graphs is None:
-            return blocks(given, num_outputs)
-        if inputs.bias is None and not perturbed:
-            return self.cuda_graphs.run(blocks, given, num_outputs, net.transformer_blocks)
-        self.cuda_graphs.stop("attention weights, of which each step has others")
-        return blocks(given, num_outputs)
+        tensors = (x, *(tensor for tensor in inputs if isinstance(tensor, Tensor)))
+        return graphs.run(run_on, tensors, net.transformer_blocks, key=num_outputs)
 
-    def _each(
+    def _run(
         self,
         net: Transformer,
         x: Tensor,
         inputs: BlockInputs,
         num_outputs: int | None,
         perturbed: Sequence[int],
-        learning: bool,
+        training: bool,
     ) -> Tensor:
         last = len(net.transformer_blocks) - 1
         for i, block in enumerate(net.transformer_blocks):
+            args = (inputs, num_outputs if i == last else None, i in perturbed)
             self.weight_offload.before_block(i)
-            given: tuple[Any, ...] = (x, inputs, num_outputs if i == last else None, i in perturbed)
-            if learning and self.activation_checkpointing:
-                x = checkpoint(block, *given, use_reentrant=False)
-            elif learning and self.activation_offload is not None:
+            if training and self.activation_checkpointing:
+                x = checkpoint(block, x, *args, use_reentrant=False)
+            elif training and self.activation_offload is not None:
                 shared = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
                 with self.activation_offload.block(i, [*shared, *block.parameters(), *block.buffers()], i == last):
-                    x = block(*given)
+                    x = block(x, *args)
             else:
-                x = block(*given)
+                x = block(x, *args)
             self.weight_offload.after_block(i, x)
         return x
 
     def free_training_memory(self) -> None:
-        """Give back what only steps of training use of the GPU's memory, before something else needs much."""
+        """Free GPU memory that only training steps use, before something else needs much memory."""
         if self.cuda_graphs is not None:
             self.cuda_graphs.drop()
 
 
 def runner_of(net: Transformer) -> BlockRunner:
-    """The runner of a transformer's blocks, made where it had none."""
+    """The transformer's block runner, created if it has none."""
     if not isinstance(net.run_blocks, BlockRunner):
         net.run_blocks = BlockRunner()
     return net.run_blocks

@@ -1,6 +1,6 @@
-"""torch.compile for the transformer's blocks: all blocks share one compilation for each shape of tokens.
+"""torch.compile for the transformer's blocks. All blocks share one compilation for each shape of tokens.
 
-What is compiled is kept on disk, so a shape that was met before starts within seconds in a later run of this version.
+Compiled code is cached on disk, so a known shape starts within seconds in a later run of the same version.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
 from iclora_train.ltx2.runtime.fused_block import FusedBlock
 
 _CACHE = "TORCHINDUCTOR_CACHE_DIR"
-# Inputs and operations of an intermediate result that the compiler computes again inside a kernel rather than keep in
-# memory, in fp32, between two passes over a row.
-READS, OPERATIONS = 16, 200
-SHAPES = 64  # compilations of a block that one process keeps: sizes of clips, with and without weights or gradients
+# Up to this many reads and operations, inductor recomputes an intermediate result within a kernel instead of writing it
+# to memory, in fp32, between two passes over a row.
+MAX_READS, MAX_OPERATIONS = 16, 200
+MAX_COMPILATIONS = 64  # of a block in one process: clip sizes, each with and without attention weights and gradients
 
 
 def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, backend: str = "inductor") -> None:
-    """From now on every block runs compiled, adapters included; attach those before.
+    """Compile every block, with its adapters. Attach adapters before.
 
-    activation_budget: share of a block's activation memory that is saved for backward; the rest is computed again
-    (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`); 0 keeps the block's input alone,
-    from there on what attention gives is always kept; from .8 on no product is computed again, at 1 no norm
-    either.
+    activation_budget: share of a block's activation memory that is saved for the backward pass; the rest is recomputed
+    (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`). 0 saves only the block's input.
+    Above 0 attention outputs are always saved. From 0.8 on no matmul is recomputed, at 1 no norm either.
     """
     import torch._dynamo  # noqa: PLC0415 (slow)
     import torch._functorch.config  # noqa: PLC0415
@@ -36,18 +35,18 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     from iclora_train.ltx2.runtime.save_policy import SavePolicy  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
-    torch._dynamo.config.recompile_limit = SHAPES
-    torch._dynamo.config.optimize_ddp = False  # else DistributedDataParallel's buckets cut a block into several
+    torch._dynamo.config.recompile_limit = MAX_COMPILATIONS
+    torch._dynamo.config.optimize_ddp = False  # else the buckets of DistributedDataParallel split a block's graph
     torch._functorch.config.activation_memory_budget = activation_budget
     torch._inductor.config.joint_custom_pre_pass = SavePolicy()
-    torch._inductor.config.realize_reads_threshold = READS
-    torch._inductor.config.realize_opcount_threshold = OPERATIONS
+    torch._inductor.config.realize_reads_threshold = MAX_READS
+    torch._inductor.config.realize_opcount_threshold = MAX_OPERATIONS
     enable_combo_kernels()
     runner = runner_of(transformer)
     if runner.activation_budget == activation_budget:
         return
     if runner.activation_budget is not None:
-        torch._dynamo.reset()  # else the blocks would run what was compiled for another budget
+        torch._dynamo.reset()  # else the blocks would reuse code compiled for another budget
     runner.activation_budget = activation_budget
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
@@ -56,10 +55,10 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
         block.compile(dynamic=False, backend=backend)
 
 
-def set_cuda_graphs(transformer: Transformer, wanted: bool) -> None:
-    """From now on training runs the blocks by CUDA graphs, if wanted, and where that can be: compiled, on a GPU, with
-    all that they need there."""
+def set_cuda_graphs(transformer: Transformer, enabled: bool) -> None:
+    """Switch CUDA graphs in training on or off. They stay off unless the blocks are compiled, on a GPU, and without
+    offload of weights or activations."""
     runner = runner_of(transformer)
-    there = runner.activation_budget is not None and transformer.patchify_proj.weight.is_cuda
-    moved = runner.activation_offload is not None or runner.weight_offload.blocks
-    runner.cuda_graphs = CudaGraphs() if wanted and there and not moved else None
+    compiled_on_gpu = runner.activation_budget is not None and transformer.patchify_proj.weight.is_cuda
+    offloads = runner.activation_offload is not None or runner.weight_offload.blocks
+    runner.cuda_graphs = CudaGraphs() if enabled and compiled_on_gpu and not offloads else None

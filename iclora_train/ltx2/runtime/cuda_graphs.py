@@ -1,8 +1,9 @@
-"""All blocks of a training step as two CUDA graphs: the host starts thousands of kernels with two calls.
+"""All blocks of a training step as two CUDA graphs: the host launches thousands of kernels with two calls.
 
-A graph computes where it was recorded, so what goes in is copied to the same place every time, and the memory between
-its two halves stays taken. It is recorded when a shape is met for the second time; the first time compiles. Graphs of
-several shapes share their memory, which only a step of another kind (attention weights, a shape that is new) needs too.
+A graph computes at the addresses at which it was captured. Its inputs are therefore copied to fixed tensors, and the
+memory between the forward and the backward graph stays allocated. The first step of a shape runs normally, which
+compiles the blocks; the second one captures the graphs. The graphs of all shapes share one memory pool. A step that
+cannot use it (attention weights, a new shape) needs its own memory beside that pool.
 """
 
 from __future__ import annotations
@@ -16,154 +17,147 @@ import torch
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
-Given = tuple[Tensor | None, ...]
-Blocks = Callable[[Given, int | None], Tensor]
-Work = Callable[[], Sequence[Tensor]]
-LIMIT = 8  # shapes of one process; with more of them nothing is recorded
+Tensors = tuple[Tensor, ...]
+Function = Callable[[Tensors], Tensor]  # the captured function: input tensors -> output
+MAX_SHAPES = 8  # in one process; with more of them CUDA graphs are switched off
 
 
 class Capture(Protocol):
-    """Runs some work once and remembers it: what it made, and how to make it again in the same place."""
+    """Runs `work` once and captures it. Returns its output tensors, and a call that recomputes them in place."""
 
-    def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]: ...
+    def __call__(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], object]]: ...
 
 
-class GraphCapture:
-    """CUDA graphs that share memory: what one keeps lasts until the next forward pass of any of them."""
+class CudaCapture:
+    """Captures CUDA graphs in a shared memory pool. A graph's outputs last until any graph's next forward pass."""
 
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Work) -> tuple[Sequence[Tensor], Callable[[], object]]:
+    def __call__(self, work: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Callable[[], object]]:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            made = work()
-        return made, graph.replay
+            outputs = work()
+        return outputs, graph.replay
 
 
 class CudaGraphs:
-    """Runs blocks in training by what was recorded of them, and records what it meets again."""
+    """Captures a function of tensors when a shape comes for the second time, and replays it from then on."""
 
-    def __init__(self, recorder: Callable[[], Capture] = GraphCapture, limit: int = LIMIT) -> None:
-        self.begin, self.limit = recorder, limit
-        self.recorder: Capture | None = None
+    def __init__(self, new_capture: Callable[[], Capture] = CudaCapture, max_shapes: int = MAX_SHAPES) -> None:
+        self.new_capture, self.max_shapes = new_capture, max_shapes
+        self.capture: Capture | None = None
         self.seen_shapes: set[Hashable] = set()
         self.captured: dict[Hashable, CapturedStep] = {}
-        self.gradients: dict[nn.Parameter, Tensor] = {}  # where every graph leaves them
-        self.passes = 0  # forwards, so far
-        self.stopped = ""  # why nothing is recorded any more
+        self.grads: dict[nn.Parameter, Tensor] = {}  # all graphs write gradients to these tensors
+        self.num_forwards = 0
+        self.stopped = ""  # the reason, once CUDA graphs are switched off
 
-    def run(self, blocks: Blocks, given: Given, num_outputs: int | None, net: nn.Module) -> Tensor:
-        """blocks(given, num_outputs) with gradients for the parameters inside `net`, and for nothing that is given."""
-        given = tuple(None if tensor is None else tensor.contiguous() for tensor in given)  # as copies of it will be
-        key = (tuple(None if t is None else (t.shape, t.dtype) for t in given), num_outputs, _surroundings())
+    def run(self, function: Function, tensors: Tensors, module: nn.Module, key: Hashable = None) -> Tensor:
+        """function(tensors), with gradients for the trainable parameters of `module` but not for the tensors.
+
+        key: what the function depends on besides the tensors.
+        """
+        tensors = tuple(tensor.contiguous() for tensor in tensors)  # the fixed copies are contiguous too
+        key = (tuple((tensor.shape, tensor.dtype) for tensor in tensors), key, _autocast_state())
         if not self.stopped and key not in self.seen_shapes:
-            self.drop()  # what is not recorded takes its memory elsewhere
+            self.drop()  # a step that is not captured needs memory outside the pool
             self.seen_shapes.add(key)
-            if len(self.seen_shapes) > self.limit:
-                self.stop(f"more than {self.limit} shapes")
-            return blocks(given, num_outputs)
+            if len(self.seen_shapes) > self.max_shapes:
+                self.stop(f"more than {self.max_shapes} shapes")
+            return function(tensors)
         if not self.stopped and key not in self.captured:
-            self._record(key, blocks, given, num_outputs, net)
+            self._capture_step(key, function, tensors, module)
         if self.stopped:
-            return blocks(given, num_outputs)
-        out: Tensor = _Replayed.apply(self, self.captured[key], given, *self.gradients)
+            return function(tensors)
+        out: Tensor = _Replay.apply(self, self.captured[key], tensors, *self.grads)
         return out
 
-    def _record(self, key: Hashable, blocks: Blocks, given: Given, num_outputs: int | None, net: nn.Module) -> None:
-        self.recorder = self.recorder or self.begin()
-        self.passes += 1  # what was kept before is overwritten
+    def _capture_step(self, key: Hashable, function: Function, tensors: Tensors, module: nn.Module) -> None:
+        self.capture = self.capture or self.new_capture()
+        self.num_forwards += 1  # the capture overwrites the saved tensors of earlier forward passes
         with suppress(torch.OutOfMemoryError):
-            if not self.gradients:
-                self.gradients = {part: torch.zeros_like(part) for part in net.parameters() if part.requires_grad}
-            self.captured[key] = CapturedStep(self.recorder, blocks, given, num_outputs, self.gradients)
-        if key not in self.captured:  # and what was made of it is gone
+            if not self.grads:
+                self.grads = {p: torch.zeros_like(p) for p in module.parameters() if p.requires_grad}
+            self.captured[key] = CapturedStep(self.capture, function, tensors, self.grads)
+        if key not in self.captured:  # out of memory; the exception's tensors are freed by now
             self.stop("too little memory")
 
     def drop(self) -> None:
-        """Give the memory of all graphs back; they are recorded anew when they are next wanted."""
-        if self.recorder is not None:
-            self.captured, self.recorder = {}, None
+        """Free the memory of all graphs. They are captured again when they are next needed."""
+        if self.capture is not None:
+            self.captured, self.capture = {}, None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
-    def stop(self, why: str) -> None:
-        """From now on everything runs as it does without graphs."""
-        log.warning("steps are no longer replayed as CUDA graphs: %s", why)
-        self.stopped = why
+    def stop(self, reason: str) -> None:
+        """Switch CUDA graphs off."""
+        log.warning("steps are no longer replayed as CUDA graphs: %s", reason)
+        self.stopped = reason
         self.drop()
-        self.gradients = {}
+        self.grads = {}
 
 
-def _surroundings() -> Hashable:
+def _autocast_state() -> Hashable:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
 class CapturedStep:
-    """A forward and a backward pass, and the tensors that they read and write."""
+    """A captured forward and backward pass, with the tensors that they read and write."""
 
     def __init__(
-        self,
-        recorder: Capture,
-        blocks: Blocks,
-        given: Given,
-        num_outputs: int | None,
-        gradients: dict[nn.Parameter, Tensor],
+        self, capture: Capture, function: Function, tensors: Tensors, grads: dict[nn.Parameter, Tensor]
     ) -> None:
-        self.blocks, self.num_outputs = blocks, num_outputs
-        self.parameters, self.gradients = list(gradients), list(gradients.values())
-        self.given = tuple(None if tensor is None else tensor.detach().clone() for tensor in given)
-        for tensor, own in zip(given, self.given, strict=True):
-            if tensor is not None and own is not None:
-                own.requires_grad_(tensor.requires_grad)
-        torch.clear_autocast_cache()  # what it holds was cast from weights of earlier steps
-        self.live: Tensor | None = None
-        (self.out,), self.forwards = recorder(self._forwards)
-        self.coming = torch.zeros_like(self.out)
-        _, self.backwards = recorder(self._backwards)
+        self.function = function
+        self.parameters, self.grads = list(grads), list(grads.values())
+        self.inputs = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
+        torch.clear_autocast_cache()  # it holds casts of the weights of earlier steps
+        self.out_with_graph: Tensor | None = None  # the output with its autograd graph, until backward is captured
+        (self.out,), self.replay_forward = capture(self._forward)
+        self.grad_out = torch.zeros_like(self.out)
+        _, self.replay_backward = capture(self._backward)
 
-    def _forwards(self) -> Sequence[Tensor]:
-        self.live = self.blocks(self.given, self.num_outputs)
-        return (self.live.detach(),)
+    def _forward(self) -> Sequence[Tensor]:
+        self.out_with_graph = self.function(self.inputs)
+        return (self.out_with_graph.detach(),)
 
-    def _backwards(self) -> Sequence[Tensor]:
-        assert self.live is not None
-        found = torch.autograd.grad(self.live, self.parameters, self.coming, materialize_grads=True)
-        self.live = None
-        torch._foreach_copy_(self.gradients, found)
-        return self.gradients
+    def _backward(self) -> Sequence[Tensor]:
+        assert self.out_with_graph is not None
+        grads = torch.autograd.grad(self.out_with_graph, self.parameters, self.grad_out, materialize_grads=True)
+        self.out_with_graph = None
+        torch._foreach_copy_(self.grads, grads)
+        return self.grads
 
-    def forward(self, given: Given) -> Tensor:
-        """What the blocks make of `given`, there until the next call."""
-        for own, tensor in zip(self.given, given, strict=True):
-            if own is not None and tensor is not None:
-                own.copy_(tensor)
+    def forward(self, tensors: Tensors) -> Tensor:
+        """The output for these inputs. It is valid until the next call."""
+        for fixed, tensor in zip(self.inputs, tensors, strict=True):
+            fixed.copy_(tensor)
         with torch.enable_grad():
-            self.forwards()
+            self.replay_forward()
         return self.out.detach()
 
-    def backward(self, grad: Tensor) -> list[Tensor]:
-        """Gradients of the parameters for the result's, there until the next call."""
-        for parameter, place in zip(self.parameters, self.gradients, strict=True):
-            if parameter.grad is not None and parameter.grad.data_ptr() == place.data_ptr():
-                parameter.grad = parameter.grad.clone()  # of an earlier batch, to be added to
-        self.coming.copy_(grad)
-        self.backwards()
-        return [place.detach() for place in self.gradients]
+    def backward(self, grad_out: Tensor) -> list[Tensor]:
+        """The parameters' gradients. They are valid until the next call."""
+        for parameter, fixed in zip(self.parameters, self.grads, strict=True):
+            if parameter.grad is not None and parameter.grad.data_ptr() == fixed.data_ptr():
+                parameter.grad = parameter.grad.clone()  # accumulated from an earlier batch
+        self.grad_out.copy_(grad_out)
+        self.replay_backward()
+        return [fixed.detach() for fixed in self.grads]
 
 
-class _Replayed(torch.autograd.Function):
+class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graphs: CudaGraphs, recorded: CapturedStep, given: Given, *parameters: Tensor) -> Tensor:
-        graphs.passes += 1
-        ctx.graphs, ctx.recorded, ctx.number = graphs, recorded, graphs.passes
-        return recorded.forward(given)
+    def forward(ctx: Any, graphs: CudaGraphs, step: CapturedStep, tensors: Tensors, *parameters: Tensor) -> Tensor:
+        graphs.num_forwards += 1
+        ctx.graphs, ctx.step, ctx.number = graphs, step, graphs.num_forwards
+        return step.forward(tensors)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.number != ctx.graphs.passes:
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.number != ctx.graphs.num_forwards:
             raise RuntimeError(
-                "a recorded pass has one backward pass, before the next forward pass (model.cuda_graphs)"
+                "model.cuda_graphs: a replayed forward pass allows one backward pass, before the next forward pass"
             )
         ctx.number = None
-        return None, None, None, *ctx.recorded.backward(grad)
+        return None, None, None, *ctx.step.backward(grad_out)

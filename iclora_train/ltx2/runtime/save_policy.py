@@ -1,8 +1,8 @@
-"""Tells torch.compile what never to compute twice: attention, and the inverse root mean squares of tokens.
+"""Tells torch.compile what to save for the backward pass: outputs of attention and inverse root mean squares.
 
-Its partitioner weighs recomputation of products and FlashAttention, but takes cuDNN's attention for something cheap and
-recomputes it in every backward pass (torch 2.11, 2.13; seen in a profile), although nothing costs more per byte kept.
-An inverse root mean square is one number a token, and computing it again is a pass over all its channels.
+The partitioner assigns a recomputation cost to matmuls and FlashAttention, but treats cuDNN's attention as cheap and
+recomputes it in every backward pass (torch 2.11, 2.13; seen in a profile), although no other operation costs more per
+saved byte. An inverse root mean square is one number per token; its recomputation is a pass over all channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy
 
 from iclora_train.ltx2.kernels import attention_backends
 
-SOURCE = tuple(str(file) for file in sorted(Path(__file__).parents[1].rglob("*.py")))
+SOURCES = tuple(str(file) for file in sorted(Path(__file__).parents[1].rglob("*.py")))
 
 
 def must_save() -> frozenset[OpOverload]:
@@ -26,7 +26,7 @@ def must_save() -> frozenset[OpOverload]:
 
 
 class SavePolicy(CustomGraphPass):
-    """Marks these as kept for the backward pass, before the graph is cut into forward and backward."""
+    """Marks the outputs of `must_save` as saved, before the joint graph is partitioned into forward and backward."""
 
     def __call__(self, graph: fx.Graph) -> None:
         saved = must_save()
@@ -35,6 +35,6 @@ class SavePolicy(CustomGraphPass):
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> bytes:
-        """For the compiler's cache on disk: code made by another version of this package is not used again. It calls
-        our operators, which it knows by name alone, and counts on the shapes that they gave then."""
-        return get_hash_for_files(SOURCE)
+        """Key of the compiler's disk cache: code compiled by another version of this package is not reused. The code
+        calls our operators by name and relies on the output shapes that they had when it was compiled."""
+        return get_hash_for_files(SOURCES)

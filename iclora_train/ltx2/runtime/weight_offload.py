@@ -1,9 +1,10 @@
-"""Frozen weights that lie in host memory and visit the device when their block computes.
+"""Weight offload: frozen weights of some blocks stay in host memory and are copied to the GPU for their computation.
 
-A weight keeps its tensor and its storage, which has no bytes while it is away (as in fully sharded data parallelism):
-so what autograd or a compiled block has saved stays valid. Two blocks are here at a time, the one that computes and the
-one that is needed next, whose weights are copied meanwhile: forwards that is the next one, backwards the one before,
-and where a pass ends the first of the pass that follows.
+An offloaded weight keeps its tensor and its storage; while it is away, the storage has no bytes (as in fully sharded
+data parallelism). So references that autograd or a compiled block has saved stay valid. Two offloaded blocks are on the
+GPU at a time: the one that computes, and the next one, whose weights are being copied meanwhile. The next one is the
+following block in the forward pass, the preceding one in the backward pass, and where a pass ends, the first block of
+the pass that comes after it.
 """
 
 from __future__ import annotations
@@ -16,69 +17,70 @@ from iclora_train.core.copy_stream import CopyStream
 
 
 class WeightOffload:
-    """The linears' weights of `count` of a transformer's blocks, which are spread evenly so that copies have time.
+    """Offloads the linear weights of `count` of `num_blocks` blocks, evenly spread so that the copies have time.
 
-    ConfigError when there are not so many blocks.
+    ConfigError if `count` is larger than `num_blocks`.
     """
 
-    def __init__(self, blocks: int = 0, count: int = 0, device: torch.device | str = "cpu") -> None:
-        require(0 <= count <= blocks, f"model.weight_offload={count} must lie in [0, {blocks}], the number of blocks")
-        self.blocks = [(2 * i + 1) * blocks // (2 * count) for i in range(count)]
+    def __init__(self, num_blocks: int = 0, count: int = 0, device: torch.device | str = "cpu") -> None:
+        require(
+            0 <= count <= num_blocks,
+            f"model.weight_offload={count} must lie in [0, {num_blocks}], the number of blocks",
+        )
+        self.blocks = [(2 * i + 1) * num_blocks // (2 * count) for i in range(count)]  # indices, ascending
         self.weights: dict[int, list[tuple[nn.Parameter, Tensor]]] = {block: [] for block in self.blocks}
-        self.resident: dict[
-            int, torch.cuda.Event | None
-        ] = {}  # blocks on the device, or on their way: when they arrive
+        self.resident: dict[int, torch.cuda.Event | None] = {}  # blocks on the GPU -> event of their copy's end
         self.copy_stream = CopyStream(torch.device(device))
 
     def move_to_host(self, name: str, weight: nn.Parameter) -> None:
-        """Move a weight that was just loaded to the host, if `name`, in the transformer, is one of these blocks'.
+        """Move a loaded weight to host memory if `name`, its name in the transformer, belongs to an offloaded block.
 
-        Pinned memory comes in powers of two, as do weights of LTX's sizes: so each has a piece of its own.
+        Pinned memory is allocated in powers of two. LTX's weights have such sizes, so each gets its own allocation.
         """
-        part, _, inside = name.partition(".")
-        block = int(inside.partition(".")[0]) if part == "transformer_blocks" else -1
+        module, _, inside = name.partition(".")
+        block = int(inside.partition(".")[0]) if module == "transformer_blocks" else -1
         if block in self.weights and name.endswith(".weight") and weight.ndim == 2:
             host = torch.empty_like(weight, device="cpu", pin_memory=self.copy_stream.stream is not None)
             host.copy_(weight)
-            weight.data = torch.empty_like(weight)  # in a storage of its own, which can be resized
+            weight.data = torch.empty_like(weight)  # a storage of its own, which can be resized
             weight.untyped_storage().resize_(0)
             self.weights[block].append((weight, host))
 
     def before_block(self, block: int) -> None:
-        """Call it before a block computes forwards."""
+        """Call this before a block's forward pass."""
         if block in self.weights:
-            place, last = self.blocks.index(block), len(self.blocks) - 1
-            turn = max(last - 1, 0) if torch.is_grad_enabled() else 0  # backwards, or forwards once more
-            self._visit(block, self.blocks[place + 1 if place < last else turn])
+            i, last = self.blocks.index(block), len(self.blocks) - 1
+            after_last = max(last - 1, 0) if torch.is_grad_enabled() else 0  # backward pass, or the next forward pass
+            self._make_resident(block, self.blocks[i + 1 if i < last else after_last])
 
-    def after_block(self, block: int, x: Tensor) -> None:
-        """Call it with what the block gives: the weights come back before its gradient goes into the block."""
-        if block in self.weights and x.grad_fn is not None:
-            place, last = self.blocks.index(block), len(self.blocks) - 1
-            before = self.blocks[place - 1 if place else min(1, last)]
-            x.grad_fn.register_prehook(lambda _: self._visit(block, before))
+    def after_block(self, block: int, out: Tensor) -> None:
+        """Call this with a block's output. The weights return before the block's backward pass starts."""
+        if block in self.weights and out.grad_fn is not None:
+            i, last = self.blocks.index(block), len(self.blocks) - 1
+            preceding = self.blocks[i - 1 if i else min(1, last)]
+            out.grad_fn.register_prehook(lambda _: self._make_resident(block, preceding))
 
     def stop(self) -> None:
-        """From now on the weights are ordinary tensors in host memory, and nothing visits the device any more."""
+        """End offloading: the weights become ordinary tensors in host memory."""
         for weight, host in (pair for pairs in self.weights.values() for pair in pairs):
             weight.data = host
         self.blocks, self.weights, self.resident = [], {}, {}
 
-    def _visit(self, block: int, coming: int) -> None:
-        """Have the weights of these two blocks here and of no other; computing waits for the first's."""
-        leaving = [other for other in self.resident if other not in (block, coming)]
-        if leaving:
-            self.copy_stream.wait_for_compute()  # their memory must not be reused before the compute stream has read it
-        for other in leaving:
+    def _make_resident(self, block: int, upcoming: int) -> None:
+        """Have the weights of exactly these two blocks on the GPU. Computation waits for those of `block`."""
+        evicted = [other for other in self.resident if other not in (block, upcoming)]
+        if evicted:
+            self.copy_stream.wait_for_compute()  # the copy stream may reuse their memory only after their last use
+        for other in evicted:
             del self.resident[other]
             for weight, _ in self.weights[other]:
                 weight.untyped_storage().resize_(0)
-        for wanted in (block, coming):
-            if wanted not in self.resident:
-                self._fetch(wanted)
+        for needed in (block, upcoming):
+            if needed not in self.resident:
+                self._start_copy(needed)
         self.copy_stream.make_compute_wait(self.resident[block])
 
-    def _fetch(self, block: int) -> None:
+    def _start_copy(self, block: int) -> None:
         with self.copy_stream.context():
             for weight, host in self.weights[block]:
                 storage, source = weight.untyped_storage(), host.untyped_storage()
