@@ -1,10 +1,13 @@
-"""Training steps, the common way beside ours: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
+"""Times training steps against a baseline: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
 
-In one run on one base: the way of a plain trainer (AdaLN computed for every token, peft's layers, PyTorch's attention,
-each block recomputed, AdamW, nothing compiled), then this project's, in bf16 and with an fp8 base, each with the memory
-that trainer.memory allows (auto: all of the GPU). One JSON line per measurement: median seconds of a step after the
-warm-up, GiB at the peak; last, how many times as fast as the plain way each is. --profile adds where the GPU's time
-goes in a step. Without a checkpoint the weights are random.
+The baseline is what a plain trainer does on the same base and GPU: eager bf16, activation checkpointing of every block,
+AdaLN computed for every token, peft's LoRA layers, PyTorch's attention, AdamW. It runs first; then this project runs in
+bf16 and with an fp8 base, each within the GPU memory of trainer.memory (auto: all of the GPU). --lightricks adds
+Lightricks' transformer.
+
+Prints one JSON line per measurement: median seconds of a step after the warm-up, and peak GiB. The last lines say how
+many times as fast as the baseline each variant is. --profile adds where the GPU's time goes in a step. Without a
+checkpoint the weights are random.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +28,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as the commands do, before torch is loaded
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as in the commands; before torch is imported
 
 import torch
 from torch import Tensor
@@ -36,24 +39,23 @@ from iclora_train.core.device import default_device
 from iclora_train.core.types import Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.kernels import flash_attention as flash
-from iclora_train.ltx2.kernels import modulated_norm as norm
-from iclora_train.ltx2.kernels import modulation
+from iclora_train.ltx2.kernels import attention_backends
+from iclora_train.ltx2.kernels.flash_attention import FlashBackend
 from iclora_train.ltx2.model import transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.dry_run import optimizer_step, synced_time
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 from iclora_train.training.memory_search import search_memory_plan
-from scripts.lightricks_step import TheirBase
-from scripts.profile_step import profile, ran
+from scripts.lightricks_step import LightricksBase
+from scripts.profile_step import executed_kernels, profile
 from scripts.synthetic.configs import SIZES, VERSIONS
 from scripts.synthetic.random_base import RandomBase
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A clip in pixels, and how many times smaller its reference is."""
+    """A clip in pixels, and by which factor its reference is smaller."""
 
     width: int
     height: int
@@ -65,21 +67,24 @@ SHAPES = {"S": Shape(768, 448, 49), "M": Shape(960, 544, 89), "L": Shape(704, 12
 
 
 @dataclass(frozen=True)
-class Way:
-    """How steps are computed: with blocks compiled and trainer.memory, or model.activation_budget,
-    model.weight_offload and model.cuda_graphs; or the plain way."""
+class Variant:
+    """How steps are computed.
+
+    eager: no compiled blocks, activation checkpointing instead. The other settings are trainer.memory and those of
+    `model`; activation_budget=None lets trainer.memory choose.
+    """
 
     name: str
     precision: str = "bf16"
-    plain: bool = False
+    eager: bool = False
     memory: str | float = "auto"
     activation_budget: float | None = None
     weight_offload: int = 0
     cuda_graphs: bool = True
 
 
-PLAIN = Way("plain", plain=True)
-THEIRS = Way("lightricks", plain=True)
+BASELINE = Variant("baseline", eager=True)
+LIGHTRICKS = Variant("lightricks", eager=True)
 
 
 def batch_of(base: BaseModel, shape: Shape, device: torch.device) -> Batch:
@@ -97,77 +102,78 @@ def batch_of(base: BaseModel, shape: Shape, device: torch.device) -> Batch:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Inside the `with`, the transformer is shown one noise level a token, modulates each by a row of its own, and
-    attends as PyTorch chooses."""
+def baseline() -> Iterator[None]:
+    """Inside the `with`, transformers compute as in a plain trainer, with the same results.
+
+    Each token has its own AdaLN row instead of one per noise level, and attention is PyTorch's. (Eager execution,
+    activation checkpointing and peft's layers are settings of `module_of`.)
+    """
     forward = transformer.Transformer.forward
 
-    def spread(net: Any, tokens: Tokens, text: Tensor, num_outputs: int | None = None) -> Tensor:
-        own = replace(tokens, sigma=tokens.sigma.gather(1, tokens.level.long()))
-        return forward(net, own, text)[:, :num_outputs]
+    def forward_with_rows_per_token(
+        net: transformer.Transformer, tokens: Tokens, text: Tensor, num_outputs: int | None = None
+    ) -> Tensor:
+        per_token = replace(tokens, sigma=tokens.sigma.gather(1, tokens.level.long()))  # (B,N)
+        return forward(net, per_token, text)[:, :num_outputs]
 
+    torch_backends = tuple(b for b in attention_backends.BACKENDS if not isinstance(b, FlashBackend))
     with (
-        patch.object(transformer, "pick", lambda rows, level: rows),
-        patch.object(modulation, "pick", lambda rows, level: rows),
-        patch.object(norm, "pick", lambda rows, level: rows),
-        patch.object(flash, "INSTALLED_VERSION", ""),
-        patch.object(transformer.Transformer, "forward", spread),
+        patch.object(transformer.Transformer, "forward", forward_with_rows_per_token),
+        patch.object(transformer, "pick", lambda rows, level: rows),  # rows (B,N,D) are those of the tokens already
+        patch.object(attention_backends, "BACKENDS", torch_backends),
     ):
         yield
 
 
-def module_of(base: BaseModel, way: Way, rank: int, device: torch.device) -> ICLoRA:
+def module_of(base: BaseModel, variant: Variant, rank: int, device: torch.device) -> ICLoRA:
+    """The training module of a variant."""
     model = Model(
-        name="benchmark", checkpoint="", precision=way.precision, activation_checkpointing=True, compile=not way.plain,
-        activation_budget=way.activation_budget, weight_offload=way.weight_offload, cuda_graphs=way.cuda_graphs,
-        lora=Lora(rank=rank),
+        name="benchmark", checkpoint="", precision=variant.precision, activation_checkpointing=True,
+        compile=not variant.eager, activation_budget=variant.activation_budget, cuda_graphs=variant.cuda_graphs,
+        weight_offload=variant.weight_offload, lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
     config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
     module = ICLoRA(config, base, device)
-    if way.plain:
+    if variant.eager:
         for _, layer in lora.layers(module.transformer):
-            layer.__class__ = lora.AdaptedLinear.__base__  # type: ignore[assignment] # peft's own arithmetic
+            layer.__class__ = lora.AdaptedLinear.__base__  # type: ignore[assignment] # peft's own forward
     return module
 
 
-def measure(module: ICLoRA, batch: Batch, way: Way, args: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds of the steps after the first ones, the first one's (with what is chosen and compiled before it),
-    and the peak of memory."""
-    device, optimizer, begun = batch.device, module.optimizer(), time.perf_counter()
+def measure(module: ICLoRA, batch: Batch, variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds of a step after the first ones, seconds of the first one (with the search for a memory plan and
+    compilation), and peak GiB."""
+    device, optimizer, begin = batch.device, module.optimizer(), time.perf_counter()
     row: dict[str, Any] = {}
     if device.type == "cuda":
-        if not way.plain and way.activation_budget is None:
-            plan = search_memory_plan(module, batch, way.memory, partial(print, file=sys.stderr, flush=True))
-            row = {
-                "activation_budget": plan.activation_budget,
-                "activation_offload": plan.activation_offload,
-                "cached_transposed": plan.cached_transposed,
-            }
+        if not variant.eager and variant.activation_budget is None:
+            plan = search_memory_plan(module, batch, variant.memory, partial(print, file=sys.stderr, flush=True))
+            row = asdict(plan)
+            del row["gib"]
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     optimizer_step(module, optimizer, batch, 0)
-    first = synced_time(device) - begun
-    taken = running(lambda number: optimizer_step(module, optimizer, batch, number), args.steps, device)
+    first = synced_time(device) - begin
+    seconds = median_step(lambda number: optimizer_step(module, optimizer, batch, number), args.steps, device)
     peak = torch.cuda.max_memory_reserved(device) / GIB if device.type == "cuda" else 0.0
-    if runner_of(module.transformer).cuda_graphs is not None:
-        row["cuda_graphs"] = runner_of(module.transformer).cuda_graphs.stopped or len(
-            runner_of(module.transformer).cuda_graphs.captured
-        )
+    graphs = runner_of(module.transformer).cuda_graphs
+    if graphs is not None:
+        row["cuda_graphs"] = graphs.stopped or len(graphs.captured)
     if args.profile:
-        step, graphs = partial(optimizer_step, module, optimizer, batch, 0), runner_of(module.transformer).cuda_graphs
-        replayed = None if graphs is None or graphs.stopped else ran(step)
+        step = partial(optimizer_step, module, optimizer, batch, 0)
+        replayed = None if graphs is None or graphs.stopped else executed_kernels(step)
         if graphs is not None:
-            graphs.stop("a profile, which names no kernel's origin inside of a graph")
-        print(json.dumps(profile(step, taken, replayed)), flush=True)
-    return {"seconds": round(taken, 4), "first": round(first, 1), "gib": round(peak, 1), **row}
+            graphs.stop("a profile does not show which operator launched a kernel of a graph")
+        print(json.dumps(profile(step, seconds, replayed)), flush=True)
+    return {"seconds": round(seconds, 4), "first": round(first, 1), "gib": round(peak, 1), **row}
 
 
-def running(step: Callable[[int], object], steps: int, device: torch.device) -> float:
-    """Median seconds of a step while one follows the other, as in training: nobody waits for the device."""
+def median_step(step: Callable[[int], object], steps: int, device: torch.device) -> float:
+    """Median seconds of consecutive steps. As in training, the host does not wait for the GPU between them."""
     if device.type != "cuda":
-        marks = [synced_time(device), *((step(number), synced_time(device))[1] for number in range(steps))]
-        return median(later - earlier for earlier, later in pairwise(marks))
+        times = [synced_time(device), *((step(number), synced_time(device))[1] for number in range(steps))]
+        return median(later - earlier for earlier, later in pairwise(times))
     step(0)
     events = [torch.cuda.Event(enable_timing=True) for _ in range(steps + 1)]
     events[0].record()
@@ -179,75 +185,77 @@ def running(step: Callable[[int], object], steps: int, device: torch.device) -> 
 
 
 def run(
-    base: BaseModel, way: Way, shapes: list[str], args: argparse.Namespace, device: torch.device
+    base: BaseModel, variant: Variant, shapes: list[str], args: argparse.Namespace, device: torch.device
 ) -> dict[str, float]:
-    """Seconds of a step of every shape that fits."""
-    module, found = module_of(base, way, args.rank, device), {}
+    """Seconds of a step for every shape that fits."""
+    module, seconds = module_of(base, variant, args.rank, device), {}
     for name in shapes:
         shape = SHAPES[name]
         try:
             module.config.task.reference_downscale = shape.downscale
-            row = measure(module, batch_of(base, shape, device), way, args)
+            row = measure(module, batch_of(base, shape, device), variant, args)
         except (torch.OutOfMemoryError, ConfigError) as error:
-            print(json.dumps({"way": way.name, "shape": name, "failed": str(error)[:160]}), flush=True)
+            print(json.dumps({"variant": variant.name, "shape": name, "failed": str(error)[:160]}), flush=True)
             continue
-        found[name] = row["seconds"]
-        print(json.dumps({"way": way.name, "shape": name, **row}), flush=True)
-    return found
+        seconds[name] = row["seconds"]
+        print(json.dumps({"variant": variant.name, "shape": name, **row}), flush=True)
+    return seconds
+
+
+def variants_of(args: argparse.Namespace) -> list[Variant]:
+    """The variants to run, in order."""
+    variants = ([] if args.no_baseline else [BASELINE]) + ([LIGHTRICKS] if args.lightricks else [])
+    shared = {"weight_offload": args.weight_offload, "cuda_graphs": not args.no_cuda_graphs}
+    for precision in args.precision:
+        for memory in args.memory:
+            limit = memory if memory in ("auto", "low") else float(memory)
+            variants.append(Variant(f"{precision} {memory}", precision, memory=limit, **shared))
+        for budget in args.activation_budget:
+            variants.append(Variant(f"{precision} budget {budget:g}", precision, activation_budget=budget, **shared))
+    return variants
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", help="else random weights")
+    parser.add_argument("--checkpoint", help="default: random weights")
     parser.add_argument("--version", default="2.3", choices=VERSIONS, help="of the random weights")
     parser.add_argument("--size", default="full", choices=SIZES, help="of the random weights")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="print milliseconds by kind of kernel")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument(
-        "--activation-budget",
-        nargs="*",
-        type=float,
-        default=[],
-        help="of model.activation_budget, to try beside what is chosen",
+        "--activation-budget", nargs="*", type=float, default=[], help="model.activation_budget, more variants"
     )
-    parser.add_argument("--memory", nargs="*", default=["auto"], help="of trainer.memory: auto, low, or GiB")
+    parser.add_argument("--memory", nargs="*", default=["auto"], help="trainer.memory: auto, low, or GiB")
     parser.add_argument("--precision", nargs="+", default=["bf16", "fp8"], choices=["bf16", "fp8", "fp32"])
-    parser.add_argument("--weight-offload", type=int, default=0, help="blocks in host memory, of our ways")
-    parser.add_argument("--no-cuda-graphs", action="store_true", help="model.cuda_graphs=false, of our ways")
-    parser.add_argument("--no-plain", action="store_true")
+    parser.add_argument("--weight-offload", type=int, default=0, help="model.weight_offload of all but the baseline")
+    parser.add_argument("--no-cuda-graphs", action="store_true", help="model.cuda_graphs=false of all but the baseline")
+    parser.add_argument("--no-baseline", action="store_true")
     parser.add_argument(
-        "--lightricks", type=Path, help="a checkout of Lightricks/LTX-2: its transformer is measured too"
+        "--lightricks", type=Path, help="a checkout of Lightricks/LTX-2, whose transformer is timed too"
     )
     args = parser.parse_args()
     device = default_device()
     base = BaseModel.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
-    ways = ([] if args.no_plain else [PLAIN]) + ([THEIRS] if args.lightricks else [])
-    alike = {"weight_offload": args.weight_offload, "cuda_graphs": not args.no_cuda_graphs}
-    for precision in args.precision:
-        for memory in args.memory:
-            limit = memory if memory in ("auto", "low") else float(memory)
-            ways.append(Way(f"ours {precision} {memory}", precision, memory=limit, **alike))
-        ways += [
-            Way(f"ours {precision} budget {budget:g}", precision, activation_budget=budget, **alike)
-            for budget in args.activation_budget
-        ]
     seconds: dict[str, dict[str, float]] = {}
-    for way in ways:
-        begun = time.perf_counter()
-        with plainly() if way is PLAIN else nullcontext():
-            own = TheirBase(args.lightricks, args.version, args.size) if way is THEIRS else base
-            seconds[way.name] = run(own, way, args.shapes, args, device)
-        print(json.dumps({"way": way.name, "in all": round(time.perf_counter() - begun, 1)}), flush=True)
+    for variant in variants_of(args):
+        begin = time.perf_counter()
+        with baseline() if variant is BASELINE else nullcontext():
+            lightricks = variant is LIGHTRICKS
+            opened = LightricksBase(args.lightricks, args.version, args.size) if lightricks else base
+            seconds[variant.name] = run(opened, variant, args.shapes, args, device)
+        print(json.dumps({"variant": variant.name, "total": round(time.perf_counter() - begin, 1)}), flush=True)
         torch._dynamo.reset()
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    for common in (PLAIN, THEIRS):
-        for name, found in seconds.items() if (theirs := seconds.get(common.name)) else ():
-            ratios = {shape: round(theirs[shape] / found[shape], 2) for shape in found if shape in theirs}
-            print(json.dumps({"way": name, f"times as fast as {common.name}": ratios}), flush=True)
+    for reference in (BASELINE.name, LIGHTRICKS.name):
+        for name, own in seconds.items() if reference in seconds else ():
+            ratios = {
+                shape: round(seconds[reference][shape] / own[shape], 2) for shape in own if shape in seconds[reference]
+            }
+            print(json.dumps({"variant": name, f"times as fast as {reference}": ratios}), flush=True)
 
 
 if __name__ == "__main__":

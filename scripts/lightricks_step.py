@@ -1,7 +1,7 @@
-"""Lightricks' own transformer in our training step, for `scripts.benchmark --lightricks PATH`.
+"""Lightricks' transformer in this project's training step, for `scripts.benchmark --lightricks PATH`.
 
-Their package is not part of this project: PATH is a checkout of github.com/Lightricks/LTX-2. Random weights, the video
-stream alone, each block recomputed by their own switch, adapters by peft.
+Their package is not part of this project: PATH is a checkout of github.com/Lightricks/LTX-2. The model has random
+weights and only the video stream. Activation checkpointing is theirs, the LoRA layers are peft's.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from scripts.synthetic.random_base import RandomBase
 CORE = Path("packages", "ltx-core", "src")
 
 
-class TheirTransformer(nn.Module):
-    """ltx-core's LTXModel behind the call of ours."""
+class LightricksTransformer(nn.Module):
+    """ltx-core's LTXModel with the interface of `model.transformer.Transformer`."""
 
     def __init__(self, model: Any, config: TransformerConfig, modality: Any) -> None:
         super().__init__()
-        self.patchify_proj, self.transformer_blocks = model.patchify_proj, model.transformer_blocks  # named as ours
+        self.patchify_proj, self.transformer_blocks = model.patchify_proj, model.transformer_blocks  # the same names
         self.model, self.config, self.modality = model, config, modality
-        self.run_blocks = BlockRunner()  # read for its setting only: the model runs its blocks itself
+        self.run_blocks = BlockRunner()  # only for its setting activation_checkpointing
 
     def forward(self, tokens: Tokens, text: Tensor, num_outputs: int | None = None) -> Tensor:
         """Tokens and text (B,T,D') -> velocity (B,num_outputs,C)."""
@@ -45,15 +45,15 @@ class TheirTransformer(nn.Module):
         return velocity[:, :num_outputs]
 
 
-class TheirBase(RandomBase):
-    """The same random base, but its transformer is theirs."""
+class LightricksBase(RandomBase):
+    """A random base with Lightricks' transformer."""
 
     def __init__(self, checkout: Path, version: str, size: str = "full") -> None:
         super().__init__(version, size)
         core = checkout / CORE
         if not (core / "ltx_core").is_dir():
             raise SystemExit(
-                f"--lightricks {checkout}: there is no {CORE / 'ltx_core'}; give a checkout of Lightricks/LTX-2"
+                f"--lightricks {checkout}: {CORE / 'ltx_core'} is missing; give a checkout of Lightricks/LTX-2"
             )
         sys.path.insert(0, str(core))
 
@@ -63,8 +63,8 @@ class TheirBase(RandomBase):
         device: torch.device | str = "cpu",
         fp8: bool = False,
         weight_offload: int = 0,
-    ) -> TheirTransformer:
-        """In `dtype` on the device; neither fp8 nor weight offload is measured."""
+    ) -> LightricksTransformer:
+        """The transformer in `dtype` on the device. fp8 and weight offload are not supported."""
         from ltx_core.model.transformer.modality import Modality  # noqa: PLC0415
         from ltx_core.model.transformer.model_configurator import LTXVideoOnlyModelConfigurator  # noqa: PLC0415
 
@@ -76,4 +76,4 @@ class TheirBase(RandomBase):
         model = model.to(dtype).to_empty(device=device)
         for parameter in model.parameters():
             parameter.data.normal_(0.0, 0.02, generator=generator)
-        return TheirTransformer(model, TransformerConfig.from_metadata(self.config["transformer"]), Modality)
+        return LightricksTransformer(model, TransformerConfig.from_metadata(self.config["transformer"]), Modality)

@@ -2,8 +2,8 @@
 
 Traced as for a GPU, with kernels of our own, and cut in two as the compiler cuts it, but never run: it needs no GPU and
 no weights. One JSON line for each level: what is kept, in activations (tokens times channels in bf16; what a block is
-given is one of them), and what the backward pass calls of products and of kernels of our own. `budget.SHAPE` says the
-same in short.
+given is one of them), and what the backward pass calls of products and of kernels of our own. `SAVED_INPUTS` of
+`training.memory_plan` is a summary.
 """
 
 from __future__ import annotations

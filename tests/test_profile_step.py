@@ -1,4 +1,4 @@
-"""Where a step's time goes: what is counted as what, and what is left over."""
+"""Profile of a step: kinds of work, kernels of CUDA graphs, idle time."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from scripts import profile_step
-from scripts.profile_step import kind_of, profile, ran
+from scripts.profile_step import executed_kernels, kind_of, profile
 
-Launch = tuple[str, list[list[int]], list[tuple[str, float]]]  # an operator, its shapes, kernels and microseconds
+Launch = tuple[str, list[list[int]], list[tuple[str, float]]]  # operator, input shapes, (kernel, microseconds)
 
 
 def events(launches: list[Launch]) -> list[SimpleNamespace]:
-    """What a profiler says of operators that launched these kernels, one after the other."""
-    found, now = [], 0.0
+    """The profiler's events of operators that launch these kernels one after the other."""
+    result, now = [], 0.0
     for place, (name, shapes, kernels) in enumerate(launches):
         times = SimpleNamespace(start=float(place))
-        own = [SimpleNamespace(name=kernel, duration=spent) for kernel, spent in kernels]
-        found.append(
-            SimpleNamespace(name=name, input_shapes=shapes, kernels=own, device_type=DeviceType.CPU, time_range=times)
+        launched = [SimpleNamespace(name=kernel, duration=us) for kernel, us in kernels]
+        result.append(
+            SimpleNamespace(
+                name=name, input_shapes=shapes, kernels=launched, device_type=DeviceType.CPU, time_range=times
+            )
         )
-        for kernel, spent in kernels:
-            times = SimpleNamespace(start=now, elapsed_us=lambda spent=spent: spent)
-            found.append(SimpleNamespace(name=kernel, kernels=[], device_type=DeviceType.CUDA, time_range=times))
-            now += spent
-    return found[::-1]  # in no order that means anything
+        for kernel, us in kernels:
+            times = SimpleNamespace(start=now, elapsed_us=lambda us=us: us)
+            result.append(SimpleNamespace(name=kernel, kernels=[], device_type=DeviceType.CUDA, time_range=times))
+            now += us
+    return result[::-1]  # the profiler guarantees no order
 
 
 LAUNCHES: list[Launch] = [
@@ -38,27 +40,27 @@ LAUNCHES: list[Launch] = [
 ]
 
 
-def test_copies_beside_the_computation_are_not_taken_from_what_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_step, "traced", lambda _step: events(LAUNCHES))
-    found = profile(lambda: None, 0.010)["ms"]
-    assert found == {"copies": 9.0, "linear": 5.0, "attention": 2.0, "idle": 2.0, "adapter": 1.0}
+def test_copies_that_overlap_with_computation_do_not_reduce_idle_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_step, "record", lambda _step: events(LAUNCHES))
+    result = profile(lambda: None, 0.010)["ms"]
+    assert result == {"copies": 9.0, "linear": 5.0, "attention": 2.0, "idle": 2.0, "adapter": 1.0}
 
 
-def test_replayed_kernels_are_for_what_they_were_for_when_operators_launched_them(
+def test_replayed_kernels_have_the_kinds_of_the_launched_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(profile_step, "traced", lambda _step: events(LAUNCHES))
+    monkeypatch.setattr(profile_step, "record", lambda _step: events(LAUNCHES))
     replayed = [("set up", 100.0), ("gemm", 6.0), ("gemm", 2.0), ("flash", 3.0), ("sum", 1.0), ("sum", 1.0)]
-    found = profile(lambda: None, 0.120, replayed)
-    assert found["ms"] == {"others": 100.0, "idle": 7.0, "linear": 6.0, "attention": 5.0, "adapter": 2.0}
-    assert found["kernels"] == len(replayed)
-    assert found["largest"]["aten::mm [[4096, 4096], [4096, 32]]"] == 2.0
+    result = profile(lambda: None, 0.120, replayed)
+    assert result["ms"] == {"others": 100.0, "idle": 7.0, "linear": 6.0, "attention": 5.0, "adapter": 2.0}
+    assert result["kernels"] == len(replayed)
+    assert result["largest"]["aten::mm [[4096, 4096], [4096, 32]]"] == 2.0
 
 
-def test_what_ran_is_told_in_its_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile_step, "traced", lambda _step: events(LAUNCHES))
+def test_kernels_are_listed_in_the_order_of_execution(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile_step, "record", lambda _step: events(LAUNCHES))
     names = ["gemm", "gemm", "flash", "sum", "Memcpy DtoH (Device -> Pinned)"]
-    assert [name for name, _ in ran(lambda: None)] == names
+    assert [name for name, _ in executed_kernels(lambda: None)] == names
 
 
 def test_a_step_without_a_gpu_has_no_kernels() -> None:

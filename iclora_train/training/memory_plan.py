@@ -1,4 +1,7 @@
-"""Which activations are kept, moved to the host or computed again: the choice, given what each would cost."""
+"""Chooses which activations a training step saves on the GPU, moves to host memory, or recomputes.
+
+The choice is made from measured costs (`Candidate`) and limits (`MemoryLimits`); `memory_search` measures them.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,19 @@ from iclora_train.ltx2.runtime.activation_offload import MAX_IN_FLIGHT
 
 GIB = 2**30
 LOW = 24.0  # GiB of `trainer.memory=low`
-MARGIN = 0.04  # of the budget: what the allocator cannot use, and what validation and saving take beside a step
-BUS = 0.85  # of the measured bandwidth that copies get beside the computation
-# Values of model.activation_budget to try. Below CHEAP, matmuls are computed again, more of them the lower the budget;
-# at CHEAP norms are, in less time than they move; at 1 nothing that takes a kernel of its own is.
+MARGIN = 0.04  # share of the limit for memory that the allocator cannot use, and for validation and saving
+BUS_SHARE = 0.85  # share of the measured bandwidth that copies reach while the GPU computes
+# Values of model.activation_budget to try. Below NO_MATMULS the backward pass recomputes matmuls, more of them the
+# lower the budget. At NO_MATMULS it recomputes norms, which takes less time than moving them. At 1 it recomputes
+# nothing that needs a kernel of its own.
 BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
-CHEAP = 0.8
-# What a block keeps at a level, as multiples of its tokens in bf16 (LTX-2.3, rank 32, in bf16 as in fp8), and a guess
-# of what a step takes beside that and its weights. Only which levels are tried rests on them.
-SHAPE = ((0.0, 1.0), (0.05, 3.3), (0.3, 7.3), (0.5, 10.2), (0.7, 13.3), (0.8, 13.3), (1.0, 17.2))
-PASSING = 16
-WORTH = 0.04  # how much more is worth another compilation
+NO_MATMULS = 0.8
+# (budget, saved activations of a block as multiples of its input in bf16), for LTX-2.3 with rank 32, in bf16 as in fp8;
+# and a guess of the bytes that a step needs besides these and the weights, in the same unit. They only decide which
+# budgets are tried first.
+SAVED_INPUTS = ((0.0, 1.0), (0.05, 3.3), (0.3, 7.3), (0.5, 10.2), (0.7, 13.3), (0.8, 13.3), (1.0, 17.2))
+TEMPORARY_INPUTS = 16
+MIN_GAIN = 0.04  # a higher budget is compiled and tried only if it is higher by at least this
 
 
 @dataclass(frozen=True)
@@ -30,156 +35,151 @@ class Candidate:
     """Cost of one activation budget: bytes saved per block, all other bytes, forward seconds of one block."""
 
     activation_budget: float
-    block: float
-    rest: float
+    block_bytes: float
+    other_bytes: float
     seconds: float
 
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """What there is: blocks, bytes on the GPU, bytes per second of the bus, bytes that may be taken on the host."""
+    """Number of blocks, bytes on the GPU, bytes per second from GPU to host, and bytes that may be pinned there."""
 
     blocks: int
-    budget: float
+    gpu_bytes: float
     bandwidth: float
-    host: float
+    host_bytes: float
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Values for model.activation_budget and model.activation_offload, the expected GiB of a step, and whether
+    """Values for model.activation_budget and model.activation_offload, the GiB that a step should then use, and whether
     transposed copies of the fp8 weights are cached for the backward pass."""
 
     activation_budget: float
     activation_offload: float
     gib: float
-    cached_transposed: bool = False
+    cache_transposed: bool = False
 
     def __str__(self) -> str:
-        away = f", {self.activation_offload:.0%} of them on the host" if self.activation_offload else ""
-        twice = ", fp8 weights twice" if self.cached_transposed else ""
-        return f"activations: kept {self.activation_budget:g}{away}{twice}; about {self.gib:.1f} GiB"
+        offload = f", activation offload {self.activation_offload:.0%}" if self.activation_offload else ""
+        transposed = ", transposed fp8 weights cached" if self.cache_transposed else ""
+        return f"activation budget {self.activation_budget:g}{offload}{transposed}: about {self.gib:.1f} GiB"
 
 
-def memory_limit_gib(memory: str | float, room: float) -> float:
-    """GiB that a step may take: all there is (auto), LOW, or so many."""
-    wanted = {"auto": room, "low": LOW}.get(memory) if isinstance(memory, str) else float(memory)
-    if wanted is None or not wanted > 0:
+def memory_limit_gib(memory: str | float, free_gib: float) -> float:
+    """GiB of GPU memory that a step may use for trainer.memory: all that is free (auto), LOW (low), or a number."""
+    gib = {"auto": free_gib, "low": LOW}.get(memory) if isinstance(memory, str) else float(memory)
+    if gib is None or not gib > 0:
         raise ConfigError(f"trainer.memory={memory} must be auto, low ({LOW:g} GiB), a number of GiB, or null")
-    if wanted > room:
-        raise ConfigError(f"trainer.memory={memory} is more than the {room:.1f} GiB that this GPU has free")
-    return wanted
+    if gib > free_gib:
+        raise ConfigError(f"trainer.memory={memory} is more than the {free_gib:.1f} GiB that this GPU has free")
+    return gib
 
 
-def estimate(tokens: float, taken: float, seconds: float) -> Candidate:
-    """The level of 1 before anything is measured: `tokens` bytes that the tokens are in a block, `taken` bytes on the
-    GPU, `seconds` that a block may take forwards."""
-    return Candidate(1.0, _shape(1.0) * tokens, taken + PASSING * tokens, seconds)
+def estimate(input_bytes: float, used_bytes: float, seconds: float) -> Candidate:
+    """The candidate for a budget of 1 before anything is measured.
+
+    input_bytes: a block's input in bf16. used_bytes: GPU memory in use. seconds: expected forward time of a block.
+    """
+    return Candidate(1.0, _saved_inputs(1.0) * input_bytes, used_bytes + TEMPORARY_INPUTS * input_bytes, seconds)
 
 
-def _shape(kept: float) -> float:
-    """SHAPE between its points."""
-    for (below, least), (above, most) in pairwise(SHAPE):
-        if kept <= above:
-            return least + (most - least) * (kept - below) / (above - below)
-    return SHAPE[-1][1]
+def _saved_inputs(budget: float) -> float:
+    """SAVED_INPUTS, interpolated linearly."""
+    for (low, low_inputs), (high, high_inputs) in pairwise(SAVED_INPUTS):
+        if budget <= high:
+            return low_inputs + (high_inputs - low_inputs) * (budget - low) / (high - low)
+    return SAVED_INPUTS[-1][1]
 
 
-def plan_within(level: Candidate, room: MemoryLimits) -> MemoryPlan | None:
-    """The plan at this level, if there is one: the least share of the activations on the host that suffices."""
-    whole = level.block * room.blocks
-    over = level.rest + whole - room.budget
-    if over <= 0:
-        return MemoryPlan(level.activation_budget, 0.0, (level.rest + whole) / GIB)
-    away = max(room.blocks - 3, 0)  # the last stays, and two are back at a time
-    over += MAX_IN_FLIGHT
-    most = min(BUS * room.bandwidth * level.seconds * room.blocks, room.host, level.block * away)
-    if over > most:
+def plan_within(candidate: Candidate, limits: MemoryLimits) -> MemoryPlan | None:
+    """The plan with this candidate's budget and the smallest sufficient activation offload. None if it cannot fit."""
+    saved = candidate.block_bytes * limits.blocks
+    excess = candidate.other_bytes + saved - limits.gpu_bytes
+    if excess <= 0:
+        return MemoryPlan(candidate.activation_budget, 0.0, (candidate.other_bytes + saved) / GIB)
+    movable = candidate.block_bytes * max(limits.blocks - 3, 0)  # the last block stays; two are back at a time
+    excess += MAX_IN_FLIGHT
+    bus = BUS_SHARE * limits.bandwidth * candidate.seconds * limits.blocks
+    if excess > min(bus, limits.host_bytes, movable):
         return None
-    share = min(1.0, over / (level.block * away))
-    return MemoryPlan(level.activation_budget, round(share + 0.005, 2), room.budget / GIB)
+    share = min(1.0, excess / movable)
+    return MemoryPlan(candidate.activation_budget, round(share + 0.005, 2), limits.gpu_bytes / GIB)
 
 
-def interpolate(kept: float, known: Sequence[Candidate]) -> Candidate:
-    """A level that was not measured, by those that were: between two of them, or by the nearest."""
-    under = max(
-        (level for level in known if level.activation_budget <= kept),
-        key=lambda level: level.activation_budget,
-        default=None,
-    )
-    over = min(
-        (level for level in known if level.activation_budget >= kept),
-        key=lambda level: level.activation_budget,
-        default=None,
-    )
-    near = under or over
+def interpolate(budget: float, measured: Sequence[Candidate]) -> Candidate:
+    """A candidate that was not measured, interpolated between two that were, or scaled from the nearest one."""
+    below = [c for c in measured if c.activation_budget <= budget]
+    above = [c for c in measured if c.activation_budget >= budget]
+    low = max(below, key=lambda c: c.activation_budget, default=None)
+    high = min(above, key=lambda c: c.activation_budget, default=None)
+    near = low or high
     assert near is not None
-    if under and over and _shape(over.activation_budget) > _shape(under.activation_budget):
-        share = (_shape(kept) - _shape(under.activation_budget)) / (
-            _shape(over.activation_budget) - _shape(under.activation_budget)
-        )
-        return replace(near, activation_budget=kept, block=under.block + share * (over.block - under.block))
-    return replace(near, activation_budget=kept, block=near.block * _shape(kept) / _shape(near.activation_budget))
+    inputs, near_inputs = _saved_inputs(budget), _saved_inputs(near.activation_budget)
+    if low and high and (high_inputs := _saved_inputs(high.activation_budget)) > near_inputs:
+        share = (inputs - near_inputs) / (high_inputs - near_inputs)
+        block_bytes = low.block_bytes + share * (high.block_bytes - low.block_bytes)
+    else:
+        block_bytes = near.block_bytes * inputs / near_inputs
+    return replace(near, activation_budget=budget, block_bytes=block_bytes)
 
 
-def largest_that_fits(known: Sequence[Candidate], room: MemoryLimits, below: float = math.inf) -> float:
-    """The largest of BUDGETS under `below` that should fit, going by levels that are known; 0 if none should."""
-    fitting = (kept for kept in reversed(BUDGETS) if kept < below and plan_within(interpolate(kept, known), room))
+def largest_that_fits(measured: Sequence[Candidate], limits: MemoryLimits, below: float = math.inf) -> float:
+    """The largest of BUDGETS under `below` that should fit, judged by measured candidates; 0 if none should."""
+    fitting = (b for b in reversed(BUDGETS) if b < below and plan_within(interpolate(b, measured), limits))
     return next(fitting, 0.0)
 
 
 def search(
-    measured: Callable[[float], Candidate | None],
-    seconds: Callable[[MemoryPlan], float | None],
-    room: MemoryLimits,
+    measure: Callable[[float], Candidate | None],
+    time_step: Callable[[MemoryPlan], float | None],
+    limits: MemoryLimits,
     start: float,
 ) -> MemoryPlan | Candidate | None:
-    """The fastest of the plans that work; if none does, the level of 0 that does not fit.
+    """The fastest plan that works. If none works, the candidate of budget 0, which does not fit.
 
-    measured: what a level costs, None if it cannot even be measured. seconds: of a step of a plan, None if it does not
-    work. Each level has to be compiled, so few are tried, from `start` on: the next is interpolate from the one before.
-    Where the best keeps more than CHEAP by moving it, that is tried too. The last plan that `seconds` is asked for is
-    the one that is given.
+    measure: the cost of a budget; None if it cannot even be measured. time_step: seconds of a step of a plan; None if
+    it runs out of memory. Each budget must be compiled, so few are tried: the first is `start`, and the next one is
+    predicted from those measured. If the best plan offloads activations that could be recomputed cheaply (budget above
+    NO_MATMULS), NO_MATMULS is tried too. The returned plan is the last one that `time_step` was called with.
     """
-    kept, below = start, math.inf
+    budget, below = start, math.inf
     best: tuple[MemoryPlan, float] | None = None
-    known: list[Candidate] = []
+    measured: list[Candidate] = []
     while True:
-        level = measured(kept)
-        if level is not None:
-            known.append(level)
-        found = None if level is None else _working(level, seconds, room)
-        if found is None and kept == 0:
-            return level
-        if found is None:
-            below = kept
-        elif best is None or found[1] < best[1]:
-            best = found
+        candidate = measure(budget)
+        if candidate is not None:
+            measured.append(candidate)
+        timed = None if candidate is None else _first_that_works(candidate, time_step, limits)
+        if timed is None and budget == 0:
+            return candidate
+        if timed is None:
+            below = budget
+        elif best is None or timed[1] < best[1]:
+            best = timed
         else:
             break
-        kept = largest_that_fits(known, room, below) if known else max(step for step in BUDGETS if step <= kept / 2)
-        if best is not None and kept - best[0].activation_budget < WORTH:
+        budget = largest_that_fits(measured, limits, below) if measured else max(b for b in BUDGETS if b <= budget / 2)
+        if best is not None and budget - best[0].activation_budget < MIN_GAIN:
             break
     assert best is not None
-    if (
-        best[0].activation_budget > CHEAP
-        and best[0].activation_offload > 0
-        and all(level.activation_budget != CHEAP for level in known)
-    ):
-        level = measured(CHEAP)
-        found = None if level is None else _working(level, seconds, room)
-        best = found if found is not None and found[1] < best[1] else best
-    if best is not found:
-        seconds(best[0])  # it is what is left set
+    plan = best[0]
+    untried = all(candidate.activation_budget != NO_MATMULS for candidate in measured)
+    if plan.activation_budget > NO_MATMULS and plan.activation_offload > 0 and untried:
+        candidate = measure(NO_MATMULS)
+        timed = None if candidate is None else _first_that_works(candidate, time_step, limits)
+        best = timed if timed is not None and timed[1] < best[1] else best
+    if best is not timed:
+        time_step(best[0])  # leaves the module set to the best plan
     return best[0]
 
 
-def _working(
-    level: Candidate, seconds: Callable[[MemoryPlan], float | None], room: MemoryLimits
+def _first_that_works(
+    candidate: Candidate, time_step: Callable[[MemoryPlan], float | None], limits: MemoryLimits
 ) -> tuple[MemoryPlan, float] | None:
-    """The plan of a level that moves least of those that work, and the seconds of its step."""
-    while (plan := plan_within(level, room)) is not None:
-        if (taken := seconds(plan)) is not None:
-            return plan, taken
-        room = replace(room, budget=room.budget * (1 - MARGIN))
+    """The candidate's plan with the least activation offload that works, and the seconds of its step."""
+    while (plan := plan_within(candidate, limits)) is not None:
+        if (seconds := time_step(plan)) is not None:
+            return plan, seconds
+        limits = replace(limits, gpu_bytes=limits.gpu_bytes * (1 - MARGIN))
     return None

@@ -1,10 +1,9 @@
-"""What a training step keeps of its activations, so that it fits the memory there is (`trainer.memory`).
+"""Finds a memory plan for a training step by measuring steps before step 0 (`trainer.memory`).
 
-Keeping everything is fastest. What does not fit on the GPU goes to the host as far as the bus carries it while the GPU
-computes (`runtime.activation_offload`), and what does not fit there either is computed again in the backward pass. The
-figures behind the choice are measured on the first blocks, on the largest clips, before step 0. Where everything is
-kept and there is room still, fp8 weights are kept a second time as gradients' products want them
-(`lora_linear.cache_transposed`).
+Saving all activations on the GPU is fastest. Activations that do not fit move to the host, as many as the bus carries
+while the GPU computes (`runtime.activation_offload`). The remaining ones are recomputed in the backward pass
+(`runtime.compile`). The costs are measured on the first blocks with the largest clips. If everything fits and memory is
+left, transposed copies of the fp8 weights are cached for the backward pass (`lora_linear.cache_transposed`).
 """
 
 from __future__ import annotations
@@ -43,179 +42,199 @@ from iclora_train.training.memory_plan import (
 )
 from iclora_train.training.throughput import batch_work, matmul_peak
 
-HOST = 0.7  # share of the free host memory that may be pinned
-# Seconds of a forward pass over those of all operations of a step at `matmul_peak`; a third of the steps seen in bf16.
-FORWARDS = 0.47
-TIMED = 2  # steps of which the shortest counts
-STATES = 12  # bytes of an adapter's parameter beside its value: gradient and AdamW's two moments, fp32
+HOST_SHARE = 0.7  # share of the free host memory that may be pinned
+# Seconds of a forward pass over (operations of a step / `matmul_peak`): a third of the measured step in bf16.
+FORWARD_SHARE = 0.47
+TIMED_STEPS = 2  # the shortest of them counts
+STATE_BYTES = 12  # per adapter parameter besides its value: fp32 gradient and AdamW's two moments
+_OLD_KEYS = {"kept": "activation_budget", "spill": "activation_offload", "turned": "cache_transposed"}
 Say = Callable[[str], object]
 
 
 def plan_memory(
     config: Config, module: ICLoRA, shards: ShardSet, folder: Path, say: Say, first: bool = True
 ) -> MemoryPlan | None:
-    """The module set as trainer.memory says; what a run has chosen holds when it goes on on the same kind of GPU.
+    """Set the module up for trainer.memory. A plan in the run folder (memory.json) is reused on the same kind of GPU.
 
-    say: is told what is tried meanwhile. first: of the processes of a run, the one that keeps what was chosen. None
-    where there is nothing to choose: on a CPU, with blocks that are not compiled, or with model.activation_budget set.
+    say: receives progress messages. first: whether this process writes memory.json. Returns None if there is nothing to
+    plan: on a CPU, with blocks that are not compiled, or with model.activation_budget set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
-    open_to_choice = (
-        device.type == "cuda"
-        and runner_of(module.transformer).activation_budget is not None
-        and config.model.activation_budget is None
-    )
-    if memory is None or not open_to_choice:
+    compiled = runner_of(module.transformer).activation_budget is not None
+    if memory is None or device.type != "cuda" or not compiled or config.model.activation_budget is not None:
         require(
             memory in (None, "auto"),
             f"trainer.memory={memory} has no effect here: it needs a GPU, compiled blocks (model.compile) and "
             "model.activation_budget=null; leave it out",
         )
         return None
+    file = folder / "memory.json"
     place = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "memory": str(memory)}
-    known = folder / "memory.json"
-    if known.exists() and (found := json.loads(known.read_text())).pop("place") == place:
-        plan = MemoryPlan(**found)
+    plan = read_plan(file, place)
+    if plan is not None:
         limit_gpu_memory(memory, device)
-        cache_transposed(module.transformer, plan.cached_transposed)
-        apply(module, plan.activation_budget, plan.activation_offload)
+        cache_transposed(module.transformer, plan.cache_transposed)
+        apply_plan(module, plan)
         set_cuda_graphs(module.transformer, config.model.cuda_graphs)
         return plan
     devices = config.trainer.get("devices")
-    together = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
-    plan = search_memory_plan(module, largest_batch(config, shards, device)[1], memory, say, together)
+    processes = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
+    plan = search_memory_plan(module, largest_batch(config, shards, device)[1], memory, say, processes)
     if first:
-        with write_atomic(known) as file:
-            file.write(json.dumps({"place": place, **asdict(plan)}).encode())
+        with write_atomic(file) as out:
+            out.write(json.dumps({"place": place, **asdict(plan)}).encode())
     return plan
 
 
-def limit_gpu_memory(memory: str | float, device: torch.device) -> float:
-    """GiB of the GPU that trainer.memory means; from now on this process cannot take more."""
-    free, total = torch.cuda.mem_get_info(device)
-    wanted = memory_limit_gib(
-        memory, (free + torch.cuda.memory_reserved(device)) / GIB
-    )  # less what other processes hold
-    torch.cuda.set_per_process_memory_fraction(wanted * GIB / total, device)
-    return wanted
+def read_plan(file: Path, place: dict[str, str]) -> MemoryPlan | None:
+    """The plan that a run has written to `file`; None if there is none, or if it was made for another `place`.
 
-
-def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: Say, together: int = 1) -> MemoryPlan:
-    """Measure on `batch`, the largest there is, choose, try a step, and leave the module set that way.
-
-    say: is told what is tried, which takes up to a minute each. together: processes that share the host's memory.
-    ConfigError when the smallest step does not fit.
+    Files of earlier versions have other keys.
     """
-    device, count = batch.device, len(blocks_of(module))
+    if not file.exists():
+        return None
+    values = json.loads(file.read_text())
+    if values.pop("place") != place:
+        return None
+    return MemoryPlan(**{_OLD_KEYS.get(key, key): value for key, value in values.items()})
+
+
+def limit_gpu_memory(memory: str | float, device: torch.device) -> float:
+    """GiB of GPU memory for trainer.memory. From now on this process cannot allocate more."""
+    free, total = torch.cuda.mem_get_info(device)  # `free` excludes the memory of other processes
+    gib = memory_limit_gib(memory, (free + torch.cuda.memory_reserved(device)) / GIB)
+    torch.cuda.set_per_process_memory_fraction(gib * GIB / total, device)
+    return gib
+
+
+def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: Say, processes: int = 1) -> MemoryPlan:
+    """Measure steps on `batch`, the largest one, choose the fastest plan that fits, and leave the module set to it.
+
+    say: receives a message for each trial, which takes up to a minute. processes: how many share the host's memory.
+    ConfigError if not even the smallest step fits.
+    """
+    device, num_blocks = batch.device, len(blocks_of(module))
     cache_transposed(module.transformer, False)
     set_cuda_graphs(module.transformer, False)
-    wanted = limit_gpu_memory(memory, device)
-    room = MemoryLimits(
-        count, wanted * (1 - MARGIN) * GIB, measure_bandwidth(device), HOST * free_host_memory() / together
+    gib = limit_gpu_memory(memory, device)
+    limits = MemoryLimits(
+        blocks=num_blocks,
+        gpu_bytes=gib * (1 - MARGIN) * GIB,
+        bandwidth=measure_bandwidth(device),
+        host_bytes=HOST_SHARE * free_host_memory() / processes,
     )
-    near, second = _guess(module, batch), sum(part.weight.nbytes for part in fp8_linears(module.transformer))
-    start, unmoved = largest_that_fits([near], room), replace(room, budget=room.budget - second, bandwidth=0.0)
-    turned = (
-        second > 0
-        and plan_within(near, unmoved) is not None
+    expected = _estimate(module, batch)
+    start = largest_that_fits([expected], limits)
+    fp8_bytes = sum(linear.weight.nbytes for linear in fp8_linears(module.transformer))
+    without_offload = replace(limits, gpu_bytes=limits.gpu_bytes - fp8_bytes, bandwidth=0.0)
+    transposed = (
+        fp8_bytes > 0
+        and plan_within(expected, without_offload) is not None
         and not runner_of(module.transformer).weight_offload.blocks
     )
-    found = _found(module, batch, room, start, turned, say)
-    if turned and not (isinstance(found, MemoryPlan) and found.activation_budget == 1 and not found.activation_offload):
-        found = _found(module, batch, room, start, False, say)
-    if isinstance(found, MemoryPlan):
+    result = _search(module, batch, limits, start, transposed, say)
+    if transposed and not _saves_everything(result):
+        result = _search(module, batch, limits, start, False, say)
+    if isinstance(result, MemoryPlan):
         set_cuda_graphs(module.transformer, module.config.model.cuda_graphs)
-        return found
-    least = f" (it takes {(found.rest + count * found.block) / GIB:.1f})" if found is not None else ""
+        return result
+    smallest = (
+        "" if result is None else f" (it takes {(result.other_bytes + num_blocks * result.block_bytes) / GIB:.1f})"
+    )
     raise ConfigError(
-        f"trainer.memory={memory}: a step on the largest clips does not fit into {wanted:.1f} GiB{least}; what would "
+        f"trainer.memory={memory}: a step on the largest clips does not fit into {gib:.1f} GiB{smallest}; what would "
         "help: model.precision=fp8, model.weight_offload=<blocks>, a smaller data.tokens_per_batch or data.batch_size, "
         "fewer data.frames, task.reference_downscale=2"
     )
 
 
-def _found(
-    module: ICLoRA, batch: Batch, room: MemoryLimits, start: float, turned: bool, say: Say
+def _saves_everything(result: MemoryPlan | Candidate | None) -> bool:
+    return isinstance(result, MemoryPlan) and result.activation_budget == 1 and not result.activation_offload
+
+
+def _search(
+    module: ICLoRA, batch: Batch, limits: MemoryLimits, start: float, transposed: bool, say: Say
 ) -> MemoryPlan | Candidate | None:
-    """`find` on this module, with its fp8 weights kept twice or once."""
-    cache_transposed(module.transformer, turned)
+    """`search` on this module, with or without cached transposed fp8 weights."""
+    cache_transposed(module.transformer, transposed)
 
-    def measured(kept: float) -> Candidate | None:
-        say(
-            f"trainer.memory: measuring model.activation_budget={kept:g} on the first blocks (compiling them if needed)"
-        )
-        level = measure(module, batch, kept)
-        found = "too much" if level is None else f"a block keeps {level.block / GIB:.2f} GiB"
-        say(f"trainer.memory: model.activation_budget={kept:g}: {found}")
-        return level
+    def measure(budget: float) -> Candidate | None:
+        say(f"trainer.memory: measuring activation budget {budget:g} on the first blocks (compiling them if needed)")
+        candidate = measure_candidate(module, batch, budget)
+        cost = "out of memory" if candidate is None else f"{candidate.block_bytes / GIB:.2f} GiB per block"
+        say(f"trainer.memory: activation budget {budget:g}: {cost}")
+        return candidate
 
-    def seconds(plan: MemoryPlan) -> float | None:
-        taken = time_step(module, batch, plan)
-        say(f"trainer.memory: {plan}: " + ("too much" if taken is None else f"{taken:.2f} s a step"))
-        return taken
+    def time(plan: MemoryPlan) -> float | None:
+        seconds = time_step(module, batch, plan)
+        say(f"trainer.memory: {plan}; " + ("out of memory" if seconds is None else f"{seconds:.2f} s per step"))
+        return seconds
 
-    found = search(measured, seconds, room, start)
-    return replace(found, cached_transposed=turned) if isinstance(found, MemoryPlan) else found
+    result = search(measure, time, limits, start)
+    return replace(result, cache_transposed=transposed) if isinstance(result, MemoryPlan) else result
 
 
-def apply(module: ICLoRA, kept: float, spill: float) -> None:
-    """Train with these from now on."""
-    compile_blocks(module.transformer, kept)
-    runner_of(module.transformer).activation_offload = ActivationOffload(spill) if spill else None
+def apply_plan(module: ICLoRA, plan: MemoryPlan) -> None:
+    """Set the module to the plan's activation budget and activation offload."""
+    compile_blocks(module.transformer, plan.activation_budget)
+    share = plan.activation_offload
+    runner_of(module.transformer).activation_offload = ActivationOffload(share) if share else None
 
 
-def _guess(module: ICLoRA, batch: Batch) -> Candidate:
-    """The level of 1 by its sizes."""
+def _estimate(module: ICLoRA, batch: Batch) -> Candidate:
+    """The candidate of budget 1, estimated from sizes."""
     net, lora, device = module.transformer.config, module.config.model.lora, batch.device
     work = batch_work(batch, net, lora.rank, tuple(lora.targets))
-    seconds = FORWARDS * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
-    return estimate(2 * net.width * work.tokens, torch.cuda.memory_allocated(device) + _states(module), seconds)
+    seconds = FORWARD_SHARE * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
+    used = torch.cuda.memory_allocated(device) + _state_bytes(module)
+    return estimate(2 * net.width * work.tokens, used, seconds)
 
 
-def _states(module: ICLoRA) -> int:
-    """Bytes that training the adapter adds to it."""
-    return STATES * sum(parameter.numel() for parameter in module.adapter)
+def _state_bytes(module: ICLoRA) -> int:
+    """Bytes of the adapter's gradients and optimizer states."""
+    return STATE_BYTES * sum(parameter.numel() for parameter in module.adapter)
 
 
 def time_step(module: ICLoRA, batch: Batch, plan: MemoryPlan) -> float | None:
-    """Seconds of a whole step beside what the optimizer will keep, None if it does not fit; the module is then set as
-    planned."""
-    device = batch.device
-    apply(module, plan.activation_budget, plan.activation_offload)
+    """Seconds of a whole step with the optimizer states' memory taken, None if it does not fit. The module stays set to
+    the plan."""
+    apply_plan(module, plan)
     gc.collect()
     torch.cuda.empty_cache()
+    moments = 2 * 4 * sum(p.numel() for p in module.adapter)  # bytes
     try:
-        states = torch.empty(2 * 4 * sum(p.numel() for p in module.adapter), dtype=torch.uint8, device=device)
-        taken = _step(module, batch, blocks_of(module))[2]
-        del states
+        placeholder = torch.empty(moments, dtype=torch.uint8, device=batch.device)
+        seconds = _step(module, batch, blocks_of(module))[2]
+        del placeholder
     except torch.OutOfMemoryError:
         return None
     finally:
         module.zero_grad()
-    return taken
+    return seconds
 
 
-def measure(module: ICLoRA, batch: Batch, kept: float) -> Candidate | None:
-    """What `kept` costs, from steps through few blocks; the adapter is as it was afterwards. None: far too much.
+def measure_candidate(module: ICLoRA, batch: Batch, budget: float) -> Candidate | None:
+    """The cost of an activation budget, from steps through few blocks. None if these already run out of memory.
 
-    Steps of 3 and 6 blocks (of 1 and all, where there are fewer) differ by what 3 blocks keep and take.
+    Steps of 3 and of 6 blocks (1 and all, if there are fewer than 6) differ by the bytes and seconds of 3 blocks. The
+    adapter is not changed.
     """
-    net, count = module.transformer, len(blocks_of(module))
-    sizes = (3, 6) if count >= 6 else (1, count)
-    apply(module, kept, 0.0)
-    whole = net.transformer_blocks
+    net, num_blocks = module.transformer, len(blocks_of(module))
+    sizes = (3, 6) if num_blocks >= 6 else (1, num_blocks)
+    apply_plan(module, MemoryPlan(budget, activation_offload=0.0, gib=0.0))
+    all_blocks = net.transformer_blocks
     try:
-        few, more = (_step(module, batch, nn.ModuleList(whole[:n])) for n in sizes)
+        few, more = (_step(module, batch, nn.ModuleList(all_blocks[:n])) for n in sizes)
     except torch.OutOfMemoryError:
         return None
     finally:
-        net.transformer_blocks = whole
+        net.transformer_blocks = all_blocks
         for parameter in module.adapter:
             parameter.grad = None
-    between = max(sizes[1] - sizes[0], 1)
-    block = (more[0] - few[0]) // between
-    rest = few[0] - sizes[0] * block + _states(module)
-    return Candidate(kept, block, rest, (more[1] - few[1]) / between)
+    difference = max(sizes[1] - sizes[0], 1)  # blocks
+    block_bytes = (more[0] - few[0]) // difference
+    other_bytes = few[0] - sizes[0] * block_bytes + _state_bytes(module)
+    return Candidate(budget, block_bytes, other_bytes, (more[1] - few[1]) / difference)
 
 
 def blocks_of(module: ICLoRA) -> nn.ModuleList:
@@ -224,12 +243,14 @@ def blocks_of(module: ICLoRA) -> nn.ModuleList:
 
 
 def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, float, float]:
-    """Peak bytes of a step through these blocks, seconds of its forward pass, and of all of it: the shortest, after one
-    step that compiles."""
+    """Peak bytes of a step through these blocks, seconds of its forward pass, and of the whole step.
+
+    The times are the shortest of TIMED_STEPS, after one step that compiles.
+    """
     device, net = batch.device, module.transformer
     net.transformer_blocks = blocks
-    found: list[tuple[float, float]] = []
-    for _ in range(1 + TIMED):
+    times: list[tuple[float, float]] = []
+    for _ in range(1 + TIMED_STEPS):
         torch.cuda.reset_peak_memory_stats(device)
         begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
         begin.record()
@@ -239,21 +260,19 @@ def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, flo
         end.record()
         module.zero_grad()
         torch.cuda.synchronize(device)
-        found.append((begin.elapsed_time(middle) / 1e3, begin.elapsed_time(end) / 1e3))
-    forwards, whole = (min(seconds) for seconds in zip(*found[1:], strict=True))
-    return torch.cuda.max_memory_allocated(device), forwards, whole
+        times.append((begin.elapsed_time(middle) / 1e3, begin.elapsed_time(end) / 1e3))
+    forward, whole = (min(seconds) for seconds in zip(*times[1:], strict=True))
+    return torch.cuda.max_memory_allocated(device), forward, whole
 
 
 def measure_bandwidth(device: torch.device, size: int = 2**28) -> float:
     """Bytes per second from the GPU to pinned memory."""
-    host, there = (
-        torch.empty(size, dtype=torch.uint8, pin_memory=True),
-        torch.empty(size, dtype=torch.uint8, device=device),
-    )
-    host.copy_(there)
+    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    host.copy_(source)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    host.copy_(there, non_blocking=True)
+    host.copy_(source, non_blocking=True)
     end.record()
     end.synchronize()
     return size / (begin.elapsed_time(end) / 1e3)
