@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from iclora_train.adapters import lora
-from iclora_train.config import ConfigError, Lora, Model, SamplingSettings
+from iclora_train.config import ConfigError, Lora, Model, Sampling
 from iclora_train.core.types import VideoShape
 from iclora_train.data.video import probe, read_clip
 from iclora_train.generate.inputs import Inputs, encode_frames, encode_references
@@ -71,7 +71,7 @@ def asked(place: Path, folder: Path, **changes: Any) -> GenerateSettings:
         "frames": 5,
         "cache": str(place / "cache"),
         "model": Model(name="tiny", checkpoint=str(place / "base"), precision="fp32"),
-        "sample": SamplingSettings(steps=2),
+        "sample": Sampling(steps=2),
     }
     return GenerateSettings(**(given | changes))
 
@@ -339,7 +339,7 @@ def test_every_version_of_ltx_2_in_two_stages(version: str, tmp_path: Path, caps
     silent = Model(name="ltx", checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match=r"holds no text encoder; set model.text_encoder"):
         generate(asked(place, tmp_path / "none", **changes | {"model": silent}))
-    guided = SamplingSettings(steps=2, guidance=2.0)
+    guided = Sampling(steps=2, guidance=2.0)
     assert made(place, tmp_path / "one", **changes, sample=guided).shape == (9, 64, 64, 3)
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"adapter.safetensors is not a latent upsampler"):

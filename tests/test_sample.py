@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config import ConfigError, SamplingSettings
+from iclora_train.config import ConfigError, Sampling
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guidance_from
 from iclora_train.diffusion.reference import to_tokens
@@ -249,10 +249,10 @@ def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: py
 
 
 def test_settings_become_guidance() -> None:
-    settings = SamplingSettings(guidance=3.0, stg_scale=1.0, stg_blocks=[1], rescale=0.7)
+    settings = Sampling(guidance=3.0, stg_scale=1.0, stg_blocks=[1], rescale=0.7)
     assert guidance_from(settings, NEGATIVE, blocks=2) == Guidance(3.0, NEGATIVE, 1.0, (1,), 0.7)
-    assert guidance_from(SamplingSettings(), None, blocks=2).stg_scale == 0  # the default blocks do not matter then
+    assert guidance_from(Sampling(), None, blocks=2).stg_scale == 0  # the default blocks do not matter then
     with pytest.raises(ConfigError, match=r"sample\.stg_blocks=\[29\]: the base has the blocks 0 to 1"):
-        guidance_from(SamplingSettings(stg_scale=1.0), None, blocks=2)
+        guidance_from(Sampling(stg_scale=1.0), None, blocks=2)
     with pytest.raises(ValueError, match=r"guidance of scale 3\.0 needs a negative text"):
         Guidance(3.0)

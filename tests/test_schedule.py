@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from iclora_train.config import ConfigError, Flow, SamplingSettings
+from iclora_train.config import ConfigError, Flow, Sampling
 from iclora_train.diffusion.flow_matching import sigma_shift
 from iclora_train.diffusion.noise_schedule import DISTILLED, DISTILLED_STAGE2, dev_schedule, make_sigmas, sigma_schedule
 
@@ -51,9 +51,9 @@ def test_the_shifted_schedule_bends_even_steps(shift: float) -> None:
 
 def test_the_setting_chooses() -> None:
     flow, tokens = Flow(), 2048
-    assert make_sigmas(SamplingSettings(), flow, tokens) == sigma_schedule(8, sigma_shift(tokens, flow))
-    assert make_sigmas(SamplingSettings(schedule="distilled"), flow, tokens) == list(DISTILLED)
-    assert make_sigmas(SamplingSettings(schedule="dev", steps=30), flow, tokens) == dev_schedule(30, 4096)
+    assert make_sigmas(Sampling(), flow, tokens) == sigma_schedule(8, sigma_shift(tokens, flow))
+    assert make_sigmas(Sampling(schedule="distilled"), flow, tokens) == list(DISTILLED)
+    assert make_sigmas(Sampling(schedule="dev", steps=30), flow, tokens) == dev_schedule(30, 4096)
 
 
 @pytest.mark.parametrize(
@@ -68,5 +68,5 @@ def test_the_setting_chooses() -> None:
 )
 def test_settings_out_of_bounds_name_their_key(settings: dict, key: str) -> None:
     with pytest.raises(ConfigError) as error:
-        SamplingSettings(**settings)
+        Sampling(**settings)
     assert key in str(error.value)

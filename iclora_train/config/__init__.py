@@ -4,7 +4,7 @@ The dataclasses and their errors are imported from here (`from iclora_train.conf
 """
 
 from iclora_train.config.checks import Checks
-from iclora_train.config.diffusion import Flow, SamplingSettings
+from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval, Thresholds
 from iclora_train.config.settings import Config, Data, Lora, Model, Optim, Task, Validation, to_config
@@ -19,7 +19,7 @@ __all__ = [
     "Lora",
     "Model",
     "Optim",
-    "SamplingSettings",
+    "Sampling",
     "Task",
     "Thresholds",
     "Validation",

@@ -39,7 +39,7 @@ class Flow:
 
 
 @dataclass
-class SamplingSettings:
+class Sampling:
     """How clips are made from noise: in validation while training, in eval and by hand."""
 
     steps: int = 8

@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config.checks import Checks
-from iclora_train.config.diffusion import Flow, SamplingSettings
+from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval, Thresholds
 
@@ -28,7 +28,7 @@ __all__ = [
     "Lora",
     "Model",
     "Optim",
-    "SamplingSettings",
+    "Sampling",
     "Task",
     "Thresholds",
     "Validation",
@@ -219,7 +219,7 @@ class Config:
     data: Data = field(default_factory=Data)
     flow: Flow = field(default_factory=Flow)
     optim: Optim = field(default_factory=Optim)
-    sample: SamplingSettings = field(default_factory=SamplingSettings)
+    sample: Sampling = field(default_factory=Sampling)
     validation: Validation = field(default_factory=Validation)
     eval: Eval = field(default_factory=Eval)
     checks: Checks = field(default_factory=Checks)

@@ -1,7 +1,7 @@
-"""The shape legend of the project: what a pair is, what a latent pair is, what the transformer is given.
+"""The types that every stage passes on: pairs in pixels, pairs as latents, and tokens for the transformer.
 
-Letters used in shape comments everywhere: B clips, F pixel frames, H W pixels; f h w the same on the latent grid;
-C latent channels, N tokens, K noise levels of a clip, T text tokens, D width of a vector.
+Letters in shape comments, everywhere in the project: B clips, F pixel frames, H W pixels; f h w the same on the latent
+grid; C latent channels, N tokens, K noise levels of a clip, T text tokens, D width of a vector.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class VideoShape:
-    """Size of a clip in pixels: frames, height, width, and frames per second."""
+    """Size of a clip: frames, height and width in pixels, frames per second."""
 
     frames: int
     height: int
@@ -29,9 +29,9 @@ class VideoShape:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a VAE does to sizes: channels C, and pixels per latent cell in space and time (read from the checkpoint).
+    """How a VAE maps sizes: latent channels, and pixels per latent cell in space and time, read from the checkpoint.
 
-    Time is causal: pixel frame 0 has a latent frame of its own, then every `temporal` frames share one.
+    Time is causal: pixel frame 0 has its own latent frame, and every later latent frame holds `temporal` pixel frames.
     """
 
     channels: int
@@ -39,7 +39,7 @@ class Geometry:
     temporal: int
 
     def latent_size(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """(f, h, w) of a clip. ValueError when the clip does not fit the VAE, with the nearest sizes that do."""
+        """(f, h, w) of a clip. ValueError names the nearest sizes that fit when the clip does not fit the VAE."""
         problems = []
         if frames < 1 or (frames - 1) % self.temporal:
             low = max(frames - 1, 0) // self.temporal * self.temporal + 1
@@ -69,7 +69,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class LatentPair:
-    """One training example, encoded: target (C,f,h,w), references (C,f',h',w') each, text (T,D); all float."""
+    """One encoded training example: target (C,f,h,w), references (C,f',h',w') each, text (T,D); all float."""
 
     key: str
     target: Tensor
@@ -81,17 +81,17 @@ class LatentPair:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the transformer is given, target tokens first and then each reference (`append_reference`).
+    """The video input of the transformer: target tokens first, then each reference's (`append_reference`).
 
     latent     (B,N,C)    noisy target, clean (or less noisy) references
-    sigma      (B,K)      the few distinct noise levels of a clip; row 0 is the target's own
-    level      (B,N)      int64, which of those levels a token has: AdaLN is computed for K rows, never for N
+    sigma      (B,K)      the few distinct noise levels of a clip; row 0 is the target's
+    level      (B,N)      int64, index of each token's noise level in `sigma`: AdaLN is computed for K rows, not for N
     position   (B,3,N,2)  fp32 [start, end) of a token in seconds, pixels (height), pixels (width)
     group      (N,)       int64, 0 = target, i = reference i
-    loss_mask  (B,N)      bool, tokens that are learned
-    keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's marker); never a reference
+    loss_mask  (B,N)      bool, tokens that count in the loss
+    keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's keyframe embedding); never a reference
     weight     (B,N)      attention weight of reference tokens in [0, 1], or None when all are 1
-    geometry, fps (B,)    of the target's pixels: what places a reference on the target's coordinates
+    geometry, fps (B,)    of the target's pixels; they place a reference on the target's coordinates
     """
 
     latent: Tensor

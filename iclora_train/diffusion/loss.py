@@ -1,9 +1,10 @@
-"""What training minimises: the flow loss, and, where it is asked for, what references change where they are not.
+"""The training loss: the flow loss, and with `flow.locality` a term that makes attention masks local.
 
-An attention mask is to change a clip where it hides the reference and nowhere else. But a model uses all it sees: from
-edges on the left it guesses colours on the right. Training with masks teaches it to do without what is hidden, not to
-leave it alone while it is there. So a clip that is trained with all of its references is, inside of a random region,
-also drawn to what the same model predicts when it sees them inside of that region only; that pass has no gradient.
+An attention mask should change the video where it hides the reference, and nowhere else. But the model uses everything
+it sees: from edges on the left it infers colours on the right. Training with masks (`flow.region_mask_p`) teaches the
+model to cope without a masked reference, not to ignore it locally. The locality term pulls the prediction inside a
+random region towards the prediction of the same model with the references masked outside that region. It applies to
+clips that are trained with all of their references. The masked pass has no gradient.
 """
 
 from __future__ import annotations
@@ -23,34 +24,39 @@ from iclora_train.ltx2.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class ClipLosses:
-    """Of each clip (B,): its noise level, on the host; its flow loss; and, where clips have a region of their own, the
-    mean square of what references outside of it change in the velocity inside (for clips without one it is 0)."""
+    """Losses of each clip of a batch, (B,) each.
+
+    sigma     noise level, on the host
+    flow      flow loss
+    locality  mean square of the change that references outside the clip's region cause in the velocity inside it; 0 for
+              clips without a region, None when no clip has one
+    """
 
     sigma: Tensor
     flow: Tensor
     locality: Tensor | None
 
     def total(self, flow: Flow) -> Tensor:
-        """What is minimised, ()."""
+        """The loss that training minimises, a scalar."""
         return (self.flow if self.locality is None else self.flow + flow.locality * self.locality).mean()
 
 
 def training_losses(
     transformer: Transformer, batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry
 ) -> ClipLosses:
-    """Losses of a batch; with `draws.locality_region` they take one more pass of the transformer, without gradients."""
-    tokens, wanted = build_tokens(batch, draws, task, geometry)
-    count = wanted.shape[1]
-    learned = tokens.loss_mask[:, :count]
-    aim = None
+    """Losses of a batch. With `draws.locality_region`, one more pass of the transformer runs without gradients."""
+    tokens, target = build_tokens(batch, draws, task, geometry)
+    num_target = target.shape[1]
+    loss_mask = tokens.loss_mask[:, :num_target]
+    local = None
     if draws.locality_region is not None:
-        narrowed, _ = build_tokens(batch, draws, task, geometry, within=draws.locality_region)
+        masked, _ = build_tokens(batch, draws, task, geometry, mask_region=draws.locality_region)
         with torch.no_grad():
-            aim = transformer(narrowed, batch.text, num_outputs=count)
-    predicted = transformer(tokens, batch.text, num_outputs=count)
-    flow = masked_loss(predicted, wanted, learned)
-    if aim is None or draws.locality_region is None:
+            local = transformer(masked, batch.text, num_outputs=num_target)
+    predicted = transformer(tokens, batch.text, num_outputs=num_target)
+    flow = masked_loss(predicted, target, loss_mask)
+    if local is None or draws.locality_region is None:
         return ClipLosses(draws.sigma, flow, None)
-    parted = (draws.locality_region != torch.tensor(WHOLE_FRAME)).any(1)  # (B,)
-    inside = region_to_tokens(draws.locality_region, batch.target.shape[2:]) * parted[:, None]
-    return ClipLosses(draws.sigma, flow, masked_loss(predicted, aim, learned * to_device(inside, learned.device)))
+    has_region = (draws.locality_region != torch.tensor(WHOLE_FRAME)).any(1)  # (B,)
+    inside = region_to_tokens(draws.locality_region, batch.target.shape[2:]) * has_region[:, None]
+    return ClipLosses(draws.sigma, flow, masked_loss(predicted, local, loss_mask * to_device(inside, loss_mask.device)))

@@ -1,31 +1,31 @@
-"""Noise levels of sampling, from the first step's down to 0: the distilled models' own, the dev models', and ours."""
+"""Noise levels of sampling, from the first step's level down to 0: distilled, dev and shifted schedules."""
 
 from __future__ import annotations
 
 import math
 
-from iclora_train.config import Flow, SamplingSettings
+from iclora_train.config import Flow, Sampling
 from iclora_train.diffusion.flow_matching import sigma_shift
 
-# Of the distilled LTX-2 models (ltx-pipelines): all 8 steps, and the 3 that refine a clip after the latent upsampler.
+# Distilled LTX-2 models (ltx-pipelines): all 8 steps, and the 3 steps that refine a clip after the latent upsampler.
 DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.0)
 DISTILLED_STAGE2 = DISTILLED[5:]
 
-_DEV = Flow(clamp_shift=False)  # the anchors of LTX2Scheduler are those of training, its line is not clamped
-DEV_TOKENS = 4096  # ltx-pipelines' dev pipelines take this shift for clips of every size
+_DEV = Flow(clamp_shift=False)  # LTX2Scheduler has the anchors of training, without the clamp
+DEV_TOKENS = 4096  # ltx-pipelines' dev pipelines use this shift for clips of every size
 
 
 def sigma_schedule(steps: int, shift: float) -> list[float]:
-    """`steps` + 1 noise levels from 1 to 0, even steps bent towards noise: e^shift / (e^shift + 1/s - 1)."""
+    """`steps` + 1 noise levels from 1 to 0: even steps s, shifted towards noise by e^shift / (e^shift + 1/s - 1)."""
     between = [1 - i / steps for i in range(1, steps)]
     return [1.0, *(math.exp(shift) / (math.exp(shift) + 1 / s - 1) for s in between), 0.0]
 
 
 def dev_schedule(steps: int, tokens: int = DEV_TOKENS, terminal: float = 0.1) -> list[float]:
-    """`steps` + 1 noise levels from 1 to 0 as Lightricks' LTX2Scheduler has them.
+    """`steps` + 1 noise levels from 1 to 0, as Lightricks' LTX2Scheduler computes them.
 
-    The bend follows the count of target tokens (f h w). Then 1 - sigma is stretched, so that the last level before 0
-    is `terminal`. A single step has nothing to stretch: (1, 0).
+    The shift follows the number of target tokens (f h w). Then 1 - sigma is stretched so that the last level before 0
+    is `terminal`. A single step has no level to stretch: (1, 0).
     """
     levels = sigma_schedule(steps, sigma_shift(tokens, _DEV))
     if steps == 1:
@@ -34,14 +34,14 @@ def dev_schedule(steps: int, tokens: int = DEV_TOKENS, terminal: float = 0.1) ->
     return [*(1 - (1 - level) / stretch for level in levels[:-1]), 0.0]
 
 
-def make_sigmas(settings: SamplingSettings, flow: Flow, tokens: int) -> list[float]:
-    """The noise levels that `sample.schedule` asks for, for clips of `tokens` target tokens (f h w).
+def make_sigmas(config: Sampling, flow: Flow, tokens: int) -> list[float]:
+    """The noise levels of `sample.schedule` for clips of `tokens` target tokens (f h w).
 
-    shifted: even steps with the shift that training draws its levels with. distilled: the distilled models' 8 steps.
+    shifted: even steps with the shift of the training distribution. distilled: the 8 steps of the distilled models.
     dev: LTX2Scheduler as ltx-pipelines calls it.
     """
-    if settings.schedule == "distilled":
+    if config.schedule == "distilled":
         return list(DISTILLED)
-    if settings.schedule == "dev":
-        return dev_schedule(settings.steps)
-    return sigma_schedule(settings.steps, sigma_shift(tokens, flow))
+    if config.schedule == "dev":
+        return dev_schedule(config.steps)
+    return sigma_schedule(config.steps, sigma_shift(tokens, flow))

@@ -1,7 +1,7 @@
-"""The in-context idea: clean latents of a reference video stand beside the noisy target tokens.
+"""The in-context idea: clean tokens of a reference video follow the noisy tokens of the target in one sequence.
 
-`target_tokens` lays a noisy target out as tokens, `append_reference` adds a reference to them. Training and sampling
-build what the transformer sees with these two functions and nothing else.
+`target_tokens` makes tokens of a noisy target, and `append_reference` appends those of a reference. Training and
+sampling build the transformer's input with these two functions only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from iclora_train.core.types import Geometry, Tokens
 
 
 def to_tokens(latent: Tensor) -> Tensor:
-    """Latent clips (B,C,f,h,w) as tokens (B,N,C), time slowest, width fastest."""
+    """Latent clips (B,C,f,h,w) as tokens (B,N,C); time varies slowest, width fastest."""
     return latent.flatten(2).transpose(1, 2)
 
 
@@ -28,9 +28,9 @@ def from_tokens(tokens: Tensor, size: tuple[int, int, int]) -> Tensor:
 def grid_position(
     size: tuple[int, int, int], geometry: Geometry, device: torch.device | str | None = None, causal: bool = True
 ) -> Tensor:
-    """Where each token of a latent grid (f,h,w) lies: fp32 (3,N,2), [start, end) in pixel frames, pixels, pixels.
+    """Position of each token of a latent grid (f,h,w): fp32 (3,N,2), [start, end) in pixel frames, pixels, pixels.
 
-    The first latent frame holds pixel frame 0 alone, latent frame k the frames from temporal*(k-1)+1 on
+    The first latent frame holds pixel frame 0 alone; latent frame k starts at pixel frame temporal*(k-1)+1
     (`get_pixel_coords` with its causal fix in Lightricks' ltx-core). causal=False: each holds `temporal` frames.
     """
     count = [torch.arange(n + 1, dtype=torch.float32, device=device) for n in size]
@@ -46,27 +46,27 @@ def grid_position(
 def target_tokens(
     noisy: Tensor, sigma: Tensor, geometry: Geometry, fps: float | Tensor, clean_first_frame: Tensor | None = None
 ) -> Tokens:
-    """A target (B,C,f,h,w) at level sigma (B,) as tokens; fps of the clip, or of each (B,).
+    """Tokens of a target (B,C,f,h,w) at noise level sigma (B,); fps of all clips, or (B,).
 
-    Where `clean_first_frame` (B,) bool is set, the caller has put clean latents into the first latent frame: those
-    tokens are at level 0 and are not learned.
+    Where `clean_first_frame` (B,) bool is True, the caller has put clean latents into the first latent frame. These
+    tokens have noise level 0 and do not count in the loss.
     """
     batch, _, f, h, w = noisy.shape
     count, device = f * h * w, noisy.device
     rate = fps.to(device, torch.float32) if isinstance(fps, Tensor) else torch.full((batch,), float(fps), device=device)
-    place = grid_position((f, h, w), geometry, device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
-    place[:, 0] /= rate[:, None, None]
+    position = grid_position((f, h, w), geometry, device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
+    position[:, 0] /= rate[:, None, None]
     first = torch.arange(count, device=device).expand(batch, count) < h * w  # (B,N)
     if clean_first_frame is None:
         clean_first_frame = torch.zeros(batch, dtype=torch.bool, device=device)
-    given = first & clean_first_frame[:, None]
+    clean = first & clean_first_frame[:, None]
     return Tokens(
         latent=to_tokens(noisy),
-        sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # row 0 the target's level, row 1 clean
-        level=given.long(),
-        position=place,
+        sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # row 0: the target's level, row 1: clean
+        level=clean.long(),
+        position=position,
         group=torch.zeros(count, dtype=torch.long, device=device),
-        loss_mask=~given,
+        loss_mask=~clean,
         keyframe=first,
         geometry=geometry,
         fps=rate,
@@ -83,48 +83,50 @@ def append_reference(
     attention_mask: Tensor | None = None,
     frame: int = 0,
 ) -> Tokens:
-    """Put a reference (B,C,f,h,w) behind the tokens that are there.
+    """Append the tokens of a reference (B,C,f,h,w).
 
     latent: clean, or for strength < 1 already noised by the caller to level (1 - strength) sigma.
-    downscale: the reference's pixels are this many times larger than the target's, so its spatial positions are
-    multiplied by it. temporal_scale: it has that many times fewer frames per second; its times run at its own fps,
-    shifted back by (S - 1) target frames and clamped at 0 (Lightricks' trainer).
-    attention_strength, of all or of each clip (B,), and attention_mask of reference pixels (`mask_to_grid`): their
-    product is the weight w of a reference token, which enters the attention logits as log(w) (`ltx2.attention`).
-    frame: target frame at which it begins (`snap_frame`). A clip of several latent frames that begins later than 0
-    has no first frame of its own: each of its latent frames stands for `temporal` frames.
+    downscale: the reference has this factor fewer pixels per side than the target. Its spatial positions are multiplied
+    by it.
+    temporal_scale: the reference has this factor S fewer frames per second. Its times follow its own fps, shifted back
+    by (S - 1) target frames and clamped at 0 (Lightricks' trainer).
+    attention_strength, of all clips or (B,), and attention_mask on reference pixels (`mask_to_grid`): their product is
+    the weight w of a reference token. It enters the attention logits as log(w) (`ltx2.model.weighted_attention`).
+    frame: target frame at which the reference begins (`snap_frame`). A clip of several latent frames that begins after
+    frame 0 does not have a separate first frame: each of its latent frames holds `temporal` frames.
     """
     batch, _, *size = latent.shape
     f, h, w = size
     count, device = f * h * w, latent.device
     causal = frame == 0 or f == 1
-    place = grid_position((f, h, w), tokens.geometry, device, causal).repeat(batch, 1, 1, 1)  # (B,3,n,2)
-    late = temporal_scale - 1 if causal else 0
-    place[:, 0] = ((place[:, 0] * temporal_scale - late).clamp(min=0) + frame) / tokens.fps[:, None, None]
-    place[:, 1:] *= downscale
-    sigma, row = _level(tokens.sigma, strength)
+    position = grid_position((f, h, w), tokens.geometry, device, causal).repeat(batch, 1, 1, 1)  # (B,3,n,2)
+    shift = temporal_scale - 1 if causal else 0
+    position[:, 0] = ((position[:, 0] * temporal_scale - shift).clamp(min=0) + frame) / tokens.fps[:, None, None]
+    position[:, 1:] *= downscale
+    sigma, row = _append_level(tokens.sigma, strength)
 
-    def absent(dtype: torch.dtype) -> Tensor:
+    def zeros(dtype: torch.dtype) -> Tensor:
         return torch.zeros(batch, count, dtype=dtype, device=device)
 
     return replace(
         tokens,
         latent=torch.cat([tokens.latent, to_tokens(latent).to(tokens.latent)], dim=1),
         sigma=sigma,
-        level=torch.cat([tokens.level, absent(torch.long) + row], dim=1),
-        position=torch.cat([tokens.position, place], dim=2),
+        level=torch.cat([tokens.level, zeros(torch.long) + row], dim=1),
+        position=torch.cat([tokens.position, position], dim=2),
         group=torch.cat([tokens.group, tokens.group[-1:].expand(count) + 1]),
-        loss_mask=torch.cat([tokens.loss_mask, absent(torch.bool)], dim=1),
-        keyframe=torch.cat([tokens.keyframe, absent(torch.bool)], dim=1),
+        loss_mask=torch.cat([tokens.loss_mask, zeros(torch.bool)], dim=1),
+        keyframe=torch.cat([tokens.keyframe, zeros(torch.bool)], dim=1),
         weight=_append_weight(tokens, (f, h, w), batch, attention_strength, attention_mask),
     )
 
 
 def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
-    """The target frame at which a reference of `length` latent frames can begin, in a target of `frames` latent ones.
+    """Snap `frame` to a target frame at which a reference of `length` latent frames can begin.
 
-    Negative ones count from the target's end; a clip begins where a latent frame does: 0, 1, 1 + temporal, ...
-    (ComfyUI's LTXVAddGuide). ValueError when it does not end within the target.
+    frames: latent frames of the target. A negative `frame` counts from the target's end. A clip begins where a latent
+    frame begins: 0, 1, 1 + temporal, ... (ComfyUI's LTXVAddGuide). ValueError when the reference would end after the
+    target.
     """
     if frame < 0:
         frame = max((frames - 1) * temporal + 1 + frame, 0)
@@ -138,8 +140,8 @@ def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
     return frame
 
 
-def _level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
-    """The clip's levels (B,K), with one more where a reference is not fully clean, and the row a reference has."""
+def _append_level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
+    """The clips' noise levels (B,K), plus one row when the reference is not fully clean, and the reference's row."""
     if strength == 1:
         return sigma, 1
     return torch.cat([sigma, (1 - strength) * sigma[:, :1]], dim=1), sigma.shape[1]
@@ -148,25 +150,25 @@ def _level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
 def _append_weight(
     tokens: Tokens, size: tuple[int, int, int], batch: int, strength: float | Tensor, mask: Tensor | None
 ) -> Tensor | None:
-    """Attention weights (B,N) with those of one more reference, None while every weight is 1."""
+    """Attention weights (B,N) of the tokens and one more reference; None while every weight is 1."""
     if not isinstance(strength, Tensor) and strength == 1 and mask is None and tokens.weight is None:
         return None
-    device, before = tokens.latent.device, tokens.latent.shape[:2]
-    known = tokens.weight if tokens.weight is not None else torch.ones(before, device=device)
-    of_each = torch.as_tensor(strength, dtype=torch.float32, device=device).expand(batch)
-    added = of_each[:, None].expand(batch, size[0] * size[1] * size[2])
+    device, shape = tokens.latent.device, tokens.latent.shape[:2]
+    weight = tokens.weight if tokens.weight is not None else torch.ones(shape, device=device)
+    strengths = torch.as_tensor(strength, dtype=torch.float32, device=device).expand(batch)
+    new_weight = strengths[:, None].expand(batch, size[0] * size[1] * size[2])
     if mask is not None:
-        added = added * mask_to_grid(mask, size).flatten(1).to(device)
-    return torch.cat([known, added], dim=1)
+        new_weight = new_weight * mask_to_grid(mask, size).flatten(1).to(device)
+    return torch.cat([weight, new_weight], dim=1)
 
 
 def mask_to_grid(mask: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """A pixel mask (B,F,H,W), (F,H,W) or (H,W), averaged by area onto a latent grid, as ComfyUI does: (B,f,h,w).
+    """Average a pixel mask (B,F,H,W), (F,H,W) or (H,W) by area onto a latent grid, as ComfyUI does: (B,f,h,w).
 
-    The grid is the reference's own, whatever its downscale. In space the plain area average; in time pixel frame 0
-    alone, then the mean of each group of t = (F-1) // (f-1) frames, as the causal VAE groups them; frames left over at
-    the end are dropped, too few are repeated (nearest), a still mask (F=1) holds for the whole clip. Values are not
-    clamped: above 1 they strengthen attention, from 0 on downwards they switch it off.
+    The grid is the reference's, whatever its downscale. In space it is the plain area average. In time pixel frame 0
+    stands alone, then follow means of groups of t = (F-1) // (f-1) frames, grouped as by the causal VAE. Frames left
+    over at the end are dropped; too few frames are repeated (nearest); a still mask (F=1) holds for the whole clip.
+    Values are not clamped: above 1 they strengthen attention, 0 and below switch it off.
     """
     if not 2 <= mask.ndim <= 4:
         raise ValueError(f"attention_mask must be (B,F,H,W), (F,H,W) or (H,W), not {tuple(mask.shape)}")

@@ -1,13 +1,15 @@
-"""Clips from noise: Euler integration of the velocity field with references, weights, masks and guidance. Pure torch.
+"""Sample clips from noise with references, attention weights, masks and guidance. Pure torch.
 
-References are put beside the target by the same `append_reference` that training uses.
+References are appended to the target by `append_reference`, the function that training uses.
 
-Every token has a denoise mask m, the share of the noise level that it is at: 1 on the target, 0 on what is given clean,
-1 - strength on references. A step of sigma takes the clean latents x0 = m p + (1 - m) clean, with p what the
-model predicts, and moves x along (x - x0) / sigma. For 0 < m < 1 there are two customs:
+Every token has a denoise mask m, its share of the noise level: 1 on the target, 0 on clean tokens, 1 - strength on
+references. A sampler moves x along its derivative (x - x0) / sigma, where x0 = m p + (1 - m) clean and p is the model's
+prediction of the clean latents. For 0 < m < 1 there are two conventions (`SamplerSettings.blend`):
 
-    comfyui   the model sees m x + (1 - m) clean in every step;  p = seen - sigma v      (KSamplerX0Inpaint)
-    ltx       x is noised to level m sigma once and seen as it is; p = seen - m sigma v  (ltx-pipelines)
+    comfyui   the model sees m x + (1 - m) clean in every step;    p = seen - sigma v      (KSamplerX0Inpaint)
+    ltx       x is noised to level m sigma once and seen as it is; p = seen - m sigma v    (ltx-pipelines)
+
+To add a sampler, write a function like `euler` and enter it in `SAMPLERS`; `sample.sampler` then selects it.
 """
 
 from __future__ import annotations
@@ -15,21 +17,76 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Generator, Tensor
 
+from iclora_train.config import Flow, Sampling, one_of
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guided_velocity
+from iclora_train.diffusion.noise_schedule import make_sigmas
 from iclora_train.diffusion.reference import append_reference, from_tokens, snap_frame, target_tokens, to_tokens
 from iclora_train.ltx2.model.transformer import Transformer
+
+Derivative = Callable[[Tensor, float], Tensor]  # x (B,N,C) at noise level sigma -> dx / dsigma (B,N,C)
+Sampler = Callable[[Derivative, Tensor, Sequence[float], Callable[[int], None]], Tensor]
+
+
+def euler(derivative: Derivative, x: Tensor, sigmas: Sequence[float], on_step: Callable[[int], None]) -> Tensor:
+    """Euler's method: one evaluation a step."""
+    for i, (sigma, next_sigma) in enumerate(pairwise(sigmas)):
+        x = x + (next_sigma - sigma) * derivative(x, sigma)
+        on_step(i)
+    return x
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler}
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """Settings of `sample` that are the same for all clips of a run.
+
+    sigmas: noise levels from the first step's down to 0. between: whether references attend to one another once an
+    attention weight is set (`AttentionBias`). blend: the convention for 0 < m < 1 (see the module docstring).
+    """
+
+    sigmas: Sequence[float]
+    guidance: Guidance = Guidance()  # noqa: RUF009 (frozen)
+    sampler: str = "euler"
+    between: str = "comfyui"
+    blend: str = "comfyui"
+
+    def __post_init__(self) -> None:
+        one_of("sample.sampler", self.sampler, tuple(SAMPLERS))
+        if self.blend not in ("comfyui", "ltx"):
+            raise ValueError(f"blend={self.blend!r} is not one of comfyui, ltx")
+
+    @classmethod
+    def from_config(
+        cls,
+        config: Sampling,
+        flow: Flow,
+        size: tuple[int, int, int],
+        num_blocks: int,
+        negative_text: Tensor | None,
+        between: str = "comfyui",
+        blend: str = "comfyui",
+    ) -> SamplerSettings:
+        """The settings of a config for clips of latent size (f, h, w) and a transformer with `num_blocks` blocks.
+
+        ConfigError when `sample.sampler` or `sample.stg_blocks` does not exist.
+        """
+        guidance = Guidance.from_config(config, negative_text, num_blocks)
+        return cls(make_sigmas(config, flow, prod(size)), guidance, config.sampler, between, blend)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A clean reference (B,C,f,h,w), where it lies and how the target attends to it (see `append_reference`).
+    """A clean reference (B,C,f,h,w), its place, and how the target attends to it (see `append_reference`).
 
-    strength: 1 is given clean, 0 is noise like the target, and so independent of the latent's content.
+    strength: 1 gives the reference clean; 0 makes it noise like the target, independent of the latent's content.
     """
 
     latent: Tensor
@@ -38,13 +95,14 @@ class Reference:
     attention_strength: float = 1.0
     attention_mask: Tensor | None = None  # (B,F,H,W) in [0, 1], reference pixels; or see `mask_to_grid`
     strength: float = 1.0
-    frame: int = 0  # target frame at which it begins; negative from the end (`snap_frame`)
+    frame: int = 0  # target frame at which it begins; a negative frame counts from the end (`snap_frame`)
 
 
 def draw_noises(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """Noise (B,*shape) of each shape, one seed a clip, drawn on the CPU one after the other.
+    """Noise (B,*shape) of each shape, one seed per clip, drawn on the CPU in the order of the shapes.
 
-    A clip's noise does not depend on its batch or device, nor the first shape's on whether there are others.
+    A clip's noise does not depend on its batch or the device. The noise of the first shape does not depend on the
+    shapes after it.
     """
     generators = [Generator().manual_seed(seed) for seed in seeds]
     return [torch.stack([torch.randn(shape, generator=generator) for generator in generators]) for shape in shapes]
@@ -62,58 +120,54 @@ def sample(
     size: tuple[int, int, int],
     geometry: Geometry,
     fps: float | Tensor,
-    sigmas: Sequence[float],
+    settings: SamplerSettings,
     seeds: Sequence[int],
     references: Sequence[Reference] = (),
     first_frame: Tensor | None = None,
-    guidance: Guidance = Guidance(),  # noqa: B008 (frozen)
-    between: str = "comfyui",
-    blend: str = "comfyui",
     start: Tensor | None = None,
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] = lambda i: None,
 ) -> Tensor:
-    """Latent clips (B,C,f,h,w) on the latent grid `size`, one per seed; fps of all, or (B,).
+    """Sample latent clips (B,C,f,h,w) of latent size `size`, one per seed; fps of all clips, or (B,).
 
-    text (B,T,D); sigmas from the first step's level down to 0; first_frame (B,C,1,h,w) is kept as it is. start
-    (B,C,f,h,w): clean latents to begin from, noised to sigmas[0]; without it sigmas begin at 1. between: what
-    references see of one another (`AttentionBias`); blend: see the module. `on_step(i)` is called after each step.
+    text (B,T,D). first_frame (B,C,1,h,w) stays unchanged. start (B,C,f,h,w): clean latents to begin from, noised to
+    `settings.sigmas[0]`; without `start` the sigmas must begin at 1. `on_step(i)` is called after step i.
     """
-    if blend not in ("comfyui", "ltx"):
-        raise ValueError(f"blend={blend!r} is not one of comfyui, ltx")
+    sigmas, comfyui = settings.sigmas, settings.blend == "comfyui"
     if start is None and sigmas[0] != 1:
         raise ValueError(f"sigmas begin at {sigmas[0]}: give the latents to start from")
     batch, device = len(seeds), text.device
     target = torch.zeros(batch, geometry.channels, *size) if start is None else start
-    laid_out = _lay_out(target.to(device, torch.float32), first_frame, geometry, fps, references)
+    layout = _build_tokens(target.to(device, torch.float32), first_frame, geometry, fps, references)
     noises = draw_noises(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
     noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(device)  # (B,N,C)
-    clean, m = laid_out.latent, laid_out.sigma.gather(1, laid_out.level)[..., None]  # (B,N,C), (B,N,1)
+    clean, m = layout.latent, layout.sigma.gather(1, layout.level)[..., None]  # (B,N,C), (B,N,1)
     x = torch.where(m > 0, (1 - sigmas[0]) * clean + sigmas[0] * noise, clean)
-    if blend == "ltx":
+    if not comfyui:
         x = m * x + (1 - m) * clean
-    for i, (sigma, following) in enumerate(pairwise(sigmas)):
-        seen = m * x + (1 - m) * clean if blend == "comfyui" else x
-        tokens = replace(laid_out, latent=seen, sigma=sigma * laid_out.sigma)
-        v = guided_velocity(transformer, tokens, text, guidance, between)
-        if blend == "comfyui":  # (x - x0) / sigma, without the cancellation
-            slope = m * v + (1 - m**2) * (x - clean) / sigma
-        else:
-            slope = m**2 * v + (1 - m) * (x - clean) / sigma
-        x = x + (following - sigma) * slope
-        if on_step is not None:
-            on_step(i)
-    return from_tokens(x[:, : size[0] * size[1] * size[2]], size)
+
+    def derivative(x: Tensor, sigma: float) -> Tensor:
+        seen = m * x + (1 - m) * clean if comfyui else x
+        tokens = replace(layout, latent=seen, sigma=sigma * layout.sigma)
+        v = guided_velocity(transformer, tokens, text, settings.guidance, settings.between)
+        # both are (x - x0) / sigma, written without the cancellation
+        if comfyui:
+            return m * v + (1 - m**2) * (x - clean) / sigma
+        return m**2 * v + (1 - m) * (x - clean) / sigma
+
+    x = SAMPLERS[settings.sampler](derivative, x, sigmas, on_step)
+    return from_tokens(x[:, : prod(size)], size)
 
 
-def _lay_out(
+def _build_tokens(
     target: Tensor, first_frame: Tensor | None, geometry: Geometry, fps: float | Tensor, references: Sequence[Reference]
 ) -> Tokens:
     """Clean tokens of target and references at noise level 1, so that a token's level is its denoise mask."""
-    batch, given = len(target), first_frame is not None
+    batch, has_first_frame = len(target), first_frame is not None
     if first_frame is not None:
         target = torch.cat([first_frame.to(target), target[:, :, 1:]], dim=2)
-    level = target.new_ones(batch)
-    tokens = target_tokens(target, level, geometry, fps, torch.full((batch,), given, device=target.device))
+    sigma = target.new_ones(batch)
+    clean_first_frame = torch.full((batch,), has_first_frame, device=target.device)
+    tokens = target_tokens(target, sigma, geometry, fps, clean_first_frame)
     for ref in references:
         tokens = append_reference(
             tokens,

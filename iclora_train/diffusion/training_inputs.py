@@ -1,4 +1,11 @@
-"""What one step shows the transformer: everything random drawn from one generator, a batch laid out as tokens."""
+"""The inputs of a training step: all random draws from one generator, and a batch as tokens.
+
+Every draw is a function of (seed, batch number, rank), so that a resumed run needs no saved random state.
+
+Batches of one shape share one position tensor (`_position_cache`, keyed by the shapes, frame rates, factors and device
+of a batch). This matters in another file: `ltx2.model.rope.RopeCache` finds its rotation tables by the identity of the
+position tensor. A new tensor in every step would compute the tables anew in every step, with equal results.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +22,24 @@ from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import add_noise, sample_sigma, target_velocity
 from iclora_train.diffusion.reference import append_reference, target_tokens, to_tokens
 
-WHOLE_FRAME = (0.0, 1.0, 0.0, 1.0)  # the region that is all of the frame
-SHARED = 4  # shapes of batches whose positions are kept
-_KNOWN: dict[Hashable, Tensor] = {}
+WHOLE_FRAME = (0.0, 1.0, 0.0, 1.0)  # the region that is the whole frame
+POSITION_CACHE_SIZE = 4  # batch shapes
+_position_cache: dict[Hashable, Tensor] = {}
 
 
 @dataclass(frozen=True)
 class RandomDraws:
-    """All that is random in a step: sigma (B,), noise (B,C,f,h,w); bool (B,): first frame given, reference shown. On
-    the host, so that nothing waits for a GPU to know them.
+    """All random values of a step, on the host, so that reading them never waits for a GPU.
 
-    Where the settings ask for them: attention strength of the references (B,), the region that they are seen in
-    (B,4), its top, bottom, left and right edge as shares of the frame, and a region (B,4) that is to be independent of
-    what they show outside of it.
+    sigma              (B,)           noise level
+    noise              (B,C,f,h,w)
+    clean_first_frame  (B,) bool      the first latent frame is given clean
+    use_references     (B,) bool      the clip sees its references
+    attention_strength (B,)           attention strength of the references; None when all are 1
+    region             (B,4)          the references are masked outside this region; None when every region is whole
+    locality_region    (B,4)          region of the locality term (`diffusion.loss`); None without the setting
+
+    A region is its top, bottom, left and right edge as shares of the frame.
     """
 
     sigma: Tensor
@@ -46,91 +58,89 @@ def step_generator(seed: int, batch: int, rank: int) -> Generator:
 
 
 def draw_random(target: Tensor, flow: Flow, generator: Generator) -> RandomDraws:
-    """Draws for a target (B,C,f,h,w), made on the CPU, so that they are the same whatever trains."""
+    """Draw the random values for a target (B,C,f,h,w) on the CPU, so that they are the same on every device."""
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
     noise = torch.randn(target.shape, generator=generator)
-    first = torch.rand(batch, generator=generator) < flow.first_frame_p
-    shown = torch.rand(batch, generator=generator) < flow.reference_p
-    # What a setting switches on is drawn after what is always drawn, so that it changes nothing of that.
+    clean_first_frame = torch.rand(batch, generator=generator) < flow.first_frame_p
+    use_references = torch.rand(batch, generator=generator) < flow.reference_p
+    # Optional values are drawn last, so that a setting does not change the draws before it.
     strength = draw_strength(batch, flow.attention_strength_p, generator) if flow.attention_strength_p else None
     region = draw_region(batch, flow.region_mask_p, generator) if flow.region_mask_p else None
-    local = draw_region(batch, flow.locality_p, generator) if flow.locality else None
-    return RandomDraws(sigma, noise, first, shown, strength, region, local)
+    locality_region = draw_region(batch, flow.locality_p, generator) if flow.locality else None
+    return RandomDraws(sigma, noise, clean_first_frame, use_references, strength, region, locality_region)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device. To a GPU it goes from pinned memory: the host does not wait until what was asked for is
-    computed."""
+    """Copy a host tensor to a device. On CUDA the copy starts from pinned memory, so that the host does not wait."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def draw_strength(batch: int, p: float, generator: Generator) -> Tensor | None:
-    """Attention strengths (B,), with probability p uniform in (0, 1), else 1; None where all are 1."""
-    chosen = torch.rand(batch, generator=generator) < p
-    drawn = torch.where(chosen, torch.rand(batch, generator=generator), 1.0)
-    return drawn if chosen.any() else None
+    """Attention strengths (B,): uniform in (0, 1) with probability p, else 1. None when all are 1."""
+    selected = torch.rand(batch, generator=generator) < p
+    strength = torch.where(selected, torch.rand(batch, generator=generator), 1.0)
+    return strength if selected.any() else None
 
 
 def draw_region(batch: int, p: float, generator: Generator) -> Tensor | None:
-    """Regions (B,4), edges top, bottom, left, right in [0, 1]; with probability p a part of the frame, else all of it.
+    """Regions (B,4), edges top, bottom, left, right in [0, 1]: a part of the frame with probability p, else all of it.
 
-    Half of the parts are rectangles with sides uniform in [.25, 1], half lie on one side of a straight cut at .25 to
-    .75 through the whole frame: what masks of several references look like. None where all regions are whole.
+    Half of the parts are rectangles with sides uniform in [0.25, 1]. Half are one side of a straight cut through the
+    whole frame at 0.25 to 0.75, as in masks for several references. None when every region is the whole frame.
     """
-    chosen, halved = (torch.rand(batch, 1, generator=generator) < share for share in (p, 0.5))
+    selected, halved = (torch.rand(batch, 1, generator=generator) < share for share in (p, 0.5))
     sides = 0.25 + 0.75 * torch.rand(batch, 2, generator=generator)
-    begins = torch.rand(batch, 2, generator=generator) * (1 - sides)
-    rectangle = torch.stack([begins, begins + sides], dim=2).flatten(1)  # (B,4)
+    starts = torch.rand(batch, 2, generator=generator) * (1 - sides)
+    rectangle = torch.stack([starts, starts + sides], dim=2).flatten(1)  # (B,4)
     cut = 0.25 + 0.5 * torch.rand(batch, 1, generator=generator)
-    kept = torch.randint(4, (batch, 1), generator=generator)  # which edge is moved to the cut
+    edge = torch.randint(4, (batch, 1), generator=generator)  # the edge that moves to the cut
     whole = torch.tensor(WHOLE_FRAME).expand(batch, 4)
-    half = whole.scatter(1, kept, cut)
-    return torch.where(chosen, torch.where(halved, half, rectangle), whole) if chosen.any() else None
+    half = whole.scatter(1, edge, cut)
+    return torch.where(selected, torch.where(halved, half, rectangle), whole) if selected.any() else None
 
 
 def region_mask(region: Tensor, height: int, width: int) -> Tensor:
-    """The share of each cell of a grid that lies within regions (B,4): still masks (B,1,h,w)."""
+    """The share of each grid cell that is inside regions (B,4): still masks (B,1,h,w)."""
 
-    def covered(edges: Tensor, count: int) -> Tensor:  # (B,2) -> (B,count)
+    def coverage(edges: Tensor, count: int) -> Tensor:  # (B,2) -> (B,count)
         cells = torch.arange(count, device=edges.device)
-        begin, end = (edges * count)[:, :1], (edges * count)[:, 1:]
-        return (torch.minimum(end, cells + 1.0) - torch.maximum(begin, cells)).clamp(0, 1)
+        start, end = (edges * count)[:, :1], (edges * count)[:, 1:]
+        return (torch.minimum(end, cells + 1.0) - torch.maximum(start, cells)).clamp(0, 1)
 
-    return (covered(region[:, :2], height)[:, :, None] * covered(region[:, 2:], width)[:, None])[:, None]
+    return (coverage(region[:, :2], height)[:, :, None] * coverage(region[:, 2:], width)[:, None])[:, None]
 
 
 def region_to_tokens(region: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """The share of each token of a latent grid (f,h,w) that lies within regions (B,4): (B,n)."""
+    """The share of each token of a latent grid (f,h,w) that is inside regions (B,4): (B,n)."""
     frames, height, width = size
     return region_mask(region, height, width).expand(-1, frames, -1, -1).flatten(1)
 
 
 def build_tokens(
-    batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry, within: Tensor | None = None
+    batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry, mask_region: Tensor | None = None
 ) -> tuple[Tokens, Tensor]:
-    """Tokens of a batch, noisy target and clean references, and the velocity (B,n,C) of its n target tokens.
+    """Tokens of a batch (noisy target, clean references), and the velocity (B,n,C) of its n target tokens.
 
-    A clip whose reference is not shown has attention weight 0 on it; the draws' strength and region weight those that
-    are shown, and so does `within`, one more region (B,4). ConfigError when the references' size does not fit the
-    task's factors.
+    The references of a clip have attention weight 0 where `draws.use_references` is False. Otherwise
+    `draws.attention_strength`, `draws.region` and `mask_region`, one more region (B,4), weight them. ConfigError when
+    the references' size does not fit the task's factors.
     """
     clean = batch.target
-    sigma, noise, first = (
-        to_device(drawn, clean.device) for drawn in (draws.sigma, draws.noise, draws.clean_first_frame)
-    )
+    device = clean.device
+    sigma, noise = to_device(draws.sigma, device), to_device(draws.noise, device)
+    clean_first_frame = to_device(draws.clean_first_frame, device)
     noisy = add_noise(clean, noise, sigma)
-    given = first[:, None, None, None, None]
-    noisy = torch.cat([torch.where(given, clean[:, :, :1], noisy[:, :, :1]), noisy[:, :, 1:]], dim=2)
-    tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), clean.device), first)
-    regions = [to_device(region, clean.device) for region in (draws.region, within) if region is not None]
+    first = torch.where(clean_first_frame[:, None, None, None, None], clean[:, :, :1], noisy[:, :, :1])
+    noisy = torch.cat([first, noisy[:, :, 1:]], dim=2)
+    tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), clean_first_frame)
+    regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]
     strength: float | Tensor = 1.0
     if draws.attention_strength is not None or regions or not draws.use_references.all():
-        strength = to_device(
-            (1.0 if draws.attention_strength is None else draws.attention_strength) * draws.use_references, clean.device
-        )
+        drawn = 1.0 if draws.attention_strength is None else draws.attention_strength
+        strength = to_device(drawn * draws.use_references, device)
     for reference in batch.references:
         require_factors(clean, reference, task, batch.keys[0])
         tokens = append_reference(
@@ -139,24 +149,27 @@ def build_tokens(
             task.reference_downscale,
             task.reference_temporal_scale,
             attention_strength=strength,
-            attention_mask=_seen(regions, *reference.shape[3:]),
+            attention_mask=_regions_mask(regions, *reference.shape[3:]),
         )
     shapes = tuple(tuple(latent.shape) for latent in batch.latents)
     factors = (task.reference_downscale, task.reference_temporal_scale)
-    position = _shared(tokens.position, (shapes, tuple(batch.fps.tolist()), factors, geometry, clean.device))
+    position = _shared_position(tokens.position, (shapes, tuple(batch.fps.tolist()), factors, geometry, device))
     return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
 
 
-def _shared(position: Tensor, key: Hashable) -> Tensor:
-    """The first positions that came with this key: one tensor for all batches of a shape, so that what depends on it is
-    made once (`rope.RopeCache`)."""
-    if key not in _KNOWN and len(_KNOWN) == SHARED:
-        del _KNOWN[next(iter(_KNOWN))]
-    return _KNOWN.setdefault(key, position)
+def _shared_position(position: Tensor, key: Hashable) -> Tensor:
+    """The first position tensor that came with this key: one tensor for all batches of a shape.
+
+    Other caches are keyed by the identity of this tensor (see the module docstring). The oldest entry is dropped when
+    the cache is full.
+    """
+    if key not in _position_cache and len(_position_cache) == POSITION_CACHE_SIZE:
+        del _position_cache[next(iter(_position_cache))]
+    return _position_cache.setdefault(key, position)
 
 
-def _seen(regions: list[Tensor], height: int, width: int) -> Tensor | None:
-    """The share of each cell of a grid that lies within all regions, (B,4) each: still masks (B,1,h,w)."""
+def _regions_mask(regions: list[Tensor], height: int, width: int) -> Tensor | None:
+    """The share of each grid cell that is inside all regions, (B,4) each: still masks (B,1,h,w)."""
     masks = [region_mask(region, height, width) for region in regions]
     return torch.stack(masks).prod(0) if masks else None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from iclora_train.config import ConfigError, Flow, Model, SamplingSettings, one_of, require
+from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
 
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")  # what else conf= and model= may set
 EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
@@ -42,7 +42,7 @@ class GenerateSettings:
     device: str = "auto"
     cache: str = MISSING
     model: Model = field(default_factory=Model)
-    sample: SamplingSettings = field(default_factory=SamplingSettings)
+    sample: Sampling = field(default_factory=Sampling)
     flow: Flow = field(default_factory=Flow)
     task: Any = None  # of conf=<task>
     data: Any = None
