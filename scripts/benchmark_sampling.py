@@ -23,7 +23,7 @@ from torch import Tensor
 
 from iclora_train.core.device import default_device
 from iclora_train.diffusion.noise_schedule import DISTILLED
-from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.dry_run import synced_time
@@ -70,7 +70,8 @@ def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
     @torch.inference_mode()
     def make(strength: float) -> None:
         reference = Reference(vae.encode(job.video()), attention_strength=strength)
-        latent = sample(net, text, size, base.geometry, job.fps, DISTILLED, [0], [reference], on_step=job.step)
+        settings = SamplerSettings(DISTILLED)
+        latent = sample(net, text, size, base.geometry, job.fps, settings, [0], [reference], on_step=job.step)
         vae.decode(latent)
 
     return make

@@ -16,7 +16,7 @@ from eval.synthetic.references import reference, reference_kind
 from eval.synthetic.run import MakeClips, ProbeClips, ProbeSampler, score_probes
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry, VideoShape
-from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.sampler import SamplerSettings
 from iclora_train.ltx2.base_model import BaseModel
 from tests.tiny import TEXT, write_tiny_base
 
@@ -190,7 +190,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 def run_suite(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object], dict[str, ProbeClips]]:
     text, defocus = torch.zeros(TEXT["tokens"], TEXT["output"]), task("degrade.defocus", "restoration")
     sampler = ProbeSampler(
-        base.transformer(), base.vae(), base.geometry, defocus, (3, 8, 8), 25.0, [1.0, 0.0], text, Guidance()
+        base.transformer(), base.vae(), base.geometry, defocus, (3, 8, 8), 25.0, text, SamplerSettings([1.0, 0.0])
     )
     return score_probes(sampler.plan, lambda samples: (sampler.clips(samples).numpy(), 1.0), batch_size)
 

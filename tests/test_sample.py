@@ -1,7 +1,8 @@
-"""The sampler: what strength, masks, guidance and start latents promise, and the step of both customs of blending."""
+"""The sampler: strengths, masks, guidance, start latents, and the step of both blend conventions."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -10,11 +11,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config import ConfigError, Sampling
+from iclora_train.config import ConfigError, Flow, Sampling
 from iclora_train.core.types import Geometry, Tokens
-from iclora_train.diffusion.guidance import Guidance, guidance_from
+from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.noise_schedule import make_sigmas
 from iclora_train.diffusion.reference import to_tokens
-from iclora_train.diffusion.sampler import Reference, draw_noise, draw_noises, sample
+from iclora_train.diffusion.sampler import (
+    SAMPLERS,
+    Derivative,
+    Reference,
+    SamplerSettings,
+    draw_noise,
+    draw_noises,
+    euler,
+    sample,
+)
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from scripts.synthetic.published import transformer_arguments
@@ -31,7 +42,7 @@ FIRST = torch.randn(2, CHANNELS, 1, *SIZE[1:], generator=GENERATOR)
 
 
 def tiny(**changes: object) -> Transformer:
-    """A transformer with random weights, large enough that everything given makes a difference."""
+    """A transformer with random weights that are large enough for every input to change the output."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = Transformer(TransformerConfig.from_metadata(TRANSFORMER | changes))
@@ -46,22 +57,24 @@ def net() -> Transformer:
     return tiny()
 
 
-class Toy:
-    """In the place of a transformer: a velocity of every token by itself, and a record of what it was shown."""
+class ToyModel:
+    """A stand-in for the transformer: each token's velocity depends on that token only. Records its inputs."""
 
     def __init__(self) -> None:
-        self.seen: list[tuple[Tokens, Tensor, tuple[int, ...]]] = []
+        self.calls: list[tuple[Tokens, Tensor, tuple[int, ...]]] = []
 
     def __call__(self, tokens: Tokens, text: Tensor, between: str, perturbed: tuple[int, ...] = ()) -> Tensor:
-        self.seen.append((tokens, text, perturbed))
+        self.calls.append((tokens, text, perturbed))
         level = tokens.sigma.gather(1, tokens.level)[..., None]
         return torch.tanh(tokens.latent) * (1 + level) + text.mean((1, 2))[:, None, None] + 0.3 * len(perturbed)
 
 
-def make(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2), **more: object) -> Tensor:
-    settings: dict = {"sigmas": SIGMAS} | more
-    sigmas, text = settings.pop("sigmas"), TEXT[: len(seeds)]
-    return sample(model, text, SIZE, GEOMETRY, FPS, sigmas, seeds, references, **settings)  # type: ignore[arg-type]
+def make(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2), **options: object) -> Tensor:
+    """Sample with `options` of `SamplerSettings` or of `sample`."""
+    inputs: dict = {name: options.pop(name) for name in ("first_frame", "start", "on_step") if name in options}
+    settings = SamplerSettings(**({"sigmas": SIGMAS} | options))  # type: ignore[arg-type]
+    text = TEXT[: len(seeds)]
+    return sample(model, text, SIZE, GEOMETRY, FPS, settings, seeds, references, **inputs)  # type: ignore[arg-type]
 
 
 # ---- noise, seeds, start
@@ -80,16 +93,16 @@ def test_a_clip_is_the_same_alone_and_in_a_batch(net: Transformer) -> None:
     assert torch.allclose(both[:1], make(net, Reference(LATENT[:1]), seeds=(1,)), atol=1e-5)
 
 
-def test_a_first_frame_is_kept_and_nothing_else_is(net: Transformer) -> None:
+def test_a_first_frame_stays_unchanged_and_the_rest_does_not(net: Transformer) -> None:
     made = make(net, first_frame=FIRST)
     assert torch.equal(made[:, :, :1], FIRST)
     assert not torch.equal(make(net)[:, :, 1:], made[:, :, 1:])
 
 
 def test_start_latents_are_noised_to_the_first_level() -> None:
-    toy, sigmas = Toy(), [0.9, 0.4, 0.0]
+    toy, sigmas = ToyModel(), [0.9, 0.4, 0.0]
     made = make(toy, Reference(LATENT), start=LATENT, first_frame=FIRST, sigmas=sigmas)
-    seen = toy.seen[0][0].latent
+    seen = toy.calls[0][0].latent
     noised = to_tokens(0.1 * LATENT + 0.9 * draw_noise((1, 2), LATENT.shape[1:]))
     assert torch.allclose(seen[:, 8:16], noised[:, 8:], atol=1e-6)
     assert torch.equal(seen[:, :8], to_tokens(FIRST))
@@ -99,48 +112,48 @@ def test_start_latents_are_noised_to_the_first_level() -> None:
         make(toy, sigmas=sigmas)
 
 
-def test_every_step_is_told_and_only_the_first_latent_frame_is_marked() -> None:
-    toy, told = Toy(), []
-    make(toy, Reference(LATENT), Reference(LATENT[:, :, :1], frame=-1), on_step=told.append)
-    assert told == [0, 1, 2]
-    for tokens, _, _ in toy.seen:
+def test_on_step_counts_steps_and_keyframe_marks_the_first_latent_frame_only() -> None:
+    toy, steps = ToyModel(), []
+    make(toy, Reference(LATENT), Reference(LATENT[:, :, :1], frame=-1), on_step=steps.append)
+    assert steps == [0, 1, 2]
+    for tokens, _, _ in toy.calls:
         assert tokens.keyframe[0].tolist() == [True] * 8 + [False] * 32
     last_frame = torch.tensor([4.0, 5.0]) / FPS
-    assert torch.allclose(toy.seen[0][0].position[0, 0, -8:], last_frame.expand(8, 2))
+    assert torch.allclose(toy.calls[0][0].position[0, 0, -8:], last_frame.expand(8, 2))
 
 
-# ---- strength of a reference: comfyui.md, section 2
+# ---- strength of a reference
 
 
-def by_definition(toy: Toy, strength: float, blend: str) -> Tensor:
-    """The loop as ComfyUI (KSamplerX0Inpaint, Euler) and ltx-pipelines write it, in clean latents, step by step."""
+def by_definition(toy: ToyModel, strength: float, blend: str) -> Tensor:
+    """The Euler loop of ComfyUI (KSamplerX0Inpaint) and ltx-pipelines, written on clean latents."""
     noise = torch.cat([to_tokens(n) for n in draw_noises((1, 2), [LATENT.shape[1:]] * 2)], dim=1)
     clean = torch.cat([torch.zeros(2, 16, CHANNELS), to_tokens(LATENT)], dim=1)
     m = torch.cat([torch.ones(16, 1), torch.full((16, 1), 1 - strength)])
     x = noise if blend == "comfyui" else m * noise + (1 - m) * clean
     for sigma, following in pairwise(SIGMAS):
-        shown = m * x + (1 - m) * clean if blend == "comfyui" else x
-        velocity = torch.tanh(shown) * (1 + sigma * m) + TEXT.mean((1, 2))[:, None, None]
-        x0 = shown - (sigma if blend == "comfyui" else sigma * m) * velocity
+        seen = m * x + (1 - m) * clean if blend == "comfyui" else x
+        velocity = torch.tanh(seen) * (1 + sigma * m) + TEXT.mean((1, 2))[:, None, None]
+        x0 = seen - (sigma if blend == "comfyui" else sigma * m) * velocity
         x0 = m * x0 + (1 - m) * clean
         x = x + (x - x0) / sigma * (following - sigma)
-        assert torch.allclose(toy.seen[SIGMAS.index(sigma)][0].latent, shown, atol=1e-5)
+        assert torch.allclose(toy.calls[SIGMAS.index(sigma)][0].latent, seen, atol=1e-5)
     return x
 
 
 @pytest.mark.parametrize("blend", ["comfyui", "ltx"])
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.2, 0.0])
-def test_the_model_sees_what_each_custom_shows_it(blend: str, strength: float) -> None:
-    toy = Toy()
+def test_the_model_sees_the_latents_of_each_blend_convention(blend: str, strength: float) -> None:
+    toy = ToyModel()
     made = make(toy, Reference(LATENT, strength=strength), blend=blend)
     assert torch.allclose(to_tokens(made), by_definition(toy, strength, blend)[:, :16], atol=1e-5)
-    for (tokens, _, _), sigma in zip(toy.seen, SIGMAS, strict=False):
+    for (tokens, _, _), sigma in zip(toy.calls, SIGMAS, strict=False):
         level = tokens.sigma.gather(1, tokens.level)
         assert torch.allclose(level[:, :16], torch.full((2, 16), sigma))
         assert torch.allclose(level[:, 16:], torch.full((2, 16), sigma * (1 - strength)))
 
 
-def test_the_customs_agree_at_0_and_1_only(net: Transformer) -> None:
+def test_the_blend_conventions_agree_at_0_and_1_only(net: Transformer) -> None:
     for strength, same in ((1.0, True), (0.5, False), (0.0, True)):
         one, other = (make(net, Reference(LATENT, strength=strength), blend=blend) for blend in ("comfyui", "ltx"))
         assert torch.equal(one, other) is same
@@ -148,11 +161,11 @@ def test_the_customs_agree_at_0_and_1_only(net: Transformer) -> None:
         make(net, blend="both")
 
 
-def test_a_reference_of_strength_0_is_noise_whatever_it_shows(net: Transformer) -> None:
+def test_a_reference_of_strength_0_does_not_depend_on_its_latents(net: Transformer) -> None:
     assert torch.equal(make(net, Reference(LATENT, strength=0.0)), make(net, Reference(-LATENT, strength=0.0)))
 
 
-# ---- attention strength and masks: comfyui.md, section 2.1
+# ---- attention strength and masks
 
 
 @pytest.mark.parametrize("between", ["comfyui", "ltx"])
@@ -162,7 +175,7 @@ def test_attention_strength_0_makes_the_output_independent_of_the_reference(net:
     assert torch.allclose(one, make(net), atol=1e-5)
 
 
-def test_the_output_leaves_that_of_strength_1_steadily(net: Transformer) -> None:
+def test_the_distance_to_strength_1_grows_steadily_as_strength_falls(net: Transformer) -> None:
     full = make(net, Reference(LATENT))
     strengths = (1.0, 0.999, 0.8, 0.5, 0.2, 0.0)
     distances = [float((make(net, Reference(LATENT, attention_strength=s)) - full).norm()) for s in strengths]
@@ -171,7 +184,7 @@ def test_the_output_leaves_that_of_strength_1_steadily(net: Transformer) -> None
     assert distances[3] < 0.9 * distances[-1]
 
 
-def test_two_references_are_parted_by_any_weight_in_the_mode_ltx_and_never_in_comfyui(net: Transformer) -> None:
+def test_any_weight_stops_attention_between_references_in_ltx_mode_only(net: Transformer) -> None:
     def of(strength: float, between: str) -> Tensor:
         return make(net, *(Reference(x, attention_strength=strength) for x in (LATENT, -LATENT)), between=between)
 
@@ -182,7 +195,7 @@ def test_two_references_are_parted_by_any_weight_in_the_mode_ltx_and_never_in_co
 
 
 def test_two_references_with_two_half_masks_each_show_their_half() -> None:
-    """One block, one step: through several, a reference's tokens tell one another what they hold."""
+    """One block and one step: over several, masked content spreads through a reference's own tokens."""
     net, left = tiny(num_layers=1), torch.tensor([[1.0, 0.0]])
     right_other = torch.cat([LATENT[..., :2], -LATENT[..., 2:]], dim=-1)
     left_other = torch.cat([-LATENT[..., :2], LATENT[..., 2:]], dim=-1)
@@ -191,27 +204,27 @@ def test_two_references_with_two_half_masks_each_show_their_half() -> None:
         references = Reference(one, attention_mask=left), Reference(two, attention_mask=1 - left)
         return make(net, *references, sigmas=[1.0, 0.0])
 
-    shown = of(LATENT, LATENT)
-    assert torch.equal(shown, of(right_other, left_other))  # what the masks hide
-    assert not torch.allclose(shown, of(left_other, LATENT), atol=1e-3)
-    assert not torch.allclose(shown, of(LATENT, right_other), atol=1e-3)
+    output = of(LATENT, LATENT)
+    assert torch.equal(output, of(right_other, left_other))  # only masked content differs
+    assert not torch.allclose(output, of(left_other, LATENT), atol=1e-3)
+    assert not torch.allclose(output, of(LATENT, right_other), atol=1e-3)
 
 
 # ---- guidance
 
 
 def test_without_guidance_there_is_one_pass_a_step() -> None:
-    toy = Toy()
+    toy = ToyModel()
     made = make(toy, guidance=Guidance(1.0, NEGATIVE, rescale=0.3))
-    assert len(toy.seen) == 3
-    assert torch.equal(made, make(Toy()))
+    assert len(toy.calls) == 3
+    assert torch.equal(made, make(ToyModel()))
 
 
 def test_guidance_passes_share_the_references() -> None:
-    toy = Toy()
+    toy = ToyModel()
     make(toy, Reference(LATENT), guidance=Guidance(3.0, NEGATIVE[:1], stg_scale=1.0, stg_blocks=(1,)))
-    assert [perturbed for _, _, perturbed in toy.seen] == [(), (), (1,)] * 3
-    for positive, negative, perturbed in zip(*(toy.seen[i::3] for i in range(3)), strict=True):
+    assert [perturbed for _, _, perturbed in toy.calls] == [(), (), (1,)] * 3
+    for positive, negative, perturbed in zip(*(toy.calls[i::3] for i in range(3)), strict=True):
         assert positive[0] is negative[0] is perturbed[0]
         assert torch.equal(negative[1], NEGATIVE[:1].expand(2, -1, -1))
         assert torch.equal(positive[1], TEXT)
@@ -219,14 +232,14 @@ def test_guidance_passes_share_the_references() -> None:
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_guidance_is_that_of_ltx_core_on_clean_latents(rescale: float) -> None:
-    """One step to 0: the output is the guided x0 of the target; the deviations count all tokens of a clip."""
-    toy = Toy()
+    """One step to 0 gives the guided x0 of the target; the standard deviations are over all tokens of a clip."""
+    toy = ToyModel()
     guidance = Guidance(3.0, NEGATIVE, stg_scale=1.5, stg_blocks=(0,), rescale=rescale)
     made = to_tokens(make(toy, Reference(LATENT), guidance=guidance, start=LATENT, sigmas=[0.6, 0.0]))
-    tokens = toy.seen[0][0]
+    tokens = toy.calls[0][0]
     level = torch.cat([torch.full((16, 1), 0.6), torch.zeros(16, 1)])
     c, negative, perturbed = (
-        tokens.latent - level * Toy()(tokens, text, "comfyui", blocks)
+        tokens.latent - level * ToyModel()(tokens, text, "comfyui", blocks)
         for text, blocks in ((TEXT, ()), (NEGATIVE, ()), (TEXT, (0,)))
     )
     for i in range(2):
@@ -248,11 +261,32 @@ def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: py
     assert apart(net(tokens, text), found) > 1e-3
 
 
-def test_settings_become_guidance() -> None:
+def test_guidance_from_config() -> None:
     settings = Sampling(guidance=3.0, stg_scale=1.0, stg_blocks=[1], rescale=0.7)
-    assert guidance_from(settings, NEGATIVE, blocks=2) == Guidance(3.0, NEGATIVE, 1.0, (1,), 0.7)
-    assert guidance_from(Sampling(), None, blocks=2).stg_scale == 0  # the default blocks do not matter then
+    assert Guidance.from_config(settings, NEGATIVE, num_blocks=2) == Guidance(3.0, NEGATIVE, 1.0, (1,), 0.7)
+    assert Guidance.from_config(Sampling(), None, num_blocks=2).stg_scale == 0  # the default blocks do not matter
     with pytest.raises(ConfigError, match=r"sample\.stg_blocks=\[29\]: the base has the blocks 0 to 1"):
-        guidance_from(Sampling(stg_scale=1.0), None, blocks=2)
+        Guidance.from_config(Sampling(stg_scale=1.0), None, num_blocks=2)
     with pytest.raises(ValueError, match=r"guidance of scale 3\.0 needs a negative text"):
         Guidance(3.0)
+
+
+def test_sampler_settings_from_config() -> None:
+    config = Sampling(steps=3, guidance=3.0)
+    settings = SamplerSettings.from_config(config, Flow(), SIZE, 2, NEGATIVE, blend="ltx")
+    assert settings.sigmas == make_sigmas(config, Flow(), 16)
+    assert settings.guidance == Guidance(3.0, NEGATIVE, stg_blocks=(29,))
+    assert (settings.sampler, settings.between, settings.blend) == ("euler", "comfyui", "ltx")
+    with pytest.raises(ConfigError, match=r"sample\.sampler='heun' is not one of euler"):
+        SamplerSettings.from_config(Sampling(sampler="heun"), Flow(), SIZE, 2, None)
+
+
+def test_a_sampler_of_the_table_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two_half_steps(derivative: Derivative, x: Tensor, sigmas: Sequence[float], on_step: Callable) -> Tensor:
+        levels = [level for a, b in pairwise(sigmas) for level in (a, (a + b) / 2)] + [sigmas[-1]]
+        return euler(derivative, x, levels, on_step)
+
+    monkeypatch.setitem(SAMPLERS, "half", two_half_steps)
+    model = ToyModel()
+    make(model, sampler="half")
+    assert len(model.calls) == 2 * (len(SIGMAS) - 1)

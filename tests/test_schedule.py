@@ -42,14 +42,14 @@ def test_stage_2_is_the_end_of_the_distilled_schedule() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.95, 2.05])
-def test_the_shifted_schedule_bends_even_steps(shift: float) -> None:
+def test_the_shifted_schedule_multiplies_the_odds_of_even_steps(shift: float) -> None:
     levels = sigma_schedule(4, shift)
     assert [levels[0], levels[-1]] == [1.0, 0.0]
     odds = [level / (1 - level) for level in levels[1:-1]]  # the shift multiplies the odds by e^shift
     assert odds == pytest.approx([np.exp(shift) * even for even in (3.0, 1.0, 1 / 3)])
 
 
-def test_the_setting_chooses() -> None:
+def test_make_sigmas_follows_the_setting() -> None:
     flow, tokens = Flow(), 2048
     assert make_sigmas(Sampling(), flow, tokens) == sigma_schedule(8, sigma_shift(tokens, flow))
     assert make_sigmas(Sampling(schedule="distilled"), flow, tokens) == list(DISTILLED)

@@ -17,9 +17,7 @@ from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
 from iclora_train.config import Config
-from iclora_train.diffusion.guidance import guidance_from
-from iclora_train.diffusion.noise_schedule import make_sigmas
-from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 
@@ -37,14 +35,16 @@ class SampledClips(ClipSource):
         self.transformer.to(self.device).eval()
         compile_from_settings(self.transformer, base, config.model)
         self.precision = str(self.transformer.patchify_proj.weight.dtype)
-        f, h, w = self.latent_size
+        f = self.latent_size[0]
         reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
         self.seeds = list(config.eval.seeds)
         self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
-        self.sigmas = make_sigmas(config.sample, config.flow, f * h * w)
         self.empty = held_out.empty_text()[None].to(self.device)  # (1,T,D)
         unprompted = self.empty if config.sample.guidance > 1 else None
-        self.guidance = guidance_from(config.sample, unprompted, self.transformer.config.num_layers)
+        self.sampler = SamplerSettings.from_config(
+            config.sample, config.flow, self.latent_size, self.transformer.config.num_layers, unprompted
+        )
+        self.sigmas = list(self.sampler.sigmas)
 
     def specification(self, condition: Condition, batch: Sequence[Item]) -> dict[str, Any]:
         """All settings that determine these clips, JSON-serialisable. The name of the condition is not included."""
@@ -66,8 +66,10 @@ class SampledClips(ClipSource):
 
     def _guided(self) -> dict[str, Any]:
         settings = self.config.sample
+        sampler = {"sampler": settings.sampler} if settings.sampler != "euler" else {}  # no new hash for euler
         stg = {"stg": [settings.stg_scale, *settings.stg_blocks]} if settings.stg_scale else {}
-        return {"guidance": settings.guidance, **stg, **({"rescale": settings.rescale} if settings.rescale else {})}
+        rescale = {"rescale": settings.rescale} if settings.rescale else {}
+        return {"guidance": settings.guidance, **stg, **rescale, **sampler}
 
     def _donor(self, condition: Condition, item: Item) -> Window:
         """The window whose reference conditions the sample."""
@@ -95,10 +97,9 @@ class SampledClips(ClipSource):
                 self.latent_size,
                 self.base.geometry,
                 torch.tensor([pair.fps for pair in pairs]),
-                self.sigmas,
+                self.sampler,
                 [item.noise_seed for item in batch],
                 self._references(condition, batch),
-                guidance=self.guidance,
             )
         return self._decode(latent)
 

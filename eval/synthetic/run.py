@@ -27,8 +27,7 @@ from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.pixels import from_uint8, to_uint8
-from iclora_train.diffusion.guidance import Guidance
-from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
@@ -57,9 +56,8 @@ class ProbeSampler:
     task: Task
     size: tuple[int, int, int]
     fps: float
-    sigmas: Sequence[float]
     text: Tensor
-    guidance: Guidance
+    sampler: SamplerSettings
 
     @cached_property
     def plan(self) -> ProbePlan:
@@ -81,10 +79,9 @@ class ProbeSampler:
             self.size,
             self.geometry,
             self.fps,
-            self.sigmas,
+            self.sampler,
             [sample_.noise_seed for sample_ in samples],
             [Reference(given, self.task.reference_downscale, self.task.reference_temporal_scale)],
-            guidance=self.guidance,
         )
         return to_uint8(self.vae.decode(latent)).cpu()
 
@@ -104,9 +101,8 @@ def run_probes(
         source.config.task,
         source.latent_size,
         held_out.latents(held_out.windows[0]).fps,
-        source.sigmas,
         held_out.empty_text().to(source.device),
-        source.guidance,
+        source.sampler,
     )
     same = source.specification(at_strength(1), ())
 

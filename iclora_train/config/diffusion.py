@@ -43,7 +43,8 @@ class Sampling:
     """How clips are made from noise: in validation while training, in eval and by hand."""
 
     steps: int = 8
-    schedule: str = "shifted"  # noise levels (`schedule.sigmas_for`); distilled has its own 8 steps
+    schedule: str = "shifted"  # noise levels (`noise_schedule.make_sigmas`); distilled has 8 steps
+    sampler: str = "euler"  # one of `diffusion.sampler.SAMPLERS`
     guidance: float = 1.0  # classifier-free guidance; 1 is one pass a step
     stg_scale: float = 0.0  # spatio-temporal guidance, one more pass a step; 0 is off
     stg_blocks: list[int] = field(default_factory=lambda: [29])  # blocks that it perturbs; from LTX-2.3 on: [28]

@@ -1,1 +1,1 @@
-"""The command that makes a video: references, a prompt and adapters in, an mp4 and what made it out."""
+"""The generate command: adapters, references and a prompt to an mp4 and a JSON record of how it was made."""

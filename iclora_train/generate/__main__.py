@@ -1,4 +1,4 @@
-"""`python -m iclora_train.generate adapter=... reference=... prompt=... out=...`: make a video (`--help`: settings)."""
+"""`python -m iclora_train.generate adapter=... reference=... prompt=... out=...` (`--help`: settings)."""
 
 from omegaconf import DictConfig
 
@@ -8,7 +8,7 @@ from iclora_train.generate.settings import GenerateSettings, to_settings
 
 def _generate(composed: DictConfig) -> None:
     settings = to_settings(composed)
-    from iclora_train.generate.run import generate  # noqa: PLC0415 (torch loads after the settings are known to be good)
+    from iclora_train.generate.run import generate  # noqa: PLC0415 (settings are checked before torch loads)
 
     generate(settings)
 

@@ -1,4 +1,4 @@
-"""The adapters of a video: opened, checked against the base, made one, and put into the transformer."""
+"""Open the adapters of a video, check them against the base, combine them and put them into the transformer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from iclora_train.ltx2.model.transformer import Transformer
 
 
 def open_adapter(settings: GenerateSettings, base: BaseModel) -> Adapter:
-    """All adapters at their strengths as one, whose metadata has the reference factors and all triggers.
+    """Open all adapters and combine them, at their strengths, into one.
 
-    ConfigError for a file that is not there, is no adapter or is for another base, and when the adapters' reference
-    factors differ.
+    Its metadata has the reference factors and all triggers. ConfigError when a file does not exist, is not an adapter
+    or fits another base, and when the reference factors of the adapters differ.
     """
     adapters = []
-    for given in settings.adapter:
-        path = Path(given).expanduser()
-        require(path.is_file(), f"adapter={given} does not exist: give an adapter's .safetensors file")
+    for name in settings.adapter:
+        path = Path(name).expanduser()
+        require(path.is_file(), f"adapter={name} does not exist: give an adapter's .safetensors file")
         adapter = import_adapter(path)
         require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
         adapters.append(adapter)
@@ -38,10 +38,10 @@ def open_adapter(settings: GenerateSettings, base: BaseModel) -> Adapter:
 def adapted_transformer(
     base: BaseModel, adapter: Adapter, model: Model, device: torch.device
 ) -> tuple[Transformer, int]:
-    """The transformer with the adapter, and how many audio modules of the adapter are not used here.
+    """The transformer with the adapter, and the number of the adapter's audio modules, which are not used.
 
-    The adapter is added into the weights. To fp8 weights it would be lost in their rounding, and those in host memory
-    are not to be written: it runs beside them.
+    The adapter is merged into the weights. It stays a separate LoRA path in two cases: fp8 weights would round part of
+    it away, and weights offloaded to host memory are read-only.
     """
     transformer = build_transformer(base, model, device)
     if model.precision != "fp8" and not model.weight_offload:

@@ -1,4 +1,4 @@
-"""References, masks and the first frame as the sampler takes them: opened, cut to size and length, encoded."""
+"""Open references, masks and the first frame, cut them to size and length, and encode them for the sampler."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a user gives in pixels, opened before anything heavy is loaded."""
+    """All media of a video, opened before any model is loaded."""
 
     references: tuple[InputMedia, ...]
     masks: tuple[InputMedia | None, ...]
@@ -27,7 +27,7 @@ class Inputs:
 
     @classmethod
     def open(cls, settings: GenerateSettings) -> Inputs:
-        """ConfigError names the setting and the file that is missing or unreadable."""
+        """Open all media. ConfigError names the setting and the file that is missing or unreadable."""
         masks = settings.attention_mask
         return cls(
             tuple(InputMedia.open("reference", path) for path in settings.reference),
@@ -36,9 +36,9 @@ class Inputs:
         )
 
     @property
-    def sources(self) -> list[InputMedia]:
-        """All of them."""
-        return [source for source in (*self.references, *self.masks, self.first_frame) if source is not None]
+    def media(self) -> list[InputMedia]:
+        """References, masks and the first frame."""
+        return [media for media in (*self.references, *self.masks, self.first_frame) if media is not None]
 
 
 @torch.inference_mode()
@@ -48,25 +48,28 @@ def encode_references(
     shape: VideoShape,
     factors: tuple[int, int],
     vae: VideoVAE,
-    say: Callable[[str], None],
+    echo: Callable[[str], None],
 ) -> list[Reference]:
-    """The references of a video of `shape`, smaller and slower by `factors`; `say` is told of one that is too short."""
+    """Encode the references of a video of `shape`; `factors` are the spatial and temporal reference factors.
+
+    `echo` prints a line for a reference that is too short.
+    """
     (downscale, temporal_scale), device = factors, vae.model.device
     size = (shape.height // downscale, shape.width // downscale)
     references = []
-    for i, source in enumerate(inputs.references):
-        numbers = source.frame_numbers(shape.fps, temporal_scale)[: (shape.frames - 1) // temporal_scale + 1]
+    for i, media in enumerate(inputs.references):
+        numbers = media.frame_numbers(shape.fps, temporal_scale)[: (shape.frames - 1) // temporal_scale + 1]
         count = (len(numbers) - 1) // vae.temporal * vae.temporal + 1
-        guided = (count - 1) * temporal_scale + 1
-        if guided < shape.frames:
-            say(
-                f"{source.path} has {len(numbers)} frames at {shape.fps / temporal_scale:g} fps: its first {count} "
-                f"guide the first {guided} frames of the video, the other {shape.frames - guided} go without it"
+        covered = (count - 1) * temporal_scale + 1
+        if covered < shape.frames:
+            echo(
+                f"{media.path} has {len(numbers)} frames at {shape.fps / temporal_scale:g} fps: its first {count} "
+                f"guide the first {covered} frames of the video, the last {shape.frames - covered} have no reference"
             )
         mask = inputs.masks[i]
         references.append(
             Reference(
-                encode_frames(source.read(numbers[:count], size, settings.fit), vae),
+                encode_frames(media.read(numbers[:count], size, settings.fit), vae),
                 downscale,
                 temporal_scale,
                 settings.attention_strength[i],
@@ -78,9 +81,9 @@ def encode_references(
 
 
 @torch.inference_mode()
-def encode_first_frame(source: InputMedia, shape: VideoShape, fit: str, vae: VideoVAE) -> Tensor:
-    """The first picture of `source` as latents (1,C,1,h,w) of a video of `shape`."""
-    return encode_frames(source.read(np.array([0]), (shape.height, shape.width), fit), vae)
+def encode_first_frame(media: InputMedia, shape: VideoShape, fit: str, vae: VideoVAE) -> Tensor:
+    """Encode the first picture of `media` as latents (1,C,1,h,w) of a video of `shape`."""
+    return encode_frames(media.read(np.array([0]), (shape.height, shape.width), fit), vae)
 
 
 def encode_frames(frames: np.ndarray, vae: VideoVAE) -> Tensor:
@@ -89,12 +92,13 @@ def encode_frames(frames: np.ndarray, vae: VideoVAE) -> Tensor:
     return vae.encode(from_uint8(video))
 
 
-def _mask(source: InputMedia, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str) -> Tensor:
-    """Weights (1,F,H,W) in [0, 1] on the reference's pixels, cut to size and length like the reference. A clip that is
-    too short holds its last frame; F is 1 for a still one.
+def _mask(media: InputMedia, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str) -> Tensor:
+    """Attention weights (1,F,H,W) in [0, 1] on the reference's pixels, cut to size and length like the reference.
+
+    The last frame of a mask that is too short is repeated. F is 1 for an image.
     """
-    numbers = source.frame_numbers(fps, temporal_scale)[:count]
+    numbers = media.frame_numbers(fps, temporal_scale)[:count]
     if len(numbers) > 1:
         numbers = np.pad(numbers, (0, count - len(numbers)), mode="edge")
-    frames = source.read(numbers, size, fit)
+    frames = media.read(numbers, size, fit)
     return torch.from_numpy(frames).float().mean(-1)[None] / 255

@@ -1,4 +1,4 @@
-"""What a user gives in pixels: videos, folders of frames and images, cut to the frames, size and rate wanted."""
+"""Read videos, folders of frames and images at a given frame rate and size."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class InputMedia:
-    """A video (`pictures` empty) or images in the order of their names. Images have no times: a folder's run at the
-    rate of the output. `key` is the setting that named it.
+    """A video (`pictures` is empty), or images in the order of their names.
+
+    Images have no times: those of a folder are shown at the frame rate of the output. `key` is the setting that names
+    the file.
     """
 
     key: str
@@ -29,47 +31,47 @@ class InputMedia:
     height: int
     width: int
     fps: float | None
-    times: tuple[float, ...]  # seconds, of a video
+    times: tuple[float, ...]  # seconds of each frame; empty for images
 
     @classmethod
-    def open(cls, key: str, given: str) -> InputMedia:
-        """Look what is there; a video is decoded once. ConfigError names the setting, the path and the remedy."""
-        path = Path(given).expanduser()
-        require(path.exists(), f"{key}={given} does not exist: give a video, a folder of frames, or an image")
+    def open(cls, key: str, name: str) -> InputMedia:
+        """Read sizes and times; a video is decoded once. ConfigError names the setting, the path and the remedy."""
+        path = Path(name).expanduser()
+        require(path.exists(), f"{key}={name} does not exist: give a video, a folder of frames, or an image")
         try:
             if not path.is_dir() and path.suffix.lower() not in IMAGES:
                 info = probe(path)
                 return cls(key, path, (), info.height, info.width, info.fps, info.times)
-            found = sorted(path.iterdir()) if path.is_dir() else [path]
-            pictures = tuple(one for one in found if one.suffix.lower() in IMAGES)
+            files = sorted(path.iterdir()) if path.is_dir() else [path]
+            pictures = tuple(file for file in files if file.suffix.lower() in IMAGES)
             if not pictures:
                 raise ValueError(f"{path} has no images in it ({', '.join(sorted(IMAGES))}): give another folder")
-            height, width = _picture(pictures[0]).shape[:2]
+            height, width = _read_picture(pictures[0]).shape[:2]
             return cls(key, path, pictures, height, width, None, ())
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from error
 
     def sha256(self) -> str:
-        """Of the file, or of the images' own in their order."""
+        """sha256 of the file; of a folder, the digest of its images' sha256 in order."""
         return digest([sha256(picture) for picture in self.pictures]) if self.path.is_dir() else sha256(self.path)
 
     def frame_numbers(self, fps: float, step: int = 1) -> np.ndarray:
-        """Which of its frames (m,) an output of `fps` frames per second shows, or every `step`-th of those."""
+        """Numbers (m,) of the frames that a video of `fps` frames per second shows, or every `step`-th of them."""
         return np.arange(len(self.pictures))[::step] if self.pictures else frames_at_rate(self.times, fps / step)
 
     def read(self, numbers: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
-        """These frames, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError for a picture that is no good."""
-        wanted = set(numbers.tolist())
+        """Frames of these numbers, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError names a bad picture."""
+        unique = set(numbers.tolist())
         try:
-            frames = self._pictures(wanted) if self.pictures else read_clip(self.path, wanted)
-            held = {i: fit_frame(frame, size, fit) for i, frame in zip(sorted(wanted), frames, strict=True)}
+            decoded = self._read_pictures(unique) if self.pictures else read_clip(self.path, unique)
+            frames = {i: fit_frame(frame, size, fit) for i, frame in zip(sorted(unique), decoded, strict=True)}
         except ValueError as error:
             raise ConfigError(f"{self.key}: {error}") from error
-        return np.stack([held[i] for i in numbers.tolist()])
+        return np.stack([frames[i] for i in numbers.tolist()])
 
-    def _pictures(self, wanted: set[int]) -> Iterator[np.ndarray]:
-        for i in sorted(wanted):
-            picture = _picture(self.pictures[i])
+    def _read_pictures(self, numbers: set[int]) -> Iterator[np.ndarray]:
+        for i in sorted(numbers):
+            picture = _read_picture(self.pictures[i])
             if picture.shape[:2] != (self.height, self.width):
                 raise ValueError(
                     f"{self.pictures[i]} is {picture.shape[1]}x{picture.shape[0]}, {self.pictures[0].name} is "
@@ -78,8 +80,8 @@ class InputMedia:
             yield picture
 
 
-def _picture(path: Path) -> np.ndarray:
-    """An image as uint8 RGB (H,W,3). ValueError names it when it cannot be read."""
+def _read_picture(path: Path) -> np.ndarray:
+    """Read an image as uint8 RGB (H,W,3). ValueError names the file when it cannot be read."""
     decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
     if decoded is None:
         raise ValueError(f"{path} cannot be read as an image; save it again as png")
@@ -87,8 +89,10 @@ def _picture(path: Path) -> np.ndarray:
 
 
 def fit_frame(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
-    """A frame (H,W,3) at another size (height, width). crop keeps the shape of things and cuts off what is too much on
-    both sides; stretch keeps all of the picture, as ComfyUI's guide nodes do by default.
+    """Resize a frame (H,W,3) to (height, width).
+
+    crop keeps the aspect ratio and cuts off both sides equally. stretch keeps the whole picture and distorts it, as
+    ComfyUI's guide nodes do by default.
     """
     height, width = size
     if fit == "crop":

@@ -1,4 +1,4 @@
-"""What is written: the mp4, lossless frames on request, and a JSON that tells how to make the video again."""
+"""Write the mp4, lossless frames on request, and a JSON record from which the video can be generated again."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ FRAME = "frame-{:05d}.png"
 
 
 def record_path(out: str) -> Path:
-    """The JSON beside a video: dog.json of dog.mp4."""
+    """The JSON record of a video: dog.json for dog.mp4."""
     return Path(out).with_suffix(".json")
 
 
 def refuse_existing(settings: GenerateSettings) -> None:
-    """ConfigError when something that would be written is there already, unless overwrite=true."""
+    """ConfigError when an output file exists, unless overwrite=true."""
     frames = Path(settings.frames_out) if settings.frames_out else None
-    there = [path for path in (Path(settings.out), record_path(settings.out)) if path.exists()]
+    existing = [path for path in (Path(settings.out), record_path(settings.out)) if path.exists()]
     if frames is not None:
-        there += sorted(frames.glob(FRAME.replace("{:05d}", "*")))[:1]
+        existing += sorted(frames.glob(FRAME.replace("{:05d}", "*")))[:1]
         require(frames.is_dir() or not frames.exists(), f"frames_out={frames} is a file: name a folder")
     require(
-        settings.overwrite or not there,
-        f"{there and there[0]} exists: name another file with out=... (frames_out=...), or set overwrite=true",
+        settings.overwrite or not existing,
+        f"{existing and existing[0]} exists: name another file with out=... (frames_out=...), or set overwrite=true",
     )
 
 
@@ -50,23 +50,23 @@ def generation_record(
     sigmas: Sequence[Sequence[float]],
     device: str,
 ) -> dict[str, Any]:
-    """What made a video, as JSON: the settings, and what they came to with this base and these files."""
-    own = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
+    """How a video was made, as JSON: the settings, the resolved prompt, size and noise levels, base and input files."""
+    own_settings = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
     return {
-        "settings": own,
+        "settings": own_settings,
         "prompt": prompt,
         "shape": asdict(shape),
         "sigmas": [list(levels) for levels in sigmas],
         "base": {"family": base.family, "version": base.version, "fingerprint": base.fingerprint},
         "adapters": {path: sha256(Path(path).expanduser()) for path in settings.adapter},
-        "inputs": {str(source.path): source.sha256() for source in inputs.sources},
+        "inputs": {str(media.path): media.sha256() for media in inputs.media},
         "device": device,
         "version": __version__,
     }
 
 
 def write_outputs(settings: GenerateSettings, frames: np.ndarray, fps: float, record: dict[str, Any]) -> list[Path]:
-    """Write all files of uint8 RGB frames (F,H,W,3), each whole or not at all; where they are."""
+    """Write all outputs of uint8 RGB frames (F,H,W,3), each file atomically. Returns their paths."""
     out = Path(settings.out)
     with write_atomic(out) as file:
         file.write(encode_clip(frames, fps, lossless=False))

@@ -1,4 +1,4 @@
-"""The whole of a video on one page. One large model at a time: text encoder, VAE, transformer, and the VAE again."""
+"""Generate one video. Only one large model is on the device at a time: text encoder, VAE, transformer, VAE again."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.data.pixels import to_uint8
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
-from iclora_train.diffusion.guidance import Guidance, guidance_from
-from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2, make_sigmas
-from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.generate.adapters import adapted_transformer, open_adapter
 from iclora_train.generate.inputs import Inputs, encode_first_frame, encode_references
 from iclora_train.generate.output import generation_record, refuse_existing, write_outputs
@@ -30,63 +30,79 @@ from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.size import SizeRules, video_shape
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import compile_from_settings, vae_dtype
-from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
-Echo = Callable[[str], None]
+Echo = Callable[[str], None]  # prints a line
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One pass of the sampler: the size in pixels, noise levels, and what is given."""
+    """One run of the sampler: the size in pixels, the sampler's settings, references and first frame."""
 
     shape: VideoShape
-    sigmas: Sequence[float]
+    sampler: SamplerSettings
     references: Sequence[Reference]
     first_frame: Tensor | None  # (1,C,1,h,w)
 
 
 def generate(settings: GenerateSettings) -> list[Path]:
-    """Make the video that the settings describe and tell on stdout how it goes; the files that were written.
+    """Generate the video and print the progress to stdout. Returns the files that were written.
 
-    ConfigError names the setting or file that is wrong.
+    ConfigError names the setting or the file that is wrong.
     """
-    say: Echo = Console(highlight=False, soft_wrap=True, markup=False).print
+    echo: Echo = Console(highlight=False, soft_wrap=True, markup=False).print
     device = device_from("device", settings.device, "device=cpu")
     refuse_existing(settings)
-    up = settings.upsampler
-    require(up is None or Path(up).expanduser().is_file(), f"upsampler={up} is no file: give the x2 upsampler's file")
+    path = settings.upsampler
+    require(
+        path is None or Path(path).expanduser().is_file(),
+        f"upsampler={path} is not a file: give the x2 upsampler's file",
+    )
     base = open_base(settings.model)
     adapter = open_adapter(settings, base)
     inputs = Inputs.open(settings)
-    units = SizeRules.of(
-        base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if settings.upsampler else 1
-    )
-    shape, rounded = video_shape(settings, inputs.references[0], units)
+    rules = SizeRules.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if path else 1)
+    shape, rounded = video_shape(settings, inputs.references[0], rules)
     prompt = full_prompt(settings, adapter, base)
-    template = adapter.metadata.get(TEMPLATE_KEY)
-    if template is not None and extra_fields(template):
-        say(f"the adapter was trained on prompts of the form {template!r}: write yours likewise")
-    say(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
-    if rounded:
-        say(f"rounded to what the VAE takes: {rounded}")
-    if settings.task is None and is_tuned(adapter, settings.model.name):
-        say(f"conf={adapter.metadata['task']} samples with the settings that were tuned for this adapter's task")
-    text, negative = read_text_features(settings, base, prompt, device)
+    _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
+    text, negative_text = read_text_features(settings, base, prompt, device)
     vae = base.vae(vae_dtype(settings.model.precision, device))
     with status("encoding references"):
-        stages = plan_stages(settings, inputs, shape, adapter, vae.to(device), say)
+        stages = plan_stages(settings, base, inputs, shape, adapter, negative_text, vae.to(device), echo)
     upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
     vae.cpu()
-    latent = denoise(settings, base, adapter, stages, text, negative, upsampler, say)
+    latent = denoise(settings, base, adapter, stages, text, upsampler, echo)
     with status("decoding"):
         frames = to_frames(vae.to(device), latent)
-    made = generation_record(settings, base, inputs, shape, prompt, [stage.sigmas for stage in stages], device.type)
-    files = write_outputs(settings, frames, shape.fps, made)
-    say(" ".join(map(str, files)))
+    sigmas = [stage.sampler.sigmas for stage in stages]
+    record = generation_record(settings, base, inputs, shape, prompt, sigmas, device.type)
+    files = write_outputs(settings, frames, shape.fps, record)
+    echo(" ".join(map(str, files)))
     return files
+
+
+def _print_plan(
+    settings: GenerateSettings,
+    base: BaseModel,
+    adapter: Adapter,
+    shape: VideoShape,
+    rounded: str,
+    prompt: str,
+    device: torch.device,
+    echo: Echo,
+) -> None:
+    """Print the size, base and prompt of the video, and hints on the prompt and on tuned settings."""
+    template = adapter.metadata.get(TEMPLATE_KEY)
+    if template is not None and extra_fields(template):
+        echo(f"the adapter was trained on prompts of the form {template!r}: write the prompt in the same form")
+    echo(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
+    if rounded:
+        echo(f"rounded to sizes that fit the VAE: {rounded}")
+    if settings.task is None and is_tuned(adapter, settings.model.name):
+        echo(f"conf={adapter.metadata['task']} would use the sampling settings that were tuned for this adapter's task")
 
 
 def is_tuned(adapter: Adapter, model: str) -> bool:
@@ -95,12 +111,15 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
 
 
 def full_prompt(settings: GenerateSettings, adapter: Adapter, base: BaseModel) -> str:
-    """The prompt behind the adapter's trigger, or in its template, as captions are in training. A template that asks
-    for more than a caption is the user's to follow. ConfigError when a real base has no prompt."""
-    needed = "text" not in base.checkpoint.components
+    """The prompt with the adapter's trigger before it, or filled into the adapter's template, as in training.
+
+    A template with more fields than the caption is not filled: the user writes the prompt in its form. ConfigError when
+    an LTX base gets no prompt.
+    """
+    needs_prompt = "text" not in base.checkpoint.components
     require(
-        bool(settings.prompt.strip()) or not needed,
-        f'prompt is not set: {base.name} follows a description of the video, e.g. prompt="a dog runs on a beach"',
+        bool(settings.prompt.strip()) or not needs_prompt,
+        f'prompt is not set: {base.name} needs a description of the video, e.g. prompt="a dog runs on a beach"',
     )
     trigger, template = adapter.metadata.get("trigger", ""), adapter.metadata.get(TEMPLATE_KEY)
     if template is None or extra_fields(template) or not settings.prompt.strip():
@@ -111,29 +130,44 @@ def full_prompt(settings: GenerateSettings, adapter: Adapter, base: BaseModel) -
 def read_text_features(
     settings: GenerateSettings, base: BaseModel, prompt: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Features (1,T,D) of the prompt and of the negative prompt, from the cache where they are in it."""
-    texts = TextFeatures(Path(settings.cache).expanduser(), base)
-    wanted = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
-    texts.encode_missing(wanted, device)
-    features = [texts.read(caption)[None].to(device) for caption in wanted]
+    """Features (1,T,D) of the prompt and of the negative prompt. Features in the cache are not encoded again."""
+    cache = TextFeatures(Path(settings.cache).expanduser(), base)
+    prompts = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
+    cache.encode_missing(prompts, device)
+    features = [cache.read(caption)[None].to(device) for caption in prompts]
     return features[0], features[-1]
 
 
 def plan_stages(
-    settings: GenerateSettings, inputs: Inputs, shape: VideoShape, adapter: Adapter, vae: VideoVAE, say: Echo
+    settings: GenerateSettings,
+    base: BaseModel,
+    inputs: Inputs,
+    shape: VideoShape,
+    adapter: Adapter,
+    negative_text: Tensor,
+    vae: VideoVAE,
+    echo: Echo,
 ) -> list[Stage]:
-    """One stage; or, with an upsampler, one of half the size and one that refines its enlarged latents in the distilled
-    model's last steps, without guidance and without references (as ltx-pipelines and ComfyUI's workflows do).
+    """One stage, or two with an upsampler.
+
+    Of two stages the first samples at half the width and height. The second refines the enlarged latents in the last
+    steps of the distilled schedule, without guidance and without references (as ltx-pipelines and ComfyUI's workflows
+    do).
     """
     shapes = [shape]
     if settings.upsampler:
         shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
-    given = inputs.first_frame
-    firsts = [None if given is None else encode_first_frame(given, s, settings.fit, vae) for s in shapes]
-    references = encode_references(inputs, settings, shapes[0], (adapter.downscale, adapter.temporal_scale), vae, say)
-    tokens = int(np.prod(vae.geometry.latent_size(shapes[0].frames, shapes[0].height, shapes[0].width)))
-    first = Stage(shapes[0], make_sigmas(settings.sample, settings.flow, tokens), references, firsts[0])
-    return [first] + [Stage(shape, DISTILLED_STAGE2, (), firsts[1]) for shape in shapes[1:]]
+    picture = inputs.first_frame
+    first_frames = [None if picture is None else encode_first_frame(picture, s, settings.fit, vae) for s in shapes]
+    references = encode_references(inputs, settings, shapes[0], (adapter.downscale, adapter.temporal_scale), vae, echo)
+    size = vae.geometry.latent_size(shapes[0].frames, shapes[0].height, shapes[0].width)
+    num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
+    sampler = SamplerSettings.from_config(
+        settings.sample, settings.flow, size, num_blocks, negative_text, settings.between, settings.blend
+    )
+    refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
+    stages = [Stage(shapes[0], sampler, references, first_frames[0])]
+    return stages + [Stage(shape, refine, (), first_frames[1]) for shape in shapes[1:]]
 
 
 def denoise(
@@ -142,38 +176,35 @@ def denoise(
     adapter: Adapter,
     stages: Sequence[Stage],
     text: Tensor,
-    negative: Tensor,
     upsampler: LatentUpsampler | None,
-    say: Echo,
+    echo: Echo,
 ) -> Tensor:
-    """Latents (1,C,f,h,w) of the last stage. The transformer is loaded here, and gone on return."""
+    """Latents (1,C,f,h,w) of the last stage. The transformer is loaded here and freed on return."""
     device = text.device
     with status("loading the transformer"):
-        transformer, passed = adapted_transformer(base, adapter, settings.model, device)
+        transformer, num_audio = adapted_transformer(base, adapter, settings.model, device)
         compile_from_settings(transformer, base, settings.model)
-    if passed:
-        say(f"{passed} audio modules of the adapters are not used: the video stream alone is sampled")
-    guidance = guidance_from(settings.sample, negative, transformer.config.num_layers)
-    latent = run_stage(settings, transformer, base.geometry, stages[0], text, guidance, None, say)
+    if num_audio:
+        echo(f"{num_audio} audio modules of the adapters are not used: only the video stream is sampled")
+    latent = run_stage(transformer, base.geometry, stages[0], text, settings.seed, None, echo)
     for stage in stages[1:]:
         assert upsampler is not None
-        larger = upsampler.to(device)(latent)
-        latent = run_stage(settings, transformer, base.geometry, stage, text, Guidance(), larger, say)
+        start = upsampler.to(device)(latent)
+        latent = run_stage(transformer, base.geometry, stage, text, settings.seed, start, echo)
     return latent
 
 
 def run_stage(
-    settings: GenerateSettings,
     transformer: Transformer,
     geometry: Geometry,
     stage: Stage,
     text: Tensor,
-    guidance: Guidance,
+    seed: int,
     start: Tensor | None,
-    say: Echo,
+    echo: Echo,
 ) -> Tensor:
-    """Latents (1,C,f,h,w) of a stage, with a bar over its steps."""
-    shape, steps = stage.shape, len(stage.sigmas) - 1
+    """Latents (1,C,f,h,w) of a stage, with a progress bar over its steps."""
+    shape, steps = stage.shape, len(stage.sampler.sigmas) - 1
     started = time.perf_counter()
     with progress_bar("sampling", steps, "step") as bar:
         latent = sample(
@@ -182,17 +213,14 @@ def run_stage(
             geometry.latent_size(shape.frames, shape.height, shape.width),
             geometry,
             shape.fps,
-            stage.sigmas,
-            [settings.seed],
+            stage.sampler,
+            [seed],
             stage.references,
             stage.first_frame,
-            guidance,
-            settings.between,
-            settings.blend,
             start,
             on_step=lambda step: bar.advance(),
         )
-    say(f"{shape.bucket}: {steps} steps of {(time.perf_counter() - started) / steps:.2f} s")
+    echo(f"{shape.bucket}: {steps} steps of {(time.perf_counter() - started) / steps:.2f} s")
     return latent
 
 

@@ -1,4 +1,4 @@
-"""The settings of one video, typed and bounded. No torch import, so that --help answers at once."""
+"""Settings of `iclora_train.generate`, typed and bounded. No torch import, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
 
-TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")  # what else conf= and model= may set
+# sections of training, which conf= and model= may also set
+TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
 EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
 
 
 @dataclass
 class GenerateSettings:
-    """One video. Where a list may stand, one value holds for all; paths are strings or lists of strings."""
+    """Settings of one video. Where a list is allowed, a single value holds for all; a path is a string."""
 
     adapter: Any = MISSING
     adapter_strength: Any = 1.0
     reference: Any = MISSING  # videos, folders of frames, or images
     attention_strength: Any = 1.0  # of each reference, in [0, 1]
     attention_mask: Any = None  # of each reference: an image, a video or a folder of frames; white is 1
-    reference_strength: Any = 1.0  # of each reference, in [0, 1]; 1: given clean
-    between: str = "comfyui"  # whether references see one another (docs/generate.md)
-    blend: str = "comfyui"  # what 0 < reference_strength < 1 means
+    reference_strength: Any = 1.0  # of each reference, in [0, 1]; 1: clean
+    between: str = "comfyui"  # whether references attend to one another (docs/generate.md)
+    blend: str = "comfyui"  # meaning of 0 < reference_strength < 1 (docs/generate.md)
     prompt: str = ""
     negative_prompt: str = ""
     first_frame: str | None = None
@@ -72,7 +73,7 @@ class GenerateSettings:
 
 
 def _paths(key: str, value: Any) -> list[str]:
-    """One path or several, as a list."""
+    """One or several paths, as a list."""
     paths = value if isinstance(value, list) else [value]
     require(
         len(paths) > 0 and all(isinstance(path, str) and path for path in paths),
@@ -82,14 +83,14 @@ def _paths(key: str, value: Any) -> list[str]:
 
 
 def _numbers(key: str, value: Any, of: str, count: int) -> list[float]:
-    """One number for each of `count` things."""
+    """One number for each of `count` adapters or references."""
     values = value if isinstance(value, list) else [value] * count
     require(
-        all(isinstance(one, int | float) and not isinstance(one, bool) for one in values),
+        all(isinstance(number, int | float) and not isinstance(number, bool) for number in values),
         f"{key}={value} must be a number or a list of numbers",
     )
     require(len(values) == count, f"{key}={value} has {len(values)} numbers, and {of} has {count}: give one for each")
-    return [float(one) for one in values]
+    return [float(number) for number in values]
 
 
 def _masks(value: Any, count: int) -> list[str | None]:

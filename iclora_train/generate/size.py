@@ -1,4 +1,4 @@
-"""How large and long the video is: what is asked for, or what the first reference has, as far as the VAE takes it."""
+"""Size, length and frame rate of the video: from the settings or the first reference, rounded to fit the VAE."""
 
 from __future__ import annotations
 
@@ -12,58 +12,62 @@ from iclora_train.generate.settings import GenerateSettings
 
 @dataclass(frozen=True)
 class SizeRules:
-    """Pixels and frames that sizes must be multiples of: width and height k x `side`, frames k x `beat` + 1, so that
-    the target, the references smaller by their factors and the half-size first stage all fit the VAE.
+    """Allowed sizes: width and height are multiples of `spatial`, frames are k x `temporal` + 1.
+
+    The target, the smaller and slower references and the half-size first stage then all fit the VAE.
     """
 
-    side: int
-    beat: int
+    spatial: int
+    temporal: int
 
     @classmethod
     def of(cls, geometry: Geometry, downscale: int, temporal_scale: int, stages: int) -> SizeRules:
-        """Of a VAE, of the references' factors, and of one stage or two."""
+        """The rules of a VAE, the reference factors, and one or two stages."""
         return cls(geometry.spatial * downscale * stages, geometry.temporal * temporal_scale)
 
     def unit(self, key: str) -> int:
-        """The step between sizes that fit."""
-        return self.beat if key == "frames" else self.side
+        """The distance between allowed sizes."""
+        return self.temporal if key == "frames" else self.spatial
 
-    def down(self, key: str, size: int) -> int:
-        """The largest size that fits and is not above `size`; the smallest that fits, where there is none."""
+    def round_down(self, key: str, size: int) -> int:
+        """The largest allowed size up to `size`; the smallest allowed size if `size` is below it."""
         if key == "frames":
-            return (size - 1) // self.beat * self.beat + 1
-        return max(size // self.side, 1) * self.side
+            return (size - 1) // self.temporal * self.temporal + 1
+        return max(size // self.spatial, 1) * self.spatial
 
 
-def video_shape(settings: GenerateSettings, first: InputMedia, units: SizeRules) -> tuple[VideoShape, str]:
-    """Size, frames and rate of the video, and in words what was rounded. What is null comes from the first reference,
-    rounded down; a width or height alone brings the other with it. ConfigError names a size that does not fit, and the
-    nearest that do.
+def video_shape(settings: GenerateSettings, first: InputMedia, rules: SizeRules) -> tuple[VideoShape, str]:
+    """Size, frames and rate of the video, and a text that lists the rounded sizes.
+
+    A null setting takes the first reference's value, rounded down. With only one of width and height set, the other
+    follows the reference's aspect ratio. ConfigError names a size that does not fit and the nearest sizes that do.
     """
     fps = settings.fps or first.fps
     if fps is None:
-        raise ConfigError(f"fps is not set, and {first.path} has no frame rate of its own: set it, e.g. fps=24")
+        raise ConfigError(f"fps is not set, and {first.path} has no frame rate: set it, e.g. fps=24")
     scale = 1.0
     if settings.width is not None or settings.height is not None:
         scale = max((settings.width or 0) / first.width, (settings.height or 0) / first.height)
-    wanted = {
+    requested = {
         "width": settings.width or round(first.width * scale),
         "height": settings.height or round(first.height * scale),
         "frames": settings.frames or len(first.frame_numbers(fps)),
     }
-    taken = {key: units.down(key, size) if getattr(settings, key) is None else size for key, size in wanted.items()}
-    _check(taken, units)
-    rounded = [f"{key} {size} -> {taken[key]}" for key, size in wanted.items() if taken[key] != size]
-    return VideoShape(fps=fps, **taken), ", ".join(rounded)
+    sizes = {
+        key: rules.round_down(key, size) if getattr(settings, key) is None else size for key, size in requested.items()
+    }
+    _check(sizes, rules)
+    rounded = [f"{key} {size} -> {sizes[key]}" for key, size in requested.items() if sizes[key] != size]
+    return VideoShape(fps=fps, **sizes), ", ".join(rounded)
 
 
-def _check(sizes: dict[str, int], units: SizeRules) -> None:
-    """ConfigError unless the sizes are what `SizeRules` says."""
+def _check(sizes: dict[str, int], rules: SizeRules) -> None:
+    """ConfigError unless the rules allow all sizes."""
     problems = []
     for key, size in sizes.items():
-        low, unit = units.down(key, size), units.unit(key)
+        low, unit = rules.round_down(key, size), rules.unit(key)
         if size != low:
             rule = f"{unit}k+1" if key == "frames" else f"a multiple of {unit}"
             higher = f" or {low + unit}" if size > low else ""
             problems.append(f"{key}={size} is not {rule} (use {low}{higher})")
-    require(not problems, f"the VAE does not take this size: {'; '.join(problems)}")
+    require(not problems, f"the size does not fit the VAE: {'; '.join(problems)}")

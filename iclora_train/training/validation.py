@@ -25,9 +25,7 @@ from iclora_train.data.pixels import to_uint8
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import encode_clip
 from iclora_train.diffusion import loss as objective
-from iclora_train.diffusion.guidance import guidance_from
-from iclora_train.diffusion.noise_schedule import make_sigmas
-from iclora_train.diffusion.sampler import Reference, draw_noise, sample
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.diffusion.training_inputs import RandomDraws
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
@@ -160,10 +158,9 @@ class ValidationClips(Callback):
             (f, h, w),
             self.base.geometry,
             batch.fps,
-            make_sigmas(settings, self.config.flow, f * h * w),
+            SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
             seeds=[settings.seed + i for i in range(len(batch.text))],
             references=[Reference(reference, *factors) for reference in batch.references],
-            guidance=guidance_from(settings, negative, transformer.config.num_layers),
         )
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from iclora_train.core.types import Tokens
 from iclora_train.diffusion.flow_matching import add_noise, masked_loss, sample_sigma, target_velocity
 from iclora_train.diffusion.noise_schedule import sigma_schedule
 from iclora_train.diffusion.reference import target_tokens, to_tokens
-from iclora_train.diffusion.sampler import Reference, sample
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.text.nano_encoder import NanoTextConfig, NanoTextEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE
@@ -240,7 +240,7 @@ class Trainer:
         some = latent[:64]
         with torch.autocast(self.device.type, torch.bfloat16):
             out = sample(
-                self.model, self.text(ids[:64]), grid, self.vae.geometry, FPS, sigma_schedule(8, 0.95),
+                self.model, self.text(ids[:64]), grid, self.vae.geometry, FPS, SamplerSettings(sigma_schedule(8, 0.95)),
                 range(len(some)), [Reference(some)],
             )  # fmt: skip
             error = (self.vae.decode(out) - self.vae.decode(some)).float().square().mean((1, 2, 3, 4))
