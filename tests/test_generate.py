@@ -394,4 +394,4 @@ def test_the_prompt_is_put_together_as_captions_were(
     generate(asked(place, tmp_path, adapter=str(adapter), overwrite=True))
     said = capsys.readouterr().out
     assert repr(read) in said
-    assert ("write yours likewise" in said) == ("reference_caption" in template)
+    assert ("write the prompt in the same form" in said) == ("reference_caption" in template)
