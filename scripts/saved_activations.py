@@ -1,9 +1,9 @@
 """Activations that a compiled LTX-2.3 block saves, by model.activation_budget: python -m scripts.saved_activations
 
-Traced as for a GPU, with kernels of our own, and cut in two as the compiler cuts it, but never run: it needs no GPU and
-no weights. One JSON line for each level: what is kept, in activations (tokens times channels in bf16; what a block is
-given is one of them), and what the backward pass calls of products and of kernels of our own. `SAVED_INPUTS` of
-`training.memory_plan` is a summary.
+The block is traced as on a GPU, with all fused kernels, and partitioned into forward and backward by the compiler, but
+never run: the script needs neither a GPU nor weights. One JSON line per activation budget: the saved memory as a
+multiple of the block's input (tokens x channels in bf16; the input itself is counted), the matmuls of the backward
+pass, and its calls of matmuls and of kernels by name. `SAVED_INPUTS` of `training.memory_plan` is a summary.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from iclora_train.adapters import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2.kernels import flash_attention, fp8_linear, fused_feed_forward
-from iclora_train.ltx2.kernels import lora_product as low_rank
+from iclora_train.ltx2.kernels import flash_attention, fp8_linear, fused_feed_forward, lora_product
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear
 from iclora_train.ltx2.load import block_linears
 from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, TransformerConfig
@@ -33,44 +32,44 @@ from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.memory_plan import BUDGETS
 from scripts.synthetic.configs import official_config
 
-TEXT, NOISE_LEVELS = 1024, 2
-PRODUCTS = ("aten.mm", "aten._scaled_mm", "iclora_train.stacked_product")
+TEXT_TOKENS, NOISE_LEVELS = 1024, 2
+MATMULS = ("aten.mm", "aten._scaled_mm", "iclora_train.stacked_product")
 
 
 @dataclass(frozen=True)
-class Kept:
-    """Activations that a block keeps, its own input included, and how often its backward pass calls a product or a
-    kernel of our own."""
+class SavedActivations:
+    """Memory that a block saves for the backward pass, its input included, as a multiple of that input; and how often
+    the backward pass calls each matmul and each kernel."""
 
-    activations: float
+    inputs: float
     calls: dict[str, int]
 
     @property
-    def products(self) -> int:
-        """Products in the backward pass."""
-        return sum(count for name, count in self.calls.items() if name in PRODUCTS)
+    def matmuls(self) -> int:
+        """Matmuls in the backward pass."""
+        return sum(count for name, count in self.calls.items() if name in MATMULS)
 
 
 @contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Inside the `with`, tensors on a CPU are taken for such on a Hopper GPU with all that can be installed there."""
-    pretended = {
-        "takes": (low_rank, fused_feed_forward),
-        "multiplies_fp8": (low_rank, fused_feed_forward, fp8_linear),
+def pretend_hopper() -> Iterator[None]:
+    """Inside the `with`, bf16 tensors on the CPU count as tensors on a Hopper GPU with every optional package."""
+    checks = {
+        "supports_triton": (lora_product, fused_feed_forward),
+        "supports_fp8_matmul": (lora_product, fused_feed_forward, fp8_linear),
         "supports_flash": (flash_attention,),
     }
     with ExitStack() as stack:
-        for name, modules in pretended.items():
+        for name, modules in checks.items():
             for module in modules:
                 stack.enter_context(patch.object(module, name, lambda x: x.dtype == torch.bfloat16))
         yield
 
 
 def network(fp8: bool, rank: int) -> Transformer:
-    """One block of LTX-2.3, its weights whatever was in memory, with an adapter on all that IC-LoRAs train."""
-    whole = TransformerConfig.from_metadata(official_config("2.3", "full", 3840)["transformer"])
+    """One block of LTX-2.3 with uninitialised weights, and LoRA on all linears that IC-LoRAs train."""
+    config = TransformerConfig.from_metadata(official_config("2.3", "full", 3840)["transformer"])
     with torch.device("meta"):
-        net = Transformer(replace(whole, num_layers=1))
+        net = Transformer(replace(config, num_layers=1))
     net.transformer_blocks.to_empty(device="cpu").to(torch.bfloat16)
     for name in block_linears(net) if fp8 else ():
         linear = net.get_submodule(name)
@@ -83,8 +82,8 @@ def network(fp8: bool, rank: int) -> Transformer:
     return net.train()
 
 
-def given(net: Transformer, tokens: int) -> tuple[Tensor, ...]:
-    """What the block is given, unfilled, for one clip."""
+def block_inputs(net: Transformer, tokens: int) -> tuple[Tensor, ...]:
+    """The block's tokens x and the fields of `BlockInputs`, uninitialised, for one clip."""
     config = net.config
     half = config.attention_head_dim // 2
 
@@ -94,59 +93,61 @@ def given(net: Transformer, tokens: int) -> tuple[Tensor, ...]:
     x = empty(1, tokens, config.width).requires_grad_()
     level, rope = torch.zeros(1, tokens, dtype=torch.long), empty(2, 1, tokens, config.num_attention_heads, half)
     modulation, prompt = empty(1, NOISE_LEVELS, config.rows, config.width), empty(1, 1, 2, config.cross_attention_dim)
-    return x, empty(1, TEXT, config.cross_attention_dim), modulation, level, rope, prompt
+    return x, empty(1, TEXT_TOKENS, config.cross_attention_dim), modulation, level, rope, prompt
 
 
-def kept(net: Transformer, tokens: int, level: float) -> Kept:
-    """What the compiler keeps at this level of model.activation_budget."""
-    from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415 (they warn while they are loaded)
+def saved_activations(net: Transformer, tokens: int, activation_budget: float) -> SavedActivations:
+    """The activations that the compiler saves at this activation budget."""
+    from torch._dynamo.backends.common import aot_autograd  # noqa: PLC0415 (these warn while they are imported)
     from torch._inductor.compile_fx import partition_fn  # noqa: PLC0415
     from torch._inductor.decomposition import select_decomp_table  # noqa: PLC0415
 
-    found: list[Kept] = []
+    partitions: list[SavedActivations] = []
 
-    def cut(joint: fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
-        forwards, backwards = partition_fn(joint, inputs, **settings)
-        results = list(forwards.graph.nodes)[-1].args[0]
-        saved = {node for node in results[1:] if isinstance(node, fx.Node) and node.op != "placeholder"}
+    def measure(joint: fx.GraphModule, inputs: Sequence[Any], **settings: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+        forward, backward = partition_fn(joint, inputs, **settings)
+        outputs = list(forward.graph.nodes)[-1].args[0]
+        saved = {node for node in outputs[1:] if isinstance(node, fx.Node) and node.op != "placeholder"}
         values = [node.meta["val"] for node in saved if isinstance(node.meta.get("val"), Tensor)]
         size = sum(value.numel() * value.element_size() for value in values)
-        names = (str(node.target).removesuffix(".default") for node in backwards.graph.nodes)
-        called = Counter(name for name in names if name in PRODUCTS or name.startswith("iclora_train."))
-        found.append(Kept(1 + size / (tokens * net.config.width * 2), dict(called)))
-        raise NotImplementedError("nothing is to be run")
+        names = (str(node.target).removesuffix(".default") for node in backward.graph.nodes)
+        calls = Counter(name for name in names if name in MATMULS or name.startswith("iclora_train."))
+        partitions.append(SavedActivations(1 + size / (tokens * net.config.width * 2), dict(calls)))
+        raise NotImplementedError("the graph is only measured")
 
-    def stop(graph: fx.GraphModule, _inputs: Sequence[Any]) -> fx.GraphModule:
+    def unchanged(graph: fx.GraphModule, _inputs: Sequence[Any]) -> fx.GraphModule:
         return graph
 
-    backend = aot_autograd(fw_compiler=stop, bw_compiler=stop, partition_fn=cut, decompositions=select_decomp_table())
+    backend = aot_autograd(
+        fw_compiler=unchanged, bw_compiler=unchanged, partition_fn=measure, decompositions=select_decomp_table()
+    )
     torch._dynamo.reset()
     runner_of(net).activation_budget = None
-    compile_blocks(net, level, backend)
+    compile_blocks(net, activation_budget, backend)
     try:
-        with as_on_a_gpu(), torch.autocast("cpu", torch.bfloat16):
-            x, *inputs = given(net, tokens)
+        with pretend_hopper(), torch.autocast("cpu", torch.bfloat16):
+            x, *inputs = block_inputs(net, tokens)
             net.transformer_blocks[0](x, BlockInputs(*inputs))
     except BackendCompilerFailed:
-        if not found:
+        if not partitions:
             raise
     finally:
         torch._dynamo.reset()
-    return found[0]
+    return partitions[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=16720, help="of target and reference; S 4704, M 12240, L 16720")
+    parser.add_argument("--tokens", type=int, default=16720, help="target + reference; S 4704, M 12240, L 16720")
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp8"])
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--kept", nargs="+", type=float, default=list(BUDGETS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), metavar="ACTIVATION_BUDGET")
     args = parser.parse_args()
     net = network(args.precision == "fp8", args.rank)
-    for level in args.kept:
-        found = kept(net, args.tokens, level)
-        row = {"kept": level, "activations": round(found.activations, 2), "products": found.products}
-        print(json.dumps({**row, "backwards": found.calls}), flush=True)
+    for budget in args.budgets:
+        saved = saved_activations(net, args.tokens, budget)
+        row = {"activation_budget": budget, "saved_inputs": round(saved.inputs, 2), "backward_matmuls": saved.matmuls}
+        print(json.dumps({**row, "backward_calls": saved.calls}), flush=True)
 
 
 if __name__ == "__main__":

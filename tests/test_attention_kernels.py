@@ -1,6 +1,8 @@
-"""Attention's own kernels compute what products, norms and rotations do, forwards and backwards."""
+"""The fused kernels around attention give the results of matmuls, norms and rotations, forward and backward."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import pytest
 import torch
@@ -10,67 +12,77 @@ from iclora_train.adapters import lora
 from iclora_train.config import Lora
 from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, quantize
-from iclora_train.ltx2.kernels.modulated_norm import Norm
+from iclora_train.ltx2.kernels.modulated_norm import ModulatedNorm
 from iclora_train.ltx2.kernels.modulation import GatedResidual
-from iclora_train.ltx2.model import attention
-from iclora_train.ltx2.model.attention import Attention
 from iclora_train.ltx2.model.rope import rope_table
+from iclora_train.ltx2.model.transformer import Block, TransformerConfig
+from iclora_train.ltx2.runtime import fused_block
+from iclora_train.ltx2.runtime.fused_block import FusedBlock, add_to_residual
 
-WIDTH, HEADS, TOKENS, WORDS = 256, 4, 150, 40
-FLASH_HEADS = WIDTH // flash.HEAD_DIM  # as few as have the channels that flash-attn-4 is used for
-NAMES = ["to_q", "to_k", "to_v", "to_out.0"]
+WIDTH, HEADS, TOKENS, TEXT_TOKENS = 256, 4, 150, 40
+FLASH_HEADS = WIDTH // flash.HEAD_DIM  # heads of the head_dim that flash-attn-4 supports
+LINEARS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
-def layer(fp8: bool, spread: float, rank: int = 16, text: bool = False, heads: int = HEADS) -> Attention:
-    """Self-attention, or attention to a text, in bf16 (products in fp8), with fp32 adapters that do something, and
-    norms whose weights' logs are spread so far."""
+def build_block(
+    fp8: bool, spread: float, rank: int = 16, text: bool = False, heads: int = HEADS, device: str = "cuda"
+) -> Block:
+    """A block in bf16 whose self-attention, or text attention, has LoRA in fp32 with a B that is not zero.
+
+    fp8: the linears of that attention are in fp8. spread: standard deviation of the logs of the norms' weights.
+    """
     generator = torch.Generator().manual_seed(0)
-    attn = Attention(WIDTH, WIDTH, heads, 1e-6, gated=True)
-    for parameter in attn.parameters():
+    config = TransformerConfig(
+        num_attention_heads=heads, attention_head_dim=WIDTH // heads, cross_attention_dim=WIDTH,
+        apply_gated_attention=True,
+    )  # fmt: skip
+    block = Block(config)
+    for parameter in block.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
+    attn = block.attn2 if text else block.attn1
     for norm in (attn.q_norm, attn.k_norm):
         norm.weight.data = (spread * torch.randn(WIDTH, generator=generator)).exp()
-    attn = attn.to("cuda", torch.bfloat16)
-    for name in NAMES if fp8 else []:
-        linear = attn.get_submodule(name)
-        attn.set_submodule(name, Fp8Linear(*quantize(linear.weight), linear.bias))  # type: ignore[arg-type]
-    holder, block = nn.Module(), nn.Module()
-    block.attn1 = attn
+    block = block.to(device, torch.bfloat16)
+    for name in LINEARS if fp8 else []:
+        linear = cast(nn.Linear, attn.get_submodule(name))
+        attn.set_submodule(name, Fp8Linear(*quantize(linear.weight.detach()), linear.bias.detach()))
+    holder = nn.Module()
     holder.transformer_blocks = nn.ModuleList([block])
-    for parameter in lora.attach(holder, Lora(rank=rank, targets=[f"attn1.{name}" for name in NAMES])):
+    targets = [f"{'attn2' if text else 'attn1'}.{name}" for name in LINEARS]
+    for parameter in lora.attach(holder, Lora(rank=rank, targets=targets)):
         parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    attn.join(own=not text)
-    attn.fused = True
-    return attn
+    block.fused = FusedBlock(block)
+    return block
 
 
-def step(attn: Attention, dtype: torch.dtype, text: bool = False) -> list[Tensor]:
-    """What two clips are with what it adds to them, each with a text or none, and the norm of that; and the gradients
-    of its input, of what it adds to, and of its adapters."""
+def step(block: Block, dtype: torch.dtype, text: bool = False) -> list[Tensor]:
+    """For two clips: the residual stream after attention and the norm of that, and the gradients of attention's input,
+    of the residual stream before it, and of LoRA."""
+    fused, attn = cast(FusedBlock, block.fused), block.attn2 if text else block.attn1
+    device = attn.q_norm.weight.device
     generator = torch.Generator().manual_seed(1)
-    x, before, *grads = torch.randn(4, 2, TOKENS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
-    gates, scale, shift = torch.randn(3, 2, 2, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
-    level = (torch.rand(2, TOKENS, generator=generator) > 0.3).long().to("cuda")
-    position = torch.rand(2, 3, TOKENS, 2, generator=generator).to("cuda")
+    x, stream, *grads = torch.randn(4, 2, TOKENS, WIDTH, generator=generator).to(device, torch.bfloat16).to(dtype)
+    gates, scale, shift = torch.randn(3, 2, 2, WIDTH, generator=generator).to(device, torch.bfloat16).to(dtype)
+    level = (torch.rand(2, TOKENS, generator=generator) > 0.3).long().to(device)
+    position = torch.rand(2, 3, TOKENS, 2, generator=generator).to(device)
     rope = rope_table(position, WIDTH, attn.heads, 10000.0, (20, 2048, 2048)).to(torch.bfloat16).to(dtype)
     x.requires_grad_()
-    adapter = [p for p in attn.parameters() if p.requires_grad]
-    words = torch.randn(2, WORDS, WIDTH, generator=generator).to("cuda", torch.bfloat16).to(dtype)
-    looked_at = {"context": words} if text else {"rope": rope}
-    onto = GatedResidual(before.requires_grad_(), gates, level)
-    found, normed = attn.added(x, onto, Norm(scale, shift, 1e-6), **looked_at)
-    back = torch.autograd.grad([found, normed], [x, before, *adapter], grads)
-    return [found.detach(), normed.detach(), *back]
+    adapter = [p for p in block.parameters() if p.requires_grad]
+    context = torch.randn(2, TEXT_TOKENS, WIDTH, generator=generator).to(device, torch.bfloat16).to(dtype)
+    residual = GatedResidual(stream.requires_grad_(), gates, level)
+    out, logits = fused.attend_text(attn, x, context) if text else fused.attend_self(attn, x, rope, None, None)
+    x_out, normed = add_to_residual(attn, out, logits, residual, ModulatedNorm(scale, shift, 1e-6))
+    gradients = torch.autograd.grad([x_out, normed], [x, stream, *adapter], grads)
+    return [x_out.detach(), normed.detach(), *gradients]
 
 
-def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+def error(result: Tensor, expected: Tensor) -> float:
+    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
-def without(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No kernels from now on."""
-    for name in ("takes_qkv", "takes_query", "takes_out"):
-        monkeypatch.setattr(attention, name, lambda *_: False)
+def disable_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("supports_qkv", "supports_query", "supports_attention_out"):
+        monkeypatch.setattr(fused_block, name, lambda *_: False)
 
 
 @pytest.mark.gpu
@@ -78,34 +90,43 @@ def without(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize(("spread", "rank"), [(0.0, 16), (1.0, 64)])
 @pytest.mark.parametrize("fp8", [False, True])
-def test_the_kernels_round_no_more_than_the_layers_do(
+def test_the_kernels_are_as_exact_as_the_layers(
     fp8: bool, spread: float, rank: int, text: bool, heads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    attn = layer(fp8, spread, rank, text, heads)
+    block = build_block(fp8, spread, rank, text, heads)
     calls: set[str] = set()
 
-    def counted(name: str) -> None:
-        real = getattr(attention, name)
-        monkeypatch.setattr(attention, name, lambda *given: calls.add(name) or real(*given))  # type: ignore[func-returns-value]
+    def count(name: str) -> None:
+        real = getattr(fused_block, name)
+        monkeypatch.setattr(fused_block, name, lambda *args: calls.add(name) or real(*args))  # type: ignore[func-returns-value]
 
-    counted("normed_query" if text else "rotated_qkv")
-    counted("gated_out")
-    found = step(attn, torch.bfloat16, text)
+    count("fused_query" if text else "fused_qkv")
+    count("fused_attention_out")
+    results = step(block, torch.bfloat16, text)
     assert len(calls) == 2
-    without(monkeypatch)
-    plain = step(attn, torch.bfloat16, text)
-    exact = step(layer(fp8, spread, rank, text, heads).double(), torch.float64, text)
-    for ours, theirs, wanted in zip(found, plain, exact, strict=True):
-        assert ours.dtype == theirs.dtype
-        assert error(ours, wanted) <= 1.1 * error(theirs, wanted)
+    disable_kernels(monkeypatch)
+    plain = step(block, torch.bfloat16, text)
+    exact = step(build_block(fp8, spread, rank, text, heads).double(), torch.float64, text)
+    for ours, layers, expected in zip(results, plain, exact, strict=True):
+        assert ours.dtype == layers.dtype
+        assert error(ours, expected) <= 1.1 * error(layers, expected)
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_layers_in_bf16_are_close_to_fp64(text: bool) -> None:
+    """The reference of the tests on a GPU, on any device."""
+    plain = step(build_block(False, 0.0, text=text, device="cpu"), torch.bfloat16, text)
+    exact = step(build_block(False, 0.0, text=text, device="cpu").double(), torch.float64, text)
+    for result, expected in zip(plain, exact, strict=True):
+        assert error(result, expected) < 0.05
 
 
 @pytest.mark.gpu
-def test_a_norm_whose_weights_are_next_to_nothing_has_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    attn = layer(False, 0.0)
-    for norm in (attn.q_norm, attn.k_norm):
+def test_norm_weights_of_almost_zero_have_correct_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = build_block(False, 0.0)
+    for norm in (block.attn1.q_norm, block.attn1.k_norm):
         norm.weight.data[3], norm.weight.data[WIDTH // HEADS + 5] = 0, 1e-6
-    found = step(attn, torch.bfloat16)
-    without(monkeypatch)
-    for ours, plain in zip(found, step(attn, torch.bfloat16), strict=True):
+    results = step(block, torch.bfloat16)
+    disable_kernels(monkeypatch)
+    for ours, plain in zip(results, step(block, torch.bfloat16), strict=True):
         assert error(ours, plain) < 0.02

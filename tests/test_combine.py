@@ -15,7 +15,7 @@ from iclora_train.ltx2.model.transformer import BlockInputs, Transformer
 from iclora_train.ltx2.runtime import combo_kernels
 from iclora_train.ltx2.runtime.combo_kernels import SMALL, enable_combo_kernels, small_groups
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from scripts.saved_activations import given, network
+from scripts.saved_activations import block_inputs, network
 
 TOKENS = 700
 
@@ -72,7 +72,7 @@ def step(net: Transformer, device: str) -> list[Tensor]:
     """The block's output, the gradient of its input tokens, and those of its adapters."""
     generator = torch.Generator().manual_seed(1)
     inputs = []
-    for tensor in given(net, TOKENS):
+    for tensor in block_inputs(net, TOKENS):
         real = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor.long()
         inputs.append(real.to(device, tensor.dtype))
     inputs[3][:, TOKENS // 2 :] = 1  # the reference tokens' noise level

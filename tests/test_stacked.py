@@ -1,4 +1,4 @@
-"""A weight with room beneath it is the same weight, in the same memory; and the product with what is laid there."""
+"""The stacked weight [W; A]: spare rows below a weight, and the matmul with it."""
 
 from __future__ import annotations
 
@@ -10,90 +10,90 @@ from torch import Tensor, nn
 
 from iclora_train.adapters import lora
 from iclora_train.config import Lora
-from iclora_train.ltx2.kernels.lora_linear import FusedLinear, frozen, given
-from iclora_train.ltx2.kernels.stacked_weight import make_room, room_for, spare_columns, stacked_product
+from iclora_train.ltx2.kernels.lora_linear import FusedLinear, base_linear, operands
+from iclora_train.ltx2.kernels.stacked_weight import padded, reserve_rows, spare_columns, stacked_product
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.synthetic.random_base import RandomBase
 
-HEADS, RANK = 4, 4  # of the tiny transformer, and of its adapters
+HEADS, RANK = 4, 4  # of the tiny transformer, and of its LoRA
 
 
-def compiled(dtype: torch.dtype, adapted: bool = True, fp8: bool = False) -> Transformer:
+def compiled(dtype: torch.dtype, with_lora: bool = True, fp8: bool = False) -> Transformer:
     net = RandomBase("2.3", "tiny").transformer(fp8=fp8)
     if not fp8:
         net.to(dtype)
-    if adapted:
+    if with_lora:
         lora.attach(net, Lora(rank=RANK))
     compile_blocks(net, backend="eager")
     return net
 
 
-def rooms(net: Transformer) -> list[Tensor | None]:
-    """Of q, k and v as one, of the query of a text, and of the feed-forward's first linear, in the first block."""
+def stacked_weights(net: Transformer) -> list[Tensor | None]:
+    """Of the fused q, k and v, of the text query, and of the feed-forward's first linear, in the first block."""
     block = net.transformer_blocks[0]
     assert isinstance(block, Block)
     first = cast(nn.Module, block.ff.net[0]).proj
-    weights = [
-        cast(FusedLinear, block.fused.qkv).given(),
-        given(frozen(block.attn2.to_q)),
-        given(frozen(cast(nn.Module, first))),
+    linears = [
+        cast(FusedLinear, block.fused.qkv).operands(),
+        operands(base_linear(block.attn2.to_q)),
+        operands(base_linear(cast(nn.Module, first))),
     ]
-    for weight in weights:
-        if weight.room is not None:
-            assert weight.room.untyped_storage().data_ptr() == weight.weight.untyped_storage().data_ptr()
-            assert torch.equal(weight.room[: len(weight.weight)], weight.weight)
-    return [weight.room for weight in weights]
+    for linear in linears:
+        if linear.stacked is not None:
+            assert linear.stacked.untyped_storage().data_ptr() == linear.weight.untyped_storage().data_ptr()
+            assert torch.equal(linear.stacked[: len(linear.weight)], linear.weight)
+    return [linear.stacked for linear in linears]
 
 
-def test_compiled_blocks_have_room_for_what_goes_back_through_their_weights() -> None:
-    wanted = RandomBase("2.3", "tiny").transformer().to(torch.bfloat16)
+def test_compiled_blocks_have_spare_rows_for_lora_and_the_head_gate() -> None:
+    original = RandomBase("2.3", "tiny").transformer().to(torch.bfloat16)
     net = compiled(torch.bfloat16)
-    own, query, inner = rooms(net)
-    block = wanted.transformer_blocks[0]
+    qkv, query, hidden = stacked_weights(net)
+    block = original.transformer_blocks[0]
     assert isinstance(block, Block)
-    width = wanted.config.width
-    assert own is not None
+    width = original.config.width
+    assert qkv is not None
     assert query is not None
-    assert inner is not None
-    assert len(own) == 3 * width + room_for(3 * RANK + HEADS)
-    assert len(query) == width + room_for(RANK + HEADS)
-    assert len(inner) == 4 * width + room_for(RANK)
-    assert torch.equal(own[:width], block.attn1.to_q.weight)
+    assert hidden is not None
+    assert len(qkv) == 3 * width + padded(3 * RANK + HEADS)
+    assert len(query) == width + padded(RANK + HEADS)
+    assert len(hidden) == 4 * width + padded(RANK)
+    assert torch.equal(qkv[:width], block.attn1.to_q.weight)
     assert torch.equal(query[:width], block.attn2.to_q.weight)
-    assert not any("room" in name for name in net.state_dict())
+    assert not any("stacked" in name for name in net.state_dict())
 
 
 @pytest.mark.parametrize(
-    ("dtype", "adapted", "fp8"),
+    ("dtype", "with_lora", "fp8"),
     [(torch.float32, True, False), (torch.bfloat16, False, False), (torch.bfloat16, True, True)],
 )
-def test_where_nothing_is_multiplied_along_there_is_no_room(dtype: torch.dtype, adapted: bool, fp8: bool) -> None:
-    assert rooms(compiled(dtype, adapted, fp8)) == [None] * 3
+def test_without_lora_or_bf16_weights_have_no_spare_rows(dtype: torch.dtype, with_lora: bool, fp8: bool) -> None:
+    assert stacked_weights(compiled(dtype, with_lora, fp8)) == [None] * 3
 
 
-def test_room_is_used_for_as_much_as_it_was_made_for() -> None:
+def test_spare_rows_are_used_only_for_the_number_that_was_reserved() -> None:
     linear = nn.Linear(3, 16)
     before = linear.weight.detach().clone()
-    make_room(linear, 20)
-    make_room(linear, 20)  # there already
-    room = given(linear).room
+    reserve_rows(linear, 20)
+    reserve_rows(linear, 20)  # changes nothing
+    stacked = operands(linear).stacked
     assert torch.equal(linear.weight, before)
-    assert spare_columns(room, linear.weight, 20) == spare_columns(room, linear.weight, 24) == 24
-    assert spare_columns(room, linear.weight, 16) == spare_columns(None, linear.weight, 20) == 0
+    assert spare_columns(stacked, linear.weight, 20) == spare_columns(stacked, linear.weight, 24) == 24
+    assert spare_columns(stacked, linear.weight, 16) == spare_columns(None, linear.weight, 20) == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("out", "width", "rank"), [(64, 256, 24), (128, 200, 20), (512, 128, 128)])
-def test_the_product_is_that_of_both(out: int, width: int, rank: int) -> None:
+def test_the_stacked_matmul_is_the_sum_of_both_matmuls(out: int, width: int, rank: int) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, device="cuda", dtype=torch.bfloat16)
 
-    wide, room = random(150, out + room_for(rank)), random(out + room_for(rank), width)
-    t, down = random(150, rank + 5)[:, :rank], random(rank, width)
-    wanted = wide[:, :out].double() @ room[:out].double() + t.double() @ down.double()
-    wide[:, out:] = room[out:] = torch.nan
-    found = stacked_product(wide, room, t, down)
-    assert float((found - wanted).norm() / wanted.norm()) < 0.005
+    grad, stacked = random(150, out + padded(rank)), random(out + padded(rank), width)
+    grad_u, lora_a = random(150, rank + 5)[:, :rank], random(rank, width)
+    expected = grad[:, :out].double() @ stacked[:out].double() + grad_u.double() @ lora_a.double()
+    grad[:, out:] = stacked[out:] = torch.nan
+    result = stacked_product(grad, stacked, grad_u, lora_a)
+    assert float((result - expected).norm() / expected.norm()) < 0.005

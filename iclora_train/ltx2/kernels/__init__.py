@@ -1,1 +1,1 @@
-"""Fused operators: attention backends, LoRA products, norms, fp8. Each equals a few lines of plain PyTorch."""
+"""Fused operators: attention backends, LoRA matmuls, norms, fp8. Each equals a few lines of plain PyTorch."""

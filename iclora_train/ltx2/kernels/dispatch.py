@@ -7,17 +7,15 @@ import importlib.util
 import torch
 from torch import Tensor
 
-TRITON = importlib.util.find_spec("triton") is not None  # as where torch is built for CUDA; kernels of our own need it
+HAS_TRITON = importlib.util.find_spec("triton") is not None  # it comes with PyTorch's CUDA builds
+LORA_RANKS = (16, 32, 64)  # the ranks that the kernels are written for
 
 
-RANKS = (16, 32, 64)  # of adapters, that kernels of our own take
+def supports_triton(x: Tensor) -> bool:
+    """Whether the Triton kernels for linears with LoRA take tensors with x's device and dtype."""
+    return HAS_TRITON and x.is_cuda and x.dtype == torch.bfloat16
 
 
-def takes(x: Tensor) -> bool:
-    """Whether kernels of our own for adapted linears take tensors like x."""
-    return TRITON and x.is_cuda and x.dtype == torch.bfloat16
-
-
-def power_of_two(count: int) -> bool:
-    """Whether a tile of a kernel of our own may have so many rows or channels."""
+def is_power_of_two(count: int) -> bool:
+    """Whether a Triton tile may have `count` rows or channels."""
     return count & (count - 1) == 0

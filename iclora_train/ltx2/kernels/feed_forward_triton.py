@@ -1,12 +1,14 @@
-"""The feed-forward's kernels between its two products, adapters included (Triton). `feed_forward_ops` launches them.
+"""Triton kernels between the two matmuls of the feed-forward, LoRA included; `feed_forward_ops` launches them.
 
-A feed-forward is four times as wide inside, and what lies between its products is limited by reading and writing those
-activations. So each is read and written as seldom as may be: the adapter's share is computed in registers where it is
-added, GELU follows at once, and the next adapter's A is applied to what is at hand. Rounding to fp8 needs the largest
-of a whole row first, so it is a second pass, which backwards also takes the sums over rows, the adapters' gradients.
+The hidden activations are four times as wide as a token, and these kernels are bound by reading and writing them. So
+each tensor is read and written as seldom as possible: LoRA's term is computed in registers where it is added, GELU
+follows at once, and the next linear's A is applied to the same registers. Quantizing to fp8 needs the absolute maximum
+of a whole row first, so it is a second pass. In backward that pass also computes the gradients of A and B, which are
+sums over rows.
 
-N rows of tokens, F hidden channels, R the rank: a power of two from 16 on. Rows are shared out among programs, and so
-are groups of channels; what needs all channels is left in one part for each group.
+N rows (tokens), F hidden channels, R the LoRA rank: a power of two, at least 16. Groups of rows and groups of channels
+are spread over programs. A result that needs all channels of a row is left as one part per group of channels, and
+`reduce_parts` combines the parts.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -16,165 +18,175 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
-# GELU multiplies h by the logistic function of LINEAR h + CUBIC h^3 (of twice what its tanh is taken of). The number of
-# its instructions limits these kernels as much as memory does, so exp is a power of two, its factor in the constants,
-# and division is by the hardware's reciprocal (2 units in the last place of fp32, far below bf16).
+# gelu(h) = h sigmoid(LINEAR h + CUBIC h^3), the tanh approximation: the sigmoid's argument is twice the tanh's. The
+# number of instructions limits these kernels as much as memory does. So exp is exp2 with log2(e) in the constants, and
+# division is the hardware's approximate one (2 units in the last place of fp32, far below bf16).
 LINEAR: tl.constexpr = tl.constexpr(1.5957691216057308)
 CUBIC: tl.constexpr = tl.constexpr(0.07135481627260025)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _above(h):
-    """What h is divided by: 1 + exp(-LINEAR h - CUBIC h^3)."""
+def _inverse_sigmoid(h):
+    """1 + exp(-LINEAR h - CUBIC h^3), by which h is divided."""
     return 1 + libdevice.exp2(h * (-LINEAR * LOG2_E - CUBIC * LOG2_E * (h * h)))
 
 
 @triton.jit
 def _gelu(h):
-    return libdevice.fast_dividef(h, _above(h))
+    return libdevice.fast_dividef(h, _inverse_sigmoid(h))
 
 
 @triton.jit
 def _gelu_slope(h):
-    share = libdevice.fast_dividef(1.0, _above(h))
-    return share * (1 + h * (LINEAR + 3 * CUBIC * (h * h)) * (1 - share))
+    sigmoid = libdevice.fast_dividef(1.0, _inverse_sigmoid(h))
+    return sigmoid * (1 + h * (LINEAR + 3 * CUBIC * (h * h)) * (1 - sigmoid))
 
 
 @triton.jit
-def _rows_of(thin, scale, n, R: tl.constexpr, ROWS: tl.constexpr, FP8: tl.constexpr):
-    """A program's rows, which of them there are, what is thin of them (ROWS,R), and their scales, 1 without fp8."""
+def _load_rows(small, scale, n, R: tl.constexpr, ROWS: tl.constexpr, FP8: tl.constexpr):
+    """A program's row numbers, their mask, its rows (ROWS,R) of `small`, and the rows' scales, 1 without fp8."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = (row < n)[:, None]
-    own = tl.load(thin + row[:, None] * R + tl.arange(0, R)[None, :], mask=inside, other=0.0)
-    factor = tl.full([ROWS, 1], 1.0, tl.float32)
+    mask = (row < n)[:, None]
+    values = tl.load(small + row[:, None] * R + tl.arange(0, R)[None, :], mask=mask, other=0.0)
+    row_scale = tl.full([ROWS, 1], 1.0, tl.float32)
     if FP8:
-        factor = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
-    return row, inside, own, factor
+        row_scale = tl.load(scale + row, mask=row < n, other=0.0)[:, None]
+    return row, mask, values, row_scale
 
 
 @triton.jit
-def _leave(shares, most, inner, highest, row, n, R: tl.constexpr, FP8: tl.constexpr):
-    """What this program found of its rows, for `gather`."""
+def _store_part(partials, absmax, partial, highest, row, n, R: tl.constexpr, FP8: tl.constexpr):
+    """Stores a program's part of its rows' results, for `reduce_parts`."""
     part = tl.program_id(1)
-    tl.store(shares + (part * n + row[:, None]) * R + tl.arange(0, R)[None, :], inner, mask=(row < n)[:, None])
+    tl.store(partials + (part * n + row[:, None]) * R + tl.arange(0, R)[None, :], partial, mask=(row < n)[:, None])
     if FP8:
-        tl.store(most + part * n + row, highest, mask=row < n)
+        tl.store(absmax + part * n + row, highest, mask=row < n)
 
 
 @triton.jit
-def gather(most, shares, scales, v, n,
-           R: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
-           LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """What the programs that share rows have left: the scale of a row, and its product with an A or a B."""
+def reduce_parts(absmax, partials, scales, total, n,
+                 R: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr, FP8: tl.constexpr,
+                 FP8_MAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
+    """Combines the parts of the programs that share a row: total (n,R) is the sum, scales (n,) the row's fp8 scale."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside, rank = row < n, tl.arange(0, R)
+    mask, rank = row < n, tl.arange(0, R)
     highest = tl.zeros([ROWS], tl.float32)
-    total = tl.zeros([ROWS, R], tl.float32)
+    summed = tl.zeros([ROWS, R], tl.float32)
     for part in range(PARTS):
-        at = part * n + row
-        total += tl.load(shares + at[:, None] * R + rank[None, :], mask=inside[:, None], other=0.0)
+        offset = part * n + row
+        summed += tl.load(partials + offset[:, None] * R + rank[None, :], mask=mask[:, None], other=0.0)
         if FP8:
-            highest = tl.maximum(highest, tl.load(most + at, mask=inside, other=0.0))
-    tl.store(v + row[:, None] * R + rank[None, :], total.to(tl.bfloat16), mask=inside[:, None])
+            highest = tl.maximum(highest, tl.load(absmax + offset, mask=mask, other=0.0))
+    tl.store(total + row[:, None] * R + rank[None, :], summed.to(tl.bfloat16), mask=mask[:, None])
     if FP8:
-        tl.store(scales + row, tl.maximum(highest / LARGEST, LEAST), mask=inside)
+        tl.store(scales + row, tl.maximum(highest / FP8_MAX, MIN_SCALE), mask=mask)
 
 
 @triton.jit
-def up(product, scale, u, up, bias, down, hidden, opened, most, shares, n,
-       F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
-       FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    row, inside, own, factor = _rows_of(u, scale, n, R, ROWS, FP8)
-    part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
+def gelu_forward(product, scale, u, lora_b, bias, lora_a, hidden, activated, absmax, partials, n,
+                 F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
+                 FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
+    """hidden = scale product + u lora_b^T + bias; without FP8 activated = gelu(hidden); the parts of
+    gelu(hidden) lora_a^T and of the rows' absolute maxima. The next tile of `product` is loaded ahead."""
+    row, mask, u_rows, row_scale = _load_rows(u, scale, n, R, ROWS, FP8)
+    part, rank, channel = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
-    inner = tl.zeros([ROWS, R], tl.float32)
+    partial = tl.zeros([ROWS, R], tl.float32)
     width: tl.constexpr = F // PARTS
-    place = row[:, None].to(tl.int64) * F + part * width + lane[None, :]
-    ahead = tl.load(product + place, mask=inside, other=0.0)
+    first_offset = row[:, None].to(tl.int64) * F + part * width + channel[None, :]
+    next_product = tl.load(product + first_offset, mask=mask, other=0.0)
     for start in range(0, width, CHANNELS):
-        column, at = part * width + start + lane, place + start
-        first = ahead.to(tl.float32) * factor
-        ahead = tl.load(product + at + CHANNELS, mask=inside & (start + CHANNELS < width), other=0.0)
-        b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
-        h = first + tl.dot(own, tl.trans(b))
+        column, offset = part * width + start + channel, first_offset + start
+        scaled = next_product.to(tl.float32) * row_scale
+        next_mask = mask & (start + CHANNELS < width)
+        next_product = tl.load(product + offset + CHANNELS, mask=next_mask, other=0.0)
+        b = tl.load(lora_b + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
+        h = scaled + tl.dot(u_rows, tl.trans(b))
         if BIAS:
             h += tl.load(bias + column).to(tl.float32)[None, :]
-        tl.store(hidden + at, h.to(tl.bfloat16), mask=inside)
-        g = _gelu(h).to(tl.bfloat16)  # of rounded h the compiler would compute it twice, for the store and the product
-        a = tl.load(down + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
-        inner += tl.dot(g, tl.trans(a))
+        tl.store(hidden + offset, h.to(tl.bfloat16), mask=mask)
+        g = _gelu(h).to(tl.bfloat16)  # of bf16 h the compiler would compute it twice, for the store and for the dot
+        a = tl.load(lora_a + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
+        partial += tl.dot(g, tl.trans(a))
         if FP8:
             highest = tl.maximum(highest, tl.max(tl.abs(g.to(tl.float32)), 1))
         else:
-            tl.store(opened + at, g, mask=inside)
-    _leave(shares, most, inner, highest, row, n, R, FP8)
+            tl.store(activated + offset, g, mask=mask)
+    _store_part(partials, absmax, partial, highest, row, n, R, FP8)
 
 
 @triton.jit
-def round_gelu(hidden, scales, opened, n,
+def round_gelu(hidden, scales, activated, n,
                F: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+    """activated = gelu(hidden) / scales, in fp8."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = (row < n)[:, None]
-    over = 1 / tl.load(scales + row, mask=row < n, other=1.0)[:, None]
+    mask = (row < n)[:, None]
+    inv_scale = 1 / tl.load(scales + row, mask=row < n, other=1.0)[:, None]
     for start in range(0, F // PARTS, CHANNELS):
         column = tl.program_id(1) * (F // PARTS) + start + tl.arange(0, CHANNELS)
-        at = row[:, None].to(tl.int64) * F + column[None, :]
-        h = tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)
+        offset = row[:, None].to(tl.int64) * F + column[None, :]
+        h = tl.load(hidden + offset, mask=mask, other=0.0).to(tl.float32)
         g = _gelu(h).to(tl.bfloat16).to(tl.float32)
-        tl.store(opened + at, (g * over).to(tl.float8e4nv), mask=inside)
+        tl.store(activated + offset, (g * inv_scale).to(tl.float8e4nv), mask=mask)
 
 
 @triton.jit
-def back(product, scale, t, down, hidden, up, grad, most, shares, n,
-         SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-         PARTS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
-    row, inside, own, factor = _rows_of(t, scale, n, R, ROWS, FP8)
-    part, rank, lane = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
+def gelu_backward(product, scale, grad_u, lora_a, hidden, lora_b, grad, absmax, partials, n,
+                  SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+                  PARTS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
+    """grad = (scale product + grad_u lora_a) gelu'(hidden), in rows of F + SPARE; the parts of grad lora_b and of the
+    rows' absolute maxima. The next tiles of `product` and `hidden` are loaded ahead."""
+    row, mask, u_rows, row_scale = _load_rows(grad_u, scale, n, R, ROWS, FP8)
+    part, rank, channel = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
-    inner = tl.zeros([ROWS, R], tl.float32)
+    partial = tl.zeros([ROWS, R], tl.float32)
     width: tl.constexpr = F // PARTS
-    place = row[:, None].to(tl.int64) * F + part * width + lane[None, :]
-    ahead = tl.load(product + place, mask=inside, other=0.0)
-    hidden_ahead = tl.load(hidden + place, mask=inside, other=0.0)
-    beside = row[:, None].to(tl.int64) * SPARE
+    first_offset = row[:, None].to(tl.int64) * F + part * width + channel[None, :]
+    next_product = tl.load(product + first_offset, mask=mask, other=0.0)
+    next_hidden = tl.load(hidden + first_offset, mask=mask, other=0.0)
+    spare_offset = row[:, None].to(tl.int64) * SPARE
     for start in range(0, width, CHANNELS):
-        column, at = part * width + start + lane, place + start
-        h, g = hidden_ahead.to(tl.float32), ahead.to(tl.float32) * factor
-        more = inside & (start + CHANNELS < width)
-        ahead = tl.load(product + at + CHANNELS, mask=more, other=0.0)
-        hidden_ahead = tl.load(hidden + at + CHANNELS, mask=more, other=0.0)
-        a = tl.load(down + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
-        g += tl.dot(own, a)
+        column, offset = part * width + start + channel, first_offset + start
+        h, g = next_hidden.to(tl.float32), next_product.to(tl.float32) * row_scale
+        next_mask = mask & (start + CHANNELS < width)
+        next_product = tl.load(product + offset + CHANNELS, mask=next_mask, other=0.0)
+        next_hidden = tl.load(hidden + offset + CHANNELS, mask=next_mask, other=0.0)
+        a = tl.load(lora_a + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
+        g += tl.dot(u_rows, a)
         d = (g * _gelu_slope(h)).to(tl.bfloat16)
-        tl.store(grad + at + beside, d, mask=inside)
-        b = tl.load(up + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
-        inner += tl.dot(d, b)
+        tl.store(grad + offset + spare_offset, d, mask=mask)
+        b = tl.load(lora_b + column[:, None] * R + rank[None, :])  # (CHANNELS,R)
+        partial += tl.dot(d, b)
         if FP8:
             highest = tl.maximum(highest, tl.max(tl.abs(d.to(tl.float32)), 1))
-    _leave(shares, most, inner, highest, row, n, R, FP8)
+    _store_part(partials, absmax, partial, highest, row, n, R, FP8)
 
 
 @triton.jit
-def sums(hidden, grad, t, u, scales, rounded, down_grad, up_grad, n, tiles,
-         SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
-         FP8: tl.constexpr):  # fmt: skip
+def factor_grads(hidden, grad, grad_u, u, scales, values, grad_a, grad_b, n, tiles,
+                 SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
+                 FP8: tl.constexpr):  # fmt: skip
+    """Parts of grad_a = grad_u^T gelu(hidden) (R,F) and of grad_b = grad^T u (F,R), over a program's group of rows.
+
+    With FP8 also values = grad / scales in fp8.
+    """
     column = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     part = tl.program_id(1)
-    rank, lane = tl.arange(0, R), tl.arange(0, ROWS)
-    of_down = tl.zeros([R, CHANNELS], tl.float32)
-    of_up = tl.zeros([CHANNELS, R], tl.float32)
+    rank, row_in_tile = tl.arange(0, R), tl.arange(0, ROWS)
+    total_a = tl.zeros([R, CHANNELS], tl.float32)
+    total_b = tl.zeros([CHANNELS, R], tl.float32)
     for step in range(tiles):
-        row = (part * tiles + step) * ROWS + lane
-        inside = (row < n)[:, None]
-        at = row[:, None].to(tl.int64) * F + column[None, :]
-        g = _gelu(tl.load(hidden + at, mask=inside, other=0.0).to(tl.float32)).to(tl.bfloat16)
-        d = tl.load(grad + at + row[:, None].to(tl.int64) * SPARE, mask=inside, other=0.0)
+        row = (part * tiles + step) * ROWS + row_in_tile
+        mask = (row < n)[:, None]
+        offset = row[:, None].to(tl.int64) * F + column[None, :]
+        g = _gelu(tl.load(hidden + offset, mask=mask, other=0.0).to(tl.float32)).to(tl.bfloat16)
+        d = tl.load(grad + offset + row[:, None].to(tl.int64) * SPARE, mask=mask, other=0.0)
         small = row[:, None] * R + rank[None, :]
-        of_down += tl.dot(tl.trans(tl.load(t + small, mask=inside, other=0.0)), g)
-        of_up += tl.dot(tl.trans(d), tl.load(u + small, mask=inside, other=0.0))
+        total_a += tl.dot(tl.trans(tl.load(grad_u + small, mask=mask, other=0.0)), g)
+        total_b += tl.dot(tl.trans(d), tl.load(u + small, mask=mask, other=0.0))
         if FP8:
-            over = 1 / tl.load(scales + row, mask=row < n, other=1.0)[:, None]
-            tl.store(rounded + at, (d.to(tl.float32) * over).to(tl.float8e4nv), mask=inside)
-    tl.store(down_grad + (part * R + rank[:, None]) * F + column[None, :], of_down)
-    tl.store(up_grad + (part * F + column[:, None]) * R + rank[None, :], of_up)
+            inv_scale = 1 / tl.load(scales + row, mask=row < n, other=1.0)[:, None]
+            tl.store(values + offset, (d.to(tl.float32) * inv_scale).to(tl.float8e4nv), mask=mask)
+    tl.store(grad_a + (part * R + rank[:, None]) * F + column[None, :], total_a)
+    tl.store(grad_b + (part * F + column[:, None]) * R + rank[None, :], total_b)

@@ -1,8 +1,7 @@
-"""Linears whose weights stay in fp8: half the memory of bf16, and on Ada and newer GPUs products at twice the speed.
+"""Linears whose frozen weights stay in fp8 (e4m3): half the memory of bf16, twice the matmul speed on Ada and newer.
 
-The weight is one tensor times one scale, as the official fp8 files have it. On such a GPU activations, and in the
-backward pass gradients, are rounded to fp8 too, each token with a scale of its own; elsewhere the weight is widened and
-forgotten again.
+A weight is fp8 values times one scale, as in the official fp8 files. On a GPU with fp8 tensor cores, activations and
+gradients are quantized to fp8 too, with one scale per token. On other devices the weight is dequantized at each use.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 E4M3 = torch.float8_e4m3fn
-LARGEST = torch.finfo(E4M3).max  # 448
-LEAST = 1e-12  # scale of a row of zeros
+FP8_MAX = torch.finfo(E4M3).max  # 448
+MIN_SCALE = 1e-12  # the scale of a row of zeros
 
 
 class Fp8Linear(nn.Linear):
-    """x (..., in) -> x (scale weight)^T + bias, weight (out,in) in fp8."""
+    """x (...,in) -> x (weight_scale weight)^T + bias, with weight (out,in) in fp8."""
 
     weight_scale: Tensor  # () fp32
-    weight_t: Tensor | None  # (in,out): the weight as the gradient's product wants it; else that is made at each use
+    weight_t: Tensor | None  # (in,out), cached for the matmul of input gradients; if None, it is made at each use
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        outputs, inputs = weight.shape
-        super().__init__(inputs, outputs, bias=bias is not None, device="meta")
+        out_features, in_features = weight.shape
+        super().__init__(in_features, out_features, bias=bias is not None, device="meta")
         self.weight = nn.Parameter(weight, requires_grad=False)
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
@@ -34,87 +33,89 @@ class Fp8Linear(nn.Linear):
         self.register_buffer("weight_t", None, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = scaled_product(x, self.weight, self.weight_scale, self.weight_t)
+        out = scaled_matmul(x, self.weight, self.weight_scale, self.weight_t)
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight as fp8 values and the scalar fp32 scale that they are multiplied with."""
-    scale = (weight.abs().amax().float() / LARGEST).clamp(min=LEAST)
+    """A weight as fp8 values and one fp32 scale (): weight = values * scale."""
+    scale = (weight.abs().amax().float() / FP8_MAX).clamp(min=MIN_SCALE)
     return (weight.float() / scale).to(E4M3), scale
 
 
-def scaled_product(x: Tensor, weight: Tensor, scale: Tensor, turned: Tensor | None = None) -> Tensor:
-    """x (..., in) times (scale weight)^T: fp8 weight (out,in), one scale () or one for each output (out,); `turned` is
-    the weight as (in,out) in memory, if there is one."""
-    product: Tensor = _Product.apply(x, weight, scale, turned)
-    return product
-
-
-def by_column(weight: Tensor, turned: Tensor | None) -> Tensor:
-    """A weight (out,in) lying column by column, as products of gradients want it."""
-    return (weight.t().contiguous() if turned is None else turned).t()
-
-
-def across(weight: Tensor, scale: Tensor | None, turned: Tensor | None) -> Tensor:
-    """A weight (out,in), with a scale where it is fp8, as products of gradients want it."""
-    return weight if scale is None else by_column(weight, turned)
-
-
-def widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """fp8 values (out,in) times their scale () or (out,), in `dtype`."""
+def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp8 values (out,in) times their scale, () or one per output (out,), in `dtype`."""
     return (weight.float() * scale.reshape(-1, 1)).to(dtype)
 
 
-def rounded_product(x: Tensor, weight: Tensor, before: Tensor | None, behind: Tensor | None) -> Tensor:
-    """x (..., k) times weight (k,n), both in fp8; x times `before` (k,), the product times `behind` () or (n,).
+def scaled_matmul(x: Tensor, weight: Tensor, scale: Tensor, weight_t: Tensor | None = None) -> Tensor:
+    """x (...,in) times (scale weight)^T, for an fp8 weight (out,in) and a scale () or (out,).
 
-    The weight lies column by column. x is rounded with a scale per row. The kernel knows one scale for all of x, and is
-    faster than the one that knows a scale per row: so all scales are multiplied on behind it, where a compiler joins
-    that to what follows.
+    weight_t: the weight as a contiguous (in,out), if it is cached.
+    """
+    out: Tensor = _ScaledMatmul.apply(x, weight, scale, weight_t)
+    return out
+
+
+def column_major(weight: Tensor, weight_t: Tensor | None) -> Tensor:
+    """The fp8 weight (out,in) in column-major memory, which the fp8 matmul of input gradients requires."""
+    return (weight.t().contiguous() if weight_t is None else weight_t).t()
+
+
+def weight_for_input_grad(weight: Tensor, scale: Tensor | None, weight_t: Tensor | None) -> Tensor:
+    """The weight (out,in) in the layout that grad @ weight requires: column-major if it is in fp8, with a scale."""
+    return weight if scale is None else column_major(weight, weight_t)
+
+
+def quantized_matmul(x: Tensor, weight: Tensor, input_scale: Tensor | None, output_scale: Tensor | None) -> Tensor:
+    """(x input_scale) @ weight * output_scale, in fp8: x (...,k) is quantized per row, weight (k,n) is column-major.
+
+    input_scale (k,), output_scale () or (n,). The matmul kernel with one scale for all of x is faster than the one with
+    a scale per row. So the kernel runs without scales, and all scales are multiplied onto its output, where
+    torch.compile fuses them into the next operation.
     """
     rows = x.reshape(-1, x.shape[-1]).float()
-    values, row_scale = round_rows(rows if before is None else rows * before)
-    product = raw_product(values, weight, x.dtype)
-    behind = row_scale if behind is None else row_scale * behind
-    return (product * behind).to(x.dtype).unflatten(0, x.shape[:-1])
+    values, row_scale = quantize_rows(rows if input_scale is None else rows * input_scale)
+    out = unscaled_matmul(values, weight, x.dtype)
+    output_scale = row_scale if output_scale is None else row_scale * output_scale
+    return (out * output_scale).to(x.dtype).unflatten(0, x.shape[:-1])
 
 
-def round_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (M,k) in fp8, and the scale of each (M,1) fp32."""
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (M,k) as fp8 values (M,k) and one fp32 scale per row (M,1)."""
     rows = rows.float()
-    scale = (rows.abs().amax(-1, keepdim=True) / LARGEST).clamp(min=LEAST)
+    scale = (rows.abs().amax(-1, keepdim=True) / FP8_MAX).clamp(min=MIN_SCALE)
     return (rows / scale).to(E4M3), scale
 
 
-def raw_product(values: Tensor, weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """fp8 values (M,k) times fp8 weight (k,n), which lies column by column, without their scales."""
+def unscaled_matmul(values: Tensor, weight: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """fp8 values (M,k) @ fp8 weight (k,n), which is column-major; no scale is applied."""
     one = torch.ones((), dtype=torch.float32, device=values.device)
     return torch._scaled_mm(values, weight, one, one, out_dtype=dtype, use_fast_accum=True)
 
 
-class _Product(torch.autograd.Function):
+class _ScaledMatmul(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, turned: Tensor | None) -> Tensor:
-        ctx.save_for_backward(weight, scale, turned)
-        if multiplies_fp8(x):
-            return rounded_product(x, weight.t(), None, scale)
-        return F.linear(x, widened(weight, scale, x.dtype))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, weight_t: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight, scale, weight_t)
+        if supports_fp8_matmul(x):
+            return quantized_matmul(x, weight.t(), None, scale)
+        return F.linear(x, dequantize(weight, scale, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        weight, scale, turned = ctx.saved_tensors
-        if multiplies_fp8(grad):
-            before, behind = (scale, None) if scale.ndim else (None, scale)
-            return rounded_product(grad, by_column(weight, turned), before, behind), None, None, None
-        return grad @ widened(weight, scale, grad.dtype), None, None, None
+        weight, scale, weight_t = ctx.saved_tensors
+        if supports_fp8_matmul(grad):
+            input_scale, output_scale = (scale, None) if scale.ndim else (None, scale)
+            return quantized_matmul(grad, column_major(weight, weight_t), input_scale, output_scale), None, None, None
+        return grad @ dequantize(weight, scale, grad.dtype), None, None, None
 
 
-def multiplies_fp8(x: Tensor) -> bool:
-    """Whether x lies where fp8 products are computed in hardware."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and _has_fp8_units(x.device.index)
+def supports_fp8_matmul(x: Tensor) -> bool:
+    """Whether x is a bf16 tensor on a GPU with fp8 tensor cores."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and _has_fp8_tensor_cores(x.device.index)
 
 
 @torch.compiler.assume_constant_result
-def _has_fp8_units(device: int) -> bool:
+def _has_fp8_tensor_cores(device: int) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 9)

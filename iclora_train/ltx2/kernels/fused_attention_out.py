@@ -1,6 +1,7 @@
-"""What comes behind attention as one function: a gate for each head, the output's linear with its adapter, the gated
-sum with the tokens, and the norm that looks at them next. The adapter's share is computed where it is added, forwards
-and backwards, and never written; what goes back through norm, sum and gate is one pass.
+"""The end of attention as one autograd function: head gate, output linear with LoRA, gated residual, and the next norm.
+
+LoRA's term is added in a matmul's epilogue, in forward and in backward. Norm, residual and gate share one backward
+kernel (`norm_back`).
 """
 
 from __future__ import annotations
@@ -10,130 +11,149 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from iclora_train.ltx2.kernels.dispatch import power_of_two
-from iclora_train.ltx2.kernels.fp8_linear import across
-from iclora_train.ltx2.kernels.lora_linear import frozen, given, halves_of
-from iclora_train.ltx2.kernels.lora_product import CHANNELS, factored, has_kernel, low_rank_back, multiplied
-from iclora_train.ltx2.kernels.modulated_norm import Norm, modulated, norm_back
+from iclora_train.ltx2.kernels.dispatch import is_power_of_two
+from iclora_train.ltx2.kernels.fp8_linear import weight_for_input_grad
+from iclora_train.ltx2.kernels.lora_linear import base_linear, factors_of, operands
+from iclora_train.ltx2.kernels.lora_product import (
+    CHANNELS,
+    base_matmul_with_scale,
+    lora_b_backward,
+    matmul,
+    supports_lora_kernels,
+)
+from iclora_train.ltx2.kernels.modulated_norm import ModulatedNorm, modulated_norm, norm_back
 from iclora_train.ltx2.kernels.modulation import GatedResidual
 
-ADD, BACK = (64, 4), (32, 4, 2)  # rows of a program's tile, its warps, and backwards tiles on their way
-PARTS = 8  # of the rows, that are summed up apart
+ADD_TILE = (64, 4)  # of `add_gated`: rows, warps
+BACK_TILE = (32, 4, 2)  # of `gate_back`: rows, warps, pipeline stages
+PARTS = 8  # groups of rows, whose contributions to the gradient of A are summed separately
 
 
-def adds_to(onto: GatedResidual) -> bool:
-    """Whether `add_gated` can be had: for gates that are not learned."""
-    return onto.x.shape[-1] % CHANNELS == 0 and not onto.rows.requires_grad and onto.rows.dtype == onto.x.dtype
+def supports_residual(residual: GatedResidual) -> bool:
+    """Whether `add_gated` takes the residual: the gates get no gradient."""
+    x, gates = residual.x, residual.gates
+    return x.shape[-1] % CHANNELS == 0 and not gates.requires_grad and gates.dtype == x.dtype
 
 
-def takes_out(out: Tensor, layer: nn.Module, onto: GatedResidual) -> bool:
-    """Whether `gated_out` can be had of attention's results (B,n,heads,head_dim)."""
-    linear, halves, width = frozen(layer), halves_of(layer), out.shape[-1]
-    if halves is None or not power_of_two(width) or not 16 <= width <= CHANNELS or not adds_to(onto):
+def supports_attention_out(out: Tensor, layer: nn.Module, residual: GatedResidual) -> bool:
+    """Whether `fused_attention_out` takes attention outputs (B,n,heads,head_dim)."""
+    linear, factors, head_dim = base_linear(layer), factors_of(layer), out.shape[-1]
+    if factors is None or not is_power_of_two(head_dim) or not 16 <= head_dim <= CHANNELS:
         return False
-    whole = power_of_two(linear.out_features)
-    return whole and has_kernel(out, given(linear).scale, [len(halves[0])], [linear.out_features])
+    if not supports_residual(residual) or not is_power_of_two(linear.out_features):
+        return False
+    return supports_lora_kernels(out, operands(linear).scale, [len(factors[0])], [linear.out_features])
 
 
-def gated_out(out: Tensor, gate: Tensor, layer: nn.Module, onto: GatedResidual, norm: Norm) -> tuple[Tensor, Tensor]:
-    """onto + layer(2 sigmoid(gate) out), for attention's results out (B,n,heads,head_dim) and gate (B,n,heads); and
-    the norm of that."""
-    halves = halves_of(layer)
-    assert halves is not None
-    down, up = (half.to(out.dtype) for half in halves)
-    found: tuple[Tensor, Tensor] = _GatedOut.apply(out, gate, *given(frozen(layer)), down, up, *onto, *norm)
-    return found
+def fused_attention_out(
+    out: Tensor, gate: Tensor, layer: nn.Module, residual: GatedResidual, norm: ModulatedNorm
+) -> tuple[Tensor, Tensor]:
+    """Attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads) -> the residual stream plus the gated
+    layer(2 sigmoid(gate) out), and the norm of that sum; both (B,n,D)."""
+    factors = factors_of(layer)
+    assert factors is not None
+    lora_a, lora_b = (factor.to(out.dtype) for factor in factors)
+    outputs: tuple[Tensor, Tensor] = _FusedAttentionOut.apply(
+        out, gate, *operands(base_linear(layer)), lora_a, lora_b, *residual, *norm
+    )
+    return outputs
 
 
-def by_heads(out: Tensor, gate: Tensor) -> Tensor:
+def _gate_heads(out: Tensor, gate: Tensor) -> Tensor:
     """2 sigmoid(gate) out, for out (B,n,heads,head_dim) and gate (B,n,heads)."""
     return out * (2 * gate.sigmoid())[..., None]
 
 
-class _GatedOut(torch.autograd.Function):
+class _FusedAttentionOut(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, out: Tensor, gate: Tensor, weight: Tensor, scale: Tensor | None, turned: Tensor | None,
-        bias: Tensor | None, _room: Tensor | None, down: Tensor, up: Tensor, x: Tensor, gates: Tensor, level: Tensor,
-        norm_scale: Tensor, norm_shift: Tensor, eps: float,
+        ctx: Any, out: Tensor, gate: Tensor, weight: Tensor, scale: Tensor | None, weight_t: Tensor | None,
+        bias: Tensor | None, _stacked: Tensor | None, lora_a: Tensor, lora_b: Tensor, x: Tensor, gates: Tensor,
+        level: Tensor, norm_scale: Tensor, norm_shift: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        rows = by_heads(out, gate).flatten(2).flatten(0, 1)
-        u = rows @ down.t()
-        product, factor = factored(rows, weight.t(), scale)
-        found = add_gated(product, factor, bias, u, up, x.contiguous(), gates.contiguous(), level)
-        normed, inverse = modulated(found, Norm(norm_scale, norm_shift, eps), level)
-        seen = found, inverse, norm_scale, level, gates
-        ctx.save_for_backward(out, gate, weight, scale, turned, down, up, u, *seen)
-        return found, normed
+        rows = _gate_heads(out, gate).flatten(2).flatten(0, 1)
+        u = rows @ lora_a.t()
+        product, row_scale = base_matmul_with_scale(rows, weight.t(), scale)
+        x_out = add_gated(product, row_scale, bias, u, lora_b, x.contiguous(), gates.contiguous(), level)
+        normed, rstd = modulated_norm(x_out, ModulatedNorm(norm_scale, norm_shift, eps), level)
+        of_norm = x_out, rstd, norm_scale, level, gates
+        ctx.save_for_backward(out, gate, weight, scale, weight_t, lora_a, lora_b, u, *of_norm)
+        return x_out, normed
 
     @staticmethod
-    def backward(ctx: Any, of_found: Tensor, of_normed: Tensor) -> tuple[Tensor | None, ...]:
-        out, gate, weight, scale, turned, down, up, u, found, inverse, norm_scale, level, gates = ctx.saved_tensors
-        given = of_normed.contiguous(), of_found.contiguous(), found, inverse, norm_scale.contiguous()
-        of_x, rows, values, factor = norm_back(*given, level, gates.contiguous(), scale)
-        rounded: tuple[Tensor, Tensor | None] = (rows, None) if scale is None else (values, factor)
-        product = multiplied(*rounded, across(weight, scale, turned))
-        t, of_up = low_rank_back(rows, u, up)
-        of_out, of_gate, of_down = gate_back(product, rounded[1], t, down, out.contiguous(), gate.contiguous())
-        return of_out, of_gate, *[None] * 5, of_down.sum(0).to(down.dtype), of_up, of_x, *[None] * 5
+    def backward(ctx: Any, grad_x_out: Tensor, grad_normed: Tensor) -> tuple[Tensor | None, ...]:
+        out, gate, weight, scale, weight_t, lora_a, lora_b, u, x_out, rstd, norm_scale, level, gates = ctx.saved_tensors
+        norm_inputs = grad_normed.contiguous(), grad_x_out.contiguous(), x_out, rstd, norm_scale.contiguous()
+        grad_x, rows, values, row_scale = norm_back(*norm_inputs, level, gates.contiguous(), scale)
+        operand: tuple[Tensor, Tensor | None] = (rows, None) if scale is None else (values, row_scale)
+        product = matmul(*operand, weight_for_input_grad(weight, scale, weight_t))
+        grad_u, grad_b = lora_b_backward(rows, u, lora_b)
+        grad_out, grad_gate, grad_a = gate_back(
+            product, operand[1], grad_u, lora_a, out.contiguous(), gate.contiguous()
+        )
+        return grad_out, grad_gate, *[None] * 5, grad_a.sum(0).to(lora_a.dtype), grad_b, grad_x, *[None] * 5
 
 
 @torch.library.custom_op("iclora_train::add_gated", mutates_args=())
 def add_gated(
-    product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor, x: Tensor, gates: Tensor,
+    product: Tensor, row_scale: Tensor | None, bias: Tensor | None, u: Tensor, lora_b: Tensor, x: Tensor, gates: Tensor,
     level: Tensor,
 ) -> Tensor:  # fmt: skip
-    """x (B,n,D) + gates (B,K,D) of a token's level (B,n) times [product (B n,D) factor (B n,) + bias (D,) + u up^T].
+    """x (B,n,D) + gate * [product (B n,D) row_scale (B n,) + bias (D,) + u (B n,R) @ lora_b^T (R,D)].
 
-    u (B n,R), up (D,R), factor fp32.
+    gates (B,K,D), level (B,n) picks each token's gate. row_scale is fp32.
     """
-    import triton  # noqa: PLC0415 (not where there is no GPU)
+    import triton  # noqa: PLC0415 (absent without a GPU)
 
-    from iclora_train.ltx2.kernels.lora_product_triton import gated  # noqa: PLC0415
+    from iclora_train.ltx2.kernels.lora_product_triton import gated_residual  # noqa: PLC0415
 
     rows, width = product.shape
-    found, (tile, warps) = torch.empty_like(x), ADD
-    gated[(triton.cdiv(rows, tile), width // CHANNELS)](
-        product, factor, bias, u, up, x, gates, level, found, rows, x.shape[1], level.stride(0), level.stride(1),
-        width, u.shape[1], gates.shape[1], tile, CHANNELS, factor is not None, bias is not None, num_warps=warps,
+    out, (tile, warps) = torch.empty_like(x), ADD_TILE
+    gated_residual[(triton.cdiv(rows, tile), width // CHANNELS)](
+        product, row_scale, bias, u, lora_b, x, gates, level, out, rows, x.shape[1], level.stride(0), level.stride(1),
+        width, u.shape[1], gates.shape[1], tile, CHANNELS, row_scale is not None, bias is not None, num_warps=warps,
     )  # fmt: skip
-    return found
+    return out
 
 
 @add_gated.register_fake
 def _(
-    product: Tensor, factor: Tensor | None, bias: Tensor | None, u: Tensor, up: Tensor, x: Tensor, *rest: Any
+    product: Tensor, row_scale: Tensor | None, bias: Tensor | None, u: Tensor, lora_b: Tensor, x: Tensor, *rest: Any
 ) -> Tensor:
     return torch.empty_like(x)
 
 
 @torch.library.custom_op("iclora_train::gate_back", mutates_args=())
 def gate_back(
-    product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
+    product: Tensor, row_scale: Tensor | None, grad_u: Tensor, lora_a: Tensor, out: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of out (B,n,heads,head_dim) and gate (B,n,heads), given that of 2 sigmoid(gate) out: product (B n,D)
-    factor (B n,) + t down, t (B n,R), down (R,D); and that of down, in parts (PARTS,R,D) fp32."""
+    """Backward of gated = 2 sigmoid(gate) out and u = gated lora_a^T, for out (B,n,heads,head_dim), gate (B,n,heads).
+
+    The gradient of gated is product (B n,D) row_scale (B n,) + grad_u (B n,R) @ lora_a (R,D). Returns the gradients of
+    out, of gate, and of lora_a as fp32 partial sums (PARTS,R,D).
+    """
     import triton  # noqa: PLC0415
 
-    from iclora_train.ltx2.kernels.lora_product_triton import ungated  # noqa: PLC0415
+    from iclora_train.ltx2.kernels.lora_product_triton import head_gate_backward  # noqa: PLC0415
 
-    (rows, width), (tile, warps, stages) = product.shape, BACK
-    of_out, of_gate, of_down = _grads_like(out, gate, down)
+    (rows, width), (tile, warps, stages) = product.shape, BACK_TILE
+    grad_out, grad_gate, grad_a = _empty_grads(out, gate, lora_a)
     heads, channels = out.shape[2:]
-    ungated[(heads, PARTS)](
-        product, factor, t, down, out, gate, of_out, of_gate, of_down, rows, triton.cdiv(rows, tile * PARTS),
-        width, heads, t.shape[1], tile, channels, factor is not None, num_warps=warps, num_stages=stages,
+    head_gate_backward[(heads, PARTS)](
+        product, row_scale, grad_u, lora_a, out, gate, grad_out, grad_gate, grad_a, rows,
+        triton.cdiv(rows, tile * PARTS),
+        width, heads, grad_u.shape[1], tile, channels, row_scale is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return of_out, of_gate, of_down
+    return grad_out, grad_gate, grad_a
 
 
 @gate_back.register_fake
 def _(
-    product: Tensor, factor: Tensor | None, t: Tensor, down: Tensor, out: Tensor, gate: Tensor
+    product: Tensor, row_scale: Tensor | None, grad_u: Tensor, lora_a: Tensor, out: Tensor, gate: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _grads_like(out, gate, down)
+    return _empty_grads(out, gate, lora_a)
 
 
-def _grads_like(out: Tensor, gate: Tensor, down: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    of_down = down.new_empty(PARTS, *down.shape, dtype=torch.float32)
-    return torch.empty_like(out), torch.empty_like(gate), of_down
+def _empty_grads(out: Tensor, gate: Tensor, lora_a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_a = lora_a.new_empty(PARTS, *lora_a.shape, dtype=torch.float32)
+    return torch.empty_like(out), torch.empty_like(gate), grad_a

@@ -1,4 +1,4 @@
-"""The feed-forward with both LoRA adapters and GELU as one autograd function."""
+"""The feed-forward with LoRA on both linears, GELU and the gated residual as one autograd function."""
 
 from __future__ import annotations
 
@@ -8,71 +8,77 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclora_train.ltx2.kernels.dispatch import RANKS, takes
+from iclora_train.ltx2.kernels.dispatch import LORA_RANKS, supports_triton
 from iclora_train.ltx2.kernels.feed_forward_ops import gelu_back, gelu_up
-from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, across, multiplies_fp8, raw_product
-from iclora_train.ltx2.kernels.fused_attention_out import add_gated, adds_to
-from iclora_train.ltx2.kernels.lora_linear import frozen, given, halves_of
-from iclora_train.ltx2.kernels.lora_product import back_through, factored, low_rank_back
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, supports_fp8_matmul, unscaled_matmul, weight_for_input_grad
+from iclora_train.ltx2.kernels.fused_attention_out import add_gated, supports_residual
+from iclora_train.ltx2.kernels.lora_linear import base_linear, factors_of, operands
+from iclora_train.ltx2.kernels.lora_product import base_matmul_with_scale, input_grad, lora_b_backward
 from iclora_train.ltx2.kernels.modulation import GatedResidual, pick
 from iclora_train.ltx2.kernels.stacked_weight import spare_columns
 
-_CHANNELS = 1024  # hidden channels come in multiples of it: the kernels' parts times their smallest tile
+_CHANNELS = 1024  # the hidden channels must be a multiple of it: the kernels' parts times their smallest tile
 
 
-def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, onto: GatedResidual) -> Tensor | None:
-    """onto + second(gelu(first(x))) for adapted linears of one rank; None where that has no kernel."""
-    halves = halves_of(first), halves_of(second)
-    if not takes(x) or halves[0] is None or halves[1] is None or not adds_to(onto):
+def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, residual: GatedResidual) -> Tensor | None:
+    """The residual stream plus the gated second(gelu(first(x))), for linears with LoRA of one rank; None where the
+    kernels do not apply."""
+    factors = factors_of(first), factors_of(second)
+    if not supports_triton(x) or factors[0] is None or factors[1] is None or not supports_residual(residual):
         return None
-    inner, outer = frozen(first), frozen(second)
-    rank = {halves[0][0].shape[0], halves[1][0].shape[0]}
-    if len(rank) > 1 or not rank <= set(RANKS) or inner.out_features % _CHANNELS:
+    linear1, linear2 = base_linear(first), base_linear(second)
+    ranks = {factors[0][0].shape[0], factors[1][0].shape[0]}
+    if len(ranks) > 1 or not ranks <= set(LORA_RANKS) or linear1.out_features % _CHANNELS:
         return None
-    fp8 = {isinstance(linear, Fp8Linear) for linear in (inner, outer)}
-    if len(fp8) > 1 or (fp8 == {True} and not multiplies_fp8(x)):
+    fp8 = {isinstance(linear, Fp8Linear) for linear in (linear1, linear2)}
+    if len(fp8) > 1 or (fp8 == {True} and not supports_fp8_matmul(x)):
         return None
-    found: Tensor = _FeedForward.apply(x, *given(inner), *halves[0], *given(outer), *halves[1], *onto)
-    return found
+    out: Tensor = _FusedFeedForward.apply(
+        x, *operands(linear1), *factors[0], *operands(linear2), *factors[1], *residual
+    )
+    return out
 
 
-class _FeedForward(torch.autograd.Function):
+class _FusedFeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor,
-        w1: Tensor, s1: Tensor | None, turned1: Tensor | None, bias1: Tensor | None, room1: Tensor | None,
+        w1: Tensor, s1: Tensor | None, w1_t: Tensor | None, bias1: Tensor | None, stacked1: Tensor | None,
         a1: Tensor, b1: Tensor,
-        w2: Tensor, s2: Tensor | None, turned2: Tensor | None, bias2: Tensor | None, _room2: Tensor | None,
+        w2: Tensor, s2: Tensor | None, w2_t: Tensor | None, bias2: Tensor | None, _stacked2: Tensor | None,
         a2: Tensor, b2: Tensor,
         residual: Tensor, gates: Tensor, level: Tensor,
     ) -> Tensor:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])
-        down1, up1, down2, up2 = (half.to(x.dtype) for half in (a1, b1, a2, b2))
-        u1 = F.linear(rows, down1)  # (N,R)
-        product, scale = factored(rows, w1.t(), s1)
-        hidden, inner, inner_scale, u2 = gelu_up(product, scale, u1, up1, bias1, down2, s1 is not None)
-        factor = None if s2 is None else inner_scale * s2
-        product = inner @ w2.t() if s2 is None else raw_product(inner, w2.t())
-        weights = w1, s1, turned1, room1, w2, s2, turned2
+        lora_a1, lora_b1, lora_a2, lora_b2 = (factor.to(x.dtype) for factor in (a1, b1, a2, b2))
+        u1 = F.linear(rows, lora_a1)  # (N,R)
+        product, scale = base_matmul_with_scale(rows, w1.t(), s1)
+        hidden, activated, activated_scale, u2 = gelu_up(product, scale, u1, lora_b1, bias1, lora_a2, s1 is not None)
+        row_scale = None if s2 is None else activated_scale * s2
+        product = activated @ w2.t() if s2 is None else unscaled_matmul(activated, w2.t())
+        weights = w1, s1, w1_t, stacked1, w2, s2, w2_t
         ctx.save_for_backward(x, u1, hidden, u2, *weights, a1, b1, a2, b2, gates, level)
-        return add_gated(product, factor, bias2, u2, up2, residual.contiguous(), gates.contiguous(), level)
+        return add_gated(product, row_scale, bias2, u2, lora_b2, residual.contiguous(), gates.contiguous(), level)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, u1, hidden, u2, *weights, a1, b1, a2, b2, gates, level = ctx.saved_tensors
-        w1, s1, turned1, room1, w2, s2, turned2 = weights
+        w1, s1, w1_t, stacked1, w2, s2, w2_t = weights
         rows, fp8 = (grad * pick(gates, level)).reshape(-1, grad.shape[-1]), s1 is not None
-        down1, up1, down2, up2 = (half.to(grad.dtype) for half in (a1, b1, a2, b2))
-        t2, of_b2 = low_rank_back(rows, u2, up2)  # (N,R), (D,R)
-        product, scale = factored(rows, across(w2, s2, turned2), s2)
-        columns = spare_columns(room1, w1, len(down1))
-        d, d_scale, t1, *parts = gelu_back(product, scale, t2, down2, hidden, up1, u1, fp8, columns)
-        of_a2, of_b1 = (part.sum(0) for part in parts)
-        factor = None if s1 is None else d_scale * s1
-        back = back_through(d, factor, across(w1, s1, turned1), t1, down1, room1).view_as(x)
-        of_a1 = t1.t() @ x.reshape(-1, x.shape[-1])
+        lora_a1, lora_b1, lora_a2, lora_b2 = (factor.to(grad.dtype) for factor in (a1, b1, a2, b2))
+        grad_u2, grad_b2 = lora_b_backward(rows, u2, lora_b2)  # (N,R), (D,R)
+        product, scale = base_matmul_with_scale(rows, weight_for_input_grad(w2, s2, w2_t), s2)
+        spare = spare_columns(stacked1, w1, len(lora_a1))
+        grad_hidden, hidden_scale, grad_u1, *parts = gelu_back(
+            product, scale, grad_u2, lora_a2, hidden, lora_b1, u1, fp8, spare
+        )
+        grad_a2, grad_b1 = (part.sum(0) for part in parts)
+        row_scale = None if s1 is None else hidden_scale * s1
+        weight = weight_for_input_grad(w1, s1, w1_t)
+        grad_x = input_grad(grad_hidden, row_scale, weight, grad_u1, lora_a1, stacked1).view_as(x)
+        grad_a1 = grad_u1.t() @ x.reshape(-1, x.shape[-1])
         return (
-            back, None, None, None, None, None, of_a1.to(a1.dtype), of_b1.to(b1.dtype),
-            None, None, None, None, None, of_a2.to(a2.dtype), of_b2.to(b2.dtype),
+            grad_x, None, None, None, None, None, grad_a1.to(a1.dtype), grad_b1.to(b1.dtype),
+            None, None, None, None, None, grad_a2.to(a2.dtype), grad_b2.to(b2.dtype),
             grad, None, None,
         )  # fmt: skip

@@ -1,7 +1,7 @@
-"""The kernels of `qkv`: norms and rotation of q and k, forwards and backwards (Triton).
+"""Triton kernels of `fused_qkv` and `fused_query`: norms and rotation, forward and backward.
 
-One program has one token's whole row: D channels of q and of k each, as (heads, half of a head's channels) twice, of
-which the first are rotated against the second.
+One program per token. It holds the D channels of q and of k, each as two tensors (heads, half of head_dim): the first
+and the second halves of the heads, which are rotated against each other.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -12,129 +12,137 @@ import triton.language as tl
 
 
 @triton.jit
-def _places(HEADS: tl.constexpr, HALF: tl.constexpr):
-    """Where a row's first halves of heads are, in a row of channels and in a row of angles."""
-    head, lane = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
-    return head * (2 * HALF) + lane, head * HALF + lane
+def _offsets(HEADS: tl.constexpr, HALF: tl.constexpr):
+    """Offsets of the heads' first halves in a row of channels, and in a row of angles."""
+    head, channel = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    return head * (2 * HALF) + channel, head * HALF + channel
 
 
 @triton.jit
-def _pair(start, at, HALF: tl.constexpr):
-    """First and second halves."""
-    return tl.load(start + at).to(tl.float32), tl.load(start + at + HALF).to(tl.float32)
+def _load_halves(start, offset, HALF: tl.constexpr):
+    """The first and the second halves, in fp32."""
+    return tl.load(start + offset).to(tl.float32), tl.load(start + offset + HALF).to(tl.float32)
 
 
 @triton.jit
-def _normed(raw, weight, cos, sin, out, inverse, at, eps, D: tl.constexpr, HALF: tl.constexpr):
-    """One row of q or of k."""
-    a, b = _pair(raw, at, HALF)
-    over = tl.rsqrt((tl.sum(a * a) + tl.sum(b * b)) / D + eps)
-    wa, wb = _pair(weight, at, HALF)
-    a, b = a * over * wa, b * over * wb
-    tl.store(out + at, (a * cos - b * sin).to(tl.bfloat16))
-    tl.store(out + at + HALF, (b * cos + a * sin).to(tl.bfloat16))
-    tl.store(inverse, over)
+def _norm_rotate_row(raw, weight, cos, sin, out, rstd, offset, eps, D: tl.constexpr, HALF: tl.constexpr):
+    """Norm and rotation of one row of q or of k."""
+    a, b = _load_halves(raw, offset, HALF)
+    inv = tl.rsqrt((tl.sum(a * a) + tl.sum(b * b)) / D + eps)
+    wa, wb = _load_halves(weight, offset, HALF)
+    a, b = a * inv * wa, b * inv * wb
+    tl.store(out + offset, (a * cos - b * sin).to(tl.bfloat16))
+    tl.store(out + offset + HALF, (b * cos + a * sin).to(tl.bfloat16))
+    tl.store(rstd, inv)
 
 
 @triton.jit
-def normed(raw, q_weight, k_weight, rope, q, k, inverse, n, eps, HEADS: tl.constexpr, HALF: tl.constexpr):
-    """raw (n,2D) -> q, k (n,D), and the inverse root mean squares of both (2,n)."""
+def norm_rotate_forward(raw, q_weight, k_weight, rope, q, k, rstd, n, eps, HEADS: tl.constexpr, HALF: tl.constexpr):
+    """raw (n,2D) -> q, k (n,D), and rstd (2,n), the inverse root mean squares of both."""
     D: tl.constexpr = 2 * HEADS * HALF
     row = tl.program_id(0).to(tl.int64)
-    at, angle = _places(HEADS, HALF)
+    offset, angle = _offsets(HEADS, HALF)
     cos = tl.load(rope + row * (D // 2) + angle).to(tl.float32)
     sin = tl.load(rope + (n + row) * (D // 2) + angle).to(tl.float32)
-    _normed(raw + row * (2 * D), q_weight, cos, sin, q + row * D, inverse + row, at, eps, D, HALF)
-    _normed(raw + row * (2 * D) + D, k_weight, cos, sin, k + row * D, inverse + n + row, at, eps, D, HALF)
+    _norm_rotate_row(raw + row * (2 * D), q_weight, cos, sin, q + row * D, rstd + row, offset, eps, D, HALF)
+    _norm_rotate_row(raw + row * (2 * D) + D, k_weight, cos, sin, k + row * D, rstd + n + row, offset, eps, D, HALF)
 
 
 @triton.jit
-def normed_alone(raw, weight, out, inverse, eps, D: tl.constexpr):
-    """raw (n,D) -> out (n,D), not rotated, and the inverse root mean squares (n,)."""
+def rms_norm_forward(raw, weight, out, rstd, eps, D: tl.constexpr):
+    """raw (n,D) -> out (n,D) without a rotation, and rstd (n,)."""
     row = tl.program_id(0).to(tl.int64)
-    _normed(raw + row * D, weight, 1.0, 0.0, out + row * D, inverse + row, tl.arange(0, D // 2), eps, D, D // 2)
+    _norm_rotate_row(raw + row * D, weight, 1.0, 0.0, out + row * D, rstd + row, tl.arange(0, D // 2), eps, D, D // 2)
 
 
 @triton.jit
-def _unweighted(y, w, noise):
-    """y / w where y = w x + noise of that variance and x has variance 1: its best estimate, also for w = 0."""
+def _divide_by_weight(y, w, noise):
+    """The best estimate of x for y = w x + noise, given the noise's variance and that x has variance 1: y / w for large
+    weights, and finite for w = 0."""
     return y * w / (w * w + noise)
 
 
 @triton.jit
-def _back(of_out, out, weight, over, cos, sin, at, D: tl.constexpr, HALF: tl.constexpr, ROUNDING: tl.constexpr):
-    """Gradient of a row before its norm and rotation, given that of what came out and what came out."""
-    ga, gb = _pair(of_out, at, HALF)
-    a, b = _pair(out, at, HALF)
-    wa, wb = _pair(weight, at, HALF)
-    along = (tl.sum(ga * a) + tl.sum(gb * b)) / D  # a rotation changes no product
+def _grad_row(grad_out, out, weight, inv, cos, sin, offset, D: tl.constexpr, HALF: tl.constexpr,
+              ROUNDING: tl.constexpr):  # fmt: skip
+    """The gradient of a row before norm and rotation, given the output `out` of both and its gradient."""
+    ga, gb = _load_halves(grad_out, offset, HALF)
+    a, b = _load_halves(out, offset, HALF)
+    wa, wb = _load_halves(weight, offset, HALF)
+    projection = (tl.sum(ga * a) + tl.sum(gb * b)) / D  # a rotation leaves inner products as they are
     noise = ROUNDING * (a * a + b * b) + 1e-30
-    ya, yb = _unweighted(a * cos + b * sin, wa, noise), _unweighted(b * cos - a * sin, wb, noise)
-    da = over * ((ga * cos + gb * sin) * wa - along * ya)
-    db = over * ((gb * cos - ga * sin) * wb - along * yb)
+    xa, xb = _divide_by_weight(a * cos + b * sin, wa, noise), _divide_by_weight(b * cos - a * sin, wb, noise)
+    da = inv * ((ga * cos + gb * sin) * wa - projection * xa)
+    db = inv * ((gb * cos - ga * sin) * wb - projection * xb)
     return da.to(tl.bfloat16), db.to(tl.bfloat16)
 
 
 @triton.jit
-def _rounded(start, at, value, scale):
-    tl.store(start + at, (value.to(tl.float32) * scale).to(tl.float8e4nv))
+def _store_fp8(start, offset, value, scale):
+    tl.store(start + offset, (value.to(tl.float32) * scale).to(tl.float8e4nv))
 
 
 @triton.jit
-def _largest(a, b, scale):
+def _absmax(a, b, scale):
     return tl.maximum(tl.max(tl.abs(a.to(tl.float32))), tl.max(tl.abs(b.to(tl.float32)))) * scale
 
 
 @triton.jit
-def unnormed(of_q, of_k, of_v, q, k, inverse, q_weight, k_weight, rope, column_scale, grad, values, row_scale, n,
-             SPARE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
-             LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Gradients of q, k, v (n,D) -> of their products side by side, grad (n,3D + SPARE); times the column scales (3D,),
-    one for each of the three, also in fp8, values (n,3D), with a scale of each row (n,)."""
+def norm_rotate_backward(grad_q, grad_k, grad_v, q, k, rstd, q_weight, k_weight, rope, column_scale, grad, values,
+                         row_scale, n,
+                         SPARE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, FP8: tl.constexpr,
+                         ROUNDING: tl.constexpr, FP8_MAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
+    """Gradients of q, k, v (n,D) -> of the linear outputs side by side, grad (n, 3D + SPARE).
+
+    With FP8, grad times column_scale (3D,), which is constant within each of the three, is stored in fp8 too: values
+    (n,3D) and row_scale (n,).
+    """
     D: tl.constexpr = 2 * HEADS * HALF
     row = tl.program_id(0).to(tl.int64)
-    at, angle = _places(HEADS, HALF)
+    offset, angle = _offsets(HEADS, HALF)
     cos = tl.load(rope + row * (D // 2) + angle).to(tl.float32)
     sin = tl.load(rope + (n + row) * (D // 2) + angle).to(tl.float32)
-    over_q, over_k = tl.load(inverse + row), tl.load(inverse + n + row)
-    qa, qb = _back(of_q + row * D, q + row * D, q_weight, over_q, cos, sin, at, D, HALF, ROUNDING)
-    ka, kb = _back(of_k + row * D, k + row * D, k_weight, over_k, cos, sin, at, D, HALF, ROUNDING)
-    va, vb = tl.load(of_v + row * D + at), tl.load(of_v + row * D + at + HALF)
-    own = grad + row * (3 * D + SPARE)
-    tl.store(own + at, qa)
-    tl.store(own + at + HALF, qb)
-    tl.store(own + D + at, ka)
-    tl.store(own + D + at + HALF, kb)
-    tl.store(own + 2 * D + at, va)
-    tl.store(own + 2 * D + at + HALF, vb)
+    inv_q, inv_k = tl.load(rstd + row), tl.load(rstd + n + row)
+    qa, qb = _grad_row(grad_q + row * D, q + row * D, q_weight, inv_q, cos, sin, offset, D, HALF, ROUNDING)
+    ka, kb = _grad_row(grad_k + row * D, k + row * D, k_weight, inv_k, cos, sin, offset, D, HALF, ROUNDING)
+    va, vb = tl.load(grad_v + row * D + offset), tl.load(grad_v + row * D + offset + HALF)
+    grad_row = grad + row * (3 * D + SPARE)
+    tl.store(grad_row + offset, qa)
+    tl.store(grad_row + offset + HALF, qb)
+    tl.store(grad_row + D + offset, ka)
+    tl.store(grad_row + D + offset + HALF, kb)
+    tl.store(grad_row + 2 * D + offset, va)
+    tl.store(grad_row + 2 * D + offset + HALF, vb)
     if FP8:
         sq, sk, sv = tl.load(column_scale), tl.load(column_scale + D), tl.load(column_scale + 2 * D)
-        most = tl.maximum(tl.maximum(_largest(qa, qb, sq), _largest(ka, kb, sk)), _largest(va, vb, sv))
-        scale = tl.maximum(most / LARGEST, LEAST)
+        absmax = tl.maximum(tl.maximum(_absmax(qa, qb, sq), _absmax(ka, kb, sk)), _absmax(va, vb, sv))
+        scale = tl.maximum(absmax / FP8_MAX, MIN_SCALE)
         tl.store(row_scale + row, scale)
-        to = values + row * (3 * D)
-        _rounded(to, at, qa, sq / scale)
-        _rounded(to, at + HALF, qb, sq / scale)
-        _rounded(to + D, at, ka, sk / scale)
-        _rounded(to + D, at + HALF, kb, sk / scale)
-        _rounded(to + 2 * D, at, va, sv / scale)
-        _rounded(to + 2 * D, at + HALF, vb, sv / scale)
+        values_row = values + row * (3 * D)
+        _store_fp8(values_row, offset, qa, sq / scale)
+        _store_fp8(values_row, offset + HALF, qb, sq / scale)
+        _store_fp8(values_row + D, offset, ka, sk / scale)
+        _store_fp8(values_row + D, offset + HALF, kb, sk / scale)
+        _store_fp8(values_row + 2 * D, offset, va, sv / scale)
+        _store_fp8(values_row + 2 * D, offset + HALF, vb, sv / scale)
 
 
 @triton.jit
-def unnormed_alone(of_out, out, inverse, weight, column_scale, grad, values, row_scale,
-                   SPARE: tl.constexpr, D: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
-                   LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """Gradient of what `normed_alone` gave (n,D) -> of what it was made from, grad (n,D + SPARE); in fp8 too, values
-    (n,D), with a scale of each row (n,), which has the scale of the weight in it that is multiplied with them."""
+def rms_norm_backward(grad_out, out, rstd, weight, weight_scale, grad, values, row_scale,
+                  SPARE: tl.constexpr, D: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
+                  FP8_MAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
+    """Gradient of `rms_norm_forward`'s output (n,D) -> of its input, grad (n, D + SPARE).
+
+    With FP8, grad is stored in fp8 too: values (n,D) and row_scale (n,), which includes weight_scale ().
+    """
     HALF: tl.constexpr = D // 2
-    row, at = tl.program_id(0).to(tl.int64), tl.arange(0, HALF)
-    over = tl.load(inverse + row)
-    a, b = _back(of_out + row * D, out + row * D, weight, over, 1.0, 0.0, at, D, HALF, ROUNDING)
-    tl.store(grad + row * (D + SPARE) + at, a)
-    tl.store(grad + row * (D + SPARE) + at + HALF, b)
+    row, offset = tl.program_id(0).to(tl.int64), tl.arange(0, HALF)
+    inv = tl.load(rstd + row)
+    a, b = _grad_row(grad_out + row * D, out + row * D, weight, inv, 1.0, 0.0, offset, D, HALF, ROUNDING)
+    tl.store(grad + row * (D + SPARE) + offset, a)
+    tl.store(grad + row * (D + SPARE) + offset + HALF, b)
     if FP8:
-        scale = tl.maximum(_largest(a, b, 1.0) / LARGEST, LEAST)
-        tl.store(row_scale + row, scale * tl.load(column_scale))
-        _rounded(values + row * D, at, a, 1 / scale)
-        _rounded(values + row * D, at + HALF, b, 1 / scale)
+        scale = tl.maximum(_absmax(a, b, 1.0) / FP8_MAX, MIN_SCALE)
+        tl.store(row_scale + row, scale * tl.load(weight_scale))
+        _store_fp8(values + row * D, offset, a, 1 / scale)
+        _store_fp8(values + row * D, offset + HALF, b, 1 / scale)

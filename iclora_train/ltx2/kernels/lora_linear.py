@@ -1,7 +1,7 @@
-"""Linears with adapters beside them; those that read the same tokens are computed as one.
+"""Frozen linears with LoRA; those that read the same tokens are computed as one.
 
-A low-rank adapter costs little arithmetic and much memory traffic, so what reads the same tokens reads them once: the
-adapters' A and the attention's gate are one thin product, their B one block-diagonal product, the frozen weights one.
+LoRA costs little arithmetic and much memory traffic. Linears that read the same tokens x therefore read x once: all A
+and the head gate are one small matmul, all B one block-diagonal matmul, and the frozen weights one large matmul.
 """
 
 from __future__ import annotations
@@ -13,65 +13,66 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, scaled_product
-from iclora_train.ltx2.kernels.lora_product import Weight, adapted_product, has_kernel
-from iclora_train.ltx2.kernels.stacked_weight import first_rows, make_room, stack
+from iclora_train.ltx2.kernels.fp8_linear import Fp8Linear, scaled_matmul
+from iclora_train.ltx2.kernels.lora_product import Operands, lora_product, supports_lora_kernels
+from iclora_train.ltx2.kernels.stacked_weight import reserve_rows, weight_of, with_spare_rows
 
-LoraFactors = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank) with the adapter's scale in it
+LoraFactors = tuple[Tensor, Tensor]  # A (rank,in), B (out,rank); B includes the scale alpha / rank
 
 
 class HasLoraFactors(Protocol):
-    """A frozen linear with an adapter: x -> base_layer(x) + B A x. lora_factors() is None while the adapter is off."""
+    """A frozen linear with LoRA: x -> base_layer(x) + B A x. lora_factors() is None while the adapter is off."""
 
     base_layer: nn.Linear
 
     def lora_factors(self) -> LoraFactors | None: ...
 
 
-def frozen(layer: nn.Module) -> nn.Linear:
-    """The linear of the base, without its adapter."""
+def base_linear(layer: nn.Module) -> nn.Linear:
+    """The frozen linear of a layer that may have LoRA."""
     return cast(nn.Linear, getattr(layer, "base_layer", layer))
 
 
-def halves_of(layer: nn.Module) -> LoraFactors | None:
-    """A and B of a layer that has an adapter, and not switched off."""
+def factors_of(layer: nn.Module) -> LoraFactors | None:
+    """A and B of a layer; None without LoRA, and while the adapter is off."""
     return cast(HasLoraFactors, layer).lora_factors() if hasattr(layer, "lora_factors") else None
 
 
-def given(linear: nn.Linear) -> Weight:
-    """What a product with a frozen linear needs."""
-    scale, turned = (linear.weight_scale, linear.weight_t) if isinstance(linear, Fp8Linear) else (None, None)
-    room = getattr(linear, "room", None)
-    return Weight(first_rows(room, linear.weight), scale, turned, linear.bias, room)
+def operands(linear: nn.Linear) -> Operands:
+    """The tensors of a frozen linear for a fused matmul."""
+    scale, weight_t = (linear.weight_scale, linear.weight_t) if isinstance(linear, Fp8Linear) else (None, None)
+    stacked = getattr(linear, "stacked", None)
+    return Operands(weight_of(stacked, linear.weight), scale, weight_t, linear.bias, stacked)
 
 
 def lora_linear(x: Tensor, layer: HasLoraFactors) -> Tensor:
-    """x (...,in) -> (...,out) by a linear and its adapter, which computes in x's precision whatever its own is."""
-    base, halves = layer.base_layer(x), layer.lora_factors()
-    if halves is None:
+    """x (...,in) -> base_layer(x) + B A x (...,out). A and B are cast to x's dtype."""
+    base, factors = layer.base_layer(x), layer.lora_factors()
+    if factors is None:
         return cast(Tensor, base)
-    down, up = (half.to(x.dtype) for half in halves)
-    return cast(Tensor, base + F.linear(F.linear(x, down), up))
+    lora_a, lora_b = (factor.to(x.dtype) for factor in factors)
+    return cast(Tensor, base + F.linear(F.linear(x, lora_a), lora_b))
 
 
 class FusedLinear(nn.Module):
-    """Frozen linears of the same tokens as one, whose memory they share."""
+    """Frozen linears of the same input as one. The linears' weights become views of its weight: one copy in memory."""
 
     weight: Tensor  # (sum of out, in)
-    scale: Tensor | None  # (sum of out,) fp32 where the weight is in fp8
+    scale: Tensor | None  # (sum of out,) fp32, if the weight is in fp8
     weight_t: Tensor | None  # as `Fp8Linear.weight_t`
-    bias: Tensor | None
-    room: Tensor | None  # (longer,in): the weight with room beneath it (`stacked`)
+    bias: Tensor | None  # (sum of out,)
+    stacked: Tensor | None  # (longer,in): the weight with spare rows below it (`stacked_weight`)
 
     def __init__(self, layers: Sequence[nn.Module], rows: int = 0) -> None:
-        """rows: what there is to be room for beneath the weight."""
+        """rows: how many spare rows the weight gets."""
         super().__init__()
-        linears = [frozen(layer) for layer in layers]
+        linears = [base_linear(layer) for layer in layers]
         self.sizes = [linear.out_features for linear in linears]
         weight = torch.cat([linear.weight.detach().view(torch.uint8) for linear in linears])
         weight = weight.view(linears[0].weight.dtype)
-        self.register_buffer("room", stack(weight, rows) if rows else None, persistent=False)
-        self.register_buffer("weight", weight if self.room is None else self.room[: len(weight)], persistent=False)
+        self.register_buffer("stacked", with_spare_rows(weight, rows) if rows else None, persistent=False)
+        weight = weight if self.stacked is None else self.stacked[: len(weight)]
+        self.register_buffer("weight", weight, persistent=False)
         for linear, part in zip(linears, self.weight.split(self.sizes), strict=True):
             linear.weight = nn.Parameter(part, requires_grad=False)
         scale = [linear.weight_scale.expand(linear.out_features) for linear in linears if isinstance(linear, Fp8Linear)]
@@ -80,100 +81,100 @@ class FusedLinear(nn.Module):
         self.register_buffer("bias", torch.cat(bias) if bias else None, persistent=False)
         self.register_buffer("weight_t", None, persistent=False)
 
-    def given(self) -> Weight:
-        """What a product with it needs."""
-        return Weight(first_rows(self.room, self.weight), self.scale, self.weight_t, self.bias, self.room)
+    def operands(self) -> Operands:
+        """The tensors for a fused matmul."""
+        return Operands(weight_of(self.stacked, self.weight), self.scale, self.weight_t, self.bias, self.stacked)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (...,in) -> (...,sum of out)."""
+        """x (...,in) -> (..., sum of out)."""
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
-        product = scaled_product(x, self.weight, self.scale, self.weight_t)
-        return product if self.bias is None else product + self.bias.to(product.dtype)
+        out = scaled_matmul(x, self.weight, self.scale, self.weight_t)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
 def fp8_linears(module: nn.Module) -> list[Fp8Linear | FusedLinear]:
-    """What multiplies by fp8 weights inside a module: joints, and linears that are in none."""
-    joints = [part for part in module.modules() if isinstance(part, FusedLinear) and part.scale is not None]
-    joined = {joint.weight.untyped_storage().data_ptr() for joint in joints}
+    """The modules that multiply by fp8 weights: fused linears, and linears that are not part of one."""
+    fused = [part for part in module.modules() if isinstance(part, FusedLinear) and part.scale is not None]
+    storages = {linear.weight.untyped_storage().data_ptr() for linear in fused}
     linears = [part for part in module.modules() if isinstance(part, Fp8Linear)]
-    return [*joints, *(part for part in linears if part.weight.untyped_storage().data_ptr() not in joined)]
+    return [*fused, *(part for part in linears if part.weight.untyped_storage().data_ptr() not in storages)]
 
 
-def cache_transposed(module: nn.Module, wanted: bool) -> None:
-    """Keep the fp8 weights inside a module a second time, as the products of gradients want them, or no longer."""
-    for part in fp8_linears(module):
-        part.weight_t = part.weight.detach().t().contiguous() if wanted else None
+def cache_transposed(module: nn.Module, enabled: bool) -> None:
+    """Keep, or drop, a transposed copy of each fp8 weight, which the matmul of input gradients reads."""
+    for linear in fp8_linears(module):
+        linear.weight_t = linear.weight.detach().t().contiguous() if enabled else None
 
 
-def joinable(layers: Sequence[nn.Module]) -> bool:
-    """Whether linears can be one: of one precision, all with a bias or none."""
-    linears = [frozen(layer) for layer in layers]
+def can_fuse(layers: Sequence[nn.Module]) -> bool:
+    """Whether the linears have one dtype and one input size, and all or none of them a bias."""
+    linears = [base_linear(layer) for layer in layers]
     return len({(linear.weight.dtype, linear.bias is None, linear.in_features) for linear in linears}) == 1
 
 
-def rows_beneath(layers: Sequence[nn.Module], gate: nn.Linear | None = None) -> int:
-    """For how many rows there should be room beneath the weights of linears of the same tokens: their adapters' A and
-    the gate; 0 without adapters, and where nothing of that is multiplied along (`stacked`)."""
-    rank = sum(ranks_of(layers)) if frozen(layers[0]).weight.dtype == torch.bfloat16 else 0
+def spare_rows(layers: Sequence[nn.Module], gate: nn.Linear | None = None) -> int:
+    """The rows of all A and of the head gate's weight, which go below the weights of linears with the same input
+    (`stacked_weight`); 0 without LoRA, and for weights that are not bf16."""
+    rank = sum(lora_ranks(layers)) if base_linear(layers[0]).weight.dtype == torch.bfloat16 else 0
     return rank + gate.out_features if rank and gate is not None else rank
 
 
-def roomy(layer: nn.Module, gate: nn.Linear | None = None) -> None:
-    """From now on there is such room beneath a linear's weight."""
-    rows = rows_beneath([layer], gate)
+def reserve_spare_rows(layer: nn.Module, gate: nn.Linear | None = None) -> None:
+    """Give a linear's weight its `spare_rows`."""
+    rows = spare_rows([layer], gate)
     if rows:
-        make_room(frozen(layer), rows)
+        reserve_rows(base_linear(layer), rows)
 
 
-class Thin(NamedTuple):
-    """What adapters of the same tokens, and a gate, make of them in one product."""
+class LoraDown(NamedTuple):
+    """The outputs of all A and of the head gate, and the B that continue from them."""
 
-    inner: Tensor  # (B,N,rank of all)
-    up: Tensor  # (out of all, rank of all), a block for each adapter
+    u: Tensor  # (B,N, sum of ranks)
+    lora_b: Tensor  # (sum of out, sum of ranks), block-diagonal
     gate: Tensor | None  # (B,N,heads)
 
 
-def ranks_of(layers: Sequence[nn.Module]) -> list[int]:
-    """The rank of each layer's adapter, 0 where there is none."""
-    halves = [halves_of(layer) for layer in layers]
-    return [0 if pair is None else len(pair[0]) for pair in halves]
+def lora_ranks(layers: Sequence[nn.Module]) -> list[int]:
+    """The LoRA rank of each layer, 0 without LoRA."""
+    all_factors = [factors_of(layer) for layer in layers]
+    return [0 if factors is None else len(factors[0]) for factors in all_factors]
 
 
-def thin_halves(
+def stack_factors(
     x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None
 ) -> tuple[Tensor, Tensor]:
-    """The A of each layer that has an adapter and the gate's weight, one below the other (rank of all + heads, in); the
-    B (out of all, rank of all), a block for each; in x's precision."""
-    halves = [halves_of(layer) for layer in layers]
-    down = [pair[0].to(x.dtype) for pair in halves if pair is not None]  # (rank,in) each
-    up = torch.block_diag(
+    """All A and the gate's weight stacked (sum of ranks + heads, in), and the block-diagonal of all B (sum of out, sum
+    of ranks), in x's dtype. sizes: the outputs of each layer."""
+    all_factors = [factors_of(layer) for layer in layers]
+    lora_a = [factors[0].to(x.dtype) for factors in all_factors if factors is not None]  # (rank,in) each
+    lora_b = torch.block_diag(
         *(
-            x.new_zeros(size, 0) if pair is None else pair[1].to(x.dtype)
-            for pair, size in zip(halves, sizes, strict=True)
+            x.new_zeros(size, 0) if factors is None else factors[1].to(x.dtype)
+            for factors, size in zip(all_factors, sizes, strict=True)
         )
     )
-    return torch.cat([*down, gate.weight] if gate else down), up
+    return torch.cat([*lora_a, gate.weight] if gate else lora_a), lora_b
 
 
-def thin_product(x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None) -> Thin:
-    """x (B,N,in) through the A of each layer that has an adapter, and through the gate."""
-    down, up = thin_halves(x, layers, sizes, gate)
-    inner, opened = F.linear(x, down).tensor_split([up.shape[1]], -1)
-    return Thin(inner, up, None if gate is None else opened + gate.bias)
+def lora_down(x: Tensor, layers: Sequence[nn.Module], sizes: Sequence[int], gate: nn.Linear | None) -> LoraDown:
+    """x (B,N,in) through all A and the gate, in one matmul."""
+    down_weight, lora_b = stack_factors(x, layers, sizes, gate)
+    u, logits = F.linear(x, down_weight).tensor_split([lora_b.shape[1]], -1)
+    return LoraDown(u, lora_b, None if gate is None else logits + gate.bias)
 
 
-def together(
-    x: Tensor, layers: Sequence[nn.Module], joint: FusedLinear | None, gate: nn.Linear | None = None
+def fused_forward(
+    x: Tensor, layers: Sequence[nn.Module], fused: FusedLinear | None, gate: nn.Linear | None = None
 ) -> tuple[list[Tensor], Tensor | None]:
-    """x (B,N,in) through each of the layers, and through the gate, all of which read it once if there is a joint."""
-    if joint is None:
+    """x (B,N,in) through each of the layers and through the gate; x is read once if the layers are fused."""
+    if fused is None:
         return [layer(x) for layer in layers], None if gate is None else gate(x)
-    ranks = ranks_of(layers)
+    ranks = lora_ranks(layers)
     if not any(ranks):
-        return list(joint(x).split(joint.sizes, -1)), None if gate is None else gate(x)
-    thin = thin_product(x, layers, joint.sizes, gate)
-    if has_kernel(x, joint.scale, ranks, joint.sizes):
-        first, last = adapted_product(x, joint.given(), thin.inner, thin.up, len(ranks))
-        return [*first.split(joint.sizes[:-1], -1), last], thin.gate
-    return list((joint(x) + F.linear(thin.inner, thin.up)).split(joint.sizes, -1)), thin.gate
+        return list(fused(x).split(fused.sizes, -1)), None if gate is None else gate(x)
+    down = lora_down(x, layers, fused.sizes, gate)
+    if supports_lora_kernels(x, fused.scale, ranks, fused.sizes):
+        first, last = lora_product(x, fused.operands(), down.u, down.lora_b, len(ranks))
+        return [*first.split(fused.sizes[:-1], -1), last], down.gate
+    return list((fused(x) + F.linear(down.u, down.lora_b)).split(fused.sizes, -1)), down.gate

@@ -1,7 +1,7 @@
-"""Two results of attention on the same queries but different keys, joined by their log-sum-exps.
+"""Merging two attention results on the same queries but different keys, by their log-sum-exps (LSE).
 
-On a GPU one kernel reads and writes each number once, in fp32 in between: the results are as large as the queries, and
-what is done to them counts beside the attention itself.
+The same merge as in FlashAttention and ring attention. On a GPU one kernel reads and writes each number once and
+computes in fp32: both results are as large as the queries, and this traffic is not small next to the attention itself.
 """
 
 from __future__ import annotations
@@ -9,28 +9,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.kernels.dispatch import TRITON
+from iclora_train.ltx2.kernels.dispatch import HAS_TRITON
 
-ROWS, WARPS = 32, 4  # of a program's tile
+ROWS, WARPS = 32, 4  # a tile's rows (queries), and a program's warps
 
 
-def merge_attention(out: Tensor, total: Tensor, more: Tensor, theirs: Tensor) -> None:
-    """Takes `more` (B,heads,n,D) with log-sum-exps `theirs` (B,heads,n) fp32 into `out` and `total`, in place."""
-    if out.is_cuda and TRITON:
-        _launch(out, total, more, theirs)
+def merge_attention(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
+    """Merges other_out (B,heads,n,D) with other_lse (B,heads,n) fp32 into `out` and `lse`, in place."""
+    if out.is_cuda and HAS_TRITON:
+        _launch(out, lse, other_out, other_lse)
         return
-    out.lerp_(more, torch.sigmoid(theirs - total)[..., None].to(out.dtype))
-    total.copy_(torch.logaddexp(total, theirs))
+    out.lerp_(other_out, torch.sigmoid(other_lse - lse)[..., None].to(out.dtype))
+    lse.copy_(torch.logaddexp(lse, other_lse))
 
 
-def _launch(out: Tensor, total: Tensor, more: Tensor, theirs: Tensor) -> None:
-    import triton  # noqa: PLC0415 (not where there is no GPU)
+def _launch(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
+    import triton  # noqa: PLC0415 (absent without a GPU)
 
-    from iclora_train.ltx2.kernels.merge_attention_triton import joined  # noqa: PLC0415
+    from iclora_train.ltx2.kernels.merge_attention_triton import merge  # noqa: PLC0415
 
-    batch, heads, n, width = out.shape
-    joined[(triton.cdiv(n, ROWS), heads, batch)](
-        out, total, more, theirs, n,
-        *out.stride(), *total.stride(), *more.stride(), *theirs.stride(),
-        width, triton.next_power_of_2(width), ROWS, num_warps=WARPS,
+    batch, heads, n, head_dim = out.shape
+    merge[(triton.cdiv(n, ROWS), heads, batch)](
+        out, lse, other_out, other_lse, n,
+        *out.stride(), *lse.stride(), *other_out.stride(), *other_lse.stride(),
+        head_dim, triton.next_power_of_2(head_dim), ROWS, num_warps=WARPS,
     )  # fmt: skip

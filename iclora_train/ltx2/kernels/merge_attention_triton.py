@@ -1,4 +1,4 @@
-"""The kernel of `joining.join` (Triton)."""
+"""The Triton kernel of `merge_attention`."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -8,23 +8,28 @@ import triton.language as tl
 
 
 @triton.jit
-def joined(out, total, more, theirs, n,
-           ob, oh, on, od, tb, th, tn, mb, mh, mn, md, sb, sh, sn,
-           D: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
-    """out += sigmoid(theirs - total) (more - out); total = log(e^total + e^theirs). Strides follow the tensors."""
+def merge(out, lse, other_out, other_lse, n,
+          out_b, out_h, out_n, out_d, lse_b, lse_h, lse_n,
+          other_b, other_h, other_n, other_d, other_lse_b, other_lse_h, other_lse_n,
+          D: tl.constexpr, PADDED_D: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    """out += sigmoid(other_lse - lse) (other_out - out); lse = log(e^lse + e^other_lse), in place.
+
+    The strides of the four tensors follow in their order. PADDED_D is D or the next power of two.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    head, clip = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
-    lane = tl.arange(0, WIDE)
-    real = row < n
-    inside = real[:, None] & (lane < D)[None, :]
-    at = total + clip * tb + head * th + row * tn
-    a = tl.load(at, mask=real, other=0.0)
-    b = tl.load(theirs + clip * sb + head * sh + row * sn, mask=real, other=0.0)
-    most = tl.maximum(a, b)
-    share = 1 / (1 + tl.exp(a - b))  # of theirs
-    tl.store(at, most + tl.log(1 + tl.exp(tl.minimum(a, b) - most)), mask=real)
-    place = out + clip * ob + head * oh + row[:, None] * on + lane[None, :] * od
-    ours = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    other = tl.load(more + clip * mb + head * mh + row[:, None] * mn + lane[None, :] * md, mask=inside, other=0.0)
-    value = ours + share[:, None] * (other.to(tl.float32) - ours)
-    tl.store(place, value.to(out.dtype.element_ty), mask=inside)
+    head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
+    channel = tl.arange(0, PADDED_D)
+    row_mask = row < n
+    mask = row_mask[:, None] & (channel < D)[None, :]
+    lse_ptr = lse + batch * lse_b + head * lse_h + row * lse_n
+    a = tl.load(lse_ptr, mask=row_mask, other=0.0)
+    b = tl.load(other_lse + batch * other_lse_b + head * other_lse_h + row * other_lse_n, mask=row_mask, other=0.0)
+    highest = tl.maximum(a, b)
+    share = 1 / (1 + tl.exp(a - b))  # the other result's share of the probabilities
+    tl.store(lse_ptr, highest + tl.log(1 + tl.exp(tl.minimum(a, b) - highest)), mask=row_mask)
+    out_ptr = out + batch * out_b + head * out_h + row[:, None] * out_n + channel[None, :] * out_d
+    old = tl.load(out_ptr, mask=mask, other=0.0).to(tl.float32)
+    other_ptr = other_out + batch * other_b + head * other_h + row[:, None] * other_n + channel[None, :] * other_d
+    other = tl.load(other_ptr, mask=mask, other=0.0)
+    merged = old + share[:, None] * (other.to(tl.float32) - old)
+    tl.store(out_ptr, merged.to(out.dtype.element_ty), mask=mask)

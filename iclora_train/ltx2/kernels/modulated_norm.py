@@ -1,4 +1,4 @@
-"""Norms that a token's noise level modulates, and what goes back through them."""
+"""RMS norm modulated by a token's noise level (AdaLN), and a backward pass that includes the residual and its gate."""
 
 from __future__ import annotations
 
@@ -7,60 +7,63 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from iclora_train.ltx2.kernels.fp8_linear import E4M3, LARGEST, LEAST
+from iclora_train.ltx2.kernels.fp8_linear import E4M3, FP8_MAX, MIN_SCALE
 from iclora_train.ltx2.kernels.modulation import pick, rms_norm
 
 WARPS = 8
 
 
-class Norm(NamedTuple):
-    """An RMS norm that is modulated by a token's noise level: scale and shift (B,K,D)."""
+class ModulatedNorm(NamedTuple):
+    """rms_norm(x) * (1 + scale) + shift, with a scale and a shift (B,K,D) for each noise level."""
 
     scale: Tensor
     shift: Tensor
     eps: float
 
     def __call__(self, x: Tensor, level: Tensor) -> Tensor:
-        """x (B,n,D) -> (B,n,D)."""
+        """x (B,n,D), level (B,n) -> (B,n,D)."""
         return rms_norm(x, self.eps) * (1 + pick(self.scale, level)) + pick(self.shift, level)
 
 
-def modulated(x: Tensor, norm: Norm, level: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm of x (B,n,D), and the inverse root mean squares (B,n,1) fp32."""
-    inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.eps)
-    even = (x.float() * inverse).to(x.dtype)
-    return even * (1 + pick(norm.scale, level)) + pick(norm.shift, level), inverse
+def modulated_norm(x: Tensor, norm: ModulatedNorm, level: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm of x (B,n,D), and rstd (B,n,1) in fp32: the inverse root mean square of each token."""
+    rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + norm.eps)
+    normed = (x.float() * rstd).to(x.dtype)
+    return normed * (1 + pick(norm.scale, level)) + pick(norm.shift, level), rstd
 
 
 @torch.library.custom_op("iclora_train::norm_back", mutates_args=())
 def norm_back(
-    of_h: Tensor, of_x: Tensor, x: Tensor, inverse: Tensor, scale: Tensor, level: Tensor, gates: Tensor,
-    behind: Tensor | None,
+    grad_norm: Tensor, grad_residual: Tensor, x: Tensor, rstd: Tensor, scale: Tensor, level: Tensor, gates: Tensor,
+    weight_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradient of x (B,n,D), that of its norm (`modulated`) and what comes beside it being given; and that times gates
-    (B,K,D) of a token's level, as rows (B n,D). Where the weight behind those has a scale (), they are in fp8 too, with
-    a factor of each row (B n,) that has that scale in it."""
-    from iclora_train.ltx2.kernels.modulated_norm_triton import unmodulated  # noqa: PLC0415 (needs Triton)
+    """Backward of x -> (`modulated_norm` of x, x), where x = residual + gate * linear(...).
 
-    found, rows, values, factor = _grads_like(x, behind)
-    unmodulated[(len(rows),)](
-        of_h, of_x, x, inverse, scale, level, gates, behind, found, rows, values, factor,
-        x.shape[1], level.stride(0), level.stride(1), x.shape[-1], scale.shape[1], behind is not None, LARGEST, LEAST,
-        num_warps=WARPS,
+    Returns grad_x (B,n,D), the sum of both gradients; and gate * grad_x as rows (B n,D), the gradient of the linear's
+    output. If that linear is in fp8 with weight_scale (), the rows come quantized too: values (B n,D) and
+    row_scale (B n,) in fp32, which includes weight_scale. Else both are empty.
+    """
+    from iclora_train.ltx2.kernels.modulated_norm_triton import modulated_norm_backward  # noqa: PLC0415 (needs Triton)
+
+    grad_x, rows, values, row_scale = _empty_outputs(x, weight_scale)
+    modulated_norm_backward[(len(rows),)](
+        grad_norm, grad_residual, x, rstd, scale, level, gates, weight_scale, grad_x, rows, values, row_scale,
+        x.shape[1], level.stride(0), level.stride(1), x.shape[-1], scale.shape[1], weight_scale is not None,
+        FP8_MAX, MIN_SCALE, num_warps=WARPS,
     )  # fmt: skip
-    return found, rows, values, factor
+    return grad_x, rows, values, row_scale
 
 
 @norm_back.register_fake
 def _(
-    of_h: Tensor, of_x: Tensor, x: Tensor, inverse: Tensor, scale: Tensor, level: Tensor, gates: Tensor,
-    behind: Tensor | None,
+    grad_norm: Tensor, grad_residual: Tensor, x: Tensor, rstd: Tensor, scale: Tensor, level: Tensor, gates: Tensor,
+    weight_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _grads_like(x, behind)
+    return _empty_outputs(x, weight_scale)
 
 
-def _grads_like(x: Tensor, behind: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _empty_outputs(x: Tensor, weight_scale: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n, width = x.shape[0] * x.shape[1], x.shape[2]
-    rounded = 0 if behind is None else n
-    values = x.new_empty(rounded, width, dtype=E4M3)
-    return torch.empty_like(x), x.new_empty(n, width), values, x.new_empty(rounded, dtype=torch.float32)
+    n_fp8 = 0 if weight_scale is None else n
+    values = x.new_empty(n_fp8, width, dtype=E4M3)
+    return torch.empty_like(x), x.new_empty(n, width), values, x.new_empty(n_fp8, dtype=torch.float32)

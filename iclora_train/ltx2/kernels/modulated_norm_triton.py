@@ -1,4 +1,4 @@
-"""The kernel of `norm.norm_back` (Triton): one program has one token's whole row."""
+"""The Triton kernel of `modulated_norm.norm_back`: one program per token."""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -8,26 +8,27 @@ import triton.language as tl
 
 
 @triton.jit
-def unmodulated(of_h, of_x, x, inverse, scale, level, gates, behind, found, rows, values, factor,
-                tokens, level_clip, level_token, D: tl.constexpr, LEVELS: tl.constexpr, FP8: tl.constexpr,
-                LARGEST: tl.constexpr, LEAST: tl.constexpr):  # fmt: skip
-    """found = of_x + the gradient of x for that of its modulated norm; rows = found times the gates of its level, in
-    fp8 too."""
+def modulated_norm_backward(
+    grad_norm, grad_residual, x, rstd, scale, level, gates, weight_scale, grad_x, rows, values, row_scale,
+    tokens, level_clip_stride, level_token_stride, D: tl.constexpr, LEVELS: tl.constexpr, FP8: tl.constexpr,
+    FP8_MAX: tl.constexpr, MIN_SCALE: tl.constexpr,
+):  # fmt: skip
+    """grad_x = grad_residual + the gradient through the modulated norm; rows = gate * grad_x, also in fp8."""
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, D)
     clip = row // tokens
-    own = tl.load(level + clip * level_clip + (row % tokens) * level_token).to(tl.int32)
-    own = clip * LEVELS + tl.minimum(own, LEVELS - 1)
-    at = row * D + column
-    over = tl.load(inverse + row)
-    seen = tl.load(x + at).to(tl.float32)
-    g = tl.load(of_h + at).to(tl.float32) * (1 + tl.load(scale + own * D + column).to(tl.float32))
-    along = tl.sum(g * seen) * over * over / D
-    total = (tl.load(of_x + at).to(tl.float32) + over * (g - seen * along)).to(tl.bfloat16)
-    tl.store(found + at, total)
-    gated = (total.to(tl.float32) * tl.load(gates + own * D + column).to(tl.float32)).to(tl.bfloat16)
-    tl.store(rows + at, gated)
+    adaln_row = tl.load(level + clip * level_clip_stride + (row % tokens) * level_token_stride).to(tl.int32)
+    adaln_row = clip * LEVELS + tl.minimum(adaln_row, LEVELS - 1)
+    offset = row * D + column
+    inv = tl.load(rstd + row)
+    value = tl.load(x + offset).to(tl.float32)
+    g = tl.load(grad_norm + offset).to(tl.float32) * (1 + tl.load(scale + adaln_row * D + column).to(tl.float32))
+    projection = tl.sum(g * value) * inv * inv / D  # of g onto x
+    total = (tl.load(grad_residual + offset).to(tl.float32) + inv * (g - value * projection)).to(tl.bfloat16)
+    tl.store(grad_x + offset, total)
+    gated = (total.to(tl.float32) * tl.load(gates + adaln_row * D + column).to(tl.float32)).to(tl.bfloat16)
+    tl.store(rows + offset, gated)
     if FP8:
         gated = gated.to(tl.float32)
-        own_scale = tl.maximum(tl.max(tl.abs(gated)) / LARGEST, LEAST)
-        tl.store(factor + row, own_scale * tl.load(behind))
-        tl.store(values + at, (gated / own_scale).to(tl.float8e4nv))
+        fp8_scale = tl.maximum(tl.max(tl.abs(gated)) / FP8_MAX, MIN_SCALE)
+        tl.store(row_scale + row, fp8_scale * tl.load(weight_scale))
+        tl.store(values + offset, (gated / fp8_scale).to(tl.float8e4nv))

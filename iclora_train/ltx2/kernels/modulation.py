@@ -1,4 +1,4 @@
-"""RMS norm, AdaLN rows picked per token, and the gated residual."""
+"""RMS norm, AdaLN vectors picked per token, and the gated residual."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, eps: float) -> Tensor:
-    """x over its root mean square across channels, without weights."""
+    """x divided by its root mean square across channels, without weights."""
     return F.rms_norm(x, (x.shape[-1],), eps=eps)
 
 
 def pick(rows: Tensor, level: Tensor) -> Tensor:
-    """The AdaLN vector of each token: rows (B,K,D), level (B,N) -> (B,N,D), or (B,1,D) when there is one level."""
-    chosen = rows[:, :1]
-    for k in range(1, rows.shape[1]):  # two or three: selecting costs less than a gather, and its gradient is a sum
-        chosen = torch.where((level == k)[..., None], rows[:, k : k + 1], chosen)
-    return chosen
+    """The AdaLN vector of each token: rows (B,K,D) of K noise levels, level (B,N) -> (B,N,D), or (B,1,D) if K is 1."""
+    picked = rows[:, :1]
+    for k in range(1, rows.shape[1]):  # K is 2 or 3: `where` is cheaper than a gather, and its gradient is a sum
+        picked = torch.where((level == k)[..., None], rows[:, k : k + 1], picked)
+    return picked
 
 
 class GatedResidual(NamedTuple):
-    """What a part of a block adds its result to: tokens x (B,n,D), after multiplying it by the gate of a token's level,
-    rows (B,K,D), level (B,n)."""
+    """The residual stream x (B,n,D) and the gates (B,K,D) by which a sub-layer's output is multiplied before it is
+    added; level (B,n) picks the gate of each token."""
 
     x: Tensor
-    rows: Tensor
+    gates: Tensor
     level: Tensor
 
-    def add(self, result: Tensor) -> Tensor:
-        """x with the result (B,n,D)."""
-        return self.x + result * pick(self.rows, self.level)
+    def add(self, out: Tensor) -> Tensor:
+        """x + gate * out, for a sub-layer's output (B,n,D)."""
+        return self.x + out * pick(self.gates, self.level)

@@ -1,8 +1,9 @@
-"""A frozen weight with room for an adapter's A beneath it: what goes back through both is one product.
+"""The stacked weight [W; A]: a frozen weight with LoRA's A below it, so that one matmul gives the whole input gradient.
 
-A gradient of what a linear gave, with what goes back through B beside it, times the weight with A beneath it is the
-gradient of what the linear was given. So nothing has to be read again to add the adapter's share, as it would behind a
-product of its own. Only in bf16: in fp8 a row's scale is not its adapter's.
+With dY the gradient of the output and dU = dY B that of the LoRA activation u = A x, the gradient of x is
+dY W + dU A = [dY, dU] @ [W; A]. A second matmul for dU A would read and write the input gradient again. For this the
+weight's memory has spare rows, and the gradient's memory has spare columns. Only in bf16: in fp8 the scales of dY's
+rows are not those of dU's. Where a head gate reads the same x, its weight is stacked below A and treated like it.
 """
 
 from __future__ import annotations
@@ -10,64 +11,67 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-ALIGNED = 8  # of a row of bf16, in numbers: 16 bytes
-ROWS, CHANNELS, WARPS = 64, 128, 8  # of a program's tile
+ALIGNMENT = 8  # numbers of bf16 in 16 bytes, to which rows are aligned
+ROWS, CHANNELS, WARPS = 64, 128, 8  # a tile's rows and channels, and a program's warps
 
 
-def room_for(rows: int) -> int:
-    """Rows beneath a weight, or columns beside a gradient, for so many."""
-    return -(-rows // ALIGNED) * ALIGNED
+def padded(rows: int) -> int:
+    """Spare rows of a weight, or spare columns of a gradient, for `rows` rows of A: rounded up to the alignment."""
+    return -(-rows // ALIGNMENT) * ALIGNMENT
 
 
-def stack(weight: Tensor, rows: int) -> Tensor:
-    """A copy of a weight (out,in) with room for so many rows beneath it."""
-    room = weight.new_empty(len(weight) + room_for(rows), weight.shape[1])
-    room[: len(weight)] = weight
-    return room
+def with_spare_rows(weight: Tensor, rows: int) -> Tensor:
+    """A copy of a weight (out,in) with spare, uninitialised rows below it."""
+    stacked = weight.new_empty(len(weight) + padded(rows), weight.shape[1])
+    stacked[: len(weight)] = weight
+    return stacked
 
 
-def make_room(linear: nn.Linear, rows: int) -> None:
-    """From now on a linear's weight has room beneath it for so many rows."""
-    if not hasattr(linear, "room"):
-        room = stack(linear.weight.detach(), rows)
-        linear.register_buffer("room", room, persistent=False)
-        linear.weight = nn.Parameter(room[: linear.out_features], requires_grad=False)
+def reserve_rows(linear: nn.Linear, rows: int) -> None:
+    """Move a linear's weight into a buffer `stacked` with spare rows below it, unless it has one already."""
+    if not hasattr(linear, "stacked"):
+        stacked = with_spare_rows(linear.weight.detach(), rows)
+        linear.register_buffer("stacked", stacked, persistent=False)
+        linear.weight = nn.Parameter(stacked[: linear.out_features], requires_grad=False)
 
 
-def first_rows(room: Tensor | None, weight: Tensor) -> Tensor:
-    """A weight (out,in), as a part of `room` if that is there: a compiler plans memory by what it is given, and would
-    count both."""
-    return weight if room is None else room[: len(weight)]
+def weight_of(stacked: Tensor | None, weight: Tensor) -> Tensor:
+    """The weight (out,in), as a view of `stacked` if that exists.
+
+    torch.compile plans memory by the graph's inputs: with both as inputs it would count the weight twice.
+    """
+    return weight if stacked is None else stacked[: len(weight)]
 
 
-def spare_columns(room: Tensor | None, weight: Tensor, rows: int) -> int:
-    """Columns that a gradient (n,out) needs beside it for `stacked_product` with so many rows; 0 where there is no room
-    for them."""
-    found = 0 if room is None else len(room) - len(weight)
-    return found if found == room_for(rows) else 0
+def spare_columns(stacked: Tensor | None, weight: Tensor, rows: int) -> int:
+    """Spare columns that a gradient (n,out) needs for `stacked_product` with `rows` rows of A; 0 if `stacked` does not
+    have spare rows for exactly these."""
+    spare = 0 if stacked is None else len(stacked) - len(weight)
+    return spare if spare == padded(rows) else 0
 
 
 @torch.library.custom_op("iclora_train::stacked_product", mutates_args=())
-def stacked_product(wide: Tensor, room: Tensor, t: Tensor, down: Tensor) -> Tensor:
-    """wide[:, :out] weight + t down, for t (n,R), down (R,in), and a weight (out,in) that is the first rows of `room`.
+def stacked_product(grad: Tensor, stacked: Tensor, grad_u: Tensor, lora_a: Tensor) -> Tensor:
+    """grad[:, :out] @ weight + grad_u @ lora_a, for grad_u (n,R), lora_a (R,in), and a weight (out,in) that is the
+    first rows of `stacked`.
 
-    Beside the first columns of `wide` and beneath the weight is nothing that anyone else reads: t and down are written
-    there, and zeros beside them. So neither counts as changed: for a compiler that would mean to copy them.
+    grad_u is written into the spare columns of `grad`, lora_a into the spare rows of `stacked`, zeros into the rest.
+    Nothing else reads these places, so the operator declares no mutation: torch.compile would copy both tensors.
     """
-    import triton  # noqa: PLC0415 (not where there is no GPU)
+    import triton  # noqa: PLC0415 (absent without a GPU)
 
-    from iclora_train.ltx2.kernels.lora_product_triton import laid  # noqa: PLC0415
+    from iclora_train.ltx2.kernels.lora_product_triton import fill_spare  # noqa: PLC0415
 
-    (n, rank), (length, width) = t.shape, room.shape
+    (n, rank), (length, width) = grad_u.shape, stacked.shape
     tiles = triton.cdiv(n, ROWS)
-    laid[(tiles + triton.cdiv(width, CHANNELS),)](
-        t, down, wide, room, n, tiles, t.stride(0), down.stride(0),
-        length, width, rank, room_for(rank), max(16, triton.next_power_of_2(rank)), ROWS, CHANNELS,
+    fill_spare[(tiles + triton.cdiv(width, CHANNELS),)](
+        grad_u, lora_a, grad, stacked, n, tiles, grad_u.stride(0), lora_a.stride(0),
+        length, width, rank, padded(rank), max(16, triton.next_power_of_2(rank)), ROWS, CHANNELS,
         num_warps=WARPS,
     )  # fmt: skip
-    return wide @ room
+    return grad @ stacked
 
 
 @stacked_product.register_fake
-def _(wide: Tensor, room: Tensor, t: Tensor, down: Tensor) -> Tensor:
-    return wide.new_empty(len(wide), room.shape[1])
+def _(grad: Tensor, stacked: Tensor, grad_u: Tensor, lora_a: Tensor) -> Tensor:
+    return grad.new_empty(len(grad), stacked.shape[1])

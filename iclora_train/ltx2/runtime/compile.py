@@ -51,7 +51,7 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
         if block.fused is None:
-            block.fused = FusedBlock(block, join=not runner.weight_offload.blocks)
+            block.fused = FusedBlock(block, fuse=not runner.weight_offload.blocks)
         block.compile(dynamic=False, backend=backend)
 
 
