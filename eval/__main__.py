@@ -1,4 +1,4 @@
-"""`python -m eval conf=<task> [adapter=<file>]`: judge an adapter on the held-out windows (`--help` lists settings)."""
+"""`python -m eval conf=<task> [adapter=<file>]`: evaluate an adapter on held-out windows (`--help` lists settings)."""
 
 from iclora_train.config import Config
 from iclora_train.config.hydra_app import run_with_config

@@ -1,7 +1,7 @@
-"""`python -m eval.compare A B`: is B better than A? Paired, on the same windows and seeds.
+"""`python -m eval.compare A B`: is B better than A? A paired comparison on the same windows and seeds.
 
-A and B are scores.json files, or folders that hold one (a run's folder, or the folder of an evaluation). Exit code 0: B
-is not worse; 1: in the primary metric B is worse than A, and significantly so; 2: they cannot be compared.
+A and B are scores.json files, or folders that contain one (the folder of a run or of an evaluation). Exit code 0: B is
+not significantly worse; 1: B is significantly worse than A in the primary metric; 2: A and B cannot be compared.
 """
 
 from __future__ import annotations
@@ -24,14 +24,17 @@ from eval.statistics.significance import holm, signed_rank
 from iclora_train.config import ConfigError, require
 from iclora_train.core.fingerprint import differences
 
-LEVEL = 0.05  # of significance
-SAME = ("schema", "primary", "clips", "seeds")  # what two scores must agree on, beside protocol and targets
-NOTED = ("base", "provenance.settings.sample", "provenance.precision", "provenance.device", "provenance.versions")
+SIGNIFICANCE = 0.05
+MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
+REPORTED = ("base", "provenance.settings.sample", "provenance.precision", "provenance.device", "provenance.versions")
 
 
 class Difference(TypedDict):
-    """One metric: both means, B - A per window, its two-sided p, and p after Holm over the metrics beside the primary
-    one. better: None where it has no good direction, else whether B's mean is the better one."""
+    """The comparison of one metric: both means, B - A paired over windows and over recordings, and p values.
+
+    p: two-sided. p_holm: after Holm's correction over all metrics but the primary one, which is not corrected. better:
+    whether B's mean is better; None for a metric without a better direction.
+    """
 
     title: str
     unit: str
@@ -45,44 +48,46 @@ class Difference(TypedDict):
 
 
 def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs between two scores.json: `primary`, `worse` (see the module), `metrics` and `notes`.
+    """Compare two scores.json: {primary, worse, metrics, notes}; worse: exit code 1.
 
-    ConfigError when they are of other windows, seeds, targets or protocols.
+    Raises ConfigError if windows, seeds, targets or protocols differ.
     """
     _require_comparable(a, b)
     sources = [clip["source"] for clip in a["clips"]]
-    rows = [{key: _units(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)]
+    rows = [
+        {key: _with_nan(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)
+    ]
     shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1]]
     paired = {key: rows[1][key] - rows[0][key] for key in shared if len(drop_nan(rows[1][key] - rows[0][key]))}
-    tested = {key: p for key, units in paired.items() if (p := two_sided(units)) is not None}
-    primary = a["primary"]  # declared before anything was measured: it stands alone
-    corrected = holm({key: p for key, p in tested.items() if key != primary})
-    corrected |= {primary: tested[primary]} if primary in tested else {}
+    p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences)) is not None}
+    primary = a["primary"]  # fixed before anything was measured, so it is not corrected
+    corrected = holm({key: p for key, p in p_values.items() if key != primary})
+    corrected |= {primary: p_values[primary]} if primary in p_values else {}
     metrics = {
         key: Difference(
             title=a["metrics"][key]["title"],
             unit=a["metrics"][key]["unit"],
             a=estimate(rows[0][key]),
             b=estimate(rows[1][key]),
-            difference=estimate(units),
-            by_source=estimate_by_source(units, sources),
-            p=tested.get(key),
+            difference=estimate(differences),
+            by_source=estimate_by_source(differences, sources),
+            p=p_values.get(key),
             p_holm=corrected.get(key),
-            better=_better(a["metrics"][key]["better"], float(drop_nan(units).mean())),
+            better=_better(a["metrics"][key]["better"], float(drop_nan(differences).mean())),
         )
-        for key, units in paired.items()
+        for key, differences in paired.items()
     }
     worse = primary in metrics and _is_worse(metrics[primary])
     return {"primary": primary, "worse": worse, "metrics": metrics, "notes": _notes(a, b)}
 
 
-def two_sided(units: Values) -> float | None:
+def two_sided_p(differences: Values) -> float | None:
     """Two-sided signed-rank p of paired differences: twice the smaller tail."""
-    tails = [p for p in (signed_rank(units), signed_rank(-units)) if p is not None]
+    tails = [p for p in (signed_rank(differences), signed_rank(-differences)) if p is not None]
     return min(1.0, 2 * min(tails)) if tails else None
 
 
-def _units(values: list[float | None]) -> Values:
+def _with_nan(values: list[float | None]) -> Values:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
@@ -90,89 +95,92 @@ def _better(direction: str | None, mean: float) -> bool | None:
     return None if direction is None or mean == 0 else (mean > 0) == (direction == "high")
 
 
-def _is_worse(found: Difference) -> bool:
-    return found["better"] is False and found["p_holm"] is not None and found["p_holm"] < LEVEL
+def _is_worse(metric: Difference) -> bool:
+    return metric["better"] is False and metric["p_holm"] is not None and metric["p_holm"] < SIGNIFICANCE
 
 
 def _require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """ConfigError that names what the two do not share."""
+    """Raise ConfigError that names the entries in which the two differ."""
     pairs = {
-        **{key: (a[key], b[key]) for key in SAME},
+        **{key: (a[key], b[key]) for key in MUST_MATCH},
         "protocol": (a["provenance"]["protocol"], b["provenance"]["protocol"]),
         "targets": (a["provenance"]["shards"]["pairs"], b["provenance"]["shards"]["pairs"]),
     }
-    apart = [name for name, (first, second) in pairs.items() if first != second]
+    differing = [name for name, (first, second) in pairs.items() if first != second]
     require(
-        not apart,
-        f"the two cannot be compared: their {', '.join(apart)} differ. Judge both with the same task, data, windows "
-        "and seeds",
+        not differing,
+        f"the two cannot be compared: their {', '.join(differing)} differ. Evaluate both with the same task, data, "
+        "windows and seeds",
     )
 
 
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """What else differs, and may be the reason."""
-    return [line for place in NOTED for line in differences(_at(a, place), _at(b, place), place)]
+    """Other differences between the two evaluations, which may explain the result."""
+    return [line for path in REPORTED for line in differences(_lookup(a, path), _lookup(b, path), path)]
 
 
-def _at(scores: Mapping[str, Any], place: str) -> Any:
-    found: Any = scores
-    for key in place.split("."):
-        found = found[key]
-    return found
+def _lookup(scores: Mapping[str, Any], path: str) -> Any:
+    """The value at a path such as `provenance.precision`."""
+    value: Any = scores
+    for key in path.split("."):
+        value = value[key]
+    return value
 
 
 def load(path: Path) -> dict[str, Any]:
-    """scores.json at a path, in it or in its `eval`. ConfigError when there is none of this schema."""
-    places = (path, path / "scores.json", path / "eval" / "scores.json")
-    file = next((place for place in places if place.is_file()), None)
+    """Read scores.json from a file, a folder, or the `eval` folder in it. Raises ConfigError for another schema."""
+    candidates = (path, path / "scores.json", path / "eval" / "scores.json")
+    file = next((place for place in candidates if place.is_file()), None)
     if file is None:
-        raise ConfigError(f"{path} holds no scores.json: give one, or the folder of a run or of an evaluation")
+        raise ConfigError(
+            f"{path} contains no scores.json: give a scores.json, or the folder of a run or of an evaluation"
+        )
     try:
         scores = dict(json.loads(file.read_text()))
         schema = scores["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is not a scores.json of eval") from error
+        raise ConfigError(f"{file} is not a scores.json of iclora_train's eval") from error
     require(schema == 2, f"{file} has schema {schema}, not 2: run eval again")
     return scores
 
 
-def table(found: Mapping[str, Any], a: Path, b: Path) -> Table:
-    """The differences for the console, the primary metric first."""
-    shown = Table(title=f"paired over windows\nA {a}\nB {b}")
+def table(comparison: Mapping[str, Any], a: Path, b: Path) -> Table:
+    """The comparison as a console table, the primary metric first."""
+    console_table = Table(title=f"paired over windows\nA {a}\nB {b}")
     for column in ("metric", "A", "B", "B - A", "95 %", "p", "better"):
-        shown.add_column(column)
-    order = sorted(found["metrics"], key=lambda key: key != found["primary"])
+        console_table.add_column(column)
+    order = sorted(comparison["metrics"], key=lambda key: key != comparison["primary"])
     for key in order:
-        row: Difference = found["metrics"][key]
+        row: Difference = comparison["metrics"][key]
         p = "" if row["p_holm"] is None else f"{row['p_holm']:.2g}"
         better = {True: "B", False: "A", None: ""}[row["better"]]
         means = (f"{row[side]['mean']:.3f}" for side in ("a", "b"))
         name = f"{row['title']} {row['unit']}".strip()
-        apart = row["difference"]
-        span = "" if apart["low"] is None else f"{apart['low']:.3f} to {apart['high']:.3f}"
-        shown.add_row(name, *means, f"{apart['mean']:+.3f}", span, p, better)
-    return shown
+        difference = row["difference"]
+        interval = "" if difference["low"] is None else f"{difference['low']:.3f} to {difference['high']:.3f}"
+        console_table.add_row(name, *means, f"{difference['mean']:+.3f}", interval, p, better)
+    return console_table
 
 
 def main() -> None:
     """`python -m eval.compare`."""
     parser = argparse.ArgumentParser(prog="eval.compare", description=(__doc__ or "").split(":", 1)[1].strip())
-    parser.add_argument("a", type=Path, metavar="A", help="scores.json, or a folder with one")
-    parser.add_argument("b", type=Path, metavar="B", help="likewise")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences there as well")
+    parser.add_argument("a", type=Path, metavar="A", help="scores.json, or a folder that contains one")
+    parser.add_argument("b", type=Path, metavar="B", help="the same, for B")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the comparison to FILE")
     arguments = parser.parse_args()
     try:
-        found = compare(load(arguments.a), load(arguments.b))
+        comparison = compare(load(arguments.a), load(arguments.b))
         if arguments.json is not None:
-            write(arguments.json, found)
+            write(arguments.json, comparison)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     console = Console()
-    console.print(table(found, arguments.a, arguments.b))
-    for note in found["notes"]:
-        console.print(f"differs as well: {note}", soft_wrap=True, markup=False, highlight=False)
-    raise SystemExit(int(found["worse"]))
+    console.print(table(comparison, arguments.a, arguments.b))
+    for note in comparison["notes"]:
+        console.print(f"also different: {note}", soft_wrap=True, markup=False, highlight=False)
+    raise SystemExit(int(comparison["worse"]))
 
 
 if __name__ == "__main__":

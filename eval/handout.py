@@ -1,7 +1,7 @@
-"""`python -m eval.handout conf=<task> videos=FOLDER`: what another program needs to make the clips that eval judges.
+"""`python -m eval.handout conf=<task> videos=FOLDER`: write the inputs for evaluating another program.
 
-FOLDER/inputs gets, for every held-out window, its references, target and mask as lossless videos, and
-FOLDER/manifest.json names them with sizes, captions, seeds and hashes. Outputs then go to FOLDER/<key>.<seed>.mp4.
+FOLDER/inputs receives the references, target and mask of every held-out window as lossless videos. FOLDER/manifest.json
+lists them with sizes, captions, seeds and hashes. The program then writes its outputs to FOLDER/<key>.<seed>.mp4.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from iclora_train.ltx2.base_model import open_base
 
 
 def write_handout(config: Config) -> Path:
-    """Write the inputs and the manifest; returns the manifest's path. What is there already is written again.
+    """Write the inputs and the manifest; returns the path of the manifest. Existing files are overwritten.
 
-    ConfigError as `eval`: too few windows, leakage, shards of other settings.
+    Raises ConfigError as `eval` does: too few windows, leakage, shards of other settings.
     """
-    require(config.videos is not None, "videos=FOLDER must be set: inputs go there, and later the program's clips")
+    require(
+        config.videos is not None,
+        "videos=FOLDER must be set: the folder for the inputs and later for the clips of the program",
+    )
     folder = Path(str(config.videos))
     held_out = HeldOut.open(config, open_base(config.model))
     entries = []
@@ -48,7 +51,7 @@ def write_handout(config: Config) -> Path:
 
 
 def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config) -> dict[str, Any]:
-    """Write a window's clips; its entry in the manifest. The mask is white where the picture is to be filled in."""
+    """Write the clips of a window; returns its manifest entry. The mask is white in the region to fill."""
     pair = held_out.pair(window)
     clips = {f"reference{i}": clip for i, clip in enumerate(pair.references)} | {"target": pair.target}
     region = edited_region(config.task, pair.target, pair.references[0])  # (F,H,W)
@@ -64,7 +67,7 @@ def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config) -> d
 
 
 def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
-    """Write a clip under inputs/; what the manifest says of it."""
+    """Write a clip to inputs/; returns its manifest entry."""
     data = encode_clip(clip, fps)
     with write_atomic(folder / "inputs" / name) as file:
         file.write(data)

@@ -1,4 +1,4 @@
-"""scores.json: all that was measured, as numbers with intervals, and on what. Its schema is scores.schema.json."""
+"""Assemble and write scores.json: all results with intervals, and their provenance. Schema: scores.schema.json."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from eval.clips.conditions import (
     INPUT,
     SWAPPED,
 )
-from eval.judging.control import collect_evidence, control_figures, estimate_or_none, mask_figures
+from eval.judging.control import collect_evidence, control_figures, mask_figures
 from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
 from eval.scoring.scorer import Results
-from eval.statistics.estimates import Estimate, Values
+from eval.statistics.estimates import Estimate, Values, estimate_or_none
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import config_hash
@@ -40,9 +40,9 @@ ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PR
 
 
 def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
-    """The content of scores.json but for `flags`, `simple` and the wall-clock time."""
+    """The content of scores.json without `flags`, `simple` and the wall-clock time."""
     windows, base = source.held_out.windows, source.base
-    found = collect_evidence(
+    evidence = collect_evidence(
         results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence
     )
     rows = {name: results.rows[name] for name in ROWS if name in results.rows}
@@ -63,15 +63,15 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "clips": [{"key": w.key, "source": w.source, "partner": windows[w.partner].key} for w in windows],
         "seeds": source.seeds,
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
-        "not_run": [asdict(absent) for absent in suite.not_run],
+        "not_run": [asdict(missing) for missing in suite.not_run],
         "cells": {name: _estimates(row) for name, row in rows.items()},
-        "strength": [{"s": s, "metrics": _estimates(row)} for s, row in found.strengths],
-        "control": control_figures(results, found),
+        "strength": [{"s": s, "metrics": _estimates(row)} for s, row in evidence.strengths],
+        "control": control_figures(results, evidence),
         "diversity": _estimates(results.diversity),
-        "mask": mask_figures(results, found, source.band_pixels, base.geometry.temporal),
-        "verdicts": judge(config.task.family, found, thresholds),
+        "mask": mask_figures(results, evidence, source.band_pixels, base.geometry.temporal),
+        "verdicts": judge(config.task.family, evidence, thresholds),
         "thresholds": {**asdict(thresholds), "changed": thresholds.changed},
-        "windows": {name: {metric: _numbers(units) for metric, units in row.items()} for name, row in rows.items()},
+        "windows": {name: {metric: _numbers(values) for metric, values in row.items()} for name, row in rows.items()},
         "frames": {name: _rounded(frames) for name, frames in results.frames.items()},
         "provenance": _provenance(config, source),
         "timings": {
@@ -82,13 +82,13 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
 
 
 def _estimates(row: Mapping[str, Values]) -> dict[str, Estimate]:
-    """Of every metric that was measured on some window."""
-    found = {metric: estimate_or_none(units) for metric, units in row.items()}
-    return {metric: figure for metric, figure in found.items() if figure is not None}
+    """Estimates of the metrics that were measured on at least one window."""
+    estimates = {metric: estimate_or_none(values) for metric, values in row.items()}
+    return {metric: value for metric, value in estimates.items() if value is not None}
 
 
-def _numbers(units: Values) -> list[float | None]:
-    return [None if np.isnan(x) else round(float(x), 6) for x in units]
+def _numbers(values: Values) -> list[float | None]:
+    return [None if np.isnan(x) else round(float(x), 6) for x in values]
 
 
 def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[list[float] | None]]:
@@ -120,7 +120,7 @@ def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
 
 
 def _memory(source: ClipSource) -> dict[str, int] | None:
-    """Peak and size of the GPU's memory; None on a CPU."""
+    """Peak and total GPU memory; None on a CPU."""
     if source.device.type != "cuda":
         return None
     total = torch.cuda.get_device_properties(source.device).total_memory
@@ -128,28 +128,28 @@ def _memory(source: ClipSource) -> dict[str, int] | None:
 
 
 def write(path: Path, scores: Mapping[str, Any]) -> None:
-    """Write scores.json, whole or not at all."""
+    """Write scores.json atomically."""
     with write_atomic(path) as file:
         file.write((json.dumps(scores, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def headline(scores: Mapping[str, Any]) -> list[str]:
-    """The verdicts as lines for the console, and what they count."""
+    """Console lines: every verdict, the number of claims that hold, and changed thresholds."""
     verdicts = scores["verdicts"]
-    changes = scores["thresholds"]["changed"]
-    note = [f"thresholds that are not the usual ones: {', '.join(changes)}"] if changes else []
+    changed = scores["thresholds"]["changed"]
+    note = [f"thresholds changed from the defaults: {', '.join(changed)}"] if changed else []
     return [*map(verdict_line, verdicts), f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} claims hold", *note]
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """`pass  gain_over_input  +1.20 [0.90, 1.50] (n 24)  wanted >= 0.7 dB  p 0.0001`."""
+    """`pass  gain_over_input  1.20 [0.90, 1.50] (n 24)  required >= 0.7 dB  p 0.0001`."""
     mark = "pass" if verdict["passed"] else "FAIL"
     p = "" if verdict["p_holm"] is None else f"  p {verdict['p_holm']:.2g}"
-    return f"{mark}  {verdict['name']:18} {show(verdict['value'])}  wanted {verdict['threshold']}{p}"
+    return f"{mark}  {verdict['name']:18} {format_estimate(verdict['value'])}  required {verdict['threshold']}{p}"
 
 
-def show(figure: Estimate, digits: int = 3) -> str:
-    """`mean [low, high] (n)`, or without the interval where there is one unit."""
-    if figure["low"] is None or figure["high"] is None:
-        return f"{figure['mean']:.{digits}f} (n {figure['n']})"
-    return f"{figure['mean']:.{digits}f} [{figure['low']:.{digits}f}, {figure['high']:.{digits}f}] (n {figure['n']})"
+def format_estimate(value: Estimate, digits: int = 3) -> str:
+    """`mean [low, high] (n)`, without the interval for a single unit."""
+    if value["low"] is None or value["high"] is None:
+        return f"{value['mean']:.{digits}f} (n {value['n']})"
+    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}] (n {value['n']})"

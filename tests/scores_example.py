@@ -71,7 +71,7 @@ def finish(
         ],
         "seeds": [0, 1],
         "metrics": METRICS,
-        "not_run": [{"metric": "lpips", "reason": "weights absent: see docs/metrics.md"}],
+        "not_run": [{"metric": "depth_error", "reason": "no weights: see docs/evaluation.md"}],
         "cells": {name: {m: dict(estimate(v)) for m, v in values.items()} for name, values in table.items()},
         "strength": [
             {"s": s, "metrics": {"psnr": near(12 + 19 * s**0.3, 1), "ssim": near(0.2 + 0.4 * s**0.3)}}

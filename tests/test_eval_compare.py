@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eval.compare import compare, load, main, two_sided
+from eval.compare import compare, load, main, two_sided_p
 from iclora_train.config import ConfigError
 
 N = 10
@@ -92,7 +92,7 @@ def test_windows_that_one_could_not_measure_are_left_out() -> None:
     found = compare(scores(), other)
     assert found["metrics"]["psnr"]["difference"]["n"] == N - 1
     assert "sharpness" not in found["metrics"]
-    assert two_sided(np.array([np.nan])) is None
+    assert two_sided_p(np.array([np.nan])) is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_the_command_takes_files_and_folders_and_ends_with_a_code(
     assert command(monkeypatch, single / "scores.json", run) == 0
     capsys.readouterr()
     assert command(monkeypatch, run, tmp_path / "none") == 2
-    assert "holds no scores.json" in capsys.readouterr().err
+    assert "contains no scores.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,7 @@ def test_the_console_counts_claims_and_names_changed_thresholds() -> None:
     strict = Thresholds(swap_drop=30.0)
     verdicts = judge("restoration", found(deblur(), "psnr"), strict)
     lines = headline({"verdicts": verdicts, "thresholds": {"changed": strict.changed}})
-    assert lines[-2:] == ["8 of 9 claims hold", "thresholds that are not the usual ones: swap_drop"]
+    assert lines[-2:] == ["8 of 9 claims hold", "thresholds changed from the defaults: swap_drop"]
     failed = next(line for line in lines if line.startswith("FAIL"))
     assert failed.startswith("FAIL  swap_drop          21.198")
-    assert "(n 12)  wanted ≥ 30 dB  p 0.0" in failed
+    assert "(n 12)  required ≥ 30 dB  p 0.0" in failed

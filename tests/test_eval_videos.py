@@ -120,7 +120,7 @@ def test_clips_that_do_not_fit_are_named(handed: World, tmp_path: Path) -> None:
     refused(config, f"{name}")
     (tmp_path / "theirs" / name).unlink()
     refused(config, rf"1 of 4 clips are missing, e.g. {name}.*eval.handout")
-    refused(handed.bare(f"videos={tmp_path / 'nowhere'}"), "nowhere is no folder")
+    refused(handed.bare(f"videos={tmp_path / 'nowhere'}"), "nowhere is not a folder")
 
 
 @pytest.mark.parametrize("shift", [1, -1])
@@ -144,7 +144,7 @@ def test_a_structure_task_forgives_a_chance_but_not_an_offset(handed: World, tmp
 
 
 def test_videos_and_an_adapter_are_one_too_many(handed: World) -> None:
-    refused(handed.bare(f"videos={handed.root / 'clips'}", "adapter=x.safetensors"), "not both")
+    refused(handed.bare(f"videos={handed.root / 'clips'}", "adapter=x.safetensors"), "give one of them")
     with pytest.raises(ConfigError, match="videos=FOLDER must be set"):
         write_handout(handed.bare())
 

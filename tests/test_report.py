@@ -104,7 +104,7 @@ def test_scores_inside_the_page_are_the_scores(text: str, scores: dict[str, Any]
 
 def test_tables_hold_every_row_verdict_flag_and_window(text: str, scores: dict[str, Any]) -> None:
     rows = Page(text).rows
-    named = [*scores["cells"], *(clip["key"] for clip in scores["clips"]), "lpips", "adapter.sha256"]
+    named = [*scores["cells"], *(clip["key"] for clip in scores["clips"]), "depth_error", "adapter.sha256"]
     named += [verdict["claim"] for verdict in scores["verdicts"]] + [flag["symptom"] for flag in scores["flags"]]
     assert [name for name in named if not any(row.strip().startswith(name) for row in rows)] == []
     assert "memory not measured" in " ".join(" ".join(row.split()) for row in rows)
@@ -135,7 +135,7 @@ def test_what_was_not_made_has_no_page(tmp_path: Path, scores: dict[str, Any]) -
     kept = {name: first.clips[name] for name in ("adapter+reference", "reference", "target")}
     page = Page(write_page(tmp_path, bare, [type(first)(first.window, first.fps, "", kept)]).read_text())
     assert "clips" in page.ids
-    assert not {"signals", "strength", "mask"} & set(page.ids)
+    assert not {"probes", "strength", "mask"} & set(page.ids)
     assert page.tags.count("video") == 3 + 2  # and those of the viewer
 
 
@@ -152,10 +152,10 @@ def test_simple_signals_come_first(tmp_path: Path, scores: dict[str, Any]) -> No
         "not_run": [{"signal": "hold", "reason": "nothing to draw"}],
     }
     shown = {"square": ProbeClips(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
-    page = Page(text := write(tmp_path, {**scores, "simple": simple}, signals=shown))
-    assert page.ids.index("signals") < page.ids.index("verdicts")
-    assert "2 of 3 signals pass" in text
-    assert "asked for 7.5, found 1.5" in text
+    page = Page(text := write(tmp_path, {**scores, "simple": simple}, probe_clips=shown))
+    assert page.ids.index("probes") < page.ids.index("verdicts")
+    assert "2 of 3 probes pass" in text
+    assert "requested 7.5, measured 1.5" in text
     assert any("hold" in row and "nothing to draw" in row for row in page.rows)
     assert text.count('aria-label="requested') == 0
     assert text.count(', square"') == 4
@@ -165,7 +165,7 @@ def test_an_earlier_run_is_compared_in_pairs(tmp_path: Path, scores: dict[str, A
     before = deepcopy(scores)
     before["windows"]["adapter+reference"]["psnr"] = [v - 2 for v in scores["windows"]["adapter+reference"]["psnr"]]
     before["provenance"]["precision"] = "bf16"
-    page = Page(text := write(tmp_path, scores, compared=compare(before, scores)))
+    page = Page(text := write(tmp_path, scores, comparison=compare(before, scores)))
     changed = next(row for row in page.rows if row.startswith("PSNR, dB") and "2.00 to 2.00" in row)
     assert changed.split()[-9:-1] == ["2.00", "2.00", "to", "2.00"] * 2
     assert "bf16" in text
@@ -258,7 +258,7 @@ def test_a_block_of_the_fade_without_an_effect_keeps_its_number() -> None:
     weights = [block["weight"] for block in mask["fade"]["blocks"]]
     mask["fade"]["blocks"][0]["effect"] = None  # tracks begin where they are asked to
     mask["fade"]["correlation"] = None
-    rows = re.findall(r"block (\d): weight ([\d.]+)</th><td>(.*?)</td>", fade(mask, []))
+    rows = re.findall(r"latent frame (\d): weight ([\d.]+)</th><td>(.*?)</td>", fade(mask, []))
     assert [(int(number), float(weight)) for number, weight, _ in rows] == [
         (i, pytest.approx(weight, abs=0.005)) for i, weight in enumerate(weights)
     ]

@@ -1,1 +1,1 @@
-"""From figures to verdicts: claims, thresholds, control gain, symptoms."""
+"""From values to verdicts: claims, thresholds, control gain, symptoms."""

@@ -1,4 +1,4 @@
-"""What is claimed of an adapter, by family: a figure per window, and what it must reach (docs/evaluation.md)."""
+"""The claims about an adapter, by task family: a value per window and its bound (docs/evaluation.md lists them)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from eval.statistics.estimates import Estimate, Values, ratio_per_unit
 from eval.statistics.significance import signed_rank
 from iclora_train.config import Thresholds
 
-INSIDE, OUTSIDE = "psnr_inside", "psnr_outside"  # of the edited part, and of what the edit must leave alone
-COARSE = (1.0, 0.5, 0.1, 0.0)  # strengths between which a fall must show; finer steps lie within the noise
+INSIDE, OUTSIDE = "psnr_inside", "psnr_outside"  # PSNR of the edited region, and of the part that must stay unchanged
+COARSE_STRENGTHS = (1.0, 0.5, 0.1, 0.0)  # PSNR must fall between these; finer steps lie within the noise
 Table = Mapping[str, Mapping[str, Values]]  # row -> metric -> value per window, seeds averaged; NaN: not measured
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What claims are drawn from. strengths: (strength, its row); adherence: the metric of how the reference is
-    followed (`Suite.adherence`); effects (windows, strengths): that metric, rising with strength; fade: per window the
-    share of the effect in each latent frame; lower: metrics of which less is better.
+    """The values that claims are computed from.
+
+    rows: values of every condition and model-free row. strengths: (strength, its row). changes: `condition_changes`.
+    sources: the recording of each window. adherence: the metric of how well the reference is followed
+    (`Suite.adherence`). effects (windows, strengths): that metric, by rising strength, larger is better. curve: the
+    strength curve of `effects`. fade: per window, the share of the reference's effect in each latent frame under the
+    fade mask. lower_is_better: keys of metrics that are better when lower.
     """
 
     rows: Table
@@ -34,32 +38,34 @@ class Evidence:
     effects: Values | None = None
     curve: StrengthCurve | None = None
     fade: Values | None = None
-    lower: frozenset[str] = field(default_factory=frozenset)
+    lower_is_better: frozenset[str] = field(default_factory=frozenset)
 
     def difference(self, metric: str, row: str, other: str) -> Values | None:
-        """How much better a row is than another, per window; None where one of them was not measured."""
+        """By how much `row` is better than `other`, per window; None if one of them was not measured."""
         if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
             return None
-        sign = -1 if metric in self.lower else 1
+        sign = -1 if metric in self.lower_is_better else 1
         return sign * (self.rows[row][metric] - self.rows[other][metric])
 
     def ratio(self, metric: str, row: str, other: str) -> Values | None:
-        """Ratio of two rows, as `ratio_units`."""
+        """Ratio of two rows (`ratio_per_unit`); None if one of them was not measured."""
         if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
             return None
         return ratio_per_unit(self.rows[row][metric], self.rows[other][metric])
 
     def share(self, metric: str, row: str, start: str, end: str) -> Values | None:
-        """How far a row lies on the way from row `start` (0) to row `end` (1), as `ratio_units`."""
-        gone, way = self.difference(metric, row, start), self.difference(metric, end, start)
-        return None if gone is None or way is None else ratio_per_unit(gone, way)
+        """Position of `row` between row `start` (0) and row `end` (1), as `ratio_per_unit`."""
+        gained, total = self.difference(metric, row, start), self.difference(metric, end, start)
+        return None if gained is None or total is None else ratio_per_unit(gained, total)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure must satisfy: its mean within limits (open ones if `strict`); with `significant` also an interval
-    above 0 and a p below the level. effect: the value that would be no effect, against which p is taken; None: the
-    limits themselves."""
+    """The bound that a value must satisfy: its mean lies within limits (exclusive if `strict`).
+
+    significant: the interval must also lie above 0 and p below the significance level. effect: the value of "no
+    effect", against which p is tested; None tests against the limits themselves.
+    """
 
     low: float = -np.inf
     high: float = np.inf
@@ -70,43 +76,43 @@ class Bound:
 
     def __str__(self) -> str:
         signs = (">", "<") if self.strict else ("≥", "≤")
-        sides = [(signs[0], self.low), (signs[1], self.high)]
-        text = " and ".join(f"{sign} {limit:.3g} {self.unit}".strip() for sign, limit in sides if np.isfinite(limit))
+        limits = [(signs[0], self.low), (signs[1], self.high)]
+        text = " and ".join(f"{sign} {limit:.3g} {self.unit}".strip() for sign, limit in limits if np.isfinite(limit))
         return text + (", interval above 0, significant" if self.significant else "")
 
-    def p(self, units: Values) -> float | None:
-        """One-sided signed-rank p that the units lie on the good side; of two limits the larger one."""
-        sides = []
+    def p(self, values: Values) -> float | None:
+        """One-sided signed-rank p that the values lie within the limits; with two limits the larger p."""
+        one_sided = []
         if np.isfinite(self.low):
-            sides.append(signed_rank(units - (self.low if self.effect is None else self.effect)))
+            one_sided.append(signed_rank(values - (self.low if self.effect is None else self.effect)))
         if np.isfinite(self.high):
-            sides.append(signed_rank((self.high if self.effect is None else self.effect) - units))
-        known = [p for p in sides if p is not None]
-        return max(known) if known else None
+            one_sided.append(signed_rank((self.high if self.effect is None else self.effect) - values))
+        p_values = [p for p in one_sided if p is not None]
+        return max(p_values) if p_values else None
 
-    def holds(self, figure: Estimate, p: float | None, level: float) -> bool:
-        """Whether an estimate satisfies it; p after Holm. Without an interval (one unit) nothing is above 0."""
-        mean = figure["mean"]
+    def holds(self, value: Estimate, p: float | None, level: float) -> bool:
+        """Whether an estimate satisfies the bound; `p` is Holm-corrected. No interval: not significant."""
+        mean = value["mean"]
         within = self.low < mean < self.high if self.strict else self.low <= mean <= self.high
         if not self.significant:
             return within
-        positive = figure["low"] is not None and figure["low"] > 0
+        positive = value["low"] is not None and value["low"] > 0
         return within and positive and p is not None and p < level
 
 
 @dataclass(frozen=True)
 class Claim:
-    """units: the figure per window, or None where it was not measured; p: where it is not the signed-rank test's."""
+    """One claim. values: per window, None if not measured. p: replaces the p of the signed-rank test if given."""
 
     name: str
     text: str
-    units: Values | None
+    values: Values | None
     bound: Bound
     p: float | None = None
 
 
 def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    """The claims of a family (restoration, colorize, structure, edit), then those that hold for every one."""
+    """The claims of a family (restoration, colorize, structure, edit), then the claims of every family."""
     of_family: dict[str, Callable[[Evidence, Thresholds], Iterator[Claim]]] = {
         "restoration": _restoration,
         "colorize": _colorize,
@@ -120,97 +126,100 @@ def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
 def _restoration(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     over_input = Bound(t.gain_over_input, effect=0, significant=True, unit="dB")
     yield Claim(
-        "gain_over_input", "PSNR above the degraded input", e.difference("psnr", ADAPTER_REFERENCE, INPUT), over_input
+        "gain_over_input",
+        "PSNR gain over the degraded input",
+        e.difference("psnr", ADAPTER_REFERENCE, INPUT),
+        over_input,
     )
     over_base = Bound(t.gain_over_base, effect=0, significant=True, unit="dB")
     yield Claim(
         "gain_over_base",
-        "PSNR above base + reference",
+        "PSNR gain over base + reference (no adapter)",
         e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE),
         over_base,
     )
     swapped = e.difference("psnr", ADAPTER_REFERENCE, SWAPPED)
     yield Claim(
-        "swap_drop", "PSNR lost with another clip's reference", swapped, Bound(t.swap_drop, effect=0, unit="dB")
+        "swap_drop", "PSNR drop with the reference of another clip", swapped, Bound(t.swap_drop, effect=0, unit="dB")
     )
-    text = "PSNR falls with strength: smallest fall between neighbours of 1, .5, .1, 0"
-    yield Claim("strength_monotone", text, _smallest_fall(e), Bound(t.strength_monotone, strict=True, unit="dB"))
+    text = "PSNR falls with attention strength: smallest drop between strengths 1, 0.5, 0.1, 0"
+    yield Claim("strength_monotone", text, _smallest_drop(e), Bound(t.strength_monotone, strict=True, unit="dB"))
     yield _gain(e, t)
 
 
-def _smallest_fall(e: Evidence) -> Values | None:
-    """Per window, PSNR at a strength minus PSNR at the next smaller one, for the pair where the mean is smallest."""
-    ordered = sorted((s, row["psnr"]) for s, row in e.strengths if s in COARSE)
-    falls = [high - low for (_, low), (_, high) in pairwise(ordered)]
-    return min(falls, key=lambda fall: float(np.nanmean(fall))) if falls else None
+def _smallest_drop(e: Evidence) -> Values | None:
+    """Per window, the PSNR drop from a strength to the next smaller one, for the pair with the smallest mean drop."""
+    ordered = sorted((s, row["psnr"]) for s, row in e.strengths if s in COARSE_STRENGTHS)
+    drops = [high - low for (_, low), (_, high) in pairwise(ordered)]
+    return min(drops, key=lambda drop: float(np.nanmean(drop))) if drops else None
 
 
 def _colorize(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     chroma = e.ratio("chroma_error", ADAPTER_REFERENCE, INPUT)
     less = Bound(high=t.chroma_ratio, effect=1)
-    yield Claim("chroma_ratio", "chroma error over the grey input's", chroma, less)
+    yield Claim("chroma_ratio", "chroma error relative to the grey input", chroma, less)
     luma = e.difference("psnr_y", ADAPTER_REFERENCE, CEILING)
-    yield Claim("luma_kept", "luma PSNR against the VAE round trip", luma, Bound(t.luma_kept, unit="dB"))
+    yield Claim("luma_kept", "luma PSNR relative to the VAE round trip", luma, Bound(t.luma_kept, unit="dB"))
     grey = e.ratio("chroma_error", BASE_REFERENCE, INPUT)
-    text = "base + reference stays grey: its chroma error over the input's"
+    text = "base + reference stays grey: chroma error relative to the input"
     yield Claim("base_grey", text, grey, Bound(1 - t.base_grey, 1 + t.base_grey))
     swapped = e.difference("psnr_y", ADAPTER_REFERENCE, SWAPPED)
-    text = "luma PSNR lost with another clip's reference"
+    text = "luma PSNR drop with the reference of another clip"
     yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
 
 
 def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.adherence == "edge_f1":
         gap = e.rows[ADAPTER_REFERENCE].get("edge_gap")
-        text = "edge F1 (1 px) above that against another clip"
+        text = "edge F1 (1 px) above the edge F1 against another clip"
         yield Claim("edge_gap", text, gap, Bound(t.edge_gap, effect=0))
     else:
-        way = e.share(e.adherence, ADAPTER_REFERENCE, FLOOR, CEILING)
-        text = f"{e.adherence}: share of the way from another clip's target to the VAE round trip"
-        yield Claim("follows", text, way, Bound(t.follows, effect=0, significant=True))
-    picture = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
-    text = "a picture, not the drawing: PSNR above base + reference"
-    yield Claim("picture", text, picture, Bound(t.picture, effect=0, unit="dB"))
-    left = e.share(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
-    text = f"{e.adherence}: share of the way from the floor that another clip's reference leaves"
-    yield Claim("swap_floor", text, left, Bound(high=t.swap_floor, effect=1))
+        share = e.share(e.adherence, ADAPTER_REFERENCE, FLOOR, CEILING)
+        text = f"{e.adherence} follows the reference: 0 is another clip's target, 1 is the VAE round trip"
+        yield Claim("follows", text, share, Bound(t.follows, effect=0, significant=True))
+    gain = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
+    text = "output is a picture, not the drawing: PSNR gain over base + reference (no adapter)"
+    yield Claim("picture", text, gain, Bound(t.picture, effect=0, unit="dB"))
+    share = e.share(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
+    text = f"{e.adherence} with the reference of another clip: 0 is the floor, 1 is the right reference"
+    yield Claim("swap_floor", text, share, Bound(high=t.swap_floor, effect=1))
     yield _gain(e, t)
 
 
 def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    """Of tasks that know where they edit, what is inside is to be made and what is outside to be kept."""
+    """Inside and outside the edited region; without a region the adherence metric stands for both."""
     inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.rows[ADAPTER_REFERENCE] else (e.adherence, e.adherence)
     for name, row, threshold in (
         ("gain_over_input", INPUT, t.gain_over_input),
         ("gain_over_base", BASE_REFERENCE, t.gain_over_base),
     ):
         bound = Bound(threshold, effect=0, significant=True, unit="dB")
-        yield Claim(name, f"{inside} above that of {row}", e.difference(inside, ADAPTER_REFERENCE, row), bound)
-    kept = e.difference(outside, ADAPTER_REFERENCE, CEILING)
-    yield Claim("preserved", f"{outside} against the VAE round trip", kept, Bound(t.preserved, unit="dB"))
+        yield Claim(name, f"{inside} gain over {row}", e.difference(inside, ADAPTER_REFERENCE, row), bound)
+    loss = e.difference(outside, ADAPTER_REFERENCE, CEILING)
+    yield Claim("preserved", f"{outside} relative to the VAE round trip", loss, Bound(t.preserved, unit="dB"))
     swapped = e.difference(outside, ADAPTER_REFERENCE, SWAPPED)
-    text = f"{outside} lost with another clip's reference"
+    text = f"{outside} drop with the reference of another clip"
     yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
 
 
 def _gain(e: Evidence, t: Thresholds) -> Claim:
     gain = e.share(e.adherence, ADAPTER_REFERENCE, BASE, CEILING)
-    text = f"control gain: {e.adherence}, share of the way from the base without reference to the VAE round trip"
+    text = f"control gain: {e.adherence}, 0 is the base without a reference, 1 is the VAE round trip"
     return Claim("control_gain", text, gain, Bound(t.control_gain, effect=0, significant=True))
 
 
 def _every(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.effects is not None and e.effects.shape[1] > 2 and e.curve is not None:
         explained = np.array([np.nan if np.isnan(row).any() else isotonic_r2(row) for row in e.effects])
-        text = f"{e.adherence} rises with strength: what a monotone curve explains; p is Page's"
+        text = f"{e.adherence} rises with strength: R² of the best monotone curve (p by Page's trend test)"
         rises = Bound(t.curve_monotone, effect=0, significant=True)
         yield Claim("curve_monotone", text, explained, rises, e.curve["page_p"])
     if e.changes:
         disturbance = ratio_per_unit(e.changes["kept"], e.changes["dropped"])
-        text = "half-frame mask: what it changes where it keeps the reference over what it changes where it drops it"
+        text = "half-frame mask: change in the half that keeps the reference / change in the other half"
         yield Claim("mask_local", text, disturbance, Bound(high=t.mask_local, strict=True))
-        text = "fade-in mask: share of the reference's effect in the last latent frame less that in the first"
+        text = "fade-in mask: effect of the reference in the last latent frame minus that in the first"
         rise = None if e.fade is None else e.fade[:, -1] - e.fade[:, 0]
         yield Claim("fade_follows", text, rise, Bound(t.fade_follows, effect=0))
-        text = "strength 0 equals no reference: what differs"
+        text = "strength 0 equals no reference: mean difference"
         yield Claim("null_change", text, e.changes["null"], Bound(high=t.null_change, unit="levels"))

@@ -1,6 +1,6 @@
-"""How the reference's effect grows with attention strength: order, shape, and where the usable range lies.
+"""The strength curve: how the effect of the reference grows with attention strength, and the usable range.
 
-A weight enters the attention logits as its logarithm, so a flat top and a knee near 0 are what to expect.
+A strength s enters the attention logits as log s, so the curve is flat near 1 and has a knee near 0.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import numpy as np
 from eval.statistics.estimates import Estimate, Values, estimate
 from eval.statistics.significance import page_trend, ranks
 
-DEAD, SATURATED = 0.1, 0.9  # shares of the whole effect
+DEAD, SATURATED = 0.1, 0.9  # shares of the total effect
 
 
 class StrengthCurve(TypedDict):
-    """spearman, isotonic_r2: means over windows; page_p: of the trend over all windows; of the mean curve dead_zone,
-    s50, saturation: strengths; largest_step: share of the whole effect between neighbours. None: there is no effect."""
+    """The strength curve in numbers.
+
+    spearman, isotonic_r2: means over windows. page_p: Page's trend test over all windows. Of the mean curve: dead_zone
+    (largest strength below 10 % of the effect), s50 (half of it), saturation (smallest strength above 90 %),
+    largest_step (largest share of the effect between neighbouring strengths); None without an effect.
+    """
 
     spearman: Estimate
     isotonic_r2: Estimate
@@ -30,9 +34,9 @@ class StrengthCurve(TypedDict):
 
 
 def response_curve(strengths: Sequence[float], effects: Values) -> StrengthCurve | None:
-    """The curve of effects (windows, strengths), larger is more of what the reference asks for. None: no window has it.
+    """The curve of effects (windows, strengths), larger is closer to the reference. None without a complete window.
 
-    ValueError unless strengths rise.
+    Raises ValueError unless strengths rise.
     """
     levels = np.asarray(strengths, np.float64)
     if not (np.diff(levels) > 0).all():
@@ -49,28 +53,28 @@ def response_curve(strengths: Sequence[float], effects: Values) -> StrengthCurve
 
 
 def spearman(x: Values, y: Values) -> float:
-    """Correlation of the ranks; 0 when one of them does not vary."""
+    """Spearman correlation; 0 if one of the two is constant."""
     a, b = ranks(x) - (len(x) + 1) / 2, ranks(y) - (len(y) + 1) / 2
     scale = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / scale if scale else 0.0
 
 
 def isotonic(values: Values) -> Values:
-    """The rising sequence nearest to values in least squares (pool adjacent violators; Barlow et al. 1972)."""
+    """Least-squares non-decreasing fit to `values` (pool adjacent violators; Barlow et al. 1972)."""
     pools: list[tuple[float, int]] = []  # mean, count
     for value in values:
         mean, count = float(value), 1
         while pools and pools[-1][0] >= mean:
-            before, many = pools.pop()
-            mean, count = (before * many + mean * count) / (many + count), many + count
+            left_mean, left_count = pools.pop()
+            mean, count = (left_mean * left_count + mean * count) / (left_count + count), left_count + count
         pools.append((mean, count))
     return np.repeat([mean for mean, _ in pools], [count for _, count in pools]).astype(np.float64)
 
 
 def isotonic_r2(values: Values) -> float:
-    """Share of the variance along strengths that the best rising curve explains; 0 when there is no variance."""
-    whole = float(((values - values.mean()) ** 2).sum())
-    return 1 - float(((values - isotonic(values)) ** 2).sum()) / whole if whole else 0.0
+    """Share of the variance along strengths that the best non-decreasing curve explains; 0 without variance."""
+    total = float(((values - values.mean()) ** 2).sum())
+    return 1 - float(((values - isotonic(values)) ** 2).sum()) / total if total else 0.0
 
 
 class _Range(TypedDict):
@@ -81,26 +85,27 @@ class _Range(TypedDict):
 
 
 def _usable_range(levels: Values, mean: Values) -> _Range:
-    """Of the mean curve, made rising: the largest strength below 10 % of the effect, the one at half of it (linear
-    between neighbours), the smallest from 90 % on, and the largest share that one step makes."""
+    """dead_zone, s50 (linear interpolation), saturation, largest_step of the mean curve after an isotonic fit."""
     shape = isotonic(mean)
-    whole = float(shape[-1] - shape[0])
-    if whole == 0:
+    total = float(shape[-1] - shape[0])
+    if total == 0:
         return {"dead_zone": None, "s50": None, "saturation": None, "largest_step": None}
-    share = (shape - shape[0]) / whole
+    share = (shape - shape[0]) / total
     after = int(np.argmax(share >= 0.5))
-    part = (0.5 - share[after - 1]) / (share[after] - share[after - 1])
+    fraction = (0.5 - share[after - 1]) / (share[after] - share[after - 1])
     return {
         "dead_zone": float(levels[share < DEAD].max()),
-        "s50": float(levels[after - 1] + part * (levels[after] - levels[after - 1])),
+        "s50": float(levels[after - 1] + fraction * (levels[after] - levels[after - 1])),
         "saturation": float(levels[share > SATURATED].min()),
         "largest_step": float(np.diff(share).max()),
     }
 
 
 def fade_correlation(weights: Sequence[float], effects: Values) -> Values:
-    """Per window the correlation (Pearson) of effects (windows, blocks) with the blocks' weights; NaN where the effect
-    does not vary or was not measured."""
+    """Pearson correlation per window of effects (windows, latent frames) with the weights of the latent frames.
+
+    NaN for windows on which the effect is constant or was not measured.
+    """
     w = np.asarray(weights, np.float64) - np.mean(weights)
     e = effects - effects.mean(1, keepdims=True)
     scale = np.sqrt((w @ w) * (e**2).sum(1))  # (windows,)

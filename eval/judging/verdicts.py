@@ -1,7 +1,4 @@
-"""Is the control followed? One line per claim: a paired figure over windows, its interval, a threshold, pass or fail.
-
-A run that changes a threshold says so in its scores.
-"""
+"""Judge every claim: value over windows with interval, threshold, Holm-corrected p, pass or fail."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from iclora_train.config import Thresholds
 
 
 class Verdict(TypedDict):
-    """One claim, judged. value is over windows, by_source the same with recordings as units; p is one-sided, p_holm
-    after Holm's correction over all claims of the run (None: no test was possible)."""
+    """One judged claim. value: over windows. by_source: over recordings. p: one-sided. p_holm: after Holm's correction
+    over all claims of the evaluation (None if no test was possible)."""
 
     name: str
     claim: str
@@ -28,29 +25,28 @@ class Verdict(TypedDict):
 
 
 def judge(family: str, evidence: Evidence, thresholds: Thresholds) -> list[Verdict]:
-    """The verdicts of a task family. A claim whose figure was not measured on any window is left out."""
-    found = [
-        (c, c.units) for c in claims(family, evidence, thresholds) if c.units is not None and len(drop_nan(c.units))
-    ]
-    tested = {claim.name: _p(claim, units) for claim, units in found}
-    corrected = holm({name: p for name, p in tested.items() if p is not None})
+    """The verdicts of a task family. Claims that were not measured on any window are left out."""
+    measured = [(c, c.values) for c in claims(family, evidence, thresholds) if c.values is not None]
+    measured = [(claim, values) for claim, values in measured if len(drop_nan(values))]
+    p_values = {claim.name: _p(claim, values) for claim, values in measured}
+    corrected = holm({name: p for name, p in p_values.items() if p is not None})
     verdicts = []
-    for claim, units in found:
-        value, p_holm = estimate(units), corrected.get(claim.name)
+    for claim, values in measured:
+        value, p_holm = estimate(values), corrected.get(claim.name)
         verdicts.append(
             Verdict(
                 name=claim.name,
                 claim=claim.text,
                 value=value,
-                by_source=estimate_by_source(units, evidence.sources),
+                by_source=estimate_by_source(values, evidence.sources),
                 threshold=str(claim.bound),
                 passed=claim.bound.holds(value, p_holm, thresholds.significance),
-                p=tested[claim.name],
+                p=p_values[claim.name],
                 p_holm=p_holm,
             )
         )
     return verdicts
 
 
-def _p(claim: Claim, units: Values) -> float | None:
-    return claim.bound.p(units) if claim.p is None else claim.p
+def _p(claim: Claim, values: Values) -> float | None:
+    return claim.bound.p(values) if claim.p is None else claim.p

@@ -1,4 +1,4 @@
-"""Inline SVG for the report: curves with intervals, bars, lines per frame. Colours come from the page's style sheet."""
+"""Inline SVG charts for the report: curves with intervals, bars, lines per frame. Colours come from report.css."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from eval.statistics.estimates import Estimate
 
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 30, 40
-LINE_WIDTH, LINE_HEIGHT = 192, 44  # of the line under a player
+LINE_WIDTH, LINE_HEIGHT = 192, 44  # of the per-frame line under a player
 
-PointOrValue = float | Sequence[float]  # a value, or a point
+PointOrValue = float | Sequence[float]
 
 
 @dataclass(frozen=True)
 class Axes:
-    """A drawing area of WIDTH x HEIGHT: x in `span`, y over all of `values` with round ticks."""
+    """Axes of WIDTH x HEIGHT pixels: x spans `span`, y spans `values`, with round ticks."""
 
     span: tuple[float, float]
     values: Sequence[float]
@@ -28,19 +28,19 @@ class Axes:
         return _ticks(min(self.values), max(self.values))
 
     def x(self, value: float) -> float:
-        """Column of a value."""
+        """Pixel column of a value."""
         left, right = self.span
         return LEFT + (value - left) / max(right - left, 1e-9) * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Row of a value."""
+        """Pixel row of a value."""
         low, high = min(self.ticks[0], *self.values), max(self.ticks[-1], *self.values)
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     def frame(self, label: str, x_label: str, x_ticks: Sequence[float], inner: Sequence[str], name: str = "") -> str:
-        """The whole chart: grid, ticks, `inner` elements, and what x is."""
+        """The complete SVG: grid, ticks, `inner` elements and the label of the x axis."""
         rows = [_grid_line(self.y(tick), f"{tick:g}") for tick in self.ticks]
-        columns = [_x_tick(self.x(tick), f"{tick:g}") for tick in _apart([(self.x(t), t) for t in x_ticks])]
+        columns = [_x_tick(self.x(tick), f"{tick:g}") for tick in _without_overlap([(self.x(t), t) for t in x_ticks])]
         middle = f'<text x="{(LEFT + WIDTH - RIGHT) / 2:.0f}" y="{HEIGHT - 4}" text-anchor="middle">'
         return (
             f'<svg class="chart {name}" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">'
@@ -48,10 +48,10 @@ class Axes:
         )
 
 
-def ends(figure: Estimate) -> tuple[float, float]:
-    """The ends of an interval; the mean twice where there is none."""
-    low, high = figure["low"], figure["high"]
-    return (figure["mean"] if low is None else low, figure["mean"] if high is None else high)
+def ends(value: Estimate) -> tuple[float, float]:
+    """The ends of the interval; the mean twice without an interval."""
+    low, high = value["low"], value["high"]
+    return (value["mean"] if low is None else low, value["mean"] if high is None else high)
 
 
 def strength_curve(
@@ -62,7 +62,7 @@ def strength_curve(
 ) -> str:
     """A metric over attention strength (0 to 1) with its 95 % band.
 
-    levels: named horizontal lines; marks: named strengths, drawn as vertical lines.
+    levels: named horizontal lines. marks: named strengths, drawn as vertical lines.
     """
     ordered = sorted(points, key=lambda point: point[0])
     values = [value for _, figure in points for value in ends(figure)] + [figure["mean"] for _, figure in levels]
@@ -75,42 +75,43 @@ def strength_curve(
         f'<g class="dots">{"".join(_dot(axes, s, figure) for s, figure in ordered)}</g>',
         f'<line class="cursor" x1="{axes.x(1):.1f}" x2="{axes.x(1):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
     ]
-    return axes.frame(f"{label} over strength", "attention strength", [s for s, _ in ordered], inner, "strength")
+    return axes.frame(
+        f"{label} over attention strength", "attention strength", [s for s, _ in ordered], inner, "strength"
+    )
 
 
-def block_curve(blocks: Sequence[tuple[float, Estimate | None]]) -> str:
-    """The effect of each block of frames (1 = that of the full reference), where it has one, beside the weight it was
-    given."""
+def latent_frame_curve(blocks: Sequence[tuple[float, Estimate | None]]) -> str:
+    """Effect (1: that of the full reference; None: not measured) and mask weight of each latent frame."""
     points = [(float(i), figure) for i, (_, figure) in enumerate(blocks) if figure is not None]
     values = [value for _, figure in points for value in ends(figure)] + [weight for weight, _ in blocks]
     axes = Axes((0.0, float(max(len(blocks) - 1, 1))), values)
     inner = [
         _band(axes, points),
-        _polyline(axes, [(float(i), weight) for i, (weight, _) in enumerate(blocks)], "wanted"),
+        _polyline(axes, [(float(i), weight) for i, (weight, _) in enumerate(blocks)], "requested"),
         _polyline(axes, [(i, figure["mean"]) for i, figure in points], "line"),
         f'<g class="dots">{"".join(_dot(axes, i, figure) for i, figure in points)}</g>',
     ]
     numbers = [float(i) for i in range(len(blocks))]
-    return axes.frame("effect per block of frames", "block of frames", numbers, inner)
+    return axes.frame("effect per latent frame", "latent frame", numbers, inner)
 
 
-def probe_curve(label: str, requested: Sequence[PointOrValue], found: Sequence[PointOrValue]) -> str:
-    """What a simple signal asked for (dashed) and what was found, frame by frame; of points both x and y."""
-    wanted, got = (_coordinates(values) for values in (requested, found))
-    axes = Axes((0.0, float(max(len(requested), 2) - 1)), [value for line in wanted + got for value in line])
-    lines = [(line, "wanted") for line in wanted] + [(line, "line") for line in got]
+def probe_curve(label: str, requested: Sequence[PointOrValue], measured: Sequence[PointOrValue]) -> str:
+    """Requested (dashed) and measured values of a probe, frame by frame; x and y for points."""
+    dashed, solid = (_coordinates(values) for values in (requested, measured))
+    axes = Axes((0.0, float(max(len(requested), 2) - 1)), [value for line in dashed + solid for value in line])
+    lines = [(line, "requested") for line in dashed] + [(line, "line") for line in solid]
     inner = [_polyline(axes, [(float(i), v) for i, v in enumerate(line)], style) for line, style in lines]
     return axes.frame(label, "frame", [float(i) for i in range(len(requested))], inner)
 
 
 def _coordinates(values: Sequence[PointOrValue]) -> list[list[float]]:
-    """A value per frame, or a point per frame, as lines over frames."""
+    """One value or one point per frame -> one line per coordinate."""
     points = [[value] if isinstance(value, float | int) else list(value) for value in values]
     return [list(line) for line in zip(*points, strict=True)]
 
 
 def bars(label: str, figures: Sequence[tuple[str, Estimate]]) -> str:
-    """Means as bars from 0, with their intervals."""
+    """Means as bars from 0, with intervals."""
     axes = Axes((0.0, float(len(figures))), [0.0, *(value for _, figure in figures for value in ends(figure))])
     inner = []
     for i, (name, figure) in enumerate(figures):
@@ -127,7 +128,7 @@ def bars(label: str, figures: Sequence[tuple[str, Estimate]]) -> str:
 
 
 def frame_line(label: str, values: Sequence[float], low: float, high: float) -> str:
-    """The small line under a player: a value per frame between `low` and `high`, and the cursor of the clock."""
+    """The small line under a player: a value per frame, scaled from `low` to `high`, with the playback cursor."""
     span = max(high - low, 1e-9)
     points = " ".join(
         f"{(i + 0.5) / len(values) * LINE_WIDTH:.1f},{3 + (high - value) / span * (LINE_HEIGHT - 6):.1f}"
@@ -159,7 +160,7 @@ def _dot(axes: Axes, at: float, figure: Estimate) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers that span [low, high] (at least a small range), four to eight of them."""
+    """Four to eight round numbers that span [low, high]."""
     span = max(high - low, 1e-3)
     step = 10.0 ** len(str(int(span)))
     while step > span / 3:
@@ -168,13 +169,13 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 9) for i in range(first, max(last, first + 1) + 1)]
 
 
-def _apart(places: Sequence[tuple[float, float]], gap: float = 24.0) -> list[float]:
-    """The ticks (column, value) that have room for their text; the last one always has."""
-    kept: list[tuple[float, float]] = []
-    for column, value in reversed(places):
-        if not kept or kept[-1][0] - column >= gap:
-            kept.append((column, value))
-    return [value for _, value in kept]
+def _without_overlap(ticks: Sequence[tuple[float, float]], gap: float = 24.0) -> list[float]:
+    """Values of the ticks (column, value) whose labels do not overlap; the last tick is always included."""
+    selected: list[tuple[float, float]] = []
+    for column, value in reversed(ticks):
+        if not selected or selected[-1][0] - column >= gap:
+            selected.append((column, value))
+    return [value for _, value in selected]
 
 
 def _grid_line(y: float, text: str) -> str:
@@ -185,7 +186,7 @@ def _grid_line(y: float, text: str) -> str:
 
 
 def _level_line(number: int, y: float, name: str) -> str:
-    """A dashed line named at its right end; odd ones below the line where there is room, against overlaps."""
+    """A dashed horizontal line with its name at the right; odd names go below the line to avoid overlaps."""
     text_y = y + 12 if number % 2 and y + 12 < HEIGHT - BOTTOM else y - 4
     return (
         f'<line class="level" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
@@ -194,7 +195,7 @@ def _level_line(number: int, y: float, name: str) -> str:
 
 
 def _mark(number: int, x: float, name: str) -> str:
-    """A vertical line named at its top; neighbours on two lines of text."""
+    """A vertical line with its name at the top; neighbours alternate between two text rows."""
     anchor = "end" if x > WIDTH - RIGHT - 60 else "start"
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP - 4}" y2="{HEIGHT - BOTTOM}"/>'

@@ -1,4 +1,4 @@
-"""What the report shows of a window: its clips under every condition, of the first seed."""
+"""The clips that the report shows per window: every condition, first seed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from eval.metrics import Clip, GroundTruth
 from eval.scoring.scorer import Scorer
 
 REFERENCE, TARGET = "reference", "target"
-CONTROL, CONTROL_TARGET = "control found", "control in the target"
+CONTROL, CONTROL_TARGET = "control in the output", "control in the target"
 EXAMPLES = 6  # windows on the strength and mask pages
-Control = Callable[[Clip, GroundTruth], Clip | None]  # the control signal of a clip, drawn; None: the task has none
+Control = Callable[
+    [Clip, GroundTruth], Clip | None
+]  # extracts and draws the control signal of a clip; None if the task has no control
 
 
 class Clips(Mapping[str, Clip]):
-    """Clips by name, each made or read only when it is asked for: all of a window together may not fit in memory."""
+    """Clips by name, each sampled or read on access: all clips of a window together may not fit in memory."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Clip]]) -> None:
         self._makers = makers
@@ -41,7 +43,7 @@ class Clips(Mapping[str, Clip]):
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A window and its clips of the first seed, under the names of cells, of rows and of the constants above."""
+    """A window and its clips of the first seed, by the names of conditions, of rows and of the constants above."""
 
     window: Window
     fps: float
@@ -50,7 +52,7 @@ class Exhibit:
 
 
 def exhibits(scorer: Scorer, control: Control) -> Iterator[Exhibit]:
-    """Every window with its clips of all cells, and the control drawn again from output and target."""
+    """Every window with its clips of all conditions, and the control extracted from output and target."""
     first = scorer.batches[0][0].seed
     for batch in scorer.batches:
         for i, item in enumerate(batch):
@@ -61,7 +63,7 @@ def exhibits(scorer: Scorer, control: Control) -> Iterator[Exhibit]:
 
 
 def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> dict[str, Callable[[], Clip]]:
-    """How the clips of the i-th item of a batch are got, by name."""
+    """Clip name -> function that returns the clip, for the i-th item of a batch."""
     number, conditions = batch[i].window.number, scorer.source.conditions
     truth = scorer.ground_truths.of(number)
     clips: dict[str, Callable[[], Clip]] = {
@@ -72,14 +74,14 @@ def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> d
         TARGET: lambda: truth.target,
         CEILING: partial(scorer.ceiling, number),
     }
-    wanted, found = control(truth.target, truth), control(clips[ADAPTER_REFERENCE](), truth)
-    if wanted is not None and found is not None:
-        clips |= {CONTROL_TARGET: lambda: wanted, CONTROL: lambda: found}
+    in_target, in_output = control(truth.target, truth), control(clips[ADAPTER_REFERENCE](), truth)
+    if in_target is not None and in_output is not None:
+        clips |= {CONTROL_TARGET: lambda: in_target, CONTROL: lambda: in_output}
     return clips
 
 
 def worst_first(scores: Mapping[str, Any]) -> list[int]:
-    """Windows ordered by the primary metric of adapter + reference; those without a figure last."""
+    """Window numbers ordered by the primary metric of adapter + reference, worst first; unmeasured windows last."""
     primary = scores["primary"]
     sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
     values = scores["windows"][ADAPTER_REFERENCE][primary]
@@ -87,7 +89,7 @@ def worst_first(scores: Mapping[str, Any]) -> list[int]:
 
 
 def examples(scores: Mapping[str, Any]) -> list[int]:
-    """Up to EXAMPLES windows at even steps from the worst to the best."""
+    """Up to EXAMPLES window numbers at equal steps from the worst to the best."""
     order = worst_first(scores)
     places = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
     return [order[i] for i in places]

@@ -1,4 +1,4 @@
-"""The mask page: what the half-frame mask and the fade-in mask changed, where, and how much of it."""
+"""The mask section: what the half-frame mask and the fade-in mask changed, where, and by how much."""
 
 from __future__ import annotations
 
@@ -8,55 +8,56 @@ from typing import Any
 
 from eval.clips.conditions import ADAPTER_REFERENCE, FADE_MASK, HALF_MASK, at_strength
 from eval.report import tables
-from eval.report.charts import bars, block_curve
+from eval.report.charts import bars, latent_frame_curve
 from eval.report.exhibits import Exhibit
 from eval.report.media import CHANGE_FULL, Media, change_clip
 from eval.report.players import figure, player, timing, video
 
 NONE = at_strength(0).name
 MEANING = {
-    "inside": "change inside, levels",
-    "outside": "change outside, levels",
-    "leakage": "leakage: outside / inside",
-    "kept": "change against the full reference where the mask keeps it, levels",
-    "dropped": "change against the full reference where the mask drops it, levels",
-    "disturbance": "disturbance: kept / dropped (0: the mask acts only where it is)",
-    "effect_kept": "inside / the full reference's change there (1: nothing lost)",
-    "leakage_of_full": "outside / the full reference's change there (0: nothing leaks)",
-    "null_change": "strength 0 against no reference at all, levels (0: the strength path is sound)",
+    "inside": "inside: change against strength 0, levels",
+    "outside": "outside: change against strength 0, levels",
+    "leakage": "leakage: change against strength 0, outside / inside",
+    "kept": "inside: change against the full reference, levels",
+    "dropped": "outside: change against the full reference, levels",
+    "disturbance": "disturbance: change against the full reference, inside / outside (0: the mask acts locally)",
+    "effect_kept": "inside: change of the half mask / change of the full reference (1: nothing lost)",
+    "leakage_of_full": "outside: change of the half mask / change of the full reference (0: nothing leaks)",
+    "null_change": "strength 0 against no reference, levels (0: the strength path is correct)",
 }
 
 
 def half(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
-    """The half-frame mask: figures, bars, examples."""
-    found = mask["half"]
-    rows = [(text, [tables.interval(found[key], 3)]) for key, text in MEANING.items() if key in found]
+    """The half-frame mask: table, bars, examples."""
+    values = mask["half"]
+    rows = [(text, [tables.interval(values[key], 3)]) for key, text in MEANING.items() if key in values]
     caption = (
-        "Change against strength 0 where nothing else is said, under the same noise, without the transition band of "
-        f"{mask['band_pixels']} px on either side of the edge."
+        "Inside: the half of the frame that keeps the reference. All changes are under the same noise, without the "
+        f"transition band of {mask['band_pixels']} px on either side of the edge."
     )
-    change = [(key, found[key]) for key in ("inside", "outside", "kept", "dropped")]
+    change = [(key, values[key]) for key in ("inside", "outside", "kept", "dropped")]
     return (
-        f'<h3>Half a frame</h3><div class="beside">{tables.table(caption, ["half-frame mask", "mean"], rows)}'
-        f"<figure>{bars('mean change, levels', change)}<figcaption>inside and outside: against strength 0; kept and "
-        f"dropped: against the full reference</figcaption></figure></div>"
+        f'<h3>Half-frame mask</h3><div class="beside">{tables.table(caption, ["half-frame mask", "mean"], rows)}'
+        f"<figure>{bars('mean change, levels', change)}<figcaption>inside, outside: against strength 0; kept (inside), "
+        f"dropped (outside): against the full reference</figcaption></figure></div>"
         f'<label class="toggle" hidden><input type="checkbox" id="overlay" checked> show the mask: dark where the '
         f"reference is dropped, dashed the transition band</label><div class='tiles wide'>{''.join(tiles)}</div>"
     )
 
 
 def fade(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
-    """The fade-in mask: the weight rises from 0 to 1 over the clip."""
-    found = mask["fade"]
-    blocks = [(block["weight"], block["effect"]) for block in found["blocks"]]
+    """The fade-in mask, whose weight rises from 0 to 1 over the clip."""
+    values = mask["fade"]
+    blocks = [(block["weight"], block["effect"]) for block in values["blocks"]]
     rows = [
-        (f"block {i}: weight {weight:.2f}", [tables.interval(effect, 3)]) for i, (weight, effect) in enumerate(blocks)
+        (f"latent frame {i}: weight {weight:.2f}", [tables.interval(effect, 3)])
+        for i, (weight, effect) in enumerate(blocks)
     ]
-    rows = [("correlation of weight and effect", [tables.interval(found["correlation"], 3)]), *rows]
-    caption = f"Effect of a block of {mask['band_frames']} frames: 1 is that of the full reference."
+    rows = [("correlation of weight and effect", [tables.interval(values["correlation"], 3)]), *rows]
+    caption = f"Effect in each latent frame ({mask['band_frames']} frames): 1 is the effect of the full reference."
     return (
-        f'<h3>Fade-in</h3><div class="beside">{tables.table(caption, ["fade-in mask", "mean"], rows)}'
-        f"<figure>{block_curve(blocks)}<figcaption>dashed: the weight; line: the effect, with its 95 % band"
+        f'<h3>Fade-in mask</h3><div class="beside">{tables.table(caption, ["fade-in mask", "mean"], rows)}'
+        f"<figure>{latent_frame_curve(blocks)}<figcaption>dashed: the weight; line: the effect, with its 95 % band"
         f"</figcaption></figure></div><div class='tiles wide'>{''.join(tiles)}</div>"
     )
 
@@ -74,17 +75,17 @@ def fade_tile(media: Media, exhibit: Exhibit) -> str:
     return _tile(media, exhibit, FADE_MASK, "fade-in mask", "")
 
 
-def _tile(media: Media, exhibit: Exhibit, cell: str, title: str, overlay: str) -> str:
-    """Without, with the masked, with the full reference, and where and when the masked one changed something."""
+def _tile(media: Media, exhibit: Exhibit, condition: str, title: str, overlay: str) -> str:
+    """Four players: strength 0, masked reference, full reference, and a heat map of the change by the mask."""
     clips, number = exhibit.clips, exhibit.window.number
-    name = f"{number:03d}-{cell.replace(' ', '-')}-change"
-    heat = media.clip(name, change_clip(clips[cell], clips[NONE]), exhibit.fps)
+    name = f"{number:03d}-{condition.replace(' ', '-')}-change"
+    heat = media.clip(name, change_clip(clips[condition], clips[NONE]), exhibit.fps)
     figures = [
         figure(video(media, exhibit, NONE, "strength 0"), "strength 0"),
-        figure(video(media, exhibit, cell, title) + overlay, f"<b>{title}</b>"),
+        figure(video(media, exhibit, condition, title) + overlay, f"<b>{title}</b>"),
         figure(video(media, exhibit, ADAPTER_REFERENCE, "full reference"), "full reference"),
         figure(
-            player(heat, f"change by the {cell}, {exhibit.window.key}") + overlay,
+            player(heat, f"change by the {condition}, {exhibit.window.key}") + overlay,
             f"change by the mask: black 0, bright {CHANGE_FULL} levels",
         ),
     ]
@@ -95,7 +96,7 @@ def _tile(media: Media, exhibit: Exhibit, cell: str, title: str, overlay: str) -
 
 
 def _overlay(keep_left: bool, band: float) -> str:
-    """The half that is dropped and the transition band (percent of the width on either side), drawn over a player."""
+    """SVG over a player: the half without reference, and the transition band (percent of the width on either side)."""
     dropped = 50 if keep_left else 0
     return (
         '<svg class="overlay" viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">'

@@ -1,4 +1,4 @@
-"""Pictures and clips for the report. They are for the eye only: all figures are measured before anything is encoded."""
+"""Encode clips and pictures for the report. For viewing only: all metrics are measured before encoding."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from eval.metrics import Clip
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.video import encode_clip
 
-INLINE_BYTES = 48 << 20  # of media inside the page; what comes after lies beside it
-SHOWN_WIDTH = 192  # smaller clips are enlarged to about this width, each pixel to a square
+INLINE_BYTES = 48 << 20  # media inside report.html; further media are files in media/
+SHOWN_WIDTH = 192  # smaller clips are enlarged to about this width by repeating pixels
 CHANGE_FULL = 64  # levels of change shown as the brightest colour
 
 
 class Media:
-    """Hands out addresses for media: data URIs up to INLINE_BYTES in all, then files in `media/` beside the page."""
+    """Stores media and returns their addresses: data URIs up to INLINE_BYTES in total, then files in `media/`."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.room = folder, INLINE_BYTES
-        self._known: dict[str, str] = {}
+        self.folder, self.bytes_left = folder, INLINE_BYTES
+        self._addresses: dict[str, str] = {}
 
     def clip(self, name: str, clip: Clip, fps: float) -> str:
-        """Address of an H.264 yuv420p file of a clip, enlarged without smoothing. A name stands for one clip."""
-        if name not in self._known:
+        """Address of a clip as H.264 yuv420p, enlarged without smoothing. Each name is encoded once."""
+        if name not in self._addresses:
             data = encode_clip(enlarge(clip), fps, lossless=False)
-            self._known[name] = self._address(f"{name}.mp4", "video/mp4", data)
-        return self._known[name]
+            self._addresses[name] = self._address(f"{name}.mp4", "video/mp4", data)
+        return self._addresses[name]
 
     def picture(self, name: str, frame: Clip) -> str:
         """Address of a PNG of an RGB frame (H,W,3)."""
@@ -38,8 +38,8 @@ class Media:
         return self._address(f"{name}.png", "image/png", data.tobytes())
 
     def _address(self, name: str, kind: str, data: bytes) -> str:
-        if len(data) <= self.room:
-            self.room -= len(data)
+        if len(data) <= self.bytes_left:
+            self.bytes_left -= len(data)
             return f"data:{kind};base64,{base64.b64encode(data).decode()}"
         with write_atomic(self.folder / "media" / name) as file:
             file.write(data)
@@ -47,13 +47,13 @@ class Media:
 
 
 def enlarge(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames (...,H,W,3) with every pixel repeated to a square, to about SHOWN_WIDTH; larger ones as they are."""
+    """Frames (...,H,W,3) enlarged to about SHOWN_WIDTH by repeating pixels; larger frames are unchanged."""
     factor = max(1, round(SHOWN_WIDTH / frames.shape[-2]))
     return frames.repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def thumbnail(frame: Clip) -> NDArray[np.uint8]:
-    """A frame (H,W,3) at about SHOWN_WIDTH: small ones enlarged, large ones averaged down."""
+    """A frame (H,W,3) at about SHOWN_WIDTH: enlarged by repeating pixels, or averaged down."""
     height, width = frame.shape[:2]
     if width <= SHOWN_WIDTH:
         return enlarge(frame)
@@ -62,7 +62,7 @@ def thumbnail(frame: Clip) -> NDArray[np.uint8]:
 
 
 def change_clip(first: Clip, second: Clip) -> NDArray[np.uint8]:
-    """Where and when two clips (F,H,W,3) differ: mean absolute difference over colours, as colours."""
+    """Heat map (F,H,W,3) of the mean absolute difference over colours between two clips."""
     difference = np.abs(first.astype(np.int16) - second).mean(3)  # (F,H,W)
     levels = np.clip(difference * 255 / CHANGE_FULL, 0, 255).round().astype(np.uint8)
     colours = [cv2.applyColorMap(frame, cv2.COLORMAP_INFERNO)[..., ::-1] for frame in levels]

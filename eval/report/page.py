@@ -1,4 +1,4 @@
-"""report.html: the pages put together. Styles and scripts are inside, allowed by their hashes and nothing else."""
+"""Write report.html. Styles and scripts are inline, and the Content Security Policy allows only their hashes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Scores = Mapping[str, Any]
 
 
 @dataclass
-class Parts:
-    """What the clips become, gathered one window after the other."""
+class PageParts:
+    """The HTML of the clips, collected window by window."""
 
     scores: Scores
     media: Media
@@ -43,11 +43,11 @@ class Parts:
     strips: dict[int, str] = field(default_factory=dict)
     halves: dict[int, str] = field(default_factory=dict)
     fades: dict[int, str] = field(default_factory=dict)
-    present: set[str] = field(default_factory=set)  # names of clips that there are
+    present: set[str] = field(default_factory=set)  # names of the available clips
     fps: float = 0.0
 
     def add(self, exhibit: Exhibit) -> None:
-        """Encode what is shown of a window."""
+        """Encode the clips of a window and add them to the sections."""
         scores, number = self.scores, exhibit.window.number
         self.fps = exhibit.fps
         self.present |= set(exhibit.clips)
@@ -63,56 +63,62 @@ class Parts:
         if FADE_MASK in exhibit.clips:
             self.fades[number] = masks.fade_tile(self.media, exhibit)
 
-    def ordered(self, of: Mapping[int, str]) -> list[str]:
-        """Those of the windows there are, worst first."""
-        return [of[number] for number in worst_first(self.scores) if number in of]
+    def ordered(self, html: Mapping[int, str]) -> list[str]:
+        """The HTML of the windows, worst window first."""
+        return [html[number] for number in worst_first(self.scores) if number in html]
 
 
 def write_page(
     folder: Path,
     scores: Scores,
     exhibits: Iterable[Exhibit],
-    signals: Mapping[str, ProbeClips] | None = None,
-    compared: Mapping[str, Any] | None = None,
+    probe_clips: Mapping[str, ProbeClips] | None = None,
+    comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write report.html (and media/ beside it when the clips are too large to go inside). Returns its path.
+    """Write report.html, and media/ if the clips are too large to be inlined. Returns the path of report.html.
 
-    signals: clips of the simple signals by name; compared: what `eval.compare` says of an earlier run and this one.
+    probe_clips: clips of the synthetic probes by name. comparison: result of `eval.compare` with an earlier evaluation.
     """
-    parts = Parts(scores, Media(folder))
+    parts = PageParts(scores, Media(folder))
     with progress_bar("report", len(scores["clips"]), "clip") as bar:
         for exhibit in bar.track(exhibits):
             parts.add(exhibit)
-    page = _page(scores, _sections(parts, signals or {}, compared))
+    page = _page(scores, _sections(parts, probe_clips or {}, comparison))
     with write_atomic(folder / "report.html") as file:
         file.write(page.encode())
     return folder / "report.html"
 
 
-Section = tuple[str, str, str]  # id, title, content; left out of the page when there is no content
+Section = tuple[str, str, str]  # id, title, content; sections without content are left out
 
 
-def _sections(parts: Parts, signals: Mapping[str, ProbeClips], compared: Mapping[str, Any] | None) -> list[Section]:
-    """The pages in order."""
+def _sections(
+    parts: PageParts, probe_clips: Mapping[str, ProbeClips], comparison: Mapping[str, Any] | None
+) -> list[Section]:
+    """The sections in order."""
     scores = parts.scores
-    simple, media = scores["simple"], parts.media
-    every: list[Section] = [
-        ("signals", "Simple signals", probes.section(simple, signals, parts.fps, media) if simple else ""),
+    probe_scores, media = scores["simple"], parts.media
+    sections: list[Section] = [
+        (
+            "probes",
+            "Synthetic probes",
+            probes.section(probe_scores, probe_clips, parts.fps, media) if probe_scores else "",
+        ),
         ("verdicts", "Is the control followed?", tables.verdicts(scores["verdicts"], scores["thresholds"])),
-        ("flags", "Symptoms", tables.flags(scores["flags"])),
-        ("cells", "With and without", tables.cells(scores)),
+        ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
+        ("conditions", "With and without adapter and reference", tables.conditions(scores)),
         ("clips", "Clips", _clips(parts)),
         ("strength", "Strength", _strength(parts)),
         ("mask", "Masks", _masks(parts)),
-        ("windows", "Every window", tables.windows(scores)),
-        ("difference", "Against another run", tables.difference(scores, compared)),
-        ("not-run", "Not measured", tables.not_run(scores)),
+        ("windows", "All windows", tables.windows(scores)),
+        ("comparison", "Comparison with another evaluation", tables.comparison(scores, comparison)),
+        ("not-run", "Metrics not run", tables.not_run(scores)),
         ("provenance", "Provenance", tables.provenance(scores)),
     ]
-    return [section for section in every if section[2]]
+    return [section for section in sections if section[2]]
 
 
-def _clips(parts: Parts) -> str:
+def _clips(parts: PageParts) -> str:
     return Template((ASSETS / "clips.html").read_text(encoding="utf-8")).substitute(
         columns=players.columns(sorted(parts.present)),
         sort_options=players.sort_options(parts.scores),
@@ -120,7 +126,7 @@ def _clips(parts: Parts) -> str:
     )
 
 
-def _strength(parts: Parts) -> str:
+def _strength(parts: PageParts) -> str:
     scores = parts.scores
     if not parts.tiles:
         return ""
@@ -131,7 +137,7 @@ def _strength(parts: Parts) -> str:
     )
 
 
-def _masks(parts: Parts) -> str:
+def _masks(parts: PageParts) -> str:
     mask = parts.scores["mask"]
     half = masks.half(mask, parts.ordered(parts.halves)) if parts.halves else ""
     return half + (masks.fade(mask, parts.ordered(parts.fades)) if parts.fades else "")

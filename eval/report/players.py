@@ -1,4 +1,4 @@
-"""The grid of players: a row per window, a column per condition, a line per frame under those that have one."""
+"""The grid of video players: a row per window, a column per condition, a per-frame line under some of them."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ Scores = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of players: its title, the clip it shows, the row of figures that belongs to it, shown at first."""
+    """A column of players: title, clip name, the row of scores.json shown under it, whether it is visible at first."""
 
     title: str
     clip: str
-    figures: str | None = None
+    row: str | None = None
     shown: bool = True
 
 
 COLUMNS = (
     Column("reference", REFERENCE, INPUT),
-    Column("control found in adapter + reference", CONTROL),
+    Column("control in adapter + reference", CONTROL),
     Column("base + reference", BASE_REFERENCE, BASE_REFERENCE),
     Column("adapter + reference", ADAPTER_REFERENCE, ADAPTER_REFERENCE),
     Column("target", TARGET),
     Column("swapped reference", SWAPPED, SWAPPED),
-    Column("control found in the target", CONTROL_TARGET, shown=False),
+    Column("control in the target", CONTROL_TARGET, shown=False),
     Column("VAE ceiling", CEILING, CEILING, shown=False),
     Column("base", BASE, BASE, shown=False),
     Column("adapter, no reference", ADAPTER_ONLY, ADAPTER_ONLY, shown=False),
@@ -51,13 +51,13 @@ COLUMNS = (
 
 
 def video(media: Media, exhibit: Exhibit, name: str, title: str, extra: str = "") -> str:
-    """A player of one of an exhibit's clips."""
+    """A player of one clip of an exhibit."""
     address = media.clip(f"{exhibit.window.number:03d}-{name.replace(' ', '-')}", exhibit.clips[name], exhibit.fps)
     return player(address, f"{title}, {exhibit.window.key}", extra)
 
 
 def player(address: str, label: str, extra: str = "") -> str:
-    """A player; without JavaScript it has the browser's own controls."""
+    """A player, with the browser's own controls if JavaScript is off."""
     return (
         f'<video src="{address}" muted loop playsinline controls preload="none" aria-label="{escape(label)}"'
         f"{extra}></video>"
@@ -65,27 +65,27 @@ def player(address: str, label: str, extra: str = "") -> str:
 
 
 def figure(screen: str, caption: str, line: str = "", attributes: str = "") -> str:
-    """A player with what lies over it, its caption, and its line per frame."""
+    """A player (with overlays), its caption, and its per-frame line."""
     return f'<figure{attributes}><div class="screen">{screen}</div><figcaption>{caption}</figcaption>{line}</figure>'
 
 
 def timing(exhibit: Exhibit) -> str:
-    """What the clock needs to know about the players inside."""
+    """Attributes from which clock.js reads frame rate and frame count."""
     return f'data-fps="{exhibit.fps:g}" data-frames="{len(exhibit.clips[TARGET])}"'
 
 
 def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
-    """A window: its players side by side, and what it is sorted by."""
-    window, ours = exhibit.window, scores["windows"][ADAPTER_REFERENCE]
+    """A window: its players side by side, and the values by which rows are sorted."""
+    window, metrics = exhibit.window, scores["windows"][ADAPTER_REFERENCE]
     lines = _lines(scores, window.number)
     players = []
     for column in (column for column in COLUMNS if column.clip in exhibit.clips):
         screen = video(media, exhibit, column.clip, column.title)
         hidden = "" if column.shown else " hidden"
-        caption = f"<b>{column.title}</b><br>{_brief(scores, column.figures, window.number)}"
+        caption = f"<b>{column.title}</b><br>{_caption(scores, column.row, window.number)}"
         attributes = f' data-column="{escape(column.title)}"{hidden}'
         players.append(figure(screen, caption, lines.get(column.clip, ""), attributes))
-    order = "".join(f' data-{m}="{v[window.number]}"' for m, v in ours.items() if v[window.number] is not None)
+    order = "".join(f' data-{m}="{v[window.number]}"' for m, v in metrics.items() if v[window.number] is not None)
     return (
         f'<section class="window" id="window-{window.number}" {timing(exhibit)}{order}>'
         f'<h3 data-key="{escape(window.key)}"><span class="rank"></span>{escape(window.key)} '
@@ -95,25 +95,25 @@ def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
     )
 
 
-def _brief(scores: Scores, figures: str | None, number: int) -> str:
-    """The figures under a player: the primary metric, and PSNR or SSIM beside it."""
-    measured = scores["windows"].get(figures, {})
-    wanted = [m for m in dict.fromkeys((scores["primary"], "psnr", "ssim")) if m in measured][:2]
-    return "<br>".join(tables.said(scores, metric, measured[metric][number]) for metric in wanted) or "&nbsp;"
+def _caption(scores: Scores, row: str | None, number: int) -> str:
+    """The values under a player: the primary metric, and PSNR or SSIM."""
+    measured = scores["windows"].get(row, {})
+    metrics = [m for m in dict.fromkeys((scores["primary"], "psnr", "ssim")) if m in measured][:2]
+    return "<br>".join(tables.metric_value(scores, metric, measured[metric][number]) for metric in metrics) or "&nbsp;"
 
 
 def _lines(scores: Scores, number: int) -> dict[str, str]:
-    """Clip name -> its line per frame, of the primary metric where it is measured per frame; all on one scale."""
+    """Clip name -> per-frame line of the primary metric (else PSNR); all lines of a window share one scale."""
     by_frame = scores["frames"]
     metric = scores["primary"] if all(scores["primary"] in row for row in by_frame.values()) else "psnr"
     series = {name: row[metric][number] for name, row in by_frame.items()}
     values = [value for line in series.values() for value in line or ()]
-    label = tables.name(scores, metric)
+    label = tables.metric_name(scores, metric)
     return {name: frame_line(label, line, min(values), max(values)) for name, line in series.items() if line}
 
 
 def columns(present: Sequence[str]) -> str:
-    """Checkboxes that show and hide columns; `present`: the clips there are."""
+    """Checkboxes that show and hide columns. present: names of the available clips."""
     boxes = [
         f'<label><input type="checkbox" name="column" value="{escape(column.title)}"'
         f"{' checked' if column.shown else ''}> {column.title}</label>"
@@ -124,13 +124,13 @@ def columns(present: Sequence[str]) -> str:
 
 
 def sort_options(scores: Scores) -> str:
-    """The metrics a viewer can sort by, the primary one chosen; data-worst tells which end is the bad one."""
+    """Options of the sort menu, the primary metric selected. data-worst: whether low or high values are worst."""
     options = []
     for metric in scores["windows"][ADAPTER_REFERENCE]:
         better = scores["metrics"][metric]["better"]
         if better is not None:
-            chosen = " selected" if metric == scores["primary"] else ""
+            selected = " selected" if metric == scores["primary"] else ""
             worst = "low" if better == "high" else "high"
-            text = tables.name(scores, metric)
-            options.append(f'<option value="{metric}" data-worst="{worst}"{chosen}>{text}</option>')
-    return f'{"".join(options)}<option value="">as evaluated</option>'
+            text = tables.metric_name(scores, metric)
+            options.append(f'<option value="{metric}" data-worst="{worst}"{selected}>{text}</option>')
+    return f'{"".join(options)}<option value="">order of evaluation</option>'

@@ -1,4 +1,4 @@
-"""The first page: simple signals, whose truth is known exactly, judged without any held-out clip."""
+"""The section of the synthetic probes: requested and measured values as tables, curves and clips."""
 
 from __future__ import annotations
 
@@ -13,52 +13,48 @@ from eval.report.players import figure, player
 from eval.scoring.ground_truth import fit_to_shape
 from eval.synthetic.run import ProbeClips
 
-TITLES = {"requested": "asked for", "reference": "reference given", "found": "output", "floor": "other reference"}
+TITLES = {"requested": "requested", "reference": "reference", "output": "output", "floor": "other reference"}
 
 
-def section(found: Mapping[str, Any], shown: Mapping[str, ProbeClips], fps: float, media: Media) -> str:
-    """A line per signal, and per signal what was asked for and what came of it, as curves and as clips."""
+def section(scores: Mapping[str, Any], clips: Mapping[str, ProbeClips], fps: float, media: Media) -> str:
+    """A row per probe; then for every probe its curve and clips. scores: `simple` of scores.json."""
     rows = [
         (
-            f"{escape(signal['name'])}<small>{escape(signal['claim'])}</small>",
+            f"{escape(probe['name'])}<small>{escape(probe['claim'])}</small>",
             [
-                tables.badge(signal["passed"]),
-                f"{signal['value']:.3g}",
-                f"≤ {signal['threshold']:.3g}",
-                f"{signal['floor']:.3g}",
+                tables.badge(probe["passed"]),
+                f"{probe['value']:.3g}",
+                f"≤ {probe['threshold']:.3g}",
+                f"{probe['floor']:.3g}",
             ],
         )
-        for signal in found["signals"]
+        for probe in scores["signals"]
     ]
-    head = ["signal", "", "error", "wanted", "with another signal's reference"]
-    caption = (
-        f"{found['passed']} of {found['of']} signals pass; drawn, sampled and measured in {found['seconds']:.0f} s."
-    )
-    absent = [(escape(entry["signal"]), [escape(entry["reason"])]) for entry in found["not_run"]]
-    details = "".join(_signal(signal, shown.get(signal["name"]), fps, media) for signal in found["signals"])
-    return (
-        f"{tables.table(caption, head, rows)}{tables.table('Not run.', ['signal', 'why'], absent) if absent else ''}"
-        f'<div class="signals">{details}</div>'
-    )
+    head = ["probe", "", "error", "required", "error with another probe's reference"]
+    caption = f"{scores['passed']} of {scores['of']} probes pass; sampled in {scores['seconds']:.0f} s."
+    not_run = [(escape(entry["signal"]), [escape(entry["reason"])]) for entry in scores["not_run"]]
+    not_run_table = tables.table("Probes that were not run.", ["probe", "reason"], not_run) if not_run else ""
+    details = "".join(_probe(probe, clips.get(probe["name"]), fps, media) for probe in scores["signals"])
+    return f'{tables.table(caption, head, rows)}{not_run_table}<div class="probes">{details}</div>'
 
 
-def _signal(signal: Mapping[str, Any], shown: ProbeClips | None, fps: float, media: Media) -> str:
-    """A signal's curve, and its players where clips are given."""
-    name = signal["name"]
-    if len(signal["requested"]) > 1:
-        chart = probe_curve(name, signal["requested"], signal["found"])
-        of = "x and y" if isinstance(signal["requested"][0], list) else "position"
-        curve = f"<figure>{chart}<figcaption>{of} asked for (dashed), found in the output (line)</figcaption></figure>"
+def _probe(scores: Mapping[str, Any], clips: ProbeClips | None, fps: float, media: Media) -> str:
+    """The curve of a probe, and its players if clips are given."""
+    name = scores["name"]
+    if len(scores["requested"]) > 1:
+        chart = probe_curve(name, scores["requested"], scores["found"])
+        of = "x and y" if isinstance(scores["requested"][0], list) else "position"
+        curve = f"<figure>{chart}<figcaption>{of}: requested (dashed), measured (line)</figcaption></figure>"
     else:
-        curve = f"<p>asked for {signal['requested'][0]:.3g}, found {signal['found'][0]:.3g}</p>"
-    if shown is None:
-        return f'<div class="signal"><h3>{escape(name)}</h3>{curve}</div>'
-    size = shown.requested.shape
+        curve = f"<p>requested {scores['requested'][0]:.3g}, measured {scores['found'][0]:.3g}</p>"
+    if clips is None:
+        return f'<div class="probe"><h3>{escape(name)}</h3>{curve}</div>'
+    size = clips.requested.shape
     screens = []
     for part, title in TITLES.items():
-        address = media.clip(f"signal-{name.replace(' ', '-')}-{part}", fit_to_shape(getattr(shown, part), size), fps)
+        address = media.clip(f"probe-{name.replace(' ', '-')}-{part}", fit_to_shape(getattr(clips, part), size), fps)
         screens.append(figure(player(address, f"{title}, {name}"), title))
     return (
-        f'<div class="signal" data-fps="{fps:g}" data-frames="{size[0]}"><h3>{escape(name)}</h3>{curve}'
+        f'<div class="probe" data-fps="{fps:g}" data-frames="{size[0]}"><h3>{escape(name)}</h3>{curve}'
         f'<div class="players">{"".join(screens)}</div></div>'
     )

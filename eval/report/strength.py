@@ -1,4 +1,4 @@
-"""The strength page: curves with their marks, one slider for all examples, a film strip."""
+"""The strength section: curves with marks, one slider for all examples, a film strip."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from eval.report.media import Media, thumbnail
 from eval.report.players import figure, timing, video
 
 Scores = Mapping[str, Any]
-MARKS = {"dead_zone": "dead zone", "s50": "half", "saturation": "saturated"}
+MARKS = {"dead_zone": "dead zone", "s50": "half", "saturation": "saturated"}  # key of `curve` -> label
 
 
 def levels(scores: Scores) -> list[float]:
-    """The strengths that were sampled, rising."""
+    """The sampled strengths in rising order."""
     return sorted(entry["s"] for entry in scores["strength"])
 
 
 def curves(scores: Scores) -> str:
-    """Two curves over strength: the metric of adherence with its marks, and PSNR (or SSIM where that is it)."""
+    """Two curves over strength: the adherence metric with marks, and PSNR (or SSIM if adherence is PSNR)."""
     figures = []
     measured = scores["strength"][0]["metrics"]
     marks = {text: curve[key] for key, text in MARKS.items() if (curve := _curve(scores)).get(key) is not None}
     for metric in [m for m in dict.fromkeys((scores["adherence"], "psnr", "ssim")) if m in measured][:2]:
         points = [(entry["s"], entry["metrics"][metric]) for entry in scores["strength"] if metric in entry["metrics"]]
         rows = [(name, scores["cells"].get(name, {}).get(metric)) for name in (INPUT, BASE_REFERENCE)]
-        lines = [(name, found) for name, found in rows if found is not None]
-        label = tables.name(scores, metric)
+        lines = [(name, value) for name, value in rows if value is not None]
+        label = tables.metric_name(scores, metric)
         chart = strength_curve(label, points, lines, marks if metric == scores["adherence"] else {})
         figures.append(f"<figure>{chart}<figcaption>{label}; band: 95 % interval</figcaption></figure>")
     return f'<div class="charts">{"".join(figures)}</div>'
@@ -43,40 +43,40 @@ def _curve(scores: Scores) -> Mapping[str, Any]:
 
 
 def response(scores: Scores) -> str:
-    """How the effect grows with strength, in figures."""
+    """Table of the strength curve."""
     curve = _curve(scores)
     meaning = {
-        "dead_zone": "dead zone: the largest strength with under a tenth of the effect",
-        "s50": "the strength of half the effect",
-        "saturation": "saturation: the smallest strength with nine tenths of the effect",
-        "largest_step": "largest share of the effect between two neighbouring strengths",
+        "dead_zone": "dead zone: largest strength below 10 % of the effect",
+        "s50": "half: strength of 50 % of the effect",
+        "saturation": "saturation: smallest strength above 90 % of the effect",
+        "largest_step": "largest share of the effect between neighbouring strengths",
     }
     rows = [(text, [tables.number(curve.get(key), 3)]) for key, text in meaning.items()]
-    rows.append(("p of no trend over strengths, by Page's test", [tables.probability(curve.get("page_p"))]))
+    rows.append(("p of Page's trend test", [tables.probability(curve.get("page_p"))]))
     rows += [
         (text, [tables.interval(curve.get(key), 3)])
         for key, text in (
             ("spearman", "Spearman correlation of strength and adherence, per window"),
-            ("isotonic_r2", "share of the variance that the best monotone curve explains, per window"),
+            ("isotonic_r2", "R² of the best monotone curve, per window"),
         )
     ]
-    return tables.table("Response to strength.", ["figure", "value"], rows) if curve else ""
+    return tables.table("Strength curve.", ["", "value"], rows) if curve else ""
 
 
 def slider(scores: Scores) -> str:
-    """The control of the scrubber. Its positions are the strengths that were sampled."""
+    """The strength slider; its positions are the sampled strengths."""
     steps, metric = levels(scores), scores["adherence"]
     data = " ".join(f"{s:g}" for s in steps)
     return (
         f'<div class="scrubber" hidden><label for="strength-level">strength</label>'
         f'<input type="range" id="strength-level" min="0" max="{len(steps) - 1}" step="1" value="{len(steps) - 1}" '
-        f'data-levels="{data}" data-metric="{metric}" data-name="{tables.name(scores, metric)}">'
+        f'data-levels="{data}" data-metric="{metric}" data-name="{tables.metric_name(scores, metric)}">'
         '<output id="strength-figure" for="strength-level"></output></div>'
     )
 
 
 def tile(media: Media, exhibit: Exhibit, steps: Sequence[float]) -> str:
-    """An example: the reference, the clip at the strength of the slider, the target."""
+    """An example: the reference, the clip at the strength of the slider, and the target."""
     screens = []
     for s in steps:
         extra = f' data-level="{s:g}"{"" if s == steps[-1] else " hidden"}'

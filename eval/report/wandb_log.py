@@ -1,7 +1,7 @@
-"""An evaluation in Weights & Biases: a table with a row per clip and a column per condition, curves, figures, files.
+"""Log an evaluation to Weights & Biases: a table of clips (row per window, column per condition), curves, files.
 
-Keys and columns are the same in every run, so that runs can be compared; players show mp4 files. `logger=` chooses as
-for training: wandb online or offline (`wandb_run.start_run`), or none.
+Keys and columns are the same in every run, so that runs can be compared. `logger=` selects as in training: wandb online
+or offline (`wandb_run.start_run`), or none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from iclora_train.core import wandb_run
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.video import encode_clip
 
-CONDITIONS = (  # columns of players, by the names of cells and rows, before the strengths below 1
+CONDITIONS = (  # columns of the table of clips, before the strengths below 1
     *(
         REFERENCE,
         TARGET,
@@ -49,31 +49,31 @@ CONDITIONS = (  # columns of players, by the names of cells and rows, before the
 Scores = Mapping[str, Any]
 
 
-def wanted(config: Config) -> bool:
-    """Whether `logger` asks for Weights & Biases."""
+def enabled(config: Config) -> bool:
+    """Whether `logger` includes Weights & Biases."""
     return bool(config.logger.get("wandb"))
 
 
 def save_clips(exhibits: Iterable[Exhibit], folder: Path, config: Config) -> Iterator[Exhibit]:
-    """The exhibits as they come; where W&B is wanted, their clips stay as mp4 files under `folder`/clips for `log`."""
+    """Pass the exhibits through; with W&B enabled, also write their clips to `folder`/clips/*.mp4 for `log`."""
     for exhibit in exhibits:
-        for condition, clip in exhibit.clips.items() if wanted(config) else ():
+        for condition, clip in exhibit.clips.items() if enabled(config) else ():
             with write_atomic(clip_path(folder, exhibit.window.key, condition)) as file:
                 file.write(encode_clip(clip, exhibit.fps, lossless=False))
         yield exhibit
 
 
 def clip_path(folder: Path, key: str, condition: str) -> Path:
-    """Where the mp4 file of a window under a condition is."""
-    return folder / "clips" / _plain(key) / f"{_plain(condition)}.mp4"
+    """Path of the mp4 file of a window under a condition."""
+    return folder / "clips" / _safe_name(key) / f"{_safe_name(condition)}.mp4"
 
 
 def log(folder: Path, scores: Scores, config: Config) -> None:
-    """Send what is in an evaluation's folder: scores.json as `scores`, report.html, clips (`save_clips`), adapter.
+    """Log the folder of an evaluation: scores.json (given as `scores`), report.html, clips (`save_clips`), adapter.
 
-    Nothing happens where `logger` has no wandb. Run again, it goes on in the same W&B run.
+    Does nothing unless `logger` includes wandb. A second call continues the same W&B run.
     """
-    if not wanted(config):
+    if not enabled(config):
         return
     name = f"{config.run}-{folder.name}"
     run = wandb_run.start_run(folder, name, asdict(config), config.logger["wandb"], job_type="eval", group=config.run)
@@ -82,11 +82,11 @@ def log(folder: Path, scores: Scores, config: Config) -> None:
     run.log({"strength": wandb_run.table(STRENGTH, list(strength_rows(scores)))})
     run.log(curves(scores))
     run.summary.update(summary(scores))
-    run.log_artifact(wandb_run.artifact(_plain(f"{name}-evaluation"), "evaluation", _files(folder), {}))
-    if scores["adapter"]["sha256"] is not None:  # else the base alone, or a folder of videos
+    run.log_artifact(wandb_run.artifact(_safe_name(f"{name}-evaluation"), "evaluation", _files(folder), {}))
+    if scores["adapter"]["sha256"] is not None:  # None for the base alone and for a folder of videos
         adapter = Path(scores["adapter"]["path"])
         facts = {**scores["adapter"]["metadata"], "sha256": scores["adapter"]["sha256"]}
-        run.log_artifact(wandb_run.artifact(_plain(f"{name}-adapter"), "model", {adapter.name: adapter}, facts))
+        run.log_artifact(wandb_run.artifact(_safe_name(f"{name}-adapter"), "model", {adapter.name: adapter}, facts))
     run.finish()
 
 
@@ -95,12 +95,12 @@ STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
 
 
 def clip_columns(scores: Scores) -> list[str]:
-    """Columns of the table of clips: which clip, its figure for the primary metric, and a player per condition."""
+    """Columns of the table of clips: the clip, its value of the primary metric, and a player per condition."""
     return ["clip", "source", "partner", f"{scores['primary']} ({ADAPTER_REFERENCE})", *CONDITIONS, *_strengths(scores)]
 
 
 def clip_rows(folder: Path, scores: Scores) -> Iterator[list[Any]]:
-    """A row per clip, in the order of scores.json; None where there is no file or figure."""
+    """A row per clip, in the order of scores.json; None for a missing file or value."""
     values = scores["windows"][ADAPTER_REFERENCE][scores["primary"]]
     for clip, value in zip(scores["clips"], values, strict=True):
         paths = [clip_path(folder, clip["key"], condition) for condition in (*CONDITIONS, *_strengths(scores))]
@@ -133,29 +133,31 @@ def curves(scores: Scores) -> dict[str, Any]:
     for metric in dict.fromkeys(metric for point in rising for metric in point["metrics"]):
         points = [(point["s"], point["metrics"][metric]) for point in rising if metric in point["metrics"]]
         series = {end: [figure[end] for _, figure in points] for end in ("mean", "low", "high")}
-        known = {end: values for end, values in series.items() if None not in values}
-        charts[f"strength/{metric}"] = wandb_run.line_chart([s for s, _ in points], known, metric, "attention strength")
+        complete = {end: values for end, values in series.items() if None not in values}
+        charts[f"strength/{metric}"] = wandb_run.line_chart(
+            [s for s, _ in points], complete, metric, "attention strength"
+        )
     return charts
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """`<row>/<metric>` -> {mean, low, high, n}, and what was passed."""
+    """`<row>/<metric>` -> {mean, low, high, n}; control, verdicts, probes, and the count of passed claims."""
     figures = {f"{row}/{metric}": dict(f) for row, metrics in scores["cells"].items() for metric, f in metrics.items()}
     control = {f"control/{name}": dict(f) for name, f in (scores["control"] or {}).items() if f and "mean" in f}
     passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
-    simple = scores["simple"]
-    found = {f"simple/{signal['name']}": signal["value"] for signal in simple["signals"]} if simple else {}
+    probe_scores = scores["simple"]
+    probes = {f"simple/{p['name']}": p["value"] for p in probe_scores["signals"]} if probe_scores else {}
     counts = {"verdicts/passed": sum(passed.values()), "verdicts/of": len(passed)}
-    return {**figures, **control, **passed, **found, **counts}
+    return {**figures, **control, **passed, **probes, **counts}
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """What an evaluation leaves, by its name in the artifact: what the report needs to open, and the clips."""
+    """Artifact path -> file: scores.json, the report with its media, and the clips."""
     paths = [folder / "scores.json", folder / "report.html", *sorted((folder / "media").rglob("*.*"))]
     paths += sorted((folder / "clips").rglob("*.mp4"))
     return {path.relative_to(folder).as_posix(): path for path in paths if path.exists()}
 
 
-def _plain(name: str) -> str:
-    """A name in the letters that both file systems and W&B take."""
+def _safe_name(name: str) -> str:
+    """The name with only characters that file systems and W&B accept."""
     return re.sub(r"[^\w.-]", "_", name)

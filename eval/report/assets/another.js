@@ -1,20 +1,20 @@
-// The difference to another scores.json that the reader chooses: means, and windows that both have, in pairs.
-const OURS = "adapter+reference";
+// Comparison with another scores.json that the reader selects: paired over the windows that both contain.
+const ADAPTER_REFERENCE = "adapter+reference";
 
-function pairs(other, metric) { // [now, then] of every window that both measured
+function pairs(other, metric) { // [this, other] of every window that both measured
   const place = new Map(other.clips.map((clip, i) => [clip.key, i]));
-  const [now, then] = [scores.windows[OURS][metric], other.windows[OURS][metric]];
-  return scores.clips.map((clip, i) => [now[i], then[place.get(clip.key)]]).filter(([a, b]) => a != null && b != null);
+  const [here, there] = [scores.windows[ADAPTER_REFERENCE][metric], other.windows[ADAPTER_REFERENCE][metric]];
+  return scores.clips.map((clip, i) => [here[i], there[place.get(clip.key)]]).filter(([a, b]) => a != null && b != null);
 }
 
 function line(metric, other) {
   const { title, unit, better } = scores.metrics[metric], both = pairs(other, metric), digits = unit ? 2 : 3;
   const mean = (values) => (values.reduce((sum, value) => sum + value, 0) / values.length).toFixed(digits);
-  const sign = better === "low" ? -1 : 1, won = both.filter(([a, b]) => sign * (a - b) > 0).length;
+  const sign = better === "low" ? -1 : 1, better_here = both.filter(([a, b]) => sign * (a - b) > 0).length;
   const differences = both.map(([a, b]) => a - b);
   const columns = [both.map(([a]) => a), both.map(([, b]) => b), differences];
   const figures = columns.map((column) => (column.length ? mean(column) : "–"));
-  return [unit ? `${title}, ${unit}` : title, ...figures, better ? `${won} of ${both.length}` : "–"];
+  return [unit ? `${title}, ${unit}` : title, ...figures, better ? `${better_here} of ${both.length}` : "–"];
 }
 
 function rowOf(texts, kind, head) {
@@ -34,10 +34,10 @@ async function contrast(file) {
   try {
     const other = JSON.parse(await file.text());
     if (other.schema !== scores.schema) throw new SyntaxError(`schema ${other.schema}`);
-    const metrics = Object.keys(scores.windows[OURS]).filter((metric) => metric in other.windows[OURS]);
+    const metrics = Object.keys(scores.windows[ADAPTER_REFERENCE]).filter((metric) => metric in other.windows[ADAPTER_REFERENCE]);
     note.value = `${other.task}: ${other.adapter.path}`;
     const head = document.createElement("thead"), body = document.createElement("tbody");
-    head.append(rowOf(["metric", "this one", "the other", "difference, in pairs", "windows better here"], "th", "col"));
+    head.append(rowOf(["metric", "this", "other", "this - other, paired", "windows better here"], "th", "col"));
     body.append(...metrics.map((metric) => rowOf(line(metric, other), "td", "row")));
     table.append(head, body);
   } catch (error) {

@@ -1,15 +1,15 @@
 "use strict";
-// One clock moves every player. Stopped, players are set to the middle of a frame. Running, they play by themselves and
-// are held to the clock: small drift by the playback rate, large drift (a loop, a stall) by a seek.
+// One clock drives every player. When stopped, players are set to the middle of a frame. When running, they play on their
+// own and are corrected: small drift by the playback rate, large drift (a loop, a stall) by a seek.
 const element = (id) => document.getElementById(id);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const viewer = element("viewer");
 const scores = JSON.parse(element("scores").textContent);
 
 const clock = { position: 0.5, playing: false, loop: true, last: 0, frames: 1, fps: 24 }; // position in frames
-const near = new Set(); // players on the screen or close to it: only these are loaded and moved
-const followers = []; // functions of the frame number, called when it changes
-const NUDGE = 0.5, JUMP = 4; // drift in frames that is corrected by the rate, by a seek
+const near = new Set(); // players on or near the screen; only these are loaded and driven
+const followers = []; // functions called with the frame number when it changes
+const NUDGE = 0.5, JUMP = 4; // drift in frames corrected by the playback rate, by a seek
 const speed = () => Number(element("speed").value);
 const frameOf = (position) => Math.min(Math.floor(position), clock.frames - 1);
 
@@ -22,7 +22,7 @@ function active() {
   return [...near].filter((video) => !viewer.open || viewer.contains(video));
 }
 
-// Where a player is, in frames: by the frame it last presented where the browser tells that, else by its own clock.
+// Position of a player in frames: from the last presented frame if the browser reports it, else from currentTime.
 function positionOf(video, fps, now) {
   const shown = video.presented;
   if (!shown || video.paused) return video.currentTime * fps;
@@ -38,13 +38,13 @@ function note(video) {
   video.requestVideoFrameCallback(keep);
 }
 
-function set(video, position) { // a player to a position in frames, at most its last moment
+function set(video, position) { // move a player to a position in frames, at most its end
   const { fps, frames } = timing(video);
   video.presented = null;
   video.currentTime = Math.min(position, frames - 0.01) / fps;
 }
 
-// A stopped player: the middle of the clock's frame.
+// Stopped: show the middle of the clock's frame.
 function show(video) {
   const { fps, frames } = timing(video);
   const at = Math.min(frameOf(clock.position), frames - 1) + 0.5;
@@ -52,15 +52,15 @@ function show(video) {
   if (video.readyState > 0 && !video.seeking && Math.abs(video.currentTime * fps - at) > 0.01) set(video, at);
 }
 
-// A running player: what keeps it at the clock.
+// Running: keep a player at the clock.
 function follow(video, now) {
   const { fps, frames } = timing(video);
   if (video.readyState < 2 || video.seeking) return;
-  const wanted = Math.min(clock.position, frames - 0.01);
-  const drift = positionOf(video, fps, now) - wanted;
-  if (Math.abs(drift) > JUMP || video.ended || (video.paused && Math.abs(drift) > NUDGE)) set(video, wanted);
+  const target = Math.min(clock.position, frames - 0.01);
+  const drift = positionOf(video, fps, now) - target;
+  if (Math.abs(drift) > JUMP || video.ended || (video.paused && Math.abs(drift) > NUDGE)) set(video, target);
   const correction = Math.abs(drift) > NUDGE ? Math.min(Math.max(1 - drift / 8, 0.5), 1.5) : 1;
-  const rate = Math.max(speed() * correction, 0.0625); // the slowest that browsers play
+  const rate = Math.max(speed() * correction, 0.0625); // the slowest rate that browsers support
   if (Math.abs(video.playbackRate - rate) > 0.01) video.playbackRate = rate;
   if (video.paused && clock.position < frames - 0.5) start(video);
 }
@@ -71,14 +71,14 @@ function start(video) {
   });
 }
 
-function told() {
+function notify() {
   const frame = frameOf(clock.position);
   for (const follower of followers) follower(frame);
 }
 
 function refresh() {
   if (!clock.playing) active().forEach(show);
-  told();
+  notify();
 }
 
 function seek(frame) {
@@ -125,7 +125,7 @@ function tick(now) {
     for (const video of active()) if (video.readyState > 1) set(video, clock.position);
   }
   for (const video of active()) follow(video, now);
-  if (frameOf(clock.position) !== before) told();
+  if (frameOf(clock.position) !== before) notify();
   requestAnimationFrame(tick);
 }
 
@@ -142,8 +142,8 @@ const keys = {
 };
 
 function pressed(event) {
-  const taken = event.key === " " ? "select, input, summary, a, button" : "select, input, summary, a";
-  const typed = event.target.closest(taken); // what the element itself does with the key
+  const handled = event.key === " " ? "select, input, summary, a, button" : "select, input, summary, a";
+  const typed = event.target.closest(handled); // the element handles this key itself
   if (event.ctrlKey || event.metaKey || event.altKey || typed || !(event.key in keys)) return;
   event.preventDefault();
   keys[event.key](event);
@@ -165,7 +165,7 @@ const watcher = new IntersectionObserver((entries) => {
 for (const video of all("video")) {
   video.controls = false;
   video.loop = false;
-  const catchUp = () => clock.playing || !near.has(video) || show(video); // a step that came while it was seeking
+  const catchUp = () => clock.playing || !near.has(video) || show(video); // a step during a seek
   video.addEventListener("loadeddata", catchUp);
   video.addEventListener("seeked", catchUp);
   note(video);
@@ -175,7 +175,7 @@ for (const video of all("video")) {
 const boxes = all("[data-frames]");
 clock.frames = Math.max(1, ...boxes.map((box) => Number(box.dataset.frames)));
 if (boxes.length) clock.fps = Number(boxes[0].dataset.fps);
-if (clock.frames > 2 * clock.fps) element("speed").value = "1"; // shorter clips are slow at first
+if (clock.frames > 2 * clock.fps) element("speed").value = "1"; // short clips start slowly
 for (const prefix of ["", "viewer-"]) {
   const [slider, output] = [element(`${prefix}seek`), element(`${prefix}frame`)];
   slider.max = clock.frames - 1;

@@ -1,7 +1,7 @@
-// The viewer: any two columns of a window as a wipe, as their difference, blinking, or side by side; enlarged at will.
+// The viewer: any two columns of a window as a wipe, difference, blink, or side by side, with zoom.
 const stage = element("stage"), picture = element("picture"), [under, over] = [element("under"), element("over")];
 const MODES = ["wipe", "difference", "blink", "side"];
-const BLINK = 500; // milliseconds; faster than three times a second would be a danger
+const BLINK = 500; // milliseconds; more than three flashes a second can trigger seizures
 const view = { row: null, zoom: 1, x: 0, y: 0, timer: 0 };
 const figures = (row) => all("[data-column]", row);
 const shownRows = () => [...element("rows").children].filter((row) => !row.hidden);
@@ -9,9 +9,9 @@ const shownRows = () => [...element("rows").children].filter((row) => !row.hidde
 function choices(row) {
   const titles = figures(row).map((figure) => figure.dataset.column);
   for (const [id, fallback] of [["first", "adapter + reference"], ["second", "target"]]) {
-    const select = element(id), kept = select.value;
+    const select = element(id), previous = select.value;
     select.replaceChildren(...titles.map((title) => new Option(title, title)));
-    select.value = titles.includes(kept) ? kept : titles.includes(fallback) ? fallback : titles[0];
+    select.value = titles.includes(previous) ? previous : titles.includes(fallback) ? fallback : titles[0];
   }
 }
 
@@ -51,7 +51,7 @@ function draw() {
   if (mode === "blink" && viewer.open) view.timer = setInterval(() => over.classList.toggle("away"), BLINK);
 }
 
-function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) { // the point (x, y) of the stage stays
+function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) { // keeps the point (x, y) of the stage fixed
   const next = Math.min(Math.max(view.zoom * factor, 1), 16), by = next / view.zoom;
   const [left, top] = [x - picture.offsetLeft, y - picture.offsetTop];
   Object.assign(view, { zoom: next, x: left - (left - view.x) * by, y: top - (top - view.y) * by });
@@ -77,7 +77,7 @@ function exchange() {
   load();
 }
 
-function turn(by) { // to another window that the grid shows
+function turn(by) { // to another visible window
   const among = shownRows(), next = among[among.indexOf(view.row) + by];
   if (next) open(next);
 }

@@ -1,4 +1,4 @@
-// scores.json and a table of it, made from what is in the page.
+// Download links for scores.json and scores.csv, built from the data in the page.
 function csv() {
   const quoted = (text) => `"${String(text).replaceAll('"', '""')}"`;
   const table = [["condition", "window", "recording", "metric", "value"]];

@@ -1,9 +1,9 @@
-// The grid of windows: order, worst and best, columns, and the line under a player.
+// The grid of windows: sorting, filtering, columns, and the per-frame lines.
 const rows = all(".window");
 
 function value(row) {
   const option = element("sort").selectedOptions[0], text = row.getAttribute(`data-${option.value}`);
-  return text === null ? Infinity : (option.dataset.worst === "high" ? -1 : 1) * Number(text); // without a figure: last
+  return text === null ? Infinity : (option.dataset.worst === "high" ? -1 : 1) * Number(text); // unmeasured: last
 }
 
 function arrange() {
@@ -21,7 +21,7 @@ function arrange() {
   element("count").value = `${ordered.filter((row) => !row.hidden).length} of ${ordered.length} windows`;
 }
 
-function reveal() { // a link to a window that the filter hides
+function reveal() { // follow a link to a window that the filter hides
   const row = document.querySelector(".window:target");
   if (row && row.hidden) {
     element("filter").value = "";

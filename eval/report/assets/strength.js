@@ -1,15 +1,15 @@
-// The scrubber: one slider shows every example at a strength, and marks it in the curves. And the overlay of the masks.
+// The strength slider shows every example at a strength and marks it in the curves. Also the mask overlay's checkbox.
 const level = element("strength-level");
 
 function scrub() {
-  const chosen = level.dataset.levels.split(" ")[level.value];
-  const entry = scores.strength.find((one) => one.s === Number(chosen)), figure = entry.metrics[level.dataset.metric];
+  const strength = level.dataset.levels.split(" ")[level.value];
+  const entry = scores.strength.find((one) => one.s === Number(strength)), figure = entry.metrics[level.dataset.metric];
   const span = figure.low === null ? "" : ` (${figure.low.toFixed(3)} to ${figure.high.toFixed(3)})`;
-  element("strength-figure").value = `${chosen}: ${level.dataset.name} ${figure.mean.toFixed(3)}${span}`;
-  level.setAttribute("aria-valuetext", `strength ${chosen}`);
+  element("strength-figure").value = `${strength}: ${level.dataset.name} ${figure.mean.toFixed(3)}${span}`;
+  level.setAttribute("aria-valuetext", `strength ${strength}`);
   for (const tile of all(".tile:has([data-level])")) {
-    for (const video of all("[data-level]", tile)) video.hidden = video.dataset.level !== chosen;
-    tile.querySelector(".level").textContent = `strength ${chosen}`;
+    for (const video of all("[data-level]", tile)) video.hidden = video.dataset.level !== strength;
+    tile.querySelector(".level").textContent = `strength ${strength}`;
   }
   for (const chart of all("svg.strength")) {
     const x = all("circle", chart)[level.value].getAttribute("cx"), cursor = chart.querySelector(".cursor");
@@ -21,7 +21,7 @@ function scrub() {
 if (level) {
   level.oninput = scrub;
   document.querySelector(".scrubber").hidden = false;
-  const loader = new IntersectionObserver((entries) => { // all strengths of a tile are ready before they are asked for
+  const loader = new IntersectionObserver((entries) => { // preload all strengths of a tile
     for (const { target, isIntersecting } of entries) {
       if (isIntersecting) for (const video of all("video", target)) video.preload = "auto";
     }
