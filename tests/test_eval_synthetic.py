@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_prep.makers.base import MAKERS
 from eval.synthetic import detect, shapes
 from eval.synthetic.plan import ProbePlan, ProbeSample, split_applicable
 from eval.synthetic.probes import Probe, Scale, all_probes, track_by_flow
@@ -16,6 +17,7 @@ from eval.synthetic.references import reference, reference_kind
 from eval.synthetic.run import MakeClips, ProbeClips, ProbeSampler, score_probes
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry, VideoShape
+from iclora_train.data.reference_kinds import REFERENCE_KINDS
 from iclora_train.diffusion.sampler import SamplerSettings
 from iclora_train.ltx2.base_model import BaseModel
 from tests.tiny import TEXT, write_tiny_base
@@ -27,7 +29,7 @@ ALL, LARGE = ({probe.name: probe for probe in all_probes(*size)} for size in (NA
 
 
 def error(probe: Probe, clip: np.ndarray) -> float:
-    return probe.error(probe.found(clip))
+    return probe.error(probe.measure(clip))
 
 
 def noise(shape: VideoShape, seed: int = 0) -> np.ndarray:
@@ -117,7 +119,7 @@ def test_a_position_is_measured_below_a_pixel() -> None:
     shape, scale = NANO
     columns = np.linspace(20.25, 40.25, shape.frames)
     clip = shapes.picture(shapes.left_of(shape, columns), shape.frames)
-    assert ALL["line"].found(clip) == pytest.approx(columns, abs=0.15)
+    assert ALL["line"].measure(clip) == pytest.approx(columns, abs=0.15)
     assert scale.token / 2 == ALL["line"].threshold == 4  # half of nano's token
 
 
@@ -144,20 +146,39 @@ def test_thresholds_grow_with_the_token() -> None:
         ("degrade.defocus", "restoration", "degraded"),
         ("edit.outpaint", "restoration", "hole"),
         ("given", "restoration", "given"),
+        ("given", "structure", "edges"),
+        ("degrade.chain", "colorize", "grey"),
+        ("degrade.grey", "restoration", "degraded"),
+        ("my.depth_of_field", "restoration", None),
+        ("control.flow", "structure", None),
     ],
 )
-def test_every_task_has_a_kind_of_reference(maker: str, family: str, kind: str) -> None:
+def test_the_maker_decides_the_kind_of_reference(maker: str, family: str, kind: str | None) -> None:
     assert reference_kind(task(maker, family)) == kind
 
 
 def test_what_cannot_be_asked_is_named_with_its_reason() -> None:
     every = all_probes(*NANO)
-    probes, not_run = split_applicable(every, "edges")
+    probes, not_run = split_applicable(every, task("control.canny"))
     assert [probe.name for probe in probes] == ["square", "line", "dot", "step", "hold"]
     assert not_run == [{"signal": "ramp", "reason": "a ramp has no edges"}]
-    assert [probe.name for probe in split_applicable(every, "tracks")[0]] == ["square", "dot"]
-    assert split_applicable(every, "pose")[0] == []
-    assert split_applicable(every, "degraded") == (every, [])
+    assert [probe.name for probe in split_applicable(every, task("control.tracks"))[0]] == ["square", "dot"]
+    assert split_applicable(every, task("control.pose"))[0] == []
+    assert split_applicable(every, task("degrade.defocus", "restoration")) == (every, [])
+
+
+def test_every_maker_has_a_kind_or_is_known_to_have_none() -> None:
+    assert set(MAKERS) - set(REFERENCE_KINDS) == {"control.flow", "edit.loop"}
+    assert set(REFERENCE_KINDS) <= set(MAKERS)
+
+
+def test_probes_are_skipped_with_a_reason_for_an_unknown_maker() -> None:
+    plan = ProbePlan.of(task("my.depth_of_field", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
+    assert (plan.probes, plan.samples) == ([], [])
+    assert [entry["signal"] for entry in plan.not_run] == NAMES
+    assert all("my.depth_of_field" in entry["reason"] for entry in plan.not_run)
+    result, clips = score_probes(plan, copied(plan), 4)
+    assert (result["passed"], result["of"], clips) == (0, 0, {})
 
 
 def test_references_have_the_size_and_rate_that_the_task_declares() -> None:
@@ -201,7 +222,7 @@ def test_a_base_that_knows_nothing_follows_nothing(base: BaseModel) -> None:
     assert list(shown) == NAMES
     for clips in shown.values():
         assert (
-            clips.requested.shape == clips.reference.shape == clips.found.shape == clips.floor.shape == (9, 64, 64, 3)
+            clips.requested.shape == clips.reference.shape == clips.output.shape == clips.floor.shape == (9, 64, 64, 3)
         )
 
 
@@ -216,7 +237,7 @@ def test_what_is_found_does_not_depend_on_the_batches(base: BaseModel) -> None:
 
 def copied(plan: ProbePlan) -> MakeClips:
     """A model that gives back its reference."""
-    return lambda samples: (np.stack([plan.references[sample_.donor] for sample_ in samples]), 0.5)
+    return lambda samples: (np.stack([plan.references[entry.donor] for entry in samples]), 0.5)
 
 
 def test_a_copy_of_the_scene_passes_all() -> None:
@@ -239,7 +260,7 @@ def test_the_median_of_the_seeds_counts() -> None:
     def spoilt(seeds: tuple[int, ...]) -> MakeClips:
         def make(samples: Sequence[ProbeSample]) -> tuple[np.ndarray, float]:
             clips, _ = copied(plan)(samples)
-            lost = [sample_.probe == sample_.donor and sample_.seed in seeds for sample_ in samples]
+            lost = [entry.probe == entry.donor and entry.seed in seeds for entry in samples]
             return np.where(np.array(lost)[:, None, None, None, None], noise(NANO[0]), clips), 0.0
 
         return make
@@ -251,7 +272,7 @@ def test_the_median_of_the_seeds_counts() -> None:
 def test_clips_are_told_apart_by_reference_and_noise() -> None:
     plan = ProbePlan.of(task("control.canny"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
     assert len({tuple(key) for key in plan.identity(plan.samples)}) == len(plan.samples) == 20
-    floors = [sample_ for sample_ in plan.samples if sample_.probe != sample_.donor]
-    own = {sample_.noise_seed for sample_ in plan.samples if sample_.probe == sample_.donor}
+    floors = [entry for entry in plan.samples if entry.probe != entry.donor]
+    own = {entry.noise_seed for entry in plan.samples if entry.probe == entry.donor}
     assert len(floors) == 5
-    assert {sample_.noise_seed for sample_ in floors} < own
+    assert {entry.noise_seed for entry in floors} < own

@@ -13,7 +13,7 @@ from eval.report.players import figure, player
 from eval.scoring.ground_truth import fit_to_shape
 from eval.synthetic.run import ProbeClips
 
-TITLES = {"requested": "requested", "reference": "reference", "output": "output", "floor": "other reference"}
+TITLES = {"requested": "correct output", "reference": "reference", "output": "output", "floor": "other reference"}
 
 
 def section(scores: Mapping[str, Any], clips: Mapping[str, ProbeClips], fps: float, media: Media) -> str:

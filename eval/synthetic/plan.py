@@ -1,4 +1,4 @@
-"""What is to be made for the simple signals: which are put to a task, with which references, which noise."""
+"""The plan of the synthetic probes: which probes a task gets, with which references and which noise."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry, VideoShape
 
-DONORS = ("line", "dot")  # whose reference is given for a signal's floor: the first that is not its own
-SEEDS = 3  # clips made of every signal, whose median error counts
+DONORS = (
+    "line",
+    "dot",
+)  # probes whose reference is used for the floor of another probe: the first that differs from it
+SEEDS = 3  # clips per probe; the one with the median error counts
 
 
 @dataclass(frozen=True)
 class ProbeSample:
-    """One clip to make: places of its signal and of the signal whose reference is given, and which of SEEDS it is."""
+    """One clip to sample: index of its probe, index of the probe whose reference it gets, and its seed (< SEEDS)."""
 
     probe: int
     donor: int
@@ -26,13 +29,13 @@ class ProbeSample:
 
     @property
     def noise_seed(self) -> int:
-        """Seed of the noise: the same with the own and with another reference."""
+        """Seed of the noise: the same with the probe's own reference and with another one."""
         return self.probe * SEEDS + self.seed
 
 
 @dataclass(frozen=True)
 class ProbePlan:
-    """The signals that are asked and their references; those that cannot be, each with the reason."""
+    """The applicable probes with their references, and the reason why each other probe is not run."""
 
     probes: list[Probe]
     references: list[Clip]
@@ -40,20 +43,19 @@ class ProbePlan:
 
     @classmethod
     def of(cls, task: Task, geometry: Geometry, size: tuple[int, int, int], fps: float) -> ProbePlan:
-        """For clips on the latent grid `size` (f, h, w)."""
+        """The plan for clips of latent size (f, h, w)."""
         f, h, w = size
         shape = VideoShape((f - 1) * geometry.temporal + 1, h * geometry.spatial, w * geometry.spatial, fps)
-        every = all_probes(shape, Scale.of(geometry, task.reference_downscale))
-        probes, not_run = split_applicable(every, reference_kind(task))
+        probes, not_run = split_applicable(all_probes(shape, Scale.of(geometry, task.reference_downscale)), task)
         return cls(probes, [reference(probe, task, shape) for probe in probes], not_run)
 
     @property
     def samples(self) -> list[ProbeSample]:
-        """For one signal after the other SEEDS clips, then one with another signal's reference: its floor."""
+        """For every probe in turn: SEEDS clips with its own reference, then one with another reference (its floor)."""
         return [
-            sample_
+            sample
             for i in range(len(self.probes))
-            for sample_ in (*(ProbeSample(i, i, seed) for seed in range(SEEDS)), ProbeSample(i, self._donor(i), 0))
+            for sample in (*(ProbeSample(i, i, seed) for seed in range(SEEDS)), ProbeSample(i, self._donor(i), 0))
         ]
 
     def _donor(self, number: int) -> int:
@@ -61,15 +63,15 @@ class ProbePlan:
         return names.index(next(name for name in (*DONORS, *names) if name in names and name != names[number]))
 
     def identity(self, samples: Sequence[ProbeSample]) -> list[list[str | int]]:
-        """What tells these clips from others: hashes of their references, and seeds."""
+        """Cache key of the clips: hashes of their references, and noise seeds."""
         hashes = [hashlib.sha256(clip.tobytes()).hexdigest()[:16] for clip in self.references]
-        return [[hashes[sample_.donor], sample_.noise_seed] for sample_ in samples]
+        return [[hashes[sample.donor], sample.noise_seed] for sample in samples]
 
 
-def split_applicable(every: Sequence[Probe], kind: str) -> tuple[list[Probe], list[dict[str, str]]]:
-    """The signals that can be put to a kind of reference, and the others with the reason."""
-    why = {probe.name: not_applicable(probe, kind) for probe in every}
-    probes = [probe for probe in every if why[probe.name] is None]
-    if kind == "tracks":
+def split_applicable(every: Sequence[Probe], task: Task) -> tuple[list[Probe], list[dict[str, str]]]:
+    """The probes that can be drawn as a reference of the task, and the others with the reason."""
+    reasons = {probe.name: not_applicable(probe, task) for probe in every}
+    probes = [probe for probe in every if reasons[probe.name] is None]
+    if reference_kind(task) == "tracks":
         probes = [track_by_flow(probe) for probe in probes]
-    return probes, [{"signal": name, "reason": reason} for name, reason in why.items() if reason is not None]
+    return probes, [{"signal": name, "reason": reason} for name, reason in reasons.items() if reason is not None]

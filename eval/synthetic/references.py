@@ -1,9 +1,8 @@
-"""How a simple signal is put to an adapter: the scene turned into the kind of reference that its task was trained on.
+"""The reference of a synthetic probe: the scene, drawn as the kind of reference that the task was trained on.
 
-Controls (edges, depth, tracks) are drawn from what is known of the scene. Degradations are stand-ins made here by one
-plain operation each, since eval does not know how data_prep makes pairs: a Gaussian blur for whatever is to be
-restored, grey for colorize, a painted box for what is to be filled. They ask where things are, not how well the task is
-done.
+Controls (edges, depth, tracks) are drawn from the known geometry of the scene. Degradations are replaced by one simple
+operation, because eval does not know how data_prep makes pairs: Gaussian blur for restoration, grey for colorize, a
+painted box for inpainting. The probes test where things are, not how well the task is solved.
 """
 
 from __future__ import annotations
@@ -22,46 +21,49 @@ from iclora_train.core.types import VideoShape
 from iclora_train.data.reference_kinds import MASK_COLOUR, REFERENCE_KINDS
 from iclora_train.signals.track_drawing import draw_tracks
 
-KINDS = ("edges", "depth", "tracks", "pose", "grey", "hole", "given", "degraded")
-BLUR = 1 / 100  # of the short side, at least a pixel: sigma of the blur
-HOLE = 0.25  # of height and width: the box that is painted, in the corner at the lower left, which nothing passes
+BLUR = 1 / 100  # sigma of the blur as a share of the short side, at least one pixel
+HOLE = 0.25  # of height and width: the painted box in the lower left corner, which no shape crosses
 
 
-def reference_kind(task: Task) -> str:
-    """Which of KINDS a task's references are, by its maker, else by its family."""
-    if task.maker in REFERENCE_KINDS:
-        return REFERENCE_KINDS[task.maker]
-    if task.family == "structure":
-        return "edges"
-    if task.family == "colorize":
-        return "grey"
-    return "given" if task.maker == "given" else "degraded"
+def reference_kind(task: Task) -> str | None:
+    """Kind of the task's references: edges, depth, tracks, pose, hole, grey, given or degraded; None if unknown.
+
+    The maker decides (`REFERENCE_KINDS`). For makers of ordinary pictures (degraded or given), the family decides:
+    colorize has grey references, structure has edge drawings.
+    """
+    kind = REFERENCE_KINDS.get(task.maker)
+    if kind in ("degraded", "given"):
+        return {"colorize": "grey", "structure": "edges"}.get(task.family, kind)
+    return kind
 
 
-def not_applicable(probe: Probe, kind: str) -> str | None:
-    """Why a signal cannot be put to references of a kind, or None where it can."""
+def not_applicable(probe: Probe, task: Task) -> str | None:
+    """Why a probe cannot be drawn as a reference of the task, or None if it can."""
+    kind = reference_kind(task)
+    if kind is None:
+        return f"maker {task.maker} has no entry in iclora_train/data/reference_kinds.py"
     if kind == "pose":
-        return "skeletons are found again only by a pose network"
+        return "skeletons can only be detected by a pose network"
     if kind == "tracks" and probe.points is None:
         return "it has no point that moves along a track"
     if kind == "edges" and probe.distance is None:
         return "a ramp has no edges"
     if kind == "depth" and probe.distance is None:
-        return "a ramp of depth is found again only by a depth network"
+        return "a ramp of depth can only be detected by a depth network"
     return None
 
 
 def reference(probe: Probe, task: Task, shape: VideoShape) -> Clip:
-    """The reference clip of a signal, smaller and with fewer frames by the task's factors."""
-    full = _full(probe, reference_kind(task), task.maker_args, shape)[:: task.reference_temporal_scale]
+    """The reference clip of a probe, reduced in size and frame count by the task's factors."""
+    full = _full_size(probe, reference_kind(task), task.maker_args, shape)[:: task.reference_temporal_scale]
     if task.reference_downscale == 1:
         return full
     size = (shape.width // task.reference_downscale, shape.height // task.reference_downscale)
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in full]).astype(np.uint8)
 
 
-def _full(probe: Probe, kind: str, args: Mapping[str, Any], shape: VideoShape) -> Clip:
-    """The reference (F,H,W,3) before it is made smaller."""
+def _full_size(probe: Probe, kind: str | None, args: Mapping[str, Any], shape: VideoShape) -> Clip:
+    """The reference (F,H,W,3) before it is reduced."""
     if kind == "edges":
         assert probe.distance is not None
         return shapes.drawing(probe.distance, shape.frames, *_pen(args, shape))
@@ -70,8 +72,8 @@ def _full(probe: Probe, kind: str, args: Mapping[str, Any], shape: VideoShape) -
         return shapes.depth(probe.distance, shape.frames)
     if kind == "tracks":
         assert probe.points is not None
-        seen = np.ones((1, shape.frames), bool)
-        return draw_tracks(probe.points[None], seen, (shape.height, shape.width), args.get("larger", 1.0))
+        visible = np.ones((1, shape.frames), bool)
+        return draw_tracks(probe.points[None], visible, (shape.height, shape.width), args.get("larger", 1.0))
     if kind == "grey":
         return shapes.grey(detect.luma(probe.scene))
     if kind == "hole":
@@ -82,10 +84,10 @@ def _full(probe: Probe, kind: str, args: Mapping[str, Any], shape: VideoShape) -
 
 
 def _pen(args: Mapping[str, Any], shape: VideoShape) -> tuple[float, float]:
-    """Thickness and softness in pixels of the lines that the task's own maker draws."""
+    """Thickness and softness in pixels of the lines, as the task's maker draws them."""
     short = min(shape.height, shape.width)
-    wider = short / (args.get("size") or args.get("reference_height") or short)
-    return max(args.get("thickness", 1) * wider, 1.0), args.get("soft", 0.0) * wider
+    scale = short / (args.get("size") or args.get("reference_height") or short)
+    return max(args.get("thickness", 1) * scale, 1.0), args.get("soft", 0.0) * scale
 
 
 def _blurred(clip: Clip) -> Clip:

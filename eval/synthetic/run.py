@@ -1,11 +1,11 @@
-"""Simple signals first: is a control followed whose truth is known exactly?
+"""Run the synthetic probes: is a control followed whose correct answer is known exactly?
 
-A square that moves, a line that sweeps, a dot on its arc, a ramp, a square that appears, things at rest: each is put to
-the adapter as a reference of its task's kind, and found again in the output by a detector without weights. Every
-signal is also measured in a clip that was made with another signal's reference, its floor: a request that is met there
-as well proves nothing and does not pass.
+A moving square, a sweeping line, a dot on an arc, a brightness ramp, a square that appears, and shapes at rest: each is
+given to the adapter as a reference of its task's kind, and measured in the output by a detector without weights. Every
+probe is also measured in a clip sampled with another probe's reference, its floor. A probe that also passes there
+proves nothing and does not count as passed.
 
-The caption is empty. All signals share batches, so that the suite takes the time of a few clips.
+The caption is empty. All probes share batches, so that they take about as long as a few clips.
 """
 
 from __future__ import annotations
@@ -31,24 +31,23 @@ from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
-MakeClips = Callable[
-    [Sequence[ProbeSample]], tuple[Clip, float]
-]  # clips (B,F,H,W,3) of a batch, and the seconds they took
+# Returns the clips (B,F,H,W,3) of a batch, and the seconds that sampling them took
+MakeClips = Callable[[Sequence[ProbeSample]], tuple[Clip, float]]
 
 
 @dataclass(frozen=True)
 class ProbeClips:
-    """One signal for the report, all clips (F,H,W,3): what was requested, the reference, and what came of it."""
+    """The clips (F,H,W,3) of one probe for the report."""
 
     requested: Clip
     reference: Clip
-    found: Clip
+    output: Clip
     floor: Clip
 
 
 @dataclass(frozen=True)
 class ProbeSampler:
-    """Makes the clips of a plan: latent size (f, h, w), text (T,D) of the empty caption."""
+    """Samples the clips of a plan. size: latent size (f, h, w); text: features (T,D) of the empty caption."""
 
     transformer: Transformer
     vae: VideoVAE
@@ -61,18 +60,18 @@ class ProbeSampler:
 
     @cached_property
     def plan(self) -> ProbePlan:
-        """What is to be made."""
+        """The plan for the task."""
         return ProbePlan.of(self.task, self.geometry, self.size, self.fps)
 
     @cached_property
     def references(self) -> Tensor:
-        """The references of the plan, encoded: (S,C,f',h',w')."""
+        """The encoded references of the plan (S,C,f',h',w')."""
         return torch.cat([self.vae.encode(from_uint8(torch.from_numpy(clip)[None])) for clip in self.plan.references])
 
     @torch.no_grad()
     def clips(self, samples: Sequence[ProbeSample]) -> Tensor:
-        """Clips uint8 (B,F,H,W,3)."""
-        given = self.references[[sample_.donor for sample_ in samples]]
+        """Sample clips, uint8 (B,F,H,W,3)."""
+        references = self.references[[entry.donor for entry in samples]]
         latent = sample(
             self.transformer,
             self.text.expand(len(samples), -1, -1),
@@ -80,18 +79,18 @@ class ProbeSampler:
             self.geometry,
             self.fps,
             self.sampler,
-            [sample_.noise_seed for sample_ in samples],
-            [Reference(given, self.task.reference_downscale, self.task.reference_temporal_scale)],
+            [entry.noise_seed for entry in samples],
+            [Reference(references, self.task.reference_downscale, self.task.reference_temporal_scale)],
         )
         return to_uint8(self.vae.decode(latent)).cpu()
 
 
 def run_probes(
-    source: SampledClips, on_clips: Callable[[int, int], None] = lambda done, total: None
+    source: SampledClips, on_batch: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
-    """The suite at the size of the held-out windows: `simple` of scores.json, and clips by the signals' names.
+    """Run the probes at the size of the held-out windows; returns `simple` of scores.json, and clips by probe name.
 
-    Clips are kept in the renderer's store, so that an interrupted suite goes on. `on_clips(done, total)` after a batch.
+    Clips are cached by the source, so that an interrupted run resumes. Calls `on_batch(done, total)` after every batch.
     """
     held_out = source.held_out
     sampler = ProbeSampler(
@@ -104,58 +103,58 @@ def run_probes(
         held_out.empty_text().to(source.device),
         source.sampler,
     )
-    same = source.specification(at_strength(1), ())
+    common = source.specification(at_strength(1), ())
 
     def make(samples: Sequence[ProbeSample]) -> tuple[Clip, float]:
-        spec = {**same, "fps": sampler.fps, "simple": sampler.plan.identity(samples)}
+        spec = {**common, "fps": sampler.fps, "simple": sampler.plan.identity(samples)}
         return source.cached(spec, lambda: sampler.clips(samples))
 
-    return score_probes(sampler.plan, make, source.config.eval.batch_size, on_clips)
+    return score_probes(sampler.plan, make, source.config.eval.batch_size, on_batch)
 
 
 def score_probes(
-    plan: ProbePlan, make: MakeClips, batch_size: int, on_clips: Callable[[int, int], None] = lambda done, total: None
+    plan: ProbePlan, make: MakeClips, batch_size: int, on_batch: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
-    """As `run`, with clips from `make`, at most `batch_size` at once."""
-    samples, waiting, seconds = plan.samples, list[Clip](), 0.0
-    judged: list[dict[str, Any]] = []
+    """As `run_probes`, with clips from `make`, at most `batch_size` at once."""
+    samples, pending, seconds = plan.samples, list[Clip](), 0.0
+    scores: list[dict[str, Any]] = []
     shown: dict[str, ProbeClips] = {}
     for i in range(0, len(samples), batch_size):
-        made, spent = make(samples[i : i + batch_size])
-        waiting += list(made)
-        seconds += spent
-        while len(waiting) > SEEDS:
-            (*own, floor), waiting = waiting[: SEEDS + 1], waiting[SEEDS + 1 :]
-            probe, given = plan.probes[len(judged)], plan.references[len(judged)]
-            median = _median(probe, own)
-            judged.append(_judged(probe, median, floor))
-            shown[probe.name] = ProbeClips(probe.scene, given, median, floor)
-        on_clips(min(i + batch_size, len(samples)), len(samples))
+        clips, batch_seconds = make(samples[i : i + batch_size])
+        pending += list(clips)
+        seconds += batch_seconds
+        while len(pending) > SEEDS:
+            (*outputs, floor), pending = pending[: SEEDS + 1], pending[SEEDS + 1 :]
+            probe, reference = plan.probes[len(scores)], plan.references[len(scores)]
+            output = _median(probe, outputs)
+            scores.append(_score(probe, output, floor))
+            shown[probe.name] = ProbeClips(probe.scene, reference, output, floor)
+        on_batch(min(i + batch_size, len(samples)), len(samples))
     return {
-        "passed": sum(probe["passed"] for probe in judged),
-        "of": len(judged),
+        "passed": sum(score["passed"] for score in scores),
+        "of": len(scores),
         "seconds": round(seconds, 2),
-        "signals": judged,
+        "signals": scores,
         "not_run": plan.not_run,
     }, shown
 
 
 def _median(probe: Probe, clips: Sequence[Clip]) -> Clip:
-    """The clip of the middle error."""
-    return sorted(clips, key=lambda clip: probe.error(probe.found(clip)))[len(clips) // 2]
+    """The clip with the median error."""
+    return sorted(clips, key=lambda clip: probe.error(probe.measure(clip)))[len(clips) // 2]
 
 
-def _judged(probe: Probe, clip: Clip, floor: Clip) -> dict[str, Any]:
-    """What scores.json says of one signal."""
-    found = probe.found(clip)
-    value, by_chance = probe.error(found), probe.error(probe.found(floor))
+def _score(probe: Probe, clip: Clip, floor: Clip) -> dict[str, Any]:
+    """The entry of one probe in scores.json."""
+    measured = probe.measure(clip)
+    error, floor_error = probe.error(measured), probe.error(probe.measure(floor))
     return {
         "name": probe.name,
         "claim": probe.claim,
-        "value": round(value, 4),
-        "floor": round(by_chance, 4),
+        "value": round(error, 4),
+        "floor": round(floor_error, 4),
         "threshold": round(probe.threshold, 4),
-        "passed": value <= probe.threshold < by_chance,
+        "passed": error <= probe.threshold < floor_error,
         "requested": np.round(probe.requested, 2).tolist(),
-        "found": np.round(found, 2).tolist(),
+        "found": np.round(measured, 2).tolist(),
     }
