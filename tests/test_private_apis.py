@@ -1,0 +1,121 @@
+"""Private names of dependencies that the code relies on: each exists in the installed version.
+
+A version of a dependency that drops a name fails here, with the name and the version, and not in a training run.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("iclora_train", "data_prep", "eval")
+TORCH_BOUND = "torch>=2.11,<2.14"  # 2.11 was tested on GPUs, 2.13 on CPUs
+
+USED = {  # distribution -> "module:attribute path"
+    "torch": [
+        "torch.ops.aten:_scaled_dot_product_cudnn_attention.default",
+        "torch.ops.aten:_scaled_dot_product_cudnn_attention_backward.default",
+        "torch.ops.aten:_scaled_dot_product_efficient_attention.default",
+        "torch.ops.aten:_scaled_dot_product_efficient_attention_backward.default",
+        "torch.ops.aten:_scaled_dot_product_flash_attention.default",
+        "torch.ops.aten:_scaled_dot_product_flash_attention_for_cpu.default",
+        "torch.ops.aten:_scaled_dot_product_flash_attention_for_cpu_backward.default",
+        "torch:_scaled_mm",
+        "torch:_foreach_copy_",
+        "torch:_foreach_lerp_",
+        "torch:UntypedStorage._cdata",
+        "torch.cpu:_is_amx_tile_supported",
+        "torch.cpu:_is_avx512_bf16_supported",
+        "torch._ops:OpOverload",
+        "torch._dynamo:reset",
+        "torch._dynamo.config:recompile_limit",
+        "torch._dynamo.config:optimize_ddp",
+        "torch._functorch.config:activation_memory_budget",
+        "torch._inductor.config:combo_kernels",
+        "torch._inductor.config:joint_custom_pre_pass",
+        "torch._inductor.config:realize_opcount_threshold",
+        "torch._inductor.config:realize_reads_threshold",
+        "torch._inductor.custom_graph_pass:CustomGraphPass",
+        "torch._inductor.custom_graph_pass:get_hash_for_files",
+        "torch._inductor.scheduler:BaseSchedulerNode",
+        "torch._inductor.scheduler:FusedSchedulerNode",
+        "torch._inductor.scheduler:Scheduler",
+        "torch._inductor.scheduler:SchedulerNode",
+        "torch._inductor.scheduler:ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels",
+        "torch._inductor.scheduler:ForeachKernelSchedulerNode.set_group_algorithm_for_combo_kernels",
+    ],
+    "peft": ["peft:LoraConfig._register_custom_module"],
+    "transformers": ["transformers.models.auto.configuration_auto:CONFIG_MAPPING"],
+    "onnxruntime": ["onnxruntime.capi:onnxruntime_pybind11_state"],  # optional: wholebody poses
+    "flash-attn-4": ["flash_attn.cute.interface:_flash_attn_fwd", "flash_attn.cute.interface:_flash_attn_bwd"],
+}
+OF_INSTANCES = {"_buffers", "_cdata"}  # attributes of objects: tested below, or in USED
+
+
+@pytest.mark.parametrize(("distribution", "name"), [(dist, name) for dist, names in USED.items() for name in names])
+def test_a_private_name_exists(distribution: str, name: str) -> None:
+    module, _, path = name.partition(":")
+    if distribution in ("onnxruntime", "flash-attn-4"):
+        pytest.importorskip(module.split(".")[0], reason=f"{distribution} is not installed")
+    installed = version(distribution)
+    try:
+        value = importlib.import_module(module) if not module.startswith("torch.ops") else torch.ops.aten
+        for part in path.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{distribution} {installed} has no {name}, which this code uses: {error}")
+
+
+def test_modules_and_ddp_have_the_attributes_that_are_set_on_them() -> None:
+    installed = version("torch")
+    assert isinstance(torch.nn.Module()._buffers, dict), f"torch {installed}: nn.Module has no dict _buffers"
+    source = inspect.getsource(torch.nn.parallel.DistributedDataParallel)
+    name = "_ddp_params_and_buffers_to_ignore"
+    assert name in source, f"torch {installed}: DistributedDataParallel does not read {name}"
+
+
+def test_the_fp8_product_takes_the_arguments_that_are_passed() -> None:
+    arguments = {argument.name for argument in torch.ops.aten._scaled_mm.default._schema.arguments}
+    assert {"out_dtype", "use_fast_accum"} <= arguments, f"torch {version('torch')}: _scaled_mm takes {arguments}"
+
+
+def test_torch_has_the_upper_bound_that_was_tested() -> None:
+    assert f'"{TORCH_BOUND}"' in (ROOT / "pyproject.toml").read_text()
+    major, minor = (int(part) for part in torch.__version__.split(".")[:2])
+    assert (2, 11) <= (major, minor) < (2, 14), f"torch {torch.__version__} is outside of {TORCH_BOUND}"
+
+
+def private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names_used() -> Iterator[tuple[str, str]]:
+    """(file, name) for each private name of a dependency: attributes that our code does not define, and imports."""
+    trees = {path: ast.parse(path.read_text()) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    nodes = [(path, node) for path, tree in trees.items() for node in ast.walk(tree)]
+    ours = {node.name for _, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    ours |= {node.id for _, node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    ours |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    for path, node in nodes:
+        file = path.relative_to(ROOT).as_posix()
+        if isinstance(node, ast.Attribute) and private(node.attr) and node.attr not in ours:
+            yield file, node.attr
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] not in PACKAGES:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((file, name) for name in names if any(map(private, name.split("."))))
+
+
+def test_every_private_name_is_listed() -> None:
+    listed = {name.replace(":", ".") for names in USED.values() for name in names}
+    parts = {part for name in listed for part in name.split(".")} | OF_INSTANCES
+    for file, name in private_names_used():
+        known = name in parts or any(entry.startswith(name) for entry in listed)
+        assert known, f"{file} uses {name}, a private name of a dependency that {Path(__file__).name} does not test"
