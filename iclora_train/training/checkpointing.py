@@ -26,6 +26,7 @@ from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, pla
 from iclora_train.ltx2.base_model import BaseModel
 
 KEEP_LAST = 2  # checkpoints; the last but one is for the case that the last is damaged
+RENAMED_STATES = {"LatentData": "LatentDataModule"}  # Lightning stores a state under the name of its class
 NOT_COMPARED = ("root", "workers")  # of `data`: where things lie and who reads them
 
 
@@ -37,6 +38,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         with write_atomic(Path(path)) as file:
             file.write(buffer.getbuffer())
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """A checkpoint in which states of classes that were renamed since stand under their new names."""
+        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+        return {RENAMED_STATES.get(key, key): state for key, state in checkpoint.items()}
 
 
 class CheckpointSaver(Checkpoint):
