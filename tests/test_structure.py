@@ -97,7 +97,7 @@ def room_of(module: str) -> str:
 
 
 def edges() -> Iterator[tuple[str, str]]:
-    """(importing module, imported module) of our packages; the package names, which hold `__version__`, are left out."""
+    """(importing module, imported module) of our packages. The package names hold `__version__` and are left out."""
     for module, path in MODULES.items():
         yield from ((module, name) for name in set(imports(path)) - {module, *PACKAGES} if name in MODULES)
 
