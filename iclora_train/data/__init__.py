@@ -1,1 +1,1 @@
-"""Shards, batches, videos and prompts: everything between a file on disk and a training step."""
+"""Shards, batches, videos and prompts: from files on disk to the input of a training step."""

@@ -1,4 +1,4 @@
-"""Latent shards for Lightning."""
+"""LightningDataModule over latent shards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from iclora_train.data.shards import ShardSet
 
 
 class LatentDataModule(LightningDataModule):
-    """Training batches without end, starting at batch `start_batch` of this rank.
+    """An endless sequence of training batches, starting at batch `start_batch` of this rank.
 
-    `position` counts the batches training has taken, however many are read ahead; it is what `state_dict` saves. The
-    plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
+    `position` counts the batches that training has used, without those that are only read ahead. `state_dict` saves it.
+    The plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LatentDataModule(LightningDataModule):
         self.position = start_batch
 
     def plan(self, rank: int, world_size: int) -> BatchPlan:
-        """The training plan of a rank."""
+        """The batch plan of the train split for a rank."""
         sizes = self.batch_size, self.tokens_per_batch
         return plan_batches(self.shards, "train", self.seed, *sizes, rank=rank, world_size=world_size)
 
@@ -47,9 +47,9 @@ class LatentDataModule(LightningDataModule):
         return Prefetch(self.loader(pinned=device.type == "cuda"), device)
 
     def loader(self, pinned: bool = False) -> DataLoader[LatentPair]:
-        """Batches in fp16 on the host, read ahead by the workers; `pinned`, so that a GPU can fetch them by itself."""
+        """Batches in fp16 on the host, read ahead by the workers; in pinned memory for asynchronous copies to a GPU."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        # Workers are spawned: forking a process that has threads (and CUDA) is what Python 3.12 warns of.
+        # Workers are spawned, because forking a process with threads and CUDA is unsafe (Python 3.12 warns of it).
         return DataLoader(
             LatentDataset(self.shards),
             batch_sampler=self.plan(rank, world_size).batches_from(self.position),
@@ -60,11 +60,11 @@ class LatentDataModule(LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Lightning would move fps too, and reading it there would make every step wait for the device."""
+        """Move the batch but not fps: reading fps on the device would make every step wait for it."""
         return batch.to(device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Lightning calls this once for every batch it takes; those of training move the position."""
+        """Count a training batch. Lightning calls this once for every batch it uses."""
         if self.trainer is not None and self.trainer.training:
             self.position += 1
         return batch

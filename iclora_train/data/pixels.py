@@ -1,4 +1,4 @@
-"""Pixels as files have them, 8 bit, and as the VAE has them, in [-1, 1]."""
+"""Convert pixels between uint8, as in files, and [-1, 1], as in the VAE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The next batch goes to the device while the one before it is trained on."""
+"""Copy the next batch to the device while the current one is trained on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from iclora_train.data.batch import Batch
 
 
 class Prefetch:
-    """Batches of a loader on a device, in fp32, each sent before the one that precedes it is given.
+    """The batches of a loader on a device, in fp32. Each is sent one batch ahead.
 
-    On CUDA they are sent on a stream of their own, from pinned memory, so that copies and computation overlap: the host
-    waits for nothing, and the stream of the computation only for the batch that it is about to use.
+    On CUDA the copies run on their own stream, from pinned memory, and overlap with computation. The host never waits.
+    The compute stream waits only for the batch that it is about to use.
     """
 
     def __init__(self, loader: Iterable[Batch], device: torch.device) -> None:
@@ -24,31 +24,33 @@ class Prefetch:
 
     def __iter__(self) -> Iterator[Batch]:
         copy_stream = CopyStream(self.device)
-        coming = (_send(batch, self.device, copy_stream) for batch in self.loader)
-        sent = next(coming, None)
-        while sent is not None:
-            following = next(coming, None)
-            yield _arrived(*sent, copy_stream)
-            sent = following
+        sends = (_send(batch, self.device, copy_stream) for batch in self.loader)
+        current = next(sends, None)
+        while current is not None:
+            following = next(sends, None)
+            yield _receive(*current, copy_stream)
+            current = following
 
 
 def _send(batch: Batch, device: torch.device, copy_stream: CopyStream) -> tuple[Batch, Event | None]:
-    """The batch on its way to the device, and what tells that it is there."""
+    """Start the copy of a batch to the device. Returns the device batch and the event of the finished copy."""
     with copy_stream.context():
-        moved = batch.map_tensors(lambda tensor: tensor.to(device, non_blocking=True).float())
-    return moved, copy_stream.record()
+        sent = batch.map_tensors(lambda tensor: tensor.to(device, non_blocking=True).float())
+    return sent, copy_stream.record()
 
 
-def _arrived(batch: Batch, there: Event | None, copy_stream: CopyStream) -> Batch:
-    """The batch, safe to use on the current stream. Its memory is not taken for a later batch before that stream is
-    done with it."""
-    if there is None:
+def _receive(batch: Batch, copied: Event | None, copy_stream: CopyStream) -> Batch:
+    """Make the compute stream wait for the copy.
+
+    `record_stream` keeps the batch's memory from being reused for a later batch before the compute stream is done.
+    """
+    if copied is None:
         return batch
-    copy_stream.make_compute_wait(there)
-    current = torch.cuda.current_stream(batch.device)
+    copy_stream.make_compute_wait(copied)
+    compute_stream = torch.cuda.current_stream(batch.device)
 
-    def used_here(tensor: Tensor) -> Tensor:
-        tensor.record_stream(current)
+    def use(tensor: Tensor) -> Tensor:
+        tensor.record_stream(compute_stream)
         return tensor
 
-    return batch.map_tensors(used_here)
+    return batch.map_tensors(use)

@@ -1,7 +1,7 @@
-"""Clips through a video encoder and back, in memory: what compression does to a picture.
+"""Encode a clip with a lossy codec and decode it again, in memory.
 
-Encoders run without frames that wait for later ones (no B-frames, no look-ahead of VP9's hidden frames) and on one
-thread, so that frame i comes back as frame i and the same frames give the same bytes on any number of cores.
+Encoders run without B-frames, without VP9's hidden look-ahead frames and on one thread. Frame i is then decoded as
+frame i, and the same frames give the same bytes on any number of cores.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from fractions import Fraction
 import av
 import numpy as np
 
-# swscale's bicubic filter with exact rounding and full chroma: its default conversions darken by a level
+# swscale's bicubic filter with exact rounding and full chroma; its default conversions darken by one level
 EXACT = 0x4 | 0x2000 | 0x4000 | 0x40000 | 0x80000
-MIN_SIZE = 64  # pixels; x265 writes beyond its buffers at widths below 64
+MIN_SIZE = 64  # pixels; x265 writes past its buffers at widths below 64
 
 
 @dataclass(frozen=True)
 class _Codec:
-    """An encoder and a decoder of FFmpeg, the options that keep order and bytes, and those of a quality in [0, 51]."""
+    """FFmpeg's encoder and decoder, options that keep order and bytes, and options for a quality in [0, 51]."""
 
     encoder: str
     decoder: str
@@ -29,12 +29,12 @@ class _Codec:
 
 
 def _quantizer(crf: float) -> dict[str, str]:
-    """MPEG-4 Part 2 has no rate factor but a quantizer of 1 to 31 for all frames."""
+    """MPEG-4 Part 2 has no rate factor; it has one quantizer of 1 to 31 for all frames."""
     step = str(round(1 + 30 * crf / 51))
     return {"qmin": step, "qmax": step}
 
 
-X264 = "threads=1:rc-lookahead=0:mbtree=0:scenecut=0"  # looking ahead, the same frames give other bytes now and then
+X264 = "threads=1:rc-lookahead=0:mbtree=0:scenecut=0"  # with look-ahead the bytes sometimes differ for the same frames
 X265 = "pools=none:frame-threads=1:wpp=0:bframes=0:scenecut=0:info=0:log-level=none"
 CODECS = {
     "h264": _Codec(
@@ -63,17 +63,17 @@ def round_trip(
     bits_per_second: float | None = None,
     keyframes: int = 48,
 ) -> np.ndarray:
-    """Frames uint8 RGB (F,H,W,3) as `codec` gives them back, in yuv420p: as many, in the same order.
+    """Encode frames uint8 RGB (F,H,W,3) with `codec` in yuv420p and decode them: same number, same order.
 
-    crf: a quality on H.264's scale from 0 (best) to 51, stretched to the scales of VP9 and MPEG-4; or bits_per_second,
-    the rate that is aimed at, over a buffer of one second. keyframes: frames from one key frame to the next at most.
-    Sizes that are odd or below 64 are padded by repeating the border and cropped again.
+    crf: quality on H.264's scale from 0 (best) to 51, stretched to the scales of VP9 and MPEG-4. bits_per_second:
+    target rate over a buffer of one second. Give one of the two. keyframes: largest distance of key frames. Sizes that
+    are odd or below 64 are padded by repeating the border, and cropped again.
     """
     if (crf is None) == (bits_per_second is None):
         raise ValueError("give one of crf and bits_per_second")
-    kind = CODECS[codec]
+    coder = CODECS[codec]
     if crf is not None:
-        rate = kind.quality(crf)
+        rate = coder.quality(crf)
     else:
         assert bits_per_second is not None
         bits = str(max(round(bits_per_second), 1000))
@@ -81,12 +81,12 @@ def round_trip(
     height, width = frames.shape[1:3]
     padding = [(0, 0), *((0, max(MIN_SIZE, size + size % 2) - size) for size in (height, width)), (0, 0)]
     padded = np.pad(frames, padding, mode="edge")
-    packets = _encode(padded, fps, kind, {**kind.options, **rate, "g": str(keyframes)})
-    return np.stack(_decode(packets, kind))[:, :height, :width]
+    packets = _encode(padded, fps, coder, {**coder.options, **rate, "g": str(keyframes)})
+    return np.stack(_decode(packets, coder))[:, :height, :width]
 
 
-def _encode(frames: np.ndarray, fps: float, kind: _Codec, options: dict[str, str]) -> list[av.Packet]:
-    encoder = av.CodecContext.create(kind.encoder, "w")
+def _encode(frames: np.ndarray, fps: float, coder: _Codec, options: dict[str, str]) -> list[av.Packet]:
+    encoder = av.CodecContext.create(coder.encoder, "w")
     assert isinstance(encoder, av.VideoCodecContext)
     encoder.height, encoder.width = frames.shape[1:3]
     encoder.pix_fmt, encoder.thread_count, encoder.options = "yuv420p", 1, options
@@ -100,8 +100,8 @@ def _encode(frames: np.ndarray, fps: float, kind: _Codec, options: dict[str, str
     return packets + encoder.encode(None)
 
 
-def _decode(packets: list[av.Packet], kind: _Codec) -> list[np.ndarray]:
-    decoder = av.CodecContext.create(kind.decoder, "r")
+def _decode(packets: list[av.Packet], coder: _Codec) -> list[np.ndarray]:
+    decoder = av.CodecContext.create(coder.decoder, "r")
     assert isinstance(decoder, av.VideoCodecContext)
     decoder.thread_count = 1
     frames = []
