@@ -102,7 +102,7 @@ def _shard_problems(sets: list[ShardSet], workers: int) -> Iterator[str]:
         closing(create_engine("local", workers)) as engine,
     ):
         for (shards, shard), found in zip(work, engine.map(_look_at, work), strict=True):
-            bar.skip(shards.shards[shard]["count"])
+            bar.advance(shards.shards[shard]["count"])
             yield from [f"{shards.folder / shard}: {found.reason}"] if isinstance(found, Failure) else found
 
 

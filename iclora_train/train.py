@@ -1,4 +1,4 @@
-"""The whole run on one page: prepare if needed, train or go on, export the adapter, judge it."""
+"""One training run on one page: prepare data if needed, build, train or resume, export, evaluate."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from iclora_train.training.checkpointing import (
 from iclora_train.training.dry_run import dry_run
 from iclora_train.training.export import evaluate, export, finish
 from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.loggers import CsvLogger, MetricLogger, ProgressBar, WandbLogger
+from iclora_train.training.loggers import ConsoleLogger, CsvLogger, MetricLogger, WandbLogger
 from iclora_train.training.memory_search import plan_memory
-from iclora_train.training.step_metrics import BUCKETS, LOCALITY, Row, bucket_name
+from iclora_train.training.step_metrics import Row, step_columns
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
 from iclora_train.training.validation import ValidationBatches, ValidationClips, validation_columns, validation_losses
-from iclora_train.training.validation_metrics import SAMPLED
+from iclora_train.training.validation_metrics import CLIP_COLUMNS
 
-OWN = {"memory"}  # keys of trainer that are not Lightning's
-OURS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
+OWN_KEYS = {"memory"}  # keys of `trainer` that are not arguments of lightning.Trainer
+RESERVED_KEYS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_val", "default_root_dir", "max_epochs"}
 
 
 def train(config: Config) -> None:
-    """Run `config` to its end; interrupted at any moment, the same call goes on where it was.
+    """Run `config` to its end. After an interruption at any moment the same call resumes the run.
 
     ConfigError: settings, shards, base or run folder do not fit one another.
     """
     quiet_lightning()
-    console = Console(highlight=False, soft_wrap=True, quiet=global_rank() > 0)
+    rank = global_rank()
+    console = Console(highlight=False, soft_wrap=True, quiet=rank > 0)
     process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     base = open_base(config.model)
     shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
-    one = exclusive(folder, "name this run with run=<name>") if global_rank() == 0 else nullcontext()
-    with one:
+    with exclusive(folder, "name this run with run=<name>") if rank == 0 else nullcontext():
         if not fit(config, base, shards, folder, console):
             return
         adapter = folder / "adapter.safetensors"
@@ -67,11 +67,11 @@ def train(config: Config) -> None:
 
 
 def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:
-    """Train, or go on, until `folder` has its adapter; whether this process is the one that goes on from there."""
+    """Train, or resume, until `folder` has its adapter. Returns whether this process is the one that evaluates it."""
     resume_or_refuse(folder, resume_settings(config, base))
     adapter = folder / "adapter.safetensors"
     if adapter.exists():
-        console.print(f"{folder} is finished; to train once more, name another: run=<name>")
+        console.print(f"{folder} is finished; to train again, name another run: run=<name>")
         return global_rank() == 0
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
@@ -95,21 +95,24 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
 
 
 def quiet_lightning() -> None:
-    """Lightning's notes on the machine, and its warnings on what is meant here, stay off the screen."""
+    """Hide Lightning's notes on the machine, and its warnings about choices that are intended here."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for about in (
+    for message in (
         "GPU available but not used",  # trainer.accelerator was chosen
         "The `srun` command is available on your system but is not used",  # a login node, or a run without SLURM
-        "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.Record looks at the val clips
-        "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 under torch 2.13
-        "torch.distributed.nn.functional.all_gather is deprecated",  # likewise
+        "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.MetricsRecorder validates
+        "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13
+        "torch.distributed.nn.functional.all_gather is deprecated",  # Lightning 2.6 with torch 2.13
     ):
-        warnings.filterwarnings("ignore", message=f".*{about}")
+        warnings.filterwarnings("ignore", message=f".*{message}")
 
 
 def open_shards(config: Config, base: BaseModel) -> ShardSet:
-    """The latent shards of data.root, prepared first if they are not there; refused if of another base or settings."""
+    """Open the latent shards of data.root, and prepare them first if they do not exist (single-process runs only).
+
+    ConfigError when they were made for another base or with other settings.
+    """
     folder = Path(config.data.root, "latents")
     if not (folder / "index.json").exists():
         require(
@@ -124,15 +127,15 @@ def open_shards(config: Config, base: BaseModel) -> ShardSet:
 
 
 def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
-    """The module and the Trainer with all that watches it."""
-    known = set(inspect.signature(Trainer).parameters) - OURS | OWN
-    unknown = sorted(config.trainer.keys() - known)
-    require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(known))}")
+    """The LightningModule, and the Trainer with its callbacks."""
+    allowed = set(inspect.signature(Trainer).parameters) - RESERVED_KEYS | OWN_KEYS
+    unknown = sorted(config.trainer.keys() - allowed)
+    require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(allowed))}")
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
     module = ICLoRA(config, base, process_device(config))
-    given = {key: value for key, value in config.trainer.items() if key not in OWN}
+    arguments = {key: value for key, value in config.trainer.items() if key not in OWN_KEYS}
     trainer = Trainer(
-        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **given},
+        **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **arguments},
         precision="bf16-mixed" if base_dtype(config.model.precision) == torch.bfloat16 else "32-true",
         logger=False,
         enable_progress_bar=False,
@@ -151,31 +154,40 @@ def process_device(config: Config) -> torch.device:
 
 
 def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
-    """Log, screen, held-out losses, clips and checkpoints, as the settings want them."""
-    every, watch = config.validation.loss_every, config.validation
-    heldout = ValidationBatches.open(shards, config) if every or watch.clips_every else None
+    """Callbacks for logging, validation loss, validation clips and checkpoints, as far as the settings enable them."""
+    settings = config.validation
+    batches = ValidationBatches.open(shards, config) if settings.loss_every or settings.clips_every else None
 
-    def measure(module: ICLoRA) -> Row:
-        assert heldout is not None
+    def validate(module: ICLoRA) -> Row:
+        assert batches is not None
         with module.averaged():
-            return validation_losses(module.transformer, heldout, config, base.geometry)
+            return validation_losses(module.transformer, batches, config, base.geometry)
 
-    buckets = [bucket_name(i) for i in range(BUCKETS)]
-    columns = ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), "grad_norm", "lr"]
-    columns += validation_columns(config) if every else SAMPLED if heldout is not None else []
-    sinks: list[MetricLogger] = [ProgressBar(config.trainer["max_steps"], console)]
-    if config.logger.get("csv"):
-        sinks += [
-            CsvLogger(folder / "metrics.csv", columns),
-            CsvLogger(folder / "throughput.csv", ["step", *THROUGHPUT_COLUMNS]),
-        ]
-    if config.logger.get("wandb"):
-        sinks.append(WandbLogger(folder, config.run, asdict(config), config.logger["wandb"]))
+    columns = step_columns(config)
+    if settings.loss_every:
+        columns += validation_columns(config)
+    elif batches is not None:
+        columns += CLIP_COLUMNS
     log_every = config.trainer.get("log_every_n_steps")
     require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
-    callbacks: list[Callback] = [MetricsRecorder(sinks, every, measure if every else None, log_every)]
-    if heldout is not None:
-        callbacks.append(ValidationClips(config, base, heldout, folder / "samples"))
-    if watch.checkpoint_every:
-        callbacks.append(CheckpointSaver(folder / "checkpoints", watch.checkpoint_every, resume_settings(config, base)))
+    loggers = loggers_of(config, folder, columns, console)
+    callbacks: list[Callback] = [
+        MetricsRecorder(loggers, settings.loss_every, validate if settings.loss_every else None, log_every)
+    ]
+    if batches is not None:
+        callbacks.append(ValidationClips(config, base, batches, folder / "samples"))
+    if settings.checkpoint_every:
+        checkpoints = folder / "checkpoints"
+        callbacks.append(CheckpointSaver(checkpoints, settings.checkpoint_every, resume_settings(config, base)))
     return callbacks
+
+
+def loggers_of(config: Config, folder: Path, columns: list[str], console: Console) -> list[MetricLogger]:
+    """The console, and the CSV files and W&B if `logger` names them."""
+    loggers: list[MetricLogger] = [ConsoleLogger(config.trainer["max_steps"], console)]
+    if config.logger.get("csv"):
+        loggers.append(CsvLogger(folder / "metrics.csv", columns))
+        loggers.append(CsvLogger(folder / "throughput.csv", ["step", *THROUGHPUT_COLUMNS]))
+    if config.logger.get("wandb"):
+        loggers.append(WandbLogger(folder, config.run, asdict(config), config.logger["wandb"]))
+    return loggers

@@ -1,9 +1,9 @@
-"""Does training in one precision end where another does? python -m scripts.compare_precision bf16 fp8 [key=value ...]
+"""Compare training results in two precisions: python -m scripts.compare_precision bf16 fp8 [key=value ...]
 
-Trains a task on nano in each precision with each seed, by the command itself, and prints how each run ended: the
-held-out loss with the right references, and PSNR of the validation clips. Last, for each: the means, how far they are
-apart, and the spread over the seeds of the first precision that this has to be compared with. Finished runs are kept
-and not made again. Further words are settings, e.g. data.root=... trainer.max_steps=100.
+Trains a task on nano in each precision with each seed, with the training command, and prints the final validation loss
+with the correct references and the final PSNR of the validation clips of each run. The last lines have, per value, the
+mean of each precision, the difference of the means, and, to compare it with, the spread over the seeds of the first
+precision. Finished runs are not trained again. Further words are settings, e.g. data.root=... trainer.max_steps=100.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ import sys
 from pathlib import Path
 from statistics import mean, stdev
 
+from iclora_train.training.validation_metrics import current_column
+
 PRECISIONS = ("fp32", "bf16", "fp8")
 SAMPLED = "sampled_psnr"
 
 
 def ending(folder: Path) -> dict[str, float]:
-    """The last held-out loss of a run, mean over its noise levels, and the last PSNR of its validation clips."""
+    """The last validation loss of a run, mean over its noise levels, and the last PSNR of its validation clips."""
     with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    losses = [name for name in rows[-1] if name.startswith("heldout_correct_")]
-    found = {"heldout_loss": mean(float(_last(rows, name)) for name in losses)}
+        rows = [{current_column(name): cell for name, cell in row.items()} for row in csv.DictReader(file)]
+    losses = [name for name in rows[-1] if name.startswith("val_correct_")]
+    found = {"val_loss": mean(float(_last(rows, name)) for name in losses)}
     if SAMPLED in rows[-1]:
         found[SAMPLED] = float(_last(rows, SAMPLED))
     return found

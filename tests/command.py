@@ -1,4 +1,4 @@
-"""Our commands, each in a process of its own that can be killed, forked from one that has imported everything."""
+"""Run the project's commands in processes that can be killed, forked from a server with all imports done."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Result:
 
 
 def start(folder: Path, module: str, *args: str, largest_file: int | None = None) -> BaseProcess:
-    """`python -m module args` in `folder`; what it prints goes to out.txt and err.txt there. `largest_file` bytes stand
-    in for a full disk.
+    """Start `python -m module args` in `folder`, with stdout in out.txt and stderr in err.txt. `largest_file`: limit in
+    bytes on the size of a file, which simulates a full disk.
     """
     process = _CONTEXT.Process(target=_main, args=(str(folder), module, args, largest_file))
     process.start()
@@ -37,7 +37,7 @@ def start(folder: Path, module: str, *args: str, largest_file: int | None = None
 
 
 def run(folder: Path, module: str, *args: str, largest_file: int | None = None) -> Result:
-    """As `start`, to its end."""
+    """`start`, and wait for the end."""
     process = start(folder, module, *args, largest_file=largest_file)
     process.join(120)
     assert process.exitcode is not None, "still running after two minutes"

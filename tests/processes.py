@@ -1,4 +1,4 @@
-"""A process that belongs to a group, as DistributedDataParallel wants it, alone."""
+"""A process group of one process, which DistributedDataParallel needs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 
 
 @contextmanager
-def a_group_of_one(folder: Path) -> Iterator[None]:
-    """Inside the `with`; it is found by a file in `folder`."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/found", rank=0, world_size=1)
+def single_process_group(folder: Path) -> Iterator[None]:
+    """Initialise the group inside the `with`; `folder` holds the rendezvous file."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime import save_policy
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.synthetic.random_base import RandomBase
-from tests.processes import a_group_of_one
+from tests.processes import single_process_group
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the compiler warns of its own doings
 TARGETS = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2"]
@@ -98,7 +98,7 @@ def test_among_several_processes_a_block_is_compiled_whole(tmp_path: Path) -> No
         return graph
 
     compile_blocks(net, 1.0, counting)  # type: ignore[arg-type]
-    with a_group_of_one(tmp_path):
+    with single_process_group(tmp_path):
         torch.nn.parallel.DistributedDataParallel(net, bucket_cap_mb=0.001)(tokens, text)
     torch._dynamo.reset()
     assert graphs == 1  # not one for each bucket of gradients

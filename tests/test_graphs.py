@@ -15,7 +15,7 @@ from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs, Tensors
-from tests.processes import a_group_of_one
+from tests.processes import single_process_group
 from tests.test_compiled import network, scene
 
 
@@ -113,7 +113,7 @@ def test_ddp_reduces_the_gradients_of_replayed_steps(tmp_path: Path) -> None:
         result.set_result(2 * bucket.buffer())
         return result
 
-    with a_group_of_one(tmp_path):
+    with single_process_group(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(graphed)
         parallel.register_comm_hook(None, twice)
         for number in range(4):

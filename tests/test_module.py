@@ -1,4 +1,4 @@
-"""The module in a Trainer: nothing waits for the GPU between two looks, and nothing bad is saved."""
+"""The module in a Trainer: no host sync between two reads of metrics, no checkpoint of a diverged step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.lightning_module import ICLoRA, optimizer_settings
 from iclora_train.training.step_metrics import DivergedError
-from tests.processes import a_group_of_one
+from tests.processes import single_process_group
 from tests.tiny import composed, write_tiny_base
 
 STEPS = 8
@@ -26,7 +26,7 @@ ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-3}
 
 
 class Clips(LightningDataModule):
-    """Clips that go to the device as those of shards do."""
+    """Clips that are sent to the device as clips of shards are."""
 
     transfer_batch_to_device = LatentDataModule.transfer_batch_to_device
 
@@ -65,8 +65,8 @@ def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback])
     return trainer
 
 
-class Unwaiting(Callback):
-    """Between two steps whatever makes the host wait for the GPU is an error; `mode` says so to PyTorch."""
+class NoHostSync(Callback):
+    """Makes every host sync an error between steps 3 and STEPS - 1, by `mode` (torch.cuda.set_sync_debug_mode)."""
 
     def __init__(self, mode: Any) -> None:
         self.mode = mode
@@ -83,46 +83,46 @@ class Unwaiting(Callback):
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
-def test_between_two_looks_a_training_step_never_waits_for_the_gpu(optim: str, tmp_path: Path) -> None:
+def test_a_training_step_never_waits_for_the_gpu_between_two_reads_of_metrics(optim: str, tmp_path: Path) -> None:
     write_tiny_base(tmp_path)
     tiny = f"model.checkpoint={tmp_path}"
     config = composed("conf=deblur", tiny, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
-    unwaiting = Unwaiting(torch.cuda.set_sync_debug_mode)
+    no_sync = NoHostSync(torch.cuda.set_sync_debug_mode)
     try:
-        fit(config, open_base(config.model), "cuda", [MetricsRecorder([], 0, None, log_every=100), unwaiting])
+        fit(config, open_base(config.model), "cuda", [MetricsRecorder([], 0, None, log_every=100), no_sync])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert unwaiting.batches == 2 * (STEPS - 4)
+    assert no_sync.batches == 2 * (STEPS - 4)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_after_a_step_that_was_not_finite_is_refused_whoever_asks(tmp_path: Path) -> None:
+def test_a_checkpoint_after_a_step_that_was_not_finite_is_refused(tmp_path: Path) -> None:
     write_tiny_base(tmp_path)
     config = composed("conf=deblur", f"model.checkpoint={tmp_path}", "optim=adamw", "optim.optimizer.lr=1e30")
-    path = tmp_path / "made.ckpt"
-    trainer = fit(config, BaseModel.open(str(tmp_path)), "cpu", [Unwaiting(lambda _: None)])  # nobody takes rows
+    path = tmp_path / "after.ckpt"
+    trainer = fit(config, BaseModel.open(str(tmp_path)), "cpu", [NoHostSync(lambda _: None)])  # without MetricsRecorder
     with pytest.raises(DivergedError, match=r"at step 2 \(clip"):
         trainer.save_checkpoint(path)
     assert not path.exists()
 
 
-@pytest.mark.parametrize("said", [{"fused": False}, {"foreach": True}, {"capturable": True}])
-def test_adamw_is_fused_on_a_gpu_unless_the_settings_say_how(said: dict[str, bool]) -> None:
+@pytest.mark.parametrize("choice", [{"fused": False}, {"foreach": True}, {"capturable": True}])
+def test_adamw_is_fused_on_a_gpu_unless_the_settings_choose_an_implementation(choice: dict[str, bool]) -> None:
     cuda, cpu = torch.device("cuda"), torch.device("cpu")
     assert optimizer_settings(ADAMW, cuda) == {**ADAMW, "fused": True}
     assert optimizer_settings(ADAMW, cpu) == ADAMW
-    assert optimizer_settings({**ADAMW, **said}, cuda) == {**ADAMW, **said}
+    assert optimizer_settings({**ADAMW, **choice}, cuda) == {**ADAMW, **choice}
     muon = {"_target_": "torch.optim.Muon"}
     assert optimizer_settings(muon, cuda) == muon
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own
-def test_nothing_of_the_base_is_sent_to_other_processes(tmp_path: Path) -> None:
+def test_ddp_sends_no_tensor_of_the_base(tmp_path: Path) -> None:
     write_tiny_base(tmp_path / "base")
     config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "model.compile=true", "model.precision=bf16")
     module = ICLoRA(config, BaseModel.open(str(tmp_path / "base")))
-    assert any(".fused." in name for name, _ in module.named_buffers())  # weights that are one product
-    with a_group_of_one(tmp_path):
+    assert any(".fused." in name for name, _ in module.named_buffers())  # fused weights
+    with single_process_group(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(module)
         parallel._assign_modules_buffers()  # as before every forward pass
         assert not parallel.modules_buffers

@@ -1,4 +1,4 @@
-"""Killed at any moment, interrupted, or out of disk: data_prep goes on and ends with the bytes of a run left alone."""
+"""Killed at any moment, interrupted, or out of disk: data_prep resumes and writes the bytes of an uninterrupted run."""
 
 import os
 import random
@@ -29,9 +29,9 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, clips, base) -> tuple[dict[str, bytes], float]:
-    """What a run that nobody disturbs makes, by path, and its seconds."""
-    root = tmp_path_factory.mktemp("alone")
+def uninterrupted(tmp_path_factory, clips, base) -> tuple[dict[str, bytes], float]:
+    """The files of an uninterrupted run, by path, and its seconds."""
+    root = tmp_path_factory.mktemp("uninterrupted")
     command = overrides(root / "out", clips, base, MANY, "data.workers=0")
     run(root, "data_prep", *overrides(root / "warm", clips, base))  # the forkserver imports everything
     begin = time.monotonic()
@@ -39,8 +39,8 @@ def alone(tmp_path_factory, clips, base) -> tuple[dict[str, bytes], float]:
     return contents(root / "out"), time.monotonic() - begin
 
 
-def kill_and_go_on(root: Path, moment: float, command: list[str]) -> bool:
-    """Kill -9 a run after so many seconds, then run to the end. Whether it was killed on the way."""
+def kill_and_resume(root: Path, moment: float, command: list[str]) -> bool:
+    """Kill -9 a run after `moment` seconds, then resume it. Returns whether it was killed before its end."""
     root.mkdir()
     process = start(root, "data_prep", *command)
     process.join(moment)
@@ -51,34 +51,36 @@ def kill_and_go_on(root: Path, moment: float, command: list[str]) -> bool:
     return process.exitcode == -signal.SIGKILL
 
 
-def check_kills(count: int, folder: Path, clips: Path, base: Path, alone: tuple[dict[str, bytes], float]) -> None:
-    """Kill `count` runs at moments drawn over most of the run, without and with workers in turn.
+def check_kills(
+    count: int, folder: Path, clips: Path, base: Path, uninterrupted: tuple[dict[str, bytes], float]
+) -> None:
+    """Kill `count` runs at random moments, alternately without and with workers.
 
-    How long a run takes varies with what else the machine does, so some may end before they are killed.
+    The duration of a run varies with the load of the machine, so some runs may end before they are killed.
     """
-    whole, seconds = alone
+    whole, seconds = uninterrupted
     rng = random.Random(count)
     killed = 0
     for number in range(count):
         root = folder / str(number)
         command = overrides(root / "out", clips, base, MANY, f"data.workers={number % 2 * 2}")
-        killed += kill_and_go_on(root, rng.uniform(0.05, 0.75) * seconds, command)
+        killed += kill_and_resume(root, rng.uniform(0.05, 0.75) * seconds, command)
         assert contents(root / "out") == whole
         shutil.rmtree(root)
     assert killed >= 0.5 * count
 
 
-def test_killed_at_random_moments_the_bytes_are_the_same(tmp_path, clips, base, alone):
-    check_kills(2, tmp_path, clips, base, alone)
+def test_killed_at_random_moments_the_bytes_are_the_same(tmp_path, clips, base, uninterrupted):
+    check_kills(2, tmp_path, clips, base, uninterrupted)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_twenty_random_moments_the_bytes_are_the_same(tmp_path, clips, base, alone):
-    check_kills(20, tmp_path, clips, base, alone)
+def test_killed_at_twenty_random_moments_the_bytes_are_the_same(tmp_path, clips, base, uninterrupted):
+    check_kills(20, tmp_path, clips, base, uninterrupted)
 
 
-def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing_half(tmp_path, clips, base, alone):
+def test_ctrl_c_ends_it_with_one_line_and_leaves_no_partial_file(tmp_path, clips, base, uninterrupted):
     command = overrides(tmp_path / "out", clips, base, MANY, "data.workers=2")
     process = start(tmp_path, "data_prep", *command)
     while not list(tmp_path.rglob("*.tar.tmp")):
@@ -87,17 +89,17 @@ def test_ctrl_c_ends_it_in_one_line_and_leaves_nothing_half(tmp_path, clips, bas
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 130
-    said = (tmp_path / "err.txt").read_text()
-    assert "interrupted: the same command goes on" in said
-    assert "Traceback" not in said
+    message = (tmp_path / "err.txt").read_text()
+    assert "interrupted: the same command goes on" in message
+    assert "Traceback" not in message
     assert list(tmp_path.rglob("*.tmp")) == []
     assert run(tmp_path, "data_prep", *command).code == 0
-    assert contents(tmp_path / "out") == alone[0]
+    assert contents(tmp_path / "out") == uninterrupted[0]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_disk_is_one_line_and_what_was_whole_is_kept(workers, tmp_path, clips, base, alone):
-    whole, _ = alone
+def test_a_full_disk_is_one_line_and_complete_files_are_kept(workers, tmp_path, clips, base, uninterrupted):
+    whole, _ = uninterrupted
     sizes = sorted(len(data) for name, data in whole.items() if name.startswith("pairs/") and name.endswith(".tar"))
     command = overrides(tmp_path / "out", clips, base, MANY, f"data.workers={workers}")
     full = run(tmp_path, "data_prep", *command, largest_file=sizes[2] - 1)  # of five shards the first does not fit
@@ -109,7 +111,7 @@ def test_a_full_disk_is_one_line_and_what_was_whole_is_kept(workers, tmp_path, c
     assert contents(tmp_path / "out") == whole
 
 
-def test_arguments_and_files_of_a_maker_belong_to_what_made_the_shards(tmp_path, base):
+def test_maker_arguments_and_source_files_are_part_of_the_shards_fingerprint(tmp_path, base):
     clips = write_clips(tmp_path / "clips", ("train", "val", "heldout"))
     root = pipeline.prepare(config_of(tmp_path / "out", clips, base))
     before = contents(root)

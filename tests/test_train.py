@@ -1,4 +1,4 @@
-"""Training through its command, on a tiny base: what it leaves, going on exactly, and what it refuses."""
+"""Training by its command on a tiny base: its results, exact resuming, and settings that are refused."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple
     return folder, train(folder, tiny)
 
 
-def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, Result], tiny: list[str]) -> None:
+def test_a_run_writes_adapter_log_samples_and_checkpoints(finished: tuple[Path, Result], tiny: list[str]) -> None:
     folder, result = finished
     assert (result.code, result.err) == (0, "")
     assert "step 6/6" in result.out
-    assert "held-out loss: reference correct" in result.out
+    assert "validation loss: reference correct" in result.out
     assert "runs/run/adapter.safetensors" in result.out
     adapter = lora.read(folder / "runs/run/adapter.safetensors")
     base = BaseModel.open(str(composed(*tiny).model.checkpoint))
@@ -98,7 +98,7 @@ def test_a_run_leaves_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert (adapter.downscale, adapter.metadata["rank"], adapter.metadata["steps"]) == (1, "4", "6")
     table = rows(folder)
     assert [row["step"] for row in table] == ["0", "1", "2", "3", "4", "5", "6"]
-    assert [row["step"] for row in table if row["heldout_swapped_0.5"]] == ["0", "3", "6"]
+    assert [row["step"] for row in table if row["val_swapped_0.5"]] == ["0", "3", "6"]
     assert [float(row["lr"]) for row in table[1:4]] == [0.0005, 0.001, 0.001]
     assert checkpoints(folder) == ["step-00000004.ckpt", "step-00000006.ckpt"]
     assert len(list((folder / "runs/run/samples").glob("step-00000006-*.mp4"))) == 4
@@ -113,42 +113,42 @@ def test_two_processes_train_one_adapter(finished: tuple[Path, Result], tiny: li
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.count("step 6/6") == 1  # one of them speaks
+    assert ended.stdout.count("step 6/6") == 1  # only the first process prints
     one, two = rows(finished[0]), rows(tmp_path)
     assert [row["step"] for row in two] == [row["step"] for row in one]
-    assert two[0]["heldout_correct_0.5"] == one[0]["heldout_correct_0.5"]
-    assert two[1]["loss"] != one[1]["loss"]  # of other clips too
+    assert two[0]["val_correct_0.5"] == one[0]["val_correct_0.5"]
+    assert two[1]["loss"] != one[1]["loss"]  # it is the loss of more clips
     assert set(lora.read(tmp_path / "runs/run/adapter.safetensors").weights) == set(
         lora.read(finished[0] / "runs/run/adapter.safetensors").weights
     )
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_command_settles_what_is_kept_and_goes_on_with_it(tiny: list[str], tmp_path: Path) -> None:
+def test_on_a_gpu_the_memory_plan_is_chosen_once_and_reused_on_resume(tiny: list[str], tmp_path: Path) -> None:
     on_gpu = ("trainer.accelerator=gpu", "model.compile=true", "model.precision=bf16")
     first = train(tmp_path, tiny, *on_gpu)
     assert first.code == 0, first.err
-    known, folder = tmp_path / "runs/run/memory.json", tmp_path / "runs/run"
-    chosen = json.loads(known.read_text())
-    assert chosen["activation_budget"] == 1  # so small a step fits whole
-    known.write_text(json.dumps({**chosen, "activation_budget": 0.5}))
+    plan_file, folder = tmp_path / "runs/run/memory.json", tmp_path / "runs/run"
+    plan = json.loads(plan_file.read_text())
+    assert plan["activation_budget"] == 1  # a step this small fits without recomputation
+    plan_file.write_text(json.dumps({**plan, "activation_budget": 0.5}))
     (folder / "adapter.safetensors").unlink()
     (folder / "checkpoints/step-00000006.ckpt").unlink()
     again = train(tmp_path, tiny, *on_gpu)
     assert again.code == 0, again.err
-    assert "going on from step 4" in again.out
-    assert json.loads(known.read_text())["activation_budget"] == 0.5  # not chosen anew
+    assert "resuming from step 4" in again.out
+    assert json.loads(plan_file.read_text())["activation_budget"] == 0.5  # not searched again
     assert lora.read(folder / "adapter.safetensors").metadata["steps"] == "6"
 
 
-def test_a_checkpoint_holds_no_base_and_loads_without_unpickling(finished: tuple[Path, Result]) -> None:
+def test_a_checkpoint_has_no_base_weights_and_loads_without_unpickling(finished: tuple[Path, Result]) -> None:
     checkpoint = torch.load(finished[0] / "runs/run/checkpoints/step-00000006.ckpt", weights_only=True)
     assert all(".lora_" in key for key in checkpoint["state_dict"])
     assert checkpoint["global_step"] == 6
     assert checkpoint["optimizer_states"][0]["state"]
 
 
-def test_a_finished_run_only_reports(finished: tuple[Path, Result], tiny: list[str]) -> None:
+def test_a_finished_run_is_not_trained_again(finished: tuple[Path, Result], tiny: list[str]) -> None:
     folder, _ = finished
     before = adapter_bytes(folder)
     again = train(folder, tiny)
@@ -165,7 +165,7 @@ def test_killed_three_times_it_ends_with_the_same_bytes(tiny: list[str], tmp_pat
     (tmp_path / "killed").mkdir()
     assert train(tmp_path / "whole", tiny, *more).code == 0
     log = tmp_path / "killed/runs/run/metrics.csv"
-    for lines in (5, 12, 24):  # before, between and on checkpoints; the moment within the step is chance
+    for lines in (5, 12, 24):  # before, between and at checkpoints; the moment within a step is random
         process = start(tmp_path / "killed", "iclora_train", *tiny, *more)
         deadline = time.monotonic() + 60
         while not log.exists() or log.read_bytes().count(b"\n") < lines:
@@ -178,14 +178,12 @@ def test_killed_three_times_it_ends_with_the_same_bytes(tiny: list[str], tmp_pat
         assert not (tmp_path / "killed/runs/run/adapter.safetensors").exists()
     last = train(tmp_path / "killed", tiny, *more)
     assert last.code == 0
-    assert "going on from step" in last.out
+    assert "resuming from step" in last.out
     assert log.read_bytes() == (tmp_path / "whole/runs/run/metrics.csv").read_bytes()
     assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "whole")
 
 
-def test_looking_at_held_out_clips_changes_nothing(
-    finished: tuple[Path, Result], tiny: list[str], tmp_path: Path
-) -> None:
+def test_validation_does_not_change_the_run(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
     result = train(tmp_path, tiny, "validation.loss_every=0")
     assert result.code == 0
     assert not list(tmp_path.glob("runs/run/samples/*"))
@@ -193,7 +191,7 @@ def test_looking_at_held_out_clips_changes_nothing(
     assert [row["loss"] for row in rows(tmp_path)] == [row["loss"] for row in rows(finished[0])[1:]]
 
 
-def test_a_sweep_trains_every_task_in_a_folder_of_its_own(tiny: list[str], tmp_path: Path) -> None:
+def test_a_sweep_trains_every_task_in_its_own_folder(tiny: list[str], tmp_path: Path) -> None:
     shared = [override for override in tiny if not override.startswith(("conf=", "data.root=", "run="))]
     base = Path(composed(*tiny).model.checkpoint)
     for task in task_names():
@@ -206,20 +204,22 @@ def test_a_sweep_trains_every_task_in_a_folder_of_its_own(tiny: list[str], tmp_p
         assert not (tmp_path / f"runs/{task}-nano/metrics.csv").exists()
 
 
-def test_a_budget_of_tokens_trains_as_the_batch_size_that_it_comes_to(
+def test_a_token_budget_trains_like_the_equivalent_batch_size(
     finished: tuple[Path, Result], tiny: list[str], tmp_path: Path
 ) -> None:
-    result = train(tmp_path, tiny, "data.tokens_per_batch=575", "data.batch_size=1")  # 64 tokens a clip: 8 of them
+    result = train(tmp_path, tiny, "data.tokens_per_batch=575", "data.batch_size=1")  # 64 tokens per clip: 8 clips
     assert (result.code, result.err) == (0, "")
     assert (tmp_path / "runs/run/metrics.csv").read_bytes() == (finished[0] / "runs/run/metrics.csv").read_bytes()
-    here, there = (lora.read(folder / "runs/run/adapter.safetensors") for folder in (tmp_path, finished[0]))
-    assert here.metadata["batch_size"] == there.metadata["batch_size"] == "8"
+    by_tokens, by_size = (lora.read(folder / "runs/run/adapter.safetensors") for folder in (tmp_path, finished[0]))
+    assert by_tokens.metadata["batch_size"] == by_size.metadata["batch_size"] == "8"
     assert all(
-        torch.equal(a, b) for name in here.weights for a, b in zip(here.weights[name], there.weights[name], strict=True)
+        torch.equal(a, b)
+        for name in by_tokens.weights
+        for a, b in zip(by_tokens.weights[name], by_size.weights[name], strict=True)
     )
 
 
-def test_another_seed_is_another_run(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
+def test_another_seed_gives_another_loss(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
     assert train(tmp_path, tiny, "seed=1").code == 0
     assert rows(tmp_path)[-1]["loss"] != rows(finished[0])[-1]["loss"]
 
@@ -233,7 +233,7 @@ def test_a_run_folder_with_other_settings_is_refused(finished: tuple[Path, Resul
     assert "run=<name>" in result.err
 
 
-def test_a_damaged_checkpoint_is_passed_over(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:
     assert train(tmp_path, tiny).code == 0
     folder = tmp_path / "runs/run"
     (folder / "adapter.safetensors").unlink()
@@ -244,7 +244,7 @@ def test_a_damaged_checkpoint_is_passed_over(finished: tuple[Path, Result], tiny
     result = train(tmp_path, tiny)
     assert result.code == 0
     assert "step-00000006.ckpt is damaged" in result.err
-    assert "going on from step 4" in result.out
+    assert "resuming from step 4" in result.out
     assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
     path.write_bytes(data[:100])
     (folder / "checkpoints/step-00000004.ckpt").write_bytes(b"")
@@ -265,24 +265,24 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     result = train(tmp_path, tiny, largest_file=20_000)
     assert result.code == 2
     assert "could not be written" in result.err.splitlines()[-1]
-    kept = [name for name in checkpoints(tmp_path) if name.endswith(".ckpt")]
-    assert set(kept) <= set(before)
+    intact = [name for name in checkpoints(tmp_path) if name.endswith(".ckpt")]
+    assert set(intact) <= set(before)
     assert newest_checkpoint(tmp_path / "runs/run/checkpoints") is not None
     assert train(tmp_path, tiny).code == 0
     assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
 
 
-def test_a_diverging_run_stops_and_says_where(tiny: list[str], tmp_path: Path) -> None:
+def test_a_diverging_run_stops_and_names_step_and_clips(tiny: list[str], tmp_path: Path) -> None:
     result = train(tmp_path, tiny, "optim.optimizer.lr=1e30", "validation.loss_every=0")
     assert result.code == 2
     assert "at step 2" in result.err
     assert "at sigma 0." in result.err
     assert "train0" in result.err
     assert not (tmp_path / "runs/run/checkpoints").exists()
-    assert train(tmp_path, tiny).code == 0  # nothing was made, so the folder is free for other settings
+    assert train(tmp_path, tiny).code == 0  # nothing was saved, so the folder accepts other settings
 
 
-def test_a_run_that_is_seldom_looked_at_stops_before_it_saves_what_diverged(tiny: list[str], tmp_path: Path) -> None:
+def test_a_run_that_rarely_reads_metrics_stops_before_it_saves_a_diverged_step(tiny: list[str], tmp_path: Path) -> None:
     more = ["optim.optimizer.lr=1e30", "validation.loss_every=0", "validation.checkpoint_every=5"]
     result = train(tmp_path, tiny, *more, "trainer.log_every_n_steps=100")
     assert result.code == 2
@@ -291,8 +291,21 @@ def test_a_run_that_is_seldom_looked_at_stops_before_it_saves_what_diverged(tiny
     assert not (tmp_path / "runs/run/checkpoints").exists()
 
 
+def test_a_run_begun_by_an_earlier_version_keeps_its_rows_when_resumed(tiny: list[str], tmp_path: Path) -> None:
+    """Its validation columns were called heldout_*."""
+    assert train(tmp_path, tiny).code == 0
+    folder = tmp_path / "runs/run"
+    log = folder / "metrics.csv"
+    complete = log.read_bytes()
+    log.write_bytes(complete.replace(b"val_", b"heldout_"))
+    (folder / "adapter.safetensors").unlink()
+    (folder / "checkpoints/step-00000006.ckpt").unlink()
+    assert train(tmp_path, tiny).code == 0
+    assert log.read_bytes() == complete
+
+
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("model.lora.rank=0", "model.lora.rank=0 must be at least 1"),
         ("model.lora.rank=4000", "model.lora.rank=4000 is above 48"),
@@ -310,10 +323,10 @@ def test_a_run_that_is_seldom_looked_at_stops_before_it_saves_what_diverged(tiny
         ("data.height=48", "data.height"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(tiny: list[str], tmp_path: Path, override: str, said: str) -> None:
+def test_settings_that_cannot_work_are_refused(tiny: list[str], tmp_path: Path, override: str, message: str) -> None:
     result = train(tmp_path, tiny, override)
     assert result.code == 2
-    assert said in result.err
+    assert message in result.err
     assert result.err.count("\n") == 1
 
 
@@ -335,7 +348,7 @@ def test_bf16_keeps_the_adapter_in_fp32(tiny: list[str], tmp_path: Path) -> None
 # ---- the parts
 
 
-def test_the_draws_of_a_step_depend_on_seed_batch_and_rank_only() -> None:
+def test_random_draws_depend_on_seed_batch_and_rank_only() -> None:
     target = torch.zeros(4, 2, 2, 3, 3)
     first, again = (draw_random(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
     assert torch.equal(first.noise, again.noise)
@@ -345,31 +358,31 @@ def test_the_draws_of_a_step_depend_on_seed_batch_and_rank_only() -> None:
 
 
 def test_probabilities_of_first_frame_and_reference_are_per_clip() -> None:
-    drawn = draw_random(
+    draws = draw_random(
         torch.zeros(2000, 1, 1, 1, 1), Flow(first_frame_p=0.2, reference_p=0.7), step_generator(0, 0, 0)
     )
-    assert drawn.clean_first_frame.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert drawn.use_references.float().mean().item() == pytest.approx(0.7, abs=0.03)
+    assert draws.clean_first_frame.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert draws.use_references.float().mean().item() == pytest.approx(0.7, abs=0.03)
 
 
-def test_lay_out_gives_first_frames_clean_and_hides_references() -> None:
+def test_build_tokens_keeps_first_frames_clean_and_hides_references() -> None:
     generator = torch.Generator().manual_seed(0)
     target, noise = torch.randn(2, 2, 3, 5, 2, 2, generator=generator).unbind(0)
     batch = Batch(target, [target * 0], text=torch.zeros(2, 1, 1), fps=torch.tensor([25.0, 25.0]), keys=["a", "b"])
-    first, shown = torch.tensor([True, False]), torch.tensor([True, False])
-    draws = RandomDraws(torch.tensor([0.5, 1.0]), noise, first, shown)
-    tokens, wanted = build_tokens(batch, draws, Task(), Geometry(3, 8, 4))
+    clean_first, use_reference = torch.tensor([True, False]), torch.tensor([True, False])
+    draws = RandomDraws(torch.tensor([0.5, 1.0]), noise, clean_first, use_reference)
+    tokens, velocity = build_tokens(batch, draws, Task(), Geometry(3, 8, 4))
     assert tokens.latent.shape == (2, 40, 3)
-    assert torch.equal(tokens.latent[0, :4], target[0, :, 0].flatten(1).T)  # given clean
+    assert torch.equal(tokens.latent[0, :4], target[0, :, 0].flatten(1).T)  # clean
     assert torch.allclose(tokens.latent[1, :4], noise[1, :, 0].flatten(1).T)  # sigma 1 is noise
     assert tokens.loss_mask.sum(1).tolist() == [16, 20]
-    assert torch.equal(wanted, (noise - target).flatten(2).transpose(1, 2))
+    assert torch.equal(velocity, (noise - target).flatten(2).transpose(1, 2))
     assert tokens.weight is not None
     assert tokens.weight[0].unique().tolist() == [1.0]
     assert tokens.weight[1].tolist() == [1.0] * 20 + [0.0] * 20
 
 
-def test_a_reference_of_another_size_than_declared_is_refused() -> None:
+def test_a_reference_of_an_undeclared_size_is_refused() -> None:
     target = torch.zeros(1, 8, 3, 4, 6)
     require_factors(target, torch.zeros(1, 8, 3, 2, 3), Task(reference_downscale=2), "clip1")
     require_factors(target, torch.zeros(1, 8, 2, 4, 6), Task(reference_temporal_scale=2), "clip1")
@@ -387,7 +400,7 @@ def test_the_schedule_warms_up_holds_and_decays() -> None:
     assert lr_factor(999, Optim(warmup_steps=4), 1000) == 1.0
 
 
-def test_the_module_knows_where_it_was_loaded_before_a_trainer_moves_it(tmp_path: Path) -> None:
+def test_the_module_has_its_device_before_a_trainer_moves_it(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", f"model.checkpoint={tmp_path}"), base, "meta")
     assert module.device == module.adapter[0].device == torch.device("meta")

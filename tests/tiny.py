@@ -1,4 +1,4 @@
-"""What many tests need: a tiny random base, and latents for it, made in a second without any training."""
+"""A tiny random base and latents for it, written in a second without any training. Used by many tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TRANSFORMER = {
     "caption_proj_before_connector": True,
     "rope_type": "split",
 }
-VAE = {  # 8 x 8 pixels and 4 frames to a latent cell
+VAE = {  # 8 x 8 pixels and 4 frames per latent cell
     "_class_name": "CausalVideoAutoencoder",
     "latent_channels": CHANNELS,
     "patch_size": 2,
@@ -48,14 +48,14 @@ SETTINGS = [f"data.{key}={getattr(SHAPE, key)}" for key in ("frames", "height", 
 
 
 def composed(*overrides: str) -> Config:
-    """A checked config of train.yaml."""
+    """The config of train.yaml with these overrides, checked."""
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(compose("train", overrides=list(overrides)))
 
 
 def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
-    """A base with random weights in fp32 in the official layout; the family is `tiny`."""
+    """Write a base with random fp32 weights in the official layout. Its family is `tiny`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         transformer = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
@@ -69,8 +69,8 @@ def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
 
 
 def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int | None = None, seed: int = 0) -> Path:
-    """A finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`; a reference is its target, dimmed,
-    and smaller by the task's factor or by `downscale`."""
+    """Write a finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`. A reference is its target times
+    0.5, subsampled by the task's factor or by `downscale`."""
     step = downscale or config.task.reference_downscale
     opened, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
     f, h, w = opened.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)

@@ -1,7 +1,7 @@
-"""One row of numbers per optimizer step while training: collected, measured where that is due, handed to `sinks`.
+"""Collects one row of metrics per optimizer step, adds validation and throughput when due, and passes rows to loggers.
 
-Looking at what a step found makes the host wait for a GPU, so it is done every few steps, and before anything is
-measured or saved; on a CPU after every step. The rows are the same.
+Reading the metrics of a step makes the host wait for the GPU. On a GPU they are therefore read every few steps, and
+always before validation and before a checkpoint; on a CPU after every step. The rows are the same either way.
 """
 
 from __future__ import annotations
@@ -21,47 +21,48 @@ from iclora_train.training.step_metrics import Row
 from iclora_train.training.throughput import ThroughputMeter, batch_work, matmul_peak
 from iclora_train.training.validation import ValidationClips
 
-EVERY = 10  # optimizer steps between two measurements of throughput, and between two looks at a GPU
+LOG_EVERY = 10  # optimizer steps between two throughput rows, and between two reads of metrics from a GPU
 
 
 class MetricsRecorder(Callback):
-    """Collects the row of every optimizer step and hands it to the sinks; held-out losses, the figures of the clips
-    that are made, and throughput join it when they are due. A run that diverges ends here (`DivergedError`).
+    """Writes a row for every optimizer step to `loggers`; validation losses (`validate`, every `validate_every` steps),
+    metrics of the validation clips, and throughput are added to the row of their step. Ends a run that diverges
+    (`DivergedError`).
 
-    log_every: steps between two rows with throughput, and between two looks; without it `EVERY`, and on a CPU every
-    step is looked at. Throughput leaves out the first step, which may compile, held-out losses, clips and checkpoints.
+    log_every: steps between two rows with throughput, and between two reads of metrics. None: LOG_EVERY, and on a CPU
+    metrics are read after every step. Throughput excludes validation, checkpoints and the first step (which compiles).
     """
 
     def __init__(
         self,
-        sinks: list[MetricLogger],
-        every: int,
-        heldout: Callable[[ICLoRA], Row] | None,
+        loggers: list[MetricLogger],
+        validate_every: int,
+        validate: Callable[[ICLoRA], Row] | None,
         log_every: int | None = None,
     ) -> None:
-        self.sinks, self.every, self.heldout = sinks, every, heldout
-        self.log_every, self.look_every = log_every or EVERY, log_every
-        self.first = self.done = 0
+        self.loggers, self.validate_every, self.validate = loggers, validate_every, validate
+        self.log_every, self.read_every = log_every or LOG_EVERY, log_every
+        self.first_step = self.last_step = 0  # where training started; the last finished optimizer step
         self.clips: ValidationClips | None = None
 
     def setup(self, trainer: Trainer, module: ICLoRA, stage: str) -> None:  # type: ignore[override]
-        watching = trainer.callbacks  # type: ignore[attr-defined]
-        self.clips = next((callback for callback in watching if isinstance(callback, ValidationClips)), None)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        self.clips = next((callback for callback in callbacks if isinstance(callback, ValidationClips)), None)
 
     def on_train_start(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
-        self.first = self.done = trainer.global_step
-        self.look_every = self.look_every or (1 if module.device.type == "cpu" else EVERY)
+        self.first_step = self.last_step = trainer.global_step
+        self.read_every = self.read_every or (1 if module.device.type == "cpu" else LOG_EVERY)
         peak = matmul_peak(module.device, base_dtype(module.config.model.precision))
         self.meter = ThroughputMeter(peak, trainer.world_size)
-        untrained = self.heldout(module) if self.done == 0 and self.heldout is not None else {}
+        untrained = self.validate(module) if self.first_step == 0 and self.validate is not None else {}
         if trainer.is_global_zero:
-            for sink in self.sinks:
-                sink.start(self.done)
+            for logger in self.loggers:
+                logger.start(self.first_step)
         if untrained:
             self._write(trainer, [{"step": 0, **untrained}])
 
     def on_train_batch_start(self, trainer: Trainer, *_: object) -> None:
-        if self.done > self.first:
+        if self.last_step > self.first_step:
             self.meter.resume()
 
     def on_train_batch_end(  # type: ignore[override]
@@ -69,35 +70,36 @@ class MetricsRecorder(Callback):
     ) -> None:
         step, lora = trainer.global_step, module.config.model.lora
         work = batch_work(batch, module.transformer.config, lora.rank, tuple(lora.targets))
-        self.meter.add(work, step_done=step > self.done)
-        if step == self.done:  # gradients are still being accumulated
+        self.meter.add(work, step_done=step > self.last_step)
+        if step == self.last_step:  # gradients are still being accumulated
             return
-        self.done = step
-        last = step == trainer.max_steps
-        measured = [self.heldout] if self.heldout is not None and (step % self.every == 0 or last) else []
+        self.last_step = step
+        is_last = step == trainer.max_steps
+        validations = [self.validate] if self.validate and (step % self.validate_every == 0 or is_last) else []
         if self.clips is not None and self.clips.due(trainer):
-            measured.append(partial(self.clips.make, trainer))
-        assert self.look_every is not None
-        if measured or last or step == self.first + 1 or step % self.look_every == 0 or step % self.log_every == 0:
-            rows = self._look(trainer, module)
-            if last or step % self.log_every == 0:
+            validations.append(partial(self.clips.sample_clips, trainer))
+        assert self.read_every is not None
+        throughput_due = is_last or step % self.log_every == 0
+        if validations or throughput_due or step == self.first_step + 1 or step % self.read_every == 0:
+            rows = self._collect(trainer, module)
+            if throughput_due:
                 rows[-1] |= self._throughput(module)
-            if measured:
+            if validations:
                 self.meter.pause()
-                for measure in measured:
-                    rows[-1] |= measure(module)
+                for validate in validations:
+                    rows[-1] |= validate(module)
             self._write(trainer, rows)
             self.meter.resume()
 
     def on_save_checkpoint(self, trainer: Trainer, module: ICLoRA, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
-        """What led to a checkpoint is looked at before it is written, and its rows are in the log."""
-        self._write(trainer, self._look(trainer, module))
+        """Check and log all steps up to a checkpoint before it is written."""
+        self._write(trainer, self._collect(trainer, module))
         self.meter.pause()
 
     def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
-        self._write(trainer, self._look(trainer, module))
+        self._write(trainer, self._collect(trainer, module))
 
-    def _look(self, trainer: Trainer, module: ICLoRA) -> list[Row]:
+    def _collect(self, trainer: Trainer, module: ICLoRA) -> list[Row]:
         rows, diverged = module.collect_metrics()
         if diverged is not None:
             self._write(trainer, rows)
@@ -105,15 +107,15 @@ class MetricsRecorder(Callback):
         return rows
 
     def _throughput(self, module: ICLoRA) -> Row:
-        figures = self.meter.collect()
-        return figures and {**figures, "memory_gib": peak_memory(module.device)}
+        row = self.meter.collect()
+        return row and {**row, "memory_gib": peak_memory(module.device)}
 
     def _write(self, trainer: Trainer, rows: list[Row]) -> None:
         if trainer.is_global_zero and rows:
-            for sink in self.sinks:
-                sink.write(rows)
+            for logger in self.loggers:
+                logger.write(rows)
 
     def teardown(self, trainer: Trainer, module: ICLoRA, stage: str) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
-            for sink in self.sinks:
-                sink.close()
+            for logger in self.loggers:
+                logger.close()

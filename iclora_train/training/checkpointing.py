@@ -1,7 +1,7 @@
-"""What is saved while training, and how a run goes on: whole files only, never unpickled, refused for other settings.
+"""Checkpoints and resuming: files are complete or absent, never unpickled, and refused for a run with other settings.
 
-Checkpoints are Lightning's (adapter, its average, optimizer, schedule, loops, data position) without the base. All
-that is random is a function of seed, batch and rank (`step.step_generator`), so no random state has to be kept.
+Checkpoints are Lightning's (adapter, its average, optimizer, schedule, loops, data position) without the base. Random
+values depend only on seed, batch and rank (`training_inputs.step_generator`), so no random state is saved.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, plain
 from iclora_train.ltx2.base_model import BaseModel
 
-KEEP_LAST = 2  # checkpoints; the last but one is for the case that the last is damaged
+KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
 RENAMED_STATES = {"LatentData": "LatentDataModule"}  # Lightning stores a state under the name of its class
-NOT_COMPARED = ("root", "workers")  # of `data`: where things lie and who reads them
+NOT_COMPARED = ("root", "workers")  # keys of `data` that may change between start and resume
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that appear under their name only when they are whole. DiskFullError leaves the earlier ones."""
+    """Writes checkpoints that appear under their name only when complete. DiskFullError keeps the earlier ones."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         buffer = io.BytesIO()
@@ -40,26 +40,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A checkpoint in which states of classes that were renamed since stand under their new names."""
+        """Load a checkpoint. States of classes that were renamed since get their current names."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
         return {RENAMED_STATES.get(key, key): state for key, state in checkpoint.items()}
 
 
 class CheckpointSaver(Checkpoint):
-    """Saves every `every` optimizer steps and at the end, and keeps the last two. Lightning calls it after all others,
-    so that what they wrote for a step is on disk before the step counts as done.
+    """Saves a checkpoint every `every` optimizer steps and at the end, and keeps the last KEEP_LAST. Lightning calls
+    checkpoint callbacks last, so the log of a step is on disk before its checkpoint exists.
     """
 
     def __init__(self, folder: Path, every: int, settings: dict[str, Any]) -> None:
         self.folder, self.every, self.settings = folder, every, digest(settings)
-        self.saved = -1
+        self.last_saved = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
         step = trainer.global_step
         due = step % self.every == 0 or step == trainer.max_steps
-        if not due or step in (0, self.saved):
+        if not due or step in (0, self.last_saved):
             return
-        self.saved = step
+        self.last_saved = step
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
         if trainer.is_global_zero:
             for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEEP_LAST]:
@@ -70,20 +70,22 @@ class CheckpointSaver(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if checkpoint["settings"] != self.settings:
-            raise ConfigError(f"the checkpoints in {self.folder} are of other settings: {_remedy(self.folder.parent)}")
+            raise ConfigError(
+                f"the checkpoints in {self.folder} were made with other settings: {_remedy(self.folder.parent)}"
+            )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; a damaged one is passed over with a line on stderr."""
+    """The newest intact checkpoint. A damaged one is skipped with a warning on stderr."""
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
-        if _whole(path):
+        if _is_intact(path):
             return path
-        print(f"warning: {path} is damaged; going on from the one before it", file=sys.stderr)
+        print(f"warning: {path} is damaged; resuming from the one before it", file=sys.stderr)
     return None
 
 
-def _whole(path: Path) -> bool:
-    """Whether every record of the file (torch writes a zip) has its checksum."""
+def _is_intact(path: Path) -> bool:
+    """Whether every record of the file (a zip, as torch writes it) matches its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
@@ -92,28 +94,30 @@ def _whole(path: Path) -> bool:
 
 
 def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
-    """The settings that shape a run, as JSON: what has to be equal when it goes on."""
+    """The settings that must be equal when a run is resumed, as JSON."""
     sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
     for section, keys in (("data", NOT_COMPARED), ("model", RUNTIME_KEYS)):
         for key in keys:
             del sections[section][key]
     trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
-    watched = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
-    rest = {"seed": config.seed, "trainer": trainer, "validation": watched, "base": base.fingerprint}
+    validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
+    rest = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}
     return plain({**sections, **rest})
 
 
 def resume_or_refuse(folder: Path, settings: dict[str, Any]) -> None:
-    """Make `folder` the run of these settings. ConfigError when it holds checkpoints or the adapter of others: names
-    the keys and the remedy.
+    """Record `settings` in `folder`/run.json, or check that the run in `folder` has the same settings.
+
+    ConfigError, with the keys that differ and the remedy, when the folder has checkpoints or an adapter made with other
+    settings.
     """
-    mark = folder / "run.json"
-    made = [*folder.glob("checkpoints/step-*.ckpt"), *folder.glob("adapter.safetensors")]
-    if not made or not mark.exists():
-        with write_atomic(mark) as file:
+    record = folder / "run.json"
+    results = [*folder.glob("checkpoints/step-*.ckpt"), *folder.glob("adapter.safetensors")]
+    if not results or not record.exists():
+        with write_atomic(record) as file:
             file.write(json.dumps(settings, indent=1, sort_keys=True).encode())
         return
-    changed = differences(json.loads(mark.read_text()), settings)
+    changed = differences(json.loads(record.read_text()), settings)
     if changed:
         raise ConfigError(f"{folder} is a run with other settings ({'; '.join(changed[:4])}): {_remedy(folder)}")
 

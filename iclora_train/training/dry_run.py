@@ -1,4 +1,6 @@
-"""Before step 0: all that a run does, once, on its largest clips. What does not fit fails here, within minutes."""
+"""Dry run before step 0: a step, validation clips and a save on the largest clips, so that a run that cannot work fails
+within minutes; and an estimate of its cost.
+"""
 
 from __future__ import annotations
 
@@ -22,63 +24,63 @@ from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 from iclora_train.training.validation import ValidationClips
 
-STEPS = 3  # the first pays for what is compiled, the second for what is recorded
+STEPS = 3  # the first compiles, the second captures CUDA graphs
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost: seconds of an optimizer step and of the validation clips, peak GiB, adapter's bytes."""
+    """Estimated cost of a run."""
 
     bucket: str
-    tokens: int  # of the targets and references of one clip
-    step: float
-    clips: float
-    memory: float
-    room: float | None  # GiB of the device; None on a CPU
-    adapter: int
+    tokens: int  # of target and references of one clip
+    step: float  # seconds of an optimizer step
+    clips: float  # seconds of the validation clips
+    memory: float  # peak GiB
+    total: float | None  # GiB of the device; None on a CPU
+    adapter: int  # bytes of the adapter file
     hours: float
 
     def __str__(self) -> str:
-        room = "" if self.room is None else f" of {self.room:.1f}"
+        total = "" if self.total is None else f" of {self.total:.1f}"
         return (
-            f"dry run on {self.bucket} ({self.tokens:,} tokens a clip): {self.step:.2f} s a step, "
-            f"{self.memory:.1f}{room} GiB, validation clips {self.clips:.0f} s, adapter {self.adapter / 1e6:.0f} MB; "
-            f"about {self.hours:.1f} hours in all"
+            f"dry run on {self.bucket} ({self.tokens:,} tokens per clip): {self.step:.2f} s per step, "
+            f"{self.memory:.1f}{total} GiB, validation clips {self.clips:.0f} s, adapter {self.adapter / 1e6:.0f} MB; "
+            f"about {self.hours:.1f} hours in total"
         )
 
 
 def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationClips | None, folder: Path) -> Estimate:
-    """Steps of the optimizer, validation clips and a save on the largest bucket; the adapter is then as it was.
+    """Run optimizer steps, validation clips and a save on the largest bucket, then restore the adapter.
 
-    ConfigError names the knobs when memory does not suffice; DiskFullError comes from the save.
+    ConfigError, with the settings that help, when memory is not sufficient. DiskFullError from the save.
     """
     device = module.transformer.patchify_proj.weight.device
     bucket, batch = largest_batch(config, shards, device)
-    kept = [p.detach().clone() for p in module.adapter]
+    weights = [p.detach().clone() for p in module.adapter]
     try:
         step = _steps(module, batch)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         if clips is not None:
             clips.render(module, folder / "samples" / "dry-run")
-        spent = time.perf_counter() - begun
+        clip_seconds = time.perf_counter() - started
         adapter = _save(module, folder)
     except torch.OutOfMemoryError as error:
         raise ConfigError(_too_large(config, bucket, len(batch.keys), device)) from error
     finally:
         with torch.no_grad():
-            for parameter, value in zip(module.adapter, kept, strict=True):
+            for parameter, value in zip(module.adapter, weights, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
-    memory, room = _memory(device)
+    memory, total = _memory(device)
     tokens = sum(latent[0, 0].numel() for latent in batch.latents)
     steps, every = config.trainer["max_steps"], config.validation.clips_every
-    rounds = 1 + (steps // every if every else 0)
-    hours = (step * steps + spent * rounds) / 3600
-    return Estimate(bucket, tokens, step, spent, memory, room, adapter, hours)
+    clip_rounds = 1 + (steps // every if every else 0)
+    hours = (step * steps + clip_seconds * clip_rounds) / 3600
+    return Estimate(bucket, tokens, step, clip_seconds, memory, total, adapter, hours)
 
 
 def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
-    """The training batch with the most tokens, of equal ones that of the longest clips; made of one clip."""
+    """The training batch with the most tokens (among equals: the longest clips), filled with copies of one clip."""
     tokens = bucket_tokens(shards, "train")
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch)
     bucket = max(tokens, key=lambda name: (sizes[name] * tokens[name], tokens[name]))
@@ -87,18 +89,18 @@ def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tup
 
 
 def _steps(module: ICLoRA, batch: Batch) -> float:
-    """Seconds of an optimizer step, the shortest."""
+    """Seconds of the fastest of STEPS optimizer steps."""
     device, optimizer = batch.device, module.optimizer()
-    taken = []
+    seconds = []
     for i in range(STEPS):
-        begun = synced_time(device)
+        started = synced_time(device)
         optimizer_step(module, optimizer, batch, i)
-        taken.append(synced_time(device) - begun)
-    return min(taken)
+        seconds.append(synced_time(device) - started)
+    return min(seconds)
 
 
 def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: int) -> Tensor:
-    """One step as the Trainer would do it, on one batch, with the noise of step `number`; the last mean loss."""
+    """One optimizer step as the Trainer does it, with the noise of step `number`. Returns the last loss."""
     config = module.config
     for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
         loss = mean_loss(module, batch, number)
@@ -110,29 +112,29 @@ def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: i
 
 
 def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
-    """What the Trainer would minimise on a batch, in its precision, with the noise of step `number`."""
-    half = base_dtype(module.config.model.precision) == torch.bfloat16
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=half):
-        found = module.losses(batch, step_generator(module.config.seed, number, 0))
-        return found.total(module.config.flow)
+    """The training loss of a batch in the Trainer's precision, with the noise of step `number`."""
+    bf16 = base_dtype(module.config.model.precision) == torch.bfloat16
+    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+        losses = module.losses(batch, step_generator(module.config.seed, number, 0))
+        return losses.total(module.config.flow)
 
 
 def synced_time(device: torch.device) -> float:
-    """Seconds, after all work of the device."""
+    """Time in seconds after all queued work of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> float:
-    """Peak GiB so far that this process has taken of a GPU, or of the host where it computes on the CPU."""
+    """Peak GiB that this process has reserved on the GPU so far; on a CPU its peak resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device) / GIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
 def _memory(device: torch.device) -> tuple[float, float | None]:
-    """Peak GiB so far, and GiB of the device if it is a GPU, whose memory is given back."""
+    """Peak GiB so far, and the GiB of a GPU (None on a CPU). Frees the cached GPU memory."""
     peak = peak_memory(device)
     if device.type != "cuda":
         return peak, None
@@ -141,7 +143,7 @@ def _memory(device: torch.device) -> tuple[float, float | None]:
 
 
 def _save(module: ICLoRA, folder: Path) -> int:
-    """Bytes of the adapter's file, which is written and deleted again."""
+    """Size in bytes of the adapter file, which is written and deleted again."""
     path = folder / "dry-run.safetensors"
     lora.save(path, lora.Adapter(lora.adapter_weights(module.transformer), {"reference_downscale_factor": "1"}))
     size = path.stat().st_size
@@ -150,12 +152,12 @@ def _save(module: ICLoRA, folder: Path) -> int:
 
 
 def _too_large(config: Config, bucket: str, clips: int, device: torch.device) -> str:
-    room = torch.cuda.get_device_properties(device).total_memory / GIB
-    knobs = [] if config.model.activation_checkpointing else ["model.activation_checkpointing=true"]
-    knobs += ["a higher model.weight_offload"]
+    total = torch.cuda.get_device_properties(device).total_memory / GIB
+    remedies = [] if config.model.activation_checkpointing else ["model.activation_checkpointing=true"]
+    remedies += ["a higher model.weight_offload"]
     fewer = "data.batch_size=1" if config.data.tokens_per_batch is None else "a lower data.tokens_per_batch"
-    knobs += [fewer] if clips > 1 else []
-    knobs += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []
-    knobs += ["fewer data.frames", "smaller data.width and data.height", "a lower model.lora.rank"]
-    what = f"a step on the largest batch ({clips} x {bucket}) does not fit into {room:.1f} GiB"
-    return f"{what}; what would help: {', '.join(knobs)}"
+    remedies += [fewer] if clips > 1 else []
+    remedies += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []
+    remedies += ["fewer data.frames", "smaller data.width and data.height", "a lower model.lora.rank"]
+    problem = f"a step on the largest batch ({clips} x {bucket}) does not fit into {total:.1f} GiB"
+    return f"{problem}; these settings help: {', '.join(remedies)}"

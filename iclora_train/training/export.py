@@ -1,4 +1,4 @@
-"""What a finished run leaves: the adapter with its card and workflow, its scores, and where everything is."""
+"""End of a run: export the adapter with card and ComfyUI workflow, evaluate it, print where the results are."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from iclora_train.training.lightning_module import ICLoRA
 
 
 def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
-    """Write the adapter file with all that a loader has to know, read it back, and put card and workflow beside it."""
+    """Write the adapter file with its metadata, read it back, and write card and workflow next to it."""
     config, shards = module.config, ShardSet.open(Path(module.config.data.root, "latents"))
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "reference_downscale_factor": config.task.reference_downscale,
         "base_model": base.name,
         "base_model_family": base.family,
@@ -41,38 +41,41 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "fps": config.data.fps or "of the clips",
     }
     if config.data.prompt is not None:
-        facts[TEMPLATE_KEY] = config.data.prompt
+        metadata[TEMPLATE_KEY] = config.data.prompt
     if config.task.reference_temporal_scale != 1:
-        facts["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
+        metadata["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():
         weights = lora.adapter_weights(module.transformer)
-    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in facts.items()}))
+    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in metadata.items()}))
     card.write_beside(path)
 
 
 def evaluate(folder: Path, adapter: Path) -> None:
-    """Judge the adapter by `python -m eval`, unless its scores are there."""
+    """Evaluate the adapter with `python -m eval`, unless scores of this very file exist."""
     path = folder / "eval" / "scores.json"
     if not path.exists() or json.loads(path.read_text())["adapter"]["sha256"] != sha256(adapter):
         run_module("eval")
 
 
 def finish(folder: Path, adapter: Path, console: Console) -> None:
-    """Where everything is, and the headline numbers, which the card is given too."""
-    scores = folder / "eval" / "scores.json"
-    found = json.loads(scores.read_text()) if scores.exists() else None
-    own = found is not None and found["adapter"]["sha256"] == sha256(adapter)
-    beside = card.write_beside(adapter, scores if own else None)
-    if found is not None:
-        measured = {cell: row[found["primary"]] for cell, row in found["cells"].items() if found["primary"] in row}
-        for cell, value in measured.items():
-            known = value["low"] is not None
-            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if known else "(one clip)"
-            console.print(f"{found['primary']:>12}  {cell:18} {value['mean']:.3f}  {interval}")
+    """Print the primary metric of the evaluation and the paths of all results; add the scores to the card."""
+    scores_path = folder / "eval" / "scores.json"
+    scores = json.loads(scores_path.read_text()) if scores_path.exists() else None
+    is_current = scores is not None and scores["adapter"]["sha256"] == sha256(adapter)
+    card_path, *workflows = card.write_beside(adapter, scores_path if is_current else None)
+    if scores is not None:
+        metric = scores["primary"]
+        for condition, row in scores["cells"].items():
+            if metric not in row:
+                continue
+            value = row[metric]
+            has_interval = value["low"] is not None
+            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if has_interval else "(one clip)"
+            console.print(f"{metric:>12}  {condition:18} {value['mean']:.3f}  {interval}")
     for name, path in (
         ("adapter", adapter),
-        ("card", beside[0]),
-        *(("ComfyUI", path) for path in beside[1:]),
+        ("card", card_path),
+        *(("ComfyUI", path) for path in workflows),
         ("samples", folder / "samples"),
         ("log", folder / "metrics.csv"),
         ("report", folder / "eval" / "report.html"),

@@ -1,4 +1,4 @@
-"""The LightningModule: base, adapter, optimizer. Glue; the mathematics is in `flow`, `reference` and `step`."""
+"""The LightningModule: base, adapter, optimizer, EMA. Glue only: the mathematics is in `diffusion`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, R
 
 
 class ICLoRA(LightningModule):
-    """An adapter on a frozen base, trained to predict the velocity of the target beside its references."""
+    """A LoRA adapter on a frozen base, trained to predict the velocity of the target given its references."""
 
     def __init__(self, config: Config, base: BaseModel, device: torch.device | str = "cpu") -> None:
         super().__init__()
@@ -39,23 +39,23 @@ class ICLoRA(LightningModule):
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.step_metrics = DeferredMetrics()
         self.lr = 0.0  # of the last optimizer step
-        self.to(device)  # moves nothing, but Lightning's own `device` then says where it is before the Trainer does
+        self.to(device)  # moves nothing; sets Lightning's `device` before the Trainer does
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
-        """For DistributedDataParallel: every rank has the base itself, so nothing of it is sent to the others; weights
-        that are one product (`lora_linear.FusedLinear`) are buffers, which would be sent before every forward pass."""
+        """Tensors that DistributedDataParallel does not send: every rank loads the base itself. Buffers are included,
+        because fused weights (`lora_linear.FusedLinear`) are buffers and would be sent before every forward pass."""
         frozen = [name for name, parameter in self.named_parameters() if not parameter.requires_grad]
         return frozen + [name for name, _ in self.named_buffers()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """What is minimised on a batch; the losses of each clip are kept for `look`."""
-        found = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
-        self.step_metrics.add(batch.keys, found)
-        return found.total(self.config.flow)
+        """The training loss of a batch. The losses of its clips are added to `step_metrics`."""
+        losses = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
+        self.step_metrics.add(batch.keys, losses)
+        return losses.total(self.config.flow)
 
     def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
-        """Losses of a batch, with all that is random from the generator."""
+        """Losses of a batch. All random values are drawn from the generator."""
         draws = draw_random(batch.target, self.config.flow, generator)
         return training_losses(self.transformer, batch, draws, self.config.task, self.geometry)
 
@@ -65,23 +65,24 @@ class ICLoRA(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the norm to optim.clip_norm; what it was is kept for `look`."""
+        """Clip the gradient norm to optim.clip_norm. The norm before clipping is added to `step_metrics`."""
         norm = torch.nn.utils.clip_grad_norm_(self.adapter, self.config.optim.clip_norm)
         self.step_metrics.end_step(self.global_step + 1, norm, self.lr)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """The optimizer of optim.optimizer under our schedule, which steps once per optimizer step."""
+        """The optimizer of optim.optimizer, and the schedule of the learning rate, which steps with the optimizer."""
         settings, optimizer = self.config.optim, self.optimizer()
         steps = self.trainer.max_steps
         schedule = LambdaLR(optimizer, lambda step: lr_factor(step, settings, steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def optimizer(self) -> Optimizer:
-        """A fresh optimizer of optim.optimizer over the adapter."""
+        """A new optimizer of optim.optimizer for the adapter's parameters."""
         optim = self.config.optim.optimizer
         require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
-        made: Optimizer = instantiate(optimizer_settings(optim, self.adapter[0].device), self.adapter, _convert_="all")
-        return made
+        settings = optimizer_settings(optim, self.adapter[0].device)
+        optimizer: Optimizer = instantiate(settings, self.adapter, _convert_="all")
+        return optimizer
 
     def optimizer_step(
         self,
@@ -90,7 +91,7 @@ class ICLoRA(LightningModule):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """A step of the optimizer, and the averaged copy moved after it."""
+        """One step of the optimizer, and an update of the averaged copy (EMA)."""
         self.lr = float(optimizer.param_groups[0]["lr"])
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
@@ -100,13 +101,13 @@ class ICLoRA(LightningModule):
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside the `with` the adapter is what is exported: its averaged copy, if optim.ema keeps one."""
-        kept = [p.detach().clone() for p in self.adapter]
-        self._set(self.average or kept)
+        """Inside the `with` the adapter has the weights that are exported: the averaged copy if optim.ema is set."""
+        trained = [p.detach().clone() for p in self.adapter]
+        self._set(self.average or trained)
         try:
             yield
         finally:
-            self._set(kept)
+            self._set(trained)
 
     @torch.no_grad()
     def _set(self, values: list[Tensor]) -> None:
@@ -114,7 +115,7 @@ class ICLoRA(LightningModule):
             parameter.copy_(value)
 
     def cpu(self) -> Self:
-        """Lightning's farewell to the GPU; weights that lie in host memory stay there."""
+        """Lightning calls this when training ends. Weights offloaded to host memory stay there."""
         runner_of(self.transformer).weight_offload.stop()
         return super().cpu()
 
@@ -123,8 +124,8 @@ class ICLoRA(LightningModule):
             self.average = [value.to(self.device) for value in self.average]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The base is not saved: only what is trained, and its average. DivergedError if a step that nobody looked at
-        was not finite; rows are taken by `callbacks.Record`, which Lightning asks first."""
+        """Save the trained parameters and their average, without the base. DivergedError if a step since the last
+        `collect_metrics` was not finite (`callbacks.MetricsRecorder` is called before, and logs the rows)."""
         _, diverged = self.collect_metrics()
         if diverged is not None:
             raise diverged
@@ -133,34 +134,34 @@ class ICLoRA(LightningModule):
         checkpoint["average"] = self.average
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Complete the weights with those of the base, so that Lightning's strict loading still checks every key."""
+        """Add the weights of the base, so that Lightning's strict loading checks every key."""
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         self.average = checkpoint["average"]
 
     def collect_metrics(self) -> tuple[list[Row], DivergedError | None]:
-        """The rows of the steps since the last call, and what is wrong with the step behind them (`Recent.take`). The
-        only place where the host waits for the device in training."""
+        """The rows of the steps since the last call, and the error of the step after them (`DeferredMetrics.collect`).
+        The only place in training where the host waits for the device."""
         return self.step_metrics.collect(self._gather)
 
-    def _gather(self, own: Tensor) -> Tensor:
-        seen = self.all_gather(own)
-        assert isinstance(seen, Tensor)
-        return seen
+    def _gather(self, values: Tensor) -> Tensor:
+        gathered = self.all_gather(values)
+        assert isinstance(gathered, Tensor)
+        return gathered
 
 
 def optimizer_settings(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Settings of an optimizer; on a GPU AdamW is one kernel for all weights, unless they say how it is computed."""
-    said = {"fused", "foreach", "capturable", "differentiable"} & optim.keys()
+    """Settings of the optimizer. AdamW on a GPU is fused (one kernel), unless the settings choose an implementation."""
+    implementation_chosen = bool({"fused", "foreach", "capturable", "differentiable"} & optim.keys())
     adamw = optim["_target_"] in ("torch.optim.AdamW", "torch.optim.adamw.AdamW")
-    return {**optim, "fused": True} if adamw and device.type == "cuda" and not said else optim
+    return {**optim, "fused": True} if adamw and device.type == "cuda" and not implementation_chosen else optim
 
 
 def lr_factor(step: int, optim: Optim, max_steps: int) -> float:
-    """Share of the full learning rate at optimizer step `step` (from 0): linear warm-up, then the chosen decay."""
+    """Factor on the learning rate at optimizer step `step` (from 0): linear warm-up, then optim.decay."""
     if step < optim.warmup_steps:
         return (step + 1) / optim.warmup_steps
     start = max(optim.decay_from * max_steps, optim.warmup_steps)
     if optim.decay == "constant" or step <= start:
         return 1.0
-    done = min((step - start) / max(max_steps - start, 1), 1.0)
-    return 1 - done if optim.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    decayed = min((step - start) / max(max_steps - start, 1), 1.0)  # share of the decay that is over
+    return 1 - decayed if optim.decay == "linear" else 0.5 * (1 + math.cos(math.pi * decayed))

@@ -1,20 +1,20 @@
-"""How fast a run trains, and how near that is to what the machine can do: operations of a step counted by hand.
+"""Training throughput: seconds, tokens and clips, and FLOPs as a share of the measured peak (MFU).
 
-A linear costs 2 rows inputs outputs. With N tokens of target and references, T of text, width D, context D', in each of
-L blocks and for each clip:
+FLOPs are counted by formula. A linear costs 2 * rows * inputs * outputs. With N tokens of target and references, T text
+tokens, width D and context width D', in each of L blocks and for each clip:
 
-    forward   attn1  q, k, v, out   4 x 2 N D^2      attention  4 N^2 D   (q k^T, and the sum of the values)
+    forward   attn1  q, k, v, out   4 x 2 N D^2      attention  4 N^2 D   (q k^T, and the weighted sum of the values)
               attn2  q, out         2 x 2 N D^2      attention  4 N T D
               attn2  k, v           2 x 2 T D' D
               ff                    2 x 8 N D^2
               gates (since 2.3)     2 x 2 N D heads
-    backward  linears once more, for the gradient of their inputs: they are frozen, so there is none of their weights
-              attention twice more (the usual convention: kernels that compute q k^T again do not get credit for it)
-    adapters  2 rows rank (inputs + outputs) forward, once more for A's and B's gradients, once more for the inputs'
+    backward  linears once more, for the gradient of their inputs; frozen weights need no gradient
+              attention twice more (the usual convention: recomputing q k^T in the kernel does not count)
+    adapters  2 rows rank (inputs + outputs) forward, once more for the gradients of A and B, once more for the inputs
 
-No gradient goes into text, nor into what attn1 of the first block is given. Work that is done twice to save memory is
-not counted, neither is what lies outside of the blocks (below 1 % of a real base). What an adapter's targets or hidden
-references would save of attention is not taken off.
+The text and the input of attn1 in the first block get no gradient. Recomputed activations do not count, nor does
+anything outside the blocks (below 1 % of a real base). Attention that adapter targets or hidden references make
+unnecessary is not subtracted.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from iclora_train.data.batch import Batch
 from iclora_train.ltx2.model.transformer import TransformerConfig
 
 THROUGHPUT_COLUMNS = ("s_per_step", "tokens_per_s", "clips_per_s", "tflops", "mfu", "memory_gib")
-_ROUNDS = 4  # of the measured peak, of which the best counts
-_GPU, _CPU = (4096, 20), (512, 4)  # side of its matrices, products in a round
+_ROUNDS = 4  # measurements of the peak; the fastest counts
+_GPU, _CPU = (4096, 20), (512, 4)  # side of the square matrices, products per measurement
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class _Linear:
 
 @lru_cache(maxsize=8)
 def _linears(config: TransformerConfig) -> dict[str, _Linear]:
-    """The linears of a block by name."""
+    """The linear layers of a block by name."""
     width, context = config.width, config.cross_attention_dim
     square, up, down = _Linear(width, width), _Linear(width, 4 * width), _Linear(4 * width, width)
     text = _Linear(context, width, on_text=True)
-    found = {f"attn1.{name}": square for name in ("to_q", "to_k", "to_v", "to_out.0")}
-    found |= {"attn2.to_q": square, "attn2.to_k": text, "attn2.to_v": text, "attn2.to_out.0": square}
+    linears = {f"attn1.{name}": square for name in ("to_q", "to_k", "to_v", "to_out.0")}
+    linears |= {"attn2.to_q": square, "attn2.to_k": text, "attn2.to_v": text, "attn2.to_out.0": square}
     if config.apply_gated_attention:
-        found |= {f"{attn}.to_gate_logits": _Linear(width, config.num_attention_heads) for attn in ("attn1", "attn2")}
-    return {**found, "ff.net.0.proj": up, "ff.net.2": down}
+        linears |= {f"{attn}.to_gate_logits": _Linear(width, config.num_attention_heads) for attn in ("attn1", "attn2")}
+    return {**linears, "ff.net.0.proj": up, "ff.net.2": down}
 
 
 @lru_cache(maxsize=64)
 def step_flops(
     config: TransformerConfig, rank: int, targets: tuple[str, ...], tokens: int, text: int, clips: int
 ) -> int:
-    """Operations of forward and backward of `clips` clips with `tokens` tokens and `text` text tokens each; adapters of
-    `rank` on the linears whose names end in one of `targets`, as `lora.attach` finds them."""
+    """FLOPs of forward and backward for `clips` clips with `tokens` tokens and `text` text tokens each. Adapters of
+    `rank` are on the linears whose names end in one of `targets`, as in `lora.attach`."""
     total = 0
     for i in range(config.num_layers):
         for name, linear in _linears(config).items():
@@ -76,7 +76,7 @@ def step_flops(
 
 @dataclass
 class Work:
-    """Batches, or what they add up to: clips, tokens of targets and references, operations."""
+    """Work of one or more batches: clips, tokens of targets and references, FLOPs."""
 
     clips: int = 0
     tokens: int = 0
@@ -92,29 +92,29 @@ def batch_work(batch: Batch, config: TransformerConfig, rank: int, targets: tupl
 
 
 class ThroughputMeter:
-    """Adds up work and the seconds that it took, while it is running.
+    """Adds up work, and the seconds it took, while the meter is running.
 
-    peak: operations a second that one device reaches (`matmul_peak`). devices: how many do as much as this one.
+    peak: FLOP/s that one device reaches (`matmul_peak`). devices: number of devices that do the same work as this one.
     """
 
     def __init__(self, peak: float, devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
         self.peak, self.devices, self.clock = peak, devices, clock
-        self.since: float | None = None  # when it was started; None while it stands still
+        self.since: float | None = None  # when it was started; None while paused
         self.seconds, self.steps, self.work = 0.0, 0, Work()
 
     def resume(self) -> None:
-        """From now on time counts."""
+        """Start to count time."""
         if self.since is None:
             self.since = self.clock()
 
     def pause(self) -> None:
-        """Until `resume` time does not count."""
+        """Stop counting time until `resume`."""
         if self.since is not None:
             self.seconds += self.clock() - self.since
             self.since = None
 
     def add(self, work: Work, step_done: bool) -> None:
-        """A batch is through. What was begun before the meter ran is left out."""
+        """Count a finished batch. Nothing is counted while the meter is paused."""
         if self.since is None:
             return
         self.steps += step_done
@@ -122,8 +122,8 @@ class ThroughputMeter:
             setattr(self.work, field.name, getattr(self.work, field.name) + getattr(work, field.name))
 
     def collect(self) -> dict[str, float]:
-        """Figures since the last call: s_per_step, tokens_per_s and clips_per_s of all devices, tflops (10^12
-        operations a second) and mfu (their share of the peak) of one. Nothing where no step was done."""
+        """Values since the last call: s_per_step; tokens_per_s and clips_per_s of all devices; tflops (TFLOP/s) and mfu
+        (share of the peak) of one device. Empty when no step was finished."""
         running = self.since is not None
         self.pause()
         seconds, steps, work = self.seconds, self.steps, self.work
@@ -143,20 +143,20 @@ class ThroughputMeter:
 
 @lru_cache(maxsize=4)
 def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large product here, measured once in a process (a tenth of a second)."""
+    """FLOP/s of a large matrix product on this device, measured once per process (a tenth of a second)."""
     side, products = _GPU if device.type == "cuda" else _CPU
     generator = torch.Generator(device).manual_seed(0)
     a, b = torch.randn(2, side, side, generator=generator, device=device, dtype=torch.float32).to(dtype)
-    taken = [_seconds(a, b, products) for _ in range(1 + _ROUNDS)][1:]  # the first one warms up
-    return 2 * side**3 * products / min(taken)
+    seconds = [_seconds(a, b, products) for _ in range(1 + _ROUNDS)][1:]  # the first measurement warms up
+    return 2 * side**3 * products / min(seconds)
 
 
 def _seconds(a: Tensor, b: Tensor, products: int) -> float:
-    """Of a round of products."""
-    settle: Callable[[], None] = torch.cuda.synchronize if a.is_cuda else lambda: None
-    settle()
-    begun = time.perf_counter()
+    """Seconds of `products` matrix products."""
+    synchronize: Callable[[], None] = torch.cuda.synchronize if a.is_cuda else lambda: None
+    synchronize()
+    started = time.perf_counter()
     for _ in range(products):
         a @ b
-    settle()
-    return time.perf_counter() - begun
+    synchronize()
+    return time.perf_counter() - started

@@ -1,6 +1,6 @@
-"""What is looked at while training, on val clips: losses with the right, a wrong and no reference, and clips made.
+"""Validation during training, on val clips: losses with the correct, a wrong and no reference; sampled clips.
 
-Nothing here draws from the random state of training, and the adapter is the one that would be exported.
+Validation does not draw from the random state of training, and uses the adapter that would be exported.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.pixels import to_uint8
 from iclora_train.data.shards import ShardSet
 from iclora_train.data.video import encode_clip
-from iclora_train.diffusion import loss as objective
+from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.diffusion.training_inputs import RandomDraws
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_columns, loss_row, sampled_row
+from iclora_train.training.validation_metrics import CLIP_COLUMNS, CONDITIONS, clip_row, loss_columns, loss_row
 
-SHOWN = 4  # clips that are made for the eye
+CLIPS = 4  # validation clips that are sampled
 
 
 @dataclass(frozen=True)
 class ValidationBatches:
-    """Val clips in batches, and for each the same batch with another clip's references."""
+    """Val clips in batches, and each batch again with the references of other clips."""
 
-    batches: tuple[tuple[Batch, Batch], ...]
-    empty: Tensor  # (T,D), features of the empty caption
+    batches: tuple[tuple[Batch, Batch], ...]  # (correct, swapped)
+    empty: Tensor  # (T,D), text features of the empty caption
 
     @classmethod
     def open(cls, shards: ShardSet, config: Config) -> ValidationBatches:
-        """`validation.windows` clips spread evenly over the val split (its most frequent bucket). ConfigError when
-        there are not two of them.
+        """`validation.windows` clips, spread evenly over the val split (its most frequent bucket). ConfigError when the
+        split has fewer than two clips.
         """
         val = shards.indices("val")
         require(
@@ -54,28 +54,32 @@ class ValidationBatches:
             f"validation.loss_every needs 2 val clips and {shards.folder} has {len(val)}: prepare more, or set it to 0",
         )
         bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0]
-        alike = [i for i in val if shards.samples[i].bucket == bucket]
+        in_bucket = [i for i in val if shards.samples[i].bucket == bucket]
         windows = min(config.validation.windows, count)
-        pairs = [shards.read_latents(alike[i * count // windows]) for i in range(windows)]
-        others = pairs[windows // 2 :] + pairs[: windows // 2]  # half way round: of another source, where there are two
+        pairs = [shards.read_latents(in_bucket[i * count // windows]) for i in range(windows)]
+        # half the list away: a clip of another source, if val has more than one
+        partners = pairs[windows // 2 :] + pairs[: windows // 2]
         size = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)[bucket]
-        cuts = [slice(i, i + size) for i in range(0, windows, size)]
-        swapped = [replace(collate(pairs[cut]), references=collate(others[cut]).references) for cut in cuts]
-        both = zip([collate(pairs[cut]) for cut in cuts], swapped, strict=True)
-        return cls(tuple(both), shards.empty_text())
+        slices = [slice(i, i + size) for i in range(0, windows, size)]
+        correct = [collate(pairs[part]) for part in slices]
+        swapped = [
+            replace(batch, references=collate(partners[part]).references)
+            for batch, part in zip(correct, slices, strict=True)
+        ]
+        return cls(tuple(zip(correct, swapped, strict=True)), shards.empty_text())
 
 
 def validation_columns(config: Config) -> list[str]:
-    """Names of what is measured on val clips: by `heldout_losses`, and by `ValidationClips`."""
-    return [*loss_columns(config.validation.sigmas), *SAMPLED]
+    """Columns of `validation_losses` and of `ValidationClips`."""
+    return [*loss_columns(config.validation.sigmas), *CLIP_COLUMNS]
 
 
 @torch.no_grad()
 def validation_losses(
-    transformer: Transformer, heldout: ValidationBatches, config: Config, geometry: Geometry
+    transformer: Transformer, batches: ValidationBatches, config: Config, geometry: Geometry
 ) -> dict[str, float]:
-    """Velocity loss at fixed noise and each of validation.sigmas, with the correct, a swapped and no reference, and of
-    the base alone; and what follows from them (`watch.loss_row`)."""
+    """Velocity loss at each of validation.sigmas, under fixed noise, with the correct, a swapped and no reference, and
+    of the base alone; and the metrics derived from them (`validation_metrics.loss_row`)."""
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
@@ -83,16 +87,16 @@ def validation_losses(
     sigmas = config.validation.sigmas
     losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
     first = 0
-    for correct, swapped in heldout.batches:
+    for correct, swapped in batches.batches:
         without = replace(correct, references=[])
         count = len(correct.keys)
         noise = draw_noise(range(first, first + count), tuple(correct.target.shape[1:])).to(device)
         first += count
-        for which, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
-            with lora.adapter_off(transformer) if which == "base" else nullcontext():
+        for condition, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
+            with lora.adapter_off(transformer) if condition == "base" else nullcontext():
                 for sigma in sigmas:
                     loss = _loss(transformer, batch.to(device), noise, sigma, config.task, geometry)
-                    losses[which, sigma].append(loss.cpu())
+                    losses[condition, sigma].append(loss.cpu())
     transformer.train(mode)
     return loss_row({key: torch.cat(parts) for key, parts in losses.items()}, sigmas)
 
@@ -100,52 +104,52 @@ def validation_losses(
 def _loss(
     transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
 ) -> Tensor:
-    """Loss of each clip (B,) at one noise level, nothing given but the references."""
-    level, no = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-    return objective.training_losses(
-        transformer, batch, RandomDraws(level, noise, clean_first_frame=no, use_references=~no), task, geometry
-    ).flow
+    """Loss of each clip (B,) at one noise level, without a clean first frame and with full references."""
+    sigmas, none = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    draws = RandomDraws(sigmas, noise, clean_first_frame=none, use_references=~none)
+    return training_losses(transformer, batch, draws, task, geometry).flow
 
 
 class ValidationClips(Callback):
-    """Every validation.clips_every steps and at the end a few val clips by the shipping sampler: reference, output,
-    target. `callbacks.Record` asks for them, so that their figures come into the row of their step.
+    """Samples a few val clips every validation.clips_every steps and at the end, with the sampler of generation, and
+    writes reference, output and target side by side. `callbacks.MetricsRecorder` calls it, so that its metrics are in
+    the row of their step.
     """
 
-    def __init__(self, config: Config, base: BaseModel, heldout: ValidationBatches, folder: Path) -> None:
+    def __init__(self, config: Config, base: BaseModel, batches: ValidationBatches, folder: Path) -> None:
         self.config, self.base, self.folder = config, base, folder
-        self.batch = heldout.batches[0][0].first(SHOWN)
-        self.vae, self.empty = base.vae(), heldout.empty
-        self.made = -1  # the step of the last ones
+        self.batch = batches.batches[0][0].first(CLIPS)
+        self.vae, self.empty = base.vae(), batches.empty
+        self.last_step = -1  # the step at which clips were last sampled
 
     def due(self, trainer: Trainer) -> bool:
-        """Whether this step has clips."""
+        """Whether clips are sampled at this step."""
         every, step = self.config.validation.clips_every, trainer.global_step
         return step == trainer.max_steps or bool(every and step % every == 0)
 
     def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
-        if self.made != trainer.global_step:
-            self.make(trainer, module)
+        if self.last_step != trainer.global_step:
+            self.sample_clips(trainer, module)
 
-    def make(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
-        """Write the clips as `step-<n>-<key>.mp4`; how near they come to their targets (`watch.sampled_row`)."""
-        self.made = trainer.global_step
-        return self.render(module, self.folder / f"step-{self.made:08d}") if trainer.is_global_zero else {}
+    def sample_clips(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
+        """Write the clips as `step-<n>-<key>.mp4` and return their metrics (`validation_metrics.clip_row`)."""
+        self.last_step = trainer.global_step
+        return self.render(module, self.folder / f"step-{self.last_step:08d}") if trainer.is_global_zero else {}
 
     def render(self, module: ICLoRA, stem: Path) -> dict[str, float]:
-        """Write the clips, reference, output and target side by side, as `<stem>-<key>.mp4`, and measure them."""
+        """Write reference, output and target side by side as `<stem>-<key>.mp4`; returns `clip_row` of the outputs."""
         batch = self.batch.to(module.device)
         self.vae.to(module.device)
         runner_of(module.transformer).free_training_memory()
         with module.averaged():
             latent = self._sample(module.transformer, batch)
         references = [self._pixels(reference) for reference in batch.references]
-        made, target = self._pixels(latent), self._pixels(batch.target)
-        for i, key in enumerate(batch.keys[:SHOWN]):
-            shown = _side_by_side([column[i] for column in (*references, made, target)])
+        output, target = self._pixels(latent), self._pixels(batch.target)
+        for i, key in enumerate(batch.keys[:CLIPS]):
+            video = _side_by_side([clips[i] for clips in (*references, output, target)])
             with write_atomic(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
-                file.write(encode_clip(shown, float(batch.fps[i]), lossless=False))
-        return sampled_row(torch.from_numpy(made), torch.from_numpy(target))
+                file.write(encode_clip(video, float(batch.fps[i]), lossless=False))
+        return clip_row(torch.from_numpy(output), torch.from_numpy(target))
 
     def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
         task, settings = self.config.task, self.config.sample
@@ -170,7 +174,7 @@ class ValidationClips(Callback):
 
 
 def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:
-    """Clips (F,H,W,3) in a row, smaller and slower ones enlarged to the last one's size by repetition."""
+    """Clips (F,H,W,3) in one row. Smaller and slower clips are enlarged to the size of the last one by repetition."""
     frames, height = clips[-1].shape[:2]
     timed = [clip[np.arange(frames) * len(clip) // frames] for clip in clips]
     factors = [height // clip.shape[1] for clip in timed]

@@ -1,12 +1,12 @@
-"""What tells while training whether the reference is used: pure functions of held-out losses and of clips made.
+"""Metrics that show during training whether the reference is used, from validation losses and sampled clips.
 
 With L the mean velocity loss on val clips at a noise level, under the same noise in all conditions:
 
-    control gain = (L_base - L_correct) / L_base     what adapter and reference take away of the base's own loss
-    swap gap     = (L_swapped - L_correct) / L_base  what is lost when the reference is another clip's
+    control gain = (L_base - L_correct) / L_base     share of the base's own loss that adapter and reference remove
+    swap gap     = (L_swapped - L_correct) / L_base  loss added when the reference belongs to another clip
 
-L_base is the base alone, without reference. L_none, the adapter without reference, is no measure: nothing holds it in
-place while an adapter is trained with references only, and a gain over it would grow by its decay.
+L_base is the loss of the base alone, without reference. L_none, the adapter without reference, is not a measure of
+control: an adapter that is trained with references gets worse without them, and a gain over L_none grows with that.
 """
 
 from __future__ import annotations
@@ -18,25 +18,34 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 CONDITIONS = ("correct", "swapped", "none", "base")  # references of the adapter; the base alone, without reference
-SAMPLED = ("sampled_psnr", "sampled_psnr_other")
+CLIP_COLUMNS = ("sampled_psnr", "sampled_psnr_other")
+FORMER_PREFIXES = {"heldout_": "val_"}  # of columns in logs of earlier versions
 
-Losses = Mapping[tuple[str, float], Tensor]  # (which of CONDITIONS, sigma) -> loss of each clip (n,)
+LossesByCondition = Mapping[tuple[str, float], Tensor]  # (one of CONDITIONS, sigma) -> loss of each clip (n,)
+
+
+def current_column(name: str) -> str:
+    """The current name of a column of metrics.csv: `heldout_correct_0.3` of earlier versions is `val_correct_0.3`."""
+    for former, current in FORMER_PREFIXES.items():
+        if name.startswith(former):
+            return current + name.removeprefix(former)
+    return name
 
 
 def loss_columns(sigmas: Sequence[float]) -> list[str]:
-    """Names of what `loss_row` gives, always the same and in this order."""
-    losses = [f"heldout_{which}_{sigma:g}" for which in CONDITIONS for sigma in sigmas]
-    at_levels = [f"{name}_{sigma:g}" for name in ("control_gain", "swap_gap") for sigma in sigmas]
-    return [*losses, *at_levels, "control_gain", "swap_gap", "swap_won"]
+    """Names of the values of `loss_row`, in their fixed order."""
+    losses = [f"val_{condition}_{sigma:g}" for condition in CONDITIONS for sigma in sigmas]
+    per_sigma = [f"{name}_{sigma:g}" for name in ("control_gain", "swap_gap") for sigma in sigmas]
+    return [*losses, *per_sigma, "control_gain", "swap_gap", "swap_won"]
 
 
-def loss_row(losses: Losses, sigmas: Sequence[float]) -> dict[str, float]:
-    """Mean losses; gain and gap at every noise level, and of the losses summed over them; and swap_won, the share of
-    clips on which the correct reference gives less loss than the swapped one (chance: 0.5)."""
-    row = {f"heldout_{which}_{s:g}": float(losses[which, s].mean()) for which in CONDITIONS for s in sigmas}
-    summed = {which: torch.stack([losses[which, s] for s in sigmas]).sum(0) for which in CONDITIONS}  # (n,)
+def loss_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, float]:
+    """Mean losses; control gain and swap gap, per noise level and of losses summed over the levels; and swap_won, the
+    share of clips whose loss is lower with the correct reference than with the swapped one (chance: 0.5)."""
+    row = {f"val_{condition}_{s:g}": float(losses[condition, s].mean()) for condition in CONDITIONS for s in sigmas}
+    summed = {condition: torch.stack([losses[condition, s] for s in sigmas]).sum(0) for condition in CONDITIONS}  # (n,)
     for s in sigmas:
-        correct, swapped, _, base = (losses[which, s] for which in CONDITIONS)
+        correct, swapped, _, base = (losses[condition, s] for condition in CONDITIONS)
         row[f"control_gain_{s:g}"] = ratio_of_means(base - correct, base)
         row[f"swap_gap_{s:g}"] = ratio_of_means(swapped - correct, base)
     row["control_gain"] = ratio_of_means(summed["base"] - summed["correct"], summed["base"])
@@ -46,21 +55,21 @@ def loss_row(losses: Losses, sigmas: Sequence[float]) -> dict[str, float]:
 
 
 def ratio_of_means(part: Tensor, whole: Tensor) -> float:
-    """Ratio of means (not mean of ratios, which clips of tiny loss would rule)."""
+    """Ratio of means. A mean of ratios would be dominated by clips with a tiny loss."""
     return float(part.mean() / whole.mean())
 
 
-def sampled_row(made: Tensor, target: Tensor) -> dict[str, float]:
-    """PSNR in dB of uint8 clips (B,F,H,W,3) to their targets and, where there are several, to another clip's target,
-    which is what chance gives. Mean over frames, then over clips."""
-    row = {"sampled_psnr": _psnr(made, target)}
+def clip_row(sampled: Tensor, target: Tensor) -> dict[str, float]:
+    """PSNR in dB of uint8 clips (B,F,H,W,3) to their targets and, if there are several clips, to another clip's target,
+    which is the PSNR of chance. Mean over frames, then over clips."""
+    row = {"sampled_psnr": _psnr(sampled, target)}
     if len(target) > 1:
-        row["sampled_psnr_other"] = _psnr(made, target.roll(len(target) // 2, dims=0))
+        row["sampled_psnr_other"] = _psnr(sampled, target.roll(len(target) // 2, dims=0))
     return row
 
 
-def _psnr(made: Tensor, target: Tensor) -> float:
+def _psnr(sampled: Tensor, target: Tensor) -> float:
     frames = peak_signal_noise_ratio(
-        made.double(), target.double(), data_range=255.0, reduction="none", dim=(2, 3, 4)
+        sampled.double(), target.double(), data_range=255.0, reduction="none", dim=(2, 3, 4)
     )  # (B,F)
     return float(frames.mean())

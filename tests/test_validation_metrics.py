@@ -1,4 +1,4 @@
-"""What is watched while training: figures that tell whether the reference is used, and a log that goes on."""
+"""Metrics that show whether the reference is used, and the logs of training."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ import torch
 
 from iclora_train.core import wandb_run
 from iclora_train.training.loggers import CsvLogger, WandbLogger
-from iclora_train.training.validation_metrics import CONDITIONS, SAMPLED, loss_columns, loss_row, sampled_row
+from iclora_train.training.validation_metrics import (
+    CLIP_COLUMNS,
+    CONDITIONS,
+    clip_row,
+    current_column,
+    loss_columns,
+    loss_row,
+)
 
 SIGMAS = [0.3, 0.9]
 
 
 def row(correct: float, swapped: float, base: float, none: float = 0.7) -> dict[str, float]:
     """The row of four clips with these losses at every noise level."""
-    given = {"correct": correct, "swapped": swapped, "none": none, "base": base}
-    return loss_row({(which, s): torch.full((4,), value) for which, value in given.items() for s in SIGMAS}, SIGMAS)
+    losses = {"correct": correct, "swapped": swapped, "none": none, "base": base}
+    return loss_row({(which, s): torch.full((4,), value) for which, value in losses.items() for s in SIGMAS}, SIGMAS)
 
 
 def test_an_ignored_reference_has_neither_gain_nor_gap() -> None:
@@ -29,7 +36,7 @@ def test_an_ignored_reference_has_neither_gain_nor_gap() -> None:
     assert ignored["swap_won"] == 0
 
 
-def test_gain_and_gap_grow_with_the_use_of_the_reference() -> None:
+def test_gain_and_gap_grow_as_the_reference_is_used_more() -> None:
     doses = [row(0.5 - used, 0.5 + used, 0.5) for used in (0.0, 0.1, 0.2, 0.4)]
     for name in ("control_gain", "swap_gap", "control_gain_0.9", "swap_gap_0.3"):
         values = [dose[name] for dose in doses]
@@ -45,7 +52,7 @@ def test_a_reference_that_only_disturbs_has_a_negative_gain_and_may_have_a_gap()
     assert disturbed["swap_gap"] == pytest.approx(0.2)
 
 
-def test_an_adapter_that_forgets_how_to_do_without_reference_gains_nothing_by_it() -> None:
+def test_the_loss_without_reference_does_not_enter_gain_and_gap() -> None:
     for name in ("control_gain", "swap_gap"):
         assert row(0.4, 0.6, 0.5, none=0.5)[name] == row(0.4, 0.6, 0.5, none=0.9)[name]
 
@@ -56,29 +63,29 @@ def test_swap_won_counts_clips() -> None:
     assert loss_row(losses, [0.5])["swap_won"] == 0.75
 
 
-def test_the_keys_are_the_same_in_every_row() -> None:
+def test_every_row_has_the_same_columns() -> None:
     assert list(row(0.5, 0.5, 0.5)) == list(row(0.1, 0.9, 0.4)) == loss_columns(SIGMAS)
-    assert len(set(loss_columns(SIGMAS) + list(SAMPLED))) == 8 + 4 + 3 + 2
+    assert len(set(loss_columns(SIGMAS) + list(CLIP_COLUMNS))) == 8 + 4 + 3 + 2
 
 
-def test_sampled_psnr_is_that_of_the_literature_and_has_a_floor() -> None:
+def test_sampled_psnr_is_the_usual_psnr_and_has_a_chance_level() -> None:
     target = torch.randint(0, 246, (4, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    near = sampled_row(target + 10, target)
-    assert list(near) == list(SAMPLED)
+    near = clip_row(target + 10, target)
+    assert list(near) == list(CLIP_COLUMNS)
     assert near["sampled_psnr"] == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
     assert near["sampled_psnr_other"] < 10
-    assert list(sampled_row(target[:1] + 10, target[:1])) == ["sampled_psnr"]
+    assert list(clip_row(target[:1] + 10, target[:1])) == ["sampled_psnr"]
 
 
 # ---- the logs
 
 
-def test_wandb_gets_what_was_measured_over_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_gets_the_measured_values_over_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = MagicMock()
     start = MagicMock(return_value=run)
     monkeypatch.setattr(wandb_run, "start_run", start)
     log = WandbLogger(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
-    log.close()  # before it began: nothing to end
+    log.close()  # before start: nothing to finish
     log.start(0)
     start.assert_called_once_with(tmp_path, "deblur-nano", {"seed": 0}, {"mode": "offline"})
     run.define_metric.assert_called_once_with("*", step_metric="step")
@@ -98,22 +105,28 @@ def lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_log_of_an_earlier_version_goes_on_with_the_new_columns(tmp_path: Path) -> None:
+def test_columns_of_earlier_versions_have_their_current_names() -> None:
+    assert current_column("heldout_correct_0.3") == "val_correct_0.3"
+    assert current_column("val_correct_0.3") == "val_correct_0.3"
+    assert current_column("loss") == "loss"
+
+
+def test_a_log_of_an_earlier_version_keeps_its_rows_and_gets_the_new_columns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,loss,heldout_correct_0.5,gone\n1,0.5,,7\n2,0.25,0.125,8\n3,0.1,,9\n")
-    log = CsvLogger(path, ["step", "loss", "control_gain", "heldout_correct_0.5"])
+    log = CsvLogger(path, ["step", "loss", "control_gain", "val_correct_0.5"])
     log.start(2)
-    log.write([{"step": 3, "loss": 0.2, "control_gain": 0.5, "heldout_correct_0.5": 0.1}])
+    log.write([{"step": 3, "loss": 0.2, "control_gain": 0.5, "val_correct_0.5": 0.1}])
     log.close()
     table = lines(path)
-    assert list(table[0]) == ["step", "loss", "control_gain", "heldout_correct_0.5", "gone"]
+    assert list(table[0]) == ["step", "loss", "control_gain", "val_correct_0.5", "gone"]
     assert [line["step"] for line in table] == ["1", "2", "3"]
     assert [line["gone"] for line in table] == ["7", "8", ""]
-    assert table[1]["heldout_correct_0.5"] == "0.125"
+    assert table[1]["val_correct_0.5"] == "0.125"
     assert [line["control_gain"] for line in table] == ["", "", "0.5"]
 
 
-def test_going_on_keeps_the_bytes_of_what_was_written(tmp_path: Path) -> None:
+def test_resuming_keeps_the_bytes_of_earlier_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     log = CsvLogger(path, ["step", "loss"])
     log.start(0)
