@@ -1,1 +1,1 @@
-"""Raw clips become pair shards, pair shards become latent shards."""
+"""Turn raw clips into pair shards, and pair shards into latent shards."""

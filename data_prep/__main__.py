@@ -1,6 +1,6 @@
 """`python -m data_prep conf=<task>`: clips -> pairs -> latents (`--help` lists tasks and settings).
 
-`python -m data_prep verify data.root=<folder>` reads what is there once more and tells what is wrong with it.
+`python -m data_prep verify data.root=<folder>` reads both shard sets again and lists their problems.
 """
 
 import sys
@@ -12,17 +12,17 @@ from iclora_train.config.hydra_app import run_with_config, run_with_schema
 
 
 def _prepare(config: Config) -> None:
-    from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are known to be good)
+    from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are checked)
 
     try:
         print(f"prepared: {prepare(config)}")
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on with the shards that are whole", file=sys.stderr)
+        print("interrupted: the same command continues with the finished shards", file=sys.stderr)
         raise SystemExit(130) from None
 
 
 def _verify(composed: DictConfig) -> None:
-    """With conf=<task> also against its settings and base."""
+    """Verify data.root; with conf=<task> also against the settings and the base model of the task."""
     from data_prep.verify import verify  # noqa: PLC0415 (as above)
 
     root, workers = composed.data.root, composed.data.workers

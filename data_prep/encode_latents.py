@@ -1,4 +1,4 @@
-"""Pair shards become latent shards: the VAE runs once, not at every step of a training."""
+"""Encode pair shards to latent shards, so that the VAE runs once and not in every training step."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
 
-CPU_BATCH_PIXELS = 2**22  # frames x height x width that a CPU encodes at once, about; small clips share a batch
+CPU_BATCH_PIXELS = 2**22  # approximate frames x height x width of a batch on a CPU; small clips share a batch
 READER_THREADS = 4  # threads that decode the next batch while one is encoded (decoders do not hold the GIL)
 
 
 class LatentEncoder:
-    """The base's VAE on the GPU, if there is one, and the text features that were made before.
+    """The VAE of the base model, on the GPU if there is one, with the cached text features.
 
-    `pixels` (frames x height x width of targets) are encoded at once, about; after a GPU ran out of memory, half.
+    pixels: approximate frames x height x width of targets per batch. It is halved when a GPU runs out of memory.
     """
 
     def __init__(self, base: BaseModel, texts: TextFeatures) -> None:
@@ -37,34 +37,36 @@ class LatentEncoder:
 
     @classmethod
     def open(cls, model: Model, root: Path) -> LatentEncoder:
-        """Of a base, with the texts in data.root: what a process on another machine can do as well."""
+        """Open the base model and the text features in data.root. This also works in a process on another machine."""
         base = open_base(model)
         return cls(base, TextFeatures(root, base))
 
     def encode(self, pairs: list[Pair]) -> list[LatentPair]:
-        """Pairs of one size as latent pairs. ConfigError when one pair alone does not fit into the GPU's memory."""
+        """Encode pairs of one size. ConfigError if a single pair does not fit into GPU memory."""
         try:
             return self._encode(pairs)
         except torch.OutOfMemoryError as error:
             frames, height, width = pairs[0].target.shape[:3]
             if len(pairs) == 1:
                 raise ConfigError(
-                    f"the GPU has no memory to encode one clip of {width}x{height}x{frames}: end what else runs on it, "
+                    f"the GPU has no memory to encode one clip of {width}x{height}x{frames}: stop other programs, "
                     "or lower data.frames, data.height, data.width"
                 ) from error
-        torch.cuda.empty_cache()  # here the traceback, which holds the batch's tensors, is gone
+        torch.cuda.empty_cache()  # outside of `except`, where the traceback no longer holds the tensors of the batch
         half = len(pairs) // 2
         self.pixels = half * frames * height * width
         return self.encode(pairs[:half]) + self.encode(pairs[half:])
 
     @torch.inference_mode()
     def _encode(self, pairs: list[Pair]) -> list[LatentPair]:
-        target = self._latents([pair.target for pair in pairs])
+        targets = self._latents([pair.target for pair in pairs])
         columns = zip(*(pair.references for pair in pairs), strict=True)
         references = [self._latents(list(column)) for column in columns]
         return [
-            LatentPair(pair.key, latent, tuple(others), self.texts.read(pair.caption), pair.fps, pair.caption)
-            for pair, latent, *others in zip(pairs, target, *references, strict=True)
+            LatentPair(
+                pair.key, latent, tuple(reference_latents), self.texts.read(pair.caption), pair.fps, pair.caption
+            )
+            for pair, latent, *reference_latents in zip(pairs, targets, *references, strict=True)
         ]
 
     def _latents(self, clips: list[np.ndarray]) -> Tensor:
@@ -75,7 +77,7 @@ class LatentEncoder:
         return self.vae.encode(from_uint8(video))
 
     def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """The samples of one pair shard as latents, in their order. The next batch is read while one is encoded."""
+        """Latent samples of one pair shard, in order. The next batch is read while one is encoded."""
         with ThreadPoolExecutor(READER_THREADS) as readers:
             ahead: deque[tuple[list[int], list[Future[Pair]]]] = deque()
             for batch in self._batches(pairs, shard):
@@ -86,7 +88,7 @@ class LatentEncoder:
                 yield from self._members(pairs, batch, reading)
 
     def _batches(self, pairs: ShardSet, shard: str) -> Iterator[list[int]]:
-        """Numbers of consecutive samples of one bucket, up to about `pixels` of target together."""
+        """Indices of consecutive samples of one bucket, with up to about `pixels` of target per batch."""
         batch: list[int] = []
         for i, sample in enumerate(pairs.samples):
             if sample.shard != shard:

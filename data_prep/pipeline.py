@@ -1,4 +1,4 @@
-"""The whole of data_prep on one page: clips, windows, pair shards, latent shards."""
+"""All of data_prep on one page: clips, windows, pair shards, latent shards."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from data_prep.clips.clip_list import SPLITS, Clip, list_clips
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
+from data_prep.lost_windows import LostWindowsError
 from data_prep.makers import build_maker
 from data_prep.select_clips import ids_without_caption, select_clips
-from data_prep.write_shards import Job, LostWindowsError, ShardPlan, write_shards
+from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.fingerprint import content_settings, digest, plain
@@ -35,16 +36,15 @@ from iclora_train.data.prompts import template_fields
 from iclora_train.data.shards import ShardError, ShardSet, require_fingerprint
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
-RECIPE = 1  # raise it when the same settings make other pixels than before
+RECIPE = 1  # increase it when the same settings produce different pixels
 SHARD_CLIPS = 64
-LATER = ("buckets", "pick", "stride", "cuts", "captioner", "prompt")  # of `data`, newer than the first shards
+NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "captioner", "prompt")  # of `data`, newer than the first shards
 
 
 def prepare(config: Config) -> Path:
-    """Make data.root/pairs and data.root/latents for a task, or finish what a killed run left; returns data.root.
+    """Write data.root/pairs and data.root/latents for a task, or finish an interrupted run. Returns data.root.
 
-    ConfigError names the setting or file that is in the way; what cannot be used of the clips is dropped and listed in
-    data.root/report.json.
+    ConfigError names the setting or file to change. Unusable clips are dropped and listed in data.root/report.json.
     """
     root = Path(config.data.root)
     base = open_base(config.model)
@@ -53,43 +53,47 @@ def prepare(config: Config) -> Path:
     template_fields(config.data.prompt or "")
     images = all(size.frames == 1 for size in config.data.sizes())
     clips = add_missing_captions(list_clips(config.data.clips, config.data.heldout_fraction, images), config)
-    made_by = fingerprints(config, clips, base)
-    found = read_check_totals(root)
-    if found is not None and all(_is_done(root / kind, of) for kind, of in made_by.items()):
-        require_no_failure(found, root)
+    expected = fingerprints(config, clips, base)
+    totals = read_check_totals(root)
+    if totals is not None and all(_is_finished(root / kind, fingerprint) for kind, fingerprint in expected.items()):
+        require_no_failure(totals, root)
         return root
-    for kind, of in made_by.items():
-        require_fingerprint(root / kind, of)
+    for kind, fingerprint in expected.items():
+        require_fingerprint(root / kind, fingerprint)
     with exclusive(root, "set another data.root"):
-        _make(root, clips, base, made_by, config)
+        _write_all(root, clips, base, expected, config)
     return root
 
 
-def _make(root: Path, clips: list[Clip], base: BaseModel, made_by: dict[str, dict[str, Any]], config: Config) -> None:
-    """Both shard sets, the report and the contact sheet."""
+def _write_all(
+    root: Path, clips: list[Clip], base: BaseModel, fingerprint: dict[str, dict[str, Any]], config: Config
+) -> None:
+    """Write both shard sets, the report and the contact sheet."""
     usable, dropped = select_clips(clips, config)
-    notes = CheckLog(root, digest(made_by["pairs"]))
-    usable = drop_duplicates(usable, made_by["pairs"]["sources"], notes, config)
-    silent = ids_without_caption(usable) if config.data.prompt is None else []
+    log = CheckLog(root, digest(fingerprint["pairs"]))
+    usable = drop_duplicates(usable, fingerprint["pairs"]["sources"], log, config)
+    uncaptioned = ids_without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
-    report = {"kept": _counts(windows), "dropped": dropped} | ({"without_caption": silent} if silent else {})
+    report = {"kept": _counts(windows), "dropped": dropped} | ({"without_caption": uncaptioned} if uncaptioned else {})
     write_report(root, report)
-    show(report)
-    if silent:
-        print(f"{len(silent)} clips have no caption, only the trigger; {root / 'report.json'} names them")
+    show_selection(report)
+    if uncaptioned:
+        print(f"{len(uncaptioned)} clips have no caption, only the trigger; {root / 'report.json'} names them")
     lost = None
     if windows["train"]:
-        by_id = {material.clip.id: material.clip for material in usable}
+        by_id = {probed.clip.id: probed.clip for probed in usable}
         try:
             with closing(create_engine(config.engine, config.data.workers)) as engine:
-                write_shards(Job(root, made_by, _plan(windows), by_id, config, base, notes), engine)
+                write_shards(Job(root, fingerprint, _plan(windows), by_id, config, base, log), engine)
         except LostWindowsError as error:
             lost = error
-        check_pairs_with_vae(ShardSet.open(root / "pairs"), base, notes, config)
-    finish_checks(root, notes, report, config)
+        check_pairs_with_vae(ShardSet.open(root / "pairs"), base, log, config)
+    finish_checks(root, log, report, config)
     require(len(windows["train"]) > 0, f"data.clips={config.data.clips}: no train clip could be used; see the table")
-    kept = ShardSet.open(root / "pairs").splits.get("train", 0)
-    require(kept > 0, f"the checks left out every training pair; {root / 'contact.html'} shows them and says why")
+    train_pairs = ShardSet.open(root / "pairs").splits.get("train", 0)
+    require(
+        train_pairs > 0, f"the checks left out every training pair; {root / 'contact.html'} shows them with the reasons"
+    )
     if lost is not None:
         raise lost
 
@@ -97,7 +101,7 @@ def _make(root: Path, clips: list[Clip], base: BaseModel, made_by: dict[str, dic
 def check_fit(config: Config, geometry: Geometry) -> None:
     """ConfigError unless targets and references of every size fit the VAE."""
     task = config.task
-    down, slow = task.reference_downscale, task.reference_temporal_scale
+    downscale, temporal_scale = task.reference_downscale, task.reference_temporal_scale
     for data in config.data.sizes():
         size = f"{data.width}x{data.height}x{data.frames}"
         keys = f"data.buckets={size}" if config.data.buckets else "data.frames, data.height, data.width"
@@ -106,24 +110,27 @@ def check_fit(config: Config, geometry: Geometry) -> None:
         except ValueError as error:
             raise ConfigError(f"{keys}: {error}") from error
         require(
-            data.height % down == 0 and data.width % down == 0 and (data.frames - 1) % slow == 0,
-            f"task.reference_downscale={down}, task.reference_temporal_scale={slow} do not divide a target of {size}",
+            data.height % downscale == 0 and data.width % downscale == 0 and (data.frames - 1) % temporal_scale == 0,
+            f"task.reference_downscale={downscale}, task.reference_temporal_scale={temporal_scale} do not divide a "
+            f"target of {size}",
         )
         try:
-            geometry.latent_size((data.frames - 1) // slow + 1, data.height // down, data.width // down)
+            frames = (data.frames - 1) // temporal_scale + 1
+            geometry.latent_size(frames, data.height // downscale, data.width // downscale)
         except ValueError as error:
-            raise ConfigError(f"a reference {down}x smaller and {slow}x slower than data's {size}: {error}") from error
+            message = f"a reference {downscale}x smaller and {temporal_scale}x slower than data's {size}: {error}"
+            raise ConfigError(message) from error
 
 
 def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str, dict[str, Any]]:
-    """What makes the pair shards and the latent shards: settings, sources by content, base."""
+    """Fingerprints of the pair shards and the latent shards: settings, contents of the sources, base model."""
     settings = _without_unset(content_settings(config))
     with progress_bar("fingerprinting", len(clips), "clip") as bar:
-        sources = {clip.id: _identity(clip, config) for clip in bar.track(clips)}
+        sources = {clip.id: _clip_identity(clip, config) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
-    networks = _networks(config.task.maker_args)
-    more = {"checks": config.checks.decisive(), "networks": networks}
-    pairs |= {name: value for name, value in more.items() if value}
+    networks = _network_digests(config.task.maker_args)
+    optional = {"checks": config.checks.decisive(), "networks": networks}
+    pairs |= {name: value for name, value in optional.items() if value}
     return {
         "pairs": pairs,
         "latents": {"settings": settings, "pairs": digest(pairs), "base": {"parts": base.latent_fingerprints}},
@@ -131,43 +138,45 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str
 
 
 def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without those of LATER that are null, so that shards from before these existed stay good."""
-    data = {key: value for key, value in settings["data"].items() if value is not None or key not in LATER}
+    """The settings without NEW_SETTINGS that are null, so that shards older than these settings stay valid."""
+    data = {key: value for key, value in settings["data"].items() if value is not None or key not in NEW_SETTINGS}
     return {**settings, "data": data}
 
 
-def _identity(clip: Clip, config: Config) -> dict[str, Any]:
-    """What a clip contributes to the fingerprint; a file that cannot be opened will be dropped by `survey`."""
+def _clip_identity(clip: Clip, config: Config) -> dict[str, Any]:
+    """The share of a clip in the fingerprint. Clips with unreadable files are dropped later by `select_clips`."""
     files = {"video": clip.path} | ({"reference": clip.reference} if clip.reference else {}) | dict(clip.files)
-    about: dict[str, Any] = {"split": clip.split, "caption": clip.caption}
-    about |= {name: _content(path) for name, path in files.items()}
+    identity: dict[str, Any] = {"split": clip.split, "caption": clip.caption}
+    identity |= {name: _content_digest(path) for name, path in files.items()}
     if clip.cuts is not None:
-        about["cuts"] = clip.cuts
+        identity["cuts"] = clip.cuts
     if config.data.prompt is not None:
-        about["row"] = {name: clip.row.get(name, "") for name in template_fields(config.data.prompt)}
-    return about
+        identity["row"] = {name: clip.row.get(name, "") for name in template_fields(config.data.prompt)}
+    return identity
 
 
-def _networks(args: object) -> dict[str, str]:
-    """Contents of the files and folders that a maker's arguments name as `model`, by path."""
+def _network_digests(args: object) -> dict[str, str]:
+    """Content digests, by path, of the files and folders that a maker's arguments name as `model`."""
     if isinstance(args, list):
-        return {path: found for arg in args for path, found in _networks(arg).items()}
+        return {path: value for arg in args for path, value in _network_digests(arg).items()}
     if not isinstance(args, dict):
         return {}
-    own = args.get("model")
-    found = {own: _content(Path(own).expanduser())} if isinstance(own, str) else {}
-    return found | {path: of for arg in args.values() for path, of in _networks(arg).items()}
+    model = args.get("model")
+    digests = {model: _content_digest(Path(model).expanduser())} if isinstance(model, str) else {}
+    return digests | {path: value for arg in args.values() for path, value in _network_digests(arg).items()}
 
 
-def _content(path: Path) -> str:
-    """sha256 of a file, or of the names and contents in a folder."""
+def _content_digest(path: Path) -> str:
+    """sha256 of a file, or of the file names and contents in a folder."""
     if path.is_dir():
-        return digest({str(file.relative_to(path)): _content(file) for file in path.rglob("*") if file.is_file()})
+        return digest(
+            {str(file.relative_to(path)): _content_digest(file) for file in path.rglob("*") if file.is_file()}
+        )
     return sha256(path) if path.is_file() and os.access(path, os.R_OK) else "missing"
 
 
-def _is_done(folder: Path, fingerprint: dict[str, Any]) -> bool:
-    """Whether a finished and undamaged-looking shard set of this fingerprint is there."""
+def _is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished shard set with this fingerprint that opens without error."""
     try:
         return ShardSet.open(folder).fingerprint == plain(fingerprint)
     except ShardError:
@@ -176,9 +185,9 @@ def _is_done(folder: Path, fingerprint: dict[str, Any]) -> bool:
 
 def _windows(usable: list[ProbedClip], config: Config) -> dict[str, list[Window]]:
     """Windows by split."""
-    of = {split: [material for material in usable if material.clip.split == split] for split in SPLITS}
-    rest = {split: heldout_windows(of[split], config.data) for split in ("val", "heldout")}
-    return {"train": train_windows(of["train"], config.data), **rest}
+    clips = {split: [probed for probed in usable if probed.clip.split == split] for split in SPLITS}
+    fixed = {split: heldout_windows(clips[split], config.data) for split in ("val", "heldout")}
+    return {"train": train_windows(clips["train"], config.data), **fixed}
 
 
 def _counts(windows: dict[str, list[Window]]) -> dict[str, dict[str, int]]:
@@ -186,7 +195,7 @@ def _counts(windows: dict[str, list[Window]]) -> dict[str, dict[str, int]]:
 
 
 def _plan(windows: dict[str, list[Window]]) -> ShardPlan:
-    """Shards of up to SHARD_CLIPS windows. Each is made without the others, so that a killed run can go on."""
+    """Shards of up to SHARD_CLIPS windows. Each shard is independent, so that an interrupted run can continue."""
     return {
         f"{split}-{i // SHARD_CLIPS:06d}.tar": group[i : i + SHARD_CLIPS]
         for split, group in windows.items()
@@ -194,15 +203,15 @@ def _plan(windows: dict[str, list[Window]]) -> ShardPlan:
     }
 
 
-def show(report: dict[str, Any]) -> None:
-    """The table of kept and dropped clips, on stdout."""
+def show_selection(report: dict[str, Any]) -> None:
+    """Print the table of kept and dropped clips on stdout."""
     table = Table("split", "clips", "windows", title="kept")
     for split, counts in report["kept"].items():
         table.add_row(split, str(counts["clips"]), str(counts["windows"]))
     console = Console()
     console.print(table)
     if report["dropped"]:
-        dropped = Table("clip", "why", title="dropped")
+        dropped = Table("clip", "reason", title="dropped")
         for clip in report["dropped"]:
             dropped.add_row(clip["clip"], clip["reason"])
         console.print(dropped)

@@ -1,4 +1,4 @@
-"""Every clip is looked at before the work: those that can be used, and those that cannot with the reason."""
+"""Probe every clip before pairs are made; keep it, or drop it with a reason."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from iclora_train.config import Config
 from iclora_train.core.progress import progress_bar
 from iclora_train.data.video import ClipInfo, probe
 
-TOLERANCE = 0.01  # two frame rates or aspect ratios are the same when they differ by less than this share
+TOLERANCE = 0.01  # relative difference up to which two frame rates or aspect ratios are equal
 
 Dropped = list[dict[str, str]]  # clip and reason
 
 
 def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], Dropped]:
-    """Decode every clip once. Nothing that is wrong with one clip stops the others."""
+    """Probe every clip. Returns the usable clips, and the dropped ones with the reason; one bad clip stops nothing."""
     usable, dropped = [], []
     maker = build_maker(config.task.maker, config.task.maker_args)
     with progress_bar("reading clips", len(clips), "clip") as bar:
@@ -30,9 +30,9 @@ def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], D
 
 
 def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
-    """What there is to know of a clip before it is cut. ValueError tells why it cannot be used."""
+    """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used."""
     info, data = probe(clip.path), config.data
-    if clip.fps is not None and not clip.is_image and not _alike(clip.fps, info.fps):
+    if clip.fps is not None and not clip.is_image and not _almost_equal(clip.fps, info.fps):
         raise ValueError(
             f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
         )
@@ -43,18 +43,18 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     needs_pixels = data.pick == "best" or (data.cuts and clip.cuts is None)
     scenes = analyse_scenes(clip.path) if needs_pixels else SceneAnalysis()
     cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()
-    footage = ProbedClip(clip, info, cuts, scenes.quality)
-    footage.best_bucket(data)
+    probed = ProbedClip(clip, info, cuts, scenes.quality)
+    probed.best_bucket(data)  # ValueError if no bucket fits
     _check_files(clip, info, config.task.maker, maker)
-    return footage
+    return probed
 
 
 def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
-    """ValueError unless what belongs to a clip is there and fits it: its reference, its mask, what its maker needs."""
+    """ValueError unless the files of a clip exist and fit: its reference, its mask, the files that the maker needs."""
     if clip.reference is not None:
         _check_reference(probe(clip.reference), info)
     elif name == "given":
-        raise ValueError("no reference is given in the list, and task.maker=given needs one")
+        raise ValueError("the list names no reference, and task.maker=given needs one")
     for column in maker.needs:
         if column not in clip.files:
             raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")
@@ -67,12 +67,12 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
 
 
 def _check_reference(reference: ClipInfo, clip: ClipInfo) -> None:
-    """ValueError unless a given reference shows the same frames of the same picture, at any resolution."""
+    """ValueError unless a supplied reference has the clip's frames, rate and aspect ratio, at any resolution."""
     if reference.frames != clip.frames:
         raise ValueError(f"its reference has {reference.frames} frames, the clip has {clip.frames}")
-    if clip.frames > 1 and not _alike(reference.fps, clip.fps):
+    if clip.frames > 1 and not _almost_equal(reference.fps, clip.fps):
         raise ValueError(f"its reference has {reference.fps:g} frames a second, the clip has {clip.fps:g}")
-    if not _alike(reference.width / reference.height, clip.width / clip.height):
+    if not _almost_equal(reference.width / reference.height, clip.width / clip.height):
         raise ValueError(
             f"its reference is {reference.width}x{reference.height} pixels, the clip {clip.width}x{clip.height}: "
             "give both the same aspect ratio, so that one crop fits both"
@@ -88,10 +88,10 @@ def _check_mask(mask: ClipInfo, clip: ClipInfo) -> None:
         raise ValueError(f"its mask has {mask.frames} frames, the clip has {clip.frames}: give one or as many")
 
 
-def _alike(a: float, b: float) -> bool:
+def _almost_equal(a: float, b: float) -> bool:
     return abs(a - b) <= TOLERANCE * b
 
 
-def ids_without_caption(footage: list[ProbedClip]) -> list[str]:
-    """Ids of clips that nobody described."""
-    return [material.clip.id for material in footage if not material.clip.caption]
+def ids_without_caption(clips: list[ProbedClip]) -> list[str]:
+    """Ids of clips without a caption."""
+    return [probed.clip.id for probed in clips if not probed.clip.caption]

@@ -1,4 +1,4 @@
-"""`python -m data_prep verify data.root=<folder>`: is what lies there still what was made, whole, and fit to train on?
+"""`python -m data_prep verify data.root=<folder>`: check that shards are intact, consistent and fit to train on.
 
 Each problem is one line that ends with the remedy.
 """
@@ -26,8 +26,8 @@ Shapes = dict[str, tuple[int, ...]]  # by member of a sample
 
 
 def verify(root: str, workers: int = 0, config: Config | None = None) -> list[str]:
-    """Read both shard sets of data.root once more: what is wrong, each with the remedy. With a config also whether they
-    are of its settings and base. A bar shows how far it is; `workers` processes read (0: this one).
+    """Read both shard sets of data.root again and list all problems with their remedies. With a config, also compare
+    settings and base model. `workers` processes read the shards (0: this process). A progress bar is shown.
     """
     problems, sets = [], []
     for kind in KINDS:
@@ -36,20 +36,24 @@ def verify(root: str, workers: int = 0, config: Config | None = None) -> list[st
         except ShardError as error:
             problems.append(str(error))
     for shards in sets:
-        problems += [*_index_problems(shards), *_strangers(shards), *(_foreign(shards, config) if config else ())]
+        problems += [
+            *_index_problems(shards),
+            *_unindexed_tars(shards),
+            *(_mismatches(shards, config) if config else ()),
+        ]
     if len(sets) == len(KINDS):
-        problems += _disagreements(*sets)
+        problems += _inconsistencies(*sets)
     return problems + list(_shard_problems(sets, workers))
 
 
 def _index_problems(shards: ShardSet) -> Iterator[str]:
-    """The index against itself and against the fingerprint that lay there before it was written."""
-    index, of = shards.folder / "index.json", [s.shard for s in shards.samples]
+    """Compare the index with itself and with fingerprint.json, which was written before it."""
+    index, shard_of = shards.folder / "index.json", [s.shard for s in shards.samples]
     counts = {"splits": Counter(s.split for s in shards.samples), "buckets": Counter(s.bucket for s in shards.samples)}
     if shards.splits != counts["splits"] or shards.buckets != counts["buckets"]:
         yield f"{index} counts other samples than it lists: {REMEDY}"
     if {name: facts["count"] for name, facts in shards.shards.items()} != {
-        name: of.count(name) for name in shards.shards
+        name: shard_of.count(name) for name in shards.shards
     }:
         yield f"{index} lists other samples than its shards have: {REMEDY}"
     if digest(shards.fingerprint) != shards.sha256 or _fingerprint(shards.folder) != shards.fingerprint:
@@ -57,22 +61,22 @@ def _index_problems(shards: ShardSet) -> Iterator[str]:
 
 
 def _fingerprint(folder: Path) -> object:
-    """What fingerprint.json says; None when it is not there or no JSON."""
+    """Content of fingerprint.json; None if the file is missing or not JSON."""
     try:
         return json.loads((folder / "fingerprint.json").read_text())
     except (OSError, ValueError):
         return None
 
 
-def _strangers(shards: ShardSet) -> Iterator[str]:
-    """Tars that the index does not know."""
+def _unindexed_tars(shards: ShardSet) -> Iterator[str]:
+    """Tars that are not in the index."""
     for path in sorted(shards.folder.glob("*.tar")):
         if path.name not in shards.shards:
             yield f"{path} is not in the index: delete it"
 
 
-def _foreign(shards: ShardSet, config: Config) -> Iterator[str]:
-    """Other settings or another base than the config's."""
+def _mismatches(shards: ShardSet, config: Config) -> Iterator[str]:
+    """Settings or a base model that differ from the config's."""
     try:
         shards.require_settings(config)
         if shards.kind == "latents":
@@ -82,8 +86,8 @@ def _foreign(shards: ShardSet, config: Config) -> Iterator[str]:
         yield str(error)
 
 
-def _disagreements(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
-    """Latents that were not made from these pairs."""
+def _inconsistencies(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
+    """Latents that were not made from these pairs, or an invalid text feature of the empty caption."""
     keys = [[(sample.key, sample.bucket, sample.shard) for sample in shards.samples] for shards in (pairs, latents)]
     if latents.fingerprint["pairs"] != pairs.sha256 or keys[0] != keys[1]:
         yield f"{latents.folder} was not made from {pairs.folder}: delete {latents.folder} and run data_prep again"
@@ -95,39 +99,40 @@ def _disagreements(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
 
 
 def _shard_problems(sets: list[ShardSet], workers: int) -> Iterator[str]:
-    """Every shard's bytes and every sample in it."""
+    """Check the bytes of every shard and every sample in it."""
     work = [(shards, shard) for shards in sets for shard in shards.shards]
     with (
         progress_bar("verifying", sum(map(len, sets)), "clip") as bar,
         closing(create_engine("local", workers)) as engine,
     ):
-        for (shards, shard), found in zip(work, engine.map(_look_at, work), strict=True):
+        for (shards, shard), problems in zip(work, engine.map(_check_shard, work), strict=True):
             bar.advance(shards.shards[shard]["count"])
-            yield from [f"{shards.folder / shard}: {found.reason}"] if isinstance(found, Failure) else found
+            yield from [f"{shards.folder / shard}: {problems.reason}"] if isinstance(problems, Failure) else problems
 
 
-def _look_at(work: Work) -> list[str]:
-    """What is wrong with one shard: its checksum, or else its samples."""
+def _check_shard(work: Work) -> list[str]:
+    """Problems of one shard: its checksum, or its samples."""
     shards, shard = work
     path = shards.folder / shard
     if sha256(path) != shards.shards[shard]["sha256"]:
         return [f"{path} is damaged: {REMEDY}"]
     problems = []
-    shapes: dict[str, Shapes] = {}  # bucket -> those of its first sample
+    shapes: dict[str, Shapes] = {}  # bucket -> shapes of its first sample
     for i, sample in enumerate(shards.samples):
         if sample.shard == shard:
             try:
-                found = _shapes(shards, i)
-                wrong = "" if shapes.setdefault(sample.bucket, found) == found else f"its shapes {found} are odd"
-            except ValueError as error:  # ShardError among them
-                wrong = str(error)
-            if wrong:
-                problems.append(f"{path}, sample {sample.key}: {wrong}: {REMEDY}")
+                sample_shapes = _sample_shapes(shards, i)
+                same = shapes.setdefault(sample.bucket, sample_shapes) == sample_shapes
+                problem = "" if same else f"its shapes {sample_shapes} differ from those of its bucket"
+            except ValueError as error:  # includes ShardError
+                problem = str(error)
+            if problem:
+                problems.append(f"{path}, sample {sample.key}: {problem}: {REMEDY}")
     return problems
 
 
-def _shapes(shards: ShardSet, i: int) -> Shapes:
-    """The shapes of sample i, which all of its bucket share. ValueError when it cannot be trained on."""
+def _sample_shapes(shards: ShardSet, i: int) -> Shapes:
+    """Shapes of sample i, equal for all samples of its bucket. ValueError if it cannot be trained on."""
     if shards.kind == "pairs":
         pair = shards.read_pair(i)
         width, height, frames = map(int, shards.samples[i].bucket.split("x"))

@@ -1,8 +1,7 @@
-"""Planned windows become pair shards, and each of these a latent shard while the next is made."""
+"""Write the planned windows to pair shards, and encode each to a latent shard while the next one is made."""
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -20,9 +19,10 @@ from data_prep.clips.clip_list import Clip
 from data_prep.clips.windows import Window
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Engine, Failure
+from data_prep.lost_windows import LostWindows
 from data_prep.pairs import make_pairs
 from iclora_train.config import Config, ConfigError
-from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
+from iclora_train.core.atomic_files import reraise_disk_full
 from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.types import Pair
 from iclora_train.data.shard_sample import Members, pack_pair
@@ -30,33 +30,29 @@ from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 
-UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # of a unit at most: its pairs are in memory, compressed, until they are written
+UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # limits of a unit, whose compressed pairs stay in memory until they are written
 
 ShardPlan = dict[str, list[Window]]  # shard name -> its windows, ordered by clip and start
 
 
-class LostWindowsError(ConfigError):
-    """The shards are finished, but without some windows that were planned."""
-
-
 @dataclass(frozen=True)
 class Job:
-    """What is to be made: `made_by` are the fingerprints of "pairs" and "latents", `clips` those of the plan by id.
-    `notes` keep what the checks found.
+    """All inputs of a preparation. fingerprints: of "pairs" and "latents". clips: the clips of the plan by id.
+    log: receives the findings of the checks.
     """
 
     root: Path
-    made_by: dict[str, dict[str, Any]]
+    fingerprints: dict[str, dict[str, Any]]
     plan: ShardPlan
     clips: dict[str, Clip]
     config: Config
     base: BaseModel
-    notes: CheckLog
+    log: CheckLog
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """What one worker does at a time: some consecutive windows of one clip, which it decodes once."""
+    """The work of one task: some consecutive windows of one clip, which a worker decodes once."""
 
     clip: Clip
     windows: list[Window]
@@ -64,7 +60,7 @@ class WorkUnit:
 
 
 def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Config) -> Iterator[WorkUnit]:
-    """The windows of a shard, in their order, in units that bound memory and are enough to keep workers busy."""
+    """The windows of a shard, in order, in units that bound memory and are numerous enough to keep workers busy."""
     for name, group in groupby(windows, key=lambda window: window.clip):
         of_clip = list(group)
         height, width = of_clip[0].size
@@ -75,7 +71,7 @@ def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Conf
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A pair as it is stored, None if the checks leave it out, with what they found and a picture of it."""
+    """A pair as stored in a shard (None if the checks leave it out), its check report, and its picture (JPEG)."""
 
     members: Members | None
     report: Report
@@ -83,102 +79,101 @@ class CheckedPair:
 
 
 def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
-    """The pairs of a unit, checked; Failed when the clip could be read before and now cannot."""
+    """Make and check the pairs of a unit. Failure if the clip, readable before, can no longer be read."""
     clip = unit.clip
     try:
         with reraise_disk_full(Path(tempfile.gettempdir(), "clip.mp4")):
-            return [_made(pair, clip, unit.config) for pair in make_pairs(clip, unit.windows, unit.config)]
+            return [_check(pair, clip, unit.config) for pair in make_pairs(clip, unit.windows, unit.config)]
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         return Failure(str(error))
 
 
-def _made(pair: Pair, clip: Clip, config: Config) -> CheckedPair:
+def _check(pair: Pair, clip: Clip, config: Config) -> CheckedPair:
     report = check_pair(pair, clip.id, clip.split, config)
     return CheckedPair(pack_pair(pair, clip.id) if report.kept else None, report, pair_picture(pair))
 
 
 def write_shards(job: Job, engine: Engine) -> None:
-    """Make both shard sets, or what a killed run left of them. LostError, at the end, when clips failed on the way."""
-    pairs = ShardWriter(job.root / "pairs", "pairs", job.made_by["pairs"])
-    latents = ShardWriter(job.root / "latents", "latents", job.made_by["latents"])
+    """Write both shard sets, or the missing part of an interrupted run. LostWindowsError at the end if clips failed."""
+    pairs = ShardWriter(job.root / "pairs", "pairs", job.fingerprints["pairs"])
+    latents = ShardWriter(job.root / "latents", "latents", job.fingerprints["latents"])
     texts = TextFeatures(job.root, job.base)
     texts.encode_missing(
         ["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)]
     )
     latents.write_empty_text(texts.read(""))
-    losses = LostWindows(pairs)
+    lost = LostWindows(pairs)
     stop = Event()
     with progress_bar("making pairs", sum(map(len, job.plan.values())), "clip") as bar:
-        encode = _Encoding(job, engine, pairs, latents, bar.add("encoding"), stop)
-        _each(
-            write_pair_shards(job, engine, pairs, losses, bar), encode, len(encode.encoders), stop, engine.asynchronous
-        )
+        encode = _ShardEncoder(job, engine, pairs, latents, bar.add("encoding"), stop)
+        shards = write_pair_shards(job, engine, pairs, lost, bar)
+        _encode_each(shards, encode, len(encode.encoders), stop, engine.asynchronous)
     pairs.finish(list(job.plan))
     latents.finish(list(job.plan))
-    losses.raise_if_any()
+    lost.raise_if_any()
 
 
 def write_pair_shards(
-    job: Job, engine: Engine, writer: ShardWriter, losses: LostWindows, bar: ProgressBar
+    job: Job, engine: Engine, writer: ShardWriter, lost: LostWindows, bar: ProgressBar
 ) -> Iterator[str]:
-    """Write the pair shards that are not there; the name of each, in the order of the plan, once it is whole."""
+    """Write the missing pair shards. Yields the name of every shard of the plan, in order, once it is finished."""
     missing = {
         shard: list(split_into_units(windows, job.clips, job.config))
         for shard, windows in job.plan.items()
         if not writer.has(shard)
     }
-    made = engine.map(process_unit, (unit for units in missing.values() for unit in units))
+    results = engine.map(process_unit, (unit for units in missing.values() for unit in units))
     for shard, windows in job.plan.items():
         if shard in missing:
-            samples = _samples(shard, missing[shard], made, losses, bar)
-            writer.write(shard, bar.track(_noted(job.notes, Path(shard).stem, samples, bar)))
+            pairs = _pairs_of_shard(shard, missing[shard], results, lost, bar)
+            writer.write(shard, bar.track(_log_checks(job.log, Path(shard).stem, pairs, bar)))
         else:
             bar.skip(len(windows))
         yield shard
 
 
-def _samples(
+def _pairs_of_shard(
     shard: str,
     units: list[WorkUnit],
-    made: Iterator[list[CheckedPair] | Failure],
-    losses: LostWindows,
+    results: Iterator[list[CheckedPair] | Failure],
+    lost: LostWindows,
     bar: ProgressBar,
 ) -> Iterator[CheckedPair]:
-    """The pairs of one shard, of the next of what is `made`."""
+    """The pairs of one shard, from the next results."""
     for unit in units:
-        done = next(made)
-        if isinstance(done, Failure):
-            losses.add(shard, unit, done.reason)
+        result = next(results)
+        if isinstance(result, Failure):
+            lost.add(shard, unit.clip.id, (window.number for window in unit.windows), result.reason)
             bar.skip(len(unit.windows))
         else:
-            yield from done
+            yield from result
 
 
-def _noted(notes: CheckLog, part: str, samples: Iterator[CheckedPair], bar: ProgressBar) -> Iterator[Members]:
-    """What is kept of a shard's pairs. The notes about all of them are written before the shard gets its name, so that
-    a shard that is there has its notes.
+def _log_checks(log: CheckLog, part: str, pairs: Iterator[CheckedPair], bar: ProgressBar) -> Iterator[Members]:
+    """Yield the pairs that pass the checks. The reports of all pairs are written before the shard is renamed to its
+    final name, so every finished shard has its reports.
     """
     entries = []
-    for made in samples:
-        entries.append((made.report, made.picture))
-        if made.members is None:
+    for pair in pairs:
+        entries.append((pair.report, pair.picture))
+        if pair.members is None:
             bar.skip(1)
         else:
-            yield made.members
-    notes.write(part, entries)
+            yield pair.members
+    log.write(part, entries)
 
 
-class _Encoding:
-    """Call it with the name of a pair shard that is whole: makes its latent shard, unless that is there."""
+class _ShardEncoder:
+    """Callable: encodes the finished pair shard of the given name, unless its latent shard exists."""
 
     def __init__(
         self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: ProgressBar, stop: Event
     ) -> None:
         self._pairs, self._latents, self._bar, self._stop = pairs, latents, bar, stop
-        done = all(map(latents.has, job.plan))
-        self.encoders = [] if done else engine.encoders(partial(LatentEncoder.open, job.config.model, job.root))
+        finished = all(map(latents.has, job.plan))
+        self.encoders = [] if finished else engine.encoders(partial(LatentEncoder.open, job.config.model, job.root))
         self._plan, self._idle = job.plan, SimpleQueue[LatentEncoder]()
         for encoder in self.encoders:
             self._idle.put(encoder)
@@ -201,9 +196,11 @@ class _Encoding:
             yield sample
 
 
-def _each(shards: Iterator[str], encode: Callable[[str], None], encoders: int, stop: Event, beside: bool) -> None:
-    """`encode` every shard: in threads while the next are made, or `beside` nothing else after the last."""
-    if not beside:
+def _encode_each(
+    shards: Iterator[str], encode: Callable[[str], None], encoders: int, stop: Event, asynchronous: bool
+) -> None:
+    """Encode every shard: in threads while the next ones are made, or, if not asynchronous, after the last one."""
+    if not asynchronous:
         for shard in list(shards):
             encode(shard)
         return
@@ -214,43 +211,9 @@ def _each(shards: Iterator[str], encode: Callable[[str], None], encoders: int, s
             running.append(pool.submit(encode, shard))
             for future in running:
                 if future.done():
-                    future.result()  # an error there ends the work here
+                    future.result()  # raises the error of the thread
         for future in running:
             future.result()
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-class LostWindows:
-    """What could not be made of the plan and why: `lost.json` beside the pair shards, as long as these are kept."""
-
-    def __init__(self, pairs: ShardWriter) -> None:
-        self.path = pairs.folder / "lost.json"
-        before = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.lost: list[dict[str, Any]] = [loss for loss in before if pairs.has(loss["shard"])]
-
-    def add(self, shard: str, unit: WorkUnit, reason: str) -> None:
-        """Note a unit that failed; the file is there before its shard is."""
-        windows = [window.number for window in unit.windows]
-        self.lost.append({"clip": unit.clip.id, "shard": shard, "windows": windows, "reason": reason})
-        self._write()
-
-    def _write(self) -> None:
-        with write_atomic(self.path) as file:
-            file.write(json.dumps(self.lost, indent=1).encode())
-
-    def raise_if_any(self) -> None:
-        """LostError when something was lost; otherwise the file goes."""
-        if not self.lost:
-            self.path.unlink(missing_ok=True)
-            return
-        self._write()
-        first = self.lost[0]
-        clips = len({loss["clip"] for loss in self.lost})
-        windows = sum(len(loss["windows"]) for loss in self.lost)
-        raise LostWindowsError(
-            f"{clips} clips failed while pairs were made, {windows} windows are missing ({first['clip']}: "
-            f"{first['reason']}); {self.path} names all. The shards are finished without them and can be used. To try "
-            f"again, delete {self.path.parent} and {self.path.parent.with_name('latents')} and run the same command"
-        )

@@ -1,10 +1,10 @@
-"""Clips per second of data_prep's parts alone and together: python -m scripts.benchmark_prep [--task deblur] [...]
+"""Measure clips per second of data_prep, by part and in total: python -m scripts.benchmark_prep [--task deblur] [...]
 
-decode: the frames of the windows. maker: the reference from frames that are there. pairs: decode, maker, cutting and
-the lossless mp4s, as a worker does it. encode: pair shards to latent shards, read and written. together: data_prep with
-`--workers` from clips to latents, without its survey. overlap is the rate of all together over that of the slowest of
-pairs (times workers, at most the cores) and encode alone: 1 when everything else costs nothing. vae: batches as
-data_prep makes them against one clip at a time. One JSON line per measurement.
+Parts: decode (frames of the windows), maker (references from decoded frames), pairs (decode, maker, crop and lossless
+mp4s, as in a worker), encode (pair shards to latent shards, with reading and writing), total (clips to latents with
+`--workers`, without probing the clips), vae (batches as data_prep makes them, against one clip at a time). `overlap` is
+the total rate over the rate of the slowest part: pairs (times workers, at most the number of cores) or encode. It is 1
+if nothing else costs time. Prints one JSON line per measurement.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from iclora_train.ltx2.text_features import TextFeatures
 
 
 def job_of(config: Config) -> Job:
-    """What data_prep would make of the train clips."""
+    """The job of data_prep for the train clips."""
     base = open_base(config.model)
     clips = list_clips(config.data.clips, config.data.heldout_fraction)
     usable, _ = select_clips([clip for clip in clips if clip.split == "train"], config)
@@ -46,27 +46,27 @@ def job_of(config: Config) -> Job:
     plan: ShardPlan = {
         f"train-{i // SHARD_CLIPS:06d}.tar": windows[i : i + SHARD_CLIPS] for i in range(0, len(windows), SHARD_CLIPS)
     }
-    by_id = {material.clip.id: material.clip for material in usable}
+    by_id = {probed.clip.id: probed.clip for probed in usable}
     return Job(Path(config.data.root), fingerprints(config, clips, base), plan, by_id, config, base)
 
 
 def rate(name: str, count: int, work: Callable[[], object]) -> float:
-    """Do it, say how many clips a second that was, and give the number."""
+    """Run `work`, print its rate in clips per second, and return the rate."""
     begin = time.perf_counter()
     work()
-    found = count / (time.perf_counter() - begin)
-    print(json.dumps({"part": name, "clips_per_second": round(found, 2)}), flush=True)
-    return found
+    clips_per_second = count / (time.perf_counter() - begin)
+    print(json.dumps({"part": name, "clips_per_second": round(clips_per_second, 2)}), flush=True)
+    return clips_per_second
 
 
 def drain(items: Iterable[object]) -> None:
-    """Go through all of them and keep none."""
+    """Consume an iterable."""
     for _ in items:
         pass
 
 
-def alone(units: list[WorkUnit], count: int) -> float:
-    """Decode, maker and pairs in this process; the rate of pairs."""
+def measure_pairs(units: list[WorkUnit], count: int) -> float:
+    """Measure decode, maker and pairs in this process. Returns the rate of pairs."""
     rate("decode", count, lambda: [drain(read_windows(unit.clip.path, unit.windows)) for unit in units])
     task, data = units[0].config.task, units[0].config.data
     maker, scales = (
@@ -85,8 +85,8 @@ def alone(units: list[WorkUnit], count: int) -> float:
     return rate("pairs", count, lambda: drain(map(process_unit, units)))
 
 
-def encoded(job: Job, count: int) -> float:
-    """Encode alone, from the pair shards of job.root; batched against one at a time."""
+def measure_encoding(job: Job, count: int) -> float:
+    """Measure encoding from the pair shards of job.root, and batches against one clip at a time."""
     pairs = ShardSet.open(job.root / "pairs")
     encoder = LatentEncoder(job.base, TextFeatures(job.root, job.base))
     read = [pairs.read_pair(i) for i in range(min(count, 16))]
@@ -97,20 +97,20 @@ def encoded(job: Job, count: int) -> float:
     return rate("encode", count, lambda: [drain(encoder.encode_shard(pairs, shard)) for shard in pairs.shards])
 
 
-def together(job: Job, count: int, workers: int) -> float:
-    """Everything from clips to latents, with the workers started and the texts there."""
+def measure_total(job: Job, count: int, workers: int) -> float:
+    """Measure clips to latents, with started workers and cached text features."""
     with closing(create_engine(job.config.engine, workers)) as engine:
         warm = engine.map(
             process_unit, [next(split_into_units(w, job.clips, job.config)) for w in job.plan.values()] * workers
         )
-        if any(isinstance(made, Failure) for made in warm):
+        if any(isinstance(result, Failure) for result in warm):
             raise SystemExit("the clips cannot be read")
         TextFeatures(job.root, job.base).encode_missing([""])
-        return rate(f"together, {workers} workers", count, lambda: write_shards(job, engine))
+        return rate(f"total, {workers} workers", count, lambda: write_shards(job, engine))
 
 
 def main() -> None:
-    """Measure, a part after the other."""
+    """Measure one part after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="deblur")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
@@ -125,11 +125,13 @@ def main() -> None:
             job = job_of(config)
             count = sum(map(len, job.plan.values()))
             if not pairs:
-                pairs = alone([u for w in job.plan.values() for u in split_into_units(w, job.clips, config)], count)
-            found = together(job, count, workers)
-            encode = encode or encoded(job, count)
+                pairs = measure_pairs(
+                    [u for w in job.plan.values() for u in split_into_units(w, job.clips, config)], count
+                )
+            total = measure_total(job, count, workers)
+            encode = encode or measure_encoding(job, count)
             slowest = min(pairs * max(min(workers, os.cpu_count() or 1), 1), encode)
-            print(json.dumps({"workers": workers, "overlap": round(found / slowest, 2)}), flush=True)
+            print(json.dumps({"workers": workers, "overlap": round(total / slowest, 2)}), flush=True)
 
 
 if __name__ == "__main__":

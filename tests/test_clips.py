@@ -107,7 +107,7 @@ def test_a_list_may_hold_what_belongs_to_a_clip(tmp_path):
     [
         ("video,fps\na.mp4,fast\n", r"clip 1: fps='fast' is not a number above 0"),
         ("video,fps\na.mp4,0\n", r"clip 1: fps='0' is not a number above 0"),
-        ("video,cuts\na.mp4,12 x\n", r"clip 1: cuts='12 x' are not frame numbers above 0"),
+        ("video,cuts\na.mp4,12 x\n", r"clip 1: cuts='12 x' must be frame numbers above 0"),
         ("video,caption\na.mp4,a dog, running\n", r"more cells than the header; put texts with commas in quotes"),
         ("id,video\nx,a.mp4\nx,b.mp4\n", "x is listed twice"),
     ],
@@ -172,7 +172,7 @@ def test_a_pair_must_match(tmp_path):
     assert told[2] == "its reference has 12.5 frames a second, the clip has 25"
     assert "its reference is 48x64 pixels, the clip 64x48: give both the same aspect ratio" in told[3]
     assert "gone.mp4: cannot be read as a video" in told[4]
-    assert "no reference is given" in told[5]
+    assert "the list names no reference" in told[5]
 
 
 def test_a_mask_has_the_size_of_its_clip(tmp_path):

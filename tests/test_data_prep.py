@@ -249,7 +249,7 @@ def test_a_given_reference_is_cut_like_its_target(tmp_path, base):
     assert (pair.references[0] == crop_window(frames, window)).all()
     assert [c["reason"].split(",")[0] for c in json.loads((root / "report.json").read_text())["dropped"]] == [
         "its reference has 12 frames",
-        "no reference is given in the list",
+        "the list names no reference",
     ]
 
 
@@ -278,7 +278,7 @@ def opened_geometry(base: Path) -> Geometry:
 
 def test_settings_that_are_not_set_leave_older_shards_good(prepared, clips, base):
     made = ShardSet.open(prepared / "pairs").fingerprint["settings"]["data"]
-    assert not set(made) & set(pipeline.LATER)
+    assert not set(made) & set(pipeline.NEW_SETTINGS)
     with pytest.raises(ShardError, match=r"settings\.data\.pick: None -> stride"):
         pipeline.prepare(config_for(prepared, clips, base, "data.pick=stride"))
 

@@ -16,7 +16,8 @@ from data_prep.clips.windows import Window
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Engine, Failure
 from data_prep.engines.local import InProcessEngine, WorkerEngine, create_engine
-from data_prep.write_shards import LostWindowsError, WorkUnit, process_unit, split_into_units
+from data_prep.lost_windows import LostWindowsError
+from data_prep.write_shards import WorkUnit, process_unit, split_into_units
 from iclora_train.config import ConfigError
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
@@ -240,7 +241,7 @@ def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, cli
     assert max(sizes) == 2  # it has learned
     monkeypatch.setattr(encoder.vae, "encode", lambda video: small_only(video.expand(4, *video.shape[1:])))
     with pytest.raises(
-        ConfigError, match=r"no memory to encode one clip of 32x32x5: end what else runs on it, or lower"
+        ConfigError, match=r"no memory to encode one clip of 32x32x5: stop other programs, or lower"
     ):
         encoder.encode(four[:1])
 

@@ -246,7 +246,7 @@ def test_union_makes_what_the_control_makes_alone():
     [
         ({}, "controls is empty: name makers"),
         ({"control.cany": {}}, r"task\.maker='control\.cany' is not one of"),
-        ({"control.canny": {"wait": 1}}, r"controls\.control\.canny has wait; it may have weight and args"),
+        ({"control.canny": {"wait": 1}}, r"controls\.control\.canny has wait; allowed: weight and args"),
         ({"control.canny": {"weight": 0}}, r"controls\.control\.canny\.weight=0 must lie in"),
         ({"control.canny": {"args": {"size": 3}}}, "size=3 must lie in"),
     ],

@@ -105,7 +105,7 @@ DAMAGE = {
         "latents was not made from",
     ),
     "NaN": (lambda r: rewrite(r / "latents", "target", lambda t: t * torch.nan), "its target holds NaN or infinite"),
-    "a shape": (lambda r: rewrite(r / "latents", "reference0", lambda t: t[..., :2]), "are odd: delete it"),
+    "a shape": (lambda r: rewrite(r / "latents", "reference0", lambda t: t[..., :2]), "of its bucket: delete it"),
     "no empty caption": (
         lambda r: (r / "latents" / EMPTY_TEXT_FILE).unlink(),
         f"{EMPTY_TEXT_FILE} is missing: delete it",

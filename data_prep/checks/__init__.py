@@ -1,4 +1,4 @@
-"""Checks of pairs, captions and splits, their report and the contact sheet. See docs/checks.md."""
+"""Checks of pairs, captions and splits, their report and the contact sheet. See docs/data.md."""
 
 from data_prep.checks.base import Finding, Report
 from data_prep.checks.duplicates import Signature, find_duplicates, frames_to_hash, make_signature

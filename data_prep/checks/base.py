@@ -1,4 +1,4 @@
-"""A finding: what one check measured, what was allowed, and the verdict; and all findings about a pair."""
+"""A finding of one check (value, limits, verdict), and the report with all findings about a pair."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 from iclora_train.config.checks import VERDICTS, Limit
 
-MAX_SEVERITY = 10.0  # how far outside of a limit still counts in the order
+MAX_SEVERITY = 10.0  # larger severities rank equally
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`value` is None where a check does not apply, and `detail` says why. `reference` counts from 1; 0 is the pair."""
+    """`value` is None if a check does not apply; `detail` says why. `reference` counts from 1; 0 is the pair itself."""
 
     check: str
     value: float | None
@@ -24,7 +24,7 @@ class Finding:
 
     @property
     def severity(self) -> float:
-        """How close a value is to its limit (1: on it) or how far outside, up to STRAIN_MOST."""
+        """Ratio of the value to its limit: 1 at the limit, more outside, at most MAX_SEVERITY."""
         if self.value is None:
             return 0.0
         above = _ratio(self.value, self.most) if self.most is not None else 0.0
@@ -33,7 +33,7 @@ class Finding:
 
     @property
     def reason(self) -> str:
-        """The finding in a line, e.g. `offset 2 (at most 0): the reference is 2 frames early`."""
+        """The finding in one line, e.g. `offset 2 (at most 0): the reference is 2 frames early`."""
         value = "not measured" if self.value is None else f"{self.value:.4g}"
         bounds = [
             f"{word} {bound:g}" for word, bound in (("least", self.least), ("most", self.most)) if bound is not None
@@ -48,17 +48,17 @@ def _ratio(large: float, small: float) -> float:
 
 
 def judge(check: str, value: float | None, limit: Limit, detail: str = "", reference: int = 0) -> Finding:
-    """A measured value against its limit. A value that is no number is outside of every limit."""
-    good = value is None or (
+    """Compare a measured value with its limit. NaN violates every limit."""
+    passes = value is None or (
         (limit.least is None or value >= limit.least) and (limit.most is None or value <= limit.most)
     )
     measured = None if value is None else float(value)
-    return Finding(check, measured, limit.least, limit.most, "ok" if good else limit.action, detail, reference)
+    return Finding(check, measured, limit.least, limit.most, "ok" if passes else limit.action, detail, reference)
 
 
 @dataclass(frozen=True)
 class Report:
-    """All findings about the pair `key`, or about a whole clip (key = clip)."""
+    """All findings about the pair `key`, or about a whole clip (then key equals clip)."""
 
     key: str
     clip: str
@@ -68,12 +68,12 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """The worst of the findings' verdicts."""
+        """The worst verdict of the findings."""
         return max((finding.verdict for finding in self.findings), key=VERDICTS.index, default="ok")
 
     @property
     def is_pair(self) -> bool:
-        """Whether it is about a pair; otherwise it is about a whole clip."""
+        """Whether the report is about a pair, not about a whole clip."""
         return self.key != self.clip
 
     @property
@@ -83,28 +83,28 @@ class Report:
 
     @property
     def problems(self) -> list[Finding]:
-        """The findings that are not ok, the worst first."""
-        bad = [finding for finding in self.findings if finding.verdict != "ok"]
-        return sorted(bad, key=lambda finding: (-VERDICTS.index(finding.verdict), -finding.severity))
+        """The findings with a verdict other than ok, worst first."""
+        not_ok = [finding for finding in self.findings if finding.verdict != "ok"]
+        return sorted(not_ok, key=lambda finding: (-VERDICTS.index(finding.verdict), -finding.severity))
 
     @property
     def reason(self) -> str:
-        """What is wrong, the worst first; empty when nothing is."""
+        """The problems in one line, worst first; empty if there are none."""
         return "; ".join(finding.reason for finding in self.problems)
 
     @property
     def rank(self) -> tuple[int, int, float]:
-        """Larger is worse: the verdict, how many checks object, how close to a limit."""
+        """Sort key, larger is worse: verdict, number of problems, largest severity."""
         severity = max((finding.severity for finding in self.findings), default=0.0)
         return VERDICTS.index(self.verdict), len(self.problems), severity
 
     def record(self) -> dict[str, Any]:
-        """The report as JSON, a line of checks.jsonl."""
-        told = {"key": self.key, "clip": self.clip, "split": self.split, "verdict": self.verdict}
-        return told | {"caption": self.caption, "findings": [asdict(finding) for finding in self.findings]}
+        """The report as JSON, one line of checks.jsonl."""
+        record = {"key": self.key, "clip": self.clip, "split": self.split, "verdict": self.verdict}
+        return record | {"caption": self.caption, "findings": [asdict(finding) for finding in self.findings]}
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Report:
-        """The report that `record` is of."""
+        """The report of a record."""
         findings = tuple(Finding(**finding) for finding in record["findings"])
         return cls(record["key"], record["clip"], record["split"], record["caption"], findings)

@@ -1,5 +1,4 @@
-"""The checks beyond a single pair: clips of two splits that are alike, what the VAE makes of pairs; and the end of a
-preparation, at which all findings are told."""
+"""Checks of the data set (duplicates across splits, VAE round trips) and the final report of a preparation."""
 
 from __future__ import annotations
 
@@ -31,24 +30,24 @@ from iclora_train.ltx2.base_model import BaseModel
 
 
 def drop_duplicates(
-    usable: list[ProbedClip], sources: dict[str, Any], notes: CheckLog, config: Config
+    usable: list[ProbedClip], sources: dict[str, Any], log: CheckLog, config: Config
 ) -> list[ProbedClip]:
-    """The clips without those that show the same as one of another split; what was found is noted."""
-    if not notes.has("clips"):
+    """The clips without duplicates of a clip in another split. Findings are logged."""
+    if not log.has("clips"):
         signatures = []
         with progress_bar("comparing clips", len(usable), "clip") as bar:
-            for material in bar.track(usable):
-                clip, info = material.clip, material.info
+            for probed in bar.track(usable):
+                clip, info = probed.clip, probed.info
                 frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)))
                 signatures.append(make_signature(clip.id, clip.split, sources[clip.id]["video"], frames))
-        notes.write("clips", find_duplicates(signatures, config.checks))
-    twice = {report.clip for report, _ in notes.read("clips") if not report.kept}
-    return [material for material in usable if material.clip.id not in twice]
+        log.write("clips", find_duplicates(signatures, config.checks))
+    duplicated = {report.clip for report, _ in log.read("clips") if not report.kept}
+    return [probed for probed in usable if probed.clip.id not in duplicated]
 
 
 @torch.inference_mode()
-def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, notes: CheckLog, config: Config) -> None:
-    """Note what the VAE makes of some of the pairs."""
+def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, log: CheckLog, config: Config) -> None:
+    """Log the VAE round trip of some of the pairs."""
     numbers = evenly_spaced(len(pairs), config.checks.vae_pairs)
     device = default_device()
     reports = []
@@ -57,24 +56,24 @@ def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, notes: CheckLog, conf
         with progress_bar("pairs through the VAE", len(numbers), "clip") as bar:
             for i in bar.track(numbers):
                 pair, sample = pairs.read_pair(i), pairs.samples[i]
-                found = check_vae(pair, vae.encode, vae.decode, config.checks, device)
-                reports.append(Report(pair.key, sample.source, sample.split, pair.caption, tuple(found)))
-    notes.add(reports)
+                findings = check_vae(pair, vae.encode, vae.decode, config.checks, device)
+                reports.append(Report(pair.key, sample.source, sample.split, pair.caption, tuple(findings)))
+    log.add(reports)
 
 
-def finish_checks(root: Path, notes: CheckLog, report: dict[str, Any], config: Config) -> None:
-    """Everything that was found: on the screen, in report.json, checks.jsonl and contact.html. ConfigError when a check
-    that must not object did."""
-    totals = write_results(root, notes, report, config)
+def finish_checks(root: Path, log: CheckLog, report: dict[str, Any], config: Config) -> None:
+    """Show all findings and write them to report.json, checks.jsonl and contact.html. ConfigError if a check with
+    action=fail has a problem."""
+    totals = write_results(root, log, report, config)
     write_report(root, report | {"checks": totals})
     require_no_failure(totals, root)
 
 
 def read_check_totals(root: Path) -> dict[str, Any] | None:
-    """What the checks found, if an earlier run came to its end: the report gets it last."""
+    """Totals of the checks if an earlier run finished; report.json receives them last."""
     path = root / "report.json"
-    found: dict[str, Any] | None = json.loads(path.read_text()).get("checks") if path.exists() else None
-    return found
+    totals: dict[str, Any] | None = json.loads(path.read_text()).get("checks") if path.exists() else None
+    return totals
 
 
 def write_report(root: Path, report: dict[str, Any]) -> None:

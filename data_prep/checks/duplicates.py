@@ -1,6 +1,6 @@
-"""The same footage in train and in a held-out split: found by bytes, and by perceptual hashes of several frames.
+"""Duplicates across splits, found by file bytes and by perceptual hashes of several frames.
 
-A held-out score is worth nothing when the adapter has seen the clip, be it re-encoded, resized or trimmed.
+A held-out score is meaningless if the adapter was trained on the clip, even re-encoded, resized or trimmed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from data_prep.checks.pictures import encode_jpeg, frame_strip, stack_jpegs
 from data_prep.clips.clip_list import SPLITS
 from iclora_train.config.checks import Checks
 
-SIDE, KEPT = 32, 16  # pixels of the picture whose DCT is taken, and its lowest frequencies that make the hash
-FLAT = 16  # levels between dark and bright; a picture below shows too little to be told from others
-EVERY, FEWEST, MOST = 0.5, 4, 32  # seconds between hashed frames, and how many there are
+SIDE, FREQUENCIES = 32, 16  # side in pixels of the picture for the DCT, and the lowest frequencies in the hash
+MIN_CONTRAST = 16  # levels between dark and bright; flatter pictures are too similar to each other
+INTERVAL, MIN_FRAMES, MAX_FRAMES = 0.5, 4, 32  # seconds between hashed frames, and limits of their number
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A clip to be compared: sha256 of its file, hashes uint64 (n,4) of frames, and a JPEG of some of them."""
+    """A clip for comparison: sha256 of its file, hashes uint64 (n,4) of frames, and a JPEG of some frames."""
 
     clip: str
     split: str
@@ -33,42 +33,42 @@ class Signature:
 
 
 def frames_to_hash(frames: int, fps: float) -> tuple[int, ...]:
-    """Numbers of the frames of a clip that are hashed, spread evenly."""
-    count = min(max(round(frames / fps / EVERY), FEWEST), MOST, frames)
+    """Numbers of the frames of a clip to hash, evenly spaced."""
+    count = min(max(round(frames / fps / INTERVAL), MIN_FRAMES), MAX_FRAMES, frames)
     return tuple(int((i + 0.5) * frames / count) for i in range(count))
 
 
 def make_signature(clip: str, split: str, sha256: str, frames: Iterable[np.ndarray]) -> Signature:
-    """The signature of a clip by its frames uint8 RGB (H,W,3) at `moments`."""
-    shown = list(frames)
-    hashes = [code for frame in shown if (code := perceptual_hash(frame)) is not None]
-    return Signature(clip, split, sha256, np.array(hashes, np.uint64).reshape(-1, 4), encode_jpeg(frame_strip(shown)))
+    """The signature of a clip from its frames uint8 RGB (H,W,3) at `frames_to_hash`."""
+    images = list(frames)
+    hashes = [code for frame in images if (code := perceptual_hash(frame)) is not None]
+    return Signature(clip, split, sha256, np.array(hashes, np.uint64).reshape(-1, 4), encode_jpeg(frame_strip(images)))
 
 
 def perceptual_hash(frame: np.ndarray) -> np.ndarray | None:
-    """256 bits as uint64 (4,) that re-encoding and resizing hardly change: which of the lowest frequencies of the luma
-    lie above their median (pHash, Zauner 2010). None for a flat picture.
+    """256 bits as uint64 (4,), robust to re-encoding and resizing: whether each of the lowest luma frequencies exceeds
+    their median (pHash, Zauner 2010). None for a flat picture.
     """
     luma = cv2.cvtColor(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    if np.ptp(luma) < FLAT:
+    if np.ptp(luma) < MIN_CONTRAST:
         return None
-    low = cv2.dct(luma.astype(np.float32))[:KEPT, :KEPT].ravel()
+    low = cv2.dct(luma.astype(np.float32))[:FREQUENCIES, :FREQUENCIES].ravel()
     return np.packbits(low > np.median(low[1:])).view(np.uint64)
 
 
 def find_duplicates(signatures: Sequence[Signature], checks: Checks) -> list[tuple[Report, bytes]]:
-    """For every train clip (and val clip) how much of it is in a clip of a later split, with a picture of both. It is
-    the earlier split's clip that the finding is about, so that held-out sets stay as they are.
+    """For every train and val clip, the share of it that is in a clip of a later split, with a picture of both. The
+    finding is about the clip of the earlier split, so that held-out sets do not change.
     """
-    found = []
+    entries = []
     for split in SPLITS[:-1]:
-        later = _Pool([s for s in signatures if SPLITS.index(s.split) > SPLITS.index(split)], checks.distance)
-        found += [_compare(s, later, checks) for s in signatures if s.split == split]
-    return found
+        later = _ClipIndex([s for s in signatures if SPLITS.index(s.split) > SPLITS.index(split)], checks.distance)
+        entries += [_compare(s, later, checks) for s in signatures if s.split == split]
+    return entries
 
 
-class _Pool:
-    """Clips to compare others with: all their hashes (M,4) in one array, and whose each is."""
+class _ClipIndex:
+    """Searchable clips: all their hashes (M,4) in one array, with the clip of each hash."""
 
     def __init__(self, clips: list[Signature], distance: int) -> None:
         self.clips, self._distance = clips, distance
@@ -76,28 +76,28 @@ class _Pool:
         self._hashes = np.concatenate([np.zeros((0, 4), np.uint64), *(clip.hashes for clip in clips)])
         self._owner = np.repeat(np.arange(len(clips)), [len(clip.hashes) for clip in clips])
 
-    def nearest(self, one: Signature) -> tuple[Signature | None, float]:
-        """The clip that shares most with `one`, and the share: of the hashed frames of `one` that the clip holds, or of
-        the clip's in `one`, whichever is larger. None when no frame is alike.
+    def nearest(self, query: Signature) -> tuple[Signature | None, float]:
+        """The clip with the largest overlap with `query`, and the overlap: the share of the query's hashed frames in
+        the clip, or of the clip's in the query, whichever is larger. None if no frame matches.
         """
-        bits = np.bitwise_count(one.hashes[:, None] ^ self._hashes).sum(axis=-1, dtype=np.uint16)  # (n,M)
+        bits = np.bitwise_count(query.hashes[:, None] ^ self._hashes).sum(axis=-1, dtype=np.uint16)  # (n,M)
         near = bits <= self._distance
         best: tuple[Signature | None, float] = None, 0.0
         for i in np.unique(self._owner[near.any(axis=0)]):
-            own = near[:, self._owner == i]
-            share = float(max(own.any(axis=1).mean(), own.any(axis=0).mean()))
-            best = max(best, (self.clips[i], share), key=lambda found: found[1])
+            matches = near[:, self._owner == i]
+            share = float(max(matches.any(axis=1).mean(), matches.any(axis=0).mean()))
+            best = max(best, (self.clips[i], share), key=lambda item: item[1])
         return best
 
 
-def _compare(one: Signature, others: _Pool, checks: Checks) -> tuple[Report, bytes]:
-    """The finding about `one` against the clip that is most like it."""
-    same = others.by_sha256.get(one.sha256)
-    nearest, share = (same, 1.0) if same else others.nearest(one)
+def _compare(query: Signature, later: _ClipIndex, checks: Checks) -> tuple[Report, bytes]:
+    """The finding about `query` and its nearest clip."""
+    identical = later.by_sha256.get(query.sha256)
+    nearest, share = (identical, 1.0) if identical else later.nearest(query)
     if nearest is None:
-        finding, picture = judge("duplicate", 0.0, checks.duplicate), one.picture
+        finding, picture = judge("duplicate", 0.0, checks.duplicate), query.picture
     else:
-        how = "has the same bytes as" if same else "shows the same as"
+        how = "has the same bytes as" if identical else "shows the same as"
         finding = judge("duplicate", share, checks.duplicate, f"{how} {nearest.clip} ({nearest.split})")
-        picture = stack_jpegs(one.picture, nearest.picture)
-    return Report(one.clip, one.clip, one.split, "", (finding,)), picture
+        picture = stack_jpegs(query.picture, nearest.picture)
+    return Report(query.clip, query.clip, query.split, "", (finding,)), picture

@@ -1,4 +1,4 @@
-"""The checks of one pair: made when the pair is made, before it goes into a shard."""
+"""Checks of one pair, before it is written to a shard."""
 
 from __future__ import annotations
 
@@ -20,82 +20,78 @@ from iclora_train.data.pixels import from_uint8, to_uint8
 
 
 def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps: float | None = None) -> Report:
-    """All findings about a pair of `clip`. reference_fps: of the file that a supplied reference was read from."""
+    """All findings about a pair of `clip`. reference_fps: frame rate of the file of a supplied reference."""
     task, checks = config.task, config.checks
     findings = list(check_caption(pair.caption, task, checks, needed=config.model.checkpoint != "nano"))
     for number, reference in enumerate(pair.references, start=1):
         findings.append(_shape(pair, reference, reference_fps, task, checks, number))
-        findings += _pictures(pair, reference, task, checks, number)
-    covered = list(_coverages(pair.record.get("drawn")))
-    if covered:
-        findings.append(judge("coverage", min(covered), checks.coverage, "share of frames that show what is followed"))
+        findings += _picture_findings(pair, reference, task, checks, number)
+    coverages = list(_coverages(pair.record.get("drawn")))
+    if coverages:
+        detail = "share of frames that show a person or a track"
+        findings.append(judge("coverage", min(coverages), checks.coverage, detail))
     return Report(pair.key, clip, split, pair.caption, tuple(findings))
 
 
 def _shape(pair: Pair, reference: np.ndarray, fps: float | None, task: Task, checks: Checks, number: int) -> Finding:
-    """In how many of frames, height, width and fps a reference is not what the declared factors make of the target."""
-    down, slow = task.reference_downscale, task.reference_temporal_scale
+    """Count the mismatches in frames, height, width and fps between a reference and the declared factors."""
+    downscale, temporal_scale = task.reference_downscale, task.reference_temporal_scale
     frames, height, width = pair.target.shape[:3]
-    wanted: dict[str, float] = {"frames": (frames - 1) / slow + 1, "height": height / down, "width": width / down}
-    given: dict[str, float] = dict(zip(wanted, reference.shape[:3], strict=True))
-    wrong = [f"{name} {given[name]} instead of {value:g}" for name, value in wanted.items() if given[name] != value]
-    if fps is not None and abs(fps * slow / pair.fps - 1) > 0.01:
-        wrong.append(f"fps {fps:g} instead of {pair.fps / slow:g}")
+    expected = {
+        "frames": (frames - 1) / temporal_scale + 1,
+        "height": height / downscale,
+        "width": width / downscale,
+    }
+    actual: dict[str, float] = dict(zip(expected, reference.shape[:3], strict=True))
+    wrong = [f"{key} {actual[key]} instead of {value:g}" for key, value in expected.items() if actual[key] != value]
+    if fps is not None and abs(fps * temporal_scale / pair.fps - 1) > 0.01:
+        wrong.append(f"fps {fps:g} instead of {pair.fps / temporal_scale:g}")
     return judge("shape", len(wrong), checks.shape, ", ".join(wrong), number)
 
 
-def _pictures(pair: Pair, reference: np.ndarray, task: Task, checks: Checks, number: int) -> Iterator[Finding]:
-    """What is seen in a reference and in how it goes with its target."""
-    slow = task.reference_temporal_scale
+def _picture_findings(pair: Pair, reference: np.ndarray, task: Task, checks: Checks, number: int) -> Iterator[Finding]:
+    """Findings about the pictures of a reference and about their agreement with the target."""
+    temporal_scale = task.reference_temporal_scale
     size = measures.comparison_size(pair.target, reference)
-    real, made = (
-        measures.downscaled_luma(pair.target, size),
-        measures.downscaled_luma(reference, size),
-    )  # (F,h,w), (F',h,w)
-    yield _offset(made, real, checks, slow, number)
-    both = min(len(made), len(real[::slow]))
-    made, real = made[:both], real[::slow][:both]
-    yield judge(
-        "blank", measures.blank(made), checks.blank, "levels between the darkest and the brightest place", number
-    )
-    share = measures.static(made, real)
-    detail = (
-        "share of moving frames in which the reference stands still" if share is not None else "the target is still"
-    )
+    target_luma = measures.downscaled_luma(pair.target, size)  # (F,h,w)
+    reference_luma = measures.downscaled_luma(reference, size)  # (F',h,w)
+    yield _offset(reference_luma, target_luma, checks, temporal_scale, number)
+    target_luma = target_luma[::temporal_scale]
+    frames = min(len(reference_luma), len(target_luma))
+    reference_luma, target_luma = reference_luma[:frames], target_luma[:frames]
+    detail = "levels between the darkest and the brightest place"
+    yield judge("blank", measures.blank(reference_luma), checks.blank, detail, number)
+    share = measures.static(reference_luma, target_luma)
+    detail = "the target is still" if share is None else "share of moving frames in which the reference stands still"
     yield judge("static", share, checks.static, detail, number)
     if task.family != "structure":
-        share = measures.clipped(made, real)
+        share = measures.clipped(reference_luma, target_luma)
         yield judge("clipped", share, checks.clipped, "share of pixels that became black or white", number)
         return
-    yield judge(
-        "contrast",
-        measures.contrast(made),
-        checks.contrast,
-        "levels between darkest and brightest in the tenth of frames that show least",
-        number,
-    )
-    worse = measures.flicker(made, real)
-    yield judge("flicker", worse, checks.flicker, "times the target's warping error", number)
+    detail = "levels between darkest and brightest in the tenth of frames that show least"
+    yield judge("contrast", measures.contrast(reference_luma), checks.contrast, detail, number)
+    ratio = measures.flicker(reference_luma, target_luma)
+    yield judge("flicker", ratio, checks.flicker, "times the target's warping error", number)
 
 
-def _offset(made: np.ndarray, real: np.ndarray, checks: Checks, slow: int, number: int) -> Finding:
-    found = find_offset(made, real, checks.search, slow)
-    if found.frames is None:
+def _offset(reference: np.ndarray, target: np.ndarray, checks: Checks, temporal_scale: int, number: int) -> Finding:
+    offset = find_offset(reference, target, checks.search, temporal_scale)
+    if offset.frames is None:
         return judge("offset", None, checks.offset, "too few frames that move", number)
-    if found.frames == 0:
+    if offset.frames == 0:
         return judge("offset", 0, checks.offset, "", number)
-    when = "early" if found.frames > 0 else "late"
-    detail = f"the reference is {abs(found.frames)} frames {when} (gain {found.gain:.2f})"
-    return judge("offset", abs(found.frames), checks.offset, detail, number)
+    when = "early" if offset.frames > 0 else "late"
+    detail = f"the reference is {abs(offset.frames)} frames {when} (gain {offset.gain:.2f})"
+    return judge("offset", abs(offset.frames), checks.offset, detail, number)
 
 
-def _coverages(drawn: Any) -> Iterator[float]:
-    """Every number called `coverage` in what makers say they drew; makers may hold makers."""
-    if isinstance(drawn, list):
-        for value in drawn:
+def _coverages(params: Any) -> Iterator[float]:
+    """Every number named `coverage` in the recorded parameters; makers may contain makers."""
+    if isinstance(params, list):
+        for value in params:
             yield from _coverages(value)
-    elif isinstance(drawn, dict):
-        for name, value in drawn.items():
+    elif isinstance(params, dict):
+        for name, value in params.items():
             if name == "coverage":
                 yield float(value)
             else:
@@ -109,9 +105,9 @@ def check_vae(
     checks: Checks,
     device: torch.device | str = "cpu",
 ) -> list[Finding]:
-    """How well target (reference 0) and references come back from the VAE: what it loses, no adapter can follow.
+    """PSNR of target (reference 0) and references after the VAE. Detail that the VAE loses cannot guide an adapter.
 
-    encode: video (1,3,F,H,W) in [-1, 1] -> latents; decode: the way back. They decide about their precision.
+    encode: video (1,3,F,H,W) in [-1, 1] -> latents. decode: latents -> video. Both choose their own precision.
     """
     findings = []
     for number, clip in enumerate((pair.target, *pair.references)):
@@ -123,7 +119,7 @@ def check_vae(
     return findings
 
 
-def evenly_spaced(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` numbers below `count`, evenly spread: which pairs `check_vae` sees."""
-    chosen = min(count, wanted)
-    return [int((i + 0.5) * count / chosen) for i in range(chosen)]
+def evenly_spaced(count: int, limit: int) -> list[int]:
+    """Up to `limit` indices below `count`, evenly spaced: the pairs for `check_vae`."""
+    total = min(count, limit)
+    return [int((i + 0.5) * count / total) for i in range(total)]

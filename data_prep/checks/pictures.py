@@ -1,4 +1,4 @@
-"""Small pictures for the contact sheet: frames of a reference over those of its target."""
+"""Thumbnails for the contact sheet: frames of a reference above frames of its target."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import numpy as np
 
 from iclora_train.core.types import Pair
 
-TILES, HEIGHT, WIDEST = 6, 96, 192  # frames in a row, and the most pixels of each
+TILES, MAX_HEIGHT, MAX_WIDTH = 6, 96, 192  # frames per row, and their limits in pixels
 QUALITY = 80  # of the JPEG
 
 
 def frame_strip(frames: Sequence[np.ndarray], count: int = TILES) -> np.ndarray:
-    """Up to `count` frames uint8 RGB (H,W,3), evenly spread, side by side (h,w,3)."""
+    """Up to `count` evenly spaced frames uint8 RGB (H,W,3), side by side (h,w,3)."""
     numbers = sorted({round(i) for i in np.linspace(0, len(frames) - 1, count)})
     return np.hstack([_tile(frames[i], frames[0].shape[:2]) for i in numbers])
 
 
 def _tile(frame: np.ndarray, like: tuple[int, int]) -> np.ndarray:
-    """A frame at the size in which one of `like` (height, width) is shown."""
-    scale = min(HEIGHT / like[0], WIDEST / like[1], 1.0)
+    """A frame resized to the thumbnail size of a frame of `like` (height, width)."""
+    scale = min(MAX_HEIGHT / like[0], MAX_WIDTH / like[1], 1.0)
     size = (max(round(like[1] * scale), 1), max(round(like[0] * scale), 1))
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def pair_picture(pair: Pair) -> bytes:
-    """JPEG of references over target; smaller and slower references are shown at the target's size and times."""
+    """JPEG of references above the target; small and slow references at the target's size and times."""
     rows = []
     numbers = sorted({round(i) for i in np.linspace(0, len(pair.target) - 1, TILES)})
     for clip in (*pair.references, pair.target):
-        at = [round(i * (len(clip) - 1) / max(len(pair.target) - 1, 1)) for i in numbers]
-        rows.append(np.hstack([_tile(clip[i], pair.target.shape[1:3]) for i in at]))
+        indices = [round(i * (len(clip) - 1) / max(len(pair.target) - 1, 1)) for i in numbers]
+        rows.append(np.hstack([_tile(clip[i], pair.target.shape[1:3]) for i in indices]))
     return encode_jpeg(np.vstack(rows))
 
 
 def stack_jpegs(above: bytes, below: bytes) -> bytes:
-    """JPEG of two JPEGs, one over the other."""
+    """JPEG of two JPEGs, one above the other."""
     rows = [np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)) for data in (above, below)]
     width = max(row.shape[1] for row in rows)
     return encode_jpeg(np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]))

@@ -1,4 +1,4 @@
-"""What the checks found, kept on disk while pairs are made, and told in the end: checks.jsonl, totals, contact.html."""
+"""Log of the check reports on disk, and the final report: checks.jsonl, totals, table, contact.html."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.config.checks import VERDICTS, Limit
 from iclora_train.core.atomic_files import write_atomic
 
-Entry = tuple[Report, bytes]  # and its picture (JPEG; empty for none)
-LATER = "later"  # the part with findings that are made after the pairs
+Entry = tuple[Report, bytes]  # a report and its picture (JPEG, or empty)
+LATER = "later"  # the part with findings that are added after the pairs are made
 
 
 class CheckLog:
-    """Reports and pictures in parts, a file each (one per pair shard), so that a killed run can go on.
+    """Reports and pictures on disk, one file per part (one part per pair shard), so that interrupted runs can continue.
 
-    mark: what the pairs were made by (a digest); notes of other settings lie in another folder.
+    fingerprint: digest of the settings of the pairs. Logs of other settings are in other folders.
     """
 
-    def __init__(self, root: Path, mark: str) -> None:
-        self.folder = root / f"checks-{mark[:8]}"
+    def __init__(self, root: Path, fingerprint: str) -> None:
+        self.folder = root / f"checks-{fingerprint[:8]}"
 
     def has(self, part: str) -> bool:
-        """Whether a part is there."""
+        """Whether a part exists."""
         return self._path(part).exists()
 
     def write(self, part: str, entries: Iterable[Entry]) -> None:
-        """Write a part, whole or not at all; one of that name is replaced."""
+        """Write a part atomically; an existing part is replaced."""
         with write_atomic(self._path(part)) as file:
             for report, picture in entries:
                 line = {"report": report.record(), "picture": base64.b64encode(picture).decode()}
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def add(self, reports: Iterable[Report]) -> None:
-        """Write more findings about pairs that are in other parts already (the VAE's)."""
+        """Add findings about pairs of other parts (the VAE round trips)."""
         self.write(LATER, [(report, b"") for report in reports])
 
     def read(self, part: str) -> Iterator[Entry]:
-        """What a part holds; nothing if it is not there."""
+        """The entries of a part; none if it does not exist."""
         return self._read(self._path(part))
 
     def entries(self) -> Iterator[Entry]:
-        """Every report with its picture, by part and in order; added findings are with their pair's."""
+        """Every report with its picture, by part and in order, including added findings."""
         added = {report.key: report.findings for report, _ in self._read(self._path(LATER))}
         for path in sorted(self.folder.glob("*.jsonl")):
             if path != self._path(LATER):
@@ -71,64 +71,64 @@ class CheckLog:
                     yield Report.from_record(line["report"]), base64.b64decode(line["picture"])
 
 
-def write_results(root: Path, notes: CheckLog, report: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Write root/checks.jsonl and root/contact.html from the notes, show the table, return the totals for `report`,
-    which is what report.json says of the clips (`kept`, `dropped`).
+def write_results(root: Path, log: CheckLog, report: dict[str, Any], config: Config) -> dict[str, Any]:
+    """Write root/checks.jsonl and root/contact.html from the log, and print the table. Returns the totals. `report` is
+    the content of report.json about the clips (`kept`, `dropped`).
     """
     with write_atomic(root / "checks.jsonl") as file:
-        for one, _ in notes.entries():
-            file.write(json.dumps(one.record(), ensure_ascii=False).encode() + b"\n")
-    totals = summarize((one for one, _ in notes.entries()), config.checks.limits())
-    room = int(config.checks.sheet_megabytes * 2**20)
-    write_contact_sheet(root / "contact.html", notes.entries, totals, report, config.task.name, room)
+        for entry, _ in log.entries():
+            file.write(json.dumps(entry.record(), ensure_ascii=False).encode() + b"\n")
+    totals = summarize((entry for entry, _ in log.entries()), config.checks.limits())
+    max_bytes = int(config.checks.sheet_megabytes * 2**20)
+    write_contact_sheet(root / "contact.html", log.entries, totals, report, config.task.name, max_bytes)
     show_checks(totals)
     return totals
 
 
 def summarize(reports: Iterable[Report], limits: dict[str, Limit]) -> dict[str, Any]:
-    """Totals: pairs by verdict, and per check the verdicts, its limit and the values; who is left out and why."""
+    """Totals: pairs by verdict; per check the verdicts, the limit and the values; excluded pairs with reasons."""
     pairs = dict.fromkeys(VERDICTS, 0)
-    found: dict[str, list[Finding]] = {name: [] for name in limits}
+    findings: dict[str, list[Finding]] = {name: [] for name in limits}
     left_out = []
     for report in reports:
         pairs[report.verdict] += report.is_pair
         for finding in report.findings:
-            found[finding.check].append(finding)
+            findings[finding.check].append(finding)
         if not report.kept:
             left_out.append(
                 {"key": report.key, "clip": report.clip, "verdict": report.verdict, "reason": report.reason}
             )
-    checks = {name: _totals(findings, limits[name]) for name, findings in found.items()}
+    checks = {name: _totals(values, limits[name]) for name, values in findings.items()}
     return {"pairs": pairs, "checks": checks, "left_out": left_out}
 
 
 def _totals(findings: list[Finding], limit: Limit) -> dict[str, Any]:
-    """Of one check: its limit, how many got each verdict, where nothing could be measured, and the values' spread."""
+    """Totals of one check: limit, count per verdict, count without a value, and range of the values."""
     values = [finding.value for finding in findings if finding.value is not None]
     low, median, high = np.quantile(values, [0, 0.5, 1]).tolist() if values else (None, None, None)
     verdicts = {verdict: sum(f.verdict == verdict for f in findings) for verdict in VERDICTS}
-    told = {
+    totals = {
         "least": limit.least,
         "most": limit.most,
         "action": limit.action,
         "not_measured": len(findings) - len(values),
     }
-    return told | verdicts | {"low": low, "median": median, "high": high}
+    return totals | verdicts | {"low": low, "median": median, "high": high}
 
 
 def require_no_failure(totals: dict[str, Any], root: Path) -> None:
-    """ConfigError when a check with action=fail objected. Call it when all else is written."""
-    failed = [one for one in totals["left_out"] if one["verdict"] == "fail"]
+    """ConfigError if a check with action=fail found a problem. Call it after everything else is written."""
+    failed = [entry for entry in totals["left_out"] if entry["verdict"] == "fail"]
     keys = ", ".join(f"checks.{name}.action=fail" for name, counts in totals["checks"].items() if counts["fail"])
     if failed:
         raise ConfigError(
             f"{keys}: {len(failed)} pairs or clips do not pass, first {failed[0]['key']}: {failed[0]['reason']}. "
-            f"See {root / 'contact.html'}; mend the clips, or set drop or warn"
+            f"See {root / 'contact.html'}; fix the clips, or set drop or warn"
         )
 
 
 def show_checks(totals: dict[str, Any]) -> None:
-    """The table of what the checks of pairs found (`checks.summarize`), on stdout."""
+    """Print the table of the check totals (see `summarize`) on stdout."""
     pairs = ", ".join(f"{count} {verdict}" for verdict, count in totals["pairs"].items())
     table = Table(
         Column("check", no_wrap=True),
@@ -142,15 +142,15 @@ def show_checks(totals: dict[str, Any]) -> None:
         collapse_padding=True,
         pad_edge=False,
     )
-    for name, found in totals["checks"].items():
-        values = (_cell(found[key]) for key in ("low", "median", "high"))
+    for name, check in totals["checks"].items():
+        values = (_cell(check[key]) for key in ("low", "median", "high"))
         bounds = " ".join(
-            f"{sign}{found[key]:g}" for sign, key in ((">=", "least"), ("<=", "most")) if found[key] is not None
+            f"{sign}{check[key]:g}" for sign, key in ((">=", "least"), ("<=", "most")) if check[key] is not None
         )
-        table.add_row(name, *(str(found[verdict]) for verdict in VERDICTS), *values, bounds)
+        table.add_row(name, *(str(check[verdict]) for verdict in VERDICTS), *values, bounds)
     Console().print(table)
 
 
 def _cell(value: float | None) -> str:
-    """A value in a table: four digits, a dash for none."""
+    """A value in a table: four digits, or a dash."""
     return "-" if value is None else f"{value:.4g}"

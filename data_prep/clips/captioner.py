@@ -1,4 +1,4 @@
-"""A vision-language model that describes a picture: any that transformers knows, e.g. the Gemma 3 of LTX-2."""
+"""Captioner: describes a picture with a vision-language model of transformers, e.g. the Gemma 3 of LTX-2."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ REMEDY = "give a folder with config.json, tokenizer, image processor and safeten
 
 
 class Captioner:
-    """The model in memory, on the GPU if there is one, and what identifies it: its settings and files."""
+    """The model in memory, on the GPU if there is one, and a digest of its settings and files as its identity."""
 
     def __init__(self, model: Any, processor: Any, identity: str) -> None:
         self.model, self.processor, self.identity = model, processor, identity
 
     @classmethod
     def open(cls, folder: Path) -> Captioner:
-        """Load a folder in transformers' format; only safetensors are read, and no code from the folder is run.
-        ConfigError when it holds no such model.
+        """Load a folder in transformers' format. Only safetensors are read, and code from the folder is never run.
+        ConfigError if it does not hold such a model.
         """
         config = folder / "config.json"
         require(config.is_file(), f"data.captioner={folder} holds no config.json: {REMEDY}")
@@ -41,14 +41,14 @@ class Captioner:
             )
         except (OSError, ValueError) as error:
             why = str(error).strip().splitlines()[0]
-            raise ConfigError(f"data.captioner={folder} is no vision-language model ({why}): {REMEDY}") from error
+            raise ConfigError(f"data.captioner={folder} is not a vision-language model ({why}): {REMEDY}") from error
         weights = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
         identity = digest({"asked": PROMPT, "config": config.read_text(), "weights": weights})
         return cls(model.eval().to("cuda" if cuda else "cpu"), processor, identity)
 
     @torch.inference_mode()
     def describe(self, picture: np.ndarray) -> str:
-        """One line about a picture uint8 RGB (H,W,3): the likeliest tokens, so that it can be had again."""
+        """One line about a picture uint8 RGB (H,W,3). Decoding is greedy, so the result is reproducible."""
         content = [{"type": "image", "image": Image.fromarray(picture)}, {"type": "text", "text": PROMPT}]
         inputs = self.processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -57,6 +57,6 @@ class Captioner:
             return_dict=True,
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
-        made = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)  # (1, prompt and answer)
-        answer: str = self.processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        tokens = self.model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)  # (1, prompt and answer)
+        answer: str = self.processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return " ".join(answer.split())

@@ -1,4 +1,4 @@
-"""What is said of a clip: caption and trigger, put together as the task wants it; and captions for those without."""
+"""Captions: trigger and caption as the task combines them, and generated captions for clips without one."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 def caption_of(clip: Clip, config: Config) -> str:
-    """What the model reads for a clip: data.prompt with the columns of its row, or trigger and caption. ValueError when
-    the row lacks a column that data.prompt names.
+    """The text that the model reads for a clip: data.prompt filled with the columns of its row, or trigger and caption.
+    ValueError if the row lacks a column that data.prompt names.
     """
     trigger, template = config.task.trigger, config.data.prompt
     if template is None:
@@ -30,38 +30,38 @@ def caption_of(clip: Clip, config: Config) -> str:
 
 
 def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
-    """The clips, those without a caption described by data.captioner, if there is one. Descriptions are kept as text
-    files in data.root, where they may be corrected before anything is made of them.
+    """The clips, with captions by data.captioner (if set) for those without one. The captions are stored as text files
+    in data.root, where you can correct them before pairs are made.
     """
     missing = [clip for clip in clips if not clip.caption and clip.path.is_file()]
     if config.data.captioner is None or not missing:
         return clips
-    from data_prep.clips.captioner import Captioner  # noqa: PLC0415 (transformers loads seconds; few need it)
+    from data_prep.clips.captioner import Captioner  # noqa: PLC0415 (transformers takes seconds to import, and few runs need it)
 
     captioner = Captioner.open(Path(config.data.captioner).expanduser())
     folder = Path(config.data.root) / f"captions-{captioner.identity[:8]}"
     files = {clip.id: folder / f"{clip.id}-{sha256(clip.path)[:8]}.txt" for clip in missing}
-    todo = [clip for clip in missing if not files[clip.id].exists()]
-    if todo:
+    pending = [clip for clip in missing if not files[clip.id].exists()]
+    if pending:
         with exclusive(folder.parent, "set another data.root"):
-            _describe(todo, files, captioner)
-    said = {name: path.read_text(encoding="utf-8").strip() for name, path in files.items() if path.exists()}
-    return [replace(clip, caption=said.get(clip.id, clip.caption)) for clip in clips]
+            _describe(pending, files, captioner)
+    captions = {name: path.read_text(encoding="utf-8").strip() for name, path in files.items() if path.exists()}
+    return [replace(clip, caption=captions.get(clip.id, clip.caption)) for clip in clips]
 
 
 def _describe(clips: list[Clip], files: dict[str, Path], captioner: Captioner) -> None:
-    """Write a description of each clip; one that cannot be read gets none, and `survey` will tell."""
+    """Write a description of each clip. Unreadable clips get none; `select_clips` reports them later."""
     with progress_bar("describing", len(clips), "clip") as bar:
         for clip in bar.track(clips):
             try:
-                frame = _middle(clip.path)
+                frame = _middle_frame(clip.path)
             except ValueError:
                 continue
             with write_atomic(files[clip.id]) as file:
                 file.write(captioner.describe(frame).encode())
 
 
-def _middle(path: Path) -> np.ndarray:
+def _middle_frame(path: Path) -> np.ndarray:
     """The frame (H,W,3) in the middle of a clip."""
     middle = probe(path).frames // 2
     return next(read_clip(path, (middle,)))

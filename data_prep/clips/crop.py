@@ -1,4 +1,4 @@
-"""Where the pixels of a clip land in a cut of it: its frames, and the masks, depth and tracks that come with it."""
+"""The crop of a window: maps frames, masks, depth and points of a whole clip to the window."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from data_prep.clips.windows import Window
 
 @dataclass(frozen=True)
 class Crop:
-    """A picture of the clip, `clip` (height, width) pixels, is scaled to `scaled` (height, width). Of it, `size`
-    (height, width) pixels from `crop` (top, left) on are kept, and `margin` more on each side if there are any; if
-    `flip`, mirrored.
+    """A picture of the clip, `clip_size` (height, width), is scaled to `scaled` (height, width). The crop starts at
+    `top_left`, has `size` (height, width), and up to `margin` more pixels on each side where the picture has them. With
+    `flip` the crop is mirrored.
     """
 
     clip_size: tuple[int, int]
@@ -26,45 +26,45 @@ class Crop:
 
     @classmethod
     def of_window(cls, window: Window, clip_size: tuple[int, int], margin: int = 0) -> Crop:
-        """Of a window in a clip of that size, with a margin around it."""
+        """The crop of a window in a clip of size (height, width), with a margin around it."""
         return cls(clip_size, window.scaled, window.crop, window.size, window.flip, margin)
 
     @property
     def start(self) -> tuple[int, int]:
-        """(top, left) of what is kept, in the scaled clip."""
+        """(top, left) of the crop with margin, in the scaled clip."""
         return max(self.top_left[0] - self.margin, 0), max(self.top_left[1] - self.margin, 0)
 
     @property
     def stop(self) -> tuple[int, int]:
-        """(bottom, right) of what is kept, in the scaled clip."""
-        bottom, right = (at + length + self.margin for at, length in zip(self.top_left, self.size, strict=True))
+        """(bottom, right) of the crop with margin, in the scaled clip."""
+        bottom, right = (start + length + self.margin for start, length in zip(self.top_left, self.size, strict=True))
         return min(bottom, self.scaled[0]), min(right, self.scaled[1])
 
     @property
     def padded_size(self) -> tuple[int, int]:
-        """(height, width) of what is kept: `size` and the margin that there is."""
+        """(height, width) of the crop with the available margin."""
         return self.stop[0] - self.start[0], self.stop[1] - self.start[1]
 
     @property
     def inner_offset(self) -> tuple[int, int]:
-        """(top, left) in what is kept at which the `size` pixels begin."""
+        """(top, left) of the inner `size` pixels, relative to the crop with margin."""
         left = self.stop[1] - self.top_left[1] - self.size[1] if self.flip else self.top_left[1] - self.start[1]
         return self.top_left[0] - self.start[0], left
 
     def apply(self, picture: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
-        """What is kept of a picture (H,W) or (H,W,C) of the whole clip, whatever its resolution. Take
-        cv2.INTER_NEAREST_EXACT for labels and masks that must stay two-valued.
+        """Crop, with margin, a picture (H,W) or (H,W,C) of the whole clip at any resolution. Use
+        cv2.INTER_NEAREST_EXACT for labels and binary masks.
         """
         height, width = self.scaled
         if picture.shape[:2] != self.scaled:
             picture = cv2.resize(picture, (width, height), interpolation=interpolation)
         (top, left), (bottom, right) = self.start, self.stop
-        kept = picture[top:bottom, left:right]
-        return np.ascontiguousarray(kept[:, ::-1] if self.flip else kept)
+        cropped = picture[top:bottom, left:right]
+        return np.ascontiguousarray(cropped[:, ::-1] if self.flip else cropped)
 
     def apply_to_points(self, points: np.ndarray) -> np.ndarray:
-        """Points (...,2), x and y in the clip's pixels, in pixels of what is kept: fp64. A pixel's centre has whole
-        numbers, as in OpenCV; points outside stay outside.
+        """Map points (...,2), x and y in pixels of the clip, to pixels of the crop with margin: fp64. Pixel centres
+        have whole numbers, as in OpenCV. Points outside stay outside.
         """
         scale = np.array(self.scaled[::-1]) / self.clip_size[::-1]
         moved = (np.asarray(points, np.float64) + 0.5) * scale - 0.5 - self.start[::-1]

@@ -1,4 +1,4 @@
-"""A clip that was looked at: what it holds, where its scenes change, and which size its windows can have."""
+"""A probed clip: its properties, its scene cuts, and the window sizes that fit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from iclora_train.data.video import ClipInfo
 
 @dataclass(frozen=True, eq=False)
 class ProbedClip:
-    """A clip, what it holds, the frames with which a scene begins (the first aside), and how much a frame is worth to
-    data.pick=best: quality (F,).
+    """A clip and its properties. cuts: frames that start a scene, except frame 0. quality (F,): score of each frame for
+    data.pick=best.
     """
 
     clip: Clip
@@ -24,22 +24,22 @@ class ProbedClip:
     quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def frame_numbers(self, fps: float | None) -> tuple[np.ndarray, float]:
-        """Source frame numbers (m,) of the clip at `fps`, and that rate; null is the clip's own."""
+        """Source frame numbers (m,) of the clip at `fps`, and the rate. None is the clip's own rate."""
         return frames_at_rate(self.info, fps)
 
     def scenes(self, fps: float | None) -> list[tuple[int, int]]:
-        """[first, last) of the resampled frames of each scene."""
+        """Range [first, last) of resampled frames of each scene."""
         frames, _ = self.frame_numbers(fps)
         scene = np.searchsorted(self.cuts, frames, side="right") if self.cuts else np.zeros(len(frames), int)  # (m,)
         edges = [0, *(np.flatnonzero(np.diff(scene)) + 1).tolist(), len(frames)]
         return list(pairwise(edges))
 
     def window_starts(self, data: Data) -> list[int]:
-        """Resampled frames with which a window may begin: it stays in one scene."""
+        """Resampled frames at which a window may start without leaving its scene."""
         return [i for first, last in self.scenes(data.fps) for i in range(first, last - data.frames + 1)]
 
     def scaled_size(self, data: Data, zoom: float) -> tuple[int, int]:
-        """(height, width) to which the clip is scaled before cropping: `zoom` times what is needed, never enlarged."""
+        """(height, width) of the clip before cropping: `zoom` times the smallest size that fits, never enlarged."""
         if data.short_side is None:
             scale = max(data.height / self.info.height, data.width / self.info.width)
         else:
@@ -48,19 +48,19 @@ class ProbedClip:
         return round(self.info.height * scale), round(self.info.width * scale)
 
     def best_bucket(self, data: Data) -> Data:
-        """The settings with the bucket that fits best: of those the clip can fill, the one nearest to its aspect ratio;
-        then the longest, then the largest. ValueError when there is none, with the reasons.
+        """The settings with the best bucket: among the buckets that the clip can fill, the nearest in aspect ratio,
+        then the longest, then the largest. ValueError with the reasons if none fits.
         """
-        reasons = {f"{size.width}x{size.height}x{size.frames}": self._unfit(size) for size in data.sizes()}
-        fit = [size for size, reason in zip(data.sizes(), reasons.values(), strict=True) if reason is None]
-        if not fit:
+        reasons = {f"{size.width}x{size.height}x{size.frames}": self._reason_not_to_fit(size) for size in data.sizes()}
+        fitting = [size for size, reason in zip(data.sizes(), reasons.values(), strict=True) if reason is None]
+        if not fitting:
             lines = [f"{name}: {reason}" if data.buckets else str(reason) for name, reason in reasons.items()]
             raise ValueError("; ".join(lines))
         aspect = self.info.width / self.info.height
-        return min(fit, key=lambda d: (abs(np.log(aspect * d.height / d.width)), -d.frames, -d.height * d.width))
+        return min(fitting, key=lambda d: (abs(np.log(aspect * d.height / d.width)), -d.frames, -d.height * d.width))
 
-    def _unfit(self, data: Data) -> str | None:
-        """Why no window of this size can be cut, or None."""
+    def _reason_not_to_fit(self, data: Data) -> str | None:
+        """Why the clip has no window of this size, or None if it has."""
         info = self.info
         if data.fps is not None and info.fps < 0.9 * data.fps and not self.clip.is_image:
             return f"{info.fps:g} frames a second are too few for data.fps={data.fps:g}: frames would be doubled"
@@ -75,11 +75,11 @@ class ProbedClip:
 
 
 def frames_at_rate(info: ClipInfo, fps: float | None) -> tuple[np.ndarray, float]:
-    """Source frame numbers (m,) of a clip at `fps`, each the nearest by time; null keeps every frame."""
+    """Source frame numbers (m,) of a clip at `fps`, each the nearest in time. None keeps every frame."""
     if fps is None:
         return np.arange(info.frames), info.fps
     times = np.asarray(info.times)
-    wanted = np.arange(int(times[-1] * fps + 1e-6) + 1) / fps
-    after = np.searchsorted(times, wanted).clip(1, max(len(times) - 1, 1)) if len(times) > 1 else np.zeros(1, int)
+    targets = np.arange(int(times[-1] * fps + 1e-6) + 1) / fps
+    after = np.searchsorted(times, targets).clip(1, max(len(times) - 1, 1)) if len(times) > 1 else np.zeros(1, int)
     before = np.maximum(after - 1, 0)
-    return np.where(wanted - times[before] <= times[after] - wanted, before, after), fps
+    return np.where(targets - times[before] <= times[after] - targets, before, after), fps

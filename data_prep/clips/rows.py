@@ -1,4 +1,4 @@
-"""The rows of a csv or jsonl list as text by column, and numbers read from them."""
+"""Read the rows of a csv or jsonl clip list, and parse numbers in them."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from iclora_train.config import ConfigError, require
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The columns of each row that are not empty, as stripped text (a JSON list joined by spaces). ConfigError names
-    the row that cannot be read.
+    """The non-empty columns of each row as stripped text; a JSON list is joined by spaces. ConfigError names the row
+    that cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_csv(path, file) if path.suffix == ".csv" else _jsonl(path, file))
+            rows = list(_csv_rows(path, file) if path.suffix == ".csv" else _jsonl_rows(path, file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"data.clips={path} cannot be read as text: {error}") from error
     return [{column: text for column, value in row.items() if (text := _text(value))} for row in rows]
 
 
-def _csv(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
+def _csv_rows(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
     for row in csv.DictReader(file, strict=True):
         require(
             None not in row, f"data.clips={path}: a row has more cells than the header; put texts with commas in quotes"
@@ -32,7 +32,7 @@ def _csv(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _jsonl(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
+def _jsonl_rows(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
@@ -40,7 +40,7 @@ def _jsonl(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise ConfigError(f"data.clips={path}, line {number} is not JSON ({error.msg})") from error
-        require(isinstance(row, dict), f"data.clips={path}, line {number} is no JSON object")
+        require(isinstance(row, dict), f"data.clips={path}, line {number} is not a JSON object")
         yield row
 
 
@@ -51,23 +51,23 @@ def _text(value: Any) -> str:
 
 
 def parse_number(row: Mapping[str, str], column: str, where: str) -> float | None:
-    """The number above 0 in a column, None when it is empty. ConfigError begins with `where`."""
+    """The number above 0 in a column, or None if it is empty. ConfigError starts with `where`."""
     if column not in row:
         return None
-    why = f"{where}: {column}={row[column]!r} is not a number above 0"
+    message = f"{where}: {column}={row[column]!r} is not a number above 0"
     try:
         number = float(row[column])
     except ValueError as error:
-        raise ConfigError(why) from error
-    require(number > 0, why)
+        raise ConfigError(message) from error
+    require(number > 0, message)
     return number
 
 
 def parse_frame_numbers(row: Mapping[str, str], column: str, where: str) -> tuple[int, ...] | None:
-    """The whole numbers above 0 in a column, ascending; spaces, commas or semicolons part them. None when empty."""
+    """The whole numbers above 0 in a column, ascending, separated by spaces, commas or semicolons. None if empty."""
     if column not in row:
         return None
     parts = re.split(r"[\s,;]+", row[column])
-    good = all(part.isdecimal() and int(part) > 0 for part in parts)
-    require(good, f"{where}: {column}={row[column]!r} are not frame numbers above 0, e.g. 29 75 136")
+    valid = all(part.isdecimal() and int(part) > 0 for part in parts)
+    require(valid, f"{where}: {column}={row[column]!r} must be frame numbers above 0, e.g. 29 75 136")
     return tuple(sorted(map(int, parts)))

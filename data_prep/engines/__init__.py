@@ -1,1 +1,1 @@
-"""Where preparation tasks run: in this process, in worker processes, or on Ray."""
+"""Engines that run the preparation: this process, worker processes, or Ray."""

@@ -1,4 +1,4 @@
-"""The engine protocol: map tasks over workers and collect the ones that failed."""
+"""The engine protocol: map a function over items, on workers, and report the items that failed."""
 
 from __future__ import annotations
 
@@ -9,47 +9,42 @@ from typing import Any, Protocol, TypeVar
 from iclora_train.config import ConfigError
 
 T = TypeVar("T")
-
-
 R = TypeVar("R")
-
-
 E = TypeVar("E")
 
-
-MAX_ATTEMPTS = 2  # a worker may have died of something else than its item
+MAX_ATTEMPTS = 2  # per item: a worker may have died for another reason than its item
 
 
 @dataclass(frozen=True)
 class Failure:
-    """In place of a result: why there is none."""
+    """In place of a result: the reason for its absence."""
 
     reason: str
 
 
 class Engine(Protocol):
-    """Does work for this process; `close` ends all that it started."""
+    """Runs work for this process. `close` stops everything that the engine started."""
 
-    asynchronous: bool  # whether the work goes on while this process does something else
+    asynchronous: bool  # whether work continues while this process does something else
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
-        """`function` of each item, in order; Failed where the process that worked on it died twice.
+        """`function` of each item, in order. The result is a Failure if the worker process died on every attempt.
 
-        Items are taken only a little ahead of the results. A ConfigError of `function` is raised here.
+        Items are read only a little ahead of the results. A ConfigError of `function` is raised here.
         """
         ...
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """What `make` gives, once for each GPU that the engine has."""
+        """The result of `make`, once for each GPU of the engine."""
         ...
 
     def close(self) -> None:
-        """Stop at once what is still being worked on."""
+        """Stop all running work at once."""
         ...
 
 
 def call(function: Callable[[Any], Any], item: object) -> object:
-    """`function(item)`, or the ConfigError that it raised: an exception loses its message's form between processes."""
+    """`function(item)`, or its ConfigError as a value, because exceptions lose their message between processes."""
     try:
         return function(item)
     except ConfigError as error:
@@ -57,7 +52,7 @@ def call(function: Callable[[Any], Any], item: object) -> object:
 
 
 def unwrap(reply: Any) -> Any:
-    """What `answer` gave: the result, or its ConfigError raised."""
+    """The result in a reply of `call`. Raises the reply if it is a ConfigError."""
     if isinstance(reply, ConfigError):
         raise reply
     return reply

@@ -1,7 +1,7 @@
-"""Who does the work of data_prep: this process, processes beside it (`engine=local`), or Ray (`engine=ray`).
+"""Engines of data_prep on this machine: the process itself, or worker processes; `create_engine` also selects Ray.
 
-Whoever does it, results come in the order of the items and are the same bit for bit. What goes between our own
-processes is pickled by multiprocessing or Ray; files never are.
+With every engine, results come in the order of the items and are identical bit for bit. Messages between our own
+processes are pickled by multiprocessing or Ray; files never are.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from iclora_train.config import one_of
 
 ENGINES = ("local", "ray")
 
-_CONTEXT = multiprocessing.get_context("forkserver")  # a new worker starts in milliseconds, without threads or CUDA
+_CONTEXT = multiprocessing.get_context("forkserver")  # new workers start in milliseconds, without threads or CUDA
 
 
 def create_engine(name: str, workers: int) -> Engine:
-    """The engine of that name; `local` with 0 workers is this process."""
+    """The engine with that name. `local` with 0 workers is this process."""
     one_of("engine", name, ENGINES)
     if name == "ray":
         from data_prep.engines.ray import RayEngine  # noqa: PLC0415 (an optional extra)
@@ -38,25 +38,25 @@ def create_engine(name: str, workers: int) -> Engine:
 
 
 class InProcessEngine:
-    """This process does everything, one item after the other."""
+    """Runs everything in this process, one item after another."""
 
     asynchronous = False
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
-        """As Engine.map; an item that kills its process kills this one."""
+        """See Engine.map. An item that kills its process kills this one."""
         return map(function, items)
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """One."""
+        """One encoder."""
         return [make()]
 
     def close(self) -> None:
-        """There is nothing to stop."""
+        """Nothing to stop."""
 
 
 @dataclass
 class _Task:
-    """An item under its number, and how often somebody died of it."""
+    """An item, its number, and the number of workers that died on it."""
 
     number: int
     item: Any
@@ -64,7 +64,7 @@ class _Task:
 
 
 class _Worker:
-    """A process that answers one item after the other; it is started when it is given one."""
+    """A process that handles one item after another. It starts with its first item."""
 
     def __init__(self) -> None:
         self._process: ForkServerProcess | None = None
@@ -72,18 +72,18 @@ class _Worker:
 
     def submit(self, function: Callable[[Any], Any], item: object) -> None:
         if self._process is None:
-            self.connection, theirs = _CONTEXT.Pipe()
-            process = _CONTEXT.Process(target=_serve, args=(theirs,), daemon=True)
+            self.connection, worker_end = _CONTEXT.Pipe()
+            process = _CONTEXT.Process(target=_serve, args=(worker_end,), daemon=True)
             process.start()
-            theirs.close()
-            self._process = process  # not before: Ctrl-C may come while it starts
+            worker_end.close()
+            self._process = process  # only now: Ctrl-C may arrive during the start
         try:
             self.connection.send((function, item))
         except BrokenPipeError:
-            return  # it died before: reading from it will tell
+            return  # it died earlier; the next read reports it
 
     def stop(self) -> str:
-        """End the process, if it has not ended by itself; how it ended."""
+        """End the process if it is still running. Returns how it ended."""
         assert self._process is not None
         self._process.terminate()
         self._process.join(5)
@@ -101,7 +101,7 @@ class _Worker:
 
 
 class WorkerEngine:
-    """Processes of this machine. One that dies is replaced, and only what it was working on is lost."""
+    """Worker processes on this machine. A worker that dies is replaced; only its current item is lost."""
 
     asynchronous = True
 
@@ -110,35 +110,35 @@ class WorkerEngine:
         self._workers = [_Worker() for _ in range(workers)]
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
-        """As Engine.map, twice as many items ahead as there are workers."""
-        fresh = (_Task(number, item) for number, item in enumerate(items))
-        again: deque[_Task] = deque()
+        """See Engine.map. Up to two items per worker are read ahead."""
+        new_tasks = (_Task(number, item) for number, item in enumerate(items))
+        retries: deque[_Task] = deque()
         busy: dict[_Worker, _Task] = {}
         results: dict[int, R | Failure] = {}
-        taken = 0
+        started = 0  # items read so far
         try:
-            for wanted in count():
-                while wanted not in results:
+            for number in count():
+                while number not in results:
                     for worker in [worker for worker in self._workers if worker not in busy]:
-                        room = wanted + 2 * len(self._workers) - taken
-                        task = again.popleft() if again else next(islice(fresh, max(min(room, 1), 0)), None)
+                        ahead = number + 2 * len(self._workers) - started
+                        task = retries.popleft() if retries else next(islice(new_tasks, max(min(ahead, 1), 0)), None)
                         if task is None:
                             break
-                        taken = max(taken, task.number + 1)
+                        started = max(started, task.number + 1)
                         busy[worker] = task
                         worker.submit(function, task.item)
                     if not busy:
                         return
-                    self._collect(busy, again, results)
-                yield results.pop(wanted)
+                    self._collect(busy, retries, results)
+                yield results.pop(number)
         finally:
             for worker in busy:
                 if worker.started:
                     worker.stop()
 
     @staticmethod
-    def _collect(busy: dict[_Worker, _Task], again: deque[_Task], results: dict[int, Any]) -> None:
-        """Wait for an answer or a death: a result, or another try."""
+    def _collect(busy: dict[_Worker, _Task], retries: deque[_Task], results: dict[int, Any]) -> None:
+        """Wait until a worker replies (a result) or dies (a retry, or a Failure)."""
         ready = wait([worker.connection for worker in busy])
         for worker in [worker for worker in busy if worker.connection in ready]:
             task = busy[worker]
@@ -146,29 +146,29 @@ class WorkerEngine:
                 results[task.number] = unwrap(worker.connection.recv())
             except (EOFError, OSError):
                 task.deaths += 1
-                end = worker.stop()
+                ending = worker.stop()
                 if task.deaths < MAX_ATTEMPTS:
-                    again.append(task)
+                    retries.append(task)
                 else:
-                    results[task.number] = Failure(f"the process that worked on it {end}, {MAX_ATTEMPTS} times")
+                    results[task.number] = Failure(f"the process that worked on it {ending}, {MAX_ATTEMPTS} times")
             del busy[worker]
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """One, in this process: the GPU works while the others decode and draw."""
+        """One encoder, in this process: the GPU encodes while the workers decode and make references."""
         return [make()]
 
     def close(self) -> None:
-        """End all workers."""
+        """Stop all workers."""
         for worker in self._workers:
             if worker.started:
                 worker.stop()
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
-    """Answer what comes until the other end is gone. Ctrl-C is for the process that started this one."""
+    """Main loop of a worker: handle items until the pipe closes. Ctrl-C is left to the parent process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leaves no temporary files
-    cv2.setNumThreads(1)  # there are as many workers as the user wants busy cores
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files
+    cv2.setNumThreads(1)  # the number of workers is the number of cores to use
     while True:
         try:
             connection.send(call(*connection.recv()))

@@ -1,0 +1,48 @@
+"""Windows that could not be made: the file `lost.json` next to the pair shards, and the error at the end of the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from iclora_train.config import ConfigError
+from iclora_train.core.atomic_files import write_atomic
+from iclora_train.data.shards import ShardWriter
+
+
+class LostWindowsError(ConfigError):
+    """The shards are finished, but some planned windows are missing."""
+
+
+class LostWindows:
+    """Windows of the plan that failed, with the reasons, in `lost.json` for as long as the pair shards exist."""
+
+    def __init__(self, pairs: ShardWriter) -> None:
+        self.path = pairs.folder / "lost.json"
+        entries = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.entries: list[dict[str, Any]] = [entry for entry in entries if pairs.has(entry["shard"])]
+
+    def add(self, shard: str, clip: str, windows: Iterable[int], reason: str) -> None:
+        """Record the windows of a clip that failed. The file is written before the shard."""
+        self.entries.append({"clip": clip, "shard": shard, "windows": list(windows), "reason": reason})
+        self._write()
+
+    def _write(self) -> None:
+        with write_atomic(self.path) as file:
+            file.write(json.dumps(self.entries, indent=1).encode())
+
+    def raise_if_any(self) -> None:
+        """LostWindowsError if windows are missing; otherwise remove the file."""
+        if not self.entries:
+            self.path.unlink(missing_ok=True)
+            return
+        self._write()
+        first = self.entries[0]
+        clips = len({entry["clip"] for entry in self.entries})
+        windows = sum(len(entry["windows"]) for entry in self.entries)
+        raise LostWindowsError(
+            f"{clips} clips failed while pairs were made, {windows} windows are missing ({first['clip']}: "
+            f"{first['reason']}); {self.path} names all. The shards are finished without them and can be used. To try "
+            f"again, delete {self.path.parent} and {self.path.parent.with_name('latents')} and run the same command"
+        )
