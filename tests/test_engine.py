@@ -240,9 +240,7 @@ def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, cli
     assert len(list(encoder.encode_shard(pairs, "train-000000.tar"))) == 12
     assert max(sizes) == 2  # it has learned
     monkeypatch.setattr(encoder.vae, "encode", lambda video: small_only(video.expand(4, *video.shape[1:])))
-    with pytest.raises(
-        ConfigError, match=r"no memory to encode one clip of 32x32x5: stop other programs, or lower"
-    ):
+    with pytest.raises(ConfigError, match=r"no memory to encode one clip of 32x32x5: stop other programs, or lower"):
         encoder.encode(four[:1])
 
 
