@@ -221,7 +221,7 @@ def test_quick_is_one_word(judged: World) -> None:
 
 
 def test_the_report_shows_what_changed_since(judged: World, tmp_path: Path) -> None:
-    refused(judged.config(f"eval.against={tmp_path}"), "holds no scores.json")
+    refused(judged.config(f"eval.against={tmp_path}"), "contains no scores.json")
     before = tmp_path / "scores.json"
     shutil.copy(judged.results / "scores.json", before)
     report = evaluate(judged.config(f"eval.against={before}", "adapter=none"))
