@@ -92,7 +92,7 @@ def test_rotation_of_a_phone_is_honoured(tmp_path):
 def test_what_is_no_clip_is_refused_by_name(read, tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("not a video\n" * 100)
-    with pytest.raises(ValueError, match=r"text\.mp4: cannot be read as a video .*take it out"):
+    with pytest.raises(ValueError, match=r"text\.mp4: cannot be read as a video .*remove it from the clips"):
         read(text)
     with pytest.raises(ValueError, match=r"gone\.mp4: cannot be read as a video \(No such file"):
         read(tmp_path / "gone.mp4")

@@ -1,1 +1,1 @@
-"""Control signals read from pictures: what data_prep draws as references and eval reads again from what was made."""
+"""Control signals read from pictures: data_prep draws them as references, eval reads them from generated clips."""

@@ -1,8 +1,8 @@
-"""MediaPipe's BlazePose (full), which comes with the project: people and their landmarks in one picture.
+"""MediaPipe's BlazePose (full): detect people in one picture and estimate their landmarks. Ships with the project.
 
-Sizes, anchors and thresholds are those of MediaPipe's graphs (mediapipe/modules/pose_detection, pose_landmark; 0.10):
-a detector on 224 pixels gives each person's hip centre, size and tilt; the landmark network looks at the upright square
-around that person on 256 pixels.
+Sizes, anchors and thresholds are from MediaPipe's graphs (mediapipe/modules/pose_detection, pose_landmark; 0.10). A
+detector on 224 pixels gives each person's hip centre, size and tilt. The landmark network gets the upright square
+around that person at 256 pixels.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from iclora_train.config import require
 
 MODEL_FOLDER = Path(__file__).parent / "models"
 DETECTOR_SIZE, LANDMARK_SIZE = 224, 256  # pixels
-STRIDES = (8, 16, 32, 32, 32)  # of the detector's layers; two anchors per cell of each
-NMS_IOU = 0.3  # detections that overlap more are one person
-MAX_TILE_SHARE = 0.6  # who fills more of a tile than this share is left to the view of the whole picture
+STRIDES = (8, 16, 32, 32, 32)  # strides of the detector's layers; each cell of a layer has two anchors
+NMS_IOU = 0.3  # detections with a higher intersection over union are one person
+MAX_TILE_SHARE = 0.6  # people that fill more of a tile are left to the detection on the whole picture
 SQUARE_MARGIN = 1.25  # side of the landmark network's square, in diameters of the circle around the body
-REFINE_WINDOW = 7  # cells of the heat map that a landmark is refined from
+REFINE_WINDOW = 7  # side of the heat map window that refines a landmark, in cells
 
-_OF_THREAD = local()
+_thread = local()
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,24 @@ class Square:
     angle: float = 0.0
 
     def to_picture(self, points: np.ndarray) -> np.ndarray:
-        """Points (...,2) of the square, 0 to 1 along its sides, in pixels of the picture."""
+        """Convert points (...,2) in the square, 0 to 1 along its sides, to pixels of the picture."""
         cos, sin = np.cos(self.angle), np.sin(self.angle)
-        turn = np.array([[cos, sin], [-sin, cos]])
-        return (points - 0.5) * self.side @ turn + (self.x, self.y)
+        rotation = np.array([[cos, sin], [-sin, cos]])
+        return (points - 0.5) * self.side @ rotation + (self.x, self.y)
 
     def crop(self, picture: np.ndarray, size: int, border: int) -> np.ndarray:
-        """The square of a picture, upright, as (size,size,3) uint8."""
+        """Cut the square out of a picture, upright, as (size,size,3) uint8."""
         corners = self.to_picture(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).astype(np.float32)
-        ends = np.array([[0, 0], [size, 0], [0, size]], np.float32)
-        warp = cv2.getAffineTransform(corners, ends)
+        destination = np.array([[0, 0], [size, 0], [0, size]], np.float32)
+        warp = cv2.getAffineTransform(corners, destination)
         return cv2.warpAffine(picture, warp, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
 
 
 @dataclass(frozen=True)
 class Body:
-    """One person: landmarks (33,3) as x, y in pixels and confidence (that it is in the picture and not hidden), and the
-    square in which to look for them in the next frame.
+    """One person: landmarks (33,3) and the square to search in the next frame.
+
+    A landmark is x, y in pixels and the confidence that it is in the picture and not hidden.
     """
 
     landmarks: np.ndarray
@@ -64,7 +65,7 @@ class Body:
 
 
 class BlazePose:
-    """Both networks. `load` gives the one instance of a thread."""
+    """Detector and landmark network. `load` returns the instance of the current thread."""
 
     def __init__(self) -> None:
         self._detector = _interpreter(MODEL_FOLDER / "pose_detection.tflite")
@@ -72,19 +73,21 @@ class BlazePose:
         self._anchors = anchor_centres()
 
     def detect(self, picture: np.ndarray, part: Square, confidence: float) -> list[Square]:
-        """Where people are in a part of a picture (H,W,3) uint8 RGB, the surest first."""
+        """Detect people in a part of a picture (H,W,3) uint8 RGB; the most confident detection comes first."""
         pixels = part.crop(picture, DETECTOR_SIZE, cv2.BORDER_CONSTANT)
         raw, logits = self._run(self._detector, pixels.astype(np.float32) / 127.5 - 1)  # (1,2254,12), (1,2254,1)
         scores = _sigmoid(logits[0, :, 0])
-        sure = scores >= confidence
-        found = np.concatenate([raw[0] / DETECTOR_SIZE, scores[:, None]], axis=1)[sure]  # (n,13)
-        found[:, [0, 4, 6, 8, 10]] += self._anchors[sure, :1]
-        found[:, [1, 5, 7, 9, 11]] += self._anchors[sure, 1:]
-        return [body_square(*part.to_picture(person[4:8].reshape(2, 2))) for person in weighted_nms(found)]
+        confident = scores >= confidence
+        detections = np.concatenate([raw[0] / DETECTOR_SIZE, scores[:, None]], axis=1)[confident]  # (n,13)
+        detections[:, [0, 4, 6, 8, 10]] += self._anchors[confident, :1]
+        detections[:, [1, 5, 7, 9, 11]] += self._anchors[confident, 1:]
+        return [body_square(*part.to_picture(person[4:8].reshape(2, 2))) for person in weighted_nms(detections)]
 
     def find_people(self, picture: np.ndarray, tiles: int, confidence: float) -> Iterator[Square]:
-        """Where people are in a picture. The detector does not see people much smaller than the square it looks at, so
-        that it looks at `tiles` x `tiles` overlapping squares too, when that is more than one, for small people.
+        """Detect people in a picture.
+
+        The detector misses people much smaller than its input square. With `tiles` > 1 it also runs on `tiles` x
+        `tiles` overlapping squares.
         """
         whole, *rest = detection_tiles(picture.shape[:2], tiles)
         yield from self.detect(picture, whole, confidence)
@@ -92,15 +95,15 @@ class BlazePose:
             yield from (s for s in self.detect(picture, part, confidence) if s.side < MAX_TILE_SHARE * part.side)
 
     def landmarks(self, picture: np.ndarray, square: Square, confidence: float) -> Body | None:
-        """The person in a square, or None if the network says with less than `confidence` that there is one."""
+        """Landmarks of the person in a square, or None when the network's confidence in a person is too low."""
         pixels = square.crop(picture, LANDMARK_SIZE, cv2.BORDER_REPLICATE)
         raw, presence, _, heat, _ = self._run(self._landmarks, pixels.astype(np.float32) / 255)
         if presence.item() < confidence:
             return None
         points = raw.reshape(39, 5)  # x, y, z in pixels; logits that it is visible, that it is inside
         places = square.to_picture(refine_landmarks(points[:, :2] / LANDMARK_SIZE, _sigmoid(heat[0])))
-        sure = _sigmoid(points[:33, 3:]).min(axis=1, keepdims=True)
-        return Body(np.concatenate([places[:33], sure], axis=1), body_square(places[33], places[34]))
+        confidences = _sigmoid(points[:33, 3:]).min(axis=1, keepdims=True)
+        return Body(np.concatenate([places[:33], confidences], axis=1), body_square(places[33], places[34]))
 
     @staticmethod
     def _run(network: Any, pixels: np.ndarray) -> list[np.ndarray]:
@@ -110,15 +113,15 @@ class BlazePose:
 
 
 def load() -> BlazePose:
-    """The networks, read once per thread, as an interpreter serves one at a time."""
-    if not hasattr(_OF_THREAD, "networks"):
-        _OF_THREAD.networks = BlazePose()
-    networks: BlazePose = _OF_THREAD.networks
+    """The networks of the current thread. An interpreter serves one thread at a time."""
+    if not hasattr(_thread, "networks"):
+        _thread.networks = BlazePose()
+    networks: BlazePose = _thread.networks
     return networks
 
 
 def is_installed() -> bool:
-    """Whether the package that runs the networks is there."""
+    """Whether the package that runs the networks is installed."""
     return find_spec("ai_edge_litert") is not None
 
 
@@ -128,7 +131,7 @@ def require_installed() -> None:
 
 
 def detection_tiles(size: tuple[int, int], tiles: int) -> list[Square]:
-    """The square around a picture (height, width), and its `tiles` x `tiles` overlapping squares if more than one."""
+    """The square around a picture (height, width), and with tiles > 1 its `tiles` x `tiles` overlapping squares."""
     (height, width), long = size, max(size)
     whole = Square(width / 2, height / 2, long)
     if tiles == 1:
@@ -139,8 +142,9 @@ def detection_tiles(size: tuple[int, int], tiles: int) -> list[Square]:
 
 
 def anchor_centres() -> np.ndarray:
-    """Centres (2254,2) of the detector's anchors as x, y from 0 to 1: layer by layer, row by row; layers of one stride
-    share their cells.
+    """Centres (2254,2) of the detector's anchors as x, y from 0 to 1.
+
+    The order is layer by layer, then row by row. Layers of equal stride share their cells.
     """
     centres = []
     for stride in sorted(set(STRIDES)):
@@ -150,15 +154,18 @@ def anchor_centres() -> np.ndarray:
     return np.concatenate(centres)
 
 
-def weighted_nms(found: np.ndarray) -> list[np.ndarray]:
-    """Detections (n,13) as x, y, width, height of a box, four points, score -> one per person, the surest first: those
-    that overlap the surest one are averaged with it, weighted by score.
+def weighted_nms(detections: np.ndarray) -> list[np.ndarray]:
+    """Weighted non-maximum suppression: detections (n,13) -> one per person, the most confident first.
+
+    A detection is x, y, width and height of a box, four points, and a score. Detections that overlap the most confident
+    one are averaged with it, weighted by score.
     """
-    left, people = found[np.argsort(-found[:, 12])], []
-    while len(left):
-        same = iou(left[0, :4], left[:, :4]) > NMS_IOU
-        people.append(np.append(np.average(left[same, :12], axis=0, weights=left[same, 12]), left[0, 12]))
-        left = left[~same]
+    remaining, people = detections[np.argsort(-detections[:, 12])], []
+    while len(remaining):
+        same = iou(remaining[0, :4], remaining[:, :4]) > NMS_IOU
+        mean = np.average(remaining[same, :12], axis=0, weights=remaining[same, 12])
+        people.append(np.append(mean, remaining[0, 12]))
+        remaining = remaining[~same]
     return people
 
 
@@ -171,7 +178,7 @@ def iou(box: np.ndarray, boxes: np.ndarray) -> np.ndarray:
 
 
 def body_square(hips: np.ndarray, top: np.ndarray) -> Square:
-    """The square around a body from its hip centre and the point above it on the circle around the body."""
+    """The square around a body, from its hip centre and the point above it on the circle around the body."""
     x, y = top - hips
     return Square(
         float(hips[0]), float(hips[1]), 2 * SQUARE_MARGIN * float(np.hypot(x, y)), float(np.pi / 2 - np.arctan2(-y, x))
@@ -179,7 +186,7 @@ def body_square(hips: np.ndarray, top: np.ndarray) -> Square:
 
 
 def refine_landmarks(points: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Points (39,2) from 0 to 1 moved to the mean of the heat map (64,64,39) around them, unless its peak is low."""
+    """Move points (39,2), 0 to 1, to the mean of the heat map (64,64,39) around them, unless its peak is below 0.5."""
     cells, reach, result = heat.shape[0], REFINE_WINDOW // 2, points.astype(np.float64)
     for number, (column, row) in enumerate((points * cells).astype(int)):
         if not (0 <= column < cells and 0 <= row < cells):
@@ -198,7 +205,7 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def _interpreter(path: Path) -> Any:
-    """A TFLite network on one CPU thread, so that its results do not depend on the machine's cores."""
+    """A TFLite network on one CPU thread, so that its results do not depend on the number of cores."""
     from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415  (an extra that only pose needs)
 
     network = Interpreter(str(path), num_threads=1)

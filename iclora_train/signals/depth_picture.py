@@ -1,4 +1,4 @@
-"""Depth as grey pictures: near is white, far is black, one range for a whole clip."""
+"""Depth as grey pictures: near is white, far is black, with one range for the whole clip."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 
 
 def depth_to_grey(near: np.ndarray, percentiles: Sequence[float]) -> tuple[np.ndarray, tuple[float, float]]:
-    """Nearness (F,H,W), larger is nearer, as uint8 (F,H,W,3), and the values that became black and white: the
-    percentiles of all values. Constant is black.
+    """Convert inverse depth (F,H,W) to grey uint8 (F,H,W,3). Also returns the values that became black and white.
+
+    Those values are the two percentiles over the clip. A constant depth becomes black.
     """
     low, high = np.percentile(near, percentiles).tolist()
     scale = 255 / (high - low) if high > low else 0.0

@@ -1,4 +1,4 @@
-"""The skeletons of the people in a clip: found, followed, gaps closed, jitter smoothed."""
+"""Skeletons of the people in a clip: detect, track, fill gaps, smooth jitter."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from iclora_train.signals.skeleton import FROM_BLAZEPOSE, FROM_COCO, draw_skelet
 
 @dataclass(frozen=True)
 class PoseReader:
-    """Everybody's 18-point OpenPose skeleton.
+    """Read the 18-point OpenPose skeleton of every person in a clip, and draw it.
 
-    model: an RTMPose or DWPose file (.onnx) for the keypoints; null takes MediaPipe's BlazePose, which also finds the
-    people for the others. tiles: people are looked for in the whole picture and in tiles x tiles parts of it; raise it
-    where they are small. confidence: keypoints below it are missing. gap: they are filled in over at most so many
-    frames. smooth: frames of the parabola that takes the jitter out (odd; 1 for none). shortest: who is seen in fewer
-    frames is left out (or in fewer than the clip has). thickness: of the drawing; at 1, limbs are 9 pixels wide on a
-    shorter side of 512, as DWPose draws them.
+    model: an RTMPose or DWPose file (.onnx) for the keypoints; null uses MediaPipe's BlazePose, which also detects the
+    people for the other models. tiles: people are detected in the whole picture and in tiles x tiles parts of it; raise
+    it for small people. confidence: keypoints below it count as missing. gap: longest run of frames over which missing
+    keypoints are filled in. smooth: window of the parabola that removes jitter, in frames (odd; 1 for none). shortest:
+    people visible in fewer frames are left out (or in fewer frames than the clip has). thickness: line width of the
+    drawing; 1 draws limbs 9 pixels wide at a short side of 512, as DWPose does.
     """
 
     model: str | None = None
@@ -33,24 +33,25 @@ class PoseReader:
     thickness: float = 1.0
 
     def read(self, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of frames uint8 (F,H,W,3): people (P,F,18,3) as x, y in pixels and confidence, where 0 means missing, and
-        which points (P,F,18) were filled in.
+        """People (P,F,18,3) in frames uint8 (F,H,W,3), and the points (P,F,18) that were filled in.
+
+        A point is x, y in pixels and confidence; confidence 0 means missing.
         """
         tracks = track_people(frames, blazepose.load(), self.tiles, self.gap)
-        least = min(self.shortest, len(frames))
-        found = [self._points(frames, track) for track in tracks if len(track) >= least]
-        raw = np.array(found).reshape(-1, len(frames), 18, 3)  # (P,F,18,3)
+        shortest = min(self.shortest, len(frames))
+        skeletons = [self._points(frames, track) for track in tracks if len(track) >= shortest]
+        raw = np.array(skeletons).reshape(-1, len(frames), 18, 3)  # (P,F,18,3)
         raw[raw[..., 2] < self.confidence] = 0
-        pairs = [fill_gaps(person, self.gap) for person in raw]
-        people = np.array([smooth_points(person, self.smooth) for person, _ in pairs]).reshape(raw.shape)
-        return people, np.array([filled for _, filled in pairs], bool).reshape(raw.shape[:3])
+        filled = [fill_gaps(person, self.gap) for person in raw]
+        people = np.array([smooth_points(person, self.smooth) for person, _ in filled]).reshape(raw.shape)
+        return people, np.array([points for _, points in filled], bool).reshape(raw.shape[:3])
 
     def draw(self, people: np.ndarray, size: tuple[int, int], shorter: int) -> np.ndarray:
-        """Skeletons (P,F,18,3) on black, uint8 (F,H,W,3) of `size`; `shorter`: the target's shorter side in pixels."""
+        """Draw skeletons (P,F,18,3) on black: uint8 (F,H,W,3) of `size`; shorter: the target's short side in pixels."""
         return np.stack([draw_skeletons(people[:, i], size, self.thickness * shorter) for i in range(people.shape[1])])
 
     def _points(self, frames: np.ndarray, track: Track) -> np.ndarray:
-        """A person's skeleton (F,18,3) as x, y, confidence; all 0 where they were not seen."""
+        """A person's skeleton (F,18,3) as x, y, confidence; all 0 in frames without the person."""
         network = rtmpose.load(Path(self.model).expanduser()) if self.model else None
         result = np.zeros((len(frames), 18, 3))
         for number, body in track.items():

@@ -1,4 +1,4 @@
-"""People through a clip: who is who from frame to frame, gaps closed, jitter smoothed."""
+"""Track people through a clip, fill gaps in their points, and smooth jitter."""
 
 from __future__ import annotations
 
@@ -9,71 +9,74 @@ import numpy as np
 
 from iclora_train.signals.blazepose import BlazePose, Body, Square
 
-SAME_PERSON = 0.2  # two squares whose centres are nearer than this share of their side show one person
-MIN_CONFIDENCE = (
-    0.5  # least confidence, of the detector and of the landmark network, that there is a person (as MediaPipe has it)
-)
+SAME_PERSON = 0.2  # squares whose centres are nearer than this share of their side show the same person
+MIN_CONFIDENCE = 0.5  # of the detector and of the landmark network that there is a person (MediaPipe's default)
 
-Track = dict[int, Body]  # frame number -> a person there
+Track = dict[int, Body]  # frame number -> the person in that frame
 
 
 def track_people(frames: np.ndarray, network: BlazePose, tiles: int, patience: int) -> list[Track]:
-    """Tracks of the people in frames (F,H,W,3), in order of appearance. A person is looked for where they were in the
-    frame before, then wherever the detector sees somebody who is not followed yet; who was lost for at most `patience`
-    frames and is seen again at about the same place is the same person. At last everybody is followed backwards from
-    where they were seen first.
+    """Tracks of the people in frames (F,H,W,3), in order of appearance.
+
+    In each frame a person is first searched at the position of the frame before. Then the detector adds people that are
+    not tracked yet. A person who was lost for at most `patience` frames and is seen again at about the same place
+    continues the same track. At last every track is extended backwards from its first frame.
     """
     tracks: list[Track] = []
     for number, frame in enumerate(frames):
         for track in tracks:
-            _step(frame, network, tracks, track, number - 1, number)
+            _extend(frame, network, tracks, track, number - 1, number)
         for square in network.find_people(frame, tiles, MIN_CONFIDENCE):
-            body = None if _known(square, tracks, number) else network.landmarks(frame, square, MIN_CONFIDENCE)
-            if body is not None and not _known(body.square, tracks, number):
-                _joined(tracks, body.square, number, patience)[number] = body
+            tracked = _is_tracked(square, tracks, number)
+            body = None if tracked else network.landmarks(frame, square, MIN_CONFIDENCE)
+            if body is not None and not _is_tracked(body.square, tracks, number):
+                _track_of(tracks, body.square, number, patience)[number] = body
     for track in tracks:
         for number in range(min(track) - 1, -1, -1):
-            _step(frames[number], network, tracks, track, number + 1, number)
+            _extend(frames[number], network, tracks, track, number + 1, number)
     return tracks
 
 
-def _step(frame: np.ndarray, network: BlazePose, tracks: list[Track], track: Track, known: int, number: int) -> None:
-    """Look for the person of a track in frame `number`, where they were in frame `known`."""
-    if known not in track:
+def _extend(
+    frame: np.ndarray, network: BlazePose, tracks: list[Track], track: Track, previous: int, number: int
+) -> None:
+    """Search the person of a track in frame `number`, at the position of frame `previous`."""
+    if previous not in track:
         return
-    body = network.landmarks(frame, track[known].square, MIN_CONFIDENCE)
-    if body is not None and not _known(body.square, tracks, number):
+    body = network.landmarks(frame, track[previous].square, MIN_CONFIDENCE)
+    if body is not None and not _is_tracked(body.square, tracks, number):
         track[number] = body
 
 
-def _known(square: Square, tracks: list[Track], number: int) -> bool:
-    """Whether somebody who is followed is there in frame `number`."""
-    return any(_same(square, track[number].square) for track in tracks if number in track)
+def _is_tracked(square: Square, tracks: list[Track], number: int) -> bool:
+    """Whether a track already has this person in frame `number`."""
+    return any(_same_person(square, track[number].square) for track in tracks if number in track)
 
 
-def _same(a: Square, b: Square) -> bool:
+def _same_person(a: Square, b: Square) -> bool:
     return float(np.hypot(a.x - b.x, a.y - b.y)) < SAME_PERSON * max(a.side, b.side)
 
 
-def _joined(tracks: list[Track], square: Square, number: int, patience: int) -> Track:
-    """The lost track that a person seen in frame `number` continues, or a new one."""
+def _track_of(tracks: list[Track], square: Square, number: int, patience: int) -> Track:
+    """The lost track that a person in frame `number` continues, or a new track."""
     for track in tracks:
         last = max(track)
-        if number - 1 - patience <= last < number and _same(square, track[last].square):
+        if number - 1 - patience <= last < number and _same_person(square, track[last].square):
             return track
     tracks.append({})
     return tracks[-1]
 
 
 def fill_gaps(points: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points (F,K,3) as x, y, confidence, where confidence 0 means missing: runs of at most `gap` frames between two
-    frames that have the point are filled along a straight line, with the lesser confidence of the two. Also which
-    (F,K) were filled.
+    """Fill short gaps in points (F,K,3) as x, y, confidence, where confidence 0 means missing.
+
+    A gap of at most `gap` frames between two frames with the point is filled along a straight line, with the lower of
+    the two confidences. Also returns which points (F,K) were filled.
     """
     result, filled = points.copy(), np.zeros(points.shape[:2], bool)
     for k in range(points.shape[1]):
-        seen = np.flatnonzero(points[:, k, 2] > 0)
-        for before, after in pairwise(seen.tolist()):
+        present = np.flatnonzero(points[:, k, 2] > 0)
+        for before, after in pairwise(present.tolist()):
             if 1 < after - before <= gap + 1:
                 share = np.arange(1, after - before)[:, None] / (after - before)
                 a, b = points[before, k], points[after, k]
@@ -84,8 +87,10 @@ def fill_gaps(points: np.ndarray, gap: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth_points(points: np.ndarray, window: int) -> np.ndarray:
-    """Points (F,K,3) without jitter: in every unbroken run each position is replaced by the value there of the parabola
-    that fits the `window` frames around it best. Nothing lags, and a path that is a parabola stays as it is.
+    """Remove jitter from points (F,K,3).
+
+    In every unbroken run each position is replaced by the value of the parabola that best fits the `window` frames
+    around it. The result does not lag, and a parabolic path stays unchanged.
     """
     result = points.copy()
     for k in range(points.shape[1]):
@@ -95,14 +100,14 @@ def smooth_points(points: np.ndarray, window: int) -> np.ndarray:
 
 
 def contiguous_runs(present: np.ndarray) -> list[slice]:
-    """The unbroken stretches of True in (F,)."""
+    """Runs of consecutive True values in (F,), as slices."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], present.astype(np.int8), [0]])))
     return [slice(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 @lru_cache(maxsize=64)
 def _smoother(frames: int, window: int) -> np.ndarray:
-    """Matrix (F,F) of the local parabola fit (Savitzky and Golay 1964); near an end, the last window's parabola."""
+    """Matrix (F,F) of the local parabola fit (Savitzky and Golay 1964); near the ends the last window's parabola."""
     matrix, size = np.zeros((frames, frames)), min(window, frames)
     for t in range(frames):
         low = min(max(t - size // 2, 0), frames - size)

@@ -1,7 +1,8 @@
-"""The 18-point OpenPose skeleton: its points, limbs and colours, and how it is drawn.
+"""The 18-point OpenPose skeleton: its points, limbs and colours, and its drawing.
 
-Order, limbs and colours are OpenPose's COCO model's (Cao et al. 2018, arXiv 1812.08008; CMU-Perceptual-Computing-Lab/
-openpose), which DWPose and the pose workflows for LTX draw as well: limbs at 0.6 of their colour, joints over them.
+Order, limbs and colours are from OpenPose's COCO model (Cao et al. 2018, arXiv 1812.08008;
+CMU-Perceptual-Computing-Lab/openpose). DWPose and the pose workflows for LTX draw the same: limbs at 0.6 of their
+colour, joints over them.
 """
 
 from __future__ import annotations
@@ -24,16 +25,36 @@ COLOURS = (
     *((0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255)),
     *((170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85)),
 )  # RGB of the points; limb i has colour i
-FROM_BLAZEPOSE = (0, -1, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)  # -1: the neck, which is made
+FROM_BLAZEPOSE = (
+    0,
+    -1,
+    12,
+    14,
+    16,
+    11,
+    13,
+    15,
+    24,
+    26,
+    28,
+    23,
+    25,
+    27,
+    5,
+    2,
+    8,
+    7,
+)  # -1: neck, computed
 FROM_COCO = (0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-RADIUS = 4.5 / 512  # of joints, and half the width of limbs, as shares of the unit
+RADIUS = 4.5 / 512  # of joints and half the width of limbs, as a share of the short side
 RIM = 0.5  # pixels that OpenCV draws beyond a radius
-FRACTION = 4  # bits behind the point that OpenCV draws with
+FRACTION = 4  # fractional bits of the coordinates given to OpenCV
 
 
 def to_openpose(points: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
-    """Points (...,K,3) of another model in OpenPose's order (...,18,3). The neck is the middle of the shoulders, as
-    sure as the less sure one.
+    """Reorder points (...,K,3) of another model to OpenPose's (...,18,3).
+
+    The neck is the middle of the shoulders, with the lower confidence of the two.
     """
     result = points[..., order, :].astype(np.float64)
     shoulders = result[..., SHOULDERS, :]
@@ -43,8 +64,10 @@ def to_openpose(points: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 
 def draw_skeletons(people: np.ndarray, size: tuple[int, int], unit: float) -> np.ndarray:
-    """Skeletons (P,18,3) as x, y in pixels and confidence, where 0 means missing, on black: uint8 RGB (H,W,3). Joints
-    and limbs are as wide as DWPose has them in pictures whose shorter side is `unit`.
+    """Draw skeletons (P,18,3) on black: uint8 RGB (H,W,3).
+
+    A point is x, y in pixels and confidence; 0 means missing. Joints and limbs are as wide as DWPose draws them in
+    pictures with a short side of `unit` pixels.
     """
     picture = np.zeros((*size, 3), np.uint8)
     radius = max(RADIUS * unit - RIM, 0.25)
@@ -52,25 +75,25 @@ def draw_skeletons(people: np.ndarray, size: tuple[int, int], unit: float) -> np
         for (a, b), colour in zip(LIMBS, COLOURS, strict=False):
             if person[a, 2] > 0 and person[b, 2] > 0:
                 dim = tuple(int(0.6 * value) for value in colour)
-                outline = _fixed(_spindle(person[a, :2], person[b, :2], radius))
+                outline = _fixed_point(_ellipse(person[a, :2], person[b, :2], radius))
                 cv2.fillConvexPoly(picture, outline, dim, cv2.LINE_AA, FRACTION)
     for person in people:
-        for (x, y, sure), colour in zip(person, COLOURS, strict=True):
-            if sure > 0:
-                centre, scaled = _fixed(np.array([x, y])), round(radius * 2**FRACTION)
+        for (x, y, confidence), colour in zip(person, COLOURS, strict=True):
+            if confidence > 0:
+                centre, scaled = _fixed_point(np.array([x, y])), round(radius * 2**FRACTION)
                 cv2.circle(picture, (int(centre[0]), int(centre[1])), scaled, colour, cv2.FILLED, cv2.LINE_AA, FRACTION)
     return picture
 
 
-def _spindle(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
-    """Outline (64,2) of the ellipse from a to b that is 2 `radius` wide."""
-    turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+def _ellipse(a: np.ndarray, b: np.ndarray, radius: float) -> np.ndarray:
+    """Outline (64,2) of the ellipse from a to b with a width of 2 `radius`."""
+    angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     along = (b - a) / 2
     length = float(np.hypot(*along))
     across = np.array([-along[1], along[0]]) * (radius / max(length, 1e-6))
-    return (a + b) / 2 + np.cos(turn)[:, None] * along + np.sin(turn)[:, None] * across
+    return (a + b) / 2 + np.cos(angle)[:, None] * along + np.sin(angle)[:, None] * across
 
 
-def _fixed(points: np.ndarray) -> np.ndarray:
-    """Points in OpenCV's fixed-point numbers."""
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    """Points as OpenCV's fixed-point integers."""
     return np.rint(points * 2**FRACTION).astype(np.int32)

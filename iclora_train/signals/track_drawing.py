@@ -1,8 +1,8 @@
-"""Tracks as Lightricks' motion-control adapter was trained on them: a trail of discs behind every point.
+"""Draw point tracks as Lightricks' motion-control adapter was trained on them: a trail of discs behind every point.
 
-What is drawn is what the node LTXVDrawTracks of ComfyUI-LTXVideo (sparse_tracks.py) draws: at a short side of 1080
-pixels, for ages of 0 to 50 frames a disc whose radius falls from 8 to 2 pixels and whose colour goes from blue (now)
-over cyan and green to red (oldest), newer over older; then scaled down bilinearly.
+The drawing is that of the node LTXVDrawTracks of ComfyUI-LTXVideo (sparse_tracks.py). At a short side of 1080 pixels,
+each age from 0 to 50 frames is a disc. Its radius falls from 8 to 2 pixels, and its colour goes from blue (now) over
+cyan and green to red (oldest). Newer discs cover older ones. The drawing is then scaled down bilinearly.
 """
 
 from __future__ import annotations
@@ -10,33 +10,34 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-SHORT_SIDE, TRAIL = 1080, 50  # pixels of the drawing, age in frames of the oldest disc
+SHORT_SIDE, TRAIL = 1080, 50  # short side of the drawing in pixels, age of the oldest disc in frames
 SMALLEST, LARGEST = 2.0, 8.0  # radius of the oldest and of the newest disc
 
 
-def draw_tracks(points: np.ndarray, seen: np.ndarray, size: tuple[int, int], larger: float = 1.0) -> np.ndarray:
-    """Points (N,F,2) as x, y in pixels of pictures of `size` (height, width), seen (N,F) bool -> uint8 RGB (F,H,W,3).
+def draw_tracks(points: np.ndarray, visible: np.ndarray, size: tuple[int, int], larger: float = 1.0) -> np.ndarray:
+    """Draw points (N,F,2), x, y in pixels of `size` (height, width), with visibility (N,F): uint8 RGB (F,H,W,3).
 
-    A point that is not seen leaves no disc, its trail fades. Of points of one age, the first track's lies on top. Discs
-    are `larger` times as large as the node's, which below a short side of 540 pixels partly fall through its sampling.
+    An invisible point leaves no disc, so that its trail fades. Among discs of one age the first track is on top. Discs
+    are `larger` times as large as the node's: below a short side of 540 pixels its bilinear sampling misses parts of
+    them.
     """
     height, width = size
     short = min(size)
     full = (height * SHORT_SIDE // short, width * SHORT_SIDE // short)
     scale = np.array([full[1] / width, full[0] / height])
     centres = np.rint((points * scale).astype(np.float32)).astype(np.int64)[::-1]  # (N,F,2), last track first
-    seen, frames = seen[::-1], []
+    visible, frames = visible[::-1], []
     for now in range(points.shape[1]):
         canvas = np.zeros((*full, 3), np.float32)
         for age in range(min(now, TRAIL), -1, -1):
-            _stamp(canvas, centres[:, now - age][seen[:, now - age]], age, larger)
-        shown = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
-        frames.append(np.rint(shown * 255).astype(np.uint8))
+            _draw_discs(canvas, centres[:, now - age][visible[:, now - age]], age, larger)
+        scaled = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
+        frames.append(np.rint(scaled * 255).astype(np.uint8))
     return np.stack(frames)
 
 
-def _stamp(canvas: np.ndarray, centres: np.ndarray, age: int, larger: float) -> None:
-    """Paint discs of one age around centres (n,2) into a canvas (H,W,3) of values in [0, 1]."""
+def _draw_discs(canvas: np.ndarray, centres: np.ndarray, age: int, larger: float) -> None:
+    """Draw discs of one age around centres (n,2) into a canvas (H,W,3) with values in [0, 1]."""
     freshness = np.float32(1 - age / TRAIL)
     radius = (SMALLEST + (LARGEST - SMALLEST) * freshness) * larger
     reach = int(radius)
@@ -48,8 +49,9 @@ def _stamp(canvas: np.ndarray, centres: np.ndarray, age: int, larger: float) -> 
 
 
 def trail_colour(freshness: float) -> tuple[float, float, float]:
-    """RGB of a disc: red at freshness 0, green at 1/3, cyan at 2/3 and blue at 1, straight between them. (The node's
-    own ramp is blue, green, yellow, red; at its end it swaps red and blue, as its training data had it.)
+    """RGB of a disc: red at freshness 0, green at 1/3, cyan at 2/3 and blue at 1, linear between them.
+
+    The node's own ramp is blue, green, yellow, red. It then swaps red and blue, as in the adapter's training data.
     """
     third = freshness * 3
     if third <= 1:
