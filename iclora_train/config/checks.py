@@ -58,7 +58,7 @@ class Limit:
 
 @dataclass
 class Checks:
-    """What is checked of every pair and caption, and of clips across splits (docs/checks.md tells the measures)."""
+    """What is checked of every pair and caption, and of clips across splits (docs/data.md tells the measures)."""
 
     shape: Limit = field(default_factory=lambda: Limit(most=0, action="drop"))  # differences in frames, fps, size
     offset: Limit = field(default_factory=lambda: Limit(most=0, action="drop"))  # frames
