@@ -25,26 +25,8 @@ COLOURS = (
     *((0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255)),
     *((170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85)),
 )  # RGB of the points; limb i has colour i
-FROM_BLAZEPOSE = (
-    0,
-    -1,
-    12,
-    14,
-    16,
-    11,
-    13,
-    15,
-    24,
-    26,
-    28,
-    23,
-    25,
-    27,
-    5,
-    2,
-    8,
-    7,
-)  # -1: neck, computed
+# indices into the other model's points; -1 is the neck, computed from the shoulders
+FROM_BLAZEPOSE = (0, -1, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)
 FROM_COCO = (0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 RADIUS = 4.5 / 512  # of joints and half the width of limbs, as a share of the short side
 RIM = 0.5  # pixels that OpenCV draws beyond a radius
