@@ -1,0 +1,209 @@
+"""README and docs name only commands, files, settings and links that exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from lightning import Trainer
+from omegaconf.errors import OmegaConfBaseException
+
+from iclora_train.adapters.__main__ import parser
+from iclora_train.config import Config
+from iclora_train.config.hydra_app import conf_dir, explain_error, register_schema
+from iclora_train.generate.settings import GenerateSettings
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # dated entries: they name what existed on their day
+PACKAGES = ("iclora_train", "data_prep", "eval")
+TOP = (*PACKAGES, "conf", "docs", "scripts", "tests")
+CONFIGS = {  # command -> the file it composes, and its schema
+    "iclora_train": ("train", Config),
+    "data_prep": ("prep", Config),
+    "eval": ("eval", Config),
+    "eval.handout": ("eval", Config),
+    "iclora_train.generate": ("generate", GenerateSettings),
+}
+PLACEHOLDER = re.compile(r"<[^>]*>|\.\.\.|\bmine\b|\$\{?\w+")
+GENERATED = re.compile(r"^(runs|shards|samples|checkpoints|pairs|latents|eval)/")  # files that a run writes
+
+
+FILES = (".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".html")
+
+
+def module_exists(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def code(page: Path) -> Iterator[str]:
+    """Inline code, and the lines of code blocks: continuations joined, shell variables of the block filled in."""
+    text = page.read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    for block in blocks:
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", " ").splitlines():
+            assignment = re.fullmatch(r"([A-Z]+)=[\"']?(.*?)[\"']?(\s+#.*)?", line)
+            if assignment:
+                variables[assignment[1]] = assignment[2]
+            else:
+                yield re.sub(r"\$([A-Z]+)\b", lambda match: variables.get(match[1], match[0]), line)  # noqa: B023
+    yield from re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", [*PAGES, *LOG], ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{ids(page)} links to {target}, which does not exist"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            assert anchor in {slug(heading) for heading in headings}, f"{ids(page)}: {target} is not a heading"
+
+
+def alternatives(name: str) -> list[str]:
+    """a/{b,c}.py -> a/b.py, a/c.py."""
+    match = re.search(r"\{([^{}]*)\}", name)
+    if match is None:
+        return [name]
+    return [
+        one for part in match[1].split(",") for one in alternatives(name[: match.start()] + part + name[match.end() :])
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_paths_exist(page: Path) -> None:
+    for text in code(page):
+        for word in re.findall(r"[\w{},*./-]+", text):
+            named = word.rstrip(".,/").split("::")[0]
+            ours = named.startswith(tuple(f"{top}/" for top in TOP)) and not GENERATED.match(named)
+            if not ours or PLACEHOLDER.search(text):
+                continue
+            for path in alternatives(named):
+                assert list(ROOT.glob(path)), f"{ids(page)} names {path}, which does not exist"
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words behind `python -m`, `torchrun ... -m` and the like, one list a command."""
+    for line in code(page):
+        match = re.search(r"(?:python|torchrun\b.*?) -m +(.+)", line)
+        if match:
+            try:
+                yield shlex.split(re.split(r"\s+#|\s[|>&]", match[1])[0])
+            except ValueError as error:
+                pytest.fail(f"{ids(page)}: {line}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_modules_of_commands_exist(page: Path) -> None:
+    for module, *words in commands(page):
+        if module.split(".")[0] not in (*PACKAGES, "scripts"):
+            continue
+        spec = importlib.util.find_spec(module)
+        assert spec is not None, f"{ids(page)}: python -m {module} does not exist"
+        if module.startswith("scripts."):
+            assert spec.origin is not None
+            source = Path(spec.origin).read_text()
+            for flag in (word.split("=")[0] for word in words if word.startswith("--")):
+                assert f'"{flag}"' in source, f"{ids(page)}: {module} has no {flag}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_settings_of_commands_compose(page: Path) -> None:
+    for module, *words in commands(page):
+        if module not in CONFIGS:
+            continue
+        settings = [word for word in words if "=" in word and not word.startswith("-") and not PLACEHOLDER.search(word)]
+        if "-m" in words:  # a sweep: its first job
+            settings = [word.split(",")[0] for word in settings]
+        name, schema = CONFIGS[module]
+        try:
+            compose_settings(name, schema, settings)
+        except (HydraException, OmegaConfBaseException) as error:
+            pytest.fail(f"{ids(page)}: python -m {module} {' '.join(settings)}: {explain_error(error)}")
+
+
+def compose_settings(name: str, schema: type, overrides: list[str]) -> Any:
+    register_schema(schema)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(name, overrides=overrides)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_adapter_commands_parse(page: Path) -> None:
+    choices = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    for text in code(page):
+        match = re.search(r"iclora_train\.adapters (\w+)(.*)", text)
+        if match is None or "|" in text:
+            continue
+        command, rest = match.groups()
+        assert command in choices, f"{ids(page)}: iclora_train.adapters has no command {command}"
+        flags = {flag for action in choices[command]._actions for flag in action.option_strings}
+        for flag in re.findall(r"--[\w-]+", rest):
+            assert flag in flags, f"{ids(page)}: iclora_train.adapters {command} has no {flag}"
+
+
+def keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every setting of a dataclass: `data`, `data.fps`, `model.lora.rank`."""
+    hints = get_type_hints(schema)
+    for field in fields(schema):
+        yield prefix + field.name
+        kinds = [hints[field.name], *get_args(hints[field.name])]
+        for kind in kinds:
+            if isinstance(kind, type) and is_dataclass(kind):
+                yield from keys(kind, f"{prefix}{field.name}.")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_settings_named_in_text_exist(page: Path) -> None:
+    known = {*keys(Config), *keys(GenerateSettings)}
+    open_sections = ("trainer", "logger", "task.maker_args", "optim.optimizer")  # arguments of others
+    trainer = {*signature(Trainer).parameters, "memory"}
+    sections = {key.split(".")[0] for key in known if "." in key} | {"trainer"}
+    for text in code(page):
+        for name in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)+)(?=$|[\s=,;:)\]])", text):
+            section, _, key = name.partition(".")
+            module = section in PACKAGES and importlib.util.find_spec(name) is not None  # such as eval.compare
+            if (
+                module
+                or section not in sections
+                or name.endswith((".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".html"))
+            ):
+                continue
+            if section == "trainer":
+                assert key in trainer, f"{ids(page)} names {name}, which is not an argument of lightning.Trainer"
+            elif not name.startswith(open_sections):
+                assert name in known, f"{ids(page)} names {name}, which is not a setting"
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for page in PAGES:
+        for text in code(page):
+            for target in re.findall(r"^make ([a-z-]+)", text):
+                assert target in targets, f"{ids(page)}: make {target} does not exist"
