@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from iclora_train.adapters.__main__ import main
-from iclora_train.adapters.algebra import combine, delta, low_rank, recompress
+from iclora_train.adapters.algebra import combine, recompress, truncated_svd, weight_delta
 from iclora_train.adapters.base_spec import BaseSpec, require_same_base
 from iclora_train.adapters.check import check
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
@@ -110,7 +110,7 @@ PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
         ),
         ({f"{ONE}.alpha": torch.ones(())}, f"key '{ONE}.alpha': alpha is not baked into lora_B"),
         ({f"{ONE}.lora_A.default.weight": torch.ones(2, 4)}, "to_q.lora_A.default.weight': peft's adapter name"),
-        ({f"{ONE}.lora_down.weight": torch.ones(2, 4)}, "to_q.lora_down.weight': only ComfyUI knows lora_down"),
+        ({f"{ONE}.lora_down.weight": torch.ones(2, 4)}, "to_q.lora_down.weight': only ComfyUI loads lora_down"),
         ({f"lora_unet_{BARE}.lora_up.weight": torch.ones(2, 4)}, "a kohya-style key"),
         ({f"base_model.model.{BARE}.lora_A.weight": torch.ones(2, 4)}, "a peft-style key"),
         ({f"transformer.{BARE}.lora_A.weight": torch.ones(2, 4)}, "a diffusers-style key"),
@@ -119,8 +119,8 @@ PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
             {"diffusion_model.something": torch.ones(1)},
             "key 'diffusion_model.something': is not diffusion_model.<module>",
         ),
-        ({f"{ONE}.lora_B.weight": None}, "attn1.to_q has lora_A without the other half, lora_B"),
-        ({f"{ONE}.lora_A.weight": None}, "attn1.to_q has lora_B without the other half, lora_A"),
+        ({f"{ONE}.lora_B.weight": None}, "attn1.to_q has lora_A without lora_B"),
+        ({f"{ONE}.lora_A.weight": None}, "attn1.to_q has lora_B without lora_A"),
         ({f"{ONE}.lora_B.weight": torch.ones(4, 3)}, "to_q has A (2, 4) and B (4, 3), which do not multiply"),
         ({f"{ONE}.lora_B.weight": torch.ones(4, 2, 1)}, "to_q has A (2, 4) and B (4, 2, 1)"),
         ({f"{ONE}.lora_B.weight": torch.zeros(4, 2)}, "every lora_B is zero"),
@@ -323,7 +323,9 @@ def test_an_import_for_another_base_is_refused(tmp_path: Path, target: BaseSpec)
     with pytest.raises(ConfigError, match=r"was trained on ltx 2\.0, this base is ltx 2\.3"):
         import_adapter(path, target)
     save_file({"lora_unet_mid_block_attn.lora_down.weight": torch.ones(2, 2)}, path, {})
-    with pytest.raises(ConfigError, match=r"'lora_unet_mid_block_attn.lora_down.weight' is of no known adapter style"):
+    with pytest.raises(
+        ConfigError, match=r"'lora_unet_mid_block_attn.lora_down.weight' has no supported adapter style"
+    ):
         import_adapter(path, target)
 
 
@@ -334,10 +336,10 @@ def test_an_import_for_another_base_is_refused(tmp_path: Path, target: BaseSpec)
         (NONE | {f"{ONE}.alpha": torch.ones(())}, "attn1.to_q has alpha and no weights"),
         (
             {f"{ONE}.dora_scale": torch.ones(4)},
-            "is of no known adapter style; is it a plain LoRA (no DoRA, LoHa, LoKr)",
+            "has no supported adapter style; is it a plain LoRA (no DoRA, LoHa, LoKr)",
         ),
         ({f"{BARE}.lora_A.weight": torch.ones(2, 4)}, "names transformer_blocks.0.attn1.to_q for a second time"),
-        ({f"{ONE}.lora_B.weight": None}, "has lora_A without the other half"),
+        ({f"{ONE}.lora_B.weight": None}, "has lora_A without lora_B"),
     ],
 )
 def test_what_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
@@ -444,7 +446,7 @@ def test_low_rank_part_of_a_large_matrix() -> None:
         (noise, float(spectrum[:8].sum() / spectrum.sum())),
         (noise[:, :8] @ noise[:8], 1.0),
     ):
-        a, b, energy = low_rank(matrix, 8, torch.Generator().manual_seed(1))
+        a, b, energy = truncated_svd(matrix, 8, torch.Generator().manual_seed(1))
         kept = 1 - float((matrix - b @ a).square().sum() / matrix.square().sum())
         assert energy == pytest.approx(wanted, rel=0.01)
         assert kept == pytest.approx(energy, abs=1e-5)
@@ -464,7 +466,7 @@ def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path,
     old, new = load_file(source), load_file(out)
     length = int.from_bytes(source.read_bytes()[:8], "little") + 8
     assert out.read_bytes()[:length] == source.read_bytes()[:length]  # keys, dtypes, shapes, metadata
-    change = {name: delta([(a, b, 0.5) for a, b in (first.weights[name],)]) for name in first.weights}
+    change = {name: weight_delta([(a, b, 0.5) for a, b in (first.weights[name],)]) for name in first.weights}
     for name in VIDEO[:2]:
         change[name] += 2.0 * deltas(second)[name]
     changed = {f"{MODEL_PREFIX}{name}.weight": by for name, by in change.items()}
@@ -513,13 +515,13 @@ def test_what_was_merged_can_be_extracted(tmp_path: Path) -> None:
     found = extract(base, merged, 4, factors, "deblur", torch.Generator().manual_seed(0))
     assert same(found.adapter, wanted, 1e-4)
     assert found.total == pytest.approx(1, abs=1e-5)
-    assert found.beyond == []
+    assert found.not_linear == []
     assert found.adapter.metadata["base_model_family"] == "tiny"
     less = extract(base, merged, 2, factors, "deblur", torch.Generator().manual_seed(0))
     for name, change in wanted.items():
         spectrum = torch.linalg.svdvals(change).square()
         assert less.energy[name] == pytest.approx(float(spectrum[:2].sum() / spectrum.sum()), abs=1e-4)
-    with pytest.raises(ConfigError, match="there is nothing to extract"):
+    with pytest.raises(ConfigError, match="the difference to extract is zero"):
         extract(base, base, 4, factors, "deblur", torch.Generator())
     with pytest.raises(ConfigError, match="lacks reference_downscale_factor"):
         extract(base, merged, 4, ReferenceFactors(), "deblur", torch.Generator())
@@ -535,7 +537,7 @@ def test_extract_says_what_no_adapter_can_hold(tmp_path: Path) -> None:
     tensors, metadata = load_file(file), read_header(file).metadata
     save_file(tensors | {key: tensors[key] + 1}, file, metadata)
     found = extract(str(base), str(merged), 3, ReferenceFactors(downscale=1), "x", torch.Generator().manual_seed(0))
-    assert found.beyond == ["transformer_blocks.0.scale_shift_table"]
+    assert found.not_linear == ["transformer_blocks.0.scale_shift_table"]
     assert list(found.adapter.weights) == ["patchify_proj"]
     with pytest.raises(ConfigError, match=r"is not a copy of .*: unknown "):
         extract(
@@ -574,7 +576,7 @@ def test_the_commands_from_a_foreign_file_to_a_merged_base(
     code, out, err = run("check", theirs, capsys=capsys)
     assert (code, out) == (2, "")
     assert all(line.startswith(f"error: {theirs}: ") for line in err.splitlines())
-    assert "`python -m iclora_train.adapters convert` writes it as it should be" in err
+    assert "`python -m iclora_train.adapters convert` writes it in the format that all three load" in err
     code, out, _ = run("convert", theirs, ours, "--base", official, "--dtype", "fp32", capsys=capsys)
     assert code == 0
     assert "8 linears, 3 of them audio modules, which this program passes over; rank 3; reference factor 2" in out

@@ -1,4 +1,4 @@
-"""What lies beside an adapter: a card that tells what is known, and a ComfyUI workflow that ComfyUI would accept."""
+"""The model card has the known facts of an adapter, and ComfyUI would accept the workflow."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import torch
 import yaml
 
 from iclora_train.adapters.__main__ import main
-from iclora_train.adapters.card import write_beside
-from iclora_train.adapters.comfyui_json import api, graph
-from iclora_train.adapters.comfyui_nodes import NODES, Input
-from iclora_train.adapters.comfyui_workflow import CHECKPOINTS, WorkflowSettings, steps
+from iclora_train.adapters.card import write_card
+from iclora_train.adapters.comfyui_json import api_json, graph_json
+from iclora_train.adapters.comfyui_nodes import NODE_CLASSES, NodeInput
+from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.file import Adapter, save
 from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
+from iclora_train.ltx2.weights.versions import VERSIONS
 
-KNOWN = {
+METADATA = {
     "reference_downscale_factor": "2",
     "base_model": "ltx-2.3-22b-dev",
     "base_model_family": "ltx",
@@ -51,24 +52,24 @@ SCORES = {
 PATH = Path("deblur.safetensors")
 
 
-def written(folder: Path, **metadata: str | None) -> Path:
-    """An adapter file with metadata changed or (None) taken away."""
-    chosen = {key: value for key, value in {**KNOWN, **metadata}.items() if value is not None}
+def write_adapter(folder: Path, **metadata: str | None) -> Path:
+    """An adapter file with changed or (None) removed metadata."""
+    strings = {key: value for key, value in {**METADATA, **metadata}.items() if value is not None}
     names = ("transformer_blocks.0.attn1.to_q", "transformer_blocks.0.audio_attn1.to_q")
-    save(folder / PATH, Adapter({name: (torch.ones(2, 4), torch.ones(4, 2)) for name in names}, chosen))
+    save(folder / PATH, Adapter({name: (torch.ones(2, 4), torch.ones(4, 2)) for name in names}, strings))
     return folder / PATH
 
 
 def front_matter(card: str) -> dict[str, Any]:
     _, block, _ = card.split("---\n", 2)
-    found: dict[str, Any] = yaml.safe_load(block)
-    return found
+    metadata: dict[str, Any] = yaml.safe_load(block)
+    return metadata
 
 
-def test_the_card_tells_what_is_known(tmp_path: Path) -> None:
+def test_the_card_has_the_known_facts(tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
     scores.write_text(json.dumps(SCORES))
-    card, *workflows = write_beside(written(tmp_path), scores)
+    card, *workflows = write_card(write_adapter(tmp_path), scores)
     text = card.read_text()
     assert front_matter(text) == {
         "tags": ["lora", "ic-lora", "video", "ltx-2", "ltx-video"],
@@ -80,11 +81,11 @@ def test_the_card_tells_what_is_known(tmp_path: Path) -> None:
     }
     for line in (
         "# deblur: an IC-LoRA for ltx 2.3",
-        "| trigger | `DEBLUR: now`, at the start of the prompt |",
-        "| reference | 2 times smaller than the clip (factor 2) |",
-        "| size it was trained at | 960x576x49 (width x height x frames) |",
+        "| trigger | start the prompt with `DEBLUR: now` |",
+        "| reference | 2 times smaller than the output clip in width and height (factor 2) |",
+        "| size in training | 960x576x49 (width x height x frames) |",
         "| frames per second | 24.0 |",
-        "| linears | 2, of which 1 outside the video stream |",
+        "| adapted linears | 2, of which 1 outside the video stream |",
         "| learning rate | 0.0002 |",
         "| training windows | 512 |",
         "| settings (hash) | da0e4228f72046c4 |",
@@ -92,39 +93,39 @@ def test_the_card_tells_what_is_known(tmp_path: Path) -> None:
         "| attention strength 0.5 | 10.500 |",
     ):
         assert line in text.splitlines()
-    assert "24 deblur windows" in text
+    assert "24 held-out deblur windows" in text
     assert [path.name for path in workflows] == ["deblur.workflow.json", "deblur.api.json"]
     assert all(path.name in text for path in workflows)
 
 
-def test_the_card_leaves_out_what_nobody_knows(tmp_path: Path) -> None:
+def test_the_card_omits_unknown_facts(tmp_path: Path) -> None:
     unknown = dict.fromkeys(("trigger", "task", "size", "fps", "steps"))
-    card, *workflows = write_beside(written(tmp_path, **unknown))
+    card, *workflows = write_card(write_adapter(tmp_path, **unknown))
     text = card.read_text()
     assert "None" not in text
     assert "| trigger | none |" in text
-    assert "Measured" not in text
-    assert "there is no workflow beside this file: no size known" in text
+    assert "Results" not in text
+    assert "no workflow was written for this file: the size is unknown" in text
     assert workflows == []
 
 
-def test_an_embedded_base_has_a_card_and_no_workflow(tmp_path: Path) -> None:
-    card, *workflows = write_beside(written(tmp_path, base_model_family="nano"))
+def test_nano_has_a_card_and_no_workflow(tmp_path: Path) -> None:
+    card, *workflows = write_card(write_adapter(tmp_path, base_model_family="nano"))
     text = card.read_text()
     assert workflows == []
     assert "base_model" not in front_matter(text)
-    assert "The base nano 2.3 is one of iclora_train" in text
+    assert "The base model nano 2.3 is part of iclora_train" in text
 
 
 def test_the_card_calls_diffusers_by_its_arguments(tmp_path: Path) -> None:
-    text = write_beside(written(tmp_path))[0].read_text()
+    text = write_card(write_adapter(tmp_path))[0].read_text()
     match = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     assert match is not None
     calls = {ast.unparse(node.func): node for node in ast.walk(ast.parse(match[1])) if isinstance(node, ast.Call)}
-    given = {word.arg: ast.unparse(word.value) for word in calls["pipe"].keywords}
+    arguments = {word.arg: ast.unparse(word.value) for word in calls["pipe"].keywords}
     accepted = inspect.signature(diffusers.LTX2InContextPipeline.__call__).parameters
-    assert given.keys() <= accepted.keys()
-    assert (given["reference_downscale_factor"], given["width"], given["num_frames"]) == ("2", "960", "49")
+    assert arguments.keys() <= accepted.keys()
+    assert (arguments["reference_downscale_factor"], arguments["width"], arguments["num_frames"]) == ("2", "960", "49")
     condition = diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora.LTX2ReferenceCondition
     assert {word.arg for word in calls["LTX2ReferenceCondition"].keywords} <= inspect.signature(
         condition
@@ -132,62 +133,62 @@ def test_the_card_calls_diffusers_by_its_arguments(tmp_path: Path) -> None:
 
 
 def test_scores_of_another_kind_are_refused(tmp_path: Path) -> None:
-    path = written(tmp_path)
-    for text, said in (("{}", "is not a scores.json of"), ("hello", "is not a readable scores.json")):
+    path = write_adapter(tmp_path)
+    for text, message in (("{}", "is not a scores.json of"), ("hello", "is not a readable scores.json")):
         (tmp_path / "scores.json").write_text(text)
-        with pytest.raises(ConfigError, match=said):
-            write_beside(path, tmp_path / "scores.json")
+        with pytest.raises(ConfigError, match=message):
+            write_card(path, tmp_path / "scores.json")
 
 
 # ---- the workflow
 
 
-def recipe(version: str = "2.3", **metadata: str) -> WorkflowSettings:
-    return WorkflowSettings.of(PATH, {**KNOWN, "base_model_version": version, **metadata})
+def settings_for(version: str = "2.3", **metadata: str) -> WorkflowSettings:
+    return WorkflowSettings.from_metadata(PATH, {**METADATA, "base_model_version": version, **metadata})
 
 
-RECIPES = [recipe(version, fps=fps) for version in CHECKPOINTS for fps in ("24.0", "of the clips")]
+SETTINGS = [settings_for(version, fps=fps) for version in VERSIONS for fps in ("24.0", "of the clips")]
 
 
-def fits(wanted: Input, value: object) -> bool:
-    """Whether ComfyUI would take a value that was typed in."""
+def accepts(spec: NodeInput, value: object) -> bool:
+    """Whether ComfyUI would accept the value of a widget."""
     kinds: dict[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "BOOLEAN": (bool,)}
-    if not isinstance(value, kinds.get(wanted.type, (str,))):
+    if not isinstance(value, kinds.get(spec.type, (str,))):
         return False
-    if isinstance(value, int | float) and wanted.low is not None and wanted.high is not None:
-        return wanted.low <= value <= wanted.high
-    return not wanted.choices or value in wanted.choices
+    if isinstance(value, int | float) and spec.low is not None and spec.high is not None:
+        return spec.low <= value <= spec.high
+    return not spec.choices or value in spec.choices
 
 
-@pytest.mark.parametrize("chosen", RECIPES)
-def test_the_api_form_is_what_comfyui_validates(chosen: WorkflowSettings) -> None:
-    """Every node exists, every required input is there, wires join equal types, values lie in their ranges."""
-    form = api(steps(chosen))
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_comfyui_would_accept_the_api_format(settings: WorkflowSettings) -> None:
+    """Every node exists, every required input is set, links join equal types, values are in their ranges."""
+    form = api_json(build_workflow(settings))
     for node in form.values():
-        schema = {wanted.name: wanted for wanted in NODES[node["class_type"]].inputs}
+        schema = {spec.name: spec for spec in NODE_CLASSES[node["class_type"]].inputs}
         assert node["inputs"].keys() <= schema.keys()
-        assert {name for name, wanted in schema.items() if wanted.required} <= node["inputs"].keys()
+        assert {name for name, spec in schema.items() if spec.required} <= node["inputs"].keys()
         for name, value in node["inputs"].items():
             if isinstance(value, list):
                 source, output = value
-                assert NODES[form[source]["class_type"]].outputs[output][1] == schema[name].type
+                assert NODE_CLASSES[form[source]["class_type"]].outputs[output][1] == schema[name].type
             else:
                 assert schema[name].widget
-                assert fits(schema[name], value)
+                assert accepts(schema[name], value)
 
 
 def from_graph(form: dict[str, Any]) -> dict[str, Any]:
-    """What ComfyUI's page would send for a graph: links where a socket has one, else the widgets in their order."""
+    """The API format that ComfyUI's page would send for a graph: links of sockets, else widgets in their order."""
     links = {link[0]: link for link in form["links"]}
     sent = {}
     for node in form["nodes"]:
         widgets = iter(node["widgets_values"])
         inputs: dict[str, Any] = {}
-        for wanted in NODES[node["type"]].inputs:
-            if wanted.widget:
-                inputs[wanted.name] = next(widgets)
-                if wanted.beside:
-                    assert next(widgets) == wanted.beside
+        for spec in NODE_CLASSES[node["type"]].inputs:
+            if spec.widget:
+                inputs[spec.name] = next(widgets)
+                if spec.extra_widget:
+                    assert next(widgets) == spec.extra_widget
         assert list(widgets) == []
         for i, socket in enumerate(node["inputs"]):
             if socket["link"] is not None:
@@ -198,10 +199,10 @@ def from_graph(form: dict[str, Any]) -> dict[str, Any]:
     return sent
 
 
-@pytest.mark.parametrize("chosen", RECIPES)
-def test_both_forms_say_the_same(chosen: WorkflowSettings) -> None:
-    shown = json.loads(json.dumps(graph(steps(chosen))))
-    assert from_graph(shown) == json.loads(json.dumps(api(steps(chosen))))
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_both_formats_describe_the_same_workflow(settings: WorkflowSettings) -> None:
+    shown = json.loads(json.dumps(graph_json(build_workflow(settings))))
+    assert from_graph(shown) == json.loads(json.dumps(api_json(build_workflow(settings))))
     leaving = {(node["id"], i, n) for node in shown["nodes"] for i, o in enumerate(node["outputs"]) for n in o["links"]}
     assert leaving == {(source, output, number) for number, source, output, *_ in shown["links"]}
     assert len({tuple(node["pos"]) for node in shown["nodes"]}) == len(shown["nodes"])
@@ -209,20 +210,20 @@ def test_both_forms_say_the_same(chosen: WorkflowSettings) -> None:
 
 
 def node_of(form: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The inputs of the one node of a kind; wires as (kind of the source, name of the output)."""
-    (found,) = (node for node in form.values() if node["class_type"] == kind)
+    """The inputs of the only node of a class; links as (class of the source, name of the output)."""
+    (match,) = (node for node in form.values() if node["class_type"] == kind)
 
     def named(value: object) -> object:
         if not isinstance(value, list):
             return value
         source = form[value[0]]["class_type"]
-        return source, NODES[source].outputs[value[1]][0]
+        return source, NODE_CLASSES[source].outputs[value[1]][0]
 
-    return {name: named(value) for name, value in found["inputs"].items()}
+    return {name: named(value) for name, value in match["inputs"].items()}
 
 
-def test_the_workflow_does_what_training_did() -> None:
-    form = api(steps(recipe()))
+def test_the_workflow_matches_training() -> None:
+    form = api_json(build_workflow(settings_for()))
     guide = node_of(form, "LTXAddVideoICLoRAGuide")
     assert guide["latent_downscale_factor"] == ("LTXICLoRALoaderModelOnly", "latent_downscale_factor")
     assert guide["image"] == ("ImageScale", "IMAGE")
@@ -244,31 +245,31 @@ def test_the_workflow_does_what_training_did() -> None:
     } == {24.0}
 
 
-def test_a_clip_of_any_rate_keeps_its_own() -> None:
-    form = api(steps(recipe(fps="of the clips")))
+def test_without_a_frame_rate_the_clip_keeps_its_own() -> None:
+    form = api_json(build_workflow(settings_for(fps="of the clips")))
     for kind, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"), ("LTXFloatToInt", "a")):
         assert node_of(form, kind)[name] == ("GetVideoComponents", "fps")
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({"size": "960x544x49"}, "size 960x544x49 must be a multiple of 64 pixels"),
         ({"size": "960x576x50"}, "8k+1 frames"),
-        ({"size": "large"}, "no size known"),
-        ({"reference_temporal_scale_factor": "2"}, "ComfyUI's nodes know no reference_temporal_scale_factor"),
-        ({"base_model_family": "nano"}, "ComfyUI has no nano 2.3"),
-        ({"base_model_version": "3.0"}, "ComfyUI has no ltx 3.0"),
+        ({"size": "large"}, "the size is unknown"),
+        ({"reference_temporal_scale_factor": "2"}, "ComfyUI's nodes do not support reference_temporal_scale_factor"),
+        ({"base_model_family": "nano"}, "ComfyUI cannot run nano 2.3"),
+        ({"base_model_version": "3.0"}, "ComfyUI cannot run ltx 3.0"),
     ],
 )
-def test_a_workflow_that_could_not_run_is_not_written(metadata: dict[str, str], said: str) -> None:
+def test_a_workflow_that_could_not_run_is_not_written(metadata: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=r"deblur\.safetensors") as caught:
-        WorkflowSettings.of(PATH, {**KNOWN, **metadata})
-    assert said in str(caught.value)
+        WorkflowSettings.from_metadata(PATH, {**METADATA, **metadata})
+    assert message in str(caught.value)
 
 
-def test_the_commands_write_beside_the_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = written(tmp_path)
+def test_the_commands_write_into_the_adapters_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_adapter(tmp_path)
     with pytest.raises(SystemExit, match="0"):
         main(["card", str(path)])
     assert capsys.readouterr().out.split() == [str(path.with_suffix(s)) for s in (".md", ".workflow.json", ".api.json")]

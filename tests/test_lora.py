@@ -147,7 +147,7 @@ WIDE = {"transformer_blocks.0.ff.net.0.proj": (4 * WIDTH, WIDTH), "transformer_b
         ({"transformer_blocks.0.attn1.to_q": (WIDTH, 7)}, "fits a linear 7 -> 48, the base has 48 -> 48"),
         ({"transformer_blocks.2.attn1.to_q": (WIDTH, WIDTH)}, "which the base does not have (it has 2 blocks)"),
         ({"other": (WIDTH, WIDTH)}, "weights for other, which the base does not have"),
-        ({"transformer_blocks.0.audio_attn1.to_q": (WIDTH, WIDTH)}, "changes the audio stream only"),
+        ({"transformer_blocks.0.audio_attn1.to_q": (WIDTH, WIDTH)}, "changes only the audio stream"),
     ],
 )
 def test_what_does_not_fit_the_base_is_refused(

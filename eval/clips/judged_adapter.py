@@ -9,7 +9,7 @@ from typing import Any
 from iclora_train.adapters import lora
 from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
-from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, examine, whole_findings
+from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, adapter_findings, inspect
 from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
@@ -56,11 +56,11 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
         return JudgedAdapter(NONE, note="no adapter: every condition is sampled from the base alone")
     path, task = adapter_path(config), config.task
     require(path.is_file(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
-    adapter, findings = examine(path)
+    adapter, findings = inspect(path)
     metadata = read_header(path).metadata
     foreign = not any(key.endswith(DOWNSCALE) for key in metadata)  # musubi-tuner's key ends with the same name
     note = None
-    if findings and findings == list(whole_findings(adapter.weights)):
+    if findings and findings == list(adapter_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
         note = f"{path} was never trained (every lora_B is zero): it is evaluated anyway"
     else:

@@ -1,4 +1,4 @@
-"""Adapter files: read, check, convert, merge, extract, combine, and what is written beside them.
+"""Adapters: attach LoRA to the model, and read, check, convert, merge, extract and combine adapter files.
 
-`python -m iclora_train.adapters --help` lists the commands.
+`python -m iclora_train.adapters --help` lists the commands on files.
 """

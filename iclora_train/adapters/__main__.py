@@ -9,12 +9,12 @@ from typing import NoReturn
 
 from iclora_train.config import ConfigError
 
-_BASE = "file or folder of the base, or nano"
-_ADAPTER = "file and strength, once for each adapter"
+_BASE = "file or folder of the base model, or nano"
+_ADAPTER = "adapter file and strength; repeat for several adapters"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Prints an error as one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message} (see {self.prog} --help)\n")
@@ -24,23 +24,28 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = _Parser("python -m iclora_train.adapters", description="Work on adapter files.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _convert(commands.add_parser("convert", help="write an adapter of any program as all three programs load it"))
-    check = commands.add_parser("check", help="say all that is wrong with adapter files; exit code 2 if anything is")
+    _convert(
+        commands.add_parser(
+            "convert",
+            help="convert to the format that ComfyUI, ltx-pipelines and diffusers load",
+        )
+    )
+    check = commands.add_parser("check", help="list all problems of adapter files; exit code 2 if there are any")
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
     check.add_argument("--base", help=_BASE)
-    merge = commands.add_parser("merge", help="write a base with adapters added into its weights")
+    merge = commands.add_parser("merge", help="write a base model with adapters added into its weights")
     merge.add_argument("base", help=_BASE)
     _adapters(merge)
     merge.add_argument("out", type=Path)
-    _extract(commands.add_parser("extract", help="write the adapter that lies between two bases"))
-    combine = commands.add_parser("combine", help="write one adapter that does what several do")
+    _extract(commands.add_parser("extract", help="write the adapter between a base and a changed copy of it"))
+    combine = commands.add_parser("combine", help="write one adapter that equals the weighted sum of several")
     _adapters(combine)
-    combine.add_argument("--rank", type=int, help="recompress to this rank; without it the result is exact")
+    combine.add_argument("--rank", type=int, help="recompress to this rank; the default is exact")
     combine.add_argument("out", type=Path)
-    card = commands.add_parser("card", help="write the model card and the ComfyUI workflow beside an adapter")
+    card = commands.add_parser("card", help="write the model card and the ComfyUI workflow into the adapter's folder")
     card.add_argument("file", type=Path)
     card.add_argument("--scores", type=Path, help="scores.json of `python -m eval`")
-    workflow = commands.add_parser("workflow", help="write the ComfyUI workflow beside an adapter")
+    workflow = commands.add_parser("workflow", help="write the ComfyUI workflow into the adapter's folder")
     workflow.add_argument("file", type=Path)
     workflow.add_argument("--size", help="width x height x frames, e.g. 960x544x121; by default the adapter's own")
     workflow.add_argument("--fps", type=float, help="frames per second; by default the adapter's own")
@@ -57,10 +62,10 @@ def _convert(command: argparse.ArgumentParser) -> None:
 
 def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help=_BASE)
-    command.add_argument("merged", help="likewise, with an adapter in it")
+    command.add_argument("merged", help="the merged or fine-tuned copy of it")
     command.add_argument("out", type=Path)
     command.add_argument("--rank", type=int, default=32)
-    command.add_argument("--task", default="extracted", help="name to write into the file")
+    command.add_argument("--task", default="extracted", help="task name for the file's metadata")
     command.add_argument("--seed", type=int, default=0)
     _factors(command)
 
@@ -72,15 +77,15 @@ def _adapters(command: argparse.ArgumentParser) -> None:
 
 
 def _factors(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--downscale", type=int, help="how many times smaller than the clip the reference was")
-    command.add_argument("--temporal-scale", type=int, help="how many times fewer frames per second it had")
-    command.add_argument("--no-reference", action="store_true", help="a plain LoRA, which takes no reference")
+    command.add_argument("--downscale", type=int, help="factor by which the reference was smaller than the clip")
+    command.add_argument("--temporal-scale", type=int, help="factor by which the reference had fewer frames per second")
+    command.add_argument("--no-reference", action="store_true", help="for a plain LoRA, which takes no reference")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command; a wrong file or setting is one line on stderr and exit code 2."""
+    """Run one command. A wrong file or setting gives one line on stderr and exit code 2."""
     args = parser().parse_args(arguments)
-    from iclora_train.adapters import commands  # noqa: PLC0415 (torch loads after the command line is known to be good)
+    from iclora_train.adapters import commands  # noqa: PLC0415 (imports torch; only after the arguments are parsed)
 
     try:
         code = getattr(commands, args.command)(args)

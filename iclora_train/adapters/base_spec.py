@@ -1,4 +1,4 @@
-"""What a base offers to adapters: the shapes of its linears, and which base it is."""
+"""The base model that an adapter fits: its family, its version, and names and shapes of its linears."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ Weights = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """A base as adapters see it. linears: module -> (out, in); fingerprint: of an embedded base, which is one set of
-    weights. Published bases have siblings of one version (dev, distilled) that share adapters."""
+    """A base as adapters see it.
+
+    linears: module -> (out, in). fingerprint: only of an embedded base, whose weights never change. A published version
+    has several checkpoints (dev, distilled) that share adapters, so its fingerprint is not compared.
+    """
 
     family: str
     version: str
@@ -32,96 +35,98 @@ class BaseSpec:
 
     @classmethod
     def open(cls, checkpoint: str) -> BaseSpec:
-        """Read the headers of the base at a path, or of an embedded one by name. ConfigError as `BaseModel.open`."""
+        """Read the headers of the base at a path, or of an embedded base by name. ConfigError as `BaseModel.open`."""
         opened = open_checkpoint(checkpoint)
-        shapes = {name: at.shape for name, at in model_part(opened).stored.items() if name.endswith(".weight")}
-        linears = {name.removesuffix(".weight"): (s[0], s[1]) for name, s in shapes.items() if len(s) == 2}
+        weights = {name: t.shape for name, t in model_tensors(opened).stored.items() if name.endswith(".weight")}
+        linears = {name.removesuffix(".weight"): (s[0], s[1]) for name, s in weights.items() if len(s) == 2}
         fingerprint = BaseModel.open(checkpoint).fingerprint if checkpoint in EMBEDDED else None
         return cls(opened.family, opened.version, fingerprint, linears)
 
     @property
-    def whole(self) -> bool:
-        """Whether the audio stream's linears are known too (a diffusers folder is read for its video stream only)."""
+    def includes_audio(self) -> bool:
+        """Whether `linears` includes the audio stream (not for a diffusers folder, of which the video stream is
+        read)."""
         return any(map(is_audio, self.linears))
 
     @property
     def metadata(self) -> dict[str, str]:
-        """How an adapter says that it was made for this base."""
-        known = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
-        return {FAMILY: self.family, VERSION: self.version, **known}
+        """The metadata of an adapter for this base."""
+        fingerprint = {} if self.fingerprint is None else {FINGERPRINT: self.fingerprint}
+        return {FAMILY: self.family, VERSION: self.version, **fingerprint}
 
 
 def open_checkpoint(checkpoint: str) -> Checkpoint:
-    """The headers of the base at a path, or of an embedded one by name; the transformer is all that it must hold."""
+    """The headers of the base at a path, or of an embedded base by name; only the transformer is required."""
     return Checkpoint.open(EMBEDDED.get(checkpoint, Path(checkpoint).expanduser()))
 
 
-def model_part(checkpoint: Checkpoint) -> Component:
-    """All tensors of the model under official names, audio included where the files have official keys."""
-    part = checkpoint.component("transformer")
-    if part.diffusers:
-        return part
+def model_tensors(checkpoint: Checkpoint) -> Component:
+    """All tensors of the model with official names, including audio if the files have official keys."""
+    transformer = checkpoint.component("transformer")
+    if transformer.diffusers:
+        return transformer
     stored: dict[str, StoredTensor] = {}
-    for file in part.files:
-        keys = read_header(file).tensors
-        stored |= {key.removeprefix(MODEL_PREFIX): at for key, at in keys.items() if key.startswith(MODEL_PREFIX)}
-    return Component("transformer", part.config, stored, part.source)
+    for file in transformer.files:
+        tensors = read_header(file).tensors
+        stored |= {key.removeprefix(MODEL_PREFIX): t for key, t in tensors.items() if key.startswith(MODEL_PREFIX)}
+    return Component("transformer", transformer.config, stored, transformer.source)
 
 
-def weight_findings(weights: Weights, target: BaseSpec) -> Iterator[str]:
+def weight_findings(weights: Weights, base: BaseSpec) -> Iterator[str]:
     """Modules and shapes of an adapter that the base does not have."""
-    known = weights if target.whole else {name: halves for name, halves in weights.items() if not is_audio(name)}
-    return fit_findings(known, target.linears)
+    if not base.includes_audio:
+        weights = {name: factors for name, factors in weights.items() if not is_audio(name)}
+    return shape_findings(weights, base.linears)
 
 
-def fit_findings(weights: Weights, linears: Mapping[str, tuple[int, int]]) -> Iterator[str]:
+def shape_findings(weights: Weights, linears: Mapping[str, tuple[int, int]]) -> Iterator[str]:
     """Modules and shapes of an adapter that do not fit linears (module -> (out, in)): the first of each kind."""
     shapes = {name: (b.shape[0], a.shape[1]) for name, (a, b) in weights.items()}
     unknown = [name for name in shapes if name not in linears]
     if unknown:
-        yield f"{_missing(unknown[0], linears)}{_more(unknown)}: wrong base model?"
-    unfit = [name for name, shape in shapes.items() if linears.get(name, shape) != shape]
-    if unfit:
-        (out, wide), (wanted_out, wanted) = shapes[unfit[0]], linears[unfit[0]]
+        yield f"{_not_in_base(unknown[0], linears)}{_more(unknown)}: wrong base model?"
+    misshapen = [name for name, shape in shapes.items() if linears.get(name, shape) != shape]
+    if misshapen:
+        (out, inputs), (base_out, base_in) = shapes[misshapen[0]], linears[misshapen[0]]
         yield (
-            f"{unfit[0]}: the adapter fits a linear {wide} -> {out}, the base has {wanted} -> {wanted_out}"
-            f"{_more(unfit)}: wrong base model?"
+            f"{misshapen[0]}: the adapter fits a linear {inputs} -> {out}, the base has {base_in} -> {base_out}"
+            f"{_more(misshapen)}: wrong base model?"
         )
 
 
-def _more(found: list[str]) -> str:
-    return f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
-def _missing(name: str, linears: Mapping[str, object]) -> str:
-    """Why a base cannot take a module."""
-    numbers = {int(known.split(".")[1]) for known in linears if known.startswith(BLOCKS)}
+def _not_in_base(name: str, linears: Mapping[str, object]) -> str:
+    """The message for a module that the base does not have."""
+    blocks = {int(linear.split(".")[1]) for linear in linears if linear.startswith(BLOCKS)}
     block = name.split(".")[1] if name.startswith(BLOCKS) else ""
-    beyond = f" (it has {len(numbers)} blocks)" if block.isdecimal() and int(block) not in numbers else ""
-    return f"the adapter has weights for {name}, which the base does not have{beyond}"
+    count = f" (it has {len(blocks)} blocks)" if block.isdecimal() and int(block) not in blocks else ""
+    return f"the adapter has weights for {name}, which the base does not have{count}"
 
 
-def base_findings(metadata: Mapping[str, str], target: BaseSpec) -> Iterator[str]:
-    """Whether an adapter was made for another base: equal shapes would load silently and give a wrong result."""
+def base_findings(metadata: Mapping[str, str], base: BaseSpec) -> Iterator[str]:
+    """Whether an adapter was trained on another base: with equal shapes it would load and give a wrong result."""
     family, version = metadata.get(FAMILY), metadata.get(VERSION)
     if family is None or version is None:
         yield (
-            f"metadata lacks {FAMILY} or {VERSION}, so nobody knows which base it was trained on; if you do, "
-            "`convert --base PATH` writes it down"
+            f"metadata lacks {FAMILY} or {VERSION}, so the base that it was trained on is unknown; if you know it, "
+            "`convert --base PATH` adds it"
         )
-    elif (family, version) != (target.family, target.version):
+    elif (family, version) != (base.family, base.version):
         yield (
-            f"was trained on {family} {version}, this base is {target.family} {target.version}: pass the base it was "
-            "trained on as model.checkpoint"
+            f"was trained on {family} {version}, this base is {base.family} {base.version}: set model.checkpoint to "
+            "the base that it was trained on"
         )
-    elif target.fingerprint is not None and metadata.get(FINGERPRINT) != target.fingerprint:
+    elif base.fingerprint is not None and metadata.get(FINGERPRINT) != base.fingerprint:
         yield (
             f"was trained on other weights of {family} {version} ({metadata.get(FINGERPRINT)}, here "
-            f"{target.fingerprint}): train it again"
+            f"{base.fingerprint}): train it again"
         )
 
 
 def require_same_base(path: Path, adapter: Adapter, family: str, version: str, fingerprint: str | None = None) -> None:
-    """ConfigError if the adapter was made for another base. fingerprint: of an embedded base, as in `BaseSpec`."""
+    """ConfigError if the adapter was trained on another base. fingerprint: as in `BaseSpec`."""
     for finding in base_findings(adapter.metadata, BaseSpec(family, version, fingerprint)):
         raise ConfigError(f"{path} {finding}")

@@ -1,4 +1,4 @@
-"""What is written beside an adapter: a model card, and for LTX-2 bases a ComfyUI workflow."""
+"""Model card of an adapter, and for published LTX bases its ComfyUI workflow, written into the adapter's folder."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iclora_train.adapters import comfyui_json as comfy_forms
+from iclora_train.adapters import comfyui_json
 from iclora_train.adapters.base_spec import FAMILY, VERSION
-from iclora_train.adapters.comfyui_workflow import WorkflowSettings, steps
+from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.file import Adapter, read
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.ltx2.weights.versions import VERSIONS, Version
 
-_REPOSITORY = {"2.0": "Lightricks/LTX-2", "2.3": "Lightricks/LTX-2.3", "2.5": "Lightricks/LTX-2.5"}
-_DIFFUSERS = {"2.0": "Lightricks/LTX-2", "2.3": "diffusers/LTX-2.3-Diffusers", "2.5": "Lightricks/LTX-2.5-Diffusers"}
-_FACTS = {  # metadata key -> row of the card
-    "base_model": "base",
+_TRAINING_ROWS = {  # metadata key -> row of the card
+    "base_model": "base model",
     "steps": "steps",
     "rank": "rank",
     "learning_rate": "learning rate",
@@ -29,24 +28,24 @@ _FACTS = {  # metadata key -> row of the card
 }
 
 
-def write_beside(path: Path, scores: Path | None = None) -> list[Path]:
-    """Write `<adapter>.md`, and the workflow where ComfyUI can run the base; the files written.
+def write_card(path: Path, scores: Path | None = None) -> list[Path]:
+    """Write `<adapter>.md`, and the workflow if ComfyUI can run the base. Returns the files written.
 
-    scores: scores.json of `eval`, whose figures go into the card. ConfigError if the adapter is not a good one.
+    scores: scores.json of `eval`, whose results go into the card. ConfigError if the adapter is not valid.
     """
     adapter = read(path)
-    measured = None if scores is None else read_scores(scores)
-    recipe: WorkflowSettings | None = None
-    why = None
+    results = None if scores is None else read_scores(scores)
+    workflow: WorkflowSettings | None = None
+    no_workflow = None
     try:
-        recipe = WorkflowSettings.of(path, adapter.metadata)
+        workflow = WorkflowSettings.from_metadata(path, adapter.metadata)
     except ConfigError as error:
-        why = str(error).removeprefix(f"{path}: ")
-    workflows = [] if recipe is None else write_workflow(path, recipe)
+        no_workflow = str(error).removeprefix(f"{path}: ")
+    workflow_files = [] if workflow is None else write_workflow(path, workflow)
     card = path.with_suffix(".md")
     with write_atomic(card) as file:
-        file.write(card_text(path.name, adapter, measured, why).encode())
-    return [card, *workflows]
+        file.write(card_text(path.name, adapter, results, no_workflow).encode())
+    return [card, *workflow_files]
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -55,48 +54,58 @@ def read_scores(path: Path) -> dict[str, Any]:
         scores = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not a readable scores.json ({error})") from error
-    wanted = {"primary", "cells", "strength", "clips", "seeds", "task"}
-    if not isinstance(scores, dict) or not wanted <= scores.keys():
+    needed = {"primary", "cells", "strength", "clips", "seeds", "task"}
+    if not isinstance(scores, dict) or not needed <= scores.keys():
         raise ConfigError(f"{path} is not a scores.json of `python -m eval`")
     return scores
 
 
-def write_workflow(path: Path, recipe: WorkflowSettings) -> list[Path]:
+def write_workflow(path: Path, settings: WorkflowSettings) -> list[Path]:
     """Write `<adapter>.workflow.json` for ComfyUI's page and `<adapter>.api.json` for its server."""
-    written = [path.with_suffix(suffix) for suffix in (".workflow.json", ".api.json")]
-    for file, form in zip(written, (comfy_forms.graph, comfy_forms.api), strict=True):
-        comfy_forms.write(file, form(steps(recipe)))
-    return written
+    nodes = build_workflow(settings)
+    files = {".workflow.json": comfyui_json.graph_json(nodes), ".api.json": comfyui_json.api_json(nodes)}
+    for suffix, content in files.items():
+        comfyui_json.write_json(path.with_suffix(suffix), content)
+    return [path.with_suffix(suffix) for suffix in files]
 
 
-def card_text(name: str, adapter: Adapter, scores: Mapping[str, Any] | None = None, why: str | None = None) -> str:
-    """The card as Hugging Face reads it: YAML, then Markdown. why: the reason that there is no ComfyUI workflow."""
-    known = adapter.metadata
-    parts = [
-        front_matter(known),
-        f"# {known.get('task', Path(name).stem)}: an IC-LoRA for {known.get(FAMILY)} {known.get(VERSION)}",
+def card_text(
+    name: str, adapter: Adapter, scores: Mapping[str, Any] | None = None, no_workflow: str | None = None
+) -> str:
+    """The card in the format of Hugging Face: YAML, then Markdown. no_workflow: why ComfyUI cannot run the adapter."""
+    metadata = adapter.metadata
+    training = [(row, metadata[key]) for key, row in _TRAINING_ROWS.items() if key in metadata]
+    sections = [
+        front_matter(metadata),
+        f"# {metadata.get('task', Path(name).stem)}: an IC-LoRA for {metadata.get(FAMILY)} {metadata.get(VERSION)}",
         *_use(adapter),
-        *([] if scores is None else _measured(scores)),
+        *([] if scores is None else _results(scores)),
         "## Training",
-        _table([(row, known[key]) for key, row in _FACTS.items() if key in known]),
+        _table(training),
         "## How to load it",
-        *_loading(name, adapter, why),
+        *_loading(name, adapter, no_workflow),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
-def front_matter(known: Mapping[str, str]) -> str:
-    """The YAML block. Values are written as JSON strings, which YAML reads as they are."""
-    tags = ["lora", "ic-lora", "video", *(["ltx-2", "ltx-video"] if known.get(FAMILY) == "ltx" else [])]
+def published_version(metadata: Mapping[str, str]) -> Version | None:
+    """The published LTX version that an adapter was trained on; None for another base."""
+    return VERSIONS.get(metadata.get(VERSION, "")) if metadata.get(FAMILY) == "ltx" else None
+
+
+def front_matter(metadata: Mapping[str, str]) -> str:
+    """The YAML block. Values are JSON strings, which are valid YAML."""
+    tags = ["lora", "ic-lora", "video", *(["ltx-2", "ltx-video"] if metadata.get(FAMILY) == "ltx" else [])]
     lines = [f"tags: {json.dumps(tags)}", "pipeline_tag: video-to-video"]
-    if known.get(FAMILY) == "ltx" and known.get(VERSION) in _REPOSITORY:
+    version = published_version(metadata)
+    if version is not None:
         lines += [
-            f"base_model: {_REPOSITORY[known[VERSION]]}",
+            f"base_model: {version.repository}",
             "base_model_relation: adapter",
             "library_name: diffusers",
         ]
-    if known.get("trigger"):
-        lines.append(f"instance_prompt: {json.dumps(known['trigger'])}")
+    if metadata.get("trigger"):
+        lines.append(f"instance_prompt: {json.dumps(metadata['trigger'])}")
     return "\n".join(["---", *lines, "---"])
 
 
@@ -105,66 +114,68 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _use(adapter: Adapter) -> list[str]:
-    """What a user sets."""
-    known, factor = adapter.metadata, adapter.downscale
+    """The section on what a user must set."""
+    metadata, factor = adapter.metadata, adapter.downscale
+    trigger = metadata.get("trigger")
+    same_size = "same size as the output clip"
+    smaller = f"{factor} times smaller than the output clip in width and height (factor {factor})"
     rows = [
-        ("trigger", f"`{known['trigger']}`, at the start of the prompt" if known.get("trigger") else "none"),
-        (
-            "reference",
-            "as large as the clip" if factor == 1 else f"{factor} times smaller than the clip (factor {factor})",
-        ),
+        ("trigger", f"start the prompt with `{trigger}`" if trigger else "none"),
+        ("reference", same_size if factor == 1 else smaller),
     ]
     if adapter.temporal_scale != 1:
-        rows.append(("reference frames", f"{adapter.temporal_scale} times fewer per second"))
-    if "size" in known:
-        rows.append(("size it was trained at", f"{known['size']} (width x height x frames)"))
-    if "fps" in known:
-        rows.append(("frames per second", known["fps"]))
-    rows.append(("linears", f"{len(adapter.weights)}, of which {len(adapter.audio)} outside the video stream"))
+        rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than that of the output clip"))
+    if "size" in metadata:
+        rows.append(("size in training", f"{metadata['size']} (width x height x frames)"))
+    if "fps" in metadata:
+        rows.append(("frames per second", metadata["fps"]))
+    rows.append(("adapted linears", f"{len(adapter.weights)}, of which {len(adapter.audio)} outside the video stream"))
     return ["## Use", _table(rows)]
 
 
-def _measured(scores: Mapping[str, Any]) -> list[str]:
-    """The figures of an evaluation: rows of comparison, then attention strengths."""
+def _results(scores: Mapping[str, Any]) -> list[str]:
+    """The section with the results of an evaluation: a row per condition, then a row per attention strength."""
     primary = scores["primary"]
 
-    def figure(found: Mapping[str, Any]) -> str:
-        interval = "" if found["low"] is None else f" [{found['low']:.3f}, {found['high']:.3f}]"
-        return f"{found['mean']:.3f}{interval}"
+    def with_interval(estimate: Mapping[str, Any]) -> str:
+        interval = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+        return f"{estimate['mean']:.3f}{interval}"
 
-    head = [f"| cell | {primary} |", "|---|---|"]
-    rows = [*scores["cells"].items()]
-    rows += [(f"attention strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
-    lines = [f"| {name} | {figure(metrics[primary])} |" for name, metrics in rows if primary in metrics]
+    head = [f"| condition | {primary} |", "|---|---|"]
+    conditions = [*scores["cells"].items()]
+    conditions += [(f"attention strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
+    rows = [f"| {name} | {with_interval(metrics[primary])} |" for name, metrics in conditions if primary in metrics]
     about = (
-        f"{len(scores['clips'])} {scores['task']} windows that were never trained on, {len(scores['seeds'])} seeds, "
-        f"adapter at strength 1; mean and 95 % interval over windows."
+        f"Mean and 95 % interval over {len(scores['clips'])} held-out {scores['task']} windows with "
+        f"{len(scores['seeds'])} seeds; adapter at strength 1."
     )
-    return ["## Measured", about, "\n".join([*head, *lines])]
+    return ["## Results", about, "\n".join([*head, *rows])]
 
 
-def _loading(name: str, adapter: Adapter, why: str | None) -> list[str]:
-    """Commands for the three programs, or why they cannot run the base."""
-    known = adapter.metadata
-    if known.get(FAMILY) != "ltx" or known.get(VERSION) not in _REPOSITORY:
+def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
+    """Instructions for the three programs, or the reason why they cannot run the base."""
+    metadata = adapter.metadata
+    version = published_version(metadata)
+    if version is None:
         return [
-            f"The base {known.get(FAMILY)} {known.get(VERSION)} is one of iclora_train; other programs do not "
-            f"have it. Judge the adapter with `python -m eval conf={known.get('task')} adapter={name}`."
+            f"The base model {metadata.get(FAMILY)} {metadata.get(VERSION)} is part of iclora_train; other programs "
+            f"cannot load it. Evaluate the adapter with `python -m eval conf={metadata.get('task')} adapter={name}`."
         ]
-    stem, prompt = Path(name).stem, f"{known.get('trigger', '')} ...".strip()
-    comfy = (
+    stem, prompt = Path(name).stem, f"{metadata.get('trigger', '')} ...".strip()
+    comfyui = (
         f"**ComfyUI** with ComfyUI-LTXVideo: put the file into `models/loras` and open `{stem}.workflow.json` "
-        f"(`{stem}.api.json` for the server); choose your base and reference clip there."
-        if why is None
-        else f"**ComfyUI**: there is no workflow beside this file: {why}."
+        f"(for the server: `{stem}.api.json`). Select your base model and reference clip in the workflow."
+        if no_workflow is None
+        else f"**ComfyUI**: no workflow was written for this file: {no_workflow}."
     )
     return [
-        comfy,
-        "**ltx-pipelines** (and the path options of your base, as in its README). It has a second stage without the "
-        "adapter; `--skip-stage-2` leaves it out, and the clip then has half the size asked for:",
+        comfyui,
+        "**ltx-pipelines** (add the path options of your base model, see its README). Its second stage does not use "
+        "the adapter. `--skip-stage-2` omits that stage; the clip then has half the requested size, so request twice "
+        "the size:",
         _ltx_pipelines(name, prompt, adapter),
-        "**diffusers** (it does not read the factor from the file):",
-        _diffusers(name, prompt, adapter),
+        "**diffusers** (it does not read the reference factor from the file):",
+        _diffusers(name, prompt, adapter, version),
     ]
 
 
@@ -178,16 +189,15 @@ def _ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
 ```"""
 
 
-def _diffusers(name: str, prompt: str, adapter: Adapter) -> str:
+def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:
     width, height, frames = adapter.metadata.get("size", "960x544x121").split("x")
-    version = adapter.metadata[VERSION]
     return f"""```python
 import torch
-from diffusers import LTX2InContextPipeline
+from diffusers import {version.diffusers_pipeline}
 from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
 from diffusers.utils import load_video
 
-pipe = LTX2InContextPipeline.from_pretrained("{_DIFFUSERS[version]}", torch_dtype=torch.bfloat16)
+pipe = {version.diffusers_pipeline}.from_pretrained("{version.diffusers_repository}", torch_dtype=torch.bfloat16)
 pipe.load_lora_weights(".", weight_name="{name}")
 video, audio = pipe(
     prompt={json.dumps(prompt)},

@@ -1,20 +1,20 @@
-"""Will this file do in ComfyUI, ltx-pipelines and diffusers what it was trained to do?"""
+"""Check an adapter file: is it valid, and does it fit a base."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, weight_findings
-from iclora_train.adapters.file import examine
+from iclora_train.adapters.file import inspect
 
 
-def check(path: Path, target: BaseSpec | None = None) -> list[str]:
-    """All that is wrong with an adapter file, each finding with the key and the remedy; nothing means that it is good.
+def check(path: Path, base: BaseSpec | None = None) -> list[str]:
+    """All problems of an adapter file, each with the key and the remedy; empty if the file is valid.
 
-    target: the base it is meant for; without it modules, shapes and version are taken on trust. ConfigError if the
-    file is no safetensors file.
+    base: the base that it is meant for; without it, modules, shapes and version are not checked. ConfigError if the
+    file is not a safetensors file.
     """
-    adapter, wrong = examine(path)
-    if target is not None:
-        wrong += [*base_findings(adapter.metadata, target), *weight_findings(adapter.weights, target)]
-    return wrong
+    adapter, findings = inspect(path)
+    if base is not None:
+        findings += [*base_findings(adapter.metadata, base), *weight_findings(adapter.weights, base)]
+    return findings

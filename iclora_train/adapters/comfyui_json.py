@@ -1,4 +1,4 @@
-"""Steps of a workflow as the two JSON forms of ComfyUI: `api` for its server, `graph` for its page."""
+"""A workflow in ComfyUI's two JSON formats: the API format for its server, and the graph format for its page."""
 
 from __future__ import annotations
 
@@ -7,111 +7,112 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from iclora_train.adapters.comfyui_nodes import NODES, Input, Value
-from iclora_train.adapters.comfyui_workflow import Link, Step
+from iclora_train.adapters.comfyui_nodes import NODE_CLASSES, NodeInput, Value
+from iclora_train.adapters.comfyui_workflow import Link, WorkflowNode
 from iclora_train.core.atomic_files import write_atomic
 
 _COLUMN, _ROW = 340, 260  # pixels between nodes on the page
-Steps = Mapping[str, Step]
+Nodes = Mapping[str, WorkflowNode]  # by title
 
 
-def given(step: Step, wanted: Input) -> Value | Link | None:
-    """What an input of a step is given: what it names, else the node's default."""
-    return step.inputs.get(wanted.name, wanted.default)
+def input_value(node: WorkflowNode, spec: NodeInput) -> Value | Link | None:
+    """The value or link of an input of a node, or else the default of its class."""
+    return node.inputs.get(spec.name, spec.default)
 
 
-def slot(steps: Steps, wire: Link) -> int:
-    """The number of the output that a wire names."""
-    return [name for name, _ in NODES[steps[wire.step].node].outputs].index(wire.output)
+def output_index(nodes: Nodes, link: Link) -> int:
+    """The index of a link's output among the outputs of its node."""
+    return [name for name, _ in NODE_CLASSES[nodes[link.node].class_type].outputs].index(link.output)
 
 
-def api(steps: Steps) -> dict[str, Any]:
-    """Number -> class_type and inputs; a wire is [number of the node, number of its output]."""
-    numbers = {title: str(i) for i, title in enumerate(steps, 1)}
+def api_json(nodes: Nodes) -> dict[str, Any]:
+    """Number -> class_type and inputs; a link is [number of the node, index of its output]."""
+    numbers = {title: str(i) for i, title in enumerate(nodes, 1)}
 
-    def value(found: Value | Link) -> object:
-        return [numbers[found.step], slot(steps, found)] if isinstance(found, Link) else found
+    def encoded(value: Value | Link) -> object:
+        return [numbers[value.node], output_index(nodes, value)] if isinstance(value, Link) else value
 
-    def inputs(step: Step) -> dict[str, object]:
-        all_of = ((wanted.name, given(step, wanted)) for wanted in NODES[step.node].inputs)
-        return {name: value(found) for name, found in all_of if found is not None}
+    def inputs(node: WorkflowNode) -> dict[str, object]:
+        values = ((spec.name, input_value(node, spec)) for spec in NODE_CLASSES[node.class_type].inputs)
+        return {name: encoded(value) for name, value in values if value is not None}
 
     return {
-        numbers[title]: {"class_type": step.node, "inputs": inputs(step), "_meta": {"title": title}}
-        for title, step in steps.items()
+        numbers[title]: {"class_type": node.class_type, "inputs": inputs(node), "_meta": {"title": title}}
+        for title, node in nodes.items()
     }
 
 
-def graph(steps: Steps) -> dict[str, Any]:
-    """Nodes with places, sockets and widget values, and links [number, from, output, to, input, type]."""
-    numbers = {title: i for i, title in enumerate(steps, 1)}
+def graph_json(nodes: Nodes) -> dict[str, Any]:
+    """Nodes with positions, sockets and widget values, and links [number, from, output, to, input, type]."""
+    numbers = {title: i for i, title in enumerate(nodes, 1)}
     links: list[list[Any]] = []
-    nodes: list[dict[str, Any]] = []
-    for title, (column, row) in _places(steps).items():
-        step, node = steps[title], NODES[steps[title].node]
-        nodes.append(
+    entries: list[dict[str, Any]] = []
+    for title, (column, row) in _positions(nodes).items():
+        node, spec = nodes[title], NODE_CLASSES[nodes[title].class_type]
+        entries.append(
             {
                 "id": numbers[title],
-                "type": step.node,
+                "type": node.class_type,
                 "title": title,
                 "pos": [column * _COLUMN, row * _ROW],
-                "size": [_COLUMN - 40, 60 + 26 * max(len(node.inputs), len(node.outputs))],
+                "size": [_COLUMN - 40, 60 + 26 * max(len(spec.inputs), len(spec.outputs))],
                 "flags": {},
-                "order": len(nodes),
+                "order": len(entries),
                 "mode": 0,
-                "inputs": _sockets(steps, title, numbers, links),
-                "outputs": [{"name": name, "type": of, "links": []} for name, of in node.outputs],
-                "properties": {"cnr_id": node.pack, "Node name for S&R": step.node},
-                "widgets_values": _widgets(step),
+                "inputs": _sockets(nodes, title, numbers, links),
+                "outputs": [{"name": name, "type": kind, "links": []} for name, kind in spec.outputs],
+                "properties": {"cnr_id": spec.pack, "Node name for S&R": node.class_type},
+                "widgets_values": _widgets(node),
             }
         )
     for number, source, output, *_ in links:
-        nodes[source - 1]["outputs"][output]["links"].append(number)
-    ends = {"last_node_id": len(nodes), "last_link_id": len(links)}
-    return {**ends, "nodes": nodes, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+        entries[source - 1]["outputs"][output]["links"].append(number)
+    last = {"last_node_id": len(entries), "last_link_id": len(links)}
+    return {**last, "nodes": entries, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
 
 
-def _sockets(steps: Steps, title: str, numbers: Mapping[str, int], links: list[list[Any]]) -> list[dict[str, Any]]:
-    """The inputs of a node that can be wired and the widgets that are; their links are added to `links`."""
+def _sockets(nodes: Nodes, title: str, numbers: Mapping[str, int], links: list[list[Any]]) -> list[dict[str, Any]]:
+    """The sockets of a node: inputs without a widget, and widgets that are linked. Appends their links to `links`."""
     sockets: list[dict[str, Any]] = []
-    for wanted in NODES[steps[title].node].inputs:
-        found = given(steps[title], wanted)
-        socket: dict[str, Any] = {"name": wanted.name, "type": wanted.type, "link": None}
-        if isinstance(found, Link):
+    for spec in NODE_CLASSES[nodes[title].class_type].inputs:
+        value = input_value(nodes[title], spec)
+        socket: dict[str, Any] = {"name": spec.name, "type": spec.type, "link": None}
+        if isinstance(value, Link):
             socket["link"] = len(links) + 1
-            ends = [numbers[found.step], slot(steps, found), numbers[title], len(sockets)]
-            links.append([len(links) + 1, *ends, wanted.type])
-        if wanted.widget:
-            socket["widget"] = {"name": wanted.name}
-        if not wanted.widget or isinstance(found, Link):
+            ends = [numbers[value.node], output_index(nodes, value), numbers[title], len(sockets)]
+            links.append([len(links) + 1, *ends, spec.type])
+        if spec.widget:
+            socket["widget"] = {"name": spec.name}
+        if not spec.widget or isinstance(value, Link):
             sockets.append(socket)
     return sockets
 
 
-def _widgets(step: Step) -> list[Value | None]:
-    """The values of a node's widgets in order; one that is wired holds its default."""
+def _widgets(node: WorkflowNode) -> list[Value | None]:
+    """The values of a node's widgets in order; a linked widget has its default."""
     values: list[Value | None] = []
-    for wanted in NODES[step.node].inputs:
-        if wanted.widget:
-            found = given(step, wanted)
-            values.append(wanted.default if isinstance(found, Link) else found)
-            values += [wanted.beside] if wanted.beside else []
+    for spec in NODE_CLASSES[node.class_type].inputs:
+        if spec.widget:
+            value = input_value(node, spec)
+            values.append(spec.default if isinstance(value, Link) else value)
+            values += [spec.extra_widget] if spec.extra_widget else []
     return values
 
 
-def _places(steps: Steps) -> dict[str, tuple[int, int]]:
-    """Column and row of each step: a column right of all it needs."""
+def _positions(nodes: Nodes) -> dict[str, tuple[int, int]]:
+    """Column and row of each node: its column is to the right of all nodes that it depends on."""
     columns: dict[str, int] = {}
     rows: dict[int, int] = {}
-    places = {}
-    for title, step in steps.items():
-        columns[title] = 1 + max((columns[w.step] for w in step.inputs.values() if isinstance(w, Link)), default=-1)
+    positions = {}
+    for title, node in nodes.items():
+        sources = (columns[value.node] for value in node.inputs.values() if isinstance(value, Link))
+        columns[title] = 1 + max(sources, default=-1)
         rows[columns[title]] = rows.get(columns[title], -1) + 1
-        places[title] = (columns[title], rows[columns[title]])
-    return places
+        positions[title] = (columns[title], rows[columns[title]])
+    return positions
 
 
-def write(path: Path, form: Mapping[str, Any]) -> None:
-    """Write a form as JSON, whole or not at all."""
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a workflow as JSON, completely or not at all."""
     with write_atomic(path) as file:
-        file.write((json.dumps(form, indent=1) + "\n").encode())
+        file.write((json.dumps(content, indent=1) + "\n").encode())

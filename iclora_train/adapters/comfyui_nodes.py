@@ -1,7 +1,8 @@
-"""The ComfyUI nodes that the workflow uses: inputs in the order of their widgets, types, defaults, ranges, outputs.
+"""The ComfyUI node classes that the workflow uses: inputs in the order of their widgets, types, defaults, ranges,
+outputs.
 
-Read in ComfyUI's nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video, nodes_images)
-and in ComfyUI-LTXVideo's iclora.py and utiltily_nodes.py.
+Sources: ComfyUI's nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video, nodes_images)
+and ComfyUI-LTXVideo's iclora.py and utiltily_nodes.py.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Value = str | int | float | bool
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types that are typed in; all others are wired
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types of inputs with a widget; all other inputs are links
 
 
 @dataclass(frozen=True)
-class Input:
-    """An input of a node. choices: of a COMBO whose values do not depend on the files of a machine."""
+class NodeInput:
+    """An input of a node class. choices: of a COMBO whose values do not depend on the installed files. extra_widget:
+    value of a second widget that ComfyUI's page adds after this one and that is not an input."""
 
     name: str
     type: str
@@ -23,160 +25,169 @@ class Input:
     high: float | None = None
     choices: tuple[str, ...] = ()
     required: bool = True
-    beside: str | None = None  # a widget that the page adds behind this one, which is no input of the node
+    extra_widget: str | None = None
 
     @property
     def widget(self) -> bool:
-        """Whether it is typed in (it may be wired all the same)."""
+        """Whether it has a widget (a link may replace the widget)."""
         return self.type in WIDGETS
 
 
 @dataclass(frozen=True)
-class Node:
-    """A node class: its inputs in order, and name and type of each output."""
+class NodeClass:
+    """A node class: its inputs in order, and name and type of each output. pack: the extension that it is part of."""
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[NodeInput, ...]
     outputs: tuple[tuple[str, str], ...]
     pack: str = "comfy-core"
 
 
-def _sockets(*pairs: str) -> tuple[Input, ...]:
-    """`name:TYPE` -> inputs that are wired."""
-    return tuple(Input(name, of) for name, of in (pair.split(":") for pair in pairs))
+def _sockets(*pairs: str) -> tuple[NodeInput, ...]:
+    """`name:TYPE` -> inputs without a widget."""
+    return tuple(NodeInput(name, of) for name, of in (pair.split(":") for pair in pairs))
 
 
 _PLUGIN = "ComfyUI-LTXVideo"
 _CONDITIONED = (("positive", "CONDITIONING"), ("negative", "CONDITIONING"))
 _PAIR = _sockets("positive:CONDITIONING", "negative:CONDITIONING")
 _SIZE = 16384  # nodes.MAX_RESOLUTION
+_WEIGHT_DTYPES = ("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")
 
-NODES: dict[str, Node] = {
-    "CheckpointLoaderSimple": Node(
-        (Input("ckpt_name", "COMBO"),), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))
+NODE_CLASSES: dict[str, NodeClass] = {
+    "CheckpointLoaderSimple": NodeClass(
+        (NodeInput("ckpt_name", "COMBO"),), (("MODEL", "MODEL"), ("CLIP", "CLIP"), ("VAE", "VAE"))
     ),
-    "UNETLoader": Node(
+    "UNETLoader": NodeClass(
         (
-            Input("unet_name", "COMBO"),
-            Input("weight_dtype", "COMBO", "default", choices=("default", "fp8_e4m3fn", "fp8_e4m3fn_fast", "fp8_e5m2")),
+            NodeInput("unet_name", "COMBO"),
+            NodeInput("weight_dtype", "COMBO", "default", choices=_WEIGHT_DTYPES),
         ),
         (("MODEL", "MODEL"),),
     ),
-    "VAELoader": Node((Input("vae_name", "COMBO"),), (("VAE", "VAE"),)),
-    "CLIPLoader": Node(
+    "VAELoader": NodeClass((NodeInput("vae_name", "COMBO"),), (("VAE", "VAE"),)),
+    "CLIPLoader": NodeClass(
         (
-            Input("clip_name", "COMBO"),
-            Input("type", "COMBO", choices=("ltxv",)),  # among those of other models
-            Input("device", "COMBO", "default", choices=("default", "cpu"), required=False),
+            NodeInput("clip_name", "COMBO"),
+            NodeInput("type", "COMBO", choices=("ltxv",)),  # of many choices
+            NodeInput("device", "COMBO", "default", choices=("default", "cpu"), required=False),
         ),
         (("CLIP", "CLIP"),),
     ),
-    "LTXAVTextEncoderLoader": Node(
+    "LTXAVTextEncoderLoader": NodeClass(
         (
-            Input("text_encoder", "COMBO"),
-            Input("ckpt_name", "COMBO"),
-            Input("device", "COMBO", "default", choices=("default", "cpu")),
+            NodeInput("text_encoder", "COMBO"),
+            NodeInput("ckpt_name", "COMBO"),
+            NodeInput("device", "COMBO", "default", choices=("default", "cpu")),
         ),
         (("CLIP", "CLIP"),),
     ),
-    "LTXVAudioVAELoader": Node((Input("ckpt_name", "COMBO"),), (("Audio VAE", "VAE"),)),
-    "LTXICLoRALoaderModelOnly": Node(
+    "LTXVAudioVAELoader": NodeClass((NodeInput("ckpt_name", "COMBO"),), (("Audio VAE", "VAE"),)),
+    "LTXICLoRALoaderModelOnly": NodeClass(
         (
             *_sockets("model:MODEL"),
-            Input("lora_name", "COMBO"),
-            Input("strength_model", "FLOAT", 1.0, -100, 100),
+            NodeInput("lora_name", "COMBO"),
+            NodeInput("strength_model", "FLOAT", 1.0, -100, 100),
         ),
         (("model", "MODEL"), ("latent_downscale_factor", "FLOAT")),
         _PLUGIN,
     ),
-    "LoadVideo": Node((Input("file", "COMBO", beside="image"),), (("VIDEO", "VIDEO"),)),
-    "GetVideoComponents": Node(_sockets("video:VIDEO"), (("images", "IMAGE"), ("audio", "AUDIO"), ("fps", "FLOAT"))),
-    "ImageFromBatch": Node(
-        (*_sockets("image:IMAGE"), Input("batch_index", "INT", 0, 0, 4095), Input("length", "INT", 1, 1, 4096)),
+    "LoadVideo": NodeClass((NodeInput("file", "COMBO", extra_widget="image"),), (("VIDEO", "VIDEO"),)),
+    "GetVideoComponents": NodeClass(
+        _sockets("video:VIDEO"), (("images", "IMAGE"), ("audio", "AUDIO"), ("fps", "FLOAT"))
+    ),
+    "ImageFromBatch": NodeClass(
+        (*_sockets("image:IMAGE"), NodeInput("batch_index", "INT", 0, 0, 4095), NodeInput("length", "INT", 1, 1, 4096)),
         (("IMAGE", "IMAGE"),),
     ),
-    "ImageScale": Node(
+    "ImageScale": NodeClass(
         (
             *_sockets("image:IMAGE"),
-            Input("upscale_method", "COMBO", choices=("nearest-exact", "bilinear", "area", "bicubic", "lanczos")),
-            Input("width", "INT", 512, 0, _SIZE),
-            Input("height", "INT", 512, 0, _SIZE),
-            Input("crop", "COMBO", choices=("disabled", "center")),
+            NodeInput("upscale_method", "COMBO", choices=("nearest-exact", "bilinear", "area", "bicubic", "lanczos")),
+            NodeInput("width", "INT", 512, 0, _SIZE),
+            NodeInput("height", "INT", 512, 0, _SIZE),
+            NodeInput("crop", "COMBO", choices=("disabled", "center")),
         ),
         (("IMAGE", "IMAGE"),),
     ),
-    "CLIPTextEncode": Node((Input("text", "STRING"), *_sockets("clip:CLIP")), (("CONDITIONING", "CONDITIONING"),)),
-    "LTXVConditioning": Node((*_PAIR, Input("frame_rate", "FLOAT", 25.0, 0, 1000)), _CONDITIONED),
-    "EmptyLTXVLatentVideo": Node(
+    "CLIPTextEncode": NodeClass(
+        (NodeInput("text", "STRING"), *_sockets("clip:CLIP")), (("CONDITIONING", "CONDITIONING"),)
+    ),
+    "LTXVConditioning": NodeClass((*_PAIR, NodeInput("frame_rate", "FLOAT", 25.0, 0, 1000)), _CONDITIONED),
+    "EmptyLTXVLatentVideo": NodeClass(
         (
-            Input("width", "INT", 768, 64, _SIZE),
-            Input("height", "INT", 512, 64, _SIZE),
-            Input("length", "INT", 97, 1, _SIZE),
-            Input("batch_size", "INT", 1, 1, 4096),
+            NodeInput("width", "INT", 768, 64, _SIZE),
+            NodeInput("height", "INT", 512, 64, _SIZE),
+            NodeInput("length", "INT", 97, 1, _SIZE),
+            NodeInput("batch_size", "INT", 1, 1, 4096),
         ),
         (("LATENT", "LATENT"),),
     ),
-    "LTXAddVideoICLoRAGuide": Node(
+    "LTXAddVideoICLoRAGuide": NodeClass(
         (
             *_PAIR,
             *_sockets("vae:VAE", "latent:LATENT", "image:IMAGE"),
-            Input("frame_idx", "INT", 0, -9999, 9999),
-            Input("strength", "FLOAT", 1.0, 0, 1),
-            Input("latent_downscale_factor", "FLOAT", 1.0, 1, 10),
-            Input("crop", "COMBO", "disabled", choices=("disabled", "center")),
-            Input("use_tiled_encode", "BOOLEAN", False),
-            Input("tile_size", "INT", 256, 64, 512),
-            Input("tile_overlap", "INT", 64, 16, 256),
+            NodeInput("frame_idx", "INT", 0, -9999, 9999),
+            NodeInput("strength", "FLOAT", 1.0, 0, 1),
+            NodeInput("latent_downscale_factor", "FLOAT", 1.0, 1, 10),
+            NodeInput("crop", "COMBO", "disabled", choices=("disabled", "center")),
+            NodeInput("use_tiled_encode", "BOOLEAN", False),
+            NodeInput("tile_size", "INT", 256, 64, 512),
+            NodeInput("tile_overlap", "INT", 64, 16, 256),
         ),
         (*_CONDITIONED, ("latent", "LATENT")),
         _PLUGIN,
     ),
-    "LTXFloatToInt": Node((Input("a", "FLOAT", 0.0),), (("INT", "INT"),), _PLUGIN),
-    "LTXVEmptyLatentAudio": Node(
+    "LTXFloatToInt": NodeClass((NodeInput("a", "FLOAT", 0.0),), (("INT", "INT"),), _PLUGIN),
+    "LTXVEmptyLatentAudio": NodeClass(
         (
-            Input("frames_number", "INT", 97, 1, 1000),
-            Input("frame_rate", "INT", 25, 1, 1000),
-            Input("batch_size", "INT", 1, 1, 4096),
+            NodeInput("frames_number", "INT", 97, 1, 1000),
+            NodeInput("frame_rate", "INT", 25, 1, 1000),
+            NodeInput("batch_size", "INT", 1, 1, 4096),
             *_sockets("audio_vae:VAE"),
         ),
         (("Latent", "LATENT"),),
     ),
-    "LTXVConcatAVLatent": Node(_sockets("video_latent:LATENT", "audio_latent:LATENT"), (("latent", "LATENT"),)),
-    "LTXVSeparateAVLatent": Node(
+    "LTXVConcatAVLatent": NodeClass(_sockets("video_latent:LATENT", "audio_latent:LATENT"), (("latent", "LATENT"),)),
+    "LTXVSeparateAVLatent": NodeClass(
         _sockets("av_latent:LATENT"), (("video_latent", "LATENT"), ("audio_latent", "LATENT"))
     ),
-    "RandomNoise": Node((Input("noise_seed", "INT", 0, 0, 2**64 - 1, beside="fixed"),), (("NOISE", "NOISE"),)),
-    "KSamplerSelect": Node((Input("sampler_name", "COMBO"),), (("SAMPLER", "SAMPLER"),)),
-    "ManualSigmas": Node((Input("sigmas", "STRING", "1, 0.5"),), (("SIGMAS", "SIGMAS"),)),
-    "CFGGuider": Node((*_sockets("model:MODEL"), *_PAIR, Input("cfg", "FLOAT", 8.0, 0, 100)), (("GUIDER", "GUIDER"),)),
-    "SamplerCustomAdvanced": Node(
+    "RandomNoise": NodeClass(
+        (NodeInput("noise_seed", "INT", 0, 0, 2**64 - 1, extra_widget="fixed"),), (("NOISE", "NOISE"),)
+    ),
+    "KSamplerSelect": NodeClass((NodeInput("sampler_name", "COMBO"),), (("SAMPLER", "SAMPLER"),)),
+    "ManualSigmas": NodeClass((NodeInput("sigmas", "STRING", "1, 0.5"),), (("SIGMAS", "SIGMAS"),)),
+    "CFGGuider": NodeClass(
+        (*_sockets("model:MODEL"), *_PAIR, NodeInput("cfg", "FLOAT", 8.0, 0, 100)), (("GUIDER", "GUIDER"),)
+    ),
+    "SamplerCustomAdvanced": NodeClass(
         _sockets("noise:NOISE", "guider:GUIDER", "sampler:SAMPLER", "sigmas:SIGMAS", "latent_image:LATENT"),
         (("output", "LATENT"), ("denoised_output", "LATENT")),
     ),
-    "LTXVCropGuides": Node((*_PAIR, *_sockets("latent:LATENT")), (*_CONDITIONED, ("latent", "LATENT"))),
-    "VAEDecodeTiled": Node(
+    "LTXVCropGuides": NodeClass((*_PAIR, *_sockets("latent:LATENT")), (*_CONDITIONED, ("latent", "LATENT"))),
+    "VAEDecodeTiled": NodeClass(
         (
             *_sockets("samples:LATENT", "vae:VAE"),
-            Input("tile_size", "INT", 512, 64, 4096),
-            Input("overlap", "INT", 64, 0, 4096),
-            Input("temporal_size", "INT", 64, 8, 4096),
-            Input("temporal_overlap", "INT", 8, 4, 4096),
+            NodeInput("tile_size", "INT", 512, 64, 4096),
+            NodeInput("overlap", "INT", 64, 0, 4096),
+            NodeInput("temporal_size", "INT", 64, 8, 4096),
+            NodeInput("temporal_overlap", "INT", 8, 4, 4096),
         ),
         (("IMAGE", "IMAGE"),),
     ),
-    "CreateVideo": Node(
+    "CreateVideo": NodeClass(
         (
             *_sockets("images:IMAGE"),
-            Input("fps", "FLOAT", 30.0, 1, 120),
-            Input("audio", "AUDIO", required=False),
+            NodeInput("fps", "FLOAT", 30.0, 1, 120),
+            NodeInput("audio", "AUDIO", required=False),
         ),
         (("VIDEO", "VIDEO"),),
     ),
-    "SaveVideo": Node(
+    "SaveVideo": NodeClass(
         (
             *_sockets("video:VIDEO"),
-            Input("filename_prefix", "STRING", "video/ComfyUI"),
-            Input("format", "COMBO", "auto"),
-            Input("codec", "COMBO", "auto"),
+            NodeInput("filename_prefix", "STRING", "video/ComfyUI"),
+            NodeInput("format", "COMBO", "auto"),
+            NodeInput("codec", "COMBO", "auto"),
         ),
         (),
     ),

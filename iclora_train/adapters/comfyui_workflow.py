@@ -1,7 +1,8 @@
-"""The ComfyUI workflow that uses an adapter, as a list of steps; `comfy_forms` writes them as ComfyUI reads them.
+"""The ComfyUI workflow that uses an adapter, as a graph of nodes; `comfyui_json` writes it in ComfyUI's formats.
 
-Load the distilled base, the adapter and the reference clip; put the first frames of the reference beside an empty
-video, scaled by the factor that the adapter's loader read; sample, take the reference off, decode, save.
+The workflow loads the distilled base, the adapter and the reference clip. The first frames of the reference become a
+guide of an empty video, downscaled by the factor that the adapter's loader node reads from the file. After sampling,
+the guide is removed, and the clip is decoded and saved.
 """
 
 from __future__ import annotations
@@ -16,30 +17,30 @@ from iclora_train.adapters.comfyui_nodes import Value
 from iclora_train.adapters.file import DOWNSCALE, TEMPORAL
 from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
+from iclora_train.ltx2.weights.versions import VERSIONS, ComfyUIFiles
 
-_CELL, _FRAMES = 32, 8  # pixels and frames of a latent cell of every published LTX-2 VAE
-_GEMMA3 = "gemma_3_12B_it.safetensors"
+_CELL, _FRAMES = 32, 8  # pixels and frames per latent cell of every published LTX-2 VAE
 
 
 @dataclass(frozen=True)
 class Link:
-    """The output of another step."""
+    """An output of another node, by the node's title and the output's name."""
 
-    step: str
+    node: str
     output: str
 
 
 @dataclass(frozen=True)
-class Step:
-    """A node and what its inputs are given; inputs that are not named keep their default."""
+class WorkflowNode:
+    """A node: its class and the values or links of its inputs. All other inputs have their default."""
 
-    node: str
+    class_type: str
     inputs: dict[str, Value | Link]
 
 
 @dataclass(frozen=True)
 class WorkflowSettings:
-    """What a workflow has to know of an adapter. fps=None: the reference clip's own."""
+    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's own."""
 
     file: str
     version: str
@@ -50,20 +51,23 @@ class WorkflowSettings:
     fps: float | None
 
     @classmethod
-    def of(
+    def from_metadata(
         cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
     ) -> WorkflowSettings:
-        """From an adapter's metadata; size (`width x height x frames`) and fps override it. ConfigError if ComfyUI
-        cannot run it, with the reason."""
-        if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in CHECKPOINTS:
+        """From an adapter's metadata; size (`width x height x frames`) and fps override it. ConfigError with the reason
+        if ComfyUI cannot run the adapter."""
+        if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
             raise ConfigError(
-                f"{path}: ComfyUI has no {metadata.get(FAMILY)} {metadata.get(VERSION)}, only LTX-2 bases"
+                f"{path}: ComfyUI cannot run {metadata.get(FAMILY)} {metadata.get(VERSION)}, only the published LTX "
+                "models"
             )
         if metadata.get(TEMPORAL, "1") != "1":
-            raise ConfigError(f"{path}: ComfyUI's nodes know no {TEMPORAL}, and this adapter has {metadata[TEMPORAL]}")
+            raise ConfigError(
+                f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
+            )
         match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size or metadata.get("size", ""))
         if match is None:
-            raise ConfigError(f"{path}: no size known; give --size as width x height x frames, e.g. 960x544x121")
+            raise ConfigError(f"{path}: the size is unknown; give --size as width x height x frames, e.g. 960x544x121")
         width, height, frames = map(int, match.groups())
         step = _CELL * int(metadata[DOWNSCALE])
         if width % step or height % step or frames % _FRAMES != 1:
@@ -71,166 +75,166 @@ class WorkflowSettings:
                 f"{path}: size {match[0]} must be a multiple of {step} pixels ({DOWNSCALE}={metadata[DOWNSCALE]}) and "
                 f"{_FRAMES}k+1 frames: give another --size"
             )
-        known = metadata.get("fps", "")
-        own = float(known) if re.fullmatch(r"\d+(\.\d+)?", known) else None
-        trigger = metadata.get("trigger", "")
-        return cls(path.name, metadata[VERSION], trigger, width, height, frames, own if fps is None else fps)
+        if fps is None and re.fullmatch(r"\d+(\.\d+)?", metadata.get("fps", "")):
+            fps = float(metadata["fps"])
+        return cls(path.name, metadata[VERSION], metadata.get("trigger", ""), width, height, frames, fps)
 
 
 @dataclass(frozen=True)
 class BaseNodes:
-    """The steps that load a base, and which outputs are the two VAEs."""
+    """The nodes that load a base, and the outputs of its two VAEs."""
 
-    steps: dict[str, Step]
+    nodes: dict[str, WorkflowNode]
     video_vae: Link
     audio_vae: Link
 
 
-def _unified(checkpoint: str) -> BaseNodes:
-    """Of a base in one file (2.0, 2.3)."""
-    loading = {
-        "base": Step("CheckpointLoaderSimple", {"ckpt_name": checkpoint}),
-        "text encoder": Step("LTXAVTextEncoderLoader", {"text_encoder": _GEMMA3, "ckpt_name": checkpoint}),
-        "audio vae": Step("LTXVAudioVAELoader", {"ckpt_name": checkpoint}),
+def load_base(files: ComfyUIFiles) -> BaseNodes:
+    """Nodes for a base in one file (2.0, 2.3), or in one file per component (2.5)."""
+    if files.vae is None or files.audio_vae is None:
+        nodes = {
+            "base": WorkflowNode("CheckpointLoaderSimple", {"ckpt_name": files.model}),
+            "text encoder": WorkflowNode(
+                "LTXAVTextEncoderLoader", {"text_encoder": files.text_encoder, "ckpt_name": files.model}
+            ),
+            "audio vae": WorkflowNode("LTXVAudioVAELoader", {"ckpt_name": files.model}),
+        }
+        return BaseNodes(nodes, Link("base", "VAE"), Link("audio vae", "Audio VAE"))
+    nodes = {
+        "base": WorkflowNode("UNETLoader", {"unet_name": files.model}),
+        "text encoder": WorkflowNode("CLIPLoader", {"clip_name": files.text_encoder, "type": "ltxv"}),
+        "video vae": WorkflowNode("VAELoader", {"vae_name": files.vae}),
+        "audio vae": WorkflowNode("VAELoader", {"vae_name": files.audio_vae}),
     }
-    return BaseNodes(loading, Link("base", "VAE"), Link("audio vae", "Audio VAE"))
+    return BaseNodes(nodes, Link("video vae", "VAE"), Link("audio vae", "VAE"))
 
 
-_SPLIT: dict[str, Step] = {  # of a base in one file per part (2.5)
-    "base": Step("UNETLoader", {"unet_name": "ltx-2.5-22b-distilled-transformer-bf16.safetensors"}),
-    "text encoder": Step("CLIPLoader", {"clip_name": "gemma4-12b-with-proj-ltx-2.5-bf16.safetensors", "type": "ltxv"}),
-    "video vae": Step("VAELoader", {"vae_name": "ltx-2.5-video-vae-conv-bf16.safetensors"}),
-    "audio vae": Step("VAELoader", {"vae_name": "ltx-2.5-audio-vae-bf16.safetensors"}),
-}
-
-CHECKPOINTS = {  # by version, with the names of the published distilled files
-    "2.0": _unified("ltx-2-19b-distilled.safetensors"),
-    "2.3": _unified("ltx-2.3-22b-distilled-1.1.safetensors"),
-    "2.5": BaseNodes(_SPLIT, Link("video vae", "VAE"), Link("audio vae", "VAE")),
-}
-
-
-def steps(recipe: WorkflowSettings) -> dict[str, Step]:
-    """Load, condition, sample, decode, save: title -> step, in the order of the computation."""
-    return _loading(recipe) | _conditioning(recipe) | _audio(recipe) | _sampling() | _saving(recipe)
+def build_workflow(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+    """All nodes by title, in the order of the computation: load, condition, sample, decode, save."""
+    base = load_base(VERSIONS[settings.version].comfyui)
+    return (
+        base.nodes
+        | _load_adapter_and_reference(settings)
+        | _conditioning(settings, base)
+        | _audio(settings, base)
+        | _sampling()
+        | _saving(settings, base)
+    )
 
 
-def _wire(text: str) -> Link:
-    """`step.output` as a wire."""
+def _link(text: str) -> Link:
+    """`node.output` -> link."""
     return Link(*text.split("."))
 
 
-def _fps(recipe: WorkflowSettings) -> Value | Link:
-    return _wire("frames.fps") if recipe.fps is None else recipe.fps
+def _fps(settings: WorkflowSettings) -> Value | Link:
+    return _link("frames.fps") if settings.fps is None else settings.fps
 
 
-def _loading(recipe: WorkflowSettings) -> dict[str, Step]:
-    scaled: dict[str, Value | Link] = {"upscale_method": "lanczos", "crop": "center"}
+def _load_adapter_and_reference(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+    scaling: dict[str, Value | Link] = {"upscale_method": "lanczos", "crop": "center"}
+    size = {"width": settings.width, "height": settings.height}
     return {
-        **CHECKPOINTS[recipe.version].steps,
-        "adapter": Step("LTXICLoRALoaderModelOnly", {"model": _wire("base.MODEL"), "lora_name": recipe.file}),
-        "reference": Step("LoadVideo", {"file": "reference.mp4"}),
-        "frames": Step("GetVideoComponents", {"video": _wire("reference.VIDEO")}),
-        "first frames": Step("ImageFromBatch", {"image": _wire("frames.images"), "length": recipe.frames}),
-        "reference in size": Step(
-            "ImageScale",
-            {"image": _wire("first frames.IMAGE"), "width": recipe.width, "height": recipe.height, **scaled},
-        ),
+        "adapter": WorkflowNode("LTXICLoRALoaderModelOnly", {"model": _link("base.MODEL"), "lora_name": settings.file}),
+        "reference": WorkflowNode("LoadVideo", {"file": "reference.mp4"}),
+        "frames": WorkflowNode("GetVideoComponents", {"video": _link("reference.VIDEO")}),
+        "first frames": WorkflowNode("ImageFromBatch", {"image": _link("frames.images"), "length": settings.frames}),
+        "resized reference": WorkflowNode("ImageScale", {"image": _link("first frames.IMAGE"), **size, **scaling}),
     }
 
 
-def _conditioning(recipe: WorkflowSettings) -> dict[str, Step]:
-    prompt = f"{recipe.trigger} describe the clip here".strip()
-    clip = _wire("text encoder.CLIP")
+def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+    prompt = f"{settings.trigger} describe the clip here".strip()
+    clip = _link("text encoder.CLIP")
     return {
-        "prompt": Step("CLIPTextEncode", {"text": prompt, "clip": clip}),
-        "no negative prompt": Step("CLIPTextEncode", {"text": "", "clip": clip}),
-        "frame rate": Step(
+        "prompt": WorkflowNode("CLIPTextEncode", {"text": prompt, "clip": clip}),
+        "empty negative prompt": WorkflowNode("CLIPTextEncode", {"text": "", "clip": clip}),
+        "frame rate": WorkflowNode(
             "LTXVConditioning",
             {
-                "positive": _wire("prompt.CONDITIONING"),
-                "negative": _wire("no negative prompt.CONDITIONING"),
-                "frame_rate": _fps(recipe),
+                "positive": _link("prompt.CONDITIONING"),
+                "negative": _link("empty negative prompt.CONDITIONING"),
+                "frame_rate": _fps(settings),
             },
         ),
-        "empty video": Step(
-            "EmptyLTXVLatentVideo", {"width": recipe.width, "height": recipe.height, "length": recipe.frames}
+        "empty video": WorkflowNode(
+            "EmptyLTXVLatentVideo", {"width": settings.width, "height": settings.height, "length": settings.frames}
         ),
-        "guide": Step(
+        "guide": WorkflowNode(
             "LTXAddVideoICLoRAGuide",
             {
-                "positive": _wire("frame rate.positive"),
-                "negative": _wire("frame rate.negative"),
-                "vae": CHECKPOINTS[recipe.version].video_vae,
-                "latent": _wire("empty video.LATENT"),
-                "image": _wire("reference in size.IMAGE"),
-                "latent_downscale_factor": _wire("adapter.latent_downscale_factor"),
+                "positive": _link("frame rate.positive"),
+                "negative": _link("frame rate.negative"),
+                "vae": base.video_vae,
+                "latent": _link("empty video.LATENT"),
+                "image": _link("resized reference.IMAGE"),
+                "latent_downscale_factor": _link("adapter.latent_downscale_factor"),
             },
         ),
     }
 
 
-def _audio(recipe: WorkflowSettings) -> dict[str, Step]:
-    """The model computes video and audio together; this audio is thrown away, the reference's is kept."""
-    whole = {} if recipe.fps is not None else {"whole fps": Step("LTXFloatToInt", {"a": _wire("frames.fps")})}
-    rate: Value | Link = _wire("whole fps.INT") if recipe.fps is None else round(recipe.fps)
+def _audio(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+    """The model computes video and audio together. Its audio is discarded; the clip has the reference's audio."""
+    rounded = (
+        {} if settings.fps is not None else {"whole fps": WorkflowNode("LTXFloatToInt", {"a": _link("frames.fps")})}
+    )
+    rate: Value | Link = _link("whole fps.INT") if settings.fps is None else round(settings.fps)
     return {
-        **whole,
-        "empty audio": Step(
+        **rounded,
+        "empty audio": WorkflowNode(
             "LTXVEmptyLatentAudio",
-            {"frames_number": recipe.frames, "frame_rate": rate, "audio_vae": CHECKPOINTS[recipe.version].audio_vae},
+            {"frames_number": settings.frames, "frame_rate": rate, "audio_vae": base.audio_vae},
         ),
-        "video and audio": Step(
+        "video and audio": WorkflowNode(
             "LTXVConcatAVLatent",
-            {"video_latent": _wire("guide.latent"), "audio_latent": _wire("empty audio.Latent")},
+            {"video_latent": _link("guide.latent"), "audio_latent": _link("empty audio.Latent")},
         ),
     }
 
 
-def _sampling() -> dict[str, Step]:
+def _sampling() -> dict[str, WorkflowNode]:
     return {
-        "noise": Step("RandomNoise", {"noise_seed": 0}),
-        "sampler": Step("KSamplerSelect", {"sampler_name": "euler"}),
-        "sigmas": Step("ManualSigmas", {"sigmas": ", ".join(map(str, DISTILLED))}),
-        "guider": Step(
+        "noise": WorkflowNode("RandomNoise", {"noise_seed": 0}),
+        "sampler": WorkflowNode("KSamplerSelect", {"sampler_name": "euler"}),
+        "sigmas": WorkflowNode("ManualSigmas", {"sigmas": ", ".join(map(str, DISTILLED))}),
+        "guider": WorkflowNode(
             "CFGGuider",
             {
-                "model": _wire("adapter.model"),
-                "positive": _wire("guide.positive"),
-                "negative": _wire("guide.negative"),
+                "model": _link("adapter.model"),
+                "positive": _link("guide.positive"),
+                "negative": _link("guide.negative"),
                 "cfg": 1.0,
             },
         ),
-        "sample": Step(
+        "sample": WorkflowNode(
             "SamplerCustomAdvanced",
             {
-                "noise": _wire("noise.NOISE"),
-                "guider": _wire("guider.GUIDER"),
-                "sampler": _wire("sampler.SAMPLER"),
-                "sigmas": _wire("sigmas.SIGMAS"),
-                "latent_image": _wire("video and audio.latent"),
+                "noise": _link("noise.NOISE"),
+                "guider": _link("guider.GUIDER"),
+                "sampler": _link("sampler.SAMPLER"),
+                "sigmas": _link("sigmas.SIGMAS"),
+                "latent_image": _link("video and audio.latent"),
             },
         ),
     }
 
 
-def _saving(recipe: WorkflowSettings) -> dict[str, Step]:
+def _saving(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
     return {
-        "video alone": Step("LTXVSeparateAVLatent", {"av_latent": _wire("sample.output")}),
-        "without guide": Step(
+        "video only": WorkflowNode("LTXVSeparateAVLatent", {"av_latent": _link("sample.output")}),
+        "remove guide": WorkflowNode(
             "LTXVCropGuides",
             {
-                "positive": _wire("guide.positive"),
-                "negative": _wire("guide.negative"),
-                "latent": _wire("video alone.video_latent"),
+                "positive": _link("guide.positive"),
+                "negative": _link("guide.negative"),
+                "latent": _link("video only.video_latent"),
             },
         ),
-        "decode": Step(
-            "VAEDecodeTiled", {"samples": _wire("without guide.latent"), "vae": CHECKPOINTS[recipe.version].video_vae}
-        ),
-        "clip": Step(
+        "decode": WorkflowNode("VAEDecodeTiled", {"samples": _link("remove guide.latent"), "vae": base.video_vae}),
+        "clip": WorkflowNode(
             "CreateVideo",
-            {"images": _wire("decode.IMAGE"), "fps": _fps(recipe), "audio": _wire("frames.audio")},
+            {"images": _link("decode.IMAGE"), "fps": _fps(settings), "audio": _link("frames.audio")},
         ),
-        "save": Step("SaveVideo", {"video": _wire("clip.VIDEO"), "filename_prefix": Path(recipe.file).stem}),
+        "save": WorkflowNode("SaveVideo", {"video": _link("clip.VIDEO"), "filename_prefix": Path(settings.file).stem}),
     }

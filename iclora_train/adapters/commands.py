@@ -1,7 +1,4 @@
-"""The commands of `python -m iclora_train.adapters`: from arguments to files, with a line that says what was done.
-
-Each returns the exit code.
-"""
+"""The commands of `python -m iclora_train.adapters`. Each prints a line about its result and returns the exit code."""
 
 from __future__ import annotations
 
@@ -24,45 +21,45 @@ from iclora_train.config import ConfigError, require
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 
-_SHOWN = 10  # findings of a file
+_SHOWN = 10  # findings printed per file
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def check(args: argparse.Namespace) -> int:
-    """One line per finding on stderr, one per good file on stdout."""
-    target = None if args.base is None else BaseSpec.open(args.base)
-    wrong = 0
+    """Print a line per finding to stderr, and a line per valid file to stdout."""
+    base = None if args.base is None else BaseSpec.open(args.base)
+    count = 0
     for path in args.files:
-        findings = checks.check(path, target)
+        findings = checks.check(path, base)
         rest = [f"{len(findings) - _SHOWN} more findings"] if len(findings) > _SHOWN else []
         for finding in findings[:_SHOWN] + rest:
             print(f"error: {path}: {finding}", file=sys.stderr)
-        wrong += len(findings)
+        count += len(findings)
         if not findings:
             print(describe(path, read(path)))
-    return 2 if wrong else 0
+    return 2 if count else 0
 
 
 def describe(path: Path, adapter: Adapter) -> str:
-    """What an adapter is, in a line."""
+    """An adapter in one line: number of linears, ranks, reference factor."""
     ranks = sorted({a.shape[0] for a, _ in adapter.weights.values()})
-    of = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     kind = f"reference factor {adapter.downscale}" if adapter.in_context else "takes no reference"
-    audio = f", {len(adapter.audio)} of them audio modules, which this program passes over" if adapter.audio else ""
-    return f"{path}: {len(adapter.weights)} linears{audio}; {of}; {kind}"
+    audio = f", {len(adapter.audio)} of them audio modules, which this program ignores" if adapter.audio else ""
+    return f"{path}: {len(adapter.weights)} linears{audio}; {rank}; {kind}"
 
 
 def convert(args: argparse.Namespace) -> int:
-    """Read any style, write ours."""
-    target = None if args.base is None else BaseSpec.open(args.base)
-    adapter = import_adapter(args.file, target, _factors(args))
+    """Read an adapter of any style and write it in our format."""
+    base = None if args.base is None else BaseSpec.open(args.base)
+    adapter = import_adapter(args.file, base, _factors(args))
     save(args.out, adapter, _DTYPES[args.dtype])
     print(describe(args.out, adapter))
     return 0
 
 
 def merge(args: argparse.Namespace) -> int:
-    """Adapters into a base."""
+    """Merge adapters into a base."""
     with progress_bar("merging", None) as bar:
         count = merges.merge(args.base, _adapters(args), args.out, bar.update)
     print(f"{args.out}: {count} linears changed")
@@ -70,22 +67,25 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def extract(args: argparse.Namespace) -> int:
-    """The adapter between two bases, and how much of their difference it holds."""
+    """Write the adapter between two bases, and print the share of the difference that it holds."""
     require(args.rank >= 1, f"--rank {args.rank} must be at least 1")
     generator = torch.Generator(default_device()).manual_seed(args.seed)
     with progress_bar("extracting", None) as bar:
-        found = extracts.extract(args.base, args.merged, args.rank, _factors(args), args.task, generator, bar.update)
-    save(args.out, found.adapter)
-    least = min(found.energy, key=lambda name: found.energy[name])
-    print(describe(args.out, found.adapter))
-    print(f"energy of the difference that it holds: {found.total:.2%}; least, {least}: {found.energy[least]:.2%}")
-    if found.beyond:
-        print(f"{len(found.beyond)} tensors differ that no adapter can hold (first: {found.beyond[0]})")
+        result = extracts.extract(args.base, args.merged, args.rank, _factors(args), args.task, generator, bar.update)
+    save(args.out, result.adapter)
+    least = min(result.energy, key=lambda name: result.energy[name])
+    print(describe(args.out, result.adapter))
+    print(
+        f"the adapter holds {result.total:.2%} of the difference's energy; least in {least}: {result.energy[least]:.2%}"
+    )
+    if result.not_linear:
+        first = result.not_linear[0]
+        print(f"{len(result.not_linear)} other tensors differ, which an adapter cannot hold (first: {first})")
     return 0
 
 
 def combine(args: argparse.Namespace) -> int:
-    """Several adapters as one."""
+    """Combine several adapters into one."""
     require(args.rank is None or args.rank >= 1, f"--rank {args.rank} must be at least 1")
     adapter = algebra.combine(_adapters(args), args.rank)
     save(args.out, adapter)
@@ -94,16 +94,17 @@ def combine(args: argparse.Namespace) -> int:
 
 
 def card(args: argparse.Namespace) -> int:
-    """Card and workflow beside an adapter."""
-    for path in cards.write_beside(args.file, args.scores):
+    """Write the model card and the ComfyUI workflow of an adapter."""
+    for path in cards.write_card(args.file, args.scores):
         print(path)
     return 0
 
 
 def workflow(args: argparse.Namespace) -> int:
-    """The workflow alone, at another size if wanted."""
+    """Write the ComfyUI workflow of an adapter, optionally for another size."""
     adapter = read(args.file)
-    for path in cards.write_workflow(args.file, WorkflowSettings.of(args.file, adapter.metadata, args.size, args.fps)):
+    settings = WorkflowSettings.from_metadata(args.file, adapter.metadata, args.size, args.fps)
+    for path in cards.write_workflow(args.file, settings):
         print(path)
     return 0
 

@@ -1,4 +1,4 @@
-"""The adapter that lies between a base and a merged or fine-tuned copy of it."""
+"""Extract an adapter from the difference of a base and a merged or fine-tuned copy of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from iclora_train.adapters.algebra import low_rank
-from iclora_train.adapters.base_spec import BaseSpec, model_part, open_checkpoint
+from iclora_train.adapters.algebra import truncated_svd
+from iclora_train.adapters.base_spec import BaseSpec, model_tensors, open_checkpoint
 from iclora_train.adapters.convert import ReferenceFactors, with_factors
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, require
@@ -19,13 +19,14 @@ Advance = Callable[[int, int], None]  # tensors done, tensors in all
 
 @dataclass(frozen=True)
 class Extracted:
-    """energy: module -> share of the squared Frobenius norm of the difference that its halves keep; total: of all
-    modules together; beyond: tensors that differ and are no linear weights, which no adapter can hold."""
+    """energy: module -> share of the squared Frobenius norm of its difference that the adapter holds. total: the same
+    over all modules. not_linear: tensors that differ but are not weights of linears, so that an adapter cannot hold
+    them."""
 
     adapter: Adapter
     energy: dict[str, float]
     total: float
-    beyond: list[str]
+    not_linear: list[str]
 
 
 def extract(
@@ -39,25 +40,25 @@ def extract(
 ) -> Extracted:
     """The best adapter of `rank` for merged - base in every linear that differs, computed on the generator's device.
 
-    ConfigError when the two have different tensors, are the same, or when `factors` leaves the reference open.
+    ConfigError if the two have different tensors, if they are equal, or if `factors` does not set the reference factor.
     """
     metadata = with_factors({"task": task, "rank": str(rank), **BaseSpec.open(base).metadata}, factors)
-    old, new = model_part(open_checkpoint(base)), model_part(open_checkpoint(merged))
-    wrong = mismatches({n: at.shape for n, at in new.stored.items()}, {n: at.shape for n, at in old.stored.items()})
+    old, new = model_tensors(open_checkpoint(base)), model_tensors(open_checkpoint(merged))
+    wrong = mismatches({n: t.shape for n, t in new.stored.items()}, {n: t.shape for n, t in old.stored.items()})
     require(not wrong, f"{merged} is not a copy of {base}: {', '.join(wrong[:3])}")
-    weights, energy, beyond = {}, {}, []
-    kept = whole = 0.0
+    weights, energy, not_linear = {}, {}, []
+    held = total = 0.0
     for i, name in enumerate(sorted(old.stored)):
         difference = new.tensor(name, generator.device).float() - old.tensor(name, generator.device).float()
         if name.endswith(".weight") and difference.ndim == 2 and difference.any():
             module = name.removesuffix(".weight")
-            a, b, energy[module] = low_rank(difference, rank, generator)
+            a, b, energy[module] = truncated_svd(difference, rank, generator)
             weights[module] = (a.cpu(), b.cpu())
             norm = float(difference.double().square().sum())
-            kept, whole = kept + energy[module] * norm, whole + norm
+            held, total = held + energy[module] * norm, total + norm
         elif difference.any():
-            beyond.append(name)
+            not_linear.append(name)
         advance(i + 1, len(old.stored))
     if not weights:
-        raise ConfigError(f"{merged} and {base} have the same linears: there is nothing to extract")
-    return Extracted(Adapter(weights, metadata), energy, kept / whole, beyond)
+        raise ConfigError(f"{merged} and {base} have the same linears: the difference to extract is zero")
+    return Extracted(Adapter(weights, metadata), energy, held / total, not_linear)

@@ -1,6 +1,6 @@
-"""How the keys of adapter files name a half of an adapted linear, in every style that is in use.
+"""Styles of adapter keys: which module and which LoRA factor a key names, in every style that is in use.
 
-Module names are those of the official checkpoints everywhere in this project; here the others are understood.
+Module names are those of the official checkpoints in the whole project. Only this file reads other names.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ PREFIX = "diffusion_model."
 PEFT = "base_model.model."
 BLOCKS = "transformer_blocks."
 
-_OURS = re.compile(r"diffusion_model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_HALF = re.compile(r"(?P<module>.+)\.(?P<half>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
-_SIDES = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
+_OUR_KEY = re.compile(r"diffusion_model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
+_ANY_KEY = re.compile(r"(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
+_FACTORS = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
 _PREFIXES = (PEFT, PREFIX, "transformer.")
 _KOHYA = "lora_unet_"
 _ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 _LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
-_OF_A_BLOCK = (
+_IN_A_BLOCK = (
     *(f"{attention}.{linear}" for attention in _ATTENTIONS for linear in _LINEARS),
     *(f"{ff}.{linear}" for ff in ("ff", "audio_ff") for linear in ("net.0.proj", "net.2")),
 )
@@ -39,67 +39,67 @@ _AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_con
 
 
 @dataclass(frozen=True)
-class Half:
-    """What a key stands for: one half ("A", "B") or the "alpha" of a module, and in which style it was written."""
+class AdapterKey:
+    """The content of a key: module, factor ("A", "B" or "alpha") and the style of the key."""
 
     module: str
-    side: str
+    factor: str
     style: str
 
 
-def of_contract(key: str) -> Half | None:
-    """The half that a key of our file format names; None if the key is of another style."""
-    match = _OURS.fullmatch(key)
-    return None if match is None else Half(match["module"], match["side"], PREFIX)
+def parse_our_key(key: str) -> AdapterKey | None:
+    """A key of our file format; None if it has another style."""
+    match = _OUR_KEY.fullmatch(key)
+    return None if match is None else AdapterKey(match["module"], match["factor"], PREFIX)
 
 
-def of_any(key: str, known: Iterable[str] = ()) -> Half | None:
-    """The half that a key of any known style names; None if it names none.
+def parse_any_key(key: str, modules: Iterable[str] = ()) -> AdapterKey | None:
+    """A key of any supported style; None if it has none of them.
 
-    known: module names of the base, against which the underscores of kohya-style keys are resolved; without them the
-    linears of the blocks are known.
+    modules: module names of the base, for the underscores of kohya-style keys. Without them only the linears of the
+    blocks can be resolved.
     """
     if key.endswith(".alpha"):
-        name, side = key.removesuffix(".alpha"), "alpha"
+        name, factor = key.removesuffix(".alpha"), "alpha"
     else:
-        match = _HALF.fullmatch(key)
+        match = _ANY_KEY.fullmatch(key)
         if match is None:
             return None
-        name, side = match["module"], _SIDES[match["half"]]
+        name, factor = match["module"], _FACTORS[match["factor"]]
     if name.startswith(_KOHYA):
-        module = _from_kohya(name.removeprefix(_KOHYA), tuple(known))
-        return None if module is None else Half(module, side, _KOHYA)
+        module = _from_kohya(name.removeprefix(_KOHYA), tuple(modules))
+        return None if module is None else AdapterKey(module, factor, _KOHYA)
     style = ""
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             style += prefix
             name = name.removeprefix(prefix)
-    return Half(_official(name), side, style or "no prefix")
+    return AdapterKey(_official(name), factor, style or "no prefix")
 
 
 def is_audio(module: str) -> bool:
-    """Whether a module belongs to the audio stream or to what couples it to the video stream."""
+    """Whether a module belongs to the audio stream or to the cross-attention between audio and video."""
     return key_names.classify_key(f"{key_names.MODEL_PREFIX}{module}.weight") is None
 
 
 def _official(module: str) -> str:
-    """The official name of a module under its official or its diffusers name."""
+    """The official name of a module, from its official or its diffusers name."""
     top, dot, rest = module.partition(".")
     if top in _AUDIO_TOPS:
         return _AUDIO_TOPS[top] + dot + rest
-    renamed = key_names.official_from_diffusers(f"{module}.weight")
-    return module if renamed is None else renamed.removesuffix(".weight")
+    official = key_names.official_from_diffusers(f"{module}.weight")
+    return module if official is None else official.removesuffix(".weight")
 
 
-def _from_kohya(flat: str, known: tuple[str, ...]) -> str | None:
+def _from_kohya(flat: str, modules: tuple[str, ...]) -> str | None:
     """`transformer_blocks_0_attn1_to_out_0` -> `transformer_blocks.0.attn1.to_out.0`."""
-    if known:
-        return _flattened(known).get(flat)
+    if modules:
+        return _by_flat_name(modules).get(flat)
     match = re.fullmatch(r"transformer_blocks_(\d+)_(.+)", flat)
-    module = _flattened(_OF_A_BLOCK).get(match[2]) if match else None
+    module = _by_flat_name(_IN_A_BLOCK).get(match[2]) if match else None
     return None if match is None or module is None else f"{BLOCKS}{match[1]}.{module}"
 
 
 @cache
-def _flattened(modules: tuple[str, ...]) -> dict[str, str]:
+def _by_flat_name(modules: tuple[str, ...]) -> dict[str, str]:
     return {module.replace(".", "_"): module for module in modules}

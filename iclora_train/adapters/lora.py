@@ -1,6 +1,6 @@
-"""Adapters inside the model, by peft: attached for training, loaded for sampling, taken out for the file.
+"""LoRA layers in the transformer, by peft: attach for training, load for sampling, switch off, copy the weights out.
 
-What the file is, and all that is done with files, is in `adapters`.
+`adapters.file` reads and writes adapter files.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ __all__ = [
 
 
 class AdaptedLinear(Linear):
-    """peft's layer of a linear and its adapter, whose arithmetic is `kernels.lora_linear`'s."""
+    """peft's layer of a linear and its adapter, computed by `kernels.lora_linear`."""
 
     def lora_factors(self) -> LoraFactors | None:
-        """A and B with alpha / rank in it; None while the adapter is off."""
+        """A, and B times alpha / rank; None while the adapter is off."""
         if self.disable_adapters:
             return None
-        a, b = _halves(self)
+        a, b = _factors(self)
         scale = self.scaling["default"]
         return a, b if scale == 1 else b * scale
 
@@ -57,10 +57,10 @@ def _inject(settings: LoraConfig, transformer: nn.Module) -> None:
 
 
 def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[nn.Parameter]:
-    """Put fresh trainable fp32 adapters on the linears named by `lora.targets`; the rest stays frozen.
+    """Attach new trainable fp32 adapters to the linears that `lora.targets` names; all other parameters stay frozen.
 
-    A is drawn with `generator_seed` (global random state is left as it was), B is zero. ConfigError names a target
-    that the base does not have, or a rank above what a linear can use.
+    A is drawn with `generator_seed` (the global random state does not change), B is zero. Returns the trainable
+    parameters. ConfigError for a target that the base does not have, or a rank above the smaller side of a linear.
     """
     blocks = {
         name: module
@@ -71,17 +71,17 @@ def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[
         if not any(name.endswith("." + target) for name in blocks):
             ends = sorted({name.split(".", 2)[2] for name in blocks})
             raise ConfigError(f"model.lora.targets: no linear {target!r} in the base; it has {', '.join(ends)}")
-    wanted = [name for name in blocks if any(name.endswith("." + target) for target in lora.targets)]
-    smallest = min(min(blocks[name].weight.shape) for name in wanted)
+    adapted = [name for name in blocks if any(name.endswith("." + target) for target in lora.targets)]
+    smallest = min(min(blocks[name].weight.shape) for name in adapted)
     if lora.rank > smallest:
         raise ConfigError(f"model.lora.rank={lora.rank} is above {smallest}, the smaller side of a targeted linear")
-    alpha: Any = lora.alpha or lora.rank  # peft takes any number, but is annotated int
-    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=wanted)
+    alpha: Any = lora.alpha or lora.rank  # peft accepts any number, but is annotated int
+    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=adapted)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         _inject(settings, transformer)
-        for half in _in_fp8(transformer):
-            half.data = nn.init.kaiming_uniform_(torch.empty_like(half, dtype=torch.float32), math.sqrt(5))
+        for a in _fp8_lora_a(transformer):
+            a.data = nn.init.kaiming_uniform_(torch.empty_like(a, dtype=torch.float32), math.sqrt(5))
     parameters = [p for name, p in transformer.named_parameters() if ".lora_" in name]
     for parameter in parameters:
         parameter.data = parameter.data.float()
@@ -97,7 +97,7 @@ def layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
             yield name, module
 
 
-def _halves(layer: LoraLayer) -> tuple[Tensor, Tensor]:
+def _factors(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     """A (rank,in) and B (out,rank) of a linear with an adapter."""
     a, b = layer.lora_A["default"], layer.lora_B["default"]
     assert isinstance(a, nn.Linear)
@@ -105,15 +105,15 @@ def _halves(layer: LoraLayer) -> tuple[Tensor, Tensor]:
     return a.weight, b.weight
 
 
-def _in_fp8(transformer: nn.Module) -> list[Tensor]:
-    """The A of linears whose weights are in fp8: peft gives an adapter the dtype of its linear."""
-    halves = [_halves(layer)[0] for _, layer in layers(transformer)]
-    return [half for half in halves if half.dtype.itemsize == 1]
+def _fp8_lora_a(transformer: nn.Module) -> list[Tensor]:
+    """A of each linear with fp8 weights, because peft creates an adapter in the dtype of its linear."""
+    lora_a = [_factors(layer)[0] for _, layer in layers(transformer)]
+    return [a for a in lora_a if a.dtype.itemsize == 1]
 
 
 @contextmanager
 def adapter_off(transformer: nn.Module) -> Iterator[None]:
-    """The base alone, inside the `with`."""
+    """Switch the adapter off inside the `with`."""
     for _, layer in layers(transformer):
         layer.enable_adapters(False)
     try:
@@ -124,29 +124,27 @@ def adapter_off(transformer: nn.Module) -> Iterator[None]:
 
 
 def adapter_weights(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """The attached adapter as module -> (A, B), alpha / rank baked into B."""
+    """The attached adapter as module -> (A, B), with alpha / rank multiplied into B."""
     weights = {}
     for name, layer in layers(transformer):
-        a, b = _halves(layer)
+        a, b = _factors(layer)
         weights[name] = (a.detach().clone(), b.detach() * layer.scaling["default"])
     return weights
 
 
 def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapter, float]]) -> int:
-    """Attach an adapter that was read from a file, or several, each at its strength, as one.
+    """Attach an adapter that was read from a file, or the weighted sum of several.
 
-    Returns how many audio modules were passed over: the transformer here is the video stream. ConfigError names a
-    module or shape the base does not have, or why adapters do not go together.
+    Returns the number of audio modules that were ignored: this transformer is the video stream only. ConfigError for
+    modules or shapes that the base does not have, and for adapters that cannot be combined.
     """
     adapter = adapter if isinstance(adapter, Adapter) else combine(adapter)
-    targets = {name: adapter.weights[name][0].shape[0] for name in linears_for(transformer, adapter)}
-    settings = LoraConfig(
-        r=max(targets.values()), target_modules=list(targets), rank_pattern=targets, alpha_pattern=targets
-    )
+    ranks = {name: adapter.weights[name][0].shape[0] for name in linears_for(transformer, adapter)}
+    settings = LoraConfig(r=max(ranks.values()), target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
     _inject(settings, transformer)
     transformer.requires_grad_(False)
-    dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # also beside fp8 weights
+    dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # not that of fp8 weights
     for name, layer in layers(transformer):
-        for half, values in zip(_halves(layer), adapter.weights[name], strict=True):
-            half.data = values.to(half.device, dtype)
+        for parameter, values in zip(_factors(layer), adapter.weights[name], strict=True):
+            parameter.data = values.to(parameter.device, dtype)
     return len(adapter.audio)

@@ -47,7 +47,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     with module.averaged():
         weights = lora.adapter_weights(module.transformer)
     lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in metadata.items()}))
-    card.write_beside(path)
+    card.write_card(path)
 
 
 def evaluate(folder: Path, adapter: Path) -> None:
@@ -62,7 +62,7 @@ def finish(folder: Path, adapter: Path, console: Console) -> None:
     scores_path = folder / "eval" / "scores.json"
     scores = json.loads(scores_path.read_text()) if scores_path.exists() else None
     is_current = scores is not None and scores["adapter"]["sha256"] == sha256(adapter)
-    card_path, *workflows = card.write_beside(adapter, scores_path if is_current else None)
+    card_path, *workflows = card.write_card(adapter, scores_path if is_current else None)
     if scores is not None:
         metric = scores["primary"]
         for condition, row in scores["cells"].items():
