@@ -579,7 +579,7 @@ def test_the_commands_from_a_foreign_file_to_a_merged_base(
     assert "`python -m iclora_train.adapters convert` writes it in the format that all three load" in err
     code, out, _ = run("convert", theirs, ours, "--base", official, "--dtype", "fp32", capsys=capsys)
     assert code == 0
-    assert "8 linears, 3 of them audio modules, which this program passes over; rank 3; reference factor 2" in out
+    assert "8 linears, 3 of them audio modules, which this program ignores; rank 3; reference factor 2" in out
     assert run("check", ours, "--base", official, capsys=capsys)[0] == 0
     twice = ("--adapter", ours, "1.5", "--adapter", ours, "0.5")
     assert run("combine", *twice, "--rank", "3", both, capsys=capsys)[0] == 0
@@ -589,7 +589,7 @@ def test_the_commands_from_a_foreign_file_to_a_merged_base(
     out_file = tmp_path / "back.safetensors"
     code, out, _ = run("extract", official, merged, out_file, "--rank", "3", "--downscale", "2", capsys=capsys)
     assert code == 0
-    assert "energy of the difference that it holds: 100.00%; least, transformer_blocks.0." in out
+    assert "the adapter holds 100.00% of the difference's energy; least in transformer_blocks.0." in out
     assert same(read(out_file), {name: 2 * change for name, change in deltas(meant).items()}, 0.05)
 
 
