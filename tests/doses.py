@@ -1,4 +1,4 @@
-"""A clip of known motion, and damage to it in doses: 0 is the clip itself."""
+"""A clip with known motion, and graded degradations of it; grade 0 returns the clip unchanged."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ Dose = Callable[[Clip, float], Clip]
 
 
 def scene(seed: int = 0, frames: int = 9, size: int = 64) -> Clip:
-    """A picture of coloured discs and boxes with a soft texture, panned by a pixel a frame."""
+    """A picture of coloured discs and boxes with a soft texture, panned by one pixel per frame."""
     rng = np.random.default_rng(seed)
-    wide = np.full((size, size + frames, 3), rng.integers(40, 200, 3), np.uint8)
+    canvas = np.full((size, size + frames, 3), rng.integers(40, 200, 3), np.uint8)
     for _ in range(14):
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
         x, y, r = (int(v) for v in rng.integers((0, 0, 3), (size, size, 12)))
         if rng.random() < 0.5:
-            cv2.circle(wide, (x, y), r, colour, -1)
+            cv2.circle(canvas, (x, y), r, colour, -1)
         else:
-            cv2.rectangle(wide, (x, y), (x + r, y + 2 * r), colour, -1)
-    texture = cv2.GaussianBlur(rng.standard_normal(wide.shape), (0, 0), 2)
-    wide = levels(wide + 60 * texture)
-    return np.stack([wide[:, i : i + size] for i in range(frames)])
+            cv2.rectangle(canvas, (x, y), (x + r, y + 2 * r), colour, -1)
+    texture = cv2.GaussianBlur(rng.standard_normal(canvas.shape), (0, 0), 2)
+    canvas = levels(canvas + 60 * texture)
+    return np.stack([canvas[:, i : i + size] for i in range(frames)])
 
 
 def levels(values: np.ndarray) -> Clip:
-    """Rounded and clipped to 8 bits."""
+    """Round and clip to 8 bits."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -51,7 +51,7 @@ def flicker(clip: Clip, amplitude: float) -> Clip:
 
 
 def colour_flicker(clip: Clip, amplitude: float) -> Clip:
-    """Red and blue go up and down against each other; luma nearly stays."""
+    """Red and blue alternate in opposite directions; luma is nearly constant."""
     return levels(clip + amplitude * alternating(clip) * np.array([1, 0, -1]))
 
 
@@ -60,12 +60,12 @@ def shift(clip: Clip, pixels: float) -> Clip:
 
 
 def jitter(clip: Clip, pixels: float) -> Clip:
-    """Every other frame lies to the right."""
+    """Every second frame is shifted to the right."""
     return np.stack([np.roll(frame, int(pixels) * (i % 2), axis=1) for i, frame in enumerate(clip)])
 
 
 def drift(clip: Clip, pixels: float) -> Clip:
-    """Each frame lies lower than the one before by that much more than it should."""
+    """Frame i is shifted down by i times `pixels`."""
     return np.stack([np.roll(frame, round(pixels * i), axis=0) for i, frame in enumerate(clip)])
 
 
@@ -75,12 +75,12 @@ def grey(clip: Clip, share: float) -> Clip:
 
 
 def shuffle(clip: Clip, frames: float) -> Clip:
-    """That many of the first frames are turned round."""
+    """Reverse the order of the first `frames` frames."""
     return np.concatenate([clip[: int(frames)][::-1], clip[int(frames) :]])
 
 
 def fade(clip: Clip, share: float) -> Clip:
-    """Another scene comes through."""
+    """Blend in another scene."""
     return levels(clip * (1 - share) + share * scene(1, len(clip), clip.shape[1]))
 
 
@@ -88,14 +88,14 @@ HOLE = (slice(None), slice(20, 44), slice(16, 40))
 
 
 def hole(clip: Clip, share: float) -> Clip:
-    """A square in the middle goes to white."""
+    """Fade a square in the middle to white."""
     result = clip.astype(np.float64)
     result[HOLE] += share * (255 - result[HOLE])
     return levels(result)
 
 
 def scramble(clip: Clip, share: float) -> Clip:
-    """The upper part of every frame is noise of its own."""
+    """Replace the upper part of every frame by independent noise."""
     result, rows = clip.copy(), round(share * clip.shape[1])
     result[:, :rows] = np.random.default_rng(3).integers(0, 256, result[:, :rows].shape)
     return result

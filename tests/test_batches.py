@@ -1,4 +1,4 @@
-"""Which clips a batch holds, by clips or by tokens: a function of seed, number and rank, resumed exactly."""
+"""The batch sampler: a pure function of seed, batch number and rank, by clips or by tokens, resumed exactly."""
 
 from collections import Counter
 from pathlib import Path
@@ -23,7 +23,7 @@ TOKENS = {"32x32x5": 40, "64x32x5": 90, "64x64x5": 160}  # 2 frames of side x si
 
 
 def write_buckets(folder: Path, counts: dict[str, int]) -> Path:
-    """A latent set with so many train clips of each bucket, and two val clips of the smallest."""
+    """Write a latent set with `counts` train clips of each bucket, and two val clips of the smallest bucket."""
     writer, samples = ShardWriter(folder, "latents", MADE_BY), []
     for bucket, count in counts.items():
         width, height, frames = map(int, bucket.split("x"))
@@ -44,7 +44,7 @@ def plans(world_size: int, **changes: object) -> list[BatchPlan]:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_a_plan_is_pure_disjoint_and_of_one_bucket(world_size):
+def test_a_plan_is_pure_disjoint_and_one_bucket_per_step(world_size):
     ranks = plans(world_size)
     steps = ranks[0].steps_per_epoch
     assert steps == {1: 10, 2: 5, 4: 2}[world_size]
@@ -80,45 +80,45 @@ def test_a_budget_of_tokens_gives_each_bucket_its_batch_size(tmp_path, caplog):
     assert clips_per_batch(shards, "train", 3, None) == {"32x32x5": 3, "64x32x5": 3, "64x64x5": 3}
     assert clips_per_batch(shards, "train", 3, 180) == {"32x32x5": 4, "64x32x5": 2, "64x64x5": 1}
     assert clips_per_batch(shards, "train", 3, 1) == {"32x32x5": 1, "64x32x5": 1, "64x64x5": 1}
-    seen = [keys for keys, _ in taken(LatentDataModule(tmp_path, 3, tokens_per_batch=180), 12)]
+    seen = [keys for keys, _ in first_batches(LatentDataModule(tmp_path, 3, tokens_per_batch=180), 12)]
     assert Counter((keys[0].split("-")[0], len(keys)) for keys in seen[:6]) == Counter(
         {("32x32x5", 4): 2, ("64x32x5", 2): 2, ("64x64x5", 1): 2}
     )
     assert len({key for keys in seen[:6] for key in keys}) == 14
     assert seen[:6] != seen[6:]
-    assert seen[4:] == [keys for keys, _ in taken(LatentDataModule(tmp_path, 3, 180, start_batch=4), 8)]
+    assert seen[4:] == [keys for keys, _ in first_batches(LatentDataModule(tmp_path, 3, 180, start_batch=4), 8)]
     assert not caplog.text
 
 
-def test_a_clip_beyond_the_budget_is_a_batch_of_one_and_said_once(tmp_path, caplog):
+def test_a_clip_beyond_the_budget_is_a_batch_of_one_with_one_warning(tmp_path, caplog):
     write_buckets(tmp_path, {"32x32x5": 2, "64x32x5": 2, "64x64x5": 2})
     data = LatentDataModule(tmp_path, 3, tokens_per_batch=80)
-    assert sorted(len(keys) for keys, _ in taken(data, 5)) == [1, 1, 1, 1, 2]
+    assert sorted(len(keys) for keys, _ in first_batches(data, 5)) == [1, 1, 1, 1, 2]
     assert [record.message for record in caplog.records] == [
         "data.tokens_per_batch=80 is less than one clip of 64x32x5 (90 tokens), 64x64x5 (160 tokens): a batch of one"
     ]
     caplog.clear()
     data.plan(rank=1, world_size=2)
-    assert not caplog.text  # the first rank has said it
+    assert not caplog.text  # only rank 0 warns
 
 
-def test_the_dry_run_takes_the_batch_with_the_most_tokens(tmp_path):
+def test_the_dry_run_uses_the_batch_with_the_most_tokens(tmp_path):
     shards, cpu = (
         ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8, "64x32x5": 4, "64x64x5": 2})),
         torch.device("cpu"),
     )
 
-    def found(**data: int) -> tuple[str, int]:
+    def largest(**data: int) -> tuple[str, int]:
         bucket, batch = largest_batch(Config(data=Data(**data)), shards, cpu)
         return bucket, len(batch.target)
 
-    assert found(batch_size=3) == ("64x64x5", 3)
-    assert found(tokens_per_batch=180) == ("64x32x5", 2)  # 180 tokens against 160 and 160
-    assert found(tokens_per_batch=160) == ("64x64x5", 1)  # as many as four of the smallest, and longer
-    assert found(tokens_per_batch=120) == ("64x64x5", 1)
+    assert largest(batch_size=3) == ("64x64x5", 3)
+    assert largest(tokens_per_batch=180) == ("64x32x5", 2)  # 180 tokens against 160 and 160
+    assert largest(tokens_per_batch=160) == ("64x64x5", 1)  # as many as four of the smallest, and longer
+    assert largest(tokens_per_batch=120) == ("64x64x5", 1)
 
 
-def test_held_out_batches_keep_to_the_budget(tmp_path):
+def test_validation_batches_respect_the_budget(tmp_path):
     shards = ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8}))
     for tokens, sizes in ((80, [2]), (50, [1, 1]), (None, [2])):
         held = ValidationBatches.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
@@ -130,22 +130,22 @@ def test_a_budget_below_one_token_is_refused():
         Data(tokens_per_batch=0)
 
 
-def taken(data: LatentDataModule, count: int) -> list[tuple[list[str], torch.Tensor]]:
+def first_batches(data: LatentDataModule, count: int) -> list[tuple[list[str], torch.Tensor]]:
     return [(batch.keys, batch.target) for batch, _ in zip(data.train_dataloader(), range(count), strict=False)]
 
 
 def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
     write_latents(tmp_path, {"train": [5, 6], "val": [3]})
-    whole = taken(LatentDataModule(tmp_path, batch_size=2, seed=3), 9)
-    late = taken(LatentDataModule(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
-    spawned = taken(LatentDataModule(tmp_path, batch_size=2, seed=3, workers=2), 9)
+    whole = first_batches(LatentDataModule(tmp_path, batch_size=2, seed=3), 9)
+    late = first_batches(LatentDataModule(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
+    spawned = first_batches(LatentDataModule(tmp_path, batch_size=2, seed=3, workers=2), 9)
     for ours, theirs in ((whole[4:], late), (whole, spawned)):
         assert [keys for keys, _ in ours] == [keys for keys, _ in theirs]
         assert all(a.equal(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
     resumed = LatentDataModule(tmp_path, batch_size=2, seed=3)
     resumed.load_state_dict({"position": 4})
     assert resumed.state_dict() == {"position": 4}
-    assert taken(resumed, 1)[0][0] == whole[4][0]
+    assert first_batches(resumed, 1)[0][0] == whole[4][0]
 
 
 def test_a_batch_has_the_documented_shapes(tmp_path):
@@ -158,7 +158,7 @@ def test_a_batch_has_the_documented_shapes(tmp_path):
 
 
 def test_frame_rates_stay_on_the_host(tmp_path):
-    """Positions are known by them, and reading them from a GPU would make every step wait."""
+    """Positions are cached by frame rate, and reading frame rates from a GPU would make every step wait."""
     data = LatentDataModule(write_buckets(tmp_path, {"32x32x5": 4}), 2)
     moved = data.transfer_batch_to_device(next(iter(data.loader())), torch.device("meta"), 0)
     assert {tensor.device.type for tensor in (moved.target, moved.text, *moved.references)} == {"meta"}
@@ -185,7 +185,7 @@ def test_too_few_clips_for_a_batch(tmp_path, caplog):
 
 
 class Counting(LightningModule):
-    """Notes the keys of each batch it is trained on."""
+    """Records the keys of each training batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Counting(LightningModule):
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_position_counts_what_lightning_trained_on(workers, tmp_path):
+def test_the_position_counts_trained_batches(workers, tmp_path):
     write_latents(tmp_path, {"train": [5], "val": [3]})
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 

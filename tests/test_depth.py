@@ -139,12 +139,12 @@ def test_without_weights_the_way_to_get_them_is_named(tmp_path: Path) -> None:
 
 def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ConfigError, match="no depth network"):
+    with pytest.raises(ConfigError, match="is not a depth network"):
         load(tmp_path)
     broken = tmp_path / "broken"
     shutil.copytree(network, broken)
     (broken / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="no depth network"):
+    with pytest.raises(ConfigError, match="is not a depth network"):
         load(broken)
 
 

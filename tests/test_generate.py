@@ -1,6 +1,4 @@
-"""The command that makes a video: the same settings give the same pixels, references go in as the adapter wants them,
-and whatever is wrong is one line before anything is written.
-"""
+"""The generate command: reproducible pixels, references sized for the adapter, errors before any output."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ from tests.tiny import write_tiny_base
 
 
 def write_adapter(path: Path, checkpoint: Path, seed: int = 0, **metadata: object) -> Path:
-    """A random adapter that changes what the base does, as training would export it."""
+    """A random adapter that changes the output of the base, in the format that training exports."""
     base = BaseModel.open(str(checkpoint))
     transformer = base.transformer()
     lora.attach(transformer, Lora(rank=4), seed)
@@ -48,9 +46,9 @@ def write_adapter(path: Path, checkpoint: Path, seed: int = 0, **metadata: objec
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base, an adapter for it, and clips."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("assets")
     base = write_tiny_base(folder / "base")
     write_adapter(folder / "adapter.safetensors", base)
     write_clip(folder / "clip.mp4", frames=12, height=40, width=48)
@@ -58,39 +56,39 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(place: Path, folder: Path, **changes: Any) -> GenerateSettings:
+def settings_for(assets: Path, folder: Path, **changes: Any) -> GenerateSettings:
     """Settings of a video of 32x32x5."""
     given: dict[str, Any] = {
-        "adapter": str(place / "adapter.safetensors"),
-        "reference": str(place / "clip.mp4"),
+        "adapter": str(assets / "adapter.safetensors"),
+        "reference": str(assets / "clip.mp4"),
         "prompt": "a dog",
         "out": str(folder / "video.mp4"),
         "frames_out": str(folder / "frames"),
         "width": 32,
         "height": 32,
         "frames": 5,
-        "cache": str(place / "cache"),
-        "model": Model(name="tiny", checkpoint=str(place / "base"), precision="fp32"),
+        "cache": str(assets / "cache"),
+        "model": Model(name="tiny", checkpoint=str(assets / "base"), precision="fp32"),
         "sample": Sampling(steps=2),
     }
     return GenerateSettings(**(given | changes))
 
 
 def pixels(folder: Path) -> np.ndarray:
-    """The lossless frames (F,H,W,3) that were written."""
+    """Read the lossless frames (F,H,W,3) that were written."""
     frames = [cv2.imread(str(path)) for path in sorted(folder.glob("frames/*.png"))]
     assert all(frame is not None for frame in frames)
     return np.stack(frames)  # type: ignore[arg-type]
 
 
-def made(place: Path, folder: Path, **changes: Any) -> np.ndarray:
-    generate(asked(place, folder, **changes))
+def generate_pixels(assets: Path, folder: Path, **changes: Any) -> np.ndarray:
+    generate(settings_for(assets, folder, **changes))
     return pixels(folder)
 
 
-def test_the_command_makes_a_video_and_tells_what_made_it(place: Path, tmp_path: Path) -> None:
+def test_the_command_writes_a_video_and_its_record(assets: Path, tmp_path: Path) -> None:
     sizes = ("width=32", "height=32", "frames=5", "sample.steps=3", "model.precision=fp32", f"cache={tmp_path}/cache")
-    files = (f"adapter={place}/adapter.safetensors", f"reference={place}/clip.mp4", f"model.checkpoint={place}/base")
+    files = (f"adapter={assets}/adapter.safetensors", f"reference={assets}/clip.mp4", f"model.checkpoint={assets}/base")
     outs = ("out=made/dog.mp4", "frames_out=made/frames")
     done = run(tmp_path, "iclora_train.generate", *files, *outs, *sizes, 'prompt="a dog, runs"')
     assert done.code == 0, done.err
@@ -106,8 +104,8 @@ def test_the_command_makes_a_video_and_tells_what_made_it(place: Path, tmp_path:
     assert [len(digest) for digest in (*record["adapters"].values(), *record["inputs"].values())] == [64, 64]
 
 
-def test_the_same_settings_give_the_same_pixels_and_the_record_has_them(place: Path, tmp_path: Path) -> None:
-    first = made(place, tmp_path / "first", seed=3)
+def test_the_settings_in_the_record_give_the_same_pixels(assets: Path, tmp_path: Path) -> None:
+    first = generate_pixels(assets, tmp_path / "first", seed=3)
     record = json.loads((tmp_path / "first/video.json").read_text())
     again = OmegaConf.merge(OmegaConf.structured(GenerateSettings), record["settings"])
     again.out, again.frames_out = str(tmp_path / "again/video.mp4"), str(tmp_path / "again/frames")
@@ -115,45 +113,45 @@ def test_the_same_settings_give_the_same_pixels_and_the_record_has_them(place: P
     generate(to_settings(again))
     assert (pixels(tmp_path / "again") == first).all()
     assert (tmp_path / "again/video.mp4").read_bytes() == (tmp_path / "first/video.mp4").read_bytes()
-    assert (made(place, tmp_path / "other", seed=4) != first).any()
+    assert (generate_pixels(assets, tmp_path / "other", seed=4) != first).any()
 
 
-def test_reference_and_adapter_matter_as_much_as_their_strengths_say(place: Path, tmp_path: Path) -> None:
-    both = made(place, tmp_path / "both")
-    other = str(place / "other.mp4")
-    assert (made(place, tmp_path / "other", reference=other) != both).any()
-    off = made(place, tmp_path / "off", attention_strength=0.0)
-    assert (made(place, tmp_path / "off2", attention_strength=0.0, reference=other) == off).all()
+def test_strengths_scale_the_effect_of_reference_and_adapter(assets: Path, tmp_path: Path) -> None:
+    both = generate_pixels(assets, tmp_path / "both")
+    other = str(assets / "other.mp4")
+    assert (generate_pixels(assets, tmp_path / "other", reference=other) != both).any()
+    off = generate_pixels(assets, tmp_path / "off", attention_strength=0.0)
+    assert (generate_pixels(assets, tmp_path / "off2", attention_strength=0.0, reference=other) == off).all()
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((7, 9), np.uint8))
-    assert (made(place, tmp_path / "black", attention_mask=str(tmp_path / "black.png")) == off).all()
+    assert (generate_pixels(assets, tmp_path / "black", attention_mask=str(tmp_path / "black.png")) == off).all()
     cv2.imwrite(str(tmp_path / "white.png"), np.full((7, 9), 255, np.uint8))
-    white = made(place, tmp_path / "white", attention_mask=str(tmp_path / "white.png"))
+    white = generate_pixels(assets, tmp_path / "white", attention_mask=str(tmp_path / "white.png"))
     assert np.abs(white.astype(int) - both).max() <= 1
-    noise = made(place, tmp_path / "noise", reference_strength=0.0)
-    assert (made(place, tmp_path / "noise2", reference_strength=0.0, reference=other) == noise).all()
-    adapter = str(place / "adapter.safetensors")
-    halves = made(place, tmp_path / "halves", adapter=[adapter, adapter], adapter_strength=[0.5, 0.5])
+    noise = generate_pixels(assets, tmp_path / "noise", reference_strength=0.0)
+    assert (generate_pixels(assets, tmp_path / "noise2", reference_strength=0.0, reference=other) == noise).all()
+    adapter = str(assets / "adapter.safetensors")
+    halves = generate_pixels(assets, tmp_path / "halves", adapter=[adapter, adapter], adapter_strength=[0.5, 0.5])
     assert np.abs(halves.astype(int) - both).max() <= 1
-    assert (made(place, tmp_path / "base", adapter_strength=0.0) != both).any()
+    assert (generate_pixels(assets, tmp_path / "base", adapter_strength=0.0) != both).any()
 
 
-def test_each_reference_has_its_own_strength_and_mask(place: Path, tmp_path: Path) -> None:
-    two = [str(place / "clip.mp4"), str(place / "other.mp4")]
+def test_each_reference_has_its_own_strength_and_mask(assets: Path, tmp_path: Path) -> None:
+    two = [str(assets / "clip.mp4"), str(assets / "other.mp4")]
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((8, 8), np.uint8))
-    first = made(place, tmp_path / "first", reference=two, attention_strength=[1.0, 0.0], between="ltx")
+    first = generate_pixels(assets, tmp_path / "first", reference=two, attention_strength=[1.0, 0.0], between="ltx")
     masked = {"attention_mask": [None, str(tmp_path / "black.png")], "between": "ltx"}
-    assert (made(place, tmp_path / "masked", reference=two, **masked) == first).all()
-    assert (made(place, tmp_path / "swapped", reference=two[::-1], **masked) != first).any()
+    assert (generate_pixels(assets, tmp_path / "masked", reference=two, **masked) == first).all()
+    assert (generate_pixels(assets, tmp_path / "swapped", reference=two[::-1], **masked) != first).any()
 
 
-def test_a_mask_is_fitted_and_cut_like_its_reference(place: Path, tmp_path: Path) -> None:
+def test_a_mask_is_fitted_and_cut_like_its_reference(assets: Path, tmp_path: Path) -> None:
     (tmp_path / "mask").mkdir()
     for i, level in enumerate((0, 51, 255)):
         picture = np.full((20, 60, 3), level, np.uint8)
-        picture[:, :20] = picture[:, 40:] = 7  # what `crop` takes away
+        picture[:, :20] = picture[:, 40:] = 7  # `crop` cuts this off
         cv2.imwrite(str(tmp_path / f"mask/{i}.png"), picture)
-    settings = asked(place, tmp_path, attention_mask=str(tmp_path / "mask"))
-    vae = BaseModel.open(str(place / "base")).vae()
+    settings = settings_for(assets, tmp_path, attention_mask=str(tmp_path / "mask"))
+    vae = BaseModel.open(str(assets / "base")).vae()
     shape = VideoShape(5, 32, 32, 25.0)
     (reference,) = encode_references(Inputs.open(settings), settings, shape, (2, 1), vae, print)
     assert reference.latent.shape == (1, 8, 2, 2, 2)
@@ -163,45 +161,45 @@ def test_a_mask_is_fitted_and_cut_like_its_reference(place: Path, tmp_path: Path
         assert torch.allclose(frame, torch.full((16, 16), level))
 
 
-def test_a_first_frame_is_kept(place: Path, tmp_path: Path) -> None:
+def test_a_first_frame_stays_unchanged(assets: Path, tmp_path: Path) -> None:
     flat = np.full((32, 32, 3), 90, np.uint8)
     cv2.imwrite(str(tmp_path / "flat.png"), flat)
     given = {"first_frame": str(tmp_path / "flat.png")}
-    alone = made(place, tmp_path / "alone", **given, frames=1)
-    vae = BaseModel.open(str(place / "base")).vae()
+    alone = generate_pixels(assets, tmp_path / "alone", **given, frames=1)
+    vae = BaseModel.open(str(assets / "base")).vae()
     round_trip = to_frames(vae, encode_frames(flat[None], vae))
     assert (alone[..., ::-1] == round_trip).all()
-    assert (made(place, tmp_path / "free") != made(place, tmp_path / "kept", **given)).any()
+    assert (generate_pixels(assets, tmp_path / "free") != generate_pixels(assets, tmp_path / "kept", **given)).any()
 
 
-def test_the_adapter_says_how_small_and_slow_references_are(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_the_adapter_sets_the_size_and_rate_of_references(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     factors = {"reference_downscale_factor": 2, "reference_temporal_scale_factor": 2}
-    adapter = write_adapter(tmp_path / "small.safetensors", place / "base", **factors)
+    adapter = write_adapter(tmp_path / "small.safetensors", assets / "base", **factors)
     clip = write_clip(tmp_path / "clip.mp4", frames=18, height=40, width=48)
     free = {"width": None, "height": None, "frames": None}
-    generate(asked(place, tmp_path, adapter=str(adapter), reference=str(clip), **free))
+    generate(settings_for(assets, tmp_path, adapter=str(adapter), reference=str(clip), **free))
     assert pixels(tmp_path).shape == (17, 32, 48, 3)  # 16 = 8 pixels x 2; 8 = 4 frames x 2
     assert "rounded to sizes that fit the VAE: height 40 -> 32, frames 18 -> 17" in capsys.readouterr().out
     with pytest.raises(
         ConfigError, match=r"width=40 is not a multiple of 16 \(use 32 or 48\); .*frames=13 is not 8k\+1"
     ):
-        generate(asked(place, tmp_path, adapter=str(adapter), width=40, frames=13, overwrite=True))
-    mixed = [str(adapter), str(place / "adapter.safetensors")]
+        generate(settings_for(assets, tmp_path, adapter=str(adapter), width=40, frames=13, overwrite=True))
+    mixed = [str(adapter), str(assets / "adapter.safetensors")]
     with pytest.raises(ConfigError, match="disagree on reference_downscale_factor"):
-        generate(asked(place, tmp_path, adapter=mixed, overwrite=True))
+        generate(settings_for(assets, tmp_path, adapter=mixed, overwrite=True))
 
 
 def test_a_reference_that_is_too_short_guides_the_beginning(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert len(made(place, tmp_path, frames=17)) == 17
+    assert len(generate_pixels(assets, tmp_path, frames=17)) == 17
     out = capsys.readouterr().out
     assert "has 12 frames at 25 fps: its first 9 guide the first 9 frames of the video, the last 8 have no refer" in out
 
 
-def test_sources_are_read_at_the_rate_that_is_wanted(tmp_path: Path) -> None:
+def test_media_are_read_at_the_requested_rate(tmp_path: Path) -> None:
     clip = InputMedia.open("reference", str(write_clip(tmp_path / "clip.mp4", frames=20, fps=50.0)))
     assert clip.frame_numbers(25.0).tolist() == list(range(0, 20, 2))
     assert clip.frame_numbers(25.0, step=2).tolist() == list(range(0, 20, 4))
@@ -231,7 +229,7 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"adapter": "no.safetensors"}, "adapter=no.safetensors does not exist"),
         ({"reference": "no.mp4"}, "reference=no.mp4 does not exist: give a video, a folder of frames, or an image"),
@@ -261,38 +259,38 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
         ({"frames_out": "{tmp}/text.txt"}, "text.txt is a file: name a folder"),
     ],
 )
-def test_what_is_wrong_is_named_before_anything_is_written(
-    changes: dict[str, Any], said: str, place: Path, tmp_path: Path
+def test_errors_are_raised_before_anything_is_written(
+    changes: dict[str, Any], message: str, assets: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "empty").mkdir()
     cv2.imwrite(str(tmp_path / "flat.jpg"), np.zeros((8, 8, 3), np.uint8))
     named = json.loads(json.dumps(changes).replace("{tmp}", str(tmp_path)))
-    with pytest.raises(ConfigError, match=said):
-        generate(asked(place, tmp_path / "out", **named))
+    with pytest.raises(ConfigError, match=message):
+        generate(settings_for(assets, tmp_path / "out", **named))
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_there_is_kept_unless_overwrite_says_otherwise(place: Path, tmp_path: Path) -> None:
-    made(place, tmp_path, frames=9)
+def test_existing_files_are_kept_unless_overwrite_is_set(assets: Path, tmp_path: Path) -> None:
+    generate_pixels(assets, tmp_path, frames=9)
     before = (tmp_path / "video.mp4").read_bytes()
-    for changes, said in (({}, "video.mp4 exists"), ({"out": str(tmp_path / "new.mp4")}, "frame-00000.png exists")):
-        with pytest.raises(ConfigError, match=said + r".*overwrite=true"):
-            generate(asked(place, tmp_path, **changes))
+    for changes, message in (({}, "video.mp4 exists"), ({"out": str(tmp_path / "new.mp4")}, "frame-00000.png exists")):
+        with pytest.raises(ConfigError, match=message + r".*overwrite=true"):
+            generate(settings_for(assets, tmp_path, **changes))
     assert (tmp_path / "video.mp4").read_bytes() == before
-    assert len(made(place, tmp_path, overwrite=True)) == 5  # no frame of the longer video is left
+    assert len(generate_pixels(assets, tmp_path, overwrite=True)) == 5  # no frame of the longer video is left
 
 
-def test_an_adapter_of_another_base_is_refused(place: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(assets: Path, tmp_path: Path) -> None:
     other = write_tiny_base(tmp_path / "base", version="2.0")
     model = Model(name="tiny", checkpoint=str(other))
     with pytest.raises(ConfigError, match=r"was trained on tiny 2.3, this base is tiny 2.0"):
-        generate(asked(place, tmp_path, model=model))
+        generate(settings_for(assets, tmp_path, model=model))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((), "adapter, out, reference must be set, e.g. adapter=adapter.safetensors"),
         (("adapter=a", "reference=b", "out=c.mp4", "promt=d"), "no setting 'promt'; there are adapter,"),
@@ -301,20 +299,20 @@ def test_an_adapter_of_another_base_is_refused(place: Path, tmp_path: Path) -> N
         (("adapter=a", "reference=b", "out=c.mp4", "sample.steps=0"), "sample.steps=0 must be at least 1"),
     ],
 )
-def test_a_wrong_command_is_one_line(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_an_error_of_the_command_is_one_line(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     result = run(tmp_path, "iclora_train.generate", *arguments)
     assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
-    assert said in result.err
+    assert message in result.err
 
 
-def test_help_tells_the_settings(tmp_path: Path) -> None:
+def test_help_lists_the_settings(tmp_path: Path) -> None:
     result = run(tmp_path, "iclora_train.generate", "--help")
     assert (result.code, result.err) == (0, "")
     assert "attention_strength: 1.0" in result.out
     assert "out='dog-${seed}.mp4' -m" in result.out
 
 
-def test_a_task_brings_its_sampling_settings(tmp_path: Path) -> None:
+def test_a_task_sets_its_sampling_settings(tmp_path: Path) -> None:
     given = ("adapter=a", "reference=b", "out=c.mp4")
     plain, tuned = (
         run(tmp_path, "iclora_train.generate", *given, *task, "--cfg", "job").out for task in ((), ("conf=deblur",))
@@ -332,22 +330,22 @@ def test_every_version_of_ltx_2_in_two_stages(version: str, tmp_path: Path, caps
     encoder = gemma_for(version, tmp_path / "gemma")
     model = Model(name="ltx", checkpoint=str(checkpoint), text_encoder=str(encoder), precision="fp32")
     changes = {"adapter": str(adapter), "reference": str(clip), "width": 64, "height": 64, "frames": 9, "model": model}
-    place = tmp_path
+    assets = tmp_path
     with pytest.raises(ConfigError, match=r"prompt is not set: .* needs a description of the video"):
-        generate(asked(place, tmp_path / "none", **changes, prompt=""))
+        generate(settings_for(assets, tmp_path / "none", **changes, prompt=""))
     silent = Model(name="ltx", checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match=r"holds no text encoder; set model.text_encoder"):
-        generate(asked(place, tmp_path / "none", **changes | {"model": silent}))
+        generate(settings_for(assets, tmp_path / "none", **changes | {"model": silent}))
     guided = Sampling(steps=2, guidance=2.0)
-    assert made(place, tmp_path / "one", **changes, sample=guided).shape == (9, 64, 64, 3)
+    assert generate_pixels(assets, tmp_path / "one", **changes, sample=guided).shape == (9, 64, 64, 3)
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"adapter.safetensors is not a latent upsampler"):
-        generate(asked(place, tmp_path / "none", **changes, upsampler=str(adapter)))
-    assert "steps of" not in capsys.readouterr().out  # it is seen before the work
-    two = made(place, tmp_path / "two", **changes, upsampler=str(upsampler))
+        generate(settings_for(assets, tmp_path / "none", **changes, upsampler=str(adapter)))
+    assert "steps of" not in capsys.readouterr().out  # the check runs before sampling
+    two = generate_pixels(assets, tmp_path / "two", **changes, upsampler=str(upsampler))
     assert two.shape == (9, 64, 64, 3)
-    assert "32x32x9: 2 steps" in (told := capsys.readouterr().out)
-    assert "64x64x9: 3 steps" in told
+    assert "32x32x9: 2 steps" in (out := capsys.readouterr().out)
+    assert "64x64x9: 3 steps" in out
 
 
 def test_an_adapter_keeps_its_effect_on_a_base_in_fp8(tmp_path: Path) -> None:
@@ -359,7 +357,7 @@ def test_an_adapter_keeps_its_effect_on_a_base_in_fp8(tmp_path: Path) -> None:
     }
     gemma = str(gemma_for("2.3", tmp_path / "gemma"))
     clips = {
-        (precision, strength): made(
+        (precision, strength): generate_pixels(
             tmp_path,
             tmp_path / f"{precision}-{strength}",
             **changes,
@@ -374,9 +372,13 @@ def test_an_adapter_keeps_its_effect_on_a_base_in_fp8(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-def test_the_same_on_a_gpu_every_time(place: Path, tmp_path: Path) -> None:
-    once = made(place, tmp_path / "once", device="cuda", attention_strength=0.5, first_frame=str(place / "clip.mp4"))
-    again = made(place, tmp_path / "again", device="cuda", attention_strength=0.5, first_frame=str(place / "clip.mp4"))
+def test_a_gpu_gives_the_same_pixels_every_time(assets: Path, tmp_path: Path) -> None:
+    once = generate_pixels(
+        assets, tmp_path / "once", device="cuda", attention_strength=0.5, first_frame=str(assets / "clip.mp4")
+    )
+    again = generate_pixels(
+        assets, tmp_path / "again", device="cuda", attention_strength=0.5, first_frame=str(assets / "clip.mp4")
+    )
     assert (once == again).all()
 
 
@@ -384,14 +386,14 @@ def test_the_same_on_a_gpu_every_time(place: Path, tmp_path: Path) -> None:
     ("template", "read"),
     [
         ("A film of {caption} {trigger}", "A film of a dog EDGES"),
-        ("Seen: {reference_caption}. {caption}", "EDGES a dog"),  # the user has to write the rest; a line says so
+        ("Seen: {reference_caption}. {caption}", "EDGES a dog"),  # the user writes the rest; a hint is printed
     ],
 )
-def test_the_prompt_is_put_together_as_captions_were(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, read: str
+def test_the_prompt_is_built_like_the_training_captions(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, read: str
 ) -> None:
-    adapter = write_adapter(tmp_path / "templated.safetensors", place / "base", prompt_template=template)
-    generate(asked(place, tmp_path, adapter=str(adapter), overwrite=True))
-    said = capsys.readouterr().out
-    assert repr(read) in said
-    assert ("write the prompt in the same form" in said) == ("reference_caption" in template)
+    adapter = write_adapter(tmp_path / "templated.safetensors", assets / "base", prompt_template=template)
+    generate(settings_for(assets, tmp_path, adapter=str(adapter), overwrite=True))
+    message = capsys.readouterr().out
+    assert repr(read) in message
+    assert ("write the prompt in the same form" in message) == ("reference_caption" in template)

@@ -273,5 +273,5 @@ def test_depth_is_measured_by_the_network_of_the_maker(tmp_path: Path) -> None:
     assert drawing is not None
     assert drawing.shape == scene().shape
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="is no depth network"):
+    with pytest.raises(ConfigError, match="is not a depth network"):
         Suite.of(task("control.depth", model=str(tmp_path)))

@@ -1,4 +1,4 @@
-"""The pose maker: the people of a clip are found and followed, gaps and jitter go, and the drawing is OpenPose's."""
+"""The pose maker: people are detected and tracked, gaps filled, jitter smoothed, and skeletons drawn as in OpenPose."""
 
 import json
 import sys
@@ -19,7 +19,11 @@ from iclora_train.signals.rtmpose import decode_simcc
 from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw_skeletons, to_openpose
 
 NOSE, RIGHT_EYE, LEFT_EYE = (POINTS.index(name) for name in ("nose", "right_eye", "left_eye"))
-FACE = {NOSE: (223, 128), RIGHT_EYE: (205, 103), LEFT_EYE: (249, 112)}  # of skimage's astronaut, looked up by eye
+FACE = {
+    NOSE: (223, 128),
+    RIGHT_EYE: (205, 103),
+    LEFT_EYE: (249, 112),
+}  # of skimage's astronaut
 
 
 def astronaut(left: int = 0, top: int = 0, scale: float = 0.5, size: tuple[int, int] = (256, 256)) -> np.ndarray:
@@ -53,14 +57,14 @@ def walk() -> tuple[np.ndarray, np.ndarray, dict]:
     return frames, *posed(frames)
 
 
-def test_the_face_is_where_it_is(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+def test_the_face_points_are_located(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
     person = skeletons(walk[2])[0]
     for point, (x, y) in FACE.items():
         assert np.hypot(*(person[0, point, :2] - (x / 2, y / 2))) < 8
         assert person[0, point, 2] > 0.8
 
 
-def test_one_who_moves_stays_one_and_the_points_move_along(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+def test_a_moving_person_is_one_track_and_the_points_move_along(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
     _, _, drawn = walk
     assert drawn["people"] == 1
     assert drawn["coverage"] == 1.0
@@ -78,15 +82,15 @@ def test_the_drawing_shows_the_record(walk: tuple[np.ndarray, np.ndarray, dict])
     assert pictures[3, y, x].tolist() == list(COLOURS[NOSE])
 
 
-def test_the_record_is_json_and_the_bytes_come_again(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
+def test_the_record_is_json_and_the_output_is_reproducible(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
     frames, pictures, drawn = walk
     again, record = posed(frames)
     assert (again == pictures).all()
     assert json.loads(json.dumps(drawn)) == record
 
 
-def test_who_is_tilted_is_found_upright() -> None:
-    """The landmark network is shown everybody upright: points turn with the picture."""
+def test_a_tilted_person_is_read_upright() -> None:
+    """The landmark network gets every person upright, so that the points rotate with the picture."""
     picture, centre = astronaut(left=64, top=64, size=(384, 384)), (192.0, 192.0)
     turn = cv2.getRotationMatrix2D(centre, 35, 1)
     tilted = cv2.warpAffine(picture, turn, (384, 384), borderValue=(128, 128, 128))
@@ -95,7 +99,7 @@ def test_who_is_tilted_is_found_upright() -> None:
     assert np.hypot(*(turned[list(FACE), :2] - expected).T).max() < 12
 
 
-def test_small_people_are_found_in_tiles() -> None:
+def test_small_people_are_detected_in_tiles() -> None:
     picture = astronaut(left=40, top=40, scale=0.125, size=(480, 640))
     assert posed(picture[None])[1]["people"] == 0
     frames, record = posed(picture[None], tiles=3)
@@ -104,8 +108,8 @@ def test_small_people_are_found_in_tiles() -> None:
     assert not frames[0, 200:].any()
 
 
-def test_people_are_found_in_the_whole_picture_and_recorded_in_the_window() -> None:
-    """The window holds half of the face only; its skeleton is that of the whole picture, moved."""
+def test_people_are_detected_in_the_whole_picture_and_recorded_in_the_window() -> None:
+    """The window has only half of the face; its skeleton is that of the whole picture, translated."""
     frames = np.stack([astronaut()] * 2)
     all_of_it = skeletons(posed(frames)[1])[0]
     maker, window = build_maker("control.pose", {}), Crop((256, 256), (256, 256), (16, 112), (96, 96), False, 1 << 20)
@@ -118,29 +122,29 @@ def test_people_are_found_in_the_whole_picture_and_recorded_in_the_window() -> N
     assert drawn["points"] < posed(frames)[1]["points"]
 
 
-def test_where_nobody_is_the_reference_is_black() -> None:
+def test_without_people_the_reference_is_black() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), dtype=np.uint8)
     pictures, record = posed(frames)
     assert not pictures.any()
     assert record == {"people": 0, "coverage": 0.0, "points": 0.0, "filled": 0.0, "skeletons": []}
 
 
-def test_who_appears_late_is_followed_back_to_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_detection_is_tracked_back_to_the_first_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """The detector misses the first four frames; the landmark network does not."""
     frames = np.stack([astronaut(left=2 * i, size=(256, 288)) for i in range(6)])
-    found, network = BlazePose.detect, load()
+    detect, network = BlazePose.detect, load()
     calls: list[int] = []
 
     def late(self: BlazePose, *args: object) -> list:
         calls.append(1)
-        return found(self, *args) if len(calls) > 4 else []  # type: ignore[arg-type]
+        return detect(self, *args) if len(calls) > 4 else []  # type: ignore[arg-type]
 
     monkeypatch.setattr(BlazePose, "detect", late)
     tracks = track_people(frames, network, tiles=1, patience=0)
     assert [sorted(track) for track in tracks] == [[0, 1, 2, 3, 4, 5]]
 
 
-def test_without_the_extra_the_way_to_get_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
     with pytest.raises(ConfigError, match=r"pip install 'iclora_train\[pose\]'"):
         build_maker("control.pose", {})
@@ -165,7 +169,7 @@ def test_bad_arguments_are_named(args: dict, key: str) -> None:
         build_maker("control.pose", args)
 
 
-def test_anchors_are_those_of_the_detector() -> None:
+def test_anchor_centres_of_the_detector() -> None:
     """28x28 cells with two anchors, 14x14 with two, 7x7 with six."""
     places = anchor_centres()
     assert len(places) == 28 * 28 * 2 + 14 * 14 * 2 + 7 * 7 * 6 == 2254
@@ -175,16 +179,16 @@ def test_anchors_are_those_of_the_detector() -> None:
 
 
 def test_detections_of_one_person_are_averaged_by_score() -> None:
-    found = np.zeros((3, 13))
-    found[:, :4] = [[0.5, 0.5, 0.2, 0.2], [0.52, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]
-    found[:, 12] = [0.6, 0.9, 0.7]
-    first, second = weighted_nms(found)
+    detections = np.zeros((3, 13))
+    detections[:, :4] = [[0.5, 0.5, 0.2, 0.2], [0.52, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]
+    detections[:, 12] = [0.6, 0.9, 0.7]
+    first, second = weighted_nms(detections)
     assert first[0] == pytest.approx((0.5 * 0.6 + 0.52 * 0.9) / 1.5)
     assert first[12] == 0.9
     assert second[:2] == pytest.approx([0.1, 0.1])
 
 
-def test_simcc_places_are_the_maxima_and_confidence_the_lesser() -> None:
+def test_simcc_points_are_the_maxima_with_the_lower_confidence() -> None:
     x, y = np.zeros((1, 133, 384)), np.zeros((1, 133, 512))
     x[0, :17, 96], y[0, :17, 384] = 0.8, 0.5
     points = decode_simcc(x, y)
@@ -212,7 +216,7 @@ def test_limbs_and_joints_have_openpose_colours_and_widths() -> None:
     assert (columns.min(), columns.max(), rows.min(), rows.max()) == (196, 204, 116, 324)
 
 
-def test_missing_points_take_their_limbs_along() -> None:
+def test_limbs_of_missing_points_are_not_drawn() -> None:
     person = np.zeros((18, 3))
     person[[2, 3]] = (100, 60, 1), (100, 160, 0)
     picture = draw_skeletons(person[None], (256, 256), 256)
@@ -235,7 +239,7 @@ def series(path: np.ndarray, missing: slice) -> np.ndarray:
     return points
 
 
-def test_short_gaps_are_closed_along_a_line_and_long_ones_stay() -> None:
+def test_short_gaps_are_filled_along_a_line_and_long_gaps_stay() -> None:
     path = np.stack([np.arange(12.0), 2 * np.arange(12.0)], axis=1)
     points, filled = fill_gaps(series(path, slice(3, 6)), gap=3)
     assert np.allclose(points[:, 0, :2], path)
@@ -245,13 +249,13 @@ def test_short_gaps_are_closed_along_a_line_and_long_ones_stay() -> None:
     assert not points[3:6].any()
 
 
-def test_nothing_is_made_up_before_the_first_and_after_the_last_sight() -> None:
+def test_frames_before_the_first_and_after_the_last_detection_are_not_filled() -> None:
     points, filled = fill_gaps(series(np.ones((6, 2)), slice(0, 3)), gap=8)
     assert not points[:3].any()
     assert not filled.any()
 
 
-def test_smoothing_keeps_parabolas_and_takes_jitter_out() -> None:
+def test_smoothing_keeps_parabolas_and_removes_jitter() -> None:
     t = np.arange(25.0)
     path = np.stack([0.3 * t**2 - 2 * t, 40 - t], axis=1)
     still = series(path, slice(0, 0))
@@ -270,5 +274,5 @@ def test_smoothing_does_not_reach_over_a_gap() -> None:
     assert not points[8:12].any()
 
 
-def test_runs_are_the_unbroken_stretches() -> None:
+def test_contiguous_runs() -> None:
     assert contiguous_runs(np.array([1, 1, 0, 1, 0, 0, 1], bool)) == [slice(0, 2), slice(3, 4), slice(6, 7)]

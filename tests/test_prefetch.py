@@ -1,4 +1,4 @@
-"""Batches on their way to the device: none lost, none out of order, one ahead, unharmed by what runs beside them."""
+"""Prefetch: no batch is lost or out of order, one is sent ahead, and computation does not corrupt a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from iclora_train.data.prefetch import Prefetch
 
 
 def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:
-    """Batches in fp16 that are full of their number, as a loader gives them."""
+    """Batches in fp16, filled with their number."""
     for n in range(count):
         target, text, fps = (torch.full((1, size), n, dtype=torch.float16) for _ in range(3))
         batch = Batch(target, [target + 0.5], text, fps, keys=[str(n)], captions=[""])
@@ -20,16 +20,16 @@ def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
-def test_every_batch_comes_once_in_order_as_fp32(count: int) -> None:
-    found = list(Prefetch(batches(count), torch.device("cpu")))
-    assert [batch.keys for batch in found] == [[str(n)] for n in range(count)]
-    for n, batch in enumerate(found):
+def test_every_batch_arrives_once_in_order_as_fp32(count: int) -> None:
+    received = list(Prefetch(batches(count), torch.device("cpu")))
+    assert [batch.keys for batch in received] == [[str(n)] for n in range(count)]
+    for n, batch in enumerate(received):
         for tensor, value in ((batch.target, n), (batch.text, n), (batch.references[0], n + 0.5)):
             assert tensor.dtype == torch.float32
             assert tensor.item() == value
 
 
-def test_a_batch_is_given_when_the_next_is_on_its_way() -> None:
+def test_a_batch_is_yielded_after_the_next_is_sent() -> None:
     read: list[int] = []
 
     def loader() -> Iterator[Batch]:
@@ -37,14 +37,14 @@ def test_a_batch_is_given_when_the_next_is_on_its_way() -> None:
             read.append(n)
             yield batch
 
-    coming = iter(Prefetch(loader(), torch.device("cpu")))
+    batches_ahead = iter(Prefetch(loader(), torch.device("cpu")))
     assert read == []
     for n, ahead in enumerate((2, 3, 4, 4)):
-        assert next(coming).keys == [str(n)]
+        assert next(batches_ahead).keys == [str(n)]
         assert len(read) == ahead
 
 
-def test_a_loader_that_fails_fails_here() -> None:
+def test_an_error_of_the_loader_is_raised() -> None:
     def loader() -> Iterator[Batch]:
         yield from batches(1)
         raise OSError("a disk is gone")
@@ -55,13 +55,13 @@ def test_a_loader_that_fails_fails_here() -> None:
 
 @pytest.mark.gpu
 def test_on_a_gpu_slow_steps_see_whole_batches() -> None:
-    """Each step is longer than copies, and uses its batch at its end, when later batches are already coming."""
+    """Each step takes longer than a copy and reads its batch at the end, while later batches are copied."""
     device = torch.device("cuda")
     weight = torch.randn(4096, 4096, device=device) / 64
-    seen = []
+    rows = []
     for batch in Prefetch(batches(12, size=1 << 22, pinned=True), device):
         work = weight
         for _ in range(20):
             work = work @ weight
-        seen.append(torch.stack([batch.target.amin(), batch.target.amax(), work.sum() * 0]))
-    assert [row[:2].tolist() for row in seen] == [[n, n] for n in range(12)]
+        rows.append(torch.stack([batch.target.amin(), batch.target.amax(), work.sum() * 0]))
+    assert [row[:2].tolist() for row in rows] == [[n, n] for n in range(12)]

@@ -1,4 +1,4 @@
-"""Where references stand beside the target: positions against hand-computed numbers and against diffusers' own."""
+"""Positions, weights and noise levels of references, against numbers from the formulas and against diffusers."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ def test_tokens_run_over_time_then_height_then_width() -> None:
     assert torch.equal(from_tokens(to_tokens(latent), (2, 3, 4)), latent)
 
 
-def test_positions_by_hand() -> None:
-    place = grid_position((3, 1, 2), LTX)  # (3,6,2)
+def test_positions_of_a_small_grid() -> None:
+    position = grid_position((3, 1, 2), LTX)  # (3,6,2)
     frames = [[0.0, 1.0], [1.0, 9.0], [9.0, 17.0]]
-    assert torch.equal(place[0], torch.tensor(frames).repeat_interleave(2, 0))
-    assert place[1].tolist() == [[0.0, 32.0]] * 6
-    assert place[2].tolist() == [[0.0, 32.0], [32.0, 64.0]] * 3
-    assert place.dtype == torch.float32
+    assert torch.equal(position[0], torch.tensor(frames).repeat_interleave(2, 0))
+    assert position[1].tolist() == [[0.0, 32.0]] * 6
+    assert position[2].tolist() == [[0.0, 32.0], [32.0, 64.0]] * 3
+    assert position.dtype == torch.float32
 
 
 @pytest.mark.parametrize("fps", [24.0, 25.0, 30.0])
-def test_positions_are_those_of_diffusers(fps: float) -> None:
+def test_positions_equal_diffusers(fps: float) -> None:
     rope = LTX2AudioVideoRotaryPosEmbed(dim=48, patch_size=1, patch_size_t=1, modality="video", rope_type="split")
     official = rope.prepare_video_coords(1, 4, 3, 5, device=torch.device("cpu"), fps=fps)  # (1,3,N,2)
-    place = grid_position((4, 3, 5), LTX)
-    place[0] /= fps
-    assert torch.allclose(place, official[0].float(), atol=1e-6)
+    position = grid_position((4, 3, 5), LTX)
+    position[0] /= fps
+    assert torch.allclose(position, official[0].float(), atol=1e-6)
 
 
 @pytest.mark.parametrize("downscale", [1, 2, 4])
@@ -56,22 +56,22 @@ def test_positions_are_those_of_diffusers(fps: float) -> None:
 def test_a_smaller_reference_spans_the_target(fps: float, downscale: int) -> None:
     tokens = append_reference(target(fps=fps), torch.randn(2, 4, 2, 4 // downscale, 4 // downscale), downscale)
     assert int((tokens.group == 0).sum()) == 32
-    own, added = tokens.position[:, :, :32], tokens.position[:, :, 32:]
-    assert torch.equal(own.amax((2, 3)), added.amax((2, 3)))  # the same seconds and pixels in all
+    of_target, added = tokens.position[:, :, :32], tokens.position[:, :, 32:]
+    assert torch.equal(of_target.amax((2, 3)), added.amax((2, 3)))  # the same total extent in seconds and pixels
     assert torch.equal(added[0, 1, 0], torch.tensor([0.0, 32.0 * downscale]))
     if downscale == 1:
-        assert torch.equal(own, added)
+        assert torch.equal(of_target, added)
 
 
 def test_a_slower_reference_runs_at_its_own_rate() -> None:
     tokens = append_reference(target(f=5), torch.randn(2, 4, 3, 4, 4), temporal_scale=2)
     seconds = tokens.position[0, 0, 80:].unique(dim=0)  # (3,2): frames 0, 1..8, 9..16 of 12.5 a second
-    by_hand = torch.tensor([[0.0, 1.0], [1.0, 17.0], [17.0, 33.0]]) / 25  # (0, 2) (2, 18) (18, 34) frames, less one
-    assert torch.allclose(seconds, by_hand, atol=1e-6)
+    expected = torch.tensor([[0.0, 1.0], [1.0, 17.0], [17.0, 33.0]]) / 25  # (0, 2) (2, 18) (18, 34) frames, less one
+    assert torch.allclose(seconds, expected, atol=1e-6)
     assert torch.equal(seconds[-1, 1], tokens.position[0, 0, :80].max())
 
 
-def test_what_a_reference_brings() -> None:
+def test_fields_of_appended_references() -> None:
     base = target()
     latent = torch.randn(2, 4, 2, 4, 4)
     tokens = append_reference(append_reference(base, latent), latent[:, :, :1])
@@ -85,7 +85,7 @@ def test_what_a_reference_brings() -> None:
     assert tokens.weight is None
 
 
-def test_a_weaker_reference_has_a_level_of_its_own() -> None:
+def test_a_weaker_reference_has_its_own_noise_level() -> None:
     tokens = append_reference(target(), torch.randn(2, 4, 2, 4, 4), strength=0.75)
     assert tokens.sigma.gather(1, tokens.level)[0].unique().tolist() == [0.125, 0.5]
     assert tokens.sigma.gather(1, tokens.level)[:, 32:].unique().tolist() == [0.125]
@@ -104,7 +104,7 @@ def test_attention_weights_are_strength_times_mask() -> None:
     assert more.weight[:, 64:].unique().tolist() == [1.0]
 
 
-def test_a_given_first_frame_is_clean_and_not_learned() -> None:
+def test_a_clean_first_frame_has_level_0_and_no_loss() -> None:
     tokens = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.tensor([0.5, 0.5]), LTX, 25.0, torch.tensor([True, False]))
     assert tokens.level[0].tolist() == [1] * 16 + [0] * 16
     assert tokens.level[1].tolist() == [0] * 32
@@ -122,27 +122,25 @@ def test_a_mask_is_averaged_by_area() -> None:
     assert mask_to_grid(mask, (1, 2, 3))[0, 0].tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
 
 
-# ---- what ComfyUI's nodes do, by the numbers of the reference page: 2.4 to 2.6, and 2.1
+# ---- behaviour of ComfyUI's nodes
 
 
 @pytest.mark.parametrize(
     ("frame", "length", "snapped"),
     [(0, 3, 0), (1, 3, 1), (8, 3, 1), (9, 3, 9), (16, 3, 9), (-1, 1, 48), (-24, 3, 25), (-60, 3, 0), (13, 1, 13)],
 )
-def test_2_4_a_clip_begins_where_a_latent_frame_does_and_a_still_anywhere(
-    frame: int, length: int, snapped: int
-) -> None:
+def test_a_clip_begins_at_a_latent_frame_and_a_still_anywhere(frame: int, length: int, snapped: int) -> None:
     assert snap_frame(frame, length, frames=7, temporal=8) == snapped
 
 
-def test_2_4_a_reference_has_to_end_within_the_target() -> None:
+def test_a_reference_must_end_within_the_target() -> None:
     assert snap_frame(25, 3, frames=7, temporal=8) == 25
     with pytest.raises(ValueError, match="3 latent frames at frame 33 ends after the target's 7"):
         snap_frame(33, 3, frames=7, temporal=8)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.7, 0.0])
-def test_2_5_the_denoise_mask_is_one_less_the_strength(strength: float) -> None:
+def test_the_denoise_mask_is_one_minus_the_strength(strength: float) -> None:
     level_one = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.ones(2), LTX, 25.0)
     tokens = append_reference(level_one, torch.randn(2, 4, 2, 2, 2), 2, strength=strength)
     mask = tokens.sigma.gather(1, tokens.level)
@@ -151,23 +149,23 @@ def test_2_5_the_denoise_mask_is_one_less_the_strength(strength: float) -> None:
 
 
 @pytest.mark.parametrize("factor", [1, 2, 4])
-def test_2_3_and_2_6_positions_of_a_reference_at_a_factor(factor: int) -> None:
-    """Times max(8k + 1 - 8, 0); tokens begin at the cells that dilation keeps, and end (factor - 1) cells later."""
+def test_positions_of_a_downscaled_reference(factor: int) -> None:
+    """Times are max(8k + 1 - 8, 0). Tokens begin at the cells that dilation keeps and end (factor - 1) cells later."""
     tokens = append_reference(target(f=3, fps=25.0), torch.randn(2, 4, 3, 4 // factor, 4 // factor), factor)
-    place = tokens.position[0, :, 48:].unflatten(1, (3, 4 // factor, 4 // factor))  # (3,f,h,w,2)
+    position = tokens.position[0, :, 48:].unflatten(1, (3, 4 // factor, 4 // factor))  # (3,f,h,w,2)
     starts = torch.arange(0, 4, factor) * 32.0
-    assert torch.equal(place[1, 0, :, 0], torch.stack([starts, starts + 32 + (factor - 1) * 32], dim=1))
-    assert torch.equal(place[2, 0, 0], torch.stack([starts, starts + 32 + (factor - 1) * 32], dim=1))
+    assert torch.equal(position[1, 0, :, 0], torch.stack([starts, starts + 32 + (factor - 1) * 32], dim=1))
+    assert torch.equal(position[2, 0, 0], torch.stack([starts, starts + 32 + (factor - 1) * 32], dim=1))
     seconds = torch.tensor([[0.0, 1.0], [1.0, 9.0], [9.0, 17.0]]) / 25
-    assert torch.allclose(place[0, :, 0, 0], seconds)
+    assert torch.allclose(position[0, :, 0, 0], seconds)
 
 
 @pytest.mark.parametrize(
     ("length", "frame", "frames"),
     [(2, 9, [[9.0, 17.0], [17.0, 25.0]]), (1, 13, [[13.0, 14.0]]), (2, 0, [[0.0, 1.0], [1.0, 9.0]])],
-    ids=["a clip has no causal first frame", "a still has", "so has a clip at 0"],
+    ids=["later clip without causal first frame", "still", "clip at 0"],
 )
-def test_2_6_times_of_a_reference_that_begins_later(length: int, frame: int, frames: list[list[float]]) -> None:
+def test_times_of_a_reference_that_begins_later(length: int, frame: int, frames: list[list[float]]) -> None:
     tokens = append_reference(target(f=5), torch.randn(2, 4, length, 4, 4), frame=frame)
     assert torch.allclose(tokens.position[0, 0, 80::16], torch.tensor(frames) / 25)
 
@@ -182,11 +180,11 @@ def test_2_6_times_of_a_reference_that_begins_later(length: int, frame: int, fra
         (9, 1, [0.0]),
     ],
 )
-def test_2_1_masks_of_any_length_in_time(frames: int, f: int, grid: list[float]) -> None:
+def test_masks_of_any_length_in_time(frames: int, f: int, grid: list[float]) -> None:
     assert mask_to_grid(pixels(frames), (f, 2, 2))[0, :, 0, 0].tolist() == grid
 
 
-def test_2_1_a_mask_may_lack_batch_and_time() -> None:
+def test_a_mask_may_omit_batch_and_time() -> None:
     still = torch.rand(8, 8)
     clip = torch.rand(9, 8, 8)
     assert torch.equal(mask_to_grid(still, (3, 2, 2)), mask_to_grid(still[None, None], (3, 2, 2)))
@@ -195,8 +193,8 @@ def test_2_1_a_mask_may_lack_batch_and_time() -> None:
         mask_to_grid(still[0], (3, 2, 2))
 
 
-def test_2_1_a_mask_falls_on_the_grid_before_dilation() -> None:
-    """A reference of factor 2 has its own, coarser grid; the mask's size in pixels does not matter."""
+def test_a_mask_is_averaged_onto_the_reference_grid_before_dilation() -> None:
+    """A reference of factor 2 has a coarser grid; the mask's size in pixels does not matter."""
     mask = torch.zeros(128, 96)
     mask[:, :48] = 1
     tokens = append_reference(target(), torch.randn(2, 4, 2, 2, 2), 2, attention_mask=mask)
@@ -205,7 +203,7 @@ def test_2_1_a_mask_falls_on_the_grid_before_dilation() -> None:
 
 
 def direct_bias(weights: list[list[float]], between: str) -> Tensor:
-    """The additive bias over 2 target tokens and these references, block by block as the table of 2.1 has it."""
+    """The additive bias over 2 target tokens and references of these weights, block by block."""
     groups = [0, 0] + [i for i, row in enumerate(weights, 1) for _ in row]
     flat = [1.0, 1.0] + [w for row in weights for w in row]
     bias = torch.zeros(len(groups), len(groups))
@@ -225,7 +223,7 @@ def direct_bias(weights: list[list[float]], between: str) -> Tensor:
 @pytest.mark.parametrize(
     "weights", [[[0.5, 1.0]], [[0.5, 0.0, 1.0], [0.25, 0.75]], [[0.5, 0.5], [1.0, 1.0], [0.0, 0.999]]]
 )
-def test_2_1_bias_and_blocks_of_both_modes(weights: list[list[float]], between: str) -> None:
+def test_attention_bias_of_both_modes(weights: list[list[float]], between: str) -> None:
     tokens = target(f=1, h=1, w=2, batch=1)
     for row in weights:
         mask = torch.tensor(row)[None]  # (H,W)
@@ -233,14 +231,14 @@ def test_2_1_bias_and_blocks_of_both_modes(weights: list[list[float]], between: 
     assert tokens.weight is not None
     bias = AttentionBias(tokens.weight, tokens.group, between)
     count = tokens.latent.shape[1]
-    nothing = torch.zeros(1, 1, count, count)  # without logits, the shares that attention gives are the bias'
-    shares = attend(nothing, nothing, torch.eye(count)[None, None], bias)[0, 0]
-    wanted = direct_bias(weights, between)
-    assert torch.allclose(shares, wanted.softmax(-1), atol=1e-6)
-    assert (shares[wanted.isinf()] == 0).all()
+    zeros = torch.zeros(1, 1, count, count)  # with logits of 0 the attention shares are softmax(bias)
+    shares = attend(zeros, zeros, torch.eye(count)[None, None], bias)[0, 0]
+    expected = direct_bias(weights, between)
+    assert torch.allclose(shares, expected.softmax(-1), atol=1e-6)
+    assert (shares[expected.isinf()] == 0).all()
 
 
-def test_2_1_each_reference_has_its_own_strength_and_mask() -> None:
+def test_each_reference_has_its_own_strength_and_mask() -> None:
     left = torch.tensor([[1.0, 0.0]])
     tokens = append_reference(target(), torch.randn(2, 4, 2, 4, 4), attention_strength=0.5, attention_mask=left)
     tokens = append_reference(tokens, torch.randn(2, 4, 2, 4, 4), attention_mask=1 - left)

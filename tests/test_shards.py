@@ -1,4 +1,4 @@
-"""Shards give back what was put in, the same bytes every time; damage, other bases and full disks are told by name."""
+"""Shards: exact round trips, reproducible bytes, and errors for damage, other bases and full disks."""
 
 import errno
 import json
@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 import webdataset
 
@@ -31,7 +32,7 @@ def latent(i: int, reference: int = 2) -> LatentPair:
 
 
 def write_latents(folder: Path, counts: dict[str, list[int]], shape: VideoShape = SHAPE) -> ShardWriter:
-    """A latent set with shards of the given sizes by split; the writer, for more."""
+    """Write a latent set with shards of these sizes for each split. Returns the writer."""
     writer, names, i = ShardWriter(folder, "latents", MADE_BY), [], 0
     for split, sizes in counts.items():
         for number, size in enumerate(sizes):
@@ -48,19 +49,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_pairs_come_back_bit_by_bit(tmp_path):
+def test_pairs_round_trip_bit_by_bit(tmp_path):
     clips = [moving(5, 32, 32, seed) for seed in range(3)]
     pair = Pair("a-0", clips[0], (clips[1], clips[2][:, ::2, ::2]), "a café", 29.97, {"maker": "x", "seed": [1, 2]})
     writer = ShardWriter(tmp_path, "pairs", MADE_BY)
     writer.write("train-000000.tar", [pack_pair(pair, "a")])
     writer.finish(["train-000000.tar"])
-    back = ShardSet.open(tmp_path).read_pair(0)
-    assert (back.key, back.caption, back.fps, back.record) == (pair.key, pair.caption, pair.fps, pair.record)
-    assert (back.target == pair.target).all()
-    assert [(a == b).all() for a, b in zip(back.references, pair.references, strict=True)] == [True, True]
+    loaded = ShardSet.open(tmp_path).read_pair(0)
+    assert (loaded.key, loaded.caption, loaded.fps, loaded.record) == (pair.key, pair.caption, pair.fps, pair.record)
+    assert (loaded.target == pair.target).all()
+    assert [(a == b).all() for a, b in zip(loaded.references, pair.references, strict=True)] == [True, True]
 
 
-def test_latents_come_back_and_the_index_tells_where_they_are(tmp_path):
+def test_latents_round_trip_and_the_index_locates_them(tmp_path):
     write_latents(tmp_path, {"train": [3, 2], "val": [1]})
     shards = ShardSet.open(tmp_path)
     shards.verify()
@@ -69,18 +70,33 @@ def test_latents_come_back_and_the_index_tells_where_they_are(tmp_path):
     assert shards.splits == {"train": 5, "val": 1}
     assert shards.buckets == {"32x32x5": 6}
     for i in (4, 0, 5):
-        back, put = shards.read_latents(i), latent(i)
-        assert (back.key, back.caption, back.fps) == (put.key, put.caption, put.fps)
-        assert back.target.dtype == torch.float32
-        assert back.target.equal(put.target)
-        assert back.text.equal(put.text)
-        assert back.references[0].equal(put.references[0])
-        halves = shards.read_latents(i, torch.float16)  # as they are stored: nothing is rounded on the way
+        loaded, original = shards.read_latents(i), latent(i)
+        assert (loaded.key, loaded.caption, loaded.fps) == (original.key, original.caption, original.fps)
+        assert loaded.target.dtype == torch.float32
+        assert loaded.target.equal(original.target)
+        assert loaded.text.equal(original.text)
+        assert loaded.references[0].equal(original.references[0])
+        halves = shards.read_latents(i, torch.float16)  # as stored, without rounding
         assert halves.target.dtype == torch.float16
-        assert halves.target.float().equal(put.target)
+        assert halves.target.float().equal(original.target)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # its reader leaves the file open
+def test_a_further_stream_in_a_sample_is_ignored(tmp_path):
+    pair = latent(0)
+    members = pack_latents(pair, SHAPE, "a", {})
+    streams = safetensors.torch.load(members["latents.safetensors"])
+    audio = torch.zeros(2, 3, dtype=torch.float16)
+    members["latents.safetensors"] = safetensors.torch.save({**streams, "audio": audio})
+    writer = ShardWriter(tmp_path, "latents", MADE_BY)
+    writer.write("train-000000.tar", [members])
+    writer.finish(["train-000000.tar"])
+    loaded = ShardSet.open(tmp_path).read_latents(0)
+    assert len(loaded.references) == 1
+    assert loaded.references[0].equal(pair.references[0])
+    assert loaded.text.equal(pair.text)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file
 def test_tars_are_webdataset(tmp_path):
     write_latents(tmp_path, {"train": [3]})
     url = str(tmp_path / "train-000000.tar")
@@ -90,7 +106,7 @@ def test_tars_are_webdataset(tmp_path):
     assert "latents.safetensors" in samples[1]
 
 
-def test_same_input_gives_the_same_bytes_after_any_restart(tmp_path):
+def test_the_same_input_gives_the_same_bytes_after_a_restart(tmp_path):
     write_latents(tmp_path / "a", {"train": [2, 2], "val": [1]})
     write_latents(tmp_path / "b", {"train": [2, 2], "val": [1]})
     (tmp_path / "b" / "index.json").unlink()
@@ -131,7 +147,7 @@ def test_shards_of_other_settings_are_refused(tmp_path):
         ShardSet.open(tmp_path).require_settings(config)
 
 
-def test_damage_is_found_by_size_by_sample_and_by_verify(tmp_path):
+def test_damage_is_detected_by_size_by_sample_and_by_verify(tmp_path):
     write_latents(tmp_path, {"train": [2]})
     path = tmp_path / "train-000000.tar"
     shards, whole = ShardSet.open(tmp_path), path.read_bytes()
@@ -144,7 +160,7 @@ def test_damage_is_found_by_size_by_sample_and_by_verify(tmp_path):
         shards.read_latents(1)
     with pytest.raises(ShardError, match=r"train-000000\.tar is damaged: delete it"):
         shards.verify()
-    with pytest.raises(ShardError, match="is damaged"):  # a restart does not declare the damage sound
+    with pytest.raises(ShardError, match="is damaged"):  # a restart does not accept the damage
         ShardWriter(tmp_path, "latents", MADE_BY).finish(["train-000000.tar"])
     path.write_bytes(whole[:-512])
     with pytest.raises(ShardError, match=r"bytes instead of \d+: delete it"):
@@ -162,7 +178,7 @@ def test_values_beyond_fp16_are_refused():
         pack_latents(pair, SHAPE, "a", {})
 
 
-def test_full_disk_leaves_nothing_half_written(tmp_path):
+def test_a_full_disk_leaves_no_partial_file(tmp_path):
     big = [{"__key__": "a", "json": b"{}", "bin": bytes(200_000)}]
     writer = ShardWriter(tmp_path, "latents", MADE_BY)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

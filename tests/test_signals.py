@@ -1,4 +1,4 @@
-"""Signals that makers draw and evaluation reads again."""
+"""Signals that makers draw and the evaluation reads from generated clips."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from tests.test_pose import astronaut
 GREY = list(CachedClip(scene()).grey)
 
 
-def test_points_go_with_the_picture_from_where_they_start() -> None:
+def test_points_follow_a_moving_picture_from_their_start() -> None:
     start = np.array([[40.0, 20.0], [30.5, 41.5]])
-    points, seen = track_points(GREY, 0.5, start)
+    points, visible = track_points(GREY, 0.5, start)
     assert points.shape == (2, len(GREY), 2)
-    assert seen.all()
+    assert visible.all()
     path = start[:, None] - np.stack([np.arange(len(GREY)), np.zeros(len(GREY))], axis=1)  # a pixel to the left a frame
     assert points == pytest.approx(path, abs=0.1)
 
 
-def test_a_lost_point_stays_where_it_was_seen_last() -> None:
+def test_a_lost_point_keeps_its_last_position() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
-    points, seen = track_points([*GREY[:3], noise, *GREY[4:]], 0.5, np.array([[40.0, 20.0]]))
-    assert seen[0].tolist() == [True] * 3 + [False] * 6
+    points, visible = track_points([*GREY[:3], noise, *GREY[4:]], 0.5, np.array([[40.0, 20.0]]))
+    assert visible[0].tolist() == [True] * 3 + [False] * 6
     assert (points[0, 3:] == points[0, 2]).all()
 
 
-def test_without_a_start_corners_are_followed_and_flat_pictures_have_none() -> None:
+def test_corners_are_tracked_by_default_and_flat_pictures_have_none() -> None:
     points, _ = track_points(GREY, 0.5)
     assert points[:, 0] == pytest.approx(detect_corners(GREY[0]))
     flat = [np.full((32, 32), 9, np.uint8)] * 3
@@ -40,12 +40,12 @@ def test_without_a_start_corners_are_followed_and_flat_pictures_have_none() -> N
     assert [part.shape for part in track_points(flat, 0.5, np.zeros((0, 2)))] == [(0, 3, 2), (0, 3)]
 
 
-def test_how_far_a_point_may_miss_goes_with_the_size_down_to_what_can_be_told() -> None:
+def test_the_largest_round_trip_error_scales_with_the_size_down_to_a_minimum() -> None:
     assert max_round_trip_error(1.0, (1024, 2048)) == 2
     assert max_round_trip_error(1.0, (64, 64)) == 0.25
 
 
-def test_people_are_read_in_several_threads_at_once() -> None:
+def test_poses_can_be_read_in_several_threads() -> None:
     clips = [np.repeat(astronaut(left=left, size=(256, 300))[None], 3, axis=0) for left in (0, 40)]
     alone = [PoseReader().read(clip)[0] for clip in clips]
     assert all(len(people) == 1 for people in alone)

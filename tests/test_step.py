@@ -1,4 +1,4 @@
-"""What training draws when it is to see attention strengths and region masks, and what they do to a batch."""
+"""Random draws of attention strengths and region masks, and the tokens built from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from iclora_train.diffusion.training_inputs import (
 
 TARGET = torch.randn(4, 3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
 BATCH = Batch(TARGET, [TARGET, TARGET], text=torch.zeros(4, 1, 1), fps=torch.full((4,), 25.0), keys=list("abcd"))
-KNOBS = Flow(attention_strength_p=1.0, region_mask_p=1.0)
+OPTIONAL_DRAWS = Flow(attention_strength_p=1.0, region_mask_p=1.0)
 
 
 def generator() -> torch.Generator:
@@ -40,8 +40,8 @@ def weights(draws: RandomDraws) -> Tensor | None:
     return weight[:, 16:].unflatten(1, (2, 2, 2, 4))
 
 
-def test_knobs_change_nothing_that_is_drawn_without_them() -> None:
-    plain, more, again = (draw_random(TARGET, flow, generator()) for flow in (Flow(), KNOBS, KNOBS))
+def test_optional_draws_do_not_change_the_other_draws() -> None:
+    plain, more, again = (draw_random(TARGET, flow, generator()) for flow in (Flow(), OPTIONAL_DRAWS, OPTIONAL_DRAWS))
     for name in ("sigma", "noise", "clean_first_frame", "use_references"):
         assert torch.equal(getattr(plain, name), getattr(more, name))
     assert plain.attention_strength is None
@@ -52,13 +52,13 @@ def test_knobs_change_nothing_that_is_drawn_without_them() -> None:
         assert torch.equal(one, other)
 
 
-def test_a_batch_in_which_nothing_is_drawn_has_no_weights() -> None:
+def test_a_batch_without_optional_draws_has_no_weights() -> None:
     rarely = Flow(attention_strength_p=1e-9, region_mask_p=1e-9)
     assert weights(draw_random(TARGET, Flow(), generator())) is None
     assert weights(draw_random(TARGET, rarely, generator())) is None
 
 
-def test_strengths_are_uniform_in_their_share_of_the_clips() -> None:
+def test_strengths_are_uniform_with_probability_p() -> None:
     drawn = draw_strength(20_000, 0.3, generator())
     assert drawn is not None
     assert float((drawn < 1).float().mean()) == pytest.approx(0.3, abs=0.02)
@@ -66,7 +66,7 @@ def test_strengths_are_uniform_in_their_share_of_the_clips() -> None:
     assert drawn.min() >= 0
 
 
-def test_regions_are_rectangles_and_halves_in_their_share_of_the_clips() -> None:
+def test_regions_are_rectangles_and_halves_with_probability_p() -> None:
     drawn = draw_region(20_000, 0.6, generator())
     assert drawn is not None
     top, bottom, left, right = drawn.unbind(1)
@@ -77,11 +77,11 @@ def test_regions_are_rectangles_and_halves_in_their_share_of_the_clips() -> None
     half = ((height == 1) | (width == 1)) & ~whole
     assert float(whole.float().mean()) == pytest.approx(0.4, abs=0.02)
     assert float(half.float().mean()) == pytest.approx(0.3, abs=0.02)
-    for edge, at in ((top, 0), (bottom, 1), (left, 0), (right, 1)):  # each side is cut as often
+    for edge, at in ((top, 0), (bottom, 1), (left, 0), (right, 1)):  # each side is cut equally often
         assert float((half & (edge != at)).float().mean()) == pytest.approx(0.075, abs=0.01)
 
 
-def test_a_region_covers_cells_as_a_pixel_mask_averaged_by_area_does() -> None:
+def test_a_region_mask_equals_a_pixel_mask_averaged_by_area() -> None:
     region = torch.tensor([[0.25, 1.0, 0.125, 0.5]])
     pixels = torch.zeros(16, 32)
     pixels[4:16, 4:16] = 1
@@ -96,17 +96,17 @@ def test_each_clip_has_its_own_strength_region_and_references() -> None:
         region=torch.tensor([[0.0, 1.0, 0.0, 0.5], [0.0, 1.0, 0.0, 1.0], [0.5, 1.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.5]]),
         use_references=torch.tensor([True, True, True, False]),
     )
-    found = weights(draws)
-    assert found is not None
-    still = found[:, 0, 0]  # (B,h,w): alike in time, and for each reference
-    assert torch.equal(found, still[:, None, None].expand_as(found))
+    weight = weights(draws)
+    assert weight is not None
+    still = weight[:, 0, 0]  # (B,h,w): equal over time and references
+    assert torch.equal(weight, still[:, None, None].expand_as(weight))
     assert still[0].tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
     assert still[1].tolist() == [[0.5] * 4] * 2
     assert still[2].tolist() == [[0.0] * 4, [0.5] * 4]
     assert still[3].tolist() == [[0.0] * 4] * 2
 
 
-def test_what_is_learned_does_not_depend_on_the_weights() -> None:
+def test_the_target_velocity_does_not_depend_on_the_weights() -> None:
     plain = draw_random(TARGET, Flow(), generator())
     weighted = replace(plain, attention_strength=torch.full((4,), 0.5))
     (tokens, wanted), (other, same) = (build_tokens(BATCH, d, Task(), Geometry(3, 8, 4)) for d in (plain, weighted))

@@ -1,4 +1,4 @@
-"""Motion tracks as the official adapter expects them, and several controls for one adapter."""
+"""Motion tracks as Lightricks' adapter expects them, and the union of several controls."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_colours_go_from_blue_over_cyan_and_green_to_red():
 
 
 def test_a_point_leaves_a_trail_of_fifty_one_discs():
-    places = [30 + 9 * i for i in range(54)]
-    points, seen = points_of([(x, 200) for x in places])
+    xs = [30 + 9 * i for i in range(54)]
+    points, seen = points_of([(x, 200) for x in xs])
     last = draw_tracks(points, seen, (540, 540))[-1]
-    assert [x for x in places if last[200, x].any()] == places[3:]
-    assert last[200, places[53]].tolist() == [0, 0, 255]
-    assert last[200, places[28]].tolist() == [0, 255, 128]
-    assert last[200, places[3]].tolist() == [255, 0, 0]
-    widths = [int((last[200, x - 4 : x + 5].max(axis=-1) > 100).sum()) for x in (places[53], places[28], places[3])]
+    assert [x for x in xs if last[200, x].any()] == xs[3:]
+    assert last[200, xs[53]].tolist() == [0, 0, 255]
+    assert last[200, xs[28]].tolist() == [0, 255, 128]
+    assert last[200, xs[3]].tolist() == [255, 0, 0]
+    widths = [int((last[200, x - 4 : x + 5].max(axis=-1) > 100).sum()) for x in (xs[53], xs[28], xs[3])]
     assert widths == [8, 5, 2]  # radii of 8, 5 and 2 at twice the size
 
 
@@ -126,28 +126,28 @@ def test_curves_are_those_of_the_editor():
     assert spline(np.array([[0.0, 0.0], [4.0, 8.0]]), 5).tolist() == [[0, 0], [1, 2], [2, 4], [3, 6], [4, 8]]
     knots = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0], [0.0, 10.0]])
     curve = spline(knots, 31)
-    assert np.allclose(curve[[0, 10, 20, 30]], knots)  # as many samples for each part
-    assert curve[15].tolist() == [11.25, 5.0]  # Catmull-Rom half way: (-p0 + 9 p1 + 9 p2 - p3) / 16
+    assert np.allclose(curve[[0, 10, 20, 30]], knots)  # equally many samples for each part
+    assert curve[15].tolist() == [11.25, 5.0]  # Catmull-Rom at the middle: (-p0 + 9 p1 + 9 p2 - p3) / 16
     assert curve[5].tolist() == [5.0, -0.625]
 
 
 def test_drawn_tracks_move_with_the_window(tmp_path):
-    """A curve over the whole clip, seen in a scaled, cropped, mirrored window that begins at frame 4."""
+    """A curve over the whole clip, in a scaled, cropped and mirrored window that begins at frame 4."""
     clip = write_clip(tmp_path / "a.mp4", 21, 270, 480)
     path = write_tracks(tmp_path / "t.json", [dots((100, 150), (300, 150))])
     window = Window("a", 0, (4, 8, 12, 16, 20), (540, 960), (0, 100), (540, 720), True, 6.25)
     maker = build_maker("control.tracks", {"points": "spline"})
     blank = [np.zeros((270, 480, 3), np.uint8)] * 5
     made, drawn = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [0], ReferenceScale())
-    wanted = [719 - ((100 + 200 * i / 20 + 0.5) * 2 - 0.5 - 100) for i in window.indices]
-    assert np.abs(np.array(drawn["tracks"][0])[:, 0] - wanted).max() <= 0.5  # whole pixels, as the editor has them
+    expected = [719 - ((100 + 200 * i / 20 + 0.5) * 2 - 0.5 - 100) for i in window.indices]
+    assert np.abs(np.array(drawn["tracks"][0])[:, 0] - expected).max() <= 0.5  # whole pixels, as the editor has them
     newest = [np.argwhere((frame == (0, 0, 255)).all(axis=-1)).mean(axis=0) for frame in made]
-    assert np.abs(np.array(newest)[:, 1] - wanted).max() < 1.5
+    assert np.abs(np.array(newest)[:, 1] - expected).max() < 1.5
     again, _ = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [9], ReferenceScale())
     assert (again == made).all()
 
 
-def test_a_point_for_each_frame_ends_where_it_ends(tmp_path):
+def test_a_track_with_a_point_per_frame_ends_with_its_points(tmp_path):
     frames = np.zeros((6, *SIZE, 3), np.uint8)
     path = write_tracks(tmp_path / "t.json", [dots(*[(100 + 20 * i, 300) for i in range(9)]), dots((50, 50), (60, 50))])
     source = whole(frames, files={"tracks": path}, indices=(1, 2, 3, 4, 5, 6))
@@ -155,10 +155,10 @@ def test_a_point_for_each_frame_ends_where_it_ends(tmp_path):
     assert drawn["tracks"] == [[[120 + 20 * i, 300] for i in range(6)], [[60, 50]]]
 
 
-# --- followed tracks ---
+# --- tracked points ---
 
 
-def test_points_are_followed_and_lost():
+def test_points_are_tracked_and_lost():
     frames = moving(12, 128, 160)[..., 1]  # the texture slides left by two pixels a frame
     points, seen = track_points(list(frames), lost=0.5)
     assert len(points) > 30
@@ -171,7 +171,7 @@ def test_points_are_followed_and_lost():
     assert track_points([np.zeros((64, 64), np.uint8)] * 3, 1.0)[0].shape == (0, 3, 2)
 
 
-def test_followed_tracks_are_drawn_and_told():
+def test_tracked_points_are_drawn_and_recorded():
     frames = moving(9, 128, 160)
     maker = build_maker("control.tracks", {"count": [5, 9]})
     made, drawn = maker(frames, np.random.default_rng(3), whole(frames))

@@ -1,4 +1,4 @@
-"""Clips go through the files bit by bit, and what is no good clip is refused by name."""
+"""Video files: exact round trips, and errors that name an unusable clip."""
 
 import wave
 from fractions import Fraction
@@ -13,7 +13,7 @@ from tests.clips import moving, write_clip
 
 
 def write_with(path: Path, codec: str, frames: np.ndarray, pix_fmt: str, ticks: list[int], **options: str) -> Path:
-    """A clip by any codec of PyAV, frame i shown at ticks[i] / 1000 s."""
+    """Write a clip with any codec of PyAV; frame i is shown at ticks[i] / 1000 s."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
@@ -28,7 +28,7 @@ def write_with(path: Path, codec: str, frames: np.ndarray, pix_fmt: str, ticks: 
 
 
 def numbered(count: int) -> np.ndarray:
-    """Frames of one brightness each: frame i is 2 i."""
+    """Uniform frames: frame i has the value 2 i."""
     return np.stack([np.full((32, 48, 3), 2 * i, np.uint8) for i in range(count)])
 
 
@@ -42,7 +42,7 @@ def test_lossless_round_trip_is_bit_exact(shape, tmp_path):
     assert encode_clip(noise, 29.97) == data
 
 
-def test_browser_clip_is_small_close_and_starts_at_once(tmp_path):
+def test_browser_clip_is_small_close_and_streamable(tmp_path):
     frames = moving(12, 64, 96)[..., :1].repeat(3, axis=-1)  # grey: yuv420p halves the resolution of colour
     data = encode_clip(frames, 25, lossless=False)
     assert np.abs(decode_clip(data).astype(int) - frames).mean() < 3
@@ -54,7 +54,7 @@ def test_browser_clip_is_small_close_and_starts_at_once(tmp_path):
         assert container.streams.video[0].pix_fmt == "yuv420p"
 
 
-def test_open_gop_with_b_frames_comes_in_presentation_order(tmp_path):
+def test_open_gop_with_b_frames_is_read_in_presentation_order(tmp_path):
     options = {"x264-params": "open-gop=1:keyint=12:bframes=4:b-adapt=0", "crf": "1"}
     path = write_with(tmp_path / "a.mp4", "libx264", numbered(60), "yuv420p", [40 * i for i in range(60)], **options)
     means = [frame.mean() for frame in read_clip(path)]
@@ -76,11 +76,11 @@ def test_probe_counts_frames_and_times_of_uneven_clips(tmp_path):
     assert info.fps == pytest.approx(5 / 0.4)
 
 
-def test_rotation_of_a_phone_is_honoured(tmp_path):
+def test_rotation_metadata_is_applied(tmp_path):
     frames = moving(4, 32, 48)
     data = bytearray(encode_clip(frames, 25))
     matrix = data.index(b"tkhd") + 4 + 4 + 20 + 16  # after the name, version, times and ids, layer and volume
-    quarter = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]  # shown a quarter turn clockwise
+    quarter = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]  # a quarter turn clockwise
     data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter)
     path = tmp_path / "a.mp4"
     path.write_bytes(data)
@@ -89,7 +89,7 @@ def test_rotation_of_a_phone_is_honoured(tmp_path):
 
 
 @pytest.mark.parametrize("read", [probe, lambda path: list(read_clip(path))], ids=["probe", "read_clip"])
-def test_what_is_no_clip_is_refused_by_name(read, tmp_path):
+def test_a_file_that_is_not_a_clip_is_refused_by_name(read, tmp_path):
     text = tmp_path / "text.mp4"
     text.write_text("not a video\n" * 100)
     with pytest.raises(ValueError, match=r"text\.mp4: cannot be read as a video .*remove it from the clips"):
