@@ -1,7 +1,7 @@
 """One clip in a shard: pack it into the members of a WebDataset sample, and unpack them.
 
 The streams of a clip are `target`, `reference0`, `reference1`, ..., and of latents also `text`. Other streams are
-ignored by `reference_names`, so that more can be stored beside them.
+ignored by `reference_names`, so that more can be stored.
 """
 
 from __future__ import annotations

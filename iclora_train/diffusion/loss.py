@@ -58,5 +58,6 @@ def training_losses(
     if local is None or draws.locality_region is None:
         return ClipLosses(draws.sigma, flow, None)
     has_region = (draws.locality_region != torch.tensor(WHOLE_FRAME)).any(1)  # (B,)
-    inside = region_to_tokens(draws.locality_region, batch.target.shape[2:]) * has_region[:, None]
+    f, h, w = batch.target.shape[2:]
+    inside = region_to_tokens(draws.locality_region, (f, h, w)) * has_region[:, None]
     return ClipLosses(draws.sigma, flow, masked_loss(predicted, local, loss_mask * to_device(inside, loss_mask.device)))
