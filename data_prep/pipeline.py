@@ -7,7 +7,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from data_prep.checks import CheckLog, require_no_failure
@@ -29,6 +28,7 @@ from data_prep.select_clips import ids_without_caption, select_clips
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive, sha256
+from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import content_settings, digest, plain
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
@@ -208,7 +208,7 @@ def show_selection(report: dict[str, Any]) -> None:
     table = Table("split", "clips", "windows", title="kept")
     for split, counts in report["kept"].items():
         table.add_row(split, str(counts["clips"]), str(counts["windows"]))
-    console = Console()
+    console = make_console()
     console.print(table)
     if report["dropped"]:
         dropped = Table("clip", "reason", title="dropped")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from eval.clips.conditions import ADAPTER_REFERENCE
@@ -22,6 +21,7 @@ from eval.scores import write
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, signed_rank
 from iclora_train.config import ConfigError, require
+from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import differences
 
 SIGNIFICANCE = 0.05
@@ -176,10 +176,10 @@ def main() -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    console = Console()
+    console = make_console()
     console.print(table(comparison, arguments.a, arguments.b))
     for note in comparison["notes"]:
-        console.print(f"also different: {note}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"also different: {note}", soft_wrap=True, highlight=False)
     raise SystemExit(int(comparison["worse"]))
 
 

@@ -25,6 +25,7 @@ from eval.scoring.scorer import Scorer, print_lines
 from eval.synthetic.run import ProbeClips, run_probes
 from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import sha256
+from iclora_train.core.console import make_console
 from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.base_model import open_base
 
@@ -61,7 +62,7 @@ def evaluate(config: Config) -> Path:
     are missing, of another size or shifted in time, and an `eval.against` that cannot be compared.
     """
     started = time.perf_counter()
-    console = Console()
+    console = make_console()
     earlier = None if config.eval.against is None else load(Path(config.eval.against))
     source, suite = open_source(config), Suite.of(config.task)
     scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)

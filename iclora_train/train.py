@@ -16,6 +16,7 @@ from rich.console import Console
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import exclusive
+from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
 from iclora_train.core.ranks import global_rank, local_rank, world_size
 from iclora_train.data.datamodule import LatentDataModule
@@ -52,7 +53,7 @@ def train(config: Config) -> None:
     """
     quiet_lightning()
     rank = global_rank()
-    console = Console(highlight=False, soft_wrap=True, quiet=rank > 0)
+    console = make_console(highlight=False, soft_wrap=True, quiet=rank > 0)
     process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     base = open_base(config.model)
     shards = open_shards(config, base)

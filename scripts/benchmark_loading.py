@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from iclora_train.core.console import make_console
 from iclora_train.core.types import Geometry, LatentPair, VideoShape
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.prefetch import Prefetch
@@ -82,7 +82,7 @@ def main() -> None:
     width, height, frames = args.size
     with tempfile.TemporaryDirectory() as folder:
         shards = write(Path(folder), VideoShape(frames, height, width, 24.0), args.clips)
-        Console(width=120).print(table(shards, args))
+        make_console(width=120).print(table(shards, args))
 
 
 def table(shards: ShardSet, args: argparse.Namespace) -> Table:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Column, Table
 
 from data_prep.checks.base import Finding, Report
@@ -19,6 +18,7 @@ from data_prep.checks.sheet import write_contact_sheet
 from iclora_train.config import Config, ConfigError
 from iclora_train.config.checks import VERDICTS, Limit
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.console import make_console
 
 Entry = tuple[Report, bytes]  # a report and its picture (JPEG, or empty)
 LATER = "later"  # the part with findings that are added after the pairs are made
@@ -148,7 +148,7 @@ def show_checks(totals: dict[str, Any]) -> None:
             f"{sign}{check[key]:g}" for sign, key in ((">=", "least"), ("<=", "most")) if check[key] is not None
         )
         table.add_row(name, *(str(check[verdict]) for verdict in VERDICTS), *values, bounds)
-    Console().print(table)
+    make_console().print(table)
 
 
 def _cell(value: float | None) -> str:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from iclora_train.core.console import make_console
+
 LINE_EVERY = 10.0  # seconds between two lines of one bar where there is no terminal
 T = TypeVar("T")
 
@@ -118,14 +120,14 @@ def progress_bar(
 
     unit: singular name of an item (`clip`), in which throughput is shown. Without it no throughput is shown.
     """
-    console = console or Console(stderr=True)
+    console = console or make_console(stderr=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         _RateColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     display = Progress(*columns, console=console) if console.is_terminal else None
     bar = ProgressBar(console, display, description, total, unit, completed)
@@ -142,5 +144,5 @@ def progress_bar(
 @contextmanager
 def status(text: str) -> Iterator[None]:
     """Show on stderr what is being done, with a spinner. Nothing where stderr is not a terminal."""
-    with Console(stderr=True).status(text):
+    with make_console(stderr=True).status(Text(text)):
         yield

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
+from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
 from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import Geometry, VideoShape
@@ -53,7 +53,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
 
     ConfigError names the setting or the file that is wrong.
     """
-    echo: Echo = Console(highlight=False, soft_wrap=True, markup=False).print
+    echo: Echo = make_console(highlight=False, soft_wrap=True).print
     device = device_from("device", settings.device, "device=cpu")
     refuse_existing(settings)
     path = settings.upsampler

@@ -32,8 +32,8 @@ def add_lora(product, row_scale, column_scale, bias, u, lora_b, first, last, n, 
     if tl.program_id(1) * CHANNELS < first_width:
         tl.store(first + row[:, None].to(tl.int64) * first_width + column[None, :], value.to(tl.bfloat16), mask=mask)
     else:
-        last_offset = row[:, None].to(tl.int64) * LAYER_WIDTH + column[None, :] - first_width
-        tl.store(last + last_offset, value.to(tl.bfloat16), mask=mask)
+        last_ptr = last + row[:, None].to(tl.int64) * LAYER_WIDTH + column[None, :] - first_width
+        tl.store(last_ptr, value.to(tl.bfloat16), mask=mask)
 
 
 @triton.jit
