@@ -1,4 +1,4 @@
-"""Settings of the checks of pairs (`checks.*`): what may be measured, and what happens to a pair outside of that."""
+"""Settings of the dataset checks (`checks.*`): limits on measured values, and the action for a pair outside them."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ PHRASES = [
 
 @dataclass
 class Limit:
-    """least <= value <= most is ok (null: no bound); outside of it a pair gets the verdict `action`.
+    """least <= value <= most is ok (null: no bound); a pair outside these bounds gets the verdict `action`.
 
-    warn: it is kept and named. drop: it is left out. fail: it is left out, and the preparation ends with an error when
-    everything else is done.
+    warn: the pair is used and reported. drop: the pair is left out. fail: the pair is left out, and the preparation
+    ends with an error after everything else is done.
     """
 
     least: float | None = None
@@ -58,27 +58,27 @@ class Limit:
 
 @dataclass
 class Checks:
-    """What is checked of every pair and caption, and of clips across splits (docs/data.md tells the measures)."""
+    """Checks of every pair and caption, and of clips across splits (docs/data.md describes what is measured)."""
 
     shape: Limit = field(default_factory=lambda: Limit(most=0, action="drop"))  # differences in frames, fps, size
     offset: Limit = field(default_factory=lambda: Limit(most=0, action="drop"))  # frames
-    blank: Limit = field(default_factory=lambda: Limit(least=8, action="drop"))  # levels between dark and bright
+    blank: Limit = field(default_factory=lambda: Limit(least=8, action="drop"))  # grey levels between dark and bright
     static: Limit = field(default_factory=lambda: Limit(most=0.5, action="warn"))  # share of the moving frames
     clipped: Limit = field(default_factory=lambda: Limit(most=0.25, action="warn"))  # share of the pixels
-    contrast: Limit = field(default_factory=lambda: Limit(least=64, action="warn"))  # levels, of control signals
-    flicker: Limit = field(default_factory=lambda: Limit(most=8, action="warn"))  # times the target's
+    contrast: Limit = field(default_factory=lambda: Limit(least=64, action="warn"))  # grey levels (control signals)
+    flicker: Limit = field(default_factory=lambda: Limit(most=8, action="warn"))  # multiple of the target's
     coverage: Limit = field(default_factory=lambda: Limit(least=0.5, action="drop"))  # share of the frames
     vae: Limit = field(default_factory=lambda: Limit(least=20, action="warn"))  # dB
     duplicate: Limit = field(default_factory=lambda: Limit(most=0.25, action="drop"))  # share of the frames
-    caption_control: Limit = field(default_factory=lambda: Limit(most=0, action="warn"))  # phrases, of control signals
-    caption_trigger: Limit = field(default_factory=lambda: Limit(least=1, most=1, action="warn"))  # times
+    caption_control: Limit = field(default_factory=lambda: Limit(most=0, action="warn"))  # phrases (control signals)
+    caption_trigger: Limit = field(default_factory=lambda: Limit(least=1, most=1, action="warn"))  # occurrences
     caption_empty: Limit = field(default_factory=lambda: Limit(least=1, action="warn"))  # words
     caption_long: Limit = field(default_factory=lambda: Limit(most=300, action="warn"))  # words
-    search: int = 3  # frames by which a reference may be early or late for its offset to be found
-    distance: int = 32  # bits of 256 in which the hashes of two pictures of one scene may differ
-    vae_pairs: int = 8  # pairs of each preparation that go through the VAE and back; 0: none
-    sheet_megabytes: float = 24.0  # of pictures in contact.html; the worst pairs come first
-    phrases: list[str] = field(default_factory=lambda: list(PHRASES))  # that speak of a control signal
+    search: int = 3  # largest offset in frames, early or late, that is searched for
+    distance: int = 32  # of 256 hash bits: two pictures that differ in at most this many show one scene
+    vae_pairs: int = 8  # pairs per preparation that are encoded and decoded by the VAE; 0: none
+    sheet_megabytes: float = 24.0  # size of the pictures in contact.html; the worst pairs come first
+    phrases: list[str] = field(default_factory=lambda: list(PHRASES))  # phrases that describe a control signal
 
     def __post_init__(self) -> None:
         for name, limit in self.limits().items():
@@ -86,7 +86,8 @@ class Checks:
             ordered = limit.least is None or limit.most is None or limit.least <= limit.most
             require(ordered, f"checks.{name}.least={limit.least} must not be above checks.{name}.most={limit.most}")
         require(
-            self.vae.action != "drop", "checks.vae.action=drop comes too late, the pairs are made: set warn or fail"
+            self.vae.action != "drop",
+            "checks.vae.action=drop is not possible, the pairs are written by then: set warn or fail",
         )
         require(self.search >= 1, f"checks.search={self.search} must be at least 1 frame")
         require(0 <= self.distance <= 127, f"checks.distance={self.distance} must lie in [0, 127]")
@@ -99,8 +100,7 @@ class Checks:
         return {name: value for name, value in values.items() if isinstance(value, Limit)}
 
     def decisive(self) -> dict[str, Any]:
-        """What differs from the defaults of all that decides which pairs are kept: no content of shards depends on it
-        otherwise."""
-        usual = asdict(Checks())
-        aside = ("vae", "vae_pairs", "sheet_megabytes")
-        return {key: value for key, value in asdict(self).items() if value != usual[key] and key not in aside}
+        """The settings that differ from their defaults and decide which pairs are used: shards depend on no others."""
+        defaults = asdict(Checks())
+        irrelevant = ("vae", "vae_pairs", "sheet_megabytes")
+        return {key: value for key, value in asdict(self).items() if value != defaults[key] and key not in irrelevant}

@@ -1,4 +1,4 @@
-"""Settings of the flow: noise levels and references in training (`flow`), and sampling (`sample`)."""
+"""Settings of rectified flow: noise levels, clean first frames and references in training; sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCHEDULES = ("shifted", "distilled", "dev")
 
 @dataclass
 class Flow:
-    """Noise levels of training (`flow_matching.sample_sigma`), clean first frames, and weights of references."""
+    """Noise levels of training (`flow_matching.sample_sigma`), clean first frames, references, locality term."""
 
     distribution: str = "shifted_logit_normal"
     std: float = 1.0
@@ -19,14 +19,14 @@ class Flow:
     max_tokens: int = 4096
     min_shift: float = 0.95
     max_shift: float = 2.05
-    clamp_shift: bool = True  # false: extrapolate beyond max_tokens, as Lightricks' trainer does
+    clamp_shift: bool = True  # false: extrapolate beyond max_tokens, as the official trainer does
     uniform_p: float = 0.1
-    first_frame_p: float = 0.2  # probability that a clip's first latent frame is given clean
-    reference_p: float = 1.0  # probability that a clip sees its references
-    attention_strength_p: float = 0.0  # probability of an attention strength drawn from (0, 1)
-    region_mask_p: float = 0.0  # probability that they are masked outside a random region
-    locality: float = 0.0  # weight of the locality term (`diffusion.loss`)
-    locality_p: float = 0.5  # probability that a clip has the locality term
+    first_frame_p: float = 0.2  # probability that the first latent frame of a clip is clean
+    reference_p: float = 1.0  # probability that a clip is trained with its references
+    attention_strength_p: float = 0.0  # probability of a random attention strength from (0, 1) for them
+    region_mask_p: float = 0.0  # probability that they are visible only inside a random region of the frame
+    locality: float = 0.0  # weight of the locality term of the loss (`diffusion.loss`)
+    locality_p: float = 0.5  # probability that a clip has a region for the locality term
 
     def __post_init__(self) -> None:
         one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
@@ -40,15 +40,15 @@ class Flow:
 
 @dataclass
 class Sampling:
-    """Sampling of clips in validation, evaluation and `iclora_train.generate`."""
+    """Sampling: in validation, in eval and in the generate command."""
 
     steps: int = 8
     schedule: str = "shifted"  # noise levels (`noise_schedule.make_sigmas`); distilled has 8 steps
     sampler: str = "euler"  # one of `diffusion.sampler.SAMPLERS`
-    guidance: float = 1.0  # classifier-free guidance; 1 is off, one pass per step
-    stg_scale: float = 0.0  # spatio-temporal guidance, one more pass per step; 0 is off
-    stg_blocks: list[int] = field(default_factory=lambda: [29])  # blocks perturbed by it; [28] from LTX-2.3 on
-    rescale: float = 0.0  # how far guidance keeps the unguided standard deviation, in [0, 1]
+    guidance: float = 1.0  # classifier-free guidance; 1: off, one pass per step
+    stg_scale: float = 0.0  # spatio-temporal guidance, one more pass per step; 0: off
+    stg_blocks: list[int] = field(default_factory=lambda: [29])  # blocks that STG perturbs; LTX-2.3 and later: [28]
+    rescale: float = 0.0  # share to which the unguided prediction's standard deviation is restored
     seed: int = 0
 
     def __post_init__(self) -> None:

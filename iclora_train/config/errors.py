@@ -1,14 +1,14 @@
-"""The error that a user's settings raise, and two checks that raise it. No torch import."""
+"""ConfigError, and two checks that raise it. No torch import."""
 
 from __future__ import annotations
 
 
 class ConfigError(ValueError):
-    """The user's settings cannot work; the message names the key and the remedy."""
+    """Settings that cannot work. The message names the key and the remedy."""
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ConfigError with `message` (start it with the key) unless `condition` holds."""
+    """Raise ConfigError with `message`, which starts with the key, unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
 

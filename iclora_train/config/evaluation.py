@@ -1,4 +1,4 @@
-"""The settings of `eval`: what is sampled, and what a claim must reach to pass."""
+"""Settings of `eval`: what is sampled, and the thresholds of the claims."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from iclora_train.config.errors import one_of, require
 
 @dataclass
 class Thresholds:
-    """What the claims of docs/evaluation.md must reach. Those that a run changes are named in its scores.json."""
+    """Thresholds of the claims in docs/evaluation.md. scores.json lists the thresholds that a run changed."""
 
     gain_over_input: float = 0.7  # dB of PSNR; family edit: inside the edited part
     gain_over_base: float = 0.7  # dB of PSNR; family edit: inside the edited part
     swap_drop: float = 8.0  # dB lost with another recording's reference
-    swap_floor: float = 0.3  # share of what lies above the floor that another recording's reference may leave
-    strength_monotone: float = 0.0  # dB between neighbours of the strengths 1, .5, .1, 0
-    curve_monotone: float = 0.8  # R^2 of the best monotone curve through a window's strengths
+    swap_floor: float = 0.3  # largest share of the gain over the floor that a swapped reference may keep
+    strength_monotone: float = 0.0  # dB between neighbouring strengths 1, 0.5, 0.1, 0
+    curve_monotone: float = 0.8  # R^2 of the best monotone curve through the strengths of a window
     control_gain: float = 0.3  # share of the way from the base alone to the VAE round trip
     follows: float = 0.3  # share of the way from another recording's target to the VAE round trip
-    edge_gap: float = 0.15  # edge F1 above that of another recording
+    edge_gap: float = 0.15  # edge F1 minus the edge F1 against another recording
     picture: float = 3.0  # dB of PSNR above base + reference
-    chroma_ratio: float = 0.8  # chroma error over the grey input's
+    chroma_ratio: float = 0.8  # chroma error divided by the grey input's
     luma_kept: float = -3.0  # dB of luma PSNR against the VAE round trip
-    base_grey: float = 0.1  # base + reference may differ in chroma error from the input by this share
+    base_grey: float = 0.1  # relative difference allowed between the chroma errors of base + reference and of the input
     preserved: float = -3.0  # dB outside the edited part against the VAE round trip
-    mask_local: float = 1 / 3  # change where the half mask keeps the reference over that where it drops it
-    fade_follows: float = 0.1  # share of the reference's effect at the fade's end less that at its beginning
-    null_change: float = 1.0  # levels between strength 0 and no reference
-    significance: float = 0.05  # of the signed-rank tests, after Holm
+    mask_local: float = 1 / 3  # change where the half mask keeps the reference divided by the change where it drops it
+    fade_follows: float = 0.1  # share of the reference's effect at the end of the fade minus the share at its beginning
+    null_change: float = 1.0  # grey levels between strength 0 and no reference
+    significance: float = 0.05  # level of the signed-rank tests, after Holm's correction
 
     def __post_init__(self) -> None:
         require(
@@ -37,14 +37,14 @@ class Thresholds:
 
     @property
     def changed(self) -> list[str]:
-        """The names whose values are not the defaults."""
-        usual = asdict(Thresholds())
-        return [name for name, value in asdict(self).items() if value != usual[name]]
+        """Names of the thresholds that differ from their defaults."""
+        defaults = asdict(Thresholds())
+        return [name for name, value in asdict(self).items() if value != defaults[name]]
 
 
 @dataclass
 class Eval:
-    """What is measured on the held-out windows. The unit is the clip; seeds are nested in it."""
+    """The evaluation on held-out windows. The statistical unit is the clip; seeds are nested in clips."""
 
     windows: int = 24
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -52,7 +52,7 @@ class Eval:
     batch_size: int = 12
     workers: int = 2  # threads that measure clips while the next batch is sampled
     split: str = "heldout"
-    against: str | None = None  # a scores.json, or a folder with one: the report shows what changed since
+    against: str | None = None  # an earlier scores.json, or its folder: the report shows the differences
     thresholds: Thresholds = field(default_factory=Thresholds)
     after_training: bool = True  # run the evaluation at the end of training
 

@@ -1,7 +1,7 @@
-"""The one door to Hydra: find conf/, register the schema, compose, and say in one line what is wrong with a command.
+"""The only module that uses Hydra to start commands: compose conf/ with the command line, one-line errors.
 
-`data_prep`, `iclora_train` and `eval` all start with `run`, a command with settings of its own with `start`. Nothing
-heavy is imported, so that --help answers at once.
+`data_prep`, `iclora_train` and `eval` start with `run_with_config`; a command with its own settings class starts with
+`run_with_schema`. Nothing heavy is imported, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ from iclora_train.config.settings import RENAMED_KEYS, Config, ConfigError, to_c
 
 
 def conf_dir() -> Path:
-    """The folder conf/: inside the package when installed, beside it in a checkout."""
+    """The folder conf/: in the package when installed, next to it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     return next(path for path in (package / "conf", package.parent / "conf") if path.is_dir())
 
 
 def task_names() -> list[str]:
-    """What `conf=` can be."""
+    """The values of `conf=`."""
     return sorted(path.stem for path in (conf_dir() / "conf").glob("*.yaml"))
 
 
 def register_schema(schema: type = Config) -> None:
-    """Make the dataclasses of `config`, or others, the schema that conf/*.yaml begin with."""
+    """Register the settings class that conf/*.yaml name as `schema`."""
     ConfigStore.instance().store(name="schema", node=schema)
 
 
 def overrides() -> list[str]:
-    """The overrides of the running command, to pass on to another of our commands."""
+    """The overrides of the running command, to pass on to another command of the project."""
     return list(HydraConfig.get().overrides.task)
 
 
 def run_with_config(config_name: str, function: Callable[[Config], None]) -> None:
-    """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (see `start`)."""
+    """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (see `run_with_schema`)."""
     run_with_schema(config_name, lambda composed: function(to_config(composed)))
 
 
 def run_with_schema(config_name: str, function: Callable[[DictConfig], None], schema: type = Config) -> None:
-    """Compose conf/<config_name>.yaml over `schema` with the command line, and call `function` (once a job of a sweep).
+    """Compose conf/<config_name>.yaml and the command line over `schema`, and call `function` (once per sweep job).
 
-    A wrong setting, found here or raised as ConfigError by `function`, is one line on stderr and exit code 2.
+    A wrong setting, found here or raised as ConfigError by `function`, gives one line on stderr and exit code 2.
     """
     register_schema(schema)
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # buckets of many sizes share one memory
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with many sizes
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
 
     def job(composed: DictConfig) -> None:
         try:
@@ -80,7 +80,7 @@ def _refuse(error: Exception) -> None:
 
 
 def explain_error(error: Exception) -> str:
-    """One line: what is wrong, and the choices where there are some."""
+    """The error in one line, with the valid choices if there are any."""
     if isinstance(error, InterpolationToMissingValueError):
         return f"no task: choose one with conf=<task>, where <task> is one of {', '.join(task_names())}"
     if isinstance(error, MissingConfigException) and error.options:
@@ -102,7 +102,7 @@ def explain_error(error: Exception) -> str:
 
 
 def run_module(command: str, *more: str) -> None:
-    """Run another of our commands with this one's overrides; if it fails, end with its exit code (it said why)."""
+    """Run another command of the project with this command's overrides; if it fails, exit with its exit code."""
     done = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)

@@ -1,7 +1,7 @@
-"""Every knob that is ours, typed and bounded. What others own (optimizer, Trainer, logger arguments) is passed on.
+"""The settings of a run as dataclasses with bounds. Optimizer, Trainer and W&B arguments are passed on.
 
-No torch import here, so that `--help` answers at once. `check` turns a composed config into these dataclasses;
-a value out of bounds raises ConfigError, which names the key, the value and what is allowed.
+`to_config` turns a composed config into these dataclasses. A value out of bounds raises ConfigError with the key, the
+value and the allowed range. No torch import here, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -15,29 +15,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from iclora_train.config.checks import Checks
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
-from iclora_train.config.evaluation import Eval, Thresholds
+from iclora_train.config.evaluation import Eval
 
-__all__ = [
-    "RENAMED_KEYS",
-    "Checks",
-    "Config",
-    "ConfigError",
-    "Data",
-    "Eval",
-    "Flow",
-    "Lora",
-    "Model",
-    "Optim",
-    "Sampling",
-    "Task",
-    "Thresholds",
-    "Validation",
-    "one_of",
-    "require",
-    "to_config",
-]
-
-# Settings that had another name in earlier versions. An old name is refused with the new one (`hydra_app.explain`).
+# Settings that had another name in earlier versions. An old name is an error that names the new one
+# (`hydra_app.explain_error`).
 RENAMED_KEYS = {
     "model.kept": "model.activation_budget",
     "model.spill": "model.activation_offload",
@@ -49,13 +30,13 @@ RENAMED_KEYS = {
 
 @dataclass
 class Task:
-    """What an adapter is to learn: how its references are made, how it is called, how it is judged."""
+    """What an adapter learns: how its references are made, which trigger calls it, which metrics evaluate it."""
 
     name: str = MISSING
-    family: str = "restoration"  # which metrics judge it: restoration, colorize, structure or edit
-    trigger: str = ""  # prepended to every caption, written into the adapter
+    family: str = "restoration"  # which metrics evaluate it: restoration, colorize, structure or edit
+    trigger: str = ""  # added before every caption, stored in the adapter file
     reference_downscale: int = 1  # the reference is this many times smaller than the target
-    reference_temporal_scale: int = 1  # the reference has this many times fewer frames per second
+    reference_temporal_scale: int = 1  # the reference's frame rate is this many times lower
     maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
     maker_args: dict[str, Any] = field(default_factory=dict)
 
@@ -68,7 +49,7 @@ class Task:
 
 @dataclass
 class Lora:
-    """Size and place of the adapter. alpha=null means alpha = rank (scale 1)."""
+    """Rank of the adapter and the linears it is attached to. alpha=null means alpha = rank (scale 1)."""
 
     rank: int = 32
     alpha: float | None = None
@@ -88,21 +69,21 @@ class Lora:
 
 @dataclass
 class Model:
-    """The frozen base. checkpoint=nano is the embedded one; otherwise a file or folder."""
+    """The frozen base. checkpoint: `nano` (included in the package), a file or a folder."""
 
     name: str = MISSING
     checkpoint: str = MISSING
     version: str | None = None  # refuse a checkpoint of another version; null takes any
-    vae: str | None = None  # file of the video VAE where the checkpoint does not hold it
-    connectors: str | None = None  # file of the text connectors, likewise
-    text_encoder: str | None = None  # folder of Gemma with its tokenizer, likewise
+    vae: str | None = None  # file of the video VAE, if the checkpoint does not contain it
+    connectors: str | None = None  # file of the text connectors, if the checkpoint does not contain them
+    text_encoder: str | None = None  # folder of Gemma with its tokenizer, if the checkpoint does not contain it
     activation_checkpointing: bool = False  # blocks that are not compiled: save only each block's input
     activation_budget: float | None = None  # compiled blocks: share of activation memory to save; null: trainer.memory
     activation_offload: float = 0.0  # compiled blocks: share of the saved activations moved to host memory
-    compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, unless the base is an embedded one
+    compile: bool | None = None  # torch.compile for the blocks; null: on a GPU, except for nano
     cuda_graphs: bool = True  # compiled blocks on a GPU without offload: replay a training step as CUDA graphs
     weight_offload: int = 0  # number of blocks whose weights stay in host memory: slower, less GPU memory
-    precision: str = "auto"  # bf16 where the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
+    precision: str = "auto"  # bf16 if the machine computes it natively, else fp32; fp8: the blocks' weights in fp8
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
@@ -115,32 +96,30 @@ class Model:
 
 @dataclass
 class Data:
-    """Which clips, how they are cut into windows, where the shards lie, how they are batched."""
+    """Which clips are used, how they are cut into windows, where the shards are, how clips are batched."""
 
-    clips: str = (
-        MISSING  # "samples" (the embedded clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
-    )
+    clips: str = MISSING  # "samples" (included clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
     root: str = MISSING  # where pair shards and latent shards are written and read
     frames: int = 9
     height: int = 64
     width: int = 64
     fps: float | None = None  # null keeps each clip's own rate
-    buckets: list[str] | None = None  # sizes such as 960x544x49: each clip takes what fits it best; null: the one above
-    short_side: int | None = None  # scale clips to this short side before cropping; null: just enough to crop
-    zoom: float = 1.25  # a train window is up to this many times closer than short_side says; 1: none
-    flip: bool = True  # half of the train windows are mirrored; false where left and right matter (text, hands)
-    train_windows: int = 512  # windows drawn from the training clips, all clips alike
-    pick: str | None = None  # where train windows lie: null (random), stride, or best (most motion and sharpness)
-    stride: int | None = None  # frames from one start to the next for stride and best; null: half a window
-    cuts: bool | None = None  # true: find scene cuts; windows cross neither these nor those in a column `cuts`
-    captioner: str | None = None  # folder of a vision-language model that describes clips without a caption
-    prompt: str | None = None  # how a caption is put together, e.g. "Reference shows {reference_caption}. {caption}"
-    heldout_windows: int = 32  # windows laid out over the val clips, and as many over the heldout clips
-    heldout_fraction: float = 0.1  # of the clips, when a list or folder names no split
+    buckets: list[str] | None = None  # sizes such as 960x544x49; each clip gets the best fit; null: only the size above
+    short_side: int | None = None  # scale clips to this short side before cropping; null: the smallest possible
+    zoom: float = 1.25  # train windows are scaled up by a random factor up to this before cropping; 1: off
+    flip: bool = True  # mirror half of the train windows; false if left and right matter (text, hands)
+    train_windows: int = 512  # windows drawn from the training clips, evenly over clips
+    pick: str | None = None  # choice of train windows: null (random), stride, or best (most motion and sharpness)
+    stride: int | None = None  # for stride and best: frames between two window starts; null: half a window
+    cuts: bool | None = None  # true: detect scene cuts; windows never cross them, nor cuts given in a column `cuts`
+    captioner: str | None = None  # folder of a vision-language model that captions clips without a caption
+    prompt: str | None = None  # template of the caption, e.g. "Reference shows {reference_caption}. {caption}"
+    heldout_windows: int = 32  # windows spread over the val clips, and as many over the heldout clips
+    heldout_fraction: float = 0.1  # share of the clips, if the list or folder names no split
     seed: int = 0
-    batch_size: int = 8  # clips of a batch
-    tokens_per_batch: int | None = None  # in its place, as many clips of a bucket as have so many tokens together
-    workers: int = 0  # processes that read batches ahead, or prepare data
+    batch_size: int = 8  # clips per batch
+    tokens_per_batch: int | None = None  # instead of batch_size: as many clips as fit this many tokens
+    workers: int = 0  # processes that load batches ahead, or prepare data
 
     def __post_init__(self) -> None:
         for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
@@ -168,21 +147,21 @@ class Data:
             require(good, f"data.buckets: {bucket!r} is not width x height x frames, e.g. 960x544x49")
 
     def sizes(self) -> list[Data]:
-        """These settings for each bucket, or for the one size there is."""
-        named = [tuple(map(int, bucket.split("x"))) for bucket in self.buckets or []]
-        return [replace(self, width=w, height=h, frames=f, buckets=None) for w, h, f in named] or [self]
+        """These settings once per bucket, each with its size; without buckets, only these settings."""
+        sizes = [tuple(map(int, bucket.split("x"))) for bucket in self.buckets or []]
+        return [replace(self, width=w, height=h, frames=f, buckets=None) for w, h, f in sizes] or [self]
 
 
 @dataclass
 class Optim:
-    """The optimizer is any torch class (`optimizer._target_`); the schedule and clipping are ours."""
+    """Optimizer (any torch class: `optimizer._target_`), learning rate schedule, clipping, EMA."""
 
     optimizer: dict[str, Any] = field(default_factory=dict)
     warmup_steps: int = 100
     decay: str = "constant"
-    decay_from: float = 0.5  # share of max_steps after which the rate falls (linear, cosine)
+    decay_from: float = 0.5  # share of max_steps after which the learning rate decays (linear, cosine)
     clip_norm: float = 1.0
-    ema: float | None = None  # decay of an averaged copy of the adapter, which is then what is exported
+    ema: float | None = None  # decay of an averaged copy of the adapter; if set, the average is exported
 
     def __post_init__(self) -> None:
         one_of("optim.decay", self.decay, ("constant", "linear", "cosine"))
@@ -194,13 +173,13 @@ class Optim:
 
 @dataclass
 class Validation:
-    """What is looked at while training, and how often state is saved. 0 switches a thing off."""
+    """Validation during training, and how often checkpoints are saved. An interval of 0 is off."""
 
-    loss_every: int = 50  # held-out loss at fixed sigmas with correct, swapped and no reference
-    clips_every: int = 0  # clips made by the shipping sampler
-    checkpoint_every: int = 50  # everything needed to go on exactly
-    dry_run: bool = False  # before step 0 try the largest bucket: a step, a validation clip, a save; say what it costs
-    windows: int = 16
+    loss_every: int = 50  # steps between validation losses with the correct, a swapped and no reference
+    clips_every: int = 0  # steps between rounds of sampled validation clips
+    checkpoint_every: int = 50  # steps between checkpoints; a run resumes from one exactly
+    dry_run: bool = False  # before step 0: try a step, validation clips and a save; print the cost
+    windows: int = 16  # val clips
     sigmas: list[float] = field(default_factory=lambda: [0.1, 0.3, 0.5, 0.7, 0.9])
 
     def __post_init__(self) -> None:
@@ -212,7 +191,7 @@ class Validation:
 
 @dataclass
 class Config:
-    """The whole run. `conf=<task>` fills in the task; every key can be set on the command line."""
+    """All settings of a run. `conf=<task>` sets the task; every key can be set on the command line."""
 
     task: Task = field(default_factory=Task)
     model: Model = field(default_factory=Model)
@@ -223,22 +202,22 @@ class Config:
     validation: Validation = field(default_factory=Validation)
     eval: Eval = field(default_factory=Eval)
     checks: Checks = field(default_factory=Checks)
-    trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer
-    logger: dict[str, Any] = field(default_factory=dict)  # name -> {_target_: ..., arguments}
-    run: str = MISSING  # name of the run: its folder is runs_dir/run, and an unfinished run there goes on
+    trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer, and `memory`
+    logger: dict[str, Any] = field(default_factory=dict)  # csv: true or false; wandb: arguments of wandb.init
+    run: str = MISSING  # name of the run and of its folder in runs_dir; an unfinished run there is resumed
     runs_dir: str = "runs"
     engine: str = "local"  # data_prep: local (data.workers processes) or ray (one machine or a cluster)
-    adapter: str | None = None  # eval: the adapter to judge; null is the run's own, none the base without any
-    videos: str | None = None  # eval: a folder of clips that another program made, judged in place of an adapter's
+    adapter: str | None = None  # eval: the adapter to evaluate; null: the run's own; none: the base without adapter
+    videos: str | None = None  # eval: a folder of clips by another program, evaluated instead of an adapter
     seed: int = 0
 
 
 def to_config(composed: DictConfig) -> Config:
-    """A composed config as dataclasses with all bounds checked. ConfigError names what is wrong."""
+    """Convert a composed config to dataclasses and check all bounds. ConfigError names the key and the problem."""
     missing = sorted(OmegaConf.missing_keys(composed))
     if missing:
-        untold = any(key.startswith("task.") for key in missing)
-        remedy = "choose a task with conf=<task>" if untold else f"e.g. {missing[0]}=... on the command line"
+        task_missing = any(key.startswith("task.") for key in missing)
+        remedy = "choose a task with conf=<task>" if task_missing else f"e.g. {missing[0]}=... on the command line"
         raise ConfigError(f"{', '.join(missing)} must be set: {remedy}")
     config = OmegaConf.to_object(composed)
     assert isinstance(config, Config)

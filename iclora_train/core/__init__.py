@@ -1,1 +1,1 @@
-"""What every room uses and what has no subject of its own: types, atomic files, progress bars, W&B."""
+"""Shared basics: types, atomic files, devices and ranks, progress bars, W&B."""

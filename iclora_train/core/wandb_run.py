@@ -1,4 +1,4 @@
-"""The one door to Weights & Biases: runs, and what is put into them."""
+"""Weights & Biases: runs, tables, charts, artifacts. The only module that imports wandb."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Mapping[str, Any], **more: Any) -> Any:
-    """A run whose identity is its folder: started again, it goes on. `arguments` are those of logger.wandb, which have
-    the last word over `more`.
+    """Start a W&B run whose id is a hash of its folder: starting it again resumes it. `arguments` are the settings of
+    logger.wandb and override `more`.
 
-    mode=auto is online when logged in, else run files in `folder` for `wandb sync`.
+    mode=auto: online when logged in, else offline files in `folder` for `wandb sync`.
     """
-    import wandb  # noqa: PLC0415 (slow, and needed by those only who log there)
+    import wandb  # noqa: PLC0415 (slow, and only needed when logging to W&B)
 
-    given = {**more, **arguments}
-    if given.get("mode", "auto") == "auto":
-        given["mode"] = "online" if wandb.setup().settings.api_key else "offline"
+    options = {**more, **arguments}
+    if options.get("mode", "auto") == "auto":
+        options["mode"] = "online" if wandb.setup().settings.api_key else "offline"
     identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     return wandb.init(
         dir=folder,
@@ -27,12 +27,12 @@ def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Map
         resume="allow",
         config=dict(config),
         settings=wandb.Settings(silent=True),
-        **given,
+        **options,
     )
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
-    """A table. A cell that is the Path of an mp4 file becomes a player of that file, re-encoded by nobody."""
+    """A table. A cell that is the Path of an mp4 file is shown as a player of that file, without re-encoding."""
     import wandb  # noqa: PLC0415
 
     def cell(value: Any) -> Any:
@@ -49,10 +49,10 @@ def line_chart(x: Sequence[float], series: Mapping[str, Sequence[float | None]],
 
 
 def artifact(name: str, kind: str, files: Mapping[str, Path], metadata: Mapping[str, Any]) -> Any:
-    """An artifact of files by the names that they have in it."""
+    """An artifact. files: name in the artifact -> path."""
     import wandb  # noqa: PLC0415
 
-    made = wandb.Artifact(name, type=kind, metadata=dict(metadata))
-    for inside, path in files.items():
-        made.add_file(str(path), inside)
-    return made
+    result = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+    for name_inside, path in files.items():
+        result.add_file(str(path), name_inside)
+    return result
