@@ -51,9 +51,9 @@ def generation_record(
     device: str,
 ) -> dict[str, Any]:
     """How a video was made, as JSON: the settings, the resolved prompt, size and noise levels, base and input files."""
-    own_settings = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
+    fields = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
     return {
-        "settings": own_settings,
+        "settings": fields,
         "prompt": prompt,
         "shape": asdict(shape),
         "sigmas": [list(levels) for levels in sigmas],
