@@ -5,7 +5,7 @@ from iclora_train.config.hydra_app import run_with_config
 
 
 def _evaluate(config: Config) -> None:
-    from eval.run import evaluate  # noqa: PLC0415 (torch loads after the settings are known to be good)
+    from eval.run import evaluate  # noqa: PLC0415 (torch is imported after the settings have been checked)
 
     evaluate(config)
 

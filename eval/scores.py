@@ -27,7 +27,7 @@ from eval.clips.conditions import (
     INPUT,
     SWAPPED,
 )
-from eval.judging.control import collect_evidence, control_figures, mask_figures
+from eval.judging.control import collect_evidence, control_scores, mask_scores
 from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
 from eval.scoring.scorer import Results
@@ -66,9 +66,9 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "not_run": [asdict(missing) for missing in suite.not_run],
         "cells": {name: _estimates(row) for name, row in rows.items()},
         "strength": [{"s": s, "metrics": _estimates(row)} for s, row in evidence.strengths],
-        "control": control_figures(results, evidence),
+        "control": control_scores(results, evidence),
         "diversity": _estimates(results.diversity),
-        "mask": mask_figures(results, evidence, source.band_pixels, base.geometry.temporal),
+        "mask": mask_scores(results, evidence, source.band_pixels, base.geometry.temporal),
         "verdicts": judge(config.task.family, evidence, thresholds),
         "thresholds": {**asdict(thresholds), "changed": thresholds.changed},
         "windows": {name: {metric: _numbers(values) for metric, values in row.items()} for name, row in rows.items()},

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eval.judging.claims import Bound, Evidence
-from eval.judging.control import collect_evidence, control_figures, mask_figures
+from eval.judging.control import collect_evidence, control_scores, mask_scores
 from eval.judging.verdicts import judge
 from eval.metrics import Metric
 from eval.scores import headline
@@ -246,8 +246,8 @@ def test_videos_of_another_program_are_judged_by_what_there_is() -> None:
     known = {row: made.rows[row] for row in ("adapter+reference", "input", "ceiling", "floor")}
     verdicts = judge("restoration", found(Results(rows=known, clips=N), "psnr"), Thresholds())
     assert [verdict["name"] for verdict in verdicts] == ["gain_over_input"]
-    assert control_figures(Results(rows=known), found(Results(rows=known), "psnr")) is None
-    assert mask_figures(Results(rows=known), found(Results(rows=known), "psnr"), 8, 4) is None
+    assert control_scores(Results(rows=known), found(Results(rows=known), "psnr")) is None
+    assert mask_scores(Results(rows=known), found(Results(rows=known), "psnr"), 8, 4) is None
 
 
 def test_changed_thresholds_count_and_are_named() -> None:
@@ -261,12 +261,12 @@ def test_changed_thresholds_count_and_are_named() -> None:
 
 def test_control_figures() -> None:
     made = deblur()
-    figures = control_figures(made, found(made, "psnr"))
+    figures = control_scores(made, found(made, "psnr"))
     assert figures is not None
     assert figures["gain"]["mean"] == pytest.approx((31.2 - 12.0) / (38.1 - 12.0), abs=0.01)
     assert figures["swap_lost"]["mean"] == pytest.approx(21.2, abs=0.05)
     assert figures["swap_won"]["mean"] == pytest.approx(5)
-    masked = mask_figures(made, found(made, "psnr"), 8, 4)
+    masked = mask_scores(made, found(made, "psnr"), 8, 4)
     assert masked is not None
     assert masked["half"]["disturbance"]["mean"] == pytest.approx(0.1)
     assert [block["weight"] for block in masked["fade"]["blocks"]] == [0, 0.5, 1]

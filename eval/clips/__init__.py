@@ -1,1 +1,1 @@
-"""Which clips are judged: conditions, held-out windows, the adapter, clips of other programs."""
+"""The clips to evaluate: held-out windows, conditions, the adapter, sampled clips, clips of other programs."""

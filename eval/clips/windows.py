@@ -133,13 +133,13 @@ def select_windows(samples: Sequence[ShardSample], recording: Mapping[str, str],
     ]
 
 
-def check_leakage(judged: Set[str], trained: Set[str], identities: Mapping[str, frozenset[str]], split: str) -> None:
+def check_leakage(evaluated: Set[str], trained: Set[str], identities: Mapping[str, frozenset[str]], split: str) -> None:
     """Raise ConfigError if an evaluated clip, a copy of its file, or its recording is in the training split.
 
     identities: clip -> all identities of the clip (its name, its recording, the sha256 of its file).
     """
     trained_identities = frozenset().union(*(identities[clip] for clip in trained))
-    leaked = sorted(clip for clip in judged if identities[clip] & trained_identities)
+    leaked = sorted(clip for clip in evaluated if identities[clip] & trained_identities)
     require(
         not leaked,
         f"leakage: {', '.join(leaked[:3])} of split {split} ({len(leaked)} clips in all), or their recordings, are "

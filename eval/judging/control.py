@@ -63,7 +63,7 @@ def _fade_effects(results: Results) -> Values | None:
     return np.where(has_effect, np.stack(shares, axis=1), np.nan)
 
 
-def control_figures(results: Results, evidence: Evidence) -> dict[str, Any] | None:
+def control_scores(results: Results, evidence: Evidence) -> dict[str, Any] | None:
     """`control` of scores.json; None for clips of another program, which have a single condition.
 
     gain: adherence on a scale from the base without reference (0) to the ceiling (1). swap_lost: adherence lost with
@@ -84,7 +84,7 @@ def control_figures(results: Results, evidence: Evidence) -> dict[str, Any] | No
     }
 
 
-def mask_figures(results: Results, evidence: Evidence, band: int, temporal: int) -> dict[str, Any] | None:
+def mask_scores(results: Results, evidence: Evidence, band: int, temporal: int) -> dict[str, Any] | None:
     """`mask` of scores.json (docs/evaluation.md defines the keys); None for clips without masked conditions."""
     changes = results.changes
     if not changes:

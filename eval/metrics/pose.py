@@ -25,7 +25,7 @@ METRICS = (
     Metric("pose_pck", "joints within 10 % (PCK@0.1)", "", "high", "structure"),
     Metric("pose_oks", "keypoint similarity (OKS)", "", "high", "structure"),
     Metric("pose_error", "joint error", "px", "low", "structure"),
-    Metric("pose_recall", "joints found", "", "high", "structure"),
+    Metric("pose_recall", "joints detected", "", "high", "structure"),
 )
 
 

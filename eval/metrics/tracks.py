@@ -32,31 +32,36 @@ def requested_tracks(drawn: Mapping[str, Any], frames: int) -> tuple[Values, Mas
     return points, lasting
 
 
-def track_values(requested: Values, asked: Mask, tracked: Values, seen: Mask, size: tuple[int, int]) -> Measurement:
+def track_values(
+    requested: Values, is_requested: Mask, tracked: Values, is_tracked: Mask, size: tuple[int, int]
+) -> Measurement:
     """Track metrics of requested against tracked points (N,F,2), over the frames from the second on with a request.
 
-    asked (N,F): frames for which a point is requested. seen (N,F): frames in which the tracker still sees the point. A
+    is_requested (N,F): frames for which a point is requested. is_tracked (N,F): frames in which it is not lost. A
     lost point keeps its last position in the error metrics and counts as outside every distance threshold. size:
     height, width. Empty if no track goes beyond the first frame.
     """
-    asked = asked & (np.arange(asked.shape[1]) > 0)
-    if not asked.any():
+    is_requested = is_requested & (np.arange(is_requested.shape[1]) > 0)
+    if not is_requested.any():
         return Measurement()
     height, width = size
     distance = np.linalg.norm(tracked - requested, axis=-1)  # (N,F)
-    share = np.where(seen, distance, np.inf)[asked] / np.hypot(height, width)
+    share = np.where(is_tracked, distance, np.inf)[is_requested] / np.hypot(height, width)
     tap = np.linalg.norm((tracked - requested) * TAP_SIDE / (width, height), axis=-1)
-    tap_seen = np.where(seen, tap, np.inf)[asked]
-    error = float(distance[asked].mean())
+    tap_seen = np.where(is_tracked, tap, np.inf)[is_requested]
+    error = float(distance[is_requested].mean())
     values = {
         "track_error": error,
         "track_error_diagonal": 100 * error / float(np.hypot(height, width)),
         "track_within_1": float((share <= 0.01).mean()),
         "track_within_5": float((share <= 0.05).mean()),
         "track_dx": float(np.mean([(tap_seen < limit).mean() for limit in TAP_PIXELS])),
-        "track_found": float(seen[asked].mean()),
+        "track_found": float(is_tracked[is_requested].mean()),
     }
-    frames = [float(distance[:, t][asked[:, t]].mean()) if asked[:, t].any() else 0.0 for t in range(asked.shape[1])]
+    frames = [
+        float(distance[:, t][is_requested[:, t]].mean()) if is_requested[:, t].any() else 0.0
+        for t in range(is_requested.shape[1])
+    ]
     return Measurement(values, {"track_error": frames})
 
 
@@ -64,10 +69,10 @@ def track_metrics(lost: float) -> MetricGroup:
     """Compare the tracks of the record with where their first points move in the output; `lost` as in the maker."""
 
     def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
-        requested, asked = requested_tracks(truth.drawn, len(output.clip))
+        requested, is_requested = requested_tracks(truth.drawn, len(output.clip))
         size = output.clip.shape[1:3]
-        tracked, seen = track_points(list(output.grey), max_round_trip_error(lost, size), requested[:, 0])
-        return track_values(requested, asked, tracked, seen, size)
+        tracked, is_tracked = track_points(list(output.grey), max_round_trip_error(lost, size), requested[:, 0])
+        return track_values(requested, is_requested, tracked, is_tracked, size)
 
     return MetricGroup(METRICS, measure)
 

@@ -65,14 +65,16 @@ def strength_curve(
     levels: named horizontal lines. marks: named strengths, drawn as vertical lines.
     """
     ordered = sorted(points, key=lambda point: point[0])
-    values = [value for _, figure in points for value in ends(figure)] + [figure["mean"] for _, figure in levels]
+    values = [value for _, estimate in points for value in ends(estimate)] + [
+        estimate["mean"] for _, estimate in levels
+    ]
     axes = Axes((0.0, 1.0), values)
     inner = [
         *(_mark(i, axes.x(s), name) for i, (name, s) in enumerate((marks or {}).items())),
-        *(_level_line(i, axes.y(figure["mean"]), name) for i, (name, figure) in enumerate(levels)),
+        *(_level_line(i, axes.y(estimate["mean"]), name) for i, (name, estimate) in enumerate(levels)),
         _band(axes, ordered),
-        _polyline(axes, [(s, figure["mean"]) for s, figure in ordered], "line"),
-        f'<g class="dots">{"".join(_dot(axes, s, figure) for s, figure in ordered)}</g>',
+        _polyline(axes, [(s, estimate["mean"]) for s, estimate in ordered], "line"),
+        f'<g class="dots">{"".join(_dot(axes, s, estimate) for s, estimate in ordered)}</g>',
         f'<line class="cursor" x1="{axes.x(1):.1f}" x2="{axes.x(1):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>',
     ]
     return axes.frame(
@@ -82,14 +84,14 @@ def strength_curve(
 
 def latent_frame_curve(blocks: Sequence[tuple[float, Estimate | None]]) -> str:
     """Effect (1: that of the full reference; None: not measured) and mask weight of each latent frame."""
-    points = [(float(i), figure) for i, (_, figure) in enumerate(blocks) if figure is not None]
-    values = [value for _, figure in points for value in ends(figure)] + [weight for weight, _ in blocks]
+    points = [(float(i), estimate) for i, (_, estimate) in enumerate(blocks) if estimate is not None]
+    values = [value for _, estimate in points for value in ends(estimate)] + [weight for weight, _ in blocks]
     axes = Axes((0.0, float(max(len(blocks) - 1, 1))), values)
     inner = [
         _band(axes, points),
         _polyline(axes, [(float(i), weight) for i, (weight, _) in enumerate(blocks)], "requested"),
-        _polyline(axes, [(i, figure["mean"]) for i, figure in points], "line"),
-        f'<g class="dots">{"".join(_dot(axes, i, figure) for i, figure in points)}</g>',
+        _polyline(axes, [(i, estimate["mean"]) for i, estimate in points], "line"),
+        f'<g class="dots">{"".join(_dot(axes, i, estimate) for i, estimate in points)}</g>',
     ]
     numbers = [float(i) for i in range(len(blocks))]
     return axes.frame("effect per latent frame", "latent frame", numbers, inner)
@@ -110,17 +112,17 @@ def _coordinates(values: Sequence[PointOrValue]) -> list[list[float]]:
     return [list(line) for line in zip(*points, strict=True)]
 
 
-def bars(label: str, figures: Sequence[tuple[str, Estimate]]) -> str:
+def bars(label: str, estimates: Sequence[tuple[str, Estimate]]) -> str:
     """Means as bars from 0, with intervals."""
-    axes = Axes((0.0, float(len(figures))), [0.0, *(value for _, figure in figures for value in ends(figure))])
+    axes = Axes((0.0, float(len(estimates))), [0.0, *(value for _, estimate in estimates for value in ends(estimate))])
     inner = []
-    for i, (name, figure) in enumerate(figures):
+    for i, (name, estimate) in enumerate(estimates):
         left, middle = axes.x(i + 0.2), axes.x(i + 0.5)
-        high, low = sorted(axes.y(end) for end in ends(figure))
-        top, zero = sorted((axes.y(figure["mean"]), axes.y(0)))
+        high, low = sorted(axes.y(end) for end in ends(estimate))
+        top, zero = sorted((axes.y(estimate["mean"]), axes.y(0)))
         inner.append(
             f'<rect class="bar" x="{left:.1f}" y="{top:.1f}" width="{2 * (middle - left):.1f}" '
-            f'height="{zero - top:.1f}"><title>{escape(name)}: {figure["mean"]:.3g}</title></rect>'
+            f'height="{zero - top:.1f}"><title>{escape(name)}: {estimate["mean"]:.3g}</title></rect>'
             f'<line class="whisker" x1="{middle:.1f}" x2="{middle:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
             f"{_x_tick(middle, escape(name))}"
         )
@@ -145,8 +147,8 @@ def frame_line(label: str, values: Sequence[float], low: float, high: float) -> 
 
 
 def _band(axes: Axes, points: Sequence[tuple[float, Estimate]]) -> str:
-    upper = [f"{axes.x(at):.1f},{axes.y(ends(figure)[1]):.1f}" for at, figure in points]
-    lower = [f"{axes.x(at):.1f},{axes.y(ends(figure)[0]):.1f}" for at, figure in reversed(points)]
+    upper = [f"{axes.x(at):.1f},{axes.y(ends(estimate)[1]):.1f}" for at, estimate in points]
+    lower = [f"{axes.x(at):.1f},{axes.y(ends(estimate)[0]):.1f}" for at, estimate in reversed(points)]
     return f'<polygon class="band" points="{" ".join(upper + lower)}"/>'
 
 
@@ -154,9 +156,9 @@ def _polyline(axes: Axes, points: Sequence[tuple[float, float]], name: str) -> s
     return f'<polyline class="{name}" points="{" ".join(f"{axes.x(a):.1f},{axes.y(b):.1f}" for a, b in points)}"/>'
 
 
-def _dot(axes: Axes, at: float, figure: Estimate) -> str:
-    text = f"{at:g}: {figure['mean']:.3f}"
-    return f'<circle cx="{axes.x(at):.1f}" cy="{axes.y(figure["mean"]):.1f}" r="4"><title>{text}</title></circle>'
+def _dot(axes: Axes, at: float, estimate: Estimate) -> str:
+    text = f"{at:g}: {estimate['mean']:.3f}"
+    return f'<circle cx="{axes.x(at):.1f}" cy="{axes.y(estimate["mean"]):.1f}" r="4"><title>{text}</title></circle>'
 
 
 def _ticks(low: float, high: float) -> list[float]:

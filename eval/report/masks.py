@@ -67,7 +67,7 @@ def half_tile(media: Media, exhibit: Exhibit, band: int) -> str:
     side = "left" if exhibit.window.mask_left else "right"
     width = exhibit.clips[HALF_MASK].shape[2]
     overlay = _overlay(exhibit.window.mask_left, 100 * band / width)
-    return _tile(media, exhibit, HALF_MASK, f"half mask, {side} kept", overlay)
+    return _tile(media, exhibit, HALF_MASK, f"half mask, {side} half has the reference", overlay)
 
 
 def fade_tile(media: Media, exhibit: Exhibit) -> str:

@@ -100,9 +100,9 @@ def probability(p: float | None) -> str:
     return "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def symptoms(judged: Sequence[Symptom]) -> str:
+def symptoms(entries: Sequence[Symptom]) -> str:
     """One row per symptom: level, the values that decide, and the remedy."""
-    by_name = {entry["symptom"]: entry for entry in judged}
+    by_name = {entry["symptom"]: entry for entry in entries}
     rows = []
     for symptom in SYMPTOMS:
         entry = by_name.get(symptom)

@@ -122,8 +122,8 @@ def verdict_rows(scores: Scores) -> Iterator[list[Any]]:
 def strength_rows(scores: Scores) -> Iterator[list[Any]]:
     """A row per strength and metric."""
     for point in scores["strength"]:
-        for metric, figure in point["metrics"].items():
-            yield [point["s"], metric, *(figure[key] for key in ("mean", "low", "high", "n"))]
+        for metric, estimate in point["metrics"].items():
+            yield [point["s"], metric, *(estimate[key] for key in ("mean", "low", "high", "n"))]
 
 
 def curves(scores: Scores) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def curves(scores: Scores) -> dict[str, Any]:
     charts = {}
     for metric in dict.fromkeys(metric for point in rising for metric in point["metrics"]):
         points = [(point["s"], point["metrics"][metric]) for point in rising if metric in point["metrics"]]
-        series = {end: [figure[end] for _, figure in points] for end in ("mean", "low", "high")}
+        series = {end: [estimate[end] for _, estimate in points] for end in ("mean", "low", "high")}
         complete = {end: values for end, values in series.items() if None not in values}
         charts[f"strength/{metric}"] = wandb_run.line_chart(
             [s for s, _ in points], complete, metric, "attention strength"
@@ -142,13 +142,15 @@ def curves(scores: Scores) -> dict[str, Any]:
 
 def summary(scores: Scores) -> dict[str, Any]:
     """`<row>/<metric>` -> {mean, low, high, n}; control, verdicts, probes, and the count of passed claims."""
-    figures = {f"{row}/{metric}": dict(f) for row, metrics in scores["cells"].items() for metric, f in metrics.items()}
+    estimates = {
+        f"{row}/{metric}": dict(f) for row, metrics in scores["cells"].items() for metric, f in metrics.items()
+    }
     control = {f"control/{name}": dict(f) for name, f in (scores["control"] or {}).items() if f and "mean" in f}
     passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
     probe_scores = scores["simple"]
     probes = {f"simple/{p['name']}": p["value"] for p in probe_scores["signals"]} if probe_scores else {}
     counts = {"verdicts/passed": sum(passed.values()), "verdicts/of": len(passed)}
-    return {**figures, **control, **passed, **probes, **counts}
+    return {**estimates, **control, **passed, **probes, **counts}
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -1,1 +1,1 @@
-"""Synthetic probes: references with an exactly known answer, put to the adapter before any held-out clip."""
+"""Synthetic probes: references with an exactly known answer, given to the adapter before any held-out clip."""

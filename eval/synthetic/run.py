@@ -118,7 +118,7 @@ def score_probes(
     """As `run_probes`, with clips from `make`, at most `batch_size` at once."""
     samples, pending, seconds = plan.samples, list[Clip](), 0.0
     scores: list[dict[str, Any]] = []
-    shown: dict[str, ProbeClips] = {}
+    clips_by_name: dict[str, ProbeClips] = {}
     for i in range(0, len(samples), batch_size):
         clips, batch_seconds = make(samples[i : i + batch_size])
         pending += list(clips)
@@ -128,7 +128,7 @@ def score_probes(
             probe, reference = plan.probes[len(scores)], plan.references[len(scores)]
             output = _median(probe, outputs)
             scores.append(_score(probe, output, floor))
-            shown[probe.name] = ProbeClips(probe.scene, reference, output, floor)
+            clips_by_name[probe.name] = ProbeClips(probe.scene, reference, output, floor)
         on_batch(min(i + batch_size, len(samples)), len(samples))
     return {
         "passed": sum(score["passed"] for score in scores),
@@ -136,7 +136,7 @@ def score_probes(
         "seconds": round(seconds, 2),
         "signals": scores,
         "not_run": plan.not_run,
-    }, shown
+    }, clips_by_name
 
 
 def _median(probe: Probe, clips: Sequence[Clip]) -> Clip:
