@@ -1,4 +1,4 @@
-"""A headless chromium for tests: real key presses and clicks, screenshots, and everything it has to complain about.
+"""A headless chromium for tests: real key presses and clicks, screenshots, and all console errors.
 
 It is driven by the Chrome DevTools Protocol over two pipes, so that no further package is needed.
 """
@@ -22,7 +22,7 @@ KEYS |= {"ArrowUp": ("ArrowUp", 38), "ArrowDown": ("ArrowDown", 40), "Escape": (
 
 
 class Browser:
-    """One page of a running browser. complaints: errors of the console, of scripts, of the security policy."""
+    """One page of a running browser. complaints: errors of the console, of scripts, of the Content Security Policy."""
 
     def __init__(self, reader: Any, writer: Any) -> None:
         self._reader, self._writer, self._number = reader, writer, 0
@@ -34,7 +34,7 @@ class Browser:
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a method of the protocol; its result."""
+        """Call a method of the DevTools protocol; returns its result."""
         self._number += 1
         call = {"id": self._number, "method": method, "params": params}
         self._writer.write(json.dumps(call | ({"sessionId": self._session} if self._session else {})).encode() + b"\0")
@@ -61,7 +61,7 @@ class Browser:
         return told
 
     def open(self, path: Path, width: int = 1280, height: int = 900, scripts: bool = True) -> None:
-        """Load a file and wait until it is there."""
+        """Load a file and wait until it is complete."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.send("Emulation.setDeviceMetricsOverride", **metrics)
         self.send("Emulation.setScriptExecutionDisabled", value=not scripts)
@@ -90,7 +90,7 @@ class Browser:
         self.send("Input.dispatchKeyEvent", type="keyUp", **about)
 
     def click(self, selector: str, x: float = 0.5, y: float = 0.5, drag_to: tuple[float, float] | None = None) -> None:
-        """Click a place of an element, in shares of its size; `drag_to` another place before letting go."""
+        """Click at (x, y) of an element, as shares of its size; `drag_to` moves there before releasing the button."""
         self.run(f"document.querySelector({json.dumps(selector)}).scrollIntoView({{block: 'center'}})")
         box = self.run(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
 
@@ -104,7 +104,7 @@ class Browser:
         mouse("mouseReleased", drag_to or (x, y), clickCount=1)
 
     def screenshot(self, path: Path) -> None:
-        """What is on the screen, as a PNG."""
+        """Save a screenshot as PNG."""
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot")["data"]))
 
 
@@ -127,5 +127,5 @@ def browser(folder: Path) -> Iterator[Browser]:
         try:
             yield Browser(reader, writer)
         finally:
-            writer.close()  # it ends when nobody speaks to it any more
+            writer.close()  # the browser exits when the pipe is closed
             process.wait(20)

@@ -1,4 +1,4 @@
-"""A small world to evaluate in: a tiny random base, held-out shards for it, an adapter."""
+"""A small world for evaluations: a tiny random base, held-out shards, an adapter."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 
 @dataclass(frozen=True)
 class World:
-    """A tiny base, held-out shards for it, an adapter, and the overrides that name them."""
+    """A tiny base, held-out shards, an adapter, and the overrides that select them."""
 
     root: Path
     overrides: list[str]
@@ -41,20 +41,20 @@ class World:
 
     @property
     def results(self) -> Path:
-        """Where the evaluation of `adapter` goes."""
+        """Folder of the evaluation of `adapter`."""
         return next((self.root / "runs" / "deblur-nano").glob("eval-adapter-*"))
 
     def bare(self, *more: str) -> Config:
-        """Settings that name no adapter."""
+        """Settings without an adapter."""
         return compose_config([*self.overrides, *more])
 
     def config(self, *more: str) -> Config:
-        """Settings that name the world's adapter, unless `more` names another."""
+        """Settings with the world's adapter, unless `more` names another one."""
         return compose_config([*self.arguments, *more])
 
     @property
     def arguments(self) -> list[str]:
-        """What follows `python -m eval`."""
+        """Arguments of `python -m eval`."""
         return [*self.overrides, f"adapter={self.adapter}"]
 
 
@@ -65,14 +65,14 @@ def compose_config(overrides: list[str]) -> Config:
 
 
 def clip(seed: int) -> np.ndarray:
-    """Coloured blocks that move by a pixel a frame, uint8 (F,H,W,3)."""
+    """Coloured blocks that move by one pixel per frame, uint8 (F,H,W,3)."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, 256, (4, 6, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     return np.stack([blocks[:, t : t + SHAPE.width] for t in range(SHAPE.frames)])
 
 
 def dimmed(target: np.ndarray, colour: tuple[int, int, int] | None) -> np.ndarray:
-    """A reference: the target at half brightness, its upper half painted over with `colour` where one is given."""
+    """A reference: the target at half brightness, with its upper half in `colour` if given."""
     reference = target // 2
     if colour is not None:
         reference[:, : target.shape[1] // 2] = colour
@@ -88,7 +88,7 @@ def write_shards(
     references: int,
     colour: tuple[int, int, int] | None,
 ) -> None:
-    """Pair and latent shards: of every source clip two windows; the reference is the target at half brightness."""
+    """Pair and latent shards: two windows per source clip; references are dimmed targets."""
     videos = {name: {"video": digest(name)} for names in sources.values() for name in names}
     settings = content_settings(config)
     made_pairs = {"settings": settings, "sources": videos}
@@ -115,8 +115,10 @@ def write_shards(
                     record,
                 )
                 shape = VideoShape(*pair.target.shape[:3], SHAPE.fps)
-                target, *given = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
-                latents = LatentPair(pair.key, target, tuple(given), text.encode([pair.caption])[0], SHAPE.fps)
+                target, *reference_latents = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
+                latents = LatentPair(
+                    pair.key, target, tuple(reference_latents), text.encode([pair.caption])[0], SHAPE.fps
+                )
                 members[0].append(pack_pair(pair, name))
                 members[1].append(pack_latents(latents, shape, name, {}))
         for writer, samples in zip(writers, members, strict=True):
@@ -132,15 +134,15 @@ def latent_of(vae: Any, pixels: np.ndarray) -> torch.Tensor:
 
 
 def write_adapter(path: Path, base: BaseModel, **metadata: str) -> None:
-    """A random adapter, strong enough to change what is sampled."""
+    """A random adapter, strong enough to change the samples."""
     generator = torch.Generator().manual_seed(0)
     linears = dict(base.transformer().named_modules())
     weights = {}
     for name in (f"transformer_blocks.{i}.{module}" for i in range(2) for module in MODULES):
         wide, deep = linears[name].weight.shape
         weights[name] = (torch.randn(2, deep, generator=generator), 0.2 * torch.randn(wide, 2, generator=generator))
-    known = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": "1"}
-    lora.save(path, lora.Adapter(weights, {**known, **metadata}))
+    declared = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": "1"}
+    lora.save(path, lora.Adapter(weights, {**declared, **metadata}))
 
 
 def build(
@@ -151,7 +153,7 @@ def build(
     task: str = "deblur",
     colour: tuple[int, int, int] | None = None,
 ) -> World:
-    """The whole small world below `root`."""
+    """Build the world in `root`."""
     folder = write_tiny_base(root / "base")
     overrides = [
         f"conf={task}",
@@ -176,18 +178,24 @@ def build(
 
 def scores(world: World) -> dict[str, Any]:
     """scores.json of the world's adapter."""
-    found: dict[str, Any] = json.loads((world.results / "scores.json").read_text())
-    return found
+    result: dict[str, Any] = json.loads((world.results / "scores.json").read_text())
+    return result
 
 
-def without_run(found: dict[str, Any]) -> dict[str, Any]:
-    """Scores without what tells one run from another: times, the command, where files lie."""
-    provenance = {k: v for k, v in found["provenance"].items() if k not in ("command", "settings")}
-    simple = {**found["simple"], "seconds": 0}
-    return {**found, "timings": None, "simple": simple, "adapter": found["adapter"]["sha256"], "provenance": provenance}
+def without_run(result: dict[str, Any]) -> dict[str, Any]:
+    """Scores without entries that differ between runs: times, the command, paths."""
+    provenance = {k: v for k, v in result["provenance"].items() if k not in ("command", "settings")}
+    simple = {**result["simple"], "seconds": 0}
+    return {
+        **result,
+        "timings": None,
+        "simple": simple,
+        "adapter": result["adapter"]["sha256"],
+        "provenance": provenance,
+    }
 
 
 def refused(config: Config, message: str) -> None:
-    """The evaluation ends with this message."""
+    """The evaluation raises ConfigError with this message."""
     with pytest.raises(ConfigError, match=message):
         evaluate(config)

@@ -1,4 +1,4 @@
-"""A scores.json of schema 2 as an evaluation writes it, from a seed, and the clips that belong to it."""
+"""A random scores.json of schema 2, and matching clips."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAMES, SIDE, FPS = 9, 64, 24.0
 
 
 def example(windows: int = 11) -> dict[str, Any]:
-    """The figures of a restoration task that went well; the worst window is number 3, the best number 5."""
+    """Scores of a successful restoration adapter; the worst window is number 3, the best number 5."""
     rng = np.random.default_rng(7)
     skill = rng.normal(0, 1, windows)
     skill[3], skill[5] = -5, 5
@@ -49,7 +49,7 @@ def example(windows: int = 11) -> dict[str, Any]:
 def finish(
     table: dict[str, dict[str, np.ndarray]], gain: np.ndarray, windows: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """The table as scores.json, with the figures that stand beside it."""
+    """scores.json from the table, with all other keys."""
 
     def near(mean: float, spread: float = 0.05) -> dict[str, Any]:
         return dict(estimate(rng.normal(mean, spread, windows)))
@@ -131,14 +131,14 @@ def finish(
 
 
 def clip(seed: int, shift: int = 0) -> np.ndarray:
-    """Coloured blocks that move by two pixels a frame, from left to right: uint8 (F,H,W,3)."""
+    """Coloured blocks that move by two pixels per frame, from left to right: uint8 (F,H,W,3)."""
     rng = np.random.default_rng(seed)
     picture = rng.integers(0, 256, (8, 16, 3), np.uint8).repeat(8, 0).repeat(8, 1)
     return np.stack([picture[:, 2 * t + shift : 2 * t + shift + SIDE] for t in range(FRAMES)])
 
 
 def exhibits(scores: dict[str, Any]) -> Iterator[Exhibit]:
-    """Clips for every window: worse conditions are darker, so that one can see which is which."""
+    """Clips for every window; worse conditions are darker, so that conditions can be told apart."""
     shade = {"reference": 0.8, "target": 1.0, "half mask": 0.7, FADE_MASK: 0.7, CONTROL: 0.4, CONTROL_TARGET: 0.5}
     shade |= {name: LEVEL[name] / 39 for name in ("adapter+reference", "base+reference", "base", "swapped", "ceiling")}
     shade |= {f"strength {s:g}": 0.3 + 0.5 * s for s in STRENGTHS if s < 1}

@@ -1,4 +1,4 @@
-"""Two evaluations compared: paired, honest about which is better, and only where they can be."""
+"""Comparison of two evaluations: paired, with the better one named, and refused if they differ in protocol."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METRICS = {
 
 
 def scores() -> dict[str, Any]:
-    """The parts of scores.json that comparing reads."""
+    """The parts of scores.json that the comparison reads."""
     rng = np.random.default_rng(0)
     row = {"psnr": rng.normal(28, 4, N), "flicker": rng.normal(3, 0.2, N), "sharpness": rng.normal(1, 0.1, N)}
     return {
@@ -46,24 +46,24 @@ def scores() -> dict[str, Any]:
 
 
 def moved(metric: str, by: float) -> dict[str, Any]:
-    """The same with one metric moved by about the same in every window."""
-    found = scores()
-    row = found["windows"]["adapter+reference"]
+    """`scores` with one metric shifted by about the same amount in every window."""
+    result = scores()
+    row = result["windows"]["adapter+reference"]
     row[metric] = [value + by * (1 + 0.01 * i) for i, value in enumerate(row[metric])]
-    return found
+    return result
 
 
-def test_a_small_steady_gain_shows_though_windows_differ_widely() -> None:
-    found = compare(scores(), moved("psnr", 0.3))
-    psnr = found["metrics"]["psnr"]
+def test_pairing_shows_a_small_gain_despite_a_wide_spread_over_windows() -> None:
+    result = compare(scores(), moved("psnr", 0.3))
+    psnr = result["metrics"]["psnr"]
     assert psnr["difference"]["mean"] == pytest.approx(0.3, rel=0.1)
     assert psnr["difference"]["low"] > 0.29
-    assert psnr["a"]["high"] - psnr["a"]["low"] > 3  # unpaired, it would drown
-    assert (psnr["better"], found["worse"]) == (True, False)
+    assert psnr["a"]["high"] - psnr["a"]["low"] > 3  # without pairing the gain would be lost in the spread
+    assert (psnr["better"], result["worse"]) == (True, False)
     assert psnr["p"] == pytest.approx(2 / 2**N)
     assert psnr["by_source"]["n"] == 4
-    assert found["metrics"]["flicker"]["difference"]["mean"] == 0
-    assert found["metrics"]["flicker"]["better"] is None
+    assert result["metrics"]["flicker"]["difference"]["mean"] == 0
+    assert result["metrics"]["flicker"]["better"] is None
 
 
 @pytest.mark.parametrize(
@@ -71,32 +71,32 @@ def test_a_small_steady_gain_shows_though_windows_differ_widely() -> None:
     [("psnr", -0.3, False, True), ("flicker", 0.3, False, False), ("flicker", -0.3, True, False)],
 )
 def test_direction_and_verdict(metric: str, by: float, better: bool, worse: bool) -> None:
-    found = compare(scores(), moved(metric, by))
-    assert found["metrics"][metric]["better"] is better
-    assert found["worse"] is worse
+    result = compare(scores(), moved(metric, by))
+    assert result["metrics"][metric]["better"] is better
+    assert result["worse"] is worse
 
 
 def test_a_loss_by_chance_is_not_worse() -> None:
     other = scores()
     row = other["windows"]["adapter+reference"]
     row["psnr"] = [value + (-1.0 if i == 0 else 0.05 * (-1) ** i) for i, value in enumerate(row["psnr"])]
-    found = compare(scores(), other)
-    assert found["metrics"]["psnr"]["better"] is False
-    assert not found["worse"]
+    result = compare(scores(), other)
+    assert result["metrics"]["psnr"]["better"] is False
+    assert not result["worse"]
 
 
-def test_windows_that_one_could_not_measure_are_left_out() -> None:
+def test_windows_that_only_one_of_the_two_measured_are_left_out() -> None:
     other = moved("psnr", 1)
     other["windows"]["adapter+reference"]["psnr"][0] = None
     del other["windows"]["adapter+reference"]["sharpness"]
-    found = compare(scores(), other)
-    assert found["metrics"]["psnr"]["difference"]["n"] == N - 1
-    assert "sharpness" not in found["metrics"]
+    result = compare(scores(), other)
+    assert result["metrics"]["psnr"]["difference"]["n"] == N - 1
+    assert "sharpness" not in result["metrics"]
     assert two_sided_p(np.array([np.nan])) is None
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("seeds",), [0]),
         (("clips",), [{"key": "other", "source": "s", "partner": "w"}]),
@@ -105,18 +105,18 @@ def test_windows_that_one_could_not_measure_are_left_out() -> None:
         (("primary",), "ssim"),
     ],
 )
-def test_other_windows_seeds_targets_or_protocols_are_refused(place: tuple[str, ...], value: Any) -> None:
+def test_other_windows_seeds_targets_or_protocols_are_refused(path: tuple[str, ...], value: Any) -> None:
     other = copy.deepcopy(scores())
     at = other
-    for key in place[:-1]:
+    for key in path[:-1]:
         at = at[key]
-    at[place[-1]] = value
-    names = {"provenance": {"protocol": "protocol", "shards": "targets"}.get(place[-1], "")}
-    with pytest.raises(ConfigError, match=f"their {names.get(place[0], place[0])} differ"):
+    at[path[-1]] = value
+    names = {"provenance": {"protocol": "protocol", "shards": "targets"}.get(path[-1], "")}
+    with pytest.raises(ConfigError, match=f"their {names.get(path[0], path[0])} differ"):
         compare(scores(), other)
 
 
-def test_what_else_differs_is_noted() -> None:
+def test_other_differences_are_noted() -> None:
     other = moved("psnr", 1)
     other["provenance"]["settings"]["sample"]["steps"] = 4
     assert compare(scores(), other)["notes"] == ["provenance.settings.sample.steps: 2 -> 4"]
@@ -131,13 +131,13 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return ended.value.code
 
 
-def test_the_command_takes_files_and_folders_and_ends_with_a_code(
+def test_the_command_takes_files_and_folders_and_returns_an_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, single = tmp_path / "run", tmp_path / "eval-other"
-    for folder, found in ((run / "eval", scores()), (single, moved("psnr", -1))):
+    for folder, result in ((run / "eval", scores()), (single, moved("psnr", -1))):
         folder.mkdir(parents=True)
-        (folder / "scores.json").write_text(json.dumps(found))
+        (folder / "scores.json").write_text(json.dumps(result))
     assert command(monkeypatch, run, single, "--json", tmp_path / "difference.json") == 1
     assert json.loads((tmp_path / "difference.json").read_text())["worse"]
     assert "PSNR" in capsys.readouterr().out

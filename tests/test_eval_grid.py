@@ -1,4 +1,4 @@
-"""Which windows are judged, under which conditions, in which batches: all of it without a model."""
+"""Which windows are evaluated, under which conditions, in which batches; no model needed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from iclora_train.diffusion.reference import mask_to_grid
 
 
 @pytest.mark.parametrize(
-    ("judged_as", "leaks"), [({"dog", "its bytes"}, False), ({"copy", "cat's bytes"}, True), ({"cut", "cat.mov"}, True)]
+    ("evaluated_as", "leaks"),
+    [({"dog", "its bytes"}, False), ({"copy", "cat's bytes"}, True), ({"cut", "cat.mov"}, True)],
 )
-def test_a_copy_and_a_cut_of_the_same_recording_leak(judged_as: set[str], leaks: bool) -> None:
-    known = {"cat": frozenset({"cat", "cat.mov", "cat's bytes"}), "it": frozenset(judged_as)}
+def test_a_copy_and_a_cut_of_the_same_recording_leak(evaluated_as: set[str], leaks: bool) -> None:
+    identities = {"cat": frozenset({"cat", "cat.mov", "cat's bytes"}), "it": frozenset(evaluated_as)}
     if leaks:
         with pytest.raises(ConfigError, match="leakage: it"):
-            check_leakage({"it"}, {"cat"}, known, "heldout")
+            check_leakage({"it"}, {"cat"}, identities, "heldout")
     else:
-        check_leakage({"it"}, {"cat"}, known, "heldout")
+        check_leakage({"it"}, {"cat"}, identities, "heldout")
 
 
 def sample_of(key: str, source: str) -> ShardSample:
@@ -36,18 +37,18 @@ def sample_of(key: str, source: str) -> ShardSample:
 
 def test_windows_are_spread_evenly_over_sources() -> None:
     samples = [sample_of(f"a{i}", "a") for i in range(10)] + [sample_of(f"b{i}", "b") for i in range(3)]
-    own = {"a": "a", "b": "b"}
-    assert [s.key for s in select_windows(samples, own, 4)] == ["a2", "a7", "b0", "b2"]
-    assert len(select_windows(samples, own, 9)) == 9
-    assert len({s.key for s in select_windows(samples, own, 13)}) == 13
+    recording = {"a": "a", "b": "b"}
+    assert [s.key for s in select_windows(samples, recording, 4)] == ["a2", "a7", "b0", "b2"]
+    assert len(select_windows(samples, recording, 9)) == 9
+    assert len({s.key for s in select_windows(samples, recording, 13)}) == 13
 
 
 @pytest.mark.parametrize("sources", ["aabb", "aabbcc", "aaab", "abcabc", "aaaabbc"])
-def test_partners_are_of_another_source(sources: str) -> None:
-    chosen = partners(list(sources))
-    assert all(sources[i] != sources[j] for i, j in enumerate(chosen))
+def test_partners_are_windows_of_another_source(sources: str) -> None:
+    result = partners(list(sources))
+    assert all(sources[i] != sources[j] for i, j in enumerate(result))
     if len({sources.count(name) for name in sources}) == 1:
-        assert sorted(chosen) == list(range(len(sources)))
+        assert sorted(result) == list(range(len(sources)))
 
 
 def test_one_source_cannot_be_swapped() -> None:
@@ -55,7 +56,7 @@ def test_one_source_cannot_be_swapped() -> None:
         partners(["a", "a"])
 
 
-def test_noise_belongs_to_window_and_seed() -> None:
+def test_noise_is_a_function_of_window_and_seed() -> None:
     windows = [Window(i, f"w{i}", "a", "32x32x5", 0) for i in range(3)]
     seeds = [item.noise_seed for batch in batches(windows, [0, 1], 4) for item in batch]
     assert len(set(seeds)) == 6
@@ -64,9 +65,9 @@ def test_noise_belongs_to_window_and_seed() -> None:
 
 def test_a_batch_has_one_frame_rate() -> None:
     windows = [Window(i, f"w{i}", "a", f"32x32x5@{rate}", 0) for i, rate in enumerate((25, 30, 25))]
-    made = batches(windows, [0, 1], 3)
-    assert [len(batch) for batch in made] == [3, 1, 2]
-    assert all(len({item.window.bucket for item in batch}) == 1 for batch in made)
+    result = batches(windows, [0, 1], 3)
+    assert [len(batch) for batch in result] == [3, 1, 2]
+    assert all(len({item.window.bucket for item in batch}) == 1 for batch in result)
 
 
 def test_zero_and_one_are_always_among_the_strengths() -> None:
@@ -83,21 +84,21 @@ def test_the_default_protocol_is_the_documented_one() -> None:
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_a_fade_weighs_latent_frames_from_none_to_all(count: int) -> None:
+def test_fade_weights_rise_from_0_to_1_over_latent_frames(count: int) -> None:
     tokens = mask_to_grid(fade_masks(2, count), (count, 3, 4))  # (2,f,h,w)
     assert tokens.shape == (2, count, 3, 4)
     assert tokens[1, :, 2, 3].tolist() == pytest.approx(fade_weights(count))
     assert (fade_weights(count)[0], fade_weights(count)[-1]) == (0, 1)
 
 
-def test_blocks_are_the_pixel_frames_of_latent_frames() -> None:
+def test_slices_are_the_pixel_frames_of_latent_frames() -> None:
     frames = np.arange(9)
     assert [frames[at].tolist() for at in latent_frame_slices(9, 4)] == [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
     assert [frames[at].tolist() for at in latent_frame_slices(1, 4)] == [[0]]
 
 
 @pytest.mark.parametrize("width", [4, 5])
-def test_half_masks_fall_on_whole_tokens_where_they_can(width: int) -> None:
+def test_half_masks_split_only_a_middle_token(width: int) -> None:
     tokens = mask_to_grid(half_masks([True, False], width), (2, 3, width))  # (2,f,h,w)
     row = [1.0] * (width // 2) + [0.5] * (width % 2) + [0.0] * (width // 2)
     assert tokens[0, 1, 2].tolist() == row

@@ -1,4 +1,4 @@
-"""Flags: each complaint is raised by its figure and by nothing else, and says what to do."""
+"""Symptoms: each is raised by its own value and nothing else, and has a remedy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def levels(scores: dict[str, Any]) -> dict[str, str]:
 
 
 def set_to(scores: dict[str, Any], path: str, mean: float) -> None:
-    """Put an estimate without much spread at `a/b/c`."""
+    """Set `a/b/c` to an estimate with a narrow interval."""
     *way, last = path.split("/")
     place = scores
     for key in way:
@@ -29,11 +29,11 @@ def set_to(scores: dict[str, Any], path: str, mean: float) -> None:
     place[last] = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 12}
 
 
-def test_a_good_run_has_no_complaint_and_says_so_with_figures(scores: dict[str, Any]) -> None:
-    found = find_symptoms(scores)
-    assert [flag["symptom"] for flag in found] == [symptom for symptom in SYMPTOMS if symptom != "memory"]
-    assert {flag["level"] for flag in found} == {"ok"}
-    assert all(any(c.isdigit() for c in flag["reason"]) and not flag["remedy"] for flag in found)
+def test_a_good_run_has_no_symptom_and_gives_the_values(scores: dict[str, Any]) -> None:
+    symptoms = find_symptoms(scores)
+    assert [flag["symptom"] for flag in symptoms] == [symptom for symptom in SYMPTOMS if symptom != "memory"]
+    assert {flag["level"] for flag in symptoms} == {"ok"}
+    assert all(any(c.isdigit() for c in flag["reason"]) and not flag["remedy"] for flag in symptoms)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_good_run_has_no_complaint_and_says_so_with_figures(scores: dict[str, 
         ("cells/adapter+reference/sharpness", 0.6, 0.3, "artefacts"),
     ],
 )
-def test_a_figure_raises_its_own_flag_alone(
+def test_a_value_raises_only_its_own_symptom(
     scores: dict[str, Any], path: str, warn: float, bad: float, symptom: str
 ) -> None:
     before = levels(scores)
@@ -62,12 +62,12 @@ def test_a_swap_that_changes_nothing_is_control_not_followed(scores: dict[str, A
     assert levels(scores)["control not followed"] == "bad"
 
 
-def test_strengths_without_order_are_told(scores: dict[str, Any]) -> None:
+def test_a_strength_curve_without_order_is_a_warning(scores: dict[str, Any]) -> None:
     set_to(scores, "control/curve/spearman", 0.1)
     assert levels(scores)["strength without effect"] == "warn"
 
 
-def test_restoration_may_be_rigid_and_drawings_may_not(scores: dict[str, Any]) -> None:
+def test_low_diversity_is_right_for_restoration_and_bad_for_structure(scores: dict[str, Any]) -> None:
     assert levels(scores)["too rigid"] == "ok"
     rigid = {**scores, "family": "structure"}
     assert levels(rigid)["too rigid"] == "bad"
@@ -76,11 +76,11 @@ def test_restoration_may_be_rigid_and_drawings_may_not(scores: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(("peak", "level"), [(40, "ok"), (70, "warn"), (79, "bad")])
-def test_memory_is_judged_where_it_was_measured(scores: dict[str, Any], peak: int, level: str) -> None:
+def test_memory_is_judged_if_it_was_measured(scores: dict[str, Any], peak: int, level: str) -> None:
     scores["provenance"]["memory"] = {"peak_bytes": peak << 30, "device_bytes": 80 << 30}
     assert levels(scores)["memory"] == level
 
 
-def test_what_was_not_measured_is_not_judged(scores: dict[str, Any]) -> None:
+def test_a_symptom_without_values_is_left_out(scores: dict[str, Any]) -> None:
     bare = {**scores, "control": None, "diversity": {}, "cells": {"adapter+reference": {}}}
     assert find_symptoms(bare) == []

@@ -1,4 +1,4 @@
-"""Simple signals: detectors right on the truth, wrong on noise, off by the dose; and references of every task."""
+"""Synthetic probes: detectors are exact on the scene, fail on noise, and measure the dose; references of every task."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def task(maker: str, family: str = "structure", **more: object) -> Task:
     return Task(name="t", family=family, maker=maker, **more)  # type: ignore[arg-type]
 
 
-def test_there_are_six_signals() -> None:
+def test_there_are_six_probes() -> None:
     assert [probe.name for probe in all_probes(*NANO)] == NAMES
 
 
@@ -49,63 +49,63 @@ def test_there_are_six_signals() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_scene_itself_meets_the_request(name: str) -> None:
+def test_the_scene_itself_passes(name: str) -> None:
     for probe in (ALL[name], LARGE[name]):
         assert error(probe, probe.scene) < probe.threshold / 50
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(3))
-def test_noise_and_an_empty_picture_meet_no_request(name: str, seed: int) -> None:
+def test_noise_and_an_empty_picture_pass_no_probe(name: str, seed: int) -> None:
     probe = ALL[name]
     assert error(probe, noise(NANO[0], seed)) > probe.threshold
     assert error(probe, np.full_like(probe.scene, 128)) > probe.threshold
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_another_signal_does_not_meet_the_request(name: str) -> None:
+def test_the_scene_of_another_probe_does_not_pass(name: str) -> None:
     donor = ALL["dot" if name == "line" else "line"]
     assert error(ALL[name], donor.scene) > ALL[name].threshold
 
 
 @pytest.mark.parametrize("name", ["square", "line", "dot"])
-def test_a_position_is_off_by_the_shift(name: str) -> None:
+def test_a_position_error_equals_the_shift(name: str) -> None:
     for shift in (1, 3, 6, 9):
         shifted = ALL[name].scene[:, :, np.maximum(np.arange(64) - shift, 0)]
         assert error(ALL[name], shifted) == pytest.approx(shift, abs=0.3)
 
 
 @pytest.mark.parametrize("name", ["square", "dot"])
-def test_a_followed_point_is_off_by_what_it_lags(name: str) -> None:
+def test_the_error_of_a_followed_point_grows_with_its_lag(name: str) -> None:
     probe = track_by_flow(ALL[name])
     errors = [error(probe, probe.scene[np.maximum(np.arange(9) - lag, 0)]) for lag in (0, 1, 2, 4, 8)]
     assert errors[0] < 0.3
     assert errors == sorted(errors)
-    assert errors[-1] > probe.threshold  # it never moves
+    assert errors[-1] > probe.threshold  # the point never moves
 
 
 @pytest.mark.parametrize("name", ["square", "line", "dot", "step"])
-def test_colours_do_not_matter_and_blur_little(name: str) -> None:
+def test_detection_ignores_colours_and_tolerates_blur(name: str) -> None:
     probe = ALL[name]
     assert error(probe, 255 - probe.scene) < probe.threshold / 50
     blurred = reference(probe, task("degrade.defocus", "restoration"), NANO[0])
     assert error(probe, blurred) < probe.threshold / 10
 
 
-def test_a_slope_is_off_by_what_contrast_is_lost() -> None:
+def test_a_slope_error_equals_the_lost_contrast() -> None:
     scene = ALL["ramp"].scene
     doses = [error(ALL["ramp"], np.rint(128 + keep * (scene - 128.0)).astype(np.uint8)) for keep in (1, 0.8, 0.5, 0)]
     assert doses == pytest.approx([0, 0.2, 0.5, 1], abs=0.01)
 
 
-def test_a_moment_is_off_by_the_frames_of_the_shift() -> None:
+def test_a_moment_error_equals_the_shift_in_frames() -> None:
     scene = ALL["step"].scene
     for shift in (-2, -1, 1, 2):
         assert error(ALL["step"], scene[np.clip(np.arange(9) + shift, 0, 8)]) == abs(shift)
     assert error(ALL["step"], scene[:1].repeat(9, axis=0)) == 9 - ALL["step"].requested[0]  # never
 
 
-def test_unrest_grows_with_motion_and_is_none_in_a_still() -> None:
+def test_unrest_is_0_for_a_still_and_grows_with_motion() -> None:
     still = ALL["hold"].scene
     doses = [
         detect.unrest(np.stack([np.roll(still[0], t * step, axis=1) for t in range(9)])).mean() for step in range(4)
@@ -115,7 +115,7 @@ def test_unrest_grows_with_motion_and_is_none_in_a_still() -> None:
     assert doses[1] > ALL["hold"].threshold / 2
 
 
-def test_a_position_is_measured_below_a_pixel() -> None:
+def test_a_position_has_subpixel_accuracy() -> None:
     shape, scale = NANO
     columns = np.linspace(20.25, 40.25, shape.frames)
     clip = shapes.picture(shapes.left_of(shape, columns), shape.frames)
@@ -123,7 +123,7 @@ def test_a_position_is_measured_below_a_pixel() -> None:
     assert scale.token / 2 == ALL["line"].threshold == 4  # half of nano's token
 
 
-def test_thresholds_grow_with_the_token() -> None:
+def test_thresholds_grow_with_the_token_size() -> None:
     shape = NANO[0]
     half = {s.name: s.threshold for s in all_probes(shape, Scale.of(Geometry(32, 8, 4), 2))}
     assert half["square"] == 8
@@ -157,7 +157,7 @@ def test_the_maker_decides_the_kind_of_reference(maker: str, family: str, kind: 
     assert reference_kind(task(maker, family)) == kind
 
 
-def test_what_cannot_be_asked_is_named_with_its_reason() -> None:
+def test_a_probe_that_cannot_be_drawn_is_listed_with_its_reason() -> None:
     every = all_probes(*NANO)
     probes, not_run = split_applicable(every, task("control.canny"))
     assert [probe.name for probe in probes] == ["square", "line", "dot", "step", "hold"]
@@ -167,7 +167,7 @@ def test_what_cannot_be_asked_is_named_with_its_reason() -> None:
     assert split_applicable(every, task("degrade.defocus", "restoration")) == (every, [])
 
 
-def test_every_maker_has_a_kind_or_is_known_to_have_none() -> None:
+def test_every_maker_has_a_kind_except_two() -> None:
     assert set(MAKERS) - set(REFERENCE_KINDS) == {"control.flow", "edit.loop"}
     assert set(REFERENCE_KINDS) <= set(MAKERS)
 
@@ -181,7 +181,7 @@ def test_probes_are_skipped_with_a_reason_for_an_unknown_maker() -> None:
     assert (result["passed"], result["of"], clips) == (0, 0, {})
 
 
-def test_references_have_the_size_and_rate_that_the_task_declares() -> None:
+def test_references_have_the_size_and_rate_of_the_task() -> None:
     shape = NANO[0]
     small = task("degrade.low_resolution", "restoration", reference_downscale=2, reference_temporal_scale=2)
     assert reference(ALL["square"], small, shape).shape == (5, 32, 32, 3)
@@ -195,12 +195,12 @@ def test_references_have_the_size_and_rate_that_the_task_declares() -> None:
 
 
 @pytest.mark.parametrize("kind", ["control.canny", "control.depth_given"])
-def test_a_drawing_shows_what_it_requests(kind: str) -> None:
+def test_a_drawing_passes_its_own_probe(kind: str) -> None:
     for name in ("square", "line", "dot"):
         assert error(ALL[name], reference(ALL[name], task(kind), NANO[0])) < 1
 
 
-# ---- the suite
+# ---- running the probes
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
     return BaseModel.open(str(write_tiny_base(tmp_path_factory.mktemp("base"))))
 
 
-def run_suite(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object], dict[str, ProbeClips]]:
+def run_base(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object], dict[str, ProbeClips]]:
     text, defocus = torch.zeros(TEXT["tokens"], TEXT["output"]), task("degrade.defocus", "restoration")
     sampler = ProbeSampler(
         base.transformer(), base.vae(), base.geometry, defocus, (3, 8, 8), 25.0, text, SamplerSettings([1.0, 0.0])
@@ -216,8 +216,8 @@ def run_suite(base: BaseModel, batch_size: int = 24) -> tuple[dict[str, object],
     return score_probes(sampler.plan, lambda samples: (sampler.clips(samples).numpy(), 1.0), batch_size)
 
 
-def test_a_base_that_knows_nothing_follows_nothing(base: BaseModel) -> None:
-    result, shown = run_suite(base)
+def test_a_random_base_passes_no_probe(base: BaseModel) -> None:
+    result, shown = run_base(base)
     assert (result["passed"], result["of"]) == (0, 6)
     assert list(shown) == NAMES
     for clips in shown.values():
@@ -226,21 +226,21 @@ def test_a_base_that_knows_nothing_follows_nothing(base: BaseModel) -> None:
         )
 
 
-def test_what_is_found_does_not_depend_on_the_batches(base: BaseModel) -> None:
-    (one, shown), (many, others) = run_suite(base), run_suite(base, batch_size=5)
+def test_scores_do_not_depend_on_the_batch_size(base: BaseModel) -> None:
+    (one, shown), (many, other_clips) = run_base(base), run_base(base, batch_size=5)
     for first, second in zip(one["signals"], many["signals"], strict=True):
         assert (first["name"], first["passed"]) == (second["name"], second["passed"])
         assert second["value"] == pytest.approx(first["value"], abs=0.05)
-    apart = [np.abs(shown[name].floor.astype(int) - others[name].floor).max() for name in NAMES]
-    assert max(apart) <= 1  # sums of another order, before rounding
+    differences = [np.abs(shown[name].floor.astype(int) - other_clips[name].floor).max() for name in NAMES]
+    assert max(differences) <= 1  # different order of summation before rounding
 
 
 def copied(plan: ProbePlan) -> MakeClips:
-    """A model that gives back its reference."""
+    """A model that returns its reference."""
     return lambda samples: (np.stack([plan.references[entry.donor] for entry in samples]), 0.5)
 
 
-def test_a_copy_of_the_scene_passes_all() -> None:
+def test_a_copy_of_the_scene_passes_all_probes() -> None:
     plan = ProbePlan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
     done: list[tuple[int, int]] = []
     result, _ = score_probes(plan, copied(plan), 10, lambda *counts: done.append(counts))
@@ -248,7 +248,7 @@ def test_a_copy_of_the_scene_passes_all() -> None:
     assert done == [(10, 24), (20, 24), (24, 24)]
 
 
-def test_a_request_that_another_reference_meets_as_well_does_not_pass() -> None:
+def test_a_probe_that_also_passes_with_another_reference_fails() -> None:
     plan = ProbePlan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
     lenient = replace(plan, probes=[replace(probe, threshold=1e9) for probe in plan.probes])
     assert score_probes(lenient, copied(plan), 24)[0]["passed"] == 0
@@ -269,10 +269,10 @@ def test_the_median_of_the_seeds_counts() -> None:
     assert score_probes(plan, spoilt((0, 2)), 24)[0]["passed"] == 0
 
 
-def test_clips_are_told_apart_by_reference_and_noise() -> None:
+def test_the_cache_key_contains_reference_and_noise() -> None:
     plan = ProbePlan.of(task("control.canny"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
     assert len({tuple(key) for key in plan.identity(plan.samples)}) == len(plan.samples) == 20
     floors = [entry for entry in plan.samples if entry.probe != entry.donor]
-    own = {entry.noise_seed for entry in plan.samples if entry.probe == entry.donor}
+    own_noise = {entry.noise_seed for entry in plan.samples if entry.probe == entry.donor}
     assert len(floors) == 5
-    assert {entry.noise_seed for entry in floors} < own
+    assert {entry.noise_seed for entry in floors} < own_noise

@@ -1,4 +1,4 @@
-"""Verdicts on constructed values: a good adapter passes, and each way to be bad fails the claims that are about it."""
+"""Verdicts on constructed values: a good adapter passes, and each fault fails the claims that test for it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ N = 12
 STRENGTHS = (0.0, 0.1, 0.5, 1.0)
 LOWER = {"chroma_error", "track_error"}
 RNG = np.random.default_rng(0)
-NOISE = RNG.normal(0, 0.02, (64, N))  # of every row its own, far below the effects
+NOISE = RNG.normal(0, 0.02, (64, N))  # different for every row, far below the effects
 
 
 def rows(metric: str, levels: Mapping[str, float], spread: float = 1.0) -> dict[str, dict[str, Values]]:
-    """Row -> metric -> values of 12 windows around a level."""
+    """Row -> metric -> values of N windows around a level."""
     return {row: {metric: level + spread * NOISE[i]} for i, (row, level) in enumerate(levels.items())}
 
 
@@ -32,22 +32,24 @@ def merged(*tables: dict[str, dict[str, Values]]) -> dict[str, dict[str, Values]
     return {row: {k: v for table in tables for k, v in table.get(row, {}).items()} for table in tables for row in table}
 
 
-def results(
+def make_results(
     cells: dict[str, dict[str, Values]],
     curve: list[float],
     metric: str,
-    kept: float = 0.1,
+    disturbance: float = 0.1,
     null: float = 0.0,
     fade: tuple[float, float] = (0.2, 1.0),
 ) -> Results:
-    """With a strength curve of `metric` (0 first; the last point is adapter+reference's own row), a half mask whose
-    change where it keeps the reference is `kept` of that where it drops it, and a fade from one share of the effect to
-    another."""
+    """Results with a strength curve of `metric` (from 0 up; strength 1 is the row adapter+reference).
+
+    disturbance: of the half mask. null: difference between strength 0 and no reference. fade: shares of the effect in
+    the first and the last latent frame.
+    """
     for i, (s, level) in enumerate(zip(STRENGTHS[:-1], curve, strict=True)):
         cells[f"strength {s:g}"] = {metric: level + 0.01 * NOISE[40 + i]}
     one = np.ones(N)
     dropped = 20 + NOISE[50]
-    changed = {"kept": kept * dropped, "dropped": dropped, "null": null * one, "drift": one}
+    changed = {"kept": disturbance * dropped, "dropped": dropped, "null": null * one, "drift": one}
     changed |= {"inside": one, "outside": one, "full_inside": one, "full_outside": one}
     shares = np.stack([fade[0] + NOISE[51], 0.7 + NOISE[52], fade[1] + NOISE[53]], axis=1)  # (windows, latent frames)
     by_latent_frame = {
@@ -59,19 +61,19 @@ def results(
     return Results(rows=cells, donor=donor, changes=changed, by_latent_frame=by_latent_frame, clips=N)
 
 
-def found(made: Results, primary: str) -> Evidence:
-    names = {metric for row in made.rows.values() for metric in row}
+def evidence_of(results: Results, primary: str) -> Evidence:
+    names = {metric for row in results.rows.values() for metric in row}
     metrics = [Metric(name, name, "", "low" if name in LOWER else "high", "picture") for name in sorted(names)]
-    return collect_evidence(made, STRENGTHS, [f"clip{i % 4}" for i in range(N)], metrics, primary)
+    return collect_evidence(results, STRENGTHS, [f"clip{i % 4}" for i in range(N)], metrics, primary)
 
 
-def failing(family: str, made: Results, primary: str, thresholds: Thresholds | None = None) -> set[str]:
-    verdicts = judge(family, found(made, primary), thresholds or Thresholds())
+def failing(family: str, results: Results, primary: str, thresholds: Thresholds | None = None) -> set[str]:
+    verdicts = judge(family, evidence_of(results, primary), thresholds or Thresholds())
     assert all(verdict["by_source"]["n"] == 4 for verdict in verdicts)
     return {verdict["name"] for verdict in verdicts if not verdict["passed"]}
 
 
-DEBLUR = {  # what a good adapter scored on nano, rounded
+DEBLUR = {  # rounded scores of a good adapter on nano
     **{"adapter+reference": 31.2, "base+reference": 26.4, "base": 12.0, "adapter": 12.4, "swapped": 10.0},
     **{"input": 28.1, "ceiling": 38.1, "floor": 9.5},
 }
@@ -80,66 +82,66 @@ DEBLUR_CURVE = [12.4, 27.9, 30.9]
 
 def deblur(
     curve: list[float] | None = None,
-    kept: float = 0.1,
+    disturbance: float = 0.1,
     null: float = 0.0,
     fade: tuple[float, float] = (0.2, 1.0),
     **levels: float,
 ) -> Results:
     named = {key.replace("_", "+"): level for key, level in levels.items()}
-    return results(rows("psnr", {**DEBLUR, **named}), curve or DEBLUR_CURVE, "psnr", kept, null, fade)
+    return make_results(rows("psnr", {**DEBLUR, **named}), curve or DEBLUR_CURVE, "psnr", disturbance, null, fade)
 
 
 def test_a_good_restoration_adapter_passes_every_claim() -> None:
     assert failing("restoration", deblur(), "psnr") == set()
-    names = {verdict["name"] for verdict in judge("restoration", found(deblur(), "psnr"), Thresholds())}
+    names = {verdict["name"] for verdict in judge("restoration", evidence_of(deblur(), "psnr"), Thresholds())}
     assert names >= {"gain_over_input", "swap_drop", "control_gain", "curve_monotone", "fade_follows", "null_change"}
 
 
 @pytest.mark.parametrize(
-    ("made", "fails"),
+    ("results", "fails"),
     [
-        # untrained, or no adapter at all: every cell is the base's
+        # untrained, or no adapter: every condition equals the base
         (deblur([12.0, 24.0, 26.0], adapter_reference=26.4, adapter=12.0), {"gain_over_input", "gain_over_base"}),
-        # trained on shuffled pairs: the reference is ignored, whatever it is
+        # trained on shuffled pairs: every reference is ignored
         (
-            deblur([13.0, 13.0, 13.0], kept=1.0, adapter_reference=13.0, adapter=13.0, swapped=13.0),
+            deblur([13.0, 13.0, 13.0], disturbance=1.0, adapter_reference=13.0, adapter=13.0, swapped=13.0),
             {
                 *("gain_over_input", "gain_over_base", "swap_drop", "control_gain"),
                 *("strength_monotone", "curve_monotone", "mask_local"),
             },
         ),
-        # trained with the wrong factor: the reference acts, but lands in the wrong places
+        # trained with the wrong factor: the reference acts, but in the wrong place
         (
             deblur([12.4, 15.0, 16.0], adapter_reference=16.5, swapped=9.5),
             {"gain_over_input", "gain_over_base", "swap_drop", "control_gain"},
         ),
-        (deblur(swapped=24.0), {"swap_drop"}),  # copies the caption rather than the reference
-        (deblur([12.4, 31.5, 30.9]), {"strength_monotone"}),  # falls on the way
+        (deblur(swapped=24.0), {"swap_drop"}),  # follows the caption instead of the reference
+        (deblur([12.4, 31.5, 30.9]), {"strength_monotone"}),  # PSNR falls between two rising strengths
         (deblur([31.0, 12.0, 31.1]), {"strength_monotone", "curve_monotone"}),
-        (deblur(kept=0.4), {"mask_local"}),
-        (deblur(fade=(0.95, 1.0)), {"fade_follows"}),  # the mask does nothing in time
+        (deblur(disturbance=0.4), {"mask_local"}),
+        (deblur(fade=(0.95, 1.0)), {"fade_follows"}),  # the mask has no effect over time
         (deblur(null=5.0), {"null_change"}),  # the strength path is broken
     ],
 )
-def test_a_bad_restoration_adapter_fails_what_is_about_it(made: Results, fails: set[str]) -> None:
-    assert failing("restoration", made, "psnr") == fails
+def test_a_bad_restoration_adapter_fails_the_matching_claims(results: Results, fails: set[str]) -> None:
+    assert failing("restoration", results, "psnr") == fails
 
 
-def test_no_share_is_claimed_of_a_latent_frame_in_which_the_reference_has_no_effect() -> None:
+def test_fade_is_not_judged_if_the_reference_has_no_effect_in_a_latent_frame() -> None:
     still = deblur()
     for levels in still.by_latent_frame.values():
-        levels[:, 0] = 31.0  # whatever is given
-    names = {verdict["name"] for verdict in judge("restoration", found(still, "psnr"), Thresholds())}
+        levels[:, 0] = 31.0  # the same under every condition
+    names = {verdict["name"] for verdict in judge("restoration", evidence_of(still, "psnr"), Thresholds())}
     assert "curve_monotone" in names
     assert "fade_follows" not in names
 
 
-def test_a_gain_must_be_more_than_luck() -> None:
+def test_a_gain_must_be_significant() -> None:
     lucky = deblur()
     units = np.array([20.0, *(-0.1 for _ in range(N - 1))])
     lucky.rows["adapter+reference"]["psnr"] = lucky.rows["input"]["psnr"] + units
     verdict = next(
-        v for v in judge("restoration", found(lucky, "psnr"), Thresholds()) if v["name"] == "gain_over_input"
+        v for v in judge("restoration", evidence_of(lucky, "psnr"), Thresholds()) if v["name"] == "gain_over_input"
     )
     assert verdict["value"]["mean"] > 0.7
     assert not verdict["passed"]
@@ -172,7 +174,7 @@ LUMA = {"adapter+reference": 34.0, "base+reference": 34.0, "swapped": 12.0, "cei
 )
 def test_colorize_verdicts(chroma: dict[str, float], luma: dict[str, float], fails: set[str]) -> None:
     cells = merged(rows("chroma_error", {**CHROMA, **chroma}), rows("psnr_y", {**LUMA, **luma}))
-    assert failing("colorize", results(cells, [20.0, 14.0, 9.0], "chroma_error"), "chroma_error") == fails
+    assert failing("colorize", make_results(cells, [20.0, 14.0, 9.0], "chroma_error"), "chroma_error") == fails
 
 
 EDGES = {"adapter+reference": 0.51, "base": 0.16, "swapped": 0.19, "ceiling": 0.93, "floor": 0.185, "input": 0.3}
@@ -183,7 +185,7 @@ PICTURE = {"adapter+reference": 12.1, "base+reference": 6.8}
     ("edges", "gap", "psnr", "curve", "fails"),
     [
         ({}, 0.33, 12.1, [0.17, 0.35, 0.48], set()),
-        ({}, 0.33, 9.0, [0.17, 0.35, 0.48], {"picture"}),  # repaints the drawing, as the base does
+        ({}, 0.33, 9.0, [0.17, 0.35, 0.48], {"picture"}),  # repaints the drawing like the base
         ({"swapped": 0.45}, 0.33, 12.1, [0.17, 0.35, 0.48], {"swap_floor"}),
         (
             {"adapter+reference": 0.18, "swapped": 0.18},
@@ -200,7 +202,7 @@ def test_edge_verdicts(edges: dict[str, float], gap: float, psnr: float, curve: 
         rows("edge_gap", {"adapter+reference": gap}),
         rows("psnr", {**PICTURE, "adapter+reference": psnr}),
     )
-    assert failing("structure", results(cells, curve, "edge_f1"), "edge_f1") == fails
+    assert failing("structure", make_results(cells, curve, "edge_f1"), "edge_f1") == fails
 
 
 TRACKS = {"adapter+reference": 3.0, "base": 20.0, "swapped": 19.0, "ceiling": 1.0, "floor": 21.0, "input": 15.0}
@@ -216,12 +218,12 @@ TRACKS = {"adapter+reference": 3.0, "base": 20.0, "swapped": 19.0, "ceiling": 1.
         ),
     ],
 )
-def test_another_control_is_judged_between_floor_and_ceiling(levels: dict[str, float], fails: set[str]) -> None:
-    """An error of which less is better, and which was not measured on one window."""
+def test_other_controls_are_judged_between_floor_and_ceiling(levels: dict[str, float], fails: set[str]) -> None:
+    """A metric that is better when lower, and that was not measured on one window."""
     cells = merged(rows("track_error", {**TRACKS, **levels}), rows("psnr", PICTURE))
     cells["adapter+reference"]["track_error"][3] = np.nan
     curve = [20.0, 10.0, 5.0] if not fails else [5.0, 20.0, 5.0]
-    assert failing("structure", results(cells, curve, "track_error"), "track_error") == fails
+    assert failing("structure", make_results(cells, curve, "track_error"), "track_error") == fails
 
 
 @pytest.mark.parametrize(
@@ -229,28 +231,28 @@ def test_another_control_is_judged_between_floor_and_ceiling(levels: dict[str, f
     [(22.0, 34.0, set()), (11.0, 34.0, {"gain_over_input", "gain_over_base"}), (22.0, 30.0, {"preserved"})],
 )
 def test_edit_verdicts(inside: float, outside: float, fails: set[str]) -> None:
-    others = {"base+reference": 11.0, "input": 10.0, "swapped": 9.0}
+    no_control = {"base+reference": 11.0, "input": 10.0, "swapped": 9.0}
     cells = merged(
-        rows("psnr_inside", {"adapter+reference": inside, **others}),
-        rows("psnr_outside", {"adapter+reference": outside, **others, "base": 8.0, "ceiling": 35.0}),
+        rows("psnr_inside", {"adapter+reference": inside, **no_control}),
+        rows("psnr_outside", {"adapter+reference": outside, **no_control, "base": 8.0, "ceiling": 35.0}),
     )
-    made = results(cells, [9.0, 20.0, 30.0], "psnr_outside")
+    results = make_results(cells, [9.0, 20.0, 30.0], "psnr_outside")
     if inside == 11.0:
-        made.rows["adapter+reference"]["psnr_inside"] = made.rows["base+reference"]["psnr_inside"] - 1
-    assert failing("edit", made, "psnr_outside") == fails
+        results.rows["adapter+reference"]["psnr_inside"] = results.rows["base+reference"]["psnr_inside"] - 1
+    assert failing("edit", results, "psnr_outside") == fails
 
 
-def test_videos_of_another_program_are_judged_by_what_there_is() -> None:
-    """Only the outputs, the input, the ceiling and the floor are known: no claim is made about the rest."""
-    made = deblur()
-    known = {row: made.rows[row] for row in ("adapter+reference", "input", "ceiling", "floor")}
-    verdicts = judge("restoration", found(Results(rows=known, clips=N), "psnr"), Thresholds())
+def test_videos_of_another_program_get_only_the_claims_that_can_be_measured() -> None:
+    """Only outputs, input, ceiling and floor are measured: claims about other conditions are not made."""
+    results = deblur()
+    rows_of_videos = {row: results.rows[row] for row in ("adapter+reference", "input", "ceiling", "floor")}
+    verdicts = judge("restoration", evidence_of(Results(rows=rows_of_videos, clips=N), "psnr"), Thresholds())
     assert [verdict["name"] for verdict in verdicts] == ["gain_over_input"]
-    assert control_scores(Results(rows=known), found(Results(rows=known), "psnr")) is None
-    assert mask_scores(Results(rows=known), found(Results(rows=known), "psnr"), 8, 4) is None
+    assert control_scores(Results(rows=rows_of_videos), evidence_of(Results(rows=rows_of_videos), "psnr")) is None
+    assert mask_scores(Results(rows=rows_of_videos), evidence_of(Results(rows=rows_of_videos), "psnr"), 8, 4) is None
 
 
-def test_changed_thresholds_count_and_are_named() -> None:
+def test_changed_thresholds_apply_and_are_named() -> None:
     strict = Thresholds(gain_over_input=5.0, swap_drop=30.0)
     assert failing("restoration", deblur(), "psnr", strict) == {"gain_over_input", "swap_drop"}
     assert strict.changed == ["gain_over_input", "swap_drop"]
@@ -259,21 +261,21 @@ def test_changed_thresholds_count_and_are_named() -> None:
         Thresholds(significance=1.5)
 
 
-def test_control_figures() -> None:
-    made = deblur()
-    figures = control_scores(made, found(made, "psnr"))
+def test_control_and_mask_scores() -> None:
+    results = deblur()
+    figures = control_scores(results, evidence_of(results, "psnr"))
     assert figures is not None
     assert figures["gain"]["mean"] == pytest.approx((31.2 - 12.0) / (38.1 - 12.0), abs=0.01)
     assert figures["swap_lost"]["mean"] == pytest.approx(21.2, abs=0.05)
     assert figures["swap_won"]["mean"] == pytest.approx(5)
-    masked = mask_scores(made, found(made, "psnr"), 8, 4)
+    masked = mask_scores(results, evidence_of(results, "psnr"), 8, 4)
     assert masked is not None
     assert masked["half"]["disturbance"]["mean"] == pytest.approx(0.1)
     assert [block["weight"] for block in masked["fade"]["blocks"]] == [0, 0.5, 1]
     assert masked["fade"]["correlation"]["mean"] > 0.9
 
 
-def test_a_bound_says_what_it_asks() -> None:
+def test_bounds() -> None:
     gain = Bound(0.7, effect=0, significant=True, unit="dB")
     assert str(gain) == "≥ 0.7 dB, interval above 0, significant"
     good = {"mean": 0.8, "low": 0.1, "high": 1.5, "n": 24}
@@ -293,7 +295,7 @@ def test_a_bound_says_what_it_asks() -> None:
 
 def test_the_console_counts_claims_and_names_changed_thresholds() -> None:
     strict = Thresholds(swap_drop=30.0)
-    verdicts = judge("restoration", found(deblur(), "psnr"), strict)
+    verdicts = judge("restoration", evidence_of(deblur(), "psnr"), strict)
     lines = headline({"verdicts": verdicts, "thresholds": {"changed": strict.changed}})
     assert lines[-2:] == ["8 of 9 claims hold", "thresholds changed from the defaults: swap_drop"]
     failed = next(line for line in lines if line.startswith("FAIL"))

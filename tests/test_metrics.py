@@ -1,4 +1,4 @@
-"""Every metric: perfect for identity, worse with every dose of damage, blind to how large a masked area is."""
+"""Every metric: perfect for identity, worse with every dose of damage, independent of the masked area."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TASKS = {
 
 
 def truth_of(task: str) -> GroundTruth:
-    """What clips are measured against: the pair of a task, made of `scene`."""
+    """The ground truth of a task, made from `scene`."""
     target = scene()
     region = np.zeros(target.shape[:3], bool)
     region[HOLE] = True
@@ -39,7 +39,7 @@ def truth_of(task: str) -> GroundTruth:
     return GroundTruth(target, scene(1), reference, region, {"drawn": {"tracks": tracks}})
 
 
-TRUTHS = {task: truth_of(task) for task in TASKS}
+GROUND_TRUTHS = {task: truth_of(task) for task in TASKS}
 SUITES = {task: Suite.of(settings) for task, settings in TASKS.items()}
 PERFECT = {
     **dict.fromkeys(("psnr", "psnr_y", "psnr_outside", "psnr_inside"), PSNR_CAP),
@@ -90,12 +90,12 @@ FALLS = [
 
 
 def measured(task: str, output: np.ndarray) -> dict[str, float]:
-    return SUITES[task].measure(output, TRUTHS[task]).values
+    return SUITES[task].measure(output, GROUND_TRUTHS[task]).values
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_identity_is_perfect(task: str) -> None:
-    suite, truth = SUITES[task], TRUTHS[task]
+    suite, truth = SUITES[task], GROUND_TRUTHS[task]
     values = measured(task, truth.target)
     assert list(values) == [metric.key for metric in suite.metrics]
     for key in values.keys() & PERFECT.keys():
@@ -105,27 +105,27 @@ def test_identity_is_perfect(task: str) -> None:
 
 
 @pytest.mark.parametrize(("key", "task", "dose", "amounts"), RESPONSES + FALLS)
-def test_every_dose_is_seen(key: str, task: str, dose: str, amounts: tuple[float, ...]) -> None:
+def test_metrics_get_worse_with_every_dose(key: str, task: str, dose: str, amounts: tuple[float, ...]) -> None:
     damage: Dose = getattr(doses, dose)
     better = {metric.key: metric.better for metric in SUITES[task].metrics}[key]
-    target = TRUTHS[task].target
+    target = GROUND_TRUTHS[task].target
     values = [measured(task, target)[key], *(measured(task, damage(target, amount))[key] for amount in amounts)]
     sign = 1 if better == "low" else -1
     assert all(sign * b > sign * a for a, b in pairwise(values)), values
 
 
-def test_the_table_leaves_no_metric_out() -> None:
+def test_the_table_has_every_metric() -> None:
     every = {metric.key for suite in SUITES.values() for metric in suite.metrics}
     assert every - {key for key, *_ in RESPONSES + FALLS} == {"edge_f1_shuffled"}  # it is edge_f1 of another clip
 
 
 def test_the_floor_is_edge_f1_against_the_other_clip() -> None:
-    values = measured("restoration", TRUTHS["restoration"].shuffled)
+    values = measured("restoration", GROUND_TRUTHS["restoration"].shuffled)
     assert values["edge_f1_shuffled"] == 1
     assert values["edge_gap"] == values["edge_f1"] - 1 < -0.5
 
 
-def test_what_is_asked_to_be_forgiven_is_forgiven() -> None:
+def test_tolerated_damage_has_no_effect() -> None:
     target = scene()
     shifted = measured("restoration", doses.shift(target, 1))
     assert shifted["edge_f1"] > 0.9 > shifted["edge_f1_strict"]
@@ -137,14 +137,14 @@ def test_what_is_asked_to_be_forgiven_is_forgiven() -> None:
     assert measured("colorize", doses.grey(target, 1))["luma_psnr"] == PSNR_CAP
 
 
-def test_what_the_target_does_itself_is_not_counted() -> None:
+def test_temporal_changes_of_the_target_cancel() -> None:
     lit = doses.colour_flicker(doses.flicker(scene(), 8), 8)
     values = Suite.of(TASKS["colorize"]).measure(lit, GroundTruth(lit, scene(1), lit)).values
     assert values["flicker"] == values["warp_error"] == values["cdc"] == 0
 
 
-def test_blur_beats_the_target_on_time_and_sharpness_tells() -> None:
-    """Why sharpness is reported beside the temporal metrics."""
+def test_temporal_metrics_reward_blur_and_sharpness_shows_it() -> None:
+    """This is why sharpness is reported next to the temporal metrics."""
     jittery = doses.noise(scene(), 8)
     truth = GroundTruth(jittery, scene(1), jittery)
     values = SUITES["restoration"].measure(doses.blur(jittery, 2), truth).values
@@ -152,7 +152,7 @@ def test_blur_beats_the_target_on_time_and_sharpness_tells() -> None:
     assert values["sharpness"] < 0.5
 
 
-def test_values_that_can_be_worked_out() -> None:
+def test_values_computed_on_paper() -> None:
     grey = np.full((9, 64, 64, 3), 100, np.uint8)
     red = np.zeros_like(grey)
     red[..., 0] = 255
@@ -170,16 +170,16 @@ def test_values_that_can_be_worked_out() -> None:
     assert values["tof"] < 0.1
 
 
-def test_what_a_moving_thing_hides_does_not_count_as_a_warping_error() -> None:
-    """A square slides by 4 pixels a frame over a texture: behind it the next frame shows what could not be foreseen."""
+def test_occluded_pixels_do_not_count_in_the_warping_error() -> None:
+    """A square moves by 4 pixels a frame over a texture and uncovers pixels that no flow can predict."""
     background, thing = scene(1, frames=1)[0], scene(2, frames=1)[0, :24, :24]
     clip = np.repeat(background[None], 6, axis=0)
     for t, frame in enumerate(clip):
         frame[20:44, 8 + 4 * t : 32 + 4 * t] = thing
     view = CachedClip(clip)
-    there = [view.flow_between(t, t + 1).astype(np.float32) for t in range(5)]
+    flows = [view.flow_between(t, t + 1).astype(np.float32) for t in range(5)]
     back = [view.flow_between(t + 1, t).astype(np.float32) for t in range(5)]
-    masks = np.stack([reliable_flow(a, b) for a, b in zip(there, back, strict=True)])
+    masks = np.stack([reliable_flow(a, b) for a, b in zip(flows, back, strict=True)])
     assert 0.5 < masks.mean() < 0.95
     everywhere = warping_error(clip, view.flow, np.ones_like(masks))
     trusted = warping_error(clip, view.flow, masks)
@@ -188,18 +188,18 @@ def test_what_a_moving_thing_hides_does_not_count_as_a_warping_error() -> None:
     assert trusted < everywhere / 3
 
 
-def test_series_are_those_of_psnr_and_the_primary_metric() -> None:
+def test_psnr_and_the_primary_metric_are_measured_per_frame() -> None:
     broken = scene().copy()
     broken[4] = 0
     for task, suite in SUITES.items():
-        found = suite.measure(broken, TRUTHS[task])
-        assert set(found.frames) == {"psnr", suite.primary}
-        assert all(len(series) == len(broken) for series in found.frames.values())
-        assert found.frames["psnr"][4] < 15 < PSNR_CAP == found.frames["psnr"][0]
-        assert found.values["psnr"] == pytest.approx(np.mean(found.frames["psnr"]))
+        measured = suite.measure(broken, GROUND_TRUTHS[task])
+        assert set(measured.frames) == {"psnr", suite.primary}
+        assert all(len(series) == len(broken) for series in measured.frames.values())
+        assert measured.frames["psnr"][4] < 15 < PSNR_CAP == measured.frames["psnr"][0]
+        assert measured.values["psnr"] == pytest.approx(np.mean(measured.frames["psnr"]))
 
 
-def test_masked_figures_do_not_depend_on_the_area() -> None:
+def test_masked_metrics_do_not_depend_on_the_area() -> None:
     target = scene() // 2
     output = target + 10
     for area in (1, 100, 4000):
@@ -211,8 +211,8 @@ def test_masked_figures_do_not_depend_on_the_area() -> None:
     assert change(output, target, slice(0, 3)) == change(output, target, slice(0, 64)) == 10
 
 
-def test_masked_figures_are_blind_to_what_is_not_asked() -> None:
-    truth = TRUTHS["edit"]
+def test_masked_metrics_ignore_pixels_outside_the_mask() -> None:
+    truth = GROUND_TRUTHS["edit"]
     assert truth.region is not None
     values = measured("edit", doses.hole(truth.target, 1))
     assert values["psnr_outside"] == PSNR_CAP
@@ -227,7 +227,7 @@ def test_masked_figures_are_blind_to_what_is_not_asked() -> None:
     )
 
 
-def test_a_seam_is_the_step_that_the_target_does_not_have() -> None:
+def test_a_seam_is_the_step_beyond_that_of_the_target() -> None:
     target = np.full((2, 32, 32, 3), 100, np.uint8)
     region = np.zeros((2, 32, 32), bool)
     region[:, :, :16] = True
@@ -235,8 +235,8 @@ def test_a_seam_is_the_step_that_the_target_does_not_have() -> None:
     assert seam(target, target, np.ones_like(region)) is None
 
 
-def test_metrics_of_a_region_are_absent_without_one() -> None:
-    truth = TRUTHS["edit"]
+def test_region_metrics_are_absent_without_a_region() -> None:
+    truth = GROUND_TRUTHS["edit"]
     values = SUITES["edit"].measure(truth.target, GroundTruth(truth.target, truth.shuffled, truth.reference)).values
     assert "psnr_outside" not in values
     assert values["structure_kept"] > 0.9
@@ -250,39 +250,39 @@ def test_metrics_of_a_region_are_absent_without_one() -> None:
     assert not values.keys() & {"psnr_outside", "ssim_outside", "change_outside", "structure_kept"}
 
 
-def test_the_region_is_what_the_maker_painted_or_where_a_given_pair_differs() -> None:
+def test_the_region_is_painted_or_where_a_given_pair_differs() -> None:
     target = scene()
     region = np.zeros(target.shape[:3], bool)
     region[HOLE] = True
     green = np.where(region[..., None], np.array([102, 255, 0], np.uint8), target)
     assert (edited_region(Task("inpaint", maker="edit.hole"), target, green) == region).all()
     small = np.stack([cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA) for frame in green[::2]])
-    found = edited_region(Task("outpaint", maker="edit.outpaint"), target, small)
-    assert found is not None
-    assert (found == region).mean() > 0.99
+    measured = edited_region(Task("outpaint", maker="edit.outpaint"), target, small)
+    assert measured is not None
+    assert (measured == region).mean() > 0.99
     blue = Task("inpaint", maker="edit.hole", maker_args={"colour": [0, 0, 255]})
     assert not edited_region(blue, target, green).any()
-    given = edited_region(Task("shave", maker="given"), target, doses.hole(target, 1))
-    assert (given == region).mean() > 0.97
+    edited = edited_region(Task("shave", maker="given"), target, doses.hole(target, 1))
+    assert (edited == region).mean() > 0.97
     assert edited_region(TASKS["restoration"], target, target) is None
 
 
 @pytest.mark.parametrize("late", [-2, -1, 0, 1, 2])
-def test_an_offset_in_frames_is_found_through_damage(late: int) -> None:
+def test_a_time_offset_is_detected_despite_damage(late: int) -> None:
     long = scene(frames=13)
     target, output = long[2:11], long[2 + late : 11 + late]
     assert offset(output, target) == late
     assert offset(doses.noise(doses.blur(output, 1), 5), target) == late
 
 
-def test_no_offset_is_claimed_without_evidence() -> None:
+def test_no_time_offset_without_evidence() -> None:
     still = np.repeat(scene()[:1], 9, axis=0)
     assert offset(doses.noise(still, 5), still) == 0
     assert offset(scene(1), scene()) == 0
     assert offset(scene(1)[:2], scene()[:2]) == 0
 
 
-def test_diversity_is_0_for_copies_and_grows_with_difference() -> None:
+def test_diversity_is_0_for_copies_and_grows_with_the_difference() -> None:
     clips = [scene(), scene()]
     assert diversity(clips) == diversity(clips, dissimilarity) == 0
     for distance in (difference, dissimilarity):
@@ -294,7 +294,7 @@ def test_diversity_is_0_for_copies_and_grows_with_difference() -> None:
         diversity([scene()])
 
 
-def test_clips_that_are_short_flat_or_grey() -> None:
+def test_short_flat_and_grey_clips() -> None:
     flat = np.full((1, 16, 16, 3), 90, np.uint8)
     values = Suite.of(TASKS["colorize"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["edge_f1"] == values["sharpness"] == 1
@@ -307,7 +307,7 @@ def test_clips_that_are_short_flat_or_grey() -> None:
 
 def test_other_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(9, 64, 64, 3\)"):
-        SUITES["restoration"].measure(scene()[:8], TRUTHS["restoration"])
+        SUITES["restoration"].measure(scene()[:8], GROUND_TRUTHS["restoration"])
     tiny = scene()[:, :8, :8]
     with pytest.raises(ValueError, match="11 pixels"):
         SUITES["restoration"].measure(tiny, GroundTruth(tiny, tiny, tiny))

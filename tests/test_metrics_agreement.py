@@ -1,4 +1,4 @@
-"""Our figures are those of the programs they are compared with: scikit-image, ffmpeg, torchmetrics."""
+"""Our PSNR and SSIM agree with scikit-image, ffmpeg and torchmetrics."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def output(request: pytest.FixtureRequest) -> Clip:
 def test_scikit_image(output: Clip) -> None:
     pairs = list(zip(scene(), output, strict=True))
     settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
-    theirs = [structural_similarity(a, b, channel_axis=-1, **settings) for a, b in pairs]
-    assert ssim(output, scene()) == pytest.approx(theirs, abs=1e-3)
+    expected = [structural_similarity(a, b, channel_axis=-1, **settings) for a, b in pairs]
+    assert ssim(output, scene()) == pytest.approx(expected, abs=1e-3)
     assert psnr(output, scene()) == pytest.approx([peak_signal_noise_ratio(a, b) for a, b in pairs], abs=1e-3)
     lumas = [(rgb2ycbcr(a)[..., 0], rgb2ycbcr(b)[..., 0]) for a, b in pairs]
-    theirs = [peak_signal_noise_ratio(a, b, data_range=255) for a, b in lumas]
-    assert psnr_y(output, scene()) == pytest.approx(theirs, abs=1e-3)
+    expected = [peak_signal_noise_ratio(a, b, data_range=255) for a, b in lumas]
+    assert psnr_y(output, scene()) == pytest.approx(expected, abs=1e-3)
 
 
 def ffmpeg_psnr(output: Clip, target: Clip) -> list[float]:
-    """What ffmpeg's filter `psnr` says of each frame, over R, G and B together."""
+    """PSNR per frame over R, G and B by ffmpeg's filter `psnr`."""
     graph = av.filter.Graph()
     size = {"width": output.shape[2], "height": output.shape[1], "format": "rgb24", "time_base": "1/25"}
     sources = [graph.add_buffer(**size) for _ in range(2)]
@@ -52,28 +52,28 @@ def ffmpeg_psnr(output: Clip, target: Clip) -> list[float]:
         planar[i].link_to(compare, 0, i)
     compare.link_to(sink)
     graph.configure()
-    theirs = []
+    expected = []
     for number, pair in enumerate(zip(output, target, strict=True)):
         for source, pixels in zip(sources, pair, strict=True):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             frame.pts = number
             source.push(frame)
-        theirs.append(float(sink.pull().metadata["lavfi.psnr.psnr_avg"]))
-    return theirs
+        expected.append(float(sink.pull().metadata["lavfi.psnr.psnr_avg"]))
+    return expected
 
 
 def test_ffmpeg(output: Clip) -> None:
     assert psnr(output, scene()) == pytest.approx(ffmpeg_psnr(output, scene()), abs=1e-3)
 
 
-def test_one_formula_serves_all_psnr(output: Clip) -> None:
-    """torchmetrics' PSNR, and the formula for masks and luma, which it does not have."""
+def test_our_psnr_formula_agrees_with_torchmetrics(output: Clip) -> None:
+    """torchmetrics' PSNR equals `decibel`, the formula used for masks and luma."""
     squares = ((a.astype(float) - b) ** 2 for a, b in zip(output, scene(), strict=True))
     assert psnr(output, scene()) == pytest.approx([decibel(float(square.mean())) for square in squares], abs=1e-4)
 
 
-def test_ssim_of_torchmetrics_is_another_one() -> None:
-    """Why it is not used: it scores the border too, on reflected pixels."""
+def test_ssim_differs_from_torchmetrics() -> None:
+    """It is not used because it also scores the border, on reflected pixels."""
     a, b = (torch.from_numpy(clip[:1]).permute(0, 3, 1, 2).float() for clip in (OUTPUTS["blur"], scene()))
-    theirs = float(structural_similarity_index_measure(a, b, data_range=255.0))
-    assert abs(theirs - ssim(OUTPUTS["blur"][:1], scene()[:1])[0]) > 1e-3
+    expected = float(structural_similarity_index_measure(a, b, data_range=255.0))
+    assert abs(expected - ssim(OUTPUTS["blur"][:1], scene()[:1])[0]) > 1e-3

@@ -1,4 +1,4 @@
-"""Is the control followed: what is asked for, what is found again, and what cannot be measured."""
+"""Control metrics (edges, tracks, pose, depth): requests, measurements, and metrics that cannot run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def blank(record: dict | None = None, clip: np.ndarray | None = None) -> GroundT
 
 
 @pytest.mark.parametrize(
-    ("maker", "family", "primary", "own"),
+    ("maker", "family", "primary", "specific"),
     [
         ("degrade.defocus", "restoration", "psnr", {"erqa", "tof"}),
         ("degrade.grey", "colorize", "chroma_error", {"luma_psnr", "colourfulness_ratio", "cdc"}),
@@ -50,15 +50,17 @@ def blank(record: dict | None = None, clip: np.ndarray | None = None) -> GroundT
         ("control.pose", "structure", "pose_pck", {"pose_pck", "pose_oks", "pose_error", "pose_recall"}),
     ],
 )
-def test_a_task_declares_its_primary_metric_and_has_what_its_control_asks(
-    maker: str, family: str, primary: str, own: set[str]
+def test_a_task_has_its_primary_metric_and_the_metrics_of_its_control(
+    maker: str, family: str, primary: str, specific: set[str]
 ) -> None:
     suite = Suite.of(task(maker, family))
     keys = [metric.key for metric in suite.metrics]
     assert suite.primary == primary
-    assert suite.adherence == ("psnr_y" if family == "colorize" else primary)  # colours are a guess, luma is given
+    assert suite.adherence == (
+        "psnr_y" if family == "colorize" else primary
+    )  # the reference gives the luma, not the colours
     assert primary in keys
-    assert own <= set(keys)
+    assert specific <= set(keys)
     assert len(keys) == len(set(keys))
     assert {"psnr", "psnr_y", "ssim", "edge_f1", "edge_gap", "chroma_error", "colourfulness", "sharpness"} <= set(keys)
     for metric in suite.metrics:
@@ -66,12 +68,12 @@ def test_a_task_declares_its_primary_metric_and_has_what_its_control_asks(
         assert metric.group in ("picture", "structure", "colour", "time", "region")
 
 
-def test_edits_are_led_by_what_the_reference_shows() -> None:
+def test_the_primary_metric_of_an_edit_depends_on_its_maker() -> None:
     for maker, primary in (("edit.hole", "psnr_outside"), ("edit.outpaint", "psnr_outside"), ("given", "psnr")):
         assert Suite.of(task(maker, "edit")).primary == primary
 
 
-def test_what_cannot_run_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_cannot_run_are_listed_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Suite.of(task("degrade.defocus", "restoration")).not_run == ()
     for maker, args in (("control.depth", {}), ("control.depth", {"model": "gone"}), ("control.depth_given", {})):
         suite = Suite.of(task(maker, **args))
@@ -85,33 +87,33 @@ def test_what_cannot_run_is_named_with_the_way_to_get_it(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("maker", ["control.canny", "control.soft_edges"])
-def test_edges_are_drawn_again_as_the_maker_draws_them(maker: str) -> None:
+def test_edges_are_drawn_as_the_maker_draws_them(maker: str) -> None:
     args = {"thickness": 2, "soft": 0.6} if maker == "control.canny" else {"scales": [1.0, 3.0]}
-    made, _ = build_maker(maker, args)(scene(), np.random.default_rng(0), source(scene()))
-    assert (Suite.of(task(maker, **args)).control(scene()) == made).all()
+    drawing, _ = build_maker(maker, args)(scene(), np.random.default_rng(0), source(scene()))
+    assert (Suite.of(task(maker, **args)).control(scene()) == drawing).all()
 
 
 # --- tracks ---
 
 
-def test_tracks_are_those_that_the_maker_drew_and_are_drawn_again() -> None:
+def test_tracks_of_the_maker_are_measured_and_drawn() -> None:
     frames = scene()
     drawing, drawn = build_maker("control.tracks", {"count": [12, 12]})(
         frames, np.random.default_rng(0), source(frames)
     )
     suite, truth = Suite.of(task("control.tracks", count=[12, 12])), blank({"drawn": drawn})
-    found = suite.measure(frames, truth)
-    assert found.values["track_error"] < 0.1
-    assert found.values["track_dx"] == found.values["track_within_5"] == found.values["track_found"] == 1
+    measured = suite.measure(frames, truth)
+    assert measured.values["track_error"] < 0.1
+    assert measured.values["track_dx"] == measured.values["track_within_5"] == measured.values["track_found"] == 1
     assert np.abs(suite.control(frames, truth).astype(int) - drawing).mean() < 2
     assert suite.control(frames) is None  # nobody says where they start
 
 
 def test_track_errors_are_in_pixels_and_shares_of_the_diagonal() -> None:
-    wanted = np.zeros((2, 4, 2))
-    asked = np.array([[True, True, True, True], [True, True, False, False]])
-    found = wanted + np.array([3.0, 4.0])
-    values = track_values(wanted, asked, found, np.ones_like(asked), (60, 80)).values
+    requested = np.zeros((2, 4, 2))
+    is_requested = np.array([[True, True, True, True], [True, True, False, False]])
+    measured = requested + np.array([3.0, 4.0])
+    values = track_values(requested, is_requested, measured, np.ones_like(is_requested), (60, 80)).values
     assert values["track_error"] == 5
     assert values["track_error_diagonal"] == 5
     assert values["track_within_5"] == 1
@@ -121,15 +123,15 @@ def test_track_errors_are_in_pixels_and_shares_of_the_diagonal() -> None:
     assert values["track_dx"] == 0
 
 
-def test_a_lost_point_stays_where_it_was_and_is_near_nothing() -> None:
-    wanted = np.stack([np.stack([np.arange(5.0), np.zeros(5)], axis=1)])
-    asked = np.ones((1, 5), bool)
-    seen = np.array([[True, True, False, False, False]])
-    held = wanted[:, [0, 1, 1, 1, 1]]
-    found = track_values(wanted, asked, held, seen, (300, 400))
-    assert found.values["track_error"] == pytest.approx((0 + 1 + 2 + 3) / 4)
-    assert found.values["track_within_5"] == found.values["track_found"] == 1 / 4
-    assert found.frames["track_error"] == [0, 0, 1, 2, 3]
+def test_a_lost_point_keeps_its_position_and_is_within_no_distance() -> None:
+    requested = np.stack([np.stack([np.arange(5.0), np.zeros(5)], axis=1)])
+    is_requested = np.ones((1, 5), bool)
+    is_tracked = np.array([[True, True, False, False, False]])
+    held_position = requested[:, [0, 1, 1, 1, 1]]
+    measured = track_values(requested, is_requested, held_position, is_tracked, (300, 400))
+    assert measured.values["track_error"] == pytest.approx((0 + 1 + 2 + 3) / 4)
+    assert measured.values["track_within_5"] == measured.values["track_found"] == 1 / 4
+    assert measured.frames["track_error"] == [0, 0, 1, 2, 3]
 
 
 def test_without_tracks_there_is_no_track_error() -> None:
@@ -139,12 +141,12 @@ def test_without_tracks_there_is_no_track_error() -> None:
     assert "track_error" not in suite.measure(scene(), blank()).values
 
 
-def test_a_still_output_has_the_error_of_what_was_asked_for() -> None:
+def test_a_still_output_has_the_error_of_the_requested_motion() -> None:
     frames = scene()
     tracks = [[[x - t, y] for t in range(9)] for x, y in ((30.0, 20.0), (40.0, 40.0), (22.0, 33.0))]
     still = np.repeat(frames[:1], 9, axis=0)
-    found = Suite.of(task("control.tracks")).measure(still, blank({"drawn": {"tracks": tracks}}))
-    assert found.values["track_error"] == pytest.approx(np.mean(range(1, 9)), abs=0.05)
+    measured = Suite.of(task("control.tracks")).measure(still, blank({"drawn": {"tracks": tracks}}))
+    assert measured.values["track_error"] == pytest.approx(np.mean(range(1, 9)), abs=0.05)
 
 
 # --- pose ---
@@ -162,62 +164,62 @@ def moved(people: np.ndarray, pixels: float) -> np.ndarray:
     return people + np.array([pixels, 0, 0])
 
 
-def wanted_of(*people: np.ndarray) -> np.ndarray:
+def requested_of(*people: np.ndarray) -> np.ndarray:
     drawn = {"skeletons": [{"start": 0, "points": one.reshape(len(one), -1).tolist()} for one in people]}
     return requested_skeletons(drawn, 3, (100, 100))
 
 
-def test_joints_where_they_were_asked_for_are_perfect() -> None:
-    found = pose_values(wanted_of(person()), person()[None])
-    assert found.values == {"pose_pck": 1, "pose_oks": 1, "pose_recall": 1, "pose_error": 0}
-    assert found.frames["pose_pck"] == [1, 1, 1]
+def test_joints_at_the_requested_positions_are_perfect() -> None:
+    measured = pose_values(requested_of(person()), person()[None])
+    assert measured.values == {"pose_pck": 1, "pose_oks": 1, "pose_recall": 1, "pose_error": 0}
+    assert measured.frames["pose_pck"] == [1, 1, 1]
 
 
-def test_every_dose_of_displacement_is_seen() -> None:
-    values = [pose_values(wanted_of(person()), moved(person(), d)[None]).values for d in (0, 1, 3, 9)]
+def test_pose_metrics_get_worse_with_every_displacement() -> None:
+    values = [pose_values(requested_of(person()), moved(person(), d)[None]).values for d in (0, 1, 3, 9)]
     for key, sign in (("pose_oks", -1), ("pose_error", 1)):
         assert all(sign * a[key] < sign * b[key] for a, b in pairwise(values)), key
     assert [v["pose_error"] for v in values] == pytest.approx([0, 1, 3, 9])
     assert [v["pose_pck"] for v in values] == [1, 1, 1, 0]  # a tenth of the box's longer side is 4 pixels
 
 
-def test_oks_is_coco_s() -> None:
-    """One joint at a distance of its own k times the root of the area: exp(-1/2)."""
-    wanted = wanted_of(person())[0, 0]
+def test_oks_follows_coco() -> None:
+    """One joint at a distance of k times the root of the area gives exp(-1/2)."""
+    requested = requested_of(person())[0, 0]
     knee = POINTS.index("right_knee")
-    alone = wanted.copy()
-    alone[:, 2] = 0
-    alone[[0, 10, knee], 2] = 1
+    single = requested.copy()
+    single[:, 2] = 0
+    single[[0, 10, knee], 2] = 1
     distances = np.where(np.arange(18) == knee, 2 * 0.087 * np.sqrt(20 * 40), 0.0)
-    assert similarity(alone, distances) == pytest.approx((2 + np.exp(-0.5)) / 3)
+    assert similarity(single, distances) == pytest.approx((2 + np.exp(-0.5)) / 3)
 
 
-def test_people_are_matched_each_once_and_missing_ones_count() -> None:
+def test_people_are_matched_one_to_one_and_missing_people_count() -> None:
     left, right = person(5), person(60)
-    found = pose_values(wanted_of(left, right), np.stack([moved(right, 1), moved(left, 1)]))
-    assert found.values["pose_error"] == pytest.approx(1)
-    assert found.values["pose_recall"] == 1
-    alone = pose_values(wanted_of(left, right), moved(left, 1)[None])
-    assert alone.values["pose_error"] == pytest.approx(1)
-    assert alone.values["pose_recall"] == alone.values["pose_pck"] == 0.5
-    nobody = pose_values(wanted_of(left), np.zeros((0, 3, 18, 3)))
-    assert nobody.values == {"pose_pck": 0, "pose_oks": 0, "pose_recall": 0}  # and no error is made up
+    measured = pose_values(requested_of(left, right), np.stack([moved(right, 1), moved(left, 1)]))
+    assert measured.values["pose_error"] == pytest.approx(1)
+    assert measured.values["pose_recall"] == 1
+    single = pose_values(requested_of(left, right), moved(left, 1)[None])
+    assert single.values["pose_error"] == pytest.approx(1)
+    assert single.values["pose_recall"] == single.values["pose_pck"] == 0.5
+    nobody = pose_values(requested_of(left), np.zeros((0, 3, 18, 3)))
+    assert nobody.values == {"pose_pck": 0, "pose_oks": 0, "pose_recall": 0}  # and no joint error
 
 
-def test_only_sure_joints_inside_of_the_picture_are_asked_for() -> None:
+def test_only_confident_joints_inside_the_picture_are_requested() -> None:
     unsure = person()
     unsure[:, 4, 2], unsure[:, 5, 0] = 0.2, 200
-    wanted = wanted_of(unsure)
-    missing = np.flatnonzero(wanted[0, 0, :, 2] == 0).tolist()
+    requested = requested_of(unsure)
+    missing = np.flatnonzero(requested[0, 0, :, 2] == 0).tolist()
     assert missing == sorted([NECK, 4, 5])
-    assert np.isinf(joint_distances(wanted[0, 0], person()[0])[missing]).all()
-    assert pose_values(wanted_of(moved(person(), 500)), person()[None]) == Measurement()
+    assert np.isinf(joint_distances(requested[0, 0], person()[0])[missing]).all()
+    assert pose_values(requested_of(moved(person(), 500)), person()[None]) == Measurement()
     hand = person()
     hand[:, 2:, 2] = 0  # a nose and a neck
-    assert pose_values(wanted_of(hand), person()[None]) == Measurement()
+    assert pose_values(requested_of(hand), person()[None]) == Measurement()
 
 
-def test_a_person_in_the_record_is_found_again_in_the_picture() -> None:
+def test_the_recorded_person_is_detected_in_the_picture() -> None:
     frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(5)])
     _, drawn = build_maker("control.pose", {})(frames, np.random.default_rng(0), source(frames))
     truth, group = blank({"drawn": drawn}, frames), pose_metrics(PoseReader())
@@ -238,7 +240,7 @@ def test_a_person_in_the_record_is_found_again_in_the_picture() -> None:
 
 
 class Ramp:
-    """A network that takes brightness for nearness."""
+    """A network that returns brightness as nearness."""
 
     def __init__(self, scale: float = 1.0) -> None:
         self.scale = scale
@@ -251,7 +253,7 @@ def depth_of(output: np.ndarray, network: Ramp) -> float:
     return depth_metrics(network).measure(CachedClip(output), blank()).values["depth_error"]
 
 
-def test_depth_error_grows_with_every_dose_and_knows_no_scale() -> None:
+def test_depth_error_grows_with_every_dose_and_is_scale_invariant() -> None:
     for damage, amounts in ((doses.blur, (0, 1, 2, 4)), (doses.shift, (0, 1, 3, 6)), (doses.noise, (0, 4, 12))):
         errors = [depth_of(damage(scene(), amount), Ramp()) for amount in amounts]
         assert errors[0] == 0
@@ -264,7 +266,7 @@ def test_depth_without_a_scale_is_not_measured() -> None:
     assert depth_metrics(Ramp(0)).measure(CachedClip(scene()), blank()) == Measurement()
 
 
-def test_depth_is_measured_by_the_network_of_the_maker(tmp_path: Path) -> None:
+def test_depth_is_measured_with_the_network_of_the_maker(tmp_path: Path) -> None:
     suite = Suite.of(task("control.depth", model=str(write_network(tmp_path / "net", "relative"))))
     assert suite.primary == "depth_error"
     assert suite.measure(scene(), blank()).values["depth_error"] == 0

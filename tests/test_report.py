@@ -1,4 +1,4 @@
-"""report.html as a file: complete, alone, safe with any text, and honest about what was not measured."""
+"""report.html as a file: complete, self-contained, escaped, with unmeasured values marked."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def write(folder: Path, scores: dict[str, Any], **more: Any) -> str:
     return write_page(folder, scores, islice(exhibits(scores), 1), **more).read_text()
 
 
-def test_the_page_is_one_file_without_network_and_its_links_lead_somewhere(text: str) -> None:
+def test_the_page_is_one_file_without_network_access_and_its_links_resolve(text: str) -> None:
     page = Page(text)
     assert "http://" not in text
     assert "https://" not in text
@@ -93,16 +93,16 @@ def test_the_page_is_one_file_without_network_and_its_links_lead_somewhere(text:
     inside = [address for address in page.addresses if address.startswith("#") and "window-" not in address]
     assert {address[1:] for address in inside} <= set(page.ids)
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
-    assert page.styled == []  # the security policy would block them
+    assert page.styled == []  # the Content Security Policy would block them
 
 
-def test_scores_inside_the_page_are_the_scores(text: str, scores: dict[str, Any]) -> None:
+def test_the_page_embeds_scores_json(text: str, scores: dict[str, Any]) -> None:
     embedded = re.search(r'<script type="application/json" id="scores">(.*?)</script>', text, re.DOTALL)
     assert embedded is not None
     assert json.loads(embedded[1]) == scores
 
 
-def test_tables_hold_every_row_verdict_flag_and_window(text: str, scores: dict[str, Any]) -> None:
+def test_tables_have_every_row_verdict_symptom_and_window(text: str, scores: dict[str, Any]) -> None:
     rows = Page(text).rows
     named = [*scores["cells"], *(clip["key"] for clip in scores["clips"]), "depth_error", "adapter.sha256"]
     named += [verdict["claim"] for verdict in scores["verdicts"]] + [flag["symptom"] for flag in scores["flags"]]
@@ -110,14 +110,14 @@ def test_tables_hold_every_row_verdict_flag_and_window(text: str, scores: dict[s
     assert "memory not measured" in " ".join(" ".join(row.split()) for row in rows)
 
 
-def test_text_from_files_stays_text(text: str) -> None:
+def test_text_is_escaped(text: str) -> None:
     assert "<title>deblur &lt;1&gt;: 1 of 2 claims hold</title>" in text
     assert "PSNR above the &lt;degraded&gt; input" in text
     assert "blocks &lt;0&gt;" in text
 
 
-def test_what_was_not_made_has_no_page(tmp_path: Path, scores: dict[str, Any]) -> None:
-    """Clips of another program: no base, no strengths, no masks, one seed; figures that could not be measured."""
+def test_sections_without_content_are_left_out(tmp_path: Path, scores: dict[str, Any]) -> None:
+    """Clips of another program: no base, no strengths, no masks, one seed, unmeasured values."""
     bare = {
         **deepcopy(scores),
         "strength": [],
@@ -132,14 +132,14 @@ def test_what_was_not_made_has_no_page(tmp_path: Path, scores: dict[str, Any]) -
     bare["windows"]["adapter+reference"]["ssim"][0] = None
     del bare["cells"]["input"]["ssim"]
     first = next(exhibits(scores))
-    kept = {name: first.clips[name] for name in ("adapter+reference", "reference", "target")}
-    page = Page(write_page(tmp_path, bare, [type(first)(first.window, first.fps, "", kept)]).read_text())
+    clips = {name: first.clips[name] for name in ("adapter+reference", "reference", "target")}
+    page = Page(write_page(tmp_path, bare, [type(first)(first.window, first.fps, "", clips)]).read_text())
     assert "clips" in page.ids
     assert not {"probes", "strength", "mask"} & set(page.ids)
-    assert page.tags.count("video") == 3 + 2  # and those of the viewer
+    assert page.tags.count("video") == 3 + 2  # and the two of the viewer
 
 
-def test_simple_signals_come_first(tmp_path: Path, scores: dict[str, Any]) -> None:
+def test_synthetic_probes_come_first(tmp_path: Path, scores: dict[str, Any]) -> None:
     signal = {"claim": "it <moves>", "threshold": 4.0, "floor": 20.0, "passed": True}
     path, line = [[float(i), 2.0 * i] for i in range(FRAMES)], [float(i) for i in range(FRAMES)]
     simple = {
@@ -161,7 +161,7 @@ def test_simple_signals_come_first(tmp_path: Path, scores: dict[str, Any]) -> No
     assert text.count(', square"') == 4
 
 
-def test_an_earlier_run_is_compared_in_pairs(tmp_path: Path, scores: dict[str, Any]) -> None:
+def test_an_earlier_evaluation_is_compared_paired(tmp_path: Path, scores: dict[str, Any]) -> None:
     before = deepcopy(scores)
     before["windows"]["adapter+reference"]["psnr"] = [v - 2 for v in scores["windows"]["adapter+reference"]["psnr"]]
     before["provenance"]["precision"] = "bf16"
@@ -171,7 +171,7 @@ def test_an_earlier_run_is_compared_in_pairs(tmp_path: Path, scores: dict[str, A
     assert "bf16" in text
 
 
-def test_the_worst_come_first_whichever_end_is_bad(scores: dict[str, Any]) -> None:
+def test_the_worst_windows_come_first(scores: dict[str, Any]) -> None:
     assert (worst_first(scores)[0], worst_first(scores)[-1]) == (3, 5)
     assert (examples(scores)[0], examples(scores)[-1], len(examples(scores))) == (3, 5, 6)
     low = deepcopy(scores)
@@ -180,7 +180,7 @@ def test_the_worst_come_first_whichever_end_is_bad(scores: dict[str, Any]) -> No
     assert (worst_first(low)[0], worst_first(low)[-1]) == (5, 3)
 
 
-def test_large_media_lie_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_media_are_files_next_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eval.report.media.INLINE_BYTES", 200)
     media = Media(tmp_path)
     frame = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -193,22 +193,22 @@ def test_large_media_lie_beside_the_page(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.abs(shown[:, 1::3, 1::3].astype(float) - clip(0)).mean() < 4
 
 
-def test_pictures_are_brought_to_one_size() -> None:
+def test_thumbnails_have_one_width() -> None:
     assert thumbnail(np.zeros((64, 64, 3), np.uint8)).shape == (192, 192, 3)
     assert thumbnail(np.zeros((544, 960, 3), np.uint8)).shape == (109, 192, 3)
 
 
-def test_clips_are_made_when_they_are_asked_for() -> None:
-    made = []
-    clips = Clips({"a": lambda: made.append("a") or clip(0), "b": lambda: made.append("b") or clip(1)})
+def test_clips_are_read_on_access() -> None:
+    calls = []
+    clips = Clips({"a": lambda: calls.append("a") or clip(0), "b": lambda: calls.append("b") or clip(1)})
     assert "a" in clips
     assert list(clips) == ["a", "b"]
-    assert made == []
+    assert calls == []
     assert (clips["b"] == clip(1)).all()
-    assert made == ["b"]
+    assert calls == ["b"]
 
 
-def test_the_heatmap_is_bright_only_where_and_when_clips_differ() -> None:
+def test_the_heat_map_is_bright_only_where_and_when_clips_differ() -> None:
     first, second = clip(0), clip(0)
     second[4, :, :32] = 255 - second[4, :, :32]
     heat = change_clip(first, second).astype(int).sum(3)
@@ -218,7 +218,7 @@ def test_the_heatmap_is_bright_only_where_and_when_clips_differ() -> None:
     assert heat[4, :, :32].mean() > quiet + 100
 
 
-def test_the_overlay_covers_the_half_that_is_dropped(tmp_path: Path, scores: dict[str, Any]) -> None:
+def test_the_overlay_covers_the_half_without_reference(tmp_path: Path, scores: dict[str, Any]) -> None:
     for exhibit, dropped in zip(exhibits(scores), (50, 0), strict=False):
         tile = half_tile(Media(tmp_path), exhibit, band=8)
         assert f'class="dropped" x="{dropped}"' in tile
@@ -253,10 +253,10 @@ def test_bars_start_at_zero_and_lines_at_the_first_frame() -> None:
     assert probe_curve("dot", [[0, 1], [2, 3]], [[0, 1], [2, 3]]).count("<polyline") == 4
 
 
-def test_a_block_of_the_fade_without_an_effect_keeps_its_number() -> None:
+def test_a_latent_frame_without_an_effect_keeps_its_number() -> None:
     mask = deepcopy(example()["mask"])
     weights = [block["weight"] for block in mask["fade"]["blocks"]]
-    mask["fade"]["blocks"][0]["effect"] = None  # tracks begin where they are asked to
+    mask["fade"]["blocks"][0]["effect"] = None  # tracks start at the requested point
     mask["fade"]["correlation"] = None
     rows = re.findall(r"latent frame (\d): weight ([\d.]+)</th><td>(.*?)</td>", fade(mask, []))
     assert [(int(number), float(weight)) for number, weight, _ in rows] == [

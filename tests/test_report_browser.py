@@ -1,4 +1,4 @@
-"""The report in a real browser: it plays in step, compares, scrubs, seeks, sorts, and has nothing to complain about."""
+"""The report in a real browser: players in sync, comparison, slider, seeking, sorting, and no console errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def scores() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eval.report.exhibits.EXAMPLES", 2)  # it loads faster
+        patch.setattr("eval.report.exhibits.EXAMPLES", 2)  # for speed
         return write_page(tmp_path_factory.mktemp("report"), scores, exhibits(scores))
 
 
@@ -43,7 +43,7 @@ def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(one_browser: Browser, report: Path) -> Iterator[Browser]:
-    """The report, freshly loaded, with the first players on the screen; complaints at any time fail the test."""
+    """The freshly loaded report with the first players on the screen; any console error fails the test."""
     one_browser.complaints.clear()
     one_browser.open(report, height=500)
     one_browser.run("document.querySelector('.players').scrollIntoView()")
@@ -53,7 +53,7 @@ def page(one_browser: Browser, report: Path) -> Iterator[Browser]:
 
 
 def picture(page: Browser, video: str) -> np.ndarray:
-    """What a player shows, as RGB (64,64,3)."""
+    """The picture of a player as RGB (64,64,3)."""
     draw = f"""(() => {{
       const canvas = Object.assign(document.createElement("canvas"), {{ width: 64, height: 64 }});
       const context = canvas.getContext("2d");
@@ -64,7 +64,7 @@ def picture(page: Browser, video: str) -> np.ndarray:
 
 
 def screen(page: Browser, folder: Path, selector: str) -> np.ndarray:
-    """An element as it is on the screen, BGR."""
+    """Screenshot of an element, BGR."""
     page.screenshot(folder / "screen.png")
     box = page.run(f"document.querySelector({json.dumps(selector)}).getBoundingClientRect().toJSON()")
     left, top, right, bottom = (round(box[side]) for side in ("left", "top", "right", "bottom"))
@@ -92,7 +92,7 @@ def test_every_player_shows_the_frame_of_the_clock(page: Browser) -> None:
     assert frames_shown(page) == {4}
     wanted = clip(3).astype(float)  # window 3 is the worst, so it is on the screen
     for column, shade in (("target", 1.0), ("reference", 0.8)):
-        until = time.monotonic() + 5  # a frame that was sought is painted a moment later
+        until = time.monotonic() + 5  # after a seek the frame is painted a moment later
         nearest, errors = -1, [0.0]
         while nearest != 4 and time.monotonic() < until:
             shown = picture(page, f"#window-3 [data-column='{column}'] video")
@@ -102,7 +102,7 @@ def test_every_player_shows_the_frame_of_the_clock(page: Browser) -> None:
         assert errors[4] < 8
 
 
-def test_keys_step_and_go_round_unless_loop_is_off(page: Browser) -> None:
+def test_arrow_keys_step_and_wrap_round_unless_loop_is_off(page: Browser) -> None:
     page.press("ArrowLeft")
     page.until(READY)
     assert frames_shown(page) == {FRAMES - 1}
@@ -114,7 +114,7 @@ def test_keys_step_and_go_round_unless_loop_is_off(page: Browser) -> None:
     ]
 
 
-def test_players_run_in_step_and_stop_together(page: Browser) -> None:
+def test_players_run_in_sync_and_stop_together(page: Browser) -> None:
     page.run("element('speed').value = '0.5'")
     page.press(" ")
     assert page.run("element('play').textContent") == "Pause"
@@ -217,7 +217,7 @@ def test_blinking_alternates_and_ends_with_the_viewer(page: Browser) -> None:
     assert not page.run("over.classList.contains('away')")
 
 
-def test_the_slider_shows_each_strength_and_its_figure(page: Browser, scores: dict[str, Any]) -> None:
+def test_the_slider_shows_each_strength_and_its_value(page: Browser, scores: dict[str, Any]) -> None:
     page.run("element('strength-level').scrollIntoView(); element('strength-level').focus()")
     page.press("ArrowLeft")
     levels = set(page.run("all('.tile video[data-level]').filter((v) => !v.hidden).map((v) => v.dataset.level)"))
@@ -233,14 +233,14 @@ def test_the_slider_shows_each_strength_and_its_figure(page: Browser, scores: di
     assert picture(page, video).mean() == pytest.approx(clip(3)[0].mean() * (0.3 + 0.5 * 0.75), rel=0.1)
 
 
-def test_the_overlay_of_the_mask_can_be_taken_away(page: Browser) -> None:
+def test_the_mask_overlay_can_be_hidden(page: Browser) -> None:
     seen = "getComputedStyle(document.querySelector('svg.overlay')).display"
     assert page.run(seen) == "block"
     page.click("#overlay")
     assert page.run(seen) == "none"
 
 
-def test_downloads_hold_what_the_page_shows(page: Browser, scores: dict[str, Any], tmp_path: Path) -> None:
+def test_downloads_contain_the_data_of_the_page(page: Browser, scores: dict[str, Any], tmp_path: Path) -> None:
     page.send("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     for name in ("json", "csv"):
         page.click(f"#download-{name}")
@@ -270,7 +270,7 @@ def test_another_scores_json_is_compared_in_the_page(page: Browser, scores: dict
     page.until("element('another-note').value.startsWith('broken.json is not')")
 
 
-def test_media_beside_the_page_play(
+def test_media_files_next_to_the_page_play(
     one_browser: Browser, scores: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eval.report.media.INLINE_BYTES", 0)
@@ -282,7 +282,7 @@ def test_media_beside_the_page_play(
     assert one_browser.complaints == []
 
 
-def test_without_scripts_tables_read_and_players_have_controls(one_browser: Browser, report: Path) -> None:
+def test_without_scripts_tables_are_readable_and_players_have_controls(one_browser: Browser, report: Path) -> None:
     one_browser.open(report, scripts=False)
     try:
         assert one_browser.run("[...document.querySelectorAll('.window')].filter((row) => row.hidden).length") == 0

@@ -1,4 +1,4 @@
-"""Intervals, tests of significance and the strength curve, against SciPy, published values and constructed cases."""
+"""Intervals, significance tests and the strength curve, against SciPy, published values and constructed cases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_t_interval_of_few_units_and_bootstrap_of_many() -> None:
 
 
 @pytest.mark.parametrize("n", [10, BOOTSTRAP_FROM - 1, BOOTSTRAP_FROM, 40])
-def test_intervals_cover_the_truth(n: int) -> None:
+def test_intervals_cover_the_true_mean(n: int) -> None:
     rng = np.random.default_rng(n)
     hits = 0
     for _ in range(200):
@@ -36,7 +36,7 @@ def test_intervals_cover_the_truth(n: int) -> None:
     assert 0.88 < hits / 200 < 0.995  # a percentile bootstrap of 20 is a little narrow: docs/evaluation.md
 
 
-def test_what_was_not_measured_is_left_out_and_counted_out() -> None:
+def test_nan_is_left_out_and_not_counted() -> None:
     assert estimate([1.0, np.nan, 3.0])["n"] == 2
     assert estimate([1.0, np.nan, 3.0])["mean"] == 2
     assert estimate_by_source(np.array([1.0, np.nan, np.nan]), ["a", "a", "b"])["n"] == 1
@@ -53,9 +53,9 @@ def test_windows_of_one_source_count_once() -> None:
     assert (clustered["mean"], clustered["n"]) == (3, 2)
 
 
-def test_ratio_is_that_of_the_means() -> None:
+def test_the_ratio_is_the_ratio_of_means() -> None:
     above, below = np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])
-    assert ratio_per_unit(above, below) == pytest.approx([0.5, 0.5, 0.5])  # no spread: each unit has the same ratio
+    assert ratio_per_unit(above, below) == pytest.approx([0.5, 0.5, 0.5])  # every unit has the same ratio
     assert ratio_per_unit(np.array([1.0, 5.0]), np.array([2.0, 4.0])).mean() == pytest.approx(1)
     assert (ratio_per_unit(above, 0 * below) == 1).all()
 
@@ -63,12 +63,12 @@ def test_ratio_is_that_of_the_means() -> None:
 @pytest.mark.parametrize("n", [1, 5, 12, 24, EXACT_UP_TO])
 def test_signed_rank_is_exact_without_ties(n: int) -> None:
     units = np.random.default_rng(n).normal(0.3, 1, n)
-    wanted = stats.wilcoxon(units, alternative="greater", method="exact").pvalue
-    assert signed_rank(units) == pytest.approx(wanted, rel=1e-12)
+    expected = stats.wilcoxon(units, alternative="greater", method="exact").pvalue
+    assert signed_rank(units) == pytest.approx(expected, rel=1e-12)
 
 
 def test_signed_rank_gives_the_value_of_wilcoxons_textbook_example() -> None:
-    """Darwin's maize, in eighths of an inch (Fisher 1935): the rank sum is 96 of 120 (2 p = .041 in the literature)."""
+    """Darwin's maize, in eighths of an inch (Fisher 1935): the rank sum is 96 of 120 (2 p = 0.041)."""
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
     p = signed_rank(np.array(darwin, np.float64))
     assert p is not None
@@ -77,28 +77,28 @@ def test_signed_rank_gives_the_value_of_wilcoxons_textbook_example() -> None:
 
 def test_signed_rank_with_ties_zeros_and_gaps() -> None:
     units = np.round(np.random.default_rng(0).normal(0.3, 1, 40), 1)
-    wanted = stats.wilcoxon(units, alternative="greater", method="asymptotic", correction=True).pvalue
-    assert signed_rank(units) == pytest.approx(wanted, rel=1e-9)
+    expected = stats.wilcoxon(units, alternative="greater", method="asymptotic", correction=True).pvalue
+    assert signed_rank(units) == pytest.approx(expected, rel=1e-9)
     assert signed_rank(np.array([*units, np.nan])) == signed_rank(units)
     assert signed_rank([0.0, 0.0]) == 1
     assert signed_rank([np.nan]) is None
 
 
-def test_signed_rank_is_right_about_nothing_as_often_as_it_says() -> None:
+def test_signed_rank_has_its_nominal_false_positive_rate() -> None:
     rng = np.random.default_rng(1)
     false = sum((signed_rank(rng.normal(0, 1, 16)) or 0) < 0.05 for _ in range(1000))
     assert 30 < false < 70
 
 
-def test_holm_gives_the_values_of_the_procedure() -> None:
-    """.01, .02, .03, .04 times 4, 3, 2, 1, none smaller than the one before it, none above 1."""
+def test_holm_follows_the_procedure() -> None:
+    """0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, each at least the one before it, none above 1."""
     corrected = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
     assert corrected == pytest.approx({"d": 0.06, "a": 0.04, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
     assert holm({}) == {}
 
 
-def test_page_finds_a_trend_as_scipy_does() -> None:
+def test_page_trend_agrees_with_scipy() -> None:
     table = np.random.default_rng(0).normal(size=(12, 7)) + np.arange(7) * 0.2
     assert page_trend(table) == pytest.approx(stats.page_trend_test(table, method="asymptotic").pvalue, rel=1e-9)
     table[0, 3] = np.nan
@@ -121,20 +121,20 @@ def test_rank_correlation_and_monotone_fit_agree_with_scipy() -> None:
     assert spearman(np.ones(3), np.arange(3.0)) == 0
 
 
-def test_curve_tells_where_the_usable_range_lies() -> None:
+def test_the_curve_gives_the_usable_range() -> None:
     strengths = [0, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
     one = np.array([10.0, 10.5, 12, 20, 28, 29.5, 30])
-    found = response_curve(strengths, np.stack([one - 1, one, one + 1]))
-    assert found is not None
-    assert (found["dead_zone"], found["saturation"]) == (0.05, 0.75)  # 2.5 % and 97.5 % of the 20 dB
-    assert found["s50"] == pytest.approx(0.25)
-    assert found["largest_step"] == pytest.approx(0.4)
-    assert found["spearman"]["mean"] == found["isotonic_r2"]["mean"] == pytest.approx(1)
-    assert found["page_p"] is not None
-    assert found["page_p"] < 1e-4
+    result = response_curve(strengths, np.stack([one - 1, one, one + 1]))
+    assert result is not None
+    assert (result["dead_zone"], result["saturation"]) == (0.05, 0.75)  # 2.5 % and 97.5 % of the 20 dB
+    assert result["s50"] == pytest.approx(0.25)
+    assert result["largest_step"] == pytest.approx(0.4)
+    assert result["spearman"]["mean"] == result["isotonic_r2"]["mean"] == pytest.approx(1)
+    assert result["page_p"] is not None
+    assert result["page_p"] < 1e-4
 
 
-def test_a_curve_without_effect_says_so() -> None:
+def test_a_curve_without_effect_has_no_range() -> None:
     flat = response_curve([0, 0.5, 1], np.full((4, 3), 7.0))
     assert flat is not None
     assert (flat["s50"], flat["dead_zone"], flat["largest_step"]) == (None, None, None)
@@ -150,7 +150,7 @@ def test_a_curve_without_effect_says_so() -> None:
 
 def test_fade_correlation_follows_the_ramp() -> None:
     effects = np.array([[0.0, 0.7, 1.0], [1.0, 0.5, 0.0], [0.5, 0.5, 0.5], [0.1, np.nan, 1.0]])
-    found = fade_correlation([0, 0.5, 1], effects)
-    assert found[0] == pytest.approx(np.corrcoef([0, 0.5, 1], effects[0])[0, 1])
-    assert found[1] == pytest.approx(-1)
-    assert np.isnan(found[2:]).all()
+    result = fade_correlation([0, 0.5, 1], effects)
+    assert result[0] == pytest.approx(np.corrcoef([0, 0.5, 1], effects[0])[0, 1])
+    assert result[1] == pytest.approx(-1)
+    assert np.isnan(result[2:]).all()

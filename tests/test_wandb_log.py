@@ -1,4 +1,4 @@
-"""An evaluation in Weights & Biases: constant keys, players of mp4 files, everything also without a network."""
+"""Logging an evaluation to W&B: constant keys, players of mp4 files, complete offline runs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ METRICS = ("psnr", "edge_f1")
 
 
 def estimate(mean: float, n: int = 2) -> dict[str, Any]:
-    known = n > 1
-    return {"mean": mean, "low": mean - 1 if known else None, "high": mean + 1 if known else None, "n": n}
+    has_interval = n > 1
+    return {"mean": mean, "low": mean - 1 if has_interval else None, "high": mean + 1 if has_interval else None, "n": n}
 
 
 def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
-    """What log needs of a scores.json of `n` windows."""
+    """The parts of scores.json that `log` reads, for `n` windows."""
     row = {metric: estimate(20.0, n) for metric in METRICS}
     verdict = {"name": "gain", "claim": "it helps", "value": estimate(1.0, n), "threshold": "≥ 0.7 dB", "passed": True}
     return {
@@ -44,15 +44,15 @@ def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """An evaluation's folder, with clips of one window under two conditions."""
-    made = tmp_path / "runs" / "deblur-nano" / "eval"
+    """The folder of an evaluation, with clips of one window under two conditions."""
+    result = tmp_path / "runs" / "deblur-nano" / "eval"
     clips = {"adapter+reference": moving(5, 16, 32), "strength 0.5": moving(5, 16, 32, seed=1)}
     exhibit = Exhibit(Window(0, "heldout-0", "shot0", "32x16x5", 1), 25.0, "a texture", clips)
-    assert list(wandb_log.save_clips([exhibit], made, config(wandb={"project": "p"}))) == [exhibit]
-    (made / "report.html").write_text("<!doctype html>")
-    (made / "adapter.safetensors").write_bytes(b"weights")
-    (made / "scores.json").write_text(json.dumps(scores(made / "adapter.safetensors")))
-    return made
+    assert list(wandb_log.save_clips([exhibit], result, config(wandb={"project": "p"}))) == [exhibit]
+    (result / "report.html").write_text("<!doctype html>")
+    (result / "adapter.safetensors").write_bytes(b"weights")
+    (result / "scores.json").write_text(json.dumps(scores(result / "adapter.safetensors")))
+    return result
 
 
 def config(**logger: Any) -> Config:
@@ -61,7 +61,7 @@ def config(**logger: Any) -> Config:
 
 @dataclass
 class Recorder:
-    """Stands in for a run of wandb, and keeps what it is given."""
+    """Stand-in for a wandb run that records its calls."""
 
     logged: dict[str, Any] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
@@ -80,12 +80,12 @@ class Recorder:
 
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    made = Recorder()
-    monkeypatch.setattr(wandb_run, "start_run", lambda *_, **__: made)
+    result = Recorder()
+    monkeypatch.setattr(wandb_run, "start_run", lambda *_, **__: result)
     monkeypatch.setattr(wandb_run, "table", lambda columns, rows: (list(columns), rows))
     monkeypatch.setattr(wandb_run, "line_chart", lambda x, series, *_: (x, series))
     monkeypatch.setattr(wandb_run, "artifact", lambda name, kind, files, metadata: (name, kind, files, metadata))
-    return made
+    return result
 
 
 def test_a_row_per_clip_a_column_per_condition_and_players_of_mp4_files(folder: Path, recorder: Recorder) -> None:
@@ -97,12 +97,12 @@ def test_a_row_per_clip_a_column_per_condition_and_players_of_mp4_files(folder: 
     players = {column: value for column, value in zip(columns, rows[0], strict=True) if isinstance(value, Path)}
     assert set(players) == {"adapter+reference", "strength 0.5"}
     for path in players.values():
-        assert path.read_bytes()[4:8] == b"ftyp"  # an mp4 file begins so
+        assert path.read_bytes()[4:8] == b"ftyp"  # signature of an mp4 file
     assert [value for value in rows[1] if isinstance(value, Path)] == []
     assert recorder.finished
 
 
-def test_keys_do_not_depend_on_what_was_found(folder: Path, recorder: Recorder) -> None:
+def test_keys_do_not_depend_on_the_values(folder: Path, recorder: Recorder) -> None:
     adapter = folder / "adapter.safetensors"
     wandb_log.log(folder, scores(adapter), config(wandb={"project": "p"}))
     keys, columns = set(recorder.logged) | set(recorder.summary), recorder.logged["clips"][0]
@@ -113,7 +113,7 @@ def test_keys_do_not_depend_on_what_was_found(folder: Path, recorder: Recorder) 
     assert recorder.logged["clips"][0] == columns
 
 
-def test_curves_rise_with_strength_and_have_their_interval_where_there_is_one(folder: Path, recorder: Recorder) -> None:
+def test_curves_are_ordered_by_strength_and_have_intervals_if_measured(folder: Path, recorder: Recorder) -> None:
     wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
     x, series = recorder.logged["strength/edge_f1"]
     assert x == [0.0, 0.5, 1.0]
@@ -122,7 +122,7 @@ def test_curves_rise_with_strength_and_have_their_interval_where_there_is_one(fo
     assert set(recorder.logged["strength/edge_f1"][1]) == {"mean"}
 
 
-def test_figures_come_with_intervals_and_files_with_their_names(folder: Path, recorder: Recorder) -> None:
+def test_values_have_intervals_and_files_have_their_names(folder: Path, recorder: Recorder) -> None:
     wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
     assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
     assert recorder.summary["control/gain"] == estimate(0.8)
@@ -134,9 +134,9 @@ def test_figures_come_with_intervals_and_files_with_their_names(folder: Path, re
 
 
 def test_a_folder_of_videos_has_no_adapter_and_no_control(folder: Path, recorder: Recorder) -> None:
-    found = {**scores(folder / "none"), "control": None, "simple": None, "strength": []}
-    found["adapter"] = {"path": "none", "sha256": None, "metadata": {}}
-    wandb_log.log(folder, found, config(wandb={"project": "p"}))
+    values = {**scores(folder / "none"), "control": None, "simple": None, "strength": []}
+    values["adapter"] = {"path": "none", "sha256": None, "metadata": {}}
+    wandb_log.log(folder, values, config(wandb={"project": "p"}))
     assert [kind for _, kind, _, _ in recorder.artifacts] == ["evaluation"]
     assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
     assert recorder.logged["strength"][1] == []
@@ -148,7 +148,7 @@ def test_without_wandb_nothing_is_sent(folder: Path, recorder: Recorder) -> None
     assert not recorder.finished
 
 
-def test_offline_all_of_it_is_kept_for_wandb_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_runs_contain_everything_for_wandb_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
     wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p", "mode": "offline"}))
@@ -158,13 +158,13 @@ def test_offline_all_of_it_is_kept_for_wandb_sync(folder: Path, monkeypatch: pyt
     shown = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
     assert [(cell["_type"], Path(cell["path"]).suffix) for cell in shown] == [("video-file", ".mp4")] * 2
     clip = (folder / "clips/heldout-0/strength_0.5.mp4").read_bytes()
-    assert clip in staged  # as it was encoded here
+    assert clip in staged  # not encoded again
     assert b"weights" in staged
 
 
-def test_a_figure_of_control_that_was_not_measured_is_left_out(folder: Path, recorder: Recorder) -> None:
-    found = scores(folder / "adapter.safetensors")
-    found["control"] = {**found["control"], "gain": None, "null": estimate(0.2), "curve": None}
-    wandb_log.log(folder, found, config(wandb={"project": "p"}))
+def test_a_control_value_that_was_not_measured_is_left_out(folder: Path, recorder: Recorder) -> None:
+    values = scores(folder / "adapter.safetensors")
+    values["control"] = {**values["control"], "gain": None, "null": estimate(0.2), "curve": None}
+    wandb_log.log(folder, values, config(wandb={"project": "p"}))
     assert "control/gain" not in recorder.summary
     assert recorder.summary["control/null"] == estimate(0.2)
