@@ -130,7 +130,10 @@ def read_external_clip(path: Path) -> Clip:
         if picture is None:
             raise ConfigError(f"{file} cannot be read as an image: write it again")
         frames.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
-    require(len({frame.shape for frame in frames}) == 1, f"{path}: its frames differ in size, or it has no *.png files")
+    require(
+        len({frame.shape for frame in frames}) == 1,
+        f"{path}: its frames differ in size, or the folder contains no *.png files",
+    )
     return np.stack(frames).astype(np.uint8)
 
 
