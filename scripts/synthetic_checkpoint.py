@@ -2,8 +2,8 @@
 
     python -m scripts.synthetic_checkpoint --version 2.3 --layout unified --size tiny --out /tmp/ltx
 
-For trying the whole chain without the real weights. --text-encoder DIR also writes a random Gemma there. At full size
-the host's memory stays below 1 GB with --device cuda; the disk needs 46 GB (28 GB with --fp8), Gemma 23 GB.
+It is for trying every step without the real weights. --text-encoder DIR also writes a random Gemma to DIR. At full size
+it needs less than 1 GB of host memory with --device cuda, and 46 GB of disk (28 GB with --fp8), plus 23 GB for Gemma.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from scripts.synthetic.configs import GEMMA, SIZES, VERSIONS
-from scripts.synthetic.folders import LAYOUTS, Parts, write_diffusers, write_split, write_unified
+from scripts.synthetic.folders import LAYOUTS, SyntheticCheckpoint, write_diffusers, write_split, write_unified
 from scripts.synthetic.gemma import gemma_for
 
 
@@ -26,16 +26,16 @@ def write_checkpoint(
     device: str = "cpu",
     gemma: tuple[int, int] | None = None,
 ) -> Path:
-    """Write a checkpoint into the folder `out`; the path to give as model.checkpoint.
+    """Write a checkpoint into the folder `out`. Returns the path for model.checkpoint.
 
-    gemma: hidden size and layers of the text encoder that it is for; by default 3840 and 48, tiny 24 and 2.
+    gemma: hidden size and layers of its text encoder; default 3840 and 48, tiny: 24 and 2.
     """
-    parts = Parts(version, size, gemma)
+    checkpoint = SyntheticCheckpoint(version, size, gemma)
     if layout == "diffusers":
         if fp8:
             raise ValueError("--fp8 is not published as a diffusers folder; choose --layout unified or split")
-        return write_diffusers(parts, out, seed, device)
-    return (write_unified if layout == "unified" else write_split)(parts, out, fp8, seed, device)
+        return write_diffusers(checkpoint, out, seed, device)
+    return (write_unified if layout == "unified" else write_split)(checkpoint, out, fp8, seed, device)
 
 
 def main() -> None:
@@ -46,9 +46,9 @@ def main() -> None:
     parser.add_argument("--fp8", action="store_true", help="the blocks' linears in fp8 with their scales")
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="where the random numbers are made, e.g. cuda")
-    parser.add_argument("--gemma", type=int, nargs=2, metavar=("HIDDEN", "LAYERS"), help="of the text encoder")
-    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="also write its text encoder, here")
+    parser.add_argument("--device", default="cpu", help="device that generates the random numbers, e.g. cuda")
+    parser.add_argument("--gemma", type=int, nargs=2, metavar=("HIDDEN", "LAYERS"), help="sizes of the text encoder")
+    parser.add_argument("--text-encoder", type=Path, metavar="DIR", help="also write its text encoder into this folder")
     args = parser.parse_args()
     gemma = tuple(args.gemma) if args.gemma else None
     print(write_checkpoint(args.out, args.version, args.layout, args.size, args.fp8, args.seed, args.device, gemma))

@@ -27,7 +27,7 @@ from iclora_train.ltx2.weights.safetensors_header import StoredTensor
 from iclora_train.ltx2.weights.versions import detect_version
 from scripts.synthetic import published
 from scripts.synthetic.configs import SIZES, VERSIONS
-from scripts.synthetic.folders import LAYOUTS, Parts
+from scripts.synthetic.folders import LAYOUTS, SyntheticCheckpoint
 from scripts.synthetic.gemma import pack_tiny_gemma, write_gemma
 from scripts.synthetic_checkpoint import write_checkpoint
 
@@ -93,7 +93,7 @@ def drop(prefix: str) -> Edit:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_names_and_shapes_are_those_of_diffusers_models(version: str, size: str) -> None:
-    parts = Parts(version, size)
+    parts = SyntheticCheckpoint(version, size)
     section = parts.config["transformer"]
     with torch.device("meta"):
         transformer = LTX2VideoTransformer3DModel(**published.transformer_arguments(section))
@@ -201,9 +201,8 @@ def test_the_version_comes_from_the_metadata_or_else_from_the_switches() -> None
     assert [
         detect_version(text, {}, "x") for text in ("2.0.0", "2", "2.3.0", "2.3.rc1", "2.3-rc2", "2.5.1", "2.5")
     ] == [*("2.0", "2.0", "2.3", "2.3", "2.3", "2.5", "2.5")]
-    assert [detect_version(None, Parts(version, "tiny").config["transformer"], "x") for version in VERSIONS] == [
-        *VERSIONS
-    ]
+    sections = [SyntheticCheckpoint(version, "tiny").config["transformer"] for version in VERSIONS]
+    assert [detect_version(None, section, "x") for section in sections] == [*VERSIONS]
 
 
 def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(

@@ -1,7 +1,7 @@
-"""The metadata of the official checkpoints: `config`, `model_version` and what else each version's files declare.
+"""Metadata of the official checkpoints: `config`, `model_version` and the other fields of each version's files.
 
-Values at full size are those of the published files (ltx-2-19b, ltx-2.3-22b, ltx-2.5-22b); `tiny` keeps every switch
-and shrinks the sizes.
+The full size has the values of the published files (ltx-2-19b, ltx-2.3-22b, ltx-2.5-22b). The tiny size has the same
+switches and smaller sizes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
-VERSIONS = ("2.0", "2.3", "2.5")
+from iclora_train.ltx2.weights import versions
+
+VERSIONS = tuple(versions.VERSIONS)  # from the oldest to the newest
 SIZES = ("tiny", "full")
-MODEL_VERSION = {"2.0": "2.0.0", "2.3": "2.3.0", "2.5": "2.5.0"}
+MODEL_VERSION = {version: f"{version}.0" for version in VERSIONS}
 GEMMA = {"tiny": (24, 2), "full": (3840, 48)}  # hidden size and layers of the text encoder
-GEMMA_VERSION = "gemma4-12b-ltx-v1"  # 2.5 names the text encoder that it was trained with
+GEMMA_VERSION = "gemma4-12b-ltx-v1"  # since 2.5 the metadata names the text encoder of the training
 
 _TRANSFORMER: dict[str, Any] = {
     "_class_name": "AVTransformer3DModel",
@@ -63,8 +65,13 @@ _SINCE_2_3: dict[str, Any] = {
 _SINCE_2_5 = {"ff_bias": False, "use_keyframes_abs_pos_embedding": True, "text_encoder_norm_type": "PER_TOKEN_RMS"}
 
 
+def since(first: str, version: str) -> bool:
+    """Whether a version is `first` or newer."""
+    return VERSIONS.index(version) >= VERSIONS.index(first)
+
+
 def _sizes(size: str, version: str, hidden: int) -> dict[str, Any]:
-    """Sizes of the transformer's streams and of the connectors for a text encoder of width `hidden`."""
+    """Sizes of the two streams of the transformer and of the connectors, for a text encoder of width `hidden`."""
     heads, width, audio, layers = (32, 128, 64, 48) if size == "full" else (2, 16, 8, 2)
     channels = 128 if size == "full" else 8
     sizes = {
@@ -83,7 +90,7 @@ def _sizes(size: str, version: str, hidden: int) -> dict[str, Any]:
     }
     if size == "tiny":
         sizes["audio_in_channels"] = channels  # the published files leave it at its default, 128
-    if version == "2.0":  # the connectors work at the text encoder's width
+    if not since("2.3", version):  # the connectors have the text encoder's width
         each = width if size == "full" else hidden // 2
         connector = {"connector_num_attention_heads": hidden // each, "connector_attention_head_dim": each}
         return sizes | connector | {"connector_num_layers": 2}
@@ -98,7 +105,7 @@ def _sizes(size: str, version: str, hidden: int) -> dict[str, Any]:
 
 def _vae(size: str, version: str) -> dict[str, Any]:
     """The `vae` section; block lists run from the pixels inwards."""
-    if version == "2.0":
+    if not since("2.3", version):
         layers, narrow = (4, 6, 6, 2, 2), 2
         up: list[tuple[str, dict[str, Any]]] = [("compress_all", {"residual": True, "multiplier": 2})] * 3
         up_layers: tuple[int, ...] = (5, 5, 5, 5)
@@ -113,7 +120,7 @@ def _vae(size: str, version: str) -> dict[str, Any]:
         ("compress_all_res", {"multiplier": 2}),
         ("compress_all_res", {"multiplier": narrow}),
     ]
-    noise = {"inject_noise": False} if version == "2.0" else {}
+    noise = {} if since("2.3", version) else {"inject_noise": False}
     section = {
         "_class_name": "CausalVideoAutoencoder",
         "dims": 3,
@@ -133,35 +140,35 @@ def _vae(size: str, version: str) -> dict[str, Any]:
         "encoder_base_channels": 128 if size == "full" else 8,
         "decoder_base_channels": 128 if size == "full" else 8,
     }
-    return section if version == "2.0" else section | {"spatial_padding_mode": "zeros"}
+    return section | {"spatial_padding_mode": "zeros"} if since("2.3", version) else section
 
 
 def _interleave(
-    layers: tuple[int, ...], steps: list[tuple[str, dict[str, Any]]], size: str, extra: dict[str, Any]
+    layers: tuple[int, ...], resampling: list[tuple[str, dict[str, Any]]], size: str, extra: dict[str, Any]
 ) -> list[Any]:
-    """[res_x, step, res_x, ..., res_x]."""
+    """[res_x, resampling, res_x, ..., res_x]."""
     blocks: list[Any] = []
     for i, count in enumerate(layers):
         blocks.append(["res_x", {"num_layers": count if size == "full" else 1, **extra}])
-        if i < len(steps):
-            blocks.append([steps[i][0], dict(steps[i][1])])
+        if i < len(resampling):
+            blocks.append([resampling[i][0], dict(resampling[i][1])])
     return blocks
 
 
 def official_config(version: str, size: str, hidden: int) -> dict[str, Any]:
     """The whole `config` of a checkpoint's metadata, for a text encoder of width `hidden`."""
     transformer = _TRANSFORMER | _sizes(size, version, hidden)
-    transformer |= {} if version == "2.0" else _SINCE_2_3
-    transformer |= _SINCE_2_5 if version == "2.5" else {}
+    transformer |= _SINCE_2_3 if since("2.3", version) else {}
+    transformer |= _SINCE_2_5 if since("2.5", version) else {}
     scheduler = {"_class_name": "RectifiedFlowScheduler", "num_train_timesteps": 1000, "sampler": "LinearQuadratic"}
     return {"transformer": transformer, "vae": _vae(size, version), "scheduler": scheduler}
 
 
 def metadata(version: str, config: dict[str, Any], sections: tuple[str, ...] | None = None) -> dict[str, str]:
-    """Metadata of a file (all values are strings). A split file declares only its own `sections` of the config."""
-    chosen = config if sections is None else {key: config[key] for key in sections}
-    made = {"config": json.dumps(chosen), "model_version": MODEL_VERSION[version]}
-    if version == "2.5":
+    """Metadata of a file (all values are strings). A split file has only its own `sections` of the config."""
+    part = config if sections is None else {key: config[key] for key in sections}
+    fields = {"config": json.dumps(part), "model_version": MODEL_VERSION[version]}
+    if since("2.5", version):
         source = {"ltx_version": MODEL_VERSION[version], "gemma_version": GEMMA_VERSION}
-        made["gemma_source_checkpoint"] = json.dumps(source)
-    return made
+        fields["gemma_source_checkpoint"] = json.dumps(source)
+    return fields

@@ -1,4 +1,4 @@
-"""The files of each published layout: one unified file, LTX-2.5's split files, a diffusers folder."""
+"""Write a checkpoint in each published layout: one unified file, LTX-2.5's split files, a diffusers folder."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from iclora_train.ltx2.weights.key_names import DIFFUSERS_CLASSES
+from iclora_train.ltx2.weights.versions import VERSIONS
 from scripts.synthetic import layout, published
 from scripts.synthetic.configs import GEMMA, metadata, official_config
-from scripts.synthetic.layout import MODEL, Spec, placed
+from scripts.synthetic.layout import MODEL, Spec, with_prefix
 from scripts.synthetic.writer import nbytes, to_fp8, write
 
 LAYOUTS = ("unified", "split", "diffusers")
-STEM = {"2.0": "ltx-2-19b-dev", "2.3": "ltx-2.3-22b-dev", "2.5": "ltx-2.5-22b-dev"}
 SHARD = 5 << 30  # bytes in a file of a diffusers folder
-CLASSES = {
-    "transformer": "LTX2VideoTransformer3DModel",
-    "vae": "AutoencoderKLLTX2Video",
-    "connectors": "LTX2TextConnectors",
-}
 
 
-class Parts:
-    """Every tensor of a checkpoint, by part, under official names without prefixes."""
+class SyntheticCheckpoint:
+    """Every tensor of a checkpoint, by component, with official names without prefixes."""
 
     def __init__(self, version: str, size: str, gemma: tuple[int, int] | None = None) -> None:
-        """`gemma`: hidden size and layers of the text encoder that it is for."""
+        """gemma: hidden size and layers of its text encoder."""
         hidden, self.gemma_layers = gemma or GEMMA[size]
         self.version, self.config = version, official_config(version, size, hidden)
         section = self.config["transformer"]
@@ -37,53 +33,59 @@ class Parts:
         self.ignored = list(layout.ignored(version))
 
     def model(self, fp8: bool) -> list[Spec]:
-        """The transformer with its connectors, as official files have them."""
-        specs = placed(self.transformer + self.connectors, MODEL)
+        """The transformer and the connectors, with the prefix of official files."""
+        specs = with_prefix(self.transformer + self.connectors, MODEL)
         return to_fp8(specs) if fp8 else specs
 
 
-def write_unified(parts: Parts, out: Path, fp8: bool, seed: int, device: str) -> Path:
+def write_unified(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: int, device: str) -> Path:
     """Everything in one file: <out>/ltx-...-dev[-fp8].safetensors."""
-    path = out / f"{STEM[parts.version]}{'-fp8' if fp8 else ''}.safetensors"
-    specs = parts.model(fp8) + placed(parts.vae, "vae.") + placed(parts.projection, "") + placed(parts.ignored, "")
-    write(path, specs, metadata(parts.version, parts.config), seed, device)
+    path = out / f"{VERSIONS[checkpoint.version].stem}{'-fp8' if fp8 else ''}.safetensors"
+    specs = (
+        checkpoint.model(fp8)
+        + with_prefix(checkpoint.vae, "vae.")
+        + with_prefix(checkpoint.projection, "")
+        + with_prefix(checkpoint.ignored, "")
+    )
+    write(path, specs, metadata(checkpoint.version, checkpoint.config), seed, device)
     return path
 
 
-def write_split(parts: Parts, out: Path, fp8: bool, seed: int, device: str) -> Path:
-    """One file per component, in the folders of the published repository. The VAE's keys have no prefix there, and
-    the text projection lies in the packed text encoder's file; here, without Gemma, in one of its own."""
-    version = parts.version
-    declared = {**parts.config, "audio_vae": None, "vocoder": None}
+def write_split(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: int, device: str) -> Path:
+    """One file per component, in the folders of the published repository. The VAE's keys have no prefix. The published
+    text projection is in the packed text encoder's file; here, without Gemma, it has a file of its own."""
+    version = checkpoint.version
+    declared = {**checkpoint.config, "audio_vae": None, "vocoder": None}
     model = metadata(version, {**declared, "vae": None})
-    name = f"{STEM[version]}-transformer-{'fp8' if fp8 else 'bf16'}.safetensors"
-    write(out / "diffusion_models" / name, parts.model(fp8), model, seed, device)
-    own = metadata(version, parts.config, ("vae",))
-    write(out / "vae" / f"ltx-{version}-video-vae-conv-bf16.safetensors", placed(parts.vae, ""), own, seed, device)
-    audio = [spec for spec in placed(parts.ignored, "") if not spec.name.startswith("vae.")]
-    theirs = metadata(version, {"audio_vae": {}, "vocoder": {}})
-    write(out / "vae" / f"ltx-{version}-audio-vae-bf16.safetensors", audio, theirs, seed, device)
+    name = f"{VERSIONS[version].stem}-transformer-{'fp8' if fp8 else 'bf16'}.safetensors"
+    write(out / "diffusion_models" / name, checkpoint.model(fp8), model, seed, device)
+    about_vae = metadata(version, checkpoint.config, ("vae",))
+    vae_file = out / "vae" / f"ltx-{version}-video-vae-conv-bf16.safetensors"
+    write(vae_file, with_prefix(checkpoint.vae, ""), about_vae, seed, device)
+    audio = [spec for spec in with_prefix(checkpoint.ignored, "") if not spec.name.startswith("vae.")]
+    about_audio = metadata(version, {"audio_vae": {}, "vocoder": {}})
+    write(out / "vae" / f"ltx-{version}-audio-vae-bf16.safetensors", audio, about_audio, seed, device)
     name = f"ltx-{version}-text-projection-bf16.safetensors"
-    write(out / "text_encoders" / name, placed(parts.projection, ""), {"format": "pt"}, seed, device)
+    write(out / "text_encoders" / name, with_prefix(checkpoint.projection, ""), {"format": "pt"}, seed, device)
     return out
 
 
-def write_diffusers(parts: Parts, out: Path, seed: int, device: str) -> Path:
+def write_diffusers(checkpoint: SyntheticCheckpoint, out: Path, seed: int, device: str) -> Path:
     """transformer/, vae/ and connectors/ with diffusers' names, each with config.json and sharded weights."""
-    section = parts.config["transformer"]
-    wanted: dict[str, tuple[list[Spec], tuple[tuple[str, str], ...], dict[str, Any]]] = {
-        "transformer": (parts.transformer, published.TRANSFORMER, published.transformer_arguments(section)),
-        "vae": (parts.vae, published.VAE, published.vae_arguments(parts.config["vae"])),
+    section = checkpoint.config["transformer"]
+    components: dict[str, tuple[list[Spec], tuple[tuple[str, str], ...], dict[str, Any]]] = {
+        "transformer": (checkpoint.transformer, published.TRANSFORMER, published.transformer_arguments(section)),
+        "vae": (checkpoint.vae, published.VAE, published.vae_arguments(checkpoint.config["vae"])),
         "connectors": (
-            parts.connectors + parts.projection,
+            checkpoint.connectors + checkpoint.projection,
             published.CONNECTORS,
-            published.connector_arguments(section, parts.gemma_layers),
+            published.connector_arguments(section, checkpoint.gemma_layers),
         ),
     }
-    for name, (specs, table, arguments) in wanted.items():
-        named = placed(specs, "", _renaming(table))
-        _write_part(out / name, named, {"_class_name": CLASSES[name], **arguments}, seed, device)
-    index = {"_class_name": "LTX2Pipeline", **{name: ["diffusers", cls] for name, cls in CLASSES.items()}}
+    for name, (specs, table, arguments) in components.items():
+        named = with_prefix(specs, "", _renaming(table))
+        _write_component(out / name, named, {"_class_name": DIFFUSERS_CLASSES[name], **arguments}, seed, device)
+    index = {"_class_name": "LTX2Pipeline", **{name: ["diffusers", cls] for name, cls in DIFFUSERS_CLASSES.items()}}
     (out / "model_index.json").write_text(json.dumps(index, indent=2))
     return out
 
@@ -92,23 +94,23 @@ def _renaming(table: tuple[tuple[str, str], ...]) -> Callable[[str], str]:
     return lambda name: published.renamed(name, table)
 
 
-def _write_part(folder: Path, specs: list[Spec], config: dict[str, Any], seed: int, device: str) -> None:
-    """config.json, at least two shards, and the index of which tensor lies where."""
+def _write_component(folder: Path, specs: list[Spec], config: dict[str, Any], seed: int, device: str) -> None:
+    """Write config.json, at least two shards, and the index from tensors to shards."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     limit = min(SHARD, sum(map(nbytes, specs)) // 2)
     shards: list[list[Spec]] = [[]]
-    room = limit
+    left = limit
     for spec in specs:
-        if shards[-1] and nbytes(spec) > room:
+        if shards[-1] and nbytes(spec) > left:
             shards.append([])
-            room = limit
+            left = limit
         shards[-1].append(spec)
-        room -= nbytes(spec)
-    where: dict[str, str] = {}
+        left -= nbytes(spec)
+    weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards, 1):
         name = f"diffusion_pytorch_model-{i:05d}-of-{len(shards):05d}.safetensors"
         write(folder / name, shard, {"format": "pt"}, seed, device)
-        where |= {spec.name: name for spec in shard}
-    index = {"metadata": {"total_size": sum(map(nbytes, specs))}, "weight_map": where}
+        weight_map |= {spec.name: name for spec in shard}
+    index = {"metadata": {"total_size": sum(map(nbytes, specs))}, "weight_map": weight_map}
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index, indent=2))

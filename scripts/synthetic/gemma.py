@@ -1,6 +1,6 @@
-"""Gemma folders with random weights in transformers' format, and LTX-2.5's packed file, without a download.
+"""Gemma with random weights, without a download: folders in transformers' format, and LTX-2.5's packed file.
 
-The tokenizer is small whatever the size: bytes, letters and three longer tokens.
+The tokenizer is small at both sizes: bytes, letters and three longer tokens.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from scripts.synthetic.configs import GEMMA, GEMMA_VERSION
+from iclora_train.ltx2.weights.versions import VERSIONS
+from scripts.synthetic.configs import GEMMA, GEMMA_VERSION, since
 
-KIND = {"2.0": "gemma3", "2.3": "gemma3", "2.5": "gemma4_unified"}  # base version -> model type
 WIDTH, LAYERS = GEMMA["tiny"]
-INPUTS = WIDTH * (LAYERS + 1)  # numbers of a token that the text projection gets
+INPUTS = WIDTH * (LAYERS + 1)  # input width of the text projection
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 _TINY = {
     "vocab_size": 512,
@@ -31,7 +31,7 @@ _TINY = {
     "max_position_embeddings": 2048,
     "layer_types": ["sliding_attention", "full_attention"],
 }
-_FULL = {  # of Gemma 3 12B
+_FULL = {  # Gemma 3 12B
     "vocab_size": 262208,
     "hidden_size": GEMMA["full"][0],
     "intermediate_size": 15360,
@@ -56,7 +56,7 @@ _VISION = {
 
 
 def tiny_tokenizer(bos: bool) -> Tokenizer:
-    """Gemma's kind of tokenizer: BPE with byte fallback, spaces as U+2581; with `bos` it puts <bos> first."""
+    """A tokenizer like Gemma's: BPE with byte fallback, spaces as U+2581; with `bos` it adds <bos>."""
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*SPECIAL, *(f"<0x{i:02X}>" for i in range(256)), "\u2581", *letters, "th", "the", "\u2581the"]
     merges = [("t", "h"), ("th", "e"), ("\u2581", "the")]
@@ -99,7 +99,7 @@ def random_gemma(kind: str, seed: int = 0, size: str = "tiny", device: str = "cp
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3 if size == "tiny" else 0.02)
         for name, scalar in model.named_buffers():
-            if name.endswith("layer_scalar"):  # Gemma 4's weight of a layer, saved with the parameters
+            if name.endswith("layer_scalar"):  # Gemma 4's weight per layer, which is saved with the parameters
                 scalar.uniform_(0.5, 1.5)
     return model
 
@@ -113,7 +113,7 @@ def write_gemma(
     device: str = "cpu",
     **config: Any,
 ) -> Path:
-    """A folder as transformers saves it: config.json (and `config` in it), safetensors, tokenizer."""
+    """A folder in transformers' format: config.json (with the fields of `config` added), safetensors, tokenizer."""
     random_gemma(kind, seed, size, device).save_pretrained(folder, max_shard_size="5GB")
     write_tiny_tokenizer(folder, bos)
     file = folder / "config.json"
@@ -122,13 +122,13 @@ def write_gemma(
 
 
 def gemma_for(version: str, folder: Path, size: str = "tiny", device: str = "cpu") -> Path:
-    """The folder of a random text encoder of the kind that base `version` wants."""
-    more = {"gemma_version": GEMMA_VERSION} if version == "2.5" else {}
-    return write_gemma(folder, KIND[version], size=size, device=device, **more)
+    """Write a random text encoder of the kind that base `version` needs. Returns its folder."""
+    fields = {"gemma_version": GEMMA_VERSION} if since("2.5", version) else {}
+    return write_gemma(folder, VERSIONS[version].gemma, size=size, device=device, **fields)
 
 
 def pack_tiny_gemma(folder: Path, file: Path, projection: dict[str, Tensor]) -> Path:
-    """The official single file of LTX-2.5: flat language model keys, text projection, config and tokenizer inside."""
+    """LTX-2.5's packed text encoder: language model keys without nesting, text projection, config and tokenizer."""
     tensors = {}
     for key, tensor in load_file(folder / "model.safetensors").items():
         tensors[key.replace("model.language_model.", "model.").replace("model.embed_vision.", "vision_model.")] = tensor

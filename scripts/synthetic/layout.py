@@ -1,4 +1,4 @@
-"""Names and shapes of every tensor of an official checkpoint, from its config, and how each is filled."""
+"""Name, shape and random distribution of every tensor of an official checkpoint, from its config."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scripts.synthetic.configs import since
+
 MODEL = "model.diffusion_model."
 TIME_CHANNELS = 256
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor: name, shape, random values (normal of `std` around `mean`), safetensors dtype, official name."""
+    """A tensor to write. Values are normal with `mean` and `std`; dtype as in safetensors; origin: its official
+    name."""
 
     name: str
     shape: tuple[int, ...]
@@ -23,20 +26,20 @@ class Spec:
     origin: str = ""
 
 
-def placed(specs: Iterable[Spec], prefix: str, rename: Callable[[str], str] = str) -> list[Spec]:
-    """The specs as a file has them: renamed, behind a prefix; `origin` keeps the official name."""
+def with_prefix(specs: Iterable[Spec], prefix: str, rename: Callable[[str], str] = str) -> list[Spec]:
+    """The specs with new names and a prefix; `origin` is the official name."""
     return [replace(spec, name=prefix + rename(spec.name), origin=spec.name) for spec in specs]
 
 
 def linear(name: str, inside: int, outside: int, bias: bool = True) -> Iterator[Spec]:
-    """A linear layer, scaled to keep the size of what goes through."""
+    """A linear layer whose output has the variance of its input."""
     yield Spec(f"{name}.weight", (outside, inside), 1 / math.sqrt(inside))
     if bias:
         yield Spec(f"{name}.bias", (outside,), 0.1)
 
 
 def attention(name: str, query: int, context: int, inner: int, heads: int, gated: bool) -> Iterator[Spec]:
-    """Query width to `inner` and back, keys and values from the context."""
+    """Attention with `query` and `context` as input widths and `inner` as its own width."""
     yield Spec(f"{name}.q_norm.weight", (inner,), 0.1, 1.0)
     yield Spec(f"{name}.k_norm.weight", (inner,), 0.1, 1.0)
     yield from linear(f"{name}.to_q", query, inner)
@@ -59,7 +62,7 @@ def adaln(name: str, width: int, rows: int) -> Iterator[Spec]:
 
 
 def table(name: str, rows: int, width: int) -> Spec:
-    """A modulation table; the published files keep these in fp32."""
+    """An AdaLN table, which the published files store in fp32."""
     return Spec(name, (rows, width), 0.2, dtype="F32")
 
 
@@ -84,7 +87,7 @@ def _block(name: str, section: dict[str, Any], width: int, audio: int) -> Iterat
 
 
 def transformer(section: dict[str, Any]) -> Iterator[Spec]:
-    """Both streams and their cross-attention, without the prefix."""
+    """Video stream, audio stream and the cross-attention between them, without the prefix."""
     width = section["num_attention_heads"] * section["attention_head_dim"]
     audio = section["audio_num_attention_heads"] * section["audio_attention_head_dim"]
     cross = section.get("cross_attention_adaln", False)
@@ -112,7 +115,7 @@ def transformer(section: dict[str, Any]) -> Iterator[Spec]:
 
 
 def connectors(section: dict[str, Any]) -> Iterator[Spec]:
-    """The two connectors, without the prefix; sizes of the audio side default to the video side's."""
+    """The two connectors, without the prefix. Audio sizes default to the video sizes."""
     heads, width = section["connector_num_attention_heads"], section["connector_attention_head_dim"]
     sides = {
         "video_embeddings_connector": (heads, width),
@@ -131,7 +134,7 @@ def connectors(section: dict[str, Any]) -> Iterator[Spec]:
 
 
 def text_projection(section: dict[str, Any], gemma_layers: int) -> Iterator[Spec]:
-    """All layers of the text encoder, flattened, to the connectors' width."""
+    """The projection of all layers of the text encoder, flattened, to the connectors' width."""
     name, flat = "text_embedding_projection", section["caption_channels"] * (gemma_layers + 1)
     if not section.get("caption_proj_before_connector", False):
         yield from linear(f"{name}.aggregate_embed", flat, section["caption_channels"], bias=False)
@@ -147,7 +150,7 @@ def _conv(name: str, inside: int, outside: int) -> Iterator[Spec]:
 
 
 def _volume(kind: str) -> int:
-    """How many cells a compression step merges into one."""
+    """The number of cells that a compress block merges into one."""
     return {"compress_space": 4, "compress_time": 2, "compress_all": 8}[kind.removesuffix("_res")]
 
 
@@ -186,9 +189,11 @@ def vae(section: dict[str, Any]) -> Iterator[Spec]:
 
 
 def ignored(version: str) -> Iterator[Spec]:
-    """A handful of tensors that an official file also carries and that nobody here reads."""
+    """A few tensors that an official file also has and that this project does not read."""
     yield Spec("audio_vae.encoder.conv_in.conv.weight", (16, 2, 3, 3), 0.1)
     yield Spec("audio_vae.per_channel_statistics.mean-of-means", (16,), 0.1)
-    yield Spec("vocoder.conv_pre.weight" if version == "2.0" else "vocoder.vocoder.conv_pre.weight", (16, 8, 7), 0.1)
+    yield Spec(
+        "vocoder.vocoder.conv_pre.weight" if since("2.3", version) else "vocoder.conv_pre.weight", (16, 8, 7), 0.1
+    )
     yield Spec("vae.per_channel_statistics.channel", (8,), 0.1)
     yield Spec("vae.per_channel_statistics.mean-of-stds", (8,), 0.1)

@@ -1,5 +1,5 @@
-"""The published renaming of official names to diffusers' (its scripts/convert_ltx2_to_diffusers.py), and the
-constructor arguments of diffusers' models that follow from an official config."""
+"""Official names -> diffusers' names, as in diffusers' scripts/convert_ltx2_to_diffusers.py, and official config ->
+constructor arguments of diffusers' models."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ VAE = (
 )
 
 
-_SAME = (  # keys of the official section that diffusers calls the same
+_SAME = (  # keys with the same name in the official section and in diffusers
     *("in_channels", "out_channels", "num_attention_heads", "attention_head_dim", "cross_attention_dim"),
     *("num_layers", "norm_eps", "caption_channels", "timestep_scale_multiplier", "rope_type"),
     *("audio_out_channels", "audio_num_attention_heads", "audio_attention_head_dim", "audio_cross_attention_dim"),
@@ -62,7 +62,7 @@ _SAME = (  # keys of the official section that diffusers calls the same
 
 
 def renamed(name: str, table: tuple[tuple[str, str], ...]) -> str:
-    """An official name, without its part's prefix, as diffusers has it."""
+    """diffusers' name of an official name without the component's prefix."""
     for old, new in table:
         name = name.replace(old, new)
     return name

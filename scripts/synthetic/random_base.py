@@ -1,4 +1,4 @@
-"""A base of official sizes with random weights that never was a file: for measuring what does not depend on values."""
+"""A base of official sizes with random weights, without a file: for measurements that do not depend on the values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scripts.synthetic.layout import Spec, transformer
 
 
 class RandomBase(BaseModel):
-    """The transformer of a version, made on the device within seconds; it has no other part."""
+    """The transformer of a version, generated on the device within seconds; it has no VAE and no text encoder."""
 
     def __init__(self, version: str, size: str = "full") -> None:
         self.name, self.version, self.family = f"random {version}", MODEL_VERSION[version], "ltx2"
@@ -41,7 +41,7 @@ class RandomBase(BaseModel):
         with torch.device("meta"):
             module = Transformer(TransformerConfig.from_metadata(self.config["transformer"]))
 
-        def made(name: str) -> Tensor:
+        def random(name: str) -> Tensor:
             spec: Spec = specs[name]
             empty = torch.empty(spec.shape, dtype=dtype, device=device)
             return empty.normal_(spec.mean, spec.std, generator=generator)
@@ -53,9 +53,9 @@ class RandomBase(BaseModel):
         for name in names:
             owner, _, leaf = name.rpartition(".")
             if owner not in linears:
-                assign_tensor(module, name, made(name))
+                assign_tensor(module, name, random(name))
             elif leaf == "weight":
-                bias = made(f"{owner}.bias") if f"{owner}.bias" in names else None
-                module.set_submodule(owner, Fp8Linear(*quantize(made(name)), bias))
+                bias = random(f"{owner}.bias") if f"{owner}.bias" in names else None
+                module.set_submodule(owner, Fp8Linear(*quantize(random(name)), bias))
             offload.move_to_host(name, module.get_parameter(name))
         return module.eval()

@@ -11,7 +11,7 @@ from typing import Any
 from scripts.synthetic.layout import Spec
 from scripts.synthetic.writer import write
 
-CONFIG: dict[str, Any] = {  # of the published x2 files, 2.3; that of 2.0 has rational_resampler
+CONFIG: dict[str, Any] = {  # of the published x2 file of 2.3; the file of 2.0 has rational_resampler
     "_class_name": "LatentUpsampler",
     "in_channels": 128,
     "mid_channels": 1024,
@@ -25,7 +25,7 @@ CONFIG: dict[str, Any] = {  # of the published x2 files, 2.3; that of 2.0 has ra
 
 
 def convolution(name: str, inside: int, outside: int, dims: int) -> Iterator[Spec]:
-    """A convolution of width 3, scaled to keep the size of what goes through."""
+    """A convolution of width 3 whose output has the variance of its input."""
     yield Spec(f"{name}.weight", (outside, inside, *(3,) * dims), 1 / math.sqrt(inside * 3**dims), origin=name)
     yield Spec(f"{name}.bias", (outside,), 0.1, origin=f"{name}.bias")
 

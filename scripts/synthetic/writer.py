@@ -1,4 +1,4 @@
-"""Safetensors files of random tensors, written tensor by tensor: 40 GB need no more memory than one small piece."""
+"""Write safetensors files of random tensors in small pieces, so that a file of 40 GB needs little memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from iclora_train.core.atomic_files import write_atomic
 from scripts.synthetic.layout import Spec
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
-PIECE = 1 << 24  # values made at a time
+PIECE = 1 << 24  # values generated at a time
 FP8_MAX = 448.0  # largest finite value of float8_e4m3fn
-SIGMAS = 6.0  # how many standard deviations of a weight fp8 can hold
+SIGMAS = 6.0  # the largest fp8 value in standard deviations of a weight
 
 
 def nbytes(spec: Spec) -> int:
@@ -27,31 +27,31 @@ def nbytes(spec: Spec) -> int:
     return math.prod(spec.shape) * DTYPES[spec.dtype].itemsize
 
 
-def to_fp8(specs: list[Spec], kept: str = ".transformer_blocks.0.") -> list[Spec]:
-    """The specs of an official fp8 file: the linears of all blocks but `kept` in fp8, each with its two scales.
+def to_fp8(specs: list[Spec], in_bf16: str = ".transformer_blocks.0.") -> list[Spec]:
+    """The specs of an official fp8 file: the linears of all blocks but `in_bf16` in fp8, each with its two scales.
 
     `weight_scale` turns the stored values into weights; `input_scale` belongs to the activations. (The published files
     leave five blocks in bf16.)
     """
-    made = []
+    converted = []
     for spec in specs:
         is_linear = ".transformer_blocks." in spec.name and spec.name.endswith(".weight") and len(spec.shape) == 2
-        if not is_linear or kept in spec.name:
-            made.append(spec)
+        if not is_linear or in_bf16 in spec.name:
+            converted.append(spec)
             continue
-        made.append(replace(spec, dtype="F8_E4M3"))
-        made.append(Spec(f"{spec.name}_scale", (), 0.0, scale_of(spec), "F32"))
-        made.append(Spec(spec.name.removesuffix("weight") + "input_scale", (), 0.0, 1.0, "F32"))
-    return made
+        converted.append(replace(spec, dtype="F8_E4M3"))
+        converted.append(Spec(f"{spec.name}_scale", (), 0.0, scale_of(spec), "F32"))
+        converted.append(Spec(spec.name.removesuffix("weight") + "input_scale", (), 0.0, 1.0, "F32"))
+    return converted
 
 
 def scale_of(spec: Spec) -> float:
-    """`weight_scale` of a weight of this spread."""
+    """`weight_scale` for a weight with this standard deviation."""
     return SIGMAS * spec.std / FP8_MAX
 
 
 def values(spec: Spec, seed: int, device: str) -> Iterator[Tensor]:
-    """The tensor's values, flat, piece by piece. The same tensor has the same values in every layout."""
+    """The tensor's values, flattened, in pieces. A tensor has the same values in every layout."""
     key = hashlib.sha256(f"{seed} {spec.origin}".encode()).digest()
     generator = torch.Generator(device).manual_seed(int.from_bytes(key[:7], "little"))
     left = math.prod(spec.shape)
@@ -65,7 +65,7 @@ def values(spec: Spec, seed: int, device: str) -> Iterator[Tensor]:
 
 
 def write(path: Path, specs: list[Spec], metadata: dict[str, str], seed: int = 0, device: str = "cpu") -> None:
-    """Write one file: header first, then the tensors, largest element first so that each is aligned."""
+    """Write one file: the header, then the tensors, largest element size first so that each is aligned."""
     ordered = sorted(specs, key=lambda spec: (-DTYPES[spec.dtype].itemsize, spec.name))
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
