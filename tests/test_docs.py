@@ -188,7 +188,9 @@ def test_settings_named_in_text_exist(page: Path) -> None:
     for text in code(page):
         for name in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)+)(?=$|[\s=,;:)\]])", text):
             section, _, key = name.partition(".")
-            module = section in PACKAGES and importlib.util.find_spec(name) is not None  # such as eval.compare
+            module = section in PACKAGES and any(
+                map(module_exists, (name, name.rpartition(".")[0]))
+            )  # or a name in one
             if (
                 module
                 or section not in sections
