@@ -1,4 +1,4 @@
-"""A base whose linears stay in fp8: what it computes, what it weighs, and that adapters train on it."""
+"""A base model whose linears stay in fp8: its results, its weights, and LoRA training on it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUERY = "transformer_blocks.1.attn1.to_q"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    """The same tiny base, as an official fp8 file and in bf16."""
+    """The same tiny base model as an official fp8 file (True) and in bf16 (False)."""
     folder = tmp_path_factory.mktemp("fp8")
     return {fp8: write_checkpoint(folder / str(fp8), "2.3", fp8=fp8) for fp8 in (True, False)}
 
@@ -33,30 +33,30 @@ def scene(channels: int, text: int) -> tuple[Tokens, Tensor]:
     return append_reference(tokens, reference), torch.randn(1, 5, text, generator=generator)
 
 
-def apart(a: Tensor, b: Tensor) -> float:
+def relative_error(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
 @torch.no_grad()
-def test_an_fp8_file_computes_with_the_same_weights_wherever_they_are_widened(files: dict[bool, Path]) -> None:
+def test_an_fp8_file_gives_the_same_results_dequantized_at_loading_or_at_use(files: dict[bool, Path]) -> None:
     base = BaseModel.open(str(files[True]))
-    kept, widened = base.transformer(fp8=True), base.transformer()
+    fp8, dequantized = base.transformer(fp8=True), base.transformer()
     tokens, text = scene(8, 32)
-    assert apart(kept(tokens, text), widened(tokens, text)) < 1e-6
-    assert kept.get_submodule(QUERY).weight.dtype == E4M3
-    first = kept.get_submodule(QUERY.replace(".1.", ".0."))  # the file has this block in bf16
+    assert relative_error(fp8(tokens, text), dequantized(tokens, text)) < 1e-6
+    assert fp8.get_submodule(QUERY).weight.dtype == E4M3
+    first = fp8.get_submodule(QUERY.replace(".1.", ".0."))  # the file has this block in bf16
     assert not isinstance(first, Fp8Linear)
 
 
 @torch.no_grad()
-def test_a_bf16_file_is_rounded_while_loading(files: dict[bool, Path]) -> None:
+def test_a_bf16_file_is_quantized_while_loading(files: dict[bool, Path]) -> None:
     base = BaseModel.open(str(files[False]))
-    rounded, whole = base.transformer(fp8=True), base.transformer()
+    quantized, bf16 = base.transformer(fp8=True), base.transformer()
     tokens, text = scene(8, 32)
-    assert 1e-3 < apart(rounded(tokens, text), whole(tokens, text)) < 0.1
-    linears = [m for name, m in rounded.named_modules() if isinstance(m, nn.Linear) and "blocks" in name]
+    assert 1e-3 < relative_error(quantized(tokens, text), bf16(tokens, text)) < 0.1
+    linears = [m for name, m in quantized.named_modules() if isinstance(m, nn.Linear) and "blocks" in name]
     for linear in linears:
-        gate = linear.out_features == whole.config.num_attention_heads
+        gate = linear.out_features == bf16.config.num_attention_heads
         assert isinstance(linear, Fp8Linear) != gate
 
 
@@ -68,7 +68,7 @@ def test_quantize_uses_the_whole_range() -> None:
     assert torch.equal(quantize(torch.zeros(2, 2))[0].float(), torch.zeros(2, 2))
 
 
-def test_gradients_of_the_input_are_those_of_the_widened_weight() -> None:
+def test_input_gradients_are_those_of_the_dequantized_weight() -> None:
     generator = torch.Generator().manual_seed(0)
     values, scale = quantize(torch.randn(6, 5, generator=generator))
     bias = torch.randn(6, generator=generator)
@@ -85,14 +85,14 @@ def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path]
     net = base.transformer(fp8=True)
     parameters = lora.attach(net, Lora(rank=4))
     assert {p.dtype for p in parameters} == {torch.float32}
-    drawn = dict(lora.layers(net))[QUERY].lora_A["default"].weight
-    assert len(drawn.unique()) == drawn.numel()  # in fp32: fp8 has few values that small
+    lora_a = dict(lora.layers(net))[QUERY].lora_A["default"].weight
+    assert len(lora_a.unique()) == lora_a.numel()  # drawn in fp32: fp8 has few values this small
     tokens, text = scene(8, 32)
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
-    wanted = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1))
+    target = torch.randn(1, 16, 8, generator=torch.Generator().manual_seed(1))
     losses = []
     for _ in range(5):
-        loss = (net(tokens, text) - wanted).square().mean()
+        loss = (net(tokens, text) - target).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -103,4 +103,4 @@ def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path]
     again = base.transformer(fp8=True)
     lora.load_adapter(again, lora.read(path))
     with torch.no_grad():
-        assert apart(again(tokens, text), net(tokens, text)) < 1e-6
+        assert relative_error(again(tokens, text), net(tokens, text)) < 1e-6
