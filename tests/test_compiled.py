@@ -18,6 +18,7 @@ from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime import save_policy
 from iclora_train.ltx2.runtime.compile import compile_blocks
+from iclora_train.ltx2.runtime.fused_block import FusedBlock
 from scripts.synthetic.random_base import RandomBase
 from tests.processes import single_process_group
 
@@ -56,6 +57,8 @@ def compare(fp8: bool, weighted: bool, budget: float, backend: str) -> None:
         weight = torch.where(tokens.group == 0, 1.0, torch.linspace(0, 1, len(tokens.group)))
         tokens = replace(tokens, weight=weight[None])
     eager, compiled = network(fp8), network(fp8)
+    for block in compiled.transformer_blocks:
+        block.fused = FusedBlock(block)  # type: ignore[arg-type] # with fused linears, as on a GPU
     compile_blocks(compiled, budget, backend)
     for expected, result in zip(step(eager, tokens), step(compiled, tokens), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)

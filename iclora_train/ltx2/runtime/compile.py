@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import torch
+
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
@@ -48,11 +50,25 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     if runner.activation_budget is not None:
         torch._dynamo.reset()  # else the blocks would reuse code compiled for another budget
     runner.activation_budget = activation_budget
+    fuse_blocks(transformer)
+    for block in transformer.transformer_blocks:
+        block.compile(dynamic=False, backend=backend)
+
+
+def fuse_blocks(transformer: Transformer) -> None:
+    """Give every block its fused form, if it has none.
+
+    Linears of the same input are fused to one, except under weight offload, which moves every weight by itself, and
+    except in fp32 on a CPU: one matmul for q, k and v sums their input gradients in another order than three matmuls.
+    There, fused blocks compute the same as plain blocks bit for bit.
+    """
+    weight = transformer.patchify_proj.weight
+    exact = weight.device.type == "cpu" and weight.dtype == torch.float32
+    fuse_linears = not exact and not runner_of(transformer).weight_offload.blocks
     for block in transformer.transformer_blocks:
         assert isinstance(block, Block)
         if block.fused is None:
-            block.fused = FusedBlock(block, fuse=not runner.weight_offload.blocks)
-        block.compile(dynamic=False, backend=backend)
+            block.fused = FusedBlock(block, fuse=fuse_linears)
 
 
 def set_cuda_graphs(transformer: Transformer, enabled: bool) -> None:
