@@ -1,10 +1,10 @@
-"""What loading costs a training step, by number of workers: python -m scripts.benchmark_loading [--step-seconds 1.5]
+"""Times the DataLoader of training by number of workers: python -m scripts.benchmark_loading [--step-seconds 1.5]
 
-Writes latent shards of official size with random contents into a temporary folder, by the project's own writer, and
-reads them by the DataLoader of training. The files were just written, so they lie in the page cache: a disk that is
-slower than that comes on top. `needs` is the time of a batch over that of a step; without workers a step is longer by
-that, with workers it has to stay below 100 %. `waits` is how long a batch is waited for when steps of that length (in
-which the host sleeps) lie between. On a GPU the batches go there as in training, otherwise they stay on the host.
+Writes latent shards of official size with random contents to a temporary folder and reads them with the DataLoader of
+training. The files are in the page cache, as they have just been written: a slower disk adds its own time. "needs" is
+the time of a batch over the time of a step. Without workers a step becomes longer by that share; with workers it must
+stay below 100 %. "waits" is the time for which a step waits for its batch, when steps of the given length (in which the
+host sleeps) lie between batches. With a GPU the batches are copied to it as in training.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from iclora_train.data.shard_sample import Members, pack_latents
 from iclora_train.data.shards import ShardSet, ShardWriter
 
 LTX = Geometry(channels=128, spatial=32, temporal=8)
-TEXT = (1024, 4096)  # tokens and width of a caption's features
-WARM = 4  # batches before the clock runs, in which workers start
-STEPS = 6  # of the waits
+TEXT = (1024, 4096)  # tokens and channels of a caption's features
+WARM_UP = 4  # batches before timing, during which the workers start
+STEPS = 6  # steps whose waits are timed
 
 
 def write(folder: Path, shape: VideoShape, clips: int) -> ShardSet:
-    """A set of train clips, each with a reference of its own size."""
+    """A shard set of train clips, each with a reference of the same size."""
     f, h, w = LTX.latent_size(shape.frames, shape.height, shape.width)
 
     def samples() -> Iterator[Members]:
@@ -50,32 +50,32 @@ def write(folder: Path, shape: VideoShape, clips: int) -> ShardSet:
 
 
 def measure(data: LatentDataModule, batches: int, step: float) -> tuple[float, float]:
-    """Seconds of a batch when nothing else is done, and (median) that a batch is waited for between steps."""
+    """Seconds per batch without steps in between, and median seconds that a step waits for its batch."""
     gpu = torch.cuda.is_available()
     loader = data.loader(pinned=gpu)
-    coming = iter(Prefetch(loader, torch.device("cuda")) if gpu else loader)
-    for _ in range(WARM):
-        next(coming)
+    loaded = iter(Prefetch(loader, torch.device("cuda")) if gpu else loader)
+    for _ in range(WARM_UP):
+        next(loaded)
     begin = time.perf_counter()
     for _ in range(batches):
-        next(coming)
-    taken = (time.perf_counter() - begin) / batches
+        next(loaded)
+    per_batch = (time.perf_counter() - begin) / batches
     waits = []
     for _ in range(STEPS):
         time.sleep(step)
         begin = time.perf_counter()
-        next(coming)
+        next(loaded)
         waits.append(time.perf_counter() - begin)
-    return taken, statistics.median(waits)
+    return per_batch, statistics.median(waits)
 
 
 def main() -> None:
     """Write the shards, measure with each number of workers, print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=3, default=[960, 544, 89], metavar=("WIDTH", "HEIGHT", "FRAMES"))
-    parser.add_argument("--clips", type=int, default=32, help="of the set")
+    parser.add_argument("--clips", type=int, default=32, help="clips in the set")
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--batches", type=int, default=100, help="that are timed")
+    parser.add_argument("--batches", type=int, default=100, help="timed batches")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--step-seconds", type=float, default=1.5)
     args = parser.parse_args()
@@ -86,17 +86,17 @@ def main() -> None:
 
 
 def table(shards: ShardSet, args: argparse.Namespace) -> Table:
-    """A row for each number of workers."""
+    """The results, one row per number of workers."""
     size = sum(sample.size for sample in shards.samples) / len(shards) / 1e6  # MB of a clip
     shown = Table("workers", "clips/s", "MB/s", "ms a batch", "needs", "waits", caption_justify="left")
     shown.title = f"{shards.samples[0].bucket}, {size:.1f} MB a clip, {args.batch_size} a batch"
-    shown.caption = f"page cache warm; of a step of {args.step_seconds:g} s"
+    shown.caption = f"page cache warm; steps of {args.step_seconds:g} s"
     for workers in args.workers:
         data = LatentDataModule(shards.folder, args.batch_size, workers=workers)
-        taken, waits = measure(data, args.batches, args.step_seconds)
-        clips = args.batch_size / taken
-        share = f"loader needs {100 * taken / args.step_seconds:.1f} % of a step"
-        row: list[Any] = [workers, f"{clips:.0f}", f"{clips * size:.0f}", f"{1e3 * taken:.1f}", share]
+        per_batch, waits = measure(data, args.batches, args.step_seconds)
+        clips = args.batch_size / per_batch
+        share = f"loader needs {100 * per_batch / args.step_seconds:.1f} % of a step"
+        row: list[Any] = [workers, f"{clips:.0f}", f"{clips * size:.0f}", f"{1e3 * per_batch:.1f}", share]
         shown.add_row(*map(str, row), f"{1e3 * waits:.1f} ms")
     return shown
 

@@ -1,9 +1,9 @@
-"""Seconds and GiB of a clip, ours beside diffusers' LTX2InContextPipeline: python -m scripts.benchmark_sampling FOLDER
+"""Times sampling against diffusers' LTX2InContextPipeline: python -m scripts.benchmark_sampling FOLDER
 
-FOLDER is a checkpoint in diffusers' layout, which both read (`python -m scripts.synthetic_checkpoint --layout diffusers
---size full --device cuda` writes one with random weights). Both make the same clip with the distilled model's 8
-steps and a reference of the same size, with the reference at full attention and at `--strength`. One JSON line per
-way, then how many times as fast as diffusers in bf16 each is.
+FOLDER is a checkpoint in diffusers' layout, which both programs read (`python -m scripts.synthetic_checkpoint --layout
+diffusers --size full --device cuda` writes one with random weights). Both make the same clip with the distilled
+model's 8 steps and a reference of the same size: once with the reference at full attention, once at `--strength`.
+Prints one JSON line per variant, then how many times as fast as diffusers in bf16 each variant is.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
 
-TEXT = 1024  # tokens of a caption
-WAYS = "each 'ours' or 'diffusers', followed by 'fp8' or not; 'ours eager' compiles nothing"
+TEXT_TOKENS = 1024
+VARIANTS = "'ours' or 'diffusers', each optionally with 'fp8'; 'ours eager' is not compiled"
 
 
 @dataclass
 class Job:
-    """The clip to make."""
+    """The clip to sample."""
 
     folder: Path
     width: int
@@ -44,27 +44,27 @@ class Job:
     fps: float
     device: torch.device
     dtype: torch.dtype
-    ends: list[float] = field(default_factory=list)  # when each step was over
+    ends: list[float] = field(default_factory=list)  # end time of each step
 
     def video(self) -> Tensor:
-        """The reference (1,3,F,H,W) in [-1,1]: a few waves."""
+        """The reference (1,3,F,H,W) in [-1,1]: a pattern of waves."""
         f, h, w = (torch.linspace(0, 6, n) for n in (self.frames, self.height, self.width))
         wave = torch.sin(f[:, None, None] + h[:, None] + 2 * w)
         return wave.expand(1, 3, -1, -1, -1).to(self.device)
 
     def step(self, *_: Any) -> Any:
-        """Called after each step, by either program."""
+        """Called after each step by either program."""
         self.ends.append(synced_time(self.device))
         return {}
 
 
 def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
-    """A call that makes the clip with this project's sampler, at an attention strength."""
+    """A function that samples the clip with this project, given an attention strength."""
     base = BaseModel.open(str(job.folder))
     net, vae = base.transformer(job.dtype, job.device, fp8=fp8), base.vae(job.dtype).to(job.device)
     if compiled:
         compile_blocks(net)
-    text = torch.zeros(1, TEXT, net.config.text_width, device=job.device)
+    text = torch.zeros(1, TEXT_TOKENS, net.config.text_width, device=job.device)
     size = base.geometry.latent_size(job.frames, job.height, job.width)
 
     @torch.inference_mode()
@@ -77,10 +77,10 @@ def ours(job: Job, fp8: bool, compiled: bool = True) -> Callable[[float], None]:
     return make
 
 
-def theirs(job: Job, fp8: bool) -> Callable[[float], None]:
-    """The same with diffusers' pipeline; its audio decoders, which the clip does not need, are left out.
+def diffusers_pipeline(job: Job, fp8: bool) -> Callable[[float], None]:
+    """The same with diffusers' pipeline, without its audio decoders, which the clip does not need.
 
-    fp8: weights are kept in fp8 and widened layer by layer, its way to save memory.
+    fp8: diffusers' layerwise casting, which stores weights in fp8 and casts them layer by layer.
     """
     from diffusers import (  # noqa: PLC0415 (slow)
         AutoencoderKLLTX2Audio,
@@ -100,7 +100,7 @@ def theirs(job: Job, fp8: bool) -> Callable[[float], None]:
     vae.enable_tiling()
     connectors = LTX2TextConnectors.from_pretrained(job.folder / "connectors", **load).to(job.device)
     audio = transformer.config.audio_in_channels
-    bins = max(audio // 8, 1)  # channels of an audio token: 8 of the audio VAE times its bins
+    bins = max(audio // 8, 1)  # an audio token has 8 x bins channels
     audio_vae = AutoencoderKLLTX2Audio(
         base_channels=audio, norm_type="pixel", latent_channels=audio // bins, mel_bins=4 * bins
     )
@@ -109,8 +109,8 @@ def theirs(job: Job, fp8: bool) -> Callable[[float], None]:
     )
     pipe.set_progress_bar_config(disable=True)
     width = connectors.config.caption_channels * connectors.config.text_proj_in_factor
-    embeds = torch.zeros(1, TEXT, width, dtype=job.dtype, device=job.device)
-    mask = torch.ones(1, TEXT, dtype=torch.long, device=job.device)
+    embeds = torch.zeros(1, TEXT_TOKENS, width, dtype=job.dtype, device=job.device)
+    mask = torch.ones(1, TEXT_TOKENS, dtype=torch.long, device=job.device)
     frames = ((job.video()[0] + 1) / 2).transpose(0, 1).cpu()  # (F,3,H,W) in [0,1]
 
     @torch.inference_mode()
@@ -128,25 +128,25 @@ def theirs(job: Job, fp8: bool) -> Callable[[float], None]:
     return make
 
 
-def maker_of(name: str) -> Callable[[Job, bool], Callable[[float], None]]:
-    """What a name of `--ways` stands for."""
+def builder_of(name: str) -> Callable[[Job, bool], Callable[[float], None]]:
+    """The function that builds a variant of `--variants`."""
     if "diffusers" in name:
-        return theirs
+        return diffusers_pipeline
     return partial(ours, compiled="eager" not in name)
 
 
-def measure(way: str, job: Job, make: Callable[[float], None], strength: float, rounds: int) -> dict[str, Any]:
-    """The last of `rounds` clips: seconds in all and per step, and the peak of the GPU's memory."""
+def measure(variant: str, job: Job, make: Callable[[float], None], strength: float, rounds: int) -> dict[str, Any]:
+    """Results of the last of `rounds` clips: total seconds, seconds per step, peak GiB."""
     for _ in range(rounds):
         job.ends.clear()
         if job.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(job.device)
-        begun = synced_time(job.device)
+        begin = synced_time(job.device)
         make(strength)
-        spent = synced_time(job.device) - begun
+        seconds = synced_time(job.device) - begin
     peak = torch.cuda.max_memory_reserved(job.device) / GIB if job.device.type == "cuda" else 0.0
     step = (job.ends[-1] - job.ends[0]) / (len(job.ends) - 1)
-    row = {"way": way, "strength": strength, "seconds": round(spent, 3), "seconds_per_step": round(step, 4)}
+    row = {"variant": variant, "strength": strength, "seconds": round(seconds, 3), "seconds_per_step": round(step, 4)}
     row |= {"gib": round(peak, 2), "steps": len(job.ends)}
     print(json.dumps(row), flush=True)
     return row
@@ -157,29 +157,33 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", default="960x544x121", metavar="WxHxF")
     parser.add_argument("--strength", type=float, default=0.5)
-    parser.add_argument("--rounds", type=int, default=2, help="clips made each way; the last is measured")
-    parser.add_argument("--ways", nargs="+", default=["ours", "diffusers", "ours fp8", "diffusers fp8"], help=WAYS)
+    parser.add_argument("--rounds", type=int, default=2, help="clips per variant; the last one is timed")
+    parser.add_argument(
+        "--variants", nargs="+", default=["ours", "diffusers", "ours fp8", "diffusers fp8"], help=VARIANTS
+    )
     args = parser.parse_args()
     device = default_device()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     job = Job(args.folder, *map(int, args.size.split("x")), fps=24.0, device=device, dtype=dtype)
     rows = []
-    for name in args.ways:
-        begun, make = time.perf_counter(), maker_of(name)(job, "fp8" in name)
-        print(json.dumps({"way": name, "loading": round(time.perf_counter() - begun, 1)}), flush=True)
+    for name in args.variants:
+        begin, make = time.perf_counter(), builder_of(name)(job, "fp8" in name)
+        print(json.dumps({"variant": name, "loading": round(time.perf_counter() - begin, 1)}), flush=True)
         for strength in (1.0, args.strength):
             try:
                 rows.append(measure(name, job, make, strength, args.rounds))
             except torch.OutOfMemoryError as error:
-                print(json.dumps({"way": name, "strength": strength, "failed": str(error)[:120]}), flush=True)
+                print(json.dumps({"variant": name, "strength": strength, "failed": str(error)[:120]}), flush=True)
         del make
         gc.collect()
         torch.cuda.empty_cache()
-    slow = {row["strength"]: row["seconds_per_step"] for row in rows if row["way"] == "diffusers"}
+    slow = {row["strength"]: row["seconds_per_step"] for row in rows if row["variant"] == "diffusers"}
     for row in rows:
         if row["strength"] in slow:
             ratio = slow[row["strength"]] / row["seconds_per_step"]
-            print(json.dumps({"way": row["way"], "strength": row["strength"], "times as fast": round(ratio, 2)}))
+            print(
+                json.dumps({"variant": row["variant"], "strength": row["strength"], "times as fast": round(ratio, 2)})
+            )
 
 
 if __name__ == "__main__":

@@ -22,15 +22,15 @@ PRECISIONS = ("fp32", "bf16", "fp8")
 SAMPLED = "sampled_psnr"
 
 
-def ending(folder: Path) -> dict[str, float]:
+def final_values(folder: Path) -> dict[str, float]:
     """The last validation loss of a run, mean over its noise levels, and the last PSNR of its validation clips."""
     with (folder / "metrics.csv").open() as file:
         rows = [{current_column(name): cell for name, cell in row.items()} for row in csv.DictReader(file)]
     losses = [name for name in rows[-1] if name.startswith("val_correct_")]
-    found = {"val_loss": mean(float(_last(rows, name)) for name in losses)}
+    values = {"val_loss": mean(float(_last(rows, name)) for name in losses)}
     if SAMPLED in rows[-1]:
-        found[SAMPLED] = float(_last(rows, SAMPLED))
-    return found
+        values[SAMPLED] = float(_last(rows, SAMPLED))
+    return values
 
 
 def _last(rows: list[dict[str, str]], name: str) -> str:
@@ -38,49 +38,53 @@ def _last(rows: list[dict[str, str]], name: str) -> str:
 
 
 def train(task: str, precision: str, seed: int, settings: list[str]) -> dict[str, float]:
-    """Train one run, unless it is there, and say how it ended."""
+    """Train one run, unless it is finished, and return its final values."""
     name = f"{task}-{precision}-{seed}"
-    own = [f"conf={task}", f"model.precision={precision}", f"seed={seed}", f"run={name}", "eval.after_training=false"]
-    done = subprocess.run([sys.executable, "-m", "iclora_train", *own, *settings], check=False)
+    fixed = [f"conf={task}", f"model.precision={precision}", f"seed={seed}", f"run={name}", "eval.after_training=false"]
+    done = subprocess.run([sys.executable, "-m", "iclora_train", *fixed, *settings], check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
     runs = next((word.partition("=")[2] for word in settings if word.startswith("runs_dir=")), "runs")
-    return ending(Path(runs, name))
+    return final_values(Path(runs, name))
 
 
-def compared(found: dict[str, list[dict[str, float]]]) -> list[dict[str, float | str]]:
-    """For each figure and each precision but the first: both means, their difference, and the first's spread."""
-    first, *others = found
+def compare(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, float | str]]:
+    """For each value and each precision but the first: both means, their difference, and the first one's spread.
+
+    runs: the final values of each seed, by precision.
+    """
+    first, *others = runs
+    means = {name: {key: mean(run[key] for run in runs[name]) for key in runs[first][0]} for name in runs}
     return [
         {
-            "figure": figure,
-            first: round(mean(end[figure] for end in found[first]), 4),
-            other: round(mean(end[figure] for end in found[other]), 4),
-            "apart": round(mean(end[figure] for end in found[other]) - mean(end[figure] for end in found[first]), 4),
-            "spread": round(stdev(end[figure] for end in found[first]), 4),
+            "value": key,
+            first: round(means[first][key], 4),
+            other: round(means[other][key], 4),
+            "difference": round(means[other][key] - means[first][key], 4),
+            "spread": round(stdev(run[key] for run in runs[first]), 4),
         }
-        for figure in found[first][0]
+        for key in runs[first][0]
         for other in others
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", default=[], help="precisions, first the one to compare with, and settings")
+    parser.add_argument("words", nargs="*", default=[], help="precisions, the reference first, and settings")
     parser.add_argument("--task", default="deblur")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 on")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
     args = parser.parse_intermixed_args()
     precisions = [word for word in args.words if word in PRECISIONS] or ["bf16", "fp8"]
     settings = [word for word in args.words if word not in PRECISIONS]
     if len(precisions) < 2 or args.seeds < 2 or any("=" not in word for word in settings):
         parser.error(f"give at least two of {', '.join(PRECISIONS)}, two seeds, and settings as key=value")
-    found: dict[str, list[dict[str, float]]] = {}
+    runs: dict[str, list[dict[str, float]]] = {}
     for precision in precisions:
-        found[precision] = []
+        runs[precision] = []
         for seed in range(args.seeds):
-            found[precision].append(train(args.task, precision, seed, settings))
-            print(json.dumps({"precision": precision, "seed": seed, **found[precision][-1]}), flush=True)
-    for row in compared(found):
+            runs[precision].append(train(args.task, precision, seed, settings))
+            print(json.dumps({"precision": precision, "seed": seed, **runs[precision][-1]}), flush=True)
+    for row in compare(runs):
         print(json.dumps(row), flush=True)
 
 

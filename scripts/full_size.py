@@ -1,8 +1,8 @@
-"""Prove a checkpoint at its real size on this machine: python -m scripts.full_size CHECKPOINT [--steps 50] ...
+"""Tests a checkpoint at full size on this machine: python -m scripts.full_size CHECKPOINT [--steps 50] ...
 
-Loads the transformer, trains an adapter on one fixed batch (same noise, same level) with the project's own training
-code, exports the adapter and reads it back; encodes captions; encodes and decodes a long clip in tiles. One JSON line
-per part: seconds, GiB, losses. Random weights will do: `python -m scripts.synthetic_checkpoint` writes them.
+Loads the transformer, trains an adapter on one fixed batch (same noise, same noise level) with the project's training
+code, exports the adapter and reads it back; encodes captions; encodes and decodes a long clip in tiles. Prints one JSON
+line per part: seconds, GiB, losses. Random weights suffice: `python -m scripts.synthetic_checkpoint` writes them.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from iclora_train.training.memory_plan import GIB
 
 
 class HostPeak:
-    """Inside the `with`, watches this process' own memory (beyond the page cache); `gib` is its rise at the peak."""
+    """Inside the `with`, samples this process's anonymous memory (no page cache); `gib` is its largest rise."""
 
     def __enter__(self) -> HostPeak:
-        self.start, self.gib, self.over = own_gib(), 0.0, threading.Event()
-        self.watcher = threading.Thread(target=self._watch)
-        self.watcher.start()
+        self.start, self.gib, self.stop = anonymous_gib(), 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._sample)
+        self.thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.watcher.join()
+        self.stop.set()
+        self.thread.join()
 
-    def _watch(self) -> None:
+    def _sample(self) -> None:
         while True:
-            self.gib = max(self.gib, own_gib() - self.start)
-            if self.over.wait(0.01):
+            self.gib = max(self.gib, anonymous_gib() - self.start)
+            if self.stop.wait(0.01):
                 return
 
 
-def own_gib() -> float:
+def anonymous_gib() -> float:
     """Anonymous memory of this process now, GiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 2**20
@@ -62,15 +62,16 @@ def device_gib(device: torch.device) -> float:
     return peak
 
 
-def tell(part: str, **facts: Any) -> None:
+def report(part: str, **values: Any) -> None:
+    """Print one JSON line."""
     print(
-        json.dumps({"part": part} | {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()}),
+        json.dumps({"part": part} | {k: round(v, 4) if isinstance(v, float) else v for k, v in values.items()}),
         flush=True,
     )
 
 
 def fixed_batch(base: BaseModel, size: tuple[int, int, int], device: torch.device) -> Batch:
-    """One clip of smooth random latents, itself dimmed as its reference at full size, and random text features."""
+    """A clip of smooth random latents, a dimmed copy of it as the reference, and random text features."""
     generator = torch.Generator().manual_seed(0)
     channels = base.geometry.channels
     grid = base.geometry.latent_size(*size)
@@ -83,59 +84,61 @@ def fixed_batch(base: BaseModel, size: tuple[int, int, int], device: torch.devic
 
 
 def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> None:
-    """Load, overfit, export, read back."""
+    """Load the transformer, overfit an adapter, export it, read it back."""
     model = Model(
         name="full", checkpoint=args.checkpoint, precision="bf16" if device.type == "cuda" else "fp32",
         activation_checkpointing=not args.keep_all, lora=Lora(rank=args.rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
     config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
-    begun = synced_time(device)
+    begin = synced_time(device)
     with HostPeak() as host:
         module = ICLoRA(config, base, device)
     count = sum(p.numel() for p in module.transformer.parameters())
-    tell("load", seconds=synced_time(device) - begun, parameters=count, host_gib=host.gib, gib=device_gib(device))
+    report("load", seconds=synced_time(device) - begin, parameters=count, host_gib=host.gib, gib=device_gib(device))
     batch, optimizer = fixed_batch(base, (args.frames, args.height, args.width), device), module.optimizer()
-    losses, taken = [], []
+    losses, seconds = [], []
     for _ in range(args.steps):
-        begun = synced_time(device)
+        begin = synced_time(device)
         losses.append(optimizer_step(module, optimizer, batch, 0).item())
-        taken.append(synced_time(device) - begun)
+        seconds.append(synced_time(device) - begin)
     tokens = 2 * batch.target[0, 0].numel()
-    middle = sorted(taken[min(3, len(taken) - 1) :])
-    tell(
-        "train", steps=args.steps, tokens=tokens, seconds_per_step=middle[len(middle) // 2], first_step=taken[0],
+    steady = sorted(seconds[min(3, len(seconds) - 1) :])
+    report(
+        "train", steps=args.steps, tokens=tokens, seconds_per_step=steady[len(steady) // 2], first_step=seconds[0],
         first_loss=losses[0], last_loss=losses[-1], gib=device_gib(device),
     )  # fmt: skip
     path = args.out / "adapter.safetensors"
-    made = lora.adapter_weights(module.transformer)
-    lora.save(path, lora.Adapter(made, {"reference_downscale_factor": "1", "base_model_version": base.version}))
-    found = lora.read(path).weights
-    equal = all(torch.equal(a, b.to(a)) for key in made for a, b in zip(made[key], found[key], strict=True))
-    tell("export", equal=equal and made.keys() == found.keys(), megabytes=path.stat().st_size / 1e6)
+    weights = lora.adapter_weights(module.transformer)
+    lora.save(path, lora.Adapter(weights, {"reference_downscale_factor": "1", "base_model_version": base.version}))
+    read = lora.read(path).weights
+    equal = weights.keys() == read.keys() and all(
+        torch.equal(a, b.to(a)) for key in weights for a, b in zip(weights[key], read[key], strict=True)
+    )
+    report("export", equal=equal, megabytes=path.stat().st_size / 1e6)
 
 
 @torch.inference_mode()
 def text(base: BaseModel, device: torch.device) -> None:
-    """Load the text encoder, encode four captions."""
-    begun = synced_time(device)
+    """Load the text encoder and encode four captions."""
+    begin = synced_time(device)
     with HostPeak() as host:
         encoder = base.text(device=device)
     count = sum(p.numel() for p in encoder.parameters())
-    tell(
+    report(
         "text load",
-        seconds=synced_time(device) - begun,
+        seconds=synced_time(device) - begin,
         parameters=count,
         host_gib=host.gib,
         gib=device_gib(device),
     )
-    begun = synced_time(device)
-    found = encoder.encode(["a red car drives along a coast road at dusk"] * 4)
-    finite = bool(found.isfinite().all())
-    tell(
+    begin = synced_time(device)
+    features = encoder.encode(["a red car drives along a coast road at dusk"] * 4)
+    finite = bool(features.isfinite().all())
+    report(
         "text encode",
-        seconds=synced_time(device) - begun,
-        shape=list(found.shape),
+        seconds=synced_time(device) - begin,
+        shape=list(features.shape),
         gib=device_gib(device),
         finite=finite,
     )
@@ -148,15 +151,15 @@ def vae(base: BaseModel, size: str, device: torch.device) -> None:
     model = base.vae().to(device)
     video = torch.rand(1, 3, frames, height, width, generator=torch.Generator().manual_seed(0)).to(device) * 2 - 1
     device_gib(device)
-    begun = synced_time(device)
+    begin = synced_time(device)
     latent = model.encode(video)
-    tell("vae encode", size=size, seconds=synced_time(device) - begun, gib=device_gib(device))
-    begun = synced_time(device)
+    report("vae encode", size=size, seconds=synced_time(device) - begin, gib=device_gib(device))
+    begin = synced_time(device)
     pixels = model.decode(latent)
-    tell(
+    report(
         "vae decode",
         size=size,
-        seconds=synced_time(device) - begun,
+        seconds=synced_time(device) - begin,
         gib=device_gib(device),
         finite=bool(pixels.isfinite().all()),
     )
@@ -172,14 +175,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=960)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
-    parser.add_argument("--keep-all", action="store_true", help="no recomputation in the backward pass")
+    parser.add_argument("--keep-all", action="store_true", help="no activation checkpointing")
     parser.add_argument("--vae", metavar="WxHxF", help="e.g. 1280x704x121")
     parser.add_argument("--text-encoder", metavar="DIR", help="also load this Gemma and encode captions")
     args = parser.parse_args()
     device = default_device()
     args.out.mkdir(parents=True, exist_ok=True)
     if device.type == "cuda":
-        torch.zeros(1, device=device)  # the driver's own host memory is not the loading's
+        torch.zeros(1, device=device)  # allocate the driver's host memory before loading is measured
     base = BaseModel.open(args.checkpoint, text_encoder=args.text_encoder)
     if args.steps:
         train(base, args, device)

@@ -1,4 +1,4 @@
-"""The benchmark of loading measures the loader of training, and says what of a step that is."""
+"""The loading benchmark times the loader of training and prints its share of a step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def test_a_row_for_each_number_of_workers(monkeypatch: pytest.MonkeyPatch, capsy
     benchmark_loading.main()
     shown = capsys.readouterr().out
     assert "64x64x9, 8.4 MB a clip, 2 a batch" in shown
-    assert "page cache warm; of a step of 0.01 s" in shown
+    assert "page cache warm; steps of 0.01 s" in shown
     rows = [line for line in shown.splitlines() if "loader needs" in line]
     assert [row.split()[1] for row in rows] == ["0", "1"]
     assert all("% of a step" in row for row in rows)

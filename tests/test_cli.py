@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from iclora_train.config import RENAMED_KEYS, Model
 from iclora_train.config.hydra_app import conf_dir, task_names
 from tests.command import Result, run
 
@@ -83,6 +84,8 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
         ("dta.frames=3", "no setting 'dta'; there are adapter, checks, data, engine,"),
         ("data.frmes=3", "no setting 'data.frmes'; there are batch_size, buckets, captioner,"),
         ("model.lora.rnk=3", "no setting 'model.lora.rnk'; there are alpha, rank, targets"),
+        ("model.kept=0.5", "error: model.kept is now called model.activation_budget"),
+        ("model.offload=2", "error: model.offload is now called model.weight_offload"),
         (
             "optim.optimizer.lrr=3",
             "no setting 'optim.optimizer.lrr'; there are _target_, adjust_lr_fn, lr, momentum, weight_decay",
@@ -103,6 +106,20 @@ def test_a_misspelt_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None
     (tmp_path / "conf/mine.yaml").write_text("# @package _global_\ntask:\n  name: mine\n  makr: control.canny\n")
     line = refused(tmp_path, "iclora_train", "--config-dir", str(tmp_path), "conf=mine")
     assert "In 'conf/mine': no setting 'task.makr'; there are family, maker, maker_args," in line
+
+
+def test_a_renamed_key_in_a_file_is_named_with_its_new_name(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/mine.yaml").write_text("# @package _global_\nmodel:\n  recompute: true\n")
+    line = refused(tmp_path, "iclora_train", "--config-dir", str(tmp_path), "conf=mine")
+    assert "In 'conf/mine': model.recompute is now called model.activation_checkpointing" in line
+
+
+def test_every_renamed_key_names_a_setting() -> None:
+    for old, new in RENAMED_KEYS.items():
+        assert old.startswith("model.")
+        assert not hasattr(Model, old.removeprefix("model."))
+        assert hasattr(Model, new.removeprefix("model."))
 
 
 @pytest.mark.parametrize("task", task_names())

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from iclora_train.config import ConfigError
+from iclora_train.config import RENAMED_KEYS, ConfigError
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.lora_linear import fp8_linears
@@ -20,6 +20,7 @@ from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training import memory_search
+from iclora_train.training.checkpointing import resume_settings
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import (
     GIB,
@@ -176,6 +177,16 @@ def test_a_plan_is_printed_in_plain_words() -> None:
     plan = MemoryPlan(0.8, 0.24, 74.5, cache_transposed=True)
     assert str(plan) == "activation budget 0.8, activation offload 24%, transposed fp8 weights cached: about 74.5 GiB"
     assert str(MemoryPlan(1.0, 0.0, 60.0)) == "activation budget 1: about 60.0 GiB"
+
+
+def test_memory_settings_may_differ_when_a_run_is_resumed(tmp_path: Path) -> None:
+    """run.json holds none of them, neither in this version nor in earlier ones, so a run.json of either is the same."""
+    base = BaseModel.open(str(write_tiny_base(tmp_path)))
+    settings = resume_settings(composed("conf=deblur"), base)
+    other = ["activation_budget=0.5", "activation_offload=0.5", "weight_offload=1", "cuda_graphs=false"]
+    assert settings == resume_settings(composed("conf=deblur", *(f"model.{setting}" for setting in other)), base)
+    names = [name.removeprefix("model.") for keys in RENAMED_KEYS.items() for name in keys]
+    assert not settings["model"].keys() & set(names)
 
 
 def test_plans_of_earlier_versions_are_read(tmp_path: Path) -> None:
