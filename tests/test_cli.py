@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from iclora_train.config import RENAMED_KEYS, Model
+from iclora_train.config import Model
 from iclora_train.config.hydra_app import conf_dir, task_names
+from iclora_train.config.settings import RENAMED_KEYS
 from tests.command import Result, run
 
 COMMANDS = ("iclora_train", "data_prep", "eval")

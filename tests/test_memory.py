@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from iclora_train.config import RENAMED_KEYS, ConfigError
+from iclora_train.config import ConfigError
+from iclora_train.config.settings import RENAMED_KEYS
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.kernels.lora_linear import fp8_linears
