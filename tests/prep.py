@@ -1,4 +1,4 @@
-"""A small folder of clips, and data_prep's settings for it: what the tests of preparing at scale share."""
+"""A small folder of clips and settings of data_prep for it, shared by tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = ("data.frames=5", "data.height=32", "data.width=32")
 
 
 def write_clips(folder: Path, splits: tuple[str, ...] = ("train", "train", "train", "val", "heldout")) -> Path:
-    """A csv list of clips clip0, clip1, ... of these splits."""
+    """Write clips clip0, clip1, ... and a csv list with these splits."""
     rows = ["id,video,caption,split"]
     for i, split in enumerate(splits):
         write_clip(folder / f"clip{i}.mp4", 24 + i, seed=i)
@@ -38,7 +38,7 @@ def overrides(root: Path, clips: Path, base: Path, *more: str) -> list[str]:
 
 
 def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
-    """The same, composed."""
+    """The composed settings of `overrides`."""
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -46,7 +46,7 @@ def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Every file below a folder, by relative path."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""The checks of pairs: what they must find, what they must leave alone, and what becomes of their verdicts."""
+"""The checks of pairs: problems that they detect, good pairs that they accept, and the effect of verdicts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def config(family: str = "restoration", trigger: str = "", checks: Checks | None
 
 
 def footage(frames: int, seed: int = 0) -> np.ndarray:
-    """A clip like a real one: a textured picture, still, and in front of it two things that move: (F,72,96,3)."""
+    """A realistic clip: a still textured background and two moving objects: (F,72,96,3)."""
     back, front = moving(1, 72, 96, seed)[0], moving(1, 72, 96, seed + 100)[0]
     clip = np.stack([back] * frames)
     for t in range(frames):
@@ -70,12 +70,12 @@ def report(reference: np.ndarray, target: np.ndarray, setting: Config | None = N
     return check_pair(pair, "clip", "train", setting or config())
 
 
-def found(made: Report, check: str) -> float | None:
-    return next(finding.value for finding in made.findings if finding.check == check)
+def value_of(pair_report: Report, check: str) -> float | None:
+    return next(finding.value for finding in pair_report.findings if finding.check == check)
 
 
-def verdicts(made: Report) -> dict[str, str]:
-    return {finding.check: finding.verdict for finding in made.findings if finding.verdict != "ok"}
+def verdicts(pair_report: Report) -> dict[str, str]:
+    return {finding.check: finding.verdict for finding in pair_report.findings if finding.verdict != "ok"}
 
 
 # --- offset ---
@@ -83,28 +83,28 @@ def verdicts(made: Report) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", MAKES)
 @pytest.mark.parametrize("shift", [-3, -2, -1, 0, 1, 2, 3])
-def test_a_shift_is_found_in_every_kind_of_reference(how, shift):
+def test_an_offset_is_detected_in_every_kind_of_reference(how, shift):
     clip = footage(31)
-    made = report(degraded(clip, how)[3 + shift : 28 + shift], clip[3:28])
-    assert found(made, "offset") == abs(shift)
-    assert verdicts(made).get("offset") == ("drop" if shift else None)
+    pair_report = report(degraded(clip, how)[3 + shift : 28 + shift], clip[3:28])
+    assert value_of(pair_report, "offset") == abs(shift)
+    assert verdicts(pair_report).get("offset") == ("drop" if shift else None)
     if shift:
-        assert ("early" if shift > 0 else "late") in made.reason
+        assert ("early" if shift > 0 else "late") in pair_report.reason
 
 
-def test_a_slower_reference_is_compared_at_its_own_times():
+def test_a_reference_with_fewer_frames_is_compared_at_its_own_times():
     clip, slow = footage(57), config(reference_temporal_scale=2)
     for shift in (-2, -1, 0, 1, 2):
-        made = report(degraded(clip, "blur")[3 + shift : 52 + shift : 2], clip[3:52], slow)
-        assert found(made, "offset") == abs(shift)
+        pair_report = report(degraded(clip, "blur")[3 + shift : 52 + shift : 2], clip[3:52], slow)
+        assert value_of(pair_report, "offset") == abs(shift)
 
 
-def test_no_shift_is_claimed_where_nothing_tells():
+def test_undecidable_clips_have_no_offset():
     still = np.stack([footage(1)[0]] * 17)
     other = footage(17, seed=5)
-    assert found(report(degraded(still, "blur"), still), "offset") is None
-    assert found(report(other, footage(17)), "offset") == 0
-    assert found(report(footage(3), footage(3)), "offset") is None
+    assert value_of(report(degraded(still, "blur"), still), "offset") is None
+    assert value_of(report(other, footage(17)), "offset") == 0
+    assert value_of(report(footage(3), footage(3)), "offset") is None
 
 
 # --- what a reference shows ---
@@ -118,7 +118,7 @@ def test_a_blank_and_a_static_reference_are_found():
     assert verdicts(report(still, still)) == {}
 
 
-def test_clipping_counts_only_what_the_target_does_not_have():
+def test_clipping_is_measured_relative_to_the_target():
     clip = footage(9)
     bright = np.clip(clip.astype(int) + 140, 0, 255).astype(np.uint8)
     assert verdicts(report(bright, clip)) == {"clipped": "warn"}
@@ -131,11 +131,11 @@ def test_injected_flicker_raises_the_measure_step_by_step():
     calm, rng = cv2.GaussianBlur(edges.reshape(-1, 96, 3), (0, 0), 0.6).reshape(edges.shape), np.random.default_rng(0)
     missing = rng.random(edges.shape[:3])[..., None]  # which pixels are lost at which dose
     values = [
-        found(report(np.where(missing < p, 0, calm), clip, config("structure")), "flicker") for p in (0, 0.2, 0.5)
+        value_of(report(np.where(missing < p, 0, calm), clip, config("structure")), "flicker") for p in (0, 0.2, 0.5)
     ]
     assert values == sorted(values)
     assert values[2] > 1.3 * values[0]
-    assert found(report(clip, clip, config("structure")), "flicker") == pytest.approx(1)
+    assert value_of(report(clip, clip, config("structure")), "flicker") == pytest.approx(1)
 
 
 def test_a_faint_control_signal_is_named_and_coverage_is_read_wherever_makers_put_it():
@@ -143,17 +143,17 @@ def test_a_faint_control_signal_is_named_and_coverage_is_read_wherever_makers_pu
     faint = (clip // 16 + 100).astype(np.uint8)
     assert verdicts(report(faint, clip, config("structure")))["contrast"] == "warn"
     drawn = {"steps": [{"coverage": 0.9}, {"drawn": {"coverage": 0.25}}]}
-    made = report(degraded(clip, "edges"), clip, config("structure"), drawn=drawn)
-    assert found(made, "coverage") == 0.25
-    assert made.verdict == "drop"
+    pair_report = report(degraded(clip, "edges"), clip, config("structure"), drawn=drawn)
+    assert value_of(pair_report, "coverage") == 0.25
+    assert pair_report.verdict == "drop"
 
 
-def test_shape_and_rate_are_held_to_the_declared_factors():
+def test_shape_and_rate_must_match_the_declared_factors():
     clip = footage(17)
     half = np.stack([cv2.resize(frame, (48, 36), interpolation=cv2.INTER_AREA) for frame in clip])
     declared = config(reference_downscale=2)
-    assert found(report(half, clip, declared), "shape") == 0
-    assert found(report(half, clip), "shape") == 2
+    assert value_of(report(half, clip, declared), "shape") == 0
+    assert value_of(report(half, clip), "shape") == 2
     assert "frames 16 instead of 17" in report(clip[:16], clip).reason
     pair = Pair("clip-00000", clip, (clip,), "", 24.0)
     assert "fps 30 instead of 24" in check_pair(pair, "clip", "train", config(), reference_fps=30.0).reason
@@ -164,8 +164,8 @@ def test_shape_and_rate_are_held_to_the_declared_factors():
 def test_odd_pairs_get_a_report_and_never_an_error(size, family):
     target = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for reference in (target, target[:1], np.zeros((3, 7, 5, 3), np.uint8)):
-        made = report(reference, target, config(family))
-        assert Report.from_record(json.loads(json.dumps(made.record()))) == made
+        pair_report = report(reference, target, config(family))
+        assert Report.from_record(json.loads(json.dumps(pair_report.record()))) == pair_report
         assert pair_picture(Pair("clip-00000", target, (reference,), "", 24.0))[:2] == b"\xff\xd8"
 
 
@@ -182,14 +182,14 @@ def test_odd_pairs_get_a_report_and_never_an_error(size, family):
         ("The canny shopkeeper counts", ["canny"]),
     ],
 )
-def test_a_caption_must_not_speak_of_the_control_signal(caption, phrases):
+def test_a_caption_must_not_mention_the_control_signal(caption, phrases):
     assert find_phrases(caption, PHRASES) == phrases
     clip = footage(9)
-    assert found(report(clip, clip, config("structure"), caption=caption), "caption_control") == len(phrases)
+    assert value_of(report(clip, clip, config("structure"), caption=caption), "caption_control") == len(phrases)
     assert "caption_control" not in {f.check for f in report(clip, clip, caption=caption).findings}
 
 
-def test_triggers_empty_and_endless_captions_are_named():
+def test_missing_triggers_and_empty_or_long_captions_are_reported():
     clip, deblur = footage(9), config(trigger="DEBLUR")
 
     def wrong(caption: str) -> set[str]:
@@ -208,7 +208,7 @@ def test_triggers_empty_and_endless_captions_are_named():
 # --- the VAE ---
 
 
-def test_what_the_vae_loses_is_measured_for_target_and_reference():
+def test_the_vae_round_trip_is_measured_for_target_and_reference():
     clip, checks = footage(9), Checks(vae=Limit(least=30))
     pair = Pair("clip-00000", clip, (degraded(clip, "edges"),), "", 24.0)
     exact = check_vae(pair, lambda video: video, lambda latents: latents, checks)
@@ -226,7 +226,7 @@ def signed(name: str, split: str, clip: np.ndarray, digest: str = ""):
     return make_signature(name, split, digest or name, (clip[i] for i in frames_to_hash(len(clip), 24.0)))
 
 
-def test_footage_in_two_splits_is_found_after_resizing_encoding_and_trimming():
+def test_duplicates_across_splits_are_detected_after_resizing_encoding_and_trimming():
     clips = [footage(48, seed) for seed in range(4)]
     held = [signed(f"held{i}", "heldout", clip) for i, clip in enumerate(clips[:3])]
     small = np.stack([cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA) for frame in clips[0]])
@@ -236,34 +236,34 @@ def test_footage_in_two_splits_is_found_after_resizing_encoding_and_trimming():
         signed("same", "val", clips[3], "held2"),
         signed("other", "train", clips[3]),
     ]
-    made = {one.key: one for one, _ in find_duplicates([*train, *held], Checks())}
-    assert {key: one.verdict for key, one in made.items()} == dict.fromkeys(
+    pair_report = {one.key: one for one, _ in find_duplicates([*train, *held], Checks())}
+    assert {key: one.verdict for key, one in pair_report.items()} == dict.fromkeys(
         ("again", "trimmed", "same", "other"), "drop"
     )
-    assert "held0 (heldout)" in made["again"].reason
-    assert "held1 (heldout)" in made["trimmed"].reason
-    assert "same bytes as held2" in made["same"].reason
-    assert "shows the same as same (val)" in made["other"].reason
+    assert "held0 (heldout)" in pair_report["again"].reason
+    assert "held1 (heldout)" in pair_report["trimmed"].reason
+    assert "same bytes as held2" in pair_report["same"].reason
+    assert "shows the same as same (val)" in pair_report["other"].reason
     alone = find_duplicates([train[3], *held], Checks())
     assert [one.verdict for one, _ in alone] == ["ok"]
     assert [one.verdict for one, _ in find_duplicates([train[0], *held], Checks(duplicate=Limit(most=1)))] == ["ok"]
 
 
-def test_flat_clips_are_like_nothing_but_their_own_bytes():
+def test_flat_clips_match_only_identical_bytes():
     black = np.zeros((24, 40, 40, 3), np.uint8)
     pair = [signed("one", "train", black), signed("two", "heldout", black)]
-    assert [found(one, "duplicate") for one, _ in find_duplicates(pair, Checks())] == [0]
+    assert [value_of(one, "duplicate") for one, _ in find_duplicates(pair, Checks())] == [0]
 
 
 # --- settings and what follows from verdicts ---
 
 
-def test_what_happens_is_configured_and_bad_settings_name_their_key():
+def test_actions_are_configured_and_bad_settings_name_their_key():
     clip = footage(31)
     late = degraded(clip, "blur")[:25], clip[3:28]
     for action in ("warn", "drop", "fail"):
-        made = report(*late, config(checks=Checks(offset=Limit(most=0, action=action))))
-        assert (made.verdict, made.kept) == (action, action == "warn")
+        pair_report = report(*late, config(checks=Checks(offset=Limit(most=0, action=action))))
+        assert (pair_report.verdict, pair_report.kept) == (action, action == "warn")
     assert report(*late, config(checks=Checks(offset=Limit(most=3, action="fail")))).verdict == "ok"
     for wrong, key in (
         ({"offset": Limit(action="explode")}, "checks.offset.action"),
@@ -288,7 +288,7 @@ def test_limits_are_set_on_the_command_line():
         composed("checks.blank.action=maybe")
 
 
-def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
+def test_the_report_is_complete_when_everything_is_dropped(tmp_path: Path, capsys):
     clip, setting = footage(17), config(checks=Checks(blank=Limit(least=8, action="fail")))
     bad = report(np.zeros_like(clip), clip, setting)
     notes = CheckLog(tmp_path, "0123456789")
@@ -307,19 +307,19 @@ def test_the_report_is_whole_when_everything_is_dropped(tmp_path: Path, capsys):
         require_no_failure(totals, tmp_path)
 
 
-def test_nothing_at_all_makes_a_report_too(tmp_path: Path):
+def test_a_report_without_pairs(tmp_path: Path):
     totals = write_results(tmp_path, CheckLog(tmp_path, "0123456789"), {"kept": {}, "dropped": []}, config())
     assert (tmp_path / "checks.jsonl").read_bytes() == b""
     require_no_failure(totals, tmp_path)
 
 
-def test_findings_of_the_vae_join_those_of_their_pair(tmp_path: Path):
+def test_vae_findings_are_added_to_their_pair(tmp_path: Path):
     clip, notes = footage(9), CheckLog(tmp_path, "0123456789")
     pair = Pair("clip-00000", clip, (clip,), "a thing moves", 24.0)
-    made = check_pair(pair, "clip", "train", config())
-    notes.write("train-000000", [(made, b"")])
+    pair_report = check_pair(pair, "clip", "train", config())
+    notes.write("train-000000", [(pair_report, b"")])
     later = check_vae(pair, lambda video: video, lambda latents: latents, Checks())
-    notes.add([replace(made, findings=tuple(later))])
+    notes.add([replace(pair_report, findings=tuple(later))])
     [(whole, _)] = notes.entries()
     assert [finding.check for finding in whole.findings][-2:] == ["vae", "vae"]
-    assert len(whole.findings) == len(made.findings) + 2
+    assert len(whole.findings) == len(pair_report.findings) + 2

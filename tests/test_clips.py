@@ -1,4 +1,4 @@
-"""What a user may give as data.clips, and what is said of clips that cannot be used."""
+"""Clip lists, captions, cuts and windows, and the reasons for dropped clips."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def config(maker: str = "degrade.grey", trigger: str = "", **changes: object) ->
 
 
 def reasons(rows: list[dict], folder: Path, maker: str = "degrade.grey", **changes: object) -> list[str]:
-    """Why the clips of a list are dropped, "" for those that are not."""
+    """The reason why each clip of a list is dropped, or ""."""
     (folder / "list.jsonl").write_text("\n".join(json.dumps({"id": f"c{i}", **row}) for i, row in enumerate(rows)))
     clips = list_clips(str(folder / "list.jsonl"), 0.1)
     dropped = {drop["clip"]: drop["reason"] for drop in select_clips(clips, config(maker, **changes))[1]}
@@ -42,7 +42,7 @@ def reasons(rows: list[dict], folder: Path, maker: str = "degrade.grey", **chang
 
 
 def scenes(*lengths: int, height: int = 72, width: int = 96) -> np.ndarray:
-    """Moving textures one after another, each with a colour of its own: uint8 (F,H,W,3)."""
+    """Moving textures one after another, each in its own colour: uint8 (F,H,W,3)."""
     tint = np.random.default_rng(0).uniform(0.2, 1, (len(lengths), 3))
     parts = [moving(n, height, width, seed) * tint[seed] for seed, n in enumerate(lengths)]
     return np.concatenate(parts).astype(np.uint8)
@@ -55,13 +55,13 @@ def test_a_pattern_finds_clips_and_their_captions(tmp_path):
     for name in ("a/one.mp4", "a/b/two.mp4", "a/b/three.mov", "other.mp4"):
         write_clip(tmp_path / name, frames=2)
     (tmp_path / "a/b/two.txt").write_text("two dogs\n")
-    found = list_clips(f"{tmp_path}/a/**/*.mp4", 0.1)
-    assert {(clip.path, clip.caption) for clip in found} == {
+    listed = list_clips(f"{tmp_path}/a/**/*.mp4", 0.1)
+    assert {(clip.path, clip.caption) for clip in listed} == {
         (tmp_path / "a/one.mp4", ""),
         (tmp_path / "a/b/two.mp4", "two dogs"),
     }
     again = list_clips(str(tmp_path / "a"), 0.1)
-    assert {clip.id for clip in found} < {clip.id for clip in again}  # a folder names its clips alike
+    assert {clip.id for clip in listed} < {clip.id for clip in again}  # a folder names its clips alike
     with pytest.raises(ConfigError, match="holds no clips"):
         list_clips(f"{tmp_path}/**/*.webm", 0.1)
 
@@ -82,7 +82,7 @@ def test_images_are_clips_of_one_frame(suffix, tmp_path):
     assert np.abs(read.astype(int) - frame).mean() < 1.5
 
 
-def test_a_list_may_hold_what_belongs_to_a_clip(tmp_path):
+def test_a_list_names_further_files_of_a_clip(tmp_path):
     (tmp_path / "list.csv").write_text(
         'id,video,caption,fps,cuts,mask,tracks,reference_caption\na,v/a.mp4,"a dog, running",25.0,12 30,m.png,,grey\n'
         "b,b.mp4,,,,,t.json,\n"
@@ -118,7 +118,7 @@ def test_lists_with_bad_cells_are_refused(text, message, tmp_path):
         list_clips(str(tmp_path / "list.csv"), 0.1)
 
 
-def test_a_list_that_is_no_text_is_refused(tmp_path):
+def test_a_list_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "list.csv").write_bytes(b"video\n\xff\xfe\n")
     with pytest.raises(ConfigError, match=r"list\.csv cannot be read as text"):
         list_clips(str(tmp_path / "list.csv"), 0.1)
@@ -137,7 +137,7 @@ def test_every_bad_clip_is_dropped_with_its_reason(tmp_path):
         sound.writeframes(bytes(16000))
     write_clip(tmp_path / "one.mp4", 1)
     names = ["good", "empty", "cut", "gone", "folder", "sound", "one"]
-    told = reasons([{"video": f"{name}.mp4"} for name in names] + [{"video": "good.mp4", "fps": 30}], tmp_path)
+    messages = reasons([{"video": f"{name}.mp4"} for name in names] + [{"video": "good.mp4", "fps": 30}], tmp_path)
     assert good.exists()
     for expected, reason in zip(
         [
@@ -150,29 +150,29 @@ def test_every_bad_clip_is_dropped_with_its_reason(tmp_path):
             "1 frames are fewer than data.frames=5",
             "its row says fps=30, but the video has 25: correct the list or the video",
         ],
-        told,
+        messages,
         strict=True,
     ):
         assert expected in reason
         assert bool(expected) == bool(reason)
 
 
-def test_a_pair_must_match(tmp_path):
+def test_reference_and_clip_must_match(tmp_path):
     write_clip(tmp_path / "a.mp4", 24)
     write_clip(tmp_path / "smaller.mp4", 24, 24, 32)
     write_clip(tmp_path / "short.mp4", 20)
     write_clip(tmp_path / "slow.mp4", 24, fps=12.5)
     write_clip(tmp_path / "tall.mp4", 24, 64, 48)
     names = ["smaller", "short", "slow", "tall", "gone"]
-    told = reasons(
+    messages = reasons(
         [{"video": "a.mp4", "reference": f"{name}.mp4"} for name in names] + [{"video": "a.mp4"}], tmp_path, "given"
     )
-    assert told[0] == ""
-    assert told[1] == "its reference has 20 frames, the clip has 24"
-    assert told[2] == "its reference has 12.5 frames a second, the clip has 25"
-    assert "its reference is 48x64 pixels, the clip 64x48: give both the same aspect ratio" in told[3]
-    assert "gone.mp4: cannot be read as a video" in told[4]
-    assert "the list names no reference" in told[5]
+    assert messages[0] == ""
+    assert messages[1] == "its reference has 20 frames, the clip has 24"
+    assert messages[2] == "its reference has 12.5 frames a second, the clip has 25"
+    assert "its reference is 48x64 pixels, the clip 64x48: give both the same aspect ratio" in messages[3]
+    assert "gone.mp4: cannot be read as a video" in messages[4]
+    assert "the list names no reference" in messages[5]
 
 
 def test_a_mask_has_the_size_of_its_clip(tmp_path):
@@ -181,19 +181,19 @@ def test_a_mask_has_the_size_of_its_clip(tmp_path):
     cv2.imwrite(str(tmp_path / "small.png"), np.zeros((24, 32), np.uint8))
     write_clip(tmp_path / "short.mp4", 20)
     masks = ["good.png", "small.png", "short.mp4", "gone.png"]
-    told = reasons([{"video": "a.mp4", "mask": mask} for mask in masks], tmp_path)
-    assert told[:3] == [
+    messages = reasons([{"video": "a.mp4", "mask": mask} for mask in masks], tmp_path)
+    assert messages[:3] == [
         "",
         "its mask is 32x24 pixels, the clip 64x48: make it in the clip's own size",
         "its mask has 20 frames, the clip has 24: give one or as many",
     ]
-    assert told[3].endswith("gone.png does not exist")
+    assert messages[3].endswith("gone.png does not exist")
 
 
 # --- captions ---
 
 
-def test_a_prompt_is_put_together_from_the_columns_of_a_row():
+def test_a_prompt_is_filled_from_the_columns_of_a_row():
     clip = Clip(
         "a", Path("a.mp4"), "train", "a red dog", row={"reference_caption": "a grey dog", "caption": "a red dog"}
     )
@@ -210,18 +210,18 @@ def test_a_prompt_is_put_together_from_the_columns_of_a_row():
             template_fields(bad)
 
 
-def test_a_clip_without_what_the_prompt_needs_is_dropped(tmp_path):
+def test_a_clip_without_a_column_of_the_prompt_is_dropped(tmp_path):
     write_clip(tmp_path / "a.mp4")
     rows = [{"video": "a.mp4", "caption": "a dog"}, {"video": "a.mp4"}]
     assert reasons(rows, tmp_path) == ["", ""]
-    told = reasons(rows, tmp_path, prompt="{caption} {trigger}")
-    assert told == ["", "its row has no `caption`, which data.prompt needs"]
+    messages = reasons(rows, tmp_path, prompt="{caption} {trigger}")
+    assert messages == ["", "its row has no `caption`, which data.prompt needs"]
 
 
 # --- scenes, sizes, windows ---
 
 
-def test_cuts_are_found_but_neither_pans_nor_flashes(tmp_path):
+def test_hard_cuts_are_detected_but_not_pans_or_flashes(tmp_path):
     frames = scenes(14, 9, 20)
     frames[5] = np.minimum(frames[5].astype(int) + 120, 255)  # a flash of one frame
     frames[30:] = np.stack([np.roll(frame, 7 * i, axis=1) for i, frame in enumerate(frames[30:])])  # a fast pan
@@ -240,16 +240,16 @@ def crosses(indices: tuple[int, ...], cuts: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize("fps", [None, 12.5])
 @pytest.mark.parametrize("pick", [None, "random", "stride", "best"])
-def test_windows_cross_no_cut(pick, fps):
+def test_windows_do_not_cross_cuts(pick, fps):
     cuts = (14, 23, 26)
-    chosen = data(pick=pick, stride=1, fps=fps, train_windows=60)
-    windows = train_windows([footage(60, cuts=cuts)], chosen) + heldout_windows([footage(60, cuts=cuts)], chosen)
+    settings = data(pick=pick, stride=1, fps=fps, train_windows=60)
+    windows = train_windows([footage(60, cuts=cuts)], settings) + heldout_windows([footage(60, cuts=cuts)], settings)
     assert windows
     assert not any(crosses(window.indices, cuts) for window in windows)
     assert {sum(window.indices[0] >= cut for cut in cuts) for window in windows} >= {0, 3}
 
 
-def test_cuts_come_from_the_list_or_are_found_when_asked(tmp_path):
+def test_cuts_come_from_the_list_or_from_detection(tmp_path):
     (tmp_path / "a.mp4").write_bytes(encode_clip(scenes(14, 20), 25, lossless=False))
     clip = Clip("a", tmp_path / "a.mp4", "train")
     given = Clip("a", tmp_path / "a.mp4", "train", cuts=(9,))
@@ -267,7 +267,7 @@ def test_cuts_come_from_the_list_or_are_found_when_asked(tmp_path):
     assert "4 frames between two cuts are fewer" in select_clips([short], config())[1][0]["reason"]
 
 
-def test_stride_lays_windows_at_fixed_steps():
+def test_stride_places_windows_at_fixed_steps():
     windows = train_windows([footage(33)], data(pick="stride", stride=4, train_windows=100))
     assert [window.indices[0] for window in windows] == list(range(0, 29, 4))
     assert len(train_windows([footage(33)], data(pick="stride", stride=4, train_windows=3))) == 3
@@ -295,13 +295,13 @@ def test_the_best_windows_move_and_are_sharp(tmp_path):
         (60, 64, 200, "96x64x9"),
     ],
 )
-def test_a_clip_takes_the_bucket_that_fits_it_best(frames, height, width, bucket):
+def test_a_clip_uses_the_best_bucket(frames, height, width, bucket):
     buckets = ["96x64x5", "96x64x9", "64x96x9", "64x64x9"]
     (window, *_) = train_windows([footage(frames, height, width)], data(buckets=buckets))
     assert f"{window.size[1]}x{window.size[0]}x{len(window.indices)}" == bucket
 
 
-def test_a_clip_that_fits_no_bucket_says_why_for_each():
+def test_a_clip_without_a_bucket_has_a_reason_per_bucket():
     with pytest.raises(ValueError, match=r"64x64x9: 7 frames are fewer .*; 96x32x5: 64x48 pixels do not hold"):
         footage(7).best_bucket(data(buckets=["64x64x9", "96x32x5"]))
     for bad in (["96x64"], ["0x64x9"], []):
@@ -317,13 +317,13 @@ def test_windows_of_several_buckets_have_their_share():
         assert {(window.clip, window.size) for window in windows} == {("wide", (64, 96)), ("tall", (96, 64))}
 
 
-def test_a_turned_jpeg_is_upright(tmp_path):
+def test_a_rotated_jpeg_is_upright(tmp_path):
     frame = moving(1, 48, 64)[0]
     assert probe(write_turned(tmp_path / "a.jpg", frame)).width == 48
 
 
 def write_turned(path: Path, frame: np.ndarray) -> Path:
-    """A JPEG with EXIF orientation 6: to be shown turned clockwise."""
+    """A JPEG with EXIF orientation 6 (rotate clockwise)."""
     _, data = cv2.imencode(".jpg", frame[..., ::-1])
     tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\0\0\0\0"
     exif = b"Exif\0\0" + tiff

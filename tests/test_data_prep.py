@@ -1,4 +1,4 @@
-"""From clips to shards: what is kept and why not, references that can be made again, and runs that can be killed."""
+"""Preparation from clips to shards: selection, reproducible references, interrupted runs."""
 
 import json
 import os
@@ -110,7 +110,7 @@ def contents(root: Path) -> dict[str, bytes]:
 # --- the whole way ---
 
 
-def test_clips_become_pairs_become_latents(prepared, clips, base):
+def test_clips_become_pairs_and_latents(prepared, clips, base):
     pairs, latents = ShardSet.open(prepared / "pairs"), ShardSet.open(prepared / "latents")
     for shards in (pairs, latents):
         shards.verify()
@@ -131,7 +131,7 @@ def test_clips_become_pairs_become_latents(prepared, clips, base):
     assert (latent.text - opened.text().encode([pair.caption])[0]).abs().max() < 2e-3
 
 
-def test_the_report_tells_what_was_dropped_and_why(prepared):
+def test_the_report_lists_dropped_clips_with_reasons(prepared):
     report = json.loads((prepared / "report.json").read_text())
     assert report["kept"]["train"] == {"clips": 2, "windows": 10}
     (dropped,) = report["dropped"]
@@ -139,14 +139,14 @@ def test_the_report_tells_what_was_dropped_and_why(prepared):
     assert dropped["reason"] == "3 frames are fewer than data.frames=5"
 
 
-def test_splits_share_no_clip_and_every_clip_has_its_share(prepared):
+def test_splits_share_no_clip_and_windows_are_spread_over_the_clips(prepared):
     samples = ShardSet.open(prepared / "pairs").samples
     of = {split: {s.source for s in samples if s.split == split} for split in ("train", "val", "heldout")}
     assert not of["train"] & of["val"] | of["train"] & of["heldout"] | of["val"] & of["heldout"]
     assert [sum(s.source == source for s in samples) for source in sorted(of["train"])] == [5, 5]
 
 
-def test_a_record_makes_its_reference_again(prepared, clips):
+def test_a_record_is_enough_to_remake_the_reference(prepared, clips):
     pairs = ShardSet.open(prepared / "pairs")
     for i in (0, 7, 9, 13):
         pair = pairs.read_pair(i)
@@ -165,21 +165,21 @@ def test_a_second_run_does_nothing(prepared, clips, base, monkeypatch):
 
 
 @pytest.mark.parametrize("nth", ["10", "18"], ids=["in the second pair shard", "in the first latent shard"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(nth, tmp_path, prepared, clips, base):
+def test_a_killed_run_continues_to_the_same_bytes(nth, tmp_path, prepared, clips, base):
     overrides = ["conf=deblur", "model.name=tiny", f"model.checkpoint={base}", f"data.clips={clips}"]
     overrides.append(f"data.root={tmp_path}")
     program = "import sys; from tests.test_data_prep import die_while_writing as die; die(sys.argv[1], sys.argv[2:])"
     killed = subprocess.run([sys.executable, "-c", program, nth, *overrides], check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert len(list(tmp_path.rglob("*.tar.tmp"))) == 1
-    kept = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
-    assert kept
+    modified = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
+    assert modified
     pipeline.prepare(compose(*overrides))
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert {path: path.stat().st_mtime_ns for path in modified} == modified
     assert contents(tmp_path) == contents(prepared)
 
 
-def test_a_deleted_shard_is_made_again(tmp_path, prepared, clips, base):
+def test_a_deleted_shard_is_rewritten(tmp_path, prepared, clips, base):
     config = config_for(tmp_path, clips, base)
     pipeline.prepare(config)
     (tmp_path / "latents" / "val-000000.tar").unlink()
@@ -187,7 +187,7 @@ def test_a_deleted_shard_is_made_again(tmp_path, prepared, clips, base):
     assert contents(tmp_path) == contents(prepared)
 
 
-def test_a_full_disk_is_told_and_survived(tmp_path, prepared, clips, base, monkeypatch):
+def test_a_full_disk_is_reported_and_the_run_can_continue(tmp_path, prepared, clips, base, monkeypatch):
     config, write = config_for(tmp_path, clips, base), webdataset.TarWriter.write
     left = [4]
 
@@ -206,7 +206,7 @@ def test_a_full_disk_is_told_and_survived(tmp_path, prepared, clips, base, monke
     assert contents(tmp_path) == contents(prepared)
 
 
-def test_another_base_or_other_settings_do_not_mix_with_what_is_there(prepared, clips, base, tmp_path):
+def test_another_base_or_other_settings_are_refused(prepared, clips, base, tmp_path):
     other = write_tiny_base(tmp_path, seed=1)
     with pytest.raises(ShardError, match=r"latents holds shards of other settings \(base\.parts"):
         pipeline.prepare(config_for(prepared, clips, other))
@@ -214,7 +214,7 @@ def test_another_base_or_other_settings_do_not_mix_with_what_is_there(prepared, 
         pipeline.prepare(config_for(prepared, clips, base, "task.maker_args.radius=[2,3]"))
 
 
-def test_two_preparations_do_not_write_into_one_folder(tmp_path, clips, base):
+def test_two_preparations_cannot_write_to_one_folder(tmp_path, clips, base):
     config = config_for(tmp_path, clips, base)
     with (
         exclusive(Path(config.data.root), "..."),
@@ -276,9 +276,9 @@ def opened_geometry(base: Path) -> Geometry:
     return BaseModel.open(str(base)).geometry
 
 
-def test_settings_that_are_not_set_leave_older_shards_good(prepared, clips, base):
-    made = ShardSet.open(prepared / "pairs").fingerprint["settings"]["data"]
-    assert not set(made) & set(pipeline.NEW_SETTINGS)
+def test_unset_new_settings_keep_older_shards_valid(prepared, clips, base):
+    stored_settings = ShardSet.open(prepared / "pairs").fingerprint["settings"]["data"]
+    assert not set(stored_settings) & set(pipeline.NEW_SETTINGS)
     with pytest.raises(ShardError, match=r"settings\.data\.pick: None -> stride"):
         pipeline.prepare(config_for(prepared, clips, base, "data.pick=stride"))
 
@@ -295,7 +295,7 @@ def test_images_become_shards_of_one_frame(tmp_path, base):
 
 
 def test_a_reference_of_another_resolution_gets_the_same_crop(tmp_path, base):
-    """Target and reference are one video, the reference at half the size: what is cut must show the same."""
+    """Target and reference are one video, the reference at half the size: their windows must match."""
     frames = np.stack([cv2.GaussianBlur(frame, (0, 0), 4) for frame in moving(12, 96, 128)])
     small = np.stack([cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA) for frame in frames])
     (tmp_path / "a.mp4").write_bytes(encode_clip(frames, 25))
@@ -356,7 +356,7 @@ def test_the_command_prints_one_line_and_fails(tmp_path, base):
 # --- clips ---
 
 
-def test_a_folder_gives_captions_ids_and_splits_that_stay(tmp_path):
+def test_a_folder_gives_stable_captions_ids_and_splits(tmp_path):
     for i in range(40):
         path = tmp_path / ("more" if i % 2 else "") / f"clip {i}.mp4"
         path.parent.mkdir(exist_ok=True)
@@ -399,8 +399,8 @@ def test_lists_are_checked(tmp_path):
 
 @pytest.mark.parametrize("flip", [False, True])
 @pytest.mark.parametrize(("top_left", "margin"), [((30, 40), 0), ((30, 40), 7), ((0, 0), 9), ((58, 84), 9)])
-def test_points_land_where_their_pixels_do(top_left, margin, flip):
-    """What a maker is told of a clip's coordinates fits the frames that it gets."""
+def test_points_are_cropped_like_pixels(top_left, margin, flip):
+    """Coordinates mapped by the crop match the cropped frames."""
     window = Window("a", 0, (0,), (90, 120), top_left, (32, 36), flip, 25.0)
     crop = Crop.of_window(window, (180, 240), margin)
     picture = np.zeros((180, 240), np.float32)
@@ -482,14 +482,14 @@ def test_clips_without_a_caption_are_described_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("config_json", [None, '{"model_type": "llama"}', "{}"])
-def test_a_captioner_that_is_none_is_refused(config_json, tmp_path):
+def test_a_folder_without_a_captioner_is_refused(config_json, tmp_path):
     if config_json is not None:
         (tmp_path / "config.json").write_text(config_json)
     with pytest.raises(ConfigError, match=r"data\.captioner=.*give a folder with config\.json, tokenizer"):
         captioner.Captioner.open(tmp_path)
 
 
-def test_clips_without_a_caption_are_told(tmp_path, base):
+def test_clips_without_a_caption_are_reported(tmp_path, base):
     for i in range(4):
         write_clip(tmp_path / f"{i}.mp4", 9, seed=i)
     (tmp_path / "0.txt").write_text("a texture")
@@ -514,7 +514,7 @@ def data(**changes: object) -> Data:
 CLIPS = [ProbedClip(Clip(name, Path(name), ""), info(frames)) for name, frames in (("a", 40), ("b", 12), ("c", 60))]
 
 
-def test_heldout_windows_are_apart_even_and_of_distinct_crops():
+def test_heldout_windows_are_disjoint_evenly_spaced_and_have_different_crops():
     windows = heldout_windows(CLIPS, data())
     per_clip = {name: [w for w in windows if w.clip == name] for name in "abc"}
     assert {name: len(of) for name, of in per_clip.items()} == {"a": 5, "b": 2, "c": 5}  # b has room for two
@@ -526,7 +526,7 @@ def test_heldout_windows_are_apart_even_and_of_distinct_crops():
     assert len(heldout_windows(CLIPS, data(heldout_windows=1000))) == 8 + 2 + 12
 
 
-def test_train_windows_are_seeded_and_lie_inside():
+def test_train_windows_are_seeded_and_inside_the_clip():
     windows = train_windows(CLIPS, data(train_windows=90))
     assert windows == train_windows(CLIPS, data(train_windows=90))
     assert windows != train_windows(CLIPS, data(train_windows=90, seed=1))
@@ -563,7 +563,7 @@ def test_fps_takes_the_nearest_frame_by_time():
         (info(40), {"width": 48, "short_side": 32}, "do not hold"),
     ],
 )
-def test_why_a_clip_does_not_do(clip, changes, message):
+def test_the_reason_why_a_clip_does_not_fit(clip, changes, message):
     footage = ProbedClip(Clip("a", Path("a"), ""), clip)
     if message is None:
         footage.best_bucket(data(**changes))
@@ -586,8 +586,8 @@ MAKERS = [
 
 
 @pytest.mark.parametrize(("name", "args"), MAKERS)
-def test_makers_repeat_themselves_and_see_beyond_the_crop(name, args):
-    """The reference of a crop is what one would see of the whole picture's: no border is made up."""
+def test_makers_are_deterministic_and_use_the_margin(name, args):
+    """The reference of a crop equals the crop of the whole picture's reference: borders are not invented."""
     frames = list(moving(5, 96, 128))
     maker = build_maker(name, args)
     inner = Window("a", 0, (0, 1, 2, 3, 4), (96, 128), (30, 40), (32, 32), False, 25.0)
@@ -618,7 +618,7 @@ def point() -> np.ndarray:
     return frames
 
 
-def test_defocus_is_a_disk_that_keeps_the_light():
+def test_defocus_is_a_disk_with_sum_one():
     rng = np.random.default_rng(0)
     blurred, drawn = build_maker("degrade.defocus", {"radius": [5, 5]})(point(), rng, whole(point()))
     assert drawn["radius"] == [5.0, 5.0]
@@ -652,7 +652,7 @@ def test_grey_is_rec_601():
     assert (grey == grey[..., :1]).all()
 
 
-def test_canny_draws_edges_as_thick_as_told():
+def test_canny_lines_have_the_set_thickness():
     frames = np.zeros((1, 40, 40, 3), np.uint8)
     frames[:, :, 20:] = 255
     widths = []

@@ -1,4 +1,4 @@
-"""Degradations: what each does to a picture, that none moves it in time, and that each repeats itself."""
+"""Degradations: the effect of each, no shift in time, and deterministic results."""
 
 import hashlib
 import json
@@ -84,20 +84,20 @@ def sharpness(frames: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("name", "args"), MAKERS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(MAKERS)])
-def test_a_reference_is_made_again_from_its_record(name, args, tmp_path):
-    """The same bytes for the same record, others for another seed; what was drawn goes through JSON."""
+def test_a_reference_is_remade_from_its_record(name, args, tmp_path):
+    """The same record gives the same bytes, another seed other bytes. The drawn parameters survive JSON."""
     (tmp_path / "clip.mp4").write_bytes(encode_clip(moving(5, 60, 80), 25.0))
     window = Window("a", 0, (0, 1, 2, 3, 4), (60, 80), (10, 14), (32, 48), True, 25.0)
     maker, scales = build_maker(name, args), ReferenceScale(2 if name == "degrade.low_resolution" else 1)
     video, frames = SourceVideo(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
-    made, drawn = make_reference(frames, window, maker, video, [3, 1], scales)
-    assert made.shape == (5, 32 // scales.downscale, 48 // scales.downscale, 3)
-    assert made.dtype == np.uint8
+    reference, drawn = make_reference(frames, window, maker, video, [3, 1], scales)
+    assert reference.shape == (5, 32 // scales.downscale, 48 // scales.downscale, 3)
+    assert reference.dtype == np.uint8
     facts = {"window": asdict(window), "maker": name, "args": asdict(maker), "seed": [3, 1], "drawn": drawn}
     record = json.loads(json.dumps({**facts, **asdict(scales)}))
-    assert (remake(video, record) == made).all()
-    others = {make_reference(frames, window, maker, video, [3, i], scales)[0].tobytes() for i in range(5)}
-    assert len(others) > 1
+    assert (remake(video, record) == reference).all()
+    references = {make_reference(frames, window, maker, video, [3, i], scales)[0].tobytes() for i in range(5)}
+    assert len(references) > 1
 
 
 BEFORE = {  # sha256 (its beginning) of references that published results rest on
@@ -110,14 +110,14 @@ BEFORE = {  # sha256 (its beginning) of references that published results rest o
 
 
 @pytest.mark.parametrize(("case", "digest"), BEFORE.items(), ids=[name for name, _ in BEFORE])
-def test_what_was_published_is_made_the_same(case, digest):
+def test_published_references_are_reproduced(case, digest):
     name, args = case
-    made = degrade(name, {key: list(v) if isinstance(v, tuple) else v for key, v in args}, moving(5, 24, 32), 7)
-    assert hashlib.sha256(made.tobytes()).hexdigest()[:16] == digest
+    reference = degrade(name, {key: list(v) if isinstance(v, tuple) else v for key, v in args}, moving(5, 24, 32), 7)
+    assert hashlib.sha256(reference.tobytes()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("course", ["constant", "ease", "walk"])
-def test_paths_are_smooth_and_stay_in_their_range(course):
+def test_trajectories_are_smooth_and_stay_in_their_range(course):
     paths = np.stack([random_trajectory([2.0, 5.0], course, 97, rng(seed), step=0.04) for seed in range(50)])
     assert paths.min() >= 2.0
     assert paths.max() <= 5.0
@@ -168,14 +168,14 @@ def test_every_task_composes_and_makes_its_references(task):
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        found = to_config(hydra.compose("prep", [f"conf={task}"])).task
-    assert (found.name, found.reference_downscale) == (task, TASKS[task])
-    maker = build_maker(found.maker, found.maker_args)
-    scales = ReferenceScale(found.reference_downscale, found.reference_temporal_scale)
+        composed_task = to_config(hydra.compose("prep", [f"conf={task}"])).task
+    assert (composed_task.name, composed_task.reference_downscale) == (task, TASKS[task])
+    maker = build_maker(composed_task.maker, composed_task.maker_args)
+    scales = ReferenceScale(composed_task.reference_downscale, composed_task.reference_temporal_scale)
     frames = list(moving(9, 96, 128))
     window = Window("a", 0, tuple(range(9)), (96, 128), (16, 20), (64, 64), False, 25.0)
-    made, _ = make_reference(frames, window, maker, SourceVideo(Path()), [1], scales)
-    assert made.shape == (9, 64 // TASKS[task], 64 // TASKS[task], 3)
+    reference, _ = make_reference(frames, window, maker, SourceVideo(Path()), [1], scales)
+    assert reference.shape == (9, 64 // TASKS[task], 64 // TASKS[task], 3)
 
 
 # --- blur ---
@@ -186,16 +186,16 @@ def test_every_task_composes_and_makes_its_references(task):
 def test_defocus_keeps_the_light_and_more_of_it_is_less_sharp(shape, linear):
     frames = np.pad(moving(1, 64, 64), ((0, 0), (24, 24), (24, 24), (0, 0)))
     light = LINEAR if linear else np.arange(256)
-    seen = []
+    output = []
     for radius in (0.0, 1.0, 2.5, 5.0, 9.0):
         blurred = degrade("degrade.defocus", {"radius": [radius, radius], "linear": linear, **shape}, frames)
         assert light[blurred].mean() == pytest.approx(light[frames].mean(), rel=5e-3)
-        seen.append(sharpness(blurred))
-    assert seen == sorted(seen, reverse=True)
-    assert len(set(seen)) == len(seen)
+        output.append(sharpness(blurred))
+    assert output == sorted(output, reverse=True)
+    assert len(set(output)) == len(output)
 
 
-def test_lenses_have_the_area_of_their_disk_and_a_bright_rim():
+def test_apertures_have_the_area_of_the_disk_and_a_bright_rim():
     size = {blades: float(1 / (aperture(12.0, blades, 0.3, 0.0) ** 2).sum()) for blades in (0, 5, 6, 9)}
     assert all(area == pytest.approx(np.pi * 12**2, rel=0.05) for area in size.values())
     assert (aperture(6.0, 0, 0.0, 0.0) == disk(6.0)).all()
@@ -217,7 +217,7 @@ def test_bloom_makes_clipped_highlights_brighter_than_their_mean():
     assert (bloomed[:, :20] == plain[:, :20]).all()
 
 
-def test_a_shaken_camera_leaves_things_where_they_are():
+def test_a_shaken_camera_does_not_shift_the_picture():
     point = np.zeros((6, 61, 61, 3), np.uint8)
     point[:, 29:32, 29:32] = 255
     shaken = degrade("degrade.motion", {"length": [16, 16], "trace": "shake"}, point)[..., 0].astype(float)
@@ -230,12 +230,12 @@ def test_a_shaken_camera_leaves_things_where_they_are():
 
 
 @pytest.mark.parametrize("between", ["flow", "blend"])
-def test_an_exposure_of_what_stands_still_is_what_stands_still(between):
+def test_an_exposure_does_not_change_a_still_clip(between):
     still = np.repeat(moving(1, 48, 64), 5, axis=0)
     assert (degrade("degrade.exposure", {"between": between, "shutter": [3, 3]}, still) == still).all()
 
 
-def test_flow_puts_things_half_way_and_blending_leaves_ghosts():
+def test_flow_moves_objects_half_way_and_blending_leaves_ghosts():
     wide = moving(1, 64, 160)[0]
     clip = np.stack([wide[:, 8 * i : 8 * i + 96] for i in range(3)])
     truth = wide[:, 12 : 12 + 96] / 255
@@ -248,9 +248,9 @@ def test_flow_puts_things_half_way_and_blending_leaves_ghosts():
 
 def test_an_exposure_is_a_mean_of_light_over_the_shutter():
     ramp = np.stack([flat(level, 1)[0] for level in (0, 255, 0)])
-    seen = degrade("degrade.exposure", {"shutter": [1, 1], "between": "blend"}, ramp)
-    assert LINEAR[seen[1]].mean() == pytest.approx(0.75, abs=0.01)  # of 1 - |t| over half a frame on each side
-    assert LINEAR[seen[0]].mean() == pytest.approx(0.125, abs=0.01)  # before the clip its first frame stands
+    output = degrade("degrade.exposure", {"shutter": [1, 1], "between": "blend"}, ramp)
+    assert LINEAR[output[1]].mean() == pytest.approx(0.75, abs=0.01)  # of 1 - |t| over half a frame on each side
+    assert LINEAR[output[0]].mean() == pytest.approx(0.125, abs=0.01)  # before the clip its first frame stands
 
 
 def test_exposures_of_changing_length_stay_in_order():
@@ -275,10 +275,10 @@ def test_gaussian_noise_has_its_deviation_and_may_be_grey():
 
 def test_shot_noise_varies_as_the_light():
     for level in (80, 140, 200):
-        seen = LINEAR[degrade("degrade.shot", {"photons": [200, 200], "read": 3.0}, flat(level))].astype(float)
+        output = LINEAR[degrade("degrade.shot", {"photons": [200, 200], "read": 3.0}, flat(level))].astype(float)
         light = float(LINEAR[level])
-        assert seen.mean() == pytest.approx(light, rel=0.02)
-        assert seen.var() == pytest.approx(light / 200 + (3 / 200) ** 2, rel=0.08)
+        assert output.mean() == pytest.approx(light, rel=0.02)
+        assert output.var() == pytest.approx(light / 200 + (3 / 200) ** 2, rel=0.08)
 
 
 def test_grain_is_strongest_in_middle_tones_lumpy_and_new_in_every_frame():
@@ -339,12 +339,12 @@ def test_area_is_the_mean_of_the_pixels_that_become_one():
     expected = frame.reshape(16, 3, 16, 4, 3).astype(float).mean(axis=(1, 3))
     assert np.abs(resize_frame(frame, (16, 16), "area") - expected).max() <= 0.51
     for size in ((40, 61), (17, 30)):  # sizes that divide nothing
-        theirs = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA).astype(int)
-        assert np.abs(resize_frame(frame, size, "area") - theirs).max() <= 1
+        opencv = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA).astype(int)
+        assert np.abs(resize_frame(frame, size, "area") - opencv).max() <= 1
 
 
-def test_low_resolution_is_what_is_stored_at_the_declared_factor():
-    """The window's reference is the small picture itself, degraded at its own size, wherever the window lies."""
+def test_low_resolution_is_stored_exactly_at_the_declared_factor():
+    """The reference is the small picture itself, degraded at its own size, for any position of the window."""
     frames = list(moving(3, 64, 96))
     window = Window("a", 0, (0, 1, 2), (64, 96), (7, 13), (32, 64), False, 25.0)
     args = {"factor": 4, "filters": ["lanczos"]}
@@ -354,13 +354,13 @@ def test_low_resolution_is_what_is_stored_at_the_declared_factor():
     for small, frame in zip(stored, frames, strict=True):
         assert (small == resize_frame(frame[7:39, 13:77], (8, 16), "lanczos")).all()
     noisy = {**args, "after": [{"maker": "degrade.noise", "args": {"sigma": [12, 12]}}]}
-    seen, _ = make_reference(
+    output, _ = make_reference(
         frames, window, build_maker("degrade.low_resolution", noisy), SourceVideo(Path()), [1], ReferenceScale(4)
     )
-    assert (seen.astype(float) - stored).std() == pytest.approx(12, rel=0.15)  # averaging would leave a quarter of it
+    assert (output.astype(float) - stored).std() == pytest.approx(12, rel=0.15)  # averaging would leave a quarter of it
 
 
-def test_interlaced_lines_are_of_two_times():
+def test_interlaced_lines_come_from_two_times():
     frames = np.stack([flat(level, 1, 32)[0] for level in (10, 20, 40)])
     for first, order in (("upper", (0, 1)), ("lower", (1, 0))):
         woven = degrade("degrade.interlace", {"first": first}, frames)
@@ -374,7 +374,7 @@ def test_interlaced_lines_are_of_two_times():
 
 
 @pytest.mark.parametrize("args", [{}, {"second": "flow"}, {"second": "blend"}])
-def test_interlacing_what_stands_still_changes_nothing(args):
+def test_interlacing_does_not_change_a_still_clip(args):
     still = np.repeat(moving(1, 48, 64), 3, axis=0)
     assert (degrade("degrade.interlace", args, still) == still).all()
 
@@ -391,7 +391,7 @@ def test_bob_shows_one_field(first, line):
 
 
 def barcode(count: int, height: int, width: int) -> np.ndarray:
-    """Frames that carry their number in eight thick bars over a moving texture."""
+    """Frames with their number as eight thick bars over a moving texture."""
     frames = moving(count, height, width) // 2 + 64
     for number, frame in enumerate(frames):
         for bit in range(8):
@@ -408,7 +408,7 @@ def read_barcode(frames: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("rate", [{"crf": 40.0}, {"bits_per_second": 40_000.0}], ids=["crf", "rate"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_codecs_give_every_frame_back_in_its_place(codec, rate):
+def test_codecs_return_every_frame_in_order(codec, rate):
     for count, height, width in ((1, 64, 96), (17, 64, 96), (33, 51, 97)):
         frames = barcode(count, height, width)
         coded = round_trip(frames, 25.0, codec, keyframes=12, **rate)
@@ -452,16 +452,16 @@ def steps_of(args: dict, name: str = "degrade.chain", count: int = 60) -> list[l
 
 def test_chains_follow_their_order_and_probabilities():
     three = [{"maker": "degrade.grey"}, {"maker": "degrade.jpeg", "p": 0.5}, {"maker": "degrade.noise", "p": 0.0}]
-    seen = steps_of({"steps": three})
-    assert {tuple(steps) for steps in seen} == {("degrade.grey",), ("degrade.grey", "degrade.jpeg")}
-    assert 15 < sum(len(steps) == 2 for steps in seen) < 45
+    output = steps_of({"steps": three})
+    assert {tuple(steps) for steps in output} == {("degrade.grey",), ("degrade.grey", "degrade.jpeg")}
+    assert 15 < sum(len(steps) == 2 for steps in output) < 45
     orders = {tuple(steps) for steps in steps_of({"steps": three[:2], "shuffle": True}) if len(steps) == 2}
     assert orders == {("degrade.grey", "degrade.jpeg"), ("degrade.jpeg", "degrade.grey")}
-    chosen = [
+    drawn_steps = [
         steps[0]
         for steps in steps_of({"steps": [{**three[0], "p": 3.0 / 4}, {**three[1], "p": 0.25}]}, "degrade.one_of")
     ]
-    assert 35 <= chosen.count("degrade.grey") <= 55
+    assert 35 <= drawn_steps.count("degrade.grey") <= 55
 
 
 def test_a_chain_is_its_steps_one_after_another():
@@ -471,13 +471,13 @@ def test_a_chain_is_its_steps_one_after_another():
     assert (degrade("degrade.chain", {"steps": steps}, frames) == expected).all()
 
 
-def test_a_chain_sees_as_far_beyond_the_window_as_all_its_steps():
+def test_the_margin_of_a_chain_is_the_sum_of_its_steps():
     blur = {"maker": "degrade.gaussian", "args": {"sigma": [2, 2]}}
     args = {"steps": [blur, blur]}
     frames = list(moving(1, 96, 128))
     inner = Window("a", 0, (0,), (96, 128), (30, 40), (32, 32), False, 25.0)
-    seen, _ = make_reference(
+    output, _ = make_reference(
         frames, inner, build_maker("degrade.chain", args), SourceVideo(Path()), [1], ReferenceScale()
     )
     full = degrade("degrade.chain", args, np.stack(frames))
-    assert np.abs(seen.astype(int) - full[:, 30:62, 40:72]).max() <= 1
+    assert np.abs(output.astype(int) - full[:, 30:62, 40:72]).max() <= 1

@@ -1,4 +1,4 @@
-"""Depth makers: near is white, one range per clip, estimated by a network or rendered elsewhere."""
+"""Depth makers: near is white, one range per clip, estimated by a network or supplied."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ PROCESSOR = {
 
 
 def write_network(folder: Path, kind: str) -> Path:
-    """A Depth-Anything of random weights; the last bias is raised so that the final ReLU does not cut all off."""
+    """A Depth-Anything with random weights; the last bias is raised so that the final ReLU does not zero everything."""
     torch.manual_seed(0)
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbone = Dinov2Config(
@@ -88,7 +88,7 @@ def whole(height: int, width: int) -> Crop:
 
 
 def given(folder: Path, frames: int, crop: Crop, **args: object) -> np.ndarray:
-    """What control.depth_given makes of a folder or video for frames 0 to `frames`, from the least to the greatest."""
+    """Reference of control.depth_given for frames 0 to `frames` of a file, range from minimum to maximum."""
     maker, blank = (
         build_maker("control.depth_given", {"range": [0, 100], **args}),
         np.zeros((frames, *crop.size, 3), np.uint8),
@@ -104,24 +104,24 @@ def write_exr(path: Path, **channels: np.ndarray) -> None:
 def test_a_network_of_the_user_makes_grey_video_with_one_range(network: Path) -> None:
     frames = photos(10)  # more than one batch
     maker = build_maker("control.depth", {"model": str(network), "range": [0.0, 100.0]})
-    made, drawn = maker(frames, np.random.default_rng(0), source(tuple(range(10)), whole(64, 96)))
-    assert made.shape == frames.shape
-    assert (made == made[..., :1]).all()
-    assert made.min() <= 1
-    assert made.max() >= 254
-    assert (made.reshape(10, -1).max(axis=1) < 254).any(), "each frame was stretched by itself"
+    depth_video, drawn = maker(frames, np.random.default_rng(0), source(tuple(range(10)), whole(64, 96)))
+    assert depth_video.shape == frames.shape
+    assert (depth_video == depth_video[..., :1]).all()
+    assert depth_video.min() <= 1
+    assert depth_video.max() >= 254
+    assert (depth_video.reshape(10, -1).max(axis=1) < 254).any(), "each frame was stretched by itself"
     low, high = drawn["range"]
     assert low < high
 
 
-def test_batches_make_no_difference(network: Path) -> None:
+def test_batch_size_does_not_change_the_depth(network: Path) -> None:
     frames = photos(3)
     together = load(network).nearness(frames)
     alone = np.concatenate([load(network).nearness(frame[None]) for frame in frames])
     assert np.allclose(together, alone, atol=1e-5)
 
 
-def test_networks_in_metres_are_turned_over(tmp_path: Path) -> None:
+def test_metric_networks_are_inverted(tmp_path: Path) -> None:
     network, frames = load(write_network(tmp_path, "metric")), photos(2)
     inputs = network.processor(images=list(frames), return_tensors="pt")
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_networks_in_metres_are_turned_over(tmp_path: Path) -> None:
     assert near.mean() == pytest.approx((1 / metres).mean().item(), rel=0.02)
 
 
-def test_without_weights_the_way_to_get_them_is_named(tmp_path: Path) -> None:
+def test_missing_weights_name_the_download_command(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"task\.maker_args\.model is not set"):
         build_maker("control.depth", {})
     with pytest.raises(ConfigError, match="hf download depth-anything/Depth-Anything-V2-Small-hf"):
@@ -151,9 +151,9 @@ def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tm
 def test_one_range_holds_for_the_whole_clip() -> None:
     near = np.zeros((2, 16, 16), np.float32)
     near[0, :, 8:], near[1, :, 8:] = 1.0, 2.0
-    made, drawn = depth_reference(near, [0.0, 100.0])
+    depth_video, drawn = depth_reference(near, [0.0, 100.0])
     assert drawn == {"range": [0.0, 2.0]}
-    assert [frame[0, 15, 0] for frame in made] == [128, 255]
+    assert [frame[0, 15, 0] for frame in depth_video] == [128, 255]
     flat, _ = depth_reference(np.full((1, 16, 16), 3.0, np.float32), [0.0, 100.0])
     assert not flat.any()
 
@@ -161,19 +161,19 @@ def test_one_range_holds_for_the_whole_clip() -> None:
 def test_outliers_do_not_set_the_range() -> None:
     near = np.tile(np.linspace(0, 1, 64, dtype=np.float32), (1, 64, 1))
     near[0, 0, 0] = 1e6
-    made, _ = depth_reference(near, [1.0, 99.0])
-    assert made[0, 32, 60, 0] > 200
+    depth_video, _ = depth_reference(near, [1.0, 99.0])
+    assert depth_video[0, 32, 60, 0] > 200
 
 
-def test_steadying_takes_flicker_out_of_what_stands_still() -> None:
+def test_stabilising_removes_flicker_in_still_regions() -> None:
     frames = np.repeat(photos(1), 12, axis=0)
     noise = np.random.default_rng(0).normal(0, 1, (12, 64, 96)).astype(np.float32)
     left = stabilise(noise, frames, 0.8)
     assert np.abs(np.diff(left, axis=0)).mean() < 0.3 * np.abs(np.diff(noise, axis=0)).mean()
 
 
-def test_steadying_moves_depth_along_with_the_picture() -> None:
-    """A picture that slides by, whose depth slides along, is left as it is; a plain mean over time would blur it."""
+def test_stabilising_follows_the_motion() -> None:
+    """A moving picture with moving depth is unchanged; a plain mean over time would blur it."""
     wide = photos(1, (64, 160))[0]
     frames = np.stack([wide[:, 2 * i : 2 * i + 96] for i in range(8)])
     near = frames[..., 1].astype(np.float32)
@@ -186,8 +186,8 @@ def test_steadying_moves_depth_along_with_the_picture() -> None:
 def test_a_z_pass_is_drawn_as_disparity_with_a_black_sky(tmp_path: Path, channel: str) -> None:
     metres = np.array([[1.0, 2.0, 4.0, 1e10]]).repeat(4, axis=0)
     write_exr(tmp_path / "0001.exr", **{channel: metres})
-    made = given(tmp_path, 1, whole(4, 4))
-    assert made[0, 0, :, 0].tolist() == [255, 128, 64, 0]
+    depth_video = given(tmp_path, 1, whole(4, 4))
+    assert depth_video[0, 0, :, 0].tolist() == [255, 128, 64, 0]
 
 
 def test_depth_is_taken_before_colour_in_an_exr(tmp_path: Path) -> None:
@@ -196,13 +196,13 @@ def test_depth_is_taken_before_colour_in_an_exr(tmp_path: Path) -> None:
     assert given(tmp_path, 1, whole(2, 2))[0, 0, :, 0].tolist() == [255, 0]
 
 
-def test_sixteen_bits_are_kept_until_the_range_is_known(tmp_path: Path) -> None:
-    """A shallow scene uses 1000 of 65536 levels; in 8 bits 4 would be left."""
+def test_sixteen_bits_are_kept_until_the_range_is_applied(tmp_path: Path) -> None:
+    """A shallow scene uses 1000 of 65536 levels; with 8 bits only 4 would remain."""
     ramp = np.linspace(20000, 21000, 256).astype(np.uint16)[None].repeat(4, axis=0)
     cv2.imwrite(str(tmp_path / "a.png"), ramp)
-    made = given(tmp_path, 1, whole(4, 256), values="nearness")
-    assert len(np.unique(made)) == 256
-    assert (np.diff(made[0, 0, :, 0].astype(int)) >= 0).all()
+    depth_video = given(tmp_path, 1, whole(4, 256), values="nearness")
+    assert len(np.unique(depth_video)) == 256
+    assert (np.diff(depth_video[0, 0, :, 0].astype(int)) >= 0).all()
     assert given(tmp_path, 1, whole(4, 256), values="ramp")[0, 0, 0, 0] == 255
 
 
@@ -214,18 +214,18 @@ def test_renders_follow_the_window_in_time_size_crop_and_mirroring(tmp_path: Pat
     crop = Crop((40, 80), (20, 40), (0, 10), (20, 20), True)  # renders at half the clip's size
     maker = build_maker("control.depth_given", {"values": "nearness", "range": [0, 100]})
     blank = np.zeros((3, 20, 20, 3), np.uint8)
-    made, _ = maker(blank, np.random.default_rng(0), source((1, 3, 5), crop, depth=tmp_path))
-    assert made.shape == (3, 20, 20, 3)
-    assert made[:, 5, 2, 0].tolist() == [round(255 * n / 6) for n in (2, 4, 6)]
-    assert not made[:, :, 12:].any()
+    depth_video, _ = maker(blank, np.random.default_rng(0), source((1, 3, 5), crop, depth=tmp_path))
+    assert depth_video.shape == (3, 20, 20, 3)
+    assert depth_video[:, 5, 2, 0].tolist() == [round(255 * n / 6) for n in (2, 4, 6)]
+    assert not depth_video[:, :, 12:].any()
 
 
 def test_a_depth_video_is_read_too(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 64).astype(np.uint8)[None, None, :, None]
     (tmp_path / "depth.mp4").write_bytes(encode_clip(np.tile(ramp, (4, 48, 1, 3)), 24.0, lossless=False))
-    made = given(tmp_path / "depth.mp4", 4, whole(48, 64), values="nearness")
-    assert made[0, 20, 2, 0] < 30
-    assert made[3, 20, 61, 0] > 225
+    depth_video = given(tmp_path / "depth.mp4", 4, whole(48, 64), values="nearness")
+    assert depth_video[0, 20, 2, 0] < 30
+    assert depth_video[3, 20, 61, 0] > 225
     with pytest.raises(ConfigError, match="ends before frame 4"):
         given(tmp_path / "depth.mp4", 6, whole(48, 64))
 
@@ -260,13 +260,13 @@ def nothing(folder: Path) -> None:
         (nothing, "0 depth pictures"),
     ],
 )
-def test_files_that_are_no_depth_are_named(tmp_path: Path, put: Callable[[Path], None], message: str) -> None:
+def test_files_without_depth_are_named(tmp_path: Path, put: Callable[[Path], None], message: str) -> None:
     put(tmp_path)
     with pytest.raises(ConfigError, match=message):
         given(tmp_path, 1, whole(64, 96))
 
 
-def test_without_the_extra_the_way_to_get_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_exr(tmp_path / "0001.exr", Z=np.ones((4, 4)))
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(ConfigError, match=r"pip install 'iclora_train\[exr\]'"):

@@ -1,4 +1,4 @@
-"""Edits: what is painted over is exactly the mask, what is kept is untouched, and stills last as long as the clip."""
+"""Edits: painted pixels equal the mask, other pixels are unchanged, and stills last as long as the clip."""
 
 import json
 from dataclasses import asdict
@@ -44,20 +44,20 @@ def edit(name: str, args: dict, frames: np.ndarray, seed: int = 0, **files: Path
         ("edit.loop", {"still": "any"}),
     ],
 )
-def test_an_edit_is_made_again_from_its_record(name, args, tmp_path):
+def test_an_edit_is_remade_from_its_record(name, args, tmp_path):
     (tmp_path / "clip.mp4").write_bytes(encode_clip(moving(5, 60, 80), 25.0))
     window = Window("a", 0, (0, 1, 2, 3, 4), (60, 80), (10, 14), (32, 48), True, 25.0)
     maker, video, frames = build_maker(name, args), SourceVideo(tmp_path / "clip.mp4"), list(moving(5, 60, 80))
-    made, drawn = make_reference(frames, window, maker, video, [3, 1], ReferenceScale())
+    reference, drawn = make_reference(frames, window, maker, video, [3, 1], ReferenceScale())
     facts = {"window": asdict(window), "maker": name, "args": asdict(maker), "seed": [3, 1], "drawn": drawn}
-    assert (remake(video, json.loads(json.dumps({**facts, **asdict(ReferenceScale())}))) == made).all()
+    assert (remake(video, json.loads(json.dumps({**facts, **asdict(ReferenceScale())}))) == reference).all()
     assert (
         len({make_reference(frames, window, maker, video, [3, i], ReferenceScale())[0].tobytes() for i in range(5)}) > 1
     )
 
 
 @pytest.mark.parametrize("shape", ["box", "ellipse", "free"])
-def test_drawn_masks_cover_their_share_and_move_smoothly(shape):
+def test_random_masks_have_the_set_cover_and_move_smoothly(shape):
     shares = []
     for seed in range(20):
         still = random_mask((64, 96), shape, 0.15, Trajectory(), 4, rng(seed))
@@ -72,7 +72,7 @@ def test_drawn_masks_cover_their_share_and_move_smoothly(shape):
     assert np.mean(shares) == pytest.approx(0.15, abs=0.06 if shape == "free" else 0.02)
 
 
-def test_a_hole_is_painted_in_the_official_colour_and_nothing_else_is():
+def test_only_the_hole_has_the_mask_colour():
     frames = moving(5, 64, 96)
     frames[:, :8, :8] = MASK_COLOUR  # the picture may have it too
     maker = build_maker("edit.hole", {"shapes": ["box"], "cover": [0.2, 0.2]})
@@ -88,7 +88,7 @@ def test_a_hole_is_painted_in_the_official_colour_and_nothing_else_is():
     assert (painted == frames)[~mask & ~ours].all()
 
 
-def test_a_mask_grows_by_the_pixels_told():
+def test_a_mask_grows_by_the_set_pixels():
     mask = np.zeros((1, 41, 41), bool)
     mask[0, 20, 20] = True
     grown = np.argwhere(dilate(mask, 6)[0]) - 20
@@ -98,7 +98,7 @@ def test_a_mask_grows_by_the_pixels_told():
 
 
 def write_masks(folder: Path, frames: int) -> tuple[Path, Path]:
-    """Masks of half the size of a 48x64 clip: a video whose white column is frame number + 4, and a still of it."""
+    """Masks of half the size of a 48x64 clip: a video with a white column at frame number + 4, and a still."""
     masks = np.zeros((frames, 24, 32, 3), np.uint8)
     for number, mask in enumerate(masks):
         mask[:, number + 4] = 255
@@ -113,15 +113,15 @@ def test_a_clips_own_mask_follows_its_frames_crop_and_mirror(tmp_path):
     window = Window("a", 0, (2, 5, 9), (48, 64), (8, 4), (32, 40), True, 25.0)
     maker = build_maker("edit.hole", {"mask": "column"})
     assert maker.needs == ("mask",)
-    made, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": video}), [1], ReferenceScale())
-    columns = [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in made]
+    reference, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": video}), [1], ReferenceScale())
+    columns = [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in reference]
     place = [39 - (2 * (number + 4) - 4) for number in window.indices]
     assert columns == [[x - 1, x] for x in place]
-    made, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": still}), [1], ReferenceScale())
-    assert [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in made] == [[34, 35]] * 3
+    reference, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": still}), [1], ReferenceScale())
+    assert [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in reference] == [[34, 35]] * 3
 
 
-def test_masks_that_lack_or_end_early_are_named(tmp_path):
+def test_missing_or_short_masks_are_named(tmp_path):
     video, _ = write_masks(tmp_path, 4)
     frames = moving(6, 48, 64)
     with pytest.raises(ConfigError, match=r"mask\.mp4 ends before frame 5; give a mask for every frame"):
@@ -130,15 +130,15 @@ def test_masks_that_lack_or_end_early_are_named(tmp_path):
         edit("edit.hole", {"mask": "column"}, frames)
 
 
-def test_outpainting_keeps_the_middle():
+def test_outpainting_leaves_the_middle_unchanged():
     frames = moving(2, 64, 96)
     maker = build_maker("edit.outpaint", {"aspect": [1.0, 1.0], "scale": [0.5, 0.5]})
     painted, drawn = maker(frames, rng(), source(frames))
     assert drawn["kept"] == [16, 32, 32, 32]
-    kept = ~mask_from_colour(painted)
-    assert kept[:, 16:48, 32:64].all()
-    assert kept.sum() == 2 * 32 * 32
-    assert (painted[kept] == frames[kept]).all()
+    visible = ~mask_from_colour(painted)
+    assert visible[:, 16:48, 32:64].all()
+    assert visible.sum() == 2 * 32 * 32
+    assert (painted[visible] == frames[visible]).all()
     wide, _ = build_maker("edit.outpaint", {"aspect": [3.0, 3.0], "scale": [1, 1]})(frames, rng(), source(frames))
     assert (~mask_from_colour(wide)).sum(axis=(1, 2)).tolist() == [96 * 32] * 2
 
@@ -146,8 +146,8 @@ def test_outpainting_keeps_the_middle():
 def test_a_still_lasts_as_long_as_the_clip(tmp_path):
     frames = moving(5, 48, 64)
     assert (edit("edit.loop", {}, frames) == frames[:1]).all()
-    chosen = {edit("edit.loop", {"still": "any"}, frames, seed).tobytes() for seed in range(40)}
-    assert len(chosen) == 5
+    different_stills = {edit("edit.loop", {"still": "any"}, frames, seed).tobytes() for seed in range(40)}
+    assert len(different_stills) == 5
     sheet = np.zeros((40, 20, 3), np.uint8)
     sheet[:20] = (10, 20, 200)
     cv2.imwrite(str(tmp_path / "sheet.png"), sheet[..., ::-1])

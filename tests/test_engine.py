@@ -1,4 +1,4 @@
-"""Whoever does the work, the shards are the same; a worker that dies costs its clip and nothing else."""
+"""Engines: equal shards with every engine, and only the affected clip is lost when a worker dies."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def clips(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, clips, base) -> dict[str, bytes]:
-    """What a run in this process makes, by path."""
+    """All files of a run in this process, by path."""
     root = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "SHARD_CLIPS", 12)
@@ -61,7 +61,7 @@ def halve(number: int) -> float:
 
 
 def die_of_five(item: tuple[int, str]) -> int:
-    """5 is deadly; so is 6, the first time."""
+    """Item 5 kills the worker every time, item 6 the first time."""
     number, folder = item
     if number == 5 or (number == 6 and not Path(folder, "once").exists()):
         Path(folder, "once").touch()
@@ -84,7 +84,7 @@ def engine(request) -> Iterator[Engine]:
         yield engine
 
 
-def test_results_come_in_order_and_settings_are_refused_as_ever(engine):
+def test_results_are_ordered_and_config_errors_are_raised(engine):
     assert list(engine.map(halve, range(14))) == [number / 2 for number in range(14)]
     assert list(engine.map(halve, [])) == []
     with pytest.raises(ConfigError, match=r"task\.maker_args\.model=x"):
@@ -92,7 +92,7 @@ def test_results_come_in_order_and_settings_are_refused_as_ever(engine):
     assert list(engine.map(halve, range(3))) == [0.0, 0.5, 1.0]
 
 
-def test_items_are_taken_only_a_little_ahead():
+def test_items_are_read_only_a_little_ahead():
     taken = []
 
     def items() -> Iterator[int]:
@@ -106,7 +106,7 @@ def test_items_are_taken_only_a_little_ahead():
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
-def test_a_dying_worker_costs_its_item_and_has_a_second_chance(name, tmp_path):
+def test_an_item_is_retried_once_when_its_worker_dies(name, tmp_path):
     if name == "ray":
         pytest.importorskip("ray")
     with closing(create_engine(name, 2)) as engine:
@@ -122,7 +122,7 @@ def sleep_long(pid_file: str) -> None:
     time.sleep(600)
 
 
-def test_closing_ends_what_is_under_way(tmp_path):
+def test_closing_stops_running_work(tmp_path):
     with closing(WorkerEngine(1)) as engine:
         work = engine.map(halve, range(100))
         next(work)
@@ -136,7 +136,7 @@ def test_closing_ends_what_is_under_way(tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-def test_other_engines_are_refused():
+def test_unknown_engines_are_refused():
     with pytest.raises(ConfigError, match="engine='spark' is not one of local, ray"):
         create_engine("spark", 0)
 
@@ -147,7 +147,7 @@ def test_other_engines_are_refused():
 @pytest.mark.parametrize(
     "settings", [("data.workers=1",), ("data.workers=3",), ("engine=ray", "data.workers=2")], ids=str
 )
-def test_every_engine_makes_the_same_bytes(settings, tmp_path, clips, base, prepared):
+def test_every_engine_writes_the_same_bytes(settings, tmp_path, clips, base, prepared):
     if "engine=ray" in settings:
         pytest.importorskip("ray")
     pipeline.prepare(config_of(tmp_path, clips, base, *settings))
@@ -160,7 +160,7 @@ def die_on_clip1(unit: WorkUnit) -> object:
     return process_unit(unit)
 
 
-def test_a_clip_that_kills_its_worker_is_told_and_the_rest_is_kept(
+def test_a_clip_that_kills_its_worker_is_reported_and_the_rest_is_written(
     tmp_path, clips, base, prepared, monkeypatch, capsys
 ):
     monkeypatch.setattr(write_shards, "process_unit", die_on_clip1)
@@ -181,7 +181,7 @@ def test_a_clip_that_kills_its_worker_is_told_and_the_rest_is_kept(
     assert pipeline.prepare(config) == tmp_path  # told once; then the shards can be used
 
 
-def test_losses_of_a_killed_run_are_told_by_the_one_that_goes_on(tmp_path, clips, base, monkeypatch):
+def test_lost_windows_of_a_killed_run_are_reported_by_the_next_run(tmp_path, clips, base, monkeypatch):
     monkeypatch.setattr(write_shards, "process_unit", die_on_clip1)
     config = config_of(tmp_path, clips, base, "data.workers=2")
     with pytest.raises(LostWindowsError):
@@ -192,7 +192,7 @@ def test_losses_of_a_killed_run_are_told_by_the_one_that_goes_on(tmp_path, clips
         pipeline.prepare(config)
 
 
-def test_a_clip_that_vanishes_on_the_way_is_lost_not_the_run(tmp_path, base, monkeypatch):
+def test_a_clip_that_disappears_during_the_run_is_lost_but_not_the_run(tmp_path, base, monkeypatch):
     clips = write_clips(tmp_path / "clips")
     make = write_shards.write_shards
 
@@ -205,7 +205,7 @@ def test_a_clip_that_vanishes_on_the_way_is_lost_not_the_run(tmp_path, base, mon
         pipeline.prepare(config_of(tmp_path / "out", clips, base))
 
 
-def test_units_bound_what_is_in_memory(clips, base, tmp_path):
+def test_units_bound_the_memory(clips, base, tmp_path):
     config = config_of(tmp_path, clips, base)
     small = [Window("a", i, tuple(range(5)), (32, 32), (0, 0), (32, 32), False, 25.0) for i in range(20)]
     assert [len(unit.windows) for unit in split_into_units(small, {"a": None}, config)] == [8, 8, 4]
@@ -218,7 +218,7 @@ def test_units_bound_what_is_in_memory(clips, base, tmp_path):
 # --- batches of the VAE ---
 
 
-def test_a_gpu_out_of_memory_halves_the_batch_and_the_latents_stay(tmp_path, clips, base, prepared, monkeypatch):
+def test_out_of_memory_halves_the_batch_without_changing_latents(tmp_path, clips, base, prepared, monkeypatch):
     pipeline.prepare(config_of(tmp_path, clips, base))
     pairs, opened = ShardSet.open(tmp_path / "pairs"), BaseModel.open(str(base))
     encoder = LatentEncoder(opened, TextFeatures(tmp_path, opened))

@@ -1,4 +1,4 @@
-"""Flow and soft edges: directions have the colours of the Middlebury wheel; contours are bright, texture is dark."""
+"""Flow and soft edges: the Middlebury colours of directions; contours are bright, texture is dark."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def made(name: str, frames: np.ndarray, **args: object) -> tuple[np.ndarray, dic
 
 
 def sliding(x: int, y: int, count: int = 4) -> np.ndarray:
-    """A blotchy picture whose contents move by (x, y) pixels a frame: (F,64,96,3)."""
+    """A blotchy picture that moves by (x, y) pixels per frame: (F,64,96,3)."""
     noise = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
     large = cv2.resize(noise, (200, 160), interpolation=cv2.INTER_CUBIC)
     return np.stack([large[48 - y * i : 112 - y * i, 52 - x * i : 148 - x * i] for i in range(count)])
@@ -37,7 +37,7 @@ def test_directions_have_their_colours(x: int, y: int, hue: tuple[int, int, int]
 
 
 def test_saturation_is_speed_on_one_scale_for_the_clip() -> None:
-    """The picture moves 1, then 3 pixels: the first frames are paler."""
+    """The picture moves 1, then 3 pixels per frame: the first frames are paler."""
     slow, fast = sliding(1, 0, 3), sliding(3, 0, 3)
     pictures, drawn = made("control.flow", np.concatenate([slow, fast]))
     inner = pictures[:, 16:-16, 16:-16].astype(float)
@@ -46,7 +46,7 @@ def test_saturation_is_speed_on_one_scale_for_the_clip() -> None:
     assert full < pale - 100
 
 
-def test_stillness_is_white_and_noise_is_not_blown_up() -> None:
+def test_still_frames_are_white_and_noise_is_not_amplified() -> None:
     still = sliding(0, 0)
     assert (made("control.flow", still)[0] >= 254).all()
     noisy = np.clip(still + np.random.default_rng(0).normal(0, 1, still.shape), 0, 255).astype(np.uint8)
@@ -55,7 +55,7 @@ def test_stillness_is_white_and_noise_is_not_blown_up() -> None:
     assert pictures.mean() > 240
 
 
-def test_the_last_frame_repeats_and_a_picture_stands_still() -> None:
+def test_the_last_frame_repeats_and_a_single_picture_is_still() -> None:
     pictures, _ = made("control.flow", sliding(2, 1))
     assert (pictures[-1] == pictures[-2]).all()
     assert (pictures[0] != pictures[-1]).any()
@@ -64,13 +64,13 @@ def test_the_last_frame_repeats_and_a_picture_stands_still() -> None:
     assert (alone == 255).all()
 
 
-def test_flow_comes_again() -> None:
+def test_flow_is_deterministic() -> None:
     frames = sliding(3, -2)
     assert (made("control.flow", frames)[0] == made("control.flow", frames)[0]).all()
 
 
 def test_the_wheel_is_middleburys() -> None:
-    """55 colours, of which the pure ones stand at 0, 15, 21, 25, 36 and 49 (Baker et al. 2011)."""
+    """55 colours with the pure colours at 0, 15, 21, 25, 36 and 49 (Baker et al. 2011)."""
     colours = colour_wheel()
     assert colours.shape == (55, 3)
     pure = [[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1]]
@@ -83,7 +83,7 @@ def test_vectors_beyond_the_scale_are_darker() -> None:
 
 
 def test_contours_are_bright_and_texture_is_dark() -> None:
-    """A grey square on black, beside a checkerboard of the same contrast and one pixel size."""
+    """A grey square on black, next to a one-pixel checkerboard of the same contrast."""
     frame = np.zeros((96, 160, 3), np.uint8)
     frame[32:64, 32:64] = 128
     frame[16:80, 96:144] = (np.indices((64, 48)).sum(axis=0) % 2 * 128)[..., None]

@@ -1,4 +1,4 @@
-"""The contact sheet: the worst first, all of it in one file, and usable with the keyboard."""
+"""The contact sheet: worst pairs first, one self-contained file, keyboard control."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ addEventListener("load", () => {
 
 
 class Page(HTMLParser):
-    """Checks nesting; collects addresses, and keys of the cards in order."""
+    """Checks nesting; collects addresses and the keys of the cards in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -97,13 +97,13 @@ def test_the_worst_come_first_with_their_values_and_reasons(tmp_path):
     assert "truncated after frame &lt;3&gt;" in text
 
 
-def test_the_page_is_whole_and_needs_no_other_file(tmp_path):
+def test_the_page_is_complete_and_needs_no_other_file(tmp_path):
     page = Page(sheet(tmp_path, REPORTS))
     assert len(page.addresses) > 4
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
 
 
-def test_pictures_stay_within_their_room_and_the_rest_is_counted(tmp_path):
+def test_pictures_stay_within_the_size_limit_and_the_rest_is_counted(tmp_path):
     many = [replace(REPORTS[0], key=f"clip-{i:05d}") for i in range(200)]
     text = sheet(tmp_path, [*many, replace(REPORTS[2], key="clip-99999")], megabytes=0.1)
     assert 0.05 * 2**20 < sum(map(len, re.findall(r"data:image/jpeg;base64,([^\"]*)", text))) <= 0.1 * 2**20

@@ -1,4 +1,4 @@
-"""`data_prep verify` finds what is wrong with shards, says each thing in one line, and is silent about good ones."""
+"""`data_prep verify` reports each problem in one line, and nothing for intact shards."""
 
 import json
 import shutil
@@ -34,12 +34,12 @@ def prepared(tmp_path_factory, clips, base) -> Path:
 
 @pytest.fixture
 def root(tmp_path, prepared) -> Path:
-    """A copy to damage."""
+    """A copy that the test damages."""
     return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
 def flip(path: Path) -> None:
-    """One bit in the middle of a file."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -52,7 +52,7 @@ def change_index(path: Path, change: Callable[[dict], None]) -> None:
 
 
 def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Latent shards that are whole, but in which the first train sample's tensor `name` was changed."""
+    """Intact latent shards in which the tensor `name` of the first train sample is changed."""
     shards = ShardSet.open(folder)
     writer = ShardWriter(folder, "latents", shards.fingerprint)
     samples = []
@@ -68,7 +68,7 @@ def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tens
     writer.finish(list(shards.shards))
 
 
-def test_good_shards_are_good_with_and_without_workers_and_settings(prepared, clips, base):
+def test_intact_shards_have_no_problems_with_and_without_workers_and_settings(prepared, clips, base):
     assert verify(str(prepared)) == []
     assert verify(str(prepared), 2, config_of(prepared, clips, base)) == []
 
@@ -114,7 +114,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_told_with_the_remedy(name, root):
+def test_damage_is_reported_with_the_remedy(name, root):
     damage, message = DAMAGE[name]
     damage(root)
     problems = verify(str(root))
@@ -122,7 +122,7 @@ def test_damage_is_told_with_the_remedy(name, root):
     assert not any("\n" in problem for problem in problems)
 
 
-def test_other_settings_and_another_base_are_told(root, clips, base, tmp_path):
+def test_other_settings_and_another_base_are_reported(root, clips, base, tmp_path):
     other = write_tiny_base(tmp_path / "other", seed=1)
     assert [
         "pairs holds shards of other settings (data.frames: 5 -> 9)" in p
@@ -132,7 +132,7 @@ def test_other_settings_and_another_base_are_told(root, clips, base, tmp_path):
     assert "latents was made by another base" in problem
 
 
-def test_the_command_says_one_line_a_problem_and_fails(root, tmp_path):
+def test_the_command_prints_one_line_per_problem_and_fails(root, tmp_path):
     good = run(tmp_path, "data_prep", "verify", f"data.root={root}")
     assert (good.code, good.out) == (0, f"verified: {root}\n")
     flip(root / "pairs" / "train-000000.tar")
