@@ -48,7 +48,7 @@ class AttentionBackend(Protocol):
 
 
 class TorchBackend:
-    """Plain attention by PyTorch, which chooses a kernel of its own."""
+    """Plain attention by `scaled_dot_product_attention`, inside which PyTorch chooses the kernel."""
 
     saved_ops = frozenset({
         _ops._scaled_dot_product_cudnn_attention.default,

@@ -65,7 +65,7 @@ def _divide_by_weight(y, w, noise):
 @triton.jit
 def _grad_row(grad_out, out, weight, inv, cos, sin, offset, D: tl.constexpr, HALF: tl.constexpr,
               ROUNDING: tl.constexpr):  # fmt: skip
-    """The gradient of a row before norm and rotation, given the output `out` of both and its gradient."""
+    """The gradient of a row before norm and rotation, from their output `out` and its gradient `grad_out`."""
     ga, gb = _load_halves(grad_out, offset, HALF)
     a, b = _load_halves(out, offset, HALF)
     wa, wb = _load_halves(weight, offset, HALF)

@@ -94,7 +94,7 @@ def _(raw: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 def query_norm_back(
     grad_query: Tensor, query: Tensor, rstd: Tensor, norm: Tensor, scale: Tensor | None, spare: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Backward of `query_norm`, given its output `query` (...,D) and the gradient of that.
+    """Backward of `query_norm`, given its output `query` (...,D) and the gradient grad_query.
 
     Returns the gradient of raw (n, D + spare), whose last `spare` columns are uninitialised. If the query's linear is
     in fp8 with a scale (), the gradient comes quantized too: values (n,D), and row_scale (n,), which includes that

@@ -4,8 +4,8 @@ u = x A^T has few channels per token, but u B^T is as large as the output. Forwa
 frozen matmul in that matmul's epilogue kernel. Backward reads dY once for both dB and dU = dY B, and adds dU A to the
 input gradient dX of the frozen matmul. In fp8 the same kernels apply the scales.
 
-Of several fused linears (q, k, v) the last one's output is a tensor of its own: q and k are normalised before
-attention, which saves v as it is.
+The output of the last fused linear (v) is a separate tensor: attention saves v unchanged, while q and k are normalised
+first.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def supports_lora_kernels(x: Tensor, scale: Tensor | None, ranks: Sequence[int],
 def lora_product(x: Tensor, operands: Operands, u: Tensor, lora_b: Tensor, layers: int) -> tuple[Tensor, Tensor]:
     """x (...,in) -> x (scale weight)^T + bias + u lora_b^T, for `layers` fused linears.
 
-    u (..., r layers), lora_b (out, r layers) block-diagonal. Returns the outputs of all linears but the last, and of
-    the last.
+    u (..., r layers), lora_b (out, r layers) block-diagonal. Returns two tensors: the outputs of all linears but the
+    last, side by side, and the output of the last linear.
     """
     outputs: tuple[Tensor, Tensor] = _LoraProduct.apply(x, *operands, u, lora_b, layers)
     return outputs
@@ -159,7 +159,7 @@ def add_low_rank(
     """product (N,F) row_scale (N,) column_scale (F,) + bias (F,) + u (N, r layers) @ lora_b^T.
 
     lora_b (F, r layers) is block-diagonal, with one block per fused linear. The scales are fp32; both or neither are
-    given. Returns the columns of all layers but the last, and of the last.
+    given. Returns two tensors: the columns of all layers but the last, and the columns of the last layer.
     """
     import triton  # noqa: PLC0415 (absent without a GPU)
 
