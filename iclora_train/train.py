@@ -77,13 +77,14 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest_checkpoint(folder / "checkpoints")
-    plan = plan_memory(config, module, shards, folder, console.print, global_rank() == 0)
-    if plan is not None:
-        console.print(str(plan))
+    # before anything is compiled: this imports flash-attn-4, which should not happen while torch.compile traces
     weight = module.transformer.patchify_proj.weight
     attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
     if attention is not None:
         console.print(attention)
+    plan = plan_memory(config, module, shards, folder, console.print, global_rank() == 0)
+    if plan is not None:
+        console.print(str(plan))
     if config.validation.dry_run and resume is None:
         clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
         console.print(str(dry_run(config, module, shards, clips, folder)))
