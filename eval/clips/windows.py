@@ -73,7 +73,7 @@ class HeldOut:
             f"eval.windows={config.eval.windows}, but {root} holds {len(samples)} windows of split {split}: lower it, "
             "or prepare more with data.heldout_windows",
         )
-        videos = {clip: json_facts["video"] for clip, json_facts in pairs.fingerprint["sources"].items()}
+        videos = {clip: source["video"] for clip, source in pairs.fingerprint["sources"].items()}
         identities = {clip: frozenset((clip, recording[clip], videos[clip])) for clip in recording}
         trained = {latents.samples[i].source for i in latents.indices("train")}
         check_leakage({sample.source for sample in samples}, trained, identities, split)

@@ -16,10 +16,9 @@ from eval.scoring.scorer import Scorer
 
 REFERENCE, TARGET = "reference", "target"
 CONTROL, CONTROL_TARGET = "control in the output", "control in the target"
-EXAMPLES = 6  # windows on the strength and mask pages
-Control = Callable[
-    [Clip, GroundTruth], Clip | None
-]  # extracts and draws the control signal of a clip; None if the task has no control
+EXAMPLES = 6  # windows in the strength and mask sections
+# Extracts and draws the control signal of a clip; None if the task has no control
+Control = Callable[[Clip, GroundTruth], Clip | None]
 
 
 class Clips(Mapping[str, Clip]):

@@ -51,7 +51,7 @@ def table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[
     """A table with caption, column and row headers. The row named `marked` is highlighted. Cells must be HTML."""
     columns = "".join(f'<th scope="col">{column}</th>' for column in head)
     body = "".join(
-        f'<tr{" class=ours" if row == marked else ""}><th scope="row">{row}</th>'
+        f'<tr{" class=marked" if row == marked else ""}><th scope="row">{row}</th>'
         + "".join(f"<td>{cell}</td>" for cell in cells)
         + "</tr>"
         for row, cells in rows

@@ -31,19 +31,17 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.data.video import encode_clip
 
 CONDITIONS = (  # columns of the table of clips, before the strengths below 1
-    *(
-        REFERENCE,
-        TARGET,
-        BASE_REFERENCE,
-        ADAPTER_REFERENCE,
-        SWAPPED,
-        BASE,
-        ADAPTER_ONLY,
-        EMPTY_PROMPT,
-        HALF_MASK,
-        FADE_MASK,
-        CEILING,
-    ),
+    REFERENCE,
+    TARGET,
+    BASE_REFERENCE,
+    ADAPTER_REFERENCE,
+    SWAPPED,
+    BASE,
+    ADAPTER_ONLY,
+    EMPTY_PROMPT,
+    HALF_MASK,
+    FADE_MASK,
+    CEILING,
 )
 
 Scores = Mapping[str, Any]

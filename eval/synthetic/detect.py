@@ -22,7 +22,7 @@ STEP_SIZE = 0.4  # rise of the correlation that counts as appearance; 1 in 75 un
 
 
 def luma(clip: Clip) -> Array:
-    """Rec. 601 luma (F,H,W) in levels."""
+    """Rec. 601 luma (F,H,W) in levels, not rounded (unlike `CachedClip.grey`)."""
     return np.stack([cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY) for frame in clip]).astype(np.float64)
 
 
