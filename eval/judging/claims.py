@@ -27,7 +27,7 @@ class Evidence:
     sources: the recording of each window. adherence: the metric of how well the reference is followed
     (`Suite.adherence`). effects (windows, strengths): that metric, by rising strength, larger is better. curve: the
     strength curve of `effects`. fade: per window, the share of the reference's effect in each latent frame under the
-    fade mask. lower_is_better: keys of metrics that are better when lower.
+    fade mask. lower_is_better: keys of metrics that are better when lower. titles: metric key -> title, for the claims.
     """
 
     rows: Table
@@ -39,6 +39,11 @@ class Evidence:
     curve: StrengthCurve | None = None
     fade: Values | None = None
     lower_is_better: frozenset[str] = field(default_factory=frozenset)
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+    def title(self, metric: str) -> str:
+        """The title of a metric, by default its key."""
+        return self.titles.get(metric, metric)
 
     def difference(self, metric: str, row: str, other: str) -> Values | None:
         """By how much `row` is better than `other`, per window; None if one of them was not measured."""
@@ -175,13 +180,13 @@ def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
         yield Claim("edge_gap", text, gap, Bound(t.edge_gap, effect=0))
     else:
         share = e.share(e.adherence, ADAPTER_REFERENCE, FLOOR, CEILING)
-        text = f"{e.adherence} follows the reference: 0 is another clip's target, 1 is the VAE round trip"
+        text = f"{e.title(e.adherence)} follows the reference: 0 is another clip's target, 1 is the VAE round trip"
         yield Claim("follows", text, share, Bound(t.follows, effect=0, significant=True))
     gain = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
     text = "output is a picture, not the drawing: PSNR gain over base + reference (no adapter)"
     yield Claim("picture", text, gain, Bound(t.picture, effect=0, unit="dB"))
     share = e.share(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
-    text = f"{e.adherence} with the reference of another clip: 0 is the floor, 1 is the right reference"
+    text = f"{e.title(e.adherence)} with the reference of another clip: 0 is the floor, 1 is the right reference"
     yield Claim("swap_floor", text, share, Bound(high=t.swap_floor, effect=1))
     yield _gain(e, t)
 
@@ -194,24 +199,24 @@ def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
         ("gain_over_base", BASE_REFERENCE, t.gain_over_base),
     ):
         bound = Bound(threshold, effect=0, significant=True, unit="dB")
-        yield Claim(name, f"{inside} gain over {row}", e.difference(inside, ADAPTER_REFERENCE, row), bound)
+        yield Claim(name, f"{e.title(inside)}: gain over {row}", e.difference(inside, ADAPTER_REFERENCE, row), bound)
     loss = e.difference(outside, ADAPTER_REFERENCE, CEILING)
-    yield Claim("preserved", f"{outside} relative to the VAE round trip", loss, Bound(t.preserved, unit="dB"))
+    yield Claim("preserved", f"{e.title(outside)} relative to the VAE round trip", loss, Bound(t.preserved, unit="dB"))
     swapped = e.difference(outside, ADAPTER_REFERENCE, SWAPPED)
-    text = f"{outside} drop with the reference of another clip"
+    text = f"{e.title(outside)}: drop with the reference of another clip"
     yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
 
 
 def _gain(e: Evidence, t: Thresholds) -> Claim:
     gain = e.share(e.adherence, ADAPTER_REFERENCE, BASE, CEILING)
-    text = f"control gain: {e.adherence}, 0 is the base without a reference, 1 is the VAE round trip"
+    text = f"control gain: {e.title(e.adherence)}, 0 is the base without a reference, 1 is the VAE round trip"
     return Claim("control_gain", text, gain, Bound(t.control_gain, effect=0, significant=True))
 
 
 def _every(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.effects is not None and e.effects.shape[1] > 2 and e.curve is not None:
         explained = np.array([np.nan if np.isnan(row).any() else isotonic_r2(row) for row in e.effects])
-        text = f"{e.adherence} rises with strength: R² of the best monotone curve (p by Page's trend test)"
+        text = f"{e.title(e.adherence)} rises with strength: R² of the best monotone curve (p by Page's trend test)"
         rises = Bound(t.curve_monotone, effect=0, significant=True)
         yield Claim("curve_monotone", text, explained, rises, e.curve["page_p"])
     if e.changes:

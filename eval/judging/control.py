@@ -45,6 +45,7 @@ def collect_evidence(
         curve=None if effects is None else response_curve(falling[::-1], effects),
         fade=_fade_effects(results),
         lower_is_better=lower_is_better,
+        titles={metric.key: metric.title for metric in metrics},
     )
 
 

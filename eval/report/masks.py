@@ -14,23 +14,27 @@ from eval.report.media import CHANGE_FULL, Media, change_clip
 from eval.report.players import figure, player, timing, video
 
 NONE = at_strength(0).name
-MEANING = {
-    "inside": "inside: change against strength 0, levels",
-    "outside": "outside: change against strength 0, levels",
-    "leakage": "leakage: change against strength 0, outside / inside",
-    "kept": "inside: change against the full reference, levels",
-    "dropped": "outside: change against the full reference, levels",
-    "disturbance": "disturbance: change against the full reference, inside / outside (0: the mask acts locally)",
-    "effect_kept": "inside: change of the half mask / change of the full reference (1: nothing lost)",
-    "leakage_of_full": "outside: change of the half mask / change of the full reference (0: nothing leaks)",
-    "null_change": "strength 0 against no reference, levels (0: the strength path is correct)",
+MEANING = {  # key of `mask.half` -> label and definition
+    "inside": ("inside", "change against strength 0, levels"),
+    "outside": ("outside", "change against strength 0, levels"),
+    "leakage": ("leakage", "outside / inside"),
+    "kept": ("kept", "inside, change against the full reference, levels"),
+    "dropped": ("dropped", "outside, change against the full reference, levels"),
+    "disturbance": ("disturbance", "kept / dropped; 0: the mask acts only where it is"),
+    "effect_kept": ("effect kept", "inside / change of the full reference there; 1: nothing lost"),
+    "leakage_of_full": ("leakage of full", "outside / change of the full reference there; 0: nothing leaks"),
+    "null_change": ("null change", "strength 0 against no reference, levels; 0: the strength path is correct"),
 }
 
 
 def half(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
     """The half-frame mask: table, bars, examples."""
     values = mask["half"]
-    rows = [(text, [tables.interval(values[key], 3)]) for key, text in MEANING.items() if key in values]
+    rows = [
+        (f"{label}<small>{definition}</small>", [tables.interval(values[key], 3)])
+        for key, (label, definition) in MEANING.items()
+        if key in values
+    ]
     caption = (
         "Inside: the half of the frame that keeps the reference. All changes are under the same noise, without the "
         f"transition band of {mask['band_pixels']} px on either side of the edge."
@@ -40,8 +44,8 @@ def half(mask: Mapping[str, Any], tiles: Sequence[str]) -> str:
         f'<h3>Half-frame mask</h3><div class="beside">{tables.table(caption, ["half-frame mask", "mean"], rows)}'
         f"<figure>{bars('mean change, levels', change)}<figcaption>inside, outside: against strength 0; kept (inside), "
         f"dropped (outside): against the full reference</figcaption></figure></div>"
-        f'<label class="toggle" hidden><input type="checkbox" id="overlay" checked> show the mask: dark where the '
-        f"reference is dropped, dashed the transition band</label><div class='tiles wide'>{''.join(tiles)}</div>"
+        f'<label class="toggle" hidden><input type="checkbox" id="overlay" checked> show the mask (dark: no '
+        f"reference; dashed: transition band)</label><div class='tiles wide'>{''.join(tiles)}</div>"
     )
 
 
