@@ -1,4 +1,4 @@
-"""Adapter files: what is refused and why, what other programs' files become, merging, extracting and combining."""
+"""Adapter files: invalid files are refused with a reason; import, merge, extract and combine."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(official: Path) -> BaseSpec:
+def spec(official: Path) -> BaseSpec:
     return BaseSpec.open(str(official))
 
 
-def adapter_for(target: BaseSpec, names: list[str], rank: int = 3, seed: int = 0, **metadata: str) -> Adapter:
+def adapter_for(spec: BaseSpec, names: list[str], rank: int = 3, seed: int = 0, **metadata: str) -> Adapter:
     """A random adapter for linears of a base."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name in names:
-        out, wide = target.linears[name]
+        out, wide = spec.linears[name]
         a, b = torch.randn(rank, wide, generator=generator), torch.randn(out, rank, generator=generator)
         weights[name] = (a, 0.1 * b)
-    return Adapter(weights, {**LTX, **target.metadata, **metadata})
+    return Adapter(weights, {**LTX, **spec.metadata, **metadata})
 
 
 def tensors_of(adapter: Adapter) -> dict[str, Tensor]:
-    """The adapter's tensors under the keys of the contract."""
+    """The adapter's tensors with the keys of our format."""
     pairs = adapter.weights.items()
     a = {f"diffusion_model.{name}.lora_A.weight": a for name, (a, _) in pairs}
     return a | {f"diffusion_model.{name}.lora_B.weight": b for name, (_, b) in pairs}
@@ -75,18 +75,18 @@ def deltas(adapter: Adapter) -> dict[str, Tensor]:
     return {name: b @ a for name, (a, b) in adapter.weights.items()}
 
 
-def same(found: Adapter, wanted: dict[str, Tensor], tolerance: float = 1e-6) -> bool:
+def same(found: Adapter, expected: dict[str, Tensor], tolerance: float = 1e-6) -> bool:
     """Whether an adapter adds these matrices, to `tolerance` of the largest entry."""
-    assert found.weights.keys() == wanted.keys()
-    return all(apart(b @ a, wanted[name]) < tolerance for name, (a, b) in found.weights.items())
+    assert found.weights.keys() == expected.keys()
+    return all(apart(b @ a, expected[name]) < tolerance for name, (a, b) in found.weights.items())
 
 
-def apart(found: Tensor, wanted: Tensor) -> float:
-    return float((found.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+def apart(found: Tensor, expected: Tensor) -> float:
+    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
 def write(path: Path, changes: dict[str, Tensor | None], metadata: dict[str, str] | None = None) -> Path:
-    """A small adapter file with some keys changed or (None) taken away."""
+    """A small adapter file with some keys changed or (None) removed."""
     whole: dict[str, Tensor | None] = {
         f"{ONE}.lora_A.weight": torch.ones(2, 4),
         f"{ONE}.lora_B.weight": torch.ones(4, 2),
@@ -102,7 +102,7 @@ PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             NONE | {BARE + end: t for end, t in PAIR.items()},
@@ -130,10 +130,10 @@ PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
         (NONE, "holds no adapter weights"),
     ],
 )
-def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
+def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
     path = write(tmp_path / "a.safetensors", changes)
     findings = check(path)
-    assert any(said in finding for finding in findings)
+    assert any(message in finding for finding in findings)
     assert set(findings) <= set(check(path, BaseSpec("ltx", "2.3")))  # with a base everything is still looked at
     with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
         read(path)
@@ -141,7 +141,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | Non
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({}, "metadata lacks reference_downscale_factor"),
         ({"reference_downscale_factor": "0"}, "reference_downscale_factor='0' must be a whole number"),
@@ -150,15 +150,15 @@ def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | Non
         ({"reference_downscale_factor": "1", "reference_temporal_scale_factor": "x"}, "temporal_scale_factor='x' must"),
     ],
 )
-def test_a_lying_header_is_refused(tmp_path: Path, metadata: dict[str, str], said: str) -> None:
+def test_wrong_metadata_is_refused(tmp_path: Path, metadata: dict[str, str], message: str) -> None:
     path = write(tmp_path / "a.safetensors", {}, {"format": "pt", **metadata})
-    assert any(said in finding for finding in check(path))
+    assert any(message in finding for finding in check(path))
     with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
         read(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_is_no_safetensors_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.safetensors").write_text("hello")
     for name in ("a.safetensors", "none.safetensors"):
         with pytest.raises(ConfigError, match="is not a readable safetensors file"):
@@ -175,7 +175,7 @@ def test_header_is_padded_to_eight_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("adapter", "said"),
+    ("adapter", "message"),
     [
         (Adapter({"transformer_blocks.7.attn1.to_q": (torch.ones(1, 1), torch.ones(1, 1))}, LTX), "(it has 2 blocks)"),
         (
@@ -195,16 +195,16 @@ def test_header_is_padded_to_eight_bytes(tmp_path: Path) -> None:
         (Adapter({}, {"reference_downscale_factor": "1"}), "metadata lacks base_model_family"),
     ],
 )
-def test_an_adapter_of_another_base_is_found(tmp_path: Path, target: BaseSpec, adapter: Adapter, said: str) -> None:
-    good = adapter_for(target, [VIDEO[2]])
+def test_an_adapter_of_another_base_is_found(tmp_path: Path, spec: BaseSpec, adapter: Adapter, message: str) -> None:
+    good = adapter_for(spec, [VIDEO[2]])
     save(tmp_path / "a.safetensors", Adapter(good.weights | adapter.weights, adapter.metadata))
     assert check(tmp_path / "a.safetensors") == []
-    findings = check(tmp_path / "a.safetensors", target)
+    findings = check(tmp_path / "a.safetensors", spec)
     assert len(findings) == 1
-    assert said in findings[0]
+    assert message in findings[0]
 
 
-def test_an_embedded_base_is_one_set_of_weights(tmp_path: Path) -> None:
+def test_an_embedded_base_is_identified_by_its_weights(tmp_path: Path) -> None:
     nano = BaseSpec.open("nano")
     adapter = adapter_for(nano, ["transformer_blocks.0.attn1.to_q"])
     save(tmp_path / "a.safetensors", adapter)
@@ -214,10 +214,10 @@ def test_an_embedded_base_is_one_set_of_weights(tmp_path: Path) -> None:
         require_same_base(tmp_path, adapter, nano.family, nano.version, "0123")
 
 
-def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: Path, target: BaseSpec) -> None:
-    adapter = adapter_for(target, VIDEO + AUDIO + TOPS)
+def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: Path, spec: BaseSpec) -> None:
+    adapter = adapter_for(spec, VIDEO + AUDIO + TOPS)
     save(tmp_path / "a.safetensors", adapter)
-    assert check(tmp_path / "a.safetensors", target) == []
+    assert check(tmp_path / "a.safetensors", spec) == []
     assert set(read(tmp_path / "a.safetensors").audio) == {*AUDIO, *TOPS[2:]}
     assert not any(is_audio(name) for name in VIDEO)
 
@@ -225,71 +225,73 @@ def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: 
 # ---- files of other programs
 
 
-def kohya(wanted: Adapter, path: Path) -> Adapter:
-    """lora_down, lora_up and alpha = rank / 2; what it means is half of `wanted`."""
+def kohya(expected: Adapter, path: Path) -> Adapter:
+    """lora_down, lora_up and alpha = rank / 2: the weight difference is half of `expected`."""
     tensors = {}
-    for name, (a, b) in wanted.weights.items():
+    for name, (a, b) in expected.weights.items():
         flat = "lora_unet_" + name.replace(".", "_")
         alpha = torch.tensor(a.shape[0] / 2)
         tensors |= {f"{flat}.lora_down.weight": a, f"{flat}.lora_up.weight": b, f"{flat}.alpha": alpha}
     save_file(tensors, path, {"ss_reference_downscale_factor": "2", "ss_network_alpha": "1.5"})
-    return Adapter({name: (a, b / 2) for name, (a, b) in wanted.weights.items()}, wanted.metadata)
+    return Adapter({name: (a, b / 2) for name, (a, b) in expected.weights.items()}, expected.metadata)
 
 
-def peft(wanted: Adapter, path: Path, rank_stabilised: bool = False) -> Adapter:
-    """peft's own folder; alpha 6 for all but attn2.to_k, which has 12; ranks are 3."""
+def peft(expected: Adapter, path: Path, rank_stabilised: bool = False) -> Adapter:
+    """A folder as peft writes it; alpha is 6, for attn2.to_k 12; ranks are 3."""
     names = {"A": "lora_A", "B": "lora_B"}
     tensors = {
         f"base_model.model.{name}.{names[side]}.default.weight": half
-        for name, pair in wanted.weights.items()
+        for name, pair in expected.weights.items()
         for side, half in zip("AB", pair, strict=True)
     }
     save_file(tensors, path, {"format": "pt"})
     settings = {"r": 3, "lora_alpha": 6, "alpha_pattern": {"attn2.to_k": 12}, "use_rslora": rank_stabilised}
     path.with_name("adapter_config.json").write_text(json.dumps(settings))
     by = math.sqrt(3) if rank_stabilised else 3
-    alpha = {name: 12 if name.endswith("attn2.to_k") else 6 for name in wanted.weights}
-    return Adapter({n: (a, b * alpha[n] / by) for n, (a, b) in wanted.weights.items()}, wanted.metadata)
+    alpha = {name: 12 if name.endswith("attn2.to_k") else 6 for name in expected.weights}
+    return Adapter({n: (a, b * alpha[n] / by) for n, (a, b) in expected.weights.items()}, expected.metadata)
 
 
-def diffusers(wanted: Adapter, path: Path) -> Adapter:
-    """diffusers' names, and its metadata with alpha 6 at rank 3: twice `wanted`."""
+def diffusers(expected: Adapter, path: Path) -> Adapter:
+    """diffusers' names, and its metadata with alpha 6 at rank 3: the weight difference is twice `expected`."""
     tensors = {}
-    for name, (a, b) in wanted.weights.items():
+    for name, (a, b) in expected.weights.items():
         module = "transformer." + renamed(f"{name}.weight", TRANSFORMER).removesuffix(".weight")
         tensors |= {f"{module}.lora_A.weight": a, f"{module}.lora_B.weight": b}
     config = json.dumps({"transformer.r": 3, "transformer.lora_alpha": 6})
     save_file(tensors, path, {"format": "pt", "lora_adapter_metadata": config})
-    return Adapter({name: (a, 2 * b) for name, (a, b) in wanted.weights.items()}, wanted.metadata)
+    return Adapter({name: (a, 2 * b) for name, (a, b) in expected.weights.items()}, expected.metadata)
 
 
-def bare(wanted: Adapter, path: Path) -> Adapter:
-    tensors = {key.removeprefix("diffusion_model."): tensor for key, tensor in tensors_of(wanted).items()}
+def bare(expected: Adapter, path: Path) -> Adapter:
+    tensors = {key.removeprefix("diffusion_model."): tensor for key, tensor in tensors_of(expected).items()}
     save_file(tensors, path, {"reference_downscale_factor": "2.0"})
-    return wanted
+    return expected
 
 
-def official_trainer(wanted: Adapter, path: Path) -> Adapter:
-    tensors = {key: tensor.bfloat16() for key, tensor in tensors_of(wanted).items()}
+def official_trainer(expected: Adapter, path: Path) -> Adapter:
+    tensors = {key: tensor.bfloat16() for key, tensor in tensors_of(expected).items()}
     save_file(tensors, path, {"format": "pt", "reference_downscale_factor": "2"})
     return Adapter(
-        {name: (a.bfloat16().float(), b.bfloat16().float()) for name, (a, b) in wanted.weights.items()}, wanted.metadata
+        {name: (a.bfloat16().float(), b.bfloat16().float()) for name, (a, b) in expected.weights.items()},
+        expected.metadata,
     )
 
 
-def peft_rank_stabilised(wanted: Adapter, path: Path) -> Adapter:
-    return peft(wanted, path, rank_stabilised=True)
+def peft_rank_stabilised(expected: Adapter, path: Path) -> Adapter:
+    return peft(expected, path, rank_stabilised=True)
 
 
 @pytest.mark.parametrize("style", [kohya, peft, peft_rank_stabilised, diffusers, bare, official_trainer])
 @pytest.mark.parametrize("with_base", [True, False])
-def test_adapters_of_other_programs_become_ours(
-    tmp_path: Path, target: BaseSpec, style: Callable[[Adapter, Path], Adapter], with_base: bool
+def test_adapters_of_other_programs_are_imported(
+    tmp_path: Path, spec: BaseSpec, style: Callable[[Adapter, Path], Adapter], with_base: bool
 ) -> None:
-    """Whatever the style, the file that convert writes adds what the file meant, alpha included, and passes check."""
+    """For every style, the converted file has the weight difference of the original, alpha included, and passes
+    check."""
     names = VIDEO + AUDIO + (TOPS if with_base or style is not kohya else [])
-    meant = style(adapter_for(target, names), tmp_path / "theirs.safetensors")
-    base = target if with_base else None
+    meant = style(adapter_for(spec, names), tmp_path / "theirs.safetensors")
+    base = spec if with_base else None
     found = import_adapter(tmp_path / "theirs.safetensors", base, ReferenceFactors(downscale=2))
     assert same(found, deltas(meant))
     assert found.downscale == 2
@@ -298,17 +300,17 @@ def test_adapters_of_other_programs_become_ours(
     assert check(tmp_path / "ours.safetensors", base) == []
 
 
-def test_factors_are_known_or_asked_for(tmp_path: Path, target: BaseSpec) -> None:
+def test_a_missing_reference_factor_must_be_given(tmp_path: Path, spec: BaseSpec) -> None:
     path = tmp_path / "a.safetensors"
-    adapter = adapter_for(target, VIDEO)
+    adapter = adapter_for(spec, VIDEO)
     for style in (kohya, bare):  # "2" under musubi's name, and "2.0"
         style(adapter, path)
         assert import_adapter(path).metadata["reference_downscale_factor"] == "2"
-    for written, said in ((None, "lacks reference_downscale_factor"), ("0.5", "'0.5' must be a whole number")):
+    for written, message in ((None, "lacks reference_downscale_factor"), ("0.5", "'0.5' must be a whole number")):
         save_file(tensors_of(adapter), path, {} if written is None else {"reference_downscale_factor": written})
         with pytest.raises(ConfigError, match=r"a\.safetensors: metadata") as caught:
             import_adapter(path)
-        assert said in str(caught.value)
+        assert message in str(caught.value)
         assert import_adapter(path, factors=ReferenceFactors(downscale=2, temporal=4)).temporal_scale == 4
     save_file(tensors_of(adapter), path, {})
     effect = import_adapter(path, factors=ReferenceFactors(reference=False))
@@ -316,21 +318,21 @@ def test_factors_are_known_or_asked_for(tmp_path: Path, target: BaseSpec) -> Non
     assert import_adapter(path, factors=ReferenceFactors(downscale=1)).in_context
 
 
-def test_an_import_for_another_base_is_refused(tmp_path: Path, target: BaseSpec) -> None:
+def test_an_import_for_another_base_is_refused(tmp_path: Path, spec: BaseSpec) -> None:
     path = tmp_path / "a.safetensors"
-    save(path, adapter_for(target, VIDEO, base_model_version="2.0"))
+    save(path, adapter_for(spec, VIDEO, base_model_version="2.0"))
     assert import_adapter(path).metadata["base_model_version"] == "2.0"
     with pytest.raises(ConfigError, match=r"was trained on ltx 2\.0, this base is ltx 2\.3"):
-        import_adapter(path, target)
+        import_adapter(path, spec)
     save_file({"lora_unet_mid_block_attn.lora_down.weight": torch.ones(2, 2)}, path, {})
     with pytest.raises(
         ConfigError, match=r"'lora_unet_mid_block_attn.lora_down.weight' has no supported adapter style"
     ):
-        import_adapter(path, target)
+        import_adapter(path, spec)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({f"{ONE}.alpha": torch.ones(2)}, "alpha of transformer_blocks.0.attn1.to_q has shape (2,)"),
         (NONE | {f"{ONE}.alpha": torch.ones(())}, "attn1.to_q has alpha and no weights"),
@@ -342,28 +344,31 @@ def test_an_import_for_another_base_is_refused(tmp_path: Path, target: BaseSpec)
         ({f"{ONE}.lora_B.weight": None}, "has lora_A without lora_B"),
     ],
 )
-def test_what_cannot_be_converted_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], said: str) -> None:
+def test_an_adapter_that_cannot_be_converted_is_refused(
+    tmp_path: Path, changes: dict[str, Tensor | None], message: str
+) -> None:
     with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
         import_adapter(write(tmp_path / "a.safetensors", changes))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_settings_of_peft_belong_to_keys_of_peft(tmp_path: Path, target: BaseSpec) -> None:
-    """Beside a peft folder's adapter_config.json our own file still means what it says."""
-    wanted = adapter_for(target, VIDEO)
-    peft(wanted, tmp_path / "theirs.safetensors")
-    save(tmp_path / "ours.safetensors", wanted)
-    assert same(import_adapter(tmp_path / "ours.safetensors", target), deltas(wanted))
+def test_adapter_config_applies_to_peft_style_keys_only(tmp_path: Path, spec: BaseSpec) -> None:
+    """Our own file does not change its meaning next to an adapter_config.json."""
+    expected = adapter_for(spec, VIDEO)
+    peft(expected, tmp_path / "theirs.safetensors")
+    save(tmp_path / "ours.safetensors", expected)
+    assert same(import_adapter(tmp_path / "ours.safetensors", spec), deltas(expected))
 
 
 # ---- what diffusers does with our file
 
 
-def test_diffusers_loads_our_file_and_adds_what_we_mean(
-    tmp_path: Path, official: Path, target: BaseSpec, caplog: pytest.LogCaptureFixture
+def test_diffusers_loads_our_file_with_the_same_weight_difference(
+    tmp_path: Path, official: Path, spec: BaseSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every module, audio too, without a word; a file without the prefix makes it speak, so silence means something."""
-    adapter = adapter_for(target, [name for name in target.linears if "connector" not in name])
+    """Every module, including audio, loads without a warning. A file without the prefix gives one, so the check
+    works."""
+    adapter = adapter_for(spec, [name for name in spec.linears if "connector" not in name])
     save(tmp_path / "a.safetensors", adapter)
     bare(adapter, tmp_path / "bare.safetensors")
     with safe_open(official, framework="pt") as opened:
@@ -386,9 +391,9 @@ def test_diffusers_loads_our_file_and_adds_what_we_mean(
 # ---- algebra
 
 
-def test_a_combination_is_the_sum(target: BaseSpec) -> None:
-    first = adapter_for(target, VIDEO, rank=3, seed=1, task="deblur", trigger="DEBLUR", fps="24")
-    second = adapter_for(target, VIDEO[2:] + AUDIO, rank=2, seed=2, task="effect", trigger="GLOW", fps="24")
+def test_a_combination_is_the_sum(spec: BaseSpec) -> None:
+    first = adapter_for(spec, VIDEO, rank=3, seed=1, task="deblur", trigger="DEBLUR", fps="24")
+    second = adapter_for(spec, VIDEO[2:] + AUDIO, rank=2, seed=2, task="effect", trigger="GLOW", fps="24")
     both = combine([(first, 0.7), (second, -1.5)])
     one, two = deltas(first), deltas(second)
     zero = torch.zeros(())
@@ -407,27 +412,27 @@ def test_a_combination_is_the_sum(target: BaseSpec) -> None:
     assert same(exact, deltas(both), 1e-5)
 
 
-def test_only_what_goes_together_is_combined(target: BaseSpec) -> None:
-    first = adapter_for(target, VIDEO, seed=1)
-    for key, said in (
+def test_adapters_that_do_not_fit_together_are_refused(spec: BaseSpec) -> None:
+    first = adapter_for(spec, VIDEO, seed=1)
+    for key, message in (
         ("reference_downscale_factor", r"disagree on reference_downscale_factor \(2, 4\)"),
         ("reference_temporal_scale_factor", r"disagree on reference_temporal_scale_factor \(1, 4\)"),
         ("base_model_version", r"disagree on base_model_version \(2.3, 4\)"),
         ("base_model_family", r"disagree on base_model_family \(ltx, 4\)"),
     ):
-        with pytest.raises(ConfigError, match=said):
-            combine([(first, 1.0), (adapter_for(target, VIDEO, seed=2, **{key: "4"}), 1.0)])
-    dev, distilled = (adapter_for(target, VIDEO, seed=i, base_fingerprint=str(i)) for i in range(2))
+        with pytest.raises(ConfigError, match=message):
+            combine([(first, 1.0), (adapter_for(spec, VIDEO, seed=2, **{key: "4"}), 1.0)])
+    dev, distilled = (adapter_for(spec, VIDEO, seed=i, base_fingerprint=str(i)) for i in range(2))
     assert combine([(dev, 1.0), (distilled, 1.0)]).metadata["base_model_version"] == "2.3"  # siblings share adapters
-    nano, other = (adapter_for(target, VIDEO, base_model_family="nano", base_fingerprint=f) for f in ("0123", "4567"))
+    nano, other = (adapter_for(spec, VIDEO, base_model_family="nano", base_fingerprint=f) for f in ("0123", "4567"))
     with pytest.raises(ConfigError, match=r"disagree on base_fingerprint \(0123, 4567\)"):
         combine([(nano, 1.0), (other, 1.0)])
-    effect = adapter_for(target, VIDEO, seed=2, reference_downscale_factor="1", adapter_kind="lora")
+    effect = adapter_for(spec, VIDEO, seed=2, reference_downscale_factor="1", adapter_kind="lora")
     both = combine([(effect, 1.0), (first, 1.0)])
     assert (both.downscale, both.in_context) == (2, True)
 
 
-def test_recompression_is_the_best_of_its_rank() -> None:
+def test_recompression_is_optimal_for_its_rank() -> None:
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(6, 20, generator=generator), torch.randn(30, 6, generator=generator)
     u, s, v = torch.linalg.svd(b @ a, full_matrices=False)
@@ -437,18 +442,18 @@ def test_recompression_is_the_best_of_its_rank() -> None:
         assert apart(small_b @ small_a, (u[:, :rank] * s[:rank]) @ v[:rank]) < 1e-5
 
 
-def test_low_rank_part_of_a_large_matrix() -> None:
-    """With the random start too the energy is the best that the rank allows, and a matrix of the rank is recovered."""
+def test_truncated_svd_of_a_large_matrix() -> None:
+    """With a random start the energy is also optimal for the rank, and a matrix of that rank is recovered."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(200, 150, generator=generator)
     spectrum = torch.linalg.svdvals(noise).square()
-    for matrix, wanted in (
+    for matrix, expected in (
         (noise, float(spectrum[:8].sum() / spectrum.sum())),
         (noise[:, :8] @ noise[:8], 1.0),
     ):
         a, b, energy = truncated_svd(matrix, 8, torch.Generator().manual_seed(1))
         kept = 1 - float((matrix - b @ a).square().sum() / matrix.square().sum())
-        assert energy == pytest.approx(wanted, rel=0.01)
+        assert energy == pytest.approx(expected, rel=0.01)
         assert kept == pytest.approx(energy, abs=1e-5)
 
 
@@ -456,9 +461,9 @@ def test_low_rank_part_of_a_large_matrix() -> None:
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path, target: BaseSpec, fp8: bool) -> None:
+def test_a_merged_file_differs_only_in_the_adapted_linears(tmp_path: Path, spec: BaseSpec, fp8: bool) -> None:
     source = write_checkpoint(tmp_path / "base", "2.3", fp8=fp8)
-    first, second = adapter_for(target, VIDEO + AUDIO, seed=1), adapter_for(target, VIDEO[:2], rank=2, seed=2)
+    first, second = adapter_for(spec, VIDEO + AUDIO, seed=1), adapter_for(spec, VIDEO[:2], rank=2, seed=2)
     out = tmp_path / "merged.safetensors"
     steps: list[tuple[int, int]] = []
     assert merge(str(source), [(first, 0.5), (second, 2.0)], out, lambda *at: steps.append(at)) == 8
@@ -487,15 +492,15 @@ def test_a_merged_file_differs_in_what_the_adapters_change_alone(tmp_path: Path,
     assert BaseSpec.open(str(out)) == BaseSpec.open(str(source))
 
 
-def test_a_merge_that_cannot_be_right_is_refused(tmp_path: Path, official: Path, target: BaseSpec) -> None:
-    good, other = adapter_for(target, VIDEO), adapter_for(target, VIDEO, base_model_version="2.5")
+def test_an_invalid_merge_is_refused(tmp_path: Path, official: Path, spec: BaseSpec) -> None:
+    good, other = adapter_for(spec, VIDEO), adapter_for(spec, VIDEO, base_model_version="2.5")
     out = tmp_path / "out.safetensors"
-    foreign = Adapter({"transformer_blocks.9.attn1.to_q": good.weights[VIDEO[0]]}, good.metadata)
-    for adapter, said in ((other, r"trained on ltx 2\.5"), (foreign, r"transformer_blocks\.9\.attn1\.to_q, which")):
-        with pytest.raises(ConfigError, match=said):
+    too_deep = Adapter({"transformer_blocks.9.attn1.to_q": good.weights[VIDEO[0]]}, good.metadata)
+    for adapter, message in ((other, r"trained on ltx 2\.5"), (too_deep, r"transformer_blocks\.9\.attn1\.to_q, which")):
+        with pytest.raises(ConfigError, match=message):
             merge(str(official), [(adapter, 1.0)], out)
     with pytest.raises(ConfigError, match="is a diffusers folder"):
-        merge(str(write_checkpoint(tmp_path / "folder", "2.3", "diffusers")), [(adapter_for(target, VIDEO), 1.0)], out)
+        merge(str(write_checkpoint(tmp_path / "folder", "2.3", "diffusers")), [(adapter_for(spec, VIDEO), 1.0)], out)
     assert not out.exists()
     out.write_text("precious")
     with pytest.raises(ConfigError, match="exists: choose another name"):
@@ -503,22 +508,22 @@ def test_a_merge_that_cannot_be_right_is_refused(tmp_path: Path, official: Path,
     assert out.read_text() == "precious"
 
 
-def test_what_was_merged_can_be_extracted(tmp_path: Path) -> None:
+def test_a_merged_adapter_can_be_extracted(tmp_path: Path) -> None:
     base = str(write_tiny_base(tmp_path / "base"))
     tiny = BaseSpec.open(base)
     adapter = adapter_for(tiny, ["transformer_blocks.0.attn1.to_q", "transformer_blocks.1.ff.net.2"], rank=4)
     merged = str(tmp_path / "merged")
     merge(base, [(adapter, 0.5)], Path(merged))
     assert {file.name for file in Path(merged).iterdir()} == {f.name for f in Path(base).glob("*.safetensors")}
-    wanted = {name: 0.5 * change for name, change in deltas(adapter).items()}
+    expected = {name: 0.5 * change for name, change in deltas(adapter).items()}
     factors = ReferenceFactors(downscale=2)
     found = extract(base, merged, 4, factors, "deblur", torch.Generator().manual_seed(0))
-    assert same(found.adapter, wanted, 1e-4)
+    assert same(found.adapter, expected, 1e-4)
     assert found.total == pytest.approx(1, abs=1e-5)
     assert found.not_linear == []
     assert found.adapter.metadata["base_model_family"] == "tiny"
     less = extract(base, merged, 2, factors, "deblur", torch.Generator().manual_seed(0))
-    for name, change in wanted.items():
+    for name, change in expected.items():
         spectrum = torch.linalg.svdvals(change).square()
         assert less.energy[name] == pytest.approx(float(spectrum[:2].sum() / spectrum.sum()), abs=1e-4)
     with pytest.raises(ConfigError, match="the difference to extract is zero"):
@@ -527,7 +532,7 @@ def test_what_was_merged_can_be_extracted(tmp_path: Path) -> None:
         extract(base, merged, 4, ReferenceFactors(), "deblur", torch.Generator())
 
 
-def test_extract_says_what_no_adapter_can_hold(tmp_path: Path) -> None:
+def test_extract_lists_differences_that_an_adapter_cannot_hold(tmp_path: Path) -> None:
     base = write_tiny_base(tmp_path / "base")
     tiny = BaseSpec.open(str(base))
     merged = tmp_path / "merged"
@@ -545,9 +550,9 @@ def test_extract_says_what_no_adapter_can_hold(tmp_path: Path) -> None:
         )
 
 
-def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Path, target: BaseSpec) -> None:
-    """The merged file loads as any base, with the changed weights under the same names."""
-    adapter = adapter_for(target, VIDEO)
+def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Path, spec: BaseSpec) -> None:
+    """The merged file loads like any base and has the changed weights."""
+    adapter = adapter_for(spec, VIDEO)
     merge(str(official), [(adapter, 1.0)], tmp_path / "m.safetensors")
     before, after = (BaseModel.open(str(path)).transformer() for path in (official, tmp_path / "m.safetensors"))
     for name, change in deltas(adapter).items():
@@ -560,7 +565,7 @@ def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Pa
 
 
 def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code and what was printed."""
+    """Exit code, stdout and stderr."""
     with pytest.raises(SystemExit) as stopped:
         main([str(argument) for argument in arguments])
     output = capsys.readouterr()
@@ -568,16 +573,16 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
     return stopped.value.code, output.out, output.err
 
 
-def test_the_commands_from_a_foreign_file_to_a_merged_base(
-    tmp_path: Path, official: Path, target: BaseSpec, capsys: pytest.CaptureFixture[str]
+def test_the_commands_from_an_imported_file_to_a_merged_base(
+    tmp_path: Path, official: Path, spec: BaseSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs, ours, both = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "both"))
-    meant = kohya(adapter_for(target, VIDEO + AUDIO), theirs)
-    code, out, err = run("check", theirs, capsys=capsys)
+    foreign, ours, both = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "both"))
+    meant = kohya(adapter_for(spec, VIDEO + AUDIO), foreign)
+    code, out, err = run("check", foreign, capsys=capsys)
     assert (code, out) == (2, "")
-    assert all(line.startswith(f"error: {theirs}: ") for line in err.splitlines())
+    assert all(line.startswith(f"error: {foreign}: ") for line in err.splitlines())
     assert "`python -m iclora_train.adapters convert` writes it in the format that all three load" in err
-    code, out, _ = run("convert", theirs, ours, "--base", official, "--dtype", "fp32", capsys=capsys)
+    code, out, _ = run("convert", foreign, ours, "--base", official, "--dtype", "fp32", capsys=capsys)
     assert code == 0
     assert "8 linears, 3 of them audio modules, which this program ignores; rank 3; reference factor 2" in out
     assert run("check", ours, "--base", official, capsys=capsys)[0] == 0
@@ -594,7 +599,7 @@ def test_the_commands_from_a_foreign_file_to_a_merged_base(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("check", "none.safetensors"), "none.safetensors is not a readable safetensors file"),
         (("check", "a.safetensors", "--base", "nowhere"), "'nowhere' is neither a file nor a folder"),
@@ -604,22 +609,22 @@ def test_the_commands_from_a_foreign_file_to_a_merged_base(
         (("melt",), "invalid choice: 'melt'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_an_error_is_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.safetensors", {})
     code, out, err = run(*arguments, capsys=capsys)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: ")
-    assert said in err
+    assert message in err
 
 
-def test_help_answers_without_torch() -> None:
+def test_help_does_not_import_torch() -> None:
     code = "import sys, iclora_train.adapters.__main__ as m; m.parser(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

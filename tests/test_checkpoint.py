@@ -1,5 +1,5 @@
 """Checkpoints of every published layout: names and shapes are the published ones, each layout gives the same base, and
-what cannot work says which file, which keys, and what to pass instead."""
+an error names the file, the keys and the remedy."""
 
 from __future__ import annotations
 
@@ -87,36 +87,36 @@ def drop(prefix: str) -> Edit:
     return edit
 
 
-# What the script writes is what was published.
+# The script writes the published names and shapes.
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("version", VERSIONS)
 def test_names_and_shapes_are_those_of_diffusers_models(version: str, size: str) -> None:
-    parts = SyntheticCheckpoint(version, size)
-    section = parts.config["transformer"]
+    synthetic = SyntheticCheckpoint(version, size)
+    section = synthetic.config["transformer"]
     with torch.device("meta"):
         transformer = LTX2VideoTransformer3DModel(**published.transformer_arguments(section))
-        connectors = LTX2TextConnectors(**published.connector_arguments(section, parts.gemma_layers))
-        vae = AutoencoderKLLTX2Video(**published.vae_arguments(parts.config["vae"]))
+        connectors = LTX2TextConnectors(**published.connector_arguments(section, synthetic.gemma_layers))
+        vae = AutoencoderKLLTX2Video(**published.vae_arguments(synthetic.config["vae"]))
     pairs = (
-        (transformer, parts.transformer, published.TRANSFORMER),
-        (connectors, parts.connectors + parts.projection, published.CONNECTORS),
-        (vae, parts.vae, published.VAE),
+        (transformer, synthetic.transformer, published.TRANSFORMER),
+        (connectors, synthetic.connectors + synthetic.projection, published.CONNECTORS),
+        (vae, synthetic.vae, published.VAE),
     )
     for model, specs, table in pairs:
-        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        assert {published.renamed(spec.name, table): spec.shape for spec in specs} == wanted
-        assert len(specs) == len(wanted)
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        assert {published.renamed(spec.name, table): spec.shape for spec in specs} == expected
+        assert len(specs) == len(expected)
     if size == "full":
-        total = sum(math.prod(spec.shape) for spec in parts.transformer)
+        total = sum(math.prod(spec.shape) for spec in synthetic.transformer)
         assert total / 1e9 == pytest.approx(BILLIONS[version], abs=0.005)
-        arguments = published.vae_arguments(parts.config["vae"])
+        arguments = published.vae_arguments(synthetic.config["vae"])
         assert {key: arguments[key] for key in PUBLISHED_VAE[version]} == PUBLISHED_VAE[version]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_written_file_is_sound_and_repeatable(
+def test_a_written_file_is_valid_and_reproducible(
     tiny: dict[tuple[str, str], Path], version: str, tmp_path: Path
 ) -> None:
     file = tiny[version, "unified"]
@@ -156,7 +156,7 @@ def test_only_the_video_stream_is_read(tiny: dict[tuple[str, str], Path], versio
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_transformer_comes_in_the_asked_precision(tiny: dict[tuple[str, str], Path], dtype: torch.dtype) -> None:
+def test_the_transformer_has_the_requested_dtype(tiny: dict[tuple[str, str], Path], dtype: torch.dtype) -> None:
     base = BaseModel.open(str(tiny["2.3", "unified"]))
     assert {p.dtype for p in base.transformer(dtype).parameters()} == {dtype}
     assert all(p.is_meta for p in base.transformer(dtype, "meta").parameters())
@@ -205,7 +205,7 @@ def test_the_version_comes_from_the_metadata_or_else_from_the_switches() -> None
     assert [detect_version(None, section, "x") for section in sections] == [*VERSIONS]
 
 
-def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(
+def test_a_keyframe_embedding_that_the_file_lacks_is_not_built(
     tiny: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     name = f"{MODEL_PREFIX}keyframes_abs_pos_embedding"
@@ -214,7 +214,7 @@ def test_a_keyframe_embedding_that_is_announced_but_not_there_is_left_out(
     assert BaseModel.open(str(file)).transformer().keyframes_abs_pos_embedding is None
 
 
-def test_latents_are_known_by_what_made_them_not_by_its_files(
+def test_latent_fingerprints_depend_on_the_weights_and_not_on_the_files(
     tiny: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     unified, split = (BaseModel.open(str(tiny["2.3", layout])) for layout in ("unified", "split"))
@@ -236,7 +236,7 @@ def test_latents_are_known_by_what_made_them_not_by_its_files(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_captions_become_what_the_transformer_reads(
+def test_captions_are_encoded_for_the_transformer(
     tiny: dict[tuple[str, str], Path], tmp_path: Path, version: str, layout: str
 ) -> None:
     kind = "gemma4_unified" if version == "2.5" else "gemma3"
@@ -267,9 +267,9 @@ def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tm
     file = tmp_path / "model.safetensors"
     weight = torch.ones(2, 2)
     save_file({"blocks.0.self_attn.q.weight": weight}, file)
-    said = opened(file)
-    assert "model.safetensors is not an LTX-2 checkpoint" in said
-    assert "1 keys, first: blocks.0.self_attn.q.weight" in said
+    message = opened(file)
+    assert "model.safetensors is not an LTX-2 checkpoint" in message
+    assert "1 keys, first: blocks.0.self_attn.q.weight" in message
     save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file)
     assert "is not an LTX-2 checkpoint: its metadata lacks config" in opened(file)
     save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file, {"config": json.dumps({"unet": {}})})
@@ -279,9 +279,9 @@ def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tm
     save_file({"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": weight}, file)
     assert "model.safetensors is an adapter" in opened(file)
     edited(tiny["2.3", "unified"], file, lambda _, metadata: metadata.update(model_version="3.1.0"))
-    said = opened(file)
-    assert "model_version='3.1.0' is unknown" in said
-    assert "2.0, 2.3, 2.5" in said
+    message = opened(file)
+    assert "model_version='3.1.0' is unknown" in message
+    assert "2.0, 2.3, 2.5" in message
 
 
 def test_damaged_files_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
@@ -295,40 +295,40 @@ def test_damaged_files_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: 
         assert "a.safetensors is not a readable safetensors file" in opened(file)
 
 
-def test_a_missing_part_names_its_setting(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+def test_a_missing_component_names_its_setting(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     folder = tiny["2.5", "split"]
     (model,) = (folder / "diffusion_models").iterdir()
     (vae,) = (folder / "vae").glob("*video-vae*")
-    said = opened(model)
-    assert "holds no vae" in said
-    assert "set model.vae to" in said
-    said = opened(vae)
-    assert "holds the vae but no transformer: give it as model.vae" in said
-    said = opened(model, vae=str(model))
-    assert said.startswith(f"model.vae={model} holds no vae")
+    message = opened(model)
+    assert "holds no vae" in message
+    assert "set model.vae to" in message
+    message = opened(vae)
+    assert "holds the vae but no transformer: give it as model.vae" in message
+    message = opened(model, vae=str(model))
+    assert message.startswith(f"model.vae={model} holds no vae")
     assert "model.vae='nowhere' is neither a file nor a folder" in opened(model, vae="nowhere")
-    said = refusal(BaseModel.open(str(model), vae=str(vae)).text)
-    assert "set model.text_encoder" in said
+    message = refusal(BaseModel.open(str(model), vae=str(vae)).text)
+    assert "set model.text_encoder" in message
     gemma = str(write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1"))
-    said = refusal(BaseModel.open(str(model), vae=str(vae), text_encoder=gemma).text)
-    assert "text_embedding_projection" in said
-    assert "model.connectors" in said
+    message = refusal(BaseModel.open(str(model), vae=str(vae), text_encoder=gemma).text)
+    assert "text_embedding_projection" in message
+    assert "model.connectors" in message
     bare = edited(model, tmp_path / "bare.safetensors", drop(f"{MODEL_PREFIX}video_embeddings_connector."))
     bare = edited(bare, tmp_path / "barer.safetensors", drop(f"{MODEL_PREFIX}audio_embeddings_connector."))
-    said = refusal(BaseModel.open(str(bare), vae=str(vae), text_encoder=gemma).text)
-    assert "holds no connectors; set model.connectors to" in said
+    message = refusal(BaseModel.open(str(bare), vae=str(vae), text_encoder=gemma).text)
+    assert "holds no connectors; set model.connectors to" in message
 
 
 def test_two_variants_in_a_folder_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     for name in ("dev", "distilled"):
         shutil.copy(tiny["2.3", "unified"], tmp_path / f"{name}.safetensors")
-    said = opened(tmp_path)
-    assert "dev.safetensors" in said
-    assert "distilled.safetensors both hold" in said
-    assert "set model.checkpoint to one of them" in said
+    message = opened(tmp_path)
+    assert "dev.safetensors" in message
+    assert "distilled.safetensors both hold" in message
+    assert "set model.checkpoint to one of them" in message
 
 
-def test_a_named_vae_decides_between_two_in_the_folder(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+def test_model_vae_selects_one_of_two_in_the_folder(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny["2.5", "split"], tmp_path / "ltx")
     (vae,) = (tmp_path / "ltx" / "vae").glob("*video-vae*")
     shutil.copy(vae, vae.with_name("another-video-vae.safetensors"))
@@ -336,7 +336,7 @@ def test_a_named_vae_decides_between_two_in_the_folder(tiny: dict[tuple[str, str
     assert BaseModel.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.component("vae").files == [vae]
 
 
-def test_the_packed_text_encoder_of_2_5_brings_the_projection(
+def test_the_packed_text_encoder_of_2_5_contains_the_projection(
     tiny: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     folder = tiny["2.5", "split"]
@@ -346,8 +346,8 @@ def test_the_packed_text_encoder_of_2_5_brings_the_projection(
     gemma = write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1")
     packed = pack_tiny_gemma(gemma, tmp_path / "packed.safetensors", load_file(text))
     base = BaseModel.open(str(model), vae=str(vae), text_encoder=str(packed))
-    wanted = BaseModel.open(str(folder), text_encoder=str(gemma)).text(torch.float32).encode(["the cat"])
-    assert torch.allclose(base.text(torch.float32).encode(["the cat"]), wanted, atol=1e-5)
+    expected = BaseModel.open(str(folder), text_encoder=str(gemma)).text(torch.float32).encode(["the cat"])
+    assert torch.allclose(base.text(torch.float32).encode(["the cat"]), expected, atol=1e-5)
 
 
 def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
@@ -357,15 +357,15 @@ def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path],
         tensors[f"{MODEL_PREFIX}proj_out.bias"] = torch.ones(3)
 
     file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", wrong)
-    said = refusal(BaseModel.open(str(file)).transformer)
-    assert "a.safetensors: the transformer does not fit its config (3 keys" in said
-    assert "missing transformer_blocks.1.attn1.to_q.bias" in said
-    assert "unknown transformer_blocks.1.attn1.to_q_extra.weight" in said
-    assert "proj_out.bias has shape (3,) instead of (8,)" in said
+    message = refusal(BaseModel.open(str(file)).transformer)
+    assert "a.safetensors: the transformer does not fit its config (3 keys" in message
+    assert "missing transformer_blocks.1.attn1.to_q.bias" in message
+    assert "unknown transformer_blocks.1.attn1.to_q_extra.weight" in message
+    assert "proj_out.bias has shape (3,) instead of (8,)" in message
 
 
 @pytest.mark.parametrize(
-    ("edit", "said"),
+    ("edit", "problem"),
     [
         (lambda tensors, _: tensors.pop(f"{QUERY}.weight_scale"), "1 weights are fp8 without a .weight_scale"),
         (
@@ -380,10 +380,10 @@ def test_wrong_keys_are_named_with_their_file(tiny: dict[tuple[str, str], Path],
     ],
     ids=["no-scale", "scale-per-row", "int8", "scale-of-nothing"],
 )
-def test_quantised_weights_that_cannot_be_read_are_refused(tmp_path: Path, edit: Edit, said: str) -> None:
+def test_unreadable_quantised_weights_are_refused(tmp_path: Path, edit: Edit, problem: str) -> None:
     file = write_checkpoint(tmp_path, "2.3", fp8=True)
     message = refusal(BaseModel.open(str(edited(file, tmp_path / "a.safetensors", edit))).transformer)
-    assert said in message
+    assert problem in message
     assert "transformer_blocks.1.attn1.to_q" in message
 
 
@@ -395,29 +395,29 @@ def test_quantised_connectors_without_scales_are_refused(tiny: dict[tuple[str, s
 
     gemma = write_gemma(tmp_path / "gemma")
     file = edited(tiny["2.3", "unified"], tmp_path / "a.safetensors", cast)
-    said = refusal(BaseModel.open(str(file), text_encoder=str(gemma)).text)
-    assert "1 weights are fp8 without a .weight_scale" in said
-    assert name in said
+    message = refusal(BaseModel.open(str(file), text_encoder=str(gemma)).text)
+    assert "1 weights are fp8 without a .weight_scale" in message
+    assert name in message
 
 
-def test_diffusers_folders_that_lack_something_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+def test_incomplete_diffusers_folders_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     def broken(name: str, damage: Callable[[Path], Any]) -> Path:
         shutil.copytree(tiny["2.3", "diffusers"], tmp_path / name)
         damage(tmp_path / name)
         return tmp_path / name
 
-    said = opened(broken("a", lambda folder: shutil.rmtree(folder / "transformer")))
-    assert "is a diffusers folder without transformer/config.json" in said
-    said = opened(broken("b", lambda folder: shutil.rmtree(folder / "vae")))
-    assert "holds no vae; set model.vae" in said
+    message = opened(broken("a", lambda folder: shutil.rmtree(folder / "transformer")))
+    assert "is a diffusers folder without transformer/config.json" in message
+    message = opened(broken("b", lambda folder: shutil.rmtree(folder / "vae")))
+    assert "holds no vae; set model.vae" in message
 
     def of_flux(folder: Path) -> None:
         (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
 
     assert "is the config of a FluxTransformer2DModel, not of LTX-2's" in opened(broken("c", of_flux))
     folder = broken("d", lambda folder: next((folder / "transformer").glob("*-00002-of-*")).unlink())
-    said = refusal(BaseModel.open(str(folder)).transformer)
-    assert "the transformer does not fit its config" in said
-    assert "missing transformer_blocks" in said
+    message = refusal(BaseModel.open(str(folder)).transformer)
+    assert "the transformer does not fit its config" in message
+    assert "missing transformer_blocks" in message
     folder = broken("e", lambda folder: [file.unlink() for file in (folder / "transformer").glob("*.safetensors")])
     assert "has no .safetensors weights" in opened(folder)

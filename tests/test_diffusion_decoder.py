@@ -22,7 +22,7 @@ Pair = tuple[Any, dict[str, Tensor]]
 
 
 def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of the published renaming: one qkv, other names; statistics by their official names."""
+    """The inverse of the published renaming: fused qkv, official names, official statistics."""
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key.startswith("latents_"):
@@ -114,7 +114,7 @@ def test_tiles_change_little_and_small_clips_decode(pair: Pair) -> None:
 
 
 def test_the_vae_file_of_the_diffusion_decoder_encodes_and_decodes(pair: Pair) -> None:
-    """It shares its encoder with the convolutional VAE's file; decode needs no seed and is the same every time."""
+    """Its encoder is that of the convolutional VAE's file; decode needs no seed and is deterministic."""
     model, state = pair
     torch.manual_seed(0)
     conv = VideoVAE.from_config(SECTIONS["2.3"])
@@ -155,8 +155,8 @@ def test_wrong_sections_and_keys_are_named(pair: Pair) -> None:
             del section["decoder"][key]
         with pytest.raises(ConfigError, match=message):
             DiffusionDecoder.from_config(section, state)
-    gone = {key: tensor for key, tensor in state.items() if key != "decoder.conv_out.bias"}
+    incomplete = {key: tensor for key, tensor in state.items() if key != "decoder.conv_out.bias"}
     with pytest.raises(ConfigError, match=r"1 keys: missing decoder.conv_out.bias"):
-        DiffusionDecoder.from_config(DIFFUSION, gone)
+        DiffusionDecoder.from_config(DIFFUSION, incomplete)
     with pytest.raises(ConfigError, match=r"unknown decoder.up_blocks.0.x"):
         DiffusionDecoder.from_config(DIFFUSION, state | {"decoder.up_blocks.0.x": torch.ones(1)})

@@ -1,4 +1,4 @@
-"""The adapter in the model: attached, exported, loaded, fused; what does not fit is refused."""
+"""LoRA in the model: attach, export, load, fuse; an adapter that does not fit is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def transformer() -> Transformer:
 
 
 def trained(transformer: nn.Module, settings: Lora) -> list[nn.Parameter]:
-    """Attach an adapter and give its B halves values, as training would."""
+    """Attach an adapter and set B to random values, as after training."""
     parameters = lora.attach(transformer, settings)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -48,7 +48,7 @@ def tokens_and_text() -> tuple[Tokens, Tensor]:
     return append_reference(tokens, reference), torch.randn(1, TEXT["tokens"], WIDTH, generator=generator)
 
 
-def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(transformer: Transformer) -> None:
+def test_a_new_adapter_changes_nothing_and_only_it_is_trained(transformer: Transformer) -> None:
     given = tokens_and_text()
     before = transformer(*given)
     parameters = lora.attach(transformer, Lora(rank=4))
@@ -59,7 +59,7 @@ def test_a_fresh_adapter_changes_nothing_and_only_it_is_trained(transformer: Tra
     assert names[0] == "transformer_blocks.0.attn1.to_q"
 
 
-def test_attaching_is_seeded_and_leaves_random_state_alone(transformer: Transformer) -> None:
+def test_attach_is_seeded_and_keeps_the_global_random_state(transformer: Transformer) -> None:
     state = torch.get_rng_state()
     first = [p.clone() for p in lora.attach(transformer, Lora(rank=4), generator_seed=3)]
     assert torch.equal(torch.get_rng_state(), state)
@@ -74,20 +74,20 @@ def test_a_saved_adapter_gives_the_same_model(transformer: Transformer, tmp_path
     given = tokens_and_text()
     base = transformer(*given)
     trained(transformer, Lora(rank=4, alpha=alpha))
-    wanted = transformer(*given)
+    expected = transformer(*given)
     with lora.adapter_off(transformer):
         assert torch.equal(transformer(*given), base)
-    assert torch.equal(transformer(*given), wanted)
+    assert torch.equal(transformer(*given), expected)
     path = tmp_path / "a.safetensors"
     lora.save(path, lora.Adapter(lora.adapter_weights(transformer), METADATA))
     torch.manual_seed(0)
     fresh = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
     lora.load_adapter(fresh, lora.read(path))
-    assert torch.allclose(fresh(*given), wanted, atol=1e-5)
-    assert not torch.allclose(wanted, base, atol=1e-3)
+    assert torch.allclose(fresh(*given), expected, atol=1e-5)
+    assert not torch.allclose(expected, base, atol=1e-3)
 
 
-def test_the_file_keeps_the_contract(transformer: Transformer, tmp_path: Path) -> None:
+def test_the_file_has_the_documented_format(transformer: Transformer, tmp_path: Path) -> None:
     trained(transformer, Lora(rank=4, alpha=8))
     linear = transformer.get_submodule("transformer_blocks.1.ff.net.2")
     path = tmp_path / "a.safetensors"
@@ -142,7 +142,7 @@ WIDE = {"transformer_blocks.0.ff.net.0.proj": (4 * WIDTH, WIDTH), "transformer_b
 
 
 @pytest.mark.parametrize(
-    ("shapes", "said"),
+    ("shapes", "message"),
     [
         ({"transformer_blocks.0.attn1.to_q": (WIDTH, 7)}, "fits a linear 7 -> 48, the base has 48 -> 48"),
         ({"transformer_blocks.2.attn1.to_q": (WIDTH, WIDTH)}, "which the base does not have (it has 2 blocks)"),
@@ -150,20 +150,20 @@ WIDE = {"transformer_blocks.0.ff.net.0.proj": (4 * WIDTH, WIDTH), "transformer_b
         ({"transformer_blocks.0.audio_attn1.to_q": (WIDTH, WIDTH)}, "changes only the audio stream"),
     ],
 )
-def test_what_does_not_fit_the_base_is_refused(
-    transformer: Transformer, shapes: dict[str, tuple[int, int]], said: str
+def test_an_adapter_that_does_not_fit_the_base_is_refused(
+    transformer: Transformer, shapes: dict[str, tuple[int, int]], message: str
 ) -> None:
     wrong = adapter_of(shapes, 2, 0)
     before = [p.clone() for p in transformer.parameters()]
     for use in (lambda: lora.load_adapter(transformer, wrong), lambda: fuse(transformer, [(wrong, 1.0)])):
         with pytest.raises(ConfigError) as caught:
             use()
-        assert said in str(caught.value)
+        assert message in str(caught.value)
     assert all(torch.equal(a, b) for a, b in zip(before, transformer.parameters(), strict=True))
 
 
 def test_several_adapters_run_at_their_strengths(transformer: Transformer) -> None:
-    """Attached at run time or fused into fp32 weights, the sum of strength x B A is what is added."""
+    """Attached as layers or fused into fp32 weights, the sum of strength * B A is added."""
     first, second = adapter_of(QUERIES, 3, 1), adapter_of(WIDE, 2, 2)
     fused = copy.deepcopy(transformer)
     assert lora.load_adapter(transformer, [(first, 0.5), (second, -2.0)]) == 0
@@ -180,7 +180,7 @@ def test_several_adapters_run_at_their_strengths(transformer: Transformer) -> No
 
 
 def test_fusing_rounds_once(transformer: Transformer) -> None:
-    """In bf16 the result is the rounded sum of the fp32 terms, also where each term alone would vanish in rounding."""
+    """In bf16 the result is the rounded sum of the fp32 terms, even if each term by itself would be rounded away."""
     name = "transformer_blocks.0.attn1.to_q"
     linear = transformer.bfloat16().get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -192,7 +192,7 @@ def test_fusing_rounds_once(transformer: Transformer) -> None:
     assert not torch.equal(linear.weight, torch.ones(WIDTH, WIDTH).bfloat16())
 
 
-def test_audio_modules_are_passed_over_and_counted(transformer: Transformer) -> None:
+def test_audio_modules_are_ignored_and_counted(transformer: Transformer) -> None:
     audio = {
         "transformer_blocks.0.audio_attn1.to_q": (20, 20),
         "transformer_blocks.1.audio_to_video_attn.to_k": (20, 48),
@@ -207,16 +207,18 @@ def test_audio_modules_are_passed_over_and_counted(transformer: Transformer) -> 
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (Lora(rank=49), "model.lora.rank=49 is above 48"),
         (Lora(targets=["attn1.to_x"]), "no linear 'attn1.to_x' in the base; it has attn1.to_gate_logits, attn1.to_k"),
     ],
 )
-def test_what_the_base_cannot_carry_is_refused(transformer: Transformer, settings: Lora, said: str) -> None:
+def test_settings_that_the_base_does_not_fit_are_refused(
+    transformer: Transformer, settings: Lora, message: str
+) -> None:
     with pytest.raises(ConfigError) as caught:
         lora.attach(transformer, settings)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_rank_zero_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The embedded base is what docs/nano.md says: a small LTX-2.3-type model whose VAE keeps real clips."""
+"""nano is the base that docs/nano.md describes: a small model like LTX-2.3 whose VAE reconstructs real clips."""
 
 import csv
 from pathlib import Path
@@ -26,7 +26,7 @@ def test_files_are_small_enough_to_ship() -> None:
     assert max(file.stat().st_size for file in files) <= 16 << 20
 
 
-def test_it_is_of_the_2_3_type(nano: BaseModel) -> None:
+def test_it_is_like_2_3(nano: BaseModel) -> None:
     config = nano.transformer().config
     assert (nano.family, nano.version) == ("nano", "2.3")
     assert config.apply_gated_attention
@@ -34,13 +34,13 @@ def test_it_is_of_the_2_3_type(nano: BaseModel) -> None:
     assert (nano.geometry.spatial, nano.geometry.temporal) == (8, 4)
 
 
-def test_captions_of_any_length_give_as_many_tokens(nano: BaseModel) -> None:
+def test_captions_of_any_length_give_the_same_number_of_tokens(nano: BaseModel) -> None:
     features = nano.text().encode(["", "a dog", "word " * 40])
     assert features.shape == (3, 16, nano.transformer().config.cross_attention_dim)
     assert not torch.allclose(features[0], features[1])
 
 
-def test_the_vae_keeps_real_clips(nano: BaseModel) -> None:
+def test_the_vae_reconstructs_real_clips(nano: BaseModel) -> None:
     with (SAMPLES / "clips.csv").open(newline="") as table:
         chosen = [row["file"] for row in csv.DictReader(table) if row["split"] == "val"]
     crops = [np.stack(list(read_clip(SAMPLES / file)))[:9, 40:104, 40:104] for file in chosen]
@@ -51,7 +51,7 @@ def test_the_vae_keeps_real_clips(nano: BaseModel) -> None:
     assert float((10 * torch.log10(4 / error)).mean()) > 31
 
 
-def test_captions_name_the_colours_that_cover_most() -> None:
+def test_captions_name_the_largest_colours() -> None:
     def clip(*parts: tuple[float, float, float]) -> torch.Tensor:
         columns = [torch.tensor(part).view(3, 1, 1, 1).expand(3, 9, 64, 64 // len(parts)) for part in parts]
         return torch.cat(columns, dim=-1) * 2 - 1

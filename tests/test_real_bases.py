@@ -59,11 +59,11 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(("model", "version", "layout"), CASES)
 def test_prepare_and_train(model: str, version: str, layout: str, clips: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "base", version, layout)
-    chosen = [f"model={model}", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards"]
+    settings = [f"model={model}", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards"]
     encoder = f"model.text_encoder={gemma_for(version, tmp_path / 'gemma')}"
-    prepared = run(tmp_path, "data_prep", "conf=deblur", *chosen, *SMALL, encoder)
+    prepared = run(tmp_path, "data_prep", "conf=deblur", *settings, *SMALL, encoder)
     assert (prepared.code, prepared.err.count("error:")) == (0, 0), prepared.err
-    trained = run(tmp_path, "iclora_train", "conf=deblur", *chosen, *SMALL)  # without the text encoder
+    trained = run(tmp_path, "iclora_train", "conf=deblur", *settings, *SMALL)  # without the text encoder
     assert trained.code == 0, trained.err
     assert "dry run on 64x64x9" in trained.out
     adapter = lora.read(tmp_path / f"runs/deblur-{model}/adapter.safetensors")
@@ -73,9 +73,9 @@ def test_prepare_and_train(model: str, version: str, layout: str, clips: Path, t
 
 
 @pytest.mark.parametrize("fp8", [False, True])
-def test_an_adapter_of_a_real_base_is_judged(fp8: bool, clips: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_a_real_base_is_evaluated(fp8: bool, clips: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "base", "2.3", fp8=fp8)
-    chosen = [
+    settings = [
         "conf=deblur",
         "model=ltx2_3",
         f"model.checkpoint={checkpoint}",
@@ -85,7 +85,7 @@ def test_an_adapter_of_a_real_base_is_judged(fp8: bool, clips: Path, tmp_path: P
     encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     judging = ("data.root=shards", "sample.guidance=2", "eval.windows=2", "eval.seeds=[0]", "eval.strengths=[1.0,0.0]")
     for command, more in (("data_prep", (encoder,)), ("iclora_train", ()), ("eval", ())):
-        result = run(tmp_path, command, *chosen, *SMALL, *judging, *more)
+        result = run(tmp_path, command, *settings, *SMALL, *judging, *more)
         assert result.code == 0, result.err
     scores = json.loads((tmp_path / "runs/deblur-ltx2_3/eval/scores.json").read_text())
     assert scores["base"]["version"] == "2.3"
@@ -111,35 +111,35 @@ def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
     assert "shards/latents was made by another base" in refused(trained)
     assert "data_prep again" in trained.err
     made_by = json.loads((tmp_path / "shards/latents/fingerprint.json").read_text())["base"]["parts"]
-    parts = open_base(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
-    assert made_by.keys() >= parts.keys()
-    assert all(made_by[part] != parts[part] for part in ("vae", "connectors"))
+    components = open_base(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
+    assert made_by.keys() >= components.keys()
+    assert all(made_by[name] != components[name] for name in ("vae", "connectors"))
 
 
-def test_what_a_real_base_needs_is_asked_for(tmp_path: Path) -> None:
-    said = refused(run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3"))
-    assert "data.clips, model.checkpoint must be set: e.g. data.clips=..." in said
+def test_missing_settings_of_a_real_base_are_named(tmp_path: Path) -> None:
+    message = refused(run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3"))
+    assert "data.clips, model.checkpoint must be set: e.g. data.clips=..." in message
 
 
 @pytest.mark.parametrize(
-    ("key", "said"), [("data.frames=10", "frames=10 is not"), ("data.width=72", "width=72 is not")]
+    ("key", "message"), [("data.frames=10", "frames=10 is not"), ("data.width=72", "width=72 is not")]
 )
-def test_sizes_that_do_not_fit_the_vae(key: str, said: str, clips: Path, tmp_path: Path) -> None:
+def test_sizes_that_do_not_fit_the_vae(key: str, message: str, clips: Path, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "base", "2.3")
-    chosen = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards")
-    assert said in refused(run(tmp_path, "data_prep", "conf=deblur", *chosen, *SMALL, key))
+    settings = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards")
+    assert message in refused(run(tmp_path, "data_prep", "conf=deblur", *settings, *SMALL, key))
 
 
-def test_a_gpu_that_is_not_there_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     checkpoint = write_checkpoint(tmp_path / "base", "2.3")
-    chosen = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards", *SMALL)
+    settings = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards", *SMALL)
     encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
-    result = run(tmp_path, "iclora_train", "conf=deblur", *chosen, "trainer.accelerator=gpu", encoder)
+    result = run(tmp_path, "iclora_train", "conf=deblur", *settings, "trainer.accelerator=gpu", encoder)
     assert "trainer.accelerator=gpu, and there is no CUDA device here" in result.err
 
 
-def test_the_full_size_proof_works_on_a_small_checkpoint(
+def test_full_size_runs_on_a_small_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = str(write_checkpoint(tmp_path, "2.3"))

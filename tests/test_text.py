@@ -1,4 +1,4 @@
-"""Text: captions become the features that diffusers' pipeline computes; wrong encoders and files are refused."""
+"""Text encoders: features equal those of diffusers' pipeline; wrong encoders and files are refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RENAMED = (
 )
 
 
-def theirs(version: str) -> Any:
+def diffusers_connectors(version: str) -> Any:
     """diffusers' connectors, video and audio, with random weights."""
     from diffusers.pipelines.ltx2 import LTX2TextConnectors  # noqa: PLC0415 (slow)
 
@@ -86,7 +86,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def connectors(version: str) -> Connectors:
-    return Connectors.from_official({"transformer": OFFICIAL[version]}, official(theirs(version).state_dict()))
+    return Connectors.from_official(
+        {"transformer": OFFICIAL[version]}, official(diffusers_connectors(version).state_dict())
+    )
 
 
 def opened(folder: Path, version: str) -> GemmaTextEncoder:
@@ -102,7 +104,9 @@ def published(folder: Path, version: str, captions: list[str]) -> Tensor:
     parts = dict.fromkeys(("scheduler", "vae", "audio_vae", "transformer", "vocoder"))
     encoder = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    pipeline = LTX2Pipeline(text_encoder=encoder, tokenizer=tokenizer, connectors=theirs(version), **parts)
+    pipeline = LTX2Pipeline(
+        text_encoder=encoder, tokenizer=tokenizer, connectors=diffusers_connectors(version), **parts
+    )
     states, mask, *_ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False, device="cpu")
     video, _, still_masked = pipeline.connectors(states, mask, padding_side=tokenizer.padding_side)
     assert bool(still_masked.all()), "a mask would have to travel with the features"
@@ -113,11 +117,11 @@ def published(folder: Path, version: str, captions: list[str]) -> Tensor:
 def test_features_are_those_of_the_published_pipeline(version: str, folders: dict[str, Path]) -> None:
     folder = folders[KIND[version]]
     found = opened(folder, version).encode(CAPTIONS)
-    wanted = published(folder, version, CAPTIONS)
+    expected = published(folder, version, CAPTIONS)
     assert found.shape == (3, 1024, SIZES[version][0] * SIZES[version][1])
     assert found.dtype == torch.float32
-    assert float((found - wanted).abs().max()) < 1e-5
-    model = theirs(version)
+    assert float((found - expected).abs().max()) < 1e-5
+    model = diffusers_connectors(version)
     diffusers = Connectors.from_diffusers(dict(model.config), model.state_dict())
     assert torch.equal(GemmaTextEncoder.open(folder, version, diffusers, torch.float32).encode(CAPTIONS), found)
 
@@ -133,7 +137,7 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(version: str, folders: 
     assert torch.equal(text.encode(["  a dog  "]), text.encode(["a dog"]))
 
 
-def test_a_long_caption_is_cut_at_1024_tokens_and_says_so(
+def test_a_long_caption_is_cut_at_1024_tokens_with_a_warning(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     text = opened(folders["gemma3"], "2.3")
@@ -148,7 +152,7 @@ def test_a_long_caption_is_cut_at_1024_tokens_and_says_so(
     assert torch.allclose(longer, published(folders["gemma3"], "2.3", ["the " * 1023 + "mat"]), atol=1e-5)
 
 
-def test_gemma_4_gets_the_first_token_that_its_tokenizer_leaves_out(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_bos_is_added_for_gemma_4_whose_tokenizer_omits_it(folders: dict[str, Path], tmp_path: Path) -> None:
     bare = Path(shutil.copytree(folders["gemma4_unified"], tmp_path / "bare"))
     write_tiny_tokenizer(bare, bos=False)
     with_bos, without = (opened(folder, "2.5").encode(CAPTIONS) for folder in (folders["gemma4_unified"], bare))
@@ -156,7 +160,7 @@ def test_gemma_4_gets_the_first_token_that_its_tokenizer_leaves_out(folders: dic
 
 
 def test_the_packed_file_of_ltx_2_5_is_the_folder(folders: dict[str, Path], tmp_path: Path) -> None:
-    state = official(theirs("2.5").state_dict())
+    state = official(diffusers_connectors("2.5").state_dict())
     projection = {key: state.pop(key) for key in list(state) if key.startswith("text_embedding_projection.")}
     with pytest.raises(
         ConfigError, match=r"lack text_embedding_projection.video_aggregate_embed.weight.*model.text_enc"
@@ -179,12 +183,12 @@ def test_a_diffusers_folder_and_other_key_prefixes_are_read(folders: dict[str, P
     half = len(state) // 2  # as shards
     for i, keys in enumerate((list(state)[:half], list(state)[half:])):
         save_file({key: state[key] for key in keys}, inner / f"model-{i}.safetensors")
-    wanted = opened(folders["gemma3"], "2.0").encode(CAPTIONS)
+    expected = opened(folders["gemma3"], "2.0").encode(CAPTIONS)
     for place in (tmp_path, inner):
-        assert torch.equal(opened(place, "2.0").encode(CAPTIONS), wanted)
+        assert torch.equal(opened(place, "2.0").encode(CAPTIONS), expected)
 
 
-def test_only_the_language_model_is_held_in_the_asked_precision(folders: dict[str, Path]) -> None:
+def test_only_the_language_model_is_loaded_in_the_requested_dtype(folders: dict[str, Path]) -> None:
     text = GemmaTextEncoder.open(folders["gemma3"], "2.3", connectors("2.3"))
     assert {p.dtype for p in text.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in text.parameters())
@@ -193,7 +197,7 @@ def test_only_the_language_model_is_held_in_the_asked_precision(folders: dict[st
     assert float((text.encode(CAPTIONS) - exact).norm() / exact.norm()) < 0.1
 
 
-def test_the_fingerprint_follows_the_content(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content(folders: dict[str, Path], tmp_path: Path) -> None:
     first = text_fingerprint(folders["gemma3"])
     copy = Path(shutil.copytree(folders["gemma3"], tmp_path / "copy"))
     assert text_fingerprint(copy) == first
@@ -224,16 +228,16 @@ def test_a_gemma_4_of_another_tuning_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "message"),
+    ("missing", "message"),
     [
         ("config.json", "has no config.json; give a folder of Gemma.*packed file"),
         ("tokenizer.json", "has no tokenizer: neither .*tokenizer.json nor .* exists; copy"),
         ("model.safetensors", r"has no .safetensors weights .*fetch the safetensors"),
     ],
 )
-def test_an_incomplete_folder_is_refused(lost: str, message: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_an_incomplete_folder_is_refused(missing: str, message: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(folders["gemma3"], tmp_path / "part"))
-    (folder / lost).unlink()
+    (folder / missing).unlink()
     with pytest.raises(ConfigError, match=message):
         opened(folder, "2.3")
     with pytest.raises(ConfigError, match="/nowhere does not exist"):
@@ -244,11 +248,11 @@ def test_damaged_and_foreign_weights_are_refused(folders: dict[str, Path], tmp_p
     folder = Path(shutil.copytree(folders["gemma3"], tmp_path / "bad"))
     file = folder / "model.safetensors"
     state = load_file(file)
-    lost = "language_model.model.layers.1.mlp.up_proj.weight"
-    save_file({key: value for key, value in state.items() if key != lost}, file)
+    missing = "language_model.model.layers.1.mlp.up_proj.weight"
+    save_file({key: value for key, value in state.items() if key != missing}, file)
     with pytest.raises(ConfigError, match=r"does not fit its config \(1 keys: missing layers.1.mlp.up_proj.weight"):
         opened(folder, "2.3")
-    save_file(state | {lost: state[lost].to(torch.float8_e4m3fn)}, file)
+    save_file(state | {missing: state[missing].to(torch.float8_e4m3fn)}, file)
     with pytest.raises(ConfigError, match=r"up_proj.weight is F8_E4M3; give bf16 weights"):
         opened(folder, "2.3")
     (folder / "config.json").write_text("{")
@@ -266,7 +270,7 @@ def test_damaged_and_foreign_weights_are_refused(folders: dict[str, Path], tmp_p
 
 
 def test_an_encoder_of_another_size_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    state = official(theirs("2.3").state_dict())
+    state = official(diffusers_connectors("2.3").state_dict())
     key = "text_embedding_projection.video_aggregate_embed.weight"
     wide = Connectors.from_official({"transformer": OFFICIAL["2.3"]}, state | {key: torch.zeros(32, 2 * INPUTS)})
     with pytest.raises(ConfigError, match=f"{INPUTS} numbers per token, but .* takes {2 * INPUTS}"):
@@ -274,19 +278,19 @@ def test_an_encoder_of_another_size_is_refused(folders: dict[str, Path], tmp_pat
 
 
 def test_connectors_that_do_not_fit_their_config_are_refused() -> None:
-    state = official(theirs("2.3").state_dict())
+    state = official(diffusers_connectors("2.3").state_dict())
     config = {"transformer": OFFICIAL["2.3"]}
-    lost = "video_embeddings_connector.transformer_1d_blocks.1.attn1.q_norm.weight"
-    with pytest.raises(ConfigError, match=rf"1 keys: missing {lost}.*model.connectors"):
-        Connectors.from_official(config, {key: value for key, value in state.items() if key != lost})
+    missing = "video_embeddings_connector.transformer_1d_blocks.1.attn1.q_norm.weight"
+    with pytest.raises(ConfigError, match=rf"1 keys: missing {missing}.*model.connectors"):
+        Connectors.from_official(config, {key: value for key, value in state.items() if key != missing})
     with pytest.raises(ConfigError, match=r"unknown video_embeddings_connector.proj_out.weight"):
         Connectors.from_official(config, state | {"video_embeddings_connector.proj_out.weight": torch.zeros(1)})
-    with pytest.raises(ConfigError, match=rf"{lost} has shape \(5,\) instead of \(32,\)"):
-        Connectors.from_official(config, state | {lost: torch.zeros(5)})
+    with pytest.raises(ConfigError, match=rf"{missing} has shape \(5,\) instead of \(32,\)"):
+        Connectors.from_official(config, state | {missing: torch.zeros(5)})
     with pytest.raises(ConfigError, match="no section `transformer`"):
         Connectors.from_official({}, state)
     with pytest.raises(ConfigError, match=r"lack video_embeddings_connector.learnable_registers"):
         Connectors.from_official(config, {})
-    model = theirs("2.3")
+    model = diffusers_connectors("2.3")
     with pytest.raises(ConfigError, match="has no video_connector_num_learnable_registers"):
         Connectors.from_diffusers(json.loads('{"video_connector_num_learnable_registers": null}'), model.state_dict())

@@ -1,4 +1,4 @@
-"""Captions: the trigger's rule, and features that are made once for each text encoder."""
+"""Captions: position of the trigger, and features that are computed once per text encoder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_trigger_comes_first_and_once(trigger: str, caption: str, whole: str
     assert with_trigger(trigger, caption) == whole
 
 
-def test_a_caption_is_encoded_once_by_each_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caption_is_encoded_once_per_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bases = [BaseModel.open(str(write_tiny_base(tmp_path / f"base{seed}", seed))) for seed in (0, 1)]
     first, other = (TextFeatures(tmp_path / "cache", base) for base in bases)
     first.encode_missing(["a dog", "a cat", "a dog"])

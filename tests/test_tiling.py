@@ -36,7 +36,7 @@ def test_tiles_cover_an_axis(length: int, size: int, shared: int) -> None:
 @pytest.mark.parametrize("cells", [(1, 2, 3), (4, 5, 9), (7, 11, 6)])
 @pytest.mark.parametrize("tiling", [Tiling(3, 4, 5, 1, 2), Tiling(4, 5, 5, 3, 4), Tiling(2, 3, 3, 1, 1)])
 def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tiling: Tiling) -> None:
-    """A decoder that writes down where in the clip each pixel is: blending must not move or scale anything."""
+    """The decoder outputs each pixel's position in the clip: blending must not move or scale anything."""
     f, h, w = cells
     size = (4 * (f - 1) + 1, 8 * h, 8 * w)
     truth = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
@@ -55,7 +55,7 @@ def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], t
     assert torch.equal(encode_tiled(encode, truth, TINY, tiling), place)
 
 
-def test_one_tile_is_the_untiled_result(vae: VideoVAE) -> None:
+def test_one_tile_equals_the_untiled_result(vae: VideoVAE) -> None:
     video, latent = torch.rand(2, 3, 9, 32, 48) * 2 - 1, torch.randn(2, 8, 3, 4, 6)
     mean, std = vae.model.latents_mean.view(-1, 1, 1, 1), vae.model.latents_std.view(-1, 1, 1, 1)
     plain = (vae.model.encode(video).latent_dist.mode() - mean) / std
@@ -64,8 +64,8 @@ def test_one_tile_is_the_untiled_result(vae: VideoVAE) -> None:
         assert torch.equal(vae.decode(latent, tiling), vae.model.decode(latent * std + mean).sample.clamp(-1, 1))
 
 
-def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
-    """How far a cell is seen is measured by changing it; whatever is farther from every tile's edge must be equal."""
+def test_away_from_edges_tiles_equal_the_untiled_result(vae: VideoVAE) -> None:
+    """The receptive field is measured by changing a cell; pixels farther than that from every edge must be equal."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, 8, 2, 3, 60, generator=generator)
     other = latent.clone()
@@ -82,7 +82,7 @@ def test_away_from_edges_tiles_equal_the_whole(vae: VideoVAE) -> None:
     torch.testing.assert_close(tiled[..., ~near], whole[..., ~near], atol=1e-5, rtol=0)
 
 
-def test_blended_tiles_are_close_on_real_weights() -> None:
+def test_blended_tiles_are_close_with_nanos_weights() -> None:
     nano, tiling = BaseModel.open("nano").vae(), Tiling(6, 8, 8)
     video = torch.from_numpy(moving(25, 96, 96)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent = nano.encode(video)
@@ -93,7 +93,7 @@ def test_blended_tiles_are_close_on_real_weights() -> None:
     assert (nano.encode(video, tiling) - latent).square().mean().sqrt() < 0.03 * latent.std()
 
 
-def test_big_clips_are_tiled_without_being_told(vae: VideoVAE) -> None:
+def test_large_clips_are_tiled_by_default(vae: VideoVAE) -> None:
     video = torch.rand(2, 3, 17, 96, 112) * 2 - 1
     largest: list[int] = []
 
@@ -115,7 +115,7 @@ def test_big_clips_are_tiled_without_being_told(vae: VideoVAE) -> None:
     assert (latent - whole).square().mean().sqrt() < 0.2 * whole.std()
 
 
-def test_auto_chooses_few_tiles_that_fit() -> None:
+def test_auto_returns_few_tiles_that_fit() -> None:
     assert Tiling.auto(LTX, (7, 17, 30), 1 << 25).spans(7, 17, 30) == ([(0, 7)], [(0, 17)], [(0, 30)])
     clip = (16, 22, 40)  # 1280 x 704 x 121
     tiling = Tiling.auto(LTX, clip, 1 << 25)

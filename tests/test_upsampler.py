@@ -1,4 +1,4 @@
-"""The latent upsampler: official files, the VAE's normalisation, and what is refused."""
+"""The latent upsampler: official files, the VAE's normalisation, and files that are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = {"in_channels": CHANNELS, "mid_channels": 32, "num_blocks_per_stage": 1}
 
 @pytest.fixture(scope="module")
 def vae() -> VideoVAE:
-    """A VAE whose latents have means and spreads of their own."""
+    """A VAE with random means and standard deviations of its latents."""
     made = VideoVAE.from_config(VAE)
     generator = torch.Generator().manual_seed(0)
     made.model.latents_mean.copy_(torch.randn(CHANNELS, generator=generator))
@@ -32,7 +32,7 @@ def vae() -> VideoVAE:
 
 
 def by_diffusers(file: Path, latent: Tensor, vae: VideoVAE, rational: bool) -> Tensor:
-    """The same with diffusers' model and strict loading, as its conversion script does."""
+    """The same by diffusers' model with strict loading, as in its conversion script."""
     model = LTX2LatentUpsamplerModel(**SMALL, use_rational_resampler=rational)  # type: ignore[arg-type]
     model.load_state_dict(load_file(file))
     mean, std = (getattr(vae.model, name).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
@@ -41,7 +41,7 @@ def by_diffusers(file: Path, latent: Tensor, vae: VideoVAE, rational: bool) -> T
 
 
 @pytest.mark.parametrize("rational", [True, False], ids=["2.0", "2.3"])
-def test_an_official_file_gives_what_diffusers_gives(tmp_path: Path, vae: VideoVAE, rational: bool) -> None:
+def test_an_official_file_gives_the_result_of_diffusers(tmp_path: Path, vae: VideoVAE, rational: bool) -> None:
     file = write_upsampler(tmp_path / "up.safetensors", **SMALL, rational_resampler=rational)
     latent = torch.randn(2, CHANNELS, 3, 4, 5)
     made = LatentUpsampler.open(file, vae)(latent)

@@ -203,7 +203,7 @@ def test_diffusers_folders_give_the_same_modules(pair: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "encoder", "decoder"),
+    ("padding", "encoder", "decoder"),
     [
         ({}, "zeros", "reflect"),
         ({"spatial_padding_mode": "zeros"}, "zeros", "zeros"),
@@ -211,8 +211,8 @@ def test_diffusers_folders_give_the_same_modules(pair: Any) -> None:
         ({"encoder_spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "reflect"}, "zeros", "reflect"),
     ],
 )
-def test_padding_is_read_as_by_the_published_code(given: dict[str, str], encoder: str, decoder: str) -> None:
-    model = VideoVAE.from_config(VAE | given).model
+def test_padding_is_that_of_the_published_code(padding: dict[str, str], encoder: str, decoder: str) -> None:
+    model = VideoVAE.from_config(VAE | padding).model
     assert model.encoder.conv_in.conv.padding_mode == encoder
     assert model.decoder.conv_in.conv.padding_mode == decoder
 
@@ -220,9 +220,9 @@ def test_padding_is_read_as_by_the_published_code(given: dict[str, str], encoder
 def test_keys_that_do_not_fit_are_named(pair: Any) -> None:
     version, _, state = pair
     section = SECTIONS[version]
-    gone = {key: tensor for key, tensor in state.items() if "encoder.conv_out.conv.bias" not in key}
+    incomplete = {key: tensor for key, tensor in state.items() if "encoder.conv_out.conv.bias" not in key}
     with pytest.raises(ConfigError, match=r"1 keys: missing encoder.conv_out.conv.bias.*fetch it again"):
-        VideoVAE.from_config(section, gone)
+        VideoVAE.from_config(section, incomplete)
     with pytest.raises(ConfigError, match=r"unknown vae.decoder.last_time_embedder.weight"):
         VideoVAE.from_config(section, state | {"vae.decoder.last_time_embedder.weight": torch.ones(1)})
     with pytest.raises(ConfigError, match=r"encoder.conv_in.conv.bias has shape \(3,\) instead of \(8,\)"):
@@ -246,7 +246,7 @@ def test_sections_of_other_vaes_are_refused(change: dict[str, Any], message: str
         geometry_of(VAE | change)
 
 
-def test_bf16_stays_near_fp32_on_real_weights() -> None:
+def test_bf16_is_close_to_fp32_with_nanos_weights() -> None:
     exact, coarse = (BaseModel.open("nano").vae() for _ in range(2))
     coarse.to(torch.bfloat16)
     with torch.no_grad():
