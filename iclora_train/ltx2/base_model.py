@@ -134,8 +134,10 @@ class BaseModel:
         components = self.checkpoint.components
         vae = components["vae"]
         section = vae.config if vae.diffusers else vae.config["vae"]
-        fingerprints = {name: components[name].fingerprint() for name in ("connectors", "text") if name in components}
-        fingerprints["vae"] = digest([section, vae.fingerprint()])
+        fingerprints: dict[str, str] = {"vae": digest([section, vae.fingerprint()])}
+        for name in ("connectors", "text"):
+            if name in components:
+                fingerprints[name] = components[name].fingerprint()
         path = None if "text" in components else self._text_path()
         if path is not None:
             fingerprints["text_encoder"] = text_fingerprint(path)
