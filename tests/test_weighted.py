@@ -1,4 +1,4 @@
-"""Weighted attention equals attention with the whole bias written down, forwards and backwards, in O(N) memory."""
+"""Weighted attention equals attention with a dense bias, in both passes, in O(N) memory."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ WEIGHTS = {  # of references with 3 tokens each
     "mask": [MIXED[:3]],
     "two strengths": [[0.3] * 3 + [0.0] * 3],
     "two masks": [MIXED],
-    "a strength a clip": [[0.3] * 3, [1.0] * 3],
-    "a mask a clip": [MIXED, MIXED[::-1]],
+    "a strength per clip": [[0.3] * 3, [1.0] * 3],
+    "a mask per clip": [MIXED, MIXED[::-1]],
 }
 
 
 def scene(weights: list[list[float]], dtype: torch.dtype, width: int = WIDTH) -> tuple[list[Tensor], Tensor, Tensor]:
-    """q, k, v that want a gradient, weights (B,N) and groups (N,) of 4 target tokens and references of 3 each."""
+    """q, k, v with requires_grad, weights (B,N) and groups (N,) of 4 target tokens and references of 3 tokens each."""
     weight = torch.tensor([[1.0] * 4 + row for row in weights])
     group = torch.tensor([0] * 4 + [1 + i // 3 for i in range(len(weights[0]))])
     generator = torch.Generator().manual_seed(0)
@@ -36,8 +36,8 @@ def scene(weights: list[list[float]], dtype: torch.dtype, width: int = WIDTH) ->
     return qkv, weight, group
 
 
-def dense(weight: Tensor, group: Tensor, between: str) -> Tensor:
-    """The attention bias (B,N,N) as one would write it down."""
+def dense_bias(weight: Tensor, group: Tensor, between: str) -> Tensor:
+    """The dense attention bias (B,N,N)."""
     batch, n = weight.shape
     bias = torch.zeros(batch, n, n)
     for b in range(batch):
@@ -54,17 +54,17 @@ def dense(weight: Tensor, group: Tensor, between: str) -> Tensor:
 def compare(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, device: str, width: int = WIDTH
 ) -> None:
-    """Output and gradients of `attend` on a device against softmax with the whole bias."""
+    """Compare output and gradients of `attend` on a device with a softmax of the dense bias."""
     (q, k, v), weight, group = scene(weights, dtype, width)
-    given = [tensor.detach().to(device).requires_grad_() for tensor in (q, k, v)]
-    found = attend(*given, AttentionBias(weight.to(device), group.to(device), between))
-    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(width) + dense(weight, group, between)[:, None]
-    wanted = logits.softmax(-1) @ v.float()
-    assert torch.allclose(found.float().cpu(), wanted, atol=bound)
-    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
-    ours = torch.autograd.grad(found, given, grad.to(device, dtype))
-    for mine, theirs in zip(ours, torch.autograd.grad(wanted, (q, k, v), grad), strict=True):
-        assert torch.allclose(mine.float().cpu(), theirs.float(), atol=4 * bound)
+    inputs = [tensor.detach().to(device).requires_grad_() for tensor in (q, k, v)]
+    out = attend(*inputs, AttentionBias(weight.to(device), group.to(device), between))
+    logits = q.float() @ k.float().transpose(-1, -2) / math.sqrt(width) + dense_bias(weight, group, between)[:, None]
+    expected = logits.softmax(-1) @ v.float()
+    assert torch.allclose(out.float().cpu(), expected, atol=bound)
+    grad = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    grads = torch.autograd.grad(out, inputs, grad.to(device, dtype))
+    for value, reference in zip(grads, torch.autograd.grad(expected, (q, k, v), grad), strict=True):
+        assert torch.allclose(value.float().cpu(), reference.float(), atol=4 * bound)
 
 
 CASES = pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS.keys())
@@ -74,7 +74,7 @@ BETWEEN = pytest.mark.parametrize("between", ["comfyui", "ltx"])
 @BETWEEN
 @CASES
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_output_and_gradients_equal_those_of_the_whole_bias(
+def test_output_and_gradients_equal_those_of_a_dense_bias(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float
 ) -> None:
     compare(weights, between, dtype, bound, "cpu")
@@ -85,13 +85,13 @@ def test_output_and_gradients_equal_those_of_the_whole_bias(
 @CASES
 @pytest.mark.parametrize("width", [WIDTH, 128])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_the_kernels_of_a_gpu_do_the_same(
+def test_so_do_those_of_the_kernels_on_a_gpu(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, width: int
 ) -> None:
     compare(weights, between, dtype, bound, "cuda", width)
 
 
-def test_a_reference_of_weight_0_does_not_reach_the_target_at_all() -> None:
+def test_reference_tokens_of_weight_0_have_no_effect_on_the_target() -> None:
     (q, k, v), weight, group = scene([[0.0, 0.0, 0.0, 0.0, 0.5, 0.0]], torch.float32)
     bias = AttentionBias(weight, group)
     off = (weight[0] == 0)[:, None]
@@ -101,7 +101,7 @@ def test_a_reference_of_weight_0_does_not_reach_the_target_at_all() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Records the largest memory of a tensor that any operation gives back."""
+    """Records the largest storage among the outputs of all operations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,20 +116,20 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_40000_tokens_need_no_matrix_of_their_square(masked: bool) -> None:
+def test_40000_tokens_need_no_attention_matrix(masked: bool) -> None:
     n, width = 40_000, 8
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, n, width, generator=generator) for _ in range(3))
     group = (torch.arange(n) >= n // 2).long()
     weight = torch.where(group > 0, torch.rand(n, generator=generator) if masked else 0.5, 1.0)[None]
     with Largest() as largest:
-        found = attend(q, k, v, AttentionBias(weight, group))
-    assert largest.bytes <= found.nbytes
-    rows = torch.tensor([0, 17, n // 2 + 5])  # against the softmax of a few rows by hand
+        out = attend(q, k, v, AttentionBias(weight, group))
+    assert largest.bytes <= out.nbytes
+    rows = torch.tensor([0, 17, n // 2 + 5])  # compared with the dense softmax of a few rows
     logits = q[0, 0, rows] @ k[0, 0].T / math.sqrt(width)
-    across = group[rows][:, None] != group
-    logits += torch.where(across, torch.where(group[rows][:, None] > 0, weight[0, rows][:, None], weight).log(), 0)
-    assert torch.allclose(found[0, 0, rows], logits.softmax(-1) @ v[0, 0], atol=1e-5)
+    crosses = group[rows][:, None] != group
+    logits += torch.where(crosses, torch.where(group[rows][:, None] > 0, weight[0, rows][:, None], weight).log(), 0)
+    assert torch.allclose(out[0, 0, rows], logits.softmax(-1) @ v[0, 0], atol=1e-5)
 
 
 def test_an_unknown_mode_between_references_is_refused() -> None:

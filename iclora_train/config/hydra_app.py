@@ -24,7 +24,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from iclora_train.config.settings import RENAMED_KEYS, Config, ConfigError, to_config
+from iclora_train.config.errors import ConfigError
+from iclora_train.config.settings import RENAMED_KEYS, Config, to_config
 
 
 def conf_dir() -> Path:
