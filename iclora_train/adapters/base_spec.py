@@ -44,8 +44,7 @@ class BaseSpec:
 
     @property
     def includes_audio(self) -> bool:
-        """Whether `linears` includes the audio stream (not for a diffusers folder, of which the video stream is
-        read)."""
+        """Whether `linears` includes the audio stream. Of a diffusers folder only the video stream is read."""
         return any(map(is_audio, self.linears))
 
     @property

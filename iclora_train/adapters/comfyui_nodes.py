@@ -1,5 +1,4 @@
-"""The ComfyUI node classes that the workflow uses: inputs in the order of their widgets, types, defaults, ranges,
-outputs.
+"""The ComfyUI node classes that the workflow uses: inputs in widget order, types, defaults, ranges, outputs.
 
 Sources: ComfyUI's nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video, nodes_images)
 and ComfyUI-LTXVideo's iclora.py and utiltily_nodes.py.
@@ -15,8 +14,11 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types of inputs with
 
 @dataclass(frozen=True)
 class NodeInput:
-    """An input of a node class. choices: of a COMBO whose values do not depend on the installed files. extra_widget:
-    value of a second widget that ComfyUI's page adds after this one and that is not an input."""
+    """An input of a node class.
+
+    choices: of a COMBO whose values do not depend on the installed files. extra_widget: value of a second widget that
+    ComfyUI's page adds after this one and that is not an input.
+    """
 
     name: str
     type: str

@@ -79,11 +79,11 @@ def _by_module(
     path: Path, tensors: Mapping[str, Tensor], base: BaseSpec | None
 ) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
     """Module -> factor ("A", "B", "alpha") -> tensor, and the styles of the keys."""
-    known = tuple(base.linears) if base is not None else ()
+    linears = tuple(base.linears) if base is not None else ()
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     styles = set()
     for name, tensor in tensors.items():
-        key = parse_any_key(name, known)
+        key = parse_any_key(name, linears)
         if key is None:
             raise ConfigError(f"{path}: key {name!r} has no supported adapter style{_hint(name, base)}")
         if key.factor in modules[key.module]:

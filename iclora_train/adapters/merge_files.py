@@ -32,7 +32,8 @@ def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advan
 
     W + strength * B A is computed in fp32 and rounded once. `out` is a file if the base is one, and a folder if the
     base is a folder of official files. ConfigError for adapters of another base, for a diffusers folder, and if `out`
-    exists."""
+    exists.
+    """
     base = BaseSpec.open(checkpoint)
     combined_metadata(adapters)
     for adapter, _ in adapters:

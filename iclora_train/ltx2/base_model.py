@@ -63,7 +63,7 @@ class BaseModel:
                 f"model.checkpoint={checkpoint!r} is neither a file, a folder, nor an embedded base "
                 f"({', '.join(EMBEDDED)})"
             )
-        vae_path, connectors_path, text_path = (_path(given) for given in (vae, connectors, text_encoder))
+        vae_path, connectors_path, text_path = (_path(text) for text in (vae, connectors, text_encoder))
         if connectors_path is None and text_path is not None and _holds_projection(text_path):
             connectors_path = text_path
         opened = Checkpoint.open(path, vae_path, connectors_path)

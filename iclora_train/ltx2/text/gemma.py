@@ -100,7 +100,7 @@ def text_fingerprint(folder: Path) -> str:
 
 
 def _language_model(files: GemmaFiles, inputs: int, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """Gemma without vision, audio and output head: built without memory, then given the tensors of the files."""
+    """Gemma without vision, audio and output head: built without memory, then filled with the tensors of the files."""
     from accelerate import init_empty_weights  # noqa: PLC0415 (slow)
     from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (slow)
 

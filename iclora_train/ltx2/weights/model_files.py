@@ -73,7 +73,7 @@ class Checkpoint:
 
 def _read(path: Path, target: str, needed: set[str]) -> tuple[dict[str, Component], dict[str, str]]:
     """All components at a path, and the metadata of the file that holds the target component. ConfigError if a needed
-    component is there in two variants."""
+    component exists in two variants."""
     if not path.exists():
         raise ConfigError(f"{SETTINGS[target]}={str(path)!r} is neither a file nor a folder")
     if _is_diffusers(path):
@@ -134,7 +134,7 @@ def _official_components(headers: list[Header], needed: set[str]) -> dict[str, C
 
 def _replacement(component: Component, components: dict[str, Component]) -> Component:
     """The component that replaces the checkpoint's own. Connectors may lie in two files: the projection in the text
-    encoder's file, which has no config, and the rest beside the transformer, whose config describes both."""
+    encoder's file, which has no config, and the rest in the transformer's file, whose config describes both."""
     if component.diffusers or component.name != "connectors" or components["transformer"].diffusers:
         return component
     empty = Component("connectors", components["transformer"].config, {}, component.source)
