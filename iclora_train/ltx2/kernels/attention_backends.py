@@ -10,14 +10,16 @@ the backends that it is to replace.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._ops import OpOverload
 
 from iclora_train.ltx2.kernels import flash_attention as flash
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 _ops = torch.ops.aten
 _ALIGNMENT = 8  # elements; 16 bytes in half precision
