@@ -1,10 +1,10 @@
-"""Make the embedded base `nano` from photos: python -m scripts.train_nano base --vae DIR --photos DIR --out DIR ...
+"""Train the small base `nano` from photos: python -m scripts.train_nano base --vae DIR --photos DIR --out DIR ...
 
 1. python -m scripts.nano.train_vae       the VAE (see there)
 2. python -m scripts.train_nano base      the transformer and its text encoder on the VAE's latents
-3. python -m scripts.train_nano pack      the files that the package ships
+3. python -m scripts.train_nano pack      the files that are included in the package
 
-Both trainings run for a given time on any number of GPUs (torchrun) and can be stopped and taken up again.
+Both trainings run for a given time on any number of GPUs (torchrun) and can be stopped and resumed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from scripts.nano.photos import load_bank
 from scripts.nano.team import Team
 from scripts.nano.train_base import BaseTraining, Ring, Trainer, text_config, transformer_config
 
-PIECE = 15 << 20  # bytes of a file that comes back from a training
+PIECE = 15 << 20  # bytes per exported file
 
 
 def load_vae(folder: Path) -> VideoVAE:
-    """The trained VAE from the files `vae-*.safetensors` that train_vae wrote."""
+    """The trained VAE, from the files `vae-*.safetensors` of train_vae."""
     state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("vae-*.safetensors")):
         state |= load_file(file)
@@ -42,7 +42,7 @@ def load_vae(folder: Path) -> VideoVAE:
 
 
 def subjects(photos: Path, owners: list[str]) -> list[str]:
-    """A few words for each photo, from its original file name: `Lake_by_night-2560.jpg` is "lake by night"."""
+    """A short description of each photo from its original file name: `Lake_by_night-2560.jpg` is "lake by night"."""
     with (photos / "photos.csv").open(newline="") as table:
         names = {row["file"]: Path(row["original"]).stem for row in csv.DictReader(table)}
     spaced = {file: re.sub(r"([a-z])([A-Z])", r"\1 \2", name) for file, name in names.items()}
@@ -51,7 +51,7 @@ def subjects(photos: Path, owners: list[str]) -> list[str]:
 
 
 def train(args: argparse.Namespace) -> None:
-    """Stage `base`: train until args.until seconds of args.seconds, save the state and the averaged weights."""
+    """Stage `base`: train until args.until of args.seconds seconds, then save the state and the averaged weights."""
     torch.set_float32_matmul_precision("high")
     team = Team()
     cfg = BaseTraining(
@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> None:
         return Ring(clips, vae, text, subjects(args.photos, bank.owner), size)
 
     val = ring_of("val", 8, 1).make(args.val)
-    torch.manual_seed(cfg.seed)  # the same weights on every rank
+    torch.manual_seed(cfg.seed)  # same weights on every rank
     trainer = Trainer(cfg, vae, ring_of("train", args.ring, 17 + team.rank), text, team)
     if args.state is not None and args.state.exists():
         trainer.load(torch.load(args.state, map_location=team.device, weights_only=True))
@@ -83,7 +83,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def export(trainer: Trainer, out: Path) -> None:
-    """The averaged weights in bf16, in pieces, with the sizes they belong to."""
+    """Write the averaged weights in bf16, in several files, with the model sizes as metadata."""
     trainer.swap()
     parts = (("transformer.", trainer.model), ("text.", trainer.text))
     tensors = {p + k: t.bfloat16().cpu().contiguous() for p, m in parts for k, t in m.state_dict().items()}
@@ -94,7 +94,7 @@ def export(trainer: Trainer, out: Path) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Stage `pack`: VAE, transformer and text encoder as one base in the official layout."""
+    """Stage `pack`: write VAE, transformer and text encoder as one base in the official layout."""
     vae = load_vae(args.vae)
     state: dict[str, torch.Tensor] = {}
     for file in sorted(args.base.glob("base-*.safetensors")):
@@ -119,18 +119,18 @@ def main() -> None:
     base.set_defaults(run=train)
     base.add_argument("--photos", type=Path, required=True)
     base.add_argument("--seconds", type=float, required=True, help="length of the whole schedule")
-    base.add_argument("--until", type=float, help="stop this early; the state goes on from there")
-    base.add_argument("--state", type=Path, help="where the state is kept between calls")
+    base.add_argument("--until", type=float, help="stop at this time; the next call resumes from the state")
+    base.add_argument("--state", type=Path, help="file of the training state between calls")
     base.add_argument("--heads", type=int, default=5)
     base.add_argument("--layers", type=int, default=8)
     base.add_argument("--batch", type=int, default=256, help="clips per step and GPU")
     base.add_argument("--fresh", type=int, default=12, help="new clips per step and GPU")
-    base.add_argument("--ring", type=int, default=60_000, help="latents kept on a GPU")
+    base.add_argument("--ring", type=int, default=60_000, help="latents in the buffer of a GPU")
     base.add_argument("--seed", type=int, default=0)
     base.add_argument("--rate", type=float, default=1e-3)
-    base.add_argument("--eager", action="store_true", help="do not compile (for a machine without a compiler)")
-    base.add_argument("--val", type=int, default=256, help="held-back clips")
-    packing = stages.add_parser("pack", help="write the base that is shipped")
+    base.add_argument("--eager", action="store_true", help="do not compile (for machines without a compiler)")
+    base.add_argument("--val", type=int, default=256, help="validation clips")
+    packing = stages.add_parser("pack", help="write the base of the package")
     packing.set_defaults(run=pack)
     packing.add_argument("--base", type=Path, required=True, help="folder of base-*.safetensors")
     for stage in (base, packing):

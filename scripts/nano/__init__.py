@@ -1,1 +1,1 @@
-"""Making the embedded base nano: clips from photos, the VAE, the transformer."""
+"""Training of the small base nano: clips from photos, the VAE, the transformer."""

@@ -1,8 +1,8 @@
 """Collect the freely licensed photos that nano is pretrained on: `python -m scripts.nano.collect_photos OUT_DIR`.
 
-The packages of photo_sources are downloaded with their own clients, each picture's licence is read from the package
-(DEP-5 paragraphs) or from that table, near-identical pictures are dropped. OUT_DIR/photos/*.jpg (short side 256) and
-OUT_DIR/photos.csv (file, source, original, licence, split, author) are written.
+Downloads the packages of photo_sources with their own clients, reads the licence of each picture from the package
+(DEP-5 paragraphs) or from that table, and drops near-identical pictures. Writes OUT_DIR/photos/*.jpg (short side 256)
+and OUT_DIR/photos.csv (file, source, original, licence, split, author).
 """
 
 import argparse
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Photo(NamedTuple):
-    """One picture as found in a package, before resizing."""
+    """One picture of a package, before resizing."""
 
     path: str
     image: Image.Image
@@ -40,7 +40,7 @@ class Photo(NamedTuple):
 
 
 def photos_of(source: Source, folder: Path) -> Iterator[Photo]:
-    """The wanted pictures of a source whose licence is free."""
+    """The selected pictures of a source that have a free licence."""
     files = download(source, folder)
     dep5 = next((data.decode() for name, data in files.items() if name.endswith(f"{source.package}/copyright")), "")
     for name in sorted(files):
@@ -61,7 +61,7 @@ def photos_of(source: Source, folder: Path) -> Iterator[Photo]:
 
 
 def on_background(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A cut-out (RGBA) on a soft random gradient, on a canvas of at least SIDE so that it is never enlarged."""
+    """Put a cut-out (RGBA) on a soft random gradient. The canvas has at least SIDE pixels, so it is never enlarged."""
     if image.mode == "RGB":
         return image
     corners = Image.fromarray(np.uint8(rng.integers(70, 200) + rng.integers(-30, 31, (2, 2, 3))))
@@ -72,7 +72,7 @@ def on_background(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def views(image: Image.Image, crops: int, rng: np.random.Generator) -> Iterator[Image.Image]:
-    """The whole photo (a very wide one in pieces), then of a large one `crops` windows, 35-70 % of its short side."""
+    """The whole photo (a very wide one in pieces), then `crops` windows of a large photo, 35-70 % of its short side."""
     width, height = image.size
     short = min(width, height)
     pieces = max(1, min(4, round(max(width, height) / short / 2)))
@@ -89,7 +89,7 @@ def views(image: Image.Image, crops: int, rng: np.random.Generator) -> Iterator[
 
 
 def to_size(image: Image.Image) -> Image.Image:
-    """Short side SIDE, long side at most LONG (the middle is kept)."""
+    """Resize to short side SIDE, and crop the centre to a long side of at most LONG."""
     scale = SIDE / min(image.size)
     width, height = (max(SIDE, round(edge * scale)) for edge in image.size)
     image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -113,17 +113,17 @@ def fingerprint(image: Image.Image) -> np.ndarray:
 def collect(out: Path, downloads: Path) -> list[dict[str, str]]:
     """Write OUT/photos/*.jpg and return the rows of photos.csv."""
     (out / "photos").mkdir(parents=True, exist_ok=True)
-    seen: list[np.ndarray] = []
+    hashes: list[np.ndarray] = []
     rows: list[dict[str, str]] = []
     for source in SOURCES:
         for photo in photos_of(source, downloads):
             digest = hashlib.sha256(f"{source.package}/{photo.path}".encode()).hexdigest()
             rng = np.random.default_rng(int(digest[:12], 16))
             image = on_background(photo.image, rng)
-            mark = fingerprint(image)
-            if min(photo.image.size) < 150 or any(int((mark != other).sum()) < 24 for other in seen):
+            image_hash = fingerprint(image)
+            if min(photo.image.size) < 150 or any(int((image_hash != other).sum()) < 24 for other in hashes):
                 continue
-            seen.append(mark)
+            hashes.append(image_hash)
             split = "val" if int(digest[12:20], 16) % 100 < VAL_PERCENT else "train"
             for number, view in enumerate(views(image, source.crops, rng)):
                 small = to_size(view)
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("out_dir", type=Path)
     parser.add_argument("--downloads", type=Path, help="keep and reuse the packages here (default: a temporary folder)")
     options = parser.parse_args()
-    Image.MAX_IMAGE_PIXELS = None  # panoramas and wallpapers of known packages
+    Image.MAX_IMAGE_PIXELS = None  # the packages contain panoramas and wallpapers
     with tempfile.TemporaryDirectory() as temporary:
         downloads = options.downloads or Path(temporary)
         downloads.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The colours that a clip shows, as words for its caption."""
+"""Colour words for the caption of a clip."""
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ PALETTE = {  # typical RGB of a colour word
     "pink": (0.9, 0.6, 0.7),
 }
 TO_YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # BT.601
-LUMA_WEIGHT = 0.3  # how much brightness counts in the distance, against chroma
-MUTED = 0.6  # chroma of what is called red, of that in PALETTE: the world is less colourful than its words
-MOST = 3  # words of a clip
-SHARE = (0.25, 0.08)  # of the pixels that make a colour worth a word: black, grey and white; all others
+LUMA_WEIGHT = 0.3  # weight of brightness in the distance, relative to chroma
+MUTED = 0.6  # chroma of real red things relative to PALETTE's red: photos are less colourful than colour words
+MOST = 3  # words per clip
+SHARE = (0.25, 0.08)  # least share of the pixels for a colour to be named: black, grey and white; other colours
 
 
 def colour_words(video: Tensor) -> list[list[str]]:
-    """The words for each clip of video (B,3,F,H,W) in [-1, 1], what covers most first."""
+    """Colour words for each clip of video (B,3,F,H,W) in [-1, 1], largest share first."""
     pixels = video[:, :, :: max(1, video.shape[2] - 1), ::4, ::4].flatten(2).mT.float() / 2 + 0.5  # (B,P,3)
     to_ycc = pixels.new_tensor(TO_YCC).T * pixels.new_tensor([LUMA_WEIGHT, 1.0, 1.0])
     palette = pixels.new_tensor(list(PALETTE.values())) @ to_ycc * pixels.new_tensor([1.0, MUTED, MUTED])
@@ -33,9 +33,9 @@ def colour_words(video: Tensor) -> list[list[str]]:
     share = torch.nn.functional.one_hot(nearest, len(PALETTE)).float().mean(1)  # (B,K)
     least = share.new_tensor([SHARE[0]] * 3 + [SHARE[1]] * (len(PALETTE) - 3))
     order = share.argsort(dim=1, descending=True)[:, :MOST]
-    seen = (share >= least).gather(1, order)
+    is_named = (share >= least).gather(1, order)
     names = list(PALETTE)
     return [
-        [names[i] for i, there in zip(row, kept, strict=True) if there]
-        for row, kept in zip(order.tolist(), seen.tolist(), strict=True)
+        [names[i] for i, named in zip(indices, flags, strict=True) if named]
+        for indices, flags in zip(order.tolist(), is_named.tolist(), strict=True)
     ]

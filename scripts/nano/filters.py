@@ -1,4 +1,4 @@
-"""Picture filters of the clip maker: defocus and line art."""
+"""Image filters for generated clips: defocus and line art."""
 
 import torch
 import torch.nn.functional as F

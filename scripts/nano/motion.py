@@ -1,8 +1,8 @@
-"""Photos in motion: endless video clips made on the GPU from a bank of still photos.
+"""Endless synthetic video clips, made on the GPU from a bank of still photos.
 
 A clip is a window on a photo under a moving camera, with cut-outs of other photos passing in front, wavy warps, flat
-drawings, or its own outlines as line art. Positions are in output pixels from the clip's centre; P sample points per
-frame, FOLD x FOLD in every pixel, are taken from the pyramid level that suits the scale and area averaged: no aliasing.
+drawings, or its own outlines as line art. Positions are in output pixels from the clip's centre. Each frame has P
+sample points, FOLD x FOLD per pixel, read from the pyramid level that fits the scale and averaged against aliasing.
 """
 
 import math
@@ -17,8 +17,8 @@ from scripts.nano.filters import defocus, outlines
 PANS = {"pan left": (-1, 0), "pan right": (1, 0), "pan up": (0, -1), "pan down": (0, 1)}
 CAMERA = ("still", *PANS, "zoom in", "zoom out", "turn left", "turn right", "handheld", "drift")
 CONTENT = ("photo", "objects", "waves", "shapes", "outlines")
-SHARE = (0.35, 0.10, 0.04, 0.04)  # of the clips, for every CONTENT but the first, which gets the rest
-LEVELS = (0.6, 0.4)  # share of the clips that see the photo at full and at half size
+SHARE = (0.35, 0.10, 0.04, 0.04)  # of the clips, for each CONTENT except the first, which gets the rest
+LEVELS = (0.6, 0.4)  # share of the clips that use the photo at full and at half size
 GREY, SOFT, FOLD = 0.05, 0.06, 2  # share of grey clips, of clips out of focus; samples per pixel and axis
 
 
@@ -34,14 +34,14 @@ class Clips(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A motion: frame coordinates @ matrix.T + shift are the coordinates in what is seen."""
+    """A motion: frame coordinates @ matrix.T + shift are the coordinates in the photo or body."""
 
     matrix: Tensor  # (n, F, 2, 2)
     shift: Tensor  # (n, F, 2)
 
 
 class MotionClips:
-    """Call it with a batch size to get Clips. `bank`: uint8 square photos (N, 3, S, S), S even. A seed fixes all."""
+    """Call with a batch size to get Clips. bank: uint8 square photos (N, 3, S, S), S even. Deterministic by seed."""
 
     def __init__(self, bank: Tensor, frames: int = 9, size: int = 64, seed: int = 0):
         self.frames, self.size, self.device = frames, size, bank.device
@@ -58,9 +58,9 @@ class MotionClips:
         photo, camera = self.choose(len(self.levels[0]), batch), self.choose(len(CAMERA), batch)
         counts = [round(share * batch) for share in SHARE]
         content = torch.repeat_interleave(torch.tensor([batch - sum(counts), *counts])).to(self.device)
-        ends = [batch - sum(counts[i:]) for i in range(len(counts) + 1)]  # clips of equal content lie together
+        ends = [batch - sum(counts[i:]) for i in range(len(counts) + 1)]  # clips of the same content are adjacent
         video = self.backgrounds(photo, camera, content)  # (B, 3, F, P) in [0, 1]
-        for share in (1.0, 0.6, 0.3):  # of those clips have a first, second and third object
+        for share in (1.0, 0.6, 0.3):  # share of those clips with a first, second and third object
             self.paste(video[ends[0] : ends[0] + round(share * counts[0])])
         video[ends[2] : ends[3]] = self.drawings(counts[2])
         grid = video.view(batch, 3, self.frames, self.size * FOLD, self.size * FOLD)
@@ -80,12 +80,12 @@ class MotionClips:
         return torch.randint(choices, (n,), generator=self.random, device=self.device)
 
     def ramp(self, n: int) -> Tensor:
-        """(n, F) progress from -.5 to .5 with a constant acceleration of its own."""
+        """(n, F) progress from -0.5 to 0.5, each with its own constant acceleration."""
         t = self.time[:, 0] / (self.frames - 1)
         return t + self.uniform(n, 1, low=-0.9, high=0.9) * (t * t - t) - 0.5
 
     def path(self, camera: Tensor, scale: Tensor) -> Path:
-        """Paths of the CAMERA classes `camera` (n), seeing `scale` (n) source pixels per output pixel."""
+        """Paths of the CAMERA classes `camera` (n), with `scale` (n) source pixels per output pixel."""
         n, zero = len(camera), camera.new_zeros(1, 2, dtype=torch.float32)
         one_hot = F.one_hot(camera, len(CAMERA)).float()  # (n, K)
         of = dict(zip(CAMERA, one_hot.T[..., None], strict=True))  # name -> (n, 1)
@@ -109,32 +109,32 @@ class MotionClips:
         return Path(magnify * (spin @ shear), shift * scale[:, None, None])
 
     def follow(self, path: Path, pixels: Tensor) -> Tensor:
-        """Sample points (P, 2) or (n, F, P, 2) -> the same points (n, F, P, 2) in what the path sees."""
+        """Map sample points (P, 2) or (n, F, P, 2) along the path: points (n, F, P, 2) in the photo or body."""
         return pixels @ path.matrix.mT + path.shift[:, :, None]
 
-    def look(self, level: int, photo: Tensor, where: Tensor) -> Tensor:
+    def sample_photo(self, level: int, photo: Tensor, where: Tensor) -> Tensor:
         """Colours (n, 3, F, P) in [0, 1] of photos (n) of a level at `where` (n, F, P, 2), in pixels from a random
-        centre as far inside the photo as the view allows; half of the photos are mirrored."""
+        centre that keeps the view inside the photo if possible; half of the photos are mirrored."""
         bank, n = self.levels[level], len(photo)
         side = bank.shape[-1]
-        room = (side / 2 - where.abs().amax((1, 2))).clamp(min=0)  # (n, 2)
-        where = where / (side / 2) + (room / (side / 2) * self.uniform(n, 2, low=-1.0))[:, None, None]
-        where = where * torch.stack([self.uniform(n).round() * 2 - 1, torch.ones_like(room[:, 0])], -1)[:, None, None]
+        margin = (side / 2 - where.abs().amax((1, 2))).clamp(min=0)  # (n, 2)
+        where = where / (side / 2) + (margin / (side / 2) * self.uniform(n, 2, low=-1.0))[:, None, None]
+        where = where * torch.stack([self.uniform(n).round() * 2 - 1, torch.ones_like(margin[:, 0])], -1)[:, None, None]
         return F.grid_sample(bank[photo].float(), where, padding_mode="reflection", align_corners=False) / 255
 
     def backgrounds(self, photo: Tensor, camera: Tensor, content: Tensor) -> Tensor:
-        """(B, 3, F, P): every clip's photo under its camera; those with content "waves" ripple."""
+        """(B, 3, F, P): the photo of every clip under its camera motion, with ripples for the content "waves"."""
         video = torch.empty(len(photo), 3, self.frames, len(self.pixels), device=self.device)
         order = torch.randperm(len(photo), generator=self.random, device=self.device)
         ends = [round(len(photo) * sum(LEVELS[: i + 1])) for i in range(len(LEVELS) - 1)]
-        for level, some in enumerate(order.tensor_split(ends)):
-            scale = self.uniform(len(some), low=math.log(1.05), high=math.log(2.0)).exp()
-            pixels = self.ripple(content[some] == CONTENT.index("waves"))
-            video[some] = self.look(level, photo[some], self.follow(self.path(camera[some], scale), pixels))
+        for level, rows in enumerate(order.tensor_split(ends)):
+            scale = self.uniform(len(rows), low=math.log(1.05), high=math.log(2.0)).exp()
+            pixels = self.ripple(content[rows] == CONTENT.index("waves"))
+            video[rows] = self.sample_photo(level, photo[rows], self.follow(self.path(camera[rows], scale), pixels))
         return video
 
     def ripple(self, waves: Tensor) -> Tensor:
-        """Sample points (n, F, P, 2), pushed by a travelling sine where `waves` (n) is true."""
+        """Sample points (n, F, P, 2), displaced by a travelling sine where `waves` (n) is true."""
         n = len(waves)
         turns = math.tau / self.uniform(n, 1, 1, 2, low=12, high=60)  # radians per pixel
         phase = self.uniform(n, 1, 1, 2, high=math.tau) + self.time[..., None] * self.uniform(n, 1, 1, 2, low=-1.0)
@@ -142,21 +142,23 @@ class MotionClips:
         return self.pixels + push * waves[:, None, None, None] * self.uniform(n, 1, 1, 2, low=0.4, high=2.5)
 
     def wander(self, n: int, spread: float) -> Tensor:
-        """Sample points (n, F, P, 2) in the coordinates of n bodies that drift, `spread` clip sizes apart."""
+        """Sample points (n, F, P, 2) in the coordinates of n drifting bodies, `spread` clip sizes apart."""
         path = self.path(torch.full((n,), CAMERA.index("drift"), device=self.device), torch.ones(n, device=self.device))
         return self.follow(path, self.pixels) + self.uniform(n, 1, 1, 2, low=-spread, high=spread) * self.size
 
     def paste(self, video: Tensor) -> None:
-        """Lay a moving cut-out of another photo over every clip of video (n, 3, F, P)."""
+        """Paste a moving cut-out of another photo onto every clip of video (n, 3, F, P), in place."""
         n = len(video)
-        own = self.wander(n, 0.4)
-        seen = self.look(1, self.choose(len(self.levels[1]), n), own * self.uniform(n, 1, 1, 1, low=1.0, high=2.0))
-        video.lerp_(seen, self.body(own)[:, None])
+        points = self.wander(n, 0.4)
+        colour = self.sample_photo(
+            1, self.choose(len(self.levels[1]), n), points * self.uniform(n, 1, 1, 1, low=1.0, high=2.0)
+        )
+        video.lerp_(colour, self.body(points)[:, None])
 
-    def body(self, own: Tensor) -> Tensor:
-        """Opacity (n, F, P) of random bodies around the origin of `own` (n, F, P, 2): wavy, elliptic or polygons."""
-        n = len(own)
-        x, y = (own * torch.exp(0.3 * self.normal(n, 1, 1, 2))).unbind(-1)
+    def body(self, points: Tensor) -> Tensor:
+        """Opacity (n, F, P) of random bodies around the origin of `points` (n, F, P, 2): wavy, elliptic or polygons."""
+        n = len(points)
+        x, y = (points * torch.exp(0.3 * self.normal(n, 1, 1, 2))).unbind(-1)
         angle, far = torch.atan2(y, x), torch.hypot(x, y)
         radius = torch.ones_like(angle)
         for k in range(2, 6):
@@ -168,23 +170,23 @@ class MotionClips:
         return torch.sigmoid((radius - far) / self.uniform(n, 1, 1, low=0.15, high=0.6))
 
     def drawings(self, n: int) -> Tensor:
-        """(n, 3, F, P): flat bodies, long lines and a row of text-like strokes, 1-3 px thick, on a flat ground."""
+        """(n, 3, F, P): flat bodies, long lines and a row of text-like strokes, 1-3 px thick, on a flat background."""
         colour = self.uniform(n, 20, 3, 1, 1).round() * 0.8 + self.uniform(n, 20, 3, 1, 1, high=0.2)
         video = colour[:, 0].expand(-1, -1, self.frames, len(self.pixels))
-        page = self.wander(n, 0.3)  # the strokes of the text move as one
+        page = self.wander(n, 0.3)  # the strokes of the text move together
         for i in range(1, 20):
             text = 4 <= i < 12
-            own = page + page.new_tensor([7.0 * (i - 8), 0.0]) if text else self.wander(n, 0.5)
-            alpha = self.body(own) if i < 4 else self.stroke(own, 4.0 if text else 30.0)
+            points = page + page.new_tensor([7.0 * (i - 8), 0.0]) if text else self.wander(n, 0.5)
+            alpha = self.body(points) if i < 4 else self.stroke(points, 4.0 if text else 30.0)
             video = torch.lerp(video, colour[:, i], alpha[:, None])
         return video
 
-    def stroke(self, own: Tensor, reach: float) -> Tensor:
+    def stroke(self, points: Tensor, reach: float) -> Tensor:
         """Opacity (n, F, P) of a line of 1-3 px with random ends up to `reach` px from its middle."""
-        end = self.uniform(len(own), 1, 1, 2, low=-reach, high=reach)
-        along = ((own * end).sum(-1) / end.square().sum(-1).clamp(min=1)).clamp(-1, 1)
-        far = (own - along[..., None] * end).norm(dim=-1)
-        return ((self.uniform(len(own), 1, 1, low=0.5, high=1.5) - far) * FOLD + 0.5).clamp(0, 1)
+        end = self.uniform(len(points), 1, 1, 2, low=-reach, high=reach)
+        along = ((points * end).sum(-1) / end.square().sum(-1).clamp(min=1)).clamp(-1, 1)
+        far = (points - along[..., None] * end).norm(dim=-1)
+        return ((self.uniform(len(points), 1, 1, low=0.5, high=1.5) - far) * FOLD + 0.5).clamp(0, 1)
 
     def grade(self, video: Tensor, grey: Tensor, soft: Tensor) -> Tensor:
         """Modest changes of sharpness, colour and contrast; `soft` clips are defocused, `grey` ones colourless."""

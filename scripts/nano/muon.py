@@ -1,8 +1,7 @@
-"""Muon (Keller Jordan, 2024): momentum whose update is made orthogonal, for weights that act as matrices.
+"""Muon (Keller Jordan, 2024): momentum with an orthogonalised update, for weights that act as matrices.
 
-After 22 s of training the VAE it was 3 dB ahead of AdamW (docs/log/nano-experiments.md). The update is scaled to the
-size of an AdamW update (Moonshot's 0.2 sqrt(max(rows, columns))), so that one learning rate serves both kinds of
-parameters.
+After 22 s of VAE training it was 3 dB better than AdamW (docs/log/nano-experiments.md). The update is scaled to the
+size of an AdamW update (Moonshot's 0.2 sqrt(max(rows, columns))), so one learning rate fits both kinds of parameters.
 """
 
 from collections.abc import Iterable
@@ -24,7 +23,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 class Muon(Optimizer):
-    """For weights of two or more dimensions, each seen as (first dimension, all others). lr may be a tensor."""
+    """For weights of two or more dimensions, reshaped to (first dimension, all others). lr may be a tensor."""
 
     def __init__(self, params: Iterable[Tensor], lr: float | Tensor, momentum: float = 0.95, decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "decay": decay})
@@ -32,15 +31,15 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = {}  # weights of one shape share one batched iteration
+            by_shape: dict[torch.Size, list[Tensor]] = {}  # weights of the same shape share one batched iteration
             for weight in group["params"]:
-                alike.setdefault(weight.shape, []).append(weight)
-            for weights in alike.values():
+                by_shape.setdefault(weight.shape, []).append(weight)
+            for weights in by_shape.values():
                 if group["decay"]:
                     torch._foreach_mul_(weights, torch.as_tensor(1 - group["lr"] * group["decay"]))
-                self._step_alike(weights, group["lr"], group["momentum"])
+                self._step_same_shape(weights, group["lr"], group["momentum"])
 
-    def _step_alike(self, weights: list[Tensor], lr: float | Tensor, momentum: float) -> None:
+    def _step_same_shape(self, weights: list[Tensor], lr: float | Tensor, momentum: float) -> None:
         grads = [weight.grad for weight in weights if weight.grad is not None]
         means = [self.state[weight].setdefault("mean", torch.zeros_like(weight)) for weight in weights]
         torch._foreach_lerp_(means, grads, 1 - momentum)

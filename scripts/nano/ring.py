@@ -1,4 +1,4 @@
-"""An endless supply of captioned latents: photos in motion are made, encoded and kept on the GPU."""
+"""Ring buffer of captioned latents on the GPU: synthetic clips are generated, encoded and replaced in turn."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from scripts.nano.motion import CAMERA, CONTENT, Clips, MotionClips
 
 
 def captions(clips: Clips, subjects: list[str]) -> list[str]:
-    """Short captions: what the photo shows, its colours, what passes by, how the camera moves.
+    """Short captions: subject of the photo, colours, passing objects, camera motion.
 
-    A tenth are empty; half name no subject and two fifths no colour, so that neither is leaned on.
+    A tenth are empty, half name no subject and two fifths no colour, so that the model does not depend on either.
     """
     colours = colour_words(clips.video)
     passing = {"objects": "things passing in front", "waves": "rippling", "outlines": "line drawing"}
@@ -31,7 +31,7 @@ def captions(clips: Clips, subjects: list[str]) -> list[str]:
 
 
 class Ring:
-    """Latents (ring, C, f, h, w) and word numbers, filled once and renewed `fresh` clips at a time."""
+    """Latents (ring, C, f, h, w) and token ids, filled once, then replaced a few clips at a time."""
 
     def __init__(
         self, clips: MotionClips, vae: VideoVAE, text: NanoTextEncoder, subjects: list[str], size: int
@@ -43,7 +43,7 @@ class Ring:
 
     @torch.no_grad()
     def make(self, count: int) -> tuple[Tensor, Tensor]:
-        """`count` new clips as latents (n,C,f,h,w) and word numbers (n,T)."""
+        """`count` new clips as latents (n,C,f,h,w) and token ids (n,T)."""
         clips = self.clips(count)
         with torch.autocast(clips.video.device.type, torch.bfloat16):
             latent = self.vae.encode(clips.video)
@@ -57,6 +57,6 @@ class Ring:
         self.next = int((place[-1] + 1) % len(self.latent))
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """A random batch of latents (B,C,f,h,w) and word numbers (B,T)."""
+        """A random batch of latents (B,C,f,h,w) and token ids (B,T)."""
         pick = torch.randint(len(self.latent), (batch,), device=self.latent.device)
         return self.latent[pick].float(), self.ids[pick]

@@ -1,4 +1,4 @@
-"""Several GPUs under torchrun, kept simple: every rank makes its own clips, gradients are averaged in one message."""
+"""Minimal data parallelism under torchrun: each rank generates its own clips, gradients are averaged in one message."""
 
 import os
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Team:
-    """The ranks of a torchrun, or this process alone."""
+    """The processes of a torchrun, or a single process."""
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -20,14 +20,14 @@ class Team:
             dist.init_process_group("nccl" if cuda else "gloo")
 
     def from_first(self, value: float) -> float:
-        """Rank 0's value, on every rank."""
+        """The value of rank 0, on every rank."""
         shared = torch.tensor(value, device=self.device, dtype=torch.float64)
         if self.size > 1:
             dist.broadcast(shared, 0)
         return shared.item()
 
     def average(self, grads: list[Tensor]) -> None:
-        """Replace gradients by their mean over the ranks, in one message."""
+        """Replace gradients by their mean over all ranks, in one message."""
         if self.size == 1:
             return
         flat = torch.cat([grad.flatten() for grad in grads])

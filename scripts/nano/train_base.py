@@ -1,8 +1,8 @@
-"""The transformer of `nano`, from scratch: text to video and first frame to video on photos in motion.
+"""Train the transformer of `nano` from scratch: text to video and first frame to video, on moving photos.
 
-Clips are made and encoded on the GPU and kept in a ring of latents, from which batches are drawn while the ring is
-renewed. A third of the clips is learned from text alone, a third with a clean first latent frame, a third with random
-clean tokens. References are never shown: to use one is what an IC-LoRA has to learn.
+Clips are generated and encoded on the GPU and stored in a ring buffer of latents, from which batches are drawn while
+the buffer is refilled. A third of the clips is trained from text alone, a third with a clean first latent frame, a
+third with random clean tokens. The base never sees references: using them is what an IC-LoRA learns.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from scripts.nano.team import Team
 
 FPS = 25.0
 CHUNK = 16
-RECORD_AFTER = 5  # steps one by one, in which all is compiled and the optimizers' memory is made
-SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the held-back loss
+RECORD_AFTER = 5  # eager steps before CUDA graph capture: they compile and create the optimizer states
+SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the validation loss
 
 
 @dataclass
 class BaseTraining:
-    """Sizes and schedule. Times are seconds on the clock."""
+    """Sizes and schedule. Times are seconds of wall time."""
 
     width_heads: int = 5  # heads of 64 channels
     layers: int = 8
     batch: int = 256
-    fresh: int = 12  # clips that are renewed in the ring per step, CHUNK steps at a time
+    fresh: int = 12  # clips replaced in the ring buffer per step, CHUNK steps at a time
     rate: float = 1e-3
     warmup: int = 500
-    decay_from: float = 0.5  # share of the time after which the rate falls linearly to 0
+    decay_from: float = 0.5  # share of the time after which the learning rate decays linearly to 0
     decay: float = 0.05  # weight decay of the blocks' matrices
     ema: float = 0.9995
     clip: float = 1.0
@@ -75,7 +75,7 @@ def transformer_config(cfg: BaseTraining, channels: int) -> dict[str, object]:
 
 
 def initialise(transformer: Transformer) -> None:
-    """Xavier linears; gates, AdaLN and the output start at zero, so that every block starts as the identity."""
+    """Xavier for linears; zeros for gates, AdaLN and the output, so that every block starts as the identity."""
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -87,23 +87,23 @@ def initialise(transformer: Transformer) -> None:
         nn.init.zeros_(zero.weight)
 
 
-def give_clean(tokens: Tokens, clean: Tensor, given: Tensor) -> Tokens:
-    """The tokens where `given` (B,N) is set as clean ones: their latent, level 0, not learned."""
+def make_clean(tokens: Tokens, clean: Tensor, is_clean: Tensor) -> Tokens:
+    """Tokens with the latent of `clean` and without loss where `is_clean` (B,N) is set."""
     return replace(
         tokens,
-        latent=torch.where(given[..., None], clean, tokens.latent),
-        level=given.long(),
-        loss_mask=~given,
+        latent=torch.where(is_clean[..., None], clean, tokens.latent),
+        level=is_clean.long(),
+        loss_mask=~is_clean,
     )
 
 
-def conditions(batch: int, grid: tuple[int, int, int], device: torch.device) -> Tensor:
-    """Which tokens (B,N) are given clean: none, the first latent frame, or a random share of .05 to .9."""
+def random_clean_tokens(batch: int, grid: tuple[int, int, int], device: torch.device) -> Tensor:
+    """Which tokens (B,N) are clean: none, the first latent frame, or a random share of 0.05 to 0.9."""
     f, h, w = grid
     kind = torch.rand(batch, 1, device=device)
     first = torch.arange(f * h * w, device=device) < h * w
     share = 0.05 + 0.85 * torch.rand(batch, 1, device=device)
-    blocks = torch.rand(batch, f, (h + 1) // 2, (w + 1) // 2, device=device)  # half of them in 2x2 blocks
+    blocks = torch.rand(batch, f, (h + 1) // 2, (w + 1) // 2, device=device)  # half of the clips in 2x2 blocks
     blocks = blocks.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :h, :w].flatten(1)
     single = torch.rand(batch, f * h * w, device=device)
     scattered = torch.where(torch.rand(batch, 1, device=device) < 0.5, blocks, single) < share
@@ -111,7 +111,7 @@ def conditions(batch: int, grid: tuple[int, int, int], device: torch.device) -> 
 
 
 class Trainer:
-    """Model, optimizers, average and clock of one training; under torchrun every rank draws its own batches."""
+    """Model, optimizers, EMA and clock of one training. Under torchrun every rank draws its own batches."""
 
     def __init__(self, cfg: BaseTraining, vae: VideoVAE, ring: Ring, text: NanoTextEncoder, team: Team) -> None:
         self.cfg, self.vae, self.ring, self.text, self.team, self.device = cfg, vae, ring, text, team, team.device
@@ -122,7 +122,7 @@ class Trainer:
         hidden = [p for p in self.model.transformer_blocks.parameters() if p.ndim == 2 and min(p.shape) > 9]
         rest = [p for p in self.parameters if all(p is not h for h in hidden)]
         cuda = self.device.type == "cuda"
-        self.lr = torch.tensor(cfg.rate, device=self.device)  # a tensor, so that a recorded step sees it change
+        self.lr = torch.tensor(cfg.rate, device=self.device)  # a tensor, so that a captured step sees its changes
         adam = torch.optim.AdamW(
             rest, self.lr, betas=(0.9, 0.98), weight_decay=0.0, fused=cuda, capturable=cuda, foreach=False
         )
@@ -135,24 +135,24 @@ class Trainer:
             for block in self.model.transformer_blocks:
                 block.compile()
 
-    def loss(self, latent: Tensor, ids: Tensor, sigma: Tensor, noise: Tensor, given: Tensor) -> Tensor:
+    def loss(self, latent: Tensor, ids: Tensor, sigma: Tensor, noise: Tensor, is_clean: Tensor) -> Tensor:
         """Velocity loss of each clip (B,)."""
         tokens = target_tokens(add_noise(latent, noise, sigma), sigma, self.vae.geometry, FPS)
-        tokens = give_clean(tokens, to_tokens(latent), given)
+        tokens = make_clean(tokens, to_tokens(latent), is_clean)
         with torch.autocast(self.device.type, torch.bfloat16):
             predicted = self.model(tokens, self.text(ids))
         return masked_loss(predicted, to_tokens(target_velocity(latent, noise)), tokens.loss_mask)
 
     def rate(self, seconds: float) -> float:
-        """Learning rate: warm-up in steps, then constant, then a straight fall to 0 at the end of the time."""
+        """Learning rate: warm-up in steps, then constant, then linear decay to 0 at the end of the time."""
         left = 1 - min(self.elapsed / seconds, 1)
         return self.cfg.rate * min(1, (self.step + 1) / self.cfg.warmup, left / (1 - self.cfg.decay_from))
 
     def update(self) -> Tensor:
-        """One update at the noise levels `self.sigma` and the rate `self.lr`; the mean loss, not waited for."""
+        """One update at noise levels `self.sigma` and rate `self.lr`. Returns the mean loss without a host sync."""
         latent, ids = self.ring.draw(self.cfg.batch)
-        given = conditions(len(latent), tuple(latent.shape[2:]), self.device)
-        loss = self.loss(latent, ids, self.sigma, torch.randn_like(latent), given).mean()
+        is_clean = random_clean_tokens(len(latent), tuple(latent.shape[2:]), self.device)
+        loss = self.loss(latent, ids, self.sigma, torch.randn_like(latent), is_clean).mean()
         for p in self.parameters:
             p.grad = None
         loss.backward()
@@ -162,8 +162,8 @@ class Trainer:
             optimizer.step()
         return loss.detach()
 
-    def record(self) -> Callable[[], Tensor]:
-        """`update` as one CUDA graph: its few thousand kernels are launched at once, not one by one from Python."""
+    def capture(self) -> Callable[[], Tensor]:
+        """Capture `update` as one CUDA graph, which launches its few thousand kernels at once instead of one by one."""
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
@@ -176,33 +176,33 @@ class Trainer:
         return replay
 
     def train_step(self, seconds: float) -> Tensor:
-        """One update, the average and, every CHUNK steps, fresh clips; the mean loss as a tensor."""
+        """One update, an EMA update and, every CHUNK steps, new clips. Returns the mean loss as a tensor."""
         self.lr.fill_(self.rate(seconds))
         self.sigma.copy_(sample_sigma(self.cfg.batch, self.ring.latent[0, 0].numel(), Flow(), self.draws))
         if self.replay is None and self.cfg.compile and self.device.type == "cuda" and self.warm >= RECORD_AFTER:
-            self.replay = self.record()
+            self.replay = self.capture()
         self.warm += 1
         loss = self.update() if self.replay is None else self.replay()
-        keep = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - keep)
+        decay = min(self.cfg.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         if self.step % CHUNK == 0:
             self.ring.renew(self.cfg.fresh * CHUNK)
         self.step += 1
         return loss
 
     def run(self, seconds: float, until: float, log: Path, val: tuple[Tensor, Tensor], every: float = 90) -> None:
-        """Train until `until` of the `seconds` that the schedule is laid out for; ValueError on a non-finite loss."""
+        """Train until second `until` of a schedule of `seconds` seconds. ValueError on a non-finite loss."""
         seed = 1000 * (self.cfg.seed + self.step) + self.team.rank
         self.draws = Generator().manual_seed(seed)
         torch.manual_seed(seed + 500)
-        begun, before, shown = time.time(), self.elapsed, self.elapsed
+        started, before, logged = time.time(), self.elapsed, self.elapsed
         losses: list[Tensor] = []
         while self.elapsed < until:
             losses.append(self.train_step(seconds))
             if self.step % 20 == 0:
-                self.elapsed = self.team.from_first(time.time() - begun + before)
-            if self.elapsed - shown > every or self.elapsed >= until:
-                mean, shown = float(torch.stack(losses).mean()), self.elapsed
+                self.elapsed = self.team.from_first(time.time() - started + before)
+            if self.elapsed - logged > every or self.elapsed >= until:
+                mean, logged = float(torch.stack(losses).mean()), self.elapsed
                 if not math.isfinite(mean):
                     raise ValueError(f"loss is {mean} at step {self.step}")
                 row = {"step": self.step, "seconds": round(self.elapsed), "loss": mean, "ema": self.measure(val)}
@@ -213,17 +213,17 @@ class Trainer:
                         stream.write(json.dumps(row) + "\n")
 
     def swap(self) -> None:
-        """Exchange the weights and their average."""
+        """Swap the weights and their average."""
         for p, a in zip(self.parameters, self.average, strict=True):
-            mine = p.data.clone()
+            weight = p.data.clone()
             p.data.copy_(a)
-            a.copy_(mine)
+            a.copy_(weight)
 
     @torch.no_grad()
-    @torch.compiler.set_stance("force_eager")  # these shapes are seen too seldom to be worth compiling for
+    @torch.compiler.set_stance("force_eager")  # these shapes are too rare to be worth compiling
     def measure(self, val: tuple[Tensor, Tensor]) -> dict[str, list[float] | float]:
-        """Held-back losses of the averaged weights at SIGMAS, and how well a reference is copied that no training
-        showed: PSNR of the sampled clip against it (dB)."""
+        """Validation losses of the averaged weights at SIGMAS, and how well the model copies a reference, which it was
+        never trained on: PSNR in dB of the sampled clip against the reference."""
         self.swap()
         latent, ids = val
         grid = tuple(latent.shape[2:])
@@ -232,24 +232,24 @@ class Trainer:
         first = none.clone()
         first[:, : grid[1] * grid[2]] = True
         result: dict[str, list[float] | float] = {}
-        for name, given in (("text", none), ("first", first)):
+        for name, is_clean in (("text", none), ("first", first)):
             result[name] = [
-                round(float(self.loss(latent, ids, latent.new_full((len(latent),), s), noise, given).mean()), 4)
+                round(float(self.loss(latent, ids, latent.new_full((len(latent),), s), noise, is_clean).mean()), 4)
                 for s in SIGMAS
             ]
-        some = latent[:64]
+        references = latent[:64]
         with torch.autocast(self.device.type, torch.bfloat16):
             out = sample(
                 self.model, self.text(ids[:64]), grid, self.vae.geometry, FPS, SamplerSettings(sigma_schedule(8, 0.95)),
-                range(len(some)), [Reference(some)],
+                range(len(references)), [Reference(references)],
             )  # fmt: skip
-            error = (self.vae.decode(out) - self.vae.decode(some)).float().square().mean((1, 2, 3, 4))
+            error = (self.vae.decode(out) - self.vae.decode(references)).float().square().mean((1, 2, 3, 4))
         result["copy_psnr"] = round(float((10 * torch.log10(4 / error)).mean()), 2)
         self.swap()
         return result
 
     def state(self) -> dict[str, object]:
-        """Everything needed to go on, but the ring."""
+        """Everything needed to resume, except the ring buffer."""
         return {
             "model": self.model.state_dict(),
             "text": self.text.state_dict(),
@@ -261,18 +261,18 @@ class Trainer:
         }
 
     def load(self, state: dict) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         self.model.load_state_dict(state["model"])
         self.text.load_state_dict(state["text"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
             for group in optimizer.param_groups:
                 group["lr"] = self.lr
-        for mine, theirs in zip(self.average, state["average"], strict=True):
-            mine.copy_(theirs)
+        for average, saved in zip(self.average, state["average"], strict=True):
+            average.copy_(saved)
         self.step, self.elapsed = state["step"], state["elapsed"]
 
 
 def text_config(cfg: BaseTraining) -> NanoTextConfig:
-    """The small text encoder's sizes."""
+    """Sizes of the small text encoder."""
     return NanoTextConfig(output=cfg.width_heads * 64)

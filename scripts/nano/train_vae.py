@@ -1,8 +1,8 @@
-"""Train nano's video VAE on photos in motion for a given time: python -m scripts.nano.train_vae --seconds 540 ...
+"""Train nano's video VAE on moving photos for a given time: python -m scripts.nano.train_vae --seconds 540 ...
 
 Loss: L1, squared error, finite differences in space and time, and the fine Haar bands of the error. Noise on the
-latents makes the decoder forgiving, a pull to mean 0 and std 1 per channel keeps that noise comparable. Under torchrun
-every rank makes its own clips and gradients are averaged.
+latents makes the decoder robust, and a penalty for channels that differ from mean 0 and std 1 fixes the scale of that
+noise. Under torchrun every rank generates its own clips and gradients are averaged.
 """
 
 import argparse
@@ -32,19 +32,19 @@ SHARD = 15 * 2**20  # bytes
 
 @dataclass
 class VAETraining:
-    """Knobs of the training: weights of the losses are relative to L1."""
+    """Settings of the training. Weights of the losses are relative to L1."""
 
     batch: int = 64  # clips per step and device
-    ahead: int = 8  # batches made at once
+    ahead: int = 8  # batches generated at once
     lr: float = 2e-3
     warmup: int = 100  # steps
-    noise: float = 0.1  # largest std of the noise on a clip's latents
+    noise: float = 0.1  # largest std of the noise on the latents of a clip
     squared: float = 5.0
     slopes: float = 0.5
     fine: float = 0.5
     spread: float = 0.02
     ema: float = 0.999
-    pace: int = 25  # steps between looks at the clock and the loss
+    pace: int = 25  # steps between two reads of the clock and the loss
     judge: float = 60.0  # seconds between validations
     channels_last: bool = True
     compile: bool = True
@@ -85,7 +85,7 @@ def nano_config(channels: int) -> dict[str, Any]:
 
 
 class RoundTrip(nn.Module):
-    """video (B,3,F,H,W) -> (loss per clip (B), latents (B,C,f,h,w)); what torch.compile sees."""
+    """video (B,3,F,H,W) -> (loss per clip (B), latents (B,C,f,h,w)); the module that is compiled."""
 
     def __init__(self, vae: VideoVAE, cfg: VAETraining):
         super().__init__()
@@ -98,7 +98,7 @@ class RoundTrip(nn.Module):
         return self.reconstruction(error) + self.cfg.spread * spread(latent.float()), latent
 
     def reconstruction(self, error: Tensor) -> Tensor:
-        """(B): the weighted sum of all that is wrong with a clip."""
+        """(B): the weighted sum of the reconstruction losses of each clip."""
         mean = (1, 2, 3, 4)
         loss = error.abs().mean(mean) + self.cfg.squared * error.square().mean(mean)
         slopes = sum(error.diff(dim=axis).abs().mean(mean) for axis in (2, 3, 4))
@@ -109,19 +109,19 @@ class RoundTrip(nn.Module):
 
 
 def spread(latent: Tensor) -> Tensor:
-    """How far the latents' channels (B, C, f, h, w) are from mean 0 and std 1 over the batch."""
+    """Squared deviation of the channels of latents (B, C, f, h, w) from mean 0 and std 1 over the batch."""
     std, mean = torch.std_mean(latent, dim=(0, 2, 3, 4))  # (C)
     return (mean.square() + (std - 1).square()).mean()
 
 
 class Trainer:
-    """Weights, their moving average and the optimizers: everything that a checkpoint keeps."""
+    """Weights, their moving average and the optimizers: everything in a checkpoint."""
 
     def __init__(self, vae: VideoVAE, cfg: VAETraining, team: Team):
         self.vae, self.cfg, self.team, self.step = vae, cfg, team, 0
         self.ema = copy.deepcopy(vae).requires_grad_(False)
         self.params = list(vae.parameters())
-        ends = ("conv_in", "conv_out")  # they face pixels and latents: not hidden matrices
+        ends = ("conv_in", "conv_out")  # layers at pixels and latents are not hidden matrices
         hidden = [p for name, p in vae.named_parameters() if p.ndim > 1 and not any(end in name for end in ends)]
         rest = [p for p in self.params if all(p is not h for h in hidden)]
         self.optimizers = [Muon(hidden, cfg.lr), torch.optim.AdamW(rest, cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)]
@@ -129,7 +129,7 @@ class Trainer:
         self.trip = torch.compile(trip, dynamic=False) if cfg.compile else trip
 
     def train(self, video: Tensor, progress: float) -> Tensor:
-        """One step on (B, 3, F, H, W) at `progress` 0..1 of the time; returns the loss."""
+        """One step on (B, 3, F, H, W) at `progress` 0..1 of the time. Returns the loss."""
         rate = self.cfg.lr * min((self.step + 1) / self.cfg.warmup, 1.0) * max(1.0 - progress, 0.0)
         with torch.autocast(video.device.type, torch.bfloat16):
             loss = self.trip(video)[0].mean()
@@ -169,14 +169,14 @@ class Trainer:
 
 
 def stream(source: MotionClips, cfg: VAETraining) -> Iterator[Tensor]:
-    """Endless batches (B, 3, F, H, W), several made at once."""
+    """Endless batches (B, 3, F, H, W), several generated at once."""
     while True:
         yield from source(cfg.batch * cfg.ahead).video.split(cfg.batch)
 
 
 @torch.no_grad()
 def measure_latents(vae: VideoVAE, source: MotionClips, clips: int = 4096) -> None:
-    """Set the VAE's latent mean and std per channel from so many clips."""
+    """Set the VAE's latent mean and std per channel, measured on `clips` clips."""
     latents = [vae.model.encoder(source(256).video)[:, : vae.channels] for _ in range(-(-clips // 256))]
     std, mean = torch.std_mean(torch.cat(latents).double(), dim=(0, 2, 3, 4))  # (C)
     vae.model.latents_mean.copy_(mean)
@@ -184,7 +184,7 @@ def measure_latents(vae: VideoVAE, source: MotionClips, clips: int = 4096) -> No
 
 
 class Logbook:
-    """Rank 0's reports: losses, scores and files in `out_dir`, and everything needed to go on in the file `state`."""
+    """Output of rank 0: losses, scores and files in `out_dir`, and the state to resume from in the file `state`."""
 
     def __init__(self, trainer: Trainer, sets: dict[str, Tensor], out_dir: Path, state: Path | None):
         self.trainer, self.sets, self.out_dir, self.state = trainer, sets, out_dir, state
@@ -199,7 +199,7 @@ class Logbook:
             log.write(line + "\n")
 
     def judge(self, seconds: float) -> None:
-        """Score the moving average and save."""
+        """Measure the moving average and save the state."""
         self.judged = seconds
         self.scores = judge(self.trainer.ema, self.sets)
         self.write(seconds=round(seconds, 1), **self.scores)
@@ -208,7 +208,7 @@ class Logbook:
             save_file(self.trainer.state() | counts, self.state)
 
     def export(self, seconds: float) -> None:
-        """Official keys in fp16 shards of at most SHARD bytes, the config in their metadata, and a report."""
+        """Write the weights with official keys in fp16 files of at most SHARD bytes with the config, and a report."""
         vae = self.trainer.ema
         state = {key: tensor.half().contiguous().cpu() for key, tensor in vae.official_state().items()}
         shards = split_by_size(state, SHARD)
@@ -229,10 +229,10 @@ def train_vae(
     real: Sequence[Path] = (),
     state: Path | None = None,
 ) -> VideoVAE:
-    """Train for `seconds` of wall time, set-up and compilation included; judging and export take some 15 s more.
+    """Train for `seconds` of wall time, including set-up and compilation. Final validation and export take 15 s more.
 
-    `model` is an official `vae` section, `photos` the folder of photos.csv, `real` videos to judge on, `state` a file
-    to which everything is saved and from which a run is resumed. FloatingPointError on a loss that is not finite.
+    model: an official `vae` section. photos: the folder of photos.csv. real: videos for validation. state: the file
+    that the training state is saved to and resumed from. FloatingPointError on a loss that is not finite.
     """
     start, done, team = time.monotonic(), 0.0, Team()
     torch.backends.cudnn.benchmark = True
@@ -243,7 +243,7 @@ def train_vae(
         tensors = load_file(state)
         done, trainer.step = tensors.pop("seconds").item(), int(tensors.pop("step"))
         trainer.load(tensors)
-    seed = 1000 * (cfg.seed + trainer.step) + team.rank + 2  # other clips and noise on every rank
+    seed = 1000 * (cfg.seed + trainer.step) + team.rank + 2  # different clips and noise on every rank
     torch.manual_seed(seed)
     source = MotionClips(load_bank(photos, "train").squares.to(team.device), seed=seed)
     book = Logbook(trainer, validation(photos, team.device, real), out_dir, state) if team.rank == 0 else None
@@ -271,12 +271,12 @@ def train_vae(
 
 
 def main() -> None:
-    """One flag for every knob of VAETraining, and the paths."""
+    """Command line: one flag for every setting of VAETraining, and the paths."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="folder with photos.csv")
     parser.add_argument("--out", type=Path, required=True, help="folder for the weights and the log")
     parser.add_argument("--seconds", type=float, required=True, help="wall time of the training")
-    parser.add_argument("--real", type=Path, nargs="*", default=[], help="videos to judge on")
+    parser.add_argument("--real", type=Path, nargs="*", default=[], help="videos for validation")
     parser.add_argument("--state", type=Path, help="file to resume from and to save to")
     parser.add_argument("--channels", type=int, default=64, help="latent channels")
     for name, value in asdict(VAETraining()).items():

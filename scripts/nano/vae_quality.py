@@ -1,7 +1,7 @@
-"""How good a VAE's round trip is: PSNR and edge F1 on held-back photos in motion, drawings and real videos.
+"""Quality of a VAE's round trip: PSNR and edge F1 on moving validation photos, drawings and real videos.
 
-python -m scripts.nano.vae_quality --vae DIR --photos DIR [--samples data_prep/samples]; of the sample clips only the
-split "train" is read.
+python -m scripts.nano.vae_quality --vae DIR --photos DIR [--samples data_prep/samples]; only the split
+"train" of the sample clips is read.
 """
 
 import argparse
@@ -35,18 +35,18 @@ def edges(frame: np.ndarray, drawn: bool) -> np.ndarray:
 
 
 def edge_f1(result: Tensor, truth: Tensor, drawn: bool = False) -> float:
-    """Mean over clips, uint8 (B, 3, F, H, W), of the F1 of edges within 1 px; clips without edges do not count."""
+    """Mean over clips, uint8 (B, 3, F, H, W), of the F1 of edges within 1 px. Clips without edges are skipped."""
     scores = []
     for pair in zip(result.permute(0, 2, 3, 4, 1).numpy(), truth.permute(0, 2, 3, 4, 1).numpy(), strict=True):
-        ours, theirs = (np.stack([edges(np.ascontiguousarray(frame), drawn) for frame in clip]) for clip in pair)
-        if not theirs.any():
+        output, target = (np.stack([edges(np.ascontiguousarray(frame), drawn) for frame in clip]) for clip in pair)
+        if not target.any():
             continue
-        near_ours, near_theirs = (
+        near_output, near_target = (
             np.stack([cv2.dilate(frame.astype(np.uint8), np.ones((3, 3))) > 0 for frame in clip])
-            for clip in (ours, theirs)
+            for clip in (output, target)
         )
-        precision = (ours & near_theirs).sum() / max(ours.sum(), 1)
-        recall = (theirs & near_ours).sum() / theirs.sum()
+        precision = (output & near_target).sum() / max(output.sum(), 1)
+        recall = (target & near_output).sum() / target.sum()
         scores.append(2 * precision * recall / max(precision + recall, 1e-9))
     return float(np.mean(scores)) if scores else math.nan
 
@@ -58,7 +58,7 @@ def to_bytes(video: Tensor) -> Tensor:
 
 def real_clips(files: Sequence[Path], short: int, per_file: int, frames: int = 9, size: int = 64) -> Tensor:
     """uint8 (B, 3, F, size, size): windows spread over each video, scaled to a short edge of `short`, cropped at
-    places that depend on the window's number only."""
+    positions that depend only on the number of the window."""
     clips = []
     for file in files:
         video = cv2.VideoCapture(str(file))
@@ -76,14 +76,14 @@ def real_clips(files: Sequence[Path], short: int, per_file: int, frames: int = 9
 
 
 def drawn_edges(video: Tensor) -> Tensor:
-    """Canny maps, white on black, of uint8 (B, 3, F, H, W): the hardest reference that a VAE is given."""
+    """Canny maps, white on black, of uint8 (B, 3, F, H, W): the hardest kind of reference for a VAE."""
     maps = [[edges(np.ascontiguousarray(f), False) for f in clip] for clip in video.permute(0, 2, 3, 4, 1).numpy()]
     return torch.from_numpy(np.array(maps)).byte().mul(255)[:, None].expand(-1, 3, -1, -1, -1).contiguous()
 
 
 @torch.no_grad()
 def judge(vae: VideoVAE, sets: dict[str, Tensor]) -> dict[str, float]:
-    """Round trip of uint8 sets (B, 3, F, H, W): PSNR and edge F1 of each; names with "lines" hold drawings."""
+    """PSNR and edge F1 of the round trip of uint8 sets (B, 3, F, H, W). Sets with "lines" in the name are drawings."""
     scores: dict[str, float] = {}
     device = vae.model.device
     for name, truth in sets.items():
@@ -95,12 +95,12 @@ def judge(vae: VideoVAE, sets: dict[str, Tensor]) -> dict[str, float]:
 
 
 def validation(photos: Path, device: torch.device, real: Sequence[Path]) -> dict[str, Tensor]:
-    """Sets to judge on: held-back photos in motion, drawings, and real videos at two scales with their edge maps."""
+    """Validation sets: moving validation photos, drawings, and real videos at two scales with their edge maps."""
     clips = MotionClips(load_bank(photos, "val").squares.to(device), seed=1)(1024)
     sets = {}
     for name, kinds, count in (("photos", (0, 1, 2), 192), ("shapes", (3,), 40), ("lines", (4,), 40)):  # of CONTENT
-        some = torch.isin(clips.content, torch.tensor(kinds, device=device))
-        sets[name] = to_bytes(clips.video[some][:count])
+        selected = torch.isin(clips.content, torch.tensor(kinds, device=device))
+        sets[name] = to_bytes(clips.video[selected][:count])
     for short in (160, 192) if real else ():
         sets[f"real {short}"] = real_clips(real, short, 6)
     if real:
@@ -109,7 +109,7 @@ def validation(photos: Path, device: torch.device, real: Sequence[Path]) -> dict
 
 
 def load_vae(folder: Path) -> VideoVAE:
-    """The VAE of the files `vae-*.safetensors` that train_vae wrote, in fp32."""
+    """The VAE in fp32, from the files `vae-*.safetensors` of train_vae."""
     state: dict[str, Tensor] = {}
     for file in sorted(folder.glob("vae-*.safetensors")):
         with safe_open(file, framework="pt") as opened:
