@@ -1,4 +1,4 @@
-"""The commands from outside: help, what a run would be, sweeps, and one line for everything that is misspelt."""
+"""The command line: help, printing a run, sweeps, and one-line errors for everything that is misspelt."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_cfg_job_prints_the_run_without_starting_it(tmp_path: Path) -> None:
 
 
 def refused(folder: Path, command: str, *args: str) -> str:
-    """The one line that a command ends with."""
+    """The one-line error of a refused command."""
     result: Result = run(folder, command, *args)
     assert (result.code, result.out) == (2, "")
     assert result.err.startswith("error: ")
@@ -79,7 +79,7 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("argument", "said"),
+    ("argument", "message"),
     [
         ("optim=adam", "optim=adam is not one of adamw"),
         ("dta.frames=3", "no setting 'dta'; there are adapter, checks, data, engine,"),
@@ -98,8 +98,8 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
         ("data.frames=[3", "data.frames=[3 cannot be read: no viable alternative"),
     ],
 )
-def test_a_misspelt_key_or_value_is_named_with_the_choices(argument: str, said: str, tmp_path: Path) -> None:
-    assert said in refused(tmp_path, "iclora_train", "conf=deblur", argument)
+def test_a_misspelt_key_or_value_is_named_with_the_choices(argument: str, message: str, tmp_path: Path) -> None:
+    assert message in refused(tmp_path, "iclora_train", "conf=deblur", argument)
 
 
 def test_a_misspelt_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None:
