@@ -6,13 +6,17 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 import data_prep.makers.control
 from data_prep.makers import build_maker, import_makers, register
 from data_prep.makers.base import MAKERS, Maker
 from iclora_train.config import ConfigError
+from iclora_train.config.hydra_app import task_names
 from iclora_train.data.reference_kinds import REFERENCE_KINDS
+from scripts import task_pictures
 
 NEW_MAKER = """
 from dataclasses import dataclass
@@ -77,3 +81,24 @@ def test_every_process_finds_the_makers_in_the_same_order() -> None:
     assert names == [name for name in MAKERS if name in names]
     assert len(names) == 27
     assert set(REFERENCE_KINDS) <= set(names)
+
+
+def test_every_task_with_own_makers_has_a_picture_in_the_docs() -> None:
+    without = {"day_to_night", "water", "shave", "cross_eyed", "depth"}
+    assert set(task_pictures.CLIPS) == set(task_names()) - without
+    pictures = {path.stem: path.stat().st_size for path in Path("docs/pictures/tasks").glob("*.jpg")}
+    assert pictures.keys() == task_pictures.CLIPS.keys()
+    assert sum(pictures.values()) < 2**20
+    text = Path("docs/tasks.md").read_text(encoding="utf-8")
+    assert all(f"(pictures/tasks/{name}.jpg)" in text for name in pictures)
+    assert all(f"### {name}\n" in text for name in task_names())
+
+
+def test_a_picture_shows_target_and_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["task_pictures", str(tmp_path), "--tasks", "colorize"])
+    task_pictures.main()
+    picture = cv2.imread(str(tmp_path / "colorize.jpg")).astype(int)
+    height, width = picture.shape[0], (picture.shape[1] - task_pictures.GAP) // 2
+    target, reference = picture[:, :width], picture[:, -width:]
+    assert (height, width) == (192, 320)
+    assert np.ptp(target, axis=-1).mean() > 5 * np.ptp(reference, axis=-1).mean()
