@@ -94,8 +94,8 @@ def test_no_adapter_gives_the_clips_of_the_base(world: World) -> None:
 
 def assert_equals_the_base(world: World, adapter: str, note: str) -> None:
     source = open_source(world.config(adapter))
-    assert source.opened.note is not None
-    assert note in source.opened.note
+    assert source.judged.note is not None
+    assert note in source.judged.note
     batch = batches(source.held_out.windows, source.seeds, 3)[0]
     conditions = {condition.name: source.clips(condition, batch)[0] for condition in source.conditions[:4]}
     assert (conditions[ADAPTER_REFERENCE] == conditions[BASE_REFERENCE]).all()
