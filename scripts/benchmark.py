@@ -251,9 +251,11 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.empty_cache()
     for reference in (BASELINE.name, LIGHTRICKS.name):
-        for name, own in seconds.items() if reference in seconds else ():
+        for name, times in seconds.items() if reference in seconds else ():
             ratios = {
-                shape: round(seconds[reference][shape] / own[shape], 2) for shape in own if shape in seconds[reference]
+                shape: round(seconds[reference][shape] / times[shape], 2)
+                for shape in times
+                if shape in seconds[reference]
             }
             print(json.dumps({"variant": name, f"times as fast as {reference}": ratios}), flush=True)
 

@@ -196,7 +196,7 @@ def test_plans_of_earlier_versions_are_read(tmp_path: Path) -> None:
     file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5, "turned": True}))
     assert memory_search.read_plan(file, place) == MemoryPlan(0.8, 0.24, 74.5, cache_transposed=True)
     assert memory_search.read_plan(file, {**place, "device": "another GPU"}) is None
-    file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5}))  # before fp8 weights twice
+    file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5}))  # still older
     assert memory_search.read_plan(file, place) == MemoryPlan(0.8, 0.24, 74.5)
 
 

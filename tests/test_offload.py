@@ -133,23 +133,23 @@ def test_an_interrupted_step_does_no_harm() -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_at_most_two_blocks_are_on_the_device_and_the_computing_one_is(checkpointing: bool) -> None:
-    net, seen = network(BLOCKS), list[tuple[int, set[int]]]()
+    net, visits = network(BLOCKS), list[tuple[int, set[int]]]()
     runner_of(net).activation_checkpointing = checkpointing
     for number, block in enumerate(net.transformer_blocks):
-        look = partial(lambda number, *_: seen.append((number, resident(net))), number)
-        block.register_forward_pre_hook(look)
+        record = partial(lambda number, *_: visits.append((number, resident(net))), number)
+        block.register_forward_pre_hook(record)
         for parameter in (p for p in block.parameters() if p.requires_grad):
-            parameter.register_hook(look)  # its gradient is computed in the block's backward pass
+            parameter.register_hook(record)  # its gradient is computed in the block's backward pass
     assert resident(net) == set()
     step(net)
     forwards = [(i, {i, i + 1 if i < BLOCKS - 1 else i - 1}) for i in range(BLOCKS)]
     backwards = [(i, {i, i - 1 if i else 1}) for i in reversed(range(BLOCKS))]
-    assert [look for look, _ in groupby(seen)] == forwards + backwards[
+    assert [visit for visit, _ in groupby(visits)] == forwards + backwards[
         1:
     ]  # the last block starts its backward pass at once
     with torch.no_grad():
         net(*model_inputs(net))
-    assert seen[-1] == (BLOCKS - 1, {BLOCKS - 1, 0})  # the next forward pass starts with block 0
+    assert visits[-1] == (BLOCKS - 1, {BLOCKS - 1, 0})  # the next forward pass starts with block 0
     assert resident(net) == {BLOCKS - 1, 0}
 
 

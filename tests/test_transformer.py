@@ -1,4 +1,4 @@
-"""The transformer: equal to diffusers' on the same weights of every version; levels, weights, texts do as they say."""
+"""The transformer equals diffusers' model for every version; noise levels, attention weights and text have effect."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ CONFIG = TransformerConfig(
 
 
 def scene(fps: float = 25.0) -> tuple[Tokens, Tensor]:
-    """Two clips with a given first frame in one and a reference, and text."""
+    """Two clips with references, the first with a clean first frame; and text."""
     generator = torch.Generator().manual_seed(1)
     noisy = torch.randn(2, 8, 2, 4, 4, generator=generator)
-    sigma, given = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
-    tokens = target_tokens(noisy, sigma, LTX, fps, given)
+    sigma, first_frame = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
+    tokens = target_tokens(noisy, sigma, LTX, fps, first_frame)
     small = torch.randn(2, 8, 2, 4, 4, generator=generator)
     return append_reference(tokens, small), torch.randn(2, TEXT, WIDTH, generator=generator)
 
@@ -62,8 +62,8 @@ def section_of(file: Path) -> dict[str, Any]:
     return section
 
 
-def theirs(file: Path, arguments: dict[str, Any] | None = None) -> LTX2VideoTransformer3DModel:
-    """diffusers' model with the weights of an official file, through the published renaming, fp32."""
+def diffusers_model(file: Path, arguments: dict[str, Any] | None = None) -> LTX2VideoTransformer3DModel:
+    """diffusers' model in fp32 with the weights of an official file, keys converted as published."""
     weights = load_file(file)
     state = {}
     for key, tensor in weights.items():
@@ -77,7 +77,7 @@ def theirs(file: Path, arguments: dict[str, Any] | None = None) -> LTX2VideoTran
 
 @dataclass(frozen=True)
 class Case:
-    """Latent sizes of the target, how much smaller the reference is, and the frame rate."""
+    """Latent size of the target, factor by which the reference is smaller, frame rate."""
 
     size: tuple[int, int, int] = (2, 4, 4)
     downscale: int = 1
@@ -87,7 +87,7 @@ class Case:
 CASES = (Case(), Case((1, 4, 8), 2, 24.0), Case((3, 8, 4), 4, 30.0))
 
 
-def given(case: Case, net: Transformer) -> tuple[Tokens, Tensor]:
+def inputs_of(case: Case, net: Transformer) -> tuple[Tokens, Tensor]:
     """Two clips at different noise levels, one with a clean first frame, each with a clean reference; and text."""
     generator = torch.Generator().manual_seed(1)
     channels, (f, h, w) = net.config.in_channels, case.size
@@ -99,8 +99,8 @@ def given(case: Case, net: Transformer) -> tuple[Tokens, Tensor]:
     return append_reference(tokens, small, case.downscale), torch.randn(2, TEXT, width, generator=generator)
 
 
-def predicted_by(reference: LTX2VideoTransformer3DModel, tokens: Tokens, text: Tensor, case: Case) -> Tensor:
-    """diffusers' velocity of the video stream, modalities isolated, at the positions that its pipelines compute."""
+def diffusers_velocity(reference: LTX2VideoTransformer3DModel, tokens: Tokens, text: Tensor, case: Case) -> Tensor:
+    """diffusers' video velocity with isolated modalities, at the positions that its pipelines compute."""
     level = tokens.sigma.gather(1, tokens.level) * 1000
     f, h, w = case.size
     sizes = ((f, h, w), (f, h // case.downscale, w // case.downscale))
@@ -127,26 +127,26 @@ def predicted_by(reference: LTX2VideoTransformer3DModel, tokens: Tokens, text: T
     return velocity
 
 
-def apart(ours: Tensor, wanted: Tensor) -> float:
-    """Relative distance of two predictions."""
-    return float((ours - wanted).norm() / wanted.norm())
+def relative_error(velocity: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of the expected velocity."""
+    return float((velocity - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.no_grad()
-def test_it_is_the_published_model(official: Path, case: Case) -> None:
-    net, reference = BaseModel.open(str(official)).transformer(), theirs(official)
-    tokens, text = given(case, net)
-    wanted = predicted_by(reference, tokens, text, case)
-    found = net(tokens, text)
-    assert apart(found, wanted) < 1e-5
-    assert torch.allclose(found, wanted, atol=1e-5 * float(wanted.abs().max()))
+def test_it_equals_the_published_model(official: Path, case: Case) -> None:
+    net, reference = BaseModel.open(str(official)).transformer(), diffusers_model(official)
+    tokens, text = inputs_of(case, net)
+    expected = diffusers_velocity(reference, tokens, text, case)
+    velocity = net(tokens, text)
+    assert relative_error(velocity, expected) < 1e-5
+    assert torch.allclose(velocity, expected, atol=1e-5 * float(expected.abs().max()))
 
 
 @torch.no_grad()
-def test_with_an_adapter_fused_it_is_the_published_model(official: Path, tmp_path: Path) -> None:
-    net, reference = BaseModel.open(str(official)).transformer(), theirs(official)
-    tokens, text = given(Case(), net)
+def test_with_an_adapter_it_equals_the_published_model_with_the_adapter_fused(official: Path, tmp_path: Path) -> None:
+    net, reference = BaseModel.open(str(official)).transformer(), diffusers_model(official)
+    tokens, text = inputs_of(Case(), net)
     bare = net(tokens, text)
     lora.attach(net, Lora(rank=4))
     generator = torch.Generator().manual_seed(2)
@@ -157,10 +157,10 @@ def test_with_an_adapter_fused_it_is_the_published_model(official: Path, tmp_pat
     lora.save(tmp_path / "a.safetensors", adapter)
     reference.load_lora_adapter(LTX2Pipeline.lora_state_dict(str(tmp_path / "a.safetensors")), prefix="transformer")
     reference.fuse_lora()
-    wanted = predicted_by(reference, tokens, text, Case())
-    found = net(tokens, text)
-    assert apart(found, wanted) < 1e-5
-    assert apart(bare, wanted) > 1e-2
+    expected = diffusers_velocity(reference, tokens, text, Case())
+    velocity = net(tokens, text)
+    assert relative_error(velocity, expected) < 1e-5
+    assert relative_error(bare, expected) > 1e-2
 
 
 @torch.no_grad()
@@ -171,33 +171,33 @@ def test_a_diffusers_folder_is_the_same_model(official: Path, tmp_path: Path) ->
     assert (opened.version, opened.family, opened.geometry) == (base.version, base.family, base.geometry)
     reference = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "transformer").eval()
     net = opened.transformer()
-    tokens, text = given(CASES[1], net)
-    assert apart(net(tokens, text), predicted_by(reference, tokens, text, CASES[1])) < 1e-5
+    tokens, text = inputs_of(CASES[1], net)
+    assert relative_error(net(tokens, text), diffusers_velocity(reference, tokens, text, CASES[1])) < 1e-5
     assert torch.equal(net(tokens, text), base.transformer()(tokens, text))
 
 
 @torch.no_grad()
-def test_an_fp8_file_gives_the_weights_times_their_scales(official: Path, tmp_path: Path) -> None:
+def test_fp8_weights_are_multiplied_by_their_scales(official: Path, tmp_path: Path) -> None:
     base = BaseModel.open(str(official))
     file = write_checkpoint(tmp_path, base.version, fp8=True)
     net = BaseModel.open(str(file)).transformer()
-    tokens, text = given(Case(), net)
-    found = net(tokens, text)
-    assert apart(found, predicted_by(theirs(file), tokens, text, Case())) < 1e-5
-    assert 1e-4 < apart(found, base.transformer()(tokens, text)) < 0.1  # as near as fp8 can be, and not the same
+    tokens, text = inputs_of(Case(), net)
+    velocity = net(tokens, text)
+    assert relative_error(velocity, diffusers_velocity(diffusers_model(file), tokens, text, Case())) < 1e-5
+    assert 1e-4 < relative_error(velocity, base.transformer()(tokens, text)) < 0.1  # fp8 rounding, but no more
 
 
 def model() -> Transformer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = Transformer(CONFIG).eval()
-        for parameter in made.parameters():
+        net = Transformer(CONFIG).eval()
+        for parameter in net.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
-    return made
+    return net
 
 
 @torch.no_grad()
-def test_weight_zero_is_no_reference_and_weights_act_monotonically() -> None:
+def test_weight_zero_equals_no_reference_and_effects_grow_with_the_weight() -> None:
     net = model()
     tokens, text = scene()
     n = 32
@@ -224,10 +224,10 @@ def test_weight_zero_is_no_reference_and_weights_act_monotonically() -> None:
 
 
 @torch.no_grad()
-def test_a_token_is_modulated_by_its_own_level() -> None:
+def test_each_token_is_modulated_by_its_noise_level() -> None:
     net = model()
     tokens, text = scene()
-    more = replace(tokens, sigma=torch.cat([tokens.sigma, torch.rand(2, 1)], dim=1))  # a level that no token has
+    more = replace(tokens, sigma=torch.cat([tokens.sigma, torch.rand(2, 1)], dim=1))  # a noise level that no token has
     assert torch.allclose(net(tokens, text), net(more, text), atol=1e-6)
     other = replace(more, level=torch.where(tokens.group > 0, 2, tokens.level))
     assert not torch.allclose(net(tokens, text), net(other, text), atol=1e-3)

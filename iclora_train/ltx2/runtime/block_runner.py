@@ -34,7 +34,8 @@ class BlockRunner:
             x = x.detach().requires_grad_()
         graphs = self.cuda_graphs if training else None
         if graphs is not None and (inputs.bias is not None or perturbed):
-            graphs.stop("attention weights differ from step to step")
+            if not graphs.stopped:
+                graphs.stop("attention weights differ from step to step")
             graphs = None
         if graphs is None:
             return self._run(net, x, inputs, num_outputs, perturbed, training)

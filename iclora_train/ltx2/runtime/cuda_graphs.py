@@ -3,7 +3,7 @@
 A graph computes at the addresses at which it was captured. Its inputs are therefore copied to fixed tensors, and the
 memory between the forward and the backward graph stays allocated. The first step of a shape runs normally, which
 compiles the blocks; the second one captures the graphs. The graphs of all shapes share one memory pool. A step that
-cannot use it (attention weights, a new shape) needs its own memory beside that pool.
+cannot use it (attention weights, a new shape) needs memory outside that pool.
 """
 
 from __future__ import annotations
