@@ -30,7 +30,7 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from scripts.synthetic.published import transformer_arguments
 from scripts.synthetic_checkpoint import write_checkpoint
-from tests.test_transformer import CASES, apart, given, predicted_by, section_of, theirs
+from tests.test_transformer import CASES, diffusers_model, diffusers_velocity, inputs_of, relative_error, section_of
 from tests.tiny import CHANNELS, TRANSFORMER, WIDTH
 
 SIZE, GEOMETRY, FPS = (2, 2, 4), Geometry(CHANNELS, spatial=8, temporal=4), 25.0
@@ -253,12 +253,12 @@ def test_guidance_is_that_of_ltx_core_on_clean_latents(rescale: float) -> None:
 def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     file = write_checkpoint(tmp_path, version)
     net = BaseModel.open(str(file)).transformer()
-    reference = theirs(file, transformer_arguments(section_of(file)) | {"perturbed_attn": True})
-    tokens, text = given(CASES[0], net)
+    reference = diffusers_model(file, transformer_arguments(section_of(file)) | {"perturbed_attn": True})
+    tokens, text = inputs_of(CASES[0], net)
     monkeypatch.setattr(reference, "forward", partial(reference.forward, spatio_temporal_guidance_blocks=[1]))
     found = net(tokens, text, perturbed=(1,))
-    assert apart(found, predicted_by(reference, tokens, text, CASES[0])) < 1e-5
-    assert apart(net(tokens, text), found) > 1e-3
+    assert relative_error(found, diffusers_velocity(reference, tokens, text, CASES[0])) < 1e-5
+    assert relative_error(net(tokens, text), found) > 1e-3
 
 
 def test_guidance_from_config() -> None:
