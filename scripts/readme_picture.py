@@ -4,7 +4,7 @@
 
 `TASK=KEY` is a task that was trained on nano (runs/TASK-nano, shards/TASK-nano) and the key of one of its held-out
 pairs. Both clips of a pair are sampled by `python -m iclora_train.generate` with one seed: once with the adapter at
-strength 0, once at strength 1.
+strength 0, once at strength 1. Tasks named by --first-frame also get the first frame of the target, in both clips.
 """
 
 from __future__ import annotations
@@ -55,11 +55,12 @@ def extract_pair(shards: Path, key: str, folder: Path) -> HeldOutPair:
     raise ValueError(f"{shards}/pairs has no held-out pair {key}")
 
 
-def generate(task: str, run: Path, pair: HeldOutPair, strength: float, out: Path) -> Frames:
-    """Sample a clip with the adapter of `run` at `strength`; the frames of it."""
+def generate(task: str, run: Path, pair: HeldOutPair, strength: float, first_frame: Path | None, out: Path) -> Frames:
+    """Sample a clip with the adapter of `run` at `strength`; its frames."""
     settings = [f"conf={task}", f"adapter={run / 'adapter.safetensors'}", f"adapter_strength={strength}"]
     settings += [f"reference={pair.reference}", f"prompt='{pair.caption}'"]
     settings += [f"out={out}.mp4", f"frames_out={out}"]
+    settings += [] if first_frame is None else [f"first_frame={first_frame}"]
     subprocess.run([sys.executable, "-m", "iclora_train.generate", *settings], check=True)
     return [np.asarray(Image.open(file).convert("RGB")) for file in sorted(out.glob("*.png"))]
 
@@ -70,15 +71,21 @@ def read_clip(path: Path) -> Frames:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def clips_of(task: str, key: str, runs: Path, shards: Path) -> list[Frames]:
+def clips_of(task: str, key: str, runs: Path, shards: Path, with_first_frame: bool) -> list[Frames]:
     """The clips of a row, in the order of COLUMNS."""
     run = runs / f"{task}-nano"
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         pair = extract_pair(shards / f"{task}-nano", key, folder)
-        without = generate(task, run, pair, 0.0, folder / "without")
-        adapted = generate(task, run, pair, 1.0, folder / "adapted")
-        return [read_clip(pair.reference), without, adapted, read_clip(pair.target)]
+        target = read_clip(pair.target)
+        first_frame = folder / "first.png" if with_first_frame else None
+        if first_frame is not None:
+            Image.fromarray(target[0]).save(first_frame)
+        without, adapted = (
+            generate(task, run, pair, strength, first_frame, folder / name)
+            for strength, name in ((0.0, "without"), (1.0, "adapted"))
+        )
+        return [read_clip(pair.reference), without, adapted, target]
 
 
 def draw(rows: dict[str, list[Frames]], number: int) -> Image.Image:
@@ -101,12 +108,16 @@ def draw(rows: dict[str, list[Frames]], number: int) -> Image.Image:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="+", metavar="TASK=KEY", help="task, and the key of one of its held-out pairs")
+    parser.add_argument("--first-frame", nargs="*", default=["motion_tracks"], metavar="TASK")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--shards", type=Path, default=Path("shards"))
     parser.add_argument("--fps", type=float, default=8, help="of the picture; nano's clips have 9 frames")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/readme.webp"))
     args = parser.parse_args()
-    rows = {task: clips_of(task, key, args.runs, args.shards) for task, key in (row.split("=") for row in args.rows)}
+    rows = {
+        task: clips_of(task, key, args.runs, args.shards, task in args.first_frame)
+        for task, key in (row.split("=") for row in args.rows)
+    }
     length = max(len(clip) for clips in rows.values() for clip in clips)
     forwards = [draw(rows, number) for number in range(length)]
     pages = forwards + forwards[-2:0:-1]  # there and back, so that the loop has no jump
