@@ -1,6 +1,6 @@
 """The README's picture: reference | without adapter | with adapter | target, one row for each finished run.
 
-    python -m scripts.readme_picture deblur=box_tilt-00000 canny=plaza_walkers-00000 --out docs/pictures/readme.webp
+    python -m scripts.readme_picture deblur=plaza_walkers-00001 canny=skyline_rise-00000 motion_tracks=box_turn-00000
 
 `TASK=KEY` is a task that was trained on nano (runs/TASK-nano, shards/TASK-nano) and the key of one of its held-out
 pairs. Both clips of a pair are sampled by `python -m iclora_train.generate` with one seed: once with the adapter at
