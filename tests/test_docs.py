@@ -158,7 +158,7 @@ def compose_settings(name: str, schema: type, overrides: list[str]) -> Any:
 def test_adapter_commands_parse(page: Path) -> None:
     choices = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for text in code(page):
-        match = re.search(r"iclora_train\.adapters (\w+)(.*)", text)
+        match = re.search(r"(?<!from )iclora_train\.adapters (\w+)(.*)", text)
         if match is None or "|" in text:
             continue
         command, rest = match.groups()
