@@ -37,9 +37,9 @@ def build_block(
         apply_gated_attention=True,
     )  # fmt: skip
     block = Block(config)
-    for parameter in block.parameters():
-        nn.init.normal_(parameter, std=0.1, generator=generator)
     attn = block.attn2 if text else block.attn1
+    for parameter in attn.parameters():
+        nn.init.normal_(parameter, std=0.1, generator=generator)
     for norm in (attn.q_norm, attn.k_norm):
         norm.weight.data = (spread * torch.randn(WIDTH, generator=generator)).exp()
     block = block.to(device, torch.bfloat16)
