@@ -10,16 +10,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Lora, Model, Sampling
+from iclora_train.config.settings import RENAMED_KEYS
 from iclora_train.core.types import VideoShape
 from iclora_train.data.video import probe, read_clip
 from iclora_train.generate.inputs import Inputs, encode_frames, encode_references
 from iclora_train.generate.media import InputMedia, fit_frame
 from iclora_train.generate.run import generate, to_frames
-from iclora_train.generate.settings import GenerateSettings, to_settings
+from iclora_train.generate.settings import GenerateSettings, settings_from_record
 from iclora_train.ltx2.base_model import BaseModel
 from scripts.synthetic.gemma import gemma_for
 from scripts.synthetic.upsampler import write_upsampler
@@ -107,13 +107,22 @@ def test_the_command_writes_a_video_and_its_record(assets: Path, tmp_path: Path)
 def test_the_settings_in_the_record_give_the_same_pixels(assets: Path, tmp_path: Path) -> None:
     first = generate_pixels(assets, tmp_path / "first", seed=3)
     record = json.loads((tmp_path / "first/video.json").read_text())
-    again = OmegaConf.merge(OmegaConf.structured(GenerateSettings), record["settings"])
+    again = settings_from_record(record)
     again.out, again.frames_out = str(tmp_path / "again/video.mp4"), str(tmp_path / "again/frames")
-    assert isinstance(again, DictConfig)
-    generate(to_settings(again))
+    generate(again)
     assert (pixels(tmp_path / "again") == first).all()
     assert (tmp_path / "again/video.mp4").read_bytes() == (tmp_path / "first/video.mp4").read_bytes()
     assert (generate_pixels(assets, tmp_path / "other", seed=4) != first).any()
+
+
+def test_a_record_of_version_0_1_is_read_under_the_new_names(assets: Path, tmp_path: Path) -> None:
+    generate_pixels(assets, tmp_path / "first")
+    record = json.loads((tmp_path / "first/video.json").read_text())
+    expected = settings_from_record(record)
+    model = record["settings"]["model"]
+    for old, new in RENAMED_KEYS.items():
+        model[old.removeprefix("model.")] = model.pop(new.removeprefix("model."))
+    assert settings_from_record(record) == expected
 
 
 def test_strengths_scale_the_effect_of_reference_and_adapter(assets: Path, tmp_path: Path) -> None:

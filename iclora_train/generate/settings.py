@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
+from iclora_train.config.settings import RENAMED_KEYS
 
 # sections of training, which conf= and model= may also set
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
@@ -120,3 +121,17 @@ def to_settings(composed: DictConfig) -> GenerateSettings:
     settings = OmegaConf.to_object(composed)
     assert isinstance(settings, GenerateSettings)
     return settings
+
+
+def settings_from_record(record: dict[str, Any]) -> GenerateSettings:
+    """The settings of a video's JSON record, to make the video again. Keys of version 0.1 are read under their new
+    names."""
+    settings = OmegaConf.create(record["settings"])
+    assert isinstance(settings, DictConfig)
+    for old, new in RENAMED_KEYS.items():
+        section, _, key = old.partition(".")
+        if key in settings[section]:
+            OmegaConf.update(settings, new, settings[section].pop(key))
+    composed = OmegaConf.merge(OmegaConf.structured(GenerateSettings), settings)
+    assert isinstance(composed, DictConfig)
+    return to_settings(composed)
