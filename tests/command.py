@@ -37,7 +37,7 @@ def start(folder: Path, module: str, *args: str, largest_file: int | None = None
 
 
 def run(folder: Path, module: str, *args: str, largest_file: int | None = None) -> Result:
-    """`start`, and wait for the end."""
+    """Start a command and wait until it ends."""
     process = start(folder, module, *args, largest_file=largest_file)
     process.join(120)
     assert process.exitcode is not None, "still running after two minutes"
@@ -46,7 +46,7 @@ def run(folder: Path, module: str, *args: str, largest_file: int | None = None) 
 
 def _main(folder: str, module: str, args: tuple[str, ...], largest_file: int | None) -> None:
     os.chdir(folder)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     for stream, name in ((1, "out.txt"), (2, "err.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if largest_file is not None:

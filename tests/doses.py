@@ -18,11 +18,11 @@ def scene(seed: int = 0, frames: int = 9, size: int = 64) -> Clip:
     canvas = np.full((size, size + frames, 3), rng.integers(40, 200, 3), np.uint8)
     for _ in range(14):
         colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        x, y, r = (int(v) for v in rng.integers((0, 0, 3), (size, size, 12)))
+        x, y, radius = (int(v) for v in rng.integers((0, 0, 3), (size, size, 12)))
         if rng.random() < 0.5:
-            cv2.circle(canvas, (x, y), r, colour, -1)
+            cv2.circle(canvas, (x, y), radius, colour, -1)
         else:
-            cv2.rectangle(canvas, (x, y), (x + r, y + 2 * r), colour, -1)
+            cv2.rectangle(canvas, (x, y), (x + radius, y + 2 * radius), colour, -1)
     texture = cv2.GaussianBlur(rng.standard_normal(canvas.shape), (0, 0), 2)
     canvas = levels(canvas + 60 * texture)
     return np.stack([canvas[:, i : i + size] for i in range(frames)])

@@ -1,4 +1,4 @@
-"""A small world for evaluations: a tiny random base, held-out shards, an adapter."""
+"""A small world for evaluations: a tiny random base, held-out shards and an adapter."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class World:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments of `python -m eval`."""
+        """Command line of `python -m eval`."""
         return [*self.overrides, f"adapter={self.adapter}"]
 
 
@@ -72,7 +72,7 @@ def clip(seed: int) -> np.ndarray:
 
 
 def dimmed(target: np.ndarray, colour: tuple[int, int, int] | None) -> np.ndarray:
-    """A reference: the target at half brightness, with its upper half in `colour` if given."""
+    """A reference: the target at half brightness, with its upper half in `colour` unless that is None."""
     reference = target // 2
     if colour is not None:
         reference[:, : target.shape[1] // 2] = colour
@@ -88,20 +88,27 @@ def write_shards(
     references: int,
     colour: tuple[int, int, int] | None,
 ) -> None:
-    """Pair and latent shards: two windows per source clip; references are dimmed targets."""
-    videos = {name: {"video": digest(name)} for names in sources.values() for name in names}
+    """Write pair and latent shards: two windows per clip; references are dimmed targets.
+
+    sources: split -> names of its clips. recording: clip name -> recording that the clip was cut from, or "".
+    references: number of references per pair. colour: see `dimmed`.
+    """
+    video_digests = {name: {"video": digest(name)} for names in sources.values() for name in names}
     settings = content_settings(config)
-    made_pairs = {"settings": settings, "sources": videos}
-    made_latents = {
+    pairs_fingerprint = {"settings": settings, "sources": video_digests}
+    latents_fingerprint = {
         "settings": settings,
-        "pairs": digest(made_pairs),
+        "pairs": digest(pairs_fingerprint),
         "base": {"parts": base.latent_fingerprints},
     }
-    writers = (ShardWriter(root / "pairs", "pairs", made_pairs), ShardWriter(root / "latents", "latents", made_latents))
+    writers = (
+        ShardWriter(root / "pairs", "pairs", pairs_fingerprint),
+        ShardWriter(root / "latents", "latents", latents_fingerprint),
+    )
     vae = base.vae()
     text = base.text()
     for split, names in sources.items():
-        members: tuple[list[Any], list[Any]] = ([], [])
+        samples: tuple[list[Any], list[Any]] = ([], [])
         for name in names:
             for i in range(2):
                 seed = sum(name.encode()) + 100 * i
@@ -119,10 +126,10 @@ def write_shards(
                 latents = LatentPair(
                     pair.key, target, tuple(reference_latents), text.encode([pair.caption])[0], SHAPE.fps
                 )
-                members[0].append(pack_pair(pair, name))
-                members[1].append(pack_latents(latents, shape, name, {}))
-        for writer, samples in zip(writers, members, strict=True):
-            writer.write(f"{split}-000000.tar", samples)
+                samples[0].append(pack_pair(pair, name))
+                samples[1].append(pack_latents(latents, shape, name, {}))
+        for writer, samples_of_kind in zip(writers, samples, strict=True):
+            writer.write(f"{split}-000000.tar", samples_of_kind)
     writers[1].write_empty_text(text.encode([""])[0])
     for writer in writers:
         writer.finish([f"{split}-000000.tar" for split in sources])
@@ -139,8 +146,11 @@ def write_adapter(path: Path, base: BaseModel, **metadata: str) -> None:
     linears = dict(base.transformer().named_modules())
     weights = {}
     for name in (f"transformer_blocks.{i}.{module}" for i in range(2) for module in MODULES):
-        wide, deep = linears[name].weight.shape
-        weights[name] = (torch.randn(2, deep, generator=generator), 0.2 * torch.randn(wide, 2, generator=generator))
+        out_features, in_features = linears[name].weight.shape
+        weights[name] = (
+            torch.randn(2, in_features, generator=generator),
+            0.2 * torch.randn(out_features, 2, generator=generator),
+        )
     declared = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": "1"}
     lora.save(path, lora.Adapter(weights, {**declared, **metadata}))
 
@@ -153,7 +163,7 @@ def build(
     task: str = "deblur",
     colour: tuple[int, int, int] | None = None,
 ) -> World:
-    """Build the world in `root`."""
+    """Build the world in `root`; for the parameters see `write_shards`."""
     folder = write_tiny_base(root / "base")
     overrides = [
         f"conf={task}",

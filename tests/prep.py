@@ -1,4 +1,4 @@
-"""A small folder of clips and settings of data_prep for it, shared by tests."""
+"""Helpers of the data_prep tests: a small folder of clips, its settings, and a clip as the source of a maker."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import build_maker
+from data_prep.makers import SourceWindow, build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, read_windows
 from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import conf_dir
@@ -31,10 +32,10 @@ def write_clips(folder: Path, splits: tuple[str, ...] = ("train", "train", "trai
 
 
 def overrides(root: Path, clips: Path, base: Path, *more: str) -> list[str]:
-    """The command line of data_prep for the task deblur on a tiny base."""
-    places = [f"model.checkpoint={base}", f"data.clips={clips}", f"data.root={root}"]
+    """The command line of data_prep for task deblur on a tiny base."""
+    paths = [f"model.checkpoint={base}", f"data.clips={clips}", f"data.root={root}"]
     counts = ["data.train_windows=30", "data.heldout_windows=4"]
-    return ["conf=deblur", "model.name=tiny", *places, *SIZE, *counts, *more]
+    return ["conf=deblur", "model.name=tiny", *paths, *SIZE, *counts, *more]
 
 
 def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
@@ -50,10 +51,14 @@ def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
+def whole_clip(frames: np.ndarray, **files: Path) -> SourceWindow:
+    """The source of frames (F,H,W,3) that are a whole uncropped clip with id `a`, at 25 fps."""
+    size = (frames.shape[1], frames.shape[2])
+    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False), files)
+
+
 def remake(video: SourceVideo, record: dict[str, Any]) -> np.ndarray:
-    """The reference of a pair once more, from its record and the video it was made from (the clip, or the reference
-    that was supplied).
-    """
+    """Make the reference of a pair again, from its record and its source video (the clip, or a supplied reference)."""
     window = Window.from_record(record["window"])
     frames = next(read_windows(video.path, [window]))
     maker = build_maker(record["maker"], record["args"])

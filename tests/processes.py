@@ -11,7 +11,7 @@ import torch
 
 @contextmanager
 def single_process_group(folder: Path) -> Iterator[None]:
-    """Initialise the group inside the `with`; `folder` holds the rendezvous file."""
+    """The group exists inside the `with`; `folder` holds its rendezvous file."""
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     try:
         yield

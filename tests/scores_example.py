@@ -19,7 +19,7 @@ METRICS = {
     "flicker": {"title": "flicker", "unit": "levels", "better": "low", "group": "time"},
     "sharpness": {"title": "sharpness", "unit": "", "better": None, "group": "picture"},
 }
-LEVEL = {  # row -> PSNR
+LEVEL = {  # condition -> PSNR in dB
     **{"adapter+reference": 31.0, "base+reference": 22.0, "base": 12.0, "adapter": 14.0, "swapped": 11.0},
     **{"empty prompt": 30.0, "input": 27.0, "ceiling": 39.0, "floor": 10.0},
 }
@@ -49,7 +49,7 @@ def example(windows: int = 11) -> dict[str, Any]:
 def finish(
     table: dict[str, dict[str, np.ndarray]], gain: np.ndarray, windows: int, rng: np.random.Generator
 ) -> dict[str, Any]:
-    """scores.json from the table, with all other keys."""
+    """Complete scores.json from its table of conditions."""
 
     def near(mean: float, spread: float = 0.05) -> dict[str, Any]:
         return dict(estimate(rng.normal(mean, spread, windows)))
@@ -138,11 +138,13 @@ def clip(seed: int, shift: int = 0) -> np.ndarray:
 
 
 def exhibits(scores: dict[str, Any]) -> Iterator[Exhibit]:
-    """Clips for every window; worse conditions are darker, so that conditions can be told apart."""
-    shade = {"reference": 0.8, "target": 1.0, "half mask": 0.7, FADE_MASK: 0.7, CONTROL: 0.4, CONTROL_TARGET: 0.5}
-    shade |= {name: LEVEL[name] / 39 for name in ("adapter+reference", "base+reference", "base", "swapped", "ceiling")}
-    shade |= {f"strength {s:g}": 0.3 + 0.5 * s for s in STRENGTHS if s < 1}
+    """Clips for every window; worse conditions are darker, so that conditions can be distinguished."""
+    brightness = {"reference": 0.8, "target": 1.0, "half mask": 0.7, FADE_MASK: 0.7, CONTROL: 0.4, CONTROL_TARGET: 0.5}
+    brightness |= {
+        name: LEVEL[name] / 39 for name in ("adapter+reference", "base+reference", "base", "swapped", "ceiling")
+    }
+    brightness |= {f"strength {s:g}": 0.3 + 0.5 * s for s in STRENGTHS if s < 1}
     for i, facts in enumerate(scores["clips"]):
         window = Window(i, facts["key"], facts["source"], "64x64x9", (i + 3) % len(scores["clips"]))
-        clips = {name: (clip(i) * level).astype(np.uint8) for name, level in shade.items()}
+        clips = {name: (clip(i) * level).astype(np.uint8) for name, level in brightness.items()}
         yield Exhibit(window, FPS, f"blocks <{i}>", clips)

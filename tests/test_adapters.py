@@ -38,8 +38,8 @@ LTX = {"reference_downscale_factor": "2", "base_model_family": "ltx", "base_mode
 BLOCK = "transformer_blocks.0."
 VIDEO = [f"{BLOCK}{name}" for name in ("attn1.to_q", "attn1.to_out.0", "attn2.to_k", "ff.net.0.proj", "ff.net.2")]
 AUDIO = [f"{BLOCK}{name}" for name in ("audio_attn1.to_v", "audio_to_video_attn.to_q", "audio_ff.net.2")]
-TOPS = ["patchify_proj", "adaln_single.linear", "audio_adaln_single.linear", "av_ca_a2v_gate_adaln_single.linear"]
-ONE = "diffusion_model.transformer_blocks.0.attn1.to_q"
+TOP_LEVEL = ["patchify_proj", "adaln_single.linear", "audio_adaln_single.linear", "av_ca_a2v_gate_adaln_single.linear"]
+QUERY = "diffusion_model.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def adapter_for(spec: BaseSpec, names: list[str], rank: int = 3, seed: int = 0, 
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name in names:
-        out, wide = spec.linears[name]
-        a, b = torch.randn(rank, wide, generator=generator), torch.randn(out, rank, generator=generator)
+        out_features, in_features = spec.linears[name]
+        a, b = torch.randn(rank, in_features, generator=generator), torch.randn(out_features, rank, generator=generator)
         weights[name] = (a, 0.1 * b)
     return Adapter(weights, {**LTX, **spec.metadata, **metadata})
 
@@ -75,29 +75,30 @@ def deltas(adapter: Adapter) -> dict[str, Tensor]:
     return {name: b @ a for name, (a, b) in adapter.weights.items()}
 
 
-def same(found: Adapter, expected: dict[str, Tensor], tolerance: float = 1e-6) -> bool:
-    """Whether an adapter adds these matrices, to `tolerance` of the largest entry."""
-    assert found.weights.keys() == expected.keys()
-    return all(apart(b @ a, expected[name]) < tolerance for name, (a, b) in found.weights.items())
+def same(adapter: Adapter, expected: dict[str, Tensor], tolerance: float = 1e-6) -> bool:
+    """Whether the product B A of every linear is as expected, within `tolerance` of the largest entry."""
+    assert adapter.weights.keys() == expected.keys()
+    return all(relative_error(b @ a, expected[name]) < tolerance for name, (a, b) in adapter.weights.items())
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found.float() - expected.float()).abs().max() / expected.float().abs().max())
+def relative_error(result: Tensor, expected: Tensor) -> float:
+    """The largest difference, relative to the largest expected entry."""
+    return float((result.float() - expected.float()).abs().max() / expected.float().abs().max())
 
 
 def write(path: Path, changes: dict[str, Tensor | None], metadata: dict[str, str] | None = None) -> Path:
     """A small adapter file with some keys changed or (None) removed."""
-    whole: dict[str, Tensor | None] = {
-        f"{ONE}.lora_A.weight": torch.ones(2, 4),
-        f"{ONE}.lora_B.weight": torch.ones(4, 2),
+    tensors: dict[str, Tensor | None] = {
+        f"{QUERY}.lora_A.weight": torch.ones(2, 4),
+        f"{QUERY}.lora_B.weight": torch.ones(4, 2),
         **changes,
     }
-    save_file({key: t for key, t in whole.items() if t is not None}, path, LTX if metadata is None else metadata)
+    save_file({key: t for key, t in tensors.items() if t is not None}, path, LTX if metadata is None else metadata)
     return path
 
 
-NONE = {f"{ONE}.lora_A.weight": None, f"{ONE}.lora_B.weight": None}
-BARE = ONE.removeprefix("diffusion_model.")
+NO_WEIGHTS = {f"{QUERY}.lora_A.weight": None, f"{QUERY}.lora_B.weight": None}
+BARE_QUERY = QUERY.removeprefix("diffusion_model.")
 PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
 
 
@@ -105,36 +106,36 @@ PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
     ("changes", "message"),
     [
         (
-            NONE | {BARE + end: t for end, t in PAIR.items()},
+            NO_WEIGHTS | {BARE_QUERY + end: t for end, t in PAIR.items()},
             "lora_A.weight' and 1 like it: the prefix diffusion_model.",
         ),
-        ({f"{ONE}.alpha": torch.ones(())}, f"key '{ONE}.alpha': alpha is not baked into lora_B"),
-        ({f"{ONE}.lora_A.default.weight": torch.ones(2, 4)}, "to_q.lora_A.default.weight': peft's adapter name"),
-        ({f"{ONE}.lora_down.weight": torch.ones(2, 4)}, "to_q.lora_down.weight': only ComfyUI loads lora_down"),
-        ({f"lora_unet_{BARE}.lora_up.weight": torch.ones(2, 4)}, "a kohya-style key"),
-        ({f"base_model.model.{BARE}.lora_A.weight": torch.ones(2, 4)}, "a peft-style key"),
-        ({f"transformer.{BARE}.lora_A.weight": torch.ones(2, 4)}, "a diffusers-style key"),
+        ({f"{QUERY}.alpha": torch.ones(())}, f"key '{QUERY}.alpha': alpha is not baked into lora_B"),
+        ({f"{QUERY}.lora_A.default.weight": torch.ones(2, 4)}, "to_q.lora_A.default.weight': peft's adapter name"),
+        ({f"{QUERY}.lora_down.weight": torch.ones(2, 4)}, "to_q.lora_down.weight': only ComfyUI loads lora_down"),
+        ({f"lora_unet_{BARE_QUERY}.lora_up.weight": torch.ones(2, 4)}, "a kohya-style key"),
+        ({f"base_model.model.{BARE_QUERY}.lora_A.weight": torch.ones(2, 4)}, "a peft-style key"),
+        ({f"transformer.{BARE_QUERY}.lora_A.weight": torch.ones(2, 4)}, "a diffusers-style key"),
         ({"transformer_blocks.1.attn1.to_q.lora_A.weight": torch.ones(2, 4)}, "with and without the prefix"),
         (
             {"diffusion_model.something": torch.ones(1)},
             "key 'diffusion_model.something': is not diffusion_model.<module>",
         ),
-        ({f"{ONE}.lora_B.weight": None}, "attn1.to_q has lora_A without lora_B"),
-        ({f"{ONE}.lora_A.weight": None}, "attn1.to_q has lora_B without lora_A"),
-        ({f"{ONE}.lora_B.weight": torch.ones(4, 3)}, "to_q has A (2, 4) and B (4, 3), which do not multiply"),
-        ({f"{ONE}.lora_B.weight": torch.ones(4, 2, 1)}, "to_q has A (2, 4) and B (4, 2, 1)"),
-        ({f"{ONE}.lora_B.weight": torch.zeros(4, 2)}, "every lora_B is zero"),
-        ({f"{ONE}.lora_A.weight": torch.full((2, 4), torch.nan)}, "to_q.lora_A.weight holds NaN or infinity"),
-        ({f"{ONE}.lora_B.weight": torch.full((4, 2), torch.inf)}, "to_q.lora_B.weight holds NaN or infinity"),
-        ({f"{ONE}.lora_B.weight": torch.ones(4, 2).to(torch.float8_e4m3fn)}, "to_q.lora_B.weight is stored as"),
-        (NONE, "holds no adapter weights"),
+        ({f"{QUERY}.lora_B.weight": None}, "attn1.to_q has lora_A without lora_B"),
+        ({f"{QUERY}.lora_A.weight": None}, "attn1.to_q has lora_B without lora_A"),
+        ({f"{QUERY}.lora_B.weight": torch.ones(4, 3)}, "to_q has A (2, 4) and B (4, 3), which do not multiply"),
+        ({f"{QUERY}.lora_B.weight": torch.ones(4, 2, 1)}, "to_q has A (2, 4) and B (4, 2, 1)"),
+        ({f"{QUERY}.lora_B.weight": torch.zeros(4, 2)}, "every lora_B is zero"),
+        ({f"{QUERY}.lora_A.weight": torch.full((2, 4), torch.nan)}, "to_q.lora_A.weight holds NaN or infinity"),
+        ({f"{QUERY}.lora_B.weight": torch.full((4, 2), torch.inf)}, "to_q.lora_B.weight holds NaN or infinity"),
+        ({f"{QUERY}.lora_B.weight": torch.ones(4, 2).to(torch.float8_e4m3fn)}, "to_q.lora_B.weight is stored as"),
+        (NO_WEIGHTS, "holds no adapter weights"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, changes: dict[str, Tensor | None], message: str) -> None:
     path = write(tmp_path / "a.safetensors", changes)
     findings = check(path)
     assert any(message in finding for finding in findings)
-    assert set(findings) <= set(check(path, BaseSpec("ltx", "2.3")))  # with a base everything is still looked at
+    assert set(findings) <= set(check(path, BaseSpec("ltx", "2.3")))  # a check against a base reports them too
     with pytest.raises(ConfigError, match=r"a\.safetensors") as caught:
         read(path)
     assert findings[0] in str(caught.value)
@@ -195,7 +196,7 @@ def test_header_is_padded_to_eight_bytes(tmp_path: Path) -> None:
         (Adapter({}, {"reference_downscale_factor": "1"}), "metadata lacks base_model_family"),
     ],
 )
-def test_an_adapter_of_another_base_is_found(tmp_path: Path, spec: BaseSpec, adapter: Adapter, message: str) -> None:
+def test_an_adapter_of_another_base_is_reported(tmp_path: Path, spec: BaseSpec, adapter: Adapter, message: str) -> None:
     good = adapter_for(spec, [VIDEO[2]])
     save(tmp_path / "a.safetensors", Adapter(good.weights | adapter.weights, adapter.metadata))
     assert check(tmp_path / "a.safetensors") == []
@@ -215,10 +216,10 @@ def test_an_embedded_base_is_identified_by_its_weights(tmp_path: Path) -> None:
 
 
 def test_audio_modules_belong_to_the_file_and_not_to_the_video_stream(tmp_path: Path, spec: BaseSpec) -> None:
-    adapter = adapter_for(spec, VIDEO + AUDIO + TOPS)
+    adapter = adapter_for(spec, VIDEO + AUDIO + TOP_LEVEL)
     save(tmp_path / "a.safetensors", adapter)
     assert check(tmp_path / "a.safetensors", spec) == []
-    assert set(read(tmp_path / "a.safetensors").audio) == {*AUDIO, *TOPS[2:]}
+    assert set(read(tmp_path / "a.safetensors").audio) == {*AUDIO, *TOP_LEVEL[2:]}
     assert not any(is_audio(name) for name in VIDEO)
 
 
@@ -240,16 +241,16 @@ def peft(expected: Adapter, path: Path, rank_stabilised: bool = False) -> Adapte
     """A folder as peft writes it; alpha is 6, for attn2.to_k 12; ranks are 3."""
     names = {"A": "lora_A", "B": "lora_B"}
     tensors = {
-        f"base_model.model.{name}.{names[side]}.default.weight": half
+        f"base_model.model.{name}.{names[side]}.default.weight": factor
         for name, pair in expected.weights.items()
-        for side, half in zip("AB", pair, strict=True)
+        for side, factor in zip("AB", pair, strict=True)
     }
     save_file(tensors, path, {"format": "pt"})
     settings = {"r": 3, "lora_alpha": 6, "alpha_pattern": {"attn2.to_k": 12}, "use_rslora": rank_stabilised}
     path.with_name("adapter_config.json").write_text(json.dumps(settings))
-    by = math.sqrt(3) if rank_stabilised else 3
+    divisor = math.sqrt(3) if rank_stabilised else 3
     alpha = {name: 12 if name.endswith("attn2.to_k") else 6 for name in expected.weights}
-    return Adapter({n: (a, b * alpha[n] / by) for n, (a, b) in expected.weights.items()}, expected.metadata)
+    return Adapter({n: (a, b * alpha[n] / divisor) for n, (a, b) in expected.weights.items()}, expected.metadata)
 
 
 def diffusers(expected: Adapter, path: Path) -> Adapter:
@@ -289,32 +290,32 @@ def test_adapters_of_other_programs_are_imported(
 ) -> None:
     """For every style, the converted file has the weight difference of the original, alpha included, and passes
     check."""
-    names = VIDEO + AUDIO + (TOPS if with_base or style is not kohya else [])
-    meant = style(adapter_for(spec, names), tmp_path / "theirs.safetensors")
+    names = VIDEO + AUDIO + (TOP_LEVEL if with_base or style is not kohya else [])
+    expected = style(adapter_for(spec, names), tmp_path / "foreign.safetensors")
     base = spec if with_base else None
-    found = import_adapter(tmp_path / "theirs.safetensors", base, ReferenceFactors(downscale=2))
-    assert same(found, deltas(meant))
-    assert found.downscale == 2
-    assert not any("alpha" in key or key.startswith("ss_ref") or "_metadata" in key for key in found.metadata)
-    save(tmp_path / "ours.safetensors", found)
+    imported = import_adapter(tmp_path / "foreign.safetensors", base, ReferenceFactors(downscale=2))
+    assert same(imported, deltas(expected))
+    assert imported.downscale == 2
+    assert not any("alpha" in key or key.startswith("ss_ref") or "_metadata" in key for key in imported.metadata)
+    save(tmp_path / "ours.safetensors", imported)
     assert check(tmp_path / "ours.safetensors", base) == []
 
 
-def test_a_missing_reference_factor_must_be_given(tmp_path: Path, spec: BaseSpec) -> None:
+def test_a_missing_reference_factor_must_be_set(tmp_path: Path, spec: BaseSpec) -> None:
     path = tmp_path / "a.safetensors"
     adapter = adapter_for(spec, VIDEO)
     for style in (kohya, bare):  # "2" under musubi's name, and "2.0"
         style(adapter, path)
         assert import_adapter(path).metadata["reference_downscale_factor"] == "2"
-    for written, message in ((None, "lacks reference_downscale_factor"), ("0.5", "'0.5' must be a whole number")):
-        save_file(tensors_of(adapter), path, {} if written is None else {"reference_downscale_factor": written})
+    for factor, message in ((None, "lacks reference_downscale_factor"), ("0.5", "'0.5' must be a whole number")):
+        save_file(tensors_of(adapter), path, {} if factor is None else {"reference_downscale_factor": factor})
         with pytest.raises(ConfigError, match=r"a\.safetensors: metadata") as caught:
             import_adapter(path)
         assert message in str(caught.value)
         assert import_adapter(path, factors=ReferenceFactors(downscale=2, temporal=4)).temporal_scale == 4
     save_file(tensors_of(adapter), path, {})
-    effect = import_adapter(path, factors=ReferenceFactors(reference=False))
-    assert (effect.in_context, effect.downscale) == (False, 1)
+    plain_lora = import_adapter(path, factors=ReferenceFactors(reference=False))
+    assert (plain_lora.in_context, plain_lora.downscale) == (False, 1)
     assert import_adapter(path, factors=ReferenceFactors(downscale=1)).in_context
 
 
@@ -334,14 +335,14 @@ def test_an_import_for_another_base_is_refused(tmp_path: Path, spec: BaseSpec) -
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({f"{ONE}.alpha": torch.ones(2)}, "alpha of transformer_blocks.0.attn1.to_q has shape (2,)"),
-        (NONE | {f"{ONE}.alpha": torch.ones(())}, "attn1.to_q has alpha and no weights"),
+        ({f"{QUERY}.alpha": torch.ones(2)}, "alpha of transformer_blocks.0.attn1.to_q has shape (2,)"),
+        (NO_WEIGHTS | {f"{QUERY}.alpha": torch.ones(())}, "attn1.to_q has alpha and no weights"),
         (
-            {f"{ONE}.dora_scale": torch.ones(4)},
+            {f"{QUERY}.dora_scale": torch.ones(4)},
             "has no supported adapter style; is it a plain LoRA (no DoRA, LoHa, LoKr)",
         ),
-        ({f"{BARE}.lora_A.weight": torch.ones(2, 4)}, "names transformer_blocks.0.attn1.to_q for a second time"),
-        ({f"{ONE}.lora_B.weight": None}, "has lora_A without lora_B"),
+        ({f"{BARE_QUERY}.lora_A.weight": torch.ones(2, 4)}, "names transformer_blocks.0.attn1.to_q for a second time"),
+        ({f"{QUERY}.lora_B.weight": None}, "has lora_A without lora_B"),
     ],
 )
 def test_an_adapter_that_cannot_be_converted_is_refused(
@@ -355,19 +356,19 @@ def test_an_adapter_that_cannot_be_converted_is_refused(
 def test_adapter_config_applies_to_peft_style_keys_only(tmp_path: Path, spec: BaseSpec) -> None:
     """Our own file does not change its meaning next to an adapter_config.json."""
     expected = adapter_for(spec, VIDEO)
-    peft(expected, tmp_path / "theirs.safetensors")
+    peft(expected, tmp_path / "foreign.safetensors")
     save(tmp_path / "ours.safetensors", expected)
     assert same(import_adapter(tmp_path / "ours.safetensors", spec), deltas(expected))
 
 
-# ---- what diffusers does with our file
+# ---- our file in diffusers
 
 
 def test_diffusers_loads_our_file_with_the_same_weight_difference(
     tmp_path: Path, official: Path, spec: BaseSpec, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every module, including audio, loads without a warning. A file without the prefix gives one, so the check
-    works."""
+    """Every module, including audio, loads without a warning. A file without the prefix gives a
+    warning, which shows that the check works."""
     adapter = adapter_for(spec, [name for name in spec.linears if "connector" not in name])
     save(tmp_path / "a.safetensors", adapter)
     bare(adapter, tmp_path / "bare.safetensors")
@@ -384,21 +385,21 @@ def test_diffusers_loads_our_file_with_the_same_weight_difference(
     for name, (a, b) in adapter.weights.items():
         module = loaded[renamed(f"{name}.weight", TRANSFORMER).removesuffix(".weight")]
         assert isinstance(module, Linear)
-        found = module.get_delta_weight(*module.active_adapters)
-        assert apart(found.detach(), b @ a) < 1e-6
+        delta = module.get_delta_weight(*module.active_adapters)
+        assert relative_error(delta.detach(), b @ a) < 1e-6
 
 
-# ---- algebra
+# ---- combine and recompress
 
 
 def test_a_combination_is_the_sum(spec: BaseSpec) -> None:
     first = adapter_for(spec, VIDEO, rank=3, seed=1, task="deblur", trigger="DEBLUR", fps="24")
     second = adapter_for(spec, VIDEO[2:] + AUDIO, rank=2, seed=2, task="effect", trigger="GLOW", fps="24")
     both = combine([(first, 0.7), (second, -1.5)])
-    one, two = deltas(first), deltas(second)
+    first_delta, second_delta = deltas(first), deltas(second)
     zero = torch.zeros(())
     names = [*VIDEO, *AUDIO]
-    assert same(both, {name: 0.7 * one.get(name, zero) - 1.5 * two.get(name, zero) for name in names})
+    assert same(both, {name: 0.7 * first_delta.get(name, zero) - 1.5 * second_delta.get(name, zero) for name in names})
     assert both.weights[VIDEO[2]][0].shape[0] == 5
     assert both.metadata == {
         **LTX,
@@ -423,7 +424,9 @@ def test_adapters_that_do_not_fit_together_are_refused(spec: BaseSpec) -> None:
         with pytest.raises(ConfigError, match=message):
             combine([(first, 1.0), (adapter_for(spec, VIDEO, seed=2, **{key: "4"}), 1.0)])
     dev, distilled = (adapter_for(spec, VIDEO, seed=i, base_fingerprint=str(i)) for i in range(2))
-    assert combine([(dev, 1.0), (distilled, 1.0)]).metadata["base_model_version"] == "2.3"  # siblings share adapters
+    assert (
+        combine([(dev, 1.0), (distilled, 1.0)]).metadata["base_model_version"] == "2.3"
+    )  # the dev and distilled bases of LTX share adapters
     nano, other = (adapter_for(spec, VIDEO, base_model_family="nano", base_fingerprint=f) for f in ("0123", "4567"))
     with pytest.raises(ConfigError, match=r"disagree on base_fingerprint \(0123, 4567\)"):
         combine([(nano, 1.0), (other, 1.0)])
@@ -439,7 +442,7 @@ def test_recompression_is_optimal_for_its_rank() -> None:
     for rank in (1, 4, 6):
         small_a, small_b = recompress(a, b, rank)
         assert (small_a.shape, small_b.shape) == ((rank, 20), (30, rank))
-        assert apart(small_b @ small_a, (u[:, :rank] * s[:rank]) @ v[:rank]) < 1e-5
+        assert relative_error(small_b @ small_a, (u[:, :rank] * s[:rank]) @ v[:rank]) < 1e-5
 
 
 def test_truncated_svd_of_a_large_matrix() -> None:
@@ -452,12 +455,12 @@ def test_truncated_svd_of_a_large_matrix() -> None:
         (noise[:, :8] @ noise[:8], 1.0),
     ):
         a, b, energy = truncated_svd(matrix, 8, torch.Generator().manual_seed(1))
-        kept = 1 - float((matrix - b @ a).square().sum() / matrix.square().sum())
+        explained = 1 - float((matrix - b @ a).square().sum() / matrix.square().sum())
         assert energy == pytest.approx(expected, rel=0.01)
-        assert kept == pytest.approx(energy, abs=1e-5)
+        assert explained == pytest.approx(energy, abs=1e-5)
 
 
-# ---- into a base and out of it
+# ---- merge and extract
 
 
 @pytest.mark.parametrize("fp8", [False, True])
@@ -466,26 +469,26 @@ def test_a_merged_file_differs_only_in_the_adapted_linears(tmp_path: Path, spec:
     first, second = adapter_for(spec, VIDEO + AUDIO, seed=1), adapter_for(spec, VIDEO[:2], rank=2, seed=2)
     out = tmp_path / "merged.safetensors"
     steps: list[tuple[int, int]] = []
-    assert merge(str(source), [(first, 0.5), (second, 2.0)], out, lambda *at: steps.append(at)) == 8
+    assert merge(str(source), [(first, 0.5), (second, 2.0)], out, lambda *done: steps.append(done)) == 8
     assert steps[-1] == (source.stat().st_size,) * 2
     old, new = load_file(source), load_file(out)
-    length = int.from_bytes(source.read_bytes()[:8], "little") + 8
-    assert out.read_bytes()[:length] == source.read_bytes()[:length]  # keys, dtypes, shapes, metadata
+    header_size = int.from_bytes(source.read_bytes()[:8], "little") + 8
+    assert out.read_bytes()[:header_size] == source.read_bytes()[:header_size]  # keys, dtypes, shapes, metadata
     change = {name: weight_delta([(a, b, 0.5) for a, b in (first.weights[name],)]) for name in first.weights}
     for name in VIDEO[:2]:
         change[name] += 2.0 * deltas(second)[name]
-    changed = {f"{MODEL_PREFIX}{name}.weight": by for name, by in change.items()}
+    changed = {f"{MODEL_PREFIX}{name}.weight": delta for name, delta in change.items()}
     scales = {f"{key}_scale" for key in changed}
     for key, before in old.items():
         if key in changed:
-            one = torch.ones(())
-            whole = before.float() * old.get(f"{key}_scale", one) + changed[key]
-            found = new[key].float() * new.get(f"{key}_scale", one)
+            no_scale = torch.ones(())
+            merged = before.float() * old.get(f"{key}_scale", no_scale) + changed[key]
+            stored = new[key].float() * new.get(f"{key}_scale", no_scale)
             if before.dtype == torch.bfloat16:
-                assert torch.equal(new[key], whole.bfloat16())
+                assert torch.equal(new[key], merged.bfloat16())
             else:
                 assert before.dtype == torch.float8_e4m3fn
-                assert torch.allclose(found, whole, rtol=2**-4, atol=float(whole.abs().max()) * 2**-9 / 448)
+                assert torch.allclose(stored, merged, rtol=2**-4, atol=float(merged.abs().max()) * 2**-9 / 448)
                 assert float(new[key].float().abs().max()) == 448.0
         else:
             assert key in scales or torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (new[key], before)))
@@ -517,15 +520,15 @@ def test_a_merged_adapter_can_be_extracted(tmp_path: Path) -> None:
     assert {file.name for file in Path(merged).iterdir()} == {f.name for f in Path(base).glob("*.safetensors")}
     expected = {name: 0.5 * change for name, change in deltas(adapter).items()}
     factors = ReferenceFactors(downscale=2)
-    found = extract(base, merged, 4, factors, "deblur", torch.Generator().manual_seed(0))
-    assert same(found.adapter, expected, 1e-4)
-    assert found.total == pytest.approx(1, abs=1e-5)
-    assert found.not_linear == []
-    assert found.adapter.metadata["base_model_family"] == "tiny"
-    less = extract(base, merged, 2, factors, "deblur", torch.Generator().manual_seed(0))
+    extracted = extract(base, merged, 4, factors, "deblur", torch.Generator().manual_seed(0))
+    assert same(extracted.adapter, expected, 1e-4)
+    assert extracted.total == pytest.approx(1, abs=1e-5)
+    assert extracted.not_linear == []
+    assert extracted.adapter.metadata["base_model_family"] == "tiny"
+    smaller = extract(base, merged, 2, factors, "deblur", torch.Generator().manual_seed(0))
     for name, change in expected.items():
         spectrum = torch.linalg.svdvals(change).square()
-        assert less.energy[name] == pytest.approx(float(spectrum[:2].sum() / spectrum.sum()), abs=1e-4)
+        assert smaller.energy[name] == pytest.approx(float(spectrum[:2].sum() / spectrum.sum()), abs=1e-4)
     with pytest.raises(ConfigError, match="the difference to extract is zero"):
         extract(base, base, 4, factors, "deblur", torch.Generator())
     with pytest.raises(ConfigError, match="lacks reference_downscale_factor"):
@@ -541,9 +544,9 @@ def test_extract_lists_differences_that_an_adapter_cannot_hold(tmp_path: Path) -
     file = next(file for file in merged.iterdir() if key in read_header(file).tensors)
     tensors, metadata = load_file(file), read_header(file).metadata
     save_file(tensors | {key: tensors[key] + 1}, file, metadata)
-    found = extract(str(base), str(merged), 3, ReferenceFactors(downscale=1), "x", torch.Generator().manual_seed(0))
-    assert found.not_linear == ["transformer_blocks.0.scale_shift_table"]
-    assert list(found.adapter.weights) == ["patchify_proj"]
+    extracted = extract(str(base), str(merged), 3, ReferenceFactors(downscale=1), "x", torch.Generator().manual_seed(0))
+    assert extracted.not_linear == ["transformer_blocks.0.scale_shift_table"]
+    assert list(extracted.adapter.weights) == ["patchify_proj"]
     with pytest.raises(ConfigError, match=r"is not a copy of .*: unknown "):
         extract(
             str(base), str(write_checkpoint(tmp_path / "other", "2.3")), 3, ReferenceFactors(1), "x", torch.Generator()
@@ -557,7 +560,7 @@ def test_a_merged_base_is_the_base_with_the_adapter(tmp_path: Path, official: Pa
     before, after = (BaseModel.open(str(path)).transformer() for path in (official, tmp_path / "m.safetensors"))
     for name, change in deltas(adapter).items():
         moved = after.get_parameter(f"{name}.weight") - before.get_parameter(f"{name}.weight")
-        assert apart(moved, change) < 0.02  # the file is bf16
+        assert relative_error(moved, change) < 0.02  # the file is bf16
     assert DTYPES["BF16"] == load_file(tmp_path / "m.safetensors")[f"{MODEL_PREFIX}{VIDEO[0]}.weight"].dtype
 
 
@@ -576,8 +579,8 @@ def run(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 def test_the_commands_from_an_imported_file_to_a_merged_base(
     tmp_path: Path, official: Path, spec: BaseSpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    foreign, ours, both = (tmp_path / f"{name}.safetensors" for name in ("theirs", "ours", "both"))
-    meant = kohya(adapter_for(spec, VIDEO + AUDIO), foreign)
+    foreign, ours, both = (tmp_path / f"{name}.safetensors" for name in ("foreign", "ours", "both"))
+    expected = kohya(adapter_for(spec, VIDEO + AUDIO), foreign)
     code, out, err = run("check", foreign, capsys=capsys)
     assert (code, out) == (2, "")
     assert all(line.startswith(f"error: {foreign}: ") for line in err.splitlines())
@@ -588,14 +591,14 @@ def test_the_commands_from_an_imported_file_to_a_merged_base(
     assert run("check", ours, "--base", official, capsys=capsys)[0] == 0
     twice = ("--adapter", ours, "1.5", "--adapter", ours, "0.5")
     assert run("combine", *twice, "--rank", "3", both, capsys=capsys)[0] == 0
-    assert same(read(both), {name: 2 * change for name, change in deltas(meant).items()}, 1e-5)
+    assert same(read(both), {name: 2 * change for name, change in deltas(expected).items()}, 1e-5)
     merged = tmp_path / "merged.safetensors"
     assert run("merge", official, *twice, merged, capsys=capsys)[:2] == (0, f"{merged}: 8 linears changed\n")
     out_file = tmp_path / "back.safetensors"
     code, out, _ = run("extract", official, merged, out_file, "--rank", "3", "--downscale", "2", capsys=capsys)
     assert code == 0
     assert "the adapter holds 100.00% of the difference's energy; least in transformer_blocks.0." in out
-    assert same(read(out_file), {name: 2 * change for name, change in deltas(meant).items()}, 0.05)
+    assert same(read(out_file), {name: 2 * change for name, change in deltas(expected).items()}, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -626,5 +629,5 @@ def test_an_error_is_one_line(
 
 def test_help_does_not_import_torch() -> None:
     code = "import sys, iclora_train.adapters.__main__ as m; m.parser(); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"

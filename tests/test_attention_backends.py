@@ -1,4 +1,4 @@
-"""Attention backends: what is passed to flash-attn-4, the choice of a backend, and on a GPU the results."""
+"""Attention backends: the arguments of flash-attn-4, the choice of a backend, and on a GPU the results."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def tensors(
 
 
 def compare(attention: Callable[..., Tensor], qkv: list[Tensor], bias: Tensor | None, bound: float) -> None:
-    """Output and gradients against a softmax written out in fp32."""
+    """Compare output and gradients with a softmax that is written out in fp32."""
     q, k, v = (tensor.detach().float().cpu().requires_grad_() for tensor in qkv)
     logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1]) + (0 if bias is None else bias.cpu())
     expected, out = logits.softmax(-1) @ v, attention(*qkv)
@@ -177,7 +177,7 @@ def fresh_import() -> Iterator[None]:
 
 @pytest.mark.usefixtures("fresh_import")
 @pytest.mark.parametrize("source", BROKEN)
-def test_a_package_that_cannot_be_loaded_is_reported_once_and_the_next_backend_taken(
+def test_a_package_that_cannot_be_loaded_is_reported_once_and_the_next_backend_is_used(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     package, metadata = tmp_path / "flash_attn" / "cute", tmp_path / "flash_attn_4-9.8.7.dist-info"
@@ -203,7 +203,7 @@ def test_a_package_that_cannot_be_loaded_is_reported_once_and_the_next_backend_t
 
 
 @pytest.mark.usefixtures("package")
-def test_a_package_that_loads_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_loads_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "_is_hopper", lambda _: True)
     monkeypatch.setattr(flash, "INSTALLED_VERSION", flash.PINNED)
     q = cast(Tensor, SimpleNamespace(device=GPU, dtype=torch.bfloat16, shape=(1, 2, 3, flash.HEAD_DIM)))

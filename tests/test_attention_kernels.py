@@ -105,16 +105,16 @@ def test_the_kernels_are_as_exact_as_the_layers(
     results = step(block, torch.bfloat16, text)
     assert len(calls) == 2
     disable_kernels(monkeypatch)
-    plain = step(block, torch.bfloat16, text)
+    unfused = step(block, torch.bfloat16, text)
     exact = step(build_block(fp8, spread, rank, text, heads).double(), torch.float64, text)
-    for ours, layers, expected in zip(results, plain, exact, strict=True):
-        assert ours.dtype == layers.dtype
-        assert error(ours, expected) <= 1.1 * error(layers, expected)
+    for fused, layers, expected in zip(results, unfused, exact, strict=True):
+        assert fused.dtype == layers.dtype
+        assert error(fused, expected) <= 1.1 * error(layers, expected)
 
 
 @pytest.mark.parametrize("text", [False, True])
 def test_the_layers_in_bf16_are_close_to_fp64(text: bool) -> None:
-    """The reference of the tests on a GPU, on any device."""
+    """The layers are the reference of the GPU tests; this test runs on any device."""
     plain = step(build_block(False, 0.0, text=text, device="cpu"), torch.bfloat16, text)
     exact = step(build_block(False, 0.0, text=text, device="cpu").double(), torch.float64, text)
     for result, expected in zip(plain, exact, strict=True):
@@ -128,5 +128,5 @@ def test_norm_weights_of_almost_zero_have_correct_gradients(monkeypatch: pytest.
         norm.weight.data[3], norm.weight.data[WIDTH // HEADS + 5] = 0, 1e-6
     results = step(block, torch.bfloat16)
     disable_kernels(monkeypatch)
-    for ours, plain in zip(results, step(block, torch.bfloat16), strict=True):
-        assert error(ours, plain) < 0.02
+    for fused, unfused in zip(results, step(block, torch.bfloat16), strict=True):
+        assert error(fused, unfused) < 0.02

@@ -62,7 +62,7 @@ def test_a_plan_is_pure_disjoint_and_one_bucket_per_step(world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_each_bucket_has_batches_of_its_size_and_all_ranks_the_same_in_a_step(world_size):
+def test_each_bucket_has_batches_of_its_size_and_all_ranks_use_one_bucket_per_step(world_size):
     ranks = plans(world_size, sizes=(3, 1))
     steps = ranks[0].steps_per_epoch
     assert steps == {1: 4 + 9, 2: 2 + 4}[world_size]
@@ -80,13 +80,13 @@ def test_a_budget_of_tokens_gives_each_bucket_its_batch_size(tmp_path, caplog):
     assert clips_per_batch(shards, "train", 3, None) == {"32x32x5": 3, "64x32x5": 3, "64x64x5": 3}
     assert clips_per_batch(shards, "train", 3, 180) == {"32x32x5": 4, "64x32x5": 2, "64x64x5": 1}
     assert clips_per_batch(shards, "train", 3, 1) == {"32x32x5": 1, "64x32x5": 1, "64x64x5": 1}
-    seen = [keys for keys, _ in first_batches(LatentDataModule(tmp_path, 3, tokens_per_batch=180), 12)]
-    assert Counter((keys[0].split("-")[0], len(keys)) for keys in seen[:6]) == Counter(
+    batch_keys = [keys for keys, _ in first_batches(LatentDataModule(tmp_path, 3, tokens_per_batch=180), 12)]
+    assert Counter((keys[0].split("-")[0], len(keys)) for keys in batch_keys[:6]) == Counter(
         {("32x32x5", 4): 2, ("64x32x5", 2): 2, ("64x64x5", 1): 2}
     )
-    assert len({key for keys in seen[:6] for key in keys}) == 14
-    assert seen[:6] != seen[6:]
-    assert seen[4:] == [keys for keys, _ in first_batches(LatentDataModule(tmp_path, 3, 180, start_batch=4), 8)]
+    assert len({key for keys in batch_keys[:6] for key in keys}) == 14
+    assert batch_keys[:6] != batch_keys[6:]
+    assert batch_keys[4:] == [keys for keys, _ in first_batches(LatentDataModule(tmp_path, 3, 180, start_batch=4), 8)]
     assert not caplog.text
 
 
@@ -121,8 +121,8 @@ def test_the_dry_run_uses_the_batch_with_the_most_tokens(tmp_path):
 def test_validation_batches_respect_the_budget(tmp_path):
     shards = ShardSet.open(write_buckets(tmp_path, {"32x32x5": 8}))
     for tokens, sizes in ((80, [2]), (50, [1, 1]), (None, [2])):
-        held = ValidationBatches.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
-        assert [len(correct.keys) for correct, _ in held.batches] == sizes
+        validation = ValidationBatches.open(shards, Config(data=Data(batch_size=8, tokens_per_batch=tokens)))
+        assert [len(correct.keys) for correct, _ in validation.batches] == sizes
 
 
 def test_a_budget_below_one_token_is_refused():
@@ -139,9 +139,9 @@ def test_batches_resume_at_a_number_and_do_not_depend_on_workers(tmp_path):
     whole = first_batches(LatentDataModule(tmp_path, batch_size=2, seed=3), 9)
     late = first_batches(LatentDataModule(tmp_path, batch_size=2, seed=3, start_batch=4), 5)
     spawned = first_batches(LatentDataModule(tmp_path, batch_size=2, seed=3, workers=2), 9)
-    for ours, theirs in ((whole[4:], late), (whole, spawned)):
-        assert [keys for keys, _ in ours] == [keys for keys, _ in theirs]
-        assert all(a.equal(b) for (_, a), (_, b) in zip(ours, theirs, strict=True))
+    for expected, result in ((whole[4:], late), (whole, spawned)):
+        assert [keys for keys, _ in expected] == [keys for keys, _ in result]
+        assert all(a.equal(b) for (_, a), (_, b) in zip(expected, result, strict=True))
     resumed = LatentDataModule(tmp_path, batch_size=2, seed=3)
     resumed.load_state_dict({"position": 4})
     assert resumed.state_dict() == {"position": 4}
@@ -184,16 +184,16 @@ def test_too_few_clips_for_a_batch(tmp_path, caplog):
         LatentDataModule(tmp_path / "none", batch_size=1).train_dataloader()
 
 
-class Counting(LightningModule):
+class KeyRecorder(LightningModule):
     """Records the keys of each training batch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
-        self.seen: list[list[str]] = []
+        self.batch_keys: list[list[str]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        self.seen.append(batch.keys)
+        self.batch_keys.append(batch.keys)
         return self.weight * 1.0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -207,9 +207,9 @@ def test_the_position_counts_trained_batches(workers, tmp_path):
     quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
 
     def train(data: LatentDataModule, steps: int) -> list[list[str]]:
-        model = Counting()
+        model = KeyRecorder()
         Trainer(max_steps=steps, accelerator="cpu", use_distributed_sampler=False, **quiet).fit(model, datamodule=data)
-        return model.seen
+        return model.batch_keys
 
     whole = train(LatentDataModule(tmp_path, batch_size=2, workers=workers), 5)
     first = LatentDataModule(tmp_path, batch_size=2, workers=workers)

@@ -1,4 +1,4 @@
-"""The benchmark's baseline computes the same as the model, with an AdaLN row for every token."""
+"""The benchmark's baseline computes the velocity of the model with one AdaLN row per token."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.test_compiled import scene
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3"])
-def test_the_baseline_gives_the_same_with_a_row_per_token(version: str) -> None:
+def test_the_baseline_gives_the_same_velocity_with_a_row_per_token(version: str) -> None:
     net, tokens = RandomBase(version, "tiny").transformer(), scene(8)
     text = torch.randn(1, 5, net.config.text_width, generator=torch.Generator().manual_seed(1))
     rows: list[int] = []
@@ -20,8 +20,8 @@ def test_the_baseline_gives_the_same_with_a_row_per_token(version: str) -> None:
         expected = net(tokens, text)
         with baseline(), torch.profiler.profile() as profiler:
             velocity = net(tokens, text)
-            first = net(tokens, text, num_outputs=3)
+            first_outputs = net(tokens, text, num_outputs=3)
     torch.testing.assert_close(velocity, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(first, expected[:, :3], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(first_outputs, expected[:, :3], rtol=1e-4, atol=1e-5)
     assert rows == [2, len(tokens.group), len(tokens.group)]
-    assert "aten::where" not in {event.name for event in profiler.events()}  # no row is picked
+    assert "aten::where" not in {event.name for event in profiler.events()}  # rows are not selected per token

@@ -40,8 +40,8 @@ def test_every_kernel_moves_the_expected_number_of_activations(fp8: bool) -> Non
 
 def test_both_ways_to_an_input_gradient_give_the_same_shape() -> None:
     with FakeTensorMode():
-        for one, two in input_grad_cases(TOKENS, 32, "cpu"):
-            assert one().shape == two().shape == (TOKENS, WIDTH)
+        for first, second in input_grad_cases(TOKENS, 32, "cpu"):
+            assert first().shape == second().shape == (TOKENS, WIDTH)
 
 
 def test_another_tile_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:

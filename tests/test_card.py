@@ -162,26 +162,26 @@ def accepts(spec: NodeInput, value: object) -> bool:
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_comfyui_would_accept_the_api_format(settings: WorkflowSettings) -> None:
-    """Every node exists, every required input is set, links join equal types, values are in their ranges."""
-    form = api_json(build_workflow(settings))
-    for node in form.values():
+    """Every node exists, every required input is set, links connect equal types, values are in their ranges."""
+    api = api_json(build_workflow(settings))
+    for node in api.values():
         schema = {spec.name: spec for spec in NODE_CLASSES[node["class_type"]].inputs}
         assert node["inputs"].keys() <= schema.keys()
         assert {name for name, spec in schema.items() if spec.required} <= node["inputs"].keys()
         for name, value in node["inputs"].items():
             if isinstance(value, list):
                 source, output = value
-                assert NODE_CLASSES[form[source]["class_type"]].outputs[output][1] == schema[name].type
+                assert NODE_CLASSES[api[source]["class_type"]].outputs[output][1] == schema[name].type
             else:
                 assert schema[name].widget
                 assert accepts(schema[name], value)
 
 
-def from_graph(form: dict[str, Any]) -> dict[str, Any]:
-    """The API format that ComfyUI's page would send for a graph: links of sockets, else widgets in their order."""
-    links = {link[0]: link for link in form["links"]}
-    sent = {}
-    for node in form["nodes"]:
+def from_graph(graph: dict[str, Any]) -> dict[str, Any]:
+    """The API format that ComfyUI's page sends for a graph: an input is its link, or else the next widget value."""
+    links = {link[0]: link for link in graph["links"]}
+    api = {}
+    for node in graph["nodes"]:
         widgets = iter(node["widgets_values"])
         inputs: dict[str, Any] = {}
         for spec in NODE_CLASSES[node["type"]].inputs:
@@ -192,63 +192,66 @@ def from_graph(form: dict[str, Any]) -> dict[str, Any]:
         assert list(widgets) == []
         for i, socket in enumerate(node["inputs"]):
             if socket["link"] is not None:
-                _, source, output, to, place, kind = links[socket["link"]]
-                assert (to, place, kind) == (node["id"], i, socket["type"])
+                _, source, output, target, slot, link_type = links[socket["link"]]
+                assert (target, slot, link_type) == (node["id"], i, socket["type"])
                 inputs[socket["name"]] = [str(source), output]
-        sent[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
-    return sent
+        api[str(node["id"])] = {"class_type": node["type"], "inputs": inputs, "_meta": {"title": node["title"]}}
+    return api
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_both_formats_describe_the_same_workflow(settings: WorkflowSettings) -> None:
-    shown = json.loads(json.dumps(graph_json(build_workflow(settings))))
-    assert from_graph(shown) == json.loads(json.dumps(api_json(build_workflow(settings))))
-    leaving = {(node["id"], i, n) for node in shown["nodes"] for i, o in enumerate(node["outputs"]) for n in o["links"]}
-    assert leaving == {(source, output, number) for number, source, output, *_ in shown["links"]}
-    assert len({tuple(node["pos"]) for node in shown["nodes"]}) == len(shown["nodes"])
-    assert (shown["last_node_id"], shown["last_link_id"]) == (len(shown["nodes"]), len(shown["links"]))
+    graph = json.loads(json.dumps(graph_json(build_workflow(settings))))
+    assert from_graph(graph) == json.loads(json.dumps(api_json(build_workflow(settings))))
+    output_links = {
+        (node["id"], i, n) for node in graph["nodes"] for i, o in enumerate(node["outputs"]) for n in o["links"]
+    }
+    assert output_links == {(source, output, number) for number, source, output, *_ in graph["links"]}
+    assert len({tuple(node["pos"]) for node in graph["nodes"]}) == len(graph["nodes"])
+    assert (graph["last_node_id"], graph["last_link_id"]) == (len(graph["nodes"]), len(graph["links"]))
 
 
-def node_of(form: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The inputs of the only node of a class; links as (class of the source, name of the output)."""
-    (match,) = (node for node in form.values() if node["class_type"] == kind)
+def node_of(api: dict[str, Any], class_type: str) -> dict[str, Any]:
+    """The inputs of the only node of a class; a link is (class of the source, name of the output)."""
+    (match,) = (node for node in api.values() if node["class_type"] == class_type)
 
-    def named(value: object) -> object:
+    def resolve(value: object) -> object:
         if not isinstance(value, list):
             return value
-        source = form[value[0]]["class_type"]
+        source = api[value[0]]["class_type"]
         return source, NODE_CLASSES[source].outputs[value[1]][0]
 
-    return {name: named(value) for name, value in match["inputs"].items()}
+    return {name: resolve(value) for name, value in match["inputs"].items()}
 
 
 def test_the_workflow_matches_training() -> None:
-    form = api_json(build_workflow(settings_for()))
-    guide = node_of(form, "LTXAddVideoICLoRAGuide")
+    api = api_json(build_workflow(settings_for()))
+    guide = node_of(api, "LTXAddVideoICLoRAGuide")
     assert guide["latent_downscale_factor"] == ("LTXICLoRALoaderModelOnly", "latent_downscale_factor")
     assert guide["image"] == ("ImageScale", "IMAGE")
     assert (guide["frame_idx"], guide["strength"]) == (0, 1.0)
-    assert node_of(form, "LTXICLoRALoaderModelOnly")["lora_name"] == PATH.name
-    latent, reference = node_of(form, "EmptyLTXVLatentVideo"), node_of(form, "ImageScale")
+    assert node_of(api, "LTXICLoRALoaderModelOnly")["lora_name"] == PATH.name
+    latent, reference = node_of(api, "EmptyLTXVLatentVideo"), node_of(api, "ImageScale")
     assert (latent["width"], latent["height"], latent["length"]) == (960, 576, 49)
     assert (reference["width"], reference["height"], reference["crop"]) == (960, 576, "center")
-    assert node_of(form, "ImageFromBatch")["length"] == 49
-    texts = [node["inputs"]["text"] for node in form.values() if node["class_type"] == "CLIPTextEncode"]
+    assert node_of(api, "ImageFromBatch")["length"] == 49
+    texts = [node["inputs"]["text"] for node in api.values() if node["class_type"] == "CLIPTextEncode"]
     assert texts[0].startswith("DEBLUR: now ")
-    assert tuple(map(float, node_of(form, "ManualSigmas")["sigmas"].split(", "))) == DISTILLED
-    assert node_of(form, "CFGGuider")["cfg"] == 1.0
-    assert node_of(form, "CFGGuider")["positive"] == ("LTXAddVideoICLoRAGuide", "positive")
-    assert node_of(form, "LTXVCropGuides")["latent"] == ("LTXVSeparateAVLatent", "video_latent")
-    assert node_of(form, "VAEDecodeTiled")["samples"] == ("LTXVCropGuides", "latent")
+    assert tuple(map(float, node_of(api, "ManualSigmas")["sigmas"].split(", "))) == DISTILLED
+    assert node_of(api, "CFGGuider")["cfg"] == 1.0
+    assert node_of(api, "CFGGuider")["positive"] == ("LTXAddVideoICLoRAGuide", "positive")
+    assert node_of(api, "LTXVCropGuides")["latent"] == ("LTXVSeparateAVLatent", "video_latent")
+    assert node_of(api, "VAEDecodeTiled")["samples"] == ("LTXVCropGuides", "latent")
     assert {
-        node_of(form, kind)[name] for kind, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"))
+        node_of(api, class_type)[name]
+        for class_type, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"))
     } == {24.0}
 
 
 def test_without_a_frame_rate_the_clip_keeps_its_own() -> None:
-    form = api_json(build_workflow(settings_for(fps="of the clips")))
-    for kind, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"), ("LTXFloatToInt", "a")):
-        assert node_of(form, kind)[name] == ("GetVideoComponents", "fps")
+    api = api_json(build_workflow(settings_for(fps="of the clips")))
+    for class_type, name in (("LTXVConditioning", "frame_rate"), ("CreateVideo", "fps"), ("LTXFloatToInt", "a")):
+        assert node_of(api, class_type)[name] == ("GetVideoComponents", "fps")
 
 
 @pytest.mark.parametrize(
@@ -275,6 +278,6 @@ def test_the_commands_write_into_the_adapters_folder(tmp_path: Path, capsys: pyt
     assert capsys.readouterr().out.split() == [str(path.with_suffix(s)) for s in (".md", ".workflow.json", ".api.json")]
     with pytest.raises(SystemExit, match="0"):
         main(["workflow", str(path), "--size", "512x320x17", "--fps", "30"])
-    form = json.loads(path.with_suffix(".api.json").read_text())
-    assert node_of(form, "EmptyLTXVLatentVideo")["width"] == 512
-    assert node_of(form, "CreateVideo")["fps"] == 30.0
+    api = json.loads(path.with_suffix(".api.json").read_text())
+    assert node_of(api, "EmptyLTXVLatentVideo")["width"] == 512
+    assert node_of(api, "CreateVideo")["fps"] == 30.0

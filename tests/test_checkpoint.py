@@ -1,5 +1,5 @@
-"""Checkpoints of every published layout: names and shapes are the published ones, each layout gives the same base, and
-an error names the file, the keys and the remedy."""
+"""Checkpoints of every published layout: names and shapes are as published, each layout gives the same base, and an
+error names the file, the keys and the remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from scripts.synthetic_checkpoint import write_checkpoint
 
 Edit = Callable[[dict[str, Tensor], dict[str, str]], None]
 QUERY = f"{MODEL_PREFIX}transformer_blocks.1.attn1.to_q"
-PUBLISHED_VAE = {  # of diffusers' convert_ltx2_to_diffusers.py
+PUBLISHED_VAE = {  # from diffusers' convert_ltx2_to_diffusers.py
     "2.0": {
         "block_out_channels": [256, 512, 1024, 2048],
         "layers_per_block": [4, 6, 6, 2, 2],
@@ -87,12 +87,12 @@ def drop(prefix: str) -> Edit:
     return edit
 
 
-# The script writes the published names and shapes.
+# --- the synthetic checkpoints have the published names and shapes ---
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("version", VERSIONS)
-def test_names_and_shapes_are_those_of_diffusers_models(version: str, size: str) -> None:
+def test_names_and_shapes_match_diffusers_models(version: str, size: str) -> None:
     synthetic = SyntheticCheckpoint(version, size)
     section = synthetic.config["transformer"]
     with torch.device("meta"):
@@ -127,7 +127,7 @@ def test_a_written_file_is_valid_and_reproducible(
     assert write_checkpoint(tmp_path / "other", version, seed=1).read_bytes() != file.read_bytes()
 
 
-# Every layout gives the same base.
+# --- every layout gives the same base ---
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -136,11 +136,11 @@ def test_every_layout_gives_the_same_base(tiny: dict[tuple[str, str], Path], ver
     base, reference = BaseModel.open(str(tiny[version, layout])), BaseModel.open(str(tiny[version, "unified"]))
     assert (base.version, base.family, base.embedded) == (version, "ltx", False)
     assert base.geometry == Geometry(channels=8, spatial=32, temporal=8)
-    net, same = base.transformer(), reference.transformer()
-    assert net.config == same.config
+    net, expected_net = base.transformer(), reference.transformer()
+    assert net.config == expected_net.config
     assert not any(p.requires_grad or p.is_meta for p in net.parameters())
-    for (name, ours), theirs in zip(net.named_parameters(), same.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name
+    for (name, result), expected in zip(net.named_parameters(), expected_net.parameters(), strict=True):
+        assert torch.equal(result, expected), name
     with torch.no_grad():
         video = torch.rand(1, 3, 9, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
         assert torch.equal(base.vae().encode(video), reference.vae().encode(video))
@@ -165,20 +165,20 @@ def test_the_transformer_has_the_requested_dtype(tiny: dict[tuple[str, str], Pat
 def test_the_host_holds_one_tensor_at_a_time(
     tiny: dict[tuple[str, str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alive: list[int] = []
-    seen: list[weakref.ref[Tensor]] = []
+    alive_counts: list[int] = []
+    refs: list[weakref.ref[Tensor]] = []
     read = StoredTensor.read
 
-    def watched(stored: StoredTensor) -> Tensor:
+    def counting_read(stored: StoredTensor) -> Tensor:
         tensor = read(stored)
-        seen.append(weakref.ref(tensor))
-        alive.append(sum(ref() is not None for ref in seen))
+        refs.append(weakref.ref(tensor))
+        alive_counts.append(sum(ref() is not None for ref in refs))
         return tensor
 
-    monkeypatch.setattr(StoredTensor, "read", watched)
+    monkeypatch.setattr(StoredTensor, "read", counting_read)
     net = BaseModel.open(str(tiny["2.3", "unified"])).transformer(torch.bfloat16)
-    assert len(alive) == len(net.state_dict())
-    assert max(alive) <= 2  # the one just read, and the one before it
+    assert len(alive_counts) == len(net.state_dict())
+    assert max(alive_counts) <= 2  # the tensor that was just read and the previous one
 
 
 def test_split_files_can_be_named_one_by_one(tiny: dict[tuple[str, str], Path]) -> None:
@@ -230,8 +230,8 @@ def test_latent_fingerprints_depend_on_the_weights_and_not_on_the_files(
     changed = edited(tiny["2.3", "unified"], tmp_path / "b.safetensors", change("vae.encoder.conv_in.conv.bias"))
     assert BaseModel.open(str(changed)).latent_fingerprints != unified.latent_fingerprints
     gemma = write_gemma(tmp_path / "gemma")
-    known = BaseModel.open(str(tiny["2.3", "unified"]), text_encoder=str(gemma)).latent_fingerprints
-    assert known == unified.latent_fingerprints | {"text_encoder": known["text_encoder"]}
+    with_gemma = BaseModel.open(str(tiny["2.3", "unified"]), text_encoder=str(gemma)).latent_fingerprints
+    assert with_gemma == unified.latent_fingerprints | {"text_encoder": with_gemma["text_encoder"]}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -250,36 +250,37 @@ def test_captions_are_encoded_for_the_transformer(
     assert torch.allclose(features, reference.encode(["the cat", ""]), atol=1e-5)
 
 
-# What cannot work says why, and what to do.
+# --- errors name the cause and the remedy ---
 
 
 def refusal(action: Callable[[], object]) -> str:
+    """The message of the ConfigError that an action raises."""
     with pytest.raises(ConfigError) as caught:
         action()
     return str(caught.value)
 
 
-def opened(file: Path, **others: str) -> str:
-    return refusal(lambda: BaseModel.open(str(file), **others))
+def refusal_to_open(file: Path, **components: str) -> str:
+    return refusal(lambda: BaseModel.open(str(file), **components))
 
 
 def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     weight = torch.ones(2, 2)
     save_file({"blocks.0.self_attn.q.weight": weight}, file)
-    message = opened(file)
+    message = refusal_to_open(file)
     assert "model.safetensors is not an LTX-2 checkpoint" in message
     assert "1 keys, first: blocks.0.self_attn.q.weight" in message
     save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file)
-    assert "is not an LTX-2 checkpoint: its metadata lacks config" in opened(file)
+    assert "is not an LTX-2 checkpoint: its metadata lacks config" in refusal_to_open(file)
     save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file, {"config": json.dumps({"unet": {}})})
-    assert "has no section transformer" in opened(file)
+    assert "has no section transformer" in refusal_to_open(file)
     save_file({f"{MODEL_PREFIX}input_blocks.0.0.weight": weight}, file, {"config": "{"})
-    assert "config in its metadata is not JSON" in opened(file)
+    assert "config in its metadata is not JSON" in refusal_to_open(file)
     save_file({"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": weight}, file)
-    assert "model.safetensors is an adapter" in opened(file)
+    assert "model.safetensors is an adapter" in refusal_to_open(file)
     edited(tiny["2.3", "unified"], file, lambda _, metadata: metadata.update(model_version="3.1.0"))
-    message = opened(file)
+    message = refusal_to_open(file)
     assert "model_version='3.1.0' is unknown" in message
     assert "2.0, 2.3, 2.5" in message
 
@@ -287,26 +288,27 @@ def test_files_of_other_models_are_refused(tiny: dict[tuple[str, str], Path], tm
 def test_damaged_files_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     file, whole = tmp_path / "a.safetensors", tiny["2.3", "unified"].read_bytes()
     file.write_bytes(whole[:-100])
-    assert f"a.safetensors is truncated: it has {len(whole) - 100} of {len(whole)} bytes; fetch it again" in opened(
-        file
+    assert (
+        f"a.safetensors is truncated: it has {len(whole) - 100} of {len(whole)} bytes; fetch it again"
+        in refusal_to_open(file)
     )
     for damaged in (whole[:500], b"", b"no safetensors at all", b"PK\x03\x04" * 100):
         file.write_bytes(damaged)
-        assert "a.safetensors is not a readable safetensors file" in opened(file)
+        assert "a.safetensors is not a readable safetensors file" in refusal_to_open(file)
 
 
 def test_a_missing_component_names_its_setting(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     folder = tiny["2.5", "split"]
     (model,) = (folder / "diffusion_models").iterdir()
     (vae,) = (folder / "vae").glob("*video-vae*")
-    message = opened(model)
+    message = refusal_to_open(model)
     assert "holds no vae" in message
     assert "set model.vae to" in message
-    message = opened(vae)
+    message = refusal_to_open(vae)
     assert "holds the vae but no transformer: give it as model.vae" in message
-    message = opened(model, vae=str(model))
+    message = refusal_to_open(model, vae=str(model))
     assert message.startswith(f"model.vae={model} holds no vae")
-    assert "model.vae='nowhere' is neither a file nor a folder" in opened(model, vae="nowhere")
+    assert "model.vae='nowhere' is neither a file nor a folder" in refusal_to_open(model, vae="nowhere")
     message = refusal(BaseModel.open(str(model), vae=str(vae)).text)
     assert "set model.text_encoder" in message
     gemma = str(write_gemma(tmp_path / "gemma", "gemma4_unified", gemma_version="gemma4-12b-ltx-v1"))
@@ -322,7 +324,7 @@ def test_a_missing_component_names_its_setting(tiny: dict[tuple[str, str], Path]
 def test_two_variants_in_a_folder_are_refused(tiny: dict[tuple[str, str], Path], tmp_path: Path) -> None:
     for name in ("dev", "distilled"):
         shutil.copy(tiny["2.3", "unified"], tmp_path / f"{name}.safetensors")
-    message = opened(tmp_path)
+    message = refusal_to_open(tmp_path)
     assert "dev.safetensors" in message
     assert "distilled.safetensors both hold" in message
     assert "set model.checkpoint to one of them" in message
@@ -332,7 +334,7 @@ def test_model_vae_selects_one_of_two_in_the_folder(tiny: dict[tuple[str, str], 
     shutil.copytree(tiny["2.5", "split"], tmp_path / "ltx")
     (vae,) = (tmp_path / "ltx" / "vae").glob("*video-vae*")
     shutil.copy(vae, vae.with_name("another-video-vae.safetensors"))
-    assert "set model.vae to one of them" in opened(tmp_path / "ltx")
+    assert "set model.vae to one of them" in refusal_to_open(tmp_path / "ltx")
     assert BaseModel.open(str(tmp_path / "ltx"), vae=str(vae)).checkpoint.component("vae").files == [vae]
 
 
@@ -406,18 +408,20 @@ def test_incomplete_diffusers_folders_are_refused(tiny: dict[tuple[str, str], Pa
         damage(tmp_path / name)
         return tmp_path / name
 
-    message = opened(broken("a", lambda folder: shutil.rmtree(folder / "transformer")))
+    message = refusal_to_open(broken("a", lambda folder: shutil.rmtree(folder / "transformer")))
     assert "is a diffusers folder without transformer/config.json" in message
-    message = opened(broken("b", lambda folder: shutil.rmtree(folder / "vae")))
+    message = refusal_to_open(broken("b", lambda folder: shutil.rmtree(folder / "vae")))
     assert "holds no vae; set model.vae" in message
 
-    def of_flux(folder: Path) -> None:
+    def write_flux_config(folder: Path) -> None:
         (folder / "transformer" / "config.json").write_text(json.dumps({"_class_name": "FluxTransformer2DModel"}))
 
-    assert "is the config of a FluxTransformer2DModel, not of LTX-2's" in opened(broken("c", of_flux))
+    assert "is the config of a FluxTransformer2DModel, not of LTX-2's" in refusal_to_open(
+        broken("c", write_flux_config)
+    )
     folder = broken("d", lambda folder: next((folder / "transformer").glob("*-00002-of-*")).unlink())
     message = refusal(BaseModel.open(str(folder)).transformer)
     assert "the transformer does not fit its config" in message
     assert "missing transformer_blocks" in message
     folder = broken("e", lambda folder: [file.unlink() for file in (folder / "transformer").glob("*.safetensors")])
-    assert "has no .safetensors weights" in opened(folder)
+    assert "has no .safetensors weights" in refusal_to_open(folder)

@@ -33,7 +33,7 @@ from iclora_train.core.types import Pair
 from iclora_train.data.video_codec import round_trip
 from tests.clips import moving
 
-MAKES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+DEGRADATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "blur": lambda frame: cv2.GaussianBlur(frame, (0, 0), 3),
     "edges": lambda frame: cv2.cvtColor(cv2.Canny(frame, 60, 120), cv2.COLOR_GRAY2RGB),
     "grey": lambda frame: cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB),
@@ -49,7 +49,7 @@ def config(family: str = "restoration", trigger: str = "", checks: Checks | None
 
 
 def footage(frames: int, seed: int = 0) -> np.ndarray:
-    """A realistic clip: a still textured background and two moving objects: (F,72,96,3)."""
+    """A realistic clip (F,72,96,3): a still textured background and two moving objects."""
     back, front = moving(1, 72, 96, seed)[0], moving(1, 72, 96, seed + 100)[0]
     clip = np.stack([back] * frames)
     for t in range(frames):
@@ -60,12 +60,12 @@ def footage(frames: int, seed: int = 0) -> np.ndarray:
     return np.clip(clip + noise, 0, 255).astype(np.uint8)
 
 
-def degraded(clip: np.ndarray, how: str) -> np.ndarray:
-    return np.stack([MAKES[how](frame) for frame in clip])
+def degraded(clip: np.ndarray, kind: str) -> np.ndarray:
+    return np.stack([DEGRADATIONS[kind](frame) for frame in clip])
 
 
 def report(reference: np.ndarray, target: np.ndarray, setting: Config | None = None, **more: object) -> Report:
-    pair = Pair("clip-00000", target, (reference,), str(more.get("caption", "a thing moves")), 24.0)
+    pair = Pair("clip-00000", target, (reference,), str(more.get("caption", "a ball moves")), 24.0)
     pair = replace(pair, record={"drawn": more.get("drawn", {})})
     return check_pair(pair, "clip", "train", setting or config())
 
@@ -81,11 +81,11 @@ def verdicts(pair_report: Report) -> dict[str, str]:
 # --- offset ---
 
 
-@pytest.mark.parametrize("how", MAKES)
+@pytest.mark.parametrize("kind", DEGRADATIONS)
 @pytest.mark.parametrize("shift", [-3, -2, -1, 0, 1, 2, 3])
-def test_an_offset_is_detected_in_every_kind_of_reference(how, shift):
+def test_an_offset_is_detected_in_every_kind_of_reference(kind, shift):
     clip = footage(31)
-    pair_report = report(degraded(clip, how)[3 + shift : 28 + shift], clip[3:28])
+    pair_report = report(degraded(clip, kind)[3 + shift : 28 + shift], clip[3:28])
     assert value_of(pair_report, "offset") == abs(shift)
     assert verdicts(pair_report).get("offset") == ("drop" if shift else None)
     if shift:
@@ -93,9 +93,9 @@ def test_an_offset_is_detected_in_every_kind_of_reference(how, shift):
 
 
 def test_a_reference_with_fewer_frames_is_compared_at_its_own_times():
-    clip, slow = footage(57), config(reference_temporal_scale=2)
+    clip, half_rate = footage(57), config(reference_temporal_scale=2)
     for shift in (-2, -1, 0, 1, 2):
-        pair_report = report(degraded(clip, "blur")[3 + shift : 52 + shift : 2], clip[3:52], slow)
+        pair_report = report(degraded(clip, "blur")[3 + shift : 52 + shift : 2], clip[3:52], half_rate)
         assert value_of(pair_report, "offset") == abs(shift)
 
 
@@ -107,10 +107,10 @@ def test_undecidable_clips_have_no_offset():
     assert value_of(report(footage(3), footage(3)), "offset") is None
 
 
-# --- what a reference shows ---
+# --- content of a reference ---
 
 
-def test_a_blank_and_a_static_reference_are_found():
+def test_blank_and_static_references_are_detected():
     clip = footage(17)
     assert verdicts(report(np.zeros_like(clip), clip)) == {"blank": "drop", "static": "warn", "clipped": "warn"}
     assert verdicts(report(np.stack([clip[0]] * 17), clip)) == {"static": "warn"}
@@ -129,7 +129,7 @@ def test_injected_flicker_raises_the_measure_step_by_step():
     clip = footage(17)
     edges = degraded(clip, "edges")
     calm, rng = cv2.GaussianBlur(edges.reshape(-1, 96, 3), (0, 0), 0.6).reshape(edges.shape), np.random.default_rng(0)
-    missing = rng.random(edges.shape[:3])[..., None]  # which pixels are lost at which dose
+    missing = rng.random(edges.shape[:3])[..., None]  # a pixel is lost if its value is below the dose
     values = [
         value_of(report(np.where(missing < p, 0, calm), clip, config("structure")), "flicker") for p in (0, 0.2, 0.5)
     ]
@@ -222,57 +222,59 @@ def test_the_vae_round_trip_is_measured_for_target_and_reference():
 # --- duplicates ---
 
 
-def signed(name: str, split: str, clip: np.ndarray, digest: str = ""):
+def signature_of(name: str, split: str, clip: np.ndarray, digest: str = ""):
     return make_signature(name, split, digest or name, (clip[i] for i in frames_to_hash(len(clip), 24.0)))
 
 
 def test_duplicates_across_splits_are_detected_after_resizing_encoding_and_trimming():
     clips = [footage(48, seed) for seed in range(4)]
-    held = [signed(f"held{i}", "heldout", clip) for i, clip in enumerate(clips[:3])]
+    heldout = [signature_of(f"held{i}", "heldout", clip) for i, clip in enumerate(clips[:3])]
     small = np.stack([cv2.resize(frame, (64, 48), interpolation=cv2.INTER_AREA) for frame in clips[0]])
     train = [
-        signed("again", "train", round_trip(small, 24.0, "h264", crf=35)),
-        signed("trimmed", "train", clips[1][20:]),
-        signed("same", "val", clips[3], "held2"),
-        signed("other", "train", clips[3]),
+        signature_of("again", "train", round_trip(small, 24.0, "h264", crf=35)),
+        signature_of("trimmed", "train", clips[1][20:]),
+        signature_of("same", "val", clips[3], "held2"),
+        signature_of("other", "train", clips[3]),
     ]
-    pair_report = {one.key: one for one, _ in find_duplicates([*train, *held], Checks())}
-    assert {key: one.verdict for key, one in pair_report.items()} == dict.fromkeys(
+    reports = {pair_report.key: pair_report for pair_report, _ in find_duplicates([*train, *heldout], Checks())}
+    assert {key: pair_report.verdict for key, pair_report in reports.items()} == dict.fromkeys(
         ("again", "trimmed", "same", "other"), "drop"
     )
-    assert "held0 (heldout)" in pair_report["again"].reason
-    assert "held1 (heldout)" in pair_report["trimmed"].reason
-    assert "same bytes as held2" in pair_report["same"].reason
-    assert "shows the same as same (val)" in pair_report["other"].reason
-    alone = find_duplicates([train[3], *held], Checks())
-    assert [one.verdict for one, _ in alone] == ["ok"]
-    assert [one.verdict for one, _ in find_duplicates([train[0], *held], Checks(duplicate=Limit(most=1)))] == ["ok"]
+    assert "held0 (heldout)" in reports["again"].reason
+    assert "held1 (heldout)" in reports["trimmed"].reason
+    assert "same bytes as held2" in reports["same"].reason
+    assert "shows the same as same (val)" in reports["other"].reason
+    unrelated = find_duplicates([train[3], *heldout], Checks())
+    assert [pair_report.verdict for pair_report, _ in unrelated] == ["ok"]
+    assert [
+        pair_report.verdict for pair_report, _ in find_duplicates([train[0], *heldout], Checks(duplicate=Limit(most=1)))
+    ] == ["ok"]
 
 
 def test_flat_clips_match_only_identical_bytes():
     black = np.zeros((24, 40, 40, 3), np.uint8)
-    pair = [signed("one", "train", black), signed("two", "heldout", black)]
-    assert [value_of(one, "duplicate") for one, _ in find_duplicates(pair, Checks())] == [0]
+    pair = [signature_of("one", "train", black), signature_of("two", "heldout", black)]
+    assert [value_of(pair_report, "duplicate") for pair_report, _ in find_duplicates(pair, Checks())] == [0]
 
 
-# --- settings and what follows from verdicts ---
+# --- settings and the effect of verdicts ---
 
 
 def test_actions_are_configured_and_bad_settings_name_their_key():
     clip = footage(31)
-    late = degraded(clip, "blur")[:25], clip[3:28]
+    shifted = degraded(clip, "blur")[:25], clip[3:28]
     for action in ("warn", "drop", "fail"):
-        pair_report = report(*late, config(checks=Checks(offset=Limit(most=0, action=action))))
+        pair_report = report(*shifted, config(checks=Checks(offset=Limit(most=0, action=action))))
         assert (pair_report.verdict, pair_report.kept) == (action, action == "warn")
-    assert report(*late, config(checks=Checks(offset=Limit(most=3, action="fail")))).verdict == "ok"
-    for wrong, key in (
+    assert report(*shifted, config(checks=Checks(offset=Limit(most=3, action="fail")))).verdict == "ok"
+    for settings, key in (
         ({"offset": Limit(action="explode")}, "checks.offset.action"),
         ({"blank": Limit(least=3, most=2)}, "checks.blank.least"),
         ({"vae": Limit(least=20, action="drop")}, "checks.vae.action"),
         ({"search": 0}, "checks.search"),
     ):
         with pytest.raises(ConfigError, match=key):
-            Checks(**wrong)
+            Checks(**settings)
 
 
 def test_limits_are_set_on_the_command_line():
@@ -291,16 +293,16 @@ def test_limits_are_set_on_the_command_line():
 def test_the_report_is_complete_when_everything_is_dropped(tmp_path: Path, capsys):
     clip, setting = footage(17), config(checks=Checks(blank=Limit(least=8, action="fail")))
     bad = report(np.zeros_like(clip), clip, setting)
-    notes = CheckLog(tmp_path, "0123456789")
+    log = CheckLog(tmp_path, "0123456789")
     picture = pair_picture(Pair("clip-00000", clip, (clip,), "", 24.0))
-    notes.write("train-000000", [(replace(bad, key=f"clip-{i:05d}"), picture) for i in range(3)])
-    assert notes.has("train-000000")
-    totals = write_results(tmp_path, notes, {"kept": {}, "dropped": []}, setting)
+    log.write("train-000000", [(replace(bad, key=f"clip-{i:05d}"), picture) for i in range(3)])
+    assert log.has("train-000000")
+    totals = write_results(tmp_path, log, {"kept": {}, "dropped": []}, setting)
     lines = [json.loads(line) for line in (tmp_path / "checks.jsonl").read_text().splitlines()]
     assert [line["verdict"] for line in lines] == ["fail"] * 3
     assert totals["pairs"] == {"ok": 0, "warn": 0, "drop": 0, "fail": 3}
     assert totals["checks"]["blank"] | {"low": 0, "fail": 3, "ok": 0} == totals["checks"]["blank"]
-    assert [one["key"] for one in totals["left_out"]] == [f"clip-{i:05d}" for i in range(3)]
+    assert [entry["key"] for entry in totals["left_out"]] == [f"clip-{i:05d}" for i in range(3)]
     assert "blank" in capsys.readouterr().out
     assert json.loads(json.dumps(totals)) == totals
     with pytest.raises(ConfigError, match=r"checks.blank.action=fail: 3 pairs or clips do not pass, first clip-00000"):
@@ -314,12 +316,12 @@ def test_a_report_without_pairs(tmp_path: Path):
 
 
 def test_vae_findings_are_added_to_their_pair(tmp_path: Path):
-    clip, notes = footage(9), CheckLog(tmp_path, "0123456789")
-    pair = Pair("clip-00000", clip, (clip,), "a thing moves", 24.0)
+    clip, log = footage(9), CheckLog(tmp_path, "0123456789")
+    pair = Pair("clip-00000", clip, (clip,), "a ball moves", 24.0)
     pair_report = check_pair(pair, "clip", "train", config())
-    notes.write("train-000000", [(pair_report, b"")])
-    later = check_vae(pair, lambda video: video, lambda latents: latents, Checks())
-    notes.add([replace(pair_report, findings=tuple(later))])
-    [(whole, _)] = notes.entries()
-    assert [finding.check for finding in whole.findings][-2:] == ["vae", "vae"]
-    assert len(whole.findings) == len(pair_report.findings) + 2
+    log.write("train-000000", [(pair_report, b"")])
+    vae_findings = check_vae(pair, lambda video: video, lambda latents: latents, Checks())
+    log.add([replace(pair_report, findings=tuple(vae_findings))])
+    [(merged, _)] = log.entries()
+    assert [finding.check for finding in merged.findings][-2:] == ["vae", "vae"]
+    assert len(merged.findings) == len(pair_report.findings) + 2

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def python(*args: str) -> subprocess.CompletedProcess[str]:
-    """A real `python -W error ...` from the repository."""
+    """Run `python -W error ...` in the repository, in a new process."""
     environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}
     return subprocess.run(
         [sys.executable, "-W", "error", *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -47,8 +47,8 @@ def test_help_answers_at_once_with_tasks_and_groups(command: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_composing_imports_nothing_heavy(command: str) -> None:
-    loaded = f"import sys, {command}.__main__; print({{'torch', 'lightning', 'diffusers', 'cv2'}} & set(sys.modules))"
-    assert python("-c", loaded).stdout.strip() == "set()"
+    program = f"import sys, {command}.__main__; print({{'torch', 'lightning', 'diffusers', 'cv2'}} & set(sys.modules))"
+    assert python("-c", program).stdout.strip() == "set()"
 
 
 def test_cfg_job_prints_the_run_without_starting_it(tmp_path: Path) -> None:
@@ -128,5 +128,5 @@ def test_every_task_composes(task: str, tmp_path: Path) -> None:
     assert run(tmp_path, "iclora_train", f"conf={task}", "--cfg", "job", "--resolve").code == 0
 
 
-def test_conf_is_found_beside_the_package() -> None:
+def test_conf_is_next_to_the_package() -> None:
     assert (conf_dir() / "train.yaml").is_file()

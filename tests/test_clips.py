@@ -48,7 +48,7 @@ def scenes(*lengths: int, height: int = 72, width: int = 96) -> np.ndarray:
     return np.concatenate(parts).astype(np.uint8)
 
 
-# --- which clips there are ---
+# --- listing clips ---
 
 
 def test_a_pattern_finds_clips_and_their_captions(tmp_path):
@@ -61,7 +61,7 @@ def test_a_pattern_finds_clips_and_their_captions(tmp_path):
         (tmp_path / "a/b/two.mp4", "two dogs"),
     }
     again = list_clips(str(tmp_path / "a"), 0.1)
-    assert {clip.id for clip in listed} < {clip.id for clip in again}  # a folder names its clips alike
+    assert {clip.id for clip in listed} < {clip.id for clip in again}  # a folder gives the same ids
     with pytest.raises(ConfigError, match="holds no clips"):
         list_clips(f"{tmp_path}/**/*.webm", 0.1)
 
@@ -72,27 +72,27 @@ def test_images_are_clips_of_one_frame(suffix, tmp_path):
     cv2.imwrite(str(tmp_path / f"a{suffix}"), frame)
     write_clip(tmp_path / "b.mp4", frames=6)
     assert [clip.path.name for clip in list_clips(str(tmp_path), 0.1)] == ["b.mp4"]
-    both = list_clips(str(tmp_path), 0.1, images=True)
-    usable, dropped = select_clips(both, config(frames=1, fps=50.0))
-    assert [footage.clip.path.suffix for footage in usable] == [suffix]  # a rate means nothing to an image
+    listed = list_clips(str(tmp_path), 0.1, images=True)
+    usable, dropped = select_clips(listed, config(frames=1, fps=50.0))
+    assert [footage.clip.path.suffix for footage in usable] == [suffix]  # an image has no frame rate of its own
     assert "25 frames a second are too few" in dropped[0]["reason"]
     (window,) = train_windows(usable, data(frames=1, fps=50.0, train_windows=1))
     assert (window.indices, window.fps) == ((0,), 50.0)
-    (read,) = read_clip(tmp_path / f"a{suffix}")
-    assert np.abs(read.astype(int) - frame).mean() < 1.5
+    (decoded,) = read_clip(tmp_path / f"a{suffix}")
+    assert np.abs(decoded.astype(int) - frame).mean() < 1.5
 
 
-def test_a_list_names_further_files_of_a_clip(tmp_path):
+def test_a_list_names_the_mask_and_tracks_of_a_clip(tmp_path):
     (tmp_path / "list.csv").write_text(
         'id,video,caption,fps,cuts,mask,tracks,reference_caption\na,v/a.mp4,"a dog, running",25.0,12 30,m.png,,grey\n'
         "b,b.mp4,,,,,t.json,\n"
     )
-    (tmp_path / "b.txt").write_text("from the file beside it")
+    (tmp_path / "b.txt").write_text("from the text file")
     a, b = list_clips(str(tmp_path / "list.csv"), 0.1)
     assert (a.caption, a.fps, a.cuts, dict(a.files)) == ("a dog, running", 25.0, (12, 30), {"mask": tmp_path / "m.png"})
     assert a.row["reference_caption"] == "grey"
     assert (b.caption, b.fps, b.cuts, dict(b.files)) == (
-        "from the file beside it",
+        "from the text file",
         None,
         None,
         {"tracks": tmp_path / "t.json"},
@@ -124,7 +124,7 @@ def test_a_list_that_is_not_text_is_refused(tmp_path):
         list_clips(str(tmp_path / "list.csv"), 0.1)
 
 
-# --- which clips can be used ---
+# --- usable clips ---
 
 
 def test_every_bad_clip_is_dropped_with_its_reason(tmp_path):
@@ -252,12 +252,12 @@ def test_windows_do_not_cross_cuts(pick, fps):
 def test_cuts_come_from_the_list_or_from_detection(tmp_path):
     (tmp_path / "a.mp4").write_bytes(encode_clip(scenes(14, 20), 25, lossless=False))
     clip = Clip("a", tmp_path / "a.mp4", "train")
-    given = Clip("a", tmp_path / "a.mp4", "train", cuts=(9,))
+    listed = Clip("a", tmp_path / "a.mp4", "train", cuts=(9,))
 
     def cuts(clip: Clip, **changes: object) -> tuple[int, ...]:
         return select_clips([clip], config(**changes))[0][0].cuts
 
-    assert [cuts(clip), cuts(clip, cuts=True), cuts(given), cuts(given, cuts=True)] == [(), (14,), (9,), (9,)]
+    assert [cuts(clip), cuts(clip, cuts=True), cuts(listed), cuts(listed, cuts=True)] == [(), (14,), (9,), (9,)]
     beyond = Clip("a", tmp_path / "a.mp4", "train", cuts=(9, 34))
     assert (
         select_clips([beyond], config())[1][0]["reason"]
@@ -271,7 +271,7 @@ def test_stride_places_windows_at_fixed_steps():
     windows = train_windows([footage(33)], data(pick="stride", stride=4, train_windows=100))
     assert [window.indices[0] for window in windows] == list(range(0, 29, 4))
     assert len(train_windows([footage(33)], data(pick="stride", stride=4, train_windows=3))) == 3
-    assert len(train_windows([footage(33)], data(pick="stride", train_windows=100))) == 15  # every half window
+    assert len(train_windows([footage(33)], data(pick="stride", train_windows=100))) == 15  # default: half a window
 
 
 def test_the_best_windows_move_and_are_sharp(tmp_path):
@@ -291,7 +291,7 @@ def test_the_best_windows_move_and_are_sharp(tmp_path):
         (60, 540, 960, "96x64x9"),
         (60, 960, 540, "64x96x9"),
         (60, 500, 500, "64x64x9"),
-        (7, 540, 960, "96x64x5"),  # too short for the longer one
+        (7, 540, 960, "96x64x5"),  # too short for 9 frames
         (60, 64, 200, "96x64x9"),
     ],
 )
@@ -319,10 +319,10 @@ def test_windows_of_several_buckets_have_their_share():
 
 def test_a_rotated_jpeg_is_upright(tmp_path):
     frame = moving(1, 48, 64)[0]
-    assert probe(write_turned(tmp_path / "a.jpg", frame)).width == 48
+    assert probe(write_rotated(tmp_path / "a.jpg", frame)).width == 48
 
 
-def write_turned(path: Path, frame: np.ndarray) -> Path:
+def write_rotated(path: Path, frame: np.ndarray) -> Path:
     """A JPEG with EXIF orientation 6 (rotate clockwise)."""
     _, data = cv2.imencode(".jpg", frame[..., ::-1])
     tiff = b"II*\0\x08\0\0\0" + b"\x01\0" + b"\x12\x01\x03\0\x01\0\0\0\x06\0\0\0" + b"\0\0\0\0"

@@ -37,7 +37,7 @@ RUN = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of what version 0.1 left: a base, clips, shards, a run killed after step 4, and its metrics."""
+    """A copy of the files that version 0.1 wrote: a base, clips, shards, a run killed after step 4, and its metrics."""
     return Path(shutil.copytree(FILES, tmp_path / "work"))
 
 
@@ -46,8 +46,8 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_killed_run_of_version_0_1_goes_on_to_the_same_adapter(folder: Path) -> None:
-    """The finished adapter of version 0.1 is the expectation: within rounding of other processors."""
+def test_a_killed_run_of_version_0_1_resumes_to_the_same_adapter(folder: Path) -> None:
+    """The expected adapter was finished by version 0.1; the tolerance allows for another processor's rounding."""
     result = run(folder, "iclora_train", *TASK, *DATA, *RUN)
     assert result.code == 0, result.err
     expected, resumed = folder / "adapter.safetensors", folder / "runs/run/adapter.safetensors"
@@ -66,7 +66,7 @@ def test_the_metrics_of_a_resumed_run_keep_their_rows(folder: Path) -> None:
             assert after[name] == value if not value else float(after[name]) == pytest.approx(float(value), rel=1e-3)
 
 
-def test_shards_of_version_0_1_are_whole_and_not_prepared_again(folder: Path) -> None:
+def test_shards_of_version_0_1_are_valid_and_not_prepared_again(folder: Path) -> None:
     before = contents(folder / "shards")
     verified = run(folder, "data_prep", "verify", "data.root=shards")
     assert verified.code == 0, verified.err
@@ -77,7 +77,7 @@ def test_shards_of_version_0_1_are_whole_and_not_prepared_again(folder: Path) ->
     assert not {name for name in written if name.endswith((".tar", "index.json", "fingerprint.json"))}
 
 
-def test_an_adapter_of_version_0_1_makes_a_clip(folder: Path) -> None:
+def test_an_adapter_of_version_0_1_generates_a_clip(folder: Path) -> None:
     checked = run(folder, "iclora_train.adapters", "check", "adapter.safetensors", "--base", "base")
     assert checked.code == 0, checked.err
     generated = run(
@@ -91,7 +91,7 @@ def test_an_adapter_of_version_0_1_makes_a_clip(folder: Path) -> None:
         "height=32",
         "sample.steps=2",
         "prompt=a moving texture",
-        "out=made.mp4",
+        "out=generated.mp4",
     )
     assert generated.code == 0, generated.err
-    assert (folder / "made.mp4").stat().st_size > 0
+    assert (folder / "generated.mp4").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Compiled blocks give the same velocities and gradients at every activation budget, with LoRA, fp8 and weights."""
+"""Compiled blocks give eager velocities and gradients at every activation budget, with LoRA, fp8, attention weights."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def compare(fp8: bool, weighted: bool, budget: float, backend: str) -> None:
         tokens = replace(tokens, weight=weight[None])
     eager, compiled = network(fp8), network(fp8)
     for block in compiled.transformer_blocks:
-        block.fused = FusedBlock(block)  # type: ignore[arg-type] # with fused linears, as on a GPU
+        block.fused = FusedBlock(block)  # type: ignore[arg-type] # fused linears, as on a GPU
     compile_blocks(compiled, budget, backend)
     for expected, result in zip(step(eager, tokens), step(compiled, tokens), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
@@ -117,7 +117,7 @@ def test_every_activation_budget_gives_the_same_step(fp8: bool, budget: float) -
 
 
 @pytest.mark.slow
-def test_compiled_blocks_take_attention_weights() -> None:
+def test_compiled_blocks_support_attention_weights() -> None:
     compare(fp8=False, weighted=True, budget=1.0, backend="aot_eager_decomp_partition")
 
 

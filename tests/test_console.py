@@ -1,4 +1,4 @@
-"""What commands print on the screen is printed as it is: brackets are not markup, `:name:` is not an emoji."""
+"""Commands print text unchanged: brackets are not markup, `:name:` is not an emoji."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ FILES = [
 ]
 
 
-def test_text_and_tables_are_printed_as_they_are() -> None:
+def test_text_and_tables_are_printed_unchanged() -> None:
     screen = io.StringIO()
     console = make_console(file=screen, width=200)
     table = Table("header " + TEXT, title="title " + TEXT)
     table.add_row("cell " + TEXT)
     console.print("line " + TEXT)
     console.print(table)
-    for part in ("line", "header", "title", "cell"):
-        assert f"{part} {TEXT}" in screen.getvalue()
+    for prefix in ("line", "header", "title", "cell"):
+        assert f"{prefix} {TEXT}" in screen.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_progress_bars_show_names_as_they_are(terminal: bool) -> None:
+def test_progress_bars_show_names_unchanged(terminal: bool) -> None:
     screen = io.StringIO()
     console = make_console(file=screen, width=200, force_terminal=terminal, color_system=None)
     with progress_bar("clip " + TEXT, 1, "clip", console=console) as bar:
@@ -55,20 +55,20 @@ def test_the_attention_note_keeps_the_name_of_the_extra(monkeypatch: pytest.Monk
     assert "pip install 'iclora_train[flash]'" in screen.getvalue()
 
 
-def _reads_markup(path: Path) -> Iterator[str]:
+def _markup_readers(path: Path) -> Iterator[str]:
     """Places where a file opens a console or a text column that reads markup."""
     for node in ast.walk(ast.parse(path.read_text())):
-        place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+        location = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.ImportFrom) and node.module in ("rich", "rich.progress"):
             if {alias.name for alias in node.names} & {"print", "track"}:
-                yield f"{place} opens rich's own console: use core.console.make_console"
+                yield f"{location} opens rich's own console: use core.console.make_console"
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func).split(".")[-1]
             if name == "Console" and path.name != "console.py":
-                yield f"{place}: use core.console.make_console"
+                yield f"{location}: use core.console.make_console"
             if name == "TextColumn" and not any(word.arg == "markup" for word in node.keywords):
-                yield f"{place}: pass markup=False to TextColumn"
+                yield f"{location}: pass markup=False to TextColumn"
 
 
 def test_nothing_else_opens_a_console() -> None:
-    assert [place for path in FILES for place in _reads_markup(path)] == []
+    assert [location for path in FILES for location in _markup_readers(path)] == []

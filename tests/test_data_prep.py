@@ -27,7 +27,7 @@ from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.crop import Crop
 from data_prep.clips.probed_clip import ProbedClip, frames_at_rate
 from data_prep.clips.windows import Window, heldout_windows, train_windows
-from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers import build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference, read_windows
 from iclora_train.config import Config, ConfigError, Data, to_config
 from iclora_train.config.hydra_app import conf_dir
@@ -38,7 +38,7 @@ from iclora_train.data.shards import ShardError, ShardSet
 from iclora_train.data.video import ClipInfo, encode_clip, read_clip
 from iclora_train.ltx2.base_model import BaseModel
 from tests.clips import moving, write_clip
-from tests.prep import remake
+from tests.prep import contents, remake, whole_clip
 from tests.tiny import write_tiny_base
 
 SIZE = ("data.frames=5", "data.height=32", "data.width=32", "data.train_windows=10", "data.heldout_windows=2")
@@ -53,13 +53,13 @@ def compose(*overrides: str) -> Config:
 
 
 def die_while_writing(nth: str, overrides: list[str]) -> None:
-    """Prepare, but kill -9 this process while it writes its nth sample. (Run by a test in a process of its own.)"""
-    write, left = webdataset.TarWriter.write, [int(nth)]
+    """Prepare, but kill this process with SIGKILL after it wrote `nth` samples. A test runs this in a new process."""
+    write, remaining = webdataset.TarWriter.write, [int(nth)]
 
     def write_or_die(tar: webdataset.TarWriter, sample: dict) -> int:
         size = write(tar, sample)
-        left[0] -= 1
-        if left[0] == 0:
+        remaining[0] -= 1
+        if remaining[0] == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return size
 
@@ -103,11 +103,7 @@ def prepared(tmp_path_factory, clips, base) -> Path:
     return pipeline.prepare(config_for(tmp_path_factory.mktemp("shards"), clips, base))
 
 
-def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
-# --- the whole way ---
+# --- from clips to shards ---
 
 
 def test_clips_become_pairs_and_latents(prepared, clips, base):
@@ -141,9 +137,11 @@ def test_the_report_lists_dropped_clips_with_reasons(prepared):
 
 def test_splits_share_no_clip_and_windows_are_spread_over_the_clips(prepared):
     samples = ShardSet.open(prepared / "pairs").samples
-    of = {split: {s.source for s in samples if s.split == split} for split in ("train", "val", "heldout")}
-    assert not of["train"] & of["val"] | of["train"] & of["heldout"] | of["val"] & of["heldout"]
-    assert [sum(s.source == source for s in samples) for source in sorted(of["train"])] == [5, 5]
+    train, val, heldout = (
+        {sample.source for sample in samples if sample.split == split} for split in ("train", "val", "heldout")
+    )
+    assert not train & val | train & heldout | val & heldout
+    assert [sum(sample.source == source for sample in samples) for source in sorted(train)] == [5, 5]
 
 
 def test_a_record_is_enough_to_remake_the_reference(prepared, clips):
@@ -189,11 +187,11 @@ def test_a_deleted_shard_is_rewritten(tmp_path, prepared, clips, base):
 
 def test_a_full_disk_is_reported_and_the_run_can_continue(tmp_path, prepared, clips, base, monkeypatch):
     config, write = config_for(tmp_path, clips, base), webdataset.TarWriter.write
-    left = [4]
+    remaining = [4]
 
     def write_some(tar: webdataset.TarWriter, sample: dict) -> int:
-        left[0] -= 1
-        if left[0] < 0:
+        remaining[0] -= 1
+        if remaining[0] < 0:
             raise OSError(28, "No space left on device")
         return write(tar, sample)
 
@@ -234,7 +232,7 @@ def test_references_may_be_smaller_and_slower(tmp_path, clips, base):
     assert latents.read_latents(0).target.shape[1:] == (3, 4, 4)
 
 
-def test_a_given_reference_is_cut_like_its_target(tmp_path, base):
+def test_a_supplied_reference_is_cropped_like_its_target(tmp_path, base):
     write_clip(tmp_path / "a.mp4", seed=1)
     write_clip(tmp_path / "b.mp4", seed=2)
     write_clip(tmp_path / "short.mp4", 12)
@@ -311,7 +309,7 @@ def test_a_reference_of_another_resolution_gets_the_same_crop(tmp_path, base):
         assert difference < np.abs(np.roll(pair.references[0], 3, axis=2).astype(int) - pair.target).mean() / 2
 
 
-# --- what is refused ---
+# --- refused settings ---
 
 
 @pytest.mark.parametrize(
@@ -347,10 +345,10 @@ def test_a_folder_without_clips_and_one_with_bad_clips(tmp_path, base):
 
 def test_the_command_prints_one_line_and_fails(tmp_path, base):
     command = [sys.executable, "-m", "data_prep", "conf=deblur", f"data.clips={tmp_path}", f"data.root={tmp_path}/out"]
-    done = subprocess.run([*command, f"model.checkpoint={base}", *SIZE], check=False, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip().startswith(f"error: data.clips={tmp_path}: {tmp_path} holds no clips")
-    assert "Traceback" not in done.stderr
+    result = subprocess.run([*command, f"model.checkpoint={base}", *SIZE], check=False, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith(f"error: data.clips={tmp_path}: {tmp_path} holds no clips")
+    assert "Traceback" not in result.stderr
 
 
 # --- clips ---
@@ -417,7 +415,7 @@ def test_points_are_cropped_like_pixels(top_left, margin, flip):
     assert (placed[top : top + 32, left : left + 36] == inner).all()
 
 
-# --- captions for clips that have none ---
+# --- captions for clips without one ---
 
 
 def write_captioner(folder: Path) -> Path:
@@ -469,16 +467,16 @@ def test_clips_without_a_caption_are_described_once(tmp_path, monkeypatch):
     clips = list_clips(str(tmp_path / "clips"), 0.1)
     root = f"data.root={tmp_path / 'out'}"
     settings = compose("conf=deblur", f"data.captioner={folder}", root, "model.name=tiny", "model.checkpoint=tiny")
-    said = {clip.path.stem: clip.caption for clip in add_missing_captions(clips, settings)}
-    assert said["0"] == "a dog that somebody described"
-    assert all(set(said[name].split()) <= {"a", "dog", "cat", "runs", "sleeps"} for name in "12")
-    assert all(len(said[name].split()) == 4 for name in "12")
-    assert said["broken"] == ""
+    captions = {clip.path.stem: clip.caption for clip in add_missing_captions(clips, settings)}
+    assert captions["0"] == "a dog that somebody described"
+    assert all(set(captions[name].split()) <= {"a", "dog", "cat", "runs", "sleeps"} for name in "12")
+    assert all(len(captions[name].split()) == 4 for name in "12")
+    assert captions["broken"] == ""
     (file,) = tmp_path.glob("out/captions-*/1-*.txt")
-    file.write_text("corrected by hand\n")
+    file.write_text("a corrected caption\n")
     monkeypatch.setattr(captioner.Captioner, "describe", None)  # calling it would fail
     again = {clip.path.stem: clip.caption for clip in add_missing_captions(clips, settings)}
-    assert again == {**said, "1": "corrected by hand"}
+    assert again == {**captions, "1": "a corrected caption"}
 
 
 @pytest.mark.parametrize("config_json", [None, '{"model_type": "llama"}', "{}"])
@@ -494,9 +492,9 @@ def test_clips_without_a_caption_are_reported(tmp_path, base):
         write_clip(tmp_path / f"{i}.mp4", 9, seed=i)
     (tmp_path / "0.txt").write_text("a texture")
     root = pipeline.prepare(config_for(tmp_path / "out", tmp_path, base))
-    silent = json.loads((root / "report.json").read_text())["without_caption"]
-    assert len(silent) == 3
-    assert not any(name.startswith("0-") for name in silent)
+    without_caption = json.loads((root / "report.json").read_text())["without_caption"]
+    assert len(without_caption) == 3
+    assert not any(name.startswith("0-") for name in without_caption)
 
 
 # --- windows ---
@@ -517,10 +515,14 @@ CLIPS = [ProbedClip(Clip(name, Path(name), ""), info(frames)) for name, frames i
 def test_heldout_windows_are_disjoint_evenly_spaced_and_have_different_crops():
     windows = heldout_windows(CLIPS, data())
     per_clip = {name: [w for w in windows if w.clip == name] for name in "abc"}
-    assert {name: len(of) for name, of in per_clip.items()} == {"a": 5, "b": 2, "c": 5}  # b has room for two
-    for of in per_clip.values():
-        assert all(a.indices[-1] < b.indices[0] for a, b in pairwise(of))
-        assert len({w.crop for w in of}) == len(of)
+    assert {name: len(clip_windows) for name, clip_windows in per_clip.items()} == {
+        "a": 5,
+        "b": 2,
+        "c": 5,
+    }  # b is long enough for two
+    for clip_windows in per_clip.values():
+        assert all(a.indices[-1] < b.indices[0] for a, b in pairwise(clip_windows))
+        assert len({w.crop for w in clip_windows}) == len(clip_windows)
     assert not any(w.flip for w in windows)
     assert windows == heldout_windows(CLIPS, data(seed=5))
     assert len(heldout_windows(CLIPS, data(heldout_windows=1000))) == 8 + 2 + 12
@@ -534,14 +536,14 @@ def test_train_windows_are_seeded_and_inside_the_clip():
     for window in windows:
         assert 0 <= window.indices[0] <= window.indices[-1] < frames[window.clip]
         assert len(window.indices) == 5
-        assert all(0 <= at <= full - 32 for at, full in zip(window.crop, window.scaled, strict=True))
+        assert all(0 <= offset <= length - 32 for offset, length in zip(window.crop, window.scaled, strict=True))
         assert 32 <= window.scaled[0] <= 40
     assert len({w.scaled for w in windows}) > 3
     assert {w.flip for w in windows} == {True, False}
     assert not any(w.flip or w.scaled[0] > 32 for w in train_windows(CLIPS, data(flip=False, zoom=1.0)))
 
 
-def test_fps_takes_the_nearest_frame_by_time():
+def test_fps_selects_the_nearest_frame_by_time():
     uneven = ClipInfo(48, 64, 25.0, (0.0, 0.04, 0.08, 0.2, 0.24, 0.4))
     assert frames_at_rate(uneven, 10.0)[0].tolist() == [0, 2, 3, 4, 5]
     assert frames_at_rate(info(50), 12.5)[0].tolist() == list(range(0, 50, 2))
@@ -587,7 +589,7 @@ MAKERS = [
 
 @pytest.mark.parametrize(("name", "args"), MAKERS)
 def test_makers_are_deterministic_and_use_the_margin(name, args):
-    """The reference of a crop equals the crop of the whole picture's reference: borders are not invented."""
+    """The reference of a crop equals the crop of the whole picture's reference: borders are real pixels."""
     frames = list(moving(5, 96, 128))
     maker = build_maker(name, args)
     inner = Window("a", 0, (0, 1, 2, 3, 4), (96, 128), (30, 40), (32, 32), False, 25.0)
@@ -606,12 +608,6 @@ def test_makers_are_deterministic_and_use_the_margin(name, args):
     json.dumps(drawn)
 
 
-def whole(frames: np.ndarray) -> SourceWindow:
-    """The source of frames that are a whole clip."""
-    size = (frames.shape[1], frames.shape[2])
-    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
-
-
 def point() -> np.ndarray:
     frames = np.zeros((3, 41, 41, 3), np.uint8)
     frames[:, 18:23, 18:23] = 255
@@ -620,25 +616,27 @@ def point() -> np.ndarray:
 
 def test_defocus_is_a_disk_with_sum_one():
     rng = np.random.default_rng(0)
-    blurred, drawn = build_maker("degrade.defocus", {"radius": [5, 5]})(point(), rng, whole(point()))
+    blurred, drawn = build_maker("degrade.defocus", {"radius": [5, 5]})(point(), rng, whole_clip(point()))
     assert drawn["radius"] == [5.0, 5.0]
     assert blurred.sum() == pytest.approx(point().sum(), rel=0.02)
     row = blurred[0, 20, :, 0]
     assert (row > 0).sum() in (15, 17)  # five pixels and a radius of five on each side
-    racked, drawn = build_maker("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng, whole(point()))
+    racked, drawn = build_maker("degrade.defocus", {"radius": [1, 8], "rack": True})(point(), rng, whole_clip(point()))
     assert drawn["radius"][0] != drawn["radius"][1]
     assert len({frame.tobytes() for frame in racked}) == 3
-    bloom, _ = build_maker("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng, whole(point()))
+    bloom, _ = build_maker("degrade.defocus", {"radius": [5, 5], "linear": True})(point(), rng, whole_clip(point()))
     assert bloom.max() > blurred.max()
 
 
 def test_motion_is_a_line_and_averages_frames():
-    blurred, _ = build_maker("degrade.motion", {"length": [9, 9]})(point(), np.random.default_rng(0), whole(point()))
+    blurred, _ = build_maker("degrade.motion", {"length": [9, 9]})(
+        point(), np.random.default_rng(0), whole_clip(point())
+    )
     _, (short, long), _ = cv2.minAreaRect(np.argwhere(blurred[0, ..., 0] > 25).astype(np.float32))
     assert max(short, long) > 1.5 * min(short, long)
     frames = np.stack([np.full((16, 16, 3), value, np.uint8) for value in (0, 90, 180)])
     averaged, _ = build_maker("degrade.motion", {"length": [1, 1], "average": 3})(
-        frames, np.random.default_rng(0), whole(frames)
+        frames, np.random.default_rng(0), whole_clip(frames)
     )
     assert averaged[:, 8, 8, 0].tolist() == [45, 90, 135]
     with pytest.raises(ConfigError, match="average=2 must be an odd number"):
@@ -647,7 +645,7 @@ def test_motion_is_a_line_and_averages_frames():
 
 def test_grey_is_rec_601():
     colours = np.array([[[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]], np.uint8)
-    grey, _ = build_maker("degrade.grey", {})(colours, np.random.default_rng(0), whole(colours))
+    grey, _ = build_maker("degrade.grey", {})(colours, np.random.default_rng(0), whole_clip(colours))
     assert grey[0, 0, :, 0].tolist() == [76, 150, 29, 255]
     assert (grey == grey[..., :1]).all()
 
@@ -658,7 +656,7 @@ def test_canny_lines_have_the_set_thickness():
     widths = []
     for thickness in (1, 2, 3):
         edges, _ = build_maker("control.canny", {"thickness": thickness})(
-            frames, np.random.default_rng(0), whole(frames)
+            frames, np.random.default_rng(0), whole_clip(frames)
         )
         widths.append(int((edges[0, 20, :, 0] > 0).sum()))
     assert widths == [1, 2, 3]
@@ -670,7 +668,10 @@ def test_windows_are_read_in_one_pass(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 20)
     frames = list(read_clip(path))
     starts = (0, 2, 2, 11)
-    windows = [Window("a", i, (s, s + 1, s + 4), (48, 64), (0, 0), (8, 8), False, 25.0) for i, s in enumerate(starts)]
-    for start, got in zip(starts, read_windows(path, windows), strict=True):
+    windows = [
+        Window("a", i, (first, first + 1, first + 4), (48, 64), (0, 0), (8, 8), False, 25.0)
+        for i, first in enumerate(starts)
+    ]
+    for start, frames_read in zip(starts, read_windows(path, windows), strict=True):
         expected = [frames[start], frames[start + 1], frames[start + 4]]
-        assert (np.stack(got) == np.stack(expected)).all()
+        assert (np.stack(frames_read) == np.stack(expected)).all()

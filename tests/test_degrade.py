@@ -12,9 +12,8 @@ import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
-from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers import build_maker
 from data_prep.makers.colour_space import LINEAR
 from data_prep.makers.degrade.blur_kernels import aperture, disk, line
 from data_prep.makers.degrade.interpolation import FrameInterpolator
@@ -26,7 +25,7 @@ from iclora_train.config.hydra_app import conf_dir
 from iclora_train.data.video import encode_clip
 from iclora_train.data.video_codec import CODECS, round_trip
 from tests.clips import moving
-from tests.prep import remake
+from tests.prep import remake, whole_clip
 
 ROUND = {
     "steps": [
@@ -62,14 +61,8 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def whole(frames: np.ndarray) -> SourceWindow:
-    """The source of frames that are a whole clip."""
-    size = (frames.shape[1], frames.shape[2])
-    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
-
-
 def degrade(name: str, args: dict, frames: np.ndarray, seed: int = 0) -> np.ndarray:
-    return build_maker(name, args)(frames, rng(seed), whole(frames))[0]
+    return build_maker(name, args)(frames, rng(seed), whole_clip(frames))[0]
 
 
 def flat(level: int, frames: int = 4, side: int = 96) -> np.ndarray:
@@ -85,7 +78,7 @@ def sharpness(frames: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("name", "args"), MAKERS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(MAKERS)])
 def test_a_reference_is_remade_from_its_record(name, args, tmp_path):
-    """The same record gives the same bytes, another seed other bytes. The drawn parameters survive JSON."""
+    """The same record gives the same bytes; another seed gives other bytes. The drawn parameters survive JSON."""
     (tmp_path / "clip.mp4").write_bytes(encode_clip(moving(5, 60, 80), 25.0))
     window = Window("a", 0, (0, 1, 2, 3, 4), (60, 80), (10, 14), (32, 48), True, 25.0)
     maker, scales = build_maker(name, args), ReferenceScale(2 if name == "degrade.low_resolution" else 1)
@@ -100,7 +93,7 @@ def test_a_reference_is_remade_from_its_record(name, args, tmp_path):
     assert len(references) > 1
 
 
-BEFORE = {  # sha256 (its beginning) of references that published results rest on
+PUBLISHED = {  # first 16 digits of the sha256 of references behind published results
     ("degrade.defocus", ()): "0e0ed58c42683fc7",
     ("degrade.defocus", (("radius", (1.0, 6.0)), ("rack", True), ("linear", True))): "a7d4e7937c423733",
     ("degrade.gaussian", (("sigma", (0.5, 3.0)), ("rack", True))): "f6ae2b33b0b863a3",
@@ -109,10 +102,11 @@ BEFORE = {  # sha256 (its beginning) of references that published results rest o
 }
 
 
-@pytest.mark.parametrize(("case", "digest"), BEFORE.items(), ids=[name for name, _ in BEFORE])
+@pytest.mark.parametrize(("case", "digest"), PUBLISHED.items(), ids=[name for name, _ in PUBLISHED])
 def test_published_references_are_reproduced(case, digest):
     name, args = case
-    reference = degrade(name, {key: list(v) if isinstance(v, tuple) else v for key, v in args}, moving(5, 24, 32), 7)
+    args = {key: list(value) if isinstance(value, tuple) else value for key, value in args}
+    reference = degrade(name, args, moving(5, 24, 32), 7)
     assert hashlib.sha256(reference.tobytes()).hexdigest()[:16] == digest
 
 
@@ -122,7 +116,7 @@ def test_trajectories_are_smooth_and_stay_in_their_range(course):
     assert paths.min() >= 2.0
     assert paths.max() <= 5.0
     assert np.abs(np.diff(paths, axis=1)).max() <= {"constant": 0.0, "ease": 3 * np.pi / 2 / 96, "walk": 0.12}[course]
-    assert np.ptp(paths[:, 0]) > 2  # every clip begins elsewhere
+    assert np.ptp(paths[:, 0]) > 2  # clips start at different values
     assert (np.ptp(paths, axis=1) > 0).all() == (course != "constant")
 
 
@@ -156,7 +150,7 @@ def test_wrong_arguments_are_named(name, args, message):
         build_maker(name, args)
 
 
-TASKS = {  # task -> the factor its references are stored at
+TASKS = {  # task -> downscale factor of its references
     **dict.fromkeys(("motion_deblur", "decompress", "denoise", "deinterlace", "restore", "inpaint", "outpaint"), 1),
     **dict.fromkeys(("day_to_night", "water", "shave", "cross_eyed"), 1),
     "upscale_x2": 2,
@@ -183,7 +177,7 @@ def test_every_task_composes_and_makes_its_references(task):
 
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize("shape", [{}, {"blades": 5}, {"blades": 8, "ring": [0.9, 0.9]}])
-def test_defocus_keeps_the_light_and_more_of_it_is_less_sharp(shape, linear):
+def test_defocus_keeps_the_light_and_a_larger_radius_is_less_sharp(shape, linear):
     frames = np.pad(moving(1, 64, 64), ((0, 0), (24, 24), (24, 24), (0, 0)))
     light = LINEAR if linear else np.arange(256)
     output = []
@@ -236,12 +230,12 @@ def test_an_exposure_does_not_change_a_still_clip(between):
 
 
 def test_flow_moves_objects_half_way_and_blending_leaves_ghosts():
-    wide = moving(1, 64, 160)[0]
-    clip = np.stack([wide[:, 8 * i : 8 * i + 96] for i in range(3)])
-    truth = wide[:, 12 : 12 + 96] / 255
+    picture = moving(1, 64, 160)[0]
+    clip = np.stack([picture[:, 8 * i : 8 * i + 96] for i in range(3)])
+    truth = picture[:, 12 : 12 + 96] / 255
     error = {
-        way: np.abs(FrameInterpolator(clip, way, False).frame_at(1.5) - truth)[:, 16:-16].mean()
-        for way in ("flow", "blend")
+        method: np.abs(FrameInterpolator(clip, method, False).frame_at(1.5) - truth)[:, 16:-16].mean()
+        for method in ("flow", "blend")
     }
     assert error["flow"] < 0.4 * error["blend"]
 
@@ -249,8 +243,9 @@ def test_flow_moves_objects_half_way_and_blending_leaves_ghosts():
 def test_an_exposure_is_a_mean_of_light_over_the_shutter():
     ramp = np.stack([flat(level, 1)[0] for level in (0, 255, 0)])
     output = degrade("degrade.exposure", {"shutter": [1, 1], "between": "blend"}, ramp)
-    assert LINEAR[output[1]].mean() == pytest.approx(0.75, abs=0.01)  # of 1 - |t| over half a frame on each side
-    assert LINEAR[output[0]].mean() == pytest.approx(0.125, abs=0.01)  # before the clip its first frame stands
+    # 0.75 is the mean of 1 - |t| over half a frame on each side; the first frame also stands before the clip
+    assert LINEAR[output[1]].mean() == pytest.approx(0.75, abs=0.01)
+    assert LINEAR[output[0]].mean() == pytest.approx(0.125, abs=0.01)
 
 
 def test_exposures_of_changing_length_stay_in_order():
@@ -288,19 +283,20 @@ def test_grain_is_strongest_in_middle_tones_lumpy_and_new_in_every_frame():
     assert deviation[32] == pytest.approx(10 * np.sqrt(4 * 32 / 255 * (1 - 32 / 255)), rel=0.08)
     assert deviation[0] == deviation[255] == 0
     grains = degrade("degrade.grain", args, flat(128)).astype(float)[..., 0] - 128
-    beside = np.corrcoef(grains[:, :, 1:].ravel(), grains[:, :, :-1].ravel())[0, 1]
-    assert beside == pytest.approx(np.exp(-1 / (4 * 1.2**2)), abs=0.05)  # of white noise under a Gaussian of 1.2
+    neighbour_correlation = np.corrcoef(grains[:, :, 1:].ravel(), grains[:, :, :-1].ravel())[0, 1]
+    white_noise_after_blur = np.exp(-1 / (4 * 1.2**2))  # a Gaussian blur of sigma 1.2
+    assert neighbour_correlation == pytest.approx(white_noise_after_blur, abs=0.05)
     assert abs(np.corrcoef(grains[0].ravel(), grains[1].ravel())[0, 1]) < 0.05
 
 
 # --- colour ---
 
 
-def test_a_tint_keeps_luma_and_leaves_black_and_white_alone():
+def test_a_tint_keeps_luma_and_leaves_black_and_white_unchanged():
     frames = moving(2, 48, 64)
     luma = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]).astype(float)
     tinted = degrade("degrade.grey", {"tint": [0.15, 0.15], "hue": [140, 140]}, frames)
-    inside = ((tinted > 0) & (tinted < 255)).all(axis=-1)  # a clipped channel cannot keep it
+    inside = ((tinted > 0) & (tinted < 255)).all(axis=-1)  # a clipped channel cannot keep luma
     assert np.abs(tinted @ np.array([0.299, 0.587, 0.114]) - luma)[inside].max() <= 1
     assert inside.mean() > 0.9
     middle = tinted[np.abs(luma - 128) < 8].mean(axis=0)
@@ -329,16 +325,15 @@ def test_resampling_keeps_flat_areas_and_the_mean_and_does_not_shift(name):
     back = resize_frame(small, (48, 64), name)
     assert np.abs(back.astype(float) - frame).mean() < 12
     stripes = np.tile(np.array([0, 255], np.uint8)[None, :, None], (64, 32, 3))
-    assert (
-        np.ptp(resize_frame(stripes, (16, 16), name)[:, 2:-2].astype(int)) < 12
-    )  # finer than the grid holds: no moire
+    without_moire = resize_frame(stripes, (16, 16), name)[:, 2:-2]  # the stripes are finer than the new grid
+    assert np.ptp(without_moire.astype(int)) < 12
 
 
-def test_area_is_the_mean_of_the_pixels_that_become_one():
+def test_area_is_the_mean_of_the_source_pixels_of_each_pixel():
     frame = moving(1, 48, 64)[0]
     expected = frame.reshape(16, 3, 16, 4, 3).astype(float).mean(axis=(1, 3))
     assert np.abs(resize_frame(frame, (16, 16), "area") - expected).max() <= 0.51
-    for size in ((40, 61), (17, 30)):  # sizes that divide nothing
+    for size in ((40, 61), (17, 30)):  # sizes that do not divide the frame's
         opencv = cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA).astype(int)
         assert np.abs(resize_frame(frame, size, "area") - opencv).max() <= 1
 
@@ -357,7 +352,8 @@ def test_low_resolution_is_stored_exactly_at_the_declared_factor():
     output, _ = make_reference(
         frames, window, build_maker("degrade.low_resolution", noisy), SourceVideo(Path()), [1], ReferenceScale(4)
     )
-    assert (output.astype(float) - stored).std() == pytest.approx(12, rel=0.15)  # averaging would leave a quarter of it
+    # noise that is added before the downscale would be a quarter as strong
+    assert (output.astype(float) - stored).std() == pytest.approx(12, rel=0.15)
 
 
 def test_interlaced_lines_come_from_two_times():
@@ -391,7 +387,7 @@ def test_bob_shows_one_field(first, line):
 
 
 def barcode(count: int, height: int, width: int) -> np.ndarray:
-    """Frames with their number as eight thick bars over a moving texture."""
+    """Frames of a moving texture with eight thick bars that encode the frame number."""
     frames = moving(count, height, width) // 2 + 64
     for number, frame in enumerate(frames):
         for bit in range(8):
@@ -418,7 +414,7 @@ def test_codecs_return_every_frame_in_order(codec, rate):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_lower_quality_is_farther_from_the_picture_and_none_shifts_its_colours(codec):
+def test_a_lower_quality_has_a_larger_error_and_none_shifts_the_colours(codec):
     frames = moving(9, 64, 96)
 
     def error(**rate: float) -> float:
@@ -446,22 +442,20 @@ def test_jpeg_is_worse_at_a_lower_quality():
 def steps_of(args: dict, name: str = "degrade.chain", count: int = 60) -> list[list[str]]:
     frames = moving(1, 32, 32)
     maker = build_maker(name, args)
-    drawn = [maker(frames, rng(seed), whole(frames))[1]["steps"] for seed in range(count)]
+    drawn = [maker(frames, rng(seed), whole_clip(frames))[1]["steps"] for seed in range(count)]
     return [[step["maker"] for step in steps] for steps in drawn]
 
 
 def test_chains_follow_their_order_and_probabilities():
-    three = [{"maker": "degrade.grey"}, {"maker": "degrade.jpeg", "p": 0.5}, {"maker": "degrade.noise", "p": 0.0}]
-    output = steps_of({"steps": three})
+    three_steps = [{"maker": "degrade.grey"}, {"maker": "degrade.jpeg", "p": 0.5}, {"maker": "degrade.noise", "p": 0.0}]
+    output = steps_of({"steps": three_steps})
     assert {tuple(steps) for steps in output} == {("degrade.grey",), ("degrade.grey", "degrade.jpeg")}
     assert 15 < sum(len(steps) == 2 for steps in output) < 45
-    orders = {tuple(steps) for steps in steps_of({"steps": three[:2], "shuffle": True}) if len(steps) == 2}
+    orders = {tuple(steps) for steps in steps_of({"steps": three_steps[:2], "shuffle": True}) if len(steps) == 2}
     assert orders == {("degrade.grey", "degrade.jpeg"), ("degrade.jpeg", "degrade.grey")}
-    drawn_steps = [
-        steps[0]
-        for steps in steps_of({"steps": [{**three[0], "p": 3.0 / 4}, {**three[1], "p": 0.25}]}, "degrade.one_of")
-    ]
-    assert 35 <= drawn_steps.count("degrade.grey") <= 55
+    choice = {"steps": [{**three_steps[0], "p": 3.0 / 4}, {**three_steps[1], "p": 0.25}]}
+    first_steps = [steps[0] for steps in steps_of(choice, "degrade.one_of")]
+    assert 35 <= first_steps.count("degrade.grey") <= 55
 
 
 def test_a_chain_is_its_steps_one_after_another():

@@ -76,7 +76,7 @@ def photos(count: int, size: tuple[int, int] = (64, 96)) -> np.ndarray:
     """Smooth random pictures (F,H,W,3)."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 255, (count, 8, 12, 3), dtype=np.uint8)
-    return np.stack([cv2.resize(one, size[::-1], interpolation=cv2.INTER_CUBIC) for one in small])
+    return np.stack([cv2.resize(picture, size[::-1], interpolation=cv2.INTER_CUBIC) for picture in small])
 
 
 def source(indices: tuple[int, ...], crop: Crop, **files: Path) -> SourceWindow:
@@ -87,8 +87,8 @@ def whole(height: int, width: int) -> Crop:
     return Crop((height, width), (height, width), (0, 0), (height, width), False)
 
 
-def given(folder: Path, frames: int, crop: Crop, **args: object) -> np.ndarray:
-    """Reference of control.depth_given for frames 0 to `frames` of a file, range from minimum to maximum."""
+def supplied_reference(folder: Path, frames: int, crop: Crop, **args: object) -> np.ndarray:
+    """The control.depth_given reference of a file's first `frames` frames, scaled from minimum to maximum."""
     maker, blank = (
         build_maker("control.depth_given", {"range": [0, 100], **args}),
         np.zeros((frames, *crop.size, 3), np.uint8),
@@ -116,9 +116,9 @@ def test_a_network_of_the_user_makes_grey_video_with_one_range(network: Path) ->
 
 def test_batch_size_does_not_change_the_depth(network: Path) -> None:
     frames = photos(3)
-    together = load(network).nearness(frames)
-    alone = np.concatenate([load(network).nearness(frame[None]) for frame in frames])
-    assert np.allclose(together, alone, atol=1e-5)
+    batched = load(network).nearness(frames)
+    single = np.concatenate([load(network).nearness(frame[None]) for frame in frames])
+    assert np.allclose(batched, single, atol=1e-5)
 
 
 def test_metric_networks_are_inverted(tmp_path: Path) -> None:
@@ -168,42 +168,42 @@ def test_outliers_do_not_set_the_range() -> None:
 def test_stabilising_removes_flicker_in_still_regions() -> None:
     frames = np.repeat(photos(1), 12, axis=0)
     noise = np.random.default_rng(0).normal(0, 1, (12, 64, 96)).astype(np.float32)
-    left = stabilise(noise, frames, 0.8)
-    assert np.abs(np.diff(left, axis=0)).mean() < 0.3 * np.abs(np.diff(noise, axis=0)).mean()
+    stable = stabilise(noise, frames, 0.8)
+    assert np.abs(np.diff(stable, axis=0)).mean() < 0.3 * np.abs(np.diff(noise, axis=0)).mean()
 
 
 def test_stabilising_follows_the_motion() -> None:
     """A moving picture with moving depth is unchanged; a plain mean over time would blur it."""
-    wide = photos(1, (64, 160))[0]
-    frames = np.stack([wide[:, 2 * i : 2 * i + 96] for i in range(8)])
+    picture = photos(1, (64, 160))[0]
+    frames = np.stack([picture[:, 2 * i : 2 * i + 96] for i in range(8)])
     near = frames[..., 1].astype(np.float32)
-    plain = (near[:-1] + near[1:]) / 2
+    mean_over_time = (near[:-1] + near[1:]) / 2
     error = np.abs(stabilise(near, frames, 0.8) - near)[:, 8:-8, 8:-8].mean()
-    assert error < 0.3 * np.abs(plain - near[1:])[:, 8:-8, 8:-8].mean()
+    assert error < 0.3 * np.abs(mean_over_time - near[1:])[:, 8:-8, 8:-8].mean()
 
 
 @pytest.mark.parametrize("channel", ["Z", "V", "Y", "ViewLayer_Depth_Z"])
 def test_a_z_pass_is_drawn_as_disparity_with_a_black_sky(tmp_path: Path, channel: str) -> None:
     metres = np.array([[1.0, 2.0, 4.0, 1e10]]).repeat(4, axis=0)
     write_exr(tmp_path / "0001.exr", **{channel: metres})
-    depth_video = given(tmp_path, 1, whole(4, 4))
+    depth_video = supplied_reference(tmp_path, 1, whole(4, 4))
     assert depth_video[0, 0, :, 0].tolist() == [255, 128, 64, 0]
 
 
-def test_depth_is_taken_before_colour_in_an_exr(tmp_path: Path) -> None:
+def test_an_exr_channel_of_depth_is_preferred_to_colour(tmp_path: Path) -> None:
     metres = np.array([[1.0, 2.0]]).repeat(2, axis=0)
     write_exr(tmp_path / "0001.exr", R=metres[:, ::-1], G=metres, B=metres, Z=metres)
-    assert given(tmp_path, 1, whole(2, 2))[0, 0, :, 0].tolist() == [255, 0]
+    assert supplied_reference(tmp_path, 1, whole(2, 2))[0, 0, :, 0].tolist() == [255, 0]
 
 
 def test_sixteen_bits_are_kept_until_the_range_is_applied(tmp_path: Path) -> None:
     """A shallow scene uses 1000 of 65536 levels; with 8 bits only 4 would remain."""
     ramp = np.linspace(20000, 21000, 256).astype(np.uint16)[None].repeat(4, axis=0)
     cv2.imwrite(str(tmp_path / "a.png"), ramp)
-    depth_video = given(tmp_path, 1, whole(4, 256), values="nearness")
+    depth_video = supplied_reference(tmp_path, 1, whole(4, 256), values="nearness")
     assert len(np.unique(depth_video)) == 256
     assert (np.diff(depth_video[0, 0, :, 0].astype(int)) >= 0).all()
-    assert given(tmp_path, 1, whole(4, 256), values="ramp")[0, 0, 0, 0] == 255
+    assert supplied_reference(tmp_path, 1, whole(4, 256), values="ramp")[0, 0, 0, 0] == 255
 
 
 def test_renders_follow_the_window_in_time_size_crop_and_mirroring(tmp_path: Path) -> None:
@@ -223,11 +223,11 @@ def test_renders_follow_the_window_in_time_size_crop_and_mirroring(tmp_path: Pat
 def test_a_depth_video_is_read_too(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 64).astype(np.uint8)[None, None, :, None]
     (tmp_path / "depth.mp4").write_bytes(encode_clip(np.tile(ramp, (4, 48, 1, 3)), 24.0, lossless=False))
-    depth_video = given(tmp_path / "depth.mp4", 4, whole(48, 64), values="nearness")
+    depth_video = supplied_reference(tmp_path / "depth.mp4", 4, whole(48, 64), values="nearness")
     assert depth_video[0, 20, 2, 0] < 30
     assert depth_video[3, 20, 61, 0] > 225
     with pytest.raises(ConfigError, match="ends before frame 4"):
-        given(tmp_path / "depth.mp4", 6, whole(48, 64))
+        supplied_reference(tmp_path / "depth.mp4", 6, whole(48, 64))
 
 
 def broken_exr(folder: Path) -> None:
@@ -238,39 +238,39 @@ def broken_png(folder: Path) -> None:
     (folder / "0001.png").write_bytes(b"\x89PNG cut off")
 
 
-def colours(folder: Path) -> None:
+def colour_png(folder: Path) -> None:
     cv2.imwrite(str(folder / "0001.png"), photos(1)[0])
 
 
-def foreign(folder: Path) -> None:
+def exr_without_depth(folder: Path) -> None:
     write_exr(folder / "0001.exr", Normal_X=np.ones((4, 4)))
 
 
-def nothing(folder: Path) -> None:
+def no_picture(folder: Path) -> None:
     (folder / "readme.txt").touch()
 
 
 @pytest.mark.parametrize(
-    ("put", "message"),
+    ("write", "message"),
     [
         (broken_exr, r"0001\.exr cannot be read as an EXR"),
         (broken_png, r"0001\.png cannot be read as a PNG"),
-        (colours, r"0001\.png is a picture in colour"),
-        (foreign, r"0001\.exr has channels X; depth is read from Z, V, Y, R"),
-        (nothing, "0 depth pictures"),
+        (colour_png, r"0001\.png is a picture in colour"),
+        (exr_without_depth, r"0001\.exr has channels X; depth is read from Z, V, Y, R"),
+        (no_picture, "0 depth pictures"),
     ],
 )
-def test_files_without_depth_are_named(tmp_path: Path, put: Callable[[Path], None], message: str) -> None:
-    put(tmp_path)
+def test_files_without_depth_are_named(tmp_path: Path, write: Callable[[Path], None], message: str) -> None:
+    write(tmp_path)
     with pytest.raises(ConfigError, match=message):
-        given(tmp_path, 1, whole(64, 96))
+        supplied_reference(tmp_path, 1, whole(64, 96))
 
 
 def test_a_missing_extra_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_exr(tmp_path / "0001.exr", Z=np.ones((4, 4)))
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(ConfigError, match=r"pip install 'iclora_train\[exr\]'"):
-        given(tmp_path, 1, whole(4, 4))
+        supplied_reference(tmp_path, 1, whole(4, 4))
 
 
 @pytest.mark.parametrize(

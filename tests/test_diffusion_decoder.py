@@ -1,4 +1,4 @@
-"""LTX-2.5's diffusion decoder: equal to diffusers' model, from official keys, in tiles."""
+"""LTX-2.5's diffusion decoder, loaded from official keys, equals diffusers' model, and decodes in tiles."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ Pair = tuple[Any, dict[str, Tensor]]
 
 def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The inverse of the published renaming: fused qkv, official names, official statistics."""
-    out: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for key, tensor in state.items():
         if key.startswith("latents_"):
-            out[f"per_channel_statistics.{key[8:]}-of-means"] = tensor
+            renamed[f"per_channel_statistics.{key[8:]}-of-means"] = tensor
             continue
         name = key.replace("timestep_embedder.linear_1", "mlp.0").replace("timestep_embedder.linear_2", "mlp.2")
         name = name.replace("norm_q", "q_norm").replace("norm_k", "k_norm").replace("to_out.0", "proj")
         if ".to_q." in key:
             name = name.replace("to_q", "qkv")
-            out[name] = torch.cat([state[key.replace("to_q", f"to_{part}")] for part in "qkv"])
+            renamed[name] = torch.cat([state[key.replace("to_q", f"to_{part}")] for part in "qkv"])
         elif ".to_k." not in key and ".to_v." not in key:
-            out[name] = tensor
-    return out
+            renamed[name] = tensor
+    return renamed
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +64,16 @@ def test_official_files_give_the_published_decoder(pair: Pair, steps: int | None
     torch.testing.assert_close(ours, published, atol=1e-5, rtol=1e-5)
 
 
-def test_static_gates_are_folded_into_the_linears_they_gate(pair: Pair) -> None:
+def test_static_gates_are_folded_into_the_gated_linears(pair: Pair) -> None:
     _, state = pair
     gated = {k: t.clone() for k, t in state.items()}
     block = "decoder.diff_blocks.1."
-    for leaf, gate in ((".attn.proj", "gate_msa"), (".mlp.w_down", "gate_mlp"), (".context_proj", "gate_ctx")):
+    for suffix, gate in ((".attn.proj", "gate_msa"), (".mlp.w_down", "gate_mlp"), (".context_proj", "gate_ctx")):
         gated[block + gate] = torch.rand(16) + 0.5
-        gated[f"{block}{leaf[1:]}.weight"] /= gated[block + gate][:, None]
-        if f"{block}{leaf[1:]}.bias" in gated:
-            gated[f"{block}{leaf[1:]}.bias"] /= gated[block + gate]
-    plain, folded = (DiffusionDecoder.from_config(DIFFUSION, given).model.state_dict() for given in (state, gated))
+        gated[f"{block}{suffix[1:]}.weight"] /= gated[block + gate][:, None]
+        if f"{block}{suffix[1:]}.bias" in gated:
+            gated[f"{block}{suffix[1:]}.bias"] /= gated[block + gate]
+    plain, folded = (DiffusionDecoder.from_config(DIFFUSION, weights).model.state_dict() for weights in (state, gated))
     assert plain.keys() == folded.keys()
     for key, tensor in plain.items():
         torch.testing.assert_close(folded[key], tensor, atol=1e-6, rtol=1e-5)
@@ -83,14 +83,14 @@ def test_windows_are_shifted_inwards_at_the_borders() -> None:
     grid, kernel = (5, 9, 19), (3, 5, 11)
     query, key, value = (torch.randn(2, *grid, 2, 8) for _ in range(3))
     index = torch.cartesian_prod(*(torch.arange(n) for n in grid))
-    seen = torch.ones(len(index), len(index), dtype=torch.bool)
+    visible = torch.ones(len(index), len(index), dtype=torch.bool)
     for axis in range(3):
         first = (index[:, axis] - kernel[axis] // 2).clamp(0, grid[axis] - kernel[axis])
-        at = index[:, axis]
-        seen &= (at[None] >= first[:, None]) & (at[None] < first[:, None] + kernel[axis])
-    assert (seen.sum(1) == 3 * 5 * 11).all()
-    flat = [x.flatten(1, 3).transpose(1, 2) for x in (query, key, value)]
-    expected = ((flat[0] @ flat[1].mT).masked_fill(~seen, -torch.inf).softmax(-1) @ flat[2]).transpose(1, 2)
+        position = index[:, axis]
+        visible &= (position[None] >= first[:, None]) & (position[None] < first[:, None] + kernel[axis])
+    assert (visible.sum(1) == 3 * 5 * 11).all()
+    flat = [tensor.flatten(1, 3).transpose(1, 2) for tensor in (query, key, value)]
+    expected = ((flat[0] @ flat[1].mT).masked_fill(~visible, -torch.inf).softmax(-1) @ flat[2]).transpose(1, 2)
     ours = neighborhood_attention(query, key, value, kernel)
     torch.testing.assert_close(ours.flatten(1, 3), expected, atol=1e-5, rtol=1e-5)
 
@@ -99,22 +99,24 @@ def test_tiles_change_little_and_small_clips_decode(pair: Pair) -> None:
     decoder = DiffusionDecoder.from_config(DIFFUSION, pair[1])
     latent = torch.randn(1, LATENT, 3, 4, 6)
 
-    def decode(given: Tensor, tiling: Tiling | None, steps: int = 2) -> Tensor:
-        return decoder.decode(given, torch.Generator().manual_seed(1), steps, tiling)
+    def decode(latents: Tensor, tiling: Tiling | None, steps: int = 2) -> Tensor:
+        return decoder.decode(latents, torch.Generator().manual_seed(1), steps, tiling)
 
     whole, tiled = decode(latent, None), decode(latent, Tiling(2, 4, 4, 1, 2))
     assert 0 < (whole - tiled).square().mean().sqrt() < 0.02 * whole.std()
     tokens: list[int] = []
-    hook = decoder.model.decoder.conv_out.register_forward_pre_hook(lambda _, x: tokens.append(x[0][0, ..., 0].numel()))
+    hook = decoder.model.decoder.conv_out.register_forward_pre_hook(
+        lambda _, inputs: tokens.append(inputs[0][0, ..., 0].numel())
+    )
     decoder.max_pixels = 9 * 128 * 256
     assert decode(torch.randn(1, LATENT, 2, 4, 12), None, steps=1).shape == (1, 3, 9, 128, 384)
     hook.remove()
-    assert [n * 16 for n in tokens] == [9 * 128 * 256] * 2
+    assert [count * 16 for count in tokens] == [9 * 128 * 256] * 2
     assert decode(latent[:, :, :1, :1, :2], None).shape == (1, 3, 1, 32, 64)
 
 
 def test_the_vae_file_of_the_diffusion_decoder_encodes_and_decodes(pair: Pair) -> None:
-    """Its encoder is that of the convolutional VAE's file; decode needs no seed and is deterministic."""
+    """The encoder equals the convolutional VAE's; decode needs no seed and is deterministic."""
     model, state = pair
     torch.manual_seed(0)
     conv = VideoVAE.from_config(SECTIONS["2.3"])
@@ -128,8 +130,8 @@ def test_the_vae_file_of_the_diffusion_decoder_encodes_and_decodes(pair: Pair) -
         assert torch.equal(latent, conv.encode(video))
         pixels = vae.decode(latent)
         assert torch.allclose(pixels, vae.decode(latent), atol=1e-5)
-        alone = DiffusionDecoder.from_config(DIFFUSION, state).decode(latent, seeded()).clamp(-1, 1)
-        assert torch.allclose(pixels, alone, atol=1e-5)
+        direct = DiffusionDecoder.from_config(DIFFUSION, state).decode(latent, seeded()).clamp(-1, 1)
+        assert torch.allclose(pixels, direct, atol=1e-5)
     assert pixels.shape == video.shape
     assert geometry_of(DIFFUSION) == Geometry(LATENT, 32, 8)
     prefixed = {f"vae.{key.removeprefix('vae.')}" for key in encoder | state}

@@ -25,7 +25,7 @@ from iclora_train.generate.settings import GenerateSettings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # dated entries: they name what existed on their day
+LOG = sorted((ROOT / "docs" / "log").glob("*.md"))  # dated entries, which may name files that no longer exist
 PACKAGES = ("iclora_train", "data_prep", "eval")
 TOP = (*PACKAGES, "conf", "docs", "scripts", "tests")
 CONFIGS = {  # command -> the file it composes, and its schema
@@ -38,8 +38,7 @@ CONFIGS = {  # command -> the file it composes, and its schema
 PLACEHOLDER = re.compile(r"<[^>]*>|\.\.\.|\bmine\b|\$\{?\w+")
 GENERATED = re.compile(r"^(runs|shards|samples|checkpoints|pairs|latents|eval)/")  # files that a run writes
 
-
-FILES = (".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".html")
+FILES = (".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".html")  # endings of file names that look like settings
 
 
 def module_exists(name: str) -> bool:
@@ -49,7 +48,7 @@ def module_exists(name: str) -> bool:
         return False
 
 
-def ids(path: Path) -> str:
+def page_id(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
@@ -72,17 +71,17 @@ def slug(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("page", [*PAGES, *LOG], ids=ids)
+@pytest.mark.parametrize("page", [*PAGES, *LOG], ids=page_id)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith(("http://", "https://")):
             continue
         path, _, anchor = target.partition("#")
         linked = (page.parent / path).resolve() if path else page
-        assert linked.exists(), f"{ids(page)} links to {target}, which does not exist"
+        assert linked.exists(), f"{page_id(page)} links to {target}, which does not exist"
         if anchor:
             headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
-            assert anchor in {slug(heading) for heading in headings}, f"{ids(page)}: {target} is not a heading"
+            assert anchor in {slug(heading) for heading in headings}, f"{page_id(page)}: {target} is not a heading"
 
 
 def alternatives(name: str) -> list[str]:
@@ -91,60 +90,62 @@ def alternatives(name: str) -> list[str]:
     if match is None:
         return [name]
     return [
-        one for part in match[1].split(",") for one in alternatives(name[: match.start()] + part + name[match.end() :])
+        alternative
+        for part in match[1].split(",")
+        for alternative in alternatives(name[: match.start()] + part + name[match.end() :])
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_paths_exist(page: Path) -> None:
     for text in code(page):
         for word in re.findall(r"[\w{},*./-]+", text):
-            named = word.rstrip(".,/").split("::")[0]
-            ours = named.startswith(tuple(f"{top}/" for top in TOP)) and not GENERATED.match(named)
-            if not ours or PLACEHOLDER.search(text):
+            name = word.rstrip(".,/").split("::")[0]
+            in_repository = name.startswith(tuple(f"{top}/" for top in TOP)) and not GENERATED.match(name)
+            if not in_repository or PLACEHOLDER.search(text):
                 continue
-            for path in alternatives(named):
-                assert list(ROOT.glob(path)), f"{ids(page)} names {path}, which does not exist"
+            for path in alternatives(name):
+                assert list(ROOT.glob(path)), f"{page_id(page)} names {path}, which does not exist"
 
 
 def commands(page: Path) -> Iterator[list[str]]:
-    """The words behind `python -m`, `torchrun ... -m` and the like, one list a command."""
+    """The words after `python -m`, `torchrun ... -m` and the like, one list per command."""
     for line in code(page):
         match = re.search(r"(?:python|torchrun\b.*?) -m +(.+)", line)
         if match:
             try:
                 yield shlex.split(re.split(r"\s+#|\s[|>&]", match[1])[0])
             except ValueError as error:
-                pytest.fail(f"{ids(page)}: {line}: {error}")
+                pytest.fail(f"{page_id(page)}: {line}: {error}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_modules_of_commands_exist(page: Path) -> None:
     for module, *words in commands(page):
         if module.split(".")[0] not in (*PACKAGES, "scripts"):
             continue
         spec = importlib.util.find_spec(module)
-        assert spec is not None, f"{ids(page)}: python -m {module} does not exist"
+        assert spec is not None, f"{page_id(page)}: python -m {module} does not exist"
         if module.startswith("scripts."):
             assert spec.origin is not None
             source = Path(spec.origin).read_text()
             for flag in (word.split("=")[0] for word in words if word.startswith("--")):
-                assert f'"{flag}"' in source, f"{ids(page)}: {module} has no {flag}"
+                assert f'"{flag}"' in source, f"{page_id(page)}: {module} has no {flag}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_settings_of_commands_compose(page: Path) -> None:
     for module, *words in commands(page):
         if module not in CONFIGS:
             continue
         settings = [word for word in words if "=" in word and not word.startswith("-") and not PLACEHOLDER.search(word)]
-        if "-m" in words:  # a sweep: its first job
+        if "-m" in words:  # for a sweep, its first job
             settings = [word.split(",")[0] for word in settings]
         name, schema = CONFIGS[module]
         try:
             compose_settings(name, schema, settings)
         except (HydraException, OmegaConfBaseException) as error:
-            pytest.fail(f"{ids(page)}: python -m {module} {' '.join(settings)}: {explain_error(error)}")
+            pytest.fail(f"{page_id(page)}: python -m {module} {' '.join(settings)}: {explain_error(error)}")
 
 
 def compose_settings(name: str, schema: type, overrides: list[str]) -> Any:
@@ -154,7 +155,7 @@ def compose_settings(name: str, schema: type, overrides: list[str]) -> Any:
         return compose(name, overrides=overrides)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_adapter_commands_parse(page: Path) -> None:
     choices = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     for text in code(page):
@@ -162,10 +163,10 @@ def test_adapter_commands_parse(page: Path) -> None:
         if match is None or "|" in text:
             continue
         command, rest = match.groups()
-        assert command in choices, f"{ids(page)}: iclora_train.adapters has no command {command}"
+        assert command in choices, f"{page_id(page)}: iclora_train.adapters has no command {command}"
         flags = {flag for action in choices[command]._actions for flag in action.option_strings}
         for flag in re.findall(r"--[\w-]+", rest):
-            assert flag in flags, f"{ids(page)}: iclora_train.adapters {command} has no {flag}"
+            assert flag in flags, f"{page_id(page)}: iclora_train.adapters {command} has no {flag}"
 
 
 def keys(schema: type, prefix: str = "") -> Iterator[str]:
@@ -179,28 +180,22 @@ def keys(schema: type, prefix: str = "") -> Iterator[str]:
                 yield from keys(kind, f"{prefix}{field.name}.")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=ids)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_settings_named_in_text_exist(page: Path) -> None:
-    known = {*keys(Config), *keys(GenerateSettings)}
-    open_sections = ("trainer", "logger", "task.maker_args", "optim.optimizer")  # arguments of others
+    settings = {*keys(Config), *keys(GenerateSettings)}
+    open_sections = ("trainer", "logger", "task.maker_args", "optim.optimizer")  # arguments of other libraries
     trainer = {*signature(Trainer).parameters, "memory"}
-    sections = {key.split(".")[0] for key in known if "." in key} | {"trainer"}
+    sections = {key.split(".")[0] for key in settings if "." in key} | {"trainer"}
     for text in code(page):
         for name in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_0-9]+)+)(?=$|[\s=,;:)\]])", text):
             section, _, key = name.partition(".")
-            module = section in PACKAGES and any(
-                map(module_exists, (name, name.rpartition(".")[0]))
-            )  # or a name in one
-            if (
-                module
-                or section not in sections
-                or name.endswith((".py", ".md", ".yaml", ".json", ".jsonl", ".csv", ".html"))
-            ):
+            in_package = section in PACKAGES and (module_exists(name) or module_exists(name.rpartition(".")[0]))
+            if in_package or section not in sections or name.endswith(FILES):
                 continue
             if section == "trainer":
-                assert key in trainer, f"{ids(page)} names {name}, which is not an argument of lightning.Trainer"
+                assert key in trainer, f"{page_id(page)} names {name}, which is not an argument of lightning.Trainer"
             elif not name.startswith(open_sections):
-                assert name in known, f"{ids(page)} names {name}, which is not a setting"
+                assert name in settings, f"{page_id(page)} names {name}, which is not a setting"
 
 
 def test_make_targets_exist() -> None:
@@ -208,4 +203,4 @@ def test_make_targets_exist() -> None:
     for page in PAGES:
         for text in code(page):
             for target in re.findall(r"^make ([a-z-]+)", text):
-                assert target in targets, f"{ids(page)}: make {target} does not exist"
+                assert target in targets, f"{page_id(page)}: make {target} does not exist"

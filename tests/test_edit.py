@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers import build_maker
 from data_prep.makers.edit.masks import dilate, mask_from_colour, random_mask
 from data_prep.makers.trajectory import Trajectory
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
@@ -18,21 +17,15 @@ from iclora_train.config import ConfigError
 from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.data.video import encode_clip
 from tests.clips import moving
-from tests.prep import remake
+from tests.prep import remake, whole_clip
 
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def source(frames: np.ndarray, **files: Path) -> SourceWindow:
-    """The source of frames that are a whole clip."""
-    size = (frames.shape[1], frames.shape[2])
-    return SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False), files)
-
-
 def edit(name: str, args: dict, frames: np.ndarray, seed: int = 0, **files: Path) -> np.ndarray:
-    return build_maker(name, args)(frames, rng(seed), source(frames, **files))[0]
+    return build_maker(name, args)(frames, rng(seed), whole_clip(frames, **files))[0]
 
 
 @pytest.mark.parametrize(
@@ -51,9 +44,8 @@ def test_an_edit_is_remade_from_its_record(name, args, tmp_path):
     reference, drawn = make_reference(frames, window, maker, video, [3, 1], ReferenceScale())
     facts = {"window": asdict(window), "maker": name, "args": asdict(maker), "seed": [3, 1], "drawn": drawn}
     assert (remake(video, json.loads(json.dumps({**facts, **asdict(ReferenceScale())}))) == reference).all()
-    assert (
-        len({make_reference(frames, window, maker, video, [3, i], ReferenceScale())[0].tobytes() for i in range(5)}) > 1
-    )
+    references = {make_reference(frames, window, maker, video, [3, i], ReferenceScale())[0].tobytes() for i in range(5)}
+    assert len(references) > 1
 
 
 @pytest.mark.parametrize("shape", ["box", "ellipse", "free"])
@@ -66,26 +58,25 @@ def test_random_masks_have_the_set_cover_and_move_smoothly(shape):
         moves = random_mask((64, 96), shape, 0.15, Trajectory("ease"), 25, rng(seed))
         assert (moves[0] != moves[-1]).any()
         centres = np.array([np.argwhere(frame).mean(axis=0) for frame in moves])
-        assert (
-            np.abs(np.diff(centres, axis=0)).max() < 8
-        )  # at most 0.7 of 96 pixels in 24 steps, 1.6 times as fast midway
+        # the centre moves at most 0.7 of 96 pixels in 24 steps, 1.6 times as fast midway
+        assert np.abs(np.diff(centres, axis=0)).max() < 8
     assert np.mean(shares) == pytest.approx(0.15, abs=0.06 if shape == "free" else 0.02)
 
 
 def test_only_the_hole_has_the_mask_colour():
     frames = moving(5, 64, 96)
-    frames[:, :8, :8] = MASK_COLOUR  # the picture may have it too
+    frames[:, :8, :8] = MASK_COLOUR  # the picture itself may contain the mask colour
     maker = build_maker("edit.hole", {"shapes": ["box"], "cover": [0.2, 0.2]})
-    painted, drawn = maker(frames, rng(), source(frames))
+    painted, drawn = maker(frames, rng(), whole_clip(frames))
     mask = mask_from_colour(painted)
     assert MASK_COLOUR == (0x66, 0xFF, 0x00)
     assert mask.mean() == drawn["covered"] == pytest.approx(0.2, abs=0.02)
-    corners = np.argwhere(mask[0])
-    (top, left), (bottom, right) = corners.min(axis=0), corners.max(axis=0)
-    assert mask[:, top : bottom + 1, left : right + 1].all()  # a box, whole, of one colour
-    ours = (frames == MASK_COLOUR).all(axis=-1) & ~mask
-    assert (painted[ours] == (0x66, 0xFE, 0x00)).all()
-    assert (painted == frames)[~mask & ~ours].all()
+    painted_pixels = np.argwhere(mask[0])
+    (top, left), (bottom, right) = painted_pixels.min(axis=0), painted_pixels.max(axis=0)
+    assert mask[:, top : bottom + 1, left : right + 1].all()  # a filled box
+    recoloured = (frames == MASK_COLOUR).all(axis=-1) & ~mask
+    assert (painted[recoloured] == (0x66, 0xFE, 0x00)).all()
+    assert (painted == frames)[~mask & ~recoloured].all()
 
 
 def test_a_mask_grows_by_the_set_pixels():
@@ -107,7 +98,7 @@ def write_masks(folder: Path, frames: int) -> tuple[Path, Path]:
     return folder / "mask.mp4", folder / "mask.png"
 
 
-def test_a_clips_own_mask_follows_its_frames_crop_and_mirror(tmp_path):
+def test_the_mask_of_a_clip_follows_its_frames_crop_and_mirroring(tmp_path):
     video, still = write_masks(tmp_path, 12)
     frames = [np.full((48, 64, 3), 50, np.uint8)] * 3
     window = Window("a", 0, (2, 5, 9), (48, 64), (8, 4), (32, 40), True, 25.0)
@@ -115,8 +106,8 @@ def test_a_clips_own_mask_follows_its_frames_crop_and_mirror(tmp_path):
     assert maker.needs == ("mask",)
     reference, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": video}), [1], ReferenceScale())
     columns = [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in reference]
-    place = [39 - (2 * (number + 4) - 4) for number in window.indices]
-    assert columns == [[x - 1, x] for x in place]
+    right_edges = [39 - (2 * (number + 4) - 4) for number in window.indices]
+    assert columns == [[x - 1, x] for x in right_edges]
     reference, _ = make_reference(frames, window, maker, SourceVideo(Path(), {"mask": still}), [1], ReferenceScale())
     assert [np.flatnonzero(mask_from_colour(frame).all(axis=0)).tolist() for frame in reference] == [[34, 35]] * 3
 
@@ -133,13 +124,13 @@ def test_missing_or_short_masks_are_named(tmp_path):
 def test_outpainting_leaves_the_middle_unchanged():
     frames = moving(2, 64, 96)
     maker = build_maker("edit.outpaint", {"aspect": [1.0, 1.0], "scale": [0.5, 0.5]})
-    painted, drawn = maker(frames, rng(), source(frames))
+    painted, drawn = maker(frames, rng(), whole_clip(frames))
     assert drawn["kept"] == [16, 32, 32, 32]
     visible = ~mask_from_colour(painted)
     assert visible[:, 16:48, 32:64].all()
     assert visible.sum() == 2 * 32 * 32
     assert (painted[visible] == frames[visible]).all()
-    wide, _ = build_maker("edit.outpaint", {"aspect": [3.0, 3.0], "scale": [1, 1]})(frames, rng(), source(frames))
+    wide, _ = build_maker("edit.outpaint", {"aspect": [3.0, 3.0], "scale": [1, 1]})(frames, rng(), whole_clip(frames))
     assert (~mask_from_colour(wide)).sum(axis=(1, 2)).tolist() == [96 * 32] * 2
 
 

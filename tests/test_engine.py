@@ -75,12 +75,16 @@ def refuse_three(number: int) -> int:
     return number
 
 
-@pytest.fixture(params=["here", "one worker", "three workers", "ray"])
+@pytest.fixture(params=["in process", "one worker", "three workers", "ray"])
 def engine(request) -> Iterator[Engine]:
     if request.param == "ray":
         pytest.importorskip("ray")
-    make = {"here": InProcessEngine, "one worker": lambda: WorkerEngine(1), "three workers": lambda: WorkerEngine(3)}
-    with closing(make.get(request.param, lambda: create_engine("ray", 2))()) as engine:
+    factories = {
+        "in process": InProcessEngine,
+        "one worker": lambda: WorkerEngine(1),
+        "three workers": lambda: WorkerEngine(3),
+    }
+    with closing(factories.get(request.param, lambda: create_engine("ray", 2))()) as engine:
         yield engine
 
 
@@ -93,16 +97,16 @@ def test_results_are_ordered_and_config_errors_are_raised(engine):
 
 
 def test_items_are_read_only_a_little_ahead():
-    taken = []
+    items_read = []
 
     def items() -> Iterator[int]:
         for number in range(50):
-            taken.append(number)
+            items_read.append(number)
             yield number
 
     with closing(WorkerEngine(2)) as engine:
         for done, _ in enumerate(engine.map(halve, items())):
-            assert len(taken) <= done + 4
+            assert len(items_read) <= done + 4
 
 
 @pytest.mark.parametrize("name", ["local", "ray"])
@@ -127,7 +131,7 @@ def test_closing_stops_running_work(tmp_path):
         work = engine.map(halve, range(100))
         next(work)
         work.close()
-        assert list(engine.map(halve, [8])) == [4.0]  # no answer of the work before
+        assert list(engine.map(halve, [8])) == [4.0]  # not a result of the closed work
     with closing(WorkerEngine(1)) as engine:
         engine._workers[0].submit(sleep_long, str(tmp_path / "pid"))
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
@@ -141,7 +145,7 @@ def test_unknown_engines_are_refused():
         create_engine("spark", 0)
 
 
-# --- the whole way ---
+# --- shards of every engine ---
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,7 @@ def test_a_clip_that_kills_its_worker_is_reported_and_the_rest_is_written(
     untouched = [name for name in prepared if "val" in name or "heldout" in name]
     assert [name for name in untouched if contents(tmp_path)[name] != prepared[name]] == []
     monkeypatch.undo()
-    assert pipeline.prepare(config) == tmp_path  # told once; then the shards can be used
+    assert pipeline.prepare(config) == tmp_path  # reported once; then the shards can be used
 
 
 def test_lost_windows_of_a_killed_run_are_reported_by_the_next_run(tmp_path, clips, base, monkeypatch):
@@ -194,13 +198,13 @@ def test_lost_windows_of_a_killed_run_are_reported_by_the_next_run(tmp_path, cli
 
 def test_a_clip_that_disappears_during_the_run_is_lost_but_not_the_run(tmp_path, base, monkeypatch):
     clips = write_clips(tmp_path / "clips")
-    make = write_shards.write_shards
+    write_all = write_shards.write_shards
 
-    def late(*args: object) -> None:
+    def delete_and_write(*args: object) -> None:
         (clips.parent / "clip0.mp4").unlink()
-        make(*args)
+        write_all(*args)
 
-    monkeypatch.setattr(pipeline, "write_shards", late)
+    monkeypatch.setattr(pipeline, "write_shards", delete_and_write)
     with pytest.raises(LostWindowsError, match=r"\(clip0: .*clip0\.mp4"):
         pipeline.prepare(config_of(tmp_path / "out", clips, base))
 
@@ -238,7 +242,7 @@ def test_out_of_memory_halves_the_batch_without_changing_latents(tmp_path, clips
     assert all((a.target - b.target).abs().max() < 1e-4 for a, b in zip(halved, whole, strict=True))
     sizes.clear()
     assert len(list(encoder.encode_shard(pairs, "train-000000.tar"))) == 12
-    assert max(sizes) == 2  # it has learned
+    assert max(sizes) == 2  # the smaller batch size is remembered
     monkeypatch.setattr(encoder.vae, "encode", lambda video: small_only(video.expand(4, *video.shape[1:])))
     with pytest.raises(ConfigError, match=r"no memory to encode one clip of 32x32x5: stop other programs, or lower"):
         encoder.encode(four[:1])

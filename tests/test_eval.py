@@ -39,11 +39,11 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A world in which the command has run once to the end."""
+    """A world in which the command has finished once."""
     world = build(tmp_path_factory.mktemp("judged"))
-    done = run(world.root, "eval", *world.arguments)
-    assert done.code == 0, done.err
-    assert f"report  {world.results / 'report.html'}" in done.out
+    result = run(world.root, "eval", *world.arguments)
+    assert result.code == 0, result.err
+    assert f"report  {world.results / 'report.html'}" in result.out
     return world
 
 
@@ -61,11 +61,11 @@ def violations(value: Any, schema: dict[str, Any], where: str = "$") -> list[str
         return violations(value, SCHEMA["$defs"][schema["$ref"].rsplit("/", 1)[1]], where)
     result = []
     kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
-    names = schema.get("type", [])
-    names = [names] if isinstance(names, str) else names
-    fits = any(value is None if n == "null" else isinstance(value, kinds[n]) for n in names)
-    if names and (not fits or (isinstance(value, bool) and "boolean" not in names)):
-        return [f"{where}: {value!r} is not {' or '.join(names)}"]
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    fits = any(value is None if n == "null" else isinstance(value, kinds[n]) for n in types)
+    if types and (not fits or (isinstance(value, bool) and "boolean" not in types)):
+        return [f"{where}: {value!r} is not {' or '.join(types)}"]
     if "const" in schema and value != schema["const"]:
         result.append(f"{where}: {value!r} is not {schema['const']!r}")
     if "enum" in schema and value not in schema["enum"]:
@@ -178,9 +178,9 @@ def test_a_damaged_cache_file_is_named(tmp_path: Path) -> None:
     cache.write({"a": 1}, torch.arange(3, dtype=torch.uint8).reshape(3, 1, 1, 1, 1).expand(3, 5, 8, 8, 3), 1.5)
     clips, seconds = cache.read({"a": 1})
     assert (clips.shape, seconds) == ((3, 5, 8, 8, 3), 1.5)
-    one, _ = cache.read({"a": 1}, slice(1, 2))
-    assert one.shape == (1, 5, 8, 8, 3)
-    assert (one == 1).all()
+    middle, _ = cache.read({"a": 1}, slice(1, 2))
+    assert middle.shape == (1, 5, 8, 8, 3)
+    assert (middle == 1).all()
     cache.path({"a": 1}).write_bytes(b"half a file")
     with pytest.raises(ConfigError, match="is damaged"):
         cache.read({"a": 1})
@@ -230,4 +230,4 @@ def test_the_report_compares_with_an_earlier_evaluation(evaluated: World, tmp_pa
     shutil.copy(evaluated.results / "scores.json", before)
     report = evaluate(evaluated.config(f"eval.against={before}", "adapter=none"))
     assert "paired" in report.read_text()
-    assert scores(evaluated) == json.loads(before.read_text())  # adapter=none has a folder of its own
+    assert scores(evaluated) == json.loads(before.read_text())  # adapter=none writes into another folder

@@ -1,4 +1,4 @@
-"""Which adapters can be evaluated (ours, of other programs, untrained, none), and which are refused."""
+"""Adapters that can be evaluated (ours, of other programs, untrained, none) and adapters that are refused."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_an_adapter_of_another_program_gets_the_factors_of_the_task_and_a_note(
     tensors = {
         key.replace("diffusion_model.", "transformer."): value for key, value in load_file(world.adapter).items()
     }
-    path = tmp_path / "theirs.safetensors"
+    path = tmp_path / "foreign.safetensors"
     save_file(tensors, path)
     opened, adapter = open_adapter(world.config(f"adapter={path}"), base), open_adapter(world.config(), base)
     assert opened.foreign
@@ -73,17 +73,17 @@ def test_an_adapter_of_another_program_gets_the_factors_of_the_task_and_a_note(
     assert opened.adapter is not None
     assert adapter.adapter is not None
     assert opened.adapter.weights.keys() == adapter.adapter.weights.keys()
-    for name, halves in opened.adapter.weights.items():
-        assert all(torch.equal(a, b) for a, b in zip(halves, adapter.adapter.weights[name], strict=True))
+    for name, factors in opened.adapter.weights.items():
+        assert all(torch.equal(a, b) for a, b in zip(factors, adapter.adapter.weights[name], strict=True))
     assert opened.json_facts["metadata"]["base_model_family"] == "tiny"
 
 
 def test_an_untrained_adapter_gives_the_clips_of_the_base(world: World, base: BaseModel, tmp_path: Path) -> None:
     adapter = lora.read(world.adapter)
     path = tmp_path / "fresh.safetensors"
-    zero = {f"diffusion_model.{n}.lora_B.weight": torch.zeros_like(b) for n, (_, b) in adapter.weights.items()}
-    cached = {f"diffusion_model.{n}.lora_A.weight": a for n, (a, _) in adapter.weights.items()}
-    save_file(zero | cached, path, adapter.metadata)
+    lora_b = {f"diffusion_model.{n}.lora_B.weight": torch.zeros_like(b) for n, (_, b) in adapter.weights.items()}
+    lora_a = {f"diffusion_model.{n}.lora_A.weight": a for n, (a, _) in adapter.weights.items()}
+    save_file(lora_b | lora_a, path, adapter.metadata)
     assert_equals_the_base(world, f"adapter={path}", "was never trained")
 
 

@@ -1,4 +1,4 @@
-"""Comparison of two evaluations: paired, with the better one named, and refused if they differ in protocol."""
+"""Comparison of two evaluations: paired over windows, names the better one, and refuses different protocols."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def test_windows_that_only_one_of_the_two_measured_are_left_out() -> None:
 )
 def test_other_windows_seeds_targets_or_protocols_are_refused(path: tuple[str, ...], value: Any) -> None:
     other = copy.deepcopy(scores())
-    at = other
+    section = other
     for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
+        section = section[key]
+    section[path[-1]] = value
     names = {"provenance": {"protocol": "protocol", "shards": "targets"}.get(path[-1], "")}
     with pytest.raises(ConfigError, match=f"their {names.get(path[0], path[0])} differ"):
         compare(scores(), other)
@@ -134,14 +134,14 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_command_takes_files_and_folders_and_returns_an_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, single = tmp_path / "run", tmp_path / "eval-other"
-    for folder, result in ((run / "eval", scores()), (single, moved("psnr", -1))):
+    run, evaluation = tmp_path / "run", tmp_path / "eval-other"
+    for folder, content in ((run / "eval", scores()), (evaluation, moved("psnr", -1))):
         folder.mkdir(parents=True)
-        (folder / "scores.json").write_text(json.dumps(result))
-    assert command(monkeypatch, run, single, "--json", tmp_path / "difference.json") == 1
+        (folder / "scores.json").write_text(json.dumps(content))
+    assert command(monkeypatch, run, evaluation, "--json", tmp_path / "difference.json") == 1
     assert json.loads((tmp_path / "difference.json").read_text())["worse"]
     assert "PSNR" in capsys.readouterr().out
-    assert command(monkeypatch, single / "scores.json", run) == 0
+    assert command(monkeypatch, evaluation / "scores.json", run) == 0
     capsys.readouterr()
     assert command(monkeypatch, run, tmp_path / "none") == 2
     assert "contains no scores.json" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Which windows are evaluated, under which conditions, in which batches; no model needed."""
+"""Selection of windows, conditions and batches for an evaluation; needs no model."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from iclora_train.diffusion.reference import mask_to_grid
 
 @pytest.mark.parametrize(
     ("evaluated_as", "leaks"),
-    [({"dog", "its bytes"}, False), ({"copy", "cat's bytes"}, True), ({"cut", "cat.mov"}, True)],
+    [({"dog", "dog's bytes"}, False), ({"copy", "cat's bytes"}, True), ({"cut", "cat.mov"}, True)],
 )
 def test_a_copy_and_a_cut_of_the_same_recording_leak(evaluated_as: set[str], leaks: bool) -> None:
-    identities = {"cat": frozenset({"cat", "cat.mov", "cat's bytes"}), "it": frozenset(evaluated_as)}
+    identities = {"cat": frozenset({"cat", "cat.mov", "cat's bytes"}), "evaluated": frozenset(evaluated_as)}
     if leaks:
-        with pytest.raises(ConfigError, match="leakage: it"):
-            check_leakage({"it"}, {"cat"}, identities, "heldout")
+        with pytest.raises(ConfigError, match="leakage: evaluated"):
+            check_leakage({"evaluated"}, {"cat"}, identities, "heldout")
     else:
-        check_leakage({"it"}, {"cat"}, identities, "heldout")
+        check_leakage({"evaluated"}, {"cat"}, identities, "heldout")
 
 
 def sample_of(key: str, source: str) -> ShardSample:

@@ -22,11 +22,11 @@ def levels(scores: dict[str, Any]) -> dict[str, str]:
 
 def set_to(scores: dict[str, Any], path: str, mean: float) -> None:
     """Set `a/b/c` to an estimate with a narrow interval."""
-    *way, last = path.split("/")
-    place = scores
-    for key in way:
-        place = place[key]
-    place[last] = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 12}
+    *parents, last = path.split("/")
+    section = scores
+    for key in parents:
+        section = section[key]
+    section[last] = {"mean": mean, "low": mean - 0.01, "high": mean + 0.01, "n": 12}
 
 
 def test_a_good_run_has_no_symptom_and_gives_the_values(scores: dict[str, Any]) -> None:

@@ -94,7 +94,9 @@ def test_detection_ignores_colours_and_tolerates_blur(name: str) -> None:
 
 def test_a_slope_error_equals_the_lost_contrast() -> None:
     scene = ALL["ramp"].scene
-    doses = [error(ALL["ramp"], np.rint(128 + keep * (scene - 128.0)).astype(np.uint8)) for keep in (1, 0.8, 0.5, 0)]
+    doses = [
+        error(ALL["ramp"], np.rint(128 + contrast * (scene - 128.0)).astype(np.uint8)) for contrast in (1, 0.8, 0.5, 0)
+    ]
     assert doses == pytest.approx([0, 0.2, 0.5, 1], abs=0.01)
 
 
@@ -102,7 +104,7 @@ def test_a_moment_error_equals_the_shift_in_frames() -> None:
     scene = ALL["step"].scene
     for shift in (-2, -1, 1, 2):
         assert error(ALL["step"], scene[np.clip(np.arange(9) + shift, 0, 8)]) == abs(shift)
-    assert error(ALL["step"], scene[:1].repeat(9, axis=0)) == 9 - ALL["step"].requested[0]  # never
+    assert error(ALL["step"], scene[:1].repeat(9, axis=0)) == 9 - ALL["step"].requested[0]  # the step never appears
 
 
 def test_unrest_is_0_for_a_still_and_grows_with_motion() -> None:
@@ -125,8 +127,8 @@ def test_a_position_has_subpixel_accuracy() -> None:
 
 def test_thresholds_grow_with_the_token_size() -> None:
     shape = NANO[0]
-    half = {s.name: s.threshold for s in all_probes(shape, Scale.of(Geometry(32, 8, 4), 2))}
-    assert half["square"] == 8
+    thresholds = {probe.name: probe.threshold for probe in all_probes(shape, Scale.of(Geometry(32, 8, 4), 2))}
+    assert thresholds["square"] == 8
     assert LARGE["square"].threshold == 16
 
 
@@ -227,25 +229,25 @@ def test_a_random_base_passes_no_probe(base: BaseModel) -> None:
 
 
 def test_scores_do_not_depend_on_the_batch_size(base: BaseModel) -> None:
-    (one, shown), (many, other_clips) = run_base(base), run_base(base, batch_size=5)
-    for first, second in zip(one["signals"], many["signals"], strict=True):
+    (large_batch, shown_large), (small_batch, shown_small) = run_base(base), run_base(base, batch_size=5)
+    for first, second in zip(large_batch["signals"], small_batch["signals"], strict=True):
         assert (first["name"], first["passed"]) == (second["name"], second["passed"])
         assert second["value"] == pytest.approx(first["value"], abs=0.05)
-    differences = [np.abs(shown[name].floor.astype(int) - other_clips[name].floor).max() for name in NAMES]
+    differences = [np.abs(shown_large[name].floor.astype(int) - shown_small[name].floor).max() for name in NAMES]
     assert max(differences) <= 1  # different order of summation before rounding
 
 
 def copied(plan: ProbePlan) -> MakeClips:
     """A model that returns its reference."""
-    return lambda samples: (np.stack([plan.references[entry.donor] for entry in samples]), 0.5)
+    return lambda samples: (np.stack([plan.references[sample.donor] for sample in samples]), 0.5)
 
 
 def test_a_copy_of_the_scene_passes_all_probes() -> None:
     plan = ProbePlan.of(task("given", "restoration"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
-    done: list[tuple[int, int]] = []
-    result, _ = score_probes(plan, copied(plan), 10, lambda *counts: done.append(counts))
+    progress: list[tuple[int, int]] = []
+    result, _ = score_probes(plan, copied(plan), 10, lambda *counts: progress.append(counts))
     assert (result["passed"], result["of"], result["seconds"]) == (6, 6, 1.5)
-    assert done == [(10, 24), (20, 24), (24, 24)]
+    assert progress == [(10, 24), (20, 24), (24, 24)]
 
 
 def test_a_probe_that_also_passes_with_another_reference_fails() -> None:
@@ -260,8 +262,8 @@ def test_the_median_of_the_seeds_counts() -> None:
     def spoilt(seeds: tuple[int, ...]) -> MakeClips:
         def make(samples: Sequence[ProbeSample]) -> tuple[np.ndarray, float]:
             clips, _ = copied(plan)(samples)
-            lost = [entry.probe == entry.donor and entry.seed in seeds for entry in samples]
-            return np.where(np.array(lost)[:, None, None, None, None], noise(NANO[0]), clips), 0.0
+            replaced = [sample.probe == sample.donor and sample.seed in seeds for sample in samples]
+            return np.where(np.array(replaced)[:, None, None, None, None], noise(NANO[0]), clips), 0.0
 
         return make
 
@@ -272,7 +274,7 @@ def test_the_median_of_the_seeds_counts() -> None:
 def test_the_cache_key_contains_reference_and_noise() -> None:
     plan = ProbePlan.of(task("control.canny"), Geometry(32, 8, 4), (3, 8, 8), 25.0)
     assert len({tuple(key) for key in plan.identity(plan.samples)}) == len(plan.samples) == 20
-    floors = [entry for entry in plan.samples if entry.probe != entry.donor]
-    own_noise = {entry.noise_seed for entry in plan.samples if entry.probe == entry.donor}
+    floors = [sample for sample in plan.samples if sample.probe != sample.donor]
+    probe_noise = {sample.noise_seed for sample in plan.samples if sample.probe == sample.donor}
     assert len(floors) == 5
-    assert {entry.noise_seed for entry in floors} < own_noise
+    assert {sample.noise_seed for sample in floors} < probe_noise

@@ -87,8 +87,8 @@ def deblur(
     fade: tuple[float, float] = (0.2, 1.0),
     **levels: float,
 ) -> Results:
-    named = {key.replace("_", "+"): level for key, level in levels.items()}
-    return make_results(rows("psnr", {**DEBLUR, **named}), curve or DEBLUR_CURVE, "psnr", disturbance, null, fade)
+    changed = {key.replace("_", "+"): level for key, level in levels.items()}
+    return make_results(rows("psnr", {**DEBLUR, **changed}), curve or DEBLUR_CURVE, "psnr", disturbance, null, fade)
 
 
 def test_a_good_restoration_adapter_passes_every_claim() -> None:
@@ -138,10 +138,12 @@ def test_fade_is_not_judged_if_the_reference_has_no_effect_in_a_latent_frame() -
 
 def test_a_gain_must_be_significant() -> None:
     lucky = deblur()
-    units = np.array([20.0, *(-0.1 for _ in range(N - 1))])
-    lucky.rows["adapter+reference"]["psnr"] = lucky.rows["input"]["psnr"] + units
+    gains = np.array([20.0, *(-0.1 for _ in range(N - 1))])
+    lucky.rows["adapter+reference"]["psnr"] = lucky.rows["input"]["psnr"] + gains
     verdict = next(
-        v for v in judge("restoration", evidence_of(lucky, "psnr"), Thresholds()) if v["name"] == "gain_over_input"
+        claim
+        for claim in judge("restoration", evidence_of(lucky, "psnr"), Thresholds())
+        if claim["name"] == "gain_over_input"
     )
     assert verdict["value"]["mean"] > 0.7
     assert not verdict["passed"]
@@ -263,11 +265,11 @@ def test_changed_thresholds_apply_and_are_named() -> None:
 
 def test_control_and_mask_scores() -> None:
     results = deblur()
-    figures = control_scores(results, evidence_of(results, "psnr"))
-    assert figures is not None
-    assert figures["gain"]["mean"] == pytest.approx((31.2 - 12.0) / (38.1 - 12.0), abs=0.01)
-    assert figures["swap_lost"]["mean"] == pytest.approx(21.2, abs=0.05)
-    assert figures["swap_won"]["mean"] == pytest.approx(5)
+    control = control_scores(results, evidence_of(results, "psnr"))
+    assert control is not None
+    assert control["gain"]["mean"] == pytest.approx((31.2 - 12.0) / (38.1 - 12.0), abs=0.01)
+    assert control["swap_lost"]["mean"] == pytest.approx(21.2, abs=0.05)
+    assert control["swap_won"]["mean"] == pytest.approx(5)
     masked = mask_scores(results, evidence_of(results, "psnr"), 8, 4)
     assert masked is not None
     assert masked["half"]["disturbance"]["mean"] == pytest.approx(0.1)
@@ -286,11 +288,11 @@ def test_bounds() -> None:
     assert not gain.holds({**good, "low": None, "high": None, "n": 1}, 0.5, 0.05)
     assert str(Bound(0.9, 1.1)) == "≥ 0.9 and ≤ 1.1"
     assert str(Bound(high=1 / 3, strict=True)) == "< 0.333"
-    inside = Bound(0.9, 1.1)
-    assert inside.p(np.linspace(0.97, 1.03, 8)) == pytest.approx(1 / 256)
-    edge = inside.p(np.linspace(1.0, 1.2, 8))
-    assert edge is not None
-    assert edge > 0.1
+    between = Bound(0.9, 1.1)
+    assert between.p(np.linspace(0.97, 1.03, 8)) == pytest.approx(1 / 256)
+    p_at_the_edge = between.p(np.linspace(1.0, 1.2, 8))
+    assert p_at_the_edge is not None
+    assert p_at_the_edge > 0.1
 
 
 def test_the_console_counts_claims_and_names_changed_thresholds() -> None:

@@ -1,4 +1,4 @@
-"""Clips of other programs: the handout has their inputs, and their clips are scored like those of an adapter."""
+"""Clips of other programs: the handout contains the inputs, and the outputs are scored like an adapter's clips."""
 
 from __future__ import annotations
 
@@ -72,17 +72,17 @@ def test_the_handout_of_an_edit_has_masks(tmp_path: Path) -> None:
 
 
 def test_clips_of_a_folder_are_scored(world: World, tmp_path: Path) -> None:
-    write_outputs(world, tmp_path / "theirs")
-    config = world.bare(f"videos={tmp_path / 'theirs'}")
+    write_outputs(world, tmp_path / "outputs")
+    config = world.bare(f"videos={tmp_path / 'outputs'}")
     evaluate(config)
-    result = json.loads((world.root / "runs/deblur-nano/eval-videos-theirs/scores.json").read_text())
+    result = json.loads((world.root / "runs/deblur-nano/eval-videos-outputs/scores.json").read_text())
     assert result["cells"].keys() == {"adapter+reference", "input", "ceiling", "floor"}
     assert result["seeds"] == [0, 1]
     assert (result["control"], result["mask"], result["simple"]) == (None, None, None)
     assert [verdict["name"] for verdict in result["verdicts"]] == ["gain_over_input"]
     assert result["adapter"]["foreign"]
     assert result["adapter"]["sha256"] is None
-    four_levels = 20 * np.log10(255 / 4)  # what is above 251 in the target is nearer
+    four_levels = 20 * np.log10(255 / 4)  # values above 251 clip, so their error is smaller
     assert result["cells"]["adapter+reference"]["psnr"]["mean"] == pytest.approx(four_levels, abs=0.3)
 
 
@@ -111,33 +111,33 @@ def test_lossy_files_are_noted(world: World, tmp_path: Path) -> None:
 
 
 def test_clips_of_the_wrong_length_or_missing_clips_are_named(world: World, tmp_path: Path) -> None:
-    clips = write_outputs(world, tmp_path / "theirs", with_seeds=False)
-    config = world.bare(f"videos={tmp_path / 'theirs'}")
+    clips = write_outputs(world, tmp_path / "outputs", with_seeds=False)
+    config = world.bare(f"videos={tmp_path / 'outputs'}")
     name, clip = next(iter(clips.items()))
-    (tmp_path / "theirs" / name).write_bytes(encode_clip(clip[:4], FPS))
+    (tmp_path / "outputs" / name).write_bytes(encode_clip(clip[:4], FPS))
     refused(config, f"{name} has 4 frames of 32x32, its target .* 5 frames of 32x32")
-    (tmp_path / "theirs" / name).write_bytes(b"no video")
+    (tmp_path / "outputs" / name).write_bytes(b"no video")
     refused(config, f"{name}")
-    (tmp_path / "theirs" / name).unlink()
+    (tmp_path / "outputs" / name).unlink()
     refused(config, rf"1 of 4 clips are missing, e.g. {name}.*eval.handout")
     refused(world.bare(f"videos={tmp_path / 'nowhere'}"), "nowhere is not a folder")
 
 
 @pytest.mark.parametrize("shift", [1, -1])
 def test_a_shift_of_one_frame_is_an_error(world: World, tmp_path: Path, shift: int) -> None:
-    clips = write_outputs(world, tmp_path / "theirs", with_seeds=False)
+    clips = write_outputs(world, tmp_path / "outputs", with_seeds=False)
     name, clip = next(iter(clips.items()))
-    (tmp_path / "theirs" / name).write_bytes(encode_clip(np.roll(clip, -shift, axis=0), FPS))
+    (tmp_path / "outputs" / name).write_bytes(encode_clip(np.roll(clip, -shift, axis=0), FPS))
     side = "early" if shift > 0 else "late"
-    refused(world.bare(f"videos={tmp_path / 'theirs'}"), rf"1 of 4 clips are shifted .*{name} by 1 \({side}\)")
+    refused(world.bare(f"videos={tmp_path / 'outputs'}"), rf"1 of 4 clips are shifted .*{name} by 1 \({side}\)")
 
 
 def test_structure_tasks_allow_some_shifted_clips_by_chance(world: World, tmp_path: Path) -> None:
     """Outputs need not look like their targets, so a single shifted clip proves nothing."""
-    clips = write_outputs(world, tmp_path / "theirs", with_seeds=False)
-    config = world.bare(f"videos={tmp_path / 'theirs'}", "task.family=structure")
+    clips = write_outputs(world, tmp_path / "outputs", with_seeds=False)
+    config = world.bare(f"videos={tmp_path / 'outputs'}", "task.family=structure")
     for count, (name, clip) in enumerate(clips.items(), start=1):
-        (tmp_path / "theirs" / name).write_bytes(encode_clip(np.roll(clip, 1, axis=0), FPS))
+        (tmp_path / "outputs" / name).write_bytes(encode_clip(np.roll(clip, 1, axis=0), FPS))
         if count == 2:
             open_source(config)
     refused(config, "4 of 4 clips are shifted in time")
@@ -150,7 +150,7 @@ def test_videos_and_an_adapter_exclude_each_other(world: World) -> None:
 
 
 def test_other_files_in_the_folder_are_ignored(world: World, tmp_path: Path) -> None:
-    write_outputs(world, tmp_path / "theirs", with_seeds=False)
-    (tmp_path / "theirs" / "notes.txt").write_text("not a clip")
-    shutil.copytree(world.root / "clips" / "inputs", tmp_path / "theirs" / "inputs")
-    assert len(open_source(world.bare(f"videos={tmp_path / 'theirs'}")).held_out.windows) == 4
+    write_outputs(world, tmp_path / "outputs", with_seeds=False)
+    (tmp_path / "outputs" / "notes.txt").write_text("not a clip")
+    shutil.copytree(world.root / "clips" / "inputs", tmp_path / "outputs" / "inputs")
+    assert len(open_source(world.bare(f"videos={tmp_path / 'outputs'}")).held_out.windows) == 4

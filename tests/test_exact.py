@@ -1,4 +1,4 @@
-"""Frame-exact reading is a promise: whatever the codec, frame i is frame i. Frames carry their number as bars."""
+"""Reading is frame-exact for every codec: frame i is frame i. Each frame shows its number as bars."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLIPS = {  # name -> encoder, pixel format, file type, options
     "hevc, open GOP": ("libx265", "yuv420p", "mov", {"x265-params": f"{X265}1"}),
     "hevc, 10 bit": ("libx265", "yuv420p10le", "mp4", {"x265-params": f"{X265}1"}),
     "vp9": ("libvpx-vp9", "yuv420p", "webm", {"auto-alt-ref": "1", "lag-in-frames": "16", "g": "24", "cpu-used": "8"}),
-    # SVT-AV1 from preset 10 on warns of artifacts: in 10 bit some of its frames show others
+    # from preset 10 on, SVT-AV1 warns of artifacts: in 10 bit some frames show the picture of another frame
     "av1": ("libsvtav1", "yuv420p", "mp4", {"preset": "8", "g": "24"}),
     "av1, 10 bit": ("libsvtav1", "yuv420p10le", "mkv", {"preset": "8", "g": "24"}),
     "prores": ("prores_ks", "yuv422p10le", "mov", {"profile": "standard"}),
@@ -50,7 +50,7 @@ def number_of(frame: np.ndarray) -> int:
 
 
 def write(path: Path, encoder: str, pix_fmt: str, options: dict[str, str], ticks: list[int] | None = None) -> Path:
-    """FRAMES barcodes by any encoder, 25 a second, or frame i at ticks[i] ms."""
+    """Encode FRAMES barcodes at 25 fps, or with frame i at ticks[i] ms."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(encoder, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
@@ -67,39 +67,39 @@ def write(path: Path, encoder: str, pix_fmt: str, options: dict[str, str], ticks
 
 
 def check_exact(path: Path) -> None:
-    """All frames, some frames, and windows that overlap are those that were asked for."""
+    """Reading all frames, some frames, and overlapping windows gives exactly the requested frames."""
     assert [number_of(frame) for frame in read_clip(path)] == list(range(FRAMES))
-    some = (0, 11, 12, 13, 24, 47, 48, FRAMES - 1)
-    assert [number_of(frame) for frame in read_clip(path, some)] == list(some)
+    selected = (0, 11, 12, 13, 24, 47, 48, FRAMES - 1)
+    assert [number_of(frame) for frame in read_clip(path, selected)] == list(selected)
     starts = (3, 11, 11, 30)
     windows = [
-        Window("a", n, tuple(range(s, s + 33, 8)), (HEIGHT, 112), (0, 0), (16, 16), False, 25.0)
-        for n, s in enumerate(starts)
+        Window("a", i, tuple(range(start, start + 33, 8)), (HEIGHT, 112), (0, 0), (16, 16), False, 25.0)
+        for i, start in enumerate(starts)
     ]
     for window, frames in zip(windows, read_windows(path, windows), strict=True):
         assert tuple(map(number_of, frames)) == window.indices
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_every_frame_is_the_one_that_was_asked_for(name, tmp_path):
-    encoder, pix_fmt, kind, options = CLIPS[name]
-    path = write(tmp_path / f"clip.{kind}", encoder, pix_fmt, options)
+def test_every_frame_is_the_requested_one(name, tmp_path):
+    encoder, pix_fmt, suffix, options = CLIPS[name]
+    path = write(tmp_path / f"clip.{suffix}", encoder, pix_fmt, options)
     assert probe(path).frames == FRAMES
     assert probe(path).fps == pytest.approx(25, abs=0.01)
     check_exact(path)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "mkv"])
-def test_uneven_times_do_not_shift_frames(kind, tmp_path):
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_uneven_times_do_not_shift_frames(suffix, tmp_path):
     ticks = np.cumsum(np.random.default_rng(0).choice([20, 40, 120], FRAMES)).tolist()
     options = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0"}
-    path = write(tmp_path / f"clip.{kind}", "libx264", "yuv420p", options, ticks)
+    path = write(tmp_path / f"clip.{suffix}", "libx264", "yuv420p", options, ticks)
     assert probe(path).times == pytest.approx([(tick - ticks[0]) / 1000 for tick in ticks], abs=1e-3)
     check_exact(path)
 
 
-def test_decord_reads_the_clips_in_our_shards_exactly_wherever_it_jumps():
-    """Pair shards are read by others too; decord is known to be late after jumps into open GOPs."""
+def test_decord_reads_the_clips_in_our_shards_exactly_after_any_seek():
+    """Other programs read pair shards too; decord is known to be late after a seek into an open GOP."""
     order = np.random.default_rng(0).permutation(FRAMES)
     for lossless in (True, False):
         reader = decord.VideoReader(io.BytesIO(encode_clip(np.stack([*map(barcode, range(FRAMES))]), 25, lossless)))

@@ -1,4 +1,4 @@
-"""The fused feed-forward gives the results of the plain layers, forward and backward."""
+"""The fused feed-forward gives the results of the unfused layers, forward and backward."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def step(ff: FeedForward, device: str, fused: bool = False) -> list[Tensor]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("fp8", [False, True])
 @pytest.mark.parametrize("rank", [16, 32, 64])
-@pytest.mark.parametrize("width", [WIDTH, WIDE])  # a program has one tile of channels, or several
+@pytest.mark.parametrize("width", [WIDTH, WIDE])  # one tile of channels per program, or several
 def test_the_kernels_give_the_results_of_the_layers(width: int, rank: int, fp8: bool, bias: bool) -> None:
     ff = layer(bias, fp8, "cuda", rank, width)
-    plain = step(ff, "cuda")
+    unfused = step(ff, "cuda")
     fused = step(ff, "cuda", True)
     reserve_spare_rows(ff.linears[0])
     for results in (fused, step(ff, "cuda", True)):  # without and with the stacked weight
-        for result, expected in zip(results, plain, strict=True):
+        for result, expected in zip(results, unfused, strict=True):
             assert result.dtype == expected.dtype
             assert float((result.float() - expected.float()).norm() / expected.float().norm()) < 0.02
 
@@ -74,14 +74,14 @@ def test_the_kernels_give_the_results_of_the_layers(width: int, rank: int, fp8: 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_cached_transposed_weight_gives_the_same_bits(fused: bool) -> None:
     ff = layer(True, True, "cuda")
-    plain = step(ff, "cuda", fused)
+    unfused = step(ff, "cuda", fused)
     cache_transposed(ff, True)
-    for expected, result in zip(plain, step(ff, "cuda", fused), strict=True):
+    for expected, result in zip(unfused, step(ff, "cuda", fused), strict=True):
         assert torch.equal(result, expected)
 
 
-def test_without_kernels_the_layers_compute() -> None:
+def test_without_kernels_the_layers_are_used() -> None:
     ff = layer(True, False, "cpu")
-    plain = step(ff, "cpu")
-    for expected, result in zip(plain, step(ff, "cpu", True), strict=True):
+    unfused = step(ff, "cpu")
+    for expected, result in zip(unfused, step(ff, "cpu", True), strict=True):
         assert torch.equal(result, expected)

@@ -1,21 +1,17 @@
 """Flow and soft edges: the Middlebury colours of directions; contours are bright, texture is dark."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 
-from data_prep.clips.crop import Crop
-from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers import build_maker
 from data_prep.makers.control.optical_flow import colour_wheel, flow_to_colour
 from iclora_train.config import ConfigError
+from tests.prep import whole_clip
 
 
-def made(name: str, frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
-    size = (frames.shape[1], frames.shape[2])
-    where = SourceWindow("clip", Path("c.mp4"), tuple(range(len(frames))), 24.0, Crop(size, size, (0, 0), size, False))
-    return build_maker(name, args)(frames, np.random.default_rng(0), where)
+def run_maker(name: str, frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
+    return build_maker(name, args)(frames, np.random.default_rng(0), whole_clip(frames))
 
 
 def sliding(x: int, y: int, count: int = 4) -> np.ndarray:
@@ -31,7 +27,7 @@ def sliding(x: int, y: int, count: int = 4) -> np.ndarray:
     ids=["right", "left", "down", "up"],
 )
 def test_directions_have_their_colours(x: int, y: int, hue: tuple[int, int, int]) -> None:
-    pictures, _ = made("control.flow", sliding(x, y), scale=4.5)
+    pictures, _ = run_maker("control.flow", sliding(x, y), scale=4.5)
     middle = np.median(pictures[0, 16:-16, 16:-16].reshape(-1, 3), axis=0)
     assert np.abs(middle - hue).max() < 25
 
@@ -39,7 +35,7 @@ def test_directions_have_their_colours(x: int, y: int, hue: tuple[int, int, int]
 def test_saturation_is_speed_on_one_scale_for_the_clip() -> None:
     """The picture moves 1, then 3 pixels per frame: the first frames are paler."""
     slow, fast = sliding(1, 0, 3), sliding(3, 0, 3)
-    pictures, drawn = made("control.flow", np.concatenate([slow, fast]))
+    pictures, drawn = run_maker("control.flow", np.concatenate([slow, fast]))
     inner = pictures[:, 16:-16, 16:-16].astype(float)
     pale, full = (np.median(inner[i, ..., 2]) for i in (0, 3))
     assert drawn["scale"] >= 3
@@ -48,25 +44,25 @@ def test_saturation_is_speed_on_one_scale_for_the_clip() -> None:
 
 def test_still_frames_are_white_and_noise_is_not_amplified() -> None:
     still = sliding(0, 0)
-    assert (made("control.flow", still)[0] >= 254).all()
+    assert (run_maker("control.flow", still)[0] >= 254).all()
     noisy = np.clip(still + np.random.default_rng(0).normal(0, 1, still.shape), 0, 255).astype(np.uint8)
-    pictures, drawn = made("control.flow", noisy)
+    pictures, drawn = run_maker("control.flow", noisy)
     assert drawn["scale"] == 1.0
     assert pictures.mean() > 240
 
 
 def test_the_last_frame_repeats_and_a_single_picture_is_still() -> None:
-    pictures, _ = made("control.flow", sliding(2, 1))
+    pictures, _ = run_maker("control.flow", sliding(2, 1))
     assert (pictures[-1] == pictures[-2]).all()
     assert (pictures[0] != pictures[-1]).any()
-    alone, _ = made("control.flow", sliding(2, 1)[:1])
-    assert alone.shape == (1, 64, 96, 3)
-    assert (alone == 255).all()
+    single, _ = run_maker("control.flow", sliding(2, 1)[:1])
+    assert single.shape == (1, 64, 96, 3)
+    assert (single == 255).all()
 
 
 def test_flow_is_deterministic() -> None:
     frames = sliding(3, -2)
-    assert (made("control.flow", frames)[0] == made("control.flow", frames)[0]).all()
+    assert (run_maker("control.flow", frames)[0] == run_maker("control.flow", frames)[0]).all()
 
 
 def test_the_wheel_is_middleburys() -> None:
@@ -87,7 +83,7 @@ def test_contours_are_bright_and_texture_is_dark() -> None:
     frame = np.zeros((96, 160, 3), np.uint8)
     frame[32:64, 32:64] = 128
     frame[16:80, 96:144] = (np.indices((64, 48)).sum(axis=0) % 2 * 128)[..., None]
-    edges, _ = made("control.soft_edges", frame[None])
+    edges, _ = run_maker("control.soft_edges", frame[None])
     assert edges[0, 48, 31:33].min() > 200
     assert edges[0, 40:56, 112:128].max() < 30
     assert (edges == edges[..., :1]).all()
@@ -96,7 +92,7 @@ def test_contours_are_bright_and_texture_is_dark() -> None:
 def test_edges_have_one_range_for_the_clip() -> None:
     frames = np.zeros((2, 64, 64, 3), np.uint8)
     frames[0, :, 32:], frames[1, :, 32:] = 200, 50
-    edges, _ = made("control.soft_edges", frames, gamma=1.0)
+    edges, _ = run_maker("control.soft_edges", frames, gamma=1.0)
     assert edges[1].max() == pytest.approx(edges[0].max() / 4, abs=2)
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from eval.report.page import write_page
-from tests.browser import FOUND, Browser, browser
+from tests.browser import CHROMIUM, Browser, browser
 from tests.scores_example import FRAMES, STRENGTHS, clip, example, exhibits
 
-pytestmark = pytest.mark.skipif(FOUND is None, reason="needs chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 READY = "[...near].length > 0 && [...near].every((video) => video.readyState > 1 && !video.seeking)"
 SHOWN = "all('.window').filter((row) => !row.hidden).map((row) => row.id)"
 

@@ -1,4 +1,4 @@
-"""Combo kernels: small kernels of a compiled block run as one, and the block's results stay the same."""
+"""Combo kernels: small kernels of a compiled block are fused into one, and the block's results stay the same."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def kernel(outputs: int, reduced: int) -> BaseSchedulerNode:
 
 def test_only_small_kernels_are_combined(monkeypatch: pytest.MonkeyPatch) -> None:
     small, sums, large, many = kernel(SMALL, 1), kernel(1000, 16), kernel(SMALL + 1, 1), kernel(SMALL // 8, 16)
-    foreign = BaseSchedulerNode.__new__(BaseSchedulerNode)
+    other_node = BaseSchedulerNode.__new__(BaseSchedulerNode)
     monkeypatch.setattr(
-        combo_kernels, "_default_groups", lambda _scheduler: [[small, large, sums], [many], [foreign, sums]]
+        combo_kernels, "_default_groups", lambda _scheduler: [[small, large, sums], [many], [other_node, sums]]
     )
     assert small_groups(cast(Scheduler, None)) == [[small, sums], [], [sums]]
 
@@ -69,17 +69,17 @@ def random_network(fp8: bool) -> Transformer:
 
 
 def step(net: Transformer, device: str) -> list[Tensor]:
-    """The block's output, the gradient of its input tokens, and those of its adapters."""
+    """The block's output, and the gradients of its input tokens and its adapters."""
     generator = torch.Generator().manual_seed(1)
     inputs = []
     for tensor in block_inputs(net, TOKENS):
-        real = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor.long()
-        inputs.append(real.to(device, tensor.dtype))
+        values = torch.randn(tensor.shape, generator=generator) if tensor.is_floating_point() else tensor.long()
+        inputs.append(values.to(device, tensor.dtype))
     inputs[3][:, TOKENS // 2 :] = 1  # the reference tokens' noise level
-    angle = inputs[4][0].float()
-    inputs[4] = torch.stack([angle.cos(), angle.sin()]).to(inputs[4].dtype)
+    angles = inputs[4][0].float()
+    inputs[4] = torch.stack([angles.cos(), angles.sin()]).to(inputs[4].dtype)
     inputs[0].requires_grad_()
-    trainable = [part for part in net.transformer_blocks.parameters() if part.requires_grad]
+    trainable = [parameter for parameter in net.transformer_blocks.parameters() if parameter.requires_grad]
     with torch.autocast(device, torch.bfloat16):
         out = net.transformer_blocks[0](inputs[0], BlockInputs(*inputs[1:]))
     return [out.detach(), *torch.autograd.grad(out, [inputs[0], *trainable], inputs[0].detach())]
@@ -88,8 +88,9 @@ def step(net: Transformer, device: str) -> list[Tensor]:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
 @pytest.mark.parametrize(
-    ("fp8", "max_error"), [(False, 0.03), (True, 0.1)]
-)  # in fp8 the gradients are rounded differently
+    ("fp8", "max_error"),
+    [(False, 0.03), (True, 0.1)],  # in fp8 the gradients are rounded differently
+)
 def test_a_compiled_block_of_full_width_agrees_with_eager_execution(
     fp8: bool, max_error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,9 @@ def test_a_compiled_block_of_full_width_agrees_with_eager_execution(
     expected = step(net, "cuda")
     compile_blocks(net, 1.0)
     compiled = step(net, "cuda")
-    errors = [float((one - other).norm() / other.norm()) for one, other in zip(compiled, expected, strict=True)]
+    errors = [
+        float((result - reference).norm() / reference.norm())
+        for result, reference in zip(compiled, expected, strict=True)
+    ]
     assert max(errors) < max_error, errors
     torch._dynamo.reset()
