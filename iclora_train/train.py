@@ -1,4 +1,4 @@
-"""One training run on one page: prepare data if needed, build, train or resume, export, evaluate."""
+"""One training run from start to end: prepare data if needed, build, train or resume, export, evaluate."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ RESERVED_KEYS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_v
 
 
 def train(config: Config) -> None:
-    """Run `config` to its end. After an interruption at any moment the same call resumes the run.
+    """Train an adapter with `config`, export and evaluate it. After an interruption the same call resumes the run.
 
-    ConfigError: settings, shards, base or run folder do not fit one another.
+    ConfigError when settings, shards, base and run folder do not fit one another.
     """
     quiet_lightning()
     rank = global_rank()
@@ -77,7 +77,7 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest_checkpoint(folder / "checkpoints")
-    # before anything is compiled: this imports flash-attn-4, which should not happen while torch.compile traces
+    # `attention_note` imports flash-attn-4. That must happen before torch.compile traces a block.
     weight = module.transformer.patchify_proj.weight
     attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
     if attention is not None:
@@ -86,10 +86,11 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     if plan is not None:
         console.print(str(plan))
     if config.validation.dry_run and resume is None:
-        clips = next((c for c in trainer.callbacks if isinstance(c, ValidationClips)), None)  # type: ignore[attr-defined]
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        clips = next((callback for callback in callbacks if isinstance(callback, ValidationClips)), None)
         console.print(str(dry_run(config, module, shards, clips, folder)))
-    sizes = config.data.batch_size, config.data.tokens_per_batch
-    data = LatentDataModule(shards.folder, *sizes, seed=config.seed, workers=config.data.workers)
+    batch_size, tokens_per_batch = config.data.batch_size, config.data.tokens_per_batch
+    data = LatentDataModule(shards.folder, batch_size, tokens_per_batch, config.seed, config.data.workers)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)
@@ -111,9 +112,9 @@ def quiet_lightning() -> None:
 
 
 def open_shards(config: Config, base: BaseModel) -> ShardSet:
-    """Open the latent shards of data.root, and prepare them first if they do not exist (single-process runs only).
+    """Open the latent shards of data.root. If they do not exist, a run of one process prepares them first.
 
-    ConfigError when they were made for another base or with other settings.
+    ConfigError when the shards were made for another base or with other settings.
     """
     folder = Path(config.data.root, "latents")
     if not (folder / "index.json").exists():
@@ -129,7 +130,7 @@ def open_shards(config: Config, base: BaseModel) -> ShardSet:
 
 
 def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> tuple[ICLoRA, Trainer]:
-    """The LightningModule, and the Trainer with its callbacks."""
+    """The LightningModule, and the Trainer with its callbacks. ConfigError for an unknown or missing `trainer` key."""
     allowed = set(inspect.signature(Trainer).parameters) - RESERVED_KEYS | OWN_KEYS
     unknown = sorted(config.trainer.keys() - allowed)
     require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(allowed))}")
@@ -150,7 +151,7 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
 
 
 def process_device(config: Config) -> torch.device:
-    """Device of this process by trainer.accelerator; the base is loaded there. ConfigError when the GPU is missing."""
+    """The device on which this process loads the base (trainer.accelerator). ConfigError when the GPU is missing."""
     device = device_from("trainer.accelerator", config.trainer.get("accelerator", "auto"), "trainer=auto")
     return torch.device("cuda", local_rank()) if device.type == "cuda" else device
 
@@ -185,7 +186,7 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
 
 
 def loggers_of(config: Config, folder: Path, columns: list[str], console: Console) -> list[MetricLogger]:
-    """The console, and the CSV files and W&B if `logger` names them."""
+    """The loggers of a run: always the console; CSV files and W&B if `logger` enables them."""
     loggers: list[MetricLogger] = [ConsoleLogger(config.trainer["max_steps"], console)]
     if config.logger.get("csv"):
         loggers.append(CsvLogger(folder / "metrics.csv", columns))

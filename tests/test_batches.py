@@ -95,7 +95,7 @@ def test_a_clip_beyond_the_budget_is_a_batch_of_one_with_one_warning(tmp_path, c
     data = LatentDataModule(tmp_path, 3, tokens_per_batch=80)
     assert sorted(len(keys) for keys, _ in first_batches(data, 5)) == [1, 1, 1, 1, 2]
     assert [record.message for record in caplog.records] == [
-        "data.tokens_per_batch=80 is less than one clip of 64x32x5 (90 tokens), 64x64x5 (160 tokens): a batch of one"
+        "data.tokens_per_batch=80 is less than one clip of 64x32x5 (90 tokens), 64x64x5 (160 tokens): 1 clip per batch"
     ]
     caplog.clear()
     data.plan(rank=1, world_size=2)

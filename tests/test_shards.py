@@ -122,7 +122,7 @@ def test_unfinished_missing_and_foreign_sets_are_refused(tmp_path):
     with pytest.raises(ShardError, match=r"no index\.json.*run data_prep"):
         ShardSet.open(tmp_path / "nothing")
     write_latents(tmp_path, {"train": [2]})
-    with pytest.raises(ShardError, match=r"made by another base: its vae \(aaaa\) is not that of other \(bbbb\)"):
+    with pytest.raises(ShardError, match=r"made by another base: its vae \(aaaa\) differs from other's \(bbbb\)"):
         ShardSet.open(tmp_path).require_base("other", {"vae": "bbbb"})
     ShardSet.open(tmp_path).require_base("tiny", {"text": "cccc", "vae": "aaaa"})
     with pytest.raises(ShardError, match=r"base\.parts\.vae: aaaa -> bbbb.*another data\.root"):

@@ -13,7 +13,9 @@ from hydra import compose, initialize_config_dir
 from iclora_train.adapters.card import card_text
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.file import Adapter
+from iclora_train.config import Sampling
 from iclora_train.config.hydra_app import conf_dir, register_schema
+from iclora_train.diffusion.guidance import Guidance
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text.gemma_files import FAMILIES, GemmaFiles
 from iclora_train.ltx2.weights.versions import VERSIONS, Version, detect_version
@@ -28,6 +30,10 @@ def test_the_settings_of_a_version_are_those_of_the_table(version: Version) -> N
     assert (config.model.name, config.model.version) == (version.conf, version.name)
     assert (config.sample.steps, tuple(config.sample.stg_blocks)) == (version.steps, version.stg_blocks)
     assert config.sample.schedule == "dev"
+
+
+def test_the_default_blocks_of_stg_are_those_of_the_oldest_version() -> None:
+    assert tuple(Sampling().stg_blocks) == Guidance().stg_blocks == VERSIONS["2.0"].stg_blocks
 
 
 def test_every_model_file_is_of_a_version_or_nano() -> None:

@@ -100,7 +100,7 @@ class Checks:
         return {name: value for name, value in values.items() if isinstance(value, Limit)}
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that differ from their defaults and decide which pairs are used: shards depend on no others."""
+        """The settings that decide which pairs are used and differ from their defaults. Shards depend only on these."""
         defaults = asdict(Checks())
         irrelevant = ("vae", "vae_pairs", "sheet_megabytes")
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key not in irrelevant}

@@ -23,8 +23,8 @@ class Flow:
     uniform_p: float = 0.1
     first_frame_p: float = 0.2  # probability that the first latent frame of a clip is clean
     reference_p: float = 1.0  # probability that a clip is trained with its references
-    attention_strength_p: float = 0.0  # probability of a random attention strength from (0, 1) for them
-    region_mask_p: float = 0.0  # probability that they are visible only inside a random region of the frame
+    attention_strength_p: float = 0.0  # probability that the references have a random attention strength from (0, 1)
+    region_mask_p: float = 0.0  # probability that the references are visible only inside a random region of the frame
     locality: float = 0.0  # weight of the locality term of the loss (`diffusion.loss`)
     locality_p: float = 0.5  # probability that a clip has a region for the locality term
 
@@ -47,8 +47,9 @@ class Sampling:
     sampler: str = "euler"  # one of `diffusion.sampler.SAMPLERS`
     guidance: float = 1.0  # classifier-free guidance; 1: off, one pass per step
     stg_scale: float = 0.0  # spatio-temporal guidance, one more pass per step; 0: off
-    stg_blocks: list[int] = field(default_factory=lambda: [29])  # blocks that STG perturbs; LTX-2.3 and later: [28]
-    rescale: float = 0.0  # share to which the unguided prediction's standard deviation is restored
+    # Blocks that STG perturbs. conf/model sets each version's (`ltx2.weights.versions`); the default is LTX-2.0's.
+    stg_blocks: list[int] = field(default_factory=lambda: [29])
+    rescale: float = 0.0  # how far the standard deviation of the unguided prediction is restored, in [0, 1]
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -44,7 +44,7 @@ class Thresholds:
 
 @dataclass
 class Eval:
-    """The evaluation on held-out windows. The statistical unit is the clip; seeds are nested in clips."""
+    """Settings of the evaluation on held-out windows. The statistical unit is the clip; seeds are nested in clips."""
 
     windows: int = 24
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])

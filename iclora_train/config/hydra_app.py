@@ -1,7 +1,7 @@
 """The only module that uses Hydra to start commands: compose conf/ with the command line, one-line errors.
 
 `data_prep`, `iclora_train` and `eval` start with `run_with_config`; a command with its own settings class starts with
-`run_with_schema`. Nothing heavy is imported, so that --help answers at once.
+`run_with_schema`. Slow modules are not imported, so that --help answers at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def register_schema(schema: type = Config) -> None:
 
 
 def overrides() -> list[str]:
-    """The overrides of the running command, to pass on to another command of the project."""
+    """The overrides of the running command, which `run_module` passes on."""
     return list(HydraConfig.get().overrides.task)
 
 
@@ -104,6 +104,6 @@ def explain_error(error: Exception) -> str:
 
 def run_module(command: str, *more: str) -> None:
     """Run another command of the project with this command's overrides; if it fails, exit with its exit code."""
-    done = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    process = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
+    if process.returncode:
+        raise SystemExit(process.returncode)

@@ -107,7 +107,7 @@ class Data:
     buckets: list[str] | None = None  # sizes such as 960x544x49; each clip gets the best fit; null: only the size above
     short_side: int | None = None  # scale clips to this short side before cropping; null: the smallest possible
     zoom: float = 1.25  # train windows are scaled up by a random factor up to this before cropping; 1: off
-    flip: bool = True  # mirror half of the train windows; false if left and right matter (text, hands)
+    flip: bool = True  # mirror half of the train windows; false if left and right differ in meaning (text, hands)
     train_windows: int = 512  # windows drawn from the training clips, evenly over clips
     pick: str | None = None  # choice of train windows: null (random), stride, or best (most motion and sharpness)
     stride: int | None = None  # for stride and best: frames between two window starts; null: half a window
@@ -131,10 +131,10 @@ class Data:
         require(self.stride is None or self.stride >= 1, f"data.stride={self.stride} must be at least 1, or null")
         if self.pick is not None:
             one_of("data.pick", self.pick, ("random", "stride", "best"))
-        least = min(self.height, self.width)
+        window_side = min(self.height, self.width)
         require(
-            self.short_side is None or self.short_side >= least,
-            f"data.short_side={self.short_side} must be at least {least}, the short side of the windows, or null",
+            self.short_side is None or self.short_side >= window_side,
+            f"data.short_side={self.short_side} must be at least {window_side}, the short side of the windows, or null",
         )
         require(
             self.tokens_per_batch is None or self.tokens_per_batch >= 1,
@@ -143,8 +143,8 @@ class Data:
         require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
         require(self.buckets != [], "data.buckets is empty: name a size, e.g. [960x544x49], or null")
         for bucket in self.buckets or []:
-            good = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
-            require(good, f"data.buckets: {bucket!r} is not width x height x frames, e.g. 960x544x49")
+            is_size = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
+            require(is_size, f"data.buckets: {bucket!r} is not width x height x frames, e.g. 960x544x49")
 
     def sizes(self) -> list[Data]:
         """These settings once per bucket, each with its size; without buckets, only these settings."""

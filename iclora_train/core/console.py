@@ -1,6 +1,6 @@
 """The console that every command prints on, without rich's markup.
 
-Messages hold paths, clip names, captions and settings. With markup rich would drop `[flash]` from
+Messages contain paths, clip names, captions and settings. With markup rich would drop `[flash]` from
 `pip install 'iclora_train[flash]'`, and with emoji codes it would replace `:key:` in a path.
 """
 

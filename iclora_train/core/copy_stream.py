@@ -8,7 +8,7 @@ import torch
 
 
 class CopyStream:
-    """A CUDA stream for copies next to the stream that computes. On a CPU everything runs in the order of the calls."""
+    """A CUDA stream for copies, besides the stream that computes. On a CPU all work runs in the order of the calls."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -18,12 +18,12 @@ class CopyStream:
         return nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
 
     def wait_for_compute(self) -> None:
-        """Later work on this stream waits for everything that the compute stream has queued so far."""
+        """Later work on this stream waits for all work that is queued on the compute stream so far."""
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
 
     def record(self) -> torch.cuda.Event | None:
-        """An event that is reached when everything queued on this stream so far is done. None on a CPU."""
+        """An event that completes when all work queued on this stream so far is done. None on a CPU."""
         return None if self.stream is None else self.stream.record_event()
 
     def make_compute_wait(self, event: torch.cuda.Event | None) -> None:

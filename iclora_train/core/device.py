@@ -15,7 +15,7 @@ def default_device() -> torch.device:
 def device_from(key: str, value: str, remedy: str) -> torch.device:
     """The device that the setting `key` selects: `auto`, `cpu`, or `gpu`/`cuda`.
 
-    ConfigError, with the setting to use instead (`remedy`), when a GPU is requested and there is none.
+    ConfigError when a GPU is requested and none is available. remedy: the setting to use instead.
     """
     if value in ("gpu", "cuda"):
         require(torch.cuda.is_available(), f"{key}={value}, and there is no CUDA device here: set {remedy}")

@@ -20,12 +20,13 @@ RUNTIME_KEYS = (
     "compile",
     "cuda_graphs",
     "weight_offload",
-)  # of `model`: paths of files, memory and speed
+)  # keys of `model` that do not affect the adapter: paths of files, memory and speed
+# keys that do not affect the content of shards
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "tokens_per_batch", "workers")}
 
 
 def content_settings(config: Config) -> dict[str, Any]:
-    """The sections `task` and `data` without the keys that do not affect the content of shards."""
+    """The sections `task` and `data` without the keys of NOT_CONTENT."""
     sections = {"task": asdict(config.task), "data": asdict(config.data)}
     for section, keys in NOT_CONTENT.items():
         for key in keys:

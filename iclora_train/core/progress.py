@@ -16,7 +16,7 @@ from rich.text import Text
 
 from iclora_train.core.console import make_console
 
-LINE_EVERY = 10.0  # seconds between two lines of one bar where there is no terminal
+LINE_EVERY = 10.0  # seconds between two lines of one bar without a terminal
 T = TypeVar("T")
 
 
@@ -36,14 +36,15 @@ def _rate(per_second: float | None, unit: str) -> str:
 
 
 class ProgressBar:
-    """One bar (`progress_bar` makes it). `total` None: not known yet."""
+    """One bar, created by `progress_bar`. `total` is None as long as it is unknown."""
 
     def __init__(
         self, console: Console, display: Progress | None, description: str, total: int | None, unit: str, completed: int
     ) -> None:
         self._console, self._display, self._unit = console, display, unit
         self._description, self._total, self._completed, self._note = description, total, completed, ""
-        self._skipped = self._printed = completed  # done without work here; completed when the last line was printed
+        self._skipped = completed  # items that needed no work
+        self._printed = completed  # completed items when the last line was printed
         self._started = self._printed_at = time.monotonic()
         self._bars = [self]
         if display is not None:
@@ -71,7 +72,7 @@ class ProgressBar:
         description: str | None = None,
         note: str | None = None,
     ) -> None:
-        """Set what is given: items done, items in all, the text before the bar, the text after it."""
+        """Set the arguments that are not None: items done, all items, the text before the bar, the text after it."""
         self._completed = self._completed if completed is None else completed
         self._total = self._total if total is None else total
         self._description = self._description if description is None else description
@@ -98,11 +99,11 @@ class ProgressBar:
             bar._print()
 
     def _print(self) -> None:
-        """One line, unless the last line already said the same. Nothing on a terminal."""
+        """Print a line, unless nothing was completed since the last one. On a terminal the bar shows it instead."""
         if self._display is not None or self._completed == self._printed:
             return
-        now, done_here = time.monotonic(), self._completed - self._skipped
-        rate = done_here / (now - self._started) if now > self._started else 0.0
+        now, worked = time.monotonic(), self._completed - self._skipped
+        rate = worked / (now - self._started) if now > self._started else 0.0
         self._printed, self._printed_at = self._completed, now
         parts = [f"{self._description} {self._completed}" + ("" if self._total is None else f"/{self._total}")]
         parts += [_rate(rate, self._unit), self._note]
@@ -143,6 +144,6 @@ def progress_bar(
 
 @contextmanager
 def status(text: str) -> Iterator[None]:
-    """Show on stderr what is being done, with a spinner. Nothing where stderr is not a terminal."""
+    """Show `text` with a spinner on stderr while the `with` block runs; show nothing if stderr is not a terminal."""
     with make_console(stderr=True).status(Text(text)):
         yield

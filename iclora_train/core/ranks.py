@@ -1,7 +1,7 @@
 """Rank, local rank and world size of this process, under SLURM (srun), torchrun or Lightning's own launcher.
 
-Available before torch.distributed is initialised. The order in which launchers are detected is Lightning's own, so that
-these ranks are the ones that the Trainer uses.
+The values are available before torch.distributed is initialised. Launchers are detected in Lightning's order, so that
+these ranks equal the Trainer's.
 """
 
 from __future__ import annotations
@@ -41,6 +41,6 @@ def local_rank() -> int:
 
 
 def world_size() -> int:
-    """How many processes the run has. Lightning's launcher sets it in the processes that it starts."""
+    """The number of processes of the run. Lightning's launcher sets WORLD_SIZE in the processes that it starts."""
     launcher = _launcher()
     return int(os.environ.get("WORLD_SIZE", "1")) if launcher is None else launcher.world_size()

@@ -29,7 +29,7 @@ class VideoShape:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a VAE maps sizes: latent channels, and pixels per latent cell in space and time, read from the checkpoint.
+    """How a VAE maps sizes: its latent channels, and the pixels per latent cell in space and time.
 
     Time is causal: pixel frame 0 has its own latent frame, and every later latent frame holds `temporal` pixel frames.
     """

@@ -9,8 +9,9 @@ from typing import Any
 
 
 def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Mapping[str, Any], **more: Any) -> Any:
-    """Start a W&B run whose id is a hash of its folder: starting it again resumes it. `arguments` are the settings of
-    logger.wandb and override `more`.
+    """Start a W&B run whose id is a hash of its folder, so that a second start resumes it.
+
+    arguments: the settings of logger.wandb; they override `more`.
 
     mode=auto: online when logged in, else offline files in `folder` for `wandb sync`.
     """
@@ -35,10 +36,10 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:
     """A table. A cell that is the Path of an mp4 file is shown as a player of that file, without re-encoding."""
     import wandb  # noqa: PLC0415
 
-    def cell(value: Any) -> Any:
+    def to_cell(value: Any) -> Any:
         return wandb.Video(str(value), format="mp4") if isinstance(value, Path) else value
 
-    return wandb.Table(columns=list(columns), data=[[cell(value) for value in row] for row in rows])
+    return wandb.Table(columns=list(columns), data=[[to_cell(value) for value in row] for row in rows])
 
 
 def line_chart(x: Sequence[float], series: Mapping[str, Sequence[float | None]], title: str, x_title: str) -> Any:

@@ -1,4 +1,4 @@
-"""A batch of latent clips, and how clips become one."""
+"""A batch of latent clips, and the function that stacks clips into it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Batch sampler: which clips are in batch n of a rank.
+"""Batch sampler: the clips of batch n of a rank.
 
-This is a pure function of the seed, n and the rank, so that resuming needs only the number of the next batch. The
+They are a pure function of the seed, n and the rank, so that resuming needs only the number of the next batch. The
 module does not import Lightning, because DataLoader workers import it and should start quickly.
 """
 
@@ -28,8 +28,8 @@ class BatchPlan:
     """An endless sequence of batches for one rank: each epoch is a seeded permutation, cut into batches of one bucket.
 
     buckets: sample numbers of each bucket. sizes: clips per batch and rank, for each bucket. In a step all ranks have
-    batches of the same bucket, `size * world_size` clips together, and no clip occurs twice in an epoch. Clips that do
-    not fill a last step are left out of that epoch; the next epoch leaves out different ones.
+    batches of the same bucket, `size * world_size` clips together. No clip occurs twice in an epoch. Clips that do not
+    fill a last step are left out of that epoch; the next epoch leaves out different clips.
     """
 
     buckets: tuple[tuple[int, ...], ...]
@@ -40,7 +40,7 @@ class BatchPlan:
 
     @property
     def clips_per_step(self) -> tuple[int, ...]:
-        """Clips that all ranks together use in a step, for each bucket."""
+        """Clips per step of all ranks together, for each bucket."""
         return tuple(size * self.world_size for size in self.sizes)
 
     @property
@@ -115,7 +115,9 @@ def plan_batches(
 def _warn_large_clips(tokens: dict[str, int], budget: int) -> None:
     large = [f"{name} ({count:,} tokens)" for name, count in tokens.items() if count > budget]
     if large:
-        log.warning("data.tokens_per_batch=%d is less than one clip of %s: a batch of one", budget, ", ".join(large))
+        log.warning(
+            "data.tokens_per_batch=%d is less than one clip of %s: 1 clip per batch", budget, ", ".join(large)
+        )
 
 
 def bucket_tokens(shards: ShardSet, split: str) -> dict[str, int]:

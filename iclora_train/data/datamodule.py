@@ -18,8 +18,8 @@ from iclora_train.data.shards import ShardSet
 class LatentDataModule(LightningDataModule):
     """An endless sequence of training batches, starting at batch `start_batch` of this rank.
 
-    `position` counts the batches that training has used, without those that are only read ahead. `state_dict` saves it.
-    The plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
+    `position` counts the batches that training has used, without batches that are only read ahead. `state_dict` saves
+    it. The batch plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LatentDataModule(LightningDataModule):
         )
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move the batch but not fps: reading fps on the device would make every step wait for it."""
+        """Copy the batch to the device; its fps stays on the host (`Batch.to`)."""
         return batch.to(device)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -21,9 +21,9 @@ def template_fields(template: str) -> tuple[str, ...]:
             f"{PROMPT_SETTING}={template!r}: {error}; write {{name}} for a column, {{{{ and }}}} for braces"
         ) from error
     names = [name for _, name, _, _ in parts if name is not None]
-    plain = all(name.isidentifier() and not spec and not conversion for _, name, spec, conversion in parts if name)
+    are_names = all(name.isidentifier() and not spec and not conversion for _, name, spec, conversion in parts if name)
     require(
-        plain and "" not in names,
+        are_names and "" not in names,
         f"{PROMPT_SETTING}={template!r}: write the name of a column between braces, e.g. {{caption}}",
     )
     return tuple(names)

@@ -1,10 +1,10 @@
-"""Facts about references that data_prep and eval share: the colour of masks, and the kind of picture of each maker."""
+"""Facts about references that data_prep and eval share: the mask colour, and what kind of picture each maker makes."""
 
 from __future__ import annotations
 
 MASK_COLOUR = (102, 255, 0)  # #66FF00, the colour of masked pixels in the official In-Outpainting adapter
 
-# `task.maker` -> kind of picture. eval runs no synthetic probes for makers that are absent (control.flow, edit.loop).
+# `task.maker` -> kind of picture. eval has no synthetic probes for the makers missing here (control.flow, edit.loop).
 REFERENCE_KINDS = {
     "control.canny": "edges",
     "control.soft_edges": "edges",

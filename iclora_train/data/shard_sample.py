@@ -1,7 +1,7 @@
 """One clip in a shard: pack it into the members of a WebDataset sample, and unpack them.
 
-The streams of a clip are `target`, `reference0`, `reference1`, ..., and of latents also `text`. Other streams are
-ignored by `reference_names`, so that more can be stored.
+The streams of a clip are `target`, `reference0`, `reference1`, ..., and of a latent clip also `text`. `reference_names`
+ignores streams with other names, so that more can be stored.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def reference_names(streams: Iterable[str]) -> list[str]:
 
 
 def unpack_members(data: memoryview, key: str) -> Members:
-    """The members of sample `key`, without its key, as views of `data` (its part of a tar). Nothing is copied."""
+    """The members of sample `key` by extension, as views of `data`, the sample's bytes of a tar. Nothing is copied."""
     views = {}
     with tarfile.open(fileobj=_MemoryFile(data), mode="r:") as tar:
         for member in tar:

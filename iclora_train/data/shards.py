@@ -42,7 +42,7 @@ REMEDY = "delete it and run data_prep again (complete shards are kept)"
 
 
 class ShardError(ConfigError):
-    """A shard set is damaged, unfinished, or of another base or other settings. Names the file and the remedy."""
+    """A shard set is damaged, unfinished, or was made with another base or other settings. Names file and remedy."""
 
 
 @dataclass(frozen=True)
@@ -225,15 +225,15 @@ class ShardSet:
     def require_base(self, name: str, parts: dict[str, str]) -> None:
         """ShardError unless the parts of this base made these latents.
 
-        Latents and text features are valid only for the VAE, connector and text encoder that made them. `parts` are the
-        fingerprints of these; a part that the settings do not name is not compared.
+        Latents and text features are valid only for the VAE, connectors and text encoder that made them. parts: the
+        fingerprint of each of these, by name. A part that the settings do not name is not compared.
         """
         made_by = self.fingerprint["base"]["parts"]
         for part in sorted(made_by.keys() & parts.keys()):
             if made_by[part] != parts[part]:
                 raise ShardError(
-                    f"{self.folder} was made by another base: its {part} ({made_by[part][:12]}) is not that of "
-                    f"{name} ({parts[part][:12]}): delete it and run data_prep again, or set another data.root or "
+                    f"{self.folder} was made by another base: its {part} ({made_by[part][:12]}) differs from "
+                    f"{name}'s ({parts[part][:12]}): delete it and run data_prep again, or set another data.root or "
                     "model.checkpoint"
                 )
 
@@ -279,7 +279,7 @@ class ShardSet:
         return LatentPair(key, target, tuple(references), text, metadata["fps"], metadata["caption"])
 
     def _read(self, i: int) -> tuple[str, dict[str, Any], dict[str, memoryview]]:
-        """Key, metadata and the other members (by extension) of sample i."""
+        """Key, metadata and media (by extension) of sample i."""
         sample = self.samples[i]
         path = self.folder / sample.shard
         data = _read_range(path, sample.offset, sample.size)

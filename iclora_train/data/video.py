@@ -27,7 +27,7 @@ RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4) or remove it from 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """Measured contents of a clip: upright size in pixels, presentation time of every frame in seconds (first is 0)."""
+    """Measurements of a clip: upright size in pixels, presentation time of each frame in seconds (the first is 0)."""
 
     height: int
     width: int
@@ -41,9 +41,9 @@ class ClipInfo:
 
 
 def read_clip(path: Path, numbers: Container[int] | None = None) -> Iterator[np.ndarray]:
-    """Frames uint8 RGB (H,W,3), upright, in presentation order: all, or those in `numbers`.
+    """Frames uint8 RGB (H,W,3), upright, in presentation order: all, or only the frames in `numbers`.
 
-    All frames are decoded; only those in `numbers` are converted. ValueError names the file and the remedy.
+    All frames are decoded; only the yielded ones are converted to RGB. ValueError names the file and the remedy.
     """
     for number, frame in enumerate(_decode(path)):
         if numbers is None or number in numbers:
@@ -132,7 +132,7 @@ def _decode(path: Path | io.BytesIO) -> Iterator[av.VideoFrame]:
 
 
 def _missing_seconds(stream: av.VideoStream, end: int) -> float:
-    """Seconds from the last packet's end (`end`, in ticks) to the end that the header says; 0 if under two frames."""
+    """Seconds from the last packet's end (`end`, in ticks) to the end by the header; 0 if shorter than two frames."""
     if not stream.duration or not stream.time_base or not stream.average_rate:
         return 0.0
     missing = float((stream.duration + (stream.start_time or 0) - end) * stream.time_base)
@@ -171,6 +171,6 @@ def decode_clip(data: bytes) -> np.ndarray:
         reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
         return reader.get_batch(range(len(reader))).asnumpy()
     except RuntimeError as error:
-        raise ValueError("the bytes are not a clip that decodes") from error
+        raise ValueError("the bytes cannot be decoded as a clip") from error
     except decord.DECORDError:  # decord 0.6 reads padded rows (widths 16, 24, 48, 72) as a fourth channel
         return np.stack([frame.to_ndarray(format="rgb24") for frame in _decode(io.BytesIO(data))])

@@ -66,7 +66,7 @@ def round_trip(
     """Encode frames uint8 RGB (F,H,W,3) with `codec` in yuv420p and decode them: same number, same order.
 
     crf: quality on H.264's scale from 0 (best) to 51, stretched to the scales of VP9 and MPEG-4. bits_per_second:
-    target rate over a buffer of one second. Give one of the two. keyframes: largest distance of key frames. Sizes that
+    target rate over a buffer of one second. Give one of the two. keyframes: largest distance of keyframes. Sizes that
     are odd or below 64 are padded by repeating the border, and cropped again.
     """
     if (crf is None) == (bits_per_second is None):

@@ -2,9 +2,9 @@
 
     x0 = c + (scale - 1) (c - negative) + stg_scale (c - perturbed),  rescaled by  r std(c) / std(x0) + 1 - r
 
-c, negative and perturbed are clean latents: predicted with the prompt, with the negative prompt, and with the prompt
-while the self-attention of some blocks returns its values. All passes see the same references. The sum is the same on
-velocities. The standard deviations are of clean latents, not of velocities.
+c, negative and perturbed are predicted clean latents: with the prompt, with the negative prompt, and with the prompt
+while the self-attention of some blocks returns its values. All passes see the same references. The first sum is
+computed on velocities, which is equivalent. The standard deviations are of clean latents, not of velocities.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from iclora_train.config import Sampling, require
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.weights.versions import VERSIONS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Guidance:
     scale: float = 1.0
     negative_text: Tensor | None = None
     stg_scale: float = 0.0
-    stg_blocks: tuple[int, ...] = (29,)  # LTX-2.0; 28 from LTX-2.3 on
+    stg_blocks: tuple[int, ...] = VERSIONS["2.0"].stg_blocks  # as the default of config.Sampling
     rescale: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,10 +1,10 @@
 """The training loss: the flow loss, and with `flow.locality` a term that makes attention masks local.
 
-An attention mask should change the video where it hides the reference, and nowhere else. But the model uses everything
-it sees: from edges on the left it infers colours on the right. Training with masks (`flow.region_mask_p`) teaches the
-model to cope without a masked reference, not to ignore it locally. The locality term pulls the prediction inside a
-random region towards the prediction of the same model with the references masked outside that region. It applies to
-clips that are trained with all of their references. The masked pass has no gradient.
+An attention mask should change the video where it hides the reference, and nowhere else. But the model uses the whole
+visible reference: from edges on the left it infers colours on the right. Training with masks (`flow.region_mask_p`)
+teaches the model to cope without a masked reference, not to ignore it locally. The locality term pulls the prediction
+inside a random region towards the prediction of the same model with the references masked outside that region. It
+applies to clips that are trained with all of their references. The masked pass has no gradient.
 """
 
 from __future__ import annotations

@@ -12,20 +12,20 @@ DISTILLED = (1.0, 0.99375, 0.9875, 0.98125, 0.975, 0.909375, 0.725, 0.421875, 0.
 DISTILLED_STAGE2 = DISTILLED[5:]
 
 _DEV = Flow(clamp_shift=False)  # LTX2Scheduler has the anchors of training, without the clamp
-DEV_TOKENS = 4096  # ltx-pipelines' dev pipelines use this shift for clips of every size
+DEV_TOKENS = 4096  # ltx-pipelines' dev pipelines use the shift of this size for all clips
 
 
 def sigma_schedule(steps: int, shift: float) -> list[float]:
     """`steps` + 1 noise levels from 1 to 0: even steps s, shifted towards noise by e^shift / (e^shift + 1/s - 1)."""
-    between = [1 - i / steps for i in range(1, steps)]
-    return [1.0, *(math.exp(shift) / (math.exp(shift) + 1 / s - 1) for s in between), 0.0]
+    even = [1 - i / steps for i in range(1, steps)]
+    return [1.0, *(math.exp(shift) / (math.exp(shift) + 1 / s - 1) for s in even), 0.0]
 
 
 def dev_schedule(steps: int, tokens: int = DEV_TOKENS, terminal: float = 0.1) -> list[float]:
     """`steps` + 1 noise levels from 1 to 0, as Lightricks' LTX2Scheduler computes them.
 
-    The shift follows the number of target tokens (f h w). Then 1 - sigma is stretched so that the last level before 0
-    is `terminal`. A single step has no level to stretch: (1, 0).
+    The shift depends on the number of target tokens (f h w). Then 1 - sigma is stretched so that the last level before
+    0 is `terminal`. A single step has no level to stretch: (1, 0).
     """
     levels = sigma_schedule(steps, sigma_shift(tokens, _DEV))
     if steps == 1:

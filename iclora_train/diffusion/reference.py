@@ -1,7 +1,7 @@
 """The in-context idea: clean tokens of a reference video follow the noisy tokens of the target in one sequence.
 
-`target_tokens` makes tokens of a noisy target, and `append_reference` appends those of a reference. Training and
-sampling build the transformer's input with these two functions only.
+`target_tokens` makes the tokens of a noisy target, and `append_reference` appends the tokens of a reference. Training
+and sampling build the transformer's input with these two functions only.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def grid_position(
     The first latent frame holds pixel frame 0 alone; latent frame k starts at pixel frame temporal*(k-1)+1
     (`get_pixel_coords` with its causal fix in Lightricks' ltx-core). causal=False: each holds `temporal` frames.
     """
-    count = [torch.arange(n + 1, dtype=torch.float32, device=device) for n in size]
-    time = count[0] * geometry.temporal
+    cells = [torch.arange(n + 1, dtype=torch.float32, device=device) for n in size]
+    time = cells[0] * geometry.temporal
     if causal:
         time = (time + 1 - geometry.temporal).clamp(min=0)
-    edges = (time, *(n * geometry.spatial for n in count[1:]))
+    edges = (time, *(axis * geometry.spatial for axis in cells[1:]))
     starts = torch.stack(torch.meshgrid(*(e[:-1] for e in edges), indexing="ij"))  # (3,f,h,w)
     ends = torch.stack(torch.meshgrid(*(e[1:] for e in edges), indexing="ij"))
     return torch.stack([starts, ends], dim=-1).flatten(1, 3)
@@ -141,7 +141,7 @@ def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
 
 
 def _append_level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
-    """The clips' noise levels (B,K), plus one row when the reference is not fully clean, and the reference's row."""
+    """The noise levels (B,K) with one more row if the reference is not fully clean, and the index of its row."""
     if strength == 1:
         return sigma, 1
     return torch.cat([sigma, (1 - strength) * sigma[:, :1]], dim=1), sigma.shape[1]
@@ -150,7 +150,7 @@ def _append_level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
 def _append_weight(
     tokens: Tokens, size: tuple[int, int, int], batch: int, strength: float | Tensor, mask: Tensor | None
 ) -> Tensor | None:
-    """Attention weights (B,N) of the tokens and one more reference; None while every weight is 1."""
+    """Attention weights (B,N) of the tokens, and of one more reference after them; None while every weight is 1."""
     if not isinstance(strength, Tensor) and strength == 1 and mask is None and tokens.weight is None:
         return None
     device, shape = tokens.latent.device, tokens.latent.shape[:2]

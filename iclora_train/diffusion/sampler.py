@@ -6,10 +6,10 @@ Every token has a denoise mask m, its share of the noise level: 1 on the target,
 references. A sampler moves x along its derivative (x - x0) / sigma, where x0 = m p + (1 - m) clean and p is the model's
 prediction of the clean latents. For 0 < m < 1 there are two conventions (`SamplerSettings.blend`):
 
-    comfyui   the model sees m x + (1 - m) clean in every step;    p = seen - sigma v      (KSamplerX0Inpaint)
-    ltx       x is noised to level m sigma once and seen as it is; p = seen - m sigma v    (ltx-pipelines)
+    comfyui   the model's input is m x + (1 - m) clean in every step;        p = input - sigma v    (KSamplerX0Inpaint)
+    ltx       x is noised to level m sigma once and is the input unchanged;  p = input - m sigma v  (ltx-pipelines)
 
-To add a sampler, write a function like `euler` and enter it in `SAMPLERS`; `sample.sampler` then selects it.
+To add a sampler, write a function like `euler` and add it to `SAMPLERS`; `sample.sampler` then selects it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class SamplerSettings:
 class Reference:
     """A clean reference (B,C,f,h,w), its place, and how the target attends to it (see `append_reference`).
 
-    strength: 1 gives the reference clean; 0 makes it noise like the target, independent of the latent's content.
+    strength: 1 keeps the reference clean. 0 turns it into noise like the target's, independent of its content.
     """
 
     latent: Tensor
@@ -146,10 +146,10 @@ def sample(
         x = m * x + (1 - m) * clean
 
     def derivative(x: Tensor, sigma: float) -> Tensor:
-        seen = m * x + (1 - m) * clean if comfyui else x
-        tokens = replace(layout, latent=seen, sigma=sigma * layout.sigma)
+        model_input = m * x + (1 - m) * clean if comfyui else x
+        tokens = replace(layout, latent=model_input, sigma=sigma * layout.sigma)
         v = guided_velocity(transformer, tokens, text, settings.guidance, settings.between)
-        # both are (x - x0) / sigma, written without the cancellation
+        # Both expressions are (x - x0) / sigma without its cancellation of nearly equal numbers.
         if comfyui:
             return m * v + (1 - m**2) * (x - clean) / sigma
         return m**2 * v + (1 - m) * (x - clean) / sigma

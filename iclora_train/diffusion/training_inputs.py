@@ -2,9 +2,9 @@
 
 Every draw is a function of (seed, batch number, rank), so that a resumed run needs no saved random state.
 
-Batches of one shape share one position tensor (`_position_cache`, keyed by the shapes, frame rates, factors and device
-of a batch). This matters in another file: `ltx2.model.rope.RopeCache` finds its rotation tables by the identity of the
-position tensor. A new tensor in every step would compute the tables anew in every step, with equal results.
+Batches of one shape share one position tensor (`_position_cache`, keyed by the shapes, frame rates, factors, geometry
+and device of a batch). `ltx2.model.rope.RopeCache` relies on this: it finds its rotation tables by the identity of the
+position tensor. With a new tensor in every step it would compute equal tables in every step.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class RandomDraws:
 
     sigma              (B,)           noise level
     noise              (B,C,f,h,w)
-    clean_first_frame  (B,) bool      the first latent frame is given clean
+    clean_first_frame  (B,) bool      the first latent frame is clean
     use_references     (B,) bool      the clip sees its references
     attention_strength (B,)           attention strength of the references; None when all are 1
     region             (B,4)          the references are masked outside this region; None when every region is whole
-    locality_region    (B,4)          region of the locality term (`diffusion.loss`); None without the setting
+    locality_region    (B,4)          region of the locality term (`diffusion.loss`); None without flow.locality
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """
@@ -124,9 +124,9 @@ def build_tokens(
 ) -> tuple[Tokens, Tensor]:
     """Tokens of a batch (noisy target, clean references), and the velocity (B,n,C) of its n target tokens.
 
-    The references of a clip have attention weight 0 where `draws.use_references` is False. Otherwise
-    `draws.attention_strength`, `draws.region` and `mask_region`, one more region (B,4), weight them. ConfigError when
-    the references' size does not fit the task's factors.
+    The references of a clip have attention weight 0 where `draws.use_references` is False. Otherwise their weight is
+    `draws.attention_strength` inside `draws.region` and inside `mask_region`, one more region (B,4), and 0 outside.
+    ConfigError when the references' size does not fit the task's factors.
     """
     clean = batch.target
     device = clean.device
@@ -139,8 +139,8 @@ def build_tokens(
     regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]
     strength: float | Tensor = 1.0
     if draws.attention_strength is not None or regions or not draws.use_references.all():
-        drawn = 1.0 if draws.attention_strength is None else draws.attention_strength
-        strength = to_device(drawn * draws.use_references, device)
+        strengths = 1.0 if draws.attention_strength is None else draws.attention_strength
+        strength = to_device(strengths * draws.use_references, device)
     for reference in batch.references:
         require_factors(clean, reference, task, batch.keys[0])
         tokens = append_reference(
@@ -158,7 +158,7 @@ def build_tokens(
 
 
 def _shared_position(position: Tensor, key: Hashable) -> Tensor:
-    """The first position tensor that came with this key: one tensor for all batches of a shape.
+    """The position tensor that was first stored under this key: one tensor for all batches of a shape.
 
     Other caches are keyed by the identity of this tensor (see the module docstring). The oldest entry is dropped when
     the cache is full.

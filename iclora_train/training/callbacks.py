@@ -1,7 +1,7 @@
 """Collects one row of metrics per optimizer step, adds validation and throughput when due, and passes rows to loggers.
 
-Reading the metrics of a step makes the host wait for the GPU. On a GPU they are therefore read every few steps, and
-always before validation and before a checkpoint; on a CPU after every step. The rows are the same either way.
+Reading the metrics of a step makes the host wait for the GPU. On a GPU the metrics are therefore read every few steps,
+and always before validation and before a checkpoint; on a CPU after every step. The rows are the same either way.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ LOG_EVERY = 10  # optimizer steps between two throughput rows, and between two r
 
 
 class MetricsRecorder(Callback):
-    """Writes a row for every optimizer step to `loggers`; validation losses (`validate`, every `validate_every` steps),
-    metrics of the validation clips, and throughput are added to the row of their step. Ends a run that diverges
-    (`DivergedError`).
+    """Writes a row for every optimizer step to `loggers`, and ends a run that diverges (`DivergedError`).
+
+    Validation losses (`validate`, every `validate_every` steps), metrics of the validation clips, and throughput are
+    added to the row of their step.
 
     log_every: steps between two rows with throughput, and between two reads of metrics. None: LOG_EVERY, and on a CPU
     metrics are read after every step. Throughput excludes validation, checkpoints and the first step (which compiles).
@@ -42,7 +43,7 @@ class MetricsRecorder(Callback):
     ) -> None:
         self.loggers, self.validate_every, self.validate = loggers, validate_every, validate
         self.log_every, self.read_every = log_every or LOG_EVERY, log_every
-        self.first_step = self.last_step = 0  # where training started; the last finished optimizer step
+        self.first_step = self.last_step = 0  # the step at which training started; the last finished step
         self.clips: ValidationClips | None = None
 
     def setup(self, trainer: Trainer, module: ICLoRA, stage: str) -> None:  # type: ignore[override]

@@ -26,7 +26,7 @@ from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, pla
 from iclora_train.ltx2.base_model import BaseModel
 
 KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
-RENAMED_STATES = {"LatentData": "LatentDataModule"}  # Lightning stores a state under the name of its class
+RENAMED_STATES = {"LatentData": "LatentDataModule"}  # old -> current; Lightning names a state after its class
 NOT_COMPARED = ("root", "workers")  # keys of `data` that may change between start and resume
 
 
@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint. States of classes that were renamed since get their current names."""
+        """Load a checkpoint. The states of renamed classes (RENAMED_STATES) get their current names."""
         checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
         return {RENAMED_STATES.get(key, key): state for key, state in checkpoint.items()}
 
@@ -62,8 +62,8 @@ class CheckpointSaver(Checkpoint):
         self.last_saved = step
         trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
         if trainer.is_global_zero:
-            for old in sorted(self.folder.glob("step-*.ckpt"))[:-KEEP_LAST]:
-                old.unlink()
+            for path in sorted(self.folder.glob("step-*.ckpt"))[:-KEEP_LAST]:
+                path.unlink()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings
@@ -101,8 +101,8 @@ def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
             del sections[section][key]
     trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
     validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
-    rest = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}
-    return plain({**sections, **rest})
+    other = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}
+    return plain({**sections, **other})
 
 
 def resume_or_refuse(folder: Path, settings: dict[str, Any]) -> None:

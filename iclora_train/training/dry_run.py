@@ -1,5 +1,5 @@
-"""Dry run before step 0: a step, validation clips and a save on the largest clips, so that a run that cannot work fails
-within minutes; and an estimate of its cost.
+"""Dry run before step 0: a step, validation clips and a save on the largest clips, and an estimate of the run's
+cost. A run that cannot work fails here, within minutes.
 """
 
 from __future__ import annotations
@@ -58,20 +58,20 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     bucket, batch = largest_batch(config, shards, device)
     weights = [p.detach().clone() for p in module.adapter]
     try:
-        step = _steps(module, batch)
+        step = _time_steps(module, batch)
         started = time.perf_counter()
         if clips is not None:
             clips.render(module, folder / "samples" / "dry-run")
         clip_seconds = time.perf_counter() - started
-        adapter = _save(module, folder)
+        adapter = _save_and_delete(module, folder)
     except torch.OutOfMemoryError as error:
-        raise ConfigError(_too_large(config, bucket, len(batch.keys), device)) from error
+        raise ConfigError(_out_of_memory_message(config, bucket, len(batch.keys), device)) from error
     finally:
         with torch.no_grad():
             for parameter, value in zip(module.adapter, weights, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
-    memory, total = _memory(device)
+    memory, total = _peak_and_total(device)
     tokens = sum(latent[0, 0].numel() for latent in batch.latents)
     steps, every = config.trainer["max_steps"], config.validation.clips_every
     clip_rounds = 1 + (steps // every if every else 0)
@@ -80,16 +80,17 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
 
 
 def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
-    """The training batch with the most tokens (among equals: the longest clips), filled with copies of one clip."""
+    """The bucket whose batch has the most tokens (of equal ones, the longest clips), and a batch of copies of its first
+    clip."""
     tokens = bucket_tokens(shards, "train")
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch)
     bucket = max(tokens, key=lambda name: (sizes[name] * tokens[name], tokens[name]))
-    row = next(i for i in shards.indices("train") if shards.samples[i].bucket == bucket)
-    return bucket, collate([shards.read_latents(row)] * sizes[bucket]).to(device)
+    first = next(i for i in shards.indices("train") if shards.samples[i].bucket == bucket)
+    return bucket, collate([shards.read_latents(first)] * sizes[bucket]).to(device)
 
 
-def _steps(module: ICLoRA, batch: Batch) -> float:
-    """Seconds of the fastest of STEPS optimizer steps."""
+def _time_steps(module: ICLoRA, batch: Batch) -> float:
+    """Run STEPS optimizer steps. Returns the seconds of the fastest one."""
     device, optimizer = batch.device, module.optimizer()
     seconds = []
     for i in range(STEPS):
@@ -133,7 +134,7 @@ def peak_memory(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB
 
 
-def _memory(device: torch.device) -> tuple[float, float | None]:
+def _peak_and_total(device: torch.device) -> tuple[float, float | None]:
     """Peak GiB so far, and the GiB of a GPU (None on a CPU). Frees the cached GPU memory."""
     peak = peak_memory(device)
     if device.type != "cuda":
@@ -142,8 +143,8 @@ def _memory(device: torch.device) -> tuple[float, float | None]:
     return peak, torch.cuda.get_device_properties(device).total_memory / GIB
 
 
-def _save(module: ICLoRA, folder: Path) -> int:
-    """Size in bytes of the adapter file, which is written and deleted again."""
+def _save_and_delete(module: ICLoRA, folder: Path) -> int:
+    """Write the adapter file and delete it again. Returns its size in bytes."""
     path = folder / "dry-run.safetensors"
     lora.save(path, lora.Adapter(lora.adapter_weights(module.transformer), {"reference_downscale_factor": "1"}))
     size = path.stat().st_size
@@ -151,7 +152,8 @@ def _save(module: ICLoRA, folder: Path) -> int:
     return size
 
 
-def _too_large(config: Config, bucket: str, clips: int, device: torch.device) -> str:
+def _out_of_memory_message(config: Config, bucket: str, clips: int, device: torch.device) -> str:
+    """The message for a largest batch of `clips` clips that does not fit, with the settings that help."""
     total = torch.cuda.get_device_properties(device).total_memory / GIB
     remedies = [] if config.model.activation_checkpointing else ["model.activation_checkpointing=true"]
     remedies += ["a higher model.weight_offload"]

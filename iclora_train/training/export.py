@@ -21,7 +21,8 @@ from iclora_train.training.lightning_module import ICLoRA
 
 def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     """Write the adapter file with its metadata, read it back, and write card and workflow next to it."""
-    config, shards = module.config, ShardSet.open(Path(module.config.data.root, "latents"))
+    config = module.config
+    shards = ShardSet.open(Path(config.data.root, "latents"))
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
     metadata: dict[str, Any] = {
         "reference_downscale_factor": config.task.reference_downscale,
@@ -51,14 +52,14 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
 
 
 def evaluate(folder: Path, adapter: Path) -> None:
-    """Evaluate the adapter with `python -m eval`, unless scores of this very file exist."""
+    """Evaluate the adapter with `python -m eval`, unless the run folder has scores of exactly this file."""
     path = folder / "eval" / "scores.json"
     if not path.exists() or json.loads(path.read_text())["adapter"]["sha256"] != sha256(adapter):
         run_module("eval")
 
 
 def finish(folder: Path, adapter: Path, console: Console) -> None:
-    """Print the primary metric of the evaluation and the paths of all results; add the scores to the card."""
+    """Add the scores to the card, then print the primary metric of the evaluation and the paths of all results."""
     scores_path = folder / "eval" / "scores.json"
     scores = json.loads(scores_path.read_text()) if scores_path.exists() else None
     is_current = scores is not None and scores["adapter"]["sha256"] == sha256(adapter)

@@ -1,6 +1,6 @@
-"""Free host memory of this process: what the machine has free, limited by the process's control groups (cgroups).
+"""Free host memory of this process: the machine's free memory, limited by the process's control groups (cgroups).
 
-In containers and under cluster schedulers a process that uses more than its control group may use is killed, however
+In containers and under cluster schedulers a process that exceeds the limit of its control group is killed, however
 much memory the machine has (docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html).
 """
 

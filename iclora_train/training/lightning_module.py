@@ -38,7 +38,7 @@ class ICLoRA(LightningModule):
         compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.step_metrics = DeferredMetrics()
-        self.lr = 0.0  # of the last optimizer step
+        self.lr = 0.0  # learning rate of the last optimizer step
         self.to(device)  # moves nothing; sets Lightning's `device` before the Trainer does
 
     @property
@@ -103,14 +103,14 @@ class ICLoRA(LightningModule):
     def averaged(self) -> Iterator[None]:
         """Inside the `with` the adapter has the weights that are exported: the averaged copy if optim.ema is set."""
         trained = [p.detach().clone() for p in self.adapter]
-        self._set(self.average or trained)
+        self._copy_to_adapter(self.average or trained)
         try:
             yield
         finally:
-            self._set(trained)
+            self._copy_to_adapter(trained)
 
     @torch.no_grad()
-    def _set(self, values: list[Tensor]) -> None:
+    def _copy_to_adapter(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self.adapter, values, strict=True):
             parameter.copy_(value)
 
@@ -150,10 +150,10 @@ class ICLoRA(LightningModule):
 
 
 def optimizer_settings(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Settings of the optimizer. AdamW on a GPU is fused (one kernel), unless the settings choose an implementation."""
-    implementation_chosen = bool({"fused", "foreach", "capturable", "differentiable"} & optim.keys())
+    """Settings of the optimizer. AdamW on a GPU is fused (one kernel) unless the settings select an implementation."""
+    has_implementation = bool({"fused", "foreach", "capturable", "differentiable"} & optim.keys())
     adamw = optim["_target_"] in ("torch.optim.AdamW", "torch.optim.adamw.AdamW")
-    return {**optim, "fused": True} if adamw and device.type == "cuda" and not implementation_chosen else optim
+    return {**optim, "fused": True} if adamw and device.type == "cuda" and not has_implementation else optim
 
 
 def lr_factor(step: int, optim: Optim, max_steps: int) -> float:
@@ -163,5 +163,5 @@ def lr_factor(step: int, optim: Optim, max_steps: int) -> float:
     start = max(optim.decay_from * max_steps, optim.warmup_steps)
     if optim.decay == "constant" or step <= start:
         return 1.0
-    decayed = min((step - start) / max(max_steps - start, 1), 1.0)  # share of the decay that is over
+    decayed = min((step - start) / max(max_steps - start, 1), 1.0)  # share of the decay that has passed
     return 1 - decayed if optim.decay == "linear" else 0.5 * (1 + math.cos(math.pi * decayed))

@@ -22,9 +22,9 @@ BUS_SHARE = 0.85  # share of the measured bandwidth that copies reach while the 
 # nothing that needs a kernel of its own.
 BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
 NO_MATMULS = 0.8
-# (budget, saved activations of a block as multiples of its input in bf16), for LTX-2.3 with rank 32, in bf16 as in fp8;
-# and a guess of the bytes that a step needs besides these and the weights, in the same unit. They only decide which
-# budgets are tried first.
+# (budget, bytes of a block's saved activations as a multiple of its input in bf16), for LTX-2.3 with rank 32; the same
+# in bf16 and in fp8. TEMPORARY_INPUTS: a guess, in the same unit, of the bytes that a step needs besides saved
+# activations and weights. Both only decide which budgets are tried first.
 SAVED_INPUTS = ((0.0, 1.0), (0.05, 3.3), (0.3, 7.3), (0.5, 10.2), (0.7, 13.3), (0.8, 13.3), (1.0, 17.2))
 TEMPORARY_INPUTS = 16
 MIN_GAIN = 0.04  # a higher budget is compiled and tried only if it is higher by at least this
@@ -98,7 +98,8 @@ def plan_within(candidate: Candidate, limits: MemoryLimits) -> MemoryPlan | None
     excess = candidate.other_bytes + saved - limits.gpu_bytes
     if excess <= 0:
         return MemoryPlan(candidate.activation_budget, 0.0, (candidate.other_bytes + saved) / GIB)
-    movable = candidate.block_bytes * max(limits.blocks - 3, 0)  # the last block stays; two are back at a time
+    # The last block's tensors stay on the GPU; in backward the tensors of two more blocks are back on it at a time.
+    movable = candidate.block_bytes * max(limits.blocks - 3, 0)
     excess += MAX_IN_FLIGHT
     bus = BUS_SHARE * limits.bandwidth * candidate.seconds * limits.blocks
     if excess > min(bus, limits.host_bytes, movable):

@@ -1,7 +1,7 @@
 """Finds a memory plan for a training step by measuring steps before step 0 (`trainer.memory`).
 
-Saving all activations on the GPU is fastest. Activations that do not fit move to the host, as many as the bus carries
-while the GPU computes (`runtime.activation_offload`). The remaining ones are recomputed in the backward pass
+Saving all activations on the GPU is fastest. Activations that do not fit are moved to the host, as many as the bus can
+carry while the GPU computes (`runtime.activation_offload`). The remaining ones are recomputed in the backward pass
 (`runtime.compile`). The costs are measured on the first blocks with the largest clips. If everything fits and memory is
 left, transposed copies of the fp8 weights are cached for the backward pass (`lora_linear.cache_transposed`).
 """
@@ -43,9 +43,10 @@ from iclora_train.training.memory_plan import (
 from iclora_train.training.throughput import batch_work, matmul_peak
 
 HOST_SHARE = 0.7  # share of the free host memory that may be pinned
-# Seconds of a forward pass over (operations of a step / `matmul_peak`): a third of the measured step in bf16.
+# Expected seconds of a forward pass, as a share of (FLOPs of a step / `matmul_peak`). In bf16 the measured forward pass
+# is a third of the step.
 FORWARD_SHARE = 0.47
-TIMED_STEPS = 2  # the shortest of them counts
+TIMED_STEPS = 2  # the fastest of them counts
 STATE_BYTES = 12  # per adapter parameter besides its value: fp32 gradient and AdamW's two moments
 _OLD_KEYS = {"kept": "activation_budget", "spill": "activation_offload", "turned": "cache_transposed"}
 Say = Callable[[str], object]
@@ -87,9 +88,9 @@ def plan_memory(
 
 
 def read_plan(file: Path, place: dict[str, str]) -> MemoryPlan | None:
-    """The plan that a run has written to `file`; None if there is none, or if it was made for another `place`.
+    """The plan that a run has written to `file`; None if the file does not exist, or holds a plan for another `place`.
 
-    Files of earlier versions have other keys.
+    The keys of files of earlier versions are renamed (_OLD_KEYS).
     """
     if not file.exists():
         return None
@@ -142,9 +143,9 @@ def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: S
         "" if result is None else f" (it takes {(result.other_bytes + num_blocks * result.block_bytes) / GIB:.1f})"
     )
     raise ConfigError(
-        f"trainer.memory={memory}: a step on the largest clips does not fit into {gib:.1f} GiB{smallest}; what would "
-        "help: model.precision=fp8, model.weight_offload=<blocks>, a smaller data.tokens_per_batch or data.batch_size, "
-        "fewer data.frames, task.reference_downscale=2"
+        f"trainer.memory={memory}: a step on the largest clips does not fit into {gib:.1f} GiB{smallest}; these "
+        "settings help: model.precision=fp8, model.weight_offload=<blocks>, a smaller data.tokens_per_batch or "
+        "data.batch_size, fewer data.frames, task.reference_downscale=2"
     )
 
 
@@ -196,8 +197,10 @@ def _state_bytes(module: ICLoRA) -> int:
 
 
 def time_step(module: ICLoRA, batch: Batch, plan: MemoryPlan) -> float | None:
-    """Seconds of a whole step with the optimizer states' memory taken, None if it does not fit. The module stays set to
-    the plan."""
+    """Seconds of a whole step while the memory of the optimizer's states is allocated; None if the step does not fit.
+
+    The module stays set to the plan.
+    """
     apply_plan(module, plan)
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Metrics of training steps, kept on their device and read together: a read makes the host wait for the device."""
+"""Metrics of training steps. They stay on the device and are read together, because a read makes the host wait."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _ClipMetrics:
     keys: list[str]
     sigma: Tensor
     loss: Tensor
-    locality: Tensor  # NaN for the clips of a batch without any region
+    locality: Tensor  # NaN for all clips of a batch in which no clip has a region
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ class DeferredMetrics:
         counts = [len(step.clips.keys) for step in steps]
         by_step = gathered.reshape(-1, 3, len(loss)).split(counts, dim=2)  # (ranks,3,clips) each
         rows: list[Row] = []
-        for step, own_losses, norm, values in zip(steps, loss.split(counts), norms, by_step, strict=True):
+        for step, rank_losses, norm, values in zip(steps, loss.split(counts), norms, by_step, strict=True):
             # contiguous (ranks,clips), so that sums have the same bits however many steps are read together
             sigmas, losses, localities = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-            error = _divergence(step, own_losses, losses, norm)
+            error = _divergence(step, rank_losses, losses, norm)
             if error is not None:
                 return rows, error
             means = {**_mean_losses(sigmas, losses), **_mean_locality(localities)}
@@ -115,17 +115,20 @@ def _mean_losses(sigma: Tensor, loss: Tensor) -> Row:
 
 
 def _mean_locality(locality: Tensor) -> Row:
-    """Mean of the locality term over the batches that have a region. Empty without any."""
+    """Mean of the locality term over the batches that have a region; empty if none has."""
     measured = locality[~locality.isnan()]
     return {LOCALITY: float(measured.mean())} if len(measured) else {}
 
 
-def _divergence(step: _StepMetrics, own_losses: Tensor, losses: Tensor, norm: Tensor) -> DivergedError | None:
-    """The error of a step whose losses or gradient are not finite. Every process finds the same step."""
+def _divergence(step: _StepMetrics, rank_losses: Tensor, losses: Tensor, norm: Tensor) -> DivergedError | None:
+    """The error of a step whose losses or gradient are not finite. All processes report the same step.
+
+    rank_losses: losses of this process's clips. losses: losses of all processes.
+    """
     remedy = "under another run=<name>; checkpoints up to here are intact"
     if not losses.isfinite().all():
         keys, sigma = step.clips.keys, step.clips.sigma
-        bad = [f"{keys[i]} at sigma {sigma[i]:.3f}" for i in (~own_losses.isfinite()).nonzero().flatten().tolist()]
+        bad = [f"{keys[i]} at sigma {sigma[i]:.3f}" for i in (~rank_losses.isfinite()).nonzero().flatten().tolist()]
         return DivergedError(
             f"the loss is not a finite number at step {step.number} ({', '.join(bad) or 'in another process'}): lower "
             f"optim.optimizer.lr or optim.clip_norm, or leave out the clip, {remedy}"

@@ -10,10 +10,10 @@ tokens, width D and context width D', in each of L blocks and for each clip:
               gates (since 2.3)     2 x 2 N D heads
     backward  linears once more, for the gradient of their inputs; frozen weights need no gradient
               attention twice more (the usual convention: recomputing q k^T in the kernel does not count)
-    adapters  2 rows rank (inputs + outputs) forward, once more for the gradients of A and B, once more for the inputs
+    adapters  2 rows rank (inputs + outputs) forward, the same for the gradients of A and B, the same for the inputs'
 
-The text and the input of attn1 in the first block get no gradient. Recomputed activations do not count, nor does
-anything outside the blocks (below 1 % of a real base). Attention that adapter targets or hidden references make
+The text and the input of attn1 in the first block get no gradient. Recomputed activations are not counted, and neither
+is work outside the blocks (below 1 % for a real base). Attention that adapter targets or hidden references make
 unnecessary is not subtracted.
 """
 
@@ -99,11 +99,11 @@ class ThroughputMeter:
 
     def __init__(self, peak: float, devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
         self.peak, self.devices, self.clock = peak, devices, clock
-        self.since: float | None = None  # when it was started; None while paused
+        self.since: float | None = None  # time of the last `resume`; None while paused
         self.seconds, self.steps, self.work = 0.0, 0, Work()
 
     def resume(self) -> None:
-        """Start to count time."""
+        """Start counting time."""
         if self.since is None:
             self.since = self.clock()
 

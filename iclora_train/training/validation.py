@@ -57,7 +57,7 @@ class ValidationBatches:
         in_bucket = [i for i in val if shards.samples[i].bucket == bucket]
         windows = min(config.validation.windows, count)
         pairs = [shards.read_latents(in_bucket[i * count // windows]) for i in range(windows)]
-        # half the list away: a clip of another source, if val has more than one
+        # The partner of a clip is half the list away, so it comes from another source if val has several.
         partners = pairs[windows // 2 :] + pairs[: windows // 2]
         size = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)[bucket]
         slices = [slice(i, i + size) for i in range(0, windows, size)]
@@ -78,21 +78,23 @@ def validation_columns(config: Config) -> list[str]:
 def validation_losses(
     transformer: Transformer, batches: ValidationBatches, config: Config, geometry: Geometry
 ) -> dict[str, float]:
-    """Velocity loss at each of validation.sigmas, under fixed noise, with the correct, a swapped and no reference, and
-    of the base alone; and the metrics derived from them (`validation_metrics.loss_row`)."""
+    """Velocity losses at each of validation.sigmas, and the metrics derived from them (`validation_metrics.loss_row`).
+
+    The noise is fixed. The adapter gets the correct, a swapped and no reference; the base alone gets no reference.
+    """
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
     runner_of(transformer).free_training_memory()
     sigmas = config.validation.sigmas
-    losses: dict[tuple[str, float], list[Tensor]] = {(which, sigma): [] for which in CONDITIONS for sigma in sigmas}
+    losses: dict[tuple[str, float], list[Tensor]] = {(name, sigma): [] for name in CONDITIONS for sigma in sigmas}
     first = 0
     for correct, swapped in batches.batches:
-        without = replace(correct, references=[])
+        no_references = replace(correct, references=[])
         count = len(correct.keys)
         noise = draw_noise(range(first, first + count), tuple(correct.target.shape[1:])).to(device)
         first += count
-        for condition, batch in zip(CONDITIONS, (correct, swapped, without, without), strict=True):
+        for condition, batch in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
             with lora.adapter_off(transformer) if condition == "base" else nullcontext():
                 for sigma in sigmas:
                     loss = _loss(transformer, batch.to(device), noise, sigma, config.task, geometry)
@@ -105,15 +107,16 @@ def _loss(
     transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
 ) -> Tensor:
     """Loss of each clip (B,) at one noise level, without a clean first frame and with full references."""
-    sigmas, none = noise.new_full((len(noise),), sigma), torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
-    draws = RandomDraws(sigmas, noise, clean_first_frame=none, use_references=~none)
+    sigmas = noise.new_full((len(noise),), sigma)
+    no_clip = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip)
     return training_losses(transformer, batch, draws, task, geometry).flow
 
 
 class ValidationClips(Callback):
     """Samples a few val clips every validation.clips_every steps and at the end, with the sampler of generation, and
-    writes reference, output and target side by side. `callbacks.MetricsRecorder` calls it, so that its metrics are in
-    the row of their step.
+    writes reference, output and target side by side. `callbacks.MetricsRecorder` calls `sample_clips`, so that the
+    metrics of the clips are in the row of their step.
     """
 
     def __init__(self, config: Config, base: BaseModel, batches: ValidationBatches, folder: Path) -> None:
