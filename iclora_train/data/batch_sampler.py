@@ -115,9 +115,7 @@ def plan_batches(
 def _warn_large_clips(tokens: dict[str, int], budget: int) -> None:
     large = [f"{name} ({count:,} tokens)" for name, count in tokens.items() if count > budget]
     if large:
-        log.warning(
-            "data.tokens_per_batch=%d is less than one clip of %s: 1 clip per batch", budget, ", ".join(large)
-        )
+        log.warning("data.tokens_per_batch=%d is less than one clip of %s: 1 clip per batch", budget, ", ".join(large))
 
 
 def bucket_tokens(shards: ShardSet, split: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The frozen base model: one checkpoint in any layout, whose components are built on request.
 
 Real bases (LTX-2, 2.3, 2.5) are opened by `model_files.Checkpoint`; their text encoder is Gemma with the connectors.
-nano, and bases that `save_base` writes, hold a small text encoder of their own (`text_encoder.*`).
+nano, and bases that `save_base` writes, contain a small text encoder (`text_encoder.*`).
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class BaseModel:
     def open(
         cls, checkpoint: str, vae: str | None = None, connectors: str | None = None, text_encoder: str | None = None
     ) -> BaseModel:
-        """The base at a path, or an embedded base by name. vae, connectors, text_encoder: paths of components that lie
-        elsewhere (settings `model.*`). ConfigError names the file and the remedy.
+        """The base at a path, or an embedded base by name. ConfigError names the file and the remedy.
+
+        vae, connectors, text_encoder: paths of components that are not at `checkpoint` (settings `model.*`).
         """
         path = EMBEDDED.get(checkpoint, Path(checkpoint).expanduser())
         if not path.exists():
@@ -63,7 +64,7 @@ class BaseModel:
                 f"model.checkpoint={checkpoint!r} is neither a file, a folder, nor an embedded base "
                 f"({', '.join(EMBEDDED)})"
             )
-        vae_path, connectors_path, text_path = (_path(text) for text in (vae, connectors, text_encoder))
+        vae_path, connectors_path, text_path = (_path(name) for name in (vae, connectors, text_encoder))
         if connectors_path is None and text_path is not None and _holds_projection(text_path):
             connectors_path = text_path
         opened = Checkpoint.open(path, vae_path, connectors_path)
@@ -114,7 +115,7 @@ class BaseModel:
         return module.requires_grad_(False).eval()
 
     def _text_path(self) -> Path | None:
-        """Where Gemma is: model.text_encoder, else the diffusers folder, else the packed file among the connectors'."""
+        """The path of Gemma: model.text_encoder, else the diffusers folder, else the connectors' packed file."""
         if self.text_encoder is not None:
             return self.text_encoder
         source = self.checkpoint.source
@@ -126,7 +127,7 @@ class BaseModel:
 
     @cached_property
     def latent_fingerprints(self) -> dict[str, str]:
-        """Fingerprint of each component that latents and text features depend on, as far as the settings name it.
+        """Fingerprint of each component that latents and text features depend on, if the settings name it.
 
         nano: vae and text; real bases: vae, connectors and text_encoder. Samples of the tensors are hashed; the layout
         of the files does not matter.
@@ -144,8 +145,8 @@ class BaseModel:
         return {name: value[:16] for name, value in sorted(fingerprints.items())}
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text).expanduser()
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name).expanduser()
 
 
 def _holds_projection(text_encoder: Path) -> bool:
@@ -180,7 +181,7 @@ def _fingerprint(files: list[Path]) -> str:
 
 
 def split_by_size(tensors: dict[str, Tensor], largest: int) -> list[dict[str, Tensor]]:
-    """Split the tensors, in order, into groups of at most `largest` bytes (a larger tensor is a group by itself)."""
+    """Split the tensors, in order, into groups of at most `largest` bytes. A larger tensor gets a group by itself."""
     groups: list[dict[str, Tensor]] = [{}]
     left = largest
     for key, tensor in tensors.items():

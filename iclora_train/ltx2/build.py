@@ -44,13 +44,13 @@ def vae_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def compile_from_settings(transformer: Transformer, base: BaseModel, model: Model) -> None:
-    """Compile the blocks if model.compile says so (`compile_blocks`). Attach adapters before.
+    """Compile the blocks if model.compile is true, or is null and a real base is on a GPU (`compile_blocks`).
 
-    model.activation_budget=null starts with a budget of 1, or of 0 with model.activation_checkpointing;
-    `memory_search.plan_memory` replaces that budget later.
+    Attach adapters before. model.activation_budget=null starts with a budget of 1, or of 0 with
+    model.activation_checkpointing; `memory_search.plan_memory` replaces that budget later.
     """
-    on_gpu = transformer.patchify_proj.weight.is_cuda
-    if model.compile if model.compile is not None else on_gpu and not base.embedded:
+    by_default = transformer.patchify_proj.weight.is_cuda and not base.embedded
+    if by_default if model.compile is None else model.compile:
         default_budget = 0.0 if model.activation_checkpointing else 1.0
         compile_blocks(transformer, default_budget if model.activation_budget is None else model.activation_budget)
         runner = runner_of(transformer)

@@ -31,9 +31,9 @@ def load_transformer(
     fp8: bool = False,
     weight_offload: int = 0,
 ) -> Transformer:
-    """The frozen transformer in evaluation mode, in `dtype`. ConfigError names keys that are missing, unknown or of a
-    wrong shape.
+    """The frozen transformer in evaluation mode, in `dtype`.
 
+    ConfigError names keys that are missing, unknown or of a wrong shape.
     fp8: the blocks' linears stay in fp8; those of a bf16 checkpoint are quantized while loading.
     weight_offload: number of blocks whose weights stay in host memory.
     """

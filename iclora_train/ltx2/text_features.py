@@ -1,5 +1,7 @@
-"""Text features of captions, cached on disk per text encoder: a real base's encoder fills a GPU by itself, so each
-caption is encoded once."""
+"""Text features of captions, cached on disk per text encoder.
+
+Each caption is encoded only once, because the text encoder of a real base fills a GPU by itself.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.data.shard_sample import load_text_features, save_text_features
 from iclora_train.ltx2.base_model import BaseModel
 
-BATCH = 4
+BATCH = 4  # captions that are encoded at once
 
 
 class TextFeatures:
@@ -24,17 +26,18 @@ class TextFeatures:
     def __init__(self, root: Path, base: BaseModel) -> None:
         fingerprints = {name: value for name, value in base.latent_fingerprints.items() if name != "vae"}
         self.folder, self.base = root / f"texts-{digest(fingerprints)[:8]}", base
-        self.read = lru_cache(maxsize=64)(
-            lambda caption: load_text_features(self._path(caption))
-        )  # windows share captions
+        # cached in memory too, because the windows of a clip share a caption
+        self.read = lru_cache(maxsize=64)(lambda caption: load_text_features(self._path(caption)))
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
 
     @torch.inference_mode()
     def encode_missing(self, captions: Iterable[str], device: torch.device | str | None = None) -> None:
-        """Encode the captions that are not in the cache yet. device: None for the GPU if there is one. The encoder is
-        freed before this returns."""
+        """Encode the captions that are not in the cache yet. The encoder is freed before this returns.
+
+        device: None for the GPU if there is one.
+        """
         missing = [caption for caption in dict.fromkeys(captions) if not self._path(caption).exists()]
         if not missing:
             return

@@ -5,7 +5,7 @@ A backend computes softmax(q k^T / sqrt(head_dim) + bias) v in two forms. `atten
 keys can be merged (`merge_attention`, `model.weighted_attention`).
 
 To add a backend, write a class with the interface of `AttentionBackend` and put an instance into `BACKENDS`, before
-the backends that it is to replace.
+the backends that it should replace.
 """
 
 from __future__ import annotations
@@ -138,12 +138,12 @@ def _expand_bias(bias: Tensor | None, q: Tensor) -> Tensor | None:
     return padded[..., :keys].expand(len(q), q.shape[1], q.shape[2], -1)
 
 
-# In order of preference: the first that supports a tensor computes its attention. The last supports every tensor.
+# In order of preference (`backend_for`). The last one supports every tensor.
 BACKENDS: tuple[AttentionBackend, ...] = (flash.FlashBackend(), CudnnBackend(), CpuBackend(), EfficientBackend())
 
 
 def backend_for(q: Tensor) -> AttentionBackend:
-    """The backend for queries with q's device, dtype and head_dim."""
+    """The first of `BACKENDS` that supports q's device, dtype and head_dim."""
     for backend in BACKENDS:
         if backend.supports(q):
             return backend
@@ -156,7 +156,7 @@ def saved_ops() -> frozenset[OpOverload]:
 
 
 def attention_note(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    """The line in which a run names its attention backend; None where FlashAttention 4 does not apply anyway."""
+    """The line in which a run names its attention backend; None if FlashAttention 4 does not suit device and model."""
     if not flash.applies(device, dtype, head_dim):
         return None
     if flash.is_loadable():

@@ -1,4 +1,4 @@
-"""PyTorch operators for the kernels of `feed_forward_triton`, which torch.compile does not look into."""
+"""PyTorch operators around the kernels of `feed_forward_triton`; torch.compile treats each as one opaque call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from iclora_train.ltx2.kernels.fp8_linear import E4M3, FP8_MAX, MIN_SCALE
 class Tile:
     """Rows and channels that a program computes at a time, and its warps.
 
-    parts: how many programs share a row's channels. For sums over rows: how many programs share a channel's rows.
+    parts: number of programs that share a row's channels; in `factor_grads`, that share a channel's rows.
     """
 
     rows: int
@@ -27,8 +27,8 @@ class Tile:
         return min(self.channels, width // self.parts)
 
 
-# Fewer than 64 rows. From 64 on Triton compiles `dot` to wgmma instructions, and with the next tile loaded ahead that
-# code accessed memory out of bounds (Triton 3.6, for some loop counts only).
+# Kernels that load the next tile ahead have fewer than 64 rows. From 64 on Triton compiles `dot` to wgmma instructions,
+# and that code accessed memory out of bounds (Triton 3.6, for some loop counts only).
 UP, UP_FP8, BACK = Tile(16, 128, 2, 16), Tile(32, 64, 2, 16), Tile(16, 128, 4, 8)
 ROUND, SUMS = Tile(1, 4096, 4, 4), Tile(64, 128, 8, 2)
 REDUCE_ROWS = 32
@@ -40,7 +40,7 @@ def _empty_scales(rows: Tensor, fp8: bool) -> Tensor:
 
 
 def _reduce(absmax: Tensor, partials: Tensor, like: Tensor, fp8: bool) -> tuple[Tensor, Tensor]:
-    """Over the programs that share a row: its fp8 scale (N,), and the sum of the partials (N,R) in `like`'s dtype."""
+    """Combine the parts of each row: its fp8 scale (N,), and the sum of its partials (N,R) in `like`'s dtype."""
     import triton  # noqa: PLC0415 (absent without a GPU)
 
     from iclora_train.ltx2.kernels import feed_forward_triton as kernels  # noqa: PLC0415
@@ -64,12 +64,12 @@ def _empty_parts(product: Tensor, rank: int, parts: int) -> tuple[Tensor, Tensor
 def gelu_up(
     product: Tensor, scale: Tensor | None, u: Tensor, lora_b: Tensor, bias: Tensor | None, lora_a: Tensor, fp8: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """From the first linear's matmul to the input of the second.
+    """All operations between the first linear's matmul and the second's.
 
+    Takes product (N,F), scale (N,) if `fp8`, u (N,R), lora_b (F,R) and bias (F,) of the first linear, and lora_a (R,F)
+    of the second.
     Returns hidden = scale product + u lora_b^T + bias (N,F); gelu(hidden) (N,F), in fp8 if `fp8`; its scales per row
     (N,), empty without fp8; and gelu(hidden) @ lora_a^T (N,R), the second linear's LoRA activations.
-    product (N,F), scale (N,) if `fp8`, u (N,R), lora_b (F,R) and bias (F,) of the first linear, lora_a (R,F) of the
-    second.
     """
     import triton  # noqa: PLC0415 (absent without a GPU)
 
@@ -106,9 +106,10 @@ def gelu_back(
     product: Tensor, scale: Tensor | None, grad_u: Tensor, lora_a: Tensor, hidden: Tensor, lora_b: Tensor, u: Tensor,
     fp8: bool, spare: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Backward of `gelu_up`. product (N,F), scale (N,) if `fp8`, and grad_u (N,R) are of the second linear's input
-    gradient, scale product + grad_u lora_a; lora_b (F,R) and u (N,R) are of the first linear.
+    """Backward of `gelu_up`.
 
+    The gradient of gelu(hidden) is scale product + grad_u lora_a, from the second linear's backward matmul: product
+    (N,F), scale (N,) if `fp8`, grad_u (N,R), lora_a (R,F). lora_b (F,R) and u (N,R) belong to the first linear.
     Returns grad = (scale product + grad_u lora_a) gelu'(hidden), as (N, F + spare) with the last columns uninitialised,
     or in fp8 (N,F); its scales per row (N,), empty without fp8; grad @ lora_b (N,R); and the gradients of lora_a
     (parts,R,F) and of lora_b (parts,F,R) as fp32 partial sums.

@@ -1,9 +1,9 @@
 """Triton kernels between the two matmuls of the feed-forward, LoRA included; `feed_forward_ops` launches them.
 
-The hidden activations are four times as wide as a token, and these kernels are bound by reading and writing them. So
-each tensor is read and written as seldom as possible: LoRA's term is computed in registers where it is added, GELU
-follows at once, and the next linear's A is applied to the same registers. Quantizing to fp8 needs the absolute maximum
-of a whole row first, so it is a second pass. In backward that pass also computes the gradients of A and B, which are
+The hidden activations are four times as wide as a token, and these kernels are bound by reading and writing them. Each
+tensor is therefore read and written as seldom as possible: LoRA's term is computed in registers where it is added, GELU
+follows at once, and the next linear's A is applied to the same registers. Quantizing to fp8 is a second pass, because
+it needs the absolute maximum of a whole row. In backward this pass also computes the gradients of A and B, which are
 sums over rows.
 
 N rows (tokens), F hidden channels, R the LoRA rank: a power of two, at least 16. Groups of rows and groups of channels
@@ -19,8 +19,8 @@ import triton.language as tl
 from triton.language.extra.cuda import libdevice
 
 # gelu(h) = h sigmoid(LINEAR h + CUBIC h^3), the tanh approximation: the sigmoid's argument is twice the tanh's. The
-# number of instructions limits these kernels as much as memory does. So exp is exp2 with log2(e) in the constants, and
-# division is the hardware's approximate one (2 units in the last place of fp32, far below bf16).
+# number of instructions limits these kernels as much as memory does. Therefore exp is exp2 with log2(e) in the
+# constants, and division is the hardware's approximate one (2 units in the last place of fp32, far below bf16).
 LINEAR: tl.constexpr = tl.constexpr(1.5957691216057308)
 CUBIC: tl.constexpr = tl.constexpr(0.07135481627260025)
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -28,7 +28,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def _inverse_sigmoid(h):
-    """1 + exp(-LINEAR h - CUBIC h^3), by which h is divided."""
+    """1 + exp(-LINEAR h - CUBIC h^3), the divisor of h in gelu(h)."""
     return 1 + libdevice.exp2(h * (-LINEAR * LOG2_E - CUBIC * LOG2_E * (h * h)))
 
 
@@ -57,7 +57,7 @@ def _load_rows(small, scale, n, R: tl.constexpr, ROWS: tl.constexpr, FP8: tl.con
 
 @triton.jit
 def _store_part(partials, absmax, partial, highest, row, n, R: tl.constexpr, FP8: tl.constexpr):
-    """Stores a program's part of its rows' results, for `reduce_parts`."""
+    """Stores a program's part of the results of its rows, for `reduce_parts`."""
     part = tl.program_id(1)
     tl.store(partials + (part * n + row[:, None]) * R + tl.arange(0, R)[None, :], partial, mask=(row < n)[:, None])
     if FP8:
@@ -87,8 +87,11 @@ def reduce_parts(absmax, partials, scales, total, n,
 def gelu_forward(product, scale, u, lora_b, bias, lora_a, hidden, activated, absmax, partials, n,
                  F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, PARTS: tl.constexpr,
                  FP8: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
-    """hidden = scale product + u lora_b^T + bias; without FP8 activated = gelu(hidden); the parts of
-    gelu(hidden) lora_a^T and of the rows' absolute maxima. The next tile of `product` is loaded ahead."""
+    """hidden = scale product + u lora_b^T + bias, and without FP8 activated = gelu(hidden).
+
+    Also stores the parts of gelu(hidden) lora_a^T and of the rows' absolute maxima. The next tile of `product` is
+    loaded ahead.
+    """
     row, mask, u_rows, row_scale = _load_rows(u, scale, n, R, ROWS, FP8)
     part, rank, channel = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)
@@ -106,7 +109,7 @@ def gelu_forward(product, scale, u, lora_b, bias, lora_a, hidden, activated, abs
         if BIAS:
             h += tl.load(bias + column).to(tl.float32)[None, :]
         tl.store(hidden + offset, h.to(tl.bfloat16), mask=mask)
-        g = _gelu(h).to(tl.bfloat16)  # of bf16 h the compiler would compute it twice, for the store and for the dot
+        g = _gelu(h).to(tl.bfloat16)  # from bf16 h the compiler would compute GELU twice, for store and dot
         a = tl.load(lora_a + rank[:, None] * F + column[None, :])  # (R,CHANNELS)
         partial += tl.dot(g, tl.trans(a))
         if FP8:
@@ -135,8 +138,11 @@ def round_gelu(hidden, scales, activated, n,
 def gelu_backward(product, scale, grad_u, lora_a, hidden, lora_b, grad, absmax, partials, n,
                   SPARE: tl.constexpr, F: tl.constexpr, R: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
                   PARTS: tl.constexpr, FP8: tl.constexpr):  # fmt: skip
-    """grad = (scale product + grad_u lora_a) gelu'(hidden), in rows of F + SPARE; the parts of grad lora_b and of the
-    rows' absolute maxima. The next tiles of `product` and `hidden` are loaded ahead."""
+    """grad = (scale product + grad_u lora_a) gelu'(hidden), in rows of F + SPARE.
+
+    Also stores the parts of grad lora_b and of the rows' absolute maxima. The next tiles of `product` and `hidden` are
+    loaded ahead.
+    """
     row, mask, u_rows, row_scale = _load_rows(grad_u, scale, n, R, ROWS, FP8)
     part, rank, channel = tl.program_id(1), tl.arange(0, R), tl.arange(0, CHANNELS)
     highest = tl.zeros([ROWS], tl.float32)

@@ -1,8 +1,8 @@
 """FlashAttention 4 for Hopper GPUs, from the package flash-attn-4: the only file that imports it.
 
-On Hopper these kernels (Shah et al., arXiv 2407.08608, rewritten in CuTe) are faster than cuDNN's, which PyTorch
-chooses (docs/log/measurements.md). They take no bias. A bias of the keys is therefore written into extra channels of
-q and k, whose product is the bias.
+On Hopper these kernels (Shah et al., arXiv 2407.08608, rewritten in CuTe) are faster than cuDNN's, which PyTorch uses
+(docs/log/measurements.md). They do not take a bias. A bias of the keys is therefore written into extra channels of q
+and k, whose product is the bias.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-HEAD_DIM = 128  # at 64, with a bias, 4.0.0b36 left rows of a gradient zero (333 queries, 1,024 keys)
-HOPPER = (9, 0)  # the only compute capability that was tested
+HEAD_DIM = 128  # at 64, with a bias, 4.0.0b36 left rows of a gradient at zero (333 queries, 1,024 keys)
+HOPPER = (9, 0)  # compute capability; no other was tested
 PINNED = "4.0.0b36"  # the version in pyproject.toml, whose functions this file calls
 INSTALL = "pip install 'iclora_train[flash]'"
 FUNCTIONS = ("_flash_attn_fwd", "_flash_attn_bwd")
@@ -46,7 +46,7 @@ def supports_flash(q: Tensor) -> bool:
 
 
 def applies(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether device, dtype and head_dim suit FlashAttention 4, be it installed or not."""
+    """Whether device, dtype and head_dim suit FlashAttention 4, whether or not it is installed."""
     half = dtype in (torch.bfloat16, torch.float16)
     return half and head_dim == HEAD_DIM and device.type == "cuda" and _is_hopper(device.index)
 
@@ -66,8 +66,8 @@ def is_loadable() -> bool:
 def _load() -> Any | None:
     """The package's module, which caches compiled kernels on disk. None, after a warning, if it cannot be used."""
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
-    warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # the package warns of itself while compiling
-    warnings.filterwarnings("ignore", "", DeprecationWarning, "flash_attn|quack|cutlass")  # of one another's names
+    warnings.filterwarnings("ignore", "Argument aux_data", UserWarning)  # the package's own call, while it compiles
+    warnings.filterwarnings("ignore", "", DeprecationWarning, "flash_attn|quack|cutlass")  # from one another's names
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the same, during the import
@@ -144,7 +144,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 def flash_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v; the attention probabilities are exp(scale q k^T - lse). Their memory is (B,n,heads,D)."""
+    """Gradients of q, k, v, whose memory is (B,n,heads,D). The attention probabilities are exp(scale q k^T - lse)."""
     by_token = [tensor.transpose(1, 2) for tensor in (q, k, v, out, grad)]
     grad_q, grad_k, grad_v = (tensor.new_empty(tensor.shape) for tensor in by_token[:3])
     _module()._flash_attn_bwd(

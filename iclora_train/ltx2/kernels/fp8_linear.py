@@ -21,7 +21,7 @@ class Fp8Linear(nn.Linear):
     """x (...,in) -> x (weight_scale weight)^T + bias, with weight (out,in) in fp8."""
 
     weight_scale: Tensor  # () fp32
-    weight_t: Tensor | None  # (in,out), cached for the matmul of input gradients; if None, it is made at each use
+    weight_t: Tensor | None  # (in,out), cached for the matmul of input gradients; None: transposed at each use
 
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         out_features, in_features = weight.shape
@@ -70,9 +70,9 @@ def weight_for_input_grad(weight: Tensor, scale: Tensor | None, weight_t: Tensor
 def quantized_matmul(x: Tensor, weight: Tensor, input_scale: Tensor | None, output_scale: Tensor | None) -> Tensor:
     """(x input_scale) @ weight * output_scale, in fp8: x (...,k) is quantized per row, weight (k,n) is column-major.
 
-    input_scale (k,), output_scale () or (n,). The matmul kernel with one scale for all of x is faster than the one with
-    a scale per row. So the kernel runs without scales, and all scales are multiplied onto its output, where
-    torch.compile fuses them into the next operation.
+    input_scale (k,), output_scale () or (n,). The matmul kernel with one scale for the whole of x is faster than the
+    kernel with a scale per row. It therefore runs without scales, and its output is multiplied by all scales, which
+    torch.compile fuses into the next operation.
     """
     rows = x.reshape(-1, x.shape[-1]).float()
     values, row_scale = quantize_rows(rows if input_scale is None else rows * input_scale)

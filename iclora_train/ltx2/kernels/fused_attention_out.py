@@ -22,15 +22,15 @@ from iclora_train.ltx2.kernels.lora_product import (
     supports_lora_kernels,
 )
 from iclora_train.ltx2.kernels.modulated_norm import ModulatedNorm, modulated_norm, norm_back
-from iclora_train.ltx2.kernels.modulation import GatedResidual
+from iclora_train.ltx2.kernels.modulation import GatedResidual, gate_heads
 
 ADD_TILE = (64, 4)  # of `add_gated`: rows, warps
 BACK_TILE = (32, 4, 2)  # of `gate_back`: rows, warps, pipeline stages
-PARTS = 8  # groups of rows, whose contributions to the gradient of A are summed separately
+PARTS = 8  # groups of rows; each has its own partial sum of the gradient of A
 
 
 def supports_residual(residual: GatedResidual) -> bool:
-    """Whether `add_gated` takes the residual: the gates get no gradient."""
+    """Whether `add_gated` takes the residual. It computes no gradient of the gates."""
     x, gates = residual.x, residual.gates
     return x.shape[-1] % CHANNELS == 0 and not gates.requires_grad and gates.dtype == x.dtype
 
@@ -59,11 +59,6 @@ def fused_attention_out(
     return outputs
 
 
-def _gate_heads(out: Tensor, gate: Tensor) -> Tensor:
-    """2 sigmoid(gate) out, for out (B,n,heads,head_dim) and gate (B,n,heads)."""
-    return out * (2 * gate.sigmoid())[..., None]
-
-
 class _FusedAttentionOut(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -71,13 +66,13 @@ class _FusedAttentionOut(torch.autograd.Function):
         bias: Tensor | None, _stacked: Tensor | None, lora_a: Tensor, lora_b: Tensor, x: Tensor, gates: Tensor,
         level: Tensor, norm_scale: Tensor, norm_shift: Tensor, eps: float,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        rows = _gate_heads(out, gate).flatten(2).flatten(0, 1)
+        rows = gate_heads(out, gate).flatten(2).flatten(0, 1)
         u = rows @ lora_a.t()
         product, row_scale = base_matmul_with_scale(rows, weight.t(), scale)
         x_out = add_gated(product, row_scale, bias, u, lora_b, x.contiguous(), gates.contiguous(), level)
         normed, rstd = modulated_norm(x_out, ModulatedNorm(norm_scale, norm_shift, eps), level)
-        of_norm = x_out, rstd, norm_scale, level, gates
-        ctx.save_for_backward(out, gate, weight, scale, weight_t, lora_a, lora_b, u, *of_norm)
+        norm_tensors = x_out, rstd, norm_scale, level, gates
+        ctx.save_for_backward(out, gate, weight, scale, weight_t, lora_a, lora_b, u, *norm_tensors)
         return x_out, normed
 
     @staticmethod

@@ -17,12 +17,14 @@ from iclora_train.ltx2.kernels.lora_product import base_matmul_with_scale, input
 from iclora_train.ltx2.kernels.modulation import GatedResidual, pick
 from iclora_train.ltx2.kernels.stacked_weight import spare_columns
 
-_CHANNELS = 1024  # the hidden channels must be a multiple of it: the kernels' parts times their smallest tile
+_CHANNELS = 1024  # divides the number of hidden channels: the kernels' parts times their smallest tile
 
 
 def fused_feed_forward(x: Tensor, first: nn.Module, second: nn.Module, residual: GatedResidual) -> Tensor | None:
-    """The residual stream plus the gated second(gelu(first(x))), for linears with LoRA of one rank; None where the
-    kernels do not apply."""
+    """The residual stream plus the gated second(gelu(first(x))), for linears with LoRA of one rank.
+
+    None if the kernels do not apply.
+    """
     factors = factors_of(first), factors_of(second)
     if not supports_triton(x) or factors[0] is None or factors[1] is None or not supports_residual(residual):
         return None

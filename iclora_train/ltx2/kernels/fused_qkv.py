@@ -1,8 +1,8 @@
 """q, k and v of self-attention as one autograd function: linears with LoRA, norms of q and k, and rotation.
 
-Backward neither saves nor recomputes the input of the norms. It reconstructs it from the q and k that attention saves
-anyway: the rotation is undone by its transpose, the norm's weights by division. The gradients of q, k and v are written
-side by side, as the matmul of the input gradient needs them, and are quantized to fp8 in the same pass.
+The input of the norms is neither saved nor recomputed. Backward reconstructs it from the q and k that attention saves
+anyway: the transposed rotation undoes the rotation, a division undoes the norm's weights. The gradients of q, k and v
+are written side by side, as the matmul of the input gradient needs them, and are quantized to fp8 in the same pass.
 """
 
 from __future__ import annotations

@@ -57,8 +57,10 @@ def rms_norm_forward(raw, weight, out, rstd, eps, D: tl.constexpr):
 
 @triton.jit
 def _divide_by_weight(y, w, noise):
-    """The best estimate of x for y = w x + noise, given the noise's variance and that x has variance 1: y / w for large
-    weights, and finite for w = 0."""
+    """The best linear estimate of x from y = w x + noise, for x of variance 1 and the given variance of the noise.
+
+    For large weights it is y / w; for w = 0 it is finite.
+    """
     return y * w / (w * w + noise)
 
 
@@ -69,7 +71,7 @@ def _grad_row(grad_out, out, weight, inv, cos, sin, offset, D: tl.constexpr, HAL
     ga, gb = _load_halves(grad_out, offset, HALF)
     a, b = _load_halves(out, offset, HALF)
     wa, wb = _load_halves(weight, offset, HALF)
-    projection = (tl.sum(ga * a) + tl.sum(gb * b)) / D  # a rotation leaves inner products as they are
+    projection = (tl.sum(ga * a) + tl.sum(gb * b)) / D  # a rotation does not change inner products
     noise = ROUNDING * (a * a + b * b) + 1e-30
     xa, xb = _divide_by_weight(a * cos + b * sin, wa, noise), _divide_by_weight(b * cos - a * sin, wb, noise)
     da = inv * ((ga * cos + gb * sin) * wa - projection * xa)
@@ -92,10 +94,10 @@ def norm_rotate_backward(grad_q, grad_k, grad_v, q, k, rstd, q_weight, k_weight,
                          row_scale, n,
                          SPARE: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, FP8: tl.constexpr,
                          ROUNDING: tl.constexpr, FP8_MAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
-    """Gradients of q, k, v (n,D) -> of the linear outputs side by side, grad (n, 3D + SPARE).
+    """Gradients of q, k, v (n,D) -> gradients of the linear outputs side by side, grad (n, 3D + SPARE).
 
-    With FP8, grad times column_scale (3D,), which is constant within each of the three, is stored in fp8 too: values
-    (n,3D) and row_scale (n,).
+    With FP8, grad times column_scale (3D,) is stored in fp8 too: values (n,3D) and row_scale (n,). column_scale is
+    constant within each of q, k and v.
     """
     D: tl.constexpr = 2 * HEADS * HALF
     row = tl.program_id(0).to(tl.int64)
@@ -131,7 +133,7 @@ def norm_rotate_backward(grad_q, grad_k, grad_v, q, k, rstd, q_weight, k_weight,
 def rms_norm_backward(grad_out, out, rstd, weight, weight_scale, grad, values, row_scale,
                   SPARE: tl.constexpr, D: tl.constexpr, FP8: tl.constexpr, ROUNDING: tl.constexpr,
                   FP8_MAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
-    """Gradient of `rms_norm_forward`'s output (n,D) -> of its input, grad (n, D + SPARE).
+    """Gradient of `rms_norm_forward`'s output (n,D) -> gradient of its input, grad (n, D + SPARE).
 
     With FP8, grad is stored in fp8 too: values (n,D) and row_scale (n,), which includes weight_scale ().
     """

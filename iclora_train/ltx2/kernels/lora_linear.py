@@ -1,7 +1,7 @@
-"""Frozen linears with LoRA; those that read the same tokens are computed as one.
+"""Frozen linears with LoRA; linears that read the same tokens are computed as one.
 
-LoRA costs little arithmetic and much memory traffic. Linears that read the same tokens x therefore read x once: all A
-and the head gate are one small matmul, all B one block-diagonal matmul, and the frozen weights one large matmul.
+LoRA costs little arithmetic and much memory traffic. Linears of the same tokens x therefore read x together: all A and
+the head gate are one small matmul, all B one block-diagonal matmul, and the frozen weights one large matmul.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class FusedLinear(nn.Module):
     stacked: Tensor | None  # (longer,in): the weight with spare rows below it (`stacked_weight`)
 
     def __init__(self, layers: Sequence[nn.Module], rows: int = 0) -> None:
-        """rows: how many spare rows the weight gets."""
+        """rows: number of spare rows below the weight."""
         super().__init__()
         linears = [base_linear(layer) for layer in layers]
         self.sizes = [linear.out_features for linear in linears]
@@ -102,7 +102,7 @@ def fp8_linears(module: nn.Module) -> list[Fp8Linear | FusedLinear]:
 
 
 def cache_transposed(module: nn.Module, enabled: bool) -> None:
-    """Keep, or drop, a transposed copy of each fp8 weight, which the matmul of input gradients reads."""
+    """Store or delete a transposed copy of each fp8 weight, which the matmul of input gradients reads."""
     for linear in fp8_linears(module):
         linear.weight_t = linear.weight.detach().t().contiguous() if enabled else None
 
@@ -114,21 +114,21 @@ def can_fuse(layers: Sequence[nn.Module]) -> bool:
 
 
 def spare_rows(layers: Sequence[nn.Module], gate: nn.Linear | None = None) -> int:
-    """The rows of all A and of the head gate's weight, which go below the weights of linears with the same input
-    (`stacked_weight`); 0 without LoRA, and for weights that are not bf16."""
+    """Number of rows to reserve below the weights of linears with the same input: the rows of all A and of the head
+    gate's weight (`stacked_weight`). 0 without LoRA, and for weights that are not bf16."""
     rank = sum(lora_ranks(layers)) if base_linear(layers[0]).weight.dtype == torch.bfloat16 else 0
     return rank + gate.out_features if rank and gate is not None else rank
 
 
 def reserve_spare_rows(layer: nn.Module, gate: nn.Linear | None = None) -> None:
-    """Give a linear's weight its `spare_rows`."""
+    """Reserve a linear's `spare_rows` below its weight."""
     rows = spare_rows([layer], gate)
     if rows:
         reserve_rows(base_linear(layer), rows)
 
 
 class LoraDown(NamedTuple):
-    """The outputs of all A and of the head gate, and the B that continue from them."""
+    """The outputs of all A and of the head gate, and the B that are applied to u."""
 
     u: Tensor  # (B,N, sum of ranks)
     lora_b: Tensor  # (sum of out, sum of ranks), block-diagonal

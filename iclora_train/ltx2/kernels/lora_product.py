@@ -30,7 +30,7 @@ ROWS, CHANNELS, WARPS = 64, 128, 8  # a tile's rows and channels, and a program'
 TERM_TILE = (64, 8)  # of `add_lora_term`: rows, warps
 B_BACKWARD_TILE = (64, 8, 3)  # of `lora_b_backward_parts`: rows, warps, pipeline stages
 MAX_CHANNELS_TIMES_RANK = 8192  # fp32 numbers that a program of `lora_b_backward_parts` accumulates
-PARTS = 16  # groups of rows, whose contributions to dB are summed separately
+PARTS = 16  # groups of rows; each has its own partial sum of dB
 
 
 class Operands(NamedTuple):
@@ -94,13 +94,13 @@ def base_matmul(rows: Tensor, weight: Tensor, fp8: bool) -> tuple[Tensor, Tensor
 
 
 def base_matmul_with_scale(rows: Tensor, weight: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`base_matmul` for a weight with one scale (): in fp8 the returned scales (N,) are those of the rows times it."""
+    """`base_matmul` for a weight with one scale (): in fp8 the returned scales (N,) include it."""
     product, row_scale = base_matmul(rows, weight, scale is not None)
     return product, None if scale is None or row_scale is None else row_scale * scale
 
 
 def matmul(values: Tensor, row_scale: Tensor | None, weight: Tensor) -> Tensor:
-    """values (N,k) @ weight (k,n); both are in fp8 if there is a scale per row (N,), which is not applied."""
+    """values (N,k) @ weight (k,n). Both are in fp8 if row_scale (N,) is not None; it is not applied."""
     return values @ weight if row_scale is None else unscaled_matmul(values, weight)
 
 
@@ -158,8 +158,8 @@ def add_low_rank(
 ) -> tuple[Tensor, Tensor]:
     """product (N,F) row_scale (N,) column_scale (F,) + bias (F,) + u (N, r layers) @ lora_b^T.
 
-    lora_b (F, r layers) is block-diagonal, with one block per fused linear. The scales are fp32; both or neither are
-    given. Returns two tensors: the columns of all layers but the last, and the columns of the last layer.
+    lora_b (F, r layers) is block-diagonal, with one block per fused linear. The scales are fp32; both are
+    given or neither. Returns two tensors: the columns of all layers but the last, and the columns of the last layer.
     """
     import triton  # noqa: PLC0415 (absent without a GPU)
 
@@ -203,8 +203,8 @@ def input_grad(
 ) -> Tensor:
     """The gradient of x (N,in), the input of a frozen linear and of LoRA's A: values @ weight * row_scale + grad_u @ A.
 
-    values (N,out) is the gradient of the linear's output, weight (out,in); both are in fp8 if there is a scale per row
-    (N,). grad_u (N,r), lora_a (r,in). If values (N,longer) has spare columns for the spare rows of `stacked`, one
+    values (N,out) is the gradient of the linear's output, weight (out,in); both are in fp8 if row_scale (N,) is not
+    None. grad_u (N,r), lora_a (r,in). If values (N,longer) has spare columns for the spare rows of `stacked`, one
     matmul computes both terms (`stacked_weight`).
     """
     if stacked is not None and row_scale is None and values.shape[1] == len(stacked):

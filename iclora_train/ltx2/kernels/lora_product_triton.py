@@ -88,7 +88,7 @@ def fill_spare(grad_u, lora_a, grad, stacked, n, tiles, grad_u_stride, lora_a_st
                LENGTH: tl.constexpr, WIDTH: tl.constexpr, R: tl.constexpr, SPARE: tl.constexpr, PADDED_R: tl.constexpr,
                ROWS: tl.constexpr, CHANNELS: tl.constexpr):  # fmt: skip
     """Copies grad_u (n,R) into the last SPARE columns of grad (n,LENGTH), and lora_a (R,WIDTH) into the last SPARE rows
-    of stacked (LENGTH,WIDTH); zeros beyond R. The first `tiles` programs do the former."""
+    of stacked (LENGTH,WIDTH); zeros beyond R. The first `tiles` programs copy grad_u, the others lora_a."""
     program, rank = tl.program_id(0), tl.arange(0, PADDED_R)
     rank_mask, spare_mask = rank < R, rank < SPARE
     if program < tiles:

@@ -1,7 +1,7 @@
 """Merging two attention results on the same queries but different keys, by their log-sum-exps (LSE).
 
 The same merge as in FlashAttention and ring attention. On a GPU one kernel reads and writes each number once and
-computes in fp32: both results are as large as the queries, and this traffic is not small next to the attention itself.
+computes in fp32. Both results are as large as the queries, so their memory traffic matters next to the attention.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ROWS, WARPS = 32, 4  # a tile's rows (queries), and a program's warps
 
 
 def merge_attention(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
-    """Merges other_out (B,heads,n,D) with other_lse (B,heads,n) fp32 into `out` and `lse`, in place."""
+    """Merge other_out (B,heads,n,D) with other_lse (B,heads,n) fp32 into `out` and `lse`, in place."""
     if out.is_cuda and HAS_TRITON:
         _launch(out, lse, other_out, other_lse)
         return

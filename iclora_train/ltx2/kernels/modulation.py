@@ -1,4 +1,4 @@
-"""RMS norm, AdaLN vectors picked per token, and the gated residual."""
+"""RMS norm, AdaLN vectors picked per token, the gate of the attention heads, and the gated residual."""
 
 from __future__ import annotations
 
@@ -22,9 +22,14 @@ def pick(rows: Tensor, level: Tensor) -> Tensor:
     return picked
 
 
+def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
+    """2 sigmoid(logits) * out, for attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads)."""
+    return out * (2 * logits.sigmoid())[..., None]
+
+
 class GatedResidual(NamedTuple):
-    """The residual stream x (B,n,D) and the gates (B,K,D) by which a sub-layer's output is multiplied before it is
-    added; level (B,n) picks the gate of each token."""
+    """The residual stream x (B,n,D) and the gates (B,K,D) of a sub-layer's output; level (B,n) picks each token's
+    gate."""
 
     x: Tensor
     gates: Tensor

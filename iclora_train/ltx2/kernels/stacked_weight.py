@@ -1,9 +1,9 @@
 """The stacked weight [W; A]: a frozen weight with LoRA's A below it, so that one matmul gives the whole input gradient.
 
 With dY the gradient of the output and dU = dY B that of the LoRA activation u = A x, the gradient of x is
-dY W + dU A = [dY, dU] @ [W; A]. A second matmul for dU A would read and write the input gradient again. For this the
-weight's memory has spare rows, and the gradient's memory has spare columns. Only in bf16: in fp8 the scales of dY's
-rows are not those of dU's. Where a head gate reads the same x, its weight is stacked below A and treated like it.
+dY W + dU A = [dY, dU] @ [W; A]. A second matmul for dU A would read and write the input gradient again. The weight is
+therefore stored with spare rows, and the gradient with spare columns. This works in bf16 only: in fp8, dU would need
+other row scales than dY. If a head gate reads the same x, its weight is stacked below A and treated like A.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-ALIGNMENT = 8  # numbers of bf16 in 16 bytes, to which rows are aligned
+ALIGNMENT = 8  # bf16 numbers in 16 bytes, the alignment of rows
 ROWS, CHANNELS, WARPS = 64, 128, 8  # a tile's rows and channels, and a program's warps
 
 
@@ -28,7 +28,7 @@ def with_spare_rows(weight: Tensor, rows: int) -> Tensor:
 
 
 def reserve_rows(linear: nn.Linear, rows: int) -> None:
-    """Move a linear's weight into a buffer `stacked` with spare rows below it, unless it has one already."""
+    """Move a linear's weight into a buffer `stacked` with spare rows below it, unless the linear has this buffer."""
     if not hasattr(linear, "stacked"):
         stacked = with_spare_rows(linear.weight.detach(), rows)
         linear.register_buffer("stacked", stacked, persistent=False)
@@ -44,8 +44,10 @@ def weight_of(stacked: Tensor | None, weight: Tensor) -> Tensor:
 
 
 def spare_columns(stacked: Tensor | None, weight: Tensor, rows: int) -> int:
-    """Spare columns that a gradient (n,out) needs for `stacked_product` with `rows` rows of A; 0 if `stacked` does not
-    have spare rows for exactly these."""
+    """Spare columns that a gradient (n,out) needs for `stacked_product` with `rows` rows of A.
+
+    0 if the number of spare rows of `stacked` does not match.
+    """
     spare = 0 if stacked is None else len(stacked) - len(weight)
     return spare if spare == padded(rows) else 0
 
@@ -56,7 +58,8 @@ def stacked_product(grad: Tensor, stacked: Tensor, grad_u: Tensor, lora_a: Tenso
     first rows of `stacked`.
 
     grad_u is written into the spare columns of `grad`, lora_a into the spare rows of `stacked`, zeros into the rest.
-    Nothing else reads these places, so the operator declares no mutation: torch.compile would copy both tensors.
+    Nothing else reads these places. The operator does not declare the mutation, because torch.compile would then copy
+    both tensors.
     """
     import triton  # noqa: PLC0415 (absent without a GPU)
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from iclora_train.ltx2.kernels.attention_backends import backend_for
+from iclora_train.ltx2.kernels.modulation import gate_heads
 from iclora_train.ltx2.model.rope import rotate
 from iclora_train.ltx2.model.weighted_attention import AttentionBias, weighted_attention
 
@@ -28,11 +29,6 @@ def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, nu
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """RMS norm in the dtype of x. Under autocast the norm's weight has another dtype and is cast."""
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
-
-
-def gate_heads(out: Tensor, logits: Tensor) -> Tensor:
-    """2 sigmoid(logits) * out, for attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads)."""
-    return out * (2 * logits.sigmoid())[..., None]
 
 
 class Attention(nn.Module):

@@ -32,7 +32,7 @@ def rope_table(position: Tensor, width: int, heads: int, theta: float, max_posit
     """
     axes = position.shape[1]
     middle = position.float().mean(-1)  # (B,A,N)
-    extent = torch.stack([torch.full_like(middle[0, 0, :1], most) for most in max_position])  # (A,1)
+    extent = torch.stack([torch.full_like(middle[0, 0, :1], size) for size in max_position])  # (A,1)
     fraction = middle / extent * 2 - 1
     omega = frequencies(theta, width // (2 * axes), position.device)
     angle = (fraction[..., None] * omega).permute(0, 2, 3, 1).flatten(2)  # (B,N,freq*A), axes fastest
@@ -44,7 +44,7 @@ def rope_table(position: Tensor, width: int, heads: int, theta: float, max_posit
 class RopeCache:
     """`rope_table` of the last few position tensors, keyed by tensor identity.
 
-    All steps of a sampling share one position tensor, and so do training steps on clips of one shape
+    All sampling steps of a clip share one position tensor, and so do training steps on clips of one shape
     (`training_inputs.build_tokens`).
     """
 

@@ -3,7 +3,7 @@
 Module names are those of the official checkpoints. A clip has K distinct noise levels (`Tokens.sigma`), and
 `Tokens.level` is the index of each token's level. AdaLN is computed for K rows and picked per token.
 
-This page is the model. `ltx2/runtime` attaches what makes it fast and small in training: `Block.fused` computes a block
+This file is the whole model. `ltx2/runtime` makes training fast and small from outside: `Block.fused` computes a block
 with fused kernels, and `Transformer.run_blocks` runs all blocks with activation checkpointing, offload or CUDA graphs.
 """
 
@@ -112,7 +112,7 @@ class Block(nn.Module):
         h = self.attn1(h, None, inputs.rope, inputs.bias, num_outputs, perturbed)
         level = inputs.level[:, :num_outputs]
         x = x[:, :num_outputs] + pick(gate, level) * h
-        if cross:  # since 2.3: queries are modulated by the token's noise level, the text by the clip's
+        if cross:  # since 2.3: the token's noise level modulates the queries, the clip's noise level the text
             cross_shift, cross_scale, cross_gate = cross
             h = self.attn2(self._modulated_norm(x, cross_scale, cross_shift, level), self.modulated_text(inputs))
             x = x + pick(cross_gate, level) * h

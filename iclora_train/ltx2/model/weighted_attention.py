@@ -18,7 +18,8 @@ from torch import Tensor
 from iclora_train.ltx2.kernels.attention_backends import AttentionBackend, backend_for
 from iclora_train.ltx2.kernels.merge_attention import merge_attention
 
-SMALLEST = 8  # the keys of the largest weight get their own rectangle if they are at least 1 in 8 of the attended keys
+# The keys of the largest weight get a rectangle without a key bias if they are at least 1 in 8 of the attended keys.
+MIN_SHARE_INVERSE = 8
 BLOCKED = -1e3  # a logit this far below the others has probability exactly 0 in fp32
 
 
@@ -70,7 +71,7 @@ def _target_to_reference(target: slice, reference: slice, log_weight: Tensor) ->
     if len(log_weight) > 1:  # the clips of a batch have different masks
         return [Rectangle(target, reference, key_bias=log_weight[:, :, None])]
     attended = log_weight > BLOCKED
-    if SMALLEST * int(is_largest.sum()) < int(attended.sum()):
+    if MIN_SHARE_INVERSE * int(is_largest.sum()) < int(attended.sum()):
         is_largest = torch.zeros_like(is_largest)
     rectangles = [Rectangle(target, _indices(is_largest, reference), largest)] if bool(is_largest.any()) else []
     rest = attended & ~is_largest
@@ -79,9 +80,9 @@ def _target_to_reference(target: slice, reference: slice, log_weight: Tensor) ->
     return rectangles
 
 
-def _indices(mask: Tensor, run: slice) -> slice | Tensor:
-    """The tokens of `run` for which `mask` (1,1,n) is true: `run` itself if that is all of them, else their indices."""
-    return run if bool(mask.all()) else mask.flatten().nonzero().flatten() + run.start
+def _indices(mask: Tensor, reference: slice) -> slice | Tensor:
+    """The tokens of a reference for which `mask` (1,1,n) is true: its slice if these are all, else their indices."""
+    return reference if bool(mask.all()) else mask.flatten().nonzero().flatten() + reference.start
 
 
 @torch.compiler.disable
@@ -106,8 +107,8 @@ class _WeightedAttention(torch.autograd.Function):
         out, lse, state = _attend_rectangle(backend, first, q, k, v)
         states = [state]
         for rectangle in rest:
-            more, more_lse, state = _attend_rectangle(backend, rectangle, q, k, v)
-            merge_attention(out[:, :, rectangle.queries], lse[:, :, rectangle.queries], more, more_lse)
+            next_out, next_lse, state = _attend_rectangle(backend, rectangle, q, k, v)
+            merge_attention(out[:, :, rectangle.queries], lse[:, :, rectangle.queries], next_out, next_lse)
             states.append(state)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.bias, ctx.states, ctx.backend = bias, states, backend

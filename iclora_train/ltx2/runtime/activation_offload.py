@@ -1,8 +1,8 @@
 """Activation offload: a share of the tensors that blocks save for backward is moved to pinned host memory.
 
-The copies run on a stream of their own. Tensors leave the GPU while the following blocks compute. In the backward pass
-they return one block ahead, while the backward pass of the block after them runs. What the bus carries in that time
-costs nothing and need not be recomputed.
+The copies run on a separate stream. Tensors leave the GPU while the following blocks compute. In the backward pass they
+return one block ahead, while the backward pass of the following block runs. Copies that the bus can carry in that time
+cost nothing, and their tensors need not be recomputed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class SavedTensor:
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements are contiguous in memory, in any order of dimensions.
 
-    Other tensors, such as q as a slice of the joint q, k, v output, are not a single copy: the host would wait for them
-    and place each element itself.
+    Other tensors, such as q as a slice of the fused q, k, v output, cannot be copied at once: the host would wait for
+    them and place each element itself.
     """
     extent = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.numel() == extent
@@ -48,7 +48,7 @@ def is_dense(tensor: Tensor) -> bool:
 class ActivationOffload:
     """Moves `share` of the bytes that blocks save to the host; 0 moves nothing.
 
-    Pinned memory is kept for later steps, whatever their shapes.
+    Pinned memory is reused in later steps, also for other shapes.
     """
 
     def __init__(self, share: float, min_bytes: int = MIN_BYTES, slab_bytes: int = SLAB_BYTES) -> None:
@@ -64,11 +64,11 @@ class ActivationOffload:
 
     @contextmanager
     def block(self, number: int, exempt: Iterable[Tensor], last: bool = False) -> Iterator[None]:
-        """Inside the `with`, block `number` computes (from 0, in order). Tensors of `exempt` stay on the GPU: they are
-        in use elsewhere.
+        """Inside the `with`, block `number` computes (from 0, in order). Tensors of `exempt` stay on the GPU, because
+        they are in use elsewhere.
 
-        All tensors of the last block stay, as its backward pass comes next. When that begins, the tensors of the
-        block before it start to return.
+        All tensors of the last block stay too, because its backward pass comes next. When it begins, the tensors of the
+        block before start to return.
         """
         if number == 0:
             self.saved_bytes = self.moved_bytes = 0
@@ -84,7 +84,7 @@ class ActivationOffload:
                 return number, tensor
             if tensor.untyped_storage()._cdata in exempt_storages:
                 return tensor
-            # The share holds for all blocks so far: the next block makes up for one large tensor more or less.
+            # The share is of all blocks so far, so that a block makes up for the rounding of the blocks before it.
             self.saved_bytes += tensor.nbytes
             over = self.moved_bytes + tensor.nbytes / 2 > self.share * self.saved_bytes
             moves = not over and tensor.nbytes >= self.min_bytes and is_dense(tensor)
@@ -92,8 +92,8 @@ class ActivationOffload:
                 self.moved_bytes += tensor.nbytes
                 moved.append(self._send(tensor.detach()))
             if self.copy_stream is not None:
-                kept = self.saved_bytes - self.moved_bytes
-                self._release_sent(MAX_IN_FLIGHT + max(0, self.peak_kept_bytes - kept))
+                on_gpu = self.saved_bytes - self.moved_bytes
+                self._release_sent(MAX_IN_FLIGHT + max(0, self.peak_kept_bytes - on_gpu))
             return (number, moved[-1]) if moves else tensor
 
         with saved_tensors_hooks(pack, self._unpack):
@@ -128,10 +128,10 @@ class ActivationOffload:
         return buffer
 
     def _release_sent(self, max_bytes: int) -> None:
-        """Release the GPU memory of tensors that have been copied. If more than `max_bytes` are pending, the
-        computation waits for the oldest.
+        """Release the GPU memory of tensors that have been copied, and of the oldest ones until at most `max_bytes` are
+        pending.
 
-        Later kernels may overwrite released memory, so the compute stream waits for the copy in every case.
+        Later kernels may overwrite released memory, so the compute stream always waits for the copy first.
         """
         assert self.copy_stream is not None
         while self.in_flight and (self.in_flight_bytes > max_bytes or self.in_flight[0][1].query()):

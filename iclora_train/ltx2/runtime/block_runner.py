@@ -15,8 +15,8 @@ from iclora_train.ltx2.runtime.weight_offload import WeightOffload
 
 
 class BlockRunner:
-    """A `run_blocks` of `model.transformer.Transformer`. Its settings have effect in training only, except
-    `weight_offload`."""
+    """A `run_blocks` of `model.transformer.Transformer`. Except `weight_offload`, its settings have effect in training
+    only."""
 
     def __init__(self, weight_offload: WeightOffload | None = None) -> None:
         self.weight_offload = weight_offload or WeightOffload()
@@ -30,7 +30,7 @@ class BlockRunner:
     ) -> Tensor:
         training = net.training and torch.is_grad_enabled()
         if self.activation_budget is not None and training:
-            # The gradient of x is not used. But if x has one, the first block compiles to the same graph as the others.
+            # The gradient of x is not used. It is required so that the first block compiles to the graph of all blocks.
             x = x.detach().requires_grad_()
         graphs = self.cuda_graphs if training else None
         if graphs is not None and (inputs.bias is not None or perturbed):

@@ -1,8 +1,8 @@
 """Lets torch.compile run small independent kernels as one kernel (inductor's combo kernels).
 
 A compiled block has dozens of small kernels in each pass: casts of adapters to bf16, gates, sums of partial results.
-Large kernels are left out. Inductor would schedule combined kernels early, and everything that is recomputed for the
-backward pass would then be in memory from the start of that pass.
+Large kernels are left out. Inductor would schedule them early if they were combined, and all recomputed activations
+would then be in memory from the start of the backward pass.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """torch.compile for the transformer's blocks. All blocks share one compilation for each shape of tokens.
 
-Compiled code is cached on disk, so a known shape starts within seconds in a later run of the same version.
+Compiled code is cached on disk, so a shape that was compiled before starts within seconds in a later run of the same
+version.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
 def fuse_blocks(transformer: Transformer) -> None:
     """Give every block its fused form, if it has none.
 
-    Linears of the same input are fused to one, except under weight offload, which moves every weight by itself, and
-    except in fp32 on a CPU: one matmul for q, k and v sums their input gradients in another order than three matmuls.
-    There, fused blocks compute the same as plain blocks bit for bit.
+    Linears of the same input are fused into one, with two exceptions. Weight offload moves every weight by itself. In
+    fp32 on a CPU, fused blocks compute the same as plain blocks bit for bit; one matmul for q, k and v would sum their
+    input gradients in another order than three.
     """
     weight = transformer.patchify_proj.weight
     exact = weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 Tensors = tuple[Tensor, ...]
 Function = Callable[[Tensors], Tensor]  # the captured function: input tensors -> output
-MAX_SHAPES = 8  # in one process; with more of them CUDA graphs are switched off
+MAX_SHAPES = 8  # with more shapes in one process, CUDA graphs are switched off
 
 
 class Capture(Protocol):
@@ -42,7 +42,7 @@ class CudaCapture:
 
 
 class CudaGraphs:
-    """Captures a function of tensors when a shape comes for the second time, and replays it from then on."""
+    """Captures a function of tensors at the second call with a shape, and replays it from then on."""
 
     def __init__(self, new_capture: Callable[[], Capture] = CudaCapture, max_shapes: int = MAX_SHAPES) -> None:
         self.new_capture, self.max_shapes = new_capture, max_shapes
@@ -56,7 +56,7 @@ class CudaGraphs:
     def run(self, function: Function, tensors: Tensors, module: nn.Module, key: Hashable = None) -> Tensor:
         """function(tensors), with gradients for the trainable parameters of `module` but not for the tensors.
 
-        key: what the function depends on besides the tensors.
+        key: all values besides the tensors that the function depends on.
         """
         tensors = tuple(tensor.contiguous() for tensor in tensors)  # the fixed copies are contiguous too
         key = (tuple((tensor.shape, tensor.dtype) for tensor in tensors), key, _autocast_state())

@@ -19,8 +19,8 @@ from iclora_train.ltx2.kernels.lora_linear import (
     spare_rows,
 )
 from iclora_train.ltx2.kernels.modulated_norm import ModulatedNorm
-from iclora_train.ltx2.kernels.modulation import GatedResidual, rms_norm
-from iclora_train.ltx2.model.attention import Attention, attend_first, gate_heads
+from iclora_train.ltx2.kernels.modulation import GatedResidual, gate_heads, rms_norm
+from iclora_train.ltx2.model.attention import Attention, attend_first
 from iclora_train.ltx2.model.attention import rms_norm as weighted_norm
 from iclora_train.ltx2.model.rope import rotate
 from iclora_train.ltx2.model.transformer import Block, BlockInputs
@@ -35,7 +35,7 @@ class FusedBlock(nn.Module):
     """
 
     def __init__(self, block: Block, fuse: bool = True) -> None:
-        """fuse: False under weight offload, which moves every weight by itself."""
+        """fuse: whether linears of the same input are fused (`compile.fuse_blocks` decides)."""
         super().__init__()
         attn, text_attn = block.attn1, block.attn2
         qkv, kv = [attn.to_q, attn.to_k, attn.to_v], [text_attn.to_k, text_attn.to_v]
@@ -105,7 +105,7 @@ def project_out(attn: Attention, out: Tensor, logits: Tensor | None) -> Tensor:
 
 
 def unmodulated_norm(x: Tensor, level: Tensor, eps: float) -> Tensor:
-    """RMS norm that does not depend on the noise level: the norm before text attention, before LTX-2.3."""
+    """RMS norm that does not depend on the noise level: the norm before text attention in LTX-2.0."""
     return rms_norm(x, eps)
 
 

@@ -1,8 +1,8 @@
 """Tells torch.compile what to save for the backward pass: outputs of attention and inverse root mean squares.
 
 The partitioner assigns a recomputation cost to matmuls and FlashAttention, but treats cuDNN's attention as cheap and
-recomputes it in every backward pass (torch 2.11, 2.13; seen in a profile), although no other operation costs more per
-saved byte. An inverse root mean square is one number per token; its recomputation is a pass over all channels.
+recomputes it in every backward pass (torch 2.11 and 2.13, by profiles). Yet no other operation costs more time per byte
+of its output. An inverse root mean square is one number per token; recomputing it is a pass over all channels.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ class SavePolicy(CustomGraphPass):
                 node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
 
     def uuid(self) -> bytes:
-        """Key of the compiler's disk cache: code compiled by another version of this package is not reused. The code
-        calls our operators by name and relies on the output shapes that they had when it was compiled."""
+        """Key of the compiler's disk cache, so that code compiled by another version of this package is not reused.
+
+        Compiled code calls our operators by name and relies on the output shapes that they had when it was compiled.
+        """
         return get_hash_for_files(SOURCES)

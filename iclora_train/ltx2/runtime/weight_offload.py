@@ -1,10 +1,10 @@
 """Weight offload: frozen weights of some blocks stay in host memory and are copied to the GPU for their computation.
 
-An offloaded weight keeps its tensor and its storage; while it is away, the storage has no bytes (as in fully sharded
-data parallelism). So references that autograd or a compiled block has saved stay valid. Two offloaded blocks are on the
-GPU at a time: the one that computes, and the next one, whose weights are being copied meanwhile. The next one is the
-following block in the forward pass, the preceding one in the backward pass, and where a pass ends, the first block of
-the pass that comes after it.
+An offloaded weight keeps its tensor and its storage. While the weight is only on the host, the storage has size 0, as
+in fully sharded data parallelism. References that autograd or a compiled block has saved therefore stay valid. Two
+offloaded blocks are on the GPU at a time: the block that computes, and the next one, whose weights are copied in the
+meantime. In the forward pass the next block is the following one, in the backward pass the preceding one, and at the
+end of a pass the first block of the next pass.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from iclora_train.core.copy_stream import CopyStream
 
 
 class WeightOffload:
-    """Offloads the linear weights of `count` of `num_blocks` blocks, evenly spread so that the copies have time.
+    """Offloads the linear weights of `count` of `num_blocks` blocks, evenly spread so that copies have time to finish.
 
     ConfigError if `count` is larger than `num_blocks`.
     """
@@ -29,7 +29,7 @@ class WeightOffload:
         )
         self.blocks = [(2 * i + 1) * num_blocks // (2 * count) for i in range(count)]  # indices, ascending
         self.weights: dict[int, list[tuple[nn.Parameter, Tensor]]] = {block: [] for block in self.blocks}
-        self.resident: dict[int, torch.cuda.Event | None] = {}  # blocks on the GPU -> event of their copy's end
+        self.resident: dict[int, torch.cuda.Event | None] = {}  # blocks on the GPU -> event at the end of their copy
         self.copy_stream = CopyStream(torch.device(device))
 
     def move_to_host(self, name: str, weight: nn.Parameter) -> None:
@@ -67,17 +67,17 @@ class WeightOffload:
         self.blocks, self.weights, self.resident = [], {}, {}
 
     def _make_resident(self, block: int, upcoming: int) -> None:
-        """Have the weights of exactly these two blocks on the GPU. Computation waits for those of `block`."""
-        evicted = [other for other in self.resident if other not in (block, upcoming)]
+        """Bring the weights of these two blocks to the GPU and free all others. Computation waits for `block`'s."""
+        evicted = [number for number in self.resident if number not in (block, upcoming)]
         if evicted:
             self.copy_stream.wait_for_compute()  # the copy stream may reuse their memory only after their last use
-        for other in evicted:
-            del self.resident[other]
-            for weight, _ in self.weights[other]:
+        for number in evicted:
+            del self.resident[number]
+            for weight, _ in self.weights[number]:
                 weight.untyped_storage().resize_(0)
-        for needed in (block, upcoming):
-            if needed not in self.resident:
-                self._start_copy(needed)
+        for number in (block, upcoming):
+            if number not in self.resident:
+                self._start_copy(number)
         self.copy_stream.make_compute_wait(self.resident[block])
 
     def _start_copy(self, block: int) -> None:

@@ -1,8 +1,8 @@
 """The text connectors: Gemma's hidden states -> the tokens that the video stream's cross-attention reads.
 
 The states of all layers of a token are normalised and projected together. A small transformer then mixes the tokens of
-a caption with learned registers, which replace the padding. The result has TOKENS tokens that all have a meaning, so
-that no attention mask is needed after it. The transformer is diffusers' class; the audio side is not built.
+a caption with learned registers, which replace the padding. All TOKENS tokens of the result have a meaning, so that
+the cross-attention needs no mask. The transformer is diffusers' class; the audio side is not built.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Connectors(nn.Module):
         `state` may be lazy and may hold other tensors: only the video connector and the projection are read, one tensor
         at a time, to `device` in `dtype` (None: as stored). source: the file, for messages.
         """
-        registers = _need(state, "video_embeddings_connector.learnable_registers").shape[0]
+        registers = _require(state, "video_embeddings_connector.learnable_registers").shape[0]
         settings = ConnectorConfig.from_official(config, registers)
         kind = "video_aggregate_embed" if settings.per_token else "aggregate_embed"
         keys = [k for k in state if k.startswith(_OFFICIAL) and not k.startswith(_OFFICIAL_AUDIO)]
@@ -158,7 +158,7 @@ class Connectors(nn.Module):
         source: str,
     ) -> Connectors:
         """Build the module from the tensors of `keys`. rename: name in the module -> key in `state`."""
-        outputs, inputs = _need(state, rename("projection.weight")).shape
+        outputs, inputs = _require(state, rename("projection.weight")).shape
         with torch.device("meta"):
             module = cls(settings, inputs, outputs, bias=rename("projection.bias") in state)
         shapes = shapes_of(state)
@@ -197,7 +197,7 @@ class Connectors(nn.Module):
         return torch.where(mask.bool()[..., None], features, 0) * scale
 
 
-def _need(state: Mapping[str, Tensor], key: str) -> Tensor:
+def _require(state: Mapping[str, Tensor], key: str) -> Tensor:
     if key not in state:
         raise ConfigError(
             f"the text connectors lack {key}: give model.checkpoint a complete file, or name the missing file in "

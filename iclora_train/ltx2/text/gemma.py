@@ -20,14 +20,14 @@ from iclora_train.ltx2.text.gemma_files import GemmaFiles
 from iclora_train.ltx2.weights.assign import assign_tensor, check_keys, shapes_of
 from iclora_train.ltx2.weights.safetensors_header import DTYPES
 
-BATCH = 4  # captions at once: 49 states of 1024 x 3840 in bf16 are 0.4 GB for each
+BATCH = 4  # captions at once; the 49 states of 1024 x 3840 in bf16 of one caption are 0.4 GB
 _FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 log = logging.getLogger(__name__)
 
 
 class GemmaTextEncoder(nn.Module):
-    """Gemma and the connectors, frozen. It is called like `NanoTextEncoder`."""
+    """Gemma and the connectors, frozen, with the interface of `NanoTextEncoder`."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, connectors: Connectors) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class GemmaTextEncoder(nn.Module):
         gemma_version: str | None = None,
         device: torch.device | str = "cpu",
     ) -> GemmaTextEncoder:
-        """The text encoder of base `version` on `device`, from a folder or a packed file (see gemma_files).
+        """The text encoder of base `version` on `device`, from a folder or a packed file (`gemma_files`).
 
         gemma_version: as in the checkpoint's `gemma_source_checkpoint`. ConfigError for an encoder that does not fit.
         """
@@ -100,7 +100,7 @@ def text_fingerprint(folder: Path) -> str:
 
 
 def _language_model(files: GemmaFiles, inputs: int, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
-    """Gemma without vision, audio and output head: built without memory, then filled with the tensors of the files."""
+    """Gemma without vision, audio and output head: built on the meta device, then filled from the files."""
     from accelerate import init_empty_weights  # noqa: PLC0415 (slow)
     from transformers import AutoConfig, AutoModel  # noqa: PLC0415 (slow)
 

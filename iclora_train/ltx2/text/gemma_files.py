@@ -31,7 +31,7 @@ _SAMPLES, _SAMPLE = 16, 1 << 16  # hashed samples of a weight file, bytes of eac
 
 @dataclass(frozen=True)
 class GemmaFiles:
-    """The files of a text encoder. `open` reads the config only.
+    """The files of a text encoder. `open` reads only the config.
 
     root: the folder with config.json, or the packed file.
     """

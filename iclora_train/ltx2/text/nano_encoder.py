@@ -1,7 +1,7 @@
 """nano's text encoder: hashed words and two small transformer layers. (The real models use Gemma.)
 
-No vocabulary file is needed: the number of a word is its CRC-32 modulo the table size. Unused positions hold learned
-registers, as in LTX-2, so that each of the T tokens has a meaning and no attention mask is needed.
+A vocabulary file is not needed: the number of a word is its CRC-32 modulo the table size. Unused positions hold learned
+registers, as in LTX-2, so that each of the T tokens has a meaning and an attention mask is not needed.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ RENAMED = {
     ".attn.k_norm.": ".attn.norm_k.",
 }
 GATED = {".attn.proj.": "gate_msa", ".mlp.w_down.": "gate_mlp", ".context_proj.": "gate_ctx"}
-UNUSED = re.compile(r"(^|\.)coarse_|^type_emb$|\.gate_(msa|mlp|ctx)$")  # preview heads, and gates (folded)
+UNUSED = re.compile(r"(^|\.)coarse_|^type_emb$|\.gate_(msa|mlp|ctx)$")  # preview heads, and gates (in the linears)
 
 
 def decoder_config(section: Section) -> dict[str, Any]:
@@ -159,9 +159,9 @@ class DiffusionDecoder(nn.Module):
         """The weights with official keys, without the statistics."""
         return to_official(self.model.state_dict())
 
-    def _floor(self) -> tuple[int, int, int]:
-        """The smallest latent grid that is as large as the attention window of every stage."""
-        floor = [1, 1, 1]
+    def _min_grid(self) -> tuple[int, int, int]:
+        """The smallest latent grid in which the attention window of every stage fits."""
+        cells = [1, 1, 1]
         for stage, kernel in enumerate(self.kernels):
             for axis in range(3):
                 factor = math.prod(stride[axis] for stride in self.strides[:stage])
@@ -169,13 +169,13 @@ class DiffusionDecoder(nn.Module):
                 if axis == 0:  # (f - 1) factor + 1 frames; all stages but the last have trailing padding
                     ghosts = self.model.decoder.trailing_pad_latent_frames if stage < len(self.strides) else 0
                     least = -(-(kernel[0] - 1) // factor) + 1 - ghosts
-                floor[axis] = max(floor[axis], least)
-        return floor[0], floor[1], floor[2]
+                cells[axis] = max(cells[axis], least)
+        return cells[0], cells[1], cells[2]
 
     def _padded(self, latent: Tensor) -> tuple[Tensor, int, int]:
         """Repeat border cells of a small clip until all windows fit: at the end in time, on both sides in space.
         Returns the padded latent and the padding at the top and left."""
-        f, h, w = (max(0, least - size) for least, size in zip(self._floor(), latent.shape[2:], strict=True))
+        f, h, w = (max(0, least - size) for least, size in zip(self._min_grid(), latent.shape[2:], strict=True))
         padding = (w // 2, w - w // 2, h // 2, h - h // 2, 0, f)
         return functional.pad(latent, padding, mode="replicate"), h // 2, w // 2
 
@@ -199,21 +199,21 @@ class DiffusionDecoder(nn.Module):
         return video[:, :, :frames, top * s : (top + h) * s, left * s : (left + w) * s]
 
     def _decode(self, latent: Tensor, generator: torch.Generator, steps: int | None, tiling: Tiling) -> Tensor:
-        """Latents (1, C, f, h, w) in the model's own scale -> pixels. The stages before the last run on the whole clip,
-        the rest one tile at a time. (diffusers' own tiling would decode a short remainder at the clip's end by itself.)
+        """Latents (1, C, f, h, w) in the model's scale -> pixels. The stages before the last run on the whole clip, the
+        rest one tile at a time. (diffusers' tiling would decode a short remainder at the clip's end separately.)
         """
         decoder = self.model.decoder
         steps = steps or decoder.default_num_inference_steps
         t, h, w = (math.prod(axis) for axis in zip(*self.strides[:-1], strict=True))  # tiled cells per latent cell
         last = self.strides[-1]
-        lacking = last[0] - 1  # the first cell has this many pixel frames less
+        missing = last[0] - 1  # pixel frames that the first cell has fewer than the others
         features = decoder.forward_stages_1_to_3(latent)  # (1, t, h, w, C)
         ghosts = decoder.trailing_pad_latent_frames * t
         grid = (features.shape[1] - ghosts, features.shape[2], features.shape[3])
         times, rows, columns = tiling.scaled(t, h, w).spans(*grid)
         size = [last[1] * decoder.patch_size, last[2] * decoder.patch_size]
         places = (
-            [slice(max(a * last[0] - lacking, 0), b * last[0] - lacking) for a, b in times],
+            [slice(max(a * last[0] - missing, 0), b * last[0] - missing) for a, b in times],
             [slice(a * size[0], b * size[0]) for a, b in rows],
             [slice(a * size[1], b * size[1]) for a, b in columns],
         )

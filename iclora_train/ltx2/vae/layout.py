@@ -24,7 +24,7 @@ VAE_REMEDY = (
 CONVOLUTIONAL, DIFFUSION = "CausalVideoAutoencoder", "CausalDiffusionVAE"
 # Official block name -> diffusers' name of the same resampling. In the encoder the official names end in `_res`.
 COMPRESS = {"compress_space": "spatial", "compress_time": "temporal", "compress_all": "spatiotemporal"}
-# Fields with only these values in all published LTX-2 sections; diffusers' class supports no others.
+# Fields that have only these values in all published LTX-2 sections; diffusers' class does not support other values.
 FIXED: dict[str, tuple[Any, ...]] = {
     "dims": (3,),
     "in_channels": (3,),
@@ -42,9 +42,11 @@ def is_diffusion(section: Section) -> bool:
 
 
 def convolutional(section: Section) -> Section:
-    """The section of a convolutional encoder and decoder. 2.5's CausalDiffusionVAE nests its encoder (`blocks`;
-    `out_channels` is the latent width) and has no convolutional decoder: the smallest decoder that mirrors the encoder
-    is its placeholder."""
+    """The section of a convolutional encoder and decoder.
+
+    2.5's CausalDiffusionVAE nests its encoder (`blocks`; `out_channels` is the latent width) and does not have a
+    convolutional decoder. The smallest decoder that mirrors the encoder is its placeholder.
+    """
     name = section.get("_class_name", CONVOLUTIONAL)
     if name not in (CONVOLUTIONAL, DIFFUSION):
         raise ConfigError(f"vae._class_name is {name!r}; only {CONVOLUTIONAL} and {DIFFUSION} are LTX-2's video VAEs")
@@ -136,9 +138,8 @@ def diffusers_config(section: Section) -> dict[str, Any]:
         "decoder_spatio_temporal_scaling": (True,) * len(up_kinds),
         "decoder_inject_noise": (False,) * len(up_layers),
         "downsample_type": tuple(COMPRESS[kind] for kind in kinds),
-        "upsample_type": tuple(
-            COMPRESS[kind] for kind in reversed(up_kinds)
-        ),  # the only list that diffusers does not reverse
+        # diffusers reverses all lists but this one
+        "upsample_type": tuple(COMPRESS[kind] for kind in reversed(up_kinds)),
         "upsample_residual": tuple(params.get("residual", False) for params in up_settings),
         "upsample_factor": tuple(params.get("multiplier", 1) for params in up_settings),
         "patch_size": patch,

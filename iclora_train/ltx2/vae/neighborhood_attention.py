@@ -1,7 +1,7 @@
 """3-D neighbourhood attention (each position attends to a window around it) in plain PyTorch and bounded memory.
 
 The windows are NATTEN's (`na3d`): centred where possible and shifted inwards at the borders, so that all windows have
-the same size. diffusers builds one mask over all positions (N x N, gigabytes at real sizes) or needs NATTEN."""
+the same size. diffusers either needs NATTEN or builds one mask over all positions (N x N, gigabytes at real sizes)."""
 
 from __future__ import annotations
 

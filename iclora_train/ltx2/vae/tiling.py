@@ -22,8 +22,8 @@ Coder = Callable[[Tensor], Tensor]  # encode or decode of one tile
 class Tiling:
     """Size of the largest tile and overlap of neighbouring tiles in time and in space, all in latent cells.
 
-    Decoded pixels in an overlap are blended. Of encoded cells in an overlap, the half nearer to a tile's edge is only
-    context and is discarded.
+    Decoded pixels in an overlap are blended. Of a tile's encoded cells in an overlap, the half nearer to the tile's
+    edge is only context and is discarded.
     """
 
     frames: int

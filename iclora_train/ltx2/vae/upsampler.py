@@ -1,7 +1,7 @@
 """The latent upsampler: twice the height and width of a clip's latents, for the second stage of sampling.
 
 The model is diffusers' class. The published files (`ltx-2-spatial-upscaler-x2-1.0.safetensors` and the files of 2.3 and
-2.5) name the tensors as that class does, and have the config in the metadata, as ltx-core reads it.
+2.5) use the tensor names of this class, and have the config in the metadata, where ltx-core reads it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
 
 
 def mismatches(stored: Shapes, expected: Shapes) -> list[str]:
-    """The difference between two sets of names and shapes: missing, unknown and misshapen keys, one message each."""
+    """The keys that are missing, unknown or of a wrong shape, one message each."""
     wrong = [f"missing {name}" for name in expected if name not in stored]
     wrong += [f"unknown {name}" for name in stored if name not in expected]
     both = sorted(expected.keys() & stored.keys())

@@ -44,7 +44,7 @@ def require_scales(source: str, dtypes: dict[str, str], scales: dict[str, tuple[
     _refuse(
         source,
         (name for name, dtype in dtypes.items() if dtype in FP8 and name not in scales),
-        "are fp8 without a .weight_scale, so their size is unknown; give the official fp8 file, or the bf16 one",
+        "are fp8 without a .weight_scale, so their values are unknown; give the official fp8 file, or the bf16 one",
     )
     _refuse(
         source,

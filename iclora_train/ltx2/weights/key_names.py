@@ -1,8 +1,8 @@
-"""Key names of published checkpoints: the component and the official name of each key. Facts from Lightricks' ltx-core
-and from diffusers' convert_ltx2_to_diffusers.py.
+"""Key names of published checkpoints: the component and the official name of each key.
 
 Official files (LTX-2 and 2.3: one file with everything; 2.5: one file per component) and diffusers folders are read.
 Only the video stream of the transformer is read: audio, cross-attention to audio and vocoder keys have no name here.
+Sources: Lightricks' ltx-core and diffusers' convert_ltx2_to_diffusers.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STATISTICS = {
 }
 MODEL_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "vae.", "text_encoder."
 PROJECTION_PREFIX = "text_embedding_projection."
-BARE_VAE_PREFIXES = ("encoder.", "decoder.", "per_channel_statistics.")  # in a file with the VAE alone
+BARE_VAE_PREFIXES = ("encoder.", "decoder.", "per_channel_statistics.")  # in a file that holds only the VAE
 COMPONENTS = ("transformer", "vae", "connectors", "text")  # text: nano's own text encoder
 SETTINGS = {"transformer": "model.checkpoint", "vae": "model.vae", "connectors": "model.connectors"}
 DIFFUSERS_CLASSES = {
@@ -56,13 +56,15 @@ _DIFFUSERS_CONFIG = {  # official key -> diffusers' key, and diffusers' default 
 
 
 def is_vae_file(keys: Container[str]) -> bool:
-    """Whether a file holds the video VAE alone, with keys without a prefix (LTX-2.5's split files)."""
+    """Whether a file holds only the video VAE, under keys without the prefix `vae.` (LTX-2.5's split files)."""
     return all(mark in keys for mark in _BARE_VAE_MARKS)
 
 
 def classify_key(key: str, bare_vae: bool = False) -> tuple[str, str] | None:
-    """(component, name) of a key of an official file; None if this code does not read it. Names keep no prefix but
-    `vae.`."""
+    """(component, name) of a key of an official file; None if this code does not read it.
+
+    Of the prefixes, only `vae.` stays in the name.
+    """
     if key.startswith(MODEL_PREFIX):
         name = key.removeprefix(MODEL_PREFIX)
         if name.startswith(_CONNECTORS):

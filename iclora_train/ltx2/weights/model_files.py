@@ -20,7 +20,7 @@ from iclora_train.ltx2.weights.key_names import DIFFUSERS_CLASSES, SETTINGS
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
 from iclora_train.ltx2.weights.versions import detect_version
 
-_EXPECTED = {  # component -> what its setting must name
+_EXPECTED = {  # component -> the file or folder that its setting must name, in words
     "transformer": "the transformer's file, a folder of LTX-2 files or a diffusers folder",
     "vae": "the file of the video VAE (LTX-2.5: ltx-2.5-video-vae-conv-bf16.safetensors), or a diffusers vae folder",
     "connectors": "the file with text_embedding_projection.* (LTX-2.5: the packed text encoder), or a diffusers folder",
@@ -42,8 +42,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, checkpoint: Path, vae: Path | None = None, connectors: Path | None = None) -> Checkpoint:
-        """The checkpoint at a path; `vae` and `connectors` replace or add components that lie elsewhere. ConfigError
-        names the file and the remedy."""
+        """The checkpoint at a path. ConfigError names the file and the remedy.
+
+        vae, connectors: paths of components that are added, or replace the checkpoint's.
+        """
         needed = {*key_names.COMPONENTS} - ({"vae"} if vae else set())
         components, metadata = _read(checkpoint, "transformer", needed)
         if "transformer" not in components:
@@ -67,7 +69,7 @@ class Checkpoint:
         return self.components[name]
 
     def tensors(self, name: str, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors of a component, one at a time in the order of the disk; fp8 weights times their scales."""
+        """Names and tensors of a component, one at a time in the order on disk; fp8 weights are dequantized."""
         return self.component(name).read(device)
 
 
@@ -106,18 +108,21 @@ def _official_files(path: Path, target: str) -> list[Path]:
 
 
 def _official_components(headers: list[Header], needed: set[str]) -> dict[str, Component]:
-    """Sort all tensors into components. A tensor that is in two files means that the folder holds two variants of a
-    component."""
+    """Sort all tensors into components.
+
+    A tensor that is in two files means that the folder holds two variants of its component. For a component in `needed`
+    that is a ConfigError.
+    """
     tensors: dict[str, dict[str, StoredTensor]] = {}
     config: dict[str, Any] = {}
     for header in headers:
         bare = key_names.is_vae_file(header.tensors)
         in_file = set()
         for key, stored in header.tensors.items():
-            place = key_names.classify_key(key, bare)
-            if place is None:
+            component_and_name = key_names.classify_key(key, bare)
+            if component_and_name is None:
                 continue
-            component, name = place
+            component, name = component_and_name
             in_file.add(component)
             first = tensors.setdefault(component, {}).setdefault(name, stored)
             if first is not stored and component in needed:
@@ -133,8 +138,11 @@ def _official_components(headers: list[Header], needed: set[str]) -> dict[str, C
 
 
 def _replacement(component: Component, components: dict[str, Component]) -> Component:
-    """The component that replaces the checkpoint's own. Connectors may lie in two files: the projection in the text
-    encoder's file, which has no config, and the rest in the transformer's file, whose config describes both."""
+    """The component that replaces the checkpoint's.
+
+    Connectors may be in two files: the projection in the text encoder's file, which has no config, and the rest in the
+    transformer's file, whose config describes both.
+    """
     if component.diffusers or component.name != "connectors" or components["transformer"].diffusers:
         return component
     empty = Component("connectors", components["transformer"].config, {}, component.source)

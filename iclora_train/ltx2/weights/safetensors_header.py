@@ -80,9 +80,9 @@ def read_header(file: Path) -> Header:
         data = 8 + length
         tensors = {
             key: StoredTensor(
-                file, key, e["dtype"], tuple(e["shape"]), *(data + offset for offset in e["data_offsets"])
+                file, key, entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"])
             )
-            for key, e in entries.items()
+            for key, entry in entries.items()
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
@@ -118,8 +118,10 @@ class Component:
         }
 
     def merged_with(self, other: Component) -> Component:
-        """This component with the tensors and config fields that only `other` has (LTX-2.5's connectors lie in two
-        files)."""
+        """This component, plus the tensors and config fields of `other` (LTX-2.5's connectors are in two files).
+
+        If both have a tensor, it is this component's; if both have a config field, it is `other`'s.
+        """
         config = self.config | other.config
         return Component(self.name, config, other.with_scales | self.with_scales, self.source, self.diffusers)
 
@@ -135,16 +137,16 @@ class Component:
 
     @cached_property
     def files(self) -> list[Path]:
-        """The files that hold its tensors."""
+        """The files that hold the tensors."""
         return sorted({stored.file for stored in self.stored.values()})
 
     @property
     def where(self) -> str:
-        """Its first three files, for messages."""
+        """The first three files, for messages."""
         return ", ".join(str(file) for file in self.files[:3]) or str(self.source)
 
     def read(self, device: torch.device | str = "cpu") -> Iterator[tuple[str, Tensor]]:
-        """Names and tensors, one at a time in the order of the disk; fp8 weights come times their scale, in fp32.
+        """Names and tensors, one at a time in the order on disk. An fp8 weight is multiplied by its scale, in fp32.
 
         ConfigError as in `require_readable`, before any tensor is read.
         """
@@ -153,7 +155,7 @@ class Component:
             yield name, self.tensor(name, device)
 
     def in_disk_order(self) -> list[str]:
-        """Names of the tensors in the order of the disk."""
+        """Names of the tensors in the order on disk."""
         return sorted(self.stored, key=lambda name: (self.stored[name].file, self.stored[name].start))
 
     def tensor(self, name: str, device: torch.device | str = "cpu") -> Tensor:

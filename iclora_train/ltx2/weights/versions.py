@@ -1,8 +1,9 @@
 """The published LTX versions in one table: how each is detected, what it needs, and where it is published.
 
-A new version is one entry of VERSIONS and one conf/model/<conf>.yaml. The table lies in `weights`, the lowest room of
-`ltx2`, so that `text`, `adapters` and the scripts can import it. `config` comes before it: the values that are also
-settings (`steps`, `stg_blocks`) stand in the YAML files too, and tests/test_versions.py compares them.
+A new version is one entry of VERSIONS and one conf/model/<conf>.yaml. The table is in `weights`, the lowest room of
+`ltx2`, so that `text`, `diffusion`, `adapters` and the scripts can import it. `config` is below it and cannot. Values
+that are also settings (`steps`, `stg_blocks`) are therefore repeated in the YAML files, and the default of
+sample.stg_blocks is LTX-2.0's; tests/test_versions.py compares them with the table.
 
 nano is not a version: it is a small base of family `nano` with the layers of 2.3 (`base_model.EMBEDDED`).
 """
@@ -22,8 +23,7 @@ _GEMMA_4 = "gemma4-12b-with-proj-ltx-2.5-bf16.safetensors"
 
 @dataclass(frozen=True)
 class ComfyUIFiles:
-    """Names of the published distilled files that the ComfyUI workflow loads. vae, audio_vae: None where `model` holds
-    them."""
+    """Names of the published distilled files that the ComfyUI workflow loads. vae, audio_vae: None if in `model`."""
 
     model: str
     text_encoder: str
@@ -40,7 +40,7 @@ class Version:
     identifies the version where the metadata has no model_version.
     gemma, gemma_source: model type of the text encoder, and where to get it.
     repository, diffusers_repository: on Hugging Face, in the official and in diffusers' layout.
-    stem: how the names of the published dev files begin. steps, stg_blocks: recommended for the dev checkpoint.
+    stem: the beginning of the names of the published dev files. steps, stg_blocks: recommended for the dev checkpoint.
     """
 
     name: str
@@ -104,8 +104,11 @@ VERSIONS = {  # from the oldest to the newest
 
 
 def detect_version(declared: str | None, transformer: Mapping[str, Any], source: str) -> str:
-    """The version's name, from `model_version` of the metadata (e.g. 2.3.0 or 2.3-rc1), or else from the switches of
-    the official `transformer` config. ConfigError for an unknown version."""
+    """The version's name. ConfigError for an unknown version.
+
+    declared: `model_version` of the metadata, e.g. 2.3.0 or 2.3-rc1; without it the switches of the official
+    `transformer` config decide. source: the file, for messages.
+    """
     if not declared:
         newest_first = reversed(VERSIONS.values())
         return next(v.name for v in newest_first if not v.switches or _has_a_switch(transformer, v.switches))
