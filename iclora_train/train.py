@@ -13,7 +13,7 @@ import torch
 from lightning import Callback, Trainer
 from rich.console import Console
 
-from iclora_train.config import Config, require
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.core.console import make_console
@@ -133,7 +133,13 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
     """The LightningModule, and the Trainer with its callbacks. ConfigError for an unknown or missing `trainer` key."""
     allowed = set(inspect.signature(Trainer).parameters) - RESERVED_KEYS | OWN_KEYS
     unknown = sorted(config.trainer.keys() - allowed)
-    require(not unknown, f"trainer.{unknown and unknown[0]} is not a setting; there are {', '.join(sorted(allowed))}")
+    if unknown:
+        raise ConfigError(f"trainer.{unknown[0]} is not a setting; there are {', '.join(sorted(allowed))}")
+    strategy = str(config.trainer.get("strategy", "auto"))
+    require(
+        not any(name in strategy for name in ("fsdp", "deepspeed")),
+        f"trainer.strategy={strategy}: the base is not sharded; each GPU holds all of it, with strategy auto or ddp",
+    )
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
     module = ICLoRA(config, base, process_device(config))
     arguments = {key: value for key, value in config.trainer.items() if key not in OWN_KEYS}

@@ -176,7 +176,7 @@ class Validation:
     """Validation during training, and how often checkpoints are saved. An interval of 0 is off."""
 
     loss_every: int = 50  # steps between validation losses with the correct, a swapped and no reference
-    clips_every: int = 0  # steps between rounds of sampled validation clips
+    clips_every: int = 0  # steps between rounds of sampled clips; 0: at the end only, none with loss_every=0 too
     checkpoint_every: int = 50  # steps between checkpoints; a run resumes from one exactly
     dry_run: bool = False  # before step 0: try a step, validation clips and a save; print the cost
     windows: int = 16  # val clips
@@ -185,7 +185,7 @@ class Validation:
     def __post_init__(self) -> None:
         for key in ("loss_every", "clips_every", "checkpoint_every"):
             require(getattr(self, key) >= 0, f"validation.{key}={getattr(self, key)} must be 0 (off) or more")
-        require(self.windows >= 1, f"validation.windows={self.windows} must be at least 1")
+        require(self.windows >= 2, f"validation.windows={self.windows} must be at least 2: references are swapped")
         require(all(0 < s <= 1 for s in self.sigmas), f"validation.sigmas={self.sigmas} must lie in (0, 1]")
 
 

@@ -56,11 +56,11 @@ def target_velocity(clean: Tensor, noise: Tensor) -> Tensor:
     return noise - clean
 
 
-def masked_loss(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error of each clip over the tokens in the mask: (B,N,C), (B,N,C), bool (B,N) -> (B,).
+def masked_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean squared error of each clip over its tokens: (B,N,C), (B,N,C), bool or float (B,N) -> (B,).
 
-    A clip without any token in the mask has loss 0. The count is clamped to 1, because 0 / 0 would make the whole
-    batch NaN.
+    Weights lie in [0, 1]. Their sum is clamped to at least 1, because 0 / 0 would make the whole batch NaN: a clip
+    whose weights are all 0 has loss 0, and a sum below 1 makes the loss smaller than the mean.
     """
     error = (predicted.float() - target.float()).square().mean(-1)  # (B,N)
-    return (error * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+    return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1)

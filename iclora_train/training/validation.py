@@ -45,15 +45,16 @@ class ValidationBatches:
 
     @classmethod
     def open(cls, shards: ShardSet, config: Config) -> ValidationBatches:
-        """`validation.windows` clips, spread evenly over the val split (its most frequent bucket). ConfigError when the
-        split has fewer than two clips.
+        """`validation.windows` clips, spread evenly over the largest bucket of the val split. ConfigError when that
+        bucket has fewer than two clips: the swapped reference would be the clip's own.
         """
         val = shards.indices("val")
+        bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0] if val else ("", 0)
         require(
-            len(val) > 1,
-            f"validation.loss_every needs 2 val clips and {shards.folder} has {len(val)}: prepare more, or set it to 0",
+            count > 1,
+            f"validation needs 2 val clips of one size and {shards.folder} has {count}: prepare more, or set "
+            "validation.loss_every=0 and validation.clips_every=0",
         )
-        bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0]
         in_bucket = [i for i in val if shards.samples[i].bucket == bucket]
         windows = min(config.validation.windows, count)
         pairs = [shards.read_latents(in_bucket[i * count // windows]) for i in range(windows)]
@@ -95,9 +96,10 @@ def validation_losses(
         noise = draw_noise(range(first, first + count), tuple(correct.target.shape[1:])).to(device)
         first += count
         for condition, batch in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
+            on_device = batch.to(device)
             with lora.adapter_off(transformer) if condition == "base" else nullcontext():
                 for sigma in sigmas:
-                    loss = _loss(transformer, batch.to(device), noise, sigma, config.task, geometry)
+                    loss = _loss(transformer, on_device, noise, sigma, config.task, geometry)
                     losses[condition, sigma].append(loss.cpu())
     transformer.train(mode)
     return loss_row({key: torch.cat(parts) for key, parts in losses.items()}, sigmas)
@@ -107,8 +109,8 @@ def _loss(
     transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
 ) -> Tensor:
     """Loss of each clip (B,) at one noise level, without a clean first frame and with full references."""
-    sigmas = noise.new_full((len(noise),), sigma)
-    no_clip = torch.zeros(len(noise), dtype=torch.bool, device=noise.device)
+    no_clip = torch.zeros(len(noise), dtype=torch.bool)  # draws lie on the host, where reading them does not wait
+    sigmas = torch.full((len(noise),), sigma)
     draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip)
     return training_losses(transformer, batch, draws, task, geometry).flow
 

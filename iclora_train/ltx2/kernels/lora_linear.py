@@ -108,8 +108,10 @@ def cache_transposed(module: nn.Module, enabled: bool) -> None:
 
 
 def can_fuse(layers: Sequence[nn.Module]) -> bool:
-    """Whether the linears have one dtype and one input size, and all or none of them a bias."""
+    """Whether the linears have one dtype and one input size, all or none of them a bias, and no adapter but LoRA."""
     linears = [base_linear(layer) for layer in layers]
+    if any(hasattr(layer, "base_layer") and not hasattr(layer, "lora_factors") for layer in layers):
+        return False  # an adapter of another kind, which `fused_forward` would leave out
     return len({(linear.weight.dtype, linear.bias is None, linear.in_features) for linear in linears}) == 1
 
 

@@ -1,1 +1,1 @@
-"""The LTX-2 video transformer in plain PyTorch. It reads like the paper; kernels are attached from outside."""
+"""The LTX-2 video transformer. It reads like the paper; of kernels/ it imports attention and modulation only."""

@@ -35,7 +35,7 @@ class TransformerConfig:
     in_channels: int = 128
     out_channels: int = 128
     num_layers: int = 48
-    cross_attention_dim: int = 4096
+    cross_attention_dim: int = 4096  # equals `width` in every published checkpoint
     norm_eps: float = 1e-6
     positional_embedding_theta: float = 10000.0
     positional_embedding_max_pos: tuple[float, ...] = (20, 2048, 2048)  # seconds, pixels, pixels
@@ -77,12 +77,22 @@ class TransformerConfig:
 class BlockInputs(NamedTuple):
     """Inputs that all blocks share: everything but the tokens x (B,N,D)."""
 
-    text: Tensor  # (B,T,D')
+    text: Tensor  # (B,T,D)
     modulation: Tensor  # (B,K,rows,D), from AdaLN
     level: Tensor  # (B,N) int64, index of each token's noise level
     rope: Tensor  # (2,B,N,heads,head_dim/2), cos and sin
-    prompt: Tensor | None = None  # (B,1,2,D'), AdaLN shift and scale of the text since 2.3
+    prompt: Tensor | None = None  # (B,1,2,D), AdaLN shift and scale of the text since 2.3
     bias: AttentionBias | None = None  # per-token attention weights
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the fields, in their order."""
+        return [value for value in self if isinstance(value, Tensor)]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> BlockInputs:
+        """A copy in which the fields that are tensors are replaced by `tensors`, in their order."""
+        names = [name for name, value in zip(self._fields, self, strict=True) if isinstance(value, Tensor)]
+        values: dict[str, Any] = dict(zip(names, tensors, strict=True))
+        return self._replace(**values)
 
 
 class Block(nn.Module):
@@ -121,7 +131,7 @@ class Block(nn.Module):
         return x + pick(ff_gate, level) * self.ff(self._modulated_norm(x, ff_scale, ff_shift, level))
 
     def modulated_text(self, inputs: BlockInputs) -> Tensor:
-        """The text features (B,T,D'), scaled and shifted for the clip's noise level."""
+        """The text features (B,T,D), scaled and shifted for the clip's noise level."""
         table = self.prompt_scale_shift_table
         shift, scale = (table if inputs.prompt is None else table + inputs.prompt).unbind(-2)
         return inputs.text * (1 + scale) + shift
@@ -179,7 +189,7 @@ class Transformer(nn.Module):
         perturbed: tuple[int, ...] = (),
         num_outputs: int | None = None,
     ) -> Tensor:
-        """Tokens and text (B,T,D') -> velocity (B,N,C), or (B,num_outputs,C) for the first tokens only.
+        """Tokens and text (B,T,text_width) -> velocity (B,N,C), or (B,num_outputs,C) for the first tokens only.
 
         between: whether references attend to each other when attention weights are set (`AttentionBias`).
         perturbed: indices of the blocks in which every token attends only to itself.
@@ -190,7 +200,7 @@ class Transformer(nn.Module):
             x = x + tokens.keyframe[..., None] * self.keyframes_abs_pos_embedding
         time = tokens.sigma.float() * config.timestep_scale_multiplier  # (B,K)
         modulation, time_embedding = self.adaln_single(time)  # (B,K,rows,D), (B,K,D)
-        prompt = None if self.prompt_adaln_single is None else self.prompt_adaln_single(time[:, :1])[0]  # (B,1,2,D')
+        prompt = None if self.prompt_adaln_single is None else self.prompt_adaln_single(time[:, :1])[0]  # (B,1,2,D)
         text = text.to(dtype)
         if self.caption_projection is not None:
             text = self.caption_projection(text)

@@ -35,17 +35,18 @@ class BlockRunner:
         graphs = self.cuda_graphs if training else None
         if graphs is not None and (inputs.bias is not None or perturbed):
             if not graphs.stopped:
-                graphs.stop("attention weights differ from step to step")
+                graphs.stop(
+                    "attention weights differ from step to step" if inputs.bias is not None else "perturbed blocks"
+                )
             graphs = None
         if graphs is None:
             return self._run(net, x, inputs, num_outputs, perturbed, training)
 
         def run_on(tensors: Sequence[Tensor]) -> Tensor:
-            x, text, modulation, level, rope, *prompt = tensors
-            inputs = BlockInputs(text, modulation, level, rope, prompt[0] if prompt else None)
-            return self._run(net, x, inputs, num_outputs, (), training=True)
+            x, *others = tensors
+            return self._run(net, x, inputs.with_tensors(others), num_outputs, (), training=True)
 
-        tensors = (x, *(tensor for tensor in inputs if isinstance(tensor, Tensor)))
+        tensors = (x, *inputs.tensors())
         return graphs.run(run_on, tensors, net.transformer_blocks, key=num_outputs)
 
     def _run(
@@ -64,8 +65,8 @@ class BlockRunner:
             if training and self.activation_checkpointing:
                 x = checkpoint(block, x, *args, use_reentrant=False)
             elif training and self.activation_offload is not None:
-                shared = [tensor for tensor in inputs if isinstance(tensor, Tensor)]
-                with self.activation_offload.block(i, [*shared, *block.parameters(), *block.buffers()], i == last):
+                shared = [*inputs.tensors(), *block.parameters(), *block.buffers()]
+                with self.activation_offload.block(i, shared, i == last):
                     x = block(x, *args)
             else:
                 x = block(x, *args)

@@ -2,8 +2,8 @@
 
 A graph computes at the addresses at which it was captured. Its inputs are therefore copied to fixed tensors, and the
 memory between the forward and the backward graph stays allocated. The first step of a shape runs normally, which
-compiles the blocks; the second one captures the graphs. The graphs of all shapes share one memory pool. A step that
-cannot use it (attention weights, a new shape) needs memory outside that pool.
+compiles the blocks; the second one captures the graphs. The graphs of all shapes share one memory pool. A step of a new
+shape needs memory outside that pool. The first step with attention weights switches CUDA graphs off for the whole run.
 """
 
 from __future__ import annotations
