@@ -16,7 +16,7 @@ from iclora_train.data.shard_sample import pack_latents
 from iclora_train.data.shards import ShardSet, ShardWriter
 from iclora_train.training.dry_run import largest_batch
 from iclora_train.training.validation import ValidationBatches
-from tests.test_shards import MADE_BY, SHAPE, latent, write_latents
+from tests.test_shards import FINGERPRINT, SHAPE, latent, write_latents
 
 SIZES = {"32x32x5": 4, "64x32x5": 6, "64x64x5": 8}  # bucket -> side of the target's latents
 TOKENS = {"32x32x5": 40, "64x32x5": 90, "64x64x5": 160}  # 2 frames of side x side, and a reference half as large
@@ -24,7 +24,7 @@ TOKENS = {"32x32x5": 40, "64x32x5": 90, "64x64x5": 160}  # 2 frames of side x si
 
 def write_buckets(folder: Path, counts: dict[str, int]) -> Path:
     """Write a latent set with `counts` train clips of each bucket, and two val clips of the smallest bucket."""
-    writer, samples = ShardWriter(folder, "latents", MADE_BY), []
+    writer, samples = ShardWriter(folder, "latents", FINGERPRINT), []
     for bucket, count in counts.items():
         width, height, frames = map(int, bucket.split("x"))
         for i in range(count):

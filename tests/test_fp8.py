@@ -26,15 +26,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
     return {fp8: write_checkpoint(folder / str(fp8), "2.3", fp8=fp8) for fp8 in (True, False)}
 
 
-def scene(channels: int, text: int) -> tuple[Tokens, Tensor]:
+def scene(channels: int, width: int) -> tuple[Tokens, Tensor]:
+    """Tokens of a target and a reference, and text features."""
     generator = torch.Generator().manual_seed(0)
     target, reference = torch.randn(2, 1, channels, 2, 2, 2, generator=generator)
     tokens = target_tokens(target, torch.tensor([0.7]), Geometry(channels, 32, 8), 24.0)
-    return append_reference(tokens, reference), torch.randn(1, 5, text, generator=generator)
+    return append_reference(tokens, reference), torch.randn(1, 5, width, generator=generator)
 
 
-def relative_error(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm())
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value - expected).norm() / expected.norm())
 
 
 @torch.no_grad()
@@ -44,8 +45,8 @@ def test_an_fp8_file_gives_the_same_results_dequantized_at_loading_or_at_use(fil
     tokens, text = scene(8, 32)
     assert relative_error(fp8(tokens, text), dequantized(tokens, text)) < 1e-6
     assert fp8.get_submodule(QUERY).weight.dtype == E4M3
-    first = fp8.get_submodule(QUERY.replace(".1.", ".0."))  # the file has this block in bf16
-    assert not isinstance(first, Fp8Linear)
+    linear_of_block_0 = fp8.get_submodule(QUERY.replace(".1.", ".0."))  # the file has this block in bf16
+    assert not isinstance(linear_of_block_0, Fp8Linear)
 
 
 @torch.no_grad()
@@ -56,11 +57,11 @@ def test_a_bf16_file_is_quantized_while_loading(files: dict[bool, Path]) -> None
     assert 1e-3 < relative_error(quantized(tokens, text), bf16(tokens, text)) < 0.1
     linears = [m for name, m in quantized.named_modules() if isinstance(m, nn.Linear) and "blocks" in name]
     for linear in linears:
-        gate = linear.out_features == bf16.config.num_attention_heads
-        assert isinstance(linear, Fp8Linear) != gate
+        is_gate = linear.out_features == bf16.config.num_attention_heads
+        assert isinstance(linear, Fp8Linear) != is_gate
 
 
-def test_quantize_uses_the_whole_range() -> None:
+def test_quantize_uses_the_whole_range_of_fp8() -> None:
     weight = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     values, scale = quantize(weight)
     assert float(values.float().abs().max()) == torch.finfo(E4M3).max
@@ -68,19 +69,19 @@ def test_quantize_uses_the_whole_range() -> None:
     assert torch.equal(quantize(torch.zeros(2, 2))[0].float(), torch.zeros(2, 2))
 
 
-def test_input_gradients_are_those_of_the_dequantized_weight() -> None:
+def test_input_gradients_equal_those_of_the_dequantized_weight() -> None:
     generator = torch.Generator().manual_seed(0)
     values, scale = quantize(torch.randn(6, 5, generator=generator))
     bias = torch.randn(6, generator=generator)
     x = torch.randn(2, 3, 5, generator=generator, requires_grad=True)
-    plain = nn.functional.linear(x, values.float() * scale, bias)
+    expected = nn.functional.linear(x, values.float() * scale, bias)
     out = Fp8Linear(values, scale, bias)(x)
-    assert torch.allclose(out, plain, atol=1e-6)
+    assert torch.allclose(out, expected, atol=1e-6)
     grad = torch.randn(2, 3, 6, generator=generator)
-    assert torch.allclose(*(torch.autograd.grad(y, x, grad)[0] for y in (out, plain)), atol=1e-6)
+    assert torch.allclose(*(torch.autograd.grad(y, x, grad)[0] for y in (out, expected)), atol=1e-6)
 
 
-def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path], tmp_path: Path) -> None:
+def test_an_adapter_trains_in_fp32_on_an_fp8_base_and_loads_again(files: dict[bool, Path], tmp_path: Path) -> None:
     base = BaseModel.open(str(files[True]))
     net = base.transformer(fp8=True)
     parameters = lora.attach(net, Lora(rank=4))
@@ -100,7 +101,7 @@ def test_an_adapter_trains_on_it_in_fp32_and_loads_again(files: dict[bool, Path]
     assert losses[-1] < losses[0]
     path = tmp_path / "adapter.safetensors"
     lora.save(path, lora.Adapter(lora.adapter_weights(net), {"reference_downscale_factor": "1"}))
-    again = base.transformer(fp8=True)
-    lora.load_adapter(again, lora.read(path))
+    reloaded = base.transformer(fp8=True)
+    lora.load_adapter(reloaded, lora.read(path))
     with torch.no_grad():
-        assert relative_error(again(tokens, text), net(tokens, text)) < 1e-6
+        assert relative_error(reloaded(tokens, text), net(tokens, text)) < 1e-6

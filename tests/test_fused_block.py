@@ -19,17 +19,17 @@ from tests.test_compiled import scene
 
 
 def network(version: str) -> Transformer:
-    """A tiny transformer with an adapter on every linear that IC-LoRAs train, B included."""
+    """A tiny transformer with an adapter on every linear that IC-LoRAs train. B is not zero."""
     net = RandomBase(version, "tiny").transformer()
-    for number, parameter in enumerate(lora.attach(net, Lora(rank=4))):
-        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+    for seed, parameter in enumerate(lora.attach(net, Lora(rank=4))):
+        torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(seed))
     return net.train()
 
 
 def step(
     net: Transformer, tokens: Tokens, perturbed: tuple[int, ...], num_outputs: int | None, adapter: bool
 ) -> list[Tensor]:
-    """The velocity, and the gradients of the latent and, with the adapter on, of its parameters."""
+    """The velocity, and the gradients of the latent and, with the adapter on, of the adapter's parameters."""
     text = torch.randn(1, 5, net.config.text_width, generator=torch.Generator().manual_seed(1))
     tokens = replace(tokens, latent=tokens.latent.clone().requires_grad_())
     inputs = [tokens.latent, *(p for p in net.parameters() if p.requires_grad and adapter)]

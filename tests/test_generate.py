@@ -39,9 +39,9 @@ def write_adapter(path: Path, checkpoint: Path, seed: int = 0, **metadata: objec
         name: (a, torch.randn(b.shape, generator=generator))
         for name, (a, b) in lora.adapter_weights(transformer).items()
     }
-    about = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": 1}
-    about |= {"task": "canny", "trigger": "EDGES"} | metadata
-    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in about.items()}))
+    defaults = {"base_model_family": base.family, "base_model_version": base.version, "reference_downscale_factor": 1}
+    defaults |= {"task": "canny", "trigger": "EDGES"}
+    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in (defaults | metadata).items()}))
     return path
 
 
@@ -58,7 +58,7 @@ def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_for(assets: Path, folder: Path, **changes: Any) -> GenerateSettings:
     """Settings of a video of 32x32x5."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "adapter": str(assets / "adapter.safetensors"),
         "reference": str(assets / "clip.mp4"),
         "prompt": "a dog",
@@ -71,7 +71,7 @@ def settings_for(assets: Path, folder: Path, **changes: Any) -> GenerateSettings
         "model": Model(name="tiny", checkpoint=str(assets / "base"), precision="fp32"),
         "sample": Sampling(steps=2),
     }
-    return GenerateSettings(**(given | changes))
+    return GenerateSettings(**(defaults | changes))
 
 
 def pixels(folder: Path) -> np.ndarray:
@@ -89,11 +89,11 @@ def generate_pixels(assets: Path, folder: Path, **changes: Any) -> np.ndarray:
 def test_the_command_writes_a_video_and_its_record(assets: Path, tmp_path: Path) -> None:
     sizes = ("width=32", "height=32", "frames=5", "sample.steps=3", "model.precision=fp32", f"cache={tmp_path}/cache")
     files = (f"adapter={assets}/adapter.safetensors", f"reference={assets}/clip.mp4", f"model.checkpoint={assets}/base")
-    outs = ("out=made/dog.mp4", "frames_out=made/frames")
-    done = run(tmp_path, "iclora_train.generate", *files, *outs, *sizes, 'prompt="a dog, runs"')
-    assert done.code == 0, done.err
-    assert "32x32x5 at 25 fps, base on cpu: 'EDGES a dog, runs'" in done.out
-    assert "3 steps of" in done.out
+    outputs = ("out=made/dog.mp4", "frames_out=made/frames")
+    result = run(tmp_path, "iclora_train.generate", *files, *outputs, *sizes, 'prompt="a dog, runs"')
+    assert result.code == 0, result.err
+    assert "32x32x5 at 25 fps, base on cpu: 'EDGES a dog, runs'" in result.out
+    assert "3 steps of" in result.out
     info = probe(tmp_path / "made/dog.mp4")
     assert (info.frames, info.height, info.width, info.fps) == (5, 32, 32, 25.0)
     assert pixels(tmp_path / "made").shape == (5, 32, 32, 3)
@@ -107,9 +107,9 @@ def test_the_command_writes_a_video_and_its_record(assets: Path, tmp_path: Path)
 def test_the_settings_in_the_record_give_the_same_pixels(assets: Path, tmp_path: Path) -> None:
     first = generate_pixels(assets, tmp_path / "first", seed=3)
     record = json.loads((tmp_path / "first/video.json").read_text())
-    again = settings_from_record(record)
-    again.out, again.frames_out = str(tmp_path / "again/video.mp4"), str(tmp_path / "again/frames")
-    generate(again)
+    settings = settings_from_record(record)
+    settings.out, settings.frames_out = str(tmp_path / "again/video.mp4"), str(tmp_path / "again/frames")
+    generate(settings)
     assert (pixels(tmp_path / "again") == first).all()
     assert (tmp_path / "again/video.mp4").read_bytes() == (tmp_path / "first/video.mp4").read_bytes()
     assert (generate_pixels(assets, tmp_path / "other", seed=4) != first).any()
@@ -125,32 +125,34 @@ def test_a_record_of_version_0_1_is_read_under_the_new_names(assets: Path, tmp_p
     assert settings_from_record(record) == expected
 
 
-def test_strengths_scale_the_effect_of_reference_and_adapter(assets: Path, tmp_path: Path) -> None:
-    both = generate_pixels(assets, tmp_path / "both")
-    other = str(assets / "other.mp4")
-    assert (generate_pixels(assets, tmp_path / "other", reference=other) != both).any()
+def test_strengths_scale_the_effects_of_reference_and_adapter(assets: Path, tmp_path: Path) -> None:
+    full = generate_pixels(assets, tmp_path / "full")
+    other_clip = str(assets / "other.mp4")
+    assert (generate_pixels(assets, tmp_path / "other", reference=other_clip) != full).any()
     off = generate_pixels(assets, tmp_path / "off", attention_strength=0.0)
-    assert (generate_pixels(assets, tmp_path / "off2", attention_strength=0.0, reference=other) == off).all()
+    assert (generate_pixels(assets, tmp_path / "off2", attention_strength=0.0, reference=other_clip) == off).all()
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((7, 9), np.uint8))
     assert (generate_pixels(assets, tmp_path / "black", attention_mask=str(tmp_path / "black.png")) == off).all()
     cv2.imwrite(str(tmp_path / "white.png"), np.full((7, 9), 255, np.uint8))
     white = generate_pixels(assets, tmp_path / "white", attention_mask=str(tmp_path / "white.png"))
-    assert np.abs(white.astype(int) - both).max() <= 1
+    assert np.abs(white.astype(int) - full).max() <= 1
     noise = generate_pixels(assets, tmp_path / "noise", reference_strength=0.0)
-    assert (generate_pixels(assets, tmp_path / "noise2", reference_strength=0.0, reference=other) == noise).all()
+    assert (generate_pixels(assets, tmp_path / "noise2", reference_strength=0.0, reference=other_clip) == noise).all()
     adapter = str(assets / "adapter.safetensors")
     halves = generate_pixels(assets, tmp_path / "halves", adapter=[adapter, adapter], adapter_strength=[0.5, 0.5])
-    assert np.abs(halves.astype(int) - both).max() <= 1
-    assert (generate_pixels(assets, tmp_path / "base", adapter_strength=0.0) != both).any()
+    assert np.abs(halves.astype(int) - full).max() <= 1
+    assert (generate_pixels(assets, tmp_path / "base", adapter_strength=0.0) != full).any()
 
 
 def test_each_reference_has_its_own_strength_and_mask(assets: Path, tmp_path: Path) -> None:
-    two = [str(assets / "clip.mp4"), str(assets / "other.mp4")]
+    references = [str(assets / "clip.mp4"), str(assets / "other.mp4")]
     cv2.imwrite(str(tmp_path / "black.png"), np.zeros((8, 8), np.uint8))
-    first = generate_pixels(assets, tmp_path / "first", reference=two, attention_strength=[1.0, 0.0], between="ltx")
+    first = generate_pixels(
+        assets, tmp_path / "first", reference=references, attention_strength=[1.0, 0.0], between="ltx"
+    )
     masked = {"attention_mask": [None, str(tmp_path / "black.png")], "between": "ltx"}
-    assert (generate_pixels(assets, tmp_path / "masked", reference=two, **masked) == first).all()
-    assert (generate_pixels(assets, tmp_path / "swapped", reference=two[::-1], **masked) != first).any()
+    assert (generate_pixels(assets, tmp_path / "masked", reference=references, **masked) == first).all()
+    assert (generate_pixels(assets, tmp_path / "swapped", reference=references[::-1], **masked) != first).any()
 
 
 def test_a_mask_is_fitted_and_cut_like_its_reference(assets: Path, tmp_path: Path) -> None:
@@ -171,17 +173,19 @@ def test_a_mask_is_fitted_and_cut_like_its_reference(assets: Path, tmp_path: Pat
 
 
 def test_a_first_frame_stays_unchanged(assets: Path, tmp_path: Path) -> None:
-    flat = np.full((32, 32, 3), 90, np.uint8)
-    cv2.imwrite(str(tmp_path / "flat.png"), flat)
-    given = {"first_frame": str(tmp_path / "flat.png")}
-    alone = generate_pixels(assets, tmp_path / "alone", **given, frames=1)
+    picture = np.full((32, 32, 3), 90, np.uint8)
+    cv2.imwrite(str(tmp_path / "flat.png"), picture)
+    first_frame = {"first_frame": str(tmp_path / "flat.png")}
+    one_frame = generate_pixels(assets, tmp_path / "alone", **first_frame, frames=1)
     vae = BaseModel.open(str(assets / "base")).vae()
-    round_trip = to_frames(vae, encode_frames(flat[None], vae))
-    assert (alone[..., ::-1] == round_trip).all()
-    assert (generate_pixels(assets, tmp_path / "free") != generate_pixels(assets, tmp_path / "kept", **given)).any()
+    reconstruction = to_frames(vae, encode_frames(picture[None], vae))
+    assert (one_frame[..., ::-1] == reconstruction).all()
+    assert (
+        generate_pixels(assets, tmp_path / "free") != generate_pixels(assets, tmp_path / "kept", **first_frame)
+    ).any()
 
 
-def test_the_adapter_sets_the_size_and_rate_of_references(
+def test_the_adapter_sets_the_size_and_frame_rate_of_references(
     assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     factors = {"reference_downscale_factor": 2, "reference_temporal_scale_factor": 2}
@@ -208,7 +212,7 @@ def test_a_reference_that_is_too_short_guides_the_beginning(
     assert "has 12 frames at 25 fps: its first 9 guide the first 9 frames of the video, the last 8 have no refer" in out
 
 
-def test_media_are_read_at_the_requested_rate(tmp_path: Path) -> None:
+def test_media_are_read_at_the_requested_frame_rate(tmp_path: Path) -> None:
     clip = InputMedia.open("reference", str(write_clip(tmp_path / "clip.mp4", frames=20, fps=50.0)))
     assert clip.frame_numbers(25.0).tolist() == list(range(0, 20, 2))
     assert clip.frame_numbers(25.0, step=2).tolist() == list(range(0, 20, 4))
@@ -225,8 +229,8 @@ def test_media_are_read_at_the_requested_rate(tmp_path: Path) -> None:
     assert (folder.read(folder.frame_numbers(24.0), (16, 24), "crop") == frames).all()
     image = InputMedia.open("reference", str(tmp_path / "frames/001.png"))
     assert (image.read(image.frame_numbers(24.0), (16, 24), "crop") == frames[1:2]).all()
-    shown = np.stack(list(read_clip(tmp_path / "clip.mp4")))
-    assert (clip.read(np.array([4, 4, 9]), (48, 64), "stretch") == shown[[4, 4, 9]]).all()
+    decoded = np.stack(list(read_clip(tmp_path / "clip.mp4")))
+    assert (clip.read(np.array([4, 4, 9]), (48, 64), "stretch") == decoded[[4, 4, 9]]).all()
 
 
 def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
@@ -275,9 +279,9 @@ def test_errors_are_raised_before_anything_is_written(
     (tmp_path / "text.txt").write_text("text")
     (tmp_path / "empty").mkdir()
     cv2.imwrite(str(tmp_path / "flat.jpg"), np.zeros((8, 8, 3), np.uint8))
-    named = json.loads(json.dumps(changes).replace("{tmp}", str(tmp_path)))
+    changes = json.loads(json.dumps(changes).replace("{tmp}", str(tmp_path)))
     with pytest.raises(ConfigError, match=message):
-        generate(settings_for(assets, tmp_path / "out", **named))
+        generate(settings_for(assets, tmp_path / "out", **changes))
     assert not (tmp_path / "out").exists()
 
 
@@ -322,11 +326,11 @@ def test_help_lists_the_settings(tmp_path: Path) -> None:
 
 
 def test_a_task_sets_its_sampling_settings(tmp_path: Path) -> None:
-    given = ("adapter=a", "reference=b", "out=c.mp4")
-    plain, tuned = (
-        run(tmp_path, "iclora_train.generate", *given, *task, "--cfg", "job").out for task in ((), ("conf=deblur",))
+    required = ("adapter=a", "reference=b", "out=c.mp4")
+    default, tuned = (
+        run(tmp_path, "iclora_train.generate", *required, *task, "--cfg", "job").out for task in ((), ("conf=deblur",))
     )
-    assert "steps: 8" in plain
+    assert "steps: 8" in default
     assert "steps: 2" in tuned
 
 
@@ -342,17 +346,17 @@ def test_every_version_of_ltx_2_in_two_stages(version: str, tmp_path: Path, caps
     assets = tmp_path
     with pytest.raises(ConfigError, match=r"prompt is not set: .* needs a description of the video"):
         generate(settings_for(assets, tmp_path / "none", **changes, prompt=""))
-    silent = Model(name="ltx", checkpoint=str(checkpoint))
+    no_text_encoder = Model(name="ltx", checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match=r"holds no text encoder; set model.text_encoder"):
-        generate(settings_for(assets, tmp_path / "none", **changes | {"model": silent}))
+        generate(settings_for(assets, tmp_path / "none", **changes | {"model": no_text_encoder}))
     guided = Sampling(steps=2, guidance=2.0)
     assert generate_pixels(assets, tmp_path / "one", **changes, sample=guided).shape == (9, 64, 64, 3)
     capsys.readouterr()
     with pytest.raises(ConfigError, match=r"adapter.safetensors is not a latent upsampler"):
         generate(settings_for(assets, tmp_path / "none", **changes, upsampler=str(adapter)))
     assert "steps of" not in capsys.readouterr().out  # the check runs before sampling
-    two = generate_pixels(assets, tmp_path / "two", **changes, upsampler=str(upsampler))
-    assert two.shape == (9, 64, 64, 3)
+    upsampled = generate_pixels(assets, tmp_path / "two", **changes, upsampler=str(upsampler))
+    assert upsampled.shape == (9, 64, 64, 3)
     assert "32x32x9: 2 steps" in (out := capsys.readouterr().out)
     assert "64x64x9: 3 steps" in out
 
@@ -382,27 +386,27 @@ def test_an_adapter_keeps_its_effect_on_a_base_in_fp8(tmp_path: Path) -> None:
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_pixels_every_time(assets: Path, tmp_path: Path) -> None:
-    once = generate_pixels(
+    first = generate_pixels(
         assets, tmp_path / "once", device="cuda", attention_strength=0.5, first_frame=str(assets / "clip.mp4")
     )
-    again = generate_pixels(
+    second = generate_pixels(
         assets, tmp_path / "again", device="cuda", attention_strength=0.5, first_frame=str(assets / "clip.mp4")
     )
-    assert (once == again).all()
+    assert (first == second).all()
 
 
 @pytest.mark.parametrize(
-    ("template", "read"),
+    ("template", "prompt"),
     [
         ("A film of {caption} {trigger}", "A film of a dog EDGES"),
         ("Seen: {reference_caption}. {caption}", "EDGES a dog"),  # the user writes the rest; a hint is printed
     ],
 )
 def test_the_prompt_is_built_like_the_training_captions(
-    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, read: str
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str, prompt: str
 ) -> None:
     adapter = write_adapter(tmp_path / "templated.safetensors", assets / "base", prompt_template=template)
     generate(settings_for(assets, tmp_path, adapter=str(adapter), overwrite=True))
     message = capsys.readouterr().out
-    assert repr(read) in message
+    assert repr(prompt) in message
     assert ("write the prompt in the same form" in message) == ("reference_caption" in template)

@@ -53,9 +53,11 @@ def accumulate_grads(net: Transformer, tokens: Tokens, seed: int, forward: Calla
     """Add one batch's gradients to those of the adapter. forward: a wrapper of the transformer to call instead."""
     device, count = net.patchify_proj.weight.device, tokens.latent.shape[1] // 2
     text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(seed))
-    parts = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
-    moved = replace(tokens, **{name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)})
-    (forward or net)(moved, text.to(device), num_outputs=count).float().square().mean().backward()
+    values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
+    on_device = replace(
+        tokens, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+    )
+    (forward or net)(on_device, text.to(device), num_outputs=count).float().square().mean().backward()
 
 
 def adapter(net: Transformer) -> list[torch.nn.Parameter]:
@@ -63,7 +65,7 @@ def adapter(net: Transformer) -> list[torch.nn.Parameter]:
 
 
 def compare(plain: Transformer, graphed: Transformer, channels: int, **tolerance: float) -> None:
-    """Steps of two batches each on two shapes in turn. The adapter is updated after each step."""
+    """Compare the gradients of steps with two batches each, on two shapes in turn. Each step updates the adapter."""
     for number, size in enumerate((4, 4, 4, 2, 4, 2, 2, 4)):
         for net in (plain, graphed):
             for batch in range(2):
@@ -72,7 +74,7 @@ def compare(plain: Transformer, graphed: Transformer, channels: int, **tolerance
             assert p.grad is not None
             assert expected.grad is not None
             torch.testing.assert_close(p.grad, expected.grad, **tolerance)
-            with torch.no_grad():  # the same update for both, so that the steps stay comparable
+            with torch.no_grad():  # the same update for both networks, so that the next steps are comparable
                 p.sub_(0.1 * expected.grad)
                 expected.sub_(0.1 * expected.grad)
             p.grad = expected.grad = None
@@ -85,8 +87,8 @@ def test_graphed_steps_equal_normal_steps() -> None:
     assert len(runner_of(graphed).cuda_graphs.captured) == 2
 
 
-def test_gradients_accumulate_in_kept_tensors() -> None:
-    """As with an optimizer that zeroes gradients instead of setting them to None."""
+def test_gradients_accumulate_in_zeroed_tensors() -> None:
+    """Some optimizers zero the gradients instead of setting them to None."""
     plain, graphed = network(), network()
     runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture)
     for number in range(4):
@@ -100,22 +102,22 @@ def test_gradients_accumulate_in_kept_tensors() -> None:
         torch.testing.assert_close(p.grad, expected.grad, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # a warning of torch.distributed
 def test_ddp_reduces_the_gradients_of_replayed_steps(tmp_path: Path) -> None:
-    plain, graphed, sent = network(), network(), 0
+    plain, graphed, num_reduced = network(), network(), 0
     runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture)
 
-    def twice(_state, bucket):  # type: ignore[no-untyped-def] # it refuses annotations that are text
-        """As if another process had the same gradients, and the sum were not divided."""
-        nonlocal sent
-        sent += 1
+    def sum_over_two(_state, bucket):  # type: ignore[no-untyped-def] # register_comm_hook refuses string annotations
+        """The undivided sum of a bucket over two processes with the same gradients."""
+        nonlocal num_reduced
+        num_reduced += 1
         result: torch.futures.Future[Tensor] = torch.futures.Future()
         result.set_result(2 * bucket.buffer())
         return result
 
     with single_process_group(tmp_path):
         parallel = torch.nn.parallel.DistributedDataParallel(graphed)
-        parallel.register_comm_hook(None, twice)
+        parallel.register_comm_hook(None, sum_over_two)
         for number in range(4):
             accumulate_grads(plain, random_tokens(4, number, 8), 0)
             accumulate_grads(graphed, random_tokens(4, number, 8), 0, parallel)
@@ -124,11 +126,11 @@ def test_ddp_reduces_the_gradients_of_replayed_steps(tmp_path: Path) -> None:
                 assert expected.grad is not None
                 torch.testing.assert_close(p.grad, 2 * expected.grad, rtol=0, atol=0)
                 p.grad = expected.grad = None
-        assert sent >= 4
+        assert num_reduced >= 4
 
 
 def test_a_forward_pass_whose_memory_was_overwritten_refuses_backward() -> None:
-    """Overwritten by a later forward pass of the same or another shape, or by its own backward pass."""
+    """A later forward pass of the same or another shape overwrites the memory, and so does its own backward pass."""
     graphs, linear = CudaGraphs(FakeCapture), torch.nn.Linear(3, 3)
 
     def function(tensors: Tensors) -> Tensor:
@@ -158,23 +160,23 @@ def test_a_new_shape_frees_the_memory_of_the_graphs() -> None:
 
 
 def test_attention_weights_too_many_shapes_and_too_little_memory_stop_graphs(caplog: pytest.LogCaptureFixture) -> None:
-    weighted, many, small = network(), network(), network()
-    runner_of(weighted).cuda_graphs, runner_of(many).cuda_graphs, runner_of(small).cuda_graphs = (
+    weighted, varied, out_of_memory = network(), network(), network()
+    runner_of(weighted).cuda_graphs, runner_of(varied).cuda_graphs, runner_of(out_of_memory).cuda_graphs = (
         CudaGraphs(FakeCapture),
         CudaGraphs(FakeCapture, max_shapes=1),
         CudaGraphs(OutOfMemoryCapture),
     )
     tokens = random_tokens(4, 0, 8)
-    for net in (weighted, many, small):
+    for net in (weighted, varied, out_of_memory):
         accumulate_grads(net, tokens, 0)
         accumulate_grads(net, tokens, 0)
-    assert "memory" in runner_of(small).cuda_graphs.stopped
+    assert "memory" in runner_of(out_of_memory).cuda_graphs.stopped
     assert "no longer replayed as CUDA graphs: too little memory" in caplog.text
-    accumulate_grads(many, random_tokens(2, 0, 8), 0)
-    assert "1 shapes" in runner_of(many).cuda_graphs.stopped
+    accumulate_grads(varied, random_tokens(2, 0, 8), 0)
+    assert "1 shapes" in runner_of(varied).cuda_graphs.stopped
     accumulate_grads(weighted, replace(tokens, weight=torch.full((1, tokens.latent.shape[1]), 0.5)), 0)
     assert "weights" in runner_of(weighted).cuda_graphs.stopped
-    for net in (weighted, many, small):
+    for net in (weighted, varied, out_of_memory):
         assert runner_of(net).cuda_graphs is not None
         assert not runner_of(net).cuda_graphs.captured
         accumulate_grads(net, tokens, 0)
@@ -194,7 +196,7 @@ def test_nothing_is_captured_without_a_gpu_or_without_gradients() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 @pytest.mark.parametrize("fp8", [False, True])
 def test_graphs_on_a_gpu(fp8: bool) -> None:
     plain, graphed = network(fp8).cuda(), network(fp8).cuda()

@@ -30,7 +30,7 @@ def transformer() -> Transformer:
         return Transformer(TransformerConfig.from_metadata(TRANSFORMER)).requires_grad_(False)
 
 
-def trained(transformer: nn.Module, settings: Lora) -> list[nn.Parameter]:
+def attach_trained(transformer: nn.Module, settings: Lora) -> list[nn.Parameter]:
     """Attach an adapter and set B to random values, as after training."""
     parameters = lora.attach(transformer, settings)
     generator = torch.Generator().manual_seed(1)
@@ -48,11 +48,11 @@ def tokens_and_text() -> tuple[Tokens, Tensor]:
     return append_reference(tokens, reference), torch.randn(1, TEXT["tokens"], WIDTH, generator=generator)
 
 
-def test_a_new_adapter_changes_nothing_and_only_it_is_trained(transformer: Transformer) -> None:
-    given = tokens_and_text()
-    before = transformer(*given)
+def test_a_new_adapter_changes_no_output_and_only_its_weights_are_trained(transformer: Transformer) -> None:
+    inputs = tokens_and_text()
+    before = transformer(*inputs)
     parameters = lora.attach(transformer, Lora(rank=4))
-    assert torch.equal(transformer(*given), before)
+    assert torch.equal(transformer(*inputs), before)
     assert {id(p) for p in transformer.parameters() if p.requires_grad} == {id(p) for p in parameters}
     names = [name for name, _ in lora.layers(transformer)]
     assert len(names) == 2 * 10  # blocks x targets
@@ -71,24 +71,24 @@ def test_attach_is_seeded_and_keeps_the_global_random_state(transformer: Transfo
 
 @pytest.mark.parametrize("alpha", [None, 8.0])
 def test_a_saved_adapter_gives_the_same_model(transformer: Transformer, tmp_path: Path, alpha: float | None) -> None:
-    given = tokens_and_text()
-    base = transformer(*given)
-    trained(transformer, Lora(rank=4, alpha=alpha))
-    expected = transformer(*given)
+    inputs = tokens_and_text()
+    base = transformer(*inputs)
+    attach_trained(transformer, Lora(rank=4, alpha=alpha))
+    expected = transformer(*inputs)
     with lora.adapter_off(transformer):
-        assert torch.equal(transformer(*given), base)
-    assert torch.equal(transformer(*given), expected)
+        assert torch.equal(transformer(*inputs), base)
+    assert torch.equal(transformer(*inputs), expected)
     path = tmp_path / "a.safetensors"
     lora.save(path, lora.Adapter(lora.adapter_weights(transformer), METADATA))
     torch.manual_seed(0)
-    fresh = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
-    lora.load_adapter(fresh, lora.read(path))
-    assert torch.allclose(fresh(*given), expected, atol=1e-5)
+    reloaded = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
+    lora.load_adapter(reloaded, lora.read(path))
+    assert torch.allclose(reloaded(*inputs), expected, atol=1e-5)
     assert not torch.allclose(expected, base, atol=1e-3)
 
 
 def test_the_file_has_the_documented_format(transformer: Transformer, tmp_path: Path) -> None:
-    trained(transformer, Lora(rank=4, alpha=8))
+    attach_trained(transformer, Lora(rank=4, alpha=8))
     linear = transformer.get_submodule("transformer_blocks.1.ff.net.2")
     path = tmp_path / "a.safetensors"
     lora.save(path, lora.Adapter(lora.adapter_weights(transformer), METADATA), torch.bfloat16)
@@ -106,7 +106,7 @@ def test_the_file_has_the_documented_format(transformer: Transformer, tmp_path: 
 
 
 def test_saving_twice_gives_the_same_bytes(transformer: Transformer, tmp_path: Path) -> None:
-    trained(transformer, Lora(rank=2))
+    attach_trained(transformer, Lora(rank=2))
     adapter = lora.Adapter(lora.adapter_weights(transformer), {**METADATA, **{f"key{i}": str(i) for i in range(20)}})
     files = [tmp_path / f"{i}.safetensors" for i in range(4)]
     for path in files:
@@ -115,11 +115,11 @@ def test_saving_twice_gives_the_same_bytes(transformer: Transformer, tmp_path: P
 
 
 def test_diffusers_reads_the_file(transformer: Transformer, tmp_path: Path) -> None:
-    trained(transformer, Lora(rank=4, alpha=8))
+    attach_trained(transformer, Lora(rank=4, alpha=8))
     weights = lora.adapter_weights(transformer)
     lora.save(tmp_path / "a.safetensors", lora.Adapter(weights, METADATA))
     state, metadata = LTX2Pipeline.lora_state_dict(str(tmp_path / "a.safetensors"), return_lora_metadata=True)
-    assert metadata is None  # alpha is in the weights, so nothing is to be scaled
+    assert metadata is None  # alpha is in the weights, so diffusers must not scale them
     assert len(state) == 2 * len(weights)
     for name, (a, b) in weights.items():
         assert torch.equal(state[f"transformer.{name}.lora_A.weight"], a)
@@ -133,7 +133,7 @@ def adapter_of(shapes: dict[str, tuple[int, int]], rank: int, seed: int, **metad
     def random(*size: int) -> Tensor:
         return 0.2 * torch.randn(size, generator=generator)
 
-    weights = {name: (random(rank, wide), random(out, rank)) for name, (out, wide) in shapes.items()}
+    weights = {name: (random(rank, width), random(out, rank)) for name, (out, width) in shapes.items()}
     return lora.Adapter(weights, {**METADATA, **metadata})
 
 
@@ -153,34 +153,34 @@ WIDE = {"transformer_blocks.0.ff.net.0.proj": (4 * WIDTH, WIDTH), "transformer_b
 def test_an_adapter_that_does_not_fit_the_base_is_refused(
     transformer: Transformer, shapes: dict[str, tuple[int, int]], message: str
 ) -> None:
-    wrong = adapter_of(shapes, 2, 0)
+    adapter = adapter_of(shapes, 2, 0)
     before = [p.clone() for p in transformer.parameters()]
-    for use in (lambda: lora.load_adapter(transformer, wrong), lambda: fuse(transformer, [(wrong, 1.0)])):
+    for apply in (lambda: lora.load_adapter(transformer, adapter), lambda: fuse(transformer, [(adapter, 1.0)])):
         with pytest.raises(ConfigError) as caught:
-            use()
+            apply()
         assert message in str(caught.value)
     assert all(torch.equal(a, b) for a, b in zip(before, transformer.parameters(), strict=True))
 
 
 def test_several_adapters_run_at_their_strengths(transformer: Transformer) -> None:
-    """Attached as layers or fused into fp32 weights, the sum of strength * B A is added."""
+    """Layers and fused fp32 weights both add the sum of strength * B A."""
     first, second = adapter_of(QUERIES, 3, 1), adapter_of(WIDE, 2, 2)
     fused = copy.deepcopy(transformer)
     assert lora.load_adapter(transformer, [(first, 0.5), (second, -2.0)]) == 0
     assert fuse(fused, [(first, 0.5), (second, -2.0)]) == 0
-    given = tokens_and_text()
-    assert torch.allclose(transformer(*given), fused(*given), atol=1e-5)
+    inputs = tokens_and_text()
+    assert torch.allclose(transformer(*inputs), fused(*inputs), atol=1e-5)
     with lora.adapter_off(transformer):
-        base = transformer(*given)
-    assert not torch.allclose(base, fused(*given), atol=1e-3)
+        base = transformer(*inputs)
+    assert not torch.allclose(base, fused(*inputs), atol=1e-3)
     name = "transformer_blocks.0.attn1.to_q"
-    change = fused.get_submodule(name).weight - transformer.get_submodule(name).base_layer.weight  # type: ignore[union-attr, operator]
+    delta = fused.get_submodule(name).weight - transformer.get_submodule(name).base_layer.weight  # type: ignore[union-attr, operator]
     (a, b), (c, d) = first.weights[name], second.weights[name]
-    assert torch.allclose(change, 0.5 * b @ a - 2.0 * d @ c, atol=1e-6)
+    assert torch.allclose(delta, 0.5 * b @ a - 2.0 * d @ c, atol=1e-6)
 
 
 def test_fusing_rounds_once(transformer: Transformer) -> None:
-    """In bf16 the result is the rounded sum of the fp32 terms, even if each term by itself would be rounded away."""
+    """A fused bf16 weight is the rounded sum of the fp32 terms, even if rounding would remove each single term."""
     name = "transformer_blocks.0.attn1.to_q"
     linear = transformer.bfloat16().get_submodule(name)
     assert isinstance(linear, nn.Linear)
@@ -197,13 +197,13 @@ def test_audio_modules_are_ignored_and_counted(transformer: Transformer) -> None
         "transformer_blocks.0.audio_attn1.to_q": (20, 20),
         "transformer_blocks.1.audio_to_video_attn.to_k": (20, 48),
     }
-    both, video = adapter_of({**QUERIES, **audio}, 2, 3), adapter_of(QUERIES, 2, 3)
-    other = copy.deepcopy(transformer)
-    assert fuse(other, [(both, 1.0)]) == 2
-    assert lora.load_adapter(transformer, both) == 2
+    audio_video, video = adapter_of({**QUERIES, **audio}, 2, 3), adapter_of(QUERIES, 2, 3)
+    fused = copy.deepcopy(transformer)
+    assert fuse(fused, [(audio_video, 1.0)]) == 2
+    assert lora.load_adapter(transformer, audio_video) == 2
     assert [name for name, _ in lora.layers(transformer)] == list(QUERIES)
-    assert both.weights.keys() - both.video.keys() == set(audio)
-    assert both.video.keys() == video.weights.keys()
+    assert audio_video.weights.keys() - audio_video.video.keys() == set(audio)
+    assert audio_video.video.keys() == video.weights.keys()
 
 
 @pytest.mark.parametrize(

@@ -78,14 +78,14 @@ def test_each_fp8_weight_gets_one_transposed_copy_which_can_be_dropped() -> None
 @pytest.mark.parametrize("fp8", [False, True])
 def test_the_kernel_gives_the_results_of_matmuls(fp8: bool, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator("cuda").manual_seed(0)
-    holder, block = nn.Module(), nn.Module()
+    net, block = nn.Module(), nn.Module()
     names = ["to_q", "to_k", "to_v"]
     for name in names:
         linear = nn.Linear(64, 256, device="cuda", dtype=torch.bfloat16)
         block.add_module(name, Fp8Linear(*quantize(linear.weight.data), linear.bias.data) if fp8 else linear)
-    holder.transformer_blocks = nn.ModuleList([block])
-    adapters = lora.attach(holder, Lora(rank=16, targets=names))
-    for parameter in adapters:
+    net.transformer_blocks = nn.ModuleList([block])
+    parameters = lora.attach(net, Lora(rank=16, targets=names))
+    for parameter in parameters:
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator, device="cuda")
     layers = [block.get_submodule(name) for name in names]
     gate = nn.Linear(64, 8, device="cuda", dtype=torch.bfloat16) if gated else None
@@ -98,7 +98,7 @@ def test_the_kernel_gives_the_results_of_matmuls(fp8: bool, gated: bool, monkeyp
             monkeypatch.undo()
         out = torch.cat(fused_forward(x, layers, fused, gate)[0], -1)
         grad = torch.ones_like(out).cumsum(1) / 75
-        results.append([out.detach(), *torch.autograd.grad(out, [x, *adapters], grad)])
+        results.append([out.detach(), *torch.autograd.grad(out, [x, *parameters], grad)])
     for expected, result in zip(*results, strict=True):
         assert float((result.float() - expected.float()).norm() / expected.float().norm()) < 0.02
 
@@ -125,25 +125,25 @@ def test_the_last_block_computes_only_the_requested_outputs(weighted: bool) -> N
         tokens = replace(tokens, weight=torch.where(tokens.group == 0, 1.0, 0.5)[None])
     text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
     count = int((tokens.group == 0).sum())
-    shapes: list[Tensor] = []
-    net.transformer_blocks[-1].ff.register_forward_hook(lambda _m, args, _o: shapes.append(args[0]))  # type: ignore[union-attr]
+    ff_inputs: list[Tensor] = []
+    net.transformer_blocks[-1].ff.register_forward_hook(lambda _m, args, _o: ff_inputs.append(args[0]))  # type: ignore[union-attr]
     with torch.no_grad():
         torch.testing.assert_close(net(tokens, text, num_outputs=count), net(tokens, text)[:, :count])
-    assert [len(x[0]) for x in shapes] == [count, len(tokens.group)]
+    assert [len(x[0]) for x in ff_inputs] == [count, len(tokens.group)]
 
 
 def test_bf16_loss_is_the_fp32_loss_within_bf16_rounding() -> None:
     tokens = scene(8)
-    exact, half = network(), fuse(network().bfloat16())
+    exact, fused_bf16 = network(), fuse(network().bfloat16())
     text = torch.randn(1, 5, exact.config.cross_attention_dim, generator=torch.Generator().manual_seed(1))
-    expected, loss = (net(tokens, text).detach().float().square().mean() for net in (exact, half))
+    expected, loss = (net(tokens, text).detach().float().square().mean() for net in (exact, fused_bf16))
     assert abs(float(loss / expected) - 1) < 2**-8 * 3
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("rank", "layers"), [(16, 1), (32, 3), (64, 3)])
 def test_the_backward_pass_of_lora_b_gives_the_results_of_two_matmuls(rank: int, layers: int) -> None:
-    """At the real width, with rows that do not fill a tile, and u as a slice of a wider tensor."""
+    """The width is 4096 as in LTX-2.3, the rows do not fill a tile, and u is a slice of a wider tensor."""
     generator = torch.Generator("cuda").manual_seed(0)
     grad = torch.randn(1111, layers * 4096, generator=generator, device="cuda", dtype=torch.bfloat16)
     u = torch.randn(1111, layers * rank + 32, generator=generator, device="cuda", dtype=torch.bfloat16)[:, :-32]

@@ -75,7 +75,7 @@ def test_a_name_cannot_be_registered_twice() -> None:
             pass
 
 
-def test_every_process_finds_the_makers_in_the_same_order() -> None:
+def test_every_process_registers_the_makers_in_the_same_order() -> None:
     code = "from data_prep.makers.base import MAKERS; print(*MAKERS)"
     names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert names == [name for name in MAKERS if name in names]
@@ -83,9 +83,9 @@ def test_every_process_finds_the_makers_in_the_same_order() -> None:
     assert set(REFERENCE_KINDS) <= set(names)
 
 
-def test_every_task_with_own_makers_has_a_picture_in_the_docs() -> None:
-    without = {"day_to_night", "water", "shave", "cross_eyed", "depth"}
-    assert set(task_pictures.CLIPS) == set(task_names()) - without
+def test_every_task_with_a_maker_for_its_reference_has_a_picture_in_the_docs() -> None:
+    no_picture = {"day_to_night", "water", "shave", "cross_eyed", "depth"}
+    assert set(task_pictures.CLIPS) == set(task_names()) - no_picture
     pictures = {path.stem: path.stat().st_size for path in Path("docs/pictures/tasks").glob("*.jpg")}
     assert pictures.keys() == task_pictures.CLIPS.keys()
     assert sum(pictures.values()) < 2**20

@@ -87,18 +87,20 @@ def test_everything_is_saved_on_the_gpu_if_it_fits() -> None:
 
 
 def test_activations_that_the_bus_carries_in_time_are_offloaded() -> None:
-    plan = plan_on(FakeGPU(90))  # 16 GiB too many; the bus carries 40
+    plan = plan_on(FakeGPU(90))  # 16 GiB do not fit; the bus carries 40 GiB
     assert plan.activation_budget == 1.0
     assert 16 <= plan.activation_offload * 2 * (BLOCKS - 3) < 20
 
 
 @pytest.mark.parametrize(("bandwidth", "host"), [(5, 100), (50, 8)])
-@pytest.mark.parametrize(("start", "most"), [(1.0, 3), (0.5, 3), (0.1, 4)])
-def test_activations_beyond_bus_and_host_are_recomputed(bandwidth: float, host: float, start: float, most: int) -> None:
+@pytest.mark.parametrize(("start", "max_measured"), [(1.0, 3), (0.5, 3), (0.1, 4)])
+def test_activations_beyond_bus_and_host_are_recomputed(
+    bandwidth: float, host: float, start: float, max_measured: int
+) -> None:
     gpu = FakeGPU(65, bandwidth, host)
     plan = plan_on(gpu, start)
     assert 0.4 < plan.activation_budget < 0.7
-    assert len(gpu.measured) <= most  # each budget has to be compiled
+    assert len(gpu.measured) <= max_measured  # each budget has to be compiled
 
 
 @pytest.mark.parametrize("start", [0.0, 0.3, 0.6])
@@ -116,7 +118,7 @@ def test_the_budget_is_not_raised_if_offloading_takes_longer() -> None:
 
 
 @pytest.mark.parametrize(("offload_seconds", "budget"), [(0.0, 1.0), (5.0, 0.8)])
-def test_cheap_activations_are_offloaded_only_if_that_is_faster(offload_seconds: float, budget: float) -> None:
+def test_cheap_activations_are_offloaded_only_if_offload_is_faster(offload_seconds: float, budget: float) -> None:
     gpu = FakeGPU(90, offload_seconds=offload_seconds)
     assert plan_on(gpu).activation_budget == budget
     assert gpu.measured == [1.0, 0.8]
@@ -161,7 +163,7 @@ def test_a_budget_between_two_candidates_is_interpolated() -> None:
     sizes = [interpolate(budget, [high, low]).block_bytes for budget in (0.05, 0.2, 0.5, 1.0)]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[3]) == (2.0, 4.0)
-    assert interpolate(0.5, [high]).block_bytes == pytest.approx(4 * 10.2 / 17.2)  # scaled as LTX-2.3's activations
+    assert interpolate(0.5, [high]).block_bytes == pytest.approx(4 * 10.2 / 17.2)  # scaled as in LTX-2.3
     assert interpolate(0.5, [low, high]).other_bytes == 7.0
 
 
@@ -169,9 +171,9 @@ def test_memory_limits() -> None:
     assert memory_limit_gib("auto", 78.0) == 78
     assert memory_limit_gib("low", 78.0) == 24
     assert memory_limit_gib(40, 78.0) == 40
-    for wrong in ("much", 0, 100, "low"):
+    for setting in ("much", 0, 100, "low"):
         with pytest.raises(ConfigError, match=r"trainer\.memory"):
-            memory_limit_gib(wrong, 16.0)
+            memory_limit_gib(setting, 16.0)
 
 
 def test_a_plan_is_printed_in_plain_words() -> None:
@@ -181,7 +183,7 @@ def test_a_plan_is_printed_in_plain_words() -> None:
 
 
 def test_memory_settings_may_differ_when_a_run_is_resumed(tmp_path: Path) -> None:
-    """run.json holds none of them, neither in this version nor in earlier ones, so a run.json of either is the same."""
+    """run.json holds no memory setting, under its present or an earlier name."""
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     settings = resume_settings(composed("conf=deblur"), base)
     other = ["activation_budget=0.5", "activation_offload=0.5", "weight_offload=1", "cuda_graphs=false"]
@@ -196,11 +198,11 @@ def test_plans_of_earlier_versions_are_read(tmp_path: Path) -> None:
     file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5, "turned": True}))
     assert memory_search.read_plan(file, place) == MemoryPlan(0.8, 0.24, 74.5, cache_transposed=True)
     assert memory_search.read_plan(file, {**place, "device": "another GPU"}) is None
-    file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5}))  # still older
+    file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5}))  # an older version
     assert memory_search.read_plan(file, place) == MemoryPlan(0.8, 0.24, 74.5)
 
 
-@pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_a_step_is_the_same_with_activation_offload(compiled: bool, share: float) -> None:
@@ -213,7 +215,7 @@ def test_a_step_is_the_same_with_activation_offload(compiled: bool, share: float
         for expected, value in zip(step(plain, tokens), step(offloading, tokens), strict=True):
             assert torch.equal(expected, value)
         assert offload.moved_bytes > 0
-    assert not offload.blocks  # everything has returned
+    assert not offload.blocks  # all tensors have returned to the GPU
     torch._dynamo.reset()
 
 
@@ -227,7 +229,7 @@ def test_clips_of_many_sizes_share_one_pinned_memory() -> None:
 
 
 def test_little_pinned_memory_is_wasted() -> None:
-    """Tensors slightly larger than a power of two, as most are, are not each rounded up to the next one."""
+    """Most tensors are slightly larger than a power of two. Their sizes are not rounded up to the next power of two."""
     offload = ActivationOffload(1.0, min_bytes=256, slab_bytes=2**23)
     weight, results = torch.ones((), requires_grad=True), []
     for number in range(50):
@@ -275,8 +277,8 @@ class NeverDone:
 
 
 def test_the_computation_does_not_wait_for_copies_while_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Saved tensors on the GPU and tensors in flight together never exceed what stays at the end of a forward pass plus
-    what may be in flight then."""
+    """Saved tensors on the GPU and tensors in flight together never exceed the saved tensors that stay on the GPU at
+    the end of a forward pass plus MAX_IN_FLIGHT."""
     monkeypatch.setattr(activation_offload, "MAX_IN_FLIGHT", 4 * 1000)
     offload, weight = ActivationOffload(0.5, min_bytes=256), torch.ones((), requires_grad=True)
     copy_stream = NeverDone()
@@ -293,29 +295,29 @@ def test_the_computation_does_not_wait_for_copies_while_there_is_memory(monkeypa
             waited_for[-1].append(copy_stream.waited_for)
             in_flight = sum(tensor.numel() * tensor.element_size() for tensor, _ in offload.in_flight)
             if waited_for[1:]:
-                kept = offload.saved_bytes - offload.moved_bytes
-                assert kept + in_flight <= offload.peak_kept_bytes + 4 * 1000
+                on_gpu = offload.saved_bytes - offload.moved_bytes
+                assert on_gpu + in_flight <= offload.peak_kept_bytes + 4 * 1000
     first, second = waited_for
-    assert first[-1] == second[-1] == copy_stream.sent - 1  # all copies but the one that may be in flight
+    assert first[-1] == second[-1] == copy_stream.sent - 1  # all copies except the one that may be in flight
     assert second[8] == 0 < first[8]
 
 
 def test_the_offloaded_share_is_the_requested_share() -> None:
-    tokens, moved = scene(8), {}
+    tokens, moved_bytes = scene(8), {}
     for share in (0.25, 0.5, 1.0):
         net = network()
         offload = runner_of(net).activation_offload = ActivationOffload(share, min_bytes=256)
         step(net, tokens)
-        moved[share] = offload.moved_bytes
-    assert moved[0.25] == pytest.approx(moved[1.0] / 4, rel=0.1)
-    assert moved[0.5] == pytest.approx(moved[1.0] / 2, rel=0.1)
+        moved_bytes[share] = offload.moved_bytes
+    assert moved_bytes[0.25] == pytest.approx(moved_bytes[1.0] / 4, rel=0.1)
+    assert moved_bytes[0.5] == pytest.approx(moved_bytes[1.0] / 2, rel=0.1)
 
 
 @pytest.mark.parametrize("share", [0.07, 0.2, 0.34, 0.5])
-def test_so_is_that_of_blocks_with_large_and_with_strided_tensors(share: float) -> None:
-    """As in a real block: one tensor is four times as large, and three are slices of a joint product, which stay."""
-    joint = torch.ones(8, 3 * 64)
-    saved = [torch.ones(8, 64), *joint.split(64, -1), *(torch.ones(8, 64) for _ in range(4)), torch.ones(8, 256)]
+def test_large_and_strided_tensors_do_not_change_the_offloaded_share(share: float) -> None:
+    """As in a real block, one tensor is four times as large, and three slices of a fused product stay on the GPU."""
+    qkv = torch.ones(8, 3 * 64)
+    saved = [torch.ones(8, 64), *qkv.split(64, -1), *(torch.ones(8, 64) for _ in range(4)), torch.ones(8, 256)]
     weight, offload, results = torch.ones((), requires_grad=True), ActivationOffload(share, min_bytes=256), []
     for number in range(47):
         with offload.block(number, [weight]):
@@ -331,18 +333,18 @@ def budget_of(module: ICLoRA) -> float:
 
 
 def test_the_module_is_left_set_to_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a simulated GPU: each of 12 blocks takes 1 + 10 * budget GiB, everything else 5 GiB."""
+    """On a simulated GPU, each of 12 blocks takes 1 + 10 * budget GiB, and everything else takes 5 GiB."""
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", "model.compile=true", "model.activation_checkpointing=true"), base)
     module.transformer.transformer_blocks = nn.ModuleList([*module.transformer.transformer_blocks] * 6)
     blocks = list(module.transformer.transformer_blocks)
     steps: list[tuple[int, float, float]] = []  # blocks, budget, offload
 
-    def simulated_step(module: ICLoRA, batch: Batch, chosen: nn.ModuleList) -> tuple[int, float, float]:
-        runner, count, budget = runner_of(module.transformer), len(chosen), budget_of(module)
+    def simulated_step(module: ICLoRA, batch: Batch, subset: nn.ModuleList) -> tuple[int, float, float]:
+        runner, count, budget = runner_of(module.transformer), len(subset), budget_of(module)
         offload = 0.0 if runner.activation_offload is None else runner.activation_offload.share
         steps.append((count, budget, offload))
-        module.transformer.transformer_blocks = chosen
+        module.transformer.transformer_blocks = subset
         used = (5 + count * (1 + 10 * budget) * (1 - offload)) * GIB
         if used > 41 * GIB and count == len(blocks):
             raise torch.OutOfMemoryError
@@ -359,7 +361,7 @@ def test_the_module_is_left_set_to_the_plan(tmp_path: Path, monkeypatch: pytest.
     assert {count for count, _, _ in steps} == {3, 6, 12}
     assert runner_of(module.transformer).activation_offload is None
     assert list(module.transformer.transformer_blocks) == blocks
-    assert steps[-1] == (len(blocks), plan.activation_budget, 0.0)  # a whole step was tried
+    assert steps[-1] == (len(blocks), plan.activation_budget, 0.0)  # a step through all blocks was tried
 
 
 @pytest.mark.parametrize(("gib_per_block", "transposed"), [(0.1, True), (10.0, False)])
@@ -368,15 +370,15 @@ def test_transposed_fp8_weights_are_cached_only_if_all_activations_are_saved(
 ) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     module = ICLoRA(composed("conf=deblur", "model.precision=fp8", "model.compile=true"), base)
-    count = len(module.transformer.transformer_blocks)
+    num_blocks = len(module.transformer.transformer_blocks)
 
-    def simulated_step(module: ICLoRA, batch: Batch, chosen: nn.ModuleList) -> tuple[int, float, float]:
-        module.transformer.transformer_blocks = chosen
-        used = (1 + len(chosen) * gib_per_block * (0.1 + budget_of(module))) * GIB
+    def simulated_step(module: ICLoRA, batch: Batch, subset: nn.ModuleList) -> tuple[int, float, float]:
+        module.transformer.transformer_blocks = subset
+        used = (1 + len(subset) * gib_per_block * (0.1 + budget_of(module))) * GIB
         return int(used), 0.001, 0.003 - 0.001 * budget_of(module)
 
     monkeypatch.setattr(memory_search, "_step", simulated_step)
-    monkeypatch.setattr(memory_search, "limit_gpu_memory", lambda memory, device: 1 + 6.0 * count)
+    monkeypatch.setattr(memory_search, "limit_gpu_memory", lambda memory, device: 1 + 6.0 * num_blocks)
     monkeypatch.setattr(memory_search, "measure_bandwidth", lambda device: 0.0)
     plan = memory_search.search_memory_plan(module, BATCH, "auto", print)
     assert plan.cache_transposed == transposed == (plan.activation_budget == 1)

@@ -81,22 +81,22 @@ RESPONSES: list[tuple[str, str, str, tuple[float, ...]]] = [  # metric, task, do
     ("track_within_5", "tracks", "drift", (1, 2, 3)),
     ("track_found", "tracks", "scramble", (0.3, 0.5, 0.9)),
 ]
-# those without a good end: here more damage means less of it
-FALLS = [
+# Metrics for which neither high nor low is better. Damage lowers them.
+FALLING = [
     ("colourfulness", "colorize", "grey", (0.3, 0.6, 1)),
     ("colourfulness_ratio", "colorize", "grey", (0.3, 0.6, 1)),
     ("sharpness", "restoration", "blur", (0.7, 1.2, 2)),
 ]
 
 
-def measured(task: str, output: np.ndarray) -> dict[str, float]:
+def values_of(task: str, output: np.ndarray) -> dict[str, float]:
     return SUITES[task].measure(output, GROUND_TRUTHS[task]).values
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_identity_is_perfect(task: str) -> None:
     suite, truth = SUITES[task], GROUND_TRUTHS[task]
-    values = measured(task, truth.target)
+    values = values_of(task, truth.target)
     assert list(values) == [metric.key for metric in suite.metrics]
     for key in values.keys() & PERFECT.keys():
         assert values[key] == pytest.approx(PERFECT[key], abs=1e-6), key
@@ -104,47 +104,47 @@ def test_identity_is_perfect(task: str) -> None:
         assert values["track_error"] < 0.1  # the record rounds to a tenth of a pixel
 
 
-@pytest.mark.parametrize(("key", "task", "dose", "amounts"), RESPONSES + FALLS)
+@pytest.mark.parametrize(("key", "task", "dose", "amounts"), RESPONSES + FALLING)
 def test_metrics_get_worse_with_every_dose(key: str, task: str, dose: str, amounts: tuple[float, ...]) -> None:
     damage: Dose = getattr(doses, dose)
     better = {metric.key: metric.better for metric in SUITES[task].metrics}[key]
     target = GROUND_TRUTHS[task].target
-    values = [measured(task, target)[key], *(measured(task, damage(target, amount))[key] for amount in amounts)]
+    values = [values_of(task, target)[key], *(values_of(task, damage(target, amount))[key] for amount in amounts)]
     sign = 1 if better == "low" else -1
     assert all(sign * b > sign * a for a, b in pairwise(values)), values
 
 
 def test_the_table_has_every_metric() -> None:
-    every = {metric.key for suite in SUITES.values() for metric in suite.metrics}
-    assert every - {key for key, *_ in RESPONSES + FALLS} == {"edge_f1_shuffled"}  # it is edge_f1 of another clip
+    keys = {metric.key for suite in SUITES.values() for metric in suite.metrics}
+    assert keys - {key for key, *_ in RESPONSES + FALLING} == {"edge_f1_shuffled"}  # it is the edge_f1 of another clip
 
 
 def test_the_floor_is_edge_f1_against_the_other_clip() -> None:
-    values = measured("restoration", GROUND_TRUTHS["restoration"].shuffled)
+    values = values_of("restoration", GROUND_TRUTHS["restoration"].shuffled)
     assert values["edge_f1_shuffled"] == 1
     assert values["edge_gap"] == values["edge_f1"] - 1 < -0.5
 
 
 def test_tolerated_damage_has_no_effect() -> None:
     target = scene()
-    shifted = measured("restoration", doses.shift(target, 1))
+    shifted = values_of("restoration", doses.shift(target, 1))
     assert shifted["edge_f1"] > 0.9 > shifted["edge_f1_strict"]
     assert (
-        measured("restoration", doses.shift(target, 2))["erqa"]
+        values_of("restoration", doses.shift(target, 2))["erqa"]
         > 0.9
-        > measured("restoration", doses.shift(target, 2))["edge_f1"]
+        > values_of("restoration", doses.shift(target, 2))["edge_f1"]
     )
-    assert measured("colorize", doses.grey(target, 1))["luma_psnr"] == PSNR_CAP
+    assert values_of("colorize", doses.grey(target, 1))["luma_psnr"] == PSNR_CAP
 
 
 def test_temporal_changes_of_the_target_cancel() -> None:
-    lit = doses.colour_flicker(doses.flicker(scene(), 8), 8)
-    values = Suite.of(TASKS["colorize"]).measure(lit, GroundTruth(lit, scene(1), lit)).values
+    flickering = doses.colour_flicker(doses.flicker(scene(), 8), 8)
+    values = Suite.of(TASKS["colorize"]).measure(flickering, GroundTruth(flickering, scene(1), flickering)).values
     assert values["flicker"] == values["warp_error"] == values["cdc"] == 0
 
 
 def test_temporal_metrics_reward_blur_and_sharpness_shows_it() -> None:
-    """This is why sharpness is reported next to the temporal metrics."""
+    """The report therefore shows sharpness next to the temporal metrics."""
     jittery = doses.noise(scene(), 8)
     truth = GroundTruth(jittery, scene(1), jittery)
     values = SUITES["restoration"].measure(doses.blur(jittery, 2), truth).values
@@ -152,7 +152,7 @@ def test_temporal_metrics_reward_blur_and_sharpness_shows_it() -> None:
     assert values["sharpness"] < 0.5
 
 
-def test_values_computed_on_paper() -> None:
+def test_simple_clips_have_the_values_of_the_formulas() -> None:
     grey = np.full((9, 64, 64, 3), 100, np.uint8)
     red = np.zeros_like(grey)
     red[..., 0] = 255
@@ -172,31 +172,31 @@ def test_values_computed_on_paper() -> None:
 
 def test_occluded_pixels_do_not_count_in_the_warping_error() -> None:
     """A square moves by 4 pixels a frame over a texture and uncovers pixels that no flow can predict."""
-    background, thing = scene(1, frames=1)[0], scene(2, frames=1)[0, :24, :24]
+    background, square = scene(1, frames=1)[0], scene(2, frames=1)[0, :24, :24]
     clip = np.repeat(background[None], 6, axis=0)
     for t, frame in enumerate(clip):
-        frame[20:44, 8 + 4 * t : 32 + 4 * t] = thing
-    view = CachedClip(clip)
-    flows = [view.flow_between(t, t + 1).astype(np.float32) for t in range(5)]
-    back = [view.flow_between(t + 1, t).astype(np.float32) for t in range(5)]
+        frame[20:44, 8 + 4 * t : 32 + 4 * t] = square
+    cached = CachedClip(clip)
+    flows = [cached.flow_between(t, t + 1).astype(np.float32) for t in range(5)]
+    back = [cached.flow_between(t + 1, t).astype(np.float32) for t in range(5)]
     masks = np.stack([reliable_flow(a, b) for a, b in zip(flows, back, strict=True)])
     assert 0.5 < masks.mean() < 0.95
-    everywhere = warping_error(clip, view.flow, np.ones_like(masks))
-    trusted = warping_error(clip, view.flow, masks)
+    everywhere = warping_error(clip, cached.flow, np.ones_like(masks))
+    reliable = warping_error(clip, cached.flow, masks)
     assert everywhere is not None
-    assert trusted is not None
-    assert trusted < everywhere / 3
+    assert reliable is not None
+    assert reliable < everywhere / 3
 
 
 def test_psnr_and_the_primary_metric_are_measured_per_frame() -> None:
     broken = scene().copy()
     broken[4] = 0
     for task, suite in SUITES.items():
-        measured = suite.measure(broken, GROUND_TRUTHS[task])
-        assert set(measured.frames) == {"psnr", suite.primary}
-        assert all(len(series) == len(broken) for series in measured.frames.values())
-        assert measured.frames["psnr"][4] < 15 < PSNR_CAP == measured.frames["psnr"][0]
-        assert measured.values["psnr"] == pytest.approx(np.mean(measured.frames["psnr"]))
+        measurement = suite.measure(broken, GROUND_TRUTHS[task])
+        assert set(measurement.frames) == {"psnr", suite.primary}
+        assert all(len(series) == len(broken) for series in measurement.frames.values())
+        assert measurement.frames["psnr"][4] < 15 < PSNR_CAP == measurement.frames["psnr"][0]
+        assert measurement.values["psnr"] == pytest.approx(np.mean(measurement.frames["psnr"]))
 
 
 def test_masked_metrics_do_not_depend_on_the_area() -> None:
@@ -214,12 +214,12 @@ def test_masked_metrics_do_not_depend_on_the_area() -> None:
 def test_masked_metrics_ignore_pixels_outside_the_mask() -> None:
     truth = GROUND_TRUTHS["edit"]
     assert truth.region is not None
-    values = measured("edit", doses.hole(truth.target, 1))
+    values = values_of("edit", doses.hole(truth.target, 1))
     assert values["psnr_outside"] == PSNR_CAP
     assert values["ssim_outside"] == 1
     assert values["change_outside"] == 0
     outside_only = np.where(truth.region[..., None], truth.target, 0).astype(np.uint8)
-    assert measured("edit", outside_only)["psnr_inside"] == PSNR_CAP
+    assert values_of("edit", outside_only)["psnr_inside"] == PSNR_CAP
     assert masked_ssim(truth.target, truth.target, np.zeros_like(truth.region)) is None
     assert masked_psnr(truth.target, truth.target, np.zeros_like(truth.region)) == []
     assert masked_ssim(truth.target, scene(1), ~np.zeros_like(truth.region)) == pytest.approx(
@@ -227,7 +227,7 @@ def test_masked_metrics_ignore_pixels_outside_the_mask() -> None:
     )
 
 
-def test_a_seam_is_the_step_beyond_that_of_the_target() -> None:
+def test_a_seam_is_the_step_beyond_the_step_of_the_target() -> None:
     target = np.full((2, 32, 32, 3), 100, np.uint8)
     region = np.zeros((2, 32, 32), bool)
     region[:, :, :16] = True
@@ -250,29 +250,29 @@ def test_region_metrics_are_absent_without_a_region() -> None:
     assert not values.keys() & {"psnr_outside", "ssim_outside", "change_outside", "structure_kept"}
 
 
-def test_the_region_is_painted_or_where_a_given_pair_differs() -> None:
+def test_the_edited_region_is_painted_or_differs_within_a_given_pair() -> None:
     target = scene()
     region = np.zeros(target.shape[:3], bool)
     region[HOLE] = True
-    green = np.where(region[..., None], np.array([102, 255, 0], np.uint8), target)
-    assert (edited_region(Task("inpaint", maker="edit.hole"), target, green) == region).all()
-    small = np.stack([cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA) for frame in green[::2]])
-    measured = edited_region(Task("outpaint", maker="edit.outpaint"), target, small)
-    assert measured is not None
-    assert (measured == region).mean() > 0.99
+    painted = np.where(region[..., None], np.array([102, 255, 0], np.uint8), target)
+    assert (edited_region(Task("inpaint", maker="edit.hole"), target, painted) == region).all()
+    small = np.stack([cv2.resize(frame, (32, 32), interpolation=cv2.INTER_AREA) for frame in painted[::2]])
+    outpainted = edited_region(Task("outpaint", maker="edit.outpaint"), target, small)
+    assert outpainted is not None
+    assert (outpainted == region).mean() > 0.99
     blue = Task("inpaint", maker="edit.hole", maker_args={"colour": [0, 0, 255]})
-    assert not edited_region(blue, target, green).any()
+    assert not edited_region(blue, target, painted).any()
     edited = edited_region(Task("shave", maker="given"), target, doses.hole(target, 1))
     assert (edited == region).mean() > 0.97
     assert edited_region(TASKS["restoration"], target, target) is None
 
 
-@pytest.mark.parametrize("late", [-2, -1, 0, 1, 2])
-def test_a_time_offset_is_detected_despite_damage(late: int) -> None:
+@pytest.mark.parametrize("delay", [-2, -1, 0, 1, 2])
+def test_a_time_offset_is_detected_despite_damage(delay: int) -> None:
     long = scene(frames=13)
-    target, output = long[2:11], long[2 + late : 11 + late]
-    assert offset(output, target) == late
-    assert offset(doses.noise(doses.blur(output, 1), 5), target) == late
+    target, output = long[2:11], long[2 + delay : 11 + delay]
+    assert offset(output, target) == delay
+    assert offset(doses.noise(doses.blur(output, 1), 5), target) == delay
 
 
 def test_no_time_offset_without_evidence() -> None:
@@ -313,10 +313,10 @@ def test_other_sizes_are_refused() -> None:
         SUITES["restoration"].measure(tiny, GroundTruth(tiny, tiny, tiny))
 
 
-def test_motion_of_large_clips_is_in_their_own_pixels() -> None:
+def test_motion_of_large_clips_is_in_pixels_of_full_size() -> None:
     large = np.stack([cv2.resize(frame, (2 * FLOW_SIDE, 2 * FLOW_SIDE)) for frame in scene(frames=3)])
-    moved = measured_tof(doses.drift(large, 6), large)
-    assert moved == pytest.approx(6, rel=0.15)
+    error = measured_tof(doses.drift(large, 6), large)
+    assert error == pytest.approx(6, rel=0.15)
 
 
 def measured_tof(output: np.ndarray, target: np.ndarray) -> float:

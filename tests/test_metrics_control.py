@@ -56,9 +56,8 @@ def test_a_task_has_its_primary_metric_and_the_metrics_of_its_control(
     suite = Suite.of(task(maker, family))
     keys = [metric.key for metric in suite.metrics]
     assert suite.primary == primary
-    assert suite.adherence == (
-        "psnr_y" if family == "colorize" else primary
-    )  # the reference gives the luma, not the colours
+    # A grey reference fixes the luma, not the colours.
+    assert suite.adherence == ("psnr_y" if family == "colorize" else primary)
     assert primary in keys
     assert specific <= set(keys)
     assert len(keys) == len(set(keys))
@@ -78,11 +77,11 @@ def test_metrics_that_cannot_run_are_listed_with_a_remedy(monkeypatch: pytest.Mo
     for maker, args in (("control.depth", {}), ("control.depth", {"model": "gone"}), ("control.depth_given", {})):
         suite = Suite.of(task(maker, **args))
         assert suite.primary == "edge_f1"
-        assert "task.maker_args.model" in next(one.reason for one in suite.not_run if one.metric == "depth_error")
+        assert "task.maker_args.model" in next(entry.reason for entry in suite.not_run if entry.metric == "depth_error")
         assert suite.control(scene()) is None
     monkeypatch.setattr(blazepose, "is_installed", lambda: False)
     suite = Suite.of(task("control.pose"))
-    assert {one.metric for one in suite.not_run} >= {"pose_pck", "pose_oks", "pose_error", "pose_recall"}
+    assert {entry.metric for entry in suite.not_run} >= {"pose_pck", "pose_oks", "pose_error", "pose_recall"}
     assert suite.primary == "edge_f1"
 
 
@@ -106,7 +105,7 @@ def test_tracks_of_the_maker_are_measured_and_drawn() -> None:
     assert measured.values["track_error"] < 0.1
     assert measured.values["track_dx"] == measured.values["track_within_5"] == measured.values["track_found"] == 1
     assert np.abs(suite.control(frames, truth).astype(int) - drawing).mean() < 2
-    assert suite.control(frames) is None  # nobody says where they start
+    assert suite.control(frames) is None  # without a record the start points are unknown
 
 
 def test_track_errors_are_in_pixels_and_shares_of_the_diagonal() -> None:
@@ -123,7 +122,7 @@ def test_track_errors_are_in_pixels_and_shares_of_the_diagonal() -> None:
     assert values["track_dx"] == 0
 
 
-def test_a_lost_point_keeps_its_position_and_is_within_no_distance() -> None:
+def test_a_lost_point_keeps_its_position_and_is_beyond_every_distance() -> None:
     requested = np.stack([np.stack([np.arange(5.0), np.zeros(5)], axis=1)])
     is_requested = np.ones((1, 5), bool)
     is_tracked = np.array([[True, True, False, False, False]])
@@ -136,7 +135,7 @@ def test_a_lost_point_keeps_its_position_and_is_within_no_distance() -> None:
 
 def test_without_tracks_there_is_no_track_error() -> None:
     suite = Suite.of(task("control.tracks"))
-    for tracks in ([], [[[3.0, 4.0]]]):  # the second does not outlast the first frame
+    for tracks in ([], [[[3.0, 4.0]]]):  # the second track ends at the first frame
         assert "track_error" not in suite.measure(scene(), blank({"drawn": {"tracks": tracks}})).values
     assert "track_error" not in suite.measure(scene(), blank()).values
 
@@ -153,11 +152,11 @@ def test_a_still_output_has_the_error_of_the_requested_motion() -> None:
 
 
 def person(x: float = 30, y: float = 10, frames: int = 3) -> np.ndarray:
-    """A standing person, 20 wide and 40 tall: (F,18,3)."""
+    """The joints (F,18,3) of a standing person, 20 pixels wide and 40 tall."""
     rng = np.random.default_rng(5)
-    places = rng.uniform((x, y), (x + 20, y + 40), (18, 2))
-    places[[0, 10]] = (x, y), (x + 20, y + 40)
-    return np.repeat(np.concatenate([places, np.full((18, 1), 0.9)], axis=1)[None], frames, axis=0)
+    joints = rng.uniform((x, y), (x + 20, y + 40), (18, 2))
+    joints[[0, 10]] = (x, y), (x + 20, y + 40)
+    return np.repeat(np.concatenate([joints, np.full((18, 1), 0.9)], axis=1)[None], frames, axis=0)
 
 
 def moved(people: np.ndarray, pixels: float) -> np.ndarray:
@@ -165,7 +164,7 @@ def moved(people: np.ndarray, pixels: float) -> np.ndarray:
 
 
 def requested_of(*people: np.ndarray) -> np.ndarray:
-    drawn = {"skeletons": [{"start": 0, "points": one.reshape(len(one), -1).tolist()} for one in people]}
+    drawn = {"skeletons": [{"start": 0, "points": person.reshape(len(person), -1).tolist()} for person in people]}
     return requested_skeletons(drawn, 3, (100, 100))
 
 
@@ -184,7 +183,7 @@ def test_pose_metrics_get_worse_with_every_displacement() -> None:
 
 
 def test_oks_follows_coco() -> None:
-    """One joint at a distance of k times the root of the area gives exp(-1/2)."""
+    """A joint at a distance of k times the root of the area counts exp(-1/2)."""
     requested = requested_of(person())[0, 0]
     knee = POINTS.index("right_knee")
     single = requested.copy()
@@ -214,18 +213,18 @@ def test_only_confident_joints_inside_the_picture_are_requested() -> None:
     assert missing == sorted([NECK, 4, 5])
     assert np.isinf(joint_distances(requested[0, 0], person()[0])[missing]).all()
     assert pose_values(requested_of(moved(person(), 500)), person()[None]) == Measurement()
-    hand = person()
-    hand[:, 2:, 2] = 0  # a nose and a neck
-    assert pose_values(requested_of(hand), person()[None]) == Measurement()
+    nose_and_neck = person()
+    nose_and_neck[:, 2:, 2] = 0
+    assert pose_values(requested_of(nose_and_neck), person()[None]) == Measurement()
 
 
 def test_the_recorded_person_is_detected_in_the_picture() -> None:
     frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(5)])
     _, drawn = build_maker("control.pose", {})(frames, np.random.default_rng(0), source(frames))
     truth, group = blank({"drawn": drawn}, frames), pose_metrics(PoseReader())
-    itself = group.measure(CachedClip(frames), truth).values
-    assert itself["pose_pck"] == itself["pose_recall"] == 1
-    assert itself["pose_error"] < 0.1
+    identical = group.measure(CachedClip(frames), truth).values
+    assert identical["pose_pck"] == identical["pose_recall"] == 1
+    assert identical["pose_error"] < 0.1
     assert group.measure(CachedClip(doses.shift(frames, 20)), truth).values["pose_error"] == pytest.approx(20, abs=4)
     empty = group.measure(CachedClip(np.full_like(frames, 128)), truth).values
     assert empty == {"pose_pck": 0, "pose_oks": 0, "pose_recall": 0}

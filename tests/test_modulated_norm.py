@@ -1,4 +1,4 @@
-"""Modulated norms: two ways to compute one give the same result; the backward kernel of norm, residual and gate."""
+"""Modulated norms give the same result with and without rstd; the backward kernel of norm, residual and gate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from iclora_train.ltx2.kernels.modulated_norm import ModulatedNorm, modulated_no
 
 
 @pytest.mark.parametrize(("clips", "levels"), [(1, 1), (3, 2), (2, 3)])
-def test_the_norm_that_returns_rstd_is_the_same(clips: int, levels: int) -> None:
+def test_a_norm_that_returns_rstd_gives_the_same_result(clips: int, levels: int) -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(clips, 30, 16, generator=generator, requires_grad=True)
     norm = ModulatedNorm(*torch.randn(2, clips, levels, 16, generator=generator), 1e-6)
@@ -37,5 +37,5 @@ def test_the_backward_kernel_of_norm_residual_and_gate(width: int, fp8: bool) ->
     gated = (expected * gates.double().gather(1, level[..., None].expand(-1, -1, width))).flatten(0, 1)
     results = [(grad_x, expected, 2**-8), (rows, gated, 2**-7)]
     results += [(values.double() * row_scale[:, None] / 3, gated, 0.04)] if fp8 else []
-    for ours, reference, bound in results:
-        assert float((ours.double() - reference).norm() / reference.norm()) < bound
+    for result, reference, bound in results:
+        assert float((result.double() - reference).norm() / reference.norm()) < bound

@@ -26,7 +26,7 @@ ADAMW = {"_target_": "torch.optim.AdamW", "lr": 1e-3}
 
 
 class Clips(LightningDataModule):
-    """Clips that are sent to the device as clips of shards are."""
+    """Clips in memory. They move to the device like clips of shards."""
 
     transfer_batch_to_device = LatentDataModule.transfer_batch_to_device
 
@@ -66,7 +66,7 @@ def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback])
 
 
 class NoHostSync(Callback):
-    """Makes every host sync an error between steps 3 and STEPS - 1, by `mode` (torch.cuda.set_sync_debug_mode)."""
+    """Makes every host sync between steps 3 and STEPS - 1 an error. mode: torch.cuda.set_sync_debug_mode."""
 
     def __init__(self, mode: Any) -> None:
         self.mode = mode
@@ -85,8 +85,8 @@ class NoHostSync(Callback):
 @pytest.mark.parametrize("optim", ["adamw", "muon"])
 def test_a_training_step_never_waits_for_the_gpu_between_two_reads_of_metrics(optim: str, tmp_path: Path) -> None:
     write_tiny_base(tmp_path)
-    tiny = f"model.checkpoint={tmp_path}"
-    config = composed("conf=deblur", tiny, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
+    checkpoint = f"model.checkpoint={tmp_path}"
+    config = composed("conf=deblur", checkpoint, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
     no_sync = NoHostSync(torch.cuda.set_sync_debug_mode)
     try:
         fit(config, open_base(config.model), "cuda", [MetricsRecorder([], 0, None, log_every=100), no_sync])
@@ -116,8 +116,8 @@ def test_adamw_is_fused_on_a_gpu_unless_the_settings_choose_an_implementation(ch
     assert optimizer_settings(muon, cuda) == muon
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # torch.distributed's own
-def test_ddp_sends_no_tensor_of_the_base(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # a warning of torch.distributed
+def test_ddp_broadcasts_no_tensor_of_the_base(tmp_path: Path) -> None:
     write_tiny_base(tmp_path / "base")
     config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "model.compile=true", "model.precision=bf16")
     module = ICLoRA(config, BaseModel.open(str(tmp_path / "base")))
@@ -126,4 +126,4 @@ def test_ddp_sends_no_tensor_of_the_base(tmp_path: Path) -> None:
         parallel = torch.nn.parallel.DistributedDataParallel(module)
         parallel._assign_modules_buffers()  # as before every forward pass
         assert not parallel.modules_buffers
-        assert {id(part) for part in parallel._module_parameters} == {id(part) for part in module.adapter}
+        assert {id(p) for p in parallel._module_parameters} == {id(p) for p in module.adapter}

@@ -26,7 +26,7 @@ def test_files_are_small_enough_to_ship() -> None:
     assert max(file.stat().st_size for file in files) <= 16 << 20
 
 
-def test_it_is_like_2_3(nano: BaseModel) -> None:
+def test_nano_has_the_architecture_of_2_3(nano: BaseModel) -> None:
     config = nano.transformer().config
     assert (nano.family, nano.version) == ("nano", "2.3")
     assert config.apply_gated_attention
@@ -42,8 +42,8 @@ def test_captions_of_any_length_give_the_same_number_of_tokens(nano: BaseModel) 
 
 def test_the_vae_reconstructs_real_clips(nano: BaseModel) -> None:
     with (SAMPLES / "clips.csv").open(newline="") as table:
-        chosen = [row["file"] for row in csv.DictReader(table) if row["split"] == "val"]
-    crops = [np.stack(list(read_clip(SAMPLES / file)))[:9, 40:104, 40:104] for file in chosen]
+        files = [row["file"] for row in csv.DictReader(table) if row["split"] == "val"]
+    crops = [np.stack(list(read_clip(SAMPLES / file)))[:9, 40:104, 40:104] for file in files]
     video = torch.from_numpy(np.stack(crops)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     vae = nano.vae()
     with torch.no_grad():
@@ -51,7 +51,7 @@ def test_the_vae_reconstructs_real_clips(nano: BaseModel) -> None:
     assert float((10 * torch.log10(4 / error)).mean()) > 31
 
 
-def test_captions_name_the_largest_colours() -> None:
+def test_captions_name_the_largest_areas_of_colour() -> None:
     def clip(*parts: tuple[float, float, float]) -> torch.Tensor:
         columns = [torch.tensor(part).view(3, 1, 1, 1).expand(3, 9, 64, 64 // len(parts)) for part in parts]
         return torch.cat(columns, dim=-1) * 2 - 1

@@ -31,8 +31,8 @@ LEFT = torch.tensor([[0.0, 1.0, 0.0, 0.5], WHOLE_FRAME, WHOLE_FRAME])  # the fir
 
 def draws_with(locality_region: Tensor | None) -> RandomDraws:
     plain = draw_random(TARGET, Flow(), step_generator(0, 0, 0))
-    none = plain.clean_first_frame & False
-    return RandomDraws(plain.sigma, plain.noise, none, plain.use_references, locality_region=locality_region)
+    no_first_frame = plain.clean_first_frame & False
+    return RandomDraws(plain.sigma, plain.noise, no_first_frame, plain.use_references, locality_region=locality_region)
 
 
 class CopyingModel:
@@ -58,7 +58,7 @@ def net() -> Transformer:
     return tiny()
 
 
-def test_without_locality_the_loss_is_the_flow_loss_of_one_pass() -> None:
+def test_without_locality_the_loss_is_the_flow_loss_of_one_forward_pass() -> None:
     draws, model = draw_random(TARGET, Flow(), step_generator(0, 0, 0)), CopyingModel(local=False)
     losses = training_losses(model, BATCH, draws, TASK, GEOMETRY)  # type: ignore[arg-type]
     tokens, target = build_tokens(BATCH, draws, TASK, GEOMETRY)
@@ -77,7 +77,7 @@ def test_the_locality_pass_masks_references_outside_the_region_and_has_no_gradie
     half = torch.tensor([1.0, 1.0, 0.0, 0.0]).expand(2, 2, 4).flatten()  # frames, rows, columns
     assert torch.equal(masked, torch.stack([half, torch.ones(16), torch.ones(16)]))
     assert torch.equal(unmasked, torch.ones(3, 16))
-    hidden = (REFERENCE[0].flatten(1) * (1 - half)).sum(1)  # (C,): what the right half adds to every token
+    hidden = (REFERENCE[0].flatten(1) * (1 - half)).sum(1)  # (C,): the right half adds this to every token
     assert losses.locality is not None
     torch.testing.assert_close(losses.locality[0], hidden.square().mean())
     assert losses.locality[1:].tolist() == [0.0, 0.0]
@@ -91,7 +91,7 @@ def test_a_model_that_copies_locally_has_no_locality_loss() -> None:
 
 
 def test_training_on_locality_alone_lowers_it(net: Transformer) -> None:
-    """30 steps on the locality term with the same noise and region halve it."""
+    """30 steps on the locality term alone, with the same noise and region, halve it."""
     draws, values = draws_with(LEFT), []
     adapter = [block.attn1.to_q.weight for block in net.transformer_blocks]
     optimizer = torch.optim.Adam(adapter, lr=3e-3)

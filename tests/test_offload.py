@@ -31,9 +31,10 @@ from iclora_train.ltx2.runtime import fused_block
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.ltx2.runtime.weight_offload import WeightOffload
-from iclora_train.training import lightning_module as module
+from iclora_train.training import lightning_module
 from iclora_train.training.lightning_module import ICLoRA
 from scripts.synthetic.random_base import RandomBase
+from tests.processes import single_process_group
 from tests.test_compiled import TARGETS, scene
 from tests.tiny import write_tiny_base
 
@@ -82,8 +83,8 @@ def require_equal(results: list[Tensor], expected: list[Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 
-def without_bytes(net: Transformer) -> set[str]:
-    """Names of the parameters whose storage has no bytes."""
+def with_empty_storage(net: Transformer) -> set[str]:
+    """Names of the parameters with an empty storage."""
     return {name for name, p in net.named_parameters() if p.untyped_storage().nbytes() == 0}
 
 
@@ -108,23 +109,23 @@ def test_steps_and_samples_are_equal_bit_for_bit(count: int, checkpointing: bool
             require_equal([offloaded(*model_inputs(offloaded)) for _ in range(2)], expected[:1] * 2)
 
 
-def test_so_are_steps_with_fp8_weights_and_accumulated_gradients() -> None:
+def test_steps_with_fp8_weights_and_accumulated_gradients_are_equal_bit_for_bit() -> None:
     plain, offloaded = network(0, fp8=True), network(4, fp8=True)
     require_equal(step(offloaded), step(plain))
     for net in (plain, offloaded):
-        both = net(*model_inputs(net)) + 2 * net(*model_inputs(net))  # two forward passes before their backward pass
-        both.square().mean().backward()
+        # Two forward passes, then one backward pass through both.
+        velocity = net(*model_inputs(net)) + 2 * net(*model_inputs(net))
+        velocity.square().mean().backward()
         net(*model_inputs(net)).square().mean().backward()
     grads = [[p.grad for p in net.parameters() if p.grad is not None] for net in (offloaded, plain)]
     assert grads[0]
     require_equal(*grads)
 
 
-def test_an_interrupted_step_does_no_harm() -> None:
+def test_an_interrupted_step_does_not_change_the_next_step() -> None:
     plain, offloaded = network(0), network(4)
     offloaded(*model_inputs(offloaded))  # without a backward pass
-    late = offloaded.transformer_blocks[4]
-    hook = late.register_forward_pre_hook(lambda *_: 1 / 0)
+    hook = offloaded.transformer_blocks[4].register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         step(offloaded)
     hook.remove()
@@ -144,9 +145,8 @@ def test_at_most_two_blocks_are_on_the_device_and_the_computing_one_is(checkpoin
     step(net)
     forwards = [(i, {i, i + 1 if i < BLOCKS - 1 else i - 1}) for i in range(BLOCKS)]
     backwards = [(i, {i, i - 1 if i else 1}) for i in reversed(range(BLOCKS))]
-    assert [visit for visit, _ in groupby(visits)] == forwards + backwards[
-        1:
-    ]  # the last block starts its backward pass at once
+    passes = forwards + backwards[1:]  # the last block starts its backward pass right after its forward pass
+    assert [visit for visit, _ in groupby(visits)] == passes
     with torch.no_grad():
         net(*model_inputs(net))
     assert visits[-1] == (BLOCKS - 1, {BLOCKS - 1, 0})  # the next forward pass starts with block 0
@@ -173,7 +173,7 @@ class RecordingStream(CopyStream):
         self.calls.append(moment)
 
 
-def test_copies_wait_for_computation_in_their_memory_and_computation_waits_for_its_copy() -> None:
+def test_copies_wait_until_their_memory_is_unused_and_computation_waits_for_its_copy() -> None:
     net, copy_stream = network(3), RecordingStream()
     runner_of(net).weight_offload.copy_stream = copy_stream
     with torch.no_grad():
@@ -197,15 +197,15 @@ def test_copies_wait_for_computation_in_their_memory_and_computation_waits_for_i
     ]
     copy_stream.calls.clear()
     step(net)
-    assert copy_stream.calls.count("copy") == 2 * (3 - 2)  # a pass finds two of its blocks on the device
+    assert copy_stream.calls.count("copy") == 2 * (3 - 2)  # two blocks of each pass are on the device already
 
 
 def test_the_host_copy_is_never_written_and_only_linear_weights_are_offloaded() -> None:
     net = network(3)
-    assert runner_of(net).weight_offload.blocks == [1, 3, 5]  # evenly spread, so that the copies have time
-    linears = {name for name, each in net.named_modules() if isinstance(each, nn.Linear) and "lora_" not in name}
+    assert runner_of(net).weight_offload.blocks == [1, 3, 5]  # spread evenly, so that computation hides the copies
+    linears = {name for name, layer in net.named_modules() if isinstance(layer, nn.Linear) and "lora_" not in name}
     blocks = tuple(f"transformer_blocks.{i}." for i in (1, 3, 5))
-    assert without_bytes(net) == {f"{name}.weight" for name in linears if name.startswith(blocks)}
+    assert with_empty_storage(net) == {f"{name}.weight" for name in linears if name.startswith(blocks)}
     hosts = [host for weights in runner_of(net).weight_offload.weights.values() for _, host in weights]
     before = [host.clone() for host in hosts]
     step(net)
@@ -221,7 +221,7 @@ def counted() -> Iterator[Any]:
     torch._dynamo.reset()
 
 
-@pytest.mark.filterwarnings("ignore")  # warnings of the compiler itself
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
 @pytest.mark.parametrize("backend", ["eager", "aot_eager_decomp_partition"])
 def test_offload_needs_no_more_compilations_and_gives_the_same(backend: str, counted: Any) -> None:
     plain, offloaded = network(0), network(4)
@@ -240,15 +240,15 @@ def test_offload_needs_no_more_compilations_and_gives_the_same(backend: str, cou
 def test_weights_are_offloaded_while_they_are_loaded(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     for fp8 in (False, True):
-        whole, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, weight_offload=1)
-        assert {name.split(".")[1] for name in without_bytes(net)} == {"1"}
+        plain, net = base.transformer(fp8=fp8), base.transformer(fp8=fp8, weight_offload=1)
+        assert {name.split(".")[1] for name in with_empty_storage(net)} == {"1"}
         assert all(isinstance(p, nn.Parameter) and not p.requires_grad for p in net.parameters())
-        assert len(without_bytes(net)) == len(runner_of(net).weight_offload.weights[1]) == 12
+        assert len(with_empty_storage(net)) == len(runner_of(net).weight_offload.weights[1]) == 12
         with torch.no_grad():
             width = net.config.cross_attention_dim
             text = torch.randn(1, 5, width, generator=torch.Generator().manual_seed(1))
-            require_equal([net(scene(8), text)], [whole(scene(8), text)])
-    assert len(without_bytes(RandomBase("2.3", "tiny").transformer(weight_offload=2))) == 24
+            require_equal([net(scene(8), text)], [plain(scene(8), text)])
+    assert len(with_empty_storage(RandomBase("2.3", "tiny").transformer(weight_offload=2))) == 24
 
 
 def test_impossible_settings_are_named(tmp_path: Path) -> None:
@@ -264,15 +264,15 @@ def test_impossible_settings_are_named(tmp_path: Path) -> None:
 @pytest.fixture
 def weight_offload_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """model.weight_offload works without a GPU."""
-    for place in (module, adapted):
+    for module in (lightning_module, adapted):
         monkeypatch.setattr(
-            place,
+            module,
             "build_transformer",
             lambda base, model, device: base.transformer(weight_offload=model.weight_offload),
         )
 
 
-def trained(base: BaseModel, weight_offload: int) -> ICLoRA:
+def tiny_module(base: BaseModel, weight_offload: int) -> ICLoRA:
     model = Model(name="tiny", checkpoint="", weight_offload=weight_offload, lora=Lora(rank=4))
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
     return ICLoRA(Config(task=Task(name="tiny", maker="none"), model=model, optim=optim), base)
@@ -281,50 +281,47 @@ def trained(base: BaseModel, weight_offload: int) -> ICLoRA:
 @pytest.mark.usefixtures("weight_offload_on_a_cpu")
 def test_checkpoints_hold_no_offloaded_weights(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
-    first, other = trained(base, 2), trained(base, 0)
+    offloaded, plain = tiny_module(base, 2), tiny_module(base, 0)
     with torch.no_grad():
-        for parameter in first.adapter:
+        for parameter in offloaded.adapter:
             parameter.normal_(generator=torch.Generator().manual_seed(0))
-    checkpoint: dict[str, Any] = {"state_dict": first.state_dict()}
-    first.on_save_checkpoint(checkpoint)
-    assert len(checkpoint["state_dict"]) == len(first.adapter)
-    again = trained(base, 2)
-    for read in (again, other):
-        loaded = dict(checkpoint)
-        read.on_load_checkpoint(loaded)
-        assert read.load_state_dict(loaded["state_dict"], strict=True)
-    require_equal(step(again.transformer), step(other.transformer))
+    checkpoint: dict[str, Any] = {"state_dict": offloaded.state_dict()}
+    offloaded.on_save_checkpoint(checkpoint)
+    assert len(checkpoint["state_dict"]) == len(offloaded.adapter)
+    reloaded = tiny_module(base, 2)
+    for module in (reloaded, plain):
+        contents = dict(checkpoint)
+        module.on_load_checkpoint(contents)
+        assert module.load_state_dict(contents["state_dict"], strict=True)
+    require_equal(step(reloaded.transformer), step(plain.transformer))
 
 
 @pytest.mark.usefixtures("weight_offload_on_a_cpu")
 def test_offloaded_weights_stay_usable_when_the_module_moves_to_the_cpu(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
-    plain, fresh, used = trained(base, 0), trained(base, 2), trained(base, 2)
+    plain, fresh, used = tiny_module(base, 0), tiny_module(base, 2), tiny_module(base, 2)
     step(used.transformer)
     for offloaded in (fresh, used):
         offloaded.cpu()
-        assert not without_bytes(offloaded.transformer)
+        assert not with_empty_storage(offloaded.transformer)
         require_equal(list(offloaded.state_dict().values()), list(plain.state_dict().values()))
         require_equal(step(offloaded.transformer), step(plain.transformer))
 
 
 @pytest.mark.usefixtures("weight_offload_on_a_cpu")
-def test_ddp_does_not_send_the_base(tmp_path: Path) -> None:
+def test_ddp_does_not_broadcast_the_base(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path / "base")))
-    offloaded = trained(base, 2)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
-    try:
+    offloaded = tiny_module(base, 2)
+    with single_process_group(tmp_path):
         wrapped = DistributedDataParallel(offloaded)
         assert len(wrapped._module_parameters) == len(offloaded.adapter)
-    finally:
-        torch.distributed.destroy_process_group()
-    assert len(without_bytes(offloaded.transformer)) == 24
+    assert len(with_empty_storage(offloaded.transformer)) == 24
 
 
 @pytest.mark.usefixtures("weight_offload_on_a_cpu")
 def test_an_adapter_runs_with_offloaded_weights(tmp_path: Path) -> None:
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
-    weights = lora.adapter_weights(trained(base, 0).transformer)
+    weights = lora.adapter_weights(tiny_module(base, 0).transformer)
     adapter = lora.Adapter({n: (a, torch.ones_like(b)) for n, (a, b) in weights.items()}, {})
     outputs = []
     for weight_offload in (0, 1):
@@ -350,8 +347,8 @@ def test_a_gpu_holds_two_offloaded_blocks_and_gives_the_same(
 ) -> None:
     # Without offload, compiled blocks would compute q, k and v with one matmul, which may round differently.
     monkeypatch.setattr(fused_block, "can_fuse", lambda linears: False)
-    results, held, block = [], [], 0
-    for count in (0, 0, 12):  # the first run allocates what is allocated only once
+    results, held_bytes, block_bytes = [], [], 0
+    for count in (0, 0, 12):  # the first run makes the allocations that happen only once
         torch._dynamo.reset()
         gc.collect()
         start = torch.cuda.memory_allocated()
@@ -364,11 +361,11 @@ def test_a_gpu_holds_two_offloaded_blocks_and_gives_the_same(
             with torch.no_grad():
                 outputs += [net(*model_inputs(net)) for _ in range(4)]
         torch.cuda.synchronize()
-        held.append(torch.cuda.memory_allocated() - start - sum(tensor.nbytes for tensor in outputs))
+        held_bytes.append(torch.cuda.memory_allocated() - start - sum(tensor.nbytes for tensor in outputs))
         results.append([tensor.cpu() for tensor in outputs])
         hosts = [host for pairs in runner_of(net).weight_offload.weights.values() for _, host in pairs]
         assert all(host.is_pinned() for host in hosts)
-        block = sum(host.nbytes for host in hosts) // 12
+        block_bytes = sum(host.nbytes for host in hosts) // 12
         del net, outputs
     require_equal(results[2], results[1])
-    assert abs(held[1] - held[2] - 10 * block) < 2**20
+    assert abs(held_bytes[1] - held_bytes[2] - 10 * block_bytes) < 2**20

@@ -19,15 +19,11 @@ from iclora_train.signals.rtmpose import decode_simcc
 from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw_skeletons, to_openpose
 
 NOSE, RIGHT_EYE, LEFT_EYE = (POINTS.index(name) for name in ("nose", "right_eye", "left_eye"))
-FACE = {
-    NOSE: (223, 128),
-    RIGHT_EYE: (205, 103),
-    LEFT_EYE: (249, 112),
-}  # of skimage's astronaut
+FACE = {NOSE: (223, 128), RIGHT_EYE: (205, 103), LEFT_EYE: (249, 112)}  # in the astronaut picture of scikit-image
 
 
 def astronaut(left: int = 0, top: int = 0, scale: float = 0.5, size: tuple[int, int] = (256, 256)) -> np.ndarray:
-    """The astronaut of scikit-image on grey."""
+    """The astronaut picture of scikit-image on a grey background."""
     picture = np.full((*size, 3), 128, np.uint8)
     small = cv2.resize(skimage.data.astronaut(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     picture[top : top + len(small), left : left + len(small)] = small[: size[0] - top, : size[1] - left]
@@ -47,12 +43,12 @@ def posed(frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
 
 def skeletons(drawn: dict) -> list[np.ndarray]:
     """The record's skeletons as (F,18,3)."""
-    return [np.array(one["points"]).reshape(-1, 18, 3) for one in drawn["skeletons"]]
+    return [np.array(skeleton["points"]).reshape(-1, 18, 3) for skeleton in drawn["skeletons"]]
 
 
 @pytest.fixture(scope="module")
 def walk() -> tuple[np.ndarray, np.ndarray, dict]:
-    """The astronaut gliding 3 pixels to the right each frame, 7 frames; what the maker draws, and its record."""
+    """The astronaut gliding 3 pixels to the right each frame, 7 frames; the drawing of the maker, and its record."""
     frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(7)])
     return frames, *posed(frames)
 
@@ -90,13 +86,13 @@ def test_the_record_is_json_and_the_output_is_reproducible(walk: tuple[np.ndarra
 
 
 def test_a_tilted_person_is_read_upright() -> None:
-    """The landmark network gets every person upright, so that the points rotate with the picture."""
+    """The landmark network gets each person rotated upright, so the points rotate with the picture."""
     picture, centre = astronaut(left=64, top=64, size=(384, 384)), (192.0, 192.0)
-    turn = cv2.getRotationMatrix2D(centre, 35, 1)
-    tilted = cv2.warpAffine(picture, turn, (384, 384), borderValue=(128, 128, 128))
-    straight, turned = (skeletons(posed(p[None])[1])[0][0] for p in (picture, tilted))
-    expected = straight[list(FACE), :2] @ turn[:, :2].T + turn[:, 2]
-    assert np.hypot(*(turned[list(FACE), :2] - expected).T).max() < 12
+    rotation = cv2.getRotationMatrix2D(centre, 35, 1)
+    tilted = cv2.warpAffine(picture, rotation, (384, 384), borderValue=(128, 128, 128))
+    upright, tilted_points = (skeletons(posed(image[None])[1])[0][0] for image in (picture, tilted))
+    expected = upright[list(FACE), :2] @ rotation[:, :2].T + rotation[:, 2]
+    assert np.hypot(*(tilted_points[list(FACE), :2] - expected).T).max() < 12
 
 
 def test_small_people_are_detected_in_tiles() -> None:
@@ -109,15 +105,15 @@ def test_small_people_are_detected_in_tiles() -> None:
 
 
 def test_people_are_detected_in_the_whole_picture_and_recorded_in_the_window() -> None:
-    """The window has only half of the face; its skeleton is that of the whole picture, translated."""
+    """The window shows only half of the face. Its skeleton is the translated skeleton of the whole picture."""
     frames = np.stack([astronaut()] * 2)
-    all_of_it = skeletons(posed(frames)[1])[0]
+    full_skeleton = skeletons(posed(frames)[1])[0]
     maker, window = build_maker("control.pose", {}), Crop((256, 256), (256, 256), (16, 112), (96, 96), False, 1 << 20)
     pictures, drawn = maker(frames, np.random.default_rng(0), replace(source(frames), crop=window))
     assert maker.margin > 10_000
     assert pictures.shape == frames.shape
-    part = skeletons(drawn)[0]
-    assert np.allclose(part[:, NOSE, :2], all_of_it[:, NOSE, :2] - (112, 16), atol=0.11)
+    window_skeleton = skeletons(drawn)[0]
+    assert np.allclose(window_skeleton[:, NOSE, :2], full_skeleton[:, NOSE, :2] - (112, 16), atol=0.11)
     assert drawn["coverage"] == 1.0
     assert drawn["points"] < posed(frames)[1]["points"]
 
@@ -171,11 +167,11 @@ def test_bad_arguments_are_named(args: dict, key: str) -> None:
 
 def test_anchor_centres_of_the_detector() -> None:
     """28x28 cells with two anchors, 14x14 with two, 7x7 with six."""
-    places = anchor_centres()
-    assert len(places) == 28 * 28 * 2 + 14 * 14 * 2 + 7 * 7 * 6 == 2254
-    assert places[0].tolist() == places[1].tolist() == [1 / 56, 1 / 56]
-    assert places[2].tolist() == [3 / 56, 1 / 56]
-    assert places[-1].tolist() == [13 / 14, 13 / 14]
+    centres = anchor_centres()
+    assert len(centres) == 28 * 28 * 2 + 14 * 14 * 2 + 7 * 7 * 6 == 2254
+    assert centres[0].tolist() == centres[1].tolist() == [1 / 56, 1 / 56]
+    assert centres[2].tolist() == [3 / 56, 1 / 56]
+    assert centres[-1].tolist() == [13 / 14, 13 / 14]
 
 
 def test_detections_of_one_person_are_averaged_by_score() -> None:
@@ -200,9 +196,9 @@ def test_the_neck_is_between_the_shoulders_and_sides_are_not_swapped() -> None:
     for count, order, left, right in ((33, FROM_BLAZEPOSE, 11, 12), (17, FROM_COCO, 5, 6)):
         points = np.zeros((count, 3))
         points[left], points[right] = (10, 4, 0.9), (20, 8, 0.5)
-        made = to_openpose(points, order)
-        assert made[POINTS.index("neck")].tolist() == [15, 6, 0.5]
-        assert made[POINTS.index("left_shoulder")].tolist() == [10, 4, 0.9]
+        openpose = to_openpose(points, order)
+        assert openpose[POINTS.index("neck")].tolist() == [15, 6, 0.5]
+        assert openpose[POINTS.index("left_shoulder")].tolist() == [10, 4, 0.9]
 
 
 def test_limbs_and_joints_have_openpose_colours_and_widths() -> None:
@@ -223,7 +219,7 @@ def test_limbs_of_missing_points_are_not_drawn() -> None:
     assert not picture[70:].any()
 
 
-def test_drawings_cover_as_much_at_every_size() -> None:
+def test_drawings_cover_the_same_share_at_every_size() -> None:
     covered = []
     for scale in (1, 2, 4, 8):
         person = np.zeros((18, 3))
@@ -261,8 +257,8 @@ def test_smoothing_keeps_parabolas_and_removes_jitter() -> None:
     still = series(path, slice(0, 0))
     assert np.allclose(smooth_points(still, 7), still)
     noise = np.random.default_rng(0).normal(0, 1, (400, 2))
-    left = smooth_points(series(noise, slice(0, 0)), 7)
-    assert left[..., :2].std() == pytest.approx(noise.std() * 3**-0.5, rel=0.1)  # the filter's gain on white noise
+    smoothed = smooth_points(series(noise, slice(0, 0)), 7)
+    assert smoothed[..., :2].std() == pytest.approx(noise.std() * 3**-0.5, rel=0.1)  # the filter's gain on white noise
 
 
 def test_smoothing_does_not_reach_over_a_gap() -> None:

@@ -1,4 +1,4 @@
-"""Prefetch: no batch is lost or out of order, one is sent ahead, and computation does not corrupt a batch."""
+"""Prefetch: no batch is lost or out of order, one batch is copied ahead, and computation does not corrupt a batch."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def test_every_batch_arrives_once_in_order_as_fp32(count: int) -> None:
             assert tensor.item() == value
 
 
-def test_a_batch_is_yielded_after_the_next_is_sent() -> None:
-    read: list[int] = []
+def test_a_batch_is_yielded_after_the_copy_of_the_next_has_started() -> None:
+    loaded: list[int] = []
 
     def loader() -> Iterator[Batch]:
         for n, batch in enumerate(batches(4)):
-            read.append(n)
+            loaded.append(n)
             yield batch
 
     batches_ahead = iter(Prefetch(loader(), torch.device("cpu")))
-    assert read == []
-    for n, ahead in enumerate((2, 3, 4, 4)):
+    assert loaded == []
+    for n, num_loaded in enumerate((2, 3, 4, 4)):
         assert next(batches_ahead).keys == [str(n)]
-        assert len(read) == ahead
+        assert len(loaded) == num_loaded
 
 
 def test_an_error_of_the_loader_is_raised() -> None:
@@ -54,7 +54,7 @@ def test_an_error_of_the_loader_is_raised() -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_slow_steps_see_whole_batches() -> None:
+def test_slow_steps_on_a_gpu_read_uncorrupted_batches() -> None:
     """Each step takes longer than a copy and reads its batch at the end, while later batches are copied."""
     device = torch.device("cuda")
     weight = torch.randn(4096, 4096, device=device) / 64

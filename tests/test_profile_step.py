@@ -17,8 +17,8 @@ Launch = tuple[str, list[list[int]], list[tuple[str, float]]]  # operator, input
 def events(launches: list[Launch]) -> list[SimpleNamespace]:
     """The profiler's events of operators that launch these kernels one after the other."""
     result, now = [], 0.0
-    for place, (name, shapes, kernels) in enumerate(launches):
-        times = SimpleNamespace(start=float(place))
+    for index, (name, shapes, kernels) in enumerate(launches):
+        times = SimpleNamespace(start=float(index))
         launched = [SimpleNamespace(name=kernel, duration=us) for kernel, us in kernels]
         result.append(
             SimpleNamespace(
@@ -46,9 +46,7 @@ def test_copies_that_overlap_with_computation_do_not_reduce_idle_time(monkeypatc
     assert result == {"copies": 9.0, "linear": 5.0, "attention": 2.0, "idle": 2.0, "adapter": 1.0}
 
 
-def test_replayed_kernels_have_the_kinds_of_the_launched_ones(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_replayed_kernels_have_the_kinds_of_the_launched_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profile_step, "record", lambda _step: events(LAUNCHES))
     replayed = [("set up", 100.0), ("gemm", 6.0), ("gemm", 2.0), ("flash", 3.0), ("sum", 1.0), ("sum", 1.0)]
     result = profile(lambda: None, 0.120, replayed)

@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_log_file_gets_a_line_now_and_then_without_control_characters(clock: Clock) -> None:
+def test_a_log_file_gets_occasional_lines_without_control_characters(clock: Clock) -> None:
     file = io.StringIO()
     with progress_bar("encoding", 100, "clip", console=Console(file=file, width=20)) as bar:
         for _ in range(100):
@@ -70,7 +70,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_note() -> None:
         "step", 4, "step", completed=1, console=Console(file=file, force_terminal=True, width=160)
     ) as bar:
         bar.update(completed=4, note="loss 0.5")
-    shown = file.getvalue()
-    assert "\x1b[" in shown
-    assert "4/4" in shown
-    assert "loss 0.5" in shown
+    output = file.getvalue()
+    assert "\x1b[" in output
+    assert "4/4" in output
+    assert "loss 0.5" in output

@@ -40,7 +40,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> tupl
     return global_rank(), local_rank(), world_size()
 
 
-def test_a_single_process_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_process_has_rank_0_of_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched(monkeypatch, {}) == (0, 0, 1)
 
 
@@ -51,10 +51,10 @@ def test_srun_gives_each_process_its_rank_and_its_gpu(monkeypatch: pytest.Monkey
     assert train.process_device(Config(trainer={"accelerator": "cpu"})) == torch.device("cpu")
 
 
-def test_lightnings_launcher_and_torchrun_set_variables_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variables_of_lightnings_launcher_and_torchrun_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launched(monkeypatch, {"LOCAL_RANK": "1", "WORLD_SIZE": "2"})[1:] == (1, 2)
     torchrun = {"TORCHELASTIC_RUN_ID": "none", "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8"}
-    assert launched(monkeypatch, {**SLURM, **torchrun}) == (5, 1, 8)  # torchrun inside of a SLURM job
+    assert launched(monkeypatch, {**SLURM, **torchrun}) == (5, 1, 8)  # torchrun inside a SLURM job
 
 
 def test_a_shell_of_salloc_is_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_tasks_without_tasks_per_node_are_refused_with_the_remedy(monkeypatch: p
 
 
 def lightning_warnings(*, quiet: bool) -> list[str]:
-    """What Lightning warns of when a Trainer is built."""
+    """The warnings of Lightning while a Trainer is built."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if quiet:
@@ -77,7 +77,7 @@ def lightning_warnings(*, quiet: bool) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def test_srun_on_the_path_of_a_login_node_is_not_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_srun_on_the_path_of_a_login_node_causes_no_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     srun = tmp_path / "srun"
     srun.write_text("#!/bin/sh\n")
     srun.chmod(0o755)

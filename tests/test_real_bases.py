@@ -83,9 +83,15 @@ def test_an_adapter_of_a_real_base_is_evaluated(fp8: bool, clips: Path, tmp_path
         "data.root=shards",
     ]
     encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
-    judging = ("data.root=shards", "sample.guidance=2", "eval.windows=2", "eval.seeds=[0]", "eval.strengths=[1.0,0.0]")
-    for command, more in (("data_prep", (encoder,)), ("iclora_train", ()), ("eval", ())):
-        result = run(tmp_path, command, *settings, *SMALL, *judging, *more)
+    eval_settings = (
+        "data.root=shards",
+        "sample.guidance=2",
+        "eval.windows=2",
+        "eval.seeds=[0]",
+        "eval.strengths=[1.0,0.0]",
+    )
+    for command, extra in (("data_prep", (encoder,)), ("iclora_train", ()), ("eval", ())):
+        result = run(tmp_path, command, *settings, *SMALL, *eval_settings, *extra)
         assert result.code == 0, result.err
     scores = json.loads((tmp_path / "runs/deblur-ltx2_3/eval/scores.json").read_text())
     assert scores["base"]["version"] == "2.3"
@@ -102,18 +108,18 @@ def test_another_version_or_vae_is_refused(clips: Path, tmp_path: Path) -> None:
     new = write_checkpoint(tmp_path / "new", "2.3")
     encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     settings = (f"data.clips={clips}", "data.root=shards", *SMALL)
-    wrong = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={old}", *settings, encoder)
-    assert f"model.checkpoint={old} is of version 2.0, but model=ltx2_3 needs 2.3" in refused(wrong)
-    right = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={new}", *settings, encoder)
-    assert right.code == 0, right.err
+    with_old = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={old}", *settings, encoder)
+    assert f"model.checkpoint={old} is of version 2.0, but model=ltx2_3 needs 2.3" in refused(with_old)
+    with_new = run(tmp_path, "data_prep", "conf=deblur", "model=ltx2_3", f"model.checkpoint={new}", *settings, encoder)
+    assert with_new.code == 0, with_new.err
     other = write_checkpoint(tmp_path / "other", "2.3", seed=1)
     trained = run(tmp_path, "iclora_train", "conf=deblur", "model=ltx2_3", f"model.checkpoint={other}", *settings)
     assert "shards/latents was made by another base" in refused(trained)
     assert "data_prep again" in trained.err
-    made_by = json.loads((tmp_path / "shards/latents/fingerprint.json").read_text())["base"]["parts"]
-    components = open_base(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
-    assert made_by.keys() >= components.keys()
-    assert all(made_by[name] != components[name] for name in ("vae", "connectors"))
+    prepared_parts = json.loads((tmp_path / "shards/latents/fingerprint.json").read_text())["base"]["parts"]
+    other_parts = open_base(Model(name="ltx2_3", checkpoint=str(other))).latent_fingerprints
+    assert prepared_parts.keys() >= other_parts.keys()
+    assert all(prepared_parts[name] != other_parts[name] for name in ("vae", "connectors"))
 
 
 def test_missing_settings_of_a_real_base_are_named(tmp_path: Path) -> None:
@@ -144,12 +150,12 @@ def test_full_size_runs_on_a_small_checkpoint(
 ) -> None:
     checkpoint = str(write_checkpoint(tmp_path, "2.3"))
     encoder = str(gemma_for("2.3", tmp_path / "gemma"))
-    size = ["--frames", "9", "--height", "64", "--width", "64", "--vae", "64x64x9", "--text-encoder", encoder]
-    small = [*size, "--steps", "30", "--rank", "4", "--rate", "2e-2"]
-    monkeypatch.setattr("sys.argv", ["full_size", checkpoint, "--out", str(tmp_path), *small])
+    sizes = ["--frames", "9", "--height", "64", "--width", "64", "--vae", "64x64x9", "--text-encoder", encoder]
+    arguments = [*sizes, "--steps", "30", "--rank", "4", "--rate", "2e-2"]
+    monkeypatch.setattr("sys.argv", ["full_size", checkpoint, "--out", str(tmp_path), *arguments])
     full_size.main()
-    told = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert told["train"]["last_loss"] < told["train"]["first_loss"] / 2
-    assert told["export"]["equal"]
-    assert told["text encode"]["finite"]
-    assert told["vae decode"]["finite"]
+    rows = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert rows["train"]["last_loss"] < rows["train"]["first_loss"] / 2
+    assert rows["export"]["equal"]
+    assert rows["text encode"]["finite"]
+    assert rows["vae decode"]["finite"]

@@ -56,17 +56,18 @@ def test_positions_equal_diffusers(fps: float) -> None:
 def test_a_smaller_reference_spans_the_target(fps: float, downscale: int) -> None:
     tokens = append_reference(target(fps=fps), torch.randn(2, 4, 2, 4 // downscale, 4 // downscale), downscale)
     assert int((tokens.group == 0).sum()) == 32
-    of_target, added = tokens.position[:, :, :32], tokens.position[:, :, 32:]
-    assert torch.equal(of_target.amax((2, 3)), added.amax((2, 3)))  # the same total extent in seconds and pixels
-    assert torch.equal(added[0, 1, 0], torch.tensor([0.0, 32.0 * downscale]))
+    target_position, reference_position = tokens.position[:, :, :32], tokens.position[:, :, 32:]
+    # Both have the same extent in seconds and pixels.
+    assert torch.equal(target_position.amax((2, 3)), reference_position.amax((2, 3)))
+    assert torch.equal(reference_position[0, 1, 0], torch.tensor([0.0, 32.0 * downscale]))
     if downscale == 1:
-        assert torch.equal(of_target, added)
+        assert torch.equal(target_position, reference_position)
 
 
 def test_a_slower_reference_runs_at_its_own_rate() -> None:
     tokens = append_reference(target(f=5), torch.randn(2, 4, 3, 4, 4), temporal_scale=2)
     seconds = tokens.position[0, 0, 80:].unique(dim=0)  # (3,2): frames 0, 1..8, 9..16 of 12.5 a second
-    expected = torch.tensor([[0.0, 1.0], [1.0, 17.0], [17.0, 33.0]]) / 25  # (0, 2) (2, 18) (18, 34) frames, less one
+    expected = torch.tensor([[0.0, 1.0], [1.0, 17.0], [17.0, 33.0]]) / 25  # (0, 2) (2, 18) (18, 34) frames, minus one
     assert torch.allclose(seconds, expected, atol=1e-6)
     assert torch.equal(seconds[-1, 1], tokens.position[0, 0, :80].max())
 
@@ -99,9 +100,9 @@ def test_attention_weights_are_strength_times_mask() -> None:
     assert tokens.weight is not None
     assert tokens.weight[:, :32].unique().tolist() == [1.0]
     assert tokens.weight[0, 32:].tolist() == [0.5, 0.5, 0.0, 0.0] * 8
-    more = append_reference(tokens, latent)
-    assert more.weight is not None
-    assert more.weight[:, 64:].unique().tolist() == [1.0]
+    with_second = append_reference(tokens, latent)
+    assert with_second.weight is not None
+    assert with_second.weight[:, 64:].unique().tolist() == [1.0]
 
 
 def test_a_clean_first_frame_has_level_0_and_no_loss() -> None:
@@ -122,7 +123,7 @@ def test_a_mask_is_averaged_by_area() -> None:
     assert mask_to_grid(mask, (1, 2, 3))[0, 0].tolist() == [[1.0, 0.5, 0.0], [0.0, 0.0, 0.0]]
 
 
-# ---- behaviour of ComfyUI's nodes
+# --- behaviour of ComfyUI's nodes ---
 
 
 @pytest.mark.parametrize(
@@ -141,8 +142,8 @@ def test_a_reference_must_end_within_the_target() -> None:
 
 @pytest.mark.parametrize("strength", [1.0, 0.7, 0.0])
 def test_the_denoise_mask_is_one_minus_the_strength(strength: float) -> None:
-    level_one = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.ones(2), LTX, 25.0)
-    tokens = append_reference(level_one, torch.randn(2, 4, 2, 2, 2), 2, strength=strength)
+    pure_noise = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.ones(2), LTX, 25.0)
+    tokens = append_reference(pure_noise, torch.randn(2, 4, 2, 2, 2), 2, strength=strength)
     mask = tokens.sigma.gather(1, tokens.level)
     assert torch.equal(mask[:, :32], torch.ones(2, 32))
     assert torch.allclose(mask[:, 32:], torch.full((2, 8), 1 - strength))
@@ -207,11 +208,11 @@ def direct_bias(weights: list[list[float]], between: str) -> Tensor:
     groups = [0, 0] + [i for i, row in enumerate(weights, 1) for _ in row]
     flat = [1.0, 1.0] + [w for row in weights for w in row]
     bias = torch.zeros(len(groups), len(groups))
-    for q, of_q in enumerate(groups):
-        for k, of_k in enumerate(groups):
-            if of_q == of_k:
+    for q, q_group in enumerate(groups):
+        for k, k_group in enumerate(groups):
+            if q_group == k_group:
                 continue
-            if 0 in (of_q, of_k):
+            if 0 in (q_group, k_group):
                 w = flat[q] * flat[k]
                 bias[q, k] = torch.tensor(w).log() if w > 0 else -torch.inf
             elif between == "ltx":
@@ -231,7 +232,7 @@ def test_attention_bias_of_both_modes(weights: list[list[float]], between: str) 
     assert tokens.weight is not None
     bias = AttentionBias(tokens.weight, tokens.group, between)
     count = tokens.latent.shape[1]
-    zeros = torch.zeros(1, 1, count, count)  # with logits of 0 the attention shares are softmax(bias)
+    zeros = torch.zeros(1, 1, count, count)  # for logits of 0 the attention shares are softmax(bias)
     shares = attend(zeros, zeros, torch.eye(count)[None, None], bias)[0, 0]
     expected = direct_bias(weights, between)
     assert torch.allclose(shares, expected.softmax(-1), atol=1e-6)

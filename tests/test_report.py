@@ -90,8 +90,8 @@ def test_the_page_is_one_file_without_network_access_and_its_links_resolve(text:
     assert "http://" not in text
     assert "https://" not in text
     assert len(page.ids) == len(set(page.ids))
-    inside = [address for address in page.addresses if address.startswith("#") and "window-" not in address]
-    assert {address[1:] for address in inside} <= set(page.ids)
+    internal = [address for address in page.addresses if address.startswith("#") and "window-" not in address]
+    assert {address[1:] for address in internal} <= set(page.ids)
     assert all(address.startswith(("data:", "#")) for address in page.addresses)
     assert page.styled == []  # the Content Security Policy would block them
 
@@ -104,9 +104,9 @@ def test_the_page_embeds_scores_json(text: str, scores: dict[str, Any]) -> None:
 
 def test_tables_have_every_row_verdict_symptom_and_window(text: str, scores: dict[str, Any]) -> None:
     rows = Page(text).rows
-    named = [*scores["cells"], *(clip["key"] for clip in scores["clips"]), "depth_error", "adapter.sha256"]
-    named += [verdict["claim"] for verdict in scores["verdicts"]] + [flag["symptom"] for flag in scores["flags"]]
-    assert [name for name in named if not any(row.strip().startswith(name) for row in rows)] == []
+    labels = [*scores["cells"], *(clip["key"] for clip in scores["clips"]), "depth_error", "adapter.sha256"]
+    labels += [verdict["claim"] for verdict in scores["verdicts"]] + [flag["symptom"] for flag in scores["flags"]]
+    assert [label for label in labels if not any(row.strip().startswith(label) for row in rows)] == []
     assert "memory not measured" in " ".join(" ".join(row.split()) for row in rows)
 
 
@@ -117,7 +117,7 @@ def test_text_is_escaped(text: str) -> None:
 
 
 def test_sections_without_content_are_left_out(tmp_path: Path, scores: dict[str, Any]) -> None:
-    """Clips of another program: no base, no strengths, no masks, one seed, unmeasured values."""
+    """Clips of another program have no base, strengths, masks or second seed, and unmeasured values."""
     bare = {
         **deepcopy(scores),
         "strength": [],
@@ -136,7 +136,7 @@ def test_sections_without_content_are_left_out(tmp_path: Path, scores: dict[str,
     page = Page(write_page(tmp_path, bare, [type(first)(first.window, first.fps, "", clips)]).read_text())
     assert "clips" in page.ids
     assert not {"probes", "strength", "mask"} & set(page.ids)
-    assert page.tags.count("video") == 3 + 2  # and the two of the viewer
+    assert page.tags.count("video") == 3 + 2  # three of the window, two of the viewer
 
 
 def test_synthetic_probes_come_first(tmp_path: Path, scores: dict[str, Any]) -> None:
@@ -151,8 +151,8 @@ def test_synthetic_probes_come_first(tmp_path: Path, scores: dict[str, Any]) -> 
         ],
         "not_run": [{"signal": "hold", "reason": "nothing to draw"}],
     }
-    shown = {"square": ProbeClips(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
-    page = Page(text := write(tmp_path, {**scores, "simple": simple}, probe_clips=shown))
+    probe_clips = {"square": ProbeClips(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
+    page = Page(text := write(tmp_path, {**scores, "simple": simple}, probe_clips=probe_clips))
     assert page.ids.index("probes") < page.ids.index("verdicts")
     assert "2 of 3 probes pass" in text
     assert "requested 7.5, measured 1.5" in text
@@ -188,9 +188,9 @@ def test_large_media_are_files_next_to_the_page(tmp_path: Path, monkeypatch: pyt
     assert media.picture("busy", frame) == "media/busy.png"
     assert (tmp_path / "media" / "busy.png").stat().st_size > 200
     assert media.clip("moving", clip(0), 24) == "media/moving.mp4"
-    shown = decode_clip((tmp_path / "media" / "moving.mp4").read_bytes())
-    assert shown.shape == (FRAMES, 192, 192, 3)
-    assert np.abs(shown[:, 1::3, 1::3].astype(float) - clip(0)).mean() < 4
+    decoded = decode_clip((tmp_path / "media" / "moving.mp4").read_bytes())
+    assert decoded.shape == (FRAMES, 192, 192, 3)
+    assert np.abs(decoded[:, 1::3, 1::3].astype(float) - clip(0)).mean() < 4
 
 
 def test_thumbnails_have_one_width() -> None:
@@ -236,9 +236,9 @@ def test_a_curve_stays_inside_its_frame(low_high: tuple[float, float]) -> None:
     assert all(0 <= y <= 260 for y in heights)
     ticks = re.findall(r'class="grid"', chart)
     assert 3 <= len(ticks) <= 9
-    marked = re.search(r'class="mark" x1="([\d.]+)"', chart)
-    assert marked is not None
-    assert float(marked[1]) == pytest.approx(52 + 0.25 * (460 - 52 - 14), abs=0.1)
+    mark = re.search(r'class="mark" x1="([\d.]+)"', chart)
+    assert mark is not None
+    assert float(mark[1]) == pytest.approx(52 + 0.25 * (460 - 52 - 14), abs=0.1)
 
 
 def test_bars_start_at_zero_and_lines_at_the_first_frame() -> None:

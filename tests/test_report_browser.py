@@ -90,13 +90,13 @@ def test_every_player_shows_the_frame_of_the_clock(page: Browser) -> None:
         page.press("ArrowRight")
     page.until(f"{READY} && element('frame').value === 'frame 5 of {FRAMES}'")
     assert frames_shown(page) == {4}
-    wanted = clip(3).astype(float)  # window 3 is the worst, so it is on the screen
+    frames = clip(3).astype(float)  # window 3 is the worst, so it is on the screen
     for column, shade in (("target", 1.0), ("reference", 0.8)):
-        until = time.monotonic() + 5  # after a seek the frame is painted a moment later
+        deadline = time.monotonic() + 5  # a player paints the frame a moment after the seek
         nearest, errors = -1, [0.0]
-        while nearest != 4 and time.monotonic() < until:
+        while nearest != 4 and time.monotonic() < deadline:
             shown = picture(page, f"#window-3 [data-column='{column}'] video")
-            errors = [np.abs(shown - shade * frame).mean() for frame in wanted]
+            errors = [np.abs(shown - shade * frame).mean() for frame in frames]
             nearest = int(np.argmin(errors))
         assert nearest == 4
         assert errors[4] < 8
@@ -119,19 +119,19 @@ def test_players_run_in_sync_and_stop_together(page: Browser) -> None:
     page.press(" ")
     assert page.run("element('play').textContent") == "Pause"
     page.until("[...near].every((video) => !video.paused)")
-    watch = """new Promise((done) => {
-      const off = [], end = performance.now() + 1500;
-      const look = (now) => {
+    measure_offsets = """new Promise((done) => {
+      const offsets = [], end = performance.now() + 1500;
+      const measure = (now) => {
         for (const video of near) {
-          if (!video.seeking && !video.paused) off.push(Math.abs(video.currentTime * 24 - clock.position));
+          if (!video.seeking && !video.paused) offsets.push(Math.abs(video.currentTime * 24 - clock.position));
         }
-        if (now < end) requestAnimationFrame(look); else done(off);
+        if (now < end) requestAnimationFrame(measure); else done(offsets);
       };
-      requestAnimationFrame(look);
+      requestAnimationFrame(measure);
     })"""
-    off = [min(frames, FRAMES - frames) for frames in page.run(watch)]  # the first frame follows the last
-    assert len(off) > 50
-    assert np.quantile(off, 0.9) < 1.5  # frames
+    offsets = [min(frames, FRAMES - frames) for frames in page.run(measure_offsets)]  # the clip loops
+    assert len(offsets) > 50
+    assert np.quantile(offsets, 0.9) < 1.5  # frames
     page.press(" ")
     page.until(f"{READY} && [...near].every((video) => video.paused)")
     assert len(frames_shown(page)) == 1
@@ -181,7 +181,8 @@ def test_columns_can_be_shown(page: Browser) -> None:
 def test_two_columns_are_wiped_subtracted_exchanged_and_enlarged(page: Browser, tmp_path: Path) -> None:
     page.click("#window-3 .compare")
     page.until("viewer.open && under.readyState > 1 && over.readyState > 1 && !under.seeking && !over.seeking")
-    page.run("element('first').value = 'base'; element('first').onchange()")  # much darker than B, the target
+    # `base` is much darker than the second column, the target.
+    page.run("element('first').value = 'base'; element('first').onchange()")
     page.until("under.readyState > 1 && !under.seeking")
     page.click("#stage", drag_to=(0.5, 0.5))
     halves = np.array_split(screen(page, tmp_path, "#picture"), 2, axis=1)
@@ -224,9 +225,9 @@ def test_the_slider_shows_each_strength_and_its_value(page: Browser, scores: dic
     assert levels == {"0.75"}
     entry = next(entry for entry in scores["strength"] if entry["s"] == 0.75)["metrics"]["psnr"]
     assert f"0.75: PSNR, dB {entry['mean']:.3f}" in page.run("element('strength-figure').value")
-    at = page.run("[...document.querySelector('svg.strength').querySelectorAll('circle, .cursor')].map("
+    x_positions = page.run("[...document.querySelector('svg.strength').querySelectorAll('circle, .cursor')].map("
                   "(e) => e.getAttribute('cx') ?? e.getAttribute('x1'))")  # fmt: skip
-    assert at[len(STRENGTHS)] == at[sorted(STRENGTHS).index(0.75)]
+    assert x_positions[len(STRENGTHS)] == x_positions[sorted(STRENGTHS).index(0.75)]
     video = ".tile video[data-level='0.75']"
     page.until(f"document.querySelector({json.dumps(video)}).readyState > 1")
     page.until(READY)
@@ -234,10 +235,10 @@ def test_the_slider_shows_each_strength_and_its_value(page: Browser, scores: dic
 
 
 def test_the_mask_overlay_can_be_hidden(page: Browser) -> None:
-    seen = "getComputedStyle(document.querySelector('svg.overlay')).display"
-    assert page.run(seen) == "block"
+    display = "getComputedStyle(document.querySelector('svg.overlay')).display"
+    assert page.run(display) == "block"
     page.click("#overlay")
-    assert page.run(seen) == "none"
+    assert page.run(display) == "none"
 
 
 def test_downloads_contain_the_data_of_the_page(page: Browser, scores: dict[str, Any], tmp_path: Path) -> None:

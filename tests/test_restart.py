@@ -1,4 +1,4 @@
-"""Killed at any moment, interrupted, or out of disk: data_prep resumes and writes the bytes of an uninterrupted run."""
+"""After a kill at any moment, Ctrl-C or a full disk, data_prep resumes and writes the bytes of an uninterrupted run."""
 
 import os
 import random
@@ -33,7 +33,7 @@ def uninterrupted(tmp_path_factory, clips, base) -> tuple[dict[str, bytes], floa
     """The files of an uninterrupted run, by path, and its seconds."""
     root = tmp_path_factory.mktemp("uninterrupted")
     command = overrides(root / "out", clips, base, MANY, "data.workers=0")
-    run(root, "data_prep", *overrides(root / "warm", clips, base))  # the forkserver imports everything
+    run(root, "data_prep", *overrides(root / "warm", clips, base))  # the fork server imports all modules
     begin = time.monotonic()
     assert run(root, "data_prep", *command).code == 0
     return contents(root / "out"), time.monotonic() - begin
@@ -46,8 +46,8 @@ def kill_and_resume(root: Path, moment: float, command: list[str]) -> bool:
     process.join(moment)
     process.kill()
     process.join()
-    done = run(root, "data_prep", *command)
-    assert done.code == 0, done.err
+    result = run(root, "data_prep", *command)
+    assert result.code == 0, result.err
     return process.exitcode == -signal.SIGKILL
 
 
@@ -58,14 +58,14 @@ def check_kills(
 
     The duration of a run varies with the load of the machine, so some runs may end before they are killed.
     """
-    whole, seconds = uninterrupted
+    expected, seconds = uninterrupted
     rng = random.Random(count)
     killed = 0
     for number in range(count):
         root = folder / str(number)
         command = overrides(root / "out", clips, base, MANY, f"data.workers={number % 2 * 2}")
         killed += kill_and_resume(root, rng.uniform(0.05, 0.75) * seconds, command)
-        assert contents(root / "out") == whole
+        assert contents(root / "out") == expected
         shutil.rmtree(root)
     assert killed >= 0.5 * count
 
@@ -80,7 +80,7 @@ def test_killed_at_twenty_random_moments_the_bytes_are_the_same(tmp_path, clips,
     check_kills(20, tmp_path, clips, base, uninterrupted)
 
 
-def test_ctrl_c_ends_it_with_one_line_and_leaves_no_partial_file(tmp_path, clips, base, uninterrupted):
+def test_ctrl_c_ends_data_prep_with_one_line_and_leaves_no_partial_file(tmp_path, clips, base, uninterrupted):
     command = overrides(tmp_path / "out", clips, base, MANY, "data.workers=2")
     process = start(tmp_path, "data_prep", *command)
     while not list(tmp_path.rglob("*.tar.tmp")):
@@ -98,17 +98,17 @@ def test_ctrl_c_ends_it_with_one_line_and_leaves_no_partial_file(tmp_path, clips
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_full_disk_is_one_line_and_complete_files_are_kept(workers, tmp_path, clips, base, uninterrupted):
-    whole, _ = uninterrupted
-    sizes = sorted(len(data) for name, data in whole.items() if name.startswith("pairs/") and name.endswith(".tar"))
+def test_a_full_disk_is_an_error_of_one_line_and_complete_files_stay(workers, tmp_path, clips, base, uninterrupted):
+    expected, _ = uninterrupted
+    sizes = sorted(len(data) for name, data in expected.items() if name.startswith("pairs/") and name.endswith(".tar"))
     command = overrides(tmp_path / "out", clips, base, MANY, f"data.workers={workers}")
-    full = run(tmp_path, "data_prep", *command, largest_file=sizes[2] - 1)  # of five shards the first does not fit
-    assert full.code == 2
-    (line,) = [line for line in full.err.splitlines() if line.startswith("error: ")]
+    result = run(tmp_path, "data_prep", *command, largest_file=sizes[2] - 1)  # the first of five shards does not fit
+    assert result.code == 2
+    (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert ".tar could not be written: File too large. Make room in" in line
     assert list(tmp_path.rglob("*.tmp")) == []
     assert run(tmp_path, "data_prep", *command).code == 0
-    assert contents(tmp_path / "out") == whole
+    assert contents(tmp_path / "out") == expected
 
 
 def test_maker_arguments_and_source_files_are_part_of_the_shards_fingerprint(tmp_path, base):

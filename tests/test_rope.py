@@ -13,7 +13,7 @@ ARGS = (16, 2, 10000.0, (20.0, 64.0, 64.0))  # width, heads, theta, max_position
 
 
 def positions(n: int, start: float = 0.0) -> Tensor:
-    """Positions (1,3,n,2), intervals of length 1 from `start` on."""
+    """Positions (1,3,n,2): intervals of length 1, the first from `start`."""
     starts = start + torch.arange(3.0 * n).reshape(1, 3, n)
     return torch.stack([starts, starts + 1], dim=-1)
 

@@ -58,7 +58,7 @@ def net() -> Transformer:
 
 
 class ToyModel:
-    """A stand-in for the transformer: each token's velocity depends on that token only. Records its inputs."""
+    """A stand-in for the transformer that records its inputs. A token's velocity depends on that token only."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tokens, Tensor, tuple[int, ...]]] = []
@@ -69,15 +69,15 @@ class ToyModel:
         return torch.tanh(tokens.latent) * (1 + level) + text.mean((1, 2))[:, None, None] + 0.3 * len(perturbed)
 
 
-def make(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2), **options: object) -> Tensor:
+def sampled(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2), **options: object) -> Tensor:
     """Sample with `options` of `SamplerSettings` or of `sample`."""
-    inputs: dict = {name: options.pop(name) for name in ("first_frame", "start", "on_step") if name in options}
+    arguments: dict = {name: options.pop(name) for name in ("first_frame", "start", "on_step") if name in options}
     settings = SamplerSettings(**({"sigmas": SIGMAS} | options))  # type: ignore[arg-type]
     text = TEXT[: len(seeds)]
-    return sample(model, text, SIZE, GEOMETRY, FPS, settings, seeds, references, **inputs)  # type: ignore[arg-type]
+    return sample(model, text, SIZE, GEOMETRY, FPS, settings, seeds, references, **arguments)  # type: ignore[arg-type]
 
 
-# ---- noise, seeds, start
+# --- noise, seeds, start ---
 
 
 def test_a_seed_gives_the_same_noise_in_every_batch() -> None:
@@ -88,33 +88,33 @@ def test_a_seed_gives_the_same_noise_in_every_batch() -> None:
 
 
 def test_a_clip_is_the_same_alone_and_in_a_batch(net: Transformer) -> None:
-    both = make(net, Reference(LATENT), seeds=(1, 2))
-    assert torch.equal(both, make(net, Reference(LATENT), seeds=(1, 2)))
-    assert torch.allclose(both[:1], make(net, Reference(LATENT[:1]), seeds=(1,)), atol=1e-5)
+    both = sampled(net, Reference(LATENT), seeds=(1, 2))
+    assert torch.equal(both, sampled(net, Reference(LATENT), seeds=(1, 2)))
+    assert torch.allclose(both[:1], sampled(net, Reference(LATENT[:1]), seeds=(1,)), atol=1e-5)
 
 
-def test_a_first_frame_stays_unchanged_and_the_rest_does_not(net: Transformer) -> None:
-    made = make(net, first_frame=FIRST)
-    assert torch.equal(made[:, :, :1], FIRST)
-    assert not torch.equal(make(net)[:, :, 1:], made[:, :, 1:])
+def test_a_first_frame_stays_unchanged_and_changes_the_rest(net: Transformer) -> None:
+    latent = sampled(net, first_frame=FIRST)
+    assert torch.equal(latent[:, :, :1], FIRST)
+    assert not torch.equal(sampled(net)[:, :, 1:], latent[:, :, 1:])
 
 
 def test_start_latents_are_noised_to_the_first_level() -> None:
     toy, sigmas = ToyModel(), [0.9, 0.4, 0.0]
-    made = make(toy, Reference(LATENT), start=LATENT, first_frame=FIRST, sigmas=sigmas)
-    seen = toy.calls[0][0].latent
+    latent = sampled(toy, Reference(LATENT), start=LATENT, first_frame=FIRST, sigmas=sigmas)
+    model_input = toy.calls[0][0].latent
     noised = to_tokens(0.1 * LATENT + 0.9 * draw_noise((1, 2), LATENT.shape[1:]))
-    assert torch.allclose(seen[:, 8:16], noised[:, 8:], atol=1e-6)
-    assert torch.equal(seen[:, :8], to_tokens(FIRST))
-    assert torch.equal(seen[:, 16:], to_tokens(LATENT))
-    assert torch.equal(made[:, :, :1], FIRST)
+    assert torch.allclose(model_input[:, 8:16], noised[:, 8:], atol=1e-6)
+    assert torch.equal(model_input[:, :8], to_tokens(FIRST))
+    assert torch.equal(model_input[:, 16:], to_tokens(LATENT))
+    assert torch.equal(latent[:, :, :1], FIRST)
     with pytest.raises(ValueError, match=r"sigmas begin at 0\.9: give the latents to start from"):
-        make(toy, sigmas=sigmas)
+        sampled(toy, sigmas=sigmas)
 
 
 def test_on_step_counts_steps_and_keyframe_marks_the_first_latent_frame_only() -> None:
     toy, steps = ToyModel(), []
-    make(toy, Reference(LATENT), Reference(LATENT[:, :, :1], frame=-1), on_step=steps.append)
+    sampled(toy, Reference(LATENT), Reference(LATENT[:, :, :1], frame=-1), on_step=steps.append)
     assert steps == [0, 1, 2]
     for tokens, _, _ in toy.calls:
         assert tokens.keyframe[0].tolist() == [True] * 8 + [False] * 32
@@ -122,31 +122,31 @@ def test_on_step_counts_steps_and_keyframe_marks_the_first_latent_frame_only() -
     assert torch.allclose(toy.calls[0][0].position[0, 0, -8:], last_frame.expand(8, 2))
 
 
-# ---- strength of a reference
+# --- strength of a reference ---
 
 
-def by_definition(toy: ToyModel, strength: float, blend: str) -> Tensor:
+def euler_by_definition(toy: ToyModel, strength: float, blend: str) -> Tensor:
     """The Euler loop of ComfyUI (KSamplerX0Inpaint) and ltx-pipelines, written on clean latents."""
     noise = torch.cat([to_tokens(n) for n in draw_noises((1, 2), [LATENT.shape[1:]] * 2)], dim=1)
     clean = torch.cat([torch.zeros(2, 16, CHANNELS), to_tokens(LATENT)], dim=1)
-    m = torch.cat([torch.ones(16, 1), torch.full((16, 1), 1 - strength)])
-    x = noise if blend == "comfyui" else m * noise + (1 - m) * clean
-    for sigma, following in pairwise(SIGMAS):
-        seen = m * x + (1 - m) * clean if blend == "comfyui" else x
-        velocity = torch.tanh(seen) * (1 + sigma * m) + TEXT.mean((1, 2))[:, None, None]
-        x0 = seen - (sigma if blend == "comfyui" else sigma * m) * velocity
-        x0 = m * x0 + (1 - m) * clean
-        x = x + (x - x0) / sigma * (following - sigma)
-        assert torch.allclose(toy.calls[SIGMAS.index(sigma)][0].latent, seen, atol=1e-5)
+    mask = torch.cat([torch.ones(16, 1), torch.full((16, 1), 1 - strength)])
+    x = noise if blend == "comfyui" else mask * noise + (1 - mask) * clean
+    for sigma, next_sigma in pairwise(SIGMAS):
+        model_input = mask * x + (1 - mask) * clean if blend == "comfyui" else x
+        velocity = torch.tanh(model_input) * (1 + sigma * mask) + TEXT.mean((1, 2))[:, None, None]
+        x0 = model_input - (sigma if blend == "comfyui" else sigma * mask) * velocity
+        x0 = mask * x0 + (1 - mask) * clean
+        x = x + (x - x0) / sigma * (next_sigma - sigma)
+        assert torch.allclose(toy.calls[SIGMAS.index(sigma)][0].latent, model_input, atol=1e-5)
     return x
 
 
 @pytest.mark.parametrize("blend", ["comfyui", "ltx"])
 @pytest.mark.parametrize("strength", [1.0, 0.5, 0.2, 0.0])
-def test_the_model_sees_the_latents_of_each_blend_convention(blend: str, strength: float) -> None:
+def test_the_model_gets_the_latents_of_each_blend_convention(blend: str, strength: float) -> None:
     toy = ToyModel()
-    made = make(toy, Reference(LATENT, strength=strength), blend=blend)
-    assert torch.allclose(to_tokens(made), by_definition(toy, strength, blend)[:, :16], atol=1e-5)
+    latent = sampled(toy, Reference(LATENT, strength=strength), blend=blend)
+    assert torch.allclose(to_tokens(latent), euler_by_definition(toy, strength, blend)[:, :16], atol=1e-5)
     for (tokens, _, _), sigma in zip(toy.calls, SIGMAS, strict=False):
         level = tokens.sigma.gather(1, tokens.level)
         assert torch.allclose(level[:, :16], torch.full((2, 16), sigma))
@@ -154,75 +154,75 @@ def test_the_model_sees_the_latents_of_each_blend_convention(blend: str, strengt
 
 
 def test_the_blend_conventions_agree_at_0_and_1_only(net: Transformer) -> None:
-    for strength, same in ((1.0, True), (0.5, False), (0.0, True)):
-        one, other = (make(net, Reference(LATENT, strength=strength), blend=blend) for blend in ("comfyui", "ltx"))
-        assert torch.equal(one, other) is same
+    for strength, equal in ((1.0, True), (0.5, False), (0.0, True)):
+        comfyui, ltx = (sampled(net, Reference(LATENT, strength=strength), blend=blend) for blend in ("comfyui", "ltx"))
+        assert torch.equal(comfyui, ltx) is equal
     with pytest.raises(ValueError, match="blend='both' is not one of comfyui, ltx"):
-        make(net, blend="both")
+        sampled(net, blend="both")
 
 
 def test_a_reference_of_strength_0_does_not_depend_on_its_latents(net: Transformer) -> None:
-    assert torch.equal(make(net, Reference(LATENT, strength=0.0)), make(net, Reference(-LATENT, strength=0.0)))
+    assert torch.equal(sampled(net, Reference(LATENT, strength=0.0)), sampled(net, Reference(-LATENT, strength=0.0)))
 
 
-# ---- attention strength and masks
+# --- attention strength and masks ---
 
 
 @pytest.mark.parametrize("between", ["comfyui", "ltx"])
 def test_attention_strength_0_makes_the_output_independent_of_the_reference(net: Transformer, between: str) -> None:
-    one, other = (make(net, Reference(x, attention_strength=0.0), between=between) for x in (LATENT, -3 * LATENT))
-    assert torch.equal(one, other)
-    assert torch.allclose(one, make(net), atol=1e-5)
+    first, second = (sampled(net, Reference(x, attention_strength=0.0), between=between) for x in (LATENT, -3 * LATENT))
+    assert torch.equal(first, second)
+    assert torch.allclose(first, sampled(net), atol=1e-5)
 
 
 def test_the_distance_to_strength_1_grows_steadily_as_strength_falls(net: Transformer) -> None:
-    full = make(net, Reference(LATENT))
+    full = sampled(net, Reference(LATENT))
     strengths = (1.0, 0.999, 0.8, 0.5, 0.2, 0.0)
-    distances = [float((make(net, Reference(LATENT, attention_strength=s)) - full).norm()) for s in strengths]
+    distances = [float((sampled(net, Reference(LATENT, attention_strength=s)) - full).norm()) for s in strengths]
     assert distances == sorted(distances)
     assert distances[1] < 0.01 * distances[-1]
     assert distances[3] < 0.9 * distances[-1]
 
 
 def test_any_weight_stops_attention_between_references_in_ltx_mode_only(net: Transformer) -> None:
-    def of(strength: float, between: str) -> Tensor:
-        return make(net, *(Reference(x, attention_strength=strength) for x in (LATENT, -LATENT)), between=between)
+    def with_strength(strength: float, between: str) -> Tensor:
+        return sampled(net, *(Reference(x, attention_strength=strength) for x in (LATENT, -LATENT)), between=between)
 
-    full = of(1.0, "comfyui")
-    assert torch.equal(full, of(1.0, "ltx"))
-    jump, step = (float((of(0.999, between) - full).norm()) for between in ("ltx", "comfyui"))
+    full = with_strength(1.0, "comfyui")
+    assert torch.equal(full, with_strength(1.0, "ltx"))
+    jump, step = (float((with_strength(0.999, between) - full).norm()) for between in ("ltx", "comfyui"))
     assert step < 0.1 * jump
 
 
 def test_two_references_with_two_half_masks_each_show_their_half() -> None:
-    """One block and one step: over several, masked content spreads through a reference's own tokens."""
+    """One block and one step only: in several, masked content spreads among the tokens of a reference."""
     net, left = tiny(num_layers=1), torch.tensor([[1.0, 0.0]])
     right_other = torch.cat([LATENT[..., :2], -LATENT[..., 2:]], dim=-1)
     left_other = torch.cat([-LATENT[..., :2], LATENT[..., 2:]], dim=-1)
 
-    def of(one: Tensor, two: Tensor) -> Tensor:
+    def with_references(one: Tensor, two: Tensor) -> Tensor:
         references = Reference(one, attention_mask=left), Reference(two, attention_mask=1 - left)
-        return make(net, *references, sigmas=[1.0, 0.0])
+        return sampled(net, *references, sigmas=[1.0, 0.0])
 
-    output = of(LATENT, LATENT)
-    assert torch.equal(output, of(right_other, left_other))  # only masked content differs
-    assert not torch.allclose(output, of(left_other, LATENT), atol=1e-3)
-    assert not torch.allclose(output, of(LATENT, right_other), atol=1e-3)
-
-
-# ---- guidance
+    output = with_references(LATENT, LATENT)
+    assert torch.equal(output, with_references(right_other, left_other))  # only masked content differs
+    assert not torch.allclose(output, with_references(left_other, LATENT), atol=1e-3)
+    assert not torch.allclose(output, with_references(LATENT, right_other), atol=1e-3)
 
 
-def test_without_guidance_there_is_one_pass_a_step() -> None:
+# --- guidance ---
+
+
+def test_without_guidance_a_step_is_one_forward_pass() -> None:
     toy = ToyModel()
-    made = make(toy, guidance=Guidance(1.0, NEGATIVE, rescale=0.3))
+    latent = sampled(toy, guidance=Guidance(1.0, NEGATIVE, rescale=0.3))
     assert len(toy.calls) == 3
-    assert torch.equal(made, make(ToyModel()))
+    assert torch.equal(latent, sampled(ToyModel()))
 
 
 def test_guidance_passes_share_the_references() -> None:
     toy = ToyModel()
-    make(toy, Reference(LATENT), guidance=Guidance(3.0, NEGATIVE[:1], stg_scale=1.0, stg_blocks=(1,)))
+    sampled(toy, Reference(LATENT), guidance=Guidance(3.0, NEGATIVE[:1], stg_scale=1.0, stg_blocks=(1,)))
     assert [perturbed for _, _, perturbed in toy.calls] == [(), (), (1,)] * 3
     for positive, negative, perturbed in zip(*(toy.calls[i::3] for i in range(3)), strict=True):
         assert positive[0] is negative[0] is perturbed[0]
@@ -231,11 +231,11 @@ def test_guidance_passes_share_the_references() -> None:
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_guidance_is_that_of_ltx_core_on_clean_latents(rescale: float) -> None:
+def test_guidance_equals_ltx_core_on_clean_latents(rescale: float) -> None:
     """One step to 0 gives the guided x0 of the target; the standard deviations are over all tokens of a clip."""
     toy = ToyModel()
     guidance = Guidance(3.0, NEGATIVE, stg_scale=1.5, stg_blocks=(0,), rescale=rescale)
-    made = to_tokens(make(toy, Reference(LATENT), guidance=guidance, start=LATENT, sigmas=[0.6, 0.0]))
+    latent = to_tokens(sampled(toy, Reference(LATENT), guidance=guidance, start=LATENT, sigmas=[0.6, 0.0]))
     tokens = toy.calls[0][0]
     level = torch.cat([torch.full((16, 1), 0.6), torch.zeros(16, 1)])
     c, negative, perturbed = (
@@ -245,20 +245,20 @@ def test_guidance_is_that_of_ltx_core_on_clean_latents(rescale: float) -> None:
     for i in range(2):
         x0 = c[i] + 2.0 * (c[i] - negative[i]) + 1.5 * (c[i] - perturbed[i])
         x0 = x0 * (rescale * c[i].std() / x0.std() + 1 - rescale)
-        assert torch.allclose(made[i], x0[:16], atol=1e-5)
+        assert torch.allclose(latent[i], x0[:16], atol=1e-5)
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
 @torch.no_grad()
-def test_perturbed_blocks_are_those_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+def test_perturbed_blocks_equal_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     file = write_checkpoint(tmp_path, version)
     net = BaseModel.open(str(file)).transformer()
     reference = diffusers_model(file, transformer_arguments(section_of(file)) | {"perturbed_attn": True})
     tokens, text = inputs_of(CASES[0], net)
     monkeypatch.setattr(reference, "forward", partial(reference.forward, spatio_temporal_guidance_blocks=[1]))
-    found = net(tokens, text, perturbed=(1,))
-    assert relative_error(found, diffusers_velocity(reference, tokens, text, CASES[0])) < 1e-5
-    assert relative_error(net(tokens, text), found) > 1e-3
+    velocity = net(tokens, text, perturbed=(1,))
+    assert relative_error(velocity, diffusers_velocity(reference, tokens, text, CASES[0])) < 1e-5
+    assert relative_error(net(tokens, text), velocity) > 1e-3
 
 
 def test_guidance_from_config() -> None:
@@ -288,5 +288,5 @@ def test_a_sampler_of_the_table_is_used(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setitem(SAMPLERS, "half", two_half_steps)
     model = ToyModel()
-    make(model, sampler="half")
+    sampled(model, sampler="half")
     assert len(model.calls) == 2 * (len(SIGMAS) - 1)

@@ -22,14 +22,14 @@ OFFICIAL = {  # scheduler/scheduler_config.json of the LTX-2 repositories
 
 @pytest.mark.parametrize("steps", [2, 30, 40])
 @pytest.mark.parametrize("tokens", [48, 1024, 4096, 8160])
-def test_the_dev_schedule_is_that_of_diffusers(steps: int, tokens: int) -> None:
+def test_the_dev_schedule_equals_diffusers(steps: int, tokens: int) -> None:
     scheduler = FlowMatchEulerDiscreteScheduler(**OFFICIAL)
     mu = 0.95 + (2.05 - 0.95) / (4096 - 1024) * (tokens - 1024)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), mu=mu)
     assert dev_schedule(steps, tokens) == pytest.approx(scheduler.sigmas.tolist(), abs=1e-6)
 
 
-def test_the_dev_schedule_ends_at_its_terminal_level_and_takes_one_step_too() -> None:
+def test_the_dev_schedule_ends_at_its_terminal_level_and_may_have_one_step() -> None:
     levels = dev_schedule(30)
     assert (levels[0], levels[-2], levels[-1]) == pytest.approx((1.0, 0.1, 0.0))
     assert dev_schedule(30, terminal=0.02)[-2] == pytest.approx(0.02)
@@ -42,7 +42,7 @@ def test_stage_2_is_the_end_of_the_distilled_schedule() -> None:
 
 
 @pytest.mark.parametrize("shift", [0.95, 2.05])
-def test_the_shifted_schedule_multiplies_the_odds_of_even_steps(shift: float) -> None:
+def test_the_shifted_schedule_multiplies_the_odds_of_even_levels(shift: float) -> None:
     levels = sigma_schedule(4, shift)
     assert [levels[0], levels[-1]] == [1.0, 0.0]
     odds = [level / (1 - level) for level in levels[1:-1]]  # the shift multiplies the odds by e^shift

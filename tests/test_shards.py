@@ -20,7 +20,7 @@ from iclora_train.data.shards import ShardError, ShardSet, ShardWriter
 from tests.clips import moving
 
 SHAPE = VideoShape(5, 32, 32, 25.0)
-MADE_BY = {"base": {"parts": {"vae": "aaaa"}}, "settings": {}}
+FINGERPRINT = {"base": {"parts": {"vae": "aaaa"}}, "settings": {}}
 
 
 def latent(i: int, reference: int = 2) -> LatentPair:
@@ -33,7 +33,7 @@ def latent(i: int, reference: int = 2) -> LatentPair:
 
 def write_latents(folder: Path, counts: dict[str, list[int]], shape: VideoShape = SHAPE) -> ShardWriter:
     """Write a latent set with shards of these sizes for each split. Returns the writer."""
-    writer, names, i = ShardWriter(folder, "latents", MADE_BY), [], 0
+    writer, names, i = ShardWriter(folder, "latents", FINGERPRINT), [], 0
     for split, sizes in counts.items():
         for number, size in enumerate(sizes):
             names.append(f"{split}-{number:06d}.tar")
@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_pairs_round_trip_bit_by_bit(tmp_path):
     clips = [moving(5, 32, 32, seed) for seed in range(3)]
     pair = Pair("a-0", clips[0], (clips[1], clips[2][:, ::2, ::2]), "a café", 29.97, {"maker": "x", "seed": [1, 2]})
-    writer = ShardWriter(tmp_path, "pairs", MADE_BY)
+    writer = ShardWriter(tmp_path, "pairs", FINGERPRINT)
     writer.write("train-000000.tar", [pack_pair(pair, "a")])
     writer.finish(["train-000000.tar"])
     loaded = ShardSet.open(tmp_path).read_pair(0)
@@ -76,18 +76,18 @@ def test_latents_round_trip_and_the_index_locates_them(tmp_path):
         assert loaded.target.equal(original.target)
         assert loaded.text.equal(original.text)
         assert loaded.references[0].equal(original.references[0])
-        halves = shards.read_latents(i, torch.float16)  # as stored, without rounding
-        assert halves.target.dtype == torch.float16
-        assert halves.target.float().equal(original.target)
+        stored = shards.read_latents(i, torch.float16)  # the stored dtype, without rounding
+        assert stored.target.dtype == torch.float16
+        assert stored.target.float().equal(original.target)
 
 
-def test_a_further_stream_in_a_sample_is_ignored(tmp_path):
+def test_an_unknown_stream_in_a_sample_is_ignored(tmp_path):
     pair = latent(0)
     members = pack_latents(pair, SHAPE, "a", {})
     streams = safetensors.torch.load(members["latents.safetensors"])
     audio = torch.zeros(2, 3, dtype=torch.float16)
     members["latents.safetensors"] = safetensors.torch.save({**streams, "audio": audio})
-    writer = ShardWriter(tmp_path, "latents", MADE_BY)
+    writer = ShardWriter(tmp_path, "latents", FINGERPRINT)
     writer.write("train-000000.tar", [members])
     writer.finish(["train-000000.tar"])
     loaded = ShardSet.open(tmp_path).read_latents(0)
@@ -96,7 +96,7 @@ def test_a_further_stream_in_a_sample_is_ignored(tmp_path):
     assert loaded.text.equal(pair.text)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # an open file
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves a file open
 def test_tars_are_webdataset(tmp_path):
     write_latents(tmp_path, {"train": [3]})
     url = str(tmp_path / "train-000000.tar")
@@ -118,7 +118,7 @@ def test_the_same_input_gives_the_same_bytes_after_a_restart(tmp_path):
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in tar} == {(0, 0, 0, "", 0o444)}
 
 
-def test_unfinished_missing_and_foreign_sets_are_refused(tmp_path):
+def test_unfinished_damaged_and_foreign_sets_are_refused(tmp_path):
     with pytest.raises(ShardError, match=r"no index\.json.*run data_prep"):
         ShardSet.open(tmp_path / "nothing")
     write_latents(tmp_path, {"train": [2]})
@@ -126,7 +126,7 @@ def test_unfinished_missing_and_foreign_sets_are_refused(tmp_path):
         ShardSet.open(tmp_path).require_base("other", {"vae": "bbbb"})
     ShardSet.open(tmp_path).require_base("tiny", {"text": "cccc", "vae": "aaaa"})
     with pytest.raises(ShardError, match=r"base\.parts\.vae: aaaa -> bbbb.*another data\.root"):
-        ShardWriter(tmp_path, "latents", {**MADE_BY, "base": {"parts": {"vae": "bbbb"}}})
+        ShardWriter(tmp_path, "latents", {**FINGERPRINT, "base": {"parts": {"vae": "bbbb"}}})
     (tmp_path / "train-000000.tar").unlink()
     with pytest.raises(ShardError, match=r"train-000000\.tar is missing"):
         ShardSet.open(tmp_path)
@@ -161,14 +161,14 @@ def test_damage_is_detected_by_size_by_sample_and_by_verify(tmp_path):
     with pytest.raises(ShardError, match=r"train-000000\.tar is damaged: delete it"):
         shards.verify()
     with pytest.raises(ShardError, match="is damaged"):  # a restart does not accept the damage
-        ShardWriter(tmp_path, "latents", MADE_BY).finish(["train-000000.tar"])
+        ShardWriter(tmp_path, "latents", FINGERPRINT).finish(["train-000000.tar"])
     path.write_bytes(whole[:-512])
     with pytest.raises(ShardError, match=r"bytes instead of \d+: delete it"):
         ShardSet.open(tmp_path)
     path.write_bytes(b"x" * len(whole))
     (tmp_path / "index.json").unlink()
     with pytest.raises(ShardError, match=r"train-000000\.tar is damaged"):
-        ShardWriter(tmp_path, "latents", MADE_BY).finish(["train-000000.tar"])
+        ShardWriter(tmp_path, "latents", FINGERPRINT).finish(["train-000000.tar"])
 
 
 def test_values_beyond_fp16_are_refused():
@@ -180,7 +180,7 @@ def test_values_beyond_fp16_are_refused():
 
 def test_a_full_disk_leaves_no_partial_file(tmp_path):
     big = [{"__key__": "a", "json": b"{}", "bin": bytes(200_000)}]
-    writer = ShardWriter(tmp_path, "latents", MADE_BY)
+    writer = ShardWriter(tmp_path, "latents", FINGERPRINT)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
@@ -193,9 +193,9 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path):
     assert writer.has("train-000000.tar")
 
 
-def test_full_disk_while_flushing_the_index(tmp_path, monkeypatch):
+def test_a_full_disk_while_flushing_leaves_no_partial_file(tmp_path, monkeypatch):
     write_latents(tmp_path / "a", {"train": [2]})
-    writer = ShardWriter(tmp_path / "b", "latents", MADE_BY)
+    writer = ShardWriter(tmp_path / "b", "latents", FINGERPRINT)
 
     def no_space(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

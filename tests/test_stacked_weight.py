@@ -16,7 +16,7 @@ from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from scripts.synthetic.random_base import RandomBase
 
-HEADS, RANK = 4, 4  # of the tiny transformer, and of its LoRA
+HEADS, RANK = 4, 4  # attention heads of the tiny transformer, and rank of its LoRA
 
 
 def compiled(dtype: torch.dtype, with_lora: bool = True, fp8: bool = False) -> Transformer:
@@ -30,7 +30,7 @@ def compiled(dtype: torch.dtype, with_lora: bool = True, fp8: bool = False) -> T
 
 
 def stacked_weights(net: Transformer) -> list[Tensor | None]:
-    """Of the fused q, k and v, of the text query, and of the feed-forward's first linear, in the first block."""
+    """The stacked weights of the first block: fused q, k and v, the text query, and the feed-forward's first linear."""
     block = net.transformer_blocks[0]
     assert isinstance(block, Block)
     first = cast(nn.Module, block.ff.net[0]).proj
@@ -72,7 +72,7 @@ def test_without_lora_or_bf16_weights_have_no_spare_rows(dtype: torch.dtype, wit
     assert stacked_weights(compiled(dtype, with_lora, fp8)) == [None] * 3
 
 
-def test_spare_rows_are_used_only_for_the_number_that_was_reserved() -> None:
+def test_spare_rows_are_used_only_for_the_reserved_number_of_rows() -> None:
     linear = nn.Linear(3, 16)
     before = linear.weight.detach().clone()
     reserve_rows(linear, 20)

@@ -67,7 +67,7 @@ def test_signed_rank_is_exact_without_ties(n: int) -> None:
     assert signed_rank(units) == pytest.approx(expected, rel=1e-12)
 
 
-def test_signed_rank_gives_the_value_of_wilcoxons_textbook_example() -> None:
+def test_signed_rank_gives_the_value_of_a_textbook_example() -> None:
     """Darwin's maize, in eighths of an inch (Fisher 1935): the rank sum is 96 of 120 (2 p = 0.041)."""
     darwin = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
     p = signed_rank(np.array(darwin, np.float64))
@@ -91,7 +91,7 @@ def test_signed_rank_has_its_nominal_false_positive_rate() -> None:
 
 
 def test_holm_follows_the_procedure() -> None:
-    """0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1, each at least the one before it, none above 1."""
+    """0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1; each value is at least the previous one, and none is above 1."""
     corrected = holm({"d": 0.04, "a": 0.01, "c": 0.03, "b": 0.02})
     assert corrected == pytest.approx({"d": 0.06, "a": 0.04, "c": 0.06, "b": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
@@ -123,8 +123,8 @@ def test_rank_correlation_and_monotone_fit_agree_with_scipy() -> None:
 
 def test_the_curve_gives_the_usable_range() -> None:
     strengths = [0, 0.05, 0.1, 0.25, 0.5, 0.75, 1]
-    one = np.array([10.0, 10.5, 12, 20, 28, 29.5, 30])
-    result = response_curve(strengths, np.stack([one - 1, one, one + 1]))
+    effect = np.array([10.0, 10.5, 12, 20, 28, 29.5, 30])
+    result = response_curve(strengths, np.stack([effect - 1, effect, effect + 1]))
     assert result is not None
     assert (result["dead_zone"], result["saturation"]) == (0.05, 0.75)  # 2.5 % and 97.5 % of the 20 dB
     assert result["s50"] == pytest.approx(0.25)

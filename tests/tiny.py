@@ -1,4 +1,4 @@
-"""A tiny random base and latents for it, written in a second without any training. Used by many tests."""
+"""A tiny base model with random weights and latents for it, written within a second. Used by many tests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SETTINGS = [f"data.{key}={getattr(SHAPE, key)}" for key in ("frames", "height", 
 
 
 def composed(*overrides: str) -> Config:
-    """The config of train.yaml with these overrides, checked."""
+    """The checked config of train.yaml with these overrides."""
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(compose("train", overrides=list(overrides)))
@@ -69,24 +69,24 @@ def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
 
 
 def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int | None = None, seed: int = 0) -> Path:
-    """Write a finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`. A reference is its target times
-    0.5, subsampled by the task's factor or by `downscale`."""
-    step = downscale or config.task.reference_downscale
-    opened, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
-    f, h, w = opened.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
-    made_by = {"parts": opened.latent_fingerprints}
-    writer = ShardWriter(folder, "latents", {"base": made_by, "settings": content_settings(config)})
-    shards = []
+    """Write a finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`. Each reference is 0.5 times
+    its target, subsampled by the task's factor or by `downscale`."""
+    stride = downscale or config.task.reference_downscale
+    model, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
+    f, h, w = model.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
+    base_fingerprint = {"parts": model.latent_fingerprints}
+    writer = ShardWriter(folder, "latents", {"base": base_fingerprint, "settings": content_settings(config)})
+    names = []
     for split, count in (("train", 24), ("val", 6), ("heldout", 6)):
         samples = []
         for i in range(count):
             target = torch.randn(CHANNELS, f, h, w, generator=generator)
-            reference = 0.5 * target[..., ::step, ::step]
+            reference = 0.5 * target[..., ::stride, ::stride]
             text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
             pair = LatentPair(f"{split}{i:03d}", target, (reference,), text, SHAPE.fps, "a caption")
             samples.append(pack_latents(pair, SHAPE, source=f"{split}{i // 2}", record={}))
-        shards.append(f"{split}-00000.tar")
-        writer.write(shards[-1], samples)
+        names.append(f"{split}-00000.tar")
+        writer.write(names[-1], samples)
     writer.write_empty_text(torch.randn(TEXT["tokens"], TEXT["output"], generator=generator))
-    writer.finish(shards)
+    writer.finish(names)
     return folder
