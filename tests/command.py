@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import multiprocessing
 import os
@@ -42,6 +43,12 @@ def run(folder: Path, module: str, *args: str, largest_file: int | None = None) 
     process.join(120)
     assert process.exitcode is not None, "still running after two minutes"
     return Result(process.exitcode, (folder / "out.txt").read_text(), (folder / "err.txt").read_text())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that a command has written."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _main(folder: str, module: str, args: tuple[str, ...], largest_file: int | None) -> None:

@@ -89,15 +89,15 @@ def generate_pixels(assets: Path, folder: Path, **changes: Any) -> np.ndarray:
 def test_the_command_writes_a_video_and_its_record(assets: Path, tmp_path: Path) -> None:
     sizes = ("width=32", "height=32", "frames=5", "sample.steps=3", "model.precision=fp32", f"cache={tmp_path}/cache")
     files = (f"adapter={assets}/adapter.safetensors", f"reference={assets}/clip.mp4", f"model.checkpoint={assets}/base")
-    outputs = ("out=made/dog.mp4", "frames_out=made/frames")
+    outputs = ("out=outputs/dog.mp4", "frames_out=outputs/frames")
     result = run(tmp_path, "iclora_train.generate", *files, *outputs, *sizes, 'prompt="a dog, runs"')
     assert result.code == 0, result.err
     assert "32x32x5 at 25 fps, base on cpu: 'EDGES a dog, runs'" in result.out
     assert "3 steps of" in result.out
-    info = probe(tmp_path / "made/dog.mp4")
+    info = probe(tmp_path / "outputs/dog.mp4")
     assert (info.frames, info.height, info.width, info.fps) == (5, 32, 32, 25.0)
-    assert pixels(tmp_path / "made").shape == (5, 32, 32, 3)
-    record = json.loads((tmp_path / "made/dog.json").read_text())
+    assert pixels(tmp_path / "outputs").shape == (5, 32, 32, 3)
+    record = json.loads((tmp_path / "outputs/dog.json").read_text())
     assert record["prompt"] == "EDGES a dog, runs"
     assert record["base"]["version"] == "2.3"
     assert len(record["sigmas"][0]) == 4
@@ -181,7 +181,7 @@ def test_a_first_frame_stays_unchanged(assets: Path, tmp_path: Path) -> None:
     reconstruction = to_frames(vae, encode_frames(picture[None], vae))
     assert (one_frame[..., ::-1] == reconstruction).all()
     assert (
-        generate_pixels(assets, tmp_path / "free") != generate_pixels(assets, tmp_path / "kept", **first_frame)
+        generate_pixels(assets, tmp_path / "free") != generate_pixels(assets, tmp_path / "fixed", **first_frame)
     ).any()
 
 

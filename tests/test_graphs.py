@@ -50,7 +50,7 @@ def random_tokens(size: int, seed: int, channels: int) -> Tokens:
 
 
 def accumulate_grads(net: Transformer, tokens: Tokens, seed: int, forward: Callable[..., Tensor] | None = None) -> None:
-    """Add one batch's gradients to those of the adapter. forward: a wrapper of the transformer to call instead."""
+    """Accumulate the adapter's gradients of one batch. forward: a wrapper of the transformer to call instead."""
     device, count = net.patchify_proj.weight.device, tokens.latent.shape[1] // 2
     text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(seed))
     values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}

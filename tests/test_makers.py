@@ -1,4 +1,4 @@
-"""The registry of pair makers: makers are found in their folder, by name, in a fixed order."""
+"""The registry of pair makers: files of a folder are imported in a fixed order, and a name gives a maker."""
 
 import importlib
 import subprocess

@@ -186,8 +186,10 @@ def test_memory_settings_may_differ_when_a_run_is_resumed(tmp_path: Path) -> Non
     """run.json holds no memory setting, under its present or an earlier name."""
     base = BaseModel.open(str(write_tiny_base(tmp_path)))
     settings = resume_settings(composed("conf=deblur"), base)
-    other = ["activation_budget=0.5", "activation_offload=0.5", "weight_offload=1", "cuda_graphs=false"]
-    assert settings == resume_settings(composed("conf=deblur", *(f"model.{setting}" for setting in other)), base)
+    memory_settings = ["activation_budget=0.5", "activation_offload=0.5", "weight_offload=1", "cuda_graphs=false"]
+    assert settings == resume_settings(
+        composed("conf=deblur", *(f"model.{setting}" for setting in memory_settings)), base
+    )
     names = [name.removeprefix("model.") for keys in RENAMED_KEYS.items() for name in keys]
     assert not settings["model"].keys() & set(names)
 

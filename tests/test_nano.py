@@ -1,6 +1,5 @@
 """nano is the base that docs/nano.md describes: a small model like LTX-2.3 whose VAE reconstructs real clips."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import data_prep
 from iclora_train.data.video import read_clip
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from scripts.nano.colours import colour_words
+from tests.command import read_csv
 
 SAMPLES = Path(data_prep.__file__).parent / "samples"
 
@@ -41,8 +41,7 @@ def test_captions_of_any_length_give_the_same_number_of_tokens(nano: BaseModel) 
 
 
 def test_the_vae_reconstructs_real_clips(nano: BaseModel) -> None:
-    with (SAMPLES / "clips.csv").open(newline="") as table:
-        files = [row["file"] for row in csv.DictReader(table) if row["split"] == "val"]
+    files = [row["file"] for row in read_csv(SAMPLES / "clips.csv") if row["split"] == "val"]
     crops = [np.stack(list(read_clip(SAMPLES / file)))[:9, 40:104, 40:104] for file in files]
     video = torch.from_numpy(np.stack(crops)).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
     vae = nano.vae()

@@ -38,7 +38,7 @@ def draws_with(locality_region: Tensor | None) -> RandomDraws:
 class CopyingModel:
     """A stand-in for the transformer that copies reference tokens.
 
-    local=True: a target token's velocity is the reference token at its own place. local=False: it is the sum over all
+    local=True: a target token's velocity is the reference token at its position. local=False: it is the sum over all
     reference tokens. Both multiply the reference tokens by their attention weights.
     """
 

@@ -80,8 +80,8 @@ def test_the_drawing_shows_the_record(walk: tuple[np.ndarray, np.ndarray, dict])
 
 def test_the_record_is_json_and_the_output_is_reproducible(walk: tuple[np.ndarray, np.ndarray, dict]) -> None:
     frames, pictures, drawn = walk
-    again, record = posed(frames)
-    assert (again == pictures).all()
+    second, record = posed(frames)
+    assert (second == pictures).all()
     assert json.loads(json.dumps(drawn)) == record
 
 

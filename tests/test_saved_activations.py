@@ -8,7 +8,7 @@ from iclora_train.training import memory_plan
 from iclora_train.training.memory_plan import BUDGETS, NO_MATMULS
 from scripts.saved_activations import network, saved_activations
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile's own warnings
+pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of torch.compile
 M = 12240  # tokens of 960x544x89 with a reference of that size
 
 

@@ -150,8 +150,8 @@ def test_shards_of_other_settings_are_refused(tmp_path):
 def test_damage_is_detected_by_size_by_sample_and_by_verify(tmp_path):
     write_latents(tmp_path, {"train": [2]})
     path = tmp_path / "train-000000.tar"
-    shards, whole = ShardSet.open(tmp_path), path.read_bytes()
-    flipped = bytearray(whole)
+    shards, intact = ShardSet.open(tmp_path), path.read_bytes()
+    flipped = bytearray(intact)
     flipped[shards.samples[1].offset + 2000] ^= 1
     path.write_bytes(flipped)
     shards = ShardSet.open(tmp_path)
@@ -162,10 +162,10 @@ def test_damage_is_detected_by_size_by_sample_and_by_verify(tmp_path):
         shards.verify()
     with pytest.raises(ShardError, match="is damaged"):  # a restart does not accept the damage
         ShardWriter(tmp_path, "latents", FINGERPRINT).finish(["train-000000.tar"])
-    path.write_bytes(whole[:-512])
+    path.write_bytes(intact[:-512])
     with pytest.raises(ShardError, match=r"bytes instead of \d+: delete it"):
         ShardSet.open(tmp_path)
-    path.write_bytes(b"x" * len(whole))
+    path.write_bytes(b"x" * len(intact))
     (tmp_path / "index.json").unlink()
     with pytest.raises(ShardError, match=r"train-000000\.tar is damaged"):
         ShardWriter(tmp_path, "latents", FINGERPRINT).finish(["train-000000.tar"])

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import cv2
@@ -18,6 +17,7 @@ from iclora_train.config import Config, Model, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
 from tests.clips import moving
+from tests.test_report import Page
 
 KEYBOARD_SCRIPT = """
 <script>
@@ -35,25 +35,6 @@ addEventListener("load", () => {
   document.title = states.join(" | ");
 });
 </script></body>"""
-
-
-class Page(HTMLParser):
-    """Checks the nesting of tags and collects addresses."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.addresses: list[str] = []
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def report(number: int, verdict: str, value: float, caption: str = "") -> Report:

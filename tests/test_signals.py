@@ -47,8 +47,8 @@ def test_the_largest_round_trip_error_scales_with_the_size_down_to_a_minimum() -
 
 def test_poses_can_be_read_in_several_threads() -> None:
     clips = [np.repeat(astronaut(left=left, size=(256, 300))[None], 3, axis=0) for left in (0, 40)]
-    alone = [PoseReader().read(clip)[0] for clip in clips]
-    assert all(len(people) == 1 for people in alone)
+    one_by_one = [PoseReader().read(clip)[0] for clip in clips]
+    assert all(len(people) == 1 for people in one_by_one)
     with ThreadPoolExecutor(2) as pool:
-        together = list(pool.map(lambda clip: PoseReader().read(clip)[0], clips))
-    assert all((a == b).all() for a, b in zip(alone, together, strict=True))
+        in_threads = list(pool.map(lambda clip: PoseReader().read(clip)[0], clips))
+    assert all((a == b).all() for a, b in zip(one_by_one, in_threads, strict=True))

@@ -32,7 +32,7 @@ def generator() -> torch.Generator:
 
 
 def weights(draws: RandomDraws) -> Tensor | None:
-    """The weights (B, references, f, h, w) of the references' tokens."""
+    """The attention weights (B, references, f, h, w) of the reference tokens."""
     weight = build_tokens(BATCH, draws, Task(), Geometry(3, 8, 4))[0].weight
     if weight is None:
         return None
@@ -41,15 +41,17 @@ def weights(draws: RandomDraws) -> Tensor | None:
 
 
 def test_optional_draws_do_not_change_the_other_draws() -> None:
-    plain, more, again = (draw_random(TARGET, flow, generator()) for flow in (Flow(), OPTIONAL_DRAWS, OPTIONAL_DRAWS))
+    plain, optional, again = (
+        draw_random(TARGET, flow, generator()) for flow in (Flow(), OPTIONAL_DRAWS, OPTIONAL_DRAWS)
+    )
     for name in ("sigma", "noise", "clean_first_frame", "use_references"):
-        assert torch.equal(getattr(plain, name), getattr(more, name))
+        assert torch.equal(getattr(plain, name), getattr(optional, name))
     assert plain.attention_strength is None
     assert plain.region is None
-    for one, other in ((more.attention_strength, again.attention_strength), (more.region, again.region)):
-        assert one is not None
-        assert other is not None
-        assert torch.equal(one, other)
+    for first, second in ((optional.attention_strength, again.attention_strength), (optional.region, again.region)):
+        assert first is not None
+        assert second is not None
+        assert torch.equal(first, second)
 
 
 def test_a_batch_without_optional_draws_has_no_weights() -> None:
@@ -59,17 +61,17 @@ def test_a_batch_without_optional_draws_has_no_weights() -> None:
 
 
 def test_strengths_are_uniform_with_probability_p() -> None:
-    drawn = draw_strength(20_000, 0.3, generator())
-    assert drawn is not None
-    assert float((drawn < 1).float().mean()) == pytest.approx(0.3, abs=0.02)
-    assert float(drawn[drawn < 1].mean()) == pytest.approx(0.5, abs=0.02)
-    assert drawn.min() >= 0
+    strengths = draw_strength(20_000, 0.3, generator())
+    assert strengths is not None
+    assert float((strengths < 1).float().mean()) == pytest.approx(0.3, abs=0.02)
+    assert float(strengths[strengths < 1].mean()) == pytest.approx(0.5, abs=0.02)
+    assert strengths.min() >= 0
 
 
 def test_regions_are_rectangles_and_halves_with_probability_p() -> None:
-    drawn = draw_region(20_000, 0.6, generator())
-    assert drawn is not None
-    top, bottom, left, right = drawn.unbind(1)
+    regions = draw_region(20_000, 0.6, generator())
+    assert regions is not None
+    top, bottom, left, right = regions.unbind(1)
     assert ((top >= 0) & (bottom <= 1) & (left >= 0) & (right <= 1)).all()
     height, width = bottom - top, right - left
     assert min(height.min(), width.min()) >= 0.25 - 1e-6
@@ -77,8 +79,8 @@ def test_regions_are_rectangles_and_halves_with_probability_p() -> None:
     half = ((height == 1) | (width == 1)) & ~whole
     assert float(whole.float().mean()) == pytest.approx(0.4, abs=0.02)
     assert float(half.float().mean()) == pytest.approx(0.3, abs=0.02)
-    for edge, at in ((top, 0), (bottom, 1), (left, 0), (right, 1)):  # each side is cut equally often
-        assert float((half & (edge != at)).float().mean()) == pytest.approx(0.075, abs=0.01)
+    for edge, border in ((top, 0), (bottom, 1), (left, 0), (right, 1)):  # each side is cut equally often
+        assert float((half & (edge != border)).float().mean()) == pytest.approx(0.075, abs=0.01)
 
 
 def test_a_region_mask_equals_a_pixel_mask_averaged_by_area() -> None:
@@ -98,21 +100,23 @@ def test_each_clip_has_its_own_strength_region_and_references() -> None:
     )
     weight = weights(draws)
     assert weight is not None
-    still = weight[:, 0, 0]  # (B,h,w): equal over time and references
-    assert torch.equal(weight, still[:, None, None].expand_as(weight))
-    assert still[0].tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
-    assert still[1].tolist() == [[0.5] * 4] * 2
-    assert still[2].tolist() == [[0.0] * 4, [0.5] * 4]
-    assert still[3].tolist() == [[0.0] * 4] * 2
+    per_clip = weight[:, 0, 0]  # (B,h,w): equal over time and references
+    assert torch.equal(weight, per_clip[:, None, None].expand_as(weight))
+    assert per_clip[0].tolist() == [[1.0, 1.0, 0.0, 0.0]] * 2
+    assert per_clip[1].tolist() == [[0.5] * 4] * 2
+    assert per_clip[2].tolist() == [[0.0] * 4, [0.5] * 4]
+    assert per_clip[3].tolist() == [[0.0] * 4] * 2
 
 
 def test_the_target_velocity_does_not_depend_on_the_weights() -> None:
     plain = draw_random(TARGET, Flow(), generator())
     weighted = replace(plain, attention_strength=torch.full((4,), 0.5))
-    (tokens, wanted), (other, same) = (build_tokens(BATCH, d, Task(), Geometry(3, 8, 4)) for d in (plain, weighted))
-    assert torch.equal(wanted, same)
+    (tokens, velocity), (weighted_tokens, weighted_velocity) = (
+        build_tokens(BATCH, draws, Task(), Geometry(3, 8, 4)) for draws in (plain, weighted)
+    )
+    assert torch.equal(velocity, weighted_velocity)
     for name in ("latent", "loss_mask", "level", "position"):
-        assert torch.equal(getattr(tokens, name), getattr(other, name))
+        assert torch.equal(getattr(tokens, name), getattr(weighted_tokens, name))
 
 
 def test_batches_of_one_shape_share_one_tensor_of_positions() -> None:

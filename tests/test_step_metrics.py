@@ -27,7 +27,7 @@ def collect(metrics: DeferredMetrics) -> list[Row]:
 def steps(
     count: int, bad: dict[tuple[int, int], float] | None = None, norms: dict[int, float] | None = None
 ) -> DeferredMetrics:
-    """Steps 1, 2, ... of two batches with two clips each. bad: losses by (step, clip). norms: by step."""
+    """Steps 1, 2, ... of two batches with two clips each. bad: loss by (step, clip). norms: gradient norm by step."""
     metrics = DeferredMetrics()
     for step in range(1, count + 1):
         loss = torch.tensor([(bad or {}).get((step, i), step + i / 7) for i in range(4)])
@@ -57,7 +57,7 @@ def test_locality_is_the_mean_over_the_batches_in_which_a_clip_had_a_region() ->
     assert LOCALITY not in second
 
 
-def test_reading_later_gives_the_same_bits() -> None:
+def test_reading_metrics_later_gives_the_same_bits() -> None:
     late = collect(steps(9))
     assert [row["step"] for row in late] == list(range(1, 10))
     assert late[-1] | {"loss_0.50_0.75": 0} == collect(steps(9))[-1] | {"loss_0.50_0.75": 0}
@@ -100,11 +100,11 @@ def test_every_process_stops_at_the_same_step_and_counts_all_clips() -> None:
     assert diverged is None
     assert rows[0]["loss"] == pytest.approx(2 + 6 / 7 / 4)
 
-    def with_a_bad_one(values: Tensor) -> Tensor:
-        other = values.clone()
-        other[1, 5] = math.nan  # in its second step
-        return torch.stack([values, other])
+    def with_a_nan(values: Tensor) -> Tensor:
+        values_with_nan = values.clone()
+        values_with_nan[1, 5] = math.nan  # in its second step
+        return torch.stack([values, values_with_nan])
 
-    rows, diverged = steps(3).collect(with_a_bad_one)
+    rows, diverged = steps(3).collect(with_a_nan)
     assert len(rows) == 1
     assert "at step 2 (in another process)" in str(diverged)

@@ -1,4 +1,4 @@
-"""Text encoders: features equal those of diffusers' pipeline; wrong encoders and files are refused."""
+"""Text encoders: features equal diffusers' pipeline; wrong encoders and files are refused."""
 
 from __future__ import annotations
 
@@ -63,16 +63,16 @@ def diffusers_connectors(version: str) -> Any:
     for side in ("video", "audio"):
         sizes |= {f"{side}_connector_num_attention_heads": heads, f"{side}_connector_attention_head_dim": width}
         sizes |= {f"{side}_gated_attn": version != "2.0", f"{side}_hidden_dim": heads * width}
-    later = {"per_modality_projections": True, "proj_bias": True} if version != "2.0" else {}
+    since_2_3 = {"per_modality_projections": True, "proj_bias": True} if version != "2.0" else {}
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = LTX2TextConnectors(**sizes, **later).eval()
+        model = LTX2TextConnectors(**sizes, **since_2_3).eval()
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     return model
 
 
-def official(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def official_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """diffusers' weights under the names of the official files."""
     table = dict(RENAMED)
     return {".".join(table.get(part, part) for part in key.split(".")): tensor for key, tensor in state.items()}
@@ -87,16 +87,16 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def connectors(version: str) -> Connectors:
     return Connectors.from_official(
-        {"transformer": OFFICIAL[version]}, official(diffusers_connectors(version).state_dict())
+        {"transformer": OFFICIAL[version]}, official_keys(diffusers_connectors(version).state_dict())
     )
 
 
-def opened(folder: Path, version: str) -> GemmaTextEncoder:
+def open_encoder(folder: Path, version: str) -> GemmaTextEncoder:
     return GemmaTextEncoder.open(folder, version, connectors(version), torch.float32)
 
 
 @torch.no_grad()
-def published(folder: Path, version: str, captions: list[str]) -> Tensor:
+def published_features(folder: Path, version: str, captions: list[str]) -> Tensor:
     """Video features of diffusers' pipeline: its tokenizer, text encoder, prompt code and connectors."""
     from diffusers import LTX2Pipeline  # noqa: PLC0415 (slow)
     from transformers import AutoModelForImageTextToText, AutoTokenizer  # noqa: PLC0415 (slow)
@@ -109,26 +109,26 @@ def published(folder: Path, version: str, captions: list[str]) -> Tensor:
     )
     states, mask, *_ = pipeline.encode_prompt(captions, do_classifier_free_guidance=False, device="cpu")
     video, _, still_masked = pipeline.connectors(states, mask, padding_side=tokenizer.padding_side)
-    assert bool(still_masked.all()), "a mask would have to travel with the features"
+    assert bool(still_masked.all()), "a mask must be stored with the features"
     return video
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
-def test_features_are_those_of_the_published_pipeline(version: str, folders: dict[str, Path]) -> None:
+def test_features_equal_the_published_pipeline(version: str, folders: dict[str, Path]) -> None:
     folder = folders[KIND[version]]
-    found = opened(folder, version).encode(CAPTIONS)
-    expected = published(folder, version, CAPTIONS)
-    assert found.shape == (3, 1024, SIZES[version][0] * SIZES[version][1])
-    assert found.dtype == torch.float32
-    assert float((found - expected).abs().max()) < 1e-5
+    features = open_encoder(folder, version).encode(CAPTIONS)
+    expected = published_features(folder, version, CAPTIONS)
+    assert features.shape == (3, 1024, SIZES[version][0] * SIZES[version][1])
+    assert features.dtype == torch.float32
+    assert float((features - expected).abs().max()) < 1e-5
     model = diffusers_connectors(version)
-    diffusers = Connectors.from_diffusers(dict(model.config), model.state_dict())
-    assert torch.equal(GemmaTextEncoder.open(folder, version, diffusers, torch.float32).encode(CAPTIONS), found)
+    from_diffusers = Connectors.from_diffusers(dict(model.config), model.state_dict())
+    assert torch.equal(GemmaTextEncoder.open(folder, version, from_diffusers, torch.float32).encode(CAPTIONS), features)
 
 
 @pytest.mark.parametrize("version", ["2.0", "2.3", "2.5"])
 def test_features_do_not_depend_on_the_rest_of_the_batch(version: str, folders: dict[str, Path]) -> None:
-    text = opened(folders[KIND[version]], version)
+    text = open_encoder(folders[KIND[version]], version)
     captions = [*CAPTIONS, "the " * 300, "the end"]  # two batches
     together = text.encode(captions)
     for caption, features in zip(captions, together, strict=True):
@@ -140,27 +140,29 @@ def test_features_do_not_depend_on_the_rest_of_the_batch(version: str, folders: 
 def test_a_long_caption_is_cut_at_1024_tokens_with_a_warning(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    text = opened(folders["gemma3"], "2.3")
+    text = open_encoder(folders["gemma3"], "2.3")
     with caplog.at_level(logging.WARNING):
         features = text.encode(["the " * 1023])
     assert not caplog.records  # with <bos> exactly 1024
     with caplog.at_level(logging.WARNING):
-        longer = text.encode(["the " * 1023 + "mat"])
+        truncated = text.encode(["the " * 1023 + "mat"])
     assert "'the the the" in caplog.text
     assert "has 1028 tokens; only the first 1024 are read" in caplog.text
-    assert torch.equal(features, longer)
-    assert torch.allclose(longer, published(folders["gemma3"], "2.3", ["the " * 1023 + "mat"]), atol=1e-5)
+    assert torch.equal(features, truncated)
+    assert torch.allclose(truncated, published_features(folders["gemma3"], "2.3", ["the " * 1023 + "mat"]), atol=1e-5)
 
 
 def test_bos_is_added_for_gemma_4_whose_tokenizer_omits_it(folders: dict[str, Path], tmp_path: Path) -> None:
     bare = Path(shutil.copytree(folders["gemma4_unified"], tmp_path / "bare"))
     write_tiny_tokenizer(bare, bos=False)
-    with_bos, without = (opened(folder, "2.5").encode(CAPTIONS) for folder in (folders["gemma4_unified"], bare))
-    assert torch.equal(with_bos, without)
+    with_bos, without_bos = (
+        open_encoder(folder, "2.5").encode(CAPTIONS) for folder in (folders["gemma4_unified"], bare)
+    )
+    assert torch.equal(with_bos, without_bos)
 
 
-def test_the_packed_file_of_ltx_2_5_is_the_folder(folders: dict[str, Path], tmp_path: Path) -> None:
-    state = official(diffusers_connectors("2.5").state_dict())
+def test_the_packed_file_of_ltx_2_5_gives_the_features_of_the_folder(folders: dict[str, Path], tmp_path: Path) -> None:
+    state = official_keys(diffusers_connectors("2.5").state_dict())
     projection = {key: state.pop(key) for key in list(state) if key.startswith("text_embedding_projection.")}
     with pytest.raises(
         ConfigError, match=r"lack text_embedding_projection.video_aggregate_embed.weight.*model.text_enc"
@@ -168,9 +170,9 @@ def test_the_packed_file_of_ltx_2_5_is_the_folder(folders: dict[str, Path], tmp_
         Connectors.from_official({"transformer": OFFICIAL["2.5"]}, state)
     file = pack_tiny_gemma(folders["gemma4_unified"], tmp_path / "gemma4.safetensors", projection)
     packed = {key: tensor for key, tensor in load_file(file).items() if key in projection}
-    whole = Connectors.from_official({"transformer": OFFICIAL["2.5"]}, state | packed)
-    found = GemmaTextEncoder.open(file, "2.5", whole, torch.float32).encode(CAPTIONS)
-    assert torch.equal(found, opened(folders["gemma4_unified"], "2.5").encode(CAPTIONS))
+    connectors_of_both = Connectors.from_official({"transformer": OFFICIAL["2.5"]}, state | packed)
+    features = GemmaTextEncoder.open(file, "2.5", connectors_of_both, torch.float32).encode(CAPTIONS)
+    assert torch.equal(features, open_encoder(folders["gemma4_unified"], "2.5").encode(CAPTIONS))
 
 
 def test_a_diffusers_folder_and_other_key_prefixes_are_read(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -183,9 +185,9 @@ def test_a_diffusers_folder_and_other_key_prefixes_are_read(folders: dict[str, P
     half = len(state) // 2  # as shards
     for i, keys in enumerate((list(state)[:half], list(state)[half:])):
         save_file({key: state[key] for key in keys}, inner / f"model-{i}.safetensors")
-    expected = opened(folders["gemma3"], "2.0").encode(CAPTIONS)
-    for place in (tmp_path, inner):
-        assert torch.equal(opened(place, "2.0").encode(CAPTIONS), expected)
+    expected = open_encoder(folders["gemma3"], "2.0").encode(CAPTIONS)
+    for path in (tmp_path, inner):
+        assert torch.equal(open_encoder(path, "2.0").encode(CAPTIONS), expected)
 
 
 def test_only_the_language_model_is_loaded_in_the_requested_dtype(folders: dict[str, Path]) -> None:
@@ -193,7 +195,7 @@ def test_only_the_language_model_is_loaded_in_the_requested_dtype(folders: dict[
     assert {p.dtype for p in text.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in text.parameters())
     assert not any(word in name for name, _ in text.named_parameters() for word in ("vision", "audio", "lm_head"))
-    exact = opened(folders["gemma3"], "2.3").encode(CAPTIONS)
+    exact = open_encoder(folders["gemma3"], "2.3").encode(CAPTIONS)
     assert float((text.encode(CAPTIONS) - exact).norm() / exact.norm()) < 0.1
 
 
@@ -217,7 +219,7 @@ def test_the_encoder_of_another_version_is_refused(
     kind: str, version: str, message: str, folders: dict[str, Path]
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        opened(folders[kind], version)
+        open_encoder(folders[kind], version)
 
 
 def test_a_gemma_4_of_another_tuning_is_refused(tmp_path: Path) -> None:
@@ -239,9 +241,9 @@ def test_an_incomplete_folder_is_refused(missing: str, message: str, folders: di
     folder = Path(shutil.copytree(folders["gemma3"], tmp_path / "part"))
     (folder / missing).unlink()
     with pytest.raises(ConfigError, match=message):
-        opened(folder, "2.3")
+        open_encoder(folder, "2.3")
     with pytest.raises(ConfigError, match="/nowhere does not exist"):
-        opened(tmp_path / "nowhere", "2.3")
+        open_encoder(tmp_path / "nowhere", "2.3")
 
 
 def test_damaged_and_foreign_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -251,26 +253,26 @@ def test_damaged_and_foreign_weights_are_refused(folders: dict[str, Path], tmp_p
     missing = "language_model.model.layers.1.mlp.up_proj.weight"
     save_file({key: value for key, value in state.items() if key != missing}, file)
     with pytest.raises(ConfigError, match=r"does not fit its config \(1 keys: missing layers.1.mlp.up_proj.weight"):
-        opened(folder, "2.3")
+        open_encoder(folder, "2.3")
     save_file(state | {missing: state[missing].to(torch.float8_e4m3fn)}, file)
     with pytest.raises(ConfigError, match=r"up_proj.weight is F8_E4M3; give bf16 weights"):
-        opened(folder, "2.3")
+        open_encoder(folder, "2.3")
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"the config in .*config.json is not JSON"):
-        opened(folder, "2.3")
+        open_encoder(folder, "2.3")
     shutil.copy(folders["gemma3"] / "config.json", folder)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=r"is truncated.*fetch it again"):
-        opened(folder, "2.3")
+        open_encoder(folder, "2.3")
     save_file({"weight": torch.zeros(1)}, file)
     with pytest.raises(ConfigError, match=r"0 tensors are named \*embed_tokens.weight"):
-        opened(folder, "2.3")
+        open_encoder(folder, "2.3")
     with pytest.raises(ConfigError, match=r"is not LTX-2.5's packed text encoder"):
-        opened(file, "2.5")
+        open_encoder(file, "2.5")
 
 
 def test_an_encoder_of_another_size_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
-    state = official(diffusers_connectors("2.3").state_dict())
+    state = official_keys(diffusers_connectors("2.3").state_dict())
     key = "text_embedding_projection.video_aggregate_embed.weight"
     wide = Connectors.from_official({"transformer": OFFICIAL["2.3"]}, state | {key: torch.zeros(32, 2 * INPUTS)})
     with pytest.raises(ConfigError, match=f"{INPUTS} numbers per token, but .* takes {2 * INPUTS}"):
@@ -278,7 +280,7 @@ def test_an_encoder_of_another_size_is_refused(folders: dict[str, Path], tmp_pat
 
 
 def test_connectors_that_do_not_fit_their_config_are_refused() -> None:
-    state = official(diffusers_connectors("2.3").state_dict())
+    state = official_keys(diffusers_connectors("2.3").state_dict())
     config = {"transformer": OFFICIAL["2.3"]}
     missing = "video_embeddings_connector.transformer_1d_blocks.1.attn1.q_norm.weight"
     with pytest.raises(ConfigError, match=rf"1 keys: missing {missing}.*model.connectors"):

@@ -1,8 +1,7 @@
-"""Throughput: FLOPs as PyTorch counts them, rates over the time spent in training, a measured peak."""
+"""Throughput: FLOPs as PyTorch counts them, rates over training time, and a measured peak."""
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from iclora_train.training.throughput import (
     matmul_peak,
     step_flops,
 )
-from tests.command import run
+from tests.command import read_csv, run
 from tests.tiny import SETTINGS, TRANSFORMER, composed, write_tiny_base, write_tiny_latents
 
 OLD = {"apply_gated_attention": False, "cross_attention_adaln": False, "cross_attention_dim": 32}
@@ -31,8 +30,8 @@ CLIPS, TOKENS, TEXT, RANK = 2, 24, 5, 4
 OFFICIAL = TransformerConfig(apply_gated_attention=True, cross_attention_adaln=True)
 
 
-def counted(config: TransformerConfig, targets: list[str]) -> int:
-    """FLOPs of the blocks, forward and backward, by PyTorch's own counter."""
+def counted_flops(config: TransformerConfig, targets: list[str]) -> int:
+    """FLOPs of the blocks, forward and backward, by PyTorch's counter."""
     net = Transformer(config)
     lora.attach(net, Lora(rank=RANK, targets=targets))
     x, text = torch.randn(CLIPS, TOKENS, config.width), torch.randn(CLIPS, TEXT, config.cross_attention_dim)
@@ -44,12 +43,12 @@ def counted(config: TransformerConfig, targets: list[str]) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("more", [{}, OLD], ids=["2.3", "2.0"])
-@pytest.mark.parametrize("only", [None, "attn"])
-def test_a_step_has_the_flops_that_pytorch_counts(more: dict[str, int], only: str | None) -> None:
-    config = TransformerConfig.from_metadata({**TRANSFORMER, **more})
-    targets = [target for target in Lora().targets if only is None or target.startswith(only)]
-    assert step_flops(config, RANK, tuple(targets), TOKENS, TEXT, CLIPS) == counted(config, targets)
+@pytest.mark.parametrize("changes", [{}, OLD], ids=["2.3", "2.0"])
+@pytest.mark.parametrize("prefix", [None, "attn"])
+def test_a_step_has_the_flops_that_pytorch_counts(changes: dict[str, int], prefix: str | None) -> None:
+    config = TransformerConfig.from_metadata({**TRANSFORMER, **changes})
+    targets = [target for target in Lora().targets if prefix is None or target.startswith(prefix)]
+    assert step_flops(config, RANK, tuple(targets), TOKENS, TEXT, CLIPS) == counted_flops(config, targets)
 
 
 def test_the_flops_of_an_official_base_match_the_closed_formula() -> None:
@@ -88,9 +87,9 @@ def test_rates_exclude_paused_time_and_restart_after_each_read() -> None:
     meter.add(Work(99, 99, 99), step_done=True)  # the first step: the meter is not running yet
     assert meter.collect() == {}
     meter.resume()
-    for passed, done in ((1.0, False), (1.0, True), (2.0, True)):  # two batches are one step
-        clock.now += passed
-        meter.add(Work(clips=4, tokens=100, flops=10**12), step_done=done)
+    for seconds, step_done in ((1.0, False), (1.0, True), (2.0, True)):  # two batches are one step
+        clock.now += seconds
+        meter.add(Work(clips=4, tokens=100, flops=10**12), step_done=step_done)
     meter.pause()
     clock.now += 1000  # validation
     meter.resume()
@@ -104,19 +103,14 @@ def test_rates_exclude_paused_time_and_restart_after_each_read() -> None:
 
 
 def test_the_peak_of_the_device_is_measured_once_and_quickly() -> None:
-    started = time.perf_counter()
+    start = time.perf_counter()
     peak = matmul_peak(torch.device("cpu"), torch.float32)
-    assert time.perf_counter() - started < 5  # a fraction of a second on an idle machine
+    assert time.perf_counter() - start < 5  # a fraction of a second on an idle machine
     assert peak > 1e8
     assert matmul_peak(torch.device("cpu"), torch.float32) == peak
 
 
-# ---- in a run
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+# --- in a run ---
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +129,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_throughput_is_in_its_own_file_and_on_the_console(tiny: list[str], tmp_path: Path) -> None:
     result = run(tmp_path, "iclora_train", *tiny, "trainer.log_every_n_steps=3")
     assert (result.code, result.err) == (0, "")
-    rows = table(tmp_path / "runs/run/throughput.csv")
+    rows = read_csv(tmp_path / "runs/run/throughput.csv")
     assert [row["step"] for row in rows] == ["3", "6", "7"]
     assert tuple(rows[0])[1:] == THROUGHPUT_COLUMNS
     for row in rows:
@@ -147,13 +141,13 @@ def test_throughput_is_in_its_own_file_and_on_the_console(tiny: list[str], tmp_p
 
 def test_log_and_adapter_do_not_depend_on_how_often_metrics_are_read(tiny: list[str], tmp_path: Path) -> None:
     results = []
-    for every in (1, 3, 100):
-        (tmp_path / str(every)).mkdir()
-        assert run(tmp_path / str(every), "iclora_train", *tiny, f"trainer.log_every_n_steps={every}").code == 0
-        folder = tmp_path / str(every) / "runs/run"
+    for interval in (1, 3, 100):
+        (tmp_path / str(interval)).mkdir()
+        assert run(tmp_path / str(interval), "iclora_train", *tiny, f"trainer.log_every_n_steps={interval}").code == 0
+        folder = tmp_path / str(interval) / "runs/run"
         results.append([(folder / name).read_bytes() for name in ("metrics.csv", "adapter.safetensors")])
     assert results[0] == results[1] == results[2]
-    assert [row["step"] for row in table(tmp_path / "3/runs/run/metrics.csv")] == [*"01234567"]
+    assert [row["step"] for row in read_csv(tmp_path / "3/runs/run/metrics.csv")] == [*"01234567"]
 
 
 def test_an_interval_of_0_is_refused(tiny: list[str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tiling bounds memory and changes nothing else: every pixel is written, and far from a tile's edge it is the same."""
+"""Tiling bounds memory: every pixel is written, and pixels far from the edge of a tile equal the untiled result."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def vae() -> VideoVAE:
     return VideoVAE.from_config(VAE).requires_grad_(False)
 
 
-@pytest.mark.parametrize(("length", "size", "shared"), [(1, 4, 1), (9, 8, 4), (13, 8, 4), (22, 12, 2), (40, 41, 4)])
-def test_tiles_cover_an_axis(length: int, size: int, shared: int) -> None:
-    tiles = spans(length, size, shared)
+@pytest.mark.parametrize(("length", "size", "overlap"), [(1, 4, 1), (9, 8, 4), (13, 8, 4), (22, 12, 2), (40, 41, 4)])
+def test_tiles_cover_an_axis(length: int, size: int, overlap: int) -> None:
+    tiles = spans(length, size, overlap)
     assert (tiles[0][0], tiles[-1][1]) == (0, length)
     assert all(0 < stop - start <= size for start, stop in tiles)
-    assert all(left[1] - right[0] >= shared for left, right in pairwise(tiles))
+    assert all(left[1] - right[0] >= overlap for left, right in pairwise(tiles))
 
 
 @pytest.mark.parametrize("cells", [(1, 2, 3), (4, 5, 9), (7, 11, 6)])
 @pytest.mark.parametrize("tiling", [Tiling(3, 4, 5, 1, 2), Tiling(4, 5, 5, 3, 4), Tiling(2, 3, 3, 1, 1)])
-def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], tiling: Tiling) -> None:
+def test_every_pixel_has_a_total_weight_of_1_and_its_position(cells: tuple[int, int, int], tiling: Tiling) -> None:
     """The decoder outputs each pixel's position in the clip: blending must not move or scale anything."""
     f, h, w = cells
     size = (4 * (f - 1) + 1, 8 * h, 8 * w)
-    truth = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
-    place = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in cells), indexing="ij"))[None]
+    pixel_position = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in size), indexing="ij"))[None]
+    cell_index = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in cells), indexing="ij"))[None]
 
     def decode(latent: Tensor) -> Tensor:
         start = latent[0, :, 0, 0, 0] * torch.tensor([4.0, 8.0, 8.0])
@@ -51,8 +51,8 @@ def test_every_pixel_has_weight_one_and_its_place(cells: tuple[int, int, int], t
     def encode(video: Tensor) -> Tensor:
         return video[:, :, ::4, ::8, ::8] / torch.tensor([4.0, 8.0, 8.0]).view(3, 1, 1, 1)
 
-    torch.testing.assert_close(decode_tiled(decode, place, TINY, tiling), truth, atol=1e-3, rtol=0)
-    assert torch.equal(encode_tiled(encode, truth, TINY, tiling), place)
+    torch.testing.assert_close(decode_tiled(decode, cell_index, TINY, tiling), pixel_position, atol=1e-3, rtol=0)
+    assert torch.equal(encode_tiled(encode, pixel_position, TINY, tiling), cell_index)
 
 
 def test_one_tile_equals_the_untiled_result(vae: VideoVAE) -> None:
@@ -65,54 +65,56 @@ def test_one_tile_equals_the_untiled_result(vae: VideoVAE) -> None:
 
 
 def test_away_from_edges_tiles_equal_the_untiled_result(vae: VideoVAE) -> None:
-    """The receptive field is measured by changing a cell; pixels farther than that from every edge must be equal."""
+    """A changed cell measures the receptive field; pixels farther than that from every edge of a tile must be equal."""
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, 8, 2, 3, 60, generator=generator)
-    other = latent.clone()
-    other[..., 30] += 1
-    whole = vae.decode(latent)
-    touched = (whole - vae.decode(other)).abs().amax((0, 1, 2, 3)).nonzero()
-    reach = max(31 * 8 - int(touched.min()), int(touched.max()) + 1 - 30 * 8)  # pixels, from the cell's farther side
+    changed = latent.clone()
+    changed[..., 30] += 1
+    untiled = vae.decode(latent)
+    columns = (untiled - vae.decode(changed)).abs().amax((0, 1, 2, 3)).nonzero()
+    reach = max(
+        31 * 8 - int(columns.min()), int(columns.max()) + 1 - 30 * 8
+    )  # pixels from the farther side of the cell
     tiling = Tiling(9, 9, 36, 1, 4)
     edges = [edge * 8 for span in tiling.spans(2, 3, 60)[2] for edge in span if edge not in (0, 60)]
     near = torch.tensor([any(abs(x + 0.5 - edge) < reach for edge in edges) for x in range(60 * 8)])
     tiled = vae.decode(latent, tiling)
     assert 0 < near.sum() < 480 - 100
-    assert (tiled - whole).abs().max() > 1e-4  # near the edges they differ
-    torch.testing.assert_close(tiled[..., ~near], whole[..., ~near], atol=1e-5, rtol=0)
+    assert (tiled - untiled).abs().max() > 1e-4  # near the edges they differ
+    torch.testing.assert_close(tiled[..., ~near], untiled[..., ~near], atol=1e-5, rtol=0)
 
 
 def test_blended_tiles_are_close_with_nanos_weights() -> None:
     nano, tiling = BaseModel.open("nano").vae(), Tiling(6, 8, 8)
     video = torch.from_numpy(moving(25, 96, 96)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent = nano.encode(video)
-    whole = nano.decode(latent)
+    untiled = nano.decode(latent)
     assert all(len(axis) == 2 for axis in tiling.spans(*latent.shape[2:]))
-    assert (whole - video).square().mean().sqrt() < 0.4 * video.std()
-    assert (nano.decode(latent, tiling) - whole).square().mean().sqrt() < 0.03 * whole.std()
+    assert (untiled - video).square().mean().sqrt() < 0.4 * video.std()
+    assert (nano.decode(latent, tiling) - untiled).square().mean().sqrt() < 0.03 * untiled.std()
     assert (nano.encode(video, tiling) - latent).square().mean().sqrt() < 0.03 * latent.std()
 
 
 def test_large_clips_are_tiled_by_default(vae: VideoVAE) -> None:
     video = torch.rand(2, 3, 17, 96, 112) * 2 - 1
-    largest: list[int] = []
+    tile_pixels: list[int] = []
 
-    def note(_: object, given: tuple[Tensor, ...]) -> None:
-        pixels = given[0].shape[0] * given[0][0, 0].numel()
-        largest.append(pixels if given[0].shape[1] == 3 else pixels_of(TINY, tuple(given[0].shape[2:])))
+    def record_pixels(_: object, inputs: tuple[Tensor, ...]) -> None:
+        pixels = inputs[0].shape[0] * inputs[0][0, 0].numel()
+        tile_pixels.append(pixels if inputs[0].shape[1] == 3 else pixels_of(TINY, tuple(inputs[0].shape[2:])))
 
-    hooks = [part.register_forward_pre_hook(note) for part in (vae.model.encoder, vae.model.decoder)]
-    whole = vae.encode(video)
-    assert largest == [2 * 17 * 96 * 112]
+    hooks = [module.register_forward_pre_hook(record_pixels) for module in (vae.model.encoder, vae.model.decoder)]
+    untiled = vae.encode(video)
+    assert tile_pixels == [2 * 17 * 96 * 112]
     vae.max_pixels = 17 * 80 * 80
     latent = vae.encode(video)
     pixels = vae.decode(latent)
     vae.max_pixels = 1 << 25
     for hook in hooks:
         hook.remove()
-    assert max(largest[1:]) <= 17 * 80 * 80
-    assert (latent.shape, pixels.shape) == (whole.shape, video.shape)
-    assert (latent - whole).square().mean().sqrt() < 0.2 * whole.std()
+    assert max(tile_pixels[1:]) <= 17 * 80 * 80
+    assert (latent.shape, pixels.shape) == (untiled.shape, video.shape)
+    assert (latent - untiled).square().mean().sqrt() < 0.2 * untiled.std()
 
 
 def test_auto_returns_few_tiles_that_fit() -> None:

@@ -28,8 +28,8 @@ def points_of(*tracks: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarra
     return points, np.ones(points.shape[:2], bool)
 
 
-def whole(frames: np.ndarray, **changes: object) -> SourceWindow:
-    """The source of frames that are a whole clip."""
+def whole_clip(frames: np.ndarray, **changes: object) -> SourceWindow:
+    """The source window of frames that are a whole clip."""
     size = (frames.shape[1], frames.shape[2])
     source = SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
     return replace(source, **changes)
@@ -40,7 +40,7 @@ def write_tracks(path: Path, tracks: object) -> Path:
     return path
 
 
-def dots(*points: tuple[float, float]) -> list[dict[str, float]]:
+def json_points(*points: tuple[float, float]) -> list[dict[str, float]]:
     return [{"x": x, "y": y, "extra": 0} for x, y in points]
 
 
@@ -49,15 +49,15 @@ def dots(*points: tuple[float, float]) -> list[dict[str, float]]:
 
 def test_colours_go_from_blue_over_cyan_and_green_to_red():
     assert trail_colour(1.0) == pytest.approx((0, 0, 1))
-    assert trail_colour(0.5) == pytest.approx((0, 1, 0.5))  # 25 frames old, as the node draws it
+    assert trail_colour(0.5) == pytest.approx((0, 1, 0.5))  # 25 frames old, as in the node
     assert trail_colour(0.2) == pytest.approx((0.4, 0.6, 0))
     assert trail_colour(0.0) == pytest.approx((1, 0, 0))
 
 
 def test_a_point_leaves_a_trail_of_fifty_one_discs():
     xs = [30 + 9 * i for i in range(54)]
-    points, seen = points_of([(x, 200) for x in xs])
-    last = draw_tracks(points, seen, (540, 540))[-1]
+    points, visible = points_of([(x, 200) for x in xs])
+    last = draw_tracks(points, visible, (540, 540))[-1]
     assert [x for x in xs if last[200, x].any()] == xs[3:]
     assert last[200, xs[53]].tolist() == [0, 0, 255]
     assert last[200, xs[28]].tolist() == [0, 255, 128]
@@ -68,19 +68,19 @@ def test_a_point_leaves_a_trail_of_fifty_one_discs():
 
 def test_discs_keep_their_share_of_the_picture():
     for size in ((540, 960), (1080, 1920), (960, 540)):
-        points, seen = points_of([(size[1] / 2, size[0] / 2)])
-        (frame,) = draw_tracks(points, seen, size)
+        points, visible = points_of([(size[1] / 2, size[0] / 2)])
+        (frame,) = draw_tracks(points, visible, size)
         assert frame.max(axis=-1).astype(float).sum() / 255 == pytest.approx(
             np.pi * (8 * min(size) / 1080) ** 2, rel=0.1
         )
-    points, seen = points_of([(32, 32)])
-    assert draw_tracks(points, seen, (64, 64), larger=4.0).max() == 255
+    points, visible = points_of([(32, 32)])
+    assert draw_tracks(points, visible, (64, 64), larger=4.0).max() == 255
 
 
 def test_a_lost_point_stops_and_its_trail_fades():
     points, _ = points_of([(100 + 16 * i, 200) for i in range(6)])
-    seen = np.array([[True, True, True, False, False, False]])
-    frames = draw_tracks(points, seen, SIZE)
+    visible = np.array([[True, True, True, False, False, False]])
+    frames = draw_tracks(points, visible, SIZE)
     assert frames[2, 200, 132].tolist() == [0, 0, 255]
     assert not frames[5, :, 140:].any()
     assert frames[5, 200, 132].tolist() == [0, round(255 * 3 * 3 / 50), 255]  # three frames old
@@ -91,7 +91,7 @@ def test_a_lost_point_stops_and_its_trail_fades():
 
 
 def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
-    one, two, three = dots((1, 2), (3, 4)), dots((5, 6)), dots((7, 8), (9, 10), (11, 12))
+    one, two, three = json_points((1, 2), (3, 4)), json_points((5, 6)), json_points((7, 8), (9, 10), (11, 12))
     path = tmp_path / "tracks.json"
     for value, lengths in (
         (one, [2]),
@@ -121,7 +121,7 @@ def test_json_without_tracks_is_refused(text, message, tmp_path):
         build_maker("control.tracks", {}).check({"tracks": tmp_path / "tracks.json"})
 
 
-def test_curves_are_those_of_the_editor():
+def test_curves_equal_the_curves_of_the_editor():
     assert spline(np.array([[3.0, 4.0]]), 3).tolist() == [[3, 4]] * 3
     assert spline(np.array([[0.0, 0.0], [4.0, 8.0]]), 5).tolist() == [[0, 0], [1, 2], [2, 4], [3, 6], [4, 8]]
     knots = np.array([[0.0, 0.0], [10.0, 0.0], [10.0, 10.0], [0.0, 10.0]])
@@ -134,23 +134,25 @@ def test_curves_are_those_of_the_editor():
 def test_drawn_tracks_move_with_the_window(tmp_path):
     """A curve over the whole clip, in a scaled, cropped and mirrored window that begins at frame 4."""
     clip = write_clip(tmp_path / "a.mp4", 21, 270, 480)
-    path = write_tracks(tmp_path / "t.json", [dots((100, 150), (300, 150))])
+    path = write_tracks(tmp_path / "t.json", [json_points((100, 150), (300, 150))])
     window = Window("a", 0, (4, 8, 12, 16, 20), (540, 960), (0, 100), (540, 720), True, 6.25)
     maker = build_maker("control.tracks", {"points": "spline"})
     blank = [np.zeros((270, 480, 3), np.uint8)] * 5
-    made, drawn = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [0], ReferenceScale())
+    reference, drawn = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [0], ReferenceScale())
     expected = [719 - ((100 + 200 * i / 20 + 0.5) * 2 - 0.5 - 100) for i in window.indices]
-    assert np.abs(np.array(drawn["tracks"][0])[:, 0] - expected).max() <= 0.5  # whole pixels, as the editor has them
-    newest = [np.argwhere((frame == (0, 0, 255)).all(axis=-1)).mean(axis=0) for frame in made]
+    assert np.abs(np.array(drawn["tracks"][0])[:, 0] - expected).max() <= 0.5  # whole pixels, as in the editor
+    newest = [np.argwhere((frame == (0, 0, 255)).all(axis=-1)).mean(axis=0) for frame in reference]
     assert np.abs(np.array(newest)[:, 1] - expected).max() < 1.5
-    again, _ = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [9], ReferenceScale())
-    assert (again == made).all()
+    second, _ = make_reference(blank, window, maker, SourceVideo(clip, {"tracks": path}), [9], ReferenceScale())
+    assert (second == reference).all()
 
 
 def test_a_track_with_a_point_per_frame_ends_with_its_points(tmp_path):
     frames = np.zeros((6, *SIZE, 3), np.uint8)
-    path = write_tracks(tmp_path / "t.json", [dots(*[(100 + 20 * i, 300) for i in range(9)]), dots((50, 50), (60, 50))])
-    source = whole(frames, files={"tracks": path}, indices=(1, 2, 3, 4, 5, 6))
+    path = write_tracks(
+        tmp_path / "t.json", [json_points(*[(100 + 20 * i, 300) for i in range(9)]), json_points((50, 50), (60, 50))]
+    )
+    source = whole_clip(frames, files={"tracks": path}, indices=(1, 2, 3, 4, 5, 6))
     _, drawn = build_maker("control.tracks", {"points": "frames"})(frames, np.random.default_rng(0), source)
     assert drawn["tracks"] == [[[120 + 20 * i, 300] for i in range(6)], [[60, 50]]]
 
@@ -160,12 +162,12 @@ def test_a_track_with_a_point_per_frame_ends_with_its_points(tmp_path):
 
 def test_points_are_tracked_and_lost():
     frames = moving(12, 128, 160)[..., 1]  # the texture slides left by two pixels a frame
-    points, seen = track_points(list(frames), lost=0.5)
+    points, visible = track_points(list(frames), lost=0.5)
     assert len(points) > 30
-    steps = np.diff(points, axis=1)[seen[:, 1:]]
+    steps = np.diff(points, axis=1)[visible[:, 1:]]
     assert np.quantile(np.abs(steps - (-2, 0)), 0.95) < 0.1
-    assert not seen[points[:, 0, 0] < 20, -1].any()  # they left the picture
-    assert (np.diff(seen.astype(int), axis=1) <= 0).all()
+    assert not visible[points[:, 0, 0] < 20, -1].any()  # they left the picture
+    assert (np.diff(visible.astype(int), axis=1) <= 0).all()
     cut = [*frames[:6], *moving(6, 128, 160, seed=9)[..., 1]]
     assert track_points(cut, lost=0.5)[1][:, 6:].mean() < 0.1
     assert track_points([np.zeros((64, 64), np.uint8)] * 3, 1.0)[0].shape == (0, 3, 2)
@@ -174,18 +176,18 @@ def test_points_are_tracked_and_lost():
 def test_tracked_points_are_drawn_and_recorded():
     frames = moving(9, 128, 160)
     maker = build_maker("control.tracks", {"count": [5, 9]})
-    made, drawn = maker(frames, np.random.default_rng(3), whole(frames))
-    assert made.shape == frames.shape
+    reference, drawn = maker(frames, np.random.default_rng(3), whole_clip(frames))
+    assert reference.shape == frames.shape
     assert 5 <= len(drawn["tracks"]) <= 9
     assert drawn["coverage"] == max(map(len, drawn["tracks"])) / 9
     assert all(len(track) >= 4.5 for track in drawn["tracks"])
-    again, same = maker(frames, np.random.default_rng(3), whole(frames))
-    assert (again == made).all()
-    assert same == json.loads(json.dumps(drawn))
-    assert maker(frames, np.random.default_rng(4), whole(frames))[1] != drawn
-    flat, nothing = maker(np.zeros_like(frames), np.random.default_rng(3), whole(frames))
-    assert not flat.any()
-    assert nothing == {"tracks": [], "coverage": 0}
+    second, second_record = maker(frames, np.random.default_rng(3), whole_clip(frames))
+    assert (second == reference).all()
+    assert second_record == json.loads(json.dumps(drawn))
+    assert maker(frames, np.random.default_rng(4), whole_clip(frames))[1] != drawn
+    empty_reference, empty_record = maker(np.zeros_like(frames), np.random.default_rng(3), whole_clip(frames))
+    assert not empty_reference.any()
+    assert empty_record == {"tracks": [], "coverage": 0}
 
 
 @pytest.mark.parametrize(
@@ -211,12 +213,12 @@ CONTROLS = {
 }
 
 
-def test_union_gives_each_control_its_share_of_every_clip():
+def test_a_union_gives_each_control_its_share_of_every_clip():
     frames = np.zeros((1, 64, 64, 3), np.uint8)
     maker = build_maker("union", {"controls": CONTROLS})
     totals: Counter[str] = Counter()
     for clip in "abcdef":
-        sources = (whole(frames, clip=clip, number=n) for n in range(40))
+        sources = (whole_clip(frames, clip=clip, number=n) for n in range(40))
         counts = Counter(maker(frames, np.random.default_rng(0), source)[1]["control"] for source in sources)
         assert abs(counts["control.canny"] - 20) <= 2
         assert abs(counts["degrade.grey"] - 10) <= 2
@@ -224,21 +226,23 @@ def test_union_gives_each_control_its_share_of_every_clip():
     assert abs(totals["control.canny"] - 120) <= 3
 
 
-def test_union_makes_what_the_control_makes_alone():
+def test_a_union_gives_the_references_of_its_controls():
     frames = list(moving(5, 96, 128))
     union = build_maker("union", {"controls": CONTROLS})
-    made = set()
+    controls = set()
     for number in range(8):
         for crop, flip in (((30, 40), False), ((0, 90), True)):
             window = Window("a", number, (0, 1, 2, 3, 4), (96, 128), crop, (32, 32), flip, 25.0)
             reference, drawn = make_reference(frames, window, union, SourceVideo(Path()), [number], ReferenceScale())
             control = drawn.pop("control")
-            alone = build_maker(control, CONTROLS[control].get("args", {}))
-            expected, told = make_reference(frames, window, alone, SourceVideo(Path()), [number], ReferenceScale())
+            maker = build_maker(control, CONTROLS[control].get("args", {}))
+            expected, expected_record = make_reference(
+                frames, window, maker, SourceVideo(Path()), [number], ReferenceScale()
+            )
             assert (reference == expected).all()
-            assert drawn == told
-            made.add(control)
-    assert made == set(CONTROLS)
+            assert drawn == expected_record
+            controls.add(control)
+    assert controls == set(CONTROLS)
 
 
 @pytest.mark.parametrize(
@@ -267,18 +271,18 @@ def band(height: int) -> np.ndarray:
 
 
 def width_of(args: dict, height: int) -> float:
-    """Width of the line that is drawn, in pixels (a grey pixel counts by its grey)."""
+    """Width of the drawn line in pixels. A grey pixel counts as a fraction of a pixel."""
     frames = band(height)
-    edges, _ = build_maker("control.canny", args)(frames, np.random.default_rng(0), whole(frames))
-    return float(edges[0, height // 2, :, 0].sum()) / 255
+    drawing, _ = build_maker("control.canny", args)(frames, np.random.default_rng(0), whole_clip(frames))
+    return float(drawing[0, height // 2, :, 0].sum()) / 255
 
 
-def test_lines_are_as_thick_at_every_resolution():
+def test_the_thickness_of_lines_follows_the_settings_at_every_resolution():
     assert [width_of({"thickness": 2}, height) for height in (128, 256, 512)] == [2, 2, 2]
     relative = {"thickness": 2, "reference_height": 128}
     assert [width_of(relative, height) for height in (64, 128, 256, 512)] == [1, 2, 4, 8]
-    worked = {"thickness": 2, "size": 128}
-    assert [width_of(worked, height) for height in (64, 128, 256, 512)] == pytest.approx([1, 2, 4, 8], rel=0.05)
+    working_size = {"thickness": 2, "size": 128}
+    assert [width_of(working_size, height) for height in (64, 128, 256, 512)] == pytest.approx([1, 2, 4, 8], rel=0.05)
     with pytest.raises(ConfigError, match="size and reference_height cannot both be set"):
         build_maker("control.canny", {"size": 512, "reference_height": 512})
 

@@ -1,8 +1,7 @@
-"""Training by its command on a tiny base: its results, exact resuming, and settings that are refused."""
+"""The training command on a tiny base: its results, exact resuming, and refused settings."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import subprocess
@@ -28,7 +27,7 @@ from iclora_train.diffusion.training_inputs import (
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.checkpointing import newest_checkpoint
 from iclora_train.training.lightning_module import ICLoRA, lr_factor
-from tests.command import Result, run, start
+from tests.command import Result, read_csv, run, start
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
 
@@ -37,25 +36,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides for a run on a tiny base with its latents."""
     folder = tmp_path_factory.mktemp("tiny")
     base = write_tiny_base(folder / "base")
-    overrides = [
-        *(
-            "conf=deblur",
-            f"model.checkpoint={base}",
-            f"data.root={folder}/shards",
-            "trainer.accelerator=cpu",
-            *SETTINGS,
-        ),
-        *(
-            "model.lora.rank=4",
-            "optim=adamw",
-            "optim.warmup_steps=2",
-            "trainer.max_steps=6",
-            "run=run",
-            "eval.after_training=false",
-        ),
-        *("validation.loss_every=3", "validation.checkpoint_every=2", "validation.windows=4", "logger=csv"),
-        *("validation.sigmas=[0.5]", "sample.steps=2"),
-    ]
+    overrides = ["conf=deblur", f"model.checkpoint={base}", f"data.root={folder}/shards", "trainer.accelerator=cpu"]
+    overrides += [*SETTINGS, "model.lora.rank=4", "optim=adamw", "optim.warmup_steps=2", "trainer.max_steps=6"]
+    overrides += ["run=run", "logger=csv", "eval.after_training=false", "sample.steps=2", "validation.sigmas=[0.5]"]
+    overrides += ["validation.loss_every=3", "validation.checkpoint_every=2", "validation.windows=4"]
     write_tiny_latents(folder / "shards" / "latents", base, composed(*overrides))
     return overrides
 
@@ -65,8 +49,7 @@ def train(folder: Path, tiny: list[str], *more: str, largest_file: int | None = 
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "runs/run/metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / "runs/run/metrics.csv")
 
 
 def adapter_bytes(folder: Path) -> bytes:
@@ -109,22 +92,22 @@ def test_two_processes_train_one_adapter(finished: tuple[Path, Result], tiny: li
     command = [sys.executable, "-W", "ignore", "-m", "iclora_train", *tiny, "trainer.devices=2"]
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
+    result = subprocess.run(
         command, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.count("step 6/6") == 1  # only the first process prints
-    one, two = rows(finished[0]), rows(tmp_path)
-    assert [row["step"] for row in two] == [row["step"] for row in one]
-    assert two[0]["val_correct_0.5"] == one[0]["val_correct_0.5"]
-    assert two[1]["loss"] != one[1]["loss"]  # it is the loss of more clips
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("step 6/6") == 1  # only the first process prints
+    single, parallel = rows(finished[0]), rows(tmp_path)
+    assert [row["step"] for row in parallel] == [row["step"] for row in single]
+    assert parallel[0]["val_correct_0.5"] == single[0]["val_correct_0.5"]
+    assert parallel[1]["loss"] != single[1]["loss"]  # the loss of twice as many clips
     assert set(lora.read(tmp_path / "runs/run/adapter.safetensors").weights) == set(
         lora.read(finished[0] / "runs/run/adapter.safetensors").weights
     )
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_the_memory_plan_is_chosen_once_and_reused_on_resume(tiny: list[str], tmp_path: Path) -> None:
+def test_on_a_gpu_the_memory_plan_is_searched_once_and_reused_on_resume(tiny: list[str], tmp_path: Path) -> None:
     on_gpu = ("trainer.accelerator=gpu", "model.compile=true", "model.precision=bf16")
     first = train(tmp_path, tiny, *on_gpu)
     assert first.code == 0, first.err
@@ -134,9 +117,9 @@ def test_on_a_gpu_the_memory_plan_is_chosen_once_and_reused_on_resume(tiny: list
     plan_file.write_text(json.dumps({**plan, "activation_budget": 0.5}))
     (folder / "adapter.safetensors").unlink()
     (folder / "checkpoints/step-00000006.ckpt").unlink()
-    again = train(tmp_path, tiny, *on_gpu)
-    assert again.code == 0, again.err
-    assert "resuming from step 4" in again.out
+    result = train(tmp_path, tiny, *on_gpu)
+    assert result.code == 0, result.err
+    assert "resuming from step 4" in result.out
     assert json.loads(plan_file.read_text())["activation_budget"] == 0.5  # not searched again
     assert lora.read(folder / "adapter.safetensors").metadata["steps"] == "6"
 
@@ -151,22 +134,22 @@ def test_a_checkpoint_has_no_base_weights_and_loads_without_unpickling(finished:
 def test_a_finished_run_is_not_trained_again(finished: tuple[Path, Result], tiny: list[str]) -> None:
     folder, _ = finished
     before = adapter_bytes(folder)
-    again = train(folder, tiny)
-    assert again.code == 0
-    assert "is finished" in again.out
-    assert "run=<name>" in again.out
+    result = train(folder, tiny)
+    assert result.code == 0
+    assert "is finished" in result.out
+    assert "run=<name>" in result.out
     assert adapter_bytes(folder) == before
 
 
-def test_killed_three_times_it_ends_with_the_same_bytes(tiny: list[str], tmp_path: Path) -> None:
-    more = ["trainer.max_steps=30", "trainer.accumulate_grad_batches=2", "optim.ema=0.9", "flow.reference_p=0.5"]
-    more += ["validation.checkpoint_every=3", "optim.decay=cosine", "trainer.log_every_n_steps=4"]
+def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(tiny: list[str], tmp_path: Path) -> None:
+    settings = ["trainer.max_steps=30", "trainer.accumulate_grad_batches=2", "optim.ema=0.9", "flow.reference_p=0.5"]
+    settings += ["validation.checkpoint_every=3", "optim.decay=cosine", "trainer.log_every_n_steps=4"]
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    assert train(tmp_path / "whole", tiny, *more).code == 0
+    assert train(tmp_path / "whole", tiny, *settings).code == 0
     log = tmp_path / "killed/runs/run/metrics.csv"
-    for lines in (5, 12, 24):  # before, between and at checkpoints; the moment within a step is random
-        process = start(tmp_path / "killed", "iclora_train", *tiny, *more)
+    for lines in (5, 12, 24):  # before, between and at checkpoints, at a random moment of a step
+        process = start(tmp_path / "killed", "iclora_train", *tiny, *settings)
         deadline = time.monotonic() + 60
         while not log.exists() or log.read_bytes().count(b"\n") < lines:
             assert process.is_alive()
@@ -176,7 +159,7 @@ def test_killed_three_times_it_ends_with_the_same_bytes(tiny: list[str], tmp_pat
         process.join()
         assert process.exitcode == -9
         assert not (tmp_path / "killed/runs/run/adapter.safetensors").exists()
-    last = train(tmp_path / "killed", tiny, *more)
+    last = train(tmp_path / "killed", tiny, *settings)
     assert last.code == 0
     assert "resuming from step" in last.out
     assert log.read_bytes() == (tmp_path / "whole/runs/run/metrics.csv").read_bytes()
@@ -196,8 +179,8 @@ def test_a_sweep_trains_every_task_in_its_own_folder(tiny: list[str], tmp_path: 
     base = Path(composed(*tiny).model.checkpoint)
     for task in task_names():
         write_tiny_latents(tmp_path / "shards" / task / "latents", base, composed(*shared, f"conf={task}"))
-    more = [f"conf={','.join(task_names())}", "data.root=shards/${task.name}", "trainer.max_steps=2", "logger=none"]
-    result = run(tmp_path, "iclora_train", "-m", *shared, *more)
+    settings = [f"conf={','.join(task_names())}", "data.root=shards/${task.name}", "trainer.max_steps=2", "logger=none"]
+    result = run(tmp_path, "iclora_train", "-m", *shared, *settings)
     assert (result.code, result.err) == (0, "")
     for task in task_names():
         assert lora.read(tmp_path / f"runs/{task}-nano/adapter.safetensors").metadata["task"] == task
@@ -283,8 +266,8 @@ def test_a_diverging_run_stops_and_names_step_and_clips(tiny: list[str], tmp_pat
 
 
 def test_a_run_that_rarely_reads_metrics_stops_before_it_saves_a_diverged_step(tiny: list[str], tmp_path: Path) -> None:
-    more = ["optim.optimizer.lr=1e30", "validation.loss_every=0", "validation.checkpoint_every=5"]
-    result = train(tmp_path, tiny, *more, "trainer.log_every_n_steps=100")
+    settings = ["optim.optimizer.lr=1e30", "validation.loss_every=0", "validation.checkpoint_every=5"]
+    result = train(tmp_path, tiny, *settings, "trainer.log_every_n_steps=100")
     assert result.code == 2
     assert "at step 2 (" in result.err
     assert [row["step"] for row in rows(tmp_path)] == ["1"]
@@ -292,7 +275,7 @@ def test_a_run_that_rarely_reads_metrics_stops_before_it_saves_a_diverged_step(t
 
 
 def test_a_run_begun_by_an_earlier_version_keeps_its_rows_when_resumed(tiny: list[str], tmp_path: Path) -> None:
-    """Its validation columns were called heldout_*."""
+    """Earlier versions named the validation columns heldout_*."""
     assert train(tmp_path, tiny).code == 0
     folder = tmp_path / "runs/run"
     log = folder / "metrics.csv"
@@ -345,16 +328,16 @@ def test_bf16_keeps_the_adapter_in_fp32(tiny: list[str], tmp_path: Path) -> None
     assert {a.dtype for a, _ in weights.values()} == {torch.float32}
 
 
-# ---- the parts
+# --- parts of a training step ---
 
 
 def test_random_draws_depend_on_seed_batch_and_rank_only() -> None:
     target = torch.zeros(4, 2, 2, 3, 3)
-    first, again = (draw_random(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
-    assert torch.equal(first.noise, again.noise)
-    assert torch.equal(first.sigma, again.sigma)
-    for other in ((1, 7, 1), (0, 8, 1), (0, 7, 0)):
-        assert not torch.equal(first.noise, draw_random(target, Flow(), step_generator(*other)).noise)
+    first, repeated = (draw_random(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
+    assert torch.equal(first.noise, repeated.noise)
+    assert torch.equal(first.sigma, repeated.sigma)
+    for seed_batch_rank in ((1, 7, 1), (0, 8, 1), (0, 7, 0)):
+        assert not torch.equal(first.noise, draw_random(target, Flow(), step_generator(*seed_batch_rank)).noise)
 
 
 def test_probabilities_of_first_frame_and_reference_are_per_clip() -> None:
@@ -369,8 +352,8 @@ def test_build_tokens_keeps_first_frames_clean_and_hides_references() -> None:
     generator = torch.Generator().manual_seed(0)
     target, noise = torch.randn(2, 2, 3, 5, 2, 2, generator=generator).unbind(0)
     batch = Batch(target, [target * 0], text=torch.zeros(2, 1, 1), fps=torch.tensor([25.0, 25.0]), keys=["a", "b"])
-    clean_first, use_reference = torch.tensor([True, False]), torch.tensor([True, False])
-    draws = RandomDraws(torch.tensor([0.5, 1.0]), noise, clean_first, use_reference)
+    clean_first_frame, use_references = torch.tensor([True, False]), torch.tensor([True, False])
+    draws = RandomDraws(torch.tensor([0.5, 1.0]), noise, clean_first_frame, use_references)
     tokens, velocity = build_tokens(batch, draws, Task(), Geometry(3, 8, 4))
     assert tokens.latent.shape == (2, 40, 3)
     assert torch.equal(tokens.latent[0, :4], target[0, :, 0].flatten(1).T)  # clean
@@ -392,7 +375,7 @@ def test_a_reference_of_an_undeclared_size_is_refused() -> None:
         require_factors(target, target[:, :, :2], Task(), "clip1")
 
 
-def test_the_schedule_warms_up_holds_and_decays() -> None:
+def test_the_learning_rate_warms_up_holds_and_decays() -> None:
     linear = Optim(warmup_steps=4, decay="linear", decay_from=0.5)
     assert [lr_factor(step, linear, 20) for step in (0, 1, 3, 4, 10, 15, 20)] == [0.25, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0]
     cosine = Optim(warmup_steps=0, decay="cosine", decay_from=0.0)

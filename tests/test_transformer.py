@@ -1,4 +1,4 @@
-"""The transformer equals diffusers' model for every version; noise levels, attention weights and text have effect."""
+"""The transformer equals diffusers' model for every version, and every input has an effect on its output."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def scene(fps: float = 25.0) -> tuple[Tokens, Tensor]:
     noisy = torch.randn(2, 8, 2, 4, 4, generator=generator)
     sigma, first_frame = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
     tokens = target_tokens(noisy, sigma, LTX, fps, first_frame)
-    small = torch.randn(2, 8, 2, 4, 4, generator=generator)
-    return append_reference(tokens, small), torch.randn(2, TEXT, WIDTH, generator=generator)
+    reference = torch.randn(2, 8, 2, 4, 4, generator=generator)
+    return append_reference(tokens, reference), torch.randn(2, TEXT, WIDTH, generator=generator)
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -93,10 +93,10 @@ def inputs_of(case: Case, net: Transformer) -> tuple[Tokens, Tensor]:
     channels, (f, h, w) = net.config.in_channels, case.size
     geometry = Geometry(channels, spatial=32, temporal=8)
     noisy = torch.randn(2, channels, f, h, w, generator=generator)
-    small = torch.randn(2, channels, f, h // case.downscale, w // case.downscale, generator=generator)
+    reference = torch.randn(2, channels, f, h // case.downscale, w // case.downscale, generator=generator)
     tokens = target_tokens(noisy, torch.tensor([0.3, 0.9]), geometry, case.fps, torch.tensor([True, False]))
     width = net.config.caption_channels if net.caption_projection else net.config.cross_attention_dim
-    return append_reference(tokens, small, case.downscale), torch.randn(2, TEXT, width, generator=generator)
+    return append_reference(tokens, reference, case.downscale), torch.randn(2, TEXT, width, generator=generator)
 
 
 def diffusers_velocity(reference: LTX2VideoTransformer3DModel, tokens: Tokens, text: Tensor, case: Case) -> Tensor:
@@ -134,7 +134,7 @@ def relative_error(velocity: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 @torch.no_grad()
-def test_it_equals_the_published_model(official: Path, case: Case) -> None:
+def test_the_transformer_equals_the_published_model(official: Path, case: Case) -> None:
     net, reference = BaseModel.open(str(official)).transformer(), diffusers_model(official)
     tokens, text = inputs_of(case, net)
     expected = diffusers_velocity(reference, tokens, text, case)
@@ -144,7 +144,9 @@ def test_it_equals_the_published_model(official: Path, case: Case) -> None:
 
 
 @torch.no_grad()
-def test_with_an_adapter_it_equals_the_published_model_with_the_adapter_fused(official: Path, tmp_path: Path) -> None:
+def test_a_transformer_with_an_adapter_equals_the_published_model_with_the_adapter_fused(
+    official: Path, tmp_path: Path
+) -> None:
     net, reference = BaseModel.open(str(official)).transformer(), diffusers_model(official)
     tokens, text = inputs_of(Case(), net)
     bare = net(tokens, text)
@@ -164,7 +166,7 @@ def test_with_an_adapter_it_equals_the_published_model_with_the_adapter_fused(of
 
 
 @torch.no_grad()
-def test_a_diffusers_folder_is_the_same_model(official: Path, tmp_path: Path) -> None:
+def test_a_diffusers_folder_gives_the_same_model(official: Path, tmp_path: Path) -> None:
     base = BaseModel.open(str(official))
     write_checkpoint(tmp_path, base.version, "diffusers")
     opened = BaseModel.open(str(tmp_path))
@@ -184,7 +186,7 @@ def test_fp8_weights_are_multiplied_by_their_scales(official: Path, tmp_path: Pa
     tokens, text = inputs_of(Case(), net)
     velocity = net(tokens, text)
     assert relative_error(velocity, diffusers_velocity(diffusers_model(file), tokens, text, Case())) < 1e-5
-    assert 1e-4 < relative_error(velocity, base.transformer()(tokens, text)) < 0.1  # fp8 rounding, but no more
+    assert 1e-4 < relative_error(velocity, base.transformer()(tokens, text)) < 0.1  # the error is fp8 rounding
 
 
 def model() -> Transformer:
@@ -200,63 +202,65 @@ def model() -> Transformer:
 def test_weight_zero_equals_no_reference_and_effects_grow_with_the_weight() -> None:
     net = model()
     tokens, text = scene()
-    n = 32
-    alone = replace(
+    count = 32
+    target_only = replace(
         tokens,
-        latent=tokens.latent[:, :n],
-        level=tokens.level[:, :n],
-        position=tokens.position[:, :, :n],
-        group=tokens.group[:n],
-        loss_mask=tokens.loss_mask[:, :n],
-        keyframe=tokens.keyframe[:, :n],
+        latent=tokens.latent[:, :count],
+        level=tokens.level[:, :count],
+        position=tokens.position[:, :, :count],
+        group=tokens.group[:count],
+        loss_mask=tokens.loss_mask[:, :count],
+        keyframe=tokens.keyframe[:, :count],
     )
-    without = net(alone, text)
+    without_reference = net(target_only, text)
 
     def weighted(w: float) -> Tensor:
         weight = torch.where(tokens.group > 0, w, 1.0).expand(2, -1)
-        return net(replace(tokens, weight=weight), text)[:, :n]
+        return net(replace(tokens, weight=weight), text)[:, :count]
 
-    assert torch.allclose(weighted(0.0), without, atol=1e-6)
-    assert torch.allclose(weighted(1.0), net(tokens, text)[:, :n], atol=1e-6)
-    change = [float((weighted(w) - without).norm()) for w in (0.0, 0.1, 0.5, 1.0)]
-    assert change == sorted(change)
-    assert change[1] > 10 * change[0]
+    assert torch.allclose(weighted(0.0), without_reference, atol=1e-6)
+    assert torch.allclose(weighted(1.0), net(tokens, text)[:, :count], atol=1e-6)
+    effects = [float((weighted(w) - without_reference).norm()) for w in (0.0, 0.1, 0.5, 1.0)]
+    assert effects == sorted(effects)
+    assert effects[1] > 10 * effects[0]
 
 
 @torch.no_grad()
 def test_each_token_is_modulated_by_its_noise_level() -> None:
     net = model()
     tokens, text = scene()
-    more = replace(tokens, sigma=torch.cat([tokens.sigma, torch.rand(2, 1)], dim=1))  # a noise level that no token has
-    assert torch.allclose(net(tokens, text), net(more, text), atol=1e-6)
-    other = replace(more, level=torch.where(tokens.group > 0, 2, tokens.level))
-    assert not torch.allclose(net(tokens, text), net(other, text), atol=1e-3)
+    sigma = torch.cat([tokens.sigma, torch.rand(2, 1)], dim=1)  # no token has the added noise level
+    with_unused_level = replace(tokens, sigma=sigma)
+    assert torch.allclose(net(tokens, text), net(with_unused_level, text), atol=1e-6)
+    with_other_level = replace(with_unused_level, level=torch.where(tokens.group > 0, 2, tokens.level))
+    assert not torch.allclose(net(tokens, text), net(with_other_level, text), atol=1e-3)
 
 
 @torch.no_grad()
-def test_position_text_and_keyframe_matter() -> None:
+def test_position_text_and_keyframe_change_the_output() -> None:
     tokens, text = scene()
     net = model()
     base = net(tokens, text)
     assert not torch.allclose(base, net(tokens, text.flip(0)), atol=1e-3)
     assert not torch.allclose(base, net(scene(fps=5.0)[0], text), atol=1e-3)
     assert torch.equal(base, net(replace(tokens, keyframe=~tokens.keyframe), text))
-    marked = Transformer(replace(CONFIG, use_keyframes_abs_pos_embedding=True, ff_bias=False)).eval()
-    for parameter in marked.parameters():
+    with_keyframe_embedding = Transformer(replace(CONFIG, use_keyframes_abs_pos_embedding=True, ff_bias=False)).eval()
+    for parameter in with_keyframe_embedding.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    assert not torch.allclose(marked(tokens, text), marked(replace(tokens, keyframe=~tokens.keyframe), text), atol=1e-3)
+    outputs = [with_keyframe_embedding(replace(tokens, keyframe=k), text) for k in (tokens.keyframe, ~tokens.keyframe)]
+    assert not torch.allclose(*outputs, atol=1e-3)
 
 
 def test_version_switches_change_the_parameters() -> None:
     names = set(Transformer(CONFIG).state_dict())
-    first = TransformerConfig.from_metadata(
+    first_config = TransformerConfig.from_metadata(
         {"num_attention_heads": HEADS, "attention_head_dim": 24, "num_layers": 1, "cross_attention_dim": WIDTH}
     )
-    old = Transformer(first)
+    first_version = Transformer(first_config)
     assert "transformer_blocks.0.attn1.to_gate_logits.weight" in names
     assert "transformer_blocks.0.prompt_scale_shift_table" in names
-    assert not any("to_gate_logits" in name or "prompt" in name for name in old.state_dict())
-    assert "caption_projection.linear_1.weight" in old.state_dict()
-    assert old.transformer_blocks[0].scale_shift_table.shape == (6, WIDTH)
+    assert not any("to_gate_logits" in name or "prompt" in name for name in first_version.state_dict())
+    assert "caption_projection.linear_1.weight" in first_version.state_dict()
+    assert first_version.transformer_blocks[0].scale_shift_table.shape == (6, WIDTH)
     with pytest.raises(ValueError, match="rope_type='interleaved' is not supported"):
         TransformerConfig.from_metadata({"rope_type": "interleaved"})

@@ -24,15 +24,15 @@ SMALL = {"in_channels": CHANNELS, "mid_channels": 32, "num_blocks_per_stage": 1}
 @pytest.fixture(scope="module")
 def vae() -> VideoVAE:
     """A VAE with random means and standard deviations of its latents."""
-    made = VideoVAE.from_config(VAE)
+    video_vae = VideoVAE.from_config(VAE)
     generator = torch.Generator().manual_seed(0)
-    made.model.latents_mean.copy_(torch.randn(CHANNELS, generator=generator))
-    made.model.latents_std.copy_(0.5 + torch.rand(CHANNELS, generator=generator))
-    return made
+    video_vae.model.latents_mean.copy_(torch.randn(CHANNELS, generator=generator))
+    video_vae.model.latents_std.copy_(0.5 + torch.rand(CHANNELS, generator=generator))
+    return video_vae
 
 
 def by_diffusers(file: Path, latent: Tensor, vae: VideoVAE, rational: bool) -> Tensor:
-    """The same by diffusers' model with strict loading, as in its conversion script."""
+    """The latent upsampled by diffusers' model, loaded strictly as in its conversion script."""
     model = LTX2LatentUpsamplerModel(**SMALL, use_rational_resampler=rational)  # type: ignore[arg-type]
     model.load_state_dict(load_file(file))
     mean, std = (getattr(vae.model, name).view(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
@@ -44,9 +44,9 @@ def by_diffusers(file: Path, latent: Tensor, vae: VideoVAE, rational: bool) -> T
 def test_an_official_file_gives_the_result_of_diffusers(tmp_path: Path, vae: VideoVAE, rational: bool) -> None:
     file = write_upsampler(tmp_path / "up.safetensors", **SMALL, rational_resampler=rational)
     latent = torch.randn(2, CHANNELS, 3, 4, 5)
-    made = LatentUpsampler.open(file, vae)(latent)
-    assert made.shape == (2, CHANNELS, 3, 8, 10)
-    assert torch.allclose(made, by_diffusers(file, latent, vae, rational), atol=1e-5)
+    upsampled = LatentUpsampler.open(file, vae)(latent)
+    assert upsampled.shape == (2, CHANNELS, 3, 8, 10)
+    assert torch.allclose(upsampled, by_diffusers(file, latent, vae, rational), atol=1e-5)
 
 
 def test_a_clip_does_not_depend_on_its_batch(tmp_path: Path, vae: VideoVAE) -> None:
@@ -56,7 +56,7 @@ def test_a_clip_does_not_depend_on_its_batch(tmp_path: Path, vae: VideoVAE) -> N
 
 
 @pytest.mark.parametrize("rational", [True, False], ids=["2.0", "2.3"])
-def test_the_written_layout_is_that_of_the_published_files(rational: bool) -> None:
+def test_the_written_layout_equals_the_published_files(rational: bool) -> None:
     with torch.device("meta"):
         model = LTX2LatentUpsamplerModel(use_rational_resampler=rational)
     ours = {spec.name: spec.shape for spec in specs(CONFIG | {"rational_resampler": rational})}
@@ -64,16 +64,16 @@ def test_the_written_layout_is_that_of_the_published_files(rational: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("changes", "names"),
+    ("changes", "message"),
     [
         ({"temporal_upsample": True}, "temporal_upsample"),
         ({"spatial_scale": 1.5, "rational_resampler": True}, "spatial_scale"),
         ({"in_channels": 2 * CHANNELS}, "16 channels"),
     ],
 )
-def test_another_upsampler_is_refused(tmp_path: Path, vae: VideoVAE, changes: dict[str, Any], names: str) -> None:
+def test_another_upsampler_is_refused(tmp_path: Path, vae: VideoVAE, changes: dict[str, Any], message: str) -> None:
     file = write_upsampler(tmp_path / "up.safetensors", **(SMALL | changes))
-    with pytest.raises(ConfigError, match=f"up.safetensors.*{names}"):
+    with pytest.raises(ConfigError, match=f"up.safetensors.*{message}"):
         LatentUpsampler.open(file, vae)
 
 

@@ -1,4 +1,4 @@
-"""The VAE: equal to diffusers' for every published layout; tiles change nothing but memory; 2.5's diffusion decoder."""
+"""The VAE equals diffusers' VAE for every published layout; sections of other VAEs and wrong keys are refused."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ENCODER = ("compress_space_res", "compress_time_res", "compress_all_res", "compr
 
 
 def blocks(layers: tuple[int, ...], kinds: tuple[str, ...], params: list[dict[str, Any]]) -> list[Any]:
-    out: list[Any] = [["res_x", {"num_layers": layers[0]}]]
+    sections: list[Any] = [["res_x", {"num_layers": layers[0]}]]
     for kind, settings, count in zip(kinds, params, layers[1:], strict=True):
-        out += [[kind, settings], ["res_x", {"num_layers": count}]]
-    return out
+        sections += [[kind, settings], ["res_x", {"num_layers": count}]]
+    return sections
 
 
 def multiply(*factors: int, **more: Any) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ SECTIONS: dict[str, dict[str, Any]] = {  # the official sections, with fewer lay
         "spatial_padding_mode": "zeros",
     },
 }
-BOTH = {
+COMMON_DIFFUSERS = {
     "_class_name": "AutoencoderKLLTX2Video",
     "latent_channels": LATENT,
     "down_block_types": ["LTX2VideoDownBlock3D"] * 4,
@@ -64,8 +64,8 @@ BOTH = {
     "spatial_compression_ratio": 32,
     "temporal_compression_ratio": 8,
 }
-CONFIGS: dict[str, dict[str, Any]] = {  # vae/config.json of the published diffusers folders, likewise
-    "2.0": BOTH
+CONFIGS: dict[str, dict[str, Any]] = {  # vae/config.json of the diffusers folders, with fewer layers and channels
+    "2.0": COMMON_DIFFUSERS
     | {
         "block_out_channels": [16, 32, 64, 128],
         "decoder_block_out_channels": [16, 32, 64],
@@ -76,7 +76,7 @@ CONFIGS: dict[str, dict[str, Any]] = {  # vae/config.json of the published diffu
         "upsample_factor": [2] * 3,
         "decoder_spatial_padding_mode": "reflect",
     },
-    "2.3": BOTH
+    "2.3": COMMON_DIFFUSERS
     | {
         "block_out_channels": [16, 32, 64, 64],
         "decoder_block_out_channels": [16, 32, 32, 64],
@@ -89,7 +89,7 @@ CONFIGS: dict[str, dict[str, Any]] = {  # vae/config.json of the published diffu
         "decoder_spatial_padding_mode": "zeros",
     },
 }
-DIFFUSION: dict[str, Any] = {  # 2.5: the same encoder, another decoder
+DIFFUSION: dict[str, Any] = {  # 2.5: the same encoder, another decoder (test_diffusion_decoder.py)
     "_class_name": "CausalDiffusionVAE",
     "dims": 3,
     "model_output_type": "x0",
@@ -143,7 +143,7 @@ def randomised(model: Any) -> Any:
 
 
 def official_name(key: str) -> str:
-    """Inverse of the published renaming of the convolutional VAE."""
+    """The official name of a key of diffusers' convolutional VAE."""
     if key in ("latents_mean", "latents_std"):
         return f"vae.per_channel_statistics.{key[8:]}-of-means"
     side, block, rest = re.fullmatch(r"(encoder|decoder)\.(\w+(?:\.\d+)?)\.(.*)", key).groups()  # type: ignore[union-attr]
@@ -182,7 +182,7 @@ def test_official_files_give_the_published_modules(pair: Any) -> None:
     extra = {"vae.per_channel_statistics.channel": torch.arange(8), "model.diffusion_model.x": torch.ones(1)}
     vae = VideoVAE.from_config(SECTIONS[version], state | extra)
     check_equal(vae, model)
-    split = {key.removeprefix("vae."): tensor for key, tensor in state.items()}  # as the split files of 2.5 name them
+    split = {key.removeprefix("vae."): tensor for key, tensor in state.items()}  # the names in the split files of 2.5
     check_equal(VideoVAE.from_config(SECTIONS[version], split), model)
     assert vae.official_state().keys() == state.keys()
     assert vae.geometry == geometry_of(SECTIONS[version]) == Geometry(LATENT, 32, 8)
@@ -211,7 +211,7 @@ def test_diffusers_folders_give_the_same_modules(pair: Any) -> None:
         ({"encoder_spatial_padding_mode": "zeros", "decoder_spatial_padding_mode": "reflect"}, "zeros", "reflect"),
     ],
 )
-def test_padding_is_that_of_the_published_code(padding: dict[str, str], encoder: str, decoder: str) -> None:
+def test_padding_follows_the_published_code(padding: dict[str, str], encoder: str, decoder: str) -> None:
     model = VideoVAE.from_config(VAE | padding).model
     assert model.encoder.conv_in.conv.padding_mode == encoder
     assert model.decoder.conv_in.conv.padding_mode == decoder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.validation import ValidationBatches, validation_columns, validation_losses
 from iclora_train.training.validation_metrics import CLIP_COLUMNS
-from tests.command import Result, run
+from tests.command import Result, read_csv, run
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
 OFF = ["validation.loss_every=0", "validation.clips_every=0"]
@@ -20,7 +19,7 @@ OFF = ["validation.loss_every=0", "validation.clips_every=0"]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for a short run on a tiny base with its latents, with all kinds of validation."""
+    """Overrides for a short run with all kinds of validation, on a tiny base and its latents."""
     folder = tmp_path_factory.mktemp("tiny")
     base = write_tiny_base(folder / "base")
     overrides = ["conf=deblur", f"model.checkpoint={base}", f"data.root={folder}/shards", *SETTINGS]
@@ -39,8 +38,7 @@ def validated(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "runs/run/metrics.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+    return read_csv(folder / "runs/run/metrics.csv")
 
 
 def test_metrics_are_in_the_rows_where_they_are_due(validated: tuple[Path, Result]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -20,6 +19,7 @@ from iclora_train.training.validation_metrics import (
     loss_columns,
     loss_row,
 )
+from tests.command import read_csv
 
 SIGMAS = [0.3, 0.9]
 
@@ -27,7 +27,9 @@ SIGMAS = [0.3, 0.9]
 def row(correct: float, swapped: float, base: float, none: float = 0.7) -> dict[str, float]:
     """The row of four clips with these losses at every noise level."""
     losses = {"correct": correct, "swapped": swapped, "none": none, "base": base}
-    return loss_row({(which, s): torch.full((4,), value) for which, value in losses.items() for s in SIGMAS}, SIGMAS)
+    return loss_row(
+        {(condition, s): torch.full((4,), value) for condition, value in losses.items() for s in SIGMAS}, SIGMAS
+    )
 
 
 def test_an_ignored_reference_has_neither_gain_nor_gap() -> None:
@@ -37,7 +39,7 @@ def test_an_ignored_reference_has_neither_gain_nor_gap() -> None:
 
 
 def test_gain_and_gap_grow_as_the_reference_is_used_more() -> None:
-    doses = [row(0.5 - used, 0.5 + used, 0.5) for used in (0.0, 0.1, 0.2, 0.4)]
+    doses = [row(0.5 - effect, 0.5 + effect, 0.5) for effect in (0.0, 0.1, 0.2, 0.4)]
     for name in ("control_gain", "swap_gap", "control_gain_0.9", "swap_gap_0.3"):
         values = [dose[name] for dose in doses]
         assert values == sorted(set(values))
@@ -58,7 +60,7 @@ def test_the_loss_without_reference_does_not_enter_gain_and_gap() -> None:
 
 
 def test_swap_won_counts_clips() -> None:
-    losses = {(which, 0.5): torch.ones(4) for which in CONDITIONS}
+    losses = {(condition, 0.5): torch.ones(4) for condition in CONDITIONS}
     losses["swapped", 0.5] = torch.tensor([2.0, 2.0, 2.0, 0.5])
     assert loss_row(losses, [0.5])["swap_won"] == 0.75
 
@@ -77,7 +79,7 @@ def test_sampled_psnr_is_the_usual_psnr_and_has_a_chance_level() -> None:
     assert list(clip_row(target[:1] + 10, target[:1])) == ["sampled_psnr"]
 
 
-# ---- the logs
+# --- the logs ---
 
 
 def test_wandb_gets_the_measured_values_over_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,11 +102,6 @@ def test_wandb_gets_the_measured_values_over_the_step(tmp_path: Path, monkeypatc
     run.finish.assert_called_once_with()
 
 
-def lines(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_columns_of_earlier_versions_have_their_current_names() -> None:
     assert current_column("heldout_correct_0.3") == "val_correct_0.3"
     assert current_column("val_correct_0.3") == "val_correct_0.3"
@@ -118,7 +115,7 @@ def test_a_log_of_an_earlier_version_keeps_its_rows_and_gets_the_new_columns(tmp
     log.start(2)
     log.write([{"step": 3, "loss": 0.2, "control_gain": 0.5, "val_correct_0.5": 0.1}])
     log.close()
-    table = lines(path)
+    table = read_csv(path)
     assert list(table[0]) == ["step", "loss", "control_gain", "val_correct_0.5", "gone"]
     assert [line["step"] for line in table] == ["1", "2", "3"]
     assert [line["gone"] for line in table] == ["7", "8", ""]
@@ -133,10 +130,10 @@ def test_resuming_keeps_the_bytes_of_earlier_lines(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         log.write([{"step": step, "loss": 1 / 3 * step}])
     log.close()
-    whole = path.read_bytes()
-    again = CsvLogger(path, ["step", "loss"])
+    complete = path.read_bytes()
+    resumed = CsvLogger(path, ["step", "loss"])
     with path.open("ab") as file:
         file.write(b"4,0.")  # killed while a line was written
-    again.start(3)
-    again.close()
-    assert path.read_bytes() == whole
+    resumed.start(3)
+    resumed.close()
+    assert path.read_bytes() == complete

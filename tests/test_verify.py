@@ -34,7 +34,7 @@ def prepared(tmp_path_factory, clips, base) -> Path:
 
 @pytest.fixture
 def root(tmp_path, prepared) -> Path:
-    """A copy that the test damages."""
+    """A copy of the shards for a test to damage."""
     return Path(shutil.copytree(prepared, tmp_path / "root"))
 
 
@@ -52,7 +52,7 @@ def change_index(path: Path, change: Callable[[dict], None]) -> None:
 
 
 def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Intact latent shards in which the tensor `name` of the first train sample is changed."""
+    """Write intact latent shards with another tensor `name` in the first train sample."""
     shards = ShardSet.open(folder)
     writer = ShardWriter(folder, "latents", shards.fingerprint)
     samples = []
@@ -75,39 +75,45 @@ def test_intact_shards_have_no_problems_with_and_without_workers_and_settings(pr
 
 DAMAGE = {
     "a flipped bit": (
-        lambda r: flip(r / "pairs" / "train-000000.tar"),
+        lambda root: flip(root / "pairs" / "train-000000.tar"),
         r"pairs/train-000000.tar is damaged: delete it",
     ),
-    "no latents": (lambda r: shutil.rmtree(r / "latents"), "latents holds no finished shard set (no index.json): run"),
+    "no latents": (
+        lambda root: shutil.rmtree(root / "latents"),
+        "latents holds no finished shard set (no index.json): run",
+    ),
     "a missing shard": (
-        lambda r: (r / "latents" / "val-000000.tar").unlink(),
+        lambda root: (root / "latents" / "val-000000.tar").unlink(),
         "val-000000.tar is missing: run data_prep",
     ),
-    "a short shard": (lambda r: (r / "pairs" / "val-000000.tar").write_bytes(b"x"), "has 1 bytes instead of"),
-    "a strange shard": (
-        lambda r: (r / "pairs" / "train-000009.tar").write_bytes(b""),
+    "a short shard": (lambda root: (root / "pairs" / "val-000000.tar").write_bytes(b"x"), "has 1 bytes instead of"),
+    "a shard outside the index": (
+        lambda root: (root / "pairs" / "train-000009.tar").write_bytes(b""),
         "train-000009.tar is not in the index: delete it",
     ),
     "counts": (
-        lambda r: change_index(r / "pairs" / "index.json", lambda index: index["buckets"].update({"32x32x5": 3})),
+        lambda root: change_index(root / "pairs" / "index.json", lambda index: index["buckets"].update({"32x32x5": 3})),
         "index.json counts other samples than it lists: delete it",
     ),
     "a sample left out": (
-        lambda r: change_index(r / "pairs" / "index.json", lambda index: index["samples"].pop()),
+        lambda root: change_index(root / "pairs" / "index.json", lambda index: index["samples"].pop()),
         "index.json lists other samples than its shards have: delete it",
     ),
     "a fingerprint": (
-        lambda r: (r / "latents" / "fingerprint.json").write_text("{"),
+        lambda root: (root / "latents" / "fingerprint.json").write_text("{"),
         "index.json and fingerprint.json beside it differ: delete",
     ),
     "other pairs": (
-        lambda r: change_index(r / "latents" / "index.json", lambda index: index["samples"].reverse()),
+        lambda root: change_index(root / "latents" / "index.json", lambda index: index["samples"].reverse()),
         "latents was not made from",
     ),
-    "NaN": (lambda r: rewrite(r / "latents", "target", lambda t: t * torch.nan), "its target holds NaN or infinite"),
-    "a shape": (lambda r: rewrite(r / "latents", "reference0", lambda t: t[..., :2]), "of its bucket: delete it"),
+    "NaN": (
+        lambda root: rewrite(root / "latents", "target", lambda t: t * torch.nan),
+        "its target holds NaN or infinite",
+    ),
+    "a shape": (lambda root: rewrite(root / "latents", "reference0", lambda t: t[..., :2]), "of its bucket: delete it"),
     "no empty caption": (
-        lambda r: (r / "latents" / EMPTY_TEXT_FILE).unlink(),
+        lambda root: (root / "latents" / EMPTY_TEXT_FILE).unlink(),
         f"{EMPTY_TEXT_FILE} is missing: delete it",
     ),
 }
@@ -133,18 +139,18 @@ def test_other_settings_and_another_base_are_reported(root, clips, base, tmp_pat
 
 
 def test_the_command_prints_one_line_per_problem_and_fails(root, tmp_path):
-    good = run(tmp_path, "data_prep", "verify", f"data.root={root}")
-    assert (good.code, good.out) == (0, f"verified: {root}\n")
+    intact = run(tmp_path, "data_prep", "verify", f"data.root={root}")
+    assert (intact.code, intact.out) == (0, f"verified: {root}\n")
     flip(root / "pairs" / "train-000000.tar")
     flip(root / "latents" / "val-000000.tar")
-    bad = run(tmp_path, "data_prep", "verify", f"data.root={root}", "data.workers=2")
-    assert bad.code == 1
-    lines = [line for line in bad.err.splitlines() if line.startswith("problem: ")]
+    damaged = run(tmp_path, "data_prep", "verify", f"data.root={root}", "data.workers=2")
+    assert damaged.code == 1
+    lines = [line for line in damaged.err.splitlines() if line.startswith("problem: ")]
     assert [Path(line.split()[1]).relative_to(root).as_posix() for line in lines] == [
         "pairs/train-000000.tar",
         "latents/val-000000.tar",
     ]
-    assert "Traceback" not in bad.err
-    lost = run(tmp_path, "data_prep", "verify")
-    assert lost.code == 2
-    assert lost.err.startswith("error: no task: choose one with conf=<task>")
+    assert "Traceback" not in damaged.err
+    no_task = run(tmp_path, "data_prep", "verify")
+    assert no_task.code == 2
+    assert no_task.err.startswith("error: no task: choose one with conf=<task>")

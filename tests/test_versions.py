@@ -23,7 +23,7 @@ from scripts.synthetic_checkpoint import write_checkpoint
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=str)
-def test_the_settings_of_a_version_are_those_of_the_table(version: Version) -> None:
+def test_the_settings_of_a_version_equal_the_table(version: Version) -> None:
     register_schema()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("train", ["conf=deblur", f"model={version.conf}", "model.checkpoint=x"])
@@ -32,11 +32,11 @@ def test_the_settings_of_a_version_are_those_of_the_table(version: Version) -> N
     assert config.sample.schedule == "dev"
 
 
-def test_the_default_blocks_of_stg_are_those_of_the_oldest_version() -> None:
+def test_the_default_stg_blocks_are_the_blocks_of_the_oldest_version() -> None:
     assert tuple(Sampling().stg_blocks) == Guidance().stg_blocks == VERSIONS["2.0"].stg_blocks
 
 
-def test_every_model_file_is_of_a_version_or_nano() -> None:
+def test_every_model_file_belongs_to_a_version_or_nano() -> None:
     assert {path.stem for path in (conf_dir() / "model").glob("*.yaml")} == {
         *(version.conf for version in VERSIONS.values()),
         "nano",
@@ -44,7 +44,7 @@ def test_every_model_file_is_of_a_version_or_nano() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS.values(), ids=str)
-def test_the_entry_names_things_that_exist(version: Version) -> None:
+def test_an_entry_names_an_existing_pipeline_and_text_encoder(version: Version) -> None:
     assert hasattr(diffusers, version.diffusers_pipeline)
     assert version.gemma in FAMILIES
     assert re.fullmatch(r"[\w.-]+/[\w.-]+", version.repository)
@@ -53,12 +53,12 @@ def test_the_entry_names_things_that_exist(version: Version) -> None:
 
 
 def test_one_entry_is_enough_for_a_new_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint of 2.6 is opened and detected, its text encoder checked; its adapter has a card and a workflow."""
+    """A checkpoint of 2.6 opens and is detected, its text encoder is checked, its adapter has a card and a workflow."""
     checkpoint = write_checkpoint(tmp_path, "2.5", "unified")
     content = checkpoint.read_bytes()
     checkpoint.write_bytes(content.replace(b'"model_version": "2.5.0"', b'"model_version": "2.6.0"', 1))
-    new = replace(VERSIONS["2.5"], name="2.6", repository="Lightricks/LTX-2.6", switches={"some_new_switch": True})
-    monkeypatch.setitem(VERSIONS, "2.6", new)
+    entry = replace(VERSIONS["2.5"], name="2.6", repository="Lightricks/LTX-2.6", switches={"some_new_switch": True})
+    monkeypatch.setitem(VERSIONS, "2.6", entry)
     assert BaseModel.open(str(checkpoint)).version == "2.6"
     assert detect_version(None, {"some_new_switch": True, "ff_bias": False}, "x") == "2.6"
     assert detect_version(None, {"ff_bias": False}, "x") == "2.5"

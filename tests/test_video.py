@@ -79,9 +79,9 @@ def test_probe_counts_frames_and_times_of_uneven_clips(tmp_path):
 def test_rotation_metadata_is_applied(tmp_path):
     frames = moving(4, 32, 48)
     data = bytearray(encode_clip(frames, 25))
-    matrix = data.index(b"tkhd") + 4 + 4 + 20 + 16  # after the name, version, times and ids, layer and volume
-    quarter = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]  # a quarter turn clockwise
-    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter)
+    matrix = data.index(b"tkhd") + 4 + 4 + 20 + 16  # after the name, version, times, ids, layer and volume
+    quarter_turn = [0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30]  # clockwise
+    data[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in quarter_turn)
     path = tmp_path / "a.mp4"
     path.write_bytes(data)
     assert (probe(path).height, probe(path).width) == (48, 32)
@@ -103,11 +103,11 @@ def test_a_file_that_is_not_a_clip_is_refused_by_name(read, tmp_path):
         read(tmp_path / "sound.mp4")
 
 
-@pytest.mark.parametrize("keep", [0.35, 0.6, 0.95])
-def test_truncated_clip_is_refused(keep, tmp_path):
+@pytest.mark.parametrize("fraction", [0.35, 0.6, 0.95])
+def test_truncated_clip_is_refused(fraction, tmp_path):
     data = write_clip(tmp_path / "whole.mp4", frames=60).read_bytes()
     path = tmp_path / "cut.mp4"
-    path.write_bytes(data[: int(keep * len(data))])
+    path.write_bytes(data[: int(fraction * len(data))])
     with pytest.raises(ValueError, match=r"cut\.mp4: (truncated|damaged).*re-encode"):
         probe(path)
 

@@ -106,9 +106,9 @@ def test_keys_do_not_depend_on_the_values(folder: Path, recorder: Recorder) -> N
     adapter = folder / "adapter.safetensors"
     wandb_log.log(folder, scores(adapter), config(wandb={"project": "p"}))
     keys, columns = set(recorder.logged) | set(recorder.summary), recorder.logged["clips"][0]
-    one = scores(adapter, n=1)
-    one["verdicts"][0]["passed"] = False
-    wandb_log.log(folder.parent / "eval-other", one, config(wandb={"project": "p"}))
+    failed = scores(adapter, n=1)
+    failed["verdicts"][0]["passed"] = False
+    wandb_log.log(folder.parent / "eval-other", failed, config(wandb={"project": "p"}))
     assert set(recorder.logged) | set(recorder.summary) == keys
     assert recorder.logged["clips"][0] == columns
 
@@ -128,8 +128,7 @@ def test_values_have_intervals_and_files_have_their_names(folder: Path, recorder
     assert recorder.summary["control/gain"] == estimate(0.8)
     assert recorder.summary["verdicts/passed"] == recorder.summary["verdicts/of"] == 1
     (_, _, files, _), (_, kind, adapter, facts) = recorder.artifacts
-    inside = set(files)
-    assert {"scores.json", "report.html", "clips/heldout-0/strength_0.5.mp4"} <= inside
+    assert {"scores.json", "report.html", "clips/heldout-0/strength_0.5.mp4"} <= set(files)
     assert (kind, list(adapter), facts["task"]) == ("model", ["adapter.safetensors"], "deblur")
 
 
@@ -155,8 +154,8 @@ def test_offline_runs_contain_everything_for_wandb_sync(folder: Path, monkeypatc
     assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
     staged = [path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file()]
     table = next(json.loads(data) for data in staged if b"half mask" in data and b"video-file" in data)
-    shown = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
-    assert [(cell["_type"], Path(cell["path"]).suffix) for cell in shown] == [("video-file", ".mp4")] * 2
+    players = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
+    assert [(cell["_type"], Path(cell["path"]).suffix) for cell in players] == [("video-file", ".mp4")] * 2
     clip = (folder / "clips/heldout-0/strength_0.5.mp4").read_bytes()
     assert clip in staged  # not encoded again
     assert b"weights" in staged

@@ -15,7 +15,7 @@ from iclora_train.ltx2.model.weighted_attention import AttentionBias
 
 HEADS, WIDTH = 3, 16
 MIXED = [0.5, 0.0, 1.0, 0.1, 0.9, 0.0]
-WEIGHTS = {  # of references with 3 tokens each
+WEIGHTS = {  # attention weights of references with 3 tokens each
     "one strength": [[0.3] * 3],
     "off": [[0.0] * 3],
     "mask": [MIXED[:3]],
@@ -74,7 +74,7 @@ BETWEEN = pytest.mark.parametrize("between", ["comfyui", "ltx"])
 @BETWEEN
 @CASES
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-def test_output_and_gradients_equal_those_of_a_dense_bias(
+def test_output_and_gradients_match_a_dense_bias(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float
 ) -> None:
     compare(weights, between, dtype, bound, "cpu")
@@ -85,7 +85,7 @@ def test_output_and_gradients_equal_those_of_a_dense_bias(
 @CASES
 @pytest.mark.parametrize("width", [WIDTH, 128])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-def test_so_do_those_of_the_kernels_on_a_gpu(
+def test_gpu_kernels_match_a_dense_bias(
     weights: list[list[float]], between: str, dtype: torch.dtype, bound: float, width: int
 ) -> None:
     compare(weights, between, dtype, bound, "cuda", width)
@@ -96,11 +96,11 @@ def test_reference_tokens_of_weight_0_have_no_effect_on_the_target() -> None:
     bias = AttentionBias(weight, group)
     off = (weight[0] == 0)[:, None]
     first = attend(q, k, v, bias)
-    other = attend(q, torch.where(off, 100 * k, k), torch.where(off, -v, v), bias)
-    assert torch.equal(first[:, :, :4], other[:, :, :4])
+    changed = attend(q, torch.where(off, 100 * k, k), torch.where(off, -v, v), bias)
+    assert torch.equal(first[:, :, :4], changed[:, :, :4])
 
 
-class Largest(TorchDispatchMode):
+class LargestStorage(TorchDispatchMode):
     """Records the largest storage among the outputs of all operations."""
 
     def __init__(self) -> None:
@@ -109,9 +109,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for each in result if isinstance(result, tuple) else (result,):
-            if isinstance(each, Tensor):
-                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        for output in result if isinstance(result, tuple) else (result,):
+            if isinstance(output, Tensor):
+                self.bytes = max(self.bytes, output.untyped_storage().nbytes())
         return result
 
 
@@ -122,10 +122,10 @@ def test_40000_tokens_need_no_attention_matrix(masked: bool) -> None:
     q, k, v = (torch.randn(1, 1, n, width, generator=generator) for _ in range(3))
     group = (torch.arange(n) >= n // 2).long()
     weight = torch.where(group > 0, torch.rand(n, generator=generator) if masked else 0.5, 1.0)[None]
-    with Largest() as largest:
+    with LargestStorage() as largest:
         out = attend(q, k, v, AttentionBias(weight, group))
     assert largest.bytes <= out.nbytes
-    rows = torch.tensor([0, 17, n // 2 + 5])  # compared with the dense softmax of a few rows
+    rows = torch.tensor([0, 17, n // 2 + 5])  # rows to compare with a dense softmax
     logits = q[0, 0, rows] @ k[0, 0].T / math.sqrt(width)
     crosses = group[rows][:, None] != group
     logits += torch.where(crosses, torch.where(group[rows][:, None] > 0, weight[0, rows][:, None], weight).log(), 0)

@@ -1,4 +1,4 @@
-"""Captions: position of the trigger, and features that are computed once per text encoder."""
+"""Captions: position of the trigger, and text features that are computed once per text encoder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.tiny import write_tiny_base
 
 
 @pytest.mark.parametrize(
-    ("trigger", "caption", "whole"),
+    ("trigger", "caption", "prompt"),
     [
         ("DEBLUR", "a dog", "DEBLUR a dog"),
         ("DEBLUR", "DEBLUR a dog", "DEBLUR a dog"),
@@ -27,20 +27,20 @@ from tests.tiny import write_tiny_base
         ("(v1)", "(v1) a dog", "(v1) a dog"),
     ],
 )
-def test_the_trigger_comes_first_and_once(trigger: str, caption: str, whole: str) -> None:
-    assert with_trigger(trigger, caption) == whole
+def test_the_trigger_comes_first_and_once(trigger: str, caption: str, prompt: str) -> None:
+    assert with_trigger(trigger, caption) == prompt
 
 
 def test_a_caption_is_encoded_once_per_text_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bases = [BaseModel.open(str(write_tiny_base(tmp_path / f"base{seed}", seed))) for seed in (0, 1)]
-    first, other = (TextFeatures(tmp_path / "cache", base) for base in bases)
+    first, second = (TextFeatures(tmp_path / "cache", base) for base in bases)
     first.encode_missing(["a dog", "a cat", "a dog"])
-    other.encode_missing(["a dog"])
+    second.encode_missing(["a dog"])
     expected = bases[0].text().encode(["a dog"])[0]
     assert torch.equal(first.read("a dog"), expected.half().float())
-    assert not torch.equal(first.read("a dog"), other.read("a dog"))
+    assert not torch.equal(first.read("a dog"), second.read("a dog"))
     assert len(list(tmp_path.glob("cache/*/*.safetensors"))) == 3
-    monkeypatch.setattr(BaseModel, "text", None)  # calling it would fail
-    again = TextFeatures(tmp_path / "cache", bases[0])
-    again.encode_missing(["a dog", "a cat"])
-    assert torch.equal(again.read("a dog"), first.read("a dog"))
+    monkeypatch.setattr(BaseModel, "text", None)  # a call would fail
+    reopened = TextFeatures(tmp_path / "cache", bases[0])
+    reopened.encode_missing(["a dog", "a cat"])
+    assert torch.equal(reopened.read("a dog"), first.read("a dog"))
