@@ -90,7 +90,7 @@ def test_ctrl_c_ends_data_prep_with_one_line_and_leaves_no_partial_file(tmp_path
     process.join(60)
     assert process.exitcode == 130
     message = (tmp_path / "err.txt").read_text()
-    assert "interrupted: the same command goes on" in message
+    assert "interrupted: the same command continues" in message
     assert "Traceback" not in message
     assert list(tmp_path.rglob("*.tmp")) == []
     assert run(tmp_path, "data_prep", *command).code == 0
