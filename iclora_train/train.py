@@ -102,7 +102,7 @@ def quiet_lightning() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
-        "GPU available but not used",  # trainer.accelerator was chosen
+        "GPU available but not used",  # trainer.accelerator=cpu
         "The `srun` command is available on your system but is not used",  # a login node, or a run without SLURM
         "You passed in a `val_dataloader` but have no `validation_step`",  # callbacks.MetricsRecorder validates
         "`isinstance\\(treespec, LeafSpec\\)",  # Lightning 2.6 with torch 2.13

@@ -142,7 +142,7 @@ def test_a_missing_gpu_is_named(clips: Path, tmp_path: Path, monkeypatch: pytest
     settings = ("model=ltx2_3", f"model.checkpoint={checkpoint}", f"data.clips={clips}", "data.root=shards", *SMALL)
     encoder = f"model.text_encoder={gemma_for('2.3', tmp_path / 'gemma')}"
     result = run(tmp_path, "iclora_train", "conf=deblur", *settings, "trainer.accelerator=gpu", encoder)
-    assert "trainer.accelerator=gpu, and there is no CUDA device here" in result.err
+    assert "trainer.accelerator=gpu, but this machine has no CUDA device" in result.err
 
 
 def test_full_size_runs_on_a_small_checkpoint(

@@ -58,7 +58,7 @@ class Limit:
 
 @dataclass
 class Checks:
-    """Checks of every pair and caption, and of clips across splits (docs/data.md describes what is measured)."""
+    """Checks of every pair and caption, and of clips across splits. docs/data.md describes the measured values."""
 
     shape: Limit = field(default_factory=lambda: Limit(most=0, action="drop"))  # differences in frames, fps, size
     offset: Limit = field(default_factory=lambda: Limit(most=0, action="drop"))  # frames

@@ -1,4 +1,4 @@
-"""Settings of `eval`: what is sampled, and the thresholds of the claims."""
+"""Settings of `eval`: the sampled clips and seeds, and the thresholds of the claims."""
 
 from __future__ import annotations
 

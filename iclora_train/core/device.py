@@ -18,5 +18,5 @@ def device_from(key: str, value: str, remedy: str) -> torch.device:
     ConfigError when a GPU is requested and none is available. remedy: the setting to use instead.
     """
     if value in ("gpu", "cuda"):
-        require(torch.cuda.is_available(), f"{key}={value}, and there is no CUDA device here: set {remedy}")
+        require(torch.cuda.is_available(), f"{key}={value}, but this machine has no CUDA device: set {remedy}")
     return torch.device("cpu") if value == "cpu" else default_device()

@@ -117,7 +117,7 @@ class ProgressBar:
 def progress_bar(
     description: str, total: int | None, unit: str = "", completed: int = 0, console: Console | None = None
 ) -> Iterator[ProgressBar]:
-    """A bar on stderr, or on `console`, for `total` items of which `completed` are done already.
+    """A bar on stderr, or on `console`, for `total` items; `completed` is the number already done.
 
     unit: singular name of an item (`clip`), in which throughput is shown. Without it no throughput is shown.
     """

@@ -15,7 +15,7 @@ from iclora_train.data.batch import Batch
 class Prefetch:
     """The batches of a loader on a device, in fp32. Each batch is copied while the one before it is in use.
 
-    On CUDA the copies run on their own stream, from pinned memory, and overlap with computation. The host never waits.
+    On CUDA the copies run on a separate stream, from pinned memory, and overlap with computation. The host never waits.
     The compute stream waits only for the batch that it is about to use.
     """
 

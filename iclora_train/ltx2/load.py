@@ -34,7 +34,7 @@ def load_transformer(
     """The frozen transformer in evaluation mode, in `dtype`.
 
     ConfigError names keys that are missing, unknown or of a wrong shape.
-    fp8: the blocks' linears stay in fp8; those of a bf16 checkpoint are quantized while loading.
+    fp8: the blocks' linears stay in fp8; the linears of a bf16 checkpoint are quantized while loading.
     weight_offload: number of blocks whose weights stay in host memory.
     """
     component = checkpoint.component("transformer")

@@ -19,7 +19,7 @@ MARGIN = 0.04  # share of the limit for memory that the allocator cannot use, an
 BUS_SHARE = 0.85  # share of the measured bandwidth that copies reach while the GPU computes
 # Values of model.activation_budget to try. Below NO_MATMULS the backward pass recomputes matmuls, more of them the
 # lower the budget. At NO_MATMULS it recomputes norms, which takes less time than moving them. At 1 it recomputes
-# nothing that needs a kernel of its own.
+# nothing that needs a separate kernel.
 BUDGETS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.8, 1.0)
 NO_MATMULS = 0.8
 # (budget, bytes of a block's saved activations as a multiple of its input in bf16), for LTX-2.3 with rank 32; the same

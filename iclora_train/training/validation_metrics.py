@@ -2,7 +2,7 @@
 
 With L the mean velocity loss on val clips at a noise level, under the same noise in all conditions:
 
-    control gain = (L_base - L_correct) / L_base     share of the base's own loss that adapter and reference remove
+    control gain = (L_base - L_correct) / L_base     share of the base's loss that adapter and reference remove
     swap gap     = (L_swapped - L_correct) / L_base  loss added when the reference belongs to another clip
 
 L_base is the loss of the base alone, without reference. L_none, the adapter without reference, is not a measure of

@@ -13,7 +13,7 @@ def add_lora(product, row_scale, column_scale, bias, u, lora_b, first, last, n, 
              CHANNELS: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr):  # fmt: skip
     """product row_scale column_scale + bias + u lora_b^T, with the block of lora_b that belongs to the tile's layer.
 
-    The last layer's columns are stored in `last`, those of the layers before it in `first`.
+    The last layer's columns are stored in `last`, the columns of the layers before it in `first`.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)

@@ -1,6 +1,6 @@
 """The stacked weight [W; A]: a frozen weight with LoRA's A below it, so that one matmul gives the whole input gradient.
 
-With dY the gradient of the output and dU = dY B that of the LoRA activation u = A x, the gradient of x is
+With dY the gradient of the output, and dU = dY B the gradient of the LoRA activation u = A x, the gradient of x is
 dY W + dU A = [dY, dU] @ [W; A]. A second matmul for dU A would read and write the input gradient again. The weight is
 therefore stored with spare rows, and the gradient with spare columns. This works in bf16 only: in fp8, dU would need
 other row scales than dY. If a head gate reads the same x, its weight is stacked below A and treated like A.

@@ -1,7 +1,7 @@
 """Rotary position embedding (RoPE) of LTX-2, type "split": channel i of a head's first half pairs with i of the second.
 
-The frequencies run over the channel pairs of the *whole* width, not over those of each head. The first heads therefore
-see coarse positions, the last heads fine ones.
+The frequencies run over the channel pairs of the *whole* width, not of each head. The first heads therefore get coarse
+positions, the last heads fine ones.
 """
 
 from __future__ import annotations

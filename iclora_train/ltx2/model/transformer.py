@@ -1,6 +1,6 @@
 """The video transformer of LTX-2, LTX-2.3, LTX-2.5 and the embedded nano: one class, the video stream only.
 
-Module names are those of the official checkpoints. A clip has K distinct noise levels (`Tokens.sigma`), and
+Module names are the official checkpoints'. A clip has K distinct noise levels (`Tokens.sigma`), and
 `Tokens.level` is the index of each token's level. AdaLN is computed for K rows and picked per token.
 
 This file is the whole model. `ltx2/runtime` makes training fast and small from outside: `Block.fused` computes a block

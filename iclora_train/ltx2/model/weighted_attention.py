@@ -96,9 +96,12 @@ def weighted_attention(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> 
 
 
 class _WeightedAttention(torch.autograd.Function):
-    """The backward pass of a rectangle is that of its kernel, called with the merged output and with the merged LSE
+    """Attention over all rectangles, merged by LSE.
+
+    The backward pass of a rectangle is its kernel's backward, called with the merged output and with the merged LSE
     minus the rectangle's query bias: exp(logits - LSE) is then the share of a key in the whole softmax (as in ring
-    attention, arXiv 2310.01889)."""
+    attention, arXiv 2310.01889).
+    """
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:

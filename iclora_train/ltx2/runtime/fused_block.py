@@ -1,4 +1,4 @@
-"""A transformer block computed with fused kernels where they apply; the formulas are those of `transformer.Block`."""
+"""A transformer block computed with fused kernels where they apply, by the formulas of `transformer.Block`."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class WeightOffload:
         if block in self.weights and name.endswith(".weight") and weight.ndim == 2:
             host = torch.empty_like(weight, device="cpu", pin_memory=self.copy_stream.stream is not None)
             host.copy_(weight)
-            weight.data = torch.empty_like(weight)  # a storage of its own, which can be resized
+            weight.data = torch.empty_like(weight)  # a separate storage, which can be resized
             weight.untyped_storage().resize_(0)
             self.weights[block].append((weight, host))
 

@@ -43,7 +43,7 @@ class ConnectorConfig:
 
     @classmethod
     def from_official(cls, config: dict[str, Any], registers: int) -> ConnectorConfig:
-        """From the checkpoint's config; defaults are those of ltx-core's configurator."""
+        """From the checkpoint's config, with the defaults of ltx-core's configurator."""
         if "transformer" not in config:
             raise ConfigError(
                 "the checkpoint's config has no section `transformer`, which gives the sizes of the text connectors; "
@@ -69,7 +69,7 @@ class ConnectorConfig:
 
     @classmethod
     def from_diffusers(cls, config: dict[str, Any]) -> ConnectorConfig:
-        """From connectors/config.json; defaults are those of diffusers' LTX2TextConnectors."""
+        """From connectors/config.json, with the defaults of diffusers' LTX2TextConnectors."""
         registers = config.get("video_connector_num_learnable_registers", 128)
         if not registers:
             raise ConfigError(
