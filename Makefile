@@ -1,9 +1,10 @@
-# `make demo` and `make test` set up their own environment in .venv; nothing else is needed before either.
+# `make demo` and `make test` first set up their own environment in .venv.
 PYTHON ?= python3
 VENV ?= .venv
 TASK ?= deblur
-# The exact torch the project is tested with, installed first so that nothing else chooses one. On a machine without
-# a GPU the CPU build saves gigabytes: make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+# The torch version that the project is tested with. It is installed first, so that no dependency selects another one.
+# On a machine without a GPU the CPU build saves gigabytes:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
 BIN = $(VENV)/bin
 

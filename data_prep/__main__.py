@@ -1,6 +1,6 @@
 """`python -m data_prep conf=<task>`: clips -> pairs -> latents (`--help` lists tasks and settings).
 
-`python -m data_prep verify data.root=<folder>` reads both shard sets again and lists their problems.
+`python -m data_prep verify data.root=<folder>` reads the finished shards again and lists their problems.
 """
 
 import sys

@@ -21,7 +21,7 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
 
 CPU_BATCH_PIXELS = 2**22  # approximate frames x height x width of a batch on a CPU; small clips share a batch
-READER_THREADS = 4  # threads that decode the next batch while one is encoded (decoders do not hold the GIL)
+READER_THREADS = 4  # threads that decode the next batch while one is encoded (decoders release the GIL)
 
 
 class LatentEncoder:
@@ -37,7 +37,7 @@ class LatentEncoder:
 
     @classmethod
     def open(cls, model: Model, root: Path) -> LatentEncoder:
-        """Open the base model and the text features in data.root. This also works in a process on another machine."""
+        """Open the base model and the text features in data.root, also in a process on another machine."""
         base = open_base(model)
         return cls(base, TextFeatures(root, base))
 
@@ -52,7 +52,7 @@ class LatentEncoder:
                     f"the GPU has no memory to encode one clip of {width}x{height}x{frames}: stop other programs, "
                     "or lower data.frames, data.height, data.width"
                 ) from error
-        torch.cuda.empty_cache()  # outside of `except`, where the traceback no longer holds the tensors of the batch
+        torch.cuda.empty_cache()  # after `except`: inside it, the traceback would still hold the tensors of the batch
         half = len(pairs) // 2
         self.pixels = half * frames * height * width
         return self.encode(pairs[:half]) + self.encode(pairs[half:])
@@ -103,8 +103,8 @@ class LatentEncoder:
             yield batch
 
     def _members(self, pairs: ShardSet, batch: list[int], reading: list[Future[Pair]]) -> Iterator[Members]:
-        read = [future.result() for future in reading]
-        for i, pair, latent in zip(batch, read, self.encode(read), strict=True):
+        decoded = [future.result() for future in reading]
+        for i, pair, latent in zip(batch, decoded, self.encode(decoded), strict=True):
             frames, height, width = pair.target.shape[:3]
             shape = VideoShape(frames, height, width, pair.fps)
             yield pack_latents(latent, shape, pairs.samples[i].source, pair.record)

@@ -16,7 +16,7 @@ class LostWindowsError(ConfigError):
 
 
 class LostWindows:
-    """Windows of the plan that failed, with the reasons, in `lost.json` for as long as the pair shards exist."""
+    """Windows of the plan that failed, with the reasons. `lost.json` keeps them until their pair shard is deleted."""
 
     def __init__(self, pairs: ShardWriter) -> None:
         self.path = pairs.folder / "lost.json"
@@ -43,6 +43,6 @@ class LostWindows:
         windows = sum(len(entry["windows"]) for entry in self.entries)
         raise LostWindowsError(
             f"{clips} clips failed while pairs were made, {windows} windows are missing ({first['clip']}: "
-            f"{first['reason']}); {self.path} names all. The shards are finished without them and can be used. To try "
+            f"{first['reason']}); {self.path} lists all. The shards are finished without them and can be used. To try "
             f"again, delete {self.path.parent} and {self.path.parent.with_name('latents')} and run the same command"
         )

@@ -65,8 +65,10 @@ def make_reference(
     seed: list[int],
     scale: ReferenceScale,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Reference uint8 (F',H',W',3) of a window, and the random parameters of the maker. The maker sees the picture
-    around the window as margin. Its output is cropped to the window, then reduced in time and size by `scale`.
+    """Reference uint8 (F',H',W',3) of a window, and the random parameters of the maker.
+
+    The maker receives the window with the pixels around it as margin. Its output is cropped to the window, then reduced
+    in time and size by `scale`.
     """
     crop = Crop.of_window(window, frames[0].shape[:2], maker.margin)
     padded = np.stack([crop.apply(frame) for frame in frames])

@@ -1,4 +1,4 @@
-"""All of data_prep on one page: clips, windows, pair shards, latent shards."""
+"""Run a preparation from start to end: clips, windows, pair shards, latent shards."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from iclora_train.data.shards import ShardError, ShardSet, require_fingerprint
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
 RECIPE = 1  # increase it when the same settings produce different pixels
-SHARD_CLIPS = 64
+SHARD_CLIPS = 64  # windows in a shard
 NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "captioner", "prompt")  # of `data`, newer than the first shards
 
 
@@ -78,7 +78,7 @@ def _write_all(
     write_report(root, report)
     show_selection(report)
     if uncaptioned:
-        print(f"{len(uncaptioned)} clips have no caption, only the trigger; {root / 'report.json'} names them")
+        print(f"{len(uncaptioned)} clips have no caption, only the trigger; {root / 'report.json'} lists them")
     lost = None
     if windows["train"]:
         by_id = {probed.clip.id: probed.clip for probed in usable}
@@ -144,7 +144,7 @@ def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _clip_identity(clip: Clip, config: Config) -> dict[str, Any]:
-    """The share of a clip in the fingerprint. Clips with unreadable files are dropped later by `select_clips`."""
+    """The entry of a clip in the fingerprint. Clips with unreadable files are dropped later by `select_clips`."""
     files = {"video": clip.path} | ({"reference": clip.reference} if clip.reference else {}) | dict(clip.files)
     identity: dict[str, Any] = {"split": clip.split, "caption": clip.caption}
     identity |= {name: _content_digest(path) for name, path in files.items()}
@@ -191,7 +191,7 @@ def _windows(usable: list[ProbedClip], config: Config) -> dict[str, list[Window]
 
 
 def _counts(windows: dict[str, list[Window]]) -> dict[str, dict[str, int]]:
-    return {split: {"clips": len({w.clip for w in ws}), "windows": len(ws)} for split, ws in windows.items()}
+    return {split: {"clips": len({w.clip for w in group}), "windows": len(group)} for split, group in windows.items()}
 
 
 def _plan(windows: dict[str, list[Window]]) -> ShardPlan:

@@ -17,7 +17,7 @@ Dropped = list[dict[str, str]]  # clip and reason
 
 
 def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], Dropped]:
-    """Probe every clip. Returns the usable clips, and the dropped ones with the reason; one bad clip stops nothing."""
+    """Probe every clip. Returns the usable and the dropped clips with reasons: a bad clip does not end the run."""
     usable, dropped = [], []
     maker = build_maker(config.task.maker, config.task.maker_args)
     with progress_bar("reading clips", len(clips), "clip") as bar:
@@ -37,9 +37,9 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
             f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
         )
     caption_of(clip, config)
-    beyond = [str(cut) for cut in clip.cuts or () if cut >= info.frames]
-    if beyond:
-        raise ValueError(f"its row names a cut at frame {', '.join(beyond)}, but the video has {info.frames} frames")
+    too_late = [str(cut) for cut in clip.cuts or () if cut >= info.frames]
+    if too_late:
+        raise ValueError(f"its row names a cut at frame {', '.join(too_late)}, but the video has {info.frames} frames")
     needs_pixels = data.pick == "best" or (data.cuts and clip.cuts is None)
     scenes = analyse_scenes(clip.path) if needs_pixels else SceneAnalysis()
     cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()

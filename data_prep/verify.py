@@ -26,8 +26,10 @@ Shapes = dict[str, tuple[int, ...]]  # by member of a sample
 
 
 def verify(root: str, workers: int = 0, config: Config | None = None) -> list[str]:
-    """Read both shard sets of data.root again and list all problems with their remedies. With a config, also compare
-    settings and base model. `workers` processes read the shards (0: this process). A progress bar is shown.
+    """Read both shard sets of data.root again and list all problems with their remedies, under a progress bar.
+
+    With a config, also compare settings and base model. workers: number of processes that read shards (0: this
+    process).
     """
     problems, sets = [], []
     for kind in KINDS:
@@ -52,12 +54,11 @@ def _index_problems(shards: ShardSet) -> Iterator[str]:
     counts = {"splits": Counter(s.split for s in shards.samples), "buckets": Counter(s.bucket for s in shards.samples)}
     if shards.splits != counts["splits"] or shards.buckets != counts["buckets"]:
         yield f"{index} counts other samples than it lists: {REMEDY}"
-    if {name: facts["count"] for name, facts in shards.shards.items()} != {
-        name: shard_of.count(name) for name in shards.shards
-    }:
+    declared = {name: entry["count"] for name, entry in shards.shards.items()}
+    if declared != {name: shard_of.count(name) for name in shards.shards}:
         yield f"{index} lists other samples than its shards have: {REMEDY}"
     if digest(shards.fingerprint) != shards.sha256 or _fingerprint(shards.folder) != shards.fingerprint:
-        yield f"{index} and fingerprint.json beside it differ: delete {shards.folder} and run data_prep again"
+        yield f"{index} and the fingerprint.json next to it differ: delete {shards.folder} and run data_prep again"
 
 
 def _fingerprint(folder: Path) -> object:
@@ -122,8 +123,9 @@ def _check_shard(work: Work) -> list[str]:
         if sample.shard == shard:
             try:
                 sample_shapes = _sample_shapes(shards, i)
-                same = shapes.setdefault(sample.bucket, sample_shapes) == sample_shapes
-                problem = "" if same else f"its shapes {sample_shapes} differ from those of its bucket"
+                bucket_shapes = shapes.setdefault(sample.bucket, sample_shapes)
+                is_same = bucket_shapes == sample_shapes
+                problem = "" if is_same else f"its shapes {sample_shapes} differ from the others in its bucket"
             except ValueError as error:  # includes ShardError
                 problem = str(error)
             if problem:

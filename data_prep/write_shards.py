@@ -30,15 +30,16 @@ from iclora_train.data.shards import ShardWriter
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 
-UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # limits of a unit, whose compressed pairs stay in memory until they are written
+UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # limits of a work unit: its compressed pairs stay in memory until written
 
 ShardPlan = dict[str, list[Window]]  # shard name -> its windows, ordered by clip and start
 
 
 @dataclass(frozen=True)
 class Job:
-    """All inputs of a preparation. fingerprints: of "pairs" and "latents". clips: the clips of the plan by id.
-    log: receives the findings of the checks.
+    """All inputs of a preparation.
+
+    fingerprints: of "pairs" and "latents". clips: the clips of the plan by id. log: receives the check findings.
     """
 
     root: Path
@@ -62,11 +63,11 @@ class WorkUnit:
 def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Config) -> Iterator[WorkUnit]:
     """The windows of a shard, in order, in units that bound memory and are numerous enough to keep workers busy."""
     for name, group in groupby(windows, key=lambda window: window.clip):
-        of_clip = list(group)
-        height, width = of_clip[0].size
-        size = max(1, min(UNIT_WINDOWS, UNIT_PIXELS // (len(of_clip[0].indices) * height * width)))
-        for i in range(0, len(of_clip), size):
-            yield WorkUnit(clips[name], of_clip[i : i + size], config)
+        clip_windows = list(group)
+        height, width = clip_windows[0].size
+        size = max(1, min(UNIT_WINDOWS, UNIT_PIXELS // (len(clip_windows[0].indices) * height * width)))
+        for i in range(0, len(clip_windows), size):
+            yield WorkUnit(clips[name], clip_windows[i : i + size], config)
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,9 @@ def _pairs_of_shard(
 
 
 def _log_checks(log: CheckLog, part: str, pairs: Iterator[CheckedPair], bar: ProgressBar) -> Iterator[Members]:
-    """Yield the pairs that pass the checks. The reports of all pairs are written before the shard is renamed to its
-    final name, so every finished shard has its reports.
+    """Yield the pairs that pass the checks, then write the reports of all pairs.
+
+    The reports are written before the shard is renamed to its final name, so every finished shard has its reports.
     """
     entries = []
     for pair in pairs:

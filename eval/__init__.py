@@ -1,1 +1,1 @@
-"""An adapter and held-out pairs in; numbers with intervals, verdicts and a report out. May import iclora_train only."""
+"""Evaluate an adapter on held-out pairs: metrics with intervals, verdicts, a report. May import iclora_train only."""

@@ -1,4 +1,4 @@
-"""One evaluation, from settings to report, on one page."""
+"""Run one evaluation, from settings to report."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def open_source(config: Config) -> ClipSource:
     held_out = HeldOut.open(config, base)
     cache = ClipCache(Path(config.runs_dir, config.run, "eval-cells"))
     if config.videos is not None:
-        require(config.adapter is None, "videos= and adapter= both name what to evaluate: give one of them")
+        require(config.adapter is None, "videos= and adapter= cannot be evaluated together: give one of them")
         return VideoFolder(config, base, held_out, cache)
     return SampledClips(config, base, open_adapter(config, base), held_out, cache)
 
@@ -59,7 +59,7 @@ def evaluate(config: Config) -> Path:
     """Evaluate an adapter or a folder of videos; returns the path of the report. An interrupted evaluation resumes.
 
     Raises ConfigError for a missing adapter, an adapter or shards of another base, leakage, too few windows, clips that
-    are missing, of another size or shifted in time, and an `eval.against` that cannot be compared.
+    are missing, differ in size or are shifted in time, and an `eval.against` that cannot be compared.
     """
     started = time.perf_counter()
     console = make_console()
@@ -75,9 +75,9 @@ def evaluate(config: Config) -> Path:
     scores["flags"] = find_symptoms(scores)
     folder = results_folder(config)
     write(folder / "scores.json", scores)
-    shown_clips = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)
+    windows = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)
     comparison = None if earlier is None else compare(earlier, scores)
-    report = write_page(folder, scores, shown_clips, probe_clips, comparison)
+    report = write_page(folder, scores, windows, probe_clips, comparison)
     wandb_log.log(folder, scores, config)
     print_lines(console, *headline(scores), f"scores  {folder / 'scores.json'}", f"report  {report}")
     return report

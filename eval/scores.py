@@ -93,8 +93,8 @@ def _numbers(values: Values) -> list[float | None]:
 
 def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[list[float] | None]]:
     return {
-        metric: [None if series is None else [round(x, 4) for x in series] for series in of_windows]
-        for metric, of_windows in frames.items()
+        metric: [None if series is None else [round(x, 4) for x in series] for series in windows]
+        for metric, windows in frames.items()
     }
 
 

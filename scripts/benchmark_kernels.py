@@ -1,9 +1,10 @@
 """Times each Triton kernel alone, on an NVIDIA GPU: python -m scripts.benchmark_kernels [--precision fp8]
 
-Sizes of LTX-2.3, one clip. One JSON line per kernel: microseconds (median, cold cache), and the microseconds that
-reading and writing each of its tensors once would take at the speed of a copy. The last lines, in bf16 only, compare
-two ways to compute the input gradient of a frozen linear with LoRA: one matmul with the stacked weight, and a matmul
-followed by adding LoRA's term. --set tries another tile: --set fused_attention_out.BACK_TILE=16,4,3.
+Sizes of LTX-2.3, one clip. One JSON line per kernel: `us` is its time in microseconds (median, cold cache), `copy_us`
+the time that reading and writing each of its tensors once would take at the speed of a copy. The last lines, in bf16
+only, compare two ways to compute the input gradient of a frozen linear with LoRA: one matmul with the stacked weight
+(`stacked_us`), and a matmul followed by adding LoRA's term (`separate_us`). --set tries another tile: --set
+fused_attention_out.BACK_TILE=16,4,3.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ WIDTH, HEADS, LEVELS, EPS = 4096, 32, 2, 1e-6
 
 
 class Linear(NamedTuple):
-    """A frozen linear, or fused ones: output channels over WIDTH, number of LoRA A, channels of the head gate."""
+    """A frozen linear, or several fused into one.
+
+    width: output channels as a multiple of WIDTH. adapters: number of LoRA A matrices. gate: channels of the head gate.
+    """
 
     width: int
     adapters: int
@@ -42,7 +46,7 @@ LINEARS = {"q, k, v": Linear(3, 3, HEADS), "text query": Linear(1, 1, HEADS), "f
 
 
 class Case(NamedTuple):
-    """A kernel under the name of its operator, and its arguments."""
+    """A kernel, the name of its operator, and its arguments."""
 
     name: str
     kernel: Callable[..., Any]
@@ -91,7 +95,7 @@ def cases(n: int, rank: int, fp8: bool, device: str) -> Iterator[Case]:
 
 
 def _attention_cases(t: Tensors, rank: int, spare: int) -> Iterator[Case]:
-    """The kernels from the linears of q, k, v to attention, and their backward."""
+    """The kernels between the fused linear of q, k, v and attention, and their backward."""
     three, ranks, head_dim = 3 * WIDTH, 3 * rank, WIDTH // HEADS
     lora, rope = (t.rows(ranks), t.of(three, ranks), 3), t.of(2, 1, t.n, HEADS, head_dim // 2)
     scales = t.scale(t.n), t.scale(three), t.of(three)
@@ -133,8 +137,8 @@ def input_grad_cases(n: int, rank: int, device: str) -> Iterator[tuple[Case, Cas
         out, ranks = width * WIDTH, adapters * rank + gate
         stacked, grad_u, lora_a = t.of(out + padded(ranks), WIDTH), t.rows(ranks), t.of(ranks, WIDTH)
         grad = t.rows(len(stacked))
-        one = Case(name, stacked_product, (grad, stacked, grad_u, lora_a))
-        yield one, Case(name, lora_product.input_grad, (t.rows(out), None, stacked[:out], grad_u, lora_a, None))
+        one_matmul = Case(name, stacked_product, (grad, stacked, grad_u, lora_a))
+        yield one_matmul, Case(name, lora_product.input_grad, (t.rows(out), None, stacked[:out], grad_u, lora_a, None))
 
 
 def microseconds(work: Callable[[], Any]) -> float:
@@ -148,11 +152,11 @@ def run(n: int, rank: int, precision: str) -> None:
     speed = 4 * n * WIDTH / microseconds(lambda: copy.copy_(source))  # bytes per microsecond, read and written
     for case in cases(n, rank, precision == "fp8", "cuda"):
         row = {"kernel": case.name, "tokens": n, "precision": precision}
-        times = {"us": round(microseconds(case), 1), "moving": round(bytes_moved(case) / speed, 1)}
+        times = {"us": round(microseconds(case), 1), "copy_us": round(bytes_moved(case) / speed, 1)}
         print(json.dumps({**row, **times}), flush=True)
-    for one, two in input_grad_cases(n, rank, "cuda") if precision == "bf16" else ():
-        times = {"one": round(microseconds(one), 1), "apart": round(microseconds(two), 1)}
-        print(json.dumps({"back through": one.name, "tokens": n, **times}), flush=True)
+    for stacked, separate in input_grad_cases(n, rank, "cuda") if precision == "bf16" else ():
+        times = {"stacked_us": round(microseconds(stacked), 1), "separate_us": round(microseconds(separate), 1)}
+        print(json.dumps({"input gradient of": stacked.name, "tokens": n, **times}), flush=True)
 
 
 def set_tile(setting: str) -> None:

@@ -1,10 +1,10 @@
 """Times the DataLoader of training by number of workers: python -m scripts.benchmark_loading [--step-seconds 1.5]
 
 Writes latent shards of official size with random contents to a temporary folder and reads them with the DataLoader of
-training. The files are in the page cache, as they have just been written: a slower disk adds its own time. "needs" is
-the time of a batch over the time of a step. Without workers a step becomes longer by that share; with workers it must
-stay below 100 %. "waits" is the time for which a step waits for its batch, when steps of the given length (in which the
-host sleeps) lie between batches. With a GPU the batches are copied to it as in training.
+training. The files are in the page cache, because they have just been written: a slower disk adds its own time. "needs"
+is the time of a batch over the time of a step. Without workers a step becomes longer by that share; with workers it
+must stay below 100 %. "waits" is the time for which a step waits for its batch. A step is simulated: the host sleeps
+for --step-seconds between batches. With a GPU the batches are copied to it as in training.
 """
 
 from __future__ import annotations
@@ -88,17 +88,17 @@ def main() -> None:
 def table(shards: ShardSet, args: argparse.Namespace) -> Table:
     """The results, one row per number of workers."""
     size = sum(sample.size for sample in shards.samples) / len(shards) / 1e6  # MB of a clip
-    shown = Table("workers", "clips/s", "MB/s", "ms a batch", "needs", "waits", caption_justify="left")
-    shown.title = f"{shards.samples[0].bucket}, {size:.1f} MB a clip, {args.batch_size} a batch"
-    shown.caption = f"page cache warm; steps of {args.step_seconds:g} s"
+    results = Table("workers", "clips/s", "MB/s", "ms per batch", "needs", "waits", caption_justify="left")
+    results.title = f"{shards.samples[0].bucket}, {size:.1f} MB per clip, {args.batch_size} clips per batch"
+    results.caption = f"page cache warm; steps of {args.step_seconds:g} s"
     for workers in args.workers:
         data = LatentDataModule(shards.folder, args.batch_size, workers=workers)
         per_batch, waits = measure(data, args.batches, args.step_seconds)
         clips = args.batch_size / per_batch
-        share = f"loader needs {100 * per_batch / args.step_seconds:.1f} % of a step"
+        share = f"{100 * per_batch / args.step_seconds:.1f} % of a step"
         row: list[Any] = [workers, f"{clips:.0f}", f"{clips * size:.0f}", f"{1e3 * per_batch:.1f}", share]
-        shown.add_row(*map(str, row), f"{1e3 * waits:.1f} ms")
-    return shown
+        results.add_row(*map(str, row), f"{1e3 * waits:.1f} ms")
+    return results
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 Parts: decode (frames of the windows), maker (references from decoded frames), pairs (decode, maker, crop and lossless
 mp4s, as in a worker), encode (pair shards to latent shards, with reading and writing), total (clips to latents with
-`--workers`, without probing the clips), vae (batches as data_prep makes them, against one clip at a time). `overlap` is
-the total rate over the rate of the slowest part: pairs (times workers, at most the number of cores) or encode. It is 1
-if nothing else costs time. Prints one JSON line per measurement.
+`--workers`, without probing the clips), vae (batches as data_prep encodes them, against one clip at a time). `overlap`
+is the total rate over the rate of the slowest part: pairs (times workers, at most the number of cores) or encode. It is
+1 if nothing else costs time. Prints one JSON line per measurement.
 """
 
 from __future__ import annotations
@@ -69,19 +69,17 @@ def measure_pairs(units: list[WorkUnit], count: int) -> float:
     """Measure decode, maker and pairs in this process. Returns the rate of pairs."""
     rate("decode", count, lambda: [drain(read_windows(unit.clip.path, unit.windows)) for unit in units])
     task, data = units[0].config.task, units[0].config.data
-    maker, scales = (
-        build_maker(task.maker, task.maker_args),
-        ReferenceScale(task.reference_downscale, task.reference_temporal_scale),
-    )
-    work = [(unit.clip, unit.windows[0], next(read_windows(unit.clip.path, unit.windows[:1]))) for unit in units]
+    maker = build_maker(task.maker, task.maker_args)
+    scales = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
+    decoded = [(unit.clip, unit.windows[0], next(read_windows(unit.clip.path, unit.windows[:1]))) for unit in units]
 
-    def draw() -> None:
-        for clip, window, frames in work:
+    def make_references() -> None:
+        for clip, window, frames in decoded:
             make_reference(
                 frames, window, maker, SourceVideo(clip.path, clip.files), window_seed(data, clip.id, 0, 1), scales
             )
 
-    rate("maker", len(work), draw)
+    rate("maker", len(decoded), make_references)
     return rate("pairs", count, lambda: drain(map(process_unit, units)))
 
 
@@ -100,10 +98,9 @@ def measure_encoding(job: Job, count: int) -> float:
 def measure_total(job: Job, count: int, workers: int) -> float:
     """Measure clips to latents, with started workers and cached text features."""
     with closing(create_engine(job.config.engine, workers)) as engine:
-        warm = engine.map(
-            process_unit, [next(split_into_units(w, job.clips, job.config)) for w in job.plan.values()] * workers
-        )
-        if any(isinstance(result, Failure) for result in warm):
+        first_units = [next(split_into_units(windows, job.clips, job.config)) for windows in job.plan.values()]
+        results = engine.map(process_unit, first_units * workers)  # starts the workers
+        if any(isinstance(result, Failure) for result in results):
             raise SystemExit("the clips cannot be read")
         TextFeatures(job.root, job.base).encode_missing([""])
         return rate(f"total, {workers} workers", count, lambda: write_shards(job, engine))
@@ -125,9 +122,8 @@ def main() -> None:
             job = job_of(config)
             count = sum(map(len, job.plan.values()))
             if not pairs:
-                pairs = measure_pairs(
-                    [u for w in job.plan.values() for u in split_into_units(w, job.clips, config)], count
-                )
+                units = [u for windows in job.plan.values() for u in split_into_units(windows, job.clips, config)]
+                pairs = measure_pairs(units, count)
             total = measure_total(job, count, workers)
             encode = encode or measure_encoding(job, count)
             slowest = min(pairs * max(min(workers, os.cpu_count() or 1), 1), encode)

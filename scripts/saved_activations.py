@@ -1,9 +1,10 @@
 """Activations that a compiled LTX-2.3 block saves, by model.activation_budget: python -m scripts.saved_activations
 
-The block is traced as on a GPU, with all fused kernels, and partitioned into forward and backward by the compiler, but
-never run: the script needs neither a GPU nor weights. One JSON line per activation budget: the saved memory as a
-multiple of the block's input (tokens x channels in bf16; the input itself is counted), the matmuls of the backward
-pass, and its calls of matmuls and of kernels by name. `SAVED_INPUTS` of `training.memory_plan` is a summary.
+The block is traced as on a GPU, with all fused kernels, and the compiler partitions it into forward and backward. It is
+never run, so the script needs neither a GPU nor weights. One JSON line per activation budget: the saved memory as a
+multiple of the block's input (tokens x channels in bf16; the input itself is counted), the number of matmuls in the
+backward pass, and its calls of matmuls and kernels by name. `SAVED_INPUTS` of `training.memory_plan` summarises the
+results.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ MATMULS = ("aten.mm", "aten._scaled_mm", "iclora_train.stacked_product")
 
 @dataclass(frozen=True)
 class SavedActivations:
-    """Memory that a block saves for the backward pass, its input included, as a multiple of that input; and how often
-    the backward pass calls each matmul and each kernel."""
+    """inputs: memory that a block saves for the backward pass, its input included, as a multiple of that input.
+
+    calls: how often the backward pass calls each matmul and each kernel.
+    """
 
     inputs: float
     calls: dict[str, int]

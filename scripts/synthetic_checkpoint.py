@@ -2,8 +2,8 @@
 
     python -m scripts.synthetic_checkpoint --version 2.3 --layout unified --size tiny --out /tmp/ltx
 
-It is for trying every step without the real weights. --text-encoder DIR also writes a random Gemma to DIR. At full size
-it needs less than 1 GB of host memory with --device cuda, and 46 GB of disk (28 GB with --fp8), plus 23 GB for Gemma.
+Use it to try every step without the real weights. --text-encoder DIR also writes a random Gemma to DIR. At full size it
+needs less than 1 GB of host memory with --device cuda, and 46 GB of disk (28 GB with --fp8), plus 23 GB for Gemma.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_checkpoint(
 ) -> Path:
     """Write a checkpoint into the folder `out`. Returns the path for model.checkpoint.
 
-    gemma: hidden size and layers of its text encoder; default 3840 and 48, tiny: 24 and 2.
+    gemma: hidden size and number of layers of the text encoder; default: 3840 and 48 at size full, 24 and 2 at tiny.
     """
     checkpoint = SyntheticCheckpoint(version, size, gemma)
     if layout == "diffusers":

@@ -54,14 +54,14 @@ def task_picture(config: Config, clip: Clip, first: int, width: int = 320) -> np
     maker = build_maker(task.maker, task.maker_args)
     reference, _ = make_reference(frames, window, maker, SourceVideo(clip.path, clip.files), [0, 0], scale)
     target = crop_window(frames, window)[FRAMES // 2]
-    shown = reference[FRAMES // 2 // scale.temporal_scale]
-    shown = cv2.resize(shown, (target.shape[1], target.shape[0]), interpolation=cv2.INTER_NEAREST)
+    reference_frame = reference[FRAMES // 2 // scale.temporal_scale]
+    resized = cv2.resize(reference_frame, (target.shape[1], target.shape[0]), interpolation=cv2.INTER_NEAREST)
     gap = np.full((target.shape[0], GAP, 3), 255, np.uint8)
-    return np.hstack([target, gap, shown])
+    return np.hstack([target, gap, resized])
 
 
 def _whole_window(clip: Clip, first: int, size: tuple[int, int], scaled: tuple[int, ...] = (0, 0)) -> Window:
-    """A window of FRAMES frames from `first`, in the middle of the unscaled clip."""
+    """A window of FRAMES frames from frame `first`, cropped to `size` from the middle of the frame."""
     height, width = scaled
     top_left = (max(height - size[0], 0) // 2, max(width - size[1], 0) // 2)
     return Window(clip.id, 0, tuple(range(first, first + FRAMES)), (height, width), top_left, size, False, 24.0)

@@ -1,6 +1,6 @@
 """Train the small base `nano` from photos: python -m scripts.train_nano base --vae DIR --photos DIR --out DIR ...
 
-1. python -m scripts.nano.train_vae       the VAE (see there)
+1. python -m scripts.nano.train_vae       the VAE (see its module)
 2. python -m scripts.train_nano base      the transformer and its text encoder on the VAE's latents
 3. python -m scripts.train_nano pack      the files that are included in the package
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 from pathlib import Path
 
@@ -22,23 +21,13 @@ from safetensors.torch import load_file, save_file
 from iclora_train.ltx2.base_model import save_base, split_by_size
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.text.nano_encoder import NanoTextEncoder
-from iclora_train.ltx2.vae.video_vae import VideoVAE
 from scripts.nano.motion import MotionClips
 from scripts.nano.photos import load_bank
 from scripts.nano.team import Team
 from scripts.nano.train_base import BaseTraining, Ring, Trainer, text_config, transformer_config
+from scripts.nano.vae_quality import load_vae
 
 PIECE = 15 << 20  # bytes per exported file
-
-
-def load_vae(folder: Path) -> VideoVAE:
-    """The trained VAE, from the files `vae-*.safetensors` of train_vae."""
-    state: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("vae-*.safetensors")):
-        state |= load_file(file)
-        with safe_open(file, framework="pt") as opened:
-            config = json.loads(opened.metadata()["config"])["vae"]
-    return VideoVAE.from_config(config, {k: t.float() for k, t in state.items()}).requires_grad_(False)
 
 
 def subjects(photos: Path, owners: list[str]) -> list[str]:
@@ -57,7 +46,7 @@ def train(args: argparse.Namespace) -> None:
     cfg = BaseTraining(
         args.heads, args.layers, args.batch, args.fresh, rate=args.rate, compile=not args.eager, seed=args.seed
     )
-    vae = load_vae(args.vae).to(team.device)
+    vae = load_vae(args.vae).requires_grad_(False).to(team.device)
     text = NanoTextEncoder(text_config(cfg)).to(team.device)
 
     def ring_of(split: str, size: int, seed: int) -> Ring:
@@ -86,7 +75,11 @@ def export(trainer: Trainer, out: Path) -> None:
     """Write the averaged weights in bf16, in several files, with the model sizes as metadata."""
     trainer.swap()
     parts = (("transformer.", trainer.model), ("text.", trainer.text))
-    tensors = {p + k: t.bfloat16().cpu().contiguous() for p, m in parts for k, t in m.state_dict().items()}
+    tensors = {
+        prefix + key: tensor.bfloat16().cpu().contiguous()
+        for prefix, module in parts
+        for key, tensor in module.state_dict().items()
+    }
     trainer.swap()
     sizes = {"heads": str(trainer.cfg.width_heads), "layers": str(trainer.cfg.layers), "step": str(trainer.step)}
     for i, piece in enumerate(split_by_size(tensors, PIECE)):
@@ -107,8 +100,8 @@ def pack(args: argparse.Namespace) -> None:
     for prefix, module in (("transformer.", transformer), ("text.", text)):
         module.load_state_dict({k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)})
     config = {"transformer": section, "vae": vae.cfg, "text_encoder": vars(text_config(cfg))}
-    for old in args.out.glob("*.safetensors"):
-        old.unlink()
+    for previous in args.out.glob("*.safetensors"):
+        previous.unlink()
     save_base(args.out, transformer, vae, text, config, version="2.3", family="nano")
 
 

@@ -85,7 +85,7 @@ def test_the_card_has_the_known_facts(tmp_path: Path) -> None:
         "| reference | 2 times smaller than the output clip in width and height (factor 2) |",
         "| size in training | 960x576x49 (width x height x frames) |",
         "| frames per second | 24.0 |",
-        "| adapted linears | 2, of which 1 outside the video stream |",
+        "| adapted linears | 2, 1 of them outside the video stream |",
         "| learning rate | 0.0002 |",
         "| training windows | 512 |",
         "| settings (hash) | da0e4228f72046c4 |",

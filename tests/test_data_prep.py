@@ -323,7 +323,7 @@ def test_a_reference_of_another_resolution_gets_the_same_crop(tmp_path, base):
         ("task.maker=blur", r"task\.maker='blur' is not one of control\.canny, .*degrade\.defocus, "),
         ("+task.maker_args.size=3", r"task\.maker_args\.size is not an argument of degrade\.defocus.*radius, rack"),
         ("task.maker_args.radius=wide", r"task\.maker_args\.radius='wide' must be a range"),
-        ("task.maker_args.radius=[4,3]", r"runs from small to large"),
+        ("task.maker_args.radius=[4,3]", r"must be a range from small to large"),
         ("data.train_windows=0", r"data\.train_windows=0 must be at least 1"),
     ],
 )

@@ -125,7 +125,7 @@ def test_trajectories_are_smooth_and_stay_in_their_range(course):
     [
         ("degrade.defocus", {"blades": 4}, "blades=4 must be 0 .a disk. or a whole number of at least 5"),
         ("degrade.defocus", {"bloom": [0, 2]}, "bloom needs linear: true"),
-        ("degrade.defocus", {"rack": True, "course": "walk"}, "rack: true does not go with course: walk"),
+        ("degrade.defocus", {"rack": True, "course": "walk"}, "rack: true cannot be combined with course: walk"),
         ("degrade.gaussian", {"course": "jump"}, "course='jump' is not one of constant, ease, walk"),
         ("degrade.motion", {"trace": "arc"}, "trace='arc' is not one of line, shake"),
         ("degrade.exposure", {"samples": 0}, r"samples=0 must lie in \[1"),

@@ -101,7 +101,7 @@ DAMAGE = {
     ),
     "a fingerprint": (
         lambda root: (root / "latents" / "fingerprint.json").write_text("{"),
-        "index.json and fingerprint.json beside it differ: delete",
+        "index.json and the fingerprint.json next to it differ: delete",
     ),
     "other pairs": (
         lambda root: change_index(root / "latents" / "index.json", lambda index: index["samples"].reverse()),

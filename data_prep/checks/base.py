@@ -12,7 +12,11 @@ MAX_SEVERITY = 10.0  # larger severities rank equally
 
 @dataclass(frozen=True)
 class Finding:
-    """`value` is None if a check does not apply; `detail` says why. `reference` counts from 1; 0 is the pair itself."""
+    """The result of one check.
+
+    value: None if the check does not apply. detail: an explanation. reference: number of the reference, from 1; 0 is
+    the pair itself.
+    """
 
     check: str
     value: float | None
@@ -39,8 +43,8 @@ class Finding:
             f"{word} {bound:g}" for word, bound in (("least", self.least), ("most", self.most)) if bound is not None
         ]
         allowed = f" (at {', at '.join(bounds)})" if bounds else ""
-        which = f" of reference {self.reference}" if self.reference > 1 else ""
-        return f"{self.check}{which} {value}{allowed}" + (f": {self.detail}" if self.detail else "")
+        subject = f" of reference {self.reference}" if self.reference > 1 else ""
+        return f"{self.check}{subject} {value}{allowed}" + (f": {self.detail}" if self.detail else "")
 
 
 def _ratio(large: float, small: float) -> float:

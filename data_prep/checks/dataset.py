@@ -62,15 +62,17 @@ def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, log: CheckLog, config
 
 
 def finish_checks(root: Path, log: CheckLog, report: dict[str, Any], config: Config) -> None:
-    """Show all findings and write them to report.json, checks.jsonl and contact.html. ConfigError if a check with
-    action=fail has a problem."""
+    """Show all findings and write them to report.json, checks.jsonl and contact.html.
+
+    ConfigError if a check with action=fail has a problem.
+    """
     totals = write_results(root, log, report, config)
     write_report(root, report | {"checks": totals})
     require_no_failure(totals, root)
 
 
 def read_check_totals(root: Path) -> dict[str, Any] | None:
-    """Totals of the checks if an earlier run finished; report.json receives them last."""
+    """Totals of the checks if an earlier run finished, else None: report.json receives the totals last."""
     path = root / "report.json"
     totals: dict[str, Any] | None = json.loads(path.read_text()).get("checks") if path.exists() else None
     return totals

@@ -46,8 +46,9 @@ def make_signature(clip: str, split: str, sha256: str, frames: Iterable[np.ndarr
 
 
 def perceptual_hash(frame: np.ndarray) -> np.ndarray | None:
-    """256 bits as uint64 (4,), robust to re-encoding and resizing: whether each of the lowest luma frequencies exceeds
-    their median (pHash, Zauner 2010). None for a flat picture.
+    """256 bits as uint64 (4,), robust to re-encoding and resizing (pHash, Zauner 2010). None for a flat picture.
+
+    Each bit says whether one of the lowest luma frequencies exceeds their median.
     """
     luma = cv2.cvtColor(cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
     if np.ptp(luma) < MIN_CONTRAST:
@@ -77,8 +78,10 @@ class _ClipIndex:
         self._owner = np.repeat(np.arange(len(clips)), [len(clip.hashes) for clip in clips])
 
     def nearest(self, query: Signature) -> tuple[Signature | None, float]:
-        """The clip with the largest overlap with `query`, and the overlap: the share of the query's hashed frames in
-        the clip, or of the clip's in the query, whichever is larger. None if no frame matches.
+        """The clip with the largest overlap with `query`, and the overlap. None if no frame matches.
+
+        The overlap is the share of the query's hashed frames that are in the clip, or of the clip's hashed frames that
+        are in the query, whichever is larger.
         """
         bits = np.bitwise_count(query.hashes[:, None] ^ self._hashes).sum(axis=-1, dtype=np.uint16)  # (n,M)
         near = bits <= self._distance
@@ -91,7 +94,7 @@ class _ClipIndex:
 
 
 def _compare(query: Signature, later: _ClipIndex, checks: Checks) -> tuple[Report, bytes]:
-    """The finding about `query` and its nearest clip."""
+    """The report about `query` and its nearest clip."""
     identical = later.by_sha256.get(query.sha256)
     nearest, share = (identical, 1.0) if identical else later.nearest(query)
     if nearest is None:

@@ -7,7 +7,7 @@ import numpy as np
 
 MAX_SIDE = 96  # pixels of the shorter side of the small pictures
 STILL, MOVING = 1.0, 0.5  # levels: largest change of a still frame, mean change of a moving frame
-LOW_QUANTILE = 0.1  # of the frames' contrast
+LOW_QUANTILE = 0.1  # quantile of the frames' contrast that must be high enough
 MIN_FLOW_SIDE = 12  # pixels; DIS needs at least this side
 MIN_ERROR = 0.01  # added to warping errors: smaller ones are 8-bit rounding noise
 

@@ -3,7 +3,7 @@
 The difference of neighbouring frames (motion energy) is similar in a clip and in its reference, even if the reference
 lost focus, colour, tone or everything but lines: a moving object changes the same pixels at the same time in both. The
 changes of the reference are correlated with the changes of the target at every shift. A shift is reported only if it
-fits better than zero in nearly every frame. Still clips and uniform motion give no result.
+fits better than shift 0 in nearly every frame. Still clips and uniform motion give no result.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ MIN_STEPS = 5  # frames that a shift must be measured on
 
 @dataclass(frozen=True)
 class Offset:
-    """frames: target frames by which the reference is early (below 0: late; 0: in sync or undecidable; None: the clips
-    are too short or still). gain: improvement of the fit at that shift, from 0 to about 1.
+    """A time offset. gain: improvement of the fit at this offset, from 0 to about 1.
+
+    frames: target frames by which the reference is early (below 0: late; 0: in sync or undecidable; None: the clips are
+    too short or still).
     """
 
     frames: int | None

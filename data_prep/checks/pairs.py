@@ -59,16 +59,16 @@ def _picture_findings(pair: Pair, reference: np.ndarray, task: Task, checks: Che
     target_luma = target_luma[::temporal_scale]
     frames = min(len(reference_luma), len(target_luma))
     reference_luma, target_luma = reference_luma[:frames], target_luma[:frames]
-    detail = "levels between the darkest and the brightest place"
+    detail = "levels between the darkest and the brightest pixel"
     yield judge("blank", measures.blank(reference_luma), checks.blank, detail, number)
     share = measures.static(reference_luma, target_luma)
-    detail = "the target is still" if share is None else "share of moving frames in which the reference stands still"
+    detail = "the target is still" if share is None else "share of moving frames in which the reference is still"
     yield judge("static", share, checks.static, detail, number)
     if task.family != "structure":
         share = measures.clipped(reference_luma, target_luma)
         yield judge("clipped", share, checks.clipped, "share of pixels that became black or white", number)
         return
-    detail = "levels between darkest and brightest in the tenth of frames that show least"
+    detail = "levels between the darkest and the brightest pixel, exceeded in nine of ten frames"
     yield judge("contrast", measures.contrast(reference_luma), checks.contrast, detail, number)
     ratio = measures.flicker(reference_luma, target_luma)
     yield judge("flicker", ratio, checks.flicker, "times the target's warping error", number)
@@ -77,7 +77,7 @@ def _picture_findings(pair: Pair, reference: np.ndarray, task: Task, checks: Che
 def _offset(reference: np.ndarray, target: np.ndarray, checks: Checks, temporal_scale: int, number: int) -> Finding:
     offset = find_offset(reference, target, checks.search, temporal_scale)
     if offset.frames is None:
-        return judge("offset", None, checks.offset, "too few frames that move", number)
+        return judge("offset", None, checks.offset, "too few frames with motion", number)
     if offset.frames == 0:
         return judge("offset", 0, checks.offset, "", number)
     when = "early" if offset.frames > 0 else "late"
@@ -114,8 +114,8 @@ def check_vae(
         video = from_uint8(torch.from_numpy(clip).to(device)[None])
         with torch.inference_mode():
             pixels = to_uint8(decode(encode(video)))[0].cpu().numpy()
-        which = "the target" if number == 0 else "the reference"
-        findings.append(judge("vae", measures.psnr(clip, pixels), checks.vae, f"dB of {which}", number))
+        subject = "the target" if number == 0 else "the reference"
+        findings.append(judge("vae", measures.psnr(clip, pixels), checks.vae, f"dB of {subject}", number))
     return findings
 
 

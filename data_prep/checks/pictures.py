@@ -19,15 +19,16 @@ def frame_strip(frames: Sequence[np.ndarray], count: int = TILES) -> np.ndarray:
     return np.hstack([_tile(frames[i], frames[0].shape[:2]) for i in numbers])
 
 
-def _tile(frame: np.ndarray, like: tuple[int, int]) -> np.ndarray:
-    """A frame resized to the thumbnail size of a frame of `like` (height, width)."""
-    scale = min(MAX_HEIGHT / like[0], MAX_WIDTH / like[1], 1.0)
-    size = (max(round(like[1] * scale), 1), max(round(like[0] * scale), 1))
+def _tile(frame: np.ndarray, clip_size: tuple[int, int]) -> np.ndarray:
+    """A frame resized to the thumbnail size of a clip of `clip_size` (height, width)."""
+    height, width = clip_size
+    scale = min(MAX_HEIGHT / height, MAX_WIDTH / width, 1.0)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 
 def pair_picture(pair: Pair) -> bytes:
-    """JPEG of references above the target; small and slow references at the target's size and times."""
+    """JPEG of the references above the target. Small or slow references are shown at the target's size and times."""
     rows = []
     numbers = sorted({round(i) for i in np.linspace(0, len(pair.target) - 1, TILES)})
     for clip in (*pair.references, pair.target):

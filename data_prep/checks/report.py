@@ -27,7 +27,7 @@ LATER = "later"  # the part with findings that are added after the pairs are mad
 class CheckLog:
     """Reports and pictures on disk, one file per part (one part per pair shard), so that interrupted runs can continue.
 
-    fingerprint: digest of the settings of the pairs. Logs of other settings are in other folders.
+    fingerprint: digest of the settings of the pairs. Each set of settings has its own folder.
     """
 
     def __init__(self, root: Path, fingerprint: str) -> None:
@@ -72,8 +72,9 @@ class CheckLog:
 
 
 def write_results(root: Path, log: CheckLog, report: dict[str, Any], config: Config) -> dict[str, Any]:
-    """Write root/checks.jsonl and root/contact.html from the log, and print the table. Returns the totals. `report` is
-    the content of report.json about the clips (`kept`, `dropped`).
+    """Write root/checks.jsonl and root/contact.html from the log, and print the table. Returns the totals.
+
+    report: the content of report.json about the clips (`kept`, `dropped`).
     """
     with write_atomic(root / "checks.jsonl") as file:
         for entry, _ in log.entries():

@@ -14,7 +14,7 @@ from iclora_train.config.checks import VERDICTS
 from iclora_train.core.atomic_files import write_atomic
 
 ASSETS = Path(__file__).parent / "sheet_assets"
-MAX_ROWS = 2000  # of the table of excluded clips and pairs; checks.jsonl has all
+MAX_ROWS = 2000  # rows in the table of excluded clips and pairs; checks.jsonl has all of them
 
 
 def write_contact_sheet(
@@ -25,8 +25,9 @@ def write_contact_sheet(
     task: str,
     max_bytes: int,
 ) -> None:
-    """Write the sheet. entries: starts a new iteration with every call. The worst entries are shown, as many as have
-    pictures that fit into `max_bytes`.
+    """Write the sheet. It shows the worst entries, as many as fit with their pictures into `max_bytes`.
+
+    entries: starts a new iteration with every call.
     """
     shown, count = _worst(entries(), max_bytes)
     cards = {entry.key: _card(entry, picture) for entry, picture in entries() if entry.key in shown}
@@ -40,7 +41,7 @@ def write_contact_sheet(
         left_out=_left_out(report["dropped"], totals["left_out"]),
         filters=_filters(cards, shown),
         cards="".join(cards[key] for key in shown),
-        rest=f"{count - len(shown)} more, none worse, are in checks.jsonl." if count > len(shown) else "",
+        rest=f"checks.jsonl has {count - len(shown)} more, none worse than these." if count > len(shown) else "",
     )
     with write_atomic(path) as file:
         file.write(page.encode())

@@ -29,7 +29,8 @@ class Captioner:
     @classmethod
     def open(cls, folder: Path) -> Captioner:
         """Load a folder in transformers' format. Only safetensors are read, and code from the folder is never run.
-        ConfigError if it does not hold such a model.
+
+        ConfigError if the folder does not contain a vision-language model.
         """
         config = folder / "config.json"
         require(config.is_file(), f"data.captioner={folder} holds no config.json: {REMEDY}")
@@ -40,8 +41,8 @@ class Captioner:
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.bfloat16 if cuda else torch.float32
             )
         except (OSError, ValueError) as error:
-            why = str(error).strip().splitlines()[0]
-            raise ConfigError(f"data.captioner={folder} is not a vision-language model ({why}): {REMEDY}") from error
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"data.captioner={folder} is not a vision-language model ({reason}): {REMEDY}") from error
         weights = {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
         identity = digest({"asked": PROMPT, "config": config.read_text(), "weights": weights})
         return cls(model.eval().to("cuda" if cuda else "cpu"), processor, identity)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 def caption_of(clip: Clip, config: Config) -> str:
     """The text that the model reads for a clip: data.prompt filled with the columns of its row, or trigger and caption.
+
     ValueError if the row lacks a column that data.prompt names.
     """
     trigger, template = config.task.trigger, config.data.prompt
@@ -30,8 +31,9 @@ def caption_of(clip: Clip, config: Config) -> str:
 
 
 def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
-    """The clips, with captions by data.captioner (if set) for those without one. The captions are stored as text files
-    in data.root, where you can correct them before pairs are made.
+    """The clips; clips without a caption get one from data.captioner, if set.
+
+    Captions are stored as text files in data.root, where you can correct them before pairs are made.
     """
     missing = [clip for clip in clips if not clip.caption and clip.path.is_file()]
     if config.data.captioner is None or not missing:

@@ -17,7 +17,7 @@ SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "val", "heldout")
-FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns of files for makers
+FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns with paths of files that makers read
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Clip:
 
 
 def list_clips(clips: str, heldout_fraction: float, images: bool = False) -> list[Clip]:
-    """The clips of `data.clips`, each with a split, ordered by id. With `images`, folders and patterns also yield
-    images. ConfigError if there are no clips.
+    """The clips of `data.clips`, each with a split, ordered by id. ConfigError if there are no clips.
+
+    images: whether folders and patterns also yield images.
     """
     path = SAMPLES if clips == "samples" else Path(clips).expanduser()
     kinds = VIDEOS + IMAGES if images else VIDEOS
@@ -132,15 +133,15 @@ def _hash(text: str) -> int:
 def _with_splits(clips: list[Clip], fraction: float) -> list[Clip]:
     """Assign a split to clips without one by the hash of their id, so a clip keeps its split when clips are added.
 
-    `fraction` of them are heldout, and the same share val. If one of these splits would be empty, it receives the train
-    clip with the lowest hash, as long as train keeps one.
+    The share `fraction` of them becomes heldout, and the same share val. If one of these splits would be empty, it
+    receives the train clip with the lowest hash, as long as train keeps one.
     """
     if all(clip.split for clip in clips):
         return clips
     share = fraction * 2**32
-    drawn = [replace(c, split=c.split or SPLITS[::-1][min(int(_hash(c.id) // share), 2)]) for c in clips]
+    assigned = [replace(c, split=c.split or SPLITS[::-1][min(int(_hash(c.id) // share), 2)]) for c in clips]
     for split in ("heldout", "val"):
-        free = sorted((c for c in drawn if c.split == "train"), key=lambda clip: _hash(clip.id))
-        if len(free) > 1 and not any(c.split == split for c in drawn):
-            drawn[drawn.index(free[0])] = replace(free[0], split=split)
-    return drawn
+        train = sorted((c for c in assigned if c.split == "train"), key=lambda clip: _hash(clip.id))
+        if len(train) > 1 and not any(c.split == split for c in assigned):
+            assigned[assigned.index(train[0])] = replace(train[0], split=split)
+    return assigned

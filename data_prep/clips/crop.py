@@ -12,9 +12,10 @@ from data_prep.clips.windows import Window
 
 @dataclass(frozen=True)
 class Crop:
-    """A picture of the clip, `clip_size` (height, width), is scaled to `scaled` (height, width). The crop starts at
-    `top_left`, has `size` (height, width), and up to `margin` more pixels on each side where the picture has them. With
-    `flip` the crop is mirrored.
+    """A crop of a scaled picture. Sizes are (height, width).
+
+    A picture of the clip, `clip_size`, is scaled to `scaled`. The crop starts at `top_left`, has `size`, and up to
+    `margin` more pixels on each side where the picture has them. With `flip` the crop is mirrored.
     """
 
     clip_size: tuple[int, int]
@@ -52,8 +53,9 @@ class Crop:
         return self.top_left[0] - self.start[0], left
 
     def apply(self, picture: np.ndarray, interpolation: int = cv2.INTER_AREA) -> np.ndarray:
-        """Crop, with margin, a picture (H,W) or (H,W,C) of the whole clip at any resolution. Use
-        cv2.INTER_NEAREST_EXACT for labels and binary masks.
+        """Crop, with margin, a picture (H,W) or (H,W,C) of the whole clip at any resolution.
+
+        Use cv2.INTER_NEAREST_EXACT for labels and binary masks.
         """
         height, width = self.scaled
         if picture.shape[:2] != self.scaled:
@@ -63,8 +65,9 @@ class Crop:
         return np.ascontiguousarray(cropped[:, ::-1] if self.flip else cropped)
 
     def apply_to_points(self, points: np.ndarray) -> np.ndarray:
-        """Map points (...,2), x and y in pixels of the clip, to pixels of the crop with margin: fp64. Pixel centres
-        have whole numbers, as in OpenCV. Points outside stay outside.
+        """Map points (...,2), x and y in pixels of the clip, to pixels of the crop with margin, in fp64.
+
+        Pixel centres have whole numbers, as in OpenCV. Points outside stay outside.
         """
         scale = np.array(self.scaled[::-1]) / self.clip_size[::-1]
         moved = (np.asarray(points, np.float64) + 0.5) * scale - 0.5 - self.start[::-1]

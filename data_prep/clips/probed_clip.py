@@ -14,8 +14,9 @@ from iclora_train.data.video import ClipInfo
 
 @dataclass(frozen=True, eq=False)
 class ProbedClip:
-    """A clip and its properties. cuts: frames that start a scene, except frame 0. quality (F,): score of each frame for
-    data.pick=best.
+    """A clip and its properties.
+
+    cuts: frames that start a scene, except frame 0. quality (F,): score of each frame for data.pick=best.
     """
 
     clip: Clip
@@ -48,8 +49,9 @@ class ProbedClip:
         return round(self.info.height * scale), round(self.info.width * scale)
 
     def best_bucket(self, data: Data) -> Data:
-        """The settings with the best bucket: among the buckets that the clip can fill, the nearest in aspect ratio,
-        then the longest, then the largest. ValueError with the reasons if none fits.
+        """The settings with the best bucket. ValueError with the reasons if none fits.
+
+        Among the buckets that the clip can fill, it is the nearest in aspect ratio, then the longest, then the largest.
         """
         reasons = {f"{size.width}x{size.height}x{size.frames}": self._reason_not_to_fit(size) for size in data.sizes()}
         fitting = [size for size, reason in zip(data.sizes(), reasons.values(), strict=True) if reason is None]

@@ -13,8 +13,9 @@ from iclora_train.config import ConfigError, require
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The non-empty columns of each row as stripped text; a JSON list is joined by spaces. ConfigError names the row
-    that cannot be read.
+    """The non-empty columns of each row as stripped text. The items of a JSON list are joined by spaces.
+
+    ConfigError names the row that cannot be read.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

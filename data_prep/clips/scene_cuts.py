@@ -29,17 +29,17 @@ class SceneAnalysis:
 
 def analyse_scenes(path: Path) -> SceneAnalysis:
     """Hard cuts of a clip, robust to fast pans and flashes. Dissolves are missed. ValueError: see `read_clip`."""
-    small, sharp = [], []
+    small, sharpness = [], []
     for frame in read_clip(path):
         small.append(_shrink(frame, COMPARE_HEIGHT))
         luma = cv2.cvtColor(_shrink(frame, SHARPNESS_HEIGHT), cv2.COLOR_RGB2GRAY)
-        sharp.append(float(cv2.Laplacian(luma, cv2.CV_32F).var()))
+        sharpness.append(float(cv2.Laplacian(luma, cv2.CV_32F).var()))
     changes = [_compare(a, b) for a, b in pairwise(small)]
     change = np.array([0.0, *(c for c, _ in changes)])  # (F,), from the previous frame
     motion = np.array([m for _, m in changes[:1] + changes] or [0.0])  # (F,), in picture heights
     cuts = tuple(i for i in range(1, len(small)) if _is_cut(i, change, small))
     motion[list(cuts)] = 0
-    return SceneAnalysis(cuts, motion * np.array(sharp))
+    return SceneAnalysis(cuts, motion * np.array(sharpness))
 
 
 def _shrink(frame: np.ndarray, height: int) -> np.ndarray:

@@ -18,8 +18,10 @@ GOLDEN = np.array([0.7548776662466927, 0.5698402909980532])  # steps of the R2 s
 
 @dataclass(frozen=True)
 class Window:
-    """A cut out of a clip. The source frames `indices` are scaled to `scaled` (height, width) and cropped to `size`
-    (height, width) at `crop` (top, left), mirrored if `flip`. `fps` is the rate of the window.
+    """A part of a clip in time and space.
+
+    The source frames `indices` are scaled to `scaled` (height, width), cropped to `size` (height, width) at `crop`
+    (top, left), and mirrored if `flip`. fps: frame rate of the window.
     """
 
     clip: str
@@ -44,8 +46,9 @@ class Window:
 
 
 def train_windows(clips: list[ProbedClip], data: Data) -> list[Window]:
-    """`data.train_windows` windows, equally many per clip (a remainder goes to some), in clip order. `data.pick` sets
-    where they start. There are fewer if `data.pick` finds no more positions.
+    """`data.train_windows` windows, equally many per clip (a remainder goes to some clips), in clip order.
+
+    `data.pick` selects where the windows start. There are fewer windows if `data.pick` allows fewer starts.
     """
     order = np.random.default_rng(data.seed).permutation(len(clips)).tolist()
     windows = islice(_round_robin([_windows_of(clips[i], data) for i in order]), data.train_windows)
@@ -53,7 +56,7 @@ def train_windows(clips: list[ProbedClip], data: Data) -> list[Window]:
 
 
 def _round_robin(sources: list[Iterator[Window]]) -> Iterator[Window]:
-    """One window of each source, then one more of each source that is not exhausted, and so on."""
+    """One window of each source, then another one of each source that is not exhausted, and so on."""
     while sources:
         active = []
         for source in sources:
@@ -64,12 +67,12 @@ def _round_robin(sources: list[Iterator[Window]]) -> Iterator[Window]:
 
 
 def window_seed(data: Data, clip: str, number: int, use: int) -> list[int]:
-    """Seed of a window's random numbers: use 0 for its position, use 1 for the maker."""
+    """Seed of a window's random numbers. use: 0 for its position, 1 for its maker, 2 for the order of the starts."""
     return [data.seed, zlib.crc32(clip.encode()), number, use]
 
 
 def _windows_of(clip: ProbedClip, data: Data) -> Iterator[Window]:
-    """Train windows of a clip. Scale, crop and mirroring are random, and the start too if data.pick is random."""
+    """Train windows of a clip. Scale, crop and mirroring are random; the start is random if data.pick is random."""
     data = clip.best_bucket(data)
     frames, fps = clip.frame_numbers(data.fps)
     starts = np.array(clip.window_starts(data))
@@ -86,8 +89,9 @@ def _windows_of(clip: ProbedClip, data: Data) -> Iterator[Window]:
 
 
 def _picked_starts(clip: ProbedClip, data: Data) -> list[int] | None:
-    """Starts by data.pick in order of use: every `data.stride` frames, shuffled; or the best ones without overlap. None
-    for random starts.
+    """Starts by data.pick in order of use: every `data.stride` frames, shuffled, or the best starts without overlap.
+
+    None for random starts.
     """
     if data.pick in (None, "random"):
         return None
@@ -105,8 +109,9 @@ def _picked_starts(clip: ProbedClip, data: Data) -> list[int] | None:
 
 
 def heldout_windows(clips: list[ProbedClip], data: Data) -> list[Window]:
-    """Up to `data.heldout_windows` deterministic windows: disjoint in time, evenly spread over the clips and along each
-    clip, with different crops. There are fewer if the clips are too short.
+    """Up to `data.heldout_windows` deterministic windows; fewer if the clips are too short.
+
+    The windows are disjoint in time, evenly spread over the clips and along each clip, and have different crops.
     """
     settings = [clip.best_bucket(data) for clip in clips]
     capacities = [[(b - a) // d.frames for a, b in c.scenes(d.fps)] for c, d in zip(clips, settings, strict=True)]
@@ -118,7 +123,7 @@ def heldout_windows(clips: list[ProbedClip], data: Data) -> list[Window]:
 
 
 def _distribute(capacities: list[int], total: int) -> list[int]:
-    """Distribute `total` items over places one by one in turn, up to the capacity of each place."""
+    """Distribute `total` items one by one in turn, up to each capacity. Returns the number of items per capacity."""
     shares = [0] * len(capacities)
     turns = (
         i for turn in range(max(capacities, default=0)) for i, capacity in enumerate(capacities) if turn < capacity

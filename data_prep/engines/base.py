@@ -17,7 +17,7 @@ MAX_ATTEMPTS = 2  # per item: a worker may have died for another reason than its
 
 @dataclass(frozen=True)
 class Failure:
-    """In place of a result: the reason for its absence."""
+    """Takes the place of a missing result, with the reason."""
 
     reason: str
 

@@ -47,7 +47,7 @@ class InProcessEngine:
         return map(function, items)
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """One encoder."""
+        """See Engine.encoders: one encoder, in this process."""
         return [make()]
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class _Worker:
         try:
             self.connection.send((function, item))
         except BrokenPipeError:
-            return  # it died earlier; the next read reports it
+            return  # the process died earlier; the next read reports it
 
     def stop(self) -> str:
         """End the process if it is still running. Returns how it ended."""
@@ -120,8 +120,8 @@ class WorkerEngine:
             for number in count():
                 while number not in results:
                     for worker in [worker for worker in self._workers if worker not in busy]:
-                        ahead = number + 2 * len(self._workers) - started
-                        task = retries.popleft() if retries else next(islice(new_tasks, max(min(ahead, 1), 0)), None)
+                        may_start = started < number + 2 * len(self._workers)
+                        task = retries.popleft() if retries else next(islice(new_tasks, int(may_start)), None)
                         if task is None:
                             break
                         started = max(started, task.number + 1)

@@ -18,7 +18,7 @@ from iclora_train.data.shards import ShardSet
 try:
     import ray
 except ModuleNotFoundError as error:
-    raise ConfigError("engine=ray needs Ray: pip install 'ray>=2.50', or take engine=local") from error
+    raise ConfigError("engine=ray needs Ray: pip install 'ray>=2.50', or set engine=local") from error
 
 
 class RayEngine:

@@ -1,7 +1,7 @@
 """Pair makers: each turns a target clip into the reference that the adapter is trained to follow.
 
-`task.maker` names one. Every module in this folder and below is imported here, in alphabetical order, so a new maker is
-one new file: `makers/<kind>/<file>.py` with `@register("<kind>.<name>")`.
+`task.maker` selects one by name. Every module in this folder and below is imported here, in alphabetical order, so a
+new maker is one new file: `makers/<kind>/<file>.py` with `@register("<kind>.<name>")`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = ["Maker", "SourceWindow", "build_maker", "import_makers", "register"]
 
 def import_makers(package: str, folders: Iterable[str]) -> None:
     """Import every module of `package` in `folders` and its subpackages, so that their makers are registered.
+
     ImportError names the module that cannot be imported.
     """
     for info in sorted(pkgutil.iter_modules(list(folders), f"{package}."), key=lambda info: info.name):

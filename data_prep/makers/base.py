@@ -95,20 +95,20 @@ def build_maker(name: str, args: dict[str, Any]) -> Maker:
 
 def check_number(key: str, value: object, low: float, high: float = float("inf")) -> None:
     """ConfigError unless `task.maker_args.<key>` is a number in [low, high]."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    require(number, f"task.maker_args.{key}={value!r} must be a number")
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    require(is_number, f"task.maker_args.{key}={value!r} must be a number")
     assert isinstance(value, int | float)
     require(low <= value <= high, f"task.maker_args.{key}={value} must lie in [{low:g}, {high:g}]")
 
 
 def check_range(key: str, value: object, low: float, high: float = float("inf")) -> None:
     """ConfigError unless `task.maker_args.<key>` is [from, to] with low <= from <= to <= high."""
-    pair = isinstance(value, list | tuple) and len(value) == 2
-    require(pair, f"task.maker_args.{key}={value!r} must be a range [from, to]")
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    require(is_pair, f"task.maker_args.{key}={value!r} must be a range [from, to]")
     assert isinstance(value, list | tuple)
     for end in value:
         check_number(key, end, low, high)
-    require(value[0] <= value[1], f"task.maker_args.{key}={value!r}: the range runs from small to large")
+    require(value[0] <= value[1], f"task.maker_args.{key}={value!r} must be a range from small to large")
 
 
 def check_bool(key: str, value: object) -> None:

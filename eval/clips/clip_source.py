@@ -40,15 +40,15 @@ class ClipCache:
         """Whether the batch is in the cache."""
         return self.path(spec).exists()
 
-    def read(self, spec: dict[str, Any], which: slice = slice(None)) -> tuple[Clip, float]:
-        """Clips (B,F,H,W,3), restricted to `which`, and the seconds that sampling the whole batch took.
+    def read(self, spec: dict[str, Any], rows: slice = slice(None)) -> tuple[Clip, float]:
+        """Clips (B,F,H,W,3), restricted to `rows`, and the seconds that sampling the whole batch took.
 
         Raises ConfigError if the file is damaged.
         """
         path = self.path(spec)
         try:
             with safe_open(path, framework="np") as file:
-                return file.get_slice("clips")[which], float(file.metadata()["seconds"])
+                return file.get_slice("clips")[rows], float(file.metadata()["seconds"])
         except SafetensorError as error:
             raise ConfigError(f"{path} is damaged ({error}): delete it and run eval again") from error
 
@@ -110,10 +110,8 @@ class ClipSource:
             "latents": self.held_out.fingerprint["latents"],
         }
 
-    def cached(
-        self, spec: dict[str, Any], make: Callable[[], Tensor], which: slice = slice(None)
-    ) -> tuple[Clip, float]:
-        """Clips (B,F,H,W,3) that `spec` describes, restricted to `which`, and the seconds that the batch took.
+    def cached(self, spec: dict[str, Any], make: Callable[[], Tensor], rows: slice = slice(None)) -> tuple[Clip, float]:
+        """Clips (B,F,H,W,3) that `spec` describes, restricted to `rows`, and the seconds that the batch took.
 
         `make` is called only if the cache does not hold the batch.
         """
@@ -121,7 +119,7 @@ class ClipSource:
             started = time.perf_counter()
             clips = make()
             self.cache.write(spec, clips, time.perf_counter() - started)
-        return self.cache.read(spec, which)
+        return self.cache.read(spec, rows)
 
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:

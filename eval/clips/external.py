@@ -72,7 +72,7 @@ class VideoFolder(ClipSource):
         return self._read(batch[i])
 
     def _read(self, item: Item) -> Clip:
-        """The clip (F,H,W,3) of an item. Raises ConfigError if its size or length is not that of its target."""
+        """The clip (F,H,W,3) of an item. Raises ConfigError if its size or length differs from its target."""
         path = self.files[item.window.key, item.seed]
         clip, target = read_external_clip(path), self.held_out.pair(item.window).target
         require(
@@ -94,15 +94,15 @@ def find_clips(
         _name(path): path for path in sorted(folder.iterdir()) if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES
     }
     has_seeds = any(f"{window.key}.{seed}" in names for window in windows for seed in seeds)
-    used = list(seeds) if has_seeds else [seeds[0]]
-    expected = {(w.key, seed): f"{w.key}.{seed}" if has_seeds else w.key for w in windows for seed in used}
+    found_seeds = list(seeds) if has_seeds else [seeds[0]]
+    expected = {(w.key, seed): f"{w.key}.{seed}" if has_seeds else w.key for w in windows for seed in found_seeds}
     missing = [name for name in expected.values() if name not in names]
     require(
         not missing,
         f"videos={folder}: {len(missing)} of {len(expected)} clips are missing, e.g. "
         f"{', '.join(f'{name}.mp4' for name in missing[:MAX_NAMED])}; {HANDOUT_HINT}",
     )
-    return {key_seed: names[name] for key_seed, name in expected.items()}, used
+    return {key_seed: names[name] for key_seed, name in expected.items()}, found_seeds
 
 
 def _name(path: Path) -> str:
@@ -151,14 +151,14 @@ def lossy_warning(files: Sequence[Path]) -> str | None:
     A pixel format other than RGB counts as lossy: its colours are rounded and usually subsampled.
     """
     try:
-        lossy = [(path, *read_encoding(path)) for path in files if not path.is_dir()]
+        encodings = [(path, *read_encoding(path)) for path in files if not path.is_dir()]
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    named = [f"{path.name} ({codec}, {pixels})" for path, codec, pixels in lossy if not _is_rgb(pixels)]
-    if not named:
+    lossy = [f"{path.name} ({codec}, {pixels})" for path, codec, pixels in encodings if not _is_rgb(pixels)]
+    if not lossy:
         return None
     return (
-        f"{len(named)} of {len(files)} clips are stored with losses, e.g. {', '.join(named[:MAX_NAMED])}: their "
+        f"{len(lossy)} of {len(files)} clips are stored with losses, e.g. {', '.join(lossy[:MAX_NAMED])}: their "
         "metrics are lower than those of the original output; PNG frames, FFV1 or H.264 in RGB (libx264rgb -qp 0) are "
         "lossless"
     )

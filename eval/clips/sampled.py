@@ -58,15 +58,15 @@ class SampledClips(ClipSource):
             **({"text": "empty"} if condition.empty_prompt else {}),
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
             "sigmas": self.sigmas,
-            **self._guided(),
+            **self._sampler_spec(),
             "items": [
                 [item.window.key, self._donor(condition, item).key, item.window.mask_left, item.seed] for item in batch
             ],
         }
 
-    def _guided(self) -> dict[str, Any]:
+    def _sampler_spec(self) -> dict[str, Any]:
         settings = self.config.sample
-        sampler = {"sampler": settings.sampler} if settings.sampler != "euler" else {}  # no new hash for euler
+        sampler = {"sampler": settings.sampler} if settings.sampler != "euler" else {}  # euler keeps its older hash
         stg = {"stg": [settings.stg_scale, *settings.stg_blocks]} if settings.stg_scale else {}
         rescale = {"rescale": settings.rescale} if settings.rescale else {}
         return {"guidance": settings.guidance, **stg, **rescale, **sampler}
@@ -81,9 +81,9 @@ class SampledClips(ClipSource):
 
     def clip(self, condition: Condition, batch: Sequence[Item], i: int) -> Clip:
         """As `ClipSource.clip`: sampled with its batch, or read alone from the cache."""
-        return self.cached(self.specification(condition, batch), lambda: self._make(condition, batch), slice(i, i + 1))[
-            0
-        ][0]
+        spec = self.specification(condition, batch)
+        clips, _ = self.cached(spec, lambda: self._make(condition, batch), slice(i, i + 1))
+        return clips[0]
 
     def _make(self, condition: Condition, batch: Sequence[Item]) -> Tensor:
         pairs = [self.held_out.latents(item.window) for item in batch]

@@ -109,7 +109,7 @@ class HeldOut:
 
 
 def recording_of_clips(pairs: ShardSet) -> dict[str, str]:
-    """Clip -> the recording that it was cut from, by the record of its first window; by default the clip itself."""
+    """Clip -> the recording that it was cut from: `source` in the record of its first window, by default the clip."""
     first: dict[str, int] = {}
     for i, sample in enumerate(pairs.samples):
         first.setdefault(sample.source, i)
@@ -151,9 +151,9 @@ def check_leakage(evaluated: Set[str], trained: Set[str], identities: Mapping[st
 def partners(sources: Sequence[str]) -> list[int]:
     """For every window, the number of a window of another recording, used by the swapped condition and the floor.
 
-    The choice is deterministic: the k-th window of a recording gets the k-th of the windows that follow the recording,
-    cyclically. If all recordings have the same number of windows, the result is a permutation. Raises ConfigError if
-    there is only one recording.
+    Windows are sorted by recording. The k-th window of a recording gets the k-th window after that recording,
+    cyclically. If all recordings have the same number of windows, the result is a permutation. Raises ConfigError for a
+    single recording.
     """
     require(
         len(set(sources)) > 1,

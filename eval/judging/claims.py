@@ -23,11 +23,12 @@ Table = Mapping[str, Mapping[str, Values]]  # row -> metric -> value per window,
 class Evidence:
     """The values that claims are computed from.
 
-    rows: values of every condition and model-free row. strengths: (strength, its row). changes: `condition_changes`.
-    sources: the recording of each window. adherence: the metric of how well the reference is followed
-    (`Suite.adherence`). effects (windows, strengths): that metric, by rising strength, larger is better. curve: the
-    strength curve of `effects`. fade: per window, the share of the reference's effect in each latent frame under the
-    fade mask. lower_is_better: keys of metrics that are better when lower. titles: metric key -> title, for the claims.
+    rows: values of every condition and of every row measured without a model. strengths: (strength, its row). changes:
+    `condition_changes`. sources: the recording of each window. adherence: the metric of how well the reference is
+    followed (`Suite.adherence`). effects (windows, strengths): the adherence, by rising strength, larger is better.
+    curve: the strength curve of `effects`. fade: per window, the share of the reference's effect in each latent frame
+    under the fade mask. lower_is_better: keys of metrics that are better when lower. titles: metric key -> title, for
+    the claims.
     """
 
     rows: Table
@@ -118,14 +119,14 @@ class Claim:
 
 def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
     """The claims of a family (restoration, colorize, structure, edit), then the claims of every family."""
-    of_family: dict[str, Callable[[Evidence, Thresholds], Iterator[Claim]]] = {
+    claims_of: dict[str, Callable[[Evidence, Thresholds], Iterator[Claim]]] = {
         "restoration": _restoration,
         "colorize": _colorize,
         "structure": _structure,
         "edit": _edit,
     }
-    yield from of_family[family](e, t)
-    yield from _every(e, t)
+    yield from claims_of[family](e, t)
+    yield from _shared(e, t)
 
 
 def _restoration(e: Evidence, t: Thresholds) -> Iterator[Claim]:
@@ -192,7 +193,7 @@ def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 
 def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    """Inside and outside the edited region; without a region the adherence metric stands for both."""
+    """Claims about the inside and the outside of the edited region. Without a region both use the adherence metric."""
     inside, outside = (INSIDE, OUTSIDE) if OUTSIDE in e.rows[ADAPTER_REFERENCE] else (e.adherence, e.adherence)
     for name, row, threshold in (
         ("gain_over_input", INPUT, t.gain_over_input),
@@ -213,7 +214,7 @@ def _gain(e: Evidence, t: Thresholds) -> Claim:
     return Claim("control_gain", text, gain, Bound(t.control_gain, effect=0, significant=True))
 
 
-def _every(e: Evidence, t: Thresholds) -> Iterator[Claim]:
+def _shared(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.effects is not None and e.effects.shape[1] > 2 and e.curve is not None:
         explained = np.array([np.nan if np.isnan(row).any() else isotonic_r2(row) for row in e.effects])
         text = f"{e.title(e.adherence)} rises with strength: R² of the best monotone curve (p by Page's trend test)"

@@ -52,7 +52,7 @@ def collect_evidence(
 def _fade_effects(results: Results) -> Values | None:
     """Share of the reference's effect on adherence that remains under the fade mask, (windows, latent frames).
 
-    NaN in latent frames in which the reference has no effect: tracks, for example, start at the requested point with or
+    NaN in latent frames in which the reference has no effect. For example, tracks start at the requested point with or
     without a reference.
     """
     if FADE_MASK not in results.by_latent_frame:
@@ -68,8 +68,8 @@ def control_scores(results: Results, evidence: Evidence) -> dict[str, Any] | Non
     """`control` of scores.json; None for clips of another program, which have a single condition.
 
     gain: adherence on a scale from the base without reference (0) to the ceiling (1). swap_lost: adherence lost with
-    the reference of another recording. swap_won: by how much that output is nearer to the clip whose reference it was
-    given than to its own target. null, drift: levels.
+    the reference of another recording. swap_won: how much nearer that output is to the clip of its reference than to
+    its own target. null, drift: levels.
     """
     if SWAPPED not in results.rows:
         return None

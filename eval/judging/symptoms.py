@@ -1,7 +1,7 @@
 """Symptoms: common complaints about control adapters, whether this adapter has them, and what to do about each.
 
-A symptom is computed from scores.json alone: its level, the values that decide, and a remedy. A symptom whose values
-were not measured (diversity needs two seeds, for example) is left out; the report lists it as not measured.
+A symptom is computed from scores.json alone: its level, the values that decide it, and a remedy. A symptom whose values
+were not measured (for example diversity, which needs two seeds) is left out; the report lists it as not measured.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GAIN_BAD, GAIN_WARN = 0.1, 0.3  # control gain; below 0.1 the effect is hard to 
 NULL_WARN, NULL_BAD = 0.5, 2.0  # levels; rounding to 8 bits alone moves a pixel by up to half a level
 MONOTONE_WARN = 0.5  # Spearman of strength and adherence; seven strengths in random order exceed it 1 time in 8
 FLICKER_WARN, FLICKER_BAD = 1.0, 4.0  # levels of luma above the ceiling; one is the smallest step of a display
-SHARP_WARN, SHARP_BAD = 1.5, 2.5  # ratio of Laplacian variance to the ceiling, either way; a blur of 0.5 px gives 2.2
+SHARP_WARN, SHARP_BAD = 1.5, 2.5  # Laplacian variance of output / ceiling or its inverse; a 0.5 px blur gives 2.2
 RIGID_WARN, RIGID_BAD = 0.25, 0.1  # diversity over seeds relative to sampling without adapter and reference
 MEMORY_WARN, MEMORY_BAD = 0.85, 0.95  # peak share of the device's memory; above it a larger clip will not fit
 
@@ -105,7 +105,7 @@ def _strength(scores: Mapping[str, Any]) -> Finding | None:
         level,
         reason,
         "A null difference is a bug in the sampling program: update it. A curve without order means that the reference "
-        "has little effect: see control not followed, and expect most of the effect at small strengths.",
+        "has little effect: see the symptom `control not followed`, and expect most of the effect at small strengths.",
     )
 
 

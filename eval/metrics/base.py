@@ -1,4 +1,4 @@
-"""The types of metrics: what a metric is called, what it measures (clip and ground truth), what it returns."""
+"""Types of metrics: name and properties, inputs (clip and ground truth), and results."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def framewise(key: str, per_frame: Values | Sequence[float]) -> Measurement:
 
 
 def frame_indices(count: int, length: int) -> NDArray[np.int64]:
-    """For each of `count` output frames the frame of a clip of `length` frames that is shown at that time."""
+    """For each of `count` output frames, the index of the simultaneous frame in a clip of `length` frames."""
     return np.arange(count) * length // count
 
 
@@ -81,7 +81,7 @@ class CachedClip:
 
     @property
     def shrink(self) -> float:
-        """Size of the clip divided by the size of `small`, at least 1."""
+        """The factor by which `small` is smaller than the clip, at least 1."""
         return max(min(self.clip.shape[1:3]) / FLOW_SIDE, 1.0)
 
     @cached_property

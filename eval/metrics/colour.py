@@ -78,8 +78,10 @@ def _luma(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 def _cdc(output: CachedClip, truth: GroundTruth) -> Measurement:
     """The CDC of the output minus the CDC of the target. Empty for a single frame."""
-    own, target = cdc(output.clip), cdc(truth.target)
-    return Measurement({} if own is None or target is None else {"cdc": 1000 * (own - target)})
+    output_cdc, target_cdc = cdc(output.clip), cdc(truth.target)
+    if output_cdc is None or target_cdc is None:
+        return Measurement()
+    return Measurement({"cdc": 1000 * (output_cdc - target_cdc)})
 
 
 CHROMA = MetricGroup((Metric("chroma_error", "chroma error", "levels", "low", "colour"),), _chroma_error)

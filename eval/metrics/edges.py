@@ -25,8 +25,8 @@ def f1_of(output: Clip, target: Clip, tolerance: int) -> float:
         return float(not output.any() and not target.any())
     kernel = np.ones((2 * tolerance + 1, 2 * tolerance + 1), np.uint8)
 
-    def matched_share(edges: Clip, reference: Clip) -> float:
-        near = np.stack([cv2.dilate(frame, kernel) for frame in reference]).astype(np.uint8)
+    def matched_share(edges: Clip, other: Clip) -> float:
+        near = np.stack([cv2.dilate(frame, kernel) for frame in other]).astype(np.uint8)
         return float((edges & near).sum() / edges.sum())
 
     precision, recall = matched_share(output, target), matched_share(target, output)
@@ -77,7 +77,7 @@ def _f1(output: CachedClip, truth: GroundTruth) -> Measurement:
             "edge_f1_shuffled": floor,
             "edge_gap": matched - floor,
         },
-        {"edge_f1": [f1_of(own[None], target[None], 1) for own, target in pairs]},
+        {"edge_f1": [f1_of(edges[None], target_edges[None], 1) for edges, target_edges in pairs]},
     )
 
 

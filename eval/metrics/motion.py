@@ -63,8 +63,11 @@ def _target_steps(truth: GroundTruth) -> tuple[Mask, float | None]:
 
 
 def warping_error(clip: Clip, flow: NDArray[np.float16], masks: Mask) -> float | None:
-    """Warping error E (Lai et al. 2018, arXiv 1808.00449): the mean over masked pixels and colours of
-    (x_t - x_{t+1} warped back along the flow)^2, x in [0, 1], mean over steps; None if no pixel is masked."""
+    """Warping error E (Lai et al. 2018, arXiv 1808.00449) of a clip with values x in [0, 1].
+
+    The squared difference of x_t and x_{t+1} warped back along the flow, mean over the pixels of the mask and colours,
+    then over steps. None if no mask has a pixel.
+    """
     errors = []
     for i in np.flatnonzero(masks.any(axis=(1, 2))).tolist():
         step_flow = flow[i].astype(np.float32)

@@ -32,8 +32,8 @@ PAINTED = ("edit.hole", "edit.outpaint")
 def edited_region(task: Task, target: Clip, reference: Clip) -> Mask | None:
     """The region (F,H,W) of the target that its reference (F',H',W',3, as stored in the pair) does not show.
 
-    For makers that paint a hole, the pixels of the mask colour. For given pairs (before, after), the pixels that differ
-    by EDIT_LEVELS or more; this is the whole picture if the edit is global. None for other makers.
+    For makers that paint a hole: the pixels of the mask colour. For the maker `given` (pairs of before and after): the
+    pixels that differ by EDIT_LEVELS or more, which is the whole picture if the edit is global. None for other makers.
     """
     frames, height, width = target.shape[:3]
     indices = frame_indices(frames, len(reference))
@@ -70,21 +70,21 @@ def change(first: Clip, second: Clip, region: Mask | slice) -> float:
 
 
 def masked_psnr(output: Clip, target: Clip, mask: Mask) -> list[float]:
-    """PSNR over the pixels of a mask (F,H,W), for each frame with such pixels: MSE = sum m (a - b)^2 / (3 sum m).
+    """PSNR over the pixels of a mask m (F,H,W), for each frame with such pixels: MSE = sum m (a - b)^2 / (3 sum m).
 
     Averaging the masked errors over all pixels instead would add 10 log10(1 / area) dB.
     """
-    touched = [(a, b, m.astype(np.uint8)) for a, b, m in zip(output, target, mask, strict=True) if m.any()]
-    return [decibel(cv2.norm(a, b, cv2.NORM_L2SQR, m) / (3 * int(m.sum()))) for a, b, m in touched]
+    frames = [(a, b, m.astype(np.uint8)) for a, b, m in zip(output, target, mask, strict=True) if m.any()]
+    return [decibel(cv2.norm(a, b, cv2.NORM_L2SQR, m) / (3 * int(m.sum()))) for a, b, m in frames]
 
 
 def masked_ssim(output: Clip, target: Clip, mask: Mask) -> float | None:
     """SSIM over positions whose whole window lies in the mask (F,H,W), pooled over frames; None if there are none."""
     edge = SSIM_WINDOW // 2
     inner = ~dilated(~mask, edge)[:, edge:-edge, edge:-edge]
-    places = np.flatnonzero(inner.any(axis=(1, 2))).tolist()
-    total = sum(float(ssim_map(output[i], target[i])[inner[i]].sum()) for i in places)
-    return total / (3 * int(inner.sum())) if places else None
+    frames = np.flatnonzero(inner.any(axis=(1, 2))).tolist()
+    total = sum(float(ssim_map(output[i], target[i])[inner[i]].sum()) for i in frames)
+    return total / (3 * int(inner.sum())) if frames else None
 
 
 def seam(output: Clip, target: Clip, region: Mask) -> float | None:

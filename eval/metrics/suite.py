@@ -84,22 +84,20 @@ class Suite:
     def measure(self, output: Clip, truth: GroundTruth) -> Measurement:
         """Every metric of an output clip (F,H,W,3), with PSNR and the primary metric also per frame.
 
-        Raises ValueError if the size of the output is not that of the target.
+        Raises ValueError if the output and the target differ in size.
         """
         if output.shape != truth.target.shape:
             raise ValueError(f"a clip of {output.shape} cannot be measured against one of {truth.target.shape}")
         cached = CachedClip(output)
-        measured = [group.measure(cached, truth) for group in self.groups]
-        values = {key: value for one in measured for key, value in one.values.items()}
-        frames = {
-            key: series for one in measured for key, series in one.frames.items() if key in ("psnr", self.primary)
-        }
-        return Measurement(values, frames)
+        measurements = [group.measure(cached, truth) for group in self.groups]
+        values = {key: value for measurement in measurements for key, value in measurement.values.items()}
+        frames = {key: series for measurement in measurements for key, series in measurement.frames.items()}
+        return Measurement(values, {key: frames[key] for key in frames if key in ("psnr", self.primary)})
 
     def control(self, output: Clip, truth: GroundTruth | None = None) -> Clip | None:
         """The control signal extracted from the output and drawn as the maker draws it (F,H,W,3), for the report.
 
-        None for tasks without a control, and for tracks without a ground truth that says where they start.
+        None for tasks without a control, and for track tasks without a ground truth (the start points).
         """
         return None if self.draw_control is None else self.draw_control(CachedClip(output), truth)
 
@@ -109,7 +107,7 @@ def _restoration(task: Task) -> TaskMetrics:
 
 
 def _colorize(task: Task) -> TaskMetrics:
-    """Adherence is luma PSNR: the reference gives the luma, the adapter has to invent the colours."""
+    """Adherence is luma PSNR: the reference contains the luma, the adapter has to invent the colours."""
     return TaskMetrics((colour.LUMA, colour.RATIO, colour.CDC), "chroma_error", adherence="psnr_y")
 
 
@@ -129,8 +127,8 @@ def _edges(task: Task) -> TaskMetrics:
 
 
 def _canny(task: Task) -> TaskMetrics:
-    lines = CannyEdges(**task.maker_args)
-    return TaskMetrics((), "edge_f1", lambda output, _: lines.draw(output.clip, output.clip.shape[1:3]))
+    canny = CannyEdges(**task.maker_args)
+    return TaskMetrics((), "edge_f1", lambda output, _: canny.draw(output.clip, output.clip.shape[1:3]))
 
 
 def _soft_edges(task: Task) -> TaskMetrics:
@@ -175,7 +173,7 @@ def _depth(task: Task) -> TaskMetrics:
 
 
 def _depth_given(task: Task) -> TaskMetrics:
-    reason = "no weights: the depth was supplied with the clips, and no network is named to read depth from outputs"
+    reason = "no weights: the depth was supplied with the clips, and no network is set to measure depth in outputs"
     return _edges_instead_of(
         DEPTH_METRICS, f"{reason}; pairs made with control.depth and task.maker_args.model are measured"
     )

@@ -23,19 +23,22 @@ METRICS = (
 
 
 def requested_tracks(drawn: Mapping[str, Any], frames: int) -> tuple[Values, Mask]:
-    """The tracks of the record in target pixels (N,F,2), from the first frame on, and where they last (N,F)."""
+    """The tracks of the record in target pixels (N,F,2), and the frames that each track covers (N,F).
+
+    After its end a track keeps its last position.
+    """
     tracks = [np.array(track, np.float64) for track in drawn.get("tracks", ()) if track]
-    points, lasting = np.zeros((len(tracks), frames, 2)), np.zeros((len(tracks), frames), bool)
-    for row, lasts, track in zip(points, lasting, tracks, strict=True):
-        row[:] = track[np.minimum(np.arange(frames), len(track) - 1)]
-        lasts[: len(track)] = True
-    return points, lasting
+    points, is_covered = np.zeros((len(tracks), frames, 2)), np.zeros((len(tracks), frames), bool)
+    for i, track in enumerate(tracks):
+        points[i] = track[np.minimum(np.arange(frames), len(track) - 1)]
+        is_covered[i, : len(track)] = True
+    return points, is_covered
 
 
 def track_values(
     requested: Values, is_requested: Mask, tracked: Values, is_tracked: Mask, size: tuple[int, int]
 ) -> Measurement:
-    """Track metrics of requested against tracked points (N,F,2), over the frames from the second on with a request.
+    """Track metrics of requested against tracked points (N,F,2), over all requested frames but the first.
 
     is_requested (N,F): frames for which a point is requested. is_tracked (N,F): frames in which it is not lost. A
     lost point keeps its last position in the error metrics and counts as outside every distance threshold. size:
@@ -48,14 +51,14 @@ def track_values(
     distance = np.linalg.norm(tracked - requested, axis=-1)  # (N,F)
     share = np.where(is_tracked, distance, np.inf)[is_requested] / np.hypot(height, width)
     tap = np.linalg.norm((tracked - requested) * TAP_SIDE / (width, height), axis=-1)
-    tap_seen = np.where(is_tracked, tap, np.inf)[is_requested]
+    tap_distance = np.where(is_tracked, tap, np.inf)[is_requested]
     error = float(distance[is_requested].mean())
     values = {
         "track_error": error,
         "track_error_diagonal": 100 * error / float(np.hypot(height, width)),
         "track_within_1": float((share <= 0.01).mean()),
         "track_within_5": float((share <= 0.05).mean()),
-        "track_dx": float(np.mean([(tap_seen < limit).mean() for limit in TAP_PIXELS])),
+        "track_dx": float(np.mean([(tap_distance < limit).mean() for limit in TAP_PIXELS])),
         "track_found": float(is_tracked[is_requested].mean()),
     }
     frames = [
@@ -66,7 +69,7 @@ def track_values(
 
 
 def track_metrics(lost: float) -> MetricGroup:
-    """Compare the tracks of the record with where their first points move in the output; `lost` as in the maker."""
+    """Compare the tracks of the record with the paths of their start points in the output. lost: as in the maker."""
 
     def measure(output: CachedClip, truth: GroundTruth) -> Measurement:
         requested, is_requested = requested_tracks(truth.drawn, len(output.clip))
@@ -78,7 +81,7 @@ def track_metrics(lost: float) -> MetricGroup:
 
 
 def trails(output: CachedClip, truth: GroundTruth, lost: float, larger: float) -> Clip:
-    """Trails of the first points of the requested tracks as they move in the output, drawn as the maker draws them."""
+    """The paths of the requested tracks' start points in the output, drawn as the maker draws tracks."""
     requested, _ = requested_tracks(truth.drawn, len(output.clip))
     size = output.clip.shape[1:3]
     return draw_tracks(

@@ -1,1 +1,1 @@
-"""report.html: one page that opens from disk, needs no network, and whose tables read without JavaScript."""
+"""Write report.html: one page that opens from disk, needs no network, and shows its tables without JavaScript."""

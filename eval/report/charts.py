@@ -17,7 +17,7 @@ PointOrValue = float | Sequence[float]
 
 @dataclass(frozen=True)
 class Axes:
-    """Axes of WIDTH x HEIGHT pixels: x spans `span`, y spans `values`, with round ticks."""
+    """Axes of a chart of WIDTH x HEIGHT pixels. x covers `span`, y covers all `values`, with round ticks."""
 
     span: tuple[float, float]
     values: Sequence[float]
@@ -83,7 +83,7 @@ def strength_curve(
 
 
 def latent_frame_curve(blocks: Sequence[tuple[float, Estimate | None]]) -> str:
-    """Effect (1: that of the full reference; None: not measured) and mask weight of each latent frame."""
+    """Mask weight and effect of each latent frame. Effect 1: the effect of the full reference; None: not measured."""
     points = [(float(i), estimate) for i, (_, estimate) in enumerate(blocks) if estimate is not None]
     values = [value for _, estimate in points for value in ends(estimate)] + [weight for weight, _ in blocks]
     axes = Axes((0.0, float(max(len(blocks) - 1, 1))), values)

@@ -24,25 +24,25 @@ Control = Callable[[Clip, GroundTruth], Clip | None]
 class Clips(Mapping[str, Clip]):
     """Clips by name, each sampled or read on access: all clips of a window together may not fit in memory."""
 
-    def __init__(self, makers: Mapping[str, Callable[[], Clip]]) -> None:
-        self._makers = makers
+    def __init__(self, loaders: Mapping[str, Callable[[], Clip]]) -> None:
+        self._loaders = loaders
 
     def __getitem__(self, name: str) -> Clip:
-        return self._makers[name]()
+        return self._loaders[name]()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._makers
+        return name in self._loaders
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
+        return iter(self._loaders)
 
     def __len__(self) -> int:
-        return len(self._makers)
+        return len(self._loaders)
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A window and its clips of the first seed, by the names of conditions, of rows and of the constants above."""
+    """A window and its clips of the first seed, named after conditions, rows and the constants above."""
 
     window: Window
     fps: float
@@ -90,5 +90,5 @@ def worst_first(scores: Mapping[str, Any]) -> list[int]:
 def examples(scores: Mapping[str, Any]) -> list[int]:
     """Up to EXAMPLES window numbers at equal steps from the worst to the best."""
     order = worst_first(scores)
-    places = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
-    return [order[i] for i in places]
+    indices = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
+    return [order[i] for i in indices]

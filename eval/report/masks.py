@@ -1,4 +1,4 @@
-"""The mask section: what the half-frame mask and the fade-in mask changed, where, and by how much."""
+"""The mask section: where and by how much the half-frame mask and the fade-in mask change the clips."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ MEANING = {  # key of `mask.half` -> label and definition
     "leakage": ("leakage", "outside / inside"),
     "kept": ("kept", "inside, change against the full reference, levels"),
     "dropped": ("dropped", "outside, change against the full reference, levels"),
-    "disturbance": ("disturbance", "kept / dropped; 0: the mask acts only where it is"),
-    "effect_kept": ("effect kept", "inside / change of the full reference there; 1: nothing lost"),
-    "leakage_of_full": ("leakage of full", "outside / change of the full reference there; 0: nothing leaks"),
+    "disturbance": ("disturbance", "kept / dropped; 0: the mask changes only the half without reference"),
+    "effect_kept": ("effect kept", "inside / change by the full reference in the same half; 1: nothing is lost"),
+    "leakage_of_full": ("leakage of full", "outside / change by the full reference in the same half; 0: no leakage"),
     "null_change": ("null change", "strength 0 against no reference, levels; 0: the strength path is correct"),
 }
 

@@ -1,4 +1,4 @@
-"""The grid of video players: a row per window, a column per condition, a per-frame line under some of them."""
+"""The grid of video players: a row per window, a column per condition, and a per-frame line under some players."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Scores = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of players: title, clip name, the row of scores.json shown under it, whether it is visible at first."""
+    """A column of players: title, clip name, the row of scores.json under each player, whether it starts visible."""
 
     title: str
     clip: str

@@ -43,8 +43,8 @@ def _probe(scores: Mapping[str, Any], clips: ProbeClips | None, fps: float, medi
     name = scores["name"]
     if len(scores["requested"]) > 1:
         chart = probe_curve(name, scores["requested"], scores["found"])
-        of = "x and y" if isinstance(scores["requested"][0], list) else "position"
-        curve = f"<figure>{chart}<figcaption>{of}: requested (dashed), measured (line)</figcaption></figure>"
+        quantity = "x and y" if isinstance(scores["requested"][0], list) else "position"
+        curve = f"<figure>{chart}<figcaption>{quantity}: requested (dashed), measured (line)</figcaption></figure>"
     else:
         curve = f"<p>requested {scores['requested'][0]:.3g}, measured {scores['found'][0]:.3g}</p>"
     if clips is None:

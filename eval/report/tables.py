@@ -23,14 +23,14 @@ Scores = Mapping[str, Any]
 
 def metric_name(scores: Scores, metric: str) -> str:
     """`PSNR, dB`: title and unit of a metric."""
-    facts = scores["metrics"][metric]
-    return escape(f"{facts['title']}, {facts['unit']}" if facts["unit"] else facts["title"])
+    properties = scores["metrics"][metric]
+    return escape(f"{properties['title']}, {properties['unit']}" if properties["unit"] else properties["title"])
 
 
 def metric_value(scores: Scores, metric: str, value: float | None) -> str:
     """`PSNR 31.20 dB`."""
-    facts = scores["metrics"][metric]
-    return escape(f"{facts['title']} {number(value, digits(scores, metric))} {facts['unit']}".strip())
+    properties = scores["metrics"][metric]
+    return escape(f"{properties['title']} {number(value, digits(scores, metric))} {properties['unit']}".strip())
 
 
 def digits(scores: Scores, metric: str) -> int:
@@ -101,7 +101,7 @@ def probability(p: float | None) -> str:
 
 
 def symptoms(entries: Sequence[Symptom]) -> str:
-    """One row per symptom: level, the values that decide, and the remedy."""
+    """One row per symptom: level, the values that decide it, and the remedy."""
     by_name = {entry["symptom"]: entry for entry in entries}
     rows = []
     for symptom in SYMPTOMS:
@@ -117,7 +117,7 @@ def symptoms(entries: Sequence[Symptom]) -> str:
 
 
 def conditions(scores: Scores) -> str:
-    """Every condition and model-free row with every metric."""
+    """Every condition, and every row measured without a model, with every metric."""
     metrics, primary = scores["metrics"], scores["primary"]
     head = ["condition", *(f"{'★ ' if metric == primary else ''}{metric_name(scores, metric)}" for metric in metrics)]
     rows = [

@@ -1,7 +1,7 @@
 """Log an evaluation to Weights & Biases: a table of clips (row per window, column per condition), curves, files.
 
-Keys and columns are the same in every run, so that runs can be compared. `logger=` selects as in training: wandb online
-or offline (`wandb_run.start_run`), or none.
+Keys and columns are the same in every run, so that runs can be compared. As in training, `logger=` selects wandb
+(online or offline, see `wandb_run.start_run`) or none.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def _strengths(scores: Scores) -> list[str]:
 def verdict_rows(scores: Scores) -> Iterator[list[Any]]:
     """A row per claim."""
     for verdict in scores["verdicts"]:
-        ends = [verdict["value"][key] for key in ("mean", "low", "high", "n")]
-        yield [verdict["name"], verdict["claim"], *ends, verdict["threshold"], verdict["passed"]]
+        value = [verdict["value"][key] for key in ("mean", "low", "high", "n")]
+        yield [verdict["name"], verdict["claim"], *value, verdict["threshold"], verdict["passed"]]
 
 
 def strength_rows(scores: Scores) -> Iterator[list[Any]]:
@@ -141,9 +141,10 @@ def curves(scores: Scores) -> dict[str, Any]:
 def summary(scores: Scores) -> dict[str, Any]:
     """`<row>/<metric>` -> {mean, low, high, n}; control, verdicts, probes, and the count of passed claims."""
     estimates = {
-        f"{row}/{metric}": dict(f) for row, metrics in scores["cells"].items() for metric, f in metrics.items()
+        f"{row}/{metric}": dict(value) for row, metrics in scores["cells"].items() for metric, value in metrics.items()
     }
-    control = {f"control/{name}": dict(f) for name, f in (scores["control"] or {}).items() if f and "mean" in f}
+    control_scores = scores["control"] or {}
+    control = {f"control/{name}": dict(value) for name, value in control_scores.items() if value and "mean" in value}
     passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
     probe_scores = scores["simple"]
     probes = {f"simple/{p['name']}": p["value"] for p in probe_scores["signals"]} if probe_scores else {}

@@ -37,9 +37,9 @@ def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict
 
 def seed_diversity(source: ClipSource, batches: Sequence[Sequence[Item]], number: int) -> dict[str, float]:
     """Diversity over the seeds of window `number`, with and without a reference."""
-    places = [(batch, i) for batch in batches for i, item in enumerate(batch) if item.window.number == number]
+    seeds = [(batch, i) for batch in batches for i, item in enumerate(batch) if item.window.number == number]
     return {
-        condition.name: diversity([source.clip(condition, batch, i) for batch, i in places])
+        condition.name: diversity([source.clip(condition, batch, i) for batch, i in seeds])
         for condition in source.conditions
         if condition.name in DIVERSITY_CONDITIONS
     }

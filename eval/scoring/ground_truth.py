@@ -12,8 +12,8 @@ from eval.clips.windows import HeldOut
 from eval.metrics import Clip, GroundTruth, edited_region, frame_indices
 from iclora_train.config import Task
 
-MIN_CACHED = 8  # windows whose ground truth stays in memory: those of a batch and their partners
-CACHE_BYTES = 2**30  # more windows are cached up to this size
+MIN_CACHED = 8  # windows whose ground truth always stays in memory: the windows of a batch and their partners
+CACHE_BYTES = 2**30  # more windows are cached up to this total size
 COPIES = 6  # size of a ground truth relative to its target: three clips, and the data that metrics cache
 
 

@@ -1,4 +1,6 @@
-"""Score clips against the held-out pixels: every condition, the model-free rows, and the changes between conditions.
+"""Score clips against the held-out pixels: every condition, the model-free rows, and changes between conditions.
+
+A model-free row is measured without a model: the reference itself, the target after the VAE, another clip's target.
 
 A thread pool measures one batch while the next batch is sampled. At most one batch waits to be measured.
 """
@@ -35,11 +37,7 @@ from eval.scoring.ground_truth import GroundTruths
 from eval.statistics.estimates import Values, drop_nan
 from iclora_train.core.progress import progress_bar
 
-BY_LATENT_FRAME = (
-    ADAPTER_REFERENCE,
-    at_strength(0).name,
-    FADE_MASK,
-)  # conditions scored per latent frame, for the fade
+BY_LATENT_FRAME = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # scored per latent frame, for the fade mask
 BY_FRAME = (ADAPTER_REFERENCE, BASE_REFERENCE)  # conditions with per-frame values in scores.json, first seed only
 Row = dict[str, Values]  # metric -> value per window
 Frames = dict[str, list[list[float] | None]]  # metric -> window -> frame
@@ -146,9 +144,9 @@ class Scorer:
     def _by_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Frames:
         """Per-frame values of the first seed: metric -> window -> values, None where not measured."""
         first_seed = measured[0][0].seed
-        of_window = {item.window.number: result.frames for item, result in measured if item.seed == first_seed}
-        names = dict.fromkeys(name for frames in of_window.values() for name in frames)
-        return {name: [of_window[n].get(name) for n in range(len(self.held_out.windows))] for name in names}
+        by_window = {item.window.number: result.frames for item, result in measured if item.seed == first_seed}
+        names = dict.fromkeys(name for frames in by_window.values() for name in frames)
+        return {name: [by_window[n].get(name) for n in range(len(self.held_out.windows))] for name in names}
 
     def _by_latent_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Values:
         """Adherence (windows, latent frames): for structure tasks the primary metric if it is per frame, else PSNR."""
@@ -161,7 +159,7 @@ class Scorer:
         return np.stack(list(row.values()), axis=1)
 
     def _score_model_free_rows(self, results: Results, pool: Executor) -> None:
-        """Measure the input, the VAE round trip of the target and another recording's target like outputs."""
+        """Measure like outputs: the input, the target after the VAE, and the target of another recording."""
         items = [Item(window, 0) for window in self.held_out.windows]
         numbers = {f"the VAE round trip of {item.window.key}": item.window.number for item in items}
         require_aligned({name: offset(self.ceiling(n), self.target(n)) for name, n in numbers.items()})
@@ -185,8 +183,8 @@ class Scorer:
         """Measure how masks, strength 0 and seeds change the clips."""
         changes: list[tuple[Item, Mapping[str, float]]] = []
         for batch in self.batches:
-            of_batch = pool.map(lambda i, batch=batch: condition_changes(self.source, batch, i), range(len(batch)))
-            changes += zip(batch, of_batch, strict=True)
+            per_item = pool.map(lambda i, batch=batch: condition_changes(self.source, batch, i), range(len(batch)))
+            changes += zip(batch, per_item, strict=True)
             on_batch()
         results.changes = self._per_window(changes)
         if len({item.seed for item, _ in changes}) > 1:

@@ -1,9 +1,9 @@
 """Means with 95 % confidence intervals.
 
-The statistical unit is the window of a clip; seeds are averaged inside the window first. Windows of one recording are
-not independent, so every verdict carries a second interval whose unit is the recording (`estimate_by_source`). Trust
-the second interval when there are few recordings. NaN marks a window on which a metric could not be measured; such
-windows are left out, and `n` counts the windows that remain.
+The statistical unit is the window of a clip; the seeds of a window are averaged first. Windows of one recording are not
+independent, so every verdict has a second interval whose unit is the recording (`estimate_by_source`). Trust the second
+interval when there are few recordings. NaN marks a window on which a metric could not be measured. Such windows are
+left out, and `n` counts the windows that remain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Values = NDArray[np.float64]
 
 DRAWS = 4000  # bootstrap resamples
-BOOTSTRAP_FROM = 20  # units; with fewer, a percentile bootstrap is too narrow and Student's t is used
+BOOTSTRAP_FROM = 20  # units; with fewer, a percentile bootstrap is too narrow, so Student's t is used
 _SEED = 20240229
 # 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom
 _T = (

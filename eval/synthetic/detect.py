@@ -35,7 +35,7 @@ def outlines(clip: Clip, coarse: int) -> Outline:
     magnitudes = []
     for frame in luma(clip):
         small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
-        dx, dy = (cv2.Sobel(small, cv2.CV_64F, *sample_, scale=1 / 8) for sample_ in ((1, 0), (0, 1)))
+        dx, dy = (cv2.Sobel(small, cv2.CV_64F, *order, scale=1 / 8) for order in ((1, 0), (0, 1)))
         magnitudes.append(cv2.GaussianBlur(np.hypot(dx, dy), (0, 0), TOLERANCE))
     return np.stack(magnitudes).astype(np.float32)
 
@@ -101,22 +101,22 @@ def step_frame(series: Array) -> int:
     """Frame at which a series (F,) rises, by a least-squares fit of two levels; F if it never rises by STEP_SIZE."""
     count = len(series)
     rises = [float(series[k:].mean() - series[:k].mean()) for k in range(1, count)]
-    weights = [k * (count - k) / count for k in range(1, count)]  # of a split's explained sum of squares
+    weights = [k * (count - k) / count for k in range(1, count)]  # weight x rise^2 is the explained sum of squares
     explained = [weight * max(rise, 0.0) ** 2 for rise, weight in zip(rises, weights, strict=True)]
     best = int(np.argmax(explained))
     return best + 1 if rises[best] >= STEP_SIZE else count
 
 
 def slope(clip: Clip) -> float:
-    """Rise of the luma from the left to the right edge in levels: least-squares line through all pixels."""
+    """Rise of the luma from the left to the right edge in levels, from a least-squares line through all pixels."""
     columns = luma(clip).mean((0, 1))  # (W,)
     return float(np.polyfit((np.arange(len(columns)) + 0.5) / len(columns), columns, 1)[0])
 
 
 def unrest(clip: Clip) -> Array:
-    """Per frame (F,), the mean squared difference of luma from the mean frame / the luma variance. Noise: about 1.
+    """Per frame (F,), the mean squared difference of luma from the mean frame, over the luma variance. Noise: about 1.
 
-    One squared level is added to both, so that an empty clip counts as unrest instead of a still picture.
+    One squared level is added to both terms, so that an empty clip counts as unrest and not as a still picture.
     """
     levels = luma(clip)
     mean_frame = levels.mean(0)

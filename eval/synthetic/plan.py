@@ -12,16 +12,13 @@ from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry, VideoShape
 
-DONORS = (
-    "line",
-    "dot",
-)  # probes whose reference is used for the floor of another probe: the first that differs from it
+DONORS = ("line", "dot")  # the floor of a probe uses the reference of the first of these that is another probe
 SEEDS = 3  # clips per probe; the one with the median error counts
 
 
 @dataclass(frozen=True)
 class ProbeSample:
-    """One clip to sample: index of its probe, index of the probe whose reference it gets, and its seed (< SEEDS)."""
+    """One clip to sample: index of its probe, index of the probe that donates the reference, and seed (< SEEDS)."""
 
     probe: int
     donor: int
@@ -68,10 +65,10 @@ class ProbePlan:
         return [[hashes[sample.donor], sample.noise_seed] for sample in samples]
 
 
-def split_applicable(every: Sequence[Probe], task: Task) -> tuple[list[Probe], list[dict[str, str]]]:
-    """The probes that can be drawn as a reference of the task, and the others with the reason."""
-    reasons = {probe.name: not_applicable(probe, task) for probe in every}
-    probes = [probe for probe in every if reasons[probe.name] is None]
+def split_applicable(candidates: Sequence[Probe], task: Task) -> tuple[list[Probe], list[dict[str, str]]]:
+    """The probes that can be drawn as a reference of the task, and the reason for each probe that cannot."""
+    reasons = {probe.name: not_applicable(probe, task) for probe in candidates}
+    probes = [probe for probe in candidates if reasons[probe.name] is None]
     if reference_kind(task) == "tracks":
         probes = [track_by_flow(probe) for probe in probes]
     return probes, [{"signal": name, "reason": reason} for name, reason in reasons.items() if reason is not None]

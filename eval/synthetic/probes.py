@@ -1,12 +1,12 @@
 """The six synthetic probes: what each requests, how it is measured in an output, and its tolerance.
 
-A probe passes if its error is at most its threshold. Thresholds were fixed before any adapter was evaluated; scenes and
-detectors were chosen with one canny adapter on nano at hand:
+A probe passes if its error is at most its threshold. Thresholds were fixed before any adapter was evaluated. Scenes and
+detectors were chosen with the help of one canny adapter on nano. Thresholds:
 
     position  half a reference token: an adapter that follows a position at all follows it within its token; a shape
               that is not followed is a third of the frame away
     ramp      a quarter of the slope: codecs and samplers change contrast by less; an ignored ramp is off by 100 %
-    moment    half of the frames that share a latent frame (the same argument in time); an eighth of a short clip
+    moment    half of the frames of a latent frame (the same argument in time), at most an eighth of the clip
     rest      a tenth of the luma variance: a still picture has 0, noise has about 1
 """
 
@@ -30,7 +30,7 @@ MARGIN = 0.08  # of the short side: margin of a template around its shape
 class Probe:
     """One synthetic probe.
 
-    scene: the clip (F,H,W,3) that fulfils the request. measure(clip) has the shape of `requested`: points (F,2) or
+    scene: the clip (F,H,W,3) that fulfils the request. requested, and the result of measure(clip): points (F,2) or
     columns (F,) in pixels, a slope (1,) in levels, a moment (1,) in frames, or unrest (F,). error(measured): at most
     `threshold` if the request is met. The reference is drawn from `distance` (signed distances, see `shapes`; None for
     the ramp) or from `points` (F,2), the track of a shape that moves as a whole.

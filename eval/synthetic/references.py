@@ -1,8 +1,8 @@
 """The reference of a synthetic probe: the scene, drawn as the kind of reference that the task was trained on.
 
 Controls (edges, depth, tracks) are drawn from the known geometry of the scene. Degradations are replaced by one simple
-operation, because eval does not know how data_prep makes pairs: Gaussian blur for restoration, grey for colorize, a
-painted box for inpainting. The probes test where things are, not how well the task is solved.
+operation, because eval does not import data_prep: Gaussian blur for restoration, grey for colorize, a painted box for
+inpainting. The probes test positions and times, not how well the task is solved.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Run the synthetic probes: is a control followed whose correct answer is known exactly?
+"""Run the synthetic probes: does the adapter follow references whose correct answer is known exactly?
 
 A moving square, a sweeping line, a dot on an arc, a brightness ramp, a square that appears, and shapes at rest: each is
 given to the adapter as a reference of its task's kind, and measured in the output by a detector without weights. Every
-probe is also measured in a clip sampled with another probe's reference, its floor. A probe that also passes there
-proves nothing and does not count as passed.
+probe is also measured in its floor, a clip sampled with the reference of another probe. A probe that also passes on its
+floor proves nothing and does not count as passed.
 
 The caption is empty. All probes share batches, so that they take about as long as a few clips.
 """
@@ -47,7 +47,10 @@ class ProbeClips:
 
 @dataclass(frozen=True)
 class ProbeSampler:
-    """Samples the clips of a plan. size: latent size (f, h, w); text: features (T,D) of the empty caption."""
+    """Samples the clips of a plan.
+
+    size: latent size (f, h, w). text: features (T,D) of the empty caption.
+    """
 
     transformer: Transformer
     vae: VideoVAE

@@ -18,10 +18,8 @@ Array = NDArray[np.float64]
 Clip = NDArray[np.uint8]
 SignedDistance = Callable[[int], Array]  # frame number -> (H,W)
 
-NEAR, FAR = (
-    np.array([226.0, 178.0, 96.0]),
-    np.array([42.0, 60.0, 92.0]),
-)  # RGB of a sand-coloured shape and a dark blue background: they differ in luma and hue
+NEAR = np.array([226.0, 178.0, 96.0])  # RGB of the shape: sand
+FAR = np.array([42.0, 60.0, 92.0])  # RGB of the background: dark blue, which differs from sand in luma and hue
 SQUARE, DOT = 0.17, 0.11  # half the side of the square, and the radius of the dot, as shares of the short side
 DARK, BRIGHT = 40.0, 216.0  # levels at the ends of the ramp and of depth
 WARM = np.array([1.0, 0.95, 0.8])  # colour of the ramp

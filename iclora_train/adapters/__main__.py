@@ -25,10 +25,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser("python -m iclora_train.adapters", description="Work on adapter files.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _convert(
-        commands.add_parser(
-            "convert",
-            help="convert to the format that ComfyUI, ltx-pipelines and diffusers load",
-        )
+        commands.add_parser("convert", help="convert to the format that ComfyUI, ltx-pipelines and diffusers load")
     )
     check = commands.add_parser("check", help="list all problems of adapter files; exit code 2 if there are any")
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
@@ -62,7 +59,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
 
 def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help=_BASE)
-    command.add_argument("merged", help="the merged or fine-tuned copy of it")
+    command.add_argument("merged", help="the merged or fine-tuned copy of the base")
     command.add_argument("out", type=Path)
     command.add_argument("--rank", type=int, default=32)
     command.add_argument("--task", default="extracted", help="task name for the file's metadata")

@@ -15,7 +15,7 @@ from iclora_train.ltx2.base_model import EMBEDDED
 
 WeightedAdapters = Sequence[tuple[Adapter, float]]  # adapters and their strengths
 WeightedFactors = tuple[Tensor, Tensor, float]  # A (rank,in), B (out,rank), strength
-_OVERSAMPLING, _POWER_ITERATIONS = 16, 4  # of the randomised range finder
+_OVERSAMPLING, _POWER_ITERATIONS = 16, 4  # settings of the randomised range finder
 
 
 def weight_delta(factors: Iterable[WeightedFactors]) -> Tensor:
@@ -58,19 +58,21 @@ def _require_same_shape(name: str, factors: list[WeightedFactors]) -> None:
 
 
 def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
-    """The metadata on which all adapters agree, with a list of the adapters. ConfigError if bases or reference factors
-    disagree."""
-    every = [adapter for adapter, _ in adapters]
-    embedded = any(adapter.metadata.get(FAMILY) in EMBEDDED for adapter in every)  # must have the very same weights
+    """The metadata on which all adapters agree, with a list of the adapters.
+
+    ConfigError if bases or reference factors disagree.
+    """
+    parts = [adapter for adapter, _ in adapters]
+    embedded = any(adapter.metadata.get(FAMILY) in EMBEDDED for adapter in parts)  # embedded: equal weights required
     for key in (FAMILY, VERSION, FINGERPRINT) if embedded else (FAMILY, VERSION):
-        require_agreement(key, [adapter.metadata.get(key) for adapter in every])
-    with_reference = [adapter for adapter in every if adapter.in_context] or every
+        require_agreement(key, [adapter.metadata.get(key) for adapter in parts])
+    with_reference = [adapter for adapter in parts if adapter.in_context] or parts
     for key in (DOWNSCALE, TEMPORAL):
         require_agreement(key, [adapter.metadata.get(key, "1") for adapter in with_reference])
     first = with_reference[0].metadata
-    common = {key: value for key, value in first.items() if all(c.metadata.get(key) == value for c in with_reference)}
-    tasks = [adapter.metadata.get("task", "unnamed") for adapter in every]
-    triggers = dict.fromkeys(c.metadata["trigger"] for c in every if c.metadata.get("trigger"))
+    common = {key: value for key, value in first.items() if all(a.metadata.get(key) == value for a in with_reference)}
+    tasks = [adapter.metadata.get("task", "unnamed") for adapter in parts]
+    triggers = dict.fromkeys(a.metadata["trigger"] for a in parts if a.metadata.get("trigger"))
     sources = " ".join(f"{task}:{strength:g}" for task, (_, strength) in zip(tasks, adapters, strict=True))
     return {**common, "task": "+".join(tasks), "trigger": " ".join(triggers), "combined": sources}
 
@@ -85,8 +87,8 @@ def require_agreement(key: str, values: Sequence[str | None]) -> None:
 def recompress(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The best A (rank,in), B (out,rank) for B A in the Frobenius norm, without forming the product.
 
-    With the QR decompositions B = Q R and A' = P S, the singular values of B A are those of R S', a matrix of the old
-    rank.
+    With the QR decompositions B = Q R and A' = P S, B A has the singular values of R S', a matrix whose sides are the
+    old rank.
     """
     q, r = torch.linalg.qr(b.float())  # (out,old), (old,old)
     p, s = torch.linalg.qr(a.float().T)  # (in,old), (old,old)

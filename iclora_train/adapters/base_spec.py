@@ -1,4 +1,4 @@
-"""The base model that an adapter fits: its family, its version, and names and shapes of its linears."""
+"""Check which base model an adapter fits: family, version, and names and shapes of the linears."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Weights = Mapping[str, tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class BaseSpec:
-    """A base as adapters see it.
+    """The properties of a base that an adapter must fit.
 
-    linears: module -> (out, in). fingerprint: only of an embedded base, whose weights never change. A published version
+    linears: module -> (out, in). fingerprint: set for an embedded base, whose weights never change. A published version
     has several checkpoints (dev, distilled) that share adapters, so its fingerprint is not compared.
     """
 
@@ -44,7 +44,7 @@ class BaseSpec:
 
     @property
     def includes_audio(self) -> bool:
-        """Whether `linears` includes the audio stream. Of a diffusers folder only the video stream is read."""
+        """Whether `linears` includes the audio stream. From a diffusers folder only the video stream is read."""
         return any(map(is_audio, self.linears))
 
     @property
@@ -106,7 +106,7 @@ def _not_in_base(name: str, linears: Mapping[str, object]) -> str:
 
 
 def base_findings(metadata: Mapping[str, str], base: BaseSpec) -> Iterator[str]:
-    """Whether an adapter was trained on another base: with equal shapes it would load and give a wrong result."""
+    """A finding if an adapter was trained on another base: with equal shapes it would load and give a wrong result."""
     family, version = metadata.get(FAMILY), metadata.get(VERSION)
     if family is None or version is None:
         yield (

@@ -114,7 +114,7 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _use(adapter: Adapter) -> list[str]:
-    """The section on what a user must set."""
+    """The section with the settings for using the adapter: trigger, reference, size, frame rate."""
     metadata, factor = adapter.metadata, adapter.downscale
     trigger = metadata.get("trigger")
     same_size = "same size as the output clip"
@@ -129,7 +129,7 @@ def _use(adapter: Adapter) -> list[str]:
         rows.append(("size in training", f"{metadata['size']} (width x height x frames)"))
     if "fps" in metadata:
         rows.append(("frames per second", metadata["fps"]))
-    rows.append(("adapted linears", f"{len(adapter.weights)}, of which {len(adapter.audio)} outside the video stream"))
+    rows.append(("adapted linears", f"{len(adapter.weights)}, {len(adapter.audio)} of them outside the video stream"))
     return ["## Use", _table(rows)]
 
 
@@ -145,11 +145,11 @@ def _results(scores: Mapping[str, Any]) -> list[str]:
     conditions = [*scores["cells"].items()]
     conditions += [(f"attention strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
     rows = [f"| {name} | {with_interval(metrics[primary])} |" for name, metrics in conditions if primary in metrics]
-    about = (
+    caption = (
         f"Mean and 95 % interval over {len(scores['clips'])} held-out {scores['task']} windows with "
         f"{len(scores['seeds'])} seeds; adapter at strength 1."
     )
-    return ["## Results", about, "\n".join([*head, *rows])]
+    return ["## Results", caption, "\n".join([*head, *rows])]
 
 
 def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:

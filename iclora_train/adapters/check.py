@@ -1,4 +1,4 @@
-"""Check an adapter file: is it valid, and does it fit a base."""
+"""Check whether an adapter file is valid and fits a base."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from iclora_train.adapters.file import inspect
 def check(path: Path, base: BaseSpec | None = None) -> list[str]:
     """All problems of an adapter file, each with the key and the remedy; empty if the file is valid.
 
-    base: the base that it is meant for; without it, modules, shapes and version are not checked. ConfigError if the
-    file is not a safetensors file.
+    base: the base of the adapter; if None, modules, shapes and version are not checked. ConfigError if the file is not
+    a safetensors file.
     """
     adapter, findings = inspect(path)
     if base is not None:

@@ -1,4 +1,4 @@
-"""A workflow in ComfyUI's two JSON formats: the API format for its server, and the graph format for its page."""
+"""Write a workflow in ComfyUI's two JSON formats: the API format for its server, and the graph format for its page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Nodes = Mapping[str, WorkflowNode]  # by title
 
 
 def input_value(node: WorkflowNode, spec: NodeInput) -> Value | Link | None:
-    """The value or link of an input of a node, or else the default of its class."""
+    """The value or link of a node's input; without one, the default of the node class."""
     return node.inputs.get(spec.name, spec.default)
 
 
@@ -26,7 +26,7 @@ def output_index(nodes: Nodes, link: Link) -> int:
 
 
 def api_json(nodes: Nodes) -> dict[str, Any]:
-    """Number -> class_type and inputs; a link is [number of the node, index of its output]."""
+    """The API format: number -> class_type and inputs. A link is [number of the node, index of its output]."""
     numbers = {title: str(i) for i, title in enumerate(nodes, 1)}
 
     def encoded(value: Value | Link) -> object:
@@ -43,7 +43,10 @@ def api_json(nodes: Nodes) -> dict[str, Any]:
 
 
 def graph_json(nodes: Nodes) -> dict[str, Any]:
-    """Nodes with positions, sockets and widget values, and links [number, from, output, to, input, type]."""
+    """The graph format: nodes with positions, sockets and widget values, and links.
+
+    A link is [number, source node, output index, target node, input index, type].
+    """
     numbers = {title: i for i, title in enumerate(nodes, 1)}
     links: list[list[Any]] = []
     entries: list[dict[str, Any]] = []
@@ -72,15 +75,15 @@ def graph_json(nodes: Nodes) -> dict[str, Any]:
 
 
 def _sockets(nodes: Nodes, title: str, numbers: Mapping[str, int], links: list[list[Any]]) -> list[dict[str, Any]]:
-    """The sockets of a node: inputs without a widget, and widgets that are linked. Appends their links to `links`."""
+    """The sockets of a node: inputs without a widget, and linked widgets. Appends the links to `links`."""
     sockets: list[dict[str, Any]] = []
     for spec in NODE_CLASSES[nodes[title].class_type].inputs:
         value = input_value(nodes[title], spec)
         socket: dict[str, Any] = {"name": spec.name, "type": spec.type, "link": None}
         if isinstance(value, Link):
             socket["link"] = len(links) + 1
-            ends = [numbers[value.node], output_index(nodes, value), numbers[title], len(sockets)]
-            links.append([len(links) + 1, *ends, spec.type])
+            endpoints = [numbers[value.node], output_index(nodes, value), numbers[title], len(sockets)]
+            links.append([len(links) + 1, *endpoints, spec.type])
         if spec.widget:
             socket["widget"] = {"name": spec.name}
         if not spec.widget or isinstance(value, Link):
@@ -89,7 +92,7 @@ def _sockets(nodes: Nodes, title: str, numbers: Mapping[str, int], links: list[l
 
 
 def _widgets(node: WorkflowNode) -> list[Value | None]:
-    """The values of a node's widgets in order; a linked widget has its default."""
+    """The values of a node's widgets in order. A linked widget keeps its default value."""
     values: list[Value | None] = []
     for spec in NODE_CLASSES[node.class_type].inputs:
         if spec.widget:
@@ -113,6 +116,6 @@ def _positions(nodes: Nodes) -> dict[str, tuple[int, int]]:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a workflow as JSON, completely or not at all."""
+    """Write a workflow as JSON, atomically."""
     with write_atomic(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())

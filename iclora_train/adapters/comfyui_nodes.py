@@ -16,8 +16,8 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types of inputs with
 class NodeInput:
     """An input of a node class.
 
-    choices: of a COMBO whose values do not depend on the installed files. extra_widget: value of a second widget that
-    ComfyUI's page adds after this one and that is not an input.
+    choices: the values of a COMBO, if they do not depend on the installed files. extra_widget: value of a second widget
+    that ComfyUI's page adds after this one; it is not an input.
     """
 
     name: str
@@ -37,7 +37,7 @@ class NodeInput:
 
 @dataclass(frozen=True)
 class NodeClass:
-    """A node class: its inputs in order, and name and type of each output. pack: the extension that it is part of."""
+    """A node class: its inputs in order, and name and type of each output. pack: the extension that defines it."""
 
     inputs: tuple[NodeInput, ...]
     outputs: tuple[tuple[str, str], ...]
@@ -46,7 +46,7 @@ class NodeClass:
 
 def _sockets(*pairs: str) -> tuple[NodeInput, ...]:
     """`name:TYPE` -> inputs without a widget."""
-    return tuple(NodeInput(name, of) for name, of in (pair.split(":") for pair in pairs))
+    return tuple(NodeInput(name, kind) for name, kind in (pair.split(":") for pair in pairs))
 
 
 _PLUGIN = "ComfyUI-LTXVideo"
@@ -70,7 +70,7 @@ NODE_CLASSES: dict[str, NodeClass] = {
     "CLIPLoader": NodeClass(
         (
             NodeInput("clip_name", "COMBO"),
-            NodeInput("type", "COMBO", choices=("ltxv",)),  # of many choices
+            NodeInput("type", "COMBO", choices=("ltxv",)),  # the node has many more choices
             NodeInput("device", "COMBO", "default", choices=("default", "cpu"), required=False),
         ),
         (("CLIP", "CLIP"),),

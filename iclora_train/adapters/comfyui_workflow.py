@@ -32,7 +32,7 @@ class Link:
 
 @dataclass(frozen=True)
 class WorkflowNode:
-    """A node: its class and the values or links of its inputs. All other inputs have their default."""
+    """A node: its class, and values or links for some of its inputs. All other inputs have their default."""
 
     class_type: str
     inputs: dict[str, Value | Link]
@@ -40,7 +40,7 @@ class WorkflowNode:
 
 @dataclass(frozen=True)
 class WorkflowSettings:
-    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's own."""
+    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate."""
 
     file: str
     version: str
@@ -54,8 +54,10 @@ class WorkflowSettings:
     def from_metadata(
         cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
     ) -> WorkflowSettings:
-        """From an adapter's metadata; size (`width x height x frames`) and fps override it. ConfigError with the reason
-        if ComfyUI cannot run the adapter."""
+        """The settings from an adapter's metadata; size (`width x height x frames`) and fps override it.
+
+        ConfigError with the reason if ComfyUI cannot run the adapter.
+        """
         if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
             raise ConfigError(
                 f"{path}: ComfyUI cannot run {metadata.get(FAMILY)} {metadata.get(VERSION)}, only the published LTX "

@@ -67,7 +67,7 @@ def merge(args: argparse.Namespace) -> int:
 
 
 def extract(args: argparse.Namespace) -> int:
-    """Write the adapter between two bases, and print the share of the difference that it holds."""
+    """Write the adapter between two bases, and print the share of the difference that the adapter contains."""
     require(args.rank >= 1, f"--rank {args.rank} must be at least 1")
     generator = torch.Generator(default_device()).manual_seed(args.seed)
     with progress_bar("extracting", None) as bar:

@@ -1,5 +1,6 @@
-"""Import adapters of other programs: official module names, alpha multiplied into B, reference factors as whole
-numbers.
+"""Import adapters of other programs.
+
+The result has official module names, alpha multiplied into B, and reference factors as whole numbers.
 
 Supported: our own and official files, kohya-style (lora_down, lora_up, alpha), peft-style (with adapter_config.json in
 the same folder), diffusers-style (`transformer.`, its module names, `lora_adapter_metadata`), keys without a prefix.
@@ -34,14 +35,14 @@ from iclora_train.adapters.key_styles import PEFT, parse_any_key
 from iclora_train.config import ConfigError
 
 _DIFFUSERS = "lora_adapter_metadata"  # diffusers' LoraConfig as JSON, its keys prefixed `transformer.`
-_SCALES = re.compile(rf"{_DIFFUSERS}|(.*[._])?((lora|network)_)?alpha")  # multiplied into B here
-_OTHER_DOWNSCALE = "ss_reference_downscale_factor"  # of musubi-tuner
+_SCALES = re.compile(rf"{_DIFFUSERS}|(.*[._])?((lora|network)_)?alpha")  # removed: alpha is multiplied into B
+_OTHER_DOWNSCALE = "ss_reference_downscale_factor"  # musubi-tuner's key
 Scale = Callable[[str, int], float]  # module, rank -> factor for B
 
 
 @dataclass(frozen=True)
 class ReferenceFactors:
-    """Reference factors that the user gives for an adapter without them. reference=False: it takes no reference."""
+    """Reference factors from the user, for an adapter without them. reference=False: the adapter takes no reference."""
 
     downscale: int | None = None
     temporal: int | None = None
@@ -51,9 +52,9 @@ class ReferenceFactors:
 def import_adapter(path: Path, base: BaseSpec | None = None, factors: ReferenceFactors = ReferenceFactors()) -> Adapter:
     """Read an adapter of any supported style. Weights are fp32; audio modules are included.
 
-    base: the base it was made for; modules, shapes and a declared version are checked against it, and an undeclared
-    version is set to its version. ConfigError names the file, the key and the remedy. A missing reference factor is an
-    error, unless `factors` gives it or says that the adapter takes no reference (then it is 1).
+    base: the base of the adapter. Modules, shapes and a declared version are checked against it; an undeclared version
+    is set to the base's. ConfigError names the file, the key and the remedy. A missing reference factor is an error,
+    unless `factors` gives it or says that the adapter takes no reference (then the factor is 1).
     """
     tensors, metadata = read_tensors(path)
     modules, styles = _by_module(path, tensors, base)
@@ -106,8 +107,11 @@ def _number(path: Path, module: str, alpha: Tensor) -> float:
 
 
 def _scale(path: Path, metadata: Mapping[str, str], alphas: Mapping[str, float], styles: set[str]) -> Scale:
-    """alpha / rank of a file: from its tensors, from diffusers' metadata, or from peft's config in the same folder
-    (only for peft-style keys)."""
+    """The function that gives alpha / rank of a module.
+
+    Sources: alpha tensors of the file, diffusers' metadata, or (only for peft-style keys) peft's config in the same
+    folder.
+    """
     if alphas:
         return lambda module, rank: alphas[module] / rank if module in alphas else 1.0
     if _DIFFUSERS in metadata:
@@ -144,12 +148,14 @@ def _json(path: Path, text: str) -> dict[str, Any]:
 def _metadata(metadata: Mapping[str, str], factors: ReferenceFactors) -> dict[str, str]:
     """The metadata without scales, and with the reference factors as whole numbers."""
     new = {key: value for key, value in metadata.items() if not _SCALES.fullmatch(key)}
-    other = new.pop(_OTHER_DOWNSCALE, None)  # ComfyUI reads the first key that ends in our name
-    if DOWNSCALE not in new and other is not None:
-        new[DOWNSCALE] = other
+    musubi_factor = new.pop(
+        _OTHER_DOWNSCALE, None
+    )  # removed, because ComfyUI reads the first key that ends in our name
+    if DOWNSCALE not in new and musubi_factor is not None:
+        new[DOWNSCALE] = musubi_factor
     for key in (DOWNSCALE, TEMPORAL):
         if re.fullmatch(r"\d+\.0*", new.get(key, "")):
-            new[key] = new[key].partition(".")[0]  # "2.0", which ComfyUI reads as 2 and ltx-pipelines as 1
+            new[key] = new[key].partition(".")[0]  # ComfyUI reads "2.0" as 2, ltx-pipelines as 1
     return with_factors(new, factors)
 
 

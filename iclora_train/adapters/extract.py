@@ -14,14 +14,16 @@ from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, require
 from iclora_train.ltx2.weights.assign import mismatches
 
-Advance = Callable[[int, int], None]  # tensors done, tensors in all
+Advance = Callable[[int, int], None]  # finished tensors, all tensors
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """energy: module -> share of the squared Frobenius norm of its difference that the adapter holds. total: the same
-    over all modules. not_linear: tensors that differ but are not weights of linears, so that an adapter cannot hold
-    them."""
+    """An extracted adapter, and how much of the difference it contains.
+
+    energy: module -> share of the squared Frobenius norm of the module's difference. total: the same over all modules.
+    not_linear: tensors that differ but are not weights of linears, so an adapter cannot contain the difference.
+    """
 
     adapter: Adapter
     energy: dict[str, float]
@@ -47,7 +49,7 @@ def extract(
     wrong = mismatches({n: t.shape for n, t in new.stored.items()}, {n: t.shape for n, t in old.stored.items()})
     require(not wrong, f"{merged} is not a copy of {base}: {', '.join(wrong[:3])}")
     weights, energy, not_linear = {}, {}, []
-    held = total = 0.0
+    extracted = total = 0.0
     for i, name in enumerate(sorted(old.stored)):
         difference = new.tensor(name, generator.device).float() - old.tensor(name, generator.device).float()
         if name.endswith(".weight") and difference.ndim == 2 and difference.any():
@@ -55,10 +57,10 @@ def extract(
             a, b, energy[module] = truncated_svd(difference, rank, generator)
             weights[module] = (a.cpu(), b.cpu())
             norm = float(difference.double().square().sum())
-            held, total = held + energy[module] * norm, total + norm
+            extracted, total = extracted + energy[module] * norm, total + norm
         elif difference.any():
             not_linear.append(name)
         advance(i + 1, len(old.stored))
     if not weights:
         raise ConfigError(f"{merged} and {base} have the same linears: the difference to extract is zero")
-    return Extracted(Adapter(weights, metadata), energy, held / total, not_linear)
+    return Extracted(Adapter(weights, metadata), energy, extracted / total, not_linear)

@@ -1,4 +1,4 @@
-"""The adapter file that ComfyUI, ltx-pipelines and diffusers load: read, check and write it.
+"""Read, check and write the adapter file that ComfyUI, ltx-pipelines and diffusers load.
 
 Format: `diffusion_model.<module>.lora_A.weight` (rank, in) and `.lora_B.weight` (out, rank), with alpha / rank
 multiplied into B and no alpha tensors. All metadata are strings; `reference_downscale_factor` is a whole number.
@@ -56,12 +56,12 @@ class Adapter:
 
     @property
     def in_context(self) -> bool:
-        """Whether it takes a reference; a plain LoRA (of a style or an effect) does not."""
+        """Whether the adapter takes a reference. A plain LoRA (for a style or an effect) does not."""
         return self.metadata.get(KIND) != PLAIN
 
     @property
     def audio(self) -> list[str]:
-        """Modules outside the video stream: written for other programs, not used in this one."""
+        """Modules outside the video stream. This program does not use them, but writes them for other programs."""
         return [name for name in self.weights if is_audio(name)]
 
     @property
@@ -90,8 +90,10 @@ def read(path: Path) -> Adapter:
 
 
 def inspect(path: Path) -> tuple[Adapter, list[str]]:
-    """The valid modules of a file, and all findings about the rest. ConfigError if the file is not a safetensors
-    file."""
+    """The valid modules of a file, and all findings about the rest.
+
+    ConfigError if the file is not a safetensors file.
+    """
     tensors, metadata = read_tensors(path)
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     unreadable: dict[str, list[str]] = defaultdict(list)
@@ -104,9 +106,9 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
     findings = [f"key {keys[0]!r}{_similar(keys)}: {reason}" for reason, keys in unreadable.items()]
     if modules and any(not key.startswith(PREFIX) for keys in unreadable.values() for key in keys):
         findings.append(f"keys with and without the prefix {PREFIX} are mixed: loaders would drop some of them")
-    of_modules = {name: list(module_findings(name, factors)) for name, factors in modules.items()}
-    findings += [finding for each in of_modules.values() for finding in each]
-    weights = {name: (factors["A"], factors["B"]) for name, factors in modules.items() if not of_modules[name]}
+    by_module = {name: list(module_findings(name, factors)) for name, factors in modules.items()}
+    findings += [finding for module in by_module.values() for finding in module]
+    weights = {name: (factors["A"], factors["B"]) for name, factors in modules.items() if not by_module[name]}
     findings += adapter_findings(weights) if not findings else []
     return Adapter(weights, metadata), findings + metadata_findings(metadata)
 
@@ -169,7 +171,7 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
 
 
 def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
-    """Write the file (complete or not at all), then read it and compare the tensors."""
+    """Write the file atomically, then read it back and compare the tensors."""
     tensors = {}
     for name, (a, b) in sorted(adapter.weights.items()):
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(dtype).cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Add adapters into the weights of a loaded transformer: sampling then costs as much as without an adapter."""
+"""Add adapters to the weights of a loaded transformer, so that sampling costs as much as without an adapter."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from iclora_train.config import ConfigError, require
 
 
 def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear]:
-    """The linears of a model that an adapter changes in the video stream. ConfigError for a linear that the model does
-    not have."""
+    """The linears of a model that an adapter changes in the video stream.
+
+    ConfigError for a linear that the model does not have.
+    """
     linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
     for finding in shape_findings(adapter.video, shapes):
@@ -30,7 +32,7 @@ def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear
 
 @torch.no_grad()
 def fuse(transformer: nn.Module, adapters: WeightedAdapters) -> int:
-    """Add every adapter at its strength into the weights, in place: summed in fp32, rounded once to their dtype.
+    """Add every adapter at its strength to the weights, in place: summed in fp32, rounded once to the weights' dtype.
 
     Returns the number of audio modules that were ignored. ConfigError, before any weight changes, for modules or shapes
     that the base does not have and for adapters that cannot be combined.

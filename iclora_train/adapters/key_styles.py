@@ -1,6 +1,6 @@
-"""Styles of adapter keys: which module and which LoRA factor a key names, in every style that is in use.
+"""Parse adapter keys of every style in use: the module and the LoRA factor that a key names.
 
-Module names are those of the official checkpoints in the whole project. Only this file reads other names.
+Everywhere in the project modules have the names of the official checkpoints. Only this file reads other names.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def parse_our_key(key: str) -> AdapterKey | None:
 def parse_any_key(key: str, modules: Iterable[str] = ()) -> AdapterKey | None:
     """A key of any supported style; None if it has none of them.
 
-    modules: module names of the base, for the underscores of kohya-style keys. Without them only the linears of the
-    blocks can be resolved.
+    modules: module names of the base, which resolve the underscores of kohya-style keys. Without them only the linears
+    of the blocks can be resolved.
     """
     if key.endswith(".alpha"):
         name, factor = key.removesuffix(".alpha"), "alpha"

@@ -1,4 +1,4 @@
-"""LoRA layers in the transformer, by peft: attach for training, load for sampling, switch off, copy the weights out.
+"""peft's LoRA layers in the transformer: attach for training, load for sampling, switch off, copy the weights out.
 
 `adapters.file` reads and writes adapter files.
 """
@@ -143,7 +143,7 @@ def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapt
     settings = LoraConfig(r=max(ranks.values()), target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
     _inject(settings, transformer)
     transformer.requires_grad_(False)
-    dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # not that of fp8 weights
+    dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # skips fp8 weights
     for name, layer in layers(transformer):
         for parameter, values in zip(_factors(layer), adapter.weights[name], strict=True):
             parameter.data = values.to(parameter.device, dtype)

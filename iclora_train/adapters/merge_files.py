@@ -23,12 +23,13 @@ from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, Component, StoredTensor, read_header
 
 _CHUNK = 16 << 20  # bytes copied at a time
-Advance = Callable[[int, int], None]  # bytes done, bytes in all
+Advance = Callable[[int, int], None]  # finished bytes, all bytes
 
 
 def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advance = lambda done, total: None) -> int:
-    """Write the base at `checkpoint` with every adapter added at its strength to `out`. Returns the number of changed
-    linears.
+    """Write the base at `checkpoint`, with every adapter added at its strength, to `out`.
+
+    Returns the number of changed linears.
 
     W + strength * B A is computed in fp32 and rounded once. `out` is a file if the base is one, and a folder if the
     base is a folder of official files. ConfigError for adapters of another base, for a diffusers folder, and if `out`
@@ -81,8 +82,11 @@ def _write(
 
 
 def _merged(model: Component, module: str, adapters: WeightedAdapters) -> tuple[Tensor, Tensor]:
-    """The changed weight divided by its new scale, and the scale (1 if the file has none). For an fp8 linear this runs
-    twice, once for the scale and once for the weight: they are far apart in the file, and neither is held in memory."""
+    """The changed weight divided by its new scale, and the scale (1 if the file has none).
+
+    For an fp8 linear this runs twice, once for the scale and once for the weight: the two are far apart in the file,
+    and neither is held in memory.
+    """
     name = f"{module}.weight"
     values = model.tensor(name).float() + weight_delta(factors_of(adapters, module))
     if model.stored[name].dtype not in fp8_scales.FP8:

@@ -1,1 +1,1 @@
-"""The generate command: adapters, references and a prompt to an mp4 and a JSON record of how it was made."""
+"""The generate command: turn adapters, references and a prompt into an mp4 and a JSON record of its settings."""

@@ -1,4 +1,4 @@
-"""Open the adapters of a video, check them against the base, combine them and put them into the transformer."""
+"""Open the adapters of a video, check them against the base, combine them and load them into the transformer."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def adapted_transformer(
 ) -> tuple[Transformer, int]:
     """The transformer with the adapter, and the number of the adapter's audio modules, which are not used.
 
-    The adapter is merged into the weights. It stays a separate LoRA path in two cases: fp8 weights would round part of
-    it away, and weights offloaded to host memory are read-only.
+    The adapter is merged into the weights. It stays a separate LoRA path in two cases: with fp8 weights, whose rounding
+    would lose part of the adapter, and with weight offload, because offloaded weights are read-only.
     """
     transformer = build_transformer(base, model, device)
     if model.precision != "fp8" and not model.weight_offload:
         return transformer, fuse(transformer, [(adapter, 1.0)])
-    passed = lora.load_adapter(transformer, adapter)
-    return transformer.to(device).eval(), passed
+    num_audio = lora.load_adapter(transformer, adapter)
+    return transformer.to(device).eval(), num_audio

@@ -21,7 +21,7 @@ IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 class InputMedia:
     """A video (`pictures` is empty), or images in the order of their names.
 
-    Images have no times: those of a folder are shown at the frame rate of the output. `key` is the setting that names
+    Images have no times: the images of a folder are shown at the frame rate of the output. key: the setting that names
     the file.
     """
 
@@ -91,8 +91,8 @@ def _read_picture(path: Path) -> np.ndarray:
 def fit_frame(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
     """Resize a frame (H,W,3) to (height, width).
 
-    crop keeps the aspect ratio and cuts off both sides equally. stretch keeps the whole picture and distorts it, as
-    ComfyUI's guide nodes do by default.
+    fit: crop keeps the aspect ratio and cuts off both sides equally. stretch keeps the whole picture and distorts it,
+    as ComfyUI's guide nodes do by default.
     """
     height, width = size
     if fit == "crop":

@@ -50,7 +50,7 @@ def generation_record(
     sigmas: Sequence[Sequence[float]],
     device: str,
 ) -> dict[str, Any]:
-    """How a video was made, as JSON: the settings, the resolved prompt, size and noise levels, base and input files."""
+    """The record of a video as JSON: settings, resolved prompt, size, noise levels, base and input files."""
     fields = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
     return {
         "settings": fields,
@@ -75,8 +75,8 @@ def write_outputs(settings: GenerateSettings, frames: np.ndarray, fps: float, re
     if settings.frames_out is None:
         return [out, record_path(settings.out)]
     folder = Path(settings.frames_out)
-    for old in folder.glob(FRAME.replace("{:05d}", "*")):
-        old.unlink()
+    for previous in folder.glob(FRAME.replace("{:05d}", "*")):
+        previous.unlink()
     for i, frame in enumerate(frames):
         with write_atomic(folder / FRAME.format(i)) as file:
             file.write(cv2.imencode(".png", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1].tobytes())

@@ -113,8 +113,8 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
 def full_prompt(settings: GenerateSettings, adapter: Adapter, base: BaseModel) -> str:
     """The prompt with the adapter's trigger before it, or filled into the adapter's template, as in training.
 
-    A template with more fields than the caption is not filled: the user writes the prompt in its form. ConfigError when
-    an LTX base gets no prompt.
+    A template with more fields than caption and trigger is not filled: the user writes the prompt in the form of the
+    template. ConfigError when an LTX base gets no prompt.
     """
     needs_prompt = "text" not in base.checkpoint.components
     require(
@@ -148,11 +148,11 @@ def plan_stages(
     vae: VideoVAE,
     echo: Echo,
 ) -> list[Stage]:
-    """One stage, or two with an upsampler.
+    """One stage, or two stages with an upsampler.
 
-    Of two stages the first samples at half the width and height. The second refines the enlarged latents in the last
-    steps of the distilled schedule, without guidance and without references (as ltx-pipelines and ComfyUI's workflows
-    do).
+    With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
+    steps of the distilled schedule, without guidance and without references (as in ltx-pipelines and ComfyUI's
+    workflows).
     """
     shapes = [shape]
     if settings.upsampler:

@@ -11,14 +11,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
 from iclora_train.config.settings import RENAMED_KEYS
 
-# sections of training, which conf= and model= may also set
+# Sections that only training reads; conf= and model= may set them too.
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
 EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
 
 
 @dataclass
 class GenerateSettings:
-    """Settings of one video. Where a list is allowed, a single value holds for all; a path is a string."""
+    """Settings of one video. Where a list is allowed, a single value applies to all items. A path is a string."""
 
     adapter: Any = MISSING
     adapter_strength: Any = 1.0
@@ -83,14 +83,15 @@ def _paths(key: str, value: Any) -> list[str]:
     return paths
 
 
-def _numbers(key: str, value: Any, of: str, count: int) -> list[float]:
-    """One number for each of `count` adapters or references."""
+def _numbers(key: str, value: Any, subject: str, count: int) -> list[float]:
+    """One number for each of `count` subjects. subject: the setting `adapter` or `reference`."""
     values = value if isinstance(value, list) else [value] * count
     require(
         all(isinstance(number, int | float) and not isinstance(number, bool) for number in values),
         f"{key}={value} must be a number or a list of numbers",
     )
-    require(len(values) == count, f"{key}={value} has {len(values)} numbers, and {of} has {count}: give one for each")
+    message = f"{key}={value} has {len(values)} numbers, and {subject} has {count}: give one for each"
+    require(len(values) == count, message)
     return [float(number) for number in values]
 
 

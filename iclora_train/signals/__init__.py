@@ -1,1 +1,1 @@
-"""Control signals read from pictures: data_prep draws them as references, eval reads them from generated clips."""
+"""Control signals extracted from pictures. data_prep draws references with them; eval measures generated clips."""

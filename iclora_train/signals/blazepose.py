@@ -1,4 +1,4 @@
-"""MediaPipe's BlazePose (full): detect people in one picture and estimate their landmarks. Ships with the project.
+"""MediaPipe's BlazePose (full): detect people in one picture and estimate their landmarks. The project includes it.
 
 Sizes, anchors and thresholds are from MediaPipe's graphs (mediapipe/modules/pose_detection, pose_landmark; 0.10). A
 detector on 224 pixels gives each person's hip centre, size and tilt. The landmark network gets the upright square
@@ -23,7 +23,7 @@ MODEL_FOLDER = Path(__file__).parent / "models"
 DETECTOR_SIZE, LANDMARK_SIZE = 224, 256  # pixels
 STRIDES = (8, 16, 32, 32, 32)  # strides of the detector's layers; each cell of a layer has two anchors
 NMS_IOU = 0.3  # detections with a higher intersection over union are one person
-MAX_TILE_SHARE = 0.6  # people that fill more of a tile are left to the detection on the whole picture
+MAX_TILE_SHARE = 0.6  # people that fill more of a tile are ignored there: the whole picture shows them better
 SQUARE_MARGIN = 1.25  # side of the landmark network's square, in diameters of the circle around the body
 REFINE_WINDOW = 7  # side of the heat map window that refines a landmark, in cells
 
@@ -100,10 +100,10 @@ class BlazePose:
         raw, presence, _, heat, _ = self._run(self._landmarks, pixels.astype(np.float32) / 255)
         if presence.item() < confidence:
             return None
-        points = raw.reshape(39, 5)  # x, y, z in pixels; logits that it is visible, that it is inside
-        places = square.to_picture(refine_landmarks(points[:, :2] / LANDMARK_SIZE, _sigmoid(heat[0])))
+        points = raw.reshape(39, 5)  # x, y, z in pixels; logits of being visible and of being inside the picture
+        positions = square.to_picture(refine_landmarks(points[:, :2] / LANDMARK_SIZE, _sigmoid(heat[0])))
         confidences = _sigmoid(points[:33, 3:]).min(axis=1, keepdims=True)
-        return Body(np.concatenate([places[:33], confidences], axis=1), body_square(places[33], places[34]))
+        return Body(np.concatenate([positions[:33], confidences], axis=1), body_square(positions[33], positions[34]))
 
     @staticmethod
     def _run(network: Any, pixels: np.ndarray) -> list[np.ndarray]:
@@ -132,11 +132,11 @@ def require_installed() -> None:
 
 def detection_tiles(size: tuple[int, int], tiles: int) -> list[Square]:
     """The square around a picture (height, width), and with tiles > 1 its `tiles` x `tiles` overlapping squares."""
-    (height, width), long = size, max(size)
-    whole = Square(width / 2, height / 2, long)
+    (height, width), longer = size, max(size)
+    whole = Square(width / 2, height / 2, longer)
     if tiles == 1:
         return [whole]
-    side = 1.25 * long / tiles
+    side = 1.25 * longer / tiles
     rows, columns = (np.unique(np.linspace(min(side, n) / 2, n - min(side, n) / 2, tiles)) for n in size)
     return [whole, *(Square(float(x), float(y), side) for y in rows for x in columns)]
 
@@ -162,10 +162,10 @@ def weighted_nms(detections: np.ndarray) -> list[np.ndarray]:
     """
     remaining, people = detections[np.argsort(-detections[:, 12])], []
     while len(remaining):
-        same = iou(remaining[0, :4], remaining[:, :4]) > NMS_IOU
-        mean = np.average(remaining[same, :12], axis=0, weights=remaining[same, 12])
+        overlaps = iou(remaining[0, :4], remaining[:, :4]) > NMS_IOU
+        mean = np.average(remaining[overlaps, :12], axis=0, weights=remaining[overlaps, 12])
         people.append(np.append(mean, remaining[0, 12]))
-        remaining = remaining[~same]
+        remaining = remaining[~overlaps]
     return people
 
 

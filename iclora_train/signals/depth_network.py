@@ -1,4 +1,4 @@
-"""Monocular depth estimation with a network of transformers, of one of the types in `KINDS`."""
+"""Monocular depth estimation with a network from the package transformers, of one of the types in `KINDS`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class DepthNetwork:
     def nearness(self, frames: np.ndarray) -> np.ndarray:
         """Inverse depth of frames (F,H,W,3) uint8 RGB: fp32 (F,H,W), larger is nearer; `BATCH` frames per pass.
 
-        Metric networks give 1/metres. The scale and shift of others are unknown and may differ between frames.
+        Metric networks give 1/metres. For other networks the scale and shift are unknown and may differ between frames.
         """
         return np.concatenate([self._nearness(frames[i : i + BATCH]) for i in range(0, len(frames), BATCH)])
 

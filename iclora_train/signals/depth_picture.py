@@ -10,7 +10,7 @@ import numpy as np
 def depth_to_grey(near: np.ndarray, percentiles: Sequence[float]) -> tuple[np.ndarray, tuple[float, float]]:
     """Convert inverse depth (F,H,W) to grey uint8 (F,H,W,3). Also returns the values that became black and white.
 
-    Those values are the two percentiles over the clip. A constant depth becomes black.
+    percentiles: percentiles over the clip that become black and white. A constant depth becomes black.
     """
     low, high = np.percentile(near, percentiles).tolist()
     scale = 255 / (high - low) if high > low else 0.0

@@ -12,14 +12,14 @@ import numpy as np
 class CannyEdges:
     """White Canny edges on black.
 
-    low, high: hysteresis thresholds on the gradient of the luma. blur: sigma of a Gaussian before it, against noise (0
-    for none). thickness: width of the drawn lines in pixels. soft: sigma of a Gaussian over the drawing, because a VAE
-    loses hard thin lines (0 for none).
+    low, high: hysteresis thresholds on the gradient of the luma. blur: sigma of a Gaussian on the luma, against noise
+    (0 for none). thickness: width of the drawn lines in pixels. soft: sigma of a Gaussian over the drawing, because a
+    VAE loses hard thin lines (0 for none).
 
-    Two settings make drawings look the same at every resolution; at most one may be set. size: the target's short side
-    is scaled to this number of pixels, edges are drawn there with all settings in its pixels, and the drawing is scaled
-    back (Lightricks' workflows: low 92, high 200, size 512). reference_height: edges are detected at the target's own
-    size, but blur, thickness and soft are given in pixels of a target of this height.
+    Two settings make drawings look the same at every resolution; at most one may be set. size: the target is scaled to
+    this short side, edges are drawn at that size (all settings are in its pixels), and the drawing is scaled back
+    (Lightricks' workflows: low 92, high 200, size 512). reference_height: edges are detected at the target's own size,
+    but blur, thickness and soft are in pixels of a target of this height.
     """
 
     low: float = 100.0
@@ -36,9 +36,9 @@ class CannyEdges:
         if self.size is not None:
             scale = self.size / min(height, width)
             drawings = [self._lines(_scaled(frame, scale), 1.0) for frame in frames]
-            back = (frames.shape[2], frames.shape[1])
+            full_size = (frames.shape[2], frames.shape[1])
             interpolation = cv2.INTER_LINEAR if scale < 1 else cv2.INTER_AREA
-            return np.stack([cv2.resize(drawing, back, interpolation=interpolation) for drawing in drawings])
+            return np.stack([cv2.resize(drawing, full_size, interpolation=interpolation) for drawing in drawings])
         widen = 1.0 if self.reference_height is None else height / self.reference_height
         return np.stack([self._lines(frame, widen) for frame in frames])
 

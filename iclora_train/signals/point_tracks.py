@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 WINDOW, LEVELS = 21, 3  # Lucas-Kanade window in pixels, number of times the picture is halved
-FINEST = 0.25  # pixels, about the accuracy of that search
+FINEST = 0.25  # pixels, about the accuracy of the Lucas-Kanade search
 CANDIDATES = 400  # tracked points; some of them are drawn
 
 
 def max_round_trip_error(lost: float, size: tuple[int, int]) -> float:
     """Largest forward-backward error in pixels for a picture of `size` (height, width).
 
-    lost: that error for a short side of 512 pixels.
+    lost: the largest error for a short side of 512 pixels.
     """
     return max(lost * min(size) / 512, FINEST)
 
@@ -32,11 +32,11 @@ def detect_corners(grey: np.ndarray) -> NDArray[np.float32]:
 def track_points(
     grey: Sequence[np.ndarray], lost: float, start: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Track points of the first picture (H,W) uint8 through all: (N,F,2) as x, y, and (N,F) whether visible.
+    """Track points through pictures (H,W) uint8: positions (N,F,2) as x, y, and visibility (N,F).
 
-    `start` (N,2), or `detect_corners` of the first picture. Pyramidal Lucas-Kanade (Bouguet 2001) runs from each
-    picture to the next and back. A point is lost when the backward track misses its start by more than `lost` pixels
-    (Kalal et al. 2010), or when it leaves the picture. A lost point keeps its last position.
+    start: points (N,2) of the first picture, by default its `detect_corners`. Pyramidal Lucas-Kanade (Bouguet 2001)
+    runs from each picture to the next and back. A point is lost when the backward track misses the point by more than
+    `lost` pixels (Kalal et al. 2010), or when it leaves the picture. A lost point keeps its last position.
     """
     first = detect_corners(grey[0]) if start is None else np.asarray(start, np.float32)
     if not len(first):

@@ -10,7 +10,7 @@ import numpy as np
 from iclora_train.signals.blazepose import BlazePose, Body, Square
 
 SAME_PERSON = 0.2  # squares whose centres are nearer than this share of their side show the same person
-MIN_CONFIDENCE = 0.5  # of the detector and of the landmark network that there is a person (MediaPipe's default)
+MIN_CONFIDENCE = 0.5  # of the detector and of the landmark network in a person (MediaPipe's default)
 
 Track = dict[int, Body]  # frame number -> the person in that frame
 
@@ -18,9 +18,9 @@ Track = dict[int, Body]  # frame number -> the person in that frame
 def track_people(frames: np.ndarray, network: BlazePose, tiles: int, patience: int) -> list[Track]:
     """Tracks of the people in frames (F,H,W,3), in order of appearance.
 
-    In each frame a person is first searched at the position of the frame before. Then the detector adds people that are
-    not tracked yet. A person who was lost for at most `patience` frames and is seen again at about the same place
-    continues the same track. At last every track is extended backwards from its first frame.
+    In each frame a person is first searched at the position in the previous frame. Then the detector adds people that
+    are not tracked yet. A person who was lost for at most `patience` frames and reappears near the last position
+    continues the same track. Finally every track is extended backwards from its first frame.
     """
     tracks: list[Track] = []
     for number, frame in enumerate(frames):
@@ -40,7 +40,7 @@ def track_people(frames: np.ndarray, network: BlazePose, tiles: int, patience: i
 def _extend(
     frame: np.ndarray, network: BlazePose, tracks: list[Track], track: Track, previous: int, number: int
 ) -> None:
-    """Search the person of a track in frame `number`, at the position of frame `previous`."""
+    """Search for the person of a track in frame `number`, at the position in frame `previous`."""
     if previous not in track:
         return
     body = network.landmarks(frame, track[previous].square, MIN_CONFIDENCE)

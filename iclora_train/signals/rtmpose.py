@@ -13,7 +13,7 @@ import numpy as np
 from iclora_train.config import ConfigError, require
 
 MEAN, STD = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])  # RGB, MMPose's preprocessor
-PADDING = 1.25  # of the box, as in MMPose's training
+PADDING = 1.25  # factor by which the box is enlarged, as in MMPose's training
 COCO = 17  # keypoints; they come first in COCO, Halpe and COCO-WholeBody models
 
 

@@ -1,8 +1,8 @@
 """The 18-point OpenPose skeleton: its points, limbs and colours, and its drawing.
 
 Order, limbs and colours are from OpenPose's COCO model (Cao et al. 2018, arXiv 1812.08008;
-CMU-Perceptual-Computing-Lab/openpose). DWPose and the pose workflows for LTX draw the same: limbs at 0.6 of their
-colour, joints over them.
+CMU-Perceptual-Computing-Lab/openpose). DWPose and the pose workflows for LTX draw skeletons in the same way: limbs at
+0.6 of their colour, with the joints on top.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLOURS = (
     *((0, 255, 85), (0, 255, 170), (0, 255, 255), (0, 170, 255), (0, 85, 255), (0, 0, 255), (85, 0, 255)),
     *((170, 0, 255), (255, 0, 255), (255, 0, 170), (255, 0, 85)),
 )  # RGB of the points; limb i has colour i
-# indices into the other model's points; -1 is the neck, computed from the shoulders
+# Indices into the points of the other model, in OpenPose's order. -1 is the neck, computed from the shoulders.
 FROM_BLAZEPOSE = (0, -1, 12, 14, 16, 11, 13, 15, 24, 26, 28, 23, 25, 27, 5, 2, 8, 7)
 FROM_COCO = (0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 RADIUS = 4.5 / 512  # of joints and half the width of limbs, as a share of the short side

@@ -17,18 +17,18 @@ SMALLEST, LARGEST = 2.0, 8.0  # radius of the oldest and of the newest disc
 def draw_tracks(points: np.ndarray, visible: np.ndarray, size: tuple[int, int], larger: float = 1.0) -> np.ndarray:
     """Draw points (N,F,2), x, y in pixels of `size` (height, width), with visibility (N,F): uint8 RGB (F,H,W,3).
 
-    An invisible point leaves no disc, so that its trail fades. Among discs of one age the first track is on top. Discs
-    are `larger` times as large as the node's: below a short side of 540 pixels its bilinear sampling misses parts of
-    them.
+    An invisible point leaves no disc, so that its trail fades. Among discs of one age the first track is on top.
+    larger: size of the discs relative to the node's. Below a short side of 540 pixels the node's bilinear sampling
+    misses parts of its discs.
     """
     height, width = size
     short = min(size)
-    full = (height * SHORT_SIDE // short, width * SHORT_SIDE // short)
-    scale = np.array([full[1] / width, full[0] / height])
+    canvas_size = (height * SHORT_SIDE // short, width * SHORT_SIDE // short)
+    scale = np.array([canvas_size[1] / width, canvas_size[0] / height])
     centres = np.rint((points * scale).astype(np.float32)).astype(np.int64)[::-1]  # (N,F,2), last track first
     visible, frames = visible[::-1], []
     for now in range(points.shape[1]):
-        canvas = np.zeros((*full, 3), np.float32)
+        canvas = np.zeros((*canvas_size, 3), np.float32)
         for age in range(min(now, TRAIL), -1, -1):
             _draw_discs(canvas, centres[:, now - age][visible[:, now - age]], age, larger)
         scaled = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)

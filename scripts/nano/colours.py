@@ -19,9 +19,9 @@ PALETTE = {  # typical RGB of a colour word
 }
 TO_YCC = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # BT.601
 LUMA_WEIGHT = 0.3  # weight of brightness in the distance, relative to chroma
-MUTED = 0.6  # chroma of real red things relative to PALETTE's red: photos are less colourful than colour words
+MUTED = 0.6  # chroma of a red object in a photo relative to PALETTE's red: photos are less colourful than colour words
 MOST = 3  # words per clip
-SHARE = (0.25, 0.08)  # least share of the pixels for a colour to be named: black, grey and white; other colours
+SHARE = (0.25, 0.08)  # a colour is named from this share of the pixels on: black, grey and white; all other colours
 
 
 def colour_words(video: Tensor) -> list[list[str]]:

@@ -1,8 +1,9 @@
 """Endless synthetic video clips, made on the GPU from a bank of still photos.
 
-A clip is a window on a photo under a moving camera, with cut-outs of other photos passing in front, wavy warps, flat
-drawings, or its own outlines as line art. Positions are in output pixels from the clip's centre. Each frame has P
-sample points, FOLD x FOLD per pixel, read from the pyramid level that fits the scale and averaged against aliasing.
+A clip is a photo under a moving camera. Some clips have cut-outs of other photos passing in front, or a wavy warp; some
+are flat drawings, or are shown as line art (their outlines). Positions are in output pixels from the clip's centre.
+Each frame has P sample points, FOLD x FOLD per pixel, which are averaged against aliasing. A share of the clips samples
+the photo at half its size (LEVELS).
 """
 
 import math
@@ -17,9 +18,10 @@ from scripts.nano.filters import defocus, outlines
 PANS = {"pan left": (-1, 0), "pan right": (1, 0), "pan up": (0, -1), "pan down": (0, 1)}
 CAMERA = ("still", *PANS, "zoom in", "zoom out", "turn left", "turn right", "handheld", "drift")
 CONTENT = ("photo", "objects", "waves", "shapes", "outlines")
-SHARE = (0.35, 0.10, 0.04, 0.04)  # of the clips, for each CONTENT except the first, which gets the rest
+SHARE = (0.35, 0.10, 0.04, 0.04)  # share of the clips with each CONTENT except the first, which gets the rest
 LEVELS = (0.6, 0.4)  # share of the clips that use the photo at full and at half size
-GREY, SOFT, FOLD = 0.05, 0.06, 2  # share of grey clips, of clips out of focus; samples per pixel and axis
+GREY, SOFT = 0.05, 0.06  # share of the clips that are grey, and that are out of focus
+FOLD = 2  # sample points per pixel and axis
 
 
 class Clips(NamedTuple):
@@ -60,13 +62,13 @@ class MotionClips:
         content = torch.repeat_interleave(torch.tensor([batch - sum(counts), *counts])).to(self.device)
         ends = [batch - sum(counts[i:]) for i in range(len(counts) + 1)]  # clips of the same content are adjacent
         video = self.backgrounds(photo, camera, content)  # (B, 3, F, P) in [0, 1]
-        for share in (1.0, 0.6, 0.3):  # share of those clips with a first, second and third object
+        for share in (1.0, 0.6, 0.3):  # share of the clips with objects that get a first, second and third object
             self.paste(video[ends[0] : ends[0] + round(share * counts[0])])
         video[ends[2] : ends[3]] = self.drawings(counts[2])
         grid = video.view(batch, 3, self.frames, self.size * FOLD, self.size * FOLD)
         grey, soft = self.uniform(batch) < GREY, self.uniform(batch) < SOFT
         video = self.grade(F.avg_pool3d(grid, (1, FOLD, FOLD)), grey, soft)  # (B, 3, F, H, W)
-        video[ends[3] :] = outlines(video[ends[3] :])
+        video[ends[3] :] = outlines(video[ends[3] :])  # outlines of the graded clip
         order = torch.randperm(batch, generator=self.random, device=self.device)
         return Clips(*(value[order] for value in (video * 2 - 1, photo, camera, content, grey, soft)))
 
@@ -88,42 +90,47 @@ class MotionClips:
         """Paths of the CAMERA classes `camera` (n), with `scale` (n) source pixels per output pixel."""
         n, zero = len(camera), camera.new_zeros(1, 2, dtype=torch.float32)
         one_hot = F.one_hot(camera, len(CAMERA)).float()  # (n, K)
-        of = dict(zip(CAMERA, one_hot.T[..., None], strict=True))  # name -> (n, 1)
-        pan = sum((of[name] * zero.new_tensor(way) for name, way in PANS.items()), zero)
-        pan = pan + of["drift"] * F.normalize(self.normal(n, 2), dim=-1)  # (n, 2)
+        is_class = dict(zip(CAMERA, one_hot.T[..., None], strict=True))  # name -> 0 or 1 (n, 1)
+        pan = sum((is_class[name] * zero.new_tensor(direction) for name, direction in PANS.items()), zero)
+        pan = pan + is_class["drift"] * F.normalize(self.normal(n, 2), dim=-1)  # (n, 2)
         speed = (0.2 - 1.4 * self.uniform(n, 1, low=1e-3).log()).clamp(max=6)  # pixels per frame, mostly slow
         shift = (pan * speed * (self.frames - 1))[:, None] * self.ramp(n)[..., None]  # (n, F, 2)
-        shake = (1 - of["still"]) * 0.15 + 0.85 * of["handheld"]
+        shake = (1 - is_class["still"]) * 0.15 + 0.85 * is_class["handheld"]
         for period in (5.0, 11.0):
             phase = self.time * math.tau / period * self.uniform(n, 1, 2, low=0.7) + self.uniform(
                 n, 1, 2, high=math.tau
             )
             shift = shift + shake[..., None] * self.uniform(n, 1, 2) * phase.sin()
-        zoom = (of["zoom out"] - of["zoom in"]) * self.uniform(n, 1, low=0.1, high=0.6)
-        turn = (of["turn right"] - of["turn left"]) * self.uniform(n, 1, low=0.08, high=0.5)
-        zoom, turn = zoom + of["drift"] * 0.15 * self.normal(n, 1), turn + of["drift"] * 0.1 * self.normal(n, 1)
+        zoom = (is_class["zoom out"] - is_class["zoom in"]) * self.uniform(n, 1, low=0.1, high=0.6)
+        turn = (is_class["turn right"] - is_class["turn left"]) * self.uniform(n, 1, low=0.08, high=0.5)
+        zoom = zoom + is_class["drift"] * 0.15 * self.normal(n, 1)
+        turn = turn + is_class["drift"] * 0.1 * self.normal(n, 1)
         angle = 0.07 * self.normal(n, 1) + turn * self.ramp(n)  # (n, F) radians
-        magnify = (scale[:, None] * (zoom * self.ramp(n)).exp())[..., None, None]
+        factor = (scale[:, None] * (zoom * self.ramp(n)).exp())[..., None, None]
         shear = torch.eye(2, device=self.device) + 0.04 * self.normal(n, 1, 2, 2)
-        spin = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
-        return Path(magnify * (spin @ shear), shift * scale[:, None, None])
+        rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).unflatten(-1, (2, 2))
+        return Path(factor * (rotation @ shear), shift * scale[:, None, None])
 
     def follow(self, path: Path, pixels: Tensor) -> Tensor:
         """Map sample points (P, 2) or (n, F, P, 2) along the path: points (n, F, P, 2) in the photo or body."""
         return pixels @ path.matrix.mT + path.shift[:, :, None]
 
-    def sample_photo(self, level: int, photo: Tensor, where: Tensor) -> Tensor:
-        """Colours (n, 3, F, P) in [0, 1] of photos (n) of a level at `where` (n, F, P, 2), in pixels from a random
-        centre that keeps the view inside the photo if possible; half of the photos are mirrored."""
+    def sample_photo(self, level: int, photo: Tensor, points: Tensor) -> Tensor:
+        """Colours (n, 3, F, P) in [0, 1] of photos (n) of a level at `points` (n, F, P, 2).
+
+        Points are in pixels from a random centre, which keeps the view inside the photo if possible. Half of the photos
+        are mirrored.
+        """
         bank, n = self.levels[level], len(photo)
-        side = bank.shape[-1]
-        margin = (side / 2 - where.abs().amax((1, 2))).clamp(min=0)  # (n, 2)
-        where = where / (side / 2) + (margin / (side / 2) * self.uniform(n, 2, low=-1.0))[:, None, None]
-        where = where * torch.stack([self.uniform(n).round() * 2 - 1, torch.ones_like(margin[:, 0])], -1)[:, None, None]
-        return F.grid_sample(bank[photo].float(), where, padding_mode="reflection", align_corners=False) / 255
+        half = bank.shape[-1] / 2
+        margin = (half - points.abs().amax((1, 2))).clamp(min=0)  # (n, 2)
+        points = points / half + (margin / half * self.uniform(n, 2, low=-1.0))[:, None, None]
+        mirror = torch.stack([self.uniform(n).round() * 2 - 1, torch.ones_like(margin[:, 0])], -1)  # (n, 2)
+        points = points * mirror[:, None, None]
+        return F.grid_sample(bank[photo].float(), points, padding_mode="reflection", align_corners=False) / 255
 
     def backgrounds(self, photo: Tensor, camera: Tensor, content: Tensor) -> Tensor:
-        """(B, 3, F, P): the photo of every clip under its camera motion, with ripples for the content "waves"."""
+        """The photo of every clip under its camera motion (B, 3, F, P), rippled for the content "waves"."""
         video = torch.empty(len(photo), 3, self.frames, len(self.pixels), device=self.device)
         order = torch.randperm(len(photo), generator=self.random, device=self.device)
         ends = [round(len(photo) * sum(LEVELS[: i + 1])) for i in range(len(LEVELS) - 1)]
@@ -136,10 +143,10 @@ class MotionClips:
     def ripple(self, waves: Tensor) -> Tensor:
         """Sample points (n, F, P, 2), displaced by a travelling sine where `waves` (n) is true."""
         n = len(waves)
-        turns = math.tau / self.uniform(n, 1, 1, 2, low=12, high=60)  # radians per pixel
+        frequency = math.tau / self.uniform(n, 1, 1, 2, low=12, high=60)  # radians per pixel
         phase = self.uniform(n, 1, 1, 2, high=math.tau) + self.time[..., None] * self.uniform(n, 1, 1, 2, low=-1.0)
-        push = torch.sin(self.pixels.flip(-1) * turns + phase)  # (n, F, P, 2)
-        return self.pixels + push * waves[:, None, None, None] * self.uniform(n, 1, 1, 2, low=0.4, high=2.5)
+        offset = torch.sin(self.pixels.flip(-1) * frequency + phase)  # (n, F, P, 2)
+        return self.pixels + offset * waves[:, None, None, None] * self.uniform(n, 1, 1, 2, low=0.4, high=2.5)
 
     def wander(self, n: int, spread: float) -> Tensor:
         """Sample points (n, F, P, 2) in the coordinates of n drifting bodies, `spread` clip sizes apart."""
@@ -159,7 +166,7 @@ class MotionClips:
         """Opacity (n, F, P) of random bodies around the origin of `points` (n, F, P, 2): wavy, elliptic or polygons."""
         n = len(points)
         x, y = (points * torch.exp(0.3 * self.normal(n, 1, 1, 2))).unbind(-1)
-        angle, far = torch.atan2(y, x), torch.hypot(x, y)
+        angle, distance = torch.atan2(y, x), torch.hypot(x, y)
         radius = torch.ones_like(angle)
         for k in range(2, 6):
             wave = self.uniform(n, 1, 1, high=0.5 / k) * (self.uniform(n, 1, 1) < 0.6)
@@ -167,10 +174,10 @@ class MotionClips:
         corner = math.tau / (3 + self.choose(4, n)).view(n, 1, 1)
         polygon = torch.cos(corner / 2) / torch.cos(torch.remainder(angle, corner) - corner / 2)
         radius = torch.where(self.uniform(n, 1, 1) < 0.35, polygon, radius) * self.uniform(n, 1, 1, low=6, high=22)
-        return torch.sigmoid((radius - far) / self.uniform(n, 1, 1, low=0.15, high=0.6))
+        return torch.sigmoid((radius - distance) / self.uniform(n, 1, 1, low=0.15, high=0.6))
 
     def drawings(self, n: int) -> Tensor:
-        """(n, 3, F, P): flat bodies, long lines and a row of text-like strokes, 1-3 px thick, on a flat background."""
+        """Drawings (n, 3, F, P): flat bodies, long lines, a row of text-like strokes (1-3 px) on a flat background."""
         colour = self.uniform(n, 20, 3, 1, 1).round() * 0.8 + self.uniform(n, 20, 3, 1, 1, high=0.2)
         video = colour[:, 0].expand(-1, -1, self.frames, len(self.pixels))
         page = self.wander(n, 0.3)  # the strokes of the text move together
@@ -185,8 +192,8 @@ class MotionClips:
         """Opacity (n, F, P) of a line of 1-3 px with random ends up to `reach` px from its middle."""
         end = self.uniform(len(points), 1, 1, 2, low=-reach, high=reach)
         along = ((points * end).sum(-1) / end.square().sum(-1).clamp(min=1)).clamp(-1, 1)
-        far = (points - along[..., None] * end).norm(dim=-1)
-        return ((self.uniform(len(points), 1, 1, low=0.5, high=1.5) - far) * FOLD + 0.5).clamp(0, 1)
+        distance = (points - along[..., None] * end).norm(dim=-1)
+        return ((self.uniform(len(points), 1, 1, low=0.5, high=1.5) - distance) * FOLD + 0.5).clamp(0, 1)
 
     def grade(self, video: Tensor, grey: Tensor, soft: Tensor) -> Tensor:
         """Modest changes of sharpness, colour and contrast; `soft` clips are defocused, `grey` ones colourless."""

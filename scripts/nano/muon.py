@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Newton-Schulz iteration: (n, rows, columns) -> the same singular vectors with singular values near 1, bf16."""
+    """Newton-Schulz iteration on (n, rows, columns): keeps the singular vectors, moves singular values to 1; bf16."""
     flip = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT.bfloat16() if flip else matrices.bfloat16()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -46,5 +46,5 @@ class Muon(Optimizer):
         nesterov = torch._foreach_lerp(grads, means, momentum)
         update = orthogonal(torch.stack([part.flatten(1) for part in nesterov]))  # (n, rows, columns)
         update = update.float() * (lr * 0.2 * max(update.shape[1:]) ** 0.5)
-        parts = [part.view_as(weight).to(weight.dtype) for part, weight in zip(update, weights, strict=True)]
-        torch._foreach_sub_(weights, parts)
+        updates = [part.view_as(weight).to(weight.dtype) for part, weight in zip(update, weights, strict=True)]
+        torch._foreach_sub_(weights, updates)

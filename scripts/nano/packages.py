@@ -30,9 +30,10 @@ def download(source: Source, folder: Path) -> dict[str, bytes]:
     subprocess.run(["dpkg-deb", "-x", str(package), str(tree)], check=True)
     paths = [path for path in sorted(tree.rglob("*")) if path.is_file() and not path.is_symlink()]
     files = {str(path.relative_to(tree)): path for path in paths}
-    packed = [entry for path in files.values() if path.suffix == ".rcc" for entry in read_rcc(path.read_bytes())]
+    resources = [entry for path in files.values() if path.suffix == ".rcc" for entry in read_rcc(path.read_bytes())]
     suffixes = (".jpg", ".jpeg", ".png", ".webp", "copyright")
-    return {name: path.read_bytes() for name, path in files.items() if name.lower().endswith(suffixes)} | dict(packed)
+    pictures = {name: path.read_bytes() for name, path in files.items() if name.lower().endswith(suffixes)}
+    return pictures | dict(resources)
 
 
 def read_rcc(data: bytes) -> Iterator[tuple[str, bytes]]:

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 
 class Source(NamedTuple):
-    """Pictures of one package: paths below the folder `cut` that match `take` and not `skip` (globs, split at spaces).
+    """Pictures of one package: paths below the folder `cut` that match a glob of `take` and none of `skip`.
 
-    A Debian package contains the licence of each picture; for a wheel (empty `cut`) licence and author are given here.
+    Globs are separated by spaces. A Debian package contains the licence of each picture. A wheel (empty `cut`) does
+    not: its licence and author are fields of this class.
     crops: number of windows cut from a large picture, in addition to the whole picture.
     """
 

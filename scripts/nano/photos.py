@@ -1,4 +1,4 @@
-"""The bank of photos: a folder with photos.csv (with columns file and split) as one uint8 tensor."""
+"""Load a folder of photos as one uint8 tensor. The folder has a photos.csv with the columns file and split."""
 
 import csv
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Ring buffer of captioned latents on the GPU: synthetic clips are generated, encoded and replaced in turn."""
+"""Ring buffer of captioned latents on the GPU. New clips are generated and encoded, and replace the oldest ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def captions(clips: Clips, subjects: list[str]) -> list[str]:
         words = ["flat shapes and lines moving"] if kind == "shapes" else [subject, passing.get(kind, "")]
         words += [" and ".join(colours[i]) if i % 5 > 1 else ""]
         words += [f"camera {CAMERA[camera]}", "black and white" if grey else "", "out of focus" if soft else ""]
-        result.append("" if i % 10 == 0 else ", ".join(w for w in words if w))
+        result.append("" if i % 10 == 0 else ", ".join(word for word in words if word))
     return result
 
 

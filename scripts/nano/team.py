@@ -1,4 +1,4 @@
-"""Minimal data parallelism under torchrun: each rank generates its own clips, gradients are averaged in one message."""
+"""Minimal data parallelism under torchrun: each rank generates its own clips, one all-reduce averages the gradients."""
 
 import os
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Team:
-    """The processes of a torchrun, or a single process."""
+    """The process group of a torchrun, or a single process."""
 
     def __init__(self) -> None:
         self.rank, self.size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -27,7 +27,7 @@ class Team:
         return shared.item()
 
     def average(self, grads: list[Tensor]) -> None:
-        """Replace gradients by their mean over all ranks, in one message."""
+        """Replace gradients by their mean over all ranks, with one all-reduce."""
         if self.size == 1:
             return
         flat = torch.cat([grad.flatten() for grad in grads])

@@ -31,7 +31,7 @@ from scripts.nano.ring import Ring
 from scripts.nano.team import Team
 
 FPS = 25.0
-CHUNK = 16
+CHUNK = 16  # steps between two refills of the ring buffer
 RECORD_AFTER = 5  # eager steps before CUDA graph capture: they compile and create the optimizer states
 SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # of the validation loss
 

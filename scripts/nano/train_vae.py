@@ -1,8 +1,8 @@
 """Train nano's video VAE on moving photos for a given time: python -m scripts.nano.train_vae --seconds 540 ...
 
 Loss: L1, squared error, finite differences in space and time, and the fine Haar bands of the error. Noise on the
-latents makes the decoder robust, and a penalty for channels that differ from mean 0 and std 1 fixes the scale of that
-noise. Under torchrun every rank generates its own clips and gradients are averaged.
+latents makes the decoder robust. A penalty on latent channels whose mean is not 0 or whose std is not 1 fixes the scale
+of the latents relative to this noise. Under torchrun every rank generates its own clips and gradients are averaged.
 """
 
 import argparse
@@ -32,18 +32,18 @@ SHARD = 15 * 2**20  # bytes
 
 @dataclass
 class VAETraining:
-    """Settings of the training. Weights of the losses are relative to L1."""
+    """Settings of the training. The loss weights are relative to L1."""
 
     batch: int = 64  # clips per step and device
     ahead: int = 8  # batches generated at once
     lr: float = 2e-3
     warmup: int = 100  # steps
     noise: float = 0.1  # largest std of the noise on the latents of a clip
-    squared: float = 5.0
-    slopes: float = 0.5
-    fine: float = 0.5
-    spread: float = 0.02
-    ema: float = 0.999
+    squared: float = 5.0  # weight of the squared error
+    slopes: float = 0.5  # weight of the L1 of finite differences in space and time
+    fine: float = 0.5  # weight of the L1 of the fine Haar bands
+    spread: float = 0.02  # weight of the penalty on latent channels
+    ema: float = 0.999  # decay of the moving average of the weights
     pace: int = 25  # steps between two reads of the clock and the loss
     judge: float = 60.0  # seconds between validations
     channels_last: bool = True
@@ -85,7 +85,7 @@ def nano_config(channels: int) -> dict[str, Any]:
 
 
 class RoundTrip(nn.Module):
-    """video (B,3,F,H,W) -> (loss per clip (B), latents (B,C,f,h,w)); the module that is compiled."""
+    """The module to compile: video (B,3,F,H,W) -> loss per clip (B) and latents (B,C,f,h,w)."""
 
     def __init__(self, vae: VideoVAE, cfg: VAETraining):
         super().__init__()
@@ -98,7 +98,7 @@ class RoundTrip(nn.Module):
         return self.reconstruction(error) + self.cfg.spread * spread(latent.float()), latent
 
     def reconstruction(self, error: Tensor) -> Tensor:
-        """(B): the weighted sum of the reconstruction losses of each clip."""
+        """The weighted sum of the reconstruction losses of each clip (B), from its error (B,3,F,H,W)."""
         mean = (1, 2, 3, 4)
         loss = error.abs().mean(mean) + self.cfg.squared * error.square().mean(mean)
         slopes = sum(error.diff(dim=axis).abs().mean(mean) for axis in (2, 3, 4))
@@ -121,8 +121,8 @@ class Trainer:
         self.vae, self.cfg, self.team, self.step = vae, cfg, team, 0
         self.ema = copy.deepcopy(vae).requires_grad_(False)
         self.params = list(vae.parameters())
-        ends = ("conv_in", "conv_out")  # layers at pixels and latents are not hidden matrices
-        hidden = [p for name, p in vae.named_parameters() if p.ndim > 1 and not any(end in name for end in ends)]
+        outer = ("conv_in", "conv_out")  # layers at pixels and latents are not hidden matrices
+        hidden = [p for name, p in vae.named_parameters() if p.ndim > 1 and not any(layer in name for layer in outer)]
         rest = [p for p in self.params if all(p is not h for h in hidden)]
         self.optimizers = [Muon(hidden, cfg.lr), torch.optim.AdamW(rest, cfg.lr, betas=(0.9, 0.98), weight_decay=0.0)]
         trip = RoundTrip(vae, cfg)

@@ -1,7 +1,8 @@
 """Quality of a VAE's round trip: PSNR and edge F1 on moving validation photos, drawings and real videos.
 
-python -m scripts.nano.vae_quality --vae DIR --photos DIR [--samples data_prep/samples]; only the split
-"train" of the sample clips is read.
+python -m scripts.nano.vae_quality --vae DIR --photos DIR [--samples data_prep/samples]
+
+Of the sample clips only the split "train" is read.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from scripts.nano.photos import load_bank
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over clips, in dB, of uint8 videos (B, 3, F, H, W)."""
+    """PSNR in dB of uint8 videos (B, 3, F, H, W), mean over clips."""
     error = (a.float() - b.float()).square().mean((1, 2, 3, 4)).clamp(min=0.1)
     return (10 * torch.log10(255**2 / error)).mean().item()
 
@@ -35,7 +36,7 @@ def edges(frame: np.ndarray, drawn: bool) -> np.ndarray:
 
 
 def edge_f1(result: Tensor, truth: Tensor, drawn: bool = False) -> float:
-    """Mean over clips, uint8 (B, 3, F, H, W), of the F1 of edges within 1 px. Clips without edges are skipped."""
+    """F1 of the edges of uint8 videos (B, 3, F, H, W) within 1 px, mean over clips. Clips without edges are skipped."""
     scores = []
     for pair in zip(result.permute(0, 2, 3, 4, 1).numpy(), truth.permute(0, 2, 3, 4, 1).numpy(), strict=True):
         output, target = (np.stack([edges(np.ascontiguousarray(frame), drawn) for frame in clip]) for clip in pair)

@@ -22,7 +22,7 @@ class SyntheticCheckpoint:
     """Every tensor of a checkpoint, by component, with official names without prefixes."""
 
     def __init__(self, version: str, size: str, gemma: tuple[int, int] | None = None) -> None:
-        """gemma: hidden size and layers of its text encoder."""
+        """gemma: hidden size and number of layers of the text encoder."""
         hidden, self.gemma_layers = gemma or GEMMA[size]
         self.version, self.config = version, official_config(version, size, hidden)
         section = self.config["transformer"]
@@ -52,19 +52,22 @@ def write_unified(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: i
 
 
 def write_split(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: int, device: str) -> Path:
-    """One file per component, in the folders of the published repository. The VAE's keys have no prefix. The published
-    text projection is in the packed text encoder's file; here, without Gemma, it has a file of its own."""
+    """One file per component, in the folders of the published repository. The VAE's keys have no prefix.
+
+    The published text projection is in the file of the packed text encoder. Here it has its own file, because the
+    checkpoint does not include Gemma.
+    """
     version = checkpoint.version
     declared = {**checkpoint.config, "audio_vae": None, "vocoder": None}
     model = metadata(version, {**declared, "vae": None})
     name = f"{VERSIONS[version].stem}-transformer-{'fp8' if fp8 else 'bf16'}.safetensors"
     write(out / "diffusion_models" / name, checkpoint.model(fp8), model, seed, device)
-    about_vae = metadata(version, checkpoint.config, ("vae",))
+    vae_metadata = metadata(version, checkpoint.config, ("vae",))
     vae_file = out / "vae" / f"ltx-{version}-video-vae-conv-bf16.safetensors"
-    write(vae_file, with_prefix(checkpoint.vae, ""), about_vae, seed, device)
+    write(vae_file, with_prefix(checkpoint.vae, ""), vae_metadata, seed, device)
     audio = [spec for spec in with_prefix(checkpoint.ignored, "") if not spec.name.startswith("vae.")]
-    about_audio = metadata(version, {"audio_vae": {}, "vocoder": {}})
-    write(out / "vae" / f"ltx-{version}-audio-vae-bf16.safetensors", audio, about_audio, seed, device)
+    audio_metadata = metadata(version, {"audio_vae": {}, "vocoder": {}})
+    write(out / "vae" / f"ltx-{version}-audio-vae-bf16.safetensors", audio, audio_metadata, seed, device)
     name = f"ltx-{version}-text-projection-bf16.safetensors"
     write(out / "text_encoders" / name, with_prefix(checkpoint.projection, ""), {"format": "pt"}, seed, device)
     return out

@@ -74,7 +74,7 @@ def tiny_tokenizer(bos: bool) -> Tokenizer:
 
 
 def write_tiny_tokenizer(folder: Path, bos: bool = True) -> None:
-    """tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     tiny_tokenizer(bos).save(str(folder / "tokenizer.json"))
     about = {f"{name}_token": f"<{name}>" for name in ("bos", "eos", "pad", "unk", "mask")}
@@ -83,7 +83,10 @@ def write_tiny_tokenizer(folder: Path, bos: bool = True) -> None:
 
 
 def random_gemma(kind: str, seed: int = 0, size: str = "tiny", device: str = "cpu") -> Any:
-    """transformers' full model (vision included) of `gemma3` or `gemma4_unified`: random weights, fp32; full: bf16."""
+    """transformers' full model (vision included) of `gemma3` or `gemma4_unified` with random weights.
+
+    The weights are fp32 at size tiny and bf16 at size full.
+    """
     import transformers  # noqa: PLC0415 (slow)
 
     name = {"gemma3": "Gemma3", "gemma4_unified": "Gemma4Unified"}[kind]
@@ -113,7 +116,7 @@ def write_gemma(
     device: str = "cpu",
     **config: Any,
 ) -> Path:
-    """A folder in transformers' format: config.json (with the fields of `config` added), safetensors, tokenizer."""
+    """Write a folder in transformers' format: config.json (with the fields of `config` added), weights, tokenizer."""
     random_gemma(kind, seed, size, device).save_pretrained(folder, max_shard_size="5GB")
     write_tiny_tokenizer(folder, bos)
     file = folder / "config.json"
@@ -128,7 +131,7 @@ def gemma_for(version: str, folder: Path, size: str = "tiny", device: str = "cpu
 
 
 def pack_tiny_gemma(folder: Path, file: Path, projection: dict[str, Tensor]) -> Path:
-    """LTX-2.5's packed text encoder: language model keys without nesting, text projection, config and tokenizer."""
+    """Write LTX-2.5's packed text encoder: language model with flat keys, text projection, config and tokenizer."""
     tensors = {}
     for key, tensor in load_file(folder / "model.safetensors").items():
         tensors[key.replace("model.language_model.", "model.").replace("model.embed_vision.", "vision_model.")] = tensor

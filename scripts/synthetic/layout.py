@@ -15,8 +15,7 @@ TIME_CHANNELS = 256
 
 @dataclass(frozen=True)
 class Spec:
-    """A tensor to write. Values are normal with `mean` and `std`; dtype as in safetensors; origin: its official
-    name."""
+    """A tensor to write, with normally distributed values. dtype: as in safetensors; origin: the official name."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,11 +30,11 @@ def with_prefix(specs: Iterable[Spec], prefix: str, rename: Callable[[str], str]
     return [replace(spec, name=prefix + rename(spec.name), origin=spec.name) for spec in specs]
 
 
-def linear(name: str, inside: int, outside: int, bias: bool = True) -> Iterator[Spec]:
+def linear(name: str, inputs: int, outputs: int, bias: bool = True) -> Iterator[Spec]:
     """A linear layer whose output has the variance of its input."""
-    yield Spec(f"{name}.weight", (outside, inside), 1 / math.sqrt(inside))
+    yield Spec(f"{name}.weight", (outputs, inputs), 1 / math.sqrt(inputs))
     if bias:
-        yield Spec(f"{name}.bias", (outside,), 0.1)
+        yield Spec(f"{name}.bias", (outputs,), 0.1)
 
 
 def attention(name: str, query: int, context: int, inner: int, heads: int, gated: bool) -> Iterator[Spec]:
@@ -134,7 +133,7 @@ def connectors(section: dict[str, Any]) -> Iterator[Spec]:
 
 
 def text_projection(section: dict[str, Any], gemma_layers: int) -> Iterator[Spec]:
-    """The projection of all layers of the text encoder, flattened, to the connectors' width."""
+    """The linear from the flattened outputs of all layers of the text encoder to the connectors' width."""
     name, flat = "text_embedding_projection", section["caption_channels"] * (gemma_layers + 1)
     if not section.get("caption_proj_before_connector", False):
         yield from linear(f"{name}.aggregate_embed", flat, section["caption_channels"], bias=False)
@@ -144,9 +143,9 @@ def text_projection(section: dict[str, Any], gemma_layers: int) -> Iterator[Spec
         yield from linear(f"{name}.{side}_aggregate_embed", flat, width)
 
 
-def _conv(name: str, inside: int, outside: int) -> Iterator[Spec]:
-    yield Spec(f"{name}.conv.weight", (outside, inside, 3, 3, 3), 1 / math.sqrt(27 * inside))
-    yield Spec(f"{name}.conv.bias", (outside,), 0.02)
+def _conv(name: str, inputs: int, outputs: int) -> Iterator[Spec]:
+    yield Spec(f"{name}.conv.weight", (outputs, inputs, 3, 3, 3), 1 / math.sqrt(27 * inputs))
+    yield Spec(f"{name}.conv.bias", (outputs,), 0.02)
 
 
 def _volume(kind: str) -> int:

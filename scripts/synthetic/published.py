@@ -1,5 +1,7 @@
-"""Official names -> diffusers' names, as in diffusers' scripts/convert_ltx2_to_diffusers.py, and official config ->
-constructor arguments of diffusers' models."""
+"""Convert official key names to diffusers' names, and an official config to the arguments of diffusers' models.
+
+The names are those of diffusers' scripts/convert_ltx2_to_diffusers.py.
+"""
 
 from __future__ import annotations
 

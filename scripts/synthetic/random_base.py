@@ -1,4 +1,4 @@
-"""A base of official sizes with random weights, without a file: for measurements that do not depend on the values."""
+"""A base of official size with random weights, without a file, for measurements that do not depend on the values."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ class RandomBase(BaseModel):
         fp8: bool = False,
         weight_offload: int = 0,
     ) -> Transformer:
-        """Frozen, in evaluation mode, in `dtype`; fp8: the linears of its blocks, but their gates, in fp8.
+        """The transformer, frozen and in evaluation mode, in `dtype`.
 
-        weight_offload: blocks whose weights lie in host memory.
+        fp8: the linears of the blocks, except the gates, are in fp8. weight_offload: number of blocks whose weights lie
+        in host memory.
         """
         generator = torch.Generator(device).manual_seed(0)
         specs = {spec.name: spec for spec in transformer(self.config["transformer"])}

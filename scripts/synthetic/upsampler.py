@@ -24,10 +24,10 @@ CONFIG: dict[str, Any] = {  # of the published x2 file of 2.3; the file of 2.0 h
 }
 
 
-def convolution(name: str, inside: int, outside: int, dims: int) -> Iterator[Spec]:
-    """A convolution of width 3 whose output has the variance of its input."""
-    yield Spec(f"{name}.weight", (outside, inside, *(3,) * dims), 1 / math.sqrt(inside * 3**dims), origin=name)
-    yield Spec(f"{name}.bias", (outside,), 0.1, origin=f"{name}.bias")
+def convolution(name: str, inputs: int, outputs: int, dims: int) -> Iterator[Spec]:
+    """A convolution of kernel size 3 whose output has the variance of its input."""
+    yield Spec(f"{name}.weight", (outputs, inputs, *(3,) * dims), 1 / math.sqrt(inputs * 3**dims), origin=name)
+    yield Spec(f"{name}.bias", (outputs,), 0.1, origin=f"{name}.bias")
 
 
 def norm(name: str, channels: int) -> Iterator[Spec]:

@@ -70,17 +70,17 @@ def write(path: Path, specs: list[Spec], metadata: dict[str, str], seed: int = 0
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
     offset = 0
     for spec in ordered:
-        assert spec.name not in header, f"{spec.name} twice"
+        assert spec.name not in header, f"{spec.name} occurs twice"
         header[spec.name] = {
             "dtype": spec.dtype,
             "shape": list(spec.shape),
             "data_offsets": [offset, offset + nbytes(spec)],
         }
         offset += nbytes(spec)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
     with write_atomic(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
         for spec in ordered:
             _write_tensor(file, spec, seed, device)
 

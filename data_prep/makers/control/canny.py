@@ -10,7 +10,7 @@ from data_prep.makers.base import Maker, Params, SourceWindow, check_number, reg
 from iclora_train.config import require
 from iclora_train.signals.edges import CannyEdges
 
-# Ratio of the target to `size` or `reference_height` up to which the margin is wide enough for correct border edges.
+# Edges at the border are correct for targets up to this many times `size` or `reference_height`; it sets the margin.
 MAX_UPSCALE = 4
 
 

@@ -19,7 +19,7 @@ REMEDY = (
     "give a folder in transformers' format, e.g. by "
     "`hf download depth-anything/Depth-Anything-V2-Small-hf --local-dir FOLDER`"
 )
-MAX_DIFFERENCE = 12  # grey levels between a pixel and its warped neighbour up to which the two are mixed
+MAX_DIFFERENCE = 12  # grey levels: a pixel is mixed with its warped neighbour if the frames differ by less
 
 
 @register("control.depth")
@@ -39,7 +39,7 @@ class Depth(Maker):
     def __post_init__(self) -> None:
         check_range("range", self.range, 0, 100)
         check_number("steady", self.steady, 0, 0.95)
-        require(self.model is not None, f"task.maker_args.model is not set: {REMEDY}; or take control.depth_given")
+        require(self.model is not None, f"task.maker_args.model is not set: {REMEDY}; or use control.depth_given")
         assert self.model is not None
         exists = (Path(self.model).expanduser() / "config.json").is_file()
         require(exists, f"task.maker_args.model={self.model} holds no config.json: {REMEDY}")
@@ -55,8 +55,10 @@ class Depth(Maker):
 @register("control.depth_given")
 @dataclass(frozen=True)
 class DepthGiven(Maker):
-    """Depth that was rendered or estimated elsewhere. The column `depth` of the clip list names, for each clip, a video
-    or a folder with one EXR or PNG (16 or 8 bit) per frame, at any resolution.
+    """Depth that was rendered or estimated by another program.
+
+    The column `depth` of the clip list names, for each clip, a video or a folder with one EXR or PNG (16 or 8 bit) per
+    frame, at any resolution.
 
     values: meaning of the numbers. distance: from the camera, in any unit (a Z pass); drawn as 1/distance. ramp: dark
     is near (a mist pass); drawn inverted. nearness: bright is near; drawn unchanged. range: see control.depth.
@@ -85,8 +87,10 @@ def depth_reference(nearness: np.ndarray, percentiles: list[float]) -> tuple[np.
 
 
 def stabilise(nearness: np.ndarray, frames: np.ndarray, share: float) -> np.ndarray:
-    """Reduce flicker of nearness (F,H,W): mix each value with the previous frame's, warped by the optical flow of the
-    frames (F,H,W,3), where both frames look alike. One pass runs forwards, one backwards; their mean has no lag.
+    """Reduce flicker of nearness (F,H,W) along the optical flow of the frames (F,H,W,3).
+
+    Where neighbouring frames are similar, each value is mixed with the warped value of the previous frame. One pass
+    runs forwards, one backwards; their mean has no lag.
     """
     greys = [luma(frame) for frame in frames]
     forwards = _mix_with_previous(nearness, greys, share)
@@ -97,6 +101,6 @@ def _mix_with_previous(nearness: np.ndarray, greys: list[np.ndarray], share: flo
     result = nearness.copy()
     for t in range(1, len(nearness)):
         flow = dis_flow(greys[t], greys[t - 1])  # from each pixel of frame t to its position in frame t - 1
-        alike = cv2.absdiff(warp_by_flow(greys[t - 1], flow), greys[t]) < MAX_DIFFERENCE
-        result[t] += share * alike * (warp_by_flow(result[t - 1], flow) - nearness[t])
+        is_similar = cv2.absdiff(warp_by_flow(greys[t - 1], flow), greys[t]) < MAX_DIFFERENCE
+        result[t] += share * is_similar * (warp_by_flow(result[t - 1], flow) - nearness[t])
     return result

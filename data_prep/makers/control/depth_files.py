@@ -12,15 +12,16 @@ from data_prep.makers.colour_space import luma
 from iclora_train.config import ConfigError, require
 from iclora_train.data.video import read_clip
 
-VALUES = ("distance", "ramp", "nearness")
+VALUES = ("distance", "ramp", "nearness")  # see DepthGiven
 SUFFIXES = (".exr", ".png")
 SKY = 1e9  # distances from here on are background; Blender writes 1e10 where a ray hits nothing
 CHANNELS = ("Z", "V", "Y", "R")  # last part of an EXR channel name; the first that exists holds the depth
 
 
 def read_nearness(path: Path, indices: tuple[int, ...], values: str) -> Iterator[np.ndarray]:
-    """Nearness fp32 (H,W) of the clip's frames `indices`; larger is nearer. `values` is the meaning of the numbers in
-    the files. ConfigError names the file and the remedy.
+    """Nearness fp32 (H,W) of the clip's frames `indices`; larger is nearer. ConfigError names the file and the remedy.
+
+    values: meaning of the numbers in the files, one of VALUES.
     """
     pictures = _read_folder(path, indices) if path.is_dir() else _read_video(path, indices)
     for picture in pictures:
@@ -32,7 +33,7 @@ def read_nearness(path: Path, indices: tuple[int, ...], values: str) -> Iterator
 
 
 def _read_folder(folder: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Sorted by name, the files are frames 0, 1, ..."""
+    """Depth pictures from a folder. In the order of their names, the files are frames 0, 1, ..."""
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     needed = max(indices) + 1
     message = f"{folder}: {len(files)} depth pictures ({', '.join(SUFFIXES)}) for a clip of at least {needed} frames"

@@ -18,8 +18,9 @@ MIN_SCALE = 1.0  # pixels per frame: slow clips are not amplified beyond it
 @register("control.flow")
 @dataclass(frozen=True)
 class OpticalFlow(Maker):
-    """Motion from each frame to the next: hue is the direction, saturation the speed, white is still. The last frame
-    repeats the picture before it.
+    """Motion from each frame to the next: hue is the direction, saturation the speed, white is still.
+
+    The last frame repeats the picture before it.
 
     scale: speed in pixels per frame at full saturation; null takes the 99th percentile of the clip.
     """
@@ -45,8 +46,9 @@ class OpticalFlow(Maker):
 
 
 def colour_wheel() -> np.ndarray:
-    """The colour wheel (55,3) of Baker et al. 2011, "A database and evaluation methodology for optical flow", RGB from
-    0 to 1: linear between the six pure colours, with the number of steps that the eye distinguishes.
+    """The colour wheel (55,3) of Baker et al. 2011, "A database and evaluation methodology for optical flow".
+
+    RGB from 0 to 1: linear between the six pure colours, with the number of steps that the eye distinguishes.
     """
     pure = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [1, 0, 0]], np.float64)
     arcs = [a + np.arange(n)[:, None] / n * (b - a) for n, (a, b) in zip(STEPS, pairwise(pure), strict=True)]

@@ -46,7 +46,7 @@ class Pose(PoseReader, Maker):
 def _record(people: np.ndarray, filled: np.ndarray, size: tuple[int, int]) -> Params:
     """Statistics of the skeletons (P,F,18,3), in pixels of the target, for checks and evaluation.
 
-    coverage: share of frames with at least one person. points: share of these people's points that are visible.
+    coverage: share of frames with at least one person. points: share of the points of visible people that are visible.
     filled: share of the visible points that were interpolated. skeletons: for every visible person, the first frame,
     and per frame 18 times x, y (also outside of the target) and confidence (0: missing).
     """

@@ -10,8 +10,10 @@ import numpy as np
 
 
 def read_tracks(path: Path) -> list[np.ndarray]:
-    """Tracks (n,2) as x, y in pixels of the clip. The file holds lists of {"x": , "y": }: one track or several, nested
-    to any depth, also as JSON strings within JSON. ValueError if it holds no track.
+    """Tracks (n,2) as x, y in pixels of the clip. ValueError if the file has no track.
+
+    The file contains lists of {"x": , "y": }: one track or several, nested to any depth, also as JSON strings within
+    JSON.
     """
     try:
         tracks = _parse_tracks(json.loads(path.read_text(encoding="utf-8")))
@@ -39,9 +41,10 @@ def _parse_tracks(value: Any) -> list[np.ndarray]:
 
 
 def spline(points: np.ndarray, count: int) -> np.ndarray:
-    """`count` points (count,2) along the curve through `points` (n,2), sampled as in the editor: one point is repeated,
-    two are joined by a line, more by a uniform Catmull-Rom spline (end points doubled) with equally many samples per
-    segment.
+    """`count` points (count,2) along the curve through `points` (n,2), sampled as in the editor.
+
+    One point is repeated, two are joined by a line, more by a uniform Catmull-Rom spline (end points doubled) with
+    equally many samples per segment.
     """
     along = np.linspace(0, 1, count)[:, None]  # (count,1)
     if len(points) == 1:

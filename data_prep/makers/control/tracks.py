@@ -23,12 +23,13 @@ from iclora_train.signals.track_drawing import draw_tracks
 class Tracks(Maker):
     """Trails of points as Lightricks' motion-control adapter draws them (`draw_tracks`).
 
-    If the clip's row has a column `tracks`, its JSON file is drawn. points: its content: "spline" for control points of
-    a curve over the whole clip, or "frames" for one point per frame of the clip; x and y are in pixels of the clip.
+    If the clip's row has a column `tracks`, its JSON file is drawn. points: content of the file, "spline" for control
+    points of a curve over the whole clip, or "frames" for one point per frame of the clip; x and y are in pixels of the
+    clip.
 
-    Otherwise points are tracked from the window's first frame. count: [from, to] of their number, drawn per window;
-    points that move are preferred. lost: a track ends where tracking forth and back misses the start by more than
-    `lost` pixels, at a target whose short side is 512. shortest: least length of a track as a share of the window.
+    Otherwise points are tracked from the window's first frame. count: [from, to] of the number of points, drawn per
+    window; points that move are preferred. lost: a track ends where tracking forwards and back misses the start by more
+    than `lost` pixels, at a target whose short side is 512. shortest: least length of a track as a share of the window.
 
     larger: size of the discs as a multiple of the official adapter's: 1 for that adapter, 4 to see them on 64 pixels.
     """

@@ -14,7 +14,7 @@ from data_prep.makers.degrade.blur_kernels import aperture, disk, gaussian, line
 from data_prep.makers.trajectory import Range, Trajectory, random_trajectory, uniform
 from iclora_train.config import one_of, require
 
-# weight (256,) of an 8-bit code as a clipped highlight: 0 up to 230, then rising to 1
+# Weight (256,) of each 8-bit code as a clipped highlight: 0 up to code 230, then rising to 1.
 HIGHLIGHT = np.clip((np.arange(256, dtype=np.float32) - 230) / 25, 0, 1) ** 2
 POLYGON_REACH = 1.15  # corner radius of a pentagon over the radius of the disk of equal area; less with more sides
 TRACE_POINTS = 32  # points of a shaken camera's path per frame
@@ -27,7 +27,7 @@ class Defocus(Trajectory, Maker):
 
     radius: [from, to] in pixels of the target, drawn per clip. rack: the focus moves from one drawn radius to another
     (the same as course: ease). linear: blur linear light instead of sRGB values, so that highlights stay bright. bloom:
-    with linear, [from, to] of b, where clipped highlights are taken as 1 + b times as bright as white. blades: 0 for a
+    with linear, [from, to] of b; clipped highlights count as 1 + b times as bright as white. blades: 0 for a
     round aperture, or 5 and more for a polygon of the disk's area at a random angle. ring: [from, to] in [0, 0.9] of
     the share of light that moves to the rim of the shape.
     """
@@ -131,7 +131,7 @@ class Motion(Maker):
 def _check_rack(maker: Trajectory, rack: bool) -> None:
     """`rack: true` is the older name of `course: ease` and excludes `course: walk`."""
     Trajectory.__post_init__(maker)
-    require(not rack or maker.course != "walk", "task.maker_args: rack: true does not go with course: walk")
+    require(not rack or maker.course != "walk", "task.maker_args: rack: true cannot be combined with course: walk")
 
 
 def _draw(maker: Trajectory, bounds: Range, rack: bool, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -139,8 +139,10 @@ def _draw(maker: Trajectory, bounds: Range, rack: bool, frames: int, rng: np.ran
 
 
 def _shake_kernels(length: np.ndarray, angle: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Kernels of one winding path. Its direction is `angle` plus Brownian motion with variance 1 per frame; its speed
-    in frame i is length[i].
+    """Kernels of one winding path.
+
+    The direction of the path is `angle` plus Brownian motion with variance 1 per frame; its speed in frame i is
+    length[i].
     """
     points = TRACE_POINTS * len(length)
     wander = rng.normal(0, TRACE_POINTS**-0.5, points).cumsum()

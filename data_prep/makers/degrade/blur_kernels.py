@@ -12,9 +12,10 @@ def disk(radius: float) -> np.ndarray:
 
 
 def aperture(radius: float, blades: int, turn: float, ring: float) -> np.ndarray:
-    """The image of a point through an aperture: a disk (blades=0), or a regular polygon of the disk's area rotated by
-    `turn` radians. `ring` in [0, 1) moves light from the centre to the rim (over-corrected spherical aberration) with
-    weights 1 - ring + 2 ring (r / radius)^2, which preserve the sum over a disk.
+    """The image of a point through an aperture: a disk (blades=0), or a regular polygon of the disk's area.
+
+    turn: rotation of the polygon in radians. ring, in [0, 1), moves light from the centre to the rim (over-corrected
+    spherical aberration) with weights 1 - ring + 2 ring (r / radius)^2, which preserve the sum over a disk.
     """
     if not blades:
         apothem, reach = radius, radius

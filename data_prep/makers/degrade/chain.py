@@ -13,7 +13,7 @@ from data_prep.makers.degrade.resize import check_filters, resize_frame
 from iclora_train.config import ConfigError, require
 
 Steps = list[dict[str, Any]]
-LOW_RESOLUTION = "degrade.low_resolution"  # not allowed as a step: its own steps run at another frame size
+LOW_RESOLUTION = "degrade.low_resolution"  # not allowed as a step, because its own steps run at another frame size
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class Step:
 
 
 def parse_steps(key: str, steps: Any) -> list[Step]:
-    """The steps of `task.maker_args.<key>`, [{maker: degrade.noise, args: {sigma: [1, 5]}, p: 0.5}, ...]. The default
-    of args is the maker's own, of p it is 1. ConfigError names the step.
+    """The steps of `task.maker_args.<key>`, [{maker: degrade.noise, args: {sigma: [1, 5]}, p: 0.5}, ...].
+
+    Without args the maker's defaults are used, without p the step is always applied. ConfigError names the step.
     """
     is_list = isinstance(steps, list)
     require(is_list, f"task.maker_args.{key}={steps!r} must be a list of steps, {{maker, args, p}} each")
@@ -127,11 +128,11 @@ class OneOf(Maker):
 class LowResolution(Maker):
     """A picture `factor` times smaller, for tasks that store small references (task.reference_downscale).
 
-    factor: write ${task.reference_downscale}. filters: to draw from (area, bilinear, bicubic, lanczos). before, after:
-    steps as in degrade.chain, at full size before the resize and at the small size after it, so that noise and blocks
-    have the scale of the small picture. The result has full size: every small pixel is repeated, and averaging down
-    restores the small picture exactly. There is no margin, because the grid of small pixels starts at the corner of
-    the window.
+    factor: write ${task.reference_downscale}. filters: names to draw from (area, bilinear, bicubic, lanczos). before,
+    after: steps as in degrade.chain. `before` runs at full size before the resize, `after` at the small size after it,
+    so that noise and blocks have the scale of the small picture. The result has full size: every small pixel is
+    repeated, and averaging down restores the small picture exactly. The margin is 0, because the grid of small pixels
+    starts at the corner of the window.
     """
 
     factor: int = 2

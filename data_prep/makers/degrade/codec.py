@@ -18,9 +18,9 @@ from iclora_train.data.video_codec import CODECS, round_trip
 class Codec(Maker):
     """Encode the clip at a low quality and decode it: blocks, ringing, colour bleeding and banding, worse in motion.
 
-    codecs: to draw from. crf: [from, to] on H.264's scale of 0 to 51, mapped to VP9's 0 to 63 and to MPEG-4's
-    quantizers 1 to 31; or, with crf: null, bits_per_pixel: [from, to] of the target bit rate. keyframes: frames between
-    key frames.
+    codecs: names to draw from. crf: [from, to] on H.264's scale of 0 to 51, mapped to VP9's 0 to 63 and to MPEG-4's
+    quantizers 1 to 31. bits_per_pixel: [from, to] of the target bit rate, used instead with crf: null. keyframes:
+    frames between key frames.
     """
 
     codecs: list[str] = field(default_factory=lambda: list(CODECS))

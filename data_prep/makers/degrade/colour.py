@@ -20,9 +20,9 @@ class Grey(Trajectory, Maker):
     """Rec. 601 luma in all three channels, unchanged or aged.
 
     gamma: [from, to] of an exponent on the luma in [0, 1]. contrast: [from, to] of a factor on the distance from
-    mid-grey, applied after gamma. tint: [from, to] of the chroma that mid-grey receives; black and white receive none.
-    hue: [from, to] in degrees on the plane of Cb and Cr (120 to 160 is sepia, 320 to 350 a cold blue). A tint preserves
-    the luma.
+    mid-grey, applied after gamma. tint: [from, to] of the chroma that mid-grey receives; black and white receive none;
+    a tint preserves the luma. hue: [from, to] in degrees on the plane of Cb and Cr (120 to 160 is sepia, 320 to 350 a
+    cold blue).
     """
 
     gamma: Range = field(default_factory=lambda: [1.0, 1.0])

@@ -41,7 +41,7 @@ class Exposure(Trajectory, Maker):
         interpolator = FrameInterpolator(frames, self.between, self.linear)
         weights = _exposure_weights(shutter, self.samples)
         accumulating: dict[int, np.ndarray] = {}  # frame -> sum of its light so far, fp32 (H,W,3)
-        exposed: dict[int, np.ndarray] = {}  # a long exposure may end after the next frame's short one
+        exposed: dict[int, np.ndarray] = {}  # not in order: a long exposure may end after the next frame's short one
         for k, weight in enumerate(weights.T):
             picture = interpolator.frame_at((k - 0.5) / self.samples)
             for i in map(int, np.flatnonzero(weight)):
@@ -53,8 +53,10 @@ class Exposure(Trajectory, Maker):
 
 
 def _exposure_weights(shutter: np.ndarray, samples: int) -> np.ndarray:
-    """Weight of each picture in each frame's exposure, fp32 (F,K). Picture 0 is the first frame and stands for all
-    time before it. `samples` pictures per frame follow. The last picture is the last frame.
+    """Weight of each picture in each frame's exposure, fp32 (F,K).
+
+    Picture 0 is the first frame and stands for all time before it. `samples` pictures per frame follow. The last
+    picture is the last frame and stands for all time after it.
     """
     frames = np.arange(len(shutter))
     start, stop = (frames - shutter / 2)[:, None], (frames + shutter / 2)[:, None]

@@ -17,14 +17,15 @@ BLEND = np.array([0.25, 0.5, 0.25], np.float32)
 @register("degrade.interlace")
 @dataclass(frozen=True)
 class Interlace(Maker):
-    """The lines of each frame come from two times: one field from the frame, the other from a later time. The last
-    frame of the clip has no successor, so both of its fields are from the same time.
+    """The lines of each frame come from two times: one field from the frame, the other field from a later time.
 
-    first: the field that comes first: `upper` (lines 0, 2, 4, ...), `lower`, or `either`, drawn per clip. second: where
-    the other field comes from: `next`, the next frame (the clip then has the rate of the fields), or half-way to it, by
-    `flow` or `blend`. shown: `weave`, both fields with combing, or the output of a bad deinterlacer: `blend`, which
-    mixes neighbouring lines, or `bob`, which doubles the lines of the first field. There is no margin, because lines
-    are counted from the top of the window.
+    The last frame of the clip has no successor, so both of its fields are from the same time.
+
+    first: the earlier field: `upper` (lines 0, 2, 4, ...), `lower`, or `either`, drawn per clip. second: the source of
+    the later field: `next` is the next frame (the clip then has the rate of the fields); `flow` and `blend` interpolate
+    half-way to it. shown: `weave`, both fields with combing, or the output of a bad deinterlacer: `blend` mixes
+    neighbouring lines, `bob` doubles the lines of the first field. The margin is 0, because lines are counted from the
+    top of the window.
     """
 
     first: str = "either"

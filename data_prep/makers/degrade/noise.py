@@ -42,8 +42,10 @@ class Noise(Trajectory, Maker):
 @register("degrade.shot")
 @dataclass(frozen=True)
 class Shot(Trajectory, Maker):
-    """A photon-counting sensor in linear light: a channel of light x counts Poisson(x n) photons, plus Gaussian read
-    noise of r photons. The variance is x / n + (r / n)^2.
+    """A photon-counting sensor in linear light.
+
+    A channel with light x counts Poisson(x n) photons, plus Gaussian read noise of r photons. The variance is
+    x / n + (r / n)^2.
 
     photons: [from, to] of n, the count at white, drawn log-uniformly. read: r.
     """
@@ -73,8 +75,9 @@ class Grain(Trajectory, Maker):
     """Film grain: blobs of a given size, strongest in middle tones, new in every frame.
 
     strength: [from, to] of the standard deviation at mid-grey in levels of 255. At luma y it is multiplied by
-    sqrt(4 y (1 - y)), the law of a count of grains that are either dark or not. size: [from, to] of a Gaussian's sigma
-    in pixels, the extent of the grains. colour: each channel has its own grain; false: all channels share it.
+    sqrt(4 y (1 - y)), the deviation of a count of grains that are either dark or not. size: [from, to] of a Gaussian's
+    sigma in pixels, the extent of the grains. colour: true: each channel has its own grain; false: all channels share
+    it.
     """
 
     strength: Range = field(default_factory=lambda: [4.0, 16.0])

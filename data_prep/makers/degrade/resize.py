@@ -38,12 +38,13 @@ def check_filters(key: str, filters: list[str]) -> None:
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int], name: str) -> np.ndarray:
-    """A frame uint8 (H,W,3) resized to `size` (height, width). When shrinking, the filter widens by the factor, so the
-    result has no aliasing. Borders are repeated.
+    """A frame uint8 (H,W,3) resized to `size` (height, width) with the filter `name`. Borders are repeated.
+
+    When a frame shrinks, the filter widens by the factor, so the result has no aliasing.
     """
-    tall = _resize_rows(frame.astype(np.float32), size[0], name)
-    wide = _resize_rows(np.ascontiguousarray(tall.swapaxes(0, 1)), size[1], name).swapaxes(0, 1)
-    return np.rint(np.clip(wide, 0, 255)).astype(np.uint8)
+    rows = _resize_rows(frame.astype(np.float32), size[0], name)
+    resized = _resize_rows(np.ascontiguousarray(rows.swapaxes(0, 1)), size[1], name).swapaxes(0, 1)
+    return np.rint(np.clip(resized, 0, 255)).astype(np.uint8)
 
 
 def _resize_rows(frame: np.ndarray, rows: int, name: str) -> np.ndarray:

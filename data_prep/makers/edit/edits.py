@@ -27,9 +27,10 @@ class Hole(Trajectory, Maker):
     """A region painted in one colour, which the adapter learns to fill.
 
     mask: `drawn`, or `column`: the clip's own mask, from the column `mask` of the clip list (white is painted). shapes:
-    to draw from (box, ellipse, free). cover: [from, to] of the masked share of the picture. course, step: how the shape
-    moves. dilate: [from, to] in pixels by which the mask grows. colour: of the painted pixels; the official adapter
-    uses #66FF00. The reference holds the mask exactly (`masks.mask_from_colour`): no other pixel has this colour.
+    names to draw from (box, ellipse, free). cover: [from, to] of the masked share of the picture. course, step: how the
+    shape moves. dilate: [from, to] in pixels by which the mask grows. colour: of the painted pixels; the official
+    adapter uses #66FF00. The reference contains the mask exactly (`masks.mask_from_colour`): no other pixel has this
+    colour.
     """
 
     mask: str = "drawn"
@@ -86,22 +87,22 @@ class Outpaint(Maker):
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         height, width = frames.shape[1:3]
         aspect, scale = log_uniform(self.aspect, rng), uniform(self.scale, rng)
-        tall, wide = round(scale * min(height, width / aspect)), round(scale * min(width, height * aspect))
-        top, left = (height - tall) // 2, (width - wide) // 2
+        rows, columns = round(scale * min(height, width / aspect)), round(scale * min(width, height * aspect))
+        top, left = (height - rows) // 2, (width - columns) // 2
         border = np.ones(frames.shape[:3], bool)
-        border[:, top : top + tall, left : left + wide] = False
-        params: Params = {"aspect": aspect, "scale": scale, "kept": [top, left, tall, wide]}
+        border[:, top : top + rows, left : left + columns] = False
+        params: Params = {"aspect": aspect, "scale": scale, "kept": [top, left, rows, columns]}
         return paint_mask(frames, border, tuple(self.colour)), params
 
 
 @register("edit.loop")
 @dataclass(frozen=True)
 class Loop(Maker):
-    """One still for the length of the clip: the adapter learns to animate it, or to use what it shows.
+    """One still for the length of the clip: the adapter learns to animate the still, or to use its content.
 
     still: `first`, the first frame of the clip; `any`, a random frame; or `sheet`, the picture in the column `sheet` of
-    the clip list, fitted whole into the middle of the frame on `background` (a grey level) and mirrored if the window
-    is.
+    the clip list. The sheet is fitted whole into the middle of the frame on `background` (a grey level), and mirrored
+    if the window is mirrored.
     """
 
     still: str = "first"
@@ -125,9 +126,9 @@ class Loop(Maker):
         """The sheet, uint8 (H,W,3) of `size`."""
         sheet = next(read_clip(source.file("sheet")))
         scale = min(size[0] / sheet.shape[0], size[1] / sheet.shape[1])
-        tall, wide = (min(round(scale * n), limit) for n, limit in zip(sheet.shape[:2], size, strict=True))
-        scaled = cv2.resize(sheet, (wide, tall), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        height, width = (min(round(scale * n), limit) for n, limit in zip(sheet.shape[:2], size, strict=True))
+        scaled = cv2.resize(sheet, (width, height), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
         page = np.full((*size, 3), self.background, np.uint8)
-        top, left = (size[0] - tall) // 2, (size[1] - wide) // 2
-        page[top : top + tall, left : left + wide] = scaled
+        top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        page[top : top + height, left : left + width] = scaled
         return page[:, ::-1] if source.crop.flip else page

@@ -19,8 +19,10 @@ MAX_STROKES = 64
 
 
 def paint_mask(frames: np.ndarray, mask: np.ndarray, colour: tuple[int, ...]) -> np.ndarray:
-    """Frames uint8 (F,H,W,3) with `colour` exactly where the mask (F,H,W) is true. A pixel outside the mask that has
-    this colour is changed by one level, so that `mask_from_colour` recovers the mask exactly.
+    """Frames uint8 (F,H,W,3) with `colour` exactly where the mask (F,H,W) is true.
+
+    A pixel outside the mask that has this colour is changed by one level, so that `mask_from_colour` recovers the mask
+    exactly.
     """
     result = frames.copy()
     green = np.uint8(colour[1] - 1 if colour[1] else 1)
@@ -43,8 +45,9 @@ def dilate(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def load_clip_mask(source: SourceWindow) -> np.ndarray:
-    """The mask (F,H,W) bool in the column `mask` of the clip: a video with the clip's frames, or a still; white is
-    true. Its resolution may differ from the clip's. ConfigError if it has too few frames.
+    """The mask (F,H,W) bool in the column `mask` of the clip; white is true. ConfigError if it has too few frames.
+
+    The file is a video with the clip's frames, or a still. Its resolution may differ from the clip's.
     """
     path = source.file("mask")
     numbers = {0, *source.indices}
@@ -64,8 +67,9 @@ def _read_masks(path: Path, numbers: set[int]) -> list[np.ndarray]:
 def random_mask(
     size: tuple[int, int], shape: str, cover: float, trajectory: Trajectory, frames: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A mask (F,H,W) bool of a `box`, an `ellipse` or a `free` scribble that covers about `cover` of the picture. The
-    shape lies inside the picture if it fits. Its position is random and moves along `trajectory`.
+    """A mask (F,H,W) bool of a `box`, an `ellipse` or a `free` scribble that covers about `cover` of the picture.
+
+    The shape lies inside the picture if it fits. Its position is random and moves along `trajectory`.
     """
     height, width = size
     if shape == "free":
@@ -93,8 +97,10 @@ def random_mask(
 
 
 def _scribble(size: tuple[int, int], cover: float, rng: np.random.Generator) -> tuple[np.ndarray, int]:
-    """A brush stroke: its corners (n,2), x and y relative to the centre, and its thickness. The stroke turns at random
-    within the middle 70 % of the picture until `cover` is painted (free-form masks of Yu et al., arXiv 1806.03589).
+    """A brush stroke: its corners (n,2), x and y relative to the centre, and its thickness.
+
+    The stroke turns at random within the middle 70 % of the picture until `cover` is painted (free-form masks of Yu et
+    al., arXiv 1806.03589).
     """
     reach = 0.35 * np.array(size[::-1])
     thickness = max(round(min(size) * np.sqrt(cover) * rng.uniform(0.2, 0.4)), 1)
