@@ -125,7 +125,7 @@ def _check_shard(work: Work) -> list[str]:
                 sample_shapes = _sample_shapes(shards, i)
                 bucket_shapes = shapes.setdefault(sample.bucket, sample_shapes)
                 is_same = bucket_shapes == sample_shapes
-                problem = "" if is_same else f"its shapes {sample_shapes} differ from the others in its bucket"
+                problem = "" if is_same else f"its shapes {sample_shapes} differ from other samples of its bucket"
             except ValueError as error:  # includes ShardError
                 problem = str(error)
             if problem:

@@ -1,9 +1,9 @@
 """Times training steps against a baseline: python -m scripts.benchmark [--shapes S M L] [--checkpoint FILE]
 
-The baseline is what a plain trainer does on the same base and GPU: eager bf16, activation checkpointing of every block,
-AdaLN computed for every token, peft's LoRA layers, PyTorch's attention, AdamW. It runs first; then this project runs in
-bf16 and with an fp8 base, each within the GPU memory of trainer.memory (auto: all of the GPU). --lightricks adds
-Lightricks' transformer.
+The baseline is a plain trainer on the same base and GPU: eager bf16, activation checkpointing of every block, AdaLN
+computed for every token, peft's LoRA layers, PyTorch's attention, AdamW. It runs first; then this project runs in bf16
+and with an fp8 base, each within the GPU memory of trainer.memory (auto: all of the GPU). --lightricks adds Lightricks'
+transformer.
 
 Prints one JSON line per measurement: median seconds of a step after the warm-up, and peak GiB. The last lines say how
 many times as fast as the baseline each variant is. --profile adds where the GPU's time goes in a step. Without a
@@ -103,7 +103,7 @@ def batch_of(base: BaseModel, shape: Shape, device: torch.device) -> Batch:
 
 @contextmanager
 def baseline() -> Iterator[None]:
-    """Inside the `with`, transformers compute as in a plain trainer, with the same results.
+    """Inside the `with`, transformers compute like a plain trainer's, with the same results.
 
     Each token has its own AdaLN row instead of one per noise level, and attention is PyTorch's. (Eager execution,
     activation checkpointing and peft's layers are settings of `module_of`.)
@@ -119,7 +119,7 @@ def baseline() -> Iterator[None]:
     torch_backends = tuple(b for b in attention_backends.BACKENDS if not isinstance(b, FlashBackend))
     with (
         patch.object(transformer.Transformer, "forward", forward_with_rows_per_token),
-        patch.object(transformer, "pick", lambda rows, level: rows),  # rows (B,N,D) are those of the tokens already
+        patch.object(transformer, "pick", lambda rows, level: rows),  # (B,N,D), already one row per token
         patch.object(attention_backends, "BACKENDS", torch_backends),
     ):
         yield

@@ -95,7 +95,7 @@ def table(shards: ShardSet, args: argparse.Namespace) -> Table:
         data = LatentDataModule(shards.folder, args.batch_size, workers=workers)
         per_batch, waits = measure(data, args.batches, args.step_seconds)
         clips = args.batch_size / per_batch
-        share = f"{100 * per_batch / args.step_seconds:.1f} % of a step"
+        share = f"loader needs {100 * per_batch / args.step_seconds:.1f} % of a step"
         row: list[Any] = [workers, f"{clips:.0f}", f"{clips * size:.0f}", f"{1e3 * per_batch:.1f}", share]
         results.add_row(*map(str, row), f"{1e3 * waits:.1f} ms")
     return results

@@ -14,7 +14,7 @@ def test_a_row_for_each_number_of_workers(monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(sys, "argv", ["benchmark_loading", *small, "--step-seconds", "0.01"])
     benchmark_loading.main()
     output = capsys.readouterr().out
-    assert "64x64x9, 8.4 MB a clip, 2 a batch" in output
+    assert "64x64x9, 8.4 MB per clip, 2 clips per batch" in output
     assert "page cache warm; steps of 0.01 s" in output
     rows = [line for line in output.splitlines() if "loader needs" in line]
     assert [row.split()[1] for row in rows] == ["0", "1"]

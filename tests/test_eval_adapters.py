@@ -68,7 +68,7 @@ def test_an_adapter_of_another_program_gets_the_factors_of_the_task_and_a_note(
     assert opened.foreign
     assert not adapter.foreign
     assert opened.note is not None
-    assert "those of task deblur are used" in opened.note
+    assert "the factors of task deblur are used" in opened.note
     assert adapter.note is None
     assert opened.adapter is not None
     assert adapter.adapter is not None

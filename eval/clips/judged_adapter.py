@@ -68,7 +68,7 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
         factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
         adapter = import_adapter(path, BaseSpec.open(config.model.checkpoint), factors)
     if foreign:
-        note = f"{path} does not declare its reference factors: those of task {task.name} are used"
+        note = f"{path} does not declare its reference factors: the factors of task {task.name} are used"
     expected = (task.reference_downscale, task.reference_temporal_scale)
     require(
         (adapter.downscale, adapter.temporal_scale) == expected,

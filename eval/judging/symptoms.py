@@ -83,7 +83,7 @@ def _control(scores: Mapping[str, Any]) -> Finding | None:
         level,
         reason,
         "Train longer, or with a higher rank or learning rate. Check in the contact sheet that references match their "
-        "targets, and that the reference factors are those of the adapter. If only the swap fails, the captions "
+        "targets, and that the task has the adapter's reference factors. If only the swap fails, the captions "
         "describe the clip too well: train with shorter or empty captions.",
     )
 
@@ -110,7 +110,7 @@ def _strength(scores: Mapping[str, Any]) -> Finding | None:
 
 
 def _flicker(scores: Mapping[str, Any]) -> Finding | None:
-    """Judged by luma flicker above that of the VAE round trip."""
+    """Judged by luma flicker beyond the flicker of the VAE round trip."""
     output, ceiling = _mean(scores, ADAPTER_REFERENCE, "flicker"), _mean(scores, CEILING, "flicker")
     if output is None or ceiling is None:
         return None

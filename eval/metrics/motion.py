@@ -18,7 +18,7 @@ Field = NDArray[np.float32]
 
 
 def flicker(output: CachedClip, target: CachedClip) -> float:
-    """Mean |d_{t-1} - 2 d_t + d_{t+1}|, with d_t the mean luma of output frame t minus that of the target, in levels.
+    """Mean |d_{t-1} - 2 d_t + d_{t+1}|, in levels. d_t: mean luma of output frame t minus mean luma of target frame t.
 
     0 for clips of fewer than 3 frames.
     """

@@ -88,7 +88,7 @@ def masked_ssim(output: Clip, target: Clip, mask: Mask) -> float | None:
 
 
 def seam(output: Clip, target: Clip, region: Mask) -> float | None:
-    """Mean step in levels between neighbouring pixels across the border of the region, minus that of the target.
+    """Mean step in levels between neighbouring pixels across the border of the region, output minus target.
 
     Below 0 if the output is smoother there than the target. None if the region has no border in the picture.
     """

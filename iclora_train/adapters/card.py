@@ -124,7 +124,7 @@ def _use(adapter: Adapter) -> list[str]:
         ("reference", same_size if factor == 1 else smaller),
     ]
     if adapter.temporal_scale != 1:
-        rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than that of the output clip"))
+        rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
     if "size" in metadata:
         rows.append(("size in training", f"{metadata['size']} (width x height x frames)"))
     if "fps" in metadata:

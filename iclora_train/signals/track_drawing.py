@@ -1,6 +1,6 @@
 """Draw point tracks as Lightricks' motion-control adapter was trained on them: a trail of discs behind every point.
 
-The drawing is that of the node LTXVDrawTracks of ComfyUI-LTXVideo (sparse_tracks.py). At a short side of 1080 pixels,
+The drawing matches the node LTXVDrawTracks of ComfyUI-LTXVideo (sparse_tracks.py). At a short side of 1080 pixels,
 each age from 0 to 50 frames is a disc. Its radius falls from 8 to 2 pixels, and its colour goes from blue (now) over
 cyan and green to red (oldest). Newer discs cover older ones. The drawing is then scaled down bilinearly.
 """

@@ -2,7 +2,7 @@
 
 Clips are generated and encoded on the GPU and stored in a ring buffer of latents, from which batches are drawn while
 the buffer is refilled. A third of the clips is trained from text alone, a third with a clean first latent frame, a
-third with random clean tokens. The base never sees references: using them is what an IC-LoRA learns.
+third with random clean tokens. The base is never trained with references: an IC-LoRA learns to use them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Convert official key names to diffusers' names, and an official config to the arguments of diffusers' models.
 
-The names are those of diffusers' scripts/convert_ltx2_to_diffusers.py.
+The names are taken from diffusers' scripts/convert_ltx2_to_diffusers.py.
 """
 
 from __future__ import annotations
