@@ -108,31 +108,35 @@ def write_shards(
     vae = base.vae()
     text = base.text()
     for split, names in sources.items():
-        samples: tuple[list[Any], list[Any]] = ([], [])
-        for name in names:
-            for i in range(2):
-                seed = sum(name.encode()) + 100 * i
-                record: dict[str, object] = {"source": recording(name)}
-                pair = Pair(
-                    f"{split}-{name}-{i}",
-                    clip(seed),
-                    (dimmed(clip(seed), colour),) * references,
-                    "moving blocks",
-                    SHAPE.fps,
-                    record,
-                )
-                shape = VideoShape(*pair.target.shape[:3], SHAPE.fps)
-                target, *reference_latents = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
-                latents = LatentPair(
-                    pair.key, target, tuple(reference_latents), text.encode([pair.caption])[0], SHAPE.fps
-                )
-                samples[0].append(pack_pair(pair, name))
-                samples[1].append(pack_latents(latents, shape, name, {}))
-        for writer, samples_of_kind in zip(writers, samples, strict=True):
-            writer.write(f"{split}-000000.tar", samples_of_kind)
+        pairs = [
+            (name, make_pair(split, name, window, recording(name), references, colour))
+            for name in names
+            for window in range(2)
+        ]
+        writers[0].write(f"{split}-000000.tar", [pack_pair(pair, name) for name, pair in pairs])
+        writers[1].write(f"{split}-000000.tar", [encode_pair(pair, name, vae, text) for name, pair in pairs])
     writers[1].write_empty_text(text.encode([""])[0])
     for writer in writers:
         writer.finish([f"{split}-000000.tar" for split in sources])
+
+
+def make_pair(
+    split: str, name: str, window: int, recording: str, references: int, colour: tuple[int, int, int] | None
+) -> Pair:
+    """The pair of one window of clip `name`."""
+    target = clip(sum(name.encode()) + 100 * window)
+    record: dict[str, object] = {"source": recording}
+    return Pair(
+        f"{split}-{name}-{window}", target, (dimmed(target, colour),) * references, "moving blocks", SHAPE.fps, record
+    )
+
+
+def encode_pair(pair: Pair, name: str, vae: Any, text: Any) -> dict[str, Any]:
+    """The latent sample of a pair from clip `name`."""
+    shape = VideoShape(*pair.target.shape[:3], SHAPE.fps)
+    target, *references = (latent_of(vae, pixels) for pixels in (pair.target, *pair.references))
+    latents = LatentPair(pair.key, target, tuple(references), text.encode([pair.caption])[0], SHAPE.fps)
+    return pack_latents(latents, shape, name, {})
 
 
 def latent_of(vae: Any, pixels: np.ndarray) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ LEVEL = {  # condition -> PSNR in dB
 }
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.0)
 FRAMES, SIDE, FPS = 9, 64, 24.0
+Near = Callable[..., dict[str, Any]]  # (mean, spread) -> estimate of random values
 
 
 def example(windows: int = 11) -> dict[str, Any]:
@@ -77,43 +78,10 @@ def finish(
             {"s": s, "metrics": {"psnr": near(12 + 19 * s**0.3, 1), "ssim": near(0.2 + 0.4 * s**0.3)}}
             for s in STRENGTHS
         ],
-        "control": {
-            **{"gain": near(0.6), "swap_lost": near(20, 1), "swap_won": near(15, 1), "null": near(0.01, 0.001)},
-            "drift": near(8, 1),
-            "curve": {
-                **{"spearman": near(0.97, 0.01), "isotonic_r2": near(0.99, 0.001), "page_p": 1e-6},
-                **{"dead_zone": 0.0, "s50": 0.07, "saturation": 0.75, "largest_step": 0.41},
-            },
-        },
+        "control": control(near),
         "diversity": {"adapter+reference": near(1.5, 0.1), "base": near(30, 2)},
-        "mask": {
-            **{"band_pixels": 8, "band_frames": 4},
-            "half": {
-                **{"inside": near(20, 2), "outside": near(3, 1), "leakage": near(0.15), "kept": near(2, 0.5)},
-                **{"dropped": near(18, 2), "disturbance": near(0.1), "effect_kept": near(0.95)},
-                **{"leakage_of_full": near(0.16), "null_change": near(0.01, 0.001)},
-            },
-            "fade": {
-                "correlation": near(0.95, 0.02),
-                "blocks": [{"weight": w, "effect": near(w**0.5, 0.1)} for w in (0.0, 0.5, 1.0)],
-            },
-        },
-        "verdicts": [
-            {
-                **{"name": "gain_over_input", "claim": "PSNR above the <degraded> input", "value": estimate(gain)},
-                **{
-                    "by_source": estimate(gain[::3]),
-                    "threshold": "≥ 0.7 dB",
-                    "passed": True,
-                    "p": 1e-5,
-                    "p_holm": 2e-5,
-                },
-            },
-            {
-                **{"name": "mask_local", "claim": "the mask acts where it is", "value": near(0.4)},
-                **{"by_source": near(0.4), "threshold": "< 1/3", "passed": False, "p": None, "p_holm": None},
-            },
-        ],
+        "mask": mask(near),
+        "verdicts": verdicts(gain, near),
         "thresholds": {"gain_over_input": 0.7, "changed": ["gain_over_input"]},
         "windows": {name: {m: v.tolist() for m, v in values.items()} for name, values in table.items()},
         "frames": {
@@ -128,6 +96,52 @@ def finish(
         "timings": {"wall_seconds": 12.5, "sampling_seconds": {"base": 1.0}, "seconds_per_clip": {"base": 0.1}},
     }
     return {**scores, "flags": find_symptoms(scores)}
+
+
+def control(near: Near) -> dict[str, Any]:
+    return {
+        **{"gain": near(0.6), "swap_lost": near(20, 1), "swap_won": near(15, 1), "null": near(0.01, 0.001)},
+        "drift": near(8, 1),
+        "curve": {
+            **{"spearman": near(0.97, 0.01), "isotonic_r2": near(0.99, 0.001), "page_p": 1e-6},
+            **{"dead_zone": 0.0, "s50": 0.07, "saturation": 0.75, "largest_step": 0.41},
+        },
+    }
+
+
+def mask(near: Near) -> dict[str, Any]:
+    return {
+        **{"band_pixels": 8, "band_frames": 4},
+        "half": {
+            **{"inside": near(20, 2), "outside": near(3, 1), "leakage": near(0.15), "kept": near(2, 0.5)},
+            **{"dropped": near(18, 2), "disturbance": near(0.1), "effect_kept": near(0.95)},
+            **{"leakage_of_full": near(0.16), "null_change": near(0.01, 0.001)},
+        },
+        "fade": {
+            "correlation": near(0.95, 0.02),
+            "blocks": [{"weight": w, "effect": near(w**0.5, 0.1)} for w in (0.0, 0.5, 1.0)],
+        },
+    }
+
+
+def verdicts(gain: np.ndarray, near: Near) -> list[dict[str, Any]]:
+    """A claim that holds and a claim that fails."""
+    return [
+        {
+            **{"name": "gain_over_input", "claim": "PSNR above the <degraded> input", "value": estimate(gain)},
+            **{
+                "by_source": estimate(gain[::3]),
+                "threshold": "≥ 0.7 dB",
+                "passed": True,
+                "p": 1e-5,
+                "p_holm": 2e-5,
+            },
+        },
+        {
+            **{"name": "mask_local", "claim": "the mask acts where it is", "value": near(0.4)},
+            **{"by_source": near(0.4), "threshold": "< 1/3", "passed": False, "p": None, "p_holm": None},
+        },
+    ]
 
 
 def clip(seed: int, shift: int = 0) -> np.ndarray:

@@ -186,7 +186,7 @@ def test_a_caption_must_not_mention_the_control_signal(caption, phrases):
     assert find_phrases(caption, PHRASES) == phrases
     clip = footage(9)
     assert value_of(report(clip, clip, config("structure"), caption=caption), "caption_control") == len(phrases)
-    assert "caption_control" not in {f.check for f in report(clip, clip, caption=caption).findings}
+    assert "caption_control" not in {finding.check for finding in report(clip, clip, caption=caption).findings}
 
 
 def test_missing_triggers_and_empty_or_long_captions_are_reported():

@@ -1,4 +1,4 @@
-"""Clip lists, captions, cuts and windows, and the reasons for dropped clips."""
+"""Clips, their captions, cuts and windows, and the reasons for dropped clips."""
 
 from __future__ import annotations
 
@@ -48,22 +48,7 @@ def scenes(*lengths: int, height: int = 72, width: int = 96) -> np.ndarray:
     return np.concatenate(parts).astype(np.uint8)
 
 
-# --- listing clips ---
-
-
-def test_a_pattern_finds_clips_and_their_captions(tmp_path):
-    for name in ("a/one.mp4", "a/b/two.mp4", "a/b/three.mov", "other.mp4"):
-        write_clip(tmp_path / name, frames=2)
-    (tmp_path / "a/b/two.txt").write_text("two dogs\n")
-    listed = list_clips(f"{tmp_path}/a/**/*.mp4", 0.1)
-    assert {(clip.path, clip.caption) for clip in listed} == {
-        (tmp_path / "a/one.mp4", ""),
-        (tmp_path / "a/b/two.mp4", "two dogs"),
-    }
-    again = list_clips(str(tmp_path / "a"), 0.1)
-    assert {clip.id for clip in listed} < {clip.id for clip in again}  # a folder gives the same ids
-    with pytest.raises(ConfigError, match="holds no clips"):
-        list_clips(f"{tmp_path}/**/*.webm", 0.1)
+# --- usable clips ---
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
@@ -80,51 +65,6 @@ def test_images_are_clips_of_one_frame(suffix, tmp_path):
     assert (window.indices, window.fps) == ((0,), 50.0)
     (decoded,) = read_clip(tmp_path / f"a{suffix}")
     assert np.abs(decoded.astype(int) - frame).mean() < 1.5
-
-
-def test_a_list_names_the_mask_and_tracks_of_a_clip(tmp_path):
-    (tmp_path / "list.csv").write_text(
-        'id,video,caption,fps,cuts,mask,tracks,reference_caption\na,v/a.mp4,"a dog, running",25.0,12 30,m.png,,grey\n'
-        "b,b.mp4,,,,,t.json,\n"
-    )
-    (tmp_path / "b.txt").write_text("from the text file")
-    a, b = list_clips(str(tmp_path / "list.csv"), 0.1)
-    assert (a.caption, a.fps, a.cuts, dict(a.files)) == ("a dog, running", 25.0, (12, 30), {"mask": tmp_path / "m.png"})
-    assert a.row["reference_caption"] == "grey"
-    assert (b.caption, b.fps, b.cuts, dict(b.files)) == (
-        "from the text file",
-        None,
-        None,
-        {"tracks": tmp_path / "t.json"},
-    )
-    (tmp_path / "list.jsonl").write_text('{"video": "a.mp4", "fps": 25, "cuts": [12, 30]}\n\n')
-    (same,) = list_clips(str(tmp_path / "list.jsonl"), 0.1)
-    assert (same.fps, same.cuts) == (25.0, (12, 30))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("video,fps\na.mp4,fast\n", r"clip 1: fps='fast' is not a number above 0"),
-        ("video,fps\na.mp4,0\n", r"clip 1: fps='0' is not a number above 0"),
-        ("video,cuts\na.mp4,12 x\n", r"clip 1: cuts='12 x' must be frame numbers above 0"),
-        ("video,caption\na.mp4,a dog, running\n", r"more cells than the header; put texts with commas in quotes"),
-        ("id,video\nx,a.mp4\nx,b.mp4\n", "x is listed twice"),
-    ],
-)
-def test_lists_with_bad_cells_are_refused(text, message, tmp_path):
-    (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        list_clips(str(tmp_path / "list.csv"), 0.1)
-
-
-def test_a_list_that_is_not_text_is_refused(tmp_path):
-    (tmp_path / "list.csv").write_bytes(b"video\n\xff\xfe\n")
-    with pytest.raises(ConfigError, match=r"list\.csv cannot be read as text"):
-        list_clips(str(tmp_path / "list.csv"), 0.1)
-
-
-# --- usable clips ---
 
 
 def test_every_bad_clip_is_dropped_with_its_reason(tmp_path):

@@ -47,7 +47,7 @@ def pair() -> Pair:
 
 
 def denormalised(model: Any, latent: Tensor) -> Tensor:
-    mean, std = (s.view(-1, 1, 1, 1) for s in (model.latents_mean, model.latents_std))
+    mean, std = (statistic.view(-1, 1, 1, 1) for statistic in (model.latents_mean, model.latents_std))
     return latent * std + mean
 
 

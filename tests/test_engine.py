@@ -177,8 +177,8 @@ def test_a_clip_that_kills_its_worker_is_reported_and_the_rest_is_written(
     assert {loss["clip"] for loss in lost} == {"clip1"}
     assert sum(len(loss["windows"]) for loss in lost) == 10
     pairs, latents = (ShardSet.open(tmp_path / kind) for kind in ("pairs", "latents"))
-    assert [s.key for s in pairs.samples] == [s.key for s in latents.samples]
-    assert {s.source for s in pairs.samples} == {"clip0", "clip2", "clip3", "clip4"}
+    assert [sample.key for sample in pairs.samples] == [sample.key for sample in latents.samples]
+    assert {sample.source for sample in pairs.samples} == {"clip0", "clip2", "clip3", "clip4"}
     untouched = [name for name in prepared if "val" in name or "heldout" in name]
     assert [name for name in untouched if contents(tmp_path)[name] != prepared[name]] == []
     monkeypatch.undo()

@@ -215,11 +215,8 @@ def test_pairs_without_references_are_refused(tmp_path: Path) -> None:
 
 def test_eval_quick_sets_windows_seeds_and_strengths(evaluated: World) -> None:
     config = evaluated.config("eval=quick")
-    assert (config.eval.windows, config.eval.seeds, config.eval.strengths) == (
-        4,
-        [0, 1],
-        [1.0, 0.5, 0.0],
-    )  # explicit settings win
+    explicit = (4, [0, 1], [1.0, 0.5, 0.0])  # explicit settings win
+    assert (config.eval.windows, config.eval.seeds, config.eval.strengths) == explicit
     defaults = compose_config(["conf=deblur", "eval=quick"])
     assert (defaults.eval.windows, defaults.eval.seeds, defaults.eval.strengths) == (12, [0], [1.0, 0.25, 0.0])
 

@@ -38,9 +38,9 @@ def sample_of(key: str, source: str) -> ShardSample:
 def test_windows_are_spread_evenly_over_sources() -> None:
     samples = [sample_of(f"a{i}", "a") for i in range(10)] + [sample_of(f"b{i}", "b") for i in range(3)]
     recording = {"a": "a", "b": "b"}
-    assert [s.key for s in select_windows(samples, recording, 4)] == ["a2", "a7", "b0", "b2"]
+    assert [sample.key for sample in select_windows(samples, recording, 4)] == ["a2", "a7", "b0", "b2"]
     assert len(select_windows(samples, recording, 9)) == 9
-    assert len({s.key for s in select_windows(samples, recording, 13)}) == 13
+    assert len({sample.key for sample in select_windows(samples, recording, 13)}) == 13
 
 
 @pytest.mark.parametrize("sources", ["aabb", "aabbcc", "aaab", "abcabc", "aaaabbc"])

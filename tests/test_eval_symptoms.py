@@ -1,4 +1,4 @@
-"""Symptoms: each is raised by its own value and nothing else, and has a remedy."""
+"""A symptom is raised by its own value only, and has a remedy."""
 
 from __future__ import annotations
 

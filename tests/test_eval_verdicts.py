@@ -45,12 +45,12 @@ def make_results(
     disturbance: of the half mask. null: difference between strength 0 and no reference. fade: shares of the effect in
     the first and the last latent frame.
     """
-    for i, (s, level) in enumerate(zip(STRENGTHS[:-1], curve, strict=True)):
-        cells[f"strength {s:g}"] = {metric: level + 0.01 * NOISE[40 + i]}
-    one = np.ones(N)
+    for i, (strength, level) in enumerate(zip(STRENGTHS[:-1], curve, strict=True)):
+        cells[f"strength {strength:g}"] = {metric: level + 0.01 * NOISE[40 + i]}
+    ones = np.ones(N)
     dropped = 20 + NOISE[50]
-    changed = {"kept": disturbance * dropped, "dropped": dropped, "null": null * one, "drift": one}
-    changed |= {"inside": one, "outside": one, "full_inside": one, "full_outside": one}
+    changed = {"kept": disturbance * dropped, "dropped": dropped, "null": null * ones, "drift": ones}
+    changed |= {"inside": ones, "outside": ones, "full_inside": ones, "full_outside": ones}
     shares = np.stack([fade[0] + NOISE[51], 0.7 + NOISE[52], fade[1] + NOISE[53]], axis=1)  # (windows, latent frames)
     by_latent_frame = {
         "adapter+reference": 30 + 0 * shares,
