@@ -1,4 +1,4 @@
-"""CUDA graphs: replayed steps equal normal ones, whatever was trained on before; when nothing is captured."""
+"""CUDA graphs: replayed steps equal normal steps in any order of shapes; the cases in which nothing is captured."""
 
 from __future__ import annotations
 

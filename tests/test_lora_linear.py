@@ -1,4 +1,4 @@
-"""Fused linears with LoRA give the results of separate ones; the last block computes only the requested outputs."""
+"""Fused linears with LoRA give the results of separate linears; the last block computes only the requested outputs."""
 
 from __future__ import annotations
 

@@ -20,8 +20,9 @@ from iclora_train.signals.pose import PoseReader
 from iclora_train.signals.skeleton import NECK, POINTS
 from tests import doses
 from tests.doses import scene
+from tests.prep import whole_clip
 from tests.test_depth import write_network
-from tests.test_pose import astronaut, source
+from tests.test_pose import astronaut
 
 SIZE = (64, 64)
 
@@ -88,7 +89,7 @@ def test_metrics_that_cannot_run_are_listed_with_a_remedy(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("maker", ["control.canny", "control.soft_edges"])
 def test_edges_are_drawn_as_the_maker_draws_them(maker: str) -> None:
     args = {"thickness": 2, "soft": 0.6} if maker == "control.canny" else {"scales": [1.0, 3.0]}
-    drawing, _ = build_maker(maker, args)(scene(), np.random.default_rng(0), source(scene()))
+    drawing, _ = build_maker(maker, args)(scene(), np.random.default_rng(0), whole_clip(scene()))
     assert (Suite.of(task(maker, **args)).control(scene()) == drawing).all()
 
 
@@ -98,7 +99,7 @@ def test_edges_are_drawn_as_the_maker_draws_them(maker: str) -> None:
 def test_tracks_of_the_maker_are_measured_and_drawn() -> None:
     frames = scene()
     drawing, drawn = build_maker("control.tracks", {"count": [12, 12]})(
-        frames, np.random.default_rng(0), source(frames)
+        frames, np.random.default_rng(0), whole_clip(frames)
     )
     suite, truth = Suite.of(task("control.tracks", count=[12, 12])), blank({"drawn": drawn})
     measured = suite.measure(frames, truth)
@@ -220,7 +221,7 @@ def test_only_confident_joints_inside_the_picture_are_requested() -> None:
 
 def test_the_recorded_person_is_detected_in_the_picture() -> None:
     frames = np.stack([astronaut(left=3 * i, size=(256, 288)) for i in range(5)])
-    _, drawn = build_maker("control.pose", {})(frames, np.random.default_rng(0), source(frames))
+    _, drawn = build_maker("control.pose", {})(frames, np.random.default_rng(0), whole_clip(frames))
     truth, group = blank({"drawn": drawn}, frames), pose_metrics(PoseReader())
     identical = group.measure(CachedClip(frames), truth).values
     assert identical["pose_pck"] == identical["pose_recall"] == 1

@@ -11,12 +11,13 @@ import pytest
 import skimage.data
 
 from data_prep.clips.crop import Crop
-from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers import build_maker
 from iclora_train.config import ConfigError
 from iclora_train.signals.blazepose import BlazePose, anchor_centres, load, weighted_nms
 from iclora_train.signals.pose_tracking import contiguous_runs, fill_gaps, smooth_points, track_people
 from iclora_train.signals.rtmpose import decode_simcc
 from iclora_train.signals.skeleton import COLOURS, FROM_BLAZEPOSE, FROM_COCO, LIMBS, POINTS, draw_skeletons, to_openpose
+from tests.prep import whole_clip
 
 NOSE, RIGHT_EYE, LEFT_EYE = (POINTS.index(name) for name in ("nose", "right_eye", "left_eye"))
 FACE = {NOSE: (223, 128), RIGHT_EYE: (205, 103), LEFT_EYE: (249, 112)}  # in the astronaut picture of scikit-image
@@ -30,15 +31,8 @@ def astronaut(left: int = 0, top: int = 0, scale: float = 0.5, size: tuple[int, 
     return picture
 
 
-def source(frames: np.ndarray) -> SourceWindow:
-    size = (frames.shape[1], frames.shape[2])
-    return SourceWindow(
-        "clip", Path("clip.mp4"), tuple(range(len(frames))), 24.0, Crop(size, size, (0, 0), size, False)
-    )
-
-
 def posed(frames: np.ndarray, **args: object) -> tuple[np.ndarray, dict]:
-    return build_maker("control.pose", args)(frames, np.random.default_rng(0), source(frames))
+    return build_maker("control.pose", args)(frames, np.random.default_rng(0), whole_clip(frames))
 
 
 def skeletons(drawn: dict) -> list[np.ndarray]:
@@ -109,7 +103,7 @@ def test_people_are_detected_in_the_whole_picture_and_recorded_in_the_window() -
     frames = np.stack([astronaut()] * 2)
     full_skeleton = skeletons(posed(frames)[1])[0]
     maker, window = build_maker("control.pose", {}), Crop((256, 256), (256, 256), (16, 112), (96, 96), False, 1 << 20)
-    pictures, drawn = maker(frames, np.random.default_rng(0), replace(source(frames), crop=window))
+    pictures, drawn = maker(frames, np.random.default_rng(0), replace(whole_clip(frames), crop=window))
     assert maker.margin > 10_000
     assert pictures.shape == frames.shape
     window_skeleton = skeletons(drawn)[0]

@@ -1,4 +1,4 @@
-"""The same commands on checkpoints of the real layouts: tiny and random, but with official names and metadata."""
+"""The commands on checkpoints of the real layouts: tiny and random, but with official names and metadata."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_a_smaller_reference_spans_the_target(fps: float, downscale: int) -> Non
 
 def test_a_slower_reference_runs_at_its_own_rate() -> None:
     tokens = append_reference(target(f=5), torch.randn(2, 4, 3, 4, 4), temporal_scale=2)
-    seconds = tokens.position[0, 0, 80:].unique(dim=0)  # (3,2): frames 0, 1..8, 9..16 of 12.5 a second
+    seconds = tokens.position[0, 0, 80:].unique(dim=0)  # (3,2): frames 0, 1..8, 9..16 at 12.5 fps
     expected = torch.tensor([[0.0, 1.0], [1.0, 17.0], [17.0, 33.0]]) / 25  # (0, 2) (2, 18) (18, 34) frames, minus one
     assert torch.allclose(seconds, expected, atol=1e-6)
     assert torch.equal(seconds[-1, 1], tokens.position[0, 0, :80].max())

@@ -21,7 +21,7 @@ def test_points_follow_a_moving_picture_from_their_start() -> None:
     points, visible = track_points(GREY, 0.5, start)
     assert points.shape == (2, len(GREY), 2)
     assert visible.all()
-    path = start[:, None] - np.stack([np.arange(len(GREY)), np.zeros(len(GREY))], axis=1)  # a pixel to the left a frame
+    path = start[:, None] - np.stack([np.arange(len(GREY)), np.zeros(len(GREY))], axis=1)  # left by one pixel per frame
     assert points == pytest.approx(path, abs=0.1)
 
 

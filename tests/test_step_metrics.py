@@ -102,7 +102,7 @@ def test_every_process_stops_at_the_same_step_and_counts_all_clips() -> None:
 
     def with_a_nan(values: Tensor) -> Tensor:
         values_with_nan = values.clone()
-        values_with_nan[1, 5] = math.nan  # in its second step
+        values_with_nan[1, 5] = math.nan  # in the second step
         return torch.stack([values, values_with_nan])
 
     rows, diverged = steps(3).collect(with_a_nan)

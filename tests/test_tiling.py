@@ -72,9 +72,8 @@ def test_away_from_edges_tiles_equal_the_untiled_result(vae: VideoVAE) -> None:
     changed[..., 30] += 1
     untiled = vae.decode(latent)
     columns = (untiled - vae.decode(changed)).abs().amax((0, 1, 2, 3)).nonzero()
-    reach = max(
-        31 * 8 - int(columns.min()), int(columns.max()) + 1 - 30 * 8
-    )  # pixels from the farther side of the cell
+    # Pixels from the farther side of the cell.
+    reach = max(31 * 8 - int(columns.min()), int(columns.max()) + 1 - 30 * 8)
     tiling = Tiling(9, 9, 36, 1, 4)
     edges = [edge * 8 for span in tiling.spans(2, 3, 60)[2] for edge in span if edge not in (0, 60)]
     near = torch.tensor([any(abs(x + 0.5 - edge) < reach for edge in edges) for x in range(60 * 8)])

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
-from data_prep.makers import SourceWindow, build_maker
+from data_prep.makers import build_maker
 from data_prep.makers.control.track_files import read_tracks, spline
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import ConfigError
 from iclora_train.signals.point_tracks import track_points
 from iclora_train.signals.track_drawing import draw_tracks, trail_colour
 from tests.clips import moving, write_clip
+from tests.prep import whole_clip
 
 SIZE = (540, 960)  # half of the 1080 pixels at which discs are drawn
 
@@ -26,13 +26,6 @@ SIZE = (540, 960)  # half of the 1080 pixels at which discs are drawn
 def points_of(*tracks: list[tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
     points = np.array(tracks, np.float64)
     return points, np.ones(points.shape[:2], bool)
-
-
-def whole_clip(frames: np.ndarray, **changes: object) -> SourceWindow:
-    """The source window of frames that are a whole clip."""
-    size = (frames.shape[1], frames.shape[2])
-    source = SourceWindow("a", Path(), tuple(range(len(frames))), 25.0, Crop(size, size, (0, 0), size, False))
-    return replace(source, **changes)
 
 
 def write_tracks(path: Path, tracks: object) -> Path:
@@ -152,7 +145,7 @@ def test_a_track_with_a_point_per_frame_ends_with_its_points(tmp_path):
     path = write_tracks(
         tmp_path / "t.json", [json_points(*[(100 + 20 * i, 300) for i in range(9)]), json_points((50, 50), (60, 50))]
     )
-    source = whole_clip(frames, files={"tracks": path}, indices=(1, 2, 3, 4, 5, 6))
+    source = replace(whole_clip(frames, tracks=path), indices=(1, 2, 3, 4, 5, 6))
     _, drawn = build_maker("control.tracks", {"points": "frames"})(frames, np.random.default_rng(0), source)
     assert drawn["tracks"] == [[[120 + 20 * i, 300] for i in range(6)], [[60, 50]]]
 
@@ -218,7 +211,7 @@ def test_a_union_gives_each_control_its_share_of_every_clip():
     maker = build_maker("union", {"controls": CONTROLS})
     totals: Counter[str] = Counter()
     for clip in "abcdef":
-        sources = (whole_clip(frames, clip=clip, number=n) for n in range(40))
+        sources = (replace(whole_clip(frames), clip=clip, number=n) for n in range(40))
         counts = Counter(maker(frames, np.random.default_rng(0), source)[1]["control"] for source in sources)
         assert abs(counts["control.canny"] - 20) <= 2
         assert abs(counts["degrade.grey"] - 10) <= 2

@@ -1,4 +1,4 @@
-"""The transformer equals diffusers' model for every version, and every input has an effect on its output."""
+"""The transformer equals diffusers' model for every version, and its inputs have an effect on its output."""
 
 from __future__ import annotations
 
