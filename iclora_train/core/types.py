@@ -90,7 +90,7 @@ class Tokens:
     group      (N,)       int64, 0 = target, i = reference i
     loss_mask  (B,N)      bool, tokens that count in the loss
     keyframe   (B,N)      bool, the target's first latent frame (LTX-2.5's keyframe embedding); never a reference
-    weight     (B,N)      attention weight of reference tokens in [0, 1], or None when all are 1
+    weight     (B,N)      attention weight of reference tokens, at least 0 and usually at most 1; None when all are 1
     geometry, fps (B,)    of the target's pixels; they place a reference on the target's coordinates
     """
 

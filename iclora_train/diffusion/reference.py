@@ -14,6 +14,8 @@ from torch import Tensor
 
 from iclora_train.core.types import Geometry, Tokens
 
+CLEAN_ROW = 1  # of `Tokens.sigma`: row 0 is the target's noise level, row 1 is 0
+
 
 def to_tokens(latent: Tensor) -> Tensor:
     """Latent clips (B,C,f,h,w) as tokens (B,N,C); time varies slowest, width fastest."""
@@ -62,8 +64,8 @@ def target_tokens(
     clean = first & clean_first_frame[:, None]
     return Tokens(
         latent=to_tokens(noisy),
-        sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # row 0: the target's level, row 1: clean
-        level=clean.long(),
+        sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # (B,2)
+        level=clean.long() * CLEAN_ROW,
         position=position,
         group=torch.zeros(count, dtype=torch.long, device=device),
         loss_mask=~clean,
@@ -143,7 +145,7 @@ def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
 def _append_level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:
     """The noise levels (B,K) with one more row if the reference is not fully clean, and the index of its row."""
     if strength == 1:
-        return sigma, 1
+        return sigma, CLEAN_ROW
     return torch.cat([sigma, (1 - strength) * sigma[:, :1]], dim=1), sigma.shape[1]
 
 

@@ -140,16 +140,22 @@ def sample(
     layout = _build_tokens(target.to(device, torch.float32), first_frame, geometry, fps, references)
     noises = draw_noises(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
     noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(device)  # (B,N,C)
-    clean, m = layout.latent, layout.sigma.gather(1, layout.level)[..., None]  # (B,N,C), (B,N,1)
+    clean = layout.latent  # (B,N,C)
+    m = layout.sigma.gather(1, layout.level)[..., None]  # (B,N,1), denoise mask: 1 is denoised, 0 stays clean
     x = torch.where(m > 0, (1 - sigmas[0]) * clean + sigmas[0] * noise, clean)
     if not comfyui:
         x = m * x + (1 - m) * clean
 
     def derivative(x: Tensor, sigma: float) -> Tensor:
+        """(x - x0) / sigma, in a form that does not subtract nearly equal numbers.
+
+        Both blends give x0 = m y0 + (1 - m) clean, from the model's input y, its velocity v and its estimate y0:
+        comfyui y = m x + (1 - m) clean, y0 = y - sigma v;  ltx (x was blended before the first step) y = x,
+        y0 = y - m sigma v.
+        """
         model_input = m * x + (1 - m) * clean if comfyui else x
         tokens = replace(layout, latent=model_input, sigma=sigma * layout.sigma)
         v = guided_velocity(transformer, tokens, text, settings.guidance, settings.between)
-        # Both expressions are (x - x0) / sigma without its cancellation of nearly equal numbers.
         if comfyui:
             return m * v + (1 - m**2) * (x - clean) / sigma
         return m**2 * v + (1 - m) * (x - clean) / sigma

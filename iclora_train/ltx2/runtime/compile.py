@@ -26,6 +26,8 @@ MAX_COMPILATIONS = 64  # of a block in one process: clip sizes, each with and wi
 def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, backend: str = "inductor") -> None:
     """Compile every block, with its adapters. Attach adapters before.
 
+    Sets options of the compiler for the whole process and, unless it is set, TORCHINDUCTOR_CACHE_DIR. Another budget
+    than before discards the compiled code of the process; the same budget compiles nothing anew.
     activation_budget: share of a block's activation memory that is saved for the backward pass; the rest is recomputed
     (the partitioner's knapsack, `torch._functorch.config.activation_memory_budget`). 0 saves only the block's input.
     Above 0 attention outputs are always saved. From 0.8 on no matmul is recomputed, at 1 no norm either.
