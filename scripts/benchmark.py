@@ -215,7 +215,7 @@ def variants_of(args: argparse.Namespace) -> list[Variant]:
     return variants
 
 
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="default: random weights")
     parser.add_argument("--version", default="2.3", choices=VERSIONS, help="of the random weights")
@@ -235,8 +235,11 @@ def main() -> None:
     parser.add_argument(
         "--lightricks", type=Path, help="a checkout of Lightricks/LTX-2, whose transformer is timed too"
     )
-    args = parser.parse_args()
-    device = default_device()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args, device = parse_arguments(), default_device()
     base = BaseModel.open(args.checkpoint) if args.checkpoint else RandomBase(args.version, args.size)
     seconds: dict[str, dict[str, float]] = {}
     for variant in variants_of(args):

@@ -1,13 +1,14 @@
 "use strict";
 const cards = [...document.querySelectorAll(".card")];
 const buttons = [...document.querySelectorAll("button[data-show]")];
-let current = -1; // number of the card that the keyboard is at
+let current = -1; // index of the card with the keyboard focus
 
 function show() {
-  const wanted = new Set(buttons.filter((b) => b.getAttribute("aria-pressed") === "true").map((b) => b.dataset.show));
-  for (const card of cards) card.hidden = !wanted.has(card.dataset.verdict);
-  const seen = cards.filter((card) => !card.hidden).length;
-  document.getElementById("count").textContent = `${seen} of ${cards.length} shown`;
+  const pressed = buttons.filter((button) => button.getAttribute("aria-pressed") === "true");
+  const verdicts = new Set(pressed.map((button) => button.dataset.show));
+  for (const card of cards) card.hidden = !verdicts.has(card.dataset.verdict);
+  const visible = cards.filter((card) => !card.hidden).length;
+  document.getElementById("count").textContent = `${visible} of ${cards.length} shown`;
 }
 
 function toggle(button) {
@@ -43,7 +44,7 @@ document.addEventListener("keydown", (event) => {
   else if (event.key === "k") go(-1);
   else if (event.key === "z") enlarge(cards[current]);
   else if (event.key === "a") {
-    for (const each of buttons) each.setAttribute("aria-pressed", "true");
+    for (const filter of buttons) filter.setAttribute("aria-pressed", "true");
     show();
   }
 });

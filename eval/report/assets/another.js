@@ -2,19 +2,19 @@
 const ADAPTER_REFERENCE = "adapter+reference";
 
 function pairs(other, metric) { // [this, other] of every window that both measured
-  const place = new Map(other.clips.map((clip, i) => [clip.key, i]));
-  const [here, there] = [scores.windows[ADAPTER_REFERENCE][metric], other.windows[ADAPTER_REFERENCE][metric]];
-  return scores.clips.map((clip, i) => [here[i], there[place.get(clip.key)]]).filter(([a, b]) => a != null && b != null);
+  const index = new Map(other.clips.map((clip, i) => [clip.key, i]));
+  const values = scores.windows[ADAPTER_REFERENCE][metric], others = other.windows[ADAPTER_REFERENCE][metric];
+  return scores.clips.map((clip, i) => [values[i], others[index.get(clip.key)]]).filter(([a, b]) => a != null && b != null);
 }
 
 function line(metric, other) {
   const { title, unit, better } = scores.metrics[metric], both = pairs(other, metric), digits = unit ? 2 : 3;
   const mean = (values) => (values.reduce((sum, value) => sum + value, 0) / values.length).toFixed(digits);
-  const sign = better === "low" ? -1 : 1, better_here = both.filter(([a, b]) => sign * (a - b) > 0).length;
+  const sign = better === "low" ? -1 : 1, wins = both.filter(([a, b]) => sign * (a - b) > 0).length;
   const differences = both.map(([a, b]) => a - b);
   const columns = [both.map(([a]) => a), both.map(([, b]) => b), differences];
   const figures = columns.map((column) => (column.length ? mean(column) : "–"));
-  return [unit ? `${title}, ${unit}` : title, ...figures, better ? `${better_here} of ${both.length}` : "–"];
+  return [unit ? `${title}, ${unit}` : title, ...figures, better ? `${wins} of ${both.length}` : "–"];
 }
 
 function rowOf(texts, kind, head) {
@@ -28,7 +28,7 @@ function rowOf(texts, kind, head) {
   return row;
 }
 
-async function contrast(file) {
+async function compareWith(file) {
   const table = element("another-table"), note = element("another-note");
   table.replaceChildren();
   try {
@@ -46,5 +46,5 @@ async function contrast(file) {
   }
 }
 
-element("another-file").onchange = ({ target }) => target.files.length && contrast(target.files[0]);
+element("another-file").onchange = ({ target }) => target.files.length && compareWith(target.files[0]);
 element("another").hidden = false;

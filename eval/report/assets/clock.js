@@ -8,7 +8,7 @@ const scores = JSON.parse(element("scores").textContent);
 
 const clock = { position: 0.5, playing: false, loop: true, last: 0, frames: 1, fps: 24 }; // position in frames
 const near = new Set(); // players on or near the screen; only these are loaded and driven
-const followers = []; // functions called with the frame number when it changes
+const followers = []; // functions that are called with the new frame number when it changes
 const NUDGE = 0.5, JUMP = 4; // drift in frames corrected by the playback rate, by a seek
 const speed = () => Number(element("speed").value);
 const frameOf = (position) => Math.min(Math.floor(position), clock.frames - 1);
@@ -31,11 +31,11 @@ function positionOf(video, fps, now) {
 
 function note(video) {
   if (!("requestVideoFrameCallback" in video)) return;
-  const keep = (now, meta) => {
+  const record = (now, meta) => {
     video.presented = { time: meta.mediaTime, at: meta.expectedDisplayTime };
-    video.requestVideoFrameCallback(keep);
+    video.requestVideoFrameCallback(record);
   };
-  video.requestVideoFrameCallback(keep);
+  video.requestVideoFrameCallback(record);
 }
 
 function set(video, position) { // move a player to a position in frames, at most its end
@@ -47,9 +47,9 @@ function set(video, position) { // move a player to a position in frames, at mos
 // Stopped: show the middle of the clock's frame.
 function show(video) {
   const { fps, frames } = timing(video);
-  const at = Math.min(frameOf(clock.position), frames - 1) + 0.5;
+  const middle = Math.min(frameOf(clock.position), frames - 1) + 0.5;
   if (!video.paused) video.pause();
-  if (video.readyState > 0 && !video.seeking && Math.abs(video.currentTime * fps - at) > 0.01) set(video, at);
+  if (video.readyState > 0 && !video.seeking && Math.abs(video.currentTime * fps - middle) > 0.01) set(video, middle);
 }
 
 // Running: keep a player at the clock.

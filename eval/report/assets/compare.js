@@ -17,7 +17,7 @@ function choices(row) {
 
 function load() {
   for (const [id, video] of [["first", under], ["second", over]]) {
-    const figure = figures(view.row).find((one) => one.dataset.column === element(id).value);
+    const figure = figures(view.row).find((candidate) => candidate.dataset.column === element(id).value);
     const { src } = figure.querySelector("video");
     if (video.src !== src) video.src = src;
     video.setAttribute("aria-label", element(id).value);
@@ -78,7 +78,7 @@ function exchange() {
 }
 
 function turn(by) { // to another visible window
-  const among = shownRows(), next = among[among.indexOf(view.row) + by];
+  const visible = shownRows(), next = visible[visible.indexOf(view.row) + by];
   if (next) open(next);
 }
 

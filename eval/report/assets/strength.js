@@ -1,9 +1,9 @@
-// The strength slider shows every example at a strength and marks it in the curves. Also the mask overlay's checkbox.
+// The strength slider: shows every example at one strength, which the curves mark. Also the checkbox of the mask overlay.
 const level = element("strength-level");
 
 function scrub() {
   const strength = level.dataset.levels.split(" ")[level.value];
-  const entry = scores.strength.find((one) => one.s === Number(strength)), figure = entry.metrics[level.dataset.metric];
+  const entry = scores.strength.find(({ s }) => s === Number(strength)), figure = entry.metrics[level.dataset.metric];
   const span = figure.low === null ? "" : ` (${figure.low.toFixed(3)} to ${figure.high.toFixed(3)})`;
   element("strength-figure").value = `${strength}: ${level.dataset.name} ${figure.mean.toFixed(3)}${span}`;
   level.setAttribute("aria-valuetext", `strength ${strength}`);
