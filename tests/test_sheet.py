@@ -90,7 +90,7 @@ def test_pictures_stay_within_the_size_limit_and_the_rest_is_counted(tmp_path):
     assert 0.05 * 2**20 < sum(map(len, re.findall(r"data:image/jpeg;base64,([^\"]*)", text))) <= 0.1 * 2**20
     keys = card_keys(text)
     assert keys[0] == "clip-99999"
-    assert f"{201 - len(keys)} more, none worse, are in checks.jsonl." in text
+    assert f"checks.jsonl has {201 - len(keys)} more, none worse than these." in text
 
 
 def test_a_sheet_without_pairs_says_so(tmp_path):
