@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from tests.command import run
+from tests.command import read_csv, run
 from tests.prep import contents
 
 FILES = Path(__file__).parent / "version_0_1"
@@ -41,11 +40,6 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FILES, tmp_path / "work"))
 
 
-def rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_a_killed_run_of_version_0_1_resumes_to_the_same_adapter(folder: Path) -> None:
     """The expected adapter was finished by version 0.1; the tolerance allows for another processor's rounding."""
     result = run(folder, "iclora_train", *TASK, *DATA, *RUN)
@@ -56,9 +50,9 @@ def test_a_killed_run_of_version_0_1_resumes_to_the_same_adapter(folder: Path) -
         assert new.metadata() == old.metadata()
 
 
-def test_the_metrics_of_a_resumed_run_keep_their_rows(folder: Path) -> None:
+def test_the_metrics_of_a_resumed_run_keep_their_read_csv(folder: Path) -> None:
     run(folder, "iclora_train", *TASK, *DATA, *RUN)
-    old, new = rows(folder / "metrics.csv"), rows(folder / "runs/run/metrics.csv")
+    old, new = read_csv(folder / "metrics.csv"), read_csv(folder / "runs/run/metrics.csv")
     assert [row["step"] for row in new] == [row["step"] for row in old] == list("0123456")
     for before, after in zip(old, new, strict=True):
         for column, value in before.items():
