@@ -123,5 +123,5 @@ def test_video_without_frames_is_refused(tmp_path):
 
 
 def test_damaged_bytes_are_refused(capfd):
-    with pytest.raises(ValueError, match="not a clip"):
+    with pytest.raises(ValueError, match="cannot be decoded as a clip"):
         decode_clip(b"nonsense" * 100)
