@@ -21,7 +21,6 @@ from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, save
 from iclora_train.config import ConfigError
 from scripts.synthetic.published import TRANSFORMER, renamed, transformer_arguments
-from scripts.synthetic_checkpoint import write_checkpoint
 from tests.adapter_files import (
     AUDIO,
     BARE_QUERY,
@@ -37,17 +36,6 @@ from tests.adapter_files import (
     tensors_of,
     write,
 )
-
-
-@pytest.fixture(scope="module")
-def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LTX-2.3 checkpoint in one official file."""
-    return write_checkpoint(tmp_path_factory.mktemp("ltx"), "2.3")
-
-
-@pytest.fixture(scope="module")
-def spec(official: Path) -> BaseSpec:
-    return BaseSpec.open(str(official))
 
 
 def peft(expected: Adapter, path: Path, rank_stabilised: bool = False) -> Adapter:

@@ -30,18 +30,6 @@ from tests.adapter_files import (
 )
 from tests.tiny import write_tiny_base
 
-
-@pytest.fixture(scope="module")
-def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LTX-2.3 checkpoint in one official file."""
-    return write_checkpoint(tmp_path_factory.mktemp("ltx"), "2.3")
-
-
-@pytest.fixture(scope="module")
-def spec(official: Path) -> BaseSpec:
-    return BaseSpec.open(str(official))
-
-
 # ---- combine and recompress
 
 

@@ -17,7 +17,6 @@ from iclora_train.adapters.check import check
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.key_styles import is_audio
 from iclora_train.config import ConfigError
-from scripts.synthetic_checkpoint import write_checkpoint
 from tests.adapter_files import (
     AUDIO,
     BARE_QUERY,
@@ -35,17 +34,6 @@ from tests.adapter_files import (
 )
 
 PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
-
-
-@pytest.fixture(scope="module")
-def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny LTX-2.3 checkpoint in one official file."""
-    return write_checkpoint(tmp_path_factory.mktemp("ltx"), "2.3")
-
-
-@pytest.fixture(scope="module")
-def spec(official: Path) -> BaseSpec:
-    return BaseSpec.open(str(official))
 
 
 @pytest.mark.parametrize(
