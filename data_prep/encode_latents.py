@@ -14,11 +14,11 @@ from torch import Tensor
 from iclora_train.config import ConfigError, Model
 from iclora_train.core.device import default_device
 from iclora_train.core.types import LatentPair, Pair, VideoShape
-from iclora_train.data.pixels import from_uint8
 from iclora_train.data.shard_sample import Members, pack_latents
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
+from iclora_train.media.pixels import from_uint8
 
 CPU_BATCH_PIXELS = 2**22  # approximate frames x height x width of a batch on a CPU; small clips share a batch
 READER_THREADS = 4  # threads that decode the next batch while one is encoded (decoders release the GIL)

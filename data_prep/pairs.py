@@ -18,7 +18,7 @@ from data_prep.clips.windows import Window, window_seed
 from data_prep.makers import Maker, SourceWindow, build_maker
 from iclora_train.config import Config
 from iclora_train.core.types import Pair
-from iclora_train.data.video import read_clip
+from iclora_train.media.clip import read_clip
 
 
 @dataclass(frozen=True)

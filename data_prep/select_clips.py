@@ -9,7 +9,7 @@ from data_prep.clips.scene_cuts import SceneAnalysis, analyse_scenes
 from data_prep.makers import Maker, build_maker
 from iclora_train.config import Config
 from iclora_train.core.progress import progress_bar
-from iclora_train.data.video import ClipInfo, probe
+from iclora_train.media.clip import ClipInfo, probe
 
 TOLERANCE = 0.01  # relative difference up to which two frame rates or aspect ratios are equal
 

@@ -19,8 +19,8 @@ from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import progress_bar
-from iclora_train.data.video import encode_clip
 from iclora_train.ltx2.base_model import open_base
+from iclora_train.media.shard_clip import encode_clip
 
 
 def write_handout(config: Config) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 
 
 def moving(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -30,7 +30,7 @@ from data_prep.checks.captions import find_phrases
 from iclora_train.config import Config, ConfigError, Model, Task, to_config
 from iclora_train.config.checks import PHRASES, Checks, Limit
 from iclora_train.core.types import Pair
-from iclora_train.data.video_codec import round_trip
+from iclora_train.media.codec_round_trip import round_trip
 from tests.clips import moving
 
 DEGRADATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -19,7 +19,8 @@ from data_prep.clips.windows import heldout_windows, train_windows
 from data_prep.select_clips import select_clips
 from iclora_train.config import Config, ConfigError, Data, Model, Task
 from iclora_train.data.prompts import fill_template, template_fields
-from iclora_train.data.video import ClipInfo, encode_clip, probe, read_clip
+from iclora_train.media.clip import ClipInfo, probe, read_clip
+from iclora_train.media.shard_clip import encode_clip
 from tests.clips import moving, write_clip
 
 

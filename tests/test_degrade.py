@@ -22,8 +22,8 @@ from data_prep.makers.trajectory import random_trajectory
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
-from iclora_train.data.video import encode_clip
-from iclora_train.data.video_codec import CODECS, round_trip
+from iclora_train.media.codec_round_trip import CODECS, round_trip
+from iclora_train.media.shard_clip import encode_clip
 from tests.clips import moving
 from tests.prep import remake, whole_clip
 

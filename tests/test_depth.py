@@ -17,7 +17,7 @@ from data_prep.clips.crop import Crop
 from data_prep.makers import SourceWindow, build_maker
 from data_prep.makers.control.depth import depth_reference, stabilise
 from iclora_train.config import ConfigError
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.depth_network import load
 
 PROCESSOR = {

@@ -15,7 +15,7 @@ from data_prep.makers.trajectory import Trajectory
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import ConfigError
 from iclora_train.data.reference_kinds import MASK_COLOUR
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 from tests.clips import moving
 from tests.prep import remake, whole_clip
 

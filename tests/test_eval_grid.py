@@ -13,9 +13,9 @@ from eval.clips.conditions import Item, all_conditions, batches, strength_sweep
 from eval.clips.windows import Window, check_leakage, partners, select_windows
 from iclora_train.config import ConfigError
 from iclora_train.config.evaluation import Eval
-from iclora_train.data.pixels import to_uint8
 from iclora_train.data.shards import ShardSample
 from iclora_train.diffusion.reference import mask_to_grid
+from iclora_train.media.pixels import to_uint8
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from eval.clips.external import read_external_clip
 from eval.handout import write_handout
 from eval.run import evaluate, open_source
 from iclora_train.config import ConfigError
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 from tests.eval_world import World, build, refused
 
 FPS = 25.0

@@ -13,7 +13,8 @@ import pytest
 
 from data_prep.clips.windows import Window
 from data_prep.pairs import read_windows
-from iclora_train.data.video import encode_clip, probe, read_clip
+from iclora_train.media.clip import probe, read_clip
+from iclora_train.media.shard_clip import encode_clip
 
 BITS, BAR, HEIGHT = 7, 16, 64
 FRAMES = 70

@@ -15,12 +15,12 @@ from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Lora, Model, Sampling
 from iclora_train.config.settings import RENAMED_KEYS
 from iclora_train.core.types import VideoShape
-from iclora_train.data.video import probe, read_clip
+from iclora_train.generate.input_media import InputMedia, fit_frame
 from iclora_train.generate.inputs import Inputs, encode_frames, encode_references
-from iclora_train.generate.media import InputMedia, fit_frame
 from iclora_train.generate.run import generate, to_frames
 from iclora_train.generate.settings import GenerateSettings, settings_from_record
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.clip import probe, read_clip
 from scripts.synthetic.gemma import gemma_for
 from scripts.synthetic.upsampler import write_upsampler
 from scripts.synthetic_checkpoint import write_checkpoint

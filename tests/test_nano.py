@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import data_prep
-from iclora_train.data.video import read_clip
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
+from iclora_train.media.clip import read_clip
 from scripts.nano.colours import colour_words
 from tests.command import read_csv
 

@@ -10,8 +10,8 @@ import pytest
 
 from iclora_train.adapters import lora
 from iclora_train.config import Model
-from iclora_train.data.video import encode_clip
 from iclora_train.ltx2.base_model import open_base
+from iclora_train.media.shard_clip import encode_clip
 from scripts import full_size
 from scripts.synthetic.folders import LAYOUTS
 from scripts.synthetic.gemma import gemma_for

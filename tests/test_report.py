@@ -21,7 +21,7 @@ from eval.report.media import Media, change_clip, thumbnail
 from eval.report.page import write_page
 from eval.statistics.estimates import estimate
 from eval.synthetic.run import ProbeClips
-from iclora_train.data.video import decode_clip
+from iclora_train.media.shard_clip import decode_clip
 from tests.scores_example import FRAMES, clip, example, exhibits
 
 VOID = ("meta", "link", "input", "br", "img")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # A room is a folder. A file may import from its own room and from the rooms before it; "" is the package's top level.
 ORDER = {
     "iclora_train": (
-        *("config", "core", "data", "signals"),
+        *("config", "core", "media", "data", "signals"),
         *("ltx2.weights", "ltx2.kernels", "ltx2.model", "ltx2.runtime", "ltx2.vae", "ltx2.text", "ltx2"),
         *("diffusion", "adapters", "training", "generate", ""),
     ),
@@ -51,8 +51,8 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
         "iclora_train/config/hydra_app.py",
         "iclora_train/training/lightning_module.py",
     ),  # the latter: `instantiate` for the optimizer
-    "decord": ("iclora_train/data/video.py",),
-    "av": ("iclora_train/data/video.py", "iclora_train/data/video_codec.py"),  # files; round trips through an encoder
+    "decord": ("iclora_train/media/shard_clip.py",),
+    "av": ("iclora_train/media/",),
     "webdataset": ("iclora_train/data/shards.py",),
     "ai_edge_litert": ("iclora_train/signals/blazepose.py",),
     "onnxruntime": ("iclora_train/signals/rtmpose.py",),

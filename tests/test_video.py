@@ -8,7 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from iclora_train.data.video import decode_clip, encode_clip, probe, read_clip
+from iclora_train.media.clip import probe, read_clip
+from iclora_train.media.shard_clip import decode_clip, encode_clip
 from tests.clips import moving, write_clip
 
 

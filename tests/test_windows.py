@@ -13,7 +13,7 @@ from data_prep.clips.probed_clip import ProbedClip, frames_at_rate
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.pairs import read_windows
 from iclora_train.config import Data
-from iclora_train.data.video import ClipInfo, read_clip
+from iclora_train.media.clip import ClipInfo, read_clip
 from tests.clips import write_clip
 
 

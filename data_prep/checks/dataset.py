@@ -25,8 +25,8 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 from iclora_train.data.shards import ShardSet
-from iclora_train.data.video import read_clip
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.clip import read_clip
 
 
 def drop_duplicates(

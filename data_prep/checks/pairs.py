@@ -16,7 +16,7 @@ from data_prep.checks.offset import find_offset
 from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
-from iclora_train.data.pixels import from_uint8, to_uint8
+from iclora_train.media.pixels import from_uint8, to_uint8
 
 
 def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps: float | None = None) -> Report:

@@ -13,7 +13,7 @@ from iclora_train.config import Config
 from iclora_train.core.atomic_files import exclusive, sha256, write_atomic
 from iclora_train.core.progress import progress_bar
 from iclora_train.data.prompts import fill_template, with_trigger
-from iclora_train.data.video import probe, read_clip
+from iclora_train.media.clip import probe, read_clip
 
 if TYPE_CHECKING:
     from data_prep.clips.captioner import Captioner

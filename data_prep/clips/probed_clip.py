@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.clips.clip_list import Clip
 from iclora_train.config import Data
-from iclora_train.data.video import ClipInfo
+from iclora_train.media.clip import ClipInfo
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from iclora_train.data.video import read_clip
+from iclora_train.media.clip import read_clip
 
 COMPARE_HEIGHT, SHARPNESS_HEIGHT = 72, 288  # frame heights in pixels for comparison and for sharpness
 BINS = 8  # per channel of a colour histogram

@@ -20,8 +20,8 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.device import default_device
 from iclora_train.core.fingerprint import digest
-from iclora_train.data.pixels import to_uint8
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.pixels import to_uint8
 
 PROTOCOL = 1  # increase it when the same settings would produce different clips
 

@@ -18,8 +18,9 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
-from iclora_train.data.video import read_clip, read_encoding
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.clip import read_clip
+from iclora_train.media.container import read_encoding
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 MAX_NAMED = 3  # files that an error or a warning names

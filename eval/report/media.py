@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eval.metrics import Clip
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 
 INLINE_BYTES = 48 << 20  # media up to this total size are inlined in report.html, the rest are files in media/
 SHOWN_WIDTH = 192  # smaller clips are enlarged to about this width by repeating pixels

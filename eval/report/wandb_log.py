@@ -28,7 +28,7 @@ from eval.report.exhibits import REFERENCE, TARGET, Exhibit
 from iclora_train.config import Config
 from iclora_train.core import wandb_run
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 
 CONDITIONS = (  # columns of the table of clips, before the strengths below 1
     REFERENCE,

@@ -26,10 +26,10 @@ from eval.synthetic.probes import Probe
 from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import Geometry
-from iclora_train.data.pixels import from_uint8, to_uint8
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.vae.video_vae import VideoVAE
+from iclora_train.media.pixels import from_uint8, to_uint8
 
 # Returns the clips (B,F,H,W,3) of a batch, and the seconds that sampling them took
 MakeClips = Callable[[Sequence[ProbeSample]], tuple[Clip, float]]

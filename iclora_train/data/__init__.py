@@ -1,1 +1,1 @@
-"""Shards, batches, videos and prompts: from files on disk to the input of a training step."""
+"""Shards, batches and prompts: from files on disk to the input of a training step."""

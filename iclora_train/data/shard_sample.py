@@ -22,7 +22,7 @@ from torch import Tensor
 
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import LatentPair, Pair, VideoShape
-from iclora_train.data.video import encode_clip
+from iclora_train.media.shard_clip import encode_clip
 
 Members = dict[str, Any]  # a WebDataset sample: "__key__", and bytes by extension
 

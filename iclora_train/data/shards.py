@@ -33,7 +33,7 @@ from iclora_train.data.shard_sample import (
     save_text_features,
     unpack_members,
 )
-from iclora_train.data.video import decode_clip
+from iclora_train.media.shard_clip import decode_clip
 
 FORMAT = 2
 EMPTY_TEXT_FILE = "empty.safetensors"  # in latent sets: text features of the empty caption, for guidance

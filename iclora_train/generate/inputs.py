@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from iclora_train.core.types import VideoShape
-from iclora_train.data.pixels import from_uint8
 from iclora_train.diffusion.sampler import Reference
-from iclora_train.generate.media import InputMedia
+from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.vae.video_vae import VideoVAE
+from iclora_train.media.pixels import from_uint8
 
 
 @dataclass(frozen=True)

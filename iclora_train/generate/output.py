@@ -15,10 +15,10 @@ from iclora_train import __version__
 from iclora_train.config import require
 from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.types import VideoShape
-from iclora_train.data.video import encode_clip
 from iclora_train.generate.inputs import Inputs
 from iclora_train.generate.settings import TRAINING_SECTIONS, GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.shard_clip import encode_clip
 
 FRAME = "frame-{:05d}.png"
 

@@ -18,7 +18,6 @@ from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
 from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import Geometry, VideoShape
-from iclora_train.data.pixels import to_uint8
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
 from iclora_train.diffusion.guidance import Guidance
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
@@ -34,6 +33,7 @@ from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
 from iclora_train.ltx2.vae.video_vae import VideoVAE
+from iclora_train.media.pixels import to_uint8
 
 Echo = Callable[[str], None]  # prints a line
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from iclora_train.config import ConfigError, require
 from iclora_train.core.types import Geometry, VideoShape
-from iclora_train.generate.media import InputMedia
+from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.settings import GenerateSettings
 
 

@@ -21,15 +21,15 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
-from iclora_train.data.pixels import to_uint8
 from iclora_train.data.shards import ShardSet
-from iclora_train.data.video import encode_clip
 from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.diffusion.training_inputs import RandomDraws
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
+from iclora_train.media.pixels import to_uint8
+from iclora_train.media.shard_clip import encode_clip
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.validation_metrics import CLIP_COLUMNS, CONDITIONS, clip_row, loss_columns, loss_row
 

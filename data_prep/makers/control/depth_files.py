@@ -10,7 +10,7 @@ import numpy as np
 
 from data_prep.makers.colour_space import luma
 from iclora_train.config import ConfigError, require
-from iclora_train.data.video import read_clip
+from iclora_train.media.clip import read_clip
 
 VALUES = ("distance", "ramp", "nearness")  # see DepthGiven
 SUFFIXES = (".exr", ".png")

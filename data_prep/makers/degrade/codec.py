@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_range, register
 from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import one_of, require
-from iclora_train.data.video_codec import CODECS, round_trip
+from iclora_train.media.codec_round_trip import CODECS, round_trip
 
 
 @register("degrade.codec")

@@ -12,7 +12,7 @@ from data_prep.makers.edit.masks import SHAPES, dilate, load_clip_mask, paint_ma
 from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
 from iclora_train.config import one_of, require
 from iclora_train.data.reference_kinds import MASK_COLOUR
-from iclora_train.data.video import read_clip
+from iclora_train.media.clip import read_clip
 
 
 def _check_colour(colour: list[int]) -> None:

@@ -12,7 +12,7 @@ from data_prep.makers.colour_space import luma
 from data_prep.makers.trajectory import Trajectory
 from iclora_train.config import require
 from iclora_train.data.reference_kinds import MASK_COLOUR
-from iclora_train.data.video import read_clip
+from iclora_train.media.clip import read_clip
 
 SHAPES = ("box", "ellipse", "free")
 MAX_STROKES = 64

@@ -12,7 +12,8 @@ import numpy as np
 from iclora_train.config import ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
-from iclora_train.data.video import frames_at_rate, probe, read_clip
+from iclora_train.media.clip import probe, read_clip
+from iclora_train.media.frame_times import frames_at_rate
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 

@@ -1,0 +1,1 @@
+"""Video files and pictures: open, time, convert and write them."""

@@ -1,0 +1,58 @@
+"""Encode the clips of shards and reports, and decode the clips of shards.
+
+The clips in shards are closed-GOP without B-frames, which decord decodes exactly.
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.container
+import cv2  # noqa: F401 (import before decord: decord's libraries, loaded first, break PNG files in cv2)
+import decord
+import numpy as np
+
+from iclora_train.media.container import decode
+
+decord.logging.set_level(decord.logging.QUIET)
+
+
+def encode_clip(frames: np.ndarray, fps: float, lossless: bool = True) -> bytes:
+    """Encode uint8 RGB frames (F,H,W,3) as an mp4; the same frames give the same bytes.
+
+    lossless: H.264 in RGB, which `decode_clip` decodes bit by bit. Otherwise yuv420p for browsers (H and W even).
+    """
+    with tempfile.TemporaryDirectory() as folder:  # faststart opens the file a second time, so it needs a real file
+        path = Path(folder, "clip.mp4")
+        with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
+            _encode_into(container, frames, fps, lossless)
+        return path.read_bytes()
+
+
+def _encode_into(container: av.container.OutputContainer, frames: np.ndarray, fps: float, lossless: bool) -> None:
+    """Encode all frames: closed GOPs of at most 48 frames, no B-frames, and one thread for reproducible bytes."""
+    codec, quality = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
+    options = {**quality, "preset": "ultrafast" if lossless else "medium", "bf": "0", "g": "48"}
+    options["x264-params"] = "open-gop=0:threads=1:lookahead-threads=1:rc-lookahead=0:mbtree=0"  # mbtree is not exact
+    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+    assert isinstance(stream, av.VideoStream)
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = "rgb24" if lossless else "yuv420p"
+    for rgb in frames:
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+    container.mux(stream.encode())
+
+
+def decode_clip(data: bytes) -> np.ndarray:
+    """Decode a clip of `encode_clip` to uint8 RGB (F,H,W,3). ValueError when the bytes are damaged."""
+    try:
+        reader = decord.VideoReader(io.BytesIO(data), ctx=decord.cpu(0), num_threads=1)
+        return reader.get_batch(range(len(reader))).asnumpy()
+    except RuntimeError as error:
+        raise ValueError("the bytes cannot be decoded as a clip") from error
+    except decord.DECORDError:  # decord 0.6 reads padded rows (widths 16, 24, 48, 72) as a fourth channel
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in decode(io.BytesIO(data))])
