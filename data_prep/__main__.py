@@ -3,6 +3,11 @@
 `python -m data_prep verify data.root=<folder>` reads the finished shards again and lists their problems.
 """
 
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
 import sys
 
 from omegaconf import DictConfig

@@ -1,5 +1,10 @@
 """`python -m eval conf=<task> [adapter=<file>]`: evaluate an adapter on held-out windows (`--help` lists settings)."""
 
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
 from iclora_train.config import Config
 from iclora_train.config.hydra_app import run_with_config
 

@@ -6,6 +6,11 @@ not significantly worse; 1: B is significantly worse than A in the primary metri
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
 import argparse
 import json
 import sys

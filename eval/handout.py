@@ -6,6 +6,11 @@ lists them with sizes, captions, seeds and hashes. The program then writes its o
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
 import hashlib
 import json
 from pathlib import Path

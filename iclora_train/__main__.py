@@ -1,5 +1,10 @@
 """`python -m iclora_train conf=<task>`: train an IC-LoRA (`--help` lists tasks and settings)."""
 
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
 from iclora_train.config import Config
 from iclora_train.config.hydra_app import run_with_config
 

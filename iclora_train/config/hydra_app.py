@@ -103,7 +103,18 @@ def explain_error(error: Exception) -> str:
 
 
 def run_module(command: str, *more: str) -> None:
-    """Run another command of the project with this command's overrides; if it fails, exit with its exit code."""
-    process = subprocess.run([sys.executable, "-m", command, *overrides(), *more], check=False)
+    """Run another command of the project with this command's overrides; if it fails, exit with its exit code.
+
+    It is started by the path of our file, so that a package of the same name in the working folder is not run instead,
+    and it ends when this process ends, even by SIGKILL.
+    """
+    starter = Path(__file__).resolve().parents[1] / "commands.py"
+    reading, writing = os.pipe()  # only this process holds the writing end
+    try:
+        arguments = [sys.executable, "-P", str(starter), command, str(reading), *overrides(), *more]
+        process = subprocess.run(arguments, check=False, pass_fds=[reading])
+    finally:
+        os.close(reading)
+        os.close(writing)
     if process.returncode:
         raise SystemExit(process.returncode)

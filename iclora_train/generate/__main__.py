@@ -1,5 +1,10 @@
 """`python -m iclora_train.generate adapter=... reference=... prompt=... out=...` (`--help`: settings)."""
 
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
 from omegaconf import DictConfig
 
 from iclora_train.config.hydra_app import run_with_schema
