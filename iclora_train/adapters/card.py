@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 
 from iclora_train.adapters import comfyui_json
 from iclora_train.adapters.base_spec import FAMILY, VERSION
+from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
-from iclora_train.adapters.file import Adapter, read
+from iclora_train.adapters.file import TEMPORAL, Adapter, read
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.ltx2.weights.versions import VERSIONS, Version
@@ -163,8 +165,9 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         ]
     stem, prompt = Path(name).stem, f"{metadata.get('trigger', '')} ...".strip()
     comfyui = (
-        f"**ComfyUI** with ComfyUI-LTXVideo: put the file into `models/loras` and open `{stem}.workflow.json` "
-        f"(for the server: `{stem}.api.json`). Select your base model and reference clip in the workflow."
+        f"**ComfyUI** {OLDEST_COMFYUI} or later, without custom nodes: put the file into `models/loras` and open "
+        f"`{stem}.workflow.json` (for the server: `{stem}.api.json`). Select your base model and reference clip in the "
+        "workflow."
         if no_workflow is None
         else f"**ComfyUI**: no workflow was written for this file: {no_workflow}."
     )
@@ -174,9 +177,37 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         "the adapter. `--skip-stage-2` omits that stage; the clip then has half the requested size, so request twice "
         "the size:",
         _ltx_pipelines(name, prompt, adapter),
-        "**diffusers** (it does not read the reference factor from the file):",
-        _diffusers(name, prompt, adapter, version),
+        *_reference_size(adapter),
+        *_diffusers_section(name, prompt, adapter, version),
     ]
+
+
+def _reference_size(adapter: Adapter) -> list[str]:
+    """How ltx-pipelines and diffusers treat a reference of the clip's size, for an adapter with a factor."""
+    if adapter.downscale == 1:
+        return []
+    return [
+        f"Give ltx-pipelines and diffusers a reference that is {adapter.downscale} times smaller than the clip in "
+        "width and height, each pixel the mean of a block. ltx-pipelines would reduce a larger reference by "
+        "bilinear interpolation without a filter, diffusers by Lanczos."
+    ]
+
+
+def _diffusers_section(name: str, prompt: str, adapter: Adapter, version: Version) -> list[str]:
+    """Code for diffusers, and where diffusers 0.42 differs from the other programs."""
+    if adapter.temporal_scale != 1:
+        return [f"**diffusers** cannot run this adapter: it does not support {TEMPORAL}."]
+    notes = [
+        "diffusers does not read the reference factor from the file. Leave the strength of a reference and "
+        "`conditioning_attention_strength` at 1. An attention strength below 1 acts as 0, and a reference strength "
+        "between 0 and 1 gives other results than in ComfyUI and ltx-pipelines."
+    ]
+    if version.switches.get("use_keyframes_abs_pos_embedding"):
+        notes.append(
+            "Results differ from the other programs, which mark the tokens of the first latent frame for "
+            f"LTX-{version.name}, as training does. The pipeline passes no `video_keyframes_mask`."
+        )
+    return ["**diffusers**:", _diffusers(name, prompt, adapter, version), " ".join(notes)]
 
 
 def _ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
@@ -191,6 +222,8 @@ def _ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
 
 def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:
     width, height, frames = adapter.metadata.get("size", "960x544x121").split("x")
+    fps = adapter.metadata.get("fps", "")
+    frame_rate = f"\n    frame_rate={fps}," if re.fullmatch(r"\d{1,3}(\.\d{1,6})?", fps) else ""
     return f"""```python
 import torch
 from diffusers import {version.diffusers_pipeline}
@@ -205,7 +238,7 @@ video, audio = pipe(
     reference_downscale_factor={adapter.downscale},
     width={width},
     height={height},
-    num_frames={frames},
+    num_frames={frames},{frame_rate}
     return_dict=False,
 )
 ```"""

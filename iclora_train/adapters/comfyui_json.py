@@ -1,4 +1,9 @@
-"""Write a workflow in ComfyUI's two JSON formats: the API format for its server, and the graph format for its page."""
+"""Write a workflow in ComfyUI's two JSON formats: the API format for its server, and the graph format for its page.
+
+The API format names every input. The graph format lists the values of a node's widgets in the node's own order, and
+versions of ComfyUI add widgets. The list therefore ends at the last value that is not a default: later widgets keep
+their defaults. Newer pages can also restore `widgets_values_named` (a setting that is off by default).
+"""
 
 from __future__ import annotations
 
@@ -64,8 +69,8 @@ def graph_json(nodes: Nodes) -> dict[str, Any]:
                 "mode": 0,
                 "inputs": _sockets(nodes, title, numbers, links),
                 "outputs": [{"name": name, "type": kind, "links": []} for name, kind in spec.outputs],
-                "properties": {"cnr_id": spec.pack, "Node name for S&R": node.class_type},
-                "widgets_values": _widgets(node),
+                "properties": {"cnr_id": "comfy-core", "Node name for S&R": node.class_type},
+                **_widgets(node),
             }
         )
     for number, source, output, *_ in links:
@@ -82,8 +87,9 @@ def _sockets(nodes: Nodes, title: str, numbers: Mapping[str, int], links: list[l
         socket: dict[str, Any] = {"name": spec.name, "type": spec.type, "link": None}
         if isinstance(value, Link):
             socket["link"] = len(links) + 1
-            endpoints = [numbers[value.node], output_index(nodes, value), numbers[title], len(sockets)]
-            links.append([len(links) + 1, *endpoints, spec.type])
+            output = output_index(nodes, value)
+            kind = NODE_CLASSES[nodes[value.node].class_type].outputs[output][1]
+            links.append([len(links) + 1, numbers[value.node], output, numbers[title], len(sockets), kind])
         if spec.widget:
             socket["widget"] = {"name": spec.name}
         if not spec.widget or isinstance(value, Link):
@@ -91,15 +97,28 @@ def _sockets(nodes: Nodes, title: str, numbers: Mapping[str, int], links: list[l
     return sockets
 
 
-def _widgets(node: WorkflowNode) -> list[Value | None]:
-    """The values of a node's widgets in order. A linked widget keeps its default value."""
+def _widgets(node: WorkflowNode) -> dict[str, Any]:
+    """The values of a node's widgets: as a list in order up to the last value that is not the default, and by name.
+
+    A linked widget has its default value in the list and no value by name.
+    """
     values: list[Value | None] = []
+    named: dict[str, Value] = {}
+    needed = 0
     for spec in NODE_CLASSES[node.class_type].inputs:
-        if spec.widget:
-            value = input_value(node, spec)
-            values.append(spec.default if isinstance(value, Link) else value)
-            values += [spec.extra_widget] if spec.extra_widget else []
-    return values
+        if not spec.widget:
+            continue
+        value = input_value(node, spec)
+        values.append(spec.default if isinstance(value, Link) else value)
+        if value is not None and not isinstance(value, Link):
+            named[spec.name] = value
+        if values[-1] != spec.default:
+            needed = len(values)
+        if spec.after_generate:
+            values.append(spec.after_generate)
+            named["control_after_generate"] = spec.after_generate
+            needed = len(values)
+    return {"widgets_values": values[:needed], "widgets_values_named": named}
 
 
 def _positions(nodes: Nodes) -> dict[str, tuple[int, int]]:

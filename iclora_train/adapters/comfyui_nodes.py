@@ -1,7 +1,8 @@
 """The ComfyUI node classes that the workflow uses: inputs in widget order, types, defaults, ranges, outputs.
 
-Sources: ComfyUI's nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video, nodes_images)
-and ComfyUI-LTXVideo's iclora.py and utiltily_nodes.py.
+All of them are part of ComfyUI: nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video,
+nodes_images). The oldest version that has them all is OLDEST_COMFYUI. Inputs that a newer version adds are not listed:
+they keep their default.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Value = str | int | float | bool
-WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")  # types of inputs with a widget; all other inputs are links
+OLDEST_COMFYUI = "0.29"  # LTXVEmptyLatentAudio takes a FLOAT frame rate; LTXVAddGuide reads the factor since 0.22
+# Types of inputs with a widget; all other inputs are links. "FLOAT,INT" accepts links of both types.
+WIDGETS = ("INT", "FLOAT", "FLOAT,INT", "STRING", "BOOLEAN", "COMBO")
 
 
 @dataclass(frozen=True)
 class NodeInput:
     """An input of a node class.
 
-    choices: the values of a COMBO, if they do not depend on the installed files. extra_widget: value of a second widget
-    that ComfyUI's page adds after this one; it is not an input.
+    choices: the values of a COMBO, if they do not depend on the installed files. after_generate: value of the widget
+    `control_after_generate`, which ComfyUI's page adds after a seed; it is not an input.
     """
 
     name: str
@@ -27,7 +30,7 @@ class NodeInput:
     high: float | None = None
     choices: tuple[str, ...] = ()
     required: bool = True
-    extra_widget: str | None = None
+    after_generate: str | None = None
 
     @property
     def widget(self) -> bool:
@@ -37,11 +40,10 @@ class NodeInput:
 
 @dataclass(frozen=True)
 class NodeClass:
-    """A node class: its inputs in order, and name and type of each output. pack: the extension that defines it."""
+    """A node class: its inputs in order, and name and type of each output."""
 
     inputs: tuple[NodeInput, ...]
     outputs: tuple[tuple[str, str], ...]
-    pack: str = "comfy-core"
 
 
 def _sockets(*pairs: str) -> tuple[NodeInput, ...]:
@@ -49,7 +51,6 @@ def _sockets(*pairs: str) -> tuple[NodeInput, ...]:
     return tuple(NodeInput(name, kind) for name, kind in (pair.split(":") for pair in pairs))
 
 
-_PLUGIN = "ComfyUI-LTXVideo"
 _CONDITIONED = (("positive", "CONDITIONING"), ("negative", "CONDITIONING"))
 _PAIR = _sockets("positive:CONDITIONING", "negative:CONDITIONING")
 _SIZE = 16384  # nodes.MAX_RESOLUTION
@@ -84,16 +85,16 @@ NODE_CLASSES: dict[str, NodeClass] = {
         (("CLIP", "CLIP"),),
     ),
     "LTXVAudioVAELoader": NodeClass((NodeInput("ckpt_name", "COMBO"),), (("Audio VAE", "VAE"),)),
-    "LTXICLoRALoaderModelOnly": NodeClass(
+    "LoraLoaderModelOnly": NodeClass(
         (
             *_sockets("model:MODEL"),
             NodeInput("lora_name", "COMBO"),
             NodeInput("strength_model", "FLOAT", 1.0, -100, 100),
         ),
-        (("model", "MODEL"), ("latent_downscale_factor", "FLOAT")),
-        _PLUGIN,
+        (("MODEL", "MODEL"),),
     ),
-    "LoadVideo": NodeClass((NodeInput("file", "COMBO", extra_widget="image"),), (("VIDEO", "VIDEO"),)),
+    "GetICLoRAParameters": NodeClass(_sockets("iclora_model:MODEL"), (("iclora_parameters", "IC_LORA_PARAMETERS"),)),
+    "LoadVideo": NodeClass((NodeInput("file", "COMBO"),), (("VIDEO", "VIDEO"),)),
     "GetVideoComponents": NodeClass(
         _sockets("video:VIDEO"), (("images", "IMAGE"), ("audio", "AUDIO"), ("fps", "FLOAT"))
     ),
@@ -124,26 +125,20 @@ NODE_CLASSES: dict[str, NodeClass] = {
         ),
         (("LATENT", "LATENT"),),
     ),
-    "LTXAddVideoICLoRAGuide": NodeClass(
+    "LTXVAddGuide": NodeClass(
         (
             *_PAIR,
             *_sockets("vae:VAE", "latent:LATENT", "image:IMAGE"),
             NodeInput("frame_idx", "INT", 0, -9999, 9999),
-            NodeInput("strength", "FLOAT", 1.0, 0, 1),
-            NodeInput("latent_downscale_factor", "FLOAT", 1.0, 1, 10),
-            NodeInput("crop", "COMBO", "disabled", choices=("disabled", "center")),
-            NodeInput("use_tiled_encode", "BOOLEAN", False),
-            NodeInput("tile_size", "INT", 256, 64, 512),
-            NodeInput("tile_overlap", "INT", 64, 16, 256),
+            NodeInput("strength", "FLOAT", 1.0, 0, 10),
+            NodeInput("iclora_parameters", "IC_LORA_PARAMETERS", required=False),
         ),
         (*_CONDITIONED, ("latent", "LATENT")),
-        _PLUGIN,
     ),
-    "LTXFloatToInt": NodeClass((NodeInput("a", "FLOAT", 0.0),), (("INT", "INT"),), _PLUGIN),
     "LTXVEmptyLatentAudio": NodeClass(
         (
             NodeInput("frames_number", "INT", 97, 1, 1000),
-            NodeInput("frame_rate", "INT", 25, 1, 1000),
+            NodeInput("frame_rate", "FLOAT,INT", 25.0, 1, 1000),
             NodeInput("batch_size", "INT", 1, 1, 4096),
             *_sockets("audio_vae:VAE"),
         ),
@@ -154,7 +149,7 @@ NODE_CLASSES: dict[str, NodeClass] = {
         _sockets("av_latent:LATENT"), (("video_latent", "LATENT"), ("audio_latent", "LATENT"))
     ),
     "RandomNoise": NodeClass(
-        (NodeInput("noise_seed", "INT", 0, 0, 2**64 - 1, extra_widget="fixed"),), (("NOISE", "NOISE"),)
+        (NodeInput("noise_seed", "INT", 0, 0, 2**64 - 1, after_generate="fixed"),), (("NOISE", "NOISE"),)
     ),
     "KSamplerSelect": NodeClass((NodeInput("sampler_name", "COMBO"),), (("SAMPLER", "SAMPLER"),)),
     "ManualSigmas": NodeClass((NodeInput("sigmas", "STRING", "1, 0.5"),), (("SIGMAS", "SIGMAS"),)),

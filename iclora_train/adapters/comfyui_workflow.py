@@ -1,8 +1,9 @@
 """The ComfyUI workflow that uses an adapter, as a graph of nodes; `comfyui_json` writes it in ComfyUI's formats.
 
-The workflow loads the distilled base, the adapter and the reference clip. The first frames of the reference become a
-guide of an empty video, downscaled by the factor that the adapter's loader node reads from the file. After sampling,
-the guide is removed, and the clip is decoded and saved.
+The workflow loads the distilled base, the adapter and the reference clip. The first frames of the reference are cropped
+and scaled to the trained size, then averaged over blocks of factor x factor pixels, as in training. They become a guide
+of an empty video; a node reads the factor from the adapter file. After sampling, the guide is removed, and the clip is
+decoded and saved. All nodes are part of ComfyUI.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.ltx2.weights.versions import VERSIONS, ComfyUIFiles
 
 _CELL, _FRAMES = 32, 8  # pixels and frames per latent cell of every published LTX-2 VAE
+_MAX_SIDE, _MAX_FRAMES, _MAX_FPS = 16384, 1000, 120  # of ComfyUI's nodes: MAX_RESOLUTION, empty audio, CreateVideo
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,10 @@ class WorkflowNode:
 
 @dataclass(frozen=True)
 class WorkflowSettings:
-    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate."""
+    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
+
+    downscale: factor by which the reference is smaller than the video, in height and width.
+    """
 
     file: str
     version: str
@@ -48,15 +53,17 @@ class WorkflowSettings:
     width: int
     height: int
     frames: int
-    fps: float | None
+    downscale: int
+    fps: float | None = None
 
     @classmethod
     def from_metadata(
         cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
     ) -> WorkflowSettings:
-        """The settings from an adapter's metadata; size (`width x height x frames`) and fps override it.
+        """The settings from an adapter's metadata; size (`width x height x frames`) overrides it.
 
-        ConfigError with the reason if ComfyUI cannot run the adapter.
+        As in `iclora_train.generate`, the frame rate is the reference clip's unless fps is given. ConfigError with the
+        reason if ComfyUI cannot run the adapter.
         """
         if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
             raise ConfigError(
@@ -67,19 +74,30 @@ class WorkflowSettings:
             raise ConfigError(
                 f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
             )
-        match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", size or metadata.get("size", ""))
-        if match is None:
-            raise ConfigError(f"{path}: the size is unknown; give --size as width x height x frames, e.g. 960x544x121")
-        width, height, frames = map(int, match.groups())
-        step = _CELL * int(metadata[DOWNSCALE])
-        if width % step or height % step or frames % _FRAMES != 1:
-            raise ConfigError(
-                f"{path}: size {match[0]} must be a multiple of {step} pixels ({DOWNSCALE}={metadata[DOWNSCALE]}) and "
-                f"{_FRAMES}k+1 frames: give another --size"
-            )
-        if fps is None and re.fullmatch(r"\d+(\.\d+)?", metadata.get("fps", "")):
-            fps = float(metadata["fps"])
-        return cls(path.name, metadata[VERSION], metadata.get("trigger", ""), width, height, frames, fps)
+        factor = metadata.get(DOWNSCALE, "")
+        if not re.fullmatch(r"[1-9]\d?", factor):
+            raise ConfigError(f"{path}: {DOWNSCALE} must be a whole number from 1 to 99, it is {factor[:40]!r}")
+        if fps is not None and not 1 <= fps <= _MAX_FPS:
+            raise ConfigError(f"--fps {fps:g} must be between 1 and {_MAX_FPS}, the limits of ComfyUI's CreateVideo")
+        width, height, frames = _clip_size(path, size or metadata.get("size", ""), int(factor))
+        trigger = metadata.get("trigger", "")
+        return cls(path.name, metadata[VERSION], trigger, width, height, frames, int(factor), fps)
+
+
+def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
+    """Width, height and frames from `width x height x frames`. ConfigError if the VAE or ComfyUI cannot make them."""
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", size)
+    if match is None:
+        raise ConfigError(f"{path}: the size is unknown; give --size as width x height x frames, e.g. 960x544x121")
+    width, height, frames = map(int, match.groups())
+    step = _CELL * downscale
+    sides_fit = all(side % step == 0 and 2 * _CELL <= side <= _MAX_SIDE for side in (width, height))
+    if not sides_fit or frames % _FRAMES != 1 or frames > _MAX_FRAMES:
+        raise ConfigError(
+            f"{path}: size {size} must be a multiple of {step} pixels ({DOWNSCALE}={downscale}), from {2 * _CELL} to "
+            f"{_MAX_SIDE}, and {_FRAMES}k+1 frames, at most {_MAX_FRAMES}: give another --size"
+        )
+    return width, height, frames
 
 
 @dataclass(frozen=True)
@@ -134,15 +152,30 @@ def _fps(settings: WorkflowSettings) -> Value | Link:
 
 
 def _load_adapter_and_reference(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
-    scaling: dict[str, Value | Link] = {"upscale_method": "lanczos", "crop": "center"}
-    size = {"width": settings.width, "height": settings.height}
-    return {
-        "adapter": WorkflowNode("LTXICLoRALoaderModelOnly", {"model": _link("base.MODEL"), "lora_name": settings.file}),
+    """The adapter and the pictures of the guide.
+
+    Training makes the reference at the video's size and averages blocks of its pixels; so does the workflow, in two
+    steps. The guide node would reduce a larger picture by bilinear interpolation, which skips pixels at a factor of 4.
+    """
+    width, height = settings.width, settings.height
+    nodes = {
+        "adapter": WorkflowNode("LoraLoaderModelOnly", {"model": _link("base.MODEL"), "lora_name": settings.file}),
+        "reference factor": WorkflowNode("GetICLoRAParameters", {"iclora_model": _link("adapter.MODEL")}),
         "reference": WorkflowNode("LoadVideo", {"file": "reference.mp4"}),
         "frames": WorkflowNode("GetVideoComponents", {"video": _link("reference.VIDEO")}),
         "first frames": WorkflowNode("ImageFromBatch", {"image": _link("frames.images"), "length": settings.frames}),
-        "resized reference": WorkflowNode("ImageScale", {"image": _link("first frames.IMAGE"), **size, **scaling}),
+        "resized reference": _scaled("first frames", "lanczos", width, height),
     }
+    if settings.downscale > 1:
+        small = (width // settings.downscale, height // settings.downscale)
+        nodes["reduced reference"] = _scaled("resized reference", "area", *small)
+    return nodes
+
+
+def _scaled(source: str, method: str, width: int, height: int) -> WorkflowNode:
+    """The pictures of a node, cropped at the centre to the aspect ratio of width x height and scaled to it."""
+    scaling = {"upscale_method": method, "width": width, "height": height, "crop": "center"}
+    return WorkflowNode("ImageScale", {"image": Link(source, "IMAGE"), **scaling})
 
 
 def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
@@ -163,14 +196,14 @@ def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, Work
             "EmptyLTXVLatentVideo", {"width": settings.width, "height": settings.height, "length": settings.frames}
         ),
         "guide": WorkflowNode(
-            "LTXAddVideoICLoRAGuide",
+            "LTXVAddGuide",
             {
                 "positive": _link("frame rate.positive"),
                 "negative": _link("frame rate.negative"),
                 "vae": base.video_vae,
                 "latent": _link("empty video.LATENT"),
-                "image": _link("resized reference.IMAGE"),
-                "latent_downscale_factor": _link("adapter.latent_downscale_factor"),
+                "image": Link("resized reference" if settings.downscale == 1 else "reduced reference", "IMAGE"),
+                "iclora_parameters": _link("reference factor.iclora_parameters"),
             },
         ),
     }
@@ -178,15 +211,10 @@ def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, Work
 
 def _audio(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
     """The model computes video and audio together. Its audio is discarded; the clip has the reference's audio."""
-    rounded = (
-        {} if settings.fps is not None else {"whole fps": WorkflowNode("LTXFloatToInt", {"a": _link("frames.fps")})}
-    )
-    rate: Value | Link = _link("whole fps.INT") if settings.fps is None else round(settings.fps)
     return {
-        **rounded,
         "empty audio": WorkflowNode(
             "LTXVEmptyLatentAudio",
-            {"frames_number": settings.frames, "frame_rate": rate, "audio_vae": base.audio_vae},
+            {"frames_number": settings.frames, "frame_rate": _fps(settings), "audio_vae": base.audio_vae},
         ),
         "video and audio": WorkflowNode(
             "LTXVConcatAVLatent",
@@ -203,7 +231,7 @@ def _sampling() -> dict[str, WorkflowNode]:
         "guider": WorkflowNode(
             "CFGGuider",
             {
-                "model": _link("adapter.model"),
+                "model": _link("adapter.MODEL"),
                 "positive": _link("guide.positive"),
                 "negative": _link("guide.negative"),
                 "cfg": 1.0,
