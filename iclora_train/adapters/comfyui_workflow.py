@@ -174,8 +174,10 @@ def _load_adapter_and_reference(settings: WorkflowSettings) -> dict[str, Workflo
 
 def _scaled(source: str, method: str, width: int, height: int) -> WorkflowNode:
     """The pictures of a node, cropped at the centre to the aspect ratio of width x height and scaled to it."""
-    scaling = {"upscale_method": method, "width": width, "height": height, "crop": "center"}
-    return WorkflowNode("ImageScale", {"image": Link(source, "IMAGE"), **scaling})
+    size = {"width": width, "height": height}
+    return WorkflowNode(
+        "ImageScale", {"image": Link(source, "IMAGE"), "upscale_method": method, **size, "crop": "center"}
+    )
 
 
 def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
