@@ -19,6 +19,7 @@ from data_prep.makers import Maker, SourceWindow, build_maker
 from iclora_train.config import Config
 from iclora_train.core.types import Pair
 from iclora_train.media.clip import read_clip
+from iclora_train.media.frame_times import temporal_subsample
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def make_reference(
     source = SourceWindow(window.clip, video.path, window.indices, window.fps, crop, video.files, window.number)
     full, params = maker(padded, np.random.default_rng(seed), source)
     (height, width), (top, left) = window.size, crop.inner_offset
-    reference = full[:: scale.temporal_scale, top : top + height, left : left + width]
+    reference = temporal_subsample(full, scale.temporal_scale)[:, top : top + height, left : left + width]
     if scale.downscale > 1:
         size = (width // scale.downscale, height // scale.downscale)
         reference = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in reference])
@@ -104,6 +105,8 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config) -> Iterato
             "drawn": params,
             **asdict(scale),
         }
+        if scale.temporal_scale > 1:
+            record["reference_frames"] = temporal_subsample(np.arange(len(frames)), scale.temporal_scale).tolist()
         yield Pair(window.key, crop_window(frames, window), (reference,), caption_of(clip, config), window.fps, record)
 
 

@@ -75,10 +75,14 @@ def _write_all(
     uncaptioned = ids_without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
     report = {"kept": _counts(windows), "dropped": dropped} | ({"without_caption": uncaptioned} if uncaptioned else {})
+    timing = {probed.clip.id: note for probed in usable if (note := probed.timing_note(config.data.fps))}
+    report |= {"timing": timing} if timing else {}
     write_report(root, report)
     show_selection(report)
     if uncaptioned:
         print(f"{len(uncaptioned)} clips have no caption, only the trigger; {root / 'report.json'} lists them")
+    if timing:
+        print(f"{len(timing)} clips have a variable frame rate or repeated frames; {root / 'report.json'} lists them")
     lost = None
     if windows["train"]:
         by_id = {probed.clip.id: probed.clip for probed in usable}

@@ -10,8 +10,9 @@ from data_prep.makers import Maker, build_maker
 from iclora_train.config import Config
 from iclora_train.core.progress import progress_bar
 from iclora_train.media.clip import ClipInfo, probe
+from iclora_train.media.frame_times import rates_equal
 
-TOLERANCE = 0.01  # relative difference up to which two frame rates or aspect ratios are equal
+ASPECT_TOLERANCE = 0.01  # relative difference up to which two aspect ratios are equal
 
 Dropped = list[dict[str, str]]  # clip and reason
 
@@ -32,7 +33,7 @@ def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], D
 def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used."""
     info, data = probe(clip.path), config.data
-    if clip.fps is not None and not clip.is_image and not _almost_equal(clip.fps, info.fps):
+    if clip.fps is not None and not clip.is_image and not _has_rate(info, clip.fps):
         raise ValueError(
             f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
         )
@@ -70,9 +71,10 @@ def _check_reference(reference: ClipInfo, clip: ClipInfo) -> None:
     """ValueError unless a supplied reference has the clip's frames, rate and aspect ratio, at any resolution."""
     if reference.frames != clip.frames:
         raise ValueError(f"its reference has {reference.frames} frames, the clip has {clip.frames}")
-    if clip.frames > 1 and not _almost_equal(reference.fps, clip.fps):
+    if clip.frames > 1 and not _has_rate(reference, clip.fps) and not _has_rate(clip, reference.fps):
         raise ValueError(f"its reference has {reference.fps:g} frames a second, the clip has {clip.fps:g}")
-    if not _almost_equal(reference.width / reference.height, clip.width / clip.height):
+    aspect = clip.width / clip.height
+    if abs(reference.width / reference.height - aspect) > ASPECT_TOLERANCE * aspect:
         raise ValueError(
             f"its reference is {reference.width}x{reference.height} pixels, the clip {clip.width}x{clip.height}: "
             "give both the same aspect ratio, so that one crop fits both"
@@ -88,8 +90,9 @@ def _check_mask(mask: ClipInfo, clip: ClipInfo) -> None:
         raise ValueError(f"its mask has {mask.frames} frames, the clip has {clip.frames}: give one or as many")
 
 
-def _almost_equal(a: float, b: float) -> bool:
-    return abs(a - b) <= TOLERANCE * b
+def _has_rate(info: ClipInfo, fps: float) -> bool:
+    """Whether a rate equals the clip's: its mean rate, or, of a variable clip, the rate of its regular parts."""
+    return rates_equal(fps, info.fps) or rates_equal(fps, info.times.mean_fps)
 
 
 def ids_without_caption(clips: list[ProbedClip]) -> list[str]:

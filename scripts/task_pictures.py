@@ -20,6 +20,7 @@ from data_prep.makers import build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference, read_windows
 from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import conf_dir, register_schema
+from iclora_train.media.frame_times import temporal_subsample
 
 FRAMES = 33
 QUALITY = 88
@@ -53,9 +54,9 @@ def task_picture(config: Config, clip: Clip, first: int, width: int = 320) -> np
     scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
     maker = build_maker(task.maker, task.maker_args)
     reference, _ = make_reference(frames, window, maker, SourceVideo(clip.path, clip.files), [0, 0], scale)
-    target = crop_window(frames, window)[FRAMES // 2]
-    reference_frame = reference[FRAMES // 2 // scale.temporal_scale]
-    resized = cv2.resize(reference_frame, (target.shape[1], target.shape[0]), interpolation=cv2.INTER_NEAREST)
+    middle = len(reference) // 2
+    target = temporal_subsample(crop_window(frames, window), scale.temporal_scale)[middle]
+    resized = cv2.resize(reference[middle], (target.shape[1], target.shape[0]), interpolation=cv2.INTER_NEAREST)
     gap = np.full((target.shape[0], GAP, 3), 255, np.uint8)
     return np.hstack([target, gap, resized])
 

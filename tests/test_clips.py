@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import wave
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from data_prep.select_clips import select_clips
 from iclora_train.config import Config, ConfigError, Data, Model, Task
 from iclora_train.data.prompts import fill_template, template_fields
 from iclora_train.media.clip import ClipInfo, probe, read_clip
+from iclora_train.media.frame_times import FrameTimes
 from iclora_train.media.shard_clip import encode_clip
 from tests.clips import moving, write_clip
 
@@ -59,10 +61,9 @@ def test_images_are_clips_of_one_frame(suffix, tmp_path):
     write_clip(tmp_path / "b.mp4", frames=6)
     assert [clip.path.name for clip in list_clips(str(tmp_path), 0.1)] == ["b.mp4"]
     listed = list_clips(str(tmp_path), 0.1, images=True)
-    usable, dropped = select_clips(listed, config(frames=1, fps=50.0))
-    assert [footage.clip.path.suffix for footage in usable] == [suffix]  # an image has no frame rate of its own
-    assert "25 frames a second are too few" in dropped[0]["reason"]
-    (window,) = train_windows(usable, data(frames=1, fps=50.0, train_windows=1))
+    usable, _ = select_clips(listed, config(frames=1, fps=50.0))
+    (image,) = (footage for footage in usable if footage.clip.is_image)
+    (window,) = train_windows([image], data(frames=1, fps=50.0, train_windows=1))
     assert (window.indices, window.fps) == ((0,), 50.0)
     (decoded,) = read_clip(tmp_path / f"a{suffix}")
     assert np.abs(decoded.astype(int) - frame).mean() < 1.5
@@ -171,7 +172,7 @@ def test_hard_cuts_are_detected_but_not_pans_or_flashes(tmp_path):
 
 
 def footage(frames: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = (), name: str = "a") -> ProbedClip:
-    info = ClipInfo(height, width, 25.0, tuple(i / 25 for i in range(frames)))
+    info = ClipInfo(height, width, FrameTimes.constant(frames, Fraction(25)))
     return ProbedClip(Clip(name, Path(name), ""), info, cuts, np.zeros(frames))
 
 

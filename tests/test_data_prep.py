@@ -220,6 +220,7 @@ def test_references_may_be_smaller_and_slower(tmp_path, clips, base):
     assert pairs.read_pair(0).references[0].shape == (5, 16, 16, 3)
     assert latents.read_latents(0).references[0].shape[1:] == (2, 2, 2)
     assert latents.read_latents(0).target.shape[1:] == (3, 4, 4)
+    assert pairs.read_pair(0).record["reference_frames"] == [0, 1, 3, 5, 7]
 
 
 def test_a_supplied_reference_is_cropped_like_its_target(tmp_path, base):

@@ -1,6 +1,7 @@
 """Windows of clips: their number, places, crops and frame rates, and reading them in one pass."""
 
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,16 +10,17 @@ import pytest
 
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.crop import Crop
-from data_prep.clips.probed_clip import ProbedClip, frames_at_rate
+from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.pairs import read_windows
 from iclora_train.config import Data
 from iclora_train.media.clip import ClipInfo, read_clip
+from iclora_train.media.frame_times import FrameTimes, exact_rate
 from tests.clips import write_clip
 
 
 def info(frames: int, height: int = 48, width: int = 64, fps: float = 25.0) -> ClipInfo:
-    return ClipInfo(height, width, fps, tuple(i / fps for i in range(frames)))
+    return ClipInfo(height, width, FrameTimes.constant(frames, exact_rate(fps)))
 
 
 def data(**changes: object) -> Data:
@@ -61,11 +63,11 @@ def test_train_windows_are_seeded_and_inside_the_clip():
 
 
 def test_fps_selects_the_nearest_frame_by_time():
-    uneven = ClipInfo(48, 64, 25.0, (0.0, 0.04, 0.08, 0.2, 0.24, 0.4))
-    assert frames_at_rate(uneven, 10.0)[0].tolist() == [0, 2, 3, 4, 5]
-    assert frames_at_rate(info(50), 12.5)[0].tolist() == list(range(0, 50, 2))
-    assert frames_at_rate(info(50), None)[0].tolist() == list(range(50))
-    assert frames_at_rate(info(1), 10.0)[0].tolist() == [0]
+    uneven = FrameTimes.measure([0, 40, 80, 200, 240, 400], Fraction(1, 1000), Fraction(25))
+    assert uneven.frame_numbers(10.0).tolist() == [0, 2, 3, 4, 5]
+    assert info(50).times.frame_numbers(12.5).tolist() == list(range(0, 50, 2))
+    assert info(50).times.frame_numbers().tolist() == list(range(50))
+    assert info(1).times.frame_numbers(10.0).tolist() == [0]
     (window, *_) = heldout_windows([ProbedClip(Clip("a", Path("a"), ""), info(50))], data(fps=12.5, heldout_windows=1))
     assert np.diff(window.indices).tolist() == [2] * 4
     assert window.fps == 12.5
@@ -76,6 +78,12 @@ def test_fps_selects_the_nearest_frame_by_time():
     [
         (info(4), {}, "4 frames are fewer than data.frames=5"),
         (info(40), {"fps": 2.0}, "4 frames are fewer"),
+        (info(40, fps=0.0003), {}, "3333.33 seconds between two frames are too many: set data.fps"),
+        (
+            info(40, fps=22),
+            {"fps": 24.0, "frames": 17},
+            "11 frames without a repeated one are fewer than data.frames=17",
+        ),
         (info(40, height=24), {}, "64x24 pixels do not hold"),
         (info(40, fps=10), {"fps": 24.0}, "10 frames a second are too few"),
         (info(40, 640, 480), {"short_side": 32}, None),

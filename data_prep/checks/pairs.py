@@ -16,6 +16,7 @@ from data_prep.checks.offset import find_offset
 from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
+from iclora_train.media.frame_times import temporal_subsample
 from iclora_train.media.pixels import from_uint8, to_uint8
 
 
@@ -56,7 +57,7 @@ def _picture_findings(pair: Pair, reference: np.ndarray, task: Task, checks: Che
     target_luma = measures.downscaled_luma(pair.target, size)  # (F,h,w)
     reference_luma = measures.downscaled_luma(reference, size)  # (F',h,w)
     yield _offset(reference_luma, target_luma, checks, temporal_scale, number)
-    target_luma = target_luma[::temporal_scale]
+    target_luma = temporal_subsample(target_luma, temporal_scale)
     frames = min(len(reference_luma), len(target_luma))
     reference_luma, target_luma = reference_luma[:frames], target_luma[:frames]
     detail = "levels between the darkest and the brightest pixel"
@@ -75,6 +76,8 @@ def _picture_findings(pair: Pair, reference: np.ndarray, task: Task, checks: Che
 
 
 def _offset(reference: np.ndarray, target: np.ndarray, checks: Checks, temporal_scale: int, number: int) -> Finding:
+    if temporal_scale > 1:  # after frame 0 the frames of the reference are evenly spaced
+        reference, target = reference[1:], target[1:]
     offset = find_offset(reference, target, checks.search, temporal_scale)
     if offset.frames is None:
         return judge("offset", None, checks.offset, "too few frames with motion", number)

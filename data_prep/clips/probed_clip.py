@@ -11,6 +11,8 @@ from data_prep.clips.clip_list import Clip
 from iclora_train.config import Data
 from iclora_train.media.clip import ClipInfo
 
+MIN_RATE = 1  # frames per second; clips below it are slide shows
+
 
 @dataclass(frozen=True, eq=False)
 class ProbedClip:
@@ -25,15 +27,26 @@ class ProbedClip:
     quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def frame_numbers(self, fps: float | None) -> tuple[np.ndarray, float]:
-        """Source frame numbers (m,) of the clip at `fps`, and the rate. None is the clip's own rate."""
-        return frames_at_rate(self.info, fps)
+        """Source frame numbers (m,) of the clip at `fps`, each one once, and the rate. None is the clip's own rate."""
+        return self.info.times.distinct_frames(fps)[0], self.info.fps if fps is None else fps
 
     def scenes(self, fps: float | None) -> list[tuple[int, int]]:
-        """Range [first, last) of resampled frames of each scene."""
-        frames, _ = self.frame_numbers(fps)
+        """Range [first, last) of resampled frames of each scene. A scene also ends where a frame would be repeated."""
+        frames, steps = self.info.times.distinct_frames(fps)
         scene = np.searchsorted(self.cuts, frames, side="right") if self.cuts else np.zeros(len(frames), int)  # (m,)
-        edges = [0, *(np.flatnonzero(np.diff(scene)) + 1).tolist(), len(frames)]
+        breaks = (np.diff(scene) > 0) | (np.diff(steps) > 1)
+        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(frames)]
         return list(pairwise(edges))
+
+    def timing_note(self, fps: float | None) -> str | None:
+        """How frames are chosen from a clip with a variable rate or with repeated frames; None if it has neither."""
+        _, steps = self.info.times.distinct_frames(fps)
+        repeated = int((np.diff(steps) - 1).sum())
+        if self.clip.is_image or (self.info.times.is_constant and not repeated):
+            return None
+        kind = "constant" if self.info.times.is_constant else "variable"
+        skipped = f"; no window crosses the places where {repeated} frames would be repeated" if repeated else ""
+        return f"{kind} rate of {self.info.fps:g} fps, read at {fps or self.info.fps:g} fps{skipped}"
 
     def window_starts(self, data: Data) -> list[int]:
         """Resampled frames at which a window may start without leaving its scene."""
@@ -64,24 +77,23 @@ class ProbedClip:
     def _reason_not_to_fit(self, data: Data) -> str | None:
         """Why the clip has no window of this size, or None if it has."""
         info = self.info
-        if data.fps is not None and info.fps < 0.9 * data.fps and not self.clip.is_image:
-            return f"{info.fps:g} frames a second are too few for data.fps={data.fps:g}: frames would be doubled"
+        if data.fps is None and info.frames > 1 and info.times.rate < MIN_RATE:
+            return f"{1 / info.fps:g} seconds between two frames are too many: set data.fps, or remove the clip"
         longest = max(last - first for first, last in self.scenes(data.fps))
         if longest < data.frames:
-            where = "between two cuts " if self.cuts else ""
-            return f"{longest} frames {where}are fewer than data.frames={data.frames}"
+            return self._reason_for_length(longest, data)
         height, width = self.scaled_size(data, 1.0)
         if height < data.height or width < data.width:
             return f"{info.width}x{info.height} pixels do not hold data.width x data.height {data.width}x{data.height}"
         return None
 
-
-def frames_at_rate(info: ClipInfo, fps: float | None) -> tuple[np.ndarray, float]:
-    """Source frame numbers (m,) of a clip at `fps`, each the nearest in time. None keeps every frame."""
-    if fps is None:
-        return np.arange(info.frames), info.fps
-    times = np.asarray(info.times)
-    targets = np.arange(int(times[-1] * fps + 1e-6) + 1) / fps
-    after = np.searchsorted(times, targets).clip(1, max(len(times) - 1, 1)) if len(times) > 1 else np.zeros(1, int)
-    before = np.maximum(after - 1, 0)
-    return np.where(targets - times[before] <= times[after] - targets, before, after), fps
+    def _reason_for_length(self, longest: int, data: Data) -> str:
+        """Why `longest`, the number of frames of the longest scene, is less than data.frames."""
+        info = self.info
+        where = " between two cuts" if self.cuts else ""
+        if (np.diff(info.times.distinct_frames(data.fps)[1]) <= 1).all():
+            return f"{longest} frames{where} are fewer than data.frames={data.frames}"
+        repeated = f"{longest} frames{where} without a repeated one are fewer than data.frames={data.frames}"
+        if not info.times.is_constant:
+            return f"{repeated}: the clip has a variable rate with gaps, {info.fps:g} fps where it is regular"
+        return f"{repeated}: {info.fps:g} frames a second are too few for data.fps={data.fps:g}"

@@ -59,8 +59,12 @@ def framewise(key: str, per_frame: Values | Sequence[float]) -> Measurement:
 
 
 def frame_indices(count: int, length: int) -> NDArray[np.int64]:
-    """For each of `count` output frames, the index of the simultaneous frame in a clip of `length` frames."""
-    return np.arange(count) * length // count
+    """For each of `count` output frames, the index of the frame shown at that time in a reference of `length` frames.
+
+    With a temporal factor S the reference has the output's frames 0, 1, 1 + S, ... (`temporal_subsample`).
+    """
+    factor = max((count - 1) // max(length - 1, 1), 1)
+    return np.minimum((np.arange(count) + factor - 1) // factor, length - 1)
 
 
 class CachedClip:

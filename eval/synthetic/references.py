@@ -19,6 +19,7 @@ from eval.synthetic.shapes import Clip
 from iclora_train.config import Task
 from iclora_train.core.types import VideoShape
 from iclora_train.data.reference_kinds import MASK_COLOUR, REFERENCE_KINDS
+from iclora_train.media.frame_times import temporal_subsample
 from iclora_train.signals.track_drawing import draw_tracks
 
 BLUR = 1 / 100  # sigma of the blur as a share of the short side, at least one pixel
@@ -55,7 +56,8 @@ def not_applicable(probe: Probe, task: Task) -> str | None:
 
 def reference(probe: Probe, task: Task, shape: VideoShape) -> Clip:
     """The reference clip of a probe, reduced in size and frame count by the task's factors."""
-    full = _full_size(probe, reference_kind(task), task.maker_args, shape)[:: task.reference_temporal_scale]
+    full = _full_size(probe, reference_kind(task), task.maker_args, shape)
+    full = temporal_subsample(full, task.reference_temporal_scale)
     if task.reference_downscale == 1:
         return full
     size = (shape.width // task.reference_downscale, shape.height // task.reference_downscale)

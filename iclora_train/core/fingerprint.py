@@ -24,13 +24,18 @@ RUNTIME_KEYS = (
 # keys that do not affect the content of shards
 NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "tokens_per_batch", "workers")}
 
+# frames of a target that a reference with a temporal factor S has; shards without this entry have 0, S, 2 S, ...
+REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
+
 
 def content_settings(config: Config) -> dict[str, Any]:
-    """The sections `task` and `data` without the keys of NOT_CONTENT."""
+    """The sections `task` and `data` without the keys of NOT_CONTENT; with a temporal factor, also REFERENCE_FRAMES."""
     sections = {"task": asdict(config.task), "data": asdict(config.data)}
     for section, keys in NOT_CONTENT.items():
         for key in keys:
             del sections[section][key]
+    if config.task.reference_temporal_scale > 1:
+        sections["task"]["reference_frames"] = REFERENCE_FRAMES
     return plain(sections)
 
 

@@ -13,7 +13,7 @@ from iclora_train.config import ConfigError, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.media.clip import probe, read_clip
-from iclora_train.media.frame_times import frames_at_rate
+from iclora_train.media.frame_times import FrameTimes, temporal_subsample
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -31,8 +31,7 @@ class InputMedia:
     pictures: tuple[Path, ...]
     height: int
     width: int
-    fps: float | None
-    times: tuple[float, ...]  # seconds of each frame; empty for images
+    times: FrameTimes | None  # of a video
 
     @classmethod
     def open(cls, key: str, name: str) -> InputMedia:
@@ -42,13 +41,13 @@ class InputMedia:
         try:
             if not path.is_dir() and path.suffix.lower() not in IMAGES:
                 info = probe(path)
-                return cls(key, path, (), info.height, info.width, info.fps, info.times)
+                return cls(key, path, (), info.height, info.width, info.times)
             files = sorted(path.iterdir()) if path.is_dir() else [path]
             pictures = tuple(file for file in files if file.suffix.lower() in IMAGES)
             if not pictures:
                 raise ValueError(f"{path} has no images in it ({', '.join(sorted(IMAGES))}): give another folder")
             height, width = _read_picture(pictures[0]).shape[:2]
-            return cls(key, path, pictures, height, width, None, ())
+            return cls(key, path, pictures, height, width, None)
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from error
 
@@ -56,9 +55,18 @@ class InputMedia:
         """sha256 of the file; of a folder, the digest of its images' sha256 in order."""
         return digest([sha256(picture) for picture in self.pictures]) if self.path.is_dir() else sha256(self.path)
 
-    def frame_numbers(self, fps: float, step: int = 1) -> np.ndarray:
-        """Numbers (m,) of the frames that a video of `fps` frames per second shows, or every `step`-th of them."""
-        return np.arange(len(self.pictures))[::step] if self.pictures else frames_at_rate(self.times, fps / step)
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of a video; None for images."""
+        return self.times.fps if self.times else None
+
+    def frame_numbers(self, fps: float, factor: int = 1) -> np.ndarray:
+        """Numbers (m,) of the frames that a video of `fps` frames per second shows.
+
+        factor: the temporal factor of a reference, whose frames are fewer (`temporal_subsample`).
+        """
+        numbers = self.times.frame_numbers(fps) if self.times else np.arange(len(self.pictures))
+        return temporal_subsample(numbers, factor)
 
     def read(self, numbers: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
         """Frames of these numbers, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError names a bad picture."""

@@ -58,6 +58,8 @@ def encode_references(
     size = (shape.height // downscale, shape.width // downscale)
     references = []
     for i, media in enumerate(inputs.references):
+        if media.times is not None and not media.times.is_constant:
+            echo(f"{media.path} has a variable frame rate: its frames are shown at their times, at {shape.fps:g} fps")
         numbers = media.frame_numbers(shape.fps, temporal_scale)[: (shape.frames - 1) // temporal_scale + 1]
         count = (len(numbers) - 1) // vae.temporal * vae.temporal + 1
         covered = (count - 1) * temporal_scale + 1

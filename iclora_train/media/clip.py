@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from iclora_train.media.container import RE_ENCODE, decode
-from iclora_train.media.frame_times import frame_times
+from iclora_train.media.container import RE_ENCODE, decode, read_rate
+from iclora_train.media.frame_times import FrameTimes
 from iclora_train.media.rgb import upright_rgb, upright_size
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """Measurements of a clip: upright size in pixels, presentation time of each frame in seconds (the first is 0)."""
+    """Measurements of a clip: upright size in pixels, presentation times of all frames that decode."""
 
     height: int
     width: int
-    fps: float
-    times: tuple[float, ...]
+    times: FrameTimes
 
     @property
     def frames(self) -> int:
         """Number of frames that decode."""
-        return len(self.times)
+        return len(self.times.ticks)
+
+    @property
+    def fps(self) -> float:
+        """Frames per second; of a clip with a variable rate the rate of its regular parts."""
+        return self.times.fps
 
 
 def read_clip(path: Path, numbers: Container[int] | None = None) -> Iterator[np.ndarray]:
@@ -43,15 +48,15 @@ def probe(path: Path) -> ClipInfo:
 
     ValueError as in `read_clip`, and when the picture size changes within the clip.
     """
-    times: list[float | None] = []
+    stamps: list[int | None] = []
     sizes = set()
-    duration = 1 / 24  # seconds per frame; the default for files without durations
+    time_base, duration = Fraction(1, 24), 1  # of files without times
     for frame in decode(path):
-        times.append(frame.time)
+        stamps.append(frame.pts)
         sizes.add(upright_size(frame))
-        if frame.duration and frame.time_base:
-            duration = float(frame.duration * frame.time_base)
+        time_base, duration = frame.time_base or time_base, frame.duration or duration
     if len(sizes) > 1:
         raise ValueError(f"{path}: the picture size changes within the clip; {RE_ENCODE}")
     height, width = sizes.pop()
-    return ClipInfo(height, width, *frame_times(times, 1 / duration))
+    declared = read_rate(path) or 1 / (duration * time_base)
+    return ClipInfo(height, width, FrameTimes.measure(stamps, time_base, declared))

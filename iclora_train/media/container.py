@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import IO
 
@@ -120,6 +121,12 @@ def read_encoding(path: Path) -> tuple[str, str]:
     with open_video(path) as container:
         context = video_stream(container, str(path)).codec_context
         return context.name, str(context.pix_fmt)
+
+
+def read_rate(path: Path) -> Fraction | None:
+    """Mean frames per second of a clip's video stream, from its header; None if the header does not say."""
+    with open_video(path) as container:
+        return video_stream(container, str(path)).average_rate or None
 
 
 def _missing_seconds(stream: av.VideoStream, end: int) -> float:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import tempfile
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -17,6 +16,7 @@ import decord
 import numpy as np
 
 from iclora_train.media.container import decode
+from iclora_train.media.frame_times import exact_rate
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -38,7 +38,7 @@ def _encode_into(container: av.container.OutputContainer, frames: np.ndarray, fp
     codec, quality = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
     options = {**quality, "preset": "ultrafast" if lossless else "medium", "bf": "0", "g": "48"}
     options["x264-params"] = "open-gop=0:threads=1:lookahead-threads=1:rc-lookahead=0:mbtree=0"  # mbtree is not exact
-    stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+    stream = container.add_stream(codec, rate=exact_rate(fps), options=options)
     assert isinstance(stream, av.VideoStream)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "rgb24" if lossless else "yuv420p"

@@ -1,0 +1,76 @@
+"""A preparation of clips with odd rates and lengths: every clip is used whole or listed with its reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import pipeline
+from iclora_train.core.fingerprint import content_settings
+from iclora_train.data.shards import ShardError, ShardSet
+from tests.prep import config_of, write_clips
+from tests.test_frame_times import FILM, PAUSE, write
+from tests.tiny import write_tiny_base
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+def test_clips_of_odd_rates_are_used_or_dropped_with_the_reason(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clips = {
+        "exact": write(tmp_path / "exact.mp4", 9, FILM),
+        "webm": write(tmp_path / "webm.webm", 9, FILM),
+        "short": write(tmp_path / "short.mp4", 8, FILM),
+        "slow": write(tmp_path / "slow.mp4", 60, FILM / 2),
+        "pause": write(tmp_path / "pause.mkv", len(PAUSE), ticks=PAUSE),
+        "slides": write(tmp_path / "slides.mkv", 12, ticks=[4_000_000 * i for i in range(12)]),
+    }
+    rows = [{"id": name, "video": path.name, "split": "train"} for name, path in clips.items()]
+    rows += [{"id": f"row{int(fps)}", "video": "pause.mkv", "split": "train", "fps": fps} for fps in (30, 22.5, 25)]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    size = ("data.frames=9", "data.height=16", "data.width=16", "data.zoom=1", "data.train_windows=24")
+    checks = ("checks.blank.action=warn", "checks.duplicate.action=warn")
+    config = config_of(tmp_path / "out", tmp_path / "list.jsonl", base, *size, "data.fps=23.976", *checks)
+    root = pipeline.prepare(config)
+    report = json.loads((root / "report.json").read_text())
+    assert {drop["clip"]: drop["reason"] for drop in report["dropped"]} == {
+        "short": "8 frames are fewer than data.frames=9",
+        "slow": "1 frames without a repeated one are fewer than data.frames=9: "
+        "11.988 frames a second are too few for data.fps=23.976",
+        "slides": "1 frames without a repeated one are fewer than data.frames=9: "
+        "0.00025 frames a second are too few for data.fps=23.976",
+        "row25": "its row says fps=25, but the video has 30: correct the list or the video",
+    }
+    assert list(report["timing"]) == ["pause", "row22", "row30"]
+    assert report["timing"]["pause"].startswith("variable rate of 30 fps, read at 23.976 fps; no window crosses")
+    assert "3 clips have a variable frame rate or repeated frames" in capsys.readouterr().out
+    pairs = ShardSet.open(root / "pairs")
+    for number in range(len(pairs)):
+        window = pairs.read_pair(number).record["window"]
+        assert window["fps"] == 23.976
+        assert (np.diff(window["indices"]) > 0).all()
+
+
+def test_shards_with_other_reference_frames_are_refused(tmp_path: Path, base: Path) -> None:
+    """Earlier versions took frames 0, S, 2 S, ... and said nothing about it in the fingerprint."""
+    clips = write_clips(tmp_path / "clips")
+    config = config_of(tmp_path / "out", clips, base, "task.reference_temporal_scale=2", "data.frames=9")
+    root = pipeline.prepare(config)
+    assert ShardSet.open(root / "pairs").read_pair(0).record["reference_frames"] == [0, 1, 3, 5, 7]
+    for kind in ("pairs", "latents"):
+        for path in (root / kind / "fingerprint.json", root / kind / "index.json"):
+            text = path.read_text()
+            assert '"reference_frames": "0, 1, 1 + S, 1 + 2 S, ..."' in text
+            path.write_text(text.replace('"reference_frames":', '"other":'))
+    with pytest.raises(ShardError, match=r"task\.reference_frames: None -> 0, 1, 1 \+ S"):
+        pipeline.prepare(config)
+    with pytest.raises(ShardError, match=r"task\.reference_frames: None -> 0, 1, 1 \+ S"):
+        ShardSet.open(root / "latents").require_settings(config)
+    assert "reference_frames" not in content_settings(config_of(tmp_path, clips, base))["task"]
