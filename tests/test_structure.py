@@ -60,6 +60,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "OpenEXR": ("data_prep/makers/control/depth_files.py",),
     "ray": ("data_prep/engines/ray.py",),
 }
+CATCHES_ALL = "iclora_train/core/wandb_run.py"  # a logger prints its errors and never ends a run
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 40
 
 
@@ -179,7 +180,8 @@ def test_nothing_is_unpickled_and_no_error_is_swallowed(package: str) -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else ""
-                assert caught not in ("", "Exception", "BaseException"), f"{path}:{node.lineno} catches everything"
+                everything = caught in ("", "Exception", "BaseException") and path != ROOT / CATCHES_ALL
+                assert not everything, f"{path}:{node.lineno} catches everything"
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "pickle.load", "pickle.loads"):
                 safe = any(word.arg == "weights_only" and ast.unparse(word.value) == "True" for word in node.keywords)
                 assert safe, f"{path}:{node.lineno} may unpickle"

@@ -69,12 +69,19 @@ def clip_path(folder: Path, key: str, condition: str) -> Path:
 def log(folder: Path, scores: Scores, config: Config) -> None:
     """Log the folder of an evaluation: scores.json (given as `scores`), report.html, clips (`save_clips`), adapter.
 
-    Does nothing unless `logger` includes wandb. A second call continues the same W&B run.
+    Does nothing unless `logger` includes wandb. A second call continues the same W&B run. An error of W&B is printed.
     """
     if not enabled(config):
         return
+    with wandb_run.failures_printed("logging the evaluation", f"its results are complete in {folder}"):
+        _log(folder, scores, config)
+
+
+def _log(folder: Path, scores: Scores, config: Config) -> None:
     name = f"{config.run}-{folder.name}"
     run = wandb_run.start_run(folder, name, asdict(config), config.logger["wandb"], job_type="eval", group=config.run)
+    if run is None:
+        return
     run.log({"clips": wandb_run.table(clip_columns(scores), list(clip_rows(folder, scores)))})
     run.log({"verdicts": wandb_run.table(VERDICT, list(verdict_rows(scores)))})
     run.log({"strength": wandb_run.table(STRENGTH, list(strength_rows(scores)))})

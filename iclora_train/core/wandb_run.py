@@ -1,35 +1,115 @@
-"""Weights & Biases: runs, tables, charts, artifacts. The only module that imports wandb."""
+"""Weights & Biases: runs, tables, charts, artifacts. The only module that imports wandb.
+
+A logger never ends a run: `failures_printed` turns every error of W&B into one line, start and end of a run have time
+limits, and a run that cannot reach the server writes offline files.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import netrc
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+HOST = "api.wandb.ai"  # `wandb login` stores its key under this name
+# W&B reads these itself. Its service process sends error reports and looks up their host, even in offline mode.
+ENVIRONMENT = {"WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}
+# Settings of W&B, unless the environment or logger.wandb.settings has others. Times in seconds: W&B's own limits are 90
+# for the start, and none for sending the rest at the end.
+SETTINGS = {"init_timeout": 30, "finish_timeout": 600, "finish_timeout_raises": True}
+# Arguments of wandb.init for which the environment has a value that ours would override
+VARIABLES = {"name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE"}
+KEY_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+FORMER_MODES = {"dryrun": "offline", "run": "online"}
+
+
+@contextmanager
+def failures_printed(doing: str, remedy: str = "the run goes on without W&B") -> Iterator[None]:
+    """Print an error of W&B as one line on stderr instead of raising it, and end W&B. doing: e.g. "logging"."""
+    try:
+        yield
+    except Exception as error:  # errors of W&B, of its service process, of the network and of disks
+        text = " ".join(str(error).split()) or type(error).__name__
+        print(f"W&B: {doing} failed ({text[:300]}): {remedy}", file=sys.stderr)
+        with suppress(Exception):  # a service process that is gone, or that still holds the id of the run
+            import wandb  # noqa: PLC0415
+
+            wandb.teardown()
 
 
 def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Mapping[str, Any], **more: Any) -> Any:
-    """Start a W&B run whose id is a hash of its folder, so that a second start resumes it.
+    """Start a W&B run whose id is a hash of its folder, so that a second start resumes it. None if W&B is disabled.
 
     arguments: the settings of logger.wandb; they override `more`.
 
-    mode=auto: online when logged in, else offline files in `folder` for `wandb sync`.
+    mode=auto: the mode that WANDB_MODE, WANDB_DISABLED or W&B's settings file selects; otherwise online when logged in,
+    else offline files in `folder` for `wandb sync`. A run that fails to start online starts offline.
     """
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    own = {"dir": os.environ.get("WANDB_DIR") or folder, "name": name, **more}
+    options = {key: value for key, value in own.items() if not os.environ.get(VARIABLES.get(key, ""))}
+    options |= {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "resume": "allow", **arguments}
+    mode = run_mode(options.pop("mode", "auto"))
+    if mode == "disabled":
+        return None
+    if mode != "offline":
+        with failures_printed("starting online", f"offline files go to {options['dir']}/wandb, for `wandb sync`"):
+            return _init(mode, config, options)
+    return _init("offline", config, options)
+
+
+def run_mode(mode: str) -> str:
+    """One of "online", "shared", "offline" and "disabled". mode: a value of logger.wandb.mode."""
+    if mode == "disabled" or (mode == "auto" and _is_true(os.environ.get("WANDB_DISABLED", ""))):
+        return "disabled"
     import wandb  # noqa: PLC0415 (slow, and only needed when logging to W&B)
 
-    options = {**more, **arguments}
-    if options.get("mode", "auto") == "auto":
-        options["mode"] = "online" if wandb.setup().settings.api_key else "offline"
-    identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    return wandb.init(
-        dir=folder,
-        name=name,
-        id=identity,
-        resume="allow",
-        config=dict(config),
-        settings=wandb.Settings(silent=True),
-        **options,
-    )
+    settings = wandb.setup().settings
+    if mode == "auto":
+        asked, mode = bool(os.environ.get("WANDB_MODE")), settings.mode
+    else:
+        asked = True
+    mode = FORMER_MODES.get(mode, mode)
+    if mode in ("offline", "disabled") or is_logged_in(settings.base_url):
+        return mode
+    if asked:
+        print("W&B: no key is stored (`wandb login`, WANDB_API_KEY): offline files are written", file=sys.stderr)
+    return "offline"
+
+
+def is_logged_in(base_url: str) -> bool:
+    """Whether a key for the server is stored, in the environment or in the file of `wandb login`. Asks nobody."""
+    if any(os.environ.get(variable) for variable in KEY_VARIABLES):
+        return True
+    named = os.environ.get("NETRC")
+    paths = [Path(named).expanduser()] if named else [Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()]
+    for path in paths:
+        try:
+            file = netrc.netrc(path)
+        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+            continue
+        keys = [login[2] for host in (urlsplit(base_url).netloc, HOST) if (login := file.authenticators(host))]
+        if any(keys):
+            return True
+    return False
+
+
+def _is_true(value: str) -> bool:
+    return value.lower() in ("1", "true", "yes", "on")
+
+
+def _init(mode: Any, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    import wandb  # noqa: PLC0415
+
+    defaults = {key: value for key, value in SETTINGS.items() if f"WANDB_{key.upper()}" not in os.environ}
+    settings = wandb.Settings(**{**defaults, **options.get("settings", {})})
+    return wandb.init(**{**options, "settings": settings}, mode=mode, config=dict(config))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Any:

@@ -14,6 +14,7 @@ from rich.console import Console
 from iclora_train.core import wandb_run
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import ProgressBar, progress_bar
+from iclora_train.core.wandb_run import failures_printed
 from iclora_train.training.step_metrics import Row
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
 from iclora_train.training.validation_metrics import CONDITIONS, current_column
@@ -73,24 +74,32 @@ class CsvLogger:
 
 
 class WandbLogger:
-    """A Weights & Biases run (`wandb_run.start_run`)."""
+    """A Weights & Biases run (`wandb_run.start_run`). After its first failure it is silent: it never ends training."""
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any], arguments: dict[str, Any]) -> None:
         self.folder, self.name, self.config, self.arguments = folder, name, config, arguments
-        self.run: Any = None
+        self.run: Any = None  # None: disabled, or W&B has failed
 
     def start(self, step: int) -> None:
-        self.run = wandb_run.start_run(self.folder, self.name, self.config, self.arguments)
-        self.run.define_metric("*", step_metric="step")
+        with failures_printed("starting"):
+            run = wandb_run.start_run(self.folder, self.name, self.config, self.arguments)
+            if run is not None:
+                run.define_metric("*", step_metric="step")
+            self.run = run
 
     def write(self, rows: list[Row]) -> None:
-        assert self.run is not None
-        for row in rows:
-            self.run.log({_wandb_key(name): value for name, value in row.items() if not math.isnan(value)})
+        run, self.run = self.run, None
+        if run is None:
+            return
+        with failures_printed("logging"):
+            for row in rows:
+                run.log({_wandb_key(name): value for name, value in row.items() if not math.isnan(value)})
+            self.run = run
 
     def close(self) -> None:
         if self.run is not None:
-            self.run.finish()
+            with failures_printed("sending the rest", f"`wandb sync` uploads the files in {self.folder}/wandb"):
+                self.run.finish()
 
 
 def _wandb_key(name: str) -> str:
