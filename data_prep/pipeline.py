@@ -19,6 +19,7 @@ from data_prep.checks.dataset import (
 )
 from data_prep.clips.captions import add_missing_captions
 from data_prep.clips.clip_list import SPLITS, Clip, list_clips
+from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
@@ -50,9 +51,9 @@ def prepare(config: Config) -> Path:
     base = open_base(config.model)
     check_fit(config, base.geometry)
     build_maker(config.task.maker, config.task.maker_args)
-    template_fields(config.data.prompt or "")
+    columns = template_fields(config.data.prompt or "")
     images = all(size.frames == 1 for size in config.data.sizes())
-    clips = add_missing_captions(list_clips(config.data.clips, config.data.heldout_fraction, images), config)
+    clips = add_missing_captions(list_clips(config.data.clips, config.data.heldout_fraction, images, columns), config)
     expected = fingerprints(config, clips, base)
     totals = read_check_totals(root)
     if totals is not None and all(_is_finished(root / kind, fingerprint) for kind, fingerprint in expected.items()):
@@ -69,14 +70,18 @@ def _write_all(
     root: Path, clips: list[Clip], base: BaseModel, fingerprint: dict[str, dict[str, Any]], config: Config
 ) -> None:
     """Write both shard sets, the report and the contact sheet."""
+    notes = listing_notes(config.data.clips, clips, template_fields(config.data.prompt or ""))
+    for note in notes:
+        print(note)
     usable, dropped = select_clips(clips, config)
     log = CheckLog(root, digest(fingerprint["pairs"]))
     usable = drop_duplicates(usable, fingerprint["pairs"]["sources"], log, config)
     uncaptioned = ids_without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
-    report = {"kept": _counts(windows), "dropped": dropped} | ({"without_caption": uncaptioned} if uncaptioned else {})
     timing = {probed.clip.id: note for probed in usable if (note := probed.timing_note(config.data.fps))}
-    report |= {"timing": timing} if timing else {}
+    report = {"kept": _counts(windows), "dropped": dropped}
+    optional = {"without_caption": uncaptioned, "notes": notes, "timing": timing}
+    report |= {name: value for name, value in optional.items() if value}
     write_report(root, report)
     show_selection(report)
     if uncaptioned:
@@ -172,11 +177,14 @@ def _network_digests(args: object) -> dict[str, str]:
 
 def _content_digest(path: Path) -> str:
     """sha256 of a file, or of the file names and contents in a folder."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return digest(
-            {str(file.relative_to(path)): _content_digest(file) for file in path.rglob("*") if file.is_file()}
+            {str(file.relative_to(path)): _content_digest(file) for file in path.rglob("*") if os.path.isfile(file)}
         )
-    return sha256(path) if path.is_file() and os.access(path, os.R_OK) else "missing"
+    try:
+        return sha256(path) if os.path.isfile(path) else "missing"
+    except OSError:
+        return "missing"
 
 
 def _is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.scene_cuts import SceneAnalysis, analyse_scenes
 from data_prep.makers import Maker, build_maker
 from iclora_train.config import Config
+from iclora_train.core.console import printable
 from iclora_train.core.progress import progress_bar
 from iclora_train.media.clip import ClipInfo, probe
 from iclora_train.media.frame_times import rates_equal
@@ -25,13 +28,15 @@ def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], D
         for clip in bar.track(clips):
             try:
                 usable.append(probe_clip(clip, config, maker))
-            except ValueError as error:
-                dropped.append({"clip": clip.id, "reason": str(error)})
+            except (ValueError, OSError) as error:
+                dropped.append({"clip": clip.id, "reason": printable(str(error))})
     return usable, dropped
 
 
 def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used."""
+    if clip.problem:
+        raise ValueError(clip.problem)
     info, data = probe(clip.path), config.data
     if clip.fps is not None and not clip.is_image and not _has_rate(info, clip.fps):
         raise ValueError(
@@ -60,7 +65,7 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
         if column not in clip.files:
             raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")
     for column, path in clip.files.items():
-        if not path.exists():
+        if not os.path.exists(path):
             raise ValueError(f"its {column} {path} does not exist")
     if "mask" in clip.files:
         _check_mask(probe(clip.files["mask"]), info)

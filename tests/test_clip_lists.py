@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+from pathlib import Path
+
 import pytest
 
 from data_prep.clips.clip_list import list_clips
@@ -61,9 +65,12 @@ def test_lists_with_bad_cells_are_refused(text, message, tmp_path):
 
 
 def test_a_list_that_is_not_text_is_refused(tmp_path):
-    (tmp_path / "list.csv").write_bytes(b"video\n\xff\xfe\n")
-    with pytest.raises(ConfigError, match=r"list\.csv cannot be read as text"):
+    (tmp_path / "list.csv").write_bytes(b"video\n\xfe\n")
+    with pytest.raises(ConfigError, match=r"data\.clips=.*list\.csv is not UTF-8 \(byte 0xfe at 6\)"):
         list_clips(str(tmp_path / "list.csv"), 0.1)
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(ConfigError, match=r"pipe\.csv cannot be read \(a named pipe, not a file\)"):
+        list_clips(str(tmp_path / "pipe.csv"), 0.1)
 
 
 def test_a_folder_gives_stable_captions_ids_and_splits(tmp_path):
@@ -91,7 +98,7 @@ def test_small_folders_still_have_every_split(tmp_path):
 def test_lists_are_checked(tmp_path):
     table = tmp_path / "list.csv"
     for text, message in (
-        ("caption\na cat\n", "clip 1 names no video"),
+        ("caption\na cat\n", r"list\.csv names no video: give a column `video`.*its columns are `caption`"),
         ("video,split\na.mp4,test\n", "split='test' is not one of train, val, heldout"),
         ("id,video\nx,a.mp4\nx,b.mp4\n", "x is listed twice"),
         ("id,video\nx.1,a.mp4\n", r"id='x\.1' may only hold letters"),
@@ -105,3 +112,86 @@ def test_lists_are_checked(tmp_path):
         list_clips(str(lines), 0.1)
     with pytest.raises(ConfigError, match=r"neither a folder nor a \.csv or \.jsonl list"):
         list_clips(str(write_clip(tmp_path / "a.mp4")), 0.1)
+
+
+# --- folders ---
+
+
+def touch(*paths: Path) -> None:
+    """Make empty files and the folders that hold them."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def problems(clips: Path) -> dict[str, str]:
+    """The problem of each listed clip, by its file name."""
+    return {clip.path.name: clip.problem for clip in list_clips(str(clips), 0.1)}
+
+
+def test_links_are_followed_in_folders_and_patterns_alike(tmp_path):
+    folder, disk = tmp_path / "clips", tmp_path / "disk"
+    touch(disk / "shoot" / "a.mp4", disk / "b.mp4", folder / "c.mp4")
+    (folder / "shoot").symlink_to(disk / "shoot")
+    (folder / "b.mp4").symlink_to(disk / "b.mp4")
+    (folder / "gone.mp4").symlink_to(disk / "gone.mp4")
+    for clips in (folder, folder / "**" / "*.mp4"):
+        assert problems(clips) == {"a.mp4": "", "b.mp4": "", "c.mp4": "", "gone.mp4": ""}
+    assert problems(folder / "shoot") == {"a.mp4": ""}
+    assert problems(folder / "*.mp4").keys() == {"b.mp4", "c.mp4", "gone.mp4"}
+
+
+def test_circles_of_links_end_and_a_file_is_used_once(tmp_path):
+    touch(tmp_path / "real" / "a.mp4", tmp_path / "real" / "b.mp4")
+    for link in ("another", "loop", "real/up"):
+        (tmp_path / link).symlink_to(tmp_path if link != "another" else tmp_path / "real")
+    (tmp_path / "copy.mp4").symlink_to(tmp_path / "real" / "a.mp4")
+    for clips in (tmp_path, tmp_path / "**" / "*.mp4"):
+        same = f"{tmp_path}/copy.mp4 is the same file as {tmp_path}/real/a.mp4"
+        assert problems(clips) == {"a.mp4": "", "b.mp4": "", "copy.mp4": same}
+    ids = {clip.path: clip.id for clip in list_clips(str(tmp_path), 0.1)}
+    assert ids[tmp_path / "real" / "a.mp4"].startswith("real-a-")  # a link does not change the ids of real files
+
+
+def test_hidden_files_are_not_clips(tmp_path):
+    touch(tmp_path / "a.MP4", tmp_path / "._a.MP4", tmp_path / ".cache" / "b.mp4", tmp_path / "__MACOSX" / "._c.mp4")
+    touch(tmp_path / ".DS_Store", tmp_path / "Thumbs.db", tmp_path / "d.mp4.part")
+    for clips in (tmp_path, tmp_path / "**" / "*.[mM][pP]4", tmp_path / "**"):
+        assert problems(clips) == {"a.MP4": ""}
+    assert problems(tmp_path / ".cache") == {"b.mp4": ""}
+
+
+def test_brackets_in_the_name_of_a_folder_are_not_wildcards(tmp_path):
+    folder = tmp_path / "takes [v2]"
+    touch(folder / "a.mp4", folder / "x" / "b.mp4", folder / "take (1)" / "c, d.mp4")
+    assert problems(folder).keys() == {"a.mp4", "b.mp4", "c, d.mp4"}
+    assert problems(folder / "*.mp4").keys() == {"a.mp4"}
+    assert problems(folder / "*" / "?.mp4").keys() == {"b.mp4"}
+    assert problems(folder / "**" / "*.mp4").keys() == {"a.mp4", "b.mp4", "c, d.mp4"}
+    assert problems(folder / "**" / "[bc]*.mp4").keys() == {"b.mp4", "c, d.mp4"}
+    with pytest.raises(ConfigError, match=r"gone\.mp4 does not exist"):
+        list_clips(str(folder / "gone.mp4"), 0.1)
+
+
+def test_any_file_name_gives_an_id(tmp_path):
+    names = ["new\nline.mp4", "emoji \U0001f436.mp4", "-dash.mp4", "cap.v2.final.mp4", "x [b].mp4", "a" * 200 + ".mp4"]
+    touch(*(tmp_path / name for name in names), Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9.mp4")))
+    listed = list_clips(str(tmp_path), 0.1)
+    assert len({clip.id for clip in listed}) == len(names) + 1
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,60}", clip.id) for clip in listed)
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+    touch(tmp_path / "a.mp4", tmp_path / "secret" / "b.mp4")
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert problems(tmp_path) == {
+        "a.mp4": "",
+        "secret": f"the folder {tmp_path}/secret cannot be read: give it read permission",
+    }

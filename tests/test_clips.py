@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import wave
 from fractions import Fraction
 from itertools import pairwise
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.clips import scene_cuts
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.probed_clip import ProbedClip
@@ -169,6 +171,17 @@ def test_hard_cuts_are_detected_but_not_pans_or_flashes(tmp_path):
     frames[30:] = np.stack([np.roll(frame, 7 * i, axis=1) for i, frame in enumerate(frames[30:])])  # a fast pan
     (tmp_path / "a.mp4").write_bytes(encode_clip(frames, 25, lossless=False))
     assert analyse_scenes(tmp_path / "a.mp4").cuts == (14, 23)
+
+
+def test_scene_cuts_of_a_long_clip_need_little_memory(monkeypatch, tmp_path):
+    count, frame = 1000, np.zeros((72, 96, 3), np.uint8)
+    monkeypatch.setattr(scene_cuts, "read_clip", lambda path: (frame.copy() for _ in range(count)))
+    monkeypatch.setattr(scene_cuts, "_compare", lambda a, b: (0.0, 0.0))
+    tracemalloc.start()
+    assert analyse_scenes(tmp_path / "a.mp4").quality.shape == (count,)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * frame.nbytes  # all small frames together are 1,000 of them
 
 
 def footage(frames: int, height: int = 48, width: int = 64, cuts: tuple[int, ...] = (), name: str = "a") -> ProbedClip:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_prep.clips.clip_list import Clip
+from data_prep.clips.text_files import read_text
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import exclusive, sha256, write_atomic
 from iclora_train.core.progress import progress_bar
@@ -35,7 +37,7 @@ def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
 
     Captions are stored as text files in data.root, where you can correct them before pairs are made.
     """
-    missing = [clip for clip in clips if not clip.caption and clip.path.is_file()]
+    missing = [clip for clip in clips if not clip.caption and not clip.problem and os.path.isfile(clip.path)]
     if config.data.captioner is None or not missing:
         return clips
     from data_prep.clips.captioner import Captioner  # noqa: PLC0415 (transformers takes seconds to import, and few runs need it)
@@ -47,8 +49,17 @@ def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
     if pending:
         with exclusive(folder.parent, "set another data.root"):
             _describe(pending, files, captioner)
-    captions = {name: path.read_text(encoding="utf-8").strip() for name, path in files.items() if path.exists()}
-    return [replace(clip, caption=captions.get(clip.id, clip.caption)) for clip in clips]
+    return [_with_text(clip, files[clip.id]) if clip.id in files else clip for clip in clips]
+
+
+def _with_text(clip: Clip, path: Path) -> Clip:
+    """The clip with the caption in a file, if it exists; with a `problem` if it was edited and cannot be read."""
+    try:
+        return replace(clip, caption=read_text(path).strip())
+    except FileNotFoundError:
+        return clip
+    except (OSError, ValueError) as error:
+        return replace(clip, problem=f"its caption {error}")
 
 
 def _describe(clips: list[Clip], files: dict[str, Path], captioner: Captioner) -> None:

@@ -1,23 +1,28 @@
-"""List the clips of `data.clips` (the samples, a folder, a pattern, a csv/jsonl list) and assign their splits."""
+"""List the clips of `data.clips` (the samples, a folder, a pattern, a list of rows) and assign their splits."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_prep.clips.rows import parse_frame_numbers, parse_number, read_rows
+from data_prep.clips.columns import FILE_COLUMNS
+from data_prep.clips.folders import files_below, files_matching, split_pattern
+from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, read_rows
+from data_prep.clips.text_files import caption_beside
 from iclora_train.config import require
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
-VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif")
+VIDEOS = (
+    *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"),
+    *(".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf"),
+)
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "val", "heldout")
-FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns with paths of files that makers read
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class Clip:
 
     split: one of SPLITS. reference: the supplied reference video, if any. files: further files (a mask, tracks, ...) by
     column of the list. fps: the rate in the list. cuts: frames that start a scene, None if the list has none. row: all
-    columns as text.
+    columns as text. problem: why the clip cannot be used, if its files need not be decoded to know it.
     """
 
     id: str
@@ -40,6 +45,7 @@ class Clip:
     fps: float | None = None
     cuts: tuple[int, ...] | None = None
     row: Mapping[str, str] = field(default_factory=dict)
+    problem: str = ""
 
     @property
     def is_image(self) -> bool:
@@ -47,21 +53,24 @@ class Clip:
         return self.path.suffix.lower() in IMAGES
 
 
-def list_clips(clips: str, heldout_fraction: float, images: bool = False) -> list[Clip]:
+def list_clips(clips: str, heldout_fraction: float, images: bool = False, columns: Collection[str] = ()) -> list[Clip]:
     """The clips of `data.clips`, each with a split, ordered by id. ConfigError if there are no clips.
 
-    images: whether folders and patterns also yield images.
+    images: whether folders and patterns also yield images. columns: the columns of a list that data.prompt names.
     """
-    path = SAMPLES if clips == "samples" else Path(clips).expanduser()
+    path = SAMPLES if clips == "samples" else Path(os.path.expanduser(clips))
     kinds = VIDEOS + IMAGES if images else VIDEOS
-    if path.exists():
-        listed = _clips_in(path, sorted(path.rglob("*")), kinds) if path.is_dir() else _clips_in_list(path)
+    if os.path.isdir(path):
+        listed = _clips_in(path, files_below(path), kinds)
+    elif os.path.exists(path):
+        listed = _clips_in_list(path, columns)
     else:
+        folder, pattern = split_pattern(path)
         require(
-            glob.has_magic(str(path)),
+            bool(pattern),
             f"data.clips={clips}: {path} does not exist; give samples, a folder, a pattern or a csv/jsonl list",
         )
-        listed = _clips_in(_root_folder(path), sorted(map(Path, glob.glob(str(path), recursive=True))), kinds)
+        listed = _clips_in(folder, files_matching(folder, pattern), kinds)
     suffixes = ", ".join(kinds)
     require(len(listed) > 0, f"data.clips={clips}: {path} holds no clips; put videos ({suffixes}) or rows into it")
     repeated = sorted(name for name, count in Counter(clip.id for clip in listed).items() if count > 1)
@@ -69,54 +78,83 @@ def list_clips(clips: str, heldout_fraction: float, images: bool = False) -> lis
     return sorted(_with_splits(listed, heldout_fraction), key=lambda clip: clip.id)
 
 
-def _root_folder(pattern: Path) -> Path:
-    """The deepest folder of a pattern without wildcards."""
-    return next(folder for folder in pattern.parents if not glob.has_magic(str(folder)))
-
-
-def _clips_in(folder: Path, paths: list[Path], kinds: tuple[str, ...]) -> list[Clip]:
-    """The files of these kinds below a folder. `name.txt` next to `name.mp4` is its caption."""
-    files = [path for path in paths if path.suffix.lower() in kinds]
-    return [Clip(_slug(path.relative_to(folder)), path, "", _sidecar_caption(path)) for path in files]
-
-
-def _sidecar_caption(path: Path) -> str:
-    """The caption in the text file next to a clip, or an empty string."""
-    text = path.with_suffix(".txt")
-    return text.read_text(encoding="utf-8").strip() if text.exists() else ""
-
-
-def _clips_in_list(path: Path) -> list[Clip]:
-    """The rows of a csv or jsonl list (docs/data.md): `video` (or `file`) and optionally id, split, caption, fps, cuts,
-    reference, source, licence and FILE_COLUMNS. Paths are relative to the list. The default caption is `name.txt`.
+def _clips_in(folder: Path, paths: Iterable[Path], kinds: tuple[str, ...]) -> list[Clip]:
+    """The files of these kinds below a folder. A text file next to a clip is its caption. A second name of a file, a
+    folder that cannot be read and a clip whose caption cannot be read get a `problem`.
     """
-    require(path.suffix in (".csv", ".jsonl"), f"data.clips={path} is neither a folder nor a .csv or .jsonl list")
-    listed = []
-    for number, row in enumerate(read_rows(path), start=1):
-        where = f"data.clips={path}, clip {number}"
-        video = row.get("video") or row.get("file")
-        require(bool(video), f"{where} names no video: give a column `video` with the path")
-        assert video
-        split, name = row.get("split", ""), row.get("id") or _slug(Path(video))
-        valid = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None  # a dot would end the key inside a tar
-        require(valid, f"{where}: id={name!r} may only hold letters, digits, - and _, at most 60")
-        require(split in ("", *SPLITS), f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
-        listed.append(
-            Clip(
-                id=name,
-                path=path.parent / video,
-                split=split,
-                caption=row.get("caption") or _sidecar_caption(path.parent / video),
-                licence=row.get("licence", ""),
-                source=row.get("source", ""),
-                reference=path.parent / row["reference"] if "reference" in row else None,
-                files={column: path.parent / row[column] for column in FILE_COLUMNS if column in row},
-                fps=parse_number(row, "fps", where),
-                cuts=parse_frame_numbers(row, "cuts", where),
-                row=row,
-            )
-        )
+    files = [path for path in paths if path.suffix.lower() in kinds or os.path.isdir(path)]
+    listed, first = [], dict[str, Path]()
+    for path in sorted(files, key=lambda path: (path.is_symlink(), path)):
+        name, earlier = _slug(path.relative_to(folder)), first.setdefault(os.path.realpath(path), path)
+        if earlier != path:
+            listed.append(Clip(name, path, "", problem=f"{path} is the same file as {earlier}"))
+        elif path.suffix.lower() not in kinds:
+            listed.append(Clip(name, path, "", problem=f"the folder {path} cannot be read: give it read permission"))
+        else:
+            listed.append(Clip(name, path, "", **_caption_or_problem(path)))
     return listed
+
+
+def _caption_or_problem(video: Path) -> dict[str, str]:
+    """The caption in the file next to a clip, or why it cannot be read: an argument of Clip."""
+    try:
+        return {"caption": caption_beside(video)}
+    except ValueError as error:
+        return {"problem": str(error)}
+
+
+def _clips_in_list(path: Path, columns: Collection[str]) -> list[Clip]:
+    """The rows of a list, with the columns of docs/data.md. Paths are relative to the list; the default caption is the
+    text file next to the video.
+    """
+    require(
+        path.suffix.lower() in SUFFIXES,
+        f"data.clips={path} is neither a folder nor a .csv or .jsonl list ({', '.join(SUFFIXES)})",
+    )
+    rows = enumerate(read_rows(path, columns), start=1)
+    return [_clip_in_row(path.parent, row, f"data.clips={path}, clip {number}") for number, row in rows]
+
+
+def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
+    """The clip of one row. Messages begin with `where`."""
+    require("video" in row and Path(row["video"]).name != "", f"{where} names no video: give its path in `video`")
+    split, name = row.get("split", ""), row.get("id") or _slug(Path(row["video"]))
+    valid = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None  # a dot would end the key inside a tar
+    require(valid, f"{where}: id={name!r} may only hold letters, digits, - and _, at most 60")
+    require(split in ("", *SPLITS), f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
+    files = {column: _path(folder, row[column]) for column in ("video", "reference", *FILE_COLUMNS) if column in row}
+    text = {"caption": row["caption"]} if "caption" in row else _caption_or_problem(files["video"])
+    addresses = [row[column] for column, path in files.items() if not os.path.exists(path) and _is_address(row[column])]
+    if addresses:
+        text["problem"] = f"its row names {addresses[0]}: only local files are read; download it and give its path"
+    video, reference = files.pop("video"), files.pop("reference", None)
+    return Clip(
+        id=name,
+        path=video,
+        split=split,
+        licence=row.get("licence", ""),
+        source=row.get("source", ""),
+        reference=reference,
+        files=files,
+        fps=parse_number(row, "fps", where),
+        cuts=parse_frame_numbers(row, "cuts", where),
+        row=row,
+        **text,
+    )
+
+
+def _path(folder: Path, cell: str) -> Path:
+    """The path in a cell: absolute, below the home folder (~), or relative to the list. Backslashes also separate
+    folders if only that gives an existing file.
+    """
+    path = folder / os.path.expanduser(cell)
+    other = folder / cell.replace("\\", "/")
+    return other if not os.path.exists(path) and os.path.exists(other) else path
+
+
+def _is_address(cell: str) -> bool:
+    """Whether a cell is a network address or another URL, as FFmpeg would read it."""
+    return re.match(r"[a-z][a-z0-9+.-]*(://|:[a-z]+:)", cell, re.IGNORECASE) is not None
 
 
 def _slug(path: Path) -> str:
@@ -127,7 +165,7 @@ def _slug(path: Path) -> str:
 
 def _hash(text: str) -> int:
     """A hash below 2^32 that is the same on every machine."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:4], "big")
 
 
 def _with_splits(clips: list[Clip], fraction: float) -> list[Clip]:

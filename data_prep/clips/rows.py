@@ -1,54 +1,109 @@
-"""Read the rows of a csv or jsonl clip list, and parse numbers in them."""
+"""Read the rows of a clip list (csv, tsv, jsonl, json), and parse numbers in them."""
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from data_prep.clips.columns import check_header, has_video, rename_columns
+from data_prep.clips.text_files import read_text
 from iclora_train.config import ConfigError, require
 
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+_DELIMITERS = (",", ";", "\t", "|")
+_MAX_DIGITS = 9  # of a frame number
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The non-empty columns of each row as stripped text. The items of a JSON list are joined by spaces.
+Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
 
-    ConfigError names the row that cannot be read.
+
+def read_rows(path: Path, used: Collection[str] = ()) -> list[dict[str, str]]:
+    """The non-empty columns of each row as stripped text, under their own names and ours (`columns.NAMES`).
+
+    The items of a JSON list are joined by spaces. used: the columns that data.prompt names. ConfigError names the list,
+    the line and the remedy.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(_csv_rows(path, file) if path.suffix == ".csv" else _jsonl_rows(path, file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"data.clips={path} cannot be read as text: {error}") from error
-    return [{column: text for column, value in row.items() if (text := _text(value))} for row in rows]
+        text = read_text(path)
+    except OSError as error:
+        raise ConfigError(f"data.clips={path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"data.clips={error}") from error
+    where, suffix = f"data.clips={path}", path.suffix.lower()
+    rows = _csv_rows(where, text, used) if suffix in (".csv", ".tsv") else _json_rows(where, text, suffix)
+    header = list(dict.fromkeys(name for _, row in rows for name in row))
+    if rows:
+        check_header(where, header, used)
+    return [
+        rename_columns({name: cell for name, value in row.items() if (cell := _text(value, line, name))}, header)
+        for line, row in rows
+    ]
 
 
-def _csv_rows(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
-    for row in csv.DictReader(file, strict=True):
-        require(
-            None not in row, f"data.clips={path}: a row has more cells than the header; put texts with commas in quotes"
-        )
-        yield row
+def _csv_rows(where: str, text: str, used: Collection[str]) -> list[Row]:
+    """The rows of a csv. The delimiter is the one that separates the header's columns."""
+    first, _, rest = text.partition("\n")
+    if mark := re.fullmatch(r"sep=([,;\t|])", first.strip(" \r\n"), re.IGNORECASE):  # Excel writes it before the header
+        delimiter, text = mark[1], rest
+    else:
+        headers = {d: next(csv.reader([first], delimiter=d), []) for d in _DELIMITERS}
+        delimiter = next((d for d, header in headers.items() if has_video(header)), _DELIMITERS[0])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        lines = [(f"{where}, line {reader.line_num}", cells) for cells in reader if any(map(str.strip, cells))]
+    except csv.Error as error:
+        raise ConfigError(f"{where}, line {reader.line_num} is not csv: {error}") from error
+    header = lines[0][1] if lines else []
+    check_header(where, [name for name in header if name.strip()], used)
+    for line, cells in lines[1:]:
+        extra = any(map(str.strip, cells[len(header) :]))
+        require(not extra, f"{line} has more cells than the header; put texts with commas in quotes")
+    return [
+        (line, {name: cell for name, cell in zip(header, cells, strict=False) if name.strip()})
+        for line, cells in lines[1:]
+    ]
 
 
-def _jsonl_rows(path: Path, file: IO[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"data.clips={path}, line {number} is not JSON ({error.msg})") from error
-        require(isinstance(row, dict), f"data.clips={path}, line {number} is not a JSON object")
-        yield row
+def _json_rows(where: str, text: str, suffix: str) -> list[Row]:
+    """The objects in the lines of a .jsonl, or in the list of a .json."""
+    if suffix == ".json":
+        values = _parse_json(where, text)
+        require(isinstance(values, list), f"{where} is not a JSON list of objects; one object per line is a .jsonl")
+        numbered = [(f"{where}, object {number}", value) for number, value in enumerate(values, start=1)]
+    else:
+        lines = [(f"{where}, line {n}", line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        numbered = [(line, _parse_json(line, content)) for line, content in lines]
+    for line, value in numbered:
+        require(isinstance(value, dict), f"{line} is not a JSON object")
+    return numbered
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value).strip()
+def _parse_json(where: str, text: str) -> Any:
+    def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        require(len(names) == len(set(names)), f"{where}: a key occurs twice in {', '.join(names)}")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=without_repeats)
+    except ConfigError:
+        raise
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
+        raise ConfigError(f"{where} cannot be read as JSON ({error})") from error
+
+
+def _text(value: Any, where: str, name: str) -> str:
+    """A cell as text. ConfigError for a JSON object, and for a NUL character in a JSON string."""
+    require(not isinstance(value, dict), f"{where}: `{name}` is a JSON object, not a text")
+    text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    require("\0" not in text, f"{where}: `{name}` holds a NUL character")
+    return text.replace("\ufeff", "").strip()
 
 
 def parse_number(row: Mapping[str, str], column: str, where: str) -> float | None:
@@ -69,6 +124,6 @@ def parse_frame_numbers(row: Mapping[str, str], column: str, where: str) -> tupl
     if column not in row:
         return None
     parts = re.split(r"[\s,;]+", row[column])
-    valid = all(part.isdecimal() and int(part) > 0 for part in parts)
+    valid = all(part.isdecimal() and len(part) <= _MAX_DIGITS and int(part) > 0 for part in parts)
     require(valid, f"{where}: {column}={row[column]!r} must be frame numbers above 0, e.g. 29 75 136")
     return tuple(sorted(map(int, parts)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -28,18 +28,29 @@ class SceneAnalysis:
 
 
 def analyse_scenes(path: Path) -> SceneAnalysis:
-    """Hard cuts of a clip, robust to fast pans and flashes. Dissolves are missed. ValueError: see `read_clip`."""
-    small, sharpness = [], []
-    for frame in read_clip(path):
-        small.append(_shrink(frame, COMPARE_HEIGHT))
+    """Hard cuts of a clip, robust to fast pans and flashes. Dissolves are missed. ValueError: see `read_clip`.
+
+    Memory holds the small frames near the current one, and three numbers per frame.
+    """
+    change, motion, sharpness = [0.0], [0.0], list[float]()  # per frame; change and motion from the previous frame
+    cuts: list[int] = []
+    near: dict[int, np.ndarray] = {}  # small frames by number
+    last = -1
+    for last, frame in enumerate(read_clip(path)):
+        near[last] = _shrink(frame, COMPARE_HEIGHT)
         luma = cv2.cvtColor(_shrink(frame, SHARPNESS_HEIGHT), cv2.COLOR_RGB2GRAY)
         sharpness.append(float(cv2.Laplacian(luma, cv2.CV_32F).var()))
-    changes = [_compare(a, b) for a, b in pairwise(small)]
-    change = np.array([0.0, *(c for c, _ in changes)])  # (F,), from the previous frame
-    motion = np.array([m for _, m in changes[:1] + changes] or [0.0])  # (F,), in picture heights
-    cuts = tuple(i for i in range(1, len(small)) if _is_cut(i, change, small))
-    motion[list(cuts)] = 0
-    return SceneAnalysis(cuts, motion * np.array(sharpness))
+        if last > 0:
+            values = _compare(near[last - 1], near[last])
+            change.append(values[0])
+            motion.append(values[1])
+        near.pop(last - NEIGHBOURS - MIN_DURATION - 1, None)
+        if last > NEIGHBOURS and _is_cut(last - NEIGHBOURS, change, near):
+            cuts.append(last - NEIGHBOURS)
+    cuts += [i for i in range(max(last - NEIGHBOURS, 0) + 1, last + 1) if _is_cut(i, change, near)]
+    moved = np.array([*motion[1:2], *motion[1:]] or motion)  # the first frame moves as the second
+    moved[cuts] = 0
+    return SceneAnalysis(tuple(cuts), moved * np.array(sharpness))
 
 
 def _shrink(frame: np.ndarray, height: int) -> np.ndarray:
@@ -49,15 +60,18 @@ def _shrink(frame: np.ndarray, height: int) -> np.ndarray:
     return frame if scale >= 1 else cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _is_cut(i: int, change: np.ndarray, small: list[np.ndarray]) -> bool:
-    """Whether frame i starts a scene: the change is large, exceeds nearby changes, and lasts."""
-    nearby = np.delete(change[max(i - NEIGHBOURS, 1) : i + NEIGHBOURS + 1], min(i - 1, NEIGHBOURS))
-    median = float(np.median(nearby)) if len(nearby) else 0.0
+def _is_cut(i: int, change: Sequence[float], near: Mapping[int, np.ndarray]) -> bool:
+    """Whether frame i starts a scene: the change is large, exceeds nearby changes, and lasts.
+
+    near: the small frames around i, by number.
+    """
+    nearby = [*change[max(i - NEIGHBOURS, 1) : i], *change[i + 1 : i + NEIGHBOURS + 1]]
+    median = float(np.median(nearby)) if nearby else 0.0
     if change[i] < MIN_CHANGE or change[i] < MIN_RATIO * median:
         return False
-    before, after = small[max(i - MIN_DURATION, 0) : i - 1], small[i + 1 : i + MIN_DURATION]
-    pairs = [(frame, small[i]) for frame in before] + [(small[i - 1], frame) for frame in after]
-    return all(_compare(a, b)[0] >= MIN_CHANGE for a, b in pairs)
+    before = [(near[n], near[i]) for n in range(max(i - MIN_DURATION, 0), i - 1)]
+    after = [(near[i - 1], near[n]) for n in range(i + 1, i + MIN_DURATION) if n in near]
+    return all(_compare(a, b)[0] >= MIN_CHANGE for a, b in before + after)
 
 
 def _compare(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:

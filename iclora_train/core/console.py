@@ -14,3 +14,8 @@ from rich.console import Console
 def make_console(**options: Any) -> Console:
     """A rich console that prints text, table cells and titles as they are. options: as of `rich.console.Console`."""
     return Console(markup=False, emoji=False, **options)
+
+
+def printable(text: str) -> str:
+    """The text with escapes for characters that a terminal would obey or could not encode, e.g. of a Latin-1 name."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
