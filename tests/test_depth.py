@@ -1,6 +1,7 @@
 """Depth makers: near is white, one range per clip, estimated by a network or supplied."""
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from data_prep.clips.crop import Crop
 from data_prep.makers import SourceWindow, build_maker
 from data_prep.makers.control.depth import depth_reference, stabilise
 from iclora_train.config import ConfigError
+from iclora_train.media.frame_folder import frame_files
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.depth_network import load
 
@@ -226,7 +228,7 @@ def test_a_depth_video_is_read_too(tmp_path: Path) -> None:
     depth_video = supplied_reference(tmp_path / "depth.mp4", 4, whole(48, 64), values="nearness")
     assert depth_video[0, 20, 2, 0] < 30
     assert depth_video[3, 20, 61, 0] > 225
-    with pytest.raises(ConfigError, match="ends before frame 4"):
+    with pytest.raises(ValueError, match="ends before frame 4"):
         supplied_reference(tmp_path / "depth.mp4", 6, whole(48, 64))
 
 
@@ -246,7 +248,16 @@ def exr_without_depth(folder: Path) -> None:
     write_exr(folder / "0001.exr", Normal_X=np.ones((4, 4)))
 
 
+def pipe(folder: Path) -> None:
+    os.mkfifo(folder / "0001.png")
+
+
+def exr_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "0001.exr")
+
+
 def no_picture(folder: Path) -> None:
+    (folder / "._0001.png").touch()  # of macOS, beside a 0001.png
     (folder / "readme.txt").touch()
 
 
@@ -257,13 +268,21 @@ def no_picture(folder: Path) -> None:
         (broken_png, r"0001\.png cannot be read as a PNG"),
         (colour_png, r"0001\.png is a picture in colour"),
         (exr_without_depth, r"0001\.exr has channels X; depth is read from Z, V, Y, R"),
+        (pipe, r"0001\.png cannot be read as a PNG \(.*a named pipe, not a file"),
+        (exr_pipe, r"0001\.exr cannot be read as an EXR \(.*a named pipe, not a file"),
         (no_picture, "0 depth pictures"),
     ],
 )
 def test_files_without_depth_are_named(tmp_path: Path, write: Callable[[Path], None], message: str) -> None:
     write(tmp_path)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ValueError, match=message):
         supplied_reference(tmp_path, 1, whole(64, 96))
+
+
+def test_frames_of_a_folder_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("f_10.png", "f_9.png", "f_1.png", "._f_1.png", ".DS_Store", "f_11.txt", "F_2.PNG"):
+        (tmp_path / name).touch()
+    assert [file.name for file in frame_files(tmp_path, (".png",))] == ["F_2.PNG", "f_1.png", "f_9.png", "f_10.png"]
 
 
 def test_a_missing_extra_names_the_install_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

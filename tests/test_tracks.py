@@ -101,6 +101,9 @@ def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
     ("text", "message"),
     [
         ("[", "cannot be read as JSON"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ('[{"x": 1' + "0" * 400 + ', "y": 2}]', "holds a point that is not"),
+        ('[{"x": "caf\u00e9", "y": 2}]'.encode("latin-1"), r"is not UTF-8 \(byte 0xe9"),
         ("[]", "holds no tracks"),
         ('{"x": 1, "y": 2}', "holds no tracks"),
         ('[{"x": 1}]', "holds a point that is not"),
@@ -109,7 +112,7 @@ def test_the_editors_json_is_read_however_it_is_nested(tmp_path):
     ],
 )
 def test_json_without_tracks_is_refused(text, message, tmp_path):
-    (tmp_path / "tracks.json").write_text(text)
+    (tmp_path / "tracks.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         build_maker("control.tracks", {}).check({"tracks": tmp_path / "tracks.json"})
 

@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 
 from data_prep.makers.colour_space import luma
-from iclora_train.config import ConfigError, require
+from iclora_train.config import ConfigError
+from iclora_train.core.regular_files import open_regular, read_regular
 from iclora_train.media.clip import read_clip
+from iclora_train.media.frame_folder import frame_files
 
 VALUES = ("distance", "ramp", "nearness")  # see DepthGiven
 SUFFIXES = (".exr", ".png")
@@ -19,7 +21,7 @@ CHANNELS = ("Z", "V", "Y", "R")  # last part of an EXR channel name; the first t
 
 
 def read_nearness(path: Path, indices: tuple[int, ...], values: str) -> Iterator[np.ndarray]:
-    """Nearness fp32 (H,W) of the clip's frames `indices`; larger is nearer. ConfigError names the file and the remedy.
+    """Nearness fp32 (H,W) of the clip's frames `indices`; larger is nearer. ValueError names the file and the remedy.
 
     values: meaning of the numbers in the files, one of VALUES.
     """
@@ -33,11 +35,11 @@ def read_nearness(path: Path, indices: tuple[int, ...], values: str) -> Iterator
 
 
 def _read_folder(folder: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Depth pictures from a folder. In the order of their names, the files are frames 0, 1, ..."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
-    needed = max(indices) + 1
-    message = f"{folder}: {len(files)} depth pictures ({', '.join(SUFFIXES)}) for a clip of at least {needed} frames"
-    require(len(files) >= needed, f"{message}; render one for every frame")
+    """Depth pictures from a folder. In the order of `frame_files`, the files are frames 0, 1, ..."""
+    files, needed = frame_files(folder, SUFFIXES), max(indices) + 1
+    if len(files) < needed:
+        message = f"{len(files)} depth pictures ({', '.join(SUFFIXES)}) for a clip of at least {needed} frames"
+        raise ValueError(f"{folder}: {message}; render one for every frame")
     for index in indices:
         yield _read_exr(files[index]) if files[index].suffix.lower() == ".exr" else _read_png(files[index])
 
@@ -45,19 +47,23 @@ def _read_folder(folder: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]
 def _read_video(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
     frames = dict(zip(sorted(set(indices)), read_clip(path, set(indices)), strict=False))
     for index in indices:
-        require(index in frames, f"{path}: the depth video ends before frame {index}, which the clip has")
+        if index not in frames:
+            raise ValueError(f"{path}: the depth video ends before frame {index}, which the clip has")
         yield luma(frames[index]).astype(np.float32)
 
 
 def _read_png(path: Path) -> np.ndarray:
-    picture = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    try:
+        data = read_regular(path)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except (OSError, cv2.error) as error:  # cv2.error: more pixels than OpenCV reads
+        raise ValueError(f"{path} cannot be read as a PNG ({error}); render this frame again") from error
     if picture is None:
-        raise ConfigError(f"{path} cannot be read as a PNG; render this frame again")
+        raise ValueError(f"{path} cannot be read as a PNG; render this frame again")
     if picture.ndim == 3:
-        is_grey = bool((picture[..., :3] == picture[..., :1]).all())
-        require(
-            is_grey, f"{path} is a picture in colour, not depth; give grey pictures (a false-colour map cannot be read)"
-        )
+        if (picture[..., :3] != picture[..., :1]).any():
+            message = "is a picture in colour, not depth; give grey pictures (a false-colour map cannot be read)"
+            raise ValueError(f"{path} {message}")
         picture = picture[..., 0]
     return picture.astype(np.float32)
 
@@ -68,10 +74,12 @@ def _read_exr(path: Path) -> np.ndarray:
     except ImportError as error:
         raise ConfigError(f"{path}: EXR files need OpenEXR: pip install 'iclora_train[exr]'") from error
     try:
+        open_regular(path).close()  # OpenEXR would wait for a pipe
         with OpenEXR.File(str(path), separate_channels=True) as file:
             channels = {name.split(".")[-1]: channel.pixels for name, channel in file.channels().items()}
-    except RuntimeError as error:
-        raise ConfigError(f"{path} cannot be read as an EXR ({error}); render this frame again") from error
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be read as an EXR ({error}); render this frame again") from error
     name = next((name for name in CHANNELS if name in channels), None)
-    require(name is not None, f"{path} has channels {', '.join(channels)}; depth is read from {', '.join(CHANNELS)}")
+    if name is None:
+        raise ValueError(f"{path} has channels {', '.join(channels)}; depth is read from {', '.join(CHANNELS)}")
     return np.asarray(channels[name], np.float32)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from data_prep.clips.text_files import read_text
+
 
 def read_tracks(path: Path) -> list[np.ndarray]:
     """Tracks (n,2) as x, y in pixels of the clip. ValueError if the file has no track.
@@ -16,10 +18,14 @@ def read_tracks(path: Path) -> list[np.ndarray]:
     JSON.
     """
     try:
-        tracks = _parse_tracks(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        text = read_text(path)  # ValueError: not a text
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
+    try:
+        tracks = _parse_tracks(json.loads(text))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    except (TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise ValueError(f'{path} holds a point that is not {{"x": number, "y": number}}') from error
     if not tracks:
         raise ValueError(f'{path} holds no tracks: give lists of {{"x": number, "y": number}}')
