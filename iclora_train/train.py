@@ -166,6 +166,8 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
     """Callbacks for logging, validation loss, validation clips and checkpoints, as far as the settings enable them."""
     settings = config.validation
     batches = ValidationBatches.open(shards, config) if settings.loss_every or settings.clips_every else None
+    if batches is not None and batches.no_swap is not None:
+        console.print(f"note: validation has no swapped reference, swap_gap and swap_won are empty: {batches.no_swap}")
 
     def validate(module: ICLoRA) -> Row:
         assert batches is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import StringIO
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 from iclora_train.core import wandb_run
-from iclora_train.training.loggers import CsvLogger, WandbLogger
+from iclora_train.core.console import make_console
+from iclora_train.training.loggers import ConsoleLogger, CsvLogger, WandbLogger
 from iclora_train.training.validation_metrics import (
     CLIP_COLUMNS,
     CONDITIONS,
@@ -65,6 +67,27 @@ def test_swap_won_counts_clips() -> None:
     assert loss_row(losses, [0.5])["swap_won"] == 0.75
 
 
+def test_figures_of_a_swapped_reference_are_not_given_without_one(tmp_path: Path) -> None:
+    losses = {(condition, 0.5): torch.ones(4) for condition in CONDITIONS if condition != "swapped"}
+    values = loss_row(losses, [0.5])
+    assert list(values) == loss_columns([0.5])
+    missing = {"val_swapped_0.5", "swap_gap_0.5", "swap_gap", "swap_won"}
+    assert {name for name, value in values.items() if math.isnan(value)} == missing
+    log = CsvLogger(tmp_path / "metrics.csv", ["step", *loss_columns([0.5])])
+    log.start(0)
+    log.write([{"step": 1, **values}])
+    log.close()
+    (row,) = read_csv(tmp_path / "metrics.csv")
+    assert {name for name, value in row.items() if value == ""} == missing
+    output = StringIO()
+    console = ConsoleLogger(1, make_console(file=output, width=200))
+    console.start(0)
+    console.write([{"step": 1, "loss": 1.0, **values}])
+    console.close()
+    assert "correct 1.0000, swapped not measured" in output.getvalue()
+    assert "swap gap not measured" in output.getvalue()
+
+
 def test_every_row_has_the_same_columns() -> None:
     assert list(row(0.5, 0.5, 0.5)) == list(row(0.1, 0.9, 0.4)) == loss_columns(SIGMAS)
     assert len(set(loss_columns(SIGMAS) + list(CLIP_COLUMNS))) == 8 + 4 + 3 + 2
@@ -72,11 +95,11 @@ def test_every_row_has_the_same_columns() -> None:
 
 def test_sampled_psnr_is_the_usual_psnr_and_has_a_chance_level() -> None:
     target = torch.randint(0, 246, (4, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    near = clip_row(target + 10, target)
+    near = clip_row(target + 10, target, [2, 3, 0, 1])
     assert list(near) == list(CLIP_COLUMNS)
     assert near["sampled_psnr"] == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
     assert near["sampled_psnr_other"] < 10
-    assert list(clip_row(target[:1] + 10, target[:1])) == ["sampled_psnr"]
+    assert list(clip_row(target[:1] + 10, target[:1], None)) == ["sampled_psnr"]
 
 
 # --- the logs ---

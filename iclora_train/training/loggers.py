@@ -153,6 +153,8 @@ def _validation_text(row: Row) -> str:
     means = []
     for condition in CONDITIONS:
         values = [value for name, value in row.items() if name.startswith(f"val_{condition}_")]
-        means.append(f"{condition} {sum(values) / len(values):.4f}")
+        mean = sum(values) / len(values)
+        means.append(f"{condition} not measured" if math.isnan(mean) else f"{condition} {mean:.4f}")
     gain, gap = row["control_gain"], row["swap_gap"]
-    return f"reference {', '.join(means)}; control gain {100 * gain:+.1f} %, swap gap {100 * gap:+.1f} %"
+    swap_gap = "not measured" if math.isnan(gap) else f"{100 * gap:+.1f} %"
+    return f"reference {', '.join(means)}; control gain {100 * gain:+.1f} %, swap gap {swap_gap}"

@@ -5,7 +5,8 @@ Validation does not draw from the random state of training, and uses the adapter
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from torch import Tensor
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Task, require
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.types import Geometry
+from iclora_train.core.types import Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
+from iclora_train.data.recordings import partners_of_others, recording_of_clips
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
@@ -38,36 +40,88 @@ CLIPS = 4  # validation clips that are sampled
 
 @dataclass(frozen=True)
 class ValidationBatches:
-    """Val clips in batches, and each batch again with the references of other clips."""
+    """Val clips in batches, and each batch again with references of other recordings.
 
-    batches: tuple[tuple[Batch, Batch], ...]  # (correct, swapped)
+    no_swap: why there are no swapped references, None if there are. recordings: the recording of each clip, by key.
+    """
+
+    batches: tuple[tuple[Batch, Batch | None], ...]  # (correct, swapped)
     empty: Tensor  # (T,D), text features of the empty caption
+    recordings: dict[str, str]
+    no_swap: str | None = None
 
     @classmethod
     def open(cls, shards: ShardSet, config: Config) -> ValidationBatches:
-        """`validation.windows` clips, spread evenly over the largest bucket of the val split. ConfigError when that
-        bucket has fewer than two clips: the swapped reference would be the clip's own.
+        """`validation.windows` clips, spread evenly over the commonest size of the val split; if no size has two
+        windows, over all sizes. ConfigError when there is no val clip.
+
+        A swapped reference is of the same size if another recording has one. Otherwise it is fitted (`fit_latent`).
         """
         val = shards.indices("val")
-        bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0] if val else ("", 0)
         require(
-            count > 1,
-            f"validation needs 2 val clips of one size and {shards.folder} has {count}: prepare more, or set "
-            "validation.loss_every=0 and validation.clips_every=0",
+            len(val) > 0,
+            f"validation needs val clips and {shards.folder} has none: prepare more, or set "
+            "validation.loss_every=0 validation.clips_every=0",
         )
-        in_bucket = [i for i in val if shards.samples[i].bucket == bucket]
-        windows = min(config.validation.windows, count)
-        pairs = [shards.read_latents(in_bucket[i * count // windows]) for i in range(windows)]
-        # The partner of a clip is half the list away, so it comes from another source if val has several.
-        partners = pairs[windows // 2 :] + pairs[: windows // 2]
-        size = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)[bucket]
-        slices = [slice(i, i + size) for i in range(0, windows, size)]
-        correct = [collate(pairs[part]) for part in slices]
-        swapped = [
-            replace(batch, references=collate(partners[part]).references)
-            for batch, part in zip(correct, slices, strict=True)
-        ]
-        return cls(tuple(zip(correct, swapped, strict=True)), shards.empty_text())
+        recording_of = recording_of_clips(shards, val)
+        recordings = {i: recording_of[shards.samples[i].source] for i in val}
+        bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0]
+        candidates = [i for i in val if count == 1 or shards.samples[i].bucket == bucket]
+        windows = min(config.validation.windows, len(candidates))
+        chosen = [candidates[i * len(candidates) // windows] for i in range(windows)]
+        sizes = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)
+        no_swap = None
+        if len(set(recordings.values())) == 1:
+            no_swap = f"all val windows are of one recording, {next(iter(recordings.values()))}"
+        batches = []
+        for numbers in _slices(chosen, shards, sizes):
+            pairs = [shards.read_latents(i) for i in numbers]
+            partners = [
+                shards.read_latents(_partner(i, chosen, val, shards, recordings)) for i in numbers if not no_swap
+            ]
+            correct = collate(pairs)
+            batches.append((correct, None if no_swap else replace(correct, references=_fitted(partners, correct))))
+        names = {shards.samples[i].key: recordings[i] for i in chosen}
+        return cls(tuple(batches), shards.empty_text(), names, no_swap)
+
+
+def _slices(numbers: Sequence[int], shards: ShardSet, sizes: Mapping[str, int]) -> Iterator[list[int]]:
+    """Sample numbers in batches of one bucket. sizes: clips per batch, by bucket."""
+    for bucket in dict.fromkeys(shards.samples[i].bucket for i in numbers):
+        same = [i for i in numbers if shards.samples[i].bucket == bucket]
+        yield from (same[i : i + sizes[bucket]] for i in range(0, len(same), sizes[bucket]))
+
+
+def _partner(
+    number: int, chosen: Sequence[int], val: Sequence[int], shards: ShardSet, recordings: Mapping[int, str]
+) -> int:
+    """The sample of another recording whose reference replaces that of `number`: if possible one of `chosen`, half the
+    list away, and of the same bucket."""
+    half = chosen.index(number) + len(chosen) // 2
+    order = [*chosen[half % len(chosen) :], *chosen[: half % len(chosen)], *val]
+    others = [i for i in order if recordings[i] != recordings[number]]
+    same_size = [i for i in others if shards.samples[i].bucket == shards.samples[number].bucket]
+    return (same_size or others)[0]
+
+
+def _fitted(partners: Sequence[LatentPair], batch: Batch) -> list[Tensor]:
+    """The references of other clips, stacked, in the shapes of the references of `batch`."""
+    return [
+        torch.stack([fit_latent(pair.references[n], tuple(reference.shape[2:])) for pair in partners])
+        for n, reference in enumerate(batch.references)
+    ]
+
+
+def fit_latent(latent: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A latent clip (C,f,h,w) cut or continued to (C, *shape): the middle of a larger picture, a smaller one mirrored
+    at its borders; the first frames of a longer clip, a shorter one played to and fro. Its vectors stay as they are."""
+    for axis, size in enumerate(shape, start=1):
+        have = latent.shape[axis]
+        start = 0 if axis == 1 else (have - size) // 2
+        there_and_back = [*range(have), *range(have - 2, 0, -1)]
+        index = [there_and_back[(start + i) % len(there_and_back)] for i in range(size)]
+        latent = latent.index_select(axis, torch.tensor(index))
+    return latent
 
 
 def validation_columns(config: Config) -> list[str]:
@@ -81,14 +135,15 @@ def validation_losses(
 ) -> dict[str, float]:
     """Velocity losses at each of validation.sigmas, and the metrics derived from them (`validation_metrics.loss_row`).
 
-    The noise is fixed. The adapter gets the correct, a swapped and no reference; the base alone gets no reference.
+    The noise is fixed. The adapter gets the correct, a swapped (if there is one) and no reference; the base alone gets
+    no reference.
     """
     device = next(transformer.parameters()).device
     mode = transformer.training
     transformer.eval()
     runner_of(transformer).free_training_memory()
     sigmas = config.validation.sigmas
-    losses: dict[tuple[str, float], list[Tensor]] = {(name, sigma): [] for name in CONDITIONS for sigma in sigmas}
+    losses: dict[tuple[str, float], list[Tensor]] = defaultdict(list)
     first = 0
     for correct, swapped in batches.batches:
         no_references = replace(correct, references=[])
@@ -96,6 +151,8 @@ def validation_losses(
         noise = draw_noise(range(first, first + count), tuple(correct.target.shape[1:])).to(device)
         first += count
         for condition, batch in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
+            if batch is None:
+                continue
             on_device = batch.to(device)
             with lora.adapter_off(transformer) if condition == "base" else nullcontext():
                 for sigma in sigmas:
@@ -124,6 +181,7 @@ class ValidationClips(Callback):
     def __init__(self, config: Config, base: BaseModel, batches: ValidationBatches, folder: Path) -> None:
         self.config, self.base, self.folder = config, base, folder
         self.batch = batches.batches[0][0].first(CLIPS)
+        self.partners = partners_of_others([batches.recordings[key] for key in self.batch.keys])
         self.vae, self.empty = base.vae(), batches.empty
         self.last_step = -1  # the step at which clips were last sampled
 
@@ -154,7 +212,7 @@ class ValidationClips(Callback):
             video = _side_by_side([clips[i] for clips in (*references, output, target)])
             with write_atomic(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
                 file.write(encode_clip(video, float(batch.fps[i]), lossless=False))
-        return clip_row(torch.from_numpy(output), torch.from_numpy(target))
+        return clip_row(torch.from_numpy(output), torch.from_numpy(target), self.partners)
 
     def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
         task, settings = self.config.task, self.config.sample

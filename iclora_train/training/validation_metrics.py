@@ -41,16 +41,25 @@ def loss_columns(sigmas: Sequence[float]) -> list[str]:
 
 def loss_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, float]:
     """Mean losses; control gain and swap gap, per noise level and of losses summed over the levels; and swap_won, the
-    share of clips whose loss is lower with the correct reference than with the swapped one (chance: 0.5)."""
-    row = {f"val_{condition}_{s:g}": float(losses[condition, s].mean()) for condition in CONDITIONS for s in sigmas}
-    summed = {condition: torch.stack([losses[condition, s] for s in sigmas]).sum(0) for condition in CONDITIONS}  # (n,)
+    share of clips whose loss is lower with the correct reference than with the swapped one (chance: 0.5).
+
+    NaN in place of values of the condition "swapped" if it was not measured.
+    """
+    complete = {
+        (c, s): losses.get((c, s), torch.full_like(losses["correct", s], torch.nan)) for c in CONDITIONS for s in sigmas
+    }
+    row = {f"val_{condition}_{s:g}": float(loss.mean()) for (condition, s), loss in complete.items()}
+    summed = {
+        condition: torch.stack([complete[condition, s] for s in sigmas]).sum(0) for condition in CONDITIONS
+    }  # (n,)
     for s in sigmas:
-        correct, swapped, _, base = (losses[condition, s] for condition in CONDITIONS)
+        correct, swapped, _, base = (complete[condition, s] for condition in CONDITIONS)
         row[f"control_gain_{s:g}"] = ratio_of_means(base - correct, base)
         row[f"swap_gap_{s:g}"] = ratio_of_means(swapped - correct, base)
     row["control_gain"] = ratio_of_means(summed["base"] - summed["correct"], summed["base"])
     row["swap_gap"] = ratio_of_means(summed["swapped"] - summed["correct"], summed["base"])
-    row["swap_won"] = float((summed["correct"] < summed["swapped"]).float().mean())
+    won = (summed["correct"] < summed["swapped"]).float().where(~summed["swapped"].isnan(), torch.nan)
+    row["swap_won"] = float(won.mean())
     return {name: row[name] for name in loss_columns(sigmas)}
 
 
@@ -59,12 +68,12 @@ def ratio_of_means(part: Tensor, whole: Tensor) -> float:
     return float(part.mean() / whole.mean())
 
 
-def clip_row(sampled: Tensor, target: Tensor) -> dict[str, float]:
-    """PSNR in dB of uint8 clips (B,F,H,W,3) to their targets and, if there are several clips, to another clip's target,
-    which is the PSNR of chance. Mean over frames, then over clips."""
+def clip_row(sampled: Tensor, target: Tensor, partners: Sequence[int] | None) -> dict[str, float]:
+    """PSNR in dB of uint8 clips (B,F,H,W,3) to their targets and, if `partners` names a clip of another recording for
+    each, to that clip's target, which is the PSNR of chance. Mean over frames, then over clips."""
     row = {"sampled_psnr": _psnr(sampled, target)}
-    if len(target) > 1:
-        row["sampled_psnr_other"] = _psnr(sampled, target.roll(len(target) // 2, dims=0))
+    if partners is not None:
+        row["sampled_psnr_other"] = _psnr(sampled, target[list(partners)])
     return row
 
 
