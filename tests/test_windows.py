@@ -77,7 +77,7 @@ def test_fps_selects_the_nearest_frame_by_time():
     ("clip", "changes", "message"),
     [
         (info(4), {}, "4 frames are fewer than data.frames=5"),
-        (info(40), {"fps": 2.0}, "4 frames are fewer"),
+        (info(40), {"fps": 2.0}, "4 of 40 frames at 2 fps are fewer"),
         (info(40, fps=0.0003), {}, "3333.33 seconds between two frames are too many: set data.fps"),
         (
             info(40, fps=22),

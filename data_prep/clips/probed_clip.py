@@ -90,9 +90,13 @@ class ProbedClip:
     def _reason_for_length(self, longest: int, data: Data) -> str:
         """Why `longest`, the number of frames of the longest scene, is less than data.frames."""
         info = self.info
+        frames, steps = info.times.distinct_frames(data.fps)
         where = " between two cuts" if self.cuts else ""
-        if (np.diff(info.times.distinct_frames(data.fps)[1]) <= 1).all():
-            return f"{longest} frames{where} are fewer than data.frames={data.frames}"
+        if (np.diff(steps) <= 1).all():
+            number = f"{longest} frames"
+            if len(frames) < info.frames:
+                number = f"{longest} of {info.frames} frames at {data.fps or info.fps:g} fps"
+            return f"{number}{where} are fewer than data.frames={data.frames}"
         repeated = f"{longest} frames{where} without a repeated one are fewer than data.frames={data.frames}"
         if not info.times.is_constant:
             return f"{repeated}: the clip has a variable rate with gaps, {info.fps:g} fps where it is regular"

@@ -16,6 +16,7 @@ from iclora_train.media.clip import probe, read_clip
 from iclora_train.media.frame_times import FrameTimes, temporal_subsample
 
 IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MIN_RATE = 1 / 60  # frames per second; videos below it have wrong times
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class InputMedia:
         try:
             if not path.is_dir() and path.suffix.lower() not in IMAGES:
                 info = probe(path)
+                if info.times.mean_fps < MIN_RATE:
+                    raise ValueError(
+                        f"{path} shows a frame every {1 / info.times.mean_fps:g} seconds: give it a frame rate"
+                    )
                 return cls(key, path, (), info.height, info.width, info.times)
             files = sorted(path.iterdir()) if path.is_dir() else [path]
             pictures = tuple(file for file in files if file.suffix.lower() in IMAGES)

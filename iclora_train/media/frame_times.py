@@ -103,8 +103,8 @@ class FrameTimes:
         """
         last = np.array(self._last_steps(fps))
         first = np.concatenate([[0], last[:-1] + 1])
-        per_tick = self.tick * self._exact(fps)
-        nearest = [int(tick * per_tick + Fraction(1, 2)) for tick in self.ticks]
+        scale, base = (self.tick * self._exact(fps)).as_integer_ratio()  # steps per tick
+        nearest = [(2 * tick * scale + base) // (2 * base) for tick in self.ticks]
         chosen = np.flatnonzero(last >= first)
         return chosen, np.clip(nearest, first, last)[chosen]
 
@@ -119,12 +119,10 @@ class FrameTimes:
             drift = (frames - 1) * abs(1 / self.rate - 1 / rate)
             if 2 * drift * max(self.rate, rate) <= 1:
                 return list(range(frames))
-        per_tick = self.tick * rate
-        halfway = [
-            (a + b) * per_tick.numerator // (2 * per_tick.denominator) for a, b in pairwise(self.ticks)
-        ]  # a time halfway between two frames shows the earlier one
+        scale, base = (self.tick * rate).as_integer_ratio()  # steps per tick
+        halfway = [(a + b) * scale // (2 * base) for a, b in pairwise(self.ticks)]  # there the earlier frame is shown
         rest = 0 if self.is_constant else rate / (2 * self.rate)
-        return [*halfway, int(self.ticks[-1] * per_tick + rest)]
+        return [*halfway, int(self.ticks[-1] * self.tick * rate + rest)]
 
 
 def temporal_subsample(frames: np.ndarray, factor: int) -> np.ndarray:
@@ -151,19 +149,19 @@ def _constant_rate(ticks: Sequence[int], time_base: Fraction, declared: Fraction
     resolution = _resolution(ticks, time_base)
     spreads = [(_spread(ticks, time_base, rate), rate) for rate in (*_plausible_rates(mean, declared), mean)]
     spread, rate = next((pair for pair in spreads if pair[0] <= resolution), min(spreads, key=lambda pair: pair[0]))
-    steps = [(b - a) * time_base * rate for a, b in pairwise(ticks)]
-    is_regular = 2 * min(steps) > 1 and 2 * max(steps) < 3
+    steps = [b - a for a, b in pairwise(ticks)]
+    is_regular = 2 * min(steps) * time_base * rate > 1 and 2 * max(steps) * time_base * rate < 3
     return rate if is_regular and spread * rate <= 1 else None
 
 
 def _regular_rate(ticks: Sequence[int], time_base: Fraction, declared: Fraction) -> Fraction:
-    """Rate of the regular parts of a variable clip: of the steps within a factor 1.5 of the median step.
+    """Rate of the regular parts of a variable clip: of the steps nearer than a factor 1.5 to the median step.
 
     A whole number or an NTSC rate is preferred if the resolution of the times allows it.
     """
     steps = [b - a for a, b in pairwise(ticks) if b > a]
     middle = median_high(steps)
-    regular = [2 * middle <= 3 * step and 2 * step <= 3 * middle for step in steps]
+    regular = [2 * middle < 3 * step and 2 * step < 3 * middle for step in steps]
     seconds = sum(step for step, is_regular in zip(steps, regular, strict=True) if is_regular) * time_base
     rate = sum(regular) / seconds
     parts = sum(now and not before for before, now in pairwise([False, *regular]))
