@@ -43,9 +43,9 @@ def test_clips_of_odd_rates_are_used_or_dropped_with_the_reason(
     assert {drop["clip"]: drop["reason"] for drop in report["dropped"]} == {
         "short": "8 frames are fewer than data.frames=9",
         "slow": "1 frames without a repeated one are fewer than data.frames=9: "
-        "11.988 frames a second are too few for data.fps=23.976",
+        "11.988 frames a second are too few for data.fps=23.976; set data.fps=11.988, or null",
         "slides": "1 frames without a repeated one are fewer than data.frames=9: "
-        "0.00025 frames a second are too few for data.fps=23.976",
+        "0.00025 frames a second are too few for data.fps=23.976; set data.fps=0.00025, or null",
         "row25": "its row says fps=25, but the video has 30: correct the list or the video",
     }
     assert list(report["timing"]) == ["pause", "row22", "row30"]

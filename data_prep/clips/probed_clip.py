@@ -100,4 +100,5 @@ class ProbedClip:
         repeated = f"{longest} frames{where} without a repeated one are fewer than data.frames={data.frames}"
         if not info.times.is_constant:
             return f"{repeated}: the clip has a variable rate with gaps, {info.fps:g} fps where it is regular"
-        return f"{repeated}: {info.fps:g} frames a second are too few for data.fps={data.fps:g}"
+        few = f"{info.fps:g} frames a second are too few for data.fps={data.fps:g}"
+        return f"{repeated}: {few}; set data.fps={info.fps:g}, or null"
