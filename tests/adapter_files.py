@@ -20,6 +20,10 @@ QUERY = "diffusion_model.transformer_blocks.0.attn1.to_q"
 NO_WEIGHTS = {f"{QUERY}.lora_A.weight": None, f"{QUERY}.lora_B.weight": None}
 BARE_QUERY = QUERY.removeprefix("diffusion_model.")
 
+PUBLISHED = BaseSpec(  # a few linears with as many inputs as in the published models
+    "ltx", "2.3", None, {name: (8, 2048 if name in AUDIO else 4096) for name in VIDEO + AUDIO + TOP_LEVEL}
+)
+
 
 def adapter_for(spec: BaseSpec, names: list[str], rank: int = 3, seed: int = 0, **metadata: str) -> Adapter:
     """A random adapter for linears of a base."""

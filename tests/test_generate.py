@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError, Lora, Model, Sampling
@@ -410,3 +411,26 @@ def test_the_prompt_is_built_like_the_training_captions(
     message = capsys.readouterr().out
     assert repr(prompt) in message
     assert ("write the prompt in the same form" in message) == ("reference_caption" in template)
+
+
+def test_an_official_file_is_used_as_it_is(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Official files declare neither their base nor a factor of 1. The pixels are those of the file that declares
+    both, and lines say what is assumed. Next to an adapter with a factor, the file is a plain LoRA."""
+    declared = assets / "adapter.safetensors"
+    plain = tmp_path / "official.safetensors"
+    save_file(load_file(declared), plain)
+    pixels = generate_pixels(assets, tmp_path / "plain", adapter=str(plain), prompt="EDGES a dog")
+    lines = capsys.readouterr().out
+    assert (
+        "official.safetensors declares no reference factor: it is used as an IC-LoRA whose reference has the" in lines
+    )
+    assert "official.safetensors declares no base; its linears fit tiny 2.3" in lines
+    assert (pixels == generate_pixels(assets, tmp_path / "declared", prompt="a dog")).all()
+    half = write_adapter(tmp_path / "half.safetensors", assets / "base", seed=1, reference_downscale_factor=2)
+    generate(settings_for(assets, tmp_path / "both", adapter=[str(plain), str(half)]))
+    assert "official.safetensors declares no reference factor: it is used as a plain LoRA" in capsys.readouterr().out
+    other = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(2, 48)}
+    other["diffusion_model.blocks.0.self_attn.q.lora_B.weight"] = torch.ones(48, 2)
+    save_file(other, plain)
+    with pytest.raises(ConfigError, match=r"official.safetensors: .*it is for Wan"):
+        generate(settings_for(assets, tmp_path / "wan", adapter=str(plain)))

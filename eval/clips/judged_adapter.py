@@ -9,7 +9,8 @@ from typing import Any
 from iclora_train.adapters import lora
 from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
-from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, adapter_findings, inspect
+from iclora_train.adapters.file import adapter_findings, inspect
+from iclora_train.adapters.metadata import TEMPORAL, declares_factor, with_our_names
 from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
@@ -58,13 +59,13 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     require(path.is_file(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
     adapter, findings = inspect(path)
     metadata = read_header(path).metadata
-    foreign = not any(key.endswith(DOWNSCALE) for key in metadata)  # musubi-tuner's key ends with the same name
+    foreign = not declares_factor(metadata)
     note = None
     if findings and findings == list(adapter_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
         note = f"{path} was never trained (every lora_B is zero): it is evaluated anyway"
     else:
-        temporal = None if TEMPORAL in metadata else task.reference_temporal_scale
+        temporal = None if TEMPORAL in with_our_names(metadata) else task.reference_temporal_scale
         factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
         adapter = import_adapter(path, BaseSpec.open(config.model.checkpoint), factors)
     if foreign:

@@ -8,8 +8,8 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from iclora_train.adapters.base_spec import FAMILY, FINGERPRINT, VERSION
-from iclora_train.adapters.file import DOWNSCALE, TEMPORAL, Adapter
+from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FINGERPRINT, TEMPORAL, VERSION, shown
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
@@ -60,17 +60,21 @@ def _require_same_shape(name: str, factors: list[WeightedFactors]) -> None:
 def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
     """The metadata on which all adapters agree, with a list of the adapters.
 
-    ConfigError if bases or reference factors disagree.
+    An adapter that declares no base fits any base. Next to an adapter that declares a reference factor, one that
+    declares none is a plain LoRA. ConfigError if declared bases or reference factors disagree.
     """
     parts = [adapter for adapter, _ in adapters]
-    embedded = any(adapter.metadata.get(FAMILY) in EMBEDDED for adapter in parts)  # embedded: equal weights required
+    declared = [adapter.metadata for adapter in parts if FAMILY in adapter.metadata]  # official files declare no base
+    embedded = any(metadata[FAMILY] in EMBEDDED for metadata in declared)  # embedded: equal weights required
     for key in (FAMILY, VERSION, FINGERPRINT) if embedded else (FAMILY, VERSION):
-        require_agreement(key, [adapter.metadata.get(key) for adapter in parts])
-    with_reference = [adapter for adapter in parts if adapter.in_context] or parts
+        require_agreement(key, [metadata.get(key) for metadata in declared])
+    with_reference = [adapter for adapter in parts if adapter.in_context and DOWNSCALE in adapter.metadata]
+    with_reference = with_reference or [adapter for adapter in parts if adapter.in_context] or parts
     for key in (DOWNSCALE, TEMPORAL):
         require_agreement(key, [adapter.metadata.get(key, "1") for adapter in with_reference])
     first = with_reference[0].metadata
     common = {key: value for key, value in first.items() if all(a.metadata.get(key) == value for a in with_reference)}
+    common |= {key: declared[0][key] for key in (FAMILY, VERSION) if declared and key in declared[0]}
     tasks = [adapter.metadata.get("task", "unnamed") for adapter in parts]
     triggers = dict.fromkeys(a.metadata["trigger"] for a in parts if a.metadata.get("trigger"))
     sources = " ".join(f"{task}:{strength:g}" for task, (_, strength) in zip(tasks, adapters, strict=True))
@@ -80,7 +84,7 @@ def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
 def require_agreement(key: str, values: Sequence[str | None]) -> None:
     """ConfigError unless all adapters have the same value of `key`."""
     if len(set(values)) > 1:
-        texts = ", ".join("nothing" if value is None else value for value in values)
+        texts = ", ".join("nothing" if value is None else shown(value) for value in values)
         raise ConfigError(f"the adapters disagree on {key} ({texts}): they cannot be used together in one clip")
 
 

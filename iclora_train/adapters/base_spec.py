@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,15 @@ from pathlib import Path
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.adapters.key_styles import BLOCKS, is_audio
+from iclora_train.adapters.key_styles import is_audio
+from iclora_train.adapters.ltx2_modules import BLOCKS, model_of
+from iclora_train.adapters.metadata import FAMILY, FINGERPRINT, VERSION, shown
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.model_files import Checkpoint
 from iclora_train.ltx2.weights.safetensors_header import Component, StoredTensor, read_header
 
-FAMILY, VERSION, FINGERPRINT = "base_model_family", "base_model_version", "base_fingerprint"
 Weights = Mapping[str, tuple[Tensor, Tensor]]
 
 
@@ -83,7 +85,9 @@ def shape_findings(weights: Weights, linears: Mapping[str, tuple[int, int]]) -> 
     shapes = {name: (b.shape[0], a.shape[1]) for name, (a, b) in weights.items()}
     unknown = [name for name in shapes if name not in linears]
     if unknown:
-        yield f"{_not_in_base(unknown[0], linears)}{_more(unknown)}: wrong base model?"
+        model = next((model for model in map(model_of, unknown) if model is not None), None)
+        cause = "wrong base model?" if model is None else f"it is for {model}"
+        yield f"{_not_in_base(unknown[0], linears)}{_more(unknown)}: {cause}"
     misshapen = [name for name, shape in shapes.items() if linears.get(name, shape) != shape]
     if misshapen:
         (out, inputs), (base_out, base_in) = shapes[misshapen[0]], linears[misshapen[0]]
@@ -106,23 +110,35 @@ def _not_in_base(name: str, linears: Mapping[str, object]) -> str:
 
 
 def base_findings(metadata: Mapping[str, str], base: BaseSpec) -> Iterator[str]:
-    """A finding if an adapter was trained on another base: with equal shapes it would load and give a wrong result."""
-    family, version = metadata.get(FAMILY), metadata.get(VERSION)
-    if family is None or version is None:
+    """A finding if an adapter was trained on another base: with equal shapes it would load and give a wrong result.
+
+    Metadata that declare no base, as in official files, are no finding; see `base_notes`.
+    """
+    declared = [metadata.get(FAMILY, base.family), metadata.get(VERSION, base.version)]
+    if declared != [base.family, base.version]:
         yield (
-            f"metadata lacks {FAMILY} or {VERSION}, so the base that it was trained on is unknown; if you know it, "
-            "`convert --base PATH` adds it"
+            f"was trained on {shown(declared[0])} {shown(declared[1])}, this base is {base.family} {base.version}: set "
+            "model.checkpoint to the base that it was trained on"
         )
-    elif (family, version) != (base.family, base.version):
+    elif base.fingerprint is not None and FAMILY in metadata and metadata.get(FINGERPRINT) != base.fingerprint:
+        declared_weights = shown(metadata.get(FINGERPRINT, "none"))
         yield (
-            f"was trained on {family} {version}, this base is {base.family} {base.version}: set model.checkpoint to "
-            "the base that it was trained on"
-        )
-    elif base.fingerprint is not None and metadata.get(FINGERPRINT) != base.fingerprint:
-        yield (
-            f"was trained on other weights of {family} {version} ({metadata.get(FINGERPRINT)}, here "
+            f"was trained on other weights of {base.family} {base.version} ({declared_weights}, here "
             f"{base.fingerprint}): train it again"
         )
+
+
+def base_notes(path: Path, metadata: Mapping[str, str], base: BaseSpec) -> Iterator[str]:
+    """A note if the metadata declare no base: LTX-2, 2.3 and 2.5 have linears of equal shapes."""
+    if FAMILY in metadata and VERSION in metadata:
+        return
+    named = re.match(r"ltx-?(\d\.\d|2)(?!\d)", path.name.lower())
+    other = named is not None and f"{named[1]}.0"[:3] != base.version
+    hint = f"; its name says LTX-{named[1]}" if named is not None and other else ""
+    yield (
+        f"declares no base; its linears fit {base.family} {base.version}, which is used{hint}. LTX-2, 2.3 and 2.5 have "
+        "linears of equal shapes: an adapter works on the model that it was trained on"
+    )
 
 
 def require_same_base(path: Path, adapter: Adapter, family: str, version: str, fingerprint: str | None = None) -> None:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters import comfyui_json
-from iclora_train.adapters.base_spec import FAMILY, VERSION
 from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
-from iclora_train.adapters.file import TEMPORAL, Adapter, read
+from iclora_train.adapters.file import Adapter, read
+from iclora_train.adapters.metadata import FAMILY, TEMPORAL, VERSION, clip_size, shown
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.ltx2.weights.versions import VERSIONS, Version
 
+_LONGEST = 500  # characters of a value on the card
+_SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
 _TRAINING_ROWS = {  # metadata key -> row of the card
     "base_model": "base model",
     "steps": "steps",
@@ -76,10 +78,10 @@ def card_text(
 ) -> str:
     """The card in the format of Hugging Face: YAML, then Markdown. no_workflow: why ComfyUI cannot run the adapter."""
     metadata = adapter.metadata
-    training = [(row, metadata[key]) for key, row in _TRAINING_ROWS.items() if key in metadata]
+    training = [(row, _text(metadata[key])) for key, row in _TRAINING_ROWS.items() if key in metadata]
     sections = [
         front_matter(metadata),
-        f"# {metadata.get('task', Path(name).stem)}: an IC-LoRA for {metadata.get(FAMILY)} {metadata.get(VERSION)}",
+        f"# {_text(metadata.get('task', Path(name).stem))}: {_kind(adapter)}{_base(metadata)}",
         *_use(adapter),
         *([] if scores is None else _results(scores)),
         "## Training",
@@ -107,8 +109,34 @@ def front_matter(metadata: Mapping[str, str]) -> str:
             "library_name: diffusers",
         ]
     if metadata.get("trigger"):
-        lines.append(f"instance_prompt: {json.dumps(metadata['trigger'])}")
+        lines.append(f"instance_prompt: {_string(metadata['trigger'])}")
     return "\n".join(["---", *lines, "---"])
+
+
+def _text(value: str | None) -> str:
+    """A value of the metadata as Markdown text: one line without formatting, HTML or the end of a table's cell."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", shown(value, _LONGEST))
+
+
+def _code(value: str) -> str:
+    """A value as Markdown code inside a table: the fence is longer than any run of backticks in the value."""
+    line = shown(value, _LONGEST).replace("|", "\\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{line}{space}{fence}"
+
+
+def _string(value: str) -> str:
+    """A value as a string literal in double quotes, valid in Python and YAML."""
+    return json.dumps(shown(value, _LONGEST), ensure_ascii=False)
+
+
+def _kind(adapter: Adapter) -> str:
+    return "an IC-LoRA" if adapter.in_context else "a LoRA"
+
+
+def _base(metadata: Mapping[str, str]) -> str:
+    return f" for {_text(metadata[FAMILY])} {_text(metadata.get(VERSION))}" if FAMILY in metadata else ""
 
 
 def _table(rows: list[tuple[str, str]]) -> str:
@@ -122,15 +150,15 @@ def _use(adapter: Adapter) -> list[str]:
     same_size = "same size as the output clip"
     smaller = f"{factor} times smaller than the output clip in width and height (factor {factor})"
     rows = [
-        ("trigger", f"start the prompt with `{trigger}`" if trigger else "none"),
+        ("trigger", f"start the prompt with {_code(trigger)}" if trigger else "none"),
         ("reference", same_size if factor == 1 else smaller),
     ]
     if adapter.temporal_scale != 1:
         rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
     if "size" in metadata:
-        rows.append(("size in training", f"{metadata['size']} (width x height x frames)"))
+        rows.append(("size in training", f"{_text(metadata['size'])} (width x height x frames)"))
     if "fps" in metadata:
-        rows.append(("frames per second", metadata["fps"]))
+        rows.append(("frames per second", _text(metadata["fps"])))
     rows.append(("adapted linears", f"{len(adapter.weights)}, {len(adapter.audio)} of them outside the video stream"))
     return ["## Use", _table(rows)]
 
@@ -143,12 +171,14 @@ def _results(scores: Mapping[str, Any]) -> list[str]:
         interval = "" if estimate["low"] is None else f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
         return f"{estimate['mean']:.3f}{interval}"
 
-    head = [f"| condition | {primary} |", "|---|---|"]
+    head = [f"| condition | {_text(primary)} |", "|---|---|"]
     conditions = [*scores["cells"].items()]
     conditions += [(f"attention strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
-    rows = [f"| {name} | {with_interval(metrics[primary])} |" for name, metrics in conditions if primary in metrics]
+    rows = [
+        f"| {_text(name)} | {with_interval(metrics[primary])} |" for name, metrics in conditions if primary in metrics
+    ]
     caption = (
-        f"Mean and 95 % interval over {len(scores['clips'])} held-out {scores['task']} windows with "
+        f"Mean and 95 % interval over {len(scores['clips'])} held-out {_text(scores['task'])} windows with "
         f"{len(scores['seeds'])} seeds; adapter at strength 1."
     )
     return ["## Results", caption, "\n".join([*head, *rows])]
@@ -158,12 +188,16 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
     """Instructions for the three programs, or the reason why they cannot run the base."""
     metadata = adapter.metadata
     version = published_version(metadata)
+    if FAMILY not in metadata:
+        return ["The file does not declare its base model; `python -m iclora_train.adapters convert --base` adds it."]
     if version is None:
+        task, file = shlex.quote(shown(metadata.get("task"), _LONGEST)), shlex.quote(name)
         return [
-            f"The base model {metadata.get(FAMILY)} {metadata.get(VERSION)} is part of iclora_train; other programs "
-            f"cannot load it. Evaluate the adapter with `python -m eval conf={metadata.get('task')} adapter={name}`."
+            f"The base model{_base(metadata).removeprefix(' for')} is part of iclora_train; other programs cannot load "
+            "it. Evaluate the adapter with:",
+            f"```bash\npython -m eval conf={task} adapter={file}\n```",
         ]
-    stem, prompt = Path(name).stem, f"{metadata.get('trigger', '')} ...".strip()
+    stem, prompt = Path(name).stem, f"{shown(metadata.get('trigger'), _LONGEST)} ...".strip()
     comfyui = (
         f"**ComfyUI** {OLDEST_COMFYUI} or later, without custom nodes: put the file into `models/loras` and open "
         f"`{stem}.workflow.json` (for the server: `{stem}.api.json`). Select your base model and reference clip in the "
@@ -211,8 +245,8 @@ def _diffusers_section(name: str, prompt: str, adapter: Adapter, version: Versio
 
 
 def _ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
-    width, height, frames = adapter.metadata.get("size", "960x544x121").split("x")
-    size = f"--width {2 * int(width)} --height {2 * int(height)} --num-frames {frames}"
+    width, height, frames = clip_size(adapter.metadata) or _SIZE
+    size = f"--width {2 * width} --height {2 * height} --num-frames {frames}"
     command = f"python -m ltx_pipelines.ic_lora --lora {shlex.quote(name)} 1.0 --video-conditioning reference.mp4 1.0"
     return f"""```bash
 {command} \\
@@ -221,7 +255,7 @@ def _ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
 
 
 def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:
-    width, height, frames = adapter.metadata.get("size", "960x544x121").split("x")
+    width, height, frames = clip_size(adapter.metadata) or _SIZE
     fps = adapter.metadata.get("fps", "")
     frame_rate = f"\n    frame_rate={fps}," if re.fullmatch(r"\d{1,3}(\.\d{1,6})?", fps) else ""
     return f"""```python
@@ -231,9 +265,9 @@ from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceConditio
 from diffusers.utils import load_video
 
 pipe = {version.diffusers_pipeline}.from_pretrained("{version.diffusers_repository}", torch_dtype=torch.bfloat16)
-pipe.load_lora_weights(".", weight_name="{name}")
+pipe.load_lora_weights(".", weight_name={json.dumps(name, ensure_ascii=False)})
 video, audio = pipe(
-    prompt={json.dumps(prompt)},
+    prompt={_string(prompt)},
     reference_conditions=[LTX2ReferenceCondition(frames=load_video("reference.mp4"))],
     reference_downscale_factor={adapter.downscale},
     width={width},

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from iclora_train.adapters.base_spec import FAMILY, VERSION
 from iclora_train.adapters.comfyui_nodes import Value
-from iclora_train.adapters.file import DOWNSCALE, TEMPORAL
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, TEMPORAL, VERSION, factor, metadata_findings, shown
 from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.ltx2.weights.versions import VERSIONS, ComfyUIFiles
@@ -67,21 +66,21 @@ class WorkflowSettings:
         """
         if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
             raise ConfigError(
-                f"{path}: ComfyUI cannot run {metadata.get(FAMILY)} {metadata.get(VERSION)}, only the published LTX "
-                "models"
+                f"{path}: ComfyUI cannot run {shown(metadata.get(FAMILY)) or 'an undeclared base'} "
+                f"{shown(metadata.get(VERSION))}, only the published LTX models"
             )
         if metadata.get(TEMPORAL, "1") != "1":
             raise ConfigError(
                 f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
             )
-        factor = metadata.get(DOWNSCALE, "")
-        if not re.fullmatch(r"[1-9]\d?", factor):
-            raise ConfigError(f"{path}: {DOWNSCALE} must be a whole number from 1 to 99, it is {factor[:40]!r}")
+        for finding in metadata_findings(metadata):
+            raise ConfigError(f"{path}: {finding}")
+        downscale = factor(metadata, DOWNSCALE)
         if fps is not None and not 1 <= fps <= _MAX_FPS:
             raise ConfigError(f"--fps {fps:g} must be between 1 and {_MAX_FPS}, the limits of ComfyUI's CreateVideo")
-        width, height, frames = _clip_size(path, size or metadata.get("size", ""), int(factor))
+        width, height, frames = _clip_size(path, size or metadata.get("size", ""), downscale)
         trigger = metadata.get("trigger", "")
-        return cls(path.name, metadata[VERSION], trigger, width, height, frames, int(factor), fps)
+        return cls(path.name, metadata[VERSION], trigger, width, height, frames, downscale, fps)
 
 
 def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:

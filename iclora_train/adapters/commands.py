@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read, save
-from iclora_train.config import ConfigError, require
+from iclora_train.config import require
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 
@@ -36,8 +37,15 @@ def check(args: argparse.Namespace) -> int:
             print(f"error: {path}: {finding}", file=sys.stderr)
         count += len(findings)
         if not findings:
-            print(describe(path, read(path)))
+            adapter = read(path)
+            print(describe(path, adapter))
+            _print_notes(path, adapter, base)
     return 2 if count else 0
+
+
+def _print_notes(path: Path, adapter: Adapter, base: BaseSpec | None) -> None:
+    for note in checks.notes(path, adapter, base):
+        print(f"note: {path}: {note}")
 
 
 def describe(path: Path, adapter: Adapter) -> str:
@@ -45,7 +53,8 @@ def describe(path: Path, adapter: Adapter) -> str:
     ranks = sorted({a.shape[0] for a, _ in adapter.weights.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     kind = f"reference factor {adapter.downscale}" if adapter.in_context else "takes no reference"
-    audio = f", {len(adapter.audio)} of them audio modules, which this program ignores" if adapter.audio else ""
+    outside = "audio modules and cross-attention to audio, which this program ignores"
+    audio = f", {len(adapter.audio)} of them {outside}" if adapter.audio else ""
     return f"{path}: {len(adapter.weights)} linears{audio}; {rank}; {kind}"
 
 
@@ -115,9 +124,11 @@ def _adapters(args: argparse.Namespace) -> list[tuple[Adapter, float]]:
 
 def _strength(text: str) -> float:
     try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"--adapter FILE {text}: the strength must be a number, e.g. 1.0") from error
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    require(math.isfinite(value), f"--adapter FILE {text}: the strength must be a number, e.g. 1.0")
+    return value
 
 
 def _factors(args: argparse.Namespace) -> ReferenceFactors:

@@ -13,16 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from iclora_train.adapters.key_styles import PREFIX, is_audio, parse_any_key, parse_our_key
+from iclora_train.adapters.key_styles import PREFIX, is_audio, other_kind, parse_any_key, parse_our_key
+from iclora_train.adapters.ltx2_modules import foreign_module, foreign_size
+from iclora_train.adapters.metadata import (
+    DOWNSCALE,
+    FAMILY,
+    KIND,
+    PLAIN,
+    TEMPORAL,
+    factor,
+    metadata_findings,
+)
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.safetensors_header import shortened
+from iclora_train.ltx2.weights.safetensors_header import read_header
 
-DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
-KIND, PLAIN = "adapter_kind", "lora"  # marks an adapter that takes no reference
 CONVERT = "`python -m iclora_train.adapters convert` writes it in the format that all three load"
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _REASONS = {  # part of a key of another style -> the effect in the three programs that load adapters
@@ -47,12 +56,12 @@ class Adapter:
     @property
     def downscale(self) -> int:
         """Factor by which the reference is smaller than the target, in height and width."""
-        return int(self.metadata[DOWNSCALE])
+        return factor(self.metadata, DOWNSCALE)
 
     @property
     def temporal_scale(self) -> int:
         """Factor by which the reference has fewer frames per second than the target."""
-        return int(self.metadata.get(TEMPORAL, "1"))
+        return factor(self.metadata, TEMPORAL)
 
     @property
     def in_context(self) -> bool:
@@ -72,12 +81,8 @@ class Adapter:
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors and the metadata of a safetensors file. ConfigError if it is not one."""
-    try:
-        with safe_open(path, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            return {key: opened.get_tensor(key) for key in opened.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a readable safetensors file: {error}") from error
+    header = read_header(path)
+    return {key: stored.read() for key, stored in header.tensors.items()}, header.metadata
 
 
 def read(path: Path) -> Adapter:
@@ -103,7 +108,7 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
             unreadable[_reason(name)].append(name)
         else:
             modules[key.module][key.factor] = tensor
-    findings = [f"key {keys[0]!r}{_similar(keys)}: {reason}" for reason, keys in unreadable.items()]
+    findings = [f"key {shortened(keys[0])}{_similar(keys)}: {reason}" for reason, keys in unreadable.items()]
     if modules and any(not key.startswith(PREFIX) for keys in unreadable.values() for key in keys):
         findings.append(f"keys with and without the prefix {PREFIX} are mixed: loaders would drop some of them")
     by_module = {name: list(module_findings(name, factors)) for name, factors in modules.items()}
@@ -115,6 +120,9 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
 
 def _reason(key: str) -> str:
     """Why a key does not have our format, and the remedy."""
+    kind = other_kind(key)
+    if kind is not None:
+        return f"is of another kind of adapter ({kind}); this program reads plain LoRA only"
     mark = next((mark for mark in _REASONS if mark in key), None)
     if mark is None and parse_any_key(key) is None:
         return f"is not {PREFIX}<module>.lora_A|lora_B.weight"
@@ -127,11 +135,11 @@ def _similar(keys: list[str]) -> str:
 
 def module_findings(name: str, factors: Mapping[str, Tensor]) -> Iterator[str]:
     """Problems of the LoRA factors of one module."""
-    for factor, tensor in factors.items():
+    for side, tensor in factors.items():
         if tensor.dtype not in _FLOATS:
-            yield f"{name}.lora_{factor}.weight is stored as {tensor.dtype}; save it as float32, bfloat16 or float16"
+            yield f"{name}.lora_{side}.weight is stored as {tensor.dtype}; save it as float32, bfloat16 or float16"
         elif not tensor.isfinite().all():
-            yield f"{name}.lora_{factor}.weight holds NaN or infinity: the training diverged; use an earlier checkpoint"
+            yield f"{name}.lora_{side}.weight holds NaN or infinity: the training diverged; use an earlier checkpoint"
     if not factors:
         yield f"{name} has alpha and no weights; export it again"
     elif factors.keys() != {"A", "B"}:
@@ -147,27 +155,25 @@ def module_findings(name: str, factors: Mapping[str, Tensor]) -> Iterator[str]:
         )
 
 
+def model_findings(adapter: Adapter) -> Iterator[str]:
+    """A module that LTX-2 does not have, and for an adapter that declares no base, sizes that LTX-2 does not have."""
+    finding = foreign_module(adapter.weights)
+    if finding is None and FAMILY not in adapter.metadata:
+        finding = foreign_size({name: a.shape[1] for name, (a, _) in adapter.weights.items()})
+    if finding is not None:
+        yield f"{finding}. If it is for a model of your own, give that with --base"
+
+
 def adapter_findings(weights: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[str]:
     """Problems of all modules together."""
     if not weights:
         yield "holds no adapter weights"
     elif not any(b.any() for _, b in weights.values()):
         yield "every lora_B is zero; the adapter was never trained"
-
-
-def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
-    """Problems of the reference factors in the metadata."""
-    findings = []
-    if DOWNSCALE not in metadata:
-        findings.append(f"metadata lacks {DOWNSCALE}; loaders would silently take 1. `convert --downscale N` adds it")
-    for key in (DOWNSCALE, TEMPORAL):
-        value = metadata.get(key, "1")
-        if not value.isdecimal() or int(value) < 1:
-            findings.append(
-                f"metadata {key}={value!r} must be a whole number of at least 1: programs read anything else in "
-                "different ways; `convert` with --downscale or --temporal-scale sets it"
-            )
-    return findings
+    else:
+        infinite = next((name for name, (_, b) in weights.items() if not b.isfinite().all()), None)
+        if infinite is not None:
+            yield f"{infinite}: alpha makes lora_B larger than fp32 can hold; export the adapter again"
 
 
 def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:

@@ -14,6 +14,7 @@ from iclora_train.adapters.algebra import (
 )
 from iclora_train.adapters.base_spec import shape_findings
 from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.ltx2_modules import CONNECTOR_BLOCKS
 from iclora_train.config import ConfigError, require
 
 
@@ -24,9 +25,20 @@ def linears_for(transformer: nn.Module, adapter: Adapter) -> dict[str, nn.Linear
     """
     linears = {name: module for name, module in transformer.named_modules() if isinstance(module, nn.Linear)}
     shapes = {name: (linear.out_features, linear.in_features) for name, linear in linears.items()}
+    require(
+        bool(adapter.video),
+        f"the adapter changes only the audio stream or the cross-attention between audio and video "
+        f"({len(adapter.audio)} linears, e.g. {next(iter(adapter.weights), 'none')}), which this program leaves out: "
+        "use it in ComfyUI or ltx-pipelines",
+    )
+    connector = next((name for name in adapter.video if CONNECTOR_BLOCKS in name), None)
+    require(
+        connector is None or connector in shapes,
+        f"the adapter changes {connector}, a linear of the text connectors, which are not adapted here: merge the "
+        "adapter into the base (`python -m iclora_train.adapters merge`)",
+    )
     for finding in shape_findings(adapter.video, shapes):
         raise ConfigError(finding)
-    require(bool(adapter.video), "the adapter changes only the audio stream, which is not used here")
     return {name: linears[name] for name in adapter.video}
 
 
@@ -35,7 +47,7 @@ def fuse(transformer: nn.Module, adapters: WeightedAdapters) -> int:
     """Add every adapter at its strength to the weights, in place: summed in fp32, rounded once to the weights' dtype.
 
     Returns the number of audio modules that were ignored. ConfigError, before any weight changes, for modules or shapes
-    that the base does not have and for adapters that cannot be combined.
+    that the base does not have and for adapters that cannot be combined; and for weights that become infinite.
     """
     combined_metadata(adapters)
     linears: dict[str, nn.Linear] = {}
@@ -44,5 +56,9 @@ def fuse(transformer: nn.Module, adapters: WeightedAdapters) -> int:
     for name, linear in linears.items():
         weight = linear.weight
         factors = ((a.to(weight.device), b.to(weight.device), s) for a, b, s in factors_of(adapters, name))
-        weight.copy_(weight.float() + weight_delta(factors))
+        changed = (weight.float() + weight_delta(factors)).to(weight.dtype)
+        require(
+            bool(changed.isfinite().all()), f"{name}: with the adapter the weights are too large for {weight.dtype}"
+        )
+        weight.copy_(changed)
     return len(changed_modules(adapters)) - len(linears)

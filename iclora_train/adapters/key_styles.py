@@ -1,6 +1,9 @@
 """Parse adapter keys of every style in use: the module and the LoRA factor that a key names.
 
 Everywhere in the project modules have the names of the official checkpoints. Only this file reads other names.
+Sources: ComfyUI (comfy/weight_adapter/lora.py, comfy/lora.py), diffusers (loaders/lora_conversion_utils.py),
+AkaneTendo25/musubi-tuner (ltx_2/convert_lora_to_comfy.py), SimpleTuner (helpers/training/lora_format.py), ai-toolkit
+(toolkit/network_mixins.py), LyCORIS (lycoris/modules).
 """
 
 from __future__ import annotations
@@ -10,23 +13,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
+from iclora_train.adapters.ltx2_modules import BLOCKS, CONNECTOR_BLOCKS, IN_A_BLOCK, TOP_LEVEL
 from iclora_train.ltx2.weights import key_names
 
 PREFIX = "diffusion_model."
 PEFT = "base_model.model."
-BLOCKS = "transformer_blocks."
 
 _OUR_KEY = re.compile(r"diffusion_model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-_ANY_KEY = re.compile(r"(?P<module>.+)\.(?P<factor>lora_A|lora_B|lora_down|lora_up)(\.default)?\.weight")
-_FACTORS = {"lora_A": "A", "lora_B": "B", "lora_down": "A", "lora_up": "B"}
-_PREFIXES = (PEFT, PREFIX, "transformer.")
-_KOHYA = "lora_unet_"
-_ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
-_LINEARS = ("to_q", "to_k", "to_v", "to_out.0", "to_gate_logits")
-_IN_A_BLOCK = (
-    *(f"{attention}.{linear}" for attention in _ATTENTIONS for linear in _LINEARS),
-    *(f"{ff}.{linear}" for ff in ("ff", "audio_ff") for linear in ("net.0.proj", "net.2")),
+_ANY_KEY = (
+    re.compile(  # `.default` is the name that peft gives an adapter; `.lora.down` and `_lora.down` are diffusers'
+        r"(?P<module>.+)[._](?P<factor>lora_A|lora_B|lora_down|lora_up|(?:lora|lora_linear_layer)\.(?:down|up))"
+        r"(?:(?:\.[\w-]+)?\.weight)?"
+    )
 )
+_ALPHAS = (".alpha", ".lora_alpha")
+_FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # dots of the module name became underscores
+_WRAPPERS = ("", "model_", "diffusion_model_", "model_diffusion_model_")  # before a module name with underscores
+_PREFIXES = (PEFT, PREFIX, "transformer.", "model.", "module.")
+_COMPILED = "_orig_mod."  # torch.compile's name for the module that it wraps
+_CONNECTORS = {  # diffusers and the flat keys of musubi-tuner -> official
+    "connectors.video_connector.transformer_blocks.": f"video_{CONNECTOR_BLOCKS}",
+    "connectors.audio_connector.transformer_blocks.": f"audio_{CONNECTOR_BLOCKS}",
+    "embeddings_connector.": "video_embeddings_connector.",
+}
 _AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_conversion_utils.py)
     "audio_proj_in": "audio_patchify_proj",
     "audio_time_embed": "audio_adaln_single",
@@ -35,6 +44,17 @@ _AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_con
     "av_cross_attn_video_a2v_gate": "av_ca_a2v_gate_adaln_single",
     "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
+}
+_OTHER_KINDS = {  # ending of a key -> kind of adapter; these are no products B A that are added to a weight
+    r"dora_scale|lora_magnitude_vector(\.[\w-]+)?(\.weight)?|magnitude": "DoRA",
+    r"lokr_\w+": "LoKr",
+    r"hada_\w+": "LoHa",
+    r"oft_\w+(\.\w+)?|boft_\w+|\w*oft_\w*metadata": "OFT",
+    r"[ab][12]\.weight": "GLoRA",
+    r"lora_mid\.weight": "LoCon with a Tucker core",
+    r"diff|diff_b|set_weight|reshape_weight": "full weight differences",
+    r"(lora_B|lora_up)(\.[\w-]+)?\.bias": "LoRA with biases",
+    r"on_input|vera_lambda_\w+|w_norm|b_norm": "IA3, VeRA or norms",
 }
 
 
@@ -56,25 +76,28 @@ def parse_our_key(key: str) -> AdapterKey | None:
 def parse_any_key(key: str, modules: Iterable[str] = ()) -> AdapterKey | None:
     """A key of any supported style; None if it has none of them.
 
-    modules: module names of the base, which resolve the underscores of kohya-style keys. Without them only the linears
-    of the blocks can be resolved.
+    modules: module names of the base, which resolve names whose dots became underscores. Without them the names of the
+    published LTX-2 models are used. A module that they do not have keeps its underscores.
     """
-    if key.endswith(".alpha"):
-        name, factor = key.removesuffix(".alpha"), "alpha"
+    alpha = next((ending for ending in _ALPHAS if key.endswith(ending)), None)
+    if alpha is not None:
+        name, factor = key.removesuffix(alpha), "alpha"
     else:
         match = _ANY_KEY.fullmatch(key)
         if match is None:
             return None
-        name, factor = match["module"], _FACTORS[match["factor"]]
-    if name.startswith(_KOHYA):
-        module = _from_kohya(name.removeprefix(_KOHYA), tuple(modules))
-        return None if module is None else AdapterKey(module, factor, _KOHYA)
-    style = ""
-    for prefix in _PREFIXES:
-        if name.startswith(prefix):
-            style += prefix
-            name = name.removeprefix(prefix)
-    return AdapterKey(_official(name), factor, style or "no prefix")
+        name, factor = match["module"], "A" if match["factor"].endswith(("A", "down")) else "B"
+    flat = next((prefix for prefix in _FLAT_PREFIXES if name.startswith(prefix)), None)
+    if flat is not None:
+        return AdapterKey(_from_flat(name.removeprefix(flat), tuple(modules)), factor, flat)
+    module, style = _without_prefixes(name)
+    return AdapterKey(official_name(module), factor, style or "no prefix")
+
+
+def other_kind(key: str) -> str | None:
+    """The kind of adapter of a key that is not of a plain LoRA, such as LoKr; None if the key is of no known kind."""
+    kinds = _OTHER_KINDS.items()
+    return next((kind for ending, kind in kinds if re.search(rf"(?:^|\.)(?:{ending})$", key)), None)
 
 
 def is_audio(module: str) -> bool:
@@ -82,22 +105,53 @@ def is_audio(module: str) -> bool:
     return key_names.classify_key(f"{key_names.MODEL_PREFIX}{module}.weight") is None
 
 
-def _official(module: str) -> str:
+def official_name(module: str) -> str:
     """The official name of a module, from its official or its diffusers name."""
+    for prefix, official in _CONNECTORS.items():
+        if module.startswith(prefix):
+            return official + module.removeprefix(prefix)
     top, dot, rest = module.partition(".")
     if top in _AUDIO_TOPS:
         return _AUDIO_TOPS[top] + dot + rest
-    official = key_names.official_from_diffusers(f"{module}.weight")
-    return module if official is None else official.removesuffix(".weight")
+    name = key_names.official_from_diffusers(f"{module}.weight")
+    return module if name is None else name.removesuffix(".weight")
 
 
-def _from_kohya(flat: str, modules: tuple[str, ...]) -> str | None:
-    """`transformer_blocks_0_attn1_to_out_0` -> `transformer_blocks.0.attn1.to_out.0`."""
+def _without_prefixes(name: str) -> tuple[str, str]:
+    """A module name without prefixes, in any order of them, and the prefixes."""
+    name, style = name.replace(_COMPILED, ""), ""
+    while True:
+        prefix = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
+        if prefix is None:
+            return name, style
+        name, style = name.removeprefix(prefix), style + prefix
+
+
+def _from_flat(flat: str, modules: tuple[str, ...]) -> str:
+    """`model_transformer_blocks_0_attn1_to_out_0` -> `transformer_blocks.0.attn1.to_out.0`."""
+    for wrapper in _WRAPPERS:
+        if flat.startswith(wrapper):
+            name = _resolved(flat.removeprefix(wrapper), modules)
+            if name is not None:
+                return name
+    return flat
+
+
+def _resolved(flat: str, modules: tuple[str, ...]) -> str | None:
+    """The module whose name has dots in place of some of the underscores; None if there is none."""
+    if flat.startswith("embeddings_connector_"):
+        flat = f"video_{flat}"
     if modules:
         return _by_flat_name(modules).get(flat)
-    match = re.fullmatch(r"transformer_blocks_(\d+)_(.+)", flat)
-    module = _by_flat_name(_IN_A_BLOCK).get(match[2]) if match else None
-    return None if match is None or module is None else f"{BLOCKS}{match[1]}.{module}"
+    blocks = re.fullmatch(
+        r"(transformer_blocks|(?:video|audio)_embeddings_connector_transformer_1d_blocks)_(\d{1,3})_(.+)", flat
+    )
+    if blocks is None:
+        return _by_flat_name(TOP_LEVEL).get(flat)
+    module = _by_flat_name(IN_A_BLOCK).get(blocks[3])
+    prefix = blocks[1].replace("connector_", "connector.") + "."
+    assert prefix in (BLOCKS, f"video_{CONNECTOR_BLOCKS}", f"audio_{CONNECTOR_BLOCKS}")
+    return None if module is None else f"{prefix}{blocks[2]}.{module}"
 
 
 @cache

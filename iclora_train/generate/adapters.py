@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from iclora_train.adapters import lora
 from iclora_train.adapters.algebra import combine
-from iclora_train.adapters.base_spec import require_same_base
-from iclora_train.adapters.convert import import_adapter
+from iclora_train.adapters.base_spec import BaseSpec, base_notes, require_same_base
+from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
+from iclora_train.adapters.metadata import declares_factor
 from iclora_train.config import Model, require
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.weights.safetensors_header import read_header
 
 
-def open_adapter(settings: GenerateSettings, base: BaseModel) -> Adapter:
+def open_adapter(settings: GenerateSettings, base: BaseModel, echo: Callable[[str], None]) -> Adapter:
     """Open all adapters and combine them, at their strengths, into one.
 
-    Its metadata has the reference factors and all triggers. ConfigError when a file does not exist, is not an adapter
-    or fits another base, and when the reference factors of the adapters differ.
+    Its metadata has the reference factors and all triggers. Official files declare neither their base nor a factor of
+    1: `echo` gets a line that says what is assumed. ConfigError when a file does not exist, is not an adapter or fits
+    another base, and when the reference factors of the adapters differ.
     """
+    paths = [Path(name).expanduser() for name in settings.adapter]
+    for path in paths:
+        require(path.is_file(), f"adapter={path} does not exist: give an adapter's .safetensors file")
+    spec = BaseSpec.open(settings.model.checkpoint)
+    metadata = [read_header(path).metadata for path in paths]
+    declaring = [path for path, entries in zip(paths, metadata, strict=True) if declares_factor(entries)]
     adapters = []
-    for name in settings.adapter:
-        path = Path(name).expanduser()
-        require(path.is_file(), f"adapter={name} does not exist: give an adapter's .safetensors file")
-        adapter = import_adapter(path)
+    for path, entries in zip(paths, metadata, strict=True):
+        factors = ReferenceFactors()
+        if path not in declaring:
+            factors = ReferenceFactors(reference=False) if declaring else ReferenceFactors(downscale=1)
+            kind = "a plain LoRA" if declaring else "an IC-LoRA whose reference has the size of the video"
+            echo(f"{path} declares no reference factor: it is used as {kind} (`convert --downscale` adds one)")
+        for note in base_notes(path, entries, spec):
+            echo(f"{path} {note}")
+        adapter = import_adapter(path, spec, factors)
         require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
         adapters.append(adapter)
     return combine(list(zip(adapters, settings.adapter_strength, strict=True)))

@@ -62,7 +62,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
         f"upsampler={path} is not a file: give the x2 upsampler's file",
     )
     base = open_base(settings.model)
-    adapter = open_adapter(settings, base)
+    adapter = open_adapter(settings, base, echo)
     inputs = Inputs.open(settings)
     rules = SizeRules.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if path else 1)
     shape, rounded = video_shape(settings, inputs.references[0], rules)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from iclora_train.config import ConfigError, Model, require
 from iclora_train.core.fingerprint import digest
+from iclora_train.core.safetensors_header import parse_object
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.load import load_transformer
 from iclora_train.ltx2.model.transformer import Transformer
@@ -104,7 +105,11 @@ class BaseModel:
         component = self.checkpoint.component("connectors")
         build = Connectors.from_diffusers if component.diffusers else Connectors.from_official
         connectors = build(component.config, LazyTensors(component), dtype, device, component.where)
-        source = json.loads(self.checkpoint.metadata.get("gemma_source_checkpoint", "{}"))
+        key = "gemma_source_checkpoint"
+        try:
+            source = parse_object(self.checkpoint.metadata.get(key, "{}"))
+        except ValueError as error:
+            raise ConfigError(f"{self.checkpoint.source}: {key} in its metadata is not JSON ({error})") from error
         return GemmaTextEncoder.open(path, self.version, connectors, dtype, source.get("gemma_version"), device)
 
     def _nano_text_encoder(self) -> NanoTextEncoder:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.config import ConfigError
+from iclora_train.core.safetensors_header import parse_object
 from iclora_train.ltx2.weights.safetensors_header import StoredTensor, read_header
 from iclora_train.ltx2.weights.versions import VERSIONS
 
@@ -148,7 +149,6 @@ class GemmaFiles:
 
 def _parsed(text: str, source: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_object(text)
+    except ValueError as error:
         raise ConfigError(f"the config in {source} is not JSON ({error}); fetch it again") from error
-    return config

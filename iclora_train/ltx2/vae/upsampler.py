@@ -6,7 +6,6 @@ The model is diffusers' class. The published files (`ltx-2-spatial-upscaler-x2-1
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from torch import Tensor, nn
 
 from iclora_train.config import ConfigError, require
+from iclora_train.core.safetensors_header import parse_object
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.ltx2.weights.assign import check_keys, shapes_of
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, read_header
@@ -73,7 +73,10 @@ class LatentUpsampler(nn.Module):
 
 def _arguments(header: Header, channels: int) -> dict[str, Any]:
     """Constructor arguments of diffusers' model. ConfigError unless the file upsamples latents with `channels` by 2."""
-    config = json.loads(header.metadata.get("config", "{}"))
+    try:
+        config = parse_object(header.metadata.get("config", "{}"))
+    except ValueError as error:
+        raise ConfigError(f"{header.file}: config in its metadata is not JSON ({error}); fetch it again") from error
     require(
         "post_upsample_res_blocks.0.conv1.weight" in header.tensors,
         f"{header.file} is not a latent upsampler; give e.g. ltx-2-spatial-upscaler-x2-1.0.safetensors",

@@ -6,7 +6,6 @@ official files that share the keys (nano), a diffusers folder. Nothing is ever u
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError
+from iclora_train.core.safetensors_header import parse_object
 from iclora_train.ltx2.weights import key_names
 from iclora_train.ltx2.weights.key_names import DIFFUSERS_CLASSES, SETTINGS
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
@@ -161,12 +161,9 @@ def _config(header: Header, components: set[str]) -> dict[str, Any]:
             )
         return {}
     try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_object(text)
+    except ValueError as error:
         raise ConfigError(f"{header.file}: config in its metadata is not JSON ({error}); fetch it again") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{header.file}: config in its metadata is not a JSON object; fetch it again")
-    return config
 
 
 def _diffusers_components(path: Path, target: str) -> dict[str, Component]:
@@ -185,8 +182,8 @@ def _diffusers_components(path: Path, target: str) -> dict[str, Component]:
 def _diffusers_component(folder: Path, component: str) -> Component:
     file = folder / "config.json"
     try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        config = parse_object(file.read_bytes())
+    except ValueError as error:
         raise ConfigError(f"{file} is not JSON ({error}); fetch it again") from error
     name = config.get("_class_name", DIFFUSERS_CLASSES[component])
     if name != DIFFUSERS_CLASSES[component]:

@@ -1,14 +1,11 @@
 """Safetensors files read by their headers: names, dtypes, shapes and byte ranges first, tensors one by one later.
 
-Format: 8 bytes with the length of the header, the header (JSON: dtype, shape and byte range of each tensor, and
-metadata of strings), then the bytes of the tensors (huggingface/safetensors).
+`core.safetensors_header` has the format.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +16,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError
+from iclora_train.core.safetensors_header import LARGEST_HEADER, parse_header
 from iclora_train.ltx2.weights import fp8_scales
 
 DTYPES = {  # the dtypes that can be read exactly
@@ -29,7 +27,13 @@ DTYPES = {  # the dtypes that can be read exactly
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
     "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
 }
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # first bytes of the files of torch.save
 _SAMPLE = 4096  # bytes hashed at the start and at the end of each tensor
 
 
@@ -47,6 +51,8 @@ class StoredTensor:
     def read(self) -> Tensor:
         """The tensor in newly allocated memory. (The safetensors library maps the whole file as private memory, which
         the system refuses for a file larger than the machine's memory.)"""
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"{self.file}: {self.key} is stored as {self.dtype}, which this program does not read")
         values = torch.empty(self.end - self.start, dtype=torch.uint8)
         left = values.numpy().data
         with self.file.open("rb", buffering=0) as stream:
@@ -71,27 +77,23 @@ class Header:
 def read_header(file: Path) -> Header:
     """Read a file's header. ConfigError if the file is not a safetensors file or if its end is missing."""
     try:
+        if not file.is_file():  # a pipe would block
+            raise FileNotFoundError("it does not exist" if not file.exists() else "it is not a file")
         size = file.stat().st_size
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            text = stream.read(length) if length <= size - 8 else b""
-        entries = json.loads(text)
-        metadata = entries.pop("__metadata__", None) or {}
-        data = 8 + length
-        tensors = {
-            key: StoredTensor(
-                file, key, entry["dtype"], tuple(entry["shape"]), *(data + offset for offset in entry["data_offsets"])
-            )
-            for key, entry in entries.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            start = stream.read(8)
+            length = int.from_bytes(start, "little")
+            if length > min(size - 8, LARGEST_HEADER):
+                pickled = start.startswith(_PICKLES)
+                raise ValueError("it is a pickle, which is never read" if pickled else f"a header of {length} bytes")
+            metadata, entries = parse_header(stream.read(length))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
-    for stored in tensors.values():
-        if (
-            stored.dtype in DTYPES
-            and math.prod(stored.shape) * DTYPES[stored.dtype].itemsize != stored.end - stored.start
-        ):
-            raise ConfigError(f"{file}: the size of {stored.key} contradicts its shape; fetch it again")
+    data = 8 + length
+    tensors = {
+        key: StoredTensor(file, key, entry.dtype, entry.shape, data + entry.start, data + entry.end)
+        for key, entry in entries.items()
+    }
     end = max((stored.end for stored in tensors.values()), default=data)
     if end > size:
         raise ConfigError(f"{file} is truncated: it has {size} of {end} bytes; fetch it again")
