@@ -69,8 +69,8 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
         value = metadata.get(key, "1")
         if _FACTOR.fullmatch(value) is None:
             findings.append(
-                f"metadata {key}={shortened(value, 40)} must be a whole number from 1 to 999: programs read other texts "
-                "in different ways; `convert` with --downscale or --temporal-scale sets it"
+                f"metadata {key}={shortened(value, 40)} must be a whole number from 1 to 999: programs read other "
+                "texts in different ways; `convert` with --downscale or --temporal-scale sets it"
             )
     for key in _ARCHITECTURES:
         value = metadata.get(key, "")

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _LARGEST_SIZE = 1 << 48  # a side of a shape, or an offset in bytes
@@ -88,7 +88,7 @@ def _is_surrogate(character: str) -> bool:
     return "\ud800" <= character <= "\udfff"
 
 
-def _are_sizes(values: Any) -> bool:
+def _are_sizes(values: object) -> TypeGuard[list[int]]:
     """Whether this is a short list of whole numbers from 0 on (JSON's true is not one)."""
     if not isinstance(values, list) or len(values) > _MOST_SIDES:
         return False
