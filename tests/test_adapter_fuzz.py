@@ -83,6 +83,12 @@ VALUES: list[Any] = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some thousand cards are written; none must survive a power failure."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def every_use(path: Path, spec: BaseSpec) -> None:
     """Everything that the commands do with the file of an adapter, up to reading a base."""
     uses: list[Callable[[], object]] = [
