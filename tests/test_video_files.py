@@ -106,6 +106,15 @@ def test_the_message_says_what_the_file_is_instead(data, reason, tmp_path):
         probe(path)
 
 
+@pytest.mark.parametrize(("suffix", "codec"), [("mkv", "ffv1"), ("webm", "libvpx-vp9"), ("flv", "libx264")])
+def test_a_file_that_ends_early_is_truncated(suffix, codec, tmp_path):
+    path = write_streams(tmp_path / f"a.{suffix}", (codec, 25, Disposition.default))
+    assert probe(path).frames == 25
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    with pytest.raises(ValueError, match=rf"a\.{suffix}: (truncated, the last|frame \d+ is damaged|damaged)"):
+        probe(path)
+
+
 def test_names_are_not_parsed(tmp_path):
     original = write_clip(tmp_path / "a.mp4", 5)
     names = ["file:b.mp4", "a|b.mp4", "take %03d.mp4", "clip [b].mp4", "-i.mp4", "a?b#c.mp4", "no suffix"]

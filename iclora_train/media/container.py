@@ -103,7 +103,7 @@ def decode(file: Path | io.BytesIO) -> Iterator[av.VideoFrame]:
                         raise ValueError(f"{name}: frame {count} is damaged; {RE_ENCODE}")
                     count += 1
                     yield frame
-            missing = _missing_seconds(stream, end)
+            missing = _missing_seconds(container, stream, end)
         except av.FFmpegError as error:
             problem = f"damaged after frame {count}" if count else "cannot be read as a video"
             raise ValueError(f"{name}: {problem} ({error.strerror}); {RE_ENCODE}") from error
@@ -129,9 +129,27 @@ def read_rate(path: Path) -> Fraction | None:
         return video_stream(container, str(path)).average_rate or None
 
 
-def _missing_seconds(stream: av.VideoStream, end: int) -> float:
+def _missing_seconds(container: av.container.InputContainer, stream: av.VideoStream, end: int) -> float:
     """Seconds from the last packet's end (`end`, in ticks) to the end by the header; 0 if shorter than two frames."""
-    if not stream.duration or not stream.time_base or not stream.average_rate:
+    declared = _declared_end(container, stream)
+    if declared is None or not stream.time_base or not stream.average_rate:
         return 0.0
-    missing = float((stream.duration + (stream.start_time or 0) - end) * stream.time_base)
+    missing = float(declared - end * stream.time_base)
     return missing if missing > 2 / float(stream.average_rate) else 0.0
+
+
+def _declared_end(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
+    """Seconds at which the video ends by the header, None if it does not say so.
+
+    Matroska, WebM and flv declare the length of the whole file. FFmpeg and mkvmerge add a tag with the length of each
+    stream to Matroska; another program may have copied it from a longer file.
+    """
+    if stream.duration and stream.time_base:
+        return (stream.duration + (stream.start_time or 0)) * stream.time_base
+    if not container.duration:
+        return None
+    whole = Fraction(container.duration, av.time_base)
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "").strip())
+    if tag is None:
+        return whole if len(container.streams) == 1 else None
+    return min(whole, 3600 * int(tag[1]) + 60 * int(tag[2]) + Fraction(tag[3]))
