@@ -50,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     workflow = commands.add_parser("workflow", help="write the ComfyUI workflow into the adapter's folder")
     workflow.add_argument("file", type=Path)
     workflow.add_argument("--size", help="width x height x frames, e.g. 960x544x121; by default the adapter's own")
-    workflow.add_argument("--fps", type=float, help="frames per second; by default the adapter's own")
+    workflow.add_argument("--fps", type=float, help="frames per second; by default the reference clip's")
     return top
 
 
