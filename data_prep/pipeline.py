@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from data_prep.checks import CheckLog, require_no_failure
 from data_prep.checks.dataset import (
@@ -223,7 +223,7 @@ def show_selection(report: dict[str, Any]) -> None:
     console = make_console()
     console.print(table)
     if report["dropped"]:
-        dropped = Table("clip", "reason", title="dropped")
+        dropped = Table(*(Column(name, overflow="fold") for name in ("clip", "reason")), title="dropped")
         for clip in report["dropped"]:
             dropped.add_row(clip["clip"], clip["reason"])
         console.print(dropped)
