@@ -8,16 +8,19 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.makers import build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference
-from eval.metrics import frame_indices
 from iclora_train.config import Data
+from iclora_train.core.types import Geometry
+from iclora_train.diffusion.reference import append_reference, target_tokens
+from iclora_train.generate.input_media import InputMedia
 from iclora_train.media.clip import ClipInfo, probe, read_clip
-from iclora_train.media.frame_times import FrameTimes, exact_rate, temporal_subsample
+from iclora_train.media.frame_times import FrameTimes, exact_rate, simultaneous_frames, temporal_subsample
 from tests.clips import moving
 
 FILM, NTSC, NTSC_60 = Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)
@@ -86,7 +89,7 @@ def test_a_clip_of_the_asked_rate_and_length_keeps_every_frame(fps, suffix, tmp_
 @pytest.mark.parametrize("offset", [0, 0.37, 0.81])
 def test_rounded_times_lose_no_frame(fps, time_base, offset):
     """Times are rounded to the container's ticks, or to milliseconds and then copied to another container."""
-    for length in range(9, 202, 8):
+    for length in (9, 17, 49, 97, 121, 201):
         exact = [i / RATES[fps] / time_base + Fraction(offset) for i in range(length)]
         copied = [round(i / RATES[fps] * 1000 + Fraction(offset)) * MILLISECOND / time_base for i in range(length)]
         for stamps in ([int(t) for t in exact], [round(t) for t in exact], [round(t) for t in copied]):
@@ -259,4 +262,24 @@ def test_a_reference_has_the_target_frames_of_its_positions():
         frames, window, build_maker("given", {}), SourceVideo(Path()), [0], ReferenceScale(temporal_scale=4)
     )
     assert (reference == crop_window(frames, window)[[0, 1, 5]]).all()
-    assert frame_indices(9, 3).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+    assert simultaneous_frames(9, 3).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_the_positions_of_a_reference_begin_with_its_frames(factor):
+    """Latent frame k holds pixel frames 8 k - 7 to 8 k; its position begins at the target time of the first of them."""
+    geometry = Geometry(channels=4, spatial=32, temporal=8)
+    target = target_tokens(torch.zeros(1, 4, 2 * factor + 1, 1, 1), torch.ones(1), geometry, 24.0)
+    tokens = append_reference(target, torch.zeros(1, 4, 3, 1, 1), temporal_scale=factor)
+    starts = tokens.position[0, 0, -3:, 0] * 24
+    numbers = temporal_subsample(np.arange(16 * factor + 1), factor)
+    assert starts.round().tolist() == numbers[[0, 1, 9]].tolist()
+
+
+def test_a_variable_reference_is_shown_at_its_times(tmp_path):
+    reference = InputMedia.open("reference", str(write(tmp_path / "a.mkv", len(PAUSE), ticks=PAUSE)))
+    assert reference.fps == 30
+    numbers = reference.frame_numbers(30)
+    assert len(numbers) == 3.5 * 30 + 75
+    assert numbers[:60].tolist() == list(range(60))
+    assert numbers[-75:].tolist() == list(range(60, 135))

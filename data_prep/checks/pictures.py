@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from iclora_train.core.types import Pair
+from iclora_train.media.frame_times import simultaneous_frames
 
 TILES, MAX_HEIGHT, MAX_WIDTH = 6, 96, 192  # frames per row, and their limits in pixels
 QUALITY = 80  # of the JPEG
@@ -32,7 +33,7 @@ def pair_picture(pair: Pair) -> bytes:
     rows = []
     numbers = sorted({round(i) for i in np.linspace(0, len(pair.target) - 1, TILES)})
     for clip in (*pair.references, pair.target):
-        indices = [round(i * (len(clip) - 1) / max(len(pair.target) - 1, 1)) for i in numbers]
+        indices = simultaneous_frames(len(pair.target), len(clip))[numbers]
         rows.append(np.hstack([_tile(clip[i], pair.target.shape[1:3]) for i in indices]))
     return encode_jpeg(np.vstack(rows))
 

@@ -4,7 +4,7 @@ Conventions: 8-bit values, no border is cropped, the value of a clip is the mean
 track points, counts are pooled over frames). docs/evaluation.md defines every metric; `suite` lists them by task.
 """
 
-from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotRun, frame_indices
+from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotRun
 from eval.metrics.diversity import difference, dissimilarity, diversity
 from eval.metrics.motion import offset
 from eval.metrics.region import change, edited_region
@@ -23,6 +23,5 @@ __all__ = [
     "dissimilarity",
     "diversity",
     "edited_region",
-    "frame_indices",
     "offset",
 ]

@@ -58,15 +58,6 @@ def framewise(key: str, per_frame: Values | Sequence[float]) -> Measurement:
     return Measurement({key: float(series.mean())}, {key: series.tolist()})
 
 
-def frame_indices(count: int, length: int) -> NDArray[np.int64]:
-    """For each of `count` output frames, the index of the frame shown at that time in a reference of `length` frames.
-
-    With a temporal factor S the reference has the output's frames 0, 1, 1 + S, ... (`temporal_subsample`).
-    """
-    factor = max((count - 1) // max(length - 1, 1), 1)
-    return np.minimum((np.arange(count) + factor - 1) // factor, length - 1)
-
-
 class CachedClip:
     """A clip with the derived pictures that several metrics share; each is computed once."""
 

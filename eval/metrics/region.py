@@ -17,12 +17,12 @@ from eval.metrics.base import (
     Metric,
     MetricGroup,
     Values,
-    frame_indices,
 )
 from eval.metrics.edges import f1_of
 from eval.metrics.picture import SSIM_WINDOW, decibel, ssim_map
 from iclora_train.config import Task
 from iclora_train.data.reference_kinds import MASK_COLOUR
+from iclora_train.media.frame_times import simultaneous_frames
 
 EDIT_LEVELS = 16  # a pixel of a given pair counts as edited if one channel differs by this many levels
 MEDIAN_SIZE = 5  # pixels: side of the median filter that removes isolated pixels from the edited region
@@ -36,7 +36,7 @@ def edited_region(task: Task, target: Clip, reference: Clip) -> Mask | None:
     pixels that differ by EDIT_LEVELS or more, which is the whole picture if the edit is global. None for other makers.
     """
     frames, height, width = target.shape[:3]
-    indices = frame_indices(frames, len(reference))
+    indices = simultaneous_frames(frames, len(reference))
     if task.maker in PAINTED:
         colour = np.array(task.maker_args.get("colour", MASK_COLOUR), np.uint8)
         region = (reference == colour).all(-1)[indices]

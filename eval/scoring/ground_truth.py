@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from eval.clips.windows import HeldOut
-from eval.metrics import Clip, GroundTruth, edited_region, frame_indices
+from eval.metrics import Clip, GroundTruth, edited_region
 from iclora_train.config import Task
+from iclora_train.media.frame_times import simultaneous_frames
 
 MIN_CACHED = 8  # windows whose ground truth always stays in memory: the windows of a batch and their partners
 CACHE_BYTES = 2**30  # more windows are cached up to this total size
@@ -44,7 +45,7 @@ class GroundTruths:
 def fit_to_shape(clip: Clip, shape: tuple[int, ...]) -> Clip:
     """A clip resized (bicubic) to height and width of `shape` (F,H,W,3), with frames repeated to its frame count."""
     frames, height, width = shape[:3]
-    indices = frame_indices(frames, len(clip))
+    indices = simultaneous_frames(frames, len(clip))
     if clip.shape[1:3] == (height, width):
         return clip[indices]
     resized = [cv2.resize(clip[i], (width, height), interpolation=cv2.INTER_CUBIC) for i in indices]

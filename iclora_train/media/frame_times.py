@@ -134,6 +134,15 @@ def temporal_subsample(frames: np.ndarray, factor: int) -> np.ndarray:
     return frames if factor == 1 else np.concatenate([frames[:1], frames[1::factor]])
 
 
+def simultaneous_frames(frames: int, length: int) -> np.ndarray:
+    """For each frame (F,) of a target the frame of its reference, of `length` frames, that is shown at that time.
+
+    The inverse of `temporal_subsample`; the temporal factor is (F - 1) / (length - 1).
+    """
+    factor = max((frames - 1) // max(length - 1, 1), 1)
+    return np.minimum((np.arange(frames) + factor - 1) // factor, length - 1)
+
+
 def _equal_as_shown(rate: Fraction, fps: float) -> bool:
     """Whether a rate and a number agree when both are rounded to SHOWN_DECIMALS."""
     return abs(float(rate) - fps) <= 0.5 * 10**-SHOWN_DECIMALS
