@@ -257,6 +257,7 @@ def test_the_guide_gets_the_pixels_that_training_saw(factor: int) -> None:
         ({"reference_downscale_factor": "9" * 5000}, "must be a whole number from 1 to 999"),
         ({"size": "large"}, "the size is unknown"),
         ({"reference_temporal_scale_factor": "2"}, "ComfyUI's nodes do not support reference_temporal_scale_factor"),
+        ({"adapter_kind": "lora"}, "takes no reference"),
         ({"base_model_family": "nano"}, "ComfyUI cannot run nano 2.3"),
         ({"base_model_version": "3.0"}, "ComfyUI cannot run ltx 3.0"),
     ],

@@ -151,7 +151,7 @@ def _use(adapter: Adapter) -> list[str]:
     smaller = f"{factor} times smaller than the output clip in width and height (factor {factor})"
     rows = [
         ("trigger", f"start the prompt with {_code(trigger)}" if trigger else "none"),
-        ("reference", same_size if factor == 1 else smaller),
+        ("reference", "none" if not adapter.in_context else same_size if factor == 1 else smaller),
     ]
     if adapter.temporal_scale != 1:
         rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
@@ -196,6 +196,11 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
             f"The base model{_base(metadata).removeprefix(' for')} is part of iclora_train; other programs cannot load "
             "it. Evaluate the adapter with:",
             f"```bash\npython -m eval conf={task} adapter={file}\n```",
+        ]
+    if not adapter.in_context:
+        return [
+            "The adapter takes no reference: every workflow and pipeline for the base model can load it. **ComfyUI**: "
+            "`LoraLoaderModelOnly`. **ltx-pipelines**: `--lora`. **diffusers**: `pipe.load_lora_weights`."
         ]
     stem, prompt = Path(name).stem, f"{shown(metadata.get('trigger'), _LONGEST)} ...".strip()
     comfyui = (

@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iclora_train.adapters.comfyui_nodes import Value
-from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, TEMPORAL, VERSION, factor, metadata_findings, shown
+from iclora_train.adapters.metadata import (
+    DOWNSCALE,
+    FAMILY,
+    KIND,
+    PLAIN,
+    TEMPORAL,
+    VERSION,
+    factor,
+    metadata_findings,
+    shown,
+)
 from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.ltx2.weights.versions import VERSIONS, ComfyUIFiles
@@ -69,6 +79,8 @@ class WorkflowSettings:
                 f"{path}: ComfyUI cannot run {shown(metadata.get(FAMILY)) or 'an undeclared base'} "
                 f"{shown(metadata.get(VERSION))}, only the published LTX models"
             )
+        if metadata.get(KIND) == PLAIN:
+            raise ConfigError(f"{path}: the adapter takes no reference; any workflow of the base model can load it")
         if metadata.get(TEMPORAL, "1") != "1":
             raise ConfigError(
                 f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
