@@ -31,6 +31,7 @@ RUN = [
     "validation.sigmas=[0.5]",
     "sample.steps=2",
     "logger=csv",
+    "export_dtype=fp32",  # as version 0.1
 ]
 
 

@@ -79,6 +79,8 @@ def test_a_run_writes_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert adapter.metadata["task"] == "deblur"
     assert adapter.metadata["base_fingerprint"] == base.fingerprint
     assert (adapter.downscale, adapter.metadata["rank"], adapter.metadata["steps"]) == (1, "4", "6")
+    assert {a.dtype for a, _ in adapter.weights.values()} == {torch.bfloat16}
+    assert 0 < float(adapter.metadata["rounding_error"]) < 0.01
     table = rows(folder)
     assert [row["step"] for row in table] == ["0", "1", "2", "3", "4", "5", "6"]
     assert [row["step"] for row in table if row["val_swapped_0.5"]] == ["0", "3", "6"]
@@ -322,10 +324,13 @@ def test_shards_of_another_base_are_refused(tiny: list[str], tmp_path: Path) -> 
 
 
 def test_bf16_keeps_the_adapter_in_fp32(tiny: list[str], tmp_path: Path) -> None:
-    result = train(tmp_path, tiny, "model.precision=bf16", "trainer.max_steps=2")
+    result = train(tmp_path, tiny, "model.precision=bf16", "trainer.max_steps=2", "export_dtype=fp32")
     assert (result.code, result.err) == (0, "")
-    weights = lora.read(tmp_path / "runs/run/adapter.safetensors").weights
-    assert {a.dtype for a, _ in weights.values()} == {torch.float32}
+    adapter = lora.read(tmp_path / "runs/run/adapter.safetensors")
+    assert "rounding_error" not in adapter.metadata
+    for a, b in adapter.weights.values():
+        assert a.dtype == b.dtype == torch.float32
+        assert not torch.equal(a, a.bfloat16().float())  # not only the dtype: the values have more than 8 bits
 
 
 # --- parts of a training step ---

@@ -43,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     combine = commands.add_parser("combine", help="write one adapter that equals the weighted sum of several")
     _adapters(combine)
     combine.add_argument("--rank", type=int, help="recompress to this rank; the default is exact")
+    _dtype(combine)
     combine.add_argument("out", type=Path)
     card = commands.add_parser("card", help="write the model card and the ComfyUI workflow into the adapter's folder")
     card.add_argument("file", type=Path)
@@ -59,7 +60,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("out", type=Path)
     command.add_argument("--base", help=_BASE)
     _factors(command)
-    command.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16")
+    _dtype(command)
 
 
 def _extract(command: argparse.ArgumentParser) -> None:
@@ -70,12 +71,18 @@ def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument("--task", default="extracted", help="task name for the file's metadata")
     command.add_argument("--seed", type=int, default=0)
     _factors(command)
+    _dtype(command)
 
 
 def _adapters(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--adapter", nargs=2, action="append", required=True, metavar=("FILE", "STRENGTH"), help=_ADAPTER
     )
+
+
+def _dtype(command: argparse.ArgumentParser) -> None:
+    help = "dtype of the file; fp32 avoids rounding and takes twice the room"
+    command.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help=help)
 
 
 def _factors(command: argparse.ArgumentParser) -> None:

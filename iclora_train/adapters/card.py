@@ -13,7 +13,7 @@ from iclora_train.adapters import comfyui_json
 from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.file import Adapter, read
-from iclora_train.adapters.metadata import FAMILY, TEMPORAL, VERSION, clip_size, shown
+from iclora_train.adapters.metadata import FAMILY, ROUNDING, TEMPORAL, VERSION, clip_size, shown
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.ltx2.weights.versions import VERSIONS, Version
@@ -28,6 +28,7 @@ _TRAINING_ROWS = {  # metadata key -> row of the card
     "batch_size": "clips per step",
     "clips": "training windows",
     "config_hash": "settings (hash)",
+    ROUNDING: "change of B A by rounding to bf16 (relative)",
     "combined": "combined from (adapter:strength)",
 }
 

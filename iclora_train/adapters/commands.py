@@ -17,13 +17,13 @@ from iclora_train.adapters import merge_files as merges
 from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
-from iclora_train.adapters.file import Adapter, read, save
+from iclora_train.adapters.file import Adapter, read
+from iclora_train.adapters.precision import save_rounded
 from iclora_train.config import require
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 
 _SHOWN = 10  # findings printed per file
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def check(args: argparse.Namespace) -> int:
@@ -41,6 +41,14 @@ def check(args: argparse.Namespace) -> int:
             print(describe(path, adapter))
             _print_notes(path, adapter, base)
     return 2 if count else 0
+
+
+def _save(args: argparse.Namespace, adapter: Adapter) -> None:
+    """Write the adapter as --dtype says, and print what the file holds and what rounding changed."""
+    error = save_rounded(args.out, adapter, args.dtype)
+    print(describe(args.out, adapter))
+    if error:
+        print(f"rounding to {args.dtype} changes B A by {error:.2%}; --dtype fp32 keeps it, in a file twice as large")
 
 
 def _print_notes(path: Path, adapter: Adapter, base: BaseSpec | None) -> None:
@@ -62,8 +70,7 @@ def convert(args: argparse.Namespace) -> int:
     """Read an adapter of any style and write it in our format."""
     base = None if args.base is None else BaseSpec.open(args.base)
     adapter = import_adapter(args.file, base, _factors(args))
-    save(args.out, adapter, _DTYPES[args.dtype])
-    print(describe(args.out, adapter))
+    _save(args, adapter)
     return 0
 
 
@@ -81,9 +88,8 @@ def extract(args: argparse.Namespace) -> int:
     generator = torch.Generator(default_device()).manual_seed(args.seed)
     with progress_bar("extracting", None) as bar:
         result = extracts.extract(args.base, args.merged, args.rank, _factors(args), args.task, generator, bar.update)
-    save(args.out, result.adapter)
     least = min(result.energy, key=lambda name: result.energy[name])
-    print(describe(args.out, result.adapter))
+    _save(args, result.adapter)
     print(
         f"the adapter holds {result.total:.2%} of the difference's energy; least in {least}: {result.energy[least]:.2%}"
     )
@@ -97,8 +103,7 @@ def combine(args: argparse.Namespace) -> int:
     """Combine several adapters into one."""
     require(args.rank is None or args.rank >= 1, f"--rank {args.rank} must be at least 1")
     adapter = algebra.combine(_adapters(args), args.rank)
-    save(args.out, adapter)
-    print(describe(args.out, adapter))
+    _save(args, adapter)
     return 0
 
 

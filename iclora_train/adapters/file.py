@@ -177,11 +177,16 @@ def adapter_findings(weights: Mapping[str, tuple[Tensor, Tensor]]) -> Iterator[s
 
 
 def save(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float32) -> None:
-    """Write the file atomically, then read it back and compare the tensors."""
+    """Write the file atomically, then read it back and compare the tensors. ConfigError if a value is not finite."""
     tensors = {}
     for name, (a, b) in sorted(adapter.weights.items()):
         tensors[f"{PREFIX}{name}.lora_A.weight"] = a.to(dtype).cpu().contiguous()
         tensors[f"{PREFIX}{name}.lora_B.weight"] = b.to(dtype).cpu().contiguous()
+    infinite = next((key for key, tensor in tensors.items() if not tensor.isfinite().all()), None)
+    if infinite is not None:
+        raise ConfigError(
+            f"{path} is not written: {infinite} would be infinite or NaN in {dtype}; use smaller strengths"
+        )
     with write_atomic(path) as file:
         file.write(_sorted_header(serialize(tensors, {"format": "pt", **adapter.metadata})))
     written = read(path)

@@ -210,6 +210,10 @@ class Config:
     adapter: str | None = None  # eval: the adapter to evaluate; null: the run's own; none: the base without adapter
     videos: str | None = None  # eval: a folder of clips by another program, evaluated instead of an adapter
     seed: int = 0
+    export_dtype: str = "bf16"  # of the adapter file, as official ones; fp32: exact and twice as large
+
+    def __post_init__(self) -> None:
+        one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
 
 
 def to_config(composed: DictConfig) -> Config:

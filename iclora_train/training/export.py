@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from iclora_train.adapters import card, lora
+from iclora_train.adapters.precision import save_rounded
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
@@ -47,7 +48,8 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         metadata["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():
         weights = lora.adapter_weights(module.transformer)
-    lora.save(path, lora.Adapter(weights, {key: str(value) for key, value in metadata.items()}))
+    adapter = lora.Adapter(weights, {key: str(value) for key, value in metadata.items()})
+    save_rounded(path, adapter, config.export_dtype)
     card.write_card(path)
 
 
