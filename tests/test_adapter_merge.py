@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
+from typing import IO
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from iclora_train.adapters import merge_files
 from iclora_train.adapters.algebra import combine, recompress, truncated_svd, weight_delta
 from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.convert import ReferenceFactors
 from iclora_train.adapters.extract import extract
 from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.fuse import fuse
 from iclora_train.adapters.merge_files import merge
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import BaseModel
@@ -149,6 +153,41 @@ def test_an_invalid_merge_is_refused(tmp_path: Path, official: Path, spec: BaseS
     with pytest.raises(ConfigError, match="exists: choose another name"):
         merge(str(official), [(good, 1.0)], out)
     assert out.read_text() == "precious"
+
+
+@pytest.mark.parametrize(("fp8", "value"), [(False, 3e38), (False, torch.inf), (True, 3e38)])
+def test_a_merge_that_would_be_infinite_writes_nothing(tmp_path: Path, spec: BaseSpec, fp8: bool, value: float) -> None:
+    source = write_checkpoint(tmp_path / "base", "2.3", fp8=fp8)
+    a, b = adapter_for(spec, VIDEO[:1]).weights[VIDEO[0]]
+    huge = Adapter({VIDEO[0]: (torch.full_like(a, value), torch.full_like(b, value))}, LTX)
+    with pytest.raises(ConfigError, match=r"attn1.to_q.weight would be infinite or NaN.*its strength, is too large"):
+        merge(str(source), [(huge, 1.0)], tmp_path / "out.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+    transformer = BaseModel.open(str(source)).transformer()
+    with pytest.raises(ConfigError, match=r"attn1\.to_q: with the adapter the weights are too large"):
+        fuse(transformer, [(huge, 1.0)])
+
+
+def test_a_merged_folder_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a full disk or a kill the same command works: no half folder is in its way."""
+    base = str(write_tiny_base(tmp_path / "base"))
+    adapter, out = adapter_for(BaseSpec.open(base), VIDEO), tmp_path / "out"
+    with monkeypatch.context() as full:
+        full.setattr(merge_files, "_write", full_disk)
+        with pytest.raises(ConfigError, match=r"the disk is full: make room in .* and run the same command again"):
+            merge(base, [(adapter, 1.0)], out)
+    assert {path.name for path in tmp_path.iterdir()} == {"base"}
+    killed = tmp_path / "out.tmp"  # a killed run leaves this folder
+    killed.mkdir()
+    (killed / "half.safetensors").write_text("half")
+    merge(base, [(adapter, 1.0)], out)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "out"}
+    assert {path.name for path in out.iterdir()} == {path.name for path in Path(base).glob("*.safetensors")}
+
+
+def full_disk(stream: IO[bytes], *_: object) -> None:
+    stream.write(b"some bytes")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_merged_adapter_can_be_extracted(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ multiplied by its scale, changed, and stored with a new scale. All other tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -17,7 +19,7 @@ from torch import Tensor
 from iclora_train.adapters.algebra import WeightedAdapters, changed_modules, combined_metadata, factors_of, weight_delta
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, model_tensors, open_checkpoint, weight_findings
 from iclora_train.config import ConfigError, require
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import DiskFullError, write_atomic
 from iclora_train.ltx2.weights import fp8_scales
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.safetensors_header import DTYPES, Component, StoredTensor, read_header
@@ -32,8 +34,8 @@ def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advan
     Returns the number of changed linears.
 
     W + strength * B A is computed in fp32 and rounded once. `out` is a file if the base is one, and a folder if the
-    base is a folder of official files. ConfigError for adapters of another base, for a diffusers folder, and if `out`
-    exists.
+    base is a folder of official files. Either is complete or absent. ConfigError for adapters of another base, for a
+    diffusers folder, if `out` exists, and if a changed weight is not finite.
     """
     base = BaseSpec.open(checkpoint)
     combined_metadata(adapters)
@@ -50,12 +52,33 @@ def merge(checkpoint: str, adapters: WeightedAdapters, out: Path, advance: Advan
     files = sorted(opened.source.glob("*.safetensors")) if opened.source.is_dir() else [opened.source]
     require(set(model.files) <= set(files), f"{opened.source}: give the transformer's own file, {model.files[0]}")
     total, done = sum(file.stat().st_size for file in files), 0
-    for file in files:
-        path = out / file.name if opened.source.is_dir() else out
-        with write_atomic(path) as stream:
-            _write(stream, file, model, adapters, partial(_advance, advance, done, total))
-        done += file.stat().st_size
+    with _complete_or_absent(out, is_folder=opened.source.is_dir()) as target:
+        for file in files:
+            with write_atomic(target / file.name if opened.source.is_dir() else target) as stream:
+                _write(stream, file, model, adapters, partial(_advance, advance, done, total))
+            done += file.stat().st_size
     return len(changed_modules(adapters))
+
+
+@contextlib.contextmanager
+def _complete_or_absent(out: Path, is_folder: bool) -> Iterator[Path]:
+    """The path to write to. A folder gets its name when all of its files are complete; a killed run leaves only
+    `out`.tmp, which the next run replaces."""
+    target = out.with_name(out.name + ".tmp") if is_folder else out
+    try:
+        if is_folder:
+            shutil.rmtree(target, ignore_errors=True)
+        yield target
+        if is_folder:
+            target.rename(out)
+    except DiskFullError as error:
+        raise DiskFullError(
+            f"{out} could not be written, the disk is full: make room in {out.parent}, or choose another folder, and "
+            "run the same command again"
+        ) from error
+    finally:
+        if is_folder:
+            shutil.rmtree(target, ignore_errors=True)
 
 
 def _advance(advance: Advance, before: int, total: int, done: int) -> None:
@@ -89,9 +112,13 @@ def _merged(model: Component, module: str, adapters: WeightedAdapters) -> tuple[
     """
     name = f"{module}.weight"
     values = model.tensor(name).float() + weight_delta(factors_of(adapters, module))
-    if model.stored[name].dtype not in fp8_scales.FP8:
+    dtype = DTYPES[model.stored[name].dtype]
+    fp8 = model.stored[name].dtype in fp8_scales.FP8
+    if not (values if fp8 else values.to(dtype)).isfinite().all():
+        raise ConfigError(f"{name} would be infinite or NaN in {dtype}: the adapter, or its strength, is too large")
+    if not fp8:
         return values, torch.ones(())
-    largest = torch.finfo(DTYPES[model.stored[name].dtype]).max
+    largest = torch.finfo(dtype).max
     least = torch.finfo(torch.float32).tiny  # for a weight that is all zero
     scale = (values.abs().max() / largest).clamp(min=least).to(DTYPES[model.scales[name].dtype]).float()
     return (values / scale).clamp(-largest, largest), scale
