@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 from data_prep import pipeline
+from data_prep.clips.clip_list import list_clips
+from data_prep.clips.windows import Window, heldout_windows, train_windows
+from data_prep.select_clips import select_clips
 from iclora_train.core.fingerprint import content_settings
 from iclora_train.data.shards import ShardError, ShardSet
 from tests.prep import config_of, write_clips
@@ -74,3 +77,18 @@ def test_shards_with_other_reference_frames_are_refused(tmp_path: Path, base: Pa
     with pytest.raises(ShardError, match=r"task\.reference_frames: None -> 0, 1, 1 \+ S"):
         ShardSet.open(root / "latents").require_settings(config)
     assert "reference_frames" not in content_settings(config_of(tmp_path, clips, base))["task"]
+
+
+def test_windows_of_constant_clips_are_those_of_version_0_1() -> None:
+    """Old and new shards of one data set have the same windows; only rounding at NTSC rates and ties has changed."""
+    old = Path(__file__).parent / "version_0_1"
+    shards = ShardSet.open(old / "shards/pairs")
+    recorded = [shards.read_pair(number).record["window"] for number in range(len(shards))]
+    settings = ("data.train_windows=12", "data.heldout_windows=3")
+    config = config_of(old / "shards", old / "clips/list.csv", old / "base", *settings)
+    usable, dropped = select_clips(list_clips(config.data.clips, config.data.heldout_fraction), config)
+    by_split = {split: [clip for clip in usable if clip.clip.split == split] for split in ("train", "val", "heldout")}
+    windows = train_windows(by_split["train"], config.data)
+    windows += [window for split in ("val", "heldout") for window in heldout_windows(by_split[split], config.data)]
+    assert not dropped
+    assert {window.key: window for window in map(Window.from_record, recorded)} == {w.key: w for w in windows}
