@@ -260,6 +260,7 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
         ({"frames": 6}, r"frames=6 is not 4k\+1 \(use 5 or 9\)"),
         ({"frames": 0}, "frames=0 must be at least 1"),
         ({"fps": 0.0}, "fps=0.0 must be above 0"),
+        ({"fps": float("inf")}, "fps=inf must be above 0 and at most 1000"),
         ({"attention_strength": [1, 0.5]}, r"attention_strength=\[1, 0.5\] has 2 numbers, and reference has 1"),
         ({"attention_strength": 1.5}, r"attention_strength=.*1.5.* must lie in \[0, 1\]"),
         ({"reference_strength": "much"}, "reference_strength=much must be a number"),

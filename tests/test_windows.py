@@ -78,7 +78,8 @@ def test_fps_selects_the_nearest_frame_by_time():
     [
         (info(4), {}, "4 frames are fewer than data.frames=5"),
         (info(40), {"fps": 2.0}, "4 of 40 frames at 2 fps are fewer"),
-        (info(40, fps=0.0003), {}, "3333.33 seconds between two frames are too many: set data.fps"),
+        (info(40, fps=0.0003), {}, "0.0003 frames a second are not the rate of a video: set data.fps"),
+        (info(40, fps=90000), {}, "90000 frames a second are not the rate of a video"),
         (
             info(40, fps=22),
             {"fps": 24.0, "frames": 17},

@@ -11,7 +11,7 @@ from data_prep.clips.clip_list import Clip
 from iclora_train.config import Data
 from iclora_train.media.clip import ClipInfo
 
-MIN_RATE = 1  # frames per second; clips below it are slide shows
+MIN_RATE, MAX_RATE = 1, 1000  # frames per second, from a slide show to wrong timestamps
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +77,8 @@ class ProbedClip:
     def _reason_not_to_fit(self, data: Data) -> str | None:
         """Why the clip has no window of this size, or None if it has."""
         info = self.info
-        if data.fps is None and info.frames > 1 and info.times.rate < MIN_RATE:
-            return f"{1 / info.fps:g} seconds between two frames are too many: set data.fps, or remove the clip"
+        if data.fps is None and info.frames > 1 and not MIN_RATE <= info.times.rate <= MAX_RATE:
+            return f"{info.fps:g} frames a second are not the rate of a video: set data.fps, or remove the clip"
         longest = max(last - first for first, last in self.scenes(data.fps))
         if longest < data.frames:
             return self._reason_for_length(longest, data)

@@ -124,7 +124,8 @@ class Data:
     def __post_init__(self) -> None:
         for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")
-        require(self.fps is None or self.fps > 0, f"data.fps={self.fps} must be above 0, or null for the clip's own")
+        bounds = "must be above 0 and at most 1000, or null for the clip's own"
+        require(self.fps is None or 0 < self.fps <= 1000, f"data.fps={self.fps} {bounds}")
         require(0 < self.heldout_fraction < 1, f"data.heldout_fraction={self.heldout_fraction} must lie in (0, 1)")
         require(self.zoom >= 1, f"data.zoom={self.zoom} must be at least 1 (1 switches it off)")
         require(self.seed >= 0, f"data.seed={self.seed} must be 0 or more")

@@ -62,7 +62,8 @@ class GenerateSettings:
         for key in ("width", "height", "frames"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the reference's")
-        require(self.fps is None or self.fps > 0, f"fps={self.fps} must be above 0, or null for the reference's")
+        bounds = "must be above 0 and at most 1000, or null for the reference's"
+        require(self.fps is None or 0 < self.fps <= 1000, f"fps={self.fps} {bounds}")
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
         self.adapter, self.reference = _paths("adapter", self.adapter), _paths("reference", self.reference)
         self.adapter_strength = _numbers("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))
