@@ -19,11 +19,7 @@ from iclora_train.config.hydra_app import run_with_config, run_with_schema
 def _prepare(config: Config) -> None:
     from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are checked)
 
-    try:
-        print(f"prepared: {prepare(config)}")
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues with the finished shards", file=sys.stderr)
-        raise SystemExit(130) from None
+    print(f"prepared: {prepare(config)}")
 
 
 def _verify(composed: DictConfig) -> None:
@@ -44,9 +40,9 @@ def main() -> None:
     """Console script `iclora-prep`."""
     if sys.argv[1:2] == ["verify"]:
         del sys.argv[1]
-        run_with_schema("prep", _verify)
+        run_with_schema("prep", _verify, "nothing was changed")
     else:
-        run_with_config("prep", _prepare)
+        run_with_config("prep", _prepare, "the same command continues with the finished shards")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from data_prep.makers import build_maker
 from data_prep.select_clips import ids_without_caption, select_clips
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
+from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import content_settings, digest, plain
@@ -171,7 +172,7 @@ def _network_digests(args: object) -> dict[str, str]:
     if not isinstance(args, dict):
         return {}
     model = args.get("model")
-    digests = {model: _content_digest(Path(model).expanduser())} if isinstance(model, str) else {}
+    digests = {model: _content_digest(user_path(model))} if isinstance(model, str) else {}
     return digests | {path: value for arg in args.values() for path, value in _network_digests(arg).items()}
 
 

@@ -17,7 +17,7 @@ def _evaluate(config: Config) -> None:
 
 def main() -> None:
     """Console script `iclora-eval`."""
-    run_with_config("eval", _evaluate)
+    run_with_config("eval", _evaluate, "the same command continues with the finished clips")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -26,6 +25,8 @@ from eval.scores import write
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, signed_rank
 from iclora_train.config import ConfigError, require
+from iclora_train.config.endings import one_line_ending
+from iclora_train.config.paths import user_path
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import differences
 
@@ -170,21 +171,18 @@ def table(comparison: Mapping[str, Any], a: Path, b: Path) -> Table:
 def main() -> None:
     """`python -m eval.compare`."""
     parser = argparse.ArgumentParser(prog="eval.compare", description=(__doc__ or "").split(":", 1)[1].strip())
-    parser.add_argument("a", type=Path, metavar="A", help="scores.json, or a folder that contains one")
-    parser.add_argument("b", type=Path, metavar="B", help="the same, for B")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the comparison to FILE")
-    arguments = parser.parse_args()
-    try:
+    parser.add_argument("a", type=user_path, metavar="A", help="scores.json, or a folder that contains one")
+    parser.add_argument("b", type=user_path, metavar="B", help="the same, for B")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the comparison to FILE")
+    with one_line_ending("nothing was written"):
+        arguments = parser.parse_args()
         comparison = compare(load(arguments.a), load(arguments.b))
         if arguments.json is not None:
             write(arguments.json, comparison)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    console = make_console()
-    console.print(table(comparison, arguments.a, arguments.b))
-    for note in comparison["notes"]:
-        console.print(f"also different: {note}", soft_wrap=True, highlight=False)
+        console = make_console()
+        console.print(table(comparison, arguments.a, arguments.b))
+        for note in comparison["notes"]:
+            console.print(f"also different: {note}", soft_wrap=True, highlight=False)
     raise SystemExit(int(comparison["worse"]))
 
 

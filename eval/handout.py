@@ -83,7 +83,7 @@ def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
 
 def main() -> None:
     """`python -m eval.handout`."""
-    run_with_config("eval", lambda config: print(write_handout(config)))
+    run_with_config("eval", lambda config: print(write_handout(config)), "the same command starts again")
 
 
 if __name__ == "__main__":

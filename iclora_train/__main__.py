@@ -17,7 +17,7 @@ def _train(config: Config) -> None:
 
 def main() -> None:
     """Console script `iclora-train`."""
-    run_with_config("train", _train)
+    run_with_config("train", _train, "the same command continues from the last checkpoint")
 
 
 if __name__ == "__main__":

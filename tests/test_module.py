@@ -16,7 +16,8 @@ from iclora_train.data.batch import collate
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import MetricsRecorder
-from iclora_train.training.lightning_module import ICLoRA, optimizer_settings
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.optimizer import optimizer_settings
 from iclora_train.training.step_metrics import DivergedError
 from tests.processes import single_process_group
 from tests.tiny import composed, write_tiny_base

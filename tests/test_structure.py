@@ -50,8 +50,9 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "wandb": ("iclora_train/core/wandb_run.py",),
     "hydra": (
         "iclora_train/config/hydra_app.py",
-        "iclora_train/training/lightning_module.py",
-    ),  # the latter: `instantiate` for the optimizer
+        "iclora_train/config/command_line.py",
+        "iclora_train/config/trust.py",
+    ),
     "decord": ("iclora_train/media/shard_clip.py",),
     "av": ("iclora_train/media/",),
     "webdataset": ("iclora_train/data/shards.py",),

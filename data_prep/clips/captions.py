@@ -12,6 +12,7 @@ import numpy as np
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.text_files import read_text
 from iclora_train.config import Config
+from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import exclusive, sha256, write_atomic
 from iclora_train.core.progress import progress_bar
 from iclora_train.data.prompts import fill_template, with_trigger
@@ -42,7 +43,7 @@ def add_missing_captions(clips: list[Clip], config: Config) -> list[Clip]:
         return clips
     from data_prep.clips.captioner import Captioner  # noqa: PLC0415 (transformers takes seconds to import, and few runs need it)
 
-    captioner = Captioner.open(Path(config.data.captioner).expanduser())
+    captioner = Captioner.open(user_path(config.data.captioner))
     folder = Path(config.data.root) / f"captions-{captioner.identity[:8]}"
     files = {clip.id: folder / f"{clip.id}-{sha256(clip.path)[:8]}.txt" for clip in missing}
     pending = [clip for clip in missing if not files[clip.id].exists()]

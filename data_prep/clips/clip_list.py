@@ -15,6 +15,7 @@ from data_prep.clips.folders import files_below, files_matching, split_pattern
 from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, read_rows
 from data_prep.clips.text_files import caption_beside
 from iclora_train.config import require
+from iclora_train.config.paths import user_path
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
 VIDEOS = (
@@ -58,7 +59,7 @@ def list_clips(clips: str, heldout_fraction: float, images: bool = False, column
 
     images: whether folders and patterns also yield images. columns: the columns of a list that data.prompt names.
     """
-    path = SAMPLES if clips == "samples" else Path(os.path.expanduser(clips))
+    path = SAMPLES if clips == "samples" else user_path(clips)
     kinds = VIDEOS + IMAGES if images else VIDEOS
     if os.path.isdir(path):
         listed = _clips_in(path, files_below(path), kinds)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from eval.metrics import colour, edges, motion, picture, region
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
@@ -19,6 +18,7 @@ from eval.metrics.pose import METRICS as POSE_METRICS
 from eval.metrics.pose import pose_metrics
 from eval.metrics.tracks import track_metrics, trails
 from iclora_train.config import Task
+from iclora_train.config.paths import user_path
 from iclora_train.signals import blazepose
 from iclora_train.signals.depth_picture import depth_to_grey
 from iclora_train.signals.edges import CannyEdges, ContourEdges
@@ -159,12 +159,12 @@ def _tracks(task: Task) -> TaskMetrics:
 
 def _depth(task: Task) -> TaskMetrics:
     model = task.maker_args.get("model")
-    if model is None or not (Path(model).expanduser() / "config.json").is_file():
+    if model is None or not (user_path(model) / "config.json").is_file():
         reason = f"no weights: task.maker_args.model={model} is not the folder of a depth network"
         return _edges_instead_of(DEPTH_METRICS, f"{reason}; conf/conf/depth.yaml says how to get one")
     from iclora_train.signals.depth_network import load  # noqa: PLC0415  (transformers is slow to import)
 
-    network, percentiles = load(Path(model).expanduser()), task.maker_args.get("range", (1.0, 99.0))
+    network, percentiles = load(user_path(model)), task.maker_args.get("range", (1.0, 99.0))
 
     def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         return depth_to_grey(network.nearness(output.clip), percentiles)[0]

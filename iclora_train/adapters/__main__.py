@@ -8,11 +8,10 @@ if __name__ == "__main__":
     protect_imports()
 
 import argparse
-import sys
-from pathlib import Path
 from typing import NoReturn
 
-from iclora_train.config import ConfigError
+from iclora_train.config.endings import one_line_ending
+from iclora_train.config.paths import user_path
 
 _BASE = "file or folder of the base model, or nano"
 _ADAPTER = "adapter file and strength; repeat for several adapters"
@@ -33,31 +32,31 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("convert", help="convert to the format that ComfyUI, ltx-pipelines and diffusers load")
     )
     check = commands.add_parser("check", help="list all problems of adapter files; exit code 2 if there are any")
-    check.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    check.add_argument("files", type=user_path, nargs="+", metavar="FILE")
     check.add_argument("--base", help=_BASE)
     merge = commands.add_parser("merge", help="write a base model with adapters added into its weights")
     merge.add_argument("base", help=_BASE)
     _adapters(merge)
-    merge.add_argument("out", type=Path)
+    merge.add_argument("out", type=user_path)
     _extract(commands.add_parser("extract", help="write the adapter between a base and a changed copy of it"))
     combine = commands.add_parser("combine", help="write one adapter that equals the weighted sum of several")
     _adapters(combine)
     combine.add_argument("--rank", type=int, help="recompress to this rank; the default is exact")
     _dtype(combine)
-    combine.add_argument("out", type=Path)
+    combine.add_argument("out", type=user_path)
     card = commands.add_parser("card", help="write the model card and the ComfyUI workflow into the adapter's folder")
-    card.add_argument("file", type=Path)
-    card.add_argument("--scores", type=Path, help="scores.json of `python -m eval`")
+    card.add_argument("file", type=user_path)
+    card.add_argument("--scores", type=user_path, help="scores.json of `python -m eval`")
     workflow = commands.add_parser("workflow", help="write the ComfyUI workflow into the adapter's folder")
-    workflow.add_argument("file", type=Path)
+    workflow.add_argument("file", type=user_path)
     workflow.add_argument("--size", help="width x height x frames, e.g. 960x544x121; by default the adapter's own")
     workflow.add_argument("--fps", type=float, help="frames per second; by default the reference clip's")
     return top
 
 
 def _convert(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", type=Path)
-    command.add_argument("out", type=Path)
+    command.add_argument("file", type=user_path)
+    command.add_argument("out", type=user_path)
     command.add_argument("--base", help=_BASE)
     _factors(command)
     _dtype(command)
@@ -66,7 +65,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
 def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument("base", help=_BASE)
     command.add_argument("merged", help="the merged or fine-tuned copy of the base")
-    command.add_argument("out", type=Path)
+    command.add_argument("out", type=user_path)
     command.add_argument("--rank", type=int, default=32)
     command.add_argument("--task", default="extracted", help="task name for the file's metadata")
     command.add_argument("--seed", type=int, default=0)
@@ -92,15 +91,12 @@ def _factors(command: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command. A wrong file or setting gives one line on stderr and exit code 2."""
-    args = parser().parse_args(arguments)
-    from iclora_train.adapters import commands  # noqa: PLC0415 (imports torch; only after the arguments are parsed)
+    """Run one command. It ends as `one_line_ending` describes."""
+    with one_line_ending("files that were not finished were not written"):
+        args = parser().parse_args(arguments)
+        from iclora_train.adapters import commands  # noqa: PLC0415 (imports torch; only after the arguments are parsed)
 
-    try:
         code = getattr(commands, args.command)(args)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
     raise SystemExit(code)
 
 

@@ -14,6 +14,7 @@ from iclora_train.adapters.key_styles import is_audio
 from iclora_train.adapters.ltx2_modules import BLOCKS, model_of
 from iclora_train.adapters.metadata import FAMILY, FINGERPRINT, VERSION, shown
 from iclora_train.config import ConfigError
+from iclora_train.config.paths import user_path
 from iclora_train.ltx2.base_model import EMBEDDED, BaseModel
 from iclora_train.ltx2.weights.key_names import MODEL_PREFIX
 from iclora_train.ltx2.weights.model_files import Checkpoint
@@ -58,7 +59,7 @@ class BaseSpec:
 
 def open_checkpoint(checkpoint: str) -> Checkpoint:
     """The headers of the base at a path, or of an embedded base by name; only the transformer is required."""
-    return Checkpoint.open(EMBEDDED.get(checkpoint, Path(checkpoint).expanduser()))
+    return Checkpoint.open(EMBEDDED.get(checkpoint, user_path(checkpoint)))
 
 
 def model_tensors(checkpoint: Checkpoint) -> Component:

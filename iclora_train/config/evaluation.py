@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from iclora_train.config.errors import one_of, require
+from iclora_train.config.paths import expand_home
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Eval:
     after_training: bool = True  # run the evaluation at the end of training
 
     def __post_init__(self) -> None:
+        self.against = None if self.against is None else expand_home(self.against)
         require(self.windows >= 2, f"eval.windows={self.windows} must be at least 2 (an interval needs clips)")
         require(len(self.seeds) >= 1, "eval.seeds is empty: give at least one seed")
         require(

@@ -1,4 +1,4 @@
-"""The only module that uses Hydra to start commands: compose conf/ with the command line, one-line errors.
+"""Start a command with Hydra: compose conf/ with the command line and explain what is wrong with it.
 
 `data_prep`, `iclora_train` and `eval` start with `run_with_config`; a command with its own settings class starts with
 `run_with_schema`. Slow modules are not imported, so that --help answers at once.
@@ -6,17 +6,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
@@ -24,8 +27,11 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from iclora_train.config.command_line import as_typed
+from iclora_train.config.endings import TerminatedError, one_line_ending
 from iclora_train.config.errors import ConfigError
 from iclora_train.config.settings import RENAMED_KEYS, Config, to_config
+from iclora_train.config.trust import refuse_code
 
 
 def conf_dir() -> Path:
@@ -49,35 +55,58 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def run_with_config(config_name: str, function: Callable[[Config], None]) -> None:
+def run_with_config(config_name: str, function: Callable[[Config], None], resume: str) -> None:
     """Compose conf/<config_name>.yaml with the command line, check it, and call `function` (see `run_with_schema`)."""
-    run_with_schema(config_name, lambda composed: function(to_config(composed)))
+    run_with_schema(config_name, lambda composed: function(to_config(composed)), resume)
 
 
-def run_with_schema(config_name: str, function: Callable[[DictConfig], None], schema: type = Config) -> None:
+def run_with_schema(
+    config_name: str, function: Callable[[DictConfig], None], resume: str, schema: type = Config
+) -> None:
     """Compose conf/<config_name>.yaml and the command line over `schema`, and call `function` (once per sweep job).
 
-    A wrong setting, found here or raised as ConfigError by `function`, gives one line on stderr and exit code 2.
+    An error or a signal ends the command as `one_line_ending` describes, with `resume` after an interruption.
     """
     register_schema(schema)
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with many sizes
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
 
     def job(composed: DictConfig) -> None:
-        try:
+        # Hydra prints exceptions that leave a job, so this one ends the command first.
+        with one_line_ending(resume, lambda: _folder_settings(composed)), _hydra_errors_explained():
             function(composed)
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            _refuse(error)
 
-    try:
+    with one_line_ending(resume), _hydra_errors_explained():
+        sys.argv[1:] = as_typed(sys.argv[1:], schema, _groups())
+        refuse_code(config_name, conf_dir(), sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+
+
+def _groups() -> list[str]:
+    return [path.name for path in conf_dir().iterdir() if path.is_dir()]
+
+
+def _folder_settings(composed: DictConfig) -> dict[str, str]:
+    """The settings that choose where files are written, by their folder."""
+    folders = {}
+    for key in ("runs_dir", "data.root", "cache"):
+        with contextlib.suppress(OmegaConfBaseException):
+            if isinstance(folder := OmegaConf.select(composed, key), str):
+                folders[folder] = f"{key}=<folder>"
+    return folders
+
+
+@contextlib.contextmanager
+def _hydra_errors_explained() -> Iterator[None]:
+    """Raise errors of Hydra, OmegaConf and YAML as ConfigError."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException) as error:
-        _refuse(error)
-
-
-def _refuse(error: Exception) -> None:
-    print(f"error: {explain_error(error)}", file=sys.stderr)
-    raise SystemExit(2)
+        raise ConfigError(explain_error(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(_explain_yaml_error(error)) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"a settings file (*.yaml) is not UTF-8 text ({error}): save it as UTF-8") from error
 
 
 def explain_error(error: Exception) -> str:
@@ -102,6 +131,14 @@ def explain_error(error: Exception) -> str:
     return " ".join(" ".join(parts).split())
 
 
+def _explain_yaml_error(error: yaml.YAMLError) -> str:
+    """The file and line of a syntax error, and the problem."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return f"a settings file is not YAML: {' '.join(str(error).split())}"
+    mark = error.problem_mark
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: this is not YAML, {error.problem}"
+
+
 def run_module(command: str, *more: str) -> None:
     """Run another command of the project with this command's overrides; if it fails, exit with its exit code.
 
@@ -112,9 +149,26 @@ def run_module(command: str, *more: str) -> None:
     reading, writing = os.pipe()  # only this process holds the writing end
     try:
         arguments = [sys.executable, "-P", str(starter), command, str(reading), *overrides(), *more]
-        process = subprocess.run(arguments, check=False, pass_fds=[reading])
+        code = _wait(subprocess.Popen(arguments, pass_fds=[reading]))
     finally:
         os.close(reading)
         os.close(writing)
-    if process.returncode:
-        raise SystemExit(process.returncode)
+    if code < 0:
+        print(f"error: python -m {command} was ended by {signal.Signals(-code).name}", file=sys.stderr)
+        code = 128 - code
+    if code:
+        raise SystemExit(code)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a child. A signal to this process ends the child first, which then prints the line about it."""
+    try:
+        return process.wait()
+    except KeyboardInterrupt as interrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # A terminal sends Ctrl-C to the child, too. `kill` sends a signal to this process only.
+            process.wait(0 if isinstance(interrupt, TerminatedError) else 2)
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+        raise SystemExit(getattr(interrupt, "exit_code", 128 + signal.SIGINT)) from None

@@ -16,6 +16,7 @@ from iclora_train.config.checks import Checks
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
+from iclora_train.config.paths import expand_home
 
 # Settings that had another name in earlier versions. An old name is an error that names the new one
 # (`hydra_app.explain_error`).
@@ -122,6 +123,7 @@ class Data:
     workers: int = 0  # processes that load batches ahead, or prepare data
 
     def __post_init__(self) -> None:
+        self.root = expand_home(self.root)
         for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")
         bounds = "must be above 0 and at most 1000, or null for the clip's own"
@@ -215,6 +217,9 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
+        self.runs_dir = expand_home(self.runs_dir)
+        self.adapter = None if self.adapter is None else expand_home(self.adapter)
+        self.videos = None if self.videos is None else expand_home(self.videos)
 
 
 def to_config(composed: DictConfig) -> Config:

@@ -20,7 +20,7 @@ def _generate(composed: DictConfig) -> None:
 
 def main() -> None:
     """Console script `iclora-generate`."""
-    run_with_schema("generate", _generate, GenerateSettings)
+    run_with_schema("generate", _generate, "no video was written", GenerateSettings)
 
 
 if __name__ == "__main__":

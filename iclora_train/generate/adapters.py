@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -15,6 +14,7 @@ from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.fuse import fuse
 from iclora_train.adapters.metadata import declares_factor
 from iclora_train.config import Model, require
+from iclora_train.config.paths import user_path
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer
@@ -29,7 +29,7 @@ def open_adapter(settings: GenerateSettings, base: BaseModel, echo: Callable[[st
     1: `echo` gets a line that says what is assumed. ConfigError when a file does not exist, is not an adapter or fits
     another base, and when the reference factors of the adapters differ.
     """
-    paths = [Path(name).expanduser() for name in settings.adapter]
+    paths = [user_path(name) for name in settings.adapter]
     for path in paths:
         require(path.is_file(), f"adapter={path} does not exist: give an adapter's .safetensors file")
     spec = BaseSpec.open(settings.model.checkpoint)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from iclora_train.config import ConfigError, require
+from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.media.clip import probe, read_clip
@@ -37,7 +38,7 @@ class InputMedia:
     @classmethod
     def open(cls, key: str, name: str) -> InputMedia:
         """Read sizes and times; a video is decoded once. ConfigError names the setting, the path and the remedy."""
-        path = Path(name).expanduser()
+        path = user_path(name)
         require(path.exists(), f"{key}={name} does not exist: give a video, a folder of frames, or an image")
         try:
             if not path.is_dir() and path.suffix.lower() not in IMAGES:

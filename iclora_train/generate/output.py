@@ -13,6 +13,7 @@ import numpy as np
 
 from iclora_train import __version__
 from iclora_train.config import require
+from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.types import VideoShape
 from iclora_train.generate.inputs import Inputs
@@ -58,7 +59,7 @@ def generation_record(
         "shape": asdict(shape),
         "sigmas": [list(levels) for levels in sigmas],
         "base": {"family": base.family, "version": base.version, "fingerprint": base.fingerprint},
-        "adapters": {path: sha256(Path(path).expanduser()) for path in settings.adapter},
+        "adapters": {path: sha256(user_path(path)) for path in settings.adapter},
         "inputs": {str(media.path): media.sha256() for media in inputs.media},
         "device": device,
         "version": __version__,

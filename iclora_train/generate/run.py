@@ -14,6 +14,7 @@ from torch import Tensor
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.paths import user_path
 from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
 from iclora_train.core.progress import progress_bar, status
@@ -58,7 +59,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
     refuse_existing(settings)
     path = settings.upsampler
     require(
-        path is None or Path(path).expanduser().is_file(),
+        path is None or user_path(path).is_file(),
         f"upsampler={path} is not a file: give the x2 upsampler's file",
     )
     base = open_base(settings.model)
@@ -131,7 +132,7 @@ def read_text_features(
     settings: GenerateSettings, base: BaseModel, prompt: str, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Features (1,T,D) of the prompt and of the negative prompt. Features in the cache are not encoded again."""
-    cache = TextFeatures(Path(settings.cache).expanduser(), base)
+    cache = TextFeatures(user_path(settings.cache), base)
     prompts = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
     cache.encode_missing(prompts, device)
     features = [cache.read(caption)[None].to(device) for caption in prompts]

@@ -9,6 +9,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
+from iclora_train.config.command_line import TEXT_OR_LIST
+from iclora_train.config.paths import expand_home
 from iclora_train.config.settings import RENAMED_KEYS
 
 # Sections that only training reads; conf= and model= may set them too.
@@ -20,11 +22,12 @@ EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "o
 class GenerateSettings:
     """Settings of one video. Where a list is allowed, a single value applies to all items. A path is a string."""
 
-    adapter: Any = MISSING
+    adapter: Any = field(default=MISSING, metadata=TEXT_OR_LIST)
     adapter_strength: Any = 1.0
-    reference: Any = MISSING  # videos, folders of frames, or images
+    reference: Any = field(default=MISSING, metadata=TEXT_OR_LIST)  # videos, folders of frames, or images
     attention_strength: Any = 1.0  # of each reference, in [0, 1]
-    attention_mask: Any = None  # of each reference: an image, a video or a folder of frames; white is 1
+    # of each reference: an image, a video or a folder of frames; white is 1
+    attention_mask: Any = field(default=None, metadata=TEXT_OR_LIST)
     reference_strength: Any = 1.0  # of each reference, in [0, 1]; 1: clean
     between: str = "comfyui"  # whether references attend to one another (docs/generate.md)
     blend: str = "comfyui"  # meaning of 0 < reference_strength < 1 (docs/generate.md)
@@ -64,6 +67,8 @@ class GenerateSettings:
             require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the reference's")
         bounds = "must be above 0 and at most 1000, or null for the reference's"
         require(self.fps is None or 0 < self.fps <= 1000, f"fps={self.fps} {bounds}")
+        self.out = expand_home(self.out)
+        self.frames_out = None if self.frames_out is None else expand_home(self.frames_out)
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
         self.adapter, self.reference = _paths("adapter", self.adapter), _paths("reference", self.reference)
         self.adapter_strength = _numbers("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from iclora_train.config import ConfigError, Model, require
+from iclora_train.config.paths import user_path
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.safetensors_header import parse_object
 from iclora_train.core.types import Geometry
@@ -59,7 +60,7 @@ class BaseModel:
 
         vae, connectors, text_encoder: paths of components that are not at `checkpoint` (settings `model.*`).
         """
-        path = EMBEDDED.get(checkpoint, Path(checkpoint).expanduser())
+        path = EMBEDDED.get(checkpoint, user_path(checkpoint))
         if not path.exists():
             raise ConfigError(
                 f"model.checkpoint={checkpoint!r} is neither a file, a folder, nor an embedded base "
@@ -151,7 +152,7 @@ class BaseModel:
 
 
 def _path(name: str | None) -> Path | None:
-    return None if name is None else Path(name).expanduser()
+    return None if name is None else user_path(name)
 
 
 def _holds_projection(text_encoder: Path) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from iclora_train.config.paths import user_path
 from iclora_train.signals import blazepose, rtmpose
 from iclora_train.signals.pose_tracking import Track, fill_gaps, smooth_points, track_people
 from iclora_train.signals.skeleton import FROM_BLAZEPOSE, FROM_COCO, draw_skeletons, to_openpose
@@ -52,7 +52,7 @@ class PoseReader:
 
     def _points(self, frames: np.ndarray, track: Track) -> np.ndarray:
         """A person's skeleton (F,18,3) as x, y, confidence; all 0 in frames without the person."""
-        network = rtmpose.load(Path(self.model).expanduser()) if self.model else None
+        network = rtmpose.load(user_path(self.model)) if self.model else None
         result = np.zeros((len(frames), 18, 3))
         for number, body in track.items():
             if network is None:

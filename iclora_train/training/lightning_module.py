@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
-from hydra.utils import instantiate
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -16,13 +15,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train.adapters import lora
-from iclora_train.config import Config, Optim, require
+from iclora_train.config import Config, Optim
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.loss import ClipLosses, training_losses
 from iclora_train.diffusion.training_inputs import draw_random, step_generator
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
+from iclora_train.training.optimizer import create_optimizer
 from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, Row
 
 
@@ -78,11 +78,7 @@ class ICLoRA(LightningModule):
 
     def optimizer(self) -> Optimizer:
         """A new optimizer of optim.optimizer for the adapter's parameters."""
-        optim = self.config.optim.optimizer
-        require("_target_" in optim, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
-        settings = optimizer_settings(optim, self.adapter[0].device)
-        optimizer: Optimizer = instantiate(settings, self.adapter, _convert_="all")
-        return optimizer
+        return create_optimizer(self.config.optim.optimizer, self.adapter)
 
     def optimizer_step(
         self,
@@ -147,13 +143,6 @@ class ICLoRA(LightningModule):
         gathered = self.all_gather(values)
         assert isinstance(gathered, Tensor)
         return gathered
-
-
-def optimizer_settings(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Settings of the optimizer. AdamW on a GPU is fused (one kernel) unless the settings select an implementation."""
-    has_implementation = bool({"fused", "foreach", "capturable", "differentiable"} & optim.keys())
-    adamw = optim["_target_"] in ("torch.optim.AdamW", "torch.optim.adamw.AdamW")
-    return {**optim, "fused": True} if adamw and device.type == "cuda" and not has_implementation else optim
 
 
 def lr_factor(step: int, optim: Optim, max_steps: int) -> float:

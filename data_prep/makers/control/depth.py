@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +11,7 @@ from data_prep.makers.base import Maker, Params, SourceWindow, check_number, che
 from data_prep.makers.colour_space import luma
 from data_prep.makers.control.depth_files import VALUES, read_nearness
 from iclora_train.config import one_of, require
+from iclora_train.config.paths import user_path
 from iclora_train.signals.depth_picture import depth_to_grey
 from iclora_train.signals.optical_flow import dis_flow, warp_by_flow
 
@@ -41,14 +41,14 @@ class Depth(Maker):
         check_number("steady", self.steady, 0, 0.95)
         require(self.model is not None, f"task.maker_args.model is not set: {REMEDY}; or use control.depth_given")
         assert self.model is not None
-        exists = (Path(self.model).expanduser() / "config.json").is_file()
+        exists = (user_path(self.model) / "config.json").is_file()
         require(exists, f"task.maker_args.model={self.model} holds no config.json: {REMEDY}")
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         from iclora_train.signals.depth_network import load  # noqa: PLC0415  (transformers is slow to import)
 
         assert self.model is not None
-        nearness = load(Path(self.model).expanduser()).nearness(frames)  # (F,H,W)
+        nearness = load(user_path(self.model)).nearness(frames)  # (F,H,W)
         return depth_reference(stabilise(nearness, frames, self.steady) if self.steady else nearness, self.range)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from data_prep.makers.base import Maker, Params, SourceWindow, check_number, register
 from iclora_train.config import require
+from iclora_train.config.paths import user_path
 from iclora_train.signals import blazepose, rtmpose
 from iclora_train.signals.pose import PoseReader
 
@@ -30,7 +30,7 @@ class Pose(PoseReader, Maker):
         check_number("thickness", self.thickness, 0.1, 10)
         blazepose.require_installed()
         if self.model is not None:
-            rtmpose.require_usable(Path(self.model).expanduser())
+            rtmpose.require_usable(user_path(self.model))
 
     @property
     def margin(self) -> int:

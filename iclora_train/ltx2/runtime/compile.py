@@ -7,10 +7,10 @@ version.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import torch
 
+from iclora_train.config.paths import user_path
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
@@ -39,7 +39,7 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     from iclora_train.ltx2.runtime.combo_kernels import enable_combo_kernels  # noqa: PLC0415
     from iclora_train.ltx2.runtime.save_policy import SavePolicy  # noqa: PLC0415
 
-    os.environ.setdefault(_CACHE, str(Path("~/.cache/iclora_train/compiled").expanduser()))
+    os.environ.setdefault(_CACHE, str(user_path("~/.cache/iclora_train/compiled")))
     torch._dynamo.config.recompile_limit = MAX_COMPILATIONS
     torch._dynamo.config.optimize_ddp = False  # else the buckets of DistributedDataParallel split a block's graph
     torch._functorch.config.activation_memory_budget = activation_budget

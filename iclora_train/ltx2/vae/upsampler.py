@@ -14,6 +14,7 @@ from diffusers.pipelines.ltx2.latent_upsampler import LTX2LatentUpsamplerModel
 from torch import Tensor, nn
 
 from iclora_train.config import ConfigError, require
+from iclora_train.config.paths import user_path
 from iclora_train.core.safetensors_header import parse_object
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.ltx2.weights.assign import check_keys, shapes_of
@@ -55,7 +56,7 @@ class LatentUpsampler(nn.Module):
 
         ConfigError for another kind of file, another scale, or the upsampler of another VAE.
         """
-        header = read_header(Path(path).expanduser())
+        header = read_header(user_path(path))
         arguments = _arguments(header, vae.channels)
         with torch.device("meta"):
             model = LTX2LatentUpsamplerModel(**arguments)

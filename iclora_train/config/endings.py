@@ -1,0 +1,148 @@
+"""How a command ends: one line and an exit code, whatever stopped it.
+
+    a wrong setting or file (ConfigError)              error: ...                              2
+    no permission, full disk, too many open files ...  error: ... with the setting to change   2
+    Ctrl-C (SIGINT)                                    interrupted: ...                        130
+    SIGTERM, SIGHUP                                    terminated: ...                         143, 129
+    the reader of the output has ended (`| head`)      no line                                 141
+
+All commands run inside `one_line_ending`. No torch import.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import getpass
+import io
+import locale
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from iclora_train.config.errors import ConfigError
+
+Remedies = dict[str, str]  # folder -> what to set, e.g. {"runs": "runs_dir=<folder>"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM or SIGHUP. All code that ends cleanly at Ctrl-C ends in the same way at these signals."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def one_line_ending(resume: str, remedies: Callable[[], Remedies] = dict) -> Iterator[None]:
+    """Run a command: errors and signals end it with one line on stderr and an exit code (see the module).
+
+    resume: the end of the line after a signal, e.g. `the same command continues from the last checkpoint`. remedies:
+    the settings that choose folders, asked when a file cannot be written.
+    """
+    _prepare_process()
+    with _signals_raise():
+        try:
+            yield
+        except ConfigError as error:
+            _end(f"error: {error}", 2)
+        except BrokenPipeError:
+            _end(None, 128 + signal.SIGPIPE)
+        except OSError as error:
+            _end(f"error: {explain_os_error(error, remedies())}", 2)
+        except KeyboardInterrupt as interrupt:
+            _die_at_next_signal()
+            terminated = isinstance(interrupt, TerminatedError)
+            code = interrupt.exit_code if isinstance(interrupt, TerminatedError) else 128 + signal.SIGINT
+            _end(f"{'terminated' if terminated else 'interrupted'}: {resume}", code)
+
+
+def explain_os_error(error: OSError, remedies: Remedies) -> str:
+    """The error in one line: the file, what the system says, and what to set."""
+    reason = error.strerror or str(error)
+    path = error.filename2 or error.filename
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"{reason}: raise the limit with `ulimit -n 4096`, or set data.workers=0"
+    if not isinstance(path, str | bytes | os.PathLike):
+        return f"{reason}: make room" if error.errno in FULL else reason
+    name = os.fsdecode(path)
+    remedy = _remedy(Path(name), remedies)
+    if error.errno in FULL:
+        return f"{name}: {reason}. Make room, or set {remedy or 'another folder'}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and remedy:
+        return f"{name}: {reason}. Set {remedy}, where you can write"
+    return f"{name}: {reason}"
+
+
+def _remedy(path: Path, remedies: Remedies) -> str | None:
+    """What to set so that a file lies elsewhere. The setting of the innermost folder counts."""
+    folders = {**{"/dev/shm": "data.workers=0"}, **remedies}
+    home = os.path.expanduser("~")
+    if home != "~":
+        folders.setdefault(home, "HOME=<folder>")
+    with contextlib.suppress(OSError):  # no temporary folder can be written
+        folders.setdefault(tempfile.gettempdir(), "TMPDIR=<folder>")
+    target = Path(os.path.abspath(path))
+    holders = [folder for folder in folders if target.is_relative_to(os.path.abspath(os.path.expanduser(folder)))]
+    return folders[max(holders, key=lambda folder: len(os.path.abspath(folder)))] if holders else None
+
+
+def _prepare_process() -> None:
+    """What a terminal, a container or an odd locale may lack: files are read as UTF-8, every character can be printed,
+    and the user has a name (PyTorch's compiler and W&B ask for one)."""
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"  # for the processes that this one starts
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container that runs as a number without an entry in /etc/passwd
+        os.environ["USER"] = f"uid{os.getuid()}"
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Inside the `with`, SIGTERM and SIGHUP raise TerminatedError, unless they are ignored (`nohup`) or handled."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in SIGNALS if signal.getsignal(number) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, _raise_terminated)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    raise TerminatedError(number)
+
+
+def _die_at_next_signal() -> None:
+    """A second Ctrl-C ends the process at once, whatever it is waiting for."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _end(line: str | None, code: int) -> NoReturn:
+    """Print the line and exit. A stdout that nobody reads is replaced, so that Python's exit does not fail on it."""
+    try:
+        if line is not None:
+            print(line, file=sys.stderr)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise SystemExit(code) from None
