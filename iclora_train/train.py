@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -91,10 +92,22 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
         console.print(str(dry_run(config, module, shards, clips, folder)))
     batch_size, tokens_per_batch = config.data.batch_size, config.data.tokens_per_batch
     data = LatentDataModule(shards.folder, batch_size, tokens_per_batch, config.seed, config.data.workers)
-    trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    with interrupts_unchanged():
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)
     return trainer.is_global_zero
+
+
+@contextmanager
+def interrupts_unchanged() -> Iterator[None]:
+    """Raise the interruption (Ctrl-C, SIGTERM) itself. Lightning ends its other processes and exits with code 1."""
+    try:
+        yield
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise end.__context__ from None
+        raise
 
 
 def quiet_lightning() -> None:
