@@ -7,11 +7,15 @@ import errno
 import fcntl
 import hashlib
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from iclora_train.config import ConfigError
+
+NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without flock
 
 
 class DiskFullError(ConfigError):
@@ -40,14 +44,21 @@ def write_atomic(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def reraise_disk_full(path: Path) -> Iterator[None]:
-    """Raise DiskFullError instead of the OSError of a full disk while `path` is written."""
+    """Raise DiskFullError instead of the OSError of a full disk while `path` is written.
+
+    The disk of a temporary file that is written meanwhile may be the full one; then the message names TMPDIR.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
+        full = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else path
+        temporary = Path(tempfile.gettempdir())
+        elsewhere = temporary in full.parents and path.parent not in full.parents
+        other = "set TMPDIR=<folder>" if elsewhere or full.parent == temporary else "choose another folder"
         raise DiskFullError(
-            f"{path} could not be written: {error.strerror}. Make room in {path.parent}, or choose another folder, "
+            f"{full} could not be written: {error.strerror}. Make room in {full.parent}, or {other}, "
             "and run the same command again: complete files are kept"
         ) from error
 
@@ -56,7 +67,8 @@ def reraise_disk_full(path: Path) -> Iterator[None]:
 def exclusive(folder: Path, remedy: str) -> Iterator[None]:
     """Be the only process on this machine that writes to `folder`. ConfigError with `remedy` if another one does.
 
-    The lock is a flock on `folder`/.lock. The system releases it however the process ends.
+    The lock is a flock on `folder`/.lock. The system releases it however the process ends. A file system without flock
+    (Lustre mounted without `flock`, some FUSE and NFS mounts) is used without a lock, with a warning.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a") as file:
@@ -65,6 +77,13 @@ def exclusive(folder: Path, remedy: str) -> Iterator[None]:
         except BlockingIOError as error:
             message = f"{folder} is being written by another process: wait until it ends, or {remedy}"
             raise ConfigError(message) from error
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            print(
+                f"warning: the file system of {folder} has no locks ({error.strerror}): start only one command there",
+                file=sys.stderr,
+            )
         yield
 
 

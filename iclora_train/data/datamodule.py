@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from iclora_train.config import ConfigError
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import BatchPlan, LatentDataset, plan_batches
 from iclora_train.data.prefetch import Prefetch
 from iclora_train.data.shards import ShardSet
+
+# What PyTorch says when workers cannot hand over their batches: /dev/shm is full or the limit on open files is reached.
+LACKS = {
+    (
+        "shared memory",
+        "Bus error",
+    ): "have too little shared memory (/dev/shm): set data.workers=0, or give the container "
+    "more (docker run --shm-size=8g, or --ipc=host)",
+    ("Too many open files", "ancdata"): "reach the limit on open files: set data.workers=0, or raise the limit with "
+    "`ulimit -n 4096`",
+}
+T = TypeVar("T")
 
 
 class LatentDataModule(LightningDataModule):
@@ -44,7 +59,7 @@ class LatentDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Prefetch:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        return Prefetch(self.loader(pinned=device.type == "cuda"), device)
+        return Prefetch(ExplainedErrors(self.loader(pinned=device.type == "cuda")), device)
 
     def loader(self, pinned: bool = False) -> DataLoader[LatentPair]:
         """Batches in fp16 on the host, read ahead by the workers; in pinned memory for asynchronous copies to a GPU."""
@@ -74,3 +89,19 @@ class LatentDataModule(LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.position = state_dict["position"]
+
+
+class ExplainedErrors(Iterable[T]):
+    """The items of a loader. ConfigError, with the remedy, where its workers lack shared memory or open files."""
+
+    def __init__(self, loader: Iterable[T]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            yield from self.loader
+        except (RuntimeError, OSError) as error:
+            for texts, explanation in LACKS.items():
+                if any(text in str(error) for text in texts):
+                    raise ConfigError(f"the processes of data.workers {explanation}") from error
+            raise
