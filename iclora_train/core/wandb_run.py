@@ -88,7 +88,7 @@ def is_logged_in(base_url: str) -> bool:
     if any(os.environ.get(variable) for variable in KEY_VARIABLES):
         return True
     named = os.environ.get("NETRC")
-    paths = [Path(named).expanduser()] if named else [Path("~/.netrc").expanduser(), Path("~/_netrc").expanduser()]
+    paths = [Path(os.path.expanduser(path)) for path in ([named] if named else ["~/.netrc", "~/_netrc"])]
     for path in paths:
         try:
             file = netrc.netrc(path)
