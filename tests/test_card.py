@@ -141,6 +141,7 @@ def test_the_card_says_where_diffusers_differs(tmp_path: Path) -> None:
         assert (marker in text) is (version == "2.5")
         assert ("frame_rate=24.0," in text) is frame_rate
         assert "a reference that is 2 times smaller than the clip" in text
+    assert "'From (a) to ...'" in loading(tmp_path, prompt_template="From {a} to {caption}")
     plain = loading(tmp_path, adapter_kind="lora")
     assert "takes no reference" in plain
     assert "reference_conditions" not in plain

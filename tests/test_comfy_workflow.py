@@ -190,6 +190,19 @@ def test_the_workflow_matches_training() -> None:
     assert node_of(api, "decode")["samples"] == ("remove guide", "latent")
 
 
+@pytest.mark.parametrize(
+    ("template", "prompt"),
+    [
+        ("{caption} {trigger}", "describe the clip here DEBLUR: now"),
+        ("From {before} to {caption}", "From (before) to describe the clip here"),
+        ("{caption", "DEBLUR: now describe the clip here"),
+    ],
+)
+def test_the_prompt_has_the_form_of_the_training_prompts(template: str, prompt: str) -> None:
+    api = api_json(build_workflow(settings_for(prompt_template=template)))
+    assert node_of(api, "prompt")["text"] == prompt
+
+
 @pytest.mark.parametrize(("fps", "expected"), [(None, ("frames", "fps")), (23.976, 23.976)])
 def test_the_frame_rate_is_that_of_the_reference_unless_one_is_given(fps: float | None, expected: object) -> None:
     """As in `generate`. The rate of the training clips (24.0 in the metadata) would slow a clip of 30 down."""

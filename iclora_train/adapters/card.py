@@ -16,6 +16,7 @@ from iclora_train.adapters.file import Adapter, read
 from iclora_train.adapters.metadata import FAMILY, ROUNDING, TEMPORAL, VERSION, clip_size, shown
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.data.prompts import TEMPLATE_KEY, example_prompt
 from iclora_train.ltx2.weights.versions import VERSIONS, Version
 
 _LONGEST = 500  # characters of a value on the card
@@ -152,6 +153,7 @@ def _use(adapter: Adapter) -> list[str]:
     smaller = f"{factor} times smaller than the output clip in width and height (factor {factor})"
     rows = [
         ("trigger", f"start the prompt with {_code(trigger)}" if trigger else "none"),
+        *([("form of the prompts", _code(metadata[TEMPLATE_KEY]))] if TEMPLATE_KEY in metadata else []),
         ("reference", "none" if not adapter.in_context else same_size if factor == 1 else smaller),
     ]
     if adapter.temporal_scale != 1:
@@ -203,7 +205,7 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
             "The adapter takes no reference: every workflow and pipeline for the base model can load it. **ComfyUI**: "
             "`LoraLoaderModelOnly`. **ltx-pipelines**: `--lora`. **diffusers**: `pipe.load_lora_weights`."
         ]
-    stem, prompt = Path(name).stem, f"{shown(metadata.get('trigger'), _LONGEST)} ...".strip()
+    stem, prompt = Path(name).stem, shown(example_prompt(metadata, "..."), _LONGEST)
     comfyui = (
         f"**ComfyUI** {OLDEST_COMFYUI} or later, without custom nodes: put the file into `models/loras` and open "
         f"`{stem}.workflow.json` (for the server: `{stem}.api.json`). Select your base model and reference clip in the "

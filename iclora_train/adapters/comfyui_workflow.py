@@ -26,6 +26,7 @@ from iclora_train.adapters.metadata import (
     shown,
 )
 from iclora_train.config import ConfigError
+from iclora_train.data.prompts import example_prompt
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.ltx2.weights.versions import VERSIONS, ComfyUIFiles
 
@@ -53,12 +54,12 @@ class WorkflowNode:
 class WorkflowSettings:
     """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
 
-    downscale: factor by which the reference is smaller than the video, in height and width.
+    prompt: an example. downscale: factor by which the reference is smaller than the video, in height and width.
     """
 
     file: str
     version: str
-    trigger: str
+    prompt: str
     width: int
     height: int
     frames: int
@@ -91,8 +92,8 @@ class WorkflowSettings:
         if fps is not None and not 1 <= fps <= _MAX_FPS:
             raise ConfigError(f"--fps {fps:g} must be between 1 and {_MAX_FPS}, the limits of ComfyUI's CreateVideo")
         width, height, frames = _clip_size(path, size or metadata.get("size", ""), downscale)
-        trigger = metadata.get("trigger", "")
-        return cls(path.name, metadata[VERSION], trigger, width, height, frames, downscale, fps)
+        prompt = example_prompt(metadata, "describe the clip here")
+        return cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps)
 
 
 def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
@@ -192,10 +193,9 @@ def _scaled(source: str, method: str, width: int, height: int) -> WorkflowNode:
 
 
 def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
-    prompt = f"{settings.trigger} describe the clip here".strip()
     clip = _link("text encoder.CLIP")
     return {
-        "prompt": WorkflowNode("CLIPTextEncode", {"text": prompt, "clip": clip}),
+        "prompt": WorkflowNode("CLIPTextEncode", {"text": settings.prompt, "clip": clip}),
         "empty negative prompt": WorkflowNode("CLIPTextEncode", {"text": "", "clip": clip}),
         "frame rate": WorkflowNode(
             "LTXVConditioning",

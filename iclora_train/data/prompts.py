@@ -54,3 +54,18 @@ def with_trigger(trigger: str, caption: str) -> str:
     if re.match(re.escape(trigger) + r"(?!\w)", caption):
         return caption
     return " ".join(part for part in (trigger, caption) if part)
+
+
+def example_prompt(metadata: Mapping[str, str], caption: str) -> str:
+    """A prompt in the form that an adapter was trained on, from its metadata.
+
+    `caption` stands for the caption, `(name)` for every other field of a template. A damaged template counts as none.
+    """
+    trigger, template = metadata.get("trigger", ""), metadata.get(TEMPLATE_KEY, "")
+    try:
+        names = template_fields(template)
+    except ConfigError:
+        names = ()
+    if not names:
+        return with_trigger(trigger, caption)
+    return fill_template(template, {name: f"({name})" for name in names} | {"caption": caption, "trigger": trigger})
