@@ -195,6 +195,16 @@ def test_a_header_length_is_capped_before_anything_is_read(tmp_path: Path) -> No
     torch.save({"a": torch.ones(1)}, path)
     with pytest.raises(ConfigError, match="it is a pickle, which is never read"):
         read_header(path)
+    for text, message in (
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:ab\n",
+            "a Git LFS pointer and not the file: run `git lfs",
+        ),
+        ("<!DOCTYPE html><html>Log in</html>", "it is a web page: the download needs a login"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            read_header(path)
 
 
 def test_a_pipe_or_a_folder_does_not_block(tmp_path: Path) -> None:

@@ -72,6 +72,11 @@ def compiled(adapter: Adapter, path: Path) -> float:
     return write_keys(adapter, path, prefix + "{}.lora_A.default.weight", prefix + "{}.lora_B.default.weight")
 
 
+def simpletuner_of_2024(adapter: Adapter, path: Path) -> float:
+    prefix = "transformer.base_model.model."
+    return write_keys(adapter, path, prefix + "{}.lora.down.weight", prefix + "{}.lora.up.weight")
+
+
 def old_diffusers(adapter: Adapter, path: Path) -> float:
     return write_keys(adapter, path, "transformer.{}.lora.down.weight", "transformer.{}.lora.up.weight")
 
@@ -91,7 +96,7 @@ def lycoris(adapter: Adapter, path: Path) -> float:
 
 STYLES: list[Write] = [
     *(musubi, musubi_with_factor, simpletuner, ai_toolkit, compiled, old_diffusers, bare_factors),
-    *(official_key_of_the_base, lycoris),
+    *(official_key_of_the_base, lycoris, simpletuner_of_2024),
 ]
 
 
@@ -198,6 +203,7 @@ def test_an_adapter_without_a_video_linear_is_refused_by_its_name(
         ("lora_unet_down_blocks_0_attentions_0_proj_in", "Stable Diffusion"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1", "a text encoder"),
         ("diffusion_model.layers.0.attention.qkv", "Z-Image"),
+        ("transformer.transformer_blocks.8.norm1_context.linear", ""),
         ("diffusion_model.unheard_of", ""),
     ],
 )
@@ -227,6 +233,14 @@ def test_an_adapter_with_the_names_but_not_the_sizes_of_ltx2_is_refused(tmp_path
         assert any(message in finding for finding in check(path))
     save_file(tensors_of(adapter_for(PUBLISHED, VIDEO)), path, {"ss_base_model_version": "wan_v2.1"})
     with pytest.raises(ConfigError, match=r"ss_base_model_version='wan_v2.1': the adapter is for another model"):
+        import_adapter(path, None, ReferenceFactors(1))
+
+
+def test_the_text_projection_is_named(tmp_path: Path) -> None:
+    """Early files of musubi-tuner hold it; ComfyUI prints only "lora key not loaded"."""
+    path, key = tmp_path / "a.safetensors", "text_embedding_projection.aggregate_embed.lora_{}.weight"
+    save_file({key.format("A"): torch.ones(2, 4), key.format("B"): torch.ones(4, 2)}, path)
+    with pytest.raises(ConfigError, match="belongs to the text projection, which is not adapted here"):
         import_adapter(path, None, ReferenceFactors(1))
 
 

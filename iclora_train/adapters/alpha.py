@@ -1,7 +1,8 @@
 """The scale alpha / rank of each module of an adapter that another program wrote.
 
-Sources of alpha: tensors of the file, diffusers' LoraConfig in the metadata, or peft's adapter_config.json in the same
-folder. Files with alpha tensors already hold the effective alpha of a rank-stabilised LoRA (LyCORIS, musubi-tuner).
+Sources of alpha, the first that exists: tensors of the file, diffusers' LoraConfig in the metadata, peft's
+adapter_config.json in the same folder, a number in the metadata. Without any of them alpha is the module's rank. Files
+with alpha tensors already hold the effective alpha of a rank-stabilised LoRA (LyCORIS, musubi-tuner).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from iclora_train.core.safetensors_header import parse_object, shortened
 Scale = Callable[[str, int], float]  # module, rank -> factor for B
 DIFFUSERS = "lora_adapter_metadata"  # diffusers' LoraConfig as JSON, its keys prefixed `transformer.`
 _CONFIG = "adapter_config.json"
-_NAME = re.compile(r"\^?((?:\w|-|\\?\.)+)\$?", re.ASCII)
+_METADATA = ("lora_alpha", "network_alpha", "alpha")  # LightX2V; kohya's ss_network_alpha belongs to alpha tensors
+_NAME = re.compile(r"(\^?)((?:\w|-|\\?\.)+)\$?", re.ASCII)
 
 
 def scale_of_modules(path: Path, metadata: Mapping[str, str], alphas: Mapping[str, Tensor], styles: set[str]) -> Scale:
@@ -39,9 +41,22 @@ def scale_of_modules(path: Path, metadata: Mapping[str, str], alphas: Mapping[st
         prefix = "transformer."
         return _peft({k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}, source)
     config = path.with_name(_CONFIG)
-    if config.is_file() and any(style.startswith(PEFT) for style in styles):
+    if config.is_file() and any(PEFT in style for style in styles):
         return _peft(_parsed(config.read_bytes(), str(config)), str(config))
+    for key in _METADATA:
+        if key in metadata:
+            alpha = _text_number(metadata[key], f"{path}: metadata {key}")
+            return lambda module, rank: alpha / rank
     return lambda module, rank: 1.0
+
+
+def _text_number(text: str, source: str) -> float:
+    try:
+        return _number(float(text), source)
+    except ValueError as error:
+        raise ConfigError(
+            f"{source} is {shortened(text, 40)}; it must be a number: export the adapter again"
+        ) from error
 
 
 def _tensor(path: Path, module: str, alpha: Tensor) -> float:
@@ -73,26 +88,25 @@ def _peft(config: Mapping[str, Any], source: str) -> Scale:
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise ConfigError(f"{source}: alpha_pattern is not an object of module names and numbers")
-    alphas = {
-        _name(key, source): _number(value, f"{source}: alpha of {shortened(key)}") for key, value in patterns.items()
-    }
+    alphas = [(_name(key, source), _number(v, f"{source}: alpha of {shortened(key)}")) for key, v in patterns.items()]
 
     def scale(module: str, rank: int) -> float:
-        parts = module.split(".")
-        endings = (".".join(parts[i:]) for i in range(len(parts)))
-        alpha = next((alphas[ending] for ending in endings if ending in alphas), rank if default is None else default)
+        matching = (alpha for name, alpha in alphas if name == f"^{module}" or f".{module}".endswith(f".{name}"))
+        alpha = next(matching, rank if default is None else default)
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
     return scale
 
 
 def _name(pattern: str, source: str) -> str:
-    """The module name that a key of alpha_pattern is. peft reads keys as regular expressions, and a regular expression
-    can take for ever, so only names are accepted: the whole name, or its end after a dot."""
+    """The module name that a key of alpha_pattern is: the end of a name after a dot, or with ^ the whole name.
+
+    peft reads keys as regular expressions, and a regular expression can take for ever, so only names are accepted.
+    """
     match = _NAME.fullmatch(pattern)
     if match is None:
         raise ConfigError(
             f"{source}: alpha_pattern has {shortened(pattern)}, which is not a module name; name every module "
             "that it stands for"
         )
-    return official_name(match[1].replace("\\.", "."))
+    return match[1] + official_name(match[2].replace("\\.", "."))

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from iclora_train.adapters.alpha import scale_of_modules
 from iclora_train.adapters.key_styles import PREFIX, is_audio, other_kind, parse_any_key, parse_our_key
 from iclora_train.adapters.ltx2_modules import foreign_module, foreign_size
 from iclora_train.adapters.metadata import (
@@ -115,7 +116,24 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
     findings += [finding for module in by_module.values() for finding in module]
     weights = {name: (factors["A"], factors["B"]) for name, factors in modules.items() if not by_module[name]}
     findings += adapter_findings(weights) if not findings else []
+    findings += _scale_findings(path, metadata, weights)
     return Adapter(weights, metadata), findings + metadata_findings(metadata)
+
+
+def _scale_findings(
+    path: Path, metadata: Mapping[str, str], weights: Mapping[str, tuple[Tensor, Tensor]]
+) -> Iterator[str]:
+    """A finding if the metadata give a scale other than 1: programs that do not read it use the adapter at another
+    strength."""
+    try:
+        scale = scale_of_modules(path, metadata, {}, set())
+    except ConfigError as error:
+        yield str(error).removeprefix(f"{path}: ")
+        return
+    scales = {name: scale(name, a.shape[0]) for name, (a, _) in weights.items()}
+    name = next((name for name, value in scales.items() if value != 1), None)
+    if name is not None:
+        yield f"metadata give {name} the scale {scales[name]:g}, which some programs apply and others do not; {CONVERT}"
 
 
 def _reason(key: str) -> str:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from iclora_train.core.safetensors_header import shortened
+from iclora_train.ltx2.weights.key_names import PROJECTION_PREFIX
 
 BLOCKS = "transformer_blocks."
 CONNECTOR_BLOCKS = "embeddings_connector.transformer_1d_blocks."  # after video_ or audio_
@@ -60,6 +61,8 @@ def foreign_module(modules: Iterable[str]) -> str | None:
     unknown = [name for name in modules if not is_ltx2(name)]
     if not unknown:
         return None
+    if unknown[0].startswith(PROJECTION_PREFIX):
+        return f"{shortened(unknown[0])} belongs to the text projection, which is not adapted here"
     model = next((model for model in map(model_of, unknown) if model is not None), None)
     source = "" if model is None else f": the adapter is for {model}"
     return f"LTX-2 has no linear {shortened(unknown[0])}{source}"

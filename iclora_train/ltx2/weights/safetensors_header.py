@@ -33,7 +33,13 @@ DTYPES = {  # the dtypes that can be read exactly
     "I64": torch.int64,
     "BOOL": torch.bool,
 }
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04")  # first bytes of the files of torch.save
+_OTHER_FILES = {  # first bytes -> what the file is; read only where they are no possible length of a header
+    b"PK\x03\x04": "it is a pickle, which is never read",
+    b"\x80\x02": "it is a pickle, which is never read",
+    b"\x80\x04": "it is a pickle, which is never read",
+    b"version ": "it is a Git LFS pointer and not the file: run `git lfs pull`",
+    b"<": "it is a web page: the download needs a login or another link",
+}
 _SAMPLE = 4096  # bytes hashed at the start and at the end of each tensor
 
 
@@ -84,8 +90,8 @@ def read_header(file: Path) -> Header:
             start = stream.read(8)
             length = int.from_bytes(start, "little")
             if length > min(size - 8, LARGEST_HEADER):
-                pickled = start.startswith(_PICKLES)
-                raise ValueError("it is a pickle, which is never read" if pickled else f"a header of {length} bytes")
+                other = (reason for first, reason in _OTHER_FILES.items() if start.startswith(first))
+                raise ValueError(next(other, f"a header of {length} bytes"))
             metadata, entries = parse_header(stream.read(length))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} is not a readable safetensors file ({error}); fetch it again") from error
