@@ -187,7 +187,7 @@ class OddClip:
 
 
 HDR = {"codec": "ffv1", "pix_fmt": "yuv420p10le", "color_primaries": BT2020, "colorspace": BT2020_NCL}
-UNEVEN = [40 * i + (15 if i % 2 else 0) for i in range(FRAMES)]
+PHONE = [*range(0, 12 * 17, 17), *range(12 * 17, 12 * 17 + 20 * 40, 40)]  # 60 frames a second, then 25
 CLIPS: dict[str, OddClip] = {
     "plain.mp4": OddClip(encoded()),
     "23.976.mp4": OddClip(encoded(rate=Fraction(24000, 1001))),
@@ -195,7 +195,7 @@ CLIPS: dict[str, OddClip] = {
     "60 fps.mkv": OddClip(encoded(rate=60, frames=texture(60))),
     "12 fps.mp4": OddClip(encoded(rate=12), "12 frames a second are too few for data.fps=24"),
     "one picture a minute.mkv": OddClip(encoded(ticks=[60_000 * i for i in range(FRAMES)]), "too few for data.fps=24"),
-    "variable rate.mkv": OddClip(encoded(codec="ffv1", ticks=UNEVEN)),
+    "variable rate.mkv": OddClip(encoded(codec="ffv1", ticks=PHONE, frames=texture(len(PHONE)))),
     "starts late.mp4": OddClip(encoded(ticks=[1000 + 40 * i for i in range(FRAMES)])),
     "b-frames.mp4": OddClip(encoded(options={"bf": "3", "x264-params": "open-gop=1:keyint=12"})),
     "turned.mp4": OddClip(with_matrix(TURN)),

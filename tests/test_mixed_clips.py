@@ -84,6 +84,12 @@ def test_lines_name_what_was_not_read(prepared, folder):
     assert all(note in prepared[1] for note in notes)
 
 
+def test_the_report_says_how_odd_clips_are_read(prepared, ids):
+    report = json.loads((prepared[0] / "report.json").read_text())
+    assert "variable rate" in report["timing"][ids["variable rate.mkv"]]
+    assert "1 clips have a variable frame rate or repeated frames" in prepared[1]
+
+
 def test_latents_follow_the_pairs(prepared):
     pairs, latents = (ShardSet.open(prepared[0] / kind) for kind in ("pairs", "latents"))
     assert [sample.key for sample in latents.samples] == [sample.key for sample in pairs.samples]

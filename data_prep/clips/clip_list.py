@@ -92,16 +92,17 @@ def _clips_in(folder: Path, paths: Iterable[Path], kinds: tuple[str, ...]) -> li
         elif path.suffix.lower() not in kinds:
             listed.append(Clip(name, path, "", problem=f"the folder {path} cannot be read: give it read permission"))
         else:
-            listed.append(Clip(name, path, "", **_caption_or_problem(path)))
+            caption, problem = _caption_or_problem(path)
+            listed.append(Clip(name, path, "", caption, problem=problem))
     return listed
 
 
-def _caption_or_problem(video: Path) -> dict[str, str]:
-    """The caption in the file next to a clip, or why it cannot be read: an argument of Clip."""
+def _caption_or_problem(video: Path) -> tuple[str, str]:
+    """The caption in the file next to a clip, and why it cannot be read; one of the two is empty."""
     try:
-        return {"caption": caption_beside(video)}
+        return caption_beside(video), ""
     except ValueError as error:
-        return {"problem": str(error)}
+        return "", str(error)
 
 
 def _clips_in_list(path: Path, columns: Collection[str]) -> list[Clip]:
@@ -124,15 +125,16 @@ def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
     require(valid, f"{where}: id={name!r} may only hold letters, digits, - and _, at most 60")
     require(split in ("", *SPLITS), f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
     files = {column: _path(folder, row[column]) for column in ("video", "reference", *FILE_COLUMNS) if column in row}
-    text = {"caption": row["caption"]} if "caption" in row else _caption_or_problem(files["video"])
+    caption, problem = (row["caption"], "") if "caption" in row else _caption_or_problem(files["video"])
     addresses = [row[column] for column, path in files.items() if not os.path.exists(path) and _is_address(row[column])]
     if addresses:
-        text["problem"] = f"its row names {addresses[0]}: only local files are read; download it and give its path"
+        problem = f"its row names {addresses[0]}: only local files are read; download it and give its path"
     video, reference = files.pop("video"), files.pop("reference", None)
     return Clip(
         id=name,
         path=video,
         split=split,
+        caption=caption,
         licence=row.get("licence", ""),
         source=row.get("source", ""),
         reference=reference,
@@ -140,7 +142,7 @@ def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
         fps=parse_number(row, "fps", where),
         cuts=parse_frame_numbers(row, "cuts", where),
         row=row,
-        **text,
+        problem=problem,
     )
 
 

@@ -42,10 +42,15 @@ def split_pattern(pattern: Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def files_matching(folder: Path, pattern: Sequence[str]) -> list[Path]:
-    """The files below a folder that match the parts of a pattern; `**` is any number of folders."""
+    """The files below a folder that match the parts of a pattern, and folders as in `files_below`.
+
+    `**` is any number of folders.
+    """
     if "**" not in pattern:
-        return [Path(name) for name in sorted(glob.glob(os.path.join(glob.escape(str(folder)), *pattern)))]
-    return [path for path in files_below(folder) if _matches(path.relative_to(folder).parts, pattern)]
+        names = sorted(glob.glob(os.path.join(glob.escape(str(folder)), *pattern)))
+        return [Path(name) for name in names if not os.path.isdir(name)]
+    paths = files_below(folder)
+    return [path for path in paths if _matches(path.relative_to(folder).parts, pattern) or os.path.isdir(path)]
 
 
 def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
