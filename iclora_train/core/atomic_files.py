@@ -7,6 +7,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -26,20 +27,40 @@ class DiskFullError(ConfigError):
 def write_atomic(path: Path) -> Iterator[IO[bytes]]:
     """Open a binary file that appears as `path` only when it is completely on disk; until then its name is `path`.tmp.
 
+    Of several writers at the same time each writes a file of its own, and the last one to finish gives `path`.
     DiskFullError when the disk, a quota or a file size limit is exhausted. The temporary file is always removed.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with reraise_disk_full(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+    with reraise_disk_full(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, file = _open_temporary(path)
+        with file:  # its lock is held until the file has its final name
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        _sync_folder(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """`path`.tmp, empty and locked. A file with another name if another writer has locked it."""
+    temporary = path.with_name(path.name + ".tmp")
+    while True:
+        file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # another writer, or a file system without locks
+            file.close()
+            temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+            return temporary, temporary.open("xb")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                file.truncate(0)  # what a killed process left
+                return temporary, file
+        file.close()  # its writer has finished since it was opened
 
 
 @contextlib.contextmanager
