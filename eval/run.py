@@ -24,7 +24,7 @@ from eval.scores import assemble, headline, write
 from eval.scoring.scorer import Scorer, print_lines
 from eval.synthetic.run import ProbeClips, run_probes
 from iclora_train.config import Config, require
-from iclora_train.core.atomic_files import sha256
+from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
 from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.base_model import open_base
@@ -59,12 +59,23 @@ def evaluate(config: Config) -> Path:
     """Evaluate an adapter or a folder of videos; returns the path of the report. An interrupted evaluation resumes.
 
     Raises ConfigError for a missing adapter, an adapter or shards of another base, leakage, too few windows, clips that
-    are missing, differ in size or are shifted in time, and an `eval.against` that cannot be compared.
+    are missing, differ in size or are shifted in time, an `eval.against` that cannot be compared, and another process
+    that evaluates into the same folder.
     """
     started = time.perf_counter()
     console = make_console()
     earlier = None if config.eval.against is None else load(Path(config.eval.against))
-    source, suite = open_source(config), Suite.of(config.task)
+    source = open_source(config)
+    folder = results_folder(config)
+    with exclusive(folder, "stop it; this evaluation then continues with its clips"):
+        return _evaluate(config, source, folder, earlier, console, started)
+
+
+def _evaluate(
+    config: Config, source: ClipSource, folder: Path, earlier: dict[str, Any] | None, console: Console, started: float
+) -> Path:
+    """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
+    suite = Suite.of(config.task, side=min(source.latent_size[1:]) * source.base.geometry.spatial)
     scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)
     _print_header(source, suite, config, console)
     probe_scores, probe_clips = _probes(source, console) if isinstance(source, SampledClips) else (None, {})
@@ -73,7 +84,6 @@ def evaluate(config: Config) -> Path:
     scores["simple"] = probe_scores
     scores["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
     scores["flags"] = find_symptoms(scores)
-    folder = results_folder(config)
     write(folder / "scores.json", scores)
     windows = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)
     comparison = None if earlier is None else compare(earlier, scores)
@@ -96,4 +106,6 @@ def _print_header(source: ClipSource, suite: Suite, config: Config, console: Con
     count = f"{len(source.held_out.windows)} windows x {len(source.seeds)} seeds"
     print_lines(console, f"{config.task.name}: {source.judged.path} on {count}")
     notes = [f"{missing.metric} is not run: {missing.reason}" for missing in suite.not_run]
-    print_lines(console, *(f"note: {note}" for note in (source.judged.note, *notes) if note is not None))
+    print_lines(
+        console, *(f"note: {note}" for note in (source.judged.note, *source.held_out.notes, *notes) if note is not None)
+    )

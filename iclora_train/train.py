@@ -21,6 +21,7 @@ from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
 from iclora_train.core.ranks import global_rank, local_rank, world_size
 from iclora_train.data.datamodule import LatentDataModule
+from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
@@ -59,6 +60,8 @@ def train(config: Config) -> None:
     base = open_base(config.model)
     shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
+    if config.eval.after_training and not (folder / "adapter.safetensors").exists():
+        plan_evaluation(config, shards, console)
     with exclusive(folder, "name this run with run=<name>") if rank == 0 else nullcontext():
         if not fit(config, base, shards, folder, console):
             return
@@ -66,6 +69,18 @@ def train(config: Config) -> None:
         if config.eval.after_training:
             evaluate(folder, adapter)
         finish(folder, adapter, console)
+
+
+def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> None:
+    """Print how the evaluation is adapted to the data. ConfigError if it would be refused after training."""
+    try:
+        against = config.eval.against
+        require(against is None or Path(against).exists(), f"eval.against={against} does not exist")
+        plan = EvaluationPlan.of(config, shards)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. To train without an evaluation set eval.after_training=false") from error
+    for note in plan.notes:
+        console.print(f"note: {note}")
 
 
 def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:

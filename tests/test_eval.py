@@ -18,9 +18,10 @@ import torch
 from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import Condition, Item, all_conditions, batches
 from eval.clips.windows import HeldOut
-from eval.run import evaluate, open_source
+from eval.run import evaluate, open_source, results_folder
 from iclora_train.config import ConfigError
-from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.core.atomic_files import exclusive
+from iclora_train.ltx2.base_model import BaseModel, open_base
 from tests.command import run, start
 from tests.eval_world import World, build, compose_config, refused, scores, without_run, write_adapter
 from tests.tiny import write_tiny_base
@@ -200,10 +201,20 @@ def test_cuts_of_one_recording_are_one_source(tmp_path: Path) -> None:
     assert [window.partner for window in held_out.windows] == [4, 5, 6, 7, 0, 1, 2, 3]
 
 
+def test_fewer_windows_than_asked_for_are_evaluated_with_a_note(evaluated: World) -> None:
+    held_out = HeldOut.open(evaluated.config("eval.windows=5"), open_base(evaluated.config().model))
+    assert len(held_out.windows) == 4
+    assert [note.split(" holds ")[1] for note in held_out.notes] == ["4 windows of split heldout: these are evaluated"]
+
+
+def test_a_second_evaluation_into_the_same_folder_is_refused(world: World) -> None:
+    with exclusive(results_folder(world.config()), "..."):
+        refused(world.config(), "is being written by another process")
+
+
 def test_missing_and_mismatched_inputs_are_named(evaluated: World, tmp_path: Path) -> None:
     refused(evaluated.config(f"adapter={tmp_path / 'none.safetensors'}"), r"none.safetensors does not exist")
-    refused(evaluated.config("eval.windows=5"), "holds 4 windows of split heldout")
-    refused(evaluated.config("eval.split=val"), "holds 0 windows of split val")
+    refused(evaluated.config("eval.split=val"), "split val of .* holds 0 windows of 0")
     refused(evaluated.config(f"data.root={tmp_path}"), "run data_prep")
     other = write_tiny_base(tmp_path / "base", seed=1)
     refused(evaluated.config(f"model.checkpoint={other}"), "was made by another base")

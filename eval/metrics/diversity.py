@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from eval.metrics.base import Clip
-from eval.metrics.picture import ssim
+from eval.metrics.picture import SSIM_WINDOW, ssim
 from eval.metrics.region import change
 
 Distance = Callable[[Clip, Clip], float]
@@ -20,7 +20,9 @@ def difference(first: Clip, second: Clip) -> float:
 
 
 def dissimilarity(first: Clip, second: Clip) -> float:
-    """1 - SSIM: difference in structure, independent of brightness."""
+    """1 - SSIM: difference in structure, independent of brightness. NaN for frames smaller than SSIM's window."""
+    if min(first.shape[1:3]) < SSIM_WINDOW:
+        return float("nan")
     return 1 - float(ssim(first, second).mean())
 
 

@@ -80,6 +80,8 @@ def masked_psnr(output: Clip, target: Clip, mask: Mask) -> list[float]:
 
 def masked_ssim(output: Clip, target: Clip, mask: Mask) -> float | None:
     """SSIM over positions whose whole window lies in the mask (F,H,W), pooled over frames; None if there are none."""
+    if min(mask.shape[1:]) < SSIM_WINDOW:
+        return None
     edge = SSIM_WINDOW // 2
     inner = ~dilated(~mask, edge)[:, edge:-edge, edge:-edge]
     frames = np.flatnonzero(inner.any(axis=(1, 2))).tolist()

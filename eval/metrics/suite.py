@@ -65,14 +65,17 @@ class Suite:
     draw_control: DrawControl | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, task: Task) -> Suite:
-        """The suite of a task. Raises ConfigError if its depth network cannot be loaded."""
+    def of(cls, task: Task, side: int = picture.SSIM_WINDOW) -> Suite:
+        """The suite of a task for frames whose shorter side is `side` pixels.
+
+        Raises ConfigError if its depth network cannot be loaded.
+        """
         specific = FAMILIES[task.family](task)
         return cls(
             (*COMMON, *specific.groups, *TEMPORAL),
             specific.primary,
             specific.adherence or specific.primary,
-            specific.not_run,
+            specific.not_run + picture.too_small(side),
             specific.draw_control,
         )
 

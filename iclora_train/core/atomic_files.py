@@ -33,15 +33,13 @@ def write_atomic(path: Path) -> Iterator[IO[bytes]]:
     with reraise_disk_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, file = _open_temporary(path)
-        with file:  # its lock is held until the file has its final name
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with file, contextlib.ExitStack() as on_failure:  # the lock is held until the file has its final name
+            on_failure.callback(temporary.unlink, missing_ok=True)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+            on_failure.pop_all()
         _sync_folder(path.parent)
 
 

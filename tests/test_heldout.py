@@ -1,0 +1,109 @@
+"""The windows of an evaluation are chosen, and an impossible evaluation is refused, before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from iclora_train.config import ConfigError
+from iclora_train.data.heldout import EvaluationPlan, check_leakage, choose_size, select_windows
+from iclora_train.data.shards import ShardSample
+from tests.command import run
+from tests.eval_world import World, build
+
+
+@pytest.mark.parametrize(
+    ("evaluated_as", "leaks"),
+    [({"dog", "dog's bytes"}, False), ({"copy", "cat's bytes"}, True), ({"cut", "cat.mov"}, True)],
+)
+def test_a_copy_and_a_cut_of_the_same_recording_leak(evaluated_as: set[str], leaks: bool) -> None:
+    identities = {"cat": frozenset({"cat", "cat.mov", "cat's bytes"}), "evaluated": frozenset(evaluated_as)}
+    if leaks:
+        with pytest.raises(ConfigError, match="leakage: evaluated"):
+            check_leakage({"evaluated"}, {"cat"}, identities, "heldout")
+    else:
+        check_leakage({"evaluated"}, {"cat"}, identities, "heldout")
+
+
+def sample_of(key: str, source: str, size: str = "32x32x5") -> ShardSample:
+    return ShardSample(key, "heldout", "heldout-0.tar", 0, 0, 0, size, source)
+
+
+def test_windows_are_spread_evenly_over_sources() -> None:
+    samples = [sample_of(f"a{i}", "a") for i in range(10)] + [sample_of(f"b{i}", "b") for i in range(3)]
+    recording = {"a": "a", "b": "b"}
+    assert [sample.key for sample in select_windows(samples, recording, 4)] == ["a2", "a7", "b0", "b2"]
+    assert len(select_windows(samples, recording, 9)) == 9
+    assert len({sample.key for sample in select_windows(samples, recording, 13)}) == 13
+
+
+@pytest.mark.parametrize(
+    ("windows", "size"),
+    [
+        (("a wide", "b wide", "a tall"), "wide"),
+        (("a wide", "a tall", "b tall", "a wide", "a wide"), "tall"),  # three windows, but of one recording
+        (("a wide", "b wide"), "wide"),
+        (("a wide", "b tall"), "wide"),
+    ],
+)
+def test_windows_of_one_size_are_evaluated_and_the_others_named(windows: tuple[str, ...], size: str) -> None:
+    samples = [sample_of(str(i), *window.split()) for i, window in enumerate(windows)]
+    chosen, notes = choose_size(samples, {"a": "a", "b": "b"})
+    assert {sample.bucket for sample in chosen} == {size}
+    sizes = {window.split()[1] for window in windows}
+    text = f"held-out windows differ in size: those of {size} are evaluated, those of tall are not"
+    assert notes == (
+        [] if len(sizes) == 1 else [text.replace("of tall are not", f"of {(sizes - {size}).pop()} are not")]
+    )
+
+
+SPLITS = {"train": ["sea", "road"], "val": ["lake", "hill"]}
+SHORT = [
+    "trainer.accelerator=cpu",
+    "trainer.max_steps=1",
+    "optim=adamw",
+    "model.lora.rank=2",
+    "run=short",
+    "logger=csv",
+]
+
+
+def world(folder: Path, *heldout: str) -> World:
+    return build(folder, SPLITS | ({"heldout": list(heldout)} if heldout else {}), lambda clip: clip.split("-")[0])
+
+
+def plan(world: World, *overrides: str) -> EvaluationPlan:
+    return EvaluationPlan.of(world.config(*overrides))
+
+
+def test_all_windows_are_evaluated_if_there_are_fewer_than_asked_for(tmp_path: Path) -> None:
+    few = plan(world(tmp_path, "cat", "dog"), "eval.windows=24")
+    assert few.recordings == ["cat", "cat", "dog", "dog"]
+    number = f"eval.windows=24, but {tmp_path / 'shards'} holds 4 windows of split heldout"
+    assert few.notes == [f"{number}: these are evaluated"]
+
+
+@pytest.mark.parametrize("heldout", [(), ("cat",), ("cat-1", "cat-2")])
+def test_training_refuses_an_impossible_evaluation_before_step_0(heldout: tuple[str, ...], tmp_path: Path) -> None:
+    small = world(tmp_path, *heldout)
+    result = run(tmp_path, "iclora_train", *small.overrides, *SHORT)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    reason = (
+        f"split heldout of {tmp_path / 'shards'} holds {2 * len(heldout)} windows of {min(len(heldout), 1)}: prepare"
+    )
+    assert reason in result.err
+    assert "To train without an evaluation set eval.after_training=false" in result.err
+    assert list(tmp_path.glob("runs/**/metrics.csv")) == list(tmp_path.glob("runs/**/adapter.safetensors")) == []
+
+
+def test_training_refuses_an_evaluation_that_lacks_its_files_before_step_0(tmp_path: Path) -> None:
+    small = world(tmp_path, "cat", "dog")
+    arguments = [*small.overrides, *SHORT]
+    missing = tmp_path / "earlier.json"
+    result = run(tmp_path, "iclora_train", *arguments, f"eval.against={missing}")
+    assert (result.code, f"eval.against={missing} does not exist" in result.err) == (2, True)
+    (tmp_path / "shards/pairs").rename(tmp_path / "moved")
+    result = run(tmp_path, "iclora_train", *arguments)
+    assert (result.code, "shards/pairs holds no finished shard set" in result.err) == (2, True)
