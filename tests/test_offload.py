@@ -47,7 +47,7 @@ CONFIG = TransformerConfig(
 
 def network(count: int, fp8: bool = False, config: TransformerConfig = CONFIG, device: str = "cpu") -> Transformer:
     """A frozen transformer (bf16 on a GPU) with `count` offloaded blocks, and an adapter whose B is not zero."""
-    with torch.random.fork_rng(), torch.device(device):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(0)
         net = Transformer(config).requires_grad_(False)
     if device == "cuda":

@@ -43,7 +43,7 @@ FIRST = torch.randn(2, CHANNELS, 1, *SIZE[1:], generator=GENERATOR)
 
 def tiny(**changes: object) -> Transformer:
     """A transformer with random weights that are large enough for every input to change the output."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = Transformer(TransformerConfig.from_metadata(TRANSFORMER | changes))
         for name, parameter in net.named_parameters():

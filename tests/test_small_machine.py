@@ -14,6 +14,7 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.config.paths import expand_home, user_path
 from iclora_train.core.atomic_files import DiskFullError, exclusive, write_atomic
 from iclora_train.data.datamodule import ExplainedErrors
+from iclora_train.ltx2.runtime import compile as compile_module
 
 
 def test_a_full_folder_of_temporary_files_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +81,18 @@ def test_the_home_folder_is_expanded_in_settings_files(monkeypatch: pytest.Monke
     )
     assert expand_home("~no_such_user/x") == "~no_such_user/x"
     assert user_path("a~b") == Path("a~b")
+
+
+def test_compiled_code_goes_to_a_folder_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tempfile, "tempdir", "/elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compile_module._cache_folder() == f"{tmp_path}/.cache/iclora_train/compiled"
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    assert compile_module._cache_folder() == f"/elsewhere/iclora_train-{os.getuid()}/compiled"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])
+    assert compile_module._cache_folder() == f"/elsewhere/iclora_train-{os.getuid()}/compiled"
 
 
 def test_an_unknown_home_folder_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

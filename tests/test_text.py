@@ -64,7 +64,7 @@ def diffusers_connectors(version: str) -> Any:
         sizes |= {f"{side}_connector_num_attention_heads": heads, f"{side}_connector_attention_head_dim": width}
         sizes |= {f"{side}_gated_attn": version != "2.0", f"{side}_hidden_dim": heads * width}
     since_2_3 = {"per_modality_projections": True, "proj_bias": True} if version != "2.0" else {}
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = LTX2TextConnectors(**sizes, **since_2_3).eval()
         for parameter in model.parameters():

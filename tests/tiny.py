@@ -56,7 +56,7 @@ def composed(*overrides: str) -> Config:
 
 def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
     """Write a base with random fp32 weights in the official layout. Its family is `tiny`."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer = Transformer(TransformerConfig.from_metadata(TRANSFORMER))
         for table in (p for name, p in transformer.named_parameters() if name.endswith("table")):

@@ -29,7 +29,8 @@ def refuse_code(config_name: str, conf: Path, arguments: list[str]) -> None:
     if any(argument.partition("=")[0] in NO_RUN for argument in arguments):
         return
     name = _option(("--config-name", "-cn"), arguments) or config_name
-    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith(("-", "hydra"))]
+    settings = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    overrides = [argument for argument in settings if not argument.lstrip("+").startswith(("hydra.", "hydra/"))]
     overrides += [argument for argument in arguments if argument.startswith("~")]
     overrides.append(f"hydra.searchpath={_search_path(arguments)}")
     with initialize_config_dir(str(conf), version_base="1.3"):
@@ -42,7 +43,7 @@ def _search_path(arguments: list[str]) -> str:
     chosen = _option(("--config-dir", "-cd"), arguments)
     folders = [] if chosen is None else [f"file://{os.path.abspath(chosen)}"]
     for argument in arguments:
-        if argument.startswith("hydra.searchpath="):
+        if argument.lstrip("+").startswith("hydra.searchpath="):
             value = OverridesParser.create().parse_override(argument).value()
             folders += [str(folder) for folder in (value if isinstance(value, list) else [value])]
     return f"[{','.join(QuotedString(folder, Quote.single).with_quotes() for folder in folders)}]"

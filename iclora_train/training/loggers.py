@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 from rich.console import Console
 
 from iclora_train.core import wandb_run
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
 from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.wandb_run import failures_printed
 from iclora_train.training.step_metrics import Row
@@ -62,11 +62,12 @@ class CsvLogger:
     def write(self, rows: list[Row]) -> None:
         assert self.file is not None
         table = csv.writer(self.file, lineterminator="\n")
-        for row in rows:
-            cells = ["" if math.isnan(row.get(name, math.nan)) else repr(row[name]) for name in self.columns]
-            if any(cells[1:]):
-                table.writerow(cells)
-        self.file.flush()
+        with reraise_disk_full(self.path):
+            for row in rows:
+                cells = ["" if math.isnan(row.get(name, math.nan)) else repr(row[name]) for name in self.columns]
+                if any(cells[1:]):
+                    table.writerow(cells)
+            self.file.flush()
 
     def close(self) -> None:
         if self.file is not None:

@@ -96,7 +96,7 @@ def random_gemma(kind: str, seed: int = 0, size: str = "tiny", device: str = "cp
         text |= {"global_head_dim": text["head_dim"] * 4 // 3, "attention_k_eq_v": True}
         text |= {"num_global_key_value_heads": 1}
     config = config_class(text_config=text, vision_config=_VISION[kind])
-    with torch.random.fork_rng(), torch.device(device):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         model = model_class._from_config(config, dtype=torch.float32 if size == "tiny" else torch.bfloat16).eval()
         for parameter in model.parameters():

@@ -6,11 +6,12 @@ version.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 
 import torch
 
-from iclora_train.config.paths import user_path
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
@@ -21,6 +22,17 @@ _CACHE = "TORCHINDUCTOR_CACHE_DIR"
 # to memory, in fp32, between two passes over a row.
 MAX_READS, MAX_OPERATIONS = 16, 200
 MAX_COMPILATIONS = 64  # of a block in one process: clip sizes, each with and without attention weights and gradients
+
+
+def _cache_folder() -> str:
+    """The folder of compiled code: below the home folder or, if that is missing or cannot be written, TMPDIR."""
+    folder = os.path.expanduser("~/.cache/iclora_train/compiled")
+    if not folder.startswith("~"):
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    return os.path.join(tempfile.gettempdir(), f"iclora_train-{os.getuid()}", "compiled")
 
 
 def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, backend: str = "inductor") -> None:
@@ -39,7 +51,7 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     from iclora_train.ltx2.runtime.combo_kernels import enable_combo_kernels  # noqa: PLC0415
     from iclora_train.ltx2.runtime.save_policy import SavePolicy  # noqa: PLC0415
 
-    os.environ.setdefault(_CACHE, str(user_path("~/.cache/iclora_train/compiled")))
+    os.environ.setdefault(_CACHE, _cache_folder())
     torch._dynamo.config.recompile_limit = MAX_COMPILATIONS
     torch._dynamo.config.optimize_ddp = False  # else the buckets of DistributedDataParallel split a block's graph
     torch._functorch.config.activation_memory_budget = activation_budget
