@@ -143,6 +143,22 @@ def test_a_senseless_rate_is_refused(fps):
         data(fps=fps)
 
 
+@pytest.mark.parametrize("rate", [FILM, NTSC, NTSC_60])
+def test_an_avi_copied_from_matroska_is_whole(rate, tmp_path):
+    """Its header declares 1,000 frames a second, and its packets have no duration."""
+    source, copy = write(tmp_path / "a.mkv", 33, rate), tmp_path / "a.avi"
+    with av.open(str(source)) as old, av.open(str(copy), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0])
+        stream.time_base = MILLISECOND
+        for packet in old.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                new.mux(packet)
+    info = probe(copy)
+    assert info.fps == pytest.approx(float(rate), rel=1e-4)
+    assert info.times.frame_numbers(info.fps).tolist() == list(range(33))
+
+
 # --- variable rates and repeated frames ---
 
 PAUSE = [round(1000 * t) for t in (*np.arange(60) / 30, *(3.5 + np.arange(75) / 30))]  # 1.5 s between frames 59 and 60

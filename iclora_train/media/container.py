@@ -103,7 +103,7 @@ def decode(file: Path | io.BytesIO) -> Iterator[av.VideoFrame]:
                         raise ValueError(f"{name}: frame {count} is damaged; {RE_ENCODE}")
                     count += 1
                     yield frame
-            missing = _missing_seconds(container, stream, end)
+            missing = _missing_seconds(container, stream, end, count)
         except av.FFmpegError as error:
             problem = f"damaged after frame {count}" if count else "cannot be read as a video"
             raise ValueError(f"{name}: {problem} ({error.strerror}); {RE_ENCODE}") from error
@@ -129,13 +129,17 @@ def read_rate(path: Path) -> Fraction | None:
         return video_stream(container, str(path)).average_rate or None
 
 
-def _missing_seconds(container: av.container.InputContainer, stream: av.VideoStream, end: int) -> float:
-    """Seconds from the last packet's end (`end`, in ticks) to the end by the header; 0 if shorter than two frames."""
+def _missing_seconds(container: av.container.InputContainer, stream: av.VideoStream, end: int, count: int) -> float:
+    """Seconds from the last packet's end (`end`, in ticks) to the end by the header; 0 if shorter than two frames.
+
+    A frame is 1 / rate, or the mean of the `count` frames that were read: some AVI files declare a rate of 1,000 fps.
+    """
     declared = _declared_end(container, stream)
     if declared is None or not stream.time_base or not stream.average_rate:
         return 0.0
     missing = float(declared - end * stream.time_base)
-    return missing if missing > 2 / float(stream.average_rate) else 0.0
+    frame = max(1 / float(stream.average_rate), float(end * stream.time_base) / max(count, 1))
+    return missing if missing > 2 * frame else 0.0
 
 
 def _declared_end(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction | None:
