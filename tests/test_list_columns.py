@@ -120,6 +120,8 @@ def test_bad_csv_is_refused_with_its_line(text, message, tmp_path):
         ('[{"video": "a.mp4"}]', r"line 1 is not a JSON object"),
         ('{"video": "a.mp4", "caption": {"en": "a dog"}}', r"line 1: `caption` is a JSON object, not a text"),
         ('{"video": "a.mp4", "caption": "a\\u0000b"}', r"line 1: `caption` holds a NUL"),
+        ('{"video": "a.mp4", "caption": "a \\ud83d dog"}', r"line 1: `caption` holds half of a surrogate pair"),
+        ('{"video": "\\udce9.mp4"}', r"line 1: `video` holds half of a surrogate pair"),
         ('{"video": "a.mp4", "video": "b.mp4"}', r"line 1: a key occurs twice in video, video"),
         ('{"video": ' + "[" * 100_000, r"line 1 cannot be read as JSON"),
         ('{"video": "a.mp4", "fps": ' + "9" * 5000 + "}", r"line 1 cannot be read as JSON"),

@@ -99,10 +99,14 @@ def _parse_json(where: str, text: str) -> Any:
 
 
 def _text(value: Any, where: str, name: str) -> str:
-    """A cell as text. ConfigError for a JSON object, and for a NUL character in a JSON string."""
+    """A cell as text. ConfigError for a JSON object, and for a JSON string with NUL or half of a surrogate pair."""
     require(not isinstance(value, dict), f"{where}: `{name}` is a JSON object, not a text")
     text = " ".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
     require("\0" not in text, f"{where}: `{name}` holds a NUL character")
+    require(
+        not any("\ud800" <= character <= "\udfff" for character in text),
+        f"{where}: `{name}` holds half of a surrogate pair, such as one \\u escape of the two of an emoji",
+    )
     return text.replace("\ufeff", "").strip()
 
 
