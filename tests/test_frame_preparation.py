@@ -1,4 +1,4 @@
-"""A preparation of clips with odd rates and lengths: every clip is used whole or listed with its reason."""
+"""Clips of odd rates and lengths in a preparation, and the frames of references: used whole, or listed with the reason."""
 
 from __future__ import annotations
 
@@ -7,13 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep import pipeline
 from data_prep.clips.clip_list import list_clips
 from data_prep.clips.windows import Window, heldout_windows, train_windows
+from data_prep.makers import build_maker
+from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference
 from data_prep.select_clips import select_clips
 from iclora_train.core.fingerprint import content_settings
+from iclora_train.core.types import Geometry
 from iclora_train.data.shards import ShardError, ShardSet
+from iclora_train.diffusion.reference import append_reference, target_tokens
+from iclora_train.generate.input_media import InputMedia
+from iclora_train.media.frame_times import simultaneous_frames, temporal_subsample
+from tests.clips import moving
 from tests.prep import config_of, write_clips
 from tests.test_frame_times import FILM, PAUSE, write
 from tests.tiny import write_tiny_base
@@ -92,3 +100,39 @@ def test_windows_of_constant_clips_are_those_of_version_0_1() -> None:
     windows += [window for split in ("val", "heldout") for window in heldout_windows(by_split[split], config.data)]
     assert not dropped
     assert {window.key: window for window in map(Window.from_record, recorded)} == {w.key: w for w in windows}
+
+
+def test_a_temporal_factor_takes_the_frames_of_ltx() -> None:
+    """Lightricks' trainer and ltx-pipelines: frame 0, then every S-th frame from frame 1."""
+    assert temporal_subsample(np.arange(33), 4).tolist() == [0, 1, 5, 9, 13, 17, 21, 25, 29]
+    assert temporal_subsample(np.arange(17), 1).tolist() == list(range(17))
+
+
+def test_a_reference_has_the_target_frames_of_its_positions() -> None:
+    window = Window("a", 0, tuple(range(9)), (48, 64), (8, 16), (32, 32), False, 25.0)
+    frames = list(moving(9, 48, 64))
+    reference, _ = make_reference(
+        frames, window, build_maker("given", {}), SourceVideo(Path()), [0], ReferenceScale(temporal_scale=4)
+    )
+    assert (reference == crop_window(frames, window)[[0, 1, 5]]).all()
+    assert simultaneous_frames(9, 3).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_the_positions_of_a_reference_begin_with_its_frames(factor: int) -> None:
+    """Latent frame k holds pixel frames 8 k - 7 to 8 k; its position begins at the target time of the first of them."""
+    geometry = Geometry(channels=4, spatial=32, temporal=8)
+    target = target_tokens(torch.zeros(1, 4, 2 * factor + 1, 1, 1), torch.ones(1), geometry, 24.0)
+    tokens = append_reference(target, torch.zeros(1, 4, 3, 1, 1), temporal_scale=factor)
+    starts = tokens.position[0, 0, -3:, 0] * 24
+    numbers = temporal_subsample(np.arange(16 * factor + 1), factor)
+    assert starts.round().tolist() == numbers[[0, 1, 9]].tolist()
+
+
+def test_a_variable_reference_is_shown_at_its_times(tmp_path: Path) -> None:
+    reference = InputMedia.open("reference", str(write(tmp_path / "a.mkv", len(PAUSE), ticks=PAUSE)))
+    assert reference.fps == 30
+    numbers = reference.frame_numbers(30)
+    assert len(numbers) == 3.5 * 30 + 75
+    assert numbers[:60].tolist() == list(range(60))
+    assert numbers[-75:].tolist() == list(range(60, 135))

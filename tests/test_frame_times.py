@@ -8,20 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import torch
 
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.probed_clip import ProbedClip
-from data_prep.clips.windows import Window, heldout_windows, train_windows
-from data_prep.makers import build_maker
-from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference
+from data_prep.clips.windows import heldout_windows, train_windows
 from iclora_train.config import ConfigError, Data
-from iclora_train.core.types import Geometry
-from iclora_train.diffusion.reference import append_reference, target_tokens
-from iclora_train.generate.input_media import InputMedia
 from iclora_train.media.clip import ClipInfo, probe, read_clip
-from iclora_train.media.frame_times import FrameTimes, exact_rate, simultaneous_frames, temporal_subsample
-from tests.clips import moving
+from iclora_train.media.frame_times import FrameTimes, exact_rate
 
 FILM, NTSC, NTSC_60 = Fraction(24000, 1001), Fraction(30000, 1001), Fraction(60000, 1001)
 RATES = {
@@ -254,7 +247,7 @@ def test_times_far_apart_neither_divide_by_zero_nor_fill_the_memory():
     assert len(probed(jump).window_starts(data(fps=25.0))) == 2 + 2
 
 
-# --- edit lists, temporal factor ---
+# --- edit lists ---
 
 
 def test_an_edit_list_hides_frames(tmp_path):
@@ -269,39 +262,3 @@ def test_an_edit_list_hides_frames(tmp_path):
     trimmed.write_bytes(raw)
     assert [int(frame.mean()) for frame in read_clip(trimmed)] == whole[20:50]
     assert probe(trimmed).times.seconds == pytest.approx([i / 30 for i in range(30)])
-
-
-def test_a_temporal_factor_takes_the_frames_of_ltx():
-    """Lightricks' trainer and ltx-pipelines: frame 0, then every S-th frame from frame 1."""
-    assert temporal_subsample(np.arange(33), 4).tolist() == [0, 1, 5, 9, 13, 17, 21, 25, 29]
-    assert temporal_subsample(np.arange(17), 1).tolist() == list(range(17))
-
-
-def test_a_reference_has_the_target_frames_of_its_positions():
-    window = Window("a", 0, tuple(range(9)), (48, 64), (8, 16), (32, 32), False, 25.0)
-    frames = list(moving(9, 48, 64))
-    reference, _ = make_reference(
-        frames, window, build_maker("given", {}), SourceVideo(Path()), [0], ReferenceScale(temporal_scale=4)
-    )
-    assert (reference == crop_window(frames, window)[[0, 1, 5]]).all()
-    assert simultaneous_frames(9, 3).tolist() == [0, 1, 1, 1, 1, 2, 2, 2, 2]
-
-
-@pytest.mark.parametrize("factor", [1, 2, 4])
-def test_the_positions_of_a_reference_begin_with_its_frames(factor):
-    """Latent frame k holds pixel frames 8 k - 7 to 8 k; its position begins at the target time of the first of them."""
-    geometry = Geometry(channels=4, spatial=32, temporal=8)
-    target = target_tokens(torch.zeros(1, 4, 2 * factor + 1, 1, 1), torch.ones(1), geometry, 24.0)
-    tokens = append_reference(target, torch.zeros(1, 4, 3, 1, 1), temporal_scale=factor)
-    starts = tokens.position[0, 0, -3:, 0] * 24
-    numbers = temporal_subsample(np.arange(16 * factor + 1), factor)
-    assert starts.round().tolist() == numbers[[0, 1, 9]].tolist()
-
-
-def test_a_variable_reference_is_shown_at_its_times(tmp_path):
-    reference = InputMedia.open("reference", str(write(tmp_path / "a.mkv", len(PAUSE), ticks=PAUSE)))
-    assert reference.fps == 30
-    numbers = reference.frame_numbers(30)
-    assert len(numbers) == 3.5 * 30 + 75
-    assert numbers[:60].tolist() == list(range(60))
-    assert numbers[-75:].tolist() == list(range(60, 135))
