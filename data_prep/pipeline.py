@@ -79,7 +79,7 @@ def _write_all(
     usable = drop_duplicates(usable, fingerprint["pairs"]["sources"], log, config)
     uncaptioned = ids_without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
-    timing = {probed.clip.id: note for probed in usable if (note := probed.timing_note(config.data.fps))}
+    timing = {probed.clip.id: line for probed in usable if (line := probed.timing_note(config.data.fps))}
     report = {"kept": _counts(windows), "dropped": dropped}
     optional = {"without_caption": uncaptioned, "notes": notes, "timing": timing}
     report |= {name: value for name, value in optional.items() if value}

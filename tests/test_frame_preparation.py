@@ -1,4 +1,4 @@
-"""Clips of odd rates and lengths in a preparation, and the frames of references: used whole, or listed with the reason."""
+"""Clips of odd rates and lengths in a preparation: used whole, or listed with the reason; frames of references."""
 
 from __future__ import annotations
 
