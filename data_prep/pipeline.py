@@ -40,7 +40,8 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 
 RECIPE = 1  # increase it when the same settings produce different pixels
 SHARD_CLIPS = 64  # windows in a shard
-NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "captioner", "prompt")  # of `data`, newer than the first shards
+# of `data`, newer than the first shards
+NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt")
 
 
 def prepare(config: Config) -> Path:
@@ -80,8 +81,9 @@ def _write_all(
     uncaptioned = ids_without_caption(usable) if config.data.prompt is None else []
     windows = _windows(usable, config)
     timing = {probed.clip.id: line for probed in usable if (line := probed.timing_note(config.data.fps))}
+    converted = {probed.clip.id: ", ".join(probed.info.changes) for probed in usable if probed.info.changes}
     report = {"kept": _counts(windows), "dropped": dropped}
-    optional = {"without_caption": uncaptioned, "notes": notes, "timing": timing}
+    optional = {"without_caption": uncaptioned, "notes": notes, "timing": timing, "converted": converted}
     report |= {name: value for name, value in optional.items() if value}
     write_report(root, report)
     show_selection(report)
@@ -89,6 +91,9 @@ def _write_all(
         print(f"{len(uncaptioned)} clips have no caption, only the trigger; {root / 'report.json'} lists them")
     if timing:
         print(f"{len(timing)} clips have a variable frame rate or repeated frames; {root / 'report.json'} lists them")
+    if converted:
+        clip, change = next(iter(converted.items()))
+        print(f"{len(converted)} clips are converted ({clip}: {change}; ...); {root / 'report.json'} lists them")
     lost = None
     if windows["train"]:
         by_id = {probed.clip.id: probed.clip for probed in usable}

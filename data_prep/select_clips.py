@@ -42,6 +42,8 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
         raise ValueError(
             f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
         )
+    if info.hdr and data.hdr == "refuse":
+        raise ValueError(f"it is HDR ({info.hdr}), and data.hdr=refuse; data.hdr=convert converts it to SDR")
     caption_of(clip, config)
     too_late = [str(cut) for cut in clip.cuts or () if cut >= info.frames]
     if too_late:

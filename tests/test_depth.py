@@ -265,10 +265,10 @@ def no_picture(folder: Path) -> None:
     ("write", "message"),
     [
         (broken_exr, r"0001\.exr cannot be read as an EXR"),
-        (broken_png, r"0001\.png cannot be read as a PNG"),
+        (broken_png, r"0001\.png cannot be read as an image"),
         (colour_png, r"0001\.png is a picture in colour"),
         (exr_without_depth, r"0001\.exr has channels X; depth is read from Z, V, Y, R"),
-        (pipe, r"0001\.png cannot be read as a PNG \(.*a named pipe, not a file"),
+        (pipe, r"0001\.png cannot be read as an image \(.*a named pipe, not a file"),
         (exr_pipe, r"0001\.exr cannot be read as an EXR \(.*a named pipe, not a file"),
         (no_picture, "0 depth pictures"),
     ],

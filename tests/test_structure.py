@@ -55,6 +55,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     ),
     "decord": ("iclora_train/media/shard_clip.py",),
     "av": ("iclora_train/media/",),
+    "PIL": ("iclora_train/media/picture.py", "data_prep/clips/captioner.py"),
     "webdataset": ("iclora_train/data/shards.py",),
     "ai_edge_litert": ("iclora_train/signals/blazepose.py",),
     "onnxruntime": ("iclora_train/signals/rtmpose.py",),

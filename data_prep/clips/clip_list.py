@@ -16,13 +16,13 @@ from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, re
 from data_prep.clips.text_files import caption_beside
 from iclora_train.config import require
 from iclora_train.config.paths import user_path
+from iclora_train.media.picture import IMAGES, UNREADABLE, is_picture
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
 VIDEOS = (
     *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"),
     *(".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf"),
 )
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 SPLITS = ("train", "val", "heldout")
 
 
@@ -51,7 +51,7 @@ class Clip:
     @property
     def is_image(self) -> bool:
         """Whether the file is an image: one frame and no frame rate."""
-        return self.path.suffix.lower() in IMAGES
+        return is_picture(self.path)
 
 
 def list_clips(clips: str, heldout_fraction: float, images: bool = False, columns: Collection[str] = ()) -> list[Clip]:
@@ -60,7 +60,7 @@ def list_clips(clips: str, heldout_fraction: float, images: bool = False, column
     images: whether folders and patterns also yield images. columns: the columns of a list that data.prompt names.
     """
     path = SAMPLES if clips == "samples" else user_path(clips)
-    kinds = VIDEOS + IMAGES if images else VIDEOS
+    kinds = VIDEOS + IMAGES + UNREADABLE if images else VIDEOS
     if os.path.isdir(path):
         listed = _clips_in(path, files_below(path), kinds)
     elif os.path.exists(path):

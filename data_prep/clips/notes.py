@@ -7,12 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from data_prep.clips.clip_list import IMAGES, VIDEOS, Clip
+from data_prep.clips.clip_list import VIDEOS, Clip
 from data_prep.clips.columns import unread_columns
 from data_prep.clips.folders import files_below
 from data_prep.clips.rows import SUFFIXES
 from data_prep.clips.text_files import CAPTION_SUFFIXES
 from iclora_train.core.console import printable
+from iclora_train.media.picture import IMAGES
 
 _OTHER_CAPTIONS = (".json", ".md", ".yaml", ".srt", ".docx")  # beside a clip; not read
 _MAX_NAMED = 3  # files or suffixes that a line names

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from eval.clips.alignment import require_aligned
@@ -21,6 +20,7 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.clip import read_clip
 from iclora_train.media.container import read_encoding
+from iclora_train.media.picture import read_picture
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 MAX_NAMED = 3  # files that an error or a warning names
@@ -120,22 +120,15 @@ def read_external_clip(path: Path) -> Clip:
 
     Raises ConfigError that names the file.
     """
-    if not path.is_dir():
-        try:
-            return np.stack(list(read_clip(path)))
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-    frames = []
-    for file in _frames(path):
-        picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise ConfigError(f"{file} cannot be read as an image: write it again")
-        frames.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    try:
+        frames = [read_picture(file) for file in _frames(path)] if path.is_dir() else list(read_clip(path))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     require(
         len({frame.shape for frame in frames}) == 1,
         f"{path}: its frames differ in size, or the folder contains no *.png files",
     )
-    return np.stack(frames).astype(np.uint8)
+    return np.stack(frames)
 
 
 def _frames(folder: Path) -> list[Path]:

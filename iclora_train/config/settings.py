@@ -113,6 +113,7 @@ class Data:
     pick: str | None = None  # choice of train windows: null (random), stride, or best (most motion and sharpness)
     stride: int | None = None  # for stride and best: frames between two window starts; null: half a window
     cuts: bool | None = None  # true: detect scene cuts; windows never cross them, nor cuts given in a column `cuts`
+    hdr: str | None = None  # clips in HDR: null or convert (to SDR), or refuse (drop them)
     captioner: str | None = None  # folder of a vision-language model that captions clips without a caption
     prompt: str | None = None  # template of the caption, e.g. "Reference shows {reference_caption}. {caption}"
     heldout_windows: int = 32  # windows spread over the val clips, and as many over the heldout clips
@@ -134,6 +135,8 @@ class Data:
         require(self.stride is None or self.stride >= 1, f"data.stride={self.stride} must be at least 1, or null")
         if self.pick is not None:
             one_of("data.pick", self.pick, ("random", "stride", "best"))
+        if self.hdr is not None:
+            one_of("data.hdr", self.hdr, ("convert", "refuse"))
         window_side = min(self.height, self.width)
         require(
             self.short_side is None or self.short_side >= window_side,

@@ -14,9 +14,10 @@ from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import digest
 from iclora_train.media.clip import probe, read_clip
+from iclora_train.media.frame_folder import frame_files
 from iclora_train.media.frame_times import FrameTimes, temporal_subsample
+from iclora_train.media.picture import IMAGES, UNREADABLE, is_picture, read_picture
 
-IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 MIN_RATE = 1 / 60  # frames per second; videos below it have wrong times
 
 
@@ -34,6 +35,7 @@ class InputMedia:
     height: int
     width: int
     times: FrameTimes | None  # of a video
+    changes: tuple[str, ...] = ()  # what reading changes in a video, in words for the user
 
     @classmethod
     def open(cls, key: str, name: str) -> InputMedia:
@@ -41,18 +43,17 @@ class InputMedia:
         path = user_path(name)
         require(path.exists(), f"{key}={name} does not exist: give a video, a folder of frames, or an image")
         try:
-            if not path.is_dir() and path.suffix.lower() not in IMAGES:
+            if not path.is_dir() and not is_picture(path):
                 info = probe(path)
                 if info.times.mean_fps < MIN_RATE:
                     raise ValueError(
                         f"{path} shows a frame every {1 / info.times.mean_fps:g} seconds: give it a frame rate"
                     )
-                return cls(key, path, (), info.height, info.width, info.times)
-            files = sorted(path.iterdir()) if path.is_dir() else [path]
-            pictures = tuple(file for file in files if file.suffix.lower() in IMAGES)
+                return cls(key, path, (), info.height, info.width, info.times, info.changes)
+            pictures = tuple(frame_files(path, IMAGES + UNREADABLE) if path.is_dir() else [path])
             if not pictures:
-                raise ValueError(f"{path} has no images in it ({', '.join(sorted(IMAGES))}): give another folder")
-            height, width = _read_picture(pictures[0]).shape[:2]
+                raise ValueError(f"{path} has no images in it ({', '.join(IMAGES)}): give another folder")
+            height, width = read_picture(pictures[0]).shape[:2]
             return cls(key, path, pictures, height, width, None)
         except ValueError as error:
             raise ConfigError(f"{key}: {error}") from error
@@ -86,21 +87,13 @@ class InputMedia:
 
     def _read_pictures(self, numbers: set[int]) -> Iterator[np.ndarray]:
         for i in sorted(numbers):
-            picture = _read_picture(self.pictures[i])
+            picture = read_picture(self.pictures[i])
             if picture.shape[:2] != (self.height, self.width):
                 raise ValueError(
                     f"{self.pictures[i]} is {picture.shape[1]}x{picture.shape[0]}, {self.pictures[0].name} is "
                     f"{self.width}x{self.height}: give frames of one size"
                 )
             yield picture
-
-
-def _read_picture(path: Path) -> np.ndarray:
-    """Read an image as uint8 RGB (H,W,3). ValueError names the file when it cannot be read."""
-    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
-    if decoded is None:
-        raise ValueError(f"{path} cannot be read as an image; save it again as png")
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
 
 
 def fit_frame(frame: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:

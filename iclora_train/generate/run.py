@@ -69,6 +69,9 @@ def generate(settings: GenerateSettings) -> list[Path]:
     shape, rounded = video_shape(settings, inputs.references[0], rules)
     prompt = full_prompt(settings, adapter, base)
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
+    for media in inputs.media:
+        if media.changes:
+            echo(f"{media.path}: {', '.join(media.changes)}")
     text, negative_text = read_text_features(settings, base, prompt, device)
     vae = base.vae(vae_dtype(settings.model.precision, device))
     with status("encoding references"):

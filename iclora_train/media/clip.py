@@ -7,20 +7,31 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 
 from iclora_train.media.container import RE_ENCODE, decode, read_rate
+from iclora_train.media.deinterlace import deinterlaced
+from iclora_train.media.frame_decoder import DecodedFrame
 from iclora_train.media.frame_times import FrameTimes
-from iclora_train.media.rgb import upright_rgb, upright_size
+from iclora_train.media.picture import is_picture, read_picture
+from iclora_train.media.rgb import changes, hdr_kind, upright_rgb, upright_size
+
+PICTURE_RATE = Fraction(25)  # frames per second of a picture, which has one frame
 
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """Measurements of a clip: upright size in pixels, presentation times of all frames that decode."""
+    """Measurements of a clip: size in pixels as shown, presentation times of all frames that decode.
+
+    hdr: PQ or HLG for a clip that is converted from HDR. changes: what reading changes in its frames, for the user.
+    """
 
     height: int
     width: int
     times: FrameTimes
+    hdr: str | None = None
+    changes: tuple[str, ...] = ()
 
     @property
     def frames(self) -> int:
@@ -34,13 +45,22 @@ class ClipInfo:
 
 
 def read_clip(path: Path, numbers: Container[int] | None = None) -> Iterator[np.ndarray]:
-    """Frames uint8 RGB (H,W,3), upright, in presentation order: all, or only the frames in `numbers`.
+    """Frames of a video or picture as uint8 RGB (H,W,3), in presentation order: all, or only the frames in `numbers`.
 
-    All frames are decoded; only the yielded ones are converted to RGB. ValueError names the file and the remedy.
+    Frames are upright, have square pixels and BT.709 or sRGB colours, and are deinterlaced (`rgb.py`). All frames are
+    decoded; only the yielded ones are converted to RGB. ValueError names the file and the remedy.
     """
-    for number, frame in enumerate(decode(path)):
+    if is_picture(path):
+        if numbers is None or 0 in numbers:
+            yield read_picture(path)
+        return
+    for number, decoded in enumerate(deinterlaced(decode(path))):
         if numbers is None or number in numbers:
-            yield upright_rgb(frame)
+            try:
+                picture = upright_rgb(decoded)
+            except (ValueError, av.FFmpegError) as error:
+                raise _unreadable(path, decoded, error) from error
+            yield picture
 
 
 def probe(path: Path) -> ClipInfo:
@@ -48,15 +68,32 @@ def probe(path: Path) -> ClipInfo:
 
     ValueError as in `read_clip`, and when the picture size changes within the clip.
     """
+    if is_picture(path):
+        height, width = read_picture(path).shape[:2]
+        return ClipInfo(height, width, FrameTimes.constant(1, PICTURE_RATE))
     stamps: list[int | None] = []
-    sizes = set()
+    sizes, kinds, words = set(), set(), set()
     time_base, duration = Fraction(1, 24), 1  # of files without times
-    for frame in decode(path):
+    for decoded in decode(path):
+        frame = decoded.frame
+        try:
+            sizes.add(upright_size(decoded))
+            if not stamps:
+                upright_rgb(decoded)
+        except (ValueError, av.FFmpegError) as error:
+            raise _unreadable(path, decoded, error) from error
         stamps.append(frame.pts)
-        sizes.add(upright_size(frame))
+        kinds.add(hdr_kind(frame))
+        words |= changes(decoded)
         time_base, duration = frame.time_base or time_base, frame.duration or duration
     if len(sizes) > 1:
         raise ValueError(f"{path}: the picture size changes within the clip; {RE_ENCODE}")
     height, width = sizes.pop()
     declared = read_rate(path) or 1 / (duration * time_base)
-    return ClipInfo(height, width, FrameTimes.measure(stamps, time_base, declared))
+    times = FrameTimes.measure(stamps, time_base, declared)
+    return ClipInfo(height, width, times, next(iter(kinds - {None}), None), tuple(sorted(words)))
+
+
+def _unreadable(path: Path, decoded: DecodedFrame, error: Exception) -> ValueError:
+    """An error that names the file and the pixel format of a frame that cannot be converted."""
+    return ValueError(f"{path}: frames in {decoded.frame.format.name} cannot be shown: {error}; {RE_ENCODE}")

@@ -20,6 +20,8 @@ import av.container
 from av.stream import Disposition
 
 from iclora_train.core.regular_files import open_regular
+from iclora_train.media.frame_decoder import MAX_PIXELS, DecodedFrame, FrameDecoder
+from iclora_train.media.orientation import pixel_aspect
 
 RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4) or remove it from the clips"
 REMOVE = "give a video file or remove it from the clips"
@@ -31,6 +33,7 @@ _SOUND_FORMATS = "wav,mp3,flac,aac,aiff,caf"
 _OPTIONS = {
     "format_whitelist": f"{_VIDEO_FORMATS},{_PICTURE_FORMATS},{_SOUND_FORMATS}",
     "protocol_whitelist": "none",
+    "max_pixels": str(MAX_PIXELS),  # FFmpeg decodes some frames to find the format
 }
 _HEAD_BYTES = 256
 _KINDS = (  # files that are not videos: pattern of the beginning, name of the kind
@@ -88,21 +91,21 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
     return max(streams, key=lambda stream: bool(stream.disposition & Disposition.default))
 
 
-def decode(file: Path | io.BytesIO) -> Iterator[av.VideoFrame]:
+def decode(file: Path | io.BytesIO) -> Iterator[DecodedFrame]:
     """Decode the frames of a video in one pass, without seeking. ValueError names the file and the remedy."""
     name = str(file) if isinstance(file, Path) else "the clip"
     count, end = 0, 0
     with open_video(file) as container:
         try:
             stream = video_stream(container, name)
-            stream.thread_type = "AUTO"
+            decoder, aspect = _decoder(stream, name)
             for packet in container.demux(stream):
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
-                for frame in packet.decode():
+                for frame in decoder.decode(packet):
                     if frame.is_corrupt:
                         raise ValueError(f"{name}: frame {count} is damaged; {RE_ENCODE}")
                     count += 1
-                    yield frame
+                    yield DecodedFrame(frame, aspect)
             missing = _missing_seconds(container, stream, end, count)
         except av.FFmpegError as error:
             problem = f"damaged after frame {count}" if count else "cannot be read as a video"
@@ -111,6 +114,14 @@ def decode(file: Path | io.BytesIO) -> Iterator[av.VideoFrame]:
         raise ValueError(f"{name}: the video stream has no frames; {RE_ENCODE}")
     if missing:
         raise ValueError(f"{name}: truncated, the last {missing:.2f} s are missing after frame {count}; {RE_ENCODE}")
+
+
+def _decoder(stream: av.VideoStream, name: str) -> tuple[FrameDecoder, Fraction]:
+    """The decoder of a stream and the shape of its pixels. ValueError if the size of its frames cannot be used."""
+    try:
+        return FrameDecoder(stream), pixel_aspect(stream)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; {RE_ENCODE}") from error
 
 
 def read_encoding(path: Path) -> tuple[str, str]:

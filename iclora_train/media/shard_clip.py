@@ -14,7 +14,9 @@ import av.container
 import cv2  # noqa: F401 (import before decord: decord's libraries, loaded first, break PNG files in cv2)
 import decord
 import numpy as np
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+from iclora_train.media.codec_round_trip import EXACT
 from iclora_train.media.container import decode
 from iclora_train.media.frame_times import exact_rate
 
@@ -24,7 +26,8 @@ decord.logging.set_level(decord.logging.QUIET)
 def encode_clip(frames: np.ndarray, fps: float, lossless: bool = True) -> bytes:
     """Encode uint8 RGB frames (F,H,W,3) as an mp4; the same frames give the same bytes.
 
-    lossless: H.264 in RGB, which `decode_clip` decodes bit by bit. Otherwise yuv420p for browsers (H and W even).
+    lossless: H.264 in RGB, which `decode_clip` decodes bit by bit. Otherwise yuv420p for browsers and players (H and W
+    even), in BT.709 of limited range and with tags that say so.
     """
     with tempfile.TemporaryDirectory() as folder:  # faststart opens the file a second time, so it needs a real file
         path = Path(folder, "clip.mp4")
@@ -42,9 +45,28 @@ def _encode_into(container: av.container.OutputContainer, frames: np.ndarray, fp
     assert isinstance(stream, av.VideoStream)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "rgb24" if lossless else "yuv420p"
+    if not lossless:
+        _tag_bt709(stream.codec_context)
     for rgb in frames:
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        container.mux(stream.encode(frame if lossless else _to_bt709(frame)))
     container.mux(stream.encode())
+
+
+def _tag_bt709(encoder: av.VideoCodecContext) -> None:
+    """Make the encoder write how `_to_bt709` made its frames, so that every player shows the same colours."""
+    encoder.colorspace, encoder.color_range = Colorspace.ITU709, ColorRange.MPEG
+    encoder.color_primaries, encoder.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+
+
+def _to_bt709(frame: av.VideoFrame) -> av.VideoFrame:
+    """RGB -> yuv420p in BT.709, limited range."""
+    return frame.reformat(
+        format="yuv420p",
+        dst_colorspace=Colorspace.ITU709,
+        dst_color_range=ColorRange.MPEG,
+        interpolation=EXACT,
+    )
 
 
 def decode_clip(data: bytes) -> np.ndarray:
@@ -55,4 +77,4 @@ def decode_clip(data: bytes) -> np.ndarray:
     except RuntimeError as error:
         raise ValueError("the bytes cannot be decoded as a clip") from error
     except decord.DECORDError:  # decord 0.6 reads padded rows (widths 16, 24, 48, 72) as a fourth channel
-        return np.stack([frame.to_ndarray(format="rgb24") for frame in decode(io.BytesIO(data))])
+        return np.stack([decoded.frame.to_ndarray(format="rgb24") for decoded in decode(io.BytesIO(data))])

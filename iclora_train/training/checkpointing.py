@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, plain
+from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, drop_unset, plain
 from iclora_train.ltx2.base_model import BaseModel
 
 KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
@@ -99,6 +99,7 @@ def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     for section, keys in (("data", NOT_COMPARED), ("model", RUNTIME_KEYS)):
         for key in keys:
             del sections[section][key]
+    drop_unset(sections)
     trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
     validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
     other = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}

@@ -13,6 +13,7 @@ from iclora_train.config import ConfigError
 from iclora_train.core.regular_files import open_regular, read_regular
 from iclora_train.media.clip import read_clip
 from iclora_train.media.frame_folder import frame_files
+from iclora_train.media.picture import require_picture
 
 VALUES = ("distance", "ramp", "nearness")  # see DepthGiven
 SUFFIXES = (".exr", ".png")
@@ -54,9 +55,10 @@ def _read_video(path: Path, indices: tuple[int, ...]) -> Iterator[np.ndarray]:
 
 def _read_png(path: Path) -> np.ndarray:
     try:
+        require_picture(path)  # before OpenCV allocates the size that the header states
         data = read_regular(path)
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-    except (OSError, cv2.error) as error:  # cv2.error: more pixels than OpenCV reads
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except (OSError, cv2.error) as error:
         raise ValueError(f"{path} cannot be read as a PNG ({error}); render this frame again") from error
     if picture is None:
         raise ValueError(f"{path} cannot be read as a PNG; render this frame again")
