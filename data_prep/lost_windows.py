@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.records import Count, FileName, Text, read_json
 from iclora_train.data.shards import ShardWriter
+
+
+@dataclass(frozen=True)
+class _LostWindows:
+    """An entry of lost.json: some windows of a clip that failed for one reason."""
+
+    clip: Text
+    shard: FileName
+    windows: list[Count]
+    reason: Text
 
 
 class LostWindowsError(ConfigError):
@@ -20,8 +32,10 @@ class LostWindows:
 
     def __init__(self, pairs: ShardWriter) -> None:
         self.path = pairs.folder / "lost.json"
-        entries = json.loads(self.path.read_text()) if self.path.exists() else []
-        self.entries: list[dict[str, Any]] = [entry for entry in entries if pairs.has(entry["shard"])]
+        both = f"{pairs.folder} and {pairs.folder.with_name('latents')}"
+        remedy = f"delete {both} to make all windows again, or only this file to do without the windows that it lists"
+        entries = read_json(self.path, list[_LostWindows], remedy) if self.path.exists() else []
+        self.entries: list[dict[str, Any]] = [asdict(entry) for entry in entries if pairs.has(entry.shard)]
 
     def add(self, shard: str, clip: str, windows: Iterable[int], reason: str) -> None:
         """Record the windows of a clip that failed. The file is written before the shard."""

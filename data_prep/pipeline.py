@@ -35,7 +35,8 @@ from iclora_train.core.fingerprint import content_settings, digest, plain
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
 from iclora_train.data.prompts import template_fields
-from iclora_train.data.shards import ShardError, ShardSet, require_fingerprint
+from iclora_train.data.shard_index import ShardError, require_fingerprint
+from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
 RECIPE = 1  # increase it when the same settings produce different pixels
@@ -196,7 +197,10 @@ def _content_digest(path: Path) -> str:
 def _is_finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
     """Whether the folder holds a finished shard set with this fingerprint that opens without error."""
     try:
-        return ShardSet.open(folder).fingerprint == plain(fingerprint)
+        shards = ShardSet.open(folder)
+        if shards.kind == "latents":
+            shards.empty_text()
+        return shards.fingerprint == plain(fingerprint)
     except ShardError:
         return False
 

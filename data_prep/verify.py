@@ -5,22 +5,22 @@ Each problem is one line that ends with the remedy.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
 from iclora_train.config import Config
-from iclora_train.core.atomic_files import sha256
-from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
-from iclora_train.data.shards import EMPTY_TEXT_FILE, REMEDY, ShardError, ShardSet
+from iclora_train.core.records import DamagedFileError, read_json
+from iclora_train.data.shard_index import FINGERPRINT_FILE, KINDS, REMEDY, ShardError
+from iclora_train.data.shard_sample import load_text_features
+from iclora_train.data.shards import EMPTY_TEXT_FILE, ShardSet
 from iclora_train.ltx2.base_model import open_base
+from iclora_train.ltx2.text_features import REMEDY as TEXT_REMEDY
 
-KINDS = ("pairs", "latents")
 Work = tuple[ShardSet, str]  # a shard set and the name of one of its shards
 Shapes = dict[str, tuple[int, ...]]  # by member of a sample
 
@@ -34,39 +34,43 @@ def verify(root: str, workers: int = 0, config: Config | None = None) -> list[st
     problems, sets = [], []
     for kind in KINDS:
         try:
-            sets.append(ShardSet.open(Path(root, kind)))
+            shards = ShardSet.open(Path(root, kind))
+            sets.append(shards)
+            if shards.kind != kind:
+                problems.append(f"{shards.folder} holds {shards.kind}, not {kind}: delete it and run data_prep again")
         except ShardError as error:
             problems.append(str(error))
     for shards in sets:
         problems += [
-            *_index_problems(shards),
+            *_fingerprint_problems(shards),
             *_unindexed_tars(shards),
             *(_mismatches(shards, config) if config else ()),
         ]
     if len(sets) == len(KINDS):
         problems += _inconsistencies(*sets)
+    problems += _text_problems(Path(root))
     return problems + list(_shard_problems(sets, workers))
 
 
-def _index_problems(shards: ShardSet) -> Iterator[str]:
-    """Compare the index with itself and with fingerprint.json, which was written before it."""
-    index, shard_of = shards.folder / "index.json", [s.shard for s in shards.samples]
-    counts = {"splits": Counter(s.split for s in shards.samples), "buckets": Counter(s.bucket for s in shards.samples)}
-    if shards.splits != counts["splits"] or shards.buckets != counts["buckets"]:
-        yield f"{index} counts other samples than it lists: {REMEDY}"
-    declared = {name: entry["count"] for name, entry in shards.shards.items()}
-    if declared != {name: shard_of.count(name) for name in shards.shards}:
-        yield f"{index} lists other samples than its shards have: {REMEDY}"
-    if digest(shards.fingerprint) != shards.sha256 or _fingerprint(shards.folder) != shards.fingerprint:
-        yield f"{index} and the fingerprint.json next to it differ: delete {shards.folder} and run data_prep again"
-
-
-def _fingerprint(folder: Path) -> object:
-    """Content of fingerprint.json; None if the file is missing or not JSON."""
+def _fingerprint_problems(shards: ShardSet) -> Iterator[str]:
+    """Compare the index with fingerprint.json, which was written before it."""
+    path = shards.folder / FINGERPRINT_FILE
+    remedy = f"run data_prep again, which takes it from {shards.folder / 'index.json'}"
     try:
-        return json.loads((folder / "fingerprint.json").read_text())
-    except (OSError, ValueError):
-        return None
+        if read_json(path, dict[str, Any], remedy) != shards.fingerprint:
+            yield f"{path} and the index.json next to it differ: delete {shards.folder} and run data_prep again"
+    except DamagedFileError as error:
+        yield str(error)
+
+
+def _text_problems(root: Path) -> Iterator[str]:
+    """Damaged files in the caches of text features."""
+    for path in sorted(root.glob("texts-*/*.safetensors")):
+        try:
+            if not bool(load_text_features(path).isfinite().all()):
+                yield f"{path} holds NaN or infinite values: {TEXT_REMEDY}"
+        except (OSError, ValueError) as error:
+            yield f"{path} is damaged ({error}): {TEXT_REMEDY}"
 
 
 def _unindexed_tars(shards: ShardSet) -> Iterator[str]:
@@ -90,7 +94,7 @@ def _mismatches(shards: ShardSet, config: Config) -> Iterator[str]:
 def _inconsistencies(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
     """Latents that were not made from these pairs, or an invalid text feature of the empty caption."""
     keys = [[(sample.key, sample.bucket, sample.shard) for sample in shards.samples] for shards in (pairs, latents)]
-    if latents.fingerprint["pairs"] != pairs.sha256 or keys[0] != keys[1]:
+    if latents.made_from.pairs != pairs.sha256 or keys[0] != keys[1]:
         yield f"{latents.folder} was not made from {pairs.folder}: delete {latents.folder} and run data_prep again"
     try:
         if not bool(latents.empty_text().isfinite().all()):
@@ -115,8 +119,10 @@ def _check_shard(work: Work) -> list[str]:
     """Problems of one shard: its checksum, or its samples."""
     shards, shard = work
     path = shards.folder / shard
-    if sha256(path) != shards.shards[shard]["sha256"]:
-        return [f"{path} is damaged: {REMEDY}"]
+    try:
+        shards.verify_shard(shard)
+    except ShardError as error:
+        return [str(error)]
     problems = []
     shapes: dict[str, Shapes] = {}  # bucket -> shapes of its first sample
     for i, sample in enumerate(shards.samples):

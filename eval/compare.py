@@ -12,7 +12,6 @@ if __name__ == "__main__":
     protect_imports()
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -29,6 +28,7 @@ from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import differences
+from iclora_train.core.scores import read_comparable_scores
 
 SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
@@ -141,13 +141,7 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} contains no scores.json: give a scores.json, or the folder of a run or of an evaluation"
         )
-    try:
-        scores = dict(json.loads(file.read_text()))
-        schema = scores["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is not a scores.json of iclora_train's eval") from error
-    require(schema == 2, f"{file} has schema {schema}, not 2: run eval again")
-    return scores
+    return read_comparable_scores(file)
 
 
 def table(comparison: Mapping[str, Any], a: Path, b: Path) -> Table:

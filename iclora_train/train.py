@@ -35,7 +35,7 @@ from iclora_train.training.checkpointing import (
     resume_settings,
 )
 from iclora_train.training.dry_run import dry_run
-from iclora_train.training.export import evaluate, export, finish
+from iclora_train.training.export import evaluate, export, finish, require_whole
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import ConsoleLogger, CsvLogger, MetricLogger, WandbLogger
 from iclora_train.training.memory_search import plan_memory
@@ -85,12 +85,13 @@ def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> None:
 
 def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:
     """Train, or resume, until `folder` has its adapter. Returns whether this process is the one that evaluates it."""
-    resume_or_refuse(folder, resume_settings(config, base))
+    resume_or_refuse(folder, resume_settings(config, base), shards.sha256)
     adapter = folder / "adapter.safetensors"
     if adapter.exists():
+        require_whole(adapter)
         console.print(f"{folder} is finished; to train again, name another run: run=<name>")
         return global_rank() == 0
-    console.print(f"{config.task.name} on {base.name}: {shards.splits['train']} training windows -> {folder}")
+    console.print(f"{config.task.name} on {base.name}: {shards.splits.get('train', 0)} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
     resume = newest_checkpoint(folder / "checkpoints")
     # `attention_note` imports flash-attn-4. That must happen before torch.compile traces a block.

@@ -29,6 +29,7 @@ from data_prep.checks import (
 from data_prep.checks.captions import find_phrases
 from iclora_train.config import Config, ConfigError, Model, Task, to_config
 from iclora_train.config.checks import PHRASES, Checks, Limit
+from iclora_train.core.records import from_json
 from iclora_train.core.types import Pair
 from iclora_train.media.codec_round_trip import round_trip
 from iclora_train.media.frame_times import temporal_subsample
@@ -168,7 +169,7 @@ def test_odd_pairs_get_a_report_and_never_an_error(size, family):
     target = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     for reference in (target, target[:1], np.zeros((3, 7, 5, 3), np.uint8)):
         pair_report = report(reference, target, config(family))
-        assert Report.from_record(json.loads(json.dumps(pair_report.record()))) == pair_report
+        assert from_json(json.dumps(pair_report.record()), Report) == pair_report
         assert pair_picture(Pair("clip-00000", target, (reference,), "", 24.0))[:2] == b"\xff\xd8"
 
 

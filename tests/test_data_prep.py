@@ -24,7 +24,8 @@ from iclora_train.config.hydra_app import conf_dir
 from iclora_train.core.atomic_files import DiskFullError, exclusive
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch_sampler import plan_batches
-from iclora_train.data.shards import ShardError, ShardSet
+from iclora_train.data.shard_index import ShardError
+from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.shard_clip import encode_clip
 from tests.clips import moving, write_clip

@@ -150,9 +150,9 @@ def test_the_command_takes_files_and_folders_and_returns_an_exit_code(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is not a scores.json"),
-        ("[]", "is not a scores.json"),
-        ("[1]", "is not a scores.json"),
+        ("{", "is damaged .*: run eval again"),
+        ("[]", "is damaged .*: run eval again"),
+        ("{}", "is not a scores.json"),
         ('{"schema": 1}', "schema 1"),
     ],
 )

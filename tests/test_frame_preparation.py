@@ -17,7 +17,8 @@ from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_refer
 from data_prep.select_clips import select_clips
 from iclora_train.core.fingerprint import content_settings
 from iclora_train.core.types import Geometry
-from iclora_train.data.shards import ShardError, ShardSet
+from iclora_train.data.shard_index import ShardError
+from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.media.frame_times import simultaneous_frames, temporal_subsample

@@ -8,7 +8,7 @@ import pytest
 
 from iclora_train.config import ConfigError
 from iclora_train.data.heldout import EvaluationPlan, check_leakage, choose_size, select_windows
-from iclora_train.data.shards import ShardSample
+from iclora_train.data.shard_index import ShardSample
 from tests.command import run
 from tests.eval_world import World, build
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import pipeline
-from iclora_train.data.shards import ShardError
+from iclora_train.data.shard_index import ShardError
 from tests.command import run, start
 from tests.prep import config_of, contents, overrides, write_clips
 from tests.tiny import write_tiny_base

@@ -15,8 +15,9 @@ import webdataset
 from iclora_train.config import Config, Data
 from iclora_train.core.atomic_files import DiskFullError
 from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.data.shard_index import ShardError
 from iclora_train.data.shard_sample import pack_latents, pack_pair
-from iclora_train.data.shards import ShardError, ShardSet, ShardWriter
+from iclora_train.data.shards import ShardSet, ShardWriter
 from tests.clips import moving
 
 SHAPE = VideoShape(5, 32, 32, 25.0)
@@ -156,7 +157,9 @@ def test_damage_is_detected_by_size_by_sample_and_by_verify(tmp_path):
     path.write_bytes(flipped)
     shards = ShardSet.open(tmp_path)
     shards.read_latents(0)
-    with pytest.raises(ShardError, match=r"train-000000\.tar is damaged at sample clip001: delete it and run"):
+    with pytest.raises(
+        ShardError, match=r"000000\.tar is damaged at sample clip001 \(its checksum is wrong\): delete it"
+    ):
         shards.read_latents(1)
     with pytest.raises(ShardError, match=r"train-000000\.tar is damaged: delete it"):
         shards.verify()

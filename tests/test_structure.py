@@ -61,6 +61,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "onnxruntime": ("iclora_train/signals/rtmpose.py",),
     "OpenEXR": ("data_prep/makers/control/depth_files.py",),
     "ray": ("data_prep/engines/ray.py",),
+    "pydantic": ("iclora_train/core/records.py",),
 }
 CATCHES_ALL = "iclora_train/core/wandb_run.py"  # a logger prints its errors and never ends a run
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 40

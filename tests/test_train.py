@@ -233,7 +233,8 @@ def test_a_damaged_checkpoint_is_skipped(finished: tuple[Path, Result], tiny: li
     assert adapter_bytes(tmp_path) == adapter_bytes(finished[0])
     path.write_bytes(data[:100])
     (folder / "checkpoints/step-00000004.ckpt").write_bytes(b"")
-    assert newest_checkpoint(folder / "checkpoints") is None
+    with pytest.raises(ConfigError, match=r"no checkpoint in .* is intact: restore one, or name another run"):
+        newest_checkpoint(folder / "checkpoints")
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(

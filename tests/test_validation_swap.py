@@ -10,8 +10,9 @@ import torch
 from iclora_train.config import Config, ConfigError, Validation
 from iclora_train.core.types import LatentPair, VideoShape
 from iclora_train.data.recordings import partners_of_others, recording_of_clips
+from iclora_train.data.shard_index import ShardError
 from iclora_train.data.shard_sample import pack_latents
-from iclora_train.data.shards import ShardError, ShardSet, ShardWriter
+from iclora_train.data.shards import ShardSet, ShardWriter
 from iclora_train.training.validation import ValidationBatches, fit_latent
 
 SIZES = {"wide": (3, 4, 6), "tall": (3, 6, 4), "long": (5, 4, 6), "still": (1, 4, 6)}

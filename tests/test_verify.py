@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from data_prep import pipeline
 from data_prep.verify import verify
+from iclora_train.data.shard_index import index_digest
 from iclora_train.data.shards import EMPTY_TEXT_FILE, ShardSet, ShardWriter
 from tests.command import run
 from tests.prep import config_of, write_clips
@@ -45,10 +47,15 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
+def halve(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def change_index(path: Path, change: Callable[[dict], None]) -> None:
+    """Change the index and its checksum, so that only the checks of its content can find the change."""
     index = json.loads(path.read_text())
     change(index)
-    path.write_text(json.dumps(index))
+    path.write_text(json.dumps(index | {"sha256": index_digest(index)}))
 
 
 def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -57,12 +64,13 @@ def rewrite(folder: Path, name: str, tensor: Callable[[torch.Tensor], torch.Tens
     writer = ShardWriter(folder, "latents", shards.fingerprint)
     samples = []
     for i in shards.indices("train"):
-        key, about, members = shards._read(i)
+        record, members = shards._read(i)
         tensors = safetensors.torch.load(bytes(members["latents.safetensors"]))
         if i == 0:
             tensors[name] = tensor(tensors[name]).contiguous()
         data = safetensors.torch.save(tensors)
-        samples.append({"__key__": key, "json": json.dumps(about).encode(), "latents.safetensors": data})
+        about = json.dumps(asdict(record)).encode()
+        samples.append({"__key__": shards.samples[i].key, "json": about, "latents.safetensors": data})
     (folder / "index.json").unlink()
     writer.write("train-000000.tar", samples)
     writer.finish(list(shards.shards))
@@ -73,6 +81,7 @@ def test_intact_shards_have_no_problems_with_and_without_workers_and_settings(pr
     assert verify(str(prepared), 2, config_of(prepared, clips, base)) == []
 
 
+VAL = "val-000000.tar"
 DAMAGE = {
     "a flipped bit": (
         lambda root: flip(root / "pairs" / "train-000000.tar"),
@@ -97,11 +106,43 @@ DAMAGE = {
     ),
     "a sample left out": (
         lambda root: change_index(root / "pairs" / "index.json", lambda index: index["samples"].pop()),
+        "index.json counts other samples than it lists: delete it",
+    ),
+    "a shard's count": (
+        lambda root: change_index(
+            root / "pairs" / "index.json", lambda i: i["shards"]["val-000000.tar"].update(count=9)
+        ),
         "index.json lists other samples than its shards have: delete it",
+    ),
+    "one letter of the index": (
+        lambda root: (root / "pairs" / "index.json").write_text(
+            (root / "pairs" / "index.json").read_text().replace('"source": "clip0"', '"source": "clip1"', 1)
+        ),
+        "index.json is damaged (its checksum is wrong): delete it",
+    ),
+    "a bit of the empty caption": (
+        lambda root: flip(root / "latents" / EMPTY_TEXT_FILE),
+        f"{EMPTY_TEXT_FILE} is damaged (its checksum is wrong): delete it",
+    ),
+    "half of the empty caption": (
+        lambda root: halve(root / "latents" / EMPTY_TEXT_FILE),
+        f"{EMPTY_TEXT_FILE} is damaged (Error while deserializing: incomplete metadata",
+    ),
+    "a bit of a cached caption": (
+        lambda root: flip(next(root.glob("texts-*/*.safetensors"))),
+        "is damaged (its checksum is wrong): delete it and run data_prep again, which encodes its caption again",
+    ),
+    "latents in the place of pairs": (
+        lambda root: shutil.copytree(root / "latents", root / "pairs", dirs_exist_ok=True),
+        "pairs holds latents, not pairs: delete it",
     ),
     "a fingerprint": (
         lambda root: (root / "latents" / "fingerprint.json").write_text("{"),
-        "index.json and the fingerprint.json next to it differ: delete",
+        "latents/fingerprint.json is damaged (Expecting property name",
+    ),
+    "another fingerprint": (
+        lambda root: (root / "latents" / "fingerprint.json").write_text("{}"),
+        "fingerprint.json and the index.json next to it differ: delete",
     ),
     "other pairs": (
         lambda root: change_index(root / "latents" / "index.json", lambda index: index["samples"].reverse()),

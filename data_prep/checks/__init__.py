@@ -4,7 +4,7 @@ from data_prep.checks.base import Finding, Report
 from data_prep.checks.duplicates import Signature, find_duplicates, frames_to_hash, make_signature
 from data_prep.checks.pairs import check_pair, check_vae, evenly_spaced
 from data_prep.checks.pictures import pair_picture
-from data_prep.checks.report import CheckLog, require_no_failure, write_results
+from data_prep.checks.report import CheckLog, read_totals, require_no_failure, write_results
 
 __all__ = [
     "CheckLog",
@@ -18,6 +18,7 @@ __all__ = [
     "frames_to_hash",
     "make_signature",
     "pair_picture",
+    "read_totals",
     "require_no_failure",
     "write_results",
 ]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from iclora_train.config.checks import VERDICTS, Limit
+from iclora_train.core.records import AnyNumber, Count, Text
 
 MAX_SEVERITY = 10.0  # larger severities rank equally
 
@@ -18,13 +19,13 @@ class Finding:
     the pair itself.
     """
 
-    check: str
-    value: float | None
-    least: float | None
-    most: float | None
-    verdict: str
-    detail: str = ""
-    reference: int = 0
+    check: Text
+    value: AnyNumber | None
+    least: AnyNumber | None
+    most: AnyNumber | None
+    verdict: Text
+    detail: Text = ""
+    reference: Count = 0
 
     @property
     def severity(self) -> float:
@@ -64,10 +65,10 @@ def judge(check: str, value: float | None, limit: Limit, detail: str = "", refer
 class Report:
     """All findings about the pair `key`, or about a whole clip (then key equals clip)."""
 
-    key: str
-    clip: str
-    split: str
-    caption: str
+    key: Text
+    clip: Text
+    split: Text
+    caption: Text
     findings: tuple[Finding, ...]
 
     @property
@@ -106,9 +107,3 @@ class Report:
         """The report as JSON, one line of checks.jsonl."""
         record = {"key": self.key, "clip": self.clip, "split": self.split, "verdict": self.verdict}
         return record | {"caption": self.caption, "findings": [asdict(finding) for finding in self.findings]}
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Report:
-        """The report of a record."""
-        findings = tuple(Finding(**finding) for finding in record["findings"])
-        return cls(record["key"], record["clip"], record["split"], record["caption"], findings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data_prep.checks import (
     find_duplicates,
     frames_to_hash,
     make_signature,
+    read_totals,
     require_no_failure,
     write_results,
 )
@@ -24,6 +26,7 @@ from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
+from iclora_train.core.records import DamagedFileError
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.clip import read_clip
@@ -72,10 +75,18 @@ def finish_checks(root: Path, log: CheckLog, report: dict[str, Any], config: Con
 
 
 def read_check_totals(root: Path) -> dict[str, Any] | None:
-    """Totals of the checks if an earlier run finished, else None: report.json receives the totals last."""
+    """Totals of the checks if an earlier run finished, else None: report.json receives the totals last.
+
+    A damaged report.json is written again from the logs of the checks.
+    """
     path = root / "report.json"
-    totals: dict[str, Any] | None = json.loads(path.read_text()).get("checks") if path.exists() else None
-    return totals
+    if not path.exists():
+        return None
+    try:
+        return read_totals(path)
+    except DamagedFileError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return None
 
 
 def write_report(root: Path, report: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,54 @@ from rich.table import Column, Table
 from data_prep.checks.base import Finding, Report
 from data_prep.checks.sheet import write_contact_sheet
 from iclora_train.config import Config, ConfigError
-from iclora_train.config.checks import VERDICTS, Limit
+from iclora_train.config.checks import VERDICTS, Checks, Limit
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.console import make_console
+from iclora_train.core.records import Count, DamagedFileError, Text, as_type, from_json, read_json
+from iclora_train.core.regular_files import open_regular
 
 Entry = tuple[Report, bytes]  # a report and its picture (JPEG, or empty)
 LATER = "later"  # the part with findings that are added after the pairs are made
+
+
+@dataclass(frozen=True)
+class _LogLine:
+    report: Report
+    picture: Text
+
+
+def _parse_entry(line: bytes) -> Entry:
+    """A line of a log. ValueError if it is damaged."""
+    entry = from_json(line, _LogLine)
+    for finding in entry.report.findings:
+        if finding.check not in Checks().limits() or finding.verdict not in VERDICTS:
+            raise ValueError(f"no finding is called {finding.check[:20]!r} with verdict {finding.verdict[:20]!r}")
+    return entry.report, base64.b64decode(entry.picture, validate=True)
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    key: Text
+    verdict: Text
+    reason: Text
+
+
+@dataclass(frozen=True)
+class _CheckCounts:
+    fail: Count
+
+
+@dataclass(frozen=True)
+class _Totals:
+    """The totals in report.json, as far as they are read again."""
+
+    left_out: list[_LeftOut]
+    checks: dict[Text, _CheckCounts]
+
+
+@dataclass(frozen=True)
+class _StoredReport:
+    checks: _Totals | None = None
 
 
 class CheckLog:
@@ -63,12 +105,16 @@ class CheckLog:
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.jsonl"
 
-    @staticmethod
-    def _read(path: Path) -> Iterator[Entry]:
-        if path.exists():
-            with path.open(encoding="utf-8") as file:
-                for line in map(json.loads, file):
-                    yield Report.from_record(line["report"]), base64.b64decode(line["picture"])
+    def _read(self, path: Path) -> Iterator[Entry]:
+        if not path.exists():
+            return
+        try:
+            with open_regular(path) as file:
+                yield from map(_parse_entry, file)
+        except (OSError, ValueError) as error:
+            pairs = self.folder.with_name("pairs") / f"{path.stem}.tar"  # made again, it has the same bytes
+            remedy = f"delete it and {pairs}" if pairs.exists() else "delete it"
+            raise DamagedFileError(f"{path} is damaged ({error}): {remedy}, and run data_prep again") from error
 
 
 def write_results(root: Path, log: CheckLog, report: dict[str, Any], config: Config) -> dict[str, Any]:
@@ -101,6 +147,18 @@ def summarize(reports: Iterable[Report], limits: dict[str, Limit]) -> dict[str, 
             )
     checks = {name: _totals(values, limits[name]) for name, values in findings.items()}
     return {"pairs": pairs, "checks": checks, "left_out": left_out}
+
+
+def read_totals(path: Path) -> dict[str, Any] | None:
+    """The totals in a report.json; None if the preparation had not finished. DamagedFileError if it is damaged."""
+    remedy = "it is written again"
+    report = read_json(path, dict[str, Any], remedy)
+    try:
+        as_type(report, _StoredReport)
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from error
+    totals: dict[str, Any] | None = report.get("checks")
+    return totals
 
 
 def _totals(findings: list[Finding], limit: Limit) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from iclora_train.config import Config, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.heldout import EvaluationPlan
-from iclora_train.data.shards import ShardSample, ShardSet
+from iclora_train.data.shard_index import ShardSample
+from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 
 

@@ -16,6 +16,7 @@ from iclora_train.adapters.file import Adapter, read
 from iclora_train.adapters.metadata import FAMILY, ROUNDING, TEMPORAL, VERSION, clip_size, shown
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.scores import read_scores
 from iclora_train.data.prompts import TEMPLATE_KEY, example_prompt
 from iclora_train.ltx2.weights.versions import VERSIONS, Version
 
@@ -52,18 +53,6 @@ def write_card(path: Path, scores: Path | None = None) -> list[Path]:
     with write_atomic(card) as file:
         file.write(card_text(path.name, adapter, results, no_workflow).encode())
     return [card, *workflow_files]
-
-
-def read_scores(path: Path) -> dict[str, Any]:
-    """scores.json of `eval`. ConfigError if it is another file."""
-    try:
-        scores = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not a readable scores.json ({error})") from error
-    needed = {"primary", "cells", "strength", "clips", "seeds", "task"}
-    if not isinstance(scores, dict) or not needed <= scores.keys():
-        raise ConfigError(f"{path} is not a scores.json of `python -m eval`")
-    return scores
 
 
 def write_workflow(path: Path, settings: WorkflowSettings) -> list[Path]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from iclora_train.config import ConfigError
+from iclora_train.core.regular_files import open_regular
 
 NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without flock
 
@@ -116,6 +117,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as file:
+    """Hexadecimal sha256 of a file. OSError if it is not a regular file (`open_regular`)."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 from pathlib import Path
-from typing import IO
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -17,7 +17,7 @@ _KINDS = {
 }
 
 
-def open_regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> io.BufferedReader:
     """Open a regular file for reading. OSError if the path leads to anything else; `strerror` says what it is."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # without O_NONBLOCK a pipe waits for a writer
     kind = stat.S_IFMT(os.fstat(handle).st_mode)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from iclora_train.config import Config, require
 from iclora_train.data.recordings import recording_of_clips
-from iclora_train.data.shards import ShardSample, ShardSet
+from iclora_train.data.shard_index import ShardSample
+from iclora_train.data.shards import ShardSet
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class EvaluationPlan:
         for shards in (pairs, latents):
             shards.require_settings(config)
         require(
-            latents.fingerprint["pairs"] == pairs.sha256,
+            latents.made_from.pairs == pairs.sha256,
             f"{latents.folder} was not made from {pairs.folder}: delete both and run data_prep again",
         )
         recording = recording_of_clips(pairs)
@@ -55,8 +56,8 @@ class EvaluationPlan:
         if len(samples) < config.eval.windows:
             number = f"eval.windows={config.eval.windows}"
             notes.append(f"{number}, but {root} holds {len(samples)} windows of split {split}: these are evaluated")
-        videos = {clip: source["video"] for clip, source in pairs.fingerprint["sources"].items()}
-        identities = {clip: frozenset((clip, recording[clip], videos[clip])) for clip in recording}
+        videos = {clip: source.video for clip, source in pairs.made_from.sources.items()}
+        identities = {clip: frozenset((clip, recording[clip], videos.get(clip, clip))) for clip in recording}
         trained = {latents.samples[i].source for i in latents.indices("train")}
         check_leakage({sample.source for sample in samples}, trained, identities, split)
         return cls(pairs, latents, samples, names, notes)

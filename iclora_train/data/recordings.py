@@ -5,11 +5,9 @@ Several clips may be cut from one recording (one shot in two crops, for example)
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Iterable, Sequence
 
-from iclora_train.data.shards import REMEDY, ShardError, ShardSet
+from iclora_train.data.shards import ShardSet
 
 
 def recording_of_clips(shards: ShardSet, numbers: Iterable[int] | None = None) -> dict[str, str]:
@@ -20,25 +18,7 @@ def recording_of_clips(shards: ShardSet, numbers: Iterable[int] | None = None) -
     first: dict[str, int] = {}
     for i in range(len(shards)) if numbers is None else numbers:
         first.setdefault(shards.samples[i].source, i)
-    return {clip: str(_record(shards, i).get("source") or clip) for clip, i in first.items()}
-
-
-def _record(shards: ShardSet, i: int) -> dict[str, object]:
-    """The record of sample i: `<key>.json`, the first member of the sample. ShardError when it cannot be read."""
-    sample = shards.samples[i]
-    path = shards.folder / sample.shard
-    try:
-        with path.open("rb") as file:
-            file.seek(sample.offset)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                member = tar.next()
-                metadata = None if member is None else tar.extractfile(member)
-                record = {} if metadata is None else json.load(metadata).get("record", {})
-    except (OSError, tarfile.TarError, ValueError, AttributeError) as error:
-        raise ShardError(f"{path} is damaged at sample {sample.key} ({error}): {REMEDY}") from error
-    if not isinstance(record, dict):
-        raise ShardError(f"{path} is damaged at sample {sample.key} (its record is {record!r}): {REMEDY}")
-    return record
+    return {clip: str(shards.record(i).record.get("source") or clip) for clip, i in first.items()}
 
 
 def partners_of_others(recordings: Sequence[str]) -> list[int] | None:

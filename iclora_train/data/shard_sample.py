@@ -6,25 +6,53 @@ ignores streams with other names, so that more can be stored.
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
 import math
 import re
-import tarfile
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.records import (
+    Bucket,
+    PositiveCount,
+    PositiveNumber,
+    Text,
+    read_limited,
+)
+from iclora_train.core.regular_files import open_regular
+from iclora_train.core.safetensors_header import parse_header, shortened
 from iclora_train.core.types import LatentPair, Pair, VideoShape
-from iclora_train.media.shard_clip import encode_clip
+from iclora_train.data.tar_members import BytesPart, read_members
+from iclora_train.media.shard_clip import decode_clip, encode_clip
 
 Members = dict[str, Any]  # a WebDataset sample: "__key__", and bytes by extension
+MAX_TEXT_BYTES = 2**28  # of the features of one caption; LTX-2's have 8 MiB
+_MAX_TEXT_HEADER = 2**16
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClipRecord:
+    """`<key>.json` of a clip: its size in pixels, rate, bucket, caption, source, and how its reference was made."""
+
+    frames: PositiveCount
+    height: PositiveCount
+    width: PositiveCount
+    fps: PositiveNumber
+    bucket: Bucket
+    caption: Text
+    source: Text
+    record: dict[str, Any] = field(default_factory=dict)
 
 
 def pack_pair(pair: Pair, source: str) -> Members:
@@ -55,56 +83,98 @@ def reference_names(streams: Iterable[str]) -> list[str]:
 
 
 def unpack_members(data: memoryview, key: str) -> Members:
-    """The members of sample `key` by extension, as views of `data`, the sample's bytes of a tar. Nothing is copied."""
-    views = {}
-    with tarfile.open(fileobj=_MemoryFile(data), mode="r:") as tar:
-        for member in tar:
-            views[member.name.removeprefix(key + ".")] = data[member.offset_data :][: member.size]
-    return views
+    """The members of sample `key` by extension, as views of `data`, the sample's bytes of a tar. Nothing is copied.
+
+    ValueError when the bytes are damaged.
+    """
+    members = read_members(BytesPart(data), whole=False)
+    return {member.name.removeprefix(key + "."): data[member.data :][: member.size] for member in members}
 
 
-class _MemoryFile(io.RawIOBase):
-    """A file over a memoryview, without the copy that BytesIO makes."""
+def pair_of(key: str, record: ClipRecord, members: Mapping[str, memoryview]) -> Pair:
+    """The pair in the members of a sample. ValueError when a video is missing or damaged."""
+    videos = {name.removesuffix(".mp4"): data for name, data in members.items()}
+    target, *references = (decode_clip(bytes(data)) for data in _streams(videos, "target"))
+    return Pair(key, target, tuple(references), record.caption, record.fps, record.record)
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.position = data, 0
 
-    def read(self, size: int = -1) -> bytes:
-        end = len(self.data) if size < 0 else self.position + size
-        chunk = bytes(self.data[self.position : end])
-        self.position += len(chunk)
-        return chunk
+def latents_of(key: str, record: ClipRecord, members: Mapping[str, memoryview], dtype: torch.dtype) -> LatentPair:
+    """The latent pair in the members of a sample. ValueError when a tensor is missing or damaged."""
+    latents = load_fp16(*_streams(members, "latents.safetensors", references=False))
+    target, text, *references = (latent.to(dtype) for latent in _streams(latents, "target", "text"))
+    if text.ndim != 2 or any(latent.ndim != 4 for latent in (target, *references)):
+        raise ValueError("its tensors have other dimensions than (C,f,h,w), and (T,D) for text")
+    return LatentPair(key, target, tuple(references), text, record.fps, record.caption)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        assert whence == 0
-        self.position = offset
-        return offset
 
-    def tell(self) -> int:
-        return self.position
+def _streams(streams: Mapping[str, T], *names: str, references: bool = True) -> list[T]:
+    """The streams `names`, then the references. ValueError names the first that is missing."""
+    needed = [*names, *(reference_names(streams) if references else ())]
+    missing = [name for name in needed if name not in streams]
+    if missing:
+        raise ValueError(f"it has no {missing[0]}")
+    return [streams[name] for name in needed]
 
 
 def load_fp16(data: memoryview) -> dict[str, Tensor]:
-    """The fp16 tensors of `pack_latents`, as views of `data` (safetensors' loader would copy them)."""
+    """The fp16 tensors of `pack_latents`, as views of `data` (safetensors' loader would copy them).
+
+    ValueError when the header is damaged or does not fit the bytes.
+    """
     begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(bytes(data[8:begin]))
+    if begin > len(data):
+        raise ValueError("its safetensors header is damaged")
+    _, entries = parse_header(bytes(data[8:begin]))
     tensors = {}
-    for name, entry in header.items():
-        assert entry["dtype"] == "F16"
-        count, offset = math.prod(entry["shape"]), begin + entry["data_offsets"][0]
-        tensors[name] = torch.frombuffer(data, dtype=torch.float16, count=count, offset=offset).reshape(entry["shape"])
+    for name, entry in entries.items():
+        if entry.dtype != "F16" or not entry.start < entry.end <= len(data) - begin:
+            raise ValueError(f"its tensor {shortened(name)} is not fp16, or does not lie within the file")
+        values = torch.frombuffer(data, dtype=torch.float16, count=math.prod(entry.shape), offset=begin + entry.start)
+        tensors[name] = values.reshape(entry.shape)
     return tensors
 
 
 def save_text_features(path: Path, text: Tensor) -> None:
-    """Write the text features (T,D) of one caption to a file, in fp16."""
+    """Write the text features (T,D) of one caption to a file, in fp16 and with a checksum in the metadata."""
+    half = text.detach().to("cpu", torch.float16).contiguous()
     with write_atomic(path) as file:
-        file.write(safetensors.torch.save({"text": text.detach().to("cpu", torch.float16).contiguous()}))
+        file.write(safetensors.torch.save({"text": half}, {"sha256": _tensor_digest(half)}))
 
 
 def load_text_features(path: Path) -> Tensor:
-    """Read the text features of `save_text_features`, in fp32."""
-    return safetensors.torch.load_file(path)["text"].float()
+    """Read the text features of `save_text_features`, in fp32. Files of version 0.1 have no checksum.
+
+    OSError when the file cannot be read, ValueError when it is damaged.
+    """
+    data = read_limited(path, MAX_TEXT_BYTES)
+    try:
+        text = safetensors.torch.load(data).get("text")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    if text is None or text.dtype != torch.float16 or text.ndim != 2:
+        raise ValueError("it holds no fp16 tensor text of shape (T,D)")
+    metadata, _ = parse_header(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    if metadata.get("sha256") not in (None, _tensor_digest(text)):
+        raise ValueError("its checksum is wrong")
+    return text.float()
+
+
+def is_whole_text_file(path: Path) -> bool:
+    """Whether a file of text features has all of its bytes. The tensor is not read, so its checksum is not compared."""
+    try:
+        with open_regular(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = file.seek(0, 2)
+            file.seek(8)
+            _, entries = parse_header(file.read(min(length, _MAX_TEXT_HEADER)))
+    except (OSError, ValueError):
+        return False
+    return size == 8 + length + max((entry.end for entry in entries.values()), default=0)
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    """sha256 of the shape and the bytes of an fp16 tensor."""
+    return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes()).hexdigest()
 
 
 def _metadata(shape: VideoShape, caption: str, source: str, record: dict[str, object]) -> bytes:

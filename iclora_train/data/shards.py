@@ -8,12 +8,12 @@ video are read; nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
-import tarfile
+import contextlib
+import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +21,41 @@ import torch
 import webdataset
 from torch import Tensor
 
-from iclora_train.config import Config, ConfigError
+from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256, write_atomic
-from iclora_train.core.fingerprint import content_settings, differences, digest, plain
+from iclora_train.core.fingerprint import content_settings, digest, plain
+from iclora_train.core.records import as_type, from_json
+from iclora_train.core.regular_files import open_regular
 from iclora_train.core.types import LatentPair, Pair
+from iclora_train.data.shard_index import (
+    FINGERPRINT_FILE,
+    FORMAT,
+    REMEDY,
+    Fingerprint,
+    MadeFrom,
+    ShardEntry,
+    ShardError,
+    ShardIndex,
+    ShardSample,
+    index_digest,
+    read_index,
+    require_equal,
+    require_fingerprint,
+    split_of,
+    write_json,
+)
 from iclora_train.data.shard_sample import (
+    ClipRecord,
     Members,
-    load_fp16,
+    latents_of,
     load_text_features,
-    reference_names,
+    pair_of,
     save_text_features,
     unpack_members,
 )
-from iclora_train.media.shard_clip import decode_clip
+from iclora_train.data.tar_members import FilePart, read_members
 
-FORMAT = 2
 EMPTY_TEXT_FILE = "empty.safetensors"  # in latent sets: text features of the empty caption, for guidance
-FINGERPRINT_FILE = "fingerprint.json"
-REMEDY = "delete it and run data_prep again (complete shards are kept)"
-
-
-class ShardError(ConfigError):
-    """A shard set is damaged, unfinished, or was made with another base or other settings. Names file and remedy."""
-
-
-@dataclass(frozen=True)
-class ShardSample:
-    """Location of a clip: `size` bytes at `offset` of the tar `shard`, with a checksum.
-
-    `source` is the video that the clip was cut from. Samples of one `bucket` (width x height x frames) can share a
-    batch.
-    """
-
-    key: str
-    split: str
-    shard: str
-    offset: int
-    size: int
-    crc32: int
-    bucket: str
-    source: str
 
 
 class ShardWriter:
@@ -71,9 +66,9 @@ class ShardWriter:
 
     def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
         self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
-        self._scanned: dict[str, tuple[dict[str, Any], list[ShardSample]]] = {}  # shard -> index entry, samples
+        self._scanned: dict[str, tuple[ShardEntry, list[ShardSample]]] = {}
         if not require_fingerprint(folder, fingerprint):
-            _write_json(folder / FINGERPRINT_FILE, self.fingerprint)
+            write_json(folder / FINGERPRINT_FILE, self.fingerprint)
 
     def has(self, shard: str) -> bool:
         """Whether this shard is written. A written shard is complete."""
@@ -94,126 +89,110 @@ class ShardWriter:
 
     def finish(self, shards: list[str]) -> None:
         """Write the index from the contents of the tars. ShardError when a tar differs from an earlier index."""
-        before = _read_index(self.folder)["shards"] if (self.folder / "index.json").exists() else {}
+        before = read_index(self.folder).shards if (self.folder / "index.json").exists() else {}
         index = self._index(shards)
-        for shard in before.keys() & index["shards"].keys():
-            if before[shard] != index["shards"][shard]:
+        for shard in before.keys() & index.shards.keys():
+            if before[shard] != index.shards[shard]:
                 raise ShardError(f"{self.folder / shard} is damaged: {REMEDY}")
-        _write_json(self.folder / "index.json", index)
+        written = asdict(index)
+        write_json(self.folder / "index.json", written | {"sha256": index_digest(written)})
 
     def unfinished(self, shards: list[str]) -> ShardSet:
         """A set of these written shards, before all shards are written."""
         return ShardSet(self.folder, self._index(shards))
 
-    def _index(self, shards: list[str]) -> dict[str, Any]:
+    def _index(self, shards: list[str]) -> ShardIndex:
         for path in (self.folder / shard for shard in shards if shard not in self._scanned):
             contents = list(_scan(path))
-            entry = {"count": len(contents), "bytes": path.stat().st_size, "sha256": sha256(path)}
-            self._scanned[path.name] = entry, contents
+            self._scanned[path.name] = ShardEntry(len(contents), path.stat().st_size, sha256(path)), contents
         samples = [sample for shard in shards for sample in self._scanned[shard][1]]
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "splits": Counter(sample.split for sample in samples),
-            "buckets": Counter(sample.bucket for sample in samples),
-            "shards": {shard: self._scanned[shard][0] for shard in shards},
-            "fingerprint": {"of": self.fingerprint, "sha256": digest(self.fingerprint)},
-            "samples": [asdict(sample) for sample in samples],
-        }
+        return ShardIndex(
+            FORMAT,
+            self.kind,
+            splits=dict(Counter(sample.split for sample in samples)),
+            buckets=dict(Counter(sample.bucket for sample in samples)),
+            shards={shard: self._scanned[shard][0] for shard in shards},
+            fingerprint=Fingerprint(self.fingerprint, digest(self.fingerprint)),
+            samples=samples,
+        )
 
 
-def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
-    """ShardError if `folder` was begun with another fingerprint. Returns whether it was begun with this one."""
-    path = folder / FINGERPRINT_FILE
-    if path.exists():
-        _require_equal(folder, json.loads(path.read_text()), plain(fingerprint))
-    return path.exists()
-
-
-def _require_equal(folder: Path, old: object, new: object) -> None:
-    """ShardError unless the fingerprints are equal; names the first three differences."""
-    changed = differences(old, new)
-    if changed:
-        first = "; ".join(changed[:3])
-        raise ShardError(f"{folder} holds shards of other settings ({first}): delete it or set another data.root")
-
-
-def _write_json(path: Path, value: object) -> None:
-    with write_atomic(path) as file:
-        file.write(json.dumps(value, indent=1).encode())
+def _open(path: Path) -> io.BufferedReader:
+    """Open a shard. ShardError when it is missing, no file, or cannot be read."""
+    try:
+        return open_regular(path)
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} is missing: run data_prep again") from error
+    except OSError as error:
+        raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from error
 
 
 def _scan(path: Path) -> Iterator[ShardSample]:
     """The samples of a tar in order: runs of members with the same key. ShardError when the tar cannot be read."""
-    runs: dict[str, tuple[int, int, dict[str, Any]]] = {}  # key -> offset, end, metadata
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, extension = member.name.split(".", 1)
-                start, _, metadata = runs.get(key, (member.offset, 0, {}))
-                file = tar.extractfile(member)
-                assert file is not None
-                runs[key] = start, tar.offset, json.load(file) if extension == "json" else metadata
-        for key, (start, end, metadata) in runs.items():
-            crc = zlib.crc32(_read_range(path, start, end - start))
-            split = path.name.rsplit("-", 1)[0]
-            yield ShardSample(key, split, path.name, start, end - start, crc, metadata["bucket"], metadata["source"])
-    except (tarfile.TarError, ValueError, KeyError) as error:
-        raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
+    runs: dict[str, tuple[int, int, ClipRecord | None]] = {}  # key -> offset, end, record
+    with _open(path) as file:
+        try:
+            for member in read_members(FilePart(file, 0, path.stat().st_size), whole=True):
+                key, _, extension = member.name.partition(".")
+                start, end, record = runs.get(key, (member.start, member.start, None))
+                if end != member.start:
+                    raise ValueError(f"the members of {key[:60]!r} are not in one place")
+                if extension == "json":
+                    record = from_json(_read_range(file, member.data, member.size), ClipRecord)
+                runs[key] = start, member.end, record
+            for key, (start, end, record) in runs.items():
+                if record is None:
+                    raise ValueError(f"{key[:60]!r} has no json")
+                crc = zlib.crc32(_read_range(file, start, end - start))
+                place = split_of(path.name), path.name, start, end - start, crc
+                yield ShardSample(key, *place, record.bucket, record.source)
+        except (ValueError, OSError) as error:
+            raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
 
 
-def _read_range(path: Path, offset: int, size: int) -> bytearray:
+def _read_range(file: io.BufferedReader, offset: int, size: int) -> bytearray:
+    """`size` bytes of a file from `offset` on; ValueError if it ends before. The sizes lie within the file's size."""
     data = bytearray(size)
-    with path.open("rb") as file:
-        file.seek(offset)
-        return data if file.readinto(data) == size else bytearray()
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    """Read the index of a shard set. ShardError when it is missing, damaged or of another format."""
-    path = folder / "index.json"
-    if not path.exists():
-        raise ShardError(f"{folder} holds no finished shard set (no index.json): run data_prep")
-    try:
-        index = json.loads(path.read_text())
-        version = index["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path} is damaged: {REMEDY}") from error
-    if version != FORMAT:
-        raise ShardError(f"{path} has format {version}, not {FORMAT}: delete {folder} and run data_prep again")
-    return index
+    file.seek(offset)
+    if file.readinto(data) != size:
+        raise ValueError("it ends too early")
+    return data
 
 
 class ShardSet:
     """A shard set, read by sample number. Opening checks file sizes only; every read checks the checksum."""
 
-    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, index: ShardIndex) -> None:
         self.folder = folder
-        self.kind: str = index["kind"]
-        self.splits: dict[str, int] = index["splits"]
-        self.buckets: dict[str, int] = index["buckets"]
-        self.shards: dict[str, dict[str, Any]] = index["shards"]
-        self.fingerprint: dict[str, Any] = index["fingerprint"]["of"]
-        self.sha256: str = index["fingerprint"]["sha256"]
-        self.samples = tuple(ShardSample(**sample) for sample in index["samples"])
+        self.kind, self.splits, self.buckets = index.kind, index.splits, index.buckets
+        self.shards: dict[str, dict[str, Any]] = {name: asdict(entry) for name, entry in index.shards.items()}
+        self.fingerprint, self.sha256 = index.fingerprint.of, index.fingerprint.sha256
+        self.made_from = as_type(self.fingerprint, MadeFrom)
+        self.samples = tuple(index.samples)
 
     @classmethod
     def open(cls, folder: Path | str) -> ShardSet:
         """Read the index and check the size of every shard. ShardError names the file and the remedy."""
-        shards = cls(Path(folder), _read_index(Path(folder)))
+        shards = cls(Path(folder), read_index(Path(folder)))
         for name, entry in shards.shards.items():
             path = shards.folder / name
-            if not path.exists():
-                raise ShardError(f"{path} is missing: run data_prep again")
-            if path.stat().st_size != entry["bytes"]:
-                raise ShardError(f"{path} has {path.stat().st_size} bytes instead of {entry['bytes']}: {REMEDY}")
+            with _open(path) as file:
+                size = file.seek(0, 2)
+            if size != entry["bytes"]:
+                raise ShardError(f"{path} has {size} bytes instead of {entry['bytes']}: {REMEDY}")
         return shards
 
     def verify(self) -> None:
         """Read every shard and compare its sha256. ShardError names the first damaged shard."""
-        for name, entry in self.shards.items():
-            if sha256(self.folder / name) != entry["sha256"]:
-                raise ShardError(f"{self.folder / name} is damaged: {REMEDY}")
+        for name in self.shards:
+            self.verify_shard(name)
+
+    def verify_shard(self, name: str) -> None:
+        """ShardError unless the sha256 of a shard is right."""
+        path = self.folder / name
+        _open(path).close()  # raises when it is no file
+        if sha256(path) != self.shards[name]["sha256"]:
+            raise ShardError(f"{path} is damaged: {REMEDY}")
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -228,7 +207,9 @@ class ShardSet:
         Latents and text features are valid only for the VAE, connectors and text encoder that made them. parts: the
         fingerprint of each of these, by name. A part that the settings do not name is not compared.
         """
-        made_by = self.fingerprint["base"]["parts"]
+        made_by = self.made_from.base.parts
+        if not made_by:
+            raise ShardError(f"{self.folder} does not say which base made it: delete it and run data_prep again")
         for part in sorted(made_by.keys() & parts.keys()):
             if made_by[part] != parts[part]:
                 raise ShardError(
@@ -239,51 +220,59 @@ class ShardSet:
 
     def require_settings(self, config: Config) -> None:
         """ShardError unless data_prep would make these shards with the `task` and `data` sections of this config."""
-        _require_equal(self.folder, self.fingerprint["settings"], content_settings(config))
+        require_equal(self.folder, self.made_from.settings, content_settings(config))
 
     def caption(self, i: int) -> str:
-        """The caption of sample i. Only its JSON is read, not its videos or latents."""
+        """The caption of sample i. Its videos or latents are not read."""
+        return self.record(i).caption
+
+    def record(self, i: int) -> ClipRecord:
+        """`<key>.json` of sample i. Its videos or latents are not read."""
         sample = self.samples[i]
-        path = self.folder / sample.shard
-        try:
-            with path.open("rb") as stream:
-                stream.seek(sample.offset)
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
-                    file = tar.extractfile(next(member for member in tar if member.name == f"{sample.key}.json"))
-                    assert file is not None
-                    return str(json.load(file)["caption"])
-        except (tarfile.TarError, StopIteration, ValueError, KeyError) as error:
-            raise ShardError(f"{path} is damaged at sample {sample.key}: {REMEDY}") from error
+        with self._damage(sample), _open(self.folder / sample.shard) as file:
+            members = read_members(FilePart(file, sample.offset, sample.size), whole=False)
+            record = next(member for member in members if member.name == f"{sample.key}.json")
+            return from_json(_read_range(file, sample.offset + record.data, record.size), ClipRecord)
 
     def empty_text(self) -> Tensor:
         """Features (T,D) of the empty caption, fp32."""
         path = self.folder / EMPTY_TEXT_FILE
         if not path.exists():
             raise ShardError(f"{path} is missing: {REMEDY}")
-        return load_text_features(path)
+        try:
+            return load_text_features(path)
+        except (OSError, ValueError) as error:
+            raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
 
     def read_pair(self, i: int) -> Pair:
         """Read sample i of a set of kind "pairs". ShardError when its checksum is wrong."""
-        assert self.kind == "pairs"
-        key, metadata, members = self._read(i)
-        videos = {name.removesuffix(".mp4"): data for name, data in members.items()}
-        target, *references = (decode_clip(bytes(videos[name])) for name in ("target", *reference_names(videos)))
-        return Pair(key, target, tuple(references), metadata["caption"], metadata["fps"], metadata["record"])
+        with self._damage(self.samples[i], "pairs"):
+            return pair_of(self.samples[i].key, *self._read(i))
 
     def read_latents(self, i: int, dtype: torch.dtype = torch.float32) -> LatentPair:
         """Read sample i of a set of kind "latents". ShardError when its checksum is wrong."""
-        assert self.kind == "latents"
-        key, metadata, members = self._read(i)
-        latents = load_fp16(members["latents.safetensors"])
-        target, text, *references = (latents[name].to(dtype) for name in ("target", "text", *reference_names(latents)))
-        return LatentPair(key, target, tuple(references), text, metadata["fps"], metadata["caption"])
+        with self._damage(self.samples[i], "latents"):
+            return latents_of(self.samples[i].key, *self._read(i), dtype)
 
-    def _read(self, i: int) -> tuple[str, dict[str, Any], dict[str, memoryview]]:
-        """Key, metadata and media (by extension) of sample i."""
+    def _read(self, i: int) -> tuple[ClipRecord, dict[str, memoryview]]:
+        """The record and the media (by extension) of sample i."""
         sample = self.samples[i]
-        path = self.folder / sample.shard
-        data = _read_range(path, sample.offset, sample.size)
+        with _open(self.folder / sample.shard) as file:
+            data = _read_range(file, sample.offset, sample.size)
         if zlib.crc32(data) != sample.crc32:
-            raise ShardError(f"{path} is damaged at sample {sample.key}: {REMEDY}")
+            raise ValueError("its checksum is wrong")
         members = unpack_members(memoryview(data), sample.key)
-        return sample.key, json.loads(bytes(members.pop("json"))), members
+        return from_json(bytes(members.pop("json", b"")), ClipRecord), members
+
+    @contextlib.contextmanager
+    def _damage(self, sample: ShardSample, kind: str | None = None) -> Iterator[None]:
+        """Raise ShardError for everything that can be wrong with the bytes of a sample, or with the kind of the set."""
+        if kind not in (None, self.kind):
+            raise ShardError(f"{self.folder} holds {self.kind}, not {kind}: {REMEDY}")
+        try:
+            yield
+        except ShardError:
+            raise
+        except (ValueError, OSError, StopIteration) as error:
+            path = self.folder / sample.shard
+            raise ShardError(f"{path} is damaged at sample {sample.key} ({error}): {REMEDY}") from error

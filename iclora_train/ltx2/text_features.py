@@ -5,19 +5,23 @@ Each caption is encoded only once, because the text encoder of a real base fills
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from iclora_train.core.device import default_device
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
-from iclora_train.data.shard_sample import load_text_features, save_text_features
+from iclora_train.core.records import DamagedFileError
+from iclora_train.data.shard_sample import is_whole_text_file, load_text_features, save_text_features
 from iclora_train.ltx2.base_model import BaseModel
 
 BATCH = 4  # captions that are encoded at once
+REMEDY = "delete it and run data_prep again, which encodes its caption again"
 
 
 class TextFeatures:
@@ -27,7 +31,24 @@ class TextFeatures:
         fingerprints = {name: value for name, value in base.latent_fingerprints.items() if name != "vae"}
         self.folder, self.base = root / f"texts-{digest(fingerprints)[:8]}", base
         # cached in memory too, because the windows of a clip share a caption
-        self.read = lru_cache(maxsize=64)(lambda caption: load_text_features(self._path(caption)))
+        self.read = lru_cache(maxsize=64)(self._read)
+
+    def _read(self, caption: str) -> Tensor:
+        path = self._path(caption)
+        try:
+            return load_text_features(path)
+        except (OSError, ValueError) as error:
+            raise DamagedFileError(f"{path} is damaged ({error}): {REMEDY}") from error
+
+    def _is_cached(self, caption: str) -> bool:
+        """Whether the features are cached. A damaged file, left by a power cut for example, is written again."""
+        path = self._path(caption)
+        if not path.exists():
+            return False
+        whole = is_whole_text_file(path)
+        if not whole:
+            print(f"warning: {path} is damaged; its caption is encoded again", file=sys.stderr)
+        return whole
 
     def _path(self, caption: str) -> Path:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
@@ -38,7 +59,7 @@ class TextFeatures:
 
         device: None for the GPU if there is one.
         """
-        missing = [caption for caption in dict.fromkeys(captions) if not self._path(caption).exists()]
+        missing = [caption for caption in dict.fromkeys(captions) if not self._is_cached(caption)]
         if not missing:
             return
         encoder = self.base.text(device=device or default_device())

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import lzma
 import os
+import pickle
 import sys
 import zipfile
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,16 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, drop_unset, plain
+from iclora_train.core.records import read_json
+from iclora_train.core.regular_files import open_regular
 from iclora_train.ltx2.base_model import BaseModel
 
+# States of a checkpoint that resuming needs, and what loading raises for a file that is none.
+STATES = ("state_dict", "optimizer_states", "loops", "global_step", "settings", "LatentDataModule")
+UNREADABLE = (pickle.PickleError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, OSError)
 KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
 RENAMED_STATES = {"LatentData": "LatentDataModule"}  # old -> current; Lightning names a state after its class
+SHARDS = "shards"  # entry of run.json: digest of the fingerprint of the latent shards
 NOT_COMPARED = ("root", "workers")  # keys of `data` that may change between start and resume
 
 
@@ -41,8 +50,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load a checkpoint. The states of renamed classes (RENAMED_STATES) get their current names."""
-        checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-        return {RENAMED_STATES.get(key, key): state for key, state in checkpoint.items()}
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
+            renamed = {RENAMED_STATES.get(key, key): state for key, state in checkpoint.items()}
+            missing = [name for name in STATES if name not in renamed]
+            if missing:
+                raise ValueError(f"it has no {missing[0]}")
+        except torch.OutOfMemoryError:
+            raise
+        except UNREADABLE as error:
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            if isinstance(error, pickle.PickleError):  # torch's message advises to unpickle it without checks
+                reason = "it holds other things than tensors and numbers"
+            raise ConfigError(
+                f"{path} cannot be loaded ({reason}): it may be of another version of torch or Lightning. Use that "
+                f"version, delete the file to resume from the one before it, or {_new_run(Path(path).parents[1])}"
+            ) from error
+        return renamed
 
 
 class CheckpointSaver(Checkpoint):
@@ -51,7 +75,8 @@ class CheckpointSaver(Checkpoint):
     """
 
     def __init__(self, folder: Path, every: int, settings: dict[str, Any]) -> None:
-        self.folder, self.every, self.settings = folder, every, digest(settings)
+        self.folder, self.every = folder, every
+        self.settings = [digest(settings), digest(begun_settings(folder.parent))]  # now, and as the run began
         self.last_saved = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
@@ -66,30 +91,36 @@ class CheckpointSaver(Checkpoint):
                 path.unlink()
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint["settings"] = self.settings
+        checkpoint["settings"] = self.settings[0]
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["settings"] != self.settings:
+        if checkpoint["settings"] not in self.settings:
             raise ConfigError(
                 f"the checkpoints in {self.folder} were made with other settings: {_remedy(self.folder.parent)}"
             )
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest intact checkpoint. A damaged one is skipped with a warning on stderr."""
-    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+    """The newest intact checkpoint; None if there are none. A damaged one is skipped with a warning on stderr.
+
+    ConfigError if all are damaged: a run that began again would overwrite what is left of the old one.
+    """
+    paths = sorted(folder.glob("step-*.ckpt"), reverse=True)
+    for path in paths:
         if _is_intact(path):
             return path
         print(f"warning: {path} is damaged; resuming from the one before it", file=sys.stderr)
+    if paths:
+        raise ConfigError(f"no checkpoint in {folder} is intact: restore one, or {_new_run(folder.parent)}")
     return None
 
 
 def _is_intact(path: Path) -> bool:
     """Whether every record of the file (a zip, as torch writes it) matches its checksum."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, NotImplementedError):
+    except (*UNREADABLE, zipfile.BadZipFile, zlib.error, lzma.LZMAError):
         return False
 
 
@@ -106,22 +137,54 @@ def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     return plain({**sections, **other})
 
 
-def resume_or_refuse(folder: Path, settings: dict[str, Any]) -> None:
-    """Record `settings` in `folder`/run.json, or check that the run in `folder` has the same settings.
+def resume_or_refuse(folder: Path, settings: dict[str, Any], shards: str) -> None:
+    """Record `settings` and the digest of the `shards` in `folder`/run.json, or check that the run there has the same.
 
-    ConfigError, with the keys that differ and the remedy, when the folder has checkpoints or an adapter made with other
-    settings.
+    A setting that is newer than the run counts as equal while it has its default. ConfigError, with the keys that
+    differ and the remedy, when the folder has checkpoints or an adapter made with other settings or from other shards.
     """
     record = folder / "run.json"
     results = [*folder.glob("checkpoints/step-*.ckpt"), *folder.glob("adapter.safetensors")]
     if not results or not record.exists():
         with write_atomic(record) as file:
-            file.write(json.dumps(settings, indent=1, sort_keys=True).encode())
+            file.write(json.dumps({**settings, SHARDS: shards}, indent=1, sort_keys=True).encode())
         return
-    changed = differences(json.loads(record.read_text()), settings)
+    begun = begun_settings(folder)
+    changed = differences(_with_new_settings(begun, settings), settings)
     if changed:
         raise ConfigError(f"{folder} is a run with other settings ({'; '.join(changed[:4])}): {_remedy(folder)}")
+    if _read_record(record).get(SHARDS, shards) != shards:
+        raise ConfigError(
+            f"{folder} was trained on other shards than data.root holds now: their clips or captions have changed. "
+            f"Restore them, or {_new_run(folder)}"
+        )
+
+
+def begun_settings(folder: Path) -> dict[str, Any]:
+    """The settings in `folder`/run.json, with which the run began; empty if there is no such file."""
+    record = folder / "run.json"
+    settings = _read_record(record) if record.exists() else {}
+    return {name: value for name, value in settings.items() if name != SHARDS}
+
+
+def _read_record(record: Path) -> dict[str, Any]:
+    remedy = "delete it and run again; its checkpoints still refuse other settings"
+    return read_json(record, dict[str, Any], remedy)
+
+
+def _with_new_settings(begun: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an older version, with the defaults of the settings that it did not have."""
+    defaults, merged = plain(asdict(Config())), dict(begun)
+    for name, section in settings.items():
+        if isinstance(section, dict) and isinstance(begun.get(name), dict):
+            new = (section.keys() - begun[name].keys()) & defaults[name].keys()
+            merged[name] = begun[name] | {key: defaults[name][key] for key in new}
+    return merged
 
 
 def _remedy(folder: Path) -> str:
     return f"name this one with run=<name>, use the settings it began with, or delete {folder}{os.sep}"
+
+
+def _new_run(folder: Path) -> str:
+    return f"name another run with run=<name>, or delete {folder}{os.sep} to begin again"

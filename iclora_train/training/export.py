@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,12 @@ from rich.console import Console
 
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.precision import save_rounded
+from iclora_train.config import ConfigError
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
+from iclora_train.core.records import DamagedFileError
+from iclora_train.core.scores import judged_adapter, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.prompts import TEMPLATE_KEY
 from iclora_train.data.shards import ShardSet
@@ -53,18 +56,39 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     card.write_card(path)
 
 
+def require_whole(adapter: Path) -> None:
+    """ConfigError if the adapter of a finished run is damaged, for example copied by half."""
+    try:
+        lora.read(adapter)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{adapter} is damaged ({error}): delete it and run the same command, which exports it again"
+        ) from error
+
+
 def evaluate(folder: Path, adapter: Path) -> None:
     """Evaluate the adapter with `python -m eval`, unless the run folder has scores of exactly this file."""
     path = folder / "eval" / "scores.json"
-    if not path.exists() or json.loads(path.read_text())["adapter"]["sha256"] != sha256(adapter):
+    if not _is_judged(path, adapter):
         run_module("eval")
+
+
+def _is_judged(scores: Path, adapter: Path) -> bool:
+    """Whether `scores` holds the evaluation of exactly this adapter. A damaged file is replaced by a new evaluation."""
+    if not scores.exists():
+        return False
+    try:
+        return judged_adapter(scores) == sha256(adapter)
+    except DamagedFileError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return False
 
 
 def finish(folder: Path, adapter: Path, console: Console) -> None:
     """Add the scores to the card, then print the primary metric of the evaluation and the paths of all results."""
     scores_path = folder / "eval" / "scores.json"
-    scores = json.loads(scores_path.read_text()) if scores_path.exists() else None
-    is_current = scores is not None and scores["adapter"]["sha256"] == sha256(adapter)
+    is_current = _is_judged(scores_path, adapter)
+    scores = read_scores(scores_path) if is_current else None
     card_path, *workflows = card.write_card(adapter, scores_path if is_current else None)
     if scores is not None:
         metric = scores["primary"]

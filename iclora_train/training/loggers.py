@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from rich.console import Console
 
+from iclora_train.config import ConfigError
 from iclora_train.core import wandb_run
 from iclora_train.core.atomic_files import reraise_disk_full, write_atomic
 from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.wandb_run import failures_printed
+from iclora_train.training.metrics_table import KEY, MetricsTable, read_metrics
 from iclora_train.training.step_metrics import Row
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
-from iclora_train.training.validation_metrics import CONDITIONS, current_column
+from iclora_train.training.validation_metrics import CONDITIONS
 
 
 class MetricLogger(Protocol):
@@ -35,8 +38,8 @@ class CsvLogger:
     is empty where nothing was measured.
 
     When a run resumes from step n, lines after n are dropped: a run that was killed and resumed ends with the bytes of
-    an uninterrupted run. A file begun by an earlier version keeps all of its lines and columns; columns that have
-    been renamed since get their current names (`validation_metrics.current_column`).
+    an uninterrupted run. A file begun by an earlier version keeps all of its lines and columns. Damaged lines are left
+    out with a warning (`metrics_table`).
     """
 
     def __init__(self, path: Path, columns: list[str]) -> None:
@@ -46,18 +49,26 @@ class CsvLogger:
     def start(self, step: int) -> None:
         earlier = []
         if step and self.path.exists():
-            lines = self.path.read_text().splitlines(keepends=True)
-            header, *rows = csv.reader(line for line in lines if line.endswith("\n"))
-            header = [current_column(name) for name in header]
-            earlier = [dict(zip(header, row, strict=True)) for row in rows if int(row[0]) <= step]
-            self.columns = [*self.columns, *(name for name in header if name not in self.columns)]
+            table = self._read()
+            earlier = [row for row in table.rows if int(row[KEY]) <= step]
+            self.columns = [*self.columns, *(name for name in table.columns if name not in self.columns)]
         text = io.StringIO()
-        table = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(earlier)
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(earlier)
         with write_atomic(self.path) as file:
             file.write(text.getvalue().encode())
         self.file = self.path.open("a", newline="")
+
+    def _read(self) -> MetricsTable:
+        """The table of the earlier run, with a warning about damaged lines."""
+        try:
+            table = read_metrics(self.path)
+        except OSError as error:
+            raise ConfigError(f"{self.path} cannot be read ({error.strerror}): move it away and run again") from error
+        if table.problem:
+            print(f"warning: {table.problem}", file=sys.stderr)
+        return table
 
     def write(self, rows: list[Row]) -> None:
         assert self.file is not None
@@ -71,7 +82,8 @@ class CsvLogger:
 
     def close(self) -> None:
         if self.file is not None:
-            self.file.close()
+            with reraise_disk_full(self.path):
+                self.file.close()
 
 
 class WandbLogger:

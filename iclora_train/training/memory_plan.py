@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from iclora_train.config import ConfigError
+from iclora_train.core.records import Flag, PositiveNumber, Share
 from iclora_train.ltx2.runtime.activation_offload import MAX_IN_FLIGHT
 
 GIB = 2**30
@@ -55,10 +56,10 @@ class MemoryPlan:
     """Values for model.activation_budget and model.activation_offload, the GiB that a step should then use, and whether
     transposed copies of the fp8 weights are cached for the backward pass."""
 
-    activation_budget: float
-    activation_offload: float
-    gib: float
-    cache_transposed: bool = False
+    activation_budget: Share
+    activation_offload: Share
+    gib: PositiveNumber
+    cache_transposed: Flag = False
 
     def __str__(self) -> str:
         offload = f", activation offload {self.activation_offload:.0%}" if self.activation_offload else ""

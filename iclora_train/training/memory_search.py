@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.records import as_type, read_json
 from iclora_train.data.batch import Batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.kernels.lora_linear import cache_transposed, fp8_linears
@@ -90,14 +93,18 @@ def plan_memory(
 def read_plan(file: Path, place: dict[str, str]) -> MemoryPlan | None:
     """The plan that a run has written to `file`; None if the file does not exist, or holds a plan for another `place`.
 
-    The keys of files of earlier versions are renamed (_OLD_KEYS).
+    The keys of files of earlier versions are renamed (_OLD_KEYS). A damaged file gives None and a warning.
     """
     if not file.exists():
         return None
-    values = json.loads(file.read_text())
-    if values.pop("place") != place:
+    try:
+        values = read_json(file, dict[str, Any], "the plan is searched again")
+        if values.pop("place", None) != place:
+            return None
+        return as_type({_OLD_KEYS.get(key, key): value for key, value in values.items()}, MemoryPlan)
+    except ValueError as error:  # includes DamagedFileError
+        print(f"warning: {file}: {error}", file=sys.stderr)
         return None
-    return MemoryPlan(**{_OLD_KEYS.get(key, key): value for key, value in values.items()})
 
 
 def limit_gpu_memory(memory: str | float, device: torch.device) -> float:

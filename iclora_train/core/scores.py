@@ -1,0 +1,131 @@
+"""scores.json of an evaluation, as far as cards, the end of a run and `eval.compare` read it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iclora_train.core.records import AnyNumber, Count, DamagedFileError, Text, as_type, read_json
+
+REMEDY = "run eval again"
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    mean: AnyNumber
+    low: AnyNumber | None
+    high: AnyNumber | None
+
+    def __post_init__(self) -> None:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("only one end of the interval is given")
+
+
+@dataclass(frozen=True)
+class _Level:
+    s: AnyNumber
+    metrics: dict[Text, _Estimate]
+
+
+@dataclass(frozen=True)
+class _Results:
+    """The entries that a card shows."""
+
+    task: Text
+    primary: Text
+    clips: list[dict[Text, Text]]
+    seeds: list[Count]
+    cells: dict[Text, dict[Text, _Estimate]]
+    strength: list[_Level]
+
+
+@dataclass(frozen=True)
+class _Clip:
+    source: Text
+
+
+@dataclass(frozen=True)
+class _Metric:
+    title: Text
+    unit: Text
+    better: Text | None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    sample: Any
+
+
+@dataclass(frozen=True)
+class _Shards:
+    pairs: Text
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    protocol: Any
+    settings: _Settings
+    shards: _Shards
+    precision: Any
+    device: Any
+    versions: Any
+
+
+@dataclass(frozen=True)
+class _Comparable:
+    """The entries that a comparison of two evaluations reads."""
+
+    schema: Count
+    primary: Text
+    clips: list[_Clip]
+    seeds: list[Count]
+    base: dict[str, Any]
+    metrics: dict[Text, _Metric]
+    windows: dict[Text, dict[Text, list[AnyNumber | None]]]
+    provenance: _Provenance
+
+
+@dataclass(frozen=True)
+class _Judged:
+    sha256: Text | None = None
+
+
+@dataclass(frozen=True)
+class _Header:
+    adapter: _Judged = field(default_factory=_Judged)
+
+
+def read_scores(path: Path) -> dict[str, Any]:
+    """scores.json with the results that a card shows. DamagedFileError if it is damaged or another file."""
+    return _read(path, _Results)
+
+
+def read_comparable_scores(path: Path) -> dict[str, Any]:
+    """scores.json with the results and the values of every window. DamagedFileError as in `read_scores`."""
+    scores = _read(path, _Comparable)
+    count = len(scores["clips"])
+    lengths = {len(values) for metrics in scores["windows"].values() for values in metrics.values()}
+    if lengths - {count}:
+        raise DamagedFileError(f"{path} is damaged (its windows and clips differ in number): {REMEDY}")
+    return scores
+
+
+def judged_adapter(path: Path) -> str | None:
+    """sha256 of the adapter that was judged; None for an evaluation without one. DamagedFileError as above."""
+    scores = _read(path, _Results, _Header)
+    return as_type(scores, _Header).adapter.sha256
+
+
+def _read(path: Path, *kinds: Any) -> dict[str, Any]:
+    scores = read_json(path, dict[str, Any], REMEDY)
+    schema = scores.get("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise DamagedFileError(f"{path} has schema {str(schema)[:20]}, not {SCHEMA}: {REMEDY}")
+    try:
+        for kind in kinds:
+            as_type(scores, kind)
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is not a scores.json of `python -m eval` ({error}): {REMEDY}") from error
+    return scores
