@@ -194,3 +194,5 @@ def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
     for clips in (tmp_path, tmp_path / "**" / "*.mp4"):
         reason = f"the folder {tmp_path}/secret cannot be read: give it read permission"
         assert problems(clips) == {"a.mp4": "", "secret": reason}
+    with pytest.raises(ConfigError, match=r"secret cannot be read: give it read permission"):
+        list_clips(str(tmp_path / "secret"), 0.1)

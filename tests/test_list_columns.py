@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,9 @@ def test_caption_files_of_other_trainers(tmp_path):
     assert caption_beside(tmp_path / "b.v2.mov") == "two dots"
     (tmp_path / "c.txt").mkdir()
     assert caption_beside(tmp_path / "c.mp4") == ""
+    os.mkfifo(tmp_path / "d.txt")
+    with pytest.raises(ValueError, match=r"its caption .*d\.txt cannot be read \(a named pipe, not a file\)"):
+        caption_beside(tmp_path / "d.mp4")
 
 
 # --- hints ---

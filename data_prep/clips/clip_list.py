@@ -84,6 +84,7 @@ def _clips_in(folder: Path, paths: Iterable[Path], kinds: tuple[str, ...]) -> li
     folder that cannot be read and a clip whose caption cannot be read get a `problem`.
     """
     files = [path for path in paths if path.suffix.lower() in kinds or os.path.isdir(path)]
+    require(folder not in files, f"data.clips={folder} cannot be read: give it read permission")
     listed, first = [], dict[str, Path]()
     for path in sorted(files, key=lambda path: (path.is_symlink(), path)):
         name, earlier = _slug(path.relative_to(folder)), first.setdefault(os.path.realpath(path), path)
