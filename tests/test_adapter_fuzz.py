@@ -29,6 +29,8 @@ from iclora_train.ltx2.weights.safetensors_header import read_header
 from tests.adapter_files import QUERY, write
 
 DEEP = "[" * 100_000
+ODD: list[Any] = ["x", None, True, [], {}, 1e308, 0]
+PATTERNS: list[Any] = ["x", [1], {"(": 1}, {"(a+)+$": 1}, {"to_q": "x"}]
 DIGITS = "9" * 5000
 TEXTS = [
     *("", "x", "0", "-1", "1.5", "2.0", "nan", "inf", "1e400", DIGITS, "\u0664", "axbxc", "64x64", "64x64x9"),
@@ -47,9 +49,9 @@ TEXTS = [
         "a|b\nc",
         "x" * 9000,
     ),
-    *(json.dumps({"transformer.lora_alpha": value}) for value in ("x", None, [], {}, True, 1e308, 0)),
+    *(json.dumps({"transformer.lora_alpha": value}) for value in ODD),
     *('{"transformer.lora_alpha": NaN}', f'{{"transformer.lora_alpha": {DIGITS}}}'),
-    *(json.dumps({"transformer.alpha_pattern": value}) for value in ("x", [1], {"(": 1}, {"(a+)+$": 1}, {"to_q": "x"})),
+    *(json.dumps({"transformer.alpha_pattern": value}) for value in PATTERNS),
 ]
 KEYS = [
     *("reference_downscale_factor", "reference_temporal_scale_factor", "reference_spatial_scale_factor"),
@@ -164,6 +166,9 @@ def test_a_damaged_header_is_refused(tmp_path: Path, spec: BaseSpec) -> None:
         (b"\xff\xfe", "it is not UTF-8"),
         (b'{"a":' + b"9" * 5000 + b"}", "a.safetensors is not a readable safetensors file"),
         (b'{"__metadata__": {"a": 1}}', "its metadata are not strings"),
+        (b'{"__metadata__": {"a": "\\ud800"}}', "is not Unicode text"),
+        (b'{"a\\u001b[31m": {}}', "the key 'a\\x1b[31m' is not the name of a tensor"),
+        (b'{"' + b"a" * 600 + b'": {}}', "is not the name of a tensor"),
         (b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "'a' has no valid dtype, shape and"),
         (b'{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}', "'a' has no valid dtype, shape and"),
         (b'{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}', "'a' has no valid dtype, shape and"),

@@ -67,7 +67,7 @@ def test_adapters_that_do_not_fit_together_are_refused(spec: BaseSpec) -> None:
         ("base_model_family", r"disagree on base_model_family \(ltx, 4\)"),
     ):
         with pytest.raises(ConfigError, match=message):
-            combine([(first, 1.0), (adapter_for(spec, VIDEO, seed=2, **{key: "4"}), 1.0)])
+            combine([(first, 1.0), (adapter_for(spec, VIDEO, 3, 2, **{key: "4"}), 1.0)])
     dev, distilled = (adapter_for(spec, VIDEO, seed=i, base_fingerprint=str(i)) for i in range(2))
     shared = combine([(dev, 1.0), (distilled, 1.0)])  # the dev and distilled bases of LTX share adapters
     assert shared.metadata["base_model_version"] == "2.3"

@@ -58,6 +58,7 @@ PAIR = {".lora_A.weight": torch.ones(2, 4), ".lora_B.weight": torch.ones(4, 2)}
         ({f"{QUERY}.lora_A.weight": None}, "attn1.to_q has lora_B without lora_A"),
         ({f"{QUERY}.lora_B.weight": torch.ones(4, 3)}, "to_q has A (2, 4) and B (4, 3), which do not multiply"),
         ({f"{QUERY}.lora_B.weight": torch.ones(4, 2, 1)}, "to_q has A (2, 4) and B (4, 2, 1)"),
+        ({f"{QUERY}.lora_A.weight": torch.ones(0, 4), f"{QUERY}.lora_B.weight": torch.ones(4, 0)}, "do not multiply"),
         ({f"{QUERY}.lora_B.weight": torch.zeros(4, 2)}, "every lora_B is zero"),
         ({f"{QUERY}.lora_A.weight": torch.full((2, 4), torch.nan)}, "to_q.lora_A.weight holds NaN or infinity"),
         ({f"{QUERY}.lora_B.weight": torch.full((4, 2), torch.inf)}, "to_q.lora_B.weight holds NaN or infinity"),

@@ -78,6 +78,23 @@ def test_an_adapter_of_another_program_gets_the_factors_of_the_task_and_a_note(
     assert opened.json_facts["metadata"]["base_model_family"] == "tiny"
 
 
+def test_an_untrained_adapter_of_another_program_gets_the_factors_of_the_task(
+    world: World, base: BaseModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "fresh.safetensors"
+    fresh = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in load_file(world.adapter).items()}
+    save_file(fresh, path)
+    opened = open_adapter(world.config(f"adapter={path}"), base)
+    assert opened.note is not None
+    for part in (
+        "declares no base; its linears fit tiny 2.3",
+        "was never trained",
+        "the factors of task deblur are used",
+    ):
+        assert part in opened.note
+    assert opened.json_facts["metadata"]["base_model_family"] == "tiny"
+
+
 def test_an_untrained_adapter_gives_the_clips_of_the_base(world: World, base: BaseModel, tmp_path: Path) -> None:
     adapter = lora.read(world.adapter)
     path = tmp_path / "fresh.safetensors"

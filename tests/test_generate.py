@@ -264,6 +264,8 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
         ({"attention_strength": [1, 0.5]}, r"attention_strength=\[1, 0.5\] has 2 numbers, and reference has 1"),
         ({"attention_strength": 1.5}, r"attention_strength=.*1.5.* must lie in \[0, 1\]"),
         ({"reference_strength": "much"}, "reference_strength=much must be a number"),
+        ({"adapter_strength": float("nan")}, "adapter_strength=nan must be a number below 1000"),
+        ({"adapter_strength": float("-inf")}, "adapter_strength=-inf must be a number below 1000"),
         ({"adapter_strength": [1, 1]}, "adapter_strength=.* has 2 numbers, and adapter has 1"),
         ({"reference": []}, r"reference=\[\] must be a path or a list of paths"),
         ({"between": "all"}, "between='all' is not one of comfyui, ltx"),

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters import lora
-from iclora_train.adapters.base_spec import BaseSpec
-from iclora_train.adapters.convert import ReferenceFactors, import_adapter
+from iclora_train.adapters.base_spec import BaseSpec, base_notes
+from iclora_train.adapters.convert import ReferenceFactors, import_adapter, with_factors
 from iclora_train.adapters.file import adapter_findings, inspect
 from iclora_train.adapters.metadata import TEMPORAL, declares_factor, with_our_names
 from iclora_train.config import Config, require
@@ -60,20 +60,22 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     adapter, findings = inspect(path)
     metadata = read_header(path).metadata
     foreign = not declares_factor(metadata)
-    note = None
+    spec = BaseSpec.open(config.model.checkpoint)
+    notes = [f"{path} {note}" for note in base_notes(path, metadata, spec)]
+    temporal = None if TEMPORAL in with_our_names(metadata) else task.reference_temporal_scale
+    factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
     if findings and findings == list(adapter_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
-        note = f"{path} was never trained (every lora_B is zero): it is evaluated anyway"
+        adapter = lora.Adapter(adapter.weights, with_factors(spec.metadata | adapter.metadata, factors))
+        notes.append(f"{path} was never trained (every lora_B is zero): it is evaluated anyway")
     else:
-        temporal = None if TEMPORAL in with_our_names(metadata) else task.reference_temporal_scale
-        factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
-        adapter = import_adapter(path, BaseSpec.open(config.model.checkpoint), factors)
+        adapter = import_adapter(path, spec, factors)
     if foreign:
-        note = f"{path} does not declare its reference factors: the factors of task {task.name} are used"
+        notes.append(f"{path} does not declare its reference factors: the factors of task {task.name} are used")
     expected = (task.reference_downscale, task.reference_temporal_scale)
     require(
         (adapter.downscale, adapter.temporal_scale) == expected,
         f"{path} needs references at downscale {adapter.downscale}, temporal scale {adapter.temporal_scale}; "
         f"task {task.name} has {expected[0]}, {expected[1]}",
     )
-    return JudgedAdapter(str(path), adapter, sha256(path), foreign, note)
+    return JudgedAdapter(str(path), adapter, sha256(path), foreign, "; ".join(notes) or None)

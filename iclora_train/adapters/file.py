@@ -166,7 +166,10 @@ def module_findings(name: str, factors: Mapping[str, Tensor]) -> Iterator[str]:
             f"{name} has lora_{present} without lora_{'B' if present == 'A' else 'A'}: "
             "loaders would fill it with noise or drop the module; export it again"
         )
-    elif any(tensor.ndim != 2 for tensor in factors.values()) or factors["A"].shape[0] != factors["B"].shape[1]:
+    elif (
+        any(tensor.ndim != 2 or not tensor.numel() for tensor in factors.values())
+        or factors["A"].shape[0] != factors["B"].shape[1]
+    ):
         yield (
             f"{name} has A {tuple(factors['A'].shape)} and B {tuple(factors['B'].shape)}, which do not multiply; "
             "they must be (rank, in) and (out, rank)"

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from iclora_train.adapters.ltx2_modules import BLOCKS, CONNECTOR_BLOCKS, IN_A_BLOCK, TOP_LEVEL
+from iclora_train.adapters.ltx2_modules import CONNECTOR_BLOCKS, IN_A_BLOCK, TOP_LEVEL
 from iclora_train.ltx2.weights import key_names
 
 PREFIX = "diffusion_model."
@@ -149,9 +149,8 @@ def _resolved(flat: str, modules: tuple[str, ...]) -> str | None:
     if blocks is None:
         return _by_flat_name(TOP_LEVEL).get(flat)
     module = _by_flat_name(IN_A_BLOCK).get(blocks[3])
-    prefix = blocks[1].replace("connector_", "connector.") + "."
-    assert prefix in (BLOCKS, f"video_{CONNECTOR_BLOCKS}", f"audio_{CONNECTOR_BLOCKS}")
-    return None if module is None else f"{prefix}{blocks[2]}.{module}"
+    prefix = blocks[1].replace("connector_", "connector.")
+    return None if module is None else f"{prefix}.{blocks[2]}.{module}"
 
 
 @cache

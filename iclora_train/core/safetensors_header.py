@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 
 LARGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 _LARGEST_SIZE = 1 << 48  # a side of a shape, or an offset in bytes
+_LONGEST_KEY = 500
 _MOST_SIDES = 16  # of a shape
 _METADATA = "__metadata__"
 _BYTES = {  # bytes per value; other dtypes (F4, F8_E8M0, ...) are accepted, and their size is not checked
@@ -43,6 +44,9 @@ def parse_header(text: bytes) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     for string in (*metadata, *metadata.values(), *header):
         if any(map(_is_surrogate, string)):  # JSON can escape half of a character, which no file name or card can hold
             raise ValueError(f"{shortened(string)} is not Unicode text")
+    for key in header:
+        if not key.isprintable() or len(key) > _LONGEST_KEY:  # keys are printed in messages
+            raise ValueError(f"the key {shortened(key)} is not the name of a tensor")
     entries = {key: _entry(key, value) for key, value in header.items()}
     last = 0
     for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):

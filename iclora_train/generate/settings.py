@@ -15,6 +15,7 @@ from iclora_train.config.settings import RENAMED_KEYS
 
 # Sections that only training reads; conf= and model= may set them too.
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
+_LARGEST = 1000  # strength; excludes infinity and NaN
 EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
 
 
@@ -93,8 +94,8 @@ def _numbers(key: str, value: Any, subject: str, count: int) -> list[float]:
     """One number for each of `count` subjects. subject: the setting `adapter` or `reference`."""
     values = value if isinstance(value, list) else [value] * count
     require(
-        all(isinstance(number, int | float) and not isinstance(number, bool) for number in values),
-        f"{key}={value} must be a number or a list of numbers",
+        all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < _LARGEST for n in values),
+        f"{key}={value} must be a number below {_LARGEST} or a list of such numbers",
     )
     message = f"{key}={value} has {len(values)} numbers, and {subject} has {count}: give one for each"
     require(len(values) == count, message)
