@@ -109,6 +109,10 @@ def test_a_misspelt_key_in_a_file_is_named_with_the_file(tmp_path: Path) -> None
     assert "In 'conf/mine': no setting 'task.makr'; there are family, maker, maker_args," in line
 
 
+def test_a_missing_folder_of_settings_is_named(tmp_path: Path) -> None:
+    assert "nowhere' not found" in refused(tmp_path, "iclora_train", "--config-dir", "nowhere", "conf=deblur")
+
+
 def test_a_renamed_key_in_a_file_is_named_with_its_new_name(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/mine.yaml").write_text("# @package _global_\nmodel:\n  recompute: true\n")

@@ -186,3 +186,5 @@ def test_options_and_their_values_are_left_alone() -> None:
 def test_a_word_without_quotes_is_explained() -> None:
     with pytest.raises(ConfigError, match=r"'dog' is not key=value.*prompt=\"A dog\""):
         as_typed(["prompt=A", "dog", "runs"], GenerateSettings, GROUPS)
+    with pytest.raises(ConfigError, match="--max-steps 3: settings are written as key=value"):
+        as_typed(["conf=deblur", "--max-steps", "3"], Config, GROUPS)

@@ -59,6 +59,8 @@ def as_typed(arguments: list[str], schema: type, groups: Iterable[str]) -> list[
 
 
 def _not_a_setting(argument: str, before: list[str]) -> str:
+    if before and before[-1].startswith("--"):
+        return f"{before[-1]} {argument}: settings are written as key=value, e.g. seed=1; --help lists them"
     setting = next((text for text in reversed(before) if "=" in text and not text.startswith("-")), "prompt=A dog")
     key, _, value = setting.partition("=")
     return f'{argument!r} is not key=value; a value with spaces needs quotes: {key}="{value} {argument}"'

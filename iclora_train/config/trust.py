@@ -41,7 +41,7 @@ def refuse_code(config_name: str, conf: Path, arguments: list[str]) -> None:
 def _search_path(arguments: list[str]) -> str:
     """The folders of --config-dir and hydra.searchpath, as a list in Hydra's grammar."""
     chosen = _option(("--config-dir", "-cd"), arguments)
-    folders = [] if chosen is None else [f"file://{os.path.abspath(chosen)}"]
+    folders = [f"file://{os.path.abspath(chosen)}"] if chosen is not None and os.path.isdir(chosen) else []
     for argument in arguments:
         if argument.lstrip("+").startswith("hydra.searchpath="):
             value = OverridesParser.create().parse_override(argument).value()
