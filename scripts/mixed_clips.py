@@ -179,11 +179,15 @@ def behind_a_link(path: Path) -> None:
 
 @dataclass(frozen=True)
 class OddClip:
-    """write: makes the file. dropped: part of the reason why it is left out; empty if it is used. caption: its text."""
+    """write: makes the file. dropped: part of the reason why it is left out; empty if it is used. caption: its text.
+
+    read_as: part of what report.json says about its colours, shape or times; empty if it says nothing.
+    """
 
     write: Callable[[Path], object]
     dropped: str = ""
     caption: str = ""
+    read_as: str = ""
 
 
 HDR = {"codec": "ffv1", "pix_fmt": "yuv420p10le", "color_primaries": BT2020, "colorspace": BT2020_NCL}
@@ -195,21 +199,23 @@ CLIPS: dict[str, OddClip] = {
     "60 fps.mkv": OddClip(encoded(rate=60, frames=texture(60))),
     "12 fps.mp4": OddClip(encoded(rate=12), "12 frames a second are too few for data.fps=24"),
     "one picture a minute.mkv": OddClip(encoded(ticks=[60_000 * i for i in range(FRAMES)]), "too few for data.fps=24"),
-    "variable rate.mkv": OddClip(encoded(codec="ffv1", ticks=PHONE, frames=texture(len(PHONE)))),
+    "variable rate.mkv": OddClip(
+        encoded(codec="ffv1", ticks=PHONE, frames=texture(len(PHONE))), read_as="variable rate of"
+    ),
     "starts late.mp4": OddClip(encoded(ticks=[1000 + 40 * i for i in range(FRAMES)])),
     "b-frames.mp4": OddClip(encoded(options={"bf": "3", "x264-params": "open-gop=1:keyint=12"})),
     "turned.mp4": OddClip(with_matrix(TURN)),
     "mirrored.mov": OddClip(with_matrix(MIRROR)),
-    "pq.mkv": OddClip(encoded(**HDR, color_trc=PQ)),
-    "hlg.mkv": OddClip(encoded(**HDR, color_trc=HLG)),
+    "pq.mkv": OddClip(encoded(**HDR, color_trc=PQ), read_as="HDR (PQ) converted to SDR"),
+    "hlg.mkv": OddClip(encoded(**HDR, color_trc=HLG), read_as="HDR (HLG) converted to SDR"),
     "ten bit.mkv": OddClip(encoded(codec="ffv1", pix_fmt="yuv422p10le")),
     "full range.mp4": OddClip(encoded(pix_fmt="yuvj420p")),
-    "anamorphic.mp4": OddClip(encoded(sample_aspect_ratio=Fraction(64, 45))),
-    "alpha.mov": OddClip(with_alpha),
-    "interlaced.mp4": OddClip(encoded(options={"x264-params": "tff=1"})),
+    "anamorphic.mp4": OddClip(encoded(sample_aspect_ratio=Fraction(64, 45)), read_as="resampled to 137x64"),
+    "alpha.mov": OddClip(with_alpha, read_as="transparent parts over black"),
+    "interlaced.mp4": OddClip(encoded(options={"x264-params": "tff=1"}), read_as="deinterlaced"),
     "odd size.mkv": OddClip(encoded(frames=texture(FRAMES, 67, 99), codec="ffv1", pix_fmt="yuv444p")),
     "grey.avi": OddClip(encoded(codec="ffv1", pix_fmt="gray")),
-    "animation.gif": OddClip(encoded(codec="gif", pix_fmt="rgb8")),
+    "animation.gif": OddClip(encoded(codec="gif", pix_fmt="rgb8"), read_as="transparent parts over black"),
     "prores.mov": OddClip(encoded(codec="prores_ks", pix_fmt="yuv422p10le")),
     "web.webm": OddClip(encoded(codec="libvpx-vp9")),
     "camera.MTS": OddClip(encoded()),

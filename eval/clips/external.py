@@ -20,6 +20,7 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.clip import read_clip
 from iclora_train.media.container import read_encoding
+from iclora_train.media.frame_folder import frame_files
 from iclora_train.media.picture import read_picture
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm")
@@ -132,7 +133,7 @@ def read_external_clip(path: Path) -> Clip:
 
 
 def _frames(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.png"))
+    return frame_files(folder, (".png",))
 
 
 def _hash(path: Path) -> str:
