@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from iclora_train.config import ConfigError
+from iclora_train.config import ConfigError, Flow, Validation
 from iclora_train.core.scores import judged_adapter, read_comparable_scores, read_scores
 from iclora_train.training.checkpointing import AtomicCheckpointIO, newest_checkpoint, resume_or_refuse
 from iclora_train.training.loggers import CsvLogger
@@ -44,7 +44,8 @@ def test_a_setting_that_is_newer_than_the_run_counts_as_its_default(folder: Path
     older = json.loads(json.dumps(settings))
     del older["flow"]["uniform_p"], older["validation"]["windows"]
     (folder / "run.json").write_text(json.dumps(older))
-    resume_or_refuse(folder, settings | {"validation": settings["validation"] | {"windows": 8}}, DIGEST)
+    settings["flow"]["uniform_p"], settings["validation"]["windows"] = Flow().uniform_p, Validation().windows
+    resume_or_refuse(folder, settings, DIGEST)
     settings["flow"]["uniform_p"] = 0.5
     with pytest.raises(ConfigError, match=r"flow\.uniform_p: .* -> 0\.5"):
         resume_or_refuse(folder, settings, DIGEST)
