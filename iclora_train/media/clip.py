@@ -56,11 +56,7 @@ def read_clip(path: Path, numbers: Container[int] | None = None) -> Iterator[np.
         return
     for number, decoded in enumerate(deinterlaced(decode(path))):
         if numbers is None or number in numbers:
-            try:
-                picture = upright_rgb(decoded)
-            except (ValueError, av.FFmpegError) as error:
-                raise _unreadable(path, decoded, error) from error
-            yield picture
+            yield _shown(path, decoded)  # no name holds the picture here: its memory serves the next one
 
 
 def probe(path: Path) -> ClipInfo:
@@ -92,6 +88,14 @@ def probe(path: Path) -> ClipInfo:
     declared = read_rate(path) or 1 / (duration * time_base)
     times = FrameTimes.measure(stamps, time_base, declared)
     return ClipInfo(height, width, times, next(iter(kinds - {None}), None), tuple(sorted(words)))
+
+
+def _shown(path: Path, decoded: DecodedFrame) -> np.ndarray:
+    """`upright_rgb` of a frame. ValueError names the file."""
+    try:
+        return upright_rgb(decoded)
+    except (ValueError, av.FFmpegError) as error:
+        raise _unreadable(path, decoded, error) from error
 
 
 def _unreadable(path: Path, decoded: DecodedFrame, error: Exception) -> ValueError:
