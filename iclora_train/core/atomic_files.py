@@ -33,27 +33,33 @@ def write_atomic(path: Path) -> Iterator[IO[bytes]]:
     """
     with reraise_disk_full(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary, file = _open_temporary(path)
-        with file, contextlib.ExitStack() as on_failure:  # the lock is held until the file has its final name
-            on_failure.callback(temporary.unlink, missing_ok=True)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
-            on_failure.pop_all()
+        with contextlib.ExitStack() as on_failure:
+            temporary, file = _open_temporary(path, on_failure)
+            with file:  # its lock is held until the file has its final name
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+                on_failure.pop_all()
         _sync_folder(path.parent)
 
 
-def _open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
-    """`path`.tmp, empty and locked. A file with another name if another writer has locked it."""
+def _open_temporary(path: Path, on_failure: contextlib.ExitStack) -> tuple[Path, IO[bytes]]:
+    """`path`.tmp, empty and locked. A file with another name if another writer has locked it.
+
+    `on_failure` removes it; this is arranged before it is opened, because a signal may end the process at any time.
+    """
     temporary = path.with_name(path.name + ".tmp")
+    on_failure.callback(temporary.unlink, missing_ok=True)
     while True:
         file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # another writer, or a file system without locks
+            on_failure.pop_all()
             file.close()
             temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+            on_failure.callback(temporary.unlink, missing_ok=True)
             return temporary, temporary.open("xb")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
