@@ -14,6 +14,7 @@ from tests.command import read_csv, run
 from tests.prep import contents
 
 FILES = Path(__file__).parent / "version_0_1"
+RESUMED_AFTER = 4  # steps
 TASK = ["conf=deblur", "model.name=tiny", "model.checkpoint=base", "data.frames=5", "data.height=32", "data.width=32"]
 DATA = ["data.root=shards", "data.clips=clips/list.csv", "data.train_windows=12", "data.heldout_windows=3"]
 RUN = [
@@ -51,13 +52,17 @@ def test_a_killed_run_of_version_0_1_resumes_to_the_same_adapter(folder: Path) -
         assert new.metadata() == old.metadata()
 
 
-def test_the_metrics_of_a_resumed_run_keep_their_read_csv(folder: Path) -> None:
+def test_the_metrics_of_a_resumed_run_keep_their_rows(folder: Path) -> None:
+    """Version 0.1 also gave figures of a swapped reference when all val windows were of one recording, as here."""
     run(folder, "iclora_train", *TASK, *DATA, *RUN)
     old, new = read_csv(folder / "metrics.csv"), read_csv(folder / "runs/run/metrics.csv")
     assert [row["step"] for row in new] == [row["step"] for row in old] == list("0123456")
     for before, after in zip(old, new, strict=True):
         for column, value in before.items():
             name = column.replace("heldout_", "val_")
+            if int(before["step"]) > RESUMED_AFTER and ("swap" in name or name == "sampled_psnr_other"):
+                assert not after[name]
+                continue
             assert after[name] == value if not value else float(after[name]) == pytest.approx(float(value), rel=1e-3)
 
 
