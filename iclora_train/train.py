@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -15,6 +16,7 @@ from lightning import Callback, Trainer
 from rich.console import Console
 
 from iclora_train.config import Config, ConfigError, require
+from iclora_train.config.endings import TerminatedError
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.core.console import make_console
@@ -117,12 +119,19 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
 
 @contextmanager
 def interrupts_unchanged() -> Iterator[None]:
-    """Raise the interruption (Ctrl-C, SIGTERM) itself. Lightning ends its other processes and exits with code 1."""
+    """Raise the interruption (Ctrl-C, SIGTERM) itself. Lightning ends its other processes and exits with code 1.
+
+    SLURM sends SIGTERM to all processes of a job, and the end of a data worker may be noticed first.
+    """
     try:
         yield
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise end.__context__ from None
+        raise
+    except RuntimeError as error:
+        if str(error).startswith("DataLoader worker") and "killed by signal: Terminated" in str(error):
+            raise TerminatedError(signal.SIGTERM) from None
         raise
 
 

@@ -161,6 +161,13 @@ def test_lightning_keeps_the_reason_of_the_end() -> None:
         _call_and_handle_interrupt(trainer, fail(TerminatedError(signal.SIGTERM)))
 
 
+def test_workers_that_end_first_at_sigterm_do_not_change_the_ending() -> None:
+    with pytest.raises(TerminatedError), train.interrupts_unchanged():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+    with pytest.raises(RuntimeError, match="Killed"), train.interrupts_unchanged():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+
 def test_a_started_command_ends_first_and_its_parent_adds_no_line(capfd: pytest.CaptureFixture[str]) -> None:
     program = """
 import os, signal, sys
