@@ -27,8 +27,10 @@ PROMPTS = (
     "task.trigger",
 )  # `~` and unknown `${names}` have no meaning here
 TEXT_OR_LIST = {"text_or_list": True}  # metadata of a field that takes a path or a list of paths
-OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p")
-OPTIONS_WITH_VALUE += ("--cfg", "-c", "--info", "-i", "--experimental-rerun")
+OPTIONS_WITH_VALUE = (
+    *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"),
+    *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
+)
 QUOTED = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL)
 SWEEP_FUNCTION = re.compile(r"(choice|range|interval|glob|shuffle|sort|tag|extend_list)\(.*\)", re.DOTALL)
 INTERPOLATION = re.compile(r"(?<!\\)((?:\\\\)*)\$\{")
