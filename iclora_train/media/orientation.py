@@ -21,7 +21,7 @@ def display_matrix(frame: av.VideoFrame) -> Matrix:
 
     A player applies the 3x3 matrix of the file's header; its scale and offset do not change the pixels.
     """
-    data = frame.side_data.get(Type.DISPLAYMATRIX)
+    data = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]  # PyAV's stub knows text keys only
     if data is None:
         return UPRIGHT
     values = np.frombuffer(bytes(data), np.int32)

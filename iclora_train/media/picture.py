@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from iclora_train.core.regular_files import open_regular
 from iclora_train.media.frame_decoder import MAX_PIXELS, require_size
@@ -68,7 +68,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
                 yield image
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} has more than the limit of {MAX_PIXELS:,} pixels: make it smaller") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ValueError(f"{path} cannot be read as an image; {SAVE_AGAIN}") from error
     except _DAMAGE as error:
         raise ValueError(f"{path} cannot be read as an image ({error}); {SAVE_AGAIN}") from error

@@ -37,7 +37,7 @@ def upright_size(decoded: DecodedFrame) -> tuple[int, int]:
 
 def hdr_kind(frame: av.VideoFrame) -> str | None:
     """PQ or HLG for an HDR frame, else None."""
-    return HDR.get(frame.color_trc)  # type: ignore[call-overload,no-any-return]  # PyAV returns the number
+    return HDR.get(frame.color_trc)  # type: ignore[call-overload]  # PyAV returns the number
 
 
 def changes(decoded: DecodedFrame) -> set[str]:
@@ -68,7 +68,7 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     is_wide, is_transparent = needs_conversion(frame), has_alpha(frame)
     kind = ("rgba64le" if is_transparent else "rgb48le") if is_wide else "rgba" if is_transparent else "rgb24"
     converter = _converter(frame.format.name, frame.width, frame.height, kind)
-    pixels = converter.reformat(frame, format=kind, **_source_matrix(frame)).to_ndarray()
+    pixels: np.ndarray = converter.reformat(frame, format=kind, **_source_matrix(frame)).to_ndarray()
     if is_wide:
         is_limited = not frame.format.is_rgb and frame.color_range != ColorRange.JPEG
         white = 255 << 8 if is_limited else 65535  # of libswscale's 16-bit RGB
@@ -103,7 +103,8 @@ def _default_matrix(frame: av.VideoFrame) -> Colorspace:
 def _refuse_dolby_vision(frame: av.VideoFrame) -> None:
     """ValueError for Dolby Vision without a picture that other players can show (profile 5)."""
     has_tags = frame.color_trc != ColorTrc.UNSPECIFIED
-    if not has_tags and frame.side_data.get(Type.DOVI_RPU_BUFFER) is not None:
+    side_data = frame.side_data.get(Type.DOVI_RPU_BUFFER)  # type: ignore[call-overload]  # PyAV's stub knows text keys only
+    if not has_tags and side_data is not None:
         raise ValueError("Dolby Vision without an HDR10, HLG or SDR layer cannot be read")
 
 

@@ -56,7 +56,7 @@ class LatentUpsampler(nn.Module):
 
         ConfigError for another kind of file, another scale, or the upsampler of another VAE.
         """
-        header = read_header(user_path(path))
+        header = read_header(user_path(str(path)))
         arguments = _arguments(header, vae.channels)
         with torch.device("meta"):
             model = LTX2LatentUpsamplerModel(**arguments)
