@@ -15,9 +15,9 @@ from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.makers import build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, crop_window, make_reference
 from data_prep.select_clips import select_clips
-from iclora_train.core.fingerprint import content_settings
+from iclora_train.core.fingerprint import content_settings, digest
 from iclora_train.core.types import Geometry
-from iclora_train.data.shard_index import ShardError
+from iclora_train.data.shard_index import ShardError, index_digest
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.reference import append_reference, target_tokens
 from iclora_train.generate.input_media import InputMedia
@@ -80,7 +80,11 @@ def test_shards_with_other_reference_frames_are_refused(tmp_path: Path, base: Pa
         for path in (root / kind / "fingerprint.json", root / kind / "index.json"):
             text = path.read_text()
             assert '"reference_frames": "0, 1, 1 + S, 1 + 2 S, ..."' in text
-            path.write_text(text.replace('"reference_frames":', '"other":'))
+            record = json.loads(text.replace('"reference_frames":', '"other":'))
+            if path.name == "index.json":
+                record["fingerprint"]["sha256"] = digest(record["fingerprint"]["of"])
+                record["sha256"] = index_digest(record)
+            path.write_text(json.dumps(record))
     with pytest.raises(ShardError, match=r"task\.reference_frames: None -> 0, 1, 1 \+ S"):
         pipeline.prepare(config)
     with pytest.raises(ShardError, match=r"task\.reference_frames: None -> 0, 1, 1 \+ S"):
