@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -228,6 +227,7 @@ def test_hostile_metadata_are_refused_or_ignored(tmp_path: Path, spec: BaseSpec)
             every_use(path, spec)
 
 
+@pytest.mark.timeout(30)  # such an expression runs for more than a minute
 @pytest.mark.parametrize("pattern", [r"(a+)+$", r"(\w+\s?)*x", r"(.*)*(.*)*(.*)*!", "("])
 def test_a_regular_expression_of_an_adapter_is_never_run(tmp_path: Path, spec: BaseSpec, pattern: str) -> None:
     path = tmp_path / "a.safetensors"
@@ -242,7 +242,5 @@ def test_a_regular_expression_of_an_adapter_is_never_run(tmp_path: Path, spec: B
         {f"{QUERY}.lora_A.weight": None, f"{QUERY}.lora_B.weight": None, **keys},
         {"lora_adapter_metadata": config},
     )
-    started = time.perf_counter()
     with pytest.raises(ConfigError, match="which is not a module name; name every module"):
         import_adapter(path, spec)
-    assert time.perf_counter() - started < 1
