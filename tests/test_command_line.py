@@ -53,8 +53,8 @@ def composed(name: str, *arguments: str) -> DictConfig:
 
 def generate(*arguments: str) -> DictConfig:
     required = {"adapter": "a", "reference": "r", "out": "o.mp4"}
-    given = {argument.partition("=")[0] for argument in arguments}
-    return composed("generate", *(f"{k}={v}" for k, v in required.items() if k not in given), *arguments)
+    keys = {argument.partition("=")[0] for argument in arguments}
+    return composed("generate", *(f"{k}={v}" for k, v in required.items() if k not in keys), *arguments)
 
 
 def value_of(schema: type, key: str, text: str) -> Any:

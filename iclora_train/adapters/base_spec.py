@@ -113,7 +113,7 @@ def _not_in_base(name: str, linears: Mapping[str, object]) -> str:
 def base_findings(metadata: Mapping[str, str], base: BaseSpec) -> Iterator[str]:
     """A finding if an adapter was trained on another base: with equal shapes it would load and give a wrong result.
 
-    Metadata that declare no base, as in official files, are no finding; see `base_notes`.
+    Metadata that declare no base, as in official files, are not a finding; see `base_notes`.
     """
     declared = [metadata.get(FAMILY, base.family), metadata.get(VERSION, base.version)]
     if declared != [base.family, base.version]:

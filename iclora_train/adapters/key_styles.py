@@ -45,7 +45,7 @@ _AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_con
     "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
 }
-_OTHER_KINDS = {  # ending of a key -> kind of adapter; these are no products B A that are added to a weight
+_OTHER_KINDS = {  # ending of a key -> kind of adapter; they are not products B A, added to a weight
     r"dora_scale|lora_magnitude_vector(\.[\w-]+)?(\.weight)?|magnitude": "DoRA",
     r"lokr_\w+": "LoKr",
     r"hada_\w+": "LoHa",

@@ -52,8 +52,8 @@ def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Map
     """
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    own = {"dir": os.environ.get("WANDB_DIR") or folder, "name": name, **more}
-    options = {key: value for key, value in own.items() if not os.environ.get(VARIABLES.get(key, ""))}
+    defaults = {"dir": os.environ.get("WANDB_DIR") or folder, "name": name, **more}
+    options = {key: value for key, value in defaults.items() if not os.environ.get(VARIABLES.get(key, ""))}
     options |= {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "resume": "allow", **arguments}
     mode = run_mode(options.pop("mode", "auto"))
     if mode == "disabled":

@@ -190,7 +190,7 @@ class ShardSet:
     def verify_shard(self, name: str) -> None:
         """ShardError unless the sha256 of a shard is right."""
         path = self.folder / name
-        _open(path).close()  # raises when it is no file
+        _open(path).close()  # raises if it is not a file
         if sha256(path) != self.shards[name]["sha256"]:
             raise ShardError(f"{path} is damaged: {REMEDY}")
 

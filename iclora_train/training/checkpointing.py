@@ -161,7 +161,7 @@ def resume_or_refuse(folder: Path, settings: dict[str, Any], shards: str) -> Non
 
 
 def begun_settings(folder: Path) -> dict[str, Any]:
-    """The settings in `folder`/run.json, with which the run began; empty if there is no such file."""
+    """The settings in `folder`/run.json, with which the run began; empty if the file does not exist."""
     record = folder / "run.json"
     settings = _read_record(record) if record.exists() else {}
     return {name: value for name, value in settings.items() if name != SHARDS}

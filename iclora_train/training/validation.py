@@ -42,7 +42,7 @@ CLIPS = 4  # validation clips that are sampled
 class ValidationBatches:
     """Val clips in batches, and each batch again with references of other recordings.
 
-    no_swap: why there are no swapped references, None if there are. recordings: the recording of each clip, by key.
+    no_swap: the reason if swapped references are missing, else None. recordings: the recording of each clip, by key.
     """
 
     batches: tuple[tuple[Batch, Batch | None], ...]  # (correct, swapped)
@@ -53,7 +53,7 @@ class ValidationBatches:
     @classmethod
     def open(cls, shards: ShardSet, config: Config) -> ValidationBatches:
         """`validation.windows` clips, spread evenly over the commonest size of the val split; if no size has two
-        windows, over all sizes. ConfigError when there is no val clip.
+        windows, over all sizes. ConfigError for a val split without clips.
 
         A swapped reference is of the same size if another recording has one. Otherwise it is fitted (`fit_latent`).
         """

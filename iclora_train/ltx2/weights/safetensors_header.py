@@ -33,7 +33,7 @@ DTYPES = {  # the dtypes that can be read exactly
     "I64": torch.int64,
     "BOOL": torch.bool,
 }
-_OTHER_FILES = {  # first bytes -> what the file is; read only where they are no possible length of a header
+_OTHER_FILES = {  # first bytes -> what the file is; read only if they cannot be the length of a header
     b"PK\x03\x04": "it is a pickle, which is never read",
     b"\x80\x02": "it is a pickle, which is never read",
     b"\x80\x04": "it is a pickle, which is never read",
