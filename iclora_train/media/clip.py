@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from iclora_train.media.container import RE_ENCODE, decode, read_rate
+from iclora_train.media.container import RE_ENCODE, decode
 from iclora_train.media.deinterlace import deinterlaced
 from iclora_train.media.frame_decoder import DecodedFrame
 from iclora_train.media.frame_times import FrameTimes
@@ -85,7 +85,7 @@ def probe(path: Path) -> ClipInfo:
     if len(sizes) > 1:
         raise ValueError(f"{path}: the picture size changes within the clip; {RE_ENCODE}")
     height, width = sizes.pop()
-    declared = read_rate(path) or 1 / (duration * time_base)
+    declared = decoded.rate or 1 / (duration * time_base)
     times = FrameTimes.measure(stamps, time_base, declared)
     return ClipInfo(height, width, times, next(iter(kinds - {None}), None), tuple(sorted(words)))
 

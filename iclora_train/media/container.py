@@ -99,13 +99,14 @@ def decode(file: Path | io.BytesIO) -> Iterator[DecodedFrame]:
         try:
             stream = video_stream(container, name)
             decoder, aspect = _decoder(stream, name)
+            rate = stream.average_rate or None
             for packet in container.demux(stream):
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
                 for frame in decoder.decode(packet):
                     if frame.is_corrupt:
                         raise ValueError(f"{name}: frame {count} is damaged; {RE_ENCODE}")
                     count += 1
-                    yield DecodedFrame(frame, aspect)
+                    yield DecodedFrame(frame, aspect, rate)
             missing = _missing_seconds(container, stream, end, count)
         except av.FFmpegError as error:
             problem = f"damaged after frame {count}" if count else "cannot be read as a video"
@@ -132,12 +133,6 @@ def read_encoding(path: Path) -> tuple[str, str]:
     with open_video(path) as container:
         context = video_stream(container, str(path)).codec_context
         return context.name, str(context.pix_fmt)
-
-
-def read_rate(path: Path) -> Fraction | None:
-    """Mean frames per second of a clip's video stream, from its header; None if the header does not say."""
-    with open_video(path) as container:
-        return video_stream(container, str(path)).average_rate or None
 
 
 def _missing_seconds(container: av.container.InputContainer, stream: av.VideoStream, end: int, count: int) -> float:

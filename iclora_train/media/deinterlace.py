@@ -64,4 +64,4 @@ def _pull(graph: av.filter.Graph, waiting: deque[DecodedFrame]) -> Iterator[Deco
             return
         source = waiting.popleft()
         frame.pts, frame.time_base, frame.duration = source.frame.pts, source.frame.time_base, source.frame.duration
-        yield DecodedFrame(frame, source.pixel_aspect)
+        yield source._replace(frame=frame)

@@ -13,10 +13,14 @@ _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoder
 
 
 class DecodedFrame(NamedTuple):
-    """A frame as the decoder returned it, and the width of its pixels over their height."""
+    """A frame as the decoder returned it, and two properties of its stream.
+
+    pixel_aspect: width of a pixel over its height. rate: mean frames per second by the header, None if it has none.
+    """
 
     frame: av.VideoFrame
     pixel_aspect: Fraction = Fraction(1)
+    rate: Fraction | None = None
 
 
 def require_size(width: int, height: int) -> None:

@@ -73,8 +73,8 @@ def decode_clip(data: bytes) -> np.ndarray:
     """Decode a clip of `encode_clip` to uint8 RGB (F,H,W,3). ValueError when the bytes are damaged.
 
     decord 0.6 contains an FFmpeg of 2018 (4.1), which gets no security updates. It must only see clips that this
-    project wrote and whose checksum was compared (`ShardSet.read_pair`), never a user's file. Other bytes than an mp4 are
-    refused before, because other demuxers of FFmpeg open further files.
+    project wrote and whose checksum was compared (`ShardSet.read_pair`), never a user's file. Bytes other than an mp4
+    are refused before, because other demuxers of FFmpeg open further files.
     """
     if data[4:8] != b"ftyp":
         raise ValueError("the bytes cannot be decoded as a clip")
