@@ -28,9 +28,12 @@ def partners_of_others(recordings: Sequence[str]) -> list[int] | None:
     """
     if len(set(recordings)) < 2:
         return None
-    count = len(recordings)
-    partners = []
-    for i, recording in enumerate(recordings):
-        numbers = [(i + count // 2 + step) % count for step in range(count)]
-        partners.append(next(j for j in numbers if recordings[j] != recording))
-    return partners
+    return [
+        next(j for j in half_a_list_away(i, len(recordings)) if recordings[j] != recording)
+        for i, recording in enumerate(recordings)
+    ]
+
+
+def half_a_list_away(number: int, count: int) -> list[int]:
+    """All numbers below `count`, beginning half the list after `number` and going round."""
+    return [(number + count // 2 + step) % count for step in range(count)]

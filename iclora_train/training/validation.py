@@ -22,7 +22,7 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.types import Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
-from iclora_train.data.recordings import partners_of_others, recording_of_clips
+from iclora_train.data.recordings import half_a_list_away, partners_of_others, recording_of_clips
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
@@ -97,8 +97,7 @@ def _partner(
 ) -> int:
     """The sample of another recording whose reference replaces that of `number`: if possible one of `chosen`, half the
     list away, and of the same bucket."""
-    half = chosen.index(number) + len(chosen) // 2
-    order = [*chosen[half % len(chosen) :], *chosen[: half % len(chosen)], *val]
+    order = [*(chosen[j] for j in half_a_list_away(chosen.index(number), len(chosen))), *val]
     others = [i for i in order if recordings[i] != recordings[number]]
     same_size = [i for i in others if shards.samples[i].bucket == shards.samples[number].bucket]
     return (same_size or others)[0]
