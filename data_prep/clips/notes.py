@@ -12,6 +12,7 @@ from data_prep.clips.columns import unread_columns
 from data_prep.clips.folders import files_below
 from data_prep.clips.rows import SUFFIXES
 from data_prep.clips.text_files import CAPTION_SUFFIXES
+from iclora_train.config.paths import user_path
 from iclora_train.core.console import printable
 from iclora_train.media.picture import IMAGES
 
@@ -23,7 +24,7 @@ def listing_notes(clips: str, listed: Sequence[Clip], columns: Collection[str] =
     """One line for each oddity of the listed clips of `data.clips`. columns: the columns that data.prompt names."""
     if clips == "samples":
         return []
-    folder = Path(os.path.expanduser(clips))
+    folder = user_path(clips)
     lines = list(_unread_files(folder, listed)) if folder.is_dir() else []
     if unread := unread_columns([clip.row for clip in listed], columns):
         lines.append(f"columns of the list that are stored but not used: {', '.join(unread)}")
