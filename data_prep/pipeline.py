@@ -31,7 +31,7 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
-from iclora_train.core.fingerprint import content_settings, digest, plain
+from iclora_train.core.fingerprint import content_settings, digest, plain, without_unset
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
 from iclora_train.data.prompts import template_fields
@@ -155,8 +155,7 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str
 
 def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings without NEW_SETTINGS that are null, so that shards older than these settings stay valid."""
-    data = {key: value for key, value in settings["data"].items() if value is not None or key not in NEW_SETTINGS}
-    return {**settings, "data": data}
+    return {**settings, "data": without_unset(settings["data"], NEW_SETTINGS)}
 
 
 def _clip_identity(clip: Clip, config: Config) -> dict[str, Any]:

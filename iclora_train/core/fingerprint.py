@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -26,7 +27,8 @@ NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size
 
 # frames of a target that a reference with a temporal factor S has; shards without this entry have 0, S, 2 S, ...
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
-NEW_KEYS = {"data": ("hdr",)}  # newer than version 0.1: left out while they are null, so that its runs can be resumed
+# keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
+NEW_DATA_KEYS = ("hdr",)
 
 
 def content_settings(config: Config) -> dict[str, Any]:
@@ -47,17 +49,14 @@ def config_hash(config: Config) -> str:
     for section, keys in (("data", ("clips", "root", "workers")), ("model", RUNTIME_KEYS)):
         for key in keys:
             del hashed[section][key]
-    drop_unset(hashed)
+    hashed["data"] = without_unset(hashed["data"], NEW_DATA_KEYS)
     hashed["max_steps"] = config.trainer.get("max_steps")
     return digest(hashed)[:16]
 
 
-def drop_unset(sections: dict[str, Any]) -> None:
-    """Remove the NEW_KEYS that are null from sections of the settings."""
-    for section, keys in NEW_KEYS.items():
-        for key in keys:
-            if sections[section][key] is None:
-                del sections[section][key]
+def without_unset(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:
+    """The section of the settings without those of `keys` that are null."""
+    return {key: value for key, value in section.items() if value is not None or key not in keys}
 
 
 def plain(value: Any) -> Any:

@@ -25,12 +25,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.fingerprint import RUNTIME_KEYS, differences, digest, drop_unset, plain
+from iclora_train.core.fingerprint import NEW_DATA_KEYS, RUNTIME_KEYS, differences, digest, plain, without_unset
 from iclora_train.core.records import read_json
 from iclora_train.core.regular_files import open_regular
 from iclora_train.ltx2.base_model import BaseModel
 
-# States of a checkpoint that resuming needs, and what loading raises for a file that is none.
+# States of a checkpoint that resuming needs, and what loading raises for any other file.
 STATES = ("state_dict", "optimizer_states", "loops", "global_step", "settings", "LatentDataModule")
 UNREADABLE = (pickle.PickleError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, OSError)
 KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
@@ -130,7 +130,7 @@ def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     for section, keys in (("data", NOT_COMPARED), ("model", RUNTIME_KEYS)):
         for key in keys:
             del sections[section][key]
-    drop_unset(sections)
+    sections["data"] = without_unset(sections["data"], NEW_DATA_KEYS)
     trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
     validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
     other = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}
