@@ -14,11 +14,13 @@ from omegaconf import DictConfig
 
 from iclora_train.config import Config, to_config
 from iclora_train.config.hydra_app import run_with_config, run_with_schema
+from iclora_train.core.ranks import require_single_process
 
 
 def _prepare(config: Config) -> None:
     from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are checked)
 
+    require_single_process("data_prep", "data.workers=N uses N processes")
     print(f"prepared: {prepare(config)}")
 
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from rich.console import Console
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.endings import TerminatedError
 from iclora_train.config.hydra_app import run_module
+from iclora_train.config.local_ranks import listed_gpus
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
-from iclora_train.core.ranks import global_rank, local_rank, world_size
+from iclora_train.core.process_group import from_first, process_group
+from iclora_train.core.ranks import global_rank, local_rank, placement, world_size
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.shards import ShardSet
@@ -42,6 +44,7 @@ from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import ConsoleLogger, CsvLogger, MetricLogger, WandbLogger
 from iclora_train.training.memory_search import plan_memory
 from iclora_train.training.step_metrics import Row, step_columns
+from iclora_train.training.strategy import PlacedProcess, strategy_of
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
 from iclora_train.training.validation import ValidationBatches, ValidationClips, validation_columns, validation_losses
 from iclora_train.training.validation_metrics import CLIP_COLUMNS
@@ -53,24 +56,34 @@ RESERVED_KEYS = {"logger", "callbacks", "plugins", "precision", "gradient_clip_v
 def train(config: Config) -> None:
     """Train an adapter with `config`, export and evaluate it. After an interruption the same call resumes the run.
 
-    ConfigError when settings, shards, base and run folder do not fit one another.
+    Each rank of a run with several processes calls it. ConfigError when settings, shards, base and run folder do not
+    fit one another.
     """
     quiet_lightning()
-    rank = global_rank()
-    console = make_console(highlight=False, soft_wrap=True, quiet=rank > 0)
-    process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
-    base = open_base(config.model)
-    shards = open_shards(config, base)
     folder = Path(config.runs_dir, config.run)
-    if config.eval.after_training and not (folder / "adapter.safetensors").exists():
-        plan_evaluation(config, shards, console)
-    with exclusive(folder, "name this run with run=<name>") if rank == 0 else nullcontext():
-        if not fit(config, base, shards, folder, console):
-            return
-        adapter = folder / "adapter.safetensors"
-        if config.eval.after_training:
-            evaluate(folder, adapter)
-        finish(folder, adapter, console)
+    device = process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
+    with ExitStack() as lock:
+        with process_group(device) as place:
+            if place.rank > 0:
+                quiet_warnings()
+            console = make_console(highlight=False, soft_wrap=True)
+            base = open_base(config.model)
+            shards = open_shards(config, base)
+            if place.rank == 0:
+                if config.eval.after_training and not (folder / "adapter.safetensors").exists():
+                    plan_evaluation(config, shards, console)
+                lock.enter_context(exclusive(folder, "name this run with run=<name>"))
+            fit(config, base, shards, folder, console)
+        if place.rank == 0:
+            conclude(config, folder, console)
+
+
+def conclude(config: Config, folder: Path, console: Console) -> None:
+    """Evaluate the adapter in a process of its own, and print where the results are."""
+    adapter = folder / "adapter.safetensors"
+    if config.eval.after_training:
+        evaluate(folder, adapter)
+    finish(folder, adapter, console)
 
 
 def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> None:
@@ -85,17 +98,14 @@ def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> None:
         console.print(f"note: {note}")
 
 
-def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:
-    """Train, or resume, until `folder` has its adapter. Returns whether this process is the one that evaluates it."""
-    resume_or_refuse(folder, resume_settings(config, base), shards.sha256)
+def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> None:
+    """Train, or resume, until `folder` has its adapter. Rank 0 reads and writes the folder for all ranks."""
     adapter = folder / "adapter.safetensors"
-    if adapter.exists():
-        require_whole(adapter)
-        console.print(f"{folder} is finished; to train again, name another run: run=<name>")
-        return global_rank() == 0
+    if from_first(begin(config, base, shards, folder, console) if global_rank() == 0 else False):
+        return
     console.print(f"{config.task.name} on {base.name}: {shards.splits.get('train', 0)} training windows -> {folder}")
     module, trainer = build(config, base, shards, folder, console)
-    resume = newest_checkpoint(folder / "checkpoints")
+    resume = from_first(newest_checkpoint(folder / "checkpoints") if global_rank() == 0 else None)
     # `attention_note` imports flash-attn-4. That must happen before torch.compile traces a block.
     weight = module.transformer.patchify_proj.weight
     attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
@@ -114,7 +124,17 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)
-    return trainer.is_global_zero
+
+
+def begin(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> bool:
+    """Compare the run in `folder` with these settings, or begin it. Returns whether it is finished."""
+    resume_or_refuse(folder, resume_settings(config, base), shards.sha256)
+    adapter = folder / "adapter.safetensors"
+    if not adapter.exists():
+        return False
+    require_whole(adapter)
+    console.print(f"{folder} is finished; to train again, name another run: run=<name>")
+    return True
 
 
 @contextmanager
@@ -149,6 +169,12 @@ def quiet_lightning() -> None:
         warnings.filterwarnings("ignore", message=f".*{message}")
 
 
+def quiet_warnings() -> None:
+    """Print no warnings on this rank: rank 0 prints the same ones."""
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
 def open_shards(config: Config, base: BaseModel) -> ShardSet:
     """Open the latent shards of data.root. If they do not exist, a run of one process prepares them first.
 
@@ -175,29 +201,46 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
         raise ConfigError(f"trainer.{unknown[0]} is not a setting; there are {', '.join(sorted(allowed))}")
     strategy = str(config.trainer.get("strategy", "auto"))
     require(
-        not any(name in strategy for name in ("fsdp", "deepspeed")),
+        strategy in ("auto", "ddp"),
         f"trainer.strategy={strategy}: the base is not sharded; each GPU holds all of it, with strategy auto or ddp",
     )
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
-    module = ICLoRA(config, base, process_device(config))
+    device, place = process_device(config), placement()
+    module = ICLoRA(config, base, device)
     arguments = {key: value for key, value in config.trainer.items() if key not in OWN_KEYS}
+    # Each process trains on one device. The launcher has started the processes, not Lightning.
+    arguments |= {"num_nodes": 1, "devices": 1 if device.type == "cpu" else [device.index or 0]}
     trainer = Trainer(
         **{"num_sanity_val_steps": 0, "limit_val_batches": 0, "use_distributed_sampler": False, **arguments},
+        strategy=strategy_of(place),
         precision="bf16-mixed" if base_dtype(config.model.precision) == torch.bfloat16 else "32-true",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks_of(config, base, shards, folder, console),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), PlacedProcess(place)],
         default_root_dir=folder,
     )
+    # Lightning asks in every batch whether a rank got SIGTERM, for which the host waits for the GPU.
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return module, trainer
 
 
 def process_device(config: Config) -> torch.device:
-    """The device on which this process loads the base (trainer.accelerator). ConfigError when the GPU is missing."""
+    """The device of this rank (trainer.accelerator, trainer.devices). ConfigError when the GPU is missing.
+
+    The local rank is the number of the GPU, among those that trainer.devices lists if it is a list. Where the launcher
+    shows each process a single GPU, it is that one.
+    """
     device = device_from("trainer.accelerator", config.trainer.get("accelerator", "auto"), "trainer=auto")
-    return torch.device("cuda", local_rank()) if device.type == "cuda" else device
+    if device.type == "cpu":
+        return device
+    listed = listed_gpus(config.trainer.get("devices"))
+    number, visible = local_rank(), torch.cuda.device_count()
+    require(not listed or number < len(listed), f"trainer.devices={listed} has no GPU for local rank {number}")
+    gpu = listed[number] if listed else number if visible > 1 else 0
+    require(gpu < visible, f"local rank {number} has no GPU: {visible} are visible here; start one process per GPU")
+    return torch.device("cuda", gpu)
 
 
 def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:

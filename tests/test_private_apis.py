@@ -66,8 +66,9 @@ USED = {  # distribution -> "module:attribute path"
     "lightning": [
         "lightning.fabric.plugins.environments.cluster_environment:ClusterEnvironment",
         "lightning.fabric.plugins.environments.slurm:SLURMEnvironment",
-        "lightning.fabric.plugins.environments.torchelastic:TorchElasticEnvironment",
-        "lightning.fabric.utilities.rank_zero:rank_zero_only",
+        "lightning.fabric.plugins.environments.lsf:LSFEnvironment",
+        "lightning.fabric.plugins.environments.mpi:MPIEnvironment",
+        "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor",
     ],
     "onnxruntime": ["onnxruntime.capi:onnxruntime_pybind11_state"],  # optional: wholebody poses
     "flash-attn-4": ["flash_attn.cute.interface:_flash_attn_fwd", "flash_attn.cute.interface:_flash_attn_bwd"],

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import hydra
@@ -139,17 +139,14 @@ def _explain_yaml_error(error: yaml.YAMLError) -> str:
     return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}: this is not YAML, {error.problem}"
 
 
-def run_module(command: str, *more: str) -> None:
+def run_module(command: str, *more: str, environment: Mapping[str, str] | None = None) -> None:
     """Run another command of the project with this command's overrides; if it fails, exit with its exit code.
 
-    It is started by the path of our file, so that a package of the same name in the working folder is not run instead,
-    and it ends when this process ends, even by SIGKILL.
+    It ends when this process ends, even by SIGKILL. environment: its environment variables, if not those of this one.
     """
-    starter = Path(__file__).resolve().parents[1] / "commands.py"
     reading, writing = os.pipe()  # only this process holds the writing end
     try:
-        arguments = [sys.executable, "-P", str(starter), command, str(reading), *overrides(), *more]
-        code = _wait(subprocess.Popen(arguments, pass_fds=[reading]))
+        code = _wait(subprocess.Popen(child_command(command, reading, *more), pass_fds=[reading], env=environment))
     finally:
         os.close(reading)
         os.close(writing)
@@ -158,6 +155,16 @@ def run_module(command: str, *more: str) -> None:
         code = 128 - code
     if code:
         raise SystemExit(code)
+
+
+def child_command(command: str, pipe: int, *more: str) -> list[str]:
+    """The command line of a child process that runs a command of the project with this command's overrides.
+
+    It is started by the path of our file, so that a package of the same name in the working folder is not run instead.
+    pipe: the reading end of a pipe of this process, whose end ends the child.
+    """
+    starter = Path(__file__).resolve().parents[1] / "commands.py"
+    return [sys.executable, "-P", str(starter), command, str(pipe), *overrides(), *more]
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:

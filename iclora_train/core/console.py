@@ -10,10 +10,13 @@ from typing import Any
 
 from rich.console import Console
 
+from iclora_train.core.ranks import global_rank
+
 
 def make_console(**options: Any) -> Console:
-    """A rich console that prints text, table cells and titles as they are. options: as of `rich.console.Console`."""
-    return Console(markup=False, emoji=False, **options)
+    """A rich console that prints text, table cells and titles as they are; of several ranks, only rank 0 prints.
+    options: as of `rich.console.Console`."""
+    return Console(markup=False, emoji=False, quiet=global_rank() > 0, **options)
 
 
 def printable(text: str) -> str:

@@ -1,46 +1,155 @@
-"""Rank, local rank and world size of this process, under SLURM (srun), torchrun or Lightning's own launcher.
+"""Where this process stands among the processes of a run: rank, local rank, node, world size, address of rank 0.
 
-The values are available before torch.distributed is initialised. Launchers are detected in Lightning's order, so that
-these ranks equal the Trainer's.
+Everything that depends on ranks asks here: device, screen, locks, data preparation, W&B, memory plan. The values come
+from the launcher's environment variables, so they are known before torch.distributed starts:
+
+    torchrun, `trainer.devices=N`, other launchers of PyTorch   RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT
+    srun                                                        the variables of the job step
+    LSF (jsrun), MPI (mpirun, with mpi4py)                      Lightning's cluster environments
+
+A process that was started by none of them is a single process.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import zlib
+from dataclasses import dataclass
+from functools import cache
 
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.fabric.utilities.rank_zero import rank_zero_only
+from iclora_train.config import require
 
-from iclora_train.config import ConfigError
+TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+LAUNCHER_VARIABLES = ("LSB_DJOB_RANKFILE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # LSF, Open MPI, MPICH
+SLURM_PORTS = 15000, 10000  # first port, and number of ports, among which a job step's port is chosen
 
 
-def _launcher() -> ClusterEnvironment | None:
-    """The launcher that started this process as one of several. None: Lightning's launcher, or a single process."""
-    if TorchElasticEnvironment.detect():
-        return TorchElasticEnvironment()
-    if "SLURM_PROCID" in os.environ and SLURMEnvironment.detect():  # salloc sets SLURM_NTASKS without any rank
-        try:
-            return SLURMEnvironment()
-        except RuntimeError as error:  # --ntasks without --ntasks-per-node
-            raise ConfigError(str(error)) from error
-    return None
+@dataclass(frozen=True)
+class Placement:
+    """The place of a process in its run.
+
+    local_world_size: processes on this node; None if the launcher does not tell (`process_group` counts them).
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    node_rank: int = 0
+    main_address: str = "localhost"
+    main_port: int = 0
+    local_world_size: int | None = 1
+
+
+def placement() -> Placement:
+    """The place of this process."""
+    if all(name in os.environ for name in TORCH_VARIABLES):
+        return _torch_placement()
+    if "SLURM_PROCID" in os.environ and "SLURM_STEP_ID" in os.environ:  # a task of srun, not the script of sbatch
+        return _slurm_placement()
+    if any(name in os.environ for name in LAUNCHER_VARIABLES):
+        return _placement_of_lightning()
+    return Placement()
 
 
 def global_rank() -> int:
     """Number of this process among all processes of the run, from 0."""
-    launcher = _launcher()
-    return int(getattr(rank_zero_only, "rank", 0)) if launcher is None else launcher.global_rank()
+    return placement().rank
 
 
 def local_rank() -> int:
-    """Number of this process among the processes of its machine, from 0: the index of its GPU."""
-    launcher = _launcher()
-    return int(os.environ.get("LOCAL_RANK", "0")) if launcher is None else launcher.local_rank()
+    """Number of this process among the processes of its node, from 0."""
+    return placement().local_rank
+
+
+def node_rank() -> int:
+    """Number of this process's node, from 0."""
+    return placement().node_rank
 
 
 def world_size() -> int:
-    """The number of processes of the run. Lightning's launcher sets WORLD_SIZE in the processes that it starts."""
-    launcher = _launcher()
-    return int(os.environ.get("WORLD_SIZE", "1")) if launcher is None else launcher.world_size()
+    """The number of processes of the run, on all nodes."""
+    return placement().world_size
+
+
+def require_single_process(command: str, remedy: str) -> None:
+    """End a command that several ranks have started but that runs in one process: rank 0 raises ConfigError."""
+    if global_rank() > 0:
+        raise SystemExit(2)
+    count = world_size()
+    require(count == 1, f"{command} runs in one process, and the launcher has started {count}: start one; {remedy}")
+
+
+def single_process_environment() -> dict[str, str]:
+    """Environment variables for a child process that is not a rank of this run, e.g. the evaluation after training."""
+    return {**os.environ, **SINGLE}
+
+
+def _torch_placement() -> Placement:
+    number = {name: int(os.environ[name]) for name in TORCH_VARIABLES if name != "MASTER_ADDR"}
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    return Placement(
+        rank=number["RANK"],
+        local_rank=number["LOCAL_RANK"],
+        world_size=number["WORLD_SIZE"],
+        node_rank=int(os.environ.get("GROUP_RANK", os.environ.get("NODE_RANK", "0"))),
+        main_address=os.environ["MASTER_ADDR"],
+        main_port=number["MASTER_PORT"],
+        local_world_size=None if local is None else int(local),
+    )
+
+
+def _slurm_placement() -> Placement:
+    """The place of a task of `srun`, with or without --ntasks-per-node (which Lightning's SLURMEnvironment requires).
+
+    The variables of the job step count: an allocation may hold more tasks and nodes than this `srun` uses. Each step
+    has a port of its own, so that two steps of a job, or two jobs, can run on one node.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment  # noqa: PLC0415 (slow)
+
+    variables = os.environ
+    world_size = int(variables.get("SLURM_STEP_NUM_TASKS", variables.get("SLURM_NTASKS", "1")))
+    nodes = variables.get("SLURM_STEP_NODELIST", variables.get("SLURM_NODELIST", "localhost"))
+    node = int(variables.get("SLURM_NODEID", "0"))
+    tasks = tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE", variables.get("SLURM_TASKS_PER_NODE", "")))
+    first, count = SLURM_PORTS
+    step = f"{variables.get('SLURM_JOB_ID')}.{variables['SLURM_STEP_ID']}"
+    return Placement(
+        rank=int(variables["SLURM_PROCID"]),
+        local_rank=int(variables.get("SLURM_LOCALID", "0")),
+        world_size=world_size,
+        node_rank=node,
+        main_address=variables.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes),
+        main_port=int(variables.get("MASTER_PORT") or first + zlib.crc32(step.encode()) % count),
+        local_world_size=tasks[node] if node < len(tasks) else None,
+    )
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """The number of tasks of each node, from SLURM's short form: `2(x3),1` is 2, 2, 2, 1."""
+    numbers = []
+    for tasks, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        numbers += [int(tasks)] * int(repeats or 1)
+    return numbers
+
+
+@cache  # with MPI, asking for the address is a collective operation
+def _placement_of_lightning() -> Placement:
+    """The place of a process of LSF or MPI; a single process if neither is in use."""
+    from lightning.fabric.plugins.environments.lsf import LSFEnvironment  # noqa: PLC0415 (slow)
+    from lightning.fabric.plugins.environments.mpi import MPIEnvironment  # noqa: PLC0415
+
+    environment = LSFEnvironment() if LSFEnvironment.detect() else MPIEnvironment() if MPIEnvironment.detect() else None
+    if environment is None:
+        return Placement()
+    local = os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    return Placement(
+        rank=environment.global_rank(),
+        local_rank=environment.local_rank(),
+        world_size=environment.world_size(),
+        node_rank=environment.node_rank(),
+        main_address=environment.main_address,
+        main_port=environment.main_port,
+        local_world_size=None if local is None else int(local),
+    )

@@ -14,6 +14,7 @@ from iclora_train.config import ConfigError
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
+from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
 from iclora_train.core.scores import judged_adapter, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
@@ -70,7 +71,7 @@ def evaluate(folder: Path, adapter: Path) -> None:
     """Evaluate the adapter with `python -m eval`, unless the run folder has scores of exactly this file."""
     path = folder / "eval" / "scores.json"
     if not _is_judged(path, adapter):
-        run_module("eval")
+        run_module("eval", environment=single_process_environment())
 
 
 def _is_judged(scores: Path, adapter: Path) -> bool:

@@ -1,0 +1,167 @@
+"""Ends all ranks of a run when one of them fails, with the message of that rank.
+
+A rank that fails does not reach the next collective operation, where the others wait for it: for ever, or until NCCL's
+timeout. So every rank has a thread that looks every second into the key-value store of torch.distributed:
+
+    failure   the first rank that failed: its line for the screen, and the exit code
+    signal    a signal that a rank has received and passes on (scheduler and user may send it to one rank only)
+    alive/N   counted up by rank N; a rank whose count stands still was killed, or hangs with Python's lock held
+
+Rank 0 prints the line. Every rank ends with the exit code of the failed one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from iclora_train.config import ConfigError
+from iclora_train.config.endings import TerminatedError, explain_os_error
+from iclora_train.core.ranks import Placement
+
+POLL = 1.0  # seconds between two looks into the store
+SILENCE = 50.0  # seconds after which a rank that does not count up is taken for dead
+PATIENCE = 15.0  # seconds that a failed rank waits until the others have noticed
+# Errors of collective operations. The rank that has them usually did not cause them: another rank has ended.
+LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "Broken pipe", "Socket Timeout")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How a rank ended: its number, host, one line for the screen, and the exit code."""
+
+    rank: int
+    host: str
+    line: str
+    code: int
+
+    def __str__(self) -> str:
+        return f"error: rank {self.rank} on {self.host}: {self.line}"
+
+
+class RankMonitor:
+    """The monitor of one rank. Created after the process group, whose store it uses over a connection of its own."""
+
+    def __init__(self, place: Placement, recorded_signal: Callable[[], int | None]) -> None:
+        self.place, self.recorded_signal = place, recorded_signal
+        store = dist.TCPStore(place.main_address, place.main_port, is_master=False, timeout=timedelta(seconds=30))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart of the ranks
+        self.store = dist.PrefixStore(f"iclora_train/{attempt}", store)
+        self.finished = threading.Event()
+        self.thread = threading.Thread(target=self._watch, name="rank monitor", daemon=True)
+        self.counts: dict[int, tuple[bytes, float]] = {}  # rank -> its last count, and when it was first seen
+
+    def __enter__(self) -> RankMonitor:
+        """Watch the ranks inside the `with`. An exception there is reported to the others.
+
+        On rank 0 the exception is raised again; on another rank, whose line rank 0 prints, it becomes SystemExit.
+        """
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None:
+                code = self._report(error)
+                if self.place.rank > 0:
+                    raise SystemExit(code) from None
+        finally:
+            self.finished.set()
+
+    def _report(self, error: BaseException) -> int:
+        """Tell the other ranks about the exception, wait until they know, and return the exit code."""
+        line, code = ending_of(error)
+        if code == 1 and self.place.rank > 0:
+            traceback.print_exception(error)
+        if any(text in str(error) for text in LOST):
+            time.sleep(3 * POLL)  # the rank that caused it may report, too
+            line = f"another rank has ended, or the network between them failed ({line})"
+        failure = Failure(self.place.rank, socket.gethostname(), line, code)
+        with suppress(dist.DistError, RuntimeError):  # the store has ended with rank 0
+            first = self.store.compare_set("failure", "", json.dumps(asdict(failure)))
+            self._acknowledge()
+            self._wait_for_acknowledgements()
+            return int(json.loads(first)["code"])
+        return code
+
+    def _acknowledge(self) -> None:
+        self.store.add("acknowledged", 1)
+
+    def _wait_for_acknowledgements(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline and self.store.add("acknowledged", 0) < self.place.world_size:
+            time.sleep(0.1)
+
+    def _watch(self) -> None:
+        """Runs in the thread: look into the store until the run ends."""
+        passed_on = False
+        try:
+            while not self.finished.wait(POLL):
+                self.store.add(f"alive/{self.place.rank}", 1)
+                self._report_silent_ranks()
+                if self.store.check(["failure"]):
+                    self._end(Failure(**json.loads(self.store.get("failure"))))
+                    return
+                number = self.recorded_signal()
+                if number is not None:
+                    self.store.set("signal", str(int(number)))
+                    passed_on = True
+                elif not passed_on and self.store.check(["signal"]):
+                    passed_on = True
+                    os.kill(os.getpid(), int(self.store.get("signal")))
+        except (dist.DistError, RuntimeError):
+            if not self.finished.wait(PATIENCE):  # the store has ended, and with it the process that holds it
+                os._exit(1)
+
+    def _report_silent_ranks(self) -> None:
+        """Rank 0 watches all ranks, the others watch rank 0."""
+        others = range(1, self.place.world_size) if self.place.rank == 0 else [0]
+        for rank in others:
+            now, count = time.monotonic(), str(self.store.add(f"alive/{rank}", 0)).encode()
+            if self.counts.get(rank, (b"", 0.0))[0] != count:
+                self.counts[rank] = count, now
+            elif now - self.counts[rank][1] > SILENCE:
+                line = f"no sign of life for {SILENCE:.0f} s: it was killed (out of memory?), or its node has failed"
+                failure = Failure(rank, "its node", line, 1)
+                self.store.compare_set("failure", "", json.dumps(asdict(failure)))
+
+    def _end(self, failure: Failure) -> None:
+        """End this process because of another rank's failure. (A failed rank leaves through `_report`.)"""
+        if failure.rank == self.place.rank or self.finished.is_set():
+            return
+        with suppress(dist.DistError, RuntimeError):
+            self._acknowledge()
+        if self.place.rank == 0:
+            end = "" if not sys.stderr.isatty() else "\x1b[?25h"  # a progress bar hides the cursor
+            print(f"{end}{failure}", file=sys.stderr, flush=True)
+            with suppress(dist.DistError, RuntimeError):
+                self._wait_for_acknowledgements()
+        sys.stdout.flush()
+        os._exit(failure.code)
+
+
+def ending_of(error: BaseException) -> tuple[str, int]:
+    """One line for the screen and the exit code of an exception that ends a command (as in `config.endings`)."""
+    if isinstance(error, ConfigError):
+        return str(error), 2
+    if isinstance(error, OSError) and error.errno is not None:
+        return explain_os_error(error, {}), 2
+    if isinstance(error, TerminatedError):
+        return f"{error}: the same command continues", error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: the same command continues", 128 + signal.SIGINT
+    if isinstance(error, SystemExit):
+        return "ended", error.code if isinstance(error.code, int) else 1
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", 1
