@@ -107,11 +107,11 @@ def test_torch_has_the_upper_bound_that_was_tested() -> None:
     assert (2, 11) <= (major, minor) < (2, 14), f"torch {torch.__version__} is outside of {TORCH_BOUND}"
 
 
-NAMED_TUPLE = ("_asdict", "_fields", "_replace")  # documented methods of named tuples
+DOCUMENTED = ("_asdict", "_fields", "_replace", "_exit")  # of named tuples and of os
 
 
 def private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__") and name not in NAMED_TUPLE
+    return name.startswith("_") and not name.startswith("__") and name not in DOCUMENTED
 
 
 def private_names_used() -> Iterator[tuple[str, str]]:
