@@ -46,7 +46,8 @@ from iclora_train.training.memory_search import plan_memory
 from iclora_train.training.step_metrics import Row, step_columns
 from iclora_train.training.strategy import PlacedProcess, strategy_of
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
-from iclora_train.training.validation import ValidationBatches, ValidationClips, validation_columns, validation_losses
+from iclora_train.training.validation import ValidationBatches, validation_columns, validation_losses
+from iclora_train.training.validation_clips import ValidationClips
 from iclora_train.training.validation_metrics import CLIP_COLUMNS
 
 OWN_KEYS = {"memory"}  # keys of `trainer` that are not arguments of lightning.Trainer
@@ -111,7 +112,7 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
     attention = attention_note(weight.device, weight.dtype, module.transformer.config.attention_head_dim)
     if attention is not None:
         console.print(attention)
-    plan = plan_memory(config, module, shards, folder, console.print, global_rank() == 0)
+    plan = plan_memory(config, module, shards, folder, console.print)
     if plan is not None:
         console.print(str(plan))
     if config.validation.dry_run and resume is None:

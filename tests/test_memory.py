@@ -20,7 +20,7 @@ from iclora_train.ltx2.runtime import activation_offload
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from iclora_train.training import memory_search
+from iclora_train.training import memory_measure, memory_search
 from iclora_train.training.checkpointing import resume_settings
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import (
@@ -30,7 +30,9 @@ from iclora_train.training.memory_plan import (
     MemoryPlan,
     estimate,
     interpolate,
+    largest_cost,
     largest_that_fits,
+    longest_time,
     memory_limit_gib,
     search,
 )
@@ -144,6 +146,28 @@ def test_a_budget_that_cannot_be_measured_is_followed_by_a_smaller_one() -> None
     assert plan.activation_budget == 0.3
 
 
+def test_ranks_with_different_gpus_share_the_plan_of_the_smallest() -> None:
+    """The costs are those of the rank that needs most, so the plan is one that the smallest GPU finds by itself."""
+    gpus = [FakeGPU(110), FakeGPU(90, usable=0.9), FakeGPU(100)]
+    limits = FakeGPU(90).limits
+
+    def measure(budget: float) -> Candidate | None:
+        return largest_cost([gpu.measure(budget) for gpu in gpus])
+
+    def time_step(plan: MemoryPlan) -> float | None:
+        return longest_time([gpu.time_step(plan) for gpu in gpus])
+
+    assert search(measure, time_step, limits, 1.0) == plan_on(FakeGPU(90, usable=0.9))
+
+
+def test_a_rank_that_runs_out_of_memory_decides_for_all() -> None:
+    costs = [Candidate(0.5, 3.0, 7.0, 0.02), Candidate(0.5, 2.0, 9.0, 0.03)]
+    assert largest_cost(costs) == Candidate(0.5, 3.0, 9.0, 0.03)
+    assert largest_cost([*costs, None]) is None
+    assert longest_time([0.5, 0.7]) == 0.7
+    assert longest_time([0.5, None]) is None
+
+
 def test_the_estimate_agrees_with_measurements() -> None:
     """LTX-2.3 in fp8 at 12,240 tokens, blocks and adapter about 15 GiB; figures from docs/log/measurements.md."""
     expected = estimate(12240 * 4096 * 2, 15 * GIB, 0.011)
@@ -202,6 +226,15 @@ def test_plans_of_earlier_versions_are_read(tmp_path: Path) -> None:
     assert memory_search.read_plan(file, {**place, "device": "another GPU"}) is None
     file.write_text(json.dumps({"place": place, "kept": 0.8, "spill": 0.24, "gib": 74.5}))  # an older version
     assert memory_search.read_plan(file, place) == MemoryPlan(0.8, 0.24, 74.5)
+
+
+def test_a_plan_depends_on_the_gpus_and_on_the_ranks_that_share_a_node() -> None:
+    single = memory_search.plan_place(["H200"], 1, "auto")
+    assert single == {"device": "H200", "torch": torch.__version__, "memory": "auto"}  # as in earlier versions
+    eight = memory_search.plan_place(["H200"] * 8, 8, "auto")
+    assert eight == {**single, "ranks_per_node": "8"}
+    assert memory_search.plan_place(["H200"] * 32, 8, "auto") == eight  # four nodes
+    assert memory_search.plan_place(["H200", "H100"], 2, "auto")["device"] == "H100, H200"
 
 
 @pytest.mark.filterwarnings("ignore")  # warnings of the compiler
@@ -352,7 +385,7 @@ def test_the_module_is_left_set_to_the_plan(tmp_path: Path, monkeypatch: pytest.
             raise torch.OutOfMemoryError
         return int(used), 0.001 * count, (0.003 - 0.001 * budget) * count
 
-    monkeypatch.setattr(memory_search, "_step", simulated_step)
+    monkeypatch.setattr(memory_measure, "_step", simulated_step)
     monkeypatch.setattr(memory_search, "limit_gpu_memory", lambda memory, device: 41.0)
     monkeypatch.setattr(memory_search, "measure_bandwidth", lambda device: 0.0)
     plan = memory_search.search_memory_plan(module, BATCH, "auto", print)
@@ -379,7 +412,7 @@ def test_transposed_fp8_weights_are_cached_only_if_all_activations_are_saved(
         used = (1 + len(subset) * gib_per_block * (0.1 + budget_of(module))) * GIB
         return int(used), 0.001, 0.003 - 0.001 * budget_of(module)
 
-    monkeypatch.setattr(memory_search, "_step", simulated_step)
+    monkeypatch.setattr(memory_measure, "_step", simulated_step)
     monkeypatch.setattr(memory_search, "limit_gpu_memory", lambda memory, device: 1 + 6.0 * num_blocks)
     monkeypatch.setattr(memory_search, "measure_bandwidth", lambda device: 0.0)
     plan = memory_search.search_memory_plan(module, BATCH, "auto", print)

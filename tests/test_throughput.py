@@ -16,11 +16,13 @@ from iclora_train.data.batch import Batch
 from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, TransformerConfig
 from iclora_train.training.throughput import (
     THROUGHPUT_COLUMNS,
+    Interval,
     ThroughputMeter,
     Work,
     batch_work,
     matmul_peak,
     step_flops,
+    throughput_row,
 )
 from tests.command import read_csv, run
 from tests.tiny import SETTINGS, TRANSFORMER, composed, write_tiny_base, write_tiny_latents
@@ -83,9 +85,9 @@ class Clock:
 
 def test_rates_exclude_paused_time_and_restart_after_each_read() -> None:
     clock = Clock()
-    meter = ThroughputMeter(peak=4e12, devices=2, clock=clock)
+    meter = ThroughputMeter(peak=4e12, clock=clock)
     meter.add(Work(99, 99, 99), step_done=True)  # the first step: the meter is not running yet
-    assert meter.collect() == {}
+    assert throughput_row([meter.collect()]) == {}
     meter.resume()
     for seconds, step_done in ((1.0, False), (1.0, True), (2.0, True)):  # two batches are one step
         clock.now += seconds
@@ -94,12 +96,19 @@ def test_rates_exclude_paused_time_and_restart_after_each_read() -> None:
     clock.now += 1000  # validation
     meter.resume()
     meter.resume()  # already running
-    expected = {"s_per_step": 2.0, "tokens_per_s": 150.0, "clips_per_s": 6.0, "tflops": 0.75, "mfu": 0.1875}
-    assert meter.collect() == pytest.approx(expected)
+    expected = {"s_per_step": 2.0, "tokens_per_s": 75.0, "clips_per_s": 3.0, "tflops": 0.75, "mfu": 0.1875}
+    assert throughput_row([meter.collect()]) == pytest.approx(expected)
     assert tuple(expected) == THROUGHPUT_COLUMNS[:-1]
     clock.now += 5
     meter.add(Work(1, 10, 10**12), step_done=True)
-    assert meter.collect()["s_per_step"] == 5
+    assert throughput_row([meter.collect()])["s_per_step"] == 5
+
+
+def test_the_work_of_all_ranks_counts_and_the_slowest_rank_sets_the_pace() -> None:
+    """The batches of a step may differ: rank 1 has twice the tokens of rank 0."""
+    slow, fast = Interval(4.0, 2, Work(2, 200, 5 * 10**12), 3e12), Interval(3.0, 2, Work(2, 100, 3 * 10**12), 1e12)
+    expected = {"s_per_step": 2.0, "tokens_per_s": 75.0, "clips_per_s": 1.0, "tflops": 1.0, "mfu": 0.5}
+    assert throughput_row([fast, slow]) == pytest.approx(expected)
 
 
 def test_the_peak_of_the_device_is_measured_once_and_quickly() -> None:

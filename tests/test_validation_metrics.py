@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,10 +17,12 @@ from iclora_train.training.loggers import ConsoleLogger, CsvLogger, WandbLogger
 from iclora_train.training.validation_metrics import (
     CLIP_COLUMNS,
     CONDITIONS,
+    ClipPsnr,
     clip_row,
     current_column,
     loss_columns,
     loss_row,
+    psnr,
 )
 from tests.command import read_csv
 
@@ -94,12 +97,14 @@ def test_every_row_has_the_same_columns() -> None:
 
 
 def test_sampled_psnr_is_the_usual_psnr_and_has_a_chance_level() -> None:
-    target = torch.randint(0, 246, (4, 3, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    near = clip_row(target + 10, target, [2, 3, 0, 1])
-    assert list(near) == list(CLIP_COLUMNS)
-    assert near["sampled_psnr"] == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
-    assert near["sampled_psnr_other"] < 10
-    assert list(clip_row(target[:1] + 10, target[:1], None)) == ["sampled_psnr"]
+    rng = np.random.default_rng(0)
+    target, other = (rng.integers(0, 246, (3, 16, 16, 3), dtype=np.uint8) for _ in range(2))
+    assert psnr(target + 10, target) == pytest.approx(28.1308, abs=1e-4)  # 20 log10(255 / 10)
+    assert psnr(target + 10, other) < 10
+    row = clip_row([ClipPsnr(20.0, 5.0), ClipPsnr(30.0, 7.0)])
+    assert row == {"sampled_psnr": 25.0, "sampled_psnr_other": 6.0}
+    assert list(row) == list(CLIP_COLUMNS)
+    assert clip_row([ClipPsnr(20.0, None)]) == {"sampled_psnr": 20.0}
 
 
 # --- the logs ---

@@ -57,10 +57,11 @@ class Batch:
         """Put all tensors into pinned memory. `DataLoader(pin_memory=True)` calls this."""
         return replace(self.map_tensors(Tensor.pin_memory), fps=self.fps.pin_memory())
 
-    def first(self, count: int) -> Batch:
-        """The first `count` clips."""
-        part = self.map_tensors(lambda tensor: tensor[:count])
-        return replace(part, fps=self.fps[:count], keys=self.keys[:count], captions=self.captions[:count])
+    def clip(self, number: int) -> Batch:
+        """A batch of one clip of this batch."""
+        part = slice(number, number + 1)
+        clip = self.map_tensors(lambda tensor: tensor[part])
+        return replace(clip, fps=self.fps[part], keys=self.keys[part], captions=self.captions[part])
 
 
 def collate(pairs: list[LatentPair]) -> Batch:

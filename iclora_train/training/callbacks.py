@@ -12,14 +12,15 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from iclora_train.core.process_group import gather
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.training.dry_run import peak_memory
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import MetricLogger
 from iclora_train.training.step_metrics import Row
-from iclora_train.training.throughput import ThroughputMeter, batch_work, matmul_peak
-from iclora_train.training.validation import ValidationClips
+from iclora_train.training.throughput import ThroughputMeter, batch_work, matmul_peak, throughput_row
+from iclora_train.training.validation_clips import ValidationClips
 
 LOG_EVERY = 10  # optimizer steps between two throughput rows, and between two reads of metrics from a GPU
 
@@ -54,7 +55,7 @@ class MetricsRecorder(Callback):
         self.first_step = self.last_step = trainer.global_step
         self.read_every = self.read_every or (1 if module.device.type == "cpu" else LOG_EVERY)
         peak = matmul_peak(module.device, base_dtype(module.config.model.precision))
-        self.meter = ThroughputMeter(peak, trainer.world_size)
+        self.meter = ThroughputMeter(peak)
         untrained = self.validate(module) if self.first_step == 0 and self.validate is not None else {}
         if trainer.is_global_zero:
             for logger in self.loggers:
@@ -108,8 +109,9 @@ class MetricsRecorder(Callback):
         return rows
 
     def _throughput(self, module: ICLoRA) -> Row:
-        row = self.meter.collect()
-        return row and {**row, "memory_gib": peak_memory(module.device)}
+        ranks = gather((self.meter.collect(), peak_memory(module.device)))
+        row = throughput_row([interval for interval, _ in ranks])
+        return row and {**row, "memory_gib": max(memory for _, memory in ranks)}
 
     def _write(self, trainer: Trainer, rows: list[Row]) -> None:
         if trainer.is_global_zero and rows:

@@ -1,11 +1,12 @@
 """Dry run before step 0: a step, validation clips and a save on the largest clips, and an estimate of the run's
-cost. A run that cannot work fails here, within minutes.
+cost. A run that cannot work fails here, within minutes. Every rank runs the steps, because every GPU must hold them.
 """
 
 from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from torch.optim import Optimizer
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError
+from iclora_train.core.process_group import gather
+from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import bucket_tokens, clips_per_batch
 from iclora_train.data.shards import ShardSet
@@ -22,7 +25,7 @@ from iclora_train.diffusion.training_inputs import step_generator
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
-from iclora_train.training.validation import ValidationClips
+from iclora_train.training.validation_clips import ValidationClips
 
 STEPS = 3  # the first compiles, the second captures CUDA graphs
 
@@ -35,48 +38,78 @@ class Estimate:
     tokens: int  # of target and references of one clip
     step: float  # seconds of an optimizer step
     clips: float  # seconds of the validation clips
-    memory: float  # peak GiB
+    memory: float  # peak GiB; of several ranks the largest
     total: float | None  # GiB of the device; None on a CPU
     adapter: int  # bytes of the adapter file
     hours: float
+    ranks: int = 1
 
     def __str__(self) -> str:
         total = "" if self.total is None else f" of {self.total:.1f}"
+        ranks = "" if self.ranks == 1 else f" (largest of {self.ranks} ranks)"
         return (
             f"dry run on {self.bucket} ({self.tokens:,} tokens per clip): {self.step:.2f} s per step, "
-            f"{self.memory:.1f}{total} GiB, validation clips {self.clips:.0f} s, adapter {self.adapter / 1e6:.0f} MB; "
-            f"about {self.hours:.1f} hours in total"
+            f"{self.memory:.1f}{total} GiB{ranks}, validation clips {self.clips:.0f} s, adapter "
+            f"{self.adapter / 1e6:.0f} MB; about {self.hours:.1f} hours in total"
         )
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the dry run cost one rank: seconds of a step and of the rank's validation clips, peak GiB, GiB of its device
+    (None on a CPU), bytes of the adapter file (0 on all ranks but the first)."""
+
+    step: float
+    clips: float
+    memory: float
+    total: float | None
+    adapter: int
 
 
 def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationClips | None, folder: Path) -> Estimate:
     """Run optimizer steps, validation clips and a save on the largest bucket, then restore the adapter.
 
-    ConfigError, with the settings that help, when memory is not sufficient. DiskFullError from the save.
+    All ranks call this together: each runs the steps and its share of the clips, and rank 0 saves. ConfigError on all
+    ranks, with the settings that help, when the memory of any rank is not sufficient. DiskFullError from the save.
     """
     device = module.transformer.patchify_proj.weight.device
     bucket, batch = largest_batch(config, shards, device)
+    trials = gather(_trial(module, batch, clips, folder))
+    failed = [rank for rank, trial in enumerate(trials) if trial is None]
+    if failed:
+        raise ConfigError(_out_of_memory_message(config, bucket, len(batch.keys), device, failed, len(trials)))
+    return estimate(config, bucket, batch, [trial for trial in trials if trial is not None])
+
+
+def estimate(config: Config, bucket: str, batch: Batch, trials: Sequence[Trial]) -> Estimate:
+    """The cost of a run, whose ranks wait for one another, from the trials of all ranks."""
+    step, clips = max(trial.step for trial in trials), max(trial.clips for trial in trials)
+    largest = max(trials, key=lambda trial: trial.memory)
+    tokens = sum(latent[0, 0].numel() for latent in batch.latents)
+    steps, every = config.trainer["max_steps"], config.validation.clips_every
+    clip_rounds = 1 + (steps // every if every else 0)
+    hours = (step * steps + clips * clip_rounds) / 3600
+    return Estimate(bucket, tokens, step, clips, largest.memory, largest.total, trials[0].adapter, hours, len(trials))
+
+
+def _trial(module: ICLoRA, batch: Batch, clips: ValidationClips | None, folder: Path) -> Trial | None:
+    """This rank's part of the dry run; None if it runs out of memory. Waits for no other rank."""
     weights = [p.detach().clone() for p in module.adapter]
     try:
         step = _time_steps(module, batch)
         started = time.perf_counter()
         if clips is not None:
-            clips.render(module, folder / "samples" / "dry-run")
+            clips.clips_of_rank(module, folder / "samples" / "dry-run")
         clip_seconds = time.perf_counter() - started
-        adapter = _save_and_delete(module, folder)
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(_out_of_memory_message(config, bucket, len(batch.keys), device)) from error
+        adapter = _save_and_delete(module, folder) if global_rank() == 0 else 0
+    except torch.OutOfMemoryError:
+        return None
     finally:
         with torch.no_grad():
             for parameter, value in zip(module.adapter, weights, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
-    memory, total = _peak_and_total(device)
-    tokens = sum(latent[0, 0].numel() for latent in batch.latents)
-    steps, every = config.trainer["max_steps"], config.validation.clips_every
-    clip_rounds = 1 + (steps // every if every else 0)
-    hours = (step * steps + clip_seconds * clip_rounds) / 3600
-    return Estimate(bucket, tokens, step, clip_seconds, memory, total, adapter, hours)
+    return Trial(step, clip_seconds, *_peak_and_total(batch.device), adapter)
 
 
 def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
@@ -89,14 +122,21 @@ def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tup
     return bucket, collate([shards.read_latents(first)] * sizes[bucket]).to(device)
 
 
+def bucket_bytes(module: ICLoRA) -> int:
+    """Bytes of the buffers from which DistributedDataParallel sends the adapter's fp32 gradients; 0 for one rank."""
+    return 4 * sum(parameter.numel() for parameter in module.adapter) if world_size() > 1 else 0
+
+
 def _time_steps(module: ICLoRA, batch: Batch) -> float:
     """Run STEPS optimizer steps. Returns the seconds of the fastest one."""
     device, optimizer = batch.device, module.optimizer()
+    buckets = torch.empty(bucket_bytes(module), dtype=torch.uint8, device=device)
     seconds = []
     for i in range(STEPS):
         started = synced_time(device)
         optimizer_step(module, optimizer, batch, i)
         seconds.append(synced_time(device) - started)
+    del buckets
     return min(seconds)
 
 
@@ -152,8 +192,11 @@ def _save_and_delete(module: ICLoRA, folder: Path) -> int:
     return size
 
 
-def _out_of_memory_message(config: Config, bucket: str, clips: int, device: torch.device) -> str:
-    """The message for a largest batch of `clips` clips that does not fit, with the settings that help."""
+def _out_of_memory_message(
+    config: Config, bucket: str, clips: int, device: torch.device, failed: Sequence[int], ranks: int
+) -> str:
+    """The message for a largest batch of `clips` clips that does not fit on the `failed` ranks, with the settings that
+    help."""
     total = torch.cuda.get_device_properties(device).total_memory / GIB
     remedies = [] if config.model.activation_checkpointing else ["model.activation_checkpointing=true"]
     remedies += ["a higher model.weight_offload"]
@@ -161,5 +204,6 @@ def _out_of_memory_message(config: Config, bucket: str, clips: int, device: torc
     remedies += [fewer] if clips > 1 else []
     remedies += ["task.reference_downscale=2"] if config.task.reference_downscale == 1 else []
     remedies += ["fewer data.frames", "smaller data.width and data.height", "a lower model.lora.rank"]
-    problem = f"a step on the largest batch ({clips} x {bucket}) does not fit into {total:.1f} GiB"
+    where = "" if ranks == 1 else f" on rank {', '.join(map(str, failed))} of {ranks}"
+    problem = f"a step on the largest batch ({clips} x {bucket}) does not fit into {total:.1f} GiB{where}"
     return f"{problem}; these settings help: {', '.join(remedies)}"

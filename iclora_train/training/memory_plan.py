@@ -67,6 +67,21 @@ class MemoryPlan:
         return f"activation budget {self.activation_budget:g}{offload}{transposed}: about {self.gib:.1f} GiB"
 
 
+def largest_cost(costs: Sequence[Candidate | None]) -> Candidate | None:
+    """The cost of one activation budget on the rank that needs most. None if any rank ran out of memory."""
+    measured = [cost for cost in costs if cost is not None]
+    if len(measured) < len(costs):
+        return None
+    names = ("block_bytes", "other_bytes", "seconds")
+    return replace(measured[0], **{name: max(getattr(cost, name) for cost in measured) for name in names})
+
+
+def longest_time(seconds: Sequence[float | None]) -> float | None:
+    """The seconds of a step on the slowest rank. None if any rank ran out of memory."""
+    measured = [value for value in seconds if value is not None]
+    return max(measured) if len(measured) == len(seconds) else None
+
+
 def memory_limit_gib(memory: str | float, free_gib: float) -> float:
     """GiB of GPU memory that a step may use for trainer.memory: all that is free (auto), LOW (low), or a number."""
     gib = {"auto": free_gib, "low": LOW}.get(memory) if isinstance(memory, str) else float(memory)

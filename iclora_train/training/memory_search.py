@@ -4,11 +4,13 @@ Saving all activations on the GPU is fastest. Activations that do not fit are mo
 carry while the GPU computes (`runtime.activation_offload`). The remaining ones are recomputed in the backward pass
 (`runtime.compile`). The costs are measured on the first blocks with the largest clips. If everything fits and memory is
 left, transposed copies of the fp8 weights are cached for the backward pass (`lora_linear.cache_transposed`).
+
+All ranks search together: they try the same plans at the same time, and decide by the least favourable value of any
+rank, so that all of them get the same plan.
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from collections.abc import Callable
@@ -17,51 +19,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.process_group import from_first, gather, local_world_size
+from iclora_train.core.ranks import global_rank
 from iclora_train.core.records import as_type, read_json
 from iclora_train.data.batch import Batch
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.kernels.lora_linear import cache_transposed, fp8_linears
-from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
-from iclora_train.training.dry_run import largest_batch, mean_loss
+from iclora_train.ltx2.runtime.compile import set_cuda_graphs
+from iclora_train.training.dry_run import largest_batch
 from iclora_train.training.host_memory import free_host_memory
 from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.memory_measure import (
+    apply_plan,
+    blocks_of,
+    estimate_from_sizes,
+    limit_gpu_memory,
+    measure_bandwidth,
+    measure_candidate,
+    time_step,
+)
 from iclora_train.training.memory_plan import (
     GIB,
     MARGIN,
     Candidate,
     MemoryLimits,
     MemoryPlan,
-    estimate,
+    largest_cost,
     largest_that_fits,
-    memory_limit_gib,
+    longest_time,
     plan_within,
     search,
 )
-from iclora_train.training.throughput import batch_work, matmul_peak
 
 HOST_SHARE = 0.7  # share of the free host memory that may be pinned
-# Expected seconds of a forward pass, as a share of (FLOPs of a step / `matmul_peak`). In bf16 the measured forward pass
-# is a third of the step.
-FORWARD_SHARE = 0.47
-TIMED_STEPS = 2  # the fastest of them counts
-STATE_BYTES = 12  # per adapter parameter besides its value: fp32 gradient and AdamW's two moments
 _OLD_KEYS = {"kept": "activation_budget", "spill": "activation_offload", "turned": "cache_transposed"}
 Say = Callable[[str], object]
 
 
-def plan_memory(
-    config: Config, module: ICLoRA, shards: ShardSet, folder: Path, say: Say, first: bool = True
-) -> MemoryPlan | None:
-    """Set the module up for trainer.memory. A plan in the run folder (memory.json) is reused on the same kind of GPU.
+def plan_memory(config: Config, module: ICLoRA, shards: ShardSet, folder: Path, say: Say) -> MemoryPlan | None:
+    """Set the module up for trainer.memory. All ranks call this together, and get the same plan. A plan in the run
+    folder (memory.json) is reused on the same kind of GPU and number of ranks per node.
 
-    say: receives progress messages. first: whether this process writes memory.json. Returns None if there is nothing to
-    plan: on a CPU, with blocks that are not compiled, or with model.activation_budget set.
+    say: receives progress messages. Returns None if there is nothing to plan: on a CPU, with blocks that are not
+    compiled, or with model.activation_budget set.
     """
     memory, device = config.trainer.get("memory"), module.transformer.patchify_proj.weight.device
     compiled = runner_of(module.transformer).activation_budget is not None
@@ -73,21 +77,29 @@ def plan_memory(
         )
         return None
     file = folder / "memory.json"
-    place = {"device": torch.cuda.get_device_name(device), "torch": torch.__version__, "memory": str(memory)}
-    plan = read_plan(file, place)
+    gpus = gather(torch.cuda.get_device_name(device))
+    if len(set(gpus)) > 1:
+        say(f"note: the ranks have different GPUs ({', '.join(sorted(set(gpus)))}): all get the plan of the smallest")
+    place = plan_place(gpus, max(gather(local_world_size())), str(memory))
+    plan = from_first(read_plan(file, place) if global_rank() == 0 else None)
     if plan is not None:
         limit_gpu_memory(memory, device)
         cache_transposed(module.transformer, plan.cache_transposed)
         apply_plan(module, plan)
         set_cuda_graphs(module.transformer, config.model.cuda_graphs)
         return plan
-    devices = config.trainer.get("devices")
-    processes = devices if isinstance(devices, int) and devices > 0 else torch.cuda.device_count()
-    plan = search_memory_plan(module, largest_batch(config, shards, device)[1], memory, say, processes)
-    if first:
+    plan = search_memory_plan(module, largest_batch(config, shards, device)[1], memory, say)
+    if global_rank() == 0:
         with write_atomic(file) as out:
             out.write(json.dumps({"place": place, **asdict(plan)}).encode())
     return plan
+
+
+def plan_place(gpus: list[str], ranks_per_node: int, memory: str) -> dict[str, str]:
+    """What a plan depends on besides the run. gpus: the GPU of each rank. Ranks of a node share the host's memory; a
+    single rank is not mentioned, so that its plans of earlier versions stay valid."""
+    place = {"device": ", ".join(sorted(set(gpus))), "torch": torch.__version__, "memory": memory}
+    return place if len(gpus) == 1 else {**place, "ranks_per_node": str(ranks_per_node)}
 
 
 def read_plan(file: Path, place: dict[str, str]) -> MemoryPlan | None:
@@ -107,31 +119,25 @@ def read_plan(file: Path, place: dict[str, str]) -> MemoryPlan | None:
         return None
 
 
-def limit_gpu_memory(memory: str | float, device: torch.device) -> float:
-    """GiB of GPU memory for trainer.memory. From now on this process cannot allocate more."""
-    free, total = torch.cuda.mem_get_info(device)  # `free` excludes the memory of other processes
-    gib = memory_limit_gib(memory, (free + torch.cuda.memory_reserved(device)) / GIB)
-    torch.cuda.set_per_process_memory_fraction(gib * GIB / total, device)
-    return gib
+def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: Say) -> MemoryPlan:
+    """Measure steps on `batch`, the largest one, choose the fastest plan that fits on all ranks, and leave the module
+    set to it. All ranks call this together.
 
-
-def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: Say, processes: int = 1) -> MemoryPlan:
-    """Measure steps on `batch`, the largest one, choose the fastest plan that fits, and leave the module set to it.
-
-    say: receives a message for each trial, which takes up to a minute. processes: how many share the host's memory.
-    ConfigError if not even the smallest step fits.
+    say: receives a message for each trial, which takes up to a minute. ConfigError if not even the smallest step fits.
     """
     device, num_blocks = batch.device, len(blocks_of(module))
     cache_transposed(module.transformer, False)
     set_cuda_graphs(module.transformer, False)
-    gib = limit_gpu_memory(memory, device)
+    gib = min(gather(limit_gpu_memory(memory, device)))
+    host_bytes = min(gather(HOST_SHARE * free_host_memory() / local_world_size()))
     limits = MemoryLimits(
         blocks=num_blocks,
         gpu_bytes=gib * (1 - MARGIN) * GIB,
-        bandwidth=measure_bandwidth(device),
-        host_bytes=HOST_SHARE * free_host_memory() / processes,
+        bandwidth=min(gather(measure_bandwidth(device))),  # all ranks copy at the same time, as in a step
+        host_bytes=host_bytes,
     )
-    expected = _estimate(module, batch)
+    expected = largest_cost(gather(estimate_from_sizes(module, batch)))
+    assert expected is not None
     start = largest_that_fits([expected], limits)
     fp8_bytes = sum(linear.weight.nbytes for linear in fp8_linears(module.transformer))
     without_offload = replace(limits, gpu_bytes=limits.gpu_bytes - fp8_bytes, bandwidth=0.0)
@@ -168,121 +174,15 @@ def _search(
 
     def measure(budget: float) -> Candidate | None:
         say(f"trainer.memory: measuring activation budget {budget:g} on the first blocks (compiling them if needed)")
-        candidate = measure_candidate(module, batch, budget)
+        candidate = largest_cost(gather(measure_candidate(module, batch, budget)))
         cost = "out of memory" if candidate is None else f"{candidate.block_bytes / GIB:.2f} GiB per block"
         say(f"trainer.memory: activation budget {budget:g}: {cost}")
         return candidate
 
     def time(plan: MemoryPlan) -> float | None:
-        seconds = time_step(module, batch, plan)
+        seconds = longest_time(gather(time_step(module, batch, plan)))
         say(f"trainer.memory: {plan}; " + ("out of memory" if seconds is None else f"{seconds:.2f} s per step"))
         return seconds
 
     result = search(measure, time, limits, start)
     return replace(result, cache_transposed=transposed) if isinstance(result, MemoryPlan) else result
-
-
-def apply_plan(module: ICLoRA, plan: MemoryPlan) -> None:
-    """Set the module to the plan's activation budget and activation offload."""
-    compile_blocks(module.transformer, plan.activation_budget)
-    share = plan.activation_offload
-    runner_of(module.transformer).activation_offload = ActivationOffload(share) if share else None
-
-
-def _estimate(module: ICLoRA, batch: Batch) -> Candidate:
-    """The candidate of budget 1, estimated from sizes."""
-    net, lora, device = module.transformer.config, module.config.model.lora, batch.device
-    work = batch_work(batch, net, lora.rank, tuple(lora.targets))
-    seconds = FORWARD_SHARE * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
-    used = torch.cuda.memory_allocated(device) + _state_bytes(module)
-    return estimate(2 * net.width * work.tokens, used, seconds)
-
-
-def _state_bytes(module: ICLoRA) -> int:
-    """Bytes of the adapter's gradients and optimizer states."""
-    return STATE_BYTES * sum(parameter.numel() for parameter in module.adapter)
-
-
-def time_step(module: ICLoRA, batch: Batch, plan: MemoryPlan) -> float | None:
-    """Seconds of a whole step while the memory of the optimizer's states is allocated; None if the step does not fit.
-
-    The module stays set to the plan.
-    """
-    apply_plan(module, plan)
-    gc.collect()
-    torch.cuda.empty_cache()
-    moments = 2 * 4 * sum(p.numel() for p in module.adapter)  # bytes
-    try:
-        placeholder = torch.empty(moments, dtype=torch.uint8, device=batch.device)
-        seconds = _step(module, batch, blocks_of(module))[2]
-        del placeholder
-    except torch.OutOfMemoryError:
-        return None
-    finally:
-        module.zero_grad()
-    return seconds
-
-
-def measure_candidate(module: ICLoRA, batch: Batch, budget: float) -> Candidate | None:
-    """The cost of an activation budget, from steps through few blocks. None if these already run out of memory.
-
-    Steps of 3 and of 6 blocks (1 and all, if there are fewer than 6) differ by the bytes and seconds of 3 blocks. The
-    adapter is not changed.
-    """
-    net, num_blocks = module.transformer, len(blocks_of(module))
-    sizes = (3, 6) if num_blocks >= 6 else (1, num_blocks)
-    apply_plan(module, MemoryPlan(budget, activation_offload=0.0, gib=0.0))
-    all_blocks = net.transformer_blocks
-    try:
-        few, more = (_step(module, batch, nn.ModuleList(all_blocks[:n])) for n in sizes)
-    except torch.OutOfMemoryError:
-        return None
-    finally:
-        net.transformer_blocks = all_blocks
-        for parameter in module.adapter:
-            parameter.grad = None
-    difference = max(sizes[1] - sizes[0], 1)  # blocks
-    block_bytes = (more[0] - few[0]) // difference
-    other_bytes = few[0] - sizes[0] * block_bytes + _state_bytes(module)
-    return Candidate(budget, block_bytes, other_bytes, (more[1] - few[1]) / difference)
-
-
-def blocks_of(module: ICLoRA) -> nn.ModuleList:
-    """The transformer's blocks."""
-    return module.transformer.transformer_blocks
-
-
-def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, float, float]:
-    """Peak bytes of a step through these blocks, seconds of its forward pass, and of the whole step.
-
-    The times are the shortest of TIMED_STEPS, after one step that compiles.
-    """
-    device, net = batch.device, module.transformer
-    net.transformer_blocks = blocks
-    times: list[tuple[float, float]] = []
-    for _ in range(1 + TIMED_STEPS):
-        torch.cuda.reset_peak_memory_stats(device)
-        begin, middle, end = (torch.cuda.Event(enable_timing=True) for _ in range(3))
-        begin.record()
-        loss = mean_loss(module, batch, 0)
-        middle.record()
-        loss.backward()
-        end.record()
-        module.zero_grad()
-        torch.cuda.synchronize(device)
-        times.append((begin.elapsed_time(middle) / 1e3, begin.elapsed_time(end) / 1e3))
-    forward, whole = (min(seconds) for seconds in zip(*times[1:], strict=True))
-    return torch.cuda.max_memory_allocated(device), forward, whole
-
-
-def measure_bandwidth(device: torch.device, size: int = 2**28) -> float:
-    """Bytes per second from the GPU to pinned memory."""
-    host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
-    source = torch.empty(size, dtype=torch.uint8, device=device)
-    host.copy_(source)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    host.copy_(source, non_blocking=True)
-    end.record()
-    end.synchronize()
-    return size / (begin.elapsed_time(end) / 1e3)

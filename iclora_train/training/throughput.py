@@ -20,7 +20,7 @@ unnecessary is not subtracted.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -91,14 +91,44 @@ def batch_work(batch: Batch, config: TransformerConfig, rank: int, targets: tupl
     return Work(clips, clips * tokens, flops)
 
 
-class ThroughputMeter:
-    """Adds up work, and the seconds it took, while the meter is running.
+@dataclass(frozen=True)
+class Interval:
+    """Seconds of training, finished optimizer steps, and the work of one device. peak: FLOP/s that the device reaches
+    (`matmul_peak`)."""
 
-    peak: FLOP/s that one device reaches (`matmul_peak`). devices: number of devices that do the same work as this one.
+    seconds: float
+    steps: int
+    work: Work
+    peak: float
+
+
+def throughput_row(ranks: Sequence[Interval]) -> dict[str, float]:
+    """s_per_step; tokens_per_s and clips_per_s of all devices; tflops (TFLOP/s) and mfu (share of the peak) of one
+    device, mean over the devices. Empty when no step was finished.
+
+    ranks: the same steps on each rank. Ranks wait for one another in every step, so the slowest one's seconds count.
+    """
+    steps, seconds = ranks[0].steps, max(rank.seconds for rank in ranks)
+    if not steps:
+        return {}
+    flops = sum(rank.work.flops for rank in ranks)
+    return {
+        "s_per_step": seconds / steps,
+        "tokens_per_s": sum(rank.work.tokens for rank in ranks) / seconds,
+        "clips_per_s": sum(rank.work.clips for rank in ranks) / seconds,
+        "tflops": flops / len(ranks) / seconds / 1e12,
+        "mfu": flops / seconds / sum(rank.peak for rank in ranks),
+    }
+
+
+class ThroughputMeter:
+    """Adds up the work of one device, and the seconds it took, while the meter is running.
+
+    peak: FLOP/s that the device reaches (`matmul_peak`).
     """
 
-    def __init__(self, peak: float, devices: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.peak, self.devices, self.clock = peak, devices, clock
+    def __init__(self, peak: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.peak, self.clock = peak, clock
         self.since: float | None = None  # time of the last `resume`; None while paused
         self.seconds, self.steps, self.work = 0.0, 0, Work()
 
@@ -121,24 +151,16 @@ class ThroughputMeter:
         for field in fields(Work):
             setattr(self.work, field.name, getattr(self.work, field.name) + getattr(work, field.name))
 
-    def collect(self) -> dict[str, float]:
-        """Values since the last call: s_per_step; tokens_per_s and clips_per_s of all devices; tflops (TFLOP/s) and mfu
-        (share of the peak) of one device. Empty when no step was finished."""
+    def collect(self) -> Interval:
+        """What was counted since the last call that saw a finished step."""
         running = self.since is not None
         self.pause()
-        seconds, steps, work = self.seconds, self.steps, self.work
+        interval = Interval(self.seconds, self.steps, self.work, self.peak)
         if running:
             self.resume()
-        if not steps:
-            return {}
-        self.seconds, self.steps, self.work = 0.0, 0, Work()
-        return {
-            "s_per_step": seconds / steps,
-            "tokens_per_s": self.devices * work.tokens / seconds,
-            "clips_per_s": self.devices * work.clips / seconds,
-            "tflops": work.flops / seconds / 1e12,
-            "mfu": work.flops / seconds / self.peak,
-        }
+        if interval.steps:
+            self.seconds, self.steps, self.work = 0.0, 0, Work()
+        return interval
 
 
 @lru_cache(maxsize=4)

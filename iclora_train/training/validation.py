@@ -1,41 +1,36 @@
-"""Validation during training, on val clips: losses with the correct, a wrong and no reference; sampled clips.
+"""Validation losses during training, on val clips: with the correct, a wrong and no reference.
 
-Validation does not draw from the random state of training, and uses the adapter that would be exported.
+Validation does not draw from the random state of training, and uses the adapter that would be exported. Its batches are
+spread over the ranks; batches and noise do not depend on the number of ranks.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import torch
-from lightning import Callback, Trainer
 from torch import Tensor
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Task, require
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.process_group import gather
+from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.core.types import Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
-from iclora_train.data.recordings import half_a_list_away, partners_of_others, recording_of_clips
+from iclora_train.data.recordings import half_a_list_away, recording_of_clips
 from iclora_train.data.shards import ShardSet
 from iclora_train.diffusion.loss import training_losses
-from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
+from iclora_train.diffusion.sampler import draw_noise
 from iclora_train.diffusion.training_inputs import RandomDraws
-from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.media.pixels import to_uint8
-from iclora_train.media.shard_clip import encode_clip
-from iclora_train.training.lightning_module import ICLoRA
-from iclora_train.training.validation_metrics import CLIP_COLUMNS, CONDITIONS, clip_row, loss_columns, loss_row
+from iclora_train.training.validation_metrics import CLIP_COLUMNS, CONDITIONS, loss_columns, loss_row
 
-CLIPS = 4  # validation clips that are sampled
+Losses = dict[tuple[str, float], Tensor]  # (one of CONDITIONS, sigma) -> loss of each clip of a batch (B,)
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,12 @@ class ValidationBatches:
     empty: Tensor  # (T,D), text features of the empty caption
     recordings: dict[str, str]
     no_swap: str | None = None
+
+    def clips(self, count: int) -> list[Batch]:
+        """The first `count` clips of the size of the first clip, as batches of one clip."""
+        targets = [correct for correct, _ in self.batches]
+        same_size = [batch for batch in targets if batch.target.shape[1:] == targets[0].target.shape[1:]]
+        return [batch.clip(i) for batch in same_size for i in range(len(batch.keys))][:count]
 
     @classmethod
     def open(cls, shards: ShardSet, config: Config) -> ValidationBatches:
@@ -124,41 +125,71 @@ def fit_latent(latent: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def validation_columns(config: Config) -> list[str]:
-    """Columns of `validation_losses` and of `ValidationClips`."""
+    """Columns of `validation_losses` and of `validation_clips.ValidationClips`."""
     return [*loss_columns(config.validation.sigmas), *CLIP_COLUMNS]
 
 
-@torch.no_grad()
 def validation_losses(
     transformer: Transformer, batches: ValidationBatches, config: Config, geometry: Geometry
 ) -> dict[str, float]:
     """Velocity losses at each of validation.sigmas, and the metrics derived from them (`validation_metrics.loss_row`).
 
     The noise is fixed. The adapter gets the correct, a swapped (if there is one) and no reference; the base alone gets
-    no reference.
+    no reference. All ranks call this together, and get the row that a single process computes.
     """
-    device = next(transformer.parameters()).device
+    share = losses_of_rank(transformer, batches, config, geometry)
+    return row_of_losses(gather(share), config.validation.sigmas)
+
+
+def row_of_losses(shares: Sequence[Mapping[int, Losses]], sigmas: Sequence[float]) -> dict[str, float]:
+    """The row of all batches, from the losses of each rank (`losses_of_rank`)."""
+    by_batch = {number: losses for share in shares for number, losses in share.items()}
+    ordered = [by_batch[number] for number in range(len(by_batch))]
+    return loss_row({key: torch.cat([losses[key] for losses in ordered]) for key in ordered[0]}, sigmas)
+
+
+@torch.no_grad()
+def losses_of_rank(
+    transformer: Transformer, batches: ValidationBatches, config: Config, geometry: Geometry
+) -> dict[int, Losses]:
+    """Number of a batch -> its losses, for this rank's share of the batches. Waits for no other rank."""
+    runner_of(transformer).free_training_memory()
+    sizes = [len(correct.keys) for correct, _ in batches.batches]
+    numbers = range(global_rank(), len(sizes), world_size())
+    with _eval_mode(transformer):
+        return {
+            number: _batch_losses(transformer, batches.batches[number], sum(sizes[:number]), config, geometry)
+            for number in numbers
+        }
+
+
+@contextmanager
+def _eval_mode(transformer: Transformer) -> Iterator[None]:
     mode = transformer.training
     transformer.eval()
-    runner_of(transformer).free_training_memory()
-    sigmas = config.validation.sigmas
-    losses: dict[tuple[str, float], list[Tensor]] = defaultdict(list)
-    first = 0
-    for correct, swapped in batches.batches:
-        no_references = replace(correct, references=[])
-        count = len(correct.keys)
-        noise = draw_noise(range(first, first + count), tuple(correct.target.shape[1:])).to(device)
-        first += count
-        for condition, batch in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
-            if batch is None:
-                continue
-            on_device = batch.to(device)
-            with lora.adapter_off(transformer) if condition == "base" else nullcontext():
-                for sigma in sigmas:
-                    loss = _loss(transformer, on_device, noise, sigma, config.task, geometry)
-                    losses[condition, sigma].append(loss.cpu())
-    transformer.train(mode)
-    return loss_row({key: torch.cat(parts) for key, parts in losses.items()}, sigmas)
+    try:
+        yield
+    finally:
+        transformer.train(mode)
+
+
+def _batch_losses(
+    transformer: Transformer, batch: tuple[Batch, Batch | None], first: int, config: Config, geometry: Geometry
+) -> Losses:
+    """Losses of a batch, on the host. first: number of its first clip, the seed of that clip's noise."""
+    correct, swapped = batch
+    device = next(transformer.parameters()).device
+    no_references = replace(correct, references=[])
+    noise = draw_noise(range(first, first + len(correct.keys)), tuple(correct.target.shape[1:])).to(device)
+    losses: Losses = {}
+    for condition, clips in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
+        if clips is None:
+            continue
+        on_device = clips.to(device)
+        with lora.adapter_off(transformer) if condition == "base" else nullcontext():
+            for sigma in config.validation.sigmas:
+                losses[condition, sigma] = _loss(transformer, on_device, noise, sigma, config.task, geometry).cpu()
+    return losses
 
 
 def _loss(
@@ -169,75 +200,3 @@ def _loss(
     sigmas = torch.full((len(noise),), sigma)
     draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip)
     return training_losses(transformer, batch, draws, task, geometry).flow
-
-
-class ValidationClips(Callback):
-    """Samples a few val clips every validation.clips_every steps and at the end, with the sampler of generation, and
-    writes reference, output and target side by side. `callbacks.MetricsRecorder` calls `sample_clips`, so that the
-    metrics of the clips are in the row of their step.
-    """
-
-    def __init__(self, config: Config, base: BaseModel, batches: ValidationBatches, folder: Path) -> None:
-        self.config, self.base, self.folder = config, base, folder
-        self.batch = batches.batches[0][0].first(CLIPS)
-        self.partners = partners_of_others([batches.recordings[key] for key in self.batch.keys])
-        self.vae, self.empty = base.vae(), batches.empty
-        self.last_step = -1  # the step at which clips were last sampled
-
-    def due(self, trainer: Trainer) -> bool:
-        """Whether clips are sampled at this step."""
-        every, step = self.config.validation.clips_every, trainer.global_step
-        return step == trainer.max_steps or bool(every and step % every == 0)
-
-    def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
-        if self.last_step != trainer.global_step:
-            self.sample_clips(trainer, module)
-
-    def sample_clips(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
-        """Write the clips as `step-<n>-<key>.mp4` and return their metrics (`validation_metrics.clip_row`)."""
-        self.last_step = trainer.global_step
-        return self.render(module, self.folder / f"step-{self.last_step:08d}") if trainer.is_global_zero else {}
-
-    def render(self, module: ICLoRA, stem: Path) -> dict[str, float]:
-        """Write reference, output and target side by side as `<stem>-<key>.mp4`; returns `clip_row` of the outputs."""
-        batch = self.batch.to(module.device)
-        self.vae.to(module.device)
-        runner_of(module.transformer).free_training_memory()
-        with module.averaged():
-            latent = self._sample(module.transformer, batch)
-        references = [self._pixels(reference) for reference in batch.references]
-        output, target = self._pixels(latent), self._pixels(batch.target)
-        for i, key in enumerate(batch.keys[:CLIPS]):
-            video = _side_by_side([clips[i] for clips in (*references, output, target)])
-            with write_atomic(stem.with_name(f"{stem.name}-{key}.mp4")) as file:
-                file.write(encode_clip(video, float(batch.fps[i]), lossless=False))
-        return clip_row(torch.from_numpy(output), torch.from_numpy(target), self.partners)
-
-    def _sample(self, transformer: Transformer, batch: Batch) -> Tensor:
-        task, settings = self.config.task, self.config.sample
-        f, h, w = batch.target.shape[2:]
-        negative = self.empty.to(batch.text)[None]
-        factors = (task.reference_downscale, task.reference_temporal_scale)
-        return sample(
-            transformer,
-            batch.text,
-            (f, h, w),
-            self.base.geometry,
-            batch.fps,
-            SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
-            seeds=[settings.seed + i for i in range(len(batch.text))],
-            references=[Reference(reference, *factors) for reference in batch.references],
-        )
-
-    @torch.no_grad()
-    def _pixels(self, latent: Tensor) -> np.ndarray:
-        """Latents (B,C,f,h,w) as uint8 RGB (B,F,H,W,3)."""
-        return to_uint8(self.vae.decode(latent.float())).cpu().numpy()
-
-
-def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:
-    """Clips (F,H,W,3) in one row. Smaller and slower clips are enlarged to the size of the last one by repetition."""
-    frames, height = clips[-1].shape[:2]
-    timed = [clip[np.arange(frames) * len(clip) // frames] for clip in clips]
-    factors = [height // clip.shape[1] for clip in timed]
-    return np.concatenate([clip.repeat(n, 1).repeat(n, 2) for clip, n in zip(timed, factors, strict=True)], axis=2)

@@ -12,7 +12,10 @@ control: an adapter that is trained with references gets worse without them, and
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -68,17 +71,23 @@ def ratio_of_means(part: Tensor, whole: Tensor) -> float:
     return float(part.mean() / whole.mean())
 
 
-def clip_row(sampled: Tensor, target: Tensor, partners: Sequence[int] | None) -> dict[str, float]:
-    """PSNR in dB of uint8 clips (B,F,H,W,3) to their targets and, if `partners` names a clip of another recording for
-    each, to that clip's target, which is the PSNR of chance. Mean over frames, then over clips."""
-    row = {"sampled_psnr": _psnr(sampled, target)}
-    if partners is not None:
-        row["sampled_psnr_other"] = _psnr(sampled, target[list(partners)])
-    return row
+@dataclass(frozen=True)
+class ClipPsnr:
+    """PSNR in dB of a sampled clip to its target, and to the target of a clip of another recording if there is one."""
+
+    target: float
+    other: float | None
 
 
-def _psnr(sampled: Tensor, target: Tensor) -> float:
-    frames = peak_signal_noise_ratio(
-        sampled.double(), target.double(), data_range=255.0, reduction="none", dim=(2, 3, 4)
-    )  # (B,F)
-    return float(frames.mean())
+def clip_row(clips: Sequence[ClipPsnr]) -> dict[str, float]:
+    """Mean PSNR of sampled clips to their targets and, if there are clips of another recording, to those clips'
+    targets, which is the PSNR of chance."""
+    row = {"sampled_psnr": fmean(clip.target for clip in clips)}
+    others = [clip.other for clip in clips if clip.other is not None]
+    return {**row, "sampled_psnr_other": fmean(others)} if others else row
+
+
+def psnr(sampled: np.ndarray, target: np.ndarray) -> float:
+    """PSNR in dB of a uint8 clip (F,H,W,3) to another one, mean over frames."""
+    first, second = (torch.from_numpy(clip).double() for clip in (sampled, target))
+    return float(peak_signal_noise_ratio(first, second, data_range=255.0, reduction="none", dim=(1, 2, 3)).mean())

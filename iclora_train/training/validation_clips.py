@@ -1,0 +1,130 @@
+"""Validation clips: a few val clips are sampled during training, with the sampler of generation.
+
+The clips are spread over the ranks. Each clip is sampled by itself, so neither the files nor the metrics depend on the
+number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from iclora_train.config import Config
+from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.process_group import gather
+from iclora_train.core.ranks import global_rank, world_size
+from iclora_train.data.batch import Batch
+from iclora_train.data.recordings import partners_of_others
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.block_runner import runner_of
+from iclora_train.media.pixels import to_uint8
+from iclora_train.media.shard_clip import encode_clip
+from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.validation import ValidationBatches
+from iclora_train.training.validation_metrics import ClipPsnr, clip_row, psnr
+
+CLIPS = 4  # validation clips that are sampled
+
+
+class ValidationClips(Callback):
+    """Samples a few val clips every validation.clips_every steps and at the end, and writes reference, output and
+    target side by side. `callbacks.MetricsRecorder` calls `sample_clips`, so that the metrics of the clips are in the
+    row of their step.
+    """
+
+    def __init__(self, config: Config, base: BaseModel, batches: ValidationBatches, folder: Path) -> None:
+        self.config, self.base, self.folder = config, base, folder
+        self.clips, self.empty = batches.clips(CLIPS), batches.empty
+        self.partners = partners_of_others([batches.recordings[clip.keys[0]] for clip in self.clips])
+        self.numbers = range(global_rank(), len(self.clips), world_size())  # of the clips that this rank samples
+        self.vae = base.vae() if self.numbers else None
+        self.last_step = -1  # the step at which clips were last sampled
+
+    def due(self, trainer: Trainer) -> bool:
+        """Whether clips are sampled at this step."""
+        every, step = self.config.validation.clips_every, trainer.global_step
+        return step == trainer.max_steps or bool(every and step % every == 0)
+
+    def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
+        if self.last_step != trainer.global_step:
+            self.sample_clips(trainer, module)
+
+    def sample_clips(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
+        """Write the clips as `step-<n>-<key>.mp4` and return their metrics (`validation_metrics.clip_row`). All ranks
+        call this together, and get the metrics of all clips."""
+        self.last_step = trainer.global_step
+        share = self.clips_of_rank(module, self.folder / f"step-{self.last_step:08d}")
+        return row_of_clips(gather(share))
+
+    def clips_of_rank(self, module: ICLoRA, stem: Path) -> dict[int, ClipPsnr]:
+        """Write this rank's share of the clips as `<stem>-<key>.mp4`; number of a clip -> its PSNR. Waits for no other
+        rank."""
+        if self.vae is None:
+            return {}
+        self.vae.to(module.device)
+        runner_of(module.transformer).free_training_memory()
+        targets: dict[int, np.ndarray] = {}  # number of a clip -> its target's pixels
+
+        def target(number: int) -> np.ndarray:
+            if number not in targets:
+                targets[number] = self._pixels(self.clips[number].target.to(module.device))
+            return targets[number]
+
+        share = {}
+        for number in self.numbers:
+            clip = self.clips[number].to(module.device)
+            with module.averaged():
+                latent = self._sample(module.transformer, clip, self.config.sample.seed + number)
+            output = self._pixels(latent)
+            references = [self._pixels(reference) for reference in clip.references]
+            video = _side_by_side([*references, output, target(number)])
+            with write_atomic(stem.with_name(f"{stem.name}-{clip.keys[0]}.mp4")) as file:
+                file.write(encode_clip(video, float(clip.fps[0]), lossless=False))
+            other = None if self.partners is None else psnr(output, target(self.partners[number]))
+            share[number] = ClipPsnr(psnr(output, target(number)), other)
+        return share
+
+    def _sample(self, transformer: Transformer, clip: Batch, seed: int) -> Tensor:
+        """The latents (1,C,f,h,w) that are sampled for a clip's caption and references."""
+        task, settings = self.config.task, self.config.sample
+        f, h, w = clip.target.shape[2:]
+        negative = self.empty.to(clip.text)[None]
+        factors = (task.reference_downscale, task.reference_temporal_scale)
+        return sample(
+            transformer,
+            clip.text,
+            (f, h, w),
+            self.base.geometry,
+            clip.fps,
+            SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
+            seeds=[seed],
+            references=[Reference(reference, *factors) for reference in clip.references],
+        )
+
+    @torch.no_grad()
+    def _pixels(self, latent: Tensor) -> np.ndarray:
+        """Latents (1,C,f,h,w) as uint8 RGB (F,H,W,3)."""
+        assert self.vae is not None
+        pixels: np.ndarray = to_uint8(self.vae.decode(latent.float()))[0].cpu().numpy()
+        return pixels
+
+
+def row_of_clips(shares: Sequence[Mapping[int, ClipPsnr]]) -> dict[str, float]:
+    """The metrics of all clips, from those of each rank (`ValidationClips.clips_of_rank`)."""
+    clips = {number: clip for share in shares for number, clip in share.items()}
+    return clip_row([clips[number] for number in sorted(clips)])
+
+
+def _side_by_side(clips: list[np.ndarray]) -> np.ndarray:
+    """Clips (F,H,W,3) in one row. Smaller and slower clips are enlarged to the size of the last one by repetition."""
+    frames, height = clips[-1].shape[:2]
+    timed = [clip[np.arange(frames) * len(clip) // frames] for clip in clips]
+    factors = [height // clip.shape[1] for clip in timed]
+    return np.concatenate([clip.repeat(n, 1).repeat(n, 2) for clip, n in zip(timed, factors, strict=True)], axis=2)
