@@ -133,12 +133,11 @@ def test_a_forward_pass_whose_memory_was_overwritten_refuses_backward() -> None:
     """A later forward pass of the same or another shape overwrites the memory, and so does its own backward pass."""
     graphs, linear = CudaGraphs(FakeCapture), torch.nn.Linear(3, 3)
 
-    def function(tensors: Tensors) -> Tensor:
-        out: Tensor = linear(tensors[0])
-        return out
+    def function(tensors: Tensors) -> list[Tensor]:
+        return [linear(tensors[0])]
 
     def forward(rows: int) -> Tensor:
-        return graphs.run(function, (torch.ones(rows, 3),), linear).sum()
+        return graphs.run(function, (torch.ones(rows, 3),), [linear]).sum()
 
     for rows in (2, 4):
         forward(rows)

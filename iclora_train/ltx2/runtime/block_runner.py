@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,16 +40,18 @@ class BlockRunner:
                 )
             graphs = None
         if graphs is None:
-            return self._run(net, x, inputs, num_outputs, perturbed, training)
+            for output in self._outputs(net, x, inputs, num_outputs, perturbed, training):
+                x = output
+            return x
 
-        def run_on(tensors: Sequence[Tensor]) -> Tensor:
+        def run_on(tensors: Sequence[Tensor]) -> list[Tensor]:
             x, *others = tensors
-            return self._run(net, x, inputs.with_tensors(others), num_outputs, (), training=True)
+            return list(self._outputs(net, x, inputs.with_tensors(others), num_outputs, (), training=True))
 
         tensors = (x, *inputs.tensors())
-        return graphs.run(run_on, tensors, net.transformer_blocks, key=num_outputs)
+        return graphs.run(run_on, tensors, list(net.transformer_blocks), key=num_outputs)
 
-    def _run(
+    def _outputs(
         self,
         net: Transformer,
         x: Tensor,
@@ -57,7 +59,8 @@ class BlockRunner:
         num_outputs: int | None,
         perturbed: Sequence[int],
         training: bool,
-    ) -> Tensor:
+    ) -> Iterator[Tensor]:
+        """The output of each block."""
         last = len(net.transformer_blocks) - 1
         for i, block in enumerate(net.transformer_blocks):
             args = (inputs, num_outputs if i == last else None, i in perturbed)
@@ -71,7 +74,7 @@ class BlockRunner:
             else:
                 x = block(x, *args)
             self.weight_offload.after_block(i, x)
-        return x
+            yield x
 
     def free_training_memory(self) -> None:
         """Free GPU memory that only training steps use, before something else needs much memory."""

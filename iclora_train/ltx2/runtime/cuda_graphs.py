@@ -1,7 +1,11 @@
-"""All blocks of a training step as two CUDA graphs: the host launches thousands of kernels with two calls.
+"""All blocks of a training step as a few CUDA graphs: the host launches thousands of kernels with a few calls.
+
+The forward pass is one graph. The backward pass is BACKWARD_PARTS graphs of consecutive blocks. Autograd gets the
+gradients of a part as soon as its graph is launched, so that DistributedDataParallel sends them while the next part
+computes.
 
 A graph computes at the addresses at which it was captured. Its inputs are therefore copied to fixed tensors, and the
-memory between the forward and the backward graph stays allocated. The first step of a shape runs normally, which
+memory between the forward and the backward graphs stays allocated. The first step of a shape runs normally, which
 compiles the blocks; the second one captures the graphs. The graphs of all shapes share one memory pool. A step of a new
 shape needs memory outside that pool. The first step with attention weights switches CUDA graphs off for the whole run.
 """
@@ -9,8 +13,10 @@ shape needs memory outside that pool. The first step with attention weights swit
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,8 +24,10 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 Tensors = tuple[Tensor, ...]
-Function = Callable[[Tensors], Tensor]  # the captured function: input tensors -> output
+Function = Callable[[Tensors], Sequence[Tensor]]  # the captured function: input tensors -> output of each module
+Grads = dict[nn.Parameter, Tensor]
 MAX_SHAPES = 8  # with more shapes in one process, CUDA graphs are switched off
+BACKWARD_PARTS = 8  # graphs of the backward pass; the gradients of the last one are sent when all work is done
 
 
 class Capture(Protocol):
@@ -49,13 +57,14 @@ class CudaGraphs:
         self.capture: Capture | None = None
         self.seen_shapes: set[Hashable] = set()
         self.captured: dict[Hashable, CapturedStep] = {}
-        self.grads: dict[nn.Parameter, Tensor] = {}  # all graphs write gradients to these tensors
+        self.parts: list[Grads] = []  # consecutive modules' parameters; all graphs write gradients to these tensors
         self.num_forwards = 0
         self.stopped = ""  # the reason, once CUDA graphs are switched off
 
-    def run(self, function: Function, tensors: Tensors, module: nn.Module, key: Hashable = None) -> Tensor:
-        """function(tensors), with gradients for the trainable parameters of `module` but not for the tensors.
+    def run(self, function: Function, tensors: Tensors, modules: Sequence[nn.Module], key: Hashable = None) -> Tensor:
+        """The last output of function(tensors), with gradients for the trainable parameters but not for the tensors.
 
+        modules: they compute one after the other; `function` returns the output of each. Each has trainable parameters.
         key: all values besides the tensors that the function depends on.
         """
         tensors = tuple(tensor.contiguous() for tensor in tensors)  # the fixed copies are contiguous too
@@ -65,23 +74,44 @@ class CudaGraphs:
             self.seen_shapes.add(key)
             if len(self.seen_shapes) > self.max_shapes:
                 self.stop(f"more than {self.max_shapes} shapes")
-            return function(tensors)
+            return function(tensors)[-1]
         if not self.stopped and key not in self.captured:
-            self._capture_step(key, function, tensors, module)
+            self._capture_step(key, function, tensors, modules)
         if self.stopped:
-            return function(tensors)
-        out: Tensor = _Replay.apply(self, self.captured[key], tensors, *self.grads)
-        return out
+            return function(tensors)[-1]
+        return self._replay(self.captured[key], tensors)
 
-    def _capture_step(self, key: Hashable, function: Function, tensors: Tensors, module: nn.Module) -> None:
+    def _capture_step(self, key: Hashable, function: Function, tensors: Tensors, modules: Sequence[nn.Module]) -> None:
         self.capture = self.capture or self.new_capture()
         self.num_forwards += 1  # the capture overwrites the saved tensors of earlier forward passes
         with suppress(torch.OutOfMemoryError):
-            if not self.grads:
-                self.grads = {p: torch.zeros_like(p) for p in module.parameters() if p.requires_grad}
-            self.captured[key] = CapturedStep(self.capture, function, tensors, self.grads)
+            self.parts = self.parts or _gradients_by_part(modules)
+            self.captured[key] = CapturedStep(self.capture, function, tensors, self.parts)
         if key not in self.captured:  # out of memory; the exception's tensors are freed by now
             self.stop("too little memory")
+
+    def _replay(self, step: CapturedStep, tensors: Tensors) -> Tensor:
+        """The output of a replayed forward pass. Each part is a node of the autograd graph."""
+        self.num_forwards += 1
+        number, out = self.num_forwards, step.forward(tensors)
+
+        def backward(part: int, grad_out: Tensor) -> list[Tensor]:
+            nonlocal number
+            if part == len(self.parts) - 1:
+                if number != self.num_forwards:
+                    raise RuntimeError(
+                        "model.cuda_graphs: a replayed forward pass allows one backward pass, before the next forward "
+                        "pass"
+                    )
+                number = 0
+                step.grad_out.copy_(grad_out)
+            return step.backward(part)
+
+        link = out.new_empty(0)  # connects the nodes
+        for part, grads in enumerate(self.parts):
+            is_last = part == len(self.parts) - 1
+            link = _Part.apply(partial(backward, part), out if is_last else out.new_empty(0), link, *grads)
+        return link
 
     def drop(self) -> None:
         """Free the memory of all graphs. They are captured again when they are next needed."""
@@ -95,38 +125,52 @@ class CudaGraphs:
         log.warning("steps are no longer replayed as CUDA graphs: %s", reason)
         self.stopped = reason
         self.drop()
-        self.grads = {}
+        self.parts = []
 
 
 def _autocast_state() -> Hashable:
     return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
 
 
+def _part_size(modules: int) -> int:
+    """Modules per part of the backward pass."""
+    return math.ceil(modules / BACKWARD_PARTS)
+
+
+def _gradients_by_part(modules: Sequence[nn.Module]) -> list[Grads]:
+    """A gradient for each trainable parameter, by part of the backward pass."""
+    groups = [modules[i : i + size] for size in [_part_size(len(modules))] for i in range(0, len(modules), size)]
+    trainable = [[p for module in group for p in module.parameters() if p.requires_grad] for group in groups]
+    return [{p: torch.zeros_like(p) for p in parameters} for parameters in trainable]
+
+
 class CapturedStep:
     """A captured forward and backward pass, with the tensors that they read and write."""
 
-    def __init__(
-        self, capture: Capture, function: Function, tensors: Tensors, grads: dict[nn.Parameter, Tensor]
-    ) -> None:
-        self.function = function
-        self.parameters, self.grads = list(grads), list(grads.values())
+    def __init__(self, capture: Capture, function: Function, tensors: Tensors, parts: list[Grads]) -> None:
+        self.function, self.parts = function, parts
         self.inputs = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
         torch.clear_autocast_cache()  # it holds casts of the weights of earlier steps
-        self.out_with_graph: Tensor | None = None  # the output with its autograd graph, until backward is captured
+        self.outputs: list[Tensor] = []  # of each part, with its autograd graph, until the backward pass is captured
         (self.out,), self.replay_forward = capture(self._forward)
-        self.grad_out = torch.zeros_like(self.out)
-        _, self.replay_backward = capture(self._backward)
+        grad = self.grad_out = torch.zeros_like(self.out)
+        self.replay_backward: dict[int, Callable[[], object]] = {}  # part -> its backward graph
+        for part in reversed(range(len(parts))):
+            (grad, *_), self.replay_backward[part] = capture(partial(self._backward, part, grad))
 
     def _forward(self) -> Sequence[Tensor]:
-        self.out_with_graph = self.function(self.inputs)
-        return (self.out_with_graph.detach(),)
+        outputs = self.function(self.inputs)
+        size = _part_size(len(outputs))
+        self.outputs = [*outputs[size - 1 : -1 : size], outputs[-1]]
+        return (self.outputs[-1].detach(),)
 
-    def _backward(self) -> Sequence[Tensor]:
-        assert self.out_with_graph is not None
-        grads = torch.autograd.grad(self.out_with_graph, self.parameters, self.grad_out, materialize_grads=True)
-        self.out_with_graph = None
-        torch._foreach_copy_(self.grads, grads)
-        return self.grads
+    def _backward(self, part: int, grad_out: Tensor) -> Sequence[Tensor]:
+        """The gradient of the part's input (of its output, if it is the first part), and those of its parameters."""
+        before, fixed = self.outputs[:part][-1:], self.parts[part]  # the part's input, unless it is the first part
+        grads = torch.autograd.grad(self.outputs[part], [*before, *fixed], grad_out, materialize_grads=True)
+        del self.outputs[part]
+        torch._foreach_copy_(list(fixed.values()), grads[len(before) :])
+        return [*(grads[: len(before)] or [grad_out]), *fixed.values()]
 
     def forward(self, tensors: Tensors) -> Tensor:
         """The output for these inputs. It is valid until the next call."""
@@ -136,28 +180,27 @@ class CapturedStep:
             self.replay_forward()
         return self.out.detach()
 
-    def backward(self, grad_out: Tensor) -> list[Tensor]:
-        """The parameters' gradients. They are valid until the next call."""
-        for parameter, fixed in zip(self.parameters, self.grads, strict=True):
+    def backward(self, part: int) -> list[Tensor]:
+        """The gradients of a part's parameters. They are valid until the next call. Parts are called from the last one
+        to the first, after `grad_out` is set."""
+        for parameter, fixed in self.parts[part].items():
             if parameter.grad is not None and parameter.grad.data_ptr() == fixed.data_ptr():
                 parameter.grad = parameter.grad.clone()  # accumulated from an earlier batch
-        self.grad_out.copy_(grad_out)
-        self.replay_backward()
-        return [fixed.detach() for fixed in self.grads]
+        self.replay_backward[part]()
+        return [fixed.detach() for fixed in self.parts[part].values()]
 
 
-class _Replay(torch.autograd.Function):
+class _Part(torch.autograd.Function):
+    """A part's node: passes `out` on and, in the backward pass, the gradients of the part's parameters."""
+
     @staticmethod
-    def forward(ctx: Any, graphs: CudaGraphs, step: CapturedStep, tensors: Tensors, *parameters: Tensor) -> Tensor:
-        graphs.num_forwards += 1
-        ctx.graphs, ctx.step, ctx.number = graphs, step, graphs.num_forwards
-        return step.forward(tensors)
+    def forward(
+        ctx: Any, backward: Callable[[Tensor], list[Tensor]], out: Tensor, link: Tensor, *parameters: Tensor
+    ) -> Tensor:
+        ctx.replay = backward
+        return out.detach()
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.number != ctx.graphs.num_forwards:
-            raise RuntimeError(
-                "model.cuda_graphs: a replayed forward pass allows one backward pass, before the next forward pass"
-            )
-        ctx.number = None
-        return None, None, None, *ctx.step.backward(grad_out)
+        grads = ctx.replay(grad_out)
+        return None, None, grad_out.new_empty(0), *grads
