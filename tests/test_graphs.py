@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
-from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs, Tensors
+from iclora_train.ltx2.runtime.cuda_graphs import CapturedStep, CudaGraphs, Tensors
+from iclora_train.training.data_parallel import data_parallel
 from tests.processes import single_process_group
 from tests.test_compiled import network, scene
 
@@ -102,31 +105,81 @@ def test_gradients_accumulate_in_zeroed_tensors() -> None:
         torch.testing.assert_close(p.grad, expected.grad, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # a warning of torch.distributed
-def test_ddp_reduces_the_gradients_of_replayed_steps(tmp_path: Path) -> None:
-    plain, graphed, num_reduced = network(), network(), 0
-    runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture)
+def reduced_twofold(graphed: Transformer, sent: list[str]) -> DistributedDataParallel:
+    """The network in DistributedDataParallel as in training, as if a second process had the same gradients.
 
-    def sum_over_two(_state, bucket):  # type: ignore[no-untyped-def] # register_comm_hook refuses string annotations
-        """The undivided sum of a bucket over two processes with the same gradients."""
-        nonlocal num_reduced
-        num_reduced += 1
+    Each message returns doubled and is noted in `sent`.
+    """
+
+    def twofold(_state, bucket):  # type: ignore[no-untyped-def] # register_comm_hook refuses string annotations
+        sent.append("message")
         result: torch.futures.Future[Tensor] = torch.futures.Future()
         result.set_result(2 * bucket.buffer())
         return result
 
+    parallel = data_parallel(graphed, torch.device("cpu"))
+    parallel.register_comm_hook(None, twofold)
+    return parallel
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # a warning of torch.distributed
+@pytest.mark.parametrize("batches", [1, 2])
+def test_ddp_reduces_the_gradients_of_replayed_steps_once_per_step(tmp_path: Path, batches: int) -> None:
+    plain, graphed, sent = network(), network(), list[str]()
+    runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture)
     with single_process_group(tmp_path):
-        parallel = torch.nn.parallel.DistributedDataParallel(graphed)
-        parallel.register_comm_hook(None, sum_over_two)
+        parallel = reduced_twofold(graphed, sent)
         for number in range(4):
-            accumulate_grads(plain, random_tokens(4, number, 8), 0)
-            accumulate_grads(graphed, random_tokens(4, number, 8), 0, parallel)
+            for batch in range(batches):
+                accumulate_grads(plain, random_tokens(4, number, 8), batch)
+                with nullcontext() if batch == batches - 1 else parallel.no_sync():
+                    accumulate_grads(graphed, random_tokens(4, number, 8), batch, parallel)
             for p, expected in zip(adapter(graphed), adapter(plain), strict=True):
                 assert p.grad is not None
                 assert expected.grad is not None
                 torch.testing.assert_close(p.grad, 2 * expected.grad, rtol=0, atol=0)
                 p.grad = expected.grad = None
-        assert num_reduced >= 4
+    assert len(sent) == 4  # the tiny adapter fits into one message
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")
+def test_gradients_are_sent_while_the_backward_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The part of the backward pass that is replayed last comes after the first message."""
+    events: list[str] = []
+    monkeypatch.setattr("iclora_train.training.data_parallel.BUCKET_MIB", 1e-3)
+    replay = CapturedStep.backward
+
+    def noted_replay(step: CapturedStep, part: int) -> list[Tensor]:
+        events.append(f"part {part}")
+        return replay(step, part)
+
+    monkeypatch.setattr(CapturedStep, "backward", noted_replay)
+    net = network()
+    runner_of(net).cuda_graphs = CudaGraphs(FakeCapture)
+    with single_process_group(tmp_path):
+        parallel = reduced_twofold(net, events)
+        for number in range(3):
+            events.clear()
+            accumulate_grads(net, random_tokens(4, number, 8), 0, parallel)
+    assert events.index("part 1") < events.index("message") < events.index("part 0")
+
+
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_parts_of_the_backward_pass_have_the_gradients_of_their_modules(count: int) -> None:
+    graphs, linears = CudaGraphs(FakeCapture), torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(count))
+
+    def function(tensors: Tensors) -> list[Tensor]:
+        outputs = [tensors[0]]
+        for linear in linears:
+            outputs.append(linear(outputs[-1]).tanh())
+        return outputs[1:]
+
+    for number in range(3):
+        x = torch.full((2, 3), 0.1 * number)
+        expected = torch.autograd.grad(function((x,))[-1].sum(), list(linears.parameters()))
+        out = graphs.run(function, (x,), list(linears))
+        torch.testing.assert_close(torch.autograd.grad(out.sum(), list(linears.parameters())), expected, rtol=0, atol=0)
+    assert len(graphs.captured) == 1
 
 
 def test_a_forward_pass_whose_memory_was_overwritten_refuses_backward() -> None:
