@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,24 +140,30 @@ def _time_steps(module: ICLoRA, batch: Batch) -> float:
     return min(seconds)
 
 
-def optimizer_step(module: ICLoRA, optimizer: Optimizer, batch: Batch, number: int) -> Tensor:
-    """One optimizer step as the Trainer does it, with the noise of step `number`. Returns the last loss."""
-    config = module.config
-    for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
-        loss = mean_loss(module, batch, number)
-        loss.backward()
-    torch.nn.utils.clip_grad_norm_(module.adapter, config.optim.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    return loss.detach()
-
-
 def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
     """The training loss of a batch in the Trainer's precision, with the noise of step `number`."""
     bf16 = base_dtype(module.config.model.precision) == torch.bfloat16
     with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
         losses = module.losses(batch, step_generator(module.config.seed, number, 0))
         return losses.total(module.config.flow)
+
+
+def optimizer_step(
+    module: ICLoRA,
+    optimizer: Optimizer,
+    batch: Batch,
+    number: int,
+    loss_of: Callable[[ICLoRA, Batch, int], Tensor] = mean_loss,
+) -> Tensor:
+    """One optimizer step as the Trainer does it, with the noise of step `number`. Returns the last loss."""
+    config = module.config
+    for _ in range(config.trainer.get("accumulate_grad_batches", 1)):
+        loss = loss_of(module, batch, number)
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(module.adapter, config.optim.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
 
 
 def synced_time(device: torch.device) -> float:
