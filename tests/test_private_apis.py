@@ -64,6 +64,7 @@ USED = {  # distribution -> "module:attribute path"
         "diffusers.pipelines.ltx2.latent_upsampler:LTX2LatentUpsamplerModel",
     ],
     "lightning": [
+        "lightning.pytorch.strategies.ddp:DDPStrategy._setup_model",
         "lightning.fabric.plugins.environments.cluster_environment:ClusterEnvironment",
         "lightning.fabric.plugins.environments.slurm:SLURMEnvironment",
         "lightning.fabric.plugins.environments.lsf:LSFEnvironment",

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from iclora_train.core.ranks import Placement
+from iclora_train.training.data_parallel import data_parallel
 
 
 class RankStrategy(DDPStrategy):
@@ -20,6 +23,9 @@ class RankStrategy(DDPStrategy):
     def root_device(self) -> torch.device:
         assert self.parallel_devices is not None
         return self.parallel_devices[0]
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        return data_parallel(model, self.root_device)
 
 
 def strategy_of(place: Placement) -> Strategy | str:
