@@ -6,7 +6,10 @@ TASK ?= deblur
 # On a machine without a GPU the CPU build saves gigabytes:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
 TORCH ?= torch==2.13.0
+# Processes that share the tests, each with one thread: make test WORKERS=8
+WORKERS ?= 2
 BIN = $(VENV)/bin
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-all lint setup clean
 
@@ -14,10 +17,10 @@ demo: setup
 	$(BIN)/python -m iclora_train conf=$(TASK)
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 def handlers() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and as a background job, which ignores SIGINT
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -78,9 +79,19 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for package in PACKAGES for path in files(package)}
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
     """Full names of the modules that a file imports, anywhere in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    return frozenset(imports_in(path))
+
+
+def imports_in(path: Path) -> Iterator[str]:
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -104,7 +115,7 @@ def room_of(module: str) -> str:
 def edges() -> Iterator[tuple[str, str]]:
     """(importing module, imported module) of our packages. The package names hold `__version__` and are left out."""
     for module, path in MODULES.items():
-        yield from ((module, name) for name in set(imports(path)) - {module, FIRST, *PACKAGES} if name in MODULES)
+        yield from ((module, name) for name in imports(path) - {module, FIRST, *PACKAGES} if name in MODULES)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -116,7 +127,7 @@ def test_packages_import_in_one_direction(package: str) -> None:
 
 
 def test_the_path_of_imports_is_made_safe_by_modules_that_python_has_loaded() -> None:
-    tree = ast.parse(MODULES[FIRST].read_text())
+    tree = tree_of(MODULES[FIRST])
     at_start = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     assert [alias.name for node in at_start for alias in node.names] == ["os", "sys"]
 
@@ -165,10 +176,9 @@ def test_each_dependency_is_imported_in_one_place(dependency: str) -> None:
 
 @pytest.mark.parametrize("path", [p for package in PACKAGES for p in files(package)], ids=lambda p: str(p)[-40:])
 def test_files_and_functions_are_short_and_described(path: Path) -> None:
-    text = path.read_text()
-    tree = ast.parse(text)
+    tree = tree_of(path)
     assert ast.get_docstring(tree), f"{path} has no docstring"
-    assert len(text.splitlines()) <= MAX_FILE_LINES
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             statements = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
@@ -180,7 +190,7 @@ def test_files_and_functions_are_short_and_described(path: Path) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_is_unpickled_and_no_error_is_swallowed(package: str) -> None:
     for path in files(package):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.ExceptHandler):
                 caught = ast.unparse(node.type) if node.type else ""
                 everything = caught in ("", "Exception", "BaseException") and path != ROOT / CATCHES_ALL
