@@ -5,6 +5,7 @@ import random
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,42 +30,42 @@ def clips(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, clips, base) -> tuple[dict[str, bytes], float]:
-    """The files of an uninterrupted run, by path, and its seconds."""
+def uninterrupted(tmp_path_factory, clips, base) -> dict[str, bytes]:
+    """The files of an uninterrupted run, by path."""
     root = tmp_path_factory.mktemp("uninterrupted")
-    command = overrides(root / "out", clips, base, MANY, "data.workers=0")
-    run(root, "data_prep", *overrides(root / "warm", clips, base))  # the fork server imports all modules
-    begin = time.monotonic()
-    assert run(root, "data_prep", *command).code == 0
-    return contents(root / "out"), time.monotonic() - begin
+    assert run(root, "data_prep", *overrides(root / "out", clips, base, MANY, "data.workers=0")).code == 0
+    return contents(root / "out")
 
 
-def kill_and_resume(root: Path, moment: float, command: list[str]) -> bool:
-    """Kill -9 a run after `moment` seconds, then resume it. Returns whether it was killed before its end."""
-    root.mkdir()
-    process = start(root, "data_prep", *command)
-    process.join(moment)
-    process.kill()
-    process.join()
-    result = run(root, "data_prep", *command)
-    assert result.code == 0, result.err
-    return process.exitcode == -signal.SIGKILL
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files below a folder, while another process writes and renames them."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
 
 
-def check_kills(
-    count: int, folder: Path, clips: Path, base: Path, uninterrupted: tuple[dict[str, bytes], float]
-) -> None:
-    """Kill `count` runs at random moments, alternately without and with workers.
-
-    The duration of a run varies with the load of the machine, so some runs may end before they are killed.
+def check_kills(count: int, folder: Path, clips: Path, base: Path, expected: dict[str, bytes]) -> None:
+    """Kill `count` runs with SIGKILL, alternately without and with workers, once a random share of the bytes is
+    written and up to 50 ms later; then finish them. A slow machine may notice the last bytes after the end of a run.
     """
-    expected, seconds = uninterrupted
     rng = random.Random(count)
     killed = 0
     for number in range(count):
         root = folder / str(number)
-        command = overrides(root / "out", clips, base, MANY, f"data.workers={number % 2 * 2}")
-        killed += kill_and_resume(root, rng.uniform(0.05, 0.75) * seconds, command)
+        root.mkdir()
+        command = overrides(root / "out", clips, base, MANY)
+        process = start(root, "data_prep", *command, f"data.workers={number % 2 * 2}")
+        threshold = rng.uniform(0, 0.9) * sum(map(len, expected.values()))
+        while process.is_alive() and bytes_in(root / "out") <= threshold:
+            time.sleep(0.002)
+        process.join(rng.uniform(0, 0.05))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        result = run(root, "data_prep", *command, "data.workers=0")
+        assert result.code == 0, result.err
         assert contents(root / "out") == expected
         shutil.rmtree(root)
     assert killed >= 0.5 * count
@@ -81,8 +82,8 @@ def test_killed_at_twenty_random_moments_the_bytes_are_the_same(tmp_path, clips,
 
 
 def test_ctrl_c_ends_data_prep_with_one_line_and_leaves_no_partial_file(tmp_path, clips, base, uninterrupted):
-    command = overrides(tmp_path / "out", clips, base, MANY, "data.workers=2")
-    process = start(tmp_path, "data_prep", *command)
+    command = overrides(tmp_path / "out", clips, base, MANY)
+    process = start(tmp_path, "data_prep", *command, "data.workers=2")
     while not list(tmp_path.rglob("*.tar.tmp")):
         time.sleep(0.002)
     assert process.pid is not None
@@ -93,22 +94,23 @@ def test_ctrl_c_ends_data_prep_with_one_line_and_leaves_no_partial_file(tmp_path
     assert "interrupted: the same command continues" in message
     assert "Traceback" not in message
     assert list(tmp_path.rglob("*.tmp")) == []
-    assert run(tmp_path, "data_prep", *command).code == 0
-    assert contents(tmp_path / "out") == uninterrupted[0]
+    assert run(tmp_path, "data_prep", *command, "data.workers=0").code == 0
+    assert contents(tmp_path / "out") == uninterrupted
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_full_disk_is_an_error_of_one_line_and_complete_files_stay(workers, tmp_path, clips, base, uninterrupted):
-    expected, _ = uninterrupted
-    sizes = sorted(len(data) for name, data in expected.items() if name.startswith("pairs/") and name.endswith(".tar"))
-    command = overrides(tmp_path / "out", clips, base, MANY, f"data.workers={workers}")
-    result = run(tmp_path, "data_prep", *command, largest_file=sizes[2] - 1)  # the first of five shards does not fit
+    shards = {name: data for name, data in uninterrupted.items() if name.endswith(".tar")}
+    sizes = sorted(len(data) for name, data in shards.items() if name.startswith("pairs/"))
+    limit = sizes[2] - 1  # the first of five shards does not fit
+    command = overrides(tmp_path / "out", clips, base, MANY)
+    result = run(tmp_path, "data_prep", *command, f"data.workers={workers}", largest_file=limit)
     assert result.code == 2
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
     assert ".tar could not be written: File too large. Make room in" in line
     assert list(tmp_path.rglob("*.tmp")) == []
-    assert run(tmp_path, "data_prep", *command).code == 0
-    assert contents(tmp_path / "out") == expected
+    assert run(tmp_path, "data_prep", *command, "data.workers=0").code == 0
+    assert contents(tmp_path / "out") == uninterrupted
 
 
 def test_maker_arguments_and_source_files_are_part_of_the_shards_fingerprint(tmp_path, base):

@@ -112,9 +112,9 @@ def test_the_work_of_all_ranks_counts_and_the_slowest_rank_sets_the_pace() -> No
 
 
 def test_the_peak_of_the_device_is_measured_once_and_quickly() -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # other processes do not count
     peak = matmul_peak(torch.device("cpu"), torch.float32)
-    assert time.perf_counter() - start < 5  # a fraction of a second on an idle machine
+    assert time.process_time() - start < 5
     assert peak > 1e8
     assert matmul_peak(torch.device("cpu"), torch.float32) == peak
 

@@ -250,7 +250,7 @@ def test_bf16_is_close_to_fp32_with_nanos_weights() -> None:
     exact, coarse = (BaseModel.open("nano").vae() for _ in range(2))
     coarse.to(torch.bfloat16)
     with torch.no_grad():
-        latent = torch.randn(1, exact.channels, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        latent = torch.randn(1, exact.channels, 2, 4, 4, generator=torch.Generator().manual_seed(0))
         video = exact.decode(latent)
         errors = exact.encode(video) - coarse.encode(video), video - coarse.decode(latent)
     assert errors[0].dtype == errors[1].dtype == torch.float32
