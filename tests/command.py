@@ -28,11 +28,19 @@ class Result:
     err: str
 
 
-def start(folder: Path, module: str, *args: str, largest_file: int | None = None) -> BaseProcess:
-    """Start `python -m module args` in `folder`, with stdout in out.txt and stderr in err.txt. `largest_file`: limit in
-    bytes on the size of a file, which simulates a full disk.
+def start(
+    folder: Path,
+    module: str,
+    *args: str,
+    largest_file: int | None = None,
+    variables: dict[str, str] | None = None,
+    suffix: str = "",
+) -> BaseProcess:
+    """Start `python -m module args` in `folder`, with stdout in out<suffix>.txt and stderr in err<suffix>.txt.
+
+    largest_file: limit in bytes on the size of a file, which simulates a full disk. variables: of the environment.
     """
-    process = _CONTEXT.Process(target=_main, args=(str(folder), module, args, largest_file))
+    process = _CONTEXT.Process(target=_main, args=(str(folder), module, args, largest_file, variables or {}, suffix))
     process.start()
     return process
 
@@ -51,10 +59,18 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _main(folder: str, module: str, args: tuple[str, ...], largest_file: int | None) -> None:
+def _main(
+    folder: str,
+    module: str,
+    args: tuple[str, ...],
+    largest_file: int | None,
+    variables: dict[str, str],
+    suffix: str,
+) -> None:
     os.chdir(folder)
+    os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
-    for stream, name in ((1, "out.txt"), (2, "err.txt")):
+    for stream, name in ((1, f"out{suffix}.txt"), (2, f"err{suffix}.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))

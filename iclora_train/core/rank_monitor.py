@@ -33,6 +33,7 @@ from iclora_train.core.ranks import Placement
 
 POLL = 1.0  # seconds between two looks into the store
 SILENCE = 50.0  # seconds after which a rank that does not count up is taken for dead
+PRECEDENCE = 2.0  # seconds that a rank waits for the report of one whose message says more
 PATIENCE = 15.0  # seconds that a failed rank waits until the others have noticed
 # Errors of collective operations. The rank that has them usually did not cause them: another rank has ended.
 LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL error", "Broken pipe", "Socket Timeout")
@@ -60,6 +61,7 @@ class RankMonitor:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart of the ranks
         self.store = dist.PrefixStore(f"iclora_train/{attempt}", store)
         self.finished = threading.Event()
+        self.ending = threading.Lock()  # held by the thread that ends this process
         self.thread = threading.Thread(target=self._watch, name="rank monitor", daemon=True)
         self.counts: dict[int, tuple[bytes, float]] = {}  # rank -> its last count, and when it was first seen
 
@@ -74,35 +76,52 @@ class RankMonitor:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         try:
             if error is not None:
-                code = self._report(error)
+                failure = self._report(error)
                 if self.place.rank > 0:
-                    raise SystemExit(code) from None
+                    raise SystemExit(failure.code) from None
+                if is_lost_connection(error):
+                    raise ConfigError(failure.line) from error
         finally:
             self.finished.set()
 
-    def _report(self, error: BaseException) -> int:
-        """Tell the other ranks about the exception, wait until they know, and return the exit code."""
+    def _report(self, error: BaseException) -> Failure:
+        """Tell the other ranks about the exception, and wait until they know. Returns the first failure of the run."""
         line, code = ending_of(error)
-        if code == 1 and self.place.rank > 0:
+        lost = is_lost_connection(error)
+        if code == 1 and self.place.rank > 0 and not lost:
             traceback.print_exception(error)
-        if any(text in str(error) for text in LOST):
-            time.sleep(3 * POLL)  # the rank that caused it may report, too
-            line = f"another rank has ended, or the network between them failed ({line})"
+        if self.place.rank > 0 or lost:
+            self._wait_for_failure(PRECEDENCE)
+        self.ending.acquire()  # never released: `_end` may have begun to end this process
         failure = Failure(self.place.rank, socket.gethostname(), line, code)
         with suppress(dist.DistError, RuntimeError):  # the store has ended with rank 0
-            first = self.store.compare_set("failure", "", json.dumps(asdict(failure)))
+            failure = self._first_failure(failure)
             self._acknowledge()
             self._wait_for_acknowledgements()
-            return int(json.loads(first)["code"])
-        return code
+        return failure
+
+    def _first_failure(self, failure: Failure) -> Failure:
+        """The failure that the store holds; this one, if there is none yet."""
+        first = self.store.compare_set("failure", "", json.dumps(asdict(failure)))
+        return Failure(**json.loads(first))
+
+    def _wait_for_failure(self, seconds: float) -> None:
+        """Wait until another rank reports. Rank 0 and the rank that caused a lost connection come first."""
+        deadline = time.monotonic() + seconds
+        with suppress(dist.DistError, RuntimeError):
+            while time.monotonic() < deadline and not self.store.check(["failure"]):
+                time.sleep(0.1)
 
     def _acknowledge(self) -> None:
         self.store.add("acknowledged", 1)
 
     def _wait_for_acknowledgements(self) -> None:
+        """Wait until all ranks know. Rank 0, whose process often holds the store, ends last."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.store.add("acknowledged", 0) < self.place.world_size:
             time.sleep(0.1)
+        if self.place.rank == 0:
+            time.sleep(POLL)
 
     def _watch(self) -> None:
         """Runs in the thread: look into the store until the run ends."""
@@ -135,11 +154,11 @@ class RankMonitor:
             elif now - self.counts[rank][1] > SILENCE:
                 line = f"no sign of life for {SILENCE:.0f} s: it was killed (out of memory?), or its node has failed"
                 failure = Failure(rank, "its node", line, 1)
-                self.store.compare_set("failure", "", json.dumps(asdict(failure)))
+                self._first_failure(failure)
 
     def _end(self, failure: Failure) -> None:
         """End this process because of another rank's failure. (A failed rank leaves through `_report`.)"""
-        if failure.rank == self.place.rank or self.finished.is_set():
+        if failure.rank == self.place.rank or not self.ending.acquire(blocking=False):
             return
         with suppress(dist.DistError, RuntimeError):
             self._acknowledge()
@@ -152,6 +171,11 @@ class RankMonitor:
         os._exit(failure.code)
 
 
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed because another rank, or the network, has ended."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST)
+
+
 def ending_of(error: BaseException) -> tuple[str, int]:
     """One line for the screen and the exit code of an exception that ends a command (as in `config.endings`)."""
     if isinstance(error, ConfigError):
@@ -162,6 +186,6 @@ def ending_of(error: BaseException) -> tuple[str, int]:
         return f"{error}: the same command continues", error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted: the same command continues", 128 + signal.SIGINT
-    if isinstance(error, SystemExit):
-        return "ended", error.code if isinstance(error.code, int) else 1
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}", 1
+    if is_lost_connection(error):
+        return "another rank was killed (out of memory?), or the network between the ranks failed", 1
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}", 1
