@@ -11,6 +11,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from torch.utils.data import DataLoader
 
 from iclora_train.config import Config
+from iclora_train.core.ranks import Placement
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import collate
 from iclora_train.data.datamodule import LatentDataModule
@@ -19,6 +20,7 @@ from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.optimizer import optimizer_settings
 from iclora_train.training.step_metrics import DivergedError
+from iclora_train.training.strategy import PlacedProcess, RankStrategy
 from tests.processes import single_process_group
 from tests.tiny import composed, write_tiny_base
 
@@ -39,8 +41,8 @@ class Clips(LightningDataModule):
         return DataLoader(self.clips, batch_size=2, collate_fn=collate)  # type: ignore[arg-type]
 
 
-def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback]) -> Trainer:
-    """Train on clips of noise."""
+def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback], **arguments: Any) -> Trainer:
+    """Train on clips of noise. arguments: further ones of the Trainer."""
     module = ICLoRA(config, base, device)
     generator = torch.Generator().manual_seed(0)
 
@@ -61,6 +63,7 @@ def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback])
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **arguments,
     )
     trainer.fit(module, data)
     return trainer
@@ -128,3 +131,34 @@ def test_ddp_broadcasts_no_tensor_of_the_base(tmp_path: Path) -> None:
         parallel._assign_modules_buffers()  # as before every forward pass
         assert not parallel.modules_buffers
         assert {id(p) for p in parallel._module_parameters} == {id(p) for p in module.adapter}
+
+
+class CountsMessages(Callback):
+    """Counts the messages in which DistributedDataParallel sends gradients."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_start(self, trainer: Trainer, module: Any) -> None:
+        def counted(_state, bucket):  # type: ignore[no-untyped-def] # register_comm_hook refuses string annotations
+            self.count += 1
+            result: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+            result.set_result(bucket.buffer())
+            return result
+
+        parallel = trainer.strategy.model
+        assert isinstance(parallel, torch.nn.parallel.DistributedDataParallel)
+        parallel.register_comm_hook(None, counted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_accumulated_gradients_are_sent_once_per_optimizer_step(tmp_path: Path) -> None:
+    write_tiny_base(tmp_path / "base")
+    config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "optim=adamw")
+    messages = CountsMessages()
+    with single_process_group(tmp_path):
+        base = BaseModel.open(str(tmp_path / "base"))
+        plugins = [PlacedProcess(Placement())]
+        trainer = fit(config, base, "cpu", [messages], strategy=RankStrategy(), plugins=plugins)
+    assert trainer.global_step == STEPS
+    assert messages.count == STEPS  # of two batches each; the tiny adapter fits into one message
