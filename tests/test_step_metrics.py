@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from iclora_train.diffusion.loss import ClipLosses
 from iclora_train.training.step_metrics import LOCALITY, DeferredMetrics, Row, bucket_name
@@ -14,8 +15,8 @@ from iclora_train.training.step_metrics import LOCALITY, DeferredMetrics, Row, b
 SIGMA = torch.tensor([0.1, 0.3, 0.4, 0.9])
 
 
-def single_process(values: Tensor) -> Tensor:
-    return values
+def single_process(value: Any) -> list[Any]:
+    return [value]
 
 
 def collect(metrics: DeferredMetrics) -> list[Row]:
@@ -93,18 +94,25 @@ def test_a_gradient_that_is_not_finite_is_named_with_its_step() -> None:
 
 
 def test_every_process_stops_at_the_same_step_and_counts_all_clips() -> None:
-    def with_another(values: Tensor) -> Tensor:
-        return torch.stack([values, values + torch.tensor([[0.0], [2.0], [0.0]])])  # losses higher by 2
+    """Losses of the second process are higher by 2; its batches are smaller."""
 
-    rows, diverged = steps(3).collect(with_another)
+    def other(bad: dict[tuple[int, int], float] | None = None) -> DeferredMetrics:
+        metrics = DeferredMetrics()
+        for step in range(1, 4):
+            for clip in range(2):
+                loss = torch.tensor([(bad or {}).get((step, clip), step + 2.0)])
+                metrics.add([f"other{clip}"], ClipLosses(SIGMA[-1:], loss, None))
+            metrics.end_step(step, torch.tensor(1.0), lr=0.1)
+        return metrics
+
+    def with_other(metrics: DeferredMetrics) -> Callable[[Any], list[Any]]:
+        values: list[Any] = []
+        metrics.collect(lambda value: values.append(value) or [value])
+        return lambda value: [value, *values]
+
+    rows, diverged = steps(3).collect(with_other(other()))
     assert diverged is None
-    assert rows[0]["loss"] == pytest.approx(2 + 6 / 7 / 4)
-
-    def with_a_nan(values: Tensor) -> Tensor:
-        values_with_nan = values.clone()
-        values_with_nan[1, 5] = math.nan  # in the second step
-        return torch.stack([values, values_with_nan])
-
-    rows, diverged = steps(3).collect(with_a_nan)
+    assert rows[0]["loss"] == pytest.approx((4 * 1 + 6 / 7 + 2 * 3) / 6)
+    rows, diverged = steps(3).collect(with_other(other({(2, 1): math.nan})))
     assert len(rows) == 1
-    assert "at step 2 (in another process)" in str(diverged)
+    assert "at step 2 (other1 at sigma 0.900)" in str(diverged)

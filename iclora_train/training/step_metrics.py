@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +25,8 @@ class DivergedError(ConfigError):
 
 
 @dataclass(frozen=True)
-class _ClipMetrics:
-    """Clips: keys and noise levels (n,) on the host, flow losses and `ClipLosses.locality` (n,) on the device."""
+class _BatchMetrics:
+    """Clips of a batch: keys and noise levels (B,) on the host, flow losses and `ClipLosses.locality` (B,)."""
 
     keys: list[str]
     sigma: Tensor
@@ -34,10 +36,10 @@ class _ClipMetrics:
 
 @dataclass(frozen=True)
 class _StepMetrics:
-    """An optimizer step: its number, its clips, its gradient norm () on the device, its learning rate."""
+    """An optimizer step: its number, the batches of this rank, its gradient norm () on the device, learning rate."""
 
     number: int
-    clips: _ClipMetrics
+    batches: list[_BatchMetrics]
     grad_norm: Tensor
     lr: float
 
@@ -46,52 +48,57 @@ class DeferredMetrics:
     """Metrics of the steps since the last `collect`."""
 
     def __init__(self) -> None:
-        self.batches: list[_ClipMetrics] = []  # of the unfinished step
+        self.batches: list[_BatchMetrics] = []  # of the unfinished step
         self.steps: list[_StepMetrics] = []
 
     def add(self, keys: list[str], losses: ClipLosses) -> None:
         """Add a batch: the keys of its clips, and its losses."""
         loss = losses.flow.detach()
         locality = torch.full_like(loss, math.nan) if losses.locality is None else losses.locality.detach()
-        self.batches.append(_ClipMetrics(keys, losses.sigma, loss, locality))
+        self.batches.append(_BatchMetrics(keys, losses.sigma, loss, locality))
 
     def end_step(self, number: int, grad_norm: Tensor, lr: float) -> None:
-        """Combine the batches added since the last call into optimizer step `number`."""
-        keys = [key for batch in self.batches for key in batch.keys]
-        names = ("sigma", "loss", "locality")
-        sigma, loss, locality = (torch.cat([getattr(batch, name) for batch in self.batches]) for name in names)
-        self.steps.append(_StepMetrics(number, _ClipMetrics(keys, sigma, loss, locality), grad_norm, lr))
+        """The batches added since the last call are those of optimizer step `number`."""
+        self.steps.append(_StepMetrics(number, self.batches.copy(), grad_norm, lr))
         self.batches.clear()
 
-    def collect(self, gather: Callable[[Tensor], Tensor]) -> tuple[list[Row], DivergedError | None]:
+    def collect(self, gather: Callable[[Any], list[Any]]) -> tuple[list[Row], DivergedError | None]:
         """A row for each step since the last call, up to the first step that is not finite, which is the error.
 
-        A row: step, loss, loss by noise level, locality, gradient norm, learning rate. `gather` stacks the tensors of
-        all processes along a new first dimension, or returns the tensor of the only process unchanged.
+        A row: step, loss, loss by noise level, locality, gradient norm, learning rate, of the clips of all ranks.
+        `gather` (`core.process_group`) returns the values of all ranks.
         """
         steps = self.steps.copy()
         self.steps.clear()
         if not steps:
             return [], None
-        loss = torch.cat([step.clips.loss for step in steps]).float()
-        sigma = torch.cat([step.clips.sigma for step in steps]).to(loss)
-        locality = torch.cat([step.clips.locality for step in steps]).to(loss)
-        gathered = gather(torch.stack([sigma, loss, locality]))  # (3,n), or (ranks,3,n)
-        norms = torch.stack([step.grad_norm for step in steps]).float()
-        on_host = torch.cat([loss, norms, gathered.flatten()]).cpu()  # one copy, so the host waits once
-        loss, norms, gathered = on_host.split([len(loss), len(norms), gathered.numel()])
-        counts = [len(step.clips.keys) for step in steps]
-        by_step = gathered.reshape(-1, 3, len(loss)).split(counts, dim=2)  # (ranks,3,clips) each
+        batches, norms = _on_host(steps)
         rows: list[Row] = []
-        for step, rank_losses, norm, values in zip(steps, loss.split(counts), norms, by_step, strict=True):
-            # contiguous (ranks,clips), so that sums have the same bits however many steps are read together
-            sigmas, losses, localities = values.transpose(0, 1).clone(memory_format=torch.contiguous_format)
-            error = _divergence(step, rank_losses, losses, norm)
+        for step, norm, by_rank in zip(steps, norms, zip(*gather(batches), strict=True), strict=True):
+            # in the order of `batch_sampler.BatchPlan`, so that no sum depends on the number of ranks
+            in_order = list(chain.from_iterable(zip(*by_rank, strict=True)))
+            error = _divergence(step.number, in_order, norm)
             if error is not None:
                 return rows, error
-            means = {**_mean_losses(sigmas, losses), **_mean_locality(localities)}
-            rows.append({"step": step.number, **means, "grad_norm": float(norm), "lr": step.lr})
+            names = ("sigma", "loss", "locality")
+            sigma, loss, locality = (torch.cat([getattr(batch, name) for batch in in_order]) for name in names)
+            means = {**_mean_losses(sigma, loss), **_mean_locality(locality)}
+            rows.append({"step": step.number, **means, "grad_norm": norm, "lr": step.lr})
         return rows, None
+
+
+def _on_host(steps: list[_StepMetrics]) -> tuple[list[list[_BatchMetrics]], list[float]]:
+    """The batches of each step with their losses on the host, and the gradient norm of each step."""
+    batches = [batch for step in steps for batch in step.batches]
+    loss, locality = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("loss", "locality"))
+    norms = torch.stack([step.grad_norm for step in steps])
+    on_host = torch.cat([values.float() for values in (loss, locality, norms)]).cpu()  # one copy: the host waits once
+    loss, locality, norms = on_host.split([len(loss), len(locality), len(norms)])
+    counts = [len(batch.keys) for batch in batches]
+    parts = zip(batches, loss.split(counts), locality.split(counts), strict=True)
+    # clones, because a pickled view takes the whole tensor along
+    copies = iter([replace(batch, loss=loss.clone(), locality=locality.clone()) for batch, loss, locality in parts])
+    return [list(islice(copies, len(step.batches))) for step in steps], norms.tolist()
 
 
 def step_columns(config: Config) -> list[str]:
@@ -120,19 +127,19 @@ def _mean_locality(locality: Tensor) -> Row:
     return {LOCALITY: float(measured.mean())} if len(measured) else {}
 
 
-def _divergence(step: _StepMetrics, rank_losses: Tensor, losses: Tensor, norm: Tensor) -> DivergedError | None:
-    """The error of a step whose losses or gradient are not finite. All processes report the same step.
-
-    rank_losses: losses of this process's clips. losses: losses of all processes.
-    """
+def _divergence(number: int, batches: list[_BatchMetrics], norm: float) -> DivergedError | None:
+    """The error of step `number`, whose `batches` are those of all ranks, if a loss or its gradient is not finite."""
     remedy = "under another run=<name>; checkpoints up to here are intact"
-    if not losses.isfinite().all():
-        keys, sigma = step.clips.keys, step.clips.sigma
-        bad = [f"{keys[i]} at sigma {sigma[i]:.3f}" for i in (~rank_losses.isfinite()).nonzero().flatten().tolist()]
+    bad = [
+        f"{batch.keys[i]} at sigma {batch.sigma[i]:.3f}"
+        for batch in batches
+        for i in (~batch.loss.isfinite()).nonzero().flatten().tolist()
+    ]
+    if bad:
         return DivergedError(
-            f"the loss is not a finite number at step {step.number} ({', '.join(bad) or 'in another process'}): lower "
-            f"optim.optimizer.lr or optim.clip_norm, or leave out the clip, {remedy}"
+            f"the loss is not a finite number at step {number} ({', '.join(bad)}): lower optim.optimizer.lr or "
+            f"optim.clip_norm, or leave out the clip, {remedy}"
         )
-    if not norm.isfinite():
-        return DivergedError(f"the gradient is not finite at step {step.number}: lower optim.optimizer.lr {remedy}")
+    if not math.isfinite(norm):
+        return DivergedError(f"the gradient is not finite at step {number}: lower optim.optimizer.lr {remedy}")
     return None
