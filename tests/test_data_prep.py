@@ -260,8 +260,8 @@ def test_clips_of_several_shapes_become_shards_of_several_buckets(tmp_path, base
         assert latent.target.shape[1:] == opened_geometry(base).latent_size(*pair.target.shape[:3])
         assert pair.caption == f"A mood {pairs.samples[i].source[1]}, DEBLUR"
     latents.require_settings(config_for(tmp_path / "out", tmp_path / "list.jsonl", base, *settings))
-    plan = plan_batches(latents, "train", 0, 3, None, 0, 1)
-    assert all(len({latents.samples[i].bucket for i in plan.batch(n)}) == 1 for n in range(6))
+    plan = plan_batches(latents, "train", 0, 3, None)
+    assert all(len({latents.samples[i].bucket for i in plan.step(n)[0]}) == 1 for n in range(6))
 
 
 def opened_geometry(base: Path) -> Geometry:

@@ -12,11 +12,20 @@ import pytest
 import torch
 
 from iclora_train.config import ConfigError, Flow, Validation
+from iclora_train.core.ranks import SINGLE
 from iclora_train.core.scores import judged_adapter, read_comparable_scores, read_scores
-from iclora_train.training.checkpointing import AtomicCheckpointIO, newest_checkpoint, resume_or_refuse
+from iclora_train.data.batch_sampler import BATCHES_PER_STEP
+from iclora_train.training.checkpointing import (
+    AtomicCheckpointIO,
+    batches_per_step,
+    newest_checkpoint,
+    resume_or_refuse,
+    settings_digests,
+)
 from iclora_train.training.loggers import CsvLogger
 from iclora_train.training.memory_search import read_plan
 from tests.damage import check_reader, damaged_bytes, damaged_json
+from tests.tiny import composed
 
 FILES = Path(__file__).parent / "version_0_1" / "runs" / "run"
 DIGEST = "a" * 64
@@ -28,13 +37,23 @@ def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(FILES, tmp_path / "run"))
 
 
-def settings_of(folder: Path) -> dict[str, Any]:
+def record_of(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "run.json").read_text()))
 
 
+def settings_of(folder: Path, batches_per_step: int = 1) -> dict[str, Any]:
+    """The settings of the run as this version compares them."""
+    settings = record_of(folder)
+    return {**settings, "trainer": {"max_steps": settings["trainer"]["max_steps"]}, BATCHES_PER_STEP: batches_per_step}
+
+
+def change_record(folder: Path, **sections: object) -> None:
+    (folder / "run.json").write_text(json.dumps(record_of(folder) | sections))
+
+
 def test_a_damaged_record_of_the_settings(folder: Path) -> None:
-    settings = settings_of(folder)
-    variants = chain(damaged_bytes((folder / "run.json").read_bytes()), damaged_json(settings, items=1))
+    settings, record = settings_of(folder), folder / "run.json"
+    variants = chain(damaged_bytes(record.read_bytes()), damaged_json(record_of(folder), items=1))
     errors = check_reader(folder / "run.json", lambda: resume_or_refuse(folder, settings, DIGEST), variants, False)
     assert errors > 100
 
@@ -54,11 +73,67 @@ def test_a_setting_that_is_newer_than_the_run_counts_as_its_default(folder: Path
 def test_shards_that_were_made_again_from_other_clips_are_refused(folder: Path) -> None:
     settings = settings_of(folder)
     resume_or_refuse(folder, settings, DIGEST)  # version 0.1 did not record the shards
-    record = json.loads((folder / "run.json").read_text())
-    (folder / "run.json").write_text(json.dumps(record | {"shards": DIGEST}))
+    change_record(folder, shards=DIGEST)
     resume_or_refuse(folder, settings, DIGEST)
     with pytest.raises(ConfigError, match=r"was trained on other shards than data\.root holds now.*run=<name>"):
         resume_or_refuse(folder, settings, "b" * 64)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "accumulated", "hint"),
+    [
+        (2, 4, ""),
+        (4, 2, ""),
+        (2, 2, "8 -> 4; 2 rank(s) have 8 batches per step with trainer.accumulate_grad_batches=4)"),
+        (16, 1, "8 -> 16; 8 batches per step cannot be divided among 16 ranks)"),
+    ],
+)
+def test_the_batches_of_a_step_must_stay_as_many_on_any_number_of_ranks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, ranks: int, accumulated: int, hint: str
+) -> None:
+    (folder / "run.json").write_text(json.dumps(settings_of(folder, batches_per_step=8)))
+    for name, value in {**SINGLE, "WORLD_SIZE": str(ranks)}.items():
+        monkeypatch.setenv(name, value)
+    batches = batches_per_step(composed(f"trainer.accumulate_grad_batches={accumulated}", "conf=deblur"))
+    settings = settings_of(folder) | {BATCHES_PER_STEP: batches}
+    if not hint:
+        resume_or_refuse(folder, settings, DIGEST)
+        return
+    with pytest.raises(ConfigError) as refused:
+        resume_or_refuse(folder, settings, DIGEST)
+    assert f"trainer.devices x trainer.num_nodes x trainer.accumulate_grad_batches: {hint}" in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "many", None])
+def test_a_number_of_batches_that_is_not_one_is_refused(value: object) -> None:
+    config = composed("conf=deblur")
+    config.trainer["accumulate_grad_batches"] = value
+    with pytest.raises(ConfigError, match=r"trainer\.accumulate_grad_batches=.* must be a whole number of at least 1"):
+        batches_per_step(config)
+
+
+def test_a_run_of_an_earlier_version_with_several_batches_per_step_is_refused(folder: Path) -> None:
+    """That version put clips into another order. How many devices `auto` meant was not recorded."""
+    settings = settings_of(folder)
+    for devices in (1, "auto", -1, [0]):
+        change_record(folder, trainer={"max_steps": 6, "devices": devices, "accumulate_grad_batches": 1})
+        resume_or_refuse(folder, settings, DIGEST)
+    for devices, accumulated in ((2, 1), (1, 2), ([0, 1], 1)):
+        change_record(folder, trainer={"max_steps": 6, "devices": devices, "accumulate_grad_batches": accumulated})
+        with pytest.raises(
+            ConfigError, match=r"an earlier version.* in another order: finish it with the version that"
+        ):
+            resume_or_refuse(folder, settings | {BATCHES_PER_STEP: 2}, DIGEST)
+
+
+def test_a_checkpoint_of_version_0_1_is_accepted_without_its_run_json(folder: Path) -> None:
+    """Deleting a damaged run.json is the remedy that the error names."""
+    checkpoint = AtomicCheckpointIO().load_checkpoint(folder / "checkpoints" / "step-00000004.ckpt", weights_only=True)
+    settings = settings_of(folder)
+    assert checkpoint["settings"] in settings_digests(settings, folder)
+    (folder / "run.json").unlink()
+    assert checkpoint["settings"] in settings_digests(settings, folder)
+    assert checkpoint["settings"] not in settings_digests(settings | {BATCHES_PER_STEP: 2}, folder)
 
 
 def test_a_damaged_checkpoint(folder: Path) -> None:

@@ -322,10 +322,10 @@ def test_a_run_begun_by_an_earlier_version_keeps_its_rows_when_resumed(tiny: lis
         ("+trainer.max_stepz=3", "trainer.max_stepz is not a setting"),
         ("trainer.max_steps=0", "trainer.max_steps must be at least 1"),
         ("optim.optimizer._target_=torch.optim.AdamV", "AdamV"),
-        ("data.batch_size=100", "data.batch_size=100 on 1 rank(s) needs 100 clips"),
+        ("data.batch_size=100", "data.batch_size=100 needs 100 clips"),
         (
             "data.tokens_per_batch=1600",
-            "data.tokens_per_batch=1600 on 1 rank(s) needs 25 clips of 32x32x5, which has 24",
+            "data.tokens_per_batch=1600 needs 25 clips of 32x32x5, which has 24",
         ),
         ("data.tokens_per_batch=0", "data.tokens_per_batch=0 must be at least 1, or null"),
         ("data.height=48", "data.height"),
@@ -359,13 +359,13 @@ def test_bf16_keeps_the_adapter_in_fp32(tiny: list[str], tmp_path: Path) -> None
 # --- parts of a training step ---
 
 
-def test_random_draws_depend_on_seed_batch_and_rank_only() -> None:
+def test_random_draws_depend_on_seed_step_and_slot_only() -> None:
     target = torch.zeros(4, 2, 2, 3, 3)
     first, repeated = (draw_random(target, Flow(), step_generator(0, 7, 1)) for _ in range(2))
     assert torch.equal(first.noise, repeated.noise)
     assert torch.equal(first.sigma, repeated.sigma)
-    for seed_batch_rank in ((1, 7, 1), (0, 8, 1), (0, 7, 0)):
-        assert not torch.equal(first.noise, draw_random(target, Flow(), step_generator(*seed_batch_rank)).noise)
+    for seed_step_slot in ((1, 7, 1), (0, 8, 1), (0, 7, 0)):
+        assert not torch.equal(first.noise, draw_random(target, Flow(), step_generator(*seed_step_slot)).noise)
 
 
 def test_probabilities_of_first_frame_and_reference_are_per_clip() -> None:

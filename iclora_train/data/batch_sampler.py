@@ -1,7 +1,8 @@
-"""Batch sampler: the clips of batch n of a rank.
+"""Batch sampler: the clips of optimizer step n, and the share of them that a rank trains on.
 
-They are a pure function of the seed, n and the rank, so that resuming needs only the number of the next batch. The
-module does not import Lightning, because DataLoader workers import it and should start quickly.
+They are a pure function of the seed and n, so that resuming needs only the number of the step, and the same clips are
+trained on however many ranks share a step. The module does not import Lightning, because DataLoader workers import it
+and should start quickly.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 
 import numpy as np
 import torch
@@ -22,92 +23,121 @@ from iclora_train.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
 
+BATCHES_PER_STEP = "trainer.devices x trainer.num_nodes x trainer.accumulate_grad_batches"
+Step = tuple[tuple[int, ...], ...]  # sample numbers of each batch
+
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """An endless sequence of batches for one rank: each epoch is a seeded permutation, cut into batches of one bucket.
+    """An endless sequence of optimizer steps of `batches_per_step` batches, each batch with clips of one bucket.
 
-    buckets: sample numbers of each bucket. sizes: clips per batch and rank, for each bucket. In a step all ranks have
-    batches of the same bucket, `size * world_size` clips together. No clip occurs twice in an epoch. Clips that do not
-    fill a last step are left out of that epoch; the next epoch leaves out different clips.
+    buckets: sample numbers of each bucket. sizes: clips per batch, for each bucket. In each epoch the clips of a bucket
+    are shuffled and cut into batches; no clip occurs twice. The batches of a step are of one bucket as far as possible;
+    what is left at the end of the buckets is combined into steps of several buckets. Clips that do not fill a last
+    batch of their bucket, and random batches that are too many for the last step, are left out of that epoch.
     """
 
     buckets: tuple[tuple[int, ...], ...]
     seed: int
     sizes: tuple[int, ...]
-    rank: int = 0
-    world_size: int = 1
+    batches_per_step: int = 1
 
     @property
-    def clips_per_step(self) -> tuple[int, ...]:
-        """Clips per step of all ranks together, for each bucket."""
-        return tuple(size * self.world_size for size in self.sizes)
+    def batches_per_epoch(self) -> int:
+        """Batches that the clips of all buckets fill."""
+        return sum(len(bucket) // size for bucket, size in zip(self.buckets, self.sizes, strict=True))
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of this rank in one epoch."""
-        return sum(len(bucket) // size for bucket, size in zip(self.buckets, self.clips_per_step, strict=True))
+        """Optimizer steps in one epoch."""
+        return self.batches_per_epoch // self.batches_per_step
 
-    def batch(self, n: int) -> list[int]:
-        """Sample numbers of batch n."""
+    def step(self, n: int) -> Step:
+        """The batches of step n (from 0)."""
         epoch, step = divmod(n, self.steps_per_epoch)
-        clips = _epoch_steps(self.buckets, self.seed, self.clips_per_step, epoch)[step]
-        return list(clips[self.rank :: self.world_size])
-
-    def batches_from(self, n: int) -> BatchSampler:
-        """Batches n, n + 1, ... for a DataLoader."""
-        return BatchSampler(self, n)
+        return _epoch_steps(self.buckets, self.seed, self.sizes, self.batches_per_step, epoch)[step]
 
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """A batch sampler for a DataLoader: starts at batch `start` of a plan and never ends."""
+    """A batch sampler for a DataLoader: the batches of one rank from step `start` of a plan on, without end.
+
+    Rank r of w ranks trains on batches r, r + w, r + 2 w, ... of each step.
+    """
 
     plan: BatchPlan
-    start: int
+    start: int = 0
+    rank: int = 0
+    world_size: int = 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        return map(self.plan.batch, count(self.start))
+        steps = map(self.plan.step, count(self.start))
+        return map(list, chain.from_iterable(step[self.rank :: self.world_size] for step in steps))
 
 
 @lru_cache(maxsize=2)
 def _epoch_steps(
-    buckets: tuple[tuple[int, ...], ...], seed: int, sizes: tuple[int, ...], epoch: int
-) -> list[tuple[int, ...]]:
-    """Sample numbers of each step of an epoch, in order; the same on every rank.
-
-    sizes: clips of a step of each bucket.
-    """
+    buckets: tuple[tuple[int, ...], ...], seed: int, sizes: tuple[int, ...], batches_per_step: int, epoch: int
+) -> list[Step]:
+    """The steps of an epoch, in order."""
     rng = np.random.default_rng((seed, epoch))
-    steps = []
-    for bucket, size in zip(buckets, sizes, strict=True):
+    batches = []  # (bucket, clips)
+    for number, (bucket, size) in enumerate(zip(buckets, sizes, strict=True)):
         shuffled = rng.permutation(bucket).tolist()
-        steps += [tuple(shuffled[i : i + size]) for i in range(0, len(shuffled) - size + 1, size)]
+        cuts = range(0, len(shuffled) - size + 1, size)
+        batches += [(number, tuple(shuffled[i : i + size])) for i in cuts]
+    surplus = len(batches) % batches_per_step
+    if surplus:  # never with one batch per step, whose order must stay what it has been since version 0.1
+        batches = [batches[i] for i in sorted(rng.permutation(len(batches))[surplus:])]
+    by_bucket: list[list[tuple[int, ...]]] = [[] for _ in buckets]
+    for number, clips in batches:
+        by_bucket[number].append(clips)
+    steps = _group(by_bucket, batches_per_step)
     return [steps[i] for i in rng.permutation(len(steps))]
 
 
+def _group(by_bucket: list[list[tuple[int, ...]]], size: int) -> list[Step]:
+    """Steps of `size` batches: as many as possible of one bucket, then steps of what is left, in order of bucket."""
+    ends = [len(batches) // size * size for batches in by_bucket]
+    whole = [batches[:end] for batches, end in zip(by_bucket, ends, strict=True)]
+    rest = [batches[end:] for batches, end in zip(by_bucket, ends, strict=True)]
+    ordered = list(chain.from_iterable(whole + rest))
+    return [tuple(ordered[i : i + size]) for i in range(0, len(ordered), size)]
+
+
 def plan_batches(
-    shards: ShardSet, split: str, seed: int, batch_size: int, tokens_per_batch: int | None, rank: int, world_size: int
+    shards: ShardSet,
+    split: str,
+    seed: int,
+    batch_size: int,
+    tokens_per_batch: int | None,
+    batches_per_step: int = 1,
 ) -> BatchPlan:
-    """The batch plan of a split. ConfigError when no bucket has enough clips for a single step."""
+    """The batch plan of a split. ConfigError when its clips are not enough for a single step."""
     buckets: dict[str, list[int]] = {}
     for i in shards.indices(split):
         buckets.setdefault(shards.samples[i].bucket, []).append(i)
     sizes = clips_per_batch(shards, split, batch_size, tokens_per_batch)
-    plan = BatchPlan(tuple(tuple(buckets[name]) for name in sizes), seed, tuple(sizes.values()), rank, world_size)
+    plan = BatchPlan(tuple(tuple(buckets[name]) for name in sizes), seed, tuple(sizes.values()), batches_per_step)
     too_small = [
-        f"{needed} clips of {name}, which has {len(buckets[name])}"
-        for name, needed in zip(sizes, plan.clips_per_step, strict=True)
-        if len(buckets[name]) < needed
+        f"{size} clips of {name}, which has {len(buckets[name])}"
+        for name, size in sizes.items()
+        if len(buckets[name]) < size
     ]
     key = "data.batch_size" if tokens_per_batch is None else "data.tokens_per_batch"
-    setting = f"{key}={tokens_per_batch or batch_size} on {world_size} rank(s) needs"
-    require(bool(buckets), f"{setting} clips, and {shards.folder} has no {split} clips: prepare more windows")
-    problem = f"{setting} {', '.join(too_small)} in {shards.folder}"
-    require(plan.steps_per_epoch > 0, f"{problem}: lower {key} or prepare more windows")
-    if too_small and rank == 0:
+    setting = f"{key}={tokens_per_batch or batch_size}"
+    require(bool(buckets), f"{setting} needs clips, and {shards.folder} has no {split} clips: prepare more windows")
+    problem = f"{setting} needs {', '.join(too_small)} in {shards.folder}"
+    require(plan.batches_per_epoch > 0, f"{problem}: lower {key} or prepare more windows")
+    require(
+        plan.steps_per_epoch > 0,
+        f"a step has {batches_per_step} batches ({BATCHES_PER_STEP}), and with {setting} the clips in {shards.folder} "
+        f"fill {plan.batches_per_epoch}: lower {key} or trainer.accumulate_grad_batches, use fewer GPUs, or prepare "
+        "more windows",
+    )
+    if too_small:
         log.warning("%s: these clips are never trained on", problem)
-    if tokens_per_batch is not None and rank == 0:
+    if tokens_per_batch is not None:
         _warn_large_clips(bucket_tokens(shards, split), tokens_per_batch)
     return plan
 

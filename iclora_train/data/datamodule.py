@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from iclora_train.config import ConfigError
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import Batch, collate
-from iclora_train.data.batch_sampler import BatchPlan, LatentDataset, plan_batches
+from iclora_train.data.batch_sampler import BatchSampler, LatentDataset, plan_batches
 from iclora_train.data.prefetch import Prefetch
 from iclora_train.data.shards import ShardSet
 
@@ -31,31 +32,18 @@ T = TypeVar("T")
 
 
 class LatentDataModule(LightningDataModule):
-    """An endless sequence of training batches, starting at batch `start_batch` of this rank.
+    """An endless sequence of training batches of this rank. A Trainer begins with the batches of its `global_step`.
 
-    `position` counts the batches that training has used, without batches that are only read ahead. `state_dict` saves
-    it. The batch plan is already split over the ranks: give the Trainer use_distributed_sampler=False.
+    The batches are already split over the ranks: give the Trainer use_distributed_sampler=False.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        batch_size: int,
-        tokens_per_batch: int | None = None,
-        seed: int = 0,
-        workers: int = 0,
-        start_batch: int = 0,
+        self, folder: Path, batch_size: int, tokens_per_batch: int | None = None, seed: int = 0, workers: int = 0
     ) -> None:
         super().__init__()
         self.shards = ShardSet.open(folder)
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.seed, self.workers = seed, workers
-        self.position = start_batch
-
-    def plan(self, rank: int, world_size: int) -> BatchPlan:
-        """The batch plan of the train split for a rank."""
-        sizes = self.batch_size, self.tokens_per_batch
-        return plan_batches(self.shards, "train", self.seed, *sizes, rank=rank, world_size=world_size)
 
     def train_dataloader(self) -> Prefetch:
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
@@ -63,32 +51,28 @@ class LatentDataModule(LightningDataModule):
 
     def loader(self, pinned: bool = False) -> DataLoader[LatentPair]:
         """Batches in fp16 on the host, read ahead by the workers; in pinned memory for asynchronous copies to a GPU."""
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         # Workers are spawned, because forking a process with threads and CUDA is unsafe (Python 3.12 warns of it).
         return DataLoader(
             LatentDataset(self.shards),
-            batch_sampler=self.plan(rank, world_size).batches_from(self.position),
+            batch_sampler=self.sampler(),
             collate_fn=collate,
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,
             pin_memory=pinned,
         )
 
+    def sampler(self) -> BatchSampler:
+        """The batches of this rank from the Trainer's step on; without a Trainer those of a single process."""
+        plan = partial(plan_batches, self.shards, "train", self.seed, self.batch_size, self.tokens_per_batch)
+        trainer = self.trainer
+        if trainer is None:
+            return BatchSampler(plan())
+        batches_per_step = trainer.world_size * trainer.accumulate_grad_batches
+        return BatchSampler(plan(batches_per_step), trainer.global_step, trainer.global_rank, trainer.world_size)
+
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Copy the batch to the device; its fps stays on the host (`Batch.to`)."""
         return batch.to(device)
-
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Count a training batch. Lightning calls this once for every batch it uses."""
-        if self.trainer is not None and self.trainer.training:
-            self.position += 1
-        return batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.position = state_dict["position"]
 
 
 class ExplainedErrors(Iterable[T]):

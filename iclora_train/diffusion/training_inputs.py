@@ -1,6 +1,7 @@
 """The inputs of a training step: all random draws from one generator, and a batch as tokens.
 
-Every draw is a function of (seed, batch number, rank), so that a resumed run needs no saved random state.
+Every draw is a function of (seed, optimizer step, number of the batch in the step), so that a resumed run needs no
+saved random state, and a step draws the same values on any number of ranks.
 
 Batches of one shape share one position tensor (`_position_cache`, keyed by the shapes, frame rates, factors, geometry
 and device of a batch). `ltx2.model.rope.RopeCache` relies on this: it finds its rotation tables by the identity of the
@@ -51,9 +52,9 @@ class RandomDraws:
     locality_region: Tensor | None = None
 
 
-def step_generator(seed: int, batch: int, rank: int) -> Generator:
-    """The generator of one batch on one rank. A pure function, so that resuming needs no saved random state."""
-    digest = hashlib.sha256(f"{seed} {batch} {rank}".encode()).digest()
+def step_generator(seed: int, step: int, slot: int) -> Generator:
+    """The generator of batch number `slot` (from 0) of an optimizer step: a pure function of its arguments."""
+    digest = hashlib.sha256(f"{seed} {step} {slot}".encode()).digest()
     return Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 

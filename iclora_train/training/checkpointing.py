@@ -1,7 +1,8 @@
 """Checkpoints and resuming: files are complete or absent, never unpickled, and refused for a run with other settings.
 
-Checkpoints are Lightning's (adapter, its average, optimizer, schedule, loops, data position) without the base. Random
-values depend only on seed, batch and rank (`training_inputs.step_generator`), so no random state is saved.
+Checkpoints are Lightning's (adapter, its average, optimizer, schedule, loops) without the base. Clips and random values
+are a function of the seed, the step and the number of a batch in it (`batch_sampler`, `step_generator`). So neither a
+position in the data nor a random state is saved, and a run may go on with another number of ranks.
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from iclora_train.config import Config, ConfigError
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import NEW_DATA_KEYS, RUNTIME_KEYS, differences, digest, plain, without_unset
+from iclora_train.core.ranks import world_size
 from iclora_train.core.records import read_json
 from iclora_train.core.regular_files import open_regular
+from iclora_train.data.batch_sampler import BATCHES_PER_STEP
 from iclora_train.ltx2.base_model import BaseModel
 
 # States of a checkpoint that resuming needs, and what loading raises for any other file.
-STATES = ("state_dict", "optimizer_states", "loops", "global_step", "settings", "LatentDataModule")
+STATES = ("state_dict", "optimizer_states", "loops", "global_step", "settings")
 UNREADABLE = (pickle.PickleError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, OSError)
 KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
-RENAMED_STATES = {"LatentData": "LatentDataModule"}  # old -> current; Lightning names a state after its class
 SHARDS = "shards"  # entry of run.json: digest of the fingerprint of the latent shards
 NOT_COMPARED = ("root", "workers")  # keys of `data` that may change between start and resume
 
@@ -49,11 +51,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             file.write(buffer.getbuffer())
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint. The states of renamed classes (RENAMED_STATES) get their current names."""
+        """Load a checkpoint. ConfigError, with the remedy, for a file that is not one."""
         try:
             checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **kwargs)
-            renamed = {RENAMED_STATES.get(key, key): state for key, state in checkpoint.items()}
-            missing = [name for name in STATES if name not in renamed]
+            missing = [name for name in STATES if name not in checkpoint]
             if missing:
                 raise ValueError(f"it has no {missing[0]}")
         except torch.OutOfMemoryError:
@@ -66,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{path} cannot be loaded ({reason}): it may be of another version of torch or Lightning. Use that "
                 f"version, delete the file to resume from the one before it, or {_new_run(Path(path).parents[1])}"
             ) from error
-        return renamed
+        return checkpoint
 
 
 class CheckpointSaver(Checkpoint):
@@ -76,7 +77,7 @@ class CheckpointSaver(Checkpoint):
 
     def __init__(self, folder: Path, every: int, settings: dict[str, Any]) -> None:
         self.folder, self.every = folder, every
-        self.settings = [digest(settings), digest(begun_settings(folder.parent))]  # now, and as the run began
+        self.settings = settings_digests(settings, folder.parent)
         self.last_saved = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
@@ -124,6 +125,14 @@ def _is_intact(path: Path) -> bool:
         return False
 
 
+def batches_per_step(config: Config) -> int:
+    """Batches of one optimizer step on all ranks. ConfigError if trainer.accumulate_grad_batches is not valid."""
+    accumulated = config.trainer.get("accumulate_grad_batches", 1)
+    valid = isinstance(accumulated, int) and accumulated >= 1
+    require(valid, f"trainer.accumulate_grad_batches={accumulated} must be a whole number of at least 1")
+    return world_size() * int(accumulated)
+
+
 def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """The settings that must be equal when a run is resumed, as JSON."""
     sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
@@ -131,10 +140,10 @@ def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
         for key in keys:
             del sections[section][key]
     sections["data"] = without_unset(sections["data"], NEW_DATA_KEYS)
-    trainer = {key: config.trainer.get(key) for key in ("max_steps", "devices", "accumulate_grad_batches")}
+    trainer = {"max_steps": config.trainer.get("max_steps")}
     validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
     other = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}
-    return plain({**sections, **other})
+    return plain({**sections, **other, BATCHES_PER_STEP: batches_per_step(config)})
 
 
 def resume_or_refuse(folder: Path, settings: dict[str, Any], shards: str) -> None:
@@ -149,10 +158,11 @@ def resume_or_refuse(folder: Path, settings: dict[str, Any], shards: str) -> Non
         with write_atomic(record) as file:
             file.write(json.dumps({**settings, SHARDS: shards}, indent=1, sort_keys=True).encode())
         return
-    begun = begun_settings(folder)
+    begun = _with_batches_per_step(begun_settings(folder), folder)
     changed = differences(_with_new_settings(begun, settings), settings)
     if changed:
-        raise ConfigError(f"{folder} is a run with other settings ({'; '.join(changed[:4])}): {_remedy(folder)}")
+        hint = _accumulation(begun, settings)
+        raise ConfigError(f"{folder} is a run with other settings ({'; '.join(changed[:4])}{hint}): {_remedy(folder)}")
     if _read_record(record).get(SHARDS, shards) != shards:
         raise ConfigError(
             f"{folder} was trained on other shards than data.root holds now: their clips or captions have changed. "
@@ -165,6 +175,17 @@ def begun_settings(folder: Path) -> dict[str, Any]:
     record = folder / "run.json"
     settings = _read_record(record) if record.exists() else {}
     return {name: value for name, value in settings.items() if name != SHARDS}
+
+
+def settings_digests(settings: dict[str, Any], folder: Path) -> list[str]:
+    """The digests that a checkpoint may name: of the settings now, as the run in `folder` began, and, with one batch
+    per step, in the form that version 0.1 recorded (for its runs whose run.json was deleted)."""
+    digests = [digest(settings), digest(begun_settings(folder))]
+    if settings[BATCHES_PER_STEP] == 1:
+        earlier = {name: value for name, value in settings.items() if name != BATCHES_PER_STEP}
+        earlier["trainer"] = {**settings["trainer"], "devices": 1, "accumulate_grad_batches": 1}
+        digests.append(digest(earlier))
+    return digests
 
 
 def _read_record(record: Path) -> dict[str, Any]:
@@ -180,6 +201,34 @@ def _with_new_settings(begun: dict[str, Any], settings: dict[str, Any]) -> dict[
             new = (section.keys() - begun[name].keys()) & defaults[name].keys()
             merged[name] = begun[name] | {key: defaults[name][key] for key in new}
     return merged
+
+
+def _with_batches_per_step(begun: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a run, with BATCHES_PER_STEP in place of the two settings that version 0.1 recorded.
+
+    ConfigError if that version used several batches per step, because it put clips into another order.
+    """
+    trainer = begun.get("trainer")
+    if BATCHES_PER_STEP in begun or not isinstance(trainer, dict):
+        return begun
+    devices, accumulated = trainer.get("devices"), trainer.get("accumulate_grad_batches")
+    if accumulated != 1 or (devices not in (1, "auto", -1) and not (isinstance(devices, list) and len(devices) == 1)):
+        raise ConfigError(
+            f"{folder} was begun by an earlier version with trainer.devices={devices} and "
+            f"trainer.accumulate_grad_batches={accumulated}. With more than one batch per step, this version trains on "
+            f"the clips in another order: finish it with the version that began it, or {_new_run(folder)}"
+        )
+    return {**begun, "trainer": {"max_steps": trainer.get("max_steps")}, BATCHES_PER_STEP: 1}
+
+
+def _accumulation(begun: dict[str, Any], settings: dict[str, Any]) -> str:
+    """How the ranks of this process's run have as many batches per step as the run began with; "" if they have."""
+    batches, ranks = begun.get(BATCHES_PER_STEP), world_size()
+    if batches == settings[BATCHES_PER_STEP] or not isinstance(batches, int):
+        return ""
+    if batches % ranks:
+        return f"; {batches} batches per step cannot be divided among {ranks} ranks"
+    return f"; {ranks} rank(s) have {batches} batches per step with trainer.accumulate_grad_batches={batches // ranks}"
 
 
 def _remedy(folder: Path) -> str:

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Optim
+from iclora_train.core.process_group import gather
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.loss import ClipLosses, training_losses
 from iclora_train.diffusion.training_inputs import draw_random, step_generator
@@ -49,8 +50,14 @@ class ICLoRA(LightningModule):
         return frozen + [name for name, _ in self.named_buffers()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The training loss of a batch. The losses of its clips are added to `step_metrics`."""
-        losses = self.losses(batch, step_generator(self.config.seed, batch_idx, self.global_rank))
+        """The training loss of a batch. The losses of its clips are added to `step_metrics`.
+
+        The gradient of a step is the mean over its batches, whichever ranks trained them: Lightning divides the loss by
+        `accumulate_grad_batches`, DistributedDataParallel the gradients by the number of ranks.
+        """
+        microbatch = batch_idx % self.trainer.accumulate_grad_batches
+        slot = microbatch * self.trainer.world_size + self.global_rank  # as `batch_sampler.BatchSampler`
+        losses = self.losses(batch, step_generator(self.config.seed, self.global_step, slot))
         self.step_metrics.add(batch.keys, losses)
         return losses.total(self.config.flow)
 
@@ -130,19 +137,20 @@ class ICLoRA(LightningModule):
         checkpoint["average"] = self.average
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the weights of the base, so that Lightning's strict loading checks every key."""
+        """Add the weights of the base, so that Lightning's strict loading checks every key. Set the number of batches
+        that this rank has trained: it decides when gradients are complete, and differs between numbers of ranks."""
         checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
         self.average = checkpoint["average"]
+        batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        change = batches - progress["current"]["ready"]
+        for name in ("total", "current"):
+            progress[name] = {event: number + change for event, number in progress[name].items()}
 
     def collect_metrics(self) -> tuple[list[Row], DivergedError | None]:
         """The rows of the steps since the last call, and the error of the step after them (`DeferredMetrics.collect`).
         The only place in training where the host waits for the device."""
-        return self.step_metrics.collect(self._gather)
-
-    def _gather(self, values: Tensor) -> Tensor:
-        gathered = self.all_gather(values)
-        assert isinstance(gathered, Tensor)
-        return gathered
+        return self.step_metrics.collect(gather)
 
 
 def lr_factor(step: int, optim: Optim, max_steps: int) -> float:
