@@ -22,8 +22,9 @@ from iclora_train.config.local_ranks import listed_gpus
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
-from iclora_train.core.process_group import from_first, process_group
+from iclora_train.core.process_group import from_first, local_world_size, process_group
 from iclora_train.core.ranks import global_rank, local_rank, placement, world_size
+from iclora_train.core.threads import share_cores
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.shards import ShardSet
@@ -65,6 +66,7 @@ def train(config: Config) -> None:
     device = process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     with ExitStack() as lock:
         with process_group(device) as place:
+            share_cores(local_world_size())
             if place.rank > 0:
                 quiet_warnings()
             console = make_console(highlight=False, soft_wrap=True)
