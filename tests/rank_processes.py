@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from iclora_train.core.ranks import TORCH_VARIABLES
 
+TIMEOUT = 300  # seconds
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["iclora_train.train", "iclora_train.__main__", "data_prep.pipeline"]
@@ -32,8 +33,14 @@ def on_ranks(world_size: int, function: Callable[..., Any], *args: object) -> li
             sender.close()
             connections.append(receiver)
         try:
-            assert all(connection.poll(60) for connection in connections), "no result after a minute"
-            return [connection.recv() for connection in connections]
+            results: dict[int, Any] = {}
+            while len(results) < world_size:
+                pending = [connection for rank, connection in enumerate(connections) if rank not in results]
+                ready = wait(pending, timeout=TIMEOUT)
+                assert ready, f"no result after {TIMEOUT} s"
+                for connection in ready:  # a rank that has failed gives EOFError
+                    results[connections.index(connection)] = connection.recv()
+            return [results[rank] for rank in range(world_size)]
         finally:
             for process in processes:
                 process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -156,3 +157,28 @@ def test_all_ranks_take_the_same_plan_though_one_of_them_runs_out_of_memory(tiny
     assert plan == left
     assert 5 + 12 * (1 + 10 * plan.activation_budget) * (1 - plan.activation_offload) <= 41
     assert plan.activation_budget >= 0.1
+
+
+def planned_on_gpu(config: Config, folder: Path) -> tuple[MemoryPlan | None, MemoryPlan | None, int, list[str]]:
+    """The plan that is searched, the plan that is read afterwards, the ranks of the dry run, and the messages."""
+    base, shards = BaseModel.open(config.model.checkpoint), ShardSet.open(Path(config.data.root, "latents"))
+    module, messages = ICLoRA(config, base, "cuda"), list[str]()
+    searched = memory_search.plan_memory(config, module, shards, folder, messages.append)
+    trials = len(messages)
+    ranks = dry_run(config, module, shards, None, folder).ranks
+    again = memory_search.plan_memory(config, module, shards, folder, messages.append)
+    return searched, again, ranks, messages[trials:]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_ranks_search_one_plan_and_read_it_again(tiny: Config, tmp_path: Path) -> None:
+    """Both ranks use the same GPU. gloo connects them: NCCL needs a GPU for each rank."""
+    model = replace(tiny.model, compile=True, precision="bf16")
+    config = replace(tiny, model=model, trainer={**tiny.trainer, "accelerator": "gpu", "memory": 4})
+    first, second = on_ranks(2, planned_on_gpu, config, tmp_path)
+    assert first == second
+    searched, again, ranks, messages = first
+    assert searched == again is not None
+    assert ranks == 2
+    assert messages == []  # the plan was read, not searched
+    assert json.loads((tmp_path / "memory.json").read_text())["place"]["ranks_per_node"] == "2"

@@ -1,7 +1,7 @@
 """Measures on this rank what a training step costs: GPU memory, seconds, and the bandwidth to the host.
 
-Nothing here waits for another rank. A rank that runs out of memory returns None, so that all ranks can compare their
-results afterwards (`memory_search`).
+Only `measure_bandwidth` waits for the other ranks. A rank that runs out of memory in a step returns None, so that all
+ranks can compare their results afterwards (`memory_search`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gc
 import torch
 from torch import nn
 
+from iclora_train.core.process_group import gather
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -24,6 +25,7 @@ from iclora_train.training.throughput import batch_work, matmul_peak
 # is a third of the step.
 FORWARD_SHARE = 0.47
 TIMED_STEPS = 2  # the fastest of them counts
+COPIES = 20  # a tenth of a second on a fast bus
 STATE_BYTES = 12  # per adapter parameter besides its value: fp32 gradient and AdamW's two moments
 
 
@@ -130,13 +132,16 @@ def _step(module: ICLoRA, batch: Batch, blocks: nn.ModuleList) -> tuple[int, flo
 
 
 def measure_bandwidth(device: torch.device, size: int = 2**28) -> float:
-    """Bytes per second from the GPU to pinned memory."""
+    """Bytes per second from the GPU to pinned memory, while all ranks copy at the same time, as in a step: the ranks of
+    a node may share a bus."""
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
     source = torch.empty(size, dtype=torch.uint8, device=device)
     host.copy_(source)
+    gather(None)  # all ranks have allocated their memory and begin to copy
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
-    host.copy_(source, non_blocking=True)
+    for _ in range(COPIES):
+        host.copy_(source, non_blocking=True)
     end.record()
     end.synchronize()
-    return size / (begin.elapsed_time(end) / 1e3)
+    return COPIES * size / (begin.elapsed_time(end) / 1e3)

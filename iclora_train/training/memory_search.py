@@ -23,7 +23,7 @@ import torch
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.process_group import from_first, gather, local_world_size
-from iclora_train.core.ranks import global_rank
+from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.core.records import as_type, read_json
 from iclora_train.data.batch import Batch
 from iclora_train.data.shards import ShardSet
@@ -133,7 +133,7 @@ def search_memory_plan(module: ICLoRA, batch: Batch, memory: str | float, say: S
     limits = MemoryLimits(
         blocks=num_blocks,
         gpu_bytes=gib * (1 - MARGIN) * GIB,
-        bandwidth=min(gather(measure_bandwidth(device))),  # all ranks copy at the same time, as in a step
+        bandwidth=min(gather(measure_bandwidth(device))),
         host_bytes=host_bytes,
     )
     expected = largest_cost(gather(estimate_from_sizes(module, batch)))
@@ -181,6 +181,8 @@ def _search(
 
     def time(plan: MemoryPlan) -> float | None:
         seconds = longest_time(gather(time_step(module, batch, plan)))
+        if seconds is not None and world_size() > 1:  # the plan is compiled on all ranks: they step at the same time
+            seconds = longest_time(gather(time_step(module, batch, plan)))
         say(f"trainer.memory: {plan}; " + ("out of memory" if seconds is None else f"{seconds:.2f} s per step"))
         return seconds
 
