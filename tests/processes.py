@@ -10,9 +10,9 @@ import torch
 
 
 @contextmanager
-def single_process_group(folder: Path) -> Iterator[None]:
+def single_process_group(folder: Path, backend: str = "gloo") -> Iterator[None]:
     """The group exists inside the `with`; `folder` holds its rendezvous file."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
+    torch.distributed.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=0, world_size=1)
     try:
         yield
     finally:

@@ -263,3 +263,25 @@ def test_graphs_on_a_gpu(fp8: bool) -> None:
     compare(plain, graphed, 8, rtol=1e-2, atol=1e-4)
     assert len(runner_of(graphed).cuda_graphs.captured) == 2
     torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_graphs_are_captured_on_a_gpu_after_the_network_is_wrapped_in_ddp(tmp_path: Path) -> None:
+    plain, graphed = network().cuda(), network().cuda()
+    for net in (plain, graphed):
+        compile_blocks(net, 1.0)
+    set_cuda_graphs(graphed, True)
+    with single_process_group(tmp_path, "nccl"):
+        parallel = data_parallel(graphed, torch.device("cuda", torch.cuda.current_device()))
+        for number, size in enumerate((4, 4, 4, 2, 2, 4, 2)):
+            accumulate_grads(plain, random_tokens(size, number, 8), 0)
+            accumulate_grads(graphed, random_tokens(size, number, 8), 0, parallel)
+            for p, expected in zip(adapter(graphed), adapter(plain), strict=True):
+                torch.testing.assert_close(p.grad, expected.grad, rtol=1e-2, atol=1e-4)
+                p.grad = expected.grad = None
+    graphs = runner_of(graphed).cuda_graphs
+    assert graphs is not None
+    assert len(graphs.captured) == 2
+    assert not graphs.stopped
+    torch._dynamo.reset()
