@@ -16,7 +16,7 @@ from lightning import Callback, Trainer
 from rich.console import Console
 
 from iclora_train.config import Config, ConfigError, require
-from iclora_train.config.endings import TerminatedError
+from iclora_train.config.endings import StoppedError
 from iclora_train.config.hydra_app import run_module
 from iclora_train.config.local_ranks import listed_gpus
 from iclora_train.core.atomic_files import exclusive
@@ -44,6 +44,7 @@ from iclora_train.training.export import evaluate, export, finish, require_whole
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import ConsoleLogger, CsvLogger, MetricLogger, WandbLogger
 from iclora_train.training.memory_search import plan_memory
+from iclora_train.training.preemption import Preemption, StopTraining
 from iclora_train.training.step_metrics import Row, step_columns
 from iclora_train.training.strategy import PlacedProcess, strategy_of
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
@@ -142,19 +143,19 @@ def begin(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
 
 @contextmanager
 def interrupts_unchanged() -> Iterator[None]:
-    """Raise the interruption (Ctrl-C, SIGTERM) itself. Lightning ends its other processes and exits with code 1.
+    """Raise the interruption by a signal itself. Lightning exits with code 1 instead.
 
-    SLURM sends SIGTERM to all processes of a job, and the end of a data worker may be noticed first.
+    StoppedError when training has ended at a step boundary; KeyboardInterrupt, TerminatedError when it ended at once.
     """
     try:
         yield
+    except StopTraining as stop:
+        word = "interrupted" if stop.number == signal.SIGINT else "terminated"
+        line = f"{word} ({signal.Signals(stop.number).name}) {stop.line}"
+        raise StoppedError(stop.number, line if global_rank() == 0 else None) from None
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):
             raise end.__context__ from None
-        raise
-    except RuntimeError as error:
-        if str(error).startswith("DataLoader worker") and "killed by signal: Terminated" in str(error):
-            raise TerminatedError(signal.SIGTERM) from None
         raise
 
 
@@ -266,14 +267,15 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
     log_every = config.trainer.get("log_every_n_steps")
     require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
     loggers = loggers_of(config, folder, columns, console)
+    validate_losses = validate if settings.loss_every else None
+    preemption = Preemption(console)
     callbacks: list[Callback] = [
-        MetricsRecorder(loggers, settings.loss_every, validate if settings.loss_every else None, log_every)
+        preemption,
+        MetricsRecorder(loggers, settings.loss_every, validate_losses, preemption, log_every),
+        CheckpointSaver(folder / "checkpoints", settings.checkpoint_every, resume_settings(config, base), preemption),
     ]
     if batches is not None:
         callbacks.append(ValidationClips(config, base, batches, folder / "samples"))
-    if settings.checkpoint_every:
-        checkpoints = folder / "checkpoints"
-        callbacks.append(CheckpointSaver(checkpoints, settings.checkpoint_every, resume_settings(config, base)))
     return callbacks
 
 

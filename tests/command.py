@@ -35,12 +35,16 @@ def start(
     largest_file: int | None = None,
     variables: dict[str, str] | None = None,
     suffix: str = "",
+    process_group: bool = False,
 ) -> BaseProcess:
     """Start `python -m module args` in `folder`, with stdout in out<suffix>.txt and stderr in err<suffix>.txt.
 
     largest_file: limit in bytes on the size of a file, which simulates a full disk. variables: of the environment.
+    process_group: the command and the processes that it starts are a process group, so that os.killpg sends a signal to
+    all of them, as a terminal does.
     """
-    process = _CONTEXT.Process(target=_main, args=(str(folder), module, args, largest_file, variables or {}, suffix))
+    arguments = (str(folder), module, args, largest_file, variables or {}, suffix, process_group)
+    process = _CONTEXT.Process(target=_main, args=arguments)
     process.start()
     return process
 
@@ -66,7 +70,10 @@ def _main(
     largest_file: int | None,
     variables: dict[str, str],
     suffix: str,
+    process_group: bool,
 ) -> None:
+    if process_group:
+        os.setpgid(0, 0)
     os.chdir(folder)
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT

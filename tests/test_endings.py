@@ -19,15 +19,16 @@ from lightning.pytorch.trainer.call import _call_and_handle_interrupt
 
 from iclora_train import train
 from iclora_train.config import ConfigError
-from iclora_train.config.endings import TerminatedError, explain_os_error, one_line_ending
+from iclora_train.config.endings import SIGNALS, StoppedError, TerminatedError, explain_os_error, one_line_ending
 from iclora_train.config.hydra_app import _wait
+from iclora_train.core.stop_signals import recorded_signal, start_recording, stop_recording, unless_stopped
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, *SIGNALS)}
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and as a background job, which ignores SIGINT
     yield
@@ -60,6 +61,10 @@ def send(number: int) -> Callable[[], None]:
         (send(signal.SIGINT), 130, "interrupted: the same command continues\n"),
         (send(signal.SIGTERM), 143, "terminated: the same command continues\n"),
         (send(signal.SIGHUP), 129, "terminated: the same command continues\n"),
+        (send(signal.SIGUSR1), 138, "terminated: the same command continues\n"),
+        (send(signal.SIGUSR2), 140, "terminated: the same command continues\n"),
+        (fail(StoppedError(signal.SIGUSR1, "terminated at step 5")), 138, "terminated at step 5\n"),
+        (fail(StoppedError(signal.SIGTERM, None)), 143, ""),
         (fail(PermissionError(errno.EACCES, "Permission denied", "/x")), 2, "error: /x: Permission denied\n"),
         (fail(OSError(errno.ENOSPC, "No space left on device")), 2, "error: No space left on device: make room\n"),
     ],
@@ -75,6 +80,49 @@ def test_a_command_under_nohup_survives_the_end_of_its_terminal() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with one_line_ending(""):
         os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_signal_that_is_repeated_does_not_interrupt_the_ending(capfd: pytest.CaptureFixture[str]) -> None:
+    def act() -> None:
+        try:
+            send(signal.SIGTERM)()
+        finally:
+            send(signal.SIGTERM)()
+            send(signal.SIGUSR1)()
+
+    assert ending(act) == 143
+    assert capfd.readouterr() == ("", "terminated: the same command continues\n")
+
+
+def test_while_training_a_signal_is_recorded_and_ends_only_interruptible_work(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+
+    def act() -> None:
+        start_recording()
+        send(signal.SIGHUP)()
+        assert unless_stopped(lambda: (recorded_signal(), "done")) == (None, "done")
+        assert unless_stopped(lambda: (send(signal.SIGUSR1)(), "done")) is None
+        send(signal.SIGTERM)()
+        assert recorded_signal() == signal.SIGUSR1
+        assert unless_stopped(lambda: "done") is None
+        stop_recording()
+
+    assert ending(act) == 138
+    assert capfd.readouterr() == ("", "terminated: the same command continues\n")
+
+
+def test_while_training_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def act() -> None:
+        start_recording()
+        send(signal.SIGINT)()
+        send(signal.SIGINT)()  # of the same keypress, through a parent process
+        monkeypatch.setattr("iclora_train.core.stop_signals.ONE_KEYPRESS", 0.0)
+        send(signal.SIGINT)()
+        pytest.fail("training goes on after the second Ctrl-C")
+
+    assert ending(act) == 130
 
 
 def test_a_reader_that_ends_early_is_no_error() -> None:
@@ -161,13 +209,6 @@ def test_lightning_keeps_the_reason_of_the_end() -> None:
     trainer._teardown = lambda: None
     with pytest.raises(TerminatedError), train.interrupts_unchanged():
         _call_and_handle_interrupt(trainer, fail(TerminatedError(signal.SIGTERM)))
-
-
-def test_workers_that_end_first_at_sigterm_do_not_change_the_ending() -> None:
-    with pytest.raises(TerminatedError), train.interrupts_unchanged():
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
-    with pytest.raises(RuntimeError, match="Killed"), train.interrupts_unchanged():
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
 
 
 def test_a_started_command_ends_first_and_its_parent_adds_no_line(capfd: pytest.CaptureFixture[str]) -> None:

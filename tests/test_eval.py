@@ -129,7 +129,10 @@ def test_a_killed_evaluation_resumes_and_gives_the_same_scores(evaluated: World,
     assert without_run(scores(world)) == without_run(scores(evaluated))
 
 
-def test_ctrl_c_stops_at_once_and_keeps_finished_batches(world: World) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGUSR1, 138, "terminated")]
+)
+def test_a_signal_stops_at_once_and_keeps_finished_batches(number: int, code: int, word: str, world: World) -> None:
     cached = world.root / "runs" / "deblur-nano" / "eval-cells"
     process = start(world.root, "eval", *world.arguments)
     while len(list(cached.glob("*.safetensors"))) < 6 and process.is_alive():

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningDataModule, Trainer
+from rich.console import Console
 from torch.utils.data import DataLoader
 
 from iclora_train.config import Config
@@ -19,6 +20,7 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.optimizer import optimizer_settings
+from iclora_train.training.preemption import Preemption
 from iclora_train.training.step_metrics import DivergedError
 from iclora_train.training.strategy import PlacedProcess, RankStrategy
 from tests.processes import single_process_group
@@ -93,7 +95,9 @@ def test_a_training_step_never_waits_for_the_gpu_between_two_reads_of_metrics(op
     config = composed("conf=deblur", checkpoint, f"optim={optim}", "optim.ema=0.9", "trainer.accelerator=gpu")
     no_sync = NoHostSync(torch.cuda.set_sync_debug_mode)
     try:
-        fit(config, open_base(config.model), "cuda", [MetricsRecorder([], 0, None, log_every=100), no_sync])
+        preemption = Preemption(Console(quiet=True))
+        recorder = MetricsRecorder([], 0, None, preemption, log_every=100)
+        fit(config, open_base(config.model), "cuda", [preemption, recorder, no_sync])
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert no_sync.batches == 2 * (STEPS - 4)

@@ -70,6 +70,7 @@ USED = {  # distribution -> "module:attribute path"
         "lightning.fabric.plugins.environments.lsf:LSFEnvironment",
         "lightning.fabric.plugins.environments.mpi:MPIEnvironment",
         "lightning.pytorch.loops.training_epoch_loop:_TrainingEpochLoop._broadcast_sigterm_tensor",
+        "lightning.pytorch.trainer.connectors.signal_connector:_SignalConnector.register_signal_handlers",
     ],
     "onnxruntime": ["onnxruntime.capi:onnxruntime_pybind11_state"],  # optional: wholebody poses
     "flash-attn-4": ["flash_attn.cute.interface:_flash_attn_fwd", "flash_attn.cute.interface:_flash_attn_bwd"],

@@ -81,17 +81,28 @@ def test_killed_at_twenty_random_moments_the_bytes_are_the_same(tmp_path, clips,
     check_kills(20, tmp_path, clips, base, uninterrupted)
 
 
-def test_ctrl_c_ends_data_prep_with_one_line_and_leaves_no_partial_file(tmp_path, clips, base, uninterrupted):
+@pytest.mark.parametrize(
+    ("number", "workers", "code", "word"),
+    [
+        (signal.SIGINT, 2, 130, "interrupted"),
+        (signal.SIGTERM, 2, 143, "terminated"),
+        (signal.SIGUSR1, 2, 138, "terminated"),
+        (signal.SIGUSR1, 0, 138, "terminated"),
+    ],
+)
+def test_a_signal_to_all_processes_ends_data_prep_with_one_line_and_leaves_no_partial_file(
+    number, workers, code, word, tmp_path, clips, base, uninterrupted
+):
     command = overrides(tmp_path / "out", clips, base, MANY)
-    process = start(tmp_path, "data_prep", *command, "data.workers=2")
+    process = start(tmp_path, "data_prep", *command, f"data.workers={workers}", process_group=True)
     while not list(tmp_path.rglob("*.tar.tmp")):
         time.sleep(0.002)
     assert process.pid is not None
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     process.join(60)
-    assert process.exitcode == 130
+    assert process.exitcode == code
     message = (tmp_path / "err.txt").read_text()
-    assert "interrupted: the same command continues" in message
+    assert message.splitlines()[-1] == f"{word}: the same command continues with the finished shards"
     assert "Traceback" not in message
     assert list(tmp_path.rglob("*.tmp")) == []
     assert run(tmp_path, "data_prep", *command, "data.workers=0").code == 0

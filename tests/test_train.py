@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -167,26 +166,6 @@ def test_a_run_that_is_killed_three_times_ends_with_the_same_bytes(tiny: list[st
     assert "resuming from step" in last.out
     assert log.read_bytes() == (tmp_path / "whole/runs/run/metrics.csv").read_bytes()
     assert adapter_bytes(tmp_path / "killed") == adapter_bytes(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
-)
-def test_a_signal_ends_a_run_with_one_line_and_the_run_continues(
-    number: int, code: int, word: str, tiny: list[str], tmp_path: Path
-) -> None:
-    process = start(tmp_path, "iclora_train", *tiny, "trainer.max_steps=100000", "validation.checkpoint_every=3")
-    deadline = time.monotonic() + 100
-    while not list(tmp_path.glob("runs/run/checkpoints/*.ckpt")):
-        assert process.is_alive()
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-    assert process.pid is not None
-    os.kill(process.pid, number)
-    process.join(60)
-    assert process.exitcode == code
-    assert (tmp_path / "err.txt").read_text() == f"{word}: the same command continues from the last checkpoint\n"
-    assert newest_checkpoint(tmp_path / "runs/run/checkpoints") is not None
 
 
 def test_validation_does_not_change_the_run(finished: tuple[Path, Result], tiny: list[str], tmp_path: Path) -> None:

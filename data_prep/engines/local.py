@@ -21,6 +21,7 @@ import cv2
 
 from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, call, unwrap
 from iclora_train.config import one_of
+from iclora_train.config.endings import SIGNALS
 
 ENGINES = ("local", "ray")
 
@@ -165,8 +166,12 @@ class WorkerEngine:
 
 
 def _serve(connection: Connection[Any, Any]) -> None:
-    """Main loop of a worker: handle items until the pipe closes. Ctrl-C is left to the parent process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Main loop of a worker: handle items until the pipe closes.
+
+    Signals that reach all processes of a terminal or a job are left to the parent, which ends its workers by SIGTERM.
+    """
+    for number in (signal.SIGINT, *SIGNALS):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files
     cv2.setNumThreads(1)  # the number of workers is the number of cores to use
     while True:

@@ -3,10 +3,11 @@
     a wrong setting or file (ConfigError)              error: ...                              2
     no permission, full disk, too many open files ...  error: ... with the setting to change   2
     Ctrl-C (SIGINT)                                    interrupted: ...                        130
-    SIGTERM, SIGHUP                                    terminated: ...                         143, 129
+    SIGTERM, SIGHUP, SIGUSR1, SIGUSR2                  terminated: ...                         143, 129, 138, 140
     the reader of the output has ended (`| head`)      no line                                 141
 
-All commands run inside `one_line_ending`. No torch import.
+All commands run inside `one_line_ending`. While it trains, `iclora_train` ends at a step boundary instead
+(`training.preemption`). No torch import.
 """
 
 from __future__ import annotations
@@ -31,15 +32,26 @@ from iclora_train.config.errors import ConfigError
 
 Remedies = dict[str, str]  # folder -> what to set, e.g. {"runs": "runs_dir=<folder>"}
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM or SIGHUP. All code that ends cleanly at Ctrl-C ends in the same way at these signals."""
+    """One of SIGNALS. All code that ends cleanly at Ctrl-C ends in the same way at these signals."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+
+class StoppedError(TerminatedError):
+    """Training has ended at a step boundary because of a signal, on all ranks together.
+
+    line: for the screen, instead of that of `one_line_ending`; None on all ranks but the first.
+    """
+
+    def __init__(self, number: int, line: str | None) -> None:
+        super().__init__(number)
+        self.line = line
 
 
 @contextlib.contextmanager
@@ -59,8 +71,10 @@ def one_line_ending(resume: str, remedies: Callable[[], Remedies] = dict) -> Ite
             _end(None, 128 + signal.SIGPIPE)
         except OSError as error:
             _end(f"error: {explain_os_error(error, remedies())}", 2)
+        except StoppedError as stop:
+            _end(stop.line, stop.exit_code)
         except KeyboardInterrupt as interrupt:
-            _die_at_next_signal()
+            _die_at_next_ctrl_c()
             terminated = isinstance(interrupt, TerminatedError)
             code = interrupt.exit_code if isinstance(interrupt, TerminatedError) else 128 + signal.SIGINT
             _end(f"{'terminated' if terminated else 'interrupted'}: {resume}", code)
@@ -113,7 +127,7 @@ def _prepare_process() -> None:
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Inside the `with`, SIGTERM and SIGHUP raise TerminatedError, unless they are ignored (`nohup`) or handled."""
+    """Inside the `with`, the first of SIGNALS raises TerminatedError, unless it is ignored (`nohup`) or handled."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -128,10 +142,13 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
+    for later in SIGNALS:  # schedulers and launchers repeat a signal, which must not interrupt the ending
+        if signal.getsignal(later) is _raise_terminated:
+            signal.signal(later, signal.SIG_IGN)
     raise TerminatedError(number)
 
 
-def _die_at_next_signal() -> None:
+def _die_at_next_ctrl_c() -> None:
     """A second Ctrl-C ends the process at once, whatever it is waiting for."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from iclora_train.config import ConfigError
+from iclora_train.config.endings import SIGNALS
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import BatchSampler, LatentDataset, plan_batches
@@ -83,9 +85,22 @@ class ExplainedErrors(Iterable[T]):
 
     def __iter__(self) -> Iterator[T]:
         try:
-            yield from self.loader
+            yield from started_with_signals_blocked(self.loader)
         except (RuntimeError, OSError) as error:
             for texts, explanation in LACKS.items():
                 if any(text in str(error) for text in texts):
                     raise ConfigError(f"the processes of data.workers {explanation}") from error
             raise
+
+
+def started_with_signals_blocked(loader: Iterable[T]) -> Iterator[T]:
+    """An iterator of the loader, whose worker processes never get the signals that end a command.
+
+    A terminal or a scheduler sends them to all processes of a job. The workers are needed until the checkpoint is
+    written, and end with their parent.
+    """
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *SIGNALS))  # processes inherit it
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)

@@ -32,6 +32,7 @@ from iclora_train.core.records import read_json
 from iclora_train.core.regular_files import open_regular
 from iclora_train.data.batch_sampler import BATCHES_PER_STEP
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.training.preemption import Preemption, StopTraining
 
 # States of a checkpoint that resuming needs, and what loading raises for any other file.
 STATES = ("state_dict", "optimizer_states", "loops", "global_step", "settings")
@@ -71,25 +72,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class CheckpointSaver(Checkpoint):
-    """Saves a checkpoint every `every` optimizer steps and at the end, and keeps the last KEEP_LAST. Lightning calls
-    checkpoint callbacks last, so the log of a step is on disk before its checkpoint exists.
+    """Saves a checkpoint every `every` optimizer steps (0: never), at the end, and before training ends because of a
+    signal, and keeps the last KEEP_LAST. Lightning calls checkpoint callbacks last, so the log of a step is on disk
+    before its checkpoint exists.
     """
 
-    def __init__(self, folder: Path, every: int, settings: dict[str, Any]) -> None:
-        self.folder, self.every = folder, every
+    def __init__(self, folder: Path, every: int, settings: dict[str, Any], preemption: Preemption) -> None:
+        self.folder, self.every, self.preemption = folder, every, preemption
         self.settings = settings_digests(settings, folder.parent)
         self.last_saved = -1
 
     def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        step = trainer.global_step
-        due = step % self.every == 0 or step == trainer.max_steps
-        if not due or step in (0, self.last_saved):
-            return
-        self.last_saved = step
-        trainer.save_checkpoint(self.folder / f"step-{step:08d}.ckpt")
-        if trainer.is_global_zero:
-            for path in sorted(self.folder.glob("step-*.ckpt"))[:-KEEP_LAST]:
-                path.unlink()
+        step, signal_number = trainer.global_step, self.preemption.stopping
+        path = self.folder / f"step-{step:08d}.ckpt"
+        due = bool(self.every) and (step % self.every == 0 or step == trainer.max_steps or signal_number is not None)
+        if due and step not in (0, self.last_saved):
+            self.last_saved = step
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                for earlier in sorted(self.folder.glob("step-*.ckpt"))[:-KEEP_LAST]:
+                    earlier.unlink()
+        if signal_number is not None:
+            written = f"{path} is written; the same command continues from it"
+            if not self.every:
+                written = "validation.checkpoint_every=0, so no checkpoint is written; the same command begins again"
+            raise StopTraining(signal_number, f"at step {step} of {trainer.max_steps}: {written}")
 
     def on_save_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings[0]

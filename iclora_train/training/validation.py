@@ -16,7 +16,6 @@ from torch import Tensor
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Task, require
-from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.core.types import Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
@@ -28,6 +27,7 @@ from iclora_train.diffusion.sampler import draw_noise
 from iclora_train.diffusion.training_inputs import RandomDraws
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
+from iclora_train.training.preemption import gather_work
 from iclora_train.training.validation_metrics import CLIP_COLUMNS, CONDITIONS, loss_columns, loss_row
 
 Losses = dict[tuple[str, float], Tensor]  # (one of CONDITIONS, sigma) -> loss of each clip of a batch (B,)
@@ -135,10 +135,11 @@ def validation_losses(
     """Velocity losses at each of validation.sigmas, and the metrics derived from them (`validation_metrics.loss_row`).
 
     The noise is fixed. The adapter gets the correct, a swapped (if there is one) and no reference; the base alone gets
-    no reference. All ranks call this together, and get the row that a single process computes.
+    no reference. All ranks call this together, and get the row that a single process computes. StopRequestedError as in
+    `preemption.gather_work`.
     """
-    share = losses_of_rank(transformer, batches, config, geometry)
-    return row_of_losses(gather(share), config.validation.sigmas)
+    shares = gather_work(lambda: losses_of_rank(transformer, batches, config, geometry))
+    return row_of_losses(shares, config.validation.sigmas)
 
 
 def row_of_losses(shares: Sequence[Mapping[int, Losses]], sigmas: Sequence[float]) -> dict[str, float]:

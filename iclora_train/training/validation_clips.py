@@ -16,7 +16,6 @@ from torch import Tensor
 
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.data.batch import Batch
 from iclora_train.data.recordings import partners_of_others
@@ -27,6 +26,7 @@ from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.media.pixels import to_uint8
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.preemption import gather_work
 from iclora_train.training.validation import ValidationBatches
 from iclora_train.training.validation_metrics import ClipPsnr, clip_row, psnr
 
@@ -45,23 +45,17 @@ class ValidationClips(Callback):
         self.partners = partners_of_others([batches.recordings[clip.keys[0]] for clip in self.clips])
         self.numbers = range(global_rank(), len(self.clips), world_size())  # of the clips that this rank samples
         self.vae = base.vae() if self.numbers else None
-        self.last_step = -1  # the step at which clips were last sampled
 
     def due(self, trainer: Trainer) -> bool:
         """Whether clips are sampled at this step."""
         every, step = self.config.validation.clips_every, trainer.global_step
         return step == trainer.max_steps or bool(every and step % every == 0)
 
-    def on_train_end(self, trainer: Trainer, module: ICLoRA) -> None:  # type: ignore[override]
-        if self.last_step != trainer.global_step:
-            self.sample_clips(trainer, module)
-
-    def sample_clips(self, trainer: Trainer, module: ICLoRA) -> dict[str, float]:
+    def sample_clips(self, module: ICLoRA, step: int) -> dict[str, float]:
         """Write the clips as `step-<n>-<key>.mp4` and return their metrics (`validation_metrics.clip_row`). All ranks
-        call this together, and get the metrics of all clips."""
-        self.last_step = trainer.global_step
-        share = self.clips_of_rank(module, self.folder / f"step-{self.last_step:08d}")
-        return row_of_clips(gather(share))
+        call this together, and get the metrics of all clips. StopRequestedError as in `preemption.gather_work`."""
+        with module.averaged():
+            return row_of_clips(gather_work(lambda: self.clips_of_rank(module, self.folder / f"step-{step:08d}")))
 
     def clips_of_rank(self, module: ICLoRA, stem: Path) -> dict[int, ClipPsnr]:
         """Write this rank's share of the clips as `<stem>-<key>.mp4`; number of a clip -> its PSNR. Waits for no other
@@ -80,8 +74,7 @@ class ValidationClips(Callback):
         share = {}
         for number in self.numbers:
             clip = self.clips[number].to(module.device)
-            with module.averaged():
-                latent = self._sample(module.transformer, clip, self.config.sample.seed + number)
+            latent = self._sample(module.transformer, clip, self.config.sample.seed + number)
             output = self._pixels(latent)
             references = [self._pixels(reference) for reference in clip.references]
             video = _side_by_side([*references, output, target(number)])
