@@ -24,6 +24,7 @@ from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from
 from iclora_train.core.process_group import from_first, local_world_size, process_group
 from iclora_train.core.ranks import global_rank, local_rank, placement, world_size
+from iclora_train.core.stop_signals import recorded_signal
 from iclora_train.core.threads import share_cores
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.heldout import EvaluationPlan
@@ -66,7 +67,7 @@ def train(config: Config) -> None:
     folder = Path(config.runs_dir, config.run)
     device = process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     with ExitStack() as lock:
-        with process_group(device) as place:
+        with process_group(device, recorded_signal) as place:
             share_cores(local_world_size())
             if place.rank > 0:
                 quiet_warnings()

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from iclora_train.config import ConfigError
+from iclora_train.config.endings import StoppedError
 from iclora_train.core.rank_monitor import RankMonitor
 from iclora_train.core.ranks import Placement, placement
 
@@ -88,9 +89,15 @@ def process_group(
             gather(place.rank)  # the first collective connects all ranks
         except (dist.DistError, RuntimeError) as error:
             raise ConfigError(f"{backend} cannot connect the ranks: {_reason(error)}") from error
-        yield place
+        stopped = None
+        try:
+            yield place
+        except StoppedError as error:  # not a failure of this rank: all of them have stopped
+            stopped = error
         dist.barrier()
     dist.destroy_process_group()
+    if stopped is not None:
+        raise stopped
 
 
 def _first_line(error: BaseException) -> str:
