@@ -84,7 +84,7 @@ def seconds_per_step(module: ICLoRA, batch: Batch, steps: int, waits: bool) -> f
 
 def base_of(size: str) -> BaseModel:
     """nano, or a base with random weights."""
-    return open_base(Model(name="nano")) if size == "nano" else RandomBase("2.3", size)
+    return open_base(Model(name="nano", checkpoint="nano")) if size == "nano" else RandomBase("2.3", size)
 
 
 def main() -> None:
