@@ -174,10 +174,10 @@ class CapturedStep:
 
     def forward(self, tensors: Tensors) -> Tensor:
         """The output for these inputs. It is valid until the next call."""
-        for fixed, tensor in zip(self.inputs, tensors, strict=True):
-            fixed.copy_(tensor)
-        with torch.enable_grad():
-            self.replay_forward()
+        with torch.no_grad():  # an input that requires gradients may not be written otherwise
+            for fixed, tensor in zip(self.inputs, tensors, strict=True):
+                fixed.copy_(tensor)
+        self.replay_forward()
         return self.out.detach()
 
     def backward(self, part: int) -> list[Tensor]:
