@@ -52,6 +52,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "hydra": (
         "iclora_train/config/hydra_app.py",
         "iclora_train/config/command_line.py",
+        "iclora_train/config/sweep.py",
         "iclora_train/config/trust.py",
     ),
     "decord": ("iclora_train/media/shard_clip.py",),

@@ -31,6 +31,7 @@ from iclora_train.config.command_line import as_typed
 from iclora_train.config.endings import TerminatedError, one_line_ending
 from iclora_train.config.errors import ConfigError
 from iclora_train.config.settings import RENAMED_KEYS, Config, to_config
+from iclora_train.config.sweep import check_sweep
 from iclora_train.config.trust import refuse_code
 
 
@@ -79,6 +80,7 @@ def run_with_schema(
     with one_line_ending(resume), _hydra_errors_explained():
         sys.argv[1:] = as_typed(sys.argv[1:], schema, _groups())
         refuse_code(config_name, conf_dir(), sys.argv[1:])
+        check_sweep(config_name, conf_dir(), sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
 

@@ -29,13 +29,17 @@ def refuse_code(config_name: str, conf: Path, arguments: list[str]) -> None:
     if any(argument.partition("=")[0] in NO_RUN for argument in arguments):
         return
     name = _option(("--config-name", "-cn"), arguments) or config_name
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        for variant in _without_sweeps(composed_overrides(arguments)):
+            _refuse(compose(name, variant, return_hydra_config=True).hydra)
+
+
+def composed_overrides(arguments: list[str]) -> list[str]:
+    """The overrides among the arguments of a command, without those for Hydra itself, for `hydra.compose`."""
     settings = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     overrides = [argument for argument in settings if not argument.lstrip("+").startswith(("hydra.", "hydra/"))]
     overrides += [argument for argument in arguments if argument.startswith("~")]
-    overrides.append(f"hydra.searchpath={_search_path(arguments)}")
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        for variant in _without_sweeps(overrides):
-            _refuse(compose(name, variant, return_hydra_config=True).hydra)
+    return [*overrides, f"hydra.searchpath={_search_path(arguments)}"]
 
 
 def _search_path(arguments: list[str]) -> str:
