@@ -95,13 +95,19 @@ class Cluster:
         """
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            state, reason = self.field(job, "JobState"), self.field(job, "Reason")
+            state = self.field(job, "JobState")
             if state in FINAL and self.run("squeue", "--noheader", "--states=COMPLETING", "--jobs", job) == "":
                 return state, int(self.field(job, "ExitCode").split(":")[0])
-            if (state, reason) == ("PENDING", "BeginTime"):
-                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+            self.start_requeued()
             time.sleep(0.3)
         raise AssertionError(f"job {job} has not ended: {self.run('scontrol', 'show', 'job', job)}{self.logs()}")
+
+    def start_requeued(self) -> None:
+        """Start the jobs at once that were requeued and wait two minutes."""
+        for line in self.run("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines():
+            job, reason = line.split(maxsplit=1)
+            if reason == "BeginTime":
+                self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def logs(self) -> str:
         """The last lines of the daemons' logs, for the message of a failed test."""
