@@ -1,7 +1,8 @@
 """A SLURM cluster of several nodes on this machine, as root, without systemd and without changes outside its folder.
 
 Debian and Ubuntu: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge
-Each node is one slurmd with a port of its own. Every node offers two cores, which up to four tasks share, and two GPUs
+Each node is one slurmd with a port of its own. Two clusters on a machine number their jobs differently, since the ports
+of ranks follow from these numbers. Every node offers two cores, which up to four tasks share, and two GPUs
 that do not exist, so that scripts can ask for them.
 """
 
@@ -28,6 +29,7 @@ CONFIGURATION = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
+FirstJobId={controller}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge

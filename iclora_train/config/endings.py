@@ -72,6 +72,7 @@ def one_line_ending(resume: str, remedies: Callable[[], Remedies] = dict) -> Ite
         except OSError as error:
             _end(f"error: {explain_os_error(error, remedies())}", 2)
         except StoppedError as stop:
+            _ignore_signals()
             _end(stop.line, stop.exit_code)
         except KeyboardInterrupt as interrupt:
             _die_at_next_ctrl_c()
@@ -138,14 +139,21 @@ def _signals_raise() -> Iterator[None]:
         yield
     finally:
         for number in numbers:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def _raise_terminated(number: int, frame: FrameType | None) -> NoReturn:
-    for later in SIGNALS:  # schedulers and launchers repeat a signal, which must not interrupt the ending
-        if signal.getsignal(later) is _raise_terminated:
-            signal.signal(later, signal.SIG_IGN)
+    _ignore_signals()
     raise TerminatedError(number)
+
+
+def _ignore_signals() -> None:
+    """Ignore further signals until the process has ended: schedulers and launchers repeat them, and srun sends SIGTERM
+    to the other tasks when the first one has ended. They must change neither the ending nor the exit code."""
+    for number in SIGNALS:
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _die_at_next_ctrl_c() -> None:
