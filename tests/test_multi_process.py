@@ -23,14 +23,17 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for a run on a tiny base with its latents."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return overrides_of(tmp_path_factory.mktemp("tiny"))
+
+
+def overrides_of(folder: Path, train: int = 24) -> list[str]:
+    """Overrides for a run on a tiny base with latents of `train` clips, which are written to `folder`."""
     base = write_tiny_base(folder / "base")
     overrides = ["conf=deblur", f"model.checkpoint={base}", f"data.root={folder}/shards", "trainer.accelerator=cpu"]
     overrides += [*SETTINGS, "model.lora.rank=4", "optim=adamw", "trainer.max_steps=6", "data.batch_size=2"]
     overrides += ["run=run", "logger=csv", "eval.after_training=false", "sample.steps=2", "validation.sigmas=[0.5]"]
     overrides += ["validation.loss_every=3", "validation.checkpoint_every=2", "validation.windows=4"]
-    write_tiny_latents(folder / "shards" / "latents", base, composed(*overrides))
+    write_tiny_latents(folder / "shards" / "latents", base, composed(*overrides), train=train)
     return overrides
 
 
@@ -131,3 +134,18 @@ def test_a_rank_starts_no_further_ranks(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert devices_to_start(trainer) == 1
+
+
+@pytest.mark.slow
+def test_thirty_two_ranks_on_four_nodes_train_and_stop(tmp_path: Path) -> None:
+    """The ranks are processes on this CPU: it shows the start, the steps and the stop, not the speed."""
+    words = [*overrides_of(tmp_path / "world", train=64), "data.batch_size=1", "trainer.max_steps=2000"]
+    ranks = start_ranks(tmp_path, [words] * 32, per_node=8)
+    wait_for_step(tmp_path, 2, ranks, seconds=400)
+    end(ranks[21], signal.SIGTERM)  # the scheduler may tell one of them only
+    ends = results(tmp_path, ranks, seconds=200)
+    assert {rank.code for rank in ends} == {143}
+    assert "terminated" in ends[0].err
+    assert [rank.out + rank.err for rank in ends[1:]] == [""] * 31
+    step = int(read_csv(tmp_path / "runs/run/metrics.csv")[-1]["step"])
+    assert (tmp_path / f"runs/run/checkpoints/step-{step:08d}.ckpt").exists()

@@ -68,8 +68,10 @@ def write_tiny_base(folder: Path, seed: int = 0, version: str = "2.3") -> Path:
     return folder
 
 
-def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int | None = None, seed: int = 0) -> Path:
-    """Write a finished latent shard set (24 train, 6 val, 6 heldout clips) for `base`. Each reference is 0.5 times
+def write_tiny_latents(
+    folder: Path, base: Path, config: Config, downscale: int | None = None, seed: int = 0, train: int = 24
+) -> Path:
+    """Write a finished latent shard set (`train` train, 6 val, 6 heldout clips) for `base`. Each reference is 0.5 times
     its target, subsampled by the task's factor or by `downscale`."""
     stride = downscale or config.task.reference_downscale
     model, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
@@ -77,7 +79,7 @@ def write_tiny_latents(folder: Path, base: Path, config: Config, downscale: int 
     base_fingerprint = {"parts": model.latent_fingerprints}
     writer = ShardWriter(folder, "latents", {"base": base_fingerprint, "settings": content_settings(config)})
     names = []
-    for split, count in (("train", 24), ("val", 6), ("heldout", 6)):
+    for split, count in (("train", train), ("val", 6), ("heldout", 6)):
         samples = []
         for i in range(count):
             target = torch.randn(CHANNELS, f, h, w, generator=generator)

@@ -57,9 +57,10 @@ class RankMonitor:
 
     def __init__(self, place: Placement, recorded_signal: Callable[[], int | None]) -> None:
         self.place, self.recorded_signal = place, recorded_signal
-        store = dist.TCPStore(place.main_address, place.main_port, is_master=False, timeout=timedelta(seconds=30))
+        address = place.main_address, place.main_port
+        store = dist.TCPStore(*address, is_master=False, timeout=timedelta(seconds=30))  # type: ignore[attr-defined]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives a restart of the ranks
-        self.store = dist.PrefixStore(f"iclora_train/{attempt}", store)
+        self.store = dist.PrefixStore(f"iclora_train/{attempt}", store)  # type: ignore[attr-defined]
         self.finished = threading.Event()
         self.ending = threading.Lock()  # held by the thread that ends this process
         self.thread = threading.Thread(target=self._watch, name="rank monitor", daemon=True)
