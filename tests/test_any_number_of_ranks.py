@@ -172,4 +172,6 @@ def train_start(root: Path) -> list[Tensor]:
 
 @pytest.mark.parametrize(("begun", "resumed"), [(1, 4), (4, 1), (4, 2)])
 def test_a_run_goes_on_with_another_number_of_ranks(root: Path, runs: dict[int, Run], begun: int, resumed: int) -> None:
-    assert_same(train(root, f"{begun}to{resumed}", resumed, runs[begun].checkpoint), runs[1])
+    run = train(root, f"{begun}to{resumed}", resumed, runs[begun].checkpoint)
+    assert_same(run, runs[1])
+    assert [path.name for path in run.checkpoint.parent.iterdir()] == [f"step-{STEPS:08d}.ckpt"]

@@ -103,6 +103,8 @@ def test_two_processes_train_the_adapter_of_one_which_may_go_on_alone(tiny: list
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.count("step 6/6") == 1  # only the first process prints
     assert_same_training(two, one)
+    assert lora.read(two / "runs/run/adapter.safetensors").metadata["batches_per_step"] == "2"
+    assert "| batches per step | 2 |" in (two / "runs/run/adapter.md").read_text()
     (two / "runs/run/adapter.safetensors").unlink()
     (two / "runs/run/checkpoints/step-00000006.ckpt").unlink()
     refused = train(two, tiny)

@@ -43,7 +43,8 @@ def content_settings(config: Config) -> dict[str, Any]:
 
 
 def config_hash(config: Config) -> str:
-    """Short hash of the settings that affect the adapter. It does not depend on paths: same hash, same training."""
+    """Short hash of the settings that affect the adapter, apart from the number of batches per step, which depends on
+    how a run is started. It does not depend on paths."""
     sections = asdict(config)
     hashed = {key: sections[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
     for section, keys in (("data", ("clips", "root", "workers")), ("model", RUNTIME_KEYS)):

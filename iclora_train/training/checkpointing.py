@@ -102,6 +102,7 @@ class CheckpointSaver(Checkpoint):
         checkpoint["settings"] = self.settings[0]
 
     def on_load_checkpoint(self, trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.last_saved = checkpoint["global_step"]  # not again while the next step accumulates gradients
         if checkpoint["settings"] not in self.settings:
             raise ConfigError(
                 f"the checkpoints in {self.folder} were made with other settings: {_remedy(self.folder.parent)}"

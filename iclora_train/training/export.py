@@ -21,6 +21,7 @@ from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.prompts import TEMPLATE_KEY
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.training.checkpointing import batches_per_step
 from iclora_train.training.lightning_module import ICLoRA
 
 
@@ -46,6 +47,9 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
     }
+    batches = batches_per_step(config)
+    if batches > 1:
+        metadata["batches_per_step"] = batches
     if config.data.prompt is not None:
         metadata[TEMPLATE_KEY] = config.data.prompt
     if config.task.reference_temporal_scale != 1:
