@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import time
@@ -13,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.command import run, start
+from tests.srun_ranks import end, results, start_ranks
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
 STEPS = 24
 TABLE, ADAPTER = "runs/run/metrics.csv", "runs/run/adapter.safetensors"
-WITHOUT_VALIDATION = ("validation.loss_every=0", "validation.clips_every=0")
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +57,10 @@ def output(folder: Path) -> str:
     return (folder / "out.txt").read_text() if (folder / "out.txt").exists() else ""
 
 
-def wait_until(process: BaseProcess, moment: Callable[[], bool]) -> None:
+def wait_until(moment: Callable[[], bool], *processes: BaseProcess) -> None:
     deadline = time.monotonic() + 100
     while not moment():
-        assert process.is_alive()
+        assert all(process.is_alive() for process in processes)
         assert time.monotonic() < deadline
         time.sleep(0.001)
 
@@ -68,7 +69,7 @@ def stop(folder: Path, overrides: list[str], moment: Callable[[], bool], *number
     """Start a run and send it signals at a moment. Returns its exit code and what it printed on stderr."""
     (folder / "out.txt").unlink(missing_ok=True)
     process = start(folder, "iclora_train", *overrides)
-    wait_until(process, moment)
+    wait_until(moment, process)
     assert process.pid is not None
     for number in numbers:
         os.kill(process.pid, number)
@@ -87,6 +88,11 @@ def stopped_at(line: str, name: str) -> int:
     assert match is not None, line
     assert int(match[1]) == int(match[2])
     return int(match[1])
+
+
+def assert_same_results(folder: Path, undisturbed: Path) -> None:
+    for name in (TABLE, ADAPTER):
+        assert (folder / name).read_bytes() == (undisturbed / name).read_bytes(), name
 
 
 def test_a_run_that_is_stopped_in_every_phase_ends_with_the_same_bytes(
@@ -112,8 +118,65 @@ def test_a_run_that_is_stopped_in_every_phase_ends_with_the_same_bytes(
     assert not (tmp_path / ADAPTER).exists()
     result = run(tmp_path, "iclora_train", *tiny)
     assert (result.code, result.err) == (0, "")
-    assert (tmp_path / TABLE).read_bytes() == (undisturbed / TABLE).read_bytes()
-    assert (tmp_path / ADAPTER).read_bytes() == (undisturbed / ADAPTER).read_bytes()
+    assert_same_results(tmp_path, undisturbed)
     for path in undisturbed.glob("runs/run/samples/*.mp4"):
         assert (tmp_path / "runs/run/samples" / path.name).read_bytes() == path.read_bytes()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_data_workers_survive_a_signal_to_all_processes_of_a_job(tiny: list[str], tmp_path: Path) -> None:
+    """Also: a run without checkpoints says that the same command begins again."""
+    settings = ["data.workers=2", "validation.loss_every=0", "validation.clips_every=0", "trainer.max_steps=10000"]
+    process = start(tmp_path, "iclora_train", *tiny, *settings, "validation.checkpoint_every=0", process_group=True)
+    wait_until(lambda: rows(tmp_path) > 1, process)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 143
+    line = (
+        r"terminated \(SIGTERM\) at step \d+ of 10000: validation.checkpoint_every=0, so no checkpoint is written; .*\n"
+    )
+    assert re.fullmatch(line, (tmp_path / "err.txt").read_text())
+    assert not (tmp_path / "runs/run/checkpoints").exists()
+
+
+def stop_rank(folder: Path, overrides: list[str], moment: Callable[[], bool], rank: int, number: int) -> int:
+    """Start two ranks, and send one of them a signal at a moment. Returns the step at which both have stopped."""
+    ranks = start_ranks(folder, [overrides, overrides])
+    wait_until(moment, *ranks)
+    end(ranks[rank], number)
+    first, second = results(folder, ranks)
+    assert (first.code, second.code) == (128 + number, 128 + number)
+    assert second.err == ""
+    return stopped_at(first.err, signal.Signals(number).name)
+
+
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tiny: list[str], tmp_path: Path) -> None:
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    for folder in (undisturbed, stopped):
+        folder.mkdir()
+    assert [rank.code for rank in results(undisturbed, start_ranks(undisturbed, [tiny, tiny]))] == [0, 0]
+    assert 2 <= stop_rank(stopped, tiny, lambda: rows(stopped) == 3, 1, signal.SIGUSR1) < 8
+    assert stop_rank(stopped, tiny, lambda: rows(stopped) == 8, 0, signal.SIGTERM) == 8  # its validation
+    assert [rank.code for rank in results(stopped, start_ranks(stopped, [tiny, tiny]))] == [0, 0]
+    assert_same_results(stopped, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stopped_and_killed_at_ten_random_moments_the_bytes_are_the_same(
+    undisturbed: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    rng = random.Random(0)
+    overrides = [*tiny, "validation.checkpoint_every=3"]
+    for number in [signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGKILL, signal.SIGINT] * 2:
+        begun = len(list(tmp_path.glob("runs/run/checkpoints/*.ckpt")))
+        process = start(tmp_path, "iclora_train", *overrides)
+        assert process.pid is not None
+        process.join(rng.uniform(1.0, 6.0))
+        os.kill(process.pid, number)
+        process.join(60)
+        assert process.exitcode in (0, -number, 128 + number)
+        assert len(list(tmp_path.glob("runs/run/checkpoints/*.ckpt"))) >= min(begun, 1)
+    assert run(tmp_path, "iclora_train", *overrides).code == 0
+    assert_same_results(tmp_path, undisturbed)
