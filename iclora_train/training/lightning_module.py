@@ -39,6 +39,7 @@ class ICLoRA(LightningModule):
         compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.step_metrics = DeferredMetrics()
+        self.stopped = False  # by a signal
         self.lr = 0.0  # learning rate of the last optimizer step
         self.to(device)  # moves nothing; sets Lightning's `device` before the Trainer does
 
@@ -118,9 +119,10 @@ class ICLoRA(LightningModule):
             parameter.copy_(value)
 
     def cpu(self) -> Self:
-        """Lightning calls this when training ends. Weights offloaded to host memory stay there."""
+        """Lightning calls this when training ends. Weights offloaded to host memory stay there. After a signal the base
+        stays on the GPU: the process ends, and a copy would take seconds and host memory."""
         runner_of(self.transformer).weight_offload.stop()
-        return super().cpu()
+        return self if self.stopped else super().cpu()
 
     def on_fit_start(self) -> None:
         if self.average is not None:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from iclora_train.core.process_group import gather
 from iclora_train.core.stop_signals import recorded_signal, start_recording, stop_recording, unless_stopped
+from iclora_train.training.lightning_module import ICLoRA
 
 T = TypeVar("T")
 STEPS_TO_STOP = 3  # one that runs, one that is queued, and the one whose all-reduce sees the signal
@@ -114,8 +115,9 @@ class Preemption(Callback):
     def on_train_end(self, *_: object) -> None:
         stop_recording()
 
-    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, StopTraining):  # a run that stops ignores further signals until it has ended
+    def on_exception(self, trainer: Trainer, module: ICLoRA, exception: BaseException) -> None:  # type: ignore[override]
+        module.stopped = isinstance(exception, StopTraining)
+        if not module.stopped:  # a run that stops ignores further signals until it has ended
             stop_recording()
 
 
