@@ -32,9 +32,12 @@ def create_engine(name: str, workers: int) -> Engine:
     """The engine with that name. `local` with 0 workers is this process."""
     one_of("engine", name, ENGINES)
     if name == "ray":
+        handler = signal.getsignal(signal.SIGTERM)
         from data_prep.engines.ray import RayEngine  # noqa: PLC0415 (an optional extra)
 
-        return RayEngine(workers)
+        engine = RayEngine(workers)
+        signal.signal(signal.SIGTERM, handler)  # importing Ray sets one that ends with exit code 15 and no line
+        return engine
     return WorkerEngine(workers) if workers else InProcessEngine()
 
 
