@@ -246,6 +246,7 @@ def test_a_sweep_as_slurm_jobs(cluster: Cluster, tiny: list[str], undisturbed: b
         assert cluster.wait(number) == ("COMPLETED", 0)
         assert cluster.field(number, "Restarts") == "1"
         assert (tmp_path / "runs/run-0/adapter.safetensors").read_bytes() == undisturbed
+        deadline = time.monotonic() + 180
         while not (tmp_path / "runs/run-1/adapter.safetensors").exists():
             assert time.monotonic() < deadline
             time.sleep(0.5)
