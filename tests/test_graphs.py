@@ -126,6 +126,21 @@ def reduced_twofold(graphed: Transformer, sent: list[str]) -> DistributedDataPar
     return parallel
 
 
+def test_a_step_that_compiles_is_not_captured() -> None:
+    """A block is compiled again where its parameters' gradients, autocast or the number of threads have changed."""
+    torch._dynamo.reset()
+    linear = torch.nn.Linear(3, 3)
+    compiled = torch.compile(linear, backend="eager")
+    graphs, autocast_cache = CudaGraphs(FakeCapture), [True, True, False, False, False]
+    captured = []
+    for enabled in autocast_cache:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=enabled):
+            graphs.run(lambda tensors: [compiled(tensors[0])], (torch.ones(2, 3),), [linear])
+        captured.append(len(graphs.captured))
+    torch._dynamo.reset()
+    assert captured == [0, 0, 0, 0, 1]
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # a warning of torch.distributed
 @pytest.mark.parametrize("batches", [1, 2])
 def test_ddp_reduces_the_gradients_of_replayed_steps_once_per_step(tmp_path: Path, batches: int) -> None:

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from iclora_train.config import Config
 from iclora_train.core.ranks import Placement
 from iclora_train.core.types import LatentPair
-from iclora_train.data.batch import collate
+from iclora_train.data.batch import Batch, collate
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.training.callbacks import MetricsRecorder
+from iclora_train.training.dry_run import mean_loss
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.optimizer import optimizer_settings
 from iclora_train.training.preemption import Preemption
@@ -56,7 +57,7 @@ def fit(config: Config, base: BaseModel, device: str, callbacks: list[Callback],
     data = Clips([clip(f"clip{i}") for i in range(4 * STEPS)])
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
-        precision="bf16-mixed" if device == "cuda" else "32-true",
+        precision="bf16-mixed" if config.model.precision == "bf16" else "32-true",
         devices=1,
         max_steps=STEPS,
         accumulate_grad_batches=2,
@@ -84,6 +85,33 @@ class NoHostSync(Callback):
         self.batches += 3 <= trainer.global_step < STEPS - 1
         if trainer.global_step == STEPS - 1:
             self.mode("default")
+
+
+class AutocastStates(Callback):
+    """Notes the state of autocast, for which blocks are compiled, in a step of training and in a step before it."""
+
+    def __init__(self) -> None:
+        self.states: list[tuple[object, ...]] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: Any, batch: Batch, batch_idx: int) -> None:
+        if batch_idx == 0:
+            module.transformer.register_forward_pre_hook(lambda *_: self.states.append(autocast_state()))
+            mean_loss(module, batch, 0)
+
+
+def autocast_state() -> tuple[object, ...]:
+    enabled, dtype = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+    return enabled, dtype, torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_before_training_compiles_the_blocks_for_training(tmp_path: Path) -> None:
+    """A step of the dry run. Otherwise training would compile the blocks again, while CUDA graphs are captured."""
+    write_tiny_base(tmp_path / "base")
+    config = composed("conf=deblur", f"model.checkpoint={tmp_path}/base", "model.precision=bf16")
+    noted = AutocastStates()
+    fit(config, open_base(config.model), "cpu", [noted])
+    assert noted.states[0] == noted.states[1] == (True, torch.bfloat16, False)
 
 
 @pytest.mark.gpu

@@ -47,6 +47,7 @@ USED = {  # distribution -> "module:attribute path"
         "torch._inductor.custom_graph_pass:get_hash_for_files",
         "torch._inductor.scheduler:BaseSchedulerNode",
         "torch._inductor.scheduler:FusedSchedulerNode",
+        "torch._dynamo.utils:counters",
         "torch._inductor.scheduler:Scheduler",
         "torch._inductor.scheduler:SchedulerNode",
         "torch._inductor.scheduler:ForeachKernelSchedulerNode.group_algorithm_for_combo_kernels",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,9 +142,12 @@ def _time_steps(module: ICLoRA, batch: Batch) -> float:
 
 
 def mean_loss(module: ICLoRA, batch: Batch, number: int) -> Tensor:
-    """The training loss of a batch in the Trainer's precision, with the noise of step `number`."""
+    """The training loss of a batch in the Trainer's precision, with the noise of step `number`.
+
+    Blocks that were compiled under another state of autocast, its cache included, would be compiled again in training.
+    """
     bf16 = base_dtype(module.config.model.precision) == torch.bfloat16
-    with torch.autocast(batch.device.type, torch.bfloat16, enabled=bf16):
+    with torch.autocast(batch.device.type, torch.bfloat16, cache_enabled=False) if bf16 else nullcontext():
         losses = module.losses(batch, step_generator(module.config.seed, number, 0))
         return losses.total(module.config.flow)
 

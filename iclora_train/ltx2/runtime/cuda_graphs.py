@@ -5,15 +5,17 @@ gradients of a part as soon as its graph is launched, so that DistributedDataPar
 computes.
 
 A graph computes at the addresses at which it was captured. Its inputs are therefore copied to fixed tensors, and the
-memory between the forward and the backward graphs stays allocated. The first step of a shape runs normally, which
-compiles the blocks; the second one captures the graphs. The graphs of all shapes share one memory pool. A step of a new
-shape needs memory outside that pool. The first step with attention weights switches CUDA graphs off for the whole run.
+memory between the forward and the backward graphs stays allocated. Steps of a shape run normally until one of them
+has compiled nothing, because a capture cannot compile; the next one captures the graphs. The graphs of all shapes share
+one memory pool. A step of a new shape needs memory outside that pool. The first step with attention weights switches
+CUDA graphs off for the whole run.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -50,12 +52,14 @@ class CudaCapture:
 
 
 class CudaGraphs:
-    """Captures a function of tensors at the second call with a shape, and replays it from then on."""
+    """Captures a function of tensors after a call with the same shape that compiled nothing, and replays it from then
+    on."""
 
     def __init__(self, new_capture: Callable[[], Capture] = CudaCapture, max_shapes: int = MAX_SHAPES) -> None:
         self.new_capture, self.max_shapes = new_capture, max_shapes
         self.capture: Capture | None = None
         self.seen_shapes: set[Hashable] = set()
+        self.compiled_shapes: set[Hashable] = set()  # a call with this shape compiled nothing
         self.captured: dict[Hashable, CapturedStep] = {}
         self.parts: list[Grads] = []  # consecutive modules' parameters; all graphs write gradients to these tensors
         self.num_forwards = 0
@@ -74,7 +78,12 @@ class CudaGraphs:
             self.seen_shapes.add(key)
             if len(self.seen_shapes) > self.max_shapes:
                 self.stop(f"more than {self.max_shapes} shapes")
-            return function(tensors)[-1]
+        if not self.stopped and key not in self.compiled_shapes:
+            compiled = _compiled_graphs()
+            out = function(tensors)[-1]
+            if _compiled_graphs() == compiled:
+                self.compiled_shapes.add(key)
+            return out
         if not self.stopped and key not in self.captured:
             self._capture_step(key, function, tensors, modules)
         if self.stopped:
@@ -129,7 +138,14 @@ class CudaGraphs:
 
 
 def _autocast_state() -> Hashable:
-    return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    """The state of autocast for which a block is compiled."""
+    return torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.is_autocast_cache_enabled()
+
+
+def _compiled_graphs() -> int:
+    """The number of graphs that torch.compile has compiled so far."""
+    counters = sys.modules.get("torch._dynamo.utils")  # not imported before something is compiled
+    return 0 if counters is None else int(counters.counters["stats"]["unique_graphs"])
 
 
 def _part_size(modules: int) -> int:
