@@ -16,7 +16,7 @@ from iclora_train.core.types import Tokens
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
-from iclora_train.ltx2.runtime.cuda_graphs import CapturedStep, CudaGraphs, Tensors
+from iclora_train.ltx2.runtime.cuda_graphs import BACKWARD_PARTS, CapturedStep, CudaGraphs, Tensors
 from iclora_train.training.data_parallel import data_parallel
 from tests.processes import single_process_group
 from tests.test_compiled import network, scene
@@ -174,7 +174,7 @@ def test_gradients_are_sent_while_the_backward_pass_goes_on(tmp_path: Path, monk
 
     monkeypatch.setattr(CapturedStep, "backward", noted_replay)
     net = network()
-    runner_of(net).cuda_graphs = CudaGraphs(FakeCapture)
+    runner_of(net).cuda_graphs = CudaGraphs(FakeCapture, backward_parts=2)
     with single_process_group(tmp_path):
         parallel = reduced_twofold(net, events)
         for number in range(3):
@@ -185,7 +185,8 @@ def test_gradients_are_sent_while_the_backward_pass_goes_on(tmp_path: Path, monk
 
 @pytest.mark.parametrize("count", [1, 8, 11])
 def test_parts_of_the_backward_pass_have_the_gradients_of_their_modules(count: int) -> None:
-    graphs, linears = CudaGraphs(FakeCapture), torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(count))
+    graphs = CudaGraphs(FakeCapture, backward_parts=BACKWARD_PARTS)
+    linears = torch.nn.ModuleList(torch.nn.Linear(3, 3) for _ in range(count))
 
     def function(tensors: Tensors) -> list[Tensor]:
         outputs = [tensors[0]]

@@ -1,8 +1,8 @@
 """All blocks of a training step as a few CUDA graphs: the host launches thousands of kernels with a few calls.
 
-The forward pass is one graph. The backward pass is BACKWARD_PARTS graphs of consecutive blocks. Autograd gets the
-gradients of a part as soon as its graph is launched, so that DistributedDataParallel sends them while the next part
-computes.
+The forward pass is one graph. In one process the backward pass is one graph, too. With several ranks it is
+BACKWARD_PARTS graphs of consecutive blocks: autograd gets the gradients of a part as soon as its graph is launched, so
+that DistributedDataParallel sends them while the next part computes.
 
 A graph computes at the addresses at which it was captured. Its inputs are therefore copied to fixed tensors, and the
 memory between the forward and the backward graphs stays allocated. Steps of a shape run normally until one of them
@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ Tensors = tuple[Tensor, ...]
 Function = Callable[[Tensors], Sequence[Tensor]]  # the captured function: input tensors -> output of each module
 Grads = dict[nn.Parameter, Tensor]
 MAX_SHAPES = 8  # with more shapes in one process, CUDA graphs are switched off
-BACKWARD_PARTS = 8  # graphs of the backward pass; the gradients of the last one are sent when all work is done
+BACKWARD_PARTS = 8  # with several ranks; the gradients of the last part are sent when all work is done
 
 
 class Capture(Protocol):
@@ -55,8 +56,14 @@ class CudaGraphs:
     """Captures a function of tensors after a call with the same shape that compiled nothing, and replays it from then
     on."""
 
-    def __init__(self, new_capture: Callable[[], Capture] = CudaCapture, max_shapes: int = MAX_SHAPES) -> None:
-        self.new_capture, self.max_shapes = new_capture, max_shapes
+    def __init__(
+        self,
+        new_capture: Callable[[], Capture] = CudaCapture,
+        max_shapes: int = MAX_SHAPES,
+        backward_parts: int | None = None,
+    ) -> None:
+        """backward_parts: None for 1 in a single process, BACKWARD_PARTS with several ranks."""
+        self.new_capture, self.max_shapes, self.backward_parts = new_capture, max_shapes, backward_parts
         self.capture: Capture | None = None
         self.seen_shapes: set[Hashable] = set()
         self.compiled_shapes: set[Hashable] = set()  # a call with this shape compiled nothing
@@ -94,7 +101,7 @@ class CudaGraphs:
         self.capture = self.capture or self.new_capture()
         self.num_forwards += 1  # the capture overwrites the saved tensors of earlier forward passes
         with suppress(torch.OutOfMemoryError):
-            self.parts = self.parts or _gradients_by_part(modules)
+            self.parts = self.parts or _gradients_by_part(modules, self.backward_parts or _backward_parts())
             self.captured[key] = CapturedStep(self.capture, function, tensors, self.parts)
         if key not in self.captured:  # out of memory; the exception's tensors are freed by now
             self.stop("too little memory")
@@ -148,14 +155,14 @@ def _compiled_graphs() -> int:
     return 0 if counters is None else int(counters.counters["stats"]["unique_graphs"])
 
 
-def _part_size(modules: int) -> int:
-    """Modules per part of the backward pass."""
-    return math.ceil(modules / BACKWARD_PARTS)
+def _backward_parts() -> int:
+    return BACKWARD_PARTS if dist.is_initialized() and dist.get_world_size() > 1 else 1
 
 
-def _gradients_by_part(modules: Sequence[nn.Module]) -> list[Grads]:
-    """A gradient for each trainable parameter, by part of the backward pass."""
-    groups = [modules[i : i + size] for size in [_part_size(len(modules))] for i in range(0, len(modules), size)]
+def _gradients_by_part(modules: Sequence[nn.Module], parts: int) -> list[Grads]:
+    """A gradient for each trainable parameter, by part of the backward pass: `parts` of them, or as many as modules."""
+    size = math.ceil(len(modules) / parts)
+    groups = [modules[i : i + size] for i in range(0, len(modules), size)]
     trainable = [[p for module in group for p in module.parameters() if p.requires_grad] for group in groups]
     return [{p: torch.zeros_like(p) for p in parameters} for parameters in trainable]
 
@@ -176,7 +183,7 @@ class CapturedStep:
 
     def _forward(self) -> Sequence[Tensor]:
         outputs = self.function(self.inputs)
-        size = _part_size(len(outputs))
+        size = math.ceil(len(outputs) / len(self.parts))
         self.outputs = [*outputs[size - 1 : -1 : size], outputs[-1]]
         return (self.outputs[-1].detach(),)
 
