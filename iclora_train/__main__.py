@@ -9,17 +9,18 @@ from pathlib import Path
 
 from iclora_train.config import Config
 from iclora_train.config.hydra_app import run_module, run_with_config
-from iclora_train.config.local_ranks import devices_to_start, run_ranks
+from iclora_train.config.local_ranks import quiet_torch, ranks_to_start, run_ranks
 
 
 def _train(config: Config) -> None:
     """Train in this process, or start one process per device of trainer.devices."""
-    count, num_nodes = devices_to_start(config.trainer), int(config.trainer.get("num_nodes") or 1)
+    count, num_nodes = ranks_to_start(config.trainer)
     if count * num_nodes > 1:
         if not Path(config.data.root, "latents", "index.json").exists() and num_nodes == 1:
             run_module("data_prep")
         run_ranks("iclora_train", count, num_nodes)
         return
+    quiet_torch()
     from iclora_train.train import train  # noqa: PLC0415 (torch and Lightning load after the settings are known to be good)
 
     train(config)

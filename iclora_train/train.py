@@ -18,12 +18,10 @@ from rich.console import Console
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.endings import StoppedError
 from iclora_train.config.hydra_app import run_module
-from iclora_train.config.local_ranks import listed_gpus
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.core.console import make_console
-from iclora_train.core.device import device_from
 from iclora_train.core.process_group import from_first, local_world_size, process_group
-from iclora_train.core.ranks import global_rank, local_rank, placement, world_size
+from iclora_train.core.ranks import global_rank, placement, world_size
 from iclora_train.core.stop_signals import recorded_signal
 from iclora_train.core.threads import share_cores
 from iclora_train.data.datamodule import LatentDataModule
@@ -40,6 +38,7 @@ from iclora_train.training.checkpointing import (
     resume_or_refuse,
     resume_settings,
 )
+from iclora_train.training.devices import process_device, require_devices
 from iclora_train.training.dry_run import dry_run
 from iclora_train.training.export import evaluate, export, finish, require_whole
 from iclora_train.training.lightning_module import ICLoRA
@@ -68,6 +67,7 @@ def train(config: Config) -> None:
     device = process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     with ExitStack() as lock:
         with process_group(device, recorded_signal) as place:
+            require_devices(config, place.world_size, local_world_size())
             share_cores(local_world_size())
             if place.rank > 0:
                 quiet_warnings()
@@ -229,23 +229,6 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
     # Lightning asks in every batch whether a rank got SIGTERM, for which the host waits for the GPU.
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return module, trainer
-
-
-def process_device(config: Config) -> torch.device:
-    """The device of this rank (trainer.accelerator, trainer.devices). ConfigError when the GPU is missing.
-
-    The local rank is the number of the GPU, among those that trainer.devices lists if it is a list. Where the launcher
-    shows each process a single GPU, it is that one.
-    """
-    device = device_from("trainer.accelerator", config.trainer.get("accelerator", "auto"), "trainer=auto")
-    if device.type == "cpu":
-        return device
-    listed = listed_gpus(config.trainer.get("devices"))
-    number, visible = local_rank(), torch.cuda.device_count()
-    require(not listed or number < len(listed), f"trainer.devices={listed} has no GPU for local rank {number}")
-    gpu = listed[number] if listed else number if visible > 1 else 0
-    require(gpu < visible, f"local rank {number} has no GPU: {visible} are visible here; start one process per GPU")
-    return torch.device("cuda", gpu)
 
 
 def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:

@@ -13,7 +13,7 @@ import pytest
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError
-from iclora_train.config.local_ranks import device_count, devices_to_start, listed_gpus
+from iclora_train.config.local_ranks import device_count, listed_gpus, ranks_to_start
 from tests.command import read_csv
 from tests.srun_ranks import end, free_port, results, start_ranks, wait_for_step
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
@@ -130,10 +130,10 @@ def test_devices_are_counted_and_listed() -> None:
 
 def test_a_rank_starts_no_further_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = {"accelerator": "cpu", "devices": 4}
-    assert devices_to_start(trainer) == 4
+    assert ranks_to_start(trainer) == (4, 1)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert devices_to_start(trainer) == 1
+    assert ranks_to_start({**trainer, "num_nodes": 2}) == (1, 1)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("iclora_train", "data_prep", "eval")
@@ -99,6 +100,15 @@ def test_ddp_reads_the_list_of_frozen_parameters() -> None:
     assert name in source, f"torch {installed}: DistributedDataParallel does not read {name}"
 
 
+TRAINER_ATTRIBUTE = "_signal_connector"
+
+
+def test_a_trainer_has_the_connector_whose_signal_handlers_are_left_out() -> None:
+    source = inspect.getsource(Trainer)
+    for text in (f"self.{TRAINER_ATTRIBUTE} = ", f"self.{TRAINER_ATTRIBUTE}.register_signal_handlers()"):
+        assert text in source, f"lightning {version('lightning')}: Trainer does not contain {text}"
+
+
 def test_the_fp8_product_takes_the_arguments_that_are_passed() -> None:
     arguments = {argument.name for argument in torch.ops.aten._scaled_mm.default._schema.arguments}
     assert {"out_dtype", "use_fast_accum"} <= arguments, f"torch {version('torch')}: _scaled_mm takes {arguments}"
@@ -135,7 +145,7 @@ def private_names_used() -> Iterator[tuple[str, str]]:
 
 def test_every_private_name_is_listed() -> None:
     listed = {name.replace(":", ".") for names in USED.values() for name in names}
-    parts = {part for name in listed for part in name.split(".")}
+    parts = {part for name in listed for part in name.split(".")} | {TRAINER_ATTRIBUTE}
     for file, name in private_names_used():
         known = name in parts or any(entry.startswith(name) for entry in listed)
         assert known, f"{file} uses {name}, a private name of a dependency that {Path(__file__).name} does not test"

@@ -20,6 +20,7 @@ from iclora_train.core.ranks import (
     single_process_environment,
     tasks_per_node,
 )
+from iclora_train.training.devices import process_device, require_devices
 
 SLURM = {
     "SLURM_JOB_ID": "1234",
@@ -61,24 +62,31 @@ def test_srun_gives_each_process_its_rank_and_its_gpu(monkeypatch: pytest.Monkey
     gpu, cpu = Config(trainer={"accelerator": "gpu", "devices": 1}), Config(trainer={"accelerator": "cpu"})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert train.process_device(gpu) == torch.device("cuda", 2)
-    assert train.process_device(cpu) == torch.device("cpu")
+    assert process_device(gpu) == torch.device("cuda", 2)
+    assert process_device(cpu) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # --gpus-per-task=1 shows each task one GPU
-    assert train.process_device(gpu) == torch.device("cuda", 0)
+    assert process_device(gpu) == torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigError, match="local rank 2 has no GPU: 2 are visible"):
-        train.process_device(gpu)
+        process_device(gpu)
 
 
 def test_a_list_of_gpus_is_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     for devices in ([5], "5,"):
-        assert train.process_device(Config(trainer={"devices": devices})) == torch.device("cuda", 5)
+        assert process_device(Config(trainer={"devices": devices})) == torch.device("cuda", 5)
     launched(monkeypatch, TORCHRUN)
-    assert train.process_device(Config(trainer={"devices": [3, 6]})) == torch.device("cuda", 6)
+    assert process_device(Config(trainer={"devices": [3, 6]})) == torch.device("cuda", 6)
     with pytest.raises(ConfigError, match="no GPU for local rank 1"):
-        train.process_device(Config(trainer={"devices": [3]}))
+        process_device(Config(trainer={"devices": [3]}))
+
+
+def test_a_number_of_devices_that_the_launcher_has_not_started_is_refused() -> None:
+    for devices in (1, 8, "8", "auto", list(range(8))):
+        require_devices(Config(trainer={"devices": devices}), world_size=16, on_this_node=8)
+    with pytest.raises(ConfigError, match=r"trainer\.devices=4, but the launcher has started 8"):
+        require_devices(Config(trainer={"devices": 4}), world_size=16, on_this_node=8)
 
 
 def test_two_steps_of_a_job_have_ports_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

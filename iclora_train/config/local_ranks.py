@@ -29,11 +29,21 @@ GRACE = 60.0  # seconds for the other ranks to end after the first one has ended
 KILLED_GRACE = 5.0  # the same after a rank was killed
 
 
-def devices_to_start(trainer: dict[str, Any]) -> int:
-    """The number of ranks to start here; 1 if this process is a rank already, or if one device is used."""
+def ranks_to_start(trainer: dict[str, Any]) -> tuple[int, int]:
+    """The number of ranks to start on this machine, and of machines; 1 and 1 if this process trains by itself: as a
+    rank that a launcher has started, or on one device."""
     if any(name in os.environ for name in LAUNCHED) and _several_ranks():
-        return 1
-    return device_count(trainer)
+        return 1, 1
+    return device_count(trainer), int(trainer.get("num_nodes") or 1)
+
+
+def quiet_torch() -> None:
+    """Keep torch's C++ code from printing warnings in a run of several ranks, e.g. at an exit after an error.
+
+    Called before torch is imported. TORCH_CPP_LOG_LEVEL=INFO in the environment prints everything.
+    """
+    if _several_ranks():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def device_count(trainer: dict[str, Any]) -> int:

@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 from rich.console import Console
 from torch import Tensor
 
@@ -79,7 +78,7 @@ class Preemption(Callback):
 
     def setup(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         """Keep Lightning from handling signals: its handlers wait for other ranks and requeue SLURM jobs themselves."""
-        _SignalConnector.register_signal_handlers = lambda self: None  # type: ignore[method-assign]
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         self.first_step = trainer.global_step
