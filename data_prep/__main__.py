@@ -13,14 +13,18 @@ import sys
 from omegaconf import DictConfig
 
 from iclora_train.config import Config, to_config
+from iclora_train.config.endings import exit_at_signal
 from iclora_train.config.hydra_app import run_with_config, run_with_schema
 from iclora_train.core.ranks import require_single_process
 
+RESUME = "the same command continues with the finished shards"
+
 
 def _prepare(config: Config) -> None:
-    from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are checked)
-
     require_single_process("data_prep", "data.workers=N uses N processes")
+    with exit_at_signal(RESUME):
+        from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are checked)
+
     print(f"prepared: {prepare(config)}")
 
 
@@ -44,7 +48,7 @@ def main() -> None:
         del sys.argv[1]
         run_with_schema("prep", _verify, "nothing was changed")
     else:
-        run_with_config("prep", _prepare, "the same command continues with the finished shards")
+        run_with_config("prep", _prepare, RESUME)
 
 
 if __name__ == "__main__":

@@ -6,20 +6,24 @@ if __name__ == "__main__":
     protect_imports()
 
 from iclora_train.config import Config
+from iclora_train.config.endings import exit_at_signal
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.ranks import require_single_process
 
+RESUME = "the same command continues with the finished clips"
+
 
 def _evaluate(config: Config) -> None:
-    from eval.run import evaluate  # noqa: PLC0415 (torch is imported after the settings have been checked)
-
     require_single_process("eval", "it uses one GPU")
+    with exit_at_signal(RESUME):
+        from eval.run import evaluate  # noqa: PLC0415 (torch is imported after the settings have been checked)
+
     evaluate(config)
 
 
 def main() -> None:
     """Console script `iclora-eval`."""
-    run_with_config("eval", _evaluate, "the same command continues with the finished clips")
+    run_with_config("eval", _evaluate, RESUME)
 
 
 if __name__ == "__main__":

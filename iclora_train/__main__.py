@@ -8,8 +8,12 @@ if __name__ == "__main__":
 from pathlib import Path
 
 from iclora_train.config import Config
+from iclora_train.config.endings import exit_at_signal
 from iclora_train.config.hydra_app import run_module, run_with_config
 from iclora_train.config.local_ranks import quiet_torch, ranks_to_start, run_ranks
+from iclora_train.core.ranks import global_rank
+
+RESUME = "the same command continues from the last checkpoint"
 
 
 def _train(config: Config) -> None:
@@ -21,14 +25,15 @@ def _train(config: Config) -> None:
         run_ranks("iclora_train", count, num_nodes)
         return
     quiet_torch()
-    from iclora_train.train import train  # noqa: PLC0415 (torch and Lightning load after the settings are known to be good)
+    with exit_at_signal(RESUME if global_rank() == 0 else None):
+        from iclora_train.train import train  # noqa: PLC0415 (torch and Lightning load after the settings are known to be good)
 
     train(config)
 
 
 def main() -> None:
     """Console script `iclora-train`."""
-    run_with_config("train", _train, "the same command continues from the last checkpoint")
+    run_with_config("train", _train, RESUME)
 
 
 if __name__ == "__main__":

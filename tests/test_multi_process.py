@@ -13,7 +13,7 @@ import pytest
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError
-from iclora_train.config.local_ranks import device_count, listed_gpus, ranks_to_start
+from iclora_train.config.local_ranks import device_count, listed_gpus, ranks_to_start, run_ranks
 from tests.command import read_csv
 from tests.srun_ranks import end, free_port, results, start_ranks, wait_for_step
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
@@ -126,6 +126,20 @@ def test_devices_are_counted_and_listed() -> None:
     for devices in (0, "all", [0, 0], "0,x", 1.5):
         with pytest.raises(ConfigError, match=r"trainer\.devices"):
             device_count({"devices": devices})
+
+
+@pytest.mark.parametrize("num_nodes", ["two", 1.5, -1])
+def test_the_number_of_machines_is_a_number(num_nodes: object) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.num_nodes"):
+        ranks_to_start({"accelerator": "cpu", "num_nodes": num_nodes})
+
+
+@pytest.mark.parametrize(("name", "value"), [("NODE_RANK", "first"), ("NODE_RANK", "2"), ("MASTER_PORT", "tcp")])
+def test_a_wrong_variable_of_a_machine_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    for key, text in {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "NODE_RANK": "0", name: value}.items():
+        monkeypatch.setenv(key, text)
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        run_ranks("iclora_train", count=2, num_nodes=2)
 
 
 def test_a_rank_starts_no_further_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,44 @@ def one_line_ending(resume: str, remedies: Callable[[], Remedies] = dict) -> Ite
             _end(f"{'terminated' if terminated else 'interrupted'}: {resume}", code)
 
 
+@contextlib.contextmanager
+def exit_at_signal(line: str | None) -> Iterator[None]:
+    """Inside the `with`, a signal ends the process at once, with the line and the exit code of `one_line_ending`.
+
+    For work that must not be left by an exception, and leaves nothing to clean up: an import (torch imports NumPy and
+    drops a KeyboardInterrupt, after which NumPy is half imported), or a wait in C++, where no handler of Python runs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = [number for number in (signal.SIGINT, *SIGNALS) if callable(signal.getsignal(number))]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)  # `set_wakeup_fd` requires it
+
+    def end() -> None:
+        while number := os.read(reading, 1)[0]:  # 0: the `with` has ended
+            if number in numbers:
+                if line is not None:
+                    word = "interrupted" if number == signal.SIGINT else "terminated"
+                    print(f"{word}: {line}", file=sys.stderr, flush=True)
+                os._exit(128 + number)
+
+    thread = threading.Thread(target=end, name="exit_at_signal", daemon=True)
+    thread.start()
+    former_fd = signal.set_wakeup_fd(writing)  # the thread gets the number of each signal that has a handler
+    former = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(former_fd)
+        os.write(writing, b"\0")
+        thread.join()
+        os.close(reading)
+        os.close(writing)
+
+
 def explain_os_error(error: OSError, remedies: Remedies) -> str:
     """The error in one line: the file, what the system says, and what to set."""
     reason = error.strerror or str(error)

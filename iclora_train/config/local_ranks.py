@@ -34,7 +34,9 @@ def ranks_to_start(trainer: dict[str, Any]) -> tuple[int, int]:
     rank that a launcher has started, or on one device."""
     if any(name in os.environ for name in LAUNCHED) and _several_ranks():
         return 1, 1
-    return device_count(trainer), int(trainer.get("num_nodes") or 1)
+    num_nodes = str(trainer.get("num_nodes") or 1)
+    require(num_nodes.isdecimal(), f"trainer.num_nodes={num_nodes} must be a number of machines")
+    return device_count(trainer), int(num_nodes)
 
 
 def quiet_torch() -> None:
@@ -116,6 +118,10 @@ def _variables(count: int, num_nodes: int) -> dict[str, str]:
             f"trainer.num_nodes={num_nodes}: start the command on every node with srun or torchrun, or set "
             f"{', '.join(missing)} (docs/cluster.md)"
         )
+    for name in ("MASTER_PORT", "NODE_RANK"):
+        require(variables[name].isdecimal(), f"the environment variable {name}={variables[name]} must be a number")
+    node = int(variables["NODE_RANK"])
+    require(node < num_nodes, f"NODE_RANK={node}: trainer.num_nodes={num_nodes} machines are numbered from 0")
     variables.pop("GROUP_RANK", None)
     return variables | {"WORLD_SIZE": str(count * num_nodes), "LOCAL_WORLD_SIZE": str(count)}
 

@@ -20,13 +20,14 @@ import torch
 import torch.distributed as dist
 
 from iclora_train.config import ConfigError
-from iclora_train.config.endings import StoppedError
+from iclora_train.config.endings import StoppedError, exit_at_signal
 from iclora_train.core.rank_monitor import RankMonitor
 from iclora_train.core.ranks import Placement, placement
 
 T = TypeVar("T")
 # Ranks wait for one another while one of them compiles or reads a slow disk. A rank that has ended is noticed earlier.
 TIMEOUT = timedelta(minutes=30)
+START_AGAIN = "the ranks were not yet connected; the same command starts again"
 
 
 def gather(value: T) -> list[T]:
@@ -77,8 +78,9 @@ def process_group(
     backend = "nccl" if device.type == "cuda" else "gloo"
     address = f"{place.main_address}:{place.main_port}"
     try:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT)
-        monitor = RankMonitor(place, recorded_signal)
+        with exit_at_signal(START_AGAIN if place.rank == 0 else None):
+            dist.init_process_group(backend, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT)
+            monitor = RankMonitor(place, recorded_signal)
     except (dist.DistError, RuntimeError, OSError) as error:
         raise ConfigError(
             f"rank {place.rank} of {place.world_size} on {socket.gethostname()} cannot join the others at {address} "
