@@ -32,7 +32,7 @@ from iclora_train.config.endings import TerminatedError, explain_os_error
 from iclora_train.core.ranks import Placement
 
 POLL = 1.0  # seconds between two looks into the store
-SILENCE = 50.0  # seconds after which a rank that does not count up is taken for dead
+SILENCE = 50  # looks into the store, one a second, after which a rank that does not count up is taken for dead
 PRECEDENCE = 2.0  # seconds that a rank waits for the report of one whose message says more
 PATIENCE = 15.0  # seconds that a failed rank waits until the others have noticed
 # Errors of collective operations. The rank that has them usually did not cause them: another rank has ended.
@@ -64,7 +64,7 @@ class RankMonitor:
         self.finished = threading.Event()
         self.ending = threading.Lock()  # held by the thread that ends this process
         self.thread = threading.Thread(target=self._watch, name="rank monitor", daemon=True)
-        self.counts: dict[int, tuple[bytes, float]] = {}  # rank -> its last count, and when it was first seen
+        self.counts: dict[int, tuple[int, int]] = {}  # rank -> its last count, and the looks that have seen it since
 
     def __enter__(self) -> RankMonitor:
         """Watch the ranks inside the `with`. An exception there is reported to the others.
@@ -146,20 +146,24 @@ class RankMonitor:
                 os._exit(1)
 
     def _report_silent_ranks(self) -> None:
-        """Rank 0 watches all ranks, the others watch rank 0."""
+        """Rank 0 watches all ranks, the others watch rank 0.
+
+        A rank that has not begun to count is still starting. Looks are counted, not seconds: a job that a scheduler
+        suspends does not look.
+        """
         others = range(1, self.place.world_size) if self.place.rank == 0 else [0]
         for rank in others:
-            now, count = time.monotonic(), str(self.store.add(f"alive/{rank}", 0)).encode()
-            if self.counts.get(rank, (b"", 0.0))[0] != count:
-                self.counts[rank] = count, now
-            elif now - self.counts[rank][1] > SILENCE:
-                line = f"no sign of life for {SILENCE:.0f} s: it was killed (out of memory?), or its node has failed"
+            count = self.store.add(f"alive/{rank}", 0)
+            last, looks = self.counts.get(rank, (0, 0))
+            self.counts[rank] = count, looks + 1 if count == last else 0
+            if count and self.counts[rank][1] > SILENCE:
+                line = f"no sign of life for {SILENCE * POLL:.0f} s: it was killed (out of memory?), or its node failed"
                 failure = Failure(rank, "its node", line, 1)
                 self._first_failure(failure)
 
     def _end(self, failure: Failure) -> None:
-        """End this process because of another rank's failure. (A failed rank leaves through `_report`.)"""
-        if failure.rank == self.place.rank or not self.ending.acquire(blocking=False):
+        """End this process because the run has failed, unless `_report` is ending it."""
+        if not self.ending.acquire(blocking=False):
             return
         with suppress(dist.DistError, RuntimeError):
             self._acknowledge()
