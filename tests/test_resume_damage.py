@@ -167,6 +167,18 @@ def resumed(path: Path, step: int = 4) -> str:
     return path.read_text()
 
 
+def test_the_row_of_an_interrupted_validation_is_written_once(tmp_path: Path) -> None:
+    """A run that resumes from the same checkpoint twice writes its row twice."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n3,0.5\n")
+    for _ in range(2):
+        logger = CsvLogger(path, ["step", "loss"])
+        logger.start(4)
+        logger.write([{"step": 4, "loss": 0.25}])
+        logger.close()
+    assert path.read_text() == "step,loss\n3,0.5\n4,0.25\n"
+
+
 def test_a_table_of_metrics_loses_nothing_but_its_damaged_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,14 +37,16 @@ class CsvLogger:
     """A CSV file with a line for each row that has any of `columns` besides the step, which is the first column. A cell
     is empty where nothing was measured.
 
-    When a run resumes from step n, lines after n are dropped: a run that was killed and resumed ends with the bytes of
-    an uninterrupted run. A file begun by an earlier version keeps all of its lines and columns. Damaged lines are left
+    When a run resumes from step n, lines after n are dropped, and the line of n is not written again (the checkpoint of
+    a run that was stopped in a validation holds its row): a run that was killed and resumed ends with the bytes of an
+    uninterrupted run. A file begun by an earlier version keeps all of its lines and columns. Damaged lines are left
     out with a warning (`metrics_table`).
     """
 
     def __init__(self, path: Path, columns: list[str]) -> None:
         self.path, self.columns = path, columns
         self.file: IO[str] | None = None
+        self.last = -1  # the step of the last line of the earlier run
 
     def start(self, step: int) -> None:
         earlier = []
@@ -52,6 +54,7 @@ class CsvLogger:
             table = self._read()
             earlier = [row for row in table.rows if int(row[KEY]) <= step]
             self.columns = [*self.columns, *(name for name in table.columns if name not in self.columns)]
+            self.last = max((int(row[KEY]) for row in earlier), default=-1)
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
         writer.writeheader()
@@ -76,7 +79,7 @@ class CsvLogger:
         with reraise_disk_full(self.path):
             for row in rows:
                 cells = ["" if math.isnan(row.get(name, math.nan)) else repr(row[name]) for name in self.columns]
-                if any(cells[1:]):
+                if any(cells[1:]) and row[KEY] > self.last:
                     table.writerow(cells)
             self.file.flush()
 
