@@ -63,9 +63,9 @@ def checkpoints(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def finished(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """An uninterrupted run of six steps."""
+    """An uninterrupted run of six steps. (A strategy may be named; on one device it changes nothing.)"""
     folder = tmp_path_factory.mktemp("finished")
-    return folder, train(folder, tiny)
+    return folder, train(folder, tiny, "+trainer.strategy=ddp")
 
 
 def test_a_run_writes_adapter_log_samples_and_checkpoints(finished: tuple[Path, Result], tiny: list[str]) -> None:
