@@ -26,11 +26,16 @@ def data_parallel(module: nn.Module, device: torch.device) -> DistributedDataPar
     nodes belong to a side stream, because nodes of the default stream cannot be part of the capture of a CUDA graph.
     """
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)  # the mismatch is intended, see above
-    on_gpu = device.type == "cuda"
-    with torch.cuda.stream(torch.cuda.Stream(device)) if on_gpu else nullcontext():
-        return DistributedDataParallel(
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream is not None:
+        stream.wait_stream(torch.cuda.current_stream(device))  # which may still write the parameters
+    with nullcontext() if stream is None else torch.cuda.stream(stream):
+        parallel = DistributedDataParallel(
             module,
-            device_ids=[device] if on_gpu else None,
+            device_ids=None if stream is None else [device],
             bucket_cap_mb=BUCKET_MIB,
             gradient_as_bucket_view=True,
         )
+    if stream is not None:
+        torch.cuda.current_stream(device).wait_stream(stream)  # which copies rank 0's parameters
+    return parallel
