@@ -28,7 +28,7 @@ from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 from iclora_train.training.validation_clips import ValidationClips
 
-STEPS = 3  # the first compiles, the second captures CUDA graphs
+STEPS = 4  # the first compiles, the second shows that nothing is left to compile, the third captures CUDA graphs
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class Preemption(Callback):
         assert self.step_began is not None
         if done == 1:
             start_recording()
-        elif done == 3:  # the first compiles, the second captures CUDA graphs
+        elif done == 4:  # the first ones compile, and capture CUDA graphs (`dry_run.STEPS`)
             self._warn_of_long_steps(time.monotonic() - self.step_began)
         self.step_began = None
 
