@@ -73,8 +73,9 @@ def process_group(
         yield place
         return
     os.environ.update(MASTER_ADDR=place.main_address, MASTER_PORT=str(place.main_port))
-    if "NCCL_SOCKET_IFNAME" in os.environ:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", os.environ["NCCL_SOCKET_IFNAME"])
+    interface = os.environ.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
+    if interface in (name for _, name in socket.if_nameindex()):  # NCCL's may be a prefix or a list, gloo's may not
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     backend = "nccl" if device.type == "cuda" else "gloo"
     address = f"{place.main_address}:{place.main_port}"
     try:
@@ -96,7 +97,7 @@ def process_group(
             yield place
         except StoppedError as error:  # not a failure of this rank: all of them have stopped
             stopped = error
-        dist.barrier()
+        dist.barrier(device_ids=None if device.type == "cpu" else [torch.cuda.current_device()])
     dist.destroy_process_group()
     if stopped is not None:
         raise stopped

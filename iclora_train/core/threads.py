@@ -29,8 +29,8 @@ def share_cores(ranks_per_node: int) -> None:
 def cores_of_rank(ranks_per_node: int, available: int, variables: Mapping[str, str]) -> int:
     """Cores for one of the ranks of a node. available: cores on which this process may run.
 
-    Tasks of SLURM may already be bound to cores of their own. They are if SLURM_CPUS_PER_TASK, taken for all ranks,
-    does not exceed the job's cores on the node; it does if one task has started all ranks with torchrun.
+    SLURM may already have bound each task to its cores. It has if SLURM_CPUS_PER_TASK times the ranks is at most the
+    job's cores on the node. If one task has started all ranks (torchrun), the product is larger.
     """
     per_task, on_node = (int(variables.get(f"SLURM_CPUS_{name}", "0")) for name in ("PER_TASK", "ON_NODE"))
     if 0 < per_task * ranks_per_node <= on_node:
