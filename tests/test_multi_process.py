@@ -102,7 +102,7 @@ def test_a_failure_of_rank_0_is_printed_once(tiny: list[str], tmp_path: Path) ->
     words = [*tiny, "data.batch_size=100"]
     first, second = results(tmp_path, start_ranks(tmp_path, [words, words]))
     assert (first.code, second.code) == (2, 2)
-    assert first.err.startswith("error: data.batch_size=100 on 2 rank(s)")
+    assert first.err.startswith("error: data.batch_size=100 needs 100 clips")
     assert (second.out, second.err) == ("", "")
 
 
