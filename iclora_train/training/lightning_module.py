@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Optim
+from iclora_train.core.ranks import global_rank
 from iclora_train.core.process_group import gather
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.loss import ClipLosses, training_losses
@@ -119,10 +120,13 @@ class ICLoRA(LightningModule):
             parameter.copy_(value)
 
     def cpu(self) -> Self:
-        """Lightning calls this when training ends. Weights offloaded to host memory stay there. After a signal the base
-        stays on the GPU: the process ends, and a copy would take seconds and host memory."""
+        """Lightning calls this when training ends. Weights offloaded to host memory stay there.
+
+        Rank 0 frees its GPU for the evaluation. On the other ranks, and after a signal, the base stays on the GPU: the
+        process ends, and the copies of all ranks might not fit into the node's host memory.
+        """
         runner_of(self.transformer).weight_offload.stop()
-        return self if self.stopped else super().cpu()
+        return self if self.stopped or global_rank() > 0 else super().cpu()
 
     def on_fit_start(self) -> None:
         if self.average is not None:
