@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Optim
-from iclora_train.core.ranks import global_rank
 from iclora_train.core.process_group import gather
+from iclora_train.core.ranks import global_rank
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.loss import ClipLosses, training_losses
 from iclora_train.diffusion.training_inputs import draw_random, step_generator
