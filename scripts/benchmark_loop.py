@@ -23,6 +23,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from iclora_train.config import Model
+from iclora_train.core.console import make_console
 from iclora_train.core.device import default_device
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel, open_base
@@ -30,6 +31,7 @@ from iclora_train.train import quiet_lightning
 from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.dry_run import synced_time
 from iclora_train.training.lightning_module import ICLoRA
+from iclora_train.training.preemption import Preemption
 from scripts.benchmark_step import SHAPES, Variant, batch_of, module_of
 from scripts.synthetic.random_base import RandomBase
 
@@ -65,14 +67,14 @@ class Clock(Callback):
 def seconds_per_step(module: ICLoRA, batch: Batch, steps: int, waits: bool) -> float:
     """Seconds of an optimizer step in a Trainer. The batch is on the device already. The module cannot be used again,
     because Lightning moves it to the CPU at the end."""
-    clock = Clock()
+    clock, preemption = Clock(), Preemption(make_console(stderr=True))
     trainer = Trainer(
         accelerator="gpu" if batch.device.type == "cuda" else "cpu",
         precision="32-true" if module.config.model.precision == "fp32" else "bf16-mixed",
         devices=1,
         max_steps=WARM_UP + steps,
         num_sanity_val_steps=0,
-        callbacks=[MetricsRecorder([], 0, None, log_every=10), *([Waits()] if waits else []), clock],
+        callbacks=[preemption, MetricsRecorder([], 0, None, preemption, 10), *([Waits()] if waits else []), clock],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -104,11 +106,12 @@ def main() -> None:
         backend = "nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, init_method=f"file://{Path(folder)}/ranks", rank=0, world_size=1)
         times: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(args.repeats):
-            for waits in (True, False):
+        try:
+            for waits in [True, False] * args.repeats:
                 module = module_of(base, variant, 32, device)
                 times[waits].append(seconds_per_step(module, batch, args.steps, waits))
-        torch.distributed.destroy_process_group()
+        finally:
+            torch.distributed.destroy_process_group()
     row = {"size": args.size, "shape": args.shape, "precision": args.precision}
     row |= {f"ms, host {'waits' if waits else 'goes on'}": [round(1e3 * s, 3) for s in times[waits]] for waits in times}
     print(json.dumps(row | {"ratio": round(median(times[True]) / median(times[False]), 3)}), flush=True)

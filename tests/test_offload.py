@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -285,12 +286,15 @@ def test_checkpoints_hold_no_offloaded_weights(tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in offloaded.adapter:
             parameter.normal_(generator=torch.Generator().manual_seed(0))
-    checkpoint: dict[str, Any] = {"state_dict": offloaded.state_dict()}
+    progress = {name: {"ready": 0, "completed": 0} for name in ("total", "current")}
+    loops = {"fit_loop": {"epoch_loop.batch_progress": progress}}
+    checkpoint: dict[str, Any] = {"state_dict": offloaded.state_dict(), "global_step": 0, "loops": loops}
     offloaded.on_save_checkpoint(checkpoint)
     assert len(checkpoint["state_dict"]) == len(offloaded.adapter)
     reloaded = tiny_module(base, 2)
     for module in (reloaded, plain):
         contents = dict(checkpoint)
+        module.trainer = SimpleNamespace(accumulate_grad_batches=1)  # type: ignore[assignment]
         module.on_load_checkpoint(contents)
         assert module.load_state_dict(contents["state_dict"], strict=True)
     require_equal(step(reloaded.transformer), step(plain.transformer))

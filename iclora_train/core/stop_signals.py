@@ -46,12 +46,17 @@ class _Recorder:
                 self.handlers[number] = signal.signal(number, self._record)
 
     def stop(self) -> None:
+        recorded = self._reset()
+        if recorded is not None:
+            signal.raise_signal(recorded)
+
+    def _reset(self) -> int | None:
+        """Put the former handlers back and forget the recorded signal, which is returned."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
         self.handlers.clear()
         recorded, self.number = self.number, None
-        if recorded is not None:
-            signal.raise_signal(recorded)
+        return recorded
 
     def _record(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
@@ -59,6 +64,7 @@ class _Recorder:
             if self.interruptible:
                 raise _WorkInterrupted
         elif number == self.number == signal.SIGINT and time.monotonic() - self.recorded_at > ONE_KEYPRESS:
+            self._reset()
             raise KeyboardInterrupt
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
