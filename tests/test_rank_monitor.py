@@ -16,7 +16,7 @@ from tests.srun_ranks import free_port
 def monitor() -> Iterator[RankMonitor]:
     """The monitor of rank 0 of 2, whose thread is not started."""
     port = free_port()
-    store = dist.TCPStore("localhost", port, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore("localhost", port, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     yield RankMonitor(Placement(rank=0, world_size=2, main_port=port), lambda: None)
     del store
 
