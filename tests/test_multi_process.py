@@ -13,7 +13,7 @@ import pytest
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError
-from iclora_train.config.local_ranks import device_count, listed_gpus, ranks_to_start, run_ranks
+from iclora_train.config.local_ranks import _wait, device_count, listed_gpus, ranks_to_start, run_ranks
 from tests.command import read_csv
 from tests.srun_ranks import end, free_port, results, start_ranks, wait_for_step
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
@@ -115,6 +115,16 @@ def test_a_killed_rank_ends_the_others(tiny: list[str], tmp_path: Path) -> None:
     assert time.monotonic() - began < 60
     assert first.code == 2
     assert first.err == "error: another rank was killed (out of memory?), or the network between the ranks failed\n"
+
+
+def test_the_command_that_starts_the_ranks_names_the_killed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    waiting = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ranks = [subprocess.Popen(waiting), subprocess.Popen(waiting)]
+    ranks[1].kill()
+    began = time.monotonic()
+    assert _wait(ranks) == 128 + signal.SIGKILL
+    assert time.monotonic() - began < 20
+    assert capsys.readouterr().err.startswith("error: rank 1 was ended by SIGKILL")
 
 
 def test_devices_are_counted_and_listed() -> None:

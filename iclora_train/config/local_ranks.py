@@ -25,7 +25,7 @@ from iclora_train.config.hydra_app import child_command
 LAUNCHED = ("LOCAL_RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 POLL = 0.2  # seconds
-GRACE = 60.0  # seconds for the other ranks to end after the first one has ended
+GRACE = 30.0  # seconds for the other ranks to end after the first one has ended with an error
 KILLED_GRACE = 5.0  # the same after a rank was killed
 
 
@@ -135,8 +135,8 @@ def _free_port() -> int:
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
     """The exit code of the run: that of the first rank that failed, after all ranks have ended."""
     deadline, code = None, 0
-    while any(rank.poll() is None for rank in ranks):
-        ended = [(i, rank.returncode) for i, rank in enumerate(ranks) if rank.returncode]
+    while None in (codes := [rank.poll() for rank in ranks]):
+        ended = [(i, exit_code) for i, exit_code in enumerate(codes) if exit_code]
         if ended and deadline is None:
             number, code = ended[0]
             deadline = time.monotonic() + (GRACE if code > 0 else KILLED_GRACE)
