@@ -21,7 +21,13 @@ from iclora_train import train
 from iclora_train.config import ConfigError
 from iclora_train.config.endings import SIGNALS, StoppedError, TerminatedError, explain_os_error, one_line_ending
 from iclora_train.config.hydra_app import _wait
-from iclora_train.core.stop_signals import recorded_signal, start_recording, stop_recording, unless_stopped
+from iclora_train.core.stop_signals import (
+    forget_signal,
+    recorded_signal,
+    start_recording,
+    stop_recording,
+    unless_stopped,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,6 +129,14 @@ def test_while_training_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyP
         pytest.fail("training goes on after the second Ctrl-C")
 
     assert ending(act) == 130
+
+
+def test_an_error_while_a_signal_is_recorded_is_not_hidden() -> None:
+    start_recording()
+    send(signal.SIGTERM)()
+    assert forget_signal() == signal.SIGTERM
+    assert recorded_signal() is None
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_reader_that_ends_early_is_no_error() -> None:

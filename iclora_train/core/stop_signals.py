@@ -4,6 +4,7 @@
     recorded_signal()        # the first signal, or None
     unless_stopped(validate) # the result of long work; None, at once, when a signal arrives
     stop_recording()         # signals raise again, as `config.endings` describes; a recorded one does so now
+    forget_signal()          # the same after an error, which a recorded signal must not hide
 
 A second Ctrl-C ends the process at once. A scheduler may send another signal twice, so the second one is ignored.
 """
@@ -46,11 +47,11 @@ class _Recorder:
                 self.handlers[number] = signal.signal(number, self._record)
 
     def stop(self) -> None:
-        recorded = self._reset()
+        recorded = self.reset()
         if recorded is not None:
             signal.raise_signal(recorded)
 
-    def _reset(self) -> int | None:
+    def reset(self) -> int | None:
         """Put the former handlers back and forget the recorded signal, which is returned."""
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
@@ -64,7 +65,7 @@ class _Recorder:
             if self.interruptible:
                 raise _WorkInterrupted
         elif number == self.number == signal.SIGINT and time.monotonic() - self.recorded_at > ONE_KEYPRESS:
-            self._reset()
+            self.reset()
             raise KeyboardInterrupt
 
     def unless_stopped(self, work: Callable[[], T]) -> T | None:
@@ -80,7 +81,7 @@ class _Recorder:
 
 
 _recorder = _Recorder()
-start_recording, stop_recording = _recorder.start, _recorder.stop
+start_recording, stop_recording, forget_signal = _recorder.start, _recorder.stop, _recorder.reset
 
 
 def unless_stopped(work: Callable[[], T]) -> T | None:

@@ -26,7 +26,13 @@ from rich.console import Console
 from torch import Tensor
 
 from iclora_train.core.process_group import gather
-from iclora_train.core.stop_signals import recorded_signal, start_recording, stop_recording, unless_stopped
+from iclora_train.core.stop_signals import (
+    forget_signal,
+    recorded_signal,
+    start_recording,
+    stop_recording,
+    unless_stopped,
+)
 from iclora_train.training.lightning_module import ICLoRA
 
 T = TypeVar("T")
@@ -117,7 +123,7 @@ class Preemption(Callback):
     def on_exception(self, trainer: Trainer, module: ICLoRA, exception: BaseException) -> None:  # type: ignore[override]
         module.stopped = isinstance(exception, StopTraining)
         if not module.stopped:  # a run that stops ignores further signals until it has ended
-            stop_recording()
+            forget_signal()
 
 
 class _Agreement:
