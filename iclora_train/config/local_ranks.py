@@ -8,13 +8,14 @@ that failed. No torch import, unless `trainer.devices` asks for all GPUs.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -24,6 +25,7 @@ from iclora_train.config.hydra_app import child_command
 # A variable of each launcher that has started this process as a rank (`core.ranks` reads the others).
 LAUNCHED = ("LOCAL_RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK")
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+PORTS = range(15000, 25000)
 POLL = 0.2  # seconds
 GRACE = 30.0  # seconds for the other ranks to end after the first one has ended with an error
 KILLED_GRACE = 5.0  # the same after a rank was killed
@@ -127,9 +129,13 @@ def _variables(count: int, num_nodes: int) -> dict[str, str]:
 
 
 def _free_port() -> int:
-    with closing(socket.socket()) as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
+    """A port that no process uses now, outside the range from which systems take the ports of connections: rank 0
+    opens it only seconds later."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with closing(socket.socket()) as opened, suppress(OSError):
+            opened.bind(("127.0.0.1", port))
+            return port
+    raise ConfigError(f"no port from {PORTS[0]} to {PORTS[-1]} is free on this machine: end processes that use them")
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -63,7 +63,7 @@ class RankMonitor:
         self.store = dist.PrefixStore(f"iclora_train/{attempt}", store)  # type: ignore[attr-defined]
         self.finished = threading.Event()
         self.ending = threading.Lock()  # held by the thread that ends this process
-        self.thread = threading.Thread(target=self._watch, name="rank monitor", daemon=True)
+        self.looks = 0  # looks into the store that were answered
         self.counts: dict[int, tuple[int, int]] = {}  # rank -> its last count, and the looks that have seen it since
 
     def __enter__(self) -> RankMonitor:
@@ -71,7 +71,8 @@ class RankMonitor:
 
         On rank 0 the exception is raised again; on another rank, whose line rank 0 prints, it becomes SystemExit.
         """
-        self.thread.start()
+        for work in (self._watch, self._watch_store):
+            threading.Thread(target=work, name=f"rank monitor {work.__name__}", daemon=True).start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -141,8 +142,24 @@ class RankMonitor:
                 elif not passed_on and self.store.check(["signal"]):
                     passed_on = True
                     os.kill(os.getpid(), int(self.store.get("signal")))
+                self.looks += 1
         except (dist.DistError, RuntimeError):
             if not self.finished.wait(PATIENCE):  # the store has ended, and with it the process that holds it
+                os._exit(1)
+
+    def _watch_store(self) -> None:
+        """Runs in a second thread: end this process when the store no longer answers `_watch`, which waits for it.
+
+        The process that holds the store is suspended, or its node is lost without closing its connections.
+        """
+        looks, waits = -1, 0
+        while not self.finished.wait(POLL):
+            waits = waits + 1 if self.looks == looks else 0
+            looks = self.looks
+            if waits > SILENCE:
+                address = f"{self.place.main_address}:{self.place.main_port}"
+                line = f"rank 0 at {address} has not answered for {SILENCE * POLL:.0f} s: it, or its node, has stopped"
+                print(Failure(self.place.rank, socket.gethostname(), line, 1), file=sys.stderr, flush=True)
                 os._exit(1)
 
     def _report_silent_ranks(self) -> None:
