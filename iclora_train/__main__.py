@@ -10,7 +10,7 @@ from pathlib import Path
 from iclora_train.config import Config
 from iclora_train.config.endings import exit_at_signal
 from iclora_train.config.hydra_app import run_module, run_with_config
-from iclora_train.config.local_ranks import quiet_torch, ranks_to_start, run_ranks
+from iclora_train.core.local_ranks import quiet_torch, ranks_to_start, run_ranks
 from iclora_train.core.ranks import global_rank
 
 RESUME = "the same command continues from the last checkpoint"

@@ -67,8 +67,9 @@ def train(config: Config) -> None:
     device = process_device(config)  # raises before any work when the GPU of trainer.accelerator is missing
     with ExitStack() as lock:
         with process_group(device, recorded_signal) as place:
-            require_devices(config, place.world_size, local_world_size())
-            share_cores(local_world_size())
+            ranks_per_node = local_world_size()
+            require_devices(config, place.world_size, ranks_per_node)
+            share_cores(ranks_per_node)
             if place.rank > 0:
                 quiet_warnings()
             console = make_console(highlight=False, soft_wrap=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from iclora_train.core.console import make_console
+from iclora_train.core.local_ranks import free_port
 
 Row = dict[str, Any]
 # Two ranks on one GPU: NCCL refuses them on one host. With other host names they talk through the loopback interface.
@@ -35,9 +35,7 @@ def compare(devices: list[int], arguments: list[str], share_gpu: bool) -> None:
 
 def measure_with(number: int, arguments: list[str], share_gpu: bool) -> list[Row]:
     """Run the benchmark in `number` processes. Prints and returns the rows of rank 0."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, "-m", "scripts.benchmark", *arguments, "--as-rank"]
     with ExitStack() as stack:
         processes = []

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from iclora_train.core.local_ranks import free_port
 from tests.command import Result, start
-
-
-def free_port() -> int:
-    """A TCP port that no process uses now."""
-    with closing(socket.socket()) as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
 
 
 def slurm_variables(rank: int, count: int, port: int, per_node: int = 0) -> dict[str, str]:

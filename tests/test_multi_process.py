@@ -13,9 +13,10 @@ import pytest
 
 from iclora_train.adapters import lora
 from iclora_train.config import ConfigError
-from iclora_train.config.local_ranks import _wait, device_count, listed_gpus, ranks_to_start, run_ranks
+from iclora_train.core.local_ranks import _wait, device_count, free_port, listed_gpus, ranks_to_start, run_ranks
+from iclora_train.core.ranks import TORCH_VARIABLES
 from tests.command import read_csv
-from tests.srun_ranks import end, free_port, results, start_ranks, wait_for_step
+from tests.srun_ranks import end, results, start_ranks, wait_for_step
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
 ROOT = Path(__file__).parents[1]
@@ -155,8 +156,8 @@ def test_a_wrong_variable_of_a_machine_is_named(monkeypatch: pytest.MonkeyPatch,
 def test_a_rank_starts_no_further_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = {"accelerator": "cpu", "devices": 4}
     assert ranks_to_start(trainer) == (4, 1)
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "4")
+    for name, value in zip(TORCH_VARIABLES, ("1", "1", "4", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
     assert ranks_to_start({**trainer, "num_nodes": 2}) == (1, 1)
 
 

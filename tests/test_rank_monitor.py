@@ -13,9 +13,9 @@ import pytest
 import torch.distributed as dist
 
 from iclora_train.core import rank_monitor
+from iclora_train.core.local_ranks import free_port
 from iclora_train.core.rank_monitor import SILENCE, RankMonitor
 from iclora_train.core.ranks import Placement
-from tests.srun_ranks import free_port
 
 
 @pytest.fixture

@@ -72,8 +72,8 @@ def run_with_schema(
     register_schema(schema)
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # less fragmentation with many sizes
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them
-    # conf/hydra/launcher/submitit_slurm.yaml has the name of its plugin's schema, which validates it. Hydra 1.3 warns
-    # that such a match is deprecated.
+    # conf/hydra/launcher/submitit_slurm.yaml has the name of submitit's own settings, on purpose: its values replace
+    # them. Hydra 1.3 warns that such a match is deprecated.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore")
 
     def job(composed: DictConfig) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +29,6 @@ def check_sweep(config_name: str, conf: Path, arguments: list[str]) -> None:
         not submitit or importlib.util.find_spec("submitit") is not None,
         "hydra/launcher=submitit_slurm needs submitit: pip install 'iclora_train[slurm]'",
     )
-    # The file in conf/ has the name of submitit's own settings, on purpose: its values replace them.
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated against ConfigStore")
     if config_name == "train" and not any(argument.startswith("hydra/sweeper=") for argument in arguments):
         _require_distinct_runs(config_name, conf, arguments)
 

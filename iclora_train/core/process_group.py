@@ -1,6 +1,6 @@
 """The process group of a run: all ranks are connected before anything slow begins, and end together.
 
-    with process_group("cuda"):          # a single process: does nothing
+    with process_group(device):          # a single process: does nothing
         plan = from_first(read_plan())   # the value of rank 0
         peaks = gather(peak_memory())    # the values of all ranks
 

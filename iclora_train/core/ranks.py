@@ -23,7 +23,8 @@ from iclora_train.config import require
 TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 SINGLE = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
 LAUNCHER_VARIABLES = ("LSB_DJOB_RANKFILE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")  # LSF, Open MPI, MPICH
-SLURM_PORTS = 15000, 10000  # first port, and number of ports, among which a job step's port is chosen
+# Rank 0 listens on one of them, outside the range from which systems take the ports of connections.
+PORTS = range(15000, 25000)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,6 @@ def _slurm_placement() -> Placement:
     nodes = variables.get("SLURM_STEP_NODELIST", variables.get("SLURM_NODELIST", "localhost"))
     node = int(variables.get("SLURM_NODEID", "0"))
     tasks = tasks_per_node(variables.get("SLURM_STEP_TASKS_PER_NODE", variables.get("SLURM_TASKS_PER_NODE", "")))
-    first, count = SLURM_PORTS
     step = f"{variables.get('SLURM_JOB_ID')}.{variables['SLURM_STEP_ID']}"
     return Placement(
         rank=int(variables["SLURM_PROCID"]),
@@ -121,7 +121,7 @@ def _slurm_placement() -> Placement:
         world_size=world_size,
         node_rank=node,
         main_address=variables.get("MASTER_ADDR") or SLURMEnvironment.resolve_root_node_address(nodes),
-        main_port=int(variables.get("MASTER_PORT") or first + zlib.crc32(step.encode()) % count),
+        main_port=int(variables.get("MASTER_PORT") or PORTS[zlib.crc32(step.encode()) % len(PORTS)]),
         local_world_size=tasks[node] if node < len(tasks) else None,
     )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from iclora_train.config import Config, require
-from iclora_train.config.local_ranks import listed_gpus
 from iclora_train.core.device import device_from
+from iclora_train.core.local_ranks import listed_gpus
 from iclora_train.core.ranks import local_rank
 
 

@@ -19,13 +19,11 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from iclora_train.config.errors import ConfigError, require
+from iclora_train.config import ConfigError, require
+from iclora_train.config.endings import SIGNALS
 from iclora_train.config.hydra_app import child_command
+from iclora_train.core.ranks import PORTS, world_size
 
-# A variable of each launcher that has started this process as a rank (`core.ranks` reads the others).
-LAUNCHED = ("LOCAL_RANK", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK", "JSM_NAMESPACE_RANK")
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-PORTS = range(15000, 25000)
 POLL = 0.2  # seconds
 GRACE = 30.0  # seconds for the other ranks to end after the first one has ended with an error
 KILLED_GRACE = 5.0  # the same after a rank was killed
@@ -34,7 +32,7 @@ KILLED_GRACE = 5.0  # the same after a rank was killed
 def ranks_to_start(trainer: dict[str, Any]) -> tuple[int, int]:
     """The number of ranks to start on this machine, and of machines; 1 and 1 if this process trains by itself: as a
     rank that a launcher has started, or on one device."""
-    if any(name in os.environ for name in LAUNCHED) and _several_ranks():
+    if world_size() > 1:
         return 1, 1
     num_nodes = str(trainer.get("num_nodes") or 1)
     require(num_nodes.isdecimal(), f"trainer.num_nodes={num_nodes} must be a number of machines")
@@ -46,7 +44,7 @@ def quiet_torch() -> None:
 
     Called before torch is imported. TORCH_CPP_LOG_LEVEL=INFO in the environment prints everything.
     """
-    if _several_ranks():
+    if world_size() > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
@@ -79,12 +77,6 @@ def listed_gpus(devices: object) -> list[int]:
     return [int(number) for number in numbers]
 
 
-def _several_ranks() -> bool:
-    """Whether the launcher has started more than one rank."""
-    names = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE")
-    return any(os.environ.get(name, "1") != "1" for name in names)
-
-
 def run_ranks(command: str, count: int, num_nodes: int = 1) -> None:
     """Run `count` ranks of a command with this command's overrides; if one fails, exit with its exit code."""
     variables = _variables(count, num_nodes)
@@ -113,7 +105,7 @@ def _variables(count: int, num_nodes: int) -> dict[str, str]:
     """The environment of the ranks, without RANK and LOCAL_RANK."""
     variables = dict(os.environ)
     if num_nodes == 1:
-        variables |= {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        variables |= {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in variables]
     if missing:
         raise ConfigError(
@@ -128,9 +120,8 @@ def _variables(count: int, num_nodes: int) -> dict[str, str]:
     return variables | {"WORLD_SIZE": str(count * num_nodes), "LOCAL_WORLD_SIZE": str(count)}
 
 
-def _free_port() -> int:
-    """A port that no process uses now, outside the range from which systems take the ports of connections: rank 0
-    opens it only seconds later."""
+def free_port() -> int:
+    """One of PORTS that no process uses now. Rank 0 opens it only seconds later."""
     for port in random.SystemRandom().sample(PORTS, 100):
         with closing(socket.socket()) as opened, suppress(OSError):
             opened.bind(("127.0.0.1", port))
@@ -169,7 +160,7 @@ def _signals_passed_on(ranks: Sequence[subprocess.Popen[bytes]]) -> Iterator[Non
             if rank.poll() is None:
                 rank.send_signal(number)
 
-    numbers = [number for number in PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [number for number in (signal.SIGINT, *SIGNALS) if signal.getsignal(number) is not signal.SIG_IGN]
     former = {number: signal.signal(number, pass_on) for number in numbers}
     try:
         yield
