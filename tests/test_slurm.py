@@ -232,7 +232,9 @@ def test_a_sweep_as_slurm_jobs(cluster: Cluster, tiny: list[str], undisturbed: b
     sweep += ["seed=0,1", "run=run-${seed}", "hydra.launcher.gpus_per_node=2", "hydra.launcher.tasks_per_node=2"]
     command = [sys.executable, "-m", "iclora_train", "-m", *tiny[: tiny.index("run=run")], *sweep]
     command += tiny[tiny.index("run=run") + 1 :]
-    waiting = subprocess.Popen(command, cwd=tmp_path, env=cluster.environment, stderr=subprocess.DEVNULL)
+    # The second job may run on a node whose name is not this machine's, and does not resolve.
+    environment = {**cluster.environment, "MASTER_ADDR": "127.0.0.1"}
+    waiting = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     try:
         path = tmp_path / "runs/run-0/metrics.csv"
         deadline = time.monotonic() + 180
