@@ -17,6 +17,7 @@ from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks, set_cuda_graphs
 from iclora_train.ltx2.runtime.cuda_graphs import BACKWARD_PARTS, CapturedStep, CudaGraphs, Tensors
+from iclora_train.ltx2.runtime.fused_block import FusedBlock
 from iclora_train.training.data_parallel import data_parallel
 from tests.processes import single_process_group
 from tests.test_compiled import network, scene
@@ -52,15 +53,22 @@ def random_tokens(size: int, seed: int, channels: int) -> Tokens:
     )
 
 
-def accumulate_grads(net: Transformer, tokens: Tokens, seed: int, forward: Callable[..., Tensor] | None = None) -> None:
-    """Accumulate the adapter's gradients of one batch. forward: a wrapper of the transformer to call instead."""
+def accumulate_grads(
+    net: Transformer, tokens: Tokens, seed: int, forward: Callable[..., Tensor] | None = None
+) -> Tensor:
+    """Accumulate the adapter's gradients of one batch. forward: a wrapper of the transformer to call instead.
+
+    Returns the loss with its autograd graph.
+    """
     device, count = net.patchify_proj.weight.device, tokens.latent.shape[1] // 2
     text = torch.randn(1, 5, net.config.cross_attention_dim, generator=torch.Generator().manual_seed(seed))
     values = {field.name: getattr(tokens, field.name) for field in fields(tokens)}
     on_device = replace(
         tokens, **{name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
     )
-    (forward or net)(on_device, text.to(device), num_outputs=count).float().square().mean().backward()
+    loss = (forward or net)(on_device, text.to(device), num_outputs=count).float().square().mean()
+    loss.backward()
+    return loss
 
 
 def adapter(net: Transformer) -> list[torch.nn.Parameter]:
@@ -139,6 +147,26 @@ def test_a_step_that_compiles_is_not_captured() -> None:
         captured.append(len(graphs.captured))
     torch._dynamo.reset()
     assert captured == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_a_capture_compiles_nothing_and_replaces_no_parameter() -> None:
+    """The capture computes with other tensors in the memory of the parameters."""
+    torch._dynamo.reset()
+    net = network()
+    for block in net.transformer_blocks:
+        block.fused = FusedBlock(block)  # type: ignore[arg-type] # fused linears, as on a GPU
+    compile_blocks(net, 1.0, "aot_eager")
+    graphs = runner_of(net).cuda_graphs = CudaGraphs(FakeCapture)
+    before, compiled = list(net.parameters()), torch._dynamo.utils.counters["stats"]
+    for number in range(4):
+        graphs_before_step = compiled["unique_graphs"]
+        accumulate_grads(net, random_tokens(4, number, 8), 0)
+        if graphs.captured:
+            assert compiled["unique_graphs"] == graphs_before_step > 0
+    torch._dynamo.reset()
+    assert len(graphs.captured) == 1
+    assert all(p is q for p, q in zip(net.parameters(), before, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*is deprecated:DeprecationWarning")  # a warning of torch.distributed
@@ -282,6 +310,26 @@ def test_graphs_on_a_gpu(fp8: bool) -> None:
     runner_of(graphed).cuda_graphs.drop()
     compare(plain, graphed, 8, rtol=1e-2, atol=1e-4)
     assert len(runner_of(graphed).cuda_graphs.captured) == 2
+    torch._dynamo.reset()
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore")  # warnings of the compiler
+def test_a_loss_of_an_earlier_batch_may_outlive_the_capture() -> None:
+    """It keeps nodes of the autograd graph, which belong to the stream of the earlier batch."""
+    plain, graphed = network().cuda(), network().cuda()
+    for net in (plain, graphed):
+        compile_blocks(net, 1.0)
+    set_cuda_graphs(graphed, True)
+    graphs, losses = runner_of(graphed).cuda_graphs, []
+    assert graphs is not None
+    for number in range(4):
+        accumulate_grads(plain, random_tokens(4, number, 8), 0)
+        losses.append(accumulate_grads(graphed, random_tokens(4, number, 8), 0))
+    for p, expected in zip(adapter(graphed), adapter(plain), strict=True):
+        torch.testing.assert_close(p.grad, expected.grad, rtol=1e-2, atol=1e-4)
+    assert len(graphs.captured) == 1
+    assert len(losses) == 4
     torch._dynamo.reset()
 
 

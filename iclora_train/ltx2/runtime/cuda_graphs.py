@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 import math
 import sys
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
@@ -102,7 +102,7 @@ class CudaGraphs:
         self.num_forwards += 1  # the capture overwrites the saved tensors of earlier forward passes
         with suppress(torch.OutOfMemoryError):
             self.parts = self.parts or _gradients_by_part(modules, self.backward_parts or _backward_parts())
-            self.captured[key] = CapturedStep(self.capture, function, tensors, self.parts)
+            self.captured[key] = CapturedStep(self.capture, function, tensors, self.parts, modules)
         if key not in self.captured:  # out of memory; the exception's tensors are freed by now
             self.stop("too little memory")
 
@@ -167,11 +167,48 @@ def _gradients_by_part(modules: Sequence[nn.Module], parts: int) -> list[Grads]:
     return [{p: torch.zeros_like(p) for p in parameters} for parameters in trainable]
 
 
+class _Aliases:
+    """New leaf tensors in the memory of the trainable parameters of `modules`, for the capture.
+
+    Autograd keeps one AccumulateGrad node per parameter, with the stream on which it was created, as long as a loss of
+    an earlier batch or DistributedDataParallel holds it. A gradient that flows to a node of another stream cannot be
+    captured. An alias has a node of its own.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        owners = {owner: None for module in modules for owner in module.modules()}  # each once
+        self.places = [
+            (owner, name, parameter)
+            for owner in owners
+            for name, parameter in owner.named_parameters(recurse=False, remove_duplicate=False)
+            if parameter.requires_grad
+        ]
+        self.of = {parameter: nn.Parameter(parameter.detach()) for _, _, parameter in self.places}
+
+    @contextmanager
+    def in_place_of_parameters(self) -> Iterator[None]:
+        """The modules compute with the aliases."""
+        try:
+            for owner, name, parameter in self.places:
+                setattr(owner, name, self.of[parameter])
+            yield
+        finally:
+            for owner, name, parameter in self.places:
+                setattr(owner, name, parameter)
+
+
 class CapturedStep:
     """A captured forward and backward pass, with the tensors that they read and write."""
 
-    def __init__(self, capture: Capture, function: Function, tensors: Tensors, parts: list[Grads]) -> None:
-        self.function, self.parts = function, parts
+    def __init__(
+        self,
+        capture: Capture,
+        function: Function,
+        tensors: Tensors,
+        parts: list[Grads],
+        modules: Sequence[nn.Module],
+    ) -> None:
+        self.function, self.parts, self.aliases = function, parts, _Aliases(modules)
         self.inputs = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in tensors)
         torch.clear_autocast_cache()  # it holds casts of the weights of earlier steps
         self.outputs: list[Tensor] = []  # of each part, with its autograd graph, until the backward pass is captured
@@ -182,7 +219,8 @@ class CapturedStep:
             (grad, *_), self.replay_backward[part] = capture(partial(self._backward, part, grad))
 
     def _forward(self) -> Sequence[Tensor]:
-        outputs = self.function(self.inputs)
+        with self.aliases.in_place_of_parameters():
+            outputs = self.function(self.inputs)
         size = math.ceil(len(outputs) / len(self.parts))
         self.outputs = [*outputs[size - 1 : -1 : size], outputs[-1]]
         return (self.outputs[-1].detach(),)
@@ -190,7 +228,9 @@ class CapturedStep:
     def _backward(self, part: int, grad_out: Tensor) -> Sequence[Tensor]:
         """The gradient of the part's input (of its output, if it is the first part), and those of its parameters."""
         before, fixed = self.outputs[:part][-1:], self.parts[part]  # the part's input, unless it is the first part
-        grads = torch.autograd.grad(self.outputs[part], [*before, *fixed], grad_out, materialize_grads=True)
+        inputs = [*before, *(self.aliases.of[parameter] for parameter in fixed)]
+        with self.aliases.in_place_of_parameters():  # activation checkpointing recomputes the forward pass
+            grads = torch.autograd.grad(self.outputs[part], inputs, grad_out, materialize_grads=True)
         del self.outputs[part]
         torch._foreach_copy_(list(fixed.values()), grads[len(before) :])
         return [*(grads[: len(before)] or [grad_out]), *fixed.values()]
