@@ -16,6 +16,7 @@ from data_prep.clips.clip_list import Clip
 from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window, window_seed
 from data_prep.makers import Maker, SourceWindow, build_maker
+from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config
 from iclora_train.core.types import Pair
 from iclora_train.media.clip import read_clip
@@ -83,17 +84,19 @@ def make_reference(
     return np.ascontiguousarray(reference), params
 
 
-def make_pairs(clip: Clip, windows: Sequence[Window], config: Config) -> Iterator[Pair]:
-    """The pairs of one clip, in the order of `windows` (by start)."""
-    task = config.task
+def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch | None = None) -> Iterator[Pair]:
+    """The pairs of one clip, in the order of `windows` (by start). watch: gets the seconds of `decode` and `maker`."""
+    task, watch = config.task, watch or Stopwatch()
     maker = build_maker(task.maker, task.maker_args)
     scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
     video = SourceVideo(clip.reference or clip.path, clip.files)
-    targets = read_windows(clip.path, windows)
-    sources = read_windows(clip.reference, windows) if clip.reference else None
+    targets = watch.each("decode", read_windows(clip.path, windows))
+    sources = watch.each("decode", read_windows(clip.reference, windows)) if clip.reference else None
     for window, frames in zip(windows, targets, strict=True):
         seed = window_seed(config.data, clip.id, window.number, 1)
-        reference, params = make_reference(next(sources) if sources else frames, window, maker, video, seed, scale)
+        source = next(sources) if sources else frames
+        with watch.part("maker"):
+            reference, params = make_reference(source, window, maker, video, seed, scale)
         record: dict[str, object] = {
             "file": clip.path.name,
             "source": clip.source,

@@ -21,6 +21,7 @@ from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Engine, Failure
 from data_prep.lost_windows import LostWindows
 from data_prep.pairs import make_pairs
+from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.atomic_files import reraise_disk_full
 from iclora_train.core.progress import ProgressBar, progress_bar
@@ -72,28 +73,36 @@ def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Conf
 
 @dataclass(frozen=True)
 class CheckedPair:
-    """A pair as stored in a shard (None if the checks leave it out), its check report, and its picture (JPEG)."""
+    """A pair as stored in a shard (None if the checks leave it out), its check report, and its picture (JPEG).
+
+    seconds: of work by part (decode, maker, checks, compression).
+    """
 
     members: Members | None
     report: Report
     picture: bytes
+    seconds: dict[str, float]
 
 
 def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
     """Make and check the pairs of a unit. Failure if the clip, readable before, can no longer be read."""
-    clip = unit.clip
+    clip, watch = unit.clip, Stopwatch()
     try:
         with reraise_disk_full(Path(tempfile.gettempdir(), "clip.mp4")):
-            return [_check(pair, clip, unit.config) for pair in make_pairs(clip, unit.windows, unit.config)]
+            pairs = make_pairs(clip, unit.windows, unit.config, watch)
+            return [_check(pair, clip, unit.config, watch) for pair in pairs]
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         return Failure(str(error))
 
 
-def _check(pair: Pair, clip: Clip, config: Config) -> CheckedPair:
-    report = check_pair(pair, clip.id, clip.split, config)
-    return CheckedPair(pack_pair(pair, clip.id) if report.kept else None, report, pair_picture(pair))
+def _check(pair: Pair, clip: Clip, config: Config, watch: Stopwatch) -> CheckedPair:
+    with watch.part("checks"):
+        report, picture = check_pair(pair, clip.id, clip.split, config), pair_picture(pair)
+    with watch.part("compression"):
+        members = pack_pair(pair, clip.id) if report.kept else None
+    return CheckedPair(members, report, picture, watch.take())
 
 
 def write_shards(job: Job, engine: Engine) -> None:

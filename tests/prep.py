@@ -10,6 +10,7 @@ import numpy as np
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
+from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
 from data_prep.makers import SourceWindow, build_maker
@@ -44,6 +45,11 @@ def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return to_config(hydra.compose("prep", overrides(root, clips, base, *more)))
+
+
+def listed(config: Config) -> list[Clip]:
+    """The clips of the settings, in the order of their ids."""
+    return list_clips(config.data.clips, config.data.heldout_fraction)
 
 
 def contents(root: Path) -> dict[str, bytes]:
