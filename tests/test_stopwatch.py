@@ -21,7 +21,7 @@ def test_parts_of_the_work_are_measured_apart() -> None:
             time.sleep(0.001)
     seconds = watch.take()
     assert seconds["decode"] >= 0.06
-    assert 0.003 <= seconds["maker"]
+    assert seconds["maker"] >= 0.003
     assert watch.take() == {}
 
 
