@@ -56,7 +56,9 @@ def prepare(config: Config) -> Path:
     build_maker(config.task.maker, config.task.maker_args)
     columns = template_fields(config.data.prompt or "")
     images = all(size.frames == 1 for size in config.data.sizes())
-    clips = add_missing_captions(list_clips(config.data.clips, config.data.heldout_fraction, images, columns), config)
+    data = config.data
+    listed = list_clips(data.clips, data.heldout_fraction, images, columns, data.references)
+    clips = add_missing_captions(listed, config)
     expected = fingerprints(config, clips, base)
     totals = read_check_totals(root)
     if totals is not None and all(_is_finished(root / kind, fingerprint) for kind, fingerprint in expected.items()):
@@ -73,7 +75,7 @@ def _write_all(
     root: Path, clips: list[Clip], base: BaseModel, fingerprint: dict[str, dict[str, Any]], config: Config
 ) -> None:
     """Write both shard sets, the report and the contact sheet."""
-    notes = listing_notes(config.data.clips, clips, template_fields(config.data.prompt or ""))
+    notes = listing_notes(config.data.clips, clips, template_fields(config.data.prompt or ""), config.data.references)
     for note in notes:
         print(note)
     usable, dropped = select_clips(clips, config)

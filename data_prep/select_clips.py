@@ -62,7 +62,8 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
     if clip.reference is not None:
         _check_reference(probe(clip.reference), info)
     elif name == "given":
-        raise ValueError("the list names no reference, and task.maker=given needs one")
+        remedy = "give a column `reference`, or the folder of the references as data.references"
+        raise ValueError(f"the list names no reference, and task.maker=given needs one: {remedy}")
     for column in maker.needs:
         if column not in clip.files:
             raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")

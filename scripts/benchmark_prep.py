@@ -40,7 +40,7 @@ from iclora_train.ltx2.text_features import TextFeatures
 def job_of(config: Config) -> Job:
     """The job of data_prep for the train clips."""
     base = open_base(config.model)
-    clips = list_clips(config.data.clips, config.data.heldout_fraction)
+    clips = list_clips(config.data.clips, config.data.heldout_fraction, references=config.data.references)
     usable, _ = select_clips([clip for clip in clips if clip.split == "train"], config)
     windows = train_windows(usable, config.data)
     plan: ShardPlan = {

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data_prep.clips.columns import FILE_COLUMNS
 from data_prep.clips.folders import files_below, files_matching, split_pattern
+from data_prep.clips.reference_folder import ReferenceFolder, is_below
 from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, read_rows
 from data_prep.clips.text_files import caption_beside
 from iclora_train.config import require
@@ -23,6 +24,7 @@ VIDEOS = (
     *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"),
     *(".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf"),
 )
+REFERENCES = VIDEOS + IMAGES + UNREADABLE  # suffixes of supplied references
 SPLITS = ("train", "val", "heldout")
 
 
@@ -54,24 +56,32 @@ class Clip:
         return is_picture(self.path)
 
 
-def list_clips(clips: str, heldout_fraction: float, images: bool = False, columns: Collection[str] = ()) -> list[Clip]:
+def list_clips(
+    clips: str,
+    heldout_fraction: float,
+    images: bool = False,
+    columns: Collection[str] = (),
+    references: str | None = None,
+) -> list[Clip]:
     """The clips of `data.clips`, each with a split, ordered by id. ConfigError if there are no clips.
 
     images: whether folders and patterns also yield images. columns: the columns of a list that data.prompt names.
+    references: `data.references`, a folder with a reference for every clip of a folder or pattern.
     """
     path = SAMPLES if clips == "samples" else user_path(clips)
     kinds = VIDEOS + IMAGES + UNREADABLE if images else VIDEOS
     if os.path.isdir(path):
-        listed = _clips_in(path, files_below(path), kinds)
+        listed = _clips_in(path, files_below(path), kinds, references)
     elif os.path.exists(path):
         listed = _clips_in_list(path, columns)
+        require(references is None, f"data.references={references}: a list names references in a column `reference`")
     else:
         folder, pattern = split_pattern(path)
         require(
             bool(pattern),
             f"data.clips={clips}: {path} does not exist; give samples, a folder, a pattern or a csv/jsonl list",
         )
-        listed = _clips_in(folder, files_matching(folder, pattern), kinds)
+        listed = _clips_in(folder, files_matching(folder, pattern), kinds, references)
     suffixes = ", ".join(kinds)
     require(len(listed) > 0, f"data.clips={clips}: {path} holds no clips; put videos ({suffixes}) or rows into it")
     repeated = sorted(name for name, count in Counter(clip.id for clip in listed).items() if count > 1)
@@ -79,10 +89,13 @@ def list_clips(clips: str, heldout_fraction: float, images: bool = False, column
     return sorted(_with_splits(listed, heldout_fraction), key=lambda clip: clip.id)
 
 
-def _clips_in(folder: Path, paths: Iterable[Path], kinds: tuple[str, ...]) -> list[Clip]:
-    """The files of these kinds below a folder. A text file next to a clip is its caption. A second name of a file, a
-    folder that cannot be read and a clip whose caption cannot be read get a `problem`.
+def _clips_in(folder: Path, paths: Iterable[Path], kinds: tuple[str, ...], references: str | None) -> list[Clip]:
+    """The files of these kinds below a folder, with their references. A text file next to a clip is its caption. A
+    second name of a file, a folder that cannot be read and a clip whose caption cannot be read get a `problem`.
     """
+    partners = None if references is None else ReferenceFolder(references, REFERENCES, folder)
+    if partners is not None and is_below(partners.folder, folder):
+        paths = [path for path in paths if not is_below(path, partners.folder)]
     files = [path for path in paths if path.suffix.lower() in kinds or os.path.isdir(path)]
     require(folder not in files, f"data.clips={folder} cannot be read: give it read permission")
     listed, first = [], dict[str, Path]()
@@ -95,7 +108,26 @@ def _clips_in(folder: Path, paths: Iterable[Path], kinds: tuple[str, ...]) -> li
         else:
             caption, problem = _caption_or_problem(path)
             listed.append(Clip(name, path, "", caption, problem=problem))
-    return listed
+    return listed if partners is None else _with_references(listed, folder, partners)
+
+
+def _with_references(clips: list[Clip], folder: Path, partners: ReferenceFolder) -> list[Clip]:
+    """The clips with the references of their names. A caption may lie next to the clip or next to its reference.
+
+    A clip without a reference gets a `problem`. ConfigError if two clips have the same reference.
+    """
+    paired, user = [], dict[Path, Path]()
+    for clip in clips:
+        reference = None if clip.problem else partners.partner_of(clip.path.relative_to(folder))
+        if reference is None:
+            name = clip.path.relative_to(folder).with_suffix("")
+            paired.append(replace(clip, problem=clip.problem or f"no reference in {partners.folder} is named {name}.*"))
+            continue
+        first = user.setdefault(reference, clip.path)
+        require(first == clip.path, f"{first} and {clip.path} have one reference, {reference}: keep one, or rename it")
+        caption, problem = (clip.caption, "") if clip.caption else _caption_or_problem(reference)
+        paired.append(replace(clip, reference=reference, caption=caption, problem=problem))
+    return paired
 
 
 def _caption_or_problem(video: Path) -> tuple[str, str]:

@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from data_prep.clips.clip_list import VIDEOS, Clip
+from data_prep.clips.clip_list import REFERENCES, VIDEOS, Clip
 from data_prep.clips.columns import unread_columns
-from data_prep.clips.folders import files_below
+from data_prep.clips.folders import files_below, split_pattern
+from data_prep.clips.reference_folder import ReferenceFolder
 from data_prep.clips.rows import SUFFIXES
 from data_prep.clips.text_files import CAPTION_SUFFIXES
 from iclora_train.config.paths import user_path
@@ -20,20 +21,35 @@ _OTHER_CAPTIONS = (".json", ".md", ".yaml", ".srt", ".docx")  # beside a clip; n
 _MAX_NAMED = 3  # files or suffixes that a line names
 
 
-def listing_notes(clips: str, listed: Sequence[Clip], columns: Collection[str] = ()) -> list[str]:
-    """One line for each oddity of the listed clips of `data.clips`. columns: the columns that data.prompt names."""
+def listing_notes(
+    clips: str, listed: Sequence[Clip], columns: Collection[str] = (), references: str | None = None
+) -> list[str]:
+    """One line for each oddity of the listed clips of `data.clips`. columns: the columns that data.prompt names.
+
+    references: `data.references`.
+    """
     if clips == "samples":
         return []
     folder = user_path(clips)
     lines = list(_unread_files(folder, listed)) if folder.is_dir() else []
     if unread := unread_columns([clip.row for clip in listed], columns):
         lines.append(f"columns of the list that are stored but not used: {', '.join(unread)}")
+    if references is not None:
+        lines += _unused_references(references, folder, listed)
     return [printable(line) for line in (*lines, *_captions(listed))]
+
+
+def _unused_references(references: str, clips: Path, listed: Sequence[Clip]) -> Iterator[str]:
+    """All references without a target, in one line."""
+    folder = clips if clips.is_dir() else split_pattern(clips)[0]
+    unused = ReferenceFolder(references, REFERENCES, folder).without_target({clip.reference for clip in listed})
+    if unused:
+        yield f"{len(unused)} files of data.references have no target of their name: {', '.join(unused)}"
 
 
 def _unread_files(folder: Path, listed: Sequence[Clip]) -> Iterator[str]:
     """Files below a folder that are neither clips nor captions, and lists that are not read with the folder."""
-    clips = {clip.path for clip in listed}
+    clips = {path for clip in listed for path in (clip.path, clip.reference)}
     others = [path for path in files_below(folder) if path not in clips and path.suffix not in CAPTION_SUFFIXES]
     lists = [path for path in others if path.suffix.lower() in SUFFIXES and not _is_beside(path, clips)]
     if lists:
@@ -45,7 +61,7 @@ def _unread_files(folder: Path, listed: Sequence[Clip]) -> Iterator[str]:
         yield f"files below {folder} that are not clips: {counts}{images}"
 
 
-def _is_beside(path: Path, clips: Collection[Path]) -> bool:
+def _is_beside(path: Path, clips: Collection[Path | None]) -> bool:
     """Whether a file has the name of a clip with another suffix."""
     return any(path.with_suffix(suffix) in clips for suffix in VIDEOS)
 

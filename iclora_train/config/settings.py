@@ -100,6 +100,7 @@ class Data:
     """Which clips are used, how they are cut into windows, where the shards are, how clips are batched."""
 
     clips: str = MISSING  # "samples" (included clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
+    references: str | None = None  # a folder with a reference for every clip of a folder or pattern, of the same name
     root: str = MISSING  # where pair shards and latent shards are written and read
     frames: int = 9
     height: int = 64

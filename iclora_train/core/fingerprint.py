@@ -23,12 +23,15 @@ RUNTIME_KEYS = (
     "weight_offload",
 )  # keys of `model` that do not affect the adapter: paths of files, memory and speed
 # keys that do not affect the content of shards
-NOT_CONTENT = {"task": ("name", "family"), "data": ("clips", "root", "batch_size", "tokens_per_batch", "workers")}
+NOT_CONTENT = {
+    "task": ("name", "family"),
+    "data": ("clips", "references", "root", "batch_size", "tokens_per_batch", "workers"),
+}
 
 # frames of a target that a reference with a temporal factor S has; shards without this entry have 0, S, 2 S, ...
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
-NEW_DATA_KEYS = ("hdr",)
+NEW_DATA_KEYS = ("hdr", "references")
 
 
 def content_settings(config: Config) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def config_hash(config: Config) -> str:
     how a run is started. It does not depend on paths."""
     sections = asdict(config)
     hashed = {key: sections[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
-    for section, keys in (("data", ("clips", "root", "workers")), ("model", RUNTIME_KEYS)):
+    for section, keys in (("data", ("clips", "references", "root", "workers")), ("model", RUNTIME_KEYS)):
         for key in keys:
             del hashed[section][key]
     hashed["data"] = without_unset(hashed["data"], NEW_DATA_KEYS)
