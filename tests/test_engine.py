@@ -1,8 +1,7 @@
-"""Engines: equal shards with every engine, and only the affected clip is lost when a worker dies."""
+"""Engines of one machine (Ray: test_ray.py): equal shards; only the affected clip is lost when a worker dies."""
 
 import json
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +14,7 @@ from data_prep import pipeline, write_shards
 from data_prep.clips.windows import Window
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Engine, Failure
-from data_prep.engines.local import InProcessEngine, WorkerEngine, create_engine
+from data_prep.engines.local import WorkerEngine, create_engine
 from data_prep.lost_windows import LostWindowsError
 from data_prep.write_shards import WorkUnit, process_unit, split_into_units
 from iclora_train.config import ConfigError
@@ -23,6 +22,7 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 from tests.clips import write_clip
+from tests.engine_tasks import die_of_five, halve, refuse_three, sleep_long
 from tests.prep import config_of, contents, write_clips
 from tests.tiny import write_tiny_base
 
@@ -55,36 +55,9 @@ def _small_shards(monkeypatch):
 # --- engines ---
 
 
-def halve(number: int) -> float:
-    time.sleep(0.02 * (number % 3))
-    return number / 2
-
-
-def die_of_five(item: tuple[int, str]) -> int:
-    """Item 5 kills the worker every time, item 6 the first time."""
-    number, folder = item
-    if number == 5 or (number == 6 and not Path(folder, "once").exists()):
-        Path(folder, "once").touch()
-        os._exit(7) if number == 5 else os.kill(os.getpid(), signal.SIGKILL)
-    return number
-
-
-def refuse_three(number: int) -> int:
-    if number == 3:
-        raise ConfigError("task.maker_args.model=x does not exist")
-    return number
-
-
-@pytest.fixture(params=["in process", "one worker", "three workers", "ray"])
+@pytest.fixture(params=[0, 1, 3], ids="{} workers".format)
 def engine(request) -> Iterator[Engine]:
-    if request.param == "ray":
-        pytest.importorskip("ray")
-    factories = {
-        "in process": InProcessEngine,
-        "one worker": lambda: WorkerEngine(1),
-        "three workers": lambda: WorkerEngine(3),
-    }
-    with closing(factories.get(request.param, lambda: create_engine("ray", 2))()) as engine:
+    with closing(create_engine("local", request.param)) as engine:
         yield engine
 
 
@@ -109,21 +82,13 @@ def test_items_are_read_only_a_little_ahead():
             assert len(items_read) <= done + 4
 
 
-@pytest.mark.parametrize("name", ["local", "ray"])
-def test_an_item_is_retried_once_when_its_worker_dies(name, tmp_path):
-    if name == "ray":
-        pytest.importorskip("ray")
-    with closing(create_engine(name, 2)) as engine:
+def test_an_item_is_retried_once_when_its_worker_dies(tmp_path):
+    with closing(create_engine("local", 2)) as engine:
         results = list(engine.map(die_of_five, [(number, str(tmp_path)) for number in range(9)]))
     lost = results.pop(5)
     assert results == [0, 1, 2, 3, 4, 6, 7, 8]
     assert isinstance(lost, Failure)
-    assert "died, 2 times" in lost.reason if name == "ray" else "ended with exit code 7, 2 times" in lost.reason
-
-
-def sleep_long(pid_file: str) -> None:
-    Path(pid_file).write_text(str(os.getpid()))
-    time.sleep(600)
+    assert "ended with exit code 7, 2 times" in lost.reason
 
 
 def test_closing_stops_running_work(tmp_path):
@@ -148,13 +113,9 @@ def test_unknown_engines_are_refused():
 # --- shards of every engine ---
 
 
-@pytest.mark.parametrize(
-    "settings", [("data.workers=1",), ("data.workers=3",), ("engine=ray", "data.workers=2")], ids=str
-)
-def test_every_engine_writes_the_same_bytes(settings, tmp_path, clips, base, prepared):
-    if "engine=ray" in settings:
-        pytest.importorskip("ray")
-    pipeline.prepare(config_of(tmp_path, clips, base, *settings))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_any_number_of_workers_writes_the_same_bytes(workers, tmp_path, clips, base, prepared):
+    pipeline.prepare(config_of(tmp_path, clips, base, f"data.workers={workers}"))
     assert contents(tmp_path) == prepared
 
 

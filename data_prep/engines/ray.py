@@ -1,24 +1,46 @@
 """The Ray engine (`pip install 'iclora_train[ray]'`), on one machine or a cluster; the only file that imports Ray.
 
 Ray finds a cluster by RAY_ADDRESS or the address that `ray start` wrote; otherwise it starts one on this machine.
-Clips and data.root must have the same paths on every machine.
+Clips and data.root must have the same paths on every machine. A node that is lost costs the work that it had not
+delivered: it is done again on another node. Ray's own retries are off, because they count the loss of a node like the
+death of a process, which may be the fault of the item.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from itertools import count, islice
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from data_prep.engines.base import MAX_ATTEMPTS, E, Failure, R, T, call, unwrap
 from iclora_train.config import ConfigError
-from iclora_train.data.shard_sample import Members
-from iclora_train.data.shards import ShardSet
+
+if TYPE_CHECKING:  # processes that only run tasks start without torch
+    from iclora_train.data.shard_sample import Members
+    from iclora_train.data.shards import ShardSet
 
 try:
     import ray
 except ModuleNotFoundError as error:
     raise ConfigError("engine=ray needs Ray: pip install 'ray>=2.50', or set engine=local") from error
+
+MAX_LOSSES = 8  # nodes that may be lost with an item, or with an encoder of a shard, before it counts as failed
+NODE_LOST = (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
+PROCESS_DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
+
+
+@dataclass
+class _Task:
+    """An item, its number, and the number of processes and nodes that died on it."""
+
+    number: int
+    item: Any
+    deaths: int = 0
+    losses: int = 0
 
 
 class RayEngine:
@@ -29,25 +51,36 @@ class RayEngine:
     def __init__(self, workers: int) -> None:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
-            ray.init(logging_level="error", log_to_driver=False)
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports its use to its makers
+            ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
         self._ahead = 2 * (workers or max(int(ray.cluster_resources()["CPU"]), 1))
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
-        """See Engine.map."""
-        task = ray.remote(max_retries=MAX_ATTEMPTS - 1)(call)
-        pending: deque[Any] = deque()
-        for item in items:
-            pending.append(task.remote(function, item))
-            if len(pending) == self._ahead:
-                yield _result(pending.popleft())
-        while pending:
-            yield _result(pending.popleft())
+        """See Engine.map. Results are fetched when they are ready, so that a node lost later does not cost them."""
+        remote = ray.remote(max_retries=0)(call)
+        new_tasks = (_Task(number, item) for number, item in enumerate(items))
+        running: dict[Any, _Task] = {}
+        results: dict[int, Any] = {}
+        for number in count():
+            while number not in results:
+                for task in islice(new_tasks, self._ahead - len(running) - len(results)):
+                    running[remote.remote(function, task.item)] = task
+                if not running:
+                    return
+                ready, _ = ray.wait(list(running))
+                for reference in ready:
+                    task = running.pop(reference)
+                    result = _result(reference, task)
+                    if result is None:
+                        running[remote.remote(function, task.item)] = task
+                    else:
+                        results[task.number] = result.value
+            yield unwrap(results.pop(number))
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """Actors that hold the result of `make`: one for each GPU of the cluster, or one on a CPU."""
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        actor = ray.remote(num_gpus=min(gpus, 1), num_cpus=0)(_EncoderActor)
-        remote: list[Any] = [_RemoteEncoder(actor.remote(make)) for _ in range(max(gpus, 1))]
+        """Encoders in actors that hold the result of `make`: one for each GPU of the cluster, or one on a CPU."""
+        actors = _Actors(make)
+        remote: list[Any] = [_RemoteEncoder(actors) for _ in range(actors.alive)]
         return remote  # each has the interface of E
 
     def close(self) -> None:
@@ -56,13 +89,22 @@ class RayEngine:
             ray.shutdown()
 
 
-def _result(reference: Any) -> Any:
-    """The result of a task, or a Failure if its process died on every attempt."""
+@dataclass(frozen=True)
+class _Result:
+    value: Any
+
+
+def _result(reference: Any, task: _Task) -> _Result | None:
+    """The reply of a task that has ended, or a Failure if its process died on every attempt. None: do it again."""
     try:
-        return unwrap(ray.get(reference))
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        reason = str(error).splitlines()[0]
-        return Failure(f"the Ray process that worked on it died, {MAX_ATTEMPTS} times: {reason}")
+        return _Result(ray.get(reference))
+    except PROCESS_DIED as error:
+        task.deaths += 1
+        times, failed, reason = MAX_ATTEMPTS, task.deaths >= MAX_ATTEMPTS, str(error).splitlines()[0]
+    except NODE_LOST as error:
+        task.losses += 1
+        times, failed, reason = MAX_LOSSES, task.losses >= MAX_LOSSES, str(error).splitlines()[0]
+    return _Result(Failure(f"the Ray process that worked on it died, {times} times: {reason}")) if failed else None
 
 
 class _EncoderActor:
@@ -76,19 +118,73 @@ class _EncoderActor:
         yield from self._encoder.encode_shard(pairs, shard)
 
 
-class _RemoteEncoder:
-    """Local proxy of the encoder in an actor."""
+class _Actors:
+    """The encoder actors: one for each GPU of the cluster, or one on a CPU. Threads take one for each shard."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._lock = make, Lock()
+        self._idle = SimpleQueue[Any]()
+        self.alive = max(self._gpus(), 1)
+        for _ in range(self.alive):
+            self._start()
+
+    def take(self) -> Any:
+        """An idle actor. Waits for one."""
+        return self._idle.get()
+
+    def put(self, actor: Any) -> None:
+        """Give an actor back."""
+        self._idle.put(actor)
+
+    def replace(self) -> None:
+        """Start an actor for one that died. If its GPU was lost with its node, the rest of the actors do its work."""
+        with self._lock:
+            if self.alive <= max(self._gpus(), 1):
+                self._start()
+            else:
+                self.alive -= 1
+
+    @staticmethod
+    def _gpus() -> int:
+        """GPUs of the nodes that are alive."""
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    def _start(self) -> None:
+        actor = ray.remote(num_gpus=min(self._gpus(), 1), num_cpus=0)(_EncoderActor)
+        self.put(actor.remote(self._make))
+
+
+class _RemoteEncoder:
+    """Local proxy of an encoder: it uses whichever actor is idle."""
+
+    def __init__(self, actors: _Actors) -> None:
+        self._actors = actors
 
     def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """See LatentEncoder.encode_shard. ConfigError if the actor died."""
-        try:
-            for reference in self._actor.encode_shard.options(num_returns="streaming").remote(pairs, shard):
-                yield ray.get(reference)
-        except ray.exceptions.RayActorError as error:
-            raise ConfigError(
-                f"the Ray actor that encoded {shard} died ({str(error).splitlines()[0]}): run the same command again, "
-                "finished shards are kept"
-            ) from error
+        """See LatentEncoder.encode_shard. If its actor dies, another one continues with the sample that is missing.
+
+        ConfigError if MAX_LOSSES actors died on this shard.
+        """
+        done = 0
+        for losses in count(1):
+            actor: Any = self._actors.take()
+            try:
+                references = actor.encode_shard.options(num_returns="streaming").remote(pairs, shard)
+                for number, reference in enumerate(references):
+                    sample = ray.get(reference)  # raises if the actor died, also at a sample that was delivered before
+                    if number == done:
+                        done += 1
+                        yield sample
+                return
+            except (ray.exceptions.RayActorError, *NODE_LOST) as error:
+                self._actors.replace()
+                actor = None
+                if losses >= MAX_LOSSES:
+                    reason = str(error).splitlines()[0]
+                    raise ConfigError(
+                        f"the Ray actors that encoded {shard} died, {MAX_LOSSES} times ({reason}): run the same "
+                        "command again, finished shards are kept"
+                    ) from error
+            finally:
+                if actor is not None:
+                    self._actors.put(actor)
