@@ -23,18 +23,19 @@ RESUME = "the same command continues with the finished shards"
 def _prepare(config: Config) -> None:
     require_single_process("data_prep", "data.workers=N uses N processes")
     with exit_at_signal(RESUME):
-        from data_prep.pipeline import prepare  # noqa: PLC0415 (torch loads after the settings are checked)
+        from data_prep.sources import prepare_all  # noqa: PLC0415 (torch loads after the settings are checked)
 
-    print(f"prepared: {prepare(config)}")
+    print(f"prepared: {', '.join(map(str, prepare_all(config)))}")
 
 
 def _verify(composed: DictConfig) -> None:
     """Verify data.root; with conf=<task> also against the settings and the base model of the task."""
-    from data_prep.verify import verify  # noqa: PLC0415 (as above)
+    from data_prep.sources import verify_all  # noqa: PLC0415 (as above)
+    from data_prep.verify import verify  # noqa: PLC0415
 
     root, workers = composed.data.root, composed.data.workers
     config = to_config(composed) if composed.get("conf") else None
-    problems = verify(root, workers, config)
+    problems = verify(root, workers, config) if config is None else verify_all(config)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:

@@ -20,7 +20,8 @@ def _train(config: Config) -> None:
     """Train in this process, or start one process per device of trainer.devices."""
     count, num_nodes = ranks_to_start(config.trainer)
     if count * num_nodes > 1:
-        if not Path(config.data.root, "latents", "index.json").exists() and num_nodes == 1:
+        prepared = all(Path(root, "latents", "index.json").exists() for root in config.data.roots())
+        if not prepared and num_nodes == 1:
             run_module("data_prep")
         run_ranks("iclora_train", count, num_nodes)
         return

@@ -26,6 +26,7 @@ from iclora_train.core.stop_signals import recorded_signal
 from iclora_train.core.threads import share_cores
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.heldout import EvaluationPlan
+from iclora_train.data.mixture import describe, open_data
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import base_dtype
@@ -76,6 +77,8 @@ def train(config: Config) -> None:
             base = open_base(config.model)
             shards = open_shards(config, base)
             if place.rank == 0:
+                for line in describe(shards):
+                    console.print(line)
                 if config.eval.after_training and not (folder / "adapter.safetensors").exists():
                     plan_evaluation(config, shards, console)
                 lock.enter_context(exclusive(folder, "name this run with run=<name>"))
@@ -125,7 +128,7 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
         clips = next((callback for callback in callbacks if isinstance(callback, ValidationClips)), None)
         console.print(str(dry_run(config, module, shards, clips, folder)))
     batch_size, tokens_per_batch = config.data.batch_size, config.data.tokens_per_batch
-    data = LatentDataModule(shards.folder, batch_size, tokens_per_batch, config.seed, config.data.workers)
+    data = LatentDataModule(shards, batch_size, tokens_per_batch, config.seed, config.data.workers)
     with interrupts_unchanged():
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
@@ -182,18 +185,18 @@ def quiet_warnings() -> None:
 
 
 def open_shards(config: Config, base: BaseModel) -> ShardSet:
-    """Open the latent shards of data.root. If they do not exist, a run of one process prepares them first.
+    """Open the latent shards of data.root or data.sources. If they do not exist, a run of one process prepares them.
 
     ConfigError when the shards were made for another base or with other settings.
     """
-    folder = Path(config.data.root, "latents")
-    if not (folder / "index.json").exists():
+    unfinished = [root for root in config.data.roots() if not Path(root, "latents", "index.json").exists()]
+    if unfinished:
         require(
             world_size() == 1,
-            f"data.root={config.data.root} holds no finished shards: run `python -m data_prep` first, in one process",
+            f"data.root={unfinished[0]} holds no finished shards: run `python -m data_prep` first, in one process",
         )
         run_module("data_prep")
-    shards = ShardSet.open(folder)
+    shards = open_data(config, "latents")
     shards.require_base(base.name, base.latent_fingerprints)
     shards.require_settings(config)
     return shards

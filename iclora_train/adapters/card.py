@@ -30,6 +30,7 @@ _TRAINING_ROWS = {  # metadata key -> row of the card
     "batch_size": "clips per batch",
     "batches_per_step": "batches per step",
     "clips": "training windows",
+    "sources": "sources of the windows",
     "config_hash": "settings (hash)",
     ROUNDING: "change of B A by rounding to bf16 (relative)",
     "combined": "combined from (adapter:strength)",

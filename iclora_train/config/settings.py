@@ -6,6 +6,7 @@ value and the allowed range. No torch import here, so that `--help` answers at o
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.paths import expand_home
+from iclora_train.config.sources import DataSource, check_sources
 
 # Settings that had another name in earlier versions. An old name is an error that names the new one
 # (`hydra_app.explain_error`).
@@ -102,6 +104,7 @@ class Data:
     clips: str = MISSING  # "samples" (included clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
     references: str | None = None  # a folder with a reference for every clip of a folder or pattern, of the same name
     root: str = MISSING  # where pair shards and latent shards are written and read
+    sources: list[DataSource] | None = None  # instead of clips: several sets, mixed by weights or repeats
     frames: int = 9
     height: int = 64
     width: int = 64
@@ -126,6 +129,13 @@ class Data:
 
     def __post_init__(self) -> None:
         self.root = expand_home(self.root)
+        if self.sources is not None:
+            self.sources = check_sources(self.sources)
+            require(
+                self.clips in ("", MISSING, "samples"),
+                f"data.clips={self.clips} and data.sources are both set: make it a source, {{clips: {self.clips}}}",
+            )
+            self.clips = ""
         for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")
         bounds = "must be above 0 and at most 1000, or null for the clip's own"
@@ -152,6 +162,14 @@ class Data:
         for bucket in self.buckets or []:
             is_size = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
             require(is_size, f"data.buckets: {bucket!r} is not width x height x frames, e.g. 960x544x49")
+
+    def root_of(self, source: DataSource) -> str:
+        """The folder with the pairs and latents of a source."""
+        return source.root if source.root is not None else os.path.join(self.root, source.label)
+
+    def roots(self) -> list[str]:
+        """The folders with pairs and latents: of each of `sources`, or `root`."""
+        return [self.root] if self.sources is None else [self.root_of(source) for source in self.sources]
 
     def sizes(self) -> list[Data]:
         """These settings once per bucket, each with its size; without buckets, only these settings."""
@@ -229,6 +247,9 @@ class Config:
 def to_config(composed: DictConfig) -> Config:
     """Convert a composed config to dataclasses and check all bounds. ConfigError names the key and the problem."""
     missing = sorted(OmegaConf.missing_keys(composed))
+    if "data.clips" in missing and OmegaConf.select(composed, "data.sources") is not None:
+        composed.data.clips = ""
+        missing.remove("data.clips")
     if missing:
         task_missing = any(key.startswith("task.") for key in missing)
         remedy = "choose a task with conf=<task>" if task_missing else f"e.g. {missing[0]}=... on the command line"

@@ -25,13 +25,13 @@ RUNTIME_KEYS = (
 # keys that do not affect the content of shards
 NOT_CONTENT = {
     "task": ("name", "family"),
-    "data": ("clips", "references", "root", "batch_size", "tokens_per_batch", "workers"),
+    "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers"),
 }
 
 # frames of a target that a reference with a temporal factor S has; shards without this entry have 0, S, 2 S, ...
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
-NEW_DATA_KEYS = ("hdr", "references")
+NEW_DATA_KEYS = ("hdr", "references", "sources")
 
 
 def content_settings(config: Config) -> dict[str, Any]:
@@ -53,9 +53,18 @@ def config_hash(config: Config) -> str:
     for section, keys in (("data", ("clips", "references", "root", "workers")), ("model", RUNTIME_KEYS)):
         for key in keys:
             del hashed[section][key]
-    hashed["data"] = without_unset(hashed["data"], NEW_DATA_KEYS)
+    hashed["data"] = comparable_data(config, hashed["data"])
     hashed["max_steps"] = config.trainer.get("max_steps")
     return digest(hashed)[:16]
+
+
+def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
+    """The section `data`, or a part of it, without unset NEW_DATA_KEYS, and with the share of each of data.sources by
+    its name: the contents of the sources are compared by the digest of the shards, wherever they lie."""
+    section = without_unset(section, NEW_DATA_KEYS)
+    if config.data.sources is not None:
+        section["sources"] = {source.label: source.share for source in config.data.sources}
+    return section
 
 
 def without_unset(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:

@@ -8,7 +8,8 @@ and should start quickly.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, count
@@ -18,13 +19,40 @@ import torch
 from torch.utils.data import Dataset
 
 from iclora_train.config import require
+from iclora_train.config.sources import apportion, windows_per_epoch
 from iclora_train.core.types import LatentPair
+from iclora_train.data.mixture import Mixture
 from iclora_train.data.shards import ShardSet
 
 log = logging.getLogger(__name__)
 
 BATCHES_PER_STEP = "trainer.devices x trainer.num_nodes x trainer.accumulate_grad_batches"
 Step = tuple[tuple[int, ...], ...]  # sample numbers of each batch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """`count` of the `clips` of a source in a bucket take part in an epoch.
+
+    Epochs continue an endless sequence in which every clip occurs once per pass, in an order drawn for each pass. So
+    after any number of epochs no clip of the source has taken part more than once more than another.
+    """
+
+    source: int
+    clips: tuple[int, ...]
+    count: int
+
+    def clips_of(self, epoch: int, seed: int, bucket: int) -> list[int]:
+        """The clips of an epoch, a function of (seed, epoch, bucket, source)."""
+        first, size = epoch * self.count, len(self.clips)
+        passes = range(first // size, (first + self.count - 1) // size + 1)
+        in_order = [clip for number in passes for clip in self._shuffled((seed, number, bucket, self.source + 1))]
+        begin = first - passes.start * size
+        return in_order[begin : begin + self.count]
+
+    def _shuffled(self, seed: tuple[int, ...]) -> list[int]:
+        shuffled: list[int] = np.random.default_rng(seed).permutation(self.clips).tolist()
+        return shuffled
 
 
 @dataclass(frozen=True)
@@ -35,17 +63,25 @@ class BatchPlan:
     are shuffled and cut into batches; no clip occurs twice. The batches of a step are of one bucket as far as possible;
     what is left at the end of the buckets is combined into steps of several buckets. Clips that do not fill a last
     batch of their bucket, and random batches that are too many for the last step, are left out of that epoch.
+
+    draws: with `data.sources`, the clips of each bucket by source, and how many of them an epoch has; otherwise empty.
     """
 
     buckets: tuple[tuple[int, ...], ...]
     seed: int
     sizes: tuple[int, ...]
     batches_per_step: int = 1
+    draws: tuple[tuple[Draw, ...], ...] = ()
+
+    @property
+    def clips_per_epoch(self) -> list[int]:
+        """Clips of each bucket in an epoch, before some are left out."""
+        return [sum(draw.count for draw in draws) for draws in self.draws] or [len(bucket) for bucket in self.buckets]
 
     @property
     def batches_per_epoch(self) -> int:
         """Batches that the clips of all buckets fill."""
-        return sum(len(bucket) // size for bucket, size in zip(self.buckets, self.sizes, strict=True))
+        return sum(count // size for count, size in zip(self.clips_per_epoch, self.sizes, strict=True))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -55,7 +91,16 @@ class BatchPlan:
     def step(self, n: int) -> Step:
         """The batches of step n (from 0)."""
         epoch, step = divmod(n, self.steps_per_epoch)
-        return _epoch_steps(self.buckets, self.seed, self.sizes, self.batches_per_step, epoch)[step]
+        return _epoch_steps(self, epoch)[step]
+
+    def epoch_clips(self, epoch: int) -> Sequence[Sequence[int]]:
+        """The clips of each bucket that take part in an epoch; with `draws`, a clip may occur several times."""
+        if not self.draws:
+            return self.buckets
+        return [
+            list(chain.from_iterable(draw.clips_of(epoch, self.seed, number) for draw in draws))
+            for number, draws in enumerate(self.draws)
+        ]
 
 
 @dataclass(frozen=True)
@@ -76,13 +121,12 @@ class BatchSampler:
 
 
 @lru_cache(maxsize=2)
-def _epoch_steps(
-    buckets: tuple[tuple[int, ...], ...], seed: int, sizes: tuple[int, ...], batches_per_step: int, epoch: int
-) -> list[Step]:
+def _epoch_steps(plan: BatchPlan, epoch: int) -> list[Step]:
     """The steps of an epoch, in order."""
-    rng = np.random.default_rng((seed, epoch))
+    rng = np.random.default_rng((plan.seed, epoch))
+    buckets, batches_per_step = plan.epoch_clips(epoch), plan.batches_per_step
     batches = []  # (bucket, clips)
-    for number, (bucket, size) in enumerate(zip(buckets, sizes, strict=True)):
+    for number, (bucket, size) in enumerate(zip(buckets, plan.sizes, strict=True)):
         shuffled = rng.permutation(bucket).tolist()
         cuts = range(0, len(shuffled) - size + 1, size)
         batches += [(number, tuple(shuffled[i : i + size])) for i in cuts]
@@ -118,11 +162,13 @@ def plan_batches(
     for i in shards.indices(split):
         buckets.setdefault(shards.samples[i].bucket, []).append(i)
     sizes = clips_per_batch(shards, split, batch_size, tokens_per_batch)
-    plan = BatchPlan(tuple(tuple(buckets[name]) for name in sizes), seed, tuple(sizes.values()), batches_per_step)
+    clips = tuple(tuple(buckets[name]) for name in sizes)
+    draws = draws_of(shards, clips) if isinstance(shards, Mixture) else ()
+    plan = BatchPlan(clips, seed, tuple(sizes.values()), batches_per_step, draws)
     too_small = [
-        f"{size} clips of {name}, which has {len(buckets[name])}"
-        for name, size in sizes.items()
-        if len(buckets[name]) < size
+        f"{size} clips of {name}, which has {count}"
+        for (name, size), count in zip(sizes.items(), plan.clips_per_epoch, strict=True)
+        if count < size
     ]
     key = "data.batch_size" if tokens_per_batch is None else "data.tokens_per_batch"
     setting = f"{key}={tokens_per_batch or batch_size}"
@@ -140,6 +186,26 @@ def plan_batches(
     if tokens_per_batch is not None:
         _warn_large_clips(bucket_tokens(shards, split), tokens_per_batch)
     return plan
+
+
+def draws_of(mixture: Mixture, buckets: Sequence[Sequence[int]]) -> tuple[tuple[Draw, ...], ...]:
+    """For each bucket the draws of the sources. The windows of a source in an epoch are divided among its buckets in
+    proportion to its windows there, at least one each, so that every epoch has the same number of batches."""
+    by_bucket = [defaultdict[int, list[int]](list) for _ in buckets]  # source -> clips
+    for clips, of_source in zip(buckets, by_bucket, strict=True):
+        for clip in clips:
+            of_source[mixture.places[clip][0]].append(clip)
+    used = sorted(set().union(*by_bucket))  # a source may have held-out clips only
+    available = [[len(of_source[source]) for of_source in by_bucket if source in of_source] for source in used]
+    in_epoch = windows_per_epoch([sum(counts) for counts in available], [mixture.parts[i].source for i in used])
+    counts = {
+        source: iter(apportion(total, in_buckets))
+        for source, total, in_buckets in zip(used, in_epoch, available, strict=True)
+    }
+    return tuple(
+        tuple(Draw(source, tuple(of_source[source]), next(counts[source])) for source in sorted(of_source))
+        for of_source in by_bucket
+    )
 
 
 def _warn_large_clips(tokens: dict[str, int], budget: int) -> None:

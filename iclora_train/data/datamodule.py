@@ -40,10 +40,15 @@ class LatentDataModule(LightningDataModule):
     """
 
     def __init__(
-        self, folder: Path, batch_size: int, tokens_per_batch: int | None = None, seed: int = 0, workers: int = 0
+        self,
+        shards: ShardSet | Path,
+        batch_size: int,
+        tokens_per_batch: int | None = None,
+        seed: int = 0,
+        workers: int = 0,
     ) -> None:
         super().__init__()
-        self.shards = ShardSet.open(folder)
+        self.shards = ShardSet.open(shards) if isinstance(shards, Path) else shards
         self.batch_size, self.tokens_per_batch = batch_size, tokens_per_batch
         self.seed, self.workers = seed, workers
 

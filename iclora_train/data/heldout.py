@@ -12,6 +12,7 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 from iclora_train.config import Config, require
+from iclora_train.data.mixture import open_data
 from iclora_train.data.recordings import recording_of_clips
 from iclora_train.data.shard_index import ShardSample
 from iclora_train.data.shards import ShardSet
@@ -35,8 +36,8 @@ class EvaluationPlan:
         references needs another one), pairs without a reference, or leakage between the splits.
         """
         root, split = Path(config.data.root), config.eval.split
-        pairs = ShardSet.open(root / "pairs")
-        latents = latents or ShardSet.open(root / "latents")
+        pairs = open_data(config, "pairs")
+        latents = latents or open_data(config, "latents")
         for shards in (pairs, latents):
             shards.require_settings(config)
         require(

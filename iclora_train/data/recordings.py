@@ -15,10 +15,15 @@ def recording_of_clips(shards: ShardSet, numbers: Iterable[int] | None = None) -
 
     numbers: only the clips of these samples. Media are not read.
     """
+    return {clip: source or clip for clip, source in declared_recordings(shards, numbers).items()}
+
+
+def declared_recordings(shards: ShardSet, numbers: Iterable[int] | None = None) -> dict[str, str]:
+    """Clip -> `source` in the record of the clip's first window, "" if it has none (see `recording_of_clips`)."""
     first: dict[str, int] = {}
     for i in range(len(shards)) if numbers is None else numbers:
         first.setdefault(shards.samples[i].source, i)
-    return {clip: str(shards.record(i).record.get("source") or clip) for clip, i in first.items()}
+    return {clip: str(shards.record(i).record.get("source") or "") for clip, i in first.items()}
 
 
 def partners_of_others(recordings: Sequence[str]) -> list[int] | None:

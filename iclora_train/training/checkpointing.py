@@ -26,7 +26,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.fingerprint import NEW_DATA_KEYS, RUNTIME_KEYS, differences, digest, plain, without_unset
+from iclora_train.core.fingerprint import RUNTIME_KEYS, comparable_data, differences, digest, plain
 from iclora_train.core.ranks import world_size
 from iclora_train.core.records import read_json
 from iclora_train.core.regular_files import open_regular
@@ -147,7 +147,7 @@ def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     for section, keys in (("data", NOT_COMPARED), ("model", RUNTIME_KEYS)):
         for key in keys:
             del sections[section][key]
-    sections["data"] = without_unset(sections["data"], NEW_DATA_KEYS)
+    sections["data"] = comparable_data(config, sections["data"])
     trainer = {"max_steps": config.trainer.get("max_steps")}
     validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}
     other = {"seed": config.seed, "trainer": trainer, "validation": validation, "base": base.fingerprint}

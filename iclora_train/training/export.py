@@ -18,8 +18,8 @@ from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
 from iclora_train.core.scores import judged_adapter, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
+from iclora_train.data.mixture import open_data, source_metadata
 from iclora_train.data.prompts import TEMPLATE_KEY
-from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.checkpointing import batches_per_step
 from iclora_train.training.lightning_module import ICLoRA
@@ -28,7 +28,7 @@ from iclora_train.training.lightning_module import ICLoRA
 def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     """Write the adapter file with its metadata, read it back, and write card and workflow next to it."""
     config = module.config
-    shards = ShardSet.open(Path(config.data.root, "latents"))
+    shards = open_data(config, "latents")
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
     metadata: dict[str, Any] = {
         "reference_downscale_factor": config.task.reference_downscale,
@@ -46,6 +46,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "clips": shards.splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
+        **source_metadata(shards),
     }
     batches = batches_per_step(config)
     if batches > 1:

@@ -25,7 +25,7 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.optimizer import create_optimizer
-from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, Row
+from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, Row, source_names
 
 
 class ICLoRA(LightningModule):
@@ -39,7 +39,7 @@ class ICLoRA(LightningModule):
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
-        self.step_metrics = DeferredMetrics()
+        self.step_metrics = DeferredMetrics(source_names(config))
         self.stopped = False  # by a signal
         self.lr = 0.0  # learning rate of the last optimizer step
         self.to(device)  # moves nothing; sets Lightning's `device` before the Trainer does

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
@@ -45,9 +46,10 @@ class _StepMetrics:
 
 
 class DeferredMetrics:
-    """Metrics of the steps since the last `collect`."""
+    """Metrics of the steps since the last `collect`. sources: names of data.sources, whose clips are counted."""
 
-    def __init__(self) -> None:
+    def __init__(self, sources: Sequence[str] = ()) -> None:
+        self.sources = sources
         self.batches: list[_BatchMetrics] = []  # of the unfinished step
         self.steps: list[_StepMetrics] = []
 
@@ -65,7 +67,8 @@ class DeferredMetrics:
     def collect(self, gather: Callable[[Any], list[Any]]) -> tuple[list[Row], DivergedError | None]:
         """A row for each step since the last call, up to the first step that is not finite, which is the error.
 
-        A row: step, loss, loss by noise level, locality, gradient norm, learning rate, of the clips of all ranks.
+        A row: step, loss, loss by noise level, locality, clips of each source, gradient norm, learning rate, of the
+        clips of all ranks.
         `gather` (`core.process_group`) returns the values of all ranks.
         """
         steps = self.steps.copy()
@@ -83,6 +86,8 @@ class DeferredMetrics:
             names = ("sigma", "loss", "locality")
             sigma, loss, locality = (torch.cat([getattr(batch, name) for batch in in_order]) for name in names)
             means = {**_mean_losses(sigma, loss), **_mean_locality(locality)}
+            drawn = Counter(key.partition("-")[0] for batch in in_order for key in batch.keys) if self.sources else {}
+            means |= {drawn_name(source): drawn[source] for source in self.sources}
             rows.append({"step": step.number, **means, "grad_norm": norm, "lr": step.lr})
         return rows, None
 
@@ -104,7 +109,18 @@ def _on_host(steps: list[_StepMetrics]) -> tuple[list[list[_BatchMetrics]], list
 def step_columns(config: Config) -> list[str]:
     """Names of the values in a row of `DeferredMetrics.collect`."""
     buckets = [bucket_name(i) for i in range(SIGMA_BUCKETS)]
-    return ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), "grad_norm", "lr"]
+    drawn = [drawn_name(source) for source in source_names(config)]
+    return ["step", "loss", *buckets, *([LOCALITY] if config.flow.locality else []), *drawn, "grad_norm", "lr"]
+
+
+def source_names(config: Config) -> list[str]:
+    """Names of data.sources; none without them."""
+    return [source.label for source in config.data.sources or ()]
+
+
+def drawn_name(source: str) -> str:
+    """Column with the number of clips of a source in a step."""
+    return f"drawn_{source}"
 
 
 def bucket_name(i: int) -> str:
