@@ -175,6 +175,7 @@ def test_a_mixture_is_read_by_key_and_can_be_sent_to_a_worker(folders: Path) -> 
         ("[]", "data.sources is empty"),
         ("[{weight: 1}]", "needs either clips or root"),
         ("[{root: a, clips: b}]", "needs either clips or root"),
+        ("[{root: a, references: b}]", "has references=b: they go with clips"),
         ("[{root: a, weight: 0}]", "weight=0.0 must be a number above 0"),
         ("[{root: a, repeats: 0}]", "repeats=0 must be at least 1"),
         ("[{root: a, weight: 1, repeats: 2}]", "a has weight and repeats"),
@@ -191,6 +192,8 @@ def test_sources_that_contradict_one_another_are_refused(sources: str, message: 
 def test_clips_beside_sources_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.clips=/videos and data.sources are both set"):
         settings("[{root: a}]", "data.clips=/videos")
+    with pytest.raises(ConfigError, match=r"data.references=/before and data.sources are both set"):
+        settings("[{root: a}]", "data.references=/before")
 
 
 def test_sources_that_do_not_fit_the_run_or_one_another_are_refused(folders: Path) -> None:

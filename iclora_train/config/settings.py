@@ -135,6 +135,10 @@ class Data:
                 self.clips in ("", MISSING, "samples"),
                 f"data.clips={self.clips} and data.sources are both set: make it a source, {{clips: {self.clips}}}",
             )
+            require(
+                self.references is None,
+                f"data.references={self.references} and data.sources are both set: name it in a source",
+            )
             self.clips = ""
         for key in ("frames", "height", "width", "train_windows", "heldout_windows", "batch_size"):
             require(getattr(self, key) >= 1, f"data.{key}={getattr(self, key)} must be at least 1")

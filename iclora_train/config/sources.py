@@ -19,6 +19,7 @@ class DataSource:
     """One set of clips. Either `clips` or `root` is set."""
 
     clips: str | None = None  # as data.clips; prepared into the folder <name> of data.root
+    references: str | None = None  # as data.references, of a source with clips
     root: str | None = None  # data.root of another preparation, which is used as it is
     name: str | None = None  # letters, digits and _; null: from the last folder of clips or root
     weight: float | None = None  # share of the windows of an epoch, relative to the other sources' weights; null: 1
@@ -29,6 +30,10 @@ class DataSource:
             (self.clips is None) != (self.root is None),
             f"data.sources: a source needs either clips or root, and one has clips={self.clips} root={self.root}; "
             f"{_EXAMPLE}",
+        )
+        require(
+            self.references is None or self.root is None,
+            f"data.sources: the source with root={self.root} has references={self.references}: they go with clips",
         )
         self.clips = None if self.clips is None else expand_home(self.clips)
         self.root = None if self.root is None else expand_home(self.root)

@@ -119,8 +119,8 @@ class Mixture(ShardSet):
 def source_config(config: Config, source: DataSource) -> Config:
     """The settings that prepare a source with `clips` alone."""
     assert source.clips is not None
-    root = config.data.root_of(source)
-    return replace(config, data=replace(config.data, clips=source.clips, root=root, sources=None))
+    data = replace(config.data, sources=None, clips=source.clips, references=source.references)
+    return replace(config, data=replace(data, root=config.data.root_of(source)))
 
 
 def open_data(config: Config, kind: str) -> ShardSet:
