@@ -1,5 +1,6 @@
 """`python -m data_prep conf=<task>`: clips -> pairs -> latents (`--help` lists tasks and settings).
 
+`python -m data_prep preview conf=<task>` makes eight pairs in less than a minute, and estimates hours and gigabytes.
 `python -m data_prep verify data.root=<folder>` reads the finished shards again and lists their problems.
 """
 
@@ -10,7 +11,7 @@ if __name__ == "__main__":
 
 import sys
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from iclora_train.config import Config, to_config
 from iclora_train.config.endings import exit_at_signal
@@ -18,6 +19,7 @@ from iclora_train.config.hydra_app import run_with_config, run_with_schema
 from iclora_train.core.ranks import require_single_process
 
 RESUME = "the same command continues with the finished shards"
+REPEAT = "the same command begins again; the shards were not touched"
 
 
 def _prepare(config: Config) -> None:
@@ -43,9 +45,26 @@ def _verify(composed: DictConfig) -> None:
     print(f"verified: {root}")
 
 
+def _preview(composed: DictConfig) -> None:
+    """Preview the pairs of a task. model.checkpoint may be missing."""
+    require_single_process("data_prep preview", "it is a matter of seconds")
+    if without_base := OmegaConf.is_missing(composed.model, "checkpoint"):
+        composed.model.checkpoint = ""
+    config = to_config(composed)
+    with exit_at_signal(REPEAT):
+        from data_prep.preview import preview  # noqa: PLC0415 (as above)
+        from iclora_train.ltx2.base_model import open_base  # noqa: PLC0415
+
+    folder = preview(config, None if without_base else open_base(config.model))
+    print(f"preview: {folder}; open contact.html there")
+
+
 def main() -> None:
     """Console script `iclora-prep`."""
-    if sys.argv[1:2] == ["verify"]:
+    if sys.argv[1:2] == ["preview"]:
+        del sys.argv[1]
+        run_with_schema("prep", _preview, REPEAT)
+    elif sys.argv[1:2] == ["verify"]:
         del sys.argv[1]
         run_with_schema("prep", _verify, "nothing was changed")
     else:

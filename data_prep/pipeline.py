@@ -23,6 +23,7 @@ from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
+from data_prep.forecast import show_forecast
 from data_prep.lost_windows import LostWindowsError
 from data_prep.makers import build_maker
 from data_prep.select_clips import ids_without_caption, select_clips
@@ -100,9 +101,11 @@ def _write_all(
     lost = None
     if windows["train"]:
         by_id = {probed.clip.id: probed.clip for probed in usable}
+        job = Job(root, fingerprint, _plan(windows), by_id, config, base, log)
+        show_forecast(job)
         try:
             with closing(create_engine(config.engine, config.data.workers)) as engine:
-                write_shards(Job(root, fingerprint, _plan(windows), by_id, config, base, log), engine)
+                write_shards(job, engine)
         except LostWindowsError as error:
             lost = error
         check_pairs_with_vae(ShardSet.open(root / "pairs"), base, log, config)

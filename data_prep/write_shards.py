@@ -19,6 +19,7 @@ from data_prep.clips.clip_list import Clip
 from data_prep.clips.windows import Window
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Engine, Failure
+from data_prep.first_shard import AnnouncingWriter
 from data_prep.lost_windows import LostWindows
 from data_prep.pairs import make_pairs
 from data_prep.stopwatch import Stopwatch
@@ -108,11 +109,11 @@ def _check(pair: Pair, clip: Clip, config: Config, watch: Stopwatch) -> CheckedP
 def write_shards(job: Job, engine: Engine) -> None:
     """Write both shard sets, or the missing part of an interrupted run. LostWindowsError at the end if clips failed."""
     pairs = ShardWriter(job.root / "pairs", "pairs", job.fingerprints["pairs"])
-    latents = ShardWriter(job.root / "latents", "latents", job.fingerprints["latents"])
     texts = TextFeatures(job.root, job.base)
     texts.encode_missing(
         ["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)]
     )
+    latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], job.plan)
     latents.write_empty_text(texts.read(""))
     lost = LostWindows(pairs)
     stop = Event()

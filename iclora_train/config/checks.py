@@ -77,6 +77,7 @@ class Checks:
     search: int = 3  # largest offset in frames, early or late, that is searched for
     distance: int = 32  # of 256 hash bits: two pictures that differ in at most this many show one scene
     vae_pairs: int = 8  # pairs per preparation that are encoded and decoded by the VAE; 0: none
+    disk: bool = True  # refuse to begin if the disk surely cannot hold the result
     sheet_megabytes: float = 24.0  # size of the pictures in contact.html; the worst pairs come first
     phrases: list[str] = field(default_factory=lambda: list(PHRASES))  # phrases that describe a control signal
 
@@ -102,5 +103,5 @@ class Checks:
     def decisive(self) -> dict[str, Any]:
         """The settings that decide which pairs are used and differ from their defaults. Shards depend only on these."""
         defaults = asdict(Checks())
-        irrelevant = ("vae", "vae_pairs", "sheet_megabytes")
+        irrelevant = ("vae", "vae_pairs", "disk", "sheet_megabytes")
         return {key: value for key, value in asdict(self).items() if value != defaults[key] and key not in irrelevant}

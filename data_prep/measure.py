@@ -1,0 +1,156 @@
+"""Make a few pairs as a preparation would, and measure what they cost. Nothing is written to the shards."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data_prep.checks import Report, check_pair, pair_picture
+from data_prep.encode_latents import LatentEncoder
+from data_prep.engines.base import Failure
+from data_prep.estimate import Cost
+from data_prep.pairs import make_pairs
+from data_prep.stopwatch import Stopwatch
+from data_prep.write_shards import WorkUnit
+from iclora_train.core.types import Geometry, Pair
+from iclora_train.data.shard_sample import pack_pair
+from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.text_features import TextFeatures
+
+CPU_PARAMETERS = 10**8  # a VAE with more parameters takes minutes per window on a CPU
+LATENT_BYTES = 2  # fp16
+
+
+@dataclass(frozen=True)
+class MeasuredPair:
+    """A pair with its check report and picture (JPEG), the bytes of its lossless videos, and seconds by part."""
+
+    pair: Pair
+    report: Report
+    picture: bytes
+    pair_bytes: int
+    seconds: dict[str, float]
+
+    @property
+    def pixels(self) -> int:
+        """frames x height x width of the target."""
+        return math.prod(self.pair.target.shape[:3])
+
+
+def measure_unit(unit: WorkUnit) -> list[MeasuredPair] | Failure:
+    """Make, check and compress the pairs of a unit. Failure if the clip, readable before, can no longer be read."""
+    clip, watch, measured = unit.clip, Stopwatch(), []
+    try:
+        for pair in make_pairs(clip, unit.windows, unit.config, watch):
+            with watch.part("checks"):
+                report, picture = check_pair(pair, clip.id, clip.split, unit.config), pair_picture(pair)
+            with watch.part("compression"):
+                members = pack_pair(pair, clip.id)
+            size = sum(len(data) for name, data in members.items() if name != "__key__")
+            measured.append(MeasuredPair(pair, report, picture, size, watch.take()))
+    except (ValueError, OSError) as error:
+        return Failure(str(error))
+    return measured
+
+
+@dataclass
+class Totals:
+    """Adds up what measured pairs cost."""
+
+    windows: int = 0
+    pixels: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    bytes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, pair: MeasuredPair, geometry: Geometry) -> None:
+        """Count a pair, and the bytes of the latents that a VAE of this geometry gives."""
+        self.windows, self.pixels = self.windows + 1, self.pixels + pair.pixels
+        for part, seconds in pair.seconds.items():
+            self.add_seconds(part, seconds)
+        self.bytes["pairs"] += pair.pair_bytes
+        self.bytes["checks"] += len(pair.picture) * 4 // 3
+        self.bytes["latents"] += latent_bytes(pair.pair, geometry)
+
+    def add_seconds(self, part: str, seconds: float) -> None:
+        """Add seconds to a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+    def cost(self, text: int = 0, clips: int = 0, clip_seconds: float = 0.0) -> Cost:
+        """The totals as a Cost. text: bytes of the features of a caption, 0 if they are unknown."""
+        sizes = {name: float(size) for name, size in self.bytes.items()} | ({"text": float(text)} if text else {})
+        seconds = self.seconds | ({"clips": clip_seconds} if clips else {})
+        return Cost(self.windows, self.pixels, seconds, sizes, clips)
+
+
+def latent_bytes(pair: Pair, geometry: Geometry) -> int:
+    """Bytes of the fp16 latents of all streams of a pair."""
+    sizes = [geometry.latent_size(*map(int, clip.shape[:3])) for clip in (pair.target, *pair.references)]
+    return sum(geometry.channels * math.prod(size) * LATENT_BYTES for size in sizes)
+
+
+def text_bytes(base: BaseModel) -> int:
+    """Bytes of the fp16 features (T,D) of a caption; 0 if the settings name no text encoder."""
+    components = base.checkpoint.components
+    if "text" in components:
+        section = components["text"].config["text_encoder"]
+        return int(section["tokens"]) * int(section["output"]) * LATENT_BYTES
+    if "connectors" not in components:
+        return 0
+    from iclora_train.ltx2.text.connectors import TOKENS  # noqa: PLC0415 (diffusers)
+
+    shapes = components["connectors"].shapes.items()
+    widths = [shape[-1] for name, shape in shapes if name.endswith("learnable_registers") and "audio" not in name]
+    return TOKENS * widths[0] * LATENT_BYTES if widths else 0
+
+
+class _CachedOrZeros(TextFeatures):
+    """Cached text features; zeros for captions that are not encoded yet. For measurements of the VAE only."""
+
+    def _read(self, caption: str) -> Tensor:
+        return super()._read(caption) if self._is_cached(caption) else torch.zeros(1, 1)
+
+
+def time_vae(pairs: list[MeasuredPair], base: BaseModel, root: Path) -> float:
+    """Seconds in which the VAE encodes the pairs, in the batches of a preparation.
+
+    On a GPU the first batch of each size is encoded twice, because the first time is slower.
+    """
+    encoder, seconds, sizes = LatentEncoder(base, _CachedOrZeros(root, base)), 0.0, set()
+    for batch in _batches([measured.pair for measured in pairs], encoder.pixels):
+        if torch.cuda.is_available() and batch[0].target.shape not in sizes:
+            encoder.encode(batch)
+            torch.cuda.synchronize()
+        sizes.add(batch[0].target.shape)
+        begin = time.perf_counter()
+        encoder.encode(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds += time.perf_counter() - begin
+    return seconds
+
+
+def _batches(pairs: list[Pair], pixels: int) -> Iterator[list[Pair]]:
+    """Pairs of one size, up to about `pixels` of target per batch."""
+    ordered = sorted(pairs, key=lambda pair: pair.target.shape)
+    for shape, group in groupby(ordered, key=lambda pair: pair.target.shape):
+        of_size, count = list(group), max(1, pixels // math.prod(shape[:3]))
+        yield from (of_size[i : i + count] for i in range(0, len(of_size), count))
+
+
+def reason_not_to_encode(base: BaseModel) -> str | None:
+    """Why the VAE does not encode a preview; None if it does."""
+    parameters = sum(math.prod(shape) for shape in base.checkpoint.component("vae").shapes.values())
+    if torch.cuda.is_available() or parameters <= CPU_PARAMETERS:
+        return None
+    return (
+        f"there is no GPU, and the VAE of {base.name} has {parameters / 1e6:.0f} million parameters: "
+        "a window would take minutes on a CPU"
+    )
