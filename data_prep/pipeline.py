@@ -101,8 +101,7 @@ def _write_all(
     lost = None
     if windows["train"]:
         by_id = {probed.clip.id: probed.clip for probed in usable}
-        job = Job(root, fingerprint, _plan(windows), by_id, config, base, log)
-        show_forecast(job)
+        show_forecast(job := Job(root, fingerprint, _plan(windows), by_id, config, base, log))
         try:
             with closing(create_engine(config.engine, config.data.workers)) as engine:
                 write_shards(job, engine)
