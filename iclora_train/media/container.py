@@ -2,7 +2,7 @@
 
 FFmpeg gets the bytes of one regular file and opens nothing by itself: neither network addresses nor the files that a
 playlist names. A user's clip is decoded from its first frame to its last, because seeking makes decoders return wrong
-frames (open GOPs, missing timestamps).
+frames (open GOPs, missing timestamps). Parts of long files are read from a safe place before them (`seek.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from av.stream import Disposition
 from iclora_train.core.regular_files import open_regular
 from iclora_train.media.frame_decoder import MAX_PIXELS, DecodedFrame, FrameDecoder
 from iclora_train.media.orientation import pixel_aspect
+from iclora_train.media.seek import SeekPoint, find_seek_point
 
 RE_ENCODE = "re-encode it (ffmpeg -i IN -c:v libx264 OUT.mp4) or remove it from the clips"
 REMOVE = "give a video file or remove it from the clips"
@@ -91,18 +92,27 @@ def video_stream(container: av.container.InputContainer, name: str) -> av.VideoS
     return max(streams, key=lambda stream: bool(stream.disposition & Disposition.default))
 
 
-def decode(file: Path | io.BytesIO) -> Iterator[DecodedFrame]:
-    """Decode the frames of a video in one pass, without seeking. ValueError names the file and the remedy."""
+def decode(file: Path | io.BytesIO, seconds: Fraction | None = None) -> Iterator[DecodedFrame]:
+    """Decode the frames of a video in one pass. ValueError names the file and the remedy.
+
+    seconds: a time in the file before which no frame is needed: the frames begin there or earlier (`seek.py`). None:
+    without seeking.
+    """
     name = str(file) if isinstance(file, Path) else "the clip"
     count, end = 0, 0
+    point = None if seconds is None else _seek_point(file, seconds)
     with open_video(file) as container:
         try:
             stream = video_stream(container, name)
             decoder, aspect = _decoder(stream, name)
             rate = stream.average_rate or None
+            if point is not None:
+                container.seek(point.begin, stream=stream)
             for packet in container.demux(stream):
                 end = max(end, (packet.pts or 0) + (packet.duration or 0))
                 for frame in decoder.decode(packet):
+                    if point is not None and frame.pts is not None and frame.pts < point.exact:
+                        continue
                     if frame.is_corrupt:
                         raise ValueError(f"{name}: frame {count} is damaged; {RE_ENCODE}")
                     count += 1
@@ -115,6 +125,12 @@ def decode(file: Path | io.BytesIO) -> Iterator[DecodedFrame]:
         raise ValueError(f"{name}: the video stream has no frames; {RE_ENCODE}")
     if missing:
         raise ValueError(f"{name}: truncated, the last {missing:.2f} s are missing after frame {count}; {RE_ENCODE}")
+
+
+def _seek_point(file: Path | io.BytesIO, seconds: Fraction) -> SeekPoint | None:
+    """Where to begin to read from a time on; None: at the first frame."""
+    with open_video(file) as container:
+        return find_seek_point(container, video_stream(container, str(file)), seconds)
 
 
 def _decoder(stream: av.VideoStream, name: str) -> tuple[FrameDecoder, Fraction]:
