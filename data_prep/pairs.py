@@ -21,6 +21,7 @@ from iclora_train.config import Config
 from iclora_train.core.types import Pair
 from iclora_train.media.clip import read_clip
 from iclora_train.media.frame_times import temporal_subsample
+from iclora_train.media.section import Section
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,15 @@ class ReferenceScale:
     temporal_scale: int = 1
 
 
-def read_windows(path: Path, windows: Sequence[Window]) -> Iterator[list[np.ndarray]]:
-    """Frames of each window, uint8 (H,W,3) at the clip's own size, in one pass. `windows` are ordered by start."""
+def read_windows(path: Path, windows: Sequence[Window], section: Section | None = None) -> Iterator[list[np.ndarray]]:
+    """Frames of each window, uint8 (H,W,3) at the clip's own size, in one pass. `windows` are ordered by start.
+
+    section: the section of the video that the frame numbers of the windows count from.
+    """
     pending = deque(windows)
     numbers = {i for window in windows for i in window.indices}
     buffer: dict[int, np.ndarray] = {}
-    for number, frame in zip(sorted(numbers), read_clip(path, numbers), strict=False):
+    for number, frame in zip(sorted(numbers), read_clip(path, numbers, section), strict=False):
         buffer[number] = frame
         while pending and pending[0].indices[-1] <= number:
             yield [buffer[i] for i in pending.popleft().indices]
@@ -90,8 +94,9 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     maker = build_maker(task.maker, task.maker_args)
     scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
     video = SourceVideo(clip.reference or clip.path, clip.files)
-    targets = watch.each("decode", read_windows(clip.path, windows))
-    sources = watch.each("decode", read_windows(clip.reference, windows)) if clip.reference else None
+    targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
+    supplied = read_windows(clip.reference, windows, clip.reference_section) if clip.reference else None
+    sources = watch.each("decode", supplied) if supplied else None
     for window, frames in zip(windows, targets, strict=True):
         seed = window_seed(config.data, clip.id, window.number, 1)
         source = next(sources) if sources else frames
@@ -108,6 +113,8 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
             "drawn": params,
             **asdict(scale),
         }
+        if clip.section is not None:
+            record["section"] = clip.section.bounds
         if scale.temporal_scale > 1:
             record["reference_frames"] = temporal_subsample(np.arange(len(frames)), scale.temporal_scale).tolist()
         yield Pair(window.key, crop_window(frames, window), (reference,), caption_of(clip, config), window.fps, record)

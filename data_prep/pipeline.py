@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,8 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str
     """Fingerprints of the pair shards and the latent shards: settings, contents of the sources, base model."""
     settings = _without_unset(content_settings(config))
     with progress_bar("fingerprinting", len(clips), "clip") as bar:
-        sources = {clip.id: _clip_identity(clip, config) for clip in bar.track(clips)}
+        content_digest = cache(_content_digest)  # several clips may be sections of one file
+        sources = {clip.id: _clip_identity(clip, config, content_digest) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
     networks = _network_digests(config.task.maker_args)
     optional = {"checks": config.checks.decisive(), "networks": networks}
@@ -162,11 +165,14 @@ def _without_unset(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "data": without_unset(settings["data"], NEW_SETTINGS)}
 
 
-def _clip_identity(clip: Clip, config: Config) -> dict[str, Any]:
+def _clip_identity(clip: Clip, config: Config, content_digest: Callable[[Path], str]) -> dict[str, Any]:
     """The entry of a clip in the fingerprint. Clips with unreadable files are dropped later by `select_clips`."""
     files = {"video": clip.path} | ({"reference": clip.reference} if clip.reference else {}) | dict(clip.files)
     identity: dict[str, Any] = {"split": clip.split, "caption": clip.caption}
-    identity |= {name: _content_digest(path) for name, path in files.items()}
+    identity |= {name: content_digest(path) for name, path in files.items()}
+    for name, section in (("video", clip.section), ("reference", clip.reference_section)):
+        if section is not None and name in identity:
+            identity |= {name: digest([identity[name], section.bounds]), f"{name}_section": section.bounds}
     if clip.cuts is not None:
         identity["cuts"] = clip.cuts
     if config.data.prompt is not None:

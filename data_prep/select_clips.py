@@ -37,7 +37,7 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used."""
     if clip.problem:
         raise ValueError(clip.problem)
-    info, data = probe(clip.path), config.data
+    info, data = probe(clip.path, clip.section), config.data
     if clip.fps is not None and not clip.is_image and not _has_rate(info, clip.fps):
         raise ValueError(
             f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
@@ -49,7 +49,7 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     if too_late:
         raise ValueError(f"its row names a cut at frame {', '.join(too_late)}, but the video has {info.frames} frames")
     needs_pixels = data.pick == "best" or (data.cuts and clip.cuts is None)
-    scenes = analyse_scenes(clip.path) if needs_pixels else SceneAnalysis()
+    scenes = analyse_scenes(clip.path, clip.section) if needs_pixels else SceneAnalysis()
     cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()
     probed = ProbedClip(clip, info, cuts, scenes.quality)
     probed.best_bucket(data)  # ValueError if no bucket fits
@@ -60,7 +60,7 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
 def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
     """ValueError unless the files of a clip exist and fit: its reference, its mask, the files that the maker needs."""
     if clip.reference is not None:
-        _check_reference(probe(clip.reference), info)
+        _check_reference(probe(clip.reference, clip.reference_section), info)
     elif name == "given":
         remedy = "give a column `reference`, or the folder of the references as data.references"
         raise ValueError(f"the list names no reference, and task.maker=given needs one: {remedy}")

@@ -67,11 +67,18 @@ def drain(items: Iterable[object]) -> None:
 
 def measure_pairs(units: list[WorkUnit], count: int) -> float:
     """Measure decode, maker and pairs in this process. Returns the rate of pairs."""
-    rate("decode", count, lambda: [drain(read_windows(unit.clip.path, unit.windows)) for unit in units])
+    rate(
+        "decode",
+        count,
+        lambda: [drain(read_windows(unit.clip.path, unit.windows, unit.clip.section)) for unit in units],
+    )
     task, data = units[0].config.task, units[0].config.data
     maker = build_maker(task.maker, task.maker_args)
     scales = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
-    decoded = [(unit.clip, unit.windows[0], next(read_windows(unit.clip.path, unit.windows[:1]))) for unit in units]
+    decoded = [
+        (unit.clip, unit.windows[0], next(read_windows(unit.clip.path, unit.windows[:1], unit.clip.section)))
+        for unit in units
+    ]
 
     def make_references() -> None:
         for clip, window, frames in decoded:

@@ -175,7 +175,7 @@ def test_hard_cuts_are_detected_but_not_pans_or_flashes(tmp_path):
 
 def test_scene_cuts_of_a_long_clip_need_little_memory(monkeypatch, tmp_path):
     count, frame = 1000, np.zeros((72, 96, 3), np.uint8)
-    monkeypatch.setattr(scene_cuts, "read_clip", lambda path: (frame.copy() for _ in range(count)))
+    monkeypatch.setattr(scene_cuts, "read_clip", lambda *_: (frame.copy() for _ in range(count)))
     monkeypatch.setattr(scene_cuts, "_compare", lambda a, b: (0.0, 0.0))
     tracemalloc.start()
     assert analyse_scenes(tmp_path / "a.mp4").quality.shape == (count,)

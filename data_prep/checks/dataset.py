@@ -41,7 +41,7 @@ def drop_duplicates(
         with progress_bar("comparing clips", len(usable), "clip") as bar:
             for probed in bar.track(usable):
                 clip, info = probed.clip, probed.info
-                frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)))
+                frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)), clip.section)
                 signatures.append(make_signature(clip.id, clip.split, sources[clip.id]["video"], frames))
         log.write("clips", find_duplicates(signatures, config.checks))
     duplicated = {report.clip for report, _ in log.read("clips") if not report.kept}

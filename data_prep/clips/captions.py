@@ -68,14 +68,14 @@ def _describe(clips: list[Clip], files: dict[str, Path], captioner: Captioner) -
     with progress_bar("describing", len(clips), "clip") as bar:
         for clip in bar.track(clips):
             try:
-                frame = _middle_frame(clip.path)
+                frame = _middle_frame(clip)
             except ValueError:
                 continue
             with write_atomic(files[clip.id]) as file:
                 file.write(captioner.describe(frame).encode())
 
 
-def _middle_frame(path: Path) -> np.ndarray:
+def _middle_frame(clip: Clip) -> np.ndarray:
     """The frame (H,W,3) in the middle of a clip."""
-    middle = probe(path).frames // 2
-    return next(read_clip(path, (middle,)))
+    middle = probe(clip.path, clip.section).frames // 2
+    return next(read_clip(clip.path, (middle,), clip.section))

@@ -14,10 +14,12 @@ from data_prep.clips.columns import FILE_COLUMNS
 from data_prep.clips.folders import files_below, files_matching, split_pattern
 from data_prep.clips.reference_folder import ReferenceFolder, is_below
 from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, read_rows
+from data_prep.clips.sections import reference_section, section_of_row, suffix_of
 from data_prep.clips.text_files import caption_beside
 from iclora_train.config import require
 from iclora_train.config.paths import user_path
 from iclora_train.media.picture import IMAGES, UNREADABLE, is_picture
+from iclora_train.media.section import Section
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
 VIDEOS = (
@@ -34,7 +36,8 @@ class Clip:
 
     split: one of SPLITS. reference: the supplied reference video, if any. files: further files (a mask, tracks, ...) by
     column of the list. fps: the rate in the list. cuts: frames that start a scene, None if the list has none. row: all
-    columns as text. problem: why the clip cannot be used, if its files need not be decoded to know it.
+    columns as text. problem: why the clip cannot be used, if its files need not be decoded to know it. section,
+    reference_section: the sections of the video and of the reference that are used; None: all.
     """
 
     id: str
@@ -49,6 +52,8 @@ class Clip:
     cuts: tuple[int, ...] | None = None
     row: Mapping[str, str] = field(default_factory=dict)
     problem: str = ""
+    section: Section | None = None
+    reference_section: Section | None = None
 
     @property
     def is_image(self) -> bool:
@@ -147,13 +152,22 @@ def _clips_in_list(path: Path, columns: Collection[str]) -> list[Clip]:
         f"data.clips={path} is neither a folder nor a .csv or .jsonl list ({', '.join(SUFFIXES)})",
     )
     rows = enumerate(read_rows(path, columns), start=1)
-    return [_clip_in_row(path.parent, row, f"data.clips={path}, clip {number}") for number, row in rows]
+    return with_recordings(
+        [_clip_in_row(path.parent, row, f"data.clips={path}, clip {number}") for number, row in rows]
+    )
+
+
+def with_recordings(clips: list[Clip]) -> list[Clip]:
+    """The clips; those of a video of which sections are used have the video as `source`, unless the list names it."""
+    videos = {clip.path for clip in clips if clip.section is not None}
+    return [replace(c, source=c.source or c.row["video"]) if c.path in videos else c for c in clips]
 
 
 def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
     """The clip of one row. Messages begin with `where`."""
     require("video" in row and Path(row["video"]).name != "", f"{where} names no video: give its path in `video`")
-    split, name = row.get("split", ""), row.get("id") or _slug(Path(row["video"]))
+    section = section_of_row(row, where)
+    split, name = row.get("split", ""), row.get("id") or _slug(Path(row["video"])) + suffix_of(section)
     valid = re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name) is not None  # a dot would end the key inside a tar
     require(valid, f"{where}: id={name!r} may only hold letters, digits, - and _, at most 60")
     require(split in ("", *SPLITS), f"{where}: split={split!r} is not one of {', '.join(SPLITS)}")
@@ -163,6 +177,8 @@ def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
     if addresses:
         problem = f"its row names {addresses[0]}: only local files are read; download it and give its path"
     video, reference = files.pop("video"), files.pop("reference", None)
+    if section is not None and is_picture(video):
+        problem = f"its row names a section, {section}, but it is an image"
     return Clip(
         id=name,
         path=video,
@@ -176,6 +192,8 @@ def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
         cuts=parse_frame_numbers(row, "cuts", where),
         row=row,
         problem=problem,
+        section=section,
+        reference_section=reference_section(section, row, where),
     )
 
 

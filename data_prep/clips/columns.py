@@ -11,15 +11,19 @@ from iclora_train.config import require
 FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns with paths of files that makers read
 # Column -> the names under which it is read; the first that a list has. media_path and reference_path are Lightricks'
 # names, video_path, image_path and control_path musubi-tuner's, file_name and text Hugging Face's, path and text
-# Open-Sora's, prompt DiffSynth-Studio's.
+# Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's, timestamp Panda-70M's.
 NAMES: dict[str, tuple[str, ...]] = {
     "video": ("video", "file", "video_path", "media_path", "file_name", "image_path", "path"),
     "caption": ("caption", "prompt", "text"),
     "reference": ("reference", "reference_path", "control_path"),
+    "start": ("start", "start_time", "start_timestamp"),
+    "end": ("end", "end_time", "end_timestamp"),
     "licence": ("licence", "license"),
     **{name: (name,) for name in ("id", "split", "fps", "cuts", "source", *FILE_COLUMNS)},
+    **{name: (name,) for name in ("timestamp", "start_frame", "end_frame", "reference_start")},
 }
 _COLUMN_OF = {name: column for column, names in NAMES.items() for name in names}
+_SHORT = ("start", "end")  # too many words resemble them, such as `state`
 _SIMILAR = 0.8  # share of equal letters from which a name counts as misspelt (difflib)
 
 
@@ -58,7 +62,7 @@ def _misspelt(name: str, present: Collection[str]) -> str | None:
     if name in _COLUMN_OF:
         return None
     for known in difflib.get_close_matches(name, _COLUMN_OF, cutoff=_SIMILAR):
-        if _COLUMN_OF[known] not in present and not name.startswith(f"{known}_"):
+        if known not in _SHORT and _COLUMN_OF[known] not in present and not name.startswith(f"{known}_"):
             return known
     return None
 

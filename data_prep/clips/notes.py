@@ -78,13 +78,13 @@ def _captions(listed: Sequence[Clip]) -> Iterator[str]:
     texts = {clip.caption for clip in listed}
     if len(listed) > 1 and len(texts) == 1 and "" not in texts:
         yield f"all {len(listed)} clips have the same caption"
-    stems = defaultdict[Path, list[Path]](list)
+    stems = defaultdict[Path, dict[Path, None]](dict)
     for clip in listed:
         if clip.caption and "caption" not in clip.row:
-            stems[clip.path.with_suffix("")].append(clip.path)
+            stems[clip.path.with_suffix("")][clip.path] = None
     for paths in stems.values():
         if len(paths) > 1:
-            yield f"{_names(paths)} share one caption file, because their names differ only in the suffix"
+            yield f"{_names(list(paths))} share one caption file, because their names differ only in the suffix"
 
 
 def _other_captions(video: Path) -> list[Path]:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from iclora_train.media.clip import read_clip
+from iclora_train.media.section import Section
 
 COMPARE_HEIGHT, SHARPNESS_HEIGHT = 72, 288  # frame heights in pixels for comparison and for sharpness
 BINS = 8  # per channel of a colour histogram
@@ -27,7 +28,7 @@ class SceneAnalysis:
     quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
 
-def analyse_scenes(path: Path) -> SceneAnalysis:
+def analyse_scenes(path: Path, section: Section | None = None) -> SceneAnalysis:
     """Hard cuts of a clip, robust to fast pans and flashes. Dissolves are missed. ValueError: see `read_clip`.
 
     Memory holds the small frames near the current one, and three numbers per frame.
@@ -36,7 +37,7 @@ def analyse_scenes(path: Path) -> SceneAnalysis:
     cuts: list[int] = []
     near: dict[int, np.ndarray] = {}  # small frames by number
     last = -1
-    for last, frame in enumerate(read_clip(path)):
+    for last, frame in enumerate(read_clip(path, None, section)):
         near[last] = _shrink(frame, COMPARE_HEIGHT)
         luma = cv2.cvtColor(_shrink(frame, SHARPNESS_HEIGHT), cv2.COLOR_RGB2GRAY)
         sharpness.append(float(cv2.Laplacian(luma, cv2.CV_32F).var()))

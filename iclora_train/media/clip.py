@@ -14,9 +14,9 @@ from iclora_train.media.container import RE_ENCODE, decode
 from iclora_train.media.deinterlace import deinterlaced
 from iclora_train.media.frame_decoder import DecodedFrame
 from iclora_train.media.frame_times import FrameTimes
-from iclora_train.media.part import Part, decode_part
 from iclora_train.media.picture import is_picture, read_picture
 from iclora_train.media.rgb import changes, hdr_kind, upright_rgb, upright_size
+from iclora_train.media.section import Section, decode_section
 
 PICTURE_RATE = Fraction(25)  # frames per second of a picture, which has one frame
 
@@ -45,25 +45,27 @@ class ClipInfo:
         return self.times.fps
 
 
-def read_clip(path: Path, numbers: Container[int] | None = None, part: Part | None = None) -> Iterator[np.ndarray]:
+def read_clip(
+    path: Path, numbers: Container[int] | None = None, section: Section | None = None
+) -> Iterator[np.ndarray]:
     """Frames of a video or picture as uint8 RGB (H,W,3), in presentation order: all, or only the frames in `numbers`.
 
-    Frames are upright, have square pixels and BT.709 or sRGB colours, and are deinterlaced (`rgb.py`). part: the part
-    of the video that is read, and that the numbers count from; an image has none. All frames are decoded, of a part far
-    into a long file those from shortly before it; only the yielded ones are converted to RGB. ValueError names the file
-    and the remedy.
+    Frames are upright, have square pixels and BT.709 or sRGB colours, and are deinterlaced (`rgb.py`). With a section,
+    only its frames are read, and numbers count from its first one. All frames are decoded, of a section far into a long
+    file those from shortly before it; only the yielded ones are converted to RGB. ValueError names the file and the
+    remedy.
     """
     if is_picture(path):
         if numbers is None or 0 in numbers:
             yield read_picture(path)
         return
-    for number, decoded in enumerate(deinterlaced(decode(path)) if part is None else decode_part(path, part)):
+    for number, decoded in enumerate(deinterlaced(decode(path)) if section is None else decode_section(path, section)):
         if numbers is None or number in numbers:
             yield _shown(path, decoded)  # no name holds the picture here: its memory serves the next one
 
 
-def probe(path: Path, part: Part | None = None) -> ClipInfo:
-    """Decode the whole clip, or the part, and measure it. Headers can be wrong, and a damaged clip should fail before
+def probe(path: Path, section: Section | None = None) -> ClipInfo:
+    """Decode the whole clip, or a section, and measure it. Headers can be wrong, and a damaged clip should fail before
     other work.
 
     ValueError as in `read_clip`, and when the picture size changes within the clip.
@@ -74,7 +76,7 @@ def probe(path: Path, part: Part | None = None) -> ClipInfo:
     stamps: list[int | None] = []
     sizes, kinds, words = set(), set(), set()
     time_base, duration = Fraction(1, 24), 1  # of files without times
-    for decoded in decode(path) if part is None else decode_part(path, part, as_shown=False):
+    for decoded in decode(path) if section is None else decode_section(path, section, as_shown=False):
         frame = decoded.frame
         try:
             sizes.add(upright_size(decoded))
