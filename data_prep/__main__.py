@@ -1,6 +1,7 @@
 """`python -m data_prep conf=<task>`: clips -> pairs -> latents (`--help` lists tasks and settings).
 
 `python -m data_prep preview conf=<task>` makes eight pairs in less than a minute, and estimates hours and gigabytes.
+`python -m data_prep caption conf=<task> data.clips=... captioner.model=<folder>` writes captions for clips without one.
 `python -m data_prep verify data.root=<folder>` reads the finished shards again and lists their problems.
 """
 
@@ -18,6 +19,7 @@ from iclora_train.config.endings import exit_at_signal
 from iclora_train.config.hydra_app import run_with_config, run_with_schema
 from iclora_train.core.ranks import require_single_process
 
+CAPTIONS_KEPT = "the same command continues with the clips that have no caption"
 RESUME = "the same command continues with the finished shards"
 REPEAT = "the same command begins again; the shards were not touched"
 
@@ -28,6 +30,15 @@ def _prepare(config: Config) -> None:
         from data_prep.sources import prepare_all  # noqa: PLC0415 (torch loads after the settings are checked)
 
     print(f"prepared: {', '.join(map(str, prepare_all(config)))}")
+
+
+def _caption(config: Config) -> None:
+    require_single_process("data_prep caption", "captioner.requests=N asks an endpoint N times at once")
+    with exit_at_signal(CAPTIONS_KEPT):
+        from data_prep.captions.command import caption  # noqa: PLC0415 (as above)
+
+    if caption(config):
+        raise SystemExit(1)
 
 
 def _verify(composed: DictConfig) -> None:
@@ -67,6 +78,9 @@ def main() -> None:
     elif sys.argv[1:2] == ["verify"]:
         del sys.argv[1]
         run_with_schema("prep", _verify, "nothing was changed")
+    elif sys.argv[1:2] == ["caption"]:
+        del sys.argv[1]
+        run_with_config("prep", _caption, CAPTIONS_KEPT)
     else:
         run_with_config("prep", _prepare, RESUME)
 

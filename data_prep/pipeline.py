@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from data_prep.captions.stored import add_missing_captions
 from data_prep.checks import CheckLog, require_no_failure
 from data_prep.checks.dataset import (
     check_pairs_with_vae,
@@ -19,7 +20,6 @@ from data_prep.checks.dataset import (
     read_check_totals,
     write_report,
 )
-from data_prep.clips.captions import add_missing_captions
 from data_prep.clips.clip_list import SPLITS, Clip, list_clips
 from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip

@@ -23,7 +23,7 @@ ORDER = {
     ),
     "data_prep": (
         *("clips", "makers", "makers.control", "makers.degrade", "makers.edit"),
-        *("checks", "engines", ""),
+        *("checks", "captions", "engines", ""),
     ),
     "eval": ("statistics", "metrics", "clips", "scoring", "judging", "synthetic", "report", ""),
 }
@@ -45,7 +45,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "diffusers": ("iclora_train/ltx2/vae/", "iclora_train/ltx2/text/connectors.py"),
     "transformers": (
         "iclora_train/ltx2/text/",
-        "data_prep/clips/captioner.py",
+        "data_prep/captions/local_model.py",
         "iclora_train/signals/depth_network.py",
     ),
     "wandb": ("iclora_train/core/wandb_run.py",),
@@ -57,7 +57,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     ),
     "decord": ("iclora_train/media/shard_clip.py",),
     "av": ("iclora_train/media/",),
-    "PIL": ("iclora_train/media/picture.py", "data_prep/clips/captioner.py"),
+    "PIL": ("iclora_train/media/picture.py", "data_prep/captions/local_model.py"),
     "webdataset": ("iclora_train/data/shards.py",),
     "ai_edge_litert": ("iclora_train/signals/blazepose.py",),
     "onnxruntime": ("iclora_train/signals/rtmpose.py",),

@@ -3,6 +3,7 @@
 The dataclasses and their errors are imported from here (`from iclora_train.config import Config`). No torch import.
 """
 
+from iclora_train.config.captioner import Captioner
 from iclora_train.config.checks import Checks
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
@@ -10,6 +11,7 @@ from iclora_train.config.evaluation import Eval, Thresholds
 from iclora_train.config.settings import Config, Data, Lora, Model, Optim, Task, Validation, to_config
 
 __all__ = [
+    "Captioner",
     "Checks",
     "Config",
     "ConfigError",

@@ -95,7 +95,7 @@ def _groups() -> list[str]:
 def _folder_settings(composed: DictConfig) -> dict[str, str]:
     """The settings that choose where files are written, by their folder."""
     folders = {}
-    for key in ("runs_dir", "data.root", "cache"):
+    for key in ("runs_dir", "data.root", "captioner.out", "cache"):
         with contextlib.suppress(OmegaConfBaseException):
             if isinstance(folder := OmegaConf.select(composed, key), str):
                 folders[folder] = f"{key}=<folder>"

@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from iclora_train.config.captioner import Captioner
 from iclora_train.config.checks import Checks
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
@@ -231,6 +232,7 @@ class Config:
     validation: Validation = field(default_factory=Validation)
     eval: Eval = field(default_factory=Eval)
     checks: Checks = field(default_factory=Checks)
+    captioner: Captioner = field(default_factory=Captioner)
     trainer: dict[str, Any] = field(default_factory=dict)  # arguments of lightning.Trainer, and `memory`
     logger: dict[str, Any] = field(default_factory=dict)  # csv: true or false; wandb: arguments of wandb.init
     run: str = MISSING  # name of the run and of its folder in runs_dir; an unfinished run there is resumed

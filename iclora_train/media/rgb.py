@@ -7,6 +7,7 @@ HDR (PQ, HLG) and wide primaries are converted to BT.709 (`wide_colour.py`).
 from __future__ import annotations
 
 from functools import lru_cache
+from threading import get_ident
 
 import av
 import numpy as np
@@ -67,7 +68,7 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     _refuse_dolby_vision(frame)
     is_wide, is_transparent = needs_conversion(frame), has_alpha(frame)
     kind = ("rgba64le" if is_transparent else "rgb48le") if is_wide else "rgba" if is_transparent else "rgb24"
-    converter = _converter(frame.format.name, frame.width, frame.height, kind)
+    converter = _converter(get_ident(), frame.format.name, frame.width, frame.height, kind)
     pixels: np.ndarray = converter.reformat(frame, format=kind, **_source_matrix(frame)).to_ndarray()
     if is_wide:
         is_limited = not frame.format.is_rgb and frame.color_range != ColorRange.JPEG
@@ -79,9 +80,12 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     return _expand(pixels) if _is_limited_grey(frame) else pixels
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _converter(*_properties: object) -> VideoReformatter:
-    """A converter for frames of one format and size. It is kept because to set it up costs time."""
+    """A converter for frames of one format and size in one thread: it crashes if two threads use it at a time.
+
+    It is kept because to set it up costs time.
+    """
     return VideoReformatter()
 
 
