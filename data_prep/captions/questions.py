@@ -49,9 +49,9 @@ def read_question(clip: Clip, config: Config, attempt: int) -> Question:
 
 
 def _moments(path: Path, section: Section | None, count: int, side: int) -> list[Part]:
-    """Up to `count` frames from the first to the last one of a clip or a section, each after its time; one frame is the middle one.
+    """Up to `count` frames from the first to the last one of a clip or a section, each after its time.
 
-    A time is written as Qwen3-VL's processor writes it: `<1.5 seconds>`. A picture has none.
+    One frame is the middle one. A time is written as Qwen3-VL's processor does: `<1.5 seconds>`. A picture has none.
     """
     info = probe(path, section)
     seconds = info.times.seconds
