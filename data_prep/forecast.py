@@ -10,6 +10,7 @@ from data_prep.engines.base import Failure
 from data_prep.estimate import Cost, Machine, Work, estimate, require_room, show_estimate
 from data_prep.measure import Totals, measure_unit, text_bytes
 from data_prep.preview_file import read_cost
+from data_prep.share import own_shards
 from data_prep.write_shards import Job, WorkUnit
 
 MEASURED = 2  # windows that are measured where there is no preview
@@ -22,7 +23,8 @@ def show_forecast(job: Job) -> None:
     ConfigError if the disk surely cannot hold the result.
     """
     config = job.config
-    missing = [window for shard, group in job.plan.items() if not _exists(job.root, shard) for window in group]
+    plan = own_shards(job.plan, job.share)
+    missing = [window for shard, group in plan.items() if not _exists(job.root, shard) for window in group]
     cost = (read_cost(config) or _measure(job, missing)) if len(missing) > SHORT else None
     if cost is None:
         return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from iclora_train.config import ConfigError
@@ -28,14 +29,21 @@ class LostWindowsError(ConfigError):
 
 
 class LostWindows:
-    """Windows of the plan that failed, with the reasons. `lost.json` keeps them until their pair shard is deleted."""
+    """Windows of the plan that failed, with the reasons. `lost.json` keeps them until their pair shard is deleted.
 
-    def __init__(self, pairs: ShardWriter) -> None:
-        self.path = pairs.folder / "lost.json"
+    path: the file. others: files of other processes whose entries belong to the same pair shards.
+    """
+
+    def __init__(self, pairs: ShardWriter, path: Path, others: Sequence[Path] = ()) -> None:
+        self.path = path
         both = f"{pairs.folder} and {pairs.folder.with_name('latents')}"
         remedy = f"delete {both} to make all windows again, or only this file to do without the windows that it lists"
-        entries = read_json(self.path, list[_LostWindows], remedy) if self.path.exists() else []
-        self.entries: list[dict[str, Any]] = [asdict(entry) for entry in entries if pairs.has(entry.shard)]
+        paths = [path for path in (self.path, *others) if path.exists()]
+        entries = [asdict(entry) for path in paths for entry in read_json(path, list[_LostWindows], remedy)]
+        self.entries: list[dict[str, Any]] = []
+        for entry in entries:
+            if pairs.has(entry["shard"]) and entry not in self.entries:
+                self.entries.append(entry)
 
     def add(self, shard: str, clip: str, windows: Iterable[int], reason: str) -> None:
         """Record the windows of a clip that failed. The file is written before the shard."""
@@ -46,8 +54,10 @@ class LostWindows:
         with write_atomic(self.path) as file:
             file.write(json.dumps(self.entries, indent=1).encode())
 
-    def raise_if_any(self) -> None:
-        """LostWindowsError if windows are missing; otherwise remove the file."""
+    def raise_if_any(self, shards: Sequence[str]) -> None:
+        """LostWindowsError if windows are missing; otherwise remove the file. shards: the plan, in order."""
+        position = {shard: i for i, shard in enumerate(shards)}
+        self.entries.sort(key=lambda entry: position.get(entry["shard"], len(shards)))
         if not self.entries:
             self.path.unlink(missing_ok=True)
             return

@@ -29,10 +29,12 @@ from data_prep.forecast import show_forecast
 from data_prep.lost_windows import LostWindowsError
 from data_prep.makers import build_maker
 from data_prep.select_clips import ids_without_caption, select_clips
+from data_prep.share import remove_shares, show_share, writing_share
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.paths import user_path
-from iclora_train.core.atomic_files import exclusive, sha256
+from iclora_train.config.share import Share
+from iclora_train.core.atomic_files import LockedFolderError, exclusive, sha256
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import content_settings, digest, plain, without_unset
 from iclora_train.core.progress import progress_bar
@@ -43,6 +45,7 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
 RECIPE = 1  # increase it when the same settings produce different pixels
+Fingerprints = dict[str, dict[str, Any]]  # of "pairs" and "latents"
 SHARD_CLIPS = 64  # windows in a shard
 # of `data`, newer than the first shards
 NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt")
@@ -63,21 +66,55 @@ def prepare(config: Config) -> Path:
     listed = list_clips(data.clips, data.heldout_fraction, images, columns, data.references)
     clips = add_missing_captions(listed, config)
     expected = fingerprints(config, clips, base)
-    totals = read_check_totals(root)
-    if totals is not None and all(_is_finished(root / kind, fingerprint) for kind, fingerprint in expected.items()):
+    totals = _totals_if_finished(root, expected)
+    if totals is not None:
         require_no_failure(totals, root)
         return root
     for kind, fingerprint in expected.items():
         require_fingerprint(root / kind, fingerprint)
-    with exclusive(root, "set another data.root"):
-        _write_all(root, clips, base, expected, config)
+    if config.share is None:
+        with exclusive(root, "set another data.root"):
+            _write_all(root, clips, base, expected, config)
+    else:
+        _prepare_share(root, clips, base, expected, config)
     return root
 
 
+def _prepare_share(root: Path, clips: list[Clip], base: BaseModel, fingerprint: Fingerprints, config: Config) -> None:
+    """Write the share's shards, and everything else if no shard is missing then."""
+    share = Share.parse(config.share or "")
+    with writing_share(root, share):
+        if _totals_if_finished(root, fingerprint) is not None:
+            return  # meanwhile
+        complete = _write_all(root, clips, base, fingerprint, config, share)
+    if complete:
+        try:
+            with exclusive(root, "set another data.root"):
+                if _totals_if_finished(root, fingerprint) is None:
+                    _write_all(root, clips, base, fingerprint, config)
+        except LockedFolderError:
+            print("the process of another share writes the index and the report")
+
+
+def _totals_if_finished(root: Path, expected: Fingerprints) -> dict[str, Any] | None:
+    """Totals of the checks of a preparation with these fingerprints, None if it is not finished."""
+    totals = read_check_totals(root)
+    finished = totals is not None and all(_is_finished(root / kind, of) for kind, of in expected.items())
+    return totals if finished else None
+
+
 def _write_all(
-    root: Path, clips: list[Clip], base: BaseModel, fingerprint: dict[str, dict[str, Any]], config: Config
-) -> None:
-    """Write both shard sets, the report and the contact sheet."""
+    root: Path,
+    clips: list[Clip],
+    base: BaseModel,
+    fingerprint: Fingerprints,
+    config: Config,
+    share: Share | None = None,
+) -> bool:
+    """Write both shard sets, the report and the contact sheet. A share writes its shards only.
+
+    Returns whether all shards are written.
+    """
     notes = listing_notes(config.data.clips, clips, template_fields(config.data.prompt or ""), config.data.references)
     for note in notes:
         print(note)
@@ -91,25 +128,24 @@ def _write_all(
     report = {"kept": _counts(windows), "dropped": dropped}
     optional = {"without_caption": uncaptioned, "notes": notes, "timing": timing, "converted": converted}
     report |= {name: value for name, value in optional.items() if value}
-    write_report(root, report)
-    show_selection(report)
-    if uncaptioned:
-        print(f"{len(uncaptioned)} clips have no caption, only the trigger; {root / 'report.json'} lists them")
-    if timing:
-        print(f"{len(timing)} clips have a variable frame rate or repeated frames; {root / 'report.json'} lists them")
-    if converted:
-        clip, change = next(iter(converted.items()))
-        print(f"{len(converted)} clips are converted ({clip}: {change}; ...); {root / 'report.json'} lists them")
+    if share is None:
+        write_report(root, report)
+    show_selection(report, root / "report.json")
     lost = None
-    if windows["train"]:
+    plan = _plan(windows) if windows["train"] else {}
+    if plan:
         by_id = {probed.clip.id: probed.clip for probed in usable}
-        show_forecast(job := Job(root, fingerprint, _plan(windows), by_id, config, base, log))
+        show_forecast(job := Job(root, fingerprint, plan, by_id, config, base, log, share))
         try:
             with closing(create_engine(config.engine, config.data.workers)) as engine:
                 write_shards(job, engine)
         except LostWindowsError as error:
             lost = error
+    if share is not None:
+        return show_share(root, share, plan)
+    if plan:
         check_pairs_with_vae(ShardSet.open(root / "pairs"), base, log, config)
+    remove_shares(root)
     finish_checks(root, log, report, config)
     require(len(windows["train"]) > 0, f"data.clips={config.data.clips}: no train clip could be used; see the table")
     train_pairs = ShardSet.open(root / "pairs").splits.get("train", 0)
@@ -118,6 +154,7 @@ def _write_all(
     )
     if lost is not None:
         raise lost
+    return True
 
 
 def check_fit(config: Config, geometry: Geometry) -> None:
@@ -144,7 +181,7 @@ def check_fit(config: Config, geometry: Geometry) -> None:
             raise ConfigError(message) from error
 
 
-def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> dict[str, dict[str, Any]]:
+def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> Fingerprints:
     """Fingerprints of the pair shards and the latent shards: settings, contents of the sources, base model."""
     settings = _without_unset(content_settings(config))
     with progress_bar("fingerprinting", len(clips), "clip") as bar:
@@ -234,8 +271,8 @@ def _plan(windows: dict[str, list[Window]]) -> ShardPlan:
     }
 
 
-def show_selection(report: dict[str, Any]) -> None:
-    """Print the table of kept and dropped clips on stdout."""
+def show_selection(report: dict[str, Any], path: Path) -> None:
+    """Print the table of kept and dropped clips on stdout, and the number of clips that `path`, the report, lists."""
     table = Table("split", "clips", "windows", title="kept")
     for split, counts in report["kept"].items():
         table.add_row(split, str(counts["clips"]), str(counts["windows"]))
@@ -246,3 +283,10 @@ def show_selection(report: dict[str, Any]) -> None:
         for clip in report["dropped"]:
             dropped.add_row(clip["clip"], clip["reason"])
         console.print(dropped)
+    if uncaptioned := report.get("without_caption"):
+        print(f"{len(uncaptioned)} clips have no caption, only the trigger; {path} lists them")
+    if timing := report.get("timing"):
+        print(f"{len(timing)} clips have a variable frame rate or repeated frames; {path} lists them")
+    if converted := report.get("converted"):
+        clip, change = next(iter(converted.items()))
+        print(f"{len(converted)} clips are converted ({clip}: {change}; ...); {path} lists them")

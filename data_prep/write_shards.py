@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -22,8 +22,10 @@ from data_prep.engines.base import Engine, Failure
 from data_prep.first_shard import AnnouncingWriter
 from data_prep.lost_windows import LostWindows
 from data_prep.pairs import make_pairs
+from data_prep.share import lost_files, own_shards
 from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, ConfigError
+from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import reraise_disk_full
 from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.types import Pair
@@ -42,6 +44,7 @@ class Job:
     """All inputs of a preparation.
 
     fingerprints: of "pairs" and "latents". clips: the clips of the plan by id. log: receives the check findings.
+    share: the shards of the plan to write; None: all, and the index.
     """
 
     root: Path
@@ -51,6 +54,11 @@ class Job:
     config: Config
     base: BaseModel
     log: CheckLog
+    share: Share | None = None
+
+    def captions(self) -> list[str]:
+        """The empty caption, and the caption of every window of the plan."""
+        return ["", *(caption_of(self.clips[w.clip], self.config) for windows in self.plan.values() for w in windows)]
 
 
 @dataclass(frozen=True)
@@ -107,23 +115,26 @@ def _check(pair: Pair, clip: Clip, config: Config, watch: Stopwatch) -> CheckedP
 
 
 def write_shards(job: Job, engine: Engine) -> None:
-    """Write both shard sets, or the missing part of an interrupted run. LostWindowsError at the end if clips failed."""
+    """Write both shard sets, or the missing part of an interrupted run. LostWindowsError at the end if clips failed.
+
+    With a share only its shards are written. An index is not written, and windows that are lost are only recorded.
+    """
+    own = replace(job, plan=own_shards(job.plan, job.share))
     pairs = ShardWriter(job.root / "pairs", "pairs", job.fingerprints["pairs"])
     texts = TextFeatures(job.root, job.base)
-    texts.encode_missing(
-        ["", *(caption_of(job.clips[w.clip], job.config) for windows in job.plan.values() for w in windows)]
-    )
-    latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], job.plan)
+    texts.encode_missing(job.captions(), needed=set(own.captions()))
+    latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], own.plan)
     latents.write_empty_text(texts.read(""))
-    lost = LostWindows(pairs)
+    lost = LostWindows(pairs, *lost_files(job.root, job.share))
     stop = Event()
-    with progress_bar("making pairs", sum(map(len, job.plan.values())), "clip") as bar:
-        encode = _ShardEncoder(job, engine, pairs, latents, bar.add("encoding"), stop)
-        shards = write_pair_shards(job, engine, pairs, lost, bar)
+    with progress_bar("making pairs", sum(map(len, own.plan.values())), "clip") as bar:
+        encode = _ShardEncoder(own, engine, pairs, latents, bar.add("encoding"), stop)
+        shards = write_pair_shards(own, engine, pairs, lost, bar)
         _encode_each(shards, encode, len(encode.encoders), stop, engine.asynchronous)
-    pairs.finish(list(job.plan))
-    latents.finish(list(job.plan))
-    lost.raise_if_any()
+    if job.share is None:
+        pairs.finish(list(job.plan))
+        latents.finish(list(job.plan))
+        lost.raise_if_any(list(job.plan))
 
 
 def write_pair_shards(

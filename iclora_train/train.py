@@ -195,6 +195,7 @@ def open_shards(config: Config, base: BaseModel) -> ShardSet:
             world_size() == 1,
             f"data.root={unfinished[0]} holds no finished shards: run `python -m data_prep` first, in one process",
         )
+        require(config.share is None, f"share={config.share}: only data_prep makes a share of the shards; leave it out")
         run_module("data_prep")
     shards = open_data(config, "latents")
     shards.require_base(base.name, base.latent_fingerprints)

@@ -192,7 +192,7 @@ def test_the_list_of_lost_windows(root: Path) -> None:
     variants = chain(damaged_bytes(path.read_bytes()), damaged_json([entry]))
 
     def read() -> None:
-        LostWindows(writer).raise_if_any()
+        LostWindows(writer, writer.folder / "lost.json").raise_if_any([])
 
     with pytest.raises(ConfigError, match="2 windows are missing"):
         read()

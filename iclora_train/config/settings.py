@@ -19,6 +19,7 @@ from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.paths import expand_home
+from iclora_train.config.share import Share
 from iclora_train.config.sources import DataSource, check_sources
 
 # Settings that had another name in earlier versions. An old name is an error that names the new one
@@ -238,6 +239,7 @@ class Config:
     run: str = MISSING  # name of the run and of its folder in runs_dir; an unfinished run there is resumed
     runs_dir: str = "runs"
     engine: str = "local"  # data_prep: local (data.workers processes) or ray (one machine or a cluster)
+    share: str | None = None  # data_prep: k/n makes the k-th of n shares of the shards, a process for each; null: all
     adapter: str | None = None  # eval: the adapter to evaluate; null: the run's own; none: the base without adapter
     videos: str | None = None  # eval: a folder of clips by another program, evaluated instead of an adapter
     seed: int = 0
@@ -245,6 +247,8 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
+        if self.share is not None:
+            Share.parse(self.share)
         self.runs_dir = expand_home(self.runs_dir)
         self.adapter = None if self.adapter is None else expand_home(self.adapter)
         self.videos = None if self.videos is None else expand_home(self.videos)

@@ -20,6 +20,10 @@ from iclora_train.core.regular_files import open_regular
 NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without flock
 
 
+class LockedFolderError(ConfigError):
+    """Another process writes to the folder."""
+
+
 class DiskFullError(ConfigError):
     """The disk is full. The message names the folder and the remedy."""
 
@@ -91,26 +95,53 @@ def reraise_disk_full(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, remedy: str) -> Iterator[None]:
-    """Be the only process on this machine that writes to `folder`. ConfigError with `remedy` if another one does.
+    """Be the only process that writes to `folder`. LockedFolderError with `remedy` if another one does.
 
     The lock is a flock on `folder`/.lock. The system releases it however the process ends. A file system without flock
     (Lustre mounted without `flock`, some FUSE and NFS mounts) is used without a lock, with a warning.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with _lock_file(folder) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(folder, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{folder} is being written by another process: wait until it ends, or {remedy}"
-            raise ConfigError(message) from error
-        except OSError as error:
-            if error.errno not in NO_FLOCK:
-                raise
-            print(
-                f"warning: the file system of {folder} has no locks ({error.strerror}): start only one command there",
-                file=sys.stderr,
-            )
+            raise LockedFolderError(message) from error
         yield
+
+
+@contextlib.contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Be one of several processes that write different files to `folder`, while none has it by `exclusive`.
+
+    Waits for such a process, with a line on stdout.
+    """
+    with _lock_file(folder) as file:
+        try:
+            _flock(folder, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that writes {folder}", flush=True)
+            _flock(folder, file, fcntl.LOCK_SH)
+        yield
+
+
+def _lock_file(folder: Path) -> IO[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / ".lock").open("a+")  # NFS locks need a file that is open for reading and writing
+
+
+def _flock(folder: Path, file: IO[str], operation: int) -> None:
+    """flock, or a warning if the file system has none. BlockingIOError if another process has the lock."""
+    try:
+        fcntl.flock(file, operation)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+        print(
+            f"warning: the file system of {folder} has no locks ({error.strerror}): start only one command there",
+            file=sys.stderr,
+        )
 
 
 def _sync_folder(folder: Path) -> None:

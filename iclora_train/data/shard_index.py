@@ -174,6 +174,8 @@ def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
     if begun is not None:
         require_equal(folder, begun, plain(fingerprint))
     elif tar := next(folder.glob("*.tar"), None):
+        if path.exists():  # by a process that has begun the set meanwhile
+            return require_fingerprint(folder, fingerprint)
         raise ShardError(
             f"{tar} has no {FINGERPRINT_FILE} with the settings that made it: delete {folder} and run data_prep again"
         )

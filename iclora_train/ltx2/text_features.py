@@ -6,7 +6,7 @@ Each caption is encoded only once, because the text encoder of a real base fills
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -54,18 +54,26 @@ class TextFeatures:
         return self.folder / f"{digest(caption)[:24]}.safetensors"
 
     @torch.inference_mode()
-    def encode_missing(self, captions: Iterable[str], device: torch.device | str | None = None) -> None:
+    def encode_missing(
+        self,
+        captions: Iterable[str],
+        device: torch.device | str | None = None,
+        needed: Collection[str] | None = None,
+    ) -> None:
         """Encode the captions that are not in the cache yet. The encoder is freed before this returns.
 
-        device: None for the GPU if there is one.
+        device: None for the GPU if there is one. needed: encode only these, and those that share a batch with them. The
+        batches follow from `captions` alone, because the last bits of features may depend on the batch.
         """
-        missing = [caption for caption in dict.fromkeys(captions) if not self._is_cached(caption)]
-        if not missing:
+        unique = list(dict.fromkeys(captions))
+        missing = {caption for caption in needed or unique if not self._is_cached(caption)}
+        batches = [unique[i : i + BATCH] for i in range(0, len(unique), BATCH)]
+        batches = [batch for batch in batches if not missing.isdisjoint(batch)]
+        if not batches:
             return
         encoder = self.base.text(device=device or default_device())
-        with progress_bar("encoding captions", len(missing), "caption") as bar:
-            for i in range(0, len(missing), BATCH):
-                batch = missing[i : i + BATCH]
+        with progress_bar("encoding captions", sum(map(len, batches)), "caption") as bar:
+            for batch in batches:
                 for caption, features in zip(batch, encoder.encode(batch), strict=True):
                     save_text_features(self._path(caption), features)
                 bar.advance(len(batch))
