@@ -109,7 +109,7 @@ def test_wrong_folders_are_refused(tmp_path):
     (tmp_path / "list.csv").write_text("video\nclips/a.mp4\n")
     for clips, references, message in (
         ("clips", "gone", r"data\.references=.*gone is not a folder: give the folder that holds a reference for every"),
-        ("clips", "clips/../clips", r"is the folder of data\.clips: put references and targets into two folders"),
+        ("clips", "clips/../clips", r"is the folder of the clips: put references and targets into two folders"),
         ("list.csv", "clips", r"data\.references=.*clips: a list names references in a column `reference`"),
     ):
         with pytest.raises(ConfigError, match=message):

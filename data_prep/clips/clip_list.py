@@ -12,21 +12,18 @@ from pathlib import Path
 
 from data_prep.clips.columns import FILE_COLUMNS
 from data_prep.clips.folders import files_below, files_matching, split_pattern
+from data_prep.clips.kinds import REFERENCES, STILLS, VIDEOS
+from data_prep.clips.musubi import SUFFIX, ForeignRow, read_musubi
 from data_prep.clips.reference_folder import ReferenceFolder, is_below
 from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, read_rows
 from data_prep.clips.sections import reference_section, section_of_row, suffix_of
 from data_prep.clips.text_files import caption_beside
 from iclora_train.config import require
 from iclora_train.config.paths import user_path
-from iclora_train.media.picture import IMAGES, UNREADABLE, is_picture
+from iclora_train.media.picture import is_picture
 from iclora_train.media.section import Section
 
 SAMPLES = Path(__file__).parents[1] / "samples" / "clips.csv"
-VIDEOS = (
-    *(".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif"),
-    *(".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mxf"),
-)
-REFERENCES = VIDEOS + IMAGES + UNREADABLE  # suffixes of supplied references
 SPLITS = ("train", "val", "heldout")
 
 
@@ -74,7 +71,7 @@ def list_clips(
     references: `data.references`, a folder with a reference for every clip of a folder or pattern.
     """
     path = SAMPLES if clips == "samples" else user_path(clips)
-    kinds = VIDEOS + IMAGES + UNREADABLE if images else VIDEOS
+    kinds = VIDEOS + STILLS if images else VIDEOS
     if os.path.isdir(path):
         listed = _clips_in(path, files_below(path), kinds, references)
     elif os.path.exists(path):
@@ -148,9 +145,11 @@ def _clips_in_list(path: Path, columns: Collection[str]) -> list[Clip]:
     text file next to the video.
     """
     require(
-        path.suffix.lower() in SUFFIXES,
-        f"data.clips={path} is neither a folder nor a .csv or .jsonl list ({', '.join(SUFFIXES)})",
+        path.suffix.lower() in (*SUFFIXES, SUFFIX),
+        f"data.clips={path} is neither a folder nor a .csv or .jsonl list ({', '.join((*SUFFIXES, SUFFIX))})",
     )
+    if path.suffix.lower() == SUFFIX:
+        return with_recordings([_clip_in_foreign_row(path.parent, row) for row in read_musubi(path)])
     rows = enumerate(read_rows(path, columns), start=1)
     return with_recordings(
         [_clip_in_row(path.parent, row, f"data.clips={path}, clip {number}") for number, row in rows]
@@ -161,6 +160,13 @@ def with_recordings(clips: list[Clip]) -> list[Clip]:
     """The clips; those of a video of which sections are used have the video as `source`, unless the list names it."""
     videos = {clip.path for clip in clips if clip.section is not None}
     return [replace(c, source=c.source or c.row["video"]) if c.path in videos else c for c in clips]
+
+
+def _clip_in_foreign_row(folder: Path, row: ForeignRow) -> Clip:
+    """The clip of a row of another program's list. Its id is made from its path relative to the list, `folder`."""
+    clip = _clip_in_row(folder, row.cells, row.where)
+    name = clip.id if "id" in row.cells else _slug(Path(os.path.relpath(clip.path, folder))) + suffix_of(clip.section)
+    return replace(clip, id=name, problem=clip.problem or row.problem)
 
 
 def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
@@ -177,6 +183,8 @@ def _clip_in_row(folder: Path, row: Mapping[str, str], where: str) -> Clip:
     if addresses:
         problem = f"its row names {addresses[0]}: only local files are read; download it and give its path"
     video, reference = files.pop("video"), files.pop("reference", None)
+    if second := next((column for column in row if re.fullmatch(r"control_path_0*[1-9]\d*", column)), None):
+        problem = f"its row names several controls (`{second}`), and a clip has one reference"
     if section is not None and is_picture(video):
         problem = f"its row names a section, {section}, but it is an image"
     return Clip(

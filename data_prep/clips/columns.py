@@ -9,20 +9,25 @@ from collections.abc import Collection, Iterable, Mapping
 from iclora_train.config import require
 
 FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns with paths of files that makers read
-# Column -> the names under which it is read; the first that a list has. media_path and reference_path are Lightricks'
-# names, video_path, image_path and control_path musubi-tuner's, file_name and text Hugging Face's, path and text
-# Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's, timestamp Panda-70M's.
+# Column -> the names under which it is read; the first that a list has. media_path, reference_video, ref_media_path and
+# video_mask are Lightricks' names, video_path, image_path and control_path musubi-tuner's, file_name and text Hugging
+# Face's, path and text Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's, timestamp Panda-70M's.
 NAMES: dict[str, tuple[str, ...]] = {
     "video": ("video", "file", "video_path", "media_path", "file_name", "image_path", "path"),
     "caption": ("caption", "prompt", "text"),
-    "reference": ("reference", "reference_path", "control_path"),
+    "reference": (
+        *("reference", "reference_path", "control_path"),
+        *("reference_video", "ref_media_path", "control_path_0", "control_path_00", "control_path_0000"),
+    ),
     "start": ("start", "start_time", "start_timestamp"),
     "end": ("end", "end_time", "end_timestamp"),
     "licence": ("licence", "license"),
-    **{name: (name,) for name in ("id", "split", "fps", "cuts", "source", *FILE_COLUMNS)},
+    "mask": ("mask", "video_mask"),
+    **{name: (name,) for name in ("id", "split", "fps", "cuts", "source", *FILE_COLUMNS[1:])},
     **{name: (name,) for name in ("timestamp", "start_frame", "end_frame", "reference_start")},
 }
 _COLUMN_OF = {name: column for column, names in NAMES.items() for name in names}
+SOUND = ("audio", "audio_path", "reference_audio", "audio_mask")  # columns of other trainers
 _SHORT = ("start", "end")  # too many words resemble them, such as `state`
 _SIMILAR = 0.8  # share of equal letters from which a name counts as misspelt (difflib)
 

@@ -7,9 +7,11 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from data_prep.clips.clip_list import REFERENCES, VIDEOS, Clip
-from data_prep.clips.columns import unread_columns
+from data_prep.clips.clip_list import Clip
+from data_prep.clips.columns import SOUND, normalise, unread_columns
 from data_prep.clips.folders import files_below, split_pattern
+from data_prep.clips.kinds import REFERENCES, VIDEOS
+from data_prep.clips.musubi import SUFFIX, musubi_notes
 from data_prep.clips.reference_folder import ReferenceFolder
 from data_prep.clips.rows import SUFFIXES
 from data_prep.clips.text_files import CAPTION_SUFFIXES
@@ -32,8 +34,11 @@ def listing_notes(
         return []
     folder = user_path(clips)
     lines = list(_unread_files(folder, listed)) if folder.is_dir() else []
+    if folder.suffix.lower() == SUFFIX and folder.is_file():
+        lines += musubi_notes(folder)
     if unread := unread_columns([clip.row for clip in listed], columns):
-        lines.append(f"columns of the list that are stored but not used: {', '.join(unread)}")
+        sound = " (adapters are trained without sound)" if {normalise(name) for name in unread} & set(SOUND) else ""
+        lines.append(f"columns of the list that are stored but not used: {', '.join(unread)}{sound}")
     if references is not None:
         lines += _unused_references(references, folder, listed)
     return [printable(line) for line in (*lines, *_captions(listed))]

@@ -18,27 +18,27 @@ class ReferenceFolder:
     """The videos and images below a folder, by their path in it without the suffix.
 
     kinds: the suffixes of videos and images. clips_folder: the folder of the targets; what lies in it is no reference.
-    ConfigError if the folder cannot be read, or is the folder of the targets.
+    setting: the name of the setting, for messages. ConfigError if the folder cannot be read, or holds the targets.
     """
 
-    def __init__(self, references: str, kinds: Collection[str], clips_folder: Path) -> None:
-        self.folder = user_path(references)
+    def __init__(
+        self, references: str, kinds: Collection[str], clips_folder: Path, setting: str = "data.references"
+    ) -> None:
+        self.folder, self.setting = user_path(references), setting
         require(
             os.path.isdir(self.folder),
-            f"data.references={references} is not a folder: give the folder that holds a reference for every clip, "
+            f"{setting}={references} is not a folder: give the folder that holds a reference for every clip, "
             "under the clip's name",
         )
         targets = os.path.realpath(clips_folder)
         require(
             os.path.realpath(self.folder) != targets,
-            f"data.references={references} is the folder of data.clips: put references and targets into two folders",
+            f"{setting}={references} is the folder of the clips: put references and targets into two folders",
         )
         within = is_below(clips_folder, self.folder)
         self.files = defaultdict[str, list[Path]](list)
         for path in files_below(self.folder):
-            require(
-                not os.path.isdir(path), f"data.references: the folder {path} cannot be read: give it read permission"
-            )
+            require(not os.path.isdir(path), f"{setting}: the folder {path} cannot be read: give it read permission")
             if path.suffix.lower() in kinds and not (within and is_below(path, clips_folder)):
                 self.files[name_of(path.relative_to(self.folder))].append(path)
 
@@ -52,7 +52,7 @@ class ReferenceFolder:
         names = " and ".join(str(file) for file in candidates)
         require(
             len(candidates) < 2,
-            f"data.references={self.folder}: {names} have the name of the clip {clip}; keep one of them",
+            f"{self.setting}={self.folder}: {names} have the name of the clip {clip}; keep one of them",
         )
         return candidates[0] if candidates else None
 

@@ -18,10 +18,11 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 _DELIMITERS = (",", ";", "\t", "|")
 _MAX_DIGITS = 9  # of a frame number
 
-Row = tuple[str, dict[str, Any]]  # its place, for messages, and its values by column
+Row = dict[str, str]  # the cells of a row as text, by column
+_Line = tuple[str, dict[str, Any]]  # the place of a row, for messages, and its values by column
 
 
-def read_rows(path: Path, used: Collection[str] = ()) -> list[dict[str, str]]:
+def read_rows(path: Path, used: Collection[str] = ()) -> list[Row]:
     """The non-empty columns of each row as stripped text, under their own names and ours (`columns.NAMES`).
 
     The items of a JSON list are joined by spaces. used: the columns that data.prompt names. ConfigError names the list,
@@ -44,7 +45,7 @@ def read_rows(path: Path, used: Collection[str] = ()) -> list[dict[str, str]]:
     ]
 
 
-def _csv_rows(where: str, text: str, used: Collection[str]) -> list[Row]:
+def _csv_rows(where: str, text: str, used: Collection[str]) -> list[_Line]:
     """The rows of a csv. The delimiter is the one that separates the header's columns."""
     first, _, rest = text.partition("\n")
     if mark := re.fullmatch(r"sep=([,;\t|])", first.strip(" \r\n"), re.IGNORECASE):  # Excel writes it before the header
@@ -68,7 +69,7 @@ def _csv_rows(where: str, text: str, used: Collection[str]) -> list[Row]:
     ]
 
 
-def _json_rows(where: str, text: str, suffix: str) -> list[Row]:
+def _json_rows(where: str, text: str, suffix: str) -> list[_Line]:
     """The objects in the lines of a .jsonl, or in the list of a .json."""
     if suffix == ".json":
         values = _parse_json(where, text)
