@@ -46,9 +46,12 @@ def _verify(composed: DictConfig) -> None:
     from data_prep.sources import verify_all  # noqa: PLC0415 (as above)
     from data_prep.verify import verify  # noqa: PLC0415
 
-    root, workers = composed.data.root, composed.data.workers
-    config = to_config(composed) if composed.get("conf") else None
-    problems = verify(root, workers, config) if config is None else verify_all(config)
+    if OmegaConf.is_missing(composed.task, "name"):
+        root = composed.data.root
+        problems = verify(root, composed.data.workers)
+    else:
+        config = to_config(composed)
+        root, problems = ", ".join(config.data.roots()), verify_all(config)
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
     if problems:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from data_prep.checks.dataset import (
 from data_prep.clips.clip_list import SPLITS, Clip, list_clips
 from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip
+from data_prep.clips.webdataset import local_clips
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
 from data_prep.forecast import show_forecast
@@ -62,7 +64,8 @@ def prepare(config: Config) -> Path:
     build_maker(config.task.maker, config.task.maker_args)
     columns = template_fields(config.data.prompt or "")
     images = all(size.frames == 1 for size in config.data.sizes())
-    data = config.data
+    data = replace(config.data, clips=local_clips(config.data.clips, root, columns))
+    config = replace(config, data=data)
     listed = list_clips(data.clips, data.heldout_fraction, images, columns, data.references)
     clips = add_missing_captions(listed, config)
     expected = fingerprints(config, clips, base)

@@ -189,6 +189,20 @@ def test_sources_that_contradict_one_another_are_refused(sources: str, message: 
         settings(sources)
 
 
+@pytest.mark.parametrize(
+    ("clips", "name"),
+    [
+        ("/videos/own clips/", "own_clips"),
+        ("/videos/**/*.mp4", "videos"),
+        ("/own/list.csv", "own"),
+        ("/set-1/{000..123}.tar", "set_1"),
+        ("list.csv", "list_csv"),
+    ],
+)
+def test_a_source_is_called_by_its_folder(clips: str, name: str) -> None:
+    assert DataSource(clips=clips).label == name
+
+
 def test_clips_beside_sources_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data.clips=/videos and data.sources are both set"):
         settings("[{root: a}]", "data.clips=/videos")

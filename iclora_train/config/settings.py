@@ -103,7 +103,7 @@ class Model:
 class Data:
     """Which clips are used, how they are cut into windows, where the shards are, how clips are batched."""
 
-    clips: str = MISSING  # "samples" (included clips), a folder of videos, a pattern ('/x/**/*.mp4'), a csv/jsonl list
+    clips: str = MISSING  # "samples" (included clips), a folder, a pattern ('/x/**/*.mp4'), a csv/jsonl list, tars
     references: str | None = None  # a folder with a reference for every clip of a folder or pattern, of the same name
     root: str = MISSING  # where pair shards and latent shards are written and read
     sources: list[DataSource] | None = None  # instead of clips: several sets, mixed by weights or repeats

@@ -21,7 +21,7 @@ class DataSource:
     clips: str | None = None  # as data.clips; prepared into the folder <name> of data.root
     references: str | None = None  # as data.references, of a source with clips
     root: str | None = None  # data.root of another preparation, which is used as it is
-    name: str | None = None  # letters, digits and _; null: from the last folder of clips or root
+    name: str | None = None  # letters, digits and _; null: from the last folder of its path
     weight: float | None = None  # share of the windows of an epoch, relative to the other sources' weights; null: 1
     repeats: int | None = None  # without weights: how many times every window of the source occurs in an epoch; null: 1
 
@@ -63,9 +63,11 @@ class DataSource:
 
 
 def _name_of(path: str) -> str:
-    """A name from the last part of a path without wildcards: `shards/canny-ltx2_3` -> `canny_ltx2_3`."""
+    """A name from the last folder of a path without wildcards: `shards/canny-ltx2_3` -> `canny_ltx2_3`, `/own/list.csv`
+    -> `own`."""
     parts = [part for part in path.split("/") if part and not re.search(r"[*?\[{]", part)]
-    name = re.sub(r"[^A-Za-z0-9_]+", "_", re.sub(r"\.[A-Za-z]\w*$", "", parts[-1]) if parts else "")
+    is_file = len(parts) > 1 and re.search(r"\.(csv|tsv|jsonl?|toml|tar)$", parts[-1]) is not None
+    name = re.sub(r"[^A-Za-z0-9_]+", "_", parts[-2 if is_file else -1] if parts else "")
     return name.strip("_")[-40:] or "source"
 
 

@@ -117,6 +117,12 @@ class ShardWriter:
         )
 
 
+def expand_braces(pattern: str) -> list[str]:
+    """The names that webdataset reads from a pattern such as `{000..123}.tar` or `{a,b}.tar`."""
+    names: list[str] = webdataset.shardlists.expand_urls(pattern)
+    return names
+
+
 def _open(path: Path) -> io.BufferedReader:
     """Open a shard. ShardError when it is missing, no file, or cannot be read."""
     try:

@@ -62,15 +62,19 @@ class FilePart(BytesPart):
         return self.file.read(max(end - begin, 0))
 
 
-def read_members(part: BytesPart, whole: bool) -> Iterator[TarMember]:
+def read_members(part: BytesPart, whole: bool, folders: bool = False) -> Iterator[TarMember]:
     """The members of a tar, or of the part of a tar that holds one sample.
 
-    whole: the tar must also have its end marker. ValueError when the tar is damaged or has members other than files.
+    whole: the tar must also have its end marker. folders: entries of folders are passed over. ValueError when the tar
+    is damaged or has members other than files.
     """
     end = 0
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
             for info in tar:
+                if folders and info.isdir():
+                    end = info.offset_data
+                    continue
                 member = _checked(info, end, part.length)
                 yield member
                 end = member.end
