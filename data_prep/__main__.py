@@ -66,11 +66,11 @@ def _preview(composed: DictConfig) -> None:
         composed.model.checkpoint = ""
     config = to_config(composed)
     with exit_at_signal(REPEAT):
-        from data_prep.preview import preview  # noqa: PLC0415 (as above)
+        from data_prep.sources import preview_all  # noqa: PLC0415 (as above)
         from iclora_train.ltx2.base_model import open_base  # noqa: PLC0415
 
-    folder = preview(config, None if without_base else open_base(config.model))
-    print(f"preview: {folder}; open contact.html there")
+    for folder in preview_all(config, None if without_base else open_base(config.model)):
+        print(f"preview: {folder}; open contact.html there")
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from data_prep.checks.report import summarize
 from data_prep.checks.sheet import write_contact_sheet
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import SPLITS, Clip, list_clips
+from data_prep.clips.webdataset import local_clips
 from data_prep.clips.windows import Window
 from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
@@ -50,7 +51,8 @@ def preview(config: Config, base: BaseModel | None) -> Path:
     check_fit(config, geometry)
     images = all(size.frames == 1 for size in config.data.sizes())
     columns = template_fields(config.data.prompt or "")
-    clips = list_clips(config.data.clips, config.data.heldout_fraction, images, columns)
+    local = local_clips(config.data.clips, Path(config.data.root), columns, most=1)
+    clips = list_clips(local, config.data.heldout_fraction, images, columns, config.data.references)
     folder = Path(config.data.root) / FOLDER
     with exclusive(folder, "set another data.root"):
         _clear(folder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.pipeline import prepare
+from data_prep.preview import preview
 from data_prep.verify import verify
 from iclora_train.config import Config, ConfigError
 from iclora_train.data.mixture import describe, open_data, source_config
 from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import open_base
+from iclora_train.ltx2.base_model import BaseModel, open_base
 
 
 def prepare_all(config: Config) -> list[Path]:
@@ -27,6 +28,13 @@ def prepare_all(config: Config) -> list[Path]:
     for line in describe(require_fit(config)):
         print(line)
     return [Path(root) for root in config.data.roots()]
+
+
+def preview_all(config: Config, base: BaseModel | None) -> list[Path]:
+    """Preview data.clips, or each of data.sources that has clips (`preview.preview`). Returns the folders."""
+    if config.data.sources is None:
+        return [preview(config, base)]
+    return [preview(source_config(config, s), base) for s in config.data.sources if s.clips is not None]
 
 
 def require_fit(config: Config) -> ShardSet:

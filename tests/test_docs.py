@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from iclora_train.adapters.__main__ import parser
 from iclora_train.config import Config
-from iclora_train.config.hydra_app import conf_dir, explain_error, register_schema
+from iclora_train.config.command_line import as_typed
+from iclora_train.config.hydra_app import _groups, conf_dir, explain_error, register_schema
 from iclora_train.generate.settings import GenerateSettings
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +153,7 @@ def compose_settings(name: str, schema: type, overrides: list[str]) -> Any:
     register_schema(schema)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(name, overrides=overrides)
+        return compose(name, overrides=as_typed(overrides, schema, _groups()))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

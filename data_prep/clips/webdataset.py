@@ -28,13 +28,13 @@ _MEGABYTE = 10**6
 _MAX_NAMED = 3
 
 
-def local_clips(clips: str, root: Path, columns: Collection[str] = ()) -> str:
+def local_clips(clips: str, root: Path, columns: Collection[str] = (), most: int | None = None) -> str:
     """`clips` unchanged, or, if it names tars (`tars_of`), a list of their extracted samples below `root`.
 
-    An extracted tar is not read again. columns: names in the samples' JSON that data.prompt needs. ConfigError, which
-    names tar and member, for a damaged or unsafe tar, and when the disk is too small.
+    An extracted tar is not read again. columns: names in the samples' JSON that data.prompt needs. most: only the first
+    tars. ConfigError, which names tar and member, for a damaged or unsafe tar, and when the disk is too small.
     """
-    tars = tars_of(clips)
+    tars = dict(list(tars_of(clips).items())[:most])
     if not tars:
         return clips
     folder = root / "extracted"
