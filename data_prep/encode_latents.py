@@ -1,39 +1,59 @@
-"""Encode pair shards to latent shards, so that the VAE runs once and not in every training step."""
+"""Encode pairs to latents, so that the VAE runs once and not in every training step."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from iclora_train.config import ConfigError, Model
+from iclora_train.core.copy_stream import CopyStream
 from iclora_train.core.device import default_device
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shard_sample import Members, pack_latents
-from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.media.pixels import from_uint8
 
 CPU_BATCH_PIXELS = 2**22  # approximate frames x height x width of a batch on a CPU; small clips share a batch
-READER_THREADS = 4  # threads that decode the next batch while one is encoded (decoders release the GIL)
+
+
+@dataclass(frozen=True)
+class ClipPair:
+    """A pair in pixels, and the id of the clip that it was cut from."""
+
+    pair: Pair
+    clip: str
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A batch on the device: uint8 clips (B,F,H,W,3) of the targets, then of each reference. ready: the copies end."""
+
+    videos: list[Tensor]
+    ready: torch.cuda.Event | None
 
 
 class LatentEncoder:
-    """The VAE of the base model, on the GPU if there is one, with the cached text features.
+    """The VAE of the base model, on the current GPU if there is one, with the cached text features.
 
     pixels: approximate frames x height x width of targets per batch. It is halved when a GPU runs out of memory.
+
+    Several threads may call `encode_batch`: while the VAE encodes the batch of one, another copies its batch to the GPU
+    or packs its latents.
     """
 
     def __init__(self, base: BaseModel, texts: TextFeatures) -> None:
-        self.device = default_device()
+        device = default_device()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
         self.vae, self.texts = base.vae().to(self.device), texts
         self.pixels = CPU_BATCH_PIXELS if self.device.type == "cpu" else self.vae.max_pixels
+        self._copies, self._vae_lock, self._text_lock = CopyStream(self.device), Lock(), Lock()
 
     @classmethod
     def open(cls, model: Model, root: Path) -> LatentEncoder:
@@ -41,8 +61,20 @@ class LatentEncoder:
         base = open_base(model)
         return cls(base, TextFeatures(root, base))
 
+    def batch_pixels(self) -> int:
+        """`pixels`, in the form in which an encoder in another process is asked for it."""
+        return self.pixels
+
+    def encode_batch(self, batch: list[ClipPair]) -> list[Members]:
+        """Latent samples of pairs of one bucket."""
+        latents = self.encode([item.pair for item in batch])
+        return [_members(item, latent) for item, latent in zip(batch, latents, strict=True)]
+
     def encode(self, pairs: list[Pair]) -> list[LatentPair]:
-        """Encode pairs of one size. ConfigError if a single pair does not fit into GPU memory."""
+        """Encode pairs of one size; latents on the host. ConfigError if a single pair does not fit into GPU memory."""
+        most = max(self.pixels // pairs[0].target[..., 0].size, 1)
+        if len(pairs) > most:
+            return self.encode(pairs[:most]) + self.encode(pairs[most:])
         try:
             return self._encode(pairs)
         except torch.OutOfMemoryError as error:
@@ -59,52 +91,51 @@ class LatentEncoder:
 
     @torch.inference_mode()
     def _encode(self, pairs: list[Pair]) -> list[LatentPair]:
-        targets = self._latents([pair.target for pair in pairs])
-        columns = zip(*(pair.references for pair in pairs), strict=True)
-        references = [self._latents(list(column)) for column in columns]
+        with self._on_device():
+            staged = self._stage(pairs)
+            with self._vae_lock:  # held while the work is queued on the GPU, not until it is done
+                self._copies.make_compute_wait(staged.ready)
+                latents = [self._to_host(self.vae.encode(from_uint8(video))) for video in staged.videos]
+                done = torch.cuda.current_stream().record_event() if self.device.type == "cuda" else None
+            if done is not None:
+                done.synchronize()
         return [
-            LatentPair(
-                pair.key, latent, tuple(reference_latents), self.texts.read(pair.caption), pair.fps, pair.caption
-            )
-            for pair, latent, *reference_latents in zip(pairs, targets, *references, strict=True)
+            LatentPair(pair.key, target, tuple(references), self._text(pair.caption), pair.fps, pair.caption)
+            for pair, target, *references in zip(pairs, *latents, strict=True)
         ]
 
-    def _latents(self, clips: list[np.ndarray]) -> Tensor:
-        """uint8 clips (F,H,W,3) -> latents (B,C,f,h,w)."""
-        video = torch.from_numpy(np.stack(clips))  # (B,F,H,W,3)
-        if self.device.type == "cuda":
-            video = video.pin_memory().to(self.device, non_blocking=True)
-        return self.vae.encode(from_uint8(video))
+    def _stage(self, pairs: list[Pair]) -> _Staged:
+        """Copy the clips to the device, beside the VAE's work on another batch."""
+        columns = zip(*((pair.target, *pair.references) for pair in pairs), strict=True)
+        with self._copies.context():
+            videos = [self._to_device(list(column)) for column in columns]
+            return _Staged(videos, self._copies.record())
 
-    def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """Latent samples of one pair shard, in order. The next batch is read while one is encoded."""
-        with ThreadPoolExecutor(READER_THREADS) as readers:
-            ahead: deque[tuple[list[int], list[Future[Pair]]]] = deque()
-            for batch in self._batches(pairs, shard):
-                ahead.append((batch, [readers.submit(pairs.read_pair, i) for i in batch]))
-                if len(ahead) > 1:
-                    yield from self._members(pairs, *ahead.popleft())
-            for batch, reading in ahead:
-                yield from self._members(pairs, batch, reading)
+    def _to_device(self, clips: list[np.ndarray]) -> Tensor:
+        """uint8 clips (F,H,W,3) -> (B,F,H,W,3). Their memory may be read-only, as Ray's is."""
+        gpu = self.device.type == "cuda"
+        video = torch.empty((len(clips), *clips[0].shape), dtype=torch.uint8, pin_memory=gpu)
+        np.stack(clips, out=video.numpy())
+        if not gpu:
+            return video
+        return video.to(self.device, non_blocking=True)
 
-    def _batches(self, pairs: ShardSet, shard: str) -> Iterator[list[int]]:
-        """Indices of consecutive samples of one bucket, with up to about `pixels` of target per batch."""
-        batch: list[int] = []
-        for i, sample in enumerate(pairs.samples):
-            if sample.shard != shard:
-                continue
-            pixels = int(np.prod([int(length) for length in sample.bucket.split("x")]))
-            full = (len(batch) + 1) * pixels > self.pixels
-            if batch and (full or pairs.samples[batch[0]].bucket != sample.bucket):
-                yield batch
-                batch = []
-            batch.append(i)
-        if batch:
-            yield batch
+    def _to_host(self, latents: Tensor) -> Tensor:
+        """A copy in pinned memory, complete when the work that is queued on the GPU so far is done."""
+        if self.device.type == "cpu":
+            return latents
+        host = torch.empty(latents.shape, dtype=latents.dtype, pin_memory=True)
+        return host.copy_(latents, non_blocking=True)
 
-    def _members(self, pairs: ShardSet, batch: list[int], reading: list[Future[Pair]]) -> Iterator[Members]:
-        decoded = [future.result() for future in reading]
-        for i, pair, latent in zip(batch, decoded, self.encode(decoded), strict=True):
-            frames, height, width = pair.target.shape[:3]
-            shape = VideoShape(frames, height, width, pair.fps)
-            yield pack_latents(latent, shape, pairs.samples[i].source, pair.record)
+    def _on_device(self) -> AbstractContextManager[object]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def _text(self, caption: str) -> Tensor:
+        with self._text_lock:
+            return self.texts.read(caption)
+
+
+def _members(item: ClipPair, latent: LatentPair) -> Members:
+    """The latent sample of a pair."""
+    frames, height, width = item.pair.target.shape[:3]
+    return pack_latents(latent, VideoShape(frames, height, width, item.pair.fps), item.clip, item.pair.record)

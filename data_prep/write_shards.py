@@ -1,15 +1,16 @@
-"""Write the planned windows to pair shards, and encode each to a latent shard while the next one is made."""
+"""Make the planned windows, in one pass: their pixels go to the VAE, their files and latents to the two shard sets."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
@@ -17,11 +18,13 @@ from data_prep.checks import CheckLog, Report, check_pair, pair_picture
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.windows import Window
-from data_prep.encode_latents import LatentEncoder
+from data_prep.encode_latents import ClipPair, LatentEncoder
 from data_prep.engines.base import Engine, Failure
 from data_prep.first_shard import AnnouncingWriter
+from data_prep.latent_stage import LatentStage
 from data_prep.lost_windows import LostWindows
 from data_prep.pairs import make_pairs
+from data_prep.shard_thread import ShardThread
 from data_prep.share import lost_files, own_shards
 from data_prep.stopwatch import Stopwatch
 from iclora_train.config import Config, ConfigError
@@ -30,11 +33,13 @@ from iclora_train.core.atomic_files import reraise_disk_full
 from iclora_train.core.progress import ProgressBar, progress_bar
 from iclora_train.core.types import Pair
 from iclora_train.data.shard_sample import Members, pack_pair
-from iclora_train.data.shards import ShardWriter
+from iclora_train.data.shards import ShardSet, ShardWriter
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 
-UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # limits of a work unit: its compressed pairs stay in memory until written
+UNIT_WINDOWS, UNIT_PIXELS = 8, 2**26  # limits of a work unit: its pairs stay in memory until they are written
+PAIRS_AHEAD = 4  # compressed pairs that wait until they are written
+READER_THREADS = 4  # threads that decode stored pairs (decoders release the GIL)
 
 ShardPlan = dict[str, list[Window]]  # shard name -> its windows, ordered by clip and start
 
@@ -68,6 +73,7 @@ class WorkUnit:
     clip: Clip
     windows: list[Window]
     config: Config
+    encode: bool = True  # whether the VAE needs the pixels
 
 
 def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Config) -> Iterator[WorkUnit]:
@@ -84,13 +90,14 @@ def split_into_units(windows: list[Window], clips: dict[str, Clip], config: Conf
 class CheckedPair:
     """A pair as stored in a shard (None if the checks leave it out), its check report, and its picture (JPEG).
 
-    seconds: of work by part (decode, maker, checks, compression).
+    seconds: of work by part (decode, maker, checks, compression). pair: its pixels, if the VAE needs them.
     """
 
     members: Members | None
     report: Report
     picture: bytes
     seconds: dict[str, float]
+    pair: Pair | None = None
 
 
 def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
@@ -99,19 +106,20 @@ def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
     try:
         with reraise_disk_full(Path(tempfile.gettempdir(), "clip.mp4")):
             pairs = make_pairs(clip, unit.windows, unit.config, watch)
-            return [_check(pair, clip, unit.config, watch) for pair in pairs]
+            return [_check(pair, unit, watch) for pair in pairs]
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         return Failure(str(error))
 
 
-def _check(pair: Pair, clip: Clip, config: Config, watch: Stopwatch) -> CheckedPair:
+def _check(pair: Pair, unit: WorkUnit, watch: Stopwatch) -> CheckedPair:
+    clip = unit.clip
     with watch.part("checks"):
-        report, picture = check_pair(pair, clip.id, clip.split, config), pair_picture(pair)
+        report, picture = check_pair(pair, clip.id, clip.split, unit.config), pair_picture(pair)
     with watch.part("compression"):
         members = pack_pair(pair, clip.id) if report.kept else None
-    return CheckedPair(members, report, picture, watch.take())
+    return CheckedPair(members, report, picture, watch.take(), pair if report.kept and unit.encode else None)
 
 
 def write_shards(job: Job, engine: Engine) -> None:
@@ -126,37 +134,87 @@ def write_shards(job: Job, engine: Engine) -> None:
     latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], own.plan)
     latents.write_empty_text(texts.read(""))
     lost = LostWindows(pairs, *lost_files(job.root, job.share))
-    stop = Event()
-    with progress_bar("making pairs", sum(map(len, own.plan.values())), "clip") as bar:
-        encode = _ShardEncoder(own, engine, pairs, latents, bar.add("encoding"), stop)
-        shards = write_pair_shards(own, engine, pairs, lost, bar)
-        _encode_each(shards, encode, len(encode.encoders), stop, engine.asynchronous)
+    with (
+        progress_bar("making pairs", sum(map(len, own.plan.values())), "clip") as bar,
+        closing(_Shards(own, engine, pairs, latents, bar)) as shards,
+    ):
+        shards.write(lost)
     if job.share is None:
         pairs.finish(list(job.plan))
         latents.finish(list(job.plan))
         lost.raise_if_any(list(job.plan))
 
 
-def write_pair_shards(
-    job: Job, engine: Engine, writer: ShardWriter, lost: LostWindows, bar: ProgressBar
-) -> Iterator[str]:
-    """Write the missing pair shards. Yields the name of every shard of the plan, in order, once it is finished."""
-    missing = {
-        shard: list(split_into_units(windows, job.clips, job.config))
-        for shard, windows in job.plan.items()
-        if not writer.has(shard)
-    }
-    results = engine.map(process_unit, (unit for units in missing.values() for unit in units))
-    for shard, windows in job.plan.items():
-        if shard in missing:
-            pairs = _pairs_of_shard(shard, missing[shard], results, lost, bar)
-            writer.write(shard, bar.track(_log_checks(job.log, Path(shard).stem, pairs, bar)))
-        else:
-            bar.skip(len(windows))
-        yield shard
+class _Shards:
+    """Writes the shards that are missing: this thread distributes pairs, others encode and write."""
+
+    def __init__(self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: ProgressBar) -> None:
+        self._job, self._engine, self._pairs, self._bar = job, engine, pairs, bar
+        self._stop, self._encoding = Event(), bar.add("encoding")
+        self._to_make = [shard for shard in job.plan if not pairs.has(shard)]
+        self._to_encode = [shard for shard in job.plan if not latents.has(shard)]
+        self._pair_thread = ShardThread(pairs, PAIRS_AHEAD, self._stop)
+        self._stage: LatentStage | None = None
+        if self._to_encode:
+            encoders = engine.encoders(partial(LatentEncoder.open, job.config.model, job.root))
+            self._stage = LatentStage(encoders, latents, self._stop, engine.asynchronous)
+        for progress, missing in ((bar, self._to_make), (self._encoding, self._to_encode)):
+            progress.skip(sum(len(windows) for shard, windows in job.plan.items() if shard not in missing))
+
+    def write(self, lost: LostWindows) -> None:
+        """Write all missing shards, in the order of the plan."""
+        units = {shard: self._units(shard) for shard in self._to_make}
+        results = self._engine.map(process_unit, (unit for group in units.values() for unit in group))
+        for shard in self._job.plan:
+            stage = self._stage if shard in self._to_encode else None
+            if stage is not None:
+                stage.begin(shard, self._encoding.advance, partial(self._skip_missing, len(self._job.plan[shard])))
+            if shard in units:
+                self._make(shard, _results_of_shard(shard, units[shard], results, lost, self._bar), stage)
+            elif stage is not None:
+                for item in stored_pairs(self._pairs.unfinished([shard])):
+                    stage.add(item)
+            if stage is not None:
+                stage.end()
+        self._pair_thread.join()
+        if self._stage is not None:
+            self._stage.join()
+
+    def _units(self, shard: str) -> list[WorkUnit]:
+        units = split_into_units(self._job.plan[shard], self._job.clips, self._job.config)
+        return [replace(unit, encode=shard in self._to_encode) for unit in units]
+
+    def _make(self, shard: str, pairs: Iterable[CheckedPair], stage: LatentStage | None) -> None:
+        """Write a pair shard and the reports of all its pairs; hand the pairs that pass the checks to `stage`.
+
+        The reports are written before the shard is renamed to its final name, so every finished shard has its reports.
+        """
+        entries: list[tuple[Report, bytes]] = []
+        self._pair_thread.begin(shard, lambda _: None, lambda _: self._job.log.write(Path(shard).stem, entries))
+        for checked in pairs:
+            entries.append((checked.report, checked.picture))
+            if checked.members is None:
+                self._bar.skip(1)
+                continue
+            self._pair_thread.add([checked.members])
+            self._bar.advance()
+            if stage is not None and checked.pair is not None:
+                stage.add(ClipPair(checked.pair, checked.report.clip))
+        self._pair_thread.end()
+
+    def _skip_missing(self, planned: int, count: int) -> None:
+        """Count the planned windows of a shard that have no pair."""
+        self._encoding.skip(planned - count)
+
+    def close(self) -> None:
+        """End the threads, and leave no partial shard."""
+        self._stop.set()
+        if self._stage is not None:
+            self._stage.close()
+        self._pair_thread.close()
 
 
-def _pairs_of_shard(
+def _results_of_shard(
     shard: str,
     units: list[WorkUnit],
     results: Iterator[list[CheckedPair] | Failure],
@@ -173,70 +231,12 @@ def _pairs_of_shard(
             yield from result
 
 
-def _log_checks(log: CheckLog, part: str, pairs: Iterator[CheckedPair], bar: ProgressBar) -> Iterator[Members]:
-    """Yield the pairs that pass the checks, then write the reports of all pairs.
-
-    The reports are written before the shard is renamed to its final name, so every finished shard has its reports.
-    """
-    entries = []
-    for pair in pairs:
-        entries.append((pair.report, pair.picture))
-        if pair.members is None:
-            bar.skip(1)
-        else:
-            yield pair.members
-    log.write(part, entries)
-
-
-class _ShardEncoder:
-    """Callable: encodes the finished pair shard of the given name, unless its latent shard exists."""
-
-    def __init__(
-        self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: ProgressBar, stop: Event
-    ) -> None:
-        self._pairs, self._latents, self._bar, self._stop = pairs, latents, bar, stop
-        finished = all(map(latents.has, job.plan))
-        self.encoders = [] if finished else engine.encoders(partial(LatentEncoder.open, job.config.model, job.root))
-        self._plan, self._idle = job.plan, SimpleQueue[LatentEncoder]()
-        for encoder in self.encoders:
-            self._idle.put(encoder)
-
-    def __call__(self, shard: str) -> None:
-        if self._latents.has(shard):
-            self._bar.skip(len(self._plan[shard]))
-            return
-        encoder = self._idle.get()
-        try:
-            samples = encoder.encode_shard(self._pairs.unfinished([shard]), shard)
-            self._latents.write(shard, self._bar.track(self._until_stopped(samples)))
-        finally:
-            self._idle.put(encoder)
-
-    def _until_stopped(self, samples: Iterator[Members]) -> Iterator[Members]:
-        for sample in samples:
-            if self._stop.is_set():
-                raise CancelledError
-            yield sample
-
-
-def _encode_each(
-    shards: Iterator[str], encode: Callable[[str], None], encoders: int, stop: Event, asynchronous: bool
-) -> None:
-    """Encode every shard: in threads while the next ones are made, or, if not asynchronous, after the last one."""
-    if not asynchronous:
-        for shard in list(shards):
-            encode(shard)
-        return
-    pool = ThreadPoolExecutor(max(encoders, 1))
-    running: list[Future[None]] = []
-    try:
-        for shard in shards:
-            running.append(pool.submit(encode, shard))
-            for future in running:
-                if future.done():
-                    future.result()  # raises the error of the thread
-        for future in running:
-            future.result()
-    finally:
-        stop.set()
-        pool.shutdown(cancel_futures=True)
+def stored_pairs(pairs: ShardSet) -> Iterator[ClipPair]:
+    """All pairs of a set, decoded ahead by threads."""
+    with ThreadPoolExecutor(READER_THREADS) as readers:
+        ahead: deque[Future[Pair]] = deque()
+        for i in range(len(pairs) + READER_THREADS):
+            if i < len(pairs):
+                ahead.append(readers.submit(pairs.read_pair, i))
+            if i >= READER_THREADS:
+                yield ClipPair(ahead.popleft().result(), pairs.samples[i - READER_THREADS].source)

@@ -12,12 +12,13 @@ import torch
 
 from data_prep import pipeline, write_shards
 from data_prep.clips.windows import Window
-from data_prep.encode_latents import LatentEncoder
+from data_prep.encode_latents import ClipPair, LatentEncoder
 from data_prep.engines.base import Engine, Failure
 from data_prep.engines.local import WorkerEngine, create_engine
 from data_prep.lost_windows import LostWindowsError
 from data_prep.write_shards import WorkUnit, process_unit, split_into_units
 from iclora_train.config import ConfigError
+from iclora_train.data.shard_sample import Members
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
@@ -202,18 +203,27 @@ def test_out_of_memory_halves_the_batch_without_changing_latents(tmp_path, clips
     whole = LatentEncoder(opened, TextFeatures(tmp_path, opened)).encode(four)
     assert all((a.target - b.target).abs().max() < 1e-4 for a, b in zip(halved, whole, strict=True))
     sizes.clear()
-    assert len(list(encoder.encode_shard(pairs, "train-000000.tar"))) == 12
+    assert len(encoder.encode_batch([ClipPair(pairs.read_pair(i), "clip") for i in range(12)])) == 12
     assert max(sizes) == 2  # the smaller batch size is remembered
     monkeypatch.setattr(encoder.vae, "encode", lambda video: small_only(video.expand(4, *video.shape[1:])))
     with pytest.raises(ConfigError, match=r"no memory to encode one clip of 32x32x5: stop other programs, or lower"):
         encoder.encode(four[:1])
 
 
-def test_batches_never_mix_buckets(tmp_path, base):
+def test_batches_never_mix_buckets(tmp_path, base, monkeypatch):
+    encoded: list[list[ClipPair]] = []
+    encode_batch = LatentEncoder.encode_batch
+
+    def record(self: LatentEncoder, batch: list[ClipPair]) -> list[Members]:
+        encoded.append(batch)
+        return encode_batch(self, batch)
+
+    monkeypatch.setattr(LatentEncoder, "encode_batch", record)
     clips = write_clips(tmp_path / "clips", ("train", "train", "val", "heldout"))
     write_clip(clips.parent / "clip1.mp4", height=48, width=48)
     pipeline.prepare(config_of(tmp_path / "out", clips, base, "data.buckets=[32x32x5,48x32x5]", "data.train_windows=8"))
-    pairs, opened = ShardSet.open(tmp_path / "out" / "pairs"), BaseModel.open(str(base))
-    batches = list(LatentEncoder(opened, TextFeatures(tmp_path / "out", opened))._batches(pairs, "train-000000.tar"))
-    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert [pairs.samples[i].bucket for i in (0, 4)] == ["48x32x5", "32x32x5"]
+    batches = [[latent.pair.key for latent in batch] for batch in encoded]
+    pairs = ShardSet.open(tmp_path / "out" / "pairs")
+    train = [sample for sample in pairs.samples if sample.split == "train"]
+    assert batches[:2] == [[sample.key for sample in train[:4]], [sample.key for sample in train[4:]]]
+    assert [sample.bucket for sample in train[::4]] == ["48x32x5", "32x32x5"]

@@ -13,6 +13,7 @@ R = TypeVar("R")
 E = TypeVar("E")
 
 MAX_ATTEMPTS = 2  # per item: a worker may have died for another reason than its item
+CALLS_PER_ENCODER = 2  # at the same time: the VAE encodes the batch of one while the other copies or packs its batch
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Engine(Protocol):
         ...
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """The result of `make`, once for each GPU of the engine."""
+        """The result of `make`, once for each GPU of the engine. CALLS_PER_ENCODER threads call it at the same time."""
         ...
 
     def close(self) -> None:

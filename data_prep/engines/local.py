@@ -18,12 +18,15 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 import cv2
+import torch
 
+from data_prep.engines import big_messages
 from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, call, unwrap
 from iclora_train.config import one_of
 from iclora_train.config.endings import SIGNALS
 
 ENGINES = ("local", "ray")
+ENDINGS = (signal.SIGINT, *SIGNALS)  # they may reach all processes of a terminal or a job
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # new workers start in milliseconds, without threads or CUDA
 
@@ -78,7 +81,11 @@ class _Worker:
         if self._process is None:
             self.connection, worker_end = _CONTEXT.Pipe()
             process = _CONTEXT.Process(target=_serve, args=(worker_end,), daemon=True)
-            process.start()
+            earlier = signal.pthread_sigmask(signal.SIG_BLOCK, ENDINGS)  # for the start of Python in the fork server
+            try:
+                process.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
             worker_end.close()
             self._process = process  # only now: Ctrl-C may arrive during the start
         try:
@@ -147,7 +154,7 @@ class WorkerEngine:
         for worker in [worker for worker in busy if worker.connection in ready]:
             task = busy[worker]
             try:
-                results[task.number] = unwrap(worker.connection.recv())
+                results[task.number] = unwrap(big_messages.receive(worker.connection))
             except (EOFError, OSError):
                 task.deaths += 1
                 ending = worker.stop()
@@ -158,8 +165,12 @@ class WorkerEngine:
             del busy[worker]
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
-        """One encoder, in this process: the GPU encodes while the workers decode and make references."""
-        return [make()]
+        """One encoder for each GPU, in this process: they encode while the workers decode and make references."""
+        encoders = []
+        for gpu in range(torch.cuda.device_count()):
+            with torch.cuda.device(gpu):
+                encoders.append(make())
+        return encoders or [make()]
 
     def close(self) -> None:
         """Stop all workers."""
@@ -171,14 +182,15 @@ class WorkerEngine:
 def _serve(connection: Connection[Any, Any]) -> None:
     """Main loop of a worker: handle items until the pipe closes.
 
-    Signals that reach all processes of a terminal or a job are left to the parent, which ends its workers by SIGTERM.
+    ENDINGS are left to the parent, which ends its workers by SIGTERM.
     """
-    for number in (signal.SIGINT, *SIGNALS):
+    for number in ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)  # the worker was started with them blocked
     cv2.setNumThreads(1)  # the number of workers is the number of cores to use
     while True:
         try:
-            connection.send(call(*connection.recv()))
+            big_messages.send(connection, call(*connection.recv()))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return

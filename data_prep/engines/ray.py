@@ -16,19 +16,18 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from data_prep.engines.base import MAX_ATTEMPTS, E, Failure, R, T, call, unwrap
+from data_prep.engines.base import CALLS_PER_ENCODER, MAX_ATTEMPTS, E, Failure, R, T, call, unwrap
 from iclora_train.config import ConfigError
 
 if TYPE_CHECKING:  # processes that only run tasks start without torch
     from iclora_train.data.shard_sample import Members
-    from iclora_train.data.shards import ShardSet
 
 try:
     import ray
 except ModuleNotFoundError as error:
     raise ConfigError("engine=ray needs Ray: pip install 'ray>=2.50', or set engine=local") from error
 
-MAX_LOSSES = 8  # nodes that may be lost with an item, or with an encoder of a shard, before it counts as failed
+MAX_LOSSES = 8  # nodes that may be lost with an item, or with an encoder of a batch, before it counts as failed
 NODE_LOST = (ray.exceptions.NodeDiedError, ray.exceptions.ObjectLostError)
 PROCESS_DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 
@@ -113,32 +112,42 @@ class _EncoderActor:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._encoder = make()
 
-    def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """See LatentEncoder.encode_shard."""
-        yield from self._encoder.encode_shard(pairs, shard)
+    def batch_pixels(self) -> int:
+        """See LatentEncoder.batch_pixels."""
+        return int(self._encoder.batch_pixels())
+
+    def encode_batch(self, batch: list[Any]) -> list[Members]:
+        """See LatentEncoder.encode_batch."""
+        members: list[Members] = self._encoder.encode_batch(batch)
+        return members
 
 
 class _Actors:
-    """The encoder actors: one for each GPU of the cluster, or one on a CPU. Threads take one for each shard."""
+    """The encoder actors: one for each GPU of the cluster, or one on a CPU. CALLS_PER_ENCODER threads use each."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make, self._lock = make, Lock()
-        self._idle = SimpleQueue[Any]()
+        self._idle, self._dead = SimpleQueue[Any](), list[Any]()
         self.alive = max(self._gpus(), 1)
         for _ in range(self.alive):
             self._start()
 
     def take(self) -> Any:
         """An idle actor. Waits for one."""
-        return self._idle.get()
+        while (actor := self._idle.get()) in self._dead:
+            pass
+        return actor
 
     def put(self, actor: Any) -> None:
         """Give an actor back."""
         self._idle.put(actor)
 
-    def replace(self) -> None:
+    def replace(self, actor: Any) -> None:
         """Start an actor for one that died. If its GPU was lost with its node, the rest of the actors do its work."""
         with self._lock:
+            if actor in self._dead:
+                return
+            self._dead.append(actor)
             if self.alive <= max(self._gpus(), 1):
                 self._start()
             else:
@@ -150,8 +159,10 @@ class _Actors:
         return int(ray.cluster_resources().get("GPU", 0))
 
     def _start(self) -> None:
-        actor = ray.remote(num_gpus=min(self._gpus(), 1), num_cpus=0)(_EncoderActor)
-        self.put(actor.remote(self._make))
+        options = {"num_gpus": min(self._gpus(), 1), "num_cpus": 0, "max_concurrency": CALLS_PER_ENCODER}
+        actor = ray.remote(**options)(_EncoderActor).remote(self._make)
+        for _ in range(CALLS_PER_ENCODER):
+            self.put(actor)
 
 
 class _RemoteEncoder:
@@ -160,31 +171,32 @@ class _RemoteEncoder:
     def __init__(self, actors: _Actors) -> None:
         self._actors = actors
 
-    def encode_shard(self, pairs: ShardSet, shard: str) -> Iterator[Members]:
-        """See LatentEncoder.encode_shard. If its actor dies, another one continues with the sample that is missing.
+    def batch_pixels(self) -> int:
+        """See LatentEncoder.batch_pixels."""
+        return int(self._call("batch_pixels"))
 
-        ConfigError if MAX_LOSSES actors died on this shard.
-        """
-        done = 0
+    def encode_batch(self, batch: list[Any]) -> list[Members]:
+        """See LatentEncoder.encode_batch."""
+        members: list[Members] = self._call("encode_batch", batch)
+        return members
+
+    def _call(self, method: str, *args: object) -> Any:
+        """Call a method of an idle actor; if it dies, of another one. ConfigError if MAX_LOSSES actors died."""
         for losses in count(1):
-            actor: Any = self._actors.take()
+            actor = self._actors.take()
             try:
-                references = actor.encode_shard.options(num_returns="streaming").remote(pairs, shard)
-                for number, reference in enumerate(references):
-                    sample = ray.get(reference)  # raises if the actor died, also at a sample that was delivered before
-                    if number == done:
-                        done += 1
-                        yield sample
-                return
+                result = ray.get(getattr(actor, method).remote(*args))
             except (ray.exceptions.RayActorError, *NODE_LOST) as error:
-                self._actors.replace()
-                actor = None
+                self._actors.replace(actor)
                 if losses >= MAX_LOSSES:
                     reason = str(error).splitlines()[0]
                     raise ConfigError(
-                        f"the Ray actors that encoded {shard} died, {MAX_LOSSES} times ({reason}): run the same "
-                        "command again, finished shards are kept"
+                        f"the Ray actors that encode died, {MAX_LOSSES} times ({reason}): run the same command again, "
+                        "finished shards are kept"
                     ) from error
-            finally:
-                if actor is not None:
-                    self._actors.put(actor)
+            except BaseException:
+                self._actors.put(actor)
+                raise
+            else:
+                self._actors.put(actor)
+                return result
