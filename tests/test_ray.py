@@ -8,6 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -92,12 +93,16 @@ def test_a_node_that_is_lost_costs_its_unfinished_items_once(cluster, engine, tm
     assert sum(times) <= 16 + 4  # the items that were running or waiting there
 
 
-def test_another_encoder_goes_on_with_the_shard_of_one_that_died(engine, tmp_path):
+def test_another_encoder_encodes_the_batch_of_one_that_died(engine, tmp_path):
     (encoder,) = engine.encoders(lambda: MortalEncoder(tmp_path))
-    for shard in ("whole", "once-0", "once-7", "again"):
-        assert list(encoder.encode_shard(None, shard)) == [f"{shard}: {i}" for i in range(10)]
-    with pytest.raises(ConfigError, match=r"actors that encoded always-3 died, 8 times .*: run the same command again"):
-        list(encoder.encode_shard(None, "always-3"))
+    assert encoder.batch_pixels() == 12
+    for batch in (["a", "b"], ["c", "once-1"], ["once-2"], ["d"]):
+        assert encoder.encode_batch(batch) == [f"latents of {name}" for name in batch]
+    with ThreadPoolExecutor(2) as threads:  # both calls are in the process that dies
+        batches = [[f"once-{i}", "e"] for i in range(3, 5)]
+        assert list(threads.map(encoder.encode_batch, batches)) == [[f"latents of {n}" for n in b] for b in batches]
+    with pytest.raises(ConfigError, match=r"actors that encode died, 8 times .*: run the same command again"):
+        encoder.encode_batch(["always"])
 
 
 def test_shards_are_those_of_one_process_although_a_node_dies(cluster, tmp_path, monkeypatch):
