@@ -153,14 +153,14 @@ def test_a_second_run_does_nothing(prepared, clips, base, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in prepared.rglob("*")} == before
 
 
-@pytest.mark.parametrize("nth", ["10", "18"], ids=["in the second pair shard", "in the first latent shard"])
+@pytest.mark.parametrize("nth", ["20", "26"])  # a shard has 8 pairs and 8 latents
 def test_a_killed_run_continues_to_the_same_bytes(nth, tmp_path, prepared, clips, base):
     overrides = ["conf=deblur", "model.name=tiny", f"model.checkpoint={base}", f"data.clips={clips}"]
     overrides.append(f"data.root={tmp_path}")
     program = "import sys; from tests.test_data_prep import die_while_writing as die; die(sys.argv[1], sys.argv[2:])"
     killed = subprocess.run([sys.executable, "-c", program, nth, *overrides], check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert len(list(tmp_path.rglob("*.tar.tmp"))) == 1
+    assert list(tmp_path.rglob("*.tar.tmp"))
     modified = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.tar")}
     assert modified
     pipeline.prepare(compose(*overrides))

@@ -38,7 +38,7 @@ def send(connection: Connection[Any, Any], message: object) -> None:
             end += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
         memory.truncate(end)
         connection.send(places)
-        reduction.send_handle(connection, handle, None)  # type: ignore[arg-type]  # Unix needs no process id
+        reduction.send_handle(connection, handle, None)  # Unix needs no process id
 
 
 def _write(handle: int, part: memoryview, offset: int) -> None:
