@@ -3,7 +3,7 @@
 A pair of 960x544x89 has 280 MB of pixels. Through a pipe, two processes would copy them in pieces, each waiting for the
 other. Here the sender writes the message once into anonymous memory (memfd) and sends its file descriptor. The
 receiver's arrays lie in that memory, which the system frees with the last of them, however a process ends. Containers
-limit /dev/shm, not this memory.
+limit /dev/shm, not this memory. multiprocessing unpickles the message, as it does in `Connection.recv`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def receive(connection: Connection[Any, Any]) -> Any:
     """The next message of `send`. EOFError or OSError if the sender has died."""
     parts = connection.recv()
     if isinstance(parts[0], bytes):
-        return pickle.loads(parts[0], buffers=[bytearray(part) for part in parts[1:]])
+        return reduction.ForkingPickler.loads(parts[0], buffers=[bytearray(part) for part in parts[1:]])
     handle = reduction.recv_handle(connection)
     try:
         end = max(offset + size for offset, size in parts)
@@ -60,4 +60,4 @@ def receive(connection: Connection[Any, Any]) -> Any:
     finally:
         os.close(handle)
     text, *buffers = (memory[offset : offset + size] for offset, size in parts)
-    return pickle.loads(text, buffers=buffers)
+    return reduction.ForkingPickler.loads(text, buffers=buffers)

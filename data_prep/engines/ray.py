@@ -183,20 +183,18 @@ class _RemoteEncoder:
     def _call(self, method: str, *args: object) -> Any:
         """Call a method of an idle actor; if it dies, of another one. ConfigError if MAX_LOSSES actors died."""
         for losses in count(1):
-            actor = self._actors.take()
+            actor: Any = self._actors.take()
             try:
-                result = ray.get(getattr(actor, method).remote(*args))
+                return ray.get(getattr(actor, method).remote(*args))
             except (ray.exceptions.RayActorError, *NODE_LOST) as error:
                 self._actors.replace(actor)
+                actor = None
                 if losses >= MAX_LOSSES:
                     reason = str(error).splitlines()[0]
                     raise ConfigError(
                         f"the Ray actors that encode died, {MAX_LOSSES} times ({reason}): run the same command again, "
                         "finished shards are kept"
                     ) from error
-            except BaseException:
-                self._actors.put(actor)
-                raise
-            else:
-                self._actors.put(actor)
-                return result
+            finally:
+                if actor is not None:
+                    self._actors.put(actor)
