@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Event, Semaphore
@@ -41,10 +41,10 @@ class LatentStage:
     asynchronous: false if every batch is encoded before `add` or `end` returns.
     """
 
-    def __init__(self, encoders: list[Encoder], writer: ShardWriter, stop: Event, asynchronous: bool) -> None:
+    def __init__(self, encoders: Sequence[Encoder], writer: ShardWriter, stop: Event, asynchronous: bool) -> None:
         self._pixels = min(encoder.batch_pixels() for encoder in encoders)
         self._idle = SimpleQueue[Encoder]()
-        for encoder in encoders * CALLS_PER_ENCODER:
+        for encoder in [*encoders] * CALLS_PER_ENCODER:
             self._idle.put(encoder)
         self._threads = ThreadPoolExecutor(CALLS_PER_ENCODER * len(encoders))
         self._room = Semaphore((CALLS_PER_ENCODER + WAITING) * len(encoders))

@@ -159,7 +159,11 @@ class _Actors:
         return int(ray.cluster_resources().get("GPU", 0))
 
     def _start(self) -> None:
-        options = {"num_gpus": min(self._gpus(), 1), "num_cpus": 0, "max_concurrency": CALLS_PER_ENCODER}
+        options: dict[str, Any] = {
+            "num_gpus": min(self._gpus(), 1),
+            "num_cpus": 0,
+            "max_concurrency": CALLS_PER_ENCODER,
+        }
         actor = ray.remote(**options)(_EncoderActor).remote(self._make)
         for _ in range(CALLS_PER_ENCODER):
             self.put(actor)
