@@ -140,6 +140,17 @@ def test_captions_in_a_folder_are_used_by_the_preparation(taught, tmp_path):
     assert captions == {name: "" if name in ("green", "grey") else text for name, text in answers.items()}
 
 
+def test_sections_of_a_video_need_files_of_their_own(taught, tmp_path):
+    write_coloured(tmp_path / "a.mp4", "red", "blue")
+    rows = ["id,video,start_frame,end_frame", "first,a.mp4,0,4", "second,a.mp4,4,8"]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    refused = run(tmp_path, *caption_command(tmp_path / "list.csv", taught))
+    assert refused.code == 2
+    assert "first, second would get one text file" in refused.err
+    assert run(tmp_path, *caption_command(tmp_path / "list.csv", taught, "captioner.out=texts")).code == 0
+    assert texts(tmp_path / "texts") == {"first": ANSWERS[("red",)], "second": ANSWERS[("blue",)]}
+
+
 def test_a_killed_command_continues_where_it_was(taught, tmp_path):
     expected = {}
     for i in range(12):
