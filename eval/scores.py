@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -65,6 +65,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
         "cells": {name: _estimates(row) for name, row in rows.items()},
+        **_by_source(config, [w.key for w in windows], rows),
         "strength": [{"s": s, "metrics": _estimates(row)} for s, row in evidence.strengths],
         "control": control_scores(results, evidence),
         "diversity": _estimates(results.diversity),
@@ -85,6 +86,22 @@ def _estimates(row: Mapping[str, Values]) -> dict[str, Estimate]:
     """Estimates of the metrics that were measured on at least one window."""
     estimates = {metric: estimate_or_none(values) for metric, values in row.items()}
     return {metric: value for metric, value in estimates.items() if value is not None}
+
+
+def _by_source(config: Config, keys: Sequence[str], rows: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
+    """Of a run with data.sources, the entry `sources`: `cells` of the windows of each source that has windows."""
+    if config.data.sources is None:
+        return {}
+    names = np.array([key.partition("-")[0] for key in keys])
+    return {
+        "sources": {
+            source: {
+                name: _estimates({metric: values[names == source] for metric, values in row.items()})
+                for name, row in rows.items()
+            }
+            for source in sorted(set(names.tolist()))
+        }
+    }
 
 
 def _numbers(values: Values) -> list[float | None]:
@@ -134,11 +151,17 @@ def write(path: Path, scores: Mapping[str, Any]) -> None:
 
 
 def headline(scores: Mapping[str, Any]) -> list[str]:
-    """Console lines: every verdict, the number of claims that hold, and changed thresholds."""
+    """Console lines: every verdict, the number of claims that hold, each source's main figure, changed thresholds."""
     verdicts = scores["verdicts"]
     changed = scores["thresholds"]["changed"]
     note = [f"thresholds changed from the defaults: {', '.join(changed)}"] if changed else []
-    return [*map(verdict_line, verdicts), f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} claims hold", *note]
+    sources = [
+        f"source {source}: {scores['primary']} {format_estimate(cells[ADAPTER_REFERENCE][scores['primary']])}"
+        for source, cells in scores.get("sources", {}).items()
+        if scores["primary"] in cells[ADAPTER_REFERENCE]
+    ]
+    count = f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} claims hold"
+    return [*map(verdict_line, verdicts), count, *sources, *note]
 
 
 def verdict_line(verdict: Verdict) -> str:

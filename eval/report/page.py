@@ -107,6 +107,7 @@ def _sections(
         ("verdicts", "Is the control followed?", tables.verdicts(scores["verdicts"], scores["thresholds"])),
         ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
         ("conditions", "With and without adapter and reference", tables.conditions(scores)),
+        ("sources", "Sources", tables.sources(scores)),
         ("clips", "Clips", _clips(parts)),
         ("strength", "Strength", _strength(parts)),
         ("mask", "Masks", _masks(parts)),

@@ -63,6 +63,20 @@ def table(caption: str, head: Sequence[str], rows: Sequence[tuple[str, Sequence[
     )
 
 
+def sources(scores: Scores) -> str:
+    """The primary metric of each of data.sources under every condition; empty without sources."""
+    primary, by_source = scores["primary"], scores.get("sources", {})
+    if not by_source:
+        return ""
+    conditions = list(next(iter(by_source.values())))
+    rows = [
+        (escape(source), [interval(cells[name].get(primary), digits(scores, primary)) for name in conditions])
+        for source, cells in by_source.items()
+    ]
+    caption = f"{metric_name(scores, primary)}: mean and 95 % interval over the windows of each source"
+    return table(caption, ["source", *map(escape, conditions)], rows)
+
+
 def badge(passed: bool) -> str:
     """`pass` or `fail`, coloured."""
     word = "pass" if passed else "fail"
