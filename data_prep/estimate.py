@@ -18,6 +18,7 @@ from rich.table import Table
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.console import make_console
 from iclora_train.core.records import Count, NonNegative, PositiveCount, Text
+from iclora_train.data.shared_streams import SMALLEST
 
 PAIR_PARTS = ("decode", "maker", "checks", "compression")  # work of the processes that data.workers counts
 SURELY = 0.7  # the disk surely cannot hold a result of which this share is larger than the free space
@@ -41,12 +42,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done: windows and the pixels of their targets, clips to read, captions to encode."""
+    """What is to be done: windows and the pixels of their targets, clips to read, captions to encode.
+
+    texts: captions in the shards. A shard stores a caption once, however many of its windows have it.
+    """
 
     windows: int
     pixels: int
     clips: int = 0
     captions: int = 0
+    texts: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ def estimate(cost: Cost, work: Work, machine: Machine) -> Estimate:
     missing += ("the text encoder",) if work.captions else ()
     sizes = {kind: size * scale for kind, size in cost.bytes.items() if kind != "text"}
     if "text" in cost.bytes:
-        sizes["text in latents"] = cost.bytes["text"] * work.windows
+        shared = cost.bytes["text"] >= SMALLEST
+        sizes["text in latents"] = cost.bytes["text"] * (work.texts if shared else work.windows)
         sizes["text cache"] = cost.bytes["text"] * work.captions
     return Estimate(seconds, total, sizes, missing)
 

@@ -26,7 +26,7 @@ from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
 from data_prep.estimate import MB, Cost, Machine, Work, estimate, require_room, show_estimate
 from data_prep.measure import MeasuredPair, Totals, measure_unit, reason_not_to_encode, text_bytes, time_vae
-from data_prep.pipeline import check_fit
+from data_prep.pipeline import SHARD_CLIPS, check_fit
 from data_prep.preview_clips import WINDOWS, ClipSample, choose_windows, sample_clips
 from data_prep.preview_file import FOLDER, write_cost
 from data_prep.write_shards import WorkUnit
@@ -147,7 +147,9 @@ def _work(sample: ClipSample, config: Config) -> Work:
     windows = sum(sample.windows(config.data).values())
     captions = {caption for clip in sample.listed if (caption := _caption_or_none(clip, config)) is not None}
     pixels = round(windows * sample.pixels_per_window(config.data))
-    return Work(windows, pixels, len(sample.listed), min(len(captions), windows))
+    used = min(len(captions), windows)
+    texts = min(used + windows // SHARD_CLIPS, windows)  # a clip at the border of two shards has its text in both
+    return Work(windows, pixels, len(sample.listed), used, texts)
 
 
 def _caption_or_none(clip: Clip, config: Config) -> str | None:

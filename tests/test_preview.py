@@ -215,6 +215,9 @@ def test_sizes_count_windows_and_captions() -> None:
     result = estimate(COST, Work(windows=20, pixels=2000, captions=4), Machine(0, 1, 0, 0))
     assert result.bytes == {"pairs": 1000, "text in latents": 140, "text cache": 28}
     assert result.open == ("the text encoder",)
+    large = replace(COST, bytes={"text": 8e6})
+    sizes = estimate(large, Work(windows=20, pixels=2000, captions=4, texts=5), Machine(0, 1, 0, 0)).bytes
+    assert sizes == {"text in latents": 40e6, "text cache": 32e6}  # each shard stores a large caption once
 
 
 def test_a_disk_that_may_hold_the_result_only_warns(

@@ -132,7 +132,7 @@ def test_unfinished_damaged_and_foreign_sets_are_refused(tmp_path):
     with pytest.raises(ShardError, match=r"train-000000\.tar is missing"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.json").write_text('{"format": 99}')
-    with pytest.raises(ShardError, match="format 99, not 2"):
+    with pytest.raises(ShardError, match="format 99, not 2 or 3"):
         ShardSet.open(tmp_path)
     (tmp_path / "index.json").write_text("{")
     with pytest.raises(ShardError, match=r"index\.json is damaged"):

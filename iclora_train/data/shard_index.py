@@ -24,6 +24,7 @@ from iclora_train.core.records import (
 )
 
 FORMAT = 2
+SHARED_FORMAT = 3  # as 2, with streams that several samples share; version 0.1 reads only 2
 FINGERPRINT_FILE = "fingerprint.json"
 KINDS = ("pairs", "latents")
 REMEDY = "delete it and run data_prep again (complete shards are kept)"
@@ -117,9 +118,10 @@ def read_index(folder: Path) -> ShardIndex:
     if not path.exists():
         raise ShardError(f"{folder} holds no finished shard set (no index.json): run data_prep")
     raw = read_json(path, dict[str, Any], REMEDY, ShardError)
-    if raw.get("format", FORMAT) != FORMAT:
+    if raw.get("format", FORMAT) not in (FORMAT, SHARED_FORMAT):
         version = str(raw["format"])[:20]
-        raise ShardError(f"{path} has format {version}, not {FORMAT}: delete {folder} and run data_prep again")
+        known = f"{FORMAT} or {SHARED_FORMAT}"
+        raise ShardError(f"{path} has format {version}, not {known}: delete {folder} and run data_prep again")
     try:
         index = as_type(raw, ShardIndex)
         as_type(index.fingerprint.of, MadeFrom)

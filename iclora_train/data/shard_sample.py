@@ -31,6 +31,7 @@ from iclora_train.core.records import (
 from iclora_train.core.regular_files import open_regular
 from iclora_train.core.safetensors_header import parse_header, shortened
 from iclora_train.core.types import LatentPair, Pair, VideoShape
+from iclora_train.data.shared_streams import LATENTS, StreamPlace, is_fp16_within
 from iclora_train.data.tar_members import BytesPart, read_members
 from iclora_train.media.shard_clip import decode_clip, encode_clip
 
@@ -53,6 +54,7 @@ class ClipRecord:
     caption: Text
     source: Text
     record: dict[str, Any] = field(default_factory=dict)
+    shared: dict[Text, StreamPlace] = field(default_factory=dict)  # streams that another sample holds
 
 
 def pack_pair(pair: Pair, source: str) -> Members:
@@ -73,7 +75,7 @@ def pack_latents(pair: LatentPair, shape: VideoShape, source: str, record: dict[
         if not half.isfinite().all():
             raise ValueError(f"{pair.key}: {name} holds values that do not fit fp16 (NaN, or beyond 65504)")
     metadata = _metadata(shape, pair.caption, source, record)
-    return {"__key__": pair.key, "json": metadata, "latents.safetensors": safetensors.torch.save(halves)}
+    return {"__key__": pair.key, "json": metadata, LATENTS: safetensors.torch.save(halves)}
 
 
 def reference_names(streams: Iterable[str]) -> list[str]:
@@ -98,9 +100,14 @@ def pair_of(key: str, record: ClipRecord, members: Mapping[str, memoryview]) -> 
     return Pair(key, target, tuple(references), record.caption, record.fps, record.record)
 
 
-def latents_of(key: str, record: ClipRecord, members: Mapping[str, memoryview], dtype: torch.dtype) -> LatentPair:
-    """The latent pair in the members of a sample. ValueError when a tensor is missing or damaged."""
-    latents = load_fp16(*_streams(members, "latents.safetensors", references=False))
+def latents_of(
+    key: str, record: ClipRecord, members: Mapping[str, memoryview], shared: Mapping[str, Tensor], dtype: torch.dtype
+) -> LatentPair:
+    """The latent pair in the members of a sample. ValueError when a tensor is missing or damaged.
+
+    shared: the streams that other samples hold (`ClipRecord.shared`).
+    """
+    latents = {**load_fp16(*_streams(members, LATENTS, references=False)), **shared}
     target, text, *references = (latent.to(dtype) for latent in _streams(latents, "target", "text"))
     if text.ndim != 2 or any(latent.ndim != 4 for latent in (target, *references)):
         raise ValueError("its tensors have other dimensions than (C,f,h,w), and (T,D) for text")
@@ -127,7 +134,7 @@ def load_fp16(data: memoryview) -> dict[str, Tensor]:
     _, entries = parse_header(bytes(data[8:begin]))
     tensors = {}
     for name, entry in entries.items():
-        if entry.dtype != "F16" or not entry.start < entry.end <= len(data) - begin:
+        if not is_fp16_within(entry, len(data) - begin):
             raise ValueError(f"its tensor {shortened(name)} is not fp16, or does not lie within the file")
         values = torch.frombuffer(data, dtype=torch.float16, count=math.prod(entry.shape), offset=begin + entry.start)
         tensors[name] = values.reshape(entry.shape)

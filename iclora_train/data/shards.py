@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from iclora_train.data.shard_index import (
     FINGERPRINT_FILE,
     FORMAT,
     REMEDY,
+    SHARED_FORMAT,
     Fingerprint,
     MadeFrom,
     ShardEntry,
@@ -53,7 +55,8 @@ from iclora_train.data.shard_sample import (
     save_text_features,
     unpack_members,
 )
-from iclora_train.data.tar_members import FilePart, read_members
+from iclora_train.data.shared_streams import StreamPlace, read_stream, share_streams
+from iclora_train.data.tar_members import FilePart, read_members, read_range
 
 EMPTY_TEXT_FILE = "empty.safetensors"  # in latent sets: text features of the empty caption, for guidance
 
@@ -66,7 +69,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
         self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
-        self._scanned: dict[str, tuple[ShardEntry, list[ShardSample]]] = {}
+        self._scanned: dict[str, tuple[ShardEntry, list[tuple[ShardSample, bool]]]] = {}
         if not require_fingerprint(folder, fingerprint):
             write_json(folder / FINGERPRINT_FILE, self.fingerprint)
 
@@ -80,7 +83,7 @@ class ShardWriter:
             write_atomic(self.folder / shard) as file,
             webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar,
         ):
-            for sample in samples:
+            for sample in share_streams(samples) if self.kind == "latents" else samples:
                 tar.write(sample)
 
     def write_empty_text(self, text: Tensor) -> None:
@@ -103,11 +106,12 @@ class ShardWriter:
 
     def _index(self, shards: list[str]) -> ShardIndex:
         for path in (self.folder / shard for shard in shards if shard not in self._scanned):
-            contents = list(_scan(path))
-            self._scanned[path.name] = ShardEntry(len(contents), path.stat().st_size, sha256(path)), contents
-        samples = [sample for shard in shards for sample in self._scanned[shard][1]]
+            scanned = list(_scan(path))
+            self._scanned[path.name] = ShardEntry(len(scanned), path.stat().st_size, sha256(path)), scanned
+        contents = [content for shard in shards for content in self._scanned[shard][1]]
+        samples = [sample for sample, _ in contents]
         return ShardIndex(
-            FORMAT,
+            SHARED_FORMAT if any(shares for _, shares in contents) else FORMAT,
             self.kind,
             splits=dict(Counter(sample.split for sample in samples)),
             buckets=dict(Counter(sample.bucket for sample in samples)),
@@ -133,8 +137,11 @@ def _open(path: Path) -> io.BufferedReader:
         raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from error
 
 
-def _scan(path: Path) -> Iterator[ShardSample]:
-    """The samples of a tar in order: runs of members with the same key. ShardError when the tar cannot be read."""
+def _scan(path: Path) -> Iterator[tuple[ShardSample, bool]]:
+    """The samples of a tar in order: runs of members with the same key. ShardError when the tar cannot be read.
+
+    With each sample, whether another one holds some of its streams.
+    """
     runs: dict[str, tuple[int, int, ClipRecord | None]] = {}  # key -> offset, end, record
     with _open(path) as file:
         try:
@@ -144,25 +151,16 @@ def _scan(path: Path) -> Iterator[ShardSample]:
                 if end != member.start:
                     raise ValueError(f"the members of {key[:60]!r} are not in one place")
                 if extension == "json":
-                    record = from_json(_read_range(file, member.data, member.size), ClipRecord)
+                    record = from_json(read_range(file, member.data, member.size), ClipRecord)
                 runs[key] = start, member.end, record
             for key, (start, end, record) in runs.items():
                 if record is None:
                     raise ValueError(f"{key[:60]!r} has no json")
-                crc = zlib.crc32(_read_range(file, start, end - start))
+                crc = zlib.crc32(read_range(file, start, end - start))
                 place = split_of(path.name), path.name, start, end - start, crc
-                yield ShardSample(key, *place, record.bucket, record.source)
+                yield ShardSample(key, *place, record.bucket, record.source), bool(record.shared)
         except (ValueError, OSError) as error:
             raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
-
-
-def _read_range(file: io.BufferedReader, offset: int, size: int) -> bytearray:
-    """`size` bytes of a file from `offset` on; ValueError if it ends before. The sizes lie within the file's size."""
-    data = bytearray(size)
-    file.seek(offset)
-    if file.readinto(data) != size:
-        raise ValueError("it ends too early")
-    return data
 
 
 class ShardSet:
@@ -238,7 +236,7 @@ class ShardSet:
         with self._damage(sample), _open(self.folder / sample.shard) as file:
             members = read_members(FilePart(file, sample.offset, sample.size), whole=False)
             record = next(member for member in members if member.name == f"{sample.key}.json")
-            return from_json(_read_range(file, sample.offset + record.data, record.size), ClipRecord)
+            return from_json(read_range(file, sample.offset + record.data, record.size), ClipRecord)
 
     def empty_text(self) -> Tensor:
         """Features (T,D) of the empty caption, fp32."""
@@ -257,14 +255,30 @@ class ShardSet:
 
     def read_latents(self, i: int, dtype: torch.dtype = torch.float32) -> LatentPair:
         """Read sample i of a set of kind "latents". ShardError when its checksum is wrong."""
-        with self._damage(self.samples[i], "latents"):
-            return latents_of(self.samples[i].key, *self._read(i), dtype)
+        sample = self.samples[i]
+        with self._damage(sample, "latents"):
+            record, members = self._read(i)
+            shared = {name: self._read_shared(sample.shard, place) for name, place in record.shared.items()}
+            return latents_of(sample.key, record, members, shared, dtype)
+
+    def _read_shared(self, shard: str, place: StreamPlace) -> Tensor:
+        """A stream that a sample of this shard holds for others."""
+        holder = self._by_key.get((shard, place.sample))
+        if holder is None:
+            raise ValueError(f"it shares a stream with {place.sample[:60]!r}, which the shard does not have")
+        with _open(self.folder / shard) as file:
+            return read_stream(file, holder.offset, holder.size, place)
+
+    @cached_property
+    def _by_key(self) -> dict[tuple[str, str], ShardSample]:
+        """The samples by shard and key."""
+        return {(sample.shard, sample.key): sample for sample in self.samples}
 
     def _read(self, i: int) -> tuple[ClipRecord, dict[str, memoryview]]:
         """The record and the media (by extension) of sample i."""
         sample = self.samples[i]
         with _open(self.folder / sample.shard) as file:
-            data = _read_range(file, sample.offset, sample.size)
+            data = read_range(file, sample.offset, sample.size)
         if zlib.crc32(data) != sample.crc32:
             raise ValueError("its checksum is wrong")
         members = unpack_members(memoryview(data), sample.key)

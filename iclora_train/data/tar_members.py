@@ -62,6 +62,15 @@ class FilePart(BytesPart):
         return self.file.read(max(end - begin, 0))
 
 
+def read_range(file: io.BufferedReader, offset: int, size: int) -> bytearray:
+    """`size` bytes of a file from `offset` on; ValueError if it ends before. The sizes lie within the file's size."""
+    data = bytearray(size)
+    file.seek(offset)
+    if file.readinto(data) != size:
+        raise ValueError("it ends too early")
+    return data
+
+
 def read_members(part: BytesPart, whole: bool, folders: bool = False) -> Iterator[TarMember]:
     """The members of a tar, or of the part of a tar that holds one sample.
 
