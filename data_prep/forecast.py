@@ -23,13 +23,9 @@ def show_forecast(job: Job) -> None:
     ConfigError if the disk surely cannot hold the result.
     """
     config = job.config
-<<<<<<< HEAD
     plan = own_shards(job.plan, job.share)
-    missing = [window for shard, group in plan.items() if not _exists(job.root, shard) for window in group]
-=======
-    shards = [group for shard, group in job.plan.items() if not _exists(job.root, shard)]
+    shards = [group for shard, group in plan.items() if not _exists(job.root, shard)]
     missing = [window for group in shards for window in group]
->>>>>>> bf595b9 (Latent shards store a stream that several windows share once: text features of a caption, equal targets; docs: sizes of latents)
     cost = (read_cost(config) or _measure(job, missing)) if len(missing) > SHORT else None
     if cost is None:
         return
