@@ -21,7 +21,7 @@ from data_prep.checks.dataset import (
     read_check_totals,
     write_report,
 )
-from data_prep.clips.clip_list import SPLITS, Clip, list_clips
+from data_prep.clips.clip_list import SPLITS, Clip, clips_of
 from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.webdataset import local_clips
@@ -63,11 +63,8 @@ def prepare(config: Config) -> Path:
     check_fit(config, base.geometry)
     build_maker(config.task.maker, config.task.maker_args)
     columns = template_fields(config.data.prompt or "")
-    images = all(size.frames == 1 for size in config.data.sizes())
-    data = replace(config.data, clips=local_clips(config.data.clips, root, columns))
-    config = replace(config, data=data)
-    listed = list_clips(data.clips, data.heldout_fraction, images, columns, data.references)
-    clips = add_missing_captions(listed, config)
+    config = replace(config, data=replace(config.data, clips=local_clips(config.data.clips, root, columns)))
+    clips = add_missing_captions(clips_of(config), config)
     expected = fingerprints(config, clips, base)
     totals = _totals_if_finished(root, expected)
     if totals is not None:

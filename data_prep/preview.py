@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.table import Column, Table
 from data_prep.checks.report import summarize
 from data_prep.checks.sheet import write_contact_sheet
 from data_prep.clips.captions import caption_of
-from data_prep.clips.clip_list import SPLITS, Clip, list_clips
+from data_prep.clips.clip_list import SPLITS, Clip, clips_of
 from data_prep.clips.webdataset import local_clips
 from data_prep.clips.windows import Window
 from data_prep.engines.base import Failure
@@ -49,10 +50,9 @@ def preview(config: Config, base: BaseModel | None) -> Path:
     """Write data.root/preview and print the estimate. Returns the folder. base: None if none is named yet."""
     geometry = LTX2 if base is None else base.geometry
     check_fit(config, geometry)
-    images = all(size.frames == 1 for size in config.data.sizes())
     columns = template_fields(config.data.prompt or "")
     local = local_clips(config.data.clips, Path(config.data.root), columns, most=1)
-    clips = list_clips(local, config.data.heldout_fraction, images, columns, config.data.references)
+    clips = clips_of(replace(config, data=replace(config.data, clips=local)))
     folder = Path(config.data.root) / FOLDER
     with exclusive(folder, "set another data.root"):
         _clear(folder)

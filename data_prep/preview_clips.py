@@ -77,7 +77,7 @@ def sample_clips(clips: list[Clip], config: Config, bar: ProgressBar) -> ClipSam
 def _compare(probed: ProbedClip) -> None:
     """Do what the fingerprint and the search for duplicates do with a clip, to know how long it takes."""
     clip, info = probed.clip, probed.info
-    frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)))
+    frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)), clip.section)
     make_signature(clip.id, clip.split, sha256(clip.path), frames)
 
 

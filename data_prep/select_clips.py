@@ -64,6 +64,8 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
     elif name == "given":
         remedy = "give a column `reference`, or the folder of the references as data.references"
         raise ValueError(f"the list names no reference, and task.maker=given needs one: {remedy}")
+    if clip.is_image and clip.reference is None and maker.needs_motion:
+        raise ValueError(f"it is an image, and task.maker={name} needs motion: use it with videos only")
     for column in maker.needs:
         if column not in clip.files:
             raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from data_prep.clips.clip_list import list_clips
+from data_prep.clips.clip_list import clips_of
 from data_prep.clips.windows import train_windows, window_seed
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Failure
@@ -40,7 +40,7 @@ from iclora_train.ltx2.text_features import TextFeatures
 def job_of(config: Config) -> Job:
     """The job of data_prep for the train clips."""
     base = open_base(config.model)
-    clips = list_clips(config.data.clips, config.data.heldout_fraction, references=config.data.references)
+    clips = clips_of(config)
     usable, _ = select_clips([clip for clip in clips if clip.split == "train"], config)
     windows = train_windows(usable, config.data)
     plan: ShardPlan = {

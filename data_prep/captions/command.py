@@ -10,11 +10,10 @@ from pathlib import Path
 from data_prep.captions.answers import AnswerCheck
 from data_prep.captions.captioning import Uncaptioned, open_door, show, write_captions, write_list
 from data_prep.captions.stored import caption_files, with_stored_captions
-from data_prep.clips.clip_list import Clip, list_clips
+from data_prep.clips.clip_list import Clip, clips_of
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.data.mixture import source_config
-from iclora_train.data.prompts import template_fields
 
 
 def caption(config: Config) -> int:
@@ -38,10 +37,7 @@ def caption(config: Config) -> int:
 def _caption_clips(config: Config) -> int:
     """Write the captions of data.clips. Returns the number of clips without one."""
     settings = config.captioner
-    images = all(size.frames == 1 for size in config.data.sizes())
-    columns = template_fields(config.data.prompt or "")
-    data = config.data
-    clips = list_clips(data.clips, data.heldout_fraction, images, columns, data.references)
+    clips = clips_of(config)
     files = caption_files(clips, settings)
     clips = with_stored_captions(clips, settings)
     pending = [clip for clip in clips if _needs_caption(clip, settings.overwrite)]

@@ -18,8 +18,9 @@ from data_prep.clips.reference_folder import ReferenceFolder, is_below
 from data_prep.clips.rows import SUFFIXES, parse_frame_numbers, parse_number, read_rows
 from data_prep.clips.sections import reference_section, section_of_row, suffix_of
 from data_prep.clips.text_files import caption_beside
-from iclora_train.config import require
+from iclora_train.config import Config, require
 from iclora_train.config.paths import user_path
+from iclora_train.data.prompts import template_fields
 from iclora_train.media.picture import is_picture
 from iclora_train.media.section import Section
 
@@ -56,6 +57,13 @@ class Clip:
     def is_image(self) -> bool:
         """Whether the file is an image: one frame and no frame rate."""
         return is_picture(self.path)
+
+
+def clips_of(config: Config) -> list[Clip]:
+    """The clips of a run, as `list_clips`. If a size has one frame, folders and patterns also yield images."""
+    data = config.data
+    images = any(size.frames == 1 for size in data.sizes())
+    return list_clips(data.clips, data.heldout_fraction, images, template_fields(data.prompt or ""), data.references)
 
 
 def list_clips(

@@ -65,9 +65,11 @@ class ProbedClip:
         """The settings with the best bucket. ValueError with the reasons if none fits.
 
         Among the buckets that the clip can fill, it is the nearest in aspect ratio, then the longest, then the largest.
+        Where buckets of one frame stand beside longer ones, these are for images, and the longer ones for videos.
         """
-        reasons = {f"{size.width}x{size.height}x{size.frames}": self._reason_not_to_fit(size) for size in data.sizes()}
-        fitting = [size for size, reason in zip(data.sizes(), reasons.values(), strict=True) if reason is None]
+        sizes = [size for size in data.sizes() if (size.frames == 1) == self.clip.is_image] or data.sizes()
+        reasons = {f"{size.width}x{size.height}x{size.frames}": self._reason_not_to_fit(size) for size in sizes}
+        fitting = [size for size, reason in zip(sizes, reasons.values(), strict=True) if reason is None]
         if not fitting:
             lines = [f"{name}: {reason}" if data.buckets else str(reason) for name, reason in reasons.items()]
             raise ValueError("; ".join(lines))

@@ -58,6 +58,11 @@ class Maker(ABC):
         """Columns of the clip list that the maker requires. Clips without them are dropped and reported first."""
         return ()
 
+    @property
+    def needs_motion(self) -> bool:
+        """Whether a still gives no useful reference. Images are then dropped and reported first."""
+        return False
+
     def check(self, files: Mapping[str, Path]) -> None:  # noqa: B027  (a maker without files has nothing to check)
         """ValueError if the maker cannot use the files of a clip. Such clips are dropped and reported first."""
 

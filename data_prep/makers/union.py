@@ -53,6 +53,10 @@ class Union(Maker):
         for maker in self._makers():
             maker.check(files)
 
+    @property
+    def needs_motion(self) -> bool:
+        return any(maker.needs_motion for maker in self._makers())
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         weights = np.array([control.get("weight", 1) for control in self.controls.values()], np.float64)
         position = (zlib.crc32(source.clip.encode()) / 2**32 + source.number * GOLDEN) % 1

@@ -35,6 +35,10 @@ class OpticalFlow(Maker):
     def margin(self) -> int:
         return 8  # the patch size of DIS
 
+    @property
+    def needs_motion(self) -> bool:
+        return True
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         flows = [dis_flow(a, b) for a, b in pairwise([luma(frame) for frame in frames])]
         if not flows:

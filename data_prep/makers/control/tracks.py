@@ -54,6 +54,10 @@ class Tracks(Maker):
         if "tracks" in files:
             read_tracks(files["tracks"])
 
+    @property
+    def needs_motion(self) -> bool:
+        return True
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         if "tracks" in source.files:
             points, visible = self._read(source)

@@ -91,6 +91,10 @@ class Chain(Maker):
     def margin(self) -> int:
         return sum(step.maker.margin for step in self.parsed)
 
+    @property
+    def needs_motion(self) -> bool:
+        return all(step.maker.needs_motion for step in self.parsed)
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         order = draw_order(self.parsed, self.shuffle, rng)
         degraded, params = apply_steps(self.parsed, order, frames, rng, source)
@@ -115,6 +119,10 @@ class OneOf(Maker):
     @property
     def margin(self) -> int:
         return max(step.maker.margin for step in self.parsed)
+
+    @property
+    def needs_motion(self) -> bool:
+        return any(step.maker.needs_motion for step in self.parsed)
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         weights = np.array([step.p for step in self.parsed])

@@ -36,6 +36,10 @@ class Exposure(Trajectory, Maker):
         one_of("task.maker_args.between", self.between, METHODS)
         check_bool("linear", self.linear)
 
+    @property
+    def needs_motion(self) -> bool:
+        return True
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         shutter = self.draw(self.shutter, len(frames), rng)
         interpolator = FrameInterpolator(frames, self.between, self.linear)

@@ -37,6 +37,10 @@ class Interlace(Maker):
         one_of("task.maker_args.second", self.second, ("next", *METHODS))
         one_of("task.maker_args.shown", self.shown, ("weave", "blend", "bob"))
 
+    @property
+    def needs_motion(self) -> bool:
+        return True
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         first = ("upper", "lower")[rng.integers(2)] if self.first == "either" else self.first
         line = ("upper", "lower").index(first)

@@ -116,6 +116,10 @@ class Loop(Maker):
     def needs(self) -> tuple[str, ...]:
         return ("sheet",) if self.still == "sheet" else ()
 
+    @property
+    def needs_motion(self) -> bool:
+        return self.still != "sheet"
+
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
         if self.still == "sheet":
             return np.repeat(self._sheet(source, frames.shape[1:3])[None], len(frames), axis=0), {}
