@@ -15,7 +15,7 @@ from data_prep.captions.local_model import LocalModel
 from data_prep.captions.questions import Question
 from iclora_train.config import Captioner
 from iclora_train.media.shard_clip import encode_clip
-from scripts.synthetic.video_language import write_qwen3_vl
+from scripts.synthetic.video_language import write_qwen
 
 RGB = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 200), "grey": (128, 128, 128)}
 FRAMES = 4
@@ -47,7 +47,7 @@ def question(frames: np.ndarray, instruction: str = "describe") -> Question:
 def write_taught_captioner(folder: Path, answers: Mapping[tuple[str, ...], str]) -> Path:
     """Write a model that answers these texts to clips of these colours."""
     words = [word for text in answers.values() for word in re.findall(r"\w+|\.", text)]
-    write_qwen3_vl(folder, words)
+    write_qwen(folder, words)
     door = LocalModel.open(folder, Captioner(frames=FRAMES))
     tokenizer, model = door.processor.tokenizer, door.model.train()
     optimizer = torch.optim.Adam(model.parameters(), RATE)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from data_prep.captions.answers import Answer, clean
@@ -91,6 +91,8 @@ class LocalModel:
 
     def inputs(self, batch: list[Question]) -> Any:
         """What the model reads: tokens (B,N), padded on the left, and the patches of all frames."""
+        template = self.processor.chat_template or ""
+        without_thoughts = {"enable_thinking": False} if "enable_thinking" in str(template) else {}  # Qwen3.5
         return self.processor.apply_chat_template(
             [[{"role": "user", "content": [_content(part) for part in question.parts]}] for question in batch],
             add_generation_prompt=True,
@@ -98,6 +100,7 @@ class LocalModel:
             return_dict=True,
             return_tensors="pt",
             processor_kwargs={"padding": True},
+            **without_thoughts,
         ).to(self.model.device, self.model.dtype)
 
     @torch.inference_mode()
@@ -134,6 +137,17 @@ def _content(part: Part) -> dict[str, Any]:
     )
 
 
+class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]  # transformers has no types
+    """Stands between the processor of a model and its base class, and leaves out the part for videos."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if "video" not in name]
+
+    def __init__(self, *parts: Any, video_processor: Any = None, **more: Any) -> None:
+        super().__init__(*parts, **more)
+
+
 def _open_processor(folder: Path) -> Any:
     """The processor of a model, without its part for videos if that cannot be loaded without torchvision."""
     try:
@@ -141,6 +155,4 @@ def _open_processor(folder: Path) -> Any:
     except ImportError:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         whole: Any = PROCESSOR_MAPPING[type(config)]
-        names = [name for name in whole.get_attributes() if "video" not in name]
-        reduced = type(whole.__name__, (whole,), {"get_attributes": classmethod(lambda _: names)})
-        return reduced.from_pretrained(folder, local_files_only=True)  # type: ignore[attr-defined]
+        return type(whole.__name__, (whole, _WithoutVideo), {}).from_pretrained(folder, local_files_only=True)
