@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from data_prep.checks.dataset import (
 from data_prep.clips.clip_list import SPLITS, Clip, clips_of
 from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip
-from data_prep.clips.webdataset import local_clips
+from data_prep.clips.webdataset import with_local_clips
 from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
 from data_prep.forecast import show_forecast
@@ -62,8 +61,7 @@ def prepare(config: Config) -> Path:
     base = open_base(config.model)
     check_fit(config, base.geometry)
     build_maker(config.task.maker, config.task.maker_args)
-    columns = template_fields(config.data.prompt or "")
-    config = replace(config, data=replace(config.data, clips=local_clips(config.data.clips, root, columns)))
+    config = with_local_clips(config)
     clips = add_missing_captions(clips_of(config), config)
     expected = fingerprints(config, clips, base)
     totals = _totals_if_finished(root, expected)

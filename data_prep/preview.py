@@ -9,7 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from data_prep.checks.report import summarize
 from data_prep.checks.sheet import write_contact_sheet
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import SPLITS, Clip, clips_of
-from data_prep.clips.webdataset import local_clips
+from data_prep.clips.webdataset import with_local_clips
 from data_prep.clips.windows import Window
 from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
@@ -36,7 +35,6 @@ from iclora_train.core.atomic_files import exclusive, write_atomic
 from iclora_train.core.console import make_console
 from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import Geometry, Pair
-from iclora_train.data.prompts import template_fields
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.frame_times import simultaneous_frames
 from iclora_train.media.shard_clip import encode_clip
@@ -50,9 +48,7 @@ def preview(config: Config, base: BaseModel | None) -> Path:
     """Write data.root/preview and print the estimate. Returns the folder. base: None if none is named yet."""
     geometry = LTX2 if base is None else base.geometry
     check_fit(config, geometry)
-    columns = template_fields(config.data.prompt or "")
-    local = local_clips(config.data.clips, Path(config.data.root), columns, most=1)
-    clips = clips_of(replace(config, data=replace(config.data, clips=local)))
+    clips = clips_of(with_local_clips(config, most=1))
     folder = Path(config.data.root) / FOLDER
     with exclusive(folder, "set another data.root"):
         _clear(folder)

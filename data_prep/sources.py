@@ -25,9 +25,12 @@ def prepare_all(config: Config) -> list[Path]:
         if source.clips is not None:
             print(f"source {source.label}: {source.clips} -> {config.data.root_of(source)}")
             prepare(source_config(config, source))
+    roots = [Path(root) for root in config.data.roots()]
+    if config.share is not None and not all((root / "latents" / "index.json").exists() for root in roots):
+        return roots  # other shares are not done
     for line in describe(require_fit(config)):
         print(line)
-    return [Path(root) for root in config.data.roots()]
+    return roots
 
 
 def preview_all(config: Config, base: BaseModel | None) -> list[Path]:

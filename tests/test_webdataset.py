@@ -7,6 +7,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.webdataset import local_clips, tars_of
 from data_prep.sources import prepare_all, verify_all
 from iclora_train.config import ConfigError
+from iclora_train.core.atomic_files import exclusive
 from tests.clips import write_clip
 from tests.command import run
 from tests.prep import config_of, contents, overrides
@@ -232,6 +234,30 @@ def test_an_interrupted_extraction_goes_on_with_the_next_tar(
     assert len(copied) == 8 + 2 + 1
     assert clips["001/a"].path.read_bytes() == b"new"
     assert "001/b" not in clips
+
+
+def test_a_preview_extracts_the_first_tar_and_the_preparation_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("000", "001", "002"):
+        write_tar(tmp_path / f"set/{name}.tar", {"a": {"mp4": b"A"}})
+    local_clips(str(tmp_path / "set"), tmp_path / "root", most=1)
+    assert [path.name for path in (tmp_path / "root/extracted").glob("*.json")] == ["000.json"]
+    local_clips(str(tmp_path / "set"), tmp_path / "root")
+    assert "extracting 2 tars" in capsys.readouterr().out
+
+
+def test_of_several_processes_one_extracts_and_the_others_wait_if_they_share_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tar(tmp_path / "000.tar", {"a": {"mp4": b"A"}})
+    with ThreadPoolExecutor(1) as other, exclusive(tmp_path / "root/extracted", "wait"):
+        with pytest.raises(ConfigError, match="is being written by another process"):
+            local_clips(str(tmp_path / "000.tar"), tmp_path / "root")
+        waiting = other.submit(local_clips, str(tmp_path / "000.tar"), tmp_path / "root", wait=True)
+        with pytest.raises(TimeoutError):
+            waiting.result(0.2)
+    assert waiting.result(10) == str(tmp_path / "root/extracted/clips.jsonl")
 
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(

@@ -11,6 +11,7 @@ from data_prep.captions.answers import AnswerCheck
 from data_prep.captions.captioning import Uncaptioned, open_door, show, write_captions, write_list
 from data_prep.captions.stored import caption_files, with_stored_captions
 from data_prep.clips.clip_list import Clip, clips_of
+from data_prep.clips.webdataset import with_local_clips
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.data.mixture import source_config
@@ -37,7 +38,7 @@ def caption(config: Config) -> int:
 def _caption_clips(config: Config) -> int:
     """Write the captions of data.clips. Returns the number of clips without one."""
     settings = config.captioner
-    clips = clips_of(config)
+    clips = clips_of(with_local_clips(config))
     files = caption_files(clips, settings)
     clips = with_stored_captions(clips, settings)
     pending = [clip for clip in clips if _needs_caption(clip, settings.overwrite)]

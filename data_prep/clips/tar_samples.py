@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -17,8 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from data_prep.clips.clip_list import VIDEOS
 from data_prep.clips.columns import FILE_COLUMNS, NAMES, normalise
+from data_prep.clips.kinds import STILLS, VIDEOS
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import reraise_disk_full
 from iclora_train.core.console import printable
@@ -26,10 +27,9 @@ from iclora_train.core.records import Count, DamagedFileError, FileName, Text, r
 from iclora_train.core.regular_files import open_regular
 from iclora_train.data.shard_index import write_json
 from iclora_train.data.tar_members import FilePart, TarMember, read_members
-from iclora_train.media.picture import IMAGES, UNREADABLE
 
 RECIPE = 1  # increase it when the same tar gives other files
-MEDIA = (*VIDEOS, *IMAGES, *UNREADABLE)  # a sample's video goes before its image
+MEDIA = (*VIDEOS, *STILLS)  # a sample's video goes before its image
 CAPTIONS = (".txt", ".caption")
 PICKLES = (".pkl", ".pickle", ".pyd", ".pt", ".pth", ".ckpt", ".joblib")
 # words between the key and the suffix (<key>.control.mp4) -> column of a list
@@ -90,9 +90,10 @@ def extract(tar: Path, folder: Path, name: str, written: Callable[[int], None]) 
     written: receives the number of bytes of each written file. ConfigError, which names tar and member, for a damaged
     tar, a link, a device, and a name that leads out of the folder.
     """
-    partial, target = folder / f"{name}.part", folder / name
-    for old in (partial, target):
+    target = folder / name
+    for old in (target, *folder.glob(f"{name}.*.part")):  # of a changed tar, or of a killed process
         shutil.rmtree(old, ignore_errors=True)
+    partial = folder / f"{name}.{secrets.token_hex(4)}.part"  # a process on another machine may extract the same tar
     partial.mkdir(parents=True)
     left_out: Counter[str] = Counter()
     with _opened(tar) as file, reraise_disk_full(partial / "a clip"):
@@ -104,7 +105,12 @@ def extract(tar: Path, folder: Path, name: str, written: Callable[[int], None]) 
             raise ConfigError(
                 f"{tar}: {printable(str(error))}: download or write it again, or leave it out of data.clips"
             ) from error
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        shutil.rmtree(partial)  # another process was faster; its files are the same
     record = Extracted(RECIPE, status.st_size, status.st_mtime_ns, samples, dict(left_out))
     write_json(folder / f"{name}.json", asdict(record))
     return record

@@ -9,36 +9,44 @@ import json
 import os
 import re
 import shutil
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.clips.clip_list import SPLITS
 from data_prep.clips.columns import NAMES, normalise
 from data_prep.clips.folders import files_below, files_matching, split_pattern
 from data_prep.clips.tar_samples import MEDIA, Extracted, Sample, extract, read_record, safe_name
-from iclora_train.config import require
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import exclusive, write_atomic
 from iclora_train.core.progress import progress_bar
+from iclora_train.data.prompts import template_fields
 from iclora_train.data.shards import expand_braces
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
 _MEGABYTE = 10**6
 _MAX_NAMED = 3
+_WAIT = 0.5  # seconds between two looks at the lock of another process
 
 
-def local_clips(clips: str, root: Path, columns: Collection[str] = (), most: int | None = None) -> str:
+def local_clips(
+    clips: str, root: Path, columns: Collection[str] = (), most: int | None = None, wait: bool = False
+) -> str:
     """`clips` unchanged, or, if it names tars (`tars_of`), a list of their extracted samples below `root`.
 
     An extracted tar is not read again. columns: names in the samples' JSON that data.prompt needs. most: only the first
-    tars. ConfigError, which names tar and member, for a damaged or unsafe tar, and when the disk is too small.
+    tars. wait: if another process extracts them, until it has done so. ConfigError, which names tar and member, for a
+    damaged or unsafe tar, and when the disk is too small.
     """
     tars = dict(list(tars_of(clips).items())[:most])
     if not tars:
         return clips
     folder = root / "extracted"
-    with exclusive(folder, "set another data.root"):
+    with _exclusive(folder, wait):
         records = _extract_all(tars, folder)
         rows = [_row(name, sample, columns) for name, record in records.items() for sample in record.samples]
         require(bool(rows), f"data.clips={clips}: no sample has a video or an image; there are {_left_out(records)}")
@@ -50,6 +58,28 @@ def local_clips(clips: str, root: Path, columns: Collection[str] = (), most: int
     left_out = _left_out(records)
     print(f"{len(rows)} samples of {len(tars)} tars are in {listing}" + (f"; left out: {left_out}" if left_out else ""))
     return str(listing)
+
+
+def with_local_clips(config: Config, most: int | None = None) -> Config:
+    """The settings with `local_clips` as data.clips. Shares of one preparation wait for one another's extraction."""
+    columns = template_fields(config.data.prompt or "")
+    local = local_clips(config.data.clips, Path(config.data.root), columns, most, wait=config.share is not None)
+    return replace(config, data=replace(config.data, clips=local))
+
+
+@contextmanager
+def _exclusive(folder: Path, wait: bool) -> Iterator[None]:
+    """`exclusive`; with `wait`, as soon as no other process of this machine is."""
+    with ExitStack() as lock:
+        while True:
+            try:
+                lock.enter_context(exclusive(folder, "set another data.root"))
+                break
+            except ConfigError:
+                if not wait:
+                    raise
+                time.sleep(_WAIT)
+        yield
 
 
 def tars_of(clips: str) -> dict[str, Path]:
