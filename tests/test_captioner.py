@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,25 @@ def test_pictures_with_times_are_the_input_of_qwens_video_of_doubled_frames(taug
 def test_an_answer_that_does_not_end_is_cut(taught):
     (answer,) = LocalModel.open(taught, Captioner(max_tokens=3)).answers([question(clip_frames(("red",)))])
     assert (answer.text, answer.is_cut) == ("A red ball", True)
+
+
+def test_a_batch_that_the_gpu_cannot_hold_is_halved(taught, monkeypatch):
+    door = LocalModel.open(taught, Captioner(batch_size=6))
+    whole, held, tried = door.model.generate, 2, []
+
+    def generate(**inputs: Any) -> torch.Tensor:
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > held:
+            raise torch.OutOfMemoryError
+        return whole(**inputs)
+
+    monkeypatch.setattr(door.model, "generate", generate)
+    questions = [question(clip_frames(colours, seed=99)) for colours in ANSWERS]
+    assert [answer.text for answer in door.answers(questions)] == list(ANSWERS.values())
+    assert tried == [6, 3, 1, 2, 3, 1, 2]
+    held = 0
+    with pytest.raises(ConfigError, match=r"12 frames of a clip: set captioner\.frames or captioner\.side lower"):
+        list(door.answers(questions))
 
 
 def test_a_later_attempt_draws_words_by_its_seed(taught):

@@ -137,7 +137,7 @@ def _content(part: Part) -> dict[str, Any]:
     )
 
 
-class _WithoutVideo(ProcessorMixin):  # type: ignore[misc]  # transformers has no types
+class _WithoutVideo(ProcessorMixin):
     """Stands between the processor of a model and its base class, and leaves out the part for videos."""
 
     @classmethod
@@ -155,4 +155,5 @@ def _open_processor(folder: Path) -> Any:
     except ImportError:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         whole: Any = PROCESSOR_MAPPING[type(config)]
-        return type(whole.__name__, (whole, _WithoutVideo), {}).from_pretrained(folder, local_files_only=True)
+        reduced: Any = type(whole.__name__, (whole, _WithoutVideo), {})
+        return reduced.from_pretrained(folder, local_files_only=True)
