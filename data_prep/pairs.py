@@ -26,10 +26,11 @@ from iclora_train.media.section import Section
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """The video that references are made from, and further files of the clip by column of the clip list."""
+    """The video that references are made from, its section (None: all), and further files of the clip by column."""
 
     path: Path
     files: Mapping[str, Path] = field(default_factory=dict)
+    section: Section | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,9 @@ def make_reference(
     """
     crop = Crop.of_window(window, frames[0].shape[:2], maker.margin)
     padded = np.stack([crop.apply(frame) for frame in frames])
-    source = SourceWindow(window.clip, video.path, window.indices, window.fps, crop, video.files, window.number)
+    source = SourceWindow(
+        window.clip, video.path, window.indices, window.fps, crop, video.files, window.number, video.section
+    )
     full, params = maker(padded, np.random.default_rng(seed), source)
     (height, width), (top, left) = window.size, crop.inner_offset
     reference = temporal_subsample(full, scale.temporal_scale)[:, top : top + height, left : left + width]
@@ -93,7 +96,9 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     task, watch = config.task, watch or Stopwatch()
     maker = build_maker(task.maker, task.maker_args)
     scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
-    video = SourceVideo(clip.reference or clip.path, clip.files)
+    video = SourceVideo(
+        clip.reference or clip.path, clip.files, clip.reference_section if clip.reference else clip.section
+    )
     targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
     supplied = read_windows(clip.reference, windows, clip.reference_section) if clip.reference else None
     sources = watch.each("decode", supplied) if supplied else None

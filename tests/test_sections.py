@@ -14,6 +14,9 @@ import pytest
 from data_prep import pipeline
 from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.notes import listing_notes
+from data_prep.clips.windows import Window
+from data_prep.makers import build_maker
+from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.config import ConfigError
 from iclora_train.data.shards import ShardSet
 from iclora_train.media.clip import probe, read_clip
@@ -212,6 +215,17 @@ def test_windows_stay_in_their_section_and_references_are_cut_alike(tmp_path):
     (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ConfigError, match=r"sources\.whole\.\w+_section"):
         pipeline.prepare(config)
+
+
+def test_tracks_over_the_whole_clip_span_the_section(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 50)
+    (tmp_path / "t.json").write_text(json.dumps([[{"x": 10, "y": 20}, {"x": 50, "y": 20}]]))
+    section = Section(Fraction(10), Fraction(31), in_frames=True)  # 21 frames: two pixels per frame
+    video = SourceVideo(path, {"tracks": tmp_path / "t.json"}, section)
+    window = Window("a", 0, (0, 5, 10, 20), (48, 64), (0, 0), (48, 64), False, 25.0)
+    maker = build_maker("control.tracks", {"points": "spline"})
+    _, drawn = make_reference([np.zeros((48, 64, 3), np.uint8)] * 4, window, maker, video, [0], ReferenceScale())
+    assert drawn["tracks"] == [[[10, 20], [20, 20], [30, 20], [50, 20]]]
 
 
 def barcode_part(number: int, left: int) -> np.ndarray:

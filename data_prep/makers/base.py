@@ -12,6 +12,7 @@ import numpy as np
 
 from data_prep.clips.crop import Crop
 from iclora_train.config import require
+from iclora_train.media.section import Section
 
 Params = dict[str, Any]  # the random parameters of one reference, as JSON; `drawn` in the record of the pair
 
@@ -24,6 +25,7 @@ class SourceWindow:
     crop: maps pictures (`crop.apply`) and points (`crop.apply_to_points`) of the whole clip onto the frames. The
     `crop.size` pixels at `crop.inner_offset` become the target; the pixels around them are margin. files: further files
     of the clip by column of the clip list (mask, depth, tracks, ...). number: index of the window within its clip.
+    section: the section of the video that the numbers of frames count from; None: the whole video.
     """
 
     clip: str
@@ -33,6 +35,7 @@ class SourceWindow:
     crop: Crop
     files: Mapping[str, Path] = field(default_factory=dict)
     number: int = 0
+    section: Section | None = None
 
     def file(self, column: str) -> Path:
         """The file that the clip list names in `column`. ConfigError if the row of the clip has none."""

@@ -14,6 +14,7 @@ from data_prep.makers.base import Maker, Params, SourceWindow, check_number, che
 from data_prep.makers.control.track_files import read_tracks, spline
 from iclora_train.config import require
 from iclora_train.media.clip import probe
+from iclora_train.media.section import Section
 from iclora_train.signals.point_tracks import max_round_trip_error, track_points
 from iclora_train.signals.track_drawing import draw_tracks
 
@@ -72,7 +73,7 @@ class Tracks(Maker):
         """Points (N,F,2) in pixels of the frames, and whether each exists (N,F), from the JSON file of the clip."""
         tracks, numbers = read_tracks(source.file("tracks")), np.array(source.indices)
         if self.points == "spline":
-            tracks = [spline(track, _frame_count(source.path)) for track in tracks]
+            tracks = [spline(track, _frame_count(source.path, source.section)) for track in tracks]
         visible = np.stack([numbers < len(track) for track in tracks])
         points = np.stack([track[np.minimum(numbers, len(track) - 1)] for track in tracks])
         moved = source.crop.apply_to_points(points)
@@ -91,6 +92,6 @@ class Tracks(Maker):
 
 
 @lru_cache(maxsize=16)
-def _frame_count(path: Path) -> int:
+def _frame_count(path: Path, section: Section | None) -> int:
     """Number of frames of a clip."""
-    return probe(path).frames
+    return probe(path, section).frames
