@@ -9,13 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rich.table import Column, Table
-
 from data_prep.captions.stored import add_missing_captions
 from data_prep.checks import CheckLog, require_no_failure
 from data_prep.checks.dataset import (
     check_pairs_with_vae,
-    drop_duplicates,
     finish_checks,
     read_check_totals,
     write_report,
@@ -29,14 +26,15 @@ from data_prep.engines.local import create_engine
 from data_prep.forecast import show_forecast
 from data_prep.lost_windows import LostWindowsError
 from data_prep.makers import build_maker
-from data_prep.select_clips import ids_without_caption, select_clips
+from data_prep.select_clips import select_clips
+from data_prep.selection import require_train_pairs, selection_report, show_selection
+from data_prep.settle_clips import settle_clips, stored_changes, with_splits
 from data_prep.share import remove_shares, show_share, writing_share
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.paths import user_path
 from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import LockedFolderError, exclusive, sha256
-from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import content_settings, digest, plain, without_unset
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
@@ -49,7 +47,7 @@ RECIPE = 1  # increase it when the same settings produce different pixels
 Fingerprints = dict[str, dict[str, Any]]  # of "pairs" and "latents"
 SHARD_CLIPS = 64  # windows in a shard
 # of `data`, newer than the first shards
-NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt")
+NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt", "split")
 
 
 def prepare(config: Config) -> Path:
@@ -63,40 +61,44 @@ def prepare(config: Config) -> Path:
     build_maker(config.task.maker, config.task.maker_args)
     config = with_local_clips(config)
     clips = add_missing_captions(clips_of(config), config)
-    expected = fingerprints(config, clips, base)
-    totals = _totals_if_finished(root, expected)
+    made_from = fingerprints(config, clips, base)
+    totals = _totals_if_finished(root, made_from)
     if totals is not None:
         require_no_failure(totals, root)
         return root
-    for kind, fingerprint in expected.items():
+    for kind, fingerprint in with_splits(made_from, stored_changes(root / "pairs")).items():
         require_fingerprint(root / kind, fingerprint)
     if config.share is None:
         with exclusive(root, "set another data.root"):
-            _write_all(root, clips, base, expected, config)
+            _write_all(root, clips, base, made_from, config)
     else:
-        _prepare_share(root, clips, base, expected, config)
+        _prepare_share(root, clips, base, made_from, config)
     return root
 
 
-def _prepare_share(root: Path, clips: list[Clip], base: BaseModel, fingerprint: Fingerprints, config: Config) -> None:
+def _prepare_share(root: Path, clips: list[Clip], base: BaseModel, made_from: Fingerprints, config: Config) -> None:
     """Write the share's shards, and everything else if no shard is missing then."""
     share = Share.parse(config.share or "")
     with writing_share(root, share):
-        if _totals_if_finished(root, fingerprint) is not None:
+        if _totals_if_finished(root, made_from) is not None:
             return  # meanwhile
-        complete = _write_all(root, clips, base, fingerprint, config, share)
+        complete = _write_all(root, clips, base, made_from, config, share)
     if complete:
         try:
             with exclusive(root, "set another data.root"):
-                if _totals_if_finished(root, fingerprint) is None:
-                    _write_all(root, clips, base, fingerprint, config)
+                if _totals_if_finished(root, made_from) is None:
+                    _write_all(root, clips, base, made_from, config)
         except LockedFolderError:
             print("the process of another share writes the index and the report")
 
 
-def _totals_if_finished(root: Path, expected: Fingerprints) -> dict[str, Any] | None:
-    """Totals of the checks of a preparation with these fingerprints, None if it is not finished."""
+def _totals_if_finished(root: Path, made_from: Fingerprints) -> dict[str, Any] | None:
+    """Totals of the checks of a preparation with these fingerprints, None if it is not finished.
+
+    made_from: the fingerprints without the changes of the splits, which the finished shards hold themselves.
+    """
     totals = read_check_totals(root)
+    expected = with_splits(made_from, stored_changes(root / "pairs"))
     finished = totals is not None and all(_is_finished(root / kind, of) for kind, of in expected.items())
     return totals if finished else None
 
@@ -105,34 +107,32 @@ def _write_all(
     root: Path,
     clips: list[Clip],
     base: BaseModel,
-    fingerprint: Fingerprints,
+    made_from: Fingerprints,
     config: Config,
     share: Share | None = None,
 ) -> bool:
     """Write both shard sets, the report and the contact sheet. A share writes its shards only.
 
-    Returns whether all shards are written.
+    made_from: as in `_totals_if_finished`. Returns whether all shards are written.
     """
     notes = listing_notes(config.data.clips, clips, template_fields(config.data.prompt or ""), config.data.references)
     for note in notes:
         print(note)
     usable, dropped = select_clips(clips, config)
-    log = CheckLog(root, digest(fingerprint["pairs"]))
-    usable = drop_duplicates(usable, fingerprint["pairs"]["sources"], log, config)
-    uncaptioned = ids_without_caption(usable) if config.data.prompt is None else []
-    windows = _windows(usable, config)
-    timing = {probed.clip.id: line for probed in usable if (line := probed.timing_note(config.data.fps))}
-    converted = {probed.clip.id: ", ".join(probed.info.changes) for probed in usable if probed.info.changes}
-    report = {"kept": _counts(windows), "dropped": dropped}
-    optional = {"without_caption": uncaptioned, "notes": notes, "timing": timing, "converted": converted}
-    report |= {name: value for name, value in optional.items() if value}
+    log = CheckLog(root, digest(made_from["pairs"]))
+    splits = settle_clips(root, usable, made_from["pairs"], log, config)
+    fingerprint = with_splits(made_from, splits.changes)
+    for kind, of in fingerprint.items():
+        require_fingerprint(root / kind, of)
+    windows = _windows(splits.clips, config)
+    report = selection_report(windows, splits, dropped, notes, config)
     if share is None:
         write_report(root, report)
     show_selection(report, root / "report.json")
     lost = None
     plan = _plan(windows) if windows["train"] else {}
     if plan:
-        by_id = {probed.clip.id: probed.clip for probed in usable}
+        by_id = {probed.clip.id: probed.clip for probed in splits.clips}
         show_forecast(job := Job(root, fingerprint, plan, by_id, config, base, log, share))
         try:
             with closing(create_engine(config.engine, config.data.workers)) as engine:
@@ -145,11 +145,7 @@ def _write_all(
         check_pairs_with_vae(ShardSet.open(root / "pairs"), base, log, config)
     remove_shares(root)
     finish_checks(root, log, report, config)
-    require(len(windows["train"]) > 0, f"data.clips={config.data.clips}: no train clip could be used; see the table")
-    train_pairs = ShardSet.open(root / "pairs").splits.get("train", 0)
-    require(
-        train_pairs > 0, f"the checks left out every training pair; {root / 'contact.html'} shows them with the reasons"
-    )
+    require_train_pairs(root, report, config)
     if lost is not None:
         raise lost
     return True
@@ -256,10 +252,6 @@ def _windows(usable: list[ProbedClip], config: Config) -> dict[str, list[Window]
     return {"train": train_windows(clips["train"], config.data), **fixed}
 
 
-def _counts(windows: dict[str, list[Window]]) -> dict[str, dict[str, int]]:
-    return {split: {"clips": len({w.clip for w in group}), "windows": len(group)} for split, group in windows.items()}
-
-
 def _plan(windows: dict[str, list[Window]]) -> ShardPlan:
     """Shards of up to SHARD_CLIPS windows. Each shard is independent, so that an interrupted run can continue."""
     return {
@@ -267,24 +259,3 @@ def _plan(windows: dict[str, list[Window]]) -> ShardPlan:
         for split, group in windows.items()
         for i in range(0, len(group), SHARD_CLIPS)
     }
-
-
-def show_selection(report: dict[str, Any], path: Path) -> None:
-    """Print the table of kept and dropped clips on stdout, and the number of clips that `path`, the report, lists."""
-    table = Table("split", "clips", "windows", title="kept")
-    for split, counts in report["kept"].items():
-        table.add_row(split, str(counts["clips"]), str(counts["windows"]))
-    console = make_console()
-    console.print(table)
-    if report["dropped"]:
-        dropped = Table(*(Column(name, overflow="fold") for name in ("clip", "reason")), title="dropped")
-        for clip in report["dropped"]:
-            dropped.add_row(clip["clip"], clip["reason"])
-        console.print(dropped)
-    if uncaptioned := report.get("without_caption"):
-        print(f"{len(uncaptioned)} clips have no caption, only the trigger; {path} lists them")
-    if timing := report.get("timing"):
-        print(f"{len(timing)} clips have a variable frame rate or repeated frames; {path} lists them")
-    if converted := report.get("converted"):
-        clip, change = next(iter(converted.items()))
-        print(f"{len(converted)} clips are converted ({clip}: {change}; ...); {path} lists them")

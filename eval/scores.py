@@ -28,7 +28,7 @@ from eval.clips.conditions import (
     SWAPPED,
 )
 from eval.judging.control import collect_evidence, control_scores, mask_scores
-from eval.judging.verdicts import Verdict, judge
+from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Verdict, is_decided, judge, tally
 from eval.metrics import Suite
 from eval.scoring.scorer import Results
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
@@ -41,7 +41,7 @@ ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PR
 
 def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
     """The content of scores.json without `flags`, `simple` and the wall-clock time."""
-    windows, base = source.held_out.windows, source.base
+    windows, base, donors = source.held_out.windows, source.base, source.held_out.windows_and_donors
     evidence = collect_evidence(
         results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence
     )
@@ -60,7 +60,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
             "fingerprint": base.fingerprint,
         },
         "adapter": source.judged.json_facts,
-        "clips": [{"key": w.key, "source": w.source, "partner": windows[w.partner].key} for w in windows],
+        "clips": [{"key": w.key, "source": w.source, "partner": donors[w.partner].key} for w in windows],
         "seeds": source.seeds,
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
@@ -160,13 +160,14 @@ def headline(scores: Mapping[str, Any]) -> list[str]:
         for source, cells in scores.get("sources", {}).items()
         if scores["primary"] in cells[ADAPTER_REFERENCE]
     ]
-    count = f"{sum(v['passed'] for v in verdicts)} of {len(verdicts)} claims hold"
-    return [*map(verdict_line, verdicts), count, *sources, *note]
+    if not all(map(is_decided, verdicts)):
+        note.append(f"a claim is undecided below {MIN_WINDOWS} windows or {MIN_RECORDINGS} recordings")
+    return [*map(verdict_line, verdicts), tally(verdicts), *sources, *note]
 
 
 def verdict_line(verdict: Verdict) -> str:
     """`pass  gain_over_input  1.20 [0.90, 1.50] (n 24)  required >= 0.7 dB  p 0.0001`."""
-    mark = "pass" if verdict["passed"] else "FAIL"
+    mark = "pass" if verdict["passed"] else "FAIL" if is_decided(verdict) else "open"
     p = "" if verdict["p_holm"] is None else f"  p {verdict['p_holm']:.2g}"
     return f"{mark}  {verdict['name']:18} {format_estimate(verdict['value'])}  required {verdict['threshold']}{p}"
 

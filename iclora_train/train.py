@@ -24,8 +24,8 @@ from iclora_train.core.process_group import from_first, local_world_size, proces
 from iclora_train.core.ranks import global_rank, placement, world_size
 from iclora_train.core.stop_signals import recorded_signal
 from iclora_train.core.threads import share_cores
+from iclora_train.data.batch_sampler import plan_batches
 from iclora_train.data.datamodule import LatentDataModule
-from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.mixture import describe, open_data
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel, open_base
@@ -35,13 +35,14 @@ from iclora_train.training.callbacks import MetricsRecorder
 from iclora_train.training.checkpointing import (
     AtomicCheckpointIO,
     CheckpointSaver,
+    batches_per_step,
     newest_checkpoint,
     resume_or_refuse,
     resume_settings,
 )
 from iclora_train.training.devices import process_device, require_devices
 from iclora_train.training.dry_run import dry_run
-from iclora_train.training.export import evaluate, export, finish, require_whole
+from iclora_train.training.export import evaluate, export, finish, plan_evaluation, require_whole
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import ConsoleLogger, CsvLogger, MetricLogger, WandbLogger
 from iclora_train.training.memory_search import plan_memory
@@ -76,35 +77,29 @@ def train(config: Config) -> None:
             console = make_console(highlight=False, soft_wrap=True)
             base = open_base(config.model)
             shards = open_shards(config, base)
+            require_a_step(config, shards)
             if place.rank == 0:
                 for line in describe(shards):
                     console.print(line)
-                if config.eval.after_training and not (folder / "adapter.safetensors").exists():
-                    plan_evaluation(config, shards, console)
+                evaluated = config.eval.after_training and plan_evaluation(config, shards, console)
                 lock.enter_context(exclusive(folder, "name this run with run=<name>"))
             fit(config, base, shards, folder, console)
         if place.rank == 0:
-            conclude(config, folder, console)
+            conclude(folder, evaluated, console)
 
 
-def conclude(config: Config, folder: Path, console: Console) -> None:
-    """Evaluate the adapter in a process of its own, and print where the results are."""
+def conclude(folder: Path, evaluated: bool, console: Console) -> None:
+    """Evaluate the adapter in a process of its own, if asked for, and print where the results are."""
     adapter = folder / "adapter.safetensors"
-    if config.eval.after_training:
+    if evaluated:
         evaluate(folder, adapter)
     finish(folder, adapter, console)
 
 
-def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> None:
-    """Print how the evaluation is adapted to the data. ConfigError if it would be refused after training."""
-    try:
-        against = config.eval.against
-        require(against is None or Path(against).exists(), f"eval.against={against} does not exist")
-        plan = EvaluationPlan.of(config, shards)
-    except ConfigError as error:
-        raise ConfigError(f"{error}. To train without an evaluation set eval.after_training=false") from error
-    for note in plan.notes:
-        console.print(f"note: {note}")
+def require_a_step(config: Config, shards: ShardSet) -> None:
+    """ConfigError unless the train windows are enough for an optimizer step: asked before the model is loaded."""
+    batch_size, tokens_per_batch = config.data.batch_size, config.data.tokens_per_batch
+    plan_batches(shards, "train", config.seed, batch_size, tokens_per_batch, batches_per_step(config), quiet=True)
 
 
 def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> None:
@@ -239,7 +234,11 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
 def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console: Console) -> list[Callback]:
     """Callbacks for logging, validation loss, validation clips and checkpoints, as far as the settings enable them."""
     settings = config.validation
-    batches = ValidationBatches.open(shards, config) if settings.loss_every or settings.clips_every else None
+    batches, losses_every = None, 0
+    if (settings.loss_every or settings.clips_every) and not shards.indices("val"):
+        console.print(f"note: no validation during training, because {shards.folder} has no val windows")
+    elif settings.loss_every or settings.clips_every:
+        batches, losses_every = ValidationBatches.open(shards, config), settings.loss_every
     if batches is not None and batches.no_swap is not None:
         console.print(f"note: validation has no swapped reference, swap_gap and swap_won are empty: {batches.no_swap}")
 
@@ -249,18 +248,18 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
             return validation_losses(module.transformer, batches, config, base.geometry)
 
     columns = step_columns(config)
-    if settings.loss_every:
+    if losses_every:
         columns += validation_columns(config)
     elif batches is not None:
         columns += CLIP_COLUMNS
     log_every = config.trainer.get("log_every_n_steps")
     require(log_every is None or log_every >= 1, f"trainer.log_every_n_steps={log_every} must be at least 1, or null")
     loggers = loggers_of(config, folder, columns, console)
-    validate_losses = validate if settings.loss_every else None
+    validate_losses = validate if losses_every else None
     preemption = Preemption(console)
     callbacks: list[Callback] = [
         preemption,
-        MetricsRecorder(loggers, settings.loss_every, validate_losses, preemption, log_every),
+        MetricsRecorder(loggers, losses_every, validate_losses, preemption, log_every),
         CheckpointSaver(folder / "checkpoints", settings.checkpoint_every, resume_settings(config, base), preemption),
     ]
     if batches is not None:

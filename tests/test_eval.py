@@ -219,7 +219,10 @@ def test_a_second_evaluation_into_the_same_folder_is_refused(world: World) -> No
 
 def test_missing_and_mismatched_inputs_are_named(evaluated: World, tmp_path: Path) -> None:
     refused(evaluated.config(f"adapter={tmp_path / 'none.safetensors'}"), r"none.safetensors does not exist")
-    refused(evaluated.config("eval.split=val"), "split val of .* holds 0 windows of 0")
+    refused(
+        evaluated.config("eval.split=val"),
+        "split val of .* has no windows: prepare more clips",
+    )
     refused(evaluated.config(f"data.root={tmp_path}"), "run data_prep")
     other = write_tiny_base(tmp_path / "base", seed=1)
     refused(evaluated.config(f"model.checkpoint={other}"), "was made by another base")

@@ -84,23 +84,44 @@ def test_all_windows_are_evaluated_if_there_are_fewer_than_asked_for(tmp_path: P
     assert few.notes == [f"{number}: these are evaluated"]
 
 
-@pytest.mark.parametrize("heldout", [(), ("cat",), ("cat-1", "cat-2")])
-def test_training_refuses_an_impossible_evaluation_before_step_0(heldout: tuple[str, ...], tmp_path: Path) -> None:
-    small = world(tmp_path, *heldout)
-    result = run(tmp_path, "iclora_train", *small.overrides, *SHORT)
+def test_windows_of_one_recording_are_evaluated_with_references_of_another_split(tmp_path: Path) -> None:
+    one = plan(world(tmp_path, "cat-1", "cat-2"))
+    assert (one.recordings, len(one.samples)) == (["cat"] * 4, 4)
+    assert {donor.source for donor in one.donors} == {"lake", "hill"}
+    where = "all windows of split heldout are of one recording, cat"
+    assert one.notes == [f"{where}: swapped references are those of split val"]
+
+
+def test_training_without_heldout_windows_ends_with_the_adapter_and_says_why(tmp_path: Path) -> None:
+    small = world(tmp_path)
+    result = run(tmp_path, "iclora_train", *small.overrides, *SHORT, "data.batch_size=2")
+    assert (result.code, result.err) == (0, "")
+    assert f"no evaluation after training: split heldout of {tmp_path / 'shards'} has no windows" in result.out
+    assert list(tmp_path.glob("runs/**/adapter.safetensors"))
+    assert not list(tmp_path.glob("runs/**/eval/*"))
+    again = run(tmp_path, "iclora_train", *small.overrides, *SHORT, "data.batch_size=2")
+    assert (again.code, again.err) == (0, "")  # a finished run says so, and evaluates nothing
+
+
+def test_a_batch_that_the_windows_cannot_fill_is_refused_before_the_model_is_loaded(tmp_path: Path) -> None:
+    small = world(tmp_path, "cat", "dog")
+    result = run(tmp_path, "iclora_train", *small.overrides, *SHORT, "data.batch_size=5")
     assert (result.code, result.out) == (2, "")
+    assert "data.batch_size=5 needs 5 clips of 32x32x5, which has 4" in result.err
     assert result.err.count("\n") == 1
-    reason = (
-        f"split heldout of {tmp_path / 'shards'} holds {2 * len(heldout)} windows of {min(len(heldout), 1)}: prepare"
-    )
-    assert reason in result.err
+    assert not list(tmp_path.glob("runs/**/metrics.csv"))
+
+
+def test_training_refuses_leakage_before_step_0(tmp_path: Path) -> None:
+    small = world(tmp_path, "sea-again", "dog")
+    result = run(tmp_path, "iclora_train", *small.overrides, *SHORT, "data.batch_size=2")
+    assert (result.code, "metrics on them would prove nothing" in result.err) == (2, True)
     assert "To train without an evaluation set eval.after_training=false" in result.err
-    assert list(tmp_path.glob("runs/**/metrics.csv")) == list(tmp_path.glob("runs/**/adapter.safetensors")) == []
 
 
 def test_training_refuses_an_evaluation_that_lacks_its_files_before_step_0(tmp_path: Path) -> None:
     small = world(tmp_path, "cat", "dog")
-    arguments = [*small.overrides, *SHORT]
+    arguments = [*small.overrides, *SHORT, "data.batch_size=2"]
     missing = tmp_path / "earlier.json"
     result = run(tmp_path, "iclora_train", *arguments, f"eval.against={missing}")
     assert (result.code, f"eval.against={missing} does not exist" in result.err) == (2, True)

@@ -1,7 +1,7 @@
 """Checks of pairs, captions and splits, their report and the contact sheet. See docs/data.md."""
 
 from data_prep.checks.base import Finding, Report
-from data_prep.checks.duplicates import Signature, find_duplicates, frames_to_hash, make_signature
+from data_prep.checks.duplicates import Signature, find_duplicates, frames_to_hash, make_signature, match_clips
 from data_prep.checks.pairs import check_pair, check_vae, evenly_spaced
 from data_prep.checks.pictures import pair_picture
 from data_prep.checks.report import CheckLog, read_totals, require_no_failure, write_results
@@ -17,6 +17,7 @@ __all__ = [
     "find_duplicates",
     "frames_to_hash",
     "make_signature",
+    "match_clips",
     "pair_picture",
     "read_totals",
     "require_no_failure",

@@ -1,4 +1,4 @@
-"""Checks of the data set (duplicates across splits, VAE round trips) and the final report of a preparation."""
+"""VAE round trips of some pairs, and the final report of a preparation."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ from data_prep.checks import (
     Report,
     check_vae,
     evenly_spaced,
-    find_duplicates,
-    frames_to_hash,
-    make_signature,
     read_totals,
     require_no_failure,
     write_results,
 )
-from data_prep.clips.probed_clip import ProbedClip
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.device import default_device
@@ -29,23 +25,6 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.core.records import DamagedFileError
 from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.media.clip import read_clip
-
-
-def drop_duplicates(
-    usable: list[ProbedClip], sources: dict[str, Any], log: CheckLog, config: Config
-) -> list[ProbedClip]:
-    """The clips without duplicates of a clip in another split. Findings are logged."""
-    if not log.has("clips"):
-        signatures = []
-        with progress_bar("comparing clips", len(usable), "clip") as bar:
-            for probed in bar.track(usable):
-                clip, info = probed.clip, probed.info
-                frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)), clip.section)
-                signatures.append(make_signature(clip.id, clip.split, sources[clip.id]["video"], frames))
-        log.write("clips", find_duplicates(signatures, config.checks))
-    duplicated = {report.clip for report, _ in log.read("clips") if not report.kept}
-    return [probed for probed in usable if probed.clip.id not in duplicated]
 
 
 @torch.inference_mode()

@@ -57,15 +57,29 @@ def perceptual_hash(frame: np.ndarray) -> np.ndarray | None:
     return np.packbits(low > np.median(low[1:])).view(np.uint64)
 
 
+@dataclass(frozen=True)
+class Match:
+    """A train or val clip, the clip of a later split that it resembles most (if any), and the share that is in both."""
+
+    query: Signature
+    nearest: Signature | None
+    share: float
+
+
+def match_clips(signatures: Sequence[Signature], distance: int) -> list[Match]:
+    """Compare every train and val clip with the clips of later splits. distance: bits that may differ in a frame."""
+    matches = []
+    for split in SPLITS[:-1]:
+        later = _ClipIndex([s for s in signatures if SPLITS.index(s.split) > SPLITS.index(split)], distance)
+        matches += [Match(s, *later.nearest(s)) for s in signatures if s.split == split]
+    return matches
+
+
 def find_duplicates(signatures: Sequence[Signature], checks: Checks) -> list[tuple[Report, bytes]]:
     """For every train and val clip, the share of it that is in a clip of a later split, with a picture of both. The
     finding is about the clip of the earlier split, so that held-out sets do not change.
     """
-    entries = []
-    for split in SPLITS[:-1]:
-        later = _ClipIndex([s for s in signatures if SPLITS.index(s.split) > SPLITS.index(split)], checks.distance)
-        entries += [_compare(s, later, checks) for s in signatures if s.split == split]
-    return entries
+    return [_report(match, checks) for match in match_clips(signatures, checks.distance)]
 
 
 class _ClipIndex:
@@ -78,11 +92,14 @@ class _ClipIndex:
         self._owner = np.repeat(np.arange(len(clips)), [len(clip.hashes) for clip in clips])
 
     def nearest(self, query: Signature) -> tuple[Signature | None, float]:
-        """The clip with the largest overlap with `query`, and the overlap. None if no frame matches.
+        """The clip with the same bytes, else the one with the largest overlap with `query`, and the overlap. None if no
+        frame matches.
 
         The overlap is the share of the query's hashed frames that are in the clip, or of the clip's hashed frames that
         are in the query, whichever is larger.
         """
+        if identical := self.by_sha256.get(query.sha256):
+            return identical, 1.0
         bits = np.bitwise_count(query.hashes[:, None] ^ self._hashes).sum(axis=-1, dtype=np.uint16)  # (n,M)
         near = bits <= self._distance
         best: tuple[Signature | None, float] = None, 0.0
@@ -93,14 +110,13 @@ class _ClipIndex:
         return best
 
 
-def _compare(query: Signature, later: _ClipIndex, checks: Checks) -> tuple[Report, bytes]:
-    """The report about `query` and its nearest clip."""
-    identical = later.by_sha256.get(query.sha256)
-    nearest, share = (identical, 1.0) if identical else later.nearest(query)
+def _report(match: Match, checks: Checks) -> tuple[Report, bytes]:
+    """The report about a clip and the one that it resembles most."""
+    query, nearest = match.query, match.nearest
     if nearest is None:
         finding, picture = judge("duplicate", 0.0, checks.duplicate), query.picture
     else:
-        how = "has the same bytes as" if identical else "shows the same as"
-        finding = judge("duplicate", share, checks.duplicate, f"{how} {nearest.clip} ({nearest.split})")
+        how = "has the same bytes as" if nearest.sha256 == query.sha256 else "shows the same as"
+        finding = judge("duplicate", match.share, checks.duplicate, f"{how} {nearest.clip} ({nearest.split})")
         picture = stack_jpegs(query.picture, nearest.picture)
     return Report(query.clip, query.clip, query.split, "", (finding,)), picture

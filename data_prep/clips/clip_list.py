@@ -230,26 +230,30 @@ def _is_address(cell: str) -> bool:
 def _slug(path: Path) -> str:
     """A short id of a relative path, made unique by part of its hash and safe as a name inside a tar."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", str(path.with_suffix("")))[-40:].strip("-")
-    return f"{name}-{_hash(str(path)):08x}"
+    return f"{name}-{hash_of(str(path)):08x}"
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
     """A hash below 2^32 that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:4], "big")
+
+
+def draw_split(name: str, fraction: float) -> str:
+    """The split that the hash of a name gives: heldout and val have the share `fraction` of the names each."""
+    return SPLITS[::-1][min(int(hash_of(name) // (fraction * 2**32)), 2)]
 
 
 def _with_splits(clips: list[Clip], fraction: float) -> list[Clip]:
     """Assign a split to clips without one by the hash of their id, so a clip keeps its split when clips are added.
 
-    The share `fraction` of them becomes heldout, and the same share val. If one of these splits would be empty, it
-    receives the train clip with the lowest hash, as long as train keeps one.
+    If val or heldout would be empty, it receives the train clip with the lowest hash, as long as train keeps one. These
+    splits are part of the fingerprint of shards; `splits.settle_splits` changes them where the usable clips need it.
     """
     if all(clip.split for clip in clips):
         return clips
-    share = fraction * 2**32
-    assigned = [replace(c, split=c.split or SPLITS[::-1][min(int(_hash(c.id) // share), 2)]) for c in clips]
+    assigned = [replace(c, split=c.split or draw_split(c.id, fraction)) for c in clips]
     for split in ("heldout", "val"):
-        train = sorted((c for c in assigned if c.split == "train"), key=lambda clip: _hash(clip.id))
+        train = sorted((c for c in assigned if c.split == "train"), key=lambda clip: hash_of(clip.id))
         if len(train) > 1 and not any(c.split == split for c in assigned):
             assigned[assigned.index(train[0])] = replace(train[0], split=split)
     return assigned

@@ -18,25 +18,30 @@ MIN_RATE, MAX_RATE = 1, 1000  # frames per second, from a slide show to wrong ti
 class ProbedClip:
     """A clip and its properties.
 
-    cuts: frames that start a scene, except frame 0. quality (F,): score of each frame for data.pick=best.
+    cuts: frames that start a scene, except frame 0. quality (F,): score of each frame for data.pick=best. part: range
+    [first, last) of resampled frames that windows may be cut from; None is the whole clip.
     """
 
     clip: Clip
     info: ClipInfo
     cuts: tuple[int, ...] = ()
     quality: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    part: tuple[int, int] | None = None
 
     def frame_numbers(self, fps: float | None) -> tuple[np.ndarray, float]:
         """Source frame numbers (m,) of the clip at `fps`, each one once, and the rate. None is the clip's own rate."""
         return self.info.times.distinct_frames(fps)[0], self.info.fps if fps is None else fps
 
     def scenes(self, fps: float | None) -> list[tuple[int, int]]:
-        """Range [first, last) of resampled frames of each scene. A scene also ends where a frame would be repeated."""
+        """Range [first, last) of resampled frames of each scene, inside `part`. A scene also ends where a frame would
+        be repeated."""
         frames, steps = self.info.times.distinct_frames(fps)
         scene = np.searchsorted(self.cuts, frames, side="right") if self.cuts else np.zeros(len(frames), int)  # (m,)
         breaks = (np.diff(scene) > 0) | (np.diff(steps) > 1)
         edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(frames)]
-        return list(pairwise(edges))
+        first, last = self.part or (0, len(frames))
+        scenes = ((max(a, first), min(b, last)) for a, b in pairwise(edges))
+        return [(a, b) for a, b in scenes if a < b]
 
     def timing_note(self, fps: float | None) -> str | None:
         """How frames are chosen from a clip with a variable rate or with repeated frames; None if it has neither."""

@@ -73,7 +73,8 @@ class SampledClips(ClipSource):
 
     def _donor(self, condition: Condition, item: Item) -> Window:
         """The window whose reference conditions the sample."""
-        return self.held_out.windows[item.window.partner] if condition.reference == "other" else item.window
+        partner = self.held_out.windows_and_donors[item.window.partner]
+        return partner if condition.reference == "other" else item.window
 
     def clips(self, condition: Condition, batch: Sequence[Item]) -> tuple[Clip, float]:
         """As `ClipSource.clips`: sampled, or read from the cache."""

@@ -37,7 +37,10 @@ class Window:
 
 
 class HeldOut:
-    """The windows of the evaluation. Pixels and latents are read from the shards on demand."""
+    """The windows of the evaluation. Pixels and latents are read from the shards on demand.
+
+    windows: the evaluated ones. windows_and_donors: also those that only give swapped references, by number.
+    """
 
     def __init__(
         self,
@@ -46,11 +49,20 @@ class HeldOut:
         samples: Sequence[ShardSample],
         sources: Sequence[str],
         notes: Sequence[str] = (),
+        donors: Sequence[ShardSample] = (),
     ) -> None:
         self.notes = tuple(notes)
+        count = len(samples)
+        if donors:
+            numbers = [count + i % len(donors) for i in range(count)]
+        else:
+            numbers = partners(sources if len(set(sources)) > 1 else [sample.key for sample in samples])
         self.windows = tuple(
             Window(i, sample.key, source, sample.bucket, partner)
-            for i, (sample, source, partner) in enumerate(zip(samples, sources, partners(sources), strict=True))
+            for i, (sample, source, partner) in enumerate(zip(samples, sources, numbers, strict=True))
+        )
+        self.windows_and_donors = self.windows + tuple(
+            Window(count + i, donor.key, donor.source, donor.bucket, i % count) for i, donor in enumerate(donors)
         )
         self._pairs, self._latents = pairs, latents
         self._pair_row = {sample.key: i for i, sample in enumerate(pairs.samples)}
@@ -64,7 +76,7 @@ class HeldOut:
         """
         plan = EvaluationPlan.of(config)
         plan.latents.require_base(base.name, base.latent_fingerprints)
-        held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes)
+        held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes, plan.donors)
         count = len(held_out.pair(held_out.windows[0]).references)
         require(count > 0, f"{plan.pairs.folder}: its pairs have no reference, which eval needs: run data_prep again")
         return held_out

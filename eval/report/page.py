@@ -13,6 +13,7 @@ from string import Template
 from typing import Any
 
 from eval.clips.conditions import FADE_MASK, HALF_MASK
+from eval.judging.verdicts import tally
 from eval.report import masks, players, probes, strength, tables
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
@@ -147,9 +148,8 @@ def _masks(parts: PageParts) -> str:
 def _page(scores: Scores, sections: list[Section]) -> str:
     style = (ASSETS / "report.css").read_text(encoding="utf-8")
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    passed = sum(verdict["passed"] for verdict in scores["verdicts"])
     return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{scores['task']}: {passed} of {len(scores['verdicts'])} claims hold"),
+        title=escape(f"{scores['task']}: {tally(scores['verdicts'])}"),
         subtitle=_subtitle(scores),
         policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {_hash(style)}; "
         f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.judging.symptoms import SYMPTOMS, Symptom
-from eval.judging.verdicts import Verdict
+from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Verdict, is_decided
 from eval.statistics.estimates import Estimate
 
 PICKER = (
@@ -77,10 +77,10 @@ def sources(scores: Scores) -> str:
     return table(caption, ["source", *map(escape, conditions)], rows)
 
 
-def badge(passed: bool) -> str:
-    """`pass` or `fail`, coloured."""
-    word = "pass" if passed else "fail"
-    return f'<span class="{word}">{word}</span>'
+def badge(passed: bool, decided: bool = True) -> str:
+    """`pass`, `fail` or `undecided`, coloured."""
+    word = "pass" if passed else "fail" if decided else "undecided"
+    return f'<span class="{word if decided else "warn"}">{word}</span>'
 
 
 def verdicts(judged: Sequence[Verdict], thresholds: Scores) -> str:
@@ -89,7 +89,7 @@ def verdicts(judged: Sequence[Verdict], thresholds: Scores) -> str:
         (
             f"{escape(verdict['claim'])}<small>{escape(verdict['name'])}</small>",
             [
-                badge(verdict["passed"]),
+                badge(verdict["passed"], is_decided(verdict)),
                 interval(verdict["value"], 3),
                 escape(verdict["threshold"]),
                 probability(verdict.get("p_holm")),
@@ -101,7 +101,9 @@ def verdicts(judged: Sequence[Verdict], thresholds: Scores) -> str:
     windows, recordings = judged[0]["value"]["n"], judged[0]["by_source"]["n"]
     head = ["claim", "", f"over {windows} windows", "required", "p (Holm)", f"over {recordings} recordings"]
     changed = thresholds.get("changed", [])
-    note = f" Thresholds that differ from the defaults: {escape(', '.join(changed))}." if changed else ""
+    few = f" A claim is undecided below {MIN_WINDOWS} windows or {MIN_RECORDINGS} recordings."
+    note = "" if all(map(is_decided, judged)) else few
+    note += f" Thresholds that differ from the defaults: {escape(', '.join(changed))}." if changed else ""
     return table(
         f"Mean and 95 % interval; every value is paired within a window, seeds are averaged first.{note}", head, rows
     )

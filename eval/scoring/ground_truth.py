@@ -25,11 +25,13 @@ class GroundTruths:
         self.held_out, self.task, self.band = held_out, task, band
         target_bytes = held_out.pair(held_out.windows[0]).target.nbytes
         count = max(MIN_CACHED, CACHE_BYTES // (COPIES * target_bytes))
-        self.target: Callable[[int], Clip] = lru_cache(count)(lambda n: held_out.pair(held_out.windows[n]).target)
+        self.target: Callable[[int], Clip] = lru_cache(count)(
+            lambda n: held_out.pair(held_out.windows_and_donors[n]).target
+        )
         self.of: Callable[[int], GroundTruth] = lru_cache(count)(self._ground_truth)
 
     def _ground_truth(self, number: int) -> GroundTruth:
-        window = self.held_out.windows[number]
+        window = self.held_out.windows_and_donors[number]
         pair = self.held_out.pair(window)
         return GroundTruth(
             target=pair.target,

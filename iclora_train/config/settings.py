@@ -124,6 +124,7 @@ class Data:
     prompt: str | None = None  # template of the caption, e.g. "Reference shows {reference_caption}. {caption}"
     heldout_windows: int = 32  # windows spread over the val clips, and as many over the heldout clips
     heldout_fraction: float = 0.1  # share of the clips, if the list or folder names no split
+    split: str | None = None  # none: all clips without a split in the list are for training; null: drawn (docs/data.md)
     seed: int = 0
     batch_size: int = 8  # clips per batch
     tokens_per_batch: int | None = None  # instead of batch_size: as many clips as fit this many tokens
@@ -152,6 +153,7 @@ class Data:
         require(self.stride is None or self.stride >= 1, f"data.stride={self.stride} must be at least 1, or null")
         if self.pick is not None:
             one_of("data.pick", self.pick, ("random", "stride", "best"))
+        require(self.split in (None, "none"), f"data.split={self.split} must be none or null")
         if self.hdr is not None:
             one_of("data.hdr", self.hdr, ("convert", "refuse"))
         window_side = min(self.height, self.width)

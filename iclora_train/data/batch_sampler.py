@@ -156,8 +156,9 @@ def plan_batches(
     batch_size: int,
     tokens_per_batch: int | None,
     batches_per_step: int = 1,
+    quiet: bool = False,
 ) -> BatchPlan:
-    """The batch plan of a split. ConfigError when its clips are not enough for a single step."""
+    """The batch plan of a split. ConfigError when its clips are not enough for a single step. quiet: no warnings."""
     buckets: dict[str, list[int]] = {}
     for i in shards.indices(split):
         buckets.setdefault(shards.samples[i].bucket, []).append(i)
@@ -181,9 +182,9 @@ def plan_batches(
         f"fill {plan.batches_per_epoch}: lower {key} or trainer.accumulate_grad_batches, use fewer GPUs, or prepare "
         "more windows",
     )
-    if too_small:
+    if too_small and not quiet:
         log.warning("%s: these clips are never trained on", problem)
-    if tokens_per_batch is not None:
+    if tokens_per_batch is not None and not quiet:
         _warn_large_clips(bucket_tokens(shards, split), tokens_per_batch)
     return plan
 

@@ -11,29 +11,38 @@ from dataclasses import dataclass
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from iclora_train.config import Config, require
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.data.mixture import open_data
 from iclora_train.data.recordings import recording_of_clips
 from iclora_train.data.shard_index import ShardSample
 from iclora_train.data.shards import ShardSet
 
 
+class TooFewWindowsError(ConfigError):
+    """The shards have no windows to evaluate, or no window whose reference can stand in for another one."""
+
+
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """Shards and windows of an evaluation. recordings: of each window. notes: how it was adapted to the data."""
+    """Shards and windows of an evaluation. recordings: of each window. notes: how it was adapted to the data.
+
+    donors: windows that are not evaluated and only give swapped references, where all evaluated windows are of one
+    recording.
+    """
 
     pairs: ShardSet
     latents: ShardSet
     samples: list[ShardSample]
     recordings: list[str]
+    donors: list[ShardSample]
     notes: list[str]
 
     @classmethod
     def of(cls, config: Config, latents: ShardSet | None = None) -> EvaluationPlan:
         """Choose `eval.windows` windows of split `eval.split` (all, if there are fewer), of one size.
 
-        ConfigError for shards of other settings, fewer than two windows, windows of a single recording (swapping
-        references needs another one), pairs without a reference, or leakage between the splits.
+        ConfigError for shards of other settings, pairs without a reference, or leakage between the splits.
+        TooFewWindowsError as described there.
         """
         root, split = Path(config.data.root), config.eval.split
         pairs = open_data(config, "pairs")
@@ -46,22 +55,63 @@ class EvaluationPlan:
         )
         recording = recording_of_clips(pairs)
         candidates = [latents.samples[i] for i in latents.indices(split)]
+        if not candidates:
+            raise TooFewWindowsError(
+                f"split {split} of {root} has no windows: prepare more clips, or list some with split {split}"
+            )
         same_size, notes = choose_size(candidates, recording)
         samples = select_windows(same_size, recording, config.eval.windows)
-        names = [recording[sample.source] for sample in samples]
-        require(
-            len(set(names)) > 1,
-            f"an evaluation needs windows of two recordings, and split {split} of {root} holds {len(samples)} windows "
-            f"of {len(set(names))}: prepare more clips, or give two of them the split {split} in data.clips",
-        )
         if len(samples) < config.eval.windows:
             number = f"eval.windows={config.eval.windows}"
             notes.append(f"{number}, but {root} holds {len(samples)} windows of split {split}: these are evaluated")
-        videos = {clip: source.video for clip, source in pairs.made_from.sources.items()}
-        identities = {clip: frozenset((clip, recording[clip], videos.get(clip, clip))) for clip in recording}
-        trained = {latents.samples[i].source for i in latents.indices("train")}
-        check_leakage({sample.source for sample in samples}, trained, identities, split)
-        return cls(pairs, latents, samples, names, notes)
+        names = [recording[sample.source] for sample in samples]
+        donors = choose_donors(samples, latents, recording, notes) if len(set(names)) == 1 else []
+        _check_plan_for_leaks(pairs, latents, samples, recording, notes)
+        return cls(pairs, latents, samples, names, donors, notes)
+
+
+def choose_donors(
+    samples: Sequence[ShardSample], latents: ShardSet, recording: Mapping[str, str], notes: list[str]
+) -> list[ShardSample]:
+    """Windows of other recordings for samples of one recording: of the same size, from another held-out split or else
+    from train. Without such windows the samples stand in for one another; a single one needs any window of its size.
+
+    Adds a note. TooFewWindowsError if there is no window of this size.
+    """
+    bucket, own, split = samples[0].bucket, recording[samples[0].source], samples[0].split
+    where = f"all windows of split {split} are of one recording, {own}"
+    others = [s for s in latents.samples if s.split != split and s.bucket == bucket]
+    for other in dict.fromkeys(("val", "heldout", "train")):
+        if donors := [s for s in others if s.split == other and recording[s.source] != own]:
+            notes.append(f"{where}: swapped references are those of split {other}")
+            return select_windows(donors, recording, len(samples))
+    if len(samples) == 1 and not others:
+        raise TooFewWindowsError(
+            f"split {split} of {latents.folder.parent} holds one window of {bucket}, and no other split has this size "
+            "to swap its reference: prepare more clips of this size"
+        )
+    notes.append(f"{where}: swapped references are of the same recording, from another time")
+    return [] if len(samples) > 1 else select_windows(others, recording, 1)
+
+
+def _check_plan_for_leaks(
+    pairs: ShardSet,
+    latents: ShardSet,
+    samples: Sequence[ShardSample],
+    recording: Mapping[str, str],
+    notes: list[str],
+) -> None:
+    """`check_leakage` of evaluated windows. Recordings that preparation has divided on purpose are named in a note."""
+    shared = set(pairs.made_from.splits.shared)
+    videos = {clip: source.video for clip, source in pairs.made_from.sources.items()}
+    identities = {clip: frozenset((clip, recording[clip], videos.get(clip, clip))) - shared for clip in recording}
+    trained = {latents.samples[i].source for i in latents.indices("train")}
+    if divided := sorted(shared & {recording[sample.source] for sample in samples}):
+        notes.append(
+            f"{divided[0]} is also in training, because there is no other recording: the evaluation says little about "
+            "other footage"
+        )
+    check_leakage({sample.source for sample in samples}, trained, identities, samples[0].split)
 
 
 def choose_size(samples: Sequence[ShardSample], recording: Mapping[str, str]) -> tuple[list[ShardSample], list[str]]:

@@ -7,7 +7,7 @@ single set. Keys and clip ids begin with the name of the source. `batch_sampler`
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class Mixture(ShardSet):
 
     parts: the sources, by name. places: (number of the part, sample number in it) of each sample. recordings: of each
     clip; clips of one recording, or with equal files, have one recording, in whichever sources they are. Train windows
-    of a recording that is in val or heldout of any source are left out; `notes` says how many.
+    of a recording that is in val or heldout of any source are left out; `notes` says how many. Preparation has divided
+    the only recording of a source on purpose (`ChangedSplits.shared`): its windows stay.
     """
 
     def __init__(self, folder: Path, parts: Sequence[Part]) -> None:
@@ -60,12 +61,15 @@ class Mixture(ShardSet):
             for i, sample in enumerate(part.shards.samples)
         ]
         heldout = {self.recordings[sample.source] for sample, _ in samples if sample.split != "train"}
+        divided = [(part.id(name), name) for part in self.parts for name in part.shards.made_from.splits.shared]
+        shared = {self.recordings.get(clip, name) for clip, name in divided}
+        heldout -= shared
         left_out = [s for s, _ in samples if s.split == "train" and self.recordings[s.source] in heldout]
         keys = {sample.key for sample in left_out}
         kept = [(sample, place) for sample, place in samples if sample.key not in keys]
         self.places = tuple(place for _, place in kept)
         self.notes = _notes(left_out, self.recordings)
-        super().__init__(folder, _index(self.parts, [sample for sample, _ in kept], sorted(keys)))
+        super().__init__(folder, _index(self.parts, [sample for sample, _ in kept], sorted(keys), shared))
 
     def verify_shard(self, name: str) -> None:
         label, _, shard = name.partition("/")
@@ -234,7 +238,9 @@ def _notes(left_out: Sequence[ShardSample], recordings: Mapping[str, str]) -> li
     ]
 
 
-def _index(parts: Sequence[Part], samples: list[ShardSample], left_out: list[str]) -> ShardIndex:
+def _index(
+    parts: Sequence[Part], samples: list[ShardSample], left_out: list[str], shared: Collection[str]
+) -> ShardIndex:
     """The index of a mixture. Latents that were made from pairs name the digest that the mixture of the pairs has."""
     kinds = {part.shards.kind for part in parts}
     if len(kinds) > 1:
@@ -246,6 +252,7 @@ def _index(parts: Sequence[Part], samples: list[ShardSample], left_out: list[str
     of = {
         "base": asdict(parts[0].shards.made_from.base),
         "pairs": digest({name: part.shards.made_from.pairs for name, part in by_name.items()}),
+        "splits": {"shared": sorted(shared)},
         "sources": {part.id(clip): {"video": video} for part in parts for clip, video in part.videos.items()},
     }
     sha256 = digest({name: part.shards.sha256 for name, part in by_name.items()})

@@ -76,13 +76,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class ChangedSplits:
+    """The entry `splits` of a fingerprint, as far as it is read: recordings in train and in heldout on purpose."""
+
+    shared: list[Text] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class MadeFrom:
-    """The entries of a fingerprint that are read: settings, base, digest of the pairs, sources."""
+    """The entries of a fingerprint that are read: settings, base, digest of the pairs, sources, splits."""
 
     settings: dict[str, Any] = field(default_factory=dict)
     base: BaseParts = field(default_factory=BaseParts)
     pairs: Text = ""
     sources: dict[Text, Source] = field(default_factory=dict)
+    splits: ChangedSplits = field(default_factory=ChangedSplits)
 
 
 @dataclass(frozen=True)
@@ -158,30 +166,40 @@ def split_of(shard: str) -> str:
     return shard.rsplit("-", 1)[0]
 
 
-def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
-    """ShardError if `folder` was begun with another fingerprint. Returns whether it was begun with this one.
+def begun_with(folder: Path) -> dict[str, Any]:
+    """The fingerprint with which a shard set was begun; empty if there is none. DamagedFileError if it is damaged.
 
     A fingerprint.json that is damaged or missing is replaced by the copy in index.json.
     """
     path, index = folder / FINGERPRINT_FILE, folder / "index.json"
     try:
-        begun = read_json(path, dict[str, Any], f"delete {folder} and run data_prep again") if path.exists() else None
-    except DamagedFileError as error:
+        if path.exists():
+            return read_json(path, dict[str, Any], f"delete {folder} and run data_prep again")
+    except DamagedFileError:
         if not index.exists():
-            raise ShardError(str(error)) from error
-        begun = None
-    if begun is None and index.exists():
-        begun = read_index(folder).fingerprint.of
-        write_json(path, begun)
-    if begun is not None:
+            raise
+    if not index.exists():
+        return {}
+    begun = read_index(folder).fingerprint.of
+    write_json(path, begun)
+    return begun
+
+
+def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
+    """ShardError if `folder` was begun with another fingerprint. Returns whether it was begun with this one."""
+    try:
+        begun = begun_with(folder)
+    except DamagedFileError as error:
+        raise ShardError(str(error)) from error
+    if begun:
         require_equal(folder, begun, plain(fingerprint))
     elif tar := next(folder.glob("*.tar"), None):
-        if path.exists():  # by a process that has begun the set meanwhile
+        if (folder / FINGERPRINT_FILE).exists():  # by a process that has begun the set meanwhile
             return require_fingerprint(folder, fingerprint)
         raise ShardError(
             f"{tar} has no {FINGERPRINT_FILE} with the settings that made it: delete {folder} and run data_prep again"
         )
-    return begun is not None
+    return bool(begun)
 
 
 def require_equal(folder: Path, old: object, new: object) -> None:

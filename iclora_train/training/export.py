@@ -1,4 +1,4 @@
-"""End of a run: export the adapter with card and ComfyUI workflow, evaluate it, print where the results are."""
+"""Plan the evaluation before step 0; at the end export the adapter with card and workflow, and evaluate it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.precision import save_rounded
-from iclora_train.config import ConfigError
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
@@ -18,8 +18,10 @@ from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
 from iclora_train.core.scores import judged_adapter, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
+from iclora_train.data.heldout import EvaluationPlan, TooFewWindowsError
 from iclora_train.data.mixture import open_data, source_metadata
 from iclora_train.data.prompts import TEMPLATE_KEY
+from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.checkpointing import batches_per_step
 from iclora_train.training.lightning_module import ICLoRA
@@ -115,3 +117,22 @@ def finish(folder: Path, adapter: Path, console: Console) -> None:
     ):
         if path.exists():
             console.print(f"{name:8} {path}")
+
+
+def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> bool:
+    """Print how the evaluation is adapted to the data. Returns whether there are windows to evaluate.
+
+    ConfigError if the evaluation would be refused after training.
+    """
+    try:
+        against = config.eval.against
+        require(against is None or Path(against).exists(), f"eval.against={against} does not exist")
+        plan = EvaluationPlan.of(config, shards)
+    except TooFewWindowsError as error:
+        console.print(f"note: no evaluation after training: {error}")
+        return False
+    except ConfigError as error:
+        raise ConfigError(f"{error}. To train without an evaluation set eval.after_training=false") from error
+    for note in plan.notes:
+        console.print(f"note: {note}")
+    return True
