@@ -21,6 +21,7 @@ from iclora_train.core.records import Count, NonNegative, PositiveCount, Text
 from iclora_train.data.shared_streams import SMALLEST
 
 PAIR_PARTS = ("decode", "maker", "checks", "compression")  # work of the processes that data.workers counts
+TRAIN_PAIRS, FIXED_PAIRS = "pairs", "pairs, val and heldout"  # kinds of bytes
 SURELY = 0.7  # the disk surely cannot hold a result of which this share is larger than the free space
 MB, GB = 1e6, 1e9
 
@@ -30,7 +31,8 @@ class Cost:
     """Totals of `windows` measured windows.
 
     seconds: by part, of one process (PAIR_PARTS), of one GPU or the CPU (`vae`), and of one process for `clips` clips
-    (`clips`: probe, hash, compare). bytes: by kind (pairs, latents, checks), and `text` of one caption.
+    (`clips`: probe, hash, compare). bytes: by kind. TRAIN_PAIRS is counted as if all windows were of train, FIXED_PAIRS
+    as if none were; `text` is of one caption.
     """
 
     windows: PositiveCount
@@ -44,7 +46,8 @@ class Cost:
 class Work:
     """What is to be done: windows and the pixels of their targets, clips to read, captions to encode.
 
-    texts: captions in the shards. A shard stores a caption once, however many of its windows have it.
+    texts: captions in the shards; a shard stores a caption once, however many of its windows have it. fixed_pixels: the
+    part of `pixels` in val and heldout.
     """
 
     windows: int
@@ -52,6 +55,7 @@ class Work:
     clips: int = 0
     captions: int = 0
     texts: int = 0
+    fixed_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,25 @@ def estimate(cost: Cost, work: Work, machine: Machine) -> Estimate:
     total = clips + (max(pairs, vae) if beside else pairs + vae)
     optional = {"clips": clips, "vae": vae}
     seconds |= {part: value for part, value in optional.items() if part in cost.seconds}
-    missing = () if "vae" in cost.seconds else ("the VAE",)
-    missing += ("the text encoder",) if work.captions else ()
-    sizes = {kind: size * scale for kind, size in cost.bytes.items() if kind != "text"}
+    parts = {"the VAE": "vae" not in cost.seconds, "the text encoder": work.captions > 0}
+    missing = tuple(part for part, is_missing in parts.items() if is_missing)
+    sizes = _pair_sizes(cost, work)
+    sizes |= {kind: size * scale for kind, size in cost.bytes.items() if kind not in (TRAIN_PAIRS, FIXED_PAIRS, "text")}
     if "text" in cost.bytes:
         shared = cost.bytes["text"] >= SMALLEST
         sizes["text in latents"] = cost.bytes["text"] * (work.texts if shared else work.windows)
         sizes["text cache"] = cost.bytes["text"] * work.captions
     return Estimate(seconds, total, sizes, missing)
+
+
+def _pair_sizes(cost: Cost, work: Work) -> dict[str, float]:
+    """Bytes of the pairs of train and of the other splits. Where one of them was not measured, it is as the other."""
+    measured = [cost.bytes[kind] for kind in (TRAIN_PAIRS, FIXED_PAIRS) if kind in cost.bytes]
+    if not measured:
+        return {}
+    pixels = {TRAIN_PAIRS: work.pixels - work.fixed_pixels, FIXED_PAIRS: work.fixed_pixels}
+    sizes = {kind: cost.bytes.get(kind, measured[0]) * count / cost.pixels for kind, count in pixels.items()}
+    return {kind: size for kind, size in sizes.items() if size}
 
 
 def require_room(result: Estimate, machine: Machine, config: Config) -> None:

@@ -12,8 +12,9 @@ from data_prep.measure import Totals, measure_unit, text_bytes
 from data_prep.preview_file import read_cost
 from data_prep.share import own_shards
 from data_prep.write_shards import Job, WorkUnit
+from iclora_train.data.shard_index import split_of
 
-MEASURED = 2  # windows that are measured where there is no preview
+MEASURED = 2  # train windows that are measured where there is no preview
 SHORT = 16  # windows that are made at once, without an estimate
 
 
@@ -24,14 +25,16 @@ def show_forecast(job: Job) -> None:
     """
     config = job.config
     plan = own_shards(job.plan, job.share)
-    shards = [group for shard, group in plan.items() if not _exists(job.root, shard)]
+    by_shard = {shard: group for shard, group in plan.items() if not _exists(job.root, shard)}
+    shards = list(by_shard.values())
     missing = [window for group in shards for window in group]
-    cost = (read_cost(config) or _measure(job, missing)) if len(missing) > SHORT else None
+    cost = (read_cost(config) or _measure(job, by_shard)) if len(missing) > SHORT else None
     if cost is None:
         return
     captions = [{caption_of(job.clips[window.clip], config) for window in group} for group in shards]
     pixels, texts = sum(map(_pixels, missing)), sum(map(len, captions))
-    work = Work(len(missing), pixels, captions=len(set().union(*captions)), texts=texts)
+    fixed = sum(map(_pixels, (w for shard, group in by_shard.items() if split_of(shard) != "train" for w in group)))
+    work = Work(len(missing), pixels, captions=len(set().union(*captions)), texts=texts, fixed_pixels=fixed)
     machine = Machine.here(config)
     result = estimate(cost, work, machine)
     show_estimate(cost, work, machine, result)
@@ -46,10 +49,15 @@ def _pixels(window: Window) -> int:
     return len(window.indices) * window.size[0] * window.size[1]
 
 
-def _measure(job: Job, windows: list[Window]) -> Cost | None:
-    """The cost of the first window and of one in the middle. None if their clips can no longer be read."""
+def _measure(job: Job, shards: dict[str, list[Window]]) -> Cost | None:
+    """The cost of the first and the middle train window, and of one of the other splits.
+
+    None if their clips can no longer be read.
+    """
     totals = Totals()
-    for window in windows[:: -(-len(windows) // MEASURED)]:
+    train = [window for shard, group in shards.items() if split_of(shard) == "train" for window in group]
+    fixed = [window for shard, group in shards.items() if split_of(shard) != "train" for window in group]
+    for window in (*train[:: -(-len(train) // MEASURED) or 1], *fixed[:1]):
         pairs = measure_unit(WorkUnit(job.clips[window.clip], [window], job.config))
         if not isinstance(pairs, Failure):
             for pair in pairs:

@@ -16,7 +16,7 @@ from torch import Tensor
 from data_prep.checks import Report, check_pair, pair_picture
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Failure
-from data_prep.estimate import Cost
+from data_prep.estimate import FIXED_PAIRS, TRAIN_PAIRS, Cost
 from data_prep.pairs import make_pairs
 from data_prep.stopwatch import Stopwatch
 from data_prep.write_shards import WorkUnit
@@ -69,13 +69,16 @@ class Totals:
     pixels: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     bytes: Counter[str] = field(default_factory=Counter)
+    group_pixels: Counter[str] = field(default_factory=Counter)
 
     def add(self, pair: MeasuredPair, geometry: Geometry) -> None:
         """Count a pair, and the bytes of the latents that a VAE of this geometry gives."""
         self.windows, self.pixels = self.windows + 1, self.pixels + pair.pixels
         for part, seconds in pair.seconds.items():
             self.add_seconds(part, seconds)
-        self.bytes["pairs"] += pair.pair_bytes
+        group = TRAIN_PAIRS if pair.report.split == "train" else FIXED_PAIRS  # data.keep may treat them differently
+        self.bytes[group] += pair.pair_bytes
+        self.group_pixels[group] += pair.pixels
         self.bytes["checks"] += len(pair.picture) * 4 // 3
         self.bytes["latents"] += latent_bytes(pair.pair, geometry)
 
@@ -86,6 +89,8 @@ class Totals:
     def cost(self, text: int = 0, clips: int = 0, clip_seconds: float = 0.0) -> Cost:
         """The totals as a Cost. text: bytes of the features of a caption, 0 if they are unknown."""
         sizes = {name: float(size) for name, size in self.bytes.items()} | ({"text": float(text)} if text else {})
+        for group, pixels in self.group_pixels.items():
+            sizes[group] *= self.pixels / pixels  # as if all windows were of this group
         seconds = self.seconds | ({"clips": clip_seconds} if clips else {})
         return Cost(self.windows, self.pixels, seconds, sizes, clips)
 

@@ -140,12 +140,13 @@ def _side_by_side(pair: Pair) -> np.ndarray:
 
 def _work(sample: ClipSample, config: Config) -> Work:
     """The work of the whole preparation, judged from the clips that were probed."""
-    windows = sum(sample.windows(config.data).values())
+    counts, each = sample.windows(config.data), sample.pixels_per_window(config.data)
+    windows = sum(counts.values())
     captions = {caption for clip in sample.listed if (caption := _caption_or_none(clip, config)) is not None}
-    pixels = round(windows * sample.pixels_per_window(config.data))
     used = min(len(captions), windows)
     texts = min(used + windows // SHARD_CLIPS, windows)  # a clip at the border of two shards has its text in both
-    return Work(windows, pixels, len(sample.listed), used, texts)
+    fixed = round((windows - counts["train"]) * each)
+    return Work(windows, round(windows * each), len(sample.listed), used, texts, fixed)
 
 
 def _caption_or_none(clip: Clip, config: Config) -> str | None:

@@ -172,7 +172,8 @@ def test_the_estimate_of_sizes_comes_true(
         for kind in ("pairs", "latents")
     }
     (result,) = shown
-    assert result.bytes["pairs"] == pytest.approx(tars["pairs"], rel=0.4)
+    pairs = result.bytes["pairs"] + result.bytes["pairs, val and heldout"]
+    assert pairs == pytest.approx(tars["pairs"], rel=0.4)
     assert result.bytes["latents"] < tars["latents"]
     err = capsys.readouterr().err
     assert "10 windows took " in err
@@ -218,6 +219,16 @@ def test_sizes_count_windows_and_captions() -> None:
     large = replace(COST, bytes={"text": 8e6})
     sizes = estimate(large, Work(windows=20, pixels=2000, captions=4, texts=5), Machine(0, 1, 0, 0)).bytes
     assert sizes == {"text in latents": 40e6, "text cache": 32e6}  # each shard stores a large caption once
+
+
+def test_pairs_of_train_and_of_the_other_splits_are_counted_apart() -> None:
+    """Only the pixels of val and heldout windows may be kept (`data.keep`)."""
+    cost = replace(COST, bytes={"pairs": 10.0, "pairs, val and heldout": 300.0})
+    sizes = estimate(cost, Work(windows=20, pixels=2000, fixed_pixels=400), Machine(0, 1, 0, 0)).bytes
+    assert sizes == {"pairs": 80, "pairs, val and heldout": 600}
+    unmeasured = replace(COST, bytes={"pairs": 10.0})
+    sizes = estimate(unmeasured, Work(windows=20, pixels=2000, fixed_pixels=400), Machine(0, 1, 0, 0)).bytes
+    assert sizes == {"pairs": 80, "pairs, val and heldout": 20}
 
 
 def test_a_disk_that_may_hold_the_result_only_warns(
