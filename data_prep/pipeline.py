@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from data_prep.checks.dataset import (
     read_check_totals,
     write_report,
 )
+from data_prep.clip_cache import FOLDER, ClipCache
 from data_prep.clips.clip_list import SPLITS, Clip, clips_of
 from data_prep.clips.notes import listing_notes
 from data_prep.clips.probed_clip import ProbedClip
@@ -29,7 +30,7 @@ from data_prep.makers import build_maker
 from data_prep.select_clips import select_clips
 from data_prep.selection import require_train_pairs, selection_report, show_selection
 from data_prep.settle_clips import settle_clips, stored_changes, with_splits
-from data_prep.share import remove_shares, show_share, writing_share
+from data_prep.share import IN_PROGRESS, remove_progress, show_share, writing_share
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.paths import user_path
@@ -61,7 +62,9 @@ def prepare(config: Config) -> Path:
     build_maker(config.task.maker, config.task.maker_args)
     config = with_local_clips(config)
     clips = add_missing_captions(clips_of(config), config)
-    made_from = fingerprints(config, clips, base)
+    # a finished set needs no cache, and nothing is left in it
+    cache = ClipCache(None if (root / "latents" / "index.json").exists() else root / IN_PROGRESS / FOLDER)
+    made_from = fingerprints(config, clips, base, cache)
     totals = _totals_if_finished(root, made_from)
     if totals is not None:
         require_no_failure(totals, root)
@@ -70,24 +73,26 @@ def prepare(config: Config) -> Path:
         require_fingerprint(root / kind, fingerprint)
     if config.share is None:
         with exclusive(root, "set another data.root"):
-            _write_all(root, clips, base, made_from, config)
+            _write_all(root, clips, base, made_from, config, cache)
     else:
-        _prepare_share(root, clips, base, made_from, config)
+        _prepare_share(root, clips, base, made_from, config, cache)
     return root
 
 
-def _prepare_share(root: Path, clips: list[Clip], base: BaseModel, made_from: Fingerprints, config: Config) -> None:
+def _prepare_share(
+    root: Path, clips: list[Clip], base: BaseModel, made_from: Fingerprints, config: Config, cache: ClipCache
+) -> None:
     """Write the share's shards, and everything else if no shard is missing then."""
     share = Share.parse(config.share or "")
     with writing_share(root, share):
         if _totals_if_finished(root, made_from) is not None:
             return  # meanwhile
-        complete = _write_all(root, clips, base, made_from, config, share)
+        complete = _write_all(root, clips, base, made_from, config, cache, share)
     if complete:
         try:
             with exclusive(root, "set another data.root"):
                 if _totals_if_finished(root, made_from) is None:
-                    _write_all(root, clips, base, made_from, config)
+                    _write_all(root, clips, base, made_from, config, cache)
         except LockedFolderError:
             print("the process of another share writes the index and the report")
 
@@ -109,6 +114,7 @@ def _write_all(
     base: BaseModel,
     made_from: Fingerprints,
     config: Config,
+    cache: ClipCache,
     share: Share | None = None,
 ) -> bool:
     """Write both shard sets, the report and the contact sheet. A share writes its shards only.
@@ -118,9 +124,9 @@ def _write_all(
     notes = listing_notes(config.data.clips, clips, template_fields(config.data.prompt or ""), config.data.references)
     for note in notes:
         print(note)
-    usable, dropped = select_clips(clips, config)
+    usable, dropped = select_clips(clips, config, cache)
     log = CheckLog(root, digest(made_from["pairs"]))
-    splits = settle_clips(root, usable, made_from["pairs"], log, config)
+    splits = settle_clips(root, usable, made_from["pairs"], log, config, cache)
     fingerprint = with_splits(made_from, splits.changes)
     for kind, of in fingerprint.items():
         require_fingerprint(root / kind, of)
@@ -143,7 +149,7 @@ def _write_all(
         return show_share(root, share, plan)
     if plan:
         check_pairs_with_vae(ShardSet.open(root / "pairs"), base, log, config)
-    remove_shares(root)
+    remove_progress(root)
     finish_checks(root, log, report, config)
     require_train_pairs(root, report, config)
     if lost is not None:
@@ -175,11 +181,12 @@ def check_fit(config: Config, geometry: Geometry) -> None:
             raise ConfigError(message) from error
 
 
-def fingerprints(config: Config, clips: list[Clip], base: BaseModel) -> Fingerprints:
+def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: ClipCache | None = None) -> Fingerprints:
     """Fingerprints of the pair shards and the latent shards: settings, contents of the sources, base model."""
     settings = _without_unset(content_settings(config))
     with progress_bar("fingerprinting", len(clips), "clip") as bar:
-        content_digest = cache(_content_digest)  # several clips may be sections of one file
+        known = cache or ClipCache()
+        content_digest = lru_cache(None)(lambda path: known.digest(path, _content_digest))  # clips may share a file
         sources = {clip.id: _clip_identity(clip, config, content_digest) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
     networks = _network_digests(config.task.maker_args)

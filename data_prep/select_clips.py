@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 
+from data_prep.clip_cache import ClipCache
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.probed_clip import ProbedClip
-from data_prep.clips.scene_cuts import SceneAnalysis, analyse_scenes
+from data_prep.clips.scene_cuts import SceneAnalysis
 from data_prep.makers import Maker, build_maker
 from iclora_train.config import Config
 from iclora_train.core.console import printable
 from iclora_train.core.progress import progress_bar
-from iclora_train.media.clip import ClipInfo, probe
+from iclora_train.media.clip import ClipInfo
 from iclora_train.media.frame_times import rates_equal
 
 ASPECT_TOLERANCE = 0.01  # relative difference up to which two aspect ratios are equal
@@ -20,24 +21,25 @@ ASPECT_TOLERANCE = 0.01  # relative difference up to which two aspect ratios are
 Dropped = list[dict[str, str]]  # clip and reason
 
 
-def select_clips(clips: list[Clip], config: Config) -> tuple[list[ProbedClip], Dropped]:
+def select_clips(clips: list[Clip], config: Config, cache: ClipCache | None = None) -> tuple[list[ProbedClip], Dropped]:
     """Probe every clip. Returns the usable and the dropped clips with reasons: a bad clip does not end the run."""
     usable, dropped = [], []
     maker = build_maker(config.task.maker, config.task.maker_args)
     with progress_bar("reading clips", len(clips), "clip") as bar:
         for clip in bar.track(clips):
             try:
-                usable.append(probe_clip(clip, config, maker))
+                usable.append(probe_clip(clip, config, maker, cache))
             except (ValueError, OSError) as error:
                 dropped.append({"clip": clip.id, "reason": printable(str(error))})
     return usable, dropped
 
 
-def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
+def probe_clip(clip: Clip, config: Config, maker: Maker, cache: ClipCache | None = None) -> ProbedClip:
     """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used."""
     if clip.problem:
         raise ValueError(clip.problem)
-    info, data = probe(clip.path, clip.section), config.data
+    known = cache or ClipCache()
+    info, data = known.probe(clip.path, clip.section), config.data
     if clip.fps is not None and not clip.is_image and not _has_rate(info, clip.fps):
         raise ValueError(
             f"its row says fps={clip.fps:g}, but the video has {info.fps:g}: correct the list or the video"
@@ -49,18 +51,18 @@ def probe_clip(clip: Clip, config: Config, maker: Maker) -> ProbedClip:
     if too_late:
         raise ValueError(f"its row names a cut at frame {', '.join(too_late)}, but the video has {info.frames} frames")
     needs_pixels = data.pick == "best" or (data.cuts and clip.cuts is None)
-    scenes = analyse_scenes(clip.path, clip.section) if needs_pixels else SceneAnalysis()
+    scenes = known.scenes(clip.path, clip.section) if needs_pixels else SceneAnalysis()
     cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()
     probed = ProbedClip(clip, info, cuts, scenes.quality)
     probed.best_bucket(data)  # ValueError if no bucket fits
-    _check_files(clip, info, config.task.maker, maker)
+    _check_files(clip, info, config.task.maker, maker, known)
     return probed
 
 
-def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
+def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker, known: ClipCache) -> None:
     """ValueError unless the files of a clip exist and fit: its reference, its mask, the files that the maker needs."""
     if clip.reference is not None:
-        _check_reference(probe(clip.reference, clip.reference_section), info)
+        _check_reference(known.probe(clip.reference, clip.reference_section), info)
     elif name == "given":
         remedy = "give a column `reference`, or the folder of the references as data.references"
         raise ValueError(f"the list names no reference, and task.maker=given needs one: {remedy}")
@@ -73,7 +75,7 @@ def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker) -> None:
         if not os.path.exists(path):
             raise ValueError(f"its {column} {path} does not exist")
     if "mask" in clip.files:
-        _check_mask(probe(clip.files["mask"]), info)
+        _check_mask(known.probe(clip.files["mask"]), info)
     maker.check(clip.files)
 
 

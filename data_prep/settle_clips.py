@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data_prep.checks import CheckLog, Signature, find_duplicates, frames_to_hash, make_signature, match_clips
+from data_prep.checks import CheckLog, Signature, find_duplicates, match_clips
+from data_prep.clip_cache import ClipCache
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.splits import Splits, settle_splits
 from iclora_train.config import Config, ConfigError
@@ -22,7 +23,6 @@ from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.records import DamagedFileError, Text, read_json
 from iclora_train.data.shard_index import begun_with
-from iclora_train.media.clip import read_clip
 
 SPLITS_FILE = "splits.json"
 
@@ -54,7 +54,12 @@ def stored_changes(folder: Path) -> dict[str, Any]:
 
 
 def settle_clips(
-    root: Path, usable: Sequence[ProbedClip], fingerprint: dict[str, Any], log: CheckLog, config: Config
+    root: Path,
+    usable: Sequence[ProbedClip],
+    fingerprint: dict[str, Any],
+    log: CheckLog,
+    config: Config,
+    cache: ClipCache,
 ) -> Splits:
     """The clips with their splits, without clips that show the same as one that the list puts into a later split.
 
@@ -66,7 +71,7 @@ def settle_clips(
     if stored is not None and stored.made_from == made_from and log.has("clips"):
         splits = settle_splits(usable, stored.copies, config.data)
     else:
-        signatures = _signatures(usable, fingerprint["sources"])
+        signatures = _signatures(usable, fingerprint["sources"], cache)
         copies = _find_copies(usable, signatures, config)
         splits = settle_splits(usable, copies, config.data)
         log.write("clips", find_duplicates(_in_splits(signatures, splits), config.checks))
@@ -76,13 +81,11 @@ def settle_clips(
     return splits
 
 
-def _signatures(usable: Sequence[ProbedClip], sources: dict[str, Any]) -> list[Signature]:
+def _signatures(usable: Sequence[ProbedClip], sources: dict[str, Any], cache: ClipCache) -> list[Signature]:
     signatures = []
     with progress_bar("comparing clips", len(usable), "clip") as bar:
         for probed in bar.track(usable):
-            clip, info = probed.clip, probed.info
-            frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)), clip.section)
-            signatures.append(make_signature(clip.id, clip.split, sources[clip.id]["video"], frames))
+            signatures.append(cache.signature(probed.clip, probed.info, sources[probed.clip.id]["video"]))
     return signatures
 
 

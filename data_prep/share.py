@@ -17,12 +17,13 @@ from iclora_train.core.atomic_files import exclusive, shared
 from iclora_train.data.shard_index import KINDS
 
 T = TypeVar("T")
-SHARES = "shares"  # folder in data.root for the locks and lost windows of the shares, until the index is written
+IN_PROGRESS = "in-progress"  # folder in data.root that is removed when the index is written: locks and lost windows
+# of the shares, and what is known of the clips
 
 
 def share_folder(root: Path, share: Share) -> Path:
     """The folder of a share in data.root."""
-    return root / SHARES / f"{share.number}-of-{share.count}"
+    return root / IN_PROGRESS / f"share-{share.number}-of-{share.count}"
 
 
 @contextmanager
@@ -41,7 +42,7 @@ def lost_files(root: Path, share: Share | None) -> tuple[Path, Sequence[Path]]:
     """The file of lost windows that this process writes, and those of the shares that it takes over."""
     if share is not None:
         return share_folder(root, share) / "lost.json", ()
-    return root / "pairs" / "lost.json", sorted(root.glob(f"{SHARES}/*/lost.json"))
+    return root / "pairs" / "lost.json", sorted(root.glob(f"{IN_PROGRESS}/share-*/lost.json"))
 
 
 def show_share(root: Path, share: Share, plan: Iterable[str]) -> bool:
@@ -56,6 +57,6 @@ def show_share(root: Path, share: Share, plan: Iterable[str]) -> bool:
     return not missing
 
 
-def remove_shares(root: Path) -> None:
-    """Remove what the shares have left, when the index is written."""
-    shutil.rmtree(root / SHARES, ignore_errors=True)
+def remove_progress(root: Path) -> None:
+    """Remove the folder IN_PROGRESS, when the index is written."""
+    shutil.rmtree(root / IN_PROGRESS, ignore_errors=True)

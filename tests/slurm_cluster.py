@@ -106,7 +106,7 @@ class Cluster:
 
     def start_requeued(self) -> None:
         """Start the jobs at once that were requeued and wait two minutes."""
-        for line in self.run("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines():
+        for line in self.run("squeue", "--noheader", "--array", "--states=PENDING", "--format=%i %r").splitlines():
             job, reason = line.split(maxsplit=1)
             if reason == "BeginTime":
                 self.run("scontrol", "update", f"JobId={job}", "StartTime=now")

@@ -83,7 +83,10 @@ def test_a_wrong_share_is_refused(share, tmp_path, clips, base):
 
 def test_a_share_is_started_once_and_not_beside_a_process_that_prepares_everything(tmp_path, clips, base):
     share = config_of(tmp_path, clips, base, MANY, "share=1/2")
-    with exclusive(tmp_path / "shares" / "1-of-2", ""), pytest.raises(ConfigError, match="start each share once"):
+    with (
+        exclusive(tmp_path / "in-progress" / "share-1-of-2", ""),
+        pytest.raises(ConfigError, match="start each share once"),
+    ):
         pipeline.prepare(share)
     process = start(tmp_path, "data_prep", *overrides(tmp_path, clips, base, MANY, "data.workers=0", "share=1/2"))
     while not list((tmp_path / "pairs").glob("*.tar*")):

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from data_prep import pipeline
 from tests.command import read_csv
-from tests.prep import contents, overrides, write_clips
+from tests.prep import config_of, contents, overrides, write_clips
 from tests.slurm_cluster import Cluster, can_run, slurm_cluster
 from tests.tiny import SETTINGS, composed, write_tiny_base, write_tiny_latents
 
@@ -222,6 +223,24 @@ def test_preparation_training_and_evaluation_in_jobs(cluster: Cluster, tmp_path:
     assert cluster.wait(judged, 400) == ("COMPLETED", 0), output(tmp_path)
     assert (tmp_path / "runs/run/eval/scores.json").exists()
     assert {"deblur", "colorize"} <= {name.split("/")[0] for name in contents(tmp_path / "data")}
+
+
+def test_an_array_prepares_one_data_set_although_a_job_is_killed(cluster: Cluster, tmp_path: Path) -> None:
+    """Two jobs, each a share of the shards. One is killed by SIGKILL when it has begun its shards, and requeued."""
+    base, clips = write_tiny_base(tmp_path / "base"), write_clips(tmp_path / "clips")
+    settings = ["data.train_windows=70", "data.workers=0"]  # four shards
+    pipeline.prepare(config_of(tmp_path / "alone", clips, base, *settings))
+    command = overrides(tmp_path / "data", clips, base, *settings)
+    array = cluster.submit(tmp_path, *TASK, "--array=0-1", str(SCRIPTS / "prep.sbatch"), *command)
+    killed = f"{array}_1"
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("data/*/train-000001.tar*")):  # of the second share
+        assert time.monotonic() < deadline, output(tmp_path)
+        time.sleep(0.02)
+    cluster.run("scontrol", "requeue", killed)
+    for job in (f"{array}_0", killed):
+        assert cluster.wait(job, 400) == ("COMPLETED", 0), output(tmp_path)
+    assert contents(tmp_path / "data") == contents(tmp_path / "alone")
 
 
 @pytest.mark.slow
