@@ -71,7 +71,7 @@ class Machine:
     def here(cls, config: Config) -> Machine:
         """This machine, with the workers of the settings."""
         cores = len(os.sched_getaffinity(0))
-        return cls(config.data.workers, cores, torch.cuda.device_count(), free_bytes(Path(config.data.root)))
+        return cls(config.data.processes(), cores, torch.cuda.device_count(), free_bytes(Path(config.data.root)))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class LostWindows:
         """Record the windows of a clip that failed. The file is written before the shard."""
         self.entries.append({"clip": clip, "shard": shard, "windows": list(windows), "reason": reason})
         self._write()
+
+    def forget(self, shards: Collection[str]) -> None:
+        """Forget the windows of pair shards that are made again."""
+        self.entries = [entry for entry in self.entries if entry["shard"] not in shards]
 
     def _write(self) -> None:
         with write_atomic(self.path) as file:

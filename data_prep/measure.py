@@ -19,7 +19,7 @@ from data_prep.engines.base import Failure
 from data_prep.estimate import FIXED_PAIRS, TRAIN_PAIRS, Cost
 from data_prep.pairs import make_pairs
 from data_prep.stopwatch import Stopwatch
-from data_prep.write_shards import WorkUnit
+from data_prep.write_shards import WorkUnit, kept_pixels
 from iclora_train.core.types import Geometry, Pair
 from iclora_train.data.shard_sample import pack_pair
 from iclora_train.ltx2.base_model import BaseModel
@@ -31,7 +31,7 @@ LATENT_BYTES = 2  # fp16
 
 @dataclass(frozen=True)
 class MeasuredPair:
-    """A pair with its check report and picture (JPEG), the bytes of its lossless videos, and seconds by part."""
+    """A pair with its check report and picture (JPEG), the bytes of its videos in a shard, and seconds by part."""
 
     pair: Pair
     report: Report
@@ -53,7 +53,7 @@ def measure_unit(unit: WorkUnit) -> list[MeasuredPair] | Failure:
             with watch.part("checks"):
                 report, picture = check_pair(pair, clip.id, clip.split, unit.config), pair_picture(pair)
             with watch.part("compression"):
-                members = pack_pair(pair, clip.id)
+                members = pack_pair(pair, clip.id, kept_pixels(unit.config, clip.split))
             size = sum(len(data) for name, data in members.items() if name != "__key__")
             measured.append(MeasuredPair(pair, report, picture, size, watch.take()))
     except (ValueError, OSError) as error:

@@ -12,7 +12,6 @@ from typing import Any
 from data_prep.captions.stored import add_missing_captions
 from data_prep.checks import CheckLog, require_no_failure
 from data_prep.checks.dataset import (
-    check_pairs_with_vae,
     finish_checks,
     read_check_totals,
     write_report,
@@ -31,6 +30,7 @@ from data_prep.select_clips import select_clips
 from data_prep.selection import require_train_pairs, selection_report, show_selection
 from data_prep.settle_clips import settle_clips, stored_changes, with_splits
 from data_prep.share import IN_PROGRESS, remove_progress, show_share, writing_share
+from data_prep.vae_check import check_with_vae
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.paths import user_path
@@ -140,15 +140,15 @@ def _write_all(
     if plan:
         by_id = {probed.clip.id: probed.clip for probed in splits.clips}
         show_forecast(job := Job(root, fingerprint, plan, by_id, config, base, log, share))
-        try:
-            with closing(create_engine(config.engine, config.data.workers)) as engine:
+        with closing(create_engine(config.engine, config.data.workers)) as engine:
+            try:
                 write_shards(job, engine)
-        except LostWindowsError as error:
-            lost = error
+            except LostWindowsError as error:
+                lost = error
+            if share is None:
+                check_with_vae(job, engine)
     if share is not None:
         return show_share(root, share, plan)
-    if plan:
-        check_pairs_with_vae(ShardSet.open(root / "pairs"), base, log, config)
     remove_progress(root)
     finish_checks(root, log, report, config)
     require_train_pairs(root, report, config)

@@ -84,7 +84,7 @@ def _measure(
     by_id = {probed.clip.id: probed.clip for probed in sample.usable}
     units = [WorkUnit(by_id[window.clip], [window], config) for window in windows]
     totals, pairs = Totals(), []
-    workers = min(WINDOWS, Machine.here(config).cores) if config.data.workers else 0
+    workers = min(WINDOWS, Machine.here(config).cores) if config.data.processes() else 0
     with closing(create_engine("local", workers)) as engine, progress_bar("making pairs", len(units), "clip") as bar:
         for result in bar.track(engine.map(measure_unit, units)):
             for pair in _pairs_or_raise(result):

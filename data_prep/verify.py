@@ -25,7 +25,7 @@ Work = tuple[ShardSet, str]  # a shard set and the name of one of its shards
 Shapes = dict[str, tuple[int, ...]]  # by member of a sample
 
 
-def verify(root: str, workers: int = 0, config: Config | None = None) -> list[str]:
+def verify(root: str, workers: int | None = 0, config: Config | None = None) -> list[str]:
     """Read both shard sets of data.root again and list all problems with their remedies, under a progress bar.
 
     With a config, also compare settings and base model. workers: number of processes that read shards (0: this
@@ -103,7 +103,7 @@ def _inconsistencies(pairs: ShardSet, latents: ShardSet) -> Iterator[str]:
         yield str(error)
 
 
-def _shard_problems(sets: list[ShardSet], workers: int) -> Iterator[str]:
+def _shard_problems(sets: list[ShardSet], workers: int | None) -> Iterator[str]:
     """Check the bytes of every shard and every sample in it."""
     work = [(shards, shard) for shards in sets for shard in shards.shards]
     with (
@@ -139,9 +139,21 @@ def _check_shard(work: Work) -> list[str]:
     return problems
 
 
+def _preview_shapes(shards: ShardSet, i: int) -> Shapes:
+    """Shapes of the previews of sample i, of which no lossless pixels are kept. ValueError if one is damaged."""
+    record, previews = shards.record(i), shards.read_previews(i)
+    if record.keep == "preview" and not {"target", "reference0"} <= previews.keys():
+        raise ValueError("it has no preview of its target and its reference")
+    if any(len(clip) != record.frames for name, clip in previews.items() if name == "target"):
+        raise ValueError("its preview has another number of frames")
+    return {name: clip.shape for name, clip in previews.items()}
+
+
 def _sample_shapes(shards: ShardSet, i: int) -> Shapes:
     """Shapes of sample i, equal for all samples of its bucket. ValueError if it cannot be trained on."""
     if shards.kind == "pairs":
+        if shards.record(i).keep:
+            return _preview_shapes(shards, i)
         pair = shards.read_pair(i)
         width, height, frames = map(int, shards.samples[i].bucket.split("x"))
         if pair.target.shape != (frames, height, width, 3):

@@ -113,12 +113,20 @@ def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
         return Failure(str(error))
 
 
+def kept_pixels(config: Config, split: str) -> str:
+    """Which pixels of the windows of a split are kept (see Data.keep): evaluation reads those of val and heldout."""
+    if split != "train":
+        return "lossless"
+    return config.data.keep or ("lossless" if config.model.checkpoint == "nano" else "preview")
+
+
 def _check(pair: Pair, unit: WorkUnit, watch: Stopwatch) -> CheckedPair:
     clip = unit.clip
     with watch.part("checks"):
         report, picture = check_pair(pair, clip.id, clip.split, unit.config), pair_picture(pair)
     with watch.part("compression"):
-        members = pack_pair(pair, clip.id) if report.kept else None
+        keep = kept_pixels(unit.config, clip.split)
+        members = pack_pair(pair, clip.id, keep) if report.kept else None
     return CheckedPair(members, report, picture, watch.take(), pair if report.kept and unit.encode else None)
 
 
@@ -151,8 +159,12 @@ class _Shards:
     def __init__(self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: ProgressBar) -> None:
         self._job, self._engine, self._pairs, self._bar = job, engine, pairs, bar
         self._stop, self._encoding = Event(), bar.add("encoding")
-        self._to_make = [shard for shard in job.plan if not pairs.has(shard)]
         self._to_encode = [shard for shard in job.plan if not latents.has(shard)]
+        self._to_make = [
+            shard
+            for shard in job.plan
+            if not pairs.has(shard) or (shard in self._to_encode and not pairs.unfinished([shard]).has_pixels())
+        ]
         self._pair_thread = ShardThread(pairs, PAIRS_AHEAD, self._stop)
         self._stage: LatentStage | None = None
         if self._to_encode:
@@ -162,7 +174,8 @@ class _Shards:
             progress.skip(sum(len(windows) for shard, windows in job.plan.items() if shard not in missing))
 
     def write(self, lost: LostWindows) -> None:
-        """Write all missing shards, in the order of the plan."""
+        """Write all missing shards, in the order of the plan. A pair shard without pixels is made again for the VAE."""
+        lost.forget(self._to_make)
         units = {shard: self._units(shard) for shard in self._to_make}
         results = self._engine.map(process_unit, (unit for group in units.values() for unit in group))
         for shard in self._job.plan:

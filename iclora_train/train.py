@@ -123,7 +123,7 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
         clips = next((callback for callback in callbacks if isinstance(callback, ValidationClips)), None)
         console.print(str(dry_run(config, module, shards, clips, folder)))
     batch_size, tokens_per_batch = config.data.batch_size, config.data.tokens_per_batch
-    data = LatentDataModule(shards, batch_size, tokens_per_batch, config.seed, config.data.workers)
+    data = LatentDataModule(shards, batch_size, tokens_per_batch, config.seed, config.data.loader_processes())
     with interrupts_unchanged():
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:

@@ -36,7 +36,7 @@ def overrides(root: Path, clips: Path, base: Path, *more: str) -> list[str]:
     """The command line of data_prep for task deblur on a tiny base."""
     paths = [f"model.checkpoint={base}", f"data.clips={clips}", f"data.root={root}"]
     counts = ["data.train_windows=30", "data.heldout_windows=4"]
-    return ["conf=deblur", "model.name=tiny", *paths, *SIZE, *counts, *more]
+    return ["conf=deblur", "model.name=tiny", "data.keep=lossless", *paths, *SIZE, *counts, *more]
 
 
 def config_of(root: Path, clips: Path, base: Path, *more: str) -> Config:

@@ -33,6 +33,7 @@ from iclora_train.core.records import from_json
 from iclora_train.core.types import Pair
 from iclora_train.media.codec_round_trip import round_trip
 from iclora_train.media.frame_times import temporal_subsample
+from iclora_train.media.pixels import from_uint8
 from tests.clips import moving
 
 DEGRADATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -215,9 +216,11 @@ def test_missing_triggers_and_empty_or_long_captions_are_reported():
 def test_the_vae_round_trip_is_measured_for_target_and_reference():
     clip, checks = footage(9), Checks(vae=Limit(least=30))
     pair = Pair("clip-00000", clip, (degraded(clip, "edges"),), "", 24.0)
-    exact = check_vae(pair, lambda video: video, lambda latents: latents, checks)
+    videos = [from_uint8(torch.from_numpy(stream)[None])[0] for stream in (pair.target, *pair.references)]
+    exact = check_vae(pair, videos, lambda latents: latents, checks)
     assert [finding.value for finding in exact] == [100, 100]
-    coarse = check_vae(pair, torch.nn.AvgPool3d((1, 4, 4)), torch.nn.Upsample(scale_factor=(1, 4, 4)), checks)
+    small = [torch.nn.functional.avg_pool3d(video, (1, 4, 4)) for video in videos]
+    coarse = check_vae(pair, small, torch.nn.Upsample(scale_factor=(1, 4, 4)), checks)
     assert [finding.verdict for finding in coarse] == ["warn", "warn"]
     assert coarse[0].value > coarse[1].value  # thin lines are lost first
     assert [evenly_spaced(100, 4), evenly_spaced(2, 16), evenly_spaced(9, 0)] == [[12, 37, 62, 87], [0, 1], []]
@@ -324,7 +327,8 @@ def test_vae_findings_are_added_to_their_pair(tmp_path: Path):
     pair = Pair("clip-00000", clip, (clip,), "a ball moves", 24.0)
     pair_report = check_pair(pair, "clip", "train", config())
     log.write("train-000000", [(pair_report, b"")])
-    vae_findings = check_vae(pair, lambda video: video, lambda latents: latents, Checks())
+    video = from_uint8(torch.from_numpy(clip)[None])[0]
+    vae_findings = check_vae(pair, [video, video], lambda latents: latents, Checks())
     log.add([replace(pair_report, findings=tuple(vae_findings))])
     [(merged, _)] = log.entries()
     assert [finding.check for finding in merged.findings][-2:] == ["vae", "vae"]

@@ -1,4 +1,4 @@
-"""VAE round trips of some pairs, and the final report of a preparation."""
+"""The final report of a preparation."""
 
 from __future__ import annotations
 
@@ -7,40 +7,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data_prep.checks import (
     CheckLog,
-    Report,
-    check_vae,
-    evenly_spaced,
     read_totals,
     require_no_failure,
     write_results,
 )
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.device import default_device
-from iclora_train.core.progress import progress_bar
 from iclora_train.core.records import DamagedFileError
-from iclora_train.data.shards import ShardSet
-from iclora_train.ltx2.base_model import BaseModel
-
-
-@torch.inference_mode()
-def check_pairs_with_vae(pairs: ShardSet, base: BaseModel, log: CheckLog, config: Config) -> None:
-    """Log the VAE round trip of some of the pairs."""
-    numbers = evenly_spaced(len(pairs), config.checks.vae_pairs)
-    device = default_device()
-    reports = []
-    if numbers:
-        vae = base.vae().to(device)
-        with progress_bar("pairs through the VAE", len(numbers), "clip") as bar:
-            for i in bar.track(numbers):
-                pair, sample = pairs.read_pair(i), pairs.samples[i]
-                findings = check_vae(pair, vae.encode, vae.decode, config.checks, device)
-                reports.append(Report(pair.key, sample.source, sample.split, pair.caption, tuple(findings)))
-    log.add(reports)
 
 
 def finish_checks(root: Path, log: CheckLog, report: dict[str, Any], config: Config) -> None:

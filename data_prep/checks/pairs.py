@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
 from iclora_train.media.frame_times import temporal_subsample
-from iclora_train.media.pixels import from_uint8, to_uint8
+from iclora_train.media.pixels import to_uint8
 
 
 def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps: float | None = None) -> Report:
@@ -102,21 +102,17 @@ def _coverages(params: Any) -> Iterator[float]:
 
 
 def check_vae(
-    pair: Pair,
-    encode: Callable[[Tensor], Tensor],
-    decode: Callable[[Tensor], Tensor],
-    checks: Checks,
-    device: torch.device | str = "cpu",
+    pair: Pair, latents: Sequence[Tensor], decode: Callable[[Tensor], Tensor], checks: Checks
 ) -> list[Finding]:
     """PSNR of target (reference 0) and references after the VAE. Detail that the VAE loses cannot guide an adapter.
 
-    encode: video (1,3,F,H,W) in [-1, 1] -> latents. decode: latents -> video. Both choose their own precision.
+    latents: of the target and of each reference, (C,f,h,w). decode: latents (1,C,f,h,w) -> video (1,3,F,H,W) in
+    [-1, 1].
     """
     findings = []
-    for number, clip in enumerate((pair.target, *pair.references)):
-        video = from_uint8(torch.from_numpy(clip).to(device)[None])
+    for number, (clip, latent) in enumerate(zip((pair.target, *pair.references), latents, strict=True)):
         with torch.inference_mode():
-            pixels = to_uint8(decode(encode(video)))[0].cpu().numpy()
+            pixels = to_uint8(decode(latent[None]))[0].cpu().numpy()
         subject = "the target" if number == 0 else "the reference"
         findings.append(judge("vae", measures.psnr(clip, pixels), checks.vae, f"dB of {subject}", number))
     return findings

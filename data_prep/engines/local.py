@@ -23,6 +23,7 @@ import torch
 from data_prep.engines import big_messages
 from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, call, unwrap
 from iclora_train.config import one_of
+from iclora_train.config.cpus import available_cpus
 from iclora_train.config.endings import SIGNALS
 
 ENGINES = ("local", "ray")
@@ -31,16 +32,17 @@ ENDINGS = (signal.SIGINT, *SIGNALS)  # they may reach all processes of a termina
 _CONTEXT = multiprocessing.get_context("forkserver")  # new workers start in milliseconds, without threads or CUDA
 
 
-def create_engine(name: str, workers: int) -> Engine:
-    """The engine with that name. `local` with 0 workers is this process."""
+def create_engine(name: str, workers: int | None) -> Engine:
+    """The engine with that name. `local` with 0 workers is this process. None: as many workers as there are CPUs."""
     one_of("engine", name, ENGINES)
     if name == "ray":
         handler = signal.getsignal(signal.SIGTERM)
         from data_prep.engines.ray import RayEngine  # noqa: PLC0415 (an optional extra)
 
-        engine = RayEngine(workers)
+        engine = RayEngine(workers or 0)
         signal.signal(signal.SIGTERM, handler)  # importing Ray sets one that ends with exit code 15 and no line
         return engine
+    workers = available_cpus() if workers is None else workers
     return WorkerEngine(workers) if workers else InProcessEngine()
 
 

@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config.captioner import Captioner
 from iclora_train.config.checks import Checks
+from iclora_train.config.cpus import available_cpus
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
@@ -31,6 +32,8 @@ RENAMED_KEYS = {
     "model.graphs": "model.cuda_graphs",
     "model.recompute": "model.activation_checkpointing",
 }
+
+LOADER_WORKERS = 2  # where data.workers is null
 
 
 @dataclass
@@ -128,7 +131,8 @@ class Data:
     seed: int = 0
     batch_size: int = 8  # clips per batch
     tokens_per_batch: int | None = None  # instead of batch_size: as many clips as fit this many tokens
-    workers: int = 0  # processes that load batches ahead, or prepare data
+    workers: int | None = 0  # processes that prepare data, or load batches ahead; null: all CPUs, or 2
+    keep: str | None = None  # pixels of train windows: preview, lossless, none; null: preview (lossless on nano)
 
     def __post_init__(self) -> None:
         self.root = expand_home(self.root)
@@ -165,7 +169,12 @@ class Data:
             self.tokens_per_batch is None or self.tokens_per_batch >= 1,
             f"data.tokens_per_batch={self.tokens_per_batch} must be at least 1, or null for data.batch_size clips",
         )
-        require(self.workers >= 0, f"data.workers={self.workers} must be 0 or more")
+        require(
+            self.workers is None or self.workers >= 0,
+            f"data.workers={self.workers} must be 0 or more, or null for all CPUs",
+        )
+        if self.keep is not None:
+            one_of("data.keep", self.keep, ("preview", "lossless", "none"))
         require(self.buckets != [], "data.buckets is empty: name a size, e.g. [960x544x49], or null")
         for bucket in self.buckets or []:
             is_size = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
@@ -178,6 +187,14 @@ class Data:
     def roots(self) -> list[str]:
         """The folders with pairs and latents: of each of `sources`, or `root`."""
         return [self.root] if self.sources is None else [self.root_of(source) for source in self.sources]
+
+    def processes(self) -> int:
+        """Processes that prepare data on this machine."""
+        return available_cpus() if self.workers is None else self.workers
+
+    def loader_processes(self) -> int:
+        """Processes that load batches ahead in training."""
+        return LOADER_WORKERS if self.workers is None else self.workers
 
     def sizes(self) -> list[Data]:
         """These settings once per bucket, each with its size; without buckets, only these settings."""

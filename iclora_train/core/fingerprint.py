@@ -25,7 +25,7 @@ RUNTIME_KEYS = (
 # keys that do not affect the content of shards
 NOT_CONTENT = {
     "task": ("name", "family"),
-    "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers"),
+    "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers", "keep"),
 }
 
 # frames of a target that a reference with a temporal factor S has; shards without this entry have 0, S, 2 S, ...
@@ -50,7 +50,7 @@ def config_hash(config: Config) -> str:
     how a run is started. It does not depend on paths."""
     sections = asdict(config)
     hashed = {key: sections[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
-    for section, keys in (("data", ("clips", "references", "root", "workers")), ("model", RUNTIME_KEYS)):
+    for section, keys in (("data", ("clips", "references", "root", "workers", "keep")), ("model", RUNTIME_KEYS)):
         for key in keys:
             del hashed[section][key]
     hashed["data"] = comparable_data(config, hashed["data"])

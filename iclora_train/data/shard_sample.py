@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -33,9 +34,10 @@ from iclora_train.core.safetensors_header import parse_header, shortened
 from iclora_train.core.types import LatentPair, Pair, VideoShape
 from iclora_train.data.shared_streams import LATENTS, StreamPlace, is_fp16_within
 from iclora_train.data.tar_members import BytesPart, read_members
-from iclora_train.media.shard_clip import decode_clip, encode_clip
+from iclora_train.media.shard_clip import decode_clip, encode_clip, encode_preview
 
 Members = dict[str, Any]  # a WebDataset sample: "__key__", and bytes by extension
+PREVIEW = "preview.mp4"  # extension of a preview, after the name of its stream
 MAX_TEXT_BYTES = 2**28  # of the features of one caption; LTX-2's have 8 MiB
 _MAX_TEXT_HEADER = 2**16
 
@@ -44,7 +46,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ClipRecord:
-    """`<key>.json` of a clip: its size in pixels, rate, bucket, caption, source, and how its reference was made."""
+    """`<key>.json` of a clip: its size in pixels, rate, bucket, caption, source, and how its reference was made.
+
+    keep: `preview` or `none` for a pair whose pixels are not kept; otherwise empty.
+    """
 
     frames: PositiveCount
     height: PositiveCount
@@ -55,15 +60,21 @@ class ClipRecord:
     source: Text
     record: dict[str, Any] = field(default_factory=dict)
     shared: dict[Text, StreamPlace] = field(default_factory=dict)  # streams that another sample holds
+    keep: Text = ""
 
 
-def pack_pair(pair: Pair, source: str) -> Members:
-    """Pack a pair; its videos are lossless."""
+def pack_pair(pair: Pair, source: str, keep: str = "lossless") -> Members:
+    """Pack a pair. keep: `lossless` videos, small ones for a `preview`, or `none`."""
     streams = {"target": pair.target, **{f"reference{i}": clip for i, clip in enumerate(pair.references)}}
-    media = {f"{name}.mp4": encode_clip(clip, pair.fps) for name, clip in streams.items()}
+    if keep == "lossless":
+        media = {f"{name}.mp4": encode_clip(clip, pair.fps) for name, clip in streams.items()}
+    else:
+        previews = streams if keep == "preview" else {}
+        media = {f"{name}.{PREVIEW}": encode_preview(clip, pair.fps) for name, clip in previews.items()}
     frames, height, width = pair.target.shape[:3]
     shape = VideoShape(frames, height, width, pair.fps)
-    return {"__key__": pair.key, "json": _metadata(shape, pair.caption, source, pair.record), **media}
+    kept = {} if keep == "lossless" else {"keep": keep}
+    return {"__key__": pair.key, "json": _metadata(shape, pair.caption, source, pair.record, **kept), **media}
 
 
 def pack_latents(pair: LatentPair, shape: VideoShape, source: str, record: dict[str, object]) -> Members:
@@ -98,6 +109,12 @@ def pair_of(key: str, record: ClipRecord, members: Mapping[str, memoryview]) -> 
     videos = {name.removesuffix(".mp4"): data for name, data in members.items()}
     target, *references = (decode_clip(bytes(data)) for data in _streams(videos, "target"))
     return Pair(key, target, tuple(references), record.caption, record.fps, record.record)
+
+
+def previews_of(members: Mapping[str, memoryview]) -> dict[str, np.ndarray]:
+    """The previews in the members of a sample, uint8 RGB (F,h,w,3) by stream. ValueError when one is damaged."""
+    names = {name: name.removesuffix(f".{PREVIEW}") for name in members if name.endswith(f".{PREVIEW}")}
+    return {stream: decode_clip(bytes(members[name])) for name, stream in names.items()}
 
 
 def latents_of(
@@ -184,7 +201,7 @@ def _tensor_digest(tensor: Tensor) -> str:
     return hashlib.sha256(f"{tuple(tensor.shape)}".encode() + tensor.numpy().tobytes()).hexdigest()
 
 
-def _metadata(shape: VideoShape, caption: str, source: str, record: dict[str, object]) -> bytes:
+def _metadata(shape: VideoShape, caption: str, source: str, record: dict[str, object], **more: str) -> bytes:
     """`<key>.json` of a clip."""
     metadata = {**asdict(shape), "bucket": shape.bucket, "caption": caption, "source": source}
-    return json.dumps({**metadata, "record": record}, sort_keys=True).encode()
+    return json.dumps({**metadata, **more, "record": record}, sort_keys=True).encode()

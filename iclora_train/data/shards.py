@@ -18,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset
 from torch import Tensor
@@ -52,6 +53,7 @@ from iclora_train.data.shard_sample import (
     latents_of,
     load_text_features,
     pair_of,
+    previews_of,
     save_text_features,
     unpack_members,
 )
@@ -70,6 +72,7 @@ class ShardWriter:
     def __init__(self, folder: Path, kind: str, fingerprint: dict[str, Any]) -> None:
         self.folder, self.kind, self.fingerprint = folder, kind, plain(fingerprint)
         self._scanned: dict[str, tuple[ShardEntry, list[tuple[ShardSample, bool]]]] = {}
+        self._written: set[str] = set()
         if not require_fingerprint(folder, fingerprint):
             write_json(folder / FINGERPRINT_FILE, self.fingerprint)
 
@@ -85,16 +88,18 @@ class ShardWriter:
         ):
             for sample in share_streams(samples) if self.kind == "latents" else samples:
                 tar.write(sample)
+        self._written.add(shard)
 
     def write_empty_text(self, text: Tensor) -> None:
         """Write the text features (T,D) of the empty caption, so that guidance needs no text encoder when sampling."""
         save_text_features(self.folder / EMPTY_TEXT_FILE, text)
 
     def finish(self, shards: list[str]) -> None:
-        """Write the index from the contents of the tars. ShardError when a tar differs from an earlier index."""
+        """Write the index from the contents of the tars. ShardError when a tar that was
+        not written now differs from an earlier index."""
         before = read_index(self.folder).shards if (self.folder / "index.json").exists() else {}
         index = self._index(shards)
-        for shard in before.keys() & index.shards.keys():
+        for shard in (before.keys() & index.shards.keys()) - self._written:
             if before[shard] != index.shards[shard]:
                 raise ShardError(f"{self.folder / shard} is damaged: {REMEDY}")
         written = asdict(index)
@@ -249,9 +254,26 @@ class ShardSet:
             raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
 
     def read_pair(self, i: int) -> Pair:
-        """Read sample i of a set of kind "pairs". ShardError when its checksum is wrong."""
+        """Read sample i of a set of kind "pairs". ShardError when its checksum is wrong, or its pixels are not kept."""
+        sample = self.samples[i]
+        with self._damage(sample, "pairs"):
+            record, members = self._read(i)
+            if record.keep:
+                raise ShardError(
+                    f"{self.folder / sample.shard} was made with data.keep={record.keep}: it has no lossless pixels of "
+                    f"{sample.key}. To make them, delete {self.folder} and run data_prep with data.keep=lossless; the "
+                    "latents stay"
+                )
+            return pair_of(sample.key, record, members)
+
+    def read_previews(self, i: int) -> dict[str, np.ndarray]:
+        """The previews of sample i of a set of kind "pairs": uint8 RGB (F,h,w,3) by stream, none with keep=none."""
         with self._damage(self.samples[i], "pairs"):
-            return pair_of(self.samples[i].key, *self._read(i))
+            return previews_of(self._read(i)[1])
+
+    def has_pixels(self) -> bool:
+        """Whether the lossless pixels of all pairs are kept."""
+        return not any(self.record(i).keep for i in range(len(self)))
 
     def read_latents(self, i: int, dtype: torch.dtype = torch.float32) -> LatentPair:
         """Read sample i of a set of kind "latents". ShardError when its checksum is wrong."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import av
 import av.container
-import cv2  # noqa: F401 (import before decord: decord's libraries, loaded first, break PNG files in cv2)
+import cv2  # (import before decord: decord's libraries, loaded first, break PNG files in cv2)
 import decord
 import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
@@ -19,6 +19,11 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from iclora_train.media.codec_round_trip import EXACT
 from iclora_train.media.container import decode
 from iclora_train.media.frame_times import exact_rate
+
+LOSSLESS = {"qp": "0", "preset": "ultrafast"}
+PLAYER = {"crf": "16", "preset": "medium"}
+PREVIEW = {"crf": "23", "preset": "veryfast"}
+PREVIEW_SIDE = 320  # pixels
 
 decord.logging.set_level(decord.logging.QUIET)
 
@@ -29,17 +34,33 @@ def encode_clip(frames: np.ndarray, fps: float, lossless: bool = True) -> bytes:
     lossless: H.264 in RGB, which `decode_clip` decodes bit by bit. Otherwise yuv420p for browsers and players (H and W
     even), in BT.709 of limited range and with tags that say so.
     """
+    return _encode(frames, fps, LOSSLESS if lossless else PLAYER)
+
+
+def encode_preview(frames: np.ndarray, fps: float) -> bytes:
+    """Encode uint8 RGB frames (F,H,W,3) as a small mp4 for players, with a short side of at most PREVIEW_SIDE."""
+    height, width = frames.shape[1:3]
+    scale = min(PREVIEW_SIDE / min(height, width), 1.0)
+    size = tuple(max(2 * round(side * scale / 2), 2) for side in (width, height))
+    if size != (width, height):
+        frames = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in frames])
+    return _encode(frames, fps, PREVIEW)
+
+
+def _encode(frames: np.ndarray, fps: float, quality: dict[str, str]) -> bytes:
     with tempfile.TemporaryDirectory() as folder:  # faststart opens the file a second time, so it needs a real file
         path = Path(folder, "clip.mp4")
         with av.open(str(path), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
-            _encode_into(container, frames, fps, lossless)
+            _encode_into(container, frames, fps, quality)
         return path.read_bytes()
 
 
-def _encode_into(container: av.container.OutputContainer, frames: np.ndarray, fps: float, lossless: bool) -> None:
+def _encode_into(
+    container: av.container.OutputContainer, frames: np.ndarray, fps: float, quality: dict[str, str]
+) -> None:
     """Encode all frames: closed GOPs of at most 48 frames, no B-frames, and one thread for reproducible bytes."""
-    codec, quality = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
-    options = {**quality, "preset": "ultrafast" if lossless else "medium", "bf": "0", "g": "48"}
+    lossless = quality is LOSSLESS
+    codec, options = "libx264rgb" if lossless else "libx264", {**quality, "bf": "0", "g": "48"}
     options["x264-params"] = "open-gop=0:threads=1:lookahead-threads=1:rc-lookahead=0:mbtree=0"  # mbtree is not exact
     stream = container.add_stream(codec, rate=exact_rate(fps), options=options)
     assert isinstance(stream, av.VideoStream)

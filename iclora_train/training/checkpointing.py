@@ -39,7 +39,7 @@ STATES = ("state_dict", "optimizer_states", "loops", "global_step", "settings")
 UNREADABLE = (pickle.PickleError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError, OSError)
 KEEP_LAST = 2  # checkpoints; the second to last is used if the last one is damaged
 SHARDS = "shards"  # entry of run.json: digest of the fingerprint of the latent shards
-NOT_COMPARED = ("root", "workers")  # keys of `data` that may change between start and resume
+NOT_COMPARED = ("root", "workers", "keep")  # keys of `data` that may change between start and resume
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
