@@ -9,7 +9,6 @@ video are read; nothing is ever unpickled.
 from __future__ import annotations
 
 import contextlib
-import io
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -27,7 +26,6 @@ from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.fingerprint import content_settings, digest, plain
 from iclora_train.core.records import as_type, from_json
-from iclora_train.core.regular_files import open_regular
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.shard_index import (
     FINGERPRINT_FILE,
@@ -44,7 +42,6 @@ from iclora_train.data.shard_index import (
     read_index,
     require_equal,
     require_fingerprint,
-    split_of,
     write_json,
 )
 from iclora_train.data.shard_sample import (
@@ -57,6 +54,7 @@ from iclora_train.data.shard_sample import (
     save_text_features,
     unpack_members,
 )
+from iclora_train.data.shard_scan import open_shard, scan_shard
 from iclora_train.data.shared_streams import StreamPlace, read_stream, share_streams
 from iclora_train.data.tar_members import FilePart, read_members, read_range
 
@@ -111,7 +109,7 @@ class ShardWriter:
 
     def _index(self, shards: list[str]) -> ShardIndex:
         for path in (self.folder / shard for shard in shards if shard not in self._scanned):
-            scanned = list(_scan(path))
+            scanned = list(scan_shard(path))
             self._scanned[path.name] = ShardEntry(len(scanned), path.stat().st_size, sha256(path)), scanned
         contents = [content for shard in shards for content in self._scanned[shard][1]]
         samples = [sample for sample, _ in contents]
@@ -132,42 +130,6 @@ def expand_braces(pattern: str) -> list[str]:
     return names
 
 
-def _open(path: Path) -> io.BufferedReader:
-    """Open a shard. ShardError when it is missing, no file, or cannot be read."""
-    try:
-        return open_regular(path)
-    except FileNotFoundError as error:
-        raise ShardError(f"{path} is missing: run data_prep again") from error
-    except OSError as error:
-        raise ShardError(f"{path} cannot be read ({error.strerror}): {REMEDY}") from error
-
-
-def _scan(path: Path) -> Iterator[tuple[ShardSample, bool]]:
-    """The samples of a tar in order: runs of members with the same key. ShardError when the tar cannot be read.
-
-    With each sample, whether another one holds some of its streams.
-    """
-    runs: dict[str, tuple[int, int, ClipRecord | None]] = {}  # key -> offset, end, record
-    with _open(path) as file:
-        try:
-            for member in read_members(FilePart(file, 0, path.stat().st_size), whole=True):
-                key, _, extension = member.name.partition(".")
-                start, end, record = runs.get(key, (member.start, member.start, None))
-                if end != member.start:
-                    raise ValueError(f"the members of {key[:60]!r} are not in one place")
-                if extension == "json":
-                    record = from_json(read_range(file, member.data, member.size), ClipRecord)
-                runs[key] = start, member.end, record
-            for key, (start, end, record) in runs.items():
-                if record is None:
-                    raise ValueError(f"{key[:60]!r} has no json")
-                crc = zlib.crc32(read_range(file, start, end - start))
-                place = split_of(path.name), path.name, start, end - start, crc
-                yield ShardSample(key, *place, record.bucket, record.source), bool(record.shared)
-        except (ValueError, OSError) as error:
-            raise ShardError(f"{path} is damaged ({error}): {REMEDY}") from error
-
-
 class ShardSet:
     """A shard set, read by sample number. Opening checks file sizes only; every read checks the checksum."""
 
@@ -185,7 +147,7 @@ class ShardSet:
         shards = cls(Path(folder), read_index(Path(folder)))
         for name, entry in shards.shards.items():
             path = shards.folder / name
-            with _open(path) as file:
+            with open_shard(path) as file:
                 size = file.seek(0, 2)
             if size != entry["bytes"]:
                 raise ShardError(f"{path} has {size} bytes instead of {entry['bytes']}: {REMEDY}")
@@ -199,7 +161,7 @@ class ShardSet:
     def verify_shard(self, name: str) -> None:
         """ShardError unless the sha256 of a shard is right."""
         path = self.folder / name
-        _open(path).close()  # raises if it is not a file
+        open_shard(path).close()  # raises if it is not a file
         if sha256(path) != self.shards[name]["sha256"]:
             raise ShardError(f"{path} is damaged: {REMEDY}")
 
@@ -238,7 +200,7 @@ class ShardSet:
     def record(self, i: int) -> ClipRecord:
         """`<key>.json` of sample i. Its videos or latents are not read."""
         sample = self.samples[i]
-        with self._damage(sample), _open(self.folder / sample.shard) as file:
+        with self._damage(sample), open_shard(self.folder / sample.shard) as file:
             members = read_members(FilePart(file, sample.offset, sample.size), whole=False)
             record = next(member for member in members if member.name == f"{sample.key}.json")
             return from_json(read_range(file, sample.offset + record.data, record.size), ClipRecord)
@@ -288,7 +250,7 @@ class ShardSet:
         holder = self._by_key.get((shard, place.sample))
         if holder is None:
             raise ValueError(f"it shares a stream with {place.sample[:60]!r}, which the shard does not have")
-        with _open(self.folder / shard) as file:
+        with open_shard(self.folder / shard) as file:
             return read_stream(file, holder.offset, holder.size, place)
 
     @cached_property
@@ -299,7 +261,7 @@ class ShardSet:
     def _read(self, i: int) -> tuple[ClipRecord, dict[str, memoryview]]:
         """The record and the media (by extension) of sample i."""
         sample = self.samples[i]
-        with _open(self.folder / sample.shard) as file:
+        with open_shard(self.folder / sample.shard) as file:
             data = read_range(file, sample.offset, sample.size)
         if zlib.crc32(data) != sample.crc32:
             raise ValueError("its checksum is wrong")
