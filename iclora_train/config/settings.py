@@ -34,6 +34,11 @@ RENAMED_KEYS = {
 }
 
 LOADER_WORKERS = 2  # where data.workers is null
+CHOICES = {  # of keys of `data` that may be null
+    "pick": ("random", "stride", "best"),
+    "hdr": ("convert", "refuse"),
+    "keep": ("preview", "lossless", "none"),
+}
 
 
 @dataclass
@@ -155,11 +160,12 @@ class Data:
         require(self.zoom >= 1, f"data.zoom={self.zoom} must be at least 1 (1 switches it off)")
         require(self.seed >= 0, f"data.seed={self.seed} must be 0 or more")
         require(self.stride is None or self.stride >= 1, f"data.stride={self.stride} must be at least 1, or null")
-        if self.pick is not None:
-            one_of("data.pick", self.pick, ("random", "stride", "best"))
         require(self.split in (None, "none"), f"data.split={self.split} must be none or null")
-        if self.hdr is not None:
-            one_of("data.hdr", self.hdr, ("convert", "refuse"))
+        workers = self.workers
+        require(workers is None or workers >= 0, f"data.workers={workers} must be 0 or more, or null for all CPUs")
+        for key, choices in CHOICES.items():
+            if getattr(self, key) is not None:
+                one_of(f"data.{key}", getattr(self, key), choices)
         window_side = min(self.height, self.width)
         require(
             self.short_side is None or self.short_side >= window_side,
@@ -169,12 +175,6 @@ class Data:
             self.tokens_per_batch is None or self.tokens_per_batch >= 1,
             f"data.tokens_per_batch={self.tokens_per_batch} must be at least 1, or null for data.batch_size clips",
         )
-        require(
-            self.workers is None or self.workers >= 0,
-            f"data.workers={self.workers} must be 0 or more, or null for all CPUs",
-        )
-        if self.keep is not None:
-            one_of("data.keep", self.keep, ("preview", "lossless", "none"))
         require(self.buckets != [], "data.buckets is empty: name a size, e.g. [960x544x49], or null")
         for bucket in self.buckets or []:
             is_size = re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", bucket) is not None
