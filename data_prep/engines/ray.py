@@ -8,6 +8,7 @@ death of a process, which may be the fault of the item.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class RayEngine:
         self._started_ray = not ray.is_initialized()
         if self._started_ray:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # otherwise Ray reports its use to its makers
-            ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         self._ahead = 2 * (workers or max(int(ray.cluster_resources()["CPU"]), 1))
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
