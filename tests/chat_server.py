@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -89,7 +89,8 @@ def serve(server: ChatServer) -> Iterator[ChatServer]:
             for name, value in {"Content-Length": str(len(text)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(text)
+            with suppress(BrokenPipeError):  # a client that was stopped no longer reads
+                self.wfile.write(text)
 
         def log_message(self, format: str, *args: object) -> None:
             pass
