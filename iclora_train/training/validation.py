@@ -56,8 +56,7 @@ class ValidationBatches:
         """`validation.windows` clips, spread evenly over the commonest size of the val split; if no size has two
         windows, over all sizes. ConfigError for a val split without clips.
 
-        A swapped reference is of the same size if another recording has one. Otherwise it is fitted (`fit_latent`). If
-        all val windows are of one recording, it is that of a train window.
+        A swapped reference is of the same size if another recording has one. Otherwise it is fitted (`fit_latent`).
         """
         val = shards.indices("val")
         require(
@@ -65,34 +64,26 @@ class ValidationBatches:
             f"validation needs val clips and {shards.folder} has none: prepare more, or set "
             "validation.loss_every=0 validation.clips_every=0",
         )
-        recordings = _recordings(shards, val)
+        recording_of = recording_of_clips(shards, val)
+        recordings = {i: recording_of[shards.samples[i].source] for i in val}
         bucket, count = Counter(shards.samples[i].bucket for i in val).most_common(1)[0]
         candidates = [i for i in val if count == 1 or shards.samples[i].bucket == bucket]
         windows = min(config.validation.windows, len(candidates))
         chosen = [candidates[i * len(candidates) // windows] for i in range(windows)]
         sizes = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)
-        no_swap, donors = None, val
+        no_swap = None
         if len(set(recordings.values())) == 1:
-            train = _recordings(shards, shards.indices("train"))
-            if set(train.values()) <= set(recordings.values()):
-                no_swap = f"all val windows are of one recording, {next(iter(recordings.values()))}"
-            recordings, donors = {**train, **recordings}, [*val, *train]
+            no_swap = f"all val windows are of one recording, {next(iter(recordings.values()))}"
         batches = []
         for numbers in _slices(chosen, shards, sizes):
             pairs = [shards.read_latents(i) for i in numbers]
             partners = [
-                shards.read_latents(_partner(i, chosen, donors, shards, recordings)) for i in numbers if not no_swap
+                shards.read_latents(_partner(i, chosen, val, shards, recordings)) for i in numbers if not no_swap
             ]
             correct = collate(pairs)
             batches.append((correct, None if no_swap else replace(correct, references=_fitted(partners, correct))))
         names = {shards.samples[i].key: recordings[i] for i in chosen}
         return cls(tuple(batches), shards.empty_text(), names, no_swap)
-
-
-def _recordings(shards: ShardSet, numbers: Sequence[int]) -> dict[int, str]:
-    """The recordings of these samples."""
-    recording_of = recording_of_clips(shards, numbers)
-    return {i: recording_of[shards.samples[i].source] for i in numbers}
 
 
 def _slices(numbers: Sequence[int], shards: ShardSet, sizes: Mapping[str, int]) -> Iterator[list[int]]:
@@ -103,11 +94,11 @@ def _slices(numbers: Sequence[int], shards: ShardSet, sizes: Mapping[str, int]) 
 
 
 def _partner(
-    number: int, chosen: Sequence[int], donors: Sequence[int], shards: ShardSet, recordings: Mapping[int, str]
+    number: int, chosen: Sequence[int], val: Sequence[int], shards: ShardSet, recordings: Mapping[int, str]
 ) -> int:
     """The sample of another recording whose reference replaces that of `number`: if possible one of `chosen`, half the
-    list away, and of the same bucket; otherwise one of `donors`."""
-    order = [*(chosen[j] for j in half_a_list_away(chosen.index(number), len(chosen))), *donors]
+    list away, and of the same bucket."""
+    order = [*(chosen[j] for j in half_a_list_away(chosen.index(number), len(chosen))), *val]
     others = [i for i in order if recordings[i] != recordings[number]]
     same_size = [i for i in others if shards.samples[i].bucket == shards.samples[number].bucket]
     return (same_size or others)[0]
