@@ -40,7 +40,7 @@ def compose(*overrides: str) -> Config:
     ConfigStore.instance().store(name="schema", node=Config)
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return to_config(hydra.compose("prep", [*SIZE, *overrides]))
+        return to_config(hydra.compose("prep", [*SIZE, "data.keep=lossless", *overrides]))
 
 
 def die_while_writing(nth: str, overrides: list[str]) -> None:
