@@ -47,7 +47,7 @@ def with_splits(made_from: dict[str, dict[str, Any]], changes: dict[str, Any]) -
 def stored_changes(folder: Path) -> dict[str, Any]:
     """`Splits.changes` of the shards in a folder; empty if there are none or they cannot be read."""
     try:
-        changes: dict[str, Any] = begun_with(folder).get("splits", {})
+        changes: dict[str, Any] = (begun_with(folder) or {}).get("splits", {})
     except ConfigError:
         return {}
     return changes

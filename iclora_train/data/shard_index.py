@@ -166,8 +166,8 @@ def split_of(shard: str) -> str:
     return shard.rsplit("-", 1)[0]
 
 
-def begun_with(folder: Path) -> dict[str, Any]:
-    """The fingerprint with which a shard set was begun; empty if there is none. DamagedFileError if it is damaged.
+def begun_with(folder: Path) -> dict[str, Any] | None:
+    """The fingerprint with which a shard set was begun; None if there is none. DamagedFileError if it is damaged.
 
     A fingerprint.json that is damaged or missing is replaced by the copy in index.json.
     """
@@ -179,7 +179,7 @@ def begun_with(folder: Path) -> dict[str, Any]:
         if not index.exists():
             raise
     if not index.exists():
-        return {}
+        return None
     begun = read_index(folder).fingerprint.of
     write_json(path, begun)
     return begun
@@ -191,7 +191,7 @@ def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
         begun = begun_with(folder)
     except DamagedFileError as error:
         raise ShardError(str(error)) from error
-    if begun:
+    if begun is not None:
         require_equal(folder, begun, plain(fingerprint))
     elif tar := next(folder.glob("*.tar"), None):
         if (folder / FINGERPRINT_FILE).exists():  # by a process that has begun the set meanwhile
@@ -199,7 +199,7 @@ def require_fingerprint(folder: Path, fingerprint: dict[str, Any]) -> bool:
         raise ShardError(
             f"{tar} has no {FINGERPRINT_FILE} with the settings that made it: delete {folder} and run data_prep again"
         )
-    return bool(begun)
+    return begun is not None
 
 
 def require_equal(folder: Path, old: object, new: object) -> None:
