@@ -1,140 +1,128 @@
-"""Measure clips per second of data_prep, by part and in total: python -m scripts.benchmark_prep [--task deblur] [...]
+"""Compares a preparation with the time of its VAE: python -m scripts.benchmark_prep [--tasks deblur,canny] [key=value]
 
-Parts: decode (frames of the windows), maker (references from decoded frames), pairs (decode, maker, crop and lossless
-mp4s, as in a worker), encode (pair shards to latent shards, with reading and writing), total (clips to latents with
-`--workers`, without probing the clips), vae (batches as data_prep encodes them, against one clip at a time). `overlap`
-is the total rate over the rate of the slowest part: pairs (times workers, at most the number of cores) or encode. It is
-1 if nothing else costs time. Prints one JSON line per measurement.
+For a real base, with its settings: --windows 64 model=ltx2_3 model.checkpoint=... model.text_encoder=... data.clips=...
+
+A preparation makes pairs in worker processes while the VAE encodes, so at best it lasts as long as the VAE alone. For
+each task this program prepares train windows in a temporary folder, then encodes the pixels of some of them with the
+same VAE in the same batches, and prints one JSON line:
+
+    seconds_per_window    of the preparation, from the start of the workers to the last shard; clips are probed and
+                          captions encoded before
+    vae_seconds           of the VAE alone for a window: target and references
+    ratio                 of the two; 1 if the VAE never waits
+    pair_seconds          of one process for a window, by part
+    GB_per_1000_windows   of the two shard sets
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 
+from data_prep.checks import CheckLog
 from data_prep.clips.clip_list import clips_of
-from data_prep.clips.windows import train_windows, window_seed
-from data_prep.encode_latents import LatentEncoder
+from data_prep.clips.windows import train_windows
 from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
-from data_prep.makers import build_maker
-from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, read_windows
-from data_prep.pipeline import SHARD_CLIPS, fingerprints
+from data_prep.measure import MeasuredPair, measure_unit, time_vae
+from data_prep.pipeline import SHARD_CLIPS
 from data_prep.select_clips import select_clips
-from data_prep.write_shards import Job, ShardPlan, WorkUnit, process_unit, split_into_units, write_shards
-from iclora_train.config import Config, to_config
+from data_prep.write_shards import Job, ShardPlan, process_unit, split_into_units, write_shards
+from iclora_train.config import Config, ConfigError, require, to_config
 from iclora_train.config.hydra_app import conf_dir, register_schema
-from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import open_base
 from iclora_train.ltx2.text_features import TextFeatures
 
+TASKS = "deblur,colorize,canny,motion_tracks"
+GB = 1e9
+
 
 def job_of(config: Config) -> Job:
-    """The job of data_prep for the train clips."""
-    base = open_base(config.model)
+    """The job of data_prep for train windows, of which each clip has the same number."""
     clips = clips_of(config)
-    usable, _ = select_clips([clip for clip in clips if clip.split == "train"], config)
+    selected, dropped = select_clips(clips, config)
+    require(len(selected) > 0, f"data.clips={config.data.clips}: no clip is usable, e.g. {dropped[:1]}")
+    usable = [replace(probed, clip=replace(probed.clip, split="train")) for probed in selected]
     windows = train_windows(usable, config.data)
-    plan: ShardPlan = {
-        f"train-{i // SHARD_CLIPS:06d}.tar": windows[i : i + SHARD_CLIPS] for i in range(0, len(windows), SHARD_CLIPS)
-    }
+    groups = [windows[i : i + SHARD_CLIPS] for i in range(0, len(windows), SHARD_CLIPS)]
+    plan: ShardPlan = {f"train-{i:06d}.tar": group for i, group in enumerate(groups)}
+    root, of = Path(config.data.root), {"benchmark": "prep"}
     by_id = {probed.clip.id: probed.clip for probed in usable}
-    return Job(Path(config.data.root), fingerprints(config, clips, base), plan, by_id, config, base)
+    fingerprints = {"pairs": of, "latents": of}
+    return Job(root, fingerprints, plan, by_id, config, open_base(config.model), CheckLog(root, "benchmark"))
 
 
-def rate(name: str, count: int, work: Callable[[], object]) -> float:
-    """Run `work`, print its rate in clips per second, and return the rate."""
-    begin = time.perf_counter()
-    work()
-    clips_per_second = count / (time.perf_counter() - begin)
-    print(json.dumps({"part": name, "clips_per_second": round(clips_per_second, 2)}), flush=True)
-    return clips_per_second
+def measured_pairs(job: Job, count: int) -> list[MeasuredPair]:
+    """The first `count` pairs of the plan, made in this process."""
+    units = (unit for windows in job.plan.values() for unit in split_into_units(windows, job.clips, job.config))
+    pairs: list[MeasuredPair] = []
+    for unit in units:
+        made = measure_unit(unit)
+        if isinstance(made, Failure):
+            raise ConfigError(f"{unit.clip.path}: {made.reason}")
+        pairs += made
+        if len(pairs) >= count:
+            break
+    return pairs[:count]
 
 
-def drain(items: Iterable[object]) -> None:
-    """Consume an iterable."""
-    for _ in items:
-        pass
+def preparation_seconds(job: Job) -> float:
+    """Seconds of writing all shards, with started workers and encoded captions."""
+    TextFeatures(job.root, job.base).encode_missing(job.captions())
+    with closing(create_engine(job.config.engine, job.config.data.workers)) as engine:
+        first = [next(split_into_units(windows, job.clips, job.config)) for windows in job.plan.values()]
+        list(islice(engine.map(process_unit, first * job.config.data.processes()), len(first)))  # starts the workers
+        begin = time.perf_counter()
+        write_shards(job, engine)
+        return time.perf_counter() - begin
 
 
-def measure_pairs(units: list[WorkUnit], count: int) -> float:
-    """Measure decode, maker and pairs in this process. Returns the rate of pairs."""
-    rate(
-        "decode",
-        count,
-        lambda: [drain(read_windows(unit.clip.path, unit.windows, unit.clip.section)) for unit in units],
-    )
-    task, data = units[0].config.task, units[0].config.data
-    maker = build_maker(task.maker, task.maker_args)
-    scales = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
-    decoded = [
-        (unit.clip, unit.windows[0], next(read_windows(unit.clip.path, unit.windows[:1], unit.clip.section)))
-        for unit in units
-    ]
-
-    def make_references() -> None:
-        for clip, window, frames in decoded:
-            make_reference(
-                frames, window, maker, SourceVideo(clip.path, clip.files), window_seed(data, clip.id, 0, 1), scales
-            )
-
-    rate("maker", len(decoded), make_references)
-    return rate("pairs", count, lambda: drain(map(process_unit, units)))
-
-
-def measure_encoding(job: Job, count: int) -> float:
-    """Measure encoding from the pair shards of job.root, and batches against one clip at a time."""
-    pairs = ShardSet.open(job.root / "pairs")
-    encoder = LatentEncoder(job.base, TextFeatures(job.root, job.base))
-    read = [pairs.read_pair(i) for i in range(min(count, 16))]
-    encoder.encode(read[:1])
-    batched = rate("vae, batched", len(read), lambda: [encoder.encode(read)])
-    single = rate("vae, one at a time", len(read), lambda: [encoder.encode([pair]) for pair in read])
-    print(json.dumps({"batched_over_single": round(batched / single, 2)}))
-    return rate("encode", count, lambda: [drain(encoder.encode_shard(pairs, shard)) for shard in pairs.shards])
-
-
-def measure_total(job: Job, count: int, workers: int) -> float:
-    """Measure clips to latents, with started workers and cached text features."""
-    with closing(create_engine(job.config.engine, workers)) as engine:
-        first_units = [next(split_into_units(windows, job.clips, job.config)) for windows in job.plan.values()]
-        results = engine.map(process_unit, first_units * workers)  # starts the workers
-        if any(isinstance(result, Failure) for result in results):
-            raise SystemExit("the clips cannot be read")
-        TextFeatures(job.root, job.base).encode_missing([""])
-        return rate(f"total, {workers} workers", count, lambda: write_shards(job, engine))
+def measure(config: Config, vae_windows: int) -> dict[str, Any]:
+    """The row of a task. vae_windows: number of windows whose pixels are kept in memory for the VAE alone."""
+    job = job_of(config)
+    windows = sum(map(len, job.plan.values()))
+    prep = preparation_seconds(job) / windows
+    pairs = measured_pairs(job, vae_windows)
+    vae = time_vae(pairs, job.base, job.root) / len(pairs)
+    parts = {part: sum(pair.seconds[part] for pair in pairs) / len(pairs) for part in pairs[0].seconds}
+    return {
+        "task": config.task.name,
+        "sizes": [f"{data.width}x{data.height}x{data.frames}" for data in config.data.sizes()],
+        "windows": windows,
+        "workers": config.data.processes(),
+        "seconds_per_window": round(prep, 4),
+        "vae_seconds": round(vae, 4),
+        "ratio": round(prep / vae, 2),
+        "pair_seconds": {part: round(seconds, 4) for part, seconds in parts.items()},
+        "GB_per_1000_windows": {
+            kind: round(sum(file.stat().st_size for file in (job.root / kind).glob("*.tar")) / windows * 1000 / GB, 3)
+            for kind in ("pairs", "latents")
+        },
+    }
 
 
 def main() -> None:
-    """Measure one part after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="deblur")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("overrides", nargs="*", help="settings of data_prep, e.g. model=ltx2_3 data.train_windows=64")
-    args = parser.parse_args()
+    parser.add_argument("--tasks", default=TASKS, help="names as in conf=<task>, separated by commas")
+    parser.add_argument("--windows", type=int, default=192, help="train windows of each task")
+    parser.add_argument("--vae-windows", type=int, default=16, help="windows for the VAE alone; they stay in memory")
+    args, overrides = parser.parse_known_args()
     register_schema()
-    with tempfile.TemporaryDirectory() as folder, initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        encode = pairs = 0.0
-        for workers in args.workers:
-            root = f"data.root={folder}/{workers}"
-            config = to_config(compose("prep", [f"conf={args.task}", "data.train_windows=192", root, *args.overrides]))
-            job = job_of(config)
-            count = sum(map(len, job.plan.values()))
-            if not pairs:
-                units = [u for windows in job.plan.values() for u in split_into_units(windows, job.clips, config)]
-                pairs = measure_pairs(units, count)
-            total = measure_total(job, count, workers)
-            encode = encode or measure_encoding(job, count)
-            slowest = min(pairs * max(min(workers, os.cpu_count() or 1), 1), encode)
-            print(json.dumps({"workers": workers, "overlap": round(total / slowest, 2)}), flush=True)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for task in args.tasks.split(","):
+            with tempfile.TemporaryDirectory() as folder:
+                settings = [f"conf={task}", f"data.train_windows={args.windows}", f"data.root='{folder}'", *overrides]
+                row = measure(to_config(compose("prep", settings)), args.vae_windows)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
