@@ -62,7 +62,7 @@ def _unread_files(folder: Path, listed: Sequence[Clip]) -> Iterator[str]:
     suffixes = Counter(path.suffix.lower() or path.name for path in others if path not in lists)
     if suffixes:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in suffixes.most_common(2 * _MAX_NAMED))
-        images = " (images are read if a size has one frame)" if suffixes.keys() & set(IMAGES) else ""
+        images = " (images are read with data.frames=1)" if suffixes.keys() & set(IMAGES) else ""
         yield f"files below {folder} that are not clips: {counts}{images}"
 
 
