@@ -149,7 +149,7 @@ def _caption_or_problem(video: Path) -> tuple[str, str]:
 
 
 def _clips_in_list(path: Path, columns: Collection[str]) -> list[Clip]:
-    """The rows of a list, with the columns of docs/data.md. Paths are relative to the list; the default caption is the
+    """The rows of a list, with the columns of docs/clips.md. Paths are relative to the list; the default caption is the
     text file next to the video.
     """
     require(

@@ -11,7 +11,7 @@ from iclora_train.config.paths import expand_home
 
 @dataclass
 class Captioner:
-    """A vision-language model that describes clips: for `data_prep caption` and `data.captioner`. docs/data.md."""
+    """A vision-language model that describes clips: for `data_prep caption` and `data.captioner`. docs/captions.md."""
 
     model: str | None = None  # folder in transformers' format; with an endpoint, the name of a model that it serves
     endpoint: str | None = None  # address of an OpenAI-compatible server, e.g. http://host:8000/v1
