@@ -178,7 +178,9 @@ def test_the_error_names_the_file_and_what_to_set(number: int, path: str, remedy
 
 COMMANDS = [  # module, command line, the function that does the work
     ("iclora_train.__main__", ["conf=deblur"], "iclora_train.train.train"),
-    ("data_prep.__main__", ["conf=deblur"], "data_prep.pipeline.prepare"),
+    ("data_prep.__main__", ["conf=deblur"], "data_prep.sources.prepare_all"),
+    ("data_prep.__main__", ["preview", "conf=deblur"], "data_prep.sources.preview_all"),
+    ("data_prep.__main__", ["caption", "conf=deblur", "captioner.model=x"], "data_prep.captions.command.caption"),
     ("data_prep.__main__", ["verify", "data.root=x"], "data_prep.verify.verify"),
     ("eval.__main__", ["conf=deblur"], "eval.run.evaluate"),
     ("eval.handout", ["conf=deblur", "videos=x"], "eval.handout.write_handout"),
