@@ -77,6 +77,7 @@ def _main(
     os.chdir(folder)
     os.environ.update(variables)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an engine of this test may have started the server
     for stream, name in ((1, f"out{suffix}.txt"), (2, f"err{suffix}.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     if largest_file is not None:

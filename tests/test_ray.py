@@ -4,6 +4,7 @@ Nothing is left behind: neither processes nor Ray's folder of sessions.
 """
 
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -34,6 +35,7 @@ HEALTH = {"health_check_period_ms": 350, "health_check_failure_threshold": 6, "h
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator["cluster_utils.Cluster"]:
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}  # Ray replaces them
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short, as the names of Ray's sockets must be
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
@@ -43,6 +45,8 @@ def cluster() -> Iterator["cluster_utils.Cluster"]:
         yield running
         ray.shutdown()
         running.shutdown()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     deadline = time.monotonic() + 20
     while left := processes_of(folder):
         assert time.monotonic() < deadline, left
