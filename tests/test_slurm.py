@@ -225,20 +225,20 @@ def test_preparation_training_and_evaluation_in_jobs(cluster: Cluster, tmp_path:
     assert {"deblur", "colorize"} <= {name.split("/")[0] for name in contents(tmp_path / "data")}
 
 
-def test_an_array_prepares_one_data_set_although_a_job_is_killed(cluster: Cluster, tmp_path: Path) -> None:
-    """Two jobs, each a share of the shards. One is killed by SIGKILL when it has begun its shards, and requeued."""
+def test_an_array_prepares_one_data_set_although_a_job_is_requeued(cluster: Cluster, tmp_path: Path) -> None:
+    """Two jobs, each a share of the shards. One is requeued when it has begun its shards, which ends it by SIGTERM."""
     base, clips = write_tiny_base(tmp_path / "base"), write_clips(tmp_path / "clips")
     settings = ["data.train_windows=70", "data.workers=0"]  # four shards
     pipeline.prepare(config_of(tmp_path / "alone", clips, base, *settings))
     command = overrides(tmp_path / "data", clips, base, *settings)
     array = cluster.submit(tmp_path, *TASK, "--array=0-1", str(SCRIPTS / "prep.sbatch"), *command)
-    killed = f"{array}_1"
+    requeued = f"{array}_1"
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("data/*/train-000001.tar*")):  # of the second share
         assert time.monotonic() < deadline, output(tmp_path)
         time.sleep(0.02)
-    cluster.run("scontrol", "requeue", killed)
-    for job in (f"{array}_0", killed):
+    cluster.run("scontrol", "requeue", requeued)
+    for job in (f"{array}_0", requeued):
         assert cluster.wait(job, 400) == ("COMPLETED", 0), output(tmp_path)
     assert contents(tmp_path / "data") == contents(tmp_path / "alone")
 
