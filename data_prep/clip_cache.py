@@ -60,8 +60,8 @@ class ClipCache:
 
         def compute() -> dict[str, Any]:
             frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)), clip.section)
-            made = make_signature(clip.id, clip.split, sha256, frames)
-            return {"hashes": made.hashes.tolist(), "picture": base64.b64encode(made.picture).decode()}
+            signature = make_signature(clip.id, clip.split, sha256, frames)
+            return {"hashes": signature.hashes.tolist(), "picture": base64.b64encode(signature.picture).decode()}
 
         packed = self._result("signature", clip.path, clip.section, compute)
         hashes = np.array(packed["hashes"], np.uint64).reshape(-1, 4)

@@ -5,7 +5,6 @@ Everything is counted per pixel of the target (frames x height x width), so that
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ import torch
 from rich.table import Table
 
 from iclora_train.config import Config, ConfigError
+from iclora_train.config.cpus import available_cpus
 from iclora_train.core.console import make_console
 from iclora_train.core.records import Count, NonNegative, PositiveCount, Text
 from iclora_train.data.shared_streams import SMALLEST
@@ -70,8 +70,8 @@ class Machine:
     @classmethod
     def here(cls, config: Config) -> Machine:
         """This machine, with the workers of the settings."""
-        cores = len(os.sched_getaffinity(0))
-        return cls(config.data.processes(), cores, torch.cuda.device_count(), free_bytes(Path(config.data.root)))
+        gpus, free = torch.cuda.device_count(), free_bytes(Path(config.data.root))
+        return cls(config.data.processes(), available_cpus(), gpus, free)
 
 
 @dataclass(frozen=True)

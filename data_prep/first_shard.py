@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.clips.windows import Window
 from data_prep.estimate import free_bytes, size_text, time_text
 from iclora_train.core.console import make_console
-from iclora_train.data.shard_index import KINDS
+from iclora_train.data.shard_index import KINDS, is_written
 from iclora_train.data.shard_sample import Members
 from iclora_train.data.shards import ShardWriter
 
@@ -36,7 +36,7 @@ class AnnouncingWriter(ShardWriter):
     def _announce(self) -> None:
         """Print the line, unless nothing is finished yet, or everything."""
         root = self.folder.parent
-        finished = [shard for shard in self._to_write if all((root / kind / shard).exists() for kind in KINDS)]
+        finished = [shard for shard in self._to_write if is_written(root, shard)]
         count = sum(self._to_write[shard] for shard in finished)
         left = sum(self._to_write.values()) - count
         if not count or not left:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from data_prep.clips.captions import caption_of
 from data_prep.clips.windows import Window
 from data_prep.engines.base import Failure
@@ -12,7 +10,7 @@ from data_prep.measure import Totals, measure_unit, text_bytes
 from data_prep.preview_file import read_cost
 from data_prep.share import own_shards
 from data_prep.write_shards import Job, WorkUnit
-from iclora_train.data.shard_index import split_of
+from iclora_train.data.shard_index import is_written, split_of
 
 MEASURED = 2  # train windows that are measured where there is no preview
 SHORT = 16  # windows that are made at once, without an estimate
@@ -25,7 +23,7 @@ def show_forecast(job: Job) -> None:
     """
     config = job.config
     plan = own_shards(job.plan, job.share)
-    by_shard = {shard: group for shard, group in plan.items() if not _exists(job.root, shard)}
+    by_shard = {shard: group for shard, group in plan.items() if not is_written(job.root, shard)}
     shards = list(by_shard.values())
     missing = [window for group in shards for window in group]
     cost = (read_cost(config) or _measure(job, by_shard)) if len(missing) > SHORT else None
@@ -39,10 +37,6 @@ def show_forecast(job: Job) -> None:
     result = estimate(cost, work, machine)
     show_estimate(cost, work, machine, result)
     require_room(result, machine, config)
-
-
-def _exists(root: Path, shard: str) -> bool:
-    return all((root / kind / shard).exists() for kind in ("pairs", "latents"))
 
 
 def _pixels(window: Window) -> int:

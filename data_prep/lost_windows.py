@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from iclora_train.config import ConfigError
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import write_json
 from iclora_train.core.records import Count, FileName, Text, read_json
 from iclora_train.data.shards import ShardWriter
 
@@ -48,15 +47,11 @@ class LostWindows:
     def add(self, shard: str, clip: str, windows: Iterable[int], reason: str) -> None:
         """Record the windows of a clip that failed. The file is written before the shard."""
         self.entries.append({"clip": clip, "shard": shard, "windows": list(windows), "reason": reason})
-        self._write()
+        write_json(self.path, self.entries)
 
     def forget(self, shards: Collection[str]) -> None:
         """Forget the windows of pair shards that are made again."""
         self.entries = [entry for entry in self.entries if entry["shard"] not in shards]
-
-    def _write(self) -> None:
-        with write_atomic(self.path) as file:
-            file.write(json.dumps(self.entries, indent=1).encode())
 
     def raise_if_any(self, shards: Sequence[str]) -> None:
         """LostWindowsError if windows are missing; otherwise remove the file. shards: the plan, in order."""
@@ -65,7 +60,7 @@ class LostWindows:
         if not self.entries:
             self.path.unlink(missing_ok=True)
             return
-        self._write()
+        write_json(self.path, self.entries)
         first = self.entries[0]
         clips = len({entry["clip"] for entry in self.entries})
         windows = sum(len(entry["windows"]) for entry in self.entries)

@@ -7,21 +7,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data_prep.checks import Report, check_pair, pair_picture
+from data_prep.checks import Report
 from data_prep.encode_latents import LatentEncoder
 from data_prep.engines.base import Failure
 from data_prep.estimate import FIXED_PAIRS, TRAIN_PAIRS, Cost
-from data_prep.pairs import make_pairs
 from data_prep.stopwatch import Stopwatch
-from data_prep.write_shards import WorkUnit, kept_pixels
+from data_prep.write_shards import WorkUnit, judge, make_each, pack
 from iclora_train.core.types import Geometry, Pair
-from iclora_train.data.shard_sample import pack_pair
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 
@@ -46,19 +45,16 @@ class MeasuredPair:
 
 
 def measure_unit(unit: WorkUnit) -> list[MeasuredPair] | Failure:
-    """Make, check and compress the pairs of a unit. Failure if the clip, readable before, can no longer be read."""
-    clip, watch, measured = unit.clip, Stopwatch(), []
-    try:
-        for pair in make_pairs(clip, unit.windows, unit.config, watch):
-            with watch.part("checks"):
-                report, picture = check_pair(pair, clip.id, clip.split, unit.config), pair_picture(pair)
-            with watch.part("compression"):
-                members = pack_pair(pair, clip.id, kept_pixels(unit.config, clip.split))
-            size = sum(len(data) for name, data in members.items() if name != "__key__")
-            measured.append(MeasuredPair(pair, report, picture, size, watch.take()))
-    except (ValueError, OSError) as error:
-        return Failure(str(error))
-    return measured
+    """Make, check and compress the pairs of a unit. Failure as in `make_each`."""
+    return make_each(unit, partial(_measure, unit))
+
+
+def _measure(unit: WorkUnit, pair: Pair, watch: Stopwatch) -> MeasuredPair:
+    """A pair that the checks leave out is measured, too."""
+    report, picture = judge(unit, pair, watch)
+    members = pack(unit, pair, watch)
+    size = sum(len(data) for name, data in members.items() if name != "__key__")
+    return MeasuredPair(pair, report, picture, size, watch.take())
 
 
 @dataclass

@@ -111,7 +111,8 @@ def _write_pictures(
         with write_atomic(folder / f"{measured.pair.key}.mp4") as file:
             file.write(encode_clip(_side_by_side(measured.pair), measured.pair.fps, lossless=False))
     totals = summarize((measured.report for measured in pairs), config.checks.limits())
-    groups = {split: [w for w in windows if _split(sample, w) == split] for split in SPLITS}
+    split_of = {probed.clip.id: probed.clip.split for probed in sample.usable}
+    groups = {split: [window for window in windows if split_of[window.clip] == split] for split in SPLITS}
     kept = {split: {"clips": len({w.clip for w in group}), "windows": len(group)} for split, group in groups.items()}
     report = {"kept": kept, "dropped": sample.dropped}
     max_bytes = int(config.checks.sheet_megabytes * 2**20)
@@ -120,10 +121,6 @@ def _write_pictures(
         return ((measured.report, measured.picture) for measured in pairs)
 
     write_contact_sheet(folder / "contact.html", entries, totals, report, f"{config.task.name}, preview", max_bytes)
-
-
-def _split(sample: ClipSample, window: Window) -> str:
-    return next(probed.clip.split for probed in sample.usable if probed.clip.id == window.clip)
 
 
 def _side_by_side(pair: Pair) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from data_prep.checks import frames_to_hash, make_signature
+from data_prep.clip_cache import ClipCache
 from data_prep.clips.clip_list import SPLITS, Clip
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
@@ -18,7 +18,6 @@ from iclora_train.config import Config, Data
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.console import printable
 from iclora_train.core.progress import ProgressBar
-from iclora_train.media.clip import read_clip
 
 WINDOWS = 8  # of a preview
 WEIGHTS = {"train": 6, "val": 1, "heldout": 1}  # shares of the splits in the clips that are probed
@@ -76,9 +75,7 @@ def sample_clips(clips: list[Clip], config: Config, bar: ProgressBar) -> ClipSam
 
 def _compare(probed: ProbedClip) -> None:
     """Do what the fingerprint and the search for duplicates do with a clip, to know how long it takes."""
-    clip, info = probed.clip, probed.info
-    frames = read_clip(clip.path, set(frames_to_hash(info.frames, info.fps)), clip.section)
-    make_signature(clip.id, clip.split, sha256(clip.path), frames)
+    ClipCache().signature(probed.clip, probed.info, sha256(probed.clip.path))
 
 
 def _spread(clips: list[Clip]) -> list[Clip]:
@@ -98,8 +95,8 @@ def _is_enough(sample: ClipSample, config: Config) -> bool:
     """Whether the usable clips suffice: WINDOWS of them, and one of each split and bucket that can have one."""
     splits = {probed.clip.split for probed in sample.usable}
     buckets = {_bucket(probed, config.data) for probed in sample.usable}
-    wanted_splits = {clip.split for clip in sample.listed}
-    return len(sample.usable) >= WINDOWS and splits == wanted_splits and len(buckets) == len(config.data.sizes())
+    listed_splits = {clip.split for clip in sample.listed}
+    return len(sample.usable) >= WINDOWS and splits == listed_splits and len(buckets) == len(config.data.sizes())
 
 
 def _bucket(probed: ProbedClip, data: Data) -> tuple[int, int, int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.estimate import Cost
 from iclora_train.config import Config
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import write_json
 from iclora_train.core.fingerprint import content_settings, digest
 from iclora_train.core.records import DamagedFileError, Text, read_json
 
@@ -26,8 +25,7 @@ class _Stored:
 
 def write_cost(config: Config, cost: Cost) -> None:
     """Write the cost of the windows of a preview."""
-    with write_atomic(Path(config.data.root, FOLDER, _FILE)) as file:
-        file.write(json.dumps(asdict(_Stored(_identity(config), cost)), indent=1).encode())
+    write_json(Path(config.data.root, FOLDER, _FILE), asdict(_Stored(_identity(config), cost)))
 
 
 def read_cost(config: Config) -> Cost | None:

@@ -82,11 +82,8 @@ def show_selection(report: Mapping[str, Any], path: Path) -> None:
 
 def require_train_pairs(root: Path, report: Mapping[str, Any], config: Config) -> None:
     """ConfigError with the reason if there is nothing to train on."""
-    where, kept, dropped = (
-        f"data.clips={config.data.clips}: no train clip could be used",
-        report["kept"],
-        report["dropped"],
-    )
+    where = f"data.clips={config.data.clips}: no train clip could be used"
+    kept, dropped = report["kept"], report["dropped"]
     held_out = sum(kept[split]["clips"] for split in kept if split != "train")
     reason = f" ({dropped[0]['clip']}: {dropped[0]['reason']})" if dropped else ""
     if held_out:

@@ -6,10 +6,9 @@ compare the clips again.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from data_prep.clip_cache import ClipCache
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.splits import Splits, settle_splits
 from iclora_train.config import Config, ConfigError
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import write_json
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.records import DamagedFileError, Text, read_json
@@ -75,7 +74,7 @@ def settle_clips(
         copies = _find_copies(usable, signatures, config)
         splits = settle_splits(usable, copies, config.data)
         log.write("clips", find_duplicates(_in_splits(signatures, splits), config.checks))
-        _write(root / SPLITS_FILE, _StoredSplits(made_from, copies, splits.split_of))
+        write_json(root / SPLITS_FILE, asdict(_StoredSplits(made_from, copies, splits.split_of)))
     left_out = {report.clip for report, _ in log.read("clips") if not report.kept}
     splits.clips = [probed for probed in splits.clips if probed.clip.id not in left_out]
     return splits
@@ -117,9 +116,3 @@ def _read(path: Path) -> _StoredSplits | None:
     except DamagedFileError as error:
         print(f"warning: {error}", file=sys.stderr)
         return None
-
-
-def _write(path: Path, stored: _StoredSplits) -> None:
-    with write_atomic(path) as file:
-        entries = {"made_from": stored.made_from, "copies": stored.copies, "splits": stored.splits}
-        file.write(json.dumps(entries, indent=1).encode())

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import exclusive, shared
-from iclora_train.data.shard_index import KINDS
+from iclora_train.data.shard_index import is_written
 
 T = TypeVar("T")
 IN_PROGRESS = "in-progress"  # folder in data.root that is removed when the index is written: locks and lost windows
@@ -51,7 +51,7 @@ def show_share(root: Path, share: Share, plan: Iterable[str]) -> bool:
     print(f"share {share}: {len(own_shards(dict.fromkeys(shards), share))} of {len(shards)} shards are finished")
     if share.count > len(shards):
         print(f"{share.count - len(shards)} of {share.count} shares have no shard: ask for {len(shards)} at most")
-    missing = [shard for shard in shards if not all((root / kind / shard).exists() for kind in KINDS)]
+    missing = [shard for shard in shards if not is_written(root, shard)]
     if missing:
         print(f"{len(missing)} shards of other shares are missing; the last share to finish writes the index")
     return not missing

@@ -6,9 +6,7 @@ from collections.abc import Iterator
 
 from data_prep.checks import Report, check_vae, evenly_spaced
 from data_prep.engines.base import Engine, Failure
-from data_prep.pairs import make_pairs
-from data_prep.write_shards import Job, WorkUnit
-from iclora_train.config import ConfigError
+from data_prep.write_shards import Job, WorkUnit, make_each
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Pair
@@ -49,15 +47,10 @@ def _pixels(job: Job, pairs: ShardSet, numbers: list[int], engine: Engine) -> It
         if i not in lost:
             yield pairs.read_pair(i)
         else:
-            pair = next(again)
-            yield None if isinstance(pair, Failure) else pair
+            result = next(again)
+            yield None if isinstance(result, Failure) else result[0]
 
 
-def pixels_of(unit: WorkUnit) -> Pair | Failure:
-    """The pair of a unit with one window. Failure if the clip can no longer be read."""
-    try:
-        return next(make_pairs(unit.clip, unit.windows, unit.config))
-    except ConfigError:
-        raise
-    except (ValueError, OSError) as error:
-        return Failure(str(error))
+def pixels_of(unit: WorkUnit) -> list[Pair] | Failure:
+    """The pairs of a unit. Failure as in `make_each`."""
+    return make_each(unit, lambda pair, _: pair)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.windows import Window
 from data_prep.encode_latents import ClipPair, LatentEncoder
-from data_prep.engines.base import Engine, Failure
+from data_prep.engines.base import Engine, Failure, R
 from data_prep.first_shard import AnnouncingWriter
 from data_prep.latent_stage import LatentStage
 from data_prep.lost_windows import LostWindows
@@ -100,17 +100,24 @@ class CheckedPair:
     pair: Pair | None = None
 
 
-def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
-    """Make and check the pairs of a unit. Failure if the clip, readable before, can no longer be read."""
-    clip, watch = unit.clip, Stopwatch()
+def make_each(unit: WorkUnit, finish: Callable[[Pair, Stopwatch], R]) -> list[R] | Failure:
+    """`finish` of each pair of a unit. Failure if the clip, readable before, can no longer be read.
+
+    The watch of `finish` has the seconds in which the pair was made.
+    """
+    watch = Stopwatch()
     try:
         with reraise_disk_full(Path(tempfile.gettempdir(), "clip.mp4")):
-            pairs = make_pairs(clip, unit.windows, unit.config, watch)
-            return [_check(pair, unit, watch) for pair in pairs]
+            return [finish(pair, watch) for pair in make_pairs(unit.clip, unit.windows, unit.config, watch)]
     except ConfigError:
         raise
     except (ValueError, OSError) as error:
         return Failure(str(error))
+
+
+def process_unit(unit: WorkUnit) -> list[CheckedPair] | Failure:
+    """Make and check the pairs of a unit. Failure as in `make_each`."""
+    return make_each(unit, partial(_check, unit))
 
 
 def kept_pixels(config: Config, split: str) -> str:
@@ -120,13 +127,21 @@ def kept_pixels(config: Config, split: str) -> str:
     return config.data.keep or ("lossless" if config.model.checkpoint == "nano" else "preview")
 
 
-def _check(pair: Pair, unit: WorkUnit, watch: Stopwatch) -> CheckedPair:
-    clip = unit.clip
+def judge(unit: WorkUnit, pair: Pair, watch: Stopwatch) -> tuple[Report, bytes]:
+    """The check report of a pair, and its picture (JPEG)."""
     with watch.part("checks"):
-        report, picture = check_pair(pair, clip.id, clip.split, unit.config), pair_picture(pair)
+        return check_pair(pair, unit.clip.id, unit.clip.split, unit.config), pair_picture(pair)
+
+
+def pack(unit: WorkUnit, pair: Pair, watch: Stopwatch) -> Members:
+    """The pair as stored in a shard."""
     with watch.part("compression"):
-        keep = kept_pixels(unit.config, clip.split)
-        members = pack_pair(pair, clip.id, keep) if report.kept else None
+        return pack_pair(pair, unit.clip.id, kept_pixels(unit.config, unit.clip.split))
+
+
+def _check(unit: WorkUnit, pair: Pair, watch: Stopwatch) -> CheckedPair:
+    report, picture = judge(unit, pair, watch)
+    members = pack(unit, pair, watch) if report.kept else None
     return CheckedPair(members, report, picture, watch.take(), pair if report.kept and unit.encode else None)
 
 
@@ -135,16 +150,16 @@ def write_shards(job: Job, engine: Engine) -> None:
 
     With a share only its shards are written. An index is not written, and windows that are lost are only recorded.
     """
-    own = replace(job, plan=own_shards(job.plan, job.share))
+    share_job = replace(job, plan=own_shards(job.plan, job.share))
     pairs = ShardWriter(job.root / "pairs", "pairs", job.fingerprints["pairs"])
     texts = TextFeatures(job.root, job.base)
-    texts.encode_missing(job.captions(), needed=set(own.captions()))
-    latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], own.plan)
+    texts.encode_missing(job.captions(), needed=set(share_job.captions()))
+    latents = AnnouncingWriter(job.root / "latents", job.fingerprints["latents"], share_job.plan)
     latents.write_empty_text(texts.read(""))
     lost = LostWindows(pairs, *lost_files(job.root, job.share))
     with (
-        progress_bar("making pairs", sum(map(len, own.plan.values())), "clip") as bar,
-        closing(_Shards(own, engine, pairs, latents, bar)) as shards,
+        progress_bar("making pairs", sum(map(len, share_job.plan.values())), "clip") as bar,
+        closing(_Shards(share_job, engine, pairs, latents, bar)) as shards,
     ):
         shards.write(lost)
     if job.share is None:

@@ -8,6 +8,8 @@ import pytest
 
 from iclora_train.adapters.base_spec import BaseSpec
 from scripts.synthetic_checkpoint import write_checkpoint
+from tests.prep import write_clips
+from tests.tiny import write_tiny_base
 
 
 @pytest.fixture(scope="module")
@@ -19,3 +21,15 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def spec(official: Path) -> BaseSpec:
     return BaseSpec.open(str(official))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base with random weights."""
+    return write_tiny_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A list of short clips in all splits (`prep.write_clips`)."""
+    return write_clips(tmp_path_factory.mktemp("clips"))

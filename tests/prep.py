@@ -7,17 +7,20 @@ from typing import Any
 
 import hydra
 import numpy as np
+import pytest
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 
 from data_prep.clips.clip_list import Clip, list_clips
 from data_prep.clips.crop import Crop
 from data_prep.clips.windows import Window
+from data_prep.engines.base import Engine
 from data_prep.makers import SourceWindow, build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference, read_windows
-from iclora_train.config import Config, to_config
+from iclora_train.config import Config, ConfigError, to_config
 from iclora_train.config.hydra_app import conf_dir
 from tests.clips import write_clip
+from tests.engine_tasks import halve, refuse_three
 
 SIZE = ("data.frames=5", "data.height=32", "data.width=32")
 
@@ -70,3 +73,12 @@ def remake(video: SourceVideo, record: dict[str, Any]) -> np.ndarray:
     maker = build_maker(record["maker"], record["args"])
     scale = ReferenceScale(record["downscale"], record["temporal_scale"])
     return make_reference(frames, window, maker, video, record["seed"], scale)[0]
+
+
+def check_results(engine: Engine) -> None:
+    """Results of any engine are ordered, and the ConfigError of an item is raised."""
+    assert list(engine.map(halve, range(14))) == [number / 2 for number in range(14)]
+    assert list(engine.map(halve, [])) == []
+    with pytest.raises(ConfigError, match=r"task\.maker_args\.model=x"):
+        list(engine.map(refuse_three, range(9)))
+    assert list(engine.map(halve, range(3))) == [0.0, 0.5, 1.0]

@@ -72,10 +72,10 @@ def test_frames_reach_the_model_in_their_order_and_a_batch_changes_nothing(taugh
 
 
 def test_pictures_with_times_are_the_input_of_qwens_video_of_doubled_frames(taught):
-    door = LocalModel.open(taught, Captioner())
-    inputs = door.inputs([question(moving(8, 64, 64))])
+    local = LocalModel.open(taught, Captioner())
+    inputs = local.inputs([question(moving(8, 64, 64))])
     ids = inputs["input_ids"].clone()
-    config = door.model.config
+    config = local.model.config
     ids[ids == config.image_token_id] = config.video_token_id
     kinds = inputs["mm_token_type_ids"] * 2  # 1 is a picture, 2 a video
     grid = inputs["image_grid_thw"]
@@ -84,10 +84,10 @@ def test_pictures_with_times_are_the_input_of_qwens_video_of_doubled_frames(taug
         "video_grid_thw": grid[:1] * torch.tensor([len(grid), 1, 1]),
     }
     with torch.inference_mode():
-        as_pictures = door.model(**inputs).logits
+        as_pictures = local.model(**inputs).logits
         mask = inputs["attention_mask"]
-        as_video = door.model(input_ids=ids, attention_mask=mask, mm_token_type_ids=kinds, **video).logits
-        early = door.model(input_ids=ids[:, 1:], attention_mask=mask[:, 1:], mm_token_type_ids=kinds[:, 1:], **video)
+        as_video = local.model(input_ids=ids, attention_mask=mask, mm_token_type_ids=kinds, **video).logits
+        early = local.model(input_ids=ids[:, 1:], attention_mask=mask[:, 1:], mm_token_type_ids=kinds[:, 1:], **video)
     torch.testing.assert_close(as_pictures, as_video)
     assert not torch.allclose(early.logits[:, -1], as_video[:, -1]), "the comparison notices a missing token"
 
@@ -98,8 +98,8 @@ def test_an_answer_that_does_not_end_is_cut(taught):
 
 
 def test_a_batch_that_the_gpu_cannot_hold_is_halved(taught, monkeypatch):
-    door = LocalModel.open(taught, Captioner(batch_size=6))
-    whole, held, tried = door.model.generate, 2, []
+    local = LocalModel.open(taught, Captioner(batch_size=6))
+    whole, held, tried = local.model.generate, 2, []
 
     def generate(**inputs: Any) -> torch.Tensor:
         tried.append(len(inputs["input_ids"]))
@@ -107,20 +107,20 @@ def test_a_batch_that_the_gpu_cannot_hold_is_halved(taught, monkeypatch):
             raise torch.OutOfMemoryError
         return whole(**inputs)
 
-    monkeypatch.setattr(door.model, "generate", generate)
+    monkeypatch.setattr(local.model, "generate", generate)
     questions = [question(clip_frames(colours, seed=99)) for colours in ANSWERS]
-    assert [answer.text for answer in door.answers(questions)] == list(ANSWERS.values())
+    assert [answer.text for answer in local.answers(questions)] == list(ANSWERS.values())
     assert tried == [6, 3, 1, 2, 3, 1, 2]
     held = 0
     with pytest.raises(ConfigError, match=r"12 frames of a clip: set captioner\.frames or captioner\.side lower"):
-        list(door.answers(questions))
+        list(local.answers(questions))
 
 
 def test_a_later_attempt_draws_words_by_its_seed(taught):
-    door = LocalModel.open(taught, Captioner(temperature=2.0, max_tokens=12))
+    local = LocalModel.open(taught, Captioner(temperature=2.0, max_tokens=12))
     asked = question(np.zeros((8, 64, 64, 3), np.uint8))
-    drawn = {seed: [a.text for a in door.answers([replace(asked, attempt=1, seed=seed)] * 2)] for seed in (1, 2, 3)}
-    assert drawn[1] == [a.text for a in door.answers([replace(asked, attempt=1, seed=1)] * 2)]
+    drawn = {seed: [a.text for a in local.answers([replace(asked, attempt=1, seed=seed)] * 2)] for seed in (1, 2, 3)}
+    assert drawn[1] == [a.text for a in local.answers([replace(asked, attempt=1, seed=1)] * 2)]
     assert len({text for pair in drawn.values() for text in pair}) > 1
 
 
@@ -207,7 +207,9 @@ def test_the_preparation_describes_clips_without_a_caption_once(taught, tmp_path
     assert captions == answers | none | {"red": "a ball that somebody described"}
     (file,) = tmp_path.glob("out/captions-*/blue-????????-*.txt")
     file.write_text("a corrected caption\n")
-    monkeypatch.setattr(stored, "open_door", None)  # calling it would fail: clips without a good answer stay without
+    monkeypatch.setattr(
+        stored, "open_captioning_model", None
+    )  # calling it would fail: clips without a good answer stay without
     again = {clip.path.stem: clip.caption for clip in add_missing_captions(clips, settings)}
     assert again == captions | {"blue": "a corrected caption"}
 
@@ -221,7 +223,7 @@ def test_captions_of_version_0_1_stay_valid(taught, tmp_path, monkeypatch):
     folder = tmp_path / f"out/captions-{first_identity(taught)[:8]}"
     folder.mkdir()
     file.rename(folder / file.name).write_text("one sentence about the middle frame")
-    monkeypatch.setattr(stored, "open_door", None)  # calling it would fail
+    monkeypatch.setattr(stored, "open_captioning_model", None)  # calling it would fail
     assert [clip.caption for clip in add_missing_captions(clips, settings)] == ["one sentence about the middle frame"]
 
 
@@ -243,11 +245,11 @@ def test_other_models_read_the_frames_in_batches(tmp_path, kind):
         write_gemma3_for_pictures(tmp_path)
     else:
         write_qwen(tmp_path, words, kind)
-    door = LocalModel.open(tmp_path, Captioner(max_tokens=4, batch_size=2))
+    local = LocalModel.open(tmp_path, Captioner(max_tokens=4, batch_size=2))
     clips = [moving(8, 48, 64, seed) for seed in range(3)]
-    assert len(list(door.answers([question(frames) for frames in clips]))) == 3
+    assert len(list(local.answers([question(frames) for frames in clips]))) == 3
     with torch.inference_mode():
-        logits = [door.model(**door.inputs([question(frames)])).logits[0, -1] for frames in (*clips, clips[0][::-1])]
+        logits = [local.model(**local.inputs([question(frames)])).logits[0, -1] for frames in (*clips, clips[0][::-1])]
     assert all(not torch.equal(logits[0], other) for other in logits[1:]), "the frames and their order count"
 
 

@@ -67,11 +67,6 @@ def _small_shards():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     """A csv list of five clips with splits, one of them too short."""
     folder = tmp_path_factory.mktemp("clips")

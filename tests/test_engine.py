@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,19 +22,8 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 from tests.clips import write_clip
-from tests.engine_tasks import die_of_five, halve, refuse_three, sleep_long
-from tests.prep import config_of, contents, write_clips
-from tests.tiny import write_tiny_base
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
+from tests.engine_tasks import die_of_five, halve, sleep_long
+from tests.prep import check_results, config_of, contents, write_clips
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +51,7 @@ def engine(request) -> Iterator[Engine]:
 
 
 def test_results_are_ordered_and_config_errors_are_raised(engine):
-    assert list(engine.map(halve, range(14))) == [number / 2 for number in range(14)]
-    assert list(engine.map(halve, [])) == []
-    with pytest.raises(ConfigError, match=r"task\.maker_args\.model=x"):
-        list(engine.map(refuse_three, range(9)))
-    assert list(engine.map(halve, range(3))) == [0.0, 0.5, 1.0]
+    check_results(engine)
 
 
 def test_items_are_read_only_a_little_ahead():

@@ -25,12 +25,6 @@ from iclora_train.media.frame_times import simultaneous_frames, temporal_subsamp
 from tests.clips import moving
 from tests.prep import config_of, write_clips
 from tests.test_frame_times import FILM, PAUSE, write
-from tests.tiny import write_tiny_base
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def test_clips_of_odd_rates_are_used_or_dropped_with_the_reason(

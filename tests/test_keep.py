@@ -17,14 +17,8 @@ from iclora_train.data.shard_index import ShardError
 from iclora_train.data.shards import ShardSet
 from tests.command import start
 from tests.prep import config_of, contents, overrides, write_clips
-from tests.tiny import write_tiny_base
 
 TRAIN = ("train-000000.tar", "train-000001.tar", "train-000002.tar")
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -19,14 +19,8 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 from tests.clips import write_clip
 from tests.command import run
 from tests.prep import config_of, contents, listed, overrides, write_clips
-from tests.tiny import write_tiny_base
 
 MANY = ("train",) * 12 + ("val",) * 3 + ("heldout",) * 3
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from data_prep import pipeline
 from data_prep.engines.base import Engine, Failure
 from data_prep.engines.local import create_engine
 from iclora_train.config import ConfigError
-from tests.engine_tasks import MortalEncoder, count_and_sleep, die_of_five, halve, refuse_three
-from tests.prep import config_of, contents, write_clips
+from tests.engine_tasks import MortalEncoder, count_and_sleep, die_of_five
+from tests.prep import check_results, config_of, contents, write_clips
 from tests.tiny import write_tiny_base
 
 ray = pytest.importorskip("ray")
@@ -70,11 +70,7 @@ def engine(cluster: "cluster_utils.Cluster") -> Iterator[Engine]:
 
 
 def test_results_are_ordered_and_config_errors_are_raised(engine):
-    assert list(engine.map(halve, range(14))) == [number / 2 for number in range(14)]
-    assert list(engine.map(halve, [])) == []
-    with pytest.raises(ConfigError, match=r"task\.maker_args\.model=x"):
-        list(engine.map(refuse_three, range(9)))
-    assert list(engine.map(halve, range(3))) == [0.0, 0.5, 1.0]
+    check_results(engine)
 
 
 def test_an_item_is_retried_once_when_its_process_dies(engine, tmp_path):

@@ -14,19 +14,8 @@ from data_prep import pipeline
 from iclora_train.data.shard_index import ShardError
 from tests.command import run, start
 from tests.prep import config_of, contents, overrides, write_clips
-from tests.tiny import write_tiny_base
 
 MANY = "data.train_windows=150"  # three shards
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -15,20 +14,9 @@ from data_prep.write_shards import WorkUnit, process_unit
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import exclusive
 from tests.command import run, start
-from tests.prep import config_of, contents, overrides, write_clips
-from tests.tiny import write_tiny_base
+from tests.prep import config_of, contents, overrides
 
 MANY = "data.train_windows=70"  # shards train 0 and 1, val, heldout
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> Path:
-    return write_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.fixture(scope="module")

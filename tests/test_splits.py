@@ -24,7 +24,6 @@ from iclora_train.media.clip import ClipInfo
 from iclora_train.media.frame_times import FrameTimes, exact_rate
 from tests.clips import write_clip
 from tests.prep import config_of, contents
-from tests.tiny import write_tiny_base
 
 
 def data(**changes: object) -> Data:
@@ -182,11 +181,6 @@ def test_without_a_split_all_clips_but_the_listed_ones_are_for_training(tmp_path
 
 
 # --- from files to shards ---
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 def folder_of(folder: Path, count: int, frames: int = 24, same: bool = False) -> Path:

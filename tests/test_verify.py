@@ -20,11 +20,6 @@ from tests.tiny import write_tiny_base
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> Path:
     return write_clips(tmp_path_factory.mktemp("clips"), ("train", "val", "heldout"))
 

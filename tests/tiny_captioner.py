@@ -48,13 +48,13 @@ def write_taught_captioner(folder: Path, answers: Mapping[tuple[str, ...], str])
     """Write a model that answers these texts to clips of these colours."""
     words = [word for text in answers.values() for word in re.findall(r"\w+|\.", text)]
     write_qwen(folder, words)
-    door = LocalModel.open(folder, Captioner(frames=FRAMES))
-    tokenizer, model = door.processor.tokenizer, door.model.train()
+    local = LocalModel.open(folder, Captioner(frames=FRAMES))
+    tokenizer, model = local.processor.tokenizer, local.model.train()
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     texts = [f"{text}{tokenizer.eos_token}" for text in answers.values()]
     told = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
     targets = told["input_ids"].masked_fill(told["attention_mask"] == 0, -100)  # (B,M)
-    asked = [door.inputs([question(clip_frames(c, seed=i), text) for c in answers]) for i, text in enumerate(TAUGHT)]
+    asked = [local.inputs([question(clip_frames(c, seed=i), text) for c in answers]) for i, text in enumerate(TAUGHT)]
     for step in range(STEPS):
         inputs = asked[step % len(TAUGHT)]
         both = {name: torch.cat([inputs[name], told[name]], 1) for name in ("input_ids", "attention_mask")}

@@ -31,7 +31,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 SHOWN_ROWS, SHOWN_TEXT = 50, 60  # of the table on the screen
 
 
-class Door(Protocol):
+class CaptioningModel(Protocol):
     """A captioner, on this machine or behind an endpoint."""
 
     def answers(self, questions: Iterable[Question]) -> Iterator[Answer]:
@@ -49,7 +49,7 @@ class Uncaptioned:
     answer: str = ""
 
 
-def open_door(settings: Captioner, key: str = "captioner.model") -> Door:
+def open_captioning_model(settings: Captioner, key: str = "captioner.model") -> CaptioningModel:
     """The captioner of captioner.endpoint, or else of captioner.model, which `key` names in messages."""
     if settings.endpoint is not None:
         return Endpoint.open(settings, os.environ.get(KEY_VARIABLE))
@@ -69,7 +69,7 @@ def identity_of(config: Config, model: object) -> str:
 
 
 def write_captions(
-    clips: Sequence[Clip], files: Mapping[str, Path], door: Door, config: Config, check: AnswerCheck
+    clips: Sequence[Clip], files: Mapping[str, Path], model: CaptioningModel, config: Config, check: AnswerCheck
 ) -> list[Uncaptioned]:
     """Write the caption of each clip into its file, as soon as it is known. Returns the clips that got none.
 
@@ -81,7 +81,7 @@ def write_captions(
         wrong = []
         text = f"asking again ({attempt + 1} of {attempts})" if attempt else "captioning"
         with progress_bar(text, len(pending), "clip") as bar:
-            for clip, result in _ask(pending, door, config, attempt, bar):
+            for clip, result in _ask(pending, model, config, attempt, bar):
                 if isinstance(result, str):
                     left[clip.id] = Uncaptioned(clip.id, str(clip.path), result)
                     continue
@@ -101,7 +101,7 @@ def write_captions(
 
 
 def _ask(
-    clips: Sequence[Clip], door: Door, config: Config, attempt: int, bar: ProgressBar
+    clips: Sequence[Clip], model: CaptioningModel, config: Config, attempt: int, bar: ProgressBar
 ) -> Iterator[tuple[Clip, Answer | str]]:
     """Each clip with its answer, or with the reason why it cannot be read."""
     asked, unreadable = deque[Clip](), deque[tuple[Clip, str]]()
@@ -116,7 +116,7 @@ def _ask(
                 yield question
 
     with ThreadPool(READERS) as pool:
-        for answer in door.answers(questions(pool)):
+        for answer in model.answers(questions(pool)):
             yield asked.popleft(), answer
             bar.advance()
     yield from bar.track(unreadable)

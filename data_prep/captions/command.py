@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep.captions.answers import AnswerCheck
-from data_prep.captions.captioning import Uncaptioned, open_door, show, write_captions, write_list
+from data_prep.captions.captioning import Uncaptioned, open_captioning_model, show, write_captions, write_list
 from data_prep.captions.stored import caption_files, with_stored_captions
 from data_prep.clips.clip_list import Clip, clips_of
 from data_prep.clips.webdataset import with_local_clips
@@ -50,12 +50,12 @@ def _caption_clips(config: Config) -> int:
     if pending:
         _require_separate_files(pending, files)
         _require_writable(files[clip.id].parent for clip in pending)
-        check = AnswerCheck(config)
+        check, asked = AnswerCheck(config), {clip.id for clip in pending}
         for clip in clips:
-            if clip.caption and clip not in pending:
+            if clip.caption and clip.id not in asked:
                 check.count(clip.caption)
         with exclusive(folder, "set another data.root or captioner.out"):
-            left = write_captions(pending, files, open_door(settings), config, check)
+            left = write_captions(pending, files, open_captioning_model(settings), config, check)
     left = sorted([*left, *unusable], key=lambda row: row.clip)
     report = folder / "captions.json"
     kept = len(clips) - len(pending) - len(unusable)

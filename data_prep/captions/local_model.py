@@ -30,14 +30,8 @@ REMEDY = (
 FIRST_QUESTION = (  # of version 0.1
     "Describe in one plain sentence who or what is seen, what it does and where. Do not mention an image or a video."
 )
-UNSUITABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    ImportError,
-)  # of a folder that is no such model
+# errors that transformers raises for a folder that does not hold a vision-language model
+UNSUITABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
 
 class LocalModel:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.captions.answers import AnswerCheck
-from data_prep.captions.captioning import automatic_settings, identity_of, open_door, show, write_captions
+from data_prep.captions.captioning import automatic_settings, identity_of, open_captioning_model, show, write_captions
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.text_files import CAPTION_SUFFIXES, read_text
 from iclora_train.config import Captioner, Config, require
@@ -63,7 +63,7 @@ def _write(pending: Sequence[Clip], files: dict[str, Path], captions: Sequence[s
     written = [read_text(path).strip() for path in files.values() if path.exists()]
     for caption in (*captions, *filter(None, written)):
         check.count(caption)
-    left = write_captions(pending, files, open_door(config.captioner, "data.captioner"), config, check)
+    left = write_captions(pending, files, open_captioning_model(config.captioner, "data.captioner"), config, check)
     for row in left:
         with write_atomic(files[row.clip]):
             pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from data_prep.checks import (
     write_results,
 )
 from iclora_train.config import Config
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import write_json
 from iclora_train.core.records import DamagedFileError
 
 
@@ -45,5 +44,4 @@ def read_check_totals(root: Path) -> dict[str, Any] | None:
 
 def write_report(root: Path, report: dict[str, Any]) -> None:
     """Write root/report.json."""
-    with write_atomic(root / "report.json") as file:
-        file.write(json.dumps(report, indent=1).encode())
+    write_json(root / "report.json", report)

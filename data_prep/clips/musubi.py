@@ -108,7 +108,7 @@ def _rows_of_list(path: Path) -> Iterator[ForeignRow]:
     """The rows of a jsonl. musubi-tuner looks for relative paths in the working folder first, then beside the file."""
     for number, cells in enumerate(read_rows(path), start=1):
         named = {column: cells[column] for column in ("video", "reference") if column in cells}
-        absolute = {column: str(_found(path.parent, cell)) for column, cell in named.items()}
+        absolute = {column: str(_absolute(path.parent, cell)) for column, cell in named.items()}
         yield ForeignRow(f"data.clips={path}, clip {number}", cells | absolute)
 
 
@@ -155,12 +155,12 @@ def _caption(path: Path, where: str) -> str:
 
 
 def _existing(folder: Path, cell: str, where: str) -> Path:
-    path = _found(folder, cell)
+    path = _absolute(folder, cell)
     require(path.exists(), f"{where}={cell} does not exist; relative paths begin at the working folder or at {folder}")
     return path
 
 
-def _found(folder: Path, cell: str) -> Path:
+def _absolute(folder: Path, cell: str) -> Path:
     """The absolute path of a cell: from the working folder if it exists there, otherwise from the file's folder."""
     path = Path(os.path.expanduser(cell))
     return Path(os.path.abspath(path if path.exists() else folder / path))

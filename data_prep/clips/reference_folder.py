@@ -17,7 +17,7 @@ from iclora_train.media.picture import is_picture
 class ReferenceFolder:
     """The videos and images below a folder, by their path in it without the suffix.
 
-    kinds: the suffixes of videos and images. clips_folder: the folder of the targets; what lies in it is no reference.
+    kinds: the suffixes of videos and images. clips_folder: the folder of the targets; files in it are not references.
     setting: the name of the setting, for messages. ConfigError if the folder cannot be read, or holds the targets.
     """
 

@@ -14,6 +14,7 @@ from data_prep.clips.clip_list import SPLITS, Clip, draw_split, hash_of
 from data_prep.clips.parts import Parts, halve, hold_out_end
 from data_prep.clips.probed_clip import ProbedClip
 from iclora_train.config import Data
+from iclora_train.core.groups import connected
 
 LITTLE = "the evaluation says little about other footage"
 
@@ -42,8 +43,9 @@ class Splits:
     @property
     def changes(self) -> dict[str, Any]:
         """The entry `splits` of the fingerprint of the pairs; empty if all clips have the splits of the list."""
+        split_of = self.split_of
         entries = {
-            "moved": {name: self.split_of[name] for name in sorted(self.moved)},
+            "moved": {name: split_of[name] for name in sorted(self.moved)},
             "parts": self.parts,
             "shared": self.shared,
             "dropped": [entry["clip"] for entry in self.dropped],
@@ -96,25 +98,12 @@ def settle_splits(usable: Sequence[ProbedClip], copies: Collection[tuple[str, st
 
 def _groups(usable: Sequence[ProbedClip], copies: Collection[tuple[str, str]], by_recording: bool) -> list[_Group]:
     """The clips that belong together, directly or through other clips, in the order of their first clips."""
-    of = {probed.clip.id: number for number, probed in enumerate(usable)}  # id -> number of its group
+    of = {probed.clip.id: number for number, probed in enumerate(usable)}  # id -> number of the clip
     links = [(of[a], of[b]) for a, b in copies if a in of and b in of]
     if by_recording:
         first: dict[str, int] = {}
         links += [(first.setdefault(p.clip.source, i), i) for i, p in enumerate(usable) if p.clip.source]
-    group_of = list(range(len(usable)))
-
-    def root(number: int) -> int:
-        while group_of[number] != number:
-            number = group_of[number]
-        return number
-
-    for a, b in links:
-        low, high = sorted((root(a), root(b)))
-        group_of[high] = low
-    members = defaultdict[int, list[ProbedClip]](list)
-    for number, probed in enumerate(usable):
-        members[root(number)].append(probed)
-    return [_Group(clips) for _, clips in sorted(members.items())]
+    return [_Group([usable[i] for i in group]) for group in connected(range(len(usable)), links)]
 
 
 def _choose_split(group: _Group, data: Data) -> None:

@@ -21,11 +21,10 @@ from typing import IO, Any
 from data_prep.clips.columns import FILE_COLUMNS, NAMES, normalise
 from data_prep.clips.kinds import STILLS, VIDEOS
 from iclora_train.config import ConfigError
-from iclora_train.core.atomic_files import reraise_disk_full
+from iclora_train.core.atomic_files import reraise_disk_full, write_json
 from iclora_train.core.console import printable
 from iclora_train.core.records import Count, DamagedFileError, FileName, Text, read_json
 from iclora_train.core.regular_files import open_regular
-from iclora_train.data.shard_index import write_json
 from iclora_train.data.tar_members import FilePart, TarMember, read_members
 
 RECIPE = 1  # increase it when the same tar gives other files

@@ -23,6 +23,15 @@ class Failure:
     reason: str
 
 
+@dataclass
+class Task:
+    """An item of `Engine.map`, its number, and the number of processes that died on it."""
+
+    number: int
+    item: Any
+    deaths: int = 0
+
+
 class Engine(Protocol):
     """Runs work for this process. `close` stops everything that the engine started."""
 

@@ -11,7 +11,6 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -21,7 +20,7 @@ import cv2
 import torch
 
 from data_prep.engines import big_messages
-from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, call, unwrap
+from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, Task, call, unwrap
 from iclora_train.config import one_of
 from iclora_train.config.cpus import available_cpus
 from iclora_train.config.endings import SIGNALS
@@ -61,15 +60,6 @@ class InProcessEngine:
 
     def close(self) -> None:
         """Nothing to stop."""
-
-
-@dataclass
-class _Task:
-    """An item, its number, and the number of workers that died on it."""
-
-    number: int
-    item: Any
-    deaths: int = 0
 
 
 class _Worker:
@@ -124,9 +114,9 @@ class WorkerEngine:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """See Engine.map. Up to two items per worker are read ahead."""
-        new_tasks = (_Task(number, item) for number, item in enumerate(items))
-        retries: deque[_Task] = deque()
-        busy: dict[_Worker, _Task] = {}
+        new_tasks = (Task(number, item) for number, item in enumerate(items))
+        retries: deque[Task] = deque()
+        busy: dict[_Worker, Task] = {}
         results: dict[int, R | Failure] = {}
         started = 0  # items read so far
         try:
@@ -150,7 +140,7 @@ class WorkerEngine:
                     worker.stop()
 
     @staticmethod
-    def _collect(busy: dict[_Worker, _Task], retries: deque[_Task], results: dict[int, Any]) -> None:
+    def _collect(busy: dict[_Worker, Task], retries: deque[Task], results: dict[int, Any]) -> None:
         """Wait until a worker replies (a result) or dies (a retry, or a Failure)."""
         ready = wait([worker.connection for worker in busy])
         for worker in [worker for worker in busy if worker.connection in ready]:

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from data_prep.engines.base import CALLS_PER_ENCODER, MAX_ATTEMPTS, E, Failure, R, T, call, unwrap
+from data_prep.engines.base import CALLS_PER_ENCODER, MAX_ATTEMPTS, E, Failure, R, T, Task, call, unwrap
 from iclora_train.config import ConfigError
 
 if TYPE_CHECKING:  # processes that only run tasks start without torch
@@ -34,12 +34,9 @@ PROCESS_DIED = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryErr
 
 
 @dataclass
-class _Task:
-    """An item, its number, and the number of processes and nodes that died on it."""
+class _Task(Task):
+    """losses: the number of nodes that were lost with the item."""
 
-    number: int
-    item: Any
-    deaths: int = 0
     losses: int = 0
 
 

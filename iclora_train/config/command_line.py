@@ -20,13 +20,8 @@ from hydra.errors import HydraException
 
 from iclora_train.config.errors import require
 
-PROMPTS = (
-    "prompt",
-    "negative_prompt",
-    "data.prompt",
-    "task.trigger",
-    "captioner.instruction",
-)  # `~` and unknown `${names}` stay as typed
+# settings in which `~` and unknown `${names}` stay as typed
+PROMPTS = ("prompt", "negative_prompt", "data.prompt", "task.trigger", "captioner.instruction")
 TEXT_OR_LIST = {"text_or_list": True}  # metadata of a field that takes a path or a list of paths
 OPTIONS_WITH_VALUE: tuple[str, ...] = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"),

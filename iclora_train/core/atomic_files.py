@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import sys
@@ -46,6 +47,12 @@ def write_atomic(path: Path) -> Iterator[IO[bytes]]:
                 temporary.replace(path)
                 on_failure.pop_all()
         _sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically."""
+    with write_atomic(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def _open_temporary(path: Path, on_failure: contextlib.ExitStack) -> tuple[Path, IO[bytes]]:

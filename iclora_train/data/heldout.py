@@ -78,11 +78,11 @@ def choose_donors(
 
     Adds a note. TooFewWindowsError if there is no window of this size.
     """
-    bucket, own, split = samples[0].bucket, recording[samples[0].source], samples[0].split
-    where = f"all windows of split {split} are of one recording, {own}"
+    bucket, only_recording, split = samples[0].bucket, recording[samples[0].source], samples[0].split
+    where = f"all windows of split {split} are of one recording, {only_recording}"
     others = [s for s in latents.samples if s.split != split and s.bucket == bucket]
-    for other in dict.fromkeys(("val", "heldout", "train")):
-        if donors := [s for s in others if s.split == other and recording[s.source] != own]:
+    for other in ("val", "heldout", "train"):
+        if donors := [s for s in others if s.split == other and recording[s.source] != only_recording]:
             notes.append(f"{where}: swapped references are those of split {other}")
             return select_windows(donors, recording, len(samples))
     if len(samples) == 1 and not others:

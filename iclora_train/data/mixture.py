@@ -18,6 +18,7 @@ from torch import Tensor
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.sources import DataSource
 from iclora_train.core.fingerprint import content_settings, digest
+from iclora_train.core.groups import connected
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.recordings import declared_recordings
 from iclora_train.data.shard_index import FORMAT, Fingerprint, ShardEntry, ShardIndex, ShardSample, read_index
@@ -198,15 +199,8 @@ def joined_recordings(parts: Sequence[Part]) -> dict[str, str]:
     Clips with the same `source` in their list, or with equal files, are joined. The name of a joined recording is the
     `source`, or the first of its clips.
     """
-    parent: dict[str, str] = {}
-
-    def root(node: str) -> str:
-        while parent.setdefault(node, node) != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
     declared: dict[str, str] = {}
+    links: list[tuple[str, str]] = []
     for part in parts:
         for clip, recording in declared_recordings(part.shards).items():
             name = part.id(clip)
@@ -214,13 +208,10 @@ def joined_recordings(parts: Sequence[Part]) -> dict[str, str]:
             video = part.videos.get(clip, "")
             for kind, value in (("recording", recording), ("video", video)):
                 if value and value != "missing":
-                    parent[root(f"{kind} {value}")] = root(f"clip {name}")
-    members: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(declared):
-        members[root(f"clip {name}")].append(name)
+                    links.append((f"{kind} {value}", name))  # no clip's name: those are <source>-<id>
     return {
         name: min((declared[clip] for clip in clips if declared[clip]), default=clips[0])
-        for clips in members.values()
+        for clips in connected(sorted(declared), links)
         for name in clips
     }
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from iclora_train.config import ConfigError
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.atomic_files import write_json
 from iclora_train.core.fingerprint import differences, digest, plain
 from iclora_train.core.records import (
     Bucket,
@@ -161,6 +160,11 @@ def _contradiction(index: ShardIndex) -> str | None:
     return None
 
 
+def is_written(root: Path, shard: str) -> bool:
+    """Whether both the pairs and the latents of a shard are written below data.root."""
+    return all((root / kind / shard).exists() for kind in KINDS)
+
+
 def split_of(shard: str) -> str:
     """The split of a shard, from its name `<split>-<number>.tar`."""
     return shard.rsplit("-", 1)[0]
@@ -208,9 +212,3 @@ def require_equal(folder: Path, old: object, new: object) -> None:
     if changed:
         first = "; ".join(changed[:3])
         raise ShardError(f"{folder} holds shards of other settings ({first}): delete it or set another data.root")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically."""
-    with write_atomic(path) as file:
-        file.write(json.dumps(value, indent=1).encode())

@@ -23,7 +23,7 @@ import webdataset
 from torch import Tensor
 
 from iclora_train.config import Config
-from iclora_train.core.atomic_files import sha256, write_atomic
+from iclora_train.core.atomic_files import sha256, write_atomic, write_json
 from iclora_train.core.fingerprint import content_settings, digest, plain
 from iclora_train.core.records import as_type, from_json
 from iclora_train.core.types import LatentPair, Pair
@@ -42,7 +42,6 @@ from iclora_train.data.shard_index import (
     read_index,
     require_equal,
     require_fingerprint,
-    write_json,
 )
 from iclora_train.data.shard_sample import (
     ClipRecord,
@@ -93,8 +92,10 @@ class ShardWriter:
         save_text_features(self.folder / EMPTY_TEXT_FILE, text)
 
     def finish(self, shards: list[str]) -> None:
-        """Write the index from the contents of the tars. ShardError when a tar that was
-        not written now differs from an earlier index."""
+        """Write the index from the contents of the tars.
+
+        ShardError when a tar that an earlier run wrote differs from that run's index.
+        """
         before = read_index(self.folder).shards if (self.folder / "index.json").exists() else {}
         index = self._index(shards)
         for shard in (before.keys() & index.shards.keys()) - self._written:
