@@ -1,17 +1,17 @@
 """Times the encoder of the video VAE in several variants: python -m scripts.benchmark_vae [--shapes 960x544x89 ...]
 
-A variant is a list of words, for instance "bf16 untiled compile":
+A variant is a list of words, for instance "bf16 diffusers compile":
 
     fp32, tf32, bf16      precision of the convolutions; tf32 is fp32 with cuDNN's TF32, as data_prep computes on a GPU
-    untiled               the whole clip at once; otherwise tiles of at most MAX_PIXELS, as data_prep encodes
-    channels_last         weights and pixels in torch.channels_last_3d
-    compile               torch.compile
+    diffusers             diffusers' own layers on the whole clip; otherwise chunks of frames, as data_prep encodes
+    channels_last         with diffusers: weights and pixels in torch.channels_last_3d
+    compile               with diffusers: torch.compile
     pair                  target and reference in one batch; otherwise one after the other
 
 For each shape and variant it prints one JSON line: seconds for a window (target and reference of the same size),
 TFLOP/s of the convolutions, GB/s, peak GiB, and the rms difference of the latents from those of the first variant over
-their standard deviation. GB/s counts the inputs and outputs of all operations of an eager pass, so compiled code, which
-moves less, can exceed the GPU's bandwidth. The time of the first call, which compiles, is printed apart.
+their standard deviation. GB/s counts the inputs and outputs of all operations of diffusers' eager pass, so fused code,
+which moves less, can exceed the GPU's bandwidth. The time of the first call, which compiles, is printed apart.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from iclora_train.config import ConfigError, require
 from iclora_train.core.device import default_device
 from iclora_train.core.types import VideoShape
 from iclora_train.ltx2.base_model import BaseModel
-from iclora_train.ltx2.vae.tiling import Tiling
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
@@ -42,15 +41,8 @@ from scripts.synthetic.layout import vae as vae_specs
 from scripts.synthetic.writer import values
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
-WORDS = {*PRECISIONS, "untiled", "channels_last", "compile", "pair"}
-VARIANTS = [
-    "fp32 untiled",
-    "tf32",
-    "tf32 untiled",
-    "tf32 untiled compile",
-    "bf16",
-    "bf16 untiled compile channels_last",
-]
+WORDS = {*PRECISIONS, "diffusers", "channels_last", "compile", "pair"}
+VARIANTS = ["tf32 diffusers", "tf32", "bf16 diffusers", "bf16 diffusers channels_last compile", "bf16"]
 Row = dict[str, Any]
 
 
@@ -96,21 +88,25 @@ def video_shape(text: str) -> VideoShape:
     return VideoShape(frames, height, width, 24.0)
 
 
-def encoder_of(vae: VideoVAE, words: set[str], cells: tuple[int, int, int]) -> Callable[[Tensor], Tensor]:
-    """Pixels (B,3,F,H,W) -> latents, as the words say. cells: (f,h,w) of the clip."""
+def encoder_of(vae: VideoVAE, words: set[str]) -> Callable[[Tensor], Tensor]:
+    """Pixels (B,3,F,H,W) -> latents, as the words say."""
+    encode = vae.encode
+    if "diffusers" in words:
+        mean, std = vae.statistics()
+        layers = torch.compile(vae.model.encode, dynamic=False) if "compile" in words else vae.model.encode
+
+        def encode(video: Tensor) -> Tensor:
+            return (layers(video.to(vae.model.dtype)).latent_dist.mode().float() - mean) / std
+
     if "channels_last" in words:
         vae.model.to(memory_format=torch.channels_last_3d)
-    if "compile" in words:
-        vae.model.encode = torch.compile(vae.model.encode, dynamic=False)
-    whole = Tiling(*(max(length, 5) for length in cells)) if "untiled" in words else None
 
-    def encode(video: Tensor) -> Tensor:
+    def encode_pair(video: Tensor) -> Tensor:
         if "channels_last" in words:
             video = video.contiguous(memory_format=torch.channels_last_3d)
-        batches = [video] if "pair" in words else video.split(1)
-        return torch.cat([vae.encode(batch, whole) for batch in batches])
+        return encode(video) if "pair" in words else torch.cat([encode(clip) for clip in video.split(1)])
 
-    return encode
+    return encode_pair
 
 
 @torch.inference_mode()
@@ -122,12 +118,11 @@ def measure(
     device = default_device()
     torch.backends.cudnn.allow_tf32 = precision != "fp32"
     vae = make_vae(PRECISIONS[precision]).to(device)
-    cells = vae.geometry.latent_size(shape.frames, shape.height, shape.width)
     size = 2, 3, shape.frames, shape.height, shape.width
     video = (torch.rand(size, generator=torch.Generator().manual_seed(0)) * 2 - 1).to(device)
     with FlopCounterMode(display=False) as flops, MovedBytes() as moved:
-        encoder_of(vae, words & {"untiled"}, cells)(video)
-    encode = encoder_of(vae, words, cells)
+        encoder_of(vae, {"diffusers"})(video)
+    encode = encoder_of(vae, words)
     begin = synced_time(device)
     latents = encode(video)
     first = synced_time(device) - begin

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.vae.causal_encoder import split_frames
 from iclora_train.ltx2.vae.tiling import Tiling, decode_tiled, encode_tiled, pixels_of, spans
-from iclora_train.ltx2.vae.video_vae import VideoVAE
+from iclora_train.ltx2.vae.video_vae import MAX_PIXELS, VideoVAE
 from tests.clips import moving
 from tests.tiny import VAE
 
@@ -49,6 +51,7 @@ def test_every_pixel_has_a_total_weight_of_1_and_its_position(cells: tuple[int, 
         return (grid + start.view(3, 1, 1, 1))[None]
 
     def encode(video: Tensor) -> Tensor:
+        assert video.shape[2] == size[0], "encoding has no tiles in time"
         return video[:, :, ::4, ::8, ::8] / torch.tensor([4.0, 8.0, 8.0]).view(3, 1, 1, 1)
 
     torch.testing.assert_close(decode_tiled(decode, cell_index, TINY, tiling), pixel_position, atol=1e-3, rtol=0)
@@ -59,8 +62,8 @@ def test_one_tile_equals_the_untiled_result(vae: VideoVAE) -> None:
     video, latent = torch.rand(2, 3, 9, 32, 48) * 2 - 1, torch.randn(2, 8, 3, 4, 6)
     mean, std = vae.model.latents_mean.view(-1, 1, 1, 1), vae.model.latents_std.view(-1, 1, 1, 1)
     plain = (vae.model.encode(video).latent_dist.mode() - mean) / std
+    assert torch.equal(vae.encode(video), plain)
     for tiling in (None, Tiling(9, 9, 9), Tiling(4, 5, 6, 1, 1)):
-        assert torch.equal(vae.encode(video, tiling), plain)
         assert torch.equal(vae.decode(latent, tiling), vae.model.decode(latent * std + mean).sample.clamp(-1, 1))
 
 
@@ -84,36 +87,53 @@ def test_away_from_edges_tiles_equal_the_untiled_result(vae: VideoVAE) -> None:
 
 
 def test_blended_tiles_are_close_with_nanos_weights() -> None:
-    nano, tiling = BaseModel.open("nano").vae(), Tiling(6, 8, 8)
-    video = torch.from_numpy(moving(25, 72, 72)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
+    nano, tiling = BaseModel.open("nano").vae(), Tiling(6, 9, 9)
+    video = torch.from_numpy(moving(25, 104, 104)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
     latent = nano.encode(video)
     untiled = nano.decode(latent)
-    assert all(len(axis) == 2 for axis in tiling.spans(*latent.shape[2:]))
+    assert all(len(axis) >= 2 for axis in tiling.spans(*latent.shape[2:]))
     assert (untiled - video).square().mean().sqrt() < 0.4 * video.std()
     assert (nano.decode(latent, tiling) - untiled).square().mean().sqrt() < 0.03 * untiled.std()
-    assert (nano.encode(video, tiling) - latent).square().mean().sqrt() < 0.03 * latent.std()
+    nano.max_pixels = nano.temporal * 72 * 72  # one latent frame of a tile of 9 x 9 cells, one of four
+    assert 1e-4 < (nano.encode(video) - latent).square().mean().sqrt() < 0.03 * latent.std()
+
+
+@pytest.mark.parametrize("cells", [1, 2, 3, 5])
+def test_latents_do_not_depend_on_the_chunks_of_frames(vae: VideoVAE, cells: int) -> None:
+    video = torch.rand(1, 3, 21, 32, 48) * 2 - 1
+    whole, vae.max_pixels = vae.encode(video), cells * vae.temporal * 32 * 48
+    chunks, chunk_frames = vae.encode(video), [chunk.shape[2] for chunk in split_frames(video, vae.temporal, cells)]
+    vae.max_pixels = MAX_PIXELS
+    count = math.ceil(6 / cells)
+    assert (len(chunk_frames), sum(chunk_frames)) == (count, 21)
+    assert max(chunk_frames) <= cells * vae.temporal
+    torch.testing.assert_close(chunks, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_large_clips_are_tiled_by_default(vae: VideoVAE) -> None:
     video = torch.rand(2, 3, 17, 96, 112) * 2 - 1
-    tile_pixels: list[int] = []
+    sizes: list[int] = []
 
-    def record_pixels(_: object, inputs: tuple[Tensor, ...]) -> None:
-        pixels = inputs[0].shape[0] * inputs[0][0, 0].numel()
-        tile_pixels.append(pixels if inputs[0].shape[1] == 3 else pixels_of(TINY, tuple(inputs[0].shape[2:])))
+    def record_size(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        batch, _, frames, height, width = inputs[0].shape
+        cells = frames, height, width  # or patches, after two frames of padding
+        patches = (frames - 2) * height * width * VAE["patch_size"] ** 2
+        sizes.append(batch * (patches if module is first_layer else pixels_of(TINY, cells)))
 
-    hooks = [module.register_forward_pre_hook(record_pixels) for module in (vae.model.encoder, vae.model.decoder)]
+    first_layer = vae.model.encoder.conv_in.conv
+    hooks = [module.register_forward_pre_hook(record_size) for module in (first_layer, vae.model.decoder)]
     untiled = vae.encode(video)
-    assert tile_pixels == [2 * 17 * 96 * 112]
+    assert sizes == [2 * 17 * 96 * 112]
     vae.max_pixels = 17 * 80 * 80
     latent = vae.encode(video)
+    assert len(sizes) == 1 + 2 * 3
     pixels = vae.decode(latent)
-    vae.max_pixels = 1 << 25
+    vae.max_pixels = MAX_PIXELS
     for hook in hooks:
         hook.remove()
-    assert max(tile_pixels[1:]) <= 17 * 80 * 80
-    assert (latent.shape, pixels.shape) == (untiled.shape, video.shape)
-    assert (latent - untiled).square().mean().sqrt() < 0.2 * untiled.std()
+    assert max(sizes[1:]) <= 17 * 80 * 80
+    assert pixels.shape == video.shape
+    torch.testing.assert_close(latent, untiled, atol=1e-5, rtol=1e-5)
 
 
 def test_auto_returns_few_tiles_that_fit() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.vae.fused_encoder import FusedEncoder
 from iclora_train.ltx2.vae.video_vae import VideoVAE, geometry_of, geometry_of_diffusers
 from tests.tiny import VAE
 
@@ -256,3 +257,28 @@ def test_bf16_is_close_to_fp32_with_nanos_weights() -> None:
     assert errors[0].dtype == errors[1].dtype == torch.float32
     assert 0 < errors[0].square().mean().sqrt() < 0.03
     assert 0 < errors[1].square().mean().sqrt() < 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("version", ["2.0", "2.3"])
+def test_the_fused_encoder_equals_the_layers_of_diffusers(version: str, dtype: torch.dtype) -> None:
+    """Widths that are and are not powers of two; one chunk and several."""
+    section = SECTIONS[version] | {"latent_channels": 12}
+    vae = VideoVAE.from_config(section)
+    randomised(vae.model)
+    video = torch.rand(2, 3, 25, 64, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    exact = vae.encode(video)
+    vae.to("cuda", dtype)
+    assert FusedEncoder.supports(vae.model.encoder)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.inference_mode():
+        whole = vae.encode(video)
+        vae.max_pixels = 2 * vae.temporal * 64 * 96
+        chunks = vae.encode(video)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    scale = exact.std().item()
+    assert (whole.cpu() - exact).abs().max() < tolerance * scale * 5
+    assert (whole.cpu() - exact).square().mean().sqrt() < tolerance * scale
+    assert (chunks - whole).square().mean().sqrt() < tolerance * scale
+    vae.to("cpu", torch.float32)  # the weights of the encoder are channels-last now
+    assert all(tensor.isfinite().all() for tensor in vae.official_state().values())

@@ -23,7 +23,7 @@ class Tiling:
     """Size of the largest tile and overlap of neighbouring tiles in time and in space, all in latent cells.
 
     Decoded pixels in an overlap are blended. Of a tile's encoded cells in an overlap, the half nearer to the tile's
-    edge is only context and is discarded.
+    edge is only context and is discarded. Only decoding has tiles in time; see causal_encoder.py.
     """
 
     frames: int
@@ -104,27 +104,25 @@ def spans(length: int, size: int, shared: int) -> list[Span]:
     return [(start, start + size) for start in starts]
 
 
-def _written(tiles: list[Span], causal: bool) -> list[Span]:
-    """The cells of each tile that are written to the result: up to the middle of each overlap. On a causal axis, where
-    a cell depends on earlier cells only, the earlier tile writes the whole overlap."""
-    middle = [left[1] if causal else (left[1] + right[0] + 1) // 2 for left, right in pairwise(tiles)]
-    cuts = [0, *middle, tiles[-1][1]]
-    return list(pairwise(cuts))
+def _kept(tiles: list[Span]) -> list[tuple[Span, Span]]:
+    """Each tile with the cells that it writes to the result: up to the middle of each overlap."""
+    middle = [(left[1] + right[0] + 1) // 2 for left, right in pairwise(tiles)]
+    return list(zip(tiles, pairwise([0, *middle, tiles[-1][1]]), strict=True))
 
 
 def encode_tiled(encode: Coder, video: Tensor, geometry: Geometry, tiling: Tiling) -> Tensor:
-    """Encode pixels (B, 3, F, H, W) one tile at a time -> (B, C, f, h, w). The overlap is context for a tile; each cell
-    of the result is from one tile."""
-    times, rows, columns = tiling.spans(*geometry.latent_size(*video.shape[2:]))
-    written = _written(times, causal=True), _written(rows, causal=False), _written(columns, causal=False)
+    """Encode pixels (B, 3, F, H, W) one tile of all frames at a time -> (B, C, f, h, w). The overlap is context for a
+    tile; each cell of the result is from one tile. `tiling.frames` is not used."""
+    _, rows, columns = tiling.spans(*geometry.latent_size(*video.shape[2:]))
+    if len(rows) == len(columns) == 1:
+        return encode(video)
     latent: Tensor | None = None
-    for t, h, w in product(*(zip(*axis, strict=True) for axis in zip((times, rows, columns), written, strict=True))):
-        pixels = video[:, :, _frames(t[0], geometry.temporal)][..., _scaled(h[0], geometry), _scaled(w[0], geometry)]
-        tile = encode(pixels)
+    for (h, kept_h), (w, kept_w) in product(_kept(rows), _kept(columns)):
+        tile = encode(video[..., _scaled(h, geometry), _scaled(w, geometry)])
         if latent is None:
-            latent = tile.new_empty(*tile.shape[:2], times[-1][1], rows[-1][1], columns[-1][1])
-        inside = [slice(cells[0] - span[0], cells[1] - span[0]) for span, cells in (t, h, w)]
-        latent[:, :, slice(*t[1]), slice(*h[1]), slice(*w[1])] = tile[:, :, inside[0], inside[1], inside[2]]
+            latent = tile.new_empty(*tile.shape[:3], rows[-1][1], columns[-1][1])
+        inside = [slice(kept[0] - span[0], kept[1] - span[0]) for span, kept in ((h, kept_h), (w, kept_w))]
+        latent[..., slice(*kept_h), slice(*kept_w)] = tile[..., inside[0], inside[1]]
     assert latent is not None
     return latent
 

@@ -15,6 +15,8 @@ from diffusers import AutoencoderKLLTX2Video
 from torch import Tensor, nn
 
 from iclora_train.core.types import Geometry
+from iclora_train.ltx2.vae.causal_encoder import CausalEncoder, split_frames
+from iclora_train.ltx2.vae.fused_encoder import FusedEncoder
 from iclora_train.ltx2.vae.layout import (
     VAE_REMEDY,
     Section,
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from iclora_train.ltx2.vae.diffusion_decoder import DiffusionDecoder
 
 # Default for the pixels (frames x height x width) of a tile: 960x544x49 is one tile. It does not depend on the machine,
-# so that a clip has the same latents everywhere.
+# so that a clip has the same pixels everywhere.
 MAX_PIXELS = 1 << 25
 
 
@@ -116,11 +118,12 @@ class VideoVAE(nn.Module):
         mean, std = (getattr(self.model, name).float().view(-1, 1, 1, 1) for name in STATISTICS.values())
         return mean, std
 
-    def _tiling(self, batch: int, cells: tuple[int, int, int]) -> Tiling:
-        return Tiling.auto(self.geometry, cells, max(self.max_pixels // batch, 1))
-
-    def _encode(self, video: Tensor) -> Tensor:
-        latent = self.model.encode(video.to(self.model.device, self.model.dtype)).latent_dist.mode().float()
+    def _encode(self, video: Tensor, cells: int) -> Tensor:
+        """Encode the frames of `cells` latent frames at a time."""
+        fused = FusedEncoder.supports(self.model.encoder)
+        encoder = FusedEncoder(self.model.encoder) if fused else CausalEncoder(self.model.encoder)
+        chunks = (chunk.to(self.model.device, self.model.dtype) for chunk in split_frames(video, self.temporal, cells))
+        latent = torch.cat([latent[:, : self.channels] for latent in encoder.encode(chunks)], dim=2).float()
         mean, std = self.statistics()
         return (latent - mean) / std
 
@@ -129,15 +132,20 @@ class VideoVAE(nn.Module):
         latent = latent.to(self.model.device).float() * std + mean
         return self.model.decode(latent.to(self.model.dtype)).sample.float()
 
-    def encode(self, video: Tensor, tiling: Tiling | None = None) -> Tensor:
+    def encode(self, video: Tensor) -> Tensor:
         """Pixels (B, 3, F, H, W) in [-1, 1] -> normalised latents (B, C, f, h, w) in fp32: the mean, never a sample.
 
-        The pixels may be on another device than the weights. tiling: None for tiles of at most `max_pixels`. ValueError
-        for a clip whose size the VAE's factors do not divide."""
-        cells = self.geometry.latent_size(*video.shape[2:])
-        if tiling is None and len(video) > 1 and video[:, 0].numel() > self.max_pixels:
+        The pixels may be on another device than the weights. At most `max_pixels` are encoded at once, as consecutive
+        chunks of frames, which does not change the latents. Only pictures of which `temporal` frames are larger are
+        tiled. ValueError for a clip whose size the VAE's factors do not divide."""
+        _, h, w = self.geometry.latent_size(*video.shape[2:])
+        if len(video) > 1 and video[:, 0].numel() > self.max_pixels:
             return torch.cat([self.encode(clip[None]) for clip in video])
-        return encode_tiled(self._encode, video, self.geometry, tiling or self._tiling(len(video), cells))
+        frames_of_a_cell = self.temporal * len(video)
+        tiling = Tiling.auto(self.geometry, (1, h, w), max(self.max_pixels // frames_of_a_cell, 1))
+        tile = min(tiling.height, h) * min(tiling.width, w) * self.spatial**2
+        cells = max(self.max_pixels // (frames_of_a_cell * tile), 1)
+        return encode_tiled(lambda pixels: self._encode(pixels, cells), video, self.geometry, tiling)
 
     def decode(self, latent: Tensor, tiling: Tiling | None = None) -> Tensor:
         """Normalised latents (B, C, f, h, w) -> pixels (B, 3, F, H, W) in fp32, clamped to [-1, 1]."""
@@ -149,5 +157,5 @@ class VideoVAE(nn.Module):
         pixels = ((f - 1) * self.temporal + 1) * h * w * self.spatial**2
         if tiling is None and len(latent) > 1 and len(latent) * pixels > self.max_pixels:
             return torch.cat([self.decode(clip[None]) for clip in latent])
-        tiling = tiling or self._tiling(len(latent), (f, h, w))
+        tiling = tiling or Tiling.auto(self.geometry, (f, h, w), max(self.max_pixels // len(latent), 1))
         return decode_tiled(self._decode, latent, self.geometry, tiling).clamp(-1, 1)
