@@ -61,7 +61,31 @@ def read_windows(path: Path, windows: Sequence[Window], section: Section | None 
 def crop_window(frames: Sequence[np.ndarray], window: Window) -> np.ndarray:
     """The window cut from whole frames: uint8 (F,H,W,3)."""
     crop = Crop.of_window(window, frames[0].shape[:2])
-    return np.stack([crop.apply(frame) for frame in frames])
+    return crop.apply_all(frames)
+
+
+@dataclass(frozen=True)
+class PaddedWindow:
+    """The pixels of a window with those around it as margin, uint8 (F,H,W,3), and their crop."""
+
+    frames: np.ndarray
+    crop: Crop
+
+    @classmethod
+    def cut(cls, frames: Sequence[np.ndarray], window: Window, margin: int) -> PaddedWindow:
+        """Cut from whole frames."""
+        crop = Crop.of_window(window, frames[0].shape[:2], margin)
+        return cls(crop.apply_all(frames), crop)
+
+    def inner(self) -> np.ndarray:
+        """The pixels without margin: equal to `crop_window`."""
+        return np.ascontiguousarray(without_margin(self.frames, self.crop))
+
+
+def without_margin(frames: np.ndarray, crop: Crop) -> np.ndarray:
+    """The window in frames (F,H,W,3) with margin, as a view."""
+    (height, width), (top, left) = crop.size, crop.inner_offset
+    return frames[:, top : top + height, left : left + width]
 
 
 def make_reference(
@@ -72,20 +96,25 @@ def make_reference(
     seed: list[int],
     scale: ReferenceScale,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Reference uint8 (F',H',W',3) of a window, and the random parameters of the maker.
+    """Reference uint8 (F',H',W',3) of a window of whole frames, and the random parameters of the maker.
 
     The maker receives the window with the pixels around it as margin. Its output is cropped to the window, then reduced
     in time and size by `scale`.
     """
-    crop = Crop.of_window(window, frames[0].shape[:2], maker.margin)
-    padded = np.stack([crop.apply(frame) for frame in frames])
+    return _reference_of(PaddedWindow.cut(frames, window, maker.margin), window, maker, video, seed, scale)
+
+
+def _reference_of(
+    padded: PaddedWindow, window: Window, maker: Maker, video: SourceVideo, seed: list[int], scale: ReferenceScale
+) -> tuple[np.ndarray, dict[str, Any]]:
+    crop = padded.crop
     source = SourceWindow(
         window.clip, video.path, window.indices, window.fps, crop, video.files, window.number, video.section
     )
-    full, params = maker(padded, np.random.default_rng(seed), source)
-    (height, width), (top, left) = window.size, crop.inner_offset
-    reference = temporal_subsample(full, scale.temporal_scale)[:, top : top + height, left : left + width]
+    full, params = maker(padded.frames, np.random.default_rng(seed), source)
+    reference = without_margin(temporal_subsample(full, scale.temporal_scale), crop)
     if scale.downscale > 1:
+        height, width = window.size
         size = (width // scale.downscale, height // scale.downscale)
         reference = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in reference])
     return np.ascontiguousarray(reference), params
@@ -106,7 +135,9 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
         seed = window_seed(config.data, clip.id, window.number, 1)
         source = next(sources) if sources else frames
         with watch.part("maker"):
-            reference, params = make_reference(source, window, maker, video, seed, scale)
+            padded = PaddedWindow.cut(source, window, maker.margin)
+            target = crop_window(frames, window) if sources else padded.inner()
+            reference, params = _reference_of(padded, window, maker, video, seed, scale)
         record: dict[str, object] = {
             "file": clip.path.name,
             "source": clip.source,
@@ -122,7 +153,7 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
             record["section"] = clip.section.bounds
         if scale.temporal_scale > 1:
             record["reference_frames"] = temporal_subsample(np.arange(len(frames)), scale.temporal_scale).tolist()
-        yield Pair(window.key, crop_window(frames, window), (reference,), caption_of(clip, config), window.fps, record)
+        yield Pair(window.key, target, (reference,), caption_of(clip, config), window.fps, record)
 
 
 def _set_args(maker: Maker) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -57,12 +58,23 @@ class Crop:
 
         Use cv2.INTER_NEAREST_EXACT for labels and binary masks.
         """
+        return np.ascontiguousarray(self._cropped(picture, interpolation))
+
+    def apply_all(self, pictures: Sequence[np.ndarray], interpolation: int = cv2.INTER_AREA) -> np.ndarray:
+        """`apply` of each picture of a clip: (F,H,W) or (F,H,W,C)."""
+        result = np.empty((len(pictures), *self.padded_size, *pictures[0].shape[2:]), pictures[0].dtype)
+        for i, picture in enumerate(pictures):
+            result[i] = self._cropped(picture, interpolation)
+        return result
+
+    def _cropped(self, picture: np.ndarray, interpolation: int) -> np.ndarray:
+        """The crop as a view of the scaled picture."""
         height, width = self.scaled
         if picture.shape[:2] != self.scaled:
             picture = cv2.resize(picture, (width, height), interpolation=interpolation)
         (top, left), (bottom, right) = self.start, self.stop
         cropped = picture[top:bottom, left:right]
-        return np.ascontiguousarray(cropped[:, ::-1] if self.flip else cropped)
+        return cropped[:, ::-1] if self.flip else cropped
 
     def apply_to_points(self, points: np.ndarray) -> np.ndarray:
         """Map points (...,2), x and y in pixels of the clip, to pixels of the crop with margin, in fp64.

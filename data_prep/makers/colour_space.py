@@ -20,6 +20,8 @@ def to_codes(values: np.ndarray, linear: bool) -> np.ndarray:
     values = np.clip(values, 0, 1)
     if linear:
         values = np.where(values <= 0.0031308, 12.92 * values, 1.055 * values ** (1 / 2.4) - 0.055)
+    if values.dtype == np.float32:
+        return cv2.convertScaleAbs(values, alpha=255)  # the same rounding in one pass
     return np.rint(values * 255).astype(np.uint8)
 
 

@@ -159,11 +159,13 @@ def _filter(
     frames: np.ndarray, kernels: Sequence[np.ndarray], linear: bool, average: int = 1, bloom: float = 0.0
 ) -> np.ndarray:
     """Filter each frame (F,H,W,3) with its kernel, after the mean over `average` frames. Borders are mirrored."""
-    table, half, result = code_values(linear), average // 2, []
+    table, half, result = code_values(linear), average // 2, np.empty_like(frames)
     for i, kernel in enumerate(kernels):
-        light = table[frames[max(i - half, 0) : i + half + 1]].mean(axis=0, dtype=np.float32)  # (H,W,3)
+        light = table[frames[i]]  # (H,W,3)
+        if half:
+            light = table[frames[max(i - half, 0) : i + half + 1]].mean(axis=0, dtype=np.float32)
         if bloom:
             light *= 1 + bloom * HIGHLIGHT[frames[i].max(axis=2)][..., None]
         blurred = cv2.filter2D(light, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-        result.append(to_codes(blurred, linear))
-    return np.stack(result)
+        result[i] = to_codes(blurred, linear)
+    return result
