@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from iclora_train.config import ConfigError, Model
+from iclora_train.config import Config, ConfigError
 from iclora_train.core.copy_stream import CopyStream
 from iclora_train.core.device import default_device
 from iclora_train.core.types import LatentPair, Pair, VideoShape
@@ -42,24 +42,26 @@ class _Staged:
 class LatentEncoder:
     """The VAE of the base model, on the current GPU if there is one, with the cached text features.
 
-    pixels: approximate frames x height x width of targets per batch. It is halved when a GPU runs out of memory.
+    precision: data.vae_precision. pixels: approximate frames x height x width of targets per batch. It is halved when
+    a GPU runs out of memory.
 
     Several threads may call `encode_batch`: while the VAE encodes the batch of one, another copies its batch to the GPU
     or packs its latents.
     """
 
-    def __init__(self, base: BaseModel, texts: TextFeatures) -> None:
+    def __init__(self, base: BaseModel, texts: TextFeatures, precision: str | None = None) -> None:
         device = default_device()
         self.device = torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
-        self.vae, self.texts = base.vae().to(self.device), texts
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.vae, self.texts = base.vae(dtype).to(self.device), texts
         self.pixels = CPU_BATCH_PIXELS if self.device.type == "cpu" else self.vae.max_pixels
         self._copies, self._vae_lock, self._text_lock = CopyStream(self.device), Lock(), Lock()
 
     @classmethod
-    def open(cls, model: Model, root: Path) -> LatentEncoder:
+    def open(cls, config: Config) -> LatentEncoder:
         """Open the base model and the text features in data.root, also in a process on another machine."""
-        base = open_base(model)
-        return cls(base, TextFeatures(root, base))
+        base = open_base(config.model)
+        return cls(base, TextFeatures(Path(config.data.root), base), config.data.vae_precision)
 
     def batch_pixels(self) -> int:
         """`pixels`, in the form in which an encoder in another process is asked for it."""

@@ -20,6 +20,7 @@ from data_prep.engines.base import Failure
 from data_prep.estimate import FIXED_PAIRS, TRAIN_PAIRS, Cost
 from data_prep.stopwatch import Stopwatch
 from data_prep.write_shards import WorkUnit, judge, make_each, pack
+from iclora_train.config import Data
 from iclora_train.core.types import Geometry, Pair
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
@@ -119,12 +120,13 @@ class _CachedOrZeros(TextFeatures):
         return super()._read(caption) if self._is_cached(caption) else torch.zeros(1, 1)
 
 
-def time_vae(pairs: list[MeasuredPair], base: BaseModel, root: Path) -> float:
-    """Seconds in which the VAE encodes the pairs, in the batches of a preparation.
+def time_vae(pairs: list[MeasuredPair], base: BaseModel, data: Data) -> float:
+    """Seconds in which the VAE encodes the pairs, in the batches and the precision of a preparation.
 
     On a GPU the first batch of each size is encoded twice, because the first time is slower.
     """
-    encoder, seconds, sizes = LatentEncoder(base, _CachedOrZeros(root, base)), 0.0, set()
+    texts = _CachedOrZeros(Path(data.root), base)
+    encoder, seconds, sizes = LatentEncoder(base, texts, data.vae_precision), 0.0, set()
     for batch in _batches([measured.pair for measured in pairs], encoder.pixels):
         if torch.cuda.is_available() and batch[0].target.shape not in sizes:
             encoder.encode(batch)

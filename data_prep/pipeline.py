@@ -48,7 +48,7 @@ RECIPE = 1  # increase it when the same settings produce different pixels
 Fingerprints = dict[str, dict[str, Any]]  # of "pairs" and "latents"
 SHARD_CLIPS = 64  # windows in a shard
 # of `data`, newer than the first shards
-NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt", "split")
+NEW_SETTINGS = ("buckets", "pick", "stride", "cuts", "hdr", "captioner", "prompt", "split", "vae_precision")
 
 
 def prepare(config: Config) -> Path:
@@ -188,7 +188,8 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: Clip
         known = cache or ClipCache()
         content_digest = lru_cache(None)(lambda path: known.digest(path, _content_digest))  # clips may share a file
         sources = {clip.id: _clip_identity(clip, config, content_digest) for clip in bar.track(clips)}
-    pairs = {"recipe": RECIPE, "settings": settings, "sources": sources}
+    of_pixels = {**settings, "data": {k: v for k, v in settings["data"].items() if k != "vae_precision"}}
+    pairs = {"recipe": RECIPE, "settings": of_pixels, "sources": sources}
     networks = _network_digests(config.task.maker_args)
     optional = {"checks": config.checks.decisive(), "networks": networks}
     pairs |= {name: value for name, value in optional.items() if value}

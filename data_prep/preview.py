@@ -92,7 +92,7 @@ def _measure(
                 totals.add(pair, geometry)
     if base is not None:
         with status("encoding"):
-            totals.add_seconds("vae", time_vae(pairs, base, Path(config.data.root)))
+            totals.add_seconds("vae", time_vae(pairs, base, config.data))
     text = LTX2_TEXT if base is None else text_bytes(base)
     return pairs, totals.cost(text, sample.timed, sample.seconds)
 

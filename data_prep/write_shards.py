@@ -183,7 +183,7 @@ class _Shards:
         self._pair_thread = ShardThread(pairs, PAIRS_AHEAD, self._stop)
         self._stage: LatentStage | None = None
         if self._to_encode:
-            encoders = engine.encoders(partial(LatentEncoder.open, job.config.model, job.root))
+            encoders = engine.encoders(partial(LatentEncoder.open, job.config))
             self._stage = LatentStage(encoders, latents, self._stop, engine.asynchronous)
         for progress, missing in ((bar, self._to_make), (self._encoding, self._to_encode)):
             progress.skip(sum(len(windows) for shard, windows in job.plan.items() if shard not in missing))

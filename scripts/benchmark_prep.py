@@ -92,7 +92,7 @@ def measure(config: Config, vae_windows: int) -> dict[str, Any]:
     windows = sum(map(len, job.plan.values()))
     prep = preparation_seconds(job) / windows
     pairs = measured_pairs(job, vae_windows)
-    vae = time_vae(pairs, job.base, job.root) / len(pairs)
+    vae = time_vae(pairs, job.base, config.data) / len(pairs)
     parts = {part: sum(pair.seconds[part] for pair in pairs) / len(pairs) for part in pairs[0].seconds}
     return {
         "task": config.task.name,

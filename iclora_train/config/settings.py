@@ -38,6 +38,7 @@ CHOICES = {  # of keys of `data` that may be null
     "pick": ("random", "stride", "best"),
     "hdr": ("convert", "refuse"),
     "keep": ("preview", "lossless", "none"),
+    "vae_precision": ("fp32", "bf16"),
 }
 
 
@@ -138,6 +139,7 @@ class Data:
     tokens_per_batch: int | None = None  # instead of batch_size: as many clips as fit this many tokens
     workers: int | None = 0  # processes that prepare data, or load batches ahead; null: all CPUs, or 2
     keep: str | None = None  # pixels of train windows: preview, lossless, none; null: preview (lossless on nano)
+    vae_precision: str | None = None  # in which the VAE makes latents: fp32 (null) or bf16, as in Lightricks' trainer
 
     def __post_init__(self) -> None:
         self.root = expand_home(self.root)
@@ -166,6 +168,7 @@ class Data:
         for key, choices in CHOICES.items():
             if getattr(self, key) is not None:
                 one_of(f"data.{key}", getattr(self, key), choices)
+        self.vae_precision = None if self.vae_precision == "fp32" else self.vae_precision  # shards are compared by it
         window_side = min(self.height, self.width)
         require(
             self.short_side is None or self.short_side >= window_side,
