@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from pathlib import Path
+
+import numpy as np
 
 from iclora_train.config import ConfigError
 
@@ -28,6 +31,15 @@ def refuse_three(number: int) -> int:
     if number == 3:
         raise ConfigError("task.maker_args.model=x does not exist")
     return number
+
+
+def page_faults(size: int) -> int:
+    """Pages that the system clears while an array of `size` bytes is made ten times, after the first time."""
+    np.ones(size, np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        np.ones(size, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def sleep_long(pid_file: str) -> None:

@@ -1,5 +1,6 @@
 """Engines of one machine (Ray: test_ray.py): equal shards; only the affected clip is lost when a worker dies."""
 
+import ctypes
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 from tests.clips import write_clip
-from tests.engine_tasks import die_of_five, halve, sleep_long
+from tests.engine_tasks import die_of_five, halve, page_faults, sleep_long
 from tests.prep import check_results, config_of, contents, write_clips
 
 
@@ -52,6 +53,13 @@ def engine(request) -> Iterator[Engine]:
 
 def test_results_are_ordered_and_config_errors_are_raised(engine):
     check_results(engine)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_a_worker_uses_the_memory_of_freed_arrays_again():
+    with closing(create_engine("local", 1)) as engine:
+        (faults,) = engine.map(page_faults, [2**26])
+    assert faults < 10 * 32  # 64 MB are 32 pages of 2 MB, or 16384 of 4 KB
 
 
 def test_items_are_read_only_a_little_ahead():

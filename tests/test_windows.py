@@ -118,6 +118,7 @@ def test_points_are_cropped_like_pixels(top_left, margin, flip):
     top, left = crop.inner_offset
     inner = replace(crop, margin=0).apply(picture)
     assert (placed[top : top + 32, left : left + 36] == inner).all()
+    assert (crop.apply_all([picture, 1 - picture]) == [placed, crop.apply(1 - picture)]).all()
 
 
 def test_windows_are_read_in_one_pass(tmp_path):
