@@ -17,13 +17,13 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 
 def test_a_row_for_each_variant(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    variants = ["fp32 untiled", "fp32 untiled channels_last pair", "bf16"]
+    variants = ["fp32 diffusers", "fp32 diffusers channels_last pair", "fp32", "bf16"]
     run(monkeypatch, "--shapes", "64x64x9", "--variants", *variants)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["variant"] for row in rows] == variants
     assert rows[0]["error"] == 0
-    assert rows[1]["error"] < 1e-5  # another order of sums
-    assert 1e-4 < rows[2]["error"] < 0.1  # the rounding of bf16
+    assert max(row["error"] for row in rows[1:3]) < 1e-5  # another order of sums
+    assert 1e-4 < rows[3]["error"] < 0.1  # the rounding of bf16
     assert all(row["seconds_per_window"] > 0 for row in rows)
 
 
