@@ -21,6 +21,7 @@ from iclora_train.core.atomic_files import write_json
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.records import DamagedFileError, Text, read_json
+from iclora_train.data.clip_hashes import write_hashes
 from iclora_train.data.shard_index import begun_with
 
 SPLITS_FILE = "splits.json"
@@ -74,6 +75,7 @@ def settle_clips(
         copies = _find_copies(usable, signatures, config)
         splits = settle_splits(usable, copies, config.data)
         log.write("clips", find_duplicates(_in_splits(signatures, splits), config.checks))
+        write_hashes(root, {s.clip: s.sha256 for s in signatures}, {s.clip: s.hashes for s in signatures})
         write_json(root / SPLITS_FILE, asdict(_StoredSplits(made_from, copies, splits.split_of)))
     left_out = {report.clip for report, _ in log.read("clips") if not report.kept}
     splits.clips = [probed for probed in splits.clips if probed.clip.id not in left_out]

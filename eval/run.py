@@ -12,6 +12,7 @@ from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import batches
 from eval.clips.external import VideoFolder
 from eval.clips.judged_adapter import NONE, adapter_path, open_adapter
+from eval.clips.leakage import require_unseen
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
 from eval.compare import compare, load
@@ -52,7 +53,11 @@ def open_source(config: Config) -> ClipSource:
     if config.videos is not None:
         require(config.adapter is None, "videos= and adapter= cannot be evaluated together: give one of them")
         return VideoFolder(config, base, held_out, cache)
-    return SampledClips(config, base, open_adapter(config, base), held_out, cache)
+    judged = open_adapter(config, base)
+    if judged.adapter is not None:
+        known = held_out.known_clips(Path(config.data.root))
+        judged = judged.with_note(require_unseen(config, adapter_path(config), known, held_out.divided))
+    return SampledClips(config, base, judged, held_out, cache)
 
 
 def evaluate(config: Config) -> Path:

@@ -18,6 +18,7 @@ from iclora_train.config import ConfigError, Flow, Optim, Task
 from iclora_train.config.hydra_app import task_names
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch
+from iclora_train.data.clip_hashes import read_trained_on
 from iclora_train.diffusion.training_inputs import (
     RandomDraws,
     build_tokens,
@@ -87,6 +88,9 @@ def test_a_run_writes_adapter_log_samples_and_checkpoints(finished: tuple[Path, 
     assert [row["step"] for row in table if row["val_swapped_0.5"]] == ["0", "3", "6"]
     assert [float(row["lr"]) for row in table[1:4]] == [0.0005, 0.001, 0.001]
     assert checkpoints(folder) == ["step-00000004.ckpt", "step-00000006.ckpt"]
+    trained = read_trained_on(folder / "runs/run/adapter.safetensors")
+    assert trained is not None
+    assert trained.clips
     assert len(list((folder / "runs/run/samples").glob("step-00000006-*.mp4"))) == 4
 
 

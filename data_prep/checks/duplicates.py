@@ -15,6 +15,7 @@ from data_prep.checks.base import Report, judge
 from data_prep.checks.pictures import encode_jpeg, frame_strip, stack_jpegs
 from data_prep.clips.clip_list import SPLITS
 from iclora_train.config.checks import Checks
+from iclora_train.data.clip_hashes import HashIndex
 
 SIDE, FREQUENCIES = 32, 16  # side in pixels of the picture for the DCT, and the lowest frequencies in the hash
 MIN_CONTRAST = 16  # levels between dark and bright; flatter pictures are too similar to each other
@@ -70,8 +71,11 @@ def match_clips(signatures: Sequence[Signature], distance: int) -> list[Match]:
     """Compare every train and val clip with the clips of later splits. distance: bits that may differ in a frame."""
     matches = []
     for split in SPLITS[:-1]:
-        later = _ClipIndex([s for s in signatures if SPLITS.index(s.split) > SPLITS.index(split)], distance)
-        matches += [Match(s, *later.nearest(s)) for s in signatures if s.split == split]
+        later = [s for s in signatures if SPLITS.index(s.split) > SPLITS.index(split)]
+        index = HashIndex([s.sha256 for s in later], [s.hashes for s in later], distance)
+        for query in (s for s in signatures if s.split == split):
+            number, share = index.nearest(query.sha256, query.hashes)
+            matches.append(Match(query, None if number is None else later[number], share))
     return matches
 
 
@@ -80,34 +84,6 @@ def find_duplicates(signatures: Sequence[Signature], checks: Checks) -> list[tup
     finding is about the clip of the earlier split, so that held-out sets do not change.
     """
     return [_report(match, checks) for match in match_clips(signatures, checks.distance)]
-
-
-class _ClipIndex:
-    """Searchable clips: all their hashes (M,4) in one array, with the clip of each hash."""
-
-    def __init__(self, clips: list[Signature], distance: int) -> None:
-        self.clips, self._distance = clips, distance
-        self.by_sha256 = {clip.sha256: clip for clip in reversed(clips)}
-        self._hashes = np.concatenate([np.zeros((0, 4), np.uint64), *(clip.hashes for clip in clips)])
-        self._owner = np.repeat(np.arange(len(clips)), [len(clip.hashes) for clip in clips])
-
-    def nearest(self, query: Signature) -> tuple[Signature | None, float]:
-        """The clip with the same bytes, else the one with the largest overlap with `query`, and the overlap. None if no
-        frame matches.
-
-        The overlap is the share of the query's hashed frames that are in the clip, or of the clip's hashed frames that
-        are in the query, whichever is larger.
-        """
-        if identical := self.by_sha256.get(query.sha256):
-            return identical, 1.0
-        bits = np.bitwise_count(query.hashes[:, None] ^ self._hashes).sum(axis=-1, dtype=np.uint16)  # (n,M)
-        near = bits <= self._distance
-        best: tuple[Signature | None, float] = None, 0.0
-        for i in np.unique(self._owner[near.any(axis=0)]):
-            matches = near[:, self._owner == i]
-            share = float(max(matches.any(axis=1).mean(), matches.any(axis=0).mean()))
-            best = max(best, (self.clips[i], share), key=lambda item: item[1])
-        return best
 
 
 def _report(match: Match, checks: Checks) -> tuple[Report, bytes]:

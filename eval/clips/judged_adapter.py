@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,11 @@ class JudgedAdapter:
     foreign: bool = False
     note: str | None = None
     videos: str | None = None
+
+    def with_note(self, note: str | None) -> JudgedAdapter:
+        """The same with one more remark for the user."""
+        notes = [text for text in (self.note, note) if text]
+        return replace(self, note="; ".join(notes) or None)
 
     @property
     def json_facts(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from iclora_train.config import Config, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
+from iclora_train.data.clip_hashes import KnownClip, known_clips
 from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.shard_index import ShardSample
 from iclora_train.data.shards import ShardSet
@@ -88,6 +90,16 @@ class HeldOut:
     def latents(self, window: Window) -> LatentPair:
         """The pair of a window as latents, with its text features."""
         return self._latents.read_latents(self._latent_row[window.key])
+
+    def known_clips(self, root: Path) -> dict[str, KnownClip]:
+        """How the clips of the evaluated windows are recognised. root: data.root."""
+        clips = {self._pairs.samples[self._pair_row[window.key]].source for window in self.windows}
+        return known_clips(root, self._pairs, clips)
+
+    @property
+    def divided(self) -> set[str]:
+        """Recordings that preparation has put into train and heldout on purpose."""
+        return set(self._pairs.made_from.splits.shared)
 
     def empty_text(self) -> Tensor:
         """Text features (T,D) of the empty caption."""

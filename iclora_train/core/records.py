@@ -33,7 +33,8 @@ Share = Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
 Text = Annotated[str, Strict()]
 Bucket = Annotated[str, Strict(), Field(pattern=r"^[0-9]{1,6}x[0-9]{1,6}x[0-9]{1,6}$")]  # width x height x frames
-Sha256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]
+Bits256 = Annotated[str, Strict(), Field(pattern=r"^[0-9a-f]{64}$")]  # as hex digits
+Sha256 = Bits256
 
 T = TypeVar("T")
 

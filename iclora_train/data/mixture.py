@@ -142,7 +142,7 @@ def open_data(config: Config, kind: str) -> ShardSet:
         not repeated, f"data.sources: two sources are the folder {repeated[:1]}: name it once, with a higher weight"
     )
     parts = [
-        Part(source, root, ShardSet.open(root / kind), _video_digests(root / "pairs"))
+        Part(source, root, ShardSet.open(root / kind), video_digests(root / "pairs"))
         for source, root in zip(data.sources, roots, strict=True)
     ]
     mixture = Mixture(Path(data.root), parts)
@@ -185,7 +185,7 @@ def source_metadata(shards: ShardSet) -> dict[str, str]:
     return {"sources": "; ".join(texts), "size": size, "fps": str(rate or "of the clips")}
 
 
-def _video_digests(pairs: Path) -> dict[str, str]:
+def video_digests(pairs: Path) -> dict[str, str]:
     """Clip -> sha256 of its file, from the index of the pairs; empty if the pairs were not copied to this machine."""
     if not (pairs / "index.json").exists():
         return {}

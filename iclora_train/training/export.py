@@ -18,6 +18,7 @@ from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
 from iclora_train.core.scores import judged_adapter, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
+from iclora_train.data.clip_hashes import write_trained_on
 from iclora_train.data.heldout import EvaluationPlan, TooFewWindowsError
 from iclora_train.data.mixture import open_data, source_metadata
 from iclora_train.data.prompts import TEMPLATE_KEY
@@ -28,7 +29,8 @@ from iclora_train.training.lightning_module import ICLoRA
 
 
 def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
-    """Write the adapter file with its metadata, read it back, and write card and workflow next to it."""
+    """Write the adapter file with its metadata, read it back, and write next to it the list of its training clips, card
+    and workflow."""
     config = module.config
     shards = open_data(config, "latents")
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
@@ -61,6 +63,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         weights = lora.adapter_weights(module.transformer)
     adapter = lora.Adapter(weights, {key: str(value) for key, value in metadata.items()})
     save_rounded(path, adapter, config.export_dtype)
+    write_trained_on(path, Path(config.data.root), shards)
     card.write_card(path)
 
 
