@@ -19,8 +19,8 @@ def require_unseen(config: Config, adapter: Path, judged: Mapping[str, KnownClip
     trained = read_trained_on(adapter)
     if trained is None:
         return (
-            f"the clips that {adapter.name} was trained on are not known (no {adapter.stem}.trained_on.json of this file "
-            "beside it): whether it has seen the evaluated ones cannot be checked"
+            f"the clips that {adapter.name} was trained on are not known (no {adapter.stem}.trained_on.json of this "
+            "file beside it): whether it has seen the evaluated ones cannot be checked"
         )
     names, clips = list(trained.clips), list(trained.clips.values())
     limit, distance = config.checks.duplicate.most, config.checks.distance
