@@ -5,9 +5,12 @@ if __name__ == "__main__":
 
     protect_imports()
 
+import sys
+
 from iclora_train.config import Config
-from iclora_train.config.endings import exit_at_signal
+from iclora_train.config.endings import exit_at_signal, one_line_ending
 from iclora_train.config.hydra_app import run_with_config
+from iclora_train.config.official import with_task
 from iclora_train.core.ranks import require_single_process
 
 RESUME = "the same command continues with the finished clips"
@@ -23,6 +26,10 @@ def _evaluate(config: Config) -> None:
 
 def main() -> None:
     """Console script `iclora-eval`."""
+    with one_line_ending(RESUME):
+        sys.argv[1:], line = with_task(sys.argv[1:])
+    if line is not None:
+        print(line)
     run_with_config("eval", _evaluate, RESUME)
 
 

@@ -150,7 +150,7 @@ def official_file(path: Path, spec: BaseSpec, names: list[str] = VIDEO, **metada
 
 
 def test_an_official_file_is_valid(tmp_path: Path, spec: BaseSpec, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "ltx-2-19b-ic-lora-detailer.safetensors"
+    path = tmp_path / "ltx-2-19b-ic-lora-mine.safetensors"
     official_file(path, spec)
     assert check(path, spec) == []
     factor, base = notes(path, read(path), spec)

@@ -416,6 +416,31 @@ def test_the_prompt_is_built_like_the_training_captions(
     assert ("write the prompt in the same form" in message) == ("reference_caption" in template)
 
 
+def test_a_published_adapter_gets_trigger_and_factor_from_the_registry(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pixels are those of the same weights with declared metadata, and the JSON record names the adapter."""
+    weights = load_file(assets / "adapter.safetensors")
+    path = tmp_path / "ltx-2.3-22b-ic-lora-deblur-0.9.safetensors"
+    save_file(weights, path)
+    pixels = generate_pixels(assets, tmp_path / "official", adapter=str(path))
+    lines = capsys.readouterr().out
+    assert "is Deblur 0.9 for LTX-2.3 (by its name); taken from conf/official/ltx2_3-deblur.yaml" in lines
+    assert "'DEBLUR a dog'" in lines
+    assert "declares no" not in lines
+    assert "Deblur 0.9 is published with sample.schedule=distilled (here shifted)" in lines
+    assert (pixels != generate_pixels(assets, tmp_path / "other trigger")).any()
+    declared = write_adapter(tmp_path / "declared.safetensors", assets / "base", trigger="DEBLUR")
+    assert (pixels == generate_pixels(assets, tmp_path / "trigger", adapter=str(declared))).all()
+    record = json.loads((tmp_path / "official" / "video.json").read_text())
+    assert record["official"][str(path)]["name"] == "ltx2_3-deblur"
+    assert record["unused_modules"] == 0
+    union = tmp_path / "ltx-2.3-22b-ic-lora-union-control-ref0.5.safetensors"
+    save_file(weights, union)
+    generate(settings_for(assets, tmp_path / "union", adapter=str(union)))
+    assert "reference factor 2" in capsys.readouterr().out
+
+
 def test_an_official_file_is_used_as_it_is(assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Official files declare neither their base nor a factor of 1. The pixels are those of the file that declares
     both, and lines say what is assumed. Next to an adapter with a factor, the file is a plain LoRA."""

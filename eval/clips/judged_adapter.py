@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters import lora
-from iclora_train.adapters.base_spec import BaseSpec, base_notes
+from iclora_train.adapters.base_spec import BaseSpec
+from iclora_train.adapters.check import adapter_notes
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter, with_factors
 from iclora_train.adapters.file import adapter_findings, inspect
-from iclora_train.adapters.metadata import TEMPORAL, declares_factor, with_our_names
+from iclora_train.adapters.metadata import TEMPORAL, declares_factor
+from iclora_train.adapters.official import completed, official_facts, recognise, require_supported, usage_notes
 from iclora_train.config import Config, require
+from iclora_train.config.official import Match
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.weights.safetensors_header import read_header
@@ -24,8 +27,8 @@ class JudgedAdapter:
     """The adapter, or the folder of clips, under evaluation.
 
     path: the file, the folder, or `none`. adapter: None without an adapter file. foreign: the metadata does not declare
-    the reference factors, so the factors of the task are used. note: a remark for the user. videos: the digest of the
-    clips if a folder of clips is evaluated.
+    the reference factors, so those of conf/official or of the task are used. note: a remark for the user. videos: the
+    digest of the clips if a folder of clips is evaluated. official: the published adapter that the file is.
     """
 
     path: str
@@ -34,6 +37,7 @@ class JudgedAdapter:
     foreign: bool = False
     note: str | None = None
     videos: str | None = None
+    official: Match | None = None
 
     def with_note(self, note: str | None) -> JudgedAdapter:
         """The same with one more remark for the user."""
@@ -45,7 +49,14 @@ class JudgedAdapter:
         """The entry `adapter` of scores.json."""
         metadata = {} if self.adapter is None else dict(sorted(self.adapter.metadata.items()))
         metadata |= {} if self.videos is None else {"videos_sha256": self.videos}
-        return {"path": self.path, "sha256": self.sha256, "metadata": metadata, "foreign": self.foreign}
+        return {
+            "path": self.path,
+            "sha256": self.sha256,
+            "metadata": metadata,
+            "foreign": self.foreign,
+            "unused_modules": 0 if self.adapter is None else len(self.adapter.audio),
+            "official": official_facts(self.official),
+        }
 
 
 def adapter_path(config: Config) -> Path:
@@ -66,21 +77,47 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     metadata = read_header(path).metadata
     foreign = not declares_factor(metadata)
     spec = BaseSpec.open(config.model.checkpoint)
-    notes = [f"{path} {note}" for note in base_notes(path, metadata, spec)]
-    temporal = None if TEMPORAL in with_our_names(metadata) else task.reference_temporal_scale
-    factors = ReferenceFactors(task.reference_downscale, temporal) if foreign else ReferenceFactors()
+    official = recognise(path, metadata)
+    require_supported(path, official)
+    notes = [f"{path} {note}" for note in adapter_notes(path, metadata, official, spec)]
+    known = completed(metadata, official)
+    factors = ReferenceFactors(
+        None if declares_factor(known) else task.reference_downscale,
+        None if TEMPORAL in known or not foreign else task.reference_temporal_scale,
+    )
     if findings and findings == list(adapter_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
-        adapter = lora.Adapter(adapter.weights, with_factors(spec.metadata | adapter.metadata, factors))
+        adapter = lora.Adapter(adapter.weights, with_factors(spec.metadata | known, factors))
         notes.append(f"{path} was never trained (every lora_B is zero): it is evaluated anyway")
     else:
         adapter = import_adapter(path, spec, factors)
-    if foreign:
+    if not declares_factor(known):
         notes.append(f"{path} does not declare its reference factors: the factors of task {task.name} are used")
+    notes += _use(config, adapter, official)
     expected = (task.reference_downscale, task.reference_temporal_scale)
     require(
         (adapter.downscale, adapter.temporal_scale) == expected,
         f"{path} needs references at downscale {adapter.downscale}, temporal scale {adapter.temporal_scale}; "
         f"task {task.name} has {expected[0]}, {expected[1]}",
     )
-    return JudgedAdapter(str(path), adapter, sha256(path), foreign, "; ".join(notes) or None)
+    return JudgedAdapter(str(path), adapter, sha256(path), foreign, "; ".join(notes) or None, official=official)
+
+
+def _use(config: Config, adapter: lora.Adapter, official: Match | None) -> list[str]:
+    """Notes about modules that are not used, and about a use that differs from the published one."""
+    notes = []
+    if adapter.audio:
+        notes.append(
+            f"{len(adapter.audio)} of its {len(adapter.weights)} modules are not used: they belong to the audio stream "
+            "or to cross-attention with it, and only the video stream is sampled"
+        )
+    if official is not None:
+        trigger, own = official.official.trigger, config.task.trigger
+        if trigger is not None and trigger != own:
+            notes.append(
+                f"the captions of the windows have the trigger {own!r}, {official.official.title} has {trigger!r}: set "
+                "task.trigger to it and prepare the data again"
+            )
+        data = config.data
+        notes += usage_notes(official.official, config.sample, 1.0, data.width, data.height, data.fps)
+    return notes

@@ -18,10 +18,12 @@ from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read
+from iclora_train.adapters.official import recognise
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.config import require
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
+from iclora_train.ltx2.weights.safetensors_header import read_header
 
 _SHOWN = 10  # findings printed per file
 
@@ -71,6 +73,11 @@ def convert(args: argparse.Namespace) -> int:
     base = None if args.base is None else BaseSpec.open(args.base)
     adapter = import_adapter(args.file, base, _factors(args))
     _save(args, adapter)
+    metadata = read_header(args.file).metadata
+    match = recognise(args.file, metadata)
+    if match is not None:
+        for note in checks.adapter_notes(args.file, metadata, match, base):
+            print(f"note: {args.file}: {note}")
     return 0
 
 

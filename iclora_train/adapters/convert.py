@@ -21,7 +21,8 @@ from iclora_train.adapters.alpha import DIFFUSERS, scale_of_modules
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, weight_findings
 from iclora_train.adapters.file import Adapter, adapter_findings, model_findings, module_findings, read_tensors
 from iclora_train.adapters.key_styles import other_kind, parse_any_key
-from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, PLAIN, TEMPORAL, metadata_findings, with_our_names
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, PLAIN, TEMPORAL, metadata_findings
+from iclora_train.adapters.official import completed, recognise, require_supported
 from iclora_train.config import ConfigError
 from iclora_train.core.safetensors_header import shortened
 
@@ -43,16 +44,18 @@ def import_adapter(path: Path, base: BaseSpec | None = None, factors: ReferenceF
     base: the base of the adapter. Modules, shapes and a declared version are checked against it; an undeclared version
     is set to the base's. Without it the modules of an adapter that declares no base must be those of the published
     LTX-2 models. ConfigError names the file, the key and the remedy. A missing reference factor is an error, unless
-    `factors` gives it or says that the adapter takes no reference (then the factor is 1).
+    `factors` gives it or says that the adapter takes no reference (then the factor is 1), or conf/official knows it.
     """
     tensors, metadata = read_tensors(path)
+    official = recognise(path, metadata)
+    require_supported(path, official)
     modules, styles = _by_module(path, tensors, base)
     alphas = {name: m.pop("alpha") for name, m in modules.items() if "alpha" in m}
     for finding in (finding for name, module in modules.items() for finding in module_findings(name, module)):
         raise ConfigError(f"{path}: {finding}")
     scale = scale_of_modules(path, metadata, alphas, styles)
     weights = {name: (m["A"].float(), m["B"].float() * scale(name, m["A"].shape[0])) for name, m in modules.items()}
-    kept = {key: value for key, value in with_our_names(metadata).items() if not _SCALES.fullmatch(key)}
+    kept = {key: value for key, value in completed(metadata, official).items() if not _SCALES.fullmatch(key)}
     findings = list(adapter_findings(weights))
     if base is not None:
         kept = kept if FAMILY in kept else {**kept, **base.metadata}

@@ -12,10 +12,12 @@ import cv2
 import numpy as np
 
 from iclora_train import __version__
+from iclora_train.adapters.official import official_facts
 from iclora_train.config import require
 from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import sha256, write_atomic
 from iclora_train.core.types import VideoShape
+from iclora_train.generate.adapters import recognised
 from iclora_train.generate.inputs import Inputs
 from iclora_train.generate.settings import TRAINING_SECTIONS, GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
@@ -60,6 +62,7 @@ def generation_record(
         "sigmas": [list(levels) for levels in sigmas],
         "base": {"family": base.family, "version": base.version, "fingerprint": base.fingerprint},
         "adapters": {path: sha256(user_path(path)) for path in settings.adapter},
+        "official": {path: official_facts(recognised(path)) for path in settings.adapter},
         "inputs": {str(media.path): media.sha256() for media in inputs.media},
         "device": device,
         "version": __version__,

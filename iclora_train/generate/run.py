@@ -23,7 +23,7 @@ from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template,
 from iclora_train.diffusion.guidance import Guidance
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
-from iclora_train.generate.adapters import adapted_transformer, open_adapter
+from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
 from iclora_train.generate.inputs import Inputs, encode_first_frame, encode_references
 from iclora_train.generate.output import generation_record, refuse_existing, write_outputs
 from iclora_train.generate.settings import GenerateSettings
@@ -69,6 +69,8 @@ def generate(settings: GenerateSettings) -> list[Path]:
     shape, rounded = video_shape(settings, inputs.references[0], rules)
     prompt = full_prompt(settings, adapter, base)
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
+    for line in published_use(settings, shape):
+        echo(line)
     for media in inputs.media:
         if media.changes:
             echo(f"{media.path}: {', '.join(media.changes)}")
@@ -83,6 +85,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
         frames = to_frames(vae.to(device), latent)
     sigmas = [stage.sampler.sigmas for stage in stages]
     record = generation_record(settings, base, inputs, shape, prompt, sigmas, device.type)
+    record["unused_modules"] = len(adapter.audio)
     files = write_outputs(settings, frames, shape.fps, record)
     echo(" ".join(map(str, files)))
     return files
