@@ -20,6 +20,7 @@ from eval.judging.symptoms import find_symptoms
 from eval.metrics import Suite
 from eval.report import wandb_log
 from eval.report.exhibits import exhibits
+from eval.report.outputs import save_outputs
 from eval.report.page import write_page
 from eval.scores import assemble, headline, write
 from eval.scoring.scorer import Scorer, print_lines
@@ -91,6 +92,7 @@ def _evaluate(
     scores["flags"] = find_symptoms(scores)
     write(folder / "scores.json", scores)
     windows = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)
+    windows = save_outputs(windows, folder, source.seeds[0])
     comparison = None if earlier is None else compare(earlier, scores)
     report = write_page(folder, scores, windows, probe_clips, comparison)
     wandb_log.log(folder, scores, config)

@@ -87,6 +87,11 @@ def handout() -> None:
     run_command("eval.handout")
 
 
+def study() -> None:
+    """Console script `iclora-study`."""
+    run_command("eval.study.__main__")
+
+
 def generate() -> None:
     """Console script `iclora-generate`."""
     run_command("iclora_train.generate.__main__")

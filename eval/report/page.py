@@ -151,8 +151,8 @@ def _page(scores: Scores, sections: list[Section]) -> str:
     return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{scores['task']}: {tally(scores['verdicts'])}"),
         subtitle=_subtitle(scores),
-        policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {_hash(style)}; "
-        f"script-src {_hash(script)}; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {policy_hash(style)}; "
+        f"script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
         nav=" ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),
@@ -161,7 +161,7 @@ def _page(scores: Scores, sections: list[Section]) -> str:
     )
 
 
-def _hash(text: str) -> str:
+def policy_hash(text: str) -> str:
     """A source expression of the Content Security Policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 

@@ -1,0 +1,138 @@
+"""`python -m eval.study A B`: which of two sets of clips do people prefer?
+
+A and B are folders of clips with equal file names, or folders of evaluations. The command writes study.html and
+study.key.json into --out. Give the page to people, not the key. Each of them saves a file of answers;
+`python -m eval.study --out FOLDER --answers answers-*.json` reads them and prints the preference.
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":
+    from iclora_train.commands import protect_imports
+
+    protect_imports()
+
+import argparse
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from eval.study.agreement import agreement
+from eval.study.page import write_study
+from eval.study.pairs import StudyPair, clips_of, draw_pairs, read_sides
+from eval.study.preference import CHECKS_TO_PASS, Answers, Preference, preference
+from iclora_train.config import ConfigError, require
+from iclora_train.config.endings import one_line_ending
+from iclora_train.config.paths import user_path
+from iclora_train.core.atomic_files import write_json
+from iclora_train.core.console import make_console
+from iclora_train.core.records import Text, read_json
+
+PAGE, KEY, RESULT = "study.html", "study.key.json", "study.result.json"
+QUESTION = "Which clip is better?"
+MOST_BYTES = 200e6  # from this size on browsers are slow to open the page
+
+
+@dataclass(frozen=True)
+class Key:
+    """What the page does not say: which side of each pair is whose."""
+
+    study: Text
+    a: Text
+    b: Text
+    question: Text
+    pairs: list[StudyPair]
+
+
+def make(a: Path, b: Path, out: Path, arguments: argparse.Namespace, console: Console) -> None:
+    """Write the page and its key. ConfigError as in `clips_of` and `read_sides`."""
+    require(not (out / KEY).exists(), f"{out / KEY} exists: set another --out, so that its answers can still be read")
+    clips = clips_of(a), clips_of(b)
+    names = sorted(clips[0].keys() & clips[1].keys())
+    require(len(names) > 0, f"{a} and {b} have no clips of equal names")
+    missing = sorted(clips[0].keys() ^ clips[1].keys())
+    if missing:
+        console.print(f"note: {len(missing)} clips are in one folder only and left out, e.g. {missing[0]}")
+    references = {} if arguments.references is None else clips_of(arguments.references)
+    checks = max(2, len(names) // 8) if arguments.checks is None else arguments.checks
+    pairs = draw_pairs(names, arguments.pairs, checks, arguments.seed)
+    study = hashlib.sha256(json.dumps([asdict(pair) for pair in pairs]).encode()).hexdigest()[:16]
+    sides = read_sides(pairs, *clips, references, arguments.height)
+    size = write_study(out / PAGE, study, arguments.question, pairs, sides)
+    write_json(out / KEY, asdict(Key(study, str(a), str(b), arguments.question, pairs)))
+    console.print(f"{out / PAGE}: {len(pairs)} pairs, {checks} of them attention checks, {size / 1e6:.1f} MB")
+    if size > MOST_BYTES:
+        console.print("note: browsers open a page of this size slowly: set fewer --pairs, or a smaller --height")
+    console.print(f"{out / KEY}: keep it, and do not give it to the people who answer")
+
+
+def read(out: Path, files: list[Path], console: Console) -> None:
+    """Print and write the preference of the answers in `files`."""
+    require((out / KEY).exists(), f"{out / KEY} does not exist: give --out the folder of the study")
+    key = read_json(out / KEY, Key, "copy it again from where the study was made")
+    people = []
+    for file in files:
+        require(file.is_file(), f"--answers: {file} does not exist")
+        answers = read_json(file, Answers, "ask for the answers again")
+        require(answers.study == key.study, f"{file} has answers to another study than {out / KEY}")
+        people.append(answers)
+    result = preference(key.pairs, people)
+    if result is None:
+        raise ConfigError(
+            f"nobody answered {CHECKS_TO_PASS:.0%} of the attention checks correctly: ask more people, and say that "
+            "the clips must be watched"
+        )
+    for line in describe(result, key):
+        console.print(line, highlight=False, soft_wrap=True)
+    metrics = agreement(Path(key.a), Path(key.b), result)
+    if metrics is not None:
+        console.print(metrics["text"], highlight=False, soft_wrap=True)
+    write_json(out / RESULT, {"a": key.a, "b": key.b, **asdict(result), "metrics": metrics})
+    console.print(f"result  {out / RESULT}")
+
+
+def describe(result: Preference, key: Key) -> list[str]:
+    """The preference in a few lines."""
+    interval = "too few clips for an interval"
+    if result.low is not None and result.high is not None:
+        interval = f"95 % interval {result.low:.0%} to {result.high:.0%}"
+    lines = [
+        f"A {key.a}",
+        f"B {key.b}",
+        f"B is preferred in {result.mean:.0%} ({interval}; p {result.p:.2g}) of {len(result.clips)} clips by "
+        f"{len(result.raters)} people",
+    ]
+    if result.left_out:
+        lines.append(f"left out for failed attention checks: {', '.join(result.left_out)}")
+    return lines
+
+
+def main() -> None:
+    """`python -m eval.study`."""
+    parser = argparse.ArgumentParser(prog="eval.study", description=(__doc__ or "").split(":", 1)[1].strip())
+    parser.add_argument("folders", type=user_path, nargs="*", metavar="A B", help="clips, or evaluations")
+    parser.add_argument("--out", type=user_path, default=Path("study"), metavar="FOLDER", help="default: study")
+    parser.add_argument("--answers", type=user_path, nargs="+", metavar="FILE", help="read these answers")
+    parser.add_argument("--references", type=user_path, metavar="FOLDER", help="clips of equal names, shown above")
+    parser.add_argument("--question", default=QUESTION, help=f"default: {QUESTION}")
+    parser.add_argument("--pairs", type=int, metavar="N", help="number of clips; default: all")
+    parser.add_argument("--checks", type=int, metavar="N", help="attention checks; default: one for eight clips")
+    parser.add_argument("--height", type=int, default=360, help="of a clip on the page, in pixels; default: 360")
+    parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
+    with one_line_ending("the same command starts again"):
+        arguments = parser.parse_args()
+        console = make_console()
+        if arguments.answers is not None:
+            return read(arguments.out, arguments.answers, console)
+        require(len(arguments.folders) == 2, "give two folders, A and B, or --answers")
+        for name, least in (("pairs", 1), ("checks", 0), ("height", 16), ("seed", 0)):
+            value = getattr(arguments, name)
+            require(value is None or value >= least, f"--{name}={value} must be at least {least}")
+        return make(*arguments.folders, arguments.out, arguments, console)
+
+
+if __name__ == "__main__":
+    main()

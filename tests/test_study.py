@@ -1,0 +1,171 @@
+"""A study with people: blind pairs that do not say whose a clip is, and the preference that the answers give."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from eval.study.__main__ import KEY, PAGE, RESULT
+from eval.study.pairs import StudyPair, draw_pairs
+from eval.study.preference import Answer, Answers, preference, sign_test
+from iclora_train.media.shard_clip import decode_clip, encode_clip
+from tests.clips import moving
+from tests.command import Result, run
+
+
+def study(folder: Path, *arguments: str) -> Result:
+    return run(folder, "eval.study", *arguments)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six clips of A, dark, and of B, bright; one more of A."""
+    root = tmp_path_factory.mktemp("study")
+    for name, shift in (("a", 0), ("b", 60)):
+        (root / name).mkdir()
+        for i in range(6):
+            clip = moving(5, 32, 48, seed=i) // 2 + shift
+            (root / name / f"clip{i}.mp4").write_bytes(encode_clip(clip.astype(np.uint8), 25.0, lossless=False))
+    (root / "a" / "only.mp4").write_bytes((root / "a" / "clip0.mp4").read_bytes())
+    return root
+
+
+def page_clips(page: Path) -> dict[str, list[np.ndarray]]:
+    """The clips of each pair on the page, left and right."""
+    sections = re.findall(r'<section class="pair" id="(\w+)".*?</section>', page.read_text(), re.DOTALL)
+    found = {}
+    for text in re.findall(r'<section class="pair".*?</section>', page.read_text(), re.DOTALL):
+        identity = re.search(r'id="(\w+)"', text)
+        assert identity is not None
+        found[identity[1]] = [decode_clip(base64.b64decode(data)) for data in re.findall(r"base64,([^\"]+)", text)]
+    assert list(found) == sections
+    return found
+
+
+def test_the_page_holds_every_pair_on_the_side_that_only_the_key_tells(folder: Path) -> None:
+    result = study(folder, "a", "b", "--out", "one", "--question", "Which <follows>?", "--seed", "3")
+    assert result.code == 0, result.err
+    assert "1 clips are in one folder only" in result.out
+    page, key = folder / "one" / PAGE, json.loads((folder / "one" / KEY).read_text())
+    text = page.read_text()
+    assert "Which &lt;follows&gt;?" in text
+    visible = re.sub(r"base64,[^\"]+|<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
+    assert not re.search(r"clip\d|[^<]/[ab]\b|https?:", visible)
+    clips = page_clips(page)
+    assert [pair["id"] for pair in key["pairs"]] == list(clips)
+    assert sorted(pair["name"] for pair in key["pairs"] if not pair["check"]) == [f"clip{i}" for i in range(6)]
+    assert sum(pair["check"] for pair in key["pairs"]) == 2
+    for pair in key["pairs"]:
+        left, right = clips[pair["id"]]
+        if pair["check"]:
+            detail = [float(np.abs(np.diff(clip.astype(int), axis=2)).astype(bool).mean()) for clip in (left, right)]
+            assert (detail[0] > detail[1]) == pair["b_is_left"]
+        else:
+            assert (left.mean() > right.mean() + 30) == pair["b_is_left"]
+
+
+def answers(key: dict[str, Any], rater: str, prefers: str, attentive: bool = True) -> dict[str, Any]:
+    """The file of a person who always prefers `a`, `b` or neither."""
+    chosen = []
+    for pair in key["pairs"]:
+        is_left = pair["b_is_left"] == ((prefers == "b") if not pair["check"] else attentive)
+        choice = "same" if prefers == "neither" and not pair["check"] else "left" if is_left else "right"
+        chosen.append({"pair": pair["id"], "choice": choice, "seconds": 1.5})
+    return {"study": key["study"], "rater": rater, "answers": chosen}
+
+
+def test_answers_give_the_preference_without_people_who_fail_the_checks(folder: Path) -> None:
+    assert study(folder, "a", "b", "--out", "two", "--checks", "4").code == 0
+    key = json.loads((folder / "two" / KEY).read_text())
+    people = {"ann": ("b", True), "bob": ("b", True), "cy": ("neither", True), "dan": ("a", False)}
+    for name, (prefers, attentive) in people.items():
+        (folder / f"{name}.json").write_text(json.dumps(answers(key, name, prefers, attentive)))
+    result = study(folder, "--out", "two", "--answers", *(f"{name}.json" for name in people))
+    assert result.code == 0, result.err
+    assert "B is preferred in 83 %" in result.out.replace("83%", "83 %")
+    assert "left out for failed attention checks: dan" in result.out
+    stored = json.loads((folder / "two" / RESULT).read_text())
+    assert stored["mean"] == pytest.approx(5 / 6)
+    assert stored["low"] < 5 / 6 < stored["high"]
+    assert stored["p"] == pytest.approx(2 / 64)
+    assert stored["metrics"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a"], "give two folders"),
+        (["a", "nowhere"], "does not exist"),
+        (["a", "b", "--pairs", "0"], "--pairs=0 must be at least 1"),
+        (["--out", "nowhere", "--answers", "x.json"], "study.key.json does not exist"),
+    ],
+)
+def test_wrong_arguments_are_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    result = study(folder, *arguments)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert message in result.err
+
+
+def test_clips_of_other_sizes_and_answers_to_another_study_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "clip1.mp4").write_bytes(encode_clip(moving(5, 32, 64), 25.0, lossless=False))
+    result = study(folder, "a", str(tmp_path / "c"), "--out", "three")
+    assert result.code == 2
+    assert "differ in width (48 and 64)" in result.err
+    assert not (folder / "three" / PAGE).exists()
+    assert study(folder, "a", "b", "--out", "four").code == 0
+    assert "four/study.key.json exists" in study(folder, "a", "b", "--out", "four").err
+    (folder / "other.json").write_text(json.dumps({"study": "x", "rater": "", "answers": []}))
+    assert "another study" in study(folder, "--out", "four", "--answers", "other.json").err
+    (folder / "other.json").write_text(json.dumps({"study": "x", "rater": "", "answers": [{"pair": "a"}]}))
+    assert "other.json" in study(folder, "--out", "four", "--answers", "other.json").err
+
+
+def test_the_interval_covers_the_preference_of_all_people_and_clips() -> None:
+    """Random people and clips with effects of both: the 95 % interval covers the mean in at least 90 of 100 studies."""
+    pairs = [StudyPair(str(i), f"clip{i}", False) for i in range(24)]
+    covered = 0
+    for number in range(100):
+        rng = np.random.default_rng(number)
+        of_people, of_clips = rng.normal(0, 0.1, 6), rng.normal(0, 0.15, len(pairs))
+        people = [
+            Answers(
+                "s",
+                str(person),
+                [
+                    Answer(pair.id, "right" if rng.random() < 0.6 + of_people[person] + of_clips[i] else "left")
+                    for i, pair in enumerate(pairs)
+                ],
+            )
+            for person in range(6)
+        ]
+        result = preference(pairs, people, number)
+        assert result is not None
+        assert result.low is not None
+        assert result.high is not None
+        covered += result.low <= 0.6 <= result.high
+    assert covered >= 90
+
+
+def test_sides_and_order_are_random_and_repeatable() -> None:
+    names = [f"clip{i}" for i in range(200)]
+    pairs = draw_pairs(names, None, 10, seed=1)
+    assert draw_pairs(names, None, 10, seed=1) == pairs
+    assert draw_pairs(names, None, 10, seed=2) != pairs
+    assert 70 < sum(pair.b_is_left for pair in pairs if not pair.check) < 130
+    assert [pair.name for pair in pairs if not pair.check] != names
+    assert len({pair.id for pair in pairs}) == 210
+    assert sum(pair.check for pair in pairs) == 10
+    assert len([pair for pair in draw_pairs(names, 20, 2, seed=1) if not pair.check]) == 20
+
+
+def test_the_sign_test_is_exact() -> None:
+    assert sign_test(np.array([1, 1, 1, 1, 1, 0.5])) == pytest.approx(2 / 32)
+    assert sign_test(np.array([1, 0])) == 1
+    assert sign_test(np.array([0.5])) == 1
