@@ -16,6 +16,7 @@ from eval.clips.leakage import require_unseen
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
 from eval.compare import compare, load
+from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.metrics import Suite
 from eval.report import wandb_log
@@ -81,7 +82,8 @@ def _evaluate(
     config: Config, source: ClipSource, folder: Path, earlier: dict[str, Any] | None, console: Console, started: float
 ) -> Path:
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
-    suite = Suite.of(config.task, side=min(source.latent_size[1:]) * source.base.geometry.spatial)
+    frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
+    suite = Suite.of(config.task, min(size), frames)
     scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)
     _print_header(source, suite, config, console)
     probe_scores, probe_clips = _probes(source, console) if isinstance(source, SampledClips) else (None, {})
@@ -89,6 +91,7 @@ def _evaluate(
     scores = assemble(config, source, suite, results)
     scores["simple"] = probe_scores
     scores["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
+    scores["harm"] = harm(scores)
     scores["flags"] = find_symptoms(scores)
     write(folder / "scores.json", scores)
     windows = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)

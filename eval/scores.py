@@ -22,6 +22,7 @@ from eval.clips.conditions import (
     BASE,
     BASE_REFERENCE,
     CEILING,
+    CLASSIC,
     EMPTY_PROMPT,
     FLOOR,
     INPUT,
@@ -36,7 +37,7 @@ from iclora_train.config import Config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import config_hash
 
-ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CEILING, FLOOR)
+ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)
 
 
 def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
@@ -66,6 +67,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "not_run": [asdict(missing) for missing in suite.not_run],
         "cells": {name: _estimates(row) for name, row in rows.items()},
         **_by_source(config, [w.key for w in windows], rows),
+        "classic": results.classic.json_facts,
         "strength": [{"s": s, "metrics": _estimates(row)} for s, row in evidence.strengths],
         "control": control_scores(results, evidence),
         "diversity": _estimates(results.diversity),

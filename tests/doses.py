@@ -50,6 +50,31 @@ def flicker(clip: Clip, amplitude: float) -> Clip:
     return levels(clip + amplitude * alternating(clip))
 
 
+def antiphase(clip: Clip, amplitude: float) -> Clip:
+    """The left and the right half flicker against each other, so that the mean of a frame stays."""
+    side = np.where(np.arange(clip.shape[2]) < clip.shape[2] // 2, 1, -1)[:, None]
+    return levels(clip + amplitude * alternating(clip) * side)
+
+
+def ramp(clip: Clip, step: float) -> Clip:
+    """Every frame is brighter than the last by `step` levels."""
+    return levels(clip * 0.5 + step * np.arange(len(clip))[:, None, None, None])
+
+
+def limited_range(clip: Clip, share: float) -> Clip:
+    """The full range is written as 16..235."""
+    return levels(clip + share * (16 + clip * (219 / 255) - clip))
+
+
+def darken(clip: Clip, amount: float) -> Clip:
+    """Black becomes darker by `amount` levels, white stays."""
+    return levels(clip - amount * (1 - clip / 255))
+
+
+def gamma(clip: Clip, exponent: float) -> Clip:
+    return levels(255 * (clip / 255) ** exponent)
+
+
 def colour_flicker(clip: Clip, amplitude: float) -> Clip:
     """Red and blue alternate in opposite directions; luma is nearly constant."""
     return levels(clip + amplitude * alternating(clip) * np.array([1, 0, -1]))

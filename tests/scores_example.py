@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.clips.conditions import FADE_MASK
 from eval.clips.windows import Window
+from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, Exhibit
 from eval.statistics.estimates import estimate
@@ -18,10 +19,16 @@ METRICS = {
     "ssim": {"title": "SSIM", "unit": "", "better": "high", "group": "picture"},
     "flicker": {"title": "flicker", "unit": "levels", "better": "low", "group": "time"},
     "sharpness": {"title": "sharpness", "unit": "", "better": None, "group": "picture"},
+    "noise": {"title": "noise", "unit": "levels", "better": "low", "group": "picture"},
+    "warp_error": {"title": "warping error", "unit": "", "better": "low", "group": "time"},
+    "spatial_shift": {"title": "spatial shift", "unit": "px", "better": "low", "group": "picture"},
+    "level_slope": {"title": "contrast", "unit": "", "better": None, "group": "picture"},
+    "level_offset": {"title": "black", "unit": "levels", "better": None, "group": "picture"},
+    "level_bend": {"title": "bend", "unit": "levels", "better": None, "group": "picture"},
 }
 LEVEL = {  # condition -> PSNR in dB
     **{"adapter+reference": 31.0, "base+reference": 22.0, "base": 12.0, "adapter": 14.0, "swapped": 11.0},
-    **{"empty prompt": 30.0, "input": 27.0, "ceiling": 39.0, "floor": 10.0},
+    **{"empty prompt": 30.0, "input": 27.0, "classic filter": 29.0, "ceiling": 39.0, "floor": 10.0},
 }
 STRENGTHS = (1.0, 0.75, 0.5, 0.25, 0.1, 0.05, 0.0)
 FRAMES, SIDE, FPS = 9, 64, 24.0
@@ -32,17 +39,24 @@ def example(windows: int = 11) -> dict[str, Any]:
     """Scores of a successful restoration adapter; the worst window is number 3, the best number 5."""
     rng = np.random.default_rng(7)
     skill = rng.normal(0, 1, windows)
-    skill[3], skill[5] = -5, 5
+    skill[3], skill[5] = -2.5, 2.5
 
-    def row(psnr: float) -> dict[str, np.ndarray]:
+    def row(psnr: float, share: float = 1) -> dict[str, np.ndarray]:
+        """share: of the differences between windows that are the adapter's."""
         return {
-            "psnr": psnr + skill,
+            "psnr": psnr + share * skill,
             "ssim": 0.02 * (psnr + skill),
             "flicker": 4 - psnr / 12 + rng.normal(0, 0.1, windows),
             "sharpness": psnr / 39 + rng.normal(0, 0.02, windows),
+            "noise": rng.normal(0.1, 0.05, windows),
+            "warp_error": rng.normal(0.1, 0.05, windows),
+            "spatial_shift": np.zeros(windows),
+            "level_slope": rng.normal(1, 0.01, windows),
+            "level_offset": rng.normal(0, 0.5, windows),
+            "level_bend": rng.normal(0, 0.5, windows),
         }
 
-    table = {name: row(psnr) for name, psnr in LEVEL.items()}
+    table = {name: row(psnr, 0.5 if name in ("input", "classic filter") else 1) for name, psnr in LEVEL.items()}
     gain = table["adapter+reference"]["psnr"] - table["input"]["psnr"] + rng.normal(0, 0.5, windows)
     return finish(table, gain, windows, rng)
 
@@ -74,6 +88,10 @@ def finish(
         "metrics": METRICS,
         "not_run": [{"metric": "depth_error", "reason": "no weights: see docs/evaluation.md"}],
         "cells": {name: {m: dict(estimate(v)) for m, v in values.items()} for name, values in table.items()},
+        "classic": {
+            **{"filter": "Wiener, disk 3, noise 0.01", "reason": "", "windows": 8},
+            "candidates": {"Wiener, disk 3, noise 0.01": 29.0, "unsharp mask": 28.0},
+        },
         "strength": [
             {"s": s, "metrics": {"psnr": near(12 + 19 * s**0.3, 1), "ssim": near(0.2 + 0.4 * s**0.3)}}
             for s in STRENGTHS
@@ -95,6 +113,7 @@ def finish(
         },
         "timings": {"wall_seconds": 12.5, "sampling_seconds": {"base": 1.0}, "seconds_per_clip": {"base": 0.1}},
     }
+    scores["harm"] = harm(scores)
     return {**scores, "flags": find_symptoms(scores)}
 
 

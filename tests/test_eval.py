@@ -98,6 +98,19 @@ def test_scores_follow_the_schema(evaluated: World) -> None:
     assert [len(series) for series in frames] == [5] * 4
 
 
+def test_the_classic_filter_is_a_row_and_harm_is_against_the_input(evaluated: World) -> None:
+    result = scores(evaluated)
+    classic, harm = result["classic"], result["harm"]
+    assert classic["filter"] == max(classic["candidates"], key=lambda name: classic["candidates"][name])
+    assert classic["windows"] == 4
+    filtered = result["cells"]["classic filter"]["psnr"]["mean"]
+    assert filtered == pytest.approx(classic["candidates"][classic["filter"]], abs=1e-3)
+    gains = np.subtract(result["windows"]["adapter+reference"]["psnr"], result["windows"]["input"]["psnr"])
+    assert harm["share"] == np.mean(gains < -harm["limit"]) == len(harm["windows"]) / 4 > 0  # the adapter is random
+    assert harm["worst_loss"] == pytest.approx(-gains.min())
+    assert harm["windows"][0] == result["clips"][int(gains.argmin())]["key"]
+
+
 def test_conditions_differ_as_expected(evaluated: World) -> None:
     result = scores(evaluated)
     psnr = {name: row["psnr"]["mean"] for name, row in result["cells"].items()}

@@ -5,9 +5,12 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import pytest
 
+from eval.judging.harm import harm, outliers
 from eval.judging.symptoms import SYMPTOMS, find_symptoms
+from eval.statistics.estimates import estimate
 from tests.scores_example import example
 
 
@@ -42,6 +45,13 @@ def test_a_good_run_has_no_symptom_and_gives_the_values(scores: dict[str, Any]) 
         ("control/gain", 0.2, 0.02, "control not followed"),
         ("control/null", 1.0, 5.0, "strength without effect"),
         ("cells/adapter+reference/flicker", 2.5, 9.0, "flicker"),
+        ("cells/adapter+reference/warp_error", 2.0, 9.0, "flicker"),
+        ("cells/adapter+reference/noise", 2.0, 4.5, "noise"),
+        ("cells/adapter+reference/level_slope", 0.92, 0.86, "wrong levels"),
+        ("cells/adapter+reference/level_slope", 1.08, 1.16, "wrong levels"),
+        ("cells/adapter+reference/level_offset", 10, 18, "wrong levels"),
+        ("cells/adapter+reference/level_bend", -7, -13, "wrong levels"),
+        ("cells/adapter+reference/spatial_shift", 0.2, 1.0, "shifted picture"),
         ("cells/adapter+reference/sharpness", 2.0, 3.0, "artefacts"),
         ("cells/adapter+reference/sharpness", 0.6, 0.3, "artefacts"),
     ],
@@ -55,6 +65,81 @@ def test_a_value_raises_only_its_own_symptom(
         assert levels(scores) == {**before, symptom: level}
         raised = next(flag for flag in find_symptoms(scores) if flag["symptom"] == symptom)
         assert raised["remedy"]
+
+
+def test_a_range_error_is_named_by_its_cause(scores: dict[str, Any]) -> None:
+    for slope, offset, cause in (
+        (0.858, 16.3, "written as 16..235"),
+        (1.16, -18, "16..235 was read"),
+        (0.8, 0, "gamma"),
+    ):
+        set_to(scores, "cells/adapter+reference/level_slope", slope)
+        set_to(scores, "cells/adapter+reference/level_offset", offset)
+        flag = next(flag for flag in find_symptoms(scores) if flag["symptom"] == "wrong levels")
+        assert flag["level"] == "bad"
+        assert cause in flag["remedy"]
+
+
+def flag_of(scores: dict[str, Any], symptom: str) -> dict[str, Any]:
+    return next(dict(flag) for flag in find_symptoms(scores) if flag["symptom"] == symptom)
+
+
+def set_psnr(scores: dict[str, Any], values: list[float]) -> None:
+    """The PSNR of the windows of adapter + reference, with its mean and the harm that follows."""
+    scores["windows"]["adapter+reference"]["psnr"] = values
+    scores["cells"]["adapter+reference"]["psnr"] = dict(estimate(values))
+    scores["harm"] = harm(scores)
+
+
+def test_one_wrong_file_is_named_though_the_mean_is_good(scores: dict[str, Any]) -> None:
+    values = list(scores["windows"]["adapter+reference"]["psnr"])
+    values[4] = 10.0  # as near as another recording's target
+    set_psnr(scores, values)
+    flag = flag_of(scores, "outliers")
+    assert flag["level"] == "bad"
+    assert "clip-00004 10.00" in flag["reason"]
+
+
+def test_one_wrong_file_among_copies_of_the_targets_is_named_and_so_are_the_copies(scores: dict[str, Any]) -> None:
+    values = [100.0] * len(scores["clips"])
+    values[7] = 10.0
+    set_psnr(scores, values)
+    flag = flag_of(scores, "outliers")
+    assert flag["level"] == "bad"
+    assert "10 of 11 windows equal their target exactly" in flag["reason"]
+    assert "clip-00007 10.00" in flag["reason"]
+
+
+def test_a_few_windows_that_lose_against_their_input_are_named(scores: dict[str, Any]) -> None:
+    values = [psnr + 3 for psnr in scores["windows"]["input"]["psnr"]]
+    values[2] -= 3 + 6  # 6 dB below the input
+    values[8] -= 3 + 0.4  # below the limit of what is seen
+    set_psnr(scores, values)
+    assert scores["harm"] == {
+        **{"metric": "psnr", "limit": 0.5, "n": 11, "share": pytest.approx(1 / 11), "windows": ["clip-00002"]},
+        **{"mean_loss": pytest.approx(6), "worst_loss": pytest.approx(6)},
+    }
+    flag = flag_of(scores, "worse than the input")
+    assert flag["level"] == "ok"  # one of eleven
+    assert "6.0 dB at worst (clip-00002)" in flag["reason"]
+    set_psnr(scores, [psnr - (6 if i % 3 == 0 else -3) for i, psnr in enumerate(scores["windows"]["input"]["psnr"])])
+    assert flag_of(scores, "worse than the input")["level"] == "bad"
+
+
+def test_no_harm_without_an_input_to_compare_with(scores: dict[str, Any]) -> None:
+    assert harm({**scores, "family": "structure"}) is None
+    assert scores["harm"]["windows"] == []
+    assert (scores["harm"]["mean_loss"], scores["harm"]["worst_loss"]) == (None, 0)
+
+
+def test_outliers_are_found_by_median_and_mad() -> None:
+    assert outliers([30, 31, 29, 30.5, 10, None, 29.5]) == [4]
+    assert outliers([1, 1.1, 0.9, 1, 7], sign=-1) == [4]
+    assert outliers([30, 31, 29, 30.5, 60]) == []  # better than the others
+    assert outliers([30, 10]) == []
+    assert outliers([100.0] * 23 + [10.0]) == [23]
+    spread = np.random.default_rng(0).normal(30, 4, (200, 24))
+    assert np.mean([len(outliers(row.tolist())) > 0 for row in spread]) < 0.1  # normal values have hardly any
 
 
 def test_a_swap_that_changes_nothing_is_control_not_followed(scores: dict[str, Any]) -> None:
@@ -82,5 +167,5 @@ def test_memory_is_judged_if_it_was_measured(scores: dict[str, Any], peak: int, 
 
 
 def test_a_symptom_without_values_is_left_out(scores: dict[str, Any]) -> None:
-    bare = {**scores, "control": None, "diversity": {}, "cells": {"adapter+reference": {}}}
+    bare = {**scores, "control": None, "diversity": {}, "cells": {"adapter+reference": {}}, "windows": {}, "harm": None}
     assert find_symptoms(bare) == []

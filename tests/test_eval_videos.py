@@ -76,7 +76,7 @@ def test_clips_of_a_folder_are_scored(world: World, tmp_path: Path) -> None:
     config = world.bare(f"videos={tmp_path / 'outputs'}")
     evaluate(config)
     result = json.loads((world.root / "runs/deblur-nano/eval-videos-outputs/scores.json").read_text())
-    assert result["cells"].keys() == {"adapter+reference", "input", "ceiling", "floor"}
+    assert result["cells"].keys() == {"adapter+reference", "input", "classic filter", "ceiling", "floor"}
     assert result["seeds"] == [0, 1]
     assert (result["control"], result["mask"], result["simple"]) == (None, None, None)
     assert [verdict["name"] for verdict in result["verdicts"]] == ["gain_over_input"]

@@ -11,6 +11,7 @@ import pytest
 from eval.metrics import GroundTruth, Suite, change, difference, dissimilarity, diversity, edited_region, offset
 from eval.metrics.base import FLOW_SIDE, CachedClip
 from eval.metrics.colour import cdc, chroma_error, colourfulness
+from eval.metrics.displacement import spatial_shift
 from eval.metrics.motion import reliable_flow, warping_error
 from eval.metrics.picture import PSNR_CAP, psnr, psnr_y, ssim
 from eval.metrics.region import masked_psnr, masked_ssim, seam
@@ -44,7 +45,8 @@ SUITES = {task: Suite.of(settings) for task, settings in TASKS.items()}
 PERFECT = {
     **dict.fromkeys(("psnr", "psnr_y", "psnr_outside", "psnr_inside"), PSNR_CAP),
     **dict.fromkeys(("ssim", "ssim_outside", "edge_f1", "edge_f1_strict", "erqa", "structure_kept"), 1),
-    **dict.fromkeys(("sharpness", "colourfulness_ratio"), 1),
+    **dict.fromkeys(("sharpness", "colourfulness_ratio", "level_slope"), 1),
+    **dict.fromkeys(("noise", "spatial_shift", "level_offset", "level_bend"), 0),
     **dict.fromkeys(("chroma_error", "flicker", "warp_error", "tof", "cdc", "change_outside", "seam"), 0),
     **dict.fromkeys(("track_within_1", "track_within_5", "track_dx", "track_found"), 1),
 }
@@ -65,7 +67,9 @@ RESPONSES: list[tuple[str, str, str, tuple[float, ...]]] = [  # metric, task, do
     ("luma_psnr", "colorize", "noise", (2, 5, 12)),
     ("luma_psnr", "colorize", "flicker", (2, 5, 9)),
     ("cdc", "colorize", "colour_flicker", (2, 8, 20)),
-    ("flicker", "restoration", "flicker", (2, 5, 9)),
+    ("noise", "restoration", "noise", (2, 5, 12)),
+    ("spatial_shift", "restoration", "shift", (1, 2, 3)),
+    *(("flicker", "restoration", dose, (2, 5, 9)) for dose in ("flicker", "antiphase", "ramp")),
     ("warp_error", "restoration", "flicker", (2, 5, 9)),
     ("warp_error", "restoration", "noise", (2, 5, 12)),
     ("warp_error", "restoration", "jitter", (1, 2, 3)),
@@ -86,6 +90,9 @@ FALLING = [
     ("colourfulness", "colorize", "grey", (0.3, 0.6, 1)),
     ("colourfulness_ratio", "colorize", "grey", (0.3, 0.6, 1)),
     ("sharpness", "restoration", "blur", (0.7, 1.2, 2)),
+    ("level_slope", "restoration", "limited_range", (0.3, 0.6, 1)),
+    ("level_offset", "restoration", "darken", (3, 6, 12)),
+    ("level_bend", "restoration", "gamma", (1.1, 1.2, 1.4)),
 ]
 
 
@@ -165,7 +172,7 @@ def test_simple_clips_have_the_values_of_the_formulas() -> None:
     still = np.repeat(scene()[:1] // 2 + 40, 9, axis=0)
     truth = GroundTruth(still, still, still)
     values = SUITES["restoration"].measure(doses.flicker(still, 5), truth).values
-    assert values["flicker"] == pytest.approx(20, abs=0.01)  # |-5 - 2 * 5 - 5|
+    assert values["flicker"] == pytest.approx(10, abs=0.01)  # |-5 - 5|
     assert values["warp_error"] == pytest.approx(1000 * (10 / 255) ** 2, rel=0.01)
     assert values["tof"] < 0.1
 
@@ -275,6 +282,26 @@ def test_a_time_offset_is_detected_despite_damage(delay: int) -> None:
     assert offset(doses.noise(doses.blur(output, 1), 5), target) == delay
 
 
+@pytest.mark.parametrize("pixels", [-2, -1, 1, 2])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_shift_in_space_is_no_shift_in_time(pixels: int, axis: int) -> None:
+    """The scene pans by a pixel a frame, so its picture shifted by a pixel is nearly the next or the last frame."""
+    target = scene()
+    output = np.roll(target, pixels, axis=axis)
+    for damaged in (output, doses.noise(doses.blur(output, 0.7), 5)):
+        assert offset(damaged, target) == 0
+        assert spatial_shift(damaged, target)[axis == 1] == pytest.approx(pixels, abs=0.1)
+
+
+def test_a_shift_of_half_a_pixel_is_measured_and_unlike_clips_have_none() -> None:
+    target = scene()
+    half = doses.levels((target.astype(float) + np.roll(target, 1, axis=2)) / 2)
+    assert spatial_shift(half, target)[0] == pytest.approx(0.5, abs=0.1)
+    assert spatial_shift(doses.noise(target, 8), target) == (0, 0)
+    assert spatial_shift(doses.blur(target, 2), target) == (0, 0)
+    assert spatial_shift(doses.flicker(target, 9), target) == (0, 0)
+
+
 def test_no_time_offset_without_evidence() -> None:
     still = np.repeat(scene()[:1], 9, axis=0)
     assert offset(doses.noise(still, 5), still) == 0
@@ -298,8 +325,8 @@ def test_short_flat_and_grey_clips() -> None:
     flat = np.full((1, 16, 16, 3), 90, np.uint8)
     values = Suite.of(TASKS["colorize"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["edge_f1"] == values["sharpness"] == 1
-    assert values["flicker"] == 0
-    assert not values.keys() & {"warp_error", "cdc", "colourfulness_ratio"}  # one frame, and no colour
+    assert not values.keys() & {"flicker", "warp_error", "cdc", "colourfulness_ratio"}  # one frame, and no colour
+    assert not values.keys() & {"level_slope", "level_offset", "level_bend"}  # one level
     values = Suite.of(TASKS["restoration"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["erqa"] == 1
     assert "tof" not in values

@@ -174,7 +174,11 @@ def test_an_earlier_evaluation_is_compared_paired(tmp_path: Path, scores: dict[s
 def test_the_worst_windows_come_first(scores: dict[str, Any]) -> None:
     assert (worst_first(scores)[0], worst_first(scores)[-1]) == (3, 5)
     assert (examples(scores)[0], examples(scores)[-1], len(examples(scores))) == (3, 5, 6)
-    low = deepcopy(scores)
+    hard = deepcopy(scores)  # a clip that is hard for everybody is not the worst: the order is by gain
+    for row in ("adapter+reference", "input"):
+        hard["windows"][row]["psnr"][7] -= 15
+    assert worst_first(hard) == worst_first(scores)
+    low = {**deepcopy(scores), "family": "structure"}  # no input to compare with: the primary metric
     low["metrics"]["psnr"]["better"] = "low"
     low["windows"]["adapter+reference"]["psnr"][3] = None
     assert (worst_first(low)[0], worst_first(low)[-1]) == (5, 3)

@@ -20,6 +20,7 @@ HALF_MASK = "half mask"
 FADE_MASK = "fade mask"
 # Names of the rows that are measured without a model
 INPUT = "input"  # the reference itself
+CLASSIC = "classic filter"  # the reference after the best filter without a model
 CEILING = "ceiling"  # the target after the VAE
 FLOOR = "floor"  # the target of another recording
 

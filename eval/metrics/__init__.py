@@ -5,8 +5,8 @@ track points, counts are pooled over frames). docs/evaluation.md defines every m
 """
 
 from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotRun
+from eval.metrics.displacement import offset
 from eval.metrics.diversity import difference, dissimilarity, diversity
-from eval.metrics.motion import offset
 from eval.metrics.region import change, edited_region
 from eval.metrics.suite import Suite
 

@@ -142,7 +142,20 @@ class GroundTruth:
 
 @dataclass(frozen=True)
 class MetricGroup:
-    """Metrics that one function measures together: (output, ground truth) -> measurement."""
+    """Metrics that one function measures together: (output, ground truth) -> measurement.
+
+    side, frames: the smallest frames (shorter side, pixels) and the shortest clips that they can be measured on.
+    """
 
     metrics: tuple[Metric, ...]
     measure: Callable[[CachedClip, GroundTruth], Measurement]
+    side: int = 1
+    frames: int = 1
+
+    def obstacle(self, side: int, frames: int) -> str:
+        """Why clips of `frames` frames with a shorter side of `side` pixels cannot be measured; empty if they can."""
+        if side < self.side:
+            return f"it needs frames of at least {self.side} pixels; the shorter side has {side}"
+        if frames < self.frames:
+            return f"it compares neighbouring frames and needs {self.frames} of them; the clips have {frames}"
+        return ""

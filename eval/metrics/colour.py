@@ -33,13 +33,11 @@ def _colourfulness(frame: Clip) -> float:
     return float(np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean()))
 
 
-def cdc(clip: Clip) -> float | None:
+def cdc(clip: Clip) -> float:
     """Colour distribution consistency (TCVC, Liu et al. 2021, arXiv 2110.04562): the Jensen-Shannon divergence (nats)
     of the 256-bin histograms of R, G and B of frames t and t + d, averaged over channels and t, then over those
-    d = 1, 2, 4 that are shorter than the clip. None for a single frame."""
+    d = 1, 2, 4 that are shorter than the clip, which has at least two frames."""
     steps = [step for step in CDC_STEPS if step < len(clip)]
-    if not steps:
-        return None
     counts = [[cv2.calcHist([frame], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)] for frame in clip]
     share = np.array(counts, np.float64) / clip[0, ..., 0].size  # (F,3,256)
     return float(np.mean([_divergence(share[:-step], share[step:]).mean() for step in steps]))
@@ -77,15 +75,14 @@ def _luma(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _cdc(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """The CDC of the output minus the CDC of the target. Empty for a single frame."""
-    output_cdc, target_cdc = cdc(output.clip), cdc(truth.target)
-    if output_cdc is None or target_cdc is None:
-        return Measurement()
-    return Measurement({"cdc": 1000 * (output_cdc - target_cdc)})
+    """The CDC of the output minus the CDC of the target."""
+    return Measurement({"cdc": 1000 * (cdc(output.clip) - cdc(truth.target))})
 
 
 CHROMA = MetricGroup((Metric("chroma_error", "chroma error", "levels", "low", "colour"),), _chroma_error)
 COLOURFULNESS = MetricGroup((Metric("colourfulness", "colourfulness", "levels", None, "colour"),), _colourfulness_of)
 RATIO = MetricGroup((Metric("colourfulness_ratio", "colourfulness / target's", "", None, "colour"),), _ratio)
 LUMA = MetricGroup((Metric("luma_psnr", "luma PSNR to the reference", "dB", "high", "colour"),), _luma)
-CDC = MetricGroup((Metric("cdc", "colour change (CDC) beyond the target's, 1e-3", "", "low", "colour"),), _cdc)
+CDC = MetricGroup(
+    (Metric("cdc", "colour change (CDC) beyond the target's, 1e-3", "", "low", "colour"),), _cdc, frames=2
+)

@@ -94,4 +94,6 @@ EDGES = MetricGroup(
     ),
     _f1,
 )
-ERQA = MetricGroup((Metric("erqa", "edge restoration (ERQA)", "", "high", "structure"),), _erqa)
+ERQA = MetricGroup(
+    (Metric("erqa", "edge restoration (ERQA)", "", "high", "structure"),), _erqa, side=2 * ERQA_SHIFT + 1
+)

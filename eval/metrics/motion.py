@@ -1,4 +1,4 @@
-"""Temporal metrics: flicker, warping error, optical flow, time offset.
+"""Temporal metrics: flicker, warping error, optical flow.
 
 Every metric is a difference to the target, so that changes of light and motion in the target itself cancel.
 """
@@ -7,23 +7,33 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
+from eval.metrics.base import (
+    CachedClip,
+    Clip,
+    GroundTruth,
+    Mask,
+    Measurement,
+    Metric,
+    MetricGroup,
+    Values,
+)
+from eval.metrics.levels import block_means
 from iclora_train.signals.optical_flow import warp_by_flow
 
 Field = NDArray[np.float32]
+MIN_FRAMES = 3  # of a clip whose flicker is measured; a single step may be one cut of light
 
 
 def flicker(output: CachedClip, target: CachedClip) -> float:
-    """Mean |d_{t-1} - 2 d_t + d_{t+1}|, in levels. d_t: mean luma of output frame t minus mean luma of target frame t.
+    """Mean |d_{t+1} - d_t| over blocks and steps, in levels. d_t: mean luma of a block, output minus target.
 
-    0 for clips of fewer than 3 frames.
+    Blocks (`block_means`) see parts of the picture that flicker against each other, and first differences see a picture
+    that grows brighter frame by frame.
     """
-    drift = np.array([a.mean() - b.mean() for a, b in zip(output.grey, target.grey, strict=True)])  # (F,)
-    return float(np.abs(np.diff(drift, n=2)).mean()) if len(drift) > 2 else 0.0
+    return float(np.abs(np.diff(block_means(output.grey) - block_means(target.grey), axis=0)).mean())
 
 
 def tof(output: CachedClip, target: CachedClip) -> Values:
@@ -55,8 +65,6 @@ def reliable_flow(forward: Field, backward: Field) -> Mask:
 def _target_steps(truth: GroundTruth) -> tuple[Mask, float | None]:
     """Reliable pixels of every step of the target's flow (F-1,h,w), and the warping error of the target itself."""
     target = truth.cached_target
-    if len(truth.target) < 2:
-        return np.zeros((0, *truth.target.shape[1:3]), bool), None
     back = (target.flow_between(i + 1, i).astype(np.float32) for i in range(len(target.flow)))
     masks = np.stack([reliable_flow(f.astype(np.float32), b) for f, b in zip(target.flow, back, strict=True)])
     return masks, warping_error(target.small, target.flow, masks)
@@ -81,7 +89,7 @@ def _flicker(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _warp(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """Empty for a single frame, or if the target's flow is nowhere reliable."""
+    """Empty if the target's flow is nowhere reliable."""
     masks, target_error = _target_steps(truth)
     if target_error is None:
         return Measurement()
@@ -90,33 +98,11 @@ def _warp(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _tof(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """Empty for a single frame."""
-    if len(truth.target) < 2:
-        return Measurement()
     return Measurement({"tof": float(tof(output, truth.cached_target).mean())})
 
 
-FLICKER = MetricGroup((Metric("flicker", "flicker", "levels", "low", "time"),), _flicker)
-WARP = MetricGroup((Metric("warp_error", "warping error beyond the target's, 1e-3", "", "low", "time"),), _warp)
-TOF = MetricGroup((Metric("tof", "tOF", "px", "low", "time"),), _tof)
-
-
-def offset(output: Clip, target: Clip, search: int = 2) -> int:
-    """Number of frames by which the output is early (negative: late) relative to the target, within +-`search` frames.
-
-    Output frame t is compared with target frame t + k, over the t that all k share. A k other than 0 is returned only
-    if its squared error is below 0.8 times the error at k = 0 (1 dB), because bad clips and clips without motion give
-    no evidence. 0 for clips that are too short.
-    """
-    reach = min(search, (len(output) - 1) // 2)
-    errors = {
-        k: _squared_error(output[reach : len(output) - reach], target[reach + k :]) for k in range(-reach, reach + 1)
-    }
-    best = min(errors, key=lambda k: (errors[k], abs(k)))
-    return best if errors[best] < 0.8 * errors[0] else 0
-
-
-def _squared_error(first: Clip, second: Clip) -> float:
-    """Mean squared difference of the frames of `first` (F,H,W,3) and the same number of frames of `second`."""
-    pairs = zip(first, second, strict=False)
-    return float(np.mean([cv2.norm(a, b, cv2.NORM_L2SQR) / a.size for a, b in pairs]))
+FLICKER = MetricGroup((Metric("flicker", "flicker", "levels", "low", "time"),), _flicker, frames=MIN_FRAMES)
+WARP = MetricGroup(
+    (Metric("warp_error", "warping error beyond the target's, 1e-3", "", "low", "time"),), _warp, side=2, frames=2
+)
+TOF = MetricGroup((Metric("tof", "tOF", "px", "low", "time"),), _tof, frames=2)

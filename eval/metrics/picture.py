@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun, Values, framewise
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 
 PSNR_CAP = 100.0  # dB, the value of a frame without error
 SSIM_WINDOW = 11
@@ -82,9 +82,6 @@ def _psnr_y(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _ssim(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """Empty for frames that are smaller than SSIM's window."""
-    if min(output.clip.shape[1:3]) < SSIM_WINDOW:
-        return Measurement()
     return framewise("ssim", ssim(output.clip, truth.target))
 
 
@@ -94,12 +91,5 @@ def _sharpness(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 PSNR = MetricGroup((Metric("psnr", "PSNR", "dB", "high", "picture"),), _psnr)
 PSNR_Y = MetricGroup((Metric("psnr_y", "PSNR-Y", "dB", "high", "picture"),), _psnr_y)
-SSIM = MetricGroup((Metric("ssim", "SSIM", "", "high", "picture"),), _ssim)
+SSIM = MetricGroup((Metric("ssim", "SSIM", "", "high", "picture"),), _ssim, side=SSIM_WINDOW)
 SHARPNESS = MetricGroup((Metric("sharpness", "sharpness", "x target", None, "picture"),), _sharpness)
-
-
-def too_small(side: int) -> tuple[NotRun, ...]:
-    """The metrics that frames with a shorter side of `side` pixels cannot have."""
-    if side >= SSIM_WINDOW:
-        return ()
-    return (NotRun("ssim", f"its window of {SSIM_WINDOW} pixels is larger than frames of {side} pixels"),)

@@ -80,8 +80,6 @@ def masked_psnr(output: Clip, target: Clip, mask: Mask) -> list[float]:
 
 def masked_ssim(output: Clip, target: Clip, mask: Mask) -> float | None:
     """SSIM over positions whose whole window lies in the mask (F,H,W), pooled over frames; None if there are none."""
-    if min(mask.shape[1:]) < SSIM_WINDOW:
-        return None
     edge = SSIM_WINDOW // 2
     inner = ~dilated(~mask, edge)[:, edge:-edge, edge:-edge]
     frames = np.flatnonzero(inner.any(axis=(1, 2))).tolist()
@@ -116,13 +114,20 @@ def _region(output: CachedClip, truth: GroundTruth) -> Measurement:
     psnr_outside, psnr_inside = (masked_psnr(output.clip, truth.target, mask) for mask in (outside, truth.region))
     values = {
         "psnr_outside": float(np.mean(psnr_outside)) if psnr_outside else None,
-        "ssim_outside": masked_ssim(output.clip, truth.target, outside),
         "change_outside": change(output.clip, truth.target, outside) if psnr_outside else None,
         "psnr_inside": float(np.mean(psnr_inside)) if psnr_inside else None,
         "seam": seam(output.clip, truth.target, truth.region),
     }
     series = {"psnr_outside": psnr_outside} if len(psnr_outside) == len(outside) else {}
     return Measurement({key: value for key, value in values.items() if value is not None}, series)
+
+
+def _ssim_outside(output: CachedClip, truth: GroundTruth) -> Measurement:
+    """Empty without a region, or if no window of SSIM lies outside."""
+    if truth.region is None:
+        return Measurement()
+    value = masked_ssim(output.clip, truth.target, ~dilated(truth.region, truth.band))
+    return Measurement({} if value is None else {"ssim_outside": value})
 
 
 def _structure(output: CachedClip, truth: GroundTruth) -> Measurement:
@@ -141,12 +146,14 @@ def _structure(output: CachedClip, truth: GroundTruth) -> Measurement:
 REGION = MetricGroup(
     (
         Metric("psnr_outside", "PSNR outside", "dB", "high", "region"),
-        Metric("ssim_outside", "SSIM outside", "", "high", "region"),
         Metric("change_outside", "change outside", "levels", "low", "region"),
         Metric("psnr_inside", "PSNR inside", "dB", "high", "region"),
         Metric("seam", "seam", "levels", "low", "region"),
     ),
     _region,
+)
+OUTSIDE_SSIM = MetricGroup(
+    (Metric("ssim_outside", "SSIM outside", "", "high", "region"),), _ssim_outside, side=SSIM_WINDOW
 )
 STRUCTURE_KEPT = MetricGroup(
     (Metric("structure_kept", "structure of the reference kept", "", "high", "region"),), _structure

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from eval.metrics import colour, edges, motion, picture, region
+from eval.metrics import colour, displacement, edges, levels, motion, picture, region
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
 from eval.metrics.depth import METRICS as DEPTH_METRICS
 from eval.metrics.depth import depth_metrics
@@ -34,6 +34,9 @@ COMMON = (  # first in the report
     colour.CHROMA,
     colour.COLOURFULNESS,
     picture.SHARPNESS,
+    levels.NOISE,
+    levels.LEVELS,
+    displacement.SHIFT,
 )
 TEMPORAL = (motion.FLICKER, motion.WARP)  # last in the report
 
@@ -65,17 +68,19 @@ class Suite:
     draw_control: DrawControl | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, task: Task, side: int = picture.SSIM_WINDOW) -> Suite:
-        """The suite of a task for frames whose shorter side is `side` pixels.
+    def of(cls, task: Task, side: int = picture.SSIM_WINDOW, frames: int = motion.MIN_FRAMES) -> Suite:
+        """The suite of a task for clips of `frames` frames whose shorter side is `side` pixels.
 
         Raises ConfigError if its depth network cannot be loaded.
         """
         specific = FAMILIES[task.family](task)
+        groups = (*COMMON, *specific.groups, *TEMPORAL)
+        obstacles = ((metric.key, group.obstacle(side, frames)) for group in groups for metric in group.metrics)
         return cls(
-            (*COMMON, *specific.groups, *TEMPORAL),
+            groups,
             specific.primary,
             specific.adherence or specific.primary,
-            specific.not_run + picture.too_small(side),
+            specific.not_run + tuple(NotRun(key, reason) for key, reason in obstacles if reason),
             specific.draw_control,
         )
 
@@ -92,10 +97,12 @@ class Suite:
         if output.shape != truth.target.shape:
             raise ValueError(f"a clip of {output.shape} cannot be measured against one of {truth.target.shape}")
         cached = CachedClip(output)
-        measurements = [group.measure(cached, truth) for group in self.groups]
+        side, frames = min(output.shape[1:3]), len(output)
+        measurable = [group for group in self.groups if not group.obstacle(side, frames)]
+        measurements = [group.measure(cached, truth) for group in measurable]
         values = {key: value for measurement in measurements for key, value in measurement.values.items()}
-        frames = {key: series for measurement in measurements for key, series in measurement.frames.items()}
-        return Measurement(values, {key: frames[key] for key in frames if key in ("psnr", self.primary)})
+        by_frame = {key: series for measurement in measurements for key, series in measurement.frames.items()}
+        return Measurement(values, {key: by_frame[key] for key in by_frame if key in ("psnr", self.primary)})
 
     def control(self, output: Clip, truth: GroundTruth | None = None) -> Clip | None:
         """The control signal extracted from the output and drawn as the maker draws it (F,H,W,3), for the report.
@@ -117,7 +124,7 @@ def _colorize(task: Task) -> TaskMetrics:
 def _edit(task: Task) -> TaskMetrics:
     """PSNR outside the region leads if the maker paints a hole, PSNR of the whole picture otherwise."""
     primary = "psnr_outside" if task.maker in region.PAINTED else "psnr"
-    return TaskMetrics((region.REGION, region.STRUCTURE_KEPT), primary)
+    return TaskMetrics((region.REGION, region.OUTSIDE_SSIM, region.STRUCTURE_KEPT), primary)
 
 
 def _structure(task: Task) -> TaskMetrics:

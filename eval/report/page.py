@@ -108,6 +108,7 @@ def _sections(
         ("verdicts", "Is the control followed?", tables.verdicts(scores["verdicts"], scores["thresholds"])),
         ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
         ("conditions", "With and without adapter and reference", tables.conditions(scores)),
+        ("harm", "Worse than the input?", tables.harmed(scores)),
         ("sources", "Sources", tables.sources(scores)),
         ("clips", "Clips", _clips(parts)),
         ("strength", "Strength", _strength(parts)),

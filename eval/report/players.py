@@ -17,6 +17,7 @@ from eval.clips.conditions import (
     INPUT,
     SWAPPED,
 )
+from eval.judging.harm import gain_metric, gains
 from eval.report import tables
 from eval.report.charts import frame_line
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit
@@ -85,7 +86,9 @@ def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
         caption = f"<b>{column.title}</b><br>{_caption(scores, column.row, window.number)}"
         attributes = f' data-column="{escape(column.title)}"{hidden}'
         players.append(figure(screen, caption, lines.get(column.clip, ""), attributes))
-    order = "".join(f' data-{m}="{v[window.number]}"' for m, v in metrics.items() if v[window.number] is not None)
+    gain = gains(scores)[window.number]
+    order = "" if gain is None else f' data-gain="{gain}"'
+    order += "".join(f' data-{m}="{v[window.number]}"' for m, v in metrics.items() if v[window.number] is not None)
     return (
         f'<section class="window" id="window-{window.number}" {timing(exhibit)}{order}>'
         f'<h3 data-key="{escape(window.key)}"><span class="rank"></span>{escape(window.key)} '
@@ -124,12 +127,18 @@ def columns(present: Sequence[str]) -> str:
 
 
 def sort_options(scores: Scores) -> str:
-    """Options of the sort menu, the primary metric selected. data-worst: whether low or high values are worst."""
-    options = []
+    """Options of the sort menu, the first selected: the gain over the input if it was measured, or the primary metric.
+
+    data-worst: whether low or high values are worst.
+    """
+    by_gain, options = gain_metric(scores), list[str]()
+    if by_gain is not None:
+        text = f"gain over the input: {tables.metric_name(scores, by_gain)}"
+        options.append(f'<option value="gain" data-worst="low" selected>{text}</option>')
     for metric in scores["windows"][ADAPTER_REFERENCE]:
         better = scores["metrics"][metric]["better"]
         if better is not None:
-            selected = " selected" if metric == scores["primary"] else ""
+            selected = " selected" if metric == scores["primary"] and by_gain is None else ""
             worst = "low" if better == "high" else "high"
             text = tables.metric_name(scores, metric)
             options.append(f'<option value="{metric}" data-worst="{worst}"{selected}>{text}</option>')

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC
+from eval.judging.harm import HARM_LIMIT, gain_metric
+from eval.judging.harm import harm as harm_of
 from eval.judging.symptoms import SYMPTOMS, Symptom
 from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Verdict, is_decided
 from eval.statistics.estimates import Estimate
@@ -141,11 +143,38 @@ def conditions(scores: Scores) -> str:
         for row, measured in scores["cells"].items()
     ]
     return table(
-        "Mean and 95 % interval over windows; ★ marks the primary metric of this task.",
+        f"Mean and 95 % interval over windows; ★ marks the primary metric of this task.{_classic(scores)}",
         head,
         rows,
         marked=ADAPTER_REFERENCE,
     )
+
+
+def _classic(scores: Scores) -> str:
+    """What the row of the classic filter is; empty without one."""
+    classic = scores.get("classic") or {}
+    if not classic.get("filter"):
+        return ""
+    count = len(classic["candidates"])
+    return escape(
+        f" The classic filter is {classic['filter']}, the best of {count} by mean PSNR on {classic['windows']} windows."
+    )
+
+
+def harmed(scores: Scores) -> str:
+    """How often and how much an output is worse than its input; empty where they cannot be compared."""
+    rows = []
+    for row in (ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC):
+        harm = harm_of(scores, row)
+        if harm is not None:
+            count = f"{len(harm['windows'])} of {harm['n']}"
+            losses = [number(harm["mean_loss"], 2), number(harm["worst_loss"], 2)]
+            rows.append((escape(row), [count, *losses, escape(", ".join(harm["windows"])) or NOT_MEASURED]))
+    if not rows:
+        return ""
+    metric = metric_name(scores, str(gain_metric(scores)))
+    head = ["", f"windows that lose more than {HARM_LIMIT:g} dB", "mean loss of these, dB", "worst loss, dB", "windows"]
+    return table(f"Windows that are worse than their input; {metric}.", head, rows, marked=ADAPTER_REFERENCE)
 
 
 def windows(scores: Scores) -> str:

@@ -1,6 +1,7 @@
 """Score clips against the held-out pixels: every condition, the model-free rows, and changes between conditions.
 
-A model-free row is measured without a model: the reference itself, the target after the VAE, another clip's target.
+A model-free row is measured without a model: the reference itself, the reference after a classic filter, the target
+after the VAE, another clip's target.
 
 A thread pool measures one batch while the next batch is sampled. At most one batch waits to be measured.
 """
@@ -22,6 +23,7 @@ from eval.clips.conditions import (
     ADAPTER_REFERENCE,
     BASE_REFERENCE,
     CEILING,
+    CLASSIC,
     FADE_MASK,
     FLOOR,
     HALF_MASK,
@@ -32,6 +34,7 @@ from eval.clips.conditions import (
     at_strength,
 )
 from eval.metrics import Clip, Measurement, Suite, offset
+from eval.scoring.classic_row import ClassicChoice, ClassicRow
 from eval.scoring.condition_changes import condition_changes, seed_diversity
 from eval.scoring.ground_truth import GroundTruths
 from eval.statistics.estimates import Values, drop_nan
@@ -50,7 +53,7 @@ class Results:
     rows: condition or model-free row -> metric -> values. donor: the swapped condition measured against the window that
     donated its reference. changes: `condition_changes` -> values. by_latent_frame: condition -> adherence (windows,
     latent frames). diversity: condition -> values. frames: condition -> per-frame values. seconds: sampling time of
-    each condition. clips: number of clips per condition.
+    each condition. clips: number of clips per condition. classic: the filter of the row of that name.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
@@ -61,6 +64,7 @@ class Results:
     frames: dict[str, Frames] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     clips: int = 0
+    classic: ClassicChoice = field(default_factory=lambda: ClassicChoice(None))
 
 
 class Scorer:
@@ -71,6 +75,7 @@ class Scorer:
         self.held_out = source.held_out
         self.ground_truths = GroundTruths(source.held_out, source.config.task, source.token_pixels)
         self.target = self.ground_truths.target
+        self.classic_row = ClassicRow(self.held_out, self.ground_truths, source.config.task, source.device)
 
     def run(self, console: Console) -> Results:
         """Sample (or read from the cache) and measure every condition, the model-free rows and the changes.
@@ -159,11 +164,15 @@ class Scorer:
         return np.stack(list(row.values()), axis=1)
 
     def _score_model_free_rows(self, results: Results, pool: Executor) -> None:
-        """Measure like outputs: the input, the target after the VAE, and the target of another recording."""
+        """Measure like outputs: the input, also filtered, the target after the VAE, another recording's target."""
         items = [Item(window, 0) for window in self.held_out.windows]
         numbers = {f"the VAE round trip of {item.window.key}": item.window.number for item in items}
         require_aligned({name: offset(self.ceiling(n), self.target(n)) for name, n in numbers.items()})
-        for name, clip_of in ((INPUT, self.input), (CEILING, self.ceiling), (FLOOR, self.floor)):
+        rows = {INPUT: self.input, CEILING: self.ceiling, FLOOR: self.floor}
+        results.classic = self.classic_row.choose(pool)
+        if (classic := results.classic.chosen) is not None:
+            rows[CLASSIC] = lambda n: classic.apply(self.classic_row.window(n))
+        for name, clip_of in rows.items():
             measured = pool.map(lambda n, clip_of=clip_of: self._measure(n, clip_of(n)), range(len(items)))
             results.rows[name] = self._per_window([(i, m.values) for i, m in zip(items, measured, strict=True)])
 

@@ -1,0 +1,89 @@
+"""Symptoms of single windows, which a mean hides: windows that lose against their input, and outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.clips.conditions import ADAPTER_REFERENCE, FLOOR
+from eval.judging.finding import Finding, Scores, level_if_above, mean
+from eval.judging.harm import GAIN_SPREAD, gain_metric, gains, outliers
+from eval.metrics.picture import PSNR_CAP
+
+HARM_WARN, HARM_BAD = 0.1, 0.25  # share of the windows that are worse than their input
+NAMED = 3  # windows that a reason names
+
+
+def worse_than_input(scores: Scores) -> Finding | None:
+    """Judged by the share of windows that lose against their input (`harm` of scores.json)."""
+    harm = scores.get("harm")
+    if harm is None:
+        return None
+    reason = f"{harm['share']:.0%} of {harm['n']} windows lose more than {harm['limit']:g} dB against their input"
+    if harm["windows"]:
+        reason += f", {harm['mean_loss']:.1f} dB on average, {harm['worst_loss']:.1f} dB at worst"
+        reason += f" ({_named(harm['windows'])})"
+    return (
+        level_if_above(harm["share"], HARM_WARN, HARM_BAD),
+        reason,
+        "Order the clips by gain and look for what the worst have in common (flat areas, drawings, text, an input that "
+        "needs no repair), and train on such footage too. For such clips use a lower strength.",
+    )
+
+
+def unlike_the_others(scores: Scores) -> Finding | None:
+    """Names the windows that are far worse than the rest, or equal to their target, which no output of a VAE is."""
+    primary = scores["primary"]
+    values = scores["windows"].get(ADAPTER_REFERENCE, {}).get(primary)
+    if values is None:
+        return None
+    keys = [clip["key"] for clip in scores["clips"]]
+    sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
+    numbers = {*outliers(values, sign), *(outliers(gains(scores), least=GAIN_SPREAD) if gain_metric(scores) else ())}
+    copies = _equal_to_target(scores)
+    if copies:
+        reason = (
+            f"{len(copies)} of {len(keys)} windows equal their target exactly ({_named([keys[i] for i in copies])})"
+        )
+        reason += f", which no output of a VAE does; the mean is meaningless. {_outlier_reason(scores, numbers)}"
+        return "bad", reason, "Check that the clips are outputs of the model, and not the targets."
+    broken = [i for i in numbers if _is_like_another_clip(scores, values[i], sign)]
+    return (
+        "bad" if broken else "warn" if numbers else "ok",
+        _outlier_reason(scores, numbers),
+        "Look at these clips first: a wrong or damaged file, a wrong caption, or footage unlike the training clips.",
+    )
+
+
+def _outlier_reason(scores: Scores, numbers: set[int]) -> str:
+    primary, keys = scores["primary"], [clip["key"] for clip in scores["clips"]]
+    values = scores["windows"][ADAPTER_REFERENCE][primary]
+    if not numbers:
+        return "no window is more than 3.5 robust standard deviations worse than the median"
+    sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
+    order = sorted(numbers, key=lambda i: sign * (values[i] if values[i] is not None else 0.0))
+    names = _named([f"{keys[i]} {_text(values[i])}" for i in order])
+    middle = sorted(value for value in values if value is not None)
+    return f"{len(numbers)} of {len(keys)} windows are far worse: {names}; median {_text(middle[len(middle) // 2])}"
+
+
+def _equal_to_target(scores: Scores) -> list[int]:
+    """Windows whose every frame and seed has no error: their PSNR is the cap."""
+    values = scores["windows"][ADAPTER_REFERENCE].get("psnr", ())
+    return [i for i, value in enumerate(values) if value is not None and value >= PSNR_CAP]
+
+
+def _is_like_another_clip(scores: Scores, value: float | None, sign: int) -> bool:
+    """Whether a value is no better than halfway between the floor (another clip's target) and the mean."""
+    floor, average = (mean(scores, row, scores["primary"]) for row in (FLOOR, ADAPTER_REFERENCE))
+    if value is None or floor is None or average is None:
+        return False
+    return sign * value < sign * (floor + average) / 2
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _text(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2f}"
