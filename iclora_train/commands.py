@@ -92,6 +92,11 @@ def study() -> None:
     run_command("eval.study.__main__")
 
 
+def diagnose() -> None:
+    """Console script `iclora-diagnose`."""
+    run_command("eval.diagnose")
+
+
 def generate() -> None:
     """Console script `iclora-generate`."""
     run_command("iclora_train.generate.__main__")

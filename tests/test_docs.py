@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from lightning import Trainer
 from omegaconf.errors import OmegaConfBaseException
 
+from eval.diagnosis.settings import DiagnoseSettings
 from iclora_train.adapters.__main__ import parser
 from iclora_train.config import Config
 from iclora_train.config.command_line import as_typed
@@ -34,6 +35,7 @@ CONFIGS = {  # command -> the file it composes, and its schema
     "data_prep": ("prep", Config),
     "eval": ("eval", Config),
     "eval.handout": ("eval", Config),
+    "eval.diagnose": ("diagnose", DiagnoseSettings),
     "iclora_train.generate": ("generate", GenerateSettings),
 }
 PLACEHOLDER = re.compile(r"<[^>]*>|\.\.\.|\bmine\b|\$\{?\w+")

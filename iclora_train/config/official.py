@@ -17,7 +17,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iclora_train.config.errors import ConfigError, require
-from iclora_train.config.hydra_app import conf_dir
+from iclora_train.config.hydra_app import conf_dir, task_names
 from iclora_train.config.paths import expand_home
 
 
@@ -144,3 +144,11 @@ def with_task(arguments: Sequence[str]) -> tuple[list[str], str | None]:
 
 def _split(argument: str) -> tuple[str, str, str]:
     return argument.lstrip("+").partition("=")
+
+
+def task_settings(name: str) -> dict[str, Any] | None:
+    """The section `task` of conf/conf/<name>.yaml as {"task": {...}}, unresolved; None if there is no such file."""
+    path = conf_dir() / "conf" / f"{name}.yaml"
+    if name not in task_names():
+        return None
+    return {"task": OmegaConf.load(path).get("task")}

@@ -1,0 +1,166 @@
+"""What is wrong with a finished clip: each check gives findings, a line with a remedy for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from eval.diagnosis.agreement import DRAWINGS, STROKE, Agreement, agreement, painted, reference_kind
+from eval.diagnosis.facts import ClipFacts
+from eval.diagnosis.media import AlignedClips
+from eval.metrics import Clip
+from eval.metrics.base import CachedClip
+from eval.metrics.colour import colourfulness
+from eval.metrics.picture import psnr
+
+COPY, DRAWN_COPY = 38.0, 25.0  # dB between clip and reference; a picture and a drawing of it are below 15 dB
+LEFT = 0.5  # share of the masked region that still has the mask's colour
+STILL_GREY = 3.0  # colourfulness in levels; natural clips have 30 to 80
+SHARPENED = 1.2  # variance of the Laplacian, clip / reference
+SHARPENING = ("degrade.defocus", "degrade.gaussian", "degrade.motion", "degrade.low_resolution")
+BLURRED_COPY = 26.0  # dB: below it the clip is not a copy of a blurred reference
+FAINT = 128  # level below which the brightest strokes of a drawing are faint
+EMPTY = 0.0005  # share of drawn pixels below which a frame of a drawing is empty
+FLAT = 10.0  # standard deviation of the luma in levels: a reference below it carries little
+STROKE_FLICKER = 0.25  # second difference of the amount of strokes, relative to it
+FLICKER = 4.0  # levels; as the level `bad` of the symptom flicker
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A problem: its name, what was measured, and what to do."""
+
+    name: str
+    text: str
+    remedy: str
+
+    @property
+    def line(self) -> str:
+        """The finding in one line."""
+        return f"{self.name}: {self.text}; {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """All findings, the measured values by name, and what could not be measured, with the reason."""
+
+    kind: str
+    findings: list[Finding]
+    measured: dict[str, float]
+    not_measured: list[str]
+
+
+def diagnose(facts: ClipFacts, clips: AlignedClips) -> Diagnosis:
+    """Run all checks."""
+    kind = reference_kind(facts.task, clips.reference)
+    result = Diagnosis(kind, [], {}, [])
+    result.findings.extend(_signal(kind, clips, result.measured))
+    copied = list(_copied(kind, facts, clips, result.measured))
+    result.findings.extend(copied)
+    measured, reason = agreement(kind, facts.task, clips.shown, clips.reference)
+    if measured is None:
+        result.not_measured.append(f"whether the {kind} of the reference is followed: {reason}")
+    else:
+        result.measured[measured.what] = measured.value
+        if not measured.is_followed and not copied:
+            result.findings.append(_not_followed(measured, facts))
+    result.findings.extend(_flicker(kind, clips, result.measured))
+    return result
+
+
+def _not_followed(measured: Agreement, facts: ClipFacts) -> Finding:
+    attention, strength = facts.attention_strength, facts.adapter_strength
+    remedies = []
+    if attention is not None and attention < 1:
+        remedies.append(f"raise attention_strength from {attention:g} to 1")
+    if strength is not None and strength < 1:
+        remedies.append(f"raise adapter_strength from {strength:g} to 1")
+    remedies += ["check that the reference is of the adapter's kind and factor", "shorten the prompt"]
+    text = f"{measured.what} is {measured.value:.2f}, at least {measured.needed:g} is expected"
+    return Finding("reference not followed", text, ", ".join(remedies))
+
+
+def _signal(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
+    """A reference that carries too weak or too unsteady a signal."""
+    if kind in DRAWINGS:
+        strokes = clips.reference.max(-1)
+        share = (strokes >= STROKE).mean((1, 2))  # (n,)
+        peak = float(np.percentile(strokes, 99.9))
+        measured["drawn share of the reference"] = float(share.mean())
+        empty = float((share < EMPTY).mean())
+        if empty > 0.5:
+            text = f"{empty:.0%} of its frames have no strokes (brightest level {peak:.0f})"
+            yield Finding("weak reference", text, "lower the extractor's thresholds, or draw thicker and brighter")
+        elif peak < FAINT:
+            yield Finding(
+                "weak reference", f"its strokes reach level {peak:.0f} of 255", "draw them in full brightness"
+            )
+        change = float(np.abs(np.diff(share, n=2)).mean() / max(share.mean(), 1e-9)) if len(share) > 2 else 0.0
+        if kind != "tracks" and empty <= 0.5 and change > STROKE_FLICKER:
+            text = f"the amount of its strokes changes by {change:.0%} from frame to frame"
+            yield Finding("flickering reference", text, "smooth the clip before extraction, or raise the thresholds")
+        return
+    grey = CachedClip(clips.reference).grey
+    contrast = float(grey.std((1, 2)).mean())
+    measured["contrast of the reference"] = contrast
+    if contrast < FLAT:
+        text = f"its luma varies by {contrast:.1f} levels, at least {FLAT:g} are expected"
+        yield Finding("weak reference", text, "stretch its levels, or check that it was read correctly")
+    unsteady = _luma_flicker(clips.reference)
+    measured["flicker of the reference"] = unsteady
+    if unsteady > FLICKER:
+        text = f"its luma flickers by {unsteady:.1f} levels, at most {FLICKER:g} are expected"
+        yield Finding("flickering reference", text, "stabilise its exposure, or smooth its depth over time")
+
+
+def _luma_flicker(clip: Clip) -> float:
+    """Mean |d(t-1) - 2 d(t) + d(t+1)| of the mean luma d, in levels; 0 for fewer than 3 frames."""
+    means = CachedClip(clip).grey.mean((1, 2))
+    return float(np.abs(np.diff(means, n=2)).mean()) if len(means) > 2 else 0.0
+
+
+def _flicker(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
+    """Flicker of the clip; above that of its reference if the reference is a picture."""
+    own = _luma_flicker(clips.clip)
+    given = _luma_flicker(clips.reference) if kind not in DRAWINGS else 0.0
+    measured["flicker of the clip"] = own
+    if own - given > FLICKER:
+        text = f"its luma flickers by {own:.1f} levels, the reference by {given:.1f}"
+        yield Finding("flickering clip", text, "more steps, a steadier reference, a lower adapter_strength")
+
+
+def _copied(kind: str, facts: ClipFacts, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
+    """A clip that is its reference instead of what the reference asks for."""
+    likeness = float(psnr(clips.shown, clips.reference).mean())
+    measured["PSNR to the reference"] = likeness
+    remedy = "check that the adapter was loaded and is of this base, raise adapter_strength, use its trigger"
+    drawn = kind in (*DRAWINGS, "depth")
+    if likeness >= (DRAWN_COPY if drawn else COPY):
+        yield Finding("copied reference", f"the clip equals its reference ({likeness:.1f} dB)", remedy)
+        return
+    task = facts.task
+    if kind == "hole":
+        region = painted(clips.reference)
+        left = float(painted(clips.shown)[region].mean()) if region.any() else 0.0
+        measured["masked region left"] = left
+        if left > LEFT:
+            yield Finding("copied reference", f"{left:.0%} of the masked region keep the mask's colour", remedy)
+    if task is not None and task.family == "colorize":
+        colours = colourfulness(clips.shown)
+        measured["colourfulness"] = colours
+        if colours < STILL_GREY:
+            yield Finding("copied reference", f"the clip stays grey (colourfulness {colours:.1f} levels)", remedy)
+    if task is not None and task.maker in SHARPENING:
+        ratio = _detail(clips.shown) / max(_detail(clips.reference), 1e-6)
+        measured["sharpness against the reference"] = ratio
+        if ratio < SHARPENED and likeness >= BLURRED_COPY:
+            text = f"the clip is no sharper than its reference ({ratio:.2f} times, {likeness:.1f} dB)"
+            yield Finding("copied reference", text, remedy)
+
+
+def _detail(clip: Clip) -> float:
+    """Variance of the Laplacian of the luma, mean over frames."""
+    return float(np.mean([cv2.Laplacian(frame, cv2.CV_64F).var() for frame in CachedClip(clip).grey]))
