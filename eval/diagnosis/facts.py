@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from eval.diagnosis.settings import DiagnoseSettings, task_named
 from iclora_train.adapters.file import inspect
@@ -15,6 +15,8 @@ from iclora_train.config import ConfigError, Task, require
 from iclora_train.config.official import Official
 from iclora_train.config.paths import user_path
 from iclora_train.core.records import AnyNumber, Text, read_json
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,31 +91,33 @@ class ClipFacts:
 def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
     """Collect what is known, the settings before the record. ConfigError for a missing reference or a bad adapter."""
     record, notes = _read_record(settings.clip)
-    reference = settings.reference or (record.settings.reference[0] if record and record.settings.reference else None)
+    recorded = _RecordSettings([], [], [], [], []) if record is None else record.settings
+    reference = _known(settings.reference, recorded.reference, 0)
     if reference is None:
         raise ConfigError("reference must be set: the clip that was given as reference, e.g. reference=ref.mp4")
-    position = record.settings.reference.index(reference) if record and reference in record.settings.reference else 0
-    adapter = _adapter(settings, record, notes)
+    position = recorded.reference.index(reference) if reference in recorded.reference else 0
+    adapter = _adapter(settings, recorded, notes)
     task, task_from = _task(settings, adapter)
-
-    def known(own: Any, values: list[Any] | None, index: int) -> Any:
-        return own if own is not None or values is None or index >= len(values) else values[index]
-
-    recorded = None if record is None else record.settings
-    mask = known(settings.attention_mask, recorded and recorded.attention_mask, position)
     return ClipFacts(
         clip=settings.clip,
         reference=reference,
         task=task,
         task_from=task_from,
         adapter=adapter,
-        adapter_strength=known(settings.adapter_strength, recorded and recorded.adapter_strength, 0),
-        attention_strength=known(settings.attention_strength, recorded and recorded.attention_strength, position),
-        attention_mask=mask,
-        prompt=settings.prompt if record is None or settings.prompt is not None else record.prompt,
-        base=settings.base or (None if record is None else str(record.base.get("version"))),
+        adapter_strength=_known(settings.adapter_strength, recorded.adapter_strength, 0),
+        attention_strength=_known(settings.attention_strength, recorded.attention_strength, position),
+        attention_mask=_known(settings.attention_mask, recorded.attention_mask, position),
+        prompt=_known(settings.prompt, [] if record is None else [record.prompt], 0),
+        base=_known(settings.base, [] if record is None else [str(record.base.get("version"))], 0),
         notes=notes,
     )
+
+
+def _known(own: T | None, recorded: Sequence[T | None], index: int) -> T | None:
+    """The user's value, else the recorded one."""
+    if own is not None or index >= len(recorded):
+        return own
+    return recorded[index]
 
 
 def _read_record(clip: str) -> tuple[_Record | None, list[str]]:
@@ -127,12 +131,12 @@ def _read_record(clip: str) -> tuple[_Record | None, list[str]]:
         return None, [f"{path} is not a record of `iclora_train.generate` and is not read"]
 
 
-def _adapter(settings: DiagnoseSettings, record: _Record | None, notes: list[str]) -> AdapterFacts | None:
+def _adapter(settings: DiagnoseSettings, recorded: _RecordSettings, notes: list[str]) -> AdapterFacts | None:
     """The adapter of the settings, else the only one of the record."""
     path = None if settings.adapter is None else user_path(settings.adapter)
     require(path is None or path.is_file(), f"adapter={path} does not exist: give an adapter's .safetensors file")
-    if path is None and record is not None and len(record.settings.adapter) == 1:
-        path = user_path(record.settings.adapter[0])
+    if path is None and len(recorded.adapter) == 1:
+        path = user_path(recorded.adapter[0])
         if not path.is_file():
             notes.append(f"the adapter of the record, {path}, does not exist: it is not examined")
             return None

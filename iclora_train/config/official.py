@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from iclora_train.config.errors import ConfigError, require
@@ -148,7 +148,8 @@ def _split(argument: str) -> tuple[str, str, str]:
 
 def task_settings(name: str) -> dict[str, Any] | None:
     """The section `task` of conf/conf/<name>.yaml as {"task": {...}}, unresolved; None if there is no such file."""
-    path = conf_dir() / "conf" / f"{name}.yaml"
     if name not in task_names():
         return None
-    return {"task": OmegaConf.load(path).get("task")}
+    settings = OmegaConf.load(conf_dir() / "conf" / f"{name}.yaml")
+    assert isinstance(settings, DictConfig)
+    return {"task": settings.task}
