@@ -20,15 +20,15 @@ import numpy as np
 from rich.table import Table
 
 from eval.clips.conditions import ADAPTER_REFERENCE
-from eval.scores import write
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, signed_rank
 from iclora_train.config import ConfigError, require
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
+from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import differences
-from iclora_train.core.scores import read_comparable_scores
+from iclora_train.core.scores import as_json, read_comparable_scores
 
 SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
@@ -58,13 +58,14 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ConfigError if windows, seeds, targets or protocols differ.
     """
-    _require_comparable(a, b)
+    require_comparable(a, b)
     sources = [clip["source"] for clip in a["clips"]]
     rows = [
         {key: _with_nan(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)
     ]
     shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1]]
-    paired = {key: rows[1][key] - rows[0][key] for key in shared if len(drop_nan(rows[1][key] - rows[0][key]))}
+    paired = {key: rows[1][key] - rows[0][key] for key in shared}  # NaN unless both were measured
+    paired = {key: values for key, values in paired.items() if len(drop_nan(values))}
     p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences)) is not None}
     primary = a["primary"]  # fixed before anything was measured, so it is not corrected
     corrected = holm({key: p for key, p in p_values.items() if key != primary})
@@ -73,8 +74,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         key: Difference(
             title=a["metrics"][key]["title"],
             unit=a["metrics"][key]["unit"],
-            a=estimate(rows[0][key]),
-            b=estimate(rows[1][key]),
+            a=estimate(rows[0][key][~np.isnan(differences)]),
+            b=estimate(rows[1][key][~np.isnan(differences)]),
             difference=estimate(differences),
             by_source=estimate_by_source(differences, sources),
             p=p_values.get(key),
@@ -105,8 +106,11 @@ def _is_worse(metric: Difference) -> bool:
     return metric["better"] is False and metric["p_holm"] is not None and metric["p_holm"] < SIGNIFICANCE
 
 
-def _require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
-    """Raise ConfigError that names the entries in which the two differ."""
+def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Raise ConfigError that names the entries in which the two differ.
+
+    b may be an evaluation that has not sampled yet (`scores.identity`).
+    """
     pairs = {
         **{key: (a[key], b[key]) for key in MUST_MATCH},
         "protocol": (a["provenance"]["protocol"], b["provenance"]["protocol"]),
@@ -134,12 +138,17 @@ def _lookup(scores: Mapping[str, Any], path: str) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read scores.json from a file, a folder, or the `eval` folder in it. Raises ConfigError for another schema."""
-    candidates = (path, path / "scores.json", path / "eval" / "scores.json")
-    file = next((place for place in candidates if place.is_file()), None)
+    """Read scores.json from a file, a folder, the `eval` folder in it, or its only other evaluation (`eval-quick`).
+
+    Raises ConfigError for another schema.
+    """
+    candidates = [path, path / "scores.json", path / "eval" / "scores.json"]
+    others = sorted(path.glob("eval-*/scores.json"))
+    file = next((place for place in candidates if place.is_file()), others[0] if len(others) == 1 else None)
     if file is None:
+        found = f" of its own, but {', '.join(str(other.parent) for other in others)}" if others else ""
         raise ConfigError(
-            f"{path} contains no scores.json: give a scores.json, or the folder of a run or of an evaluation"
+            f"{path} contains no scores.json{found}: give a scores.json, or the folder of a run or of an evaluation"
         )
     return read_comparable_scores(file)
 
@@ -172,7 +181,8 @@ def main() -> None:
         arguments = parser.parse_args()
         comparison = compare(load(arguments.a), load(arguments.b))
         if arguments.json is not None:
-            write(arguments.json, comparison)
+            with write_atomic(arguments.json) as file:
+                file.write(as_json(comparison))
         console = make_console()
         console.print(table(comparison, arguments.a, arguments.b))
         for note in comparison["notes"]:

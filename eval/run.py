@@ -10,31 +10,42 @@ from rich.console import Console
 
 from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import batches
+from eval.clips.cost import ClipCost
 from eval.clips.external import VideoFolder
 from eval.clips.judged_adapter import NONE, adapter_path, open_adapter
 from eval.clips.leakage import require_unseen
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
-from eval.compare import compare, load
+from eval.compare import compare, load, require_comparable
+from eval.estimate import estimate_sampling
 from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.metrics import Suite
+from eval.planning import apply_budget
 from eval.report import wandb_log
 from eval.report.exhibits import exhibits
 from eval.report.outputs import save_outputs
 from eval.report.page import write_page
-from eval.scores import assemble, headline, write
+from eval.scores import assemble, headline, identity
 from eval.scoring.scorer import Scorer, print_lines
-from eval.synthetic.run import ProbeClips, run_probes
+from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
 from iclora_train.config import Config, require
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
 from iclora_train.core.progress import progress_bar
+from iclora_train.core.results_folder import results_folder as folder_of_protocol
+from iclora_train.core.scores import values_digest
+from iclora_train.core.training_time import evaluation_budget
 from iclora_train.ltx2.base_model import open_base
 
 
 def results_folder(config: Config) -> Path:
-    """Folder of scores.json and report.html: `eval` for the run's own adapter, another name for anything else."""
+    """Folder of scores.json and report.html: by what is evaluated, and by protocol (`core.results_folder`)."""
+    return folder_of_protocol(config, _folder_of_adapter(config))
+
+
+def _folder_of_adapter(config: Config) -> Path:
+    """`eval` in the run's folder for the run's own adapter, another name for anything else."""
     run = Path(config.runs_dir, config.run)
     if config.videos is not None:
         return run / f"eval-videos-{Path(config.videos).resolve().name}"
@@ -75,25 +86,34 @@ def evaluate(config: Config) -> Path:
     source = open_source(config)
     folder = results_folder(config)
     with exclusive(folder, "stop it; this evaluation then continues with its clips"):
-        return _evaluate(config, source, folder, earlier, console, started)
+        return _evaluate(source, folder, earlier, console, started)
 
 
 def _evaluate(
-    config: Config, source: ClipSource, folder: Path, earlier: dict[str, Any] | None, console: Console, started: float
+    source: ClipSource, folder: Path, earlier: dict[str, Any] | None, console: Console, started: float
 ) -> Path:
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
-    suite = Suite.of(config.task, min(size), frames)
-    scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)
+    suite = Suite.of(source.config.task, min(size), frames)
+    plan, cost = _plan(source, suite, folder, console)
+    config = source.config  # with the windows, seeds and steps of the plan
+    if earlier is not None:
+        require_comparable(earlier, identity(source, suite))
     _print_header(source, suite, config, console)
-    probe_scores, probe_clips = _probes(source, console) if isinstance(source, SampledClips) else (None, {})
-    results = scorer.run(console)
+    scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)
+    probe_scores, probe_clips, forecast = None, dict[str, ProbeClips](), None
+    if isinstance(source, SampledClips):
+        sampler = probe_sampler(source) if plan is None or plan["probes"] else None
+        waiting = 0 if sampler is None else unfinished_probes(source, sampler)
+        forecast = estimate_sampling(source, scorer.batches, waiting, console, cost)
+        if sampler is not None:
+            probe_scores, probe_clips = _probes(source, sampler, console)
+    results = scorer.run(console, forecast)
     scores = assemble(config, source, suite, results)
-    scores["simple"] = probe_scores
+    scores |= {"simple": probe_scores, **({} if plan is None else {"plan": plan})}
     scores["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
     scores["harm"] = harm(scores)
-    scores["flags"] = find_symptoms(scores)
-    write(folder / "scores.json", scores)
+    scores |= {"flags": find_symptoms(scores), "digest": values_digest(scores)}
     windows = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)
     windows = save_outputs(windows, folder, source.seeds[0])
     comparison = None if earlier is None else compare(earlier, scores)
@@ -103,10 +123,24 @@ def _evaluate(
     return report
 
 
-def _probes(source: SampledClips, console: Console) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
+def _plan(
+    source: ClipSource, suite: Suite, folder: Path, console: Console
+) -> tuple[dict[str, Any] | None, ClipCost | None]:
+    """Restrict the source to eval.budget; returns the entry `plan` of scores.json and the cost, None without a
+    budget."""
+    budget = evaluation_budget(source.config, source.base.embedded)
+    if budget is None or not isinstance(source, SampledClips):
+        return None, None
+    probes = len(probe_sampler(source).plan.samples)
+    return apply_budget(source, folder, budget, probes, suite.primary, console)
+
+
+def _probes(
+    source: SampledClips, sampler: ProbeSampler, console: Console
+) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
     """Run the synthetic probes under a progress bar."""
     with progress_bar("synthetic probes", None, "clip", console=console) as bar:
-        scores, clips = run_probes(source, bar.update)
+        scores, clips = run_probes(source, sampler, bar.update)
     print_lines(console, f"  synthetic probes   {scores['seconds']:7.1f} s   {scores['passed']} of {scores['of']} pass")
     return scores, clips
 

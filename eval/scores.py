@@ -1,8 +1,7 @@
-"""Assemble and write scores.json: all results with intervals, and their provenance. Schema: scores.schema.json."""
+"""Assemble scores.json: all results with intervals, and their provenance. Schema: scores.schema.json."""
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,22 +33,34 @@ from eval.metrics import Suite
 from eval.scoring.scorer import Results
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
 from iclora_train.config import Config
-from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.fingerprint import config_hash
+from iclora_train.core.scores import SCHEMA
 
 ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)
 
 
+def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
+    """The entries of scores.json that are known before anything is sampled, and that a comparison requires equal."""
+    windows, donors = source.held_out.windows, source.held_out.windows_and_donors
+    return {
+        "schema": SCHEMA,
+        "primary": suite.primary,
+        "clips": [{"key": w.key, "source": w.source, "partner": donors[w.partner].key} for w in windows],
+        "seeds": source.seeds,
+        "provenance": {"protocol": PROTOCOL, "shards": source.held_out.fingerprint},
+    }
+
+
 def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
     """The content of scores.json without `flags`, `simple` and the wall-clock time."""
-    windows, base, donors = source.held_out.windows, source.base, source.held_out.windows_and_donors
+    windows, base, known = source.held_out.windows, source.base, identity(source, suite)
     evidence = collect_evidence(
         results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence
     )
     rows = {name: results.rows[name] for name in ROWS if name in results.rows}
     thresholds = config.eval.thresholds
     return {
-        "schema": 2,
+        "schema": known["schema"],
         "task": config.task.name,
         "family": config.task.family,
         "primary": suite.primary,
@@ -61,8 +72,8 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
             "fingerprint": base.fingerprint,
         },
         "adapter": source.judged.json_facts,
-        "clips": [{"key": w.key, "source": w.source, "partner": donors[w.partner].key} for w in windows],
-        "seeds": source.seeds,
+        "clips": known["clips"],
+        "seeds": known["seeds"],
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
         "cells": {name: _estimates(row) for name, row in rows.items()},
@@ -144,12 +155,6 @@ def _memory(source: ClipSource) -> dict[str, int] | None:
         return None
     total = torch.cuda.get_device_properties(source.device).total_memory
     return {"peak_bytes": torch.cuda.max_memory_allocated(source.device), "device_bytes": total}
-
-
-def write(path: Path, scores: Mapping[str, Any]) -> None:
-    """Write scores.json atomically."""
-    with write_atomic(path) as file:
-        file.write((json.dumps(scores, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def headline(scores: Mapping[str, Any]) -> list[str]:

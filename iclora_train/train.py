@@ -7,7 +7,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from iclora_train.core.process_group import from_first, local_world_size, proces
 from iclora_train.core.ranks import global_rank, placement, world_size
 from iclora_train.core.stop_signals import recorded_signal
 from iclora_train.core.threads import share_cores
+from iclora_train.core.training_time import count_training_time
 from iclora_train.data.batch_sampler import plan_batches
 from iclora_train.data.datamodule import LatentDataModule
 from iclora_train.data.mixture import describe, open_data
@@ -85,15 +86,15 @@ def train(config: Config) -> None:
                 lock.enter_context(exclusive(folder, "name this run with run=<name>"))
             fit(config, base, shards, folder, console)
         if place.rank == 0:
-            conclude(folder, evaluated, console)
+            conclude(config, folder, evaluated, console)
 
 
-def conclude(folder: Path, evaluated: bool, console: Console) -> None:
+def conclude(config: Config, folder: Path, evaluated: bool, console: Console) -> None:
     """Evaluate the adapter in a process of its own, if asked for, and print where the results are."""
     adapter = folder / "adapter.safetensors"
     if evaluated:
-        evaluate(folder, adapter)
-    finish(folder, adapter, console)
+        evaluate(config, folder, adapter)
+    finish(config, folder, adapter, console)
 
 
 def require_a_step(config: Config, shards: ShardSet) -> None:
@@ -124,7 +125,8 @@ def fit(config: Config, base: BaseModel, shards: ShardSet, folder: Path, console
         console.print(str(dry_run(config, module, shards, clips, folder)))
     batch_size, tokens_per_batch = config.data.batch_size, config.data.tokens_per_batch
     data = LatentDataModule(shards, batch_size, tokens_per_batch, config.seed, config.data.loader_processes())
-    with interrupts_unchanged():
+    timed = count_training_time(folder) if trainer.is_global_zero else nullcontext()
+    with interrupts_unchanged(), timed:
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     if trainer.is_global_zero:
         export(adapter, module, base)

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
-from iclora_train.core.device import default_device
+from iclora_train.core.device import default_device, synced_time
 from iclora_train.ltx2.model.attention import attend
 from iclora_train.ltx2.model.weighted_attention import AttentionBias
-from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -24,12 +24,11 @@ from torch.utils.data import DataLoader
 
 from iclora_train.config import Model
 from iclora_train.core.console import make_console
-from iclora_train.core.device import default_device
+from iclora_train.core.device import default_device, synced_time
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.train import quiet_lightning
 from iclora_train.training.callbacks import MetricsRecorder
-from iclora_train.training.dry_run import synced_time
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.preemption import Preemption
 from scripts.benchmark_step import SHAPES, Variant, batch_of, module_of

@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iclora_train.core.device import default_device
+from iclora_train.core.device import default_device, synced_time
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.runtime.compile import compile_blocks
-from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
 
 TEXT_TOKENS = 1024

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
+from iclora_train.core.device import synced_time
 from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.data.batch import Batch
@@ -26,7 +27,7 @@ from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import TransformerConfig
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.data_parallel import data_parallel
-from iclora_train.training.dry_run import mean_loss, optimizer_step, synced_time
+from iclora_train.training.dry_run import mean_loss, optimizer_step
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 from iclora_train.training.memory_search import search_memory_plan

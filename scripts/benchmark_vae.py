@@ -30,11 +30,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclora_train.config import ConfigError, require
-from iclora_train.core.device import default_device
+from iclora_train.core.device import default_device, synced_time
 from iclora_train.core.types import VideoShape
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.vae.video_vae import VideoVAE
-from iclora_train.training.dry_run import synced_time
 from iclora_train.training.memory_plan import GIB
 from scripts.synthetic.configs import GEMMA, SIZES, VERSIONS, official_config
 from scripts.synthetic.layout import vae as vae_specs

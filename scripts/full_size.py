@@ -17,11 +17,11 @@ import torch
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, Flow, Lora, Model, Optim, Task
-from iclora_train.core.device import default_device
+from iclora_train.core.device import default_device, synced_time
 from iclora_train.data.batch import Batch
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import TransformerConfig
-from iclora_train.training.dry_run import optimizer_step, synced_time
+from iclora_train.training.dry_run import optimizer_step
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB
 

@@ -106,7 +106,7 @@ def test_an_untrained_adapter_gives_the_clips_of_the_base(world: World, base: Ba
 
 def test_no_adapter_gives_the_clips_of_the_base(world: World) -> None:
     assert_equals_the_base(world, "adapter=none", "every condition is sampled from the base alone")
-    assert results_folder(world.config("adapter=none")).name == "eval-none"
+    assert results_folder(world.config("adapter=none")).name.startswith("eval-none")
 
 
 def assert_equals_the_base(world: World, adapter: str, note: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from eval.compare import compare, load, main, two_sided_p
 from iclora_train.config import ConfigError
+from iclora_train.core.scores import as_json, values_digest
 
 N = 10
 METRICS = {
@@ -95,6 +97,17 @@ def test_windows_that_only_one_of_the_two_measured_are_left_out() -> None:
     assert two_sided_p(np.array([np.nan])) is None
 
 
+def test_means_and_difference_are_of_the_same_windows() -> None:
+    """A null in one evaluation leaves the window out of both means."""
+    a, b = scores(), moved("psnr", 0.3)
+    a["windows"]["adapter+reference"]["psnr"][0] = 1000.0
+    b["windows"]["adapter+reference"]["psnr"][0] = None
+    psnr = compare(a, b)["metrics"]["psnr"]
+    assert psnr["a"]["n"] == psnr["b"]["n"] == psnr["difference"]["n"] == N - 1
+    assert psnr["a"]["mean"] < 100
+    assert psnr["b"]["mean"] - psnr["a"]["mean"] == pytest.approx(psnr["difference"]["mean"])
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -145,6 +158,68 @@ def test_the_command_takes_files_and_folders_and_returns_an_exit_code(
     capsys.readouterr()
     assert command(monkeypatch, run, tmp_path / "none") == 2
     assert "contains no scores.json" in capsys.readouterr().err
+
+
+def test_the_only_evaluation_of_a_run_is_found(tmp_path: Path) -> None:
+    for name in ("eval-quick", "eval-30m"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_text(json.dumps(scores()))
+        if name == "eval-quick":
+            assert load(tmp_path)["primary"] == "psnr"
+    with pytest.raises(ConfigError, match=r"contains no scores.json of its own, but .*eval-30m, .*eval-quick: give"):
+        load(tmp_path)
+
+
+def places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of every entry of a JSON value, of lists only the first and the last."""
+    entries = value.items() if isinstance(value, dict) else []
+    if isinstance(value, list) and value:
+        entries = [(0, value[0]), (len(value) - 1, value[-1])]
+    for key, entry in entries:
+        yield (*path, key)
+        yield from places(entry, (*path, key))
+
+
+DAMAGE = ("removed", None, "text", [], {}, -1, 1e400, True)
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=str)
+def test_no_damage_looks_like_a_worse_adapter(
+    damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 means that B is worse: a damaged file must not end with it, nor in a traceback."""
+    (tmp_path / "a.json").write_text(json.dumps(scores()))
+    for path in places(scores()):
+        other = copy.deepcopy(scores())
+        section: Any = other
+        for key in path[:-1]:
+            section = section[key]
+        if damage == "removed":
+            del section[path[-1]]
+        else:
+            section[path[-1]] = damage
+        (tmp_path / "b.json").write_text(json.dumps(other))
+        for order in (("a.json", "b.json"), ("b.json", "a.json")):
+            code = command(monkeypatch, *(tmp_path / name for name in order))
+            assert code in (0, 2), path
+            assert code == 0 or capsys.readouterr().err.startswith("error: "), path
+
+
+def test_edited_values_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b = scores(), moved("psnr", 1)
+    for name, content in (("a", a), ("b", b)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.json").write_bytes(as_json({**content, "digest": values_digest(content)}))
+    assert command(monkeypatch, tmp_path / "a", tmp_path / "b") == 0
+    assert capsys.readouterr().err == ""
+    edited = json.loads((tmp_path / "b" / "scores.json").read_text())
+    edited["windows"]["adapter+reference"]["psnr"][3] += 0.001
+    (tmp_path / "b" / "scores.json").write_text(json.dumps(edited))
+    assert command(monkeypatch, tmp_path / "a", tmp_path / "b") == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {tmp_path / 'b' / 'scores.json'} was changed after the evaluation wrote it")
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,9 @@ def test_the_handout_of_an_edit_has_masks(tmp_path: Path) -> None:
 def test_clips_of_a_folder_are_scored(world: World, tmp_path: Path) -> None:
     write_outputs(world, tmp_path / "outputs")
     config = world.bare(f"videos={tmp_path / 'outputs'}")
-    evaluate(config)
-    result = json.loads((world.root / "runs/deblur-nano/eval-videos-outputs/scores.json").read_text())
+    folder = evaluate(config).parent
+    assert folder.name.startswith("eval-videos-outputs")
+    result = json.loads((folder / "scores.json").read_text())
     assert result["cells"].keys() == {"adapter+reference", "input", "classic filter", "ceiling", "floor"}
     assert result["seeds"] == [0, 1]
     assert (result["control"], result["mask"], result["simple"]) == (None, None, None)

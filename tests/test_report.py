@@ -77,7 +77,7 @@ def scores() -> dict[str, Any]:
 def text(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> str:
     folder = tmp_path_factory.mktemp("report")
     text = write_page(folder, scores, islice(exhibits(scores), 4)).read_text()
-    assert [path.name for path in folder.iterdir()] == ["report.html"]
+    assert {path.name for path in folder.iterdir()} == {"report.html", "scores.json"}
     return text
 
 

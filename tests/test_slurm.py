@@ -221,7 +221,7 @@ def test_preparation_training_and_evaluation_in_jobs(cluster: Cluster, tmp_path:
         tmp_path, *TASK, after, str(SCRIPTS / "eval.sbatch"), "eval=quick", "sample.steps=1", *training
     )
     assert cluster.wait(judged, 400) == ("COMPLETED", 0), output(tmp_path)
-    assert (tmp_path / "runs/run/eval/scores.json").exists()
+    assert (tmp_path / "runs/run/eval-quick/scores.json").exists()
     assert {"deblur", "colorize"} <= {name.split("/")[0] for name in contents(tmp_path / "data")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -122,6 +123,26 @@ def test_arguments_of_the_settings_and_the_environment_come_first(
     assert (first["settings"].finish_timeout, first["settings"].init_timeout) == (5, 30)
     assert ("name" in second, second["dir"]) == (False, str(tmp_path / "logs"))
     assert (second["settings"].finish_timeout, second["resume"]) == (600, "allow")
+
+
+def test_the_id_is_random_and_kept_in_the_folder(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Two machines with the same path would share a hash of it."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, first, second):
+        start(folder)
+    moved = first.rename(tmp_path / "moved")
+    start(moved)
+    start(first)  # the path of another run now
+    ids = [call["id"] for call in started]
+    assert ids[0] == ids[1] == ids[3]
+    assert len({ids[0], ids[2], ids[4]}) == 3
+
+
+def test_a_folder_of_an_earlier_version_keeps_its_run(started: list[dict[str, Any]], tmp_path: Path) -> None:
+    former = hashlib.sha256(str(tmp_path.resolve()).encode()).hexdigest()[:16]
+    (tmp_path / "wandb" / f"offline-run-20260101_000000-{former}").mkdir(parents=True)
+    start(tmp_path)
+    assert started[0]["id"] == former
 
 
 @pytest.mark.parametrize(

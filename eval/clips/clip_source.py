@@ -86,6 +86,10 @@ class ClipSource:
         """The i-th clip (F,H,W,3) of a batch."""
         raise NotImplementedError
 
+    def is_finished(self, condition: Condition, batch: Sequence[Item]) -> bool:
+        """Whether the clips of a batch exist, so that `clips` only reads them."""
+        raise NotImplementedError
+
     @property
     def token_pixels(self) -> int:
         """Side of a reference token in target pixels."""

@@ -73,6 +73,10 @@ class VideoFolder(ClipSource):
             raise ValueError(f"a folder of videos has no condition {condition.name!r}")
         return self._read(batch[i])
 
+    def is_finished(self, condition: Condition, batch: Sequence[Item]) -> bool:
+        """As `ClipSource.is_finished`."""
+        return True
+
     def _read(self, item: Item) -> Clip:
         """The clip (F,H,W,3) of an item. Raises ConfigError if its size or length differs from its target."""
         path = self.files[item.window.key, item.seed]

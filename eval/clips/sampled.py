@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from eval.clips.attention_masks import fade_masks, half_masks
 from eval.clips.clip_source import ClipCache, ClipSource
-from eval.clips.conditions import Condition, Item, all_conditions
+from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength
+from eval.clips.cost import ClipCost
 from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
 from iclora_train.config import Config
+from iclora_train.core.device import synced_time
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
@@ -37,9 +40,14 @@ class SampledClips(ClipSource):
         self.precision = str(self.transformer.patchify_proj.weight.dtype)
         f = self.latent_size[0]
         reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
-        self.seeds = list(config.eval.seeds)
-        self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
         self.empty = held_out.empty_text()[None].to(self.device)  # (1,T,D)
+        self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
+        self.restrict(config, held_out, [condition.name for condition in self.conditions])
+
+    def restrict(self, config: Config, held_out: HeldOut, conditions: Collection[str]) -> None:
+        """Sample only these conditions, with the windows, seeds and sampling settings of `config`."""
+        self.config, self.held_out, self.seeds = config, held_out, list(config.eval.seeds)
+        self.conditions = [condition for condition in self.conditions if condition.name in conditions]
         unprompted = self.empty if config.sample.guidance > 1 else None
         self.sampler = SamplerSettings.from_config(
             config.sample, config.flow, self.latent_size, self.transformer.config.num_layers, unprompted
@@ -86,23 +94,51 @@ class SampledClips(ClipSource):
         clips, _ = self.cached(spec, lambda: self._make(condition, batch), slice(i, i + 1))
         return clips[0]
 
+    def is_finished(self, condition: Condition, batch: Sequence[Item]) -> bool:
+        """As `ClipSource.is_finished`: whether the batch is in the cache."""
+        return self.cache.has(self.specification(condition, batch))
+
+    def measure_cost(self, batch: Sequence[Item]) -> ClipCost:
+        """The seconds of a clip, from one step of this batch with and without references, and from decoding it.
+
+        Each is run twice and the second run is timed: the first one may compile kernels.
+        """
+        step = replace(self.sampler, sigmas=(1.0, 0.0))
+        passes = self.sampler.guidance.passes
+        latent, with_reference = self._timed(lambda: self._sample(at_strength(1), batch, step))
+        _, without_reference = self._timed(lambda: self._sample(Condition(ADAPTER_ONLY, True, "none"), batch, step))
+        _, decoding = self._timed(lambda: self._decode(latent))
+        return ClipCost(
+            with_reference / passes / len(batch), without_reference / passes / len(batch), decoding / len(batch), passes
+        )
+
+    def _timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
+        """What the second of two calls returns, and its seconds."""
+        work()
+        started = synced_time(self.device)
+        result = work()
+        return result, synced_time(self.device) - started
+
     def _make(self, condition: Condition, batch: Sequence[Item]) -> Tensor:
+        return self._decode(self._sample(condition, batch, self.sampler))
+
+    def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
+        """The latents (B,C,f,h,w) of a batch."""
         pairs = [self.held_out.latents(item.window) for item in batch]
         text = torch.stack([pair.text for pair in pairs]).to(self.device)  # (B,T,D)
         if condition.empty_prompt:
             text = self.empty.expand(len(pairs), -1, -1)
         with nullcontext() if condition.adapter else lora.adapter_off(self.transformer):
-            latent = sample(
+            return sample(
                 self.transformer,
                 text,
                 self.latent_size,
                 self.base.geometry,
                 torch.tensor([pair.fps for pair in pairs]),
-                self.sampler,
+                sampler,
                 [item.noise_seed for item in batch],
                 self._references(condition, batch),
             )
-        return self._decode(latent)
 
     def _references(self, condition: Condition, batch: Sequence[Item]) -> list[Reference]:
         if condition.reference == "none":

@@ -220,12 +220,12 @@ def _shared(e: Evidence, t: Thresholds) -> Iterator[Claim]:
         text = f"{e.title(e.adherence)} rises with strength: R² of the best monotone curve (p by Page's trend test)"
         rises = Bound(t.curve_monotone, effect=0, significant=True)
         yield Claim("curve_monotone", text, explained, rises, e.curve["page_p"])
-    if e.changes:
+    if "kept" in e.changes:
         disturbance = ratio_per_unit(e.changes["kept"], e.changes["dropped"])
         text = "half-frame mask: change in the half that keeps the reference / change in the other half"
         yield Claim("mask_local", text, disturbance, Bound(high=t.mask_local, strict=True))
-        text = "fade-in mask: effect of the reference in the last latent frame minus that in the first"
-        rise = None if e.fade is None else e.fade[:, -1] - e.fade[:, 0]
-        yield Claim("fade_follows", text, rise, Bound(t.fade_follows, effect=0))
-        text = "strength 0 equals no reference: mean difference"
-        yield Claim("null_change", text, e.changes["null"], Bound(high=t.null_change, unit="levels"))
+    text = "fade-in mask: effect of the reference in the last latent frame minus that in the first"
+    rise = None if e.fade is None else e.fade[:, -1] - e.fade[:, 0]
+    yield Claim("fade_follows", text, rise, Bound(t.fade_follows, effect=0))
+    text = "strength 0 equals no reference: mean difference"
+    yield Claim("null_change", text, e.changes.get("null"), Bound(high=t.null_change, unit="levels"))

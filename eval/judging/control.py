@@ -55,9 +55,10 @@ def _fade_effects(results: Results) -> Values | None:
     NaN in latent frames in which the reference has no effect. For example, tracks start at the requested point with or
     without a reference.
     """
-    if FADE_MASK not in results.by_latent_frame:
+    names = (FADE_MASK, at_strength(0).name, ADAPTER_REFERENCE)
+    if not results.by_latent_frame.keys() >= set(names):
         return None
-    faded, none, full = (results.by_latent_frame[name] for name in (FADE_MASK, at_strength(0).name, ADAPTER_REFERENCE))
+    faded, none, full = (results.by_latent_frame[name] for name in names)
     full_effect = full - none  # (windows, latent frames)
     shares = [ratio_per_unit(faded[:, k] - none[:, k], full_effect[:, k]) for k in range(full.shape[1])]
     has_effect = (np.nan_to_num(full_effect) != 0).any(axis=0)  # (latent frames,)
@@ -79,8 +80,8 @@ def control_scores(results: Results, evidence: Evidence) -> dict[str, Any] | Non
         "gain": estimate_or_none(evidence.share(metric, ADAPTER_REFERENCE, BASE, CEILING)),
         "swap_lost": estimate_or_none(evidence.difference(metric, ADAPTER_REFERENCE, SWAPPED)),
         "swap_won": estimate_or_none(None if swapped is None or donor is None else sign * (donor - swapped)),
-        "null": estimate(results.changes["null"]),
-        "drift": estimate(results.changes["drift"]),
+        "null": estimate_or_none(results.changes.get("null")),
+        "drift": estimate_or_none(results.changes.get("drift")),
         "curve": evidence.curve,
     }
 
@@ -88,7 +89,7 @@ def control_scores(results: Results, evidence: Evidence) -> dict[str, Any] | Non
 def mask_scores(results: Results, evidence: Evidence, band: int, temporal: int) -> dict[str, Any] | None:
     """`mask` of scores.json (docs/evaluation.md defines the keys); None for clips without masked conditions."""
     changes = results.changes
-    if not changes:
+    if "kept" not in changes:
         return None
     half = {name: estimate(changes[name]) for name in ("inside", "outside", "kept", "dropped")}
     ratios = {

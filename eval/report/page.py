@@ -1,4 +1,4 @@
-"""Write report.html. Styles and scripts are inline, and the Content Security Policy allows only their hashes."""
+"""Write report.html and scores.json. Styles and scripts are inline; the Content Security Policy allows their hashes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from eval.report import masks, players, probes, strength, tables
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
 from eval.synthetic.run import ProbeClips
-from iclora_train.core.atomic_files import write_atomic
+from iclora_train.core.files_together import write_together
 from iclora_train.core.progress import progress_bar
+from iclora_train.core.scores import as_json
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
@@ -76,7 +77,8 @@ def write_page(
     probe_clips: Mapping[str, ProbeClips] | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write report.html, and media/ if the clips are too large to be inlined. Returns the path of report.html.
+    """Write report.html and scores.json together (`write_together`), and media/ if the clips are too large to be
+    inlined. Returns the path of report.html.
 
     probe_clips: clips of the synthetic probes by name. comparison: result of `eval.compare` with an earlier evaluation.
     """
@@ -85,9 +87,9 @@ def write_page(
         for exhibit in bar.track(exhibits):
             parts.add(exhibit)
     page = _page(scores, _sections(parts, probe_clips or {}, comparison))
-    with write_atomic(folder / "report.html") as file:
-        file.write(page.encode())
-    return folder / "report.html"
+    report = folder / "report.html"
+    write_together([(folder / "scores.json", as_json(scores)), (report, page.encode())])
+    return report
 
 
 Section = tuple[str, str, str]  # id, title, content; sections without content are left out

@@ -9,30 +9,44 @@ from eval.clips.clip_source import ClipSource
 from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, HALF_MASK, Item, at_strength
 from eval.metrics import change, diversity
 
-COMPARED = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BASE, HALF_MASK)
+MASKED = (ADAPTER_REFERENCE, at_strength(0).name, HALF_MASK)  # conditions that the half mask is compared with
+NULL = (ADAPTER_ONLY, at_strength(0).name)
+DRIFT = (ADAPTER_ONLY, BASE)
 DIVERSITY_CONDITIONS = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BASE)
+
+
+def has_changes(source: ClipSource) -> bool:
+    """Whether the conditions of the source include all of a comparison."""
+    names = {condition.name for condition in source.conditions}
+    return any(names.issuperset(compared) for compared in (MASKED, NULL, DRIFT))
 
 
 def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict[str, float]:
     """Mean absolute differences (levels) between conditions for one item, keyed as `mask` and `control` in scores.json.
 
-    Inside and outside are the two halves of the half mask, without the transition band.
+    Inside and outside are the two halves of the half mask, without the transition band. Comparisons with a condition
+    that is not sampled are left out.
     """
     by_name = {condition.name: condition for condition in source.conditions}
-    full, strength_0, no_reference, base, masked = (source.clip(by_name[name], batch, i) for name in COMPARED)
-    width = strength_0.shape[2]
-    inside, outside = half_columns(width, source.band_pixels, batch[i].window.mask_left)
-    all_columns = slice(0, width)
-    return {
-        "inside": change(masked, strength_0, inside),
-        "outside": change(masked, strength_0, outside),
-        "kept": change(masked, full, inside),
-        "dropped": change(masked, full, outside),
-        "full_inside": change(full, strength_0, inside),
-        "full_outside": change(full, strength_0, outside),
-        "null": change(no_reference, strength_0, all_columns),
-        "drift": change(no_reference, base, all_columns),
-    }
+    needed = {name for compared in (MASKED, NULL, DRIFT) if by_name.keys() >= set(compared) for name in compared}
+    clips = {name: source.clip(by_name[name], batch, i) for name in sorted(needed)}
+    changes = {}
+    if clips.keys() >= set(MASKED):
+        full, strength_0, masked = (clips[name] for name in MASKED)
+        inside, outside = half_columns(full.shape[2], source.band_pixels, batch[i].window.mask_left)
+        changes = {
+            "inside": change(masked, strength_0, inside),
+            "outside": change(masked, strength_0, outside),
+            "kept": change(masked, full, inside),
+            "dropped": change(masked, full, outside),
+            "full_inside": change(full, strength_0, inside),
+            "full_outside": change(full, strength_0, outside),
+        }
+    for key, compared in (("null", NULL), ("drift", DRIFT)):
+        if clips.keys() >= set(compared):
+            first, second = (clips[name] for name in compared)
+            changes[key] = change(first, second, slice(0, first.shape[2]))
+    return changes
 
 
 def seed_diversity(source: ClipSource, batches: Sequence[Sequence[Item]], number: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ A thread pool measures one batch while the next batch is sampled. At most one ba
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -26,19 +27,19 @@ from eval.clips.conditions import (
     CLASSIC,
     FADE_MASK,
     FLOOR,
-    HALF_MASK,
     INPUT,
     SWAPPED,
     Condition,
     Item,
     at_strength,
 )
+from eval.clips.cost import Forecast
 from eval.metrics import Clip, Measurement, Suite, offset
 from eval.scoring.classic_row import ClassicChoice, ClassicRow
-from eval.scoring.condition_changes import condition_changes, seed_diversity
+from eval.scoring.condition_changes import condition_changes, has_changes, seed_diversity
 from eval.scoring.ground_truth import GroundTruths
 from eval.statistics.estimates import Values, drop_nan
-from iclora_train.core.progress import progress_bar
+from iclora_train.core.progress import ProgressBar, progress_bar
 
 BY_LATENT_FRAME = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # scored per latent frame, for the fade mask
 BY_FRAME = (ADAPTER_REFERENCE, BASE_REFERENCE)  # conditions with per-frame values in scores.json, first seed only
@@ -77,14 +78,15 @@ class Scorer:
         self.target = self.ground_truths.target
         self.classic_row = ClassicRow(self.held_out, self.ground_truths, source.config.task, source.device)
 
-    def run(self, console: Console) -> Results:
+    def run(self, console: Console, forecast: Forecast | None = None) -> Results:
         """Sample (or read from the cache) and measure every condition, the model-free rows and the changes.
 
+        forecast: of the batches (name of the condition, number of the batch); the progress bar shows when they end.
         Raises ConfigError if outputs and targets are not aligned in time.
         """
         results = Results(clips=sum(map(len, self.batches)))
-        has_masks = HALF_MASK in [condition.name for condition in self.source.conditions]
-        total = (len(self.source.conditions) + 1 + has_masks) * len(self.batches)
+        with_changes = has_changes(self.source)
+        total = (len(self.source.conditions) + 1 + with_changes) * len(self.batches)
         with (
             progress_bar("without a model", total, "batch", console=console) as bar,
             thread_pool(self.source.config.eval.workers) as pool,
@@ -93,12 +95,29 @@ class Scorer:
             bar.advance(len(self.batches))
             for condition in self.source.conditions:
                 bar.update(description=condition.name)
-                self._score_condition(condition, results, pool, bar.advance)
+                self._score_condition(condition, results, pool, self._counter(condition, bar, forecast))
                 print_lines(console, self._summary_line(condition.name, results))
-            if has_masks:
+            if with_changes:
                 bar.update(description="changes")
                 self._score_changes(results, pool, bar.advance)
+            if len(self.source.seeds) > 1 and with_changes:
+                self._score_diversity(results, pool)
         return results
+
+    def _counter(self, condition: Condition, bar: ProgressBar, forecast: Forecast | None) -> Callable[[], None]:
+        """A function that counts the next batch of a condition as done."""
+        number, last = 0, time.perf_counter()
+
+        def count() -> None:
+            nonlocal number, last
+            now = time.perf_counter()
+            if forecast is not None:
+                forecast.finish((condition.name, number), now - last)
+                bar.update(note=forecast.note)
+            number, last = number + 1, now
+            bar.advance()
+
+        return count
 
     def _score_condition(
         self, condition: Condition, results: Results, pool: Executor, on_batch: Callable[[], None]
@@ -189,17 +208,19 @@ class Scorer:
         return self.target(self.held_out.windows[number].partner)
 
     def _score_changes(self, results: Results, pool: Executor, on_batch: Callable[[], None]) -> None:
-        """Measure how masks, strength 0 and seeds change the clips."""
+        """Measure how masks, strength 0 and the adapter change the clips."""
         changes: list[tuple[Item, Mapping[str, float]]] = []
         for batch in self.batches:
             per_item = pool.map(lambda i, batch=batch: condition_changes(self.source, batch, i), range(len(batch)))
             changes += zip(batch, per_item, strict=True)
             on_batch()
         results.changes = self._per_window(changes)
-        if len({item.seed for item, _ in changes}) > 1:
-            windows = [Item(window, 0) for window in self.held_out.windows]
-            diversity = pool.map(lambda n: seed_diversity(self.source, self.batches, n), range(len(windows)))
-            results.diversity = self._per_window(list(zip(windows, diversity, strict=True)))
+
+    def _score_diversity(self, results: Results, pool: Executor) -> None:
+        """Measure how the seeds of a window differ."""
+        windows = [Item(window, 0) for window in self.held_out.windows]
+        diversity = pool.map(lambda n: seed_diversity(self.source, self.batches, n), range(len(windows)))
+        results.diversity = self._per_window(list(zip(windows, diversity, strict=True)))
 
     def _summary_line(self, name: str, results: Results) -> str:
         """Console line of a finished condition: sampling time, primary metric, PSNR, SSIM."""

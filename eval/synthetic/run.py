@@ -88,15 +88,10 @@ class ProbeSampler:
         return to_uint8(self.vae.decode(latent)).cpu()
 
 
-def run_probes(
-    source: SampledClips, on_batch: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
-    """Run the probes at the size of the held-out windows; returns `simple` of scores.json, and clips by probe name.
-
-    Clips are cached by the source, so that an interrupted run resumes. Calls `on_batch(done, total)` after every batch.
-    """
+def probe_sampler(source: SampledClips) -> ProbeSampler:
+    """The sampler of the probes at the size of the held-out windows."""
     held_out = source.held_out
-    sampler = ProbeSampler(
+    return ProbeSampler(
         source.transformer,
         source.vae,
         source.base.geometry,
@@ -106,13 +101,33 @@ def run_probes(
         held_out.empty_text().to(source.device),
         source.sampler,
     )
-    common = source.specification(at_strength(1), ())
+
+
+def run_probes(
+    source: SampledClips, sampler: ProbeSampler, on_batch: Callable[[int, int], None] = lambda done, total: None
+) -> tuple[dict[str, Any], dict[str, ProbeClips]]:
+    """Run the probes; returns `simple` of scores.json, and clips by probe name.
+
+    Clips are cached by the source, so that an interrupted run resumes. Calls `on_batch(done, total)` after every batch.
+    """
 
     def make(samples: Sequence[ProbeSample]) -> tuple[Clip, float]:
-        spec = {**common, "fps": sampler.fps, "simple": sampler.plan.identity(samples)}
-        return source.cached(spec, lambda: sampler.clips(samples))
+        return source.cached(_specification(source, sampler, samples), lambda: sampler.clips(samples))
 
     return score_probes(sampler.plan, make, source.config.eval.batch_size, on_batch)
+
+
+def unfinished_probes(source: SampledClips, sampler: ProbeSampler) -> int:
+    """The number of probe clips that are not in the cache."""
+    samples, size = sampler.plan.samples, source.config.eval.batch_size
+    batches = [samples[i : i + size] for i in range(0, len(samples), size)]
+    return sum(len(batch) for batch in batches if not source.cache.has(_specification(source, sampler, batch)))
+
+
+def _specification(source: SampledClips, sampler: ProbeSampler, samples: Sequence[ProbeSample]) -> dict[str, Any]:
+    """All settings that determine the clips of these probes."""
+    common = source.specification(at_strength(1), ())
+    return {**common, "fps": sampler.fps, "simple": sampler.plan.identity(samples)}
 
 
 def score_probes(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
+from iclora_train.config.durations import parse_duration
 from iclora_train.config.errors import one_of, require
 from iclora_train.config.paths import expand_home
+
+OTHER_CONDITIONS = 8  # conditions besides the strengths below 1 (docs/evaluation.md lists them)
 
 
 @dataclass
@@ -56,6 +59,10 @@ class Eval:
     against: str | None = None  # an earlier scores.json, or its folder: the report shows the differences
     thresholds: Thresholds = field(default_factory=Thresholds)
     after_training: bool = True  # run the evaluation at the end of training
+    # Time for the evaluation, e.g. 30m or 2h: it measures what fits, the most telling first. null: all. auto: a quarter
+    # of the time that the run has trained, for its own adapter on a base other than nano; else all.
+    budget: str | None = "auto"
+    label: str = ""  # added to the name of the folder of results; empty: a name by adapter and protocol
 
     def __post_init__(self) -> None:
         self.against = None if self.against is None else expand_home(self.against)
@@ -68,3 +75,15 @@ class Eval:
         for key in ("batch_size", "workers"):
             require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
         one_of("eval.split", self.split, ("val", "heldout"))
+        if self.budget not in (None, "auto"):
+            parse_duration("eval.budget", str(self.budget))
+
+    @property
+    def budget_seconds(self) -> float | None:
+        """Seconds of `budget`; None for null and auto."""
+        return None if self.budget in (None, "auto") else parse_duration("eval.budget", str(self.budget))
+
+    def clips_of(self, windows: int) -> int:
+        """Clips that are sampled for `windows` windows: one for each condition, window and seed."""
+        below_one = {0.0, *self.strengths} - {1.0}
+        return (OTHER_CONDITIONS + len(below_one)) * windows * len(self.seeds)

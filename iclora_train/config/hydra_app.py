@@ -84,7 +84,7 @@ def run_with_schema(
     with one_line_ending(resume), _hydra_errors_explained():
         sys.argv[1:] = as_typed(sys.argv[1:], schema, _groups())
         refuse_code(config_name, conf_dir(), sys.argv[1:])
-        check_sweep(config_name, conf_dir(), sys.argv[1:])
+        sys.argv += check_sweep(config_name, conf_dir(), sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
 

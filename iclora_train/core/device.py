@@ -1,6 +1,8 @@
-"""The device of this process: a GPU if there is one, unless a setting says otherwise."""
+"""The device of this process: a GPU if there is one, unless a setting says otherwise; and its time."""
 
 from __future__ import annotations
+
+import time
 
 import torch
 
@@ -20,3 +22,10 @@ def device_from(key: str, value: str, remedy: str) -> torch.device:
     if value in ("gpu", "cuda"):
         require(torch.cuda.is_available(), f"{key}={value}, but this machine has no CUDA device: set {remedy}")
     return torch.device("cpu") if value == "cpu" else default_device()
+
+
+def synced_time(device: torch.device) -> float:
+    """Time in seconds after all queued work of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

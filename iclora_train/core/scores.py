@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from iclora_train.core.fingerprint import digest
 from iclora_train.core.records import AnyNumber, Count, DamagedFileError, Text, as_type, read_json
 
 REMEDY = "run eval again"
 SCHEMA = 2
+ADAPTER_ROW = "adapter+reference"  # the row of `windows` that a comparison reads
+# The results. Times, paths and versions differ between two runs with equal results.
+VALUES = (
+    *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
+    *("control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +108,16 @@ class _Header:
     adapter: _Judged = field(default_factory=_Judged)
 
 
+def as_json(scores: Mapping[str, Any]) -> bytes:
+    """The content of scores.json."""
+    return (json.dumps(scores, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def values_digest(scores: Mapping[str, Any]) -> str:
+    """The entry `digest`: a hash of the results, which shows whether they were changed by hand."""
+    return digest({key: value for key, value in scores.items() if key in VALUES})
+
+
 def read_scores(path: Path) -> dict[str, Any]:
     """scores.json with the results that a card shows. DamagedFileError if it is damaged or another file."""
     return _read(path, _Results)
@@ -105,10 +126,26 @@ def read_scores(path: Path) -> dict[str, Any]:
 def read_comparable_scores(path: Path) -> dict[str, Any]:
     """scores.json with the results and the values of every window. DamagedFileError as in `read_scores`."""
     scores = _read(path, _Comparable)
-    count = len(scores["clips"])
-    lengths = {len(values) for metrics in scores["windows"].values() for values in metrics.values()}
-    if lengths - {count}:
-        raise DamagedFileError(f"{path} is damaged (its windows and clips differ in number): {REMEDY}")
+    count, row = len(scores["clips"]), scores["windows"].get(ADAPTER_ROW, {})
+    values = [value for metrics in scores["windows"].values() for value in metrics.values()]
+    problems = {
+        "its windows and clips differ in number": any(len(value) != count for value in values),
+        "it has no clips": count == 0,
+        f"it has no values of {ADAPTER_ROW}": not row,
+        "a value is not finite": any(x is not None and not isfinite(x) for value in values for x in value),
+        f"its primary metric {scores['primary']} is not among its metrics": scores["primary"] not in scores["metrics"],
+        "a metric has another direction than high, low or null": any(
+            metric["better"] not in ("high", "low", None) for metric in scores["metrics"].values()
+        ),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise DamagedFileError(f"{path} is damaged ({problem}): {REMEDY}")
+    if scores.get("digest") not in (None, values_digest(scores)):
+        print(
+            f"warning: {path} was changed after the evaluation wrote it (its digest differs): {REMEDY} to be sure",
+            file=sys.stderr,
+        )
     return scores
 
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import netrc
 import os
+import re
+import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from iclora_train.core.atomic_files import write_atomic
 
 HOST = "api.wandb.ai"  # `wandb login` stores its key under this name
 # W&B reads these itself. Its service process sends error reports and looks up their host, even in offline mode.
@@ -43,7 +47,7 @@ def failures_printed(doing: str, remedy: str = "the run goes on without W&B") ->
 
 
 def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Mapping[str, Any], **more: Any) -> Any:
-    """Start a W&B run whose id is a hash of its folder, so that a second start resumes it. None if W&B is disabled.
+    """Start a W&B run with the id of its folder (`run_id`), so that a second start resumes it. None if W&B is disabled.
 
     arguments: the settings of logger.wandb; they override `more`.
 
@@ -54,14 +58,32 @@ def start_run(folder: Path, name: str, config: Mapping[str, Any], arguments: Map
         os.environ.setdefault(variable, value)
     defaults = {"dir": os.environ.get("WANDB_DIR") or folder, "name": name, **more}
     options = {key: value for key, value in defaults.items() if not os.environ.get(VARIABLES.get(key, ""))}
-    options |= {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "resume": "allow", **arguments}
+    options |= {"resume": "allow", **arguments}
     mode = run_mode(options.pop("mode", "auto"))
     if mode == "disabled":
         return None
+    options.setdefault("id", run_id(folder))
     if mode != "offline":
         with failures_printed("starting online", f"offline files go to {options['dir']}/wandb, for `wandb sync`"):
             return _init(mode, config, options)
     return _init("offline", config, options)
+
+
+def run_id(folder: Path) -> str:
+    """The id of the W&B run of a folder: random, and kept in `folder`/wandb_id.txt.
+
+    Earlier versions used a hash of the folder's path, which two machines may share. A folder that such a version has
+    logged from keeps that id.
+    """
+    path = folder / "wandb_id.txt"
+    stored = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+    if re.fullmatch(r"[\w-]{1,64}", stored):
+        return stored
+    former = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    new = former if any((folder / "wandb").glob(f"*run-*-{former}")) else secrets.token_hex(8)
+    with write_atomic(path) as file:
+        file.write(f"{new}\n".encode())
+    return new
 
 
 def run_mode(mode: str) -> str:

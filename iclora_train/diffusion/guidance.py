@@ -39,6 +39,11 @@ class Guidance:
         if self.scale != 1 and self.negative_text is None:
             raise ValueError(f"guidance of scale {self.scale} needs a negative text")
 
+    @property
+    def passes(self) -> int:
+        """Passes of the transformer in a step."""
+        return 1 + (self.negative_text is not None and self.scale != 1) + (self.stg_scale != 0)
+
     @classmethod
     def from_config(cls, config: Sampling, negative_text: Tensor | None, num_blocks: int) -> Guidance:
         """The guidance of a config for a transformer with `num_blocks` blocks.

@@ -17,8 +17,10 @@ from torch.optim import Optimizer
 
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError
+from iclora_train.core.device import synced_time
 from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank, world_size
+from iclora_train.core.training_time import evaluation_budget
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import bucket_tokens, clips_per_batch
 from iclora_train.data.shards import ShardSet
@@ -29,6 +31,20 @@ from iclora_train.training.memory_plan import GIB
 from iclora_train.training.validation_clips import ValidationClips
 
 STEPS = 4  # the first compiles, the second shows that nothing is left to compile, the third captures CUDA graphs
+
+
+@dataclass(frozen=True)
+class EvaluationCost:
+    """Hours of the evaluation after training. clips: without a budget. budget: whether one limits the hours."""
+
+    clips: int
+    hours: float
+    budget: bool
+
+    def __str__(self) -> str:
+        if self.budget:
+            return f"{self.hours:.1f} for the evaluation, limited by eval.budget"
+        return f"{self.hours:.1f} for the evaluation's {self.clips:,} clips (fewer with eval.budget or eval=quick)"
 
 
 @dataclass(frozen=True)
@@ -44,24 +60,28 @@ class Estimate:
     adapter: int  # bytes of the adapter file
     hours: float
     ranks: int = 1
+    evaluation: EvaluationCost | None = None  # None: none follows, or no clip was sampled
 
     def __str__(self) -> str:
         total = "" if self.total is None else f" of {self.total:.1f}"
         ranks = "" if self.ranks == 1 else f" (largest of {self.ranks} ranks)"
+        evaluation = "" if self.evaluation is None else f", of which {self.evaluation}"
         return (
             f"dry run on {self.bucket} ({self.tokens:,} tokens per clip): {self.step:.2f} s per step, "
             f"{self.memory:.1f}{total} GiB{ranks}, validation clips {self.clips:.0f} s, adapter "
-            f"{self.adapter / 1e6:.0f} MB; about {self.hours:.1f} hours in total"
+            f"{self.adapter / 1e6:.0f} MB; about {self.hours:.1f} hours in total{evaluation}"
         )
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the dry run cost one rank: seconds of a step and of the rank's validation clips, peak GiB, GiB of its device
-    (None on a CPU), bytes of the adapter file (0 on all ranks but the first)."""
+    """What the dry run cost one rank: seconds of a step, of the rank's validation clips, and of sampling the fastest
+    of them (None without clips), peak GiB, GiB of its device (None on a CPU), bytes of the adapter file (0 on all ranks
+    but the first)."""
 
     step: float
     clips: float
+    clip: float | None
     memory: float
     total: float | None
     adapter: int
@@ -79,18 +99,44 @@ def dry_run(config: Config, module: ICLoRA, shards: ShardSet, clips: ValidationC
     failed = [rank for rank, trial in enumerate(trials) if trial is None]
     if failed:
         raise ConfigError(_out_of_memory_message(config, bucket, len(batch.keys), device, failed, len(trials)))
-    return estimate(config, bucket, batch, [trial for trial in trials if trial is not None])
+    done = [trial for trial in trials if trial is not None]
+    embedded = clips is not None and clips.base.embedded
+    return estimate(config, bucket, batch, done, len(shards.indices(config.eval.split)), embedded)
 
 
-def estimate(config: Config, bucket: str, batch: Batch, trials: Sequence[Trial]) -> Estimate:
-    """The cost of a run, whose ranks wait for one another, from the trials of all ranks."""
+def evaluation_cost(
+    config: Config, windows: int, clip: float | None, training: float, embedded: bool
+) -> EvaluationCost | None:
+    """The cost of the evaluation after training; None if there is none, or if no clip was sampled.
+
+    windows: in the split that is evaluated. clip: seconds of sampling a clip. training: seconds of the training.
+    embedded: the base is nano.
+    """
+    clips = config.eval.clips_of(min(config.eval.windows, windows))
+    if not config.eval.after_training or not clips or clip is None:
+        return None
+    seconds, budget = clips * clip, evaluation_budget(config, embedded, training)
+    limited = budget is not None and budget < seconds
+    return EvaluationCost(clips, (budget if limited and budget is not None else seconds) / 3600, limited)
+
+
+def estimate(
+    config: Config, bucket: str, batch: Batch, trials: Sequence[Trial], windows: int, embedded: bool
+) -> Estimate:
+    """The cost of a run, whose ranks wait for one another, from the trials of all ranks.
+
+    windows: in the split that is evaluated after training, by one process. embedded: the base is nano.
+    """
     step, clips = max(trial.step for trial in trials), max(trial.clips for trial in trials)
     largest = max(trials, key=lambda trial: trial.memory)
     tokens = sum(latent[0, 0].numel() for latent in batch.latents)
     steps, every = config.trainer["max_steps"], config.validation.clips_every
     clip_rounds = 1 + (steps // every if every else 0)
-    hours = (step * steps + clips * clip_rounds) / 3600
-    return Estimate(bucket, tokens, step, clips, largest.memory, largest.total, trials[0].adapter, hours, len(trials))
+    training = step * steps + clips * clip_rounds  # seconds
+    evaluation = evaluation_cost(config, windows, trials[0].clip, training, embedded)
+    hours = training / 3600 + (evaluation.hours if evaluation else 0)
+    memory, adapter = (largest.memory, largest.total), trials[0].adapter
+    return Estimate(bucket, tokens, step, clips, *memory, adapter, hours, len(trials), evaluation)
 
 
 def _trial(module: ICLoRA, batch: Batch, clips: ValidationClips | None, folder: Path) -> Trial | None:
@@ -102,6 +148,7 @@ def _trial(module: ICLoRA, batch: Batch, clips: ValidationClips | None, folder: 
         if clips is not None:
             clips.clips_of_rank(module, folder / "samples" / "dry-run")
         clip_seconds = time.perf_counter() - started
+        clip = min(clips.seconds, default=None) if clips is not None else None
         adapter = _save_and_delete(module, folder) if global_rank() == 0 else 0
     except torch.OutOfMemoryError:
         return None
@@ -110,7 +157,7 @@ def _trial(module: ICLoRA, batch: Batch, clips: ValidationClips | None, folder: 
             for parameter, value in zip(module.adapter, weights, strict=True):
                 parameter.copy_(value)
                 parameter.grad = None
-    return Trial(step, clip_seconds, *_peak_and_total(batch.device), adapter)
+    return Trial(step, clip_seconds, clip, *_peak_and_total(batch.device), adapter)
 
 
 def largest_batch(config: Config, shards: ShardSet, device: torch.device) -> tuple[str, Batch]:
@@ -168,13 +215,6 @@ def optimizer_step(
     optimizer.step()
     optimizer.zero_grad()
     return loss.detach()
-
-
-def synced_time(device: torch.device) -> float:
-    """Time in seconds after all queued work of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> float:

@@ -16,6 +16,7 @@ from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
+from iclora_train.core.results_folder import results_folder
 from iclora_train.core.scores import judged_adapter, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.clip_hashes import write_trained_on
@@ -77,9 +78,9 @@ def require_whole(adapter: Path) -> None:
         ) from error
 
 
-def evaluate(folder: Path, adapter: Path) -> None:
+def evaluate(config: Config, folder: Path, adapter: Path) -> None:
     """Evaluate the adapter with `python -m eval`, unless the run folder has scores of exactly this file."""
-    path = folder / "eval" / "scores.json"
+    path = results_folder(config, folder / "eval") / "scores.json"
     if not _is_judged(path, adapter):
         run_module("eval", environment=single_process_environment())
 
@@ -95,9 +96,10 @@ def _is_judged(scores: Path, adapter: Path) -> bool:
         return False
 
 
-def finish(folder: Path, adapter: Path, console: Console) -> None:
+def finish(config: Config, folder: Path, adapter: Path, console: Console) -> None:
     """Add the scores to the card, then print the primary metric of the evaluation and the paths of all results."""
-    scores_path = folder / "eval" / "scores.json"
+    results = results_folder(config, folder / "eval")
+    scores_path = results / "scores.json"
     is_current = _is_judged(scores_path, adapter)
     scores = read_scores(scores_path) if is_current else None
     card_path, *workflows = card.write_card(adapter, scores_path if is_current else None)
@@ -116,7 +118,7 @@ def finish(folder: Path, adapter: Path, console: Console) -> None:
         *(("ComfyUI", path) for path in workflows),
         ("samples", folder / "samples"),
         ("log", folder / "metrics.csv"),
-        ("report", folder / "eval" / "report.html"),
+        ("report", results / "report.html"),
     ):
         if path.exists():
             console.print(f"{name:8} {path}")

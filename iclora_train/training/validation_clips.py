@@ -6,6 +6,7 @@ number of ranks.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -45,6 +46,7 @@ class ValidationClips(Callback):
         self.partners = partners_of_others([batches.recordings[clip.keys[0]] for clip in self.clips])
         self.numbers = range(global_rank(), len(self.clips), world_size())  # of the clips that this rank samples
         self.vae = base.vae() if self.numbers else None
+        self.seconds: list[float] = []  # that each of this rank's clips took to sample and decode, last round
 
     def due(self, trainer: Trainer) -> bool:
         """Whether clips are sampled at this step."""
@@ -72,10 +74,13 @@ class ValidationClips(Callback):
             return targets[number]
 
         share = {}
+        self.seconds = []
         for number in self.numbers:
             clip = self.clips[number].to(module.device)
+            started = time.perf_counter()
             latent = self._sample(module.transformer, clip, self.config.sample.seed + number)
-            output = self._pixels(latent)
+            output = self._pixels(latent)  # on the host: all work of the device is done
+            self.seconds.append(time.perf_counter() - started)
             references = [self._pixels(reference) for reference in clip.references]
             video = _side_by_side([*references, output, target(number)])
             with write_atomic(stem.with_name(f"{stem.name}-{clip.keys[0]}.mp4")) as file:
