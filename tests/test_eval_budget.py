@@ -98,7 +98,7 @@ def test_the_plan_is_evaluated_stored_and_repeated(
     assert (plan["requested"]["windows"], plan["requested"]["seeds"]) == (10, [0, 1])
     assert violations(result, SCHEMA) == []
     assert len(result["clips"]) == 8
-    assert result["cells"].keys() == {*plan["conditions"], "input", "ceiling", "floor"}
+    assert result["cells"].keys() == {*plan["conditions"], "input", "classic filter", "ceiling", "floor"}
     assert (result["mask"], result["simple"], result["diversity"]) == (None, None, {})
     assert "gain_over_base" in [verdict["name"] for verdict in result["verdicts"]]
     assert all(verdict["value"]["n"] == 8 for verdict in result["verdicts"])
