@@ -22,13 +22,13 @@ from rich.table import Table
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, signed_rank
-from iclora_train.config import ConfigError, require
+from iclora_train.config import require
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import differences
-from iclora_train.core.scores import as_json, read_comparable_scores
+from iclora_train.core.scores import as_json, find_scores, read_comparable_scores
 
 SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
@@ -138,19 +138,8 @@ def _lookup(scores: Mapping[str, Any], path: str) -> Any:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read scores.json from a file, a folder, the `eval` folder in it, or its only other evaluation (`eval-quick`).
-
-    Raises ConfigError for another schema.
-    """
-    candidates = [path, path / "scores.json", path / "eval" / "scores.json"]
-    others = sorted(path.glob("eval-*/scores.json"))
-    file = next((place for place in candidates if place.is_file()), others[0] if len(others) == 1 else None)
-    if file is None:
-        found = f" of its own, but {', '.join(str(other.parent) for other in others)}" if others else ""
-        raise ConfigError(
-            f"{path} contains no scores.json{found}: give a scores.json, or the folder of a run or of an evaluation"
-        )
-    return read_comparable_scores(file)
+    """Read scores.json from a file or a folder (`find_scores`). Raises ConfigError if it is damaged."""
+    return read_comparable_scores(find_scores(path))
 
 
 def table(comparison: Mapping[str, Any], a: Path, b: Path) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from iclora_train.data.heldout import EvaluationPlan, check_leakage, choose_size
 from iclora_train.data.shard_index import ShardSample
 from tests.command import run
 from tests.eval_world import World, build
+from tests.test_eval_compare import scores as scores_to_compare
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,10 @@ def test_training_refuses_an_evaluation_that_lacks_its_files_before_step_0(tmp_p
     missing = tmp_path / "earlier.json"
     result = run(tmp_path, "iclora_train", *arguments, f"eval.against={missing}")
     assert (result.code, f"eval.against={missing} does not exist" in result.err) == (2, True)
+    missing.write_text(json.dumps(scores_to_compare()))  # of other windows
+    result = run(tmp_path, "iclora_train", *arguments, f"eval.against={missing}")
+    assert (result.code, "cannot be compared with this run's evaluation: its windows" in result.err) == (2, True)
+    assert not list(tmp_path.glob("runs/**/metrics.csv"))
     (tmp_path / "shards/pairs").rename(tmp_path / "moved")
     result = run(tmp_path, "iclora_train", *arguments)
     assert (result.code, "shards/pairs holds no finished shard set" in result.err) == (2, True)

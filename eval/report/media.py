@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 from pathlib import Path
 
 import cv2
@@ -19,11 +20,15 @@ CHANGE_FULL = 64  # levels of change shown as the brightest colour
 
 
 class Media:
-    """Stores media and returns their addresses: data URIs up to INLINE_BYTES in total, then files in `media/`."""
+    """Stores media and returns their addresses: data URIs up to INLINE_BYTES in total, then files in `media/`.
+
+    A file's name holds a hash of its content, so an earlier report keeps its files until `remove_others`.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bytes_left = folder, INLINE_BYTES
         self._addresses: dict[str, str] = {}
+        self._files: set[str] = set()
 
     def clip(self, name: str, clip: Clip, fps: float) -> str:
         """Address of a clip as H.264 yuv420p, enlarged without smoothing. Each name is encoded once."""
@@ -41,9 +46,18 @@ class Media:
         if len(data) <= self.bytes_left:
             self.bytes_left -= len(data)
             return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+        stem, _, suffix = name.rpartition(".")
+        name = f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}.{suffix}"
         with write_atomic(self.folder / "media" / name) as file:
             file.write(data)
+        self._files.add(name)
         return f"media/{name}"
+
+    def remove_others(self) -> None:
+        """Remove the files in `media/` of an earlier report."""
+        for path in (self.folder / "media").glob("*"):
+            if path.is_file() and path.name not in self._files:
+                path.unlink()
 
 
 def enlarge(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

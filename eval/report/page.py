@@ -89,6 +89,7 @@ def write_page(
     page = _page(scores, _sections(parts, probe_clips or {}, comparison))
     report = folder / "report.html"
     write_together([(folder / "scores.json", as_json(scores)), (report, page.encode())])
+    parts.media.remove_others()
     return report
 
 

@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from iclora_train.config import ConfigError
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.records import AnyNumber, Count, DamagedFileError, Text, as_type, read_json
 
@@ -121,6 +122,22 @@ def values_digest(scores: Mapping[str, Any]) -> str:
 def read_scores(path: Path) -> dict[str, Any]:
     """scores.json with the results that a card shows. DamagedFileError if it is damaged or another file."""
     return _read(path, _Results)
+
+
+def find_scores(path: Path) -> Path:
+    """scores.json: a file, in a folder, in the `eval` folder in it, or in its only other evaluation (`eval-quick`).
+
+    ConfigError if there is none, or if there are several others.
+    """
+    candidates = [path, path / "scores.json", path / "eval" / "scores.json"]
+    others = sorted(path.glob("eval-*/scores.json"))
+    file = next((place for place in candidates if place.is_file()), others[0] if len(others) == 1 else None)
+    if file is None:
+        found = f" of its own, but {', '.join(str(other.parent) for other in others)}" if others else ""
+        raise ConfigError(
+            f"{path} contains no scores.json{found}: give a scores.json, or the folder of a run or of an evaluation"
+        )
+    return file
 
 
 def read_comparable_scores(path: Path) -> dict[str, Any]:

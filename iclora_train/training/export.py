@@ -17,7 +17,7 @@ from iclora_train.core.fingerprint import config_hash
 from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
 from iclora_train.core.results_folder import results_folder
-from iclora_train.core.scores import judged_adapter, read_scores
+from iclora_train.core.scores import find_scores, judged_adapter, read_comparable_scores, read_scores
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.clip_hashes import write_trained_on
 from iclora_train.data.heldout import EvaluationPlan, TooFewWindowsError
@@ -130,9 +130,8 @@ def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> bool:
     ConfigError if the evaluation would be refused after training.
     """
     try:
-        against = config.eval.against
-        require(against is None or Path(against).exists(), f"eval.against={against} does not exist")
         plan = EvaluationPlan.of(config, shards)
+        _require_same_windows(config, plan)
     except TooFewWindowsError as error:
         console.print(f"note: no evaluation after training: {error}")
         return False
@@ -141,3 +140,18 @@ def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> bool:
     for note in plan.notes:
         console.print(f"note: {note}")
     return True
+
+
+def _require_same_windows(config: Config, plan: EvaluationPlan) -> None:
+    """ConfigError unless the evaluation has the windows and seeds of eval.against, where no budget chooses them."""
+    against = config.eval.against
+    if against is None:
+        return
+    require(Path(against).exists(), f"eval.against={against} does not exist")
+    earlier = read_comparable_scores(find_scores(Path(against)))
+    same = [clip.get("key") for clip in earlier["clips"]] == [sample.key for sample in plan.samples]
+    require(
+        config.eval.budget_seconds is not None or (same and earlier["seeds"] == config.eval.seeds),
+        f"eval.against={against} cannot be compared with this run's evaluation: its windows or seeds differ. Evaluate "
+        "it again with the same data, eval.windows and eval.seeds",
+    )
