@@ -15,7 +15,7 @@ SHARP_WARN, SHARP_BAD = 1.5, 2.5  # Laplacian variance of output / ceiling or it
 NOISE_WARN, NOISE_BAD = 1.0, 3.0  # levels above the ceiling; noise of 1 % measures 1.5, of 3 % 4.7
 SLOPE_WARN, SLOPE_BAD = 0.06, 0.12  # distance of the contrast from the ceiling's; 16..235 has 0.14, a blur 0.03
 OFFSET_WARN, OFFSET_BAD = 8.0, 14.0  # levels of black; 16..235 has 16, a blur 4
-BEND_WARN, BEND_BAD = 5.0, 10.0  # levels in the middle; a gamma of 1.1 has 6.5, of 1.2 12.6, a blur 1.5
+BEND_WARN, BEND_BAD = 6.0, 10.0  # levels in the middle; a gamma of 1.1 has 6.5, of 1.2 12.6, a strong blur 5.5
 SHIFT_WARN, SHIFT_BAD = 0.1, 0.4  # pixels above the ceiling's; the round trip has 0
 STUDIO, NEAR = (219 / 255, 16.0), (0.03, 4.0)  # slope and offset of 16..235, and how near they count as it
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from eval.clips.conditions import ADAPTER_REFERENCE, FLOOR
 from eval.judging.finding import Finding, Scores, level_if_above, mean
 from eval.judging.harm import GAIN_SPREAD, gain_metric, gains, outliers
@@ -55,15 +57,21 @@ def unlike_the_others(scores: Scores) -> Finding | None:
 
 
 def _outlier_reason(scores: Scores, numbers: set[int]) -> str:
+    """The windows with their values and gains, worst first, and the medians."""
     primary, keys = scores["primary"], [clip["key"] for clip in scores["clips"]]
-    values = scores["windows"][ADAPTER_REFERENCE][primary]
+    values, gained = scores["windows"][ADAPTER_REFERENCE][primary], gains(scores)
     if not numbers:
         return "no window is more than 3.5 robust standard deviations worse than the median"
     sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
     order = sorted(numbers, key=lambda i: sign * (values[i] if values[i] is not None else 0.0))
-    names = _named([f"{keys[i]} {_text(values[i])}" for i in order])
-    middle = sorted(value for value in values if value is not None)
-    return f"{len(numbers)} of {len(keys)} windows are far worse: {names}; median {_text(middle[len(middle) // 2])}"
+    names = _named([f"{keys[i]} {_text(values[i], gained[i])}" for i in order])
+    middle = _text(_median(values), _median(gained))
+    return f"{len(numbers)} of {len(keys)} windows are far worse: {names}; median {middle}"
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    measured = [value for value in values if value is not None]
+    return float(np.median(measured)) if measured else None
 
 
 def _equal_to_target(scores: Scores) -> list[int]:
@@ -85,5 +93,7 @@ def _named(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _text(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.2f}"
+def _text(value: float | None, gain: float | None) -> str:
+    """A value of the primary metric, and the gain over the input if there is one."""
+    text = "not measured" if value is None else f"{value:.2f}"
+    return text if gain is None else f"{text} (gain {gain:+.2f} dB)"
