@@ -21,7 +21,7 @@ from rich.table import Table
 
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
-from eval.statistics.significance import holm, signed_rank
+from eval.statistics.significance import holm, two_sided_p
 from iclora_train.config import require
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
@@ -36,10 +36,11 @@ REPORTED = ("base", "provenance.settings.sample", "provenance.precision", "prove
 
 
 class Difference(TypedDict):
-    """The comparison of one metric: both means, B - A paired over windows and over recordings, and p values.
+    """The comparison of one metric: both means, B - A paired over windows, with intervals over recordings, and p.
 
-    p: two-sided. p_holm: after Holm's correction over all metrics but the primary one, which is not corrected. better:
-    whether B's mean is better; None for a metric without a better direction.
+    by_source: the same difference, but n counts recordings. p: two-sided, over recordings. p_holm: after Holm's
+    correction over all metrics but the primary one, which is not corrected. better: whether B's mean is better; None
+    for a metric without a better direction.
     """
 
     title: str
@@ -66,7 +67,7 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1]]
     paired = {key: rows[1][key] - rows[0][key] for key in shared}  # NaN unless both were measured
     paired = {key: values for key, values in paired.items() if len(drop_nan(values))}
-    p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences)) is not None}
+    p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences, sources)) is not None}
     primary = a["primary"]  # fixed before anything was measured, so it is not corrected
     corrected = holm({key: p for key, p in p_values.items() if key != primary})
     corrected |= {primary: p_values[primary]} if primary in p_values else {}
@@ -74,24 +75,18 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         key: Difference(
             title=a["metrics"][key]["title"],
             unit=a["metrics"][key]["unit"],
-            a=estimate(rows[0][key][~np.isnan(differences)]),
-            b=estimate(rows[1][key][~np.isnan(differences)]),
-            difference=estimate(differences),
+            a=estimate(np.where(np.isnan(differences), np.nan, rows[0][key]), sources),
+            b=estimate(np.where(np.isnan(differences), np.nan, rows[1][key]), sources),
+            difference=estimate(differences, sources),
             by_source=estimate_by_source(differences, sources),
             p=p_values.get(key),
             p_holm=corrected.get(key),
-            better=_better(a["metrics"][key]["better"], float(drop_nan(differences).mean())),
+            better=_better(a["metrics"][key]["better"], estimate(differences, sources)["mean"]),
         )
         for key, differences in paired.items()
     }
     worse = primary in metrics and _is_worse(metrics[primary])
     return {"primary": primary, "worse": worse, "metrics": metrics, "notes": _notes(a, b)}
-
-
-def two_sided_p(differences: Values) -> float | None:
-    """Two-sided signed-rank p of paired differences: twice the smaller tail."""
-    tails = [p for p in (signed_rank(differences), signed_rank(-differences)) if p is not None]
-    return min(1.0, 2 * min(tails)) if tails else None
 
 
 def _with_nan(values: list[float | None]) -> Values:

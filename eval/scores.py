@@ -15,28 +15,26 @@ import numpy as np
 import torch
 
 from eval.clips.clip_source import PROTOCOL, ClipSource
-from eval.clips.conditions import (
-    ADAPTER_ONLY,
-    ADAPTER_REFERENCE,
-    BASE,
-    BASE_REFERENCE,
-    CEILING,
-    CLASSIC,
-    EMPTY_PROMPT,
-    FLOOR,
-    INPUT,
-    SWAPPED,
+from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.judging.control import control_scores, mask_scores, recorded_evidence
+from eval.judging.verdicts import (
+    MIN_RECORDINGS,
+    MIN_WINDOWS,
+    Verdict,
+    diagnostics,
+    gates_outcome,
+    is_small,
+    judge,
+    tally,
+    unmeasured_gates,
 )
-from eval.judging.control import collect_evidence, control_scores, mask_scores
-from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Verdict, is_decided, judge, tally
 from eval.metrics import Suite
 from eval.scoring.scorer import Results
+from eval.scoring.tables import read_tables, tables
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
-from iclora_train.config import Config
+from iclora_train.config import Config, Thresholds
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.core.scores import SCHEMA
-
-ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)
 
 
 def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
@@ -52,14 +50,12 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
 
 
 def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
-    """The content of scores.json without `flags`, `simple` and the wall-clock time."""
-    windows, base, known = source.held_out.windows, source.base, identity(source, suite)
-    evidence = collect_evidence(
-        results, config.eval.strengths, [w.source for w in windows], suite.metrics, suite.adherence
-    )
-    rows = {name: results.rows[name] for name in ROWS if name in results.rows}
-    thresholds = config.eval.thresholds
-    return {
+    """The content of scores.json without `flags`, `simple` and the wall-clock time.
+
+    Verdicts and estimates are computed from the values per window as they are written, so that anyone can do it again.
+    """
+    base, known = source.base, identity(source, suite)
+    scores = {
         "schema": known["schema"],
         "task": config.task.name,
         "family": config.task.family,
@@ -76,16 +72,14 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "seeds": known["seeds"],
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
-        "cells": {name: _estimates(row) for name, row in rows.items()},
-        **_by_source(config, [w.key for w in windows], rows),
         "classic": results.classic.json_facts,
-        "strength": [{"s": s, "metrics": _estimates(row)} for s, row in evidence.strengths],
-        "control": control_scores(results, evidence),
-        "diversity": _estimates(results.diversity),
-        "mask": mask_scores(results, evidence, source.band_pixels, base.geometry.temporal),
-        "verdicts": judge(config.task.family, evidence, thresholds),
-        "thresholds": {**asdict(thresholds), "changed": thresholds.changed},
-        "windows": {name: {metric: _numbers(values) for metric, values in row.items()} for name, row in rows.items()},
+        **tables(results),
+        "thresholds": {**asdict(config.eval.thresholds), "changed": config.eval.thresholds.changed},
+    }
+    return {
+        **scores,
+        **_by_source(config, scores),
+        **judged(scores, source.band_pixels, base.geometry.temporal),
         "frames": {name: _rounded(frames) for name, frames in results.frames.items()},
         "provenance": _provenance(config, source),
         "timings": {
@@ -95,30 +89,54 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
     }
 
 
-def _estimates(row: Mapping[str, Values]) -> dict[str, Estimate]:
+def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any]:
+    """All entries that follow from the values per window: estimates, verdicts and gates.
+
+    band, temporal: the resolution of a mask in pixels and frames, `mask.band_pixels` and `mask.band_frames`.
+    """
+    results, evidence, recordings = read_tables(scores), recorded_evidence(scores), _recordings(scores)
+    thresholds = Thresholds(**{k: v for k, v in scores["thresholds"].items() if k != "changed"})
+    verdicts = judge(scores["family"], evidence, thresholds)
+    unmeasured = unmeasured_gates(scores["family"], evidence, thresholds)
+    return {
+        "cells": {name: _estimates(results.rows[name], recordings) for name in scores["windows"]},
+        "strength": [{"s": s, "metrics": _estimates(row, recordings)} for s, row in evidence.strengths],
+        "control": control_scores(results, evidence),
+        "diversity": _estimates(results.diversity, recordings),
+        "mask": mask_scores(results, evidence, band, temporal),
+        "verdicts": verdicts,
+        "gates": {"outcome": gates_outcome(verdicts, unmeasured), "not_measured": unmeasured},
+    }
+
+
+def _recordings(scores: Mapping[str, Any]) -> list[str]:
+    return [clip["source"] for clip in scores["clips"]]
+
+
+def _estimates(row: Mapping[str, Values], recordings: Sequence[str]) -> dict[str, Estimate]:
     """Estimates of the metrics that were measured on at least one window."""
-    estimates = {metric: estimate_or_none(values) for metric, values in row.items()}
+    estimates = {metric: estimate_or_none(values, recordings) for metric, values in row.items()}
     return {metric: value for metric, value in estimates.items() if value is not None}
 
 
-def _by_source(config: Config, keys: Sequence[str], rows: Mapping[str, Mapping[str, Values]]) -> dict[str, Any]:
+def _by_source(config: Config, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run with data.sources, the entry `sources`: `cells` of the windows of each source that has windows."""
     if config.data.sources is None:
         return {}
-    names = np.array([key.partition("-")[0] for key in keys])
+    names = np.array([clip["key"].partition("-")[0] for clip in scores["clips"]])
+    recordings, rows = np.array(_recordings(scores)), read_tables(scores).rows
     return {
         "sources": {
             source: {
-                name: _estimates({metric: values[names == source] for metric, values in row.items()})
-                for name, row in rows.items()
+                name: _estimates(
+                    {metric: values[names == source] for metric, values in rows[name].items()},
+                    recordings[names == source].tolist(),
+                )
+                for name in scores["windows"]
             }
             for source in sorted(set(names.tolist()))
         }
     }
-
-
-def _numbers(values: Values) -> list[float | None]:
-    return [None if np.isnan(x) else round(float(x), 6) for x in values]
 
 
 def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[list[float] | None]]:
@@ -158,7 +176,7 @@ def _memory(source: ClipSource) -> dict[str, int] | None:
 
 
 def headline(scores: Mapping[str, Any]) -> list[str]:
-    """Console lines: every verdict, the number of claims that hold, each source's main figure, changed thresholds."""
+    """Console lines: every verdict, the gates and diagnostics in numbers, each source's main figure, notes."""
     verdicts = scores["verdicts"]
     changed = scores["thresholds"]["changed"]
     note = [f"thresholds changed from the defaults: {', '.join(changed)}"] if changed else []
@@ -167,16 +185,21 @@ def headline(scores: Mapping[str, Any]) -> list[str]:
         for source, cells in scores.get("sources", {}).items()
         if scores["primary"] in cells[ADAPTER_REFERENCE]
     ]
-    if not all(map(is_decided, verdicts)):
-        note.append(f"a claim is undecided below {MIN_WINDOWS} windows or {MIN_RECORDINGS} recordings")
-    return [*map(verdict_line, verdicts), tally(verdicts), *sources, *note]
+    if any(map(is_small, verdicts)):
+        note.append(f"below {MIN_WINDOWS} windows or {MIN_RECORDINGS} recordings a claim is inconclusive")
+    return [*map(verdict_line, verdicts), tally(scores), diagnostics(verdicts), *sources, *note]
 
 
 def verdict_line(verdict: Verdict) -> str:
-    """`pass  gain_over_input  1.20 [0.90, 1.50] (n 24)  required >= 0.7 dB  p 0.0001`."""
-    mark = "pass" if verdict["passed"] else "FAIL" if is_decided(verdict) else "open"
-    p = "" if verdict["p_holm"] is None else f"  p {verdict['p_holm']:.2g}"
-    return f"{mark}  {verdict['name']:18} {format_estimate(verdict['value'])}  required {verdict['threshold']}{p}"
+    """`holds         gate        gain_over_input  1.20 [0.90, 1.50] (n 24)  required >= 0.7 dB  p 0.0001`.
+
+    p: of a gate after Holm's correction, of a diagnostic uncorrected.
+    """
+    p_value = verdict["p"] if verdict["p_holm"] is None else verdict["p_holm"]
+    p = "" if p_value is None else f"  p {p_value:.2g}"
+    required = f"required {verdict['threshold']}"
+    mark = verdict["outcome"] if verdict["outcome"] != "fails" else "FAILS"
+    return f"{mark:12}  {verdict['kind']:10}  {verdict['name']:18} {format_estimate(verdict['value'])}  {required}{p}"
 
 
 def format_estimate(value: Estimate, digits: int = 3) -> str:

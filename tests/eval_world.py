@@ -71,9 +71,9 @@ def clip(seed: int) -> np.ndarray:
     return np.stack([blocks[:, t : t + SHAPE.width] for t in range(SHAPE.frames)])
 
 
-def dimmed(target: np.ndarray, colour: tuple[int, int, int] | None) -> np.ndarray:
-    """A reference: the target at half brightness, with its upper half in `colour` unless that is None."""
-    reference = target // 2
+def dimmed(target: np.ndarray, colour: tuple[int, int, int] | None, brightness: float = 0.5) -> np.ndarray:
+    """A reference: the target at a share of its brightness, with its upper half in `colour` unless that is None."""
+    reference = (target * brightness).astype(np.uint8)
     if colour is not None:
         reference[:, : target.shape[1] // 2] = colour
     return reference
@@ -86,12 +86,12 @@ def write_shards(
     sources: dict[str, list[str]],
     recording: Callable[[str], str],
     references: int,
-    colour: tuple[int, int, int] | None,
+    look: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Write pair and latent shards: two windows per clip; references are dimmed targets.
 
     sources: split -> names of its clips. recording: clip name -> recording that the clip was cut from, or "".
-    references: number of references per pair. colour: see `dimmed`.
+    references: number of references per pair. look: makes a reference from a target.
     """
     video_digests = {name: {"video": digest(name)} for names in sources.values() for name in names}
     settings = content_settings(config)
@@ -109,7 +109,7 @@ def write_shards(
     text = base.text()
     for split, names in sources.items():
         pairs = [
-            (name, make_pair(split, name, window, recording(name), references, colour))
+            (name, make_pair(split, name, window, recording(name), references, look))
             for name in names
             for window in range(2)
         ]
@@ -121,14 +121,12 @@ def write_shards(
 
 
 def make_pair(
-    split: str, name: str, window: int, recording: str, references: int, colour: tuple[int, int, int] | None
+    split: str, name: str, window: int, recording: str, references: int, look: Callable[[np.ndarray], np.ndarray]
 ) -> Pair:
     """The pair of one window of clip `name`."""
     target = clip(sum(name.encode()) + 100 * window)
     record: dict[str, object] = {"source": recording}
-    return Pair(
-        f"{split}-{name}-{window}", target, (dimmed(target, colour),) * references, "moving blocks", SHAPE.fps, record
-    )
+    return Pair(f"{split}-{name}-{window}", target, (look(target),) * references, "moving blocks", SHAPE.fps, record)
 
 
 def encode_pair(pair: Pair, name: str, vae: Any, text: Any) -> dict[str, Any]:
@@ -166,8 +164,9 @@ def build(
     references: int = 1,
     task: str = "deblur",
     colour: tuple[int, int, int] | None = None,
+    brightness: float = 0.5,
 ) -> World:
-    """Build the world in `root`; for the parameters see `write_shards`."""
+    """Build the world in `root`; for the parameters see `write_shards`, and `dimmed` for colour and brightness."""
     folder = write_tiny_base(root / "base")
     overrides = [
         f"conf={task}",
@@ -184,8 +183,12 @@ def build(
         "logger=none",
     ]
     base = BaseModel.open(str(folder))
+
+    def look(target: np.ndarray) -> np.ndarray:
+        return dimmed(target, colour, brightness)
+
     sources = sources or {"train": ["sea", "road"], "heldout": ["cat", "dog"]}
-    write_shards(root / "shards", base, compose_config(overrides), sources, recording, references, colour)
+    write_shards(root / "shards", base, compose_config(overrides), sources, recording, references, look)
     write_adapter(root / "adapter.safetensors", base)
     return World(root, overrides)
 

@@ -12,7 +12,7 @@ from eval.clips.windows import Window
 from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, Exhibit
-from eval.statistics.estimates import estimate
+from eval.statistics.estimates import estimate, estimate_by_source
 
 METRICS = {
     "psnr": {"title": "PSNR", "unit": "dB", "better": "high", "group": "picture"},
@@ -65,9 +65,10 @@ def finish(
     table: dict[str, dict[str, np.ndarray]], gain: np.ndarray, windows: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     """Complete scores.json from its table of conditions."""
+    recordings = [f"tape {i // 3}.mov" for i in range(windows)]
 
     def near(mean: float, spread: float = 0.05) -> dict[str, Any]:
-        return dict(estimate(rng.normal(mean, spread, windows)))
+        return dict(estimate(rng.normal(mean, spread, windows), recordings))
 
     def per_frame(level: float) -> list[list[float]]:
         return [(level + rng.normal(0, 1, FRAMES)).tolist() for _ in range(windows)]
@@ -81,13 +82,15 @@ def finish(
         "base": {"name": "nano", "family": "nano", "version": "2.3", "fingerprint": "0" * 16},
         "adapter": {"path": "adapter.safetensors", "sha256": "ab" * 32, "metadata": {"rank": "4"}, "foreign": False},
         "clips": [
-            {"key": f"clip-{i:05d}", "source": f"tape {i // 3}.mov", "partner": f"clip-{(i + 3) % windows:05d}"}
+            {"key": f"clip-{i:05d}", "source": recordings[i], "partner": f"clip-{(i + 3) % windows:05d}"}
             for i in range(windows)
         ],
         "seeds": [0, 1],
         "metrics": METRICS,
         "not_run": [{"metric": "depth_error", "reason": "no weights: see docs/evaluation.md"}],
-        "cells": {name: {m: dict(estimate(v)) for m, v in values.items()} for name, values in table.items()},
+        "cells": {
+            name: {m: dict(estimate(v, recordings)) for m, v in values.items()} for name, values in table.items()
+        },
         "classic": {
             **{"filter": "Wiener, disk 3, noise 0.01", "reason": "", "windows": 8},
             "candidates": {"Wiener, disk 3, noise 0.01": 29.0, "unsharp mask": 28.0},
@@ -99,7 +102,8 @@ def finish(
         "control": control(near),
         "diversity": {"adapter+reference": near(1.5, 0.1), "base": near(30, 2)},
         "mask": mask(near),
-        "verdicts": verdicts(gain, near),
+        "verdicts": verdicts(gain, near, recordings),
+        "gates": {"outcome": "inconclusive", "not_measured": ["swap_drop"]},
         "thresholds": {"gain_over_input": 0.7, "changed": ["gain_over_input"]},
         "windows": {name: {m: v.tolist() for m, v in values.items()} for name, values in table.items()},
         "frames": {
@@ -143,22 +147,18 @@ def mask(near: Near) -> dict[str, Any]:
     }
 
 
-def verdicts(gain: np.ndarray, near: Near) -> list[dict[str, Any]]:
-    """A claim that holds and a claim that fails."""
+def verdicts(gain: np.ndarray, near: Near, recordings: list[str]) -> list[dict[str, Any]]:
+    """A gate that holds and a diagnostic that fails."""
     return [
         {
-            **{"name": "gain_over_input", "claim": "PSNR above the <degraded> input", "value": estimate(gain)},
-            **{
-                "by_source": estimate(gain[::3]),
-                "threshold": "≥ 0.7 dB",
-                "passed": True,
-                "p": 1e-5,
-                "p_holm": 2e-5,
-            },
+            **{"name": "gain_over_input", "kind": "gate", "claim": "PSNR above the <degraded> input"},
+            **{"value": estimate(gain, recordings), "by_source": estimate_by_source(gain, recordings)},
+            **{"threshold": "≥ 0.7 dB", "outcome": "holds", "passed": True, "p": 1e-5, "p_holm": 2e-5},
         },
         {
-            **{"name": "mask_local", "claim": "the mask acts where it is", "value": near(0.4)},
-            **{"by_source": near(0.4), "threshold": "< 1/3", "passed": False, "p": None, "p_holm": None},
+            **{"name": "mask_local", "kind": "diagnostic", "claim": "the mask acts where it is"},
+            **{"value": near(0.4), "by_source": near(0.4), "threshold": "< 1/3"},
+            **{"outcome": "fails", "passed": False, "p": None, "p_holm": None},
         },
     ]
 

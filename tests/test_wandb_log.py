@@ -27,7 +27,8 @@ def estimate(mean: float, n: int = 2) -> dict[str, Any]:
 def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
     """The parts of scores.json that `log` reads, for `n` windows."""
     row = {metric: estimate(20.0, n) for metric in METRICS}
-    verdict = {"name": "gain", "claim": "it helps", "value": estimate(1.0, n), "threshold": "≥ 0.7 dB", "passed": True}
+    verdict = {"name": "gain", "kind": "gate", "claim": "it helps", "value": estimate(1.0, n), "threshold": "≥ 0.7 dB"}
+    verdict |= {"outcome": "holds", "passed": True}
     return {
         "task": "deblur",
         "primary": "psnr",
@@ -37,6 +38,7 @@ def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
         "strength": [{"s": s, "metrics": row} for s in (1.0, 0.5, 0.0)],
         "control": {"gain": estimate(0.8, n), "curve": {"s50": 0.2}},
         "verdicts": [verdict],
+        "gates": {"outcome": "holds", "not_measured": []},
         "windows": {"adapter+reference": {metric: [20.0] * n for metric in METRICS}},
         "simple": {"passed": 1, "of": 1, "signals": [{"name": "square", "value": 0.5, "passed": True}]},
     }
@@ -107,7 +109,7 @@ def test_keys_do_not_depend_on_the_values(folder: Path, recorder: Recorder) -> N
     wandb_log.log(folder, scores(adapter), config(wandb={"project": "p"}))
     keys, columns = set(recorder.logged) | set(recorder.summary), recorder.logged["clips"][0]
     failed = scores(adapter, n=1)
-    failed["verdicts"][0]["passed"] = False
+    failed["verdicts"][0] |= {"outcome": "fails", "passed": False}
     wandb_log.log(folder.parent / "eval-other", failed, config(wandb={"project": "p"}))
     assert set(recorder.logged) | set(recorder.summary) == keys
     assert recorder.logged["clips"][0] == columns
@@ -127,6 +129,8 @@ def test_values_have_intervals_and_files_have_their_names(folder: Path, recorder
     assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
     assert recorder.summary["control/gain"] == estimate(0.8)
     assert recorder.summary["verdicts/passed"] == recorder.summary["verdicts/of"] == 1
+    assert recorder.summary["gates/passed"] == recorder.summary["gates/of"] == 1
+    assert recorder.summary["gates/outcome"] == recorder.summary["outcome/gain"] == "holds"
     (_, _, files, _), (_, kind, adapter, facts) = recorder.artifacts
     assert {"scores.json", "report.html", "clips/heldout-0/strength_0.5.mp4"} <= set(files)
     assert (kind, list(adapter), facts["task"]) == ("model", ["adapter.safetensors"], "deblur")

@@ -16,7 +16,7 @@ from eval.clips.conditions import Condition, Item
 from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
-from iclora_train.config import Config, ConfigError
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.device import default_device
 from iclora_train.core.fingerprint import digest
@@ -127,4 +127,11 @@ class ClipSource:
 
     @torch.no_grad()
     def _decode(self, latent: Tensor) -> Tensor:
-        return to_uint8(self.vae.decode(latent)).cpu()
+        """Clips (B,F,H,W,3) from latents. Raises ConfigError for NaN or infinity, which would become black pixels."""
+        clips = self.vae.decode(latent)
+        require(
+            bool(clips.isfinite().all()),
+            f"adapter={self.judged.path} with base {self.base.name}: a sampled clip contains NaN or infinity. Try "
+            "model.precision=fp32 or an earlier checkpoint; `python -m iclora_train.adapters check` examines the file",
+        )
+        return to_uint8(clips).cpu()

@@ -16,6 +16,7 @@ BASE = "base"
 ADAPTER_ONLY = "adapter"
 SWAPPED = "swapped"
 EMPTY_PROMPT = "empty prompt"
+STRENGTH_PREFIX = "strength "  # of a condition with a strength below 1
 HALF_MASK = "half mask"
 FADE_MASK = "fade mask"
 # Names of the rows that are measured without a model
@@ -57,7 +58,9 @@ class Item:
 
 def at_strength(strength: float) -> Condition:
     """Adapter and reference at an attention strength; strength 1 is `adapter+reference` itself."""
-    return Condition(ADAPTER_REFERENCE if strength == 1 else f"strength {strength:g}", True, "own", float(strength))
+    return Condition(
+        ADAPTER_REFERENCE if strength == 1 else f"{STRENGTH_PREFIX}{strength:g}", True, "own", float(strength)
+    )
 
 
 def strength_sweep(strengths: Iterable[float]) -> list[float]:

@@ -1,21 +1,28 @@
-"""The claims about an adapter, by task family: a value per window and its bound (docs/evaluation.md lists them)."""
+"""The claims about an adapter, by task family: a value per window and its bound (docs/evaluation.md lists them).
+
+The gates of a family decide whether an adapter is good: the output is better than the input, better than the base with
+the same reference, and follows its own reference. The other claims are diagnostics. They describe strength, masks and
+the null test, and can hold without a trained adapter, because a base that copies its reference meets them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CEILING, FLOOR, INPUT, SWAPPED
 from eval.judging.strength_curve import StrengthCurve, isotonic_r2
-from eval.statistics.estimates import Estimate, Values, ratio_per_unit
-from eval.statistics.significance import signed_rank
+from eval.statistics.estimates import Values, ratio_per_unit, recording_means
+from eval.statistics.significance import p_above
 from iclora_train.config import Thresholds
 
 INSIDE, OUTSIDE = "psnr_inside", "psnr_outside"  # PSNR of the edited region, and of the part that must stay unchanged
 COARSE_STRENGTHS = (1.0, 0.5, 0.1, 0.0)  # PSNR must fall between these; finer steps lie within the noise
+Kind = Literal["gate", "diagnostic"]
 Table = Mapping[str, Mapping[str, Values]]  # row -> metric -> value per window, seeds averaged; NaN: not measured
 
 
@@ -57,63 +64,62 @@ class Evidence:
         """Ratio of two rows (`ratio_per_unit`); None if one of them was not measured."""
         if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
             return None
-        return ratio_per_unit(self.rows[row][metric], self.rows[other][metric])
+        return self.quotient(self.rows[row][metric], self.rows[other][metric])
 
     def share(self, metric: str, row: str, start: str, end: str) -> Values | None:
         """Position of `row` between row `start` (0) and row `end` (1), as `ratio_per_unit`."""
         gained, total = self.difference(metric, row, start), self.difference(metric, end, start)
-        return None if gained is None or total is None else ratio_per_unit(gained, total)
+        return None if gained is None or total is None else self.quotient(gained, total)
+
+    def quotient(self, numerator: Values, denominator: Values) -> Values:
+        """`ratio_per_unit` over the recordings of the windows."""
+        return ratio_per_unit(numerator, denominator, self.sources)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The bound that a value must satisfy: its mean lies within limits (exclusive if `strict`).
-
-    significant: the interval must also lie above 0 and p below the significance level. effect: the value of "no
-    effect", against which p is tested; None tests against the limits themselves.
-    """
+    """The limits within which the mean of a claim must lie (exclusive if `strict`)."""
 
     low: float = -np.inf
     high: float = np.inf
     strict: bool = False
-    effect: float | None = None
-    significant: bool = False
     unit: str = ""
 
     def __str__(self) -> str:
         signs = (">", "<") if self.strict else ("≥", "≤")
         limits = [(signs[0], self.low), (signs[1], self.high)]
-        text = " and ".join(f"{sign} {limit:.3g} {self.unit}".strip() for sign, limit in limits if np.isfinite(limit))
-        return text + (", interval above 0, significant" if self.significant else "")
+        return " and ".join(f"{sign} {limit:.3g} {self.unit}".strip() for sign, limit in limits if np.isfinite(limit))
 
-    def p(self, values: Values) -> float | None:
-        """One-sided signed-rank p that the values lie within the limits; with two limits the larger p."""
+    def contains(self, value: float) -> bool:
+        """Whether a value lies within the limits."""
+        return self.low < value < self.high if self.strict else self.low <= value <= self.high
+
+    def excludes(self, low: float, high: float) -> bool:
+        """Whether the whole interval from `low` to `high` lies beyond one of the limits."""
+        if self.strict:
+            return high <= self.low or low >= self.high
+        return high < self.low or low > self.high
+
+    def p(self, values: Values, recordings: Sequence[str]) -> float | None:
+        """One-sided p that the mean lies within the limits (`p_above`); with two limits the larger p."""
         one_sided = []
         if np.isfinite(self.low):
-            one_sided.append(signed_rank(values - (self.low if self.effect is None else self.effect)))
+            one_sided.append(p_above(values, recordings, self.low))
         if np.isfinite(self.high):
-            one_sided.append(signed_rank((self.high if self.effect is None else self.effect) - values))
+            one_sided.append(p_above(-values, recordings, -self.high))
         p_values = [p for p in one_sided if p is not None]
         return max(p_values) if p_values else None
-
-    def holds(self, value: Estimate, p: float | None, level: float) -> bool:
-        """Whether an estimate satisfies the bound; `p` is Holm-corrected. No interval: not significant."""
-        mean = value["mean"]
-        within = self.low < mean < self.high if self.strict else self.low <= mean <= self.high
-        if not self.significant:
-            return within
-        positive = value["low"] is not None and value["low"] > 0
-        return within and positive and p is not None and p < level
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. values: per window, None if not measured. p: replaces the p of the signed-rank test if given."""
+    """One claim. values: per window, None if not measured. p: replaces the p of the bound if given."""
 
     name: str
     text: str
     values: Values | None
     bound: Bound
+    kind: Kind = "diagnostic"
     p: float | None = None
 
 
@@ -130,24 +136,15 @@ def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 
 def _restoration(e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    over_input = Bound(t.gain_over_input, effect=0, significant=True, unit="dB")
-    yield Claim(
-        "gain_over_input",
-        "PSNR gain over the degraded input",
-        e.difference("psnr", ADAPTER_REFERENCE, INPUT),
-        over_input,
-    )
-    over_base = Bound(t.gain_over_base, effect=0, significant=True, unit="dB")
-    yield Claim(
-        "gain_over_base",
-        "PSNR gain over base + reference (no adapter)",
-        e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE),
-        over_base,
-    )
+    gain = e.difference("psnr", ADAPTER_REFERENCE, INPUT)
+    text = "PSNR gain over the degraded input"
+    yield Claim("gain_over_input", text, gain, Bound(t.gain_over_input, unit="dB"), "gate")
+    gain = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
+    text = "PSNR gain over base + reference (no adapter)"
+    yield Claim("gain_over_base", text, gain, Bound(t.gain_over_base, unit="dB"), "gate")
     swapped = e.difference("psnr", ADAPTER_REFERENCE, SWAPPED)
-    yield Claim(
-        "swap_drop", "PSNR drop with the reference of another clip", swapped, Bound(t.swap_drop, effect=0, unit="dB")
-    )
+    text = "PSNR drop with the reference of another clip"
+    yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, unit="dB"), "gate")
     text = "PSNR falls with attention strength: smallest drop between strengths 1, 0.5, 0.1, 0"
     yield Claim("strength_monotone", text, _smallest_drop(e), Bound(t.strength_monotone, strict=True, unit="dB"))
     yield _gain(e, t)
@@ -157,13 +154,16 @@ def _smallest_drop(e: Evidence) -> Values | None:
     """Per window, the PSNR drop from a strength to the next smaller one, for the pair with the smallest mean drop."""
     ordered = sorted((s, row["psnr"]) for s, row in e.strengths if s in COARSE_STRENGTHS)
     drops = [high - low for (_, low), (_, high) in pairwise(ordered)]
-    return min(drops, key=lambda drop: float(np.nanmean(drop))) if drops else None
+    return min(drops, key=lambda drop: float(recording_means(drop, e.sources).mean())) if drops else None
 
 
 def _colorize(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     chroma = e.ratio("chroma_error", ADAPTER_REFERENCE, INPUT)
-    less = Bound(high=t.chroma_ratio, effect=1)
-    yield Claim("chroma_ratio", "chroma error relative to the grey input", chroma, less)
+    text = "chroma error relative to the grey input"
+    yield Claim("chroma_ratio", text, chroma, Bound(high=t.chroma_ratio), "gate")
+    chroma = e.ratio("chroma_error", ADAPTER_REFERENCE, BASE_REFERENCE)
+    text = "chroma error relative to base + reference (no adapter)"
+    yield Claim("chroma_over_base", text, chroma, Bound(high=t.chroma_ratio), "gate")
     luma = e.difference("psnr_y", ADAPTER_REFERENCE, CEILING)
     yield Claim("luma_kept", "luma PSNR relative to the VAE round trip", luma, Bound(t.luma_kept, unit="dB"))
     grey = e.ratio("chroma_error", BASE_REFERENCE, INPUT)
@@ -171,24 +171,24 @@ def _colorize(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     yield Claim("base_grey", text, grey, Bound(1 - t.base_grey, 1 + t.base_grey))
     swapped = e.difference("psnr_y", ADAPTER_REFERENCE, SWAPPED)
     text = "luma PSNR drop with the reference of another clip"
-    yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
+    yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, unit="dB"), "gate")
 
 
 def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.adherence == "edge_f1":
         gap = e.rows[ADAPTER_REFERENCE].get("edge_gap")
         text = "edge F1 (1 px) above the edge F1 against another clip"
-        yield Claim("edge_gap", text, gap, Bound(t.edge_gap, effect=0))
+        yield Claim("edge_gap", text, gap, Bound(t.edge_gap), "gate")
     else:
         share = e.share(e.adherence, ADAPTER_REFERENCE, FLOOR, CEILING)
         text = f"{e.title(e.adherence)} follows the reference: 0 is another clip's target, 1 is the VAE round trip"
-        yield Claim("follows", text, share, Bound(t.follows, effect=0, significant=True))
+        yield Claim("follows", text, share, Bound(t.follows), "gate")
     gain = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
     text = "output is a picture, not the drawing: PSNR gain over base + reference (no adapter)"
-    yield Claim("picture", text, gain, Bound(t.picture, effect=0, unit="dB"))
+    yield Claim("picture", text, gain, Bound(t.picture, unit="dB"), "gate")
     share = e.share(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
     text = f"{e.title(e.adherence)} with the reference of another clip: 0 is the floor, 1 is the right reference"
-    yield Claim("swap_floor", text, share, Bound(high=t.swap_floor, effect=1))
+    yield Claim("swap_floor", text, share, Bound(high=t.swap_floor), "gate")
     yield _gain(e, t)
 
 
@@ -199,33 +199,32 @@ def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
         ("gain_over_input", INPUT, t.gain_over_input),
         ("gain_over_base", BASE_REFERENCE, t.gain_over_base),
     ):
-        bound = Bound(threshold, effect=0, significant=True, unit="dB")
-        yield Claim(name, f"{e.title(inside)}: gain over {row}", e.difference(inside, ADAPTER_REFERENCE, row), bound)
+        gain = e.difference(inside, ADAPTER_REFERENCE, row)
+        yield Claim(name, f"{e.title(inside)}: gain over {row}", gain, Bound(threshold, unit="dB"), "gate")
     loss = e.difference(outside, ADAPTER_REFERENCE, CEILING)
     yield Claim("preserved", f"{e.title(outside)} relative to the VAE round trip", loss, Bound(t.preserved, unit="dB"))
     swapped = e.difference(outside, ADAPTER_REFERENCE, SWAPPED)
     text = f"{e.title(outside)}: drop with the reference of another clip"
-    yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, effect=0, unit="dB"))
+    yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, unit="dB"), "gate")
 
 
 def _gain(e: Evidence, t: Thresholds) -> Claim:
     gain = e.share(e.adherence, ADAPTER_REFERENCE, BASE, CEILING)
     text = f"control gain: {e.title(e.adherence)}, 0 is the base without a reference, 1 is the VAE round trip"
-    return Claim("control_gain", text, gain, Bound(t.control_gain, effect=0, significant=True))
+    return Claim("control_gain", text, gain, Bound(t.control_gain))
 
 
 def _shared(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     if e.effects is not None and e.effects.shape[1] > 2 and e.curve is not None:
         explained = np.array([np.nan if np.isnan(row).any() else isotonic_r2(row) for row in e.effects])
         text = f"{e.title(e.adherence)} rises with strength: R² of the best monotone curve (p by Page's trend test)"
-        rises = Bound(t.curve_monotone, effect=0, significant=True)
-        yield Claim("curve_monotone", text, explained, rises, e.curve["page_p"])
+        yield Claim("curve_monotone", text, explained, Bound(t.curve_monotone), p=e.curve["page_p"])
     if "kept" in e.changes:
-        disturbance = ratio_per_unit(e.changes["kept"], e.changes["dropped"])
+        disturbance = e.quotient(e.changes["kept"], e.changes["dropped"])
         text = "half-frame mask: change in the half that keeps the reference / change in the other half"
         yield Claim("mask_local", text, disturbance, Bound(high=t.mask_local, strict=True))
     text = "fade-in mask: effect of the reference in the last latent frame minus that in the first"
     rise = None if e.fade is None else e.fade[:, -1] - e.fade[:, 0]
-    yield Claim("fade_follows", text, rise, Bound(t.fade_follows, effect=0))
+    yield Claim("fade_follows", text, rise, Bound(t.fade_follows))
     text = "strength 0 equals no reference: mean difference"
     yield Claim("null_change", text, e.changes.get("null"), Bound(high=t.null_change, unit="levels"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from eval.clips.conditions import (
     BASE,
     CEILING,
     FADE_MASK,
+    STRENGTH_PREFIX,
     SWAPPED,
     at_strength,
     strength_sweep,
@@ -21,6 +22,7 @@ from eval.judging.claims import Evidence
 from eval.judging.strength_curve import fade_correlation, response_curve
 from eval.metrics import Metric
 from eval.scoring.scorer import Results
+from eval.scoring.tables import read_tables
 from eval.statistics.estimates import Values, estimate, estimate_or_none, ratio_per_unit
 
 
@@ -42,14 +44,23 @@ def collect_evidence(
         sources=sources,
         adherence=adherence,
         effects=effects,
-        curve=None if effects is None else response_curve(falling[::-1], effects),
-        fade=_fade_effects(results),
+        curve=None if effects is None else response_curve(falling[::-1], effects, sources),
+        fade=_fade_effects(results, sources),
         lower_is_better=lower_is_better,
         titles={metric.key: metric.title for metric in metrics},
     )
 
 
-def _fade_effects(results: Results) -> Values | None:
+def recorded_evidence(scores: Mapping[str, Any]) -> Evidence:
+    """The evidence for all claims from scores.json: `windows`, `per_window`, `clips`, `metrics` and `adherence`."""
+    results = read_tables(scores)
+    names = [name.removeprefix(STRENGTH_PREFIX) for name in results.rows if name.startswith(STRENGTH_PREFIX)]
+    metrics = [Metric(key, **facts) for key, facts in scores["metrics"].items()]
+    sources = [clip["source"] for clip in scores["clips"]]
+    return collect_evidence(results, [float(name) for name in names], sources, metrics, scores["adherence"])
+
+
+def _fade_effects(results: Results, recordings: Sequence[str]) -> Values | None:
     """Share of the reference's effect on adherence that remains under the fade mask, (windows, latent frames).
 
     NaN in latent frames in which the reference has no effect. For example, tracks start at the requested point with or
@@ -60,7 +71,8 @@ def _fade_effects(results: Results) -> Values | None:
         return None
     faded, none, full = (results.by_latent_frame[name] for name in names)
     full_effect = full - none  # (windows, latent frames)
-    shares = [ratio_per_unit(faded[:, k] - none[:, k], full_effect[:, k]) for k in range(full.shape[1])]
+    effects = zip((faded - none).T, full_effect.T, strict=True)  # of each latent frame, (windows,)
+    shares = [ratio_per_unit(faded_effect, whole, recordings) for faded_effect, whole in effects]
     has_effect = (np.nan_to_num(full_effect) != 0).any(axis=0)  # (latent frames,)
     return np.where(has_effect, np.stack(shares, axis=1), np.nan)
 
@@ -75,13 +87,13 @@ def control_scores(results: Results, evidence: Evidence) -> dict[str, Any] | Non
     if SWAPPED not in results.rows:
         return None
     metric, sign = evidence.adherence, -1 if evidence.adherence in evidence.lower_is_better else 1
-    swapped, donor = results.rows[SWAPPED].get(metric), results.donor.get(metric)
+    swapped, donor, of = results.rows[SWAPPED].get(metric), results.donor.get(metric), evidence.sources
     return {
-        "gain": estimate_or_none(evidence.share(metric, ADAPTER_REFERENCE, BASE, CEILING)),
-        "swap_lost": estimate_or_none(evidence.difference(metric, ADAPTER_REFERENCE, SWAPPED)),
-        "swap_won": estimate_or_none(None if swapped is None or donor is None else sign * (donor - swapped)),
-        "null": estimate_or_none(results.changes.get("null")),
-        "drift": estimate_or_none(results.changes.get("drift")),
+        "gain": estimate_or_none(evidence.share(metric, ADAPTER_REFERENCE, BASE, CEILING), of),
+        "swap_lost": estimate_or_none(evidence.difference(metric, ADAPTER_REFERENCE, SWAPPED), of),
+        "swap_won": estimate_or_none(None if swapped is None or donor is None else sign * (donor - swapped), of),
+        "null": estimate_or_none(results.changes.get("null"), of),
+        "drift": estimate_or_none(results.changes.get("drift"), of),
         "curve": evidence.curve,
     }
 
@@ -91,26 +103,28 @@ def mask_scores(results: Results, evidence: Evidence, band: int, temporal: int) 
     changes = results.changes
     if "kept" not in changes:
         return None
-    half = {name: estimate(changes[name]) for name in ("inside", "outside", "kept", "dropped")}
+    of = evidence.sources
+    half = {name: estimate(changes[name], of) for name in ("inside", "outside", "kept", "dropped")}
     ratios = {
         "leakage": ("outside", "inside"),
         "disturbance": ("kept", "dropped"),
         "effect_kept": ("inside", "full_inside"),
         "leakage_of_full": ("outside", "full_outside"),
     }
-    half |= {name: estimate(ratio_per_unit(changes[a], changes[b])) for name, (a, b) in ratios.items()}
+    half |= {name: estimate(evidence.quotient(changes[a], changes[b]), of) for name, (a, b) in ratios.items()}
     return {
         "band_pixels": band,
         "band_frames": temporal,
-        "half": {**half, "null_change": estimate(changes["null"])},
-        "fade": None if evidence.fade is None else _fade(evidence.fade),
+        "half": {**half, "null_change": estimate(changes["null"], of)},
+        "fade": None if evidence.fade is None else _fade(evidence.fade, of),
     }
 
 
-def _fade(effects: Values) -> dict[str, Any]:
+def _fade(effects: Values, recordings: Sequence[str]) -> dict[str, Any]:
     """`mask.fade` from effects (windows, latent frames)."""
     weights = fade_weights(effects.shape[1])
-    return {
-        "correlation": estimate_or_none(fade_correlation(weights, effects)),
-        "blocks": [{"weight": w, "effect": estimate_or_none(e)} for w, e in zip(weights, effects.T, strict=True)],
-    }
+    blocks = [
+        {"weight": weight, "effect": estimate_or_none(effect, recordings)}
+        for weight, effect in zip(weights, effects.T, strict=True)
+    ]
+    return {"correlation": estimate_or_none(fade_correlation(weights, effects), recordings), "blocks": blocks}

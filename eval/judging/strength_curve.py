@@ -19,7 +19,7 @@ DEAD, SATURATED = 0.1, 0.9  # shares of the total effect
 class StrengthCurve(TypedDict):
     """The strength curve in numbers.
 
-    spearman, isotonic_r2: means over windows. page_p: Page's trend test over all windows. Of the mean curve: dead_zone
+    spearman, isotonic_r2: means over windows. page_p: Page's trend test over recordings. Of the mean curve: dead_zone
     (largest strength below 10 % of the effect), s50 (half of it), saturation (smallest strength above 90 %),
     largest_step (largest share of the effect between neighbouring strengths); None without an effect.
     """
@@ -33,21 +33,24 @@ class StrengthCurve(TypedDict):
     largest_step: float | None
 
 
-def response_curve(strengths: Sequence[float], effects: Values) -> StrengthCurve | None:
+def response_curve(strengths: Sequence[float], effects: Values, recordings: Sequence[str]) -> StrengthCurve | None:
     """The curve of effects (windows, strengths), larger is closer to the reference. None without a complete window.
+
+    recordings: the recording of each window.
 
     Raises ValueError unless strengths rise.
     """
     levels = np.asarray(strengths, np.float64)
     if not (np.diff(levels) > 0).all():
         raise ValueError(f"strengths must rise, got {list(strengths)}")
-    rows = effects[~np.isnan(effects).any(1)]
-    if len(rows) == 0:
+    complete = ~np.isnan(effects).any(1)
+    if not complete.any():
         return None
+    rows, of = effects[complete], np.asarray(recordings)[complete].tolist()
     return {
-        "spearman": estimate([spearman(levels, row) for row in rows]),
-        "isotonic_r2": estimate([isotonic_r2(row) for row in rows]),
-        "page_p": page_trend(rows),
+        "spearman": estimate([spearman(levels, row) for row in rows], of),
+        "isotonic_r2": estimate([isotonic_r2(row) for row in rows], of),
+        "page_p": page_trend(rows, of),
         **_usable_range(levels, rows.mean(0)),
     }
 

@@ -52,7 +52,7 @@ def _control(scores: Mapping[str, Any]) -> Finding | None:
     level = level_if_below(gain["mean"], GAIN_WARN, GAIN_BAD)
     if swap is not None and swap["low"] is not None and swap["low"] <= 0:
         level = "bad"
-        reason += f"; the reference of another clip works as well (loss {with_interval(swap)})"
+        reason += f"; the reference of another clip may work as well (loss {with_interval(swap)})"
     return (
         level,
         reason,

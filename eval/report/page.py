@@ -14,7 +14,7 @@ from typing import Any
 
 from eval.clips.conditions import FADE_MASK, HALF_MASK
 from eval.judging.verdicts import tally
-from eval.report import masks, players, probes, strength, tables
+from eval.report import masks, players, probes, strength, tables, verdicts
 from eval.report.exhibits import Exhibit, examples, worst_first
 from eval.report.media import Media
 from eval.synthetic.run import ProbeClips
@@ -108,7 +108,7 @@ def _sections(
             "Synthetic probes",
             probes.section(probe_scores, probe_clips, parts.fps, media) if probe_scores else "",
         ),
-        ("verdicts", "Is the control followed?", tables.verdicts(scores["verdicts"], scores["thresholds"])),
+        ("verdicts", "Is the control followed?", verdicts.section(scores)),
         ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
         ("conditions", "With and without adapter and reference", tables.conditions(scores)),
         ("harm", "Worse than the input?", tables.harmed(scores)),
@@ -153,7 +153,7 @@ def _page(scores: Scores, sections: list[Section]) -> str:
     style = (ASSETS / "report.css").read_text(encoding="utf-8")
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{scores['task']}: {tally(scores['verdicts'])}"),
+        title=escape(f"{scores['task']}: {tally(scores)}"),
         subtitle=_subtitle(scores),
         policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {policy_hash(style)}; "
         f"script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'",

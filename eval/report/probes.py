@@ -16,13 +16,18 @@ from eval.synthetic.run import ProbeClips
 TITLES = {"requested": "correct output", "reference": "reference", "output": "output", "floor": "other reference"}
 
 
+def _badge(passed: bool) -> str:
+    word = "pass" if passed else "fail"
+    return f'<span class="{word}">{word}</span>'
+
+
 def section(scores: Mapping[str, Any], clips: Mapping[str, ProbeClips], fps: float, media: Media) -> str:
     """A row per probe; then for every probe its curve and clips. scores: `simple` of scores.json."""
     rows = [
         (
             f"{escape(probe['name'])}<small>{escape(probe['claim'])}</small>",
             [
-                tables.badge(probe["passed"]),
+                _badge(probe["passed"]),
                 f"{probe['value']:.3g}",
                 f"≤ {probe['threshold']:.3g}",
                 f"{probe['floor']:.3g}",

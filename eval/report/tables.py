@@ -10,7 +10,6 @@ from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC
 from eval.judging.harm import HARM_LIMIT, gain_metric
 from eval.judging.harm import harm as harm_of
 from eval.judging.symptoms import SYMPTOMS, Symptom
-from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Verdict, is_decided
 from eval.statistics.estimates import Estimate
 
 PICKER = (
@@ -75,40 +74,8 @@ def sources(scores: Scores) -> str:
         (escape(source), [interval(cells[name].get(primary), digits(scores, primary)) for name in conditions])
         for source, cells in by_source.items()
     ]
-    caption = f"{metric_name(scores, primary)}: mean and 95 % interval over the windows of each source"
+    caption = f"{metric_name(scores, primary)}: mean and 95 % interval over the recordings of each source"
     return table(caption, ["source", *map(escape, conditions)], rows)
-
-
-def badge(passed: bool, decided: bool = True) -> str:
-    """`pass`, `fail` or `undecided`, coloured."""
-    word = "pass" if passed else "fail" if decided else "undecided"
-    return f'<span class="{word if decided else "warn"}">{word}</span>'
-
-
-def verdicts(judged: Sequence[Verdict], thresholds: Scores) -> str:
-    """One row per claim: value, bound, Holm-corrected p, and the value over recordings."""
-    rows = [
-        (
-            f"{escape(verdict['claim'])}<small>{escape(verdict['name'])}</small>",
-            [
-                badge(verdict["passed"], is_decided(verdict)),
-                interval(verdict["value"], 3),
-                escape(verdict["threshold"]),
-                probability(verdict.get("p_holm")),
-                interval(verdict["by_source"], 3),
-            ],
-        )
-        for verdict in judged
-    ]
-    windows, recordings = judged[0]["value"]["n"], judged[0]["by_source"]["n"]
-    head = ["claim", "", f"over {windows} windows", "required", "p (Holm)", f"over {recordings} recordings"]
-    changed = thresholds.get("changed", [])
-    few = f" A claim is undecided below {MIN_WINDOWS} windows or {MIN_RECORDINGS} recordings."
-    note = "" if all(map(is_decided, judged)) else few
-    note += f" Thresholds that differ from the defaults: {escape(', '.join(changed))}." if changed else ""
-    return table(
-        f"Mean and 95 % interval; every value is paired within a window, seeds are averaged first.{note}", head, rows
-    )
 
 
 def probability(p: float | None) -> str:
@@ -143,7 +110,7 @@ def conditions(scores: Scores) -> str:
         for row, measured in scores["cells"].items()
     ]
     return table(
-        f"Mean and 95 % interval over windows; ★ marks the primary metric of this task.{_classic(scores)}",
+        f"Mean and 95 % interval over recordings; ★ marks the primary metric of this task.{_classic(scores)}",
         head,
         rows,
         marked=ADAPTER_REFERENCE,
@@ -212,14 +179,14 @@ def _compared(scores: Scores, compared: Mapping[str, Any]) -> str:
         (
             metric_name(scores, metric),
             [
-                *(interval(row[side], digits(scores, metric)) for side in ("a", "b", "difference", "by_source")),
+                *(interval(row[side], digits(scores, metric)) for side in ("a", "b", "difference")),
                 probability(row["p_holm"]),
             ],
         )
         for metric, row in compared["metrics"].items()
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in compared["notes"])
-    head = ["metric", "earlier", "this", "this - earlier, paired", "over recordings", "p (Holm)"]
+    head = ["metric", "earlier", "this", "this - earlier, paired", "p (Holm)"]
     return table("Adapter + reference.", head, rows) + (f"<p>Also different:</p><ul>{notes}</ul>" if notes else "")
 
 

@@ -95,7 +95,7 @@ def _log(folder: Path, scores: Scores, config: Config) -> None:
     run.finish()
 
 
-VERDICT = ("name", "claim", "mean", "low", "high", "n", "threshold", "passed")
+VERDICT = ("name", "kind", "claim", "mean", "low", "high", "n", "threshold", "outcome", "passed")
 STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
 
 
@@ -121,7 +121,8 @@ def verdict_rows(scores: Scores) -> Iterator[list[Any]]:
     """A row per claim."""
     for verdict in scores["verdicts"]:
         value = [verdict["value"][key] for key in ("mean", "low", "high", "n")]
-        yield [verdict["name"], verdict["claim"], *value, verdict["threshold"], verdict["passed"]]
+        head = [verdict["name"], verdict["kind"], verdict["claim"]]
+        yield [*head, *value, verdict["threshold"], verdict["outcome"], verdict["passed"]]
 
 
 def strength_rows(scores: Scores) -> Iterator[list[Any]]:
@@ -146,7 +147,7 @@ def curves(scores: Scores) -> dict[str, Any]:
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """`<row>/<metric>` -> {mean, low, high, n}; control, verdicts, probes, and the count of passed claims."""
+    """`<row>/<metric>` -> {mean, low, high, n}; control, verdicts, probes, and counts of the claims that hold."""
     estimates = {
         f"{row}/{metric}": dict(value) for row, metrics in scores["cells"].items() for metric, value in metrics.items()
     }
@@ -155,8 +156,15 @@ def summary(scores: Scores) -> dict[str, Any]:
     passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
     probe_scores = scores["simple"]
     probes = {f"simple/{p['name']}": p["value"] for p in probe_scores["signals"]} if probe_scores else {}
+    outcomes = {f"outcome/{verdict['name']}": verdict["outcome"] for verdict in scores["verdicts"]}
     counts = {"verdicts/passed": sum(passed.values()), "verdicts/of": len(passed)}
-    return {**estimates, **control, **passed, **probes, **counts}
+    holding = [verdict["passed"] for verdict in scores["verdicts"] if verdict["kind"] == "gate"]
+    gates = {
+        "gates/outcome": scores["gates"]["outcome"],
+        "gates/passed": sum(holding),
+        "gates/of": len(holding) + len(scores["gates"]["not_measured"]),
+    }
+    return {**estimates, **control, **passed, **outcomes, **probes, **counts, **gates}
 
 
 def _files(folder: Path) -> dict[str, Path]:

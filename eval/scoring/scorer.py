@@ -53,8 +53,9 @@ class Results:
 
     rows: condition or model-free row -> metric -> values. donor: the swapped condition measured against the window that
     donated its reference. changes: `condition_changes` -> values. by_latent_frame: condition -> adherence (windows,
-    latent frames). diversity: condition -> values. frames: condition -> per-frame values. seconds: sampling time of
-    each condition. clips: number of clips per condition. classic: the filter of the row of that name.
+    latent frames). diversity: condition -> values. by_seed: condition -> metric -> values (windows, seeds). frames:
+    condition -> per-frame values. seconds: sampling time of each condition. clips: number of clips per condition.
+    classic: the filter of the row of that name.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
@@ -62,6 +63,7 @@ class Results:
     changes: Row = field(default_factory=dict)
     by_latent_frame: dict[str, Values] = field(default_factory=dict)
     diversity: Row = field(default_factory=dict)
+    by_seed: dict[str, Row] = field(default_factory=dict)
     frames: dict[str, Frames] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     clips: int = 0
@@ -140,7 +142,9 @@ class Scorer:
                 running = running + donor
             on_batch()
         measured = [(item, future.result()) for item, future in futures]
-        results.rows[condition.name] = self._per_window([(item, result.values) for item, result in measured])
+        values = [(item, result.values) for item, result in measured]
+        results.rows[condition.name] = self._per_window(values)
+        results.by_seed[condition.name] = self._per_seed(values)
         results.seconds[condition.name] = round(seconds, 3)
         if condition.name in BY_LATENT_FRAME:
             results.by_latent_frame[condition.name] = self._by_latent_frame(measured)
@@ -163,6 +167,15 @@ class Scorer:
                     total[item.window.number] += value[name]
                     count[item.window.number] += 1
             row[name] = np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
+        return row
+
+    def _per_seed(self, values: Sequence[tuple[Item, Mapping[str, float]]]) -> Row:
+        """Metric -> values (windows, seeds)."""
+        seeds, windows = self.source.seeds, len(self.held_out.windows)
+        row = {name: np.full((windows, len(seeds)), np.nan) for name in dict.fromkeys(n for _, v in values for n in v)}
+        for item, measured in values:
+            for name, value in measured.items():
+                row[name][item.window.number, seeds.index(item.seed)] = value
         return row
 
     def _by_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Frames:

@@ -1,9 +1,10 @@
-"""Means with 95 % confidence intervals.
+"""Means with 95 % confidence intervals that account for recordings.
 
-The statistical unit is the window of a clip; the seeds of a window are averaged first. Windows of one recording are not
-independent, so every verdict has a second interval whose unit is the recording (`estimate_by_source`). Trust the second
-interval when there are few recordings. NaN marks a window on which a metric could not be measured. Such windows are
-left out, and `n` counts the windows that remain.
+Windows of one recording are alike, so they are not independent: the statistical unit is the recording. The seeds of a
+window are averaged first, then the windows of a recording. The interval is Student's t over the means of the
+recordings. It covers at least 95 % for normal means of any variances, so also for recordings with different numbers of
+windows (Ibragimov and Müller 2010, Journal of Business & Economic Statistics 28, 453). NaN marks a window on which a
+metric could not be measured. Such windows are left out, and `n` counts the windows that remain.
 """
 
 from __future__ import annotations
@@ -14,20 +15,15 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.statistics.student_t import two_sided_quantile
+
 Values = NDArray[np.float64]
 
-DRAWS = 4000  # bootstrap resamples
-BOOTSTRAP_FROM = 20  # units; with fewer, a percentile bootstrap is too narrow, so Student's t is used
-_SEED = 20240229
-# 97.5 % quantile of Student's t for 1, 2, ... degrees of freedom
-_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101),
-)
+COVERAGE = 0.95
 
 
 class Estimate(TypedDict):
-    """A mean, the ends of its 95 % interval (None with a single unit), and the number of units."""
+    """A mean over recordings, the ends of its 95 % interval (None with a single recording), and the number of units."""
 
     mean: float
     low: float | None
@@ -41,48 +37,64 @@ def drop_nan(values: Values | Sequence[float]) -> Values:
     return array[~np.isnan(array)]
 
 
-def estimate(values: Values | Sequence[float]) -> Estimate:
-    """Mean over units with its 95 % interval: Student's t below 20 units, percentile bootstrap from 20 on.
+def recording_means(values: Values | Sequence[float], recordings: Sequence[str]) -> Values:
+    """The mean over the measured windows of each recording, one value per recording that has any.
+
+    values: per window. recordings: the recording of each window.
+    """
+    array = np.asarray(values, np.float64)
+    measured = ~np.isnan(array)
+    _, number = np.unique(np.asarray(recordings)[measured], return_inverse=True)  # (measured windows,)
+    return np.bincount(number, array[measured]) / np.bincount(number)
+
+
+def standard_error(means: Values) -> float:
+    """Standard error of the mean of at least two recordings."""
+    return float(np.std(means, ddof=1)) / len(means) ** 0.5
+
+
+def estimate(values: Values | Sequence[float], recordings: Sequence[str]) -> Estimate:
+    """Mean over recordings with its 95 % interval; n counts windows.
 
     Raises ValueError if no value is left.
     """
-    units = drop_nan(values)
-    n = len(units)
+    return {**estimate_by_source(values, recordings), "n": len(drop_nan(values))}
+
+
+def estimate_by_source(values: Values | Sequence[float], recordings: Sequence[str]) -> Estimate:
+    """As `estimate`, but n counts recordings."""
+    means = recording_means(values, recordings)
+    n = len(means)
     if n == 0:
         raise ValueError("an estimate needs at least one unit")
-    mean = float(np.mean(units))
+    mean = float(means.mean())
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "n": n}
-    if n < BOOTSTRAP_FROM:
-        half = _T[n - 2] * float(np.std(units, ddof=1)) / n**0.5
-        return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
-    draws = np.random.default_rng(_SEED).integers(0, n, (DRAWS, n))
-    low, high = np.quantile(units[draws].mean(1), (0.025, 0.975))
-    return {"mean": mean, "low": float(low), "high": float(high), "n": n}
+    half = two_sided_quantile(COVERAGE, n - 1) * standard_error(means)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
-def estimate_or_none(values: Values | None) -> Estimate | None:
+def estimate_or_none(values: Values | None, recordings: Sequence[str]) -> Estimate | None:
     """The estimate, or None if nothing was measured."""
-    return None if values is None or len(drop_nan(values)) == 0 else estimate(values)
+    return None if values is None or len(drop_nan(values)) == 0 else estimate(values, recordings)
 
 
-def estimate_by_source(values: Values, sources: Sequence[str]) -> Estimate:
-    """The estimate with recordings as units: windows of a recording are averaged first; recordings weigh the same."""
-    source_of = np.asarray(sources)
-    per_source = [drop_nan(values[source_of == name]) for name in sorted(set(sources))]
-    return estimate([float(windows.mean()) for windows in per_source if len(windows)])
+def ratio_per_unit(numerator: Values, denominator: Values, recordings: Sequence[str]) -> Values:
+    """Linearised ratio of two means, one value per window (delta method).
 
-
-def ratio_per_unit(numerator: Values, denominator: Values) -> Values:
-    """Linearised ratio of two means, one value per unit (delta method).
-
-    The mean of the returned values is mean(numerator) / mean(denominator), and their spread is the spread of that
-    ratio. A mean of per-unit ratios would be dominated by units whose denominator is near 0. If the mean of the
-    denominator is 0 the ratio is undefined and all values are 1. A unit that lacks one of the two is NaN.
+    The mean over recordings of the returned values is the ratio of the means over recordings, and their spread is the
+    spread of that ratio. A mean of per-window ratios would be dominated by windows whose denominator is near 0. If the
+    mean of the denominator is 0 the ratio is undefined and all values are 1. A window that lacks one of the two is NaN.
     """
     both = ~(np.isnan(numerator) | np.isnan(denominator))
-    scale = float(denominator[both].mean()) if both.any() else 0.0
+    scale = _mean(np.where(both, denominator, np.nan), recordings)
     if scale == 0:
         return np.where(both, 1.0, np.nan)
-    ratio = float(numerator[both].mean()) / scale
+    ratio = _mean(np.where(both, numerator, np.nan), recordings) / scale
     return ratio + (numerator - ratio * denominator) / scale
+
+
+def _mean(values: Values, recordings: Sequence[str]) -> float:
+    """The mean over recordings; 0 if nothing was measured."""
+    means = recording_means(values, recordings)
+    return float(means.mean()) if len(means) else 0.0

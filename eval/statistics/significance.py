@@ -1,7 +1,4 @@
-"""One-sided significance tests on paired values, and Holm's correction, in plain NumPy so that eval needs no SciPy.
-
-The alternative hypothesis is always "larger than by chance".
-"""
+"""One-sided significance tests over recordings, and Holm's correction, in plain NumPy so that eval needs no SciPy."""
 
 from __future__ import annotations
 
@@ -10,9 +7,8 @@ from math import erfc, sqrt
 
 import numpy as np
 
-from eval.statistics.estimates import Values, drop_nan
-
-EXACT_UP_TO = 50  # units; up to here, and without ties, the exact signed-rank distribution is used
+from eval.statistics import student_t
+from eval.statistics.estimates import Values, drop_nan, recording_means, standard_error
 
 
 def ranks(values: Values) -> Values:
@@ -22,41 +18,25 @@ def ranks(values: Values) -> Values:
     return (last - (counts - 1) / 2)[inverse]
 
 
-def signed_rank(differences: Values | Sequence[float]) -> float | None:
-    """One-sided p of Wilcoxon's signed-rank test (1945) that paired differences lie above 0; None without a unit.
+def p_above(values: Values | Sequence[float], recordings: Sequence[str], threshold: float = 0.0) -> float | None:
+    """One-sided p of Student's t over recordings that the mean lies above `threshold`; None below two recordings.
 
-    Zeros are dropped. Exact up to 50 units without ties; otherwise the normal approximation with a tie-corrected
-    variance and a continuity correction (Hollander, Wolfe, Chicken 2014, section 3.1).
+    The test that belongs to the interval of `estimates.estimate`: a 95 % interval ends at the threshold if p is 0.025.
     """
-    units = drop_nan(differences)
-    if len(units) == 0:
+    means = recording_means(values, recordings)
+    if len(means) < 2:
         return None
-    units = units[units != 0]
-    n = len(units)
-    if n == 0:
-        return 1.0
-    size = np.abs(units)
-    rank = ranks(size)
-    positive = float(rank[units > 0].sum())
-    _, counts = np.unique(size, return_counts=True)
-    if n <= EXACT_UP_TO and counts.max() == 1:
-        return _exact_tail(round(positive), n)
-    variance = n * (n + 1) * (2 * n + 1) / 24 - float((counts**3 - counts).sum()) / 48
-    return upper_tail((positive - n * (n + 1) / 4 - 0.5) / sqrt(variance))
+    excess, error = float(means.mean()) - threshold, standard_error(means)
+    if error == 0:
+        return 0.0 if excess > 0 else 1.0
+    return student_t.upper_tail(excess / error, len(means) - 1)
 
 
-def _exact_tail(positive: int, n: int) -> float:
-    """P(sum of positive ranks >= positive) where each of the ranks 1..n is positive with probability 1/2."""
-    ways = np.zeros(n * (n + 1) // 2 + 1)
-    ways[0] = 1.0
-    for rank in range(1, n + 1):
-        ways[rank:] += ways[:-rank].copy()
-    return float(ways[positive:].sum() / 2.0**n)
-
-
-def upper_tail(z: float) -> float:
-    """P(Z >= z) of the standard normal."""
-    return erfc(z / sqrt(2)) / 2
+def two_sided_p(differences: Values | Sequence[float], recordings: Sequence[str]) -> float | None:
+    """Two-sided p that the mean difference is not 0: twice the smaller tail; None below two recordings."""
+    tails = [p_above(differences, recordings), p_above(-np.asarray(differences, np.float64), recordings)]
+    measured = [p for p in tails if p is not None]
+    return min(1.0, 2 * min(measured)) if measured else None
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
@@ -69,17 +49,20 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return {name: result[name] for name in p}
 
 
-def page_trend(table: Values) -> float | None:
-    """One-sided p of Page's trend test (1963) that values rise along the rows of `table` (units, conditions).
+def page_trend(table: Values, recordings: Sequence[str]) -> float | None:
+    """One-sided p of Page's trend test (1963) that values rise along the rows of `table` (windows, conditions).
 
-    Rows with NaN are left out. Normal approximation L ~ N(m k (k+1)^2 / 4, m k^2 (k+1) (k^2 - 1) / 144) for m units
-    and k conditions. None with fewer than three conditions or without a unit.
+    Rows with NaN are left out; the rows of a recording are averaged, and recordings are the blocks of the test. Normal
+    approximation L ~ N(m k (k+1)^2 / 4, m k^2 (k+1) (k^2 - 1) / 144) for m recordings and k conditions. None with fewer
+    than three conditions or without a complete row.
     """
-    rows = table[~np.isnan(table).any(1)]
-    m, k = rows.shape
-    if m == 0 or k < 3:
+    complete = np.where(np.isnan(table).any(1, keepdims=True), np.nan, table)
+    k = table.shape[1]
+    if k < 3 or len(drop_nan(complete[:, 0])) == 0:
         return None
-    expected_ranks = np.arange(1, k + 1)
+    rows = np.stack([recording_means(column, recordings) for column in complete.T], axis=1)  # (recordings, conditions)
+    m, expected_ranks = len(rows), np.arange(1, k + 1)
     statistic = float(sum(ranks(row) @ expected_ranks for row in rows))
     std = sqrt(m * k**2 * (k + 1) * (k**2 - 1) / 144)
-    return upper_tail((statistic - m * k * (k + 1) ** 2 / 4) / std)
+    z = (statistic - m * k * (k + 1) ** 2 / 4) / std
+    return erfc(z / sqrt(2)) / 2

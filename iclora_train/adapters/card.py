@@ -172,7 +172,7 @@ def _results(scores: Mapping[str, Any]) -> list[str]:
         f"| {_text(name)} | {with_interval(metrics[primary])} |" for name, metrics in conditions if primary in metrics
     ]
     caption = (
-        f"Mean and 95 % interval over {len(scores['clips'])} held-out {_text(scores['task'])} windows with "
+        f"Mean and 95 % interval from {len(scores['clips'])} held-out {_text(scores['task'])} windows with "
         f"{len(scores['seeds'])} seeds; adapter at strength 1."
     )
     return ["## Results", caption, "\n".join([*head, *rows])]
