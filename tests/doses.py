@@ -109,6 +109,12 @@ def fade(clip: Clip, share: float) -> Clip:
     return levels(clip * (1 - share) + share * scene(1, len(clip), clip.shape[1]))
 
 
+def hold(clip: Clip, frames: float) -> Clip:
+    """The last `frames` frames stand still."""
+    start = len(clip) - int(frames)
+    return np.concatenate([clip[:start], np.repeat(clip[start - 1 : start], int(frames), axis=0)])
+
+
 HOLE = (slice(None), slice(20, 44), slice(16, 40))
 
 

@@ -25,6 +25,7 @@ METRICS = {
     "level_slope": {"title": "contrast", "unit": "", "better": None, "group": "picture"},
     "level_offset": {"title": "black", "unit": "levels", "better": None, "group": "picture"},
     "level_bend": {"title": "bend", "unit": "levels", "better": None, "group": "picture"},
+    "motion": {"title": "motion", "unit": "", "better": None, "group": "time"},
 }
 LEVEL = {  # condition -> PSNR in dB
     **{"adapter+reference": 31.0, "base+reference": 22.0, "base": 12.0, "adapter": 14.0, "swapped": 11.0},
@@ -54,6 +55,7 @@ def example(windows: int = 11) -> dict[str, Any]:
             "level_slope": rng.normal(1, 0.01, windows),
             "level_offset": rng.normal(0, 0.5, windows),
             "level_bend": rng.normal(0, 0.5, windows),
+            "motion": 1 + rng.normal(0, 0.02, windows),
         }
 
     table = {name: row(psnr, 0.5 if name in ("input", "classic filter") else 1) for name, psnr in LEVEL.items()}

@@ -52,6 +52,7 @@ def test_a_good_run_has_no_symptom_and_gives_the_values(scores: dict[str, Any]) 
         ("cells/adapter+reference/level_offset", 10, 18, "wrong levels"),
         ("cells/adapter+reference/level_bend", -7, -13, "wrong levels"),
         ("cells/adapter+reference/spatial_shift", 0.2, 1.0, "shifted picture"),
+        ("cells/adapter+reference/motion", 0.4, 0.1, "frozen"),
         ("cells/adapter+reference/sharpness", 2.0, 3.0, "artefacts"),
         ("cells/adapter+reference/sharpness", 0.6, 0.3, "artefacts"),
     ],
@@ -87,7 +88,7 @@ def flag_of(scores: dict[str, Any], symptom: str) -> dict[str, Any]:
 def set_psnr(scores: dict[str, Any], values: list[float]) -> None:
     """The PSNR of the windows of adapter + reference, with its mean and the harm that follows."""
     scores["windows"]["adapter+reference"]["psnr"] = values
-    scores["cells"]["adapter+reference"]["psnr"] = dict(estimate(values))
+    scores["cells"]["adapter+reference"]["psnr"] = dict(estimate(values, [clip["source"] for clip in scores["clips"]]))
     scores["harm"] = harm(scores)
 
 

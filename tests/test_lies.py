@@ -112,6 +112,14 @@ def test_a_lie_fails_a_gate(world: World, lie: str) -> None:
     assert tally(result).startswith("1 of 3 gates fails (gain_over_input)")
 
 
+def test_a_still_frame_is_flagged_where_the_gate_cannot_see_it(world: World) -> None:
+    """In clips that hardly move, a still frame is close to the target; its lack of motion shows in the symptoms."""
+    still = folder_of(world, "still", lambda target, reference, other: np.stack([target[2]] * len(target)))
+    result = evaluated(world, f"videos={still}")  # a frame that equals the target hides the others in the PSNR
+    assert outcomes(result) == {"gain_over_input": "holds"}
+    assert {flag["symptom"]: flag["level"] for flag in result["flags"]}["frozen"] == "bad"
+
+
 def test_a_target_shifted_by_a_frame_is_refused(world: World) -> None:
     shifted = folder_of(world, "shifted", lambda target, reference, other: np.roll(target, 1, axis=0))
     refused(world.bare(f"videos={shifted}"), "8 of 8 clips are shifted in time")

@@ -45,7 +45,7 @@ SUITES = {task: Suite.of(settings) for task, settings in TASKS.items()}
 PERFECT = {
     **dict.fromkeys(("psnr", "psnr_y", "psnr_outside", "psnr_inside"), PSNR_CAP),
     **dict.fromkeys(("ssim", "ssim_outside", "edge_f1", "edge_f1_strict", "erqa", "structure_kept"), 1),
-    **dict.fromkeys(("sharpness", "colourfulness_ratio", "level_slope"), 1),
+    **dict.fromkeys(("sharpness", "colourfulness_ratio", "level_slope", "motion"), 1),
     **dict.fromkeys(("noise", "spatial_shift", "level_offset", "level_bend"), 0),
     **dict.fromkeys(("chroma_error", "flicker", "warp_error", "tof", "cdc", "change_outside", "seam"), 0),
     **dict.fromkeys(("track_within_1", "track_within_5", "track_dx", "track_found"), 1),
@@ -93,6 +93,7 @@ FALLING = [
     ("level_slope", "restoration", "limited_range", (0.3, 0.6, 1)),
     ("level_offset", "restoration", "darken", (3, 6, 12)),
     ("level_bend", "restoration", "gamma", (1.1, 1.2, 1.4)),
+    ("motion", "restoration", "hold", (2, 5, 8)),
 ]
 
 
@@ -119,6 +120,14 @@ def test_metrics_get_worse_with_every_dose(key: str, task: str, dose: str, amoun
     values = [values_of(task, target)[key], *(values_of(task, damage(target, amount))[key] for amount in amounts)]
     sign = 1 if better == "low" else -1
     assert all(sign * b > sign * a for a, b in pairwise(values)), values
+
+
+def test_a_still_clip_is_frozen_unless_its_target_is_still() -> None:
+    target = scene()
+    still = doses.hold(target, len(target) - 1)
+    assert values_of("restoration", still)["motion"] < 0.1
+    assert values_of("restoration", doses.blur(target, 2))["motion"] > 0.5
+    assert Suite.of(TASKS["restoration"]).measure(still, GroundTruth(still, target, still)).values["motion"] == 1
 
 
 def test_the_table_has_every_metric() -> None:
@@ -325,7 +334,8 @@ def test_short_flat_and_grey_clips() -> None:
     flat = np.full((1, 16, 16, 3), 90, np.uint8)
     values = Suite.of(TASKS["colorize"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["edge_f1"] == values["sharpness"] == 1
-    assert not values.keys() & {"flicker", "warp_error", "cdc", "colourfulness_ratio"}  # one frame, and no colour
+    assert not values.keys() & {"motion", "flicker", "warp_error", "cdc"}  # one frame
+    assert "colourfulness_ratio" not in values  # no colour
     assert not values.keys() & {"level_slope", "level_offset", "level_bend"}  # one level
     values = Suite.of(TASKS["restoration"]).measure(flat, GroundTruth(flat, flat, flat)).values
     assert values["erqa"] == 1

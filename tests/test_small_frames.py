@@ -57,7 +57,9 @@ def test_whatever_frames_of_few_pixels_cannot_have_is_named(family: str, size: t
     assert np.isfinite(list(values.values())).all()
 
 
-@pytest.mark.parametrize(("frames", "missing"), [(1, {"flicker", "warp_error", "tof"}), (2, {"flicker"}), (3, set())])
+@pytest.mark.parametrize(
+    ("frames", "missing"), [(1, {"motion", "flicker", "warp_error", "tof"}), (2, {"flicker"}), (3, set())]
+)
 def test_short_clips_have_no_flicker_and_the_reason_is_given(frames: int, missing: set[str]) -> None:
     target = moving(frames, 16, 16)
     suite = Suite.of(Task(name="x", maker="degrade.defocus"), 16, frames)

@@ -1,4 +1,4 @@
-"""Symptoms that pictures show: flicker, artefacts, noise, wrong levels, a shifted picture.
+"""Symptoms that pictures show: flicker, no motion, artefacts, noise, wrong levels, a shifted picture.
 
 Each is judged beyond the VAE round trip, which no adapter can avoid. The limits lie above what the round trip of nano's
 held-out windows and their blurred references have, and below what the fault has that they are named after
@@ -7,10 +7,11 @@ held-out windows and their blurred references have, and below what the fault has
 
 from __future__ import annotations
 
-from eval.judging.finding import Finding, Scores, level_if_above, output_and_ceiling, worst
+from eval.judging.finding import Finding, Scores, level_if_above, level_if_below, output_and_ceiling, worst
 
 FLICKER_WARN, FLICKER_BAD = 1.0, 4.0  # levels of luma above the ceiling; one is the smallest step of a display
 WARP_WARN, WARP_BAD = 1.0, 4.0  # 1e-3 above the ceiling: 8 and 16 levels that change from frame to frame
+FROZEN_WARN, FROZEN_BAD = 0.5, 0.2  # motion of output / ceiling; a blur of 2 px leaves more than half
 SHARP_WARN, SHARP_BAD = 1.5, 2.5  # Laplacian variance of output / ceiling or its inverse; a 0.5 px blur gives 2.2
 NOISE_WARN, NOISE_BAD = 1.0, 3.0  # levels above the ceiling; noise of 1 % measures 1.5, of 3 % 4.7
 SLOPE_WARN, SLOPE_BAD = 0.06, 0.12  # distance of the contrast from the ceiling's; 16..235 has 0.14, a blur 0.03
@@ -37,6 +38,19 @@ def flicker(scores: Scores) -> Finding | None:
         "; ".join(reasons),
         "Train on longer windows, sample with more steps, and check the references for flicker (auto exposure, "
         "per-frame extraction): the adapter copies it.",
+    )
+
+
+def frozen(scores: Scores) -> Finding | None:
+    """Judged by the amount of motion relative to the VAE round trip: where little moves, a still frame scores well."""
+    pair = output_and_ceiling(scores, "motion")
+    if pair is None or pair[1] <= 0:
+        return None
+    ratio = pair[0] / pair[1]
+    return (
+        level_if_below(ratio, FROZEN_WARN, FROZEN_BAD),
+        f"luma changes between frames {ratio:.2f} times as much as in the VAE round trip (near 0: a still frame)",
+        "Train on windows with more motion (`data.pick=best`), and check that references and targets move.",
     )
 
 

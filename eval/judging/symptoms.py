@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from eval.clips.conditions import ADAPTER_REFERENCE, BASE
 from eval.judging.finding import Finding, Level, level_if_above, level_if_below, with_interval
-from eval.judging.picture_symptoms import artefacts, flicker, noise, shifted, wrong_levels
+from eval.judging.picture_symptoms import artefacts, flicker, frozen, noise, shifted, wrong_levels
 from eval.judging.window_symptoms import unlike_the_others, worse_than_input
 
 FIDELITY = ("restoration", "colorize")  # families with one right answer
@@ -121,6 +121,7 @@ SYMPTOMS = {
     "worse than the input": worse_than_input,
     "outliers": unlike_the_others,
     "flicker": flicker,
+    "frozen": frozen,
     "artefacts": artefacts,
     "noise": noise,
     "wrong levels": wrong_levels,

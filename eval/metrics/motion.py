@@ -1,12 +1,14 @@
-"""Temporal metrics: flicker, warping error, optical flow.
+"""Temporal metrics: amount of motion, flicker, warping error, optical flow.
 
-Every metric is a difference to the target, so that changes of light and motion in the target itself cancel.
+Every metric is relative to the target, so that changes of light and motion in the target itself cancel.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import pairwise
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +25,7 @@ from eval.metrics.base import (
 from eval.metrics.levels import block_means
 from iclora_train.signals.optical_flow import warp_by_flow
 
+STILL = 0.25  # levels; the noise of a decoder alone changes luma by about this much
 Field = NDArray[np.float32]
 MIN_FRAMES = 3  # of a clip whose flicker is measured; a single step may be one cut of light
 
@@ -34,6 +37,18 @@ def flicker(output: CachedClip, target: CachedClip) -> float:
     that grows brighter frame by frame.
     """
     return float(np.abs(np.diff(block_means(output.grey) - block_means(target.grey), axis=0)).mean())
+
+
+def motion(output: CachedClip, target: CachedClip) -> float:
+    """Mean change of luma from frame to frame, output / target: near 0 is a frozen clip.
+
+    A quarter of a level is added to both, so that two still clips give 1. At least two frames.
+    """
+
+    def change(clip: CachedClip) -> float:
+        return float(np.mean([cv2.absdiff(a, b).mean() for a, b in pairwise(clip.grey)]))
+
+    return (change(output) + STILL) / (change(target) + STILL)
 
 
 def tof(output: CachedClip, target: CachedClip) -> Values:
@@ -88,6 +103,10 @@ def _flicker(output: CachedClip, truth: GroundTruth) -> Measurement:
     return Measurement({"flicker": flicker(output, truth.cached_target)})
 
 
+def _motion(output: CachedClip, truth: GroundTruth) -> Measurement:
+    return Measurement({"motion": motion(output, truth.cached_target)})
+
+
 def _warp(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Empty if the target's flow is nowhere reliable."""
     masks, target_error = _target_steps(truth)
@@ -101,6 +120,7 @@ def _tof(output: CachedClip, truth: GroundTruth) -> Measurement:
     return Measurement({"tof": float(tof(output, truth.cached_target).mean())})
 
 
+MOTION = MetricGroup((Metric("motion", "motion", "x target", None, "time"),), _motion, frames=2)
 FLICKER = MetricGroup((Metric("flicker", "flicker", "levels", "low", "time"),), _flicker, frames=MIN_FRAMES)
 WARP = MetricGroup(
     (Metric("warp_error", "warping error beyond the target's, 1e-3", "", "low", "time"),), _warp, side=2, frames=2

@@ -38,7 +38,7 @@ COMMON = (  # first in the report
     levels.LEVELS,
     displacement.SHIFT,
 )
-TEMPORAL = (motion.FLICKER, motion.WARP)  # last in the report
+TEMPORAL = (motion.MOTION, motion.FLICKER, motion.WARP)  # last in the report
 
 
 @dataclass(frozen=True)
