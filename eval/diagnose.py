@@ -56,11 +56,13 @@ def _write_json(
 ) -> None:
     from dataclasses import asdict  # noqa: PLC0415
 
-    from eval.scores import write  # noqa: PLC0415
     from iclora_train.config.paths import user_path  # noqa: PLC0415
+    from iclora_train.core.atomic_files import write_atomic  # noqa: PLC0415
+    from iclora_train.core.scores import as_json  # noqa: PLC0415
 
     content = {"task": task, "reference": kind, "measured": measured, "not_measured": not_measured}
-    write(user_path(name), {**content, "findings": [asdict(finding) for finding in findings]})
+    with write_atomic(user_path(name)) as file:
+        file.write(as_json({**content, "findings": [asdict(finding) for finding in findings]}))
 
 
 def main() -> None:
