@@ -11,13 +11,11 @@ from iclora_train.config import Config
 from iclora_train.config.endings import exit_at_signal, one_line_ending
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.config.official import with_task
-from iclora_train.core.ranks import require_single_process
 
 RESUME = "the same command continues with the finished clips"
 
 
 def _evaluate(config: Config) -> None:
-    require_single_process("eval", "it uses one GPU")
     with exit_at_signal(RESUME):
         from eval.run import evaluate  # noqa: PLC0415 (torch is imported after the settings have been checked)
 

@@ -14,12 +14,17 @@ from iclora_train.config.durations import duration_text, end_text
 
 
 def estimate_sampling(
-    source: SampledClips, batches: Sequence[Sequence[Item]], probes: int, console: Console, cost: ClipCost | None = None
+    source: SampledClips,
+    batches: Sequence[Sequence[Item]],
+    probes: int,
+    console: Console,
+    cost: ClipCost | None = None,
+    processes: int = 1,
 ) -> Forecast:
     """Print the cost of the clips that are not in the cache, measured on the first batch of windows unless given.
 
     probes: number of clips of synthetic probes that are not in the cache. The forecast is without them: they are done
-    before the windows.
+    before the windows. processes: that sample at the same time.
     """
     waiting = [
         (condition, number)
@@ -37,7 +42,7 @@ def estimate_sampling(
     seconds = {
         (condition.name, number): len(batches[number]) * cost.of(condition, steps) for condition, number in waiting
     }
-    all_seconds = sum(seconds.values()) + probes * cost.of(at_strength(1), steps)
+    all_seconds = (sum(seconds.values()) + probes * cost.of(at_strength(1), steps)) / processes
     done = f", {total - clips:,} are done" if clips < total else ""
     passes = (clips + probes) * steps * cost.passes
     print_lines(

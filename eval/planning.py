@@ -37,33 +37,49 @@ class StoredPlan:
 
 
 def apply_budget(
-    source: SampledClips, folder: Path, budget: float, probes: int, primary: str, console: Console
+    source: SampledClips, folder: Path, budget: float, processes: int, probes: int, primary: str, console: Console
 ) -> tuple[dict[str, Any], ClipCost]:
-    """Restrict the source to what fits `budget` seconds, and print the plan.
+    """Restrict the source to what fits `budget` seconds of each of the processes, and print the plan.
 
     probes: number of clips of synthetic probes. primary: the metric whose expected interval is printed. Returns the
     entry `plan` of scores.json, and the measured cost.
     """
-    config = source.config
-    key = plain({"budget": budget, "requested": requested(config), "latents": source.held_out.fingerprint["latents"]})
+    config, key = source.config, _key(source, budget, processes)
     stored = _read(folder / NAME)
     if stored is not None and stored.key == key:
         plan, cost = stored.plan, stored.cost
     else:
         cost = source.measure_cost(batches(source.held_out.windows, source.seeds, config.eval.batch_size)[0])
-        plan = choose(_request(source, probes, cost), budget)
+        plan = choose(_request(source, probes, cost), budget * processes)
         write_json(folder / NAME, asdict(StoredPlan(key, plan, cost)))
     request = _request(source, probes, cost)
-    _print(request, plan, budget, _earlier_width(folder, primary), console)
+    _print(request, plan, budget, processes, _earlier_width(folder, primary), console)
     entry = {
         "budget": budget,
         "requested": key["requested"],
         **plain(asdict(plan)),
-        "seconds": round(request.seconds(plan), 1),
+        "seconds": round(request.seconds(plan) / processes, 1),
         "interval_factor": round(interval_factor(request.windows, plan.windows), 3),
     }
     _restrict(source, plan)
     return entry, cost
+
+
+def follow_plan(source: SampledClips, folder: Path, budget: float, processes: int) -> bool:
+    """Restrict the source of another process to the plan that the first one has stored. False if it has none yet."""
+    stored = _read(folder / NAME)
+    if stored is None or stored.key != _key(source, budget, processes):
+        return False
+    _restrict(source, stored.plan)
+    return True
+
+
+def _key(source: SampledClips, budget: float, processes: int) -> dict[str, Any]:
+    shards = source.held_out.fingerprint["latents"]
+    key: dict[str, Any] = plain(
+        {"budget": budget * processes, "requested": requested(source.config), "latents": shards}
+    )
+    return key
 
 
 def _request(source: SampledClips, probes: int, cost: ClipCost) -> Request:
@@ -110,7 +126,14 @@ def _earlier_width(folder: Path, primary: str) -> tuple[float, int] | None:
     return None
 
 
-def _print(request: Request, plan: Plan, budget: float, earlier: tuple[float, int] | None, console: Console) -> None:
+def _print(
+    request: Request,
+    plan: Plan,
+    budget: float,
+    processes: int,
+    earlier: tuple[float, int] | None,
+    console: Console,
+) -> None:
     """The plan as a table, and what it leaves out."""
     table = Table(title=f"eval.budget: {duration_text(budget)}")
     for column in ("condition", "clips", "time", ""):
@@ -129,7 +152,7 @@ def _print(request: Request, plan: Plan, budget: float, earlier: tuple[float, in
     if earlier is not None:
         half, windows = earlier
         width = f"; ±{half * interval_factor(windows, plan.windows):.3g} expected from earlier results of this run"
-    seconds, of_seeds = request.seconds(plan), f"{len(plan.seeds)} of {len(request.seeds)} seeds"
+    seconds, of_seeds = request.seconds(plan) / processes, f"{len(plan.seeds)} of {len(request.seeds)} seeds"
     print_lines(
         console,
         f"{plan.windows} of {request.windows} windows, {of_seeds}, {plan.steps} of {request.steps} steps: "
@@ -140,8 +163,8 @@ def _print(request: Request, plan: Plan, budget: float, earlier: tuple[float, in
         print_lines(
             console,
             f"warning: this exceeds eval.budget, because fewer clips decide no claim. The full protocol takes "
-            f"{duration_text(request.seconds(request.everything))} (eval.budget=null)",
+            f"{duration_text(request.seconds(request.everything) / processes)} (eval.budget=null)",
         )
     elif plan != request.everything:
-        everything = duration_text(request.seconds(request.everything))
+        everything = duration_text(request.seconds(request.everything) / processes)
         print_lines(console, f"eval.budget=null measures everything, in about {everything}")

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from eval.clips.clip_source import ClipCache, ClipSource
-from eval.clips.conditions import batches
-from eval.clips.cost import ClipCost
+from eval.clips.conditions import Item, batches
+from eval.clips.cost import ClipCost, Forecast
 from eval.clips.external import VideoFolder
 from eval.clips.judged_adapter import NONE, adapter_path, open_adapter
 from eval.clips.leakage import require_unseen
 from eval.clips.sampled import SampledClips
+from eval.clips.sampling_ranks import SamplingRank, sampling_rank, started_samplers
 from eval.clips.windows import HeldOut
 from eval.compare import compare, load, require_comparable
 from eval.estimate import estimate_sampling
@@ -22,6 +24,7 @@ from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.metrics import Suite
 from eval.planning import apply_budget
+from eval.ranks import sample_for_first, sample_together
 from eval.report import wandb_log
 from eval.report.exhibits import exhibits
 from eval.report.outputs import save_outputs
@@ -83,31 +86,35 @@ def evaluate(config: Config) -> Path:
     started = time.perf_counter()
     console = make_console()
     earlier = None if config.eval.against is None else load(Path(config.eval.against))
+    rank = sampling_rank(config)
     source = open_source(config)
     folder = results_folder(config)
+    if rank.rank > 0:
+        sample_for_first(source, folder, rank)
+        return folder / "report.html"
     with exclusive(folder, "stop it; this evaluation then continues with its clips"):
-        return _evaluate(source, folder, earlier, console, started)
+        return _evaluate(source, folder, earlier, console, started, rank)
 
 
 def _evaluate(
-    source: ClipSource, folder: Path, earlier: dict[str, Any] | None, console: Console, started: float
+    source: ClipSource,
+    folder: Path,
+    earlier: dict[str, Any] | None,
+    console: Console,
+    started: float,
+    rank: SamplingRank,
 ) -> Path:
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
     suite = Suite.of(source.config.task, min(size), frames)
-    plan, cost = _plan(source, suite, folder, console)
+    plan, cost = _plan(source, suite, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan
     if earlier is not None:
         require_comparable(earlier, identity(source, suite))
     _print_header(source, suite, config, console)
     scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)
-    probe_scores, probe_clips, forecast = None, dict[str, ProbeClips](), None
-    if isinstance(source, SampledClips):
-        sampler = probe_sampler(source) if plan is None or plan["probes"] else None
-        waiting = 0 if sampler is None else unfinished_probes(source, sampler)
-        forecast = estimate_sampling(source, scorer.batches, waiting, console, cost)
-        if sampler is not None:
-            probe_scores, probe_clips = _probes(source, sampler, console)
+    has_probes = plan is None or bool(plan["probes"])
+    probe_scores, probe_clips, forecast = _sample(source, scorer.batches, has_probes, cost, rank, console)
     results = scorer.run(console, forecast)
     scores = assemble(config, source, suite, results)
     scores |= {"simple": probe_scores, **({} if plan is None else {"plan": plan})}
@@ -123,8 +130,29 @@ def _evaluate(
     return report
 
 
+def _sample(
+    source: ClipSource,
+    work: Sequence[Sequence[Item]],
+    has_probes: bool,
+    cost: ClipCost | None,
+    rank: SamplingRank,
+    console: Console,
+) -> tuple[dict[str, Any] | None, dict[str, ProbeClips], Forecast | None]:
+    """Print the cost, run the probes, and sample the clips if there are several processes: one samples while it
+    measures. Returns scores and clips of the probes, and the forecast of what remains to be sampled."""
+    if not isinstance(source, SampledClips):
+        return None, {}, None
+    sampler = probe_sampler(source) if has_probes else None
+    waiting = 0 if sampler is None else unfinished_probes(source, sampler)
+    forecast = estimate_sampling(source, work, waiting, console, cost, rank.count)
+    with started_samplers(rank) as failures:
+        scores, clips = (None, {}) if sampler is None else _probes(source, sampler, console)
+        sample_together(source, work, rank, failures, console)
+    return scores, clips, forecast if rank.count == 1 else Forecast({})
+
+
 def _plan(
-    source: ClipSource, suite: Suite, folder: Path, console: Console
+    source: ClipSource, suite: Suite, folder: Path, rank: SamplingRank, console: Console
 ) -> tuple[dict[str, Any] | None, ClipCost | None]:
     """Restrict the source to eval.budget; returns the entry `plan` of scores.json and the cost, None without a
     budget."""
@@ -132,7 +160,7 @@ def _plan(
     if budget is None or not isinstance(source, SampledClips):
         return None, None
     probes = len(probe_sampler(source).plan.samples)
-    return apply_budget(source, folder, budget, probes, suite.primary, console)
+    return apply_budget(source, folder, budget, rank.count, probes, suite.primary, console)
 
 
 def _probes(

@@ -62,6 +62,7 @@ class Eval:
     # Time for the evaluation, e.g. 30m or 2h: it measures what fits, the most telling first. null: all. auto: a quarter
     # of the time that the run has trained, for its own adapter on a base other than nano; else all.
     budget: str | None = "auto"
+    devices: int | None = None  # processes that sample, one per GPU; null: the GPUs of the training on this machine
     label: str = ""  # added to the name of the folder of results; empty: a name by adapter and protocol
 
     def __post_init__(self) -> None:
@@ -72,6 +73,7 @@ class Eval:
             len(set(self.seeds)) == len(self.seeds), f"eval.seeds={self.seeds} names a seed twice: it would count twice"
         )
         require(all(0 <= s <= 1 for s in self.strengths), f"eval.strengths={self.strengths} must lie in [0, 1]")
+        require(self.devices is None or self.devices >= 1, f"eval.devices={self.devices} must be at least 1, or null")
         for key in ("batch_size", "workers"):
             require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
         one_of("eval.split", self.split, ("val", "heldout"))

@@ -131,6 +131,28 @@ def shared(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Yields whether this process has the lock on `path`, a file of its own. It is removed at the end.
+
+    The system releases the lock however the process ends. On a file system without flock every process has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+        try:
+            yield True
+        finally:
+            path.unlink(missing_ok=True)
+
+
 def _lock_file(folder: Path) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / ".lock").open("a+")  # NFS locks need a file that is open for reading and writing
