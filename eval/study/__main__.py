@@ -131,7 +131,8 @@ def main() -> None:
         for name, least in (("pairs", 1), ("checks", 0), ("height", 16), ("seed", 0)):
             value = getattr(arguments, name)
             require(value is None or value >= least, f"--{name}={value} must be at least {least}")
-        return make(*arguments.folders, arguments.out, arguments, console)
+        a, b = arguments.folders
+        return make(a, b, arguments.out, arguments, console)
 
 
 if __name__ == "__main__":
