@@ -80,7 +80,7 @@ def test_clips_of_a_folder_are_scored(world: World, tmp_path: Path) -> None:
     assert result["cells"].keys() == {"adapter+reference", "input", "classic filter", "ceiling", "floor"}
     assert result["seeds"] == [0, 1]
     assert (result["control"], result["mask"], result["simple"]) == (None, None, None)
-    assert [verdict["name"] for verdict in result["verdicts"]] == ["gain_over_input"]
+    assert [verdict["name"] for verdict in result["verdicts"]] == ["gain_over_input", "gain_over_classic"]
     assert result["adapter"]["foreign"]
     assert result["adapter"]["sha256"] is None
     four_levels = 20 * np.log10(255 / 4)  # values above 251 clip, so their error is smaller

@@ -100,23 +100,23 @@ def test_a_good_output_passes_the_gate_that_catches_the_lies(world: World) -> No
     """The targets, slightly inexact. Gates without values keep the evaluation inconclusive."""
     good = folder_of(world, "good", lambda target, reference, other: inexact(target))
     result = evaluated(world, f"videos={good}")
-    assert outcomes(result) == {"gain_over_input": "holds"}
+    assert outcomes(result) == {"gain_over_input": "holds", "gain_over_classic": "holds"}
     assert result["gates"] == {"outcome": "inconclusive", "not_measured": ["gain_over_base", "swap_drop"]}
 
 
 @pytest.mark.parametrize("lie", CAUGHT_BY_A_GATE)
 def test_a_lie_fails_a_gate(world: World, lie: str) -> None:
     result = evaluated(world, f"videos={folder_of(world, lie, CAUGHT_BY_A_GATE[lie])}")
-    assert outcomes(result) == {"gain_over_input": "fails"}
+    assert outcomes(result) == {"gain_over_input": "fails", "gain_over_classic": "fails"}
     assert result["gates"]["outcome"] == "fails"
-    assert tally(result).startswith("1 of 3 gates fails (gain_over_input)")
+    assert tally(result).startswith("2 of 4 gates fail (gain_over_input, gain_over_classic)")
 
 
 def test_a_still_frame_is_flagged_where_the_gate_cannot_see_it(world: World) -> None:
     """In clips that hardly move, a still frame is close to the target; its lack of motion shows in the symptoms."""
     still = folder_of(world, "still", lambda target, reference, other: np.stack([target[2]] * len(target)))
     result = evaluated(world, f"videos={still}")  # a frame that equals the target hides the others in the PSNR
-    assert outcomes(result) == {"gain_over_input": "holds"}
+    assert outcomes(result) == {"gain_over_input": "holds", "gain_over_classic": "holds"}
     assert {flag["symptom"]: flag["level"] for flag in result["flags"]}["frozen"] == "bad"
 
 
@@ -132,11 +132,11 @@ def test_an_adapter_of_zeros_fails_the_gates_and_the_file_gives_every_verdict_ag
     assert caught["value"] == {"mean": 0, "low": 0, "high": 0, "n": 8}
     assert (caught["outcome"], caught["passed"]) == ("fails", False)
     assert result["gates"]["outcome"] == "fails"
-    assert "fail (gain_over_input, gain_over_base" in tally(result)
+    assert "fail (gain_over_input, gain_over_classic, gain_over_base" in tally(result)
     recorded = {key: result[key] for key in ("family", "adherence", "clips", "metrics", "windows", "per_window")}
     recorded["thresholds"] = result["thresholds"]
     again = judged(recorded, result["mask"]["band_pixels"], result["mask"]["band_frames"])
-    assert len(again["verdicts"]) == 9
+    assert len(again["verdicts"]) == 10
     assert json.loads(json.dumps(again)) == {key: result[key] for key in again}
 
 

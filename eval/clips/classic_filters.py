@@ -52,7 +52,7 @@ def classic_filters(task: Task, device: torch.device) -> tuple[ClassicFilter, ..
         return ()
     makers = list(_makers(task.maker, task.maker_args))
     found = [f for maker, settings in makers for f in FILTERS.get(maker, _unknown)(settings, device)]
-    return tuple({f.name: f for f in found}.values())
+    return tuple({f.name: f for f in found or _unknown({}, device)}.values())
 
 
 def without_filter(task: Task) -> str:
@@ -75,7 +75,7 @@ def _makers(maker: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapp
         yield from _makers(step["maker"], step.get("args") or {})
 
 
-def _each_frame(change: Callable[[Clip], Clip], window: Degraded) -> Clip:
+def _each_frame(change: Callable[[Clip], np.ndarray], window: Degraded) -> Clip:
     return np.stack([change(frame) for frame in window.clip]).astype(np.uint8)
 
 
@@ -120,7 +120,7 @@ def _motion(settings: Mapping[str, Any], device: torch.device) -> list[ClassicFi
 
 
 def _sharpening() -> list[ClassicFilter]:
-    def sharpened(frame: Clip, sigma: float, amount: float) -> Clip:
+    def sharpened(frame: Clip, sigma: float, amount: float) -> np.ndarray:
         soft = cv2.GaussianBlur(frame, (0, 0), sigma)
         return cv2.addWeighted(frame, 1 + amount, soft, -amount, 0)
 
@@ -136,7 +136,7 @@ def _sharpening() -> list[ClassicFilter]:
 def _smoothing(*strengths: int) -> list[ClassicFilter]:
     """Non-local means and bilateral filters; strengths: levels of noise."""
 
-    def non_local_means(frame: Clip, h: int) -> Clip:
+    def non_local_means(frame: Clip, h: int) -> np.ndarray:
         # The filter works in Lab, and OpenCV reads colours as B, G, R
         return cv2.fastNlMeansDenoisingColored(frame[..., ::-1].copy(), None, h, h, 7, 21)[..., ::-1]
 
@@ -180,7 +180,7 @@ def _deinterlacing(settings: Mapping[str, Any], device: torch.device) -> list[Cl
         clip[:, missing] = (clip[:, above].astype(np.uint16) + clip[:, below] + 1) // 2
         return clip
 
-    def blended(frame: Clip) -> Clip:
+    def blended(frame: Clip) -> np.ndarray:
         return cv2.filter2D(frame, -1, np.array([[1], [2], [1]]) / 4, borderType=cv2.BORDER_REPLICATE)
 
     return [

@@ -200,7 +200,7 @@ class Scorer:
         items = [Item(window, 0) for window in self.held_out.windows]
         numbers = {f"the VAE round trip of {item.window.key}": item.window.number for item in items}
         require_aligned({name: offset(self.ceiling(n), self.target(n)) for name, n in numbers.items()})
-        rows = {INPUT: self.input, CEILING: self.ceiling, FLOOR: self.floor}
+        rows: dict[str, Callable[[int], Clip]] = {INPUT: self.input, CEILING: self.ceiling, FLOOR: self.floor}
         results.classic = self.classic_row.choose(pool)
         if (classic := results.classic.chosen) is not None:
             rows[CLASSIC] = lambda n: classic.apply(self.classic_row.window(n))

@@ -16,6 +16,7 @@ class Thresholds:
     """Thresholds of the claims in docs/evaluation.md. scores.json lists the thresholds that a run changed."""
 
     gain_over_input: float = 0.7  # dB of PSNR; family edit: inside the edited part
+    gain_over_classic: float = 0.0  # dB of PSNR over the best classic filter; family edit: inside the edited part
     gain_over_base: float = 0.7  # dB of PSNR; family edit: inside the edited part
     swap_drop: float = 8.0  # dB lost with another recording's reference
     swap_floor: float = 0.3  # largest share of the gain over the floor that a swapped reference may keep
