@@ -1,7 +1,8 @@
 """`python -m eval.compare A B`: is B better than A? A paired comparison on the same windows and seeds.
 
 A and B are scores.json files, or folders that contain one (the folder of a run or of an evaluation). Exit code 0: B is
-not significantly worse; 1: B is significantly worse than A in the primary metric; 2: A and B cannot be compared.
+not significantly worse; 1: B is significantly worse than A in the primary metric, or in a metric of --allow by more
+than its allowed loss; 2: A and B cannot be compared.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ if __name__ == "__main__":
     protect_imports()
 
 import argparse
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,6 +22,7 @@ import numpy as np
 from rich.table import Table
 
 from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.junit import comparison_cases, write_junit
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, two_sided_p
 from iclora_train.config import require
@@ -54,10 +57,23 @@ class Difference(TypedDict):
     better: bool | None
 
 
-def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare two scores.json: {primary, worse, metrics, notes}; worse: exit code 1.
+class Gate(TypedDict):
+    """A metric that decides the exit code. allowed: loss of B against A that is accepted, in units of the metric.
 
-    Raises ConfigError if windows, seeds, targets or protocols differ.
+    p_holm: two-sided, that the loss differs from the allowed one; after Holm's correction over all gates but the
+    primary metric. failed: the loss is significantly larger than allowed.
+    """
+
+    allowed: float
+    p_holm: float | None
+    failed: bool
+
+
+def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Compare two scores.json: {primary, worse, metrics, gates, notes}; worse: a gate failed, exit code 1.
+
+    allowed: metric -> allowed loss; the primary metric is always a gate, by default with 0. Raises ConfigError if
+    windows, seeds, targets or protocols differ, and for a metric that cannot be a gate.
     """
     require_comparable(a, b)
     sources = [clip["source"] for clip in a["clips"]]
@@ -85,8 +101,35 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
         )
         for key, differences in paired.items()
     }
-    worse = primary in metrics and _is_worse(metrics[primary])
-    return {"primary": primary, "worse": worse, "metrics": metrics, "notes": _notes(a, b)}
+    gates = _gates(paired, {key: a["metrics"][key]["better"] for key in paired}, sources, primary, allowed or {})
+    worse = any(gate["failed"] for gate in gates.values())
+    return {"primary": primary, "worse": worse, "metrics": metrics, "gates": gates, "notes": _notes(a, b)}
+
+
+def _gates(
+    paired: Mapping[str, Values],
+    better: Mapping[str, str | None],
+    sources: Sequence[str],
+    primary: str,
+    allowed: Mapping[str, float],
+) -> dict[str, Gate]:
+    """The gates by metric. paired: metric -> B - A per window; better: metric -> "high" or "low"."""
+    judged = [key for key in paired if better[key] is not None]
+    for key in allowed:
+        require(key in judged, f"--allow {key}: not a metric that can be worse; there are {', '.join(judged)}")
+    limits = {**({primary: 0.0} if primary in judged else {}), **allowed}
+    excess = {key: (-paired[key] if better[key] == "high" else paired[key]) - limit for key, limit in limits.items()}
+    p_values = {key: p for key, values in excess.items() if (p := two_sided_p(values, sources)) is not None}
+    corrected = holm({key: p for key, p in p_values.items() if key != primary})
+    corrected |= {primary: p_values[primary]} if primary in p_values else {}
+    return {
+        key: Gate(
+            allowed=limit,
+            p_holm=corrected.get(key),
+            failed=estimate(excess[key], sources)["mean"] > 0 and corrected.get(key, 1.0) < SIGNIFICANCE,
+        )
+        for key, limit in limits.items()
+    }
 
 
 def _with_nan(values: list[float | None]) -> Values:
@@ -95,10 +138,6 @@ def _with_nan(values: list[float | None]) -> Values:
 
 def _better(direction: str | None, mean: float) -> bool | None:
     return None if direction is None or mean == 0 else (mean > 0) == (direction == "high")
-
-
-def _is_worse(metric: Difference) -> bool:
-    return metric["better"] is False and metric["p_holm"] is not None and metric["p_holm"] < SIGNIFICANCE
 
 
 def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
@@ -155,22 +194,46 @@ def table(comparison: Mapping[str, Any], a: Path, b: Path) -> Table:
     return console_table
 
 
+def allowed_losses(texts: Sequence[str]) -> dict[str, float]:
+    """The losses of `--allow METRIC=LOSS`. ConfigError for a text of another form."""
+    losses: dict[str, float] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        try:
+            loss = float(value)
+        except ValueError:
+            loss = math.nan
+        require(0 <= loss < math.inf, f"--allow {text}: write METRIC=LOSS with a loss of at least 0, e.g. psnr=0.2")
+        require(key not in losses, f"--allow {text}: {key} is given twice")
+        losses[key] = loss
+    return losses
+
+
 def main() -> None:
     """`python -m eval.compare`."""
     parser = argparse.ArgumentParser(prog="eval.compare", description=(__doc__ or "").split(":", 1)[1].strip())
     parser.add_argument("a", type=user_path, metavar="A", help="scores.json, or a folder that contains one")
     parser.add_argument("b", type=user_path, metavar="B", help="the same, for B")
     parser.add_argument("--json", type=user_path, metavar="FILE", help="also write the comparison to FILE")
+    parser.add_argument("--junit", type=user_path, metavar="FILE", help="also write it as JUnit XML, a test per metric")
+    allow_help = "loss of B in a metric that is accepted, e.g. psnr=0.2; repeat for several metrics"
+    parser.add_argument("--allow", action="append", default=[], metavar="METRIC=LOSS", help=allow_help)
     with one_line_ending("nothing was written"):
         arguments = parser.parse_args()
-        comparison = compare(load(arguments.a), load(arguments.b))
+        comparison = compare(load(arguments.a), load(arguments.b), allowed_losses(arguments.allow))
         if arguments.json is not None:
             with write_atomic(arguments.json) as file:
                 file.write(as_json(comparison))
+        if arguments.junit is not None:
+            properties = {"A": str(arguments.a), "B": str(arguments.b)}
+            write_junit(arguments.junit, "eval.compare", comparison_cases(comparison), properties)
         console = make_console()
         console.print(table(comparison, arguments.a, arguments.b))
         for note in comparison["notes"]:
             console.print(f"also different: {note}", soft_wrap=True, highlight=False)
+        for key, gate in comparison["gates"].items():
+            verdict = "worse than allowed" if gate["failed"] else "ok"
+            console.print(f"{key}: allowed loss {gate['allowed']:g}: {verdict}", soft_wrap=True, highlight=False)
     raise SystemExit(int(comparison["worse"]))
 
 

@@ -180,6 +180,8 @@ def test_tracks_are_compared_with_the_flow_of_the_clip(tmp_path: Path, capsys: p
     assert {round(float(step[0])) for _, step in disc_steps(drawing[7], drawing[8])} == {-2}
     code, out = diagnosed(tmp_path, capsys, texture, drawing, "conf=motion_tracks")
     assert names(out) == []
+    single = draw_tracks((start[:, None] + steps)[:1], np.ones((1, frames), bool), (height, width))
+    assert diagnosed(tmp_path, capsys, texture, single, "conf=motion_tracks")[0] == 0
     still = np.repeat(texture[:1], frames, 0)
     code, out = diagnosed(tmp_path, capsys, still, drawing, "conf=motion_tracks")
     assert (code, names(out)) == (3, ["reference not followed"])
@@ -343,6 +345,10 @@ def test_the_adapter_says_task_base_trigger_and_strength(
     assert "factor 2" in out
     assert "wrong base" not in out  # Lightricks uses it on 2.5
     assert "small reference" not in out
+    save_file(load_file(world.adapter), path, {"reference_downscale_factor": "half"})
+    code, out = diagnosed(tmp_path, capsys, picture(), blurred(picture()), f"adapter={path}")
+    assert (code, names(out)) == (3, ["adapter"])
+    assert "reference_downscale_factor='half' must be a whole number" in out
     save_file({key: value * 0 if "lora_B" in key else value for key, value in load_file(world.adapter).items()}, path)
     out = diagnosed(tmp_path, capsys, picture(), blurred(picture()), f"adapter={path}")[1]
     assert "finding: adapter: " in out

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from eval.compare import compare, load, main
+from eval.compare import allowed_losses, compare, load, main
+from eval.junit import write_claims
 from iclora_train.config import ConfigError
 from iclora_train.core.scores import as_json, values_digest
 
@@ -245,3 +247,128 @@ def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> Non
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(ConfigError, match=message):
         load(tmp_path)
+
+
+# ---- allowed losses and JUnit
+
+
+def junit(path: Path) -> dict[str, tuple[str, str]]:
+    """test -> (state, message), after a check that the counts agree with the tests."""
+    root = ElementTree.parse(path).getroot()
+    assert root.tag == "testsuites"
+    suites = root.findall("testsuite")
+    cases = {
+        case.attrib["name"]: next(
+            (child.tag, child.attrib["message"]) if "message" in child.attrib else ("passed", child.text or "")
+            for child in case
+        )
+        for case in suites[0].findall("testcase")
+    }
+    states = [state for state, _ in cases.values()]
+    counts = {"tests": len(states), "errors": 0}
+    counts |= {"failures": states.count("failure"), "skipped": states.count("skipped")}
+    for element in (root, *suites):
+        assert {key: int(element.attrib[key]) for key in counts} == counts
+    return cases
+
+
+@pytest.mark.parametrize(
+    ("metric", "by", "allowed", "failed"),
+    [
+        ("psnr", -0.3, {"psnr": 0.5}, []),  # a loss within the allowance
+        ("psnr", -0.3, {"psnr": 0.1}, ["psnr"]),
+        ("psnr", -0.3, {}, ["psnr"]),  # the primary metric is a gate without being named
+        ("flicker", 0.3, {}, []),  # others are gates only if they are named
+        ("flicker", 0.3, {"flicker": 0.1}, ["flicker"]),
+        ("flicker", 0.3, {"flicker": 0.4}, []),
+        ("flicker", -0.3, {"flicker": 0.1}, []),  # lower is better: a gain
+        ("psnr", 0.3, {"psnr": 0, "flicker": 0}, []),
+    ],
+)
+def test_a_loss_above_the_allowed_one_fails(
+    metric: str, by: float, allowed: dict[str, float], failed: list[str]
+) -> None:
+    result = compare(scores(), moved(metric, by), allowed)
+    assert [key for key, gate in result["gates"].items() if gate["failed"]] == failed
+    assert result["worse"] == bool(failed)
+    assert result["gates"].keys() == {"psnr", *allowed}
+
+
+def test_several_gates_are_corrected_and_the_primary_one_is_not() -> None:
+    other = scores()
+    row = other["windows"]["adapter+reference"]
+    for key, sign in (("psnr", -1), ("flicker", 1)):
+        row[key] = [value + sign * 0.1 * (1 + 0.01 * i) for i, value in enumerate(row[key])]
+    result = compare(scores(), other, {"flicker": 0.0})
+    assert result["gates"]["psnr"]["p_holm"] == result["metrics"]["psnr"]["p"]
+    assert result["gates"]["psnr"]["failed"]
+    assert result["gates"]["flicker"]["failed"]
+
+
+def test_a_gate_needs_two_recordings() -> None:
+    before, after = scores(), moved("flicker", 3)
+    for content in (before, after):
+        content["clips"] = [{**clip, "source": "s"} for clip in content["clips"]]
+    gate = compare(before, after, {"flicker": 0.0})["gates"]["flicker"]
+    assert (gate["p_holm"], gate["failed"]) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("psnr", "write METRIC=LOSS"),
+        ("psnr=-1", "a loss of at least 0"),
+        ("psnr=nan", "a loss of at least 0"),
+        ("sharpness=1", "--allow sharpness: not a metric that can be worse; there are psnr, flicker"),
+        ("ssim=1", "--allow ssim: not a metric"),
+    ],
+)
+def test_a_gate_that_cannot_be_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare(scores(), scores(), allowed_losses([text]))
+    with pytest.raises(ConfigError, match="psnr is given twice"):
+        allowed_losses(["psnr=1", "psnr=2"])
+
+
+def test_the_comparison_as_junit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, content in (("a", scores()), ("b", moved("psnr", -0.3))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = (tmp_path / "a.json", tmp_path / "b.json", "--junit", tmp_path / "out/junit.xml")
+    assert command(monkeypatch, *files, "--allow", "flicker=0.2") == 1
+    assert "psnr: allowed loss 0: worse than allowed" in capsys.readouterr().out
+    cases = junit(tmp_path / "out/junit.xml")
+    assert {name: state for name, (state, _) in cases.items()} == {
+        "psnr": "failure",
+        "flicker": "passed",
+        "sharpness": "skipped",
+    }
+    assert cases["psnr"][1].startswith("PSNR: B - A = -0.31")
+    assert "allowed loss 0, p " in cases["psnr"][1]
+    assert command(monkeypatch, *files, "--allow", "psnr=0.5") == 0
+    assert junit(tmp_path / "out/junit.xml")["psnr"][0] == "passed"
+
+
+def test_claims_as_junit(tmp_path: Path) -> None:
+    """A gate that fails is a failure; what is inconclusive, and a diagnostic that fails, is skipped. Control characters
+    of a file name are left out."""
+    verdict = {"claim": "PSNR > input & base", "threshold": ">= 0.7 dB"}
+    verdict |= {"value": {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 24}}
+    outcomes = [("gate", "holds"), ("gate", "fails"), ("gate", "inconclusive"), ("diagnostic", "fails")]
+    content = {
+        "task": "deblur",
+        "adapter": {"path": "a\x01<b>.safetensors", "sha256": None},
+        "base": {"name": "nano", "version": "2.3"},
+        "verdicts": [
+            {**verdict, "name": f"{kind} {outcome}", "kind": kind, "outcome": outcome} for kind, outcome in outcomes
+        ],
+    }
+    write_claims(tmp_path / "claims.xml", content)
+    cases = junit(tmp_path / "claims.xml")
+    assert [state for state, _ in cases.values()] == ["passed", "failure", "skipped", "skipped"]
+    expected = "gate fails: PSNR > input & base: 1.000 [0.500, 1.500] (n 24), required >= 0.7 dB"
+    assert cases["gate fails"][1] == expected
+    properties = ElementTree.parse(tmp_path / "claims.xml").iter("property")
+    facts = {item.attrib["name"]: item.attrib["value"] for item in properties}
+    assert facts == {"adapter": "a<b>.safetensors", "sha256": "", "base": "nano 2.3"}

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from eval.diagnosis.settings import DiagnoseSettings, task_named
 from iclora_train.adapters.file import inspect
-from iclora_train.adapters.metadata import DOWNSCALE, TEMPORAL, VERSION, factor
+from iclora_train.adapters.metadata import DOWNSCALE, TEMPORAL, VERSION, factor, metadata_findings
 from iclora_train.adapters.official import completed, recognise
 from iclora_train.config import ConfigError, Task, require
 from iclora_train.config.official import Official
@@ -84,8 +84,9 @@ class ClipFacts:
         return self._factor(TEMPORAL, 1 if self.task is None else self.task.reference_temporal_scale)
 
     def _factor(self, key: str, of_the_task: int) -> int:
-        declares = self.adapter is not None and key in self.adapter.metadata
-        return factor(self.adapter.metadata, key) if declares and self.adapter is not None else of_the_task
+        metadata = {} if self.adapter is None else self.adapter.metadata
+        is_declared = key in metadata and not metadata_findings({key: metadata[key]})
+        return factor(metadata, key) if is_declared else of_the_task
 
 
 def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
