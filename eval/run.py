@@ -22,6 +22,7 @@ from eval.compare import compare, load, require_comparable
 from eval.estimate import estimate_sampling
 from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
+from eval.junit import write_claims
 from eval.metrics import Suite
 from eval.planning import apply_budget
 from eval.ranks import sample_for_first, sample_together
@@ -125,6 +126,8 @@ def _evaluate(
     windows = save_outputs(windows, folder, source.seeds[0])
     comparison = None if earlier is None else compare(earlier, scores)
     report = write_page(folder, scores, windows, probe_clips, comparison)
+    if config.eval.junit is not None:
+        write_claims(Path(config.eval.junit), scores)
     wandb_log.log(folder, scores, config)
     print_lines(console, *headline(scores), f"scores  {folder / 'scores.json'}", f"report  {report}")
     return report

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -257,6 +258,9 @@ def test_the_report_compares_with_an_earlier_evaluation(evaluated: World, tmp_pa
     refused(evaluated.config(f"eval.against={tmp_path}"), "contains no scores.json")
     before = tmp_path / "scores.json"
     shutil.copy(evaluated.results / "scores.json", before)
-    report = evaluate(evaluated.config(f"eval.against={before}", "adapter=none"))
+    junit = tmp_path / "claims.xml"
+    report = evaluate(evaluated.config(f"eval.against={before}", "adapter=none", f"eval.junit={junit}"))
     assert "paired" in report.read_text()
+    verdicts = json.loads((report.parent / "scores.json").read_text())["verdicts"]
+    assert [case.attrib["name"] for case in ElementTree.parse(junit).iter("testcase")] == [v["name"] for v in verdicts]
     assert scores(evaluated) == json.loads(before.read_text())  # adapter=none writes into another folder

@@ -58,6 +58,7 @@ class Eval:
     workers: int = 2  # threads that measure clips while the next batch is sampled
     split: str = "heldout"
     against: str | None = None  # an earlier scores.json, or its folder: the report shows the differences
+    junit: str | None = None  # a file for the claims as JUnit XML, for CI servers
     thresholds: Thresholds = field(default_factory=Thresholds)
     after_training: bool = True  # run the evaluation at the end of training
     # Time for the evaluation, e.g. 30m or 2h: it measures what fits, the most telling first. null: all. auto: a quarter
@@ -68,6 +69,7 @@ class Eval:
 
     def __post_init__(self) -> None:
         self.against = None if self.against is None else expand_home(self.against)
+        self.junit = None if self.junit is None else expand_home(self.junit)
         require(self.windows >= 2, f"eval.windows={self.windows} must be at least 2 (an interval needs clips)")
         require(len(self.seeds) >= 1, "eval.seeds is empty: give at least one seed")
         require(
