@@ -142,9 +142,11 @@ def _print(
         taken = condition.name in plan.conditions
         windows, seeds = (plan.windows, plan.seeds) if taken else (request.windows, request.seeds)
         count = windows * len(seeds)
-        time = duration_text(count * request.cost.of(condition, plan.steps))
+        time = duration_text(count * request.cost.of(condition, plan.steps if taken else request.steps))
         table.add_row(condition.name, str(count), time, "" if taken else "left out")
-    probes = duration_text(request.probes * request.cost.of(at_strength(1), plan.steps))
+    probes = duration_text(
+        request.probes * request.cost.of(at_strength(1), plan.steps if plan.probes else request.steps)
+    )
     table.add_row("synthetic probes", str(request.probes), probes, "" if plan.probes else "left out")
     console.print(table)
     factor = interval_factor(request.windows, plan.windows)
