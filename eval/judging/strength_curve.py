@@ -19,7 +19,7 @@ DEAD, SATURATED = 0.1, 0.9  # shares of the total effect
 class StrengthCurve(TypedDict):
     """The strength curve in numbers.
 
-    spearman, isotonic_r2: means over windows. page_p: Page's trend test over recordings. Of the mean curve: dead_zone
+    spearman, isotonic_r2: means over recordings. page_p: Page's trend test over them. Of the mean curve: dead_zone
     (largest strength below 10 % of the effect), s50 (half of it), saturation (smallest strength above 90 %),
     largest_step (largest share of the effect between neighbouring strengths); None without an effect.
     """

@@ -33,7 +33,7 @@ class Thresholds:
     mask_local: float = 1 / 3  # change where the half mask keeps the reference divided by the change where it drops it
     fade_follows: float = 0.1  # share of the reference's effect at the end of the fade minus the share at its beginning
     null_change: float = 1.0  # grey levels between strength 0 and no reference
-    significance: float = 0.05  # level of the signed-rank tests, after Holm's correction
+    significance: float = 0.05  # level of the tests of the gates, after Holm's correction
 
     def __post_init__(self) -> None:
         require(
@@ -49,7 +49,7 @@ class Thresholds:
 
 @dataclass
 class Eval:
-    """Settings of the evaluation on held-out windows. The statistical unit is the clip; seeds are nested in clips."""
+    """Settings of the evaluation on held-out windows. The statistical unit is the recording."""
 
     windows: int = 24
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
