@@ -23,6 +23,7 @@ from rich.table import Table
 
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.junit import comparison_cases, write_junit
+from eval.metrics import REDEFINED
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, two_sided_p
 from iclora_train.config import require
@@ -80,7 +81,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, fl
     rows = [
         {key: _with_nan(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)
     ]
-    shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1]]
+    redefined = _redefined(a, b)
+    shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1] and key not in redefined]
     paired = {key: rows[1][key] - rows[0][key] for key in shared}  # NaN unless both were measured
     paired = {key: values for key, values in paired.items() if len(drop_nan(values))}
     p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences, sources)) is not None}
@@ -158,9 +160,16 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     )
 
 
+def _redefined(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Metrics whose definition changed between the two evaluations, so that their values cannot be compared."""
+    old, new = sorted(scores["provenance"].get("definitions", 1) for scores in (a, b))
+    return [key for number, keys in REDEFINED.items() if old < number <= new for key in keys]
+
+
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Other differences between the two evaluations, which may explain the result."""
-    return [line for path in REPORTED for line in differences(_lookup(a, path), _lookup(b, path), path)]
+    notes = [line for path in REPORTED for line in differences(_lookup(a, path), _lookup(b, path), path)]
+    return notes + [f"the definition of {key}, which is left out" for key in _redefined(a, b)]
 
 
 def _lookup(scores: Mapping[str, Any], path: str) -> Any:

@@ -28,7 +28,7 @@ from eval.judging.verdicts import (
     tally,
     unmeasured_gates,
 )
-from eval.metrics import Suite
+from eval.metrics import DEFINITIONS, Suite
 from eval.scoring.scorer import Results
 from eval.scoring.tables import read_tables, tables
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
@@ -149,6 +149,7 @@ def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[l
 def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
     return {
         "protocol": PROTOCOL,
+        "definitions": DEFINITIONS,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "settings": {section: asdict(getattr(config, section)) for section in ("task", "data", "eval", "sample")},
         "config_hash": config_hash(config),

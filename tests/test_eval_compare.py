@@ -70,6 +70,16 @@ def test_pairing_shows_a_small_gain_despite_a_wide_spread_over_windows() -> None
     assert result["metrics"]["flicker"]["better"] is None
 
 
+def test_a_metric_with_another_definition_is_left_out() -> None:
+    """An evaluation without the number is older than the numbers."""
+    newer = scores()
+    newer["provenance"]["definitions"] = 2
+    for result in (compare(scores(), newer), compare(newer, scores())):
+        assert "psnr" in result["metrics"]
+        assert "flicker" not in result["metrics"]
+        assert "the definition of flicker, which is left out" in result["notes"]
+
+
 @pytest.mark.parametrize(
     ("metric", "by", "better", "worse"),
     [("psnr", -0.3, False, True), ("flicker", 0.3, False, False), ("flicker", -0.3, True, False)],

@@ -38,6 +38,9 @@ COMMON = (  # first in the report
     levels.LEVELS,
     displacement.SHIFT,
 )
+# Definition of the metrics, by number; scores.json records the newest. Number -> metrics that it changed.
+REDEFINED = {2: ("flicker",)}  # 2: differences of blocks; before, second differences of whole frames
+DEFINITIONS = max(REDEFINED)
 TEMPORAL = (motion.MOTION, motion.FLICKER, motion.WARP)  # last in the report
 
 
