@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,14 @@ def apply_budget(
         plan = choose(_request(source, probes, cost), budget * processes)
         write_json(folder / NAME, asdict(StoredPlan(key, plan, cost)))
     request = _request(source, probes, cost)
-    _print(request, plan, budget, processes, _earlier_width(folder, primary), console)
+    factor = interval_factor(request.windows, plan.windows, len({w.source for w in source.held_out.windows}))
+    _print(request, plan, budget, processes, factor, _earlier_width(folder, primary), console)
     entry = {
         "budget": budget,
         "requested": key["requested"],
         **plain(asdict(plan)),
         "seconds": round(request.seconds(plan) / processes, 1),
-        "interval_factor": round(interval_factor(request.windows, plan.windows), 3),
+        "interval_factor": None if isnan(factor) else round(factor, 3),
     }
     _restrict(source, plan)
     return entry, cost
@@ -112,8 +114,9 @@ def _restrict(source: SampledClips, plan: Plan) -> None:
     source.restrict(config, held_out, plan.conditions)
 
 
-def _earlier_width(folder: Path, primary: str) -> tuple[float, int] | None:
-    """Half of the 95 % interval of the primary metric in the newest results of this run, and its number of windows."""
+def _earlier_width(folder: Path, primary: str) -> tuple[float, int, int] | None:
+    """Half of the 95 % interval of the primary metric in the newest results of this run, and its numbers of windows and
+    recordings."""
     paths = sorted(folder.parent.glob("eval*/scores.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(paths):
         try:
@@ -122,7 +125,7 @@ def _earlier_width(folder: Path, primary: str) -> tuple[float, int] | None:
             continue
         value = scores.get("cells", {}).get(ADAPTER_REFERENCE, {}).get(primary) or {}
         if value.get("low") is not None:
-            return (value["high"] - value["low"]) / 2, value["n"]
+            return (value["high"] - value["low"]) / 2, value["n"], len({clip["source"] for clip in scores["clips"]})
     return None
 
 
@@ -131,7 +134,8 @@ def _print(
     plan: Plan,
     budget: float,
     processes: int,
-    earlier: tuple[float, int] | None,
+    factor: float,
+    earlier: tuple[float, int, int] | None,
     console: Console,
 ) -> None:
     """The plan as a table, and what it leaves out."""
@@ -149,18 +153,20 @@ def _print(
     )
     table.add_row("synthetic probes", str(request.probes), probes, "" if plan.probes else "left out")
     console.print(table)
-    factor = interval_factor(request.windows, plan.windows)
     width = ""
     if earlier is not None:
-        half, windows = earlier
-        width = f"; ±{half * interval_factor(windows, plan.windows):.3g} expected from earlier results of this run"
+        half, windows, recordings = earlier
+        expected = half * interval_factor(windows, plan.windows, recordings)
+        width = f"; ±{expected:.3g} expected from earlier results of this run"
     seconds, of_seeds = request.seconds(plan) / processes, f"{len(plan.seeds)} of {len(request.seeds)} seeds"
     print_lines(
         console,
         f"{plan.windows} of {request.windows} windows, {of_seeds}, {plan.steps} of {request.steps} steps: "
         f"{plan.clips:,} clips, about {duration_text(seconds)}",
-        f"95 % intervals about {factor:.2f} times as wide as with {request.windows} windows{width}",
     )
+    if not isnan(factor):
+        line = f"95 % intervals about {factor:.2f} times as wide as with {request.windows} windows{width}"
+        print_lines(console, line)
     if seconds > budget:
         print_lines(
             console,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,13 @@ class World:
     def arguments(self) -> list[str]:
         """Command line of `python -m eval`."""
         return [*self.overrides, f"adapter={self.adapter}"]
+
+
+def without_evaluation(world: World, folder: Path) -> World:
+    """A world in another folder without an evaluation, with the shards and the base of `world`."""
+    shutil.copy(world.adapter, folder / "adapter.safetensors")
+    overrides = [o for o in world.overrides if not o.startswith("runs_dir")]
+    return World(folder, [*overrides, f"runs_dir={folder / 'runs'}"])
 
 
 def compose_config(overrides: list[str]) -> Config:

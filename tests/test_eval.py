@@ -24,7 +24,16 @@ from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from tests.command import run, start
-from tests.eval_world import World, build, compose_config, refused, scores, without_run, write_adapter
+from tests.eval_world import (
+    World,
+    build,
+    compose_config,
+    refused,
+    scores,
+    without_evaluation,
+    without_run,
+    write_adapter,
+)
 from tests.tiny import write_tiny_base
 
 SCHEMA = json.loads((Path(__file__).parent.parent / "eval" / "scores.schema.json").read_text())
@@ -51,10 +60,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def world(evaluated: World, tmp_path: Path) -> World:
-    """A fresh world without an evaluation, with the shards and the base of `evaluated`."""
-    shutil.copy(evaluated.adapter, tmp_path / "adapter.safetensors")
-    overrides = [o for o in evaluated.overrides if not o.startswith("runs_dir")]
-    return World(tmp_path, [*overrides, f"runs_dir={tmp_path / 'runs'}"])
+    return without_evaluation(evaluated, tmp_path)
 
 
 def violations(value: Any, schema: dict[str, Any], where: str = "$") -> list[str]:

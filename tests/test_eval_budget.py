@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from eval.budget import CORE, SAMPLING_SHARE, Plan, Request, choose, interval_factor
+from eval.budget import CORE, SAMPLING_SHARE, Plan, Request, choose, half_width, interval_factor
 from eval.clips.conditions import all_conditions
 from eval.clips.cost import ClipCost
 from eval.clips.sampled import SampledClips
@@ -62,8 +63,13 @@ def test_only_a_budget_below_three_conditions_costs_steps_and_never_more_than_ha
     assert choose(replace(FULL, windows=4), 1.0).windows == 4  # there are no more
 
 
-def test_intervals_are_scaled_by_the_root_of_the_windows() -> None:
-    assert interval_factor(24, 6) == 2
+def test_intervals_grow_with_fewer_windows_and_more_with_fewer_recordings() -> None:
+    assert interval_factor(24, 24, 7) == 1
+    of_as_many = interval_factor(24, 8, 7)  # 8 windows of all 7 recordings
+    assert 1 < of_as_many < (24 / 8) ** 0.5
+    assert of_as_many < interval_factor(24, 8, 24)  # 8 recordings instead of 24
+    assert half_width(24, 7) == pytest.approx(2.447 * (0.45 / 7 + 0.55 / 24) ** 0.5, rel=1e-3)
+    assert math.isnan(interval_factor(24, 8, 1))
 
 
 def test_the_settings_of_a_budget() -> None:
@@ -105,7 +111,10 @@ def test_the_plan_is_evaluated_stored_and_repeated(
     out = capsys.readouterr().out
     assert "left out" in out
     assert "8 of 10 windows, 1 of 2 seeds, 2 of 2 steps: 32 clips" in out
-    assert "about 1.12 times as wide as with 10 windows" in out
+    recordings = len({clip["source"] for clip in result["clips"]})
+    factor = interval_factor(10, 8, recordings)
+    assert plan["interval_factor"] == pytest.approx(factor, abs=0.001)
+    assert f"about {factor:.2f} times as wide as with 10 windows" in out
     monkeypatch.setattr(SampledClips, "measure_cost", lambda *_: pytest.fail("it was measured again"))
     report = evaluate(world.config("eval.windows=10", "eval.label=fast", f"eval.budget={8 * 10 * 4 / SAMPLING_SHARE}s"))
     again = json.loads((report.parent / "scores.json").read_text())

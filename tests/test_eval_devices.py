@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 
 from iclora_train.core.atomic_files import claim
 from tests.command import run, start
-from tests.eval_world import World, build, scores, without_run
+from tests.eval_world import World, build, scores, without_evaluation, without_run
 
 DEVICES = "eval.devices=2"
 
@@ -28,10 +27,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture
 def world(single: World, tmp_path: Path) -> World:
-    """A fresh world without an evaluation, with the shards and the base of `single`."""
-    shutil.copy(single.adapter, tmp_path / "adapter.safetensors")
-    overrides = [o for o in single.overrides if not o.startswith("runs_dir")]
-    return World(tmp_path, [*overrides, f"runs_dir={tmp_path / 'runs'}"])
+    return without_evaluation(single, tmp_path)
 
 
 def children(pid: int) -> list[int]:

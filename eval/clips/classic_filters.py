@@ -51,8 +51,8 @@ def classic_filters(task: Task, device: torch.device) -> tuple[ClassicFilter, ..
     if without_filter(task):
         return ()
     makers = list(_makers(task.maker, task.maker_args))
-    found = [f for maker, settings in makers for f in FILTERS.get(maker, _unknown)(settings, device)]
-    return tuple({f.name: f for f in found or _unknown({}, device)}.values())
+    filters = [f for maker, settings in makers for f in FILTERS.get(maker, _unknown)(settings, device)]
+    return tuple({f.name: f for f in filters or _unknown({}, device)}.values())
 
 
 def without_filter(task: Task) -> str:

@@ -112,11 +112,11 @@ def _use(config: Config, adapter: lora.Adapter, official: Match | None) -> list[
             "or to cross-attention with it, and only the video stream is sampled"
         )
     if official is not None:
-        trigger, own = official.official.trigger, config.task.trigger
-        if trigger is not None and trigger != own:
+        trigger, task_trigger = official.official.trigger, config.task.trigger
+        if trigger is not None and trigger != task_trigger:
             notes.append(
-                f"the captions of the windows have the trigger {own!r}, {official.official.title} has {trigger!r}: set "
-                "task.trigger to it and prepare the data again"
+                f"the captions of the windows have the trigger {task_trigger!r}, {official.official.title} has "
+                f"{trigger!r}: set task.trigger to it and prepare the data again"
             )
         data = config.data
         notes += usage_notes(official.official, config.sample, 1.0, data.width, data.height, data.fps)

@@ -93,9 +93,9 @@ def drawing_gap(drawn: Clip, reference: Clip) -> float:
 
 def edge_gap(clip: Clip, reference: Clip) -> float:
     """Edge F1 of two pictures minus that against the mirrored one."""
-    output, own = CachedClip(clip), CachedClip(reference)
+    output, source = CachedClip(clip), CachedClip(reference)
     chance = min(edge_f1(output, CachedClip(np.flip(reference, axis).copy())) for axis in (1, 2))
-    return edge_f1(output, own) - chance
+    return edge_f1(output, source) - chance
 
 
 def layout(clip: Clip, reference: Clip, where: Mask | None = None) -> float:

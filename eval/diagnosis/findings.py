@@ -124,11 +124,11 @@ def _luma_flicker(clip: Clip) -> float:
 
 def _flicker(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
     """Flicker of the clip; above that of its reference if the reference is a picture."""
-    own = _luma_flicker(clips.clip)
-    given = _luma_flicker(clips.reference) if kind not in DRAWINGS else 0.0
-    measured["flicker of the clip"] = own
-    if own - given > FLICKER:
-        text = f"its luma flickers by {own:.1f} levels, the reference by {given:.1f}"
+    of_clip = _luma_flicker(clips.clip)
+    of_reference = _luma_flicker(clips.reference) if kind not in DRAWINGS else 0.0
+    measured["flicker of the clip"] = of_clip
+    if of_clip - of_reference > FLICKER:
+        text = f"its luma flickers by {of_clip:.1f} levels, the reference by {of_reference:.1f}"
         yield Finding("flickering clip", text, "more steps, a steadier reference, a lower adapter_strength")
 
 

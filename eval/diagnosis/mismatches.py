@@ -65,9 +65,9 @@ def _requested(settings: DiagnoseSettings, clips: AlignedClips) -> Iterator[Find
 
 def _sizes(settings: DiagnoseSettings, facts: ClipFacts, clips: AlignedClips) -> Iterator[Finding]:
     clip, reference = clips.files
-    own, given = clip.width / clip.height, reference.width / reference.height
-    if abs(own / given - 1) > ASPECT:
-        effect = "is distorted" if settings.fit == "stretch" else f"loses {1 - min(own / given, given / own):.0%}"
+    ratio = (clip.width / clip.height) / (reference.width / reference.height)
+    if abs(ratio - 1) > ASPECT:
+        effect = "is distorted" if settings.fit == "stretch" else f"loses {1 - min(ratio, 1 / ratio):.0%}"
         text = (
             f"the clip is {clip.width}x{clip.height}, the reference {reference.width}x{reference.height}: it {effect}"
         )

@@ -42,8 +42,8 @@ class Verdict(TypedDict):
 
 def judge(family: str, evidence: Evidence, thresholds: Thresholds) -> list[Verdict]:
     """The verdicts of a task family, gates first. Claims that were not measured on any window are left out."""
-    made = sorted(claims(family, evidence, thresholds), key=lambda claim: claim.kind != "gate")
-    measured = [(c, c.values) for c in made if c.values is not None and len(drop_nan(c.values))]
+    ordered = sorted(claims(family, evidence, thresholds), key=lambda claim: claim.kind != "gate")
+    measured = [(c, c.values) for c in ordered if c.values is not None and len(drop_nan(c.values))]
     p_values = {claim.name: _p(claim, values, evidence.sources) for claim, values in measured}
     gates = {claim.name for claim, _ in measured if claim.kind == "gate"}
     corrected = holm({name: p for name, p in p_values.items() if p is not None and name in gates})

@@ -37,9 +37,9 @@ def spatial_shift(output: Clip, target: Clip) -> tuple[float, float]:
     pairs = [(_grey(output[i]), _grey(target[i])) for i in indices.tolist()]
     start = np.median([cv2.phaseCorrelate(b * window, a * window)[0] for a, b in pairs], axis=0)
     smooth = [(_smoothed(a), _smoothed(b)) for a, b in pairs]
-    found = [_refined(shift, smooth) for shift in (start, np.zeros(2)) if np.abs(shift).max() <= LARGEST_SHIFT]
-    found += [(float(round(x)), float(round(y))) for x, y in found]
-    x, y = min(found, key=lambda shift: _error_after(pairs, shift, shift))
+    candidates = [_refined(shift, smooth) for shift in (start, np.zeros(2)) if np.abs(shift).max() <= LARGEST_SHIFT]
+    candidates += [(float(round(x)), float(round(y))) for x, y in candidates]
+    x, y = min(candidates, key=lambda shift: _error_after(pairs, shift, shift))
     same, undone, doubled = (_error_after(pairs, (s * x, s * y), (x, y)) for s in (0, 1, -1))
     return (x, y) if undone < EVIDENCE * min(same, doubled) else (0.0, 0.0)
 

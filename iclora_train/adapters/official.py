@@ -60,8 +60,8 @@ def official_notes(metadata: Mapping[str, str], match: Match, family: str | None
         f"{names[key]} {value}{' (not confirmed by Lightricks)' if fields.get(key) in official.unconfirmed else ''}"
         for key, value in taken.items()
     ]
-    given = f"; taken from conf/official/{match.name}.yaml: {', '.join(values)}" if values else ""
-    lines = [f"is {official.title} for {official.model} (by {match.by}){given}"]
+    taken_values = f"; taken from conf/official/{match.name}.yaml: {', '.join(values)}" if values else ""
+    lines = [f"is {official.title} for {official.model} (by {match.by}){taken_values}"]
     factor = declared.get(DOWNSCALE)
     if official.reference_downscale is not None and factor not in (None, str(official.reference_downscale)):
         lines.append(f"declares reference factor {factor}; {official.title} has {official.reference_downscale}")

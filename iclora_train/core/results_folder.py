@@ -68,11 +68,11 @@ def _matches(folder: Path, config: Config) -> bool:
     name count as equal. eval.budget=auto takes results of any budget."""
     scores = _stored(folder) or {}
     settings, plan = scores.get("provenance", {}).get("settings", {}), scores.get("plan") or {}
-    found = plan.get("requested") or {**settings.get("eval", {}), "sample": settings.get("sample", {})}
-    wanted = requested(config)
-    sampling = wanted.pop("sample")
-    same = all(found.get(key, value) == value for key, value in wanted.items())
-    same = same and all(found.get("sample", {}).get(key, value) == value for key, value in sampling.items())
+    stored = plan.get("requested") or {**settings.get("eval", {}), "sample": settings.get("sample", {})}
+    protocol = requested(config)
+    sampling = protocol.pop("sample")
+    same = all(stored.get(key, value) == value for key, value in protocol.items())
+    same = same and all(stored.get("sample", {}).get(key, value) == value for key, value in sampling.items())
     return same and (config.eval.budget == "auto" or plan.get("budget") == config.eval.budget_seconds)
 
 

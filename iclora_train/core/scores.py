@@ -133,9 +133,9 @@ def find_scores(path: Path) -> Path:
     others = sorted(path.glob("eval-*/scores.json"))
     file = next((place for place in candidates if place.is_file()), others[0] if len(others) == 1 else None)
     if file is None:
-        found = f" of its own, but {', '.join(str(other.parent) for other in others)}" if others else ""
+        elsewhere = f" of its own, but {', '.join(str(other.parent) for other in others)}" if others else ""
         raise ConfigError(
-            f"{path} contains no scores.json{found}: give a scores.json, or the folder of a run or of an evaluation"
+            f"{path} contains no scores.json{elsewhere}: give a scores.json, or the folder of a run or of an evaluation"
         )
     return file
 
@@ -155,8 +155,8 @@ def read_comparable_scores(path: Path) -> dict[str, Any]:
             metric["better"] not in ("high", "low", None) for metric in scores["metrics"].values()
         ),
     }
-    for problem, found in problems.items():
-        if found:
+    for problem, applies in problems.items():
+        if applies:
             raise DamagedFileError(f"{path} is damaged ({problem}): {REMEDY}")
     if scores.get("digest") not in (None, values_digest(scores)):
         print(
