@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from iclora_train.adapters.base_spec import BaseSpec
 from scripts.synthetic_checkpoint import write_checkpoint
@@ -33,3 +35,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A list of short clips in all splits (`prep.write_clips`)."""
     return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The clips are too small for several threads, and tests share few cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

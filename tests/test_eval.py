@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -36,16 +35,9 @@ from tests.eval_world import (
 )
 from tests.tiny import write_tiny_base
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCHEMA = json.loads((Path(__file__).parent.parent / "eval" / "scores.schema.json").read_text())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The clips are too small for several threads, and tests share few cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

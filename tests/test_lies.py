@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -21,18 +20,11 @@ from eval.scores import judged
 from iclora_train.media.shard_clip import encode_clip
 from tests.eval_world import World, build, refused
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Clip = np.ndarray
 FPS = 25.0
 RECORDINGS = {"train": ["sea"], "heldout": ["cat", "dog", "fox", "owl"]}  # two windows each
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """The clips are too small for several threads, and tests share few cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

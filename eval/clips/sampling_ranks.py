@@ -124,21 +124,24 @@ def sample_missing(
 
     Returns when the cache has all of them. on_progress: called with the number of batches that it has.
     """
-    work = [(condition, batch) for condition in source.conditions for batch in batches]
+    work = [
+        (source.cache.path(source.specification(condition, batch)), condition, batch)
+        for condition in source.conditions
+        for batch in batches
+    ]
     start = rank.rank * len(work) // rank.count
     todo = work[start:] + work[:start]  # so that processes meet late, also where the file system has no locks
     while todo:
         sampled = False
-        for condition, batch in todo:
-            spec = source.specification(condition, batch)
-            if source.cache.has(spec):
+        for path, condition, batch in todo:
+            if path.exists():
                 continue
-            with claim(source.cache.path(spec).with_suffix(".lock")) as is_mine:
-                if is_mine and not source.cache.has(spec):
+            with claim(path.with_suffix(".lock")) as is_mine:
+                if is_mine and not path.exists():
                     source.clips(condition, batch)
                     sampled = True
-                    on_progress(sum(source.cache.has(source.specification(*item)) for item in work))
-        todo = [(c, batch) for c, batch in todo if not source.cache.has(source.specification(c, batch))]
+                    on_progress(sum(path.exists() for path, _, _ in work))
+        todo = [entry for entry in todo if not entry[0].exists()]
         on_progress(len(work) - len(todo))
         if todo and not sampled:
             time.sleep(WAIT)

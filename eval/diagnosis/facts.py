@@ -114,10 +114,10 @@ def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
     )
 
 
-def _known(own: T | None, recorded: Sequence[T | None], index: int) -> T | None:
-    """The user's value, else the recorded one."""
-    if own is not None or index >= len(recorded):
-        return own
+def _known(setting: T | None, recorded: Sequence[T | None], index: int) -> T | None:
+    """The user's setting, else the recorded one."""
+    if setting is not None or index >= len(recorded):
+        return setting
     return recorded[index]
 
 

@@ -12,16 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.base import (
-    CachedClip,
-    Clip,
-    GroundTruth,
-    Mask,
-    Measurement,
-    Metric,
-    MetricGroup,
-    Values,
-)
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
 from eval.metrics.levels import block_means
 from iclora_train.signals.optical_flow import warp_by_flow
 

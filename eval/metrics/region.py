@@ -8,16 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from eval.metrics.base import (
-    CachedClip,
-    Clip,
-    GroundTruth,
-    Mask,
-    Measurement,
-    Metric,
-    MetricGroup,
-    Values,
-)
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Mask, Measurement, Metric, MetricGroup, Values
 from eval.metrics.edges import f1_of
 from eval.metrics.picture import SSIM_WINDOW, decibel, ssim_map
 from iclora_train.config import Task

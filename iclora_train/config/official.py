@@ -93,14 +93,14 @@ def _read(path: Path) -> Official:
 def match_file(path: Path) -> Match | None:
     """The published adapter of a file: by its name, else by its size in bytes. None if it is none of them."""
     name = re.sub(r"[ _]", "-", path.name.lower().removesuffix(".safetensors"))
-    found = [
+    by_name = [
         (len(start), key, official)
         for key, official in registry().items()
         for start in official.files
         if re.match(rf"{re.escape(start)}(?![a-z0-9])", name)
     ]
-    if found:
-        _, key, official = max(found, key=lambda entry: entry[0])
+    if by_name:
+        _, key, official = max(by_name, key=lambda entry: entry[0])
         return Match(key, official, "its name")
     size = path.stat().st_size if path.is_file() else None
     for key, official in registry().items():
@@ -111,10 +111,10 @@ def match_file(path: Path) -> Match | None:
 
 def match_metadata(keys: set[str]) -> Match | None:
     """The published adapter whose files, and only its, have one of these metadata keys."""
-    found = {name: marks for name, official in registry().items() if (marks := keys & set(official.metadata))}
-    if len(found) != 1:
+    by_keys = {name: marks for name, official in registry().items() if (marks := keys & set(official.metadata))}
+    if len(by_keys) != 1:
         return None
-    name, marks = next(iter(found.items()))
+    name, marks = next(iter(by_keys.items()))
     return Match(name, registry()[name], f"its metadata {min(marks)}")
 
 

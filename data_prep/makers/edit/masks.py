@@ -57,7 +57,7 @@ def load_clip_mask(source: SourceWindow) -> np.ndarray:
     message = f"clip {source.clip}: its mask {path} ends before frame {last}; give a mask for every frame, or one still"
     require(is_still or last in masks, message)
     window = [masks[0 if is_still else number] for number in source.indices]
-    return np.stack([source.crop.apply(mask, cv2.INTER_NEAREST_EXACT) for mask in window]) > 0
+    return source.crop.apply_all(window, cv2.INTER_NEAREST_EXACT) > 0
 
 
 def _read_masks(path: Path, numbers: set[int]) -> list[np.ndarray]:
