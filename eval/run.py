@@ -13,7 +13,7 @@ from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import Item, batches
 from eval.clips.cost import ClipCost, Forecast
 from eval.clips.external import VideoFolder
-from eval.clips.judged_adapter import NONE, adapter_path, open_adapter
+from eval.clips.judged_adapter import NONE, JudgedAdapter, adapter_path, open_adapter
 from eval.clips.leakage import require_unseen
 from eval.clips.sampled import SampledClips
 from eval.clips.sampling_ranks import SamplingRank, sampling_rank, started_samplers
@@ -40,7 +40,7 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.core.results_folder import results_folder as folder_of_protocol
 from iclora_train.core.scores import values_digest
 from iclora_train.core.training_time import evaluation_budget
-from iclora_train.ltx2.base_model import open_base
+from iclora_train.ltx2.base_model import BaseModel, open_base
 
 
 def results_folder(config: Config) -> Path:
@@ -50,13 +50,18 @@ def results_folder(config: Config) -> Path:
 
 def _folder_of_adapter(config: Config) -> Path:
     """`eval` in the run's folder for the run's own adapter, another name for anything else."""
-    run = Path(config.runs_dir, config.run)
     if config.videos is not None:
-        return run / f"eval-videos-{Path(config.videos).resolve().name}"
+        return Path(config.runs_dir, config.run, f"eval-videos-{Path(config.videos).resolve().name}")
+    return folder_by_adapter(config, "eval")
+
+
+def folder_by_adapter(config: Config, command: str) -> Path:
+    """A folder of results: `command` in the run's folder for the run's own adapter, else with the adapter's name."""
+    run = Path(config.runs_dir, config.run)
     if config.adapter is None or config.adapter == NONE:
-        return run / ("eval" if config.adapter is None else "eval-none")
+        return run / (command if config.adapter is None else f"{command}-none")
     path = adapter_path(config)
-    return run / f"eval-{path.stem}-{sha256(path)[:8]}"
+    return run / f"{command}-{path.stem}-{sha256(path)[:8]}"
 
 
 def open_source(config: Config) -> ClipSource:
@@ -70,11 +75,16 @@ def open_source(config: Config) -> ClipSource:
     if config.videos is not None:
         require(config.adapter is None, "videos= and adapter= cannot be evaluated together: give one of them")
         return VideoFolder(config, base, held_out, cache)
+    return SampledClips(config, base, open_unseen_adapter(config, base, held_out), held_out, cache)
+
+
+def open_unseen_adapter(config: Config, base: BaseModel, held_out: HeldOut) -> JudgedAdapter:
+    """The adapter under evaluation. ConfigError if it does not fit, or was trained on the clips it is judged on."""
     judged = open_adapter(config, base)
-    if judged.adapter is not None:
-        known = held_out.known_clips(Path(config.data.root))
-        judged = judged.with_note(require_unseen(config, adapter_path(config), known, held_out.divided))
-    return SampledClips(config, base, judged, held_out, cache)
+    if judged.adapter is None:
+        return judged
+    known = held_out.known_clips(Path(config.data.root))
+    return judged.with_note(require_unseen(config, adapter_path(config), known, held_out.divided))
 
 
 def evaluate(config: Config) -> Path:

@@ -97,6 +97,11 @@ def diagnose() -> None:
     run_command("eval.diagnose")
 
 
+def transfer() -> None:
+    """Console script `iclora-transfer`."""
+    run_command("eval.transfer.__main__")
+
+
 def generate() -> None:
     """Console script `iclora-generate`."""
     run_command("iclora_train.generate.__main__")

@@ -19,6 +19,7 @@ from lightning import Trainer
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.diagnosis.settings import DiagnoseSettings
+from eval.transfer.settings import TransferConfig
 from iclora_train.adapters.__main__ import parser
 from iclora_train.config import Config
 from iclora_train.config.command_line import as_typed
@@ -36,6 +37,7 @@ CONFIGS = {  # command -> the file it composes, and its schema
     "eval": ("eval", Config),
     "eval.handout": ("eval", Config),
     "eval.diagnose": ("diagnose", DiagnoseSettings),
+    "eval.transfer": ("transfer", TransferConfig),
     "iclora_train.generate": ("generate", GenerateSettings),
 }
 PLACEHOLDER = re.compile(r"<[^>]*>|\.\.\.|\bmine\b|\$\{?\w+")
@@ -185,7 +187,7 @@ def keys(schema: type, prefix: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_settings_named_in_text_exist(page: Path) -> None:
-    settings = {*keys(Config), *keys(GenerateSettings)}
+    settings = {*keys(TransferConfig), *keys(GenerateSettings)}
     open_sections = ("trainer", "logger", "task.maker_args", "optim.optimizer")  # arguments of other libraries
     trainer = {*signature(Trainer).parameters, "memory"}
     sections = {key.split(".")[0] for key in settings if "." in key} | {"trainer"}

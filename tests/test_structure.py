@@ -25,7 +25,19 @@ ORDER = {
         *("clips", "makers", "makers.control", "makers.degrade", "makers.edit"),
         *("checks", "captions", "engines", ""),
     ),
-    "eval": ("statistics", "metrics", "clips", "scoring", "judging", "synthetic", "report", "diagnosis", "", "study"),
+    "eval": (
+        "statistics",
+        "metrics",
+        "clips",
+        "scoring",
+        "judging",
+        "synthetic",
+        "report",
+        "diagnosis",
+        "",
+        "transfer",
+        "study",
+    ),
 }
 MODEL_MAY_IMPORT = {  # of ours, so that iclora_train/ltx2/model reads like a paper's model code
     "iclora_train.core.types",

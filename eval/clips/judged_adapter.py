@@ -23,12 +23,22 @@ NONE = "none"  # adapter=none: the base alone
 
 
 @dataclass(frozen=True)
+class EffectLora:
+    """A second LoRA that is used together with the adapter, at a strength of its own."""
+
+    adapter: lora.Adapter
+    sha256: str
+    strength: float
+
+
+@dataclass(frozen=True)
 class JudgedAdapter:
     """The adapter, or the folder of clips, under evaluation.
 
     path: the file, the folder, or `none`. adapter: None without an adapter file. foreign: the metadata does not declare
     the reference factors, so those of conf/official or of the task are used. note: a remark for the user. videos: the
-    digest of the clips if a folder of clips is evaluated. official: the published adapter that the file is.
+    digest of the clips if a folder of clips is evaluated. official: the published adapter that the file is. strength:
+    of the adapter's weights. effect: a LoRA beside it. A condition without the adapter has neither.
     """
 
     path: str
@@ -38,6 +48,21 @@ class JudgedAdapter:
     note: str | None = None
     videos: str | None = None
     official: Match | None = None
+    strength: float = 1.0
+    effect: EffectLora | None = None
+
+    @property
+    def weighted(self) -> list[tuple[lora.Adapter, float]]:
+        """The adapters with their strengths, as `lora.load_adapter` takes them; none without an adapter."""
+        effect = [] if self.effect is None else [(self.effect.adapter, self.effect.strength)]
+        return [] if self.adapter is None else [(self.adapter, self.strength), *effect]
+
+    @property
+    def specification(self) -> dict[str, Any]:
+        """What determines the weights, JSON-serialisable. Strength 1 without an effect LoRA keeps its older hash."""
+        strength = {} if self.strength == 1 else {"adapter_strength": self.strength}
+        effect = {} if self.effect is None else {"effect": [self.effect.sha256, self.effect.strength]}
+        return {"adapter": self.sha256, **strength, **effect}
 
     def with_note(self, note: str | None) -> JudgedAdapter:
         """The same with one more remark for the user."""
@@ -121,3 +146,15 @@ def _use(config: Config, adapter: lora.Adapter, official: Match | None) -> list[
         data = config.data
         notes += usage_notes(official.official, config.sample, 1.0, data.width, data.height, data.fps)
     return notes
+
+
+def open_effect(path: Path, config: Config, base: BaseModel, strength: float) -> EffectLora:
+    """A LoRA to use beside the adapter. A file that declares no reference factor is a plain LoRA.
+
+    Raises ConfigError if it does not fit the base.
+    """
+    known = completed(read_header(path).metadata, recognise(path, read_header(path).metadata))
+    factors = ReferenceFactors() if declares_factor(known) else ReferenceFactors(reference=False)
+    adapter = import_adapter(path, BaseSpec.open(config.model.checkpoint), factors)
+    lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
+    return EffectLora(adapter, sha256(path), strength)

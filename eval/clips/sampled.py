@@ -34,10 +34,12 @@ class SampledClips(ClipSource):
         super().__init__(config, base, judged, held_out, cache)
         self.transformer = build_transformer(base, config.model, self.device)
         if judged.adapter is not None:
-            lora.load_adapter(self.transformer, judged.adapter)
+            alone = judged.strength == 1 and judged.effect is None
+            lora.load_adapter(self.transformer, judged.adapter if alone else judged.weighted)
         self.transformer.to(self.device).eval()
         compile_from_settings(self.transformer, base, config.model)
-        self.precision = str(self.transformer.patchify_proj.weight.dtype)
+        dtype = str(self.transformer.patchify_proj.weight.dtype)
+        self.precision = f"fp8 weights, {dtype}" if config.model.precision == "fp8" else dtype
         f = self.latent_size[0]
         reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
         self.empty = held_out.empty_text()[None].to(self.device)  # (1,T,D)
@@ -45,8 +47,9 @@ class SampledClips(ClipSource):
         self.restrict(config, held_out, [condition.name for condition in self.conditions])
 
     def restrict(self, config: Config, held_out: HeldOut, conditions: Collection[str]) -> None:
-        """Sample only these conditions, with the windows, seeds and sampling settings of `config`."""
+        """Sample only these conditions, with the windows, their size, the seeds and sampling settings of `config`."""
         self.config, self.held_out, self.seeds = config, held_out, list(config.eval.seeds)
+        self.latent_size = held_out.latent_size
         self.conditions = [condition for condition in self.conditions if condition.name in conditions]
         unprompted = self.empty if config.sample.guidance > 1 else None
         self.sampler = SamplerSettings.from_config(
@@ -58,7 +61,7 @@ class SampledClips(ClipSource):
         """All settings that determine these clips, JSON-serialisable. The name of the condition is not included."""
         return {
             **self._common_spec(),
-            "adapter": self.judged.sha256 if condition.adapter else None,
+            **(self.judged.specification if condition.adapter else {"adapter": None}),
             "reference": condition.reference,
             "strength": condition.strength,
             "half_mask": condition.mask == "half",
@@ -112,6 +115,19 @@ class SampledClips(ClipSource):
             with_reference / passes / len(batch), without_reference / passes / len(batch), decoding / len(batch), passes
         )
 
+    def pass_times(self, batch: Sequence[Item], repeats: int) -> list[tuple[float, float]]:
+        """Seconds of a step with the reference and of one without it, by turns, after a first one of each."""
+        step = replace(self.sampler, sigmas=(1.0, 0.0))
+        conditions = (at_strength(1), Condition(ADAPTER_ONLY, True, "none"))
+        times = []
+        for _ in range(repeats + 1):
+            marks = [synced_time(self.device)]
+            for condition in conditions:
+                self._sample(condition, batch, step)
+                marks.append(synced_time(self.device))
+            times.append((marks[1] - marks[0], marks[2] - marks[1]))
+        return times[1:]
+
     def _timed(self, work: Callable[[], Tensor]) -> tuple[Tensor, float]:
         """What the last of three calls returns, and the seconds of the fastest."""
         seconds = []
@@ -126,7 +142,21 @@ class SampledClips(ClipSource):
 
     def _sample(self, condition: Condition, batch: Sequence[Item], sampler: SamplerSettings) -> Tensor:
         """The latents (B,C,f,h,w) of a batch."""
-        pairs = [self.held_out.latents(item.window) for item in batch]
+        return self._denoise(
+            condition, batch, sampler, self.held_out, self._references(condition, batch, self.held_out)
+        )
+
+    def _denoise(
+        self,
+        condition: Condition,
+        batch: Sequence[Item],
+        sampler: SamplerSettings,
+        held_out: HeldOut,
+        references: Sequence[Reference],
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """One run of the sampler at the size of the windows of `held_out`; start: clean latents to begin from."""
+        pairs = [held_out.latents(item.window) for item in batch]
         text = torch.stack([pair.text for pair in pairs]).to(self.device)  # (B,T,D)
         if condition.empty_prompt:
             text = self.empty.expand(len(pairs), -1, -1)
@@ -134,19 +164,20 @@ class SampledClips(ClipSource):
             return sample(
                 self.transformer,
                 text,
-                self.latent_size,
+                held_out.latent_size,
                 self.base.geometry,
                 torch.tensor([pair.fps for pair in pairs]),
                 sampler,
                 [item.noise_seed for item in batch],
-                self._references(condition, batch),
+                references,
+                start=start,
             )
 
-    def _references(self, condition: Condition, batch: Sequence[Item]) -> list[Reference]:
+    def _references(self, condition: Condition, batch: Sequence[Item], held_out: HeldOut) -> list[Reference]:
         if condition.reference == "none":
             return []
         task = self.config.task
-        references = [self.held_out.latents(self._donor(condition, item)).references for item in batch]
+        references = [held_out.latents(self._donor(condition, item)).references for item in batch]
         result = []
         for latents in (torch.stack(clips) for clips in zip(*references, strict=True)):  # (B,C,f,h,w)
             mask = None

@@ -42,6 +42,7 @@ from eval.statistics.estimates import Values, drop_nan
 from iclora_train.core.progress import ProgressBar, progress_bar
 
 BY_LATENT_FRAME = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # scored per latent frame, for the fade mask
+MODEL_FREE = (INPUT, CLASSIC, CEILING, FLOOR)
 BY_FRAME = (ADAPTER_REFERENCE, BASE_REFERENCE)  # conditions with per-frame values in scores.json, first seed only
 Row = dict[str, Values]  # metric -> value per window
 Frames = dict[str, list[list[float] | None]]  # metric -> window -> frame
@@ -80,10 +81,11 @@ class Scorer:
         self.target = self.ground_truths.target
         self.classic_row = ClassicRow(self.held_out, self.ground_truths, source.config.task, source.device)
 
-    def run(self, console: Console, forecast: Forecast | None = None) -> Results:
+    def run(self, console: Console, forecast: Forecast | None = None, known: Results | None = None) -> Results:
         """Sample (or read from the cache) and measure every condition, the model-free rows and the changes.
 
         forecast: of the batches (name of the condition, number of the batch); the progress bar shows when they end.
+        known: results on the same windows, of which the model-free rows are taken.
         Raises ConfigError if outputs and targets are not aligned in time.
         """
         results = Results(clips=sum(map(len, self.batches)))
@@ -93,7 +95,11 @@ class Scorer:
             progress_bar("without a model", total, "batch", console=console) as bar,
             thread_pool(self.source.config.eval.workers) as pool,
         ):
-            self._score_model_free_rows(results, pool)
+            if known is None:
+                self._score_model_free_rows(results, pool)
+            else:
+                results.rows |= {name: row for name, row in known.rows.items() if name in MODEL_FREE}
+                results.classic = known.classic
             bar.advance(len(self.batches))
             for condition in self.source.conditions:
                 bar.update(description=condition.name)

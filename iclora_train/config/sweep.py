@@ -17,8 +17,9 @@ from iclora_train.config.errors import ConfigError, require
 from iclora_train.config.trust import composed_overrides
 
 MULTIRUN = ("-m", "--multirun", "hydra.mode=MULTIRUN")
-FOLDER = {"train": ("runs_dir", "run"), "eval": ("runs_dir", "run", "adapter", "videos", "eval.label")}
-KEY = {"train": "run", "eval": "eval.label"}  # command -> the setting that names its folder
+_EVALUATION = ("runs_dir", "run", "adapter", "videos", "eval.label")
+FOLDER = {"train": ("runs_dir", "run"), "eval": _EVALUATION, "transfer": _EVALUATION}
+KEY = {"train": "run", "eval": "eval.label", "transfer": "eval.label"}  # command -> the setting that names its folder
 IN_NAME = ("conf", "model", "run")  # `run` is <task>-<model> unless it is set
 
 
@@ -40,7 +41,7 @@ def check_sweep(config_name: str, conf: Path, arguments: list[str]) -> list[str]
     if shared is None:
         return []
     keys = [value.partition("=")[0].lstrip("+") for value in shared[0]]
-    if config_name == "eval" and not any(argument.lstrip("+").startswith("eval.label=") for argument in arguments):
+    if config_name != "train" and not any(argument.lstrip("+").startswith("eval.label=") for argument in arguments):
         return [f"eval.label='{_label(keys, conf)}'"]
     first, second, name = " ".join(shared[0]), " ".join(shared[1]), shared[2]
     example = _example(keys, conf) if config_name == "train" else f"'eval.label={_label(keys, conf)}'"

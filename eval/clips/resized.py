@@ -1,0 +1,92 @@
+"""The held-out windows at another size: fewer pixels, or fewer frames, of the same windows, encoded again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.clips.windows import HeldOut, Window
+from eval.metrics import Clip
+from iclora_train.core.fingerprint import digest
+from iclora_train.core.types import LatentPair, Pair
+from iclora_train.data.clip_hashes import KnownClip
+from iclora_train.ltx2.vae.video_vae import VideoVAE
+from iclora_train.media.pixels import from_uint8
+
+Size = tuple[int, int, int]  # F, H, W of a clip
+
+
+def resized_clip(clip: Clip, size: Size) -> Clip:
+    """The first frames of a clip (F,H,W,3), averaged down to the height and width of `size`."""
+    count, height, width = size
+    frames = clip[:count]
+    if frames.shape[1:3] == (height, width):
+        return frames
+    return np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_AREA) for f in frames]).astype(np.uint8)
+
+
+class ResizedHeldOut(HeldOut):
+    """The windows of `original` at `size`, which is nowhere larger. References keep their share of the target's size.
+
+    Captions, partners, seeds and text features are those of the original. temporal_scale: of the references.
+    """
+
+    def __init__(self, original: HeldOut, size: Size, temporal_scale: int, vae: VideoVAE) -> None:
+        self.notes, self.windows, self.windows_and_donors = (
+            original.notes,
+            original.windows,
+            original.windows_and_donors,
+        )
+        self._original, self._size, self._temporal_scale, self._vae = original, size, temporal_scale, vae
+        self._encoded: dict[str, LatentPair] = {}
+
+    def pair(self, window: Window) -> Pair:
+        """The pair of a window, in pixels of the new size."""
+        pair = self._original.pair(window)
+        height = pair.target.shape[1]
+        references = tuple(
+            resized_clip(reference, self._reference_size(height // reference.shape[1])) for reference in pair.references
+        )
+        return replace(pair, target=resized_clip(pair.target, self._size), references=references)
+
+    def _reference_size(self, downscale: int) -> Size:
+        frames, height, width = self._size
+        return (frames - 1) // self._temporal_scale + 1, height // downscale, width // downscale
+
+    def latents(self, window: Window) -> LatentPair:
+        """The pair of a window as latents of the new size, encoded once."""
+        if window.key not in self._encoded:
+            original, pair = self._original.latents(window), self.pair(window)
+            references = tuple(self._encode(reference) for reference in pair.references)
+            self._encoded[window.key] = replace(original, target=self._encode(pair.target), references=references)
+        return self._encoded[window.key]
+
+    @torch.no_grad()
+    def _encode(self, clip: Clip) -> Tensor:
+        """A clip (F,H,W,3) as latents (C,f,h,w) on the CPU."""
+        device = self._vae.model.device
+        return self._vae.encode(from_uint8(torch.from_numpy(clip[None]).to(device)))[0].float().cpu()
+
+    @property
+    def divided(self) -> set[str]:
+        """As `HeldOut.divided`."""
+        return self._original.divided
+
+    def known_clips(self, root: Any) -> dict[str, KnownClip]:
+        """As `HeldOut.known_clips`."""
+        return self._original.known_clips(root)
+
+    def empty_text(self) -> Tensor:
+        """As `HeldOut.empty_text`."""
+        return self._original.empty_text()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Digests of the shards; that of the latents with the size."""
+        known = self._original.fingerprint
+        return {**known, "latents": digest([known["latents"], *self._size])}

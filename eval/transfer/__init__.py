@@ -1,0 +1,1 @@
+"""Score an adapter under other choices of sampling: schedules, sizes, steps, precisions, strengths, an effect LoRA."""

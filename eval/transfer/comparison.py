@@ -1,0 +1,169 @@
+"""What a choice costs: paired differences against the task's own settings, and the share of the gain that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import numpy as np
+
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED
+from eval.compare import Difference, compare
+from eval.judging.claims import Bound
+from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Outcome
+from eval.statistics.estimates import (
+    Estimate,
+    Values,
+    drop_nan,
+    estimate,
+    estimate_by_source,
+    estimate_or_none,
+    ratio_per_unit,
+    recording_means,
+)
+from eval.statistics.significance import holm, two_sided_p
+
+LEVEL = 0.05  # of each one-sided test
+Scores = Mapping[str, Any]
+Word = Literal["equivalent", "worse", "better", "not decided"]
+
+
+class Cost(TypedDict):
+    """What one choice costs.
+
+    value: primary metric. control: loss of adherence with another recording's reference. differences: of every metric,
+    choice minus the task's settings, paired. p_holm: of `change`, corrected for the number of choices. kept: share of
+    the adapter's gain over base + reference that is kept, None if the adapter gains nothing. p: that kept lies within
+    the tolerance around 1 (two one-sided tests). word: the outcome.
+    """
+
+    value: Estimate
+    control: Estimate | None
+    differences: dict[str, Difference]
+    p_holm: float | None
+    kept: Estimate | None
+    p: float | None
+    word: Word
+
+
+def row(scores: Scores, name: str, metric: str) -> Values | None:
+    """The values per window of a metric under a condition; None if it was not measured."""
+    rows = {**scores["windows"], **scores["per_window"]["conditions"]}
+    values = rows.get(name, {}).get(metric)
+    return None if values is None else np.array(values, np.float64)
+
+
+def recordings(scores: Scores) -> list[str]:
+    """The recording of each window."""
+    return [clip["source"] for clip in scores["clips"]]
+
+
+def better(scores: Scores, metric: str, values: Values) -> Values:
+    """A difference of a metric with the sign that makes better larger."""
+    return -values if scores["metrics"][metric]["better"] == "low" else values
+
+
+def under(scores: Scores, condition: str) -> dict[str, Any]:
+    """The scores with another condition in the place of adapter + reference."""
+    conditions = scores["per_window"]["conditions"]
+    return {**scores, "windows": {ADAPTER_REFERENCE: conditions[condition]}}
+
+
+def gain(scores: Scores, metric: str) -> Values | None:
+    """Per window, by how much the adapter is better than base + reference."""
+    pair = [row(scores, name, metric) for name in (ADAPTER_REFERENCE, BASE_REFERENCE)]
+    return None if pair[0] is None or pair[1] is None else better(scores, metric, pair[0] - pair[1])
+
+
+def change(reference: Scores, choice: Scores, is_resized: bool = False) -> Values | None:
+    """Per window, by how much the primary metric is better under a choice than under the task's settings.
+
+    is_resized: the clips have another size, where the metric has other values for every clip; then the change is that
+    of the gain over base + reference, which both sizes have of their own.
+    """
+    metric = reference["primary"]
+    if is_resized:
+        gains = gain(reference, metric), gain(choice, metric)
+        return None if gains[0] is None or gains[1] is None else gains[1] - gains[0]
+    values = [row(scores, ADAPTER_REFERENCE, metric) for scores in (reference, choice)]
+    return None if values[0] is None or values[1] is None else better(reference, metric, values[1] - values[0])
+
+
+def kept_share(reference: Scores, choice: Scores, is_resized: bool = False) -> Values | None:
+    """Per window, the share of the gain in the primary metric that a choice keeps (`ratio_per_unit`); None without a
+    gain."""
+    gained, changed = gain(reference, reference["primary"]), change(reference, choice, is_resized)
+    if gained is None or changed is None or len(drop_nan(gained)) == 0:
+        return None
+    if recording_means(gained, recordings(reference)).mean() <= 0:
+        return None
+    return ratio_per_unit(gained + changed, gained, recordings(reference))
+
+
+def costs(
+    reference: Scores, choices: Mapping[str, Scores], tolerance: float, resized: Collection[str] = ()
+) -> dict[str, Cost]:
+    """The cost of every choice by name. reference: the scores under the task's own settings. resized: names of the
+    choices whose clips have another size."""
+    of = recordings(reference)
+    changes = {name: change(reference, scores, name in resized) for name, scores in choices.items()}
+    p_values = {name: p for name, x in changes.items() if x is not None and (p := two_sided_p(x, of)) is not None}
+    corrected = holm({name: p for name, p in p_values.items() if choices[name] is not reference})
+    result = {}
+    for name, scores in choices.items():
+        shares = kept_share(reference, scores, name in resized)
+        p = None if shares is None else Bound(1 - tolerance, 1 + tolerance).p(shares, of)
+        result[name] = Cost(
+            value=estimate(_measured(scores, reference["primary"]), of),
+            control=estimate_or_none(_swap_lost(scores), of),
+            differences=compare(reference, scores)["metrics"],
+            p_holm=corrected.get(name),
+            kept=estimate_or_none(shares, of),
+            p=p,
+            word=_word(changes[name], shares, p, of),
+        )
+    return result
+
+
+def _measured(scores: Scores, metric: str) -> Values:
+    values = row(scores, ADAPTER_REFERENCE, metric)
+    assert values is not None, metric
+    return values
+
+
+def _swap_lost(scores: Scores) -> Values | None:
+    """Per window, the adherence lost with the reference of another recording."""
+    metric = scores["adherence"]
+    pair = [row(scores, name, metric) for name in (ADAPTER_REFERENCE, SWAPPED)]
+    return None if pair[0] is None or pair[1] is None else better(scores, metric, pair[0] - pair[1])
+
+
+def _word(changed: Values | None, shares: Values | None, p: float | None, of: Sequence[str]) -> Word:
+    """Equivalent if both one-sided tests say so; else worse or better if the interval of the change excludes 0."""
+    if shares is not None and p is not None and p < LEVEL and are_enough(shares, of):
+        return "equivalent"
+    value = estimate_or_none(changed, of)
+    if value is None or value["low"] is None or value["high"] is None:
+        return "not decided"
+    return "worse" if value["high"] < 0 else "better" if value["low"] > 0 else "not decided"
+
+
+def are_enough(values: Values, of: Sequence[str]) -> bool:
+    """Whether so many windows and recordings can decide a claim."""
+    by_source = estimate_by_source(values, of)["n"]
+    return len(drop_nan(values)) >= MIN_WINDOWS and by_source >= MIN_RECORDINGS
+
+
+def judged(values: Values, of: Sequence[str], bound: Bound) -> tuple[Outcome, float | None]:
+    """Whether the mean lies within the bound, and the p of that.
+
+    It holds if p of each one-sided test is below LEVEL: with two limits these are the two one-sided tests of
+    equivalence (Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15, 657). It fails if the whole 95 %
+    interval lies outside, and else is inconclusive, as with too few windows or recordings.
+    """
+    value, p = estimate(values, of), bound.p(values, of)
+    if value["low"] is None or value["high"] is None or not are_enough(values, of):
+        return "inconclusive", p
+    if p is not None and p < LEVEL:
+        return "holds", p
+    return ("fails" if bound.excludes(value["low"], value["high"]) else "inconclusive"), p

@@ -1,0 +1,149 @@
+"""transfer.json: the choices with their costs, and the judged sentences. Schema: eval/transfer/transfer.schema.json."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from math import prod
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+
+from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.transfer.comparison import Cost, Scores, costs, under
+from eval.transfer.measure import Measurements
+from eval.transfer.sentences import Line
+from eval.transfer.variants import REFERENCE, Variant
+from iclora_train.core.atomic_files import sha256
+
+SCHEMA = 1  # increase it when a reader of transfer.json would misread a new file
+
+
+class Row(TypedDict):
+    """One choice. cost: None if it was not measured; obstacle: why. passes: of the transformer for one clip, and
+    token_passes the same in units of a pass over the windows' own number of target tokens."""
+
+    name: str
+    axis: str
+    settings: dict[str, Any]
+    obstacle: str
+    cost: Cost | None
+    gates: dict[str, Any] | None
+    seconds_per_clip: float | None
+    passes: int
+    token_passes: float
+
+
+class Record(TypedDict):
+    """The content of transfer.json."""
+
+    schema: int
+    task: str
+    primary: str
+    adherence: str
+    metrics: dict[str, Any]
+    base: dict[str, Any]
+    adapter: dict[str, Any]
+    effect: dict[str, Any] | None
+    clips: list[dict[str, Any]]
+    seeds: list[int]
+    tolerance: float
+    choices: list[Row]
+    sentences: list[Line]
+    provenance: dict[str, Any]
+
+
+def make_record(
+    measurements: Measurements, scores: Mapping[str, Scores], chosen: Sequence[Variant], sentences: list[Line]
+) -> Record:
+    """The record of all choices. scores: by name, of those that were measured."""
+    reference, config = scores[REFERENCE], measurements.config
+    attention = {
+        f"attention {name.removeprefix('strength ')}": under(reference, name)
+        for name in reference["per_window"]["conditions"]
+    }
+    compared = {**scores, **attention}
+    resized = [variant.name for variant in chosen if variant.size != measurements.size]
+    all_costs = costs(reference, compared, config.transfer.tolerance, resized)
+    rows = [_row(variant, measurements, scores, all_costs) for variant in chosen]
+    own = rows[0]
+    rows += [
+        Row(
+            name=name,
+            axis="attention strength",
+            settings={**own["settings"], "attention_strength": float(name.split()[1])},
+            obstacle="",
+            cost=all_costs[name],
+            gates=None,
+            seconds_per_clip=reference["timings"]["seconds_per_clip"].get(f"strength {name.split()[1]}"),
+            passes=own["passes"],
+            token_passes=own["token_passes"],
+        )
+        for name in attention
+    ]
+    effect = config.transfer.effect
+    return Record(
+        schema=SCHEMA,
+        **{key: reference[key] for key in ("task", "primary", "adherence", "metrics", "base", "adapter")},
+        effect=None if effect is None else {"path": effect, "sha256": sha256(Path(effect))},
+        clips=reference["clips"],
+        seeds=reference["seeds"],
+        tolerance=config.transfer.tolerance,
+        choices=rows,
+        sentences=sentences,
+        provenance=_provenance(measurements),
+    )
+
+
+def _row(
+    variant: Variant, measurements: Measurements, scores: Mapping[str, Scores], all_costs: Mapping[str, Cost]
+) -> Row:
+    measured = scores.get(variant.name)
+    tokens = prod(variant.size) / prod(measurements.size)
+    return Row(
+        name=variant.name,
+        axis=variant.axis,
+        settings=_settings(variant),
+        obstacle=variant.obstacle,
+        cost=all_costs.get(variant.name),
+        gates=None if measured is None else _gates(measured),
+        seconds_per_clip=None if measured is None else measured["timings"]["seconds_per_clip"][ADAPTER_REFERENCE],
+        passes=sum(count for count, _, _ in variant.passes),
+        token_passes=round(sum(count * share for count, share, _ in variant.passes) * tokens, 3),
+    )
+
+
+def _gates(scores: Scores) -> dict[str, Any]:
+    """The outcome of all gates, and of each."""
+    return {
+        "outcome": scores["gates"]["outcome"],
+        "each": {v["name"]: v["outcome"] for v in scores["verdicts"] if v["kind"] == "gate"},
+    }
+
+
+def _settings(variant: Variant) -> dict[str, Any]:
+    frames, height, width = variant.size
+    return {
+        "sample": asdict(variant.sample),
+        "precision": variant.precision,
+        "checkpoint": variant.checkpoint,
+        "size": f"{width}x{height}x{frames}",
+        "adapter_strength": variant.adapter_strength,
+        "effect_strength": variant.effect_strength,
+        "two_stage": variant.two_stage,
+    }
+
+
+def _provenance(measurements: Measurements) -> dict[str, Any]:
+    config = measurements.config
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "settings": {section: asdict(getattr(config, section)) for section in ("task", "transfer", "eval", "sample")},
+        "shards": measurements.held_out.fingerprint,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "versions": {"python": platform.python_version(), "torch": version("torch")},
+    }

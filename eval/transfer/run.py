@@ -1,0 +1,116 @@
+"""Run all choices, from settings to transfer.json and transfer.html."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from eval.run import folder_by_adapter
+from eval.scores import format_estimate
+from eval.scoring.scorer import print_lines
+from eval.transfer.comparison import Scores
+from eval.transfer.estimate import print_estimate
+from eval.transfer.measure import Measurements, by_loaded_weights, measure_or_explain
+from eval.transfer.page import page
+from eval.transfer.record import Record, make_record
+from eval.transfer.sentences import Evidence, Line, lines, reference_share
+from eval.transfer.settings import TransferConfig
+from eval.transfer.variants import REFERENCE, Variant, variants
+from iclora_train.config import require
+from iclora_train.core.atomic_files import exclusive
+from iclora_train.core.console import make_console
+from iclora_train.core.files_together import write_together
+from iclora_train.core.scores import as_json
+
+
+def results_folder(config: TransferConfig) -> Path:
+    """`transfer` in the run's folder for its own adapter, else with the adapter's name; eval.label is added."""
+    folder = folder_by_adapter(config, "transfer")
+    return folder.with_name(f"{folder.name}-{config.eval.label}") if config.eval.label else folder
+
+
+def transfer(config: TransferConfig) -> list[str]:
+    """Measure every choice; returns the names of required sentences that do not hold.
+
+    An interrupted run continues: choices that are finished are not measured again. Raises ConfigError as `evaluate`
+    does, and if the task's own settings cannot be sampled.
+    """
+    require(config.videos is None, "videos= has no adapter to sample: leave it out")
+    console, folder = make_console(), results_folder(config)
+    with exclusive(folder, "stop it; this command then continues with its clips"):
+        measurements = Measurements(config, folder)
+        chosen = variants(config, measurements.size, measurements.base.geometry)
+        scores, chosen = _measure_all(measurements, chosen, console)
+        sentences = lines(_evidence(measurements, chosen, scores))
+        record = make_record(measurements, scores, chosen, sentences)
+        files = [(folder / "transfer.json", as_json(record)), (folder / "transfer.html", page(record))]
+        write_together(files)
+    print_lines(console, *_summary(record), *(str(path) for path, _ in files))
+    return [
+        line["name"] for line in sentences if line["name"] in config.transfer.required and line["outcome"] != "holds"
+    ]
+
+
+def _measure_all(
+    measurements: Measurements, chosen: Sequence[Variant], console: Console
+) -> tuple[dict[str, Scores], list[Variant]]:
+    """The scores of the choices by name, and the choices with the obstacles that showed when they were sampled."""
+    reference = chosen[0]
+    possible = [variant for variant in chosen if not variant.obstacle]
+    scores = {v.name: found for v in possible if (found := measurements.finished(v)) is not None}
+    note = measurements.judged.note
+    print_lines(
+        console, f"{measurements.config.task.name}: {measurements.judged.path}", *([f"note: {note}"] if note else [])
+    )
+    todo = by_loaded_weights([variant for variant in possible if variant.name not in scores])
+    if todo:
+        cost = measurements.source(reference).measure_cost(measurements.batches()[0])
+        print_estimate(measurements, chosen, scores, cost, console)
+    obstacles = {}
+    for number, variant in enumerate(todo, 1):
+        print_lines(console, f"{number} of {len(todo)}: {variant.name}")
+        found, obstacle = measure_or_explain(measurements, variant, console)
+        if found is None:
+            obstacles[variant.name] = obstacle
+            print_lines(console, f"{variant.name} is not possible here: {obstacle}")
+        else:
+            scores[variant.name] = found
+    return scores, [replace(v, obstacle=obstacles.get(v.name, v.obstacle)) for v in chosen]
+
+
+def _evidence(measurements: Measurements, chosen: Sequence[Variant], scores: dict[str, Scores]) -> Evidence:
+    config, held_out = measurements.config, measurements.held_out
+    latents = held_out.latents(held_out.windows[0])
+    checkpoint = config.transfer.distilled or config.model.checkpoint
+    return Evidence(
+        scores=scores,
+        variants=chosen,
+        reference_tokens=reference_share(
+            tuple(latents.target.shape), [tuple(reference.shape) for reference in latents.references]
+        ),
+        distilled=config.transfer.distilled is not None or "distilled" in Path(checkpoint).name,
+        tolerance=config.transfer.tolerance,
+    )
+
+
+def _summary(record: Record) -> list[str]:
+    """Console lines: what each choice costs, then each sentence."""
+    metric = record["primary"]
+    result = [f"{metric}: {record['metrics'][metric]['title']}, against the {REFERENCE}"]
+    for row in record["choices"]:
+        if row["cost"] is None:
+            result.append(f"  {row['name']:26} not measured: {row['obstacle']}")
+        elif row["axis"] != "reference" and metric in row["cost"]["differences"]:
+            cost = row["cost"]
+            kept = "" if cost["kept"] is None else f"  keeps {format_estimate(cost['kept'], 2)}"
+            change = format_estimate(cost["differences"][metric]["difference"])
+            result.append(f"  {row['name']:26} {change}{kept}  {cost['word']}")
+    return [*result, *(_sentence_line(line) for line in record["sentences"])]
+
+
+def _sentence_line(line: Line) -> str:
+    value = "" if line["value"] is None else f"{format_estimate(line['value'])}, required {line['required']}. "
+    return f"{line['outcome']:18} {line['sentence']} ({line['name']}): {value}{line['note']}".rstrip()

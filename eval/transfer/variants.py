@@ -1,0 +1,173 @@
+"""The choices to measure: each differs from the task's own settings in one thing, or cannot be measured here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from eval.clips.resized import Size
+from eval.metrics.region import PAINTED
+from eval.transfer.settings import SIZE, TransferConfig
+from iclora_train.config import Sampling, require
+from iclora_train.core.types import Geometry
+from iclora_train.diffusion.noise_schedule import DISTILLED, DISTILLED_STAGE2
+from iclora_train.generate.size import SizeRules
+from iclora_train.ltx2.build import base_dtype
+
+REFERENCE = "task's settings"
+PLACED = ("control.pose", "control.tracks", "union", *PAINTED)  # makers whose record or mask holds for one size only
+DISTILLED_RUN = (
+    "the task's settings are those of a distilled model: start from a dev checkpoint and sample.schedule=dev"
+)
+DISTILLED_SAMPLING = {"schedule": "distilled", "steps": len(DISTILLED) - 1, "guidance": 1.0, "stg_scale": 0.0}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One choice. axis: the kind of choice. sample, precision, checkpoint: settings `sample`, `model.precision` and
+    `model.checkpoint`. size: of the clips, F, H, W. obstacle: why it cannot be measured here; empty if it can."""
+
+    name: str
+    axis: str
+    sample: Sampling
+    precision: str
+    checkpoint: str
+    size: Size
+    adapter_strength: float = 1.0
+    effect_strength: float | None = None
+    two_stage: bool = False
+    obstacle: str = ""
+
+    @property
+    def passes(self) -> list[tuple[int, float, bool]]:
+        """Of each stage: passes of the transformer, share of the clip's tokens, and whether it has references."""
+        guided = 1 + (self.sample.guidance > 1) + (self.sample.stg_scale > 0)
+        if not self.two_stage:
+            return [(self.sample.steps * guided, 1.0, True)]
+        return [(self.sample.steps * guided, 0.25, True), (len(DISTILLED_STAGE2) - 1, 1.0, False)]
+
+    @property
+    def weights(self) -> tuple[object, ...]:
+        """What the loaded weights depend on: variants with the same ones share a loaded model."""
+        return self.checkpoint, self.precision, self.adapter_strength, self.effect_strength, self.two_stage
+
+    def same_as(self, other: Variant) -> bool:
+        """Whether both sample the same clips."""
+        return replace(self, name="", axis="", obstacle="") == replace(other, name="", axis="", obstacle="")
+
+
+def reference_variant(config: TransferConfig, size: Size) -> Variant:
+    """The task's own settings, which every choice is compared with."""
+    precision = _resolved(config.model.precision)
+    return Variant(REFERENCE, "reference", config.sample, precision, config.model.checkpoint, size)
+
+
+def variants(config: TransferConfig, size: Size, geometry: Geometry) -> list[Variant]:
+    """The reference and all choices, without two that would sample the same clips. size: of the windows, F, H, W.
+
+    ConfigError for a file that does not exist.
+    """
+    for key in ("effect", "distilled", "upsampler"):
+        path = getattr(config.transfer, key)
+        message = f"transfer.{key}={path} does not exist: give an existing file, or leave it out"
+        require(path is None or Path(path).exists(), message)
+    reference = reference_variant(config, size)
+    found = [reference]
+    for choice in _choices(config, reference, geometry):
+        twin = next((known for known in found if not choice.obstacle and choice.same_as(known)), None)
+        if twin is None:
+            found.append(choice)
+        elif twin is reference:
+            found.append(replace(choice, obstacle=f"the same as the {REFERENCE}"))
+    return found
+
+
+def _resolved(precision: str) -> str:
+    """`fp32`, `bf16` or `fp8`: what model.precision means on this machine."""
+    return precision if precision == "fp8" else {"float32": "fp32"}.get(str(base_dtype(precision))[6:], "bf16")
+
+
+def _choices(config: TransferConfig, reference: Variant, geometry: Geometry) -> Iterator[Variant]:
+    settings = config.transfer
+    yield from (_schedule(name, config, reference, geometry) for name in settings.schedules)
+    yield from (_size(text, config, reference, geometry) for text in settings.sizes)
+    for steps in settings.steps:
+        if reference.sample.schedule == "distilled":
+            obstacle = f"the distilled schedule has {len(DISTILLED) - 1} steps"
+            yield replace(reference, name=f"{steps} steps", axis="steps", obstacle=obstacle)
+        else:
+            yield replace(reference, name=f"{steps} steps", axis="steps", sample=replace(reference.sample, steps=steps))
+    for precision in settings.precisions:
+        yield replace(reference, name=precision, axis="precision", precision=precision)
+    for strength in settings.adapter_strengths:
+        name = f"adapter {strength:g}"
+        yield replace(reference, name=name, axis="adapter strength", adapter_strength=strength)
+    yield from _effects(config, reference)
+
+
+def _schedule(name: str, config: TransferConfig, reference: Variant, geometry: Geometry) -> Variant:
+    settings, two_stage = config.transfer, name == "two_stage"
+    if name == "dev":
+        obstacle = "" if reference.sample.schedule != "distilled" else DISTILLED_RUN
+        sample = replace(reference.sample, schedule="dev")
+        return replace(reference, name="dev", axis="schedule", sample=sample, obstacle=obstacle)
+    variant = replace(
+        reference,
+        name="two stages" if two_stage else "distilled",
+        axis="schedule",
+        sample=replace(reference.sample, **DISTILLED_SAMPLING),
+        checkpoint=settings.distilled or reference.checkpoint,
+        two_stage=two_stage,
+    )
+    if not two_stage:
+        return variant
+    if settings.upsampler is None:
+        return replace(variant, obstacle="it needs transfer.upsampler=<file>, the x2 latent upsampler of the base")
+    return replace(variant, obstacle=_misfit(reference.size, _rules(config, geometry, stages=2)))
+
+
+def _rules(config: TransferConfig, geometry: Geometry, stages: int) -> SizeRules:
+    task = config.task
+    return SizeRules.of(geometry, task.reference_downscale, task.reference_temporal_scale, stages)
+
+
+def _misfit(size: Size, rules: SizeRules) -> str:
+    """Why the VAE, the references or the stages cannot have this size; empty if they can."""
+    sides = dict(zip(("frames", "height", "width"), size, strict=True))
+    wrong = [key for key, side in sides.items() if rules.round_down(key, side) != side]
+    fitting = {"frames": f"{rules.temporal}k+1", "height": f"a multiple of {rules.spatial}"}
+    fitting["width"] = fitting["height"]
+    return "; ".join(f"{key} {sides[key]} is not {fitting[key]}" for key in wrong)
+
+
+def _size(text: str, config: TransferConfig, reference: Variant, geometry: Geometry) -> Variant:
+    frames, height, width = reference.size
+    rules, match = _rules(config, geometry, stages=1), SIZE.fullmatch(text)
+    if match is None:
+        share = float(text)
+        height, width = (rules.round_down("height", round(share * side)) for side in (height, width))
+    else:
+        width, height, frames = int(match[1]), int(match[2]), int(match[3] or frames)
+    size = (frames, height, width)
+    larger = any(side > stored for side, stored in zip(size, reference.size, strict=True))
+    obstacle = _misfit(size, rules)
+    if larger:
+        stored = "{2}x{1}x{0}".format(*reference.size)
+        obstacle = f"the windows have {stored}: prepare larger ones (data.width, data.height, data.frames)"
+    elif config.task.maker in PLACED and size != reference.size:
+        obstacle = f"pairs of {config.task.maker} hold for the prepared size: prepare windows of {width}x{height}"
+    return replace(reference, name=f"{width}x{height}x{frames}", axis="size", size=size, obstacle=obstacle)
+
+
+def _effects(config: TransferConfig, reference: Variant) -> Iterator[Variant]:
+    """The effect LoRA at every strength beside the adapter at every strength."""
+    settings = config.transfer
+    if settings.effect is None:
+        obstacle = "it needs transfer.effect=<file>, a LoRA to use beside the adapter"
+        yield replace(reference, name="effect LoRA", axis="effect", effect_strength=1.0, obstacle=obstacle)
+        return
+    for effect in settings.effect_strengths:
+        for adapter in settings.adapter_strengths:
+            name = f"effect {effect:g}, adapter {adapter:g}"
+            yield replace(reference, name=name, axis="effect", effect_strength=effect, adapter_strength=adapter)

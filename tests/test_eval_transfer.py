@@ -1,0 +1,388 @@
+"""eval.transfer: each choice is sampled as it says, compared in pairs, stored, and every sentence is judged."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+
+from eval.clips.conditions import at_strength
+from eval.clips.resized import ResizedHeldOut
+from eval.clips.sampled import SampledClips
+from eval.clips.two_stages import TwoStageClips
+from eval.judging.claims import Bound
+from eval.transfer.comparison import costs, judged
+from eval.transfer.measure import Measurements
+from eval.transfer.run import results_folder, transfer
+from eval.transfer.sentences import Evidence, Line, lines
+from eval.transfer.settings import Transfer, TransferConfig
+from eval.transfer.variants import REFERENCE, Variant, variants
+from iclora_train.adapters import lora
+from iclora_train.adapters.metadata import KIND, PLAIN
+from iclora_train.config import ConfigError, to_config
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.core.types import Geometry
+from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
+from iclora_train.diffusion.sampler import SamplerSettings, sample
+from iclora_train.ltx2.base_model import BaseModel
+from scripts.synthetic.upsampler import write_upsampler
+from tests.eval_world import World, build, write_adapter
+from tests.scores_example import example
+from tests.test_eval import violations
+from tests.tiny import CHANNELS
+
+SCHEMA = json.loads((Path(__file__).parent.parent / "eval" / "transfer" / "transfer.schema.json").read_text())
+GEOMETRY = Geometry(8, 8, 4)
+SIZE = (9, 64, 64)
+
+
+def settings(*overrides: str) -> TransferConfig:
+    ConfigStore.instance().store(name="schema", node=TransferConfig)
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = to_config(compose("transfer", list(overrides)))
+    assert isinstance(config, TransferConfig)
+    return config
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world with an effect LoRA and an upsampler."""
+    world = build(tmp_path_factory.mktemp("transfer"))
+    write_adapter(world.root / "effect.safetensors", BaseModel.open(str(world.root / "base")), **{KIND: PLAIN})
+    small = {"in_channels": CHANNELS, "mid_channels": 32, "num_blocks_per_stage": 1}
+    write_upsampler(world.root / "upsampler.safetensors", **small)
+    return world
+
+
+def arguments(world: World, *more: str) -> list[str]:
+    root = world.root
+    chosen = ["steps=[2,3]", "effect_strengths=[0.5]", "adapter_strengths=[0.5]", "sizes=[0.5]", "precisions=[fp8]"]
+    files = [f"transfer.{name}={root / name}.safetensors" for name in ("effect", "upsampler")]
+    return [*world.arguments, "eval.seeds=[0]", *files, *(f"transfer.{text}" for text in chosen), *more]
+
+
+@pytest.fixture(scope="module")
+def finished(world: World) -> World:
+    """The world after all choices were measured."""
+    assert transfer(settings(*arguments(world))) == []
+    return world
+
+
+def record(world: World) -> dict[str, Any]:
+    folder = results_folder(settings(*arguments(world)))
+    result: dict[str, Any] = json.loads((folder / "transfer.json").read_text())
+    return result
+
+
+def by_name(result: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row for row in result["choices"]}
+
+
+def chosen(*overrides: str) -> dict[str, Variant]:
+    return {v.name: v for v in variants(settings("conf=deblur", *overrides), SIZE, GEOMETRY)}
+
+
+def test_every_choice_differs_in_one_thing_or_says_why_it_is_impossible(tmp_path: Path) -> None:
+    found = chosen("sample.steps=2", "model.precision=fp32", "transfer.sizes=[0.5,0.7,96x64,48x48x5,60x64,32x32]")
+    assert found["dev"].sample.schedule == "dev"
+    assert found["dev"].sample.steps == 2
+    assert (found["distilled"].sample.schedule, found["distilled"].sample.steps) == ("distilled", 8)
+    assert found["two stages"].obstacle.startswith("it needs transfer.upsampler=<file>")
+    assert found["32x32x9"].size == (9, 32, 32), "listed once, although named twice"
+    assert found["40x40x9"].size == (9, 40, 40), "0.7 of 64 is 45, rounded to a multiple of 8"
+    assert found["48x48x5"].size == (5, 48, 48)
+    assert found["96x64x9"].obstacle.startswith("the windows have 64x64x9: prepare larger ones")
+    assert found["60x64x9"].obstacle == "width 60 is not a multiple of 8"
+    assert found["50 steps"].sample.steps == 50
+    assert found["fp8"].precision == "fp8"
+    assert found["adapter 1"].obstacle == f"the same as the {REFERENCE}"
+    assert found["effect LoRA"].obstacle.startswith("it needs transfer.effect=<file>")
+    effect = tmp_path / "effect.safetensors"
+    effect.touch()
+    beside = chosen(f"transfer.effect={effect}", "transfer.effect_strengths=[0.5,0.8]")
+    assert len([v for v in beside.values() if v.axis == "effect"]) == 6
+    assert beside["effect 0.8, adapter 0.75"].adapter_strength == 0.75
+
+
+def test_choices_of_a_distilled_run_and_of_pairs_with_positions() -> None:
+    found = chosen("sample.schedule=distilled", "sample.steps=8")
+    assert found["40 steps"].obstacle == "the distilled schedule has 8 steps"
+    assert "start from a dev checkpoint" in found["dev"].obstacle
+    assert found["distilled"].obstacle == f"the same as the {REFERENCE}"
+    placed = {v.name: v for v in variants(settings("conf=motion_tracks"), SIZE, GEOMETRY)}
+    assert placed["32x32x9"].obstacle == "pairs of control.tracks hold for the prepared size: prepare windows of 32x32"
+
+
+def test_wrong_settings_name_the_key() -> None:
+    for key, value in (
+        ("schedules", ["fast"]),
+        ("sizes", ["1.5"]),
+        ("sizes", ["64"]),
+        ("steps", [0]),
+        ("precisions", ["int8"]),
+        ("adapter_strengths", [0.0]),
+        ("attention_strengths", [1.5]),
+        ("tolerance", 0.0),
+        ("required", ["speed"]),
+    ):
+        with pytest.raises(ConfigError, match=f"transfer.{key}="):
+            Transfer(**{key: value})
+    with pytest.raises(ConfigError, match=r"transfer\.effect=none\.safetensors does not exist"):
+        chosen("transfer.effect=none.safetensors")
+
+
+def test_every_choice_has_a_cost_or_a_reason(finished: World) -> None:
+    result = record(finished)
+    assert violations(result, SCHEMA) == []
+    assert violations({**result, "extra": 1}, SCHEMA) == ["$.extra: unknown"]
+    rows = by_name(result)
+    measured = {name for name, row in rows.items() if row["cost"] is not None}
+    assert measured == {
+        *(REFERENCE, "dev", "distilled", "two stages", "16x16x5", "3 steps", "fp8", "adapter 0.5"),
+        *("effect 0.5, adapter 0.5", "attention 0.5", "attention 0"),
+    }
+    assert all(bool(row["obstacle"]) == (row["cost"] is None) for row in rows.values())
+    assert (rows["two stages"]["passes"], rows["two stages"]["token_passes"]) == (8 + 3, 8 / 4 + 3)
+    assert (rows["16x16x5"]["passes"], rows["16x16x5"]["token_passes"]) == (2, 0.5)
+    assert all(row["gates"]["each"].keys() >= {"gain_over_base", "swap_drop"} for row in rows.values() if row["gates"])
+    assert {line["sentence"] for line in result["sentences"]} == {
+        *("less than 10 % compute", "0.5: balanced blend", "40-50 instead of 30 steps"),
+        *("works with FP8", "compatible with distilled models"),
+    }
+
+
+def test_differences_are_paired_within_windows(finished: World) -> None:
+    rows = by_name(record(finished))
+    measurements = Measurements(settings(*arguments(finished)), results_folder(settings(*arguments(finished))))
+    found = {v.name: v for v in variants(measurements.config, measurements.size, measurements.base.geometry)}
+    psnr = {}
+    for name in (REFERENCE, "3 steps"):
+        scores = measurements.finished(found[name])
+        assert scores is not None
+        psnr[name] = np.array(scores["windows"]["adapter+reference"]["psnr"])
+    expected = float((psnr["3 steps"] - psnr[REFERENCE]).reshape(2, 2).mean(1).mean())  # two windows a recording
+    assert rows["3 steps"]["cost"]["differences"]["psnr"]["difference"]["mean"] == pytest.approx(expected)
+
+
+def test_the_page_has_every_sentence_and_runs_nothing(finished: World) -> None:
+    page = (results_folder(settings(*arguments(finished))) / "transfer.html").read_text()
+    for line in record(finished)["sentences"]:
+        assert line["sentence"] in page
+    assert "<script" not in page
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+    assert "effect 0.5, adapter 0.5" in page
+
+
+def test_finished_choices_are_not_sampled_again(finished: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[str] = []
+    make = Measurements.measure
+
+    def measure(self: Measurements, variant: Variant, console: Any) -> Any:
+        sampled.append(variant.name)
+        return make(self, variant, console)
+
+    monkeypatch.setattr(Measurements, "measure", measure)
+    before = record(finished)
+    transfer(settings(*arguments(finished)))
+    assert sampled == []
+    assert record(finished) == before
+    transfer(settings(*arguments(finished, "transfer.steps=[2,3,4]", "eval.label=more", "transfer.gates=false")))
+    assert "4 steps" in sampled, "another folder has its own results"
+    sampled.clear()
+    transfer(settings(*arguments(finished, "transfer.steps=[3,4]")))
+    assert sampled == ["4 steps"]
+
+
+def test_a_required_sentence_that_does_not_hold_is_returned(finished: World) -> None:
+    assert transfer(settings(*arguments(finished, "transfer.required=[fp8,compute]"))) == ["compute", "fp8"]
+
+
+def test_an_effect_that_does_not_fit_is_listed_and_the_rest_is_measured(world: World, tmp_path: Path) -> None:
+    weights = {"transformer_blocks.0.attn1.to_q": (torch.randn(2, 40), torch.randn(40, 2))}
+    lora.save(tmp_path / "wide.safetensors", lora.Adapter(weights, {KIND: PLAIN, "reference_downscale_factor": "1"}))
+    more = [
+        "transfer.schedules=[]",
+        "transfer.sizes=[]",
+        "transfer.steps=[]",
+        "eval.label=wide",
+        "transfer.gates=false",
+    ]
+    config = settings(*arguments(world, *more, f"transfer.effect={tmp_path / 'wide.safetensors'}"))
+    transfer(config)
+    rows = by_name(json.loads((results_folder(config) / "transfer.json").read_text()))
+    assert "wide.safetensors" in rows["effect 0.5, adapter 0.5"]["obstacle"]
+    assert rows["fp8"]["cost"] is not None
+
+
+@pytest.fixture(scope="module")
+def measurements(finished: World) -> Measurements:
+    return Measurements(settings(*arguments(finished)), results_folder(settings(*arguments(finished))))
+
+
+def latents(measurements: Measurements, name: str) -> torch.Tensor:
+    """The latents of the first batch under a choice, sampled now."""
+    found = {v.name: v for v in variants(measurements.config, measurements.size, measurements.base.geometry)}
+    source = measurements.source(found[name])
+    return source._sample(at_strength(1), measurements.batches()[0], source.sampler)
+
+
+def test_adapter_and_effect_are_added_at_their_strengths(measurements: Measurements, finished: World) -> None:
+    sampled = latents(measurements, "effect 0.5, adapter 0.5")
+    own, effect = (lora.read(finished.root / name) for name in ("adapter.safetensors", "effect.safetensors"))
+    both = {
+        name: (torch.cat([a, effect.weights[name][0]]), 0.5 * torch.cat([b, effect.weights[name][1]], dim=1))
+        for name, (a, b) in own.weights.items()
+    }
+    source = measurements.source(next(iter(variants(measurements.config, measurements.size, GEOMETRY))))
+    transformer = measurements.base.transformer().eval()
+    lora.load_adapter(transformer, lora.Adapter(both, own.metadata))
+    source.transformer = transformer
+    expected = source._sample(at_strength(1), measurements.batches()[0], source.sampler)
+    assert torch.allclose(sampled, expected, atol=1e-4)
+    measurements._loaded = None  # its transformer was exchanged
+    assert not torch.allclose(sampled, latents(measurements, "adapter 0.5"), atol=1e-2)
+
+
+def test_two_stages_refine_the_enlarged_first_stage(measurements: Measurements) -> None:
+    sampled = latents(measurements, "two stages")
+    assert measurements._loaded is not None
+    source, batch = measurements._loaded[1], measurements.batches()[0]
+    assert isinstance(source, TwoStageClips)
+    pairs = [source.half.latents(item.window) for item in batch]
+    text, fps = torch.stack([pair.text for pair in pairs]), torch.tensor([pair.fps for pair in pairs])
+    seeds = [item.noise_seed for item in batch]
+    references = source._references(at_strength(1), batch, source.half)
+    assert references[0].latent.shape[-2:] == (2, 2)
+    first = sample(source.transformer, text, (2, 2, 2), GEOMETRY, fps, source.sampler, seeds, references)
+    refine = SamplerSettings(DISTILLED_STAGE2)
+    expected = sample(source.transformer, text, (2, 4, 4), GEOMETRY, fps, refine, seeds, start=source.upsampler(first))
+    assert torch.allclose(sampled, expected, atol=1e-5)
+
+
+def test_windows_of_another_size_are_the_same_windows(measurements: Measurements) -> None:
+    original = measurements.held_out
+    window = original.windows[0]
+    half = ResizedHeldOut(original, (5, 16, 24), 1, measurements.base.vae())
+    assert half.pair(window).target.shape == (5, 16, 24, 3)
+    assert half.latents(window).target.shape == half.latents(window).references[0].shape == (CHANNELS, 2, 2, 3)
+    assert torch.equal(half.latents(window).text, original.latents(window).text)
+    assert half.fingerprint["pairs"] == original.fingerprint["pairs"]
+    assert half.fingerprint["latents"] != original.fingerprint["latents"]
+    same = ResizedHeldOut(original, measurements.size, 1, measurements.base.vae())
+    assert np.array_equal(same.pair(window).target, original.pair(window).target)
+    assert torch.allclose(same.latents(window).target, original.latents(window).target.float(), atol=1e-2)
+
+
+def test_fp8_clips_are_not_those_of_another_precision(measurements: Measurements) -> None:
+    specifications = []
+    for variant in variants(measurements.config, measurements.size, GEOMETRY):
+        if not variant.obstacle and variant.axis in ("reference", "precision", "adapter strength", "effect"):
+            source = measurements.source(variant)
+            assert isinstance(source, SampledClips)
+            specifications.append(source.specification(at_strength(1), measurements.batches()[0]))
+    texts = {json.dumps(specification, sort_keys=True) for specification in specifications}
+    assert len(texts) == len(specifications) == 4
+
+
+def evidence(choices: dict[str, dict[str, Any]], variants_: list[Variant], **more: Any) -> dict[str, Line]:
+    known = {"reference_tokens": 1.0, "distilled": True, "tolerance": 0.1, **more}
+    return {line["name"]: line for line in lines(Evidence(scores=choices, variants=variants_, **known))}
+
+
+def shifted(scores: dict[str, Any], db: float, spread: float = 0.0) -> dict[str, Any]:
+    """The scores with another PSNR of adapter + reference."""
+    changed = deepcopy(scores)
+    values = np.array(scores["windows"]["adapter+reference"]["psnr"])
+    noise = np.random.default_rng(0).normal(0, spread, len(values))
+    changed["windows"]["adapter+reference"]["psnr"] = (values + db + noise).tolist()
+    return changed
+
+
+def plain_scores() -> dict[str, Any]:
+    return {**example(), "per_window": {"conditions": {}}}
+
+
+def own_scores(half: float) -> dict[str, Any]:
+    """Scores whose reference has the share `half` of its effect at attention strength 0.5, and a step that takes 1.05
+    times as long with it."""
+    scores = plain_scores()
+    psnr = np.array(scores["windows"]["adapter+reference"]["psnr"])
+    scores["per_window"]["conditions"]["strength 0"] = {"psnr": (psnr - 10).tolist()}
+    scores["per_window"]["conditions"]["strength 0.5"] = {"psnr": (psnr - 10 * (1 - half)).tolist()}
+    scores["timings"]["step_seconds"] = [[1.05 + 0.001 * i, 1.0] for i in range(10)]
+    return scores
+
+
+@pytest.fixture(scope="module")
+def choices() -> list[Variant]:
+    return variants(
+        settings("conf=deblur", "sample.schedule=dev", "sample.steps=20", "model.precision=bf16"), SIZE, GEOMETRY
+    )
+
+
+def test_sentences_that_are_true_hold(choices: list[Variant]) -> None:
+    own = own_scores(half=0.5)
+    scores = {REFERENCE: own, "fp8": shifted(own, -0.2, 0.1), "30 steps": own, "40 steps": shifted(own, 0.5, 0.1)}
+    found = evidence(scores, choices)
+    held = [name for name, line in found.items() if line["outcome"] == "holds"]
+    assert held == ["compute", "blend", "steps_control", "fp8"]
+    assert found["compute"]["value"]["mean"] == pytest.approx(0.0545)  # type: ignore[index]
+    assert found["steps_picture"]["outcome"] == "fails", "SSIM is the same, so it is not better"
+    assert found["distilled"]["outcome"] == "not measured here"
+
+
+def test_sentences_that_are_false_fail(choices: list[Variant]) -> None:
+    own = own_scores(half=0.9)
+    own["timings"]["step_seconds"] = [[1.8 + 0.01 * i, 1.0] for i in range(10)]
+    distilled = deepcopy(own)
+    distilled["gates"] = {"outcome": "fails", "not_measured": []}
+    scores = {REFERENCE: own, "fp8": shifted(own, -3, 0.1), "30 steps": own, "50 steps": shifted(own, -0.5, 0.1)}
+    found = evidence({**scores, "distilled": distilled}, choices)
+    failed = [name for name, line in found.items() if line["outcome"] == "fails"]
+    assert failed == ["compute", "blend", "steps_control", "steps_picture", "fp8", "distilled"]
+    on_another_base = evidence({**scores, "distilled": distilled}, choices, distilled=False)["distilled"]
+    assert on_another_base["outcome"] == "not measured here"
+    assert "only its noise levels were sampled" in on_another_base["note"]
+
+
+def test_few_windows_decide_nothing_and_without_a_gain_nothing_is_kept() -> None:
+    values = np.full(7, 0.5) + np.linspace(0, 1e-3, 7)
+    assert judged(values, [f"tape {i}" for i in range(7)], Bound(0.25, 0.75))[0] == "inconclusive"
+    assert judged(np.append(values, 0.5), [f"tape {i}" for i in range(8)], Bound(0.25, 0.75))[0] == "holds"
+    own = plain_scores()
+    own["windows"]["base+reference"] = own["windows"]["adapter+reference"]
+    cost = costs(own, {"same": own}, 0.1)["same"]
+    assert (cost["kept"], cost["p"], cost["word"]) == (None, None, "not decided")
+
+
+def test_a_choice_is_equivalent_worse_or_better() -> None:
+    own = plain_scores()
+    found = costs(
+        own, {"close": shifted(own, -0.2, 0.1), "low": shifted(own, -4, 0.5), "high": shifted(own, 4, 0.5)}, 0.1
+    )
+    assert [cost["word"] for cost in found.values()] == ["equivalent", "worse", "better"]
+    assert found["low"]["kept"]["mean"] == pytest.approx(1 - 4 / 9, abs=0.05)  # type: ignore[index]
+    smaller = shifted(own, -6)
+    smaller["windows"]["base+reference"]["psnr"] = [x - 6 for x in own["windows"]["base+reference"]["psnr"]]
+    assert costs(own, {"smaller": smaller}, 0.1)["smaller"]["word"] == "worse"
+    assert costs(own, {"smaller": smaller}, 0.1, ["smaller"])["smaller"]["word"] == "equivalent"
+    lower = deepcopy(own)
+    lower["primary"] = "flicker"
+    worse = deepcopy(lower)
+    worse["windows"]["adapter+reference"]["flicker"] = [x + 2 for x in own["windows"]["adapter+reference"]["flicker"]]
+    assert costs(lower, {"flickers": worse}, 0.1)["flickers"]["word"] == "worse"
+
+
+def test_the_kinds_of_a_variant_share_a_model_only_with_equal_weights() -> None:
+    found = chosen("sample.steps=2", "model.precision=fp32")
+    assert found["32x32x9"].weights == found["50 steps"].weights == found[REFERENCE].weights
+    assert len({found[name].weights for name in (REFERENCE, "fp8", "adapter 0.5")}) == 3
+    assert replace(found["dev"], name="x").same_as(found["dev"])
