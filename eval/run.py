@@ -20,6 +20,7 @@ from eval.clips.sampling_ranks import SamplingRank, sampling_rank, started_sampl
 from eval.clips.windows import HeldOut
 from eval.compare import compare, load, require_comparable
 from eval.estimate import estimate_sampling
+from eval.judging.answer import answer
 from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.junit import write_claims
@@ -28,8 +29,9 @@ from eval.planning import apply_budget
 from eval.ranks import sample_for_first, sample_together
 from eval.report import wandb_log
 from eval.report.exhibits import exhibits
+from eval.report.media import Media
 from eval.report.outputs import save_outputs
-from eval.report.page import write_page
+from eval.report.page import sizes, write_page
 from eval.scores import assemble, headline, identity
 from eval.scoring.scorer import Scorer, print_lines
 from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
@@ -132,14 +134,15 @@ def _evaluate(
     scores["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
     scores["harm"] = harm(scores)
     scores |= {"flags": find_symptoms(scores), "digest": values_digest(scores)}
-    windows = wandb_log.save_clips(exhibits(scorer, suite.control), folder, config)
-    windows = save_outputs(windows, folder, source.seeds[0])
+    media = Media(folder, single=config.eval.report == "single", with_files=wandb_log.enabled(config))
+    windows = save_outputs(exhibits(scorer, suite.control), media, source.seeds[0])
     comparison = None if earlier is None else compare(earlier, scores)
-    report = write_page(folder, scores, windows, probe_clips, comparison)
+    report = write_page(media, scores, windows, probe_clips, comparison)
     if config.eval.junit is not None:
         write_claims(Path(config.eval.junit), scores)
-    wandb_log.log(folder, scores, config)
-    print_lines(console, *headline(scores), f"scores  {folder / 'scores.json'}", f"report  {report}")
+    wandb_log.log(media, scores, config)
+    paths = [f"scores  {folder / 'scores.json'}", f"report  {report} ({sizes(report, media)})"]
+    print_lines(console, *headline(scores), answer(scores), *paths)
     return report
 
 

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from html.parser import HTMLParser
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from eval.clips.windows import Window
 from eval.compare import compare
+from eval.judging.ranking import first_examples, ranking
 from eval.report.charts import bars, frame_line, probe_curve, strength_curve
-from eval.report.exhibits import Clips, examples, worst_first
+from eval.report.exhibits import Clips, Exhibit, examples
 from eval.report.masks import fade, half_tile
 from eval.report.media import Media, change_clip, thumbnail
-from eval.report.page import write_page
+from eval.report.outputs import save_outputs
+from eval.report.page import sizes, write_page
 from eval.statistics.estimates import estimate
 from eval.synthetic.run import ProbeClips
+from iclora_train.config import ConfigError, Eval
 from iclora_train.media.shard_clip import decode_clip
 from tests.scores_example import FRAMES, clip, example, exhibits
 
+SECTIONS = ["examples", "gates", "diagnostics", "conditions", "clips", "windows", "provenance", "probes"]
 VOID = ("meta", "link", "input", "br", "img")
 
 
@@ -76,13 +82,13 @@ def scores() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> str:
     folder = tmp_path_factory.mktemp("report")
-    text = write_page(folder, scores, islice(exhibits(scores), 4)).read_text()
+    text = write_page(Media(folder, single=True), scores, islice(exhibits(scores), 4)).read_text()
     assert {path.name for path in folder.iterdir()} == {"report.html", "scores.json"}
     return text
 
 
 def write(folder: Path, scores: dict[str, Any], **more: Any) -> str:
-    return write_page(folder, scores, islice(exhibits(scores), 1), **more).read_text()
+    return write_page(Media(folder), scores, islice(exhibits(scores), 1), **more).read_text()
 
 
 def test_the_page_is_one_file_without_network_access_and_its_links_resolve(text: str) -> None:
@@ -133,13 +139,13 @@ def test_sections_without_content_are_left_out(tmp_path: Path, scores: dict[str,
     del bare["cells"]["input"]["ssim"]
     first = next(exhibits(scores))
     clips = {name: first.clips[name] for name in ("adapter+reference", "reference", "target")}
-    page = Page(write_page(tmp_path, bare, [type(first)(first.window, first.fps, "", clips)]).read_text())
+    page = Page(write_page(Media(tmp_path), bare, [type(first)(first.window, first.fps, "", clips)]).read_text())
     assert "clips" in page.ids
     assert not {"probes", "strength", "mask"} & set(page.ids)
-    assert page.tags.count("video") == 3 + 2  # three of the window, two of the viewer
+    assert page.tags.count("video") == 3 + 3 + 2  # three of the first screen, three of the window, two of the viewer
 
 
-def test_synthetic_probes_come_first(tmp_path: Path, scores: dict[str, Any]) -> None:
+def test_synthetic_probes_come_last(tmp_path: Path, scores: dict[str, Any]) -> None:
     signal = {"claim": "it <moves>", "threshold": 4.0, "floor": 20.0, "passed": True}
     path, line = [[float(i), 2.0 * i] for i in range(FRAMES)], [float(i) for i in range(FRAMES)]
     simple = {
@@ -153,7 +159,8 @@ def test_synthetic_probes_come_first(tmp_path: Path, scores: dict[str, Any]) -> 
     }
     probe_clips = {"square": ProbeClips(clip(1), clip(1)[::2, ::2, ::2], clip(2), clip(3))}
     page = Page(text := write(tmp_path, {**scores, "simple": simple}, probe_clips=probe_clips))
-    assert page.ids.index("probes") < page.ids.index("verdicts")
+    sections = [name for name in page.ids if name in SECTIONS]
+    assert sections == SECTIONS
     assert "2 of 3 probes pass" in text
     assert "requested 7.5, measured 1.5" in text
     assert any("hold" in row and "nothing to draw" in row for row in page.rows)
@@ -172,36 +179,132 @@ def test_an_earlier_evaluation_is_compared_paired(tmp_path: Path, scores: dict[s
 
 
 def test_the_worst_windows_come_first(scores: dict[str, Any]) -> None:
-    assert (worst_first(scores)[0], worst_first(scores)[-1]) == (3, 5)
+    order = ranking(scores).worst_first()
+    assert (order[0], order[-1]) == (3, 5)
     assert (examples(scores)[0], examples(scores)[-1], len(examples(scores))) == (3, 5, 6)
     hard = deepcopy(scores)  # a clip that is hard for everybody is not the worst: the order is by gain
     for row in ("adapter+reference", "input"):
         hard["windows"][row]["psnr"][7] -= 15
-    assert worst_first(hard) == worst_first(scores)
-    low = {**deepcopy(scores), "family": "structure"}  # no input to compare with: the primary metric
-    low["metrics"]["psnr"]["better"] = "low"
-    low["windows"]["adapter+reference"]["psnr"][3] = None
-    assert (worst_first(low)[0], worst_first(low)[-1]) == (5, 3)
+    assert ranking(hard).worst_first() == order
 
 
-def test_large_media_are_files_next_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.report.media.INLINE_BYTES", 200)
+def test_windows_of_a_control_task_are_ordered_by_agreement_above_the_base(scores: dict[str, Any]) -> None:
+    control = {**deepcopy(scores), "family": "structure"}  # the input is a drawing
+    output, base = (control["windows"][row]["psnr"] for row in ("adapter+reference", "base"))
+    base[8] = output[8] + 1
+    order = ranking(control).worst_first()
+    assert (order[0], ranking(control).over) == (8, "base")
+    control["metrics"]["psnr"]["better"] = "low"
+    assert ranking(control).worst_first()[-1] == 8
+    for row in ("base", "input"):  # clips of another program
+        del control["windows"][row]
+    output[3] = None
+    order = ranking(control).worst_first()
+    assert (order[0], order[-1]) == (5, 3)
+    assert ranking(control).over is None
+
+
+def test_the_first_rows_are_of_three_recordings_where_there_are_enough(scores: dict[str, Any]) -> None:
+    def titles(changed: dict[str, Any]) -> list[tuple[str, int, int]]:
+        return [(example.title, example.rank, example.of) for example in first_examples(changed)]
+
+    own = deepcopy(scores)
+    for i, facts in enumerate(own["clips"]):
+        facts["source"] = f"tape {i}"
+    assert titles(own) == [("worst gain", 1, 11), ("median", 6, 11), ("best gain", 11, 11)]
+    worst, best = ranking(own).worst_first()[0], ranking(own).worst_first()[-1]
+    own["clips"][best]["source"] = own["clips"][worst]["source"]
+    assert titles(own) == [("worst gain", 1, 11), ("median", 6, 11), ("best gain of another recording", 10, 11)]
+    one = deepcopy(own)
+    for facts in one["clips"]:
+        facts["source"] = "tape"
+    assert titles(one) == [("worst gain", 1, 11), ("median", 6, 11), ("best gain", 11, 11)]
+    assert len({example.number for example in first_examples(one)}) == 3
+    two = deepcopy(own)
+    two["clips"] = two["clips"][:2]
+    two["windows"] = {row: {m: v[:2] for m, v in metrics.items()} for row, metrics in two["windows"].items()}
+    assert titles(two) == [("worst gain", 1, 2), ("best gain", 2, 2)]
+
+
+def test_the_first_screen_has_the_answer_and_three_rows(tmp_path: Path, scores: dict[str, Any]) -> None:
+    chosen = {example.number for example in first_examples(scores)}
+    windows = (exhibit for exhibit in exhibits(scores) if exhibit.window.number in chosen)
+    text = write_page(Media(tmp_path), scores, windows).read_text()
+    first = text[text.index("<header>") : text.index('<section id="gates">')]
+    assert '<h1>deblur &lt;1&gt; <span class="warn">1 of 2 gates hold, 1 not measured</span></h1>' in first
+    assert '<p class="answer">deblur &lt;1&gt; is better than its input' in first
+    assert re.findall(r"<h3>([a-z ]+):", first) == ["worst gain", "median", "best gain of another recording"]
+    titles = ["reference", "without adapter", "with adapter", "target"]
+    assert re.findall(r"<figcaption><b>(.*?)</b>", first) == titles * 3
+    assert first.count('poster="data:image/jpeg') == 12
+
+
+def test_headings_are_in_order_and_every_player_has_a_label(text: str) -> None:
+    levels = [int(level) for level in re.findall(r"<h([1-6])", text[: text.index("<dialog")])]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later - level <= 1 for level, later in pairwise(levels))
+    assert re.findall(r"<video(?![^>]*aria-label=)", text) == []
+    assert re.findall(r"<img(?![^>]*alt=)", text) == []
+
+
+def test_clips_are_files_beside_the_page_unless_one_file_is_asked_for(tmp_path: Path) -> None:
     media = Media(tmp_path)
     frame = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
-    assert media.picture("flat", np.zeros_like(frame)).startswith("data:image/png;base64,")
     busy = media.picture("busy", frame)
     assert busy.startswith("media/busy-")
-    assert (tmp_path / busy).stat().st_size > 200
     moving = media.clip("moving", clip(0), 24)
     decoded = decode_clip((tmp_path / moving).read_bytes())
     assert decoded.shape == (FRAMES, 192, 192, 3)
     assert np.abs(decoded[:, 1::3, 1::3].astype(float) - clip(0)).mean() < 4
+    assert media.bytes == sum(path.stat().st_size for path in (tmp_path / "media").iterdir())
     later = Media(tmp_path)
-    later.picture("flat", np.zeros_like(frame))
     other = later.picture("busy", frame[::-1])
     assert (tmp_path / busy).exists()  # the earlier report still shows it
     later.remove_others()
     assert [f"media/{path.name}" for path in (tmp_path / "media").iterdir()] == [other]
+    single = Media(tmp_path, single=True)
+    assert single.picture("busy", frame).startswith("data:image/png;base64,")
+    single.remove_others()
+    assert list((tmp_path / "media").iterdir()) == []
+    page = tmp_path / "report.html"
+    page.write_bytes(bytes(300_000))
+    assert sizes(page, single) == f"one file of 0.3 MB, clips and pictures {single.bytes / 1e6:.1f} MB"
+    assert "0.3 MB, clips and pictures" in sizes(page, media)
+    assert "beside it in media/" in sizes(page, media)
+
+
+def test_a_clip_is_encoded_once_for_page_outputs_and_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+
+    def encode(data: bytes) -> Callable[..., bytes]:
+        return lambda frames, *_, **__: encoded.append((data, frames.shape)) or data
+
+    monkeypatch.setattr("eval.report.media.encode_clip", encode(b"mp4"))
+    monkeypatch.setattr("eval.report.media.encode_preview", encode(b"small"))
+
+    def exhibit(height: int, width: int) -> Exhibit:
+        window = Window(4, "dog-00000", "dog", "", 0)
+        return Exhibit(window, 24.0, "", {"adapter+reference": np.zeros((3, height, width, 3), np.uint8)})
+
+    def encoded_for(shown: Exhibit, single: bool) -> list[tuple[bytes, tuple[int, ...]]]:
+        """What is encoded for outputs, the page, its first screen, and W&B."""
+        encoded.clear()
+        media = Media(tmp_path, single=single, with_files=True)
+        assert list(save_outputs([shown], media, seed=7)) == [shown]
+        assert (tmp_path / "outputs/dog-00000.7.mp4").read_bytes() == b"mp4"
+        start = "data:video/mp4" if single else "media/004-adapter+reference-"
+        assert media.shown(shown, "adapter+reference").startswith(start)
+        assert media.preview(shown, "adapter+reference").startswith(start)
+        assert None not in (media.file(4, "adapter+reference"), media.file(4, "adapter+reference", preview=True))
+        return [*encoded]
+
+    for single in (False, True):
+        assert encoded_for(exhibit(256, 256), single) == [(b"mp4", (3, 256, 256, 3))]
+        both = [(b"mp4", (3, 384, 640, 3)), (b"small", (3, 384, 640, 3))]  # the first screen, or the one file, is small
+        assert encoded_for(exhibit(384, 640), single) == both
+        enlarged = [(b"mp4", (3, 64, 64, 3)), (b"mp4", (3, 192, 192, 3))]  # a study gets the clip in its own size
+        assert encoded_for(exhibit(64, 64), single) == enlarged
 
 
 def test_thumbnails_have_one_width() -> None:
@@ -276,3 +379,8 @@ def test_a_latent_frame_without_an_effect_keeps_its_number() -> None:
         (i, pytest.approx(weight, abs=0.005)) for i, weight in enumerate(weights)
     ]
     assert [figure == "\N{EN DASH}" for *_, figure in rows] == [i == 0 for i in range(len(weights))]
+
+
+def test_an_unknown_form_of_the_report_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.report.*'html'.*files.*single"):
+        Eval(report="html")

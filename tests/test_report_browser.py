@@ -14,6 +14,9 @@ import cv2
 import numpy as np
 import pytest
 
+from eval.judging.ranking import first_examples
+from eval.report.exhibits import Exhibit
+from eval.report.media import Media
 from eval.report.page import write_page
 from tests.browser import CHROMIUM, Browser, browser
 from tests.scores_example import FRAMES, STRENGTHS, clip, example, exhibits
@@ -32,7 +35,7 @@ def scores() -> dict[str, Any]:
 def report(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("eval.report.exhibits.EXAMPLES", 2)  # for speed
-        return write_page(tmp_path_factory.mktemp("report"), scores, exhibits(scores))
+        return write_page(Media(tmp_path_factory.mktemp("report"), single=True), scores, exhibits(scores))
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +46,20 @@ def one_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def page(one_browser: Browser, report: Path) -> Iterator[Browser]:
-    """The freshly loaded report with the first players on the screen; any console error fails the test."""
+    """The freshly loaded report, stopped, with the first window on the screen; any console error fails the test."""
     one_browser.complaints.clear()
+    still(one_browser, True)
     one_browser.open(report, height=500)
-    one_browser.run("document.querySelector('.players').scrollIntoView()")
+    one_browser.run("document.querySelector('#clips .players').scrollIntoView()")
     one_browser.until(READY)
     yield one_browser
     assert one_browser.complaints == []
+
+
+def still(page: Browser, reduced: bool) -> None:
+    """Whether the reader has asked the system for less motion; the page then does not play by itself."""
+    value = "reduce" if reduced else "no-preference"
+    page.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": value}])
 
 
 def picture(page: Browser, video: str) -> np.ndarray:
@@ -77,9 +87,12 @@ def frames_shown(page: Browser) -> set[int]:
     return set(page.run("[...near].map((video) => Math.floor(video.currentTime * timing(video).fps))"))
 
 
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize("width", [1280, 800, 390])
 def test_nothing_is_wider_than_the_window(page: Browser, report: Path, width: int) -> None:
     page.open(report, width)
+    wider = """all("main *, header *, .controls *").filter((part) => !part.closest(".scroll, #viewer")
+      && part.getBoundingClientRect().right > innerWidth).map((part) => part.outerHTML.slice(0, 80))"""
+    assert page.run(wider) == []
     assert page.run("document.documentElement.scrollWidth") <= width
     page.press("c")
     assert page.run("viewer.getBoundingClientRect().right") <= width
@@ -210,12 +223,12 @@ def test_blinking_alternates_and_ends_with_the_viewer(page: Browser) -> None:
     page.press("c")
     page.press("3")
     for state in ("true", "false"):
-        page.until(f"over.classList.contains('away') === {state}")
+        page.until(f"upper.classList.contains('away') === {state}")
     page.press("Escape")
     page.until("!viewer.open")
-    page.run("over.classList.remove('away')")
+    page.run("upper.classList.remove('away')")
     time.sleep(0.6)  # longer than a blink
-    assert not page.run("over.classList.contains('away')")
+    assert not page.run("upper.classList.contains('away')")
 
 
 def test_the_slider_shows_each_strength_and_its_value(page: Browser, scores: dict[str, Any]) -> None:
@@ -271,13 +284,10 @@ def test_another_scores_json_is_compared_in_the_page(page: Browser, scores: dict
     page.until("element('another-note').value.startsWith('broken.json is not')")
 
 
-def test_media_files_next_to_the_page_play(
-    one_browser: Browser, scores: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("eval.report.media.INLINE_BYTES", 0)
+def test_media_files_next_to_the_page_play(one_browser: Browser, scores: dict[str, Any], tmp_path: Path) -> None:
     one_browser.complaints.clear()
-    one_browser.open(write_page(tmp_path, scores, islice(exhibits(scores), 1)))
-    one_browser.run("document.querySelector('.players').scrollIntoView()")
+    one_browser.open(write_page(Media(tmp_path), scores, islice(exhibits(scores), 1)))
+    one_browser.run("document.querySelector('#clips .players').scrollIntoView()")
     one_browser.until(READY)
     assert one_browser.run("document.querySelector('.window video').getAttribute('src')").startswith("media/")
     assert one_browser.complaints == []
@@ -289,6 +299,89 @@ def test_without_scripts_tables_are_readable_and_players_have_controls(one_brows
         assert one_browser.run("[...document.querySelectorAll('.window')].filter((row) => row.hidden).length") == 0
         assert one_browser.run("document.querySelector('.window video').controls")
         assert one_browser.run("document.querySelector('.controls').getBoundingClientRect().height") == 0
-        assert "PSNR above the <degraded> input" in one_browser.run("document.querySelector('#verdicts').innerText")
+        assert "PSNR above the <degraded> input" in one_browser.run("document.querySelector('#gates').innerText")
     finally:
         one_browser.send("Emulation.setScriptExecutionDisabled", value=False)
+
+
+CODED = 30  # frames of the clips below
+CODED_FPS = 24.0
+
+
+@pytest.fixture(scope="module")
+def first_screen(tmp_path_factory: pytest.TempPathFactory, scores: dict[str, Any]) -> Path:
+    """A report whose clips tell their frame: frame k has brightness 8 k."""
+    frames = np.arange(CODED, dtype=np.uint8)[:, None, None, None].repeat(3, 3) * 8
+    coded = np.broadcast_to(frames, (CODED, 192, 192, 3))
+    names = ("reference", "base+reference", "adapter+reference", "target")
+    chosen = {example.number for example in first_examples(scores)}
+    windows = [
+        Exhibit(exhibit.window, CODED_FPS, "", dict.fromkeys(names, coded))
+        for exhibit in exhibits(scores)
+        if exhibit.window.number in chosen
+    ]
+    media = Media(tmp_path_factory.mktemp("coded"), single=True)
+    return write_page(media, {**scores, "strength": [], "frames": {}}, windows)
+
+
+SHOWN_FRAMES = """all(".example").map((row) => all("canvas", row).map((canvas) =>
+  Math.round(canvas.getContext("2d").getImageData(96, 96, 1, 1).data[0] / 8)))"""
+
+
+@pytest.mark.parametrize("speed", ["0.1", "0.25", "0.5", "1"])
+def test_the_players_of_a_row_show_the_same_frame_at_every_speed(
+    one_browser: Browser, first_screen: Path, speed: str
+) -> None:
+    one_browser.complaints.clear()
+    still(one_browser, False)
+    one_browser.open(first_screen, height=1000)
+    one_browser.until("clock.playing")  # the rows loop without a click
+    one_browser.run(f"element('speed').value = '{speed}'")
+    one_browser.until("all('.example canvas').length === 12 && all('.example canvas').every((c) => c.frame >= 0)")
+    sample = f"""new Promise((done) => {{
+      const samples = [];
+      const measure = () => {{
+        samples.push({SHOWN_FRAMES});
+        if (samples.length < 80) setTimeout(() => requestAnimationFrame(measure), 30); else done(samples);
+      }};
+      measure();
+    }})"""
+    samples = one_browser.run(sample)
+    rows = [row for rows in samples for row in rows]
+    assert len(rows) == 3 * 80
+    assert [row for row in rows if len(row) != 4 or len(set(row)) > 1] == []
+    assert len({row[0] for row in rows}) >= 5  # they move
+    one_browser.press(" ")
+    one_browser.until(f"{SHOWN_FRAMES}.flat().every((frame) => frame === frameOf(clock.position))")
+    about_the_test = "willReadFrequently"  # that this test reads pixels
+    assert [text for text in one_browser.complaints if about_the_test not in text] == []
+
+
+def test_a_reader_who_asked_for_less_motion_sees_the_first_frames(one_browser: Browser, first_screen: Path) -> None:
+    still(one_browser, True)
+    one_browser.open(first_screen, height=1000)
+    one_browser.until(f"{SHOWN_FRAMES}.flat().every((frame) => frame === 0)")
+    assert not one_browser.run("clock.playing")
+    one_browser.press("ArrowRight")
+    one_browser.until(f"{SHOWN_FRAMES}.flat().every((frame) => frame === 1)")
+    one_browser.press(" ")
+    one_browser.until("clock.playing")
+
+
+def test_the_first_screen_holds_the_answer_and_three_rows(one_browser: Browser, first_screen: Path) -> None:
+    one_browser.open(first_screen, height=900)
+    assert one_browser.run("document.querySelector('.answer').getBoundingClientRect().bottom") < 250
+    assert one_browser.run("all('.example video').pop().getBoundingClientRect().bottom") <= 900
+
+
+def test_clips_below_the_first_screen_are_not_loaded_before_they_are_needed(
+    one_browser: Browser, scores: dict[str, Any], tmp_path: Path
+) -> None:
+    still(one_browser, False)
+    one_browser.open(write_page(Media(tmp_path), scores, islice(exhibits(scores), 3)), height=700)
+    one_browser.until("all('.example canvas').some((c) => c.frame >= 0)")
+    far = "all('video').filter((video) => video.getBoundingClientRect().top > 1500)"
+    assert one_browser.run(f"{far}.length") > 20
+    assert one_browser.run(f"{far}.filter((video) => video.preload !== 'none' || video.readyState > 0).length") == 0
+    one_browser.run("document.querySelector('#strength .tile').scrollIntoView()")
+    one_browser.until("all('#strength video').some((video) => video.readyState > 1)")

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from eval.clips.windows import Window
+from eval.judging.answer import answer
 from eval.report import wandb_log
 from eval.report.exhibits import Exhibit
+from eval.report.media import Media
 from iclora_train.config import Config, Task
 from iclora_train.core import wandb_run
 from tests.clips import moving
@@ -25,13 +27,17 @@ def estimate(mean: float, n: int = 2) -> dict[str, Any]:
 
 
 def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
-    """The parts of scores.json that `log` reads, for `n` windows."""
+    """The parts of scores.json that `log` reads, for `n` windows; the first one is the worst."""
     row = {metric: estimate(20.0, n) for metric in METRICS}
-    verdict = {"name": "gain", "kind": "gate", "claim": "it helps", "value": estimate(1.0, n), "threshold": "≥ 0.7 dB"}
-    verdict |= {"outcome": "holds", "passed": True}
+    verdict = {"name": "gain_over_input", "kind": "gate", "claim": "it helps", "value": estimate(1.0, n)}
+    verdict |= {"by_source": estimate(1.0, n), "threshold": "≥ 0.7 dB", "outcome": "holds", "passed": True}
+    output = {metric: [20.0 + i for i in range(n)] for metric in METRICS}
     return {
         "task": "deblur",
+        "family": "restoration",
         "primary": "psnr",
+        "adherence": "psnr",
+        "metrics": {metric: {"title": metric, "unit": "", "better": "high"} for metric in METRICS},
         "adapter": {"path": str(adapter), "sha256": "0" * 64, "metadata": {"task": "deblur"}},
         "clips": [{"key": f"heldout-{i}", "source": f"shot{i}", "partner": "heldout-0"} for i in range(n)],
         "cells": {"adapter+reference": row, "base+reference": row},
@@ -39,22 +45,34 @@ def scores(adapter: Path, n: int = 2) -> dict[str, Any]:
         "control": {"gain": estimate(0.8, n), "curve": {"s50": 0.2}},
         "verdicts": [verdict],
         "gates": {"outcome": "holds", "not_measured": []},
-        "windows": {"adapter+reference": {metric: [20.0] * n for metric in METRICS}},
+        "windows": {"adapter+reference": output, "input": {metric: [19.0] * n for metric in METRICS}},
         "simple": {"passed": 1, "of": 1, "signals": [{"name": "square", "value": 0.5, "passed": True}]},
     }
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of an evaluation, with clips of one window under two conditions."""
-    result = tmp_path / "runs" / "deblur-nano" / "eval"
-    clips = {"adapter+reference": moving(5, 16, 32), "strength 0.5": moving(5, 16, 32, seed=1)}
+def media(tmp_path: Path) -> Media:
+    """The clips of a report: one window under three conditions, and its first screen."""
+    result = Media(tmp_path / "runs" / "deblur-nano" / "eval", with_files=True)
+    clips = {
+        "reference": moving(3, 16, 32, seed=2),
+        "adapter+reference": moving(5, 400, 402),
+        "strength 0.5": moving(5, 16, 32, seed=1),
+    }
     exhibit = Exhibit(Window(0, "heldout-0", "shot0", "32x16x5", 1), 25.0, "a texture", clips)
-    assert list(wandb_log.save_clips([exhibit], result, config(wandb={"project": "p"}))) == [exhibit]
-    (result / "report.html").write_text("<!doctype html>")
-    (result / "adapter.safetensors").write_bytes(b"weights")
-    (result / "scores.json").write_text(json.dumps(scores(result / "adapter.safetensors")))
+    for condition in clips:
+        result.shown(exhibit, condition)
+    for condition in ("reference", "adapter+reference"):
+        result.preview(exhibit, condition)
+    (result.folder / "report.html").write_text("<!doctype html>")
+    (result.folder / "adapter.safetensors").write_bytes(b"weights")
+    (result.folder / "scores.json").write_text(json.dumps(scores(result.folder / "adapter.safetensors")))
     return result
+
+
+@pytest.fixture
+def folder(media: Media) -> Path:
+    return media.folder
 
 
 def config(**logger: Any) -> Config:
@@ -90,84 +108,138 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return result
 
 
-def test_a_row_per_clip_a_column_per_condition_and_players_of_mp4_files(folder: Path, recorder: Recorder) -> None:
-    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
+def test_a_row_per_clip_a_column_per_condition_and_players_of_mp4_files(
+    folder: Path, media: Media, recorder: Recorder
+) -> None:
+    wandb_log.log(media, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
     columns, rows = recorder.logged["clips"]
     assert columns[:4] == ["clip", "source", "partner", "psnr (adapter+reference)"]
     assert columns[-2:] == ["strength 0.5", "strength 0"]
     assert [row[0] for row in rows] == ["heldout-0", "heldout-1"]
     players = {column: value for column, value in zip(columns, rows[0], strict=True) if isinstance(value, Path)}
-    assert set(players) == {"adapter+reference", "strength 0.5"}
+    assert set(players) == {"reference", "adapter+reference", "strength 0.5"}
     for path in players.values():
         assert path.read_bytes()[4:8] == b"ftyp"  # signature of an mp4 file
     assert [value for value in rows[1] if isinstance(value, Path)] == []
     assert recorder.finished
 
 
-def test_keys_do_not_depend_on_the_values(folder: Path, recorder: Recorder) -> None:
+def test_the_first_page_is_the_answer_the_claims_and_the_rows_of_the_report(
+    folder: Path, media: Media, recorder: Recorder
+) -> None:
+    values = scores(folder / "adapter.safetensors")
+    wandb_log.log(media, values, config(wandb={"project": "p"}))
+    assert list(recorder.logged)[:3] == ["report/answer", "report/claims", "report/examples"]
+    columns, rows = recorder.logged["report/answer"]
+    assert columns == ["task", "run", "answer"]
+    assert rows == [["deblur", "deblur-nano-eval", answer(values)]]
+    columns, rows = recorder.logged["report/claims"]
+    assert columns[:6] == ["claim", "outcome", "value", "low", "high", "kind"]
+    assert rows == [["it helps", "holds", 1.0, 0.0, 2.0, "gate", "≥ 0.7 dB", "gain_over_input", 2, 2]]
+    columns, rows = recorder.logged["report/examples"]
+    assert columns[-4:] == ["reference", "without adapter", "with adapter", "target"]
+    assert [row[:8] for row in rows] == [
+        ["worst gain", "heldout-0", "shot0", 1, 2, "psnr", 1.0, "input"],
+        ["best gain", "heldout-1", "shot1", 2, 2, "psnr", 2.0, "input"],
+    ]
+    reference, without, with_adapter, target = rows[0][-4:]
+    assert (without, target) == (None, None)  # not sampled
+    assert reference == media.file(0, "reference")
+    assert with_adapter == media.file(0, "adapter+reference", preview=True) != media.file(0, "adapter+reference")
+    assert recorder.summary["report/answer"] == answer(values)
+
+
+def test_the_first_page_has_the_same_keys_and_columns_for_every_task(
+    folder: Path, media: Media, recorder: Recorder
+) -> None:
+    def first_page(values: dict[str, Any]) -> tuple[set[str], list[list[str]]]:
+        recorder.logged.clear()
+        recorder.summary.clear()
+        wandb_log.log(media, values, config(wandb={"project": "p"}))
+        keys = {key for key in (*recorder.logged, *recorder.summary) if key.startswith("report/")}
+        return keys, [columns for key, (columns, _) in sorted(recorder.logged.items()) if key.startswith("report/")]
+
+    restoration = scores(folder / "adapter.safetensors")
+    control = {**scores(folder / "adapter.safetensors"), "family": "structure", "adherence": "edge_f1", "simple": None}
+    control["windows"]["base"] = {"edge_f1": [21.0, 19.0]}
+    control["verdicts"] = [{**restoration["verdicts"][0], "name": "edge_gap"}]
+    unjudged = {**scores(folder / "adapter.safetensors"), "verdicts": []}
+    unjudged["gates"] = {"outcome": "inconclusive", "not_measured": ["swap_drop"]}
+    assert first_page(control) == first_page(restoration) == first_page(unjudged)
+    first_page(control)
+    assert recorder.summary["report/first_gate"] == "edge_gap"
+    assert (recorder.summary["report/worst_gain"], recorder.summary["report/gain_over"]) == (-1.0, "base")
+    assert recorder.summary["report/worse_windows"] == 1
+
+
+def test_keys_do_not_depend_on_the_values(folder: Path, media: Media, recorder: Recorder) -> None:
     adapter = folder / "adapter.safetensors"
-    wandb_log.log(folder, scores(adapter), config(wandb={"project": "p"}))
+    wandb_log.log(media, scores(adapter), config(wandb={"project": "p"}))
     keys, columns = set(recorder.logged) | set(recorder.summary), recorder.logged["clips"][0]
     failed = scores(adapter, n=1)
     failed["verdicts"][0] |= {"outcome": "fails", "passed": False}
-    wandb_log.log(folder.parent / "eval-other", failed, config(wandb={"project": "p"}))
+    wandb_log.log(Media(folder.parent / "eval-other"), failed, config(wandb={"project": "p"}))
     assert set(recorder.logged) | set(recorder.summary) == keys
     assert recorder.logged["clips"][0] == columns
 
 
-def test_curves_are_ordered_by_strength_and_have_intervals_if_measured(folder: Path, recorder: Recorder) -> None:
-    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
+def test_curves_are_ordered_by_strength_and_have_intervals_if_measured(
+    folder: Path, media: Media, recorder: Recorder
+) -> None:
+    wandb_log.log(media, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
     x, series = recorder.logged["strength/edge_f1"]
     assert x == [0.0, 0.5, 1.0]
     assert series == {"mean": [20.0] * 3, "low": [19.0] * 3, "high": [21.0] * 3}
-    wandb_log.log(folder, scores(folder / "adapter.safetensors", n=1), config(wandb={"project": "p"}))
+    wandb_log.log(media, scores(folder / "adapter.safetensors", n=1), config(wandb={"project": "p"}))
     assert set(recorder.logged["strength/edge_f1"][1]) == {"mean"}
 
 
-def test_values_have_intervals_and_files_have_their_names(folder: Path, recorder: Recorder) -> None:
-    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
+def test_values_have_intervals_and_files_have_their_names(folder: Path, media: Media, recorder: Recorder) -> None:
+    wandb_log.log(media, scores(folder / "adapter.safetensors"), config(wandb={"project": "p"}))
     assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
     assert recorder.summary["control/gain"] == estimate(0.8)
     assert recorder.summary["verdicts/passed"] == recorder.summary["verdicts/of"] == 1
     assert recorder.summary["gates/passed"] == recorder.summary["gates/of"] == 1
-    assert recorder.summary["gates/outcome"] == recorder.summary["outcome/gain"] == "holds"
+    assert recorder.summary["gates/outcome"] == recorder.summary["outcome/gain_over_input"] == "holds"
     (_, _, files, _), (_, kind, adapter, facts) = recorder.artifacts
-    assert {"scores.json", "report.html", "clips/heldout-0/strength_0.5.mp4"} <= set(files)
+    assert {"scores.json", "report.html", media.file(0, "strength 0.5").relative_to(folder).as_posix()} <= set(files)
     assert (kind, list(adapter), facts["task"]) == ("model", ["adapter.safetensors"], "deblur")
 
 
-def test_a_folder_of_videos_has_no_adapter_and_no_control(folder: Path, recorder: Recorder) -> None:
+def test_a_folder_of_videos_has_no_adapter_and_no_control(folder: Path, media: Media, recorder: Recorder) -> None:
     values = {**scores(folder / "none"), "control": None, "simple": None, "strength": []}
     values["adapter"] = {"path": "none", "sha256": None, "metadata": {}}
-    wandb_log.log(folder, values, config(wandb={"project": "p"}))
+    wandb_log.log(media, values, config(wandb={"project": "p"}))
     assert [kind for _, kind, _, _ in recorder.artifacts] == ["evaluation"]
     assert recorder.summary["adapter+reference/psnr"] == estimate(20.0)
     assert recorder.logged["strength"][1] == []
 
 
-def test_without_wandb_nothing_is_sent(folder: Path, recorder: Recorder) -> None:
-    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(csv=True))
+def test_without_wandb_nothing_is_sent(folder: Path, media: Media, recorder: Recorder) -> None:
+    wandb_log.log(media, scores(folder / "adapter.safetensors"), config(csv=True))
     assert recorder.logged == {}
     assert not recorder.finished
 
 
-def test_offline_runs_contain_everything_for_wandb_sync(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_runs_contain_everything_for_wandb_sync(
+    folder: Path, media: Media, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
-    wandb_log.log(folder, scores(folder / "adapter.safetensors"), config(wandb={"project": "p", "mode": "offline"}))
+    wandb_log.log(media, scores(folder / "adapter.safetensors"), config(wandb={"project": "p", "mode": "offline"}))
     assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
     staged = [path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file()]
-    table = next(json.loads(data) for data in staged if b"half mask" in data and b"video-file" in data)
-    players = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
-    assert [(cell["_type"], Path(cell["path"]).suffix) for cell in players] == [("video-file", ".mp4")] * 2
-    clip = (folder / "clips/heldout-0/strength_0.5.mp4").read_bytes()
-    assert clip in staged  # not encoded again
+    for column, count in ((b"half mask", 3), (b"without adapter", 2)):  # the tables of all clips and of the examples
+        table = next(json.loads(data) for data in staged if column in data and b"video-file" in data)
+        players = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
+        assert [(cell["_type"], Path(cell["path"]).suffix) for cell in players] == [("video-file", ".mp4")] * count
+    assert {path.read_bytes() for path in media.files()} <= set(staged)  # not encoded again
     assert b"weights" in staged
 
 
-def test_a_control_value_that_was_not_measured_is_left_out(folder: Path, recorder: Recorder) -> None:
+def test_a_control_value_that_was_not_measured_is_left_out(folder: Path, media: Media, recorder: Recorder) -> None:
     values = scores(folder / "adapter.safetensors")
     values["control"] = {**values["control"], "gain": None, "null": estimate(0.2), "curve": None}
-    wandb_log.log(folder, values, config(wandb={"project": "p"}))
+    wandb_log.log(media, values, config(wandb={"project": "p"}))
     assert "control/gain" not in recorder.summary
     assert recorder.summary["control/null"] == estimate(0.2)

@@ -11,7 +11,7 @@ import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE, CEILING, Item
 from eval.clips.windows import Window
-from eval.judging.harm import gains
+from eval.judging.ranking import ranking
 from eval.metrics import Clip, GroundTruth
 from eval.scoring.scorer import Scorer
 
@@ -80,21 +80,8 @@ def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> d
     return clips
 
 
-def worst_first(scores: Mapping[str, Any]) -> list[int]:
-    """Window numbers ordered by the gain of adapter + reference over the input, worst first; unmeasured windows last.
-
-    A gain does not depend on how easy a clip is. Where output and input cannot be compared, the primary metric orders.
-    """
-    primary, sign = scores["primary"], 1
-    values = gains(scores)
-    if not any(value is not None for value in values):
-        sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
-        values = scores["windows"][ADAPTER_REFERENCE][primary]
-    return sorted(range(len(values)), key=lambda i: (values[i] is None, sign * (values[i] or 0.0)))
-
-
 def examples(scores: Mapping[str, Any]) -> list[int]:
-    """Up to EXAMPLES window numbers at equal steps from the worst to the best."""
-    order = worst_first(scores)
+    """Up to EXAMPLES window numbers at equal steps from the worst to the best gain."""
+    order = ranking(scores).worst_first()
     indices = np.linspace(0, len(order) - 1, min(EXAMPLES, len(order))).round().astype(int)
     return [order[i] for i in indices]

@@ -89,7 +89,7 @@ def _tile(media: Media, exhibit: Exhibit, condition: str, title: str, overlay: s
         figure(video(media, exhibit, condition, title) + overlay, f"<b>{title}</b>"),
         figure(video(media, exhibit, ADAPTER_REFERENCE, "full reference"), "full reference"),
         figure(
-            player(heat, f"change by the {condition}, {exhibit.window.key}") + overlay,
+            player(heat, f"change by the {condition}, {exhibit.window.key}", clips[condition].shape) + overlay,
             f"change by the mask: black 0, bright {CHANGE_FULL} levels",
         ),
     ]

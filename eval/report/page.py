@@ -13,9 +13,10 @@ from string import Template
 from typing import Any
 
 from eval.clips.conditions import FADE_MASK, HALF_MASK
+from eval.judging.ranking import first_examples, ranking
 from eval.judging.verdicts import tally
-from eval.report import masks, players, probes, strength, tables, verdicts
-from eval.report.exhibits import Exhibit, examples, worst_first
+from eval.report import first_screen, masks, players, probes, strength, tables, verdicts
+from eval.report.exhibits import Exhibit, examples
 from eval.report.media import Media
 from eval.synthetic.run import ProbeClips
 from iclora_train.core.files_together import write_together
@@ -24,6 +25,7 @@ from iclora_train.core.scores import as_json
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = (
+    "together.js",
     "clock.js",
     "grid.js",
     "compare.js",
@@ -40,6 +42,7 @@ class PageParts:
 
     scores: Scores
     media: Media
+    firsts: dict[int, str] = field(default_factory=dict)
     rows: dict[int, str] = field(default_factory=dict)
     tiles: dict[int, str] = field(default_factory=dict)
     strips: dict[int, str] = field(default_factory=dict)
@@ -54,6 +57,9 @@ class PageParts:
         self.fps = exhibit.fps
         self.present |= set(exhibit.clips)
         self.rows[number] = players.row(self.media, exhibit, scores)
+        for example in first_examples(scores):
+            if example.number == number:
+                self.firsts[number] = first_screen.row(self.media, exhibit, scores, example)
         if number not in examples(scores):
             return
         if len(scores["strength"]) > 1:
@@ -67,30 +73,38 @@ class PageParts:
 
     def ordered(self, html: Mapping[int, str]) -> list[str]:
         """The HTML of the windows, worst window first."""
-        return [html[number] for number in worst_first(self.scores) if number in html]
+        return [html[number] for number in ranking(self.scores).worst_first() if number in html]
 
 
 def write_page(
-    folder: Path,
+    media: Media,
     scores: Scores,
     exhibits: Iterable[Exhibit],
     probe_clips: Mapping[str, ProbeClips] | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write report.html and scores.json together (`write_together`), and media/ if the clips are too large to be
-    inlined. Returns the path of report.html.
+    """Write report.html and scores.json together (`write_together`), after the clips in media/, into the folder of
+    `media`. Returns the path of report.html.
 
     probe_clips: clips of the synthetic probes by name. comparison: result of `eval.compare` with an earlier evaluation.
     """
-    parts = PageParts(scores, Media(folder))
+    parts, folder = PageParts(scores, media), media.folder
     with progress_bar("report", len(scores["clips"]), "clip") as bar:
         for exhibit in bar.track(exhibits):
             parts.add(exhibit)
-    page = _page(scores, _sections(parts, probe_clips or {}, comparison))
+    page = _page(parts, _sections(parts, probe_clips or {}, comparison))
     report = folder / "report.html"
     write_together([(folder / "scores.json", as_json(scores)), (report, page.encode())])
-    parts.media.remove_others()
+    media.remove_others()
     return report
+
+
+def sizes(report: Path, media: Media) -> str:
+    """`report.html 0.9 MB, clips and pictures 38.2 MB beside it in media/`: for the console."""
+    page = f"{report.stat().st_size / 1e6:.1f} MB"
+    if media.single:
+        return f"one file of {page}, clips and pictures {media.bytes / 1e6:.1f} MB"
+    return f"{page}, clips and pictures {media.bytes / 1e6:.1f} MB beside it in media/; eval.report=single: one file"
 
 
 Section = tuple[str, str, str]  # id, title, content; sections without content are left out
@@ -99,16 +113,12 @@ Section = tuple[str, str, str]  # id, title, content; sections without content a
 def _sections(
     parts: PageParts, probe_clips: Mapping[str, ProbeClips], comparison: Mapping[str, Any] | None
 ) -> list[Section]:
-    """The sections in order."""
+    """The sections in order: what decides, what explains, what shows, and the synthetic probes last."""
     scores = parts.scores
     probe_scores, media = scores["simple"], parts.media
     sections: list[Section] = [
-        (
-            "probes",
-            "Synthetic probes",
-            probes.section(probe_scores, probe_clips, parts.fps, media) if probe_scores else "",
-        ),
-        ("verdicts", "Is the control followed?", verdicts.section(scores)),
+        ("gates", "Gates", verdicts.gates(scores)),
+        ("diagnostics", "Diagnostics", verdicts.diagnostics(scores)),
         ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
         ("conditions", "With and without adapter and reference", tables.conditions(scores)),
         ("harm", "Worse than the input?", tables.harmed(scores)),
@@ -120,6 +130,11 @@ def _sections(
         ("comparison", "Comparison with another evaluation", tables.comparison(scores, comparison)),
         ("not-run", "Metrics not run", tables.not_run(scores)),
         ("provenance", "Provenance", tables.provenance(scores)),
+        (
+            "probes",
+            "Synthetic probes",
+            probes.section(probe_scores, probe_clips, parts.fps, media) if probe_scores else "",
+        ),
     ]
     return [section for section in sections if section[2]]
 
@@ -149,12 +164,14 @@ def _masks(parts: PageParts) -> str:
     return half + (masks.fade(mask, parts.ordered(parts.fades)) if parts.fades else "")
 
 
-def _page(scores: Scores, sections: list[Section]) -> str:
+def _page(parts: PageParts, sections: list[Section]) -> str:
+    scores = parts.scores
     style = (ASSETS / "report.css").read_text(encoding="utf-8")
     script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     return Template((ASSETS / "report.html").read_text(encoding="utf-8")).substitute(
         title=escape(f"{scores['task']}: {tally(scores)}"),
-        subtitle=_subtitle(scores),
+        head=first_screen.head(scores),
+        examples=first_screen.rows(parts.firsts, first_examples(scores), scores),
         policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {policy_hash(style)}; "
         f"script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'",
         style=style,
@@ -168,11 +185,3 @@ def _page(scores: Scores, sections: list[Section]) -> str:
 def policy_hash(text: str) -> str:
     """A source expression of the Content Security Policy that allows exactly this inline text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-def _subtitle(scores: Scores) -> str:
-    sources = {clip["source"] for clip in scores["clips"]}
-    return escape(
-        f"{len(scores['clips'])} held-out windows of {len(sources)} recordings, {len(scores['seeds'])} seeds each; "
-        f"base {scores['base']['name']} {scores['base']['version']}; {scores['adapter']['path']}"
-    )

@@ -17,7 +17,7 @@ from eval.clips.conditions import (
     INPUT,
     SWAPPED,
 )
-from eval.judging.harm import gain_metric, gains
+from eval.judging.ranking import ranking
 from eval.report import tables
 from eval.report.charts import frame_line
 from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit
@@ -53,15 +53,17 @@ COLUMNS = (
 
 def video(media: Media, exhibit: Exhibit, name: str, title: str, extra: str = "") -> str:
     """A player of one clip of an exhibit."""
-    address = media.clip(f"{exhibit.window.number:03d}-{name.replace(' ', '-')}", exhibit.clips[name], exhibit.fps)
-    return player(address, f"{title}, {exhibit.window.key}", extra)
+    shape = exhibit.clips[TARGET].shape
+    return player(media.shown(exhibit, name), f"{title}, {exhibit.window.key}", shape, extra)
 
 
-def player(address: str, label: str, extra: str = "") -> str:
-    """A player, with the browser's own controls if JavaScript is off."""
+def player(address: str, label: str, shape: Sequence[int], extra: str = "") -> str:
+    """A player, with the browser's own controls if JavaScript is off. Nothing is loaded before it is needed; its place
+    is kept by the shape (F,H,W,3) of the clip."""
+    _, height, width, _ = shape
     return (
-        f'<video src="{address}" muted loop playsinline controls preload="none" aria-label="{escape(label)}"'
-        f"{extra}></video>"
+        f'<video src="{address}" width="{width}" height="{height}" muted loop playsinline controls preload="none" '
+        f'aria-label="{escape(label)}"{extra}></video>'
     )
 
 
@@ -86,8 +88,9 @@ def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
         caption = f"<b>{column.title}</b><br>{_caption(scores, column.row, window.number)}"
         attributes = f' data-column="{escape(column.title)}"{hidden}'
         players.append(figure(screen, caption, lines.get(column.clip, ""), attributes))
-    gain = gains(scores)[window.number]
-    order = "" if gain is None else f' data-gain="{gain}"'
+    ranked = ranking(scores)
+    gain = ranked.values[window.number]
+    order = "" if gain is None or ranked.over is None else f' data-gain="{gain}"'
     order += "".join(f' data-{m}="{v[window.number]}"' for m, v in metrics.items() if v[window.number] is not None)
     return (
         f'<section class="window" id="window-{window.number}" {timing(exhibit)}{order}>'
@@ -127,18 +130,18 @@ def columns(present: Sequence[str]) -> str:
 
 
 def sort_options(scores: Scores) -> str:
-    """Options of the sort menu, the first selected: the gain over the input if it was measured, or the primary metric.
+    """Options of the sort menu, the first selected: the gain (`ranking`) if it was measured, or the primary metric.
 
     data-worst: whether low or high values are worst.
     """
-    by_gain, options = gain_metric(scores), list[str]()
-    if by_gain is not None:
-        text = f"gain over the input: {tables.metric_name(scores, by_gain)}"
+    ranked, options = ranking(scores), list[str]()
+    if ranked.over is not None:
+        text = f"gain over the {ranked.over}: {tables.metric_name(scores, ranked.metric)}"
         options.append(f'<option value="gain" data-worst="low" selected>{text}</option>')
     for metric in scores["windows"][ADAPTER_REFERENCE]:
         better = scores["metrics"][metric]["better"]
         if better is not None:
-            selected = " selected" if metric == scores["primary"] and by_gain is None else ""
+            selected = " selected" if metric == scores["primary"] and ranked.over is None else ""
             worst = "low" if better == "high" else "high"
             text = tables.metric_name(scores, metric)
             options.append(f'<option value="{metric}" data-worst="{worst}"{selected}>{text}</option>')

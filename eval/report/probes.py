@@ -58,7 +58,7 @@ def _probe(scores: Mapping[str, Any], clips: ProbeClips | None, fps: float, medi
     screens = []
     for part, title in TITLES.items():
         address = media.clip(f"probe-{name.replace(' ', '-')}-{part}", fit_to_shape(getattr(clips, part), size), fps)
-        screens.append(figure(player(address, f"{title}, {name}"), title))
+        screens.append(figure(player(address, f"{title}, {name}", size), title))
     return (
         f'<div class="probe" data-fps="{fps:g}" data-frames="{size[0]}"><h3>{escape(name)}</h3>{curve}'
         f'<div class="players">{"".join(screens)}</div></div>'

@@ -95,7 +95,7 @@ def strip(media: Media, exhibit: Exhibit, steps: Sequence[float]) -> str:
     for s in steps:
         clip = exhibit.clips[at_strength(s).name]
         source = media.picture(f"{number:03d}-strength-{s:g}", thumbnail(clip[len(clip) // 2]))
-        pictures.append(f'<td><img src="{source}" alt="strength {s:g}"></td>')
+        pictures.append(f'<td><img src="{source}" loading="lazy" alt="strength {s:g}"></td>')
     return f'<tr><th scope="row">{escape(exhibit.window.key)}</th>{"".join(pictures)}</tr>'
 
 

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Outcome, Verdict, diagnostics, is_small, tally
+from eval.judging.claims import Kind
+from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Outcome, Verdict, is_small, tally
+from eval.judging.verdicts import diagnostics as counts
 from eval.report.tables import interval, probability, table
 
 CLASSES: dict[Outcome, str] = {"holds": "pass", "fails": "fail", "inconclusive": "warn"}  # outcome -> CSS class
@@ -20,20 +22,22 @@ def badge(outcome: Outcome) -> str:
     return f'<span class="{CLASSES[outcome]}">{outcome}</span>'
 
 
-def section(scores: Scores) -> str:
-    """The gates and the diagnostics as tables, and how many hold."""
-    judged: Sequence[Verdict] = scores["verdicts"]
-    gates = [verdict for verdict in judged if verdict["kind"] == "gate"]
-    others = [verdict for verdict in judged if verdict["kind"] == "diagnostic"]
-    summary = f"<p><strong>{escape(tally(scores))}</strong>; {escape(diagnostics(judged))}.</p>"
+def gates(scores: Scores) -> str:
+    """The claims that decide, as a table, and how many hold."""
+    return f"<p><strong>{escape(tally(scores))}</strong>.</p>{_table(scores, 'gate', GATES, 'p (Holm)')}"
+
+
+def diagnostics(scores: Scores) -> str:
+    """The claims that explain, as a table, and how many hold."""
+    return f"<p>{escape(counts(scores['verdicts']))}.</p>{_table(scores, 'diagnostic', DIAGNOSTICS, 'p')}"
+
+
+def _table(scores: Scores, kind: Kind, caption: str, p: str) -> str:
+    """The claims of a kind; empty without any."""
+    group: Sequence[Verdict] = [verdict for verdict in scores["verdicts"] if verdict["kind"] == kind]
     basis = "Mean and 95 % interval over recordings; every value is paired within a window, seeds are averaged first."
-    notes = [basis, *_notes(judged, scores["thresholds"])]
-    tables = [(GATES, gates, "p (Holm)"), (DIAGNOSTICS, others, "p")]
-    return summary + "".join(
-        table(" ".join([caption, *notes]), _head(group, p), [_row(verdict) for verdict in group])
-        for caption, group, p in tables
-        if group
-    )
+    text = " ".join([caption, basis, *_notes(group, scores["thresholds"])])
+    return table(text, _head(group, p), [_row(verdict) for verdict in group]) if group else ""
 
 
 def _head(group: Sequence[Verdict], p: str) -> list[str]:

@@ -1,13 +1,13 @@
-"""Log an evaluation to Weights & Biases: a table of clips (row per window, column per condition), curves, files.
+"""Log an evaluation to Weights & Biases. The first page is that of the report: the answer, the claims, three examples.
 
-Keys and columns are the same in every run, so that runs can be compared. As in training, `logger=` selects wandb
-(online or offline, see `wandb_run.start_run`) or none.
+Keys and columns are the same in every run and for every task, so that runs can be compared. As in training, `logger=`
+selects wandb (online or offline, see `wandb_run.start_run`) or none.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,13 @@ from eval.clips.conditions import (
     SWAPPED,
     at_strength,
 )
-from eval.report.exhibits import REFERENCE, TARGET, Exhibit
+from eval.judging.answer import answer
+from eval.judging.ranking import first_examples, ranking
+from eval.report import wandb_summary
+from eval.report.exhibits import REFERENCE, TARGET
+from eval.report.media import Media
 from iclora_train.config import Config
 from iclora_train.core import wandb_run
-from iclora_train.core.atomic_files import write_atomic
-from iclora_train.media.shard_clip import encode_clip
 
 CONDITIONS = (  # columns of the table of clips, before the strengths below 1
     REFERENCE,
@@ -43,7 +45,15 @@ CONDITIONS = (  # columns of the table of clips, before the strengths below 1
     FADE_MASK,
     CEILING,
 )
-
+EXAMPLES = ("example", "window", "recording", "place", "of", "metric", "gain", "over")  # columns before the players
+PLAYERS = {  # column of the examples -> clip
+    "reference": REFERENCE,
+    "without adapter": BASE_REFERENCE,
+    "with adapter": ADAPTER_REFERENCE,
+    "target": TARGET,
+}
+CLAIM = ("claim", "outcome", "value", "low", "high", "kind", "required", "name", "windows", "recordings")
+STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
 Scores = Mapping[str, Any]
 
 
@@ -52,42 +62,35 @@ def enabled(config: Config) -> bool:
     return bool(config.logger.get("wandb"))
 
 
-def save_clips(exhibits: Iterable[Exhibit], folder: Path, config: Config) -> Iterator[Exhibit]:
-    """Pass the exhibits through; with W&B enabled, also write their clips to `folder`/clips/*.mp4 for `log`."""
-    for exhibit in exhibits:
-        for condition, clip in exhibit.clips.items() if enabled(config) else ():
-            with write_atomic(clip_path(folder, exhibit.window.key, condition)) as file:
-                file.write(encode_clip(clip, exhibit.fps, lossless=False))
-        yield exhibit
-
-
-def clip_path(folder: Path, key: str, condition: str) -> Path:
-    """Path of the mp4 file of a window under a condition."""
-    return folder / "clips" / _safe_name(key) / f"{_safe_name(condition)}.mp4"
-
-
-def log(folder: Path, scores: Scores, config: Config) -> None:
-    """Log the folder of an evaluation: scores.json (given as `scores`), report.html, clips (`save_clips`), adapter.
+def log(media: Media, scores: Scores, config: Config) -> None:
+    """Log the folder of an evaluation: scores.json (given as `scores`), report.html, its clips (`media`), the adapter.
 
     Does nothing unless `logger` includes wandb. A second call continues the same W&B run. An error of W&B is printed.
     """
     if not enabled(config):
         return
-    with wandb_run.failures_printed("logging the evaluation", f"its results are complete in {folder}"):
-        _log(folder, scores, config)
+    with wandb_run.failures_printed("logging the evaluation", f"its results are complete in {media.folder}"):
+        _log(media, scores, config)
 
 
-def _log(folder: Path, scores: Scores, config: Config) -> None:
+def _log(media: Media, scores: Scores, config: Config) -> None:
+    folder = media.folder
     name = f"{config.run}-{folder.name}"
     run = wandb_run.start_run(folder, name, asdict(config), config.logger["wandb"], job_type="eval", group=config.run)
     if run is None:
         return
-    run.log({"clips": wandb_run.table(clip_columns(scores), list(clip_rows(folder, scores)))})
-    run.log({"verdicts": wandb_run.table(VERDICT, list(verdict_rows(scores)))})
+    run.log(
+        {
+            "report/answer": wandb_run.table(("task", "run", "answer"), [[scores["task"], name, answer(scores)]]),
+            "report/claims": wandb_run.table(CLAIM, list(claim_rows(scores))),
+            "report/examples": wandb_run.table((*EXAMPLES, *PLAYERS), list(example_rows(media, scores))),
+        }
+    )
+    run.log({"clips": wandb_run.table(clip_columns(scores), list(clip_rows(media, scores)))})
     run.log({"strength": wandb_run.table(STRENGTH, list(strength_rows(scores)))})
     run.log(curves(scores))
-    run.summary.update(summary(scores))
-    run.log_artifact(wandb_run.artifact(_safe_name(f"{name}-evaluation"), "evaluation", _files(folder), {}))
+    run.summary.update(wandb_summary.summary(scores))
+    run.log_artifact(wandb_run.artifact(_safe_name(f"{name}-evaluation"), "evaluation", _files(media), {}))
     if scores["adapter"]["sha256"] is not None:  # None for the base alone and for a folder of videos
         adapter = Path(scores["adapter"]["path"])
         facts = {**scores["adapter"]["metadata"], "sha256": scores["adapter"]["sha256"]}
@@ -95,8 +98,23 @@ def _log(folder: Path, scores: Scores, config: Config) -> None:
     run.finish()
 
 
-VERDICT = ("name", "kind", "claim", "mean", "low", "high", "n", "threshold", "outcome", "passed")
-STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
+def claim_rows(scores: Scores) -> Iterator[list[Any]]:
+    """A row per claim, gates first."""
+    for verdict in scores["verdicts"]:
+        value = [verdict["value"][key] for key in ("mean", "low", "high")]
+        counts = [verdict["value"]["n"], verdict["by_source"]["n"]]
+        facts = [verdict["kind"], verdict["threshold"], verdict["name"]]
+        yield [verdict["claim"], verdict["outcome"], *value, *facts, *counts]
+
+
+def example_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
+    """The rows of the report's first screen: the windows of worst, median and best gain, with small clips."""
+    ranked = ranking(scores)
+    for example in first_examples(scores):
+        clip = scores["clips"][example.number]
+        facts = [example.title, clip["key"], clip["source"], example.rank, example.of]
+        players = [media.file(example.number, condition, preview=True) for condition in PLAYERS.values()]
+        yield [*facts, ranked.metric, ranked.values[example.number], ranked.over, *players]
 
 
 def clip_columns(scores: Scores) -> list[str]:
@@ -104,25 +122,16 @@ def clip_columns(scores: Scores) -> list[str]:
     return ["clip", "source", "partner", f"{scores['primary']} ({ADAPTER_REFERENCE})", *CONDITIONS, *_strengths(scores)]
 
 
-def clip_rows(folder: Path, scores: Scores) -> Iterator[list[Any]]:
-    """A row per clip, in the order of scores.json; None for a missing file or value."""
+def clip_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
+    """A row per clip, in the order of scores.json; None for a clip that the report does not show."""
     values = scores["windows"][ADAPTER_REFERENCE][scores["primary"]]
-    for clip, value in zip(scores["clips"], values, strict=True):
-        paths = [clip_path(folder, clip["key"], condition) for condition in (*CONDITIONS, *_strengths(scores))]
-        players = [path if path.exists() else None for path in paths]
+    for number, (clip, value) in enumerate(zip(scores["clips"], values, strict=True)):
+        players = [media.file(number, condition) for condition in (*CONDITIONS, *_strengths(scores))]
         yield [clip["key"], clip["source"], clip["partner"], value, *players]
 
 
 def _strengths(scores: Scores) -> list[str]:
     return [at_strength(point["s"]).name for point in scores["strength"] if point["s"] < 1]
-
-
-def verdict_rows(scores: Scores) -> Iterator[list[Any]]:
-    """A row per claim."""
-    for verdict in scores["verdicts"]:
-        value = [verdict["value"][key] for key in ("mean", "low", "high", "n")]
-        head = [verdict["name"], verdict["kind"], verdict["claim"]]
-        yield [*head, *value, verdict["threshold"], verdict["outcome"], verdict["passed"]]
 
 
 def strength_rows(scores: Scores) -> Iterator[list[Any]]:
@@ -146,32 +155,10 @@ def curves(scores: Scores) -> dict[str, Any]:
     return charts
 
 
-def summary(scores: Scores) -> dict[str, Any]:
-    """`<row>/<metric>` -> {mean, low, high, n}; control, verdicts, probes, and counts of the claims that hold."""
-    estimates = {
-        f"{row}/{metric}": dict(value) for row, metrics in scores["cells"].items() for metric, value in metrics.items()
-    }
-    control_scores = scores["control"] or {}
-    control = {f"control/{name}": dict(value) for name, value in control_scores.items() if value and "mean" in value}
-    passed = {f"verdict/{verdict['name']}": verdict["passed"] for verdict in scores["verdicts"]}
-    probe_scores = scores["simple"]
-    probes = {f"simple/{p['name']}": p["value"] for p in probe_scores["signals"]} if probe_scores else {}
-    outcomes = {f"outcome/{verdict['name']}": verdict["outcome"] for verdict in scores["verdicts"]}
-    counts = {"verdicts/passed": sum(passed.values()), "verdicts/of": len(passed)}
-    holding = [verdict["passed"] for verdict in scores["verdicts"] if verdict["kind"] == "gate"]
-    gates = {
-        "gates/outcome": scores["gates"]["outcome"],
-        "gates/passed": sum(holding),
-        "gates/of": len(holding) + len(scores["gates"]["not_measured"]),
-    }
-    return {**estimates, **control, **passed, **outcomes, **probes, **counts, **gates}
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    """Artifact path -> file: scores.json, the report with its media, and the clips."""
-    paths = [folder / "scores.json", folder / "report.html", *sorted((folder / "media").rglob("*.*"))]
-    paths += sorted((folder / "clips").rglob("*.mp4"))
-    return {path.relative_to(folder).as_posix(): path for path in paths if path.exists()}
+def _files(media: Media) -> dict[str, Path]:
+    """Artifact path -> file: scores.json, the report and its clips."""
+    paths = [media.folder / "scores.json", media.folder / "report.html", *sorted(media.files())]
+    return {path.relative_to(media.folder).as_posix(): path for path in paths if path.exists()}
 
 
 def _safe_name(name: str) -> str:

@@ -58,6 +58,7 @@ class Eval:
     workers: int = 2  # threads that measure clips while the next batch is sampled
     split: str = "heldout"
     against: str | None = None  # an earlier scores.json, or its folder: the report shows the differences
+    report: str = "files"  # clips in files beside report.html; single: everything in one file
     junit: str | None = None  # a file for the claims as JUnit XML, for CI servers
     thresholds: Thresholds = field(default_factory=Thresholds)
     after_training: bool = True  # run the evaluation at the end of training
@@ -80,6 +81,7 @@ class Eval:
         for key in ("batch_size", "workers"):
             require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
         one_of("eval.split", self.split, ("val", "heldout"))
+        one_of("eval.report", self.report, ("files", "single"))
         if self.budget not in (None, "auto"):
             parse_duration("eval.budget", str(self.budget))
 

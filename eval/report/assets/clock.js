@@ -1,6 +1,5 @@
-"use strict";
 // One clock drives every player. When stopped, players are set to the middle of a frame. When running, they play on their
-// own and are corrected: small drift by the playback rate, large drift (a loop, a stall) by a seek.
+// own and are corrected: small drift by the playback rate, large drift (a loop, a stall) by a seek. together.js draws.
 const element = (id) => document.getElementById(id);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
 const viewer = element("viewer");
@@ -27,15 +26,6 @@ function positionOf(video, fps, now) {
   const shown = video.presented;
   if (!shown || video.paused) return video.currentTime * fps;
   return shown.time * fps + ((now - shown.at) / 1000) * fps * video.playbackRate;
-}
-
-function note(video) {
-  if (!("requestVideoFrameCallback" in video)) return;
-  const record = (now, meta) => {
-    video.presented = { time: meta.mediaTime, at: meta.expectedDisplayTime };
-    video.requestVideoFrameCallback(record);
-  };
-  video.requestVideoFrameCallback(record);
 }
 
 function set(video, position) { // move a player to a position in frames, at most its end
@@ -78,6 +68,7 @@ function notify() {
 
 function refresh() {
   if (!clock.playing) active().forEach(show);
+  paintAll();
   notify();
 }
 
@@ -125,6 +116,7 @@ function tick(now) {
     for (const video of active()) if (video.readyState > 1) set(video, clock.position);
   }
   for (const video of active()) follow(video, now);
+  paintAll();
   if (frameOf(clock.position) !== before) notify();
   requestAnimationFrame(tick);
 }
@@ -154,9 +146,11 @@ const watcher = new IntersectionObserver((entries) => {
     if (isIntersecting) {
       target.preload = "auto";
       near.add(target);
+      if (!clock.playing && target.readyState > 1) set(target, frameOf(clock.position) + 0.5); // presents the frame again
     } else {
       target.pause();
       near.delete(target);
+      target.kept = [];
     }
   }
   refresh();
@@ -168,7 +162,7 @@ for (const video of all("video")) {
   const catchUp = () => clock.playing || !near.has(video) || show(video); // a step during a seek
   video.addEventListener("loadeddata", catchUp);
   video.addEventListener("seeked", catchUp);
-  note(video);
+  cover(video);
   watcher.observe(video);
 }
 
@@ -191,3 +185,4 @@ element("forward").onclick = () => step(1);
 element("loop").onclick = () => setLoop(!clock.loop);
 document.addEventListener("keydown", pressed);
 document.querySelector(".controls").hidden = false;
+if (!matchMedia("(prefers-reduced-motion: reduce)").matches) addEventListener("load", () => setPlaying(true));

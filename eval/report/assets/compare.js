@@ -1,5 +1,6 @@
 // The viewer: any two columns of a window as a wipe, difference, blink, or side by side, with zoom.
-const stage = element("stage"), picture = element("picture"), [under, over] = [element("under"), element("over")];
+const stage = element("stage"), picture = element("picture");
+const [under, over, upper] = [element("under"), element("over"), element("upper")];
 const MODES = ["wipe", "difference", "blink", "side"];
 const BLINK = 500; // milliseconds; more than three flashes a second can trigger seizures
 const view = { row: null, zoom: 1, x: 0, y: 0, timer: 0 };
@@ -41,14 +42,14 @@ function draw() {
   stage.dataset.mode = mode;
   element("wipe-label").hidden = mode !== "wipe";
   element("gain-label").hidden = mode !== "difference";
-  over.style.clipPath = mode === "wipe" ? `inset(0 0 0 ${edge}%)` : "";
+  upper.style.clipPath = mode === "wipe" ? `inset(0 0 0 ${edge}%)` : "";
   picture.style.setProperty("--edge", `${edge}%`);
   picture.style.filter = mode === "difference" ? `brightness(${element("gain").value})` : "";
   picture.style.transform = `translate(${view.x}px, ${view.y}px) scale(${view.zoom})`;
   element("zoom").value = `${Math.round(view.zoom * 100)} %`;
   clearInterval(view.timer);
-  over.classList.remove("away");
-  if (mode === "blink" && viewer.open) view.timer = setInterval(() => over.classList.toggle("away"), BLINK);
+  upper.classList.remove("away");
+  if (mode === "blink" && viewer.open) view.timer = setInterval(() => upper.classList.toggle("away"), BLINK);
 }
 
 function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) { // keeps the point (x, y) of the stage fixed

@@ -1,0 +1,185 @@
+"""The answer of an evaluation in one sentence: is the output better than its input and than the base, and where not?
+
+The sentence is composed from the outcomes of the gates, so it never says more than they do: what was not decided, or
+not measured, is named as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.clips.judged_adapter import NONE
+from eval.judging.harm import HARM_LIMIT, harm
+from eval.judging.ranking import Ranking, ranking
+from eval.judging.verdicts import Verdict, is_small
+
+Scores = Mapping[str, Any]
+SEPARATOR = "; "
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """How the sentence speaks of a gate: `is better` or `is not better` + `than its input`.
+
+    worse: replaces `no` if even the better end of the interval is on the bad side of `even`, the value of no
+    difference. rival: what the output is compared with, in the words of a gate that was not measured. quantity: the
+    name of the value; empty for a gain, which is written with its sign. measured: whether the sentence gives the value.
+    """
+
+    yes: str
+    no: str
+    than: str
+    rival: str
+    worse: str = ""
+    even: float = 0.0
+    quantity: str = ""
+    measured: bool = True
+
+
+def _better(rival: str) -> Phrase:
+    return Phrase("is better", "is not better", f"than {rival}", rival, worse="is worse")
+
+
+def _colour(rival: str) -> Phrase:
+    yes, no = "is nearer to the right colours", "is not nearer to the right colours"
+    quantity = "chroma error relative to it"
+    return Phrase(yes, no, f"than {rival}", rival, "is further from the right colours", 1.0, quantity)
+
+
+INPUT, BASE, FILTER, OTHER = "its input", "the base", "the best classic filter", "another clip's reference"
+OWN = Phrase("follows", "does not follow", "its own reference", OTHER, measured=False)
+PHRASES: dict[str, Phrase] = {  # name of a gate -> its words
+    "gain_over_input": _better(INPUT),
+    "gain_over_base": _better(BASE),
+    "gain_over_classic": _better(FILTER),
+    "chroma_ratio": _colour(INPUT),
+    "chroma_over_base": _colour(BASE),
+    "edge_gap": Phrase(
+        "follows", "does not follow", "its reference beyond chance", "another clip", quantity="edge F1 above chance"
+    ),
+    "follows": Phrase(
+        "follows",
+        "does not follow",
+        "its reference",
+        "another clip",
+        quantity="share of the way from chance to the VAE",
+    ),
+    "picture": Phrase("is nearer", "is not nearer", f"to the target than {BASE}", BASE, worse="is further"),
+    "swap_drop": OWN,
+    "swap_floor": Phrase("changes", "does not change", "with the reference", OTHER, measured=False),
+}
+
+
+def phrase(name: str) -> Phrase:
+    """The words of a gate; one without words of its own is called by its name."""
+    return PHRASES.get(name) or Phrase("meets", "does not meet", f"the gate {name}", f"the gate {name}", quantity=name)
+
+
+def answer(scores: Scores) -> str:
+    """E.g. `deblur is better than its input (+2.1 dB, 95 % +1.4 to +2.8 over 6 recordings); it is worse than its input
+    by more than 0.5 dB in 3 of 24 windows, most in garden-00001 (-1.2 dB).`"""
+    gates: list[Verdict] = [verdict for verdict in scores["verdicts"] if verdict["kind"] == "gate"]
+    clauses = []
+    for outcome in dict.fromkeys(gate["outcome"] for gate in gates):
+        group = [gate for gate in gates if gate["outcome"] == outcome]
+        clauses.append(_open(group) if outcome == "inconclusive" else _decided(group))
+    subject = _subject(scores)
+    clauses = [clause.replace("{it}", subject if i == 0 else "it") for i, clause in enumerate(clauses)]
+    unmeasured = list(dict.fromkeys(phrase(name).rival for name in scores["gates"]["not_measured"]))
+    if unmeasured:
+        start = "" if gates else f"{subject} was not judged: "
+        clauses.append(f"{start}it was not compared with {_listed(unmeasured, 'or')}")
+    return SEPARATOR.join([*clauses, *_where_worse(scores)]) + "."
+
+
+def _subject(scores: Scores) -> str:
+    adapter = scores["adapter"]
+    if adapter["path"] == NONE:
+        return f"{scores['task']} without an adapter"
+    if "videos_sha256" in adapter["metadata"]:
+        return f"{scores['task']} in the clips of {Path(adapter['path']).name}"
+    return str(scores["task"])
+
+
+def _decided(gates: Sequence[Verdict]) -> str:
+    """`{it} is better than its input (...) and than the base (...) and follows its own reference`: gates that hold, or
+    gates that fail."""
+    return f"{{it}} {_predicates(gates, 'and')}"
+
+
+def _open(gates: Sequence[Verdict]) -> str:
+    """`whether {it} is better than the base (...) is not decided`, or that there are too few clips to decide it."""
+    question = f"whether {{it}} {_predicates(gates, 'or')}"
+    if not any(map(is_small, gates)):
+        return f"{question} is not decided"
+    most = max(gates, key=lambda gate: gate["value"]["n"])
+    count = f"{_number(most['value']['n'], 'window')} of {_number(most['by_source']['n'], 'recording')}"
+    return f"{count} are too few to decide {question}"
+
+
+def _predicates(gates: Sequence[Verdict], word: str) -> str:
+    """`is better than its input (...) and than the base (...)`: gates of one outcome, joined by `word`."""
+    parts: dict[str, list[str]] = {}
+    for gate in gates:
+        words = phrase(gate["name"])
+        verb = words.yes if gate["outcome"] != "fails" else words.worse if _is_worse(gate, words) else words.no
+        value = _value(gate, words, with_count=not parts)
+        parts.setdefault(verb, []).append(f"{words.than}{value}")
+    return _listed([f"{verb} {_listed(than, word)}" for verb, than in parts.items()], word)
+
+
+def _is_worse(gate: Verdict, words: Phrase) -> bool:
+    """Whether the whole interval is on the bad side of no difference."""
+    low, high = gate["value"]["low"], gate["value"]["high"]
+    if not words.worse or low is None or high is None:
+        return False
+    return low > words.even if words.even else high < words.even
+
+
+def _value(gate: Verdict, words: Phrase, with_count: bool) -> str:
+    """` (+2.1 dB, 95 % +1.4 to +2.8 over 6 recordings)`. The requirement is named if a difference is too small."""
+    if not words.measured:
+        return ""
+    value = gate["value"]
+    low, high = value["low"], value["high"]
+    form = "{:.2f}" if words.quantity else "{:+.1f}"
+    text = f"{words.quantity} {value['mean']:.2f}" if words.quantity else f"{value['mean']:+.1f} dB"
+    if low is not None and high is not None:
+        text += f", 95 % {form.format(low)} to {form.format(high)}"
+    text += f" over {_number(gate['by_source']['n'], 'recording')}" if with_count else ""
+    differs = low is not None and high is not None and (high < words.even if words.even else low > words.even)
+    required = f", required {gate['threshold']}" if differs and gate["outcome"] != "holds" else ""
+    return f" ({text}{required})"
+
+
+def _where_worse(scores: Scores) -> list[str]:
+    """How many windows are worse than their input, or agree less with the reference than the base alone."""
+    harmed = harm(scores)
+    if harmed is not None:
+        text = f"it is worse than its input by more than {HARM_LIMIT:g} dB in {_count(harmed['windows'], harmed['n'])}"
+        most = f", most in {harmed['windows'][0]} (-{harmed['worst_loss']:.1f} dB)" if harmed["windows"] else ""
+        return [text + most]
+    ranked: Ranking = ranking(scores)
+    if ranked.over is None:
+        return []
+    order = [i for i in ranked.worst_first() if ranked.values[i] is not None]
+    worse = [i for i in order if (ranked.values[i] or 0.0) < 0]
+    title = scores["metrics"][ranked.metric]["title"]
+    text = f"its {title} is worse than that of the base alone in {_count(worse, len(order))}"
+    return [text + (f", most in {scores['clips'][worse[0]]['key']} ({ranked.values[worse[0]]:.2f})" if worse else "")]
+
+
+def _count(some: Sequence[Any], of: int) -> str:
+    return f"{len(some) or 'none'} of {_number(of, 'window')}"
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
+
+
+def _listed(parts: Sequence[str], word: str = "and") -> str:
+    """`a, b and c`."""
+    return f" {word} ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
