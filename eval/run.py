@@ -25,6 +25,7 @@ from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.junit import write_claims
 from eval.metrics import Suite
+from eval.metrics.extra import with_extra_metrics
 from eval.planning import apply_budget
 from eval.ranks import sample_for_first, sample_together
 from eval.report import wandb_log
@@ -36,6 +37,7 @@ from eval.scores import assemble, headline, identity
 from eval.scoring.scorer import Scorer, print_lines
 from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
 from iclora_train.config import Config, require
+from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
 from iclora_train.core.progress import progress_bar
@@ -98,6 +100,7 @@ def evaluate(config: Config) -> Path:
     """
     started = time.perf_counter()
     console = make_console()
+    require_at_hand(config.eval.metrics, config.eval.weights)
     earlier = None if config.eval.against is None else load(Path(config.eval.against))
     rank = sampling_rank(config)
     source = open_source(config)
@@ -119,7 +122,7 @@ def _evaluate(
 ) -> Path:
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
-    suite = Suite.of(source.config.task, min(size), frames)
+    suite = with_extra_metrics(Suite.of(source.config.task, min(size), frames), source.config.eval, min(size), frames)
     plan, cost = _plan(source, suite, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan
     if earlier is not None:

@@ -17,6 +17,7 @@ import torch
 from eval.clips.clip_source import PROTOCOL, ClipSource
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.judging.control import control_scores, mask_scores, recorded_evidence
+from eval.judging.paired import paired_differences
 from eval.judging.verdicts import (
     MIN_RECORDINGS,
     MIN_WINDOWS,
@@ -100,6 +101,7 @@ def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any
     unmeasured = unmeasured_gates(scores["family"], evidence, thresholds)
     return {
         "cells": {name: _estimates(results.rows[name], recordings) for name in scores["windows"]},
+        "paired": paired_differences(results.rows, recordings),
         "strength": [{"s": s, "metrics": _estimates(row, recordings)} for s, row in evidence.strengths],
         "control": control_scores(results, evidence),
         "diversity": _estimates(results.diversity, recordings),

@@ -59,6 +59,7 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
         "iclora_train/ltx2/text/",
         "data_prep/captions/local_model.py",
         "iclora_train/signals/depth_network.py",
+        "eval/metrics/embeddings.py",
     ),
     "wandb": ("iclora_train/core/wandb_run.py",),
     "hydra": (
@@ -75,6 +76,10 @@ IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "onnxruntime": ("iclora_train/signals/rtmpose.py",),
     "OpenEXR": ("data_prep/makers/control/depth_files.py",),
     "ray": ("data_prep/engines/ray.py",),
+    "vmaf_torch": ("eval/metrics/libraries.py",),
+    "ssimulacra2": ("eval/metrics/libraries.py",),
+    "flip_evaluator": ("eval/metrics/libraries.py",),
+    "pycvvdp": ("eval/metrics/libraries.py",),
     "pydantic": ("iclora_train/core/records.py",),
 }
 CATCHES_ALL = "iclora_train/core/wandb_run.py"  # a logger prints its errors and never ends a run

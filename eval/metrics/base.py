@@ -107,7 +107,7 @@ class GroundTruth:
     target: RGB uint8 (F,H,W,3). shuffled: the target of another recording, of the same shape (the floor). reference:
     the first reference, at the size and frame count of the target. region: the hole or edited part (F,H,W), or None
     (`edited_region`). record: how the pair was made, as its shard stores it. band: width in pixels of the border around
-    the region that counts neither as inside nor as outside: one reference token.
+    the region that counts neither as inside nor as outside: one reference token. caption: that of the window.
     """
 
     target: Clip
@@ -117,6 +117,7 @@ class GroundTruth:
     record: Mapping[str, Any] = field(default_factory=dict)
     fps: float = 25.0
     band: int = 8
+    caption: str = ""
 
     @cached_property
     def cached_target(self) -> CachedClip:

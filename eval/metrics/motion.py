@@ -67,13 +67,16 @@ def reliable_flow(forward: Field, backward: Field) -> Mask:
     return np.asarray(consistent & (slope <= 0.01 * length + 0.002) & inside)
 
 
+def own_warping(clip: CachedClip) -> tuple[Mask, float | None]:
+    """Reliable pixels of every step of a clip's flow (F-1,h,w), and its warping error along that flow."""
+    back = (clip.flow_between(i + 1, i).astype(np.float32) for i in range(len(clip.flow)))
+    masks = np.stack([reliable_flow(f.astype(np.float32), b) for f, b in zip(clip.flow, back, strict=True)])
+    return masks, warping_error(clip.small, clip.flow, masks)
+
+
 @lru_cache(maxsize=2)
 def _target_steps(truth: GroundTruth) -> tuple[Mask, float | None]:
-    """Reliable pixels of every step of the target's flow (F-1,h,w), and the warping error of the target itself."""
-    target = truth.cached_target
-    back = (target.flow_between(i + 1, i).astype(np.float32) for i in range(len(target.flow)))
-    masks = np.stack([reliable_flow(f.astype(np.float32), b) for f, b in zip(target.flow, back, strict=True)])
-    return masks, warping_error(target.small, target.flow, masks)
+    return own_warping(truth.cached_target)
 
 
 def warping_error(clip: Clip, flow: NDArray[np.float16], masks: Mask) -> float | None:
@@ -107,6 +110,13 @@ def _warp(output: CachedClip, truth: GroundTruth) -> Measurement:
     return Measurement({} if error is None else {"warp_error": 1000 * (error - target_error)})
 
 
+def _warp_own(output: CachedClip, truth: GroundTruth) -> Measurement:
+    """Empty if one of the two flows is nowhere reliable."""
+    error, target_error = own_warping(output)[1], _target_steps(truth)[1]
+    known = error is not None and target_error is not None
+    return Measurement({"warp_own": 1000 * (error - target_error)} if known else {})
+
+
 def _tof(output: CachedClip, truth: GroundTruth) -> Measurement:
     return Measurement({"tof": float(tof(output, truth.cached_target).mean())})
 
@@ -115,5 +125,11 @@ MOTION = MetricGroup((Metric("motion", "motion", "x target", None, "time"),), _m
 FLICKER = MetricGroup((Metric("flicker", "flicker", "levels", "low", "time"),), _flicker, frames=MIN_FRAMES)
 WARP = MetricGroup(
     (Metric("warp_error", "warping error beyond the target's, 1e-3", "", "low", "time"),), _warp, side=2, frames=2
+)
+WARP_OWN = MetricGroup(
+    (Metric("warp_own", "warping error along its own flow beyond the target's, 1e-3", "", "low", "time"),),
+    _warp_own,
+    side=2,
+    frames=2,
 )
 TOF = MetricGroup((Metric("tof", "tOF", "px", "low", "time"),), _tof, frames=2)

@@ -11,7 +11,7 @@ from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric
 
 PSNR_CAP = 100.0  # dB, the value of a frame without error
 SSIM_WINDOW = 11
-_STUDIO = np.array([65.481, 128.553, 24.966]) / 255  # Rec. ITU-R BT.601, luma in 16..235
+STUDIO_LUMA = np.array([65.481, 128.553, 24.966]) / 255  # of R, G, B in luma 16..235 (BT.601), without the 16
 
 
 def decibel(mse: float) -> float:
@@ -29,7 +29,7 @@ def psnr_y(output: Clip, target: Clip) -> Values:
     """PSNR of each frame (F,) on BT.601 studio luma (16..235, not rounded, peak 255), dB: the Y-PSNR of the
     restoration literature."""
     pairs = zip(output, target, strict=True)
-    return np.array([decibel(float(np.mean((a @ _STUDIO - b @ _STUDIO) ** 2))) for a, b in pairs])
+    return np.array([decibel(float(np.mean((a @ STUDIO_LUMA - b @ STUDIO_LUMA) ** 2))) for a, b in pairs])
 
 
 def _blurred(plane: Values) -> Values:

@@ -107,7 +107,7 @@ def conditions(scores: Scores) -> str:
     head = ["condition", *(f"{'★ ' if metric == primary else ''}{metric_name(scores, metric)}" for metric in metrics)]
     rows = [
         (escape(row), [interval(measured.get(metric), digits(scores, metric)) for metric in metrics])
-        for row, measured in scores["cells"].items()
+        for row, measured in {**scores["cells"], **_paired(scores)}.items()
     ]
     return table(
         f"Mean and 95 % interval over recordings; ★ marks the primary metric of this task.{_classic(scores)}",
@@ -115,6 +115,11 @@ def conditions(scores: Scores) -> str:
         rows,
         marked=ADAPTER_REFERENCE,
     )
+
+
+def _paired(scores: Scores) -> dict[str, Mapping[str, Estimate]]:
+    """The paired differences as rows of the table of conditions."""
+    return {f"{ADAPTER_REFERENCE} - {other}, paired": row for other, row in scores.get("paired", {}).items()}
 
 
 def _classic(scores: Scores) -> str:

@@ -41,6 +41,7 @@ class GroundTruths:
             record=pair.record,
             fps=pair.fps,
             band=self.band,
+            caption=pair.caption,
         )
 
 

@@ -8,6 +8,7 @@ from iclora_train.config.checks import Checks
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval, Thresholds
+from iclora_train.config.extra_metrics import Weights
 from iclora_train.config.settings import Config, Data, Lora, Model, Optim, Task, Validation, to_config
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Task",
     "Thresholds",
     "Validation",
+    "Weights",
     "one_of",
     "require",
     "to_config",

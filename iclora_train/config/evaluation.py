@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from iclora_train.config.durations import parse_duration
 from iclora_train.config.errors import one_of, require
+from iclora_train.config.extra_metrics import Weights, check_names
 from iclora_train.config.paths import expand_home
 
 OTHER_CONDITIONS = 8  # conditions besides the strengths below 1 (docs/evaluation.md lists them)
@@ -61,6 +62,8 @@ class Eval:
     report: str = "files"  # clips in files beside report.html; single: everything in one file
     junit: str | None = None  # a file for the claims as JUnit XML, for CI servers
     thresholds: Thresholds = field(default_factory=Thresholds)
+    metrics: list[str] = field(default_factory=list)  # to measure besides those of the task, e.g. [vmaf,lpips]
+    weights: Weights = field(default_factory=Weights)  # files and folders of the networks that `metrics` needs
     after_training: bool = True  # run the evaluation at the end of training
     # Time for the evaluation, e.g. 30m or 2h: it measures what fits, the most telling first. null: all. auto: a quarter
     # of the time that the run has trained, for its own adapter on a base other than nano; else all.
@@ -80,6 +83,7 @@ class Eval:
         require(self.devices is None or self.devices >= 1, f"eval.devices={self.devices} must be at least 1, or null")
         for key in ("batch_size", "workers"):
             require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
+        check_names(self.metrics)
         one_of("eval.split", self.split, ("val", "heldout"))
         one_of("eval.report", self.report, ("files", "single"))
         if self.budget not in (None, "auto"):

@@ -11,6 +11,7 @@ from rich.console import Console
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.config import Config, ConfigError, require
+from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
@@ -130,6 +131,7 @@ def plan_evaluation(config: Config, shards: ShardSet, console: Console) -> bool:
     ConfigError if the evaluation would be refused after training.
     """
     try:
+        require_at_hand(config.eval.metrics, config.eval.weights)
         plan = EvaluationPlan.of(config, shards)
         _require_same_windows(config, plan)
     except TooFewWindowsError as error:

@@ -1,0 +1,30 @@
+"""What the adapter changes in every metric: differences of conditions, paired window by window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC, INPUT
+from eval.statistics.estimates import Estimate, Values, estimate_or_none
+
+COMPARED = (INPUT, CLASSIC, BASE_REFERENCE)  # what adapter+reference is compared with
+
+
+def paired_differences(
+    rows: Mapping[str, Mapping[str, Values]], recordings: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+    """`paired` of scores.json: other row -> metric -> adapter+reference minus the other row, in units of the metric.
+
+    rows: row -> metric -> values per window. A window on which one of the two was not measured is left out.
+    """
+    own = rows.get(ADAPTER_REFERENCE, {})
+    return {
+        other: {
+            metric: value
+            for metric in own
+            if metric in rows[other]
+            and (value := estimate_or_none(own[metric] - rows[other][metric], recordings)) is not None
+        }
+        for other in COMPARED
+        if other in rows
+    }

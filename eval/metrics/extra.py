@@ -1,0 +1,62 @@
+"""The metrics that `eval.metrics` adds to those of the task; `config.extra_metrics` lists what each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from eval.metrics import libraries, motion
+from eval.metrics.base import MetricGroup, NotRun
+from eval.metrics.suite import Suite
+from iclora_train.config import ConfigError, Eval
+from iclora_train.config.extra_metrics import NEEDS, require_at_hand
+
+
+def extra_metrics(settings: Eval) -> tuple[MetricGroup, ...]:
+    """The metrics of `eval.metrics`, with their packages imported and their networks loaded.
+
+    ConfigError for a package that is missing or broken, and for weights that are missing or of another network.
+    """
+    require_at_hand(settings.metrics, settings.weights)
+    return tuple(_open(name, getattr(settings.weights, name, None)) for name in settings.metrics)
+
+
+def with_extra_metrics(suite: Suite, settings: Eval, side: int, frames: int) -> Suite:
+    """The suite of a task with the metrics of `eval.metrics`, which come last in the report.
+
+    side, frames: shorter side and number of frames of the clips. A metric that they are too small for is `not_run`.
+    """
+    groups = extra_metrics(settings)
+    obstacles = [NotRun(metric.key, group.obstacle(side, frames)) for group in groups for metric in group.metrics]
+    missing = tuple(entry for entry in obstacles if entry.reason)
+    return replace(suite, groups=(*suite.groups, *groups), not_run=(*suite.not_run, *missing))
+
+
+def _open(name: str, weights: str | None) -> MetricGroup:
+    try:
+        return WITHOUT_WEIGHTS[name]() if weights is None else _with_weights(name, Path(weights))
+    except ImportError as error:
+        raise ConfigError(f"eval.metrics: {name} cannot be used here ({error}): {NEEDS[name].install}") from error
+
+
+def _with_weights(name: str, path: Path) -> MetricGroup:
+    from eval.metrics import embeddings, trunks  # noqa: PLC0415  (transformers is slow to import)
+
+    openers: dict[str, Callable[[Path], MetricGroup]] = {
+        "lpips": trunks.lpips,
+        "dists": trunks.dists,
+        "clip": embeddings.clip,
+        "dino": embeddings.dino,
+    }
+    return openers[name](path)
+
+
+WITHOUT_WEIGHTS: dict[str, Callable[[], MetricGroup]] = {
+    "vmaf": lambda: libraries.vmaf(neg=False),
+    "vmaf_neg": lambda: libraries.vmaf(neg=True),
+    "ssimulacra2": libraries.ssimulacra2,
+    "flip": libraries.flip,
+    "cvvdp": libraries.cvvdp,
+    "warp_own": lambda: motion.WARP_OWN,
+}
