@@ -25,7 +25,7 @@ from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.junit import write_claims
 from eval.metrics import Suite
-from eval.metrics.extra import with_extra_metrics
+from eval.metrics.extra import clip_features, with_extra_metrics
 from eval.planning import apply_budget
 from eval.ranks import sample_for_first, sample_together
 from eval.report import wandb_log
@@ -123,12 +123,13 @@ def _evaluate(
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
     suite = with_extra_metrics(Suite.of(source.config.task, min(size), frames), source.config.eval, min(size), frames)
+    features = clip_features(source.config.eval)
     plan, cost = _plan(source, suite, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan
     if earlier is not None:
         require_comparable(earlier, identity(source, suite))
     _print_header(source, suite, config, console)
-    scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite)
+    scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite, features)
     has_probes = plan is None or bool(plan["probes"])
     probe_scores, probe_clips, forecast = _sample(source, scorer.batches, has_probes, cost, rank, console)
     results = scorer.run(console, forecast)

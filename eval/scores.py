@@ -80,6 +80,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
     return {
         **scores,
         **_by_source(config, scores),
+        **({} if results.sets is None else {"sets": results.sets}),
         **judged(scores, source.band_pixels, base.geometry.temporal),
         "frames": {name: _rounded(frames) for name, frames in results.frames.items()},
         "provenance": _provenance(config, source),

@@ -19,7 +19,7 @@ from iclora_train.training.export import plan_evaluation
 from tests.command import run
 from tests.eval_world import World, build, refused, scores
 from tests.test_eval import SCHEMA, violations
-from tests.test_extra_metrics import write_clip, write_dino, write_trunk
+from tests.test_extra_metrics import write_clip, write_dino, write_trunk, write_videomae
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,15 +29,16 @@ SMALL = ("vmaf", "flip")  # packages that measure the tiny clips
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world that was evaluated with all metrics whose package is installed."""
-    world = build(tmp_path_factory.mktemp("extra"))
+    world = build(tmp_path_factory.mktemp("extra"), {"train": ["sea", "road"], "heldout": ["cat", "dog", "cow"]})
     weights = {
         "lpips": write_trunk(world.root / "alexnet.pth", "AlexNet"),
         "clip": write_clip(world.root / "clip"),
         "dino": write_dino(world.root / "dino"),
+        "fvd": write_videomae(world.root / "videomae"),
     }
     installed = [name for name in SMALL if importlib.util.find_spec(NEEDS[name].packages[0])]
     settings = [f"eval.weights.{name}={path}" for name, path in weights.items()]
-    settings += [f"eval.metrics=[{','.join([*weights, 'warp_own', *installed])}]", "eval.seeds=[0]"]
+    settings += [f"eval.metrics=[{','.join([*weights, 'warp_own', *installed])}]", "eval.seeds=[0]", "eval.windows=6"]
     result = run(world.root, "eval", *world.arguments, *settings)
     assert result.code == 0, result.err
     return world
@@ -49,7 +50,7 @@ def test_extra_metrics_are_measured_in_every_condition(evaluated: World) -> None
     for name in ("lpips", "clip", "clip_text", "dino", "warp_own"):
         assert name in result["metrics"]
         for row in ("adapter+reference", "base+reference", "swapped", "input", "ceiling", "floor"):
-            assert result["cells"][row][name]["n"] == 4, (row, name)
+            assert result["cells"][row][name]["n"] == 6, (row, name)
             assert np.isfinite(result["windows"][row][name]).all()
     assert result["metrics"]["lpips"] == {"title": "LPIPS (AlexNet)", "unit": "", "better": "low", "group": "learned"}
     assert "lpips" in result["strength"][-1]["metrics"]
@@ -76,6 +77,25 @@ def test_a_window_without_a_value_is_left_out_of_the_difference() -> None:
     assert paired["input"].keys() == {"a"}
     assert paired["input"]["a"]["mean"] == 1.5
     assert paired["input"]["a"]["n"] == 2
+
+
+def test_sets_of_clips_are_compared(evaluated: World) -> None:
+    result = scores(evaluated)
+    sets = result["sets"]
+    assert sets["network"] == "VideoMAE"
+    assert sets["targets"] == 6
+    assert {row["fvd"]["clips"] for row in sets["rows"].values()} == {6}
+    assert {"adapter+reference", "base+reference", "swapped", "input", "classic filter", "ceiling"} <= set(sets["rows"])
+    own = sets["rows"]["adapter+reference"]
+    for metric in ("fvd", "kvd"):
+        assert own[metric]["low"] < own[metric]["mean"] < own[metric]["high"]
+        for other in ("input", "base+reference"):
+            difference = own[metric]["mean"] - sets["rows"][other][metric]["mean"]
+            assert sets["paired"][other][metric]["mean"] == pytest.approx(difference)
+    assert "fvd" not in result["metrics"]
+    page = (evaluated.results / "report.html").read_text()
+    assert "All outputs against all 6 targets, features of VideoMAE" in page
+    assert tables.interval(own["kvd"], 1) in page
 
 
 def test_the_report_shows_the_metrics_and_the_differences(evaluated: World) -> None:

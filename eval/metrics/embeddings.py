@@ -16,9 +16,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, framewise
+from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 from iclora_train.config import ConfigError, require
 from iclora_train.core.device import default_device
 
@@ -30,7 +30,7 @@ I3D_FRAMES, I3D_SIDE = 16, 224  # of the clips that I3D is given
 Embed = Callable[[Clip], Tensor]
 
 
-def _open(key: str, path: Path, kinds: tuple[str, ...]) -> tuple[PreTrainedModel, Any]:
+def _open(key: str, path: Path, kinds: tuple[str, ...]) -> tuple[Any, Any]:
     """Model and image processor of a folder. ConfigError, with the setting `key`, if it holds no model of `kinds`."""
     try:
         processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
@@ -118,9 +118,10 @@ def dino(path: Path) -> MetricGroup:
     return MetricGroup((Metric("dino", "DINO similarity to the target", "", "high", "learned"),), measure)
 
 
-def video_features(path: Path) -> Embed:
-    """Clip -> its features (D,) for FVD (Unterthiner et al. 2018, arXiv 1812.01717), which compares sets of clips."""
-    return _i3d(path) if path.is_file() else _videomae(path)
+def video_features(path: Path) -> tuple[str, Callable[[Clip], Values]]:
+    """The name of a network, and clip -> features (D,) for FVD (Unterthiner et al. 2018, arXiv 1812.01717)."""
+    network, embed = ("I3D", _i3d(path)) if path.is_file() else ("VideoMAE", _videomae(path))
+    return network, lambda frames: embed(frames).numpy().astype(np.float64)
 
 
 def _videomae(path: Path) -> Embed:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eval.metrics import libraries, motion
-from eval.metrics.base import MetricGroup, NotRun
+from eval.metrics.base import Clip, MetricGroup, NotRun, Values
 from eval.metrics.suite import Suite
 from iclora_train.config import ConfigError, Eval
 from iclora_train.config.extra_metrics import NEEDS, require_at_hand
+
+OF_SETS = "fvd"  # has no value per clip
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """A network that describes a clip (F,H,W,3) by features (D,), with which sets of clips are compared; its name."""
+
+    network: str
+    embed: Callable[[Clip], Values]
 
 
 def extra_metrics(settings: Eval) -> tuple[MetricGroup, ...]:
@@ -19,7 +29,18 @@ def extra_metrics(settings: Eval) -> tuple[MetricGroup, ...]:
     ConfigError for a package that is missing or broken, and for weights that are missing or of another network.
     """
     require_at_hand(settings.metrics, settings.weights)
-    return tuple(_open(name, getattr(settings.weights, name, None)) for name in settings.metrics)
+    names = [name for name in settings.metrics if name != OF_SETS]
+    return tuple(_open(name, getattr(settings.weights, name, None)) for name in names)
+
+
+def clip_features(settings: Eval) -> ClipFeatures | None:
+    """The network of FVD, if `eval.metrics` names it. ConfigError as above."""
+    if OF_SETS not in settings.metrics:
+        return None
+    require_at_hand([OF_SETS], settings.weights)
+    from eval.metrics import embeddings  # noqa: PLC0415  (transformers is slow to import)
+
+    return ClipFeatures(*embeddings.video_features(Path(str(settings.weights.fvd))))
 
 
 def with_extra_metrics(suite: Suite, settings: Eval, side: int, frames: int) -> Suite:

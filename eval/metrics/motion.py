@@ -113,8 +113,9 @@ def _warp(output: CachedClip, truth: GroundTruth) -> Measurement:
 def _warp_own(output: CachedClip, truth: GroundTruth) -> Measurement:
     """Empty if one of the two flows is nowhere reliable."""
     error, target_error = own_warping(output)[1], _target_steps(truth)[1]
-    known = error is not None and target_error is not None
-    return Measurement({"warp_own": 1000 * (error - target_error)} if known else {})
+    if error is None or target_error is None:
+        return Measurement()
+    return Measurement({"warp_own": 1000 * (error - target_error)})
 
 
 def _tof(output: CachedClip, truth: GroundTruth) -> Measurement:

@@ -10,6 +10,7 @@ from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC
 from eval.judging.harm import HARM_LIMIT, gain_metric
 from eval.judging.harm import harm as harm_of
 from eval.judging.symptoms import SYMPTOMS, Symptom
+from eval.statistics.clip_sets import SetEstimate
 from eval.statistics.estimates import Estimate
 
 PICKER = (
@@ -39,7 +40,7 @@ def digits(scores: Scores, metric: str) -> int:
     return 2 if scores["metrics"][metric]["unit"] else 3
 
 
-def interval(value: Estimate | None, decimals: int = 2) -> str:
+def interval(value: Estimate | SetEstimate | None, decimals: int = 2) -> str:
     """The mean, with the 95 % interval in a second line."""
     if value is None:
         return NOT_MEASURED
@@ -114,7 +115,25 @@ def conditions(scores: Scores) -> str:
         head,
         rows,
         marked=ADAPTER_REFERENCE,
+    ) + clip_sets(scores)
+
+
+def clip_sets(scores: Scores) -> str:
+    """FVD of every row and of the paired differences; empty without it."""
+    sets = scores.get("sets")
+    if sets is None:
+        return ""
+    paired = {f"{ADAPTER_REFERENCE} - {other}, paired": row for other, row in sets["paired"].items()}
+    rows = [
+        (escape(name), [interval(row[metric], 1) for metric in sets["metrics"]] + [str(row["fvd"]["clips"])])
+        for name, row in {**sets["rows"], **paired}.items()
+    ]
+    caption = (
+        f"All outputs against all {sets['targets']} targets, features of {escape(sets['network'])}; intervals by a "
+        f"bootstrap over recordings. FVD needs about {sets['enough']:,} clips on each side: with fewer it is too "
+        "large, and only its paired differences and KVD can be read."
     )
+    return table(caption, ["condition", *map(escape, sets["metrics"].values()), "clips"], rows, ADAPTER_REFERENCE)
 
 
 def _paired(scores: Scores) -> dict[str, Mapping[str, Estimate]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -35,7 +36,9 @@ from eval.clips.conditions import (
 )
 from eval.clips.cost import Forecast
 from eval.metrics import Clip, Measurement, Suite, offset
+from eval.metrics.extra import ClipFeatures
 from eval.scoring.classic_row import ClassicChoice, ClassicRow
+from eval.scoring.clip_sets import TARGETS, ClipSets
 from eval.scoring.condition_changes import condition_changes, has_changes, seed_diversity
 from eval.scoring.ground_truth import GroundTruths
 from eval.statistics.estimates import Values, drop_nan
@@ -56,7 +59,7 @@ class Results:
     donated its reference. changes: `condition_changes` -> values. by_latent_frame: condition -> adherence (windows,
     latent frames). diversity: condition -> values. by_seed: condition -> metric -> values (windows, seeds). frames:
     condition -> per-frame values. seconds: sampling time of each condition. clips: number of clips per condition.
-    classic: the filter of the row of that name.
+    sets: comparison of whole sets of clips (`clip_sets`). classic: the filter of the row of that name.
     """
 
     rows: dict[str, Row] = field(default_factory=dict)
@@ -68,17 +71,26 @@ class Results:
     frames: dict[str, Frames] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     clips: int = 0
+    sets: dict[str, Any] | None = None
     classic: ClassicChoice = field(default_factory=lambda: ClassicChoice(None))
 
 
 class Scorer:
     """Measures the clips of a source against the held-out pixels."""
 
-    def __init__(self, source: ClipSource, batches: Sequence[Sequence[Item]], suite: Suite) -> None:
+    def __init__(
+        self,
+        source: ClipSource,
+        batches: Sequence[Sequence[Item]],
+        suite: Suite,
+        features: ClipFeatures | None = None,
+    ) -> None:
+        """features: the network of FVD, if that is measured too."""
         self.source, self.batches, self.suite = source, batches, suite
         self.held_out = source.held_out
         self.ground_truths = GroundTruths(source.held_out, source.config.task, source.token_pixels)
         self.target = self.ground_truths.target
+        self.clip_sets = ClipSets(features, [window.source for window in source.held_out.windows])
         self.classic_row = ClassicRow(self.held_out, self.ground_truths, source.config.task, source.device)
 
     def run(self, console: Console, forecast: Forecast | None = None, known: Results | None = None) -> Results:
@@ -110,6 +122,7 @@ class Scorer:
                 self._score_changes(results, pool, bar.advance)
             if len(self.source.seeds) > 1 and with_changes:
                 self._score_diversity(results, pool)
+            results.sets = self.clip_sets.compared()
         return results
 
     def _counter(self, condition: Condition, bar: ProgressBar, forecast: Forecast | None) -> Callable[[], None]:
@@ -146,6 +159,8 @@ class Scorer:
                 ]
                 donor_futures += zip(batch, donor, strict=True)
                 running = running + donor
+            numbers = [item.window.number for item in batch]
+            running = running + self.clip_sets.submit(pool, condition.name, numbers, clips.__getitem__)
             on_batch()
         measured = [(item, future.result()) for item, future in futures]
         values = [(item, result.values) for item, result in measured]
@@ -213,6 +228,8 @@ class Scorer:
         for name, clip_of in rows.items():
             measured = pool.map(lambda n, clip_of=clip_of: self._measure(n, clip_of(n)), range(len(items)))
             results.rows[name] = self._per_window([(i, m.values) for i, m in zip(items, measured, strict=True)])
+            self.clip_sets.submit(pool, name, range(len(items)), clip_of)
+        self.clip_sets.submit(pool, TARGETS, range(len(items)), self.target)
 
     def input(self, number: int) -> Clip:
         """The first reference, resized to the size and frame count of the target."""

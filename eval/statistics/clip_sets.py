@@ -2,7 +2,8 @@
 
 A distance of sets has no value per clip, so its error comes from a bootstrap over recordings: a recording enters with
 all its outputs and all its targets. The interval is the value -+ Student's t times the standard deviation of the
-redrawn values. Redrawn sets repeat clips, which makes every distance larger, but hardly changes how they spread.
+redrawn values (times the root of R / (R - 1), for R recordings). Redrawn sets repeat clips, which makes every distance
+larger, but hardly changes how they spread.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ Distance = Callable[[Counts], float]
 
 
 class SetEstimate(TypedDict):
-    """A distance of sets, its 95 % interval (None below MIN_RECORDINGS), and the clips of the measured set."""
+    """A distance of sets (`mean`, as in `Estimate`), its 95 % interval (None below MIN_RECORDINGS), and the number of
+    outputs."""
 
-    value: float
+    mean: float
     low: float | None
     high: float | None
     clips: int
@@ -74,7 +76,7 @@ def _root(features: Values) -> tuple[Values, Values]:
     """X with X^T X = the covariance of features (n,D), with at most D rows; and their mean (D,)."""
     mean = features.mean(0)
     x = (features - mean) / max(len(features) - 1, 1) ** 0.5
-    return (np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x), mean
+    return np.asarray(np.linalg.qr(x, mode="r") if len(x) > x.shape[1] else x), mean
 
 
 def kernel_table(outputs: Values, targets: Values, of_output: Counts, of_target: Counts) -> Values:
@@ -102,9 +104,10 @@ def set_estimate(distance: Distance, recordings: int, clips: int) -> SetEstimate
     value = distance(np.ones(recordings, np.int64))
     drawn = [distance(counts) for counts in redrawn(recordings)] if recordings >= MIN_RECORDINGS else []
     if not drawn:
-        return {"value": value, "low": None, "high": None, "clips": clips}
-    half = two_sided_quantile(COVERAGE, recordings - 1) * float(np.nanstd(drawn, ddof=1))
-    return {"value": value, "low": value - half, "high": value + half, "clips": clips}
+        return {"mean": value, "low": None, "high": None, "clips": clips}
+    spread = float(np.nanstd(drawn, ddof=1)) * (recordings / (recordings - 1)) ** 0.5
+    half = two_sided_quantile(COVERAGE, recordings - 1) * spread
+    return {"mean": value, "low": value - half, "high": value + half, "clips": clips}
 
 
 def redrawn(recordings: int) -> Sequence[Counts]:

@@ -35,6 +35,7 @@ NEEDS = {  # name in eval.metrics -> what it needs
     "dists": Need(weights="the file of torchvision's VGG16 (.pth or .safetensors)"),
     "clip": Need(weights="the folder of a CLIP model"),
     "dino": Need(weights="the folder of a DINOv2 or DINOv3 model"),
+    "fvd": Need(weights="the folder of a VideoMAE model, or a TorchScript file of I3D (.pt)"),
     "warp_own": Need(),
 }
 
@@ -47,6 +48,7 @@ class Weights:
     dists: str | None = None  # torchvision's VGG16
     clip: str | None = None  # folder of a CLIP model
     dino: str | None = None  # folder of a DINOv2 or DINOv3 model
+    fvd: str | None = None  # folder of a VideoMAE model, or a TorchScript file of I3D
 
     def __post_init__(self) -> None:
         for key, path in asdict(self).items():

@@ -19,8 +19,8 @@ SCHEMA = 2
 ADAPTER_ROW = "adapter+reference"  # the row of `windows` that a comparison reads
 # The results. Times, paths and versions differ between two runs with equal results.
 VALUES = (
-    *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength", "paired"),
-    *("control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
+    *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
+    *("paired", "sets", "control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
 )
 
 
