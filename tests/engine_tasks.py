@@ -7,10 +7,14 @@ import resource
 import signal
 import time
 from pathlib import Path
+from threading import Thread
 
+import av
+import cv2
 import numpy as np
 
 from iclora_train.config import ConfigError
+from iclora_train.media.frame_decoder import FrameDecoder
 
 
 def halve(number: int) -> float:
@@ -74,3 +78,21 @@ class MortalEncoder:
                 marker.touch()
                 os._exit(7)
         return [f"latents of {name}" for name in batch]
+
+
+def threads_of(clip: Path) -> tuple[int, int, int, int]:
+    """Threads that this process may use: of OpenCV, of torch, of a decoder; and the most that a preview started."""
+    import torch  # noqa: PLC0415
+
+    from iclora_train.media.shard_clip import encode_preview  # noqa: PLC0415
+
+    with av.open(str(clip)) as container:
+        decoder = FrameDecoder(container.streams.video[0])
+        decoder_threads = decoder.stream.codec_context.thread_count
+    frames, counts = np.zeros((300, 320, 320, 3), np.uint8), []
+    encoding = Thread(target=encode_preview, args=(frames, 25.0))
+    before = len(os.listdir("/proc/self/task"))
+    encoding.start()
+    while encoding.is_alive():
+        counts.append(len(os.listdir("/proc/self/task")) - before - 1)
+    return cv2.getNumThreads(), torch.get_num_threads(), decoder_threads, max(counts)

@@ -23,7 +23,7 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 from tests.clips import write_clip
-from tests.engine_tasks import die_of_five, halve, page_faults, sleep_long
+from tests.engine_tasks import die_of_five, halve, page_faults, sleep_long, threads_of
 from tests.prep import check_results, config_of, contents, write_clips
 
 
@@ -53,6 +53,12 @@ def engine(request) -> Iterator[Engine]:
 
 def test_results_are_ordered_and_config_errors_are_raised(engine):
     check_results(engine)
+
+
+def test_a_worker_uses_one_thread_for_everything(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4")
+    with closing(create_engine("local", 1)) as engine:
+        assert next(iter(engine.map(threads_of, [clip]))) == (1, 1, 1, 0)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")

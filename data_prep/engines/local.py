@@ -16,12 +16,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from typing import Any
 
-import cv2
 import torch
 
 from data_prep.engines import big_messages
 from data_prep.engines.base import MAX_ATTEMPTS, E, Engine, Failure, R, T, Task, call, unwrap
-from data_prep.engines.heap import keep_freed_memory
+from data_prep.engines.one_core import use_one_core
 from iclora_train.config import one_of
 from iclora_train.config.cpus import available_cpus
 from iclora_train.config.endings import SIGNALS
@@ -181,8 +180,7 @@ def _serve(connection: Connection[Any, Any]) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # removes temporary files
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDINGS)  # the worker was started with them blocked
-    cv2.setNumThreads(1)  # the number of workers is the number of cores to use
-    keep_freed_memory()
+    use_one_core()
     while True:
         try:
             big_messages.send(connection, call(*connection.recv()))

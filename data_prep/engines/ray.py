@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from data_prep.engines.base import CALLS_PER_ENCODER, MAX_ATTEMPTS, E, Failure, R, T, Task, call, unwrap
+from data_prep.engines.one_core import use_one_core
 from iclora_train.config import ConfigError
 
 if TYPE_CHECKING:  # processes that only run tasks start without torch
@@ -54,7 +55,7 @@ class RayEngine:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """See Engine.map. Results are fetched when they are ready, so that a node lost later does not cost them."""
-        remote = ray.remote(max_retries=0)(call)
+        remote = ray.remote(max_retries=0)(_call_on_one_core)
         new_tasks = (_Task(number, item) for number, item in enumerate(items))
         running: dict[Any, _Task] = {}
         results: dict[int, Any] = {}
@@ -84,6 +85,12 @@ class RayEngine:
         """Disconnect from the cluster, which ends our tasks and actors."""
         if self._started_ray:
             ray.shutdown()
+
+
+def _call_on_one_core(function: Callable[[Any], Any], item: object) -> object:
+    """`call` in a worker of Ray, which gives a task one core."""
+    use_one_core()
+    return call(function, item)
 
 
 @dataclass(frozen=True)

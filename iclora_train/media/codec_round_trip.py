@@ -94,7 +94,9 @@ def _encode(frames: np.ndarray, fps: float, coder: _Codec, options: dict[str, st
     encoder.time_base = 1 / encoder.framerate
     packets = []
     for number, rgb in enumerate(frames):
-        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(format="yuv420p", interpolation=EXACT)
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24").reformat(
+            format="yuv420p", interpolation=EXACT, threads=1
+        )
         frame.pts = number
         packets += encoder.encode(frame)
     return packets + encoder.encode(None)
@@ -107,5 +109,5 @@ def _decode(packets: list[av.Packet], coder: _Codec) -> list[np.ndarray]:
     frames = []
     for packet in [*packets, None]:
         for frame in decoder.decode(packet):
-            frames.append(frame.reformat(format="rgb24", interpolation=EXACT).to_ndarray())
+            frames.append(frame.reformat(format="rgb24", interpolation=EXACT, threads=1).to_ndarray())
     return frames

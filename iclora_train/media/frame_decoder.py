@@ -12,6 +12,15 @@ MAX_PIXELS = 2**27  # of a frame or picture: 134 million, 11,585 x 11,585
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders skip the transparency of WebM
 
 
+class _Threads:
+    count = 0  # of a decoder; 0: FFmpeg chooses, about one per core
+
+
+def set_decoder_threads(count: int) -> None:
+    """Threads of every decoder that this process opens from now on. 0: about one per core."""
+    _Threads.count = count
+
+
 class DecodedFrame(NamedTuple):
     """A frame as the decoder returned it, and two properties of its stream.
 
@@ -38,6 +47,7 @@ class FrameDecoder:
         require_size(stream.codec_context.width, stream.codec_context.height)
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # a stream may change its size
         stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = _Threads.count
         if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in _ALPHA_DECODERS:
             decoder = av.CodecContext.create(_ALPHA_DECODERS[stream.codec_context.name], "r")
             assert isinstance(decoder, av.VideoCodecContext)

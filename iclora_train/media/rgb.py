@@ -69,7 +69,7 @@ def _rgb(frame: av.VideoFrame) -> np.ndarray:
     is_wide, is_transparent = needs_conversion(frame), has_alpha(frame)
     kind = ("rgba64le" if is_transparent else "rgb48le") if is_wide else "rgba" if is_transparent else "rgb24"
     converter = _converter(get_ident(), frame.format.name, frame.width, frame.height, kind)
-    pixels: np.ndarray = converter.reformat(frame, format=kind, **_source_matrix(frame)).to_ndarray()
+    pixels: np.ndarray = converter.reformat(frame, format=kind, threads=1, **_source_matrix(frame)).to_ndarray()
     if is_wide:
         is_limited = not frame.format.is_rgb and frame.color_range != ColorRange.JPEG
         white = 255 << 8 if is_limited else 65535  # of libswscale's 16-bit RGB

@@ -7,7 +7,9 @@ cyan and green to red (oldest). Newer discs cover older ones. The drawing is the
 
 from __future__ import annotations
 
-import cv2
+from dataclasses import dataclass
+from functools import lru_cache
+
 import numpy as np
 
 SHORT_SIDE, TRAIL = 1080, 50  # short side of the drawing in pixels, age of the oldest disc in frames
@@ -23,29 +25,78 @@ def draw_tracks(points: np.ndarray, visible: np.ndarray, size: tuple[int, int], 
     """
     height, width = size
     short = min(size)
-    canvas_size = (height * SHORT_SIDE // short, width * SHORT_SIDE // short)
-    scale = np.array([canvas_size[1] / width, canvas_size[0] / height])
+    canvas = np.zeros((height * SHORT_SIDE // short, width * SHORT_SIDE // short), np.uint8)  # 0, or 1 + age
+    scale = np.array([canvas.shape[1] / width, canvas.shape[0] / height])
     centres = np.rint((points * scale).astype(np.float32)).astype(np.int64)[::-1]  # (N,F,2), last track first
-    visible, frames = visible[::-1], []
+    visible, frames = visible[::-1], np.zeros((points.shape[1], *size, 3), np.uint8)
+    reduction = _Reduction(_Taps.of(canvas.shape[0], height), _Taps.of(canvas.shape[1], width))
     for now in range(points.shape[1]):
-        canvas = np.zeros((*canvas_size, 3), np.float32)
+        canvas.fill(0)
         for age in range(min(now, TRAIL), -1, -1):
             _draw_discs(canvas, centres[:, now - age][visible[:, now - age]], age, larger)
-        scaled = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_LINEAR)
-        frames.append(np.rint(scaled * 255).astype(np.uint8))
-    return np.stack(frames)
+        reduction.write(canvas, frames[now])
+    return frames
 
 
 def _draw_discs(canvas: np.ndarray, centres: np.ndarray, age: int, larger: float) -> None:
-    """Draw discs of one age around centres (n,2) into a canvas (H,W,3) with values in [0, 1]."""
-    freshness = np.float32(1 - age / TRAIL)
-    radius = (SMALLEST + (LARGEST - SMALLEST) * freshness) * larger
+    """Draw discs of one age around centres (n,2) into a canvas (H,W) of ages."""
+    pixels = (centres[:, None] + _disc(age, larger)).reshape(-1, 2)
+    inside = ((pixels >= 0) & (pixels < canvas.shape[::-1])).all(axis=1)
+    canvas[pixels[inside, 1], pixels[inside, 0]] = 1 + age
+
+
+@lru_cache(maxsize=4 * (TRAIL + 1))
+def _disc(age: int, larger: float) -> np.ndarray:
+    """Offsets (k,2), x and y, of the pixels of a disc."""
+    radius = (SMALLEST + (LARGEST - SMALLEST) * _freshness(age)) * larger
     reach = int(radius)
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    disc = np.stack([x, y], axis=-1)[x**2 + y**2 <= radius**2]  # (k,2)
-    pixels = (centres[:, None] + disc).reshape(-1, 2)
-    inside = ((pixels >= 0) & (pixels < canvas.shape[1::-1])).all(axis=1)
-    canvas[pixels[inside, 1], pixels[inside, 0]] = trail_colour(float(freshness))
+    return np.stack([x, y], axis=-1)[x**2 + y**2 <= radius**2]
+
+
+def _freshness(age: int) -> np.float32:
+    return np.float32(1 - age / TRAIL)
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """The two samples along an axis that bilinear sampling, with pixel centres at 0.5, mixes into each output pixel."""
+
+    first: np.ndarray
+    second: np.ndarray
+    weight: np.ndarray  # of the second, fp32
+
+    @classmethod
+    def of(cls, samples: int, outputs: int) -> _Taps:
+        position = ((np.arange(outputs) + 0.5) * (samples / outputs) - 0.5).astype(np.float32)
+        position = np.clip(position, 0, samples - 1)
+        first = np.floor(position).astype(np.int64)
+        return cls(first, np.minimum(first + 1, samples - 1), position - first.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class _Reduction:
+    """Scales the colours of a canvas of ages bilinearly, only where there are discs."""
+
+    rows: _Taps
+    columns: _Taps
+
+    def write(self, canvas: np.ndarray, frame: np.ndarray) -> None:
+        """Write the colours of a canvas (H,W) into a black frame (h,w,3) uint8."""
+        rows, columns = self.rows, self.columns
+        ages = [[canvas[y][:, x] for x in (columns.first, columns.second)] for y in (rows.first, rows.second)]
+        drawn = (ages[0][0] | ages[0][1] | ages[1][0] | ages[1][1]).nonzero()
+        colours = _colours()
+        (a, b), (c, d) = [[colours[tap[drawn]] for tap in pair] for pair in ages]  # (n,3) each
+        across, down = columns.weight[drawn[1], None], rows.weight[drawn[0], None]
+        upper, lower = a * (1 - across) + b * across, c * (1 - across) + d * across
+        frame[drawn] = np.rint((upper * (1 - down) + lower * down) * 255).astype(np.uint8)
+
+
+@lru_cache(maxsize=1)
+def _colours() -> np.ndarray:
+    """RGB fp32 (TRAIL + 2, 3) of the values of a canvas: black, then the discs by age."""
+    return np.array([(0, 0, 0), *(trail_colour(float(_freshness(age))) for age in range(TRAIL + 1))], np.float32)
 
 
 def trail_colour(freshness: float) -> tuple[float, float, float]:
