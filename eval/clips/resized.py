@@ -37,11 +37,7 @@ class ResizedHeldOut(HeldOut):
     """
 
     def __init__(self, original: HeldOut, size: Size, temporal_scale: int, vae: VideoVAE) -> None:
-        self.notes, self.windows, self.windows_and_donors = (
-            original.notes,
-            original.windows,
-            original.windows_and_donors,
-        )
+        vars(self).update(vars(original))
         self._original, self._size, self._temporal_scale, self._vae = original, size, temporal_scale, vae
         self._encoded: dict[str, LatentPair] = {}
 

@@ -31,6 +31,7 @@ from iclora_train.core.scores import as_json
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
 CONDITIONS = (ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED)  # of every choice: enough for the gates
+NOT_RESULTS = ("windows", "batch_size", "workers", "against", "junit", "after_training", "budget", "devices", "label")
 REPEATS = 10  # timed pairs of steps with the reference and without it
 Scores = dict[str, Any]  # the content of a scores.json
 
@@ -79,20 +80,21 @@ class Measurements:
         """The file of a finished variant: its name has a hash of everything that its results depend on."""
         config, effect = self.settings(variant), self.config.transfer.effect
         upsampler = self.config.transfer.upsampler
+        choice = asdict(replace(variant, name="", axis="", checkpoint=""))
         facts = {
             "protocol": [PROTOCOL, DEFINITIONS],
             "base": open_base(config.model).fingerprint,
             "adapter": self.judged.sha256,
             "effect": sha256(Path(effect)) if effect is not None and variant.effect_strength is not None else None,
             "upsampler": sha256(Path(upsampler)) if upsampler is not None and variant.two_stage else None,
-            "choice": asdict(replace(variant, name="", axis="")),
+            "choice": choice,
             "settings": {key: asdict(getattr(config, key)) for key in ("task", "flow")},
             "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "evaluation": [config.eval.seeds, asdict(config.eval.thresholds), self.conditions(variant)],
+            "evaluation": {key: value for key, value in asdict(config.eval).items() if key not in NOT_RESULTS},
+            "conditions": self.conditions(variant),
             "windows": [[w.key, w.source, w.partner] for w in self.held_out.windows_and_donors],
             "shards": self.held_out.fingerprint,
         }
-        facts["choice"].pop("checkpoint")
         return self.folder / "choices" / f"{digest(plain(facts))[:24]}.json"
 
     def finished(self, variant: Variant) -> Scores | None:

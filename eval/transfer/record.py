@@ -88,7 +88,12 @@ def make_record(
     effect = config.transfer.effect
     return Record(
         schema=SCHEMA,
-        **{key: reference[key] for key in ("task", "primary", "adherence", "metrics", "base", "adapter")},
+        task=reference["task"],
+        primary=reference["primary"],
+        adherence=reference["adherence"],
+        metrics=reference["metrics"],
+        base=reference["base"],
+        adapter=reference["adapter"],
         effect=None if effect is None else {"path": effect, "sha256": sha256(Path(effect))},
         clips=reference["clips"],
         seeds=reference["seeds"],

@@ -60,7 +60,7 @@ def _measure_all(
     """The scores of the choices by name, and the choices with the obstacles that showed when they were sampled."""
     reference = chosen[0]
     possible = [variant for variant in chosen if not variant.obstacle]
-    scores = {v.name: found for v in possible if (found := measurements.finished(v)) is not None}
+    scores: dict[str, Scores] = {v.name: found for v in possible if (found := measurements.finished(v)) is not None}
     note = measurements.judged.note
     print_lines(
         console, f"{measurements.config.task.name}: {measurements.judged.path}", *([f"note: {note}"] if note else [])

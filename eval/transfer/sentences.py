@@ -170,7 +170,8 @@ def _fp8(e: Evidence) -> Line:
             "fp8", sentence, measured, "the adapter gains nothing over base + reference, so nothing can be kept"
         )
     bound = Bound(1 - e.tolerance, 1 + e.tolerance)
-    note = f"compared with {own}; gates under fp8: {scores['gates']['outcome']}"
+    outcomes = [each["gates"]["outcome"] for each in (scores, e.reference)]
+    note = f"compared with {own}; gates in fp8: {outcomes[0]}, in {own}: {outcomes[1]}"
     return _line("fp8", sentence, measured, bound, share, recordings(e.reference), note)
 
 

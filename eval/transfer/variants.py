@@ -16,11 +16,11 @@ from iclora_train.generate.size import SizeRules
 from iclora_train.ltx2.build import base_dtype
 
 REFERENCE = "task's settings"
+DISTILLED_STEPS = len(DISTILLED) - 1
 PLACED = ("control.pose", "control.tracks", "union", *PAINTED)  # makers whose record or mask holds for one size only
 DISTILLED_RUN = (
     "the task's settings are those of a distilled model: start from a dev checkpoint and sample.schedule=dev"
 )
-DISTILLED_SAMPLING = {"schedule": "distilled", "steps": len(DISTILLED) - 1, "guidance": 1.0, "stg_scale": 0.0}
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _choices(config: TransferConfig, reference: Variant, geometry: Geometry) -> 
     yield from (_size(text, config, reference, geometry) for text in settings.sizes)
     for steps in settings.steps:
         if reference.sample.schedule == "distilled":
-            obstacle = f"the distilled schedule has {len(DISTILLED) - 1} steps"
+            obstacle = f"the distilled schedule has {DISTILLED_STEPS} steps"
             yield replace(reference, name=f"{steps} steps", axis="steps", obstacle=obstacle)
         else:
             yield replace(reference, name=f"{steps} steps", axis="steps", sample=replace(reference.sample, steps=steps))
@@ -116,7 +116,7 @@ def _schedule(name: str, config: TransferConfig, reference: Variant, geometry: G
         reference,
         name="two stages" if two_stage else "distilled",
         axis="schedule",
-        sample=replace(reference.sample, **DISTILLED_SAMPLING),
+        sample=replace(reference.sample, schedule="distilled", steps=DISTILLED_STEPS, guidance=1.0, stg_scale=0.0),
         checkpoint=settings.distilled or reference.checkpoint,
         two_stage=two_stage,
     )
