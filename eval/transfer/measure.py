@@ -31,7 +31,9 @@ from iclora_train.core.scores import as_json
 from iclora_train.ltx2.base_model import BaseModel, open_base
 
 CONDITIONS = (ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED)  # of every choice: enough for the gates
-NOT_RESULTS = ("windows", "batch_size", "workers", "against", "junit", "after_training", "budget", "devices", "label")
+NOT_RESULTS = (  # of `eval`: what does not change the results of a choice
+    *("windows", "batch_size", "workers", "against", "report", "junit", "after_training", "budget", "devices", "label"),
+)
 REPEATS = 10  # timed pairs of steps with the reference and without it
 Scores = dict[str, Any]  # the content of a scores.json
 

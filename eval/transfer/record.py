@@ -70,21 +70,7 @@ def make_record(
     resized = [variant.name for variant in chosen if variant.size != measurements.size]
     all_costs = costs(reference, compared, config.transfer.tolerance, resized)
     rows = [_row(variant, measurements, scores, all_costs) for variant in chosen]
-    own = rows[0]
-    rows += [
-        Row(
-            name=name,
-            axis="attention strength",
-            settings={**own["settings"], "attention_strength": float(name.split()[1])},
-            obstacle="",
-            cost=all_costs[name],
-            gates=None,
-            seconds_per_clip=reference["timings"]["seconds_per_clip"].get(f"strength {name.split()[1]}"),
-            passes=own["passes"],
-            token_passes=own["token_passes"],
-        )
-        for name in attention
-    ]
+    rows += [_attention_row(name, rows[0], reference, all_costs[name]) for name in attention]
     effect = config.transfer.effect
     return Record(
         schema=SCHEMA,
@@ -119,6 +105,22 @@ def _row(
         seconds_per_clip=None if measured is None else measured["timings"]["seconds_per_clip"][ADAPTER_REFERENCE],
         passes=sum(count for count, _, _ in variant.passes),
         token_passes=round(sum(count * share for count, share, _ in variant.passes) * tokens, 3),
+    )
+
+
+def _attention_row(name: str, own: Row, reference: Scores, cost: Cost) -> Row:
+    """The row of an attention strength: a condition of the reference, not a choice that is sampled apart."""
+    strength = name.split()[1]
+    return Row(
+        name=name,
+        axis="attention strength",
+        settings={**own["settings"], "attention_strength": float(strength)},
+        obstacle="",
+        cost=cost,
+        gates=None,
+        seconds_per_clip=reference["timings"]["seconds_per_clip"].get(f"strength {strength}"),
+        passes=own["passes"],
+        token_passes=own["token_passes"],
     )
 
 
