@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from eval.clips.conditions import batches
 from eval.judging.paired import paired_differences
 from eval.report import tables
+from eval.run import open_source
 from eval.statistics.estimates import estimate
-from iclora_train.config import ConfigError
+from eval.transfer.settings import TransferConfig
+from iclora_train.config import ConfigError, Eval
 from iclora_train.config.extra_metrics import NEEDS
 from iclora_train.core.console import make_console
 from iclora_train.data.mixture import open_data
@@ -106,6 +109,17 @@ def test_the_report_shows_the_metrics_and_the_differences(evaluated: World) -> N
     value = result["paired"]["base+reference"]["lpips"]
     assert "adapter+reference - base+reference, paired" in page
     assert tables.interval(value, 3) in page
+
+
+def test_other_metrics_sample_nothing_again(evaluated: World) -> None:
+    source = open_source(evaluated.config("eval.metrics=[]", "eval.seeds=[0]", "eval.windows=6"))
+    items = batches(source.held_out.windows, source.seeds, source.config.eval.batch_size)
+    assert all(source.is_finished(condition, batch) for condition in source.conditions for batch in items)
+
+
+def test_a_transfer_does_not_leave_them_out_in_silence() -> None:
+    with pytest.raises(ConfigError, match=r"eval.metrics=\[flip\]: eval.transfer measures the metrics of the task"):
+        TransferConfig(eval=Eval(metrics=["flip"]))
 
 
 def test_a_metric_that_is_not_at_hand_stops_before_anything_is_sampled(evaluated: World) -> None:

@@ -107,6 +107,7 @@ class Scorer:
             progress_bar("without a model", total, "batch", console=console) as bar,
             thread_pool(self.source.config.eval.workers) as pool,
         ):
+            self.clip_sets.submit(pool, TARGETS, range(len(self.held_out.windows)), self.target)
             if known is None:
                 self._score_model_free_rows(results, pool)
             else:
@@ -229,7 +230,6 @@ class Scorer:
             measured = pool.map(lambda n, clip_of=clip_of: self._measure(n, clip_of(n)), range(len(items)))
             results.rows[name] = self._per_window([(i, m.values) for i, m in zip(items, measured, strict=True)])
             self.clip_sets.submit(pool, name, range(len(items)), clip_of)
-        self.clip_sets.submit(pool, TARGETS, range(len(items)), self.target)
 
     def input(self, number: int) -> Clip:
         """The first reference, resized to the size and frame count of the target."""

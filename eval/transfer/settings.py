@@ -60,3 +60,8 @@ class TransferConfig(Config):
     """The settings of a run, and the choices to measure."""
 
     transfer: Transfer = field(default_factory=Transfer)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        extra = ",".join(self.eval.metrics)
+        require(not extra, f"eval.metrics=[{extra}]: eval.transfer measures the metrics of the task; give it to eval")
