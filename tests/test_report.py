@@ -381,6 +381,17 @@ def test_a_latent_frame_without_an_effect_keeps_its_number() -> None:
     assert [figure == "\N{EN DASH}" for *_, figure in rows] == [i == 0 for i in range(len(weights))]
 
 
+def test_every_clip_and_picture_of_the_page_lies_beside_it(tmp_path: Path, scores: dict[str, Any]) -> None:
+    worst = next(exhibit for exhibit in exhibits(scores) if exhibit.window.number == examples(scores)[0])
+    media = Media(tmp_path)
+    page = Page(write_page(media, scores, [worst]).read_text())
+    addresses = {address for address in page.addresses if address.startswith("media/")}
+    files = {path.relative_to(tmp_path).as_posix(): path.stat().st_size for path in (tmp_path / "media").iterdir()}
+    assert addresses == set(files)
+    assert any("strength-0.5-still" in address for address in addresses)
+    assert media.bytes == sum(files.values())
+
+
 def test_an_unknown_form_of_the_report_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"eval\.report.*'html'.*files.*single"):
         Eval(report="html")

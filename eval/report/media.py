@@ -95,6 +95,7 @@ class Media:
         return data_uri("image/jpeg", data.tobytes())
 
     def _address(self, name: str, suffix: str, kind: str, data: bytes) -> str:
+        assert name not in self._files, name  # the page would lose the first one
         self.bytes += len(data)
         path = self.folder / FOLDER / f"{name}-{hashlib.sha256(data).hexdigest()[:8]}.{suffix}"
         if not self.single or self.with_files:

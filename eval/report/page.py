@@ -172,8 +172,8 @@ def _page(parts: PageParts, sections: list[Section]) -> str:
         title=escape(f"{scores['task']}: {tally(scores)}"),
         head=first_screen.head(scores),
         examples=first_screen.rows(parts.firsts, first_examples(scores), scores),
-        policy=f"default-src 'none'; img-src data: file:; media-src data: file:; style-src {policy_hash(style)}; "
-        f"script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'",
+        policy=f"default-src 'none'; img-src 'self' data: file:; media-src 'self' data: file:; "
+        f"style-src {policy_hash(style)}; script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'",
         style=style,
         script=script,
         nav=" ".join(f'<a href="#{name}">{title}</a>' for name, title, _ in sections),

@@ -94,7 +94,7 @@ def strip(media: Media, exhibit: Exhibit, steps: Sequence[float]) -> str:
     number, pictures = exhibit.window.number, []
     for s in steps:
         clip = exhibit.clips[at_strength(s).name]
-        source = media.picture(f"{number:03d}-strength-{s:g}", thumbnail(clip[len(clip) // 2]))
+        source = media.picture(f"{number:03d}-strength-{s:g}-still", thumbnail(clip[len(clip) // 2]))
         pictures.append(f'<td><img src="{source}" loading="lazy" alt="strength {s:g}"></td>')
     return f'<tr><th scope="row">{escape(exhibit.window.key)}</th>{"".join(pictures)}</tr>'
 
