@@ -96,3 +96,21 @@ def threads_of(clip: Path) -> tuple[int, int, int, int]:
     while encoding.is_alive():
         counts.append(len(os.listdir("/proc/self/task")) - before - 1)
     return cv2.getNumThreads(), torch.get_num_threads(), decoder_threads, max(counts)
+
+
+def leave_trace(item: tuple[int, str]) -> int:
+    """Leaves a file with the item's number. Item 0 first waits for the file of item 3."""
+    number, folder = item
+    if number == 0:
+        wait_for(Path(folder, "3"))
+    Path(folder, str(number)).touch()
+    return number
+
+
+def wait_for(path: Path) -> None:
+    """Wait until a file exists. TimeoutError after 30 seconds."""
+    end = time.monotonic() + 30
+    while not path.exists():
+        if time.monotonic() > end:
+            raise TimeoutError(path)
+        time.sleep(0.01)

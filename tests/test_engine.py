@@ -23,7 +23,7 @@ from iclora_train.data.shards import ShardSet
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.text_features import TextFeatures
 from tests.clips import write_clip
-from tests.engine_tasks import die_of_five, halve, page_faults, sleep_long, threads_of
+from tests.engine_tasks import die_of_five, halve, leave_trace, page_faults, sleep_long, threads_of, wait_for
 from tests.prep import check_results, config_of, contents, write_clips
 
 
@@ -53,6 +53,14 @@ def engine(request) -> Iterator[Engine]:
 
 def test_results_are_ordered_and_config_errors_are_raised(engine):
     check_results(engine)
+
+
+def test_workers_go_on_while_the_caller_uses_results_that_came_early(tmp_path):
+    with closing(create_engine("local", 2)) as engine:
+        results = engine.map(leave_trace, [(number, str(tmp_path)) for number in range(6)])
+        assert [next(results), next(results)] == [0, 1]  # by now results 2 and 3 are there too
+        wait_for(tmp_path / "4")
+        assert list(results) == [2, 3, 4, 5]
 
 
 def test_a_worker_uses_one_thread_for_everything(tmp_path):

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import count, islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
@@ -103,6 +104,48 @@ class _Worker:
         return self._process is not None
 
 
+@dataclass
+class _Work:
+    """The state of one `map`: what the workers do, and the results that the caller has not taken yet."""
+
+    function: Callable[[Any], Any]
+    items: Iterator[tuple[int, Any]]
+    workers: list[_Worker]
+    started: int = 0  # items read so far
+    retries: deque[Task] = field(default_factory=deque)
+    busy: dict[_Worker, Task] = field(default_factory=dict)
+    results: dict[int, Any] = field(default_factory=dict)
+
+    def hand_out(self, number: int) -> None:
+        """Give every idle worker an item. number: of the result that the caller needs next."""
+        for worker in [worker for worker in self.workers if worker not in self.busy]:
+            may_start = self.started < number + 2 * len(self.workers)
+            new = (Task(i, item) for i, item in islice(self.items, int(may_start)))
+            task = self.retries.popleft() if self.retries else next(new, None)
+            if task is None:
+                break
+            self.started = max(self.started, task.number + 1)
+            self.busy[worker] = task
+            worker.submit(self.function, task.item)
+
+    def collect(self, timeout: float | None = None) -> None:
+        """Wait until a worker replies (a result) or dies (a retry, or a Failure); at most `timeout` seconds."""
+        ready = wait([worker.connection for worker in self.busy], timeout)
+        for worker in [worker for worker in self.busy if worker.connection in ready]:
+            task = self.busy[worker]
+            try:
+                self.results[task.number] = unwrap(big_messages.receive(worker.connection))
+            except (EOFError, OSError):
+                task.deaths += 1
+                ending = worker.stop()
+                if task.deaths < MAX_ATTEMPTS:
+                    self.retries.append(task)
+                else:
+                    reason = f"the process that worked on it {ending}, {MAX_ATTEMPTS} times"
+                    self.results[task.number] = Failure(reason)
+            del self.busy[worker]
+
+
 class WorkerEngine:
     """Worker processes on this machine. A worker that dies is replaced; only its current item is lost."""
 
@@ -114,47 +157,23 @@ class WorkerEngine:
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
         """See Engine.map. Up to two items per worker are read ahead."""
-        new_tasks = (Task(number, item) for number, item in enumerate(items))
-        retries: deque[Task] = deque()
-        busy: dict[_Worker, Task] = {}
-        results: dict[int, R | Failure] = {}
-        started = 0  # items read so far
+        work = _Work(function, enumerate(items), self._workers)
         try:
             for number in count():
-                while number not in results:
-                    for worker in [worker for worker in self._workers if worker not in busy]:
-                        may_start = started < number + 2 * len(self._workers)
-                        task = retries.popleft() if retries else next(islice(new_tasks, int(may_start)), None)
-                        if task is None:
-                            break
-                        started = max(started, task.number + 1)
-                        busy[worker] = task
-                        worker.submit(function, task.item)
-                    if not busy:
+                work.hand_out(number)
+                while number not in work.results:
+                    if not work.busy:
                         return
-                    self._collect(busy, retries, results)
-                yield results.pop(number)
+                    work.collect()
+                    work.hand_out(number)
+                if work.busy:
+                    work.collect(timeout=0)
+                    work.hand_out(number)  # the workers go on while the caller uses the result
+                yield work.results.pop(number)
         finally:
-            for worker in busy:
+            for worker in work.busy:
                 if worker.started:
                     worker.stop()
-
-    @staticmethod
-    def _collect(busy: dict[_Worker, Task], retries: deque[Task], results: dict[int, Any]) -> None:
-        """Wait until a worker replies (a result) or dies (a retry, or a Failure)."""
-        ready = wait([worker.connection for worker in busy])
-        for worker in [worker for worker in busy if worker.connection in ready]:
-            task = busy[worker]
-            try:
-                results[task.number] = unwrap(big_messages.receive(worker.connection))
-            except (EOFError, OSError):
-                task.deaths += 1
-                ending = worker.stop()
-                if task.deaths < MAX_ATTEMPTS:
-                    retries.append(task)
-                else:
-                    results[task.number] = Failure(f"the process that worked on it {ending}, {MAX_ATTEMPTS} times")
-            del busy[worker]
 
     def encoders(self, make: Callable[[], E]) -> list[E]:
         """One encoder for each GPU, in this process: they encode while the workers decode and make references."""
