@@ -36,6 +36,7 @@ from iclora_train.core.scores import as_json, find_scores, read_comparable_score
 
 SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
+MEASURED_BY = {"clip": ("clip", "clip_text")}  # name in eval.metrics -> its metrics, where they have other names
 REPORTED = ("base", "provenance.settings.sample", "provenance.precision", "provenance.device", "provenance.versions")
 
 
@@ -81,8 +82,8 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, fl
     rows = [
         {key: _with_nan(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)
     ]
-    redefined = _redefined(a, b)
-    shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1] and key not in redefined]
+    other = [*_redefined(a, b), *(key for name in _other_weights(a, b) for key in MEASURED_BY.get(name, (name,)))]
+    shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1] and key not in other]
     paired = {key: rows[1][key] - rows[0][key] for key in shared}  # NaN unless both were measured
     paired = {key: values for key, values in paired.items() if len(drop_nan(values))}
     p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences, sources)) is not None}
@@ -166,10 +167,17 @@ def _redefined(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     return [key for number, keys in REDEFINED.items() if old < number <= new for key in keys]
 
 
+def _other_weights(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names in eval.metrics that the two measured with different networks, so that their values cannot be compared."""
+    first, second = (scores["provenance"].get("weights", {}) for scores in (a, b))
+    return [name for name in first if name in second and first[name] != second[name]]
+
+
 def _notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Other differences between the two evaluations, which may explain the result."""
     notes = [line for path in REPORTED for line in differences(_lookup(a, path), _lookup(b, path), path)]
-    return notes + [f"the definition of {key}, which is left out" for key in _redefined(a, b)]
+    notes += [f"the definition of {key}, which is left out" for key in _redefined(a, b)]
+    return notes + [f"the weights of {name}, which is left out" for name in _other_weights(a, b)]
 
 
 def _lookup(scores: Mapping[str, Any], path: str) -> Any:

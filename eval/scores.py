@@ -30,6 +30,7 @@ from eval.judging.verdicts import (
     unmeasured_gates,
 )
 from eval.metrics import DEFINITIONS, Suite
+from eval.metrics.extra import versions_and_weights
 from eval.scoring.scorer import Results
 from eval.scoring.tables import read_tables, tables
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
@@ -150,6 +151,7 @@ def _rounded(frames: Mapping[str, list[list[float] | None]]) -> dict[str, list[l
 
 
 def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
+    versions, weights = versions_and_weights(config.eval)
     return {
         "protocol": PROTOCOL,
         "definitions": DEFINITIONS,
@@ -167,7 +169,9 @@ def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
             "python": platform.python_version(),
             "opencv": cv2.__version__,
             **{name: version(name) for name in ("torch", "diffusers", "peft", "numpy")},
+            **versions,
         },
+        **({"weights": weights} if weights else {}),
     }
 
 

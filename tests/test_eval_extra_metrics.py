@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval.clips.conditions import batches
+from eval.compare import compare
 from eval.judging.paired import paired_differences
+from eval.metrics.extra import versions_and_weights
 from eval.report import tables
 from eval.run import open_source
 from eval.statistics.estimates import estimate
 from eval.transfer.settings import TransferConfig
-from iclora_train.config import ConfigError, Eval
+from iclora_train.config import ConfigError, Eval, Weights
 from iclora_train.config.extra_metrics import NEEDS
 from iclora_train.core.console import make_console
 from iclora_train.data.mixture import open_data
@@ -109,6 +112,31 @@ def test_the_report_shows_the_metrics_and_the_differences(evaluated: World) -> N
     value = result["paired"]["base+reference"]["lpips"]
     assert "adapter+reference - base+reference, paired" in page
     assert tables.interval(value, 3) in page
+
+
+def test_versions_and_weights_are_recorded_and_other_weights_are_not_compared(evaluated: World) -> None:
+    result = scores(evaluated)
+    assert {"transformers", "torchmetrics"} <= result["provenance"]["versions"].keys()
+    assert result["provenance"]["weights"].keys() == {"lpips", "clip", "dino", "fvd"}
+    other = deepcopy(result)
+    assert {"lpips", "clip", "clip_text", "dino"} <= compare(result, other)["metrics"].keys()
+    other["provenance"]["weights"] |= {"lpips": "another file", "clip": "another folder"}
+    compared = compare(result, other)
+    assert not {"lpips", "clip", "clip_text"} & compared["metrics"].keys()
+    assert {"dino", "psnr"} <= compared["metrics"].keys()
+    assert [note for note in compared["notes"] if "weights" in note] == [
+        "the weights of lpips, which is left out",
+        "the weights of clip, which is left out",
+    ]
+
+
+def test_the_hash_of_a_folder_changes_with_its_weights(tmp_path: Path) -> None:
+    settings = Eval(metrics=["dino"], weights=Weights(dino=str(write_dino(tmp_path / "dino"))))
+    before = versions_and_weights(settings)[1]["dino"]
+    assert versions_and_weights(settings)[1]["dino"] == before
+    with (tmp_path / "dino" / "model.safetensors").open("ab") as file:
+        file.write(b"0")
+    assert versions_and_weights(settings)[1]["dino"] != before
 
 
 def test_other_metrics_sample_nothing_again(evaluated: World) -> None:

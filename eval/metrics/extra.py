@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 from eval.metrics import libraries, motion
@@ -11,6 +12,8 @@ from eval.metrics.base import Clip, MetricGroup, NotRun, Values
 from eval.metrics.suite import Suite
 from iclora_train.config import ConfigError, Eval
 from iclora_train.config.extra_metrics import NEEDS, require_at_hand
+from iclora_train.core.atomic_files import sha256
+from iclora_train.core.fingerprint import digest
 
 OF_SETS = "fvd"  # has no value per clip
 
@@ -52,6 +55,22 @@ def with_extra_metrics(suite: Suite, settings: Eval, side: int, frames: int) -> 
     obstacles = [NotRun(metric.key, group.obstacle(side, frames)) for group in groups for metric in group.metrics]
     missing = tuple(entry for entry in obstacles if entry.reason)
     return replace(suite, groups=(*suite.groups, *groups), not_run=(*suite.not_run, *missing))
+
+
+def versions_and_weights(settings: Eval) -> tuple[dict[str, str], dict[str, str]]:
+    """What decides the values of the chosen metrics: distribution -> version, and metric -> hash of its weights."""
+    needs = {name: NEEDS[name] for name in settings.metrics}
+    versions = {need.distribution: version(need.distribution) for need in needs.values() if need.distribution}
+    weights = {name: str(getattr(settings.weights, name)) for name, need in needs.items() if need.weights}
+    return versions, {name: _content(Path(path)) for name, path in weights.items()}
+
+
+def _content(path: Path) -> str:
+    """Hash of a file, or of the files of a folder that decide what its network computes."""
+    if path.is_file():
+        return sha256(path)
+    files = sorted(file for pattern in ("*.json", "*.safetensors") for file in path.glob(pattern))
+    return digest([[file.name, sha256(file)] for file in files])
 
 
 def _open(name: str, weights: str | None) -> MetricGroup:

@@ -17,25 +17,33 @@ EXTRA = "pip install 'iclora_train[metrics]'"
 
 @dataclass(frozen=True)
 class Need:
-    """What a metric needs. packages: modules that it imports, and `install`, the command that installs them. weights:
-    what `eval.weights.<metric>` must name; empty if the metric needs none."""
+    """What a metric needs. packages: optional modules that it imports, and `install`, the command that installs them.
+    weights: what `eval.weights.<metric>` must name; empty if the metric needs none. distribution: whose version decides
+    its values."""
 
     packages: tuple[str, ...] = ()
     install: str = EXTRA
     weights: str = ""
+    distribution: str = ""
 
 
 NEEDS = {  # name in eval.metrics -> what it needs
-    "vmaf": Need(("vmaf_torch",)),
-    "vmaf_neg": Need(("vmaf_torch",)),
-    "ssimulacra2": Need(("ssimulacra2",)),
-    "flip": Need(("flip_evaluator",)),
-    "cvvdp": Need(("pycvvdp", "torchvision"), "pip install cvvdp with the torchvision of your torch version"),
-    "lpips": Need(weights="the file of torchvision's AlexNet or VGG16 (.pth or .safetensors)"),
-    "dists": Need(weights="the file of torchvision's VGG16 (.pth or .safetensors)"),
-    "clip": Need(weights="the folder of a CLIP model"),
-    "dino": Need(weights="the folder of a DINOv2 or DINOv3 model"),
-    "fvd": Need(weights="the folder of a VideoMAE model, or a TorchScript file of I3D (.pt)"),
+    "vmaf": Need(("vmaf_torch",), distribution="vmaf-torch"),
+    "vmaf_neg": Need(("vmaf_torch",), distribution="vmaf-torch"),
+    "ssimulacra2": Need(("ssimulacra2",), distribution="ssimulacra2"),
+    "flip": Need(("flip_evaluator",), distribution="flip-evaluator"),
+    "cvvdp": Need(
+        ("pycvvdp", "torchvision"), "pip install cvvdp with the torchvision of your torch version", distribution="cvvdp"
+    ),
+    "lpips": Need(
+        weights="the file of torchvision's AlexNet or VGG16 (.pth or .safetensors)", distribution="torchmetrics"
+    ),
+    "dists": Need(weights="the file of torchvision's VGG16 (.pth or .safetensors)", distribution="torchmetrics"),
+    "clip": Need(weights="the folder of a CLIP model", distribution="transformers"),
+    "dino": Need(weights="the folder of a DINOv2 or DINOv3 model", distribution="transformers"),
+    "fvd": Need(
+        weights="the folder of a VideoMAE model, or a TorchScript file of I3D (.pt)", distribution="transformers"
+    ),
     "warp_own": Need(),
 }
 
