@@ -35,8 +35,9 @@ from eval.report.outputs import save_outputs
 from eval.report.page import sizes, write_page
 from eval.scores import assemble, headline, identity
 from eval.scoring.scorer import Scorer, print_lines
+from eval.sequential import Work, sample_until_decided
 from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
-from iclora_train.config import Config, require
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
@@ -49,7 +50,10 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 
 def results_folder(config: Config) -> Path:
     """Folder of scores.json and report.html: by what is evaluated, and by protocol (`core.results_folder`)."""
-    return folder_of_protocol(config, _folder_of_adapter(config))
+    folder = _folder_of_adapter(config)
+    return folder_of_protocol(
+        config, folder.with_name(f"{folder.name}-sequential") if config.eval.sequential else folder
+    )
 
 
 def _folder_of_adapter(config: Config) -> Path:
@@ -103,6 +107,10 @@ def evaluate(config: Config) -> Path:
     require_at_hand(config.eval.metrics, config.eval.weights)
     earlier = None if config.eval.against is None else load(Path(config.eval.against))
     rank = sampling_rank(config)
+    require(
+        not config.eval.sequential or rank.count == 1,
+        "eval.sequential=true samples in one process: set eval.devices=1, without torchrun or several tasks of srun",
+    )
     source = open_source(config)
     folder = results_folder(config)
     if rank.rank > 0:
@@ -129,11 +137,12 @@ def _evaluate(
     if earlier is not None:
         require_comparable(earlier, identity(source, suite))
     _print_header(source, suite, config, console)
-    scorer = Scorer(source, batches(source.held_out.windows, source.seeds, config.eval.batch_size), suite, features)
+    work = _work(source, suite, console)
+    scorer = Scorer(source, work.batches, work.suite, features)
     has_probes = plan is None or bool(plan["probes"])
     probe_scores, probe_clips, forecast = _sample(source, scorer.batches, has_probes, cost, rank, console)
-    results = scorer.run(console, forecast)
-    scores = assemble(config, source, suite, results)
+    results = scorer.run(console, forecast, work.known)
+    scores = assemble(config, source, suite, results, work.sequential)
     scores |= {"simple": probe_scores, **({} if plan is None else {"plan": plan})}
     scores["timings"]["wall_seconds"] = round(time.perf_counter() - started, 1)
     scores["harm"] = harm(scores)
@@ -148,6 +157,15 @@ def _evaluate(
     paths = [f"scores  {folder / 'scores.json'}", f"report  {report} ({sizes(report, media)})"]
     print_lines(console, *headline(scores), answer(scores), *paths)
     return report
+
+
+def _work(source: ClipSource, suite: Suite, console: Console) -> Work:
+    """All windows; with eval.sequential those that decide the gates, to which the source is then restricted."""
+    if not source.config.eval.sequential:
+        return Work(batches(source.held_out.windows, source.seeds, source.config.eval.batch_size), suite)
+    if not isinstance(source, SampledClips):
+        raise ConfigError("videos= gives all clips, of which eval.sequential=true would leave some out: leave it out")
+    return sample_until_decided(source, suite, console)
 
 
 def _sample(

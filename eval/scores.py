@@ -18,6 +18,7 @@ from eval.clips.clip_source import PROTOCOL, ClipSource
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.judging.control import control_scores, mask_scores, recorded_evidence
 from eval.judging.paired import paired_differences
+from eval.judging.stopping import stopping_line
 from eval.judging.verdicts import (
     MIN_RECORDINGS,
     MIN_WINDOWS,
@@ -34,6 +35,7 @@ from eval.metrics.extra import versions_and_weights
 from eval.scoring.scorer import Results
 from eval.scoring.tables import read_tables, tables
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
+from eval.statistics.sequential import Looks
 from iclora_train.config import Config, Thresholds
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.core.scores import SCHEMA
@@ -51,10 +53,13 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
     }
 
 
-def assemble(config: Config, source: ClipSource, suite: Suite, results: Results) -> dict[str, Any]:
+def assemble(
+    config: Config, source: ClipSource, suite: Suite, results: Results, sequential: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """The content of scores.json without `flags`, `simple` and the wall-clock time.
 
-    Verdicts and estimates are computed from the values per window as they are written, so that anyone can do it again.
+    sequential: the entry of that name. Verdicts and estimates are computed from the values per window as they are
+    written, so that anyone can do it again.
     """
     base, known = source.base, identity(source, suite)
     scores = {
@@ -72,6 +77,7 @@ def assemble(config: Config, source: ClipSource, suite: Suite, results: Results)
         "adapter": source.judged.json_facts,
         "clips": known["clips"],
         "seeds": known["seeds"],
+        **({} if sequential is None else {"sequential": sequential}),
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
         "classic": results.classic.json_facts,
@@ -99,7 +105,7 @@ def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any
     """
     results, evidence, recordings = read_tables(scores), recorded_evidence(scores), _recordings(scores)
     thresholds = Thresholds(**{k: v for k, v in scores["thresholds"].items() if k != "changed"})
-    verdicts = judge(scores["family"], evidence, thresholds)
+    verdicts = judge(scores["family"], evidence, thresholds, _looks(scores))
     unmeasured = unmeasured_gates(scores["family"], evidence, thresholds)
     return {
         "cells": {name: _estimates(results.rows[name], recordings) for name in scores["windows"]},
@@ -111,6 +117,13 @@ def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any
         "verdicts": verdicts,
         "gates": {"outcome": gates_outcome(verdicts, unmeasured), "not_measured": unmeasured},
     }
+
+
+def _looks(scores: Mapping[str, Any]) -> Looks | None:
+    """The looks of a sequential evaluation."""
+    if (entry := scores.get("sequential")) is None:
+        return None
+    return Looks(tuple(look["recordings"] for look in entry["looks"]), entry["planned_recordings"])
 
 
 def _recordings(scores: Mapping[str, Any]) -> list[str]:
@@ -193,6 +206,8 @@ def headline(scores: Mapping[str, Any]) -> list[str]:
         for source, cells in scores.get("sources", {}).items()
         if scores["primary"] in cells[ADAPTER_REFERENCE]
     ]
+    if "sequential" in scores:
+        note.append(stopping_line(scores["sequential"]))
     if any(map(is_small, verdicts)):
         note.append(f"below {MIN_WINDOWS} windows or {MIN_RECORDINGS} recordings a claim is inconclusive")
     return [*map(verdict_line, verdicts), tally(scores), diagnostics(verdicts), *sources, *note]

@@ -50,6 +50,8 @@ def sampling_rank(config: Config) -> SamplingRank:
 def _processes(config: Config) -> int:
     """eval.devices; by default the GPUs of the training that this machine has. ConfigError for more than it has."""
     visible = torch.cuda.device_count()
+    if config.eval.sequential and config.eval.devices is None:
+        return 1
     if config.eval.devices is None:
         return max(1, min(device_count(config.trainer), visible))
     require(

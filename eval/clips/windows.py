@@ -6,8 +6,10 @@ Several clips may be cut from one recording (one shot in two crops, for example)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from torch import Tensor
@@ -82,6 +84,27 @@ class HeldOut:
         count = len(held_out.pair(held_out.windows[0]).references)
         require(count > 0, f"{plan.pairs.folder}: its pairs have no reference, which eval needs: run data_prep again")
         return held_out
+
+    def in_random_order(self, seed: int) -> HeldOut:
+        """The same windows with their recordings in a random order. The numbers change; the partners stay."""
+        recordings = sorted({window.source for window in self.windows})
+        Random(seed).shuffle(recordings)
+        place = {recording: i for i, recording in enumerate(recordings)}
+        ordered = sorted(self.windows, key=lambda window: (place[window.source], window.number))
+        order = [*ordered, *self.windows_and_donors[len(self.windows) :]]
+        number = {window.number: i for i, window in enumerate(order)}
+        shuffled = copy(self)
+        shuffled.windows_and_donors = tuple(
+            replace(window, number=i, partner=number[window.partner]) for i, window in enumerate(order)
+        )
+        shuffled.windows = shuffled.windows_and_donors[: len(self.windows)]
+        return shuffled
+
+    def first(self, count: int) -> HeldOut:
+        """The first windows only. The others still give swapped references."""
+        fewer = copy(self)
+        fewer.windows = self.windows[:count]
+        return fewer
 
     def pair(self, window: Window) -> Pair:
         """The pair of a window, in pixels."""

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, get_args
 
 from eval.judging.claims import Claim, Evidence, Kind, claims
-from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
+from eval.statistics.estimates import COVERAGE, Estimate, Values, drop_nan, estimate, estimate_by_source
+from eval.statistics.sequential import Looks
 from eval.statistics.significance import holm
 from iclora_train.config import Thresholds
 
@@ -40,16 +41,21 @@ class Verdict(TypedDict):
     p_holm: float | None
 
 
-def judge(family: str, evidence: Evidence, thresholds: Thresholds) -> list[Verdict]:
-    """The verdicts of a task family, gates first. Claims that were not measured on any window are left out."""
+def judge(family: str, evidence: Evidence, thresholds: Thresholds, looks: Looks | None = None) -> list[Verdict]:
+    """The verdicts of a task family, gates first. Claims that were not measured on any window are left out.
+
+    looks: of a sequential evaluation, whose intervals and p hold for all its looks together.
+    """
+    coverage = COVERAGE if looks is None else looks.coverage
     ordered = sorted(claims(family, evidence, thresholds), key=lambda claim: claim.kind != "gate")
     measured = [(c, c.values) for c in ordered if c.values is not None and len(drop_nan(c.values))]
-    p_values = {claim.name: _p(claim, values, evidence.sources) for claim, values in measured}
+    p_values = {claim.name: _p(claim, values, evidence.sources, looks) for claim, values in measured}
     gates = {claim.name for claim, _ in measured if claim.kind == "gate"}
     corrected = holm({name: p for name, p in p_values.items() if p is not None and name in gates})
     verdicts = []
     for claim, values in measured:
-        value, by_source = estimate(values, evidence.sources), estimate_by_source(values, evidence.sources)
+        value = estimate(values, evidence.sources, coverage)
+        by_source = estimate_by_source(values, evidence.sources, coverage)
         p_holm = corrected.get(claim.name)
         outcome = _outcome(claim, value, by_source, p_holm, thresholds.significance)
         verdicts.append(
@@ -75,8 +81,11 @@ def unmeasured_gates(family: str, evidence: Evidence, thresholds: Thresholds) ->
     return [gate.name for gate in gates if gate.values is None or len(drop_nan(gate.values)) == 0]
 
 
-def _p(claim: Claim, values: Values, recordings: Sequence[str]) -> float | None:
-    return claim.bound.p(values, recordings) if claim.p is None else claim.p
+def _p(claim: Claim, values: Values, recordings: Sequence[str], looks: Looks | None) -> float | None:
+    if claim.p is not None:
+        return claim.p
+    p = claim.bound.p(values, recordings)
+    return p if looks is None else looks.p(p)
 
 
 def _outcome(claim: Claim, value: Estimate, by_source: Estimate, p_holm: float | None, level: float) -> Outcome:

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from eval.judging.claims import Kind
+from eval.judging.stopping import stopping_line
 from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, Outcome, Verdict, is_small, tally
 from eval.judging.verdicts import diagnostics as counts
 from eval.report.tables import interval, probability, table
@@ -24,7 +25,10 @@ def badge(outcome: Outcome) -> str:
 
 def gates(scores: Scores) -> str:
     """The claims that decide, as a table, and how many hold."""
-    return f"<p><strong>{escape(tally(scores))}</strong>.</p>{_table(scores, 'gate', GATES, 'p (Holm)')}"
+    looks = ""
+    if (entry := scores.get("sequential")) is not None:
+        looks = f"<p>{escape(stopping_line(entry))}. Method: {escape(entry['method'])}.</p>"
+    return f"<p><strong>{escape(tally(scores))}</strong>.</p>{looks}{_table(scores, 'gate', GATES, 'p (Holm)')}"
 
 
 def diagnostics(scores: Scores) -> str:

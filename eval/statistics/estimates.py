@@ -53,15 +53,17 @@ def standard_error(means: Values) -> float:
     return float(np.std(means, ddof=1)) / len(means) ** 0.5
 
 
-def estimate(values: Values | Sequence[float], recordings: Sequence[str]) -> Estimate:
-    """Mean over recordings with its 95 % interval; n counts windows.
+def estimate(values: Values | Sequence[float], recordings: Sequence[str], coverage: float = COVERAGE) -> Estimate:
+    """Mean over recordings with its 95 % interval, or one of another coverage; n counts windows.
 
     Raises ValueError if no value is left.
     """
-    return {**estimate_by_source(values, recordings), "n": len(drop_nan(values))}
+    return {**estimate_by_source(values, recordings, coverage), "n": len(drop_nan(values))}
 
 
-def estimate_by_source(values: Values | Sequence[float], recordings: Sequence[str]) -> Estimate:
+def estimate_by_source(
+    values: Values | Sequence[float], recordings: Sequence[str], coverage: float = COVERAGE
+) -> Estimate:
     """As `estimate`, but n counts recordings."""
     means = recording_means(values, recordings)
     n = len(means)
@@ -70,7 +72,7 @@ def estimate_by_source(values: Values | Sequence[float], recordings: Sequence[st
     mean = float(means.mean())
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "n": n}
-    half = two_sided_quantile(COVERAGE, n - 1) * standard_error(means)
+    half = two_sided_quantile(coverage, n - 1) * standard_error(means)
     return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 

@@ -11,17 +11,35 @@ too often (5.9 % instead of 5 % for seven), so the boundaries are quantiles of s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from math import erfc, exp, inf, log, sqrt
 
 import numpy as np
 
-from eval.statistics.estimates import Values
+from eval.statistics.estimates import COVERAGE, Values
 from eval.statistics.student_t import two_sided_quantile, upper_tail
 
 DRAWS = 200_000  # simulated sequences of recordings
 _SEED = 1
 _NEVER = 1e-9  # levels below it are never reached
+
+
+@dataclass(frozen=True)
+class Looks:
+    """The looks that were taken: how many recordings each had, of how many planned ones."""
+
+    counts: tuple[int, ...]
+    planned: int
+
+    @property
+    def coverage(self) -> float:
+        """Coverage of a Student's t interval now, so that those of all looks cover together with 95 %."""
+        return 1 - nominal_levels(self.counts, self.planned, 1 - COVERAGE)[-1]
+
+    def p(self, p: float | None) -> float | None:
+        """A one-sided p of now as `sequential_p`."""
+        return None if p is None else sequential_p(p, self.counts, self.planned)
 
 
 @lru_cache(maxsize=512)

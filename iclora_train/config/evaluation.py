@@ -69,6 +69,7 @@ class Eval:
     # of the time that the run has trained, for its own adapter on a base other than nano; else all.
     budget: str | None = "auto"
     devices: int | None = None  # processes that sample, one per GPU; null: the GPUs of the training on this machine
+    sequential: bool = False  # stop sampling when every gate is decided, by tests that allow for looking several times
     label: str = ""  # added to the name of the folder of results; empty: a name by adapter and protocol
 
     def __post_init__(self) -> None:
@@ -88,6 +89,13 @@ class Eval:
         one_of("eval.report", self.report, ("files", "single"))
         if self.budget not in (None, "auto"):
             parse_duration("eval.budget", str(self.budget))
+        for key, other in (("budget", self.budget_seconds), ("against", self.against)):
+            message = f"eval.sequential=true decides itself which windows are sampled: leave eval.{key} out"
+            require(not self.sequential or other is None, message)
+        require(
+            not (self.sequential and "fvd" in self.metrics),
+            "eval.metrics: fvd compares all clips at once, and eval.sequential=true leaves some out: choose one",
+        )
 
     @property
     def budget_seconds(self) -> float | None:

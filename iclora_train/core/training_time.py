@@ -53,12 +53,12 @@ def evaluation_budget(config: Config, embedded: bool, trained: float | None = No
     default those of the run's folder.
 
     auto limits only the evaluation of a run's own adapter. A comparison needs the windows of the earlier evaluation, so
-    auto does not limit it either.
+    auto does not limit it either, nor one that stops by itself (eval.sequential).
     """
     if config.eval.budget != "auto":
         return config.eval.budget_seconds
     of_run = config.adapter is None and config.videos is None and config.eval.against is None
-    if not of_run or embedded:
+    if not of_run or embedded or config.eval.sequential:
         return None
     trained = training_seconds(Path(config.runs_dir, config.run)) if trained is None else trained
     return None if trained is None else quarter(trained)
