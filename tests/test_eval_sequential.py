@@ -39,7 +39,7 @@ def test_boundaries_of_many_recordings_are_the_published_ones() -> None:
 
 @pytest.mark.parametrize("icc", [0.0, 0.45])
 def test_the_error_rate_holds_for_windows_that_are_alike_within_a_recording(icc: float) -> None:
-    """Looks after 3 to 7 recordings with 4 or 3 windows each: 5 % in all. Five tests at 5 % each would err 14 %."""
+    """Looks after 3 to 7 recordings with 4 or 3 windows each: 5 % in all. Five tests at 5 % each would err 13 %."""
     rng, draws = np.random.default_rng(3), 20_000
     levels = nominal_levels(COUNTS, 7, 0.05)
     windows = rng.normal(0, (1 - icc) ** 0.5, (draws, len(TYPICAL)))

@@ -34,6 +34,7 @@ from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from scripts.synthetic.upsampler import write_upsampler
+from tests.command import run
 from tests.eval_world import World, build, write_adapter
 from tests.scores_example import example
 from tests.test_eval import violations
@@ -199,6 +200,23 @@ def test_finished_choices_are_not_sampled_again(finished: World, monkeypatch: py
     sampled.clear()
     transfer(settings(*arguments(finished, "transfer.steps=[3,4]")))
     assert sampled == ["4 steps"]
+
+
+def test_the_command_says_what_it_costs_first_and_how_it_ended(world: World) -> None:
+    none = [f"transfer.{axis}=[]" for axis in ("schedules", "sizes", "adapter_strengths", "precisions")]
+    command = [*world.arguments, "eval.seeds=[0]", "eval.label=cli", *none, "transfer.steps=[3]"]
+    first = run(world.root, "eval.transfer", *command)
+    assert first.code == 0, first.err
+    lines = first.out.splitlines()
+    cost = next(i for i, line in enumerate(lines) if line.startswith("32 clips to sample in at most about"))
+    assert lines[cost + 1] == f"1 of 2: {REFERENCE}"
+    assert "2 of 2: 3 steps" in lines
+    assert any(line.startswith("not measured here  works with FP8 (fp8)") for line in lines)
+    assert lines[-1].endswith("transfer.html")
+    again = run(world.root, "eval.transfer", *command, "transfer.required=[fp8]")
+    assert (again.code, "clips to sample" in again.out) == (1, False)
+    wrong = run(world.root, "eval.transfer", *command, "transfer.required=[speed]")
+    assert (wrong.code, "transfer.required='speed' is not one of compute" in wrong.err) == (2, True)
 
 
 def test_a_required_sentence_that_does_not_hold_is_returned(finished: World) -> None:

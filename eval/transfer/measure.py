@@ -18,12 +18,14 @@ from eval.clips.sampled import SampledClips
 from eval.clips.two_stages import TwoStageClips
 from eval.clips.windows import HeldOut
 from eval.metrics import DEFINITIONS, Suite
+from eval.metrics.extra import with_extra_metrics
 from eval.run import open_unseen_adapter
 from eval.scores import assemble
 from eval.scoring.scorer import Results, Scorer
 from eval.transfer.settings import TransferConfig
 from eval.transfer.variants import REFERENCE, Variant
 from iclora_train.config import ConfigError, require
+from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.core.atomic_files import DiskFullError, sha256, write_atomic
 from iclora_train.core.fingerprint import digest, plain
 from iclora_train.core.records import DamagedFileError, read_json
@@ -42,6 +44,7 @@ class Measurements:
     """The windows, the adapter and the base of all choices, and the model that is loaded at the moment."""
 
     def __init__(self, config: TransferConfig, folder: Path) -> None:
+        require_at_hand(config.eval.metrics, config.eval.weights)
         self.config, self.folder = config, folder
         self.base = open_base(config.model)
         self.held_out = HeldOut.open(config, self.base)
@@ -55,8 +58,9 @@ class Measurements:
         self._without_model: dict[tuple[int, int, int], Results] = {}  # by size
 
     def suite(self, variant: Variant) -> Suite:
-        """The metrics of clips of the variant's size."""
-        return Suite.of(self.config.task, min(variant.size[1:]), variant.size[0])
+        """The metrics of clips of the variant's size. fvd is left out: it compares all clips at once."""
+        frames, *sides = variant.size
+        return with_extra_metrics(Suite.of(self.config.task, min(sides), frames), self.config.eval, min(sides), frames)
 
     def settings(self, variant: Variant) -> TransferConfig:
         """The settings under which a variant is sampled. Only the reference has attention strengths besides 1."""
