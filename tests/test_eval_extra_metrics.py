@@ -145,9 +145,11 @@ def test_other_metrics_sample_nothing_again(evaluated: World) -> None:
     assert all(source.is_finished(condition, batch) for condition in source.conditions for batch in items)
 
 
-def test_a_transfer_does_not_leave_them_out_in_silence() -> None:
-    with pytest.raises(ConfigError, match=r"eval.metrics=\[flip\]: eval.transfer measures the metrics of the task"):
-        TransferConfig(eval=Eval(metrics=["flip"]))
+def test_a_transfer_does_not_leave_a_metric_out_in_silence() -> None:
+    with pytest.raises(
+        ConfigError, match=r"eval\.metrics: fvd compares all clips at once, which eval\.transfer does not"
+    ):
+        TransferConfig(eval=Eval(metrics=["fvd"]))
 
 
 def test_a_metric_that_is_not_at_hand_stops_before_anything_is_sampled(evaluated: World) -> None:

@@ -67,7 +67,14 @@ def arguments(world: World, *more: str) -> list[str]:
     root = world.root
     chosen = ["steps=[2,3]", "effect_strengths=[0.5]", "adapter_strengths=[0.5]", "sizes=[0.5]", "precisions=[fp8]"]
     files = [f"transfer.{name}={root / name}.safetensors" for name in ("effect", "upsampler")]
-    return [*world.arguments, "eval.seeds=[0]", *files, *(f"transfer.{text}" for text in chosen), *more]
+    return [
+        *world.arguments,
+        "eval.seeds=[0]",
+        "eval.metrics=[warp_own]",
+        *files,
+        *(f"transfer.{text}" for text in chosen),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,8 @@ def test_wrong_settings_name_the_key() -> None:
     ):
         with pytest.raises(ConfigError, match=f"transfer.{key}="):
             Transfer(**{key: value})
+    with pytest.raises(ConfigError, match=r"eval\.sequential=true is for eval"):
+        settings("conf=deblur", "eval.sequential=true")
     with pytest.raises(ConfigError, match=r"transfer\.effect=none\.safetensors does not exist"):
         chosen("transfer.effect=none.safetensors")
 
@@ -154,6 +163,7 @@ def test_every_choice_has_a_cost_or_a_reason(finished: World) -> None:
     assert (rows["two stages"]["passes"], rows["two stages"]["token_passes"]) == (8 + 3, 8 / 4 + 3)
     assert (rows["16x16x5"]["passes"], rows["16x16x5"]["token_passes"]) == (2, 0.5)
     assert all(row["gates"]["each"].keys() >= {"gain_over_base", "swap_drop"} for row in rows.values() if row["gates"])
+    assert "warp_own" in rows["fp8"]["cost"]["differences"], "a metric of eval.metrics"
     assert {line["sentence"] for line in result["sentences"]} == {
         *("less than 10 % compute", "0.5: balanced blend", "40-50 instead of 30 steps"),
         *("works with FP8", "compatible with distilled models"),

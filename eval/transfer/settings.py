@@ -63,5 +63,6 @@ class TransferConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        extra = ",".join(self.eval.metrics)
-        require(not extra, f"eval.metrics=[{extra}]: eval.transfer measures the metrics of the task; give it to eval")
+        message = "eval.metrics: fvd compares all clips at once, which eval.transfer does not measure: give it to eval"
+        require("fvd" not in self.eval.metrics, message)
+        require(not self.eval.sequential, "eval.sequential=true is for eval: eval.transfer samples all windows")
