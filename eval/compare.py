@@ -1,8 +1,8 @@
 """`python -m eval.compare A B`: is B better than A? A paired comparison on the same windows and seeds.
 
 A and B are scores.json files, or folders that contain one (the folder of a run or of an evaluation). Exit code 0: B is
-not significantly worse; 1: B is significantly worse than A in the primary metric, or in a metric of --allow by more
-than its allowed loss; 2: A and B cannot be compared.
+not significantly worse; 1: B is significantly worse than A in the primary metric, in the metric of one of several
+controls, or in a metric of --allow by more than its allowed loss; 2: A and B cannot be compared.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from typing import Any, TypedDict
 import numpy as np
 from rich.table import Table
 
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.judging.several_controls import comparable_metrics, comparable_row, own_keys
 from eval.junit import comparison_cases, write_junit
 from eval.metrics import REDEFINED
+from eval.scoring.common_scale import recorded_scales
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, two_sided_p
 from iclora_train.config import require
@@ -74,16 +75,16 @@ class Gate(TypedDict):
 def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, float] | None = None) -> dict[str, Any]:
     """Compare two scores.json: {primary, worse, metrics, gates, notes}; worse: a gate failed, exit code 1.
 
-    allowed: metric -> allowed loss; the primary metric is always a gate, by default with 0. Raises ConfigError if
-    windows, seeds, targets or protocols differ, and for a metric that cannot be a gate.
+    allowed: metric -> allowed loss. Always gates, by default with 0, are the primary metric, and in a set with several
+    controls the metric of each on its own windows (`edge_f1.canny`). Raises ConfigError if windows, seeds, targets,
+    protocols or readers differ, and for a metric that cannot be a gate.
     """
     require_comparable(a, b)
     sources = [clip["source"] for clip in a["clips"]]
-    rows = [
-        {key: _with_nan(values) for key, values in scores["windows"][ADAPTER_REFERENCE].items()} for scores in (a, b)
-    ]
+    scales, facts = recorded_scales(a), comparable_metrics(a)
+    rows = [comparable_row(scores, scales) for scores in (a, b)]
     other = [*_redefined(a, b), *(key for name in _other_weights(a, b) for key in MEASURED_BY.get(name, (name,)))]
-    shared = [key for key in a["metrics"] if key in rows[0] and key in rows[1] and key not in other]
+    shared = [key for key in facts if key in rows[0] and key in rows[1] and key not in other]
     paired = {key: rows[1][key] - rows[0][key] for key in shared}  # NaN unless both were measured
     paired = {key: values for key, values in paired.items() if len(drop_nan(values))}
     p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences, sources)) is not None}
@@ -92,19 +93,24 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, fl
     corrected |= {primary: p_values[primary]} if primary in p_values else {}
     metrics = {
         key: Difference(
-            title=a["metrics"][key]["title"],
-            unit=a["metrics"][key]["unit"],
+            title=facts[key]["title"],
+            unit=facts[key]["unit"],
             a=estimate(np.where(np.isnan(differences), np.nan, rows[0][key]), sources),
             b=estimate(np.where(np.isnan(differences), np.nan, rows[1][key]), sources),
             difference=estimate(differences, sources),
             by_source=estimate_by_source(differences, sources),
             p=p_values.get(key),
             p_holm=corrected.get(key),
-            better=_better(a["metrics"][key]["better"], estimate(differences, sources)["mean"]),
+            better=_better(facts[key]["better"], estimate(differences, sources)["mean"]),
         )
         for key, differences in paired.items()
     }
-    gates = _gates(paired, {key: a["metrics"][key]["better"] for key in paired}, sources, primary, allowed or {})
+    judged = [key for key in paired if facts[key]["better"] is not None]
+    for key in allowed or {}:
+        require(key in judged, f"--allow {key}: not a metric that can be worse; there are {', '.join(judged)}")
+    always = [key for key in (primary, *own_keys(a)) if key in judged]
+    limits = {**dict.fromkeys(always, 0.0), **(allowed or {})}
+    gates = _gates(paired, {key: facts[key]["better"] for key in paired}, sources, primary, limits)
     worse = any(gate["failed"] for gate in gates.values())
     return {"primary": primary, "worse": worse, "metrics": metrics, "gates": gates, "notes": _notes(a, b)}
 
@@ -114,13 +120,10 @@ def _gates(
     better: Mapping[str, str | None],
     sources: Sequence[str],
     primary: str,
-    allowed: Mapping[str, float],
+    limits: Mapping[str, float],
 ) -> dict[str, Gate]:
-    """The gates by metric. paired: metric -> B - A per window; better: metric -> "high" or "low"."""
-    judged = [key for key in paired if better[key] is not None]
-    for key in allowed:
-        require(key in judged, f"--allow {key}: not a metric that can be worse; there are {', '.join(judged)}")
-    limits = {**({primary: 0.0} if primary in judged else {}), **allowed}
+    """The gates by metric. paired: metric -> B - A per window; better: metric -> "high" or "low"; limits: metric ->
+    loss that is accepted."""
     excess = {key: (-paired[key] if better[key] == "high" else paired[key]) - limit for key, limit in limits.items()}
     p_values = {key: p for key, values in excess.items() if (p := two_sided_p(values, sources)) is not None}
     corrected = holm({key: p for key, p in p_values.items() if key != primary})
@@ -135,10 +138,6 @@ def _gates(
     }
 
 
-def _with_nan(values: list[float | None]) -> Values:
-    return np.array([np.nan if value is None else value for value in values], np.float64)
-
-
 def _better(direction: str | None, mean: float) -> bool | None:
     return None if direction is None or mean == 0 else (mean > 0) == (direction == "high")
 
@@ -151,6 +150,7 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     pairs = {
         **{key: (a[key], b[key]) for key in MUST_MATCH},
         "protocol": (a["provenance"]["protocol"], b["provenance"]["protocol"]),
+        "readers of the control": _shared_readers(a, b),
         "targets": (a["provenance"]["shards"]["pairs"], b["provenance"]["shards"]["pairs"]),
     }
     differing = [name for name, (first, second) in pairs.items() if first != second]
@@ -159,6 +159,14 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         f"the two cannot be compared: their {', '.join(differing)} differ. Evaluate both with the same task, data, "
         "windows and seeds",
     )
+
+
+def _shared_readers(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, Any]:
+    """What read the controls from the outputs: values of two networks are no measure of the same thing.
+
+    Equal if one of the two does not say it: earlier versions always used the network of the references.
+    """
+    return (a["readers"], b["readers"]) if "readers" in a and "readers" in b else (None, None)
 
 
 def _redefined(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ import numpy as np
 
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip, edited_region
+from eval.metrics.controls import controls_of
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
@@ -59,7 +60,8 @@ def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config) -> d
     """Write the clips of a window; returns its manifest entry. The mask is white in the region to fill."""
     pair = held_out.pair(window)
     clips = {f"reference{i}": clip for i, clip in enumerate(pair.references)} | {"target": pair.target}
-    region = edited_region(config.task, pair.target, pair.references[0])  # (F,H,W)
+    own = controls_of(config.task, pair.record)[0].task(config.task)
+    region = edited_region(own, pair.target, pair.references[0])  # (F,H,W)
     if region is not None:
         clips["mask"] = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from eval.scores import format_estimate
+from eval.statistics.estimates import format_estimate
 from iclora_train.core.atomic_files import write_atomic
 
 

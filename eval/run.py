@@ -25,7 +25,7 @@ from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.junit import write_claims
 from eval.metrics import Suite
-from eval.metrics.extra import clip_features, with_extra_metrics
+from eval.metrics.extra import clip_features
 from eval.planning import apply_budget
 from eval.ranks import sample_for_first, sample_together
 from eval.report import wandb_log
@@ -36,6 +36,7 @@ from eval.report.page import sizes, write_page
 from eval.scores import assemble, headline, identity
 from eval.scoring.scorer import Scorer, print_lines
 from eval.sequential import Work, sample_until_decided
+from eval.suites import control_notes, suite_of
 from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
@@ -130,7 +131,7 @@ def _evaluate(
 ) -> Path:
     """Sample, measure, and write the results into `folder`. started: of the evaluation, by `time.perf_counter`."""
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
-    suite = with_extra_metrics(Suite.of(source.config.task, min(size), frames), source.config.eval, min(size), frames)
+    suite = suite_of(source.config, source.held_out, min(size), frames)
     features = clip_features(source.config.eval)
     plan, cost = _plan(source, suite, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan
@@ -216,6 +217,7 @@ def _print_header(source: ClipSource, suite: Suite, config: Config, console: Con
     count = f"{len(source.held_out.windows)} windows x {len(source.seeds)} seeds"
     print_lines(console, f"{config.task.name}: {source.judged.path} on {count}")
     notes = [f"{missing.metric} is not run: {missing.reason}" for missing in suite.not_run]
+    notes += control_notes(source, suite)
     print_lines(
         console, *(f"note: {note}" for note in (source.judged.note, *source.held_out.notes, *notes) if note is not None)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +16,10 @@ import torch
 
 from eval.clips.clip_source import PROTOCOL, ClipSource
 from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.windows import Window
 from eval.judging.control import control_scores, mask_scores, recorded_evidence
 from eval.judging.paired import paired_differences
+from eval.judging.several_controls import control_lines, judged_controls
 from eval.judging.stopping import stopping_line
 from eval.judging.verdicts import (
     MIN_RECORDINGS,
@@ -31,10 +33,11 @@ from eval.judging.verdicts import (
     unmeasured_gates,
 )
 from eval.metrics import DEFINITIONS, Suite
+from eval.metrics.controls import joint_name
 from eval.metrics.extra import versions_and_weights
-from eval.scoring.scorer import Results
+from eval.scoring.results import Results
 from eval.scoring.tables import read_tables, tables
-from eval.statistics.estimates import Estimate, Values, estimate_or_none
+from eval.statistics.estimates import estimates_of, format_estimate
 from eval.statistics.sequential import Looks
 from iclora_train.config import Config, Thresholds
 from iclora_train.core.fingerprint import config_hash
@@ -47,10 +50,20 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "primary": suite.primary,
-        "clips": [{"key": w.key, "source": w.source, "partner": donors[w.partner].key} for w in windows],
+        "clips": [
+            {"key": w.key, "source": w.source, "partner": donors[w.partner].key, **_control_of(source, suite, w)}
+            for w in windows
+        ],
         "seeds": source.seeds,
+        "readers": dict(suite.readers),
         "provenance": {"protocol": PROTOCOL, "shards": source.held_out.fingerprint},
     }
+
+
+def _control_of(source: ClipSource, suite: Suite, window: Window) -> dict[str, str]:
+    """The entry `control` of a clip, in a set with several controls."""
+    own = [control.name for control in source.held_out.controls[window.key]]
+    return {"control": joint_name(own)} if suite.controls else {}
 
 
 def assemble(
@@ -80,6 +93,8 @@ def assemble(
         **({} if sequential is None else {"sequential": sequential}),
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
+        "readers": known["readers"],
+        **_controls(suite, results),
         "classic": results.classic.json_facts,
         **tables(results),
         "thresholds": {**asdict(config.eval.thresholds), "changed": config.eval.thresholds.changed},
@@ -98,6 +113,25 @@ def assemble(
     }
 
 
+def _controls(suite: Suite, results: Results) -> dict[str, Any]:
+    """The entry `controls`, before it is judged; none for a set with one control."""
+    if not suite.controls:
+        return {}
+    return {
+        "controls": {
+            name: {
+                "metric": scale.metric,
+                "reader": suite.readers[name],
+                "windows": list(scale.windows),
+                "floor": scale.floor,
+                "ceiling": scale.ceiling,
+                "in_agreement": scale.is_usable,
+            }
+            for name, scale in results.scales.items()
+        }
+    }
+
+
 def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any]:
     """All entries that follow from the values per window: estimates, verdicts and gates.
 
@@ -108,14 +142,15 @@ def judged(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any
     verdicts = judge(scores["family"], evidence, thresholds, _looks(scores))
     unmeasured = unmeasured_gates(scores["family"], evidence, thresholds)
     return {
-        "cells": {name: _estimates(results.rows[name], recordings) for name in scores["windows"]},
+        "cells": {name: estimates_of(results.rows[name], recordings) for name in scores["windows"]},
         "paired": paired_differences(results.rows, recordings),
-        "strength": [{"s": s, "metrics": _estimates(row, recordings)} for s, row in evidence.strengths],
+        "strength": [{"s": s, "metrics": estimates_of(row, recordings)} for s, row in evidence.strengths],
         "control": control_scores(results, evidence),
-        "diversity": _estimates(results.diversity, recordings),
+        "diversity": estimates_of(results.diversity, recordings),
         "mask": mask_scores(results, evidence, band, temporal),
         "verdicts": verdicts,
         "gates": {"outcome": gates_outcome(verdicts, unmeasured), "not_measured": unmeasured},
+        **judged_controls(scores, evidence, verdicts, thresholds, (band, temporal)),
     }
 
 
@@ -130,12 +165,6 @@ def _recordings(scores: Mapping[str, Any]) -> list[str]:
     return [clip["source"] for clip in scores["clips"]]
 
 
-def _estimates(row: Mapping[str, Values], recordings: Sequence[str]) -> dict[str, Estimate]:
-    """Estimates of the metrics that were measured on at least one window."""
-    estimates = {metric: estimate_or_none(values, recordings) for metric, values in row.items()}
-    return {metric: value for metric, value in estimates.items() if value is not None}
-
-
 def _by_source(config: Config, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Of a run with data.sources, the entry `sources`: `cells` of the windows of each source that has windows."""
     if config.data.sources is None:
@@ -145,7 +174,7 @@ def _by_source(config: Config, scores: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sources": {
             source: {
-                name: _estimates(
+                name: estimates_of(
                     {metric: values[names == source] for metric, values in rows[name].items()},
                     recordings[names == source].tolist(),
                 )
@@ -206,6 +235,7 @@ def headline(scores: Mapping[str, Any]) -> list[str]:
         for source, cells in scores.get("sources", {}).items()
         if scores["primary"] in cells[ADAPTER_REFERENCE]
     ]
+    sources += control_lines(scores)
     if "sequential" in scores:
         note.append(stopping_line(scores["sequential"]))
     if any(map(is_small, verdicts)):
@@ -223,10 +253,3 @@ def verdict_line(verdict: Verdict) -> str:
     required = f"required {verdict['threshold']}"
     mark = verdict["outcome"] if verdict["outcome"] != "fails" else "FAILS"
     return f"{mark:12}  {verdict['kind']:10}  {verdict['name']:18} {format_estimate(verdict['value'])}  {required}{p}"
-
-
-def format_estimate(value: Estimate, digits: int = 3) -> str:
-    """`mean [low, high] (n)`, without the interval for a single unit."""
-    if value["low"] is None or value["high"] is None:
-        return f"{value['mean']:.{digits}f} (n {value['n']})"
-    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}] (n {value['n']})"

@@ -23,7 +23,8 @@ from eval.judging.stopping import look_line
 from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS
 from eval.metrics import Clip, GroundTruth, Measurement, Suite
 from eval.scores import assemble
-from eval.scoring.scorer import MODEL_FREE, Results, Scorer, print_lines
+from eval.scoring.results import Results
+from eval.scoring.scorer import MODEL_FREE, Scorer, print_lines
 
 MOST_LOOKS = 5  # more would cost power and save little
 METHOD = "t tests over recordings, O'Brien-Fleming spending (Lan and DeMets 1983)"

@@ -43,7 +43,7 @@ class World:
     @property
     def results(self) -> Path:
         """Folder of the evaluation of `adapter`."""
-        return next((self.root / "runs" / "deblur-nano").glob("eval-adapter-*"))
+        return next((self.root / "runs").glob("*/eval-adapter-*"))
 
     def bare(self, *more: str) -> Config:
         """Settings without an adapter."""
@@ -95,11 +95,13 @@ def write_shards(
     recording: Callable[[str], str],
     references: int,
     look: Callable[[np.ndarray], np.ndarray],
+    controlled: Callable[[Pair, int], Pair] = lambda pair, window: pair,
 ) -> None:
     """Write pair and latent shards: two windows per clip; references are dimmed targets.
 
     sources: split -> names of its clips. recording: clip name -> recording that the clip was cut from, or "".
-    references: number of references per pair. look: makes a reference from a target.
+    references: number of references per pair. look: makes a reference from a target. controlled: gives the pair of a
+    clip's first or second window other references and another record.
     """
     video_digests = {name: {"video": digest(name)} for names in sources.values() for name in names}
     settings = content_settings(config)
@@ -117,7 +119,7 @@ def write_shards(
     text = base.text()
     for split, names in sources.items():
         pairs = [
-            (name, make_pair(split, name, window, recording(name), references, look))
+            (name, controlled(make_pair(split, name, window, recording(name), references, look), window))
             for name in names
             for window in range(2)
         ]
@@ -173,8 +175,13 @@ def build(
     task: str = "deblur",
     colour: tuple[int, int, int] | None = None,
     brightness: float = 0.5,
+    settings: tuple[str, ...] = (),
+    controlled: Callable[[Pair, int], Pair] = lambda pair, window: pair,
 ) -> World:
-    """Build the world in `root`; for the parameters see `write_shards`, and `dimmed` for colour and brightness."""
+    """Build the world in `root`; for the parameters see `write_shards`, and `dimmed` for colour and brightness.
+
+    settings: more of the command line.
+    """
     folder = write_tiny_base(root / "base")
     overrides = [
         f"conf={task}",
@@ -189,6 +196,7 @@ def build(
         "eval.batch_size=3",
         "eval.strengths=[1.0,0.5,0.0]",
         "logger=none",
+        *settings,
     ]
     base = BaseModel.open(str(folder))
 
@@ -196,7 +204,7 @@ def build(
         return dimmed(target, colour, brightness)
 
     sources = sources or {"train": ["sea", "road"], "heldout": ["cat", "dog"]}
-    write_shards(root / "shards", base, compose_config(overrides), sources, recording, references, look)
+    write_shards(root / "shards", base, compose_config(overrides), sources, recording, references, look, controlled)
     write_adapter(root / "adapter.safetensors", base)
     return World(root, overrides)
 

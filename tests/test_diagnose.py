@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -14,11 +15,15 @@ from safetensors.torch import load_file, save_file
 
 from eval.diagnose import main
 from eval.diagnosis.agreement import agreement, disc_steps, drawing_gap, layout, reference_kind
+from eval.diagnosis.findings import FLICKER, UNSTEADY
+from eval.metrics.base import CachedClip
+from eval.metrics.motion import flicker_alone
 from iclora_train.config import Model, Sampling, Task
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.run import generate
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.media.clip import read_clip
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.edges import CannyEdges
 from iclora_train.signals.pose import PoseReader
@@ -276,6 +281,33 @@ def test_weak_and_flickering_references(tmp_path: Path, capsys: pytest.CaptureFi
     bright = np.clip(picture().astype(int) + 30 * (np.arange(FRAMES) % 2)[:, None, None, None], 0, 255)
     out = diagnosed(tmp_path, capsys, bright.astype(np.uint8), blurred(picture()), "conf=deblur")[1]
     assert names(out) == ["flickering clip"]
+
+
+def halves_that_flicker(clip: np.ndarray, levels: float) -> np.ndarray:
+    """One half brighter and the other darker by half of `levels`, in turns, so that the mean luma stays."""
+    turn = np.where(np.arange(len(clip)) % 2, 1, -1)[:, None, None, None]
+    side = np.where(np.arange(clip.shape[2]) < clip.shape[2] // 2, 1, -1)[:, None]
+    return np.clip(clip + turn * side * levels / 2, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("task", "levels"), [("deblur", 8), ("canny", 16)])
+def test_halves_that_flicker_against_each_other_are_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], task: str, levels: int
+) -> None:
+    reference = CANNY.draw(picture(), (HEIGHT, WIDTH)) if task == "canny" else blurred(picture())
+    out = diagnosed(tmp_path, capsys, halves_that_flicker(picture(), levels), reference, f"conf={task}")[1]
+    assert names(out) == ["flickering clip"]
+    assert diagnosed(tmp_path, capsys, picture(), reference, f"conf={task}")[0] == 0
+
+
+@pytest.mark.parametrize("name", ["street_van", "garden_jump", "tree_hand"])
+def test_fast_motion_in_a_sample_clip_is_no_flicker(name: str) -> None:
+    """The clips with the largest differences: cars that drive past, a person who jumps, a hand before the lens."""
+    frames = np.stack(list(islice(read_clip(SAMPLES / f"{name}.mp4"), 49)))
+    alone = flicker_alone(CachedClip(frames))
+    assert 4 < alone < UNSTEADY
+    flashing = frames // 2 + 60 + 4 * (np.arange(len(frames)) % 2)[:, None, None, None].astype(np.uint8)
+    assert flicker_alone(CachedClip(flashing)) > flicker_alone(CachedClip(frames // 2 + 60)) + FLICKER
 
 
 # ---- sizes, rates, strengths, masks

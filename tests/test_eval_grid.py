@@ -19,7 +19,7 @@ from iclora_train.media.pixels import to_uint8
 
 @pytest.mark.parametrize("sources", ["aabb", "aabbcc", "aaab", "abcabc", "aaaabbc"])
 def test_partners_are_windows_of_another_source(sources: str) -> None:
-    result = partners(list(sources))
+    result = partners(list(sources), [""] * len(sources))
     assert all(sources[i] != sources[j] for i, j in enumerate(result))
     if len({sources.count(name) for name in sources}) == 1:
         assert sorted(result) == list(range(len(sources)))

@@ -7,12 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from eval.judging.claims import Bound, Evidence
+from eval.judging.claims import Bound
 from eval.judging.control import collect_evidence, control_scores, mask_scores
+from eval.judging.evidence import Evidence
 from eval.judging.verdicts import Verdict, gates_outcome, judge, unmeasured_gates
 from eval.metrics import Metric
 from eval.scores import headline
-from eval.scoring.scorer import Results
+from eval.scoring.results import Results
 from eval.statistics.estimates import Values
 from iclora_train.config import ConfigError, Thresholds
 

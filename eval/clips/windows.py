@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from iclora_train.config import Config, require
+from eval.metrics.controls import Control, controls_of, joint_name
+from iclora_train.config import Config, Task, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.clip_hashes import KnownClip, known_clips
@@ -43,7 +44,8 @@ class Window:
 class HeldOut:
     """The windows of the evaluation. Pixels and latents are read from the shards on demand.
 
-    windows: the evaluated ones. windows_and_donors: also those that only give swapped references, by number.
+    windows: the evaluated ones. windows_and_donors: also those that only give swapped references, by number. controls:
+    by key, the controls that made the references of each of these, in the order of its references.
     """
 
     def __init__(
@@ -54,13 +56,21 @@ class HeldOut:
         sources: Sequence[str],
         notes: Sequence[str] = (),
         donors: Sequence[ShardSample] = (),
+        task: Task | None = None,
     ) -> None:
         self.notes = tuple(notes)
         count = len(samples)
+        self._pairs, self._latents = pairs, latents
+        self._pair_row = {sample.key: i for i, sample in enumerate(pairs.samples)}
+        self._latent_row = {sample.key: i for i, sample in enumerate(latents.samples)}
+        every = [*samples, *donors]
+        self.controls = {sample.key: () if task is None else self._controls_of(sample, task) for sample in every}
+        kinds = [joint_name([control.name for control in self.controls[sample.key]]) for sample in every]
         if donors:
-            numbers = [count + i % len(donors) for i in range(count)]
+            numbers = [count + n for n in donors_for(kinds[:count], kinds[count:])]
         else:
-            numbers = partners(sources if len(set(sources)) > 1 else [sample.key for sample in samples])
+            recordings = sources if len(set(sources)) > 1 else [sample.key for sample in samples]
+            numbers = partners(recordings, kinds)
         self.windows = tuple(
             Window(i, sample.key, source, sample.bucket, partner)
             for i, (sample, source, partner) in enumerate(zip(samples, sources, numbers, strict=True))
@@ -68,9 +78,6 @@ class HeldOut:
         self.windows_and_donors = self.windows + tuple(
             Window(count + i, donor.key, donor.source, donor.bucket, i % count) for i, donor in enumerate(donors)
         )
-        self._pairs, self._latents = pairs, latents
-        self._pair_row = {sample.key: i for i, sample in enumerate(pairs.samples)}
-        self._latent_row = {sample.key: i for i, sample in enumerate(latents.samples)}
 
     @classmethod
     def open(cls, config: Config, base: BaseModel) -> HeldOut:
@@ -80,10 +87,13 @@ class HeldOut:
         """
         plan = EvaluationPlan.of(config)
         plan.latents.require_base(base.name, base.latent_fingerprints)
-        held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes, plan.donors)
+        held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes, plan.donors, config.task)
         count = len(held_out.pair(held_out.windows[0]).references)
         require(count > 0, f"{plan.pairs.folder}: its pairs have no reference, which eval needs: run data_prep again")
         return held_out
+
+    def _controls_of(self, sample: ShardSample, task: Task) -> tuple[Control, ...]:
+        return controls_of(task, self._pairs.record(self._pair_row[sample.key]).record)
 
     def in_random_order(self, seed: int) -> HeldOut:
         """The same windows with their recordings in a random order. The numbers change; the partners stay."""
@@ -140,12 +150,13 @@ class HeldOut:
         return {"pairs": digest(self._pairs.shards), "latents": digest(self._latents.shards)}
 
 
-def partners(sources: Sequence[str]) -> list[int]:
+def partners(sources: Sequence[str], kinds: Sequence[str]) -> list[int]:
     """For every window, the number of a window of another recording, used by the swapped condition and the floor.
 
-    Windows are sorted by recording. The k-th window of a recording gets the k-th window after that recording,
-    cyclically. If all recordings have the same number of windows, the result is a permutation. There are at least two
-    recordings.
+    sources: the recording of each window; there are at least two. kinds: its control, which its partner shares if
+    another recording has it: a skeleton is swapped for a skeleton. Windows are sorted by recording. The k-th window (of
+    a kind) of a recording gets the k-th window (of this kind) after that recording, cyclically. If all recordings have
+    the same number of windows of one kind, the result is a permutation.
     """
     order = sorted(range(len(sources)), key=lambda i: (sources[i], i))
     result = [0] * len(sources)
@@ -153,5 +164,17 @@ def partners(sources: Sequence[str]) -> list[int]:
         same_source = [j for j in order if sources[j] == sources[i]]
         after = order.index(same_source[-1]) + 1
         candidates = [j for j in order[after:] + order[:after] if sources[j] != sources[i]]
-        result[i] = candidates[same_source.index(i) % len(candidates)]
+        alike = [j for j in candidates if kinds[j] == kinds[i]]
+        before = [j for j in same_source if kinds[j] == kinds[i]] if alike else same_source
+        chosen = alike or candidates
+        result[i] = chosen[before.index(i) % len(chosen)]
+    return result
+
+
+def donors_for(kinds: Sequence[str], donor_kinds: Sequence[str]) -> list[int]:
+    """For every window, the number of the donor of its swapped reference, by turns; of its own kind if there is one."""
+    result = []
+    for i, kind in enumerate(kinds):
+        alike = [n for n, other in enumerate(donor_kinds) if other == kind] or list(range(len(donor_kinds)))
+        result.append(alike[i % len(alike)])
     return result

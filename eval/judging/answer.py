@@ -7,7 +7,7 @@ not measured, is named as such.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +74,15 @@ PHRASES: dict[str, Phrase] = {  # name of a gate -> its words
 
 
 def phrase(name: str) -> Phrase:
-    """The words of a gate; one without words of its own is called by its name."""
-    return PHRASES.get(name) or Phrase("meets", "does not meet", f"the gate {name}", f"the gate {name}", quantity=name)
+    """The words of a gate; one without words of its own is called by its name.
+
+    The gate of one of several controls, `follows.pose`, names its control.
+    """
+    gate, _, control = name.partition(".")
+    words = PHRASES.get(gate)
+    if words is None:
+        return Phrase("meets", "does not meet", f"the gate {name}", f"the gate {name}", quantity=name)
+    return replace(words, than=f"{words.than} with {control}") if control else words
 
 
 def answer(scores: Scores) -> str:

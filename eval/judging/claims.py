@@ -7,73 +7,24 @@ the null test, and can hold without a trained adapter, because a base that copie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CEILING, CLASSIC, FLOOR, INPUT, SWAPPED
-from eval.judging.strength_curve import StrengthCurve, isotonic_r2
-from eval.statistics.estimates import Values, ratio_per_unit, recording_means
+from eval.judging.evidence import Evidence
+from eval.judging.strength_curve import isotonic_r2
+from eval.statistics.estimates import Values, mean_of_measured, recording_means
 from eval.statistics.significance import p_above
 from iclora_train.config import Thresholds
 
 INSIDE, OUTSIDE = "psnr_inside", "psnr_outside"  # PSNR of the edited region, and of the part that must stay unchanged
 COARSE_STRENGTHS = (1.0, 0.5, 0.1, 0.0)  # PSNR must fall between these; finer steps lie within the noise
+NULL_CHANGE = "null_change"
 Kind = Literal["gate", "diagnostic"]
-Table = Mapping[str, Mapping[str, Values]]  # row -> metric -> value per window, seeds averaged; NaN: not measured
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The values that claims are computed from.
-
-    rows: values of every condition and of every row measured without a model. strengths: (strength, its row). changes:
-    `condition_changes`. sources: the recording of each window. adherence: the metric of how well the reference is
-    followed (`Suite.adherence`). effects (windows, strengths): the adherence, by rising strength, larger is better.
-    curve: the strength curve of `effects`. fade: per window, the share of the reference's effect in each latent frame
-    under the fade mask. lower_is_better: keys of metrics that are better when lower. titles: metric key -> title, for
-    the claims.
-    """
-
-    rows: Table
-    strengths: Sequence[tuple[float, Mapping[str, Values]]]
-    changes: Mapping[str, Values]
-    sources: Sequence[str]
-    adherence: str
-    effects: Values | None = None
-    curve: StrengthCurve | None = None
-    fade: Values | None = None
-    lower_is_better: frozenset[str] = field(default_factory=frozenset)
-    titles: Mapping[str, str] = field(default_factory=dict)
-
-    def title(self, metric: str) -> str:
-        """The title of a metric, by default its key."""
-        return self.titles.get(metric, metric)
-
-    def difference(self, metric: str, row: str, other: str) -> Values | None:
-        """By how much `row` is better than `other`, per window; None if one of them was not measured."""
-        if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
-            return None
-        sign = -1 if metric in self.lower_is_better else 1
-        return sign * (self.rows[row][metric] - self.rows[other][metric])
-
-    def ratio(self, metric: str, row: str, other: str) -> Values | None:
-        """Ratio of two rows (`ratio_per_unit`); None if one of them was not measured."""
-        if metric not in self.rows.get(row, {}) or metric not in self.rows.get(other, {}):
-            return None
-        return self.quotient(self.rows[row][metric], self.rows[other][metric])
-
-    def share(self, metric: str, row: str, start: str, end: str) -> Values | None:
-        """Position of `row` between row `start` (0) and row `end` (1), as `ratio_per_unit`."""
-        gained, total = self.difference(metric, row, start), self.difference(metric, end, start)
-        return None if gained is None or total is None else self.quotient(gained, total)
-
-    def quotient(self, numerator: Values, denominator: Values) -> Values:
-        """`ratio_per_unit` over the recordings of the windows."""
-        return ratio_per_unit(numerator, denominator, self.sources)
 
 
 @dataclass(frozen=True)
@@ -113,7 +64,8 @@ class Bound:
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim. values: per window, None if not measured. p: replaces the p of the bound if given."""
+    """One claim. values: per window, None if not measured. p: replaces the p of the bound if given. control: of a set
+    with several controls, the one that it is about; it is part of the name."""
 
     name: str
     text: str
@@ -121,10 +73,18 @@ class Claim:
     bound: Bound
     kind: Kind = "diagnostic"
     p: float | None = None
+    control: str | None = None
 
 
 def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    """The claims of a family (restoration, colorize, structure, edit), then the claims of every family."""
+    """The claims of a family (restoration, colorize, structure, edit), then the claims of every family.
+
+    Of a set with several controls, each control's, by the metric of the control; all of them have to hold. A mean over
+    controls would hide one that is not followed.
+    """
+    if e.controls:
+        yield from _of_controls(family, e, t)
+        return
     claims_of: dict[str, Callable[[Evidence, Thresholds], Iterator[Claim]]] = {
         "restoration": _restoration,
         "colorize": _colorize,
@@ -133,6 +93,33 @@ def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
     }
     yield from claims_of[family](e, t)
     yield from _shared(e, t)
+
+
+def _of_controls(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
+    """The claims of every control, then those about all windows together."""
+    for name, control in e.controls.items():
+        for claim in claims(family, control.evidence, t):
+            if claim.name != NULL_CHANGE:  # the null test does not depend on the control
+                values = None if claim.values is None else control.spread(claim.values, len(e.sources))
+                full_name, text = f"{claim.name}.{name}", f"{name}: {claim.text}"
+                yield replace(claim, name=full_name, text=text, values=values, control=name)
+    text = "follows its own reference better than another clip's, in the metric of each control: share of windows"
+    yield Claim("own_over_swapped", text, _own_over_swapped(e), Bound(t.own_over_swapped, strict=True))
+    yield _null_change(e, t)
+
+
+def _own_over_swapped(e: Evidence) -> Values | None:
+    """Per window 1 if its own control is followed better with the own reference than with another clip's, else 0.
+
+    Ties count half, so chance is 0.5. Ranks need no common unit: the probability of improvement of Agarwal et al. 2021
+    (arXiv 2108.13264). A window of several controls counts by its mean.
+    """
+    wins = []
+    for control in e.controls.values():
+        better = control.evidence.difference(control.evidence.adherence, ADAPTER_REFERENCE, SWAPPED)
+        if better is not None:
+            wins.append(control.spread((1 + np.sign(better)) / 2, len(e.sources)))
+    return mean_of_measured(wins) if wins else None
 
 
 def _restoration(e: Evidence, t: Thresholds) -> Iterator[Claim]:
@@ -195,7 +182,7 @@ def _structure(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     gain = e.difference("psnr", ADAPTER_REFERENCE, BASE_REFERENCE)
     text = "output is a picture, not the drawing: PSNR gain over base + reference (no adapter)"
     yield Claim("picture", text, gain, Bound(t.picture, unit="dB"), "gate")
-    share = e.share(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
+    share = e.kept(e.adherence, SWAPPED, FLOOR, ADAPTER_REFERENCE)
     text = f"{e.title(e.adherence)} with the reference of another clip: 0 is the floor, 1 is the right reference"
     yield Claim("swap_floor", text, share, Bound(high=t.swap_floor), "gate")
     yield _gain(e, t)
@@ -236,5 +223,9 @@ def _shared(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     text = "fade-in mask: effect of the reference in the last latent frame minus that in the first"
     rise = None if e.fade is None else e.fade[:, -1] - e.fade[:, 0]
     yield Claim("fade_follows", text, rise, Bound(t.fade_follows))
+    yield _null_change(e, t)
+
+
+def _null_change(e: Evidence, t: Thresholds) -> Claim:
     text = "strength 0 equals no reference: mean difference"
-    yield Claim("null_change", text, e.changes.get("null"), Bound(high=t.null_change, unit="levels"))
+    return Claim(NULL_CHANGE, text, e.changes.get("null"), Bound(high=t.null_change, unit="levels"))

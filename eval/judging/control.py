@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ from eval.clips.conditions import (
     at_strength,
     strength_sweep,
 )
-from eval.judging.claims import Evidence
+from eval.judging.evidence import ControlEvidence, Evidence
 from eval.judging.strength_curve import fade_correlation, response_curve
 from eval.metrics import Metric
-from eval.scoring.scorer import Results
+from eval.scoring.common_scale import ControlScale, recorded_scales
+from eval.scoring.results import Results
 from eval.scoring.tables import read_tables
-from eval.statistics.estimates import Values, estimate, estimate_or_none, ratio_per_unit
+from eval.statistics.estimates import Values, estimate, estimate_or_none, mean_of_measured, ratio_per_unit
 
 
 def collect_evidence(
@@ -52,12 +54,42 @@ def collect_evidence(
 
 
 def recorded_evidence(scores: Mapping[str, Any]) -> Evidence:
-    """The evidence for all claims from scores.json: `windows`, `per_window`, `clips`, `metrics` and `adherence`."""
+    """The evidence for all claims from scores.json: `windows`, `per_window`, `clips`, `metrics`, `adherence`,
+    `controls`."""
     results = read_tables(scores)
     names = [name.removeprefix(STRENGTH_PREFIX) for name in results.rows if name.startswith(STRENGTH_PREFIX)]
     metrics = [Metric(key, **facts) for key, facts in scores["metrics"].items()]
     sources = [clip["source"] for clip in scores["clips"]]
-    return collect_evidence(results, [float(name) for name in names], sources, metrics, scores["adherence"])
+    strengths = [float(name) for name in names]
+    evidence = collect_evidence(results, strengths, sources, metrics, scores["adherence"])
+    return with_controls(evidence, results, strengths, metrics, recorded_scales(scores))
+
+
+def with_controls(
+    together: Evidence,
+    results: Results,
+    strengths: Sequence[float],
+    metrics: Sequence[Metric],
+    scales: Mapping[str, ControlScale],
+) -> Evidence:
+    """The evidence of a set with several controls, with that of each control: its windows, by its own metric.
+
+    The fade is put together from the controls, because its shares have no unit. Unchanged for a set with one control.
+    """
+    if not scales:
+        return together
+    controls = {}
+    for name, scale in scales.items():
+        sources = [together.sources[i] for i in scale.windows]
+        own = collect_evidence(results.of_windows(scale.windows), strengths, sources, metrics, scale.metric)
+        controls[name] = ControlEvidence(scale.windows, own)
+    fade = together.fade
+    if fade is not None:
+        parts = [np.full_like(fade, np.nan) for _ in controls]
+        for part, control in zip(parts, controls.values(), strict=True):
+            part[list(control.windows)] = np.nan if control.evidence.fade is None else control.evidence.fade
+        fade = mean_of_measured(parts)
+    return replace(together, controls=controls, fade=fade)
 
 
 def _fade_effects(results: Results, recordings: Sequence[str]) -> Values | None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from eval.clips.conditions import ADAPTER_REFERENCE, BASE
-from eval.judging.finding import Finding, Level, level_if_above, level_if_below, with_interval
+from eval.judging.finding import Finding, Level, level_if_above, level_if_below, with_interval, worst
 from eval.judging.picture_symptoms import artefacts, flicker, frozen, noise, shifted, wrong_levels
 from eval.judging.window_symptoms import unlike_the_others, worse_than_input
 
@@ -44,22 +44,30 @@ def _symptom(symptom: str, level: Level, reason: str, remedy: str) -> Symptom:
 
 def _control(scores: Mapping[str, Any]) -> Finding | None:
     """Judged by the control gain (0: the reference is ignored, 1: as good as the VAE round trip) and by the swap."""
-    control = scores.get("control") or {}
-    gain, swap = control.get("gain"), control.get("swap_lost")
-    if gain is None:
+    several = {name: entry["control"] or {} for name, entry in scores.get("controls", {}).items()}
+    by_name = several or {"": scores.get("control") or {}}
+    judged = [f for name, control in by_name.items() if (f := _gain_and_swap(name, control)) is not None]
+    if not judged:
         return None
-    reason = f"control gain {with_interval(gain)}; 0: the reference is ignored, 1: as good as the VAE round trip"
-    level = level_if_below(gain["mean"], GAIN_WARN, GAIN_BAD)
-    if swap is not None and swap["low"] is not None and swap["low"] <= 0:
-        level = "bad"
-        reason += f"; the reference of another clip may work as well (loss {with_interval(swap)})"
     return (
-        level,
-        reason,
+        worst(*(level for level, _ in judged)),
+        "; ".join([*(reason for _, reason in judged), "0: the reference is ignored, 1: as good as the VAE round trip"]),
         "Train longer, or with a higher rank or learning rate. Check in the contact sheet that references match their "
         "targets, and that the task has the adapter's reference factors. If only the swap fails, the captions "
         "describe the clip too well: train with shorter or empty captions.",
     )
+
+
+def _gain_and_swap(name: str, control: Mapping[str, Any]) -> tuple[Level, str] | None:
+    """Level and reason of one control; name: empty in a set with one control."""
+    gain, swap = control.get("gain"), control.get("swap_lost")
+    if gain is None:
+        return None
+    level, reason = level_if_below(gain["mean"], GAIN_WARN, GAIN_BAD), f"{name} control gain {with_interval(gain)}"
+    if swap is not None and swap["low"] is not None and swap["low"] <= 0:
+        level = "bad"
+        reason += f", the reference of another clip may work as well (loss {with_interval(swap)})"
+    return level, reason.strip()
 
 
 def _strength(scores: Mapping[str, Any]) -> Finding | None:

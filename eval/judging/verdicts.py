@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, NotRequired, TypedDict, get_args
 
-from eval.judging.claims import Claim, Evidence, Kind, claims
+from eval.judging.claims import Claim, Kind, claims
+from eval.judging.evidence import Evidence
 from eval.statistics.estimates import COVERAGE, Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.sequential import Looks
 from eval.statistics.significance import holm
@@ -27,7 +28,8 @@ Outcome = Literal["holds", "fails", "inconclusive"]
 class Verdict(TypedDict):
     """One judged claim. value: mean over recordings with its interval, n windows. by_source: the same, n recordings.
     passed: whether the outcome is `holds`. p: one-sided, that the bound is met. p_holm: of a gate, after Holm's
-    correction over all gates; None for a diagnostic, and if no test was possible."""
+    correction over all gates; None for a diagnostic, and if no test was possible. control: of a set with several
+    controls, the one that the claim is about."""
 
     name: str
     kind: Kind
@@ -39,6 +41,7 @@ class Verdict(TypedDict):
     passed: bool
     p: float | None
     p_holm: float | None
+    control: NotRequired[str]
 
 
 def judge(family: str, evidence: Evidence, thresholds: Thresholds, looks: Looks | None = None) -> list[Verdict]:
@@ -72,6 +75,8 @@ def judge(family: str, evidence: Evidence, thresholds: Thresholds, looks: Looks 
                 p_holm=p_holm,
             )
         )
+        if claim.control is not None:
+            verdicts[-1]["control"] = claim.control
     return verdicts
 
 
@@ -105,7 +110,12 @@ def is_small(verdict: Verdict) -> bool:
 
 
 def _are_few(value: Estimate, by_source: Estimate) -> bool:
-    return value["n"] < MIN_WINDOWS or by_source["n"] < MIN_RECORDINGS
+    return are_few(value["n"], by_source["n"])
+
+
+def are_few(windows: int, recordings: int) -> bool:
+    """Whether so many windows of so many recordings cannot decide a claim."""
+    return windows < MIN_WINDOWS or recordings < MIN_RECORDINGS
 
 
 def gates_outcome(verdicts: Sequence[Mapping[str, Any]], unmeasured: Sequence[str]) -> Outcome:

@@ -40,7 +40,11 @@ def unlike_the_others(scores: Scores) -> Finding | None:
         return None
     keys = [clip["key"] for clip in scores["clips"]]
     sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
-    numbers = {*outliers(values, sign), *(outliers(gains(scores), least=GAIN_SPREAD) if gain_metric(scores) else ())}
+    groups = [control["windows"] for control in scores.get("controls", {}).values()] or [range(len(values))]
+    far = {
+        group[i] for group in groups for i in outliers([values[n] for n in group], sign)
+    }  # controls differ in spread
+    numbers = {*far, *(outliers(gains(scores), least=GAIN_SPREAD) if gain_metric(scores) else ())}
     copies = _equal_to_target(scores)
     if copies:
         reason = (

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.metrics.controls import drawn_of
 from iclora_train.signals.optical_flow import dis_flow
 
 Clip = NDArray[np.uint8]  # RGB (F,H,W,3)
@@ -107,7 +108,8 @@ class GroundTruth:
     target: RGB uint8 (F,H,W,3). shuffled: the target of another recording, of the same shape (the floor). reference:
     the first reference, at the size and frame count of the target. region: the hole or edited part (F,H,W), or None
     (`edited_region`). record: how the pair was made, as its shard stores it. band: width in pixels of the border around
-    the region that counts neither as inside nor as outside: one reference token. caption: that of the window.
+    the region that counts neither as inside nor as outside: one reference token. caption: that of the window. controls:
+    the names of the controls that made the references.
     """
 
     target: Clip
@@ -118,6 +120,7 @@ class GroundTruth:
     fps: float = 25.0
     band: int = 8
     caption: str = ""
+    controls: tuple[str, ...] = ()
 
     @cached_property
     def cached_target(self) -> CachedClip:
@@ -136,9 +139,8 @@ class GroundTruth:
 
     @property
     def drawn(self) -> Mapping[str, Any]:
-        """The control data that the maker drew for this pair (skeletons, tracks, ...): `record["drawn"]`."""
-        drawn: Mapping[str, Any] = self.record.get("drawn", {})
-        return drawn
+        """The control data that the makers drew for this pair (skeletons, tracks, ...): `drawn` of its record."""
+        return drawn_of(self.record)
 
 
 @dataclass(frozen=True)

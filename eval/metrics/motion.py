@@ -30,6 +30,16 @@ def flicker(output: CachedClip, target: CachedClip) -> float:
     return float(np.abs(np.diff(block_means(output.grey) - block_means(target.grey), axis=0)).mean())
 
 
+def flicker_alone(clip: CachedClip) -> float:
+    """Flicker of a clip without a target: mean |b_{t-1} - 2 b_t + b_{t+1}| over blocks and frames, in levels.
+
+    b: mean luma of a block (`block_means`). Second differences cancel steady motion and drifting light, but not motion
+    that is fast for the size of a block. Light that alternates by n levels has 2 n. 0 below MIN_FRAMES frames.
+    """
+    means = block_means(clip.grey)
+    return float(np.abs(np.diff(means, n=2, axis=0)).mean()) if len(means) >= MIN_FRAMES else 0.0
+
+
 def motion(output: CachedClip, target: CachedClip) -> float:
     """Mean change of luma from frame to frame, output / target: near 0 is a frozen clip.
 

@@ -119,6 +119,7 @@ def _sections(
     sections: list[Section] = [
         ("gates", "Gates", verdicts.gates(scores)),
         ("diagnostics", "Diagnostics", verdicts.diagnostics(scores)),
+        ("controls", "Each control", tables.controls(scores)),
         ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
         ("conditions", "With and without adapter and reference", tables.conditions(scores)),
         ("harm", "Worse than the input?", tables.harmed(scores)),

@@ -79,6 +79,23 @@ def sources(scores: Scores) -> str:
     return table(caption, ["source", *map(escape, conditions)], rows)
 
 
+def controls(scores: Scores) -> str:
+    """Each control of a set with several by its own metric under every condition; empty for a set with one control."""
+    several = scores.get("controls", {})
+    if not several:
+        return ""
+    conditions = list(scores["cells"])
+    rows = []
+    for name, control in several.items():
+        metric, few = control["metric"], "too few to decide, " if control["too_few"] else ""
+        count = f"{len(control['windows'])} windows of {control['recordings']} recordings"
+        head = f"{escape(name)}<small>{metric_name(scores, metric)}; {count}; {few}gates {control['outcome']}; "
+        head += f"read by {escape(control['reader'])}</small>"
+        rows.append((head, [interval(control["cells"][c].get(metric), digits(scores, metric)) for c in conditions]))
+    caption = "Each control by its own metric, on its own windows; all of them have to hold."
+    return table(caption, ["control", *map(escape, conditions)], rows)
+
+
 def probability(p: float | None) -> str:
     """A p value with three decimals."""
     if p is None:
@@ -171,11 +188,15 @@ def harmed(scores: Scores) -> str:
 def windows(scores: Scores) -> str:
     """Adapter + reference on every window."""
     row = scores["windows"][ADAPTER_REFERENCE]
-    head = ["window", "recording", *(metric_name(scores, metric) for metric in row)]
+    several = ["control"] if scores.get("controls") else []
+    head = ["window", "recording", *several, *(metric_name(scores, metric) for metric in row)]
     rows = [
         (
             f'<a href="#window-{i}">{escape(clip["key"])}</a>',
-            [escape(clip["source"]), *(number(row[metric][i], digits(scores, metric)) for metric in row)],
+            [
+                *(escape(clip[key]) for key in ("source", *several)),
+                *(number(row[metric][i], digits(scores, metric)) for metric in row),
+            ],
         )
         for i, clip in enumerate(scores["clips"])
     ]
@@ -201,9 +222,9 @@ def comparison(scores: Scores, compared: Mapping[str, Any] | None) -> str:
 def _compared(scores: Scores, compared: Mapping[str, Any]) -> str:
     rows = [
         (
-            metric_name(scores, metric),
+            escape(f"{row['title']}, {row['unit']}" if row["unit"] else row["title"]),
             [
-                *(interval(row[side], digits(scores, metric)) for side in ("a", "b", "difference")),
+                *(interval(row[side], 2 if row["unit"] else 3) for side in ("a", "b", "difference")),
                 probability(row["p_holm"]),
             ],
         )

@@ -45,14 +45,18 @@ def _table(scores: Scores, kind: Kind, caption: str, p: str) -> str:
 
 
 def _head(group: Sequence[Verdict], p: str) -> list[str]:
-    windows, recordings = group[0]["value"]["n"], group[0]["by_source"]["n"]
-    return ["claim", "", f"{windows} windows of {recordings} recordings", "required", p]
+    return ["claim", "", "value" if any("control" in v for v in group) else _count(group[0]), "required", p]
+
+
+def _count(verdict: Verdict) -> str:
+    return f"{verdict['value']['n']} windows of {verdict['by_source']['n']} recordings"
 
 
 def _row(verdict: Verdict) -> tuple[str, list[str]]:
     p = verdict["p_holm"] if verdict["kind"] == "gate" else verdict["p"]
     cells = [badge(verdict["outcome"]), interval(verdict["value"], 3), escape(verdict["threshold"]), probability(p)]
-    return f"{escape(verdict['claim'])}<small>{escape(verdict['name'])}</small>", cells
+    name = escape(verdict["name"]) + (f", {_count(verdict)}" if "control" in verdict else "")
+    return f"{escape(verdict['claim'])}<small>{name}</small>", cells
 
 
 def _notes(judged: Sequence[Verdict], thresholds: Scores) -> list[str]:

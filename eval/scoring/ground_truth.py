@@ -10,6 +10,7 @@ import numpy as np
 
 from eval.clips.windows import HeldOut
 from eval.metrics import Clip, GroundTruth, edited_region
+from eval.metrics.controls import controls_of
 from iclora_train.config import Task
 from iclora_train.media.frame_times import simultaneous_frames
 
@@ -33,15 +34,17 @@ class GroundTruths:
     def _ground_truth(self, number: int) -> GroundTruth:
         window = self.held_out.windows_and_donors[number]
         pair = self.held_out.pair(window)
+        controls = controls_of(self.task, pair.record)
         return GroundTruth(
             target=pair.target,
             shuffled=self.target(window.partner),
             reference=fit_to_shape(pair.references[0], pair.target.shape),
-            region=edited_region(self.task, pair.target, pair.references[0]),
+            region=edited_region(controls[0].task(self.task), pair.target, pair.references[0]),
             record=pair.record,
             fps=pair.fps,
             band=self.band,
             caption=pair.caption,
+            controls=tuple(control.name for control in controls),
         )
 
 

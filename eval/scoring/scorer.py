@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -37,42 +35,19 @@ from eval.clips.conditions import (
 from eval.clips.cost import Forecast
 from eval.metrics import Clip, Measurement, Suite, offset
 from eval.metrics.extra import ClipFeatures
-from eval.scoring.classic_row import ClassicChoice, ClassicRow
+from eval.metrics.structure import AGREEMENT
+from eval.scoring.classic_row import ClassicRow
 from eval.scoring.clip_sets import TARGETS, ClipSets
+from eval.scoring.common_scale import ControlScale, agreement_by_frame, control_scales, with_agreement
 from eval.scoring.condition_changes import condition_changes, has_changes, seed_diversity
 from eval.scoring.ground_truth import GroundTruths
+from eval.scoring.results import Frames, Results, Row
 from eval.statistics.estimates import Values, drop_nan
 from iclora_train.core.progress import ProgressBar, progress_bar
 
 BY_LATENT_FRAME = (ADAPTER_REFERENCE, at_strength(0).name, FADE_MASK)  # scored per latent frame, for the fade mask
 MODEL_FREE = (INPUT, CLASSIC, CEILING, FLOOR)
 BY_FRAME = (ADAPTER_REFERENCE, BASE_REFERENCE)  # conditions with per-frame values in scores.json, first seed only
-Row = dict[str, Values]  # metric -> value per window
-Frames = dict[str, list[list[float] | None]]  # metric -> window -> frame
-
-
-@dataclass
-class Results:
-    """Values per window, averaged over seeds; NaN where a metric could not be measured.
-
-    rows: condition or model-free row -> metric -> values. donor: the swapped condition measured against the window that
-    donated its reference. changes: `condition_changes` -> values. by_latent_frame: condition -> adherence (windows,
-    latent frames). diversity: condition -> values. by_seed: condition -> metric -> values (windows, seeds). frames:
-    condition -> per-frame values. seconds: sampling time of each condition. clips: number of clips per condition.
-    sets: comparison of whole sets of clips (`clip_sets`). classic: the filter of the row of that name.
-    """
-
-    rows: dict[str, Row] = field(default_factory=dict)
-    donor: Row = field(default_factory=dict)
-    changes: Row = field(default_factory=dict)
-    by_latent_frame: dict[str, Values] = field(default_factory=dict)
-    diversity: Row = field(default_factory=dict)
-    by_seed: dict[str, Row] = field(default_factory=dict)
-    frames: dict[str, Frames] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    clips: int = 0
-    sets: dict[str, Any] | None = None
-    classic: ClassicChoice = field(default_factory=lambda: ClassicChoice(None))
 
 
 class Scorer:
@@ -113,6 +88,7 @@ class Scorer:
             else:
                 results.rows |= {name: row for name, row in known.rows.items() if name in MODEL_FREE}
                 results.classic = known.classic
+            self._put_on_common_scale(results)
             bar.advance(len(self.batches))
             for condition in self.source.conditions:
                 bar.update(description=condition.name)
@@ -165,15 +141,16 @@ class Scorer:
             on_batch()
         measured = [(item, future.result()) for item, future in futures]
         values = [(item, result.values) for item, result in measured]
-        results.rows[condition.name] = self._per_window(values)
-        results.by_seed[condition.name] = self._per_seed(values)
+        results.rows[condition.name] = with_agreement(self._per_window(values), results.scales)
+        results.by_seed[condition.name] = with_agreement(self._per_seed(values), results.scales)
         results.seconds[condition.name] = round(seconds, 3)
         if condition.name in BY_LATENT_FRAME:
             results.by_latent_frame[condition.name] = self._by_latent_frame(measured)
         if condition.name in BY_FRAME:
-            results.frames[condition.name] = self._by_frame(measured)
+            results.frames[condition.name] = self._by_frame(measured, results.scales)
         if donor_futures:
-            results.donor = self._per_window([(item, future.result().values) for item, future in donor_futures])
+            donated = self._per_window([(item, future.result().values) for item, future in donor_futures])
+            results.donor = with_agreement(donated, results.scales)
 
     def _measure(self, number: int, clip: Clip) -> Measurement:
         return self.suite.measure(clip, self.ground_truths.of(number))
@@ -200,20 +177,30 @@ class Scorer:
                 row[name][item.window.number, seeds.index(item.seed)] = value
         return row
 
-    def _by_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Frames:
-        """Per-frame values of the first seed: metric -> window -> values, None where not measured."""
+    def _by_frame(self, measured: Sequence[tuple[Item, Measurement]], scales: Mapping[str, ControlScale]) -> Frames:
+        """Per-frame values of the first seed: metric -> window -> values, None where not measured.
+
+        Of a set with several controls: PSNR and `agreement`.
+        """
         first_seed = measured[0][0].seed
         by_window = {item.window.number: result.frames for item, result in measured if item.seed == first_seed}
         names = dict.fromkeys(name for frames in by_window.values() for name in frames)
-        return {name: [by_window[n].get(name) for n in range(len(self.held_out.windows))] for name in names}
+        frames = {name: [by_window[n].get(name) for n in range(len(self.held_out.windows))] for name in names}
+        return {"psnr": frames["psnr"], AGREEMENT.key: agreement_by_frame(frames, scales)} if scales else frames
 
     def _by_latent_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Values:
-        """Adherence (windows, latent frames): for structure tasks the primary metric if it is per frame, else PSNR."""
+        """Adherence (windows, latent frames): for structure tasks the metric of the window's control if it is per
+        frame, else PSNR."""
+        by_frame = {name for _, result in measured for name in result.frames}
         structure = self.source.config.task.family == "structure"
-        use_primary = structure and any(self.suite.primary in result.frames for _, result in measured)
-        name = self.suite.primary if use_primary else "psnr"
+
+        def metric(item: Item) -> str:
+            own = [c.name for c in self.held_out.controls[item.window.key] if c.name in self.suite.controls]
+            adherence = self.suite.controls[own[0]].primary if own else self.suite.primary
+            return adherence if structure and adherence in by_frame else "psnr"
+
         slices = list(enumerate(latent_frame_slices(len(self.target(0)), self.source.base.geometry.temporal)))
-        series = [(item, result.frames[name]) for item, result in measured if name in result.frames]
+        series = [(item, result.frames[metric(item)]) for item, result in measured if metric(item) in result.frames]
         row = self._per_window([(item, {str(k): float(np.mean(x[at])) for k, at in slices}) for item, x in series])
         return np.stack(list(row.values()), axis=1)
 
@@ -230,6 +217,13 @@ class Scorer:
             measured = pool.map(lambda n, clip_of=clip_of: self._measure(n, clip_of(n)), range(len(items)))
             results.rows[name] = self._per_window([(i, m.values) for i, m in zip(items, measured, strict=True)])
             self.clip_sets.submit(pool, name, range(len(items)), clip_of)
+
+    def _put_on_common_scale(self, results: Results) -> None:
+        """Of a set with several controls, compute the scales from the rows without a model, and these rows on them."""
+        windows = self.held_out.windows
+        controls, recordings = [self.held_out.controls[w.key] for w in windows], [w.source for w in windows]
+        results.scales = control_scales(results.rows, self.suite, controls, recordings)
+        results.rows = {name: with_agreement(row, results.scales) for name, row in results.rows.items()}
 
     def input(self, number: int) -> Clip:
         """The first reference, resized to the size and frame count of the target."""

@@ -19,7 +19,7 @@ from eval.clips.conditions import (
     INPUT,
     SWAPPED,
 )
-from eval.scoring.scorer import Results, Row
+from eval.scoring.results import Results, Row
 from eval.statistics.estimates import Values
 
 ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)

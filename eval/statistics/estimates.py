@@ -9,7 +9,7 @@ metric could not be measured. Such windows are left out, and `n` counts the wind
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -35,6 +35,13 @@ def drop_nan(values: Values | Sequence[float]) -> Values:
     """The values that are not NaN."""
     array = np.asarray(values, np.float64)
     return array[~np.isnan(array)]
+
+
+def mean_of_measured(parts: Sequence[Values]) -> Values:
+    """The mean of arrays of one shape, each element over the arrays in which it is not NaN; NaN if there is none."""
+    stacked = np.stack(parts)
+    count = (~np.isnan(stacked)).sum(0)
+    return np.divide(np.nansum(stacked, 0), count, out=np.full(stacked.shape[1:], np.nan), where=count > 0)
 
 
 def recording_means(values: Values | Sequence[float], recordings: Sequence[str]) -> Values:
@@ -79,6 +86,19 @@ def estimate_by_source(
 def estimate_or_none(values: Values | None, recordings: Sequence[str]) -> Estimate | None:
     """The estimate, or None if nothing was measured."""
     return None if values is None or len(drop_nan(values)) == 0 else estimate(values, recordings)
+
+
+def estimates_of(row: Mapping[str, Values], recordings: Sequence[str]) -> dict[str, Estimate]:
+    """Estimates of the metrics that were measured on at least one window."""
+    estimates = {metric: estimate_or_none(values, recordings) for metric, values in row.items()}
+    return {metric: value for metric, value in estimates.items() if value is not None}
+
+
+def format_estimate(value: Estimate, digits: int = 3) -> str:
+    """`mean [low, high] (n)`, without the interval for a single unit."""
+    if value["low"] is None or value["high"] is None:
+        return f"{value['mean']:.{digits}f} (n {value['n']})"
+    return f"{value['mean']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}] (n {value['n']})"
 
 
 def ratio_per_unit(numerator: Values, denominator: Values, recordings: Sequence[str]) -> Values:

@@ -18,10 +18,11 @@ from eval.clips.sampled import SampledClips
 from eval.clips.two_stages import TwoStageClips
 from eval.clips.windows import HeldOut
 from eval.metrics import DEFINITIONS, Suite
-from eval.metrics.extra import with_extra_metrics
 from eval.run import open_unseen_adapter
 from eval.scores import assemble
-from eval.scoring.scorer import Results, Scorer
+from eval.scoring.results import Results
+from eval.scoring.scorer import Scorer
+from eval.suites import suite_of
 from eval.transfer.settings import TransferConfig
 from eval.transfer.variants import REFERENCE, Variant
 from iclora_train.config import ConfigError, require
@@ -60,7 +61,7 @@ class Measurements:
     def suite(self, variant: Variant) -> Suite:
         """The metrics of clips of the variant's size. fvd is left out: it compares all clips at once."""
         frames, *sides = variant.size
-        return with_extra_metrics(Suite.of(self.config.task, min(sides), frames), self.config.eval, min(sides), frames)
+        return suite_of(self.config, self.held_out, min(sides), frames)
 
     def settings(self, variant: Variant) -> TransferConfig:
         """The settings under which a variant is sampled. Only the reference has attention strengths besides 1."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.run import folder_by_adapter
-from eval.scores import format_estimate
 from eval.scoring.scorer import print_lines
+from eval.statistics.estimates import format_estimate
 from eval.transfer.comparison import Scores
 from eval.transfer.estimate import print_estimate
 from eval.transfer.measure import Measurements, by_loaded_weights, measure_or_explain

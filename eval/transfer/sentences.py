@@ -11,8 +11,7 @@ import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE, at_strength
 from eval.judging.claims import Bound
-from eval.scores import format_estimate
-from eval.statistics.estimates import Estimate, Values, estimate, ratio_per_unit, recording_means
+from eval.statistics.estimates import Estimate, Values, estimate, format_estimate, ratio_per_unit, recording_means
 from eval.transfer.comparison import better, judged, kept_share, recordings, row
 from eval.transfer.variants import REFERENCE, Variant
 

@@ -20,6 +20,7 @@ class Thresholds:
     gain_over_classic: float = 0.0  # dB of PSNR over the best classic filter; family edit: inside the edited part
     gain_over_base: float = 0.7  # dB of PSNR; family edit: inside the edited part
     swap_drop: float = 8.0  # dB lost with another recording's reference
+    own_over_swapped: float = 0.5  # several controls: share of windows that are nearer to their own reference
     swap_floor: float = 0.3  # largest share of the gain over the floor that a swapped reference may keep
     strength_monotone: float = 0.0  # dB between neighbouring strengths 1, 0.5, 0.1, 0
     curve_monotone: float = 0.8  # R^2 of the best monotone curve through the strengths of a window
@@ -70,11 +71,15 @@ class Eval:
     budget: str | None = "auto"
     devices: int | None = None  # processes that sample, one per GPU; null: the GPUs of the training on this machine
     sequential: bool = False  # stop sampling when every gate is decided, by tests that allow for looking several times
+    depth_network: str | None = None  # folder that reads depth from outputs; null: the network of the references
+    pose_network: str | None = None  # RTMPose file, or blazepose; null: the network of the references
     label: str = ""  # added to the name of the folder of results; empty: a name by adapter and protocol
 
     def __post_init__(self) -> None:
         self.against = None if self.against is None else expand_home(self.against)
         self.junit = None if self.junit is None else expand_home(self.junit)
+        self.depth_network = None if self.depth_network is None else expand_home(self.depth_network)
+        self.pose_network = None if self.pose_network is None else expand_home(self.pose_network)
         require(self.windows >= 2, f"eval.windows={self.windows} must be at least 2 (an interval needs clips)")
         require(len(self.seeds) >= 1, "eval.seeds is empty: give at least one seed")
         require(

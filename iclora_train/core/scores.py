@@ -20,7 +20,7 @@ ADAPTER_ROW = "adapter+reference"  # the row of `windows` that a comparison read
 # The results. Times, paths and versions differ between two runs with equal results.
 VALUES = (
     *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
-    *("paired", "sets", "control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
+    *("paired", "sets", "controls", "control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
 )
 
 
@@ -66,6 +66,16 @@ class _Metric:
 
 
 @dataclass(frozen=True)
+class _Control:
+    """A control of a set with several: its metric, its windows, and the ends of its scale."""
+
+    metric: Text
+    windows: list[Count]
+    floor: AnyNumber | None
+    ceiling: AnyNumber | None
+
+
+@dataclass(frozen=True)
 class _Settings:
     sample: Any
 
@@ -97,6 +107,7 @@ class _Comparable:
     metrics: dict[Text, _Metric]
     windows: dict[Text, dict[Text, list[AnyNumber | None]]]
     provenance: _Provenance
+    controls: dict[Text, _Control] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,10 @@ def read_comparable_scores(path: Path) -> dict[str, Any]:
         f"it has no values of {ADAPTER_ROW}": not row,
         "a value is not finite": any(x is not None and not isfinite(x) for value in values for x in value),
         f"its primary metric {scores['primary']} is not among its metrics": scores["primary"] not in scores["metrics"],
+        "a control has a metric or windows that it does not list": any(
+            control["metric"] not in scores["metrics"] or max(control["windows"], default=0) >= count
+            for control in scores.get("controls", {}).values()
+        ),
         "a metric has another direction than high, low or null": any(
             metric["better"] not in ("high", "low", None) for metric in scores["metrics"].values()
         ),

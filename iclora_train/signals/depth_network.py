@@ -25,15 +25,16 @@ class DepthNetwork:
 
     def __init__(self, model: PreTrainedModel, processor: Any) -> None:
         self.model, self.processor = model, processor
+        self.kind: str = model.config.model_type
         self.metric = (
             model.config.model_type in METRIC or model.config.to_dict().get("depth_estimation_type") == "metric"
         )
 
     @classmethod
-    def open(cls, folder: Path) -> DepthNetwork:
+    def open(cls, folder: Path, key: str) -> DepthNetwork:
         """Load a folder in transformers' format. Only safetensors are read, and no code from the folder runs.
 
-        ConfigError when the folder does not hold such a network.
+        ConfigError when the folder does not hold such a network. key: the setting that names the folder.
         """
         try:
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
@@ -42,9 +43,9 @@ class DepthNetwork:
             )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"task.maker_args.model={folder} is not a depth network ({reason}): {REMEDY}") from error
+            raise ConfigError(f"{key}={folder} is not a depth network ({reason}): {REMEDY}") from error
         kind = model.config.model_type
-        require(kind in KINDS, f"task.maker_args.model={folder} is a {kind}; supported types: {', '.join(KINDS)}")
+        require(kind in KINDS, f"{key}={folder} is a {kind}; supported types: {', '.join(KINDS)}")
         return cls(model.eval().to(default_device()), processor)
 
     def nearness(self, frames: np.ndarray) -> np.ndarray:
@@ -65,6 +66,6 @@ class DepthNetwork:
 
 
 @cache
-def load(folder: Path) -> DepthNetwork:
+def load(folder: Path, key: str = "task.maker_args.model") -> DepthNetwork:
     """The network of a folder, loaded once per process. ConfigError as `DepthNetwork.open`."""
-    return DepthNetwork.open(folder)
+    return DepthNetwork.open(folder, key)

@@ -64,11 +64,11 @@ def load(path: Path) -> RTMPose:
     return RTMPose(path)
 
 
-def require_usable(path: Path) -> None:
-    """ConfigError when the file or the package that runs it is missing."""
-    require(path.is_file(), f"task.maker_args.model={path} does not exist; give an ONNX file of RTMPose or DWPose")
+def require_usable(path: Path, key: str = "task.maker_args.model") -> None:
+    """ConfigError when the file or the package that runs it is missing. key: the setting that names the file."""
+    require(path.is_file(), f"{key}={path} does not exist; give an ONNX file of RTMPose or DWPose")
     installed = find_spec("onnxruntime") is not None
-    require(installed, f"task.maker_args.model={path} needs onnxruntime: pip install onnxruntime (or onnxruntime-gpu)")
+    require(installed, f"{key}={path} needs onnxruntime: pip install onnxruntime (or onnxruntime-gpu)")
 
 
 def _session(path: Path) -> Any:

@@ -1,0 +1,87 @@
+"""Which control made the reference of a window. A set may hold several: canny in one window, pose in the next.
+
+The record of a pair names the maker of its reference, and for the maker `union` the one that was chosen. A pair with
+several references lists them under `references`. An adapter that follows one control says nothing about another, so
+each window is measured by the metric of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from iclora_train.config import Task
+
+UNION = "union"
+JOINT = " + "  # between the names of the controls of a window with several references
+
+
+@dataclass(frozen=True)
+class Control:
+    """The maker of a reference, with its arguments."""
+
+    maker: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name in scores.json: the maker without `control.`."""
+        return self.maker.removeprefix("control.")
+
+    def task(self, task: Task) -> Task:
+        """A task as if this control made all of its references."""
+        return replace(task, maker=self.maker, maker_args=dict(self.args))
+
+
+def controls_of(task: Task, record: Mapping[str, Any]) -> tuple[Control, ...]:
+    """The controls of a pair, in the order of its references; each once. A pair that names none has the task's."""
+    parts = record.get("references") or [record]
+    return tuple({control.name: control for control in (_control(task, part) for part in parts)}.values())
+
+
+def _control(task: Task, part: Mapping[str, Any]) -> Control:
+    maker, args = part.get("maker", task.maker), part.get("args", task.maker_args)
+    chosen = part.get("drawn", {}).get("control")
+    if maker != UNION or chosen is None:
+        return Control(maker, args)
+    return dict(_leaves(args)).get(chosen) or Control(chosen)
+
+
+def _leaves(args: Mapping[str, Any]) -> Iterator[tuple[str, Control]]:
+    """Maker -> control, of all makers that a union chooses from. A union may contain unions."""
+    for maker, settings in args.get("controls", {}).items():
+        inner = settings.get("args", {})
+        if maker == UNION:
+            yield from _leaves(inner)
+        else:
+            yield maker, Control(maker, inner)
+
+
+def drawn_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the makers of a pair drew (skeletons, tracks, ...), over all of its references."""
+    parts = record.get("references") or [record]
+    return {key: value for part in parts for key, value in part.get("drawn", {}).items()}
+
+
+def mixed_controls(task: Task, windows: Sequence[Sequence[Control]]) -> dict[str, Control]:
+    """The controls of a set by name, if it may hold several; empty for a set with one control.
+
+    windows: the controls of each window. The controls of a union count even if no window has them, so that a control
+    that was not measured is not forgotten.
+    """
+    if task.family != "structure":
+        return {}
+    configured = dict(_leaves(task.maker_args)).values() if task.maker == UNION else ()
+    controls = {control.name: control for control in (*configured, *(c for window in windows for c in window))}
+    return controls if task.maker == UNION or len(controls) > 1 else {}
+
+
+def makers_of(task: Task) -> set[str]:
+    """The makers of a task: of a union all that it chooses from, else its own."""
+    return {maker for maker, _ in _leaves(task.maker_args)} if task.maker == UNION else {task.maker}
+
+
+def joint_name(controls: Sequence[str]) -> str:
+    """`canny`, or `canny + pose` for a window with two references."""
+    return JOINT.join(controls)

@@ -1,0 +1,55 @@
+"""What an evaluation has measured: values per window of every condition and row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from eval.scoring.classic_row import ClassicChoice
+from eval.scoring.common_scale import ControlScale
+from eval.statistics.estimates import Values
+
+Row = dict[str, Values]  # metric -> value per window
+Frames = dict[str, list[list[float] | None]]  # metric -> window -> frame
+
+
+@dataclass
+class Results:
+    """Values per window, averaged over seeds; NaN where a metric could not be measured.
+
+    rows: condition or model-free row -> metric -> values. donor: the swapped condition measured against the window that
+    donated its reference. changes: `condition_changes` -> values. by_latent_frame: condition -> adherence (windows,
+    latent frames). diversity: condition -> values. by_seed: condition -> metric -> values (windows, seeds). frames:
+    condition -> per-frame values. seconds: sampling time of each condition. clips: number of clips per condition.
+    sets: comparison of whole sets of clips (`clip_sets`). classic: the filter of the row of that name. scales: of a set
+    with several controls, the common scale of each.
+    """
+
+    rows: dict[str, Row] = field(default_factory=dict)
+    donor: Row = field(default_factory=dict)
+    changes: Row = field(default_factory=dict)
+    by_latent_frame: dict[str, Values] = field(default_factory=dict)
+    diversity: Row = field(default_factory=dict)
+    by_seed: dict[str, Row] = field(default_factory=dict)
+    frames: dict[str, Frames] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    clips: int = 0
+    sets: dict[str, Any] | None = None
+    classic: ClassicChoice = field(default_factory=lambda: ClassicChoice(None))
+    scales: dict[str, ControlScale] = field(default_factory=dict)
+
+    def of_windows(self, numbers: Sequence[int]) -> Results:
+        """The values of some windows, as if no others were measured."""
+
+        def chosen(row: Mapping[str, Values]) -> Row:
+            return {name: values[list(numbers)] for name, values in row.items()}
+
+        return Results(
+            rows={name: chosen(row) for name, row in self.rows.items()},
+            donor=chosen(self.donor),
+            changes=chosen(self.changes),
+            by_latent_frame=chosen(self.by_latent_frame),
+            diversity=chosen(self.diversity),
+            by_seed={name: chosen(row) for name, row in self.by_seed.items()},
+        )

@@ -1,0 +1,37 @@
+"""The metrics of an evaluation: of its task, of the controls of its windows, and on request."""
+
+from __future__ import annotations
+
+from eval.clips.clip_source import ClipSource
+from eval.clips.windows import HeldOut
+from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, are_few
+from eval.metrics import Suite
+from eval.metrics.controls import mixed_controls
+from eval.metrics.extra import with_extra_metrics
+from eval.metrics.structure import Readers
+from iclora_train.config import Config
+
+
+def suite_of(config: Config, held_out: HeldOut, side: int, frames: int) -> Suite:
+    """The metrics for the windows of an evaluation. side, frames: shorter side and number of frames of the clips.
+
+    Raises ConfigError if a network cannot be loaded.
+    """
+    controls = mixed_controls(config.task, [held_out.controls[window.key] for window in held_out.windows])
+    readers = Readers(config.eval.depth_network, config.eval.pose_network)
+    suite = Suite.of(config.task, side, frames, readers, controls)
+    return with_extra_metrics(suite, config.eval, side, frames)
+
+
+def control_notes(source: ClipSource, suite: Suite) -> list[str]:
+    """A note for each control of a set with several that has too few windows or recordings to be decided."""
+    windows, notes = source.held_out.windows, []
+    for name in suite.controls:
+        own = [w for w in windows if name in {control.name for control in source.held_out.controls[w.key]}]
+        if are_few(len(own), recordings := len({window.source for window in own})):
+            notes.append(
+                f"control {name} has {len(own)} of {len(windows)} windows, of {recordings} recordings: its claims need "
+                f"{MIN_WINDOWS} windows of {MIN_RECORDINGS} recordings to be decided; raise eval.windows, or prepare "
+                "more clips"
+            )
+    return notes
