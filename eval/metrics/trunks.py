@@ -33,11 +33,13 @@ DISTS_WEIGHTS = "dists_models/weights.pt"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of R, G, B in [0, 1]
 LPIPS_SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # shift and scale of R, G, B in [-1, 1]
 
+Convolution = tuple[int, int, int, int, int]  # channels in and out, kernel, stride, padding
+
 
 def layers_of(kind: str) -> nn.Sequential:
     """The layers `features` of torchvision's network of that name, with random weights, without the last pooling."""
     if kind == ALEXNET:
-        shapes: list[tuple[int, ...] | None] = [(3, 64, 11, 4, 2), None, (64, 192, 5, 1, 2), None]
+        shapes: list[Convolution | None] = [(3, 64, 11, 4, 2), None, (64, 192, 5, 1, 2), None]
         shapes += [(192, 384, 3, 1, 1), (384, 256, 3, 1, 1), (256, 256, 3, 1, 1)]
         pooling = (3, 2)
     else:

@@ -49,7 +49,11 @@ class ClipSets:
         if self.features is None or row not in (*ROWS, TARGETS):
             return []
         embed = self.features.embed
-        started = [pool.submit(lambda i=i: embed(clip_of(i))) for i in range(len(windows))]
+
+        def features_of(i: int) -> Values:
+            return embed(clip_of(i))
+
+        started = [pool.submit(features_of, i) for i in range(len(windows))]
         self.pending.setdefault(row, []).extend(zip(windows, started, strict=True))
         return started
 
