@@ -120,7 +120,7 @@ def costs(
             p_holm=corrected.get(name),
             kept=estimate_or_none(shares, of),
             p=p,
-            word=_word(changes[name], shares, p, of),
+            word=_word(changes[name], corrected.get(name), shares, p, of),
         )
     return result
 
@@ -138,14 +138,15 @@ def _swap_lost(scores: Scores) -> Values | None:
     return None if pair[0] is None or pair[1] is None else better(scores, metric, pair[0] - pair[1])
 
 
-def _word(changed: Values | None, shares: Values | None, p: float | None, of: Sequence[str]) -> Word:
-    """Equivalent if both one-sided tests say so; else worse or better if the interval of the change excludes 0."""
+def _word(
+    changed: Values | None, p_holm: float | None, shares: Values | None, p: float | None, of: Sequence[str]
+) -> Word:
+    """Equivalent if both one-sided tests say so; else worse or better if the corrected p of the change is low."""
     if shares is not None and p is not None and p < LEVEL and are_enough(shares, of):
         return "equivalent"
-    value = estimate_or_none(changed, of)
-    if value is None or value["low"] is None or value["high"] is None:
+    if changed is None or p_holm is None or p_holm >= LEVEL or not are_enough(changed, of):
         return "not decided"
-    return "worse" if value["high"] < 0 else "better" if value["low"] > 0 else "not decided"
+    return "worse" if estimate(changed, of)["mean"] < 0 else "better"
 
 
 def are_enough(values: Values, of: Sequence[str]) -> bool:

@@ -15,14 +15,14 @@ from eval.report.verdicts import badge
 from eval.statistics.estimates import Estimate
 from eval.transfer.record import Record, Row
 
-PAGE = Path(__file__).parent / "transfer.html"
+PAGE, STYLE = (Path(__file__).parent / f"transfer.{ending}" for ending in ("html", "css"))
 CLASSES = {"equivalent": "pass", "better": "pass", "worse": "fail", "not decided": "warn"}  # word -> CSS class
 Metrics = Mapping[str, Any]
 
 
 def page(record: Record) -> bytes:
     """The page of a record."""
-    style = (REPORT_ASSETS / "report.css").read_text(encoding="utf-8")
+    style = (REPORT_ASSETS / "report.css").read_text(encoding="utf-8") + STYLE.read_text(encoding="utf-8")
     text = Template(PAGE.read_text(encoding="utf-8")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {policy_hash(style)}; base-uri 'none'; "
         "form-action 'none'",
@@ -39,9 +39,10 @@ def page(record: Record) -> bytes:
 
 def _subtitle(record: Record) -> str:
     recordings = {clip["source"] for clip in record["clips"]}
+    seeds = ", ".join(map(str, record["seeds"]))
     effect = "" if record["effect"] is None else f"; effect LoRA {record['effect']['path']}"
     return (
-        f"{len(record['clips'])} held-out windows of {len(recordings)} recordings, {len(record['seeds'])} seeds each; "
+        f"{len(record['clips'])} held-out windows of {len(recordings)} recordings, seeds {seeds}; "
         f"base {record['base']['name']} {record['base']['version']}; {record['adapter']['path']}{effect}; "
         f"{record['provenance']['device']}"
     )
@@ -94,8 +95,9 @@ def _cells(row: Row, metric: str, decimals: int) -> list[str]:
     difference, own = cost["differences"].get(metric), row["axis"] == "reference"
     gates = NOT_MEASURED
     if row["gates"] is not None:
-        each = "<br>".join(f"{escape(name)} {escape(outcome)}" for name, outcome in row["gates"]["each"].items())
-        gates = f"{badge(row['gates']['outcome'])}<small>{each}</small>"
+        others = [(name, outcome) for name, outcome in row["gates"]["each"].items() if outcome != "holds"]
+        lines = "<br>".join(f"{escape(name)} {escape(outcome)}" for name, outcome in others)
+        gates = f"{badge(row['gates']['outcome'])}<small>{lines}</small>"
     seconds = NOT_MEASURED if row["seconds_per_clip"] is None else f"{row['seconds_per_clip']:.3g}"
     word = f'<span class="{CLASSES[cost["word"]]}">{cost["word"]}</span>'
     return [
