@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,18 @@ def test_the_command_says_what_it_costs_first_and_how_it_ended(world: World) -> 
     assert (again.code, "clips to sample" in again.out) == (1, False)
     wrong = run(world.root, "eval.transfer", *command, "transfer.required=[speed]")
     assert (wrong.code, "transfer.required='speed' is not one of compute" in wrong.err) == (2, True)
+
+
+def test_an_adapter_must_exist_and_the_label_names_the_folder(world: World) -> None:
+    for more, message in (
+        ("adapter=none", "adapter=none has nothing to transfer"),
+        ("adapter=missing.safetensors", "adapter=missing.safetensors does not exist: train it first"),
+        ("videos=clips", "videos= has no adapter to sample"),
+    ):
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            transfer(settings(*arguments(world, more)))
+    labelled = results_folder(settings(*arguments(world, "eval.label='seeds=[0]'")))
+    assert labelled.name.endswith("-seeds=-0")
 
 
 def test_a_required_sentence_that_does_not_hold_is_returned(finished: World) -> None:

@@ -89,6 +89,13 @@ def adapter_path(config: Config) -> Path:
     return Path(config.adapter) if config.adapter else Path(config.runs_dir, config.run, "adapter.safetensors")
 
 
+def existing_adapter(config: Config) -> Path:
+    """The adapter file. ConfigError if it does not exist."""
+    path = adapter_path(config)
+    require(path.is_file(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
+    return path
+
+
 def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     """The adapter that the settings name, checked against base and task.
 
@@ -96,8 +103,7 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     """
     if config.adapter == NONE:
         return JudgedAdapter(NONE, note="no adapter: every condition is sampled from the base alone")
-    path, task = adapter_path(config), config.task
-    require(path.is_file(), f"adapter={path} does not exist: train it first, or give adapter=<file>")
+    path, task = existing_adapter(config), config.task
     adapter, findings = inspect(path)
     metadata = read_header(path).metadata
     foreign = not declares_factor(metadata)

@@ -50,7 +50,6 @@ class Measurements:
         self.base = open_base(config.model)
         self.held_out = HeldOut.open(config, self.base)
         self.judged: JudgedAdapter = open_unseen_adapter(config, self.base, self.held_out)
-        require(self.judged.adapter is not None, "adapter=none has nothing to transfer: give adapter=<file>")
         self.cache = ClipCache(Path(config.runs_dir, config.run, "eval-cells"))
         frames, height, width, _ = self.held_out.pair(self.held_out.windows[0]).target.shape
         self.size = (frames, height, width)

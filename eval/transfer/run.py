@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from eval.clips.judged_adapter import NONE, existing_adapter
 from eval.run import folder_by_adapter
 from eval.scoring.scorer import print_lines
 from eval.statistics.estimates import format_estimate
@@ -23,13 +24,14 @@ from iclora_train.config import require
 from iclora_train.core.atomic_files import exclusive
 from iclora_train.core.console import make_console
 from iclora_train.core.files_together import write_together
+from iclora_train.core.results_folder import results_folder as folder_of_protocol
 from iclora_train.core.scores import as_json
 
 
 def results_folder(config: TransferConfig) -> Path:
     """`transfer` in the run's folder for its own adapter, else with the adapter's name; eval.label is added."""
     folder = folder_by_adapter(config, "transfer")
-    return folder.with_name(f"{folder.name}-{config.eval.label}") if config.eval.label else folder
+    return folder_of_protocol(config, folder) if config.eval.label else folder
 
 
 def transfer(config: TransferConfig) -> list[str]:
@@ -39,6 +41,8 @@ def transfer(config: TransferConfig) -> list[str]:
     does, and if the task's own settings cannot be sampled.
     """
     require(config.videos is None, "videos= has no adapter to sample: leave it out")
+    require(config.adapter != NONE, "adapter=none has nothing to transfer: give adapter=<file>")
+    existing_adapter(config)
     console, folder = make_console(), results_folder(config)
     with exclusive(folder, "stop it; this command then continues with its clips"):
         measurements = Measurements(config, folder)
