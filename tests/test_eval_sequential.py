@@ -59,7 +59,7 @@ def test_the_error_rate_holds_for_windows_that_are_alike_within_a_recording(icc:
 
 def test_intervals_and_p_say_the_same_at_every_look() -> None:
     """The interval ends at the threshold where the p of all looks is 2.5 %."""
-    names, rng = TYPICAL.tolist(), np.random.default_rng(0)
+    names, rng = [str(number) for number in TYPICAL], np.random.default_rng(0)
     for looks in (Looks((3,), 7), Looks((3, 5), 7), Looks((3, 5, 7), 7)):
         kept = [i for i in range(24) if TYPICAL[i] < looks.counts[-1]]
         values, of = clustered(rng, TYPICAL, 0.4)[kept], [names[i] for i in kept]
@@ -213,6 +213,6 @@ def test_the_order_is_random_but_the_same_every_time(world: World) -> None:
 def test_settings_that_do_not_go_together_are_refused(world: World) -> None:
     for more in ({"budget": "30m"}, {"against": "runs/other"}, {"metrics": ["fvd"]}):
         with pytest.raises(ConfigError, match=r"eval\.sequential=true"):
-            Eval(sequential=True, **more)  # type: ignore[arg-type]
+            Eval(sequential=True, **more)
     with pytest.raises(ConfigError, match="samples in one process"):
         evaluate(world.config(*options("eval.devices=2")))

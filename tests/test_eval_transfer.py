@@ -143,7 +143,7 @@ def test_wrong_settings_name_the_key() -> None:
         ("required", ["speed"]),
     ):
         with pytest.raises(ConfigError, match=f"transfer.{key}="):
-            Transfer(**{key: value})
+            Transfer(**{key: value})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"eval\.sequential=true is for eval"):
         settings("conf=deblur", "eval.sequential=true")
     with pytest.raises(ConfigError, match=r"transfer\.effect=none\.safetensors does not exist"):
