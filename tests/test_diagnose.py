@@ -30,6 +30,7 @@ from iclora_train.signals.pose import PoseReader
 from iclora_train.signals.track_drawing import draw_tracks
 from tests.clips import moving
 from tests.eval_world import World, build
+from tests.test_depth import write_network
 
 CANNY = CannyEdges(low=100.0, high=200.0, thickness=2, soft=0.6)  # as conf/conf/canny.yaml
 HEIGHT, WIDTH, FRAMES = 96, 128, 9
@@ -223,6 +224,21 @@ def test_without_a_task_the_look_of_the_reference_decides(tmp_path: Path, capsys
     skeleton = np.zeros_like(picture())
     skeleton[:, 20:60, 40:44] = (255, 85, 0)
     assert reference_kind(union, skeleton) == "pose"
+
+
+def test_the_control_of_a_union_is_read_with_its_own_settings(tmp_path: Path) -> None:
+    reference = CANNY.draw(picture(), (HEIGHT, WIDTH))
+    controls = {"control.pose": {}, "control.canny": {"args": {"low": 100, "high": 200, "thickness": 2, "soft": 0.6}}}
+    union = Task(name="union", family="structure", maker="union", maker_args={"controls": controls})
+    single = Task(name="canny", family="structure", maker="control.canny", maker_args=controls["control.canny"]["args"])
+    bare = Task(name="union", family="structure", maker="union", maker_args={"controls": {"control.canny": {}}})
+    values = [agreement("edges", task, picture(), reference)[0] for task in (union, single, bare)]
+    assert values[0] == values[1] != values[2]
+    model = str(write_network(tmp_path / "net", "relative"))
+    depth = Task(
+        "union", "structure", maker="union", maker_args={"controls": {"control.depth": {"args": {"model": model}}}}
+    )
+    assert agreement("depth", depth, picture(), grey_of(picture()))[1] is None
 
 
 def test_the_measures_are_perfect_for_identity_and_fall_with_distance() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from eval.compare import compare
+from eval.compare import compare, load
 from eval.judging.symptoms import find_symptoms
 from eval.junit import claim_cases, comparison_cases
 from eval.scores import headline, judged
 from eval.scoring.common_scale import ControlScale, agreement_by_frame, recorded_scales, with_agreement
 from iclora_train.config import ConfigError, Thresholds
+from iclora_train.core.scores import as_json
 
 PER_CONTROL = 9
 METRICS = {"canny": "edge_f1", "pose": "pose_pck", "depth": "depth_error"}
@@ -216,3 +218,37 @@ def test_controls_read_by_other_networks_are_not_compared() -> None:
         compare(FOLLOWS, other)
     older = {key: value for key, value in FOLLOWS.items() if key != "readers"}  # does not name them
     assert not compare(FOLLOWS, older)["worse"]
+
+
+def older(scores: dict[str, Any]) -> dict[str, Any]:
+    """The scores of a union by an earlier version, which judged every window by its edges."""
+    old = {key: value for key, value in deepcopy(scores).items() if key not in ("controls", "readers", "digest")}
+    old |= {"primary": "edge_f1", "adherence": "edge_f1"}
+    old["clips"] = [{key: clip[key] for key in ("key", "source", "partner")} for clip in old["clips"]]
+    del old["metrics"]["agreement"]
+    for row in (*old["windows"].values(), *old["per_window"]["conditions"].values(), old["per_window"]["donor"]):
+        del row["agreement"]
+    del old["thresholds"]["own_over_swapped"]
+    return old
+
+
+def test_scores_of_an_earlier_version_are_read_and_judged(tmp_path: Path) -> None:
+    old = older(FOLLOWS)
+    (tmp_path / "scores.json").write_bytes(as_json(old))
+    read = load(tmp_path)
+    assert not compare(read, read)["worse"]
+    assert {"edge_gap", "picture", "swap_floor"} <= {verdict["name"] for verdict in judged(read, 8, 4)["verdicts"]}
+    with pytest.raises(ConfigError, match="their primary, clips differ"):
+        compare(read, FOLLOWS)
+
+
+def test_damaged_controls_are_named(tmp_path: Path) -> None:
+    damaged = deepcopy(FOLLOWS)
+    damaged["controls"]["pose"]["windows"].append(99)
+    (tmp_path / "scores.json").write_bytes(as_json(damaged))
+    with pytest.raises(ConfigError, match="a control has a metric or windows that it does not list"):
+        load(tmp_path)
+    damaged["controls"]["pose"] = {"metric": 3}
+    (tmp_path / "scores.json").write_bytes(as_json(damaged))
+    with pytest.raises(ConfigError, match="is not a scores"):
+        load(tmp_path)

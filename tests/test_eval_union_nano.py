@@ -86,7 +86,8 @@ def test_an_output_that_follows_only_edges_fails_the_claim_of_the_pose(tmp_path:
     scores = json.loads((report.parent / "scores.json").read_text())
     outcomes = {verdict["name"]: verdict["outcome"] for verdict in scores["verdicts"]}
     pose = scores["controls"]["pose"]
-    assert pose["cells"]["ceiling"]["pose_pck"]["mean"] > 0.5  # people are found after the VAE
+    ceiling, floor = (pose["cells"][row]["pose_pck"]["mean"] for row in ("ceiling", "floor"))
+    assert ceiling > floor + 0.2  # people are found after the VAE
     edges_of_poses = pose["cells"]["adapter+reference"]["edge_gap"]
     assert edges_of_poses["low"] > 0.15  # judged by edges, as before, it would hold
     assert outcomes["edge_gap.canny"] == "holds"

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from eval.metrics import Clip, Suite
 from eval.metrics.base import CachedClip, Mask
+from eval.metrics.controls import UNION, Control, configured_controls
 from eval.metrics.edges import edge_f1, f1_of
 from iclora_train.config import Task
 from iclora_train.data.reference_kinds import MASK_COLOUR, REFERENCE_KINDS
@@ -42,7 +43,7 @@ class Agreement:
 
 def reference_kind(task: Task | None, reference: Clip) -> str:
     """The kind of picture that a reference is, as in `REFERENCE_KINDS`; `union` and no task are judged by its look."""
-    if task is not None and task.maker != "union":
+    if task is not None and task.maker != UNION:
         return REFERENCE_KINDS.get(task.maker, "degraded")
     drawn = reference.max(-1)
     is_coloured = (reference.max(-1).astype(int) - reference.min(-1)) > STROKE // 2
@@ -68,9 +69,10 @@ def agreement(kind: str, task: Task | None, clip: Clip, reference: Clip) -> tupl
 
 def _control(kind: str, task: Task | None, clip: Clip, reference: Clip) -> tuple[Agreement | None, str | None]:
     """The control is extracted from the clip as the task's maker does, and compared with the drawing."""
-    if task is None or task.maker == "union":
-        maker = f"control.{ {'edges': 'canny'}.get(kind, kind) }"
-        task = Task(name=kind, family="structure", maker=maker)
+    if task is None or task.maker == UNION:
+        of_kind = [] if task is None else [c for c in configured_controls(task) if REFERENCE_KINDS.get(c.maker) == kind]
+        control = (of_kind or [Control(f"control.{ {'edges': 'canny'}.get(kind, kind) }")])[0]
+        task = control.task(Task(name=kind, family="structure", maker=control.maker))
     suite = Suite.of(task, side=min(clip.shape[1:3]))
     drawn = suite.control(clip)
     if suite.not_run or drawn is None:

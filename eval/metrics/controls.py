@@ -72,14 +72,20 @@ def mixed_controls(task: Task, windows: Sequence[Sequence[Control]]) -> dict[str
     """
     if task.family != "structure":
         return {}
-    configured = dict(_leaves(task.maker_args)).values() if task.maker == UNION else ()
-    controls = {control.name: control for control in (*configured, *(c for window in windows for c in window))}
+    controls = {
+        control.name: control for control in (*configured_controls(task), *(c for window in windows for c in window))
+    }
     return controls if task.maker == UNION or len(controls) > 1 else {}
+
+
+def configured_controls(task: Task) -> list[Control]:
+    """The controls that a union chooses from, in the order of its settings; none for another task."""
+    return list(dict(_leaves(task.maker_args)).values()) if task.maker == UNION else []
 
 
 def makers_of(task: Task) -> set[str]:
     """The makers of a task: of a union all that it chooses from, else its own."""
-    return {maker for maker, _ in _leaves(task.maker_args)} if task.maker == UNION else {task.maker}
+    return {control.maker for control in configured_controls(task)} if task.maker == UNION else {task.maker}
 
 
 def joint_name(controls: Sequence[str]) -> str:
