@@ -184,6 +184,17 @@ def test_differences_are_paired_within_windows(finished: World) -> None:
     assert rows["3 steps"]["cost"]["differences"]["psnr"]["difference"]["mean"] == pytest.approx(expected)
 
 
+def test_the_control_is_compared_in_pairs(finished: World) -> None:
+    rows = by_name(record(finished))
+    for name in ("3 steps", "fp8", "16x16x5"):
+        cost, own = rows[name]["cost"], rows[REFERENCE]["cost"]
+        expected = cost["control"]["mean"] - own["control"]["mean"]
+        assert cost["control_change"]["mean"] == pytest.approx(expected, abs=1e-9)
+        assert cost["control_change"]["n"] == 4
+    assert rows[REFERENCE]["cost"]["control_change"]["mean"] == 0
+    assert rows["attention 0.5"]["cost"]["control_change"] is None, "without swapped references"
+
+
 def test_the_page_has_every_sentence_and_runs_nothing(finished: World) -> None:
     page = (results_folder(settings(*arguments(finished))) / "transfer.html").read_text()
     for line in record(finished)["sentences"]:

@@ -31,7 +31,8 @@ Word = Literal["equivalent", "worse", "better", "not decided"]
 class Cost(TypedDict):
     """What one choice costs.
 
-    value: primary metric. control: loss of adherence with another recording's reference. differences: of every metric,
+    value: primary metric. control: loss of adherence with another recording's reference; control_change: the same,
+    choice minus the task's settings, paired. differences: of every metric,
     choice minus the task's settings, paired. p_holm: of `change`, corrected for the number of choices. kept: share of
     the adapter's gain over base + reference that is kept, None if the adapter gains nothing. p: that kept lies within
     the tolerance around 1 (two one-sided tests). word: the outcome.
@@ -39,6 +40,7 @@ class Cost(TypedDict):
 
     value: Estimate
     control: Estimate | None
+    control_change: Estimate | None
     differences: dict[str, Difference]
     p_holm: float | None
     kept: Estimate | None
@@ -105,7 +107,7 @@ def costs(
 ) -> dict[str, Cost]:
     """The cost of every choice by name. reference: the scores under the task's own settings. resized: names of the
     choices whose clips have another size."""
-    of = recordings(reference)
+    of, own = recordings(reference), _swap_lost(reference)
     changes = {name: change(reference, scores, name in resized) for name, scores in choices.items()}
     p_values = {name: p for name, x in changes.items() if x is not None and (p := two_sided_p(x, of)) is not None}
     corrected = holm({name: p for name, p in p_values.items() if choices[name] is not reference})
@@ -115,7 +117,8 @@ def costs(
         p = None if shares is None else Bound(1 - tolerance, 1 + tolerance).p(shares, of)
         result[name] = Cost(
             value=estimate(_measured(scores, reference["primary"]), of),
-            control=estimate_or_none(_swap_lost(scores), of),
+            control=estimate_or_none(lost := _swap_lost(scores), of),
+            control_change=estimate_or_none(None if lost is None or own is None else lost - own, of),
             differences=compare(reference, scores)["metrics"],
             p_holm=corrected.get(name),
             kept=estimate_or_none(shares, of),
