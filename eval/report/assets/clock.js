@@ -150,7 +150,7 @@ const watcher = new IntersectionObserver((entries) => {
     } else {
       target.pause();
       near.delete(target);
-      target.kept = [];
+      forget(target);
     }
   }
   refresh();

@@ -3,40 +3,90 @@
 // every frame that a video presents is kept with its number, and drawn on a canvas over the video when all players of
 // its group have it. Browsers that do not report frames show the videos themselves.
 const KEPT = 8; // frames kept of each player
+const EARLY = 10, MARGIN = 2; // milliseconds by which a picture must be taken before the next frame
 const STARVED = 400; // milliseconds without a common frame before all players of a group are sent to the same one
+const PATIENCE = 250; // milliseconds that a stopped video has to report its frame
 const reportsFrames = "requestVideoFrameCallback" in HTMLVideoElement.prototype;
 const boxOf = (video) => video.closest("[data-fps]");
 
 function cover(video) { // put a canvas over a player
-  video.kept = [];
+  Object.assign(video, { kept: [], spare: [], waiting: null });
   if (!reportsFrames) return;
   const canvas = document.createElement("canvas");
   canvas.setAttribute("aria-hidden", "true"); // the video has the label
   video.after(canvas);
   video.cover = canvas;
   video.addEventListener("emptied", () => { // another clip
-    video.kept = [];
+    forget(video);
     boxOf(video).drawn = null;
   });
   const record = (now, meta) => {
-    video.presented = { time: meta.mediaTime, at: meta.expectedDisplayTime };
-    keep(video, Math.round(meta.mediaTime * timing(video).fps));
-    video.requestVideoFrameCallback(record);
+    video.requestVideoFrameCallback(record); // first, so that the next frame is not missed
+    video.presented = { time: meta.mediaTime, at: meta.expectedDisplayTime, number: numberOf(video, meta.mediaTime) };
+    if (video.paused) settle(video);
+    else runs(video, meta);
   };
   video.requestVideoFrameCallback(record);
+  video.addEventListener("seeked", () => {
+    settle(video);
+    setTimeout(() => insist(video), PATIENCE);
+  });
 }
 
-function keep(video, number) { // the frame that the video presents now
-  if (!near.has(video) || !video.cover.clientWidth) return;
-  if (!video.kept.some((frame) => frame.number === number)) {
-    const picture = video.kept.length < KEPT ? document.createElement("canvas") : video.kept.shift().picture;
-    const inViewer = viewer.contains(video), shown = Math.ceil(video.cover.clientWidth * devicePixelRatio);
-    const width = inViewer ? video.videoWidth : Math.min(video.videoWidth, shown);
-    const height = Math.round((width * video.videoHeight) / video.videoWidth);
-    if (picture.width !== width || picture.height !== height) Object.assign(picture, { width, height });
-    picture.getContext("2d").drawImage(video, 0, 0, width, height);
-    video.kept.push({ number, picture });
+function forget(video) {
+  Object.assign(video, { kept: [], spare: [], waiting: null, presented: null });
+}
+
+const numberOf = (video, time) => Math.round(time * timing(video).fps);
+
+// Stopped: a video stands at the frame that was sought, so its picture is that of the last report.
+function settle(video) {
+  const { fps } = timing(video), number = video.presented?.number;
+  if (!video.paused || video.seeking || number !== Math.floor(video.currentTime * fps)) return;
+  const picture = snapshot(video);
+  if (picture) keep(video, number, picture);
+}
+
+function insist(video) { // the report of the frame was missed: seek again
+  if (!video.paused || video.seeking || clock.playing || !active().includes(video)) return;
+  const wanted = Math.min(frameOf(clock.position), timing(video).frames - 1);
+  if (!video.kept.some((frame) => frame.number === wanted)) set(video, wanted + 0.5);
+}
+
+// Running: on a busy machine the next frame may be there already when the report of a frame is read, and its picture
+// would get the wrong number. A picture counts if it was taken long before the next frame was due, or if that frame came
+// later than the picture, which its own report tells.
+function runs(video, meta) {
+  const waiting = video.waiting, { number } = video.presented;
+  video.waiting = null;
+  if (waiting && meta.presentedFrames === waiting.count + 1 && meta.presentationTime > waiting.taken + MARGIN) {
+    keep(video, waiting.number, waiting.picture);
+  } else if (waiting) video.spare.push(waiting.picture);
+  const picture = video.kept.some((frame) => frame.number === number) ? null : snapshot(video);
+  if (!picture) {
+    paint(boxOf(video));
+    return;
   }
+  const taken = performance.now(), interval = 1000 / (timing(video).fps * video.playbackRate);
+  if (taken < meta.presentationTime + interval / 2 - EARLY) keep(video, number, picture);
+  else video.waiting = { number, picture, taken, count: meta.presentedFrames };
+}
+
+function snapshot(video) { // the picture that the video shows now, as large as it is needed
+  if (!near.has(video) || !video.cover.clientWidth || !video.videoWidth) return null;
+  const picture = video.spare.pop() ?? document.createElement("canvas");
+  const inViewer = viewer.contains(video), shown = Math.ceil(video.cover.clientWidth * devicePixelRatio);
+  const width = inViewer ? video.videoWidth : Math.min(video.videoWidth, shown);
+  const height = Math.round((width * video.videoHeight) / video.videoWidth);
+  if (picture.width !== width || picture.height !== height) Object.assign(picture, { width, height });
+  picture.getContext("2d").drawImage(video, 0, 0, width, height);
+  return picture;
+}
+
+function keep(video, number, picture) {
+  if (video.kept.some((frame) => frame.number === number)) video.spare.push(picture);
+  else video.kept.push({ number, picture });
+  if (video.kept.length > KEPT) video.spare.push(video.kept.shift().picture);
   paint(boxOf(video));
 }
 
