@@ -264,3 +264,36 @@ def test_the_report_and_the_tests_of_a_ci_server_name_the_controls(evaluated: Wo
     assert "swap_floor.tracks" in page
     claims = (evaluated.root / "claims.xml").read_text()
     assert 'name="edge_gap.canny"' in claims
+
+
+# ---- several references in a window
+
+
+def with_two_references(pair: Pair, window: int) -> Pair:
+    """Edges and tracks of the same target, as two references."""
+    parts = [controlled(replace(pair, key=f"{pair.key[0]}-a-0"), number) for number in (0, 1)]
+    made = [{"maker": part.record["drawn"]["control"], "args": {}, "drawn": part.record["drawn"]} for part in parts]
+    references = tuple(part.references[0] for part in parts)
+    return replace(pair, target=parts[0].target, references=references, record={**pair.record, "references": made})
+
+
+def test_every_reference_of_a_window_is_scored_by_its_own_metric(tmp_path: Path) -> None:
+    settings = ("task.reference_downscale=1", "eval.seeds=[0]", "eval.strengths=[1,0]")
+    world = build(tmp_path, task="canny", settings=settings, controlled=with_two_references)
+    evaluate(world.config())
+    result = scores(world)
+    assert violations(result, SCHEMA) == []
+    assert {clip["control"] for clip in result["clips"]} == {"canny + tracks"}
+    assert [(n, c["metric"], c["windows"]) for n, c in result["controls"].items()] == [
+        ("canny", "edge_f1", [0, 1, 2, 3]),
+        ("tracks", "track_error", [0, 1, 2, 3]),
+    ]
+    row, parts = result["windows"]["adapter+reference"], []
+    for entry in result["controls"].values():
+        if entry["in_agreement"]:
+            scale = entry["ceiling"] - entry["floor"]
+            parts.append((np.array(row[entry["metric"]]) - entry["floor"]) / scale)
+    if parts:
+        assert row["agreement"] == pytest.approx(np.mean(parts, axis=0).tolist(), abs=1e-3)
+    names = {verdict["name"] for verdict in result["verdicts"]}
+    assert {"swap_floor.canny", "swap_floor.tracks"} <= names

@@ -57,7 +57,7 @@ def control_lines(scores: Mapping[str, Any]) -> list[str]:
         count = f"{len(control['windows'])} windows of {control['recordings']} recordings"
         few = ", too few to decide" if control["too_few"] else ""
         apart = "" if control["in_agreement"] else "; left out of `agreement`: ceiling and floor do not differ"
-        lines.append(f"control {name}: {text}, {count}{few}: gates {control['outcome']}{apart}")
+        lines.append(f"control {name}: {text}, {count}{few}; gates: {control['outcome']}{apart}")
     return lines
 
 

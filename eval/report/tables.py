@@ -89,7 +89,7 @@ def controls(scores: Scores) -> str:
     for name, control in several.items():
         metric, few = control["metric"], "too few to decide, " if control["too_few"] else ""
         count = f"{len(control['windows'])} windows of {control['recordings']} recordings"
-        head = f"{escape(name)}<small>{metric_name(scores, metric)}; {count}; {few}gates {control['outcome']}; "
+        head = f"{escape(name)}<small>{metric_name(scores, metric)}; {count}; {few}gates: {control['outcome']}; "
         head += f"read by {escape(control['reader'])}</small>"
         rows.append((head, [interval(control["cells"][c].get(metric), digits(scores, metric)) for c in conditions]))
     caption = "Each control by its own metric, on its own windows; all of them have to hold."
