@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from data_prep.settle_clips import settle_clips, stored_changes, with_splits
 from data_prep.share import IN_PROGRESS, remove_progress, show_share, writing_share
 from data_prep.vae_check import check_with_vae
 from data_prep.write_shards import Job, ShardPlan, write_shards
-from iclora_train.config import Config, ConfigError, require
+from iclora_train.config import Config, ConfigError
 from iclora_train.config.paths import user_path
 from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import LockedFolderError, exclusive, sha256
@@ -161,6 +162,9 @@ def check_fit(config: Config, geometry: Geometry) -> None:
     """ConfigError unless targets and references of every size fit the VAE."""
     task = config.task
     downscale, temporal_scale = task.reference_downscale, task.reference_temporal_scale
+    for_references = replace(
+        geometry, spatial=geometry.spatial * downscale, temporal=geometry.temporal * temporal_scale
+    )
     for data in config.data.sizes():
         size = f"{data.width}x{data.height}x{data.frames}"
         keys = f"data.buckets={size}" if config.data.buckets else "data.frames, data.height, data.width"
@@ -168,17 +172,11 @@ def check_fit(config: Config, geometry: Geometry) -> None:
             geometry.latent_size(data.frames, data.height, data.width)
         except ValueError as error:
             raise ConfigError(f"{keys}: {error}") from error
-        require(
-            data.height % downscale == 0 and data.width % downscale == 0 and (data.frames - 1) % temporal_scale == 0,
-            f"task.reference_downscale={downscale}, task.reference_temporal_scale={temporal_scale} do not divide a "
-            f"target of {size}",
-        )
         try:
-            frames = (data.frames - 1) // temporal_scale + 1
-            geometry.latent_size(frames, data.height // downscale, data.width // downscale)
+            for_references.latent_size(data.frames, data.height, data.width)
         except ValueError as error:
-            message = f"a reference {downscale}x smaller and {temporal_scale}x slower than data's {size}: {error}"
-            raise ConfigError(message) from error
+            factors = f"task.reference_downscale={downscale}, task.reference_temporal_scale={temporal_scale}"
+            raise ConfigError(f"{keys}: with the references of {factors}, {error}") from error
 
 
 def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: ClipCache | None = None) -> Fingerprints:

@@ -34,7 +34,7 @@ from data_prep.clips.windows import train_windows
 from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
 from data_prep.measure import MeasuredPair, measure_unit, time_vae
-from data_prep.pipeline import SHARD_CLIPS
+from data_prep.pipeline import SHARD_CLIPS, check_fit
 from data_prep.select_clips import select_clips
 from data_prep.write_shards import Job, ShardPlan, process_unit, split_into_units, write_shards
 from iclora_train.config import Config, ConfigError, require, to_config
@@ -48,6 +48,8 @@ GB = 1e9
 
 def job_of(config: Config) -> Job:
     """The job of data_prep for train windows, of which each clip has the same number."""
+    base = open_base(config.model)
+    check_fit(config, base.geometry)
     clips = clips_of(config)
     selected, dropped = select_clips(clips, config)
     require(len(selected) > 0, f"data.clips={config.data.clips}: no clip is usable, e.g. {dropped[:1]}")
@@ -58,7 +60,7 @@ def job_of(config: Config) -> Job:
     root, of = Path(config.data.root), {"benchmark": "prep"}
     by_id = {probed.clip.id: probed.clip for probed in usable}
     fingerprints = {"pairs": of, "latents": of}
-    return Job(root, fingerprints, plan, by_id, config, open_base(config.model), CheckLog(root, "benchmark"))
+    return Job(root, fingerprints, plan, by_id, config, base, CheckLog(root, "benchmark"))
 
 
 def measured_pairs(job: Job, count: int) -> list[MeasuredPair]:

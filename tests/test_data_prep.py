@@ -317,8 +317,14 @@ def test_clips_without_a_caption_are_reported(tmp_path, base):
         ("data.clips=/nowhere", r"data\.clips=/nowhere: /nowhere does not exist; give samples, a folder"),
         ("data.frames=6", r"data\.frames.*frames=6 is not 4k\+1 \(use 5 or 9\)"),
         ("data.height=30", r"height=30 is not a multiple of 8"),
-        ("task.reference_downscale=8", r"a reference 8x smaller.*height=4 is not a multiple of 8"),
-        ("task.reference_temporal_scale=3", r"task\.reference_temporal_scale=3 do not divide"),
+        (
+            "task.reference_downscale=8",
+            r"task\.reference_downscale=8.*height=32 is not a multiple of 64 \(use 64 or 128\)",
+        ),
+        (
+            "task.reference_temporal_scale=3",
+            r"task\.reference_temporal_scale=3, .*frames=5 is not 12k\+1 \(use 1 or 13\)",
+        ),
         ("task.maker=blur", r"task\.maker='blur' is not one of control\.canny, .*degrade\.defocus, "),
         ("+task.maker_args.size=3", r"task\.maker_args\.size is not an argument of degrade\.defocus.*radius, rack"),
         ("task.maker_args.radius=wide", r"task\.maker_args\.radius='wide' must be a range"),
