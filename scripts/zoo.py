@@ -1,0 +1,159 @@
+"""Train and judge an adapter for every task on nano.
+
+    python -m scripts.zoo FOLDER [--jobs 8] [--tasks deblur canny] [key=value]
+
+Every task gets a run of `python -m iclora_train conf=<task>`, which prepares, trains and evaluates. The pairs of tasks
+whose references a user supplies are made by `scripts.zoo_pairs`. Settings may follow, for all tasks.
+
+    FOLDER/runs/<task>-nano    the run, with eval/report.html
+    FOLDER/logs/<task>.log     what its commands printed
+    FOLDER/results.md          the table of all tasks (--table: another file)
+
+A task takes 10 to 15 minutes on two CPU cores. --jobs tasks run at the same time and share the cores; on a GPU they
+share the GPU. Started again, the program goes on: finished tasks are not repeated, interrupted ones continue.
+Exit code 1 if a command failed. A task whose gates do not hold is a result, not a failure; the table says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from iclora_train.config.cpus import available_cpus
+from iclora_train.config.endings import one_line_ending
+from iclora_train.config.hydra_app import conf_dir
+from iclora_train.core.progress import progress_bar
+from scripts.zoo_pairs import EDITS, write_pairs
+from scripts.zoo_table import NotRun, write_table
+
+BASE = "nano"
+POLL_SECONDS = 1.0
+NOT_RUN = {"depth": "its network is not included: see conf/conf/depth.yaml"}
+
+
+@dataclass
+class Job:
+    """A task of the zoo. settings: of its commands, as on the command line."""
+
+    task: str
+    folder: Path
+    settings: list[str] = field(default_factory=list)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return self.folder / "runs" / f"{self.task}-{BASE}"
+
+    @property
+    def scores(self) -> Path | None:
+        """The scores, the last file that a task writes; of another protocol (eval=quick) they have another folder."""
+        return next(iter(sorted(self.run.glob("eval*/scores.json"))), None)
+
+    @property
+    def log(self) -> Path:
+        """What the commands of the task print."""
+        return self.folder / "logs" / f"{self.task}.log"
+
+    def start(self, threads: int) -> None:
+        """Start the next command: training, which ends with the evaluation, or the evaluation alone."""
+        module = "eval" if (self.run / "adapter.safetensors").exists() else "iclora_train"
+        places = [f"data.root={self.folder / 'data' / self.task}", f"runs_dir={self.folder / 'runs'}"]
+        command = [sys.executable, "-m", module, f"conf={self.task}", *places, *self.settings]
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            log.write(f"$ {' '.join(command)}\n".encode())
+            log.flush()
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+
+    def last_line(self) -> str:
+        """The last line of the log: what failed."""
+        lines = self.log.read_text(errors="replace").split("\n") if self.log.exists() else []
+        return next((line for line in reversed(lines) if line.strip()), "no output")
+
+
+def task_names() -> list[str]:
+    """All tasks of conf/conf."""
+    return sorted(path.stem for path in Path(conf_dir(), "conf").glob("*.yaml"))
+
+
+def jobs_of(tasks: Sequence[str], folder: Path, settings: Sequence[str]) -> list[Job]:
+    """The tasks that can run, with the pairs that they need."""
+    jobs = []
+    for task in tasks:
+        if task in NOT_RUN:
+            continue
+        of_task = []
+        if task in EDITS:  # the window is the whole picture, because the edit has its place in it
+            of_task = [f"data.clips={write_pairs(task, folder / 'pairs' / task)}", "data.short_side=64"]
+        jobs.append(Job(task, folder, ["eval.report=files", *of_task, *settings]))
+    return jobs
+
+
+def run_all(jobs: Sequence[Job], at_once: int, threads: int) -> list[Job]:
+    """Run the jobs that are not finished, `at_once` of them at a time. Returns those whose command failed."""
+    waiting = [job for job in jobs if job.scores is None]
+    running, failed = list[Job](), list[Job]()
+    with progress_bar("training and judging", len(jobs), "task") as bar:
+        bar.skip(len(jobs) - len(waiting))
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    running.append(waiting.pop(0))
+                    running[-1].start(threads)
+                time.sleep(POLL_SECONDS)
+                for job in [job for job in running if job.process is not None and job.process.poll() is not None]:
+                    running.remove(job)
+                    bar.advance()
+                    if job.scores is None:
+                        failed.append(job)
+        finally:
+            _stop(running)
+    return failed
+
+
+def _stop(jobs: Sequence[Job]) -> None:
+    """End the commands, which write a checkpoint first, and wait for them."""
+    processes = [job.process for job in jobs if job.process is not None]
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.wait()
+
+
+def main() -> int:
+    """Run the tasks and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--tasks", nargs="+", choices=task_names(), default=task_names())
+    parser.add_argument("--jobs", type=int, default=max(available_cpus() // 2, 1), help="tasks at the same time")
+    parser.add_argument("--table", type=Path, help="the table of results; pictures are written beside it")
+    options, settings = parser.parse_known_args()
+    unknown = [word for word in settings if word.startswith("-") or "=" not in word]
+    if unknown or options.jobs < 1:
+        parser.error(f"not a setting: {unknown[0]}" if unknown else "--jobs must be at least 1")
+    folder: Path = options.folder.resolve()
+    jobs = jobs_of(options.tasks, folder, settings)
+    failed = run_all(jobs, options.jobs, max(available_cpus() // options.jobs, 1))
+    not_run = [NotRun(task, NOT_RUN[task]) for task in options.tasks if task in NOT_RUN]
+    not_run += [NotRun(job.task, job.last_line()) for job in failed]
+    done = {job.task: job.scores for job in jobs if job.scores is not None}
+    table = options.table or folder / "results.md"
+    write_table(table, done, not_run)
+    print(f"{len(done)} tasks judged, {len(failed)} failed: {table}")
+    for job in failed:
+        print(f"{job.task} failed, see {job.log}: {job.last_line()}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    with one_line_ending("the same command goes on"):
+        code = main()
+    raise SystemExit(code)
