@@ -81,11 +81,8 @@ def _section(task: str, scores: Mapping[str, Any], picture: Path | None) -> str:
         value = format_estimate(verdict["value"])
         lines.append(f"| {verdict['claim']} | {value} | {verdict['threshold']} | {verdict['outcome']} |")
     lines += [f"| {name} | not measured | | |" for name in scores["gates"]["not_measured"]]
-    versions = scores["provenance"]["versions"]
-    device = scores["provenance"]["device"]
-    lines.append(
-        f"\n{len(scores['clips'])} windows, {len(scores['seeds'])} seeds; {device}, torch {versions['torch']}."
-    )
+    device, torch = scores["provenance"]["device"], scores["provenance"]["versions"].get("torch", "of unknown version")
+    lines.append(f"\n{len(scores['clips'])} windows, {len(scores['seeds'])} seeds; {device}, torch {torch}.")
     return "\n".join(lines) + "\n"
 
 
