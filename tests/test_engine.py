@@ -13,6 +13,7 @@ import torch
 from data_prep import pipeline, write_shards
 from data_prep.clips.windows import Window
 from data_prep.encode_latents import ClipPair, LatentEncoder
+from data_prep.engines import local
 from data_prep.engines.base import Engine, Failure
 from data_prep.engines.local import WorkerEngine, create_engine
 from data_prep.lost_windows import LostWindowsError
@@ -61,6 +62,16 @@ def test_workers_go_on_while_the_caller_uses_results_that_came_early(tmp_path):
         assert [next(results), next(results)] == [0, 1]  # by now results 2 and 3 are there too
         wait_for(tmp_path / "4")
         assert list(results) == [2, 3, 4, 5]
+
+
+def test_workers_stop_while_results_that_wait_are_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "MOST_BYTES", 1)
+    with closing(create_engine("local", 2)) as engine:
+        results = engine.map(leave_trace, [(number, str(tmp_path)) for number in range(1, 9)])
+        assert next(results) == 1
+        time.sleep(0.5)
+        assert len(list(tmp_path.iterdir())) == 2  # one item for each worker
+        assert list(results) == [*range(2, 9)]
 
 
 def test_a_worker_uses_one_thread_for_everything(tmp_path):

@@ -48,11 +48,12 @@ def _write(handle: int, part: memoryview, offset: int) -> None:
         written += os.pwrite(handle, part[written:], offset + written)
 
 
-def receive(connection: Connection[Any, Any]) -> Any:
-    """The next message of `send`. EOFError or OSError if the sender has died."""
+def receive(connection: Connection[Any, Any]) -> tuple[Any, int]:
+    """The next message of `send`, and its size in bytes. EOFError or OSError if the sender has died."""
     parts = connection.recv()
     if isinstance(parts[0], bytes):
-        return reduction.ForkingPickler.loads(parts[0], buffers=[bytearray(part) for part in parts[1:]])
+        message = reduction.ForkingPickler.loads(parts[0], buffers=[bytearray(part) for part in parts[1:]])
+        return message, sum(map(len, parts))
     handle = reduction.recv_handle(connection)
     try:
         end = max(offset + size for offset, size in parts)
@@ -60,4 +61,4 @@ def receive(connection: Connection[Any, Any]) -> Any:
     finally:
         os.close(handle)
     text, *buffers = (memory[offset : offset + size] for offset, size in parts)
-    return reduction.ForkingPickler.loads(text, buffers=buffers)
+    return reduction.ForkingPickler.loads(text, buffers=buffers), end

@@ -28,6 +28,7 @@ from iclora_train.config.endings import SIGNALS
 
 ENGINES = ("local", "ray")
 ENDINGS = (signal.SIGINT, *SIGNALS)  # they may reach all processes of a terminal or a job
+MOST_BYTES = 4 * 2**30  # of results that wait; then workers get no new items. A pair of 960x544x89 has 280 MB
 
 _CONTEXT = multiprocessing.get_context("forkserver")  # new workers start in milliseconds, without threads or CUDA
 
@@ -115,11 +116,12 @@ class _Work:
     retries: deque[Task] = field(default_factory=deque)
     busy: dict[_Worker, Task] = field(default_factory=dict)
     results: dict[int, Any] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)  # bytes of the results
 
     def hand_out(self, number: int) -> None:
         """Give every idle worker an item. number: of the result that the caller needs next."""
         for worker in [worker for worker in self.workers if worker not in self.busy]:
-            may_start = self.started < number + 2 * len(self.workers)
+            may_start = self.started < number + 2 * len(self.workers) and sum(self.sizes.values()) < MOST_BYTES
             new = (Task(i, item) for i, item in islice(self.items, int(may_start)))
             task = self.retries.popleft() if self.retries else next(new, None)
             if task is None:
@@ -128,13 +130,19 @@ class _Work:
             self.busy[worker] = task
             worker.submit(self.function, task.item)
 
+    def take(self, number: int) -> Any:
+        """A result, which is no longer kept."""
+        self.sizes.pop(number, None)
+        return self.results.pop(number)
+
     def collect(self, timeout: float | None = None) -> None:
         """Wait until a worker replies (a result) or dies (a retry, or a Failure); at most `timeout` seconds."""
         ready = wait([worker.connection for worker in self.busy], timeout)
         for worker in [worker for worker in self.busy if worker.connection in ready]:
             task = self.busy[worker]
             try:
-                self.results[task.number] = unwrap(big_messages.receive(worker.connection))
+                message, self.sizes[task.number] = big_messages.receive(worker.connection)
+                self.results[task.number] = unwrap(message)
             except (EOFError, OSError):
                 task.deaths += 1
                 ending = worker.stop()
@@ -156,7 +164,7 @@ class WorkerEngine:
         self._workers = [_Worker() for _ in range(workers)]
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
-        """See Engine.map. Up to two items per worker are read ahead."""
+        """See Engine.map. Up to two items per worker are read ahead, until results of MOST_BYTES wait."""
         work = _Work(function, enumerate(items), self._workers)
         try:
             for number in count():
@@ -169,7 +177,7 @@ class WorkerEngine:
                 if work.busy:
                     work.collect(timeout=0)
                     work.hand_out(number)  # the workers go on while the caller uses the result
-                yield work.results.pop(number)
+                yield work.take(number)
         finally:
             for worker in work.busy:
                 if worker.started:
