@@ -27,6 +27,7 @@ from iclora_train.core.progress import progress_bar
 from iclora_train.media.clip import read_clip
 from iclora_train.media.shard_clip import encode_clip
 
+LISTING = "clips.csv"
 FPS = 25.0  # of a clip whose list names none
 Edit = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
@@ -98,7 +99,7 @@ def _middle_square(path: Path) -> np.ndarray:
 
 def write_pairs(task: str, folder: Path) -> Path:
     """Write the pairs of a task, with the samples' splits, captions and recordings, and return the list of clips."""
-    listing = folder / "clips.csv"
+    listing = folder / LISTING
     if listing.exists():
         return listing
     folder.mkdir(parents=True, exist_ok=True)

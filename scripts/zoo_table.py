@@ -15,7 +15,7 @@ import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE
 from eval.judging.answer import answer
-from eval.judging.ranking import first_examples
+from eval.judging.ranking import Example, first_examples
 from eval.report.media import FOLDER as MEDIA
 from eval.statistics.estimates import format_estimate
 from iclora_train.core.atomic_files import write_atomic
@@ -25,7 +25,9 @@ CLIPS = ("reference", BASE_REFERENCE, ADAPTER_REFERENCE, "target")  # of a pictu
 MARKS = {"holds": "", "fails": " **fails**", "inconclusive": " (undecided)"}
 COLUMNS = {  # column -> the claims that it shows, without the name of a control
     "control gain": ("control_gain",),
-    "swap": ("swap_drop", "swap_floor", "edge_gap", "follows"),
+    "follows": ("edge_gap", "follows"),
+    "lost when swapped": ("swap_drop",),
+    "left when swapped": ("swap_floor",),
     "strength curve, R²": ("curve_monotone",),
     "mask": ("mask_local",),
 }
@@ -33,14 +35,16 @@ INTRODUCTION = """# What the tasks reach on nano
 
 Read this page to see what kind of adapter each task makes, and where it fails. `python -m scripts.zoo FOLDER --table
 docs/results.md` trains and judges all of them and writes this page. nano is a small base for tests
-([nano.md](nano.md)): the numbers compare the tasks, and say nothing about LTX-2. The pairs of day_to_night, water,
+(docs/nano.md): the numbers compare the tasks, and say nothing about LTX-2. The pairs of day_to_night, water,
 shave and cross_eyed are drawn by `scripts/zoo_pairs.py`.
 
-A gate decides whether an adapter is good; a diagnostic describes it ([evaluation.md](evaluation.md)). "Control gain"
-is the share of the way from the base without a reference (0) to the VAE round trip of the target (1). "Swap" is what
-is lost with another clip's reference. "Mask" is the change in the half that keeps its reference over the change in
-the other half. "Worse" is the share of windows that are worse than their input. A value that misses its threshold is
-marked; intervals are over recordings.
+A gate decides whether an adapter is good; a diagnostic describes it (docs/evaluation.md). "Control gain" is the share
+of the way from the base without a reference (0) to the VAE round trip of the target (1). "Follows" is the agreement
+with the reference above that of another clip. "Lost when swapped" and "left when swapped" are what another clip's
+reference takes away, and the agreement that is left with it (low is good). "Mask" is the change in the half that
+keeps its reference over the change in the other half (low is good). "Worse" is the share of windows that lose more
+than 0.5 dB against their input. A value that misses its threshold is marked; a claim that a task does not make is
+empty; intervals are over recordings.
 """
 
 
@@ -74,7 +78,7 @@ def _section(task: str, scores: Mapping[str, Any], picture: Path | None) -> str:
     """The answer, a picture, and the gates of a task."""
     lines = [f"\n## {task}\n", f"{answer(scores)}\n"]
     if picture is not None:
-        shown = "reference, without the adapter, with it, target: middle frame of the window of median gain"
+        shown = f"reference, without the adapter, with it, target: middle frame, {_example(scores).title}"
         lines.append(f"![{shown}](zoo/{picture.name})\n")
     lines += ["| gate | value | threshold | |", "|---|---|---|---|"]
     for verdict in _gate_verdicts(scores):
@@ -97,7 +101,7 @@ def _gates(scores: Mapping[str, Any]) -> str:
 
 
 def _cell(scores: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The values of some claims; those of a set with several controls name the control."""
+    """The values of some claims, with the name of the control in a set with several; empty if none is made."""
     parts = []
     for verdict in scores["verdicts"]:
         name, _, control = verdict["name"].partition(".")
@@ -105,7 +109,7 @@ def _cell(scores: Mapping[str, Any], names: Sequence[str]) -> str:
             unit = " dB" if verdict["threshold"].endswith("dB") else ""
             value = f"{verdict['value']['mean']:.2f}{unit}{MARKS[verdict['outcome']]}"
             parts.append(f"{control} {value}".strip())
-    return ", ".join(parts) or "not measured"
+    return ", ".join(parts)
 
 
 def _worse(scores: Mapping[str, Any]) -> str:
@@ -113,11 +117,15 @@ def _worse(scores: Mapping[str, Any]) -> str:
     return f"{harm['share']:.0%}" if harm and harm.get("share") is not None else ""
 
 
-def _picture(folder: Path, task: str, scores: Mapping[str, Any], file: Path) -> Path | None:
-    """Write the middle frames of the window of median gain side by side; None if the report has no such clips."""
+def _example(scores: Mapping[str, Any]) -> Example:
+    """The window that stands for a task: of median gain if there are three or more."""
     examples = first_examples(scores)
-    number = examples[len(examples) // 2].number
-    frames = []
+    return examples[len(examples) // 2]
+
+
+def _picture(folder: Path, task: str, scores: Mapping[str, Any], file: Path) -> Path | None:
+    """Write the middle frames of `_example` side by side; None if the report has no such clips."""
+    number, frames = _example(scores).number, []
     for name in CLIPS:
         clips = sorted((file.parent / MEDIA).glob(f"{number:03d}-{re.sub('[^a-z+]', '-', name)}-*.mp4"))
         if not clips:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -57,45 +60,77 @@ def test_pairs_keep_the_samples_splits_and_recordings(tmp_path, monkeypatch):
 
 @pytest.fixture
 def jobs(tmp_path, monkeypatch) -> list[zoo.Job]:
-    """Two jobs whose command writes the scores, and one whose command fails the first time."""
+    """Three jobs whose command writes the scores; the one of pose fails the first time."""
 
-    def start(job: zoo.Job, threads: int) -> None:
+    def start(job: zoo.Job, threads: int, pipe: int) -> None:
         scores = job.run / "eval" / "scores.json"
         fails = job.task == "pose" and not job.log.exists()
         job.log.parent.mkdir(parents=True, exist_ok=True)
         job.log.write_text("...\nerror: no memory\n\n")
         scores.parent.mkdir(parents=True, exist_ok=True)
+        job.started = time.time()
         code = "import sys; sys.exit(2)" if fails else "import sys; open(sys.argv[1], 'w').write('{}')"
-        job.process = zoo.subprocess.Popen([sys.executable, "-c", code, str(scores)])
-        started.append(job.task)
+        job.process = subprocess.Popen([sys.executable, "-c", code, str(scores)])
 
-    started: list[str] = []
     monkeypatch.setattr(zoo.Job, "start", start)
     monkeypatch.setattr(zoo, "POLL_SECONDS", 0.02)
     return [zoo.Job(task, tmp_path) for task in ("canny", "deblur", "pose")]
+
+
+def times(jobs: list[zoo.Job]) -> list[int]:
+    return [job.record.stat().st_mtime_ns if job.record.exists() else 0 for job in jobs]
 
 
 def test_a_failed_task_does_not_stop_the_others_and_only_it_runs_again(jobs):
     (failed,) = zoo.run_all(jobs, 2, 1)
     assert failed.task == "pose"
     assert failed.last_line() == "error: no memory"
-    assert [job.scores is not None for job in jobs] == [True, True, False]
-    before = {job.task: job.scores.stat().st_mtime_ns for job in jobs if job.scores}
+    before = times(jobs)
+    assert [time > 0 for time in before] == [True, True, False]
     assert not zoo.run_all(jobs, 2, 1)
-    assert all(job.scores is not None for job in jobs)
-    assert {job.task: job.scores.stat().st_mtime_ns for job in jobs if job.task in before and job.scores} == before
+    assert times(jobs)[:2] == before[:2]
+    assert all(job.scores() for job in jobs)
+
+
+def test_a_task_finished_with_other_settings_is_not_finished(jobs):
+    zoo.run_all(jobs[:1], 1, 1)
+    assert jobs[0].scores() is not None
+    assert zoo.Job("canny", jobs[0].folder, ["eval=quick"]).scores() is None
 
 
 def test_a_trained_task_is_only_evaluated(tmp_path, monkeypatch):
-    commands: list[list[str]] = []
-    monkeypatch.setattr(zoo.subprocess, "Popen", lambda command, **_: commands.append(command))
+    started: list[list[str]] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: started.append(command))
     job = zoo.Job("deblur", tmp_path, ["optim.lr=1"])
-    job.start(1)
+    job.start(1, 3)
     job.run.mkdir(parents=True)
     (job.run / "adapter.safetensors").touch()
-    job.start(1)
-    assert [command[2] for command in commands] == ["iclora_train", "eval"]
-    assert all("conf=deblur" in command and "optim.lr=1" in command for command in commands)
+    job.start(1, 3)
+    assert [command[3] for command in started] == ["iclora_train", "eval"]
+    assert all("conf=deblur" in command and "optim.lr=1" in command for command in started)
+
+
+def test_a_command_ends_with_the_program_that_started_it(tmp_path):
+    reading, writing = os.pipe()
+    job = zoo.Job("deblur", tmp_path, ["trainer.max_steps=1000"])
+    job.start(1, reading)
+    os.close(reading)
+    os.close(writing)
+    assert job.process is not None
+    assert job.process.wait(60) != 0
+    assert not job.finish()
+
+
+def test_settings_may_follow_the_tasks():
+    options, settings = zoo.parse(["out", "--jobs", "3", "--tasks", "deblur", "canny", "eval=quick"])
+    assert (options.tasks, options.jobs, settings) == (["deblur", "canny"], 3, ["eval=quick"])
+
+
+@pytest.mark.parametrize("word", ["--tasks=blur", "--step=3", "quick", "model=ltx2", "--jobs=0"])
+def test_a_wrong_word_is_named(word, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        zoo.parse(["out", word])
+    assert word.removeprefix("--").partition("=")[0] in capsys.readouterr().err
 
 
 def test_the_page_names_what_fails_and_what_was_not_judged(tmp_path):

@@ -131,9 +131,9 @@ class _Work:
             worker.submit(self.function, task.item)
 
     def take(self, number: int) -> Any:
-        """A result, which is no longer kept."""
+        """A result, which is no longer kept. Raises it if it is a ConfigError, when its turn has come."""
         self.sizes.pop(number, None)
-        return self.results.pop(number)
+        return unwrap(self.results.pop(number))
 
     def collect(self, timeout: float | None = None) -> None:
         """Wait until a worker replies (a result) or dies (a retry, or a Failure); at most `timeout` seconds."""
@@ -141,8 +141,7 @@ class _Work:
         for worker in [worker for worker in self.busy if worker.connection in ready]:
             task = self.busy[worker]
             try:
-                message, self.sizes[task.number] = big_messages.receive(worker.connection)
-                self.results[task.number] = unwrap(message)
+                self.results[task.number], self.sizes[task.number] = big_messages.receive(worker.connection)
             except (EOFError, OSError):
                 task.deaths += 1
                 ending = worker.stop()
