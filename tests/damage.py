@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import safetensors.torch
 
 from iclora_train.config import ConfigError
 
@@ -100,3 +103,14 @@ def check_reader(path: Path, read: Callable[[], Any], variants: Iterator[tuple[s
             assert repr(result) == expected, f"{path.name}, {name}: the damage was not noticed"
     path.write_bytes(original)
     return errors
+
+
+def drop_tensors(folder: Path, partial: Path, *parts: str) -> Path:
+    """Copy a network's folder to `partial`, without the tensors whose name contains one of `parts`."""
+    shutil.copytree(folder, partial)
+    file = partial / "model.safetensors"
+    whole = safetensors.torch.load_file(file)
+    kept = {name: tensor for name, tensor in whole.items() if not any(part in name for part in parts)}
+    assert all(any(part in name for name in whole) for part in parts), "every part is a part of a name"
+    safetensors.torch.save_file(kept, file, {"format": "pt"})
+    return partial

@@ -26,6 +26,7 @@ from iclora_train.config import Captioner, ConfigError
 from scripts.synthetic.video_language import use_official_names, write_gemma3_for_pictures, write_qwen
 from tests.clips import moving
 from tests.command import run, start
+from tests.damage import drop_tensors
 from tests.prep import config_of
 from tests.tiny_captioner import FRAMES, clip_frames, question, write_coloured, write_taught_captioner
 
@@ -291,6 +292,15 @@ def test_a_folder_without_a_captioner_is_refused(config_json, tmp_path):
         (tmp_path / "config.json").write_text(config_json)
     with pytest.raises(ConfigError, match=r"captioner\.model=.*give a folder with config\.json, tokenizer"):
         LocalModel.open(tmp_path, Captioner())
+
+
+def test_a_captioner_without_some_of_its_tensors_is_refused(taught, tmp_path):
+    partial = drop_tensors(taught, tmp_path / "partial", "layers.0.self_attn.q_proj")
+    with pytest.raises(ConfigError, match=r"captioner\.model=.*partial lacks tensors of a qwen3_vl .*q_proj"):
+        LocalModel.open(partial, Captioner())
+    os.truncate(partial / "model.safetensors", 2000)
+    with pytest.raises(ConfigError, match=r"captioner\.model=.*partial is not a vision-language model"):
+        LocalModel.open(partial, Captioner())
 
 
 def test_the_command_without_a_captioner_says_how_to_give_one(tmp_path):

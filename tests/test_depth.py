@@ -21,6 +21,7 @@ from iclora_train.config import ConfigError
 from iclora_train.media.frame_folder import frame_files
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.depth_network import load
+from tests.damage import drop_tensors
 
 PROCESSOR = {
     "image_processor_type": "DPTImageProcessor",
@@ -141,13 +142,30 @@ def test_missing_weights_name_the_download_command(tmp_path: Path) -> None:
 
 def test_another_kind_of_model_and_damaged_weights_are_refused(network: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ConfigError, match="is not a depth network"):
+    with pytest.raises(ConfigError, match="is a bert; supported types: depth_anything"):
         load(tmp_path)
-    broken = tmp_path / "broken"
+    truncated, broken = tmp_path / "truncated", tmp_path / "broken"
+    shutil.copytree(network, truncated)
+    os.truncate(truncated / "model.safetensors", 2000)
     shutil.copytree(network, broken)
     (broken / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match="is not a depth network"):
-        load(broken)
+    for folder in (truncated, broken):
+        with pytest.raises(ConfigError, match="is not a depth network"):
+            load(folder)
+
+
+def test_a_network_without_some_of_its_tensors_is_refused_unless_they_do_not_affect_the_depth(
+    network: Path, tmp_path: Path
+) -> None:
+    """Published folders lack the mask token, and the unit of the first fusion that has nothing to add."""
+    idle = ("backbone.embeddings.mask_token", "neck.fusion_stage.layers.0.residual_layer1.")
+    without = drop_tensors(network, tmp_path / "published", *idle)
+    frames = photos(2)
+    assert (load(without).nearness(frames) == load(network).nearness(frames)).all()
+    without = drop_tensors(network, tmp_path / "headless", "head.")
+    lacks = r"task\.maker_args\.model=.*headless lacks tensors of a depth_anything \(head\.conv1\.bias, .* and 3 more\)"
+    with pytest.raises(ConfigError, match=lacks):
+        load(without)
 
 
 def test_one_range_holds_for_the_whole_clip() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +35,7 @@ from eval.metrics.libraries import vmaf_of_frames
 from iclora_train.config import ConfigError, Eval, Task, Weights
 from iclora_train.config import extra_metrics as needs
 from tests import doses
+from tests.damage import drop_tensors
 from tests.doses import scene
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -290,6 +292,26 @@ def test_the_folder_of_another_model_is_refused(name: str, other: str, weights: 
         extra_metrics(Eval(metrics=[name], weights=Weights(**{name: getattr(weights, other)})))
     with pytest.raises(ConfigError, match=rf"eval.weights.{name}=.* is not a network"):
         extra_metrics(Eval(metrics=[name], weights=Weights(**{name: str(tmp_path)})))
+
+
+@pytest.mark.parametrize(("name", "part"), [("clip", "visual_projection"), ("dino", "encoder.layer.1.")])
+def test_a_folder_without_some_of_its_tensors_is_refused(
+    name: str, part: str, weights: Weights, tmp_path: Path
+) -> None:
+    """transformers would give random values to them."""
+    whole = Path(getattr(weights, name))
+    partial = drop_tensors(whole, tmp_path / "partial", part)
+    with pytest.raises(ConfigError, match=rf"eval\.weights\.{name}=.*partial lacks tensors of a {name}.*{part}"):
+        extra_metrics(Eval(metrics=[name], weights=Weights(**{name: str(partial)})))
+    os.truncate(partial / "model.safetensors", 2000)
+    with pytest.raises(ConfigError, match=rf"eval\.weights\.{name}=.*partial is not a network"):
+        extra_metrics(Eval(metrics=[name], weights=Weights(**{name: str(partial)})))
+
+
+def test_a_folder_may_lack_the_mask_token_of_training(weights: Weights, tmp_path: Path) -> None:
+    published = Weights(dino=str(drop_tensors(Path(str(weights.dino)), tmp_path / "published", "mask_token")))
+    values = [measured(group_of("dino", w), doses.noise(scene(), 40), scene()) for w in (weights, published)]
+    assert values[0] == values[1] < 1
 
 
 def test_clips_that_are_too_small_are_listed_as_not_run(weights: Weights) -> None:

@@ -22,6 +22,7 @@ from data_prep.captions.answers import Answer, clean
 from data_prep.captions.questions import Part, Question
 from iclora_train.config import Captioner, ConfigError, require
 from iclora_train.core.fingerprint import digest
+from iclora_train.core.networks import load_whole, refuse_unsuitable
 
 REMEDY = (
     "give a folder with config.json, tokenizer, image processor and safetensors, e.g. of Qwen/Qwen3-VL-8B-Instruct "
@@ -30,8 +31,6 @@ REMEDY = (
 FIRST_QUESTION = (  # of version 0.1
     "Describe in one plain sentence who or what is seen, what it does and where. Do not mention an image or a video."
 )
-# errors that transformers raises for a folder that does not hold a vision-language model
-UNSUITABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 
 
 class LocalModel:
@@ -53,15 +52,11 @@ class LocalModel:
         """
         require((folder / "config.json").is_file(), f"{key}={folder} holds no config.json: {REMEDY}")
         cuda = torch.cuda.is_available()
-        try:
+        with refuse_unsuitable(key, folder, "a vision-language model", REMEDY):
             processor = _open_processor(folder)
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.bfloat16 if cuda else torch.float32
-            )
-        except UNSUITABLE as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(f"{key}={folder} is not a vision-language model ({reason}): {REMEDY}") from error
-        return cls(model.eval().to("cuda" if cuda else "cpu"), processor, settings)
+            dtype = torch.bfloat16 if cuda else torch.float32
+            model = load_whole(AutoModelForImageTextToText.from_pretrained, key, folder, dtype)
+        return cls(model.to("cuda" if cuda else "cpu"), processor, settings)
 
     def answers(self, questions: Iterable[Question]) -> Iterator[Answer]:
         """The answer to each question, in order, computed in batches of captioner.batch_size."""

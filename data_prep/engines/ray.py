@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.engines.base import CALLS_PER_ENCODER, MAX_ATTEMPTS, E, Failure, R, T, Task, call, unwrap
 from data_prep.engines.one_core import use_one_core
-from iclora_train.config import ConfigError
+from iclora_train.config import ConfigError, first_line
 
 if TYPE_CHECKING:  # processes that only run tasks start without torch
     from iclora_train.data.shard_sample import Members
@@ -104,10 +104,10 @@ def _result(reference: Any, task: _Task) -> _Result | None:
         return _Result(ray.get(reference))
     except PROCESS_DIED as error:
         task.deaths += 1
-        times, failed, reason = MAX_ATTEMPTS, task.deaths >= MAX_ATTEMPTS, str(error).splitlines()[0]
+        times, failed, reason = MAX_ATTEMPTS, task.deaths >= MAX_ATTEMPTS, first_line(error)
     except NODE_LOST as error:
         task.losses += 1
-        times, failed, reason = MAX_LOSSES, task.losses >= MAX_LOSSES, str(error).splitlines()[0]
+        times, failed, reason = MAX_LOSSES, task.losses >= MAX_LOSSES, first_line(error)
     return _Result(Failure(f"the Ray process that worked on it died, {times} times: {reason}")) if failed else None
 
 
@@ -199,7 +199,7 @@ class _RemoteEncoder:
                 self._actors.replace(actor)
                 actor = None
                 if losses >= MAX_LOSSES:
-                    reason = str(error).splitlines()[0]
+                    reason = first_line(error)
                     raise ConfigError(
                         f"the Ray actors that encode died, {MAX_LOSSES} times ({reason}): run the same command again, "
                         "finished shards are kept"

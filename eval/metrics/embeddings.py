@@ -16,32 +16,32 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, Values, framewise
 from iclora_train.config import ConfigError, require
 from iclora_train.core.device import default_device
+from iclora_train.core.networks import load_whole, refuse_unsuitable
 
 BATCH = 8  # frames per pass
 CLIP = ("clip",)  # types of models, as config.json names them
 DINO = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 VIDEOMAE = ("videomae",)
+# tensors that no feature depends on, so they may be missing: for training (the mask token, the scale of CLIP's loss)
+UNUSED = (r"(^|\.)mask_token$", r"^logit_scale$")
 I3D_FRAMES, I3D_SIDE = 16, 224  # of the clips that I3D is given
 Embed = Callable[[Clip], Tensor]
 
 
 def _open(key: str, path: Path, kinds: tuple[str, ...]) -> tuple[Any, Any]:
     """Model and image processor of a folder. ConfigError, with the setting `key`, if it holds no model of `kinds`."""
-    try:
+    remedy = "give a folder with config.json, preprocessor_config.json and model.safetensors"
+    with refuse_unsuitable(key, path, "a network", remedy):
+        kind = AutoConfig.from_pretrained(path, local_files_only=True).model_type
+        require(kind in kinds, f"{key}={path} is a {kind}; supported types: {', '.join(kinds)}")
         processor = AutoImageProcessor.from_pretrained(path, local_files_only=True)
-        model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=torch.float32)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        remedy = "give a folder with config.json, preprocessor_config.json and model.safetensors"
-        raise ConfigError(f"{key}={path} is not a network ({reason}): {remedy}") from error
-    kind = model.config.model_type
-    require(kind in kinds, f"{key}={path} is a {kind}; supported types: {', '.join(kinds)}")
-    return model.eval().to(default_device()), processor
+        model = load_whole(AutoModel.from_pretrained, key, path, torch.float32, UNUSED)
+    return model.to(default_device()), processor
 
 
 def _framewise(of_pictures: Callable[[Tensor], Tensor], processor: Any) -> Embed:
@@ -74,10 +74,8 @@ def clip(path: Path) -> MetricGroup:
     """CLIP (Radford et al. 2021, arXiv 2103.00020): cosine of the pictures of output and target, and of picture and
     caption. The caption is cut at the length that the model reads."""
     model, processor = _open("eval.weights.clip", path, CLIP)
-    try:
+    with refuse_unsuitable("eval.weights.clip", path, "a folder with a tokenizer", "copy tokenizer.json of the model"):
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"eval.weights.clip={path} has no tokenizer: copy tokenizer.json of the model") from error
     embed = _framewise(
         lambda pixels: model.visual_projection(model.vision_model(pixels.to(model.device)).pooler_output), processor
     )

@@ -12,8 +12,7 @@ from eval.metrics.base import Clip, MetricGroup, NotRun, Values
 from eval.metrics.suite import Suite
 from iclora_train.config import ConfigError, Eval
 from iclora_train.config.extra_metrics import NEEDS, require_at_hand
-from iclora_train.core.atomic_files import sha256
-from iclora_train.core.fingerprint import digest
+from iclora_train.core.networks import content_hash
 
 OF_SETS = "fvd"  # has no value per clip
 
@@ -62,15 +61,7 @@ def versions_and_weights(settings: Eval) -> tuple[dict[str, str], dict[str, str]
     needs = {name: NEEDS[name] for name in settings.metrics}
     versions = {need.distribution: version(need.distribution) for need in needs.values() if need.distribution}
     weights = {name: str(getattr(settings.weights, name)) for name, need in needs.items() if need.weights}
-    return versions, {name: _content(Path(path)) for name, path in weights.items()}
-
-
-def _content(path: Path) -> str:
-    """Hash of a file, or of the files of a folder that decide what its network computes."""
-    if path.is_file():
-        return sha256(path)
-    files = sorted(file for pattern in ("*.json", "*.safetensors") for file in path.glob(pattern))
-    return digest([[file.name, sha256(file)] for file in files])
+    return versions, {name: content_hash(Path(path)) for name, path in weights.items()}
 
 
 def _open(name: str, weights: str | None) -> MetricGroup:

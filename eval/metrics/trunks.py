@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, framewise
-from iclora_train.config import ConfigError, require
+from iclora_train.config import ConfigError, first_line, require
 from iclora_train.core.device import default_device
 
 BATCH = 4  # frames per pass
@@ -74,8 +74,7 @@ def _tensors(key: str, path: Path) -> dict[str, Any]:
             return safetensors.torch.load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise ConfigError(f"{key}={path} is not a file of weights ({reason})") from error
+        raise ConfigError(f"{key}={path} is not a file of weights ({first_line(error)[:200]})") from error
     require(isinstance(content, dict), f"{key}={path} is not a file of weights: it holds a {type(content).__name__}")
     return {name: value for name, value in content.items() if isinstance(value, Tensor)}
 

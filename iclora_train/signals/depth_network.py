@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoImageProcessor, AutoModelForDepthEstimation, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation, PreTrainedModel
 
-from iclora_train.config import ConfigError, require
+from iclora_train.config import require
 from iclora_train.core.device import default_device
+from iclora_train.core.networks import load_whole, refuse_unsuitable
 
 KINDS = ("depth_anything", "dpt", "zoedepth", "depth_pro")  # model types
 METRIC = ("zoedepth", "depth_pro")  # model types whose output is always in metres
+# tensors that do not affect the depth, and that published folders lack: the mask token is for training; the first
+# layer of a fusion has no second input, so its unit for that one is never applied (transformers issue 28292)
+UNUSED = (r"(^|\.)mask_token$", r"^neck\.fusion_stage\.layers\.0\.residual_layer1\.")
 BATCH = 8  # frames per pass
 NEAREST = 1e-3  # metres; nearer depths are clamped to this
 REMEDY = "give a folder with config.json, preprocessor_config.json and model.safetensors"
@@ -36,17 +40,12 @@ class DepthNetwork:
 
         ConfigError when the folder does not hold such a network. key: the setting that names the folder.
         """
-        try:
+        with refuse_unsuitable(key, folder, "a depth network", REMEDY):
+            kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+            require(kind in KINDS, f"{key}={folder} is a {kind}; supported types: {', '.join(KINDS)}")
             processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForDepthEstimation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"{key}={folder} is not a depth network ({reason}): {REMEDY}") from error
-        kind = model.config.model_type
-        require(kind in KINDS, f"{key}={folder} is a {kind}; supported types: {', '.join(KINDS)}")
-        return cls(model.eval().to(default_device()), processor)
+            model = load_whole(AutoModelForDepthEstimation.from_pretrained, key, folder, torch.float32, UNUSED)
+        return cls(model.to(default_device()), processor)
 
     def nearness(self, frames: np.ndarray) -> np.ndarray:
         """Inverse depth of frames (F,H,W,3) uint8 RGB: fp32 (F,H,W), larger is nearer; `BATCH` frames per pass.
