@@ -69,8 +69,8 @@ NO_LOSS = "; it is worse than its input by more than 0.5 dB in none of 16 window
 def test_an_adapter_that_is_better_than_everything() -> None:
     assert answer(restoration()) == (
         "deblur is better than its input (+2.0 dB, 95 % +1.9 to +2.1 over 8 recordings), than the best classic filter "
-        "(+0.5 dB, 95 % +0.4 to +0.6) and than the base (+4.0 dB, 95 % +3.9 to +4.1) and follows its own reference"
-        + NO_LOSS
+        "(+0.5 dB, 95 % +0.4 to +0.6) and than the base with the reference (+4.0 dB, 95 % +3.9 to +4.1) and follows "
+        "its own reference" + NO_LOSS
     )
 
 
@@ -78,7 +78,7 @@ def test_windows_that_are_worse_than_their_input_are_counted_and_the_worst_is_na
     output = 31 + SPREAD
     output[[3, 8, 9]] = 27.2, 26.8, 27.3
     text = answer(restoration(**{ADAPTER_REFERENCE: output}))
-    assert text.endswith("worse than its input by more than 0.5 dB in 3 of 16 windows, most in w-08 (-1.2 dB).")
+    assert text.endswith("worse than its input by more than 0.5 dB in 3 of 16 windows, most in w-08 (by 1.2 dB).")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_windows_that_are_worse_than_their_input_are_counted_and_the_worst_is_na
 )
 def test_a_gain_that_is_too_small_or_a_loss_is_called_so(psnr: float, words: str) -> None:
     text = answer(restoration(**{ADAPTER_REFERENCE: psnr + SPREAD, CLASSIC: None, BASE_REFERENCE: 20.0}))
-    assert text.startswith(f"deblur {words}; it is better than the base (")
+    assert text.startswith(f"deblur {words}; it is better than the base with the reference (")
     assert "and follows its own reference" in text
 
 
@@ -100,7 +100,8 @@ def test_what_is_not_decided_is_said_to_be_open() -> None:
     text = answer(restoration(**{INPUT: noisy - 1, CLASSIC: noisy}))
     assert re.match(
         r"whether deblur is better than its input \(\+1\.7.*\) or than the best classic filter \(\+0\.7.*\) is not "
-        r"decided; it is better than the base \(\+4\.0 dB, .*\) and follows its own reference; it is worse",
+        r"decided; it is better than the base with the reference \(\+4\.0 dB, .*\) and follows its own reference; "
+        r"it is worse",
         text,
     )
 
@@ -118,13 +119,13 @@ def test_clips_of_another_program_and_no_adapter_are_named() -> None:
     videos["adapter"] = {"path": "clips/other model", "metadata": {"videos_sha256": "ab"}}
     assert answer(videos) == (
         "deblur in the clips of other model is better than its input (+2.0 dB, 95 % +1.9 to +2.1 over 8 recordings) "
-        "and than the best classic filter (+0.5 dB, 95 % +0.4 to +0.6); it was not compared with the base or another "
-        "clip's reference" + NO_LOSS
+        "and than the best classic filter (+0.5 dB, 95 % +0.4 to +0.6); it was not compared with the base with the "
+        "reference or another clip's reference" + NO_LOSS
     )
     none = restoration(**{BASE_REFERENCE: 30 + SPREAD, ADAPTER_REFERENCE: 30 + SPREAD})
     none["adapter"]["path"] = "none"
     assert answer(none).startswith("deblur without an adapter is better than its input")
-    assert "not better than the base (+0.0 dB, 95 % +0.0 to +0.0" in answer(none)
+    assert "not better than the base with the reference (+0.0 dB, 95 % +0.0 to +0.0" in answer(none)
 
 
 def test_nothing_was_judged() -> None:
@@ -145,12 +146,74 @@ def test_a_control_task_follows_its_reference_better_than_base_and_another_clip(
     control = judged("structure", "edge_f1", rows, RECORDINGS)
     assert answer(control) == (
         "deblur follows its reference beyond chance (edge F1 above chance 0.50, 95 % 0.49 to 0.51 over 8 recordings), "
-        "is nearer to the target than the base (+11.0 dB, 95 % +10.9 to +11.1) and changes with the reference; its "
-        "edge F1 is worse than that of the base alone in none of 16 windows."
+        "is nearer to the target than the base with the reference (+11.0 dB, 95 % +10.9 to +11.1) and changes with "
+        "the reference; its edge F1 is worse than that of the base alone in none of 16 windows."
     )
     rows[BASE]["edge_f1"] = np.where(np.arange(16) == 5, 0.9, 0.3)
     text = answer(judged("structure", "edge_f1", rows, RECORDINGS))
-    assert text.endswith("worse than that of the base alone in 1 of 16 windows, most in w-05 (-0.09).")
+    assert text.endswith("worse than that of the base alone in 1 of 16 windows, most in w-05 (by 0.09).")
+
+
+def test_a_metric_that_is_better_when_low_is_worse_by_a_positive_amount_in_its_unit() -> None:
+    rows: dict[str, dict[str, Any]] = {
+        ADAPTER_REFERENCE: {"track_error": 2.0, "psnr": 6 + SPREAD},
+        BASE_REFERENCE: {"track_error": 5.0, "psnr": 9.0},
+        BASE: {"track_error": np.where(np.arange(16) == 5, 1.0, 6.0), "psnr": 9.0},
+        INPUT: {"track_error": 1.0, "psnr": 5.0},
+    }
+    text = answer(judged("structure", "track_error", rows, RECORDINGS))
+    assert "is further from the target than the base with the reference (-3.0 dB" in text
+    assert text.endswith(
+        "track error is worse than that of the base alone in 1 of 16 windows, most in w-05 (by 1.00 px)."
+    )
+    rows[BASE]["track_error"] = np.full(16, np.nan)
+    unmeasured = judged("structure", "track_error", rows, RECORDINGS)
+    unmeasured["windows"][BASE]["track_error"] = [None] * 16
+    assert "the base alone" not in answer(unmeasured)
+
+
+def of_controls(counts: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """An evaluation of a set with several controls that has only the gate `follows`, inconclusive for each control.
+
+    counts: control -> windows and recordings.
+    """
+    scores = restoration()
+    gate = next(verdict for verdict in scores["verdicts"] if verdict["name"] == "gain_over_input")
+    gates = []
+    for control, (windows, recordings) in counts.items():
+        value = {**gate["value"], "mean": 0.4, "low": -0.1, "high": 0.9}
+        estimates = {"value": {**value, "n": windows}, "by_source": {**value, "n": recordings}}
+        gates.append({**gate, **estimates, "name": f"follows.{control}", "outcome": "inconclusive"})
+    return {**scores, "verdicts": gates, "gates": {"outcome": "inconclusive", "not_measured": []}}
+
+
+def test_controls_with_too_few_clips_are_named_apart_from_those_with_enough() -> None:
+    value = "share of the way from chance to the VAE 0.40, 95 % -0.10 to 0.90"
+    text = answer(of_controls({"canny": (16, 8), "pose": (4, 2), "depth": (12, 6), "tracks": (12, 6), "flow": (9, 2)}))
+    assert text == (
+        f"whether deblur follows its reference for canny ({value} over 8 recordings), its reference for depth ({value} "
+        f"over 6 recordings) or its reference for tracks ({value}) is not decided; 4 windows of 2 recordings are too "
+        f"few to decide whether it follows its reference for pose ({value} over 2 recordings); 9 windows of 2 "
+        f"recordings are too few to decide whether it follows its reference for flow ({value} over 2 recordings)"
+        + NO_LOSS
+    )
+
+
+def test_the_count_is_given_again_where_it_changes_in_the_order_of_the_text() -> None:
+    scores = of_controls({"canny": (16, 8), "pose": (12, 6)})
+    picture = [{**gate, "name": gate["name"].replace("follows", "picture")} for gate in scores["verdicts"]]
+    scores["verdicts"] = [verdict for pair in zip(scores["verdicts"], picture, strict=True) for verdict in pair]
+    counts = re.findall(r"for (\w+) \([^)]*over (\d) recordings", answer(scores))
+    assert counts == [("canny", "8"), ("pose", "6"), ("canny", "8"), ("pose", "6")]
+
+
+def test_a_gate_of_one_control_that_was_not_measured_is_not_taken_for_those_of_the_others() -> None:
+    scores = of_controls({"canny": (16, 8)})
+    scores["gates"]["not_measured"] = ["picture.pose", "swap_floor.pose", "new_gate.pose"]
+    assert (
+        "it was not compared with the base with the reference for pose, another clip's reference for pose or the gate "
+        "new_gate.pose;" in answer(scores)
+    )
 
 
 def test_colours_are_compared_as_a_ratio() -> None:
@@ -163,8 +226,8 @@ def test_colours_are_compared_as_a_ratio() -> None:
     }
     assert answer(judged("colorize", "psnr_y", rows, RECORDINGS)) == (
         "deblur is nearer to the right colours than its input (chroma error relative to it 0.60, 95 % 0.59 to 0.61 "
-        "over 8 recordings) and follows its own reference; it is further from the right colours than the base (chroma "
-        "error relative to it 1.20, 95 % 1.17 to 1.23 over 8 recordings)" + NO_LOSS
+        "over 8 recordings) and follows its own reference; it is further from the right colours than the base with "
+        "the reference (chroma error relative to it 1.20, 95 % 1.17 to 1.23 over 8 recordings)" + NO_LOSS
     )
 
 

@@ -49,7 +49,8 @@ def _colour(rival: str) -> Phrase:
     return Phrase(yes, no, f"than {rival}", rival, "is further from the right colours", 1.0, quantity)
 
 
-INPUT, BASE, FILTER, OTHER = "its input", "the base", "the best classic filter", "another clip's reference"
+INPUT, BASE = "its input", "the base with the reference"
+FILTER, OTHER = "the best classic filter", "another clip's reference"
 OWN = Phrase("follows", "does not follow", "its own reference", OTHER, measured=False)
 PHRASES: dict[str, Phrase] = {  # name of a gate -> its words
     "gain_over_input": _better(INPUT),
@@ -67,7 +68,13 @@ PHRASES: dict[str, Phrase] = {  # name of a gate -> its words
         "another clip",
         quantity="share of the way from chance to the VAE",
     ),
-    "picture": Phrase("is nearer", "is not nearer", f"to the target than {BASE}", BASE, worse="is further"),
+    "picture": Phrase(
+        "is nearer to the target",
+        "is not nearer to the target",
+        f"than {BASE}",
+        BASE,
+        worse="is further from the target",
+    ),
     "swap_drop": OWN,
     "swap_floor": Phrase("changes", "does not change", "with the reference", OTHER, measured=False),
 }
@@ -82,17 +89,19 @@ def phrase(name: str) -> Phrase:
     words = PHRASES.get(gate)
     if words is None:
         return Phrase("meets", "does not meet", f"the gate {name}", f"the gate {name}", quantity=name)
-    return replace(words, than=f"{words.than} with {control}") if control else words
+    if not control:
+        return words
+    return replace(words, than=f"{words.than} for {control}", rival=f"{words.rival} for {control}")
 
 
 def answer(scores: Scores) -> str:
     """E.g. `deblur is better than its input (+2.1 dB, 95 % +1.4 to +2.8 over 6 recordings); it is worse than its input
-    by more than 0.5 dB in 3 of 24 windows, most in garden-00001 (-1.2 dB).`"""
+    by more than 0.5 dB in 3 of 24 windows, most in garden-00001 (by 1.2 dB).`"""
     gates: list[Verdict] = [verdict for verdict in scores["verdicts"] if verdict["kind"] == "gate"]
-    clauses = []
+    clauses: list[str] = []
     for outcome in dict.fromkeys(gate["outcome"] for gate in gates):
         group = [gate for gate in gates if gate["outcome"] == outcome]
-        clauses.append(_open(group) if outcome == "inconclusive" else _decided(group))
+        clauses += _open(group) if outcome == "inconclusive" else [_decided(group)]
     subject = _subject(scores)
     clauses = [clause.replace("{it}", subject if i == 0 else "it") for i, clause in enumerate(clauses)]
     unmeasured = list(dict.fromkeys(phrase(name).rival for name in scores["gates"]["not_measured"]))
@@ -112,30 +121,48 @@ def _subject(scores: Scores) -> str:
 
 
 def _decided(gates: Sequence[Verdict]) -> str:
-    """`{it} is better than its input (...) and than the base (...) and follows its own reference`: gates that hold, or
-    gates that fail."""
+    """`{it} is better than its input (...) and than the best classic filter (...) and follows its own reference`: gates
+    that hold, or gates that fail."""
     return f"{{it}} {_predicates(gates, 'and')}"
 
 
-def _open(gates: Sequence[Verdict]) -> str:
-    """`whether {it} is better than the base (...) is not decided`, or that there are too few clips to decide it."""
-    question = f"whether {{it}} {_predicates(gates, 'or')}"
-    if not any(map(is_small, gates)):
-        return f"{question} is not decided"
-    most = max(gates, key=lambda gate: gate["value"]["n"])
-    count = f"{_number(most['value']['n'], 'window')} of {_number(most['by_source']['n'], 'recording')}"
-    return f"{count} are too few to decide {question}"
+def _open(gates: Sequence[Verdict]) -> list[str]:
+    """`whether {it} is better than the base with the reference (...) is not decided`, and a clause for each number of
+    clips that is too small to decide."""
+    groups: dict[tuple[int, int] | None, list[Verdict]] = {}  # windows and recordings, None if there are enough
+    for gate in gates:
+        clips = (gate["value"]["n"], gate["by_source"]["n"]) if is_small(gate) else None
+        groups.setdefault(clips, []).append(gate)
+    clauses = []
+    for clips, group in groups.items():
+        question = f"whether {{it}} {_predicates(group, 'or')}"
+        if clips is None:
+            clauses.append(f"{question} is not decided")
+        else:
+            count = f"{_number(clips[0], 'window')} of {_number(clips[1], 'recording')}"
+            clauses.append(f"{count} {'is' if clips[0] == 1 else 'are'} too few to decide {question}")
+    return clauses
 
 
 def _predicates(gates: Sequence[Verdict], word: str) -> str:
-    """`is better than its input (...) and than the base (...)`: gates of one outcome, joined by `word`."""
-    parts: dict[str, list[str]] = {}
+    """`is better than its input (...) and than the best classic filter (...)`: gates of one outcome, joined by `word`.
+
+    The number of recordings is given where it is another than in the value before.
+    """
+    by_verb: dict[str, list[tuple[Verdict, Phrase]]] = {}
     for gate in gates:
         words = phrase(gate["name"])
         verb = words.yes if gate["outcome"] != "fails" else words.worse if _is_worse(gate, words) else words.no
-        value = _value(gate, words, with_count=not parts)
-        parts.setdefault(verb, []).append(f"{words.than}{value}")
-    return _listed([f"{verb} {_listed(than, word)}" for verb, than in parts.items()], word)
+        by_verb.setdefault(verb, []).append((gate, words))
+    parts, recordings = [], 0
+    for verb, group in by_verb.items():
+        rivals = []
+        for gate, words in group:
+            value = _value(gate, words, with_count=gate["by_source"]["n"] != recordings)
+            recordings = gate["by_source"]["n"] if words.measured else recordings
+            rivals.append(f"{words.than}{value}")
+        parts.append(f"{verb} {_listed(rivals, word)}")
+    return _listed(parts, word)
 
 
 def _is_worse(gate: Verdict, words: Phrase) -> bool:
@@ -167,16 +194,21 @@ def _where_worse(scores: Scores) -> list[str]:
     harmed = harm(scores)
     if harmed is not None:
         text = f"it is worse than its input by more than {HARM_LIMIT:g} dB in {_count(harmed['windows'], harmed['n'])}"
-        most = f", most in {harmed['windows'][0]} (-{harmed['worst_loss']:.1f} dB)" if harmed["windows"] else ""
+        most = f", most in {harmed['windows'][0]} (by {harmed['worst_loss']:.1f} dB)" if harmed["windows"] else ""
         return [text + most]
     ranked: Ranking = ranking(scores)
     if ranked.over is None:
         return []
     order = [i for i in ranked.worst_first() if ranked.values[i] is not None]
+    if not order:
+        return []
     worse = [i for i in order if (ranked.values[i] or 0.0) < 0]
-    title = scores["metrics"][ranked.metric]["title"]
+    title, unit = (scores["metrics"][ranked.metric][key] for key in ("title", "unit"))
     text = f"its {title} is worse than that of the base alone in {_count(worse, len(order))}"
-    return [text + (f", most in {scores['clips'][worse[0]]['key']} ({ranked.values[worse[0]]:.2f})" if worse else "")]
+    if not worse:
+        return [text]
+    loss = f"{-(ranked.values[worse[0]] or 0.0):.2f} {unit}".rstrip()
+    return [f"{text}, most in {scores['clips'][worse[0]]['key']} (by {loss})"]
 
 
 def _count(some: Sequence[Any], of: int) -> str:

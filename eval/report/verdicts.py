@@ -13,7 +13,7 @@ from eval.judging.verdicts import diagnostics as counts
 from eval.report.tables import interval, probability, table
 
 CLASSES: dict[Outcome, str] = {"holds": "pass", "fails": "fail", "inconclusive": "warn"}  # outcome -> CSS class
-GATES = "Gates: is the output better than the input and than the base, and does it follow its own reference?"
+GATES = "Gates: is the output better than the input and than the base with the reference, and does it follow its own?"
 DIAGNOSTICS = "Diagnostics describe strength, masks and the null test. An adapter that does nothing can meet them."
 Scores = Mapping[str, Any]
 
