@@ -16,7 +16,8 @@ import pytest
 
 from eval.clips.windows import Window
 from eval.compare import compare
-from eval.judging.ranking import first_examples, ranking
+from eval.judging.ranking import Example, first_examples, ranking
+from eval.report import first_screen
 from eval.report.charts import bars, frame_line, probe_curve, strength_curve
 from eval.report.exhibits import Clips, Exhibit, examples
 from eval.report.masks import fade, half_tile
@@ -237,6 +238,21 @@ def test_the_first_screen_has_the_answer_and_three_rows(tmp_path: Path, scores: 
     titles = ["reference", "without adapter", "with adapter", "target"]
     assert re.findall(r"<figcaption><b>(.*?)</b>", first) == titles * 3
     assert first.count('poster="data:image/jpeg') == 12
+    assert "Ordered by the gain over the input in PSNR, dB, mean over seeds." in first
+
+
+def test_the_first_screen_is_ordered_by_gain_also_in_a_metric_that_is_better_when_low(
+    tmp_path: Path, scores: dict[str, Any]
+) -> None:
+    control, example_of_3 = deepcopy(scores), Example(3, "worst gain", 1, 11)
+    control |= {"family": "structure", "primary": "flicker", "adherence": "flicker"}
+    control["windows"]["base"]["flicker"] = [v + 1.5 for v in control["windows"]["adapter+reference"]["flicker"]]
+    note = first_screen.rows({3: "row"}, [example_of_3], control)
+    assert "Ordered by the gain over the base without reference in flicker, levels, mean over seeds." in note
+    exhibit = next(exhibit for exhibit in exhibits(control) if exhibit.window.number == 3)
+    assert "<h3>worst gain: +1.50 levels <small>" in first_screen.row(Media(tmp_path), exhibit, control, example_of_3)
+    del control["windows"]["base"]
+    assert "Ordered by flicker, levels, mean over seeds." in first_screen.rows({3: "row"}, [example_of_3], control)
 
 
 def test_headings_are_in_order_and_every_player_has_a_label(text: str) -> None:

@@ -1,4 +1,4 @@
-"""The answer of an evaluation in one sentence: is the output better than its input and than the base, and where not?
+"""The answer of an evaluation in one sentence: is the output better than its input and the base, and where is it worse?
 
 The sentence is composed from the outcomes of the gates, so it never says more than they do: what was not decided, or
 not measured, is named as such.

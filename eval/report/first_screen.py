@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, INPUT
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, Ranking, ranking
 from eval.report import tables
@@ -75,8 +75,8 @@ def row(media: Media, exhibit: Exhibit, scores: Scores, example: Example) -> str
 def rows(html: Mapping[int, str], chosen: list[Example], scores: Scores) -> str:
     """The rows from worst to best, and what they are ordered by."""
     ranked: Ranking = ranking(scores)
-    over = {"input": " above the input", "base": " above the base without reference"}.get(ranked.over or "", "")
-    by = f"{tables.metric_name(scores, ranked.metric)}{over}"
+    rival = {INPUT: "the input", BASE: "the base without reference"}.get(ranked.over or "")
+    by = f"{f'the gain over {rival} in ' if rival else ''}{tables.metric_name(scores, ranked.metric)}"
     shown = "".join(html[example.number] for example in chosen if example.number in html)
     if not shown:
         return ""
@@ -86,7 +86,7 @@ def rows(html: Mapping[int, str], chosen: list[Example], scores: Scores) -> str:
 
 def _value(scores: Scores, condition: str, number: int) -> str:
     metric = ranking(scores).metric
-    measured = scores["windows"].get("input" if condition == REFERENCE else condition, {})
+    measured = scores["windows"].get(INPUT if condition == REFERENCE else condition, {})
     if metric not in measured or measured[metric][number] is None:
         return ""
     return f" <span>{tables.metric_value(scores, metric, measured[metric][number])}</span>"
