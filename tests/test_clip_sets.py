@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torchmetrics.image.fid import _compute_fid
 
 from eval.metrics.embeddings import video_features
-from eval.metrics.extra import clip_features
-from eval.statistics.clip_sets import ClipSet, frechet, kernel_table, redrawn, set_estimate
+from eval.metrics.extra import ClipFeatures, clip_features
+from eval.report.tables import clip_sets as clip_sets_table
+from eval.scoring.clip_sets import ClipSets
+from eval.statistics.clip_sets import ClipSet, frechet, kernel_table, redrawn, set_estimate, with_redrawn
 from iclora_train.config import ConfigError, Eval, Weights
 from tests.doses import noise, scene
 from tests.test_extra_metrics import write_dino, write_videomae
@@ -85,9 +91,11 @@ def test_the_interval_of_a_paired_difference_covers_zero_as_often_as_it_says() -
     for seed in range(60):
         targets = in_recordings(seed, 8, 0.5)
         outputs = [targets + 0.7 * normal(1000 + 3 * seed + i, 32) + shift for i, shift in enumerate((0, 0, 1.5))]
-        first, second, worse = (ClipSet(output, targets, of, of).kernel() for output in outputs)
-        equal = set_estimate(lambda counts: first(counts) - second(counts), 8, 32)  # noqa: B023
-        different = set_estimate(lambda counts: worse(counts) - first(counts), 8, 32)  # noqa: B023
+        first, second, worse = (with_redrawn(ClipSet(output, targets, of, of).kernel(), 8) for output in outputs)
+        equal = set_estimate(first - second, 8, 32)
+        different = set_estimate(worse - first, 8, 32)
+        assert equal is not None
+        assert different is not None
         assert equal["low"] is not None
         assert equal["high"] is not None
         assert different["low"] is not None
@@ -110,8 +118,40 @@ def test_a_recording_is_redrawn_with_all_its_clips() -> None:
 def test_two_recordings_have_no_interval() -> None:
     of = np.array([0, 0, 1, 1])
     clips = ClipSet(normal(0, 4), normal(1, 4), of, of)
-    assert set_estimate(clips.frechet, 2, 4)["low"] is None
-    assert set_estimate(clips.frechet, 2, 4)["mean"] > 0
+    estimate = set_estimate(with_redrawn(clips.frechet, 2), 2, 4)
+    assert estimate is not None
+    assert estimate["low"] is None
+    assert estimate["mean"] > 0
+
+
+@pytest.mark.parametrize(("recordings", "defined"), [(["a"] * 4, {"fvd"}), (["a", "a", "b", "c"], {"fvd", "kvd"})])
+def test_each_distance_of_a_row_is_computed_once_and_an_undefined_one_is_left_out(
+    recordings: list[str], defined: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+    monkeypatch.setattr("eval.statistics.clip_sets.frechet", lambda *sets: computed.append(1) or frechet(*sets))
+    clip_sets = ClipSets(
+        ClipFeatures("means", lambda frames: frames.mean((1, 2, 3))[:4].astype(np.float64)), recordings
+    )
+    levels = {"target": 0.0, "adapter+reference": 8.0, "input": 16.0}
+    with ThreadPoolExecutor(2) as pool:
+        for row, level in levels.items():
+            clip_sets.submit(pool, row, range(4), [noise(scene(i), level) for i in range(4)].__getitem__)
+        clip_sets.finish()
+    text = StringIO()
+    sets = clip_sets.compared(Console(file=text, width=200))
+    assert sets is not None
+    assert sets["rows"].keys() == {"adapter+reference", "input"}
+    assert sets["paired"].keys() == {"input"}
+    for row in (*sets["rows"].values(), *sets["paired"].values()):
+        assert row.keys() == defined
+        assert {estimate["clips"] for estimate in row.values()} == {4}
+    own, other = (sets["rows"][row]["fvd"]["mean"] for row in ("adapter+reference", "input"))
+    assert sets["paired"]["input"]["fvd"]["mean"] == own - other
+    json.dumps(sets, allow_nan=False)
+    assert len(computed) == 2 * (1 if len(set(recordings)) == 1 else 201)
+    assert f"comparing sets of clips {2 * len(computed)}/{2 * len(computed)}" in text.getvalue()
+    assert ("\N{EN DASH}" in clip_sets_table({"sets": sets})) == ("kvd" not in defined)
 
 
 # --- the networks ---

@@ -142,7 +142,7 @@ def clip_sets(scores: Scores) -> str:
         return ""
     paired = {f"{ADAPTER_REFERENCE} - {other}, paired": row for other, row in sets["paired"].items()}
     rows = [
-        (escape(name), [interval(row[metric], 1) for metric in sets["metrics"]] + [str(row["fvd"]["clips"])])
+        (escape(name), [interval(row.get(metric), 1) for metric in sets["metrics"]] + [str(row["fvd"]["clips"])])
         for name, row in {**sets["rows"], **paired}.items()
     ]
     caption = (

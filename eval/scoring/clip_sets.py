@@ -5,11 +5,12 @@ Features are computed while clips are sampled, and compared at the end (`eval.st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from eval.clips.conditions import (
     ADAPTER_ONLY,
@@ -24,8 +25,17 @@ from eval.clips.conditions import (
 )
 from eval.metrics import Clip
 from eval.metrics.extra import ClipFeatures
-from eval.statistics.clip_sets import ClipSet, Distance, SetEstimate, set_estimate
+from eval.statistics.clip_sets import (
+    DRAWS,
+    MIN_RECORDINGS,
+    ClipSet,
+    Distance,
+    SetEstimate,
+    set_estimate,
+    with_redrawn,
+)
 from eval.statistics.estimates import Values
+from iclora_train.core.progress import progress_bar
 
 ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING)
 COMPARED = (INPUT, BASE_REFERENCE)  # with adapter+reference, on the same redrawn recordings
@@ -57,43 +67,58 @@ class ClipSets:
         self.pending.setdefault(row, []).extend(zip(windows, started, strict=True))
         return started
 
-    def compared(self) -> dict[str, Any] | None:
-        """`sets` of scores.json; None without fvd. Waits for the features."""
+    def finish(self) -> None:
+        """Wait for the features. The pool that computes them must not be left before."""
+        for row in self.pending.values():
+            for _, future in row:
+                future.result()
+
+    def compared(self, console: Console) -> dict[str, Any] | None:
+        """`sets` of scores.json; None without fvd. The progress bar is on `console`.
+
+        A distance that is not defined is left out: kvd of a single recording.
+        """
         if self.features is None:
             return None
-        targets, of_target = self._features(TARGETS)
-        distances, clips = {}, {}
-        for row in (row for row in ROWS if row in self.pending):
-            outputs, of_output = self._features(row)
-            clip_set, clips[row] = ClipSet(outputs, targets, of_output, of_target), len(outputs)
-            distances[row] = {"fvd": clip_set.frechet, "kvd": _thousandfold(clip_set.kernel())}
-        own = distances[ADAPTER_REFERENCE]
+        count = int(self.recordings.max()) + 1
+        rows = [row for row in ROWS if row in self.pending]
+        clips, values = {row: len(self.pending[row]) for row in rows}, {}
+        total = len(rows) * len(METRICS) * (1 + (DRAWS if count >= MIN_RECORDINGS else 0))
+        with progress_bar("comparing sets of clips", total, console=console) as bar:
+            for row in rows:
+                values[row] = {m: with_redrawn(d, count, bar.advance) for m, d in self._distances(row).items()}
+        own = values[ADAPTER_REFERENCE]
+        differences = {
+            other: {metric: own[metric] - values[other][metric] for metric in METRICS}
+            for other in COMPARED
+            if other in values
+        }
         return {
             "network": self.features.network,
             "metrics": METRICS,
-            "targets": len(targets),
+            "targets": len(self.pending[TARGETS]),
             "enough": ENOUGH,
-            "rows": {row: self._estimates(by_metric, clips[row]) for row, by_metric in distances.items()},
-            "paired": {
-                other: self._estimates({m: _minus(own[m], distances[other][m]) for m in METRICS}, clips[other])
-                for other in COMPARED
-                if other in distances
-            },
+            "rows": {row: _estimates(values[row], count, clips[row]) for row in rows},
+            "paired": {other: _estimates(row, count, clips[other]) for other, row in differences.items()},
         }
+
+    def _distances(self, row: str) -> dict[str, Distance]:
+        """METRICS of the outputs of a row and the targets."""
+        (outputs, of_output), (targets, of_target) = self._features(row), self._features(TARGETS)
+        clip_set = ClipSet(outputs, targets, of_output, of_target)
+        return {"fvd": clip_set.frechet, "kvd": _thousandfold(clip_set.kernel())}
 
     def _features(self, row: str) -> tuple[Values, np.ndarray]:
         """Features (n,D) of the clips of a row, and the number of the recording of each."""
         windows = [number for number, _ in self.pending[row]]
         return np.stack([future.result() for _, future in self.pending[row]]), self.recordings[windows]
 
-    def _estimates(self, distances: dict[str, Distance], clips: int) -> dict[str, SetEstimate]:
-        count = int(self.recordings.max()) + 1
-        return {metric: set_estimate(distance, count, clips) for metric, distance in distances.items()}
+
+def _estimates(values: Mapping[str, Values], recordings: int, clips: int) -> dict[str, SetEstimate]:
+    """The estimates of the metrics that are defined."""
+    found = {metric: set_estimate(of_metric, recordings, clips) for metric, of_metric in values.items()}
+    return {metric: estimate for metric, estimate in found.items() if estimate is not None}
 
 
 def _thousandfold(distance: Distance) -> Distance:
     return lambda counts: 1000 * distance(counts)
-
-
-def _minus(first: Distance, second: Distance) -> Distance:
-    return lambda counts: first(counts) - second(counts)

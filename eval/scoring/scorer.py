@@ -99,7 +99,8 @@ class Scorer:
                 self._score_changes(results, pool, bar.advance)
             if len(self.source.seeds) > 1 and with_changes:
                 self._score_diversity(results, pool)
-            results.sets = self.clip_sets.compared()
+            self.clip_sets.finish()
+        results.sets = self.clip_sets.compared(console)
         return results
 
     def _counter(self, condition: Condition, bar: ProgressBar, forecast: Forecast | None) -> Callable[[], None]:

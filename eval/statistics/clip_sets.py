@@ -50,7 +50,7 @@ class ClipSet:
         return frechet(*repeated)
 
     def kernel(self) -> Distance:
-        """The kernel distance as a function of counts; kernels are computed once."""
+        """The kernel distance as a function of counts; kernels are computed once. NaN for a single recording."""
         table = kernel_table(self.outputs, self.targets, self.of_output, self.of_target)
 
         def distance(counts: Counts) -> float:
@@ -99,13 +99,24 @@ def kernel_table(outputs: Values, targets: Values, of_output: Counts, of_target:
     return own - crossed - crossed.T
 
 
-def set_estimate(distance: Distance, recordings: int, clips: int) -> SetEstimate:
-    """A distance with its interval over recordings."""
-    value = distance(np.ones(recordings, np.int64))
-    drawn = [distance(counts) for counts in redrawn(recordings)] if recordings >= MIN_RECORDINGS else []
-    if not drawn:
+def with_redrawn(distance: Distance, recordings: int, count: Callable[[], None] = lambda: None) -> Values:
+    """A distance and its values for the redrawn sets (1 + DRAWS,), in the order of `redrawn`; below MIN_RECORDINGS
+    only the distance (1,). The difference of two conditions is that of their arrays. count: called after each value."""
+    values = []
+    for counts in [np.ones(recordings, np.int64), *(redrawn(recordings) if recordings >= MIN_RECORDINGS else [])]:
+        values.append(distance(counts))
+        count()
+    return np.array(values)
+
+
+def set_estimate(values: Values, recordings: int, clips: int) -> SetEstimate | None:
+    """A distance with its interval over recordings, from `with_redrawn`. None if it is not defined (NaN)."""
+    value, drawn = float(values[0]), values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value):
+        return None
+    if len(drawn) < 2:
         return {"mean": value, "low": None, "high": None, "clips": clips}
-    spread = float(np.nanstd(drawn, ddof=1)) * (recordings / (recordings - 1)) ** 0.5
+    spread = float(np.std(drawn, ddof=1)) * (recordings / (recordings - 1)) ** 0.5
     half = two_sided_quantile(COVERAGE, recordings - 1) * spread
     return {"mean": value, "low": value - half, "high": value + half, "clips": clips}
 
