@@ -23,7 +23,7 @@ from rich.table import Table
 
 from eval.judging.several_controls import comparable_metrics, comparable_row, own_keys
 from eval.junit import comparison_cases, write_junit
-from eval.metrics import REDEFINED
+from eval.metrics import MEASURED_BY, REDEFINED
 from eval.scoring.common_scale import recorded_scales
 from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, two_sided_p
@@ -37,7 +37,6 @@ from iclora_train.core.scores import as_json, find_scores, read_comparable_score
 
 SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
-MEASURED_BY = {"clip": ("clip", "clip_text")}  # name in eval.metrics -> its metrics, where they have other names
 REPORTED = ("base", "provenance.settings.sample", "provenance.precision", "provenance.device", "provenance.versions")
 
 

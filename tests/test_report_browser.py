@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from copy import deepcopy
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -268,20 +268,76 @@ def test_downloads_contain_the_data_of_the_page(page: Browser, scores: dict[str,
     assert table[1] == f'"adapter+reference","clip-00000","tape 0.mov",psnr,{first}'
 
 
+def select_another(page: Browser, file: Path) -> None:
+    document = page.send("DOM.getDocument")["root"]["nodeId"]
+    node = page.send("DOM.querySelector", nodeId=document, selector="#another-file")["nodeId"]
+    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+
 def test_another_scores_json_is_compared_in_the_page(page: Browser, scores: dict[str, Any], tmp_path: Path) -> None:
     other = deepcopy(scores)
     other["windows"]["adapter+reference"]["psnr"] = [v - 2 for v in other["windows"]["adapter+reference"]["psnr"]]
     other["clips"][0]["key"] = "unknown"
     (tmp_path / "other.json").write_text(json.dumps(other))
     (tmp_path / "broken.json").write_text("{")
-    document = page.send("DOM.getDocument")["root"]["nodeId"]
-    node = page.send("DOM.querySelector", nodeId=document, selector="#another-file")["nodeId"]
-    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "other.json")])
+    select_another(page, tmp_path / "other.json")
     page.until("document.querySelector('#another-table td') !== null")
     cells = page.run("[...document.querySelector('#another-table tbody tr').cells].map((cell) => cell.textContent)")
     assert (cells[0], *cells[3:]) == ("PSNR, dB", "2.00", "10 of 10")
-    page.send("DOM.setFileInputFiles", nodeId=node, files=[str(tmp_path / "broken.json")])
+    select_another(page, tmp_path / "broken.json")
     page.until("element('another-note').value.startsWith('broken.json is not')")
+
+
+def test_metrics_that_measure_something_else_are_not_compared_in_the_page(
+    one_browser: Browser, scores: dict[str, Any], tmp_path: Path
+) -> None:
+    this, row = deepcopy(scores), scores["windows"]["adapter+reference"]["ssim"]
+    for key, group in (("agreement", "structure"), ("edge_f1", "structure"), ("clip_text", "learned")):
+        this["windows"]["adapter+reference"][key] = row
+        this["metrics"] = this["metrics"] | {key: {"title": key, "unit": "", "better": "high", "group": group}}
+    canny = {"metric": "edge_f1", "reader": "Canny edges", "windows": list(range(11)), "recordings": 4}
+    canny |= {"too_few": False, "outcome": "holds", "cells": this["cells"], "floor": 0.1, "ceiling": 0.9}
+    this |= {"controls": {"canny": canny}, "readers": {"canny": "Canny edges", "pose": "BlazePose"}}
+    for facts in this["clips"]:
+        facts["control"] = "canny"
+    this["provenance"] |= {"definitions": 2, "weights": {"clip": "ab", "dino": "cd"}}
+    numbers = count()
+    one_browser.complaints.clear()
+    one_browser.open(write_page(Media(tmp_path), this, []))
+
+    def compared(**changes: Any) -> tuple[list[str], str]:
+        """The metrics in the table, and the note after the name of the other adapter. changes: `a__b` -> value."""
+        other = deepcopy(this)
+        for path, value in changes.items():
+            *parents, last = path.split("__")
+            entry = other
+            for parent in parents:
+                entry = entry[parent]
+            entry[last] = value
+        file = tmp_path / f"{next(numbers)}.json"  # the same name again would be no change
+        file.write_text(json.dumps(other))
+        one_browser.run("element('another-note').value = ''")
+        select_another(one_browser, file)
+        one_browser.until("element('another-note').value")
+        names = one_browser.run("all('#another-table tbody tr').map((row) => row.cells[0].textContent)")
+        return names, one_browser.run("element('another-note').value").partition("adapter.safetensors")[2]
+
+    everything, note = compared(readers=dict(reversed(this["readers"].items())))
+    assert (len(everything), note) == (len(this["metrics"]), "")
+
+    def left_out(reason: str, *names: str, **changes: Any) -> None:
+        expected = [name for name in everything if name.partition(",")[0] not in names]
+        assert compared(**changes) == (expected, f"; left out: {', '.join(names)} ({reason})")
+
+    left_out("another common scale of the controls", "agreement", controls__canny__floor=0.2)
+    left_out("another title or unit", "SSIM", metrics__ssim__title="SSIM of luma")
+    left_out("other weights of its network", "clip_text", provenance__weights={"clip": "ef", "dino": "cd"})
+    left_out("another definition", "flicker", provenance__definitions=1)
+    readers = {"canny": "Canny edges", "pose": "RTMPose"}
+    left_out("another reader of the control", "agreement", "edge_f1", readers=readers)
+    assert compared(provenance__shards={"pairs": "cd"}) == ([], "; left out: all metrics (other targets)")
+    assert compared(provenance__protocol=0) == ([], "; left out: all metrics (another protocol)")
+    assert one_browser.complaints == []
 
 
 def test_media_files_next_to_the_page_play(one_browser: Browser, scores: dict[str, Any], tmp_path: Path) -> None:

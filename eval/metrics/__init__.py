@@ -8,10 +8,11 @@ from eval.metrics.base import Clip, GroundTruth, Mask, Measurement, Metric, NotR
 from eval.metrics.displacement import offset
 from eval.metrics.diversity import difference, dissimilarity, diversity
 from eval.metrics.region import change, edited_region
-from eval.metrics.suite import DEFINITIONS, REDEFINED, Suite
+from eval.metrics.suite import DEFINITIONS, MEASURED_BY, REDEFINED, Suite
 
 __all__ = [
     "DEFINITIONS",
+    "MEASURED_BY",
     "REDEFINED",
     "Clip",
     "GroundTruth",

@@ -33,6 +33,7 @@ COMMON = (  # first in the report
 # Definition of the metrics, by number; scores.json records the newest. Number -> metrics that it changed.
 REDEFINED = {2: ("flicker",)}  # 2: differences of blocks; before, second differences of whole frames
 DEFINITIONS = max(REDEFINED)
+MEASURED_BY = {"clip": ("clip", "clip_text")}  # network in provenance.weights -> its metrics, where it has another name
 TEMPORAL = (motion.MOTION, motion.FLICKER, motion.WARP)  # last in the report
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -10,11 +11,13 @@ from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC
 from eval.judging.harm import HARM_LIMIT, gain_metric
 from eval.judging.harm import harm as harm_of
 from eval.judging.symptoms import SYMPTOMS, Symptom
+from eval.metrics import MEASURED_BY, REDEFINED
 from eval.statistics.clip_sets import SetEstimate
 from eval.statistics.estimates import Estimate
 
 PICKER = (
-    '<div id="another" hidden><label>scores.json of another evaluation '
+    f'<div id="another" data-redefined="{escape(json.dumps(REDEFINED))}" '
+    f'data-measured-by="{escape(json.dumps(MEASURED_BY))}" hidden><label>scores.json of another evaluation '
     '<input type="file" id="another-file" accept=".json,application/json"></label><output id="another-note"></output>'
     '<div class="scroll"><table id="another-table"></table></div></div>'
 )

@@ -1,10 +1,57 @@
-// Comparison with another scores.json that the reader selects: paired over the windows that both contain.
+// Comparison with another scores.json that the reader selects: paired over the windows that both contain. Metrics that
+// eval.compare does not pair are left out, and the note says why.
 const ADAPTER_REFERENCE = "adapter+reference";
 
 function pairs(other, metric) { // [this, other] of every window that both measured
   const index = new Map(other.clips.map((clip, i) => [clip.key, i]));
   const values = scores.windows[ADAPTER_REFERENCE][metric], others = other.windows[ADAPTER_REFERENCE][metric];
   return scores.clips.map((clip, i) => [values[i], others[index.get(clip.key)]]).filter(([a, b]) => a != null && b != null);
+}
+
+const { redefined, measuredBy } = element("another").dataset; // JSON: tables of eval.metrics
+const MEASURED_BY = JSON.parse(measuredBy), REDEFINED = JSON.parse(redefined);
+
+const sorted = (facts) => JSON.stringify(Object.entries(facts).sort());
+const scale = ({ controls = {} }) =>
+  sorted(Object.fromEntries(Object.entries(controls).map(([name, own]) => [name, [own.metric, own.floor, own.ceiling]])));
+
+function redefinedBetween(first, second) { // metrics whose definition changed between two numbers of definitions
+  const [old, recent] = [first ?? 1, second ?? 1].sort((a, b) => a - b);
+  return Object.entries(REDEFINED).filter(([number]) => old < number && number <= recent).flatMap(([, metrics]) => metrics);
+}
+
+function ofOtherWeights(first = {}, second = {}) { // metrics that two evaluations measured with different networks
+  const names = Object.keys(first).filter((name) => name in second && first[name] !== second[name]);
+  return names.flatMap((name) => MEASURED_BY[name] ?? [name]);
+}
+
+function obstacles(other) { // [what differs, whether this makes a metric incomparable], the widest first
+  const here = scores.provenance, there = other.provenance;
+  const redefinedMetrics = redefinedBetween(here.definitions, there.definitions);
+  const others = ofOtherWeights(here.weights, there.weights);
+  const readersDiffer = scores.readers && other.readers && sorted(scores.readers) !== sorted(other.readers);
+  const differs = (metric, fact) => scores.metrics[metric][fact] !== other.metrics[metric][fact];
+  return [
+    ["other targets", () => here.shards.pairs !== there.shards.pairs],
+    ["another protocol", () => here.protocol !== there.protocol],
+    ["another title or unit", (metric) => ["title", "unit", "better"].some((fact) => differs(metric, fact))],
+    ["another definition", (metric) => redefinedMetrics.includes(metric)],
+    ["other weights of its network", (metric) => others.includes(metric)],
+    ["another reader of the control", (metric) => readersDiffer && scores.metrics[metric].group === "structure"],
+    ["another common scale of the controls", (metric) => metric === "agreement" && scale(scores) !== scale(other)],
+  ];
+}
+
+function comparable(other) { // {metrics, note}: those to pair, and which others are left out for what reason
+  const row = scores.windows[ADAPTER_REFERENCE], shared = Object.keys(row).filter((metric) => metric in other.windows[ADAPTER_REFERENCE]);
+  const left = new Map(), metrics = [], checks = obstacles(other);
+  for (const metric of shared) {
+    const reason = checks.find(([, holds]) => holds(metric))?.[0];
+    if (reason) left.set(reason, [...(left.get(reason) ?? []), scores.metrics[metric].title]);
+    else metrics.push(metric);
+  }
+  const texts = [...left].map(([reason, titles]) => `${titles.length === shared.length ? "all metrics" : titles.join(", ")} (${reason})`);
+  return { metrics, note: texts.length ? `; left out: ${texts.join("; ")}` : "" };
 }
 
 function line(metric, other) {
@@ -34,8 +81,9 @@ async function compareWith(file) {
   try {
     const other = JSON.parse(await file.text());
     if (other.schema !== scores.schema) throw new SyntaxError(`schema ${other.schema}`);
-    const metrics = Object.keys(scores.windows[ADAPTER_REFERENCE]).filter((metric) => metric in other.windows[ADAPTER_REFERENCE]);
-    note.value = `${other.task}: ${other.adapter.path}`;
+    const { metrics, note: leftOut } = comparable(other);
+    note.value = `${other.task}: ${other.adapter.path}${leftOut}`;
+    if (!metrics.length) return;
     const head = document.createElement("thead"), body = document.createElement("tbody");
     head.append(rowOf(["metric", "this", "other", "this - other, paired", "windows better here"], "th", "col"));
     body.append(...metrics.map((metric) => rowOf(line(metric, other), "td", "row")));
