@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -37,6 +38,8 @@ from iclora_train.core.scores import as_json, find_scores, read_comparable_score
 
 SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
+READER_SETTINGS = ("depth_network", "pose_network")  # keys of eval
+HASH = re.compile(r" \([0-9a-f]{8}\)$")  # of a network's content, at the end of the name of a reader
 REPORTED = ("base", "provenance.settings.sample", "provenance.precision", "provenance.device", "provenance.versions")
 
 
@@ -156,16 +159,31 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     require(
         not differing,
         f"the two cannot be compared: their {', '.join(differing)} differ. Evaluate both with the same task, data, "
-        "windows and seeds",
+        "windows, seeds and networks (eval.depth_network, eval.pose_network)",
     )
 
 
 def _shared_readers(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, Any]:
     """What read the controls from the outputs: values of two networks are no measure of the same thing.
 
-    Equal if one of the two does not say it: earlier versions always used the network of the references.
+    Earlier versions did not name it and used the network of the references. Such a file equals one that does name it,
+    unless READER_SETTINGS chose a network there. A name without a hash equals that name with one.
     """
-    return (a["readers"], b["readers"]) if "readers" in a and "readers" in b else (None, None)
+    if "readers" in a and "readers" in b:
+        first, second = a["readers"], b["readers"]
+        hashed = {key for key in first if HASH.search(first[key]) and HASH.search(second.get(key, ""))}
+        plain = (
+            {key: name if key in hashed else HASH.sub("", name) for key, name in readers.items()}
+            for readers in (first, second)
+        )
+        return next(plain), next(plain)
+    return _chosen_readers(a), _chosen_readers(b)
+
+
+def _chosen_readers(scores: Mapping[str, Any]) -> list[str | None]:
+    """The values of READER_SETTINGS; None for one that is not set, or that the version did not have."""
+    settings = scores["provenance"].get("settings", {}).get("eval", {})
+    return [settings.get(key) for key in READER_SETTINGS]
 
 
 def _redefined(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

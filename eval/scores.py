@@ -56,7 +56,11 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
         ],
         "seeds": source.seeds,
         "readers": dict(suite.readers),
-        "provenance": {"protocol": PROTOCOL, "shards": source.held_out.fingerprint},
+        "provenance": {
+            "protocol": PROTOCOL,
+            "shards": source.held_out.fingerprint,
+            "settings": {"eval": asdict(source.config.eval)},
+        },
     }
 
 

@@ -218,6 +218,29 @@ def test_controls_read_by_other_networks_are_not_compared() -> None:
         compare(FOLLOWS, other)
     older = {key: value for key, value in FOLLOWS.items() if key != "readers"}  # does not name them
     assert not compare(FOLLOWS, older)["worse"]
+    chosen = deepcopy(FOLLOWS)
+    chosen["provenance"]["settings"]["eval"] = {"depth_network": None, "pose_network": None}
+    assert not compare(older, chosen)["worse"]
+    for key in ("depth_network", "pose_network"):
+        chosen["provenance"]["settings"]["eval"] = {key: "another"}
+        for pair in ((older, chosen), (chosen, older)):
+            with pytest.raises(ConfigError, match=f"their readers of the control differ.*eval.{key}"):
+                compare(*pair)
+        assert not compare(chosen, FOLLOWS)["worse"], "both name their readers, which are the same"
+
+
+def test_readers_of_one_name_are_compared_by_the_hash_of_their_content() -> None:
+    first, second, unhashed = (
+        {**FOLLOWS, "readers": {**FOLLOWS["readers"], "depth": f"dpt model{end}"}}
+        for end in (" (0123abcd)", " (0123abce)", "")
+    )
+    with pytest.raises(ConfigError, match="their readers of the control differ"):
+        compare(first, second)
+    assert not compare(first, first)["worse"]
+    assert not compare(first, unhashed)["worse"]  # as version 0.1 named them
+    other = {**unhashed, "readers": {**unhashed["readers"], "depth": "dpt other"}}
+    with pytest.raises(ConfigError, match="their readers of the control differ"):
+        compare(first, other)
 
 
 def older(scores: dict[str, Any]) -> dict[str, Any]:

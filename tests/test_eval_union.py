@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from eval.clips.clip_source import ClipSource
 from eval.clips.windows import Window, donors_for, partners
@@ -87,6 +89,14 @@ def test_a_reference_is_swapped_for_one_of_the_same_control() -> None:
 # ---- which metric
 
 
+def change_bias(folder: Path) -> None:
+    """Other weights in the same folder, as of a network that was trained further."""
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    weights["head.conv3.bias"] += 0.5
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+
+
 def truth(controls: tuple[str, ...], **drawn: object) -> GroundTruth:
     return GroundTruth(scene(), scene(1), scene(), record={"drawn": drawn}, controls=controls)
 
@@ -110,11 +120,13 @@ def test_a_window_is_measured_by_the_metrics_of_its_own_control() -> None:
 
 
 def test_depth_is_read_by_the_network_that_is_given(tmp_path: Path) -> None:
-    own, other = (write_network(tmp_path / name, "relative") for name in ("own", "other"))
+    own, other, namesake = (write_network(tmp_path / name, "relative") for name in ("own", "other", "more/own"))
     made = Task("depth", "structure", maker="control.depth", maker_args={"model": str(own)})
     given = Task("depth", "structure", maker="control.depth_given")
-    assert Suite.of(made).readers == {"depth": "depth_anything own"}
-    assert Suite.of(made, readers=Readers(depth=str(other))).readers == {"depth": "depth_anything other"}
+    assert re.fullmatch(r"depth_anything own \([0-9a-f]{8}\)", Suite.of(made).readers["depth"])
+    assert Suite.of(made, readers=Readers(depth=str(other))).readers["depth"].startswith("depth_anything other (")
+    change_bias(namesake)
+    assert Suite.of(made, readers=Readers(depth=str(namesake))).readers != Suite.of(made).readers
     assert Suite.of(given).readers == {"depth_given": "Canny edges instead of depth error (si-RMSE)"}
     assert "eval.depth_network" in Suite.of(given).not_run[0].reason
     suite = Suite.of(given, readers=Readers(depth=str(other)))
@@ -137,6 +149,15 @@ def test_poses_are_read_by_the_network_that_is_given() -> None:
     assert Suite.of(pose, readers=Readers(pose="blazepose")).readers == {"pose": "BlazePose"}
     with pytest.raises(ConfigError, match=r"eval.pose_network=.*other.onnx does not exist"):
         Suite.of(pose, readers=Readers(pose="other.onnx"))
+
+
+@pytest.mark.parametrize("chosen", ["blazepose", "other.onnx"])
+def test_a_chosen_pose_network_is_not_replaced_by_edges(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pose = Task("pose", "structure", maker="control.pose")
+    monkeypatch.setattr("iclora_train.signals.blazepose.is_installed", lambda: False)
+    assert Suite.of(pose).primary == "edge_f1"
+    with pytest.raises(ConfigError, match=rf"eval.pose_network={chosen} .*pip install 'iclora_train\[pose\]'"):
+        Suite.of(pose, readers=Readers(pose=chosen))
 
 
 def test_a_picture_as_reference_and_optical_flow_have_metrics_too() -> None:
@@ -219,7 +240,7 @@ def test_a_union_is_evaluated_by_control_and_together(evaluated: World) -> None:
         assert {result["clips"][i]["control"] for i in entry["windows"]} <= {name}
         donors = {clip["partner"] for clip in result["clips"] if clip["control"] == name}
         assert donors == {result["clips"][i]["key"] for i in entry["windows"]}
-    assert result["readers"]["depth"] == "depth_anything network"
+    assert result["readers"]["depth"].startswith("depth_anything network (")
     tracks = result["windows"]["adapter+reference"]["track_error"]
     assert [i for i, value in enumerate(tracks) if value is not None] == result["controls"]["tracks"]["windows"]
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 
 from eval.metrics import motion
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Metric, MetricGroup, NotRun
@@ -18,6 +20,7 @@ from eval.metrics.pose import pose_metrics
 from eval.metrics.tracks import track_metrics, trails
 from iclora_train.config import Task, require
 from iclora_train.config.paths import user_path
+from iclora_train.core.networks import content_hash
 from iclora_train.signals import blazepose, rtmpose
 from iclora_train.signals.depth_picture import depth_to_grey
 from iclora_train.signals.edges import CannyEdges, ContourEdges
@@ -102,7 +105,12 @@ def _flow(task: Task, readers: Readers) -> TaskMetrics:
 
 
 def _pose(task: Task, readers: Readers) -> TaskMetrics:
-    if not blazepose.is_installed():
+    if not blazepose.is_installed():  # it finds the people for other networks too
+        require(
+            readers.pose is None,
+            f"{POSE_KEY}={readers.pose} needs BlazePose's runtime, which finds the people: pip install "
+            "'iclora_train[pose]', or leave it out to measure edges instead",
+        )
         return _edges_instead_of(POSE_METRICS, "BlazePose's runtime is not installed: pip install 'iclora_train[pose]'")
     args = dict(task.maker_args)
     if readers.pose is not None:
@@ -115,7 +123,7 @@ def _pose(task: Task, readers: Readers) -> TaskMetrics:
         size = output.clip.shape[1:3]
         return reader.draw(reader.read(output.clip)[0], size, min(size))
 
-    name = "BlazePose" if reader.model is None else f"RTMPose {user_path(reader.model).name}"
+    name = "BlazePose" if reader.model is None else _name("RTMPose", user_path(reader.model))
     return TaskMetrics((pose_metrics(reader),), "pose_pck", draw, reader=name)
 
 
@@ -150,9 +158,8 @@ def _depth(task: Task, readers: Readers) -> TaskMetrics:
     def draw(output: CachedClip, _: GroundTruth | None) -> Clip:
         return depth_to_grey(network.nearness(output.clip), percentiles)[0]
 
-    return TaskMetrics(
-        (depth_metrics(network),), "depth_error", draw, reader=f"{network.kind} {user_path(str(folder)).name}"
-    )
+    reader = _name(network.kind, user_path(str(folder)))
+    return TaskMetrics((depth_metrics(network),), "depth_error", draw, reader=reader)
 
 
 def _depth_given(task: Task, readers: Readers) -> TaskMetrics:
@@ -163,6 +170,12 @@ def _depth_given(task: Task, readers: Readers) -> TaskMetrics:
         DEPTH_METRICS,
         f"{reason}: set {DEPTH_KEY}; pairs made with control.depth and task.maker_args.model are measured with it",
     )
+
+
+@cache
+def _name(kind: str, path: Path) -> str:
+    """`dpt large (1a2b3c4d)`: a network by kind, file or folder, and the first digits of the hash of its content."""
+    return f"{kind} {path.name} ({content_hash(path)[:8]})"
 
 
 def _edges_instead_of(metrics: Sequence[Metric], reason: str) -> TaskMetrics:
