@@ -57,7 +57,7 @@ def settings(*overrides: str) -> TransferConfig:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A world with an effect LoRA and an upsampler."""
-    world = build(tmp_path_factory.mktemp("transfer"))
+    world = build(tmp_path_factory.mktemp("transfer"), task="colorize")
     write_adapter(world.root / "effect.safetensors", BaseModel.open(str(world.root / "base")), **{KIND: PLAIN})
     small = {"in_channels": CHANNELS, "mid_channels": 32, "num_blocks_per_stage": 1}
     write_upsampler(world.root / "upsampler.safetensors", **small)
@@ -95,8 +95,8 @@ def by_name(result: dict[str, Any]) -> dict[str, Any]:
     return {row["name"]: row for row in result["choices"]}
 
 
-def chosen(*overrides: str) -> dict[str, Variant]:
-    return {v.name: v for v in variants(settings("conf=deblur", *overrides), SIZE, GEOMETRY)}
+def chosen(*overrides: str, task: str = "colorize") -> dict[str, Variant]:
+    return {v.name: v for v in variants(settings(f"conf={task}", *overrides), SIZE, GEOMETRY)}
 
 
 def test_every_choice_differs_in_one_thing_or_says_why_it_is_impossible(tmp_path: Path) -> None:
@@ -126,8 +126,37 @@ def test_choices_of_a_distilled_run_and_of_pairs_with_positions() -> None:
     assert found["40 steps"].obstacle == "the distilled schedule has 8 steps"
     assert "start from a dev checkpoint" in found["dev"].obstacle
     assert found["distilled"].obstacle == f"the same as the {REFERENCE}"
-    placed = {v.name: v for v in variants(settings("conf=motion_tracks"), SIZE, GEOMETRY)}
-    assert placed["32x32x9"].obstacle == "pairs of control.tracks hold for the prepared size: prepare windows of 32x32"
+    placed = chosen("transfer.sizes=[0.5,64x64x5]", task="motion_tracks")
+    for size in ("32x32x9", "64x64x5"):
+        message = f"pairs of control.tracks hold for the prepared size: prepare windows of {size}"
+        assert placed[size].obstacle == message
+
+
+@pytest.mark.parametrize(
+    ("task", "changed"),
+    [
+        ("deblur", "degrade.defocus"),
+        ("canny", "control.canny"),
+        ("decompress", "degrade.resize, degrade.codec"),
+        ("denoise", "degrade.shot, degrade.noise, degrade.grain"),
+        ("deinterlace", "degrade.interlace"),
+        ("colorize", ""),
+        ("day_to_night", ""),
+    ],
+)
+def test_a_smaller_size_is_refused_where_averaging_changes_the_references(task: str, changed: str) -> None:
+    found = chosen("transfer.sizes=[0.5,64x64x5]", task=task)
+    message = f"averaging down changes the references of {changed}: prepare windows of 32x32x9"
+    assert found["32x32x9"].obstacle == (message if changed else "")
+    assert found["64x64x5"].obstacle == "", "fewer frames leave each picture as it is"
+
+
+def test_the_parts_of_a_union_and_of_inner_chains_decide_about_sizes() -> None:
+    union = chosen(task="union")["32x32x9"].obstacle
+    assert union == "pairs of control.pose hold for the prepared size: prepare windows of 32x32x9"
+    grey = "+task.maker_args={steps: [{maker: degrade.chain, args: {steps: [{maker: degrade.grey}]}}]}"
+    inner = chosen("task.maker=degrade.chain", grey)
+    assert inner["32x32x9"].obstacle == ""
 
 
 def test_wrong_settings_name_the_key() -> None:
@@ -163,7 +192,8 @@ def test_every_choice_has_a_cost_or_a_reason(finished: World) -> None:
     assert all(bool(row["obstacle"]) == (row["cost"] is None) for row in rows.values())
     assert (rows["two stages"]["passes"], rows["two stages"]["token_passes"]) == (8 + 3, 8 / 4 + 3)
     assert (rows["16x16x5"]["passes"], rows["16x16x5"]["token_passes"]) == (2, 0.5)
-    assert all(row["gates"]["each"].keys() >= {"gain_over_base", "swap_drop"} for row in rows.values() if row["gates"])
+    gates = [row["gates"]["each"].keys() for row in rows.values() if row["gates"]]
+    assert all(names >= {"chroma_over_base", "swap_drop"} for names in gates)
     assert "warp_own" in rows["fp8"]["cost"]["differences"], "a metric of eval.metrics"
     assert {line["sentence"] for line in result["sentences"]} == {
         *("less than 10 % compute", "0.5: balanced blend", "40-50 instead of 30 steps"),
@@ -303,6 +333,15 @@ def test_adapter_and_effect_are_added_at_their_strengths(measurements: Measureme
     assert not torch.allclose(sampled, latents(measurements, "adapter 0.5"), atol=1e-2)
 
 
+def test_windows_of_another_size_do_not_keep_the_vae_of_an_earlier_model(measurements: Measurements) -> None:
+    known = {v.name: v for v in variants(measurements.config, measurements.size, GEOMETRY)}
+    smaller = measurements.source(known["16x16x5"]).held_out
+    assert measurements.source(known["3 steps"]).held_out is measurements.held_out
+    assert measurements.source(known["16x16x5"]).held_out is smaller, "encoded once for each loaded model"
+    measurements.source(known["adapter 0.5"])
+    assert list(measurements._resized.values()) == [measurements.held_out]
+
+
 def test_two_stages_refine_the_enlarged_first_stage(measurements: Measurements) -> None:
     sampled = latents(measurements, "two stages")
     assert measurements._loaded is not None
@@ -345,7 +384,7 @@ def test_fp8_clips_are_not_those_of_another_precision(measurements: Measurements
 
 
 def evidence(choices: dict[str, dict[str, Any]], variants_: list[Variant], **more: Any) -> dict[str, Line]:
-    known = {"reference_tokens": 1.0, "distilled": True, "tolerance": 0.1, **more}
+    known = {"reference_tokens": 1.0, "distilled": variants_[0].checkpoint, "tolerance": 0.1, **more}
     return {line["name"]: line for line in lines(Evidence(scores=choices, variants=variants_, **known))}
 
 
@@ -400,9 +439,55 @@ def test_sentences_that_are_false_fail(choices: list[Variant]) -> None:
     found = evidence({**scores, "distilled": distilled}, choices)
     failed = [name for name, line in found.items() if line["outcome"] == "fails"]
     assert failed == ["compute", "blend", "steps_control", "steps_picture", "fp8", "distilled"]
-    on_another_base = evidence({**scores, "distilled": distilled}, choices, distilled=False)["distilled"]
+    on_another_base = evidence({**scores, "distilled": distilled}, choices, distilled=None)["distilled"]
     assert on_another_base["outcome"] == "not measured here"
     assert "only its noise levels were sampled" in on_another_base["note"]
+
+
+def test_the_distilled_sentence_is_about_the_distilled_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "short.safetensors"
+    checkpoint.touch()
+    run = ("sample.schedule=distilled", "sample.steps=8")
+    two_models = list(chosen(*run, f"transfer.distilled={checkpoint}").values())
+    own, other = own_scores(half=0.5), plain_scores()
+    own["gates"], other["gates"] = ({"outcome": outcome, "not_measured": []} for outcome in ("holds", "fails"))
+    given = {"distilled": str(checkpoint)}
+    assert evidence({REFERENCE: own, "distilled": other}, two_models, **given)["distilled"]["outcome"] == "fails"
+    refused = [replace(v, obstacle="another VAE") if v.name == "distilled" else v for v in two_models]
+    line = evidence({REFERENCE: own}, refused, **given)["distilled"]
+    assert (line["outcome"], line["note"]) == ("not measured here", "another VAE")
+    one_model = list(chosen(*run).values())
+    assert evidence({REFERENCE: own}, one_model)["distilled"]["outcome"] == "holds"
+    unused = list(chosen(*run, f"transfer.distilled={checkpoint}", "transfer.schedules=[]").values())
+    assert evidence({REFERENCE: own}, unused, **given)["distilled"]["outcome"] == "not measured here"
+
+
+def test_gates_that_were_not_measured_leave_the_distilled_sentence_open(choices: list[Variant]) -> None:
+    own, distilled = own_scores(half=0.5), plain_scores()
+    distilled["gates"] = {"outcome": "inconclusive", "not_measured": ["gain_over_base", "swap_drop"]}
+    distilled["windows"] = {"adapter+reference": own["windows"]["adapter+reference"]}
+    line = evidence({REFERENCE: own, "distilled": distilled}, choices)["distilled"]
+    assert line["outcome"] == "not measured here"
+    unmeasured = "gates that were not measured: gain_over_base, swap_drop (transfer.gates=false)"
+    assert line["note"].startswith(unmeasured)
+
+
+def test_a_metric_that_was_measured_on_no_window_stops_nothing(choices: list[Variant]) -> None:
+    own = own_scores(half=0.5)
+    empty, absent = deepcopy(own), deepcopy(own)
+    for rows in (*empty["windows"].values(), *empty["per_window"]["conditions"].values()):
+        rows["psnr"] = [np.nan] * len(rows["psnr"])
+    del absent["windows"]["adapter+reference"]["psnr"]
+    for reference, other in ((own, empty), (own, absent), (empty, empty), (empty, own), (absent, own)):
+        cost = costs(reference, {REFERENCE: reference, "fp8": other}, 0.1, ["fp8"])["fp8"]
+        assert (cost["value"] is None) == (other is not own)
+        assert (cost["kept"], cost["outcome"]) == (None, "not decided")
+        steps = {f"{n} steps": other for n in (30, 40)}
+        found = evidence({REFERENCE: reference, "fp8": other, "adapter 0.5": other, **steps}, choices)
+        assert found["compute"]["outcome"] == "holds"
+        assert found["fp8"]["outcome"] == "not measured here"
+        assert (found["steps_control"]["outcome"] == "not measured here") == (other is not own)
+        assert (found["blend"]["outcome"] == "not measured here") == (reference is not own)
 
 
 def test_few_windows_decide_nothing_and_without_a_gain_nothing_is_kept() -> None:
@@ -412,7 +497,7 @@ def test_few_windows_decide_nothing_and_without_a_gain_nothing_is_kept() -> None
     own = plain_scores()
     own["windows"]["base+reference"] = own["windows"]["adapter+reference"]
     cost = costs(own, {"same": own}, 0.1)["same"]
-    assert (cost["kept"], cost["p"], cost["word"]) == (None, None, "not decided")
+    assert (cost["kept"], cost["p"], cost["outcome"]) == (None, None, "not decided")
 
 
 def test_a_choice_is_equivalent_worse_or_better() -> None:
@@ -420,17 +505,17 @@ def test_a_choice_is_equivalent_worse_or_better() -> None:
     found = costs(
         own, {"close": shifted(own, -0.2, 0.1), "low": shifted(own, -4, 0.5), "high": shifted(own, 4, 0.5)}, 0.1
     )
-    assert [cost["word"] for cost in found.values()] == ["equivalent", "worse", "better"]
+    assert [cost["outcome"] for cost in found.values()] == ["equivalent", "worse", "better"]
     assert found["low"]["kept"]["mean"] == pytest.approx(1 - 4 / 9, abs=0.05)  # type: ignore[index]
     smaller = shifted(own, -6)
     smaller["windows"]["base+reference"]["psnr"] = [x - 6 for x in own["windows"]["base+reference"]["psnr"]]
-    assert costs(own, {"smaller": smaller}, 0.1)["smaller"]["word"] == "worse"
-    assert costs(own, {"smaller": smaller}, 0.1, ["smaller"])["smaller"]["word"] == "equivalent"
+    assert costs(own, {"smaller": smaller}, 0.1)["smaller"]["outcome"] == "worse"
+    assert costs(own, {"smaller": smaller}, 0.1, ["smaller"])["smaller"]["outcome"] == "equivalent"
     lower = deepcopy(own)
     lower["primary"] = "flicker"
     worse = deepcopy(lower)
     worse["windows"]["adapter+reference"]["flicker"] = [x + 2 for x in own["windows"]["adapter+reference"]["flicker"]]
-    assert costs(lower, {"flickers": worse}, 0.1)["flickers"]["word"] == "worse"
+    assert costs(lower, {"flickers": worse}, 0.1)["flickers"]["outcome"] == "worse"
 
 
 def test_the_kinds_of_a_variant_share_a_model_only_with_equal_weights() -> None:

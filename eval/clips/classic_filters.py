@@ -50,7 +50,7 @@ def classic_filters(task: Task, device: torch.device) -> tuple[ClassicFilter, ..
     """The filters for a task; none where a filter cannot do the task (`without_filter` says why)."""
     if without_filter(task):
         return ()
-    makers = list(_makers(task.maker, task.maker_args))
+    makers = list(makers_within(task.maker, task.maker_args))
     filters = [f for maker, settings in makers for f in FILTERS.get(maker, _unknown)(settings, device)]
     return tuple({f.name: f for f in filters or _unknown({}, device)}.values())
 
@@ -66,13 +66,13 @@ def without_filter(task: Task) -> str:
     return ""
 
 
-def _makers(maker: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def makers_within(maker: str, settings: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A maker with its settings, or the makers that it chains or chooses from."""
     steps = [step for key in ("before", "steps", "after") for step in settings.get(key) or ()]
     if not maker.endswith((".chain", ".one_of")):
         yield maker, settings
     for step in steps:
-        yield from _makers(step["maker"], step.get("args") or {})
+        yield from makers_within(step["maker"], step.get("args") or {})
 
 
 def _each_frame(change: Callable[[Clip], np.ndarray], window: Degraded) -> Clip:

@@ -16,7 +16,6 @@ from eval.statistics.estimates import (
     Values,
     drop_nan,
     estimate,
-    estimate_by_source,
     estimate_or_none,
     ratio_per_unit,
     recording_means,
@@ -25,27 +24,27 @@ from eval.statistics.significance import holm, two_sided_p
 
 LEVEL = 0.05  # of each one-sided test
 Scores = Mapping[str, Any]
-Word = Literal["equivalent", "worse", "better", "not decided"]
+CostOutcome = Literal["equivalent", "worse", "better", "not decided"]
 
 
 class Cost(TypedDict):
     """What one choice costs.
 
-    value: primary metric. control: loss of adherence with another recording's reference; control_change: the same,
-    choice minus the task's settings, paired. differences: of every metric,
+    value: primary metric, None if it was measured on no window. control: loss of adherence with another recording's
+    reference; control_change: the same, choice minus the task's settings, paired. differences: of every metric,
     choice minus the task's settings, paired. p_holm: of `change`, corrected for the number of choices. kept: share of
     the adapter's gain over base + reference that is kept, None if the adapter gains nothing. p: that kept lies within
-    the tolerance around 1 (two one-sided tests). word: the outcome.
+    the tolerance around 1 (two one-sided tests).
     """
 
-    value: Estimate
+    value: Estimate | None
     control: Estimate | None
     control_change: Estimate | None
     differences: dict[str, Difference]
     p_holm: float | None
     kept: Estimate | None
     p: float | None
-    word: Word
+    outcome: CostOutcome
 
 
 def row(scores: Scores, name: str, metric: str) -> Values | None:
@@ -107,31 +106,27 @@ def costs(
 ) -> dict[str, Cost]:
     """The cost of every choice by name. reference: the scores under the task's own settings. resized: names of the
     choices whose clips have another size."""
-    of, own = recordings(reference), _swap_lost(reference)
+    recording_of, lost_in_reference = recordings(reference), _swap_lost(reference)
     changes = {name: change(reference, scores, name in resized) for name, scores in choices.items()}
-    p_values = {name: p for name, x in changes.items() if x is not None and (p := two_sided_p(x, of)) is not None}
-    corrected = holm({name: p for name, p in p_values.items() if choices[name] is not reference})
+    p_values = {name: None if x is None else two_sided_p(x, recording_of) for name, x in changes.items()}
+    corrected = holm({name: p for name, p in p_values.items() if p is not None and choices[name] is not reference})
     result = {}
     for name, scores in choices.items():
         shares = kept_share(reference, scores, name in resized)
-        p = None if shares is None else Bound(1 - tolerance, 1 + tolerance).p(shares, of)
+        p = None if shares is None else Bound(1 - tolerance, 1 + tolerance).p(shares, recording_of)
         result[name] = Cost(
-            value=estimate(_measured(scores, reference["primary"]), of),
-            control=estimate_or_none(lost := _swap_lost(scores), of),
-            control_change=estimate_or_none(None if lost is None or own is None else lost - own, of),
+            value=estimate_or_none(row(scores, ADAPTER_REFERENCE, reference["primary"]), recording_of),
+            control=estimate_or_none(lost := _swap_lost(scores), recording_of),
+            control_change=estimate_or_none(
+                None if lost is None or lost_in_reference is None else lost - lost_in_reference, recording_of
+            ),
             differences=compare(reference, scores)["metrics"],
             p_holm=corrected.get(name),
-            kept=estimate_or_none(shares, of),
+            kept=estimate_or_none(shares, recording_of),
             p=p,
-            word=_word(changes[name], corrected.get(name), shares, p, of),
+            outcome=_outcome(changes[name], corrected.get(name), shares, p, recording_of),
         )
     return result
-
-
-def _measured(scores: Scores, metric: str) -> Values:
-    values = row(scores, ADAPTER_REFERENCE, metric)
-    assert values is not None, metric
-    return values
 
 
 def _swap_lost(scores: Scores) -> Values | None:
@@ -141,32 +136,32 @@ def _swap_lost(scores: Scores) -> Values | None:
     return None if pair[0] is None or pair[1] is None else better(scores, metric, pair[0] - pair[1])
 
 
-def _word(
-    changed: Values | None, p_holm: float | None, shares: Values | None, p: float | None, of: Sequence[str]
-) -> Word:
+def _outcome(
+    changed: Values | None, p_holm: float | None, shares: Values | None, p: float | None, recording_of: Sequence[str]
+) -> CostOutcome:
     """Equivalent if both one-sided tests say so; else worse or better if the corrected p of the change is low."""
-    if shares is not None and p is not None and p < LEVEL and are_enough(shares, of):
+    if shares is not None and p is not None and p < LEVEL and are_enough(shares, recording_of):
         return "equivalent"
-    if changed is None or p_holm is None or p_holm >= LEVEL or not are_enough(changed, of):
+    if changed is None or p_holm is None or p_holm >= LEVEL or not are_enough(changed, recording_of):
         return "not decided"
-    return "worse" if estimate(changed, of)["mean"] < 0 else "better"
+    return "worse" if estimate(changed, recording_of)["mean"] < 0 else "better"
 
 
-def are_enough(values: Values, of: Sequence[str]) -> bool:
+def are_enough(values: Values, recording_of: Sequence[str]) -> bool:
     """Whether so many windows and recordings can decide a claim."""
-    by_source = estimate_by_source(values, of)["n"]
-    return len(drop_nan(values)) >= MIN_WINDOWS and by_source >= MIN_RECORDINGS
+    enough_windows = len(drop_nan(values)) >= MIN_WINDOWS
+    return enough_windows and len(recording_means(values, recording_of)) >= MIN_RECORDINGS
 
 
-def judged(values: Values, of: Sequence[str], bound: Bound) -> tuple[Outcome, float | None]:
+def judged(values: Values, recording_of: Sequence[str], bound: Bound) -> tuple[Outcome, float | None]:
     """Whether the mean lies within the bound, and the p of that.
 
     It holds if p of each one-sided test is below LEVEL: with two limits these are the two one-sided tests of
     equivalence (Schuirmann 1987, Journal of Pharmacokinetics and Biopharmaceutics 15, 657). It fails if the whole 95 %
     interval lies outside, and else is inconclusive, as with too few windows or recordings.
     """
-    value, p = estimate(values, of), bound.p(values, of)
-    if value["low"] is None or value["high"] is None or not are_enough(values, of):
+    value, p = estimate(values, recording_of), bound.p(values, recording_of)
+    if value["low"] is None or value["high"] is None or not are_enough(values, recording_of):
         return "inconclusive", p
     if p is not None and p < LEVEL:
         return "holds", p

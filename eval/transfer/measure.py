@@ -128,6 +128,7 @@ class Measurements:
         """The sampler with the weights and settings of a variant; weights that are loaded already are used again."""
         if self._loaded is None or self._loaded[0] != variant.weights:
             self._loaded = None  # two models would not fit
+            self._resized = {self.size: self.held_out}  # the others hold the VAE of the model before
             self._loaded = (variant.weights, self._load(variant))
         source, config = self._loaded[1], self.settings(variant)
         if variant.size not in self._resized:

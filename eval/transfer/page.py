@@ -16,7 +16,7 @@ from eval.statistics.estimates import Estimate
 from eval.transfer.record import Record, Row
 
 PAGE, STYLE = (Path(__file__).parent / f"transfer.{ending}" for ending in ("html", "css"))
-CLASSES = {"equivalent": "pass", "better": "pass", "worse": "fail", "not decided": "warn"}  # word -> CSS class
+CLASSES = {"equivalent": "pass", "better": "pass", "worse": "fail", "not decided": "warn"}  # outcome -> CSS class
 Metrics = Mapping[str, Any]
 
 
@@ -56,7 +56,7 @@ def _sentences(record: Record) -> str:
         cells = [mark, interval(line["value"], 3), escape(line["required"]), probability(line["p"]), measured]
         rows.append((f"{escape(line['sentence'])}<small>{escape(line['name'])}</small>", cells))
     caption = "Each sentence with what was measured. Mean and 95 % interval; p that the bound is met."
-    return table(caption, ["sentence", "", "value", "required", "p", "measured"], rows)
+    return table(caption, ["sentence", "outcome", "value", "required", "p", "measured"], rows)
 
 
 def _choices(record: Record) -> str:
@@ -68,7 +68,7 @@ def _choices(record: Record) -> str:
         f"{title}: change",
         "p (Holm)",
         "gain kept",
-        "",
+        "outcome",
         f"lost when swapped, {_title(record, record['adherence'])}",
         "lost when swapped: change",
         "gates",
@@ -93,22 +93,22 @@ def _choices(record: Record) -> str:
 def _cells(row: Row, metric: str, decimals: int) -> list[str]:
     cost = row["cost"]
     assert cost is not None
-    difference, own = cost["differences"].get(metric), row["axis"] == "reference"
+    difference, is_reference = cost["differences"].get(metric), row["axis"] == "reference"
     gates = NOT_MEASURED
     if row["gates"] is not None:
-        others = [(name, outcome) for name, outcome in row["gates"]["each"].items() if outcome != "holds"]
-        lines = "<br>".join(f"{escape(name)} {escape(outcome)}" for name, outcome in others)
+        others = [(name, judgement) for name, judgement in row["gates"]["each"].items() if judgement != "holds"]
+        lines = "<br>".join(f"{escape(name)} {escape(judgement)}" for name, judgement in others)
         gates = f"{badge(row['gates']['outcome'])}<small>{lines}</small>"
     seconds = NOT_MEASURED if row["seconds_per_clip"] is None else f"{row['seconds_per_clip']:.3g}"
-    word = f'<span class="{CLASSES[cost["word"]]}">{cost["word"]}</span>'
+    outcome = f'<span class="{CLASSES[cost["outcome"]]}">{cost["outcome"]}</span>'
     return [
         interval(cost["value"], decimals),
-        NOT_MEASURED if own or difference is None else _signed(difference["difference"], decimals),
-        NOT_MEASURED if own else probability(cost["p_holm"]),
-        NOT_MEASURED if own else interval(cost["kept"], 2),
-        "" if own else word,
+        NOT_MEASURED if is_reference or difference is None else _signed(difference["difference"], decimals),
+        NOT_MEASURED if is_reference else probability(cost["p_holm"]),
+        NOT_MEASURED if is_reference else interval(cost["kept"], 2),
+        "" if is_reference else outcome,
         interval(cost["control"], decimals),
-        NOT_MEASURED if own or cost["control_change"] is None else _signed(cost["control_change"], decimals),
+        NOT_MEASURED if is_reference or cost["control_change"] is None else _signed(cost["control_change"], decimals),
         gates,
         seconds,
         f"{row['passes']}<small>{row['token_passes']:g}</small>",
@@ -127,8 +127,8 @@ def _differences(record: Record) -> str:
     body = []
     for row in rows:
         assert row["cost"] is not None
-        found = row["cost"]["differences"]
-        cells = [NOT_MEASURED if key not in found else _signed(found[key]["difference"], 3) for key in keys]
+        differences = row["cost"]["differences"]
+        cells = [NOT_MEASURED if key not in differences else _signed(differences[key]["difference"], 3) for key in keys]
         body.append((escape(row["name"]), cells))
     caption = (
         "Change of every metric, choice minus the task's settings, paired; mean and 95 % interval over recordings."
@@ -142,7 +142,7 @@ def _impossible(record: Record) -> str:
         for row in record["choices"]
         if row["obstacle"]
     ]
-    return table("Choices that were not measured, and why.", ["choice", "", "reason"], rows) if rows else ""
+    return table("Choices that were not measured, and why.", ["choice", "kind", "reason"], rows) if rows else ""
 
 
 def _title(record: Record, metric: str) -> str:

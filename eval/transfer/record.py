@@ -108,19 +108,19 @@ def _row(
     )
 
 
-def _attention_row(name: str, own: Row, reference: Scores, cost: Cost) -> Row:
+def _attention_row(name: str, reference_row: Row, reference: Scores, cost: Cost) -> Row:
     """The row of an attention strength: a condition of the reference, not a choice that is sampled apart."""
     strength = name.split()[1]
     return Row(
         name=name,
         axis="attention strength",
-        settings={**own["settings"], "attention_strength": float(strength)},
+        settings={**reference_row["settings"], "attention_strength": float(strength)},
         obstacle="",
         cost=cost,
         gates=None,
         seconds_per_clip=reference["timings"]["seconds_per_clip"].get(f"strength {strength}"),
-        passes=own["passes"],
-        token_passes=own["token_passes"],
+        passes=reference_row["passes"],
+        token_passes=reference_row["token_passes"],
     )
 
 

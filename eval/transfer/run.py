@@ -64,7 +64,8 @@ def _measure_all(
     """The scores of the choices by name, and the choices with the obstacles that showed when they were sampled."""
     reference = chosen[0]
     possible = [variant for variant in chosen if not variant.obstacle]
-    scores: dict[str, Scores] = {v.name: found for v in possible if (found := measurements.finished(v)) is not None}
+    finished = {variant.name: measurements.finished(variant) for variant in possible}
+    scores: dict[str, Scores] = {name: result for name, result in finished.items() if result is not None}
     note = measurements.judged.note
     print_lines(
         console, f"{measurements.config.task.name}: {measurements.judged.path}", *([f"note: {note}"] if note else [])
@@ -76,26 +77,25 @@ def _measure_all(
     obstacles = {}
     for number, variant in enumerate(todo, 1):
         print_lines(console, f"{number} of {len(todo)}: {variant.name}")
-        found, obstacle = measure_or_explain(measurements, variant, console)
-        if found is None:
+        result, obstacle = measure_or_explain(measurements, variant, console)
+        if result is None:
             obstacles[variant.name] = obstacle
             print_lines(console, f"{variant.name} is not possible here: {obstacle}")
         else:
-            scores[variant.name] = found
+            scores[variant.name] = result
     return scores, [replace(v, obstacle=obstacles.get(v.name, v.obstacle)) for v in chosen]
 
 
 def _evidence(measurements: Measurements, chosen: Sequence[Variant], scores: dict[str, Scores]) -> Evidence:
     config, held_out = measurements.config, measurements.held_out
     latents = held_out.latents(held_out.windows[0])
-    checkpoint = config.transfer.distilled or config.model.checkpoint
     return Evidence(
         scores=scores,
         variants=chosen,
         reference_tokens=reference_share(
             tuple(latents.target.shape), [tuple(reference.shape) for reference in latents.references]
         ),
-        distilled=config.transfer.distilled is not None or "distilled" in Path(checkpoint).name,
+        distilled=config.transfer.distilled,
         tolerance=config.transfer.tolerance,
     )
 
@@ -103,16 +103,16 @@ def _evidence(measurements: Measurements, chosen: Sequence[Variant], scores: dic
 def _summary(record: Record) -> list[str]:
     """Console lines: what each choice costs, then each sentence."""
     metric = record["primary"]
-    result = [f"{metric}: {record['metrics'][metric]['title']}, against the {REFERENCE}"]
+    summary = [f"{metric}: {record['metrics'][metric]['title']}, against the {REFERENCE}"]
     for row in record["choices"]:
         if row["cost"] is None:
-            result.append(f"  {row['name']:26} not measured: {row['obstacle']}")
+            summary.append(f"  {row['name']:26} not measured: {row['obstacle']}")
         elif row["axis"] != "reference" and metric in row["cost"]["differences"]:
             cost = row["cost"]
             kept = "" if cost["kept"] is None else f"  keeps {format_estimate(cost['kept'], 2)}"
             change = format_estimate(cost["differences"][metric]["difference"])
-            result.append(f"  {row['name']:26} {change}{kept}  {cost['word']}")
-    return [*result, *(_sentence_line(line) for line in record["sentences"])]
+            summary.append(f"  {row['name']:26} {change}{kept}  {cost['outcome']}")
+    return [*summary, *(_sentence_line(line) for line in record["sentences"])]
 
 
 def _sentence_line(line: Line) -> str:

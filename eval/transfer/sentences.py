@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE, at_strength
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, at_strength
 from eval.judging.claims import Bound
-from eval.statistics.estimates import Estimate, Values, estimate, format_estimate, ratio_per_unit, recording_means
+from eval.statistics.estimates import (
+    Estimate,
+    Values,
+    drop_nan,
+    estimate_or_none,
+    format_estimate,
+    ratio_per_unit,
+    recording_means,
+)
 from eval.transfer.comparison import better, judged, kept_share, recordings, row
 from eval.transfer.variants import REFERENCE, Variant
 
@@ -40,14 +49,14 @@ class Evidence:
     """What the sentences are judged from.
 
     scores: by name of the choice, those that were measured. variants: all choices. reference_tokens: reference tokens
-    per target token. distilled: whether the distilled schedule was sampled on a distilled model. tolerance:
+    per target token. distilled: transfer.distilled, a checkpoint that is distilled whatever its name. tolerance:
     transfer.tolerance.
     """
 
     scores: Mapping[str, Scores]
     variants: Sequence[Variant]
     reference_tokens: float
-    distilled: bool
+    distilled: str | None
     tolerance: float
 
     @property
@@ -57,10 +66,24 @@ class Evidence:
 
     def with_steps(self, steps: int) -> Scores | None:
         """The scores with this number of steps and otherwise the task's settings."""
-        own = self.variants[0]
-        same = (v for v in self.variants if v.axis in ("reference", "steps") and v.name in self.scores)
-        found = (v for v in same if v.sample.steps == steps and v.sample.schedule == own.sample.schedule)
-        return next((self.scores[variant.name] for variant in found), None)
+        schedule = self.variants[0].sample.schedule
+        measured = (v for v in self.variants if v.axis in ("reference", "steps") and v.name in self.scores)
+        same_steps = (v for v in measured if v.sample.steps == steps and v.sample.schedule == schedule)
+        return next((self.scores[variant.name] for variant in same_steps), None)
+
+    @property
+    def distilled_variant(self) -> Variant | None:
+        """The measured choice with the distilled schedule; the task's own settings only if no other checkpoint was
+        chosen for that schedule."""
+        distilled = [v for v in self.variants if v.sample.schedule == "distilled" and not v.two_stage]
+        chosen = next((v for v in distilled if v.axis == "schedule"), None)
+        if chosen is None or chosen.same_as(self.variants[0]):
+            chosen = next(iter(distilled), None)
+        return chosen if chosen is not None and chosen.name in self.scores else None
+
+    def is_distilled(self, variant: Variant) -> bool:
+        """Whether a choice was sampled on a distilled model."""
+        return variant.checkpoint == self.distilled or "distilled" in Path(variant.checkpoint).name
 
     def obstacle(self, axis: str, name: str) -> str:
         """Why a choice was not measured."""
@@ -73,9 +96,14 @@ def lines(e: Evidence) -> list[Line]:
     return [_compute(e), _blend(e), *_steps(e), _fp8(e), _distilled(e)]
 
 
-def _line(name: str, sentence: str, measured: str, bound: Bound, values: Values, of: list[str], note: str = "") -> Line:
-    outcome, p = judged(values, of, bound)
-    value = estimate(values, of)
+def _line(
+    name: str, sentence: str, measured: str, bound: Bound, values: Values, recording_of: list[str], note: str = ""
+) -> Line:
+    """A sentence that `values`, one per unit, decide; not measured if all of them are NaN."""
+    value = estimate_or_none(values, recording_of)
+    if value is None:
+        return _missing(name, sentence, measured, "it was not measured on any window")
+    outcome, p = judged(values, recording_of, bound)
     return Line(
         name=name,
         sentence=sentence,
@@ -113,18 +141,20 @@ def _compute(e: Evidence) -> Line:
 
 def _blend(e: Evidence) -> Line:
     sentence, measured = "0.5: balanced blend", "share of the reference's effect on adherence at attention strength 0.5"
-    metric, of = e.reference["adherence"], recordings(e.reference)
+    metric, recording_of = e.reference["adherence"], recordings(e.reference)
     none, half, full = (row(e.reference, at_strength(s).name, metric) for s in (0, 0.5, 1))
     if none is None or half is None or full is None:
         return _missing("blend", sentence, measured, "0.5 is not among transfer.attention_strengths")
     effect = better(e.reference, metric, full - none)
-    if recording_means(effect, of).mean() <= 0:
+    if len(drop_nan(effect)) and recording_means(effect, recording_of).mean() <= 0:
         return _missing("blend", sentence, measured, "the reference has no effect at strength 1")
-    share = ratio_per_unit(better(e.reference, metric, half - none), effect, of)
+    share = ratio_per_unit(better(e.reference, metric, half - none), effect, recording_of)
     note = ""
-    if (weak := e.scores.get("adapter 0.5")) is not None and (kept := kept_share(e.reference, weak)) is not None:
-        note = f"with the adapter's weights at 0.5: {format_estimate(estimate(kept, of))} of its gain is kept"
-    return _line("blend", sentence, measured, Bound(*BALANCED), share, of, note)
+    weak = e.scores.get("adapter 0.5")
+    kept = None if weak is None else estimate_or_none(kept_share(e.reference, weak), recording_of)
+    if kept is not None:
+        note = f"with the adapter's weights at 0.5: {format_estimate(kept)} of its gain is kept"
+    return _line("blend", sentence, measured, Bound(*BALANCED), share, recording_of, note)
 
 
 def _steps(e: Evidence) -> list[Line]:
@@ -158,8 +188,8 @@ def _fp8(e: Evidence) -> Line:
     sentence = "works with FP8"
     measured = "share of the adapter's gain over base + reference that fp8 weights keep (two one-sided tests)"
     scores = e.scores.get("fp8")
-    own = e.variants[0].precision
-    if own == "fp8":
+    precision = e.variants[0].precision
+    if precision == "fp8":
         return _missing("fp8", sentence, measured, "the task's own settings use fp8: compare with model.precision=bf16")
     if scores is None:
         return _missing("fp8", sentence, measured, e.obstacle("precision", "fp8"))
@@ -170,24 +200,25 @@ def _fp8(e: Evidence) -> Line:
         )
     bound = Bound(1 - e.tolerance, 1 + e.tolerance)
     outcomes = [each["gates"]["outcome"] for each in (scores, e.reference)]
-    note = f"compared with {own}; gates in fp8: {outcomes[0]}, in {own}: {outcomes[1]}"
+    note = f"compared with {precision}; gates in fp8: {outcomes[0]}, in {precision}: {outcomes[1]}"
     return _line("fp8", sentence, measured, bound, share, recordings(e.reference), note)
 
 
 def _distilled(e: Evidence) -> Line:
     sentence, measured = "compatible with distilled models", "whether the gates hold with the distilled schedule"
-    name = next(
-        (v.name for v in e.variants if v.sample.schedule == "distilled" and v.name in e.scores and not v.two_stage), ""
-    )
-    if not name:
+    variant = e.distilled_variant
+    if variant is None:
         return _missing("distilled", sentence, measured, e.obstacle("schedule", "distilled"))
-    scores = e.scores[name]
-    share = kept_share(e.reference, scores)
-    value = None if share is None else estimate(share, recordings(e.reference))
+    scores = e.scores[variant.name]
+    value = estimate_or_none(kept_share(e.reference, scores), recordings(e.reference))
     gates = [f"{v['name']} {v['outcome']}" for v in scores["verdicts"] if v["kind"] == "gate"]
-    note = f"{', '.join(gates)}; value: share of the gain that is kept"
+    note = "; ".join([*([", ".join(gates)] if gates else []), "value: share of the gain that is kept"])
     outcome: Judgement = scores["gates"]["outcome"]
-    if not e.distilled:
+    if outcome != "fails" and (unmeasured := scores["gates"]["not_measured"]):
+        outcome = "not measured here"
+        hint = "" if BASE_REFERENCE in scores["windows"] else " (transfer.gates=false)"
+        note = f"gates that were not measured: {', '.join(unmeasured)}{hint}. {note}"
+    if not e.is_distilled(variant):
         outcome = "not measured here"
         note = f"no distilled model was given (transfer.distilled): only its noise levels were sampled. {note}"
     return Line(

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from eval.clips.classic_filters import makers_within
 from eval.clips.resized import Size
+from eval.metrics.controls import configured_controls
 from eval.metrics.region import PAINTED
 from eval.transfer.settings import SIZE, TransferConfig
-from iclora_train.config import Sampling, require
+from iclora_train.config import Sampling, Task, require
 from iclora_train.core.types import Geometry
 from iclora_train.diffusion.noise_schedule import DISTILLED, DISTILLED_STAGE2
 from iclora_train.generate.size import SizeRules
@@ -17,7 +19,9 @@ from iclora_train.ltx2.build import base_dtype
 
 REFERENCE = "task's settings"
 DISTILLED_STEPS = len(DISTILLED) - 1
-PLACED = ("control.pose", "control.tracks", "union", *PAINTED)  # makers whose record or mask holds for one size only
+PLACED = ("control.pose", "control.tracks", *PAINTED)  # makers whose record or mask holds for one size only
+CHANGED_BY_AVERAGING = ("degrade.", "control.")  # beginnings of makers whose references are others after averaging
+KEPT_BY_AVERAGING = ("degrade.grey",)  # averages of grey pixels are grey
 DISTILLED_RUN = (
     "the task's settings are those of a distilled model: start from a dev checkpoint and sample.schedule=dev"
 )
@@ -73,14 +77,14 @@ def variants(config: TransferConfig, size: Size, geometry: Geometry) -> list[Var
         message = f"transfer.{key}={path} does not exist: give an existing file, or leave it out"
         require(path is None or Path(path).exists(), message)
     reference = reference_variant(config, size)
-    found = [reference]
+    chosen = [reference]
     for choice in _choices(config, reference, geometry):
-        twin = next((known for known in found if not choice.obstacle and choice.same_as(known)), None)
+        twin = next((known for known in chosen if not choice.obstacle and choice.same_as(known)), None)
         if twin is None:
-            found.append(choice)
+            chosen.append(choice)
         elif twin is reference:
-            found.append(replace(choice, obstacle=f"the same as the {REFERENCE}"))
-    return found
+            chosen.append(replace(choice, obstacle=f"the same as the {REFERENCE}"))
+    return chosen
 
 
 def _resolved(precision: str) -> str:
@@ -155,9 +159,26 @@ def _size(text: str, config: TransferConfig, reference: Variant, geometry: Geome
     if larger:
         stored = "{2}x{1}x{0}".format(*reference.size)
         obstacle = f"the windows have {stored}: prepare larger ones (data.width, data.height, data.frames)"
-    elif config.task.maker in PLACED and size != reference.size:
-        obstacle = f"pairs of {config.task.maker} hold for the prepared size: prepare windows of {width}x{height}"
+    elif size != reference.size:
+        obstacle = obstacle or _unlike_prepared(config.task, size, reference.size)
     return replace(reference, name=f"{width}x{height}x{frames}", axis="size", size=size, obstacle=obstacle)
+
+
+def _unlike_prepared(task: Task, size: Size, stored: Size) -> str:
+    """Why pairs reduced from the size `stored` are not those that would be prepared at `size`; empty if they are.
+
+    Averaging removes interlaced lines, noise and thin edges and makes blur narrower, so a loss would be one of the
+    degradation, not of the adapter. Fewer frames leave every picture as it is.
+    """
+    chosen_from = [(c.maker, c.args) for c in configured_controls(task)] or [(task.maker, task.maker_args)]
+    makers = list(dict.fromkeys(name for maker, args in chosen_from for name, _ in makers_within(maker, args)))
+    remedy = f"prepare windows of {size[2]}x{size[1]}x{size[0]}"
+    if placed := [maker for maker in makers if maker in PLACED]:
+        return f"pairs of {', '.join(placed)} hold for the prepared size: {remedy}"
+    changed = [m for m in makers if m.startswith(CHANGED_BY_AVERAGING) and m not in KEPT_BY_AVERAGING]
+    if size[1:] == stored[1:] or not changed:
+        return ""
+    return f"averaging down changes the references of {', '.join(changed)}: {remedy}"
 
 
 def _effects(config: TransferConfig, reference: Variant) -> Iterator[Variant]:
