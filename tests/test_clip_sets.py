@@ -128,8 +128,13 @@ def test_two_recordings_have_no_interval() -> None:
 def test_each_distance_of_a_row_is_computed_once_and_an_undefined_one_is_left_out(
     recordings: list[str], defined: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    computed = []
-    monkeypatch.setattr("eval.statistics.clip_sets.frechet", lambda *sets: computed.append(1) or frechet(*sets))
+    computed: list[float] = []
+
+    def counted(*sets: np.ndarray) -> float:
+        computed.append(frechet(*sets))
+        return computed[-1]
+
+    monkeypatch.setattr("eval.statistics.clip_sets.frechet", counted)
     clip_sets = ClipSets(
         ClipFeatures("means", lambda frames: frames.mean((1, 2, 3))[:4].astype(np.float64)), recordings
     )
