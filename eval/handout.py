@@ -60,8 +60,8 @@ def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config) -> d
     """Write the clips of a window; returns its manifest entry. The mask is white in the region to fill."""
     pair = held_out.pair(window)
     clips = {f"reference{i}": clip for i, clip in enumerate(pair.references)} | {"target": pair.target}
-    own = controls_of(config.task, pair.record)[0].task(config.task)
-    region = edited_region(own, pair.target, pair.references[0])  # (F,H,W)
+    control_task = controls_of(config.task, pair.record)[0].task(config.task)
+    region = edited_region(control_task, pair.target, pair.references[0])  # (F,H,W)
     if region is not None:
         clips["mask"] = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
     return {

@@ -66,8 +66,8 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
 
 def _control_of(source: ClipSource, suite: Suite, window: Window) -> dict[str, str]:
     """The entry `control` of a clip, in a set with several controls."""
-    own = [control.name for control in source.held_out.controls[window.key]]
-    return {"control": joint_name(own)} if suite.controls else {}
+    controls = [control.name for control in source.held_out.controls[window.key]]
+    return {"control": joint_name(controls)} if suite.controls else {}
 
 
 def assemble(

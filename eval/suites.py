@@ -27,11 +27,11 @@ def control_notes(source: ClipSource, suite: Suite) -> list[str]:
     """A note for each control of a set with several that has too few windows or recordings to be decided."""
     windows, notes = source.held_out.windows, []
     for name in suite.controls:
-        own = [w for w in windows if name in {control.name for control in source.held_out.controls[w.key]}]
-        if are_few(len(own), recordings := len({window.source for window in own})):
+        of_control = [w for w in windows if name in {control.name for control in source.held_out.controls[w.key]}]
+        if are_few(len(of_control), recordings := len({window.source for window in of_control})):
             notes.append(
-                f"control {name} has {len(own)} of {len(windows)} windows, of {recordings} recordings: its claims need "
-                f"{MIN_WINDOWS} windows of {MIN_RECORDINGS} recordings to be decided; raise eval.windows, or prepare "
-                "more clips"
+                f"control {name} has {len(of_control)} of {len(windows)} windows, of {recordings} recordings: its "
+                f"claims need {MIN_WINDOWS} windows of {MIN_RECORDINGS} recordings to be decided; raise eval.windows, "
+                "or prepare more clips"
             )
     return notes

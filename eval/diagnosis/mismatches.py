@@ -51,9 +51,9 @@ def _requested(settings: DiagnoseSettings, clips: AlignedClips) -> Iterator[Find
     frames, height, width = clips.clip.shape[:3]
     actual = {"width": width, "height": height, "frames": frames}
     differing = [
-        f"{key} {value} instead of {wanted}"
+        f"{key} {value} instead of {expected}"
         for key, value in actual.items()
-        if (wanted := getattr(settings, key)) is not None and wanted != value
+        if (expected := getattr(settings, key)) is not None and expected != value
     ]
     rate = clips.files[0].fps
     if settings.fps is not None and rate is not None and abs(rate / settings.fps - 1) > RATE:

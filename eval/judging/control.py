@@ -81,8 +81,8 @@ def with_controls(
     controls = {}
     for name, scale in scales.items():
         sources = [together.sources[i] for i in scale.windows]
-        own = collect_evidence(results.of_windows(scale.windows), strengths, sources, metrics, scale.metric)
-        controls[name] = ControlEvidence(scale.windows, own)
+        of_control = collect_evidence(results.of_windows(scale.windows), strengths, sources, metrics, scale.metric)
+        controls[name] = ControlEvidence(scale.windows, of_control)
     fade = together.fade
     if fade is not None:
         parts = [np.full_like(fade, np.nan) for _ in controls]

@@ -17,13 +17,13 @@ def paired_differences(
 
     rows: row -> metric -> values per window. A window on which one of the two was not measured is left out.
     """
-    own = rows.get(ADAPTER_REFERENCE, {})
+    with_adapter = rows.get(ADAPTER_REFERENCE, {})
     return {
         other: {
             metric: value
-            for metric in own
+            for metric in with_adapter
             if metric in rows[other]
-            and (value := estimate_or_none(own[metric] - rows[other][metric], recordings)) is not None
+            and (value := estimate_or_none(with_adapter[metric] - rows[other][metric], recordings)) is not None
         }
         for other in COMPARED
         if other in rows

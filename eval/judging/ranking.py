@@ -65,11 +65,11 @@ def first_examples(scores: Scores) -> list[Example]:
     recordings, last = [scores["clips"][i]["source"] for i in measured], len(measured) - 1
     chosen = {0: "the only window" if last == 0 else "worst gain"}  # rank from 0 -> title
 
-    def nearest(wanted: float) -> int:
+    def nearest(position: float) -> int:
         used = {recordings[rank] for rank in chosen}
         free = [rank for rank in range(last + 1) if rank not in chosen]
         others = [rank for rank in free if recordings[rank] not in used]
-        return min(others or free, key=lambda rank: abs(rank - wanted))
+        return min(others or free, key=lambda rank: abs(rank - position))
 
     if last > 0:
         best = nearest(last)

@@ -30,20 +30,22 @@ def judged_controls(
     """
     results, judged = read_tables(scores), {}
     for name, facts in scores.get("controls", {}).items():
-        own, measured = evidence.controls[name].evidence, results.of_windows(facts["windows"])
-        recordings = len(set(own.sources))
-        has_mask = len(own.sources) > 0 and "kept" in measured.changes and not np.isnan(measured.changes["kept"]).all()
+        of_control, measured = evidence.controls[name].evidence, results.of_windows(facts["windows"])
+        recordings = len(set(of_control.sources))
+        has_mask = (
+            len(of_control.sources) > 0 and "kept" in measured.changes and not np.isnan(measured.changes["kept"]).all()
+        )
         judged[name] = {
             **facts,
             "recordings": recordings,
-            "too_few": are_few(len(own.sources), recordings),
+            "too_few": are_few(len(of_control.sources), recordings),
             "outcome": gates_outcome(
                 [verdict for verdict in verdicts if verdict.get("control") == name],
-                unmeasured_gates(scores["family"], own, thresholds),
+                unmeasured_gates(scores["family"], of_control, thresholds),
             ),
-            "cells": {row: estimates_of(measured.rows[row], own.sources) for row in scores["windows"]},
-            "control": control_scores(measured, own),
-            "mask": mask_scores(measured, own, *resolution) if has_mask else None,
+            "cells": {row: estimates_of(measured.rows[row], of_control.sources) for row in scores["windows"]},
+            "control": control_scores(measured, of_control),
+            "mask": mask_scores(measured, of_control, *resolution) if has_mask else None,
         }
     return {"controls": judged} if judged else {}
 
@@ -89,7 +91,7 @@ def comparable_row(scores: Mapping[str, Any], scales: Mapping[str, ControlScale]
     row = with_agreement(stored, scales)
     for name, scale in scales.items():
         if scale.metric in row:
-            own = np.full_like(row[scale.metric], np.nan)
-            own[list(scale.windows)] = row[scale.metric][list(scale.windows)]
-            row[own_key(scale.metric, name)] = own
+            spread = np.full_like(row[scale.metric], np.nan)
+            spread[list(scale.windows)] = row[scale.metric][list(scale.windows)]
+            row[own_key(scale.metric, name)] = spread
     return row

@@ -70,15 +70,15 @@ def structure_metrics(task: Task, readers: Readers, controls: Mapping[str, Contr
     """The metrics of a structure task. controls: by name, of a set with several (`mixed_controls`)."""
     if not controls:
         return CONTROLS.get(task.maker, _edges)(task, readers)
-    own = {name: structure_metrics(control.task(task), readers, {}) for name, control in controls.items()}
+    metrics_of = {name: structure_metrics(control.task(task), readers, {}) for name, control in controls.items()}
 
     def draw(output: CachedClip, truth: GroundTruth | None) -> Clip | None:
-        draw_first = None if truth is None or not truth.controls else own[truth.controls[0]].draw_control
+        draw_first = None if truth is None or not truth.controls else metrics_of[truth.controls[0]].draw_control
         return None if draw_first is None else draw_first(output, truth)
 
-    groups = tuple({group.metrics: group for metrics in own.values() for group in metrics.groups}.values())
-    not_run = {missing.metric: missing for metrics in own.values() for missing in metrics.not_run}
-    return TaskMetrics(groups, AGREEMENT.key, draw, tuple(not_run.values()), controls=own)
+    groups = tuple({group.metrics: group for metrics in metrics_of.values() for group in metrics.groups}.values())
+    not_run = {missing.metric: missing for metrics in metrics_of.values() for missing in metrics.not_run}
+    return TaskMetrics(groups, AGREEMENT.key, draw, tuple(not_run.values()), controls=metrics_of)
 
 
 def _edges(task: Task, readers: Readers) -> TaskMetrics:

@@ -68,7 +68,7 @@ class Suite:
         """
         structure = task.family == "structure"
         specific = structure_metrics(task, readers, controls) if structure else FAMILIES[task.family](task)
-        own = specific.controls or {Control(task.maker).name: specific}
+        metrics_of = specific.controls or {Control(task.maker).name: specific}
         groups = (*COMMON, *specific.groups, *TEMPORAL)
         obstacles = ((metric.key, group.obstacle(side, frames)) for group in groups for metric in group.metrics)
         return cls(
@@ -77,7 +77,7 @@ class Suite:
             specific.adherence or specific.primary,
             specific.not_run + tuple(NotRun(key, reason) for key, reason in obstacles if reason),
             specific.draw_control,
-            {name: metrics.reader for name, metrics in own.items()} if structure else {},
+            {name: metrics.reader for name, metrics in metrics_of.items()} if structure else {},
             specific.controls,
         )
 
@@ -110,9 +110,9 @@ class Suite:
 
     def _groups_of(self, truth: GroundTruth) -> list[MetricGroup]:
         """The groups without those that belong to other controls only."""
-        own = {group.metrics: group for name in self._controls_of(truth) for group in self.controls[name].groups}
+        groups_of = {group.metrics: group for name in self._controls_of(truth) for group in self.controls[name].groups}
         others = {group.metrics for metrics in self.controls.values() for group in metrics.groups}
-        return [own.get(g.metrics, g) for g in self.groups if g.metrics in own or g.metrics not in others]
+        return [groups_of.get(g.metrics, g) for g in self.groups if g.metrics in groups_of or g.metrics not in others]
 
     def control(self, output: Clip, truth: GroundTruth | None = None) -> Clip | None:
         """The control signal extracted from the output and drawn as the maker draws it (F,H,W,3), for the report.

@@ -80,8 +80,8 @@ class Media:
     def file(self, number: int, condition: str, preview: bool = False) -> Path | None:
         """The file of a clip of window `number`; None if the report does not show it. preview: the small version."""
         names = [preview_name(number, condition)] if preview else []
-        found = [self._files[name] for name in (*names, clip_name(number, condition)) if name in self._files]
-        return found[0] if found else None
+        written = [self._files[name] for name in (*names, clip_name(number, condition)) if name in self._files]
+        return written[0] if written else None
 
     def picture(self, name: str, frame: Clip) -> str:
         """Address of a PNG of an RGB frame (H,W,3)."""

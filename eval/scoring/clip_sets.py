@@ -87,9 +87,9 @@ class ClipSets:
         with progress_bar("comparing sets of clips", total, console=console) as bar:
             for row in rows:
                 values[row] = {m: with_redrawn(d, count, bar.advance) for m, d in self._distances(row).items()}
-        own = values[ADAPTER_REFERENCE]
+        with_adapter = values[ADAPTER_REFERENCE]
         differences = {
-            other: {metric: own[metric] - values[other][metric] for metric in METRICS}
+            other: {metric: with_adapter[metric] - values[other][metric] for metric in METRICS}
             for other in COMPARED
             if other in values
         }
@@ -116,8 +116,8 @@ class ClipSets:
 
 def _estimates(values: Mapping[str, Values], recordings: int, clips: int) -> dict[str, SetEstimate]:
     """The estimates of the metrics that are defined."""
-    found = {metric: set_estimate(of_metric, recordings, clips) for metric, of_metric in values.items()}
-    return {metric: estimate for metric, estimate in found.items() if estimate is not None}
+    estimates = {metric: set_estimate(of_metric, recordings, clips) for metric, of_metric in values.items()}
+    return {metric: estimate for metric, estimate in estimates.items() if estimate is not None}
 
 
 def _thousandfold(distance: Distance) -> Distance:

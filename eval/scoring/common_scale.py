@@ -70,7 +70,7 @@ def control_scales(
     better = {metric.key: metric.better for metric in suite.metrics}
     scales = {}
     for name, metrics in suite.controls.items():
-        windows = [i for i, own in enumerate(controls) if name in {control.name for control in own}]
+        windows = [i for i, of_window in enumerate(controls) if name in {control.name for control in of_window}]
         of = [recordings[i] for i in windows]
         floor, ceiling = (_mean(rows[row].get(metrics.primary), windows, of) for row in (FLOOR, CEILING))
         lower_is_better = better[metrics.primary] == "low"
@@ -107,6 +107,6 @@ def agreement_by_frame(
     series: list[list[Values]] = [[] for _ in next(iter(frames.values()))]
     for scale in scales.values():
         for number in scale.windows if scale.is_usable and scale.metric in frames else ():
-            if (own := frames[scale.metric][number]) is not None:
-                series[number].append(scale.of(np.asarray(own, np.float64)))
-    return [mean_of_measured(own).tolist() if own else None for own in series]
+            if (frame_values := frames[scale.metric][number]) is not None:
+                series[number].append(scale.of(np.asarray(frame_values, np.float64)))
+    return [mean_of_measured(frame_values).tolist() if frame_values else None for frame_values in series]

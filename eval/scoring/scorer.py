@@ -196,8 +196,8 @@ class Scorer:
         structure = self.source.config.task.family == "structure"
 
         def metric(item: Item) -> str:
-            own = [c.name for c in self.held_out.controls[item.window.key] if c.name in self.suite.controls]
-            adherence = self.suite.controls[own[0]].primary if own else self.suite.primary
+            controls = [c.name for c in self.held_out.controls[item.window.key] if c.name in self.suite.controls]
+            adherence = self.suite.controls[controls[0]].primary if controls else self.suite.primary
             return adherence if structure and adherence in by_frame else "psnr"
 
         slices = list(enumerate(latent_frame_slices(len(self.target(0)), self.source.base.geometry.temporal)))

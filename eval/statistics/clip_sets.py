@@ -95,8 +95,8 @@ def kernel_table(outputs: Values, targets: Values, of_output: Counts, of_target:
         return np.asarray(of_a @ (a @ b.T / a.shape[1] + 1) ** 3 @ of_b.T)
 
     crossed = between(outputs, shares[0], targets, shares[1])
-    own = between(outputs, shares[0], outputs, shares[0]) + between(targets, shares[1], targets, shares[1])
-    return own - crossed - crossed.T
+    within = between(outputs, shares[0], outputs, shares[0]) + between(targets, shares[1], targets, shares[1])
+    return within - crossed - crossed.T
 
 
 def with_redrawn(distance: Distance, recordings: int, count: Callable[[], None] = lambda: None) -> Values:

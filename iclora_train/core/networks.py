@@ -54,10 +54,10 @@ def load_whole(
     ConfigError for a folder without some of the model's tensors. unused: patterns (`re.search`) of the names of
     tensors that may be missing, because the output that is read does not depend on them.
     """
-    model, found = from_pretrained(
+    model, loading = from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
     )
-    missing = sorted(name for name in found["missing_keys"] if not any(re.search(p, name) for p in unused))
+    missing = sorted(name for name in loading["missing_keys"] if not any(re.search(p, name) for p in unused))
     names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
     require(
         not missing,
