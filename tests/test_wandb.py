@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -187,6 +188,9 @@ def test_training_goes_on_when_the_service_process_dies(
     logger.close()
     err = capfd.readouterr().err
     assert (err.count("\n"), err.startswith("W&B: ")) == (1, True)
+    for process in [item for item in gc.get_objects() if type(item) is subprocess.Popen]:
+        if process.pid == int(service):  # W&B does not wait for it, of which Python would warn in a later test
+            process.wait()
 
 
 @pytest.mark.parametrize("variable", ["WANDB_MODE", None])

@@ -28,18 +28,24 @@ function positionOf(video, fps, now) {
   return shown.time * fps + ((now - shown.at) / 1000) * fps * video.playbackRate;
 }
 
+// Position of a stopped player in frames. After a seek to its last frame, a browser may report the end of the clip.
+function placeOf(video) {
+  const { fps, frames } = timing(video);
+  return Math.min(video.currentTime * fps, frames - 0.5);
+}
+
 function set(video, position) { // move a player to a position in frames, at most its end
   const { fps, frames } = timing(video);
+  hold(boxOf(video));
   video.presented = null;
   video.currentTime = Math.min(position, frames - 0.01) / fps;
 }
 
 // Stopped: show the middle of the clock's frame.
 function show(video) {
-  const { fps, frames } = timing(video);
-  const middle = Math.min(frameOf(clock.position), frames - 1) + 0.5;
+  const middle = Math.min(frameOf(clock.position), timing(video).frames - 1) + 0.5;
   if (!video.paused) video.pause();
-  if (video.readyState > 0 && !video.seeking && Math.abs(video.currentTime * fps - middle) > 0.01) set(video, middle);
+  if (video.readyState > 0 && !video.seeking && Math.abs(placeOf(video) - middle) > 0.01) set(video, middle);
 }
 
 // Running: keep a player at the clock.
@@ -56,6 +62,7 @@ function follow(video, now) {
 }
 
 function start(video) {
+  hold(boxOf(video));
   video.play().catch((reason) => {
     if (reason.name !== "AbortError") throw reason; // a pause came first
   });
@@ -146,7 +153,6 @@ const watcher = new IntersectionObserver((entries) => {
     if (isIntersecting) {
       target.preload = "auto";
       near.add(target);
-      if (!clock.playing && target.readyState > 1) set(target, frameOf(clock.position) + 0.5); // presents the frame again
     } else {
       target.pause();
       near.delete(target);

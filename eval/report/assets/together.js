@@ -1,11 +1,11 @@
 "use strict";
 // All players of a group (a row, a tile) show the same frame. Videos that play on their own are often a frame apart, so
 // every frame that a video presents is kept with its number, and drawn on a canvas over the video when all players of
-// its group have it. Browsers that do not report frames show the videos themselves.
+// its group have it. Stopped, the canvases stay until all players of the group stand at the clock's frame; then the
+// videos are shown. Browsers that do not report frames always show the videos.
 const KEPT = 8; // frames kept of each player
 const EARLY = 10, MARGIN = 2; // milliseconds by which a picture must be taken before the next frame
 const STARVED = 400; // milliseconds without a common frame before all players of a group are sent to the same one
-const PATIENCE = 250; // milliseconds that a stopped video has to report its frame
 const reportsFrames = "requestVideoFrameCallback" in HTMLVideoElement.prototype;
 const boxOf = (video) => video.closest("[data-fps]");
 
@@ -23,14 +23,10 @@ function cover(video) { // put a canvas over a player
   const record = (now, meta) => {
     video.requestVideoFrameCallback(record); // first, so that the next frame is not missed
     video.presented = { time: meta.mediaTime, at: meta.expectedDisplayTime, number: numberOf(video, meta.mediaTime) };
-    if (video.paused) settle(video);
-    else runs(video, meta);
+    if (!video.paused) runs(video, meta);
   };
   video.requestVideoFrameCallback(record);
-  video.addEventListener("seeked", () => {
-    settle(video);
-    setTimeout(() => insist(video), PATIENCE);
-  });
+  video.addEventListener("seeked", () => paint(boxOf(video)));
 }
 
 function forget(video) {
@@ -39,18 +35,20 @@ function forget(video) {
 
 const numberOf = (video, time) => Math.round(time * timing(video).fps);
 
-// Stopped: a video stands at the frame that was sought, so its picture is that of the last report.
-function settle(video) {
-  const { fps } = timing(video), number = video.presented?.number;
-  if (!video.paused || video.seeking || number !== Math.floor(video.currentTime * fps)) return;
-  const picture = snapshot(video);
-  if (picture) keep(video, number, picture);
+// Stopped: the canvases of a group are hidden (data-still) while its players stand at the same frame.
+function standsAt(video, frame) {
+  return video.paused && !video.seeking && video.readyState > 1 && Math.floor(placeOf(video)) === frame;
 }
 
-function insist(video) { // the report of the frame was missed: seek again
-  if (!video.paused || video.seeking || clock.playing || !active().includes(video)) return;
-  const wanted = Math.min(frameOf(clock.position), timing(video).frames - 1);
-  if (!video.kept.some((frame) => frame.number === wanted)) set(video, wanted + 0.5);
+function hold(box) { // before a player moves: the canvases show the present frame until there is another common one
+  if (!box.hasAttribute("data-still")) return;
+  box.removeAttribute("data-still");
+  for (const video of members(box)) {
+    const picture = snapshot(video);
+    if (!picture) continue;
+    drawCover(video, picture);
+    video.spare.push(picture);
+  }
 }
 
 // Running: on a busy machine the next frame may be there already when the report of a frame is read, and its picture
@@ -94,26 +92,31 @@ function members(box) { // the players whose frames must be equal
   return all("video", box).filter((video) => video.cover && near.has(video) && !video.hidden && !video.error);
 }
 
-function paint(box) { // draw the common frame that is nearest to the clock
+function paint(box) { // running: draw the common frame that is nearest to the clock
   const videos = members(box);
   if (!videos.length) return;
-  const wanted = Math.min(frameOf(clock.position), Number(box.dataset.frames) - 1);
+  const current = Math.min(frameOf(clock.position), Number(box.dataset.frames) - 1);
+  if (!clock.playing) {
+    if (videos.every((video) => standsAt(video, current))) box.setAttribute("data-still", "");
+    return;
+  }
   const common = videos[0].kept.map((frame) => frame.number)
     .filter((number) => videos.every((video) => video.kept.some((frame) => frame.number === number)));
-  const nearest = common.sort((a, b) => Math.abs(a - wanted) - Math.abs(b - wanted))[0];
-  if (nearest === undefined || (!clock.playing && nearest !== wanted)) return;
+  const nearest = common.sort((a, b) => Math.abs(a - current) - Math.abs(b - current))[0];
+  if (nearest === undefined) return;
+  hold(box);
   box.drawnAt = performance.now();
   const drawn = `${nearest} ${videos.map((video) => video.currentSrc.slice(-80)).join(" ")}`;
   if (box.drawn === drawn) return;
   box.drawn = drawn;
-  for (const video of videos) {
-    const { picture } = video.kept.find((frame) => frame.number === nearest), { cover } = video;
-    if (cover.width !== picture.width || cover.height !== picture.height) {
-      Object.assign(cover, { width: picture.width, height: picture.height });
-    }
-    cover.getContext("2d").drawImage(picture, 0, 0);
-    cover.frame = nearest;
-  }
+  for (const video of videos) drawCover(video, video.kept.find((frame) => frame.number === nearest).picture, nearest);
+}
+
+function drawCover(video, picture, frame) {
+  const { cover } = video, { width, height } = picture;
+  if (cover.width !== width || cover.height !== height) Object.assign(cover, { width, height });
+  cover.getContext("2d").drawImage(picture, 0, 0);
+  if (frame !== undefined) cover.frame = frame;
 }
 
 function rescue(box, now) { // a busy machine presents other frames in each player: send all to one
