@@ -20,11 +20,11 @@ import numpy as np
 
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip, edited_region
-from eval.metrics.controls import controls_of
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import progress_bar
+from iclora_train.data.controls import controls_of
 from iclora_train.ltx2.base_model import open_base
 from iclora_train.media.shard_clip import encode_clip
 

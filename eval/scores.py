@@ -33,7 +33,6 @@ from eval.judging.verdicts import (
     unmeasured_gates,
 )
 from eval.metrics import DEFINITIONS, Suite
-from eval.metrics.controls import joint_name
 from eval.metrics.extra import versions_and_weights
 from eval.scoring.results import Results
 from eval.scoring.tables import read_tables, tables
@@ -42,6 +41,7 @@ from eval.statistics.sequential import Looks
 from iclora_train.config import Config, Thresholds
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.core.scores import SCHEMA
+from iclora_train.data.controls import joint_name
 
 
 def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:

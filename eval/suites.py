@@ -6,10 +6,10 @@ from eval.clips.clip_source import ClipSource
 from eval.clips.windows import HeldOut
 from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS, are_few
 from eval.metrics import Suite
-from eval.metrics.controls import mixed_controls
 from eval.metrics.extra import with_extra_metrics
 from eval.metrics.structure import Readers
 from iclora_train.config import Config
+from iclora_train.data.controls import mixed_controls
 
 
 def suite_of(config: Config, held_out: HeldOut, side: int, frames: int) -> Suite:

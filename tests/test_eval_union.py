@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ import pytest
 import safetensors.torch
 
 from eval.clips.clip_source import ClipSource
-from eval.clips.windows import Window, donors_for, partners
+from eval.clips.windows import HeldOut, Window, donors_for, partners
 from eval.metrics import GroundTruth, Suite
-from eval.metrics.controls import Control, controls_of, drawn_of, makers_of, mixed_controls
 from eval.metrics.structure import Readers
 from eval.run import evaluate
 from eval.scores import judged
 from iclora_train.config import ConfigError, Task
 from iclora_train.core.types import Pair
+from iclora_train.data.controls import Control, controls_of, drawn_of, makers_of, mixed_controls
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.signals.edges import CannyEdges
 from iclora_train.signals.track_drawing import draw_tracks
 from tests.doses import scene
@@ -243,6 +245,13 @@ def test_a_union_is_evaluated_by_control_and_together(evaluated: World) -> None:
     assert result["readers"]["depth"].startswith("depth_anything network (")
     tracks = result["windows"]["adapter+reference"]["track_error"]
     assert [i for i, value in enumerate(tracks) if value is not None] == result["controls"]["tracks"]["windows"]
+
+
+def test_fewer_windows_than_there_are_show_every_control_equally_often(evaluated: World) -> None:
+    windows = HeldOut.open(evaluated.config("eval.windows=9"), BaseModel.open(str(evaluated.root / "base")))
+    kinds = Counter(windows.controls[window.key][0].name for window in windows.windows)
+    assert kinds == {"canny": 3, "tracks": 3, "depth": 3}  # all three of depth, which has 3 of 22
+    assert len({window.source for window in windows.windows}) >= 8
 
 
 def test_small_and_absent_controls_are_named_and_decide_nothing(evaluated: World) -> None:

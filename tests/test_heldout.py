@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -38,6 +40,52 @@ def test_windows_are_spread_evenly_over_sources() -> None:
     assert [sample.key for sample in select_windows(samples, recording, 4)] == ["a2", "a7", "b0", "b2"]
     assert len(select_windows(samples, recording, 9)) == 9
     assert len({sample.key for sample in select_windows(samples, recording, 13)}) == 13
+
+
+def old_choice(samples: list[ShardSample], recording: dict[str, str], count: int) -> list[ShardSample]:
+    """The windows of a set with one control: recordings take turns in the order of their names."""
+    samples_of = {name: [s for s in samples if recording[s.source] == name] for name in sorted(recording.values())}
+    turns = [name for i in range(len(samples)) for name, own in samples_of.items() if i < len(own)]
+    quota = Counter(turns[:count])
+    return [
+        own[(2 * j + 1) * len(own) // (2 * quota[name])] for name, own in samples_of.items() for j in range(quota[name])
+    ]
+
+
+@pytest.mark.parametrize("controls", [("",), ("canny",), ("canny", "pose")])
+def test_a_set_with_one_control_keeps_its_windows(controls: tuple[str, ...]) -> None:
+    rng = Random(0)
+    for _ in range(50):
+        sizes = {f"r{i}": rng.randint(1, 9) for i in range(rng.randint(1, 6))}
+        samples = [sample_of(f"{name}-{i}", name) for name, size in sizes.items() for i in range(size)]
+        recording, count = {name: name for name in sizes}, rng.randint(1, len(samples) + 2)
+        chosen = select_windows(samples, recording, count, {sample.key: controls for sample in samples})
+        assert chosen == old_choice(samples, recording, count) == select_windows(samples, recording, count)
+
+
+def chosen_controls(count: int, **windows: str) -> tuple[Counter[str], Counter[str]]:
+    """The controls and the recordings of `count` chosen windows. windows: by recording, a letter for the control of
+    each; capital B is a window with the references a and b."""
+    samples = [sample_of(f"{name}-{i}", name) for name, letters in windows.items() for i in range(len(letters))]
+    names = {"a": ("a",), "b": ("b",), "c": ("c",), "B": ("a", "b")}
+    controls = {f"{name}-{i}": names[letter] for name, letters in windows.items() for i, letter in enumerate(letters)}
+    chosen = select_windows(samples, {name: name for name in windows}, count, controls)
+    assert len(chosen) == len({sample.key for sample in chosen})
+    assert [sample.source for sample in chosen] == sorted(sample.source for sample in chosen)
+    of_control = Counter(control for sample in chosen for control in controls[sample.key])
+    return of_control, Counter(sample.source for sample in chosen)
+
+
+def test_windows_are_spread_over_controls_then_over_the_recordings_of_each() -> None:
+    rare = "aaaaaaaab" * 3
+    assert chosen_controls(24, x=rare, y=rare, z=rare)[0] == {"a": 15, "b": 9}  # all of the rare control
+    assert chosen_controls(24, x="aab" * 9, y="aab" * 9)[0] == {"a": 12, "b": 12}
+    assert chosen_controls(9, x="aaaa", y="aabbbbbb", z="cccc")[0] == {"a": 3, "b": 3, "c": 3}
+    each = dict.fromkeys("uvwxyz", "ab" * 4)
+    controls, recordings = chosen_controls(6, **each)
+    assert controls == {"a": 3, "b": 3}
+    assert recordings == dict.fromkeys("uvwxyz", 1)  # not the same three recordings for both
+    assert chosen_controls(8, x="aaaaaaaa", y="BBBBBBBB")[0] == {"a": 8, "b": 7}  # B shows both
 
 
 @pytest.mark.parametrize(

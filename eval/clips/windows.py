@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.metrics.controls import Control, controls_of, joint_name
 from iclora_train.config import Config, Task, require
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.clip_hashes import KnownClip, known_clips
+from iclora_train.data.controls import Control, controls_of, joint_name
 from iclora_train.data.heldout import EvaluationPlan
 from iclora_train.data.shard_index import ShardSample
 from iclora_train.data.shards import ShardSet

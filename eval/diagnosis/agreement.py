@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from eval.metrics import Clip, Suite
 from eval.metrics.base import CachedClip, Mask
-from eval.metrics.controls import UNION, Control, configured_controls
 from eval.metrics.edges import edge_f1, f1_of
 from iclora_train.config import Task
+from iclora_train.data.controls import UNION, Control, configured_controls
 from iclora_train.data.reference_kinds import MASK_COLOUR, REFERENCE_KINDS
 from iclora_train.signals.optical_flow import dis_flow
 

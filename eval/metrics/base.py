@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.metrics.controls import drawn_of
+from iclora_train.data.controls import drawn_of
 from iclora_train.signals.optical_flow import dis_flow
 
 Clip = NDArray[np.uint8]  # RGB (F,H,W,3)

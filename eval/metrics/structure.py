@@ -12,7 +12,6 @@ from pathlib import Path
 
 from eval.metrics import motion
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Metric, MetricGroup, NotRun
-from eval.metrics.controls import Control
 from eval.metrics.depth import METRICS as DEPTH_METRICS
 from eval.metrics.depth import depth_metrics
 from eval.metrics.pose import METRICS as POSE_METRICS
@@ -21,6 +20,7 @@ from eval.metrics.tracks import track_metrics, trails
 from iclora_train.config import Task, require
 from iclora_train.config.paths import user_path
 from iclora_train.core.networks import content_hash
+from iclora_train.data.controls import Control
 from iclora_train.signals import blazepose, rtmpose
 from iclora_train.signals.depth_picture import depth_to_grey
 from iclora_train.signals.edges import CannyEdges, ContourEdges

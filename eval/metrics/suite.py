@@ -14,9 +14,9 @@ from types import MappingProxyType
 
 from eval.metrics import colour, displacement, edges, levels, motion, picture, region
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
-from eval.metrics.controls import Control, makers_of
 from eval.metrics.structure import AGREEMENT, NO_READERS, DrawControl, Readers, TaskMetrics, structure_metrics
 from iclora_train.config import Task
+from iclora_train.data.controls import Control, makers_of
 
 COMMON = (  # first in the report
     picture.PSNR,

@@ -17,9 +17,9 @@ import numpy as np
 
 from eval.clips.conditions import CEILING, FLOOR
 from eval.metrics import Suite
-from eval.metrics.controls import Control
 from eval.metrics.structure import AGREEMENT
 from eval.statistics.estimates import Values, mean_of_measured, recording_means
+from iclora_train.data.controls import Control
 
 Row = Mapping[str, Values]  # metric -> value per window
 

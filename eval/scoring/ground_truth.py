@@ -10,8 +10,8 @@ import numpy as np
 
 from eval.clips.windows import HeldOut
 from eval.metrics import Clip, GroundTruth, edited_region
-from eval.metrics.controls import controls_of
 from iclora_train.config import Task
+from iclora_train.data.controls import controls_of
 from iclora_train.media.frame_times import simultaneous_frames
 
 MIN_CACHED = 8  # windows whose ground truth always stays in memory: the windows of a batch and their partners

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from eval.clips.classic_filters import makers_within
 from eval.clips.resized import Size
-from eval.metrics.controls import configured_controls
 from eval.metrics.region import PAINTED
 from eval.transfer.settings import SIZE, TransferConfig
 from iclora_train.config import Sampling, Task, require
 from iclora_train.core.types import Geometry
+from iclora_train.data.controls import configured_controls
 from iclora_train.diffusion.noise_schedule import DISTILLED, DISTILLED_STAGE2
 from iclora_train.generate.size import SizeRules
 from iclora_train.ltx2.build import base_dtype

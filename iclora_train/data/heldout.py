@@ -1,4 +1,4 @@
-"""Which held-out windows an evaluation measures: evenly over recordings, none from a recording that was trained on.
+"""Which held-out windows an evaluation measures: evenly over controls and recordings, none that was trained on.
 
 Training asks before step 0, so that an evaluation that is not possible is refused before hours of work.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain, islice, zip_longest
 from pathlib import Path
 
-from iclora_train.config import Config, ConfigError, require
+from iclora_train.config import Config, ConfigError, Task, require
+from iclora_train.data.controls import controls_of
 from iclora_train.data.mixture import open_data
 from iclora_train.data.recordings import recording_of_clips
 from iclora_train.data.shard_index import ShardSample
 from iclora_train.data.shards import ShardSet
+
+Group = tuple[str, tuple[str, ...]]  # a recording, and the controls of some of its windows
 
 
 class TooFewWindowsError(ConfigError):
@@ -60,18 +62,23 @@ class EvaluationPlan:
                 f"split {split} of {root} has no windows: prepare more clips, or list some with split {split}"
             )
         same_size, notes = choose_size(candidates, recording)
-        samples = select_windows(same_size, recording, config.eval.windows)
+        controls = Controls(config.task, pairs)
+        samples = controls.select(same_size, recording, config.eval.windows)
         if len(samples) < config.eval.windows:
             number = f"eval.windows={config.eval.windows}"
             notes.append(f"{number}, but {root} holds {len(samples)} windows of split {split}: these are evaluated")
         names = [recording[sample.source] for sample in samples]
-        donors = choose_donors(samples, latents, recording, notes) if len(set(names)) == 1 else []
+        donors = choose_donors(samples, latents, recording, notes, controls) if len(set(names)) == 1 else []
         _check_plan_for_leaks(pairs, latents, samples, recording, notes)
         return cls(pairs, latents, samples, names, donors, notes)
 
 
 def choose_donors(
-    samples: Sequence[ShardSample], latents: ShardSet, recording: Mapping[str, str], notes: list[str]
+    samples: Sequence[ShardSample],
+    latents: ShardSet,
+    recording: Mapping[str, str],
+    notes: list[str],
+    controls: Controls,
 ) -> list[ShardSample]:
     """Windows of other recordings for samples of one recording: of the same size, from another held-out split or else
     from train. Without such windows the samples stand in for one another; a single one needs any window of its size.
@@ -84,7 +91,7 @@ def choose_donors(
     for other in ("val", "heldout", "train"):
         if donors := [s for s in others if s.split == other and recording[s.source] != only_recording]:
             notes.append(f"{where}: swapped references are those of split {other}")
-            return select_windows(donors, recording, len(samples))
+            return controls.select(donors, recording, len(samples))
     if len(samples) == 1 and not others:
         raise TooFewWindowsError(
             f"split {split} of {latents.folder.parent} holds one window of {bucket}, and no other split has this size "
@@ -128,21 +135,75 @@ def choose_size(samples: Sequence[ShardSample], recording: Mapping[str, str]) ->
     return chosen, [f"held-out windows differ in size: those of {bucket} are evaluated, those of {others} are not"]
 
 
-def select_windows(samples: Sequence[ShardSample], recording: Mapping[str, str], count: int) -> list[ShardSample]:
-    """`count` samples (or all, if fewer), spread evenly over the recordings, ordered by recording.
+@dataclass(frozen=True)
+class Controls:
+    """The controls of windows, read from the records of their pairs."""
 
-    Within a recording the samples are evenly spaced over its windows, in the order in which they were cut.
+    task: Task
+    pairs: ShardSet
+
+    def select(self, samples: Sequence[ShardSample], recording: Mapping[str, str], count: int) -> list[ShardSample]:
+        """`select_windows` by the controls of the samples."""
+        return select_windows(samples, recording, count, self._names(samples) if len(samples) > count else None)
+
+    def _names(self, samples: Sequence[ShardSample]) -> dict[str, tuple[str, ...]] | None:
+        """By key, the names of the controls of each sample; None unless the task is of family structure."""
+        if self.task.family != "structure":
+            return None
+        keys = {sample.key for sample in samples}
+        return {
+            sample.key: tuple(control.name for control in controls_of(self.task, self.pairs.record(i).record))
+            for i, sample in enumerate(self.pairs.samples)
+            if sample.key in keys
+        }
+
+
+def select_windows(
+    samples: Sequence[ShardSample],
+    recording: Mapping[str, str],
+    count: int,
+    controls: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[ShardSample]:
+    """`count` samples (or all, if fewer), spread evenly over the controls, then over the recordings of each control.
+
+    controls: by key, those of each sample; None: one control. The result is ordered by recording. The samples of a
+    recording that have the same controls are evenly spaced, in the order in which they were cut.
     """
-    samples_of: dict[str, list[ShardSample]] = defaultdict(list)
-    for sample in samples:
-        samples_of[recording[sample.source]].append(sample)
-    round_robin = chain.from_iterable(zip_longest(*(samples_of[name] for name in sorted(samples_of))))
-    quota = Counter(recording[sample.source] for sample in islice((s for s in round_robin if s is not None), count))
-    return [
-        samples_of[name][(2 * j + 1) * len(samples_of[name]) // (2 * quota[name])]
-        for name in sorted(samples_of)
-        for j in range(quota[name])
+    groups: dict[Group, list[int]] = defaultdict(list)
+    for i, sample in enumerate(samples):
+        groups[recording[sample.source], ("",) if controls is None else controls[sample.key]].append(i)
+    quota = _quotas({group: len(numbers) for group, numbers in groups.items()}, count)
+    chosen = [
+        (group[0], numbers[(2 * j + 1) * len(numbers) // (2 * quota[group])])
+        for group, numbers in groups.items()
+        for j in range(quota[group])
     ]
+    return [samples[i] for _, i in sorted(chosen)]
+
+
+def _quotas(sizes: Mapping[Group, int], count: int) -> Counter[Group]:
+    """How many windows each group gives. sizes: how many it has.
+
+    The next window is of the control with the fewest so far, of the recording with the fewest of this control, then of
+    the recording with the fewest at all.
+    """
+    quota: Counter[Group] = Counter()
+    of_control: Counter[str] = Counter()
+    of_recording: Counter[str] = Counter()
+    of_both: Counter[tuple[str, str]] = Counter()
+    left = sorted(sizes)
+    for _ in range(min(count, sum(sizes.values()))):
+        left = [group for group in left if quota[group] < sizes[group]]
+        rarest = min((name for _, names in left for name in names), key=lambda name: (of_control[name], name))
+        group = min(
+            (group for group in left if rarest in group[1]),
+            key=lambda group: (of_both[group[0], rarest], of_recording[group[0]], sum(of_control[n] for n in group[1])),
+        )
+        quota[group] += 1
+        of_recording[group[0]] += 1
+        of_control.update(group[1])
+        of_both.update((group[0], name) for name in group[1])
+    return quota
 
 
 def check_leakage(evaluated: Set[str], trained: Set[str], identities: Mapping[str, frozenset[str]], split: str) -> None:
