@@ -207,7 +207,7 @@ def test_poses_are_compared_with_those_in_the_clip(tmp_path: Path, capsys: pytes
 
 def test_a_control_that_cannot_be_measured_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out = diagnosed(tmp_path, capsys, picture(), blurred(picture(2), 9), "conf=depth")
-    assert "not measured: whether the depth of the reference is followed: no weights" in out
+    assert "not measured: whether the reference (depth) is followed: no weights" in out
     assert code == 0
 
 
@@ -426,6 +426,62 @@ def test_the_record_of_generate_is_read(world: World, tmp_path: Path, capsys: py
     (tmp_path / "made.json").write_text("{}")
     code, out = command(capsys, f"clip={tmp_path / 'made.mp4'}", f"reference={reference}", "conf=deblur")
     assert "is not a record of `iclora_train.generate` and is not read" in out
+
+
+def write_record(clip: Path, base: dict[str, str], **settings: list[object]) -> None:
+    """A record as `generate` writes it, with the entries that are read."""
+    keys = ("adapter", "adapter_strength", "reference", "attention_strength", "attention_mask")
+    entries = {key: settings.get(key, []) for key in keys}
+    clip.with_suffix(".json").write_text(json.dumps({"settings": entries, "prompt": "a dog", "base": base}))
+
+
+def test_strengths_of_a_record_are_those_of_the_examined_files(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two recorded adapters and references each keeps its own strength; that of a file outside is not known."""
+    clip, other = write(tmp_path / "out.mp4", picture()), tmp_path / "other.safetensors"
+    first, second = (write(tmp_path / f"{i}.mp4", blurred(picture())) for i in range(2))
+    save_file(load_file(world.adapter), other)
+    lists = {"adapter": [str(other), str(world.adapter)], "adapter_strength": [0.0, 1.0]}
+    references = {"reference": [str(first), str(second)], "attention_strength": [1.0, 0.05]}
+    write_record(clip, {"version": "2.3"}, **lists, **references, attention_mask=[None, None])
+    fixed = (f"clip={clip}", "conf=deblur", "prompt=DEBLUR a dog")
+    out = command(capsys, *fixed)[1]
+    assert "the record has 2 adapters: set adapter=" in out
+    assert f"the record has 2 references: {first} is examined" in out
+    assert names(out) == []
+    assert names(command(capsys, *fixed, f"adapter={other}")[1]) == ["strength"]
+    assert names(command(capsys, *fixed, f"adapter={world.adapter}")[1]) == []
+    assert "attention_strength=0.05" in command(capsys, *fixed, f"reference={second}")[1]
+    unknown = write(tmp_path / "2.mp4", blurred(picture()))
+    assert names(command(capsys, *fixed, f"reference={unknown}")[1]) == []
+
+
+def test_the_base_is_a_version_or_unknown(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record without a version is no other base, and a setting that is no version is refused."""
+    clip, reference = write(tmp_path / "out.mp4", picture()), write(tmp_path / "ref.mp4", blurred(picture()))
+    write_record(clip, {})
+    fixed = (f"clip={clip}", f"reference={reference}", f"adapter={world.adapter}", "prompt=DEBLUR a dog")
+    assert "wrong base" not in command(capsys, *fixed)[1]
+    assert "wrong base" in command(capsys, *fixed, "base=2")[1]
+    code, out = command(capsys, *fixed, "base=ltx2_3")
+    assert code == 2
+    assert "base=ltx2_3 is not one of 2.0, 2.3, 2.5" in out
+
+
+def test_the_working_folder_is_a_clip_like_any_other_folder(tmp_path: Path) -> None:
+    for t, frame in enumerate(picture()):
+        cv2.imwrite(str(tmp_path / f"{t:03}.png"), frame[..., ::-1])
+    result = run(tmp_path, "clip=.", "reference=.", "conf=deblur", "fps=25")
+    assert (result.returncode, result.stderr) == (3, "")
+    assert names(result.stdout) == ["copied reference"]
+
+
+def test_flicker_of_two_frames_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = diagnosed(tmp_path, capsys, picture(frames=2), blurred(picture(frames=2)), "conf=deblur")
+    assert code == 0
+    assert "not measured: flicker: it needs 3 frames" in out
+    assert "flicker of" not in out
 
 
 def test_every_task_composes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from iclora_train.config import ConfigError, Task, require
 from iclora_train.config.official import Official
 from iclora_train.config.paths import user_path
 from iclora_train.core.records import AnyNumber, Text, read_json
+from iclora_train.ltx2.weights.versions import VERSIONS
 
 T = TypeVar("T")
 
@@ -96,8 +97,11 @@ def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
     reference = _known(settings.reference, recorded.reference, 0)
     if reference is None:
         raise ConfigError("reference must be set: the clip that was given as reference, e.g. reference=ref.mp4")
-    position = recorded.reference.index(reference) if reference in recorded.reference else 0
+    if settings.reference is None and len(recorded.reference) > 1:
+        notes.append(f"the record has {len(recorded.reference)} references: {reference} is examined")
+    position = _position(reference, recorded.reference)
     adapter = _adapter(settings, recorded, notes)
+    of_adapter = None if adapter is None else _position(str(adapter.path), recorded.adapter)
     task, task_from = _task(settings, adapter)
     return ClipFacts(
         clip=settings.clip,
@@ -105,25 +109,45 @@ def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
         task=task,
         task_from=task_from,
         adapter=adapter,
-        adapter_strength=_known(settings.adapter_strength, recorded.adapter_strength, 0),
+        adapter_strength=_known(settings.adapter_strength, recorded.adapter_strength, of_adapter),
         attention_strength=_known(settings.attention_strength, recorded.attention_strength, position),
         attention_mask=_known(settings.attention_mask, recorded.attention_mask, position),
         prompt=_known(settings.prompt, [] if record is None else [record.prompt], 0),
-        base=_known(settings.base, [] if record is None else [str(record.base.get("version"))], 0),
+        base=_base(settings.base, record),
         notes=notes,
     )
 
 
-def _known(setting: T | None, recorded: Sequence[T | None], index: int) -> T | None:
-    """The user's setting, else the recorded one."""
-    if setting is not None or index >= len(recorded):
+def _known(setting: T | None, recorded: Sequence[T | None], index: int | None) -> T | None:
+    """The user's setting, else the recorded one; index: None if it is not known which of the recorded ones it is."""
+    if setting is not None or index is None or index >= len(recorded):
         return setting
     return recorded[index]
 
 
+def _position(path: str, recorded: Sequence[str]) -> int | None:
+    """The position of a file in the record. The only file of a record may have been moved; None for any other file."""
+    paths = [user_path(name).resolve() for name in recorded]
+    file = user_path(path).resolve()
+    if file in paths:
+        return paths.index(file)
+    return 0 if len(paths) == 1 else None
+
+
+def _base(setting: str | None, record: _Record | None) -> str | None:
+    """The version of the base: the user's, else the recorded one, else None."""
+    if setting is None:
+        recorded = None if record is None else record.base.get("version")
+        return recorded if isinstance(recorded, str) else None
+    version = "2.0" if setting == "2" else setting
+    require(version in VERSIONS, f"base={setting} is not one of {', '.join(VERSIONS)}: the version of LTX")
+    return version
+
+
 def _read_record(clip: str) -> tuple[_Record | None, list[str]]:
     """The JSON record next to a clip, and notes; None if there is none, or if it is another program's."""
-    path = user_path(clip).with_suffix(".json")
+    file = user_path(clip)
+    path = file.with_suffix(".json") if file.name else file  # the working folder, ".", has no name
     if not path.is_file():
         return None, []
     try:
@@ -135,6 +159,8 @@ def _read_record(clip: str) -> tuple[_Record | None, list[str]]:
 def _adapter(settings: DiagnoseSettings, recorded: _RecordSettings, notes: list[str]) -> AdapterFacts | None:
     """The adapter of the settings, else the only one of the record."""
     path = None if settings.adapter is None else user_path(settings.adapter)
+    if path is None and len(recorded.adapter) > 1:
+        notes.append(f"the record has {len(recorded.adapter)} adapters: set adapter= to examine one of them")
     require(path is None or path.is_file(), f"adapter={path} does not exist: give an adapter's .safetensors file")
     if path is None and len(recorded.adapter) == 1:
         path = user_path(recorded.adapter[0])

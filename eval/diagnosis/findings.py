@@ -14,7 +14,7 @@ from eval.diagnosis.media import AlignedClips
 from eval.metrics import Clip
 from eval.metrics.base import CachedClip
 from eval.metrics.colour import colourfulness
-from eval.metrics.motion import flicker_alone
+from eval.metrics.motion import MIN_FRAMES, flicker_alone
 from eval.metrics.picture import psnr
 
 COPY, DRAWN_COPY = 38.0, 25.0  # dB between clip and reference; a picture and a drawing of it are below 15 dB
@@ -68,12 +68,15 @@ def diagnose(facts: ClipFacts, clips: AlignedClips) -> Diagnosis:
     result.findings.extend(copied)
     measured, reason = agreement(kind, facts.task, clips.shown, clips.reference)
     if measured is None:
-        result.not_measured.append(f"whether the {kind} of the reference is followed: {reason}")
+        result.not_measured.append(f"whether the reference ({kind}) is followed: {reason}")
     else:
         result.measured[measured.what] = measured.value
         if not measured.is_followed and not copied:
             result.findings.append(_not_followed(measured, facts))
-    result.findings.extend(_flicker(kind, clips, result.measured))
+    if min(len(clips.clip), len(clips.reference)) >= MIN_FRAMES:
+        result.findings.extend(_flicker(kind, clips, result.measured))
+    else:
+        result.not_measured.append(f"flicker: it needs {MIN_FRAMES} frames")
     return result
 
 
@@ -115,6 +118,8 @@ def _signal(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Itera
     if contrast < FLAT:
         text = f"its luma varies by {contrast:.1f} levels, at least {FLAT:g} are expected"
         yield Finding("weak reference", text, "stretch its levels, or check that it was read correctly")
+    if len(clips.reference) < MIN_FRAMES:
+        return
     unsteady = flicker_alone(CachedClip(clips.reference))
     measured["flicker of the reference"] = unsteady
     if unsteady > UNSTEADY:
