@@ -14,9 +14,11 @@ import pytest
 from eval.study.__main__ import KEY, PAGE, RESULT
 from eval.study.pairs import StudyPair, draw_pairs
 from eval.study.preference import Answer, Answers, preference, sign_test
+from iclora_train.core.scores import as_json
 from iclora_train.media.shard_clip import decode_clip, encode_clip
 from tests.clips import moving
 from tests.command import Result, run
+from tests.test_eval_compare import scores
 
 
 def study(folder: Path, *arguments: str) -> Result:
@@ -89,7 +91,7 @@ def test_answers_give_the_preference_without_people_who_fail_the_checks(folder: 
     result = study(folder, "--out", "two", "--answers", *(f"{name}.json" for name in people))
     assert result.code == 0, result.err
     assert "B is preferred in 83 %" in result.out.replace("83%", "83 %")
-    assert "left out for failed attention checks: dan" in result.out
+    assert "left out for failed attention checks, or without answers: dan" in result.out
     stored = json.loads((folder / "two" / RESULT).read_text())
     assert stored["mean"] == pytest.approx(5 / 6)
     assert stored["low"] < 5 / 6 < stored["high"]
@@ -151,6 +153,109 @@ def test_the_interval_covers_the_preference_of_all_people_and_clips() -> None:
         assert result.high is not None
         covered += result.low <= 0.6 <= result.high
     assert covered >= 90
+
+
+@pytest.mark.parametrize(("clips", "share"), [(5, 0.9), (8, 0.8), (8, 0.9), (12, 0.6)])
+def test_the_interval_of_one_person_and_few_clips_covers_as_often_as_it_says(clips: int, share: float) -> None:
+    """Percentiles of the bootstrap covered 44 % for five clips and a preference of 90 %."""
+    pairs = [StudyPair(str(i), f"clip{i}", False) for i in range(clips)]
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(100):
+        chosen = [Answer(pair.id, "right" if rng.random() < share else "left") for pair in pairs]
+        result = preference(pairs, [Answers("s", "ann", chosen)])
+        assert result is not None
+        assert result.low is not None
+        assert result.high is not None
+        covered += result.low <= share <= result.high
+    assert covered >= 90
+
+
+def test_clips_of_one_recording_are_no_independent_answers() -> None:
+    """Thirty clips of six recordings, of which people judge each as a whole: the interval and p are those of six."""
+    pairs = [StudyPair(str(i), f"clip{i}", False) for i in range(30)]
+    recordings = {f"clip{i}": f"recording{i // 5}" for i in range(30)}
+    chosen = [Answer(pair.id, "left" if i // 5 == 0 else "right") for i, pair in enumerate(pairs)]
+    alone, together = (preference(pairs, [Answers("s", "ann", chosen)], 0, of) for of in (None, recordings))
+    assert alone is not None
+    assert together is not None
+    assert (alone.mean, alone.recordings) == (together.mean, 30) == (pytest.approx(5 / 6), 30)
+    assert together.recordings == 6
+    assert together.p == pytest.approx(14 / 64)
+    assert alone.p < 0.001
+    assert together.low is not None
+    assert alone.low is not None
+    assert together.low < 0.5 < alone.low
+    few = preference(pairs[:20], [Answers("s", "ann", chosen[:20])], 0, recordings)
+    assert few is not None
+    assert (few.recordings, few.low) == (4, None)
+
+
+def test_only_checks_answered_is_no_preference() -> None:
+    pairs = [StudyPair("a", "clip0", True), StudyPair("b", "clip0", True, check=True)]
+    assert preference(pairs, [Answers("s", "ann", [Answer("b", "left")])]) is None
+
+
+def test_evaluations_say_which_clips_are_of_one_recording_and_what_the_metric_prefers(tmp_path: Path) -> None:
+    """B has the higher PSNR in the windows of the last recordings, and people choose B there, but for the first."""
+    for name, sign in (("a", 1.0), ("b", -1.0)):
+        evaluation = scores()
+        row = evaluation["windows"]["adapter+reference"]
+        row["psnr"] = [value - sign * (0 if i == 9 else 1) for i, value in enumerate(row["psnr"])]
+        outputs = tmp_path / name / "outputs"
+        outputs.mkdir(parents=True)
+        (tmp_path / name / "scores.json").write_bytes(as_json(evaluation))
+        for i, clip in enumerate(evaluation["clips"]):
+            data = encode_clip(moving(5, 32, 48, seed=i), 25.0, lossless=False)
+            (outputs / f"{clip['key']}.0.mp4").write_bytes(data)
+            (tmp_path / f"{clip['key']}.reference0.mp4").write_bytes(data)
+    made = study(tmp_path, "a", "b", "--out", "s", "--references", ".")
+    assert made.code == 0, made.err
+    key = json.loads((tmp_path / "s" / KEY).read_text())
+    assert key["recordings"]["w4.0"] == "s1"
+    assert (tmp_path / "s" / PAGE).read_text().count('<figure class="reference">') == len(key["pairs"])
+    (tmp_path / "ann.json").write_text(json.dumps(answers(key, "ann", "b")))
+    result = study(tmp_path, "--out", "s", "--answers", "ann.json")
+    assert result.code == 0, result.err
+    assert "100% (too few recordings for an interval; p 0.12) of 10 clips of 4 recordings" in result.out
+    assert "in 100% of 9 clips" in result.out  # one window has the same PSNR in both
+    assert json.loads((tmp_path / "s" / RESULT).read_text())["metrics"]["p"] == pytest.approx(0.25)
+
+
+def test_references_without_a_match_are_an_error(folder: Path) -> None:
+    result = study(folder, "a", "b", "--out", "unmatched", "--references", "a", "--pairs", "2", "--seed", "1")
+    assert result.code == 0, result.err
+    (folder / "others").mkdir()
+    (folder / "others" / "unrelated.mp4").write_bytes((folder / "a" / "clip0.mp4").read_bytes())
+    result = study(folder, "a", "b", "--out", "unmatched2", "--references", "others")
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "no file is named as a clip of the study (clip0)" in result.err
+    (folder / "others" / "clip2.mp4").write_bytes((folder / "a" / "clip2.mp4").read_bytes())
+    result = study(folder, "a", "b", "--out", "unmatched3", "--references", "others")
+    assert "5 clips have no reference" in result.out
+
+
+def test_answers_to_one_study_are_not_read_for_another_with_the_same_file_names(folder: Path) -> None:
+    """The same names and seed give the same order and sides, so the clips are part of the study's id."""
+    assert study(folder, "a", "b", "--out", "first").code == 0
+    assert study(folder, "b", "a", "--out", "second").code == 0
+    assert study(folder, "a", "b", "--out", "third", "--question", "Which is sharper?").code == 0
+    keys = [json.loads((folder / name / KEY).read_text()) for name in ("first", "second", "third")]
+    assert len({key["study"] for key in keys}) == 3
+    (folder / "eve.json").write_text(json.dumps(answers(keys[0], "eve", "b")))
+    assert "another study" in study(folder, "--out", "second", "--answers", "eve.json").err
+    (folder / "copy.json").write_bytes((folder / "eve.json").read_bytes())
+    twice = study(folder, "--out", "first", "--answers", "eve.json", "copy.json")
+    assert (twice.code, twice.err.count("\n")) == (2, 1)
+    assert "copy.json has the same answers as eve.json" in twice.err
+
+
+def test_there_are_as_many_checks_as_the_chosen_clips_need(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            (tmp_path / name / f"{i}.mp4").write_bytes(encode_clip(moving(2, 32, 32, i), 25.0, lossless=False))
+    result = study(tmp_path, "a", "b", "--pairs", "4")
+    assert "6 pairs, 2 of them attention checks" in result.out
 
 
 def test_sides_and_order_are_random_and_repeatable() -> None:

@@ -15,19 +15,20 @@ if __name__ == "__main__":
 import argparse
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
 
-from eval.study.agreement import agreement
+from eval.study.agreement import agreement, recordings_of
 from eval.study.page import write_study
-from eval.study.pairs import StudyPair, clips_of, draw_pairs, read_sides
+from eval.study.pairs import StudyPair, clips_of, draw_pairs, read_sides, references_of
 from eval.study.preference import CHECKS_TO_PASS, Answers, Preference, preference
 from iclora_train.config import ConfigError, require
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
-from iclora_train.core.atomic_files import write_json
+from iclora_train.core.atomic_files import sha256, write_json
 from iclora_train.core.console import make_console
 from iclora_train.core.records import Text, read_json
 
@@ -45,6 +46,7 @@ class Key:
     b: Text
     question: Text
     pairs: list[StudyPair]
+    recordings: dict[Text, Text] = field(default_factory=dict)  # of each clip; empty if they are not known
 
 
 def make(a: Path, b: Path, out: Path, arguments: argparse.Namespace, console: Console) -> None:
@@ -56,34 +58,43 @@ def make(a: Path, b: Path, out: Path, arguments: argparse.Namespace, console: Co
     missing = sorted(clips[0].keys() ^ clips[1].keys())
     if missing:
         console.print(f"note: {len(missing)} clips are in one folder only and left out, e.g. {missing[0]}")
-    references = {} if arguments.references is None else clips_of(arguments.references)
-    checks = max(2, len(names) // 8) if arguments.checks is None else arguments.checks
-    pairs = draw_pairs(names, arguments.pairs, checks, arguments.seed)
-    study = hashlib.sha256(json.dumps([asdict(pair) for pair in pairs]).encode()).hexdigest()[:16]
+    count = min(len(names), arguments.pairs or len(names))
+    checks = max(2, count // 8) if arguments.checks is None else arguments.checks
+    pairs = draw_pairs(names, count, checks, arguments.seed)
+    chosen = sorted({pair.name for pair in pairs})
+    references = {} if arguments.references is None else references_of(arguments.references, chosen)
+    if references and len(references) < len(chosen):
+        missing = [name for name in chosen if name not in references]
+        console.print(f"note: {len(missing)} clips have no reference in {arguments.references}, e.g. {missing[0]}")
+    study = _identity(arguments.question, pairs, clips)
     sides = read_sides(pairs, *clips, references, arguments.height)
     size = write_study(out / PAGE, study, arguments.question, pairs, sides)
-    write_json(out / KEY, asdict(Key(study, str(a), str(b), arguments.question, pairs)))
+    recordings = recordings_of((a, b), chosen)
+    write_json(out / KEY, asdict(Key(study, str(a), str(b), arguments.question, pairs, recordings)))
     console.print(f"{out / PAGE}: {len(pairs)} pairs, {checks} of them attention checks, {size / 1e6:.1f} MB")
     if size > MOST_BYTES:
         console.print("note: browsers open a page of this size slowly: set fewer --pairs, or a smaller --height")
     console.print(f"{out / KEY}: keep it, and do not give it to the people who answer")
 
 
+def _identity(question: str, pairs: list[StudyPair], clips: tuple[dict[str, Path], dict[str, Path]]) -> str:
+    """The id that links answers, and what a browser keeps of them, to these clips, sides and question only."""
+    digest = hashlib.sha256(json.dumps([question, [asdict(pair) for pair in pairs]]).encode())
+    for name in sorted({pair.name for pair in pairs}):
+        for side in clips:
+            digest.update(sha256(side[name]).encode())
+    return digest.hexdigest()[:16]
+
+
 def read(out: Path, files: list[Path], console: Console) -> None:
     """Print and write the preference of the answers in `files`."""
     require((out / KEY).exists(), f"{out / KEY} does not exist: give --out the folder of the study")
     key = read_json(out / KEY, Key, "copy it again from where the study was made")
-    people = []
-    for file in files:
-        require(file.is_file(), f"--answers: {file} does not exist")
-        answers = read_json(file, Answers, "ask for the answers again")
-        require(answers.study == key.study, f"{file} has answers to another study than {out / KEY}")
-        people.append(answers)
-    result = preference(key.pairs, people)
+    result = preference(key.pairs, _read_answers(files, key, out, console), recordings=key.recordings)
     if result is None:
         raise ConfigError(
-            f"nobody answered {CHECKS_TO_PASS:.0%} of the attention checks correctly: ask more people, and say that "
-            "the clips must be watched"
+            f"nobody compared clips and answered {CHECKS_TO_PASS:.0%} of the attention checks correctly: ask more "
+            "people, and say that the clips must be watched"
         )
     for line in describe(result, key):
         console.print(line, highlight=False, soft_wrap=True)
@@ -94,19 +105,40 @@ def read(out: Path, files: list[Path], console: Console) -> None:
     console.print(f"result  {out / RESULT}")
 
 
+def _read_answers(files: list[Path], key: Key, out: Path, console: Console) -> list[Answers]:
+    """The answers of all people. ConfigError for a damaged file, another study, and answers that are given twice."""
+    people: dict[Path, Answers] = {}
+    for file in files:
+        require(file.is_file(), f"--answers: {file} does not exist")
+        answers = read_json(file, Answers, "ask for the answers again")
+        require(answers.study == key.study, f"{file} has answers to another study than {out / KEY}")
+        twin = next((other for other, given in people.items() if given == answers), None)
+        require(twin is None, f"--answers: {file} has the same answers as {twin}: give the file of each person once")
+        people[file] = answers
+    count = Counter(answers.rater for answers in people.values() if answers.rater)
+    for rater, number in count.items():
+        if number > 1:
+            console.print(f"note: {number} files are of {rater}: they count as {number} people", highlight=False)
+    return list(people.values())
+
+
 def describe(result: Preference, key: Key) -> list[str]:
     """The preference in a few lines."""
-    interval = "too few clips for an interval"
+    of = f"{len(result.clips)} clips"
+    if key.recordings:
+        of += f" of {result.recordings} recordings"
+    interval = f"too few {'recordings' if key.recordings else 'clips'} for an interval"
     if result.low is not None and result.high is not None:
         interval = f"95 % interval {result.low:.0%} to {result.high:.0%}"
     lines = [
         f"A {key.a}",
         f"B {key.b}",
-        f"B is preferred in {result.mean:.0%} ({interval}; p {result.p:.2g}) of {len(result.clips)} clips by "
-        f"{len(result.raters)} people",
+        f"B is preferred in {result.mean:.0%} ({interval}; p {result.p:.2g}) of {of} by {len(result.raters)} people",
     ]
+    if not key.recordings:
+        lines.append("the recordings of the clips are not known: each clip counts as a recording of its own")
     if result.left_out:
-        lines.append(f"left out for failed attention checks: {', '.join(result.left_out)}")
+        lines.append(f"left out for failed attention checks, or without answers: {', '.join(result.left_out)}")
     return lines
 
 
@@ -116,10 +148,17 @@ def main() -> None:
     parser.add_argument("folders", type=user_path, nargs="*", metavar="A B", help="clips, or evaluations")
     parser.add_argument("--out", type=user_path, default=Path("study"), metavar="FOLDER", help="default: study")
     parser.add_argument("--answers", type=user_path, nargs="+", metavar="FILE", help="read these answers")
-    parser.add_argument("--references", type=user_path, metavar="FOLDER", help="clips of equal names, shown above")
+    parser.add_argument(
+        "--references",
+        type=user_path,
+        metavar="FOLDER",
+        help="clips of equal names, or inputs of eval.handout, shown above",
+    )
     parser.add_argument("--question", default=QUESTION, help=f"default: {QUESTION}")
     parser.add_argument("--pairs", type=int, metavar="N", help="number of clips; default: all")
-    parser.add_argument("--checks", type=int, metavar="N", help="attention checks; default: one for eight clips")
+    parser.add_argument(
+        "--checks", type=int, metavar="N", help="attention checks; default: one for eight clips, at least 2"
+    )
     parser.add_argument("--height", type=int, default=360, help="of a clip on the page, in pixels; default: 360")
     parser.add_argument("--seed", type=int, default=0, help="of the order and the sides")
     with one_line_ending("the same command starts again"):

@@ -9,6 +9,8 @@ import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.compare import compare, load
+from eval.statistics.estimates import recording_means
+from eval.study.pairs import window_of
 from eval.study.preference import Preference, sign_test
 from iclora_train.config import ConfigError
 
@@ -16,7 +18,8 @@ from iclora_train.config import ConfigError
 def agreement(a: Path, b: Path, result: Preference) -> dict[str, Any] | None:
     """The difference of the primary metric, and in how many clips people prefer the side that it prefers.
 
-    None unless both folders are evaluations that can be compared. The clips are named `<window>.<seed>`.
+    None unless both folders are evaluations that can be compared. The clips are named `<window>.<seed>`. p: by the sign
+    test over recordings. Clips without a preference, of people or of the metric, do not count.
     """
     try:
         first, second = load(a), load(b)
@@ -32,11 +35,14 @@ def agreement(a: Path, b: Path, result: Preference) -> dict[str, Any] | None:
         for scores in (first, second)
     ]
     gain = dict(zip(keys, sign * (values[1] - values[0]), strict=True))
-    same = [
-        float((gain[key] > 0) == (share > 0.5))
+    recordings = {clip["key"]: clip["source"] for clip in first["clips"]}
+    judged = [
+        (recordings[key], float((gain[key] > 0) == (share > 0.5)))
         for name, share in result.clips.items()
-        if (key := name.rpartition(".")[0] or name) in gain and not np.isnan(gain[key]) and share != 0.5
+        if (key := window_of(name)) in gain and not np.isnan(gain[key]) and gain[key] != 0 and share != 0.5
     ]
+    same = [agrees for _, agrees in judged]
+    of_recordings = recording_means(same, [recording for recording, _ in judged]) if judged else None
     title, mean = f"{row['title']} {row['unit']}".strip(), row["difference"]["mean"]
     text = f"{title}: B - A = {mean:+.3f}"
     if same:
@@ -45,6 +51,19 @@ def agreement(a: Path, b: Path, result: Preference) -> dict[str, Any] | None:
         "primary": primary,
         "difference": row["difference"],
         "agreement": float(np.mean(same)) if same else None,
-        "p": sign_test(np.array(same)) if same else None,
+        "p": None if of_recordings is None else sign_test(of_recordings),
         "text": text,
     }
+
+
+def recordings_of(folders: tuple[Path, ...], names: list[str]) -> dict[str, str]:
+    """The recording of each clip, if one of the folders is an evaluation with these windows; else none."""
+    for folder in folders:
+        try:
+            scores = load(folder)
+        except ConfigError:
+            continue
+        sources = {clip.get("key"): clip["source"] for clip in scores["clips"]}
+        if all(window_of(name) in sources for name in names):
+            return {name: sources[window_of(name)] for name in names}
+    return {}

@@ -54,6 +54,28 @@ def clips_of(folder: Path) -> dict[str, Path]:
     return clips
 
 
+def window_of(name: str) -> str:
+    """The window of a clip that is named `<window>.<seed>`, as the outputs of an evaluation are."""
+    return name.rpartition(".")[0] or name
+
+
+def references_of(folder: Path, names: list[str]) -> dict[str, Path]:
+    """The reference of each clip: the file of its name, or `<window>.reference0` as `eval.handout` writes it.
+
+    ConfigError for a folder with none of them; clips without one are left out."""
+    files = clips_of(folder)
+    found = {}
+    for name in names:
+        file = files.get(name) or files.get(f"{window_of(name)}.reference0") or files.get(f"{name}.reference0")
+        if file is not None:
+            found[name] = file
+    require(
+        len(found) > 0,
+        f"--references {folder}: no file is named as a clip of the study ({names[0]}) or <window>.reference0",
+    )
+    return found
+
+
 def draw_pairs(names: list[str], count: int | None, checks: int, seed: int) -> list[StudyPair]:
     """Up to `count` of the clips in a random order and on random sides, with `checks` attention checks among them."""
     rng = np.random.default_rng(seed)

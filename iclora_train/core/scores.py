@@ -55,6 +55,7 @@ class _Results:
 
 @dataclass(frozen=True)
 class _Clip:
+    key: Text
     source: Text
 
 
