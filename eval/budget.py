@@ -27,10 +27,11 @@ from eval.clips.conditions import (
 from eval.clips.cost import ClipCost
 from eval.judging.claims import COARSE_STRENGTHS
 from eval.judging.verdicts import MIN_WINDOWS
+from eval.scoring.measuring_time import NOT_MEASURED, MeasuringTime
 from eval.statistics.student_t import two_sided_quantile
 
 CORE = (ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED)  # sampled under every budget
-SAMPLING_SHARE = 0.9  # of the budget; the rest is for measuring the last batches and for the report
+SAMPLING_SHARE = 0.9  # of the budget; the rest is for what was not measured before, and for the report
 ICC = 0.45  # likeness of the windows of a recording: 0.37 to 0.51 in evaluations on nano
 MIN_STEPS = 8  # the steps are never reduced below this, nor below half
 
@@ -54,7 +55,7 @@ class Plan:
 @dataclass(frozen=True)
 class Request:
     """What the settings ask for, and what it costs. probes: number of probe clips. fixed_steps: the noise schedule has
-    a given number of steps."""
+    a given number of steps. processes: that sample at the same time. measuring: the time of the metrics."""
 
     conditions: Sequence[Condition]
     windows: int
@@ -63,6 +64,8 @@ class Request:
     probes: int
     cost: ClipCost
     fixed_steps: bool = False
+    processes: int = 1
+    measuring: MeasuringTime = NOT_MEASURED
 
     @property
     def everything(self) -> Plan:
@@ -71,11 +74,20 @@ class Request:
         return Plan(names, self.windows, self.seeds, self.steps, probes=True)
 
     def seconds(self, plan: Plan) -> float:
-        """Seconds of sampling a plan, with the round trips of the targets through the VAE."""
+        """Seconds of sampling and measuring a plan, with the round trips of the targets through the VAE.
+
+        The round trips are those of one process.
+        """
         kept = [condition for condition in self.conditions if condition.name in plan.conditions]
         clip_of_each = sum(self.cost.of(condition, plan.steps) for condition in kept)
         probes = self.probes * self.cost.of(at_strength(1), plan.steps) if plan.probes else 0.0
-        return plan.windows * (len(plan.seeds) * clip_of_each + self.cost.decoding) + probes
+        sampling = (plan.windows * len(plan.seeds) * clip_of_each + probes) / self.processes
+        sampling += plan.windows * self.cost.decoding
+        return self.measuring.wall(sampling, self.seconds_of_metrics(plan), self.processes)
+
+    def seconds_of_metrics(self, plan: Plan) -> float:
+        """Seconds of measuring the clips of a plan."""
+        return self.measuring.of(plan.conditions, plan.windows, len(plan.seeds))
 
 
 def choose(request: Request, budget: float) -> Plan:

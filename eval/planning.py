@@ -18,6 +18,9 @@ from eval.clips.conditions import ADAPTER_REFERENCE, at_strength, batches
 from eval.clips.cost import ClipCost
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
+from eval.metrics import Suite
+from eval.metrics.extra import ClipFeatures
+from eval.scoring.measuring_time import NOT_MEASURED, MeasuringTime, measure_measuring
 from eval.scoring.scorer import print_lines
 from iclora_train.config.durations import duration_text
 from iclora_train.core.atomic_files import write_json
@@ -30,41 +33,52 @@ NAME = "plan.json"
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """The content of plan.json. key: what the plan was made for; another key needs a new plan."""
+    """The content of plan.json. key: what the plan was made for; another key needs a new plan. Metrics do not: clips
+    that are sampled can be measured with others. measuring: absent in a file of an earlier version."""
 
     key: dict[str, Any]
     plan: Plan
     cost: ClipCost
+    measuring: MeasuringTime = NOT_MEASURED
 
 
 def apply_budget(
-    source: SampledClips, folder: Path, budget: float, processes: int, probes: int, primary: str, console: Console
-) -> tuple[dict[str, Any], ClipCost]:
-    """Restrict the source to what fits `budget` seconds of each of the processes, and print the plan.
+    source: SampledClips,
+    folder: Path,
+    budget: float,
+    processes: int,
+    probes: int,
+    suite: Suite,
+    features: ClipFeatures | None,
+    console: Console,
+) -> tuple[dict[str, Any], tuple[ClipCost, MeasuringTime]]:
+    """Restrict the source to what fits `budget` seconds with so many processes, and print the plan.
 
-    probes: number of clips of synthetic probes. primary: the metric whose expected interval is printed. Returns the
-    entry `plan` of scores.json, and the measured cost.
+    probes: number of clips of synthetic probes. suite, features: what measures the clips. Returns the entry `plan` of
+    scores.json, and the measured costs of sampling and of measuring.
     """
     config, key = source.config, _key(source, budget, processes)
     stored = _read(folder / NAME)
     if stored is not None and stored.key == key:
-        plan, cost = stored.plan, stored.cost
+        plan, cost, measuring = stored.plan, stored.cost, stored.measuring
+        request = _request(source, probes, cost, processes, measuring)
     else:
         cost = source.measure_cost(batches(source.held_out.windows, source.seeds, config.eval.batch_size)[0])
-        plan = choose(_request(source, probes, cost), budget * processes)
-        write_json(folder / NAME, asdict(StoredPlan(key, plan, cost)))
-    request = _request(source, probes, cost)
+        measuring = measure_measuring(source, suite, features)
+        request = _request(source, probes, cost, processes, measuring)
+        plan = choose(request, budget)
+        write_json(folder / NAME, asdict(StoredPlan(key, plan, cost, measuring)))
     factor = interval_factor(request.windows, plan.windows, len({w.source for w in source.held_out.windows}))
-    _print(request, plan, budget, processes, factor, _earlier_width(folder, primary), console)
+    _print(request, plan, budget, factor, _earlier_width(folder, suite.primary), console)
     entry = {
         "budget": budget,
         "requested": key["requested"],
         **plain(asdict(plan)),
-        "seconds": round(request.seconds(plan) / processes, 1),
+        "seconds": round(request.seconds(plan), 1),
         "interval_factor": None if isnan(factor) else round(factor, 3),
     }
     _restrict(source, plan)
-    return entry, cost
+    return entry, (cost, measuring)
 
 
 def follow_plan(source: SampledClips, folder: Path, budget: float, processes: int) -> bool:
@@ -84,10 +98,11 @@ def _key(source: SampledClips, budget: float, processes: int) -> dict[str, Any]:
     return key
 
 
-def _request(source: SampledClips, probes: int, cost: ClipCost) -> Request:
+def _request(source: SampledClips, probes: int, cost: ClipCost, processes: int, measuring: MeasuringTime) -> Request:
     windows, steps = len(source.held_out.windows), len(source.sigmas) - 1
     fixed = source.config.sample.schedule == "distilled"
-    return Request(source.conditions, windows, tuple(source.seeds), steps, probes, cost, fixed)
+    seeds = tuple(source.seeds)
+    return Request(source.conditions, windows, seeds, steps, probes, cost, fixed, processes, measuring)
 
 
 def _read(path: Path) -> StoredPlan | None:
@@ -133,7 +148,6 @@ def _print(
     request: Request,
     plan: Plan,
     budget: float,
-    processes: int,
     factor: float,
     earlier: tuple[float, int, int] | None,
     console: Console,
@@ -152,13 +166,14 @@ def _print(
         request.probes * request.cost.of(at_strength(1), plan.steps if plan.probes else request.steps)
     )
     table.add_row("synthetic probes", str(request.probes), probes, "" if plan.probes else "left out")
+    table.add_row("metrics", "", duration_text(request.seconds_of_metrics(plan)), "")
     console.print(table)
     width = ""
     if earlier is not None:
         half, windows, recordings = earlier
         expected = half * interval_factor(windows, plan.windows, recordings)
         width = f"; ±{expected:.3g} expected from earlier results of this run"
-    seconds, of_seeds = request.seconds(plan) / processes, f"{len(plan.seeds)} of {len(request.seeds)} seeds"
+    seconds, of_seeds = request.seconds(plan), f"{len(plan.seeds)} of {len(request.seeds)} seeds"
     print_lines(
         console,
         f"{plan.windows} of {request.windows} windows, {of_seeds}, {plan.steps} of {request.steps} steps: "
@@ -171,8 +186,8 @@ def _print(
         print_lines(
             console,
             f"warning: this exceeds eval.budget, because fewer clips decide no claim. The full protocol takes "
-            f"{duration_text(request.seconds(request.everything) / processes)} (eval.budget=null)",
+            f"{duration_text(request.seconds(request.everything))} (eval.budget=null)",
         )
     elif plan != request.everything:
-        everything = duration_text(request.seconds(request.everything) / processes)
+        everything = duration_text(request.seconds(request.everything))
         print_lines(console, f"eval.budget=null measures everything, in about {everything}")

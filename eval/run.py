@@ -25,7 +25,7 @@ from eval.judging.harm import harm
 from eval.judging.symptoms import find_symptoms
 from eval.junit import write_claims
 from eval.metrics import Suite
-from eval.metrics.extra import clip_features
+from eval.metrics.extra import ClipFeatures, clip_features
 from eval.planning import apply_budget
 from eval.ranks import sample_for_first, sample_together
 from eval.report import wandb_log
@@ -34,6 +34,7 @@ from eval.report.media import Media
 from eval.report.outputs import save_outputs
 from eval.report.page import sizes, write_page
 from eval.scores import assemble, headline, identity
+from eval.scoring.measuring_time import NOT_MEASURED, MeasuringTime, measure_measuring
 from eval.scoring.scorer import Scorer, print_lines
 from eval.sequential import Work, sample_until_decided
 from eval.suites import control_notes, suite_of
@@ -133,7 +134,7 @@ def _evaluate(
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
     suite = suite_of(source.config, source.held_out, min(size), frames)
     features = clip_features(source.config.eval)
-    plan, cost = _plan(source, suite, folder, rank, console)
+    plan, costs = _plan(source, suite, features, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan
     if earlier is not None:
         require_comparable(earlier, identity(source, suite))
@@ -141,7 +142,7 @@ def _evaluate(
     work = _work(source, suite, console)
     scorer = Scorer(source, work.batches, work.suite, features)
     has_probes = plan is None or bool(plan["probes"])
-    probe_scores, probe_clips, forecast = _sample(source, scorer.batches, has_probes, cost, rank, console)
+    probe_scores, probe_clips, forecast = _sample(source, scorer.batches, has_probes, costs, rank, console)
     results = scorer.run(console, forecast, work.known)
     scores = assemble(config, source, suite, results, work.sequential)
     scores |= {"simple": probe_scores, **({} if plan is None else {"plan": plan})}
@@ -173,17 +174,18 @@ def _sample(
     source: ClipSource,
     work: Sequence[Sequence[Item]],
     has_probes: bool,
-    cost: ClipCost | None,
+    costs: tuple[ClipCost | None, MeasuringTime],
     rank: SamplingRank,
     console: Console,
 ) -> tuple[dict[str, Any] | None, dict[str, ProbeClips], Forecast | None]:
-    """Print the cost, run the probes, and sample the clips if there are several processes: one samples while it
+    """Print the costs, run the probes, and sample the clips if there are several processes: one samples while it
     measures. Returns scores and clips of the probes, and the forecast of what remains to be sampled."""
     if not isinstance(source, SampledClips):
         return None, {}, None
     sampler = probe_sampler(source) if has_probes else None
     waiting = 0 if sampler is None else unfinished_probes(source, sampler)
-    forecast = estimate_sampling(source, work, waiting, console, cost, rank.count)
+    cost, measuring = costs
+    forecast = estimate_sampling(source, work, waiting, console, cost, rank.count, measuring)
     with started_samplers(rank) as failures:
         scores, clips = (None, {}) if sampler is None else _probes(source, sampler, console)
         sample_together(source, work, rank, failures, console)
@@ -191,15 +193,22 @@ def _sample(
 
 
 def _plan(
-    source: ClipSource, suite: Suite, folder: Path, rank: SamplingRank, console: Console
-) -> tuple[dict[str, Any] | None, ClipCost | None]:
-    """Restrict the source to eval.budget; returns the entry `plan` of scores.json and the cost, None without a
-    budget."""
+    source: ClipSource,
+    suite: Suite,
+    features: ClipFeatures | None,
+    folder: Path,
+    rank: SamplingRank,
+    console: Console,
+) -> tuple[dict[str, Any] | None, tuple[ClipCost | None, MeasuringTime]]:
+    """Restrict the source to eval.budget. Returns the entry `plan` of scores.json, None without a budget, and the costs
+    of a clip: of sampling, None without a budget, and of measuring, none with eval.sequential, which measures first."""
+    if not isinstance(source, SampledClips) or source.config.eval.sequential:
+        return None, (None, NOT_MEASURED)
     budget = evaluation_budget(source.config, source.base.embedded)
-    if budget is None or not isinstance(source, SampledClips):
-        return None, None
+    if budget is None:
+        return None, (None, measure_measuring(source, suite, features))
     probes = len(probe_sampler(source).plan.samples)
-    return apply_budget(source, folder, budget, rank.count, probes, suite.primary, console)
+    return apply_budget(source, folder, budget, rank.count, probes, suite, features, console)
 
 
 def _probes(

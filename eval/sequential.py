@@ -23,6 +23,7 @@ from eval.judging.stopping import look_line
 from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS
 from eval.metrics import Clip, GroundTruth, Measurement, Suite
 from eval.scores import assemble
+from eval.scoring.measuring_time import measure_measuring
 from eval.scoring.results import Results
 from eval.scoring.scorer import MODEL_FREE, Scorer, print_lines
 
@@ -84,11 +85,11 @@ def sample_until_decided(source: SampledClips, suite: Suite, console: Console) -
     """Sample and judge the gates look by look, and restrict the source to the windows up to the look that decides."""
     config, conditions = source.config, source.conditions
     ordered = source.held_out.in_random_order(config.seed)
-    looks, suite = planned_looks(ordered.windows), MeasuredOnce.like(suite)
+    looks, once = planned_looks(ordered.windows), MeasuredOnce.like(suite)
     entry = _entry(config.seed, ordered, looks)
     source.restrict(config, ordered, [condition.name for condition in conditions])
-    _print_plan(source, ordered, looks, console)
-    rows = _without_a_model(source, ordered, suite, console)
+    _print_plan(source, ordered, looks, suite, console)
+    rows = _without_a_model(source, ordered, once, console)
     work: list[tuple[Item, ...]] = []
     count = 0  # windows
     for recordings in looks:
@@ -99,8 +100,8 @@ def sample_until_decided(source: SampledClips, suite: Suite, console: Console) -
         entry["looks"].append({"recordings": recordings, "windows": count, "undecided": []})
         source.conditions = conditions
         source.restrict(config, ordered.first(count), CORE)
-        results = Scorer(source, work, suite).run(console, known=_first(rows, count))
-        undecided = _undecided(assemble(config, source, suite, results, entry))
+        results = Scorer(source, work, once).run(console, known=_first(rows, count))
+        undecided = _undecided(assemble(config, source, once, results, entry))
         entry["looks"][-1]["undecided"] = undecided
         print_lines(console, look_line(entry))
         if not undecided:
@@ -108,7 +109,7 @@ def sample_until_decided(source: SampledClips, suite: Suite, console: Console) -
     source.conditions = conditions
     source.restrict(config, ordered.first(count), [condition.name for condition in conditions])
     entry["stopped_early"] = count < len(ordered.windows)
-    return Work(work, suite, entry, _first(rows, count))
+    return Work(work, once, entry, _first(rows, count))
 
 
 def _entry(seed: int, ordered: HeldOut, looks: Sequence[int]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def _entry(seed: int, ordered: HeldOut, looks: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _print_plan(source: SampledClips, ordered: HeldOut, looks: Sequence[int], console: Console) -> None:
+def _print_plan(source: SampledClips, ordered: HeldOut, looks: Sequence[int], suite: Suite, console: Console) -> None:
     if len(looks) == 1:
         few = f"a claim needs {MIN_RECORDINGS} recordings and {MIN_WINDOWS} windows, so these cannot stop early"
         print_lines(console, f"eval.sequential: one look, at all {looks[0]} recordings: {few}")
@@ -132,7 +133,7 @@ def _print_plan(source: SampledClips, ordered: HeldOut, looks: Sequence[int], co
         numbers = ", ".join(map(str, looks))
         print_lines(console, f"eval.sequential: the gates are judged after {numbers} recordings. At most:")
     work = batches(ordered.windows, source.seeds, source.config.eval.batch_size)
-    estimate_sampling(source, work, 0, console)
+    estimate_sampling(source, work, 0, console, measuring=measure_measuring(source, suite, None))
 
 
 def _without_a_model(source: SampledClips, ordered: HeldOut, suite: Suite, console: Console) -> Results:

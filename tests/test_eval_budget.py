@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,9 @@ from eval.clips.conditions import all_conditions
 from eval.clips.cost import ClipCost
 from eval.clips.sampled import SampledClips
 from eval.run import evaluate
+from eval.scoring.measuring_time import MeasuringTime
 from iclora_train.config import ConfigError
+from iclora_train.config.durations import duration_text
 from iclora_train.config.evaluation import Eval
 from iclora_train.core.training_time import count_training_time, evaluation_budget, training_seconds
 from tests.eval_world import World, build, compose_config
@@ -63,6 +66,21 @@ def test_only_a_budget_below_three_conditions_costs_steps_and_never_more_than_ha
     assert choose(replace(FULL, windows=4), 1.0).windows == 4  # there are no more
 
 
+def test_processes_share_the_sampling_and_one_of_them_measures() -> None:
+    request = replace(FULL, measuring=MeasuringTime(0.5))
+    everything = request.everything
+    metrics = request.seconds_of_metrics(everything)
+    assert metrics == 24 * (3 * (14 + 1) + 4) * 0.5
+    alone, round_trips = FULL.seconds(everything), 24 * COST.decoding
+    assert request.seconds(everything) == pytest.approx(alone + metrics)
+    shared = (alone - round_trips) / 4 + round_trips + metrics
+    assert replace(request, processes=4).seconds(everything) == pytest.approx(shared)
+    on_gpu = replace(request, measuring=MeasuringTime(0.5, overlaps=True))
+    assert on_gpu.seconds(everything) == alone  # a batch is measured while the next one is sampled
+    assert replace(on_gpu, processes=4).seconds(everything) == pytest.approx(shared)
+    assert choose(request, 3600).clips < choose(FULL, 3600).clips < choose(replace(FULL, processes=4), 3600).clips
+
+
 def test_intervals_grow_with_fewer_windows_and_more_with_fewer_recordings() -> None:
     assert interval_factor(24, 24, 7) == 1
     of_as_many = interval_factor(24, 8, 7)  # 8 windows of all 7 recordings
@@ -86,9 +104,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return build(tmp_path_factory.mktemp("budget"), sources)
 
 
-def budgeted(world: World, monkeypatch: pytest.MonkeyPatch, seconds: float, *more: str) -> dict[str, Any]:
-    """scores.json of an evaluation with a budget, where a clip costs ten seconds."""
+def budgeted(
+    world: World, monkeypatch: pytest.MonkeyPatch, seconds: float, *more: str, metrics: float = 0.0
+) -> dict[str, Any]:
+    """scores.json of an evaluation with a budget, where sampling a clip costs ten seconds. metrics: seconds of one."""
     monkeypatch.setattr(SampledClips, "measure_cost", lambda source, batch: ClipCost(5.0, 5.0, 0.0, 1))
+    monkeypatch.setattr("eval.planning.measure_measuring", lambda *_: MeasuringTime(metrics))
     report = evaluate(world.config("eval.windows=10", "eval.label=fast", f"eval.budget={seconds}s", *more))
     result: dict[str, Any] = json.loads((report.parent / "scores.json").read_text())
     return result
@@ -134,6 +155,16 @@ def test_every_stage_of_a_plan_can_be_judged_and_reported(
     claims = {verdict["name"] for verdict in result["verdicts"]}
     assert ("null_change" in claims) == ("strength 0" in result["plan"]["conditions"])
     assert ("mask_local" in claims) == ("half mask" in result["plan"]["conditions"])
+
+
+def test_slow_metrics_leave_less_to_sample(
+    world: World, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = budgeted(world, monkeypatch, 8 * 10 * 4 / SAMPLING_SHARE, "eval.label=slow", metrics=1.0)
+    assert result["plan"]["conditions"] == list(CORE)  # without the time of the metrics: the base too
+    measured = 8 * (3 + 1 + 4)  # three conditions, swapped twice, four rows without a model
+    assert result["plan"]["seconds"] == 8 * 10 * 3 + measured
+    assert re.search(rf"metrics +\W+ +\W {duration_text(measured)}", capsys.readouterr().out)
 
 
 def test_a_budget_that_is_too_small_is_exceeded_with_a_warning(

@@ -18,10 +18,10 @@ import torch
 
 from eval.clips.conditions import Item
 from eval.clips.sampled import SampledClips
-from iclora_train.config import Config, require
+from iclora_train.config import Config
 from iclora_train.config.hydra_app import child_command
 from iclora_train.core.atomic_files import claim
-from iclora_train.core.local_ranks import device_count
+from iclora_train.core.local_ranks import evaluation_processes
 from iclora_train.core.ranks import placement
 
 WAIT = 0.5  # seconds between two looks for batches that other processes are sampling
@@ -44,21 +44,7 @@ def sampling_rank(config: Config) -> SamplingRank:
         torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
     if place.world_size > 1:
         return SamplingRank(place.rank, place.world_size)
-    return SamplingRank(0, _processes(config))
-
-
-def _processes(config: Config) -> int:
-    """eval.devices; by default the GPUs of the training that this machine has. ConfigError for more than it has."""
-    visible = torch.cuda.device_count()
-    if config.eval.sequential and config.eval.devices is None:
-        return 1
-    if config.eval.devices is None:
-        return max(1, min(device_count(config.trainer), visible))
-    require(
-        not visible or config.eval.devices <= visible,
-        f"eval.devices={config.eval.devices}, but {visible} GPUs are visible: set at most that, or null",
-    )
-    return config.eval.devices
+    return SamplingRank(0, evaluation_processes(config))
 
 
 @contextmanager

@@ -19,10 +19,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from iclora_train.config import ConfigError, require
+from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.endings import SIGNALS
 from iclora_train.config.hydra_app import child_command
-from iclora_train.core.ranks import PORTS, world_size
+from iclora_train.core.ranks import PORTS, ranks_on_node, world_size
 
 POLL = 0.2  # seconds
 GRACE = 30.0  # seconds for the other ranks to end after the first one has ended with an error
@@ -62,6 +62,23 @@ def device_count(trainer: dict[str, Any]) -> int:
     count = int(devices) if str(devices).isdecimal() else 0
     require(count > 0, f"trainer.devices={devices} must be a number of devices, a list of GPUs as [0,2], or auto")
     return count
+
+
+def evaluation_processes(config: Config) -> int:
+    """The number of processes that sample in an evaluation by this run, on this machine: eval.devices, by default as
+    many as GPUs train here. ConfigError for more than it has."""
+    import torch  # noqa: PLC0415 (slow)
+
+    visible, devices = torch.cuda.device_count(), config.eval.devices
+    if devices is not None:
+        require(
+            not visible or devices <= visible,
+            f"eval.devices={devices}, but {visible} GPUs are visible: set at most that, or null",
+        )
+        return devices
+    if config.eval.sequential:
+        return 1
+    return max(1, min(max(device_count(config.trainer), ranks_on_node()), visible))
 
 
 def listed_gpus(devices: object) -> list[int]:

@@ -74,6 +74,11 @@ def world_size() -> int:
     return placement().world_size
 
 
+def ranks_on_node() -> int:
+    """The number of processes of the run on this node; 1 if the launcher does not tell."""
+    return placement().local_world_size or 1
+
+
 def require_single_process(command: str, remedy: str) -> None:
     """End a command that several ranks have started but that runs in one process: rank 0 raises ConfigError."""
     if global_rank() > 0:

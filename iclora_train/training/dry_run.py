@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from iclora_train.adapters import lora
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.device import synced_time
+from iclora_train.core.local_ranks import evaluation_processes
 from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.core.training_time import evaluation_budget
@@ -35,16 +36,22 @@ STEPS = 4  # the first compiles, the second shows that nothing is left to compil
 
 @dataclass(frozen=True)
 class EvaluationCost:
-    """Hours of the evaluation after training. clips: without a budget. budget: whether one limits the hours."""
+    """Hours of the evaluation after training. clips: without a budget. budget: whether one limits the hours. processes:
+    that sample. more_metrics: whether eval.metrics adds metrics, whose time only the evaluation itself measures."""
 
     clips: int
     hours: float
     budget: bool
+    processes: int
+    more_metrics: bool
 
     def __str__(self) -> str:
         if self.budget:
             return f"{self.hours:.1f} for the evaluation, limited by eval.budget"
-        return f"{self.hours:.1f} for the evaluation's {self.clips:,} clips (fewer with eval.budget or eval=quick)"
+        by = "" if self.processes == 1 else f" by {self.processes} processes"
+        metrics = ", without the time of eval.metrics" if self.more_metrics else ""
+        clips = f"{self.clips:,} clips{by} (fewer with eval.budget or eval=quick)"
+        return f"{self.hours:.1f} for the evaluation's {clips}{metrics}"
 
 
 @dataclass(frozen=True)
@@ -115,9 +122,11 @@ def evaluation_cost(
     clips = config.eval.clips_of(min(config.eval.windows, windows))
     if not config.eval.after_training or not clips or clip is None:
         return None
-    seconds, budget = clips * clip, evaluation_budget(config, embedded, training)
+    processes = evaluation_processes(config)
+    seconds, budget = clips * clip / processes, evaluation_budget(config, embedded, training)
     limited = budget is not None and budget < seconds
-    return EvaluationCost(clips, (budget if limited and budget is not None else seconds) / 3600, limited)
+    hours = (budget if limited and budget is not None else seconds) / 3600
+    return EvaluationCost(clips, hours, limited, processes, bool(config.eval.metrics))
 
 
 def estimate(
@@ -125,7 +134,7 @@ def estimate(
 ) -> Estimate:
     """The cost of a run, whose ranks wait for one another, from the trials of all ranks.
 
-    windows: in the split that is evaluated after training, by one process. embedded: the base is nano.
+    windows: in the split that is evaluated after training. embedded: the base is nano.
     """
     step, clips = max(trial.step for trial in trials), max(trial.clips for trial in trials)
     largest = max(trials, key=lambda trial: trial.memory)

@@ -15,6 +15,7 @@ from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
 from iclora_train.core.fingerprint import config_hash
+from iclora_train.core.local_ranks import evaluation_processes
 from iclora_train.core.ranks import single_process_environment
 from iclora_train.core.records import DamagedFileError
 from iclora_train.core.results_folder import results_folder
@@ -83,7 +84,9 @@ def evaluate(config: Config, folder: Path, adapter: Path) -> None:
     """Evaluate the adapter with `python -m eval`, unless the run folder has scores of exactly this file."""
     path = results_folder(config, folder / "eval") / "scores.json"
     if not _is_judged(path, adapter):
-        run_module("eval", environment=single_process_environment())
+        # The child is no rank of this run, so it does not know how many GPUs a launcher has given to it.
+        devices = [f"eval.devices={count}"] if (count := evaluation_processes(config)) > 1 else []
+        run_module("eval", *devices, environment=single_process_environment())
 
 
 def _is_judged(scores: Path, adapter: Path) -> bool:
