@@ -11,6 +11,9 @@ from xml.etree import ElementTree
 from eval.statistics.estimates import format_estimate
 from iclora_train.core.atomic_files import write_atomic
 
+SYMPTOM_STATES = {"ok": "passed", "warn": "skipped", "bad": "failed"}  # by level
+OF_THE_MACHINE = ("memory",)  # symptoms that say nothing about the adapter
+
 
 @dataclass(frozen=True)
 class Case:
@@ -22,8 +25,13 @@ class Case:
 
 
 def claim_cases(scores: Mapping[str, Any]) -> list[Case]:
-    """A test per claim of scores.json. Only a gate fails; a claim that is inconclusive, and a diagnostic that fails, is
-    skipped."""
+    """A test per claim and per symptom of scores.json. A gate that fails and a bad symptom fail; a claim that is
+    inconclusive, a diagnostic that fails, and a symptom that is only a warning, are skipped."""
+    symptoms = [
+        Case(f"symptom {flag['symptom']}", SYMPTOM_STATES[flag["level"]], f"{flag['level']}: {flag['reason']}")
+        for flag in scores.get("flags", ())
+        if flag["symptom"] not in OF_THE_MACHINE
+    ]
     return [
         Case(
             verdict["name"],
@@ -32,7 +40,7 @@ def claim_cases(scores: Mapping[str, Any]) -> list[Case]:
             f"required {verdict['threshold']}",
         )
         for verdict in scores["verdicts"]
-    ]
+    ] + symptoms
 
 
 def _state(outcome: str, kind: str) -> str:

@@ -259,6 +259,8 @@ def test_the_report_compares_with_an_earlier_evaluation(evaluated: World, tmp_pa
     junit = tmp_path / "claims.xml"
     report = evaluate(evaluated.config(f"eval.against={before}", "adapter=none", f"eval.junit={junit}"))
     assert "paired" in report.read_text()
-    verdicts = json.loads((report.parent / "scores.json").read_text())["verdicts"]
-    assert [case.attrib["name"] for case in ElementTree.parse(junit).iter("testcase")] == [v["name"] for v in verdicts]
+    result = json.loads((report.parent / "scores.json").read_text())
+    expected = [verdict["name"] for verdict in result["verdicts"]]
+    expected += [f"symptom {flag['symptom']}" for flag in result["flags"]]
+    assert [case.attrib["name"] for case in ElementTree.parse(junit).iter("testcase")] == expected
     assert scores(evaluated) == json.loads(before.read_text())  # adapter=none writes into another folder

@@ -74,6 +74,15 @@ def test_an_adapter_that_is_better_than_everything() -> None:
     )
 
 
+def test_bad_symptoms_are_named_after_gates_that_hold() -> None:
+    """Of what neither a gate nor the count of windows says; a warning is left to the report."""
+    levels = {"control not followed": "bad", "noise": "bad", "flicker": "warn", "wrong levels": "bad", "memory": "bad"}
+    scores = restoration() | {"flags": [{"symptom": name, "level": level} for name, level in levels.items()]}
+    expected = answer(restoration())[:-1] + "; its clips have bad symptoms: noise and wrong levels."
+    assert answer(scores) == expected
+    assert answer(restoration() | {"flags": []}) == answer(restoration())
+
+
 def test_windows_that_are_worse_than_their_input_are_counted_and_the_worst_is_named() -> None:
     output = 31 + SPREAD
     output[[3, 8, 9]] = 27.2, 26.8, 27.3

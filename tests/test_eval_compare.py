@@ -361,8 +361,8 @@ def test_the_comparison_as_junit(
 
 
 def test_claims_as_junit(tmp_path: Path) -> None:
-    """A gate that fails is a failure; what is inconclusive, and a diagnostic that fails, is skipped. Control characters
-    of a file name are left out."""
+    """A gate that fails and a bad symptom are failures; what is inconclusive, a diagnostic that fails, and a symptom
+    that warns, are skipped. Control characters of a file name are left out."""
     verdict = {"claim": "PSNR > input & base", "threshold": ">= 0.7 dB"}
     verdict |= {"value": {"mean": 1.0, "low": 0.5, "high": 1.5, "n": 24}}
     outcomes = [("gate", "holds"), ("gate", "fails"), ("gate", "inconclusive"), ("diagnostic", "fails")]
@@ -373,10 +373,17 @@ def test_claims_as_junit(tmp_path: Path) -> None:
         "verdicts": [
             {**verdict, "name": f"{kind} {outcome}", "kind": kind, "outcome": outcome} for kind, outcome in outcomes
         ],
+        "flags": [
+            {"symptom": name, "level": level, "reason": "4.7 levels"}
+            for name, level in (("noise", "bad"), ("flicker", "warn"), ("frozen", "ok"), ("memory", "bad"))
+        ],
     }
     write_claims(tmp_path / "claims.xml", content)
     cases = junit(tmp_path / "claims.xml")
-    assert [state for state, _ in cases.values()] == ["passed", "failure", "skipped", "skipped"]
+    assert [state for state, _ in cases.values()][:4] == ["passed", "failure", "skipped", "skipped"]
+    symptoms = {name: state for name, (state, _) in cases.items() if name.startswith("symptom ")}
+    assert symptoms == {"symptom noise": "failure", "symptom flicker": "skipped", "symptom frozen": "passed"}
+    assert cases["symptom noise"][1] == "bad: 4.7 levels"
     expected = "gate fails: PSNR > input & base: 1.000 [0.500, 1.500] (n 24), required >= 0.7 dB"
     assert cases["gate fails"][1] == expected
     properties = ElementTree.parse(tmp_path / "claims.xml").iter("property")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from safetensors.torch import save_file
 
 from eval.clips.external import read_external_clip
 from eval.handout import write_handout
+from eval.judging.answer import answer
 from eval.judging.verdicts import tally
+from eval.junit import claim_cases
 from eval.run import evaluate
 from eval.scores import judged
 from iclora_train.media.shard_clip import encode_clip
@@ -110,6 +113,8 @@ def test_a_still_frame_is_flagged_where_the_gate_cannot_see_it(world: World) -> 
     result = evaluated(world, f"videos={still}")  # a frame that equals the target hides the others in the PSNR
     assert outcomes(result) == {"gain_over_input": "holds", "gain_over_classic": "holds"}
     assert {flag["symptom"]: flag["level"] for flag in result["flags"]}["frozen"] == "bad"
+    assert re.search("its clips have bad symptoms: .*frozen", answer(result))
+    assert {case.name: case.state for case in claim_cases(result)}["symptom frozen"] == "failed"
 
 
 def test_a_target_shifted_by_a_frame_is_refused(world: World) -> None:

@@ -18,6 +18,7 @@ from eval.judging.verdicts import Verdict, is_small
 
 Scores = Mapping[str, Any]
 SEPARATOR = "; "
+TOLD_ELSEWHERE = ("control not followed", "worse than the input", "memory")  # by other clauses; of the machine
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def answer(scores: Scores) -> str:
     if unmeasured:
         start = "" if gates else f"{subject} was not judged: "
         clauses.append(f"{start}it was not compared with {_listed(unmeasured, 'or')}")
-    return SEPARATOR.join([*clauses, *_where_worse(scores)]) + "."
+    return SEPARATOR.join([*clauses, *_where_worse(scores), *_bad_symptoms(scores)]) + "."
 
 
 def _subject(scores: Scores) -> str:
@@ -209,6 +210,14 @@ def _where_worse(scores: Scores) -> list[str]:
         return [text]
     loss = f"{-(ranked.values[worse[0]] or 0.0):.2f} {unit}".rstrip()
     return [f"{text}, most in {scores['clips'][worse[0]]['key']} (by {loss})"]
+
+
+def _bad_symptoms(scores: Scores) -> list[str]:
+    """`its clips have bad symptoms: noise and wrong levels`. Gates of PSNR pass noise that is weaker than the damage of
+    the input, so a sentence without it would call such clips good."""
+    names = [flag["symptom"] for flag in scores.get("flags", ()) if flag["level"] == "bad"]
+    shown = [name for name in names if name not in TOLD_ELSEWHERE]
+    return [f"its clips have bad symptoms: {_listed(shown)}"] if shown else []
 
 
 def _count(some: Sequence[Any], of: int) -> str:
