@@ -215,6 +215,56 @@ def test_a_folder_of_videos_has_no_adapter_and_no_control(folder: Path, media: M
     assert recorder.logged["strength"][1] == []
 
 
+def with_sets(values: dict[str, Any]) -> dict[str, Any]:
+    """The scores with FVD, two sources and a control."""
+
+    def distance(mean: float) -> dict[str, Any]:
+        return {"mean": mean, "low": None, "high": None, "clips": 4}
+
+    cells = {"adapter+reference": {"psnr": estimate(21.0)}, "input": {"psnr": estimate(19.0)}}
+    return {
+        **values,
+        "sets": {
+            "network": "VideoMAE",
+            "metrics": {"fvd": "FVD", "kvd": "KVD, 1e-3"},
+            "targets": 2,
+            "rows": {
+                "adapter+reference": {"fvd": distance(5.0), "kvd": distance(1.0)},
+                "input": {"fvd": distance(9.0)},
+            },
+            "paired": {"input": {"fvd": distance(-4.0)}},
+        },
+        "sources": {"old": cells, "new": cells},
+        "controls": {"canny": {"cells": {"swapped": {"edge_f1": estimate(0.3)}}}},
+    }
+
+
+def test_sets_of_clips_sources_and_controls_are_tables_with_the_same_columns_in_every_run(
+    folder: Path, media: Media, recorder: Recorder
+) -> None:
+    values = scores(folder / "adapter.safetensors")
+    wandb_log.log(media, values, config(wandb={"project": "p"}))
+    plain = {key: recorder.logged[key] for key in ("sets", "parts")}
+    assert [rows for _, rows in plain.values()] == [[], []]
+    wandb_log.log(media, with_sets(values), config(wandb={"project": "p"}))
+    assert all(recorder.logged[key][0] == columns for key, (columns, _) in plain.items())
+    assert recorder.logged["sets"][1] == [
+        ["adapter+reference", None, "fvd", 5.0, None, None, 4, 2, "VideoMAE"],
+        ["adapter+reference", None, "kvd", 1.0, None, None, 4, 2, "VideoMAE"],
+        ["input", None, "fvd", 9.0, None, None, 4, 2, "VideoMAE"],
+        ["adapter+reference", "input", "fvd", -4.0, None, None, 4, 2, "VideoMAE"],
+    ]
+    rows = recorder.logged["parts"][1]
+    assert rows[0] == ["source", "old", "adapter+reference", "psnr", 21.0, 20.0, 22.0, 2]
+    assert [row[:4] for row in rows[2:]] == [
+        ["source", "new", "adapter+reference", "psnr"],
+        ["source", "new", "input", "psnr"],
+        ["control", "canny", "swapped", "edge_f1"],
+    ]
+    assert recorder.summary["sets/adapter+reference/fvd"]["mean"] == 5.0
+    assert recorder.summary["sources/new/psnr"] == estimate(21.0)
+
+
 def test_without_wandb_nothing_is_sent(folder: Path, media: Media, recorder: Recorder) -> None:
     wandb_log.log(media, scores(folder / "adapter.safetensors"), config(csv=True))
     assert recorder.logged == {}
@@ -226,13 +276,16 @@ def test_offline_runs_contain_everything_for_wandb_sync(
 ) -> None:
     monkeypatch.setenv("WANDB_DATA_DIR", str(folder / "data"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(folder / "cache"))
-    wandb_log.log(media, scores(folder / "adapter.safetensors"), config(wandb={"project": "p", "mode": "offline"}))
+    values = with_sets(scores(folder / "adapter.safetensors"))
+    wandb_log.log(media, values, config(wandb={"project": "p", "mode": "offline"}))
     assert len(list(folder.glob("wandb/offline-run-*/run-*.wandb"))) == 1
     staged = [path.read_bytes() for path in (folder / "data").rglob("*") if path.is_file()]
     for column, count in ((b"half mask", 3), (b"without adapter", 2)):  # the tables of all clips and of the examples
         table = next(json.loads(data) for data in staged if column in data and b"video-file" in data)
         players = [cell for row in table["data"] for cell in row if isinstance(cell, dict)]
         assert [(cell["_type"], Path(cell["path"]).suffix) for cell in players] == [("video-file", ".mp4")] * count
+    for cell in (b"VideoMAE", b"canny"):
+        assert any(cell in data for data in staged)
     assert {path.read_bytes() for path in media.files()} <= set(staged)  # not encoded again
     assert b"weights" in staged
 

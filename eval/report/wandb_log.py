@@ -54,6 +54,8 @@ PLAYERS = {  # column of the examples -> clip
 }
 CLAIM = ("claim", "outcome", "value", "low", "high", "kind", "required", "name", "windows", "recordings")
 STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
+SETS = ("condition", "minus", "metric", "mean", "low", "high", "clips", "targets", "network")
+PARTS = ("part", "name", "condition", "metric", "mean", "low", "high", "n")
 Scores = Mapping[str, Any]
 
 
@@ -88,6 +90,8 @@ def _log(media: Media, scores: Scores, config: Config) -> None:
     )
     run.log({"clips": wandb_run.table(clip_columns(scores), list(clip_rows(media, scores)))})
     run.log({"strength": wandb_run.table(STRENGTH, list(strength_rows(scores)))})
+    run.log({"sets": wandb_run.table(SETS, list(set_rows(scores)))})
+    run.log({"parts": wandb_run.table(PARTS, list(part_rows(scores)))})
     run.log(curves(scores))
     run.summary.update(wandb_summary.summary(scores))
     run.log_artifact(wandb_run.artifact(_safe_name(f"{name}-evaluation"), "evaluation", _files(media), {}))
@@ -139,6 +143,30 @@ def strength_rows(scores: Scores) -> Iterator[list[Any]]:
     for point in scores["strength"]:
         for metric, estimate in point["metrics"].items():
             yield [point["s"], metric, *(estimate[key] for key in ("mean", "low", "high", "n"))]
+
+
+def set_rows(scores: Scores) -> Iterator[list[Any]]:
+    """FVD and KVD: a row per condition and metric, then the paired differences to another condition (`minus`). None
+    without them."""
+    if (sets := scores.get("sets")) is None:
+        return
+    labelled = [((row, None), estimates) for row, estimates in sets["rows"].items()]
+    labelled += [((ADAPTER_REFERENCE, other), estimates) for other, estimates in sets["paired"].items()]
+    for (condition, minus), estimates in labelled:
+        for metric, estimate in estimates.items():
+            values = [estimate[key] for key in ("mean", "low", "high", "clips")]
+            yield [condition, minus, metric, *values, sets["targets"], sets["network"]]
+
+
+def part_rows(scores: Scores) -> Iterator[list[Any]]:
+    """The figures of parts of the windows: a row per source (`data.sources`) or control of a set with several,
+    condition and metric."""
+    parts = [("source", name, cells) for name, cells in scores.get("sources", {}).items()]
+    parts += [("control", name, control["cells"]) for name, control in scores.get("controls", {}).items()]
+    for part, name, cells in parts:
+        for condition, metrics in cells.items():
+            for metric, estimate in metrics.items():
+                yield [part, name, condition, metric, *(estimate[key] for key in ("mean", "low", "high", "n"))]
 
 
 def curves(scores: Scores) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.judging.answer import answer
 from eval.judging.harm import harm
 from eval.judging.ranking import ranking
@@ -14,9 +15,17 @@ Scores = Mapping[str, Any]
 
 
 def summary(scores: Scores) -> dict[str, Any]:
-    """`report/...`, the same keys for every task; `<row>/<metric>` -> {mean, low, high, n}; control, claims, probes."""
+    """`report/...`, the same keys for every task; `<row>/<metric>` -> {mean, low, high, n}; the same of sets of clips
+    (`sets/<row>/<metric>`) and of sources (`sources/<source>/<metric>`, adapter+reference); control, claims, probes."""
     estimates = {
         f"{row}/{metric}": dict(value) for row, metrics in scores["cells"].items() for metric, value in metrics.items()
+    }
+    sets, sources = (scores.get("sets") or {}).get("rows", {}), scores.get("sources", {})
+    estimates |= {f"sets/{row}/{metric}": dict(value) for row, of in sets.items() for metric, value in of.items()}
+    estimates |= {
+        f"sources/{source}/{metric}": dict(value)
+        for source, cells in sources.items()
+        for metric, value in cells[ADAPTER_REFERENCE].items()
     }
     control_scores = scores["control"] or {}
     control = {f"control/{name}": dict(value) for name, value in control_scores.items() if value and "mean" in value}
