@@ -27,6 +27,7 @@ from iclora_train.core.atomic_files import write_json
 from iclora_train.core.fingerprint import plain
 from iclora_train.core.records import DamagedFileError, read_json
 from iclora_train.core.results_folder import requested
+from iclora_train.core.scores import read_scores
 
 NAME = "plan.json"
 
@@ -135,12 +136,13 @@ def _earlier_width(folder: Path, primary: str) -> tuple[float, int, int] | None:
     paths = sorted(folder.parent.glob("eval*/scores.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(paths):
         try:
-            scores = read_json(path, dict[str, Any], "")
+            scores = read_scores(path)
         except DamagedFileError:
             continue
-        value = scores.get("cells", {}).get(ADAPTER_REFERENCE, {}).get(primary) or {}
+        value, clips = scores["cells"].get(ADAPTER_REFERENCE, {}).get(primary) or {}, scores["clips"]
         if value.get("low") is not None:
-            return (value["high"] - value["low"]) / 2, value["n"], len({clip["source"] for clip in scores["clips"]})
+            recordings = len({clip.get("source") for clip in clips})
+            return (value["high"] - value["low"]) / 2, value.get("n") or len(clips), recordings
     return None
 
 

@@ -43,7 +43,9 @@ from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.core.atomic_files import exclusive, sha256
 from iclora_train.core.console import make_console
+from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
+from iclora_train.core.results_folder import is_of_videos
 from iclora_train.core.results_folder import results_folder as folder_of_protocol
 from iclora_train.core.scores import values_digest
 from iclora_train.core.training_time import evaluation_budget
@@ -51,11 +53,18 @@ from iclora_train.ltx2.base_model import BaseModel, open_base
 
 
 def results_folder(config: Config) -> Path:
-    """Folder of scores.json and report.html: by what is evaluated, and by protocol (`core.results_folder`)."""
+    """Folder of scores.json and report.html: by what is evaluated, and by protocol (`core.results_folder`).
+
+    The second of two folders of videos with the same name has a hash of its path in the name of its results.
+    """
     folder = _folder_of_adapter(config)
-    return folder_of_protocol(
+    results = folder_of_protocol(
         config, folder.with_name(f"{folder.name}-sequential") if config.eval.sequential else folder
     )
+    if config.videos is None or is_of_videos(results, Path(config.videos)):
+        return results
+    path = str(Path(config.videos).resolve())
+    return folder_of_protocol(config, folder.with_name(f"{folder.name}-{digest(path)[:8]}"))
 
 
 def _folder_of_adapter(config: Config) -> Path:

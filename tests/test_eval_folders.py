@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from eval.clips.sampled import SampledClips
+from eval.planning import _earlier_width
 from eval.run import evaluate, results_folder
 from iclora_train.config import Config, ConfigError
 from iclora_train.core.files_together import write_together
@@ -77,6 +78,50 @@ def test_results_of_an_earlier_version_are_used_again_and_not_overwritten(tmp_pa
     assert results_folder(settings(tmp_path)).name == "eval-full"
     (folder / "scores.json").write_text("half a fi")
     assert results_folder(settings(tmp_path)) == folder  # damaged results are replaced
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"provenance": None},
+        {"provenance": {"settings": [1]}},
+        {"provenance": {"settings": {"eval": 3, "sample": "x"}}},
+        {"provenance": {"settings": {"eval": {}, "sample": {}}}, "plan": [2]},
+        {"plan": {"requested": {"sample": None}}},
+        {"adapter": None},
+        {"cells": {"adapter+reference": {"psnr": {"low": 1, "high": "x"}}}, "clips": [], "strength": 3},
+        {"cells": [4]},
+    ],
+)
+def test_a_damaged_file_of_results_stops_nothing(content: dict[str, Any], tmp_path: Path) -> None:
+    """Neither the choice of the folder nor the width that a budget expects from earlier results."""
+    folder = results_folder(settings(tmp_path))
+    videos = results_folder(settings(tmp_path, f"videos={tmp_path}"))
+    for place in (folder, videos):
+        place.mkdir(parents=True)
+        (place / "scores.json").write_text(json.dumps(content))
+    assert results_folder(settings(tmp_path)).name.startswith("eval")
+    assert results_folder(settings(tmp_path, f"videos={tmp_path}")).name.startswith(videos.name)
+    assert _earlier_width(folder, "psnr") is None
+
+
+def test_folders_of_videos_with_the_same_name_have_results_of_their_own(tmp_path: Path) -> None:
+    """ours/outputs and theirs/outputs are two programs; the same folder is found again from anywhere."""
+    ours, theirs = (settings(tmp_path, f"videos={tmp_path / name / 'outputs'}") for name in ("ours", "theirs"))
+    folder = results_folder(ours)
+    assert folder.name == results_folder(theirs).name == "eval-videos-outputs"
+    write_scores(folder, ours, adapter={"path": str(tmp_path / "ours" / "outputs")})
+    assert results_folder(ours) == folder
+    assert results_folder(settings(tmp_path, f"videos={tmp_path}/ours/../ours/outputs")) == folder
+    other = results_folder(theirs)
+    assert other.name.startswith("eval-videos-outputs-")
+    write_scores(other, theirs, adapter={"path": str(tmp_path / "theirs" / "outputs")})
+    assert results_folder(theirs) == other
+
+
+def test_a_folder_as_junit_file_is_refused_before_anything_is_sampled(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"eval\.junit=.* is a folder: name a file"):
+        settings(tmp_path, f"eval.junit={tmp_path}")
 
 
 def test_the_full_protocol_does_not_overwrite_the_results_of_a_budget(tmp_path: Path) -> None:

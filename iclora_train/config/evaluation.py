@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from iclora_train.config.durations import parse_duration
 from iclora_train.config.errors import one_of, require
@@ -89,6 +90,9 @@ class Eval:
         require(self.devices is None or self.devices >= 1, f"eval.devices={self.devices} must be at least 1, or null")
         for key in ("batch_size", "workers"):
             require(getattr(self, key) >= 1, f"eval.{key}={getattr(self, key)} must be at least 1")
+        require(
+            self.junit is None or not Path(self.junit).is_dir(), f"eval.junit={self.junit} is a folder: name a file"
+        )
         check_names(self.metrics)
         one_of("eval.split", self.split, ("val", "heldout"))
         one_of("eval.report", self.report, ("files", "single"))

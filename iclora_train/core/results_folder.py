@@ -63,16 +63,29 @@ def _stored(folder: Path) -> dict[str, Any] | None:
         return None
 
 
+def _entry(entries: dict[str, Any], key: str) -> dict[str, Any]:
+    """The dictionary at a key; empty if it is missing, or is something else in a damaged file."""
+    value = entries.get(key)
+    return value if isinstance(value, dict) else {}
+
+
+def is_of_videos(folder: Path, videos: Path) -> bool:
+    """Whether a folder of results is free, or holds those of this folder of videos."""
+    scores = _stored(folder)
+    judged = None if scores is None else _entry(scores, "adapter").get("path")
+    return scores is None or (isinstance(judged, str) and Path(judged).resolve() == videos.resolve())
+
+
 def _matches(folder: Path, config: Config) -> bool:
     """Whether the results in a folder are those of this protocol. Settings that a file of an earlier version does not
     name count as equal. eval.budget=auto takes results of any budget."""
     scores = _stored(folder) or {}
-    settings, plan = scores.get("provenance", {}).get("settings", {}), scores.get("plan") or {}
-    stored = plan.get("requested") or {**settings.get("eval", {}), "sample": settings.get("sample", {})}
+    settings, plan = _entry(_entry(scores, "provenance"), "settings"), _entry(scores, "plan")
+    stored = _entry(plan, "requested") or {**_entry(settings, "eval"), "sample": _entry(settings, "sample")}
     protocol = requested(config)
     sampling = protocol.pop("sample")
     same = all(stored.get(key, value) == value for key, value in protocol.items())
-    same = same and all(stored.get("sample", {}).get(key, value) == value for key, value in sampling.items())
+    same = same and all(_entry(stored, "sample").get(key, value) == value for key, value in sampling.items())
     return same and (config.eval.budget == "auto" or plan.get("budget") == config.eval.budget_seconds)
 
 

@@ -29,6 +29,7 @@ class _Estimate:
     mean: AnyNumber
     low: AnyNumber | None
     high: AnyNumber | None
+    n: Count | None = None
 
     def __post_init__(self) -> None:
         if (self.low is None) != (self.high is None):

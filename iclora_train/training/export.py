@@ -114,7 +114,7 @@ def finish(config: Config, folder: Path, adapter: Path, console: Console) -> Non
                 continue
             value = row[metric]
             has_interval = value["low"] is not None
-            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if has_interval else "(one clip)"
+            interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if has_interval else "(one recording)"
             console.print(f"{metric:>12}  {condition:18} {value['mean']:.3f}  {interval}")
     for name, path in (
         ("adapter", adapter),
