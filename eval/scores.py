@@ -18,6 +18,7 @@ from eval.clips.clip_source import PROTOCOL, ClipSource
 from eval.clips.conditions import ADAPTER_REFERENCE
 from eval.clips.windows import Window
 from eval.judging.control import control_scores, mask_scores, recorded_evidence
+from eval.judging.equal_frames import changed_outcomes
 from eval.judging.paired import paired_differences
 from eval.judging.several_controls import control_lines, judged_controls
 from eval.judging.stopping import stopping_line
@@ -35,7 +36,7 @@ from eval.judging.verdicts import (
 from eval.metrics import DEFINITIONS, Suite
 from eval.metrics.extra import versions_and_weights
 from eval.scoring.results import Results
-from eval.scoring.tables import read_tables, tables
+from eval.scoring.tables import equal_frames, read_tables, tables
 from eval.statistics.estimates import estimates_of, format_estimate
 from eval.statistics.sequential import Looks
 from iclora_train.config import Config, Thresholds
@@ -102,12 +103,13 @@ def assemble(
         "classic": results.classic.json_facts,
         **tables(results),
         "thresholds": {**asdict(config.eval.thresholds), "changed": config.eval.thresholds.changed},
+        "equal_frames": {"rows": equal_frames(results)},
     }
     return {
         **scores,
         **_by_source(config, scores),
         **({} if results.sets is None else {"sets": results.sets}),
-        **judged(scores, source.band_pixels, base.geometry.temporal),
+        **_judged_twice(scores, source.band_pixels, base.geometry.temporal),
         "frames": {name: _rounded(frames) for name, frames in results.frames.items()},
         "provenance": _provenance(config, source),
         "timings": {
@@ -115,6 +117,13 @@ def assemble(
             "seconds_per_clip": {name: round(s / results.clips, 4) for name, s in results.seconds.items()},
         },
     }
+
+
+def _judged_twice(scores: Mapping[str, Any], band: int, temporal: int) -> dict[str, Any]:
+    """As `judged`, with `equal_frames`: the claims that have another outcome without these frames."""
+    entries = judged(scores, band, temporal)
+    changed = changed_outcomes(scores, entries["verdicts"], lambda others: judged(others, band, temporal)["verdicts"])
+    return {"equal_frames": {**scores["equal_frames"], "changed": changed}, **entries}
 
 
 def _controls(suite: Suite, results: Results) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def _first(rows: Results, count: int) -> Results:
             for name, row in rows.rows.items()
             if name in MODEL_FREE
         },
+        equal_frames={name: shares[:count] for name, shares in rows.equal_frames.items() if name in MODEL_FREE},
         classic=rows.classic,
     )
 

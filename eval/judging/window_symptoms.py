@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.clips.conditions import ADAPTER_REFERENCE, FLOOR
-from eval.judging.finding import Finding, Scores, level_if_above, mean
+from eval.judging.equal_frames import of_others
+from eval.judging.finding import Finding, Level, Scores, level_if_above, mean, worst
 from eval.judging.harm import GAIN_SPREAD, gain_metric, gains, outliers
 from eval.metrics.picture import PSNR_CAP
 
@@ -53,11 +54,43 @@ def unlike_the_others(scores: Scores) -> Finding | None:
         reason += f", which no output of a VAE does; the mean is meaningless. {_outlier_reason(scores, numbers)}"
         return "bad", reason, "Check that the clips are outputs of the model, and not the targets."
     broken = [i for i in numbers if _is_like_another_clip(scores, values[i], sign)]
+    level: Level = "bad" if broken else "warn" if numbers else "ok"
+    equal_level, equal_reason = _equal_frames(scores)
     return (
-        "bad" if broken else "warn" if numbers else "ok",
-        _outlier_reason(scores, numbers),
-        "Look at these clips first: a wrong or damaged file, a wrong caption, or footage unlike the training clips.",
+        worst(level, equal_level),
+        "; ".join(reason for reason in (_outlier_reason(scores, numbers), equal_reason) if reason),
+        "Look at these clips first: a wrong or damaged file, a wrong caption, or footage unlike the training clips. "
+        "Frames that equal their target are black or still footage, or copies of the target.",
     )
+
+
+def _equal_frames(scores: Scores) -> tuple[Level, str]:
+    """Names the windows of which some frames equal their target, where outputs have such frames or claims depend on
+    them. Bad if a claim holds only with them."""
+    entry = scores.get("equal_frames", {"rows": {}, "changed": {}})
+    changed = [
+        f"{v['name']}: {v['outcome']}, without them {entry['changed'][v['name']] or 'not measured'}"
+        for v in scores["verdicts"]
+        if v["name"] in entry["changed"]
+    ]
+    of_output = ADAPTER_REFERENCE in entry["rows"]
+    if not of_output and not changed:
+        return "ok", ""
+    parts = [_equal_frames_of(scores, row, shares) for row, shares in entry["rows"].items() if row in scores["windows"]]
+    lost = any(v["outcome"] == "holds" and v["name"] in entry["changed"] for v in scores["verdicts"])
+    reason = f"frames equal their target, {PSNR_CAP:g} dB each: {', '.join(parts)}"
+    return "bad" if lost else "warn", "; ".join([reason, *changed])
+
+
+def _equal_frames_of(scores: Scores, row: str, shares: Sequence[float]) -> str:
+    """The windows of a row with such frames, most first, and the mean PSNR of the windows with and without them."""
+    keys, values = [clip["key"] for clip in scores["clips"]], scores["windows"][row]["psnr"]
+    order = sorted((i for i, share in enumerate(shares) if share), key=lambda i: -shares[i])
+    names = _named([f"{keys[i]} {shares[i]:.0%}" for i in order])
+    others = [value for value in of_others(values, shares) if value is not None]
+    without = f", {np.mean(others):.2f} without them" if others else ""
+    with_them = np.mean([value for value in values if value is not None])
+    return f"{row} in {len(order)} of {len(keys)} windows ({names}; mean PSNR {with_them:.2f}{without})"
 
 
 def _outlier_reason(scores: Scores, numbers: set[int]) -> str:

@@ -22,6 +22,7 @@ class Results:
     donated its reference. changes: `condition_changes` -> values. by_latent_frame: condition -> adherence (windows,
     latent frames). diversity: condition -> values. by_seed: condition -> metric -> values (windows, seeds). frames:
     condition -> per-frame values. seconds: sampling time of each condition. clips: number of clips per condition.
+    equal_frames: condition or row -> share of the frames of each window, over its seeds, that equal their target.
     sets: comparison of whole sets of clips (`clip_sets`). classic: the filter of the row of that name. scales: of a set
     with several controls, the common scale of each.
     """
@@ -33,6 +34,7 @@ class Results:
     diversity: Row = field(default_factory=dict)
     by_seed: dict[str, Row] = field(default_factory=dict)
     frames: dict[str, Frames] = field(default_factory=dict)
+    equal_frames: Row = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     clips: int = 0
     sets: dict[str, Any] | None = None

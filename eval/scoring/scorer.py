@@ -35,6 +35,7 @@ from eval.clips.conditions import (
 from eval.clips.cost import Forecast
 from eval.metrics import Clip, Measurement, Suite, offset
 from eval.metrics.extra import ClipFeatures
+from eval.metrics.picture import PSNR_CAP
 from eval.metrics.structure import AGREEMENT
 from eval.scoring.classic_row import ClassicRow
 from eval.scoring.clip_sets import TARGETS, ClipSets
@@ -87,6 +88,7 @@ class Scorer:
                 self._score_model_free_rows(results, pool)
             else:
                 results.rows |= {name: row for name, row in known.rows.items() if name in MODEL_FREE}
+                results.equal_frames |= {name: of for name, of in known.equal_frames.items() if name in MODEL_FREE}
                 results.classic = known.classic
             self._put_on_common_scale(results)
             bar.advance(len(self.batches))
@@ -143,6 +145,7 @@ class Scorer:
         measured = [(item, future.result()) for item, future in futures]
         values = [(item, result.values) for item, result in measured]
         results.rows[condition.name] = with_agreement(self._per_window(values), results.scales)
+        results.equal_frames[condition.name] = self._equal_frames(measured)
         results.by_seed[condition.name] = with_agreement(self._per_seed(values), results.scales)
         results.seconds[condition.name] = round(seconds, 3)
         if condition.name in BY_LATENT_FRAME:
@@ -189,6 +192,11 @@ class Scorer:
         frames = {name: [by_window[n].get(name) for n in range(len(self.held_out.windows))] for name in names}
         return {"psnr": frames["psnr"], AGREEMENT.key: agreement_by_frame(frames, scales)} if scales else frames
 
+    def _equal_frames(self, measured: Sequence[tuple[Item, Measurement]]) -> Values:
+        """Share of the frames of each window, over its seeds, whose PSNR is the cap: they equal their target."""
+        shares = [(item, {"share": float(np.mean(np.array(m.frames["psnr"]) >= PSNR_CAP))}) for item, m in measured]
+        return self._per_window(shares)["share"]
+
     def _by_latent_frame(self, measured: Sequence[tuple[Item, Measurement]]) -> Values:
         """Adherence (windows, latent frames): for structure tasks the metric of the window's control if it is per
         frame, else PSNR."""
@@ -216,7 +224,9 @@ class Scorer:
             rows[CLASSIC] = lambda n: classic.apply(self.classic_row.window(n))
         for name, clip_of in rows.items():
             measured = pool.map(lambda n, clip_of=clip_of: self._measure(n, clip_of(n)), range(len(items)))
-            results.rows[name] = self._per_window([(i, m.values) for i, m in zip(items, measured, strict=True)])
+            of_items = list(zip(items, measured, strict=True))
+            results.rows[name] = self._per_window([(item, m.values) for item, m in of_items])
+            results.equal_frames[name] = self._equal_frames(of_items)
             self.clip_sets.submit(pool, name, range(len(items)), clip_of)
 
     def _put_on_common_scale(self, results: Results) -> None:

@@ -42,6 +42,11 @@ def tables(results: Results) -> dict[str, Any]:
     }
 
 
+def equal_frames(results: Results) -> dict[str, list[float]]:
+    """`equal_frames.rows`: the rows with frames that equal their target."""
+    return {name: np.round(share, DIGITS).tolist() for name, share in results.equal_frames.items() if share.any()}
+
+
 def read_tables(scores: Mapping[str, Any]) -> Results:
     """The results of which `tables` made `windows` and `per_window`, rounded as they are there."""
     others = scores["per_window"]

@@ -21,6 +21,7 @@ ADAPTER_ROW = "adapter+reference"  # the row of `windows` that a comparison read
 VALUES = (
     *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
     *("paired", "sets", "controls", "control", "diversity", "mask", "verdicts", "windows", "frames", "harm"),
+    "equal_frames",
 )
 
 
