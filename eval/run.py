@@ -16,7 +16,7 @@ from eval.clips.external import VideoFolder
 from eval.clips.judged_adapter import NONE, JudgedAdapter, adapter_path, open_adapter
 from eval.clips.leakage import require_unseen
 from eval.clips.sampled import SampledClips
-from eval.clips.sampling_ranks import SamplingRank, sampling_rank, started_samplers
+from eval.clips.sampling_ranks import FIRST, Samplers, SamplingRank, samplers, sampling_rank
 from eval.clips.windows import HeldOut
 from eval.compare import compare, load, require_comparable
 from eval.estimate import estimate_sampling
@@ -27,7 +27,7 @@ from eval.junit import write_claims
 from eval.metrics import Suite
 from eval.metrics.extra import ClipFeatures, clip_features
 from eval.planning import apply_budget
-from eval.ranks import sample_for_first, sample_together
+from eval.ranks import sample_for_first, sample_together, start_samplers
 from eval.report import wandb_log
 from eval.report.exhibits import exhibits
 from eval.report.media import Media
@@ -41,7 +41,7 @@ from eval.suites import control_notes, suite_of
 from eval.synthetic.run import ProbeClips, ProbeSampler, probe_sampler, run_probes, unfinished_probes
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
-from iclora_train.core.atomic_files import exclusive, sha256
+from iclora_train.core.atomic_files import exclusive, seen_alive, sha256
 from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.progress import progress_bar
@@ -118,16 +118,12 @@ def evaluate(config: Config) -> Path:
     require_at_hand(config.eval.metrics, config.eval.weights)
     earlier = None if config.eval.against is None else load(Path(config.eval.against))
     rank = sampling_rank(config)
-    require(
-        not config.eval.sequential or rank.count == 1,
-        "eval.sequential=true samples in one process: set eval.devices=1, without torchrun or several tasks of srun",
-    )
     source = open_source(config)
     folder = results_folder(config)
     if rank.rank > 0:
         sample_for_first(source, folder, rank)
         return folder / "report.html"
-    with exclusive(folder, "stop it; this evaluation then continues with its clips"):
+    with exclusive(folder, "stop it; this evaluation then continues with its clips"), seen_alive(folder / FIRST):
         return _evaluate(source, folder, earlier, console, started, rank)
 
 
@@ -143,15 +139,17 @@ def _evaluate(
     frames, *size, _ = source.held_out.pair(source.held_out.windows[0]).target.shape
     suite = suite_of(source.config, source.held_out, min(size), frames)
     features = clip_features(source.config.eval)
-    plan, costs = _plan(source, suite, features, folder, rank, console)
+    plan, (cost, measuring) = _plan(source, suite, features, folder, rank, console)
     config = source.config  # with the windows, seeds and steps of the plan
     if earlier is not None:
         require_comparable(earlier, identity(source, suite))
     _print_header(source, suite, config, console)
-    work = _work(source, suite, console)
-    scorer = Scorer(source, work.batches, work.suite, features)
     has_probes = plan is None or bool(plan["probes"])
-    probe_scores, probe_clips, forecast = _sample(source, scorer.batches, has_probes, costs, rank, console)
+    with samplers("eval", rank) as group:
+        work = _work(source, suite, folder, group, console)
+        scorer = Scorer(source, work.batches, work.suite, features)
+        costs = (cost or work.cost, measuring)
+        probe_scores, probe_clips, forecast = _sample(source, work.batches, has_probes, costs, group, console)
     results = scorer.run(console, forecast, work.known)
     scores = assemble(config, source, suite, results, work.sequential)
     scores |= {"simple": probe_scores, **({} if plan is None else {"plan": plan})}
@@ -170,13 +168,13 @@ def _evaluate(
     return report
 
 
-def _work(source: ClipSource, suite: Suite, console: Console) -> Work:
+def _work(source: ClipSource, suite: Suite, folder: Path, group: Samplers, console: Console) -> Work:
     """All windows; with eval.sequential those that decide the gates, to which the source is then restricted."""
     if not source.config.eval.sequential:
         return Work(batches(source.held_out.windows, source.seeds, source.config.eval.batch_size), suite)
     if not isinstance(source, SampledClips):
         raise ConfigError("videos= gives all clips, of which eval.sequential=true would leave some out: leave it out")
-    return sample_until_decided(source, suite, console)
+    return sample_until_decided(source, suite, folder, group, console)
 
 
 def _sample(
@@ -184,21 +182,24 @@ def _sample(
     work: Sequence[Sequence[Item]],
     has_probes: bool,
     costs: tuple[ClipCost | None, MeasuringTime],
-    rank: SamplingRank,
+    group: Samplers,
     console: Console,
 ) -> tuple[dict[str, Any] | None, dict[str, ProbeClips], Forecast | None]:
     """Print the costs, run the probes, and sample the clips if there are several processes: one samples while it
     measures. Returns scores and clips of the probes, and the forecast of what remains to be sampled."""
     if not isinstance(source, SampledClips):
+        if group.count > 1:
+            line = f"note: videos= gives all clips. Nothing is sampled, so one of {group.count} processes does the work"
+            print_lines(console, line)
         return None, {}, None
     sampler = probe_sampler(source) if has_probes else None
     waiting = 0 if sampler is None else unfinished_probes(source, sampler)
-    cost, measuring = costs
-    forecast = estimate_sampling(source, work, waiting, console, cost, rank.count, measuring)
-    with started_samplers(rank) as failures:
-        scores, clips = (None, {}) if sampler is None else _probes(source, sampler, console)
-        sample_together(source, work, rank, failures, console)
-    return scores, clips, forecast if rank.count == 1 else Forecast({})
+    forecast = estimate_sampling(source, work, waiting, console, costs[0], group.count, costs[1])
+    if forecast.cost is not None:
+        start_samplers(group, console)
+    scores, clips = (None, {}) if sampler is None else _probes(source, sampler, console)
+    sample_together(source, work, group, console)
+    return scores, clips, forecast if group.count == 1 else Forecast({})
 
 
 def _plan(

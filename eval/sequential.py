@@ -10,34 +10,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from eval.budget import CORE
 from eval.clips.conditions import Item, batches
+from eval.clips.cost import ClipCost
 from eval.clips.sampled import SampledClips
-from eval.clips.windows import HeldOut, Window
+from eval.clips.sampling_ranks import Samplers
+from eval.clips.windows import HeldOut
 from eval.estimate import estimate_sampling
 from eval.judging.stopping import look_line
 from eval.judging.verdicts import MIN_RECORDINGS, MIN_WINDOWS
+from eval.looks import Announcement, Look, announce, looks_key, looks_of
 from eval.metrics import Clip, GroundTruth, Measurement, Suite
+from eval.ranks import sample_together, start_samplers
 from eval.scores import assemble
 from eval.scoring.measuring_time import measure_measuring
 from eval.scoring.results import Results
 from eval.scoring.scorer import MODEL_FREE, Scorer, print_lines
 
-MOST_LOOKS = 5  # more would cost power and save little
 METHOD = "t tests over recordings, O'Brien-Fleming spending (Lan and DeMets 1983)"
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is sampled and measured: the batches, the metrics, and of a sequential evaluation `sequential` of
-    scores.json and the rows without a model, which are measured already."""
+    """What is sampled and measured: the batches, the metrics, and of a sequential evaluation the measured cost of a
+    clip, `sequential` of scores.json and the rows without a model, which are measured already."""
 
     batches: list[tuple[Item, ...]]
     suite: Suite
+    cost: ClipCost | None = None
     sequential: dict[str, Any] | None = None
     known: Results | None = None
 
@@ -64,76 +69,73 @@ class MeasuredOnce(Suite):
         return self.known[key]
 
 
-def planned_looks(windows: Sequence[Window]) -> list[int]:
-    """The number of recordings at each look: at most MOST_LOOKS at about equal steps, the last one with all.
+def sample_until_decided(
+    source: SampledClips, suite: Suite, folder: Path, samplers: Samplers, console: Console
+) -> Work:
+    """Sample and judge the gates look by look, and restrict the source to the windows up to the look that decides.
 
-    windows: in the order in which they are sampled. Fewer recordings or windows than a claim needs are no look.
-    """
-    recordings = list(dict.fromkeys(window.source for window in windows))
-    enough = [
-        count
-        for count in range(MIN_RECORDINGS, len(recordings) + 1)
-        if sum(window.source in recordings[:count] for window in windows) >= MIN_WINDOWS
-    ]
-    if len(enough) < 2:
-        return [len(recordings)]
-    steps = min(MOST_LOOKS, len(enough)) - 1
-    return sorted({enough[round(i * (len(enough) - 1) / steps)] for i in range(steps + 1)})
-
-
-def sample_until_decided(source: SampledClips, suite: Suite, console: Console) -> Work:
-    """Sample and judge the gates look by look, and restrict the source to the windows up to the look that decides."""
+    folder: of the results, where other processes learn which look is next."""
     config, conditions = source.config, source.conditions
     ordered = source.held_out.in_random_order(config.seed)
-    looks, once = planned_looks(ordered.windows), MeasuredOnce.like(suite)
+    looks, once = looks_of(ordered, source.seeds, config.eval.batch_size), MeasuredOnce.like(suite)
+    key = looks_key(source, ordered)
     entry = _entry(config.seed, ordered, looks)
-    source.restrict(config, ordered, [condition.name for condition in conditions])
-    _print_plan(source, ordered, looks, suite, console)
+    cost = _print_plan(source, looks, suite, samplers.count, console)
+
+    def tell_others(number: int, is_last: bool) -> None:
+        if samplers.count > 1:
+            announce(folder, Announcement(key, number, is_last))
+
+    tell_others(0, is_last=len(looks) == 1)
+    if cost is not None:
+        start_samplers(samplers, console)
     rows = _without_a_model(source, ordered, once, console)
     work: list[tuple[Item, ...]] = []
-    count = 0  # windows
-    for recordings in looks:
-        chosen = set(list(dict.fromkeys(window.source for window in ordered.windows))[:recordings])
-        windows = [window for window in ordered.windows if window.source in chosen]
-        work += batches(windows[count:], source.seeds, config.eval.batch_size)
-        count = len(windows)
-        entry["looks"].append({"recordings": recordings, "windows": count, "undecided": []})
+    for number, look in enumerate(looks):
+        tell_others(number, is_last=look is looks[-1])
+        work += look.batches
         source.conditions = conditions
-        source.restrict(config, ordered.first(count), CORE)
-        results = Scorer(source, work, once).run(console, known=_first(rows, count))
+        source.restrict(config, ordered.first(look.windows), CORE)
+        sample_together(source, look.batches, samplers, console)
+        results = Scorer(source, work, once).run(console, known=_first(rows, look.windows))
+        entry["looks"].append({"recordings": look.recordings, "windows": look.windows, "undecided": []})
         undecided = _undecided(assemble(config, source, once, results, entry))
         entry["looks"][-1]["undecided"] = undecided
         print_lines(console, look_line(entry))
         if not undecided:
             break
+    tell_others(number, is_last=True)
     source.conditions = conditions
-    source.restrict(config, ordered.first(count), [condition.name for condition in conditions])
-    entry["stopped_early"] = count < len(ordered.windows)
-    return Work(work, once, entry, _first(rows, count))
+    source.restrict(config, ordered.first(look.windows), [condition.name for condition in conditions])
+    entry["stopped_early"] = look.windows < len(ordered.windows)
+    return Work(work, once, cost, entry, _first(rows, look.windows))
 
 
-def _entry(seed: int, ordered: HeldOut, looks: Sequence[int]) -> dict[str, Any]:
+def _entry(seed: int, ordered: HeldOut, looks: Sequence[Look]) -> dict[str, Any]:
     """`sequential` of scores.json before the first look."""
     return {
         "method": METHOD,
         "order_seed": seed,
-        "planned_recordings": looks[-1],
+        "planned_recordings": looks[-1].recordings,
         "planned_windows": len(ordered.windows),
-        "planned_looks": list(looks),
+        "planned_looks": [look.recordings for look in looks],
         "looks": [],
         "stopped_early": False,
     }
 
 
-def _print_plan(source: SampledClips, ordered: HeldOut, looks: Sequence[int], suite: Suite, console: Console) -> None:
+def _print_plan(
+    source: SampledClips, looks: Sequence[Look], suite: Suite, processes: int, console: Console
+) -> ClipCost | None:
+    """Print the looks and what all of them cost. Returns the measured cost, None if all clips are sampled already."""
     if len(looks) == 1:
         few = f"a claim needs {MIN_RECORDINGS} recordings and {MIN_WINDOWS} windows, so these cannot stop early"
-        print_lines(console, f"eval.sequential: one look, at all {looks[0]} recordings: {few}")
+        print_lines(console, f"eval.sequential: one look, at all {looks[0].recordings} recordings: {few}")
     else:
-        numbers = ", ".join(map(str, looks))
+        numbers = ", ".join(str(look.recordings) for look in looks)
         print_lines(console, f"eval.sequential: the gates are judged after {numbers} recordings. At most:")
-    work = batches(ordered.windows, source.seeds, source.config.eval.batch_size)
-    estimate_sampling(source, work, 0, console, measuring=measure_measuring(source, suite, None))
+    work, measuring = [batch for look in looks for batch in look.batches], measure_measuring(source, suite, None)
+    return estimate_sampling(source, work, 0, console, processes=processes, measuring=measuring).cost
 
 
 def _without_a_model(source: SampledClips, ordered: HeldOut, suite: Suite, console: Console) -> Results:

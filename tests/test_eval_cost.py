@@ -46,7 +46,7 @@ def test_the_evaluation_after_training_samples_on_every_gpu_that_trained(monkeyp
     assert processes() == 1
     assert processes("trainer.devices=4") == 4
     assert processes("trainer.devices=4", gpus=2) == 2
-    assert processes("trainer.devices=4", "eval.sequential=true") == 1
+    assert processes("trainer.devices=4", "eval.sequential=true") == 4
     assert processes("eval.devices=3", gpus=0) == processes("trainer.devices=4", "eval.devices=3") == 3
     with pytest.raises(ConfigError, match=r"eval.devices=9, but 8 GPUs are visible"):
         processes("eval.devices=9")

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from eval.clips.conditions import batches
+from eval.clips.sampled import SampledClips
+from eval.clips.sampling_ranks import Samplers, SamplingRank
+from eval.ranks import sample_together
+from eval.run import open_source
 from iclora_train.core.atomic_files import claim
+from iclora_train.core.console import make_console
 from tests.command import run, start
 from tests.eval_world import World, build, scores, without_evaluation, without_run
 
@@ -99,3 +105,16 @@ def test_a_claim_is_held_by_one_process_and_released_when_it_dies(tmp_path: Path
     with claim(path) as is_mine:
         assert is_mine
     assert not path.exists()
+
+
+def test_a_line_says_when_there_are_fewer_batches_than_processes(
+    single: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = open_source(without_evaluation(single, tmp_path).config("eval.strengths=[1.0]"))
+    assert isinstance(source, SampledClips)
+    source.restrict(source.config, source.held_out, ["base"])
+    work = batches(source.held_out.windows, [0], 4)
+    sample_together(source, work, Samplers("eval", SamplingRank(0, 3)), make_console())
+    printed = capsys.readouterr().out
+    assert "note: fewer batches (1) than processes (3): some wait, unless eval.batch_size is smaller" in printed
+    assert source.is_finished(source.conditions[0], work[0])

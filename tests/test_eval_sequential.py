@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
+import time
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from eval.budget import CORE
+from eval.clips.conditions import Condition
 from eval.clips.sampled import SampledClips
+from eval.clips.sampling_ranks import FIRST, SamplingRank
 from eval.clips.windows import Window
 from eval.judging.claims import Bound
 from eval.judging.stopping import stopping_line
 from eval.judging.verdicts import Verdict, judge
+from eval.looks import Announcement, announce, follow_looks, looks_key, looks_of, planned_looks
 from eval.run import evaluate, open_source, results_folder
-from eval.sequential import planned_looks
 from eval.statistics.estimates import estimate
 from eval.statistics.sequential import Looks, nominal_levels, sequential_p, spending
 from iclora_train.config import ConfigError, Thresholds
 from iclora_train.config.evaluation import Eval
-from tests.eval_world import World, build
+from iclora_train.core.atomic_files import seen_alive
+from tests.command import run
+from tests.eval_world import World, build, without_evaluation, without_run
 from tests.test_eval import SCHEMA, violations
 from tests.test_eval_verdicts import DEBLUR, evidence_of, make_results, rows
 from tests.test_statistics import clustered
@@ -210,9 +219,67 @@ def test_the_order_is_random_but_the_same_every_time(world: World) -> None:
     assert first.windows_and_donors == shuffled.windows_and_donors
 
 
-def test_settings_that_do_not_go_together_are_refused(world: World) -> None:
+def test_settings_that_do_not_go_together_are_refused() -> None:
     for more in ({"budget": "30m"}, {"against": "runs/other"}, {"metrics": ["fvd"]}):
         with pytest.raises(ConfigError, match=r"eval\.sequential=true"):
             Eval(sequential=True, **more)
-    with pytest.raises(ConfigError, match="samples in one process"):
-        evaluate(world.config(*options("eval.devices=2")))
+
+
+def test_two_processes_stop_where_one_stops_with_the_same_scores(world: World, tmp_path: Path) -> None:
+    alone, other = scores_of(world, *DECIDED), without_evaluation(world, tmp_path)
+    result = run(other.root, "eval", *other.arguments, *options(*DECIDED, "eval.devices=2"))
+    assert result.code == 0, result.err
+    assert "terminated" not in result.err, "the other process ends without a word"
+    assert "2 processes sample" in result.out
+    assert re.search("At most:\n.*\n.*Sampling takes 2 processes about", result.out)
+    spread = json.loads(next(other.root.glob("runs/*/eval-*/scores.json")).read_text())
+    assert without_run(spread) == without_run(alone)
+    assert spread["sequential"]["stopped_early"]
+    assert not list(other.root.rglob("eval-cells/*.lock"))
+
+
+@pytest.fixture
+def sampler(world: World, tmp_path: Path) -> SampledClips:
+    """The clips of a process other than the first, with an empty cache."""
+    source = open_source(without_evaluation(world, tmp_path).config(*options("eval.strengths=[1.0]")))
+    assert isinstance(source, SampledClips)
+    return source
+
+
+def test_other_processes_sample_the_look_that_is_announced_and_what_no_gate_needs_meanwhile(
+    sampler: SampledClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ordered = sampler.held_out.in_random_order(sampler.config.seed)
+    looks, key = looks_of(ordered, [0], 3), looks_key(sampler, ordered)
+    sampled: list[tuple[str, str]] = []  # condition, recording
+    make = SampledClips._make
+
+    def record(self: SampledClips, condition: Condition, batch: Any) -> Any:
+        sampled.extend((condition.name, item.window.source) for item in batch)
+        return make(self, condition, batch)
+
+    def first_process(seconds: float) -> None:
+        """What it does while the others wait: nothing is announced, then the first look, then that it is the last."""
+        waited.append(len(sampled))
+        announce(tmp_path, Announcement(key, 0, is_last=len(waited) > 1))
+
+    waited: list[int] = []
+    monkeypatch.setattr(SampledClips, "_make", record)
+    monkeypatch.setattr(time, "sleep", first_process)
+    announce(tmp_path, Announcement("of another evaluation", 2, is_last=True))
+    follow_looks(sampler, tmp_path, SamplingRank(1, 2))
+    names = [condition.name for condition in sampler.conditions]
+    assert waited == [0, len(names) * looks[0].windows], "nothing is left to do while the gates are judged"
+    assert {source for _, source in sampled} == {window.source for window in ordered.windows[: looks[0].windows]}
+    order = [name in CORE for name, _ in sampled]
+    assert order == sorted(order, reverse=True), "the conditions of the gates come first"
+
+
+def test_other_processes_end_with_an_error_when_the_first_one_is_gone(
+    sampler: SampledClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: first.close())
+    first = ExitStack()
+    first.enter_context(seen_alive(tmp_path / FIRST))
+    with pytest.raises(ConfigError, match="the first process has ended before all was sampled"):
+        follow_looks(sampler, tmp_path, SamplingRank(1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,11 @@ from hydra.core.config_store import ConfigStore
 from eval.clips.conditions import at_strength
 from eval.clips.resized import ResizedHeldOut
 from eval.clips.sampled import SampledClips
+from eval.clips.sampling_ranks import SamplingRank
 from eval.clips.two_stages import TwoStageClips
 from eval.judging.claims import Bound
 from eval.transfer.comparison import costs, judged
-from eval.transfer.measure import Measurements
+from eval.transfer.measure import Measurements, sample_for_first
 from eval.transfer.run import results_folder, transfer
 from eval.transfer.sentences import Evidence, Line, lines
 from eval.transfer.settings import Transfer, TransferConfig
@@ -35,7 +37,7 @@ from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from scripts.synthetic.upsampler import write_upsampler
-from tests.command import run
+from tests.command import run, start
 from tests.eval_world import World, build, write_adapter
 from tests.scores_example import example
 from tests.test_eval import violations
@@ -44,6 +46,10 @@ from tests.tiny import CHANNELS
 SCHEMA = json.loads((Path(__file__).parent.parent / "eval" / "transfer" / "transfer.schema.json").read_text())
 GEOMETRY = Geometry(8, 8, 4)
 SIZE = (9, 64, 64)
+SECOND_OF_TWO = {  # variables of a launcher
+    **{"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+    **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"},
+}
 
 
 def settings(*overrides: str) -> TransferConfig:
@@ -238,9 +244,9 @@ def test_finished_choices_are_not_sampled_again(finished: World, monkeypatch: py
     sampled: list[str] = []
     make = Measurements.measure
 
-    def measure(self: Measurements, variant: Variant, console: Any) -> Any:
+    def measure(self: Measurements, variant: Variant, *more: Any) -> Any:
         sampled.append(variant.name)
-        return make(self, variant, console)
+        return make(self, variant, *more)
 
     monkeypatch.setattr(Measurements, "measure", measure)
     before = record(finished)
@@ -269,6 +275,68 @@ def test_the_command_says_what_it_costs_first_and_how_it_ended(world: World) -> 
     assert (again.code, "clips to sample" in again.out) == (1, False)
     wrong = run(world.root, "eval.transfer", *command, "transfer.required=[speed]")
     assert (wrong.code, "transfer.required='speed' is not one of compute" in wrong.err) == (2, True)
+
+
+@pytest.fixture(scope="module")
+def few(world: World) -> list[str]:
+    """Settings with a choice of each kind of loaded weights, and one that shows only when it is sampled that it is
+    impossible."""
+    weights = {"transformer_blocks.0.attn1.to_q": (torch.randn(2, 40), torch.randn(40, 2))}
+    wide = world.root / "wide.safetensors"
+    lora.save(wide, lora.Adapter(weights, {KIND: PLAIN, "reference_downscale_factor": "1"}))
+    more = ["schedules=[]", "steps=[3]", f"effect={wide}", "gates=false", "attention_strengths=[]"]
+    return [f"transfer.{text}" for text in more]
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    """transfer.json without what differs between runs: times, the command, paths, and the sentence about times."""
+    keys = ("choices", "sentences", "adapter", "provenance")
+    rest = {key: value for key, value in result.items() if key not in keys}
+    choices = [{**row, "seconds_per_clip": None, "settings": None} for row in result["choices"]]
+    return {**rest, "choices": choices, "sentences": [x for x in result["sentences"] if x["name"] != "compute"]}
+
+
+def test_two_processes_measure_what_one_measures(world: World, few: list[str], tmp_path: Path) -> None:
+    alone = settings(*arguments(world, *few, "eval.label=alone"))
+    transfer(alone)
+    mine = arguments(world, *few, f"runs_dir={tmp_path / 'runs'}", "eval.devices=2")
+    second = start(tmp_path, "eval.transfer", *mine, variables=SECOND_OF_TWO, suffix="1")
+    while second.is_alive() and not list(tmp_path.rglob("eval-cells/*.safetensors")):
+        time.sleep(0.01)  # so that it has sampled some clips, however slow the machine is
+    spread = run(tmp_path, "eval.transfer", *mine)
+    second.join(120)
+    assert (spread.code, spread.err, second.exitcode) == (0, "", 0)
+    assert (tmp_path / "out1.txt").read_text() == ""
+    assert "2 processes sample" in spread.out
+    assert re.search("clips to sample by 2 processes in at most", spread.out)
+    folders = results_folder(alone), results_folder(settings(*mine))
+    results = [json.loads((folder / "transfer.json").read_text()) for folder in folders]
+    assert without_times(results[0]) == without_times(results[1])
+    of_each = [{path.name: path for path in (folder / "choices").iterdir()} for folder in folders]
+    assert of_each[0].keys() == of_each[1].keys()
+    for name in of_each[0]:
+        first, second = (json.loads(paths[name].read_text()) for paths in of_each)
+        assert all(
+            first[key] == second[key] for key in ("windows", "per_window", "cells", "verdicts", "gates", "clips")
+        )
+    assert not list(tmp_path.rglob("eval-cells/*.lock"))
+
+
+def test_another_process_samples_the_clips_of_all_choices_that_are_possible(
+    world: World, few: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(*arguments(world, *few, f"runs_dir={tmp_path / 'runs'}"))
+    measurements = Measurements(config, results_folder(config))
+    possible = variants(config, measurements.size, measurements.base.geometry)
+    sample_for_first(measurements, possible, SamplingRank(1, 2))
+    assert not (results_folder(config) / "choices").exists(), "the first process measures and writes"
+    sampled: list[str] = []
+    monkeypatch.setattr(SampledClips, "_make", lambda self, condition, batch: sampled.append(condition.name))
+    transfer(config)
+    assert sampled == []
+    rows = by_name(json.loads((results_folder(config) / "transfer.json").read_text()))
+    assert "wide.safetensors" in rows["effect 0.5, adapter 0.5"]["obstacle"]
+    assert {name for name, row in rows.items() if row["cost"] is not None} >= {"fp8", "16x16x5", "adapter 0.5"}
 
 
 def test_an_adapter_must_exist_and_the_label_names_the_folder(world: World) -> None:

@@ -71,10 +71,11 @@ def test_the_handout_of_an_edit_has_masks(tmp_path: Path) -> None:
     assert (mask[:, 16:] == 0).all()
 
 
-def test_clips_of_a_folder_are_scored(world: World, tmp_path: Path) -> None:
+def test_clips_of_a_folder_are_scored(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_outputs(world, tmp_path / "outputs")
-    config = world.bare(f"videos={tmp_path / 'outputs'}")
+    config = world.bare(f"videos={tmp_path / 'outputs'}", "eval.devices=2")
     folder = evaluate(config).parent
+    assert "Nothing is sampled, so one of 2 processes does the work" in capsys.readouterr().out
     assert folder.name.startswith("eval-videos-outputs")
     result = json.loads((folder / "scores.json").read_text())
     assert result["cells"].keys() == {"adapter+reference", "input", "classic filter", "ceiling", "floor"}

@@ -32,10 +32,11 @@ class ClipCost:
 class Forecast:
     """The seconds until all batches are sampled: the estimate, corrected by the time that finished batches took.
 
-    seconds: batch -> estimated seconds, for the batches that are not in the cache.
+    seconds: batch -> estimated seconds, for the batches that are not in the cache. cost: what they were estimated from.
     """
 
-    def __init__(self, seconds: Mapping[Batch, float]) -> None:
+    def __init__(self, seconds: Mapping[Batch, float], cost: ClipCost | None = None) -> None:
+        self.cost = cost
         self._waiting = dict(seconds)
         self._estimated = self._taken = 0.0  # seconds of the finished batches
 

@@ -28,9 +28,17 @@ def seconds_per_clip(variant: Variant, cost: ClipCost, tokens: float) -> float:
 
 
 def print_estimate(
-    measurements: Measurements, chosen: Sequence[Variant], done: Mapping[str, object], cost: ClipCost, console: Console
+    measurements: Measurements,
+    chosen: Sequence[Variant],
+    done: Mapping[str, object],
+    cost: ClipCost,
+    processes: int,
+    console: Console,
 ) -> None:
-    """Print the table of all choices and the sum. done: those that an earlier run has finished, by name."""
+    """Print the table of all choices and the sum.
+
+    done: choices that an earlier run has finished, by name. processes: that sample at the same time.
+    """
     clips_of_each = len(measurements.held_out.windows) * len(measurements.config.eval.seeds)
     table = Table(title="choices")
     for column in ("choice", "clips", "time", ""):
@@ -44,12 +52,13 @@ def print_estimate(
             table.add_row(variant.name, "", "", "finished")
             continue
         count = clips_of_each * len(measurements.conditions(variant))
-        seconds = count * seconds_per_clip(variant, cost, prod(variant.size) / prod(measurements.size))
+        seconds = count * seconds_per_clip(variant, cost, prod(variant.size) / prod(measurements.size)) / processes
         total, clips = total + seconds, clips + count
         table.add_row(variant.name, f"{count:,}", duration_text(seconds), "")
     console.print(table)
+    by = "" if processes == 1 else f" by {processes} processes"
     print_lines(
         console,
-        f"{clips:,} clips to sample in at most about {duration_text(total)}, until {end_text(total)}; clips that the "
-        "run has already, loading of models and measuring are not counted",
+        f"{clips:,} clips to sample{by} in at most about {duration_text(total)}, until {end_text(total)}; clips that "
+        "the run has already, loading of models and measuring are not counted",
     )

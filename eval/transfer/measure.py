@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -15,9 +16,11 @@ from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED, It
 from eval.clips.judged_adapter import JudgedAdapter, open_effect
 from eval.clips.resized import ResizedHeldOut
 from eval.clips.sampled import SampledClips
+from eval.clips.sampling_ranks import Samplers, SamplingRank, sample_missing
 from eval.clips.two_stages import TwoStageClips
 from eval.clips.windows import HeldOut
 from eval.metrics import DEFINITIONS, Suite
+from eval.ranks import sample_together, start_samplers
 from eval.run import open_unseen_adapter
 from eval.scores import assemble
 from eval.scoring.results import Results
@@ -39,6 +42,7 @@ NOT_RESULTS = (  # of `eval`: what does not change the results of a choice
 )
 REPEATS = 10  # timed pairs of steps with the reference and without it
 Scores = dict[str, Any]  # the content of a scores.json
+T = TypeVar("T")
 
 
 class Measurements:
@@ -111,15 +115,19 @@ class Measurements:
         except DamagedFileError:
             return None
 
-    def measure(self, variant: Variant, console: Console) -> Scores:
+    def measure(self, variant: Variant, samplers: Samplers, console: Console) -> Scores:
         """Sample and measure a variant, and store its results. ConfigError if this base cannot do it."""
         source, suite = self.source(variant), self.suite(variant)
+        is_reference = variant.name == REFERENCE
+        steps = source.pass_times(self.batches()[0], REPEATS) if is_reference else None  # before others load the CPU
+        start_samplers(samplers, console)
+        sample_together(source, self.batches(), samplers, console)
         scorer = Scorer(source, self.batches(), suite)
         results = scorer.run(console, known=self._without_model.get(variant.size))
         self._without_model[variant.size] = results
         scores = assemble(source.config, source, suite, results)
-        if variant.name == REFERENCE:
-            scores["timings"]["step_seconds"] = source.pass_times(self.batches()[0], REPEATS)
+        if steps is not None:
+            scores["timings"]["step_seconds"] = steps
         with write_atomic(self.path(variant)) as file:
             file.write(as_json(scores))
         return scores
@@ -169,10 +177,10 @@ class Measurements:
         return base
 
 
-def measure_or_explain(measurements: Measurements, variant: Variant, console: Console) -> tuple[Scores | None, str]:
-    """The results of a variant, or None and why it cannot be measured. The task's own settings must be measurable."""
+def attempt(variant: Variant, work: Callable[[], T]) -> tuple[T | None, str]:
+    """What `work` returns, or None and why the variant cannot be sampled. The task's own settings must be possible."""
     try:
-        return measurements.measure(variant, console), ""
+        return work(), ""
     except DiskFullError:
         raise
     except (ConfigError, torch.OutOfMemoryError) as error:
@@ -180,6 +188,20 @@ def measure_or_explain(measurements: Measurements, variant: Variant, console: Co
             raise
         memory = isinstance(error, torch.OutOfMemoryError)
         return None, "the GPU has too little memory for it" if memory else str(error)
+
+
+def sample_for_first(measurements: Measurements, chosen: Sequence[Variant], rank: SamplingRank) -> None:
+    """Sample the clips of all choices in a process other than the first, which measures each meanwhile.
+
+    A choice that is not possible here is left to the first process, which says why.
+    """
+
+    def sample(variant: Variant) -> None:
+        sample_missing(measurements.source(variant), measurements.batches(), rank, lambda _: None)
+
+    for variant in by_loaded_weights([variant for variant in chosen if not variant.obstacle]):
+        if measurements.finished(variant) is None:
+            attempt(variant, partial(sample, variant))
 
 
 def by_loaded_weights(chosen: Sequence[Variant]) -> list[Variant]:

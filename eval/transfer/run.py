@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
 from eval.clips.judged_adapter import NONE, existing_adapter
+from eval.clips.sampling_ranks import Samplers, samplers, sampling_rank
 from eval.run import folder_by_adapter
 from eval.scoring.scorer import print_lines
 from eval.statistics.estimates import format_estimate
 from eval.transfer.comparison import Scores
 from eval.transfer.estimate import print_estimate
-from eval.transfer.measure import Measurements, by_loaded_weights, measure_or_explain
+from eval.transfer.measure import Measurements, attempt, by_loaded_weights, sample_for_first
 from eval.transfer.page import page
 from eval.transfer.record import Record, make_record
 from eval.transfer.sentences import Evidence, Line, lines, reference_share
@@ -37,17 +39,22 @@ def results_folder(config: TransferConfig) -> Path:
 def transfer(config: TransferConfig) -> list[str]:
     """Measure every choice; returns the names of required sentences that do not hold.
 
-    An interrupted run continues: choices that are finished are not measured again. Raises ConfigError as `evaluate`
-    does, and if the task's own settings cannot be sampled.
+    Of several processes all sample; the first one measures and writes, the others return an empty list. An interrupted
+    run continues: choices that are finished are not measured again. Raises ConfigError as `evaluate` does, and if the
+    task's own settings cannot be sampled.
     """
     require(config.videos is None, "videos= has no adapter to sample: leave it out")
     require(config.adapter != NONE, "adapter=none has nothing to transfer: give adapter=<file>")
     existing_adapter(config)
-    console, folder = make_console(), results_folder(config)
+    console, folder, rank = make_console(), results_folder(config), sampling_rank(config)
+    if rank.rank > 0:
+        measurements = Measurements(config, folder)
+        sample_for_first(measurements, _variants(measurements), rank)
+        return []
     with exclusive(folder, "stop it; this command then continues with its clips"):
         measurements = Measurements(config, folder)
-        chosen = variants(config, measurements.size, measurements.base.geometry)
-        scores, chosen = _measure_all(measurements, chosen, console)
+        with samplers("eval.transfer", rank) as group:
+            scores, chosen = _measure_all(measurements, _variants(measurements), group, console)
         sentences = lines(_evidence(measurements, chosen, scores))
         record = make_record(measurements, scores, chosen, sentences)
         files = [(folder / "transfer.json", as_json(record)), (folder / "transfer.html", page(record))]
@@ -58,8 +65,12 @@ def transfer(config: TransferConfig) -> list[str]:
     ]
 
 
+def _variants(measurements: Measurements) -> list[Variant]:
+    return variants(measurements.config, measurements.size, measurements.base.geometry)
+
+
 def _measure_all(
-    measurements: Measurements, chosen: Sequence[Variant], console: Console
+    measurements: Measurements, chosen: Sequence[Variant], group: Samplers, console: Console
 ) -> tuple[dict[str, Scores], list[Variant]]:
     """The scores of the choices by name, and the choices with the obstacles that showed when they were sampled."""
     reference = chosen[0]
@@ -73,11 +84,11 @@ def _measure_all(
     todo = by_loaded_weights([variant for variant in possible if variant.name not in scores])
     if todo:
         cost = measurements.source(reference).measure_cost(measurements.batches()[0])
-        print_estimate(measurements, chosen, scores, cost, console)
+        print_estimate(measurements, chosen, scores, cost, group.count, console)
     obstacles = {}
     for number, variant in enumerate(todo, 1):
         print_lines(console, f"{number} of {len(todo)}: {variant.name}")
-        result, obstacle = measure_or_explain(measurements, variant, console)
+        result, obstacle = attempt(variant, partial(measurements.measure, variant, group, console))
         if result is None:
             obstacles[variant.name] = obstacle
             print_lines(console, f"{variant.name} is not possible here: {obstacle}")

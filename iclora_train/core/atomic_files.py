@@ -153,6 +153,38 @@ def claim(path: Path) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def seen_alive(path: Path) -> Iterator[None]:
+    """Let other processes see by `is_alive` that this one is in the block. The system ends that with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        with _without_flock_nothing():
+            fcntl.flock(file, fcntl.LOCK_EX)  # waits at most while another process looks
+        yield
+
+
+def is_alive(path: Path) -> bool:
+    """Whether a process is in `seen_alive` with this path. Never on a file system without flock."""
+    if not path.exists():
+        return False
+    with path.open("a+") as file, _without_flock_nothing():
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _without_flock_nothing() -> Iterator[None]:
+    """Ignore the error of a file system without flock."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+
+
 def _lock_file(folder: Path) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / ".lock").open("a+")  # NFS locks need a file that is open for reading and writing

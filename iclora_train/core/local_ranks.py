@@ -76,8 +76,6 @@ def evaluation_processes(config: Config) -> int:
             f"eval.devices={devices}, but {visible} GPUs are visible: set at most that, or null",
         )
         return devices
-    if config.eval.sequential:
-        return 1
     return max(1, min(max(device_count(config.trainer), ranks_on_node()), visible))
 
 
