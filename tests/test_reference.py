@@ -106,7 +106,8 @@ def test_attention_weights_are_strength_times_mask() -> None:
 
 
 def test_a_clean_first_frame_has_level_0_and_no_loss() -> None:
-    tokens = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.tensor([0.5, 0.5]), LTX, 25.0, torch.tensor([True, False]))
+    clean = torch.tensor([[True, False], [False, False]])[:, :, None, None]
+    tokens = target_tokens(torch.randn(2, 4, 2, 4, 4), torch.tensor([0.5, 0.5]), LTX, 25.0, clean)
     assert tokens.level[0].tolist() == [1] * 16 + [0] * 16
     assert tokens.level[1].tolist() == [0] * 32
     assert torch.equal(tokens.loss_mask, tokens.level == 0)

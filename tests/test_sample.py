@@ -14,6 +14,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError, Flow, Sampling
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import make_sigmas
 from iclora_train.diffusion.reference import to_tokens
 from iclora_train.diffusion.sampler import (
@@ -39,6 +40,7 @@ GENERATOR = torch.Generator().manual_seed(0)
 TEXT, NEGATIVE = torch.randn(2, 2, 3, WIDTH, generator=GENERATOR)
 LATENT = torch.randn(2, CHANNELS, *SIZE, generator=GENERATOR)
 FIRST = torch.randn(2, CHANNELS, 1, *SIZE[1:], generator=GENERATOR)
+KEPT_FIRST = KeptLatents.none(2, CHANNELS, SIZE).with_span(FIRST, 0)
 
 
 def tiny(**changes: object) -> Transformer:
@@ -71,7 +73,7 @@ class ToyModel:
 
 def sampled(model: object, *references: Reference, seeds: tuple[int, ...] = (1, 2), **options: object) -> Tensor:
     """Sample with `options` of `SamplerSettings` or of `sample`."""
-    arguments: dict = {name: options.pop(name) for name in ("first_frame", "start", "on_step") if name in options}
+    arguments: dict = {name: options.pop(name) for name in ("kept", "start", "on_step") if name in options}
     settings = SamplerSettings(**({"sigmas": SIGMAS} | options))  # type: ignore[arg-type]
     text = TEXT[: len(seeds)]
     return sample(model, text, SIZE, GEOMETRY, FPS, settings, seeds, references, **arguments)  # type: ignore[arg-type]
@@ -94,14 +96,25 @@ def test_a_clip_is_the_same_alone_and_in_a_batch(net: Transformer) -> None:
 
 
 def test_a_first_frame_stays_unchanged_and_changes_the_rest(net: Transformer) -> None:
-    latent = sampled(net, first_frame=FIRST)
+    latent = sampled(net, kept=KEPT_FIRST)
     assert torch.equal(latent[:, :, :1], FIRST)
     assert not torch.equal(sampled(net)[:, :, 1:], latent[:, :, 1:])
 
 
+def test_cells_outside_a_mask_stay_unchanged_and_have_noise_level_0() -> None:
+    toy, mask = ToyModel(), torch.rand(2, *SIZE) < 0.5
+    latent = sampled(toy, kept=KeptLatents.none(2, LATENT.shape[1], SIZE).with_cells(LATENT, mask))
+    kept = mask[:, None].expand_as(latent)
+    assert torch.equal(latent[kept], LATENT[kept])
+    assert not torch.isclose(latent[~kept], LATENT[~kept]).any()
+    tokens = toy.calls[0][0]
+    assert torch.equal(tokens.level == 1, mask.flatten(1))
+    assert torch.equal(tokens.loss_mask, ~mask.flatten(1))
+
+
 def test_start_latents_are_noised_to_the_first_level() -> None:
     toy, sigmas = ToyModel(), [0.9, 0.4, 0.0]
-    latent = sampled(toy, Reference(LATENT), start=LATENT, first_frame=FIRST, sigmas=sigmas)
+    latent = sampled(toy, Reference(LATENT), start=LATENT, kept=KEPT_FIRST, sigmas=sigmas)
     model_input = toy.calls[0][0].latent
     noised = to_tokens(0.1 * LATENT + 0.9 * draw_noise((1, 2), LATENT.shape[1:]))
     assert torch.allclose(model_input[:, 8:16], noised[:, 8:], atol=1e-6)

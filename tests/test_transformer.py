@@ -44,8 +44,8 @@ def scene(fps: float = 25.0) -> tuple[Tokens, Tensor]:
     """Two clips with references, the first with a clean first frame; and text."""
     generator = torch.Generator().manual_seed(1)
     noisy = torch.randn(2, 8, 2, 4, 4, generator=generator)
-    sigma, first_frame = torch.tensor([0.3, 0.9]), torch.tensor([True, False])
-    tokens = target_tokens(noisy, sigma, LTX, fps, first_frame)
+    clean = torch.tensor([[True, False], [False, False]])[:, :, None, None]
+    tokens = target_tokens(noisy, torch.tensor([0.3, 0.9]), LTX, fps, clean)
     reference = torch.randn(2, 8, 2, 4, 4, generator=generator)
     return append_reference(tokens, reference), torch.randn(2, TEXT, WIDTH, generator=generator)
 
@@ -94,7 +94,9 @@ def inputs_of(case: Case, net: Transformer) -> tuple[Tokens, Tensor]:
     geometry = Geometry(channels, spatial=32, temporal=8)
     noisy = torch.randn(2, channels, f, h, w, generator=generator)
     reference = torch.randn(2, channels, f, h // case.downscale, w // case.downscale, generator=generator)
-    tokens = target_tokens(noisy, torch.tensor([0.3, 0.9]), geometry, case.fps, torch.tensor([True, False]))
+    clean = torch.zeros(2, f, 1, 1, dtype=torch.bool)
+    clean[0, 0] = True
+    tokens = target_tokens(noisy, torch.tensor([0.3, 0.9]), geometry, case.fps, clean)
     width = net.config.caption_channels if net.caption_projection else net.config.cross_attention_dim
     return append_reference(tokens, reference, case.downscale), torch.randn(2, TEXT, width, generator=generator)
 

@@ -46,12 +46,12 @@ def grid_position(
 
 
 def target_tokens(
-    noisy: Tensor, sigma: Tensor, geometry: Geometry, fps: float | Tensor, clean_first_frame: Tensor | None = None
+    noisy: Tensor, sigma: Tensor, geometry: Geometry, fps: float | Tensor, clean: Tensor | None = None
 ) -> Tokens:
     """Tokens of a target (B,C,f,h,w) at noise level sigma (B,); fps of all clips, or (B,).
 
-    Where `clean_first_frame` (B,) bool is True, the caller has put clean latents into the first latent frame. These
-    tokens have noise level 0 and do not count in the loss.
+    Where `clean` (B,f,h,w) bool, or a shape that expands to it, is True, the caller has put clean latents. These tokens
+    have noise level 0 and do not count in the loss.
     """
     batch, _, f, h, w = noisy.shape
     count, device = f * h * w, noisy.device
@@ -59,9 +59,9 @@ def target_tokens(
     position = grid_position((f, h, w), geometry, device).repeat(batch, 1, 1, 1)  # (B,3,N,2)
     position[:, 0] /= rate[:, None, None]
     first = torch.arange(count, device=device).expand(batch, count) < h * w  # (B,N)
-    if clean_first_frame is None:
-        clean_first_frame = torch.zeros(batch, dtype=torch.bool, device=device)
-    clean = first & clean_first_frame[:, None]
+    if clean is None:
+        clean = torch.zeros(batch, 1, 1, 1, dtype=torch.bool, device=device)
+    clean = clean.expand(batch, f, h, w).flatten(1)  # (B,N)
     return Tokens(
         latent=to_tokens(noisy),
         sigma=torch.stack([sigma, torch.zeros_like(sigma)], dim=1),  # (B,2)

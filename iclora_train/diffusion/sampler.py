@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 from iclora_train.config import Flow, Sampling, one_of
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guided_velocity
+from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import make_sigmas
 from iclora_train.diffusion.reference import append_reference, from_tokens, snap_frame, target_tokens, to_tokens
 from iclora_train.ltx2.model.transformer import Transformer
@@ -123,13 +124,13 @@ def sample(
     settings: SamplerSettings,
     seeds: Sequence[int],
     references: Sequence[Reference] = (),
-    first_frame: Tensor | None = None,
+    kept: KeptLatents | None = None,
     start: Tensor | None = None,
     on_step: Callable[[int], None] = lambda i: None,
 ) -> Tensor:
     """Sample latent clips (B,C,f,h,w) of latent size `size`, one per seed; fps of all clips, or (B,).
 
-    text (B,T,D). first_frame (B,C,1,h,w) stays unchanged. start (B,C,f,h,w): clean latents to begin from, noised to
+    text (B,T,D). The latents `kept` stay unchanged. start (B,C,f,h,w): clean latents to begin from, noised to
     `settings.sigmas[0]`; without `start` the sigmas must begin at 1. `on_step(i)` is called after step i.
     """
     sigmas, comfyui = settings.sigmas, settings.blend == "comfyui"
@@ -137,7 +138,7 @@ def sample(
         raise ValueError(f"sigmas begin at {sigmas[0]}: give the latents to start from")
     batch, device = len(seeds), text.device
     target = torch.zeros(batch, geometry.channels, *size) if start is None else start
-    layout = _build_tokens(target.to(device, torch.float32), first_frame, geometry, fps, references)
+    layout = _build_tokens(target.to(device, torch.float32), kept, geometry, fps, references)
     noises = draw_noises(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
     noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(device)  # (B,N,C)
     clean = layout.latent  # (B,N,C)
@@ -165,15 +166,13 @@ def sample(
 
 
 def _build_tokens(
-    target: Tensor, first_frame: Tensor | None, geometry: Geometry, fps: float | Tensor, references: Sequence[Reference]
+    target: Tensor, kept: KeptLatents | None, geometry: Geometry, fps: float | Tensor, references: Sequence[Reference]
 ) -> Tokens:
     """Clean tokens of target and references at noise level 1, so that a token's level is its denoise mask."""
-    batch, has_first_frame = len(target), first_frame is not None
-    if first_frame is not None:
-        target = torch.cat([first_frame.to(target), target[:, :, 1:]], dim=2)
-    sigma = target.new_ones(batch)
-    clean_first_frame = torch.full((batch,), has_first_frame, device=target.device)
-    tokens = target_tokens(target, sigma, geometry, fps, clean_first_frame)
+    clean = None
+    if kept is not None:
+        target, clean = kept.fill(target), kept.mask.to(target.device)
+    tokens = target_tokens(target, target.new_ones(len(target)), geometry, fps, clean)
     for ref in references:
         tokens = append_reference(
             tokens,

@@ -132,11 +132,10 @@ def build_tokens(
     clean = batch.target
     device = clean.device
     sigma, noise = to_device(draws.sigma, device), to_device(draws.noise, device)
-    clean_first_frame = to_device(draws.clean_first_frame, device)
-    noisy = add_noise(clean, noise, sigma)
-    first = torch.where(clean_first_frame[:, None, None, None, None], clean[:, :, :1], noisy[:, :, :1])
-    noisy = torch.cat([first, noisy[:, :, 1:]], dim=2)
-    tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), clean_first_frame)
+    first = torch.arange(clean.shape[2], device=device) == 0
+    kept = (to_device(draws.clean_first_frame, device)[:, None] & first)[:, :, None, None]  # (B,f,1,1)
+    noisy = torch.where(kept[:, None], clean, add_noise(clean, noise, sigma))
+    tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), kept)
     regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]
     strength: float | Tensor = 1.0
     if draws.attention_strength is not None or regions or not draws.use_references.all():

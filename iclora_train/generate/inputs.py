@@ -1,20 +1,18 @@
-"""Open references, masks and the first frame, cut them to size and length, and encode them for the sampler."""
+"""Open references and masks, cut them to size and length, and encode them for the sampler."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
 from iclora_train.generate.input_media import InputMedia
+from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.ltx2.vae.video_vae import VideoVAE
-from iclora_train.media.pixels import from_uint8
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Inputs:
 
     references: tuple[InputMedia, ...]
     masks: tuple[InputMedia | None, ...]
-    first_frame: InputMedia | None
+    kept: KeptInputs
 
     @classmethod
     def open(cls, settings: GenerateSettings) -> Inputs:
@@ -32,13 +30,13 @@ class Inputs:
         return cls(
             tuple(InputMedia.open("reference", path) for path in settings.reference),
             tuple(None if path is None else InputMedia.open("attention_mask", path) for path in masks),
-            None if settings.first_frame is None else InputMedia.open("first_frame", settings.first_frame),
+            KeptInputs.open(settings),
         )
 
     @property
     def media(self) -> list[InputMedia]:
-        """References, masks and the first frame."""
-        return [media for media in (*self.references, *self.masks, self.first_frame) if media is not None]
+        """References, masks, and what the video keeps."""
+        return [*self.references, *(mask for mask in self.masks if mask is not None), *self.kept.media]
 
 
 @torch.inference_mode()
@@ -69,38 +67,15 @@ def encode_references(
                 f"guide the first {covered} frames of the video, the last {shape.frames - covered} have no reference"
             )
         mask = inputs.masks[i]
+        weights = None if mask is None else read_mask(mask, shape.fps, temporal_scale, count, size, settings.fit)
         references.append(
             Reference(
                 encode_frames(media.read(numbers[:count], size, settings.fit), vae),
                 downscale,
                 temporal_scale,
                 settings.attention_strength[i],
-                None if mask is None else _mask(mask, shape.fps, temporal_scale, count, size, settings.fit).to(device),
+                None if weights is None else weights.to(device),
                 settings.reference_strength[i],
             )
         )
     return references
-
-
-@torch.inference_mode()
-def encode_first_frame(media: InputMedia, shape: VideoShape, fit: str, vae: VideoVAE) -> Tensor:
-    """Encode the first picture of `media` as latents (1,C,1,h,w) of a video of `shape`."""
-    return encode_frames(media.read(np.array([0]), (shape.height, shape.width), fit), vae)
-
-
-def encode_frames(frames: np.ndarray, vae: VideoVAE) -> Tensor:
-    """uint8 frames (F,H,W,3) -> latents (1,C,f,h,w) on the VAE's device."""
-    video = torch.from_numpy(frames).to(vae.model.device)[None]  # (1,F,H,W,3)
-    return vae.encode(from_uint8(video))
-
-
-def _mask(media: InputMedia, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str) -> Tensor:
-    """Attention weights (1,F,H,W) in [0, 1] on the reference's pixels, cut to size and length like the reference.
-
-    The last frame of a mask that is too short is repeated. F is 1 for an image.
-    """
-    numbers = media.frame_numbers(fps, temporal_scale)[:count]
-    if len(numbers) > 1:
-        numbers = np.pad(numbers, (0, count - len(numbers)), mode="edge")
-    frames = media.read(numbers, size, fit)
-    return torch.from_numpy(frames).float().mean(-1)[None] / 255

@@ -21,10 +21,12 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import Geometry, VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
 from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
-from iclora_train.generate.inputs import Inputs, encode_first_frame, encode_references
+from iclora_train.generate.inputs import Inputs, encode_references
+from iclora_train.generate.kept import encode_kept
 from iclora_train.generate.output import generation_record, refuse_existing, write_outputs
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.size import SizeRules, video_shape
@@ -41,12 +43,12 @@ Echo = Callable[[str], None]  # prints a line
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of the sampler: the size in pixels, the sampler's settings, references and first frame."""
+    """One run of the sampler: the size in pixels, the sampler's settings, references and kept parts of the video."""
 
     shape: VideoShape
     sampler: SamplerSettings
     references: Sequence[Reference]
-    first_frame: Tensor | None  # (1,C,1,h,w)
+    kept: KeptLatents | None
 
 
 def generate(settings: GenerateSettings) -> list[Path]:
@@ -67,6 +69,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
     inputs = Inputs.open(settings)
     rules = SizeRules.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if path else 1)
     shape, rounded = video_shape(settings, inputs.references[0], rules)
+    inputs.kept.check(settings, shape, base.geometry.temporal)
     prompt = full_prompt(settings, adapter, base)
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
     for line in published_use(settings, shape):
@@ -164,8 +167,7 @@ def plan_stages(
     shapes = [shape]
     if settings.upsampler:
         shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
-    picture = inputs.first_frame
-    first_frames = [None if picture is None else encode_first_frame(picture, s, settings.fit, vae) for s in shapes]
+    kept = [encode_kept(inputs.kept, settings, s, vae) for s in shapes]
     references = encode_references(inputs, settings, shapes[0], (adapter.downscale, adapter.temporal_scale), vae, echo)
     size = vae.geometry.latent_size(shapes[0].frames, shapes[0].height, shapes[0].width)
     num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
@@ -173,8 +175,8 @@ def plan_stages(
         settings.sample, settings.flow, size, num_blocks, negative_text, settings.between, settings.blend
     )
     refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
-    stages = [Stage(shapes[0], sampler, references, first_frames[0])]
-    return stages + [Stage(shape, refine, (), first_frames[1]) for shape in shapes[1:]]
+    stages = [Stage(shapes[0], sampler, references, kept[0])]
+    return stages + [Stage(shape, refine, (), kept[1]) for shape in shapes[1:]]
 
 
 def denoise(
@@ -223,7 +225,7 @@ def run_stage(
             stage.sampler,
             [seed],
             stage.references,
-            stage.first_frame,
+            stage.kept,
             start,
             on_step=lambda step: bar.advance(),
         )

@@ -34,7 +34,13 @@ class GenerateSettings:
     blend: str = "comfyui"  # meaning of 0 < reference_strength < 1 (docs/generate.md)
     prompt: str = ""
     negative_prompt: str = ""
-    first_frame: str | None = None
+    first_frame: str | None = None  # an image with which the video begins
+    prefix: str | None = None  # a clip with which the video begins
+    suffix: str | None = None  # a clip with which the video ends
+    source: str | None = None  # a clip of which only a part is made anew
+    regenerate: str | None = None  # this part: an image, a video or a folder of frames; white is made anew
+    regenerate_frames: Any = None  # this part: frames [from, to)
+    regenerate_mode: str = "any"  # share of a latent cell's pixels that must be white: any, half, all
     width: int | None = None
     height: int | None = None
     frames: int | None = None
@@ -78,6 +84,25 @@ class GenerateSettings:
             require(all(0 <= value <= 1 for value in values), f"{key}={getattr(self, key)} must lie in [0, 1]")
             setattr(self, key, values)
         self.attention_mask = _masks(self.attention_mask, len(self.reference))
+        self._check_kept()
+
+    def _check_kept(self) -> None:
+        """ConfigError unless the settings of kept parts go together."""
+        one_of("regenerate_mode", self.regenerate_mode, ("any", "half", "all"))
+        require(
+            self.first_frame is None or self.prefix is None,
+            "first_frame and prefix both say how the video begins: set one of them",
+        )
+        parts = [key for key in ("regenerate", "regenerate_frames") if getattr(self, key) is not None]
+        require(self.source is not None or not parts, f"{parts and parts[0]} is a part of source: set source=CLIP too")
+        require(
+            self.source is None or bool(parts),
+            f"source={self.source}: set what is made anew, regenerate=MASK or regenerate_frames=[from,to]",
+        )
+        span = self.regenerate_frames
+        numbers = span is None or (isinstance(span, list) and [type(n) for n in span] == [int, int])
+        message = f"regenerate_frames={span} must be two frame numbers [from,to] with 0 <= from < to"
+        require(numbers and (span is None or 0 <= span[0] < span[1]), message)
 
 
 def _paths(key: str, value: Any) -> list[str]:
