@@ -22,11 +22,12 @@ from typing import Any, TypedDict
 import numpy as np
 from rich.table import Table
 
-from eval.judging.several_controls import comparable_metrics, comparable_row, own_keys
+from eval.judging.comparison_gates import always_gates, judge_gates, measured_once
+from eval.judging.several_controls import comparable_metrics, comparable_row
 from eval.junit import comparison_cases, write_junit
 from eval.metrics import MEASURED_BY, REDEFINED
 from eval.scoring.common_scale import recorded_scales
-from eval.statistics.estimates import Estimate, Values, drop_nan, estimate, estimate_by_source
+from eval.statistics.estimates import Estimate, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm, two_sided_p
 from iclora_train.config import require
 from iclora_train.config.endings import one_line_ending
@@ -36,7 +37,6 @@ from iclora_train.core.console import make_console
 from iclora_train.core.fingerprint import differences
 from iclora_train.core.scores import as_json, find_scores, read_comparable_scores
 
-SIGNIFICANCE = 0.05
 MUST_MATCH = ("schema", "primary", "clips", "seeds")  # besides the protocol and the targets
 READER_SETTINGS = ("depth_network", "pose_network")  # keys of eval
 HASH = re.compile(r" \([0-9a-f]{8}\)$")  # of a network's content, at the end of the name of a reader
@@ -62,24 +62,15 @@ class Difference(TypedDict):
     better: bool | None
 
 
-class Gate(TypedDict):
-    """A metric that decides the exit code. allowed: loss of B against A that is accepted, in units of the metric.
-
-    p_holm: two-sided, that the loss differs from the allowed one; after Holm's correction over all gates but the
-    primary metric. failed: the loss is significantly larger than allowed.
-    """
-
-    allowed: float
-    p_holm: float | None
-    failed: bool
-
-
-def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, float] | None = None) -> dict[str, Any]:
+def compare(
+    a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, float] | None = None, strict: bool = True
+) -> dict[str, Any]:
     """Compare two scores.json: {primary, worse, metrics, gates, notes}; worse: a gate failed, exit code 1.
 
     allowed: metric -> allowed loss. Always gates, by default with 0, are the primary metric, and in a set with several
     controls the metric of each on its own windows (`edge_f1.canny`). Raises ConfigError if windows, seeds, targets,
-    protocols or readers differ, and for a metric that cannot be a gate.
+    protocols or readers differ, and for a metric that cannot be a gate. strict: also if one that always is a gate
+    cannot be compared; otherwise it is left out.
     """
     require_comparable(a, b)
     sources = [clip["source"] for clip in a["clips"]]
@@ -110,34 +101,12 @@ def compare(a: Mapping[str, Any], b: Mapping[str, Any], allowed: Mapping[str, fl
     judged = [key for key in paired if facts[key]["better"] is not None]
     for key in allowed or {}:
         require(key in judged, f"--allow {key}: not a metric that can be worse; there are {', '.join(judged)}")
-    always = [key for key in (primary, *own_keys(a)) if key in judged]
+    always = always_gates(a, rows, judged, strict)
     limits = {**dict.fromkeys(always, 0.0), **(allowed or {})}
-    gates = _gates(paired, {key: facts[key]["better"] for key in paired}, sources, primary, limits)
+    gates = judge_gates(paired, {key: facts[key]["better"] for key in paired}, sources, primary, limits)
     worse = any(gate["failed"] for gate in gates.values())
-    return {"primary": primary, "worse": worse, "metrics": metrics, "gates": gates, "notes": _notes(a, b)}
-
-
-def _gates(
-    paired: Mapping[str, Values],
-    better: Mapping[str, str | None],
-    sources: Sequence[str],
-    primary: str,
-    limits: Mapping[str, float],
-) -> dict[str, Gate]:
-    """The gates by metric. paired: metric -> B - A per window; better: metric -> "high" or "low"; limits: metric ->
-    loss that is accepted."""
-    excess = {key: (-paired[key] if better[key] == "high" else paired[key]) - limit for key, limit in limits.items()}
-    p_values = {key: p for key, values in excess.items() if (p := two_sided_p(values, sources)) is not None}
-    corrected = holm({key: p for key, p in p_values.items() if key != primary})
-    corrected |= {primary: p_values[primary]} if primary in p_values else {}
-    return {
-        key: Gate(
-            allowed=limit,
-            p_holm=corrected.get(key),
-            failed=estimate(excess[key], sources)["mean"] > 0 and corrected.get(key, 1.0) < SIGNIFICANCE,
-        )
-        for key, limit in limits.items()
-    }
+    notes = [*_notes(a, b), *measured_once(gates, rows)]
+    return {"primary": primary, "worse": worse, "metrics": metrics, "gates": gates, "notes": notes}
 
 
 def _better(direction: str | None, mean: float) -> bool | None:

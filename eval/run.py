@@ -158,7 +158,7 @@ def _evaluate(
     scores |= {"flags": find_symptoms(scores), "digest": values_digest(scores)}
     media = Media(folder, single=config.eval.report == "single", with_files=wandb_log.enabled(config))
     windows = save_outputs(exhibits(scorer, suite.control), media, source.seeds[0])
-    comparison = None if earlier is None else compare(earlier, scores)
+    comparison = None if earlier is None else compare(earlier, scores, strict=False)
     report = write_page(media, scores, windows, probe_clips, comparison)
     if config.eval.junit is not None:
         write_claims(Path(config.eval.junit), scores)

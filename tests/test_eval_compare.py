@@ -106,6 +106,32 @@ def test_windows_that_only_one_of_the_two_measured_are_left_out() -> None:
     result = compare(scores(), other)
     assert result["metrics"]["psnr"]["difference"]["n"] == N - 1
     assert "sharpness" not in result["metrics"]
+    assert "psnr: windows left out that only A has measured: 1" in result["notes"]
+
+
+@pytest.mark.parametrize("is_null", [True, False])
+def test_a_comparison_without_its_primary_metric_does_not_pass(is_null: bool) -> None:
+    other = scores()
+    row = other["windows"]["adapter+reference"]
+    if is_null:
+        row["psnr"] = [None] * N
+    else:
+        del row["psnr"]
+    with pytest.raises(ConfigError, match="psnr decides this comparison, and B did not measure it"):
+        compare(scores(), other)
+    with pytest.raises(ConfigError, match="and A did not measure it"):
+        compare(other, scores())
+    with pytest.raises(ConfigError, match="and A and B did not measure it"):
+        compare(other, other)
+    assert "psnr" not in compare(scores(), other, strict=False)["gates"]  # in a report, which decides nothing
+
+
+def test_two_that_measured_different_windows_do_not_pass() -> None:
+    first, second = scores(), scores()
+    for i in range(N):
+        (first if i % 2 else second)["windows"]["adapter+reference"]["psnr"][i] = None
+    with pytest.raises(ConfigError, match=r"psnr decides .* they have no window in common for it"):
+        compare(first, second)
 
 
 def test_one_recording_decides_nothing() -> None:

@@ -143,7 +143,7 @@ def test_choices_of_a_distilled_run_and_of_pairs_with_positions() -> None:
     [
         ("deblur", "degrade.defocus"),
         ("canny", "control.canny"),
-        ("decompress", "degrade.resize, degrade.codec"),
+        ("decompress", "degrade.codec"),
         ("denoise", "degrade.shot, degrade.noise, degrade.grain"),
         ("deinterlace", "degrade.interlace"),
         ("colorize", ""),

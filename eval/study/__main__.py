@@ -112,7 +112,7 @@ def _read_answers(files: list[Path], key: Key, out: Path, console: Console) -> l
         require(file.is_file(), f"--answers: {file} does not exist")
         answers = read_json(file, Answers, "ask for the answers again")
         require(answers.study == key.study, f"{file} has answers to another study than {out / KEY}")
-        twin = next((other for other, given in people.items() if given == answers), None)
+        twin = next((other for other, of_other in people.items() if of_other == answers), None)
         require(twin is None, f"--answers: {file} has the same answers as {twin}: give the file of each person once")
         people[file] = answers
     count = Counter(answers.rater for answers in people.values() if answers.rater)

@@ -64,16 +64,16 @@ def references_of(folder: Path, names: list[str]) -> dict[str, Path]:
 
     ConfigError for a folder with none of them; clips without one are left out."""
     files = clips_of(folder)
-    found = {}
+    references = {}
     for name in names:
         file = files.get(name) or files.get(f"{window_of(name)}.reference0") or files.get(f"{name}.reference0")
         if file is not None:
-            found[name] = file
+            references[name] = file
     require(
-        len(found) > 0,
+        len(references) > 0,
         f"--references {folder}: no file is named as a clip of the study ({names[0]}) or <window>.reference0",
     )
-    return found
+    return references
 
 
 def draw_pairs(names: list[str], count: int | None, checks: int, seed: int) -> list[StudyPair]:

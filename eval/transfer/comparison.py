@@ -120,7 +120,7 @@ def costs(
             control_change=estimate_or_none(
                 None if lost is None or lost_in_reference is None else lost - lost_in_reference, recording_of
             ),
-            differences=compare(reference, scores)["metrics"],
+            differences=compare(reference, scores, strict=False)["metrics"],
             p_holm=corrected.get(name),
             kept=estimate_or_none(shares, recording_of),
             p=p,
