@@ -64,14 +64,14 @@ def job_of(config: Config) -> Job:
 
 
 def measured_pairs(job: Job, count: int) -> list[MeasuredPair]:
-    """The first `count` pairs of the plan, made in this process."""
+    """The first `count` pairs of the plan, measured in this process."""
     units = (unit for windows in job.plan.values() for unit in split_into_units(windows, job.clips, job.config))
     pairs: list[MeasuredPair] = []
     for unit in units:
-        made = measure_unit(unit)
-        if isinstance(made, Failure):
-            raise ConfigError(f"{unit.clip.path}: {made.reason}")
-        pairs += made
+        measured = measure_unit(unit)
+        if isinstance(measured, Failure):
+            raise ConfigError(f"{unit.clip.path}: {measured.reason}")
+        pairs += measured
         if len(pairs) >= count:
             break
     return pairs[:count]

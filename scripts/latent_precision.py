@@ -49,10 +49,10 @@ def pairs_of(config: Config, count: int) -> list[Pair]:
     by_id = {probed.clip.id: probed.clip for probed in usable}
     pairs = []
     for window in choose_windows(usable, config.data, count):
-        made = measure_unit(WorkUnit(by_id[window.clip], [window], config))
-        if isinstance(made, Failure):
-            raise SystemExit(f"error: {made.reason}")
-        pairs += [measured.pair for measured in made]
+        unit_pairs = measure_unit(WorkUnit(by_id[window.clip], [window], config))
+        if isinstance(unit_pairs, Failure):
+            raise SystemExit(f"error: {unit_pairs.reason}")
+        pairs += [measured.pair for measured in unit_pairs]
     return pairs
 
 

@@ -41,13 +41,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page_clips(page: Path) -> dict[str, list[np.ndarray]]:
     """The clips of each pair on the page, left and right."""
     sections = re.findall(r'<section class="pair" id="(\w+)".*?</section>', page.read_text(), re.DOTALL)
-    found = {}
+    clips = {}
     for text in re.findall(r'<section class="pair".*?</section>', page.read_text(), re.DOTALL):
         identity = re.search(r'id="(\w+)"', text)
         assert identity is not None
-        found[identity[1]] = [decode_clip(base64.b64decode(data)) for data in re.findall(r"base64,([^\"]+)", text)]
-    assert list(found) == sections
-    return found
+        clips[identity[1]] = [decode_clip(base64.b64decode(data)) for data in re.findall(r"base64,([^\"]+)", text)]
+    assert list(clips) == sections
+    return clips
 
 
 def test_the_page_holds_every_pair_on_the_side_that_only_the_key_tells(folder: Path) -> None:
@@ -208,8 +208,8 @@ def test_evaluations_say_which_clips_are_of_one_recording_and_what_the_metric_pr
             data = encode_clip(moving(5, 32, 48, seed=i), 25.0, lossless=False)
             (outputs / f"{clip['key']}.0.mp4").write_bytes(data)
             (tmp_path / f"{clip['key']}.reference0.mp4").write_bytes(data)
-    made = study(tmp_path, "a", "b", "--out", "s", "--references", ".")
-    assert made.code == 0, made.err
+    result = study(tmp_path, "a", "b", "--out", "s", "--references", ".")
+    assert result.code == 0, result.err
     key = json.loads((tmp_path / "s" / KEY).read_text())
     assert key["recordings"]["w4.0"] == "s1"
     assert (tmp_path / "s" / PAGE).read_text().count('<figure class="reference">') == len(key["pairs"])
