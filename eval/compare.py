@@ -28,7 +28,7 @@ from eval.junit import comparison_cases, write_junit
 from eval.metrics import MEASURED_BY, REDEFINED
 from eval.scoring.common_scale import recorded_scales
 from eval.statistics.estimates import Estimate, drop_nan, estimate, estimate_by_source
-from eval.statistics.significance import holm, two_sided_p
+from eval.statistics.significance import holm_but, two_sided_p
 from iclora_train.config import require
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
@@ -81,9 +81,8 @@ def compare(
     paired = {key: rows[1][key] - rows[0][key] for key in shared}  # NaN unless both were measured
     paired = {key: values for key, values in paired.items() if len(drop_nan(values))}
     p_values = {key: p for key, differences in paired.items() if (p := two_sided_p(differences, sources)) is not None}
-    primary = a["primary"]  # fixed before anything was measured, so it is not corrected
-    corrected = holm({key: p for key, p in p_values.items() if key != primary})
-    corrected |= {primary: p_values[primary]} if primary in p_values else {}
+    primary = a["primary"]
+    corrected = holm_but(p_values, primary)
     metrics = {
         key: Difference(
             title=facts[key]["title"],

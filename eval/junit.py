@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from eval.judging.finding import OF_THE_MACHINE
 from eval.statistics.estimates import format_estimate
 from iclora_train.core.atomic_files import write_atomic
 
 SYMPTOM_STATES = {"ok": "passed", "warn": "skipped", "bad": "failed"}  # by level
-OF_THE_MACHINE = ("memory",)  # symptoms that say nothing about the adapter
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,8 @@ def test_the_video_begins_with_its_prefix_and_ends_with_its_suffix(
 def test_parts_that_do_not_fit_are_named_before_anything_is_written(
     changes: dict[str, Any], message: str, assets: Path, media: Path, tmp_path: Path
 ) -> None:
-    paths = {key: str(media / value) if str(value).startswith(("six", "long", "short", "left", "black")) else value
-             for key, value in changes.items()}  # fmt: skip
+    is_file = {key: (media / str(value)).is_file() for key, value in changes.items()}
+    paths = {key: str(media / value) if is_file[key] else value for key, value in changes.items()}
     with pytest.raises(ConfigError, match=message):
         run.generate(settings_for(assets, tmp_path / "out", **paths))
     assert not (tmp_path / "out").exists()

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from eval.clips.judged_adapter import NONE
+from eval.judging.finding import OF_THE_MACHINE
 from eval.judging.harm import HARM_LIMIT, harm
 from eval.judging.ranking import Ranking, ranking
 from eval.judging.verdicts import Verdict, is_small
 
 Scores = Mapping[str, Any]
 SEPARATOR = "; "
-TOLD_ELSEWHERE = ("control not followed", "worse than the input", "memory")  # by other clauses; of the machine
+TOLD_ELSEWHERE = ("control not followed", "worse than the input")  # symptoms that other clauses tell
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,7 @@ def _bad_symptoms(scores: Scores) -> list[str]:
     """`its clips have bad symptoms: noise and wrong levels`. Gates of PSNR pass noise that is weaker than the damage of
     the input, so a sentence without it would call such clips good."""
     names = [flag["symptom"] for flag in scores.get("flags", ()) if flag["level"] == "bad"]
-    shown = [name for name in names if name not in TOLD_ELSEWHERE]
+    shown = [name for name in names if name not in (*TOLD_ELSEWHERE, *OF_THE_MACHINE)]
     return [f"its clips have bad symptoms: {_listed(shown)}"] if shown else []
 
 

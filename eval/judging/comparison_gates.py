@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.judging.several_controls import own_keys
 from eval.statistics.estimates import Values, drop_nan, estimate
-from eval.statistics.significance import holm, two_sided_p
+from eval.statistics.significance import holm_but, two_sided_p
 from iclora_train.config import require
 
 SIGNIFICANCE = 0.05
@@ -68,8 +68,7 @@ def judge_gates(
     loss that is accepted."""
     excess = {key: (-paired[key] if better[key] == "high" else paired[key]) - limit for key, limit in limits.items()}
     p_values = {key: p for key, values in excess.items() if (p := two_sided_p(values, sources)) is not None}
-    corrected = holm({key: p for key, p in p_values.items() if key != primary})
-    corrected |= {primary: p_values[primary]} if primary in p_values else {}
+    corrected = holm_but(p_values, primary)
     return {
         key: Gate(
             allowed=limit,

@@ -11,6 +11,7 @@ from eval.statistics.estimates import Estimate
 Level = Literal["ok", "warn", "bad"]
 Finding = tuple[Level, str, str]  # level, reason, remedy
 Scores = Mapping[str, Any]
+OF_THE_MACHINE = ("memory",)  # symptoms that say nothing about the adapter
 
 
 def level_if_above(value: float, warn: float, bad: float) -> Level:

@@ -49,6 +49,12 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return {name: result[name] for name in p}
 
 
+def holm_but(p: Mapping[str, float], primary: str) -> dict[str, float]:
+    """`holm` of all but the primary one, which is fixed before anything is measured and is not corrected."""
+    corrected = holm({name: value for name, value in p.items() if name != primary})
+    return {name: corrected.get(name, value) for name, value in p.items()}
+
+
 def page_trend(table: Values, recordings: Sequence[str]) -> float | None:
     """One-sided p of Page's trend test (1963) that values rise along the rows of `table` (windows, conditions).
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from iclora_train.config.errors import one_of, require
 
 SCHEDULES = ("shifted", "distilled", "dev")
+CELL_MODES = {"any": 0.0, "half": 0.5, "all": 1.0}  # share of a latent cell's pixels that a mask must cover
 
 
 @dataclass

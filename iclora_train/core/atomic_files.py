@@ -109,7 +109,7 @@ def exclusive(folder: Path, remedy: str) -> Iterator[None]:
     """
     with _lock_file(folder) as file:
         try:
-            _flock(folder, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock_or_warn(folder, file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             message = f"{folder} is being written by another process: wait until it ends, or {remedy}"
             raise LockedFolderError(message) from error
@@ -124,10 +124,10 @@ def shared(folder: Path) -> Iterator[None]:
     """
     with _lock_file(folder) as file:
         try:
-            _flock(folder, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _flock_or_warn(folder, file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process that writes {folder}", flush=True)
-            _flock(folder, file, fcntl.LOCK_SH)
+            _flock_or_warn(folder, file, fcntl.LOCK_SH)
         yield
 
 
@@ -140,13 +140,10 @@ def claim(path: Path) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
-        except OSError as error:
-            if error.errno not in NO_FLOCK:
-                raise
         try:
             yield True
         finally:
@@ -158,8 +155,7 @@ def seen_alive(path: Path) -> Iterator[None]:
     """Let other processes see by `is_alive` that this one is in the block. The system ends that with the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        with _without_flock_nothing():
-            fcntl.flock(file, fcntl.LOCK_EX)  # waits at most while another process looks
+        _flock(file, fcntl.LOCK_EX)  # waits at most while another process looks
         yield
 
 
@@ -167,22 +163,12 @@ def is_alive(path: Path) -> bool:
     """Whether a process is in `seen_alive` with this path. Never on a file system without flock."""
     if not path.exists():
         return False
-    with path.open("a+") as file, _without_flock_nothing():
+    with path.open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
-
-
-@contextlib.contextmanager
-def _without_flock_nothing() -> Iterator[None]:
-    """Ignore the error of a file system without flock."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_FLOCK:
-            raise
 
 
 def _lock_file(folder: Path) -> IO[str]:
@@ -190,17 +176,23 @@ def _lock_file(folder: Path) -> IO[str]:
     return (folder / ".lock").open("a+")  # NFS locks need a file that is open for reading and writing
 
 
-def _flock(folder: Path, file: IO[str], operation: int) -> None:
-    """flock, or a warning if the file system has none. BlockingIOError if another process has the lock."""
+def _flock(file: IO[str], operation: int) -> str | None:
+    """flock; on a file system without it, nothing, and the reason. BlockingIOError if another process has the lock."""
     try:
         fcntl.flock(file, operation)
-    except BlockingIOError:
-        raise
     except OSError as error:
         if error.errno not in NO_FLOCK:
             raise
+        return error.strerror
+    return None
+
+
+def _flock_or_warn(folder: Path, file: IO[str], operation: int) -> None:
+    """`_flock`, with a warning if the file system of `folder` has none."""
+    reason = _flock(file, operation)
+    if reason is not None:
         print(
-            f"warning: the file system of {folder} has no locks ({error.strerror}): start only one command there",
+            f"warning: the file system of {folder} has no locks ({reason}): start only one command there",
             file=sys.stderr,
         )
 

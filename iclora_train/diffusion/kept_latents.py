@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import one_of
+from iclora_train.config.diffusion import CELL_MODES
 from iclora_train.diffusion.reference import mask_to_grid
-
-CELL_MODES = {"any": 0.0, "half": 0.5, "all": 1.0}  # share of a cell's pixels in the mask that it takes
 
 
 @dataclass(frozen=True)

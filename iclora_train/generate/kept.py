@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -30,14 +30,13 @@ class KeptInputs:
     @classmethod
     def open(cls, settings: GenerateSettings) -> KeptInputs:
         """Open all media. ConfigError names the setting and the file that is missing or unreadable."""
-        keys = ("first_frame", "prefix", "suffix", "source", "regenerate")
-        return cls(*(None if (path := getattr(settings, key)) is None else InputMedia.open(key, path) for key in keys))
+        paths = {field.name: getattr(settings, field.name) for field in fields(cls)}
+        return cls(**{key: None if path is None else InputMedia.open(key, path) for key, path in paths.items()})
 
     @property
     def media(self) -> list[InputMedia]:
         """All media that are set."""
-        every = (self.first_frame, self.prefix, self.suffix, self.source, self.regenerate)
-        return [media for media in every if media is not None]
+        return [media for field in fields(self) if (media := getattr(self, field.name)) is not None]
 
     def check(self, settings: GenerateSettings, shape: VideoShape, temporal: int) -> None:
         """ConfigError if a clip is too short or too long for a video of `shape`; temporal: frames per latent frame."""

@@ -10,6 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
 from iclora_train.config.command_line import TEXT_OR_LIST
+from iclora_train.config.diffusion import CELL_MODES
 from iclora_train.config.paths import expand_home
 from iclora_train.config.settings import RENAMED_KEYS
 
@@ -88,7 +89,7 @@ class GenerateSettings:
 
     def _check_kept(self) -> None:
         """ConfigError unless the settings of kept parts go together."""
-        one_of("regenerate_mode", self.regenerate_mode, ("any", "half", "all"))
+        one_of("regenerate_mode", self.regenerate_mode, tuple(CELL_MODES))
         require(
             self.first_frame is None or self.prefix is None,
             "first_frame and prefix both say how the video begins: set one of them",
