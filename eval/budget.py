@@ -55,7 +55,8 @@ class Plan:
 @dataclass(frozen=True)
 class Request:
     """What the settings ask for, and what it costs. probes: number of probe clips. fixed_steps: the noise schedule has
-    a given number of steps. processes: that sample at the same time. measuring: the time of the metrics."""
+    a given number of steps. processes: number of those that sample at the same time.
+    measuring: the time of the metrics."""
 
     conditions: Sequence[Condition]
     windows: int

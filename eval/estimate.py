@@ -27,8 +27,8 @@ def estimate_sampling(
     of measuring all clips.
 
     probes: number of clips of synthetic probes that are not in the cache. The forecast is without them: they are done
-    before the windows. processes: that sample at the same time. measuring: left out if they are
-    measured already.
+    before the windows. processes: number of those that sample at the same time. measuring: NOT_MEASURED if all clips
+    are measured already.
     """
     waiting = [
         (condition, number)

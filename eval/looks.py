@@ -47,7 +47,8 @@ class Announcement:
 def planned_looks(windows: Sequence[Window]) -> list[int]:
     """The number of recordings at each look: at most MOST_LOOKS at about equal steps, the last one with all.
 
-    windows: in the order in which they are sampled. Fewer recordings or windows than a claim needs are no look.
+    windows: in the order in which they are sampled. Each look has the recordings and windows that a claim needs, unless
+    all together are too few: then there is one look.
     """
     recordings = list(dict.fromkeys(window.source for window in windows))
     enough = [
@@ -104,7 +105,7 @@ def follow_looks(source: SampledClips, folder: Path, rank: SamplingRank) -> None
     others = [condition for condition in source.conditions if condition.name not in CORE]
     first = FirstProcess(folder)
     while True:
-        has_ended = first.has_ended()  # before its last word is read
+        has_ended = first.has_ended()  # before its last announcement is read
         known = _announced(folder, key)
         chosen = [] if known is None else [batch for look in looks[: known.look + 1] for batch in look.batches]
         work = work_of(source, for_gates, chosen, rank) + work_of(source, others, chosen, rank)

@@ -458,7 +458,7 @@ def test_strengths_of_a_record_are_those_of_the_examined_files(
 
 
 def test_the_base_is_a_version_or_unknown(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A record without a version is no other base, and a setting that is no version is refused."""
+    """Without a version in the record no wrong base is reported. A setting that does not name a version is refused."""
     clip, reference = write(tmp_path / "out.mp4", picture()), write(tmp_path / "ref.mp4", blurred(picture()))
     write_record(clip, {})
     fixed = (f"clip={clip}", f"reference={reference}", f"adapter={world.adapter}", "prompt=DEBLUR a dog")

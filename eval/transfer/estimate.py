@@ -37,7 +37,7 @@ def print_estimate(
 ) -> None:
     """Print the table of all choices and the sum.
 
-    done: choices that an earlier run has finished, by name. processes: that sample at the same time.
+    done: choices that an earlier run has finished, by name. processes: number of those that sample at the same time.
     """
     clips_of_each = len(measurements.held_out.windows) * len(measurements.config.eval.seeds)
     table = Table(title="choices")

@@ -37,7 +37,8 @@ STEPS = 4  # the first compiles, the second shows that nothing is left to compil
 @dataclass(frozen=True)
 class EvaluationCost:
     """Hours of the evaluation after training. clips: without a budget. budget: whether one limits the hours. processes:
-    that sample. more_metrics: whether eval.metrics adds metrics, whose time only the evaluation itself measures."""
+    number of those that sample. more_metrics: whether eval.metrics adds metrics, whose time only the evaluation itself
+    measures."""
 
     clips: int
     hours: float

@@ -84,7 +84,7 @@ def evaluate(config: Config, folder: Path, adapter: Path) -> None:
     """Evaluate the adapter with `python -m eval`, unless the run folder has scores of exactly this file."""
     path = results_folder(config, folder / "eval") / "scores.json"
     if not _is_judged(path, adapter):
-        # The child is no rank of this run, so it does not know how many GPUs a launcher has given to it.
+        # The evaluation runs without the launcher's variables, which tell how many GPUs this node has for the run.
         devices = [f"eval.devices={count}"] if (count := evaluation_processes(config)) > 1 else []
         run_module("eval", *devices, environment=single_process_environment())
 
