@@ -172,7 +172,7 @@ class _Shards:
     """Writes the shards that are missing: this thread distributes pairs, others encode and write."""
 
     def __init__(self, job: Job, engine: Engine, pairs: ShardWriter, latents: ShardWriter, bar: ProgressBar) -> None:
-        self._job, self._engine, self._pairs, self._bar = job, engine, pairs, bar
+        self._job, self._pairs, self._bar = job, pairs, bar
         self._stop, self._encoding = Event(), bar.add("encoding")
         self._to_encode = [shard for shard in job.plan if not latents.has(shard)]
         self._to_make = [
@@ -181,6 +181,9 @@ class _Shards:
             if not pairs.has(shard) or (shard in self._to_encode and not pairs.unfinished([shard]).has_pixels())
         ]
         self._pair_thread = ShardThread(pairs, PAIRS_AHEAD, self._stop)
+        self._units = {shard: self._units_of(shard) for shard in self._to_make}
+        units = (unit for group in self._units.values() for unit in group)
+        self._results = engine.map(process_unit, units)  # workers begin while this process loads the VAE
         self._stage: LatentStage | None = None
         if self._to_encode:
             encoders = engine.encoders(partial(LatentEncoder.open, job.config))
@@ -191,14 +194,13 @@ class _Shards:
     def write(self, lost: LostWindows) -> None:
         """Write all missing shards, in the order of the plan. A pair shard without pixels is made again for the VAE."""
         lost.forget(self._to_make)
-        units = {shard: self._units(shard) for shard in self._to_make}
-        results = self._engine.map(process_unit, (unit for group in units.values() for unit in group))
         for shard in self._job.plan:
             stage = self._stage if shard in self._to_encode else None
             if stage is not None:
                 stage.begin(shard, self._encoding.advance, partial(self._skip_missing, len(self._job.plan[shard])))
-            if shard in units:
-                self._make(shard, _results_of_shard(shard, units[shard], results, lost, self._bar), stage)
+            if shard in self._units:
+                results = _results_of_shard(shard, self._units[shard], self._results, lost, self._bar)
+                self._make(shard, results, stage)
             elif stage is not None:
                 for item in stored_pairs(self._pairs.unfinished([shard])):
                     stage.add(item)
@@ -208,7 +210,7 @@ class _Shards:
         if self._stage is not None:
             self._stage.join()
 
-    def _units(self, shard: str) -> list[WorkUnit]:
+    def _units_of(self, shard: str) -> list[WorkUnit]:
         units = split_into_units(self._job.plan[shard], self._job.clips, self._job.config)
         return [replace(unit, encode=shard in self._to_encode) for unit in units]
 

@@ -64,6 +64,13 @@ def test_workers_go_on_while_the_caller_uses_results_that_came_early(tmp_path):
         assert list(results) == [2, 3, 4, 5]
 
 
+def test_workers_begin_before_the_caller_asks_for_a_result(tmp_path):
+    with closing(create_engine("local", 2)) as engine:
+        results = engine.map(leave_trace, [(number, str(tmp_path)) for number in range(1, 4)])
+        wait_for(tmp_path / "2")
+        assert list(results) == [1, 2, 3]
+
+
 def test_workers_stop_while_results_that_wait_are_large(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "MOST_BYTES", 1)
     with closing(create_engine("local", 2)) as engine:
@@ -115,6 +122,8 @@ def test_closing_stops_running_work(tmp_path):
         next(work)
         work.close()
         assert list(engine.map(halve, [8])) == [4.0]  # not a result of the closed work
+        engine.map(halve, range(100)).close()
+        assert list(engine.map(halve, [8])) == [4.0]
     with closing(WorkerEngine(1)) as engine:
         engine._workers[0].submit(sleep_long, str(tmp_path / "pid"))
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():

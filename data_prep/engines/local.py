@@ -163,9 +163,21 @@ class WorkerEngine:
         self._workers = [_Worker() for _ in range(workers)]
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R | Failure]:
-        """See Engine.map. Up to two items per worker are read ahead, until results of MOST_BYTES wait."""
+        """See Engine.map. The workers begin at once.
+
+        Up to two items per worker are read ahead, until results of MOST_BYTES wait.
+        """
         work = _Work(function, enumerate(items), self._workers)
+        results = self._results(work)
+        next(results)
+        return results
+
+    @staticmethod
+    def _results(work: _Work) -> Iterator[Any]:
+        """None once the workers have begun, then the results in order. Ends busy workers when the caller stops."""
         try:
+            work.hand_out(0)
+            yield None
             for number in count():
                 work.hand_out(number)
                 while number not in work.results:
