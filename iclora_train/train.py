@@ -213,7 +213,8 @@ def build(config: Config, base: BaseModel, shards: ShardSet, folder: Path, conso
     )
     require(config.trainer.get("max_steps", 0) > 0, "trainer.max_steps must be at least 1")
     device, place = process_device(config), placement()
-    module = ICLoRA(config, base, device)
+    empty_text = shards.empty_text() if config.flow.caption_dropout_p else None
+    module = ICLoRA(config, base, device, empty_text)
     arguments = {key: value for key, value in config.trainer.items() if key not in OWN_KEYS | {"strategy"}}
     # Each process trains on one device. The launcher has started the processes, not Lightning.
     arguments |= {"num_nodes": 1, "devices": 1 if device.type == "cpu" else [device.index or 0]}

@@ -28,11 +28,11 @@ class Flow:
     region_mask_p: float = 0.0  # probability that the references are visible only inside a random region of the frame
     locality: float = 0.0  # weight of the locality term of the loss (`diffusion.loss`)
     locality_p: float = 0.5  # probability that a clip has a region for the locality term
+    caption_dropout_p: float = 0.0  # probability that a clip is trained with the empty caption instead of its own
 
     def __post_init__(self) -> None:
         one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
-        shares = ("uniform_p", "first_frame_p", "reference_p", "attention_strength_p", "region_mask_p", "locality_p")
-        for key in shares:
+        for key in (name for name in self.__dataclass_fields__ if name.endswith("_p")):
             require(0 <= getattr(self, key) <= 1, f"flow.{key}={getattr(self, key)} must lie in [0, 1]")
         require(self.locality >= 0, f"flow.locality={self.locality} must be 0 (off) or more")
         require(self.std > 0, f"flow.std={self.std} must be above 0")

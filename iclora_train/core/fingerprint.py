@@ -32,6 +32,8 @@ NOT_CONTENT = {
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
 NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
+# keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
+NEW_FLOW_KEYS = {"caption_dropout_p": 0.0}
 
 
 def content_settings(config: Config) -> dict[str, Any]:
@@ -54,6 +56,7 @@ def config_hash(config: Config) -> str:
         for key in keys:
             del hashed[section][key]
     hashed["data"] = comparable_data(config, hashed["data"])
+    hashed["flow"] = {key: value for key, value in hashed["flow"].items() if NEW_FLOW_KEYS.get(key) != value}
     hashed["max_steps"] = config.trainer.get("max_steps")
     return digest(hashed)[:16]
 

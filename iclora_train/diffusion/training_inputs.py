@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Generator, Tensor
 
-from iclora_train.config import ConfigError, Flow, Task
+from iclora_train.config import ConfigError, Flow, Task, require
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import add_noise, sample_sigma, target_velocity
@@ -39,6 +39,7 @@ class RandomDraws:
     attention_strength (B,)           attention strength of the references; None when all are 1
     region             (B,4)          the references are masked outside this region; None when every region is whole
     locality_region    (B,4)          region of the locality term (`diffusion.loss`); None without flow.locality
+    drop_caption       (B,) bool      the clip has the empty caption; None when every clip has its own
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """
@@ -50,6 +51,7 @@ class RandomDraws:
     attention_strength: Tensor | None = None
     region: Tensor | None = None
     locality_region: Tensor | None = None
+    drop_caption: Tensor | None = None
 
 
 def step_generator(seed: int, step: int, slot: int) -> Generator:
@@ -69,7 +71,9 @@ def draw_random(target: Tensor, flow: Flow, generator: Generator) -> RandomDraws
     strength = draw_strength(batch, flow.attention_strength_p, generator) if flow.attention_strength_p else None
     region = draw_region(batch, flow.region_mask_p, generator) if flow.region_mask_p else None
     locality_region = draw_region(batch, flow.locality_p, generator) if flow.locality else None
-    return RandomDraws(sigma, noise, clean_first_frame, use_references, strength, region, locality_region)
+    dropped = torch.rand(batch, generator=generator) < flow.caption_dropout_p if flow.caption_dropout_p else None
+    drop_caption = dropped if dropped is not None and dropped.any() else None
+    return RandomDraws(sigma, noise, clean_first_frame, use_references, strength, region, locality_region, drop_caption)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -118,6 +122,24 @@ def region_to_tokens(region: Tensor, size: tuple[int, int, int]) -> Tensor:
     """The share of each token of a latent grid (f,h,w) that is inside regions (B,4): (B,n)."""
     frames, height, width = size
     return region_mask(region, height, width).expand(-1, frames, -1, -1).flatten(1)
+
+
+def drop_captions(batch: Batch, draws: RandomDraws, empty: Tensor | None) -> Batch:
+    """The batch with the text features of the empty caption, (T,D), for the clips of `draws.drop_caption`.
+
+    ConfigError when the features of the empty caption have another size than those of the clips.
+    """
+    if draws.drop_caption is None:
+        return batch
+    assert empty is not None, "flow.caption_dropout_p needs the features of the empty caption"
+    text = batch.text
+    require(
+        empty.shape == text.shape[1:],
+        f"flow.caption_dropout_p: the empty caption of data.root has text features of {tuple(empty.shape)}, clip "
+        f"{batch.keys[0]} of {tuple(text.shape[1:])}: delete data.root and run data_prep again",
+    )
+    dropped = to_device(draws.drop_caption, text.device)
+    return replace(batch, text=torch.where(dropped[:, None, None], empty.to(text), text))
 
 
 def build_tokens(

@@ -20,7 +20,7 @@ from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.loss import ClipLosses, training_losses
-from iclora_train.diffusion.training_inputs import draw_random, step_generator
+from iclora_train.diffusion.training_inputs import draw_random, drop_captions, step_generator
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -29,9 +29,20 @@ from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, R
 
 
 class ICLoRA(LightningModule):
-    """A LoRA adapter on a frozen base, trained to predict the velocity of the target given its references."""
+    """A LoRA adapter on a frozen base, trained to predict the velocity of the target given its references.
 
-    def __init__(self, config: Config, base: BaseModel, device: torch.device | str = "cpu") -> None:
+    empty_text: the text features (T,D) of the empty caption, which flow.caption_dropout_p needs.
+    """
+
+    empty_text: Tensor | None
+
+    def __init__(
+        self,
+        config: Config,
+        base: BaseModel,
+        device: torch.device | str = "cpu",
+        empty_text: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
         self.transformer = build_transformer(base, config.model, device).train()
@@ -39,10 +50,11 @@ class ICLoRA(LightningModule):
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
         compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
+        self.register_buffer("empty_text", empty_text, persistent=False)
         self.step_metrics = DeferredMetrics(source_names(config))
         self.stopped = False  # by a signal
         self.lr = 0.0  # learning rate of the last optimizer step
-        self.to(device)  # moves nothing; sets Lightning's `device` before the Trainer does
+        self.to(device)  # moves only empty_text; sets Lightning's `device` before the Trainer does
 
     @property
     def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
@@ -66,6 +78,7 @@ class ICLoRA(LightningModule):
     def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
         """Losses of a batch. All random values are drawn from the generator."""
         draws = draw_random(batch.target, self.config.flow, generator)
+        batch = drop_captions(batch, draws, self.empty_text)
         return training_losses(self.transformer, batch, draws, self.config.task, self.geometry)
 
     def configure_gradient_clipping(
