@@ -30,6 +30,7 @@ from eval.scoring.common_scale import recorded_scales
 from eval.statistics.estimates import Estimate, drop_nan, estimate, estimate_by_source
 from eval.statistics.significance import holm_but, two_sided_p
 from iclora_train.config import require
+from iclora_train.config.conditions import USUAL_P
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import write_atomic
@@ -121,6 +122,7 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         **{key: (a[key], b[key]) for key in MUST_MATCH},
         "protocol": (a["provenance"]["protocol"], b["provenance"]["protocol"]),
         "readers of the control": _shared_readers(a, b),
+        "task.conditions": (_given_parts(a), _given_parts(b)),
         "targets": (a["provenance"]["shards"]["pairs"], b["provenance"]["shards"]["pairs"]),
     }
     differing = [name for name, (first, second) in pairs.items() if first != second]
@@ -129,6 +131,12 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         f"the two cannot be compared: their {', '.join(differing)} differ. Evaluate both with the same task, data, "
         "windows, seeds and networks (eval.depth_network, eval.pose_network)",
     )
+
+
+def _given_parts(scores: Mapping[str, Any]) -> list[Any]:
+    """The conditions of the task that were part of the evaluation: they make a clip easier to match."""
+    conditions = scores["provenance"].get("settings", {}).get("task", {}).get("conditions", [])
+    return [condition for condition in conditions if condition["p"] >= USUAL_P]
 
 
 def _shared_readers(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[Any, Any]:

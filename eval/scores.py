@@ -60,7 +60,7 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
         "provenance": {
             "protocol": PROTOCOL,
             "shards": source.held_out.fingerprint,
-            "settings": {"eval": asdict(source.config.eval)},
+            "settings": {"task": asdict(source.config.task), "eval": asdict(source.config.eval)},
         },
     }
 

@@ -99,6 +99,16 @@ def test_a_loss_by_chance_is_not_worse() -> None:
     assert not result["worse"]
 
 
+def test_clips_with_and_without_given_parts_are_not_compared() -> None:
+    extended = scores()
+    conditions = [{"kind": "prefix", "p": 1.0, "frames": [1, 9]}]
+    extended["provenance"]["settings"] |= {"task": {"conditions": conditions}}
+    with pytest.raises(ConfigError, match=r"their task\.conditions differ"):
+        compare(scores(), extended)
+    conditions[0]["p"] = 0.2  # rarely given in training, and not in the evaluation
+    assert "psnr" in compare(scores(), extended)["metrics"]
+
+
 def test_windows_that_only_one_of_the_two_measured_are_left_out() -> None:
     other = moved("psnr", 1)
     other["windows"]["adapter+reference"]["psnr"][0] = None

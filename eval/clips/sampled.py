@@ -20,6 +20,7 @@ from eval.metrics import Clip
 from iclora_train.adapters import lora
 from iclora_train.config import Config
 from iclora_train.core.device import synced_time
+from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
@@ -50,6 +51,7 @@ class SampledClips(ClipSource):
         """Sample only these conditions, with the windows, their size, the seeds and sampling settings of `config`."""
         self.config, self.held_out, self.seeds = config, held_out, list(config.eval.seeds)
         self.latent_size = held_out.latent_size
+        self.clean_cells = CleanCells(config.task.conditions, self.base.geometry.temporal)
         self.conditions = [condition for condition in self.conditions if condition.name in conditions]
         unprompted = self.empty if config.sample.guidance > 1 else None
         self.sampler = SamplerSettings.from_config(
@@ -70,6 +72,7 @@ class SampledClips(ClipSource):
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
             "sigmas": self.sigmas,
             **self._sampler_spec(),
+            **({"conditions": conditions} if (conditions := self.clean_cells.usual_settings()) else {}),
             "items": [
                 [item.window.key, self._donor(condition, item).key, item.window.mask_left, item.seed] for item in batch
             ],
@@ -170,6 +173,7 @@ class SampledClips(ClipSource):
                 sampler,
                 [item.noise_seed for item in batch],
                 references,
+                kept=kept_of_target(torch.stack([pair.target for pair in pairs]).to(self.device), self.clean_cells),
                 start=start,
             )
 

@@ -12,6 +12,7 @@ from typing import Any
 from iclora_train.adapters import comfyui_json
 from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
+from iclora_train.adapters.conditions import conditions_of, in_words
 from iclora_train.adapters.file import Adapter, read
 from iclora_train.adapters.metadata import FAMILY, ROUNDING, TEMPORAL, VERSION, clip_size, shown
 from iclora_train.config import ConfigError
@@ -147,6 +148,7 @@ def _use(adapter: Adapter) -> list[str]:
         *([("form of the prompts", _code(metadata[TEMPLATE_KEY]))] if TEMPLATE_KEY in metadata else []),
         ("reference", "none" if not adapter.in_context else same_size if factor == 1 else smaller),
     ]
+    rows += [("given part of the clip", in_words(condition)) for condition in conditions_of(metadata)]
     if adapter.temporal_scale != 1:
         rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
     if "size" in metadata:

@@ -15,6 +15,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config.captioner import Captioner
 from iclora_train.config.checks import Checks
+from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.cpus import available_cpus
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
@@ -53,12 +54,14 @@ class Task:
     reference_temporal_scale: int = 1  # the reference's frame rate is this many times lower
     maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
     maker_args: dict[str, Any] = field(default_factory=dict)
+    conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
 
     def __post_init__(self) -> None:
         one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit"))
         for key in ("reference_downscale", "reference_temporal_scale"):
             value = getattr(self, key)
             require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
+        check_conditions(self.conditions)
 
 
 @dataclass

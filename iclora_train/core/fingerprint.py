@@ -24,7 +24,7 @@ RUNTIME_KEYS = (
 )  # keys of `model` that do not affect the adapter: paths of files, memory and speed
 # keys that do not affect the content of shards
 NOT_CONTENT = {
-    "task": ("name", "family"),
+    "task": ("name", "family", "conditions"),
     "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers", "keep"),
 }
 
@@ -57,6 +57,7 @@ def config_hash(config: Config) -> str:
             del hashed[section][key]
     hashed["data"] = comparable_data(config, hashed["data"])
     hashed["flow"] = {key: value for key, value in hashed["flow"].items() if NEW_FLOW_KEYS.get(key) != value}
+    hashed["task"] = comparable_task(hashed["task"])
     hashed["max_steps"] = config.trainer.get("max_steps")
     return digest(hashed)[:16]
 
@@ -68,6 +69,11 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
     if config.data.sources is not None:
         section["sources"] = {source.label: source.share for source in config.data.sources}
     return section
+
+
+def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
+    """The section `task` without an empty list of conditions, so that runs of version 0.1 can be resumed."""
+    return {key: value for key, value in section.items() if key != "conditions" or value}
 
 
 def without_unset(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:

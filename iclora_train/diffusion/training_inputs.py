@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from iclora_train.config import ConfigError, Flow, Task, require
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
+from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import add_noise, sample_sigma, target_velocity
 from iclora_train.diffusion.reference import append_reference, target_tokens, to_tokens
 
@@ -40,6 +41,7 @@ class RandomDraws:
     region             (B,4)          the references are masked outside this region; None when every region is whole
     locality_region    (B,4)          region of the locality term (`diffusion.loss`); None without flow.locality
     drop_caption       (B,) bool      the clip has the empty caption; None when every clip has its own
+    clean              (B,f,h,w) bool cells of the target that are clean; None without task.conditions
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """
@@ -52,6 +54,7 @@ class RandomDraws:
     region: Tensor | None = None
     locality_region: Tensor | None = None
     drop_caption: Tensor | None = None
+    clean: Tensor | None = None
 
 
 def step_generator(seed: int, step: int, slot: int) -> Generator:
@@ -60,7 +63,7 @@ def step_generator(seed: int, step: int, slot: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def draw_random(target: Tensor, flow: Flow, generator: Generator) -> RandomDraws:
+def draw_random(target: Tensor, flow: Flow, generator: Generator, clean_cells: CleanCells | None = None) -> RandomDraws:
     """Draw the random values for a target (B,C,f,h,w) on the CPU, so that they are the same on every device."""
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
@@ -73,7 +76,9 @@ def draw_random(target: Tensor, flow: Flow, generator: Generator) -> RandomDraws
     locality_region = draw_region(batch, flow.locality_p, generator) if flow.locality else None
     dropped = torch.rand(batch, generator=generator) < flow.caption_dropout_p if flow.caption_dropout_p else None
     drop_caption = dropped if dropped is not None and dropped.any() else None
-    return RandomDraws(sigma, noise, clean_first_frame, use_references, strength, region, locality_region, drop_caption)
+    clean = None if clean_cells is None else clean_cells.draw(batch, (f, h, w), generator)
+    of_references = (use_references, strength, region, locality_region)
+    return RandomDraws(sigma, noise, clean_first_frame, *of_references, drop_caption, clean)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -156,6 +161,8 @@ def build_tokens(
     sigma, noise = to_device(draws.sigma, device), to_device(draws.noise, device)
     first = torch.arange(clean.shape[2], device=device) == 0
     kept = (to_device(draws.clean_first_frame, device)[:, None] & first)[:, :, None, None]  # (B,f,1,1)
+    if draws.clean is not None:
+        kept = kept | to_device(draws.clean, device)  # (B,f,h,w)
     noisy = torch.where(kept[:, None], clean, add_noise(clean, noise, sigma))
     tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), kept)
     regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]

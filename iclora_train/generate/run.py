@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iclora_train.adapters.conditions import not_given
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
@@ -111,6 +112,8 @@ def _print_plan(
     echo(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
     if rounded:
         echo(f"rounded to sizes that fit the VAE: {rounded}")
+    for line in not_given(adapter.metadata, settings.kept_parts()):
+        echo(line)
     if settings.task is None and is_tuned(adapter, settings.model.name):
         echo(f"conf={adapter.metadata['task']} would use the sampling settings that were tuned for this adapter's task")
 

@@ -87,6 +87,11 @@ class GenerateSettings:
         self.attention_mask = _masks(self.attention_mask, len(self.reference))
         self._check_kept()
 
+    def kept_parts(self) -> set[str]:
+        """The settings that give a part of the video and are set."""
+        keys = ("first_frame", "prefix", "suffix", "source")
+        return {key for key in keys if getattr(self, key) is not None}
+
     def _check_kept(self) -> None:
         """ConfigError unless the settings of kept parts go together."""
         one_of("regenerate_mode", self.regenerate_mode, tuple(CELL_MODES))

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from iclora_train.adapters import card, lora
+from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
@@ -53,6 +54,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "clips": shards.splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
+        **conditions_metadata(config.task.conditions),
         **source_metadata(shards),
     }
     batches = batches_per_step(config)

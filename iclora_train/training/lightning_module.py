@@ -19,6 +19,7 @@ from iclora_train.config import Config, Optim
 from iclora_train.core.process_group import gather
 from iclora_train.core.ranks import global_rank
 from iclora_train.data.batch import Batch
+from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.loss import ClipLosses, training_losses
 from iclora_train.diffusion.training_inputs import draw_random, drop_captions, step_generator
 from iclora_train.ltx2.base_model import BaseModel
@@ -45,6 +46,7 @@ class ICLoRA(LightningModule):
     ) -> None:
         super().__init__()
         self.config, self.geometry = config, base.geometry
+        self.clean_cells = CleanCells(config.task.conditions, base.geometry.temporal)
         self.transformer = build_transformer(base, config.model, device).train()
         runner_of(self.transformer).activation_checkpointing = config.model.activation_checkpointing
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
@@ -77,7 +79,7 @@ class ICLoRA(LightningModule):
 
     def losses(self, batch: Batch, generator: torch.Generator) -> ClipLosses:
         """Losses of a batch. All random values are drawn from the generator."""
-        draws = draw_random(batch.target, self.config.flow, generator)
+        draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells)
         batch = drop_captions(batch, draws, self.empty_text)
         return training_losses(self.transformer, batch, draws, self.config.task, self.geometry)
 

@@ -22,6 +22,7 @@ from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.recordings import half_a_list_away, recording_of_clips
 from iclora_train.data.shards import ShardSet
+from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.sampler import draw_noise
 from iclora_train.diffusion.training_inputs import RandomDraws
@@ -196,8 +197,10 @@ def _batch_losses(
 def _loss(
     transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
 ) -> Tensor:
-    """Loss of each clip (B,) at one noise level, without a clean first frame and with full references."""
+    """Loss of each clip (B,) at one noise level, with full references and the usual conditions (`CleanCells.usual`)."""
     no_clip = torch.zeros(len(noise), dtype=torch.bool)  # draws lie on the host, where reading them does not wait
     sigmas = torch.full((len(noise),), sigma)
-    draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip)
+    f, h, w = batch.target.shape[2:]
+    clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w))
+    draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip, clean=clean)
     return training_losses(transformer, batch, draws, task, geometry).flow

@@ -20,6 +20,7 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.data.batch import Batch
 from iclora_train.data.recordings import partners_of_others
+from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
@@ -90,7 +91,7 @@ class ValidationClips(Callback):
         return share
 
     def _sample(self, transformer: Transformer, clip: Batch, seed: int) -> Tensor:
-        """The latents (1,C,f,h,w) that are sampled for a clip's caption and references."""
+        """The latents (1,C,f,h,w) that are sampled for a clip's caption, references and clean parts."""
         task, settings = self.config.task, self.config.sample
         f, h, w = clip.target.shape[2:]
         negative = self.empty.to(clip.text)[None]
@@ -104,6 +105,7 @@ class ValidationClips(Callback):
             SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
             seeds=[seed],
             references=[Reference(reference, *factors) for reference in clip.references],
+            kept=kept_of_target(clip.target, CleanCells(task.conditions, self.base.geometry.temporal)),
         )
 
     @torch.no_grad()
