@@ -160,12 +160,15 @@ def test_adapter_config_applies_to_peft_style_keys_only(tmp_path: Path, spec: Ba
     assert same(import_adapter(tmp_path / "ours.safetensors", spec), deltas(expected))
 
 
+@pytest.mark.parametrize("ranks", [(3, 3), (3, 5)])
 def test_diffusers_loads_our_file_with_the_same_weight_difference(
-    tmp_path: Path, official: Path, spec: BaseSpec, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, official: Path, spec: BaseSpec, ranks: tuple[int, int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every module, including audio, loads without a warning. A file without the prefix gives a
-    warning, which shows that the check works."""
-    adapter = adapter_for(spec, [name for name in spec.linears if "connector" not in name])
+    """Every module, including audio, loads without a warning, also with ranks that differ. A file without the prefix
+    gives a warning, which shows that the check works."""
+    names = [name for name in spec.linears if "connector" not in name]
+    adapter = adapter_for(spec, names, ranks[0])
+    adapter.weights.update(adapter_for(spec, names[::3], ranks[1]).weights)
     save(tmp_path / "a.safetensors", adapter)
     bare(adapter, tmp_path / "bare.safetensors")
     with safe_open(official, framework="pt") as opened:

@@ -80,7 +80,7 @@ def test_a_misspelt_task_is_named_with_the_choices(command: str, tmp_path: Path)
         ("optim=adam", "optim=adam is not one of adamw"),
         ("dta.frames=3", "no setting 'dta'; there are adapter, captioner, checks, data, engine,"),
         ("data.frmes=3", "no setting 'data.frmes'; there are batch_size, buckets, captioner,"),
-        ("model.lora.rnk=3", "no setting 'model.lora.rnk'; there are alpha, rank, targets"),
+        ("model.lora.rnk=3", "no setting 'model.lora.rnk'; there are alpha, alpha_pattern, lr_pattern, rank,"),
         ("model.kept=0.5", "error: model.kept is now called model.activation_budget"),
         ("model.offload=2", "error: model.offload is now called model.weight_offload"),
         (

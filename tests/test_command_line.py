@@ -188,3 +188,22 @@ def test_a_word_without_quotes_is_explained() -> None:
         as_typed(["prompt=A", "dog", "runs"], GenerateSettings, GROUPS)
     with pytest.raises(ConfigError, match="--max-steps 3: settings are written as key=value"):
         as_typed(["conf=deblur", "--max-steps", "3"], Config, GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["model.lora.rank_pattern={attn2.*: 8, ff.net.?: 16}"], {"attn2.*": 8, "ff.net.?": 16}),
+        (["model.lora.rank_pattern={attn2:8}", "+model.lora.rank_pattern={ff:4}"], {"attn2": 8, "ff": 4}),
+        (["model.lora.rank_pattern.attn2=8"], {"attn2": 8}),
+        (["model.lora.rank_pattern={}"], {}),
+    ],
+)
+def test_a_dictionary_of_patterns_needs_no_plus(arguments: list[str], expected: dict[str, int]) -> None:
+    assert composed("train", "conf=deblur", *arguments).model.lora.rank_pattern == expected
+
+
+@pytest.mark.parametrize("value", ["8", "attn2", "{attn2", "{transformer_blocks.[0-9]: 8}", "{'attn2': 8}"])
+def test_a_value_that_is_no_dictionary_is_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.lora\.rank_pattern=.* is not \{key: value, \.\.\.\}"):
+        composed("train", f"model.lora.rank_pattern={value}")

@@ -17,6 +17,7 @@ from iclora_train.ltx2.model.transformer import BlockInputs, Transformer, Transf
 from iclora_train.training.throughput import (
     THROUGHPUT_COLUMNS,
     Interval,
+    Ranks,
     ThroughputMeter,
     Work,
     batch_work,
@@ -32,35 +33,48 @@ CLIPS, TOKENS, TEXT, RANK = 2, 24, 5, 4
 OFFICIAL = TransformerConfig(apply_gated_attention=True, cross_attention_adaln=True)
 
 
-def counted_flops(config: TransformerConfig, targets: list[str]) -> int:
-    """FLOPs of the blocks, forward and backward, by PyTorch's counter."""
+def queries(rank: int) -> Ranks:
+    """An adapter on the query of self-attention of every block."""
+    return tuple((f"transformer_blocks.{i}.attn1.to_q", rank) for i in range(OFFICIAL.num_layers))
+
+
+def counted_flops(config: TransformerConfig, settings: Lora) -> tuple[int, Ranks]:
+    """FLOPs of the blocks, forward and backward, by PyTorch's counter, and the ranks of the adapter."""
     net = Transformer(config)
-    lora.attach(net, Lora(rank=RANK, targets=targets))
+    lora.attach(net, settings)
     x, text = torch.randn(CLIPS, TOKENS, config.width), torch.randn(CLIPS, TEXT, config.cross_attention_dim)
     modulation, level = torch.zeros(CLIPS, 1, config.rows, config.width), torch.zeros(CLIPS, TOKENS, dtype=torch.long)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for block in net.transformer_blocks:
             x = block(x, BlockInputs(text, modulation, level, None))
         x.square().mean().backward()
-    return counter.get_total_flops()
+    return counter.get_total_flops(), lora.ranks(net)
 
 
 @pytest.mark.parametrize("changes", [{}, OLD], ids=["2.3", "2.0"])
-@pytest.mark.parametrize("prefix", [None, "attn"])
-def test_a_step_has_the_flops_that_pytorch_counts(changes: dict[str, int], prefix: str | None) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Lora(rank=RANK),
+        Lora(rank=RANK, targets=["self_attention", "text_attention"]),
+        Lora(rank=RANK, rank_pattern={"transformer_blocks.1": 2, "to_k": 8, "ff.net.2": 6}),
+    ],
+    ids=["all", "attention", "several ranks"],
+)
+def test_a_step_has_the_flops_that_pytorch_counts(changes: dict[str, int], settings: Lora) -> None:
     config = TransformerConfig.from_metadata({**TRANSFORMER, **changes})
-    targets = [target for target in Lora().targets if prefix is None or target.startswith(prefix)]
-    assert step_flops(config, RANK, tuple(targets), TOKENS, TEXT, CLIPS) == counted_flops(config, targets)
+    flops, ranks = counted_flops(config, settings)
+    assert step_flops(config, ranks, TOKENS, TEXT, CLIPS) == flops
 
 
 def test_the_flops_of_an_official_base_match_the_closed_formula() -> None:
     n, text, width = 16_000, 1024, 4096
     linears = 48 * (4 * 2 * n * width**2 + 4 * n * width**2 + 4 * text * width**2 + 16 * n * width**2)
     attention = 48 * 4 * n * (n + text) * width
-    flops = step_flops(OFFICIAL, 1, ("attn1.to_q",), n, text, 1)
+    flops = step_flops(OFFICIAL, queries(1), n, text, 1)
     assert flops == pytest.approx(2 * linears + 3 * attention, rel=0.02)
-    assert step_flops(OFFICIAL, 1, ("attn1.to_q",), n, text, 3) == 3 * flops
-    assert step_flops(OFFICIAL, 64, ("attn1.to_q",), n, text, 1) > flops
+    assert step_flops(OFFICIAL, queries(1), n, text, 3) == 3 * flops
+    assert step_flops(OFFICIAL, queries(64), n, text, 1) > flops
 
 
 def test_the_work_of_a_batch_counts_targets_and_references() -> None:
@@ -71,9 +85,9 @@ def test_the_work_of_a_batch_counts_targets_and_references() -> None:
         fps=torch.full((2,), 25.0),
         keys=["a", "b"],
     )
-    work = batch_work(batch, OFFICIAL, 4, ("attn1.to_q",))
+    work = batch_work(batch, OFFICIAL, queries(4))
     assert (work.clips, work.tokens) == (2, 2 * (48 + 12 + 16))
-    assert work.flops == step_flops(OFFICIAL, 4, ("attn1.to_q",), 76, 7, 2)
+    assert work.flops == step_flops(OFFICIAL, queries(4), 76, 7, 2)
 
 
 class Clock:

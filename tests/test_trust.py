@@ -16,7 +16,7 @@ from iclora_train.training.loggers import CsvLogger
 from iclora_train.training.optimizer import create_optimizer
 from tests.command import run
 
-PARAMETERS = [torch.nn.Parameter(torch.zeros(2, 2))]
+GROUPS = {1.0: [torch.nn.Parameter(torch.zeros(2, 2))]}  # by the factor on their learning rate
 
 
 def task_file(folder: Path, text: str, name: str = "mine") -> Path:
@@ -74,21 +74,21 @@ def test_nothing_is_run_before_the_refusal(tmp_path: Path) -> None:
 )
 def test_only_optimizers_are_created(target: str) -> None:
     with pytest.raises(ConfigError, match=r"optim\.optimizer\._target_=.* is not an optimizer"):
-        create_optimizer({"_target_": target, "lr": 1e-3}, PARAMETERS)
+        create_optimizer({"_target_": target, "lr": 1e-3}, GROUPS)
 
 
 def test_a_nested_target_is_not_called(tmp_path: Path) -> None:
     nested = {"_target_": "pathlib.Path.touch", "self": str(tmp_path / "ran")}
     with pytest.raises(ConfigError, match=r"optim\.optimizer: torch.optim.AdamW cannot be created"):
-        create_optimizer({"_target_": "torch.optim.AdamW", "lr": nested}, PARAMETERS)
+        create_optimizer({"_target_": "torch.optim.AdamW", "lr": nested}, GROUPS)
     assert not (tmp_path / "ran").exists()
 
 
 def test_optimizers_of_torch_are_created() -> None:
-    assert isinstance(create_optimizer({"_target_": "torch.optim.AdamW", "lr": 1e-3}, PARAMETERS), torch.optim.AdamW)
-    assert isinstance(create_optimizer({"_target_": "torch.optim.adamw.AdamW"}, PARAMETERS), torch.optim.AdamW)
+    assert isinstance(create_optimizer({"_target_": "torch.optim.AdamW", "lr": 1e-3}, GROUPS), torch.optim.AdamW)
+    assert isinstance(create_optimizer({"_target_": "torch.optim.adamw.AdamW"}, GROUPS), torch.optim.AdamW)
     with pytest.raises(ConfigError, match="prodigyopt"):  # not installed
-        create_optimizer({"_target_": "prodigyopt.Prodigy"}, PARAMETERS)
+        create_optimizer({"_target_": "prodigyopt.Prodigy"}, GROUPS)
 
 
 def test_a_syntax_error_is_named_with_file_and_line(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -19,7 +21,7 @@ from iclora_train.adapters.algebra import combine
 from iclora_train.adapters.base_spec import require_same_base
 from iclora_train.adapters.file import Adapter, read, save
 from iclora_train.adapters.fuse import linears_for
-from iclora_train.config import ConfigError, Lora
+from iclora_train.config import Lora, require
 from iclora_train.ltx2.kernels.lora_linear import HasLoraFactors, LoraFactors, lora_linear
 
 __all__ = [
@@ -29,10 +31,14 @@ __all__ = [
     "attach",
     "layers",
     "load_adapter",
+    "parameter_groups",
+    "ranks",
     "read",
     "require_same_base",
     "save",
 ]
+
+T = TypeVar("T")
 
 
 class AdaptedLinear(Linear):
@@ -56,27 +62,48 @@ def _inject(settings: LoraConfig, transformer: nn.Module) -> None:
     inject_adapter_in_model(settings, transformer)
 
 
+def _lora_config(ranks: Mapping[str, int], alphas: Mapping[str, float], rslora: bool = False) -> LoraConfig:
+    """peft's settings for linears of several ranks and alphas, by module."""
+    return LoraConfig(
+        r=max(ranks.values()),
+        target_modules=list(ranks),
+        rank_pattern=_patterns(ranks),
+        alpha_pattern=cast(Any, _patterns(alphas)),  # peft accepts any number, but is annotated int
+        use_rslora=rslora,
+    )
+
+
+def _patterns(values: Mapping[str, T]) -> dict[str, T]:
+    """One regular expression for all modules of a value: peft tries every expression on every module."""
+    modules = defaultdict(list)
+    for name, value in values.items():
+        modules[value].append(re.escape(name))
+    return {f"^(?:{'|'.join(names)})": value for value, names in modules.items()}
+
+
+def _require_rank(lora: Lora, name: str, linear: nn.Linear) -> None:
+    """ConfigError if the rank of a linear's adapter is above the linear's smaller side."""
+    rank, side = lora.rank_of(name), min(linear.weight.shape)
+    key = "rank" if rank == lora.rank else "rank_pattern"
+    require(rank <= side, f"model.lora.{key}={rank} is above {side}, the smaller side of {name}")
+
+
 def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[nn.Parameter]:
     """Attach new trainable fp32 adapters to the linears that `lora.targets` names; all other parameters stay frozen.
 
     A is drawn with `generator_seed` (the global random state does not change), B is zero. Returns the trainable
-    parameters. ConfigError for a target that the base does not have, or a rank above the smaller side of a linear.
+    parameters. ConfigError for a target or a pattern without a linear, or a rank above the smaller side of a linear.
     """
     blocks = {
         name: module
         for name, module in transformer.named_modules()
         if isinstance(module, nn.Linear) and name.startswith("transformer_blocks.")
     }
-    for target in lora.targets:
-        if not any(name.endswith("." + target) for name in blocks):
-            ends = sorted({name.split(".", 2)[2] for name in blocks})
-            raise ConfigError(f"model.lora.targets: no linear {target!r} in the base; it has {', '.join(ends)}")
-    adapted = [name for name in blocks if any(name.endswith("." + target) for target in lora.targets)]
-    smallest = min(min(blocks[name].weight.shape) for name in adapted)
-    if lora.rank > smallest:
-        raise ConfigError(f"model.lora.rank={lora.rank} is above {smallest}, the smaller side of a targeted linear")
-    alpha: Any = lora.alpha or lora.rank  # peft accepts any number, but is annotated int
-    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=adapted)
+    adapted = lora.adapted(list(blocks))
+    for name in adapted:
+        _require_rank(lora, name, blocks[name])
+    alphas = {name: lora.alpha_of(name) for name in adapted}
+    settings = _lora_config({name: lora.rank_of(name) for name in adapted}, alphas, lora.rslora)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator_seed)
         _inject(settings, transformer)
@@ -88,6 +115,19 @@ def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(".lora_" in name)
     return parameters
+
+
+def ranks(transformer: nn.Module) -> tuple[tuple[str, int], ...]:
+    """The linears with an adapter and their ranks."""
+    return tuple((name, len(_factors(layer)[0])) for name, layer in layers(transformer))
+
+
+def parameter_groups(transformer: nn.Module, lora: Lora) -> dict[float, list[nn.Parameter]]:
+    """The trainable parameters by the factor on their learning rate, each group in the model's order."""
+    groups: dict[float, list[nn.Parameter]] = defaultdict(list)
+    for name, layer in layers(transformer):
+        groups[lora.lr_factor_of(name)] += [p for p in cast(nn.Module, layer).parameters() if p.requires_grad]
+    return dict(groups)
 
 
 def layers(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
@@ -139,9 +179,8 @@ def load_adapter(transformer: nn.Module, adapter: Adapter | Sequence[tuple[Adapt
     modules or shapes that the base does not have, and for adapters that cannot be combined.
     """
     adapter = adapter if isinstance(adapter, Adapter) else combine(adapter)
-    ranks = {name: adapter.weights[name][0].shape[0] for name in linears_for(transformer, adapter)}
-    settings = LoraConfig(r=max(ranks.values()), target_modules=list(ranks), rank_pattern=ranks, alpha_pattern=ranks)
-    _inject(settings, transformer)
+    sizes = {name: adapter.weights[name][0].shape[0] for name in linears_for(transformer, adapter)}
+    _inject(_lora_config(sizes, sizes), transformer)
     transformer.requires_grad_(False)
     dtype = next(p.dtype for p in transformer.parameters() if p.dtype.itemsize > 1)  # skips fp8 weights
     for name, layer in layers(transformer):

@@ -9,7 +9,8 @@ from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, first_line, one_of, require
 from iclora_train.config.evaluation import Eval, Thresholds
 from iclora_train.config.extra_metrics import Weights
-from iclora_train.config.settings import Config, Data, Lora, Model, Optim, Task, Validation, to_config
+from iclora_train.config.lora import Lora
+from iclora_train.config.settings import Config, Data, Model, Optim, Task, Validation, to_config
 
 __all__ = [
     "Captioner",

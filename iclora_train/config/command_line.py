@@ -52,6 +52,7 @@ def as_typed(arguments: list[str], schema: type, groups: Iterable[str]) -> list[
             value = _Untyped(names, name, multirun, is_group=True).quote(value)
         else:
             value = _rule(schema, name)(names, name, multirun).quote(value)
+            key = f"++{key}" if _takes_any_key(schema, name) and not key.startswith("+") else key  # for a new key
         result.append(f"{key}={value}")
     return result
 
@@ -166,6 +167,20 @@ class _Other(_Untyped):
         return value
 
 
+class _Dictionary(_Other):
+    """A typed dictionary, such as {attn2: 8}."""
+
+    def quote(self, value: str) -> str:
+        override = _parse(value)
+        valid = override is not None and (override.is_sweep_override() or isinstance(override.value(), dict))
+        require(
+            valid,
+            f"{self.name}={value} is not {{key: value, ...}}, e.g. {{attn2: 8}}; a key with brackets or quotes needs a "
+            "settings file",
+        )
+        return value
+
+
 def _rule(schema: type, name: str) -> type[_Untyped]:
     """How the values of a setting are quoted, from its type in the schema."""
     hint: Any = schema
@@ -181,7 +196,19 @@ def _rule(schema: type, name: str) -> type[_Untyped]:
         return _OptionalText if type(None) in options else _Text
     if list[str] in options:
         return _TextList
+    if _takes_any_key(schema, name):
+        return _Dictionary
     return _Untyped if is_dataclass(hint) or hint is Any or get_origin(hint) is dict else _Other
+
+
+def _takes_any_key(schema: type, name: str) -> bool:
+    """Whether a setting is a typed dictionary, such as model.lora.rank_pattern, or an entry of one."""
+    hint: Any = schema
+    for part in name.split("."):
+        if not is_dataclass(hint):
+            break
+        hint = get_type_hints(hint).get(part)
+    return get_origin(hint) is dict and get_args(hint)[1] is not Any
 
 
 def _parse(value: str) -> Override | None:

@@ -20,6 +20,7 @@ from iclora_train.config.cpus import available_cpus
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
+from iclora_train.config.lora import Lora
 from iclora_train.config.paths import expand_home
 from iclora_train.config.share import Share
 from iclora_train.config.sources import DataSource, check_sources
@@ -62,26 +63,6 @@ class Task:
             value = getattr(self, key)
             require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
         check_conditions(self.conditions)
-
-
-@dataclass
-class Lora:
-    """Rank of the adapter and the linears it is attached to. alpha=null means alpha = rank (scale 1)."""
-
-    rank: int = 32
-    alpha: float | None = None
-    targets: list[str] = field(
-        default_factory=lambda: [
-            *(f"{attn}.{linear}" for attn in ("attn1", "attn2") for linear in ("to_q", "to_k", "to_v", "to_out.0")),
-            "ff.net.0.proj",
-            "ff.net.2",
-        ]
-    )
-
-    def __post_init__(self) -> None:
-        require(self.rank >= 1, f"model.lora.rank={self.rank} must be at least 1 (official adapters: 32 to 128)")
-        require(self.alpha is None or self.alpha > 0, f"model.lora.alpha={self.alpha} must be above 0 or null")
-        require(len(self.targets) > 0, "model.lora.targets is empty: name at least one linear, e.g. attn1.to_q")
 
 
 @dataclass

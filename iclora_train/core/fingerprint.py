@@ -34,6 +34,8 @@ REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_FLOW_KEYS = {"caption_dropout_p": 0.0}
+# keys of `model.lora` newer than version 0.1: left out while they have their defaults, likewise
+NEW_LORA_KEYS = ("rank_pattern", "alpha_pattern", "lr_pattern", "rslora")
 
 
 def content_settings(config: Config) -> dict[str, Any]:
@@ -52,9 +54,9 @@ def config_hash(config: Config) -> str:
     how a run is started. It does not depend on paths."""
     sections = asdict(config)
     hashed = {key: sections[key] for key in ("task", "model", "data", "flow", "optim", "seed")}
-    for section, keys in (("data", ("clips", "references", "root", "workers", "keep")), ("model", RUNTIME_KEYS)):
-        for key in keys:
-            del hashed[section][key]
+    for key in ("clips", "references", "root", "workers", "keep"):
+        del hashed["data"][key]
+    hashed["model"] = comparable_model(hashed["model"])
     hashed["data"] = comparable_data(config, hashed["data"])
     hashed["flow"] = {key: value for key, value in hashed["flow"].items() if NEW_FLOW_KEYS.get(key) != value}
     hashed["task"] = comparable_task(hashed["task"])
@@ -74,6 +76,12 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
 def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
     """The section `task` without an empty list of conditions, so that runs of version 0.1 can be resumed."""
     return {key: value for key, value in section.items() if key != "conditions" or value}
+
+
+def comparable_model(section: dict[str, Any]) -> dict[str, Any]:
+    """The section `model` without RUNTIME_KEYS and without unset NEW_LORA_KEYS."""
+    lora = {key: value for key, value in section["lora"].items() if value or key not in NEW_LORA_KEYS}
+    return {key: value for key, value in {**section, "lora": lora}.items() if key not in RUNTIME_KEYS}
 
 
 def without_unset(section: dict[str, Any], keys: Collection[str]) -> dict[str, Any]:

@@ -94,8 +94,7 @@ class MetricsRecorder(Callback):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, module: ICLoRA, outputs: object, batch: Batch, batch_idx: int
     ) -> None:
-        step, lora = trainer.global_step, module.config.model.lora
-        work = batch_work(batch, module.transformer.config, lora.rank, tuple(lora.targets))
+        step, work = trainer.global_step, batch_work(batch, module.transformer.config, module.ranks)
         self.meter.add(work, step_done=step > self.last_step)
         if step == self.last_step:  # gradients are still being accumulated
             return

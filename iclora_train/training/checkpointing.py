@@ -26,7 +26,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.core.atomic_files import write_atomic
-from iclora_train.core.fingerprint import RUNTIME_KEYS, comparable_data, differences, digest, plain
+from iclora_train.core.fingerprint import comparable_data, comparable_model, differences, digest, plain
 from iclora_train.core.ranks import world_size
 from iclora_train.core.records import read_json
 from iclora_train.core.regular_files import open_regular
@@ -144,9 +144,9 @@ def batches_per_step(config: Config) -> int:
 def resume_settings(config: Config, base: BaseModel) -> dict[str, Any]:
     """The settings that must be equal when a run is resumed, as JSON."""
     sections = {name: asdict(getattr(config, name)) for name in ("task", "model", "data", "flow", "optim")}
-    for section, keys in (("data", NOT_COMPARED), ("model", RUNTIME_KEYS)):
-        for key in keys:
-            del sections[section][key]
+    for key in NOT_COMPARED:
+        del sections["data"][key]
+    sections["model"] = comparable_model(sections["model"])
     sections["data"] = comparable_data(config, sections["data"])
     trainer = {"max_steps": config.trainer.get("max_steps")}
     validation = {key: getattr(config.validation, key) for key in ("loss_every", "windows", "sigmas")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,10 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "task": config.task.name,
         "trigger": config.task.trigger,
         "config_hash": config_hash(config),
-        "rank": config.model.lora.rank,
+        "rank": _range(rank for _, rank in module.ranks),
         "steps": config.trainer["max_steps"],
         "learning_rate": config.optim.optimizer.get("lr", "the optimizer's own"),
-        "batch_size": " to ".join(map(str, sorted({min(sizes), max(sizes)}))),
+        "batch_size": _range(sizes),
         "clips": shards.splits["train"],
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
@@ -70,6 +71,11 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     save_rounded(path, adapter, config.export_dtype)
     write_trained_on(path, Path(config.data.root), shards)
     card.write_card(path)
+
+
+def _range(values: Iterable[int]) -> str:
+    """`8`, or `8 to 32` for different values."""
+    return " to ".join(map(str, dict.fromkeys((min(values := list(values)), max(values)))))
 
 
 def require_whole(adapter: Path) -> None:

@@ -25,7 +25,7 @@ from iclora_train.diffusion.training_inputs import draw_random, drop_captions, s
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
-from iclora_train.training.optimizer import create_optimizer
+from iclora_train.training.optimizer import create_optimizer, learning_rate
 from iclora_train.training.step_metrics import DeferredMetrics, DivergedError, Row, source_names
 
 
@@ -50,12 +50,13 @@ class ICLoRA(LightningModule):
         self.transformer = build_transformer(base, config.model, device).train()
         runner_of(self.transformer).activation_checkpointing = config.model.activation_checkpointing
         self.adapter = lora.attach(self.transformer, config.model.lora, config.seed)
+        self.ranks = lora.ranks(self.transformer)
         compile_from_settings(self.transformer, base, config.model)
         self.average = [p.detach().clone() for p in self.adapter] if config.optim.ema is not None else None
         self.register_buffer("empty_text", empty_text, persistent=False)
         self.step_metrics = DeferredMetrics(source_names(config))
         self.stopped = False  # by a signal
-        self.lr = 0.0  # learning rate of the last optimizer step
+        self.lr = 0.0  # learning rate of the last optimizer step, of linears without a factor on it
         self.to(device)  # moves only empty_text; sets Lightning's `device` before the Trainer does
 
     @property
@@ -102,7 +103,8 @@ class ICLoRA(LightningModule):
 
     def optimizer(self) -> Optimizer:
         """A new optimizer of optim.optimizer for the adapter's parameters."""
-        return create_optimizer(self.config.optim.optimizer, self.adapter)
+        groups = lora.parameter_groups(self.transformer, self.config.model.lora)
+        return create_optimizer(self.config.optim.optimizer, groups)
 
     def optimizer_step(
         self,
@@ -112,7 +114,7 @@ class ICLoRA(LightningModule):
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
         """One step of the optimizer, and an update of the averaged copy (EMA)."""
-        self.lr = float(optimizer.param_groups[0]["lr"])
+        self.lr = learning_rate(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.average is not None:
             assert self.config.optim.ema is not None

@@ -46,8 +46,8 @@ def apply_plan(module: ICLoRA, plan: MemoryPlan) -> None:
 
 def estimate_from_sizes(module: ICLoRA, batch: Batch) -> Candidate:
     """The candidate of budget 1, estimated from sizes."""
-    net, lora, device = module.transformer.config, module.config.model.lora, batch.device
-    work = batch_work(batch, net, lora.rank, tuple(lora.targets))
+    net, device = module.transformer.config, batch.device
+    work = batch_work(batch, net, module.ranks)
     seconds = FORWARD_SHARE * work.flops / net.num_layers / matmul_peak(device, torch.bfloat16)
     used = torch.cuda.memory_allocated(device) + _state_bytes(module)
     return estimate(2 * net.width * work.tokens, used, seconds)

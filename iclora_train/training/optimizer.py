@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +13,39 @@ from iclora_train.config import ConfigError, require
 
 # A settings file must not run code, so `_target_` may only name optimizers, and only of these packages.
 PACKAGES = ("torch.optim", "bitsandbytes.optim", "torchao.optim", "prodigyopt", "pytorch_optimizer")
+LR_FACTOR = "lr_factor"  # entry of a parameter group: its factor on the learning rate
 
 
-def create_optimizer(settings: dict[str, Any], parameters: Sequence[torch.nn.Parameter]) -> Optimizer:
-    """A new optimizer for the parameters. ConfigError for a class or arguments that cannot work."""
+def create_optimizer(settings: dict[str, Any], groups: Mapping[float, Sequence[torch.nn.Parameter]]) -> Optimizer:
+    """A new optimizer. ConfigError for a class or arguments that cannot work.
+
+    groups: parameters by the factor on the optimizer's learning rate. Without other factors than 1 the optimizer has
+    one group.
+    """
     require("_target_" in settings, "optim.optimizer._target_ is missing: name a class, e.g. torch.optim.AdamW")
+    parameters: list[Any] = [parameter for group in groups.values() for parameter in group]
     arguments = optimizer_settings(settings, parameters[0].device)
     target = str(arguments.pop("_target_"))
+    factors = list(groups)
+    parameters = parameters if factors == [1] else [{"params": list(group)} for group in groups.values()]
     try:
         optimizer = _optimizer_class(target)(parameters, **arguments)
     except (TypeError, ValueError, ModuleNotFoundError) as error:
         raise ConfigError(f"optim.optimizer: {target} cannot be created: {error}") from error
     assert isinstance(optimizer, Optimizer)
+    if factors != [1]:
+        own_rate = "d" in optimizer.param_groups[0]  # Prodigy and D-Adaptation, which adapt one rate for all groups
+        require(not own_rate, f"model.lora.lr_pattern: {target} chooses the learning rate itself; use another one")
+        for factor, group in zip(factors, optimizer.param_groups, strict=True):
+            group["lr"] *= factor
+            group[LR_FACTOR] = factor
     return optimizer
+
+
+def learning_rate(optimizer: Optimizer) -> float:
+    """The learning rate of parameters with factor 1."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) / float(group.get(LR_FACTOR, 1))
 
 
 def optimizer_settings(optim: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from iclora_train.data.batch import Batch
 from iclora_train.ltx2.model.transformer import TransformerConfig
 
 THROUGHPUT_COLUMNS = ("s_per_step", "tokens_per_s", "clips_per_s", "tflops", "mfu", "memory_gib")
+Ranks = tuple[tuple[str, int], ...]  # linears with an adapter, and their ranks
 _ROUNDS = 4  # measurements of the peak; the fastest counts
 _GPU, _CPU = (4096, 20), (512, 4)  # side of the square matrices, products per measurement
 
@@ -56,20 +57,20 @@ def _linears(config: TransformerConfig) -> dict[str, _Linear]:
 
 
 @lru_cache(maxsize=64)
-def step_flops(
-    config: TransformerConfig, rank: int, targets: tuple[str, ...], tokens: int, text: int, clips: int
-) -> int:
-    """FLOPs of forward and backward for `clips` clips with `tokens` tokens and `text` text tokens each. Adapters of
-    `rank` are on the linears whose names end in one of `targets`, as in `lora.attach`."""
-    total = 0
+def step_flops(config: TransformerConfig, ranks: Ranks, tokens: int, text: int, clips: int) -> int:
+    """FLOPs of forward and backward for `clips` clips with `tokens` tokens and `text` text tokens each.
+
+    ranks: the adapted linears and the ranks of their adapters (`lora.ranks`).
+    """
+    total, rank_of = 0, dict(ranks)
     for i in range(config.num_layers):
         for name, linear in _linears(config).items():
             rows = text if linear.on_text else tokens
             first = i == 0 and name.startswith("attn1.") and name != "attn1.to_out.0"
             into_inputs = not linear.on_text and not first
             total += 2 * rows * linear.inputs * linear.outputs * (1 + into_inputs)
-            if any(f"transformer_blocks.{i}.{name}".endswith(f".{target}") for target in targets):
-                total += 2 * rows * rank * (3 * linear.outputs + (2 + into_inputs) * linear.inputs)
+            rank = rank_of.get(f"transformer_blocks.{i}.{name}", 0)
+            total += 2 * rows * rank * (3 * linear.outputs + (2 + into_inputs) * linear.inputs)
         total += 3 * 4 * tokens * (tokens + text) * config.width
     return clips * total
 
@@ -83,11 +84,11 @@ class Work:
     flops: int = 0
 
 
-def batch_work(batch: Batch, config: TransformerConfig, rank: int, targets: tuple[str, ...]) -> Work:
+def batch_work(batch: Batch, config: TransformerConfig, ranks: Ranks) -> Work:
     """The work of a training batch."""
     latents = batch.latents
     clips, tokens = len(latents[0]), sum(latent[0, 0].numel() for latent in latents)
-    flops = step_flops(config, rank, targets, tokens, batch.text.shape[1], clips)
+    flops = step_flops(config, ranks, tokens, batch.text.shape[1], clips)
     return Work(clips, clips * tokens, flops)
 
 

@@ -12,6 +12,7 @@ import tempfile
 
 import torch
 
+from iclora_train.ltx2.kernels.lora_linear import lora_ranks
 from iclora_train.ltx2.model.transformer import Block, Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.cuda_graphs import CudaGraphs
@@ -52,7 +53,7 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     from iclora_train.ltx2.runtime.save_policy import SavePolicy  # noqa: PLC0415
 
     os.environ.setdefault(_CACHE, _cache_folder())
-    torch._dynamo.config.recompile_limit = MAX_COMPILATIONS
+    torch._dynamo.config.recompile_limit = MAX_COMPILATIONS * len(_rank_layouts(transformer))
     torch._dynamo.config.optimize_ddp = False  # else the buckets of DistributedDataParallel split a block's graph
     torch._functorch.config.activation_memory_budget = activation_budget
     torch._inductor.config.joint_custom_pre_pass = SavePolicy()
@@ -68,6 +69,12 @@ def compile_blocks(transformer: Transformer, activation_budget: float = 1.0, bac
     fuse_blocks(transformer)
     for block in transformer.transformer_blocks:
         block.compile(dynamic=False, backend=backend)
+
+
+def _rank_layouts(transformer: Transformer) -> set[tuple[int, ...]]:
+    """The LoRA ranks of the linears of a block, once for each kind of block: every kind is compiled by itself."""
+    linears = ([m for m in block.modules() if hasattr(m, "lora_factors")] for block in transformer.transformer_blocks)
+    return {tuple(lora_ranks(layers)) for layers in linears}
 
 
 def fuse_blocks(transformer: Transformer) -> None:
