@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 
 from eval.clips.windows import HeldOut, Window
-from eval.metrics import Clip, edited_region
+from eval.metrics import Clip
+from eval.scoring.ground_truth import region_to_make
 from iclora_train.config import Config, require
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import progress_bar
-from iclora_train.data.controls import controls_of
+from iclora_train.core.types import Geometry
 from iclora_train.ltx2.base_model import open_base
 from iclora_train.media.shard_clip import encode_clip
 
@@ -39,11 +40,12 @@ def write_handout(config: Config) -> Path:
         "videos=FOLDER must be set: the folder for the inputs and later for the clips of the program",
     )
     folder = Path(str(config.videos))
-    held_out = HeldOut.open(config, open_base(config.model))
+    base = open_base(config.model)
+    held_out = HeldOut.open(config, base)
     entries = []
     with progress_bar("inputs", len(held_out.windows), "clip") as bar:
         for window in held_out.windows:
-            entries.append(_entry(folder, held_out, window, config))
+            entries.append(_entry(folder, held_out, window, config, base.geometry))
             bar.advance()
     manifest = {
         "task": config.task.name,
@@ -56,12 +58,11 @@ def write_handout(config: Config) -> Path:
     return folder / "manifest.json"
 
 
-def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config) -> dict[str, Any]:
+def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config, geometry: Geometry) -> dict[str, Any]:
     """Write the clips of a window; returns its manifest entry. The mask is white in the region to fill."""
     pair = held_out.pair(window)
     clips = {f"reference{i}": clip for i, clip in enumerate(pair.references)} | {"target": pair.target}
-    control_task = controls_of(config.task, pair.record)[0].task(config.task)
-    region = edited_region(control_task, pair.target, pair.references[0])  # (F,H,W)
+    region = region_to_make(config.task, pair, geometry)  # (F,H,W)
     if region is not None:
         clips["mask"] = np.repeat(region[..., None].astype(np.uint8) * 255, 3, axis=-1)
     return {

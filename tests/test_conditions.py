@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from eval.metrics import GroundTruth, Suite
+from eval.scoring.ground_truth import new_pixels, region_to_make
 from iclora_train.adapters.conditions import CONDITIONS, conditions_metadata, conditions_of, in_words, not_given
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.config.conditions import Condition
-from iclora_train.core.types import Geometry
+from iclora_train.core.types import Geometry, Pair
 from iclora_train.data.batch import Batch
+from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.loss import training_losses
 from iclora_train.diffusion.training_inputs import build_tokens, draw_random, step_generator
@@ -112,6 +118,31 @@ def test_clean_cells_are_clean_and_do_not_count() -> None:
         return torch.where(clean[..., None], 9.0, velocity)
 
     assert training_losses(wrong_where_clean, batch, draws, Task(name="x", maker="x"), GEOMETRY).flow.abs().max() < 1e-9
+
+
+def test_an_evaluation_measures_the_part_that_is_not_given() -> None:
+    conditions = checked(Condition("prefix", frames=[5, 5]), Condition("mask", cover=[0.25, 0.25]))
+    task = Task(name="x", maker="x", conditions=conditions)
+    new = new_pixels(task, (9, 64, 64), GEOMETRY)  # latent frames 0 to 2, cells of 8 pixels
+    assert new is not None
+    assert not new[:5].any()
+    box = np.zeros((64, 64), bool)
+    box[16:48, 16:48] = True  # the middle quarter
+    assert (new[5:] == box).all()
+    assert new_pixels(Task(name="x", maker="x"), (9, 64, 64), GEOMETRY) is None
+
+    target, painted = np.zeros((2, 9, 64, 64, 3), np.uint8)
+    painted[:, :32] = MASK_COLOUR  # the reference hides the upper half
+    pair = Pair("x", target, (painted,), "", 25.0)
+    region = region_to_make(replace(task, maker="edit.hole"), pair, GEOMETRY)
+    assert region is not None
+    assert (region[5:] == (box & (np.arange(64) < 32)[:, None])).all()
+    assert Suite.of(replace(task, family="edit")).primary == "psnr_inside"
+    output = target.copy()
+    output[:5] = 255  # an error in the given part does not count inside
+    output[5:, 20, 20] = 8
+    values = Suite.of(task).measure(output, GroundTruth(target, target, target, new)).values
+    assert values["psnr_inside"] == pytest.approx(10 * math.log10(255**2 * 32 * 32 / 64))
 
 
 def test_kept_latents_of_a_target_are_its_usual_cells() -> None:

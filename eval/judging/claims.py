@@ -200,8 +200,9 @@ def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
     yield from _over_classic(inside, e, t)
     loss = e.difference(outside, ADAPTER_REFERENCE, CEILING)
     yield Claim("preserved", f"{e.title(outside)} relative to the VAE round trip", loss, Bound(t.preserved, unit="dB"))
-    swapped = e.difference(outside, ADAPTER_REFERENCE, SWAPPED)
-    text = f"{e.title(outside)}: drop with the reference of another clip"
+    shown = INSIDE if e.adherence == INSIDE else outside  # a painted reference shows the outside of the region
+    swapped = e.difference(shown, ADAPTER_REFERENCE, SWAPPED)
+    text = f"{e.title(shown)}: drop with the reference of another clip"
     yield Claim("swap_drop", text, swapped, Bound(t.swap_drop, unit="dB"), "gate")
 
 

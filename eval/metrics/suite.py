@@ -123,7 +123,9 @@ class Suite:
 
 
 def _restoration(task: Task) -> TaskMetrics:
-    return TaskMetrics((edges.ERQA, motion.TOF), "psnr")
+    """PSNR leads; with given parts (`task.conditions`), PSNR of the others is measured too."""
+    given = (region.REGION,) if any(condition.usual for condition in task.conditions) else ()
+    return TaskMetrics((edges.ERQA, motion.TOF, *given), "psnr")
 
 
 def _colorize(task: Task) -> TaskMetrics:
@@ -132,7 +134,10 @@ def _colorize(task: Task) -> TaskMetrics:
 
 
 def _edit(task: Task) -> TaskMetrics:
-    """PSNR outside the region leads if the maker paints a hole, PSNR of the whole picture otherwise."""
+    """PSNR inside the region leads if the task gives the rest of the target; PSNR outside if the maker paints a hole;
+    else PSNR of the whole picture."""
+    if any(condition.usual for condition in task.conditions):
+        return TaskMetrics((region.REGION, region.OUTSIDE_SSIM, region.STRUCTURE_KEPT), "psnr_inside")
     primary = "psnr_outside" if makers_of(task) <= set(region.PAINTED) else "psnr"
     return TaskMetrics((region.REGION, region.OUTSIDE_SSIM, region.STRUCTURE_KEPT), primary)
 

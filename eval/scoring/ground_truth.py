@@ -10,8 +10,11 @@ import numpy as np
 
 from eval.clips.windows import HeldOut
 from eval.metrics import Clip, GroundTruth, edited_region
+from eval.metrics.base import Mask
 from iclora_train.config import Task
+from iclora_train.core.types import Geometry, Pair
 from iclora_train.data.controls import controls_of
+from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.media.frame_times import simultaneous_frames
 
 MIN_CACHED = 8  # windows whose ground truth always stays in memory: the windows of a batch and their partners
@@ -20,10 +23,13 @@ COPIES = 6  # size of a ground truth relative to its target: three clips, and th
 
 
 class GroundTruths:
-    """Targets and ground truths by window number, read on demand. band: side of a reference token in pixels."""
+    """Targets and ground truths by window number, read on demand.
 
-    def __init__(self, held_out: HeldOut, task: Task, band: int) -> None:
-        self.held_out, self.task, self.band = held_out, task, band
+    geometry: of the base. band: side of a reference token in pixels.
+    """
+
+    def __init__(self, held_out: HeldOut, task: Task, geometry: Geometry, band: int) -> None:
+        self.held_out, self.task, self.geometry, self.band = held_out, task, geometry, band
         target_bytes = held_out.pair(held_out.windows[0]).target.nbytes
         count = max(MIN_CACHED, CACHE_BYTES // (COPIES * target_bytes))
         self.target: Callable[[int], Clip] = lru_cache(count)(
@@ -39,13 +45,34 @@ class GroundTruths:
             target=pair.target,
             shuffled=self.target(window.partner),
             reference=fit_to_shape(pair.references[0], pair.target.shape),
-            region=edited_region(controls[0].task(self.task), pair.target, pair.references[0]),
+            region=region_to_make(self.task, pair, self.geometry),
             record=pair.record,
             fps=pair.fps,
             band=self.band,
             caption=pair.caption,
             controls=tuple(control.name for control in controls),
         )
+
+
+def region_to_make(task: Task, pair: Pair, geometry: Geometry) -> Mask | None:
+    """The region (F,H,W) of the target that the model has to make; None if it has to make the whole clip.
+
+    Neither the reference shows it (`edited_region`), nor is it a given part (`task.conditions`).
+    """
+    hidden = edited_region(controls_of(task, pair.record)[0].task(task), pair.target, pair.references[0])
+    new = new_pixels(task, pair.target.shape[:3], geometry)
+    return hidden if new is None else new if hidden is None else hidden & new
+
+
+def new_pixels(task: Task, shape: tuple[int, ...], geometry: Geometry) -> Mask | None:
+    """The pixels (F,H,W) that the usual conditions of a task do not give; None if the task has none of them."""
+    frames, height, width = shape
+    cells = CleanCells(task.conditions, geometry.temporal).usual(1, geometry.latent_size(frames, height, width))
+    if cells is None:
+        return None
+    new = ~cells[0].numpy()
+    per_frame = new[-(-np.arange(frames) // geometry.temporal)]  # latent frame 0 holds pixel frame 0 alone
+    return per_frame.repeat(geometry.spatial, axis=1).repeat(geometry.spatial, axis=2)
 
 
 def fit_to_shape(clip: Clip, shape: tuple[int, ...]) -> Clip:

@@ -55,7 +55,7 @@ def measure_measuring(source: ClipSource, suite: Suite, features: ClipFeatures |
     not count for each clip. A first run of more than LONG seconds is not repeated.
     """
     settings, windows = source.config.eval, source.held_out.windows
-    truths = GroundTruths(source.held_out, source.config.task, source.token_pixels)
+    truths = GroundTruths(source.held_out, source.config.task, source.base.geometry, source.token_pixels)
     chosen = [truths.of(i % len(windows)) for i in range(settings.workers)]
 
     def measure(truth: GroundTruth) -> object:

@@ -64,7 +64,9 @@ class Scorer:
         """features: the network of FVD, if that is measured too."""
         self.source, self.batches, self.suite = source, batches, suite
         self.held_out = source.held_out
-        self.ground_truths = GroundTruths(source.held_out, source.config.task, source.token_pixels)
+        self.ground_truths = GroundTruths(
+            source.held_out, source.config.task, source.base.geometry, source.token_pixels
+        )
         self.target = self.ground_truths.target
         self.clip_sets = ClipSets(features, [window.source for window in source.held_out.windows])
         self.classic_row = ClassicRow(self.held_out, self.ground_truths, source.config.task, source.device)
