@@ -18,8 +18,10 @@ from iclora_train.config.settings import RENAMED_KEYS
 from iclora_train.core.types import VideoShape
 from iclora_train.generate.input_media import InputMedia, fit_frame
 from iclora_train.generate.inputs import Inputs, encode_frames, encode_references
-from iclora_train.generate.run import generate, to_frames
+from iclora_train.generate.run import generate
 from iclora_train.generate.settings import GenerateSettings, settings_from_record
+from iclora_train.generate.video import to_frames
+from iclora_train.generate.windows import Window
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.clip import probe, read_clip
 from scripts.synthetic.gemma import gemma_for
@@ -165,7 +167,7 @@ def test_a_mask_is_fitted_and_cut_like_its_reference(assets: Path, tmp_path: Pat
     settings = settings_for(assets, tmp_path, attention_mask=str(tmp_path / "mask"))
     vae = BaseModel.open(str(assets / "base")).vae()
     shape = VideoShape(5, 32, 32, 25.0)
-    (reference,) = encode_references(Inputs.open(settings), settings, shape, (2, 1), vae, print)
+    (reference,) = encode_references(Inputs.open(settings), settings, shape, Window(0, 5), (2, 1), vae)
     assert reference.latent.shape == (1, 8, 2, 2, 2)
     assert reference.attention_mask is not None
     assert reference.attention_mask.shape == (1, 5, 16, 16)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from iclora_train.config import ConfigError
 from iclora_train.core.types import VideoShape
-from iclora_train.generate import run
+from iclora_train.generate import run, video
 from iclora_train.generate.inputs import Inputs
 from iclora_train.generate.kept import encode_frames, encode_kept
+from iclora_train.generate.windows import Window
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.clip import read_clip
 from tests.clips import write_clip
@@ -38,13 +39,15 @@ def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def kept_of(assets: Path, shape: VideoShape = SHAPE, **changes: Any) -> tuple[Tensor, Tensor, Any]:
-    """Latents (1,C,f,h,w), mask (f,h,w) and VAE of a video of 32x32x13."""
+def kept_of(
+    assets: Path, shape: VideoShape = SHAPE, window: Window | None = None, **changes: Any
+) -> tuple[Tensor, Tensor, Any]:
+    """Latents (1,C,f,h,w), mask (f,h,w) and VAE of a video of 32x32x13, or of a window of it."""
     settings = settings_for(assets, assets, frames=shape.frames, **changes)
     vae = BaseModel.open(str(assets / "base")).vae()
     inputs = Inputs.open(settings).kept
     inputs.check(settings, shape, vae.temporal)
-    kept = encode_kept(inputs, settings, shape, vae)
+    kept = encode_kept(inputs, settings, shape, window or Window(0, shape.frames), vae)
     assert kept is not None
     return kept.latent, kept.mask[0], vae
 
@@ -82,8 +85,8 @@ def test_the_video_begins_with_its_prefix_and_ends_with_its_suffix(
     assets: Path, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents: list[Tensor] = []
-    decode = run.to_frames
-    monkeypatch.setattr(run, "to_frames", lambda vae, latent: latents.append(latent) or decode(vae, latent))
+    decode = video.to_frames
+    monkeypatch.setattr(video, "to_frames", lambda vae, latent: latents.append(latent) or decode(vae, latent))
     clips = {"prefix": str(media / "six.mp4"), "suffix": str(media / "long.mp4")}
     run.generate(settings_for(assets, tmp_path, frames=25, **clips))
     vae = BaseModel.open(str(assets / "base")).vae()

@@ -67,13 +67,13 @@ class InputMedia:
         """Frames per second of a video; None for images."""
         return self.times.fps if self.times else None
 
-    def frame_numbers(self, fps: float, factor: int = 1) -> np.ndarray:
-        """Numbers (m,) of the frames that a video of `fps` frames per second shows.
+    def frame_numbers(self, fps: float, factor: int = 1, start: int = 0) -> np.ndarray:
+        """Numbers (m,) of the frames that a video of `fps` frames per second shows from its frame `start` on.
 
         factor: the temporal factor of a reference, whose frames are fewer (`temporal_subsample`).
         """
         numbers = self.times.frame_numbers(fps) if self.times else np.arange(len(self.pictures))
-        return temporal_subsample(numbers, factor)
+        return temporal_subsample(numbers[start:], factor)
 
     def read(self, numbers: np.ndarray, size: tuple[int, int], fit: str) -> np.ndarray:
         """Frames of these numbers, fitted to (height, width): uint8 RGB (F,H,W,3). ConfigError names a bad picture."""

@@ -1,4 +1,4 @@
-"""Open references and masks, cut them to size and length, and encode them for the sampler."""
+"""Open references and masks, cut them to the size of a video and to a window of it, and encode them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
+from iclora_train.config import require
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.windows import Window
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 
@@ -39,42 +41,64 @@ class Inputs:
         return [*self.references, *(mask for mask in self.masks if mask is not None), *self.kept.media]
 
 
-@torch.inference_mode()
-def encode_references(
-    inputs: Inputs,
-    settings: GenerateSettings,
-    shape: VideoShape,
-    factors: tuple[int, int],
-    vae: VideoVAE,
-    echo: Callable[[str], None],
-) -> list[Reference]:
-    """Encode the references of a video of `shape`; `factors` are the spatial and temporal reference factors.
+def check_references(
+    inputs: Inputs, shape: VideoShape, temporal_scale: int, temporal: int, in_windows: bool, echo: Callable[[str], None]
+) -> None:
+    """`echo` prints a line for a reference with a variable frame rate, and for one that is too short for the video.
 
-    `echo` prints a line for a reference that is too short.
+    temporal: frames per latent frame. ConfigError if a reference is too short for a video in windows, because the
+    windows after its end would have none.
     """
-    (downscale, temporal_scale), device = factors, vae.model.device
-    size = (shape.height // downscale, shape.width // downscale)
-    references = []
-    for i, media in enumerate(inputs.references):
+    for media in inputs.references:
         if media.times is not None and not media.times.is_constant:
             echo(f"{media.path} has a variable frame rate: its frames are shown at their times, at {shape.fps:g} fps")
+        length = len(media.frame_numbers(shape.fps))
+        require(
+            length >= shape.frames or not in_windows,
+            f"reference={media.path} has {length} frames at {shape.fps:g} fps, the video has {shape.frames}: every "
+            f"window needs its part, so set frames={max(length - 1, 0) // temporal * temporal + 1} or less, give a "
+            "longer reference, or leave out window_frames",
+        )
         numbers = media.frame_numbers(shape.fps, temporal_scale)[: (shape.frames - 1) // temporal_scale + 1]
-        count = (len(numbers) - 1) // vae.temporal * vae.temporal + 1
+        count = (len(numbers) - 1) // temporal * temporal + 1
         covered = (count - 1) * temporal_scale + 1
         if covered < shape.frames:
             echo(
                 f"{media.path} has {len(numbers)} frames at {shape.fps / temporal_scale:g} fps: its first {count} "
                 f"guide the first {covered} frames of the video, the last {shape.frames - covered} have no reference"
             )
-        mask = inputs.masks[i]
-        weights = None if mask is None else read_mask(mask, shape.fps, temporal_scale, count, size, settings.fit)
+
+
+@torch.inference_mode()
+def encode_references(
+    inputs: Inputs,
+    settings: GenerateSettings,
+    shape: VideoShape,
+    window: Window,
+    factors: tuple[int, int],
+    vae: VideoVAE,
+) -> list[Reference]:
+    """Encode the part of the references that belongs to a window of a video of `shape`.
+
+    factors: the spatial and temporal reference factors.
+    """
+    downscale, temporal_scale = factors
+    size = (shape.height // downscale, shape.width // downscale)
+    references = []
+    for i, media in enumerate(inputs.references):
+        numbers = media.frame_numbers(shape.fps, temporal_scale, window.start)
+        length = min(len(numbers), (window.frames - 1) // temporal_scale + 1)
+        count = (length - 1) // vae.temporal * vae.temporal + 1
+        mask, weights = inputs.masks[i], None
+        if mask is not None:
+            weights = read_mask(mask, shape.fps, temporal_scale, window.start, count, size, settings.fit)
         references.append(
             Reference(
                 encode_frames(media.read(numbers[:count], size, settings.fit), vae),
                 downscale,
                 temporal_scale,
                 settings.attention_strength[i],
-                None if weights is None else weights.to(device),
+                weights,
                 settings.reference_strength[i],
             )
         )

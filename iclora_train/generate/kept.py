@@ -13,6 +13,7 @@ from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.kept_latents import KeptLatents, mask_to_cells
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.windows import Window
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 from iclora_train.media.pixels import from_uint8
 
@@ -82,47 +83,60 @@ def _suffix_numbers(media: InputMedia | None, fps: float, temporal: int) -> np.n
 
 
 @torch.inference_mode()
-def encode_kept(inputs: KeptInputs, settings: GenerateSettings, shape: VideoShape, vae: VideoVAE) -> KeptLatents | None:
-    """Encode the kept parts of a video of `shape`; None if nothing is kept.
+def encode_kept(
+    inputs: KeptInputs, settings: GenerateSettings, shape: VideoShape, window: Window, vae: VideoVAE
+) -> KeptLatents | None:
+    """Encode the kept parts of a window of a video of `shape`; None if no setting keeps anything.
 
     The first latent frame of a suffix holds one frame only, which a latent frame inside a clip cannot hold: it is
     dropped.
     """
     if not inputs.media:
         return None
-    geometry, fps = vae.geometry, shape.fps
-    frames = geometry.latent_size(shape.frames, shape.height, shape.width)
-    kept = KeptLatents.none(1, geometry.channels, frames)
+    fps = shape.fps
+    size = vae.geometry.latent_size(window.frames, shape.height, shape.width)
+    kept = KeptLatents.none(1, vae.channels, size)
 
     def encode(media: InputMedia, numbers: np.ndarray) -> Tensor:
         return encode_frames(media.read(numbers, (shape.height, shape.width), settings.fit), vae)
 
+    def keep(media: InputMedia, numbers: np.ndarray, first: int, joins: bool) -> KeptLatents:
+        """`kept` with the frames of a clip that stands at the video's frame `first`. joins: without its own first."""
+        begin, end = max(first, window.start), min(first + len(numbers), window.end)
+        if begin >= end:
+            return kept
+        skipped = int(joins and begin == first)
+        latent = encode(media, numbers[begin - first : end - first])[:, :, skipped:]
+        return kept.with_span(latent, (begin - window.start) // vae.temporal + skipped)
+
     if inputs.source is not None:
-        latent = encode(inputs.source, inputs.source.frame_numbers(fps)[: shape.frames])
-        new = _new_cells(inputs.regenerate, settings, shape, frames)
-        require(bool(new.any()), f"regenerate={settings.regenerate} covers no part of the video: white is made anew")
-        kept = kept.with_cells(latent, ~new)
+        latent = encode(inputs.source, inputs.source.frame_numbers(fps, start=window.start)[: window.frames])
+        kept = kept.with_cells(latent, ~_new_cells(inputs.regenerate, settings, shape, window, size))
     if inputs.suffix is not None:
-        latent = encode(inputs.suffix, _suffix_numbers(inputs.suffix, fps, vae.temporal))[:, :, 1:]
-        kept = kept.with_span(latent, frames[0] - latent.shape[2])
+        numbers = _suffix_numbers(inputs.suffix, fps, vae.temporal)
+        kept = keep(inputs.suffix, numbers, shape.frames - len(numbers), True)
     if inputs.prefix is not None:
-        kept = kept.with_span(encode(inputs.prefix, _prefix_numbers(inputs.prefix, fps, vae.temporal)), 0)
+        kept = keep(inputs.prefix, _prefix_numbers(inputs.prefix, fps, vae.temporal), 0, False)
     if inputs.first_frame is not None:
-        kept = kept.with_span(encode(inputs.first_frame, np.array([0])), 0)
+        kept = keep(inputs.first_frame, np.array([0]), 0, False)
     return kept
 
 
 def _new_cells(
-    mask: InputMedia | None, settings: GenerateSettings, shape: VideoShape, size: tuple[int, int, int]
+    mask: InputMedia | None,
+    settings: GenerateSettings,
+    shape: VideoShape,
+    window: Window,
+    size: tuple[int, int, int],
 ) -> Tensor:
-    """The latent cells (1,f,h,w) bool that are made anew: those of the mask, within `regenerate_frames`."""
+    """The latent cells (1,f,h,w) bool of a window that are made anew: those of the mask, in `regenerate_frames`."""
     new = torch.ones(1, *size, dtype=torch.bool)
     if mask is not None:
-        pixels = read_mask(mask, shape.fps, 1, shape.frames, (shape.height, shape.width), settings.fit)
+        pixels = read_mask(mask, shape.fps, 1, window.start, window.frames, (shape.height, shape.width), settings.fit)
         new &= mask_to_cells(pixels, size, settings.regenerate_mode)
     if settings.regenerate_frames is not None:
-        start, end = settings.regenerate_frames
-        span = torch.zeros(shape.frames, 1, 1)
+        start, end = (max(frame - window.start, 0) for frame in settings.regenerate_frames)
+        span = torch.zeros(window.frames, 1, 1)
         span[start:end] = 1
         new &= mask_to_cells(span, size, settings.regenerate_mode)
     return new
@@ -135,13 +149,15 @@ def encode_frames(frames: np.ndarray, vae: VideoVAE) -> Tensor:
 
 
 def read_mask(
-    media: InputMedia, fps: float, temporal_scale: int, count: int, size: tuple[int, int], fit: str
+    media: InputMedia, fps: float, temporal_scale: int, start: int, count: int, size: tuple[int, int], fit: str
 ) -> Tensor:
-    """A mask (1,F,H,W) in [0, 1], cut to size and length. The last frame of a mask that is too short is repeated.
+    """`count` frames of a mask (1,F,H,W) in [0, 1], from the video's frame `start` on. The last frame of a mask that is
+    too short is repeated.
 
-    F is 1 for an image.
+    F is 1 for an image, and where only the last frame is left. temporal_scale: the temporal factor of a reference.
     """
-    numbers = media.frame_numbers(fps, temporal_scale)[:count]
+    start = min(start, len(media.frame_numbers(fps)) - 1)
+    numbers = media.frame_numbers(fps, temporal_scale, start)[:count]
     if len(numbers) > 1:
         numbers = np.pad(numbers, (0, count - len(numbers)), mode="edge")
     frames = media.read(numbers, size, fit)

@@ -16,6 +16,7 @@ from iclora_train.adapters.official import official_facts
 from iclora_train.config import require
 from iclora_train.config.paths import user_path
 from iclora_train.core.atomic_files import sha256, write_atomic
+from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import VideoShape
 from iclora_train.generate.adapters import recognised
 from iclora_train.generate.inputs import Inputs
@@ -23,6 +24,7 @@ from iclora_train.generate.settings import TRAINING_SECTIONS, GenerateSettings
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.shard_clip import encode_clip
 
+OUTPUT_SETTINGS = ("out", "frames_out", "overwrite", "cache")  # they do not change the pixels
 FRAME = "frame-{:05d}.png"
 
 
@@ -67,6 +69,12 @@ def generation_record(
         "device": device,
         "version": __version__,
     }
+
+
+def finished_windows(settings: GenerateSettings, record: dict[str, Any]) -> Path:
+    """The folder in `cache` for the finished windows of a video: one for each record, wherever the video is written."""
+    fields = {key: value for key, value in record["settings"].items() if key not in OUTPUT_SETTINGS}
+    return user_path(settings.cache) / "windows" / digest(record | {"settings": fields})[:16]
 
 
 def write_outputs(settings: GenerateSettings, frames: np.ndarray, fps: float, record: dict[str, Any]) -> list[Path]:

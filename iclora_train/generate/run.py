@@ -1,10 +1,11 @@
-"""Generate one video. Only one large model is on the device at a time: text encoder, VAE, transformer, VAE again."""
+"""Generate one video. Only one large model is on the device at a time: text encoder, VAE, transformer, VAE again.
+
+A video in windows is the exception: between two windows, the VAE works next to the transformer.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,39 +18,25 @@ from iclora_train.config import require
 from iclora_train.config.hydra_app import conf_dir
 from iclora_train.config.paths import user_path
 from iclora_train.core.console import make_console
-from iclora_train.core.device import device_from
+from iclora_train.core.device import device_from, synced_time
 from iclora_train.core.progress import progress_bar, status
-from iclora_train.core.types import Geometry, VideoShape
+from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
-from iclora_train.diffusion.guidance import Guidance
-from iclora_train.diffusion.kept_latents import KeptLatents
-from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
-from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
-from iclora_train.generate.inputs import Inputs, encode_references
-from iclora_train.generate.kept import encode_kept
-from iclora_train.generate.output import generation_record, refuse_existing, write_outputs
+from iclora_train.generate.inputs import Inputs, check_references
+from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
+from iclora_train.generate.seams import measure_seams
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.size import SizeRules, video_shape
+from iclora_train.generate.stages import Stage, plan_stages, run_stage
+from iclora_train.generate.video import Video
+from iclora_train.generate.windows import Window, describe_windows, plan_windows
 from iclora_train.ltx2.base_model import BaseModel, open_base
 from iclora_train.ltx2.build import compile_from_settings, vae_dtype
-from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
 from iclora_train.ltx2.text_features import TextFeatures
 from iclora_train.ltx2.vae.upsampler import LatentUpsampler
-from iclora_train.ltx2.vae.video_vae import VideoVAE
-from iclora_train.media.pixels import to_uint8
 
 Echo = Callable[[str], None]  # prints a line
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One run of the sampler: the size in pixels, the sampler's settings, references and kept parts of the video."""
-
-    shape: VideoShape
-    sampler: SamplerSettings
-    references: Sequence[Reference]
-    kept: KeptLatents | None
 
 
 def generate(settings: GenerateSettings) -> list[Path]:
@@ -70,28 +57,53 @@ def generate(settings: GenerateSettings) -> list[Path]:
     inputs = Inputs.open(settings)
     rules = SizeRules.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if path else 1)
     shape, rounded = video_shape(settings, inputs.references[0], rules)
+    windows = plan_windows(settings, shape.frames, rules, base.geometry.temporal)
     inputs.kept.check(settings, shape, base.geometry.temporal)
     prompt = full_prompt(settings, adapter, base)
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
+    if len(windows) > 1:
+        echo(describe_windows(windows))
+    check_references(inputs, shape, adapter.temporal_scale, base.geometry.temporal, len(windows) > 1, echo)
     for line in published_use(settings, shape):
         echo(line)
     for media in inputs.media:
         if media.changes:
             echo(f"{media.path}: {', '.join(media.changes)}")
+    files = _make_video(settings, base, adapter, inputs, shape, windows, prompt, device, echo)
+    echo(" ".join(map(str, files)))
+    return files
+
+
+def _make_video(
+    settings: GenerateSettings,
+    base: BaseModel,
+    adapter: Adapter,
+    inputs: Inputs,
+    shape: VideoShape,
+    windows: Sequence[Window],
+    prompt: str,
+    device: torch.device,
+    echo: Echo,
+) -> list[Path]:
+    """Encode, sample, decode and write. Returns the files that were written."""
     text, negative_text = read_text_features(settings, base, prompt, device)
-    vae = base.vae(vae_dtype(settings.model.precision, device))
+    vae = base.vae(vae_dtype(settings.model.precision, device)).to(device)
     with status("encoding references"):
-        stages = plan_stages(settings, base, inputs, shape, adapter, negative_text, vae.to(device), echo)
+        plans = plan_stages(settings, base, inputs, shape, windows, adapter, negative_text, vae)
     upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
     vae.cpu()
-    latent = denoise(settings, base, adapter, stages, text, upsampler, echo)
-    with status("decoding"):
-        frames = to_frames(vae.to(device), latent)
-    sigmas = [stage.sampler.sigmas for stage in stages]
+    sigmas = [stage.sampler.sigmas for stage in plans[0]]
     record = generation_record(settings, base, inputs, shape, prompt, sigmas, device.type)
     record["unused_modules"] = len(adapter.audio)
-    files = write_outputs(settings, frames, shape.fps, record)
-    echo(" ".join(map(str, files)))
+    record["windows"] = [[window.start, window.end] for window in windows]
+    video = Video(vae, device, windows, finished_windows(settings, record) if len(windows) > 1 else None)
+    if video.finished < len(windows):
+        latent = denoise(settings, base, adapter, plans, video, text, upsampler, echo)
+        with status("decoding"):
+            video.add(latent)
+    record["seams"] = measure_seams(video.frames, windows, inputs.references[0], shape, adapter.temporal_scale, echo)
+    files = write_outputs(settings, video.frames, shape.fps, record)
+    video.forget()
     return files
 
 
@@ -151,92 +163,45 @@ def read_text_features(
     return features[0], features[-1]
 
 
-def plan_stages(
-    settings: GenerateSettings,
-    base: BaseModel,
-    inputs: Inputs,
-    shape: VideoShape,
-    adapter: Adapter,
-    negative_text: Tensor,
-    vae: VideoVAE,
-    echo: Echo,
-) -> list[Stage]:
-    """One stage, or two stages with an upsampler.
-
-    With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
-    steps of the distilled schedule, without guidance and without references (as in ltx-pipelines and ComfyUI's
-    workflows).
-    """
-    shapes = [shape]
-    if settings.upsampler:
-        shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
-    kept = [encode_kept(inputs.kept, settings, s, vae) for s in shapes]
-    references = encode_references(inputs, settings, shapes[0], (adapter.downscale, adapter.temporal_scale), vae, echo)
-    size = vae.geometry.latent_size(shapes[0].frames, shapes[0].height, shapes[0].width)
-    num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
-    sampler = SamplerSettings.from_config(
-        settings.sample, settings.flow, size, num_blocks, negative_text, settings.between, settings.blend
-    )
-    refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
-    stages = [Stage(shapes[0], sampler, references, kept[0])]
-    return stages + [Stage(shape, refine, (), kept[1]) for shape in shapes[1:]]
-
-
 def denoise(
     settings: GenerateSettings,
     base: BaseModel,
     adapter: Adapter,
-    stages: Sequence[Stage],
+    plans: Sequence[Sequence[Stage]],
+    video: Video,
     text: Tensor,
     upsampler: LatentUpsampler | None,
     echo: Echo,
 ) -> Tensor:
-    """Latents (1,C,f,h,w) of the last stage. The transformer is loaded here and freed on return."""
-    device = text.device
+    """Sample the windows that the video does not have yet; `plans` has the stages of every window.
+
+    Returns the latents (1,C,f,h,w) of the last window, all others are in the video. The transformer is loaded here once
+    for all windows and freed on return.
+    """
+    device, latent = text.device, None
     with status("loading the transformer"):
         transformer, num_audio = adapted_transformer(base, adapter, settings.model, device)
         compile_from_settings(transformer, base, settings.model)
     if num_audio:
         echo(f"{num_audio} audio modules of the adapters are not used: only the video stream is sampled")
-    latent = run_stage(transformer, base.geometry, stages[0], text, settings.seed, None, echo)
-    for stage in stages[1:]:
-        assert upsampler is not None
-        start = upsampler.to(device)(latent)
-        latent = run_stage(transformer, base.geometry, stage, text, settings.seed, start, echo)
+    if video.finished:
+        echo(f"{video.finished} of {len(video.windows)} windows were finished by an earlier run")
+    seconds: dict[str, list[float]] = {}
+    total = [sum(stage.steps for stage in stages) for stages in plans]
+    with progress_bar("sampling", sum(total), "step") as bar:
+        bar.skip(sum(total[: video.finished]))
+        for window, stages in list(zip(video.windows, plans, strict=True))[video.finished :]:
+            if latent is not None:
+                video.add(latent)
+                latent = None
+            for stage in video.begin(window, stages):
+                start = None if latent is None or upsampler is None else upsampler.to(device)(latent)
+                started = synced_time(device)
+                seed = settings.seed + window.start // base.geometry.temporal
+                latent = run_stage(transformer, base.geometry, stage, text, seed, start, bar)
+                steps = seconds.setdefault(stage.shape.bucket, [])
+                steps += [(synced_time(device) - started) / max(stage.steps, 1)] * stage.steps
+    for bucket, steps in seconds.items():
+        echo(f"{bucket}: {len(steps)} steps of {np.mean(steps or [0.0]):.2f} s")
+    assert latent is not None
     return latent
-
-
-def run_stage(
-    transformer: Transformer,
-    geometry: Geometry,
-    stage: Stage,
-    text: Tensor,
-    seed: int,
-    start: Tensor | None,
-    echo: Echo,
-) -> Tensor:
-    """Latents (1,C,f,h,w) of a stage, with a progress bar over its steps."""
-    shape, steps = stage.shape, len(stage.sampler.sigmas) - 1
-    started = time.perf_counter()
-    with progress_bar("sampling", steps, "step") as bar:
-        latent = sample(
-            transformer,
-            text,
-            geometry.latent_size(shape.frames, shape.height, shape.width),
-            geometry,
-            shape.fps,
-            stage.sampler,
-            [seed],
-            stage.references,
-            stage.kept,
-            start,
-            on_step=lambda step: bar.advance(),
-        )
-    echo(f"{shape.bucket}: {steps} steps of {(time.perf_counter() - started) / steps:.2f} s")
-    return latent
-
-
-@torch.inference_mode()
-def to_frames(vae: VideoVAE, latent: Tensor) -> np.ndarray:
-    """Latents (1,C,f,h,w) -> uint8 RGB (F,H,W,3)."""
-    return to_uint8(vae.decode(latent))[0].cpu().numpy()

@@ -45,6 +45,8 @@ class GenerateSettings:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    window_frames: int | None = None  # of each window of a long video
+    window_overlap: int | None = None  # frames of a window that are carried from the one before
     fps: float | None = None
     fit: str = "crop"
     seed: int = 0
@@ -73,6 +75,13 @@ class GenerateSettings:
         for key in ("width", "height", "frames"):
             value = getattr(self, key)
             require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the reference's")
+        for key in ("window_frames", "window_overlap"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"{key}={value} must be at least 1, or null")
+        require(
+            self.window_overlap is None or self.window_frames is not None,
+            f"window_overlap={self.window_overlap} is a part of window_frames: set window_frames too",
+        )
         bounds = "must be above 0 and at most 1000, or null for the reference's"
         require(self.fps is None or 0 < self.fps <= 1000, f"fps={self.fps} {bounds}")
         self.out = expand_home(self.out)

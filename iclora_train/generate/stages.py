@@ -1,0 +1,129 @@
+"""The runs of the sampler that make one window of a video: one stage, or two with an upsampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iclora_train.adapters.file import Adapter
+from iclora_train.config import require
+from iclora_train.core.progress import ProgressBar
+from iclora_train.core.types import Geometry, VideoShape
+from iclora_train.diffusion.guidance import Guidance
+from iclora_train.diffusion.kept_latents import KeptLatents
+from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.generate.input_media import fit_frame
+from iclora_train.generate.inputs import Inputs, encode_references
+from iclora_train.generate.kept import encode_frames, encode_kept
+from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.windows import Window
+from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
+from iclora_train.ltx2.vae.video_vae import VideoVAE
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the sampler: the window's size in pixels, the sampler's settings, references and kept parts."""
+
+    shape: VideoShape
+    sampler: SamplerSettings
+    references: Sequence[Reference]
+    kept: KeptLatents | None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler; 0 where all is kept."""
+        return 0 if self.kept is not None and bool(self.kept.mask.all()) else len(self.sampler.sigmas) - 1
+
+    def with_carried(self, frames: np.ndarray, vae: VideoVAE) -> Stage:
+        """The stage of a window that begins with these frames (n,H,W,3) of the window before."""
+        size = (self.shape.height, self.shape.width)
+        with torch.inference_mode():
+            latent = encode_frames(np.stack([fit_frame(frame, size, "crop") for frame in frames]), vae)
+        kept = self.kept or KeptLatents.none(1, vae.channels, vae.geometry.latent_size(self.shape.frames, *size))
+        return replace(self, kept=kept.with_span(latent, 0))
+
+
+def plan_stages(
+    settings: GenerateSettings,
+    base: BaseModel,
+    inputs: Inputs,
+    shape: VideoShape,
+    windows: Sequence[Window],
+    adapter: Adapter,
+    negative_text: Tensor,
+    vae: VideoVAE,
+) -> list[list[Stage]]:
+    """The stages of every window of a video of `shape`. ConfigError if `regenerate` covers nothing in any of them."""
+    plans = [_plan_window(settings, base, inputs, shape, w, adapter, negative_text, vae) for w in windows]
+    require(
+        settings.source is None or any(stage.steps for stages in plans for stage in stages),
+        f"regenerate={settings.regenerate} covers no part of the video: white is made anew",
+    )
+    return plans
+
+
+def _plan_window(
+    settings: GenerateSettings,
+    base: BaseModel,
+    inputs: Inputs,
+    shape: VideoShape,
+    window: Window,
+    adapter: Adapter,
+    negative_text: Tensor,
+    vae: VideoVAE,
+) -> list[Stage]:
+    """The stages of a window of a video of `shape`: one, or two with an upsampler.
+
+    With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
+    steps of the distilled schedule, without guidance and without references (as in ltx-pipelines and ComfyUI's
+    workflows).
+    """
+    shapes = [shape]
+    if settings.upsampler:
+        shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
+    kept = [encode_kept(inputs.kept, settings, s, window, vae) for s in shapes]
+    factors = (adapter.downscale, adapter.temporal_scale)
+    references = encode_references(inputs, settings, shapes[0], window, factors, vae)
+    size = vae.geometry.latent_size(window.frames, shapes[0].height, shapes[0].width)
+    num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
+    sampler = SamplerSettings.from_config(
+        settings.sample, settings.flow, size, num_blocks, negative_text, settings.between, settings.blend
+    )
+    first, *second = [replace(s, frames=window.frames) for s in shapes]
+    refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
+    return [Stage(first, sampler, references, kept[0]), *(Stage(s, refine, (), kept[1]) for s in second)]
+
+
+def run_stage(
+    transformer: Transformer,
+    geometry: Geometry,
+    stage: Stage,
+    text: Tensor,
+    seed: int,
+    start: Tensor | None,
+    bar: ProgressBar,
+) -> Tensor:
+    """Latents (1,C,f,h,w) of a stage. What is kept as a whole is not sampled. Each step advances the bar."""
+    shape = stage.shape
+    if stage.kept is not None and stage.steps == 0:
+        return stage.kept.latent.to(text.device)
+    return sample(
+        transformer,
+        text,
+        geometry.latent_size(shape.frames, shape.height, shape.width),
+        geometry,
+        shape.fps,
+        stage.sampler,
+        [seed],
+        stage.references,
+        stage.kept,
+        start,
+        on_step=lambda step: bar.advance(),
+    )
