@@ -197,8 +197,7 @@ def denoise(
             for stage in video.begin(window, stages):
                 start = None if latent is None or upsampler is None else upsampler.to(device)(latent)
                 started = synced_time(device)
-                seed = settings.seed + window.start // base.geometry.temporal
-                latent = run_stage(transformer, base.geometry, stage, text, seed, start, bar)
+                latent = run_stage(transformer, base.geometry, stage, text, settings.seed, start, bar)
                 steps = seconds.setdefault(stage.shape.bucket, [])
                 steps += [(synced_time(device) - started) / max(stage.steps, 1)] * stage.steps
     for bucket, steps in seconds.items():

@@ -48,7 +48,7 @@ class Video:
         self._vae.cpu()
         if self._folder is not None:
             with write_atomic(self._file(self._folder)) as file:
-                file.write(save({"frames": frames}))
+                file.write(save({"frames": np.ascontiguousarray(frames)}))  # save() reads memory in order
         self._join(frames)
 
     def _join(self, frames: np.ndarray) -> None:

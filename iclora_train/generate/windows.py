@@ -1,8 +1,9 @@
 """A long video as windows that follow one another: each begins with the last frames of the window before.
 
-A window is an ordinary video whose first frames are known, so its times and its seed's noise begin anew. The VAE gives
-the first frame of a clip a latent frame of its own. The known frames are therefore carried as pixels and encoded again:
-a latent frame from the middle of a clip, which stands for several frames, never stands where one frame is expected.
+A window is an ordinary video whose first frames are known: its times begin anew at 0, and every window has the noise of
+the seed. The VAE gives the first frame of a clip a latent frame of its own. The known frames are therefore carried as
+pixels and encoded again: a latent frame from the middle of a clip, which stands for several frames, never stands where
+one frame is expected.
 """
 
 from __future__ import annotations
@@ -76,5 +77,14 @@ def describe_windows(windows: Sequence[Window]) -> str:
 
 
 def join_windows(before: np.ndarray, new: np.ndarray, carried: int) -> np.ndarray:
-    """Frames (F,H,W,3) of the video up to a window, and the window's frames, of which the first `carried` are known."""
-    return np.concatenate([before, new[carried:]])
+    """The video up to a window and the window, uint8 (F,H,W,3) each, of whose frames the first `carried` are the last
+    of the video.
+
+    The carried frames went through the VAE once more in the window, which changes them a little. They fade from one to
+    the other, so that the change is spread over all of them and not seen at the seam.
+    """
+    if carried == 0:
+        return np.concatenate([before, new])
+    share = (np.arange(1, carried + 1, dtype=np.float32) / (carried + 1))[:, None, None, None]
+    faded = (1 - share) * before[-carried:] + share * new[:carried]
+    return np.concatenate([before[:-carried], np.rint(faded).astype(np.uint8), new[carried:]])
