@@ -247,8 +247,6 @@ def test_the_text_projection_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("ending", "kind"),
     [
-        ("lokr_w1", "LoKr"),
-        ("lokr_w2_a", "LoKr"),
         ("hada_w1_a", "LoHa"),
         ("dora_scale", "DoRA"),
         ("lora_magnitude_vector.weight", "DoRA"),

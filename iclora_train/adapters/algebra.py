@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FINGERPRINT, ROUNDING, TEMPORAL, VERSION, shown
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FINGERPRINT, LOW_RANK, ROUNDING, TEMPORAL, VERSION, shown
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
@@ -74,7 +74,8 @@ def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
         require_agreement(key, [adapter.metadata.get(key, "1") for adapter in with_reference])
     first = with_reference[0].metadata
     common = {key: value for key, value in first.items() if all(a.metadata.get(key) == value for a in with_reference)}
-    common.pop(ROUNDING, None)
+    for key in (ROUNDING, LOW_RANK):
+        common.pop(key, None)
     common |= {key: declared[0][key] for key in (FAMILY, VERSION) if declared and key in declared[0]}
     tasks = [adapter.metadata.get("task", "unnamed") for adapter in parts]
     triggers = dict.fromkeys(a.metadata["trigger"] for a in parts if a.metadata.get("trigger"))

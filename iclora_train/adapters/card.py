@@ -14,7 +14,7 @@ from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.conditions import conditions_of, in_words
 from iclora_train.adapters.file import Adapter, read
-from iclora_train.adapters.metadata import FAMILY, ROUNDING, TEMPORAL, VERSION, clip_size, shown
+from iclora_train.adapters.metadata import FAMILY, LOW_RANK, ROUNDING, TEMPORAL, VERSION, clip_size, shown
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.scores import read_scores
@@ -33,6 +33,7 @@ _TRAINING_ROWS = {  # metadata key -> row of the card
     "clips": "training windows",
     "sources": "sources of the windows",
     "config_hash": "settings (hash)",
+    LOW_RANK: "left out by conversion to a plain LoRA (relative)",
     ROUNDING: "change of B A by rounding to bf16 (relative)",
     "combined": "combined from (adapter:strength)",
 }

@@ -18,9 +18,10 @@ from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read
+from iclora_train.adapters.lokr import LowRank
 from iclora_train.adapters.official import recognise
 from iclora_train.adapters.precision import save_rounded
-from iclora_train.config import require
+from iclora_train.config import ConfigError, require
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.weights.safetensors_header import read_header
@@ -71,8 +72,19 @@ def describe(path: Path, adapter: Adapter) -> str:
 def convert(args: argparse.Namespace) -> int:
     """Read an adapter of any style and write it in our format."""
     base = None if args.base is None else BaseSpec.open(args.base)
-    adapter = import_adapter(args.file, base, _factors(args))
+    require(args.rank is None or args.rank >= 1, f"--rank {args.rank} must be at least 1")
+    generator = torch.Generator(default_device()).manual_seed(0)
+    low_rank = None if args.rank is None else LowRank(args.rank, generator)
+    adapter = import_adapter(args.file, base, _factors(args), low_rank)
+    if low_rank is not None and not low_rank.total:
+        raise ConfigError(f"--rank {args.rank}: {args.file} is a plain LoRA, whose rank `combine --rank` changes")
     _save(args, adapter)
+    if low_rank is not None:
+        name, most = low_rank.worst
+        print(
+            f"the LoRA leaves out {low_rank.error:.2%} of the LoKr's change of the weights (Frobenius norm), most in "
+            f"{name}: {most:.2%}; --rank {low_rank.exact} leaves out nothing"
+        )
     metadata = read_header(args.file).metadata
     match = recognise(args.file, metadata)
     if match is not None:

@@ -4,24 +4,33 @@ The result has official module names, alpha multiplied into B, and reference fac
 
 Supported: our own and official files, kohya-style (lora_down, lora_up, alpha; also musubi-tuner's `lora_unet_model_`),
 peft-style (with adapter_config.json in the same folder), diffusers-style (`transformer.`, its module names,
-`lora_adapter_metadata`), ComfyUI's other key endings, keys without a prefix.
+`lora_adapter_metadata`), ComfyUI's other key endings, keys without a prefix. A LoKr is converted to a plain LoRA
+(`lokr`).
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from iclora_train.adapters.alpha import DIFFUSERS, scale_of_modules
+from iclora_train.adapters.alpha import DIFFUSERS, Scale, scale_of_modules
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, weight_findings
-from iclora_train.adapters.file import Adapter, adapter_findings, model_findings, module_findings, read_tensors
-from iclora_train.adapters.key_styles import other_kind, parse_any_key
-from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, PLAIN, TEMPORAL, metadata_findings
+from iclora_train.adapters.file import (
+    Adapter,
+    adapter_findings,
+    model_findings,
+    module_findings,
+    read_tensors,
+    remedy_for,
+)
+from iclora_train.adapters.key_styles import PEFT, other_kind, parse_any_key
+from iclora_train.adapters.lokr import NAMES, LowRank, dimension, lokr_findings, to_lora
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, LOW_RANK, PLAIN, TEMPORAL, metadata_findings
 from iclora_train.adapters.official import completed, recognise, require_supported
 from iclora_train.config import ConfigError
 from iclora_train.core.safetensors_header import shortened
@@ -38,23 +47,31 @@ class ReferenceFactors:
     reference: bool = True
 
 
-def import_adapter(path: Path, base: BaseSpec | None = None, factors: ReferenceFactors = ReferenceFactors()) -> Adapter:
+def import_adapter(
+    path: Path,
+    base: BaseSpec | None = None,
+    factors: ReferenceFactors = ReferenceFactors(),
+    low_rank: LowRank | None = None,
+) -> Adapter:
     """Read an adapter of any supported style. Weights are fp32; audio modules are included.
 
     base: the base of the adapter. Modules, shapes and a declared version are checked against it; an undeclared version
     is set to the base's. Without it the modules of an adapter that declares no base must be those of the published
     LTX-2 models. ConfigError names the file, the key and the remedy. A missing reference factor is an error, unless
     `factors` gives it or says that the adapter takes no reference (then the factor is 1), or conf/official knows it.
+    low_rank: the rank to which modules of a LoKr are converted, and where what they lost is noted; without it a LoKr is
+    an error.
     """
     tensors, metadata = read_tensors(path)
     official = recognise(path, metadata)
     require_supported(path, official)
-    modules, styles = _by_module(path, tensors, base)
+    modules, styles = _by_module(path, tensors, base, lokr=low_rank is not None)
     alphas = {name: m.pop("alpha") for name, m in modules.items() if "alpha" in m}
-    for finding in (finding for name, module in modules.items() for finding in module_findings(name, module)):
+    for finding in (finding for name, module in modules.items() for finding in _module_findings(name, module)):
         raise ConfigError(f"{path}: {finding}")
-    scale = scale_of_modules(path, metadata, alphas, styles)
-    weights = {name: (m["A"].float(), m["B"].float() * scale(name, m["A"].shape[0])) for name, m in modules.items()}
+    scaled = {name: alpha for name, alpha in alphas.items() if "A" in modules[name] or dimension(modules[name])}
+    scale = scale_of_modules(path, metadata, scaled, styles)
+    weights = {name: _factors(name, module, scale, low_rank) for name, module in modules.items()}
     kept = {key: value for key, value in completed(metadata, official).items() if not _SCALES.fullmatch(key)}
     findings = list(adapter_findings(weights))
     if base is not None:
@@ -64,27 +81,52 @@ def import_adapter(path: Path, base: BaseSpec | None = None, factors: ReferenceF
         findings += model_findings(Adapter(weights, kept))
     if findings:
         raise ConfigError(f"{path}: {findings[0]}")
+    if low_rank is not None and low_rank.total:
+        ranks = max(a.shape[0] for a, _ in weights.values())
+        kept |= {"rank": str(ranks), LOW_RANK: f"{low_rank.error:.1e}"}
     try:
         return Adapter(weights, with_factors(kept, factors))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
+def _module_findings(name: str, module: Mapping[str, Tensor]) -> Iterator[str]:
+    """Problems of the tensors of one module."""
+    lokr = {key: tensor for key, tensor in module.items() if key in NAMES}
+    if lokr and len(lokr) < len(module):
+        yield f"{name} has factors of a LoRA and of a LoKr: two adapters in one file?"
+    yield from lokr_findings(name, lokr) if lokr else module_findings(name, module)
+
+
+def _factors(name: str, module: Mapping[str, Tensor], scale: Scale, low_rank: LowRank | None) -> tuple[Tensor, Tensor]:
+    """A and B of one module in fp32, with its scale in B."""
+    if "A" in module:
+        return module["A"].float(), module["B"].float() * scale(name, module["A"].shape[0])
+    assert low_rank is not None
+    return to_lora(name, module, scale, low_rank)
+
+
 def _by_module(
-    path: Path, tensors: Mapping[str, Tensor], base: BaseSpec | None
+    path: Path, tensors: Mapping[str, Tensor], base: BaseSpec | None, lokr: bool
 ) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
-    """Module -> factor ("A", "B", "alpha") -> tensor, and the styles of the keys."""
+    """Module -> factor ("A", "B", "alpha", such as "lokr_w1") -> tensor, and the styles of the keys.
+
+    lokr: whether keys of a LoKr are accepted.
+    """
     linears = tuple(base.linears) if base is not None else ()
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     styles = set()
     for name, tensor in tensors.items():
-        kind = other_kind(name)
-        if kind is not None:
+        key, kind = parse_any_key(name, linears), other_kind(name)
+        if kind is not None and (key is None or not lokr):
             raise ConfigError(
-                f"{path}: key {shortened(name)} is of another kind of adapter ({kind}); only plain LoRA can be read: "
-                "merge it into the base with the program that trained it, then `extract` an adapter from the difference"
+                f"{path}: key {shortened(name)} is of another kind of adapter ({kind}); {remedy_for(kind)}"
             )
-        key = parse_any_key(name, linears)
+        if kind is not None and PEFT in key.style:
+            raise ConfigError(
+                f"{path}: key {shortened(name)} is of a LoKr of peft, whose scale is in adapter_config.json, which is "
+                "not read for a LoKr: export it with LyCORIS' keys and alpha"
+            )
         if key is None:
             raise ConfigError(f"{path}: key {shortened(name)} has no supported adapter style: is it a LoRA?")
         if key.factor in modules[key.module]:

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from iclora_train.adapters.alpha import scale_of_modules
-from iclora_train.adapters.key_styles import PREFIX, is_audio, other_kind, parse_any_key, parse_our_key
+from iclora_train.adapters.key_styles import LOKR, PREFIX, is_audio, other_kind, parse_any_key, parse_our_key
 from iclora_train.adapters.ltx2_modules import foreign_module, foreign_size
 from iclora_train.adapters.metadata import (
     DOWNSCALE,
@@ -109,7 +109,8 @@ def inspect(path: Path) -> tuple[Adapter, list[str]]:
             unreadable[_reason(name)].append(name)
         else:
             modules[key.module][key.factor] = tensor
-    findings = [f"key {shortened(keys[0])}{_similar(keys)}: {reason}" for reason, keys in unreadable.items()]
+    other_kinds_first = sorted(unreadable.items(), key=lambda item: other_kind(item[1][0]) is None)
+    findings = [f"key {shortened(keys[0])}{_similar(keys)}: {reason}" for reason, keys in other_kinds_first]
     if modules and any(not key.startswith(PREFIX) for keys in unreadable.values() for key in keys):
         findings.append(f"keys with and without the prefix {PREFIX} are mixed: loaders would drop some of them")
     by_module = {name: list(module_findings(name, factors)) for name, factors in modules.items()}
@@ -140,11 +141,21 @@ def _reason(key: str) -> str:
     """Why a key does not have our format, and the remedy."""
     kind = other_kind(key)
     if kind is not None:
-        return f"is of another kind of adapter ({kind}); this program reads plain LoRA only"
+        return f"is of another kind of adapter ({kind}); {remedy_for(kind)}"
     mark = next((mark for mark in _REASONS if mark in key), None)
     if mark is None and parse_any_key(key) is None:
         return f"is not {PREFIX}<module>.lora_A|lora_B.weight"
     return f"{_NO_PREFIX if mark is None else _REASONS[mark]}; {CONVERT}"
+
+
+def remedy_for(kind: str) -> str:
+    """What to do with an adapter that is not a plain LoRA."""
+    if kind == LOKR:
+        return "`python -m iclora_train.adapters convert FILE OUT --rank N` makes a plain LoRA of it"
+    return (
+        "only plain LoRA can be read: merge it into the base with the program that trained it, then `extract` an "
+        "adapter from the difference"
+    )
 
 
 def _similar(keys: list[str]) -> str:

@@ -26,6 +26,7 @@ _ANY_KEY = (
         r"(?:(?:\.[\w-]+)?\.weight)?"
     )
 )
+_LOKR_KEY = re.compile(r"(?P<module>.+)\.(?P<factor>lokr_(?:w[12](?:_[ab])?|t2))")
 _ALPHAS = (".alpha", ".lora_alpha")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # dots of the module name became underscores
 _WRAPPERS = ("", "model_", "diffusion_model_", "model_diffusion_model_")  # before a module name with underscores
@@ -45,9 +46,10 @@ _AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_con
     "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
 }
+LOKR = "LoKr"  # read by `convert`, which makes a plain LoRA of it
 _OTHER_KINDS = {  # ending of a key -> kind of adapter; they are not products B A, added to a weight
     r"dora_scale|lora_magnitude_vector(\.[\w-]+)?(\.weight)?|magnitude": "DoRA",
-    r"lokr_\w+": "LoKr",
+    r"lokr_\w+": LOKR,
     r"hada_\w+": "LoHa",
     r"oft_\w+(\.\w+)?|boft_\w+|\w*oft_\w*metadata": "OFT",
     r"[ab][12]\.weight": "GLoRA",
@@ -60,7 +62,7 @@ _OTHER_KINDS = {  # ending of a key -> kind of adapter; they are not products B 
 
 @dataclass(frozen=True)
 class AdapterKey:
-    """The content of a key: module, factor ("A", "B" or "alpha") and the style of the key."""
+    """The content of a key: module, factor ("A", "B", "alpha", or such as "lokr_w1") and the style of the key."""
 
     module: str
     factor: str
@@ -82,6 +84,8 @@ def parse_any_key(key: str, modules: Iterable[str] = ()) -> AdapterKey | None:
     alpha = next((ending for ending in _ALPHAS if key.endswith(ending)), None)
     if alpha is not None:
         name, factor = key.removesuffix(alpha), "alpha"
+    elif (lokr := _LOKR_KEY.fullmatch(key)) is not None:
+        name, factor = lokr["module"], lokr["factor"]
     else:
         match = _ANY_KEY.fullmatch(key)
         if match is None:

@@ -12,6 +12,7 @@ from iclora_train.core.safetensors_header import shortened
 
 DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
 FAMILY, VERSION, FINGERPRINT = "base_model_family", "base_model_version", "base_fingerprint"
+LOW_RANK = "low_rank_error"  # what a LoRA leaves out of the adapter of another kind that it was made of; likewise
 ROUNDING = "rounding_error"  # change of B A by the dtype of the file, relative to its Frobenius norm
 KIND, PLAIN = "adapter_kind", "lora"  # marks an adapter that takes no reference
 OTHER_NAMES = {  # musubi-tuner's keys, and the newer key of Lightricks' trainer, which also writes ours
