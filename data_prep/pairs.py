@@ -123,6 +123,9 @@ def _reference_of(
 def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch | None = None) -> Iterator[Pair]:
     """The pairs of one clip, in the order of `windows` (by start). watch: gets the seconds of `decode` and `maker`."""
     task, watch = config.task, watch or Stopwatch()
+    if not task.has_reference:
+        yield from _targets(clip, windows, config, watch)
+        return
     maker = build_maker(task.maker, task.maker_args)
     scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
     video = SourceVideo(
@@ -138,22 +141,32 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
             padded = PaddedWindow.cut(source, window, maker.margin)
             target = crop_window(frames, window) if sources else padded.inner()
             reference, params = _reference_of(padded, window, maker, video, seed, scale)
-        record: dict[str, object] = {
-            "file": clip.path.name,
-            "source": clip.source,
-            "licence": clip.licence,
-            "window": asdict(window),
-            "maker": task.maker,
-            "args": _set_args(maker),
-            "seed": seed,
-            "drawn": params,
-            **asdict(scale),
-        }
-        if clip.section is not None:
-            record["section"] = clip.section.bounds
+        record = _record(clip, window, task.maker)
+        record |= {"args": _set_args(maker), "seed": seed, "drawn": params, **asdict(scale)}
         if scale.temporal_scale > 1:
             record["reference_frames"] = temporal_subsample(np.arange(len(frames)), scale.temporal_scale).tolist()
         yield Pair(window.key, target, (reference,), caption_of(clip, config), window.fps, record)
+
+
+def _targets(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch) -> Iterator[Pair]:
+    """The windows of one clip as pairs without a reference."""
+    for window, frames in zip(
+        windows, watch.each("decode", read_windows(clip.path, windows, clip.section)), strict=True
+    ):
+        record = _record(clip, window, config.task.maker)
+        yield Pair(window.key, crop_window(frames, window), (), caption_of(clip, config), window.fps, record)
+
+
+def _record(clip: Clip, window: Window, maker: str) -> dict[str, object]:
+    """What the record of every pair has."""
+    record: dict[str, object] = {
+        "file": clip.path.name,
+        "source": clip.source,
+        "licence": clip.licence,
+        "window": asdict(window),
+        "maker": maker,
+    }
+    return record if clip.section is None else record | {"section": clip.section.bounds}
 
 
 def _set_args(maker: Maker) -> dict[str, Any]:

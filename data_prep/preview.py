@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from rich.table import Column, Table
 
-from data_prep.checks.report import summarize
+from data_prep.checks.report import limits_of, summarize
 from data_prep.checks.sheet import write_contact_sheet
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import SPLITS, Clip, clips_of
@@ -110,7 +110,7 @@ def _write_pictures(
     for measured in pairs:
         with write_atomic(folder / f"{measured.pair.key}.mp4") as file:
             file.write(encode_clip(_side_by_side(measured.pair), measured.pair.fps, lossless=False))
-    totals = summarize((measured.report for measured in pairs), config.checks.limits())
+    totals = summarize((measured.report for measured in pairs), limits_of(config))
     split_of = {probed.clip.id: probed.clip.split for probed in sample.usable}
     groups = {split: [window for window in windows if split_of[window.clip] == split] for split in SPLITS}
     kept = {split: {"clips": len({w.clip for w in group}), "windows": len(group)} for split, group in groups.items()}

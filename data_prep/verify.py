@@ -13,6 +13,7 @@ from typing import Any
 from data_prep.engines.base import Failure
 from data_prep.engines.local import create_engine
 from iclora_train.config import Config
+from iclora_train.config.no_reference import NO_REFERENCE
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.records import DamagedFileError, read_json
 from iclora_train.data.shard_index import FINGERPRINT_FILE, KINDS, REMEDY, ShardError
@@ -142,7 +143,7 @@ def _check_shard(work: Work) -> list[str]:
 def _preview_shapes(shards: ShardSet, i: int) -> Shapes:
     """Shapes of the previews of sample i, of which no lossless pixels are kept. ValueError if one is damaged."""
     record, previews = shards.record(i), shards.read_previews(i)
-    if record.keep == "preview" and not {"target", "reference0"} <= previews.keys():
+    if record.keep == "preview" and not {"target", *_reference(shards)} <= previews.keys():
         raise ValueError("it has no preview of its target and its reference")
     if any(len(clip) != record.frames for name, clip in previews.items() if name == "target"):
         raise ValueError("its preview has another number of frames")
@@ -169,6 +170,12 @@ def _sample_shapes(shards: ShardSet, i: int) -> Shapes:
             if not bool(tensor.isfinite().all()):
                 raise ValueError(f"its {name} holds NaN or infinite values")
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if "reference0" not in shapes:
+    if not shapes.keys() >= _reference(shards):
         raise ValueError("it has no reference")
     return shapes
+
+
+def _reference(shards: ShardSet) -> set[str]:
+    """The stream that every sample has besides its target: none in shards of a task without references."""
+    without = shards.made_from.settings.get("task", {}).get("maker") == NO_REFERENCE
+    return set() if without else {"reference0"}

@@ -242,7 +242,7 @@ def callbacks_of(config: Config, base: BaseModel, shards: ShardSet, folder: Path
         console.print(f"note: no validation during training, because {shards.folder} has no val windows")
     elif settings.loss_every or settings.clips_every:
         batches, losses_every = ValidationBatches.open(shards, config), settings.loss_every
-    if batches is not None and batches.no_swap is not None:
+    if batches is not None and batches.no_swap is not None and config.task.has_reference:
         console.print(f"note: validation has no swapped reference, swap_gap and swap_won are empty: {batches.no_swap}")
 
     def validate(module: ICLoRA) -> Row:

@@ -105,7 +105,7 @@ def module_of(base: BaseModel, variant: Variant, rank: int, device: torch.device
         cuda_graphs=variant.cuda_graphs, weight_offload=variant.weight_offload, lora=Lora(rank=rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-4})
-    config = Config(task=Task(name="benchmark", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
+    config = Config(task=Task(name="benchmark", maker="given"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
     module = ICLoRA(config, base, device)
     if variant.eager:
         for _, layer in lora.layers(module.transformer):

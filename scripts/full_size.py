@@ -90,7 +90,7 @@ def train(base: BaseModel, args: argparse.Namespace, device: torch.device) -> No
         activation_checkpointing=not args.keep_all, lora=Lora(rank=args.rank),
     )  # fmt: skip
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": args.rate})
-    config = Config(task=Task(name="full", maker="none"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
+    config = Config(task=Task(name="full", maker="given"), model=model, flow=Flow(first_frame_p=0.0), optim=optim)
     begin = synced_time(device)
     with HostPeak() as host:
         module = ICLoRA(config, base, device)

@@ -144,6 +144,11 @@ def test_the_card_says_where_diffusers_differs(tmp_path: Path) -> None:
     assert "'From (a) to ...'" in loading(tmp_path, prompt_template="From {a} to {caption}")
     plain = loading(tmp_path, adapter_kind="lora")
     assert "takes no reference" in plain
+    assert ("deblur.workflow.json" in plain) is (tmp_path / "deblur.workflow.json").exists() is True
+    card = (tmp_path / "deblur.md").read_text()
+    assert "# deblur: a LoRA for ltx 2.3" in card
+    assert front_matter(card)["pipeline_tag"] == "text-to-video"
+    assert "ic-lora" not in front_matter(card)["tags"]
     assert "reference_conditions" not in plain
     text = loading(tmp_path, reference_downscale_factor="1", reference_temporal_scale_factor="4")
     assert "**diffusers** cannot run this adapter" in text

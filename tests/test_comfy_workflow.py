@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from data_prep.clips.windows import Window
 from data_prep.makers import build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
+from iclora_train.adapters.comfyui_base import Link
 from iclora_train.adapters.comfyui_json import api_json, graph_json
 from iclora_train.adapters.comfyui_nodes import NODE_CLASSES, NodeClass, NodeInput
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
@@ -45,7 +46,7 @@ SETTINGS = [
     for version in VERSIONS
     for fps in (23.976, None)
     for factor in "12"
-]
+] + [settings_for(version, adapter_kind="lora") for version in VERSIONS]
 
 
 def accepts(spec: NodeInput, value: object) -> bool:
@@ -258,6 +259,18 @@ def test_the_guide_gets_the_pixels_that_training_saw(factor: int) -> None:
     assert 10 * math.log10(1 / max(error.square().mean().item(), 1e-12)) > 55
 
 
+def test_the_workflow_of_a_plain_lora_has_neither_a_reference_nor_a_guide() -> None:
+    nodes = build_workflow(settings_for(adapter_kind="lora", reference_downscale_factor="1"))
+    kinds = {node.class_type for node in nodes.values()}
+    assert "LoraLoaderModelOnly" in kinds
+    assert not kinds & {"LTXVAddGuide", "LTXVCropGuides", "GetICLoRAParameters", "LoadVideo", "ImageScale"}
+    assert nodes["clip"].inputs == {"images": Link("decode", "IMAGE"), "fps": 24.0}  # the rate of the training clips
+    assert nodes["guider"].inputs["positive"] == Link("frame rate", "positive")
+    for fps, expected in (("of the clips", 24.0), ("30.0", 30.0), ("9" * 5000, 24.0), ("0", 24.0)):
+        metadata = {**METADATA, "adapter_kind": "lora", "fps": fps}
+        assert WorkflowSettings.from_metadata(PATH, metadata).fps == expected
+
+
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
@@ -270,7 +283,6 @@ def test_the_guide_gets_the_pixels_that_training_saw(factor: int) -> None:
         ({"reference_downscale_factor": "9" * 5000}, "must be a whole number from 1 to 999"),
         ({"size": "large"}, "the size is unknown"),
         ({"reference_temporal_scale_factor": "2"}, "ComfyUI's nodes do not support reference_temporal_scale_factor"),
-        ({"adapter_kind": "lora"}, "takes no reference"),
         ({"base_model_family": "nano"}, "ComfyUI cannot run nano 2.3"),
         ({"base_model_version": "3.0"}, "ComfyUI cannot run ltx 3.0"),
     ],

@@ -276,7 +276,7 @@ def weight_offload_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def tiny_module(base: BaseModel, weight_offload: int) -> ICLoRA:
     model = Model(name="tiny", checkpoint="", weight_offload=weight_offload, lora=Lora(rank=4))
     optim = Optim(optimizer={"_target_": "torch.optim.AdamW", "lr": 1e-2})
-    return ICLoRA(Config(task=Task(name="tiny", maker="none"), model=model, optim=optim), base)
+    return ICLoRA(Config(task=Task(name="tiny", maker="given"), model=model, optim=optim), base)
 
 
 @pytest.mark.usefixtures("weight_offload_on_a_cpu")

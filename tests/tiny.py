@@ -72,7 +72,7 @@ def write_tiny_latents(
     folder: Path, base: Path, config: Config, downscale: int | None = None, seed: int = 0, train: int = 24
 ) -> Path:
     """Write a finished latent shard set (`train` train, 6 val, 6 heldout clips) for `base`. Each reference is 0.5 times
-    its target, subsampled by the task's factor or by `downscale`."""
+    its target, subsampled by the task's factor or by `downscale`; a task without references has none."""
     stride = downscale or config.task.reference_downscale
     model, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
     f, h, w = model.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
@@ -83,9 +83,9 @@ def write_tiny_latents(
         samples = []
         for i in range(count):
             target = torch.randn(CHANNELS, f, h, w, generator=generator)
-            reference = 0.5 * target[..., ::stride, ::stride]
+            references = (0.5 * target[..., ::stride, ::stride],) if config.task.has_reference else ()
             text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
-            pair = LatentPair(f"{split}{i:03d}", target, (reference,), text, SHAPE.fps, "a caption")
+            pair = LatentPair(f"{split}{i:03d}", target, references, text, SHAPE.fps, "a caption")
             samples.append(pack_latents(pair, SHAPE, source=f"{split}{i // 2}", record={}))
         names.append(f"{split}-00000.tar")
         writer.write(names[-1], samples)

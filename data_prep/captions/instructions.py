@@ -31,6 +31,9 @@ INSTRUCTIONS = {
     + "Do not mention drawings of edges, depth maps, skeletons, tracks or any other control signal. "
     + ANSWER,
     "edit": DESCRIBE + ANSWER,
+    "style": DESCRIBE
+    + "Say nothing about the style or the look of the picture: the caption leaves out what the adapter learns. "
+    + ANSWER,
 }
 BEFORE = "These moments show a scene before an edit:"
 AFTER = "These moments show the same scene after the edit:"

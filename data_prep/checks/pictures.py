@@ -29,7 +29,7 @@ def _tile(frame: np.ndarray, clip_size: tuple[int, int]) -> np.ndarray:
 
 
 def pair_picture(pair: Pair) -> bytes:
-    """JPEG of the references above the target. Small or slow references are shown at the target's size and times."""
+    """JPEG of the references, if any, above the target. Small or slow ones are shown at the target's size and times."""
     rows = []
     numbers = sorted({round(i) for i in np.linspace(0, len(pair.target) - 1, TILES)})
     for clip in (*pair.references, pair.target):

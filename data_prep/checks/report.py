@@ -23,6 +23,8 @@ from iclora_train.core.records import Count, DamagedFileError, Text, as_type, fr
 from iclora_train.core.regular_files import open_regular
 
 Entry = tuple[Report, bytes]  # a report and its picture (JPEG, or empty)
+# checks that compare a reference with its target, or look at what it was made from
+OF_REFERENCES = ("shape", "offset", "blank", "static", "clipped", "contrast", "flicker", "coverage", "caption_control")
 LATER = "later"  # the part with findings that are added after the pairs are made
 
 
@@ -125,11 +127,19 @@ def write_results(root: Path, log: CheckLog, report: dict[str, Any], config: Con
     with write_atomic(root / "checks.jsonl") as file:
         for entry, _ in log.entries():
             file.write(json.dumps(entry.record(), ensure_ascii=False).encode() + b"\n")
-    totals = summarize((entry for entry, _ in log.entries()), config.checks.limits())
+    totals = summarize((entry for entry, _ in log.entries()), limits_of(config))
     max_bytes = int(config.checks.sheet_megabytes * 2**20)
     write_contact_sheet(root / "contact.html", log.entries, totals, report, config.task.name, max_bytes)
     show_checks(totals)
     return totals
+
+
+def limits_of(config: Config) -> dict[str, Limit]:
+    """The limits of the checks that apply to the task, by name."""
+    limits = config.checks.limits()
+    if config.task.has_reference:
+        return limits
+    return {name: limit for name, limit in limits.items() if name not in OF_REFERENCES}
 
 
 def summarize(reports: Iterable[Report], limits: dict[str, Limit]) -> dict[str, Any]:

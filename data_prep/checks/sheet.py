@@ -67,7 +67,8 @@ def _worst(entries: Iterable[tuple[Report, bytes]], max_bytes: int) -> tuple[dic
 def _card(report: Report, picture: bytes) -> str:
     """HTML of a report: its picture, its problems, and every value."""
     data = base64.b64encode(picture).decode()
-    title = "reference above target" if report.is_pair else "the clip above the one that it resembles"
+    title = "reference above target" if any(finding.reference for finding in report.findings) else "the clip"
+    title = title if report.is_pair else "the clip above the one that it resembles"
     reasons = "".join(f"<li>{escape(finding.reason)}</li>" for finding in report.problems)
     return (
         f'<article class="card" data-verdict="{report.verdict}" tabindex="-1">'

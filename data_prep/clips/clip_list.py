@@ -60,10 +60,16 @@ class Clip:
 
 
 def clips_of(config: Config) -> list[Clip]:
-    """The clips of a run, as `list_clips`. If a size has one frame, folders and patterns also yield images."""
+    """The clips of a run, as `list_clips`. If a size has one frame, folders and patterns also yield images.
+
+    A task without references has none, also where the list names them.
+    """
     data = config.data
     images = any(size.frames == 1 for size in data.sizes())
-    return list_clips(data.clips, data.heldout_fraction, images, template_fields(data.prompt or ""), data.references)
+    clips = list_clips(data.clips, data.heldout_fraction, images, template_fields(data.prompt or ""), data.references)
+    if config.task.has_reference:
+        return clips
+    return [replace(clip, reference=None, reference_section=None) for clip in clips]
 
 
 def list_clips(

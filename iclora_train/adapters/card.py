@@ -14,7 +14,17 @@ from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.conditions import conditions_of, in_words
 from iclora_train.adapters.file import Adapter, read
-from iclora_train.adapters.metadata import FAMILY, LOW_RANK, ROUNDING, TEMPORAL, VERSION, clip_size, shown
+from iclora_train.adapters.metadata import (
+    FAMILY,
+    KIND,
+    LOW_RANK,
+    PLAIN,
+    ROUNDING,
+    TEMPORAL,
+    VERSION,
+    clip_size,
+    shown,
+)
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.scores import read_scores
@@ -94,8 +104,10 @@ def published_version(metadata: Mapping[str, str]) -> Version | None:
 
 def front_matter(metadata: Mapping[str, str]) -> str:
     """The YAML block. Values are JSON strings, which are valid YAML."""
-    tags = ["lora", "ic-lora", "video", *(["ltx-2", "ltx-video"] if metadata.get(FAMILY) == "ltx" else [])]
-    lines = [f"tags: {json.dumps(tags)}", "pipeline_tag: video-to-video"]
+    plain = metadata.get(KIND) == PLAIN
+    of_base = ["ltx-2", "ltx-video"] if metadata.get(FAMILY) == "ltx" else []
+    tags = ["lora", *([] if plain else ["ic-lora"]), "video", *of_base]
+    lines = [f"tags: {json.dumps(tags)}", f"pipeline_tag: {'text' if plain else 'video'}-to-video"]
     version = published_version(metadata)
     if version is not None:
         lines += [
@@ -195,10 +207,7 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
             f"```bash\npython -m eval conf={task} adapter={file}\n```",
         ]
     if not adapter.in_context:
-        return [
-            "The adapter takes no reference: every workflow and pipeline for the base model can load it. **ComfyUI**: "
-            "`LoraLoaderModelOnly`. **ltx-pipelines**: `--lora`. **diffusers**: `pipe.load_lora_weights`."
-        ]
+        return _loading_plain(Path(name).stem, no_workflow)
     stem, prompt = Path(name).stem, shown(example_prompt(metadata, "..."), _LONGEST)
     comfyui = (
         f"**ComfyUI** {OLDEST_COMFYUI} or later, without custom nodes: put the file into `models/loras` and open "
@@ -215,6 +224,15 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         _ltx_pipelines(name, prompt, adapter),
         *_reference_size(adapter),
         *_diffusers_section(name, prompt, adapter, version),
+    ]
+
+
+def _loading_plain(stem: str, no_workflow: str | None) -> list[str]:
+    """Instructions for the three programs, for an adapter that takes no reference."""
+    example = f" `{stem}.workflow.json` is an example without custom nodes." if no_workflow is None else ""
+    return [
+        "The adapter takes no reference: every workflow and pipeline for the base model can load it. **ComfyUI**: "
+        f"`LoraLoaderModelOnly`.{example} **ltx-pipelines**: `--lora`. **diffusers**: `pipe.load_lora_weights`."
     ]
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from iclora_train.adapters.comfyui_base import Link, WorkflowNode
 from iclora_train.adapters.comfyui_nodes import NODE_CLASSES, NodeInput, Value
-from iclora_train.adapters.comfyui_workflow import Link, WorkflowNode
 from iclora_train.core.atomic_files import write_atomic
 
 _COLUMN, _ROW = 340, 260  # pixels between nodes on the page

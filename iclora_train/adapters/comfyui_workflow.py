@@ -3,7 +3,8 @@
 The workflow loads the distilled base, the adapter and the reference clip. The first frames of the reference are cropped
 and scaled to the trained size, then averaged over blocks of factor x factor pixels, as in training. They become a guide
 of an empty video; a node reads the factor from the adapter file. After sampling, the guide is removed, and the clip is
-decoded and saved. All nodes are part of ComfyUI.
+decoded and saved. For an adapter that takes no reference there is neither a reference nor a guide. All nodes are part
+of ComfyUI.
 """
 
 from __future__ import annotations
@@ -13,41 +14,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from iclora_train.adapters.comfyui_base import BaseNodes, Link, WorkflowNode, load_base
 from iclora_train.adapters.comfyui_nodes import Value
 from iclora_train.adapters.metadata import (
     DOWNSCALE,
     FAMILY,
     KIND,
+    MAX_FPS,
     PLAIN,
     TEMPORAL,
     VERSION,
     factor,
     metadata_findings,
     shown,
+    trained_fps,
 )
 from iclora_train.config import ConfigError
 from iclora_train.data.prompts import example_prompt
 from iclora_train.diffusion.noise_schedule import DISTILLED
-from iclora_train.ltx2.weights.versions import VERSIONS, ComfyUIFiles
+from iclora_train.ltx2.weights.versions import VERSIONS
 
 _CELL, _FRAMES = 32, 8  # pixels and frames per latent cell of every published LTX-2 VAE
-_MAX_SIDE, _MAX_FRAMES, _MAX_FPS = 16384, 1000, 120  # of ComfyUI's nodes: MAX_RESOLUTION, empty audio, CreateVideo
-
-
-@dataclass(frozen=True)
-class Link:
-    """An output of another node, by the node's title and the output's name."""
-
-    node: str
-    output: str
-
-
-@dataclass(frozen=True)
-class WorkflowNode:
-    """A node: its class, and values or links for some of its inputs. All other inputs have their default."""
-
-    class_type: str
-    inputs: dict[str, Value | Link]
+_PLAIN_FPS = 24.0  # of a clip without a reference whose adapter does not name the rate of its clips
+_MAX_SIDE, _MAX_FRAMES = 16384, 1000  # of ComfyUI's nodes: MAX_RESOLUTION, empty audio
 
 
 @dataclass(frozen=True)
@@ -55,6 +44,7 @@ class WorkflowSettings:
     """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
 
     prompt: an example. downscale: factor by which the reference is smaller than the video, in height and width.
+    reference: whether the adapter takes one.
     """
 
     file: str
@@ -65,6 +55,7 @@ class WorkflowSettings:
     frames: int
     downscale: int
     fps: float | None = None
+    reference: bool = True
 
     @classmethod
     def from_metadata(
@@ -72,16 +63,14 @@ class WorkflowSettings:
     ) -> WorkflowSettings:
         """The settings from an adapter's metadata; size (`width x height x frames`) overrides it.
 
-        As in `iclora_train.generate`, the frame rate is the reference clip's unless fps is given. ConfigError with the
-        reason if ComfyUI cannot run the adapter.
+        As in `iclora_train.generate`, the frame rate is the reference clip's unless fps is given; without a reference
+        that of the training clips. ConfigError with the reason if ComfyUI cannot run the adapter.
         """
         if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
             raise ConfigError(
                 f"{path}: ComfyUI cannot run {shown(metadata.get(FAMILY)) or 'an undeclared base'} "
                 f"{shown(metadata.get(VERSION))}, only the published LTX models"
             )
-        if metadata.get(KIND) == PLAIN:
-            raise ConfigError(f"{path}: the adapter takes no reference; any workflow of the base model can load it")
         if metadata.get(TEMPORAL, "1") != "1":
             raise ConfigError(
                 f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
@@ -89,11 +78,13 @@ class WorkflowSettings:
         for finding in metadata_findings(metadata):
             raise ConfigError(f"{path}: {finding}")
         downscale = factor(metadata, DOWNSCALE)
-        if fps is not None and not 1 <= fps <= _MAX_FPS:
-            raise ConfigError(f"--fps {fps:g} must be between 1 and {_MAX_FPS}, the limits of ComfyUI's CreateVideo")
+        if fps is not None and not 1 <= fps <= MAX_FPS:
+            raise ConfigError(f"--fps {fps:g} must be between 1 and {MAX_FPS}, the limits of ComfyUI's CreateVideo")
         width, height, frames = _clip_size(path, size or metadata.get("size", ""), downscale)
         prompt = example_prompt(metadata, "describe the clip here")
-        return cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps)
+        reference = metadata.get(KIND) != PLAIN
+        fps = fps if reference or fps is not None else trained_fps(metadata) or _PLAIN_FPS
+        return cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps, reference)
 
 
 def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
@@ -112,44 +103,17 @@ def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
     return width, height, frames
 
 
-@dataclass(frozen=True)
-class BaseNodes:
-    """The nodes that load a base, and the outputs of its two VAEs."""
-
-    nodes: dict[str, WorkflowNode]
-    video_vae: Link
-    audio_vae: Link
-
-
-def load_base(files: ComfyUIFiles) -> BaseNodes:
-    """Nodes for a base in one file (2.0, 2.3), or in one file per component (2.5)."""
-    if files.vae is None or files.audio_vae is None:
-        nodes = {
-            "base": WorkflowNode("CheckpointLoaderSimple", {"ckpt_name": files.model}),
-            "text encoder": WorkflowNode(
-                "LTXAVTextEncoderLoader", {"text_encoder": files.text_encoder, "ckpt_name": files.model}
-            ),
-            "audio vae": WorkflowNode("LTXVAudioVAELoader", {"ckpt_name": files.model}),
-        }
-        return BaseNodes(nodes, Link("base", "VAE"), Link("audio vae", "Audio VAE"))
-    nodes = {
-        "base": WorkflowNode("UNETLoader", {"unet_name": files.model}),
-        "text encoder": WorkflowNode("CLIPLoader", {"clip_name": files.text_encoder, "type": "ltxv"}),
-        "video vae": WorkflowNode("VAELoader", {"vae_name": files.vae}),
-        "audio vae": WorkflowNode("VAELoader", {"vae_name": files.audio_vae}),
-    }
-    return BaseNodes(nodes, Link("video vae", "VAE"), Link("audio vae", "VAE"))
-
-
 def build_workflow(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
     """All nodes by title, in the order of the computation: load, condition, sample, decode, save."""
     base = load_base(VERSIONS[settings.version].comfyui)
     return (
         base.nodes
-        | _load_adapter_and_reference(settings)
+        | _adapter(settings)
+        | (_reference(settings) if settings.reference else {})
         | _conditioning(settings, base)
+        | (_guide(settings, base) if settings.reference else {})
         | _audio(settings, base)
-        | _sampling()
+        | _sampling(settings)
         | _saving(settings, base)
     )
 
@@ -163,15 +127,24 @@ def _fps(settings: WorkflowSettings) -> Value | Link:
     return _link("frames.fps") if settings.fps is None else settings.fps
 
 
-def _load_adapter_and_reference(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
-    """The adapter and the pictures of the guide.
+def _conditioned(settings: WorkflowSettings, output: str) -> Link:
+    """`positive` or `negative` of the last node that changes the conditioning."""
+    return Link("guide" if settings.reference else "frame rate", output)
+
+
+def _adapter(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+    inputs: dict[str, Value | Link] = {"model": _link("base.MODEL"), "lora_name": settings.file}
+    return {"adapter": WorkflowNode("LoraLoaderModelOnly", inputs)}
+
+
+def _reference(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+    """The pictures of the guide.
 
     Training makes the reference at the video's size and averages blocks of its pixels; so does the workflow, in two
     steps. The guide node would reduce a larger picture by bilinear interpolation, which skips pixels at a factor of 4.
     """
     width, height = settings.width, settings.height
     nodes = {
-        "adapter": WorkflowNode("LoraLoaderModelOnly", {"model": _link("base.MODEL"), "lora_name": settings.file}),
         "reference factor": WorkflowNode("GetICLoRAParameters", {"iclora_model": _link("adapter.MODEL")}),
         "reference": WorkflowNode("LoadVideo", {"file": "reference.mp4"}),
         "frames": WorkflowNode("GetVideoComponents", {"video": _link("reference.VIDEO")}),
@@ -208,6 +181,11 @@ def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, Work
         "empty video": WorkflowNode(
             "EmptyLTXVLatentVideo", {"width": settings.width, "height": settings.height, "length": settings.frames}
         ),
+    }
+
+
+def _guide(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+    return {
         "guide": WorkflowNode(
             "LTXVAddGuide",
             {
@@ -223,7 +201,8 @@ def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, Work
 
 
 def _audio(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
-    """The model computes video and audio together. Its audio is discarded; the clip has the reference's audio."""
+    """The model computes video and audio together. Its audio is discarded; a reference's is used."""
+    latent = _link("guide.latent" if settings.reference else "empty video.LATENT")
     return {
         "empty audio": WorkflowNode(
             "LTXVEmptyLatentAudio",
@@ -231,12 +210,12 @@ def _audio(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNod
         ),
         "video and audio": WorkflowNode(
             "LTXVConcatAVLatent",
-            {"video_latent": _link("guide.latent"), "audio_latent": _link("empty audio.Latent")},
+            {"video_latent": latent, "audio_latent": _link("empty audio.Latent")},
         ),
     }
 
 
-def _sampling() -> dict[str, WorkflowNode]:
+def _sampling(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
     return {
         "noise": WorkflowNode("RandomNoise", {"noise_seed": 0}),
         "sampler": WorkflowNode("KSamplerSelect", {"sampler_name": "euler"}),
@@ -245,8 +224,8 @@ def _sampling() -> dict[str, WorkflowNode]:
             "CFGGuider",
             {
                 "model": _link("adapter.MODEL"),
-                "positive": _link("guide.positive"),
-                "negative": _link("guide.negative"),
+                "positive": _conditioned(settings, "positive"),
+                "negative": _conditioned(settings, "negative"),
                 "cfg": 1.0,
             },
         ),
@@ -264,20 +243,18 @@ def _sampling() -> dict[str, WorkflowNode]:
 
 
 def _saving(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+    sampled = _link("video only.video_latent")
+    without_guide = WorkflowNode(
+        "LTXVCropGuides",
+        {"positive": _link("guide.positive"), "negative": _link("guide.negative"), "latent": sampled},
+    )
+    video = _link("remove guide.latent") if settings.reference else sampled
+    audio: dict[str, Value | Link] = {"audio": _link("frames.audio")} if settings.reference else {}
+    clip: dict[str, Value | Link] = {"images": _link("decode.IMAGE"), "fps": _fps(settings), **audio}
     return {
         "video only": WorkflowNode("LTXVSeparateAVLatent", {"av_latent": _link("sample.output")}),
-        "remove guide": WorkflowNode(
-            "LTXVCropGuides",
-            {
-                "positive": _link("guide.positive"),
-                "negative": _link("guide.negative"),
-                "latent": _link("video only.video_latent"),
-            },
-        ),
-        "decode": WorkflowNode("VAEDecodeTiled", {"samples": _link("remove guide.latent"), "vae": base.video_vae}),
-        "clip": WorkflowNode(
-            "CreateVideo",
-            {"images": _link("decode.IMAGE"), "fps": _fps(settings), "audio": _link("frames.audio")},
-        ),
+        **({"remove guide": without_guide} if settings.reference else {}),
+        "decode": WorkflowNode("VAEDecodeTiled", {"samples": video, "vae": base.video_vae}),
+        "clip": WorkflowNode("CreateVideo", clip),
         "save": WorkflowNode("SaveVideo", {"video": _link("clip.VIDEO"), "filename_prefix": Path(settings.file).stem}),
     }

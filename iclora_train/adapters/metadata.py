@@ -15,6 +15,7 @@ FAMILY, VERSION, FINGERPRINT = "base_model_family", "base_model_version", "base_
 LOW_RANK = "low_rank_error"  # what a LoRA leaves out of the adapter of another kind that it was made of; likewise
 ROUNDING = "rounding_error"  # change of B A by the dtype of the file, relative to its Frobenius norm
 KIND, PLAIN = "adapter_kind", "lora"  # marks an adapter that takes no reference
+MAX_FPS = 120  # of ComfyUI's CreateVideo
 OTHER_NAMES = {  # musubi-tuner's keys, and the newer key of Lightricks' trainer, which also writes ours
     DOWNSCALE: ("reference_spatial_scale_factor", "ss_reference_downscale_factor"),
     TEMPORAL: ("ss_reference_temporal_scale_factor",),
@@ -23,6 +24,7 @@ _MUSUBI_IN_CONTEXT = "ss_v2v_training"  # "True" for an IC-LoRA of musubi-tuner,
 _ARCHITECTURES = ("modelspec.architecture", "ss_base_model_version")  # musubi-tuner, ai-toolkit
 _LTX2 = re.compile(r"ltx[-_ .]?(video[-_ .]?)?2", re.IGNORECASE)
 _FACTOR = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
+_FPS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?", re.ASCII)
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
@@ -41,6 +43,12 @@ def clip_size(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:
     """Width, height and frames of the training clips; None if the metadata does not say."""
     match = _SIZE.fullmatch(metadata.get("size", ""))
     return None if match is None else (int(match[1]), int(match[2]), int(match[3]))
+
+
+def trained_fps(metadata: Mapping[str, str]) -> float | None:
+    """Frames per second of the training clips, from 1 to 120; None if the metadata does not say, or other ones."""
+    text = metadata.get("fps", "")
+    return float(text) if _FPS.fullmatch(text) and 1 <= float(text) <= MAX_FPS else None
 
 
 def with_our_names(metadata: Mapping[str, str]) -> dict[str, str]:

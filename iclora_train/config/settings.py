@@ -21,6 +21,7 @@ from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.lora import Lora
+from iclora_train.config.no_reference import NO_REFERENCE, check_sections, check_task
 from iclora_train.config.paths import expand_home
 from iclora_train.config.share import Share
 from iclora_train.config.sources import DataSource, check_sources
@@ -49,7 +50,7 @@ class Task:
     """What an adapter learns: how its references are made, which trigger calls it, which metrics evaluate it."""
 
     name: str = MISSING
-    family: str = "restoration"  # which metrics evaluate it: restoration, colorize, structure or edit
+    family: str = "restoration"  # which metrics evaluate it: restoration, colorize, structure, edit, style
     trigger: str = ""  # added before every caption, stored in the adapter file
     reference_downscale: int = 1  # the reference is this many times smaller than the target
     reference_temporal_scale: int = 1  # the reference's frame rate is this many times lower
@@ -58,11 +59,18 @@ class Task:
     conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
 
     def __post_init__(self) -> None:
-        one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit"))
+        one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit", "style"))
         for key in ("reference_downscale", "reference_temporal_scale"):
             value = getattr(self, key)
             require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
         check_conditions(self.conditions)
+        keys = ("reference_downscale", "reference_temporal_scale", "maker_args")
+        check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether clips have references. A plain LoRA has none."""
+        return self.maker != NO_REFERENCE
 
 
 @dataclass
@@ -253,6 +261,8 @@ class Config:
 
     def __post_init__(self) -> None:
         one_of("export_dtype", self.export_dtype, ("bf16", "fp32"))
+        if not self.task.has_reference:
+            check_sections(self.flow, self.data.references, self.data.sources)
         if self.share is not None:
             Share.parse(self.share)
         self.runs_dir = expand_home(self.runs_dir)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from iclora_train.config import Config, ConfigError, require
+from iclora_train.config.no_reference import NO_REFERENCE
 from iclora_train.config.sources import DataSource
 from iclora_train.core.fingerprint import content_settings, digest
 from iclora_train.core.groups import connected
@@ -99,6 +100,13 @@ class Mixture(ShardSet):
                     f"data.sources: {part.root} was made with task.{key}={task.get(key)}, and this run has "
                     f"{expected.get(key)}: set task.{key}={task.get(key)}, or prepare it again with this run's value",
                 )
+            with_reference = task.get("maker") != NO_REFERENCE
+            require(
+                with_reference == config.task.has_reference,
+                f"data.sources: {part.root} has {'references' if with_reference else 'no reference'}, made with "
+                f"task.maker={task.get('maker')}, and this run has task.maker={config.task.maker}: choose sources of "
+                "one kind",
+            )
         if self.kind == "latents":
             _require_same_shapes(self)
 

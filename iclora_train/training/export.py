@@ -11,6 +11,7 @@ from rich.console import Console
 
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.conditions import conditions_metadata
+from iclora_train.adapters.metadata import KIND, PLAIN
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
@@ -63,6 +64,8 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         metadata["batches_per_step"] = batches
     if config.data.prompt is not None:
         metadata[TEMPLATE_KEY] = config.data.prompt
+    if not config.task.has_reference:
+        metadata[KIND] = PLAIN
     if config.task.reference_temporal_scale != 1:
         metadata["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():

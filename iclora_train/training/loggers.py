@@ -20,7 +20,7 @@ from iclora_train.core.wandb_run import failures_printed
 from iclora_train.training.metrics_table import KEY, MetricsTable, read_metrics
 from iclora_train.training.step_metrics import Row
 from iclora_train.training.throughput import THROUGHPUT_COLUMNS
-from iclora_train.training.validation_metrics import CONDITIONS
+from iclora_train.training.validation_metrics import CONDITIONS, PLAIN_CONDITIONS
 
 
 class MetricLogger(Protocol):
@@ -144,7 +144,7 @@ class ConsoleLogger:
         assert self.bar is not None
         row = rows[-1]
         step = int(row["step"])
-        if "control_gain" in row:
+        if "control_gain" in row or "adapter_gain" in row:
             self.console.print(f"step {step}  validation loss: {_validation_text(row)}")
         if "sampled_psnr" in row:
             other = f", to other targets {row['sampled_psnr_other']:.2f} dB" if "sampled_psnr_other" in row else ""
@@ -165,12 +165,17 @@ def _speed_text(row: Row) -> str:
 
 def _validation_text(row: Row) -> str:
     """Means over the noise levels, e.g. `reference correct 0.31, swapped 0.40, none 0.39, base 0.38; control gain +18.4
-    %, swap gap +23.7 %`."""
+    %, swap gap +23.7 %`; in a task without references `adapter 0.36, base 0.38; adapter gain +5.3 %`."""
     means = []
-    for condition in CONDITIONS:
+    has_reference = "control_gain" in row
+    for condition in CONDITIONS if has_reference else PLAIN_CONDITIONS:
         values = [value for name, value in row.items() if name.startswith(f"val_{condition}_")]
         mean = sum(values) / len(values)
         means.append(f"{condition} not measured" if math.isnan(mean) else f"{condition} {mean:.4f}")
+    if not has_reference:
+        adapter, base = means
+        gain = row["adapter_gain"]
+        return f"{adapter.replace('none', 'adapter')}, {base}; adapter gain {100 * gain:+.1f} %"
     gain, gap = row["control_gain"], row["swap_gap"]
     swap_gap = "not measured" if math.isnan(gap) else f"{100 * gap:+.1f} %"
     return f"reference {', '.join(means)}; control gain {100 * gain:+.1f} %, swap gap {swap_gap}"

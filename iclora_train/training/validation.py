@@ -73,7 +73,9 @@ class ValidationBatches:
         chosen = [candidates[i * len(candidates) // windows] for i in range(windows)]
         sizes = clips_per_batch(shards, "val", config.data.batch_size, config.data.tokens_per_batch)
         no_swap = None
-        if len(set(recordings.values())) == 1:
+        if not config.task.has_reference:
+            no_swap = "the task has no reference"
+        elif len(set(recordings.values())) == 1:
             no_swap = f"all val windows are of one recording, {next(iter(recordings.values()))}"
         batches = []
         for numbers in _slices(chosen, shards, sizes):
@@ -127,7 +129,7 @@ def fit_latent(latent: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def validation_columns(config: Config) -> list[str]:
     """Columns of `validation_losses` and of `validation_clips.ValidationClips`."""
-    return [*loss_columns(config.validation.sigmas), *CLIP_COLUMNS]
+    return [*loss_columns(config.validation.sigmas, config.task.has_reference), *CLIP_COLUMNS]
 
 
 def validation_losses(
@@ -135,9 +137,9 @@ def validation_losses(
 ) -> dict[str, float]:
     """Velocity losses at each of validation.sigmas, and the metrics derived from them (`validation_metrics.loss_row`).
 
-    The noise is fixed. The adapter gets the correct, a swapped (if there is one) and no reference; the base alone gets
-    no reference. All ranks call this together, and get the row that a single process computes. StopRequestedError as in
-    `preemption.gather_work`.
+    The noise is fixed. The adapter gets the correct, a swapped (if there is one) and no reference, in a task without
+    references only the last; the base alone gets no reference. All ranks call this together, and get the row that a
+    single process computes. StopRequestedError as in `preemption.gather_work`.
     """
     shares = gather_work(lambda: losses_of_rank(transformer, batches, config, geometry))
     return row_of_losses(shares, config.validation.sigmas)
@@ -185,7 +187,7 @@ def _batch_losses(
     noise = draw_noise(range(first, first + len(correct.keys)), tuple(correct.target.shape[1:])).to(device)
     losses: Losses = {}
     for condition, clips in zip(CONDITIONS, (correct, swapped, no_references, no_references), strict=True):
-        if clips is None:
+        if clips is None or (condition == "correct" and not correct.references):
             continue
         on_device = clips.to(device)
         with lora.adapter_off(transformer) if condition == "base" else nullcontext():

@@ -7,6 +7,10 @@ With L the mean velocity loss on val clips at a noise level, under the same nois
 
 L_base is the loss of the base alone, without reference. L_none, the adapter without reference, is not a measure of
 control: an adapter that is trained with references gets worse without them, and a gain over L_none grows with that.
+
+A task without references has two conditions, the adapter and the base, and one metric:
+
+    adapter gain = (L_base - L_none) / L_base        share of the base's loss that the adapter removes
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 CONDITIONS = ("correct", "swapped", "none", "base")  # references of the adapter; the base alone, without reference
+PLAIN_CONDITIONS = ("none", "base")  # of a task without references
 CLIP_COLUMNS = ("sampled_psnr", "sampled_psnr_other")
 FORMER_PREFIXES = {"heldout_": "val_"}  # of columns in logs of earlier versions
 
@@ -35,8 +40,11 @@ def current_column(name: str) -> str:
     return name
 
 
-def loss_columns(sigmas: Sequence[float]) -> list[str]:
+def loss_columns(sigmas: Sequence[float], has_reference: bool = True) -> list[str]:
     """Names of the values of `loss_row`, in their fixed order."""
+    if not has_reference:
+        plain = [f"val_{condition}_{sigma:g}" for condition in PLAIN_CONDITIONS for sigma in sigmas]
+        return [*plain, *(f"adapter_gain_{sigma:g}" for sigma in sigmas), "adapter_gain"]
     losses = [f"val_{condition}_{sigma:g}" for condition in CONDITIONS for sigma in sigmas]
     per_sigma = [f"{name}_{sigma:g}" for name in ("control_gain", "swap_gap") for sigma in sigmas]
     return [*losses, *per_sigma, "control_gain", "swap_gap", "swap_won"]
@@ -46,8 +54,11 @@ def loss_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, fl
     """Mean losses; control gain and swap gap, per noise level and of losses summed over the levels; and swap_won, the
     share of clips whose loss is lower with the correct reference than with the swapped one (chance: 0.5).
 
-    NaN in place of values of the condition "swapped" if it was not measured.
+    NaN in place of values of the condition "swapped" if it was not measured. Losses of PLAIN_CONDITIONS only give the
+    row of a task without references.
     """
+    if {condition for condition, _ in losses} == set(PLAIN_CONDITIONS):
+        return _plain_row(losses, sigmas)
     complete = {
         (c, s): losses.get((c, s), torch.full_like(losses["correct", s], torch.nan)) for c in CONDITIONS for s in sigmas
     }
@@ -64,6 +75,17 @@ def loss_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, fl
     won = (summed["correct"] < summed["swapped"]).float().where(~summed["swapped"].isnan(), torch.nan)
     row["swap_won"] = float(won.mean())
     return {name: row[name] for name in loss_columns(sigmas)}
+
+
+def _plain_row(losses: LossesByCondition, sigmas: Sequence[float]) -> dict[str, float]:
+    """Mean losses, and the adapter gain per noise level and of losses summed over the levels."""
+    row = {
+        f"val_{condition}_{s:g}": float(losses[condition, s].mean()) for condition in PLAIN_CONDITIONS for s in sigmas
+    }
+    for s in sigmas:
+        row[f"adapter_gain_{s:g}"] = ratio_of_means(losses["base", s] - losses["none", s], losses["base", s])
+    adapter, base = (torch.stack([losses[name, s] for s in sigmas]).sum(0) for name in PLAIN_CONDITIONS)
+    return row | {"adapter_gain": ratio_of_means(base - adapter, base)}
 
 
 def ratio_of_means(part: Tensor, whole: Tensor) -> float:
