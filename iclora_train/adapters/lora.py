@@ -36,6 +36,7 @@ __all__ = [
     "read",
     "require_same_base",
     "save",
+    "set_strength",
 ]
 
 T = TypeVar("T")
@@ -161,6 +162,13 @@ def adapter_off(transformer: nn.Module) -> Iterator[None]:
     finally:
         for _, layer in layers(transformer):
             layer.enable_adapters(True)
+
+
+def set_strength(transformer: nn.Module, strength: float) -> None:
+    """Use a loaded adapter at this strength from now on; at 0 the base computes what it computes without adapter."""
+    for _, layer in layers(transformer):
+        layer.scaling["default"] = strength
+        layer.enable_adapters(strength != 0)
 
 
 def adapter_weights(transformer: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:

@@ -180,7 +180,8 @@ def denoise(
     """
     device, latent = text.device, None
     with status("loading the transformer"):
-        transformer, num_audio = adapted_transformer(base, adapter, settings.model, device)
+        separate = settings.refine_strength != 1
+        transformer, num_audio = adapted_transformer(base, adapter, settings.model, device, separate)
         compile_from_settings(transformer, base, settings.model)
     if num_audio:
         echo(f"{num_audio} audio modules of the adapters are not used: only the video stream is sampled")

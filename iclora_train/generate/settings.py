@@ -50,7 +50,9 @@ class GenerateSettings:
     fps: float | None = None
     fit: str = "crop"
     seed: int = 0
-    upsampler: str | None = None
+    upsampler: str | None = None  # of two stages
+    refine_reference: bool = False  # the second stage sees the references too
+    refine_strength: float = 1.0  # of the adapters in the second stage, relative to adapter_strength; 0: off
     out: str = MISSING
     frames_out: str | None = None
     overwrite: bool = False
@@ -93,6 +95,16 @@ class GenerateSettings:
             values = _numbers(key, getattr(self, key), "reference", len(self.reference))
             require(all(0 <= value <= 1 for value in values), f"{key}={getattr(self, key)} must lie in [0, 1]")
             setattr(self, key, values)
+        require(
+            abs(self.refine_strength) < _LARGEST, f"refine_strength={self.refine_strength} must be below {_LARGEST}"
+        )
+        changed = [
+            key for key, value in (("refine_reference", False), ("refine_strength", 1.0)) if getattr(self, key) != value
+        ]
+        require(
+            self.upsampler is not None or not changed,
+            f"{changed and changed[0]} is for the second stage: set upsampler=FILE too",
+        )
         self.attention_mask = _masks(self.attention_mask, len(self.reference))
         self._check_kept()
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iclora_train.adapters import lora
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
 from iclora_train.core.progress import ProgressBar
@@ -29,12 +30,16 @@ from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of the sampler: the window's size in pixels, the sampler's settings, references and kept parts."""
+    """One run of the sampler: the window's size in pixels, the sampler's settings, references and kept parts.
+
+    strength: of the adapter, relative to `adapter_strength`.
+    """
 
     shape: VideoShape
     sampler: SamplerSettings
     references: Sequence[Reference]
     kept: KeptLatents | None
+    strength: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -82,15 +87,18 @@ def _plan_window(
     """The stages of a window of a video of `shape`: one, or two with an upsampler.
 
     With two stages, the first samples at half the width and height. The second refines the enlarged latents in the last
-    steps of the distilled schedule, without guidance and without references (as in ltx-pipelines and ComfyUI's
-    workflows).
+    steps of the distilled schedule, without guidance, and without references unless `refine_reference` is set (as in
+    ltx-pipelines and ComfyUI's workflows).
     """
     shapes = [shape]
     if settings.upsampler:
         shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
     kept = [encode_kept(inputs.kept, settings, s, window, vae) for s in shapes]
     factors = (adapter.downscale, adapter.temporal_scale)
-    references = encode_references(inputs, settings, shapes[0], window, factors, vae)
+
+    def references(shape: VideoShape) -> list[Reference]:
+        return encode_references(inputs, settings, shape, window, factors, vae)
+
     size = vae.geometry.latent_size(window.frames, shapes[0].height, shapes[0].width)
     num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
     sampler = SamplerSettings.from_config(
@@ -98,7 +106,11 @@ def _plan_window(
     )
     first, *second = [replace(s, frames=window.frames) for s in shapes]
     refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
-    return [Stage(first, sampler, references, kept[0]), *(Stage(s, refine, (), kept[1]) for s in second)]
+    again = settings.refine_reference
+    return [
+        Stage(first, sampler, references(shapes[0]), kept[0]),
+        *(Stage(s, refine, references(shape) if again else (), kept[1], settings.refine_strength) for s in second),
+    ]
 
 
 def run_stage(
@@ -114,6 +126,7 @@ def run_stage(
     shape = stage.shape
     if stage.kept is not None and stage.steps == 0:
         return stage.kept.latent.to(text.device)
+    lora.set_strength(transformer, stage.strength)
     return sample(
         transformer,
         text,
