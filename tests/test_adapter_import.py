@@ -138,7 +138,7 @@ def test_an_import_for_another_base_is_refused(tmp_path: Path, spec: BaseSpec) -
         (NO_WEIGHTS | {f"{QUERY}.alpha": torch.ones(())}, "attn1.to_q has alpha and no weights"),
         (
             {f"{QUERY}.dora_scale": torch.ones(4)},
-            "to_q.dora_scale' is of another kind of adapter (DoRA); only plain LoRA can be read",
+            "to_q.dora_scale' is of another kind of adapter (DoRA); `python -m iclora_train.adapters convert",
         ),
         ({f"{BARE_QUERY}.lora_A.weight": torch.ones(2, 4)}, "names transformer_blocks.0.attn1.to_q for a second time"),
         ({f"{QUERY}.lora_B.weight": None}, "has lora_A without lora_B"),

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from iclora_train.adapters.check import check
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import read
-from iclora_train.adapters.lokr import LowRank, to_lora
+from iclora_train.adapters.lokr import to_lora
+from iclora_train.adapters.low_rank import LowRank
 from iclora_train.config import ConfigError
 from tests.adapter_files import BARE_QUERY, LTX, PUBLISHED, VIDEO, adapter_for, same
 from tests.test_adapters import run
@@ -144,7 +145,7 @@ def test_the_command_says_what_the_lora_leaves_out(tmp_path: Path, capsys: pytes
     changes = {name: b @ a for name, (a, b) in adapter.weights.items()}
     lost = sum(float((expected[name] - change).square().sum()) for name, change in changes.items())
     error = (lost / sum(float(change.square().sum()) for change in expected.values())) ** 0.5
-    assert f"the LoRA leaves out {error:.2%} of the LoKr's change of the weights (Frobenius norm), most in " in text
+    assert f"the LoRA leaves out {error:.2%} of the adapter's change of the weights (Frobenius norm), most in " in text
     assert "; --rank 8 leaves out nothing" in text
     assert float(adapter.metadata["low_rank_error"]) == pytest.approx(error, rel=0.1)
     assert run("check", out, capsys=capsys)[0] == 0
@@ -180,7 +181,7 @@ def test_commands_that_need_a_lora_name_the_remedy(tmp_path: Path, capsys: pytes
         ({"lokr_w1": torch.ones(2, 4, 3, 3)}, r"w1 \(2, 4, 3, 3\) and w2 \(4, 1024\); those of a linear are matrices"),
         ({"lokr_w1": torch.ones(2, 8)}, "the adapter fits a linear 8192 -> 8, the base has 4096 -> 8"),
         ({"lora_A.weight": torch.ones(2, 4096)}, "attn1.to_q has factors of a LoRA and of a LoKr"),
-        ({"dora_scale": torch.ones(8, 1)}, r"of another kind of adapter \(DoRA\)"),
+        ({"dora_scale": torch.ones(8, 1)}, r"attn1.to_q has a magnitude \(DoRA\) without a LoRA"),
         ({"alpha": torch.tensor(torch.inf)}, "alpha of transformer_blocks.0.attn1.to_q is 'inf'"),
         ({"alpha": torch.tensor(3e38)}, "attn1.to_q: alpha makes the LoKr larger than fp32 can hold"),
     ],

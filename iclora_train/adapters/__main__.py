@@ -58,7 +58,7 @@ def _convert(command: argparse.ArgumentParser) -> None:
     command.add_argument("file", type=user_path)
     command.add_argument("out", type=user_path)
     command.add_argument("--base", help=_BASE)
-    command.add_argument("--rank", type=int, help="for a LoKr: rank of the LoRA that is made of it")
+    command.add_argument("--rank", type=int, help="for a LoKr or a DoRA: rank of the LoRA that is made of it")
     _factors(command)
     _dtype(command)
 

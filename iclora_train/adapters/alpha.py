@@ -26,11 +26,13 @@ _METADATA = ("lora_alpha", "network_alpha", "alpha")  # LightX2V; kohya's ss_net
 _NAME = re.compile(r"(\^?)((?:\w|-|\\?\.)+)\$?", re.ASCII)
 
 
-def scale_of_modules(path: Path, metadata: Mapping[str, str], alphas: Mapping[str, Tensor], styles: set[str]) -> Scale:
+def scale_of_modules(
+    path: Path, metadata: Mapping[str, str], alphas: Mapping[str, Tensor], styles: set[str], dora: bool = False
+) -> Scale:
     """The function that gives alpha / rank of a module. ConfigError names the file and the value that is wrong.
 
     alphas: the alpha tensors of the file, by module. styles: of the file's keys; peft's config is used only for keys in
-    peft's style.
+    peft's style. dora: whether the file has the magnitudes of a DoRA.
     """
     if alphas:
         numbers = {module: _tensor(path, module, alpha) for module, alpha in alphas.items()}
@@ -39,10 +41,10 @@ def scale_of_modules(path: Path, metadata: Mapping[str, str], alphas: Mapping[st
         source = f"{path}: metadata {DIFFUSERS}"
         settings = _parsed(metadata[DIFFUSERS], source)
         prefix = "transformer."
-        return _peft({k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}, source)
+        return _peft({k.removeprefix(prefix): v for k, v in settings.items() if k.startswith(prefix)}, source, dora)
     config = path.with_name(_CONFIG)
     if config.is_file() and any(PEFT in style for style in styles):
-        return _peft(_parsed(config.read_bytes(), str(config)), str(config))
+        return _peft(_parsed(config.read_bytes(), str(config)), str(config), dora)
     for key in _METADATA:
         if key in metadata:
             alpha = _text_number(metadata[key], f"{path}: metadata {key}")
@@ -79,10 +81,10 @@ def _parsed(text: bytes | str, source: str) -> dict[str, Any]:
         raise ConfigError(f"{source} is not JSON with the LoRA settings ({error}): export the adapter again") from error
 
 
-def _peft(config: Mapping[str, Any], source: str) -> Scale:
+def _peft(config: Mapping[str, Any], source: str, dora: bool) -> Scale:
     """lora_alpha / r, or lora_alpha / sqrt(r) with use_rslora (arXiv 2312.03732), with peft's alpha_pattern."""
-    if config.get("use_dora"):
-        raise ConfigError(f"{source} has use_dora: a DoRA cannot be read, only plain LoRA")
+    if config.get("use_dora") and not dora:
+        raise ConfigError(f"{source} has use_dora, and the file lacks the magnitudes of a DoRA: export it again")
     default = config.get("lora_alpha")
     default = None if default is None else _number(default, f"{source}: lora_alpha")
     patterns = config.get("alpha_pattern") or {}

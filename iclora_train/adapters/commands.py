@@ -5,23 +5,25 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from iclora_train.adapters import algebra
 from iclora_train.adapters import card as cards
 from iclora_train.adapters import check as checks
 from iclora_train.adapters import extract as extracts
 from iclora_train.adapters import merge_files as merges
-from iclora_train.adapters.base_spec import BaseSpec
+from iclora_train.adapters.base_spec import BaseSpec, model_tensors, open_checkpoint
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read
-from iclora_train.adapters.lokr import LowRank
+from iclora_train.adapters.low_rank import LowRank
 from iclora_train.adapters.official import recognise
 from iclora_train.adapters.precision import save_rounded
-from iclora_train.config import ConfigError, require
+from iclora_train.config import require
 from iclora_train.core.device import default_device
 from iclora_train.core.progress import progress_bar
 from iclora_train.ltx2.weights.safetensors_header import read_header
@@ -72,18 +74,13 @@ def describe(path: Path, adapter: Adapter) -> str:
 def convert(args: argparse.Namespace) -> int:
     """Read an adapter of any style and write it in our format."""
     base = None if args.base is None else BaseSpec.open(args.base)
-    require(args.rank is None or args.rank >= 1, f"--rank {args.rank} must be at least 1")
-    generator = torch.Generator(default_device()).manual_seed(0)
-    low_rank = None if args.rank is None else LowRank(args.rank, generator)
-    adapter = import_adapter(args.file, base, _factors(args), low_rank)
-    if low_rank is not None and not low_rank.total:
-        raise ConfigError(f"--rank {args.rank}: {args.file} is a plain LoRA, whose rank `combine --rank` changes")
+    adapter, low_rank = _imported(args, base)
     _save(args, adapter)
     if low_rank is not None:
         name, most = low_rank.worst
         print(
-            f"the LoRA leaves out {low_rank.error:.2%} of the LoKr's change of the weights (Frobenius norm), most in "
-            f"{name}: {most:.2%}; --rank {low_rank.exact} leaves out nothing"
+            f"the LoRA leaves out {low_rank.error:.2%} of the adapter's change of the weights (Frobenius norm), most "
+            f"in {name}: {most:.2%}; --rank {low_rank.exact} leaves out nothing"
         )
     metadata = read_header(args.file).metadata
     match = recognise(args.file, metadata)
@@ -91,6 +88,33 @@ def convert(args: argparse.Namespace) -> int:
         for note in checks.adapter_notes(args.file, metadata, match, base):
             print(f"note: {args.file}: {note}")
     return 0
+
+
+def _imported(args: argparse.Namespace, base: BaseSpec | None) -> tuple[Adapter, LowRank | None]:
+    """The adapter of `convert`; with --rank, also what a LoRA of that rank leaves out of it."""
+    if args.rank is None:
+        return import_adapter(args.file, base, _factors(args)), None
+    require(args.rank >= 1, f"--rank {args.rank} must be at least 1")
+    generator = torch.Generator(default_device()).manual_seed(0)
+    with progress_bar("converting", None) as bar:
+        low_rank = LowRank(args.rank, generator, None if args.base is None else _weights(args.base), bar.advance)
+        adapter = import_adapter(args.file, base, _factors(args), low_rank)
+    require(
+        bool(low_rank.total), f"--rank {args.rank}: {args.file} is a plain LoRA, whose rank `combine --rank` changes"
+    )
+    return adapter, low_rank
+
+
+def _weights(base: str) -> Callable[[str], Tensor]:
+    """The function that reads the weight of a linear of a base."""
+    tensors = model_tensors(open_checkpoint(base))
+
+    def weight(name: str) -> Tensor:
+        key = f"{name}.weight"
+        require(key in tensors.stored, f"{base} has no {key}, on which the adapter's change depends: give another base")
+        return tensors.tensor(key, default_device())
+
+    return weight
 
 
 def merge(args: argparse.Namespace) -> int:

@@ -4,8 +4,8 @@ The result has official module names, alpha multiplied into B, and reference fac
 
 Supported: our own and official files, kohya-style (lora_down, lora_up, alpha; also musubi-tuner's `lora_unet_model_`),
 peft-style (with adapter_config.json in the same folder), diffusers-style (`transformer.`, its module names,
-`lora_adapter_metadata`), ComfyUI's other key endings, keys without a prefix. A LoKr is converted to a plain LoRA
-(`lokr`).
+`lora_adapter_metadata`), ComfyUI's other key endings, keys without a prefix. Of a LoKr or a DoRA a plain LoRA
+is made (`lokr`, `dora`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from iclora_train.adapters import dora
 from iclora_train.adapters.alpha import DIFFUSERS, Scale, scale_of_modules
 from iclora_train.adapters.base_spec import BaseSpec, base_findings, weight_findings
 from iclora_train.adapters.file import (
@@ -28,8 +29,9 @@ from iclora_train.adapters.file import (
     read_tensors,
     remedy_for,
 )
-from iclora_train.adapters.key_styles import PEFT, other_kind, parse_any_key
-from iclora_train.adapters.lokr import NAMES, LowRank, dimension, lokr_findings, to_lora
+from iclora_train.adapters.key_styles import LOKR, MAGNITUDE, PEFT, other_kind, parse_any_key
+from iclora_train.adapters.lokr import NAMES, dimension, lokr_findings, to_lora
+from iclora_train.adapters.low_rank import LowRank
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, KIND, LOW_RANK, PLAIN, TEMPORAL, metadata_findings
 from iclora_train.adapters.official import completed, recognise, require_supported
 from iclora_train.config import ConfigError
@@ -59,21 +61,23 @@ def import_adapter(
     is set to the base's. Without it the modules of an adapter that declares no base must be those of the published
     LTX-2 models. ConfigError names the file, the key and the remedy. A missing reference factor is an error, unless
     `factors` gives it or says that the adapter takes no reference (then the factor is 1), or conf/official knows it.
-    low_rank: the rank to which modules of a LoKr are converted, and where what they lost is noted; without it a LoKr is
-    an error.
+    low_rank: the rank of the LoRA that is made of a LoKr or a DoRA, and where what it leaves out is noted; without it
+    both are errors.
     """
     tensors, metadata = read_tensors(path)
     official = recognise(path, metadata)
     require_supported(path, official)
-    modules, styles = _by_module(path, tensors, base, lokr=low_rank is not None)
-    alphas = {name: m.pop("alpha") for name, m in modules.items() if "alpha" in m}
+    modules, styles = _by_module(path, tensors, base, plain=low_rank is None)
+    alphas, magnitudes = (
+        {name: module.pop(key) for name, module in modules.items() if key in module} for key in ("alpha", MAGNITUDE)
+    )
     for finding in (finding for name, module in modules.items() for finding in _module_findings(name, module)):
         raise ConfigError(f"{path}: {finding}")
     scaled = {name: alpha for name, alpha in alphas.items() if "A" in modules[name] or dimension(modules[name])}
-    scale = scale_of_modules(path, metadata, scaled, styles)
+    scale = scale_of_modules(path, metadata, scaled, styles, bool(modules) and magnitudes.keys() == modules.keys())
     weights = {name: _factors(name, module, scale, low_rank) for name, module in modules.items()}
     kept = {key: value for key, value in completed(metadata, official).items() if not _SCALES.fullmatch(key)}
-    findings = list(adapter_findings(weights))
+    findings = [*adapter_findings(weights), *_dora_findings(modules, magnitudes)]
     if base is not None:
         kept = kept if FAMILY in kept else {**kept, **base.metadata}
         findings += [*base_findings(kept, base), *weight_findings(weights, base)]
@@ -81,13 +85,27 @@ def import_adapter(
         findings += model_findings(Adapter(weights, kept))
     if findings:
         raise ConfigError(f"{path}: {findings[0]}")
+    try:
+        for name, magnitude in magnitudes.items():
+            assert low_rank is not None
+            weights[name] = dora.to_lora(name, *weights[name], magnitude, low_rank)
+        kept = with_factors(kept, factors)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if low_rank is not None and low_rank.total:
         ranks = max(a.shape[0] for a, _ in weights.values())
         kept |= {"rank": str(ranks), LOW_RANK: f"{low_rank.error:.1e}"}
-    try:
-        return Adapter(weights, with_factors(kept, factors))
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return Adapter(weights, kept)
+
+
+def _dora_findings(modules: Mapping[str, Mapping[str, Tensor]], magnitudes: Mapping[str, Tensor]) -> Iterator[str]:
+    """Problems of the magnitudes of a DoRA."""
+    for name, magnitude in magnitudes.items():
+        module = modules[name]
+        if "A" in module:
+            yield from dora.magnitude_findings(name, magnitude, module["B"].shape[0], module["A"].shape[1])
+        else:
+            yield f"{name} has a magnitude (DoRA) without a LoRA; only magnitudes of a LoRA are read"
 
 
 def _module_findings(name: str, module: Mapping[str, Tensor]) -> Iterator[str]:
@@ -107,22 +125,22 @@ def _factors(name: str, module: Mapping[str, Tensor], scale: Scale, low_rank: Lo
 
 
 def _by_module(
-    path: Path, tensors: Mapping[str, Tensor], base: BaseSpec | None, lokr: bool
+    path: Path, tensors: Mapping[str, Tensor], base: BaseSpec | None, plain: bool
 ) -> tuple[dict[str, dict[str, Tensor]], set[str]]:
-    """Module -> factor ("A", "B", "alpha", such as "lokr_w1") -> tensor, and the styles of the keys.
+    """Module -> factor ("A", "B", "alpha", "magnitude", such as "lokr_w1") -> tensor, and the styles of the keys.
 
-    lokr: whether keys of a LoKr are accepted.
+    plain: whether keys of a LoKr or a DoRA are errors.
     """
     linears = tuple(base.linears) if base is not None else ()
     modules: dict[str, dict[str, Tensor]] = defaultdict(dict)
     styles = set()
     for name, tensor in tensors.items():
         key, kind = parse_any_key(name, linears), other_kind(name)
-        if kind is not None and (key is None or not lokr):
+        if kind is not None and (key is None or plain):
             raise ConfigError(
                 f"{path}: key {shortened(name)} is of another kind of adapter ({kind}); {remedy_for(kind)}"
             )
-        if kind is not None and PEFT in key.style:
+        if key is not None and kind == LOKR and PEFT in key.style:
             raise ConfigError(
                 f"{path}: key {shortened(name)} is of a LoKr of peft, whose scale is in adapter_config.json, which is "
                 "not read for a LoKr: export it with LyCORIS' keys and alpha"

@@ -17,7 +17,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from iclora_train.adapters.alpha import scale_of_modules
-from iclora_train.adapters.key_styles import LOKR, PREFIX, is_audio, other_kind, parse_any_key, parse_our_key
+from iclora_train.adapters.key_styles import DORA, LOKR, PREFIX, is_audio, other_kind, parse_any_key, parse_our_key
 from iclora_train.adapters.ltx2_modules import foreign_module, foreign_size
 from iclora_train.adapters.metadata import (
     DOWNSCALE,
@@ -152,6 +152,8 @@ def remedy_for(kind: str) -> str:
     """What to do with an adapter that is not a plain LoRA."""
     if kind == LOKR:
         return "`python -m iclora_train.adapters convert FILE OUT --rank N` makes a plain LoRA of it"
+    if kind == DORA:
+        return "`python -m iclora_train.adapters convert FILE OUT --base BASE --rank N` makes a plain LoRA of it"
     return (
         "only plain LoRA can be read: merge it into the base with the program that trained it, then `extract` an "
         "adapter from the difference"

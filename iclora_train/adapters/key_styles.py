@@ -27,6 +27,7 @@ _ANY_KEY = (
     )
 )
 _LOKR_KEY = re.compile(r"(?P<module>.+)\.(?P<factor>lokr_(?:w[12](?:_[ab])?|t2))")
+_DORA_KEY = re.compile(r"(?P<module>.+)\.(?:dora_scale|lora_magnitude_vector(?:\.[\w-]+)?(?:\.weight)?)")
 _ALPHAS = (".alpha", ".lora_alpha")
 _FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")  # dots of the module name became underscores
 _WRAPPERS = ("", "model_", "diffusion_model_", "model_diffusion_model_")  # before a module name with underscores
@@ -46,9 +47,11 @@ _AUDIO_TOPS = {  # diffusers' name -> official name (diffusers: loaders/lora_con
     "av_cross_attn_audio_scale_shift": "av_ca_audio_scale_shift_adaln_single",
     "av_cross_attn_audio_v2a_gate": "av_ca_v2a_gate_adaln_single",
 }
-LOKR = "LoKr"  # read by `convert`, which makes a plain LoRA of it
+DORA, LOKR = "DoRA", "LoKr"  # read by `convert`, which makes a plain LoRA of them
+MAGNITUDE = "magnitude"  # factor of a DoRA's key: the lengths of the rows of a weight
 _OTHER_KINDS = {  # ending of a key -> kind of adapter; they are not products B A, added to a weight
-    r"dora_scale|lora_magnitude_vector(\.[\w-]+)?(\.weight)?|magnitude": "DoRA",
+    r"dora_scale|lora_magnitude_vector(\.[\w-]+)?(\.weight)?": DORA,
+    r"magnitude": "DoRA with other keys",
     r"lokr_\w+": LOKR,
     r"hada_\w+": "LoHa",
     r"oft_\w+(\.\w+)?|boft_\w+|\w*oft_\w*metadata": "OFT",
@@ -62,7 +65,10 @@ _OTHER_KINDS = {  # ending of a key -> kind of adapter; they are not products B 
 
 @dataclass(frozen=True)
 class AdapterKey:
-    """The content of a key: module, factor ("A", "B", "alpha", or such as "lokr_w1") and the style of the key."""
+    """The content of a key: module, factor and the style of the key.
+
+    factor: "A", "B", "alpha", MAGNITUDE, or of a LoKr such as "lokr_w1".
+    """
 
     module: str
     factor: str
@@ -86,6 +92,8 @@ def parse_any_key(key: str, modules: Iterable[str] = ()) -> AdapterKey | None:
         name, factor = key.removesuffix(alpha), "alpha"
     elif (lokr := _LOKR_KEY.fullmatch(key)) is not None:
         name, factor = lokr["module"], lokr["factor"]
+    elif (dora := _DORA_KEY.fullmatch(key)) is not None:
+        name, factor = dora["module"], MAGNITUDE
     else:
         match = _ANY_KEY.fullmatch(key)
         if match is None:

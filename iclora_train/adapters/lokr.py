@@ -13,45 +13,18 @@ Source of names and scale: ComfyUI (comfy/weight_adapter/lokr.py).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from iclora_train.adapters.algebra import truncated_svd
 from iclora_train.adapters.alpha import Scale
+from iclora_train.adapters.low_rank import LowRank
 from iclora_train.config import require
 
 NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NEGLIGIBLE = 1e-6  # a singular value relative to the largest one, below which it is rounding
-
-
-@dataclass
-class LowRank:
-    """Rank of the LoRA, and what the conversion of a file's modules lost: filled while they are converted.
-
-    lost, total: module -> squared Frobenius norm of what the LoRA leaves out, and of the weight change. exact: the rank
-    at which nothing would be lost.
-    """
-
-    rank: int
-    generator: torch.Generator
-    lost: dict[str, float] = field(default_factory=dict)
-    total: dict[str, float] = field(default_factory=dict)
-    exact: int = 0
-
-    @property
-    def error(self) -> float:
-        """What the LoRA leaves out of all weight changes, relative to their Frobenius norm."""
-        total = sum(self.total.values())
-        return (sum(self.lost.values()) / total) ** 0.5 if total else 0.0
-
-    @property
-    def worst(self) -> tuple[str, float]:
-        """The module that loses most, relative to its weight change, and how much it loses."""
-        name = max(self.total, key=lambda name: self.lost[name] / (self.total[name] or 1.0))
-        return name, (self.lost[name] / (self.total[name] or 1.0)) ** 0.5
 
 
 def lokr_findings(name: str, parts: Mapping[str, Tensor]) -> Iterator[str]:
@@ -86,7 +59,7 @@ def to_lora(name: str, parts: Mapping[str, Tensor], scale: Scale, into: LowRank)
     require(bool(w2.isfinite().all()), f"{name}: alpha makes the LoKr larger than fp32 can hold; export it again")
     if not w1.any() or not w2.any():
         a, b = torch.zeros(1, w1.shape[1] * w2.shape[1]), torch.zeros(w1.shape[0] * w2.shape[0], 1)
-        into.lost[name], into.total[name] = 0.0, 0.0
+        into.note(name, 0.0, 0.0, 1)
         return a, b
     u, s, v = torch.linalg.svd(w1, full_matrices=False)  # (a,k), (k), (k,b)
     q, p, _ = truncated_svd(w2, into.rank, into.generator)  # (n,d), (c,n), each times the root of a singular value
@@ -99,9 +72,8 @@ def to_lora(name: str, parts: Mapping[str, Tensor], scale: Scale, into: LowRank)
     a = torch.einsum("rb,rd->rbd", root[:, None] * v[i], q[j]).flatten(1)
     b = torch.einsum("ar,cr->acr", u[:, i] * root, p[:, j]).flatten(0, 1)
     norm = _squared(w1)
-    into.total[name] = norm * _squared(w2)
-    into.lost[name] = norm * _squared(w2 - p @ q) + _squared(products[order[len(chosen) :]])
-    into.exact = max(into.exact, _rank_bound(parts, "lokr_w1", w1) * _rank_bound(parts, "lokr_w2", w2))
+    lost = norm * _squared(w2 - p @ q) + _squared(products[order[len(chosen) :]])
+    into.note(name, lost, norm * _squared(w2), _rank_bound(parts, "lokr_w1", w1) * _rank_bound(parts, "lokr_w2", w2))
     return a.cpu(), b.cpu()
 
 
