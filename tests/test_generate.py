@@ -269,7 +269,8 @@ def test_crop_keeps_the_middle_and_stretch_keeps_all() -> None:
         ({"adapter_strength": float("nan")}, "adapter_strength=nan must be a number below 1000"),
         ({"adapter_strength": float("-inf")}, "adapter_strength=-inf must be a number below 1000"),
         ({"adapter_strength": [1, 1]}, "adapter_strength=.* has 2 numbers, and adapter has 1"),
-        ({"reference": []}, r"reference=\[\] must be a path or a list of paths"),
+        ({"reference": [3]}, r"reference=\[3\] must be a path or a list of paths"),
+        ({"reference": None}, r"reference is not set, and adapter=.*adapter\.safetensors takes one, e\.g\. reference="),
         ({"between": "all"}, "between='all' is not one of comfyui, ltx"),
         ({"blend": "all"}, "blend='all' is not one of comfyui, ltx"),
         ({"fit": "pad"}, "fit='pad' is not one of crop, stretch"),
@@ -311,7 +312,7 @@ def test_an_adapter_of_another_base_is_refused(assets: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "adapter, out, reference must be set, e.g. adapter=adapter.safetensors"),
+        ((), "adapter, out must be set, e.g. adapter=adapter.safetensors"),
         (("adapter=a", "reference=b", "out=c.mp4", "promt=d"), "no setting 'promt'; there are adapter,"),
         (("adapter=a", "reference=b", "out=c.mp4"), "adapter=a does not exist"),
         (("adapter=a", "reference=b", "out=c.mp4", "model=ltx2_3"), "model.checkpoint must be set"),
@@ -464,3 +465,36 @@ def test_an_official_file_is_used_as_it_is(assets: Path, tmp_path: Path, capsys:
     save_file(other, plain)
     with pytest.raises(ConfigError, match=r"official.safetensors: .*it is for Wan"):
         generate(settings_for(assets, tmp_path / "wan", adapter=str(plain)))
+
+
+def test_a_plain_lora_needs_no_reference_and_takes_its_size_from_its_training_clips(
+    assets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_adapter(tmp_path / "plain.safetensors", assets / "base", adapter_kind="lora", size="48x32x9", fps="24.0")
+    plain = {"adapter": str(tmp_path / "plain.safetensors"), "reference": None}
+    free = {"width": None, "height": None, "frames": None}
+    video = generate_pixels(assets, tmp_path, **plain, **free)
+    assert video.shape == (9, 32, 48, 3)
+    record = json.loads((tmp_path / "video.json").read_text())
+    assert (record["shape"]["fps"], record["inputs"]) == (24.0, {})
+    again = settings_from_record(record)
+    again.overwrite = True
+    generate(again)
+    assert (pixels(tmp_path) == video).all()
+    other = generate_pixels(assets, tmp_path / "off", **plain, **free, adapter_strength=0.0)
+    assert (other != video).any()
+    kept = {"first_frame": str(tmp_path / "flat.png"), "width": None, "height": None}
+    cv2.imwrite(kept["first_frame"], np.full((32, 24, 3), 128, np.uint8))  # type: ignore[call-overload]
+    assert generate_pixels(assets, tmp_path / "kept", **plain, **kept).shape == (5, 32, 24, 3)
+    with pytest.raises(ConfigError, match=r"plain\.safetensors is a plain LoRA, which takes no reference"):
+        generate(settings_for(assets, tmp_path / "no", adapter=plain["adapter"]))
+
+
+def test_a_plain_lora_without_a_size_needs_the_settings(assets: Path, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "plain.safetensors", assets / "base", adapter_kind="lora")
+    plain = {"adapter": str(tmp_path / "plain.safetensors"), "reference": None}
+    with pytest.raises(ConfigError, match="width, height, frames: set them"):
+        generate(settings_for(assets, tmp_path, **plain, width=None))
+    with pytest.raises(ConfigError, match="fps is not set, and the adapter's file has no frame rate"):
+        generate(settings_for(assets, tmp_path, **plain))
+    assert generate_pixels(assets, tmp_path, **plain, fps=24.0).shape == (5, 32, 32, 3)

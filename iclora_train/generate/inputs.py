@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from iclora_train.config import require
+from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.metadata import clip_size, trained_fps
+from iclora_train.config import ConfigError, require
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.size import SizeSource
 from iclora_train.generate.windows import Window
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
@@ -39,6 +42,41 @@ class Inputs:
     def media(self) -> list[InputMedia]:
         """References, masks, and what the video keeps."""
         return [*self.references, *(mask for mask in self.masks if mask is not None), *self.kept.media]
+
+    def size_source(self, settings: GenerateSettings, adapter: Adapter) -> SizeSource:
+        """What gives the video the sizes that are null: the first reference, else what the video keeps, else the
+        adapter's training clips. ConfigError where none of them has a size that is needed."""
+        if self.references:
+            return SizeSource.of_media(self.references[0])
+        if self.kept.source is not None:
+            return SizeSource.of_media(self.kept.source)
+        fps, size = trained_fps(adapter.metadata), clip_size(adapter.metadata)
+        kept = next(iter(self.kept.media), None)
+        frames = settings.frames or (None if size is None else size[2])
+        width, height = settings.width, settings.height
+        if kept is not None and frames is not None:
+            return SizeSource(str(kept.path), kept.width, kept.height, kept.fps or fps, frames)
+        if size is None and (width is None or height is None or frames is None):
+            raise ConfigError("width, height, frames: set them, as there is no reference and the adapter names no size")
+        width, height, frames = size or (width, height, frames)
+        assert width is not None
+        assert height is not None
+        return SizeSource("the adapter's file", width, height, fps, frames)
+
+
+def require_references(settings: GenerateSettings, adapter: Adapter) -> None:
+    """ConfigError unless there is a reference exactly where the adapters take one."""
+    names = ", ".join(settings.adapter)
+    require(
+        bool(settings.reference) or not adapter.in_context,
+        f"reference is not set, and adapter={names} takes one, e.g. reference=clip.mp4. If it is a plain LoRA, "
+        "`python -m iclora_train.adapters convert --no-reference` says so in its file",
+    )
+    require(
+        adapter.in_context or not settings.reference,
+        f"reference={', '.join(settings.reference)}: adapter={names} is a plain LoRA, which takes no reference: leave "
+        "it out, and set the size with width, height, frames",
+    )
 
 
 def check_references(

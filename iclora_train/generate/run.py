@@ -23,7 +23,7 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
-from iclora_train.generate.inputs import Inputs, check_references
+from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
 from iclora_train.generate.seams import measure_seams
 from iclora_train.generate.settings import GenerateSettings
@@ -54,9 +54,10 @@ def generate(settings: GenerateSettings) -> list[Path]:
     )
     base = open_base(settings.model)
     adapter = open_adapter(settings, base, echo)
+    require_references(settings, adapter)
     inputs = Inputs.open(settings)
     rules = SizeRules.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if path else 1)
-    shape, rounded = video_shape(settings, inputs.references[0], rules)
+    shape, rounded = video_shape(settings, inputs.size_source(settings, adapter), rules)
     windows = plan_windows(settings, shape.frames, rules, base.geometry.temporal)
     inputs.kept.check(settings, shape, base.geometry.temporal)
     prompt = full_prompt(settings, adapter, base)
@@ -101,7 +102,7 @@ def _make_video(
         latent = denoise(settings, base, adapter, plans, video, text, upsampler, echo)
         with status("decoding"):
             video.add(latent)
-    record["seams"] = measure_seams(video.frames, windows, inputs.references[0], shape, adapter.temporal_scale, echo)
+    record["seams"] = measure_seams(video.frames, windows, inputs.references, shape, adapter.temporal_scale, echo)
     files = write_outputs(settings, video.frames, shape.fps, record)
     video.forget()
     return files

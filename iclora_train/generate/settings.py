@@ -17,7 +17,7 @@ from iclora_train.config.settings import RENAMED_KEYS
 # Sections that only training reads; conf= and model= may set them too.
 TRAINING_SECTIONS = ("data", "optim", "trainer", "validation", "eval", "logger")
 _LARGEST = 1000  # strength; excludes infinity and NaN
-EXAMPLES = {"adapter": "adapter.safetensors", "reference": "clip.mp4", "out": "out.mp4"}
+EXAMPLES = {"adapter": "adapter.safetensors", "out": "out.mp4"}
 
 
 @dataclass
@@ -26,7 +26,8 @@ class GenerateSettings:
 
     adapter: Any = field(default=MISSING, metadata=TEXT_OR_LIST)
     adapter_strength: Any = 1.0
-    reference: Any = field(default=MISSING, metadata=TEXT_OR_LIST)  # videos, folders of frames, or images
+    # videos, folders of frames, or images; null: none, for adapters that take no reference
+    reference: Any = field(default=None, metadata=TEXT_OR_LIST)
     attention_strength: Any = 1.0  # of each reference, in [0, 1]
     # of each reference: an image, a video or a folder of frames; white is 1
     attention_mask: Any = field(default=None, metadata=TEXT_OR_LIST)
@@ -89,7 +90,8 @@ class GenerateSettings:
         self.out = expand_home(self.out)
         self.frames_out = None if self.frames_out is None else expand_home(self.frames_out)
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
-        self.adapter, self.reference = _paths("adapter", self.adapter), _paths("reference", self.reference)
+        self.adapter = _paths("adapter", self.adapter)
+        self.reference = [] if self.reference in (None, []) else _paths("reference", self.reference)
         self.adapter_strength = _numbers("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))
         for key in ("attention_strength", "reference_strength"):
             values = _numbers(key, getattr(self, key), "reference", len(self.reference))

@@ -1,4 +1,4 @@
-"""Size, length and frame rate of the video: from the settings or the first reference, rounded to fit the VAE."""
+"""Size, length and frame rate of the video: from the settings or a reference, rounded to fit the VAE."""
 
 from __future__ import annotations
 
@@ -36,22 +36,49 @@ class SizeRules:
         return max(size // self.spatial, 1) * self.spatial
 
 
-def video_shape(settings: GenerateSettings, first: InputMedia, rules: SizeRules) -> tuple[VideoShape, str]:
+@dataclass(frozen=True)
+class SizeSource:
+    """What gives a video the sizes that the settings leave null: a clip, or the training clips of an adapter.
+
+    frames: None for a clip that is as long as its own frames at the video's rate. fps: None if it has no rate.
+    """
+
+    name: str
+    width: int
+    height: int
+    fps: float | None
+    frames: int | None = None
+    media: InputMedia | None = None
+
+    @classmethod
+    def of_media(cls, media: InputMedia) -> SizeSource:
+        """The sizes, length and rate of a clip."""
+        return cls(str(media.path), media.width, media.height, media.fps, None, media)
+
+    def length(self, fps: float) -> int:
+        """The number of frames at a frame rate."""
+        if self.frames is not None:
+            return self.frames
+        assert self.media is not None
+        return len(self.media.frame_numbers(fps))
+
+
+def video_shape(settings: GenerateSettings, first: SizeSource, rules: SizeRules) -> tuple[VideoShape, str]:
     """Size, frames and rate of the video, and a text that lists the rounded sizes.
 
-    A null setting takes the first reference's value, rounded down. With only one of width and height set, the other
-    follows the reference's aspect ratio. ConfigError names a size that does not fit and the nearest sizes that do.
+    A null setting takes the value of `first`, rounded down. With only one of width and height set, the other follows
+    its aspect ratio. ConfigError names a size that does not fit and the nearest sizes that do.
     """
     fps = settings.fps or first.fps
     if fps is None:
-        raise ConfigError(f"fps is not set, and {first.path} has no frame rate: set it, e.g. fps=24")
+        raise ConfigError(f"fps is not set, and {first.name} has no frame rate: set it, e.g. fps=24")
     scale = 1.0
     if settings.width is not None or settings.height is not None:
         scale = max((settings.width or 0) / first.width, (settings.height or 0) / first.height)
     requested = {
         "width": settings.width or round(first.width * scale),
         "height": settings.height or round(first.height * scale),
-        "frames": settings.frames or len(first.frame_numbers(fps)),
+        "frames": settings.frames or first.length(fps),
     }
     sizes = {
         key: rules.round_down(key, size) if getattr(settings, key) is None else size for key, size in requested.items()
