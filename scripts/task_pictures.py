@@ -41,6 +41,7 @@ CLIPS = {
     "union": ("garden_jump", 0),
     "inpaint": ("cup_tilt", 0),
     "outpaint": ("balance_side", 0),
+    "in_between": ("garden_jump", 30),
 }
 
 

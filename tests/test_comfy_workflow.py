@@ -191,6 +191,12 @@ def test_the_workflow_matches_training() -> None:
     assert node_of(api, "decode")["samples"] == ("remove guide", "latent")
 
 
+def test_a_reference_of_one_frame_is_a_guide_at_its_frame() -> None:
+    api = api_json(build_workflow(settings_for(reference_frame="-1")))
+    assert node_of(api, "guide")["frame_idx"] == -1
+    assert node_of(api, "first frames")["length"] == 1
+
+
 @pytest.mark.parametrize(
     ("template", "prompt"),
     [

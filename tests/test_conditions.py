@@ -13,6 +13,7 @@ import torch
 from eval.metrics import GroundTruth, Suite
 from eval.scoring.ground_truth import new_pixels, region_to_make
 from iclora_train.adapters.conditions import CONDITIONS, conditions_metadata, conditions_of, in_words, not_given
+from iclora_train.adapters.metadata import FRAME, metadata_findings
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.config.conditions import Condition
 from iclora_train.core.types import Geometry, Pair
@@ -20,6 +21,7 @@ from iclora_train.data.batch import Batch
 from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.loss import training_losses
+from iclora_train.diffusion.sampler import Reference
 from iclora_train.diffusion.training_inputs import build_tokens, draw_random, step_generator
 
 SIZE = (5, 6, 8)  # latent frames, height, width
@@ -190,3 +192,48 @@ def test_an_adapter_file_says_what_it_was_trained_with() -> None:
     assert conditions_metadata([]) == {}
     for text in ("", "{", "[1]", json.dumps([{"kind": "prefix"}]), json.dumps([{"colour": "red"}]), "7"):
         assert conditions_of({CONDITIONS: text}) == []  # not written by this project
+
+
+# --- a reference of one frame at a place in the clip ---
+
+LAST = Task(name="x", maker="edit.frame", reference_frame=-1)
+
+
+def tokens_of(task: Task, reference: torch.Tensor) -> torch.Tensor:
+    """The positions (3,n,2) of the reference tokens."""
+    target = torch.zeros(1, 3, *SIZE)
+    batch = Batch(target, [reference], torch.zeros(1, 1, 1), torch.tensor([25.0]), ["a"])
+    tokens, _ = build_tokens(batch, draw_random(target, Flow(), step_generator(0, 0, 0)), task, GEOMETRY)
+    return tokens.position[0, :, math.prod(SIZE) :]
+
+
+@pytest.mark.parametrize(("frame", "start"), [(-1, 16), (0, 0), (7, 7), (-5, 12)])  # 17 frames
+def test_a_reference_of_one_frame_stands_at_its_frame(frame: int, start: int) -> None:
+    """As ltx-core's VideoConditionByKeyframeIndex places a single picture: [frame, frame + 1) at the clip's rate."""
+    position = tokens_of(replace(LAST, reference_frame=frame), torch.zeros(1, 3, 1, *SIZE[1:]))
+    assert position[0].unique().tolist() == pytest.approx([start / 25, (start + 1) / 25])
+    target = torch.stack(torch.meshgrid(torch.arange(6) * 8, torch.arange(8) * 8, indexing="ij")).flatten(1)
+    assert torch.equal(position[1:, :, 0], target.float())
+
+
+def test_a_reference_that_does_not_fit_at_its_frame_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"task\.reference_frame=-1: a reference of 2 latent frames at frame 13 ends"):
+        tokens_of(LAST, torch.zeros(1, 3, 2, *SIZE[1:]))
+    with pytest.raises(ConfigError, match=r"task\.reference_downscale=1: clip a has a latent reference of 4x3"):
+        tokens_of(LAST, torch.zeros(1, 3, 1, 3, 4))
+    with pytest.raises(ConfigError, match=r"reference_frame=-1 and task\.reference_temporal_scale=2 are both set"):
+        replace(LAST, reference_temporal_scale=2)
+
+
+def test_a_sampled_reference_stands_where_training_put_it() -> None:
+    latent = torch.zeros(1, 3, 1, *SIZE[1:])
+    reference = Reference.of_task(latent, replace(LAST, reference_downscale=2), 0.5)
+    assert (reference.downscale, reference.frame, reference.attention_strength) == (2, -1, 0.5)
+    assert Reference.of_task(latent, Task(name="x", maker="x")).frame == 0
+
+
+@pytest.mark.parametrize("text", ["1.5", "--1", "last", "99999", ""])
+def test_metadata_with_another_frame_than_a_number_are_refused(text: str) -> None:
+    (finding,) = metadata_findings({FRAME: text})
+    assert finding == f"metadata reference_frame={text!r} must be the number of a frame, e.g. -1"
+    assert metadata_findings({FRAME: "-1"}) == []

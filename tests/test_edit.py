@@ -8,12 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
+from data_prep.checks import check_pair
 from data_prep.clips.windows import Window
 from data_prep.makers import build_maker
 from data_prep.makers.edit.masks import dilate, mask_from_colour, random_mask
 from data_prep.makers.trajectory import Trajectory
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
-from iclora_train.config import ConfigError
+from iclora_train.config import Config, ConfigError, Data, Model, Task
+from iclora_train.core.types import Pair
 from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.media.shard_clip import encode_clip
 from tests.clips import moving
@@ -163,3 +165,25 @@ def test_a_still_lasts_as_long_as_the_clip(tmp_path):
 def test_wrong_arguments_are_named(name, args, message):
     with pytest.raises(ConfigError, match=message):
         build_maker(name, args)
+
+
+def test_a_frame_of_the_clip_is_a_reference_of_one_frame():
+    frames = moving(5, 60, 80)
+    for number, expected in ((-1, 4), (0, 0), (2, 2), (-5, 0)):
+        assert (edit("edit.frame", {"frame": number}, frames) == frames[[expected]]).all()
+    for number in (5, -6):
+        with pytest.raises(ConfigError, match=rf"maker_args.frame={number} does not exist in windows of 5 frames"):
+            edit("edit.frame", {"frame": number}, frames)
+    with pytest.raises(ConfigError, match=r"maker_args\.frame='last' must be the number of a frame"):
+        build_maker("edit.frame", {"frame": "last"})
+
+
+def test_a_pair_with_one_frame_passes_the_checks(tmp_path):
+    frames = moving(9, 64, 64)
+    task = Task("in_between", family="edit", maker="edit.frame", reference_frame=-1)
+    config = Config(task=task, model=Model("nano", "nano"), data=Data(clips="samples", root=str(tmp_path)))
+    pair = Pair("a", frames, (frames[-1:],), "", 25.0)
+    findings = {finding.check: finding for finding in check_pair(pair, "a", "train", config).findings}
+    assert findings["shape"].value == 0
+    assert findings["offset"].value is None
+    assert all(finding.verdict == "ok" for name, finding in findings.items() if name in ("shape", "blank", "clipped"))

@@ -39,7 +39,7 @@ def _shape(pair: Pair, reference: np.ndarray, fps: float | None, task: Task, che
     downscale, temporal_scale = task.reference_downscale, task.reference_temporal_scale
     frames, height, width = pair.target.shape[:3]
     expected = {
-        "frames": (frames - 1) / temporal_scale + 1,
+        "frames": (frames - 1) / temporal_scale + 1 if task.reference_frame is None else len(reference),
         "height": height / downscale,
         "width": width / downscale,
     }
@@ -56,6 +56,8 @@ def _picture_findings(pair: Pair, reference: np.ndarray, task: Task, checks: Che
     size = measures.comparison_size(pair.target, reference)
     target_luma = measures.downscaled_luma(pair.target, size)  # (F,h,w)
     reference_luma = measures.downscaled_luma(reference, size)  # (F',h,w)
+    if task.reference_frame is not None:  # it shows the target at this frame
+        target_luma = target_luma[task.reference_frame :]
     yield _offset(reference_luma, target_luma, checks, temporal_scale, number)
     target_luma = temporal_subsample(target_luma, temporal_scale)
     frames = min(len(reference_luma), len(target_luma))

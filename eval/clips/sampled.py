@@ -70,6 +70,7 @@ class SampledClips(ClipSource):
             **({"mask": condition.mask} if condition.mask == "fade" else {}),
             **({"text": "empty"} if condition.empty_prompt else {}),
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
+            **({"frame": frame} if (frame := self.config.task.reference_frame) is not None else {}),
             "sigmas": self.sigmas,
             **self._sampler_spec(),
             **({"conditions": conditions} if (conditions := self.clean_cells.usual_settings()) else {}),
@@ -189,13 +190,5 @@ class SampledClips(ClipSource):
                 mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
             elif condition.mask == "fade":
                 mask = fade_masks(len(batch), latents.shape[2])
-            result.append(
-                Reference(
-                    latents.to(self.device),
-                    task.reference_downscale,
-                    task.reference_temporal_scale,
-                    condition.strength,
-                    mask,
-                )
-            )
+            result.append(Reference.of_task(latents.to(self.device), task, condition.strength, mask))
         return result

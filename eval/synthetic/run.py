@@ -83,7 +83,7 @@ class ProbeSampler:
             self.fps,
             self.sampler,
             [entry.noise_seed for entry in samples],
-            [Reference(references, self.task.reference_downscale, self.task.reference_temporal_scale)],
+            [Reference.of_task(references, self.task)],
         )
         return to_uint8(self.vae.decode(latent)).cpu()
 

@@ -162,6 +162,8 @@ def _use(adapter: Adapter) -> list[str]:
         ("reference", "none" if not adapter.in_context else same_size if factor == 1 else smaller),
     ]
     rows += [("given part of the clip", in_words(condition)) for condition in conditions_of(metadata)]
+    if adapter.reference_frame is not None:
+        rows.append(("frames of the reference", f"one, at frame {adapter.reference_frame} of the output clip"))
     if adapter.temporal_scale != 1:
         rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
     if "size" in metadata:

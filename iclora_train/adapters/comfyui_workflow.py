@@ -26,6 +26,7 @@ from iclora_train.adapters.metadata import (
     VERSION,
     factor,
     metadata_findings,
+    reference_frame,
     shown,
     trained_fps,
 )
@@ -45,6 +46,7 @@ class WorkflowSettings:
 
     prompt: an example. downscale: factor by which the reference is smaller than the video, in height and width.
     reference: whether the adapter takes one.
+    reference_frame: the frame at which a reference of one frame stands, negative from the end; None: it has all frames.
     """
 
     file: str
@@ -56,6 +58,7 @@ class WorkflowSettings:
     downscale: int
     fps: float | None = None
     reference: bool = True
+    reference_frame: int | None = None
 
     @classmethod
     def from_metadata(
@@ -84,7 +87,8 @@ class WorkflowSettings:
         prompt = example_prompt(metadata, "describe the clip here")
         reference = metadata.get(KIND) != PLAIN
         fps = fps if reference or fps is not None else trained_fps(metadata) or _PLAIN_FPS
-        return cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps, reference)
+        place = reference_frame(metadata)
+        return cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps, reference, place)
 
 
 def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
@@ -144,11 +148,12 @@ def _reference(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
     steps. The guide node would reduce a larger picture by bilinear interpolation, which skips pixels at a factor of 4.
     """
     width, height = settings.width, settings.height
+    length = settings.frames if settings.reference_frame is None else 1
     nodes = {
         "reference factor": WorkflowNode("GetICLoRAParameters", {"iclora_model": _link("adapter.MODEL")}),
         "reference": WorkflowNode("LoadVideo", {"file": "reference.mp4"}),
         "frames": WorkflowNode("GetVideoComponents", {"video": _link("reference.VIDEO")}),
-        "first frames": WorkflowNode("ImageFromBatch", {"image": _link("frames.images"), "length": settings.frames}),
+        "first frames": WorkflowNode("ImageFromBatch", {"image": _link("frames.images"), "length": length}),
         "resized reference": _scaled("first frames", "lanczos", width, height),
     }
     if settings.downscale > 1:
@@ -195,6 +200,7 @@ def _guide(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNod
                 "latent": _link("empty video.LATENT"),
                 "image": Link("resized reference" if settings.downscale == 1 else "reduced reference", "IMAGE"),
                 "iclora_parameters": _link("reference factor.iclora_parameters"),
+                **({} if settings.reference_frame is None else {"frame_idx": settings.reference_frame}),
             },
         ),
     }

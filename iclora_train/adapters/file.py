@@ -27,6 +27,7 @@ from iclora_train.adapters.metadata import (
     TEMPORAL,
     factor,
     metadata_findings,
+    reference_frame,
 )
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
@@ -63,6 +64,11 @@ class Adapter:
     def temporal_scale(self) -> int:
         """Factor by which the reference has fewer frames per second than the target."""
         return factor(self.metadata, TEMPORAL)
+
+    @property
+    def reference_frame(self) -> int | None:
+        """The frame of the video at which a reference of one frame stands; None if the reference has all frames."""
+        return reference_frame(self.metadata)
 
     @property
     def in_context(self) -> bool:

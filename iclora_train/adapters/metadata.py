@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from iclora_train.core.safetensors_header import shortened
 
 DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
+FRAME = "reference_frame"  # frame of the video at which a reference of one frame stands; absent for other references
 FAMILY, VERSION, FINGERPRINT = "base_model_family", "base_model_version", "base_fingerprint"
 LOW_RANK = "low_rank_error"  # what a LoRA leaves out of the adapter of another kind that it was made of; likewise
 ROUNDING = "rounding_error"  # change of B A by the dtype of the file, relative to its Frobenius norm
@@ -25,6 +26,7 @@ _ARCHITECTURES = ("modelspec.architecture", "ss_base_model_version")  # musubi-t
 _LTX2 = re.compile(r"ltx[-_ .]?(video[-_ .]?)?2", re.IGNORECASE)
 _FACTOR = re.compile(r"[1-9][0-9]{0,2}", re.ASCII)
 _FPS = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?", re.ASCII)
+_FRAME = re.compile(r"0|-?[1-9][0-9]{0,3}", re.ASCII)
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", re.ASCII)
 
 
@@ -37,6 +39,14 @@ def shown(text: str | None, length: int = 60) -> str:
 def factor(metadata: Mapping[str, str], key: str) -> int:
     """A reference factor; 1 where the metadata has none. The metadata has passed `metadata_findings`."""
     return int(metadata.get(key, "1"))
+
+
+def reference_frame(metadata: Mapping[str, str]) -> int | None:
+    """The frame at which a reference of one frame stands, negative from the end; None if the reference has all frames.
+
+    The metadata has passed `metadata_findings`.
+    """
+    return int(metadata[FRAME]) if FRAME in metadata else None
 
 
 def clip_size(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:
@@ -82,6 +92,8 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
                 f"metadata {key}={shortened(value, 40)} must be a whole number from 1 to 999: programs read other "
                 "texts in different ways; `convert` with --downscale or --temporal-scale sets it"
             )
+    if FRAME in metadata and _FRAME.fullmatch(metadata[FRAME]) is None:
+        findings.append(f"metadata {FRAME}={shortened(metadata[FRAME], 40)} must be the number of a frame, e.g. -1")
     for key in _ARCHITECTURES:
         value = metadata.get(key, "")
         if value and _LTX2.search(value) is None:

@@ -54,6 +54,7 @@ class Task:
     trigger: str = ""  # added before every caption, stored in the adapter file
     reference_downscale: int = 1  # the reference is this many times smaller than the target
     reference_temporal_scale: int = 1  # the reference's frame rate is this many times lower
+    reference_frame: int | None = None  # target frame at which a shorter reference begins; null: it has all frames
     maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
     maker_args: dict[str, Any] = field(default_factory=dict)
     conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
@@ -63,6 +64,11 @@ class Task:
         for key in ("reference_downscale", "reference_temporal_scale"):
             value = getattr(self, key)
             require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
+        require(
+            self.reference_frame is None or self.reference_temporal_scale == 1,
+            f"task.reference_frame={self.reference_frame} and task.reference_temporal_scale="
+            f"{self.reference_temporal_scale} are both set: a reference at one frame has the target's frame rate",
+        )
         check_conditions(self.conditions)
         keys = ("reference_downscale", "reference_temporal_scale", "maker_args")
         check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})

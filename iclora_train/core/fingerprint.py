@@ -24,7 +24,7 @@ RUNTIME_KEYS = (
 )  # keys of `model` that do not affect the adapter: paths of files, memory and speed
 # keys that do not affect the content of shards
 NOT_CONTENT = {
-    "task": ("name", "family", "conditions"),
+    "task": ("name", "family", "conditions", "reference_frame"),
     "data": ("clips", "references", "root", "sources", "batch_size", "tokens_per_batch", "workers", "keep"),
 }
 
@@ -32,6 +32,8 @@ NOT_CONTENT = {
 REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
 NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
+# keys of `task` newer than version 0.1: left out while they are null or empty, likewise
+NEW_TASK_KEYS = ("conditions", "reference_frame")
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_FLOW_KEYS = {"caption_dropout_p": 0.0}
 # keys of `model.lora` newer than version 0.1: left out while they have their defaults, likewise
@@ -74,8 +76,8 @@ def comparable_data(config: Config, section: dict[str, Any]) -> dict[str, Any]:
 
 
 def comparable_task(section: dict[str, Any]) -> dict[str, Any]:
-    """The section `task` without an empty list of conditions, so that runs of version 0.1 can be resumed."""
-    return {key: value for key, value in section.items() if key != "conditions" or value}
+    """The section `task` without unset NEW_TASK_KEYS, so that runs of version 0.1 can be resumed."""
+    return {key: value for key, value in section.items() if key not in NEW_TASK_KEYS or value not in (None, [])}
 
 
 def comparable_model(section: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 MASK_COLOUR = (102, 255, 0)  # #66FF00, the colour of masked pixels in the official In-Outpainting adapter
 
-# `task.maker` -> kind of picture. eval has no synthetic probes for the makers missing here (control.flow, edit.loop).
+# `task.maker` -> kind of picture. eval has no synthetic probes for the makers missing here: control.flow, edit.loop,
+# edit.frame.
 REFERENCE_KINDS = {
     "control.canny": "edges",
     "control.soft_edges": "edges",

@@ -22,7 +22,7 @@ from math import prod
 import torch
 from torch import Generator, Tensor
 
-from iclora_train.config import Flow, Sampling, one_of
+from iclora_train.config import Flow, Sampling, Task, one_of
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guided_velocity
 from iclora_train.diffusion.kept_latents import KeptLatents
@@ -97,6 +97,14 @@ class Reference:
     attention_mask: Tensor | None = None  # (B,F,H,W) in [0, 1], reference pixels; or see `mask_to_grid`
     strength: float = 1.0
     frame: int = 0  # target frame at which it begins; a negative frame counts from the end (`snap_frame`)
+
+    @classmethod
+    def of_task(
+        cls, latent: Tensor, task: Task, attention_strength: float = 1.0, attention_mask: Tensor | None = None
+    ) -> Reference:
+        """A reference with the factors and at the frame of a task."""
+        factors = (task.reference_downscale, task.reference_temporal_scale)
+        return cls(latent, *factors, attention_strength, attention_mask, frame=task.reference_frame or 0)
 
 
 def draw_noises(seeds: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:

@@ -22,7 +22,7 @@ from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import add_noise, sample_sigma, target_velocity
-from iclora_train.diffusion.reference import append_reference, target_tokens, to_tokens
+from iclora_train.diffusion.reference import append_reference, snap_frame, target_tokens, to_tokens
 
 WHOLE_FRAME = (0.0, 1.0, 0.0, 1.0)  # the region that is the whole frame
 POSITION_CACHE_SIZE = 4  # batch shapes
@@ -179,9 +179,10 @@ def build_tokens(
             task.reference_temporal_scale,
             attention_strength=strength,
             attention_mask=_regions_mask(regions, *reference.shape[3:]),
+            frame=reference_start(task, reference.shape[2], clean.shape[2], geometry.temporal),
         )
     shapes = tuple(tuple(latent.shape) for latent in batch.latents)
-    factors = (task.reference_downscale, task.reference_temporal_scale)
+    factors = (task.reference_downscale, task.reference_temporal_scale, task.reference_frame)
     position = _shared_position(tokens.position, (shapes, tuple(batch.fps.tolist()), factors, geometry, device))
     return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
 
@@ -203,6 +204,19 @@ def _regions_mask(regions: list[Tensor], height: int, width: int) -> Tensor | No
     return torch.stack(masks).prod(0) if masks else None
 
 
+def reference_start(task: Task, length: int, frames: int, temporal: int) -> int:
+    """The target frame at which a reference of `length` latent frames begins; frames: latent frames of the target.
+
+    ConfigError if it would not lie in the target.
+    """
+    if task.reference_frame is None:
+        return 0
+    try:
+        return snap_frame(task.reference_frame, length, frames, temporal)
+    except ValueError as error:
+        raise ConfigError(f"task.reference_frame={task.reference_frame}: {error}") from error
+
+
 def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> None:
     """ConfigError unless a reference (B,C,f',h',w') is smaller than its target by exactly the declared factors."""
     frames, height, width = target.shape[2:]
@@ -213,7 +227,7 @@ def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> 
             f"task.reference_downscale={space}: clip {key} has a latent reference of {ref_width}x{ref_height} for a "
             f"target of {width}x{height}; declare the factor they were made with, or prepare the pairs again"
         )
-    if frames - 1 != (ref_frames - 1) * time:
+    if task.reference_frame is None and frames - 1 != (ref_frames - 1) * time:
         raise ConfigError(
             f"task.reference_temporal_scale={time}: clip {key} has {ref_frames} latent frames of reference for "
             f"{frames} of target; declare the factor they were made with, or prepare the pairs again"

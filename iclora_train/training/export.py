@@ -11,7 +11,7 @@ from rich.console import Console
 
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.conditions import conditions_metadata
-from iclora_train.adapters.metadata import KIND, PLAIN
+from iclora_train.adapters.metadata import FRAME, KIND, PLAIN
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
@@ -66,6 +66,8 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         metadata[TEMPLATE_KEY] = config.data.prompt
     if not config.task.has_reference:
         metadata[KIND] = PLAIN
+    if config.task.reference_frame is not None:
+        metadata[FRAME] = config.task.reference_frame
     if config.task.reference_temporal_scale != 1:
         metadata["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():

@@ -95,7 +95,6 @@ class ValidationClips(Callback):
         task, settings = self.config.task, self.config.sample
         f, h, w = clip.target.shape[2:]
         negative = self.empty.to(clip.text)[None]
-        factors = (task.reference_downscale, task.reference_temporal_scale)
         return sample(
             transformer,
             clip.text,
@@ -104,7 +103,7 @@ class ValidationClips(Callback):
             clip.fps,
             SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
             seeds=[seed],
-            references=[Reference(reference, *factors) for reference in clip.references],
+            references=[Reference.of_task(reference, task) for reference in clip.references],
             kept=kept_of_target(clip.target, CleanCells(task.conditions, self.base.geometry.temporal)),
         )
 

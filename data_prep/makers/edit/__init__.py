@@ -1,1 +1,1 @@
-"""Makers of references with a region to fill (inpainting, outpainting), or with a still."""
+"""Makers of references with a region to fill (inpainting, outpainting), with a still, or of one frame."""

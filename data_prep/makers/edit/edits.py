@@ -1,4 +1,4 @@
-"""Edits: the adapter learns to fill a painted region, or to continue from a still."""
+"""Edits: the adapter learns to fill a painted region, to continue from a still, or to reach a frame."""
 
 from __future__ import annotations
 
@@ -136,3 +136,31 @@ class Loop(Maker):
         top, left = (size[0] - height) // 2, (size[1] - width) // 2
         page[top : top + height, left : left + width] = scaled
         return page[:, ::-1] if source.crop.flip else page
+
+
+@register("edit.frame")
+@dataclass(frozen=True)
+class Frame(Maker):
+    """One frame of the clip itself: the adapter learns to reach it.
+
+    frame: its number; a negative one counts from the end. Write ${task.reference_frame}, the place of the reference.
+    """
+
+    frame: int = -1
+
+    def __post_init__(self) -> None:
+        is_number = isinstance(self.frame, int) and not isinstance(self.frame, bool)
+        require(is_number, f"task.maker_args.frame={self.frame!r} must be the number of a frame, e.g. -1 for the last")
+
+    @property
+    def needs_motion(self) -> bool:
+        return True
+
+    def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
+        number = self.frame if self.frame >= 0 else len(frames) + self.frame
+        require(
+            0 <= number < len(frames),
+            f"task.maker_args.frame={self.frame} does not exist in windows of {len(frames)} frames: choose one from "
+            f"{-len(frames)} to {len(frames) - 1}",
+        )
+        return frames[number : number + 1], {"frame": number}
