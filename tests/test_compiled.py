@@ -34,10 +34,10 @@ def scene(channels: int, size: int = 4) -> Tokens:
     return append_reference(tokens, reference)
 
 
-def network(fp8: bool = False) -> Transformer:
+def network(fp8: bool = False, targets: Sequence[str] = TARGETS) -> Transformer:
     """A tiny transformer with LoRA whose B is not zero."""
     net = RandomBase("2.3", "tiny").transformer(fp8=fp8)
-    for parameter in lora.attach(net, Lora(rank=4, targets=TARGETS)):
+    for parameter in lora.attach(net, Lora(rank=4, targets=list(targets))):
         torch.nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
     return net.train()
 

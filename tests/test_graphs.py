@@ -102,6 +102,18 @@ def test_graphed_steps_equal_normal_steps(activation_budget: float | None) -> No
     assert len(runner_of(graphed).cuda_graphs.captured) == 2
 
 
+@pytest.mark.parametrize("backward_parts", [1, 2])
+@pytest.mark.parametrize("block", [0, 1])
+def test_graphed_steps_of_an_adapter_on_some_blocks_equal_normal_steps(block: int, backward_parts: int) -> None:
+    targets = [f"transformer_blocks.{block}.attn2.to_[qkv]", f"transformer_blocks.{block}.ff"]
+    plain, graphed = network(targets=targets), network(targets=targets)
+    for net in (plain, graphed):
+        runner_of(net).activation_budget = 1.0
+    runner_of(graphed).cuda_graphs = CudaGraphs(FakeCapture, backward_parts=backward_parts)
+    compare(plain, graphed, 8, rtol=0.0, atol=0.0)
+    assert len(runner_of(graphed).cuda_graphs.captured) == 2
+
+
 def test_gradients_accumulate_in_zeroed_tensors() -> None:
     """Some optimizers zero the gradients instead of setting them to None."""
     plain, graphed = network(), network()

@@ -28,13 +28,15 @@ def fuse(net: Transformer) -> Transformer:
 
 
 def attach(net: Transformer, alpha: float | None = None, targets: list[str] | None = None) -> Transformer:
-    settings = Lora(rank=4, alpha=alpha, targets=targets) if targets else Lora(rank=4, alpha=alpha)
+    settings = Lora(rank=4, alpha=alpha, targets=targets or ["video"])
+    if targets == ["attn1", "attn2"]:
+        settings.rank_pattern = {"to_gate_logits": 1}  # the gates of two heads
     for parameter in lora.attach(net, settings):  # B is not zero
         nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(parameter.numel()))
     return net.train()
 
 
-@pytest.mark.parametrize("targets", [None, ["attn1.to_k", "attn2.to_v"], ["ff.net.2"]])
+@pytest.mark.parametrize("targets", [None, ["attn1.to_k", "attn2.to_v"], ["ff.net.2"], ["attn1", "attn2"]])
 @pytest.mark.parametrize("alpha", [None, 2.0])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_fused_linears_give_the_same_step(fp8: bool, alpha: float | None, targets: list[str] | None) -> None:

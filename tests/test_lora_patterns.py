@@ -15,6 +15,8 @@ from iclora_train.config import Config, ConfigError, Lora, Model
 from iclora_train.config.lora import TARGET_SETS, matches
 from iclora_train.core.fingerprint import comparable_model, config_hash, plain
 from iclora_train.ltx2.model.transformer import Transformer
+from iclora_train.ltx2.runtime.activation_offload import ActivationOffload
+from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from iclora_train.training.optimizer import create_optimizer, learning_rate
 from scripts.synthetic.random_base import RandomBase
@@ -158,6 +160,23 @@ def test_compiled_blocks_with_several_ranks_give_the_eager_step() -> None:
     tokens, eager, compiled = scene(8), network(UNEQUAL), network(UNEQUAL)
     compile_blocks(compiled, backend="aot_eager")
     for expected, result in zip(step(eager, tokens), step(compiled, tokens), strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own warnings
+@pytest.mark.parametrize("way", ["checkpointing", "activation offload", "compiled"])
+@pytest.mark.parametrize("block", [0, 1])
+def test_an_adapter_on_some_blocks_trains_in_every_way_alike(block: int, way: str) -> None:
+    """Blocks before the first adapter need no gradients."""
+    settings, tokens = Lora(rank=4, targets=[f"transformer_blocks.{block}.attn2.to_[qkv]"]), scene(8)
+    plain, other = network(settings), network(settings)
+    if way == "compiled":
+        compile_blocks(other, backend="aot_eager")
+    elif way == "checkpointing":
+        runner_of(other).activation_checkpointing = True
+    else:
+        runner_of(other).activation_offload = ActivationOffload(1.0)
+    for expected, result in zip(step(plain, tokens), step(other, tokens), strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 

@@ -86,7 +86,11 @@ def _require_rank(lora: Lora, name: str, linear: nn.Linear) -> None:
     """ConfigError if the rank of a linear's adapter is above the linear's smaller side."""
     rank, side = lora.rank_of(name), min(linear.weight.shape)
     key = "rank" if rank == lora.rank else "rank_pattern"
-    require(rank <= side, f"model.lora.{key}={rank} is above {side}, the smaller side of {name}")
+    require(
+        rank <= side,
+        f"model.lora.{key}={rank} is above {side}, the smaller side of {name}: lower it, give this linear a rank in "
+        "model.lora.rank_pattern, or leave it out of model.lora.targets",
+    )
 
 
 def attach(transformer: nn.Module, lora: Lora, generator_seed: int = 0) -> list[nn.Parameter]:

@@ -43,7 +43,8 @@ def check_sweep(config_name: str, conf: Path, arguments: list[str]) -> list[str]
     keys = [value.partition("=")[0].lstrip("+") for value in shared[0]]
     if config_name != "train" and not any(argument.lstrip("+").startswith("eval.label=") for argument in arguments):
         return [f"eval.label='{_label(keys, conf)}'"]
-    first, second, name = " ".join(shared[0]), " ".join(shared[1]), shared[2]
+    first, second = (" ".join(value.lstrip("+") for value in values) for values in shared[:2])
+    name = shared[2]
     example = _example(keys, conf) if config_name == "train" else f"'eval.label={_label(keys, conf)}'"
     raise ConfigError(
         f"two jobs of this sweep are called {KEY[config_name]}={name} ({first} and {second}): give each a name of its "

@@ -75,7 +75,7 @@ class CudaGraphs:
     def run(self, function: Function, tensors: Tensors, modules: Sequence[nn.Module], key: Hashable = None) -> Tensor:
         """The last output of function(tensors), with gradients for the trainable parameters but not for the tensors.
 
-        modules: they compute one after the other; `function` returns the output of each. Each has trainable parameters.
+        modules: they compute one after the other; `function` returns the output of each.
         key: all values besides the tensors that the function depends on.
         """
         tensors = tuple(tensor.contiguous() for tensor in tensors)  # the fixed copies are contiguous too
@@ -160,10 +160,15 @@ def _backward_parts() -> int:
 
 
 def _gradients_by_part(modules: Sequence[nn.Module], parts: int) -> list[Grads]:
-    """A gradient for each trainable parameter, by part of the backward pass: `parts` of them, or as many as modules."""
+    """A gradient for each trainable parameter, by part of the backward pass.
+
+    There are `parts` of them, or as many as modules, or one if a part would have no parameters: an adapter may leave
+    out blocks.
+    """
     size = math.ceil(len(modules) / parts)
     groups = [modules[i : i + size] for i in range(0, len(modules), size)]
     trainable = [[p for module in group for p in module.parameters() if p.requires_grad] for group in groups]
+    trainable = trainable if all(trainable) else [[p for parameters in trainable for p in parameters]]
     return [{p: torch.zeros_like(p) for p in parameters} for parameters in trainable]
 
 

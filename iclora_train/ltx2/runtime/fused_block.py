@@ -39,10 +39,10 @@ class FusedBlock(nn.Module):
         super().__init__()
         attn, text_attn = block.attn1, block.attn2
         qkv, kv = [attn.to_q, attn.to_k, attn.to_v], [text_attn.to_k, text_attn.to_v]
-        self.qkv = FusedLinear(qkv, spare_rows(qkv, attn.to_gate_logits)) if fuse and can_fuse(qkv) else None
+        self.qkv = FusedLinear(qkv, spare_rows(qkv, plain_gate(attn))) if fuse and can_fuse(qkv) else None
         self.kv = FusedLinear(kv) if fuse and can_fuse(kv) else None
         if fuse:
-            reserve_spare_rows(text_attn.to_q, text_attn.to_gate_logits)
+            reserve_spare_rows(text_attn.to_q, plain_gate(text_attn))
             reserve_spare_rows(block.ff.linears[0])
 
     def forward(self, block: Block, x: Tensor, inputs: BlockInputs, num_outputs: int | None, perturbed: bool) -> Tensor:
@@ -70,7 +70,7 @@ class FusedBlock(nn.Module):
         self, attn: Attention, x: Tensor, rope: Tensor, bias: AttentionBias | None, num_outputs: int | None
     ) -> tuple[Tensor, Tensor | None]:
         """x (B,N,D) -> attention outputs (B,num_outputs,heads,head_dim) and gate logits (B,num_outputs,heads)."""
-        layers, gate, norms = [attn.to_q, attn.to_k, attn.to_v], attn.to_gate_logits, (attn.q_norm, attn.k_norm)
+        layers, gate, norms = [attn.to_q, attn.to_k, attn.to_v], plain_gate(attn), (attn.q_norm, attn.k_norm)
         if self.qkv is not None and supports_qkv(x, layers, self.qkv, rope):
             (q, k, v), logits = fused_qkv(x, layers, self.qkv, gate, norms, rope)
         else:
@@ -78,25 +78,37 @@ class FusedBlock(nn.Module):
             q, k = weighted_norm(q, attn.q_norm), weighted_norm(k, attn.k_norm)
             q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
             q, k = rotate(q, rope), rotate(k, rope)
-        out = attend_first(q, k, v, bias, num_outputs)
+        out, logits = attend_first(q, k, v, bias, num_outputs), adapted_gate(attn, x, logits)
         return out, None if logits is None else logits[:, :num_outputs]
 
     def attend_text(self, attn: Attention, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
         """x (B,n,D), text (B,T,D') -> attention outputs (B,n,heads,head_dim) and gate logits (B,n,heads)."""
         if supports_query(x, attn.to_q):
-            q, logits = fused_query(x, attn.to_q, attn.to_gate_logits, attn.q_norm)
+            q, logits = fused_query(x, attn.to_q, plain_gate(attn), attn.q_norm)
         else:
-            (q,), logits = fused_forward(x, [attn.to_q], None, attn.to_gate_logits)
+            (q,), logits = fused_forward(x, [attn.to_q], None, plain_gate(attn))
             q = weighted_norm(q, attn.q_norm)
         (k, v), _ = fused_forward(text, [attn.to_k, attn.to_v], self.kv)
         k = weighted_norm(k, attn.k_norm)
         q, k, v = (t.unflatten(-1, (attn.heads, -1)) for t in (q, k, v))
-        return attend_first(q, k, v, None, None), logits
+        return attend_first(q, k, v, None, None), adapted_gate(attn, x, logits)
 
     def feed_forward(self, block: Block, x: Tensor, residual: GatedResidual) -> Tensor:
         """The residual stream plus the gated feed-forward of x (B,n,D)."""
         out = fused_feed_forward(x, *block.ff.linears, residual)
         return residual.add(block.ff(x)) if out is None else out
+
+
+def plain_gate(attn: Attention) -> nn.Linear | None:
+    """The head gate, which is computed with the linears of the same input, unless it has an adapter."""
+    gate = attn.to_gate_logits
+    return None if gate is None or hasattr(gate, "base_layer") else gate
+
+
+def adapted_gate(attn: Attention, x: Tensor, logits: Tensor | None) -> Tensor | None:
+    """The gate logits of x: `logits`, or computed here because the gate has an adapter."""
+    gate = attn.to_gate_logits
+    return logits if logits is not None or gate is None else gate(x)
 
 
 def project_out(attn: Attention, out: Tensor, logits: Tensor | None) -> Tensor:
