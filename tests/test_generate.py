@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from iclora_train.adapters import lora
+from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, Lora, Model, Sampling
 from iclora_train.config.settings import RENAMED_KEYS
 from iclora_train.core.types import VideoShape
@@ -167,7 +168,9 @@ def test_a_mask_is_fitted_and_cut_like_its_reference(assets: Path, tmp_path: Pat
     settings = settings_for(assets, tmp_path, attention_mask=str(tmp_path / "mask"))
     vae = BaseModel.open(str(assets / "base")).vae()
     shape = VideoShape(5, 32, 32, 25.0)
-    (reference,) = encode_references(Inputs.open(settings), settings, shape, Window(0, 5), (2, 1), vae)
+    (reference,) = encode_references(
+        Inputs.open(settings), settings, shape, Window(0, 5), Adapter({}, {"reference_downscale_factor": "2"}), vae
+    )
     assert reference.latent.shape == (1, 8, 2, 2, 2)
     assert reference.attention_mask is not None
     assert reference.attention_mask.shape == (1, 5, 16, 16)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, Model
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.kept_latents import KeptLatents
@@ -137,7 +138,8 @@ def test_references_and_masks_of_a_slower_reference_are_cut_to_the_window(
     settings = settings_for(assets, tmp_path, reference=str(long_clip), attention_mask=mask)
     vae = BaseModel.open(str(assets / "base")).vae()
     inputs, shape, window = Inputs.open(settings), VideoShape(25, 32, 32, 25.0), Window(8, 9, 1)
-    (reference,) = encode_references(inputs, settings, shape, window, (1, 2), vae)
+    adapter = Adapter({}, {"reference_temporal_scale_factor": "2"})
+    (reference,) = encode_references(inputs, settings, shape, window, adapter, vae)
     assert torch.equal(reference.latent, encode_frames(frames_of(long_clip)[[8, 9, 11, 13, 15]], vae))
     assert reference.attention_mask is not None
     levels = (reference.attention_mask[0, :, 0, 0] * 255).round().int().tolist()

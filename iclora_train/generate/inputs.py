@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from iclora_train.adapters.metadata import clip_size, trained_fps
 from iclora_train.config import ConfigError, require
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
+from iclora_train.generate.guides import EncodedReference, encode_guide, reference_frames, starts_of
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
@@ -43,25 +44,36 @@ class Inputs:
         """References, masks, and what the video keeps."""
         return [*self.references, *(mask for mask in self.masks if mask is not None), *self.kept.media]
 
+    def along(self, settings: GenerateSettings, adapter: Adapter) -> list[InputMedia]:
+        """The references that run along the whole video."""
+        frames = reference_frames(settings, adapter)
+        return [media for media, frame in zip(self.references, frames, strict=True) if frame is None]
+
     def size_source(self, settings: GenerateSettings, adapter: Adapter) -> SizeSource:
-        """What gives the video the sizes that are null: the first reference, else what the video keeps, else the
-        adapter's training clips. ConfigError where none of them has a size that is needed."""
-        if self.references:
-            return SizeSource.of_media(self.references[0])
+        """What gives the video the sizes that are null.
+
+        The first reference that runs along the video, else what the video keeps, else a reference at one of its frames
+        (width, height and rate) with the adapter's training clips (length), else these clips. ConfigError where none of
+        them has a size that is needed.
+        """
+        if along := self.along(settings, adapter):
+            return SizeSource.of_media(along[0])
         if self.kept.source is not None:
             return SizeSource.of_media(self.kept.source)
         fps, size = trained_fps(adapter.metadata), clip_size(adapter.metadata)
-        kept = next(iter(self.kept.media), None)
-        frames = settings.frames or (None if size is None else size[2])
+        first = next(iter((*self.kept.media, *self.references)), None)
+        length = settings.frames or (None if size is None else size[2])
         width, height = settings.width, settings.height
-        if kept is not None and frames is not None:
-            return SizeSource(str(kept.path), kept.width, kept.height, kept.fps or fps, frames)
-        if size is None and (width is None or height is None or frames is None):
-            raise ConfigError("width, height, frames: set them, as there is no reference and the adapter names no size")
-        width, height, frames = size or (width, height, frames)
+        if first is not None and length is not None:
+            return SizeSource(str(first.path), first.width, first.height, first.fps or fps, length)
+        if size is None and (width is None or height is None or length is None):
+            raise ConfigError(
+                "width, height, frames: set them, as no reference runs along the video and the adapter names no size"
+            )
+        width, height, length = size or (width, height, length)
         assert width is not None
         assert height is not None
-        return SizeSource("the adapter's file", width, height, fps, frames)
+        return SizeSource("the adapter's file", width, height, fps, length)
 
 
 def require_references(settings: GenerateSettings, adapter: Adapter) -> None:
@@ -80,16 +92,25 @@ def require_references(settings: GenerateSettings, adapter: Adapter) -> None:
 
 
 def check_references(
-    inputs: Inputs, shape: VideoShape, temporal_scale: int, temporal: int, in_windows: bool, echo: Callable[[str], None]
+    inputs: Inputs,
+    frames: Sequence[int | None],
+    shape: VideoShape,
+    temporal_scale: int,
+    temporal: int,
+    in_windows: bool,
+    echo: Callable[[str], None],
 ) -> None:
     """`echo` prints a line for a reference with a variable frame rate, and for one that is too short for the video.
 
-    temporal: frames per latent frame. ConfigError if a reference is too short for a video in windows, because the
-    windows after its end would have none.
+    frames: at which each reference begins; None: along the whole video. temporal: frames per latent frame. ConfigError
+    if a reference is too short for a video in windows, because the windows after its end would have none.
     """
-    for media in inputs.references:
+    starts_of(frames, shape.frames)
+    for media, frame in zip(inputs.references, frames, strict=True):
         if media.times is not None and not media.times.is_constant:
             echo(f"{media.path} has a variable frame rate: its frames are shown at their times, at {shape.fps:g} fps")
+        if frame is not None:
+            continue
         length = len(media.frame_numbers(shape.fps))
         require(
             length >= shape.frames or not in_windows,
@@ -109,35 +130,41 @@ def check_references(
 
 @torch.inference_mode()
 def encode_references(
-    inputs: Inputs,
-    settings: GenerateSettings,
-    shape: VideoShape,
-    window: Window,
-    factors: tuple[int, int],
-    vae: VideoVAE,
+    inputs: Inputs, settings: GenerateSettings, shape: VideoShape, window: Window, adapter: Adapter, vae: VideoVAE
 ) -> list[Reference]:
-    """Encode the part of the references that belongs to a window of a video of `shape`.
-
-    factors: the spatial and temporal reference factors.
-    """
-    downscale, temporal_scale = factors
+    """Encode the part of the references that belongs to a window of a video of `shape`, with the adapter's factors."""
+    downscale, temporal_scale = adapter.downscale, adapter.temporal_scale
     size = (shape.height // downscale, shape.width // downscale)
+    starts = starts_of(reference_frames(settings, adapter), shape.frames)
     references = []
-    for i, media in enumerate(inputs.references):
-        numbers = media.frame_numbers(shape.fps, temporal_scale, window.start)
-        length = min(len(numbers), (window.frames - 1) // temporal_scale + 1)
-        count = (length - 1) // vae.temporal * vae.temporal + 1
-        mask, weights = inputs.masks[i], None
-        if mask is not None:
-            weights = read_mask(mask, shape.fps, temporal_scale, window.start, count, size, settings.fit)
-        references.append(
-            Reference(
-                encode_frames(media.read(numbers[:count], size, settings.fit), vae),
-                downscale,
-                temporal_scale,
-                settings.attention_strength[i],
-                weights,
-                settings.reference_strength[i],
-            )
-        )
+    for i, (media, mask, start) in enumerate(zip(inputs.references, inputs.masks, starts, strict=True)):
+        if start is None:
+            part = _encode_along(media, mask, temporal_scale, window, settings, size, shape.fps, vae)
+        elif window.start <= start < window.end:
+            part = encode_guide(media, mask, start - window.start, window.frames, settings, size, shape.fps, vae)
+        else:
+            continue
+        strengths = (settings.attention_strength[i], part.mask, settings.reference_strength[i])
+        scale = temporal_scale if start is None else 1
+        references.append(Reference(part.latent, downscale, scale, *strengths, frame=part.frame))
     return references
+
+
+def _encode_along(
+    media: InputMedia,
+    mask: InputMedia | None,
+    temporal_scale: int,
+    window: Window,
+    settings: GenerateSettings,
+    size: tuple[int, int],
+    fps: float,
+    vae: VideoVAE,
+) -> EncodedReference:
+    """The part of a reference that runs along the window."""
+    numbers = media.frame_numbers(fps, temporal_scale, window.start)
+    length = min(len(numbers), (window.frames - 1) // temporal_scale + 1)
+    count = (length - 1) // vae.temporal * vae.temporal + 1
+    weights = None
+    if mask is not None:
+        weights = read_mask(mask, fps, temporal_scale, window.start, count, size, settings.fit)
+    return EncodedReference(encode_frames(media.read(numbers[:count], size, settings.fit), vae), weights)

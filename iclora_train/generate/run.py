@@ -23,6 +23,7 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
+from iclora_train.generate.guides import reference_frames
 from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
 from iclora_train.generate.seams import measure_seams
@@ -64,7 +65,8 @@ def generate(settings: GenerateSettings) -> list[Path]:
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
     if len(windows) > 1:
         echo(describe_windows(windows))
-    check_references(inputs, shape, adapter.temporal_scale, base.geometry.temporal, len(windows) > 1, echo)
+    places = reference_frames(settings, adapter)
+    check_references(inputs, places, shape, adapter.temporal_scale, base.geometry.temporal, len(windows) > 1, echo)
     for line in published_use(settings, shape):
         echo(line)
     for media in inputs.media:
@@ -102,7 +104,10 @@ def _make_video(
         latent = denoise(settings, base, adapter, plans, video, text, upsampler, echo)
         with status("decoding"):
             video.add(latent)
-    record["seams"] = measure_seams(video.frames, windows, inputs.references, shape, adapter.temporal_scale, echo)
+    along = [
+        media for media, at in zip(inputs.references, reference_frames(settings, adapter), strict=True) if at is None
+    ]
+    record["seams"] = measure_seams(video.frames, windows, along, shape, adapter.temporal_scale, echo)
     files = write_outputs(settings, video.frames, shape.fps, record)
     video.forget()
     return files

@@ -32,6 +32,7 @@ class GenerateSettings:
     # of each reference: an image, a video or a folder of frames; white is 1
     attention_mask: Any = field(default=None, metadata=TEXT_OR_LIST)
     reference_strength: Any = 1.0  # of each reference, in [0, 1]; 1: clean
+    reference_frame: Any = None  # of each reference, the frame at which it begins; null: the adapter's
     between: str = "comfyui"  # whether references attend to one another (docs/generate.md)
     blend: str = "comfyui"  # meaning of 0 < reference_strength < 1 (docs/generate.md)
     prompt: str = ""
@@ -108,6 +109,7 @@ class GenerateSettings:
             f"{changed and changed[0]} is for the second stage: set upsampler=FILE too",
         )
         self.attention_mask = _masks(self.attention_mask, len(self.reference))
+        self.reference_frame = _frames(self.reference_frame, len(self.reference))
         self._check_kept()
 
     def kept_parts(self) -> set[str]:
@@ -154,6 +156,22 @@ def _numbers(key: str, value: Any, subject: str, count: int) -> list[float]:
     message = f"{key}={value} has {len(values)} numbers, and {subject} has {count}: give one for each"
     require(len(values) == count, message)
     return [float(number) for number in values]
+
+
+def _frames(value: Any, count: int) -> list[int | None] | None:
+    """One number of a frame or null for each of `count` references; None if nothing is set."""
+    if value is None:
+        return None
+    frames = value if isinstance(value, list) else [value] * count
+    require(
+        all(frame is None or type(frame) is int for frame in frames),
+        f"reference_frame={value} must be the number of a frame, e.g. -1 for the last, or a list of numbers and nulls",
+    )
+    require(
+        len(frames) == count,
+        f"reference_frame={value} has {len(frames)} frames, and reference has {count}: give one for each (null: none)",
+    )
+    return frames
 
 
 def _masks(value: Any, count: int) -> list[str | None]:

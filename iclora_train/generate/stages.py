@@ -94,10 +94,9 @@ def _plan_window(
     if settings.upsampler:
         shapes = [replace(shape, height=shape.height // 2, width=shape.width // 2), shape]
     kept = [encode_kept(inputs.kept, settings, s, window, vae) for s in shapes]
-    factors = (adapter.downscale, adapter.temporal_scale)
 
     def references(shape: VideoShape) -> list[Reference]:
-        return encode_references(inputs, settings, shape, window, factors, vae)
+        return encode_references(inputs, settings, shape, window, adapter, vae)
 
     size = vae.geometry.latent_size(window.frames, shapes[0].height, shapes[0].width)
     num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
