@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
 
-from iclora_train.config import ConfigError, Flow, Task
+from iclora_train.adapters import lora
+from iclora_train.config import ConfigError, Flow, Lora, Task
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import masked_loss
@@ -118,3 +121,44 @@ def test_locality_regions_are_drawn_only_with_the_setting_and_change_no_other_dr
 def test_a_weight_below_0_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"flow\.locality=-1\.0 must be 0 \(off\) or more"):
         Flow(locality=-1.0)
+
+
+def test_clips_without_references_keep_what_the_base_predicts() -> None:
+    net = tiny()
+    parameters = lora.attach(net, Lora(rank=2))
+    some = RandomDraws(
+        torch.tensor([0.3, 0.5, 0.8]),
+        torch.randn(TARGET.shape, generator=torch.Generator().manual_seed(1)),
+        torch.zeros(3, dtype=torch.bool),
+        torch.tensor([True, False, True]),
+    )
+
+    def losses() -> tuple[Tensor, Tensor]:
+        """Of each clip, with and without preservation."""
+        return (
+            training_losses(net, BATCH, some, TASK, GEOMETRY, partial(lora.adapter_off, net)).flow,
+            training_losses(net, BATCH, some, TASK, GEOMETRY).flow,
+        )
+
+    preserved, plain = losses()  # B is zero: the adapter changes nothing
+    assert preserved[1] == 0
+    assert plain[1] > 0
+    assert torch.equal(preserved[[0, 2]], plain[[0, 2]])
+    for parameter in parameters:
+        torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(2))
+    preserved, _ = losses()
+    tokens, _ = build_tokens(BATCH, some, TASK, GEOMETRY)
+    count = TARGET[0, 0].numel()
+    with torch.no_grad():
+        adapted = net(tokens, BATCH.text, num_outputs=count)
+        with lora.adapter_off(net):
+            base = net(tokens, BATCH.text, num_outputs=count)
+    assert preserved[1].item() == pytest.approx((adapted - base)[1].square().mean().item(), rel=1e-5)
+    preserved[1].backward()
+    assert all(parameter.grad is not None for parameter in parameters)
+
+
+def test_preserving_the_base_needs_clips_without_references() -> None:
+    with pytest.raises(ConfigError, match=r"flow\.preserve_base=true .* set flow\.reference_p below 1"):
+        Flow(preserve_base=True)
+    assert Flow(preserve_base=True, reference_p=0.9).preserve_base

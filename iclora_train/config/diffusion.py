@@ -24,6 +24,7 @@ class Flow:
     uniform_p: float = 0.1
     first_frame_p: float = 0.2  # probability that the first latent frame of a clip is clean
     reference_p: float = 1.0  # probability that a clip is trained with its references
+    preserve_base: bool = False  # clips without references are trained on the base's own prediction, not on the data
     attention_strength_p: float = 0.0  # probability that the references have a random attention strength from (0, 1)
     region_mask_p: float = 0.0  # probability that the references are visible only inside a random region of the frame
     locality: float = 0.0  # weight of the locality term of the loss (`diffusion.loss`)
@@ -34,6 +35,11 @@ class Flow:
         one_of("flow.distribution", self.distribution, ("shifted_logit_normal", "uniform"))
         for key in (name for name in self.__dataclass_fields__ if name.endswith("_p")):
             require(0 <= getattr(self, key) <= 1, f"flow.{key}={getattr(self, key)} must lie in [0, 1]")
+        require(
+            not self.preserve_base or self.reference_p < 1,
+            "flow.preserve_base=true is for clips without references, and flow.reference_p=1 trains none: set "
+            "flow.reference_p below 1, e.g. 0.9",
+        )
         require(self.locality >= 0, f"flow.locality={self.locality} must be 0 (off) or more")
         require(self.std > 0, f"flow.std={self.std} must be above 0")
         require(self.min_tokens < self.max_tokens, "flow.min_tokens must be below flow.max_tokens")

@@ -5,10 +5,16 @@ visible reference: from edges on the left it infers colours on the right. Traini
 teaches the model to cope without a masked reference, not to ignore it locally. The locality term pulls the prediction
 inside a random region towards the prediction of the same model with the references masked outside that region. It
 applies to clips that are trained with all of their references. The masked pass has no gradient.
+
+With `flow.preserve_base` a clip that is trained without references has another target: the velocity that the base
+predicts for the same noisy clip. The adapter then learns to change nothing where nothing guides it, as in the
+prior-preserving losses of DreamBooth (arXiv 2208.12242) and of Learning without Forgetting (arXiv 1606.09282).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +48,25 @@ class ClipLosses:
 
 
 def training_losses(
-    transformer: Transformer, batch: Batch, draws: RandomDraws, task: Task, geometry: Geometry
+    transformer: Transformer,
+    batch: Batch,
+    draws: RandomDraws,
+    task: Task,
+    geometry: Geometry,
+    base_alone: Callable[[], AbstractContextManager[None]] | None = None,
 ) -> ClipLosses:
-    """Losses of a batch. With `draws.locality_region`, one more pass of the transformer runs without gradients."""
+    """Losses of a batch. With `draws.locality_region`, one more pass of the transformer runs without gradients.
+
+    base_alone: a context in which the transformer is the base without its adapter. Clips without references then learn
+    the base's prediction, which one more pass without gradients computes.
+    """
     tokens, target = build_tokens(batch, draws, task, geometry)
     num_target = target.shape[1]
+    if base_alone is not None and not draws.use_references.all():
+        with torch.no_grad(), base_alone():
+            of_base = transformer(tokens, batch.text, num_outputs=num_target)
+        guided = to_device(draws.use_references, target.device)[:, None, None]
+        target = torch.where(guided, target, of_base.to(target))
     loss_mask = tokens.loss_mask[:, :num_target]
     local = None
     if draws.locality_region is not None:

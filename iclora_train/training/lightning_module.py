@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -82,7 +83,8 @@ class ICLoRA(LightningModule):
         """Losses of a batch. All random values are drawn from the generator."""
         draws = draw_random(batch.target, self.config.flow, generator, self.clean_cells)
         batch = drop_captions(batch, draws, self.empty_text)
-        return training_losses(self.transformer, batch, draws, self.config.task, self.geometry)
+        base_alone = partial(lora.adapter_off, self.transformer) if self.config.flow.preserve_base else None
+        return training_losses(self.transformer, batch, draws, self.config.task, self.geometry, base_alone)
 
     def configure_gradient_clipping(
         self,
