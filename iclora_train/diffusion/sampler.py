@@ -27,7 +27,15 @@ from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.guidance import Guidance, guided_velocity
 from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import make_sigmas
-from iclora_train.diffusion.reference import append_reference, from_tokens, snap_frame, target_tokens, to_tokens
+from iclora_train.diffusion.reference import (
+    append_reference,
+    from_tokens,
+    mask_to_grid,
+    snap_frame,
+    target_tokens,
+    to_tokens,
+)
+from iclora_train.diffusion.tiles import Tile, TokenTile, average, token_places
 from iclora_train.ltx2.model.transformer import Transformer
 
 Derivative = Callable[[Tensor, float], Tensor]  # x (B,N,C) at noise level sigma -> dx / dsigma (B,N,C)
@@ -135,18 +143,22 @@ def sample(
     kept: KeptLatents | None = None,
     start: Tensor | None = None,
     on_step: Callable[[int], None] = lambda i: None,
+    tiles: Sequence[Tile] = (),
 ) -> Tensor:
     """Sample latent clips (B,C,f,h,w) of latent size `size`, one per seed; fps of all clips, or (B,).
 
     text (B,T,D). The latents `kept` stay unchanged. start (B,C,f,h,w): clean latents to begin from, noised to
-    `settings.sigmas[0]`; without `start` the sigmas must begin at 1. `on_step(i)` is called after step i.
+    `settings.sigmas[0]`; without `start` the sigmas must begin at 1. `on_step(i)` is called after step i. tiles: the
+    model sees one tile after the other (`diffusion.tiles`) instead of the whole clip.
     """
     sigmas, comfyui = settings.sigmas, settings.blend == "comfyui"
     if start is None and sigmas[0] != 1:
         raise ValueError(f"sigmas begin at {sigmas[0]}: give the latents to start from")
     batch, device = len(seeds), text.device
     target = torch.zeros(batch, geometry.channels, *size) if start is None else start
-    layout = _build_tokens(target.to(device, torch.float32), kept, geometry, fps, references)
+    clip = target.to(device, torch.float32)
+    layout = _build_tokens(clip, kept, geometry, fps, references)
+    parts = [_tile_tokens(tile, clip, kept, geometry, fps, references) for tile in tiles]
     noises = draw_noises(seeds, [tuple(clip.shape[1:]) for clip in (target, *(ref.latent for ref in references))])
     noise = torch.cat([to_tokens(part) for part in noises], dim=1).to(device)  # (B,N,C)
     clean = layout.latent  # (B,N,C)
@@ -154,6 +166,15 @@ def sample(
     x = torch.where(m > 0, (1 - sigmas[0]) * clean + sigmas[0] * noise, clean)
     if not comfyui:
         x = m * x + (1 - m) * clean
+
+    def velocity(sigma: float) -> Callable[[Tokens, Tensor], Tensor]:
+        return lambda tokens, latent: guided_velocity(
+            transformer,
+            replace(tokens, latent=latent, sigma=sigma * tokens.sigma),
+            text,
+            settings.guidance,
+            settings.between,
+        )
 
     def derivative(x: Tensor, sigma: float) -> Tensor:
         """(x - x0) / sigma, in a form that does not subtract nearly equal numbers.
@@ -163,8 +184,7 @@ def sample(
         y0 = y - m sigma v.
         """
         model_input = m * x + (1 - m) * clean if comfyui else x
-        tokens = replace(layout, latent=model_input, sigma=sigma * layout.sigma)
-        v = guided_velocity(transformer, tokens, text, settings.guidance, settings.between)
+        v = average(parts, model_input, velocity(sigma)) if parts else velocity(sigma)(layout, model_input)
         if comfyui:
             return m * v + (1 - m**2) * (x - clean) / sigma
         return m**2 * v + (1 - m) * (x - clean) / sigma
@@ -193,3 +213,26 @@ def _build_tokens(
             snap_frame(ref.frame, ref.latent.shape[2], target.shape[2], geometry.temporal),
         )
     return tokens
+
+
+def _tile_tokens(
+    tile: Tile,
+    target: Tensor,
+    kept: KeptLatents | None,
+    geometry: Geometry,
+    fps: float | Tensor,
+    references: Sequence[Reference],
+) -> TokenTile:
+    """A tile with its parts of what is kept and of the references."""
+    grids = [(tuple(target.shape[2:]), 1)]
+    parts = []
+    for ref in references:
+        mask, size = ref.attention_mask, tuple(ref.latent.shape[2:])
+        if mask is not None:
+            mask = tile.cut(mask_to_grid(mask, size), ref.downscale)
+        parts.append(replace(ref, latent=tile.cut(ref.latent, ref.downscale), attention_mask=mask))
+        grids.append((size, ref.downscale))
+    part = None if kept is None else KeptLatents(tile.cut(kept.latent), tile.cut(kept.mask))
+    tokens = _build_tokens(tile.cut(target), part, geometry, fps, parts)
+    index, weight = token_places(tile, grids)
+    return TokenTile(tokens, index.to(target.device), weight.to(target.device))

@@ -30,6 +30,7 @@ from iclora_train.generate.seams import measure_seams
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.size import SizeRules, video_shape
 from iclora_train.generate.stages import Stage, plan_stages, run_stage
+from iclora_train.generate.tiling import describe_tiles, tiles_for
 from iclora_train.generate.video import Video
 from iclora_train.generate.windows import Window, describe_windows, plan_windows
 from iclora_train.ltx2.base_model import BaseModel, open_base
@@ -65,6 +66,9 @@ def generate(settings: GenerateSettings) -> list[Path]:
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
     if len(windows) > 1:
         echo(describe_windows(windows))
+    tiles = tiles_for(settings, shape, base.geometry, adapter.downscale)
+    if tiles:
+        echo(describe_tiles(tiles, shape, base.geometry))
     places = reference_frames(settings, adapter)
     check_references(inputs, places, shape, adapter.temporal_scale, base.geometry.temporal, len(windows) > 1, echo)
     for line in published_use(settings, shape):

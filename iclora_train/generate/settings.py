@@ -49,6 +49,9 @@ class GenerateSettings:
     frames: int | None = None
     window_frames: int | None = None  # of each window of a long video
     window_overlap: int | None = None  # frames of a window that are carried from the one before
+    tile_width: int | None = None  # of each tile of a large picture
+    tile_height: int | None = None
+    tile_overlap: int | None = None  # pixels by which tiles overlap
     fps: float | None = None
     fit: str = "crop"
     seed: int = 0
@@ -76,18 +79,7 @@ class GenerateSettings:
         one_of("blend", self.blend, ("comfyui", "ltx"))
         one_of("fit", self.fit, ("crop", "stretch"))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
-        for key in ("width", "height", "frames"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the reference's")
-        for key in ("window_frames", "window_overlap"):
-            value = getattr(self, key)
-            require(value is None or value >= 1, f"{key}={value} must be at least 1, or null")
-        require(
-            self.window_overlap is None or self.window_frames is not None,
-            f"window_overlap={self.window_overlap} is a part of window_frames: set window_frames too",
-        )
-        bounds = "must be above 0 and at most 1000, or null for the reference's"
-        require(self.fps is None or 0 < self.fps <= 1000, f"fps={self.fps} {bounds}")
+        self._check_sizes()
         self.out = expand_home(self.out)
         self.frames_out = None if self.frames_out is None else expand_home(self.frames_out)
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
@@ -98,6 +90,37 @@ class GenerateSettings:
             values = _numbers(key, getattr(self, key), "reference", len(self.reference))
             require(all(0 <= value <= 1 for value in values), f"{key}={getattr(self, key)} must lie in [0, 1]")
             setattr(self, key, values)
+        self._check_refine()
+        self.attention_mask = _masks(self.attention_mask, len(self.reference))
+        self.reference_frame = _frames(self.reference_frame, len(self.reference))
+        self._check_kept()
+
+    def kept_parts(self) -> set[str]:
+        """The settings that give a part of the video and are set."""
+        keys = ("first_frame", "prefix", "suffix", "source")
+        return {key for key in keys if getattr(self, key) is not None}
+
+    def _check_sizes(self) -> None:
+        """ConfigError for sizes out of bounds, and for an overlap of nothing."""
+        for key in ("width", "height", "frames"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"{key}={value} must be at least 1, or null for the reference's")
+        for key in ("window_frames", "window_overlap", "tile_width", "tile_height", "tile_overlap"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"{key}={value} must be at least 1, or null")
+        require(
+            self.window_overlap is None or self.window_frames is not None,
+            f"window_overlap={self.window_overlap} is a part of window_frames: set window_frames too",
+        )
+        require(
+            self.tile_overlap is None or (self.tile_width or self.tile_height) is not None,
+            f"tile_overlap={self.tile_overlap} is for tiles: set tile_width or tile_height too",
+        )
+        bounds = "must be above 0 and at most 1000, or null for the reference's"
+        require(self.fps is None or 0 < self.fps <= 1000, f"fps={self.fps} {bounds}")
+
+    def _check_refine(self) -> None:
+        """ConfigError for settings of the second stage without one."""
         require(
             abs(self.refine_strength) < _LARGEST, f"refine_strength={self.refine_strength} must be below {_LARGEST}"
         )
@@ -108,14 +131,6 @@ class GenerateSettings:
             self.upsampler is not None or not changed,
             f"{changed and changed[0]} is for the second stage: set upsampler=FILE too",
         )
-        self.attention_mask = _masks(self.attention_mask, len(self.reference))
-        self.reference_frame = _frames(self.reference_frame, len(self.reference))
-        self._check_kept()
-
-    def kept_parts(self) -> set[str]:
-        """The settings that give a part of the video and are set."""
-        keys = ("first_frame", "prefix", "suffix", "source")
-        return {key for key in keys if getattr(self, key) is not None}
 
     def _check_kept(self) -> None:
         """ConfigError unless the settings of kept parts go together."""

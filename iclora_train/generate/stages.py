@@ -18,10 +18,12 @@ from iclora_train.diffusion.guidance import Guidance
 from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.diffusion.tiles import Tile
 from iclora_train.generate.input_media import fit_frame
 from iclora_train.generate.inputs import Inputs, encode_references
 from iclora_train.generate.kept import encode_frames, encode_kept
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.tiling import tiles_for
 from iclora_train.generate.windows import Window
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer, TransformerConfig
@@ -32,7 +34,7 @@ from iclora_train.ltx2.vae.video_vae import VideoVAE
 class Stage:
     """One run of the sampler: the window's size in pixels, the sampler's settings, references and kept parts.
 
-    strength: of the adapter, relative to `adapter_strength`.
+    strength: of the adapter, relative to `adapter_strength`. tiles: none if the picture is sampled as a whole.
     """
 
     shape: VideoShape
@@ -40,6 +42,7 @@ class Stage:
     references: Sequence[Reference]
     kept: KeptLatents | None
     strength: float = 1.0
+    tiles: Sequence[Tile] = ()
 
     @property
     def steps(self) -> int:
@@ -98,18 +101,25 @@ def _plan_window(
     def references(shape: VideoShape) -> list[Reference]:
         return encode_references(inputs, settings, shape, window, adapter, vae)
 
+    tiles = [tiles_for(settings, s, vae.geometry, adapter.downscale) for s in shapes]
     size = vae.geometry.latent_size(window.frames, shapes[0].height, shapes[0].width)
     num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
     sampler = SamplerSettings.from_config(
-        settings.sample, settings.flow, size, num_blocks, negative_text, settings.between, settings.blend
+        settings.sample,
+        settings.flow,
+        tiles[0][0].size(size) if tiles[0] else size,
+        num_blocks,
+        negative_text,
+        settings.between,
+        settings.blend,
     )
-    first, *second = [replace(s, frames=window.frames) for s in shapes]
+    stage = Stage(replace(shapes[0], frames=window.frames), sampler, references(shapes[0]), kept[0], 1.0, tiles[0])
+    if not settings.upsampler:
+        return [stage]
     refine = replace(sampler, sigmas=DISTILLED_STAGE2, guidance=Guidance())
-    again = settings.refine_reference
-    return [
-        Stage(first, sampler, references(shapes[0]), kept[0]),
-        *(Stage(s, refine, references(shape) if again else (), kept[1], settings.refine_strength) for s in second),
-    ]
+    again = references(shape) if settings.refine_reference else ()
+    full = replace(shape, frames=window.frames)
+    return [stage, Stage(full, refine, again, kept[1], settings.refine_strength, tiles[1])]
 
 
 def run_stage(
@@ -138,4 +148,5 @@ def run_stage(
         stage.kept,
         start,
         on_step=lambda step: bar.advance(),
+        tiles=stage.tiles,
     )
