@@ -105,6 +105,18 @@ def test_a_reference_belongs_to_the_windows_with_its_frame(assets: Path, vae: Vi
     assert places == [[7], [3], []]
 
 
+def test_a_clip_that_begins_before_a_window_goes_on_in_it(assets: Path, vae: VideoVAE) -> None:
+    clip, window = frames_of(assets), Window(8, 9, 1)
+    (reference,) = encoded(assets, vae, window, reference_frame=6)  # it snaps down to frame 5
+    assert reference.frame == 0
+    assert torch.equal(reference.latent, encode_frames(clip[3:12], vae))
+    (first,) = encoded(assets, vae, Window(0, 9), reference_frame=6)
+    assert first.frame == 5
+    assert torch.equal(first.latent, encode_frames(clip[[0, 0, 1, 2, 3]], vae)[:, :, 1:])
+    write_clip(assets / "two.mp4", frames=2, height=32, width=32)
+    assert encoded(assets, vae, window, reference="two.mp4", reference_frame=7) == []
+
+
 def test_a_mask_follows_the_latent_frames_of_a_clip(assets: Path, vae: VideoVAE, tmp_path: Path) -> None:
     for i in range(8):
         cv2.imwrite(str(tmp_path / f"{i}.png"), np.full((32, 32), 10 * i, np.uint8))

@@ -13,6 +13,7 @@ from iclora_train.config import require
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.windows import Window
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 
@@ -44,6 +45,17 @@ class EncodedReference:
     frame: int = 0
 
 
+def snap(frame: int, temporal: int) -> int:
+    """The frame at which the latent frame of a clip's `frame` begins."""
+    return 0 if frame == 0 else (frame - 1) // temporal * temporal + 1
+
+
+def guides_window(media: InputMedia, start: int, window: Window, fps: float, temporal: int) -> bool:
+    """Whether a window has frames of a reference that begins at the video's frame `start`."""
+    length = len(media.frame_numbers(fps))
+    return start < window.end and window.start < (start if length == 1 else snap(start, temporal)) + length
+
+
 def encode_guide(
     media: InputMedia,
     mask: InputMedia | None,
@@ -56,15 +68,17 @@ def encode_guide(
 ) -> EncodedReference:
     """A reference that begins at `frame` of a window of `frames` frames: as many of its frames as there is room for.
 
-    A clip after frame 0 snaps down to the beginning of a latent frame. It has no first frame of its own there, so its
-    first frame is doubled, and the latent frame of the copy dropped (as ComfyUI's LTXVAddGuide does).
+    A negative `frame` lies before the window, which then begins with the rest of the clip. A clip after frame 0 snaps
+    down to the beginning of a latent frame. It has no first frame of its own there, so its first frame is doubled,
+    and the latent frame of the copy dropped (as ComfyUI's LTXVAddGuide does).
     """
-    numbers, step = media.frame_numbers(fps), vae.temporal
-    snapped = 0 if frame == 0 else (frame - 1) // step * step + 1
+    step, snapped = vae.temporal, snap(frame, vae.temporal)
+    skipped, frame, snapped = max(-snapped, 0), max(frame, 0), max(snapped, 0)
+    numbers = media.frame_numbers(fps, start=skipped)
     room = min(len(numbers), frames - snapped)
     single = len(numbers) == 1 or room < (1 if frame == 0 else step)
     count = 1 if single else (room - 1) // step * step + 1 if frame == 0 else room // step * step
-    weights = None if mask is None else read_mask(mask, fps, 1, 0, count, size, settings.fit)
+    weights = None if mask is None else read_mask(mask, fps, 1, skipped, count, size, settings.fit)
 
     def encoded(chosen: np.ndarray) -> Tensor:
         return encode_frames(media.read(chosen, size, settings.fit), vae)

@@ -12,7 +12,7 @@ from iclora_train.adapters.metadata import clip_size, trained_fps
 from iclora_train.config import ConfigError, require
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
-from iclora_train.generate.guides import EncodedReference, encode_guide, reference_frames, starts_of
+from iclora_train.generate.guides import EncodedReference, encode_guide, guides_window, reference_frames, starts_of
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
@@ -140,7 +140,7 @@ def encode_references(
     for i, (media, mask, start) in enumerate(zip(inputs.references, inputs.masks, starts, strict=True)):
         if start is None:
             part = _encode_along(media, mask, temporal_scale, window, settings, size, shape.fps, vae)
-        elif window.start <= start < window.end:
+        elif guides_window(media, start, window, shape.fps, vae.temporal):
             part = encode_guide(media, mask, start - window.start, window.frames, settings, size, shape.fps, vae)
         else:
             continue

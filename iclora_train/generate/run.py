@@ -108,9 +108,7 @@ def _make_video(
         latent = denoise(settings, base, adapter, plans, video, text, upsampler, echo)
         with status("decoding"):
             video.add(latent)
-    along = [
-        media for media, at in zip(inputs.references, reference_frames(settings, adapter), strict=True) if at is None
-    ]
+    along = inputs.along(settings, adapter)
     record["seams"] = measure_seams(video.frames, windows, along, shape, adapter.temporal_scale, echo)
     files = write_outputs(settings, video.frames, shape.fps, record)
     video.forget()
