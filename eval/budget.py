@@ -31,6 +31,7 @@ from eval.scoring.measuring_time import NOT_MEASURED, MeasuringTime
 from eval.statistics.student_t import two_sided_quantile
 
 CORE = (ADAPTER_REFERENCE, BASE_REFERENCE, SWAPPED)  # sampled under every budget
+CORE_PLAIN = (ADAPTER_ONLY, BASE)  # the same in a task without references
 SAMPLING_SHARE = 0.9  # of the budget; the rest is for what was not measured before, and for the report
 ICC = 0.45  # likeness of the windows of a recording: 0.37 to 0.51 in evaluations on nano
 MIN_STEPS = 8  # the steps are never reduced below this, nor below half
@@ -98,7 +99,9 @@ def choose(request: Request, budget: float) -> Plan:
     if request.seconds(everything) <= limit:
         return everything
     windows = min(MIN_WINDOWS, request.windows)
-    plan = replace(everything, conditions=CORE, windows=windows, seeds=request.seeds[:1], probes=False)
+    plan = replace(
+        everything, conditions=core_of(everything.conditions), windows=windows, seeds=request.seeds[:1], probes=False
+    )
     if request.seconds(plan) > limit:
         return _with_fewer_steps(request, plan, limit)
     for group in _groups(request.conditions):
@@ -117,6 +120,11 @@ def choose(request: Request, budget: float) -> Plan:
             plan = replace(plan, seeds=request.seeds[:count])
             break
     return _in_order(request, plan)
+
+
+def core_of(conditions: Sequence[str]) -> tuple[str, ...]:
+    """The conditions that are sampled under every budget, by name."""
+    return CORE if ADAPTER_REFERENCE in conditions else CORE_PLAIN
 
 
 def interval_factor(requested: int, windows: int, recordings: int) -> float:
@@ -150,6 +158,8 @@ def _groups(conditions: Sequence[Condition]) -> list[tuple[str, ...]]:
     order = sorted(strengths, key=lambda s: (s not in COARSE_STRENGTHS, -s))
     groups = [(BASE,), (at_strength(0).name, ADAPTER_ONLY), *((at_strength(s).name,) for s in order)]
     groups += [(HALF_MASK,), (FADE_MASK,), (EMPTY_PROMPT,)]
+    if ADAPTER_REFERENCE not in available:
+        groups = [(name,) for group in groups for name in group if name not in CORE_PLAIN]
     return [group for group in groups if set(group) <= set(available)]
 
 

@@ -123,6 +123,7 @@ def require_comparable(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
         "protocol": (a["provenance"]["protocol"], b["provenance"]["protocol"]),
         "readers of the control": _shared_readers(a, b),
         "task.conditions": (_given_parts(a), _given_parts(b)),
+        "validation.sigmas": (a["provenance"].get("loss_sigmas"), b["provenance"].get("loss_sigmas")),
         "targets": (a["provenance"]["shards"]["pairs"], b["provenance"]["shards"]["pairs"]),
     }
     differing = [name for name, (first, second) in pairs.items() if first != second]

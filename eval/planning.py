@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eval.budget import Plan, Request, choose, interval_factor
-from eval.clips.conditions import ADAPTER_REFERENCE, at_strength, batches
+from eval.clips.conditions import at_strength, batches, judged_row
 from eval.clips.cost import ClipCost
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
@@ -119,7 +119,7 @@ def _read(path: Path) -> StoredPlan | None:
 def _restrict(source: SampledClips, plan: Plan) -> None:
     """Let the source sample no more than the plan."""
     config, held_out = source.config, source.held_out
-    strengths = [s for s in config.eval.strengths if at_strength(s).name in plan.conditions]
+    strengths = [s for s in config.eval.strengths if at_strength(s, config.task.has_reference).name in plan.conditions]
     settings = replace(config.eval, seeds=list(plan.seeds), strengths=strengths)
     if plan.windows < len(held_out.windows):
         settings = replace(settings, windows=plan.windows)
@@ -139,7 +139,7 @@ def _earlier_width(folder: Path, primary: str) -> tuple[float, int, int] | None:
             scores = read_scores(path)
         except DamagedFileError:
             continue
-        value, clips = scores["cells"].get(ADAPTER_REFERENCE, {}).get(primary) or {}, scores["clips"]
+        value, clips = scores["cells"].get(judged_row(scores["cells"]), {}).get(primary) or {}, scores["clips"]
         if value.get("low") is not None:
             recordings = len({clip.get("source") for clip in clips})
             return (value["high"] - value["low"]) / 2, value.get("n") or len(clips), recordings

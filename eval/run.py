@@ -192,7 +192,7 @@ def _sample(
             line = f"note: videos= gives all clips. Nothing is sampled, so one of {group.count} processes does the work"
             print_lines(console, line)
         return None, {}, None
-    sampler = probe_sampler(source) if has_probes else None
+    sampler = probe_sampler(source) if has_probes and source.config.task.has_reference else None
     waiting = 0 if sampler is None else unfinished_probes(source, sampler)
     forecast = estimate_sampling(source, work, waiting, console, costs[0], group.count, costs[1])
     if forecast.cost is not None:
@@ -217,7 +217,7 @@ def _plan(
     budget = evaluation_budget(source.config, source.base.embedded)
     if budget is None:
         return None, (None, measure_measuring(source, suite, features))
-    probes = len(probe_sampler(source).plan.samples)
+    probes = len(probe_sampler(source).plan.samples) if source.config.task.has_reference else 0
     return apply_budget(source, folder, budget, rank.count, probes, suite, features, console)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from eval.clips.clip_source import PROTOCOL, ClipSource
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.conditions import judged_row
 from eval.clips.windows import Window
 from eval.judging.control import control_scores, mask_scores, recorded_evidence
 from eval.judging.equal_frames import changed_outcomes
@@ -60,9 +60,15 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
         "provenance": {
             "protocol": PROTOCOL,
             "shards": source.held_out.fingerprint,
+            **_loss_sigmas(source.config),
             "settings": {"task": asdict(source.config.task), "eval": asdict(source.config.eval)},
         },
     }
+
+
+def _loss_sigmas(config: Config) -> dict[str, list[float]]:
+    """The noise levels of the velocity loss, in a task that is judged by it."""
+    return {} if config.task.has_reference else {"loss_sigmas": list(config.validation.sigmas)}
 
 
 def _control_of(source: ClipSource, suite: Suite, window: Window) -> dict[str, str]:
@@ -215,6 +221,7 @@ def _provenance(config: Config, source: ClipSource) -> dict[str, Any]:
         "config_hash": config_hash(config),
         "shards": source.held_out.fingerprint,
         "sigmas": source.sigmas,
+        **_loss_sigmas(config),
         "precision": source.precision,
         "note": source.judged.note,
         "device": torch.cuda.get_device_name() if source.device.type == "cuda" else "cpu",
@@ -244,9 +251,9 @@ def headline(scores: Mapping[str, Any]) -> list[str]:
     changed = scores["thresholds"]["changed"]
     note = [f"thresholds changed from the defaults: {', '.join(changed)}"] if changed else []
     sources = [
-        f"source {source}: {scores['primary']} {format_estimate(cells[ADAPTER_REFERENCE][scores['primary']])}"
+        f"source {source}: {scores['primary']} {format_estimate(cells[judged_row(cells)][scores['primary']])}"
         for source, cells in scores.get("sources", {}).items()
-        if scores["primary"] in cells[ADAPTER_REFERENCE]
+        if scores["primary"] in cells[judged_row(cells)]
     ]
     sources += control_lines(scores)
     if "sequential" in scores:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from eval.budget import CORE
+from eval.budget import core_of
 from eval.clips.conditions import Item, batches
 from eval.clips.cost import ClipCost
 from eval.clips.sampled import SampledClips
@@ -61,7 +61,7 @@ class MeasuredOnce(Suite):
     def measure(self, output: Clip, truth: GroundTruth) -> Measurement:
         """As `Suite.measure`."""
         hashed = hashlib.sha256()
-        for clip in (output, truth.target, truth.shuffled, truth.reference):
+        for clip in (output, truth.target, truth.shuffled, *([] if truth.reference is None else [truth.reference])):
             hashed.update(clip.tobytes())
         key = hashed.digest()
         if key not in self.known:
@@ -95,7 +95,7 @@ def sample_until_decided(
         tell_others(number, is_last=look is looks[-1])
         work += look.batches
         source.conditions = conditions
-        source.restrict(config, ordered.first(look.windows), CORE)
+        source.restrict(config, ordered.first(look.windows), core_of([condition.name for condition in conditions]))
         sample_together(source, look.batches, samplers, console)
         results = Scorer(source, work, once).run(console, known=_first(rows, look.windows))
         entry["looks"].append({"recordings": look.recordings, "windows": look.windows, "undecided": []})

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, first_examples
 from eval.report.media import FOLDER as MEDIA
@@ -22,6 +22,7 @@ from iclora_train.core.atomic_files import write_atomic
 from iclora_train.media.clip import read_clip
 
 CLIPS = ("reference", BASE_REFERENCE, ADAPTER_REFERENCE, "target")  # of a picture, from left to right
+CLIPS_PLAIN = (BASE, ADAPTER_ONLY, "target")  # of a task without references
 MARKS = {"holds": "", "fails": " **fails**", "inconclusive": " (undecided)"}
 COLUMNS = {  # column -> the claims that it shows, without the name of a control
     "control gain": ("control_gain",),
@@ -78,7 +79,8 @@ def _section(task: str, scores: Mapping[str, Any], picture: Path | None) -> str:
     """The answer, a picture, and the gates of a task."""
     lines = [f"\n## {task}\n", f"{answer(scores)}\n"]
     if picture is not None:
-        shown = f"reference, without the adapter, with it, target: middle frame, {_example(scores).title}"
+        reference = "reference, " if ADAPTER_REFERENCE in scores["windows"] else ""
+        shown = f"{reference}without the adapter, with it, target: middle frame, {_example(scores).title}"
         lines.append(f"![{shown}](zoo/{picture.name})\n")
     lines += ["| gate | value | threshold | |", "|---|---|---|---|"]
     for verdict in _gate_verdicts(scores):
@@ -126,7 +128,7 @@ def _example(scores: Mapping[str, Any]) -> Example:
 def _picture(folder: Path, task: str, scores: Mapping[str, Any], file: Path) -> Path | None:
     """Write the middle frames of `_example` side by side; None if the report has no such clips."""
     number, frames = _example(scores).number, []
-    for name in CLIPS:
+    for name in CLIPS if ADAPTER_REFERENCE in scores["windows"] else CLIPS_PLAIN:
         clips = sorted((file.parent / MEDIA).glob(f"{number:03d}-{re.sub('[^a-z+]', '-', name)}-*.mp4"))
         if not clips:
             return None

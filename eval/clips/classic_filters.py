@@ -57,6 +57,8 @@ def classic_filters(task: Task, device: torch.device) -> tuple[ClassicFilter, ..
 
 def without_filter(task: Task) -> str:
     """Why no filter can do a task; empty if there are filters."""
+    if not task.has_reference:
+        return "the task has no reference that a filter could repair"
     if task.family == "colorize":
         return "no filter without a model gives a grey clip its colours"
     if task.family == "structure":

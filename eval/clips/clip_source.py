@@ -90,6 +90,10 @@ class ClipSource:
         """Whether the clips of a batch exist, so that `clips` only reads them."""
         raise NotImplementedError
 
+    def velocity_losses(self, condition: Condition, batch: Sequence[Item]) -> list[float]:
+        """The velocity loss of each item under a condition without a reference."""
+        raise NotImplementedError
+
     @property
     def token_pixels(self) -> int:
         """Side of a reference token in target pixels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -30,7 +30,8 @@ FLOOR = "floor"  # the target of another recording
 class Condition:
     """One condition of the protocol.
 
-    reference: "own", "other" (the partner's) or "none". mask: "" (no mask), "half" (keeps the reference in one half of
+    reference: "own", "other" (the partner's) or "none". strength: attention strength of the reference; without one, the
+    strength of the adapter. mask: "" (no mask), "half" (keeps the reference in one half of
     the frame) or "fade" (weight 0 at the first latent frame, 1 at the last). empty_prompt: use the features of the
     empty caption.
     """
@@ -56,8 +57,14 @@ class Item:
         return int.from_bytes(hashlib.sha256(f"{self.window.key}/{self.seed}".encode()).digest()[:6])
 
 
-def at_strength(strength: float) -> Condition:
-    """Adapter and reference at an attention strength; strength 1 is `adapter+reference` itself."""
+def at_strength(strength: float, reference: bool = True) -> Condition:
+    """Adapter and reference at an attention strength; strength 1 is `adapter+reference` itself.
+
+    reference=False: the adapter alone, at a strength of its own; strength 1 is `adapter`, strength 0 the base.
+    """
+    if not reference:
+        name = ADAPTER_ONLY if strength == 1 else f"{STRENGTH_PREFIX}{strength:g}"
+        return Condition(name, strength != 0, "none", float(strength) or 1.0)
     return Condition(
         ADAPTER_REFERENCE if strength == 1 else f"{STRENGTH_PREFIX}{strength:g}", True, "own", float(strength)
     )
@@ -66,6 +73,21 @@ def at_strength(strength: float) -> Condition:
 def strength_sweep(strengths: Iterable[float]) -> list[float]:
     """The strengths to measure, in falling order. 1 and 0 are always included: masks and the null test need them."""
     return sorted({1.0, 0.0, *strengths}, reverse=True)
+
+
+def judged_row(rows: Container[str]) -> str:
+    """The row that is judged: adapter and reference; in a task without references, the adapter."""
+    return ADAPTER_REFERENCE if ADAPTER_REFERENCE in rows else ADAPTER_ONLY
+
+
+def without_references(strengths: Iterable[float]) -> list[Condition]:
+    """All conditions of a task without references: adapter, base, empty prompt, strengths of the adapter below 1."""
+    return [
+        at_strength(1, reference=False),
+        Condition(BASE, False, "none"),
+        Condition(EMPTY_PROMPT, True, "none", empty_prompt=True),
+        *(at_strength(s, reference=False) for s in strength_sweep(strengths) if s < 1),
+    ]
 
 
 def all_conditions(strengths: Iterable[float], fade: bool = True) -> list[Condition]:

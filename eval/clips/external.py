@@ -39,6 +39,11 @@ class VideoFolder(ClipSource):
         assert config.videos is not None
         self.folder = Path(config.videos)
         require(
+            config.task.has_reference,
+            f"videos={config.videos}: task {config.task.name} has no reference, so clips alone cannot be judged. Its "
+            "claim is the loss on held-out clips, which needs the adapter: leave videos out",
+        )
+        require(
             self.folder.is_dir(),
             f"videos={self.folder} is not a folder: give one with {held_out.windows[0].key}.mp4",
         )

@@ -112,10 +112,12 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     require_supported(path, official)
     notes = [f"{path} {note}" for note in adapter_notes(path, metadata, official, spec)]
     known = completed(metadata, official)
-    factors = ReferenceFactors(
-        None if declares_factor(known) else task.reference_downscale,
-        None if TEMPORAL in known or not foreign else task.reference_temporal_scale,
-    )
+    factors = ReferenceFactors(reference=False)
+    if task.has_reference or declares_factor(known):
+        factors = ReferenceFactors(
+            None if declares_factor(known) else task.reference_downscale,
+            None if TEMPORAL in known or not foreign else task.reference_temporal_scale,
+        )
     if findings and findings == list(adapter_findings(adapter.weights)):
         lora.require_same_base(path, adapter, base.family, base.version, base.fingerprint if base.embedded else None)
         adapter = lora.Adapter(adapter.weights, with_factors(spec.metadata | known, factors))
@@ -125,6 +127,10 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
     if not declares_factor(known):
         notes.append(f"{path} does not declare its reference factors: the factors of task {task.name} are used")
     notes += _use(config, adapter, official)
+    require(
+        task.has_reference or not adapter.in_context,
+        f"{path} takes a reference, and task {task.name} has none: evaluate it with the task that it was trained for",
+    )
     expected = (task.reference_downscale, task.reference_temporal_scale)
     require(
         (adapter.downscale, adapter.temporal_scale) == expected,

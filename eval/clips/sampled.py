@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from eval.clips.attention_masks import fade_masks, half_masks
 from eval.clips.clip_source import ClipCache, ClipSource
-from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength
+from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength, without_references
 from eval.clips.cost import ClipCost
 from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
@@ -20,8 +20,10 @@ from eval.metrics import Clip
 from iclora_train.adapters import lora
 from iclora_train.config import Config
 from iclora_train.core.device import synced_time
+from iclora_train.data.batch import collate
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
-from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.diffusion.loss import loss_at
+from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 
@@ -42,9 +44,12 @@ class SampledClips(ClipSource):
         dtype = str(self.transformer.patchify_proj.weight.dtype)
         self.precision = f"fp8 weights, {dtype}" if config.model.precision == "fp8" else dtype
         f = self.latent_size[0]
-        reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
         self.empty = held_out.empty_text()[None].to(self.device)  # (1,T,D)
-        self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
+        if config.task.has_reference:
+            reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
+            self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
+        else:
+            self.conditions = without_references(config.eval.strengths)
         self.restrict(config, held_out, [condition.name for condition in self.conditions])
 
     def restrict(self, config: Config, held_out: HeldOut, conditions: Collection[str]) -> None:
@@ -112,7 +117,8 @@ class SampledClips(ClipSource):
         """
         step = replace(self.sampler, sigmas=(1.0, 0.0))
         passes = self.sampler.guidance.passes
-        latent, with_reference = self._timed(lambda: self._sample(at_strength(1), batch, step))
+        judged = at_strength(1, self.config.task.has_reference)
+        latent, with_reference = self._timed(lambda: self._sample(judged, batch, step))
         _, without_reference = self._timed(lambda: self._sample(Condition(ADAPTER_ONLY, True, "none"), batch, step))
         _, decoding = self._timed(lambda: self._decode(latent))
         return ClipCost(
@@ -164,7 +170,7 @@ class SampledClips(ClipSource):
         text = torch.stack([pair.text for pair in pairs]).to(self.device)  # (B,T,D)
         if condition.empty_prompt:
             text = self.empty.expand(len(pairs), -1, -1)
-        with nullcontext() if condition.adapter else lora.adapter_off(self.transformer):
+        with self._adapter_of(condition):
             return sample(
                 self.transformer,
                 text,
@@ -177,6 +183,39 @@ class SampledClips(ClipSource):
                 kept=kept_of_target(torch.stack([pair.target for pair in pairs]).to(self.device), self.clean_cells),
                 start=start,
             )
+
+    @contextmanager
+    def _adapter_of(self, condition: Condition) -> Iterator[None]:
+        """Inside the `with` the adapter is off, or at the strength of a condition without a reference."""
+        if not condition.adapter:
+            with lora.adapter_off(self.transformer):
+                yield
+        elif condition.reference != "none" or condition.strength == 1:
+            yield
+        else:
+            lora.set_strength(self.transformer, condition.strength)
+            try:
+                yield
+            finally:
+                lora.set_strength(self.transformer, 1.0)
+
+    @torch.no_grad()
+    def velocity_losses(self, condition: Condition, batch: Sequence[Item]) -> list[float]:
+        """As `ClipSource.velocity_losses`: the mean over validation.sigmas.
+
+        The noise is that of the item's clip, so all conditions are compared under the same noise.
+        """
+        clips = replace(collate([self.held_out.latents(item.window) for item in batch]), references=[]).to(self.device)
+        if condition.empty_prompt:
+            clips = replace(clips, text=self.empty.expand_as(clips.text))
+        noise = draw_noise([item.noise_seed for item in batch], tuple(clips.target.shape[1:]))
+        task, geometry = self.config.task, self.base.geometry
+        with self._adapter_of(condition):
+            losses = [
+                loss_at(self.transformer, clips, noise, sigma, task, geometry)
+                for sigma in self.config.validation.sigmas
+            ]
+        return [float(loss) for loss in torch.stack(losses).mean(0)]
 
     def _references(self, condition: Condition, batch: Sequence[Item], held_out: HeldOut) -> list[Reference]:
         if condition.reference == "none":

@@ -83,13 +83,17 @@ class HeldOut:
     def open(cls, config: Config, base: BaseModel) -> HeldOut:
         """Open the shards under data.root.
 
-        Raises ConfigError for shards of another base, pairs without a reference, and as `EvaluationPlan.of` does.
+        Raises ConfigError for shards of another base, pairs without a reference that the task has, and as
+        `EvaluationPlan.of` does.
         """
         plan = EvaluationPlan.of(config)
         plan.latents.require_base(base.name, base.latent_fingerprints)
         held_out = cls(plan.pairs, plan.latents, plan.samples, plan.recordings, plan.notes, plan.donors, config.task)
         count = len(held_out.pair(held_out.windows[0]).references)
-        require(count > 0, f"{plan.pairs.folder}: its pairs have no reference, which eval needs: run data_prep again")
+        require(
+            count > 0 or not config.task.has_reference,
+            f"{plan.pairs.folder}: its pairs have no reference, which eval needs: run data_prep again",
+        )
         return held_out
 
     def _controls_of(self, sample: ShardSample, task: Task) -> tuple[Control, ...]:

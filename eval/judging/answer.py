@@ -77,6 +77,14 @@ PHRASES: dict[str, Phrase] = {  # name of a gate -> its words
         BASE,
         worse="is further from the target",
     ),
+    "adapter_gain": Phrase(
+        "predicts held-out clips better",
+        "does not predict held-out clips better",
+        "than the base",
+        "the base",
+        worse="predicts held-out clips worse",
+        quantity="percent of its velocity loss removed",
+    ),
     "swap_drop": OWN,
     "swap_floor": Phrase("changes", "does not change", "with the reference", OTHER, measured=False),
 }

@@ -32,8 +32,10 @@ def collect_evidence(
     results: Results, strengths: Sequence[float], sources: Sequence[str], metrics: Sequence[Metric], adherence: str
 ) -> Evidence:
     """The evidence for all claims. strengths: `eval.strengths`; sources: the recording of each window."""
-    falling = [s for s in strength_sweep(strengths) if at_strength(s).name in results.rows]
-    rows = [(s, results.rows[at_strength(s).name]) for s in falling]
+    reference = ADAPTER_REFERENCE in results.rows
+    names = {s: at_strength(s, reference).name for s in strength_sweep(strengths)}
+    falling = [s for s, name in names.items() if name in results.rows]
+    rows = [(s, results.rows[names[s]]) for s in falling]
     lower_is_better = frozenset(metric.key for metric in metrics if metric.better == "low")
     effects = None
     if len(rows) > 1 and all(adherence in row for _, row in rows):
@@ -110,12 +112,17 @@ def _fade_effects(results: Results, recordings: Sequence[str]) -> Values | None:
 
 
 def control_scores(results: Results, evidence: Evidence) -> dict[str, Any] | None:
-    """`control` of scores.json; None for clips of another program, which have a single condition.
+    """`control` of scores.json; None for clips of another program, which have a single condition. A task without
+    references has the drift and the curve of the adapter's strength.
 
     gain: adherence on a scale from the base without reference (0) to the ceiling (1). swap_lost: adherence lost with
     the reference of another recording. swap_won: how much nearer that output is to the clip of its reference than to
     its own target. null, drift: levels.
     """
+    if ADAPTER_REFERENCE not in results.rows:
+        drift = estimate_or_none(results.changes.get("drift"), evidence.sources)
+        of_reference = dict.fromkeys(("gain", "swap_lost", "swap_won", "null"))
+        return {**of_reference, "drift": drift, "curve": evidence.curve}
     if SWAPPED not in results.rows:
         return None
     metric, sign = evidence.adherence, -1 if evidence.adherence in evidence.lower_is_better else 1

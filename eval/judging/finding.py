@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from eval.clips.conditions import ADAPTER_REFERENCE, CEILING
+from eval.clips.conditions import CEILING, judged_row
 from eval.statistics.estimates import Estimate
 
 Level = Literal["ok", "warn", "bad"]
@@ -43,6 +43,6 @@ def mean(scores: Scores, row: str, metric: str) -> float | None:
 
 
 def output_and_ceiling(scores: Scores, metric: str) -> tuple[float, float] | None:
-    """The means of adapter + reference and of the VAE round trip; None if one was not measured."""
-    output, ceiling = mean(scores, ADAPTER_REFERENCE, metric), mean(scores, CEILING, metric)
+    """The means of the judged row and of the VAE round trip; None if one was not measured."""
+    output, ceiling = mean(scores, judged_row(scores["cells"]), metric), mean(scores, CEILING, metric)
     return None if output is None or ceiling is None else (output, ceiling)

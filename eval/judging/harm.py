@@ -10,8 +10,14 @@ import numpy as np
 from eval.clips.conditions import ADAPTER_REFERENCE, INPUT
 
 # The metrics that say whether an output is better than its input, by family; the first that was measured counts.
-# The input of a structure task is a drawing, which an output does not have to be near.
-GAIN_METRICS = {"restoration": ("psnr",), "colorize": ("psnr",), "edit": ("psnr_inside", "psnr"), "structure": ()}
+# The input of a structure task is a drawing, which an output does not have to be near; a style task has none.
+GAIN_METRICS = {
+    "restoration": ("psnr",),
+    "colorize": ("psnr",),
+    "edit": ("psnr_inside", "psnr"),
+    "structure": (),
+    "style": (),
+}
 HARM_LIMIT = 0.5  # dB: a smaller loss is not seen
 OUTLIER = 3.5  # robust z-score (Iglewicz and Hoaglin 1993)
 MAD_TO_SIGMA = 1.4826  # of normal values

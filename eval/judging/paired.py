@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC, INPUT
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CLASSIC, INPUT, judged_row
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
 
 COMPARED = (INPUT, CLASSIC, BASE_REFERENCE)  # what adapter+reference is compared with
+COMPARED_PLAIN = (BASE,)  # what the adapter is compared with in a task without references
 
 
 def paired_differences(
     rows: Mapping[str, Mapping[str, Values]], recordings: Sequence[str]
 ) -> dict[str, dict[str, Estimate]]:
-    """`paired` of scores.json: other row -> metric -> adapter+reference minus the other row, in units of the metric.
+    """`paired` of scores.json: other row -> metric -> the judged row minus the other row, in units of the metric.
 
     rows: row -> metric -> values per window. A window on which one of the two was not measured is left out.
     """
-    with_adapter = rows.get(ADAPTER_REFERENCE, {})
+    judged = judged_row(rows)
+    with_adapter = rows.get(judged, {})
     return {
         other: {
             metric: value
@@ -25,6 +27,6 @@ def paired_differences(
             if metric in rows[other]
             and (value := estimate_or_none(with_adapter[metric] - rows[other][metric], recordings)) is not None
         }
-        for other in COMPARED
+        for other in (COMPARED if judged == ADAPTER_REFERENCE else COMPARED_PLAIN)
         if other in rows
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from eval.judging.finding import Finding, Scores, level_if_above, level_if_below, output_and_ceiling, worst
 
+FREE = ("structure", "style")  # families whose outputs need not look like their targets
 FLICKER_WARN, FLICKER_BAD = 1.0, 4.0  # levels of luma above the ceiling; one is the smallest step of a display
 WARP_WARN, WARP_BAD = 1.0, 4.0  # 1e-3 above the ceiling: 8 and 16 levels that change from frame to frame
 FROZEN_WARN, FROZEN_BAD = 0.5, 0.2  # motion of output / ceiling; a blur of 2 px leaves more than half
@@ -87,8 +88,8 @@ def wrong_levels(scores: Scores) -> Finding | None:
     if slope is None or offset is None or bend is None:
         return None
     reason = f"contrast {slope[0]:.2f} of the target's, black at {offset[0]:.1f}, middle levels off by {bend[0]:.1f}"
-    if scores["family"] == "structure":
-        return "ok", f"{reason}; an output of a structure task is free to have other levels", ""
+    if scores["family"] in FREE:
+        return "ok", f"{reason}; an output of a {scores['family']} task is free to have other levels", ""
     level = worst(
         level_if_above(abs(slope[0] - slope[1]), SLOPE_WARN, SLOPE_BAD),
         level_if_above(abs(offset[0] - offset[1]), OFFSET_WARN, OFFSET_BAD),
@@ -117,8 +118,8 @@ def shifted(scores: Scores) -> Finding | None:
     if pair is None:
         return None
     reason = f"the picture is shifted by {pair[0]:.2f} pixels against the target, VAE round trip {pair[1]:.2f}"
-    if scores["family"] == "structure":
-        return "ok", f"{reason}; an output of a structure task need not look like its target", ""
+    if scores["family"] in FREE:
+        return "ok", f"{reason}; an output of a {scores['family']} task need not look like its target", ""
     return (
         level_if_above(pair[0] - pair[1], SHIFT_WARN, SHIFT_BAD),
         reason,

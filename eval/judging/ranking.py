@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE, INPUT
+from eval.clips.conditions import BASE, INPUT, judged_row
 from eval.judging.harm import gain_metric, gains
 
 Scores = Mapping[str, Any]
@@ -45,9 +45,10 @@ def ranking(scores: Scores) -> Ranking:
     metric = gain_metric(scores)
     if metric is not None and any(gain is not None for gain in gains(scores)):
         return Ranking(gains(scores), metric, INPUT)
-    metric = scores["adherence"] if scores["adherence"] in scores["windows"][ADAPTER_REFERENCE] else scores["primary"]
+    row = judged_row(scores["windows"])
+    metric = scores["adherence"] if scores["adherence"] in scores["windows"][row] else scores["primary"]
     sign = -1 if scores["metrics"][metric]["better"] == "low" else 1
-    output, base = scores["windows"][ADAPTER_REFERENCE][metric], scores["windows"].get(BASE, {}).get(metric)
+    output, base = scores["windows"][row][metric], scores["windows"].get(BASE, {}).get(metric)
     if base is None:
         return Ranking([None if value is None else sign * value for value in output], metric, None)
     pairs = zip(output, base, strict=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.conditions import ADAPTER_REFERENCE, judged_row
 from eval.judging.control import control_scores, mask_scores
 from eval.judging.evidence import Evidence
 from eval.judging.verdicts import Verdict, are_few, gates_outcome, unmeasured_gates
@@ -83,11 +83,13 @@ def comparable_metrics(scores: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def comparable_row(scores: Mapping[str, Any], scales: Mapping[str, ControlScale]) -> dict[str, Values]:
-    """Adapter + reference: metric -> value per window, NaN where not measured, as `comparable_metrics` lists them.
+    """The judged row: metric -> value per window, NaN where not measured, as `comparable_metrics` lists them.
 
     scales: the common scale of `agreement`. Two evaluations must share one, and that of another base differs.
     """
-    stored = {key: np.array(values, np.float64) for key, values in scores["windows"][ADAPTER_REFERENCE].items()}
+    stored = {
+        key: np.array(values, np.float64) for key, values in scores["windows"][judged_row(scores["windows"])].items()
+    }
     row = with_agreement(stored, scales)
     for name, scale in scales.items():
         if scale.metric in row:

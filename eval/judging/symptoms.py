@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE
+from eval.clips.conditions import BASE, judged_row
 from eval.judging.finding import Finding, Level, level_if_above, level_if_below, with_interval, worst
 from eval.judging.picture_symptoms import artefacts, flicker, frozen, noise, shifted, wrong_levels
 from eval.judging.window_symptoms import unlike_the_others, worse_than_input
@@ -94,7 +94,7 @@ def _strength(scores: Mapping[str, Any]) -> Finding | None:
 def _rigid(scores: Mapping[str, Any]) -> Finding | None:
     """Judged by the diversity over seeds relative to the base alone. Restoration and colorize need little diversity."""
     diversity = scores.get("diversity") or {}
-    output, base = diversity.get(ADAPTER_REFERENCE), diversity.get(BASE)
+    output, base = diversity.get(judged_row(diversity)), diversity.get(BASE)
     if output is None or base is None or base["mean"] <= 0:
         return None
     share = output["mean"] / base["mean"]
@@ -123,6 +123,7 @@ def _memory(scores: Mapping[str, Any]) -> Finding | None:
     )
 
 
+OF_REFERENCES = ("control not followed", "strength without effect", "worse than the input")
 SYMPTOMS = {
     "control not followed": _control,
     "strength without effect": _strength,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE, FLOOR
+from eval.clips.conditions import FLOOR, judged_row
 from eval.judging.equal_frames import of_others
 from eval.judging.finding import Finding, Level, Scores, level_if_above, mean, worst
 from eval.judging.harm import GAIN_SPREAD, gain_metric, gains, outliers
@@ -36,7 +36,7 @@ def worse_than_input(scores: Scores) -> Finding | None:
 def unlike_the_others(scores: Scores) -> Finding | None:
     """Names the windows that are far worse than the rest, or equal to their target, which no output of a VAE is."""
     primary = scores["primary"]
-    values = scores["windows"].get(ADAPTER_REFERENCE, {}).get(primary)
+    values = scores["windows"].get(judged_row(scores["windows"]), {}).get(primary)
     if values is None:
         return None
     keys = [clip["key"] for clip in scores["clips"]]
@@ -73,7 +73,7 @@ def _equal_frames(scores: Scores) -> tuple[Level, str]:
         for v in scores["verdicts"]
         if v["name"] in entry["changed"]
     ]
-    of_output = ADAPTER_REFERENCE in entry["rows"]
+    of_output = judged_row(scores["windows"]) in entry["rows"]
     if not of_output and not changed:
         return "ok", ""
     parts = [_equal_frames_of(scores, row, shares) for row, shares in entry["rows"].items() if row in scores["windows"]]
@@ -96,7 +96,7 @@ def _equal_frames_of(scores: Scores, row: str, shares: Sequence[float]) -> str:
 def _outlier_reason(scores: Scores, numbers: set[int]) -> str:
     """The windows with their values and gains, worst first, and the medians."""
     primary, keys = scores["primary"], [clip["key"] for clip in scores["clips"]]
-    values, gained = scores["windows"][ADAPTER_REFERENCE][primary], gains(scores)
+    values, gained = scores["windows"][judged_row(scores["windows"])][primary], gains(scores)
     if not numbers:
         return "no window is more than 3.5 robust standard deviations worse than the median"
     sign = -1 if scores["metrics"][primary]["better"] == "low" else 1
@@ -113,13 +113,13 @@ def _median(values: Sequence[float | None]) -> float | None:
 
 def _equal_to_target(scores: Scores) -> list[int]:
     """Windows whose every frame and seed has no error: their PSNR is the cap."""
-    values = scores["windows"][ADAPTER_REFERENCE].get("psnr", ())
+    values = scores["windows"][judged_row(scores["windows"])].get("psnr", ())
     return [i for i, value in enumerate(values) if value is not None and value >= PSNR_CAP]
 
 
 def _is_like_another_clip(scores: Scores, value: float | None, sign: int) -> bool:
     """Whether a value is no better than halfway between the floor (another clip's target) and the mean."""
-    floor, average = (mean(scores, row, scores["primary"]) for row in (FLOOR, ADAPTER_REFERENCE))
+    floor, average = (mean(scores, row, scores["primary"]) for row in (FLOOR, judged_row(scores["windows"])))
     if value is None or floor is None or average is None:
         return False
     return sign * value < sign * (floor + average) / 2

@@ -106,15 +106,15 @@ class GroundTruth:
     """The data that an output clip is measured against. Reuse it for all clips of a window: it caches its target.
 
     target: RGB uint8 (F,H,W,3). shuffled: the target of another recording, of the same shape (the floor). reference:
-    the first reference, at the size and frame count of the target. region: the hole or edited part (F,H,W), or None
-    (`edited_region`). record: how the pair was made, as its shard stores it. band: width in pixels of the border around
-    the region that counts neither as inside nor as outside: one reference token. caption: that of the window. controls:
-    the names of the controls that made the references.
+    the first reference, at the size and frame count of the target; None without one. region: the hole or edited part
+    (F,H,W), or None (`edited_region`). record: how the pair was made, as its shard stores it. band: width in pixels of
+    the border around the region that counts neither as inside nor as outside: one reference token. caption: that of the
+    window. controls: the names of the controls that made the references.
     """
 
     target: Clip
     shuffled: Clip
-    reference: Clip
+    reference: Clip | None
     region: Mask | None = None
     record: Mapping[str, Any] = field(default_factory=dict)
     fps: float = 25.0
@@ -135,6 +135,7 @@ class GroundTruth:
     @cached_property
     def cached_reference(self) -> CachedClip:
         """The reference with its cached derivatives."""
+        assert self.reference is not None
         return CachedClip(self.reference)
 
     @property

@@ -71,7 +71,7 @@ def _ratio(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _luma(output: CachedClip, truth: GroundTruth) -> Measurement:
-    return framewise("luma_psnr", psnr_y(output.clip, truth.reference))
+    return framewise("luma_psnr", psnr_y(output.clip, truth.cached_reference.clip))
 
 
 def _cdc(output: CachedClip, truth: GroundTruth) -> Measurement:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from eval.metrics import colour, displacement, edges, levels, motion, picture, region
+from eval.metrics import colour, displacement, edges, held_out_loss, levels, motion, picture, region
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
 from eval.metrics.structure import AGREEMENT, NO_READERS, DrawControl, Readers, TaskMetrics, structure_metrics
 from iclora_train.config import Task
@@ -142,8 +142,14 @@ def _edit(task: Task) -> TaskMetrics:
     return TaskMetrics((region.REGION, region.OUTSIDE_SSIM, region.STRUCTURE_KEPT), primary)
 
 
+def _style(task: Task) -> TaskMetrics:
+    """The loss on held-out windows leads: no output has to be near a target that only a caption describes."""
+    return TaskMetrics((held_out_loss.LOSS,), held_out_loss.VELOCITY_LOSS.key)
+
+
 FAMILIES: dict[str, Callable[[Task], TaskMetrics]] = {
     "restoration": _restoration,
     "colorize": _colorize,
     "edit": _edit,
+    "style": _style,
 }

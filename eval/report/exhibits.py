@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE, CEILING, Item
+from eval.clips.conditions import CEILING, Item, judged_row
 from eval.clips.windows import Window
 from eval.judging.ranking import ranking
 from eval.metrics import Clip, GroundTruth
@@ -69,12 +69,13 @@ def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> d
     clips: dict[str, Callable[[], Clip]] = {
         condition.name: partial(scorer.source.clip, condition, batch, i) for condition in conditions
     }
+    if truth.reference is not None:
+        clips[REFERENCE] = lambda: truth.cached_reference.clip
     clips |= {
-        REFERENCE: lambda: truth.reference,
         TARGET: lambda: truth.target,
         CEILING: partial(scorer.ceiling, number),
     }
-    in_target, in_output = control(truth.target, truth), control(clips[ADAPTER_REFERENCE](), truth)
+    in_target, in_output = control(truth.target, truth), control(clips[judged_row(clips)](), truth)
     if in_target is not None and in_output is not None:
         clips |= {CONTROL_TARGET: lambda: in_target, CONTROL: lambda: in_output}
     return clips

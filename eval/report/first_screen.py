@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, INPUT
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, INPUT, judged_row
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, Ranking, ranking
 from eval.report import tables
@@ -23,6 +23,7 @@ COLUMNS = {  # clip -> its title; clips of another program have no base
     ADAPTER_REFERENCE: "with adapter",
     TARGET: "target",
 }
+COLUMNS_PLAIN = {BASE: "without adapter", ADAPTER_ONLY: "with adapter", TARGET: "target"}  # without a reference
 OTHERS = {"fails": "fail", "inconclusive": "not decided"}  # outcome of a gate that does not hold -> word
 
 
@@ -59,8 +60,9 @@ def _basis(scores: Scores) -> str:
 def row(media: Media, exhibit: Exhibit, scores: Scores, example: Example) -> str:
     """A window: reference, without the adapter, with it, target."""
     window, figures = exhibit.window, []
-    for condition in (name for name in COLUMNS if name in exhibit.clips):
-        clip, title = exhibit.clips[condition], COLUMNS[condition]
+    columns = COLUMNS if judged_row(scores["windows"]) == ADAPTER_REFERENCE else COLUMNS_PLAIN
+    for condition in (name for name in columns if name in exhibit.clips):
+        clip, title = exhibit.clips[condition], columns[condition]
         poster = f' poster="{media.poster(clip[0])}"'
         screen = player(media.preview(exhibit, condition), f"{title}, {window.key}", clip.shape, poster)
         figures.append(figure(screen, f"<b>{title}</b>{_value(scores, condition, window.number)}"))
@@ -75,7 +77,9 @@ def row(media: Media, exhibit: Exhibit, scores: Scores, example: Example) -> str
 def rows(html: Mapping[int, str], chosen: list[Example], scores: Scores) -> str:
     """The rows from worst to best, and what they are ordered by."""
     ranked: Ranking = ranking(scores)
-    rival = {INPUT: "the input", BASE: "the base without reference"}.get(ranked.over or "")
+    has_reference = judged_row(scores["windows"]) == ADAPTER_REFERENCE
+    base = "the base without reference" if has_reference else "the base"
+    rival = {INPUT: "the input", BASE: base}.get(ranked.over or "")
     by = f"{f'the gain over {rival} in ' if rival else ''}{tables.metric_name(scores, ranked.metric)}"
     shown = "".join(html[example.number] for example in chosen if example.number in html)
     if not shown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.conditions import judged_row
 from eval.report.exhibits import Exhibit
 from eval.report.media import Media
 from iclora_train.core.atomic_files import write_atomic
@@ -17,5 +17,5 @@ def save_outputs(exhibits: Iterable[Exhibit], media: Media, seed: int) -> Iterat
     outputs/<key>.<seed>.mp4, the names of `eval.handout`."""
     for exhibit in exhibits:
         with write_atomic(media.folder / OUTPUTS / f"{exhibit.window.key}.{seed}.mp4") as file:
-            file.write(media.read(exhibit, ADAPTER_REFERENCE))
+            file.write(media.read(exhibit, judged_row(exhibit.clips)))
         yield exhibit

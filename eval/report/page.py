@@ -12,7 +12,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from eval.clips.conditions import FADE_MASK, HALF_MASK
+from eval.clips.conditions import ADAPTER_REFERENCE, FADE_MASK, HALF_MASK, judged_row
 from eval.judging.ranking import first_examples, ranking
 from eval.judging.verdicts import tally
 from eval.report import first_screen, masks, players, probes, strength, tables, verdicts
@@ -116,12 +116,17 @@ def _sections(
     """The sections in order: what decides, what explains, what shows, and the synthetic probes last."""
     scores = parts.scores
     probe_scores, media = scores["simple"], parts.media
+    has_reference = judged_row(scores["windows"]) == ADAPTER_REFERENCE
     sections: list[Section] = [
         ("gates", "Gates", verdicts.gates(scores)),
         ("diagnostics", "Diagnostics", verdicts.diagnostics(scores)),
         ("controls", "Each control", tables.controls(scores)),
-        ("symptoms", "Symptoms", tables.symptoms(scores["flags"])),
-        ("conditions", "With and without adapter and reference", tables.conditions(scores)),
+        ("symptoms", "Symptoms", tables.symptoms(scores["flags"], has_reference)),
+        (
+            "conditions",
+            f"With and without {'adapter and reference' if has_reference else 'the adapter'}",
+            tables.conditions(scores),
+        ),
         ("harm", "Worse than the input?", tables.harmed(scores)),
         ("sources", "Sources", tables.sources(scores)),
         ("clips", "Clips", _clips(parts)),

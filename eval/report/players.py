@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
@@ -16,6 +16,7 @@ from eval.clips.conditions import (
     EMPTY_PROMPT,
     INPUT,
     SWAPPED,
+    judged_row,
 )
 from eval.judging.ranking import ranking
 from eval.report import tables
@@ -36,6 +37,8 @@ class Column:
     shown: bool = True
 
 
+# Columns that start visible where there is no reference
+SHOWN_PLAIN = (BASE, ADAPTER_ONLY, TARGET)
 COLUMNS = (
     Column("reference", REFERENCE, INPUT),
     Column("control in adapter + reference", CONTROL),
@@ -79,10 +82,10 @@ def timing(exhibit: Exhibit) -> str:
 
 def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
     """A window: its players side by side, and the values by which rows are sorted."""
-    window, metrics = exhibit.window, scores["windows"][ADAPTER_REFERENCE]
+    window, metrics = exhibit.window, scores["windows"][judged_row(scores["windows"])]
     lines = _lines(scores, window.number)
     players = []
-    for column in (column for column in COLUMNS if column.clip in exhibit.clips):
+    for column in _present(exhibit.clips):
         screen = video(media, exhibit, column.clip, column.title)
         hidden = "" if column.shown else " hidden"
         caption = f"<b>{column.title}</b><br>{_caption(scores, column.row, window.number)}"
@@ -99,6 +102,14 @@ def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
         f'<button type="button" class="compare" hidden>Compare</button></h3>'
         f'<div class="players">{"".join(players)}</div></section>'
     )
+
+
+def _present(clips: Container[str]) -> list[Column]:
+    """The columns of the clips that there are."""
+    present = [column for column in COLUMNS if column.clip in clips]
+    if ADAPTER_REFERENCE in clips:
+        return present
+    return [replace(c, title=c.title.removesuffix(", no reference"), shown=c.clip in SHOWN_PLAIN) for c in present]
 
 
 def _caption(scores: Scores, row: str | None, number: int) -> str:
@@ -123,8 +134,7 @@ def columns(present: Sequence[str]) -> str:
     boxes = [
         f'<label><input type="checkbox" name="column" value="{escape(column.title)}"'
         f"{' checked' if column.shown else ''}> {column.title}</label>"
-        for column in COLUMNS
-        if column.clip in present
+        for column in _present(present)
     ]
     return f"<fieldset><legend>columns</legend>{''.join(boxes)}</fieldset>"
 
@@ -138,7 +148,7 @@ def sort_options(scores: Scores) -> str:
     if ranked.over is not None:
         text = f"gain over the {ranked.over}: {tables.metric_name(scores, ranked.metric)}"
         options.append(f'<option value="gain" data-worst="low" selected>{text}</option>')
-    for metric in scores["windows"][ADAPTER_REFERENCE]:
+    for metric in scores["windows"][judged_row(scores["windows"])]:
         better = scores["metrics"][metric]["better"]
         if better is not None:
             selected = " selected" if metric == scores["primary"] and ranked.over is None else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import BASE_REFERENCE, INPUT, at_strength
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, INPUT, at_strength
 from eval.report import tables
 from eval.report.charts import strength_curve
 from eval.report.exhibits import REFERENCE, TARGET, Exhibit
@@ -75,17 +75,23 @@ def slider(scores: Scores) -> str:
     )
 
 
+def _name(exhibit: Exhibit, strength: float) -> str:
+    """The name of the clip at a strength: of the reference's attention, or of an adapter without a reference."""
+    return at_strength(strength, reference=ADAPTER_REFERENCE in exhibit.clips).name
+
+
 def tile(media: Media, exhibit: Exhibit, steps: Sequence[float]) -> str:
     """An example: the reference, the clip at the strength of the slider, and the target."""
     screens = []
     for s in steps:
         extra = f' data-level="{s:g}"{"" if s == steps[-1] else " hidden"}'
-        screens.append(video(media, exhibit, at_strength(s).name, f"strength {s:g}", extra))
-    sides = {name: figure(video(media, exhibit, name, name), name) for name in (REFERENCE, TARGET)}
+        screens.append(video(media, exhibit, _name(exhibit, s), f"strength {s:g}", extra))
+    shown = [name for name in (REFERENCE, TARGET) if name in exhibit.clips]
+    sides = {name: figure(video(media, exhibit, name, name), name) for name in shown}
     middle = figure("".join(screens), '<b class="level"></b>')
     return (
         f'<div class="tile" {timing(exhibit)}><h3>{escape(exhibit.window.key)}</h3>'
-        f'<div class="players">{sides[REFERENCE]}{middle}{sides[TARGET]}</div></div>'
+        f'<div class="players">{sides.get(REFERENCE, "")}{middle}{sides[TARGET]}</div></div>'
     )
 
 
@@ -93,7 +99,7 @@ def strip(media: Media, exhibit: Exhibit, steps: Sequence[float]) -> str:
     """A row of the film strip: the middle frame at every strength."""
     number, pictures = exhibit.window.number, []
     for s in steps:
-        clip = exhibit.clips[at_strength(s).name]
+        clip = exhibit.clips[_name(exhibit, s)]
         source = media.picture(f"{number:03d}-strength-{s:g}-still", thumbnail(clip[len(clip) // 2]))
         pictures.append(f'<td><img src="{source}" loading="lazy" alt="strength {s:g}"></td>')
     return f'<tr><th scope="row">{escape(exhibit.window.key)}</th>{"".join(pictures)}</tr>'

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC
+from eval.clips.conditions import ADAPTER_REFERENCE, BASE_REFERENCE, CLASSIC, judged_row
 from eval.judging.harm import HARM_LIMIT, gain_metric
 from eval.judging.harm import harm as harm_of
-from eval.judging.symptoms import SYMPTOMS, Symptom
+from eval.judging.symptoms import OF_REFERENCES, SYMPTOMS, Symptom
 from eval.metrics import MEASURED_BY, REDEFINED
 from eval.statistics.clip_sets import SetEstimate
 from eval.statistics.estimates import Estimate
@@ -106,20 +106,19 @@ def probability(p: float | None) -> str:
     return "&lt; 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def symptoms(entries: Sequence[Symptom]) -> str:
-    """One row per symptom: level, the values that decide it, and the remedy."""
+def symptoms(entries: Sequence[Symptom], has_reference: bool = True) -> str:
+    """One row per symptom: level, the values that decide it, and the remedy. Without a reference those of references
+    are left out."""
     by_name = {entry["symptom"]: entry for entry in entries}
     rows = []
-    for symptom in SYMPTOMS:
+    for symptom in SYMPTOMS if has_reference else [name for name in SYMPTOMS if name not in OF_REFERENCES]:
         entry = by_name.get(symptom)
         if entry is None:
             rows.append((escape(symptom), ['<span class="none">not measured</span>', NOT_MEASURED, ""]))
         else:
             word = f'<span class="{entry["level"]}">{LEVELS[entry["level"]]}</span>'
             rows.append((escape(symptom), [word, escape(entry["reason"]), escape(entry["remedy"])]))
-    return table(
-        "Common problems of control adapters, judged from scores.json.", ["symptom", "", "reason", "remedy"], rows
-    )
+    return table("Common problems of adapters, judged from scores.json.", ["symptom", "", "reason", "remedy"], rows)
 
 
 def conditions(scores: Scores) -> str:
@@ -134,7 +133,7 @@ def conditions(scores: Scores) -> str:
         f"Mean and 95 % interval over recordings; ★ marks the primary metric of this task.{_classic(scores)}",
         head,
         rows,
-        marked=ADAPTER_REFERENCE,
+        marked=judged_row(scores["cells"]),
     ) + clip_sets(scores)
 
 
@@ -143,7 +142,8 @@ def clip_sets(scores: Scores) -> str:
     sets = scores.get("sets")
     if sets is None:
         return ""
-    paired = {f"{ADAPTER_REFERENCE} - {other}, paired": row for other, row in sets["paired"].items()}
+    judged = judged_row(scores["cells"])
+    paired = {f"{judged} - {other}, paired": row for other, row in sets["paired"].items()}
     rows = [
         (escape(name), [interval(row.get(metric), 1) for metric in sets["metrics"]] + [str(row["fvd"]["clips"])])
         for name, row in {**sets["rows"], **paired}.items()
@@ -153,12 +153,13 @@ def clip_sets(scores: Scores) -> str:
         f"bootstrap over recordings. FVD needs about {sets['enough']:,} clips on each side: with fewer it is too "
         "large, and only its paired differences and KVD can be read."
     )
-    return table(caption, ["condition", *map(escape, sets["metrics"].values()), "clips"], rows, ADAPTER_REFERENCE)
+    return table(caption, ["condition", *map(escape, sets["metrics"].values()), "clips"], rows, judged)
 
 
 def _paired(scores: Scores) -> dict[str, Mapping[str, Estimate]]:
     """The paired differences as rows of the table of conditions."""
-    return {f"{ADAPTER_REFERENCE} - {other}, paired": row for other, row in scores.get("paired", {}).items()}
+    judged = judged_row(scores["cells"])
+    return {f"{judged} - {other}, paired": row for other, row in scores.get("paired", {}).items()}
 
 
 def _classic(scores: Scores) -> str:
@@ -189,8 +190,9 @@ def harmed(scores: Scores) -> str:
 
 
 def windows(scores: Scores) -> str:
-    """Adapter + reference on every window."""
-    row = scores["windows"][ADAPTER_REFERENCE]
+    """The judged row on every window."""
+    judged = judged_row(scores["windows"])
+    row = scores["windows"][judged]
     several = ["control"] if scores.get("controls") else []
     head = ["window", "recording", *several, *(metric_name(scores, metric) for metric in row)]
     rows = [
@@ -203,7 +205,11 @@ def windows(scores: Scores) -> str:
         )
         for i, clip in enumerate(scores["clips"])
     ]
-    return table("Adapter + reference, mean over seeds.", head, rows)
+    return table(f"{_judged_title(scores)}, mean over seeds.", head, rows)
+
+
+def _judged_title(scores: Scores) -> str:
+    return "Adapter + reference" if judged_row(scores["windows"]) == ADAPTER_REFERENCE else "Adapter"
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -235,7 +241,7 @@ def _compared(scores: Scores, compared: Mapping[str, Any]) -> str:
     ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in compared["notes"])
     head = ["metric", "earlier", "this", "this - earlier, paired", "p (Holm)"]
-    return table("Adapter + reference.", head, rows) + (f"<p>Also different:</p><ul>{notes}</ul>" if notes else "")
+    return table(f"{_judged_title(scores)}.", head, rows) + (f"<p>Also different:</p><ul>{notes}</ul>" if notes else "")
 
 
 def provenance(scores: Scores) -> str:

@@ -14,6 +14,8 @@ from eval.report.tables import interval, probability, table
 
 CLASSES: dict[Outcome, str] = {"holds": "pass", "fails": "fail", "inconclusive": "warn"}  # outcome -> CSS class
 GATES = "Gates: is the output better than the input and than the base with the reference, and does it follow its own?"
+GATES_PLAIN = "The gate of a plain LoRA: does the adapter predict held-out clips better than the base?"
+DIAGNOSTICS_PLAIN = "The diagnostic describes the adapter's strength."
 DIAGNOSTICS = "Diagnostics describe strength, masks and the null test. An adapter that does nothing can meet them."
 Scores = Mapping[str, Any]
 
@@ -28,12 +30,14 @@ def gates(scores: Scores) -> str:
     looks = ""
     if (entry := scores.get("sequential")) is not None:
         looks = f"<p>{escape(stopping_line(entry))}. Method: {escape(entry['method'])}.</p>"
-    return f"<p><strong>{escape(tally(scores))}</strong>.</p>{looks}{_table(scores, 'gate', GATES, 'p (Holm)')}"
+    caption = GATES_PLAIN if scores["family"] == "style" else GATES
+    return f"<p><strong>{escape(tally(scores))}</strong>.</p>{looks}{_table(scores, 'gate', caption, 'p (Holm)')}"
 
 
 def diagnostics(scores: Scores) -> str:
     """The claims that explain, as a table, and how many hold."""
-    return f"<p>{escape(counts(scores['verdicts']))}.</p>{_table(scores, 'diagnostic', DIAGNOSTICS, 'p')}"
+    caption = DIAGNOSTICS_PLAIN if scores["family"] == "style" else DIAGNOSTICS
+    return f"<p>{escape(counts(scores['verdicts']))}.</p>{_table(scores, 'diagnostic', caption, 'p')}"
 
 
 def _table(scores: Scores, kind: Kind, caption: str, p: str) -> str:

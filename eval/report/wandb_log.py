@@ -23,6 +23,7 @@ from eval.clips.conditions import (
     HALF_MASK,
     SWAPPED,
     at_strength,
+    judged_row,
 )
 from eval.judging.answer import answer
 from eval.judging.ranking import first_examples, ranking
@@ -52,6 +53,7 @@ PLAYERS = {  # column of the examples -> clip
     "with adapter": ADAPTER_REFERENCE,
     "target": TARGET,
 }
+PLAYERS_PLAIN = {"without adapter": BASE, "with adapter": ADAPTER_ONLY}  # in a task without references
 CLAIM = ("claim", "outcome", "value", "low", "high", "kind", "required", "name", "windows", "recordings")
 STRENGTH = ("strength", "metric", "mean", "low", "high", "n")
 SETS = ("condition", "minus", "metric", "mean", "low", "high", "clips", "targets", "network")
@@ -117,18 +119,26 @@ def example_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
     for example in first_examples(scores):
         clip = scores["clips"][example.number]
         facts = [example.title, clip["key"], clip["source"], example.rank, example.of]
-        players = [media.file(example.number, condition, preview=True) for condition in PLAYERS.values()]
+        clips = PLAYERS if judged_row(scores["windows"]) == ADAPTER_REFERENCE else {**PLAYERS, **PLAYERS_PLAIN}
+        players = [media.file(example.number, condition, preview=True) for condition in clips.values()]
         yield [*facts, ranked.metric, ranked.values[example.number], ranked.over, *players]
 
 
 def clip_columns(scores: Scores) -> list[str]:
     """Columns of the table of clips: the clip, its value of the primary metric, and a player per condition."""
-    return ["clip", "source", "partner", f"{scores['primary']} ({ADAPTER_REFERENCE})", *CONDITIONS, *_strengths(scores)]
+    return [
+        "clip",
+        "source",
+        "partner",
+        f"{scores['primary']} ({judged_row(scores['windows'])})",
+        *CONDITIONS,
+        *_strengths(scores),
+    ]
 
 
 def clip_rows(media: Media, scores: Scores) -> Iterator[list[Any]]:
     """A row per clip, in the order of scores.json; None for a clip that the report does not show."""
-    values = scores["windows"][ADAPTER_REFERENCE][scores["primary"]]
+    values = scores["windows"][judged_row(scores["windows"])][scores["primary"]]
     for number, (clip, value) in enumerate(zip(scores["clips"], values, strict=True)):
         players = [media.file(number, condition) for condition in (*CONDITIONS, *_strengths(scores))]
         yield [clip["key"], clip["source"], clip["partner"], value, *players]
@@ -151,7 +161,7 @@ def set_rows(scores: Scores) -> Iterator[list[Any]]:
     if (sets := scores.get("sets")) is None:
         return
     labelled = [((row, None), estimates) for row, estimates in sets["rows"].items()]
-    labelled += [((ADAPTER_REFERENCE, other), estimates) for other, estimates in sets["paired"].items()]
+    labelled += [((judged_row(scores["windows"]), other), estimates) for other, estimates in sets["paired"].items()]
     for (condition, minus), estimates in labelled:
         for metric, estimate in estimates.items():
             values = [estimate[key] for key in ("mean", "low", "high", "clips")]
@@ -170,16 +180,15 @@ def part_rows(scores: Scores) -> Iterator[list[Any]]:
 
 
 def curves(scores: Scores) -> dict[str, Any]:
-    """`strength/<metric>` -> a chart of mean and interval over attention strength."""
+    """`strength/<metric>` -> a chart of mean and interval over strength."""
     rising = sorted(scores["strength"], key=lambda point: float(point["s"]))
-    charts = {}
+    charts, judged = {}, judged_row(scores["windows"])
+    strength = "attention strength" if judged == ADAPTER_REFERENCE else "adapter strength"
     for metric in dict.fromkeys(metric for point in rising for metric in point["metrics"]):
         points = [(point["s"], point["metrics"][metric]) for point in rising if metric in point["metrics"]]
         series = {end: [estimate[end] for _, estimate in points] for end in ("mean", "low", "high")}
         complete = {end: values for end, values in series.items() if None not in values}
-        charts[f"strength/{metric}"] = wandb_run.line_chart(
-            [s for s, _ in points], complete, metric, "attention strength"
-        )
+        charts[f"strength/{metric}"] = wandb_run.line_chart([s for s, _ in points], complete, metric, strength)
     return charts
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.conditions import judged_row
 from eval.judging.answer import answer
 from eval.judging.harm import harm
 from eval.judging.ranking import ranking
@@ -25,7 +25,7 @@ def summary(scores: Scores) -> dict[str, Any]:
     estimates |= {
         f"sources/{source}/{metric}": dict(value)
         for source, cells in sources.items()
-        for metric, value in cells[ADAPTER_REFERENCE].items()
+        for metric, value in cells[judged_row(cells)].items()
     }
     control_scores = scores["control"] or {}
     control = {f"control/{name}": dict(value) for name, value in control_scores.items() if value and "mean" in value}

@@ -60,7 +60,7 @@ class ClassicRow:
         """What a filter sees of a window."""
         truth = self.truths.of(number)
         pair = self.held_out.pair(self.held_out.windows[number])
-        return Degraded(truth.reference, pair.references[0], truth.region)
+        return Degraded(truth.cached_reference.clip, pair.references[0], truth.region)
 
     def _psnr(self, f: ClassicFilter, number: int) -> float:
         """Mean PSNR over a few frames of a window."""

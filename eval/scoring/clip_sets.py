@@ -22,6 +22,7 @@ from eval.clips.conditions import (
     EMPTY_PROMPT,
     INPUT,
     SWAPPED,
+    judged_row,
 )
 from eval.metrics import Clip
 from eval.metrics.extra import ClipFeatures
@@ -39,6 +40,7 @@ from iclora_train.core.progress import progress_bar
 
 ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING)
 COMPARED = (INPUT, BASE_REFERENCE)  # with adapter+reference, on the same redrawn recordings
+COMPARED_PLAIN = (BASE,)  # with the adapter, in a task without references
 TARGETS = "target"
 ENOUGH = 2048  # clips of each set from which FVD is usually reported
 METRICS = {"fvd": "FVD", "kvd": "KVD, 1e-3"}  # both: lower is better
@@ -87,10 +89,10 @@ class ClipSets:
         with progress_bar("comparing sets of clips", total, console=console) as bar:
             for row in rows:
                 values[row] = {m: with_redrawn(d, count, bar.advance) for m, d in self._distances(row).items()}
-        with_adapter = values[ADAPTER_REFERENCE]
+        with_adapter = values[judged_row(values)]
         differences = {
             other: {metric: with_adapter[metric] - values[other][metric] for metric in METRICS}
-            for other in COMPARED
+            for other in (COMPARED if ADAPTER_REFERENCE in values else COMPARED_PLAIN)
             if other in values
         }
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from eval.clips.attention_masks import half_columns
 from eval.clips.clip_source import ClipSource
@@ -10,7 +10,7 @@ from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, HALF_MA
 from eval.metrics import change, diversity
 
 MASKED = (ADAPTER_REFERENCE, at_strength(0).name, HALF_MASK)  # conditions that the half mask is compared with
-NULL = (ADAPTER_ONLY, at_strength(0).name)
+NULL = (ADAPTER_ONLY, at_strength(0).name)  # compared where strength is that of a reference
 DRIFT = (ADAPTER_ONLY, BASE)
 DIVERSITY_CONDITIONS = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BASE)
 
@@ -18,7 +18,12 @@ DIVERSITY_CONDITIONS = (ADAPTER_REFERENCE, at_strength(0).name, ADAPTER_ONLY, BA
 def has_changes(source: ClipSource) -> bool:
     """Whether the conditions of the source include all of a comparison."""
     names = {condition.name for condition in source.conditions}
-    return any(names.issuperset(compared) for compared in (MASKED, NULL, DRIFT))
+    return any(names.issuperset(compared) for compared in _compared(names))
+
+
+def _compared(names: Container[str]) -> tuple[tuple[str, ...], ...]:
+    """The comparisons of a task with references (masks, null test, drift) or without them (drift)."""
+    return (MASKED, NULL, DRIFT) if ADAPTER_REFERENCE in names else (DRIFT,)
 
 
 def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict[str, float]:
@@ -28,7 +33,8 @@ def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict
     that is not sampled are left out.
     """
     by_name = {condition.name: condition for condition in source.conditions}
-    needed = {name for compared in (MASKED, NULL, DRIFT) if by_name.keys() >= set(compared) for name in compared}
+    possible = [compared for compared in _compared(by_name) if by_name.keys() >= set(compared)]
+    needed = {name for compared in possible for name in compared}
     clips = {name: source.clip(by_name[name], batch, i) for name in sorted(needed)}
     changes = {}
     if clips.keys() >= set(MASKED):
@@ -43,7 +49,7 @@ def condition_changes(source: ClipSource, batch: Sequence[Item], i: int) -> dict
             "full_outside": change(full, strength_0, outside),
         }
     for key, compared in (("null", NULL), ("drift", DRIFT)):
-        if clips.keys() >= set(compared):
+        if compared in possible:
             first, second = (clips[name] for name in compared)
             changes[key] = change(first, second, slice(0, first.shape[2]))
     return changes

@@ -44,7 +44,7 @@ class GroundTruths:
         return GroundTruth(
             target=pair.target,
             shuffled=self.target(window.partner),
-            reference=fit_to_shape(pair.references[0], pair.target.shape),
+            reference=fit_to_shape(pair.references[0], pair.target.shape) if pair.references else None,
             region=region_to_make(self.task, pair, self.geometry),
             record=pair.record,
             fps=pair.fps,
@@ -59,7 +59,9 @@ def region_to_make(task: Task, pair: Pair, geometry: Geometry) -> Mask | None:
 
     Neither the reference shows it (`edited_region`), nor is it a given part (`task.conditions`).
     """
-    hidden = edited_region(controls_of(task, pair.record)[0].task(task), pair.target, pair.references[0])
+    hidden = None
+    if pair.references:
+        hidden = edited_region(controls_of(task, pair.record)[0].task(task), pair.target, pair.references[0])
     new = new_pixels(task, pair.target.shape[:3], geometry)
     return hidden if new is None else new if hidden is None else hidden & new
 

@@ -35,6 +35,7 @@ from eval.clips.conditions import (
 from eval.clips.cost import Forecast
 from eval.metrics import Clip, Measurement, Suite, offset
 from eval.metrics.extra import ClipFeatures
+from eval.metrics.held_out_loss import VELOCITY_LOSS
 from eval.metrics.picture import PSNR_CAP
 from eval.metrics.structure import AGREEMENT
 from eval.scoring.classic_row import ClassicRow
@@ -129,6 +130,7 @@ class Scorer:
         seconds, running = 0.0, list[Future[Measurement]]()
         futures: list[tuple[Item, Future[Measurement]]] = []
         donor_futures: list[tuple[Item, Future[Measurement]]] = []
+        losses: dict[Item, dict[str, float]] = {}  # of a task that is judged by them
         for batch in self.batches:
             clips, batch_seconds = self.source.clips(condition, batch)
             seconds += batch_seconds
@@ -141,11 +143,14 @@ class Scorer:
                 ]
                 donor_futures += zip(batch, donor, strict=True)
                 running = running + donor
+            if self.suite.primary == VELOCITY_LOSS.key:
+                values_of_batch = self.source.velocity_losses(condition, batch)
+                losses |= {i: {VELOCITY_LOSS.key: loss} for i, loss in zip(batch, values_of_batch, strict=True)}
             numbers = [item.window.number for item in batch]
             running = running + self.clip_sets.submit(pool, condition.name, numbers, clips.__getitem__)
             on_batch()
         measured = [(item, future.result()) for item, future in futures]
-        values = [(item, result.values) for item, result in measured]
+        values = [(item, {**result.values, **losses.get(item, {})}) for item, result in measured]
         results.rows[condition.name] = with_agreement(self._per_window(values), results.scales)
         results.equal_frames[condition.name] = self._equal_frames(measured)
         results.by_seed[condition.name] = with_agreement(self._per_seed(values), results.scales)
@@ -220,7 +225,9 @@ class Scorer:
         items = [Item(window, 0) for window in self.held_out.windows]
         numbers = {f"the VAE round trip of {item.window.key}": item.window.number for item in items}
         require_aligned({name: offset(self.ceiling(n), self.target(n)) for name, n in numbers.items()})
-        rows: dict[str, Callable[[int], Clip]] = {INPUT: self.input, CEILING: self.ceiling, FLOOR: self.floor}
+        rows: dict[str, Callable[[int], Clip]] = {CEILING: self.ceiling, FLOOR: self.floor}
+        if self.source.config.task.has_reference:
+            rows = {INPUT: self.input, **rows}
         results.classic = self.classic_row.choose(pool)
         if (classic := results.classic.chosen) is not None:
             rows[CLASSIC] = lambda n: classic.apply(self.classic_row.window(n))
@@ -240,7 +247,7 @@ class Scorer:
 
     def input(self, number: int) -> Clip:
         """The first reference, resized to the size and frame count of the target."""
-        return self.ground_truths.of(number).reference
+        return self.ground_truths.of(number).cached_reference.clip
 
     def ceiling(self, number: int) -> Clip:
         """The target after the VAE."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_REFERENCE
+from eval.clips.conditions import judged_row
 from eval.compare import compare, load
 from eval.statistics.estimates import recording_means
 from eval.study.pairs import window_of
@@ -31,7 +31,9 @@ def agreement(a: Path, b: Path, result: Preference) -> dict[str, Any] | None:
     sign = -1 if first["metrics"][primary]["better"] == "low" else 1
     keys = [clip["key"] for clip in first["clips"]]
     values = [
-        np.array([np.nan if value is None else value for value in scores["windows"][ADAPTER_REFERENCE][primary]])
+        np.array(
+            [np.nan if value is None else value for value in scores["windows"][judged_row(scores["windows"])][primary]]
+        )
         for scores in (first, second)
     ]
     gain = dict(zip(keys, sign * (values[1] - values[0]), strict=True))

@@ -184,7 +184,8 @@ def _results(scores: Mapping[str, Any]) -> list[str]:
 
     head = [f"| condition | {_text(primary)} |", "|---|---|"]
     conditions = [*scores["cells"].items()]
-    conditions += [(f"attention strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
+    strength = "adapter" if scores.get("family") == "style" else "attention"
+    conditions += [(f"{strength} strength {level['s']:g}", level["metrics"]) for level in scores["strength"]]
     rows = [
         f"| {_text(name)} | {with_interval(metrics[primary])} |" for name, metrics in conditions if primary in metrics
     ]

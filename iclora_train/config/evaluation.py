@@ -10,6 +10,7 @@ from iclora_train.config.errors import one_of, require
 from iclora_train.config.extra_metrics import Weights, check_names
 from iclora_train.config.paths import expand_home
 
+PLAIN_CONDITIONS = 3  # the same in a task without references
 OTHER_CONDITIONS = 8  # conditions besides the strengths below 1 (docs/evaluation.md lists them)
 
 
@@ -35,6 +36,7 @@ class Thresholds:
     preserved: float = -3.0  # dB outside the edited part against the VAE round trip
     mask_local: float = 1 / 3  # change where the half mask keeps the reference divided by the change where it drops it
     fade_follows: float = 0.1  # share of the reference's effect at the end of the fade minus the share at its beginning
+    adapter_gain: float = 0.0  # percent of the base's velocity loss on held-out windows; family style
     null_change: float = 1.0  # grey levels between strength 0 and no reference
     significance: float = 0.05  # level of the tests of the gates, after Holm's correction
 
@@ -111,7 +113,8 @@ class Eval:
         """Seconds of `budget`; None for null and auto."""
         return None if self.budget in (None, "auto") else parse_duration("eval.budget", str(self.budget))
 
-    def clips_of(self, windows: int) -> int:
+    def clips_of(self, windows: int, has_reference: bool = True) -> int:
         """Clips that are sampled for `windows` windows: one for each condition, window and seed."""
         below_one = {0.0, *self.strengths} - {1.0}
-        return (OTHER_CONDITIONS + len(below_one)) * windows * len(self.seeds)
+        others = OTHER_CONDITIONS if has_reference else PLAIN_CONDITIONS
+        return (others + len(below_one)) * windows * len(self.seeds)

@@ -16,7 +16,7 @@ from iclora_train.core.records import AnyNumber, Count, DamagedFileError, Text, 
 
 REMEDY = "run eval again"
 SCHEMA = 2
-ADAPTER_ROW = "adapter+reference"  # the row of `windows` that a comparison reads
+ADAPTER_ROWS = ("adapter+reference", "adapter")  # the row of `windows` that a comparison reads: the first there is
 # The results. Times, paths and versions differ between two runs with equal results.
 VALUES = (
     *("task", "family", "primary", "adherence", "clips", "seeds", "metrics", "cells", "sources", "strength"),
@@ -157,12 +157,13 @@ def find_scores(path: Path) -> Path:
 def read_comparable_scores(path: Path) -> dict[str, Any]:
     """scores.json with the results and the values of every window. DamagedFileError as in `read_scores`."""
     scores = _read(path, _Comparable)
-    count, row = len(scores["clips"]), scores["windows"].get(ADAPTER_ROW, {})
+    count, windows = len(scores["clips"]), scores["windows"]
+    row = next((windows[name] for name in ADAPTER_ROWS if windows.get(name)), None)
     values = [value for metrics in scores["windows"].values() for value in metrics.values()]
     problems = {
         "its windows and clips differ in number": any(len(value) != count for value in values),
         "it has no clips": count == 0,
-        f"it has no values of {ADAPTER_ROW}": not row,
+        f"it has no values of {ADAPTER_ROWS[0]}": row is None,
         "a value is not finite": any(x is not None and not isfinite(x) for value in values for x in value),
         f"its primary metric {scores['primary']} is not among its metrics": scores["primary"] not in scores["metrics"],
         "a control has a metric or windows that it does not list": any(

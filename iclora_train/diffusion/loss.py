@@ -23,6 +23,7 @@ from torch import Tensor
 from iclora_train.config import Flow, Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch
+from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, region_to_tokens, to_device
 from iclora_train.ltx2.model.transformer import Transformer
@@ -45,6 +46,21 @@ class ClipLosses:
     def total(self, flow: Flow) -> Tensor:
         """The loss that training minimises, a scalar."""
         return (self.flow if self.locality is None else self.flow + flow.locality * self.locality).mean()
+
+
+def loss_at(
+    transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
+) -> Tensor:
+    """Loss of each clip (B,) at one noise level, with full references and the usual conditions (`CleanCells.usual`).
+
+    noise: (B,C,f,h,w).
+    """
+    no_clip = torch.zeros(len(noise), dtype=torch.bool)  # draws lie on the host, where reading them does not wait
+    sigmas = torch.full((len(noise),), sigma)
+    f, h, w = batch.target.shape[2:]
+    clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w))
+    draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip, clean=clean)
+    return training_losses(transformer, batch, draws, task, geometry).flow
 
 
 def training_losses(

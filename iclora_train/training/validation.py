@@ -15,17 +15,15 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters import lora
-from iclora_train.config import Config, Task, require
+from iclora_train.config import Config, require
 from iclora_train.core.ranks import global_rank, world_size
 from iclora_train.core.types import Geometry, LatentPair
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import clips_per_batch
 from iclora_train.data.recordings import half_a_list_away, recording_of_clips
 from iclora_train.data.shards import ShardSet
-from iclora_train.diffusion.clean_cells import CleanCells
-from iclora_train.diffusion.loss import training_losses
+from iclora_train.diffusion.loss import loss_at
 from iclora_train.diffusion.sampler import draw_noise
-from iclora_train.diffusion.training_inputs import RandomDraws
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
 from iclora_train.training.preemption import gather_work
@@ -192,17 +190,5 @@ def _batch_losses(
         on_device = clips.to(device)
         with lora.adapter_off(transformer) if condition == "base" else nullcontext():
             for sigma in config.validation.sigmas:
-                losses[condition, sigma] = _loss(transformer, on_device, noise, sigma, config.task, geometry).cpu()
+                losses[condition, sigma] = loss_at(transformer, on_device, noise, sigma, config.task, geometry).cpu()
     return losses
-
-
-def _loss(
-    transformer: Transformer, batch: Batch, noise: Tensor, sigma: float, task: Task, geometry: Geometry
-) -> Tensor:
-    """Loss of each clip (B,) at one noise level, with full references and the usual conditions (`CleanCells.usual`)."""
-    no_clip = torch.zeros(len(noise), dtype=torch.bool)  # draws lie on the host, where reading them does not wait
-    sigmas = torch.full((len(noise),), sigma)
-    f, h, w = batch.target.shape[2:]
-    clean = CleanCells(task.conditions, geometry.temporal).usual(len(noise), (f, h, w))
-    draws = RandomDraws(sigmas, noise, clean_first_frame=no_clip, use_references=~no_clip, clean=clean)
-    return training_losses(transformer, batch, draws, task, geometry).flow

@@ -1,10 +1,10 @@
 // Comparison with another scores.json that the reader selects: paired over the windows that both contain. Metrics that
 // eval.compare does not pair are left out, and the note says why.
-const ADAPTER_REFERENCE = "adapter+reference";
+const JUDGED = "adapter+reference" in scores.windows ? "adapter+reference" : "adapter";
 
 function pairs(other, metric) { // [this, other] of every window that both measured
   const index = new Map(other.clips.map((clip, i) => [clip.key, i]));
-  const values = scores.windows[ADAPTER_REFERENCE][metric], others = other.windows[ADAPTER_REFERENCE][metric];
+  const values = scores.windows[JUDGED][metric], others = other.windows[JUDGED][metric];
   return scores.clips.map((clip, i) => [values[i], others[index.get(clip.key)]]).filter(([a, b]) => a != null && b != null);
 }
 
@@ -43,7 +43,7 @@ function obstacles(other) { // [what differs, whether this makes a metric incomp
 }
 
 function comparable(other) { // {metrics, note}: those to pair, and which others are left out for what reason
-  const row = scores.windows[ADAPTER_REFERENCE], shared = Object.keys(row).filter((metric) => metric in other.windows[ADAPTER_REFERENCE]);
+  const row = scores.windows[JUDGED], shared = Object.keys(row).filter((metric) => metric in other.windows[JUDGED]);
   const left = new Map(), metrics = [], checks = obstacles(other);
   for (const metric of shared) {
     const reason = checks.find(([, holds]) => holds(metric))?.[0];

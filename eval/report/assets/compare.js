@@ -9,7 +9,8 @@ const shownRows = () => [...element("rows").children].filter((row) => !row.hidde
 
 function choices(row) {
   const titles = figures(row).map((figure) => figure.dataset.column);
-  for (const [id, fallback] of [["first", "adapter + reference"], ["second", "target"]]) {
+  const judged = titles.includes("adapter + reference") ? "adapter + reference" : "adapter";
+  for (const [id, fallback] of [["first", judged], ["second", "target"]]) {
     const select = element(id), previous = select.value;
     select.replaceChildren(...titles.map((title) => new Option(title, title)));
     select.value = titles.includes(previous) ? previous : titles.includes(fallback) ? fallback : titles[0];
