@@ -10,6 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from iclora_train.adapters import comfyui_json
+from iclora_train.adapters.card_examples import (
+    LONGEST,
+    diffusers_section,
+    ltx_pipelines,
+    reference_size,
+    string_literal,
+)
 from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
 from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
 from iclora_train.adapters.conditions import conditions_of, in_words
@@ -20,9 +27,7 @@ from iclora_train.adapters.metadata import (
     LOW_RANK,
     PLAIN,
     ROUNDING,
-    TEMPORAL,
     VERSION,
-    clip_size,
     shown,
 )
 from iclora_train.config import ConfigError
@@ -31,8 +36,6 @@ from iclora_train.core.scores import read_scores
 from iclora_train.data.prompts import TEMPLATE_KEY, example_prompt
 from iclora_train.ltx2.weights.versions import VERSIONS, Version
 
-_LONGEST = 500  # characters of a value on the card
-_SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
 _TRAINING_ROWS = {  # metadata key -> row of the card
     "base_model": "base model",
     "steps": "steps",
@@ -116,26 +119,21 @@ def front_matter(metadata: Mapping[str, str]) -> str:
             "library_name: diffusers",
         ]
     if metadata.get("trigger"):
-        lines.append(f"instance_prompt: {_string(metadata['trigger'])}")
+        lines.append(f"instance_prompt: {string_literal(metadata['trigger'])}")
     return "\n".join(["---", *lines, "---"])
 
 
 def _text(value: str | None) -> str:
     """A value of the metadata as Markdown text: one line without formatting, HTML or the end of a table's cell."""
-    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", shown(value, _LONGEST))
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", shown(value, LONGEST))
 
 
 def _code(value: str) -> str:
     """A value as Markdown code inside a table: the fence is longer than any run of backticks in the value."""
-    line = shown(value, _LONGEST).replace("|", "\\|")
+    line = shown(value, LONGEST).replace("|", "\\|")
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     space = " " if len(fence) > 1 else ""
     return f"{fence}{space}{line}{space}{fence}"
-
-
-def _string(value: str) -> str:
-    """A value as a string literal in double quotes, valid in Python and YAML."""
-    return json.dumps(shown(value, _LONGEST), ensure_ascii=False)
 
 
 def _kind(adapter: Adapter) -> str:
@@ -203,7 +201,7 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
     if FAMILY not in metadata:
         return ["The file does not declare its base model; `python -m iclora_train.adapters convert --base` adds it."]
     if version is None:
-        task, file = shlex.quote(shown(metadata.get("task"), _LONGEST)), shlex.quote(name)
+        task, file = shlex.quote(shown(metadata.get("task"), LONGEST)), shlex.quote(name)
         return [
             f"The base model{_base(metadata).removeprefix(' for')} is part of iclora_train; other programs cannot load "
             "it. Evaluate the adapter with:",
@@ -211,7 +209,7 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         ]
     if not adapter.in_context:
         return _loading_plain(Path(name).stem, no_workflow)
-    stem, prompt = Path(name).stem, shown(example_prompt(metadata, "..."), _LONGEST)
+    stem, prompt = Path(name).stem, shown(example_prompt(metadata, "..."), LONGEST)
     comfyui = (
         f"**ComfyUI** {OLDEST_COMFYUI} or later, without custom nodes: put the file into `models/loras` and open "
         f"`{stem}.workflow.json` (for the server: `{stem}.api.json`). Select your base model and reference clip in the "
@@ -224,9 +222,9 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
         "**ltx-pipelines** (add the path options of your base model, see its README). Its second stage does not use "
         "the adapter. `--skip-stage-2` omits that stage; the clip then has half the requested size, so request twice "
         "the size:",
-        _ltx_pipelines(name, prompt, adapter),
-        *_reference_size(adapter),
-        *_diffusers_section(name, prompt, adapter, version),
+        ltx_pipelines(name, prompt, adapter),
+        *reference_size(adapter),
+        *diffusers_section(name, prompt, adapter, version),
     ]
 
 
@@ -237,65 +235,3 @@ def _loading_plain(stem: str, no_workflow: str | None) -> list[str]:
         "The adapter takes no reference: every workflow and pipeline for the base model can load it. **ComfyUI**: "
         f"`LoraLoaderModelOnly`.{example} **ltx-pipelines**: `--lora`. **diffusers**: `pipe.load_lora_weights`."
     ]
-
-
-def _reference_size(adapter: Adapter) -> list[str]:
-    """How ltx-pipelines and diffusers treat a reference of the clip's size, for an adapter with a factor."""
-    if adapter.downscale == 1:
-        return []
-    return [
-        f"Give ltx-pipelines and diffusers a reference that is {adapter.downscale} times smaller than the clip in "
-        "width and height, each pixel the mean of a block. ltx-pipelines would reduce a larger reference by "
-        "bilinear interpolation without a filter, diffusers by Lanczos."
-    ]
-
-
-def _diffusers_section(name: str, prompt: str, adapter: Adapter, version: Version) -> list[str]:
-    """Code for diffusers, and where diffusers 0.42 differs from the other programs."""
-    if adapter.temporal_scale != 1:
-        return [f"**diffusers** cannot run this adapter: it does not support {TEMPORAL}."]
-    notes = [
-        "diffusers does not read the reference factor from the file. Leave the strength of a reference and "
-        "`conditioning_attention_strength` at 1. An attention strength below 1 acts as 0, and a reference strength "
-        "between 0 and 1 gives other results than in ComfyUI and ltx-pipelines."
-    ]
-    if version.switches.get("use_keyframes_abs_pos_embedding"):
-        notes.append(
-            "Results differ from the other programs, which mark the tokens of the first latent frame for "
-            f"LTX-{version.name}, as training does. The pipeline passes no `video_keyframes_mask`."
-        )
-    return ["**diffusers**:", _diffusers(name, prompt, adapter, version), " ".join(notes)]
-
-
-def _ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
-    width, height, frames = clip_size(adapter.metadata) or _SIZE
-    size = f"--width {2 * width} --height {2 * height} --num-frames {frames}"
-    command = f"python -m ltx_pipelines.ic_lora --lora {shlex.quote(name)} 1.0 --video-conditioning reference.mp4 1.0"
-    return f"""```bash
-{command} \\
-    {size} --skip-stage-2 --prompt {shlex.quote(prompt)} --output-path out.mp4
-```"""
-
-
-def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:
-    width, height, frames = clip_size(adapter.metadata) or _SIZE
-    fps = adapter.metadata.get("fps", "")
-    frame_rate = f"\n    frame_rate={fps}," if re.fullmatch(r"\d{1,3}(\.\d{1,6})?", fps) else ""
-    return f"""```python
-import torch
-from diffusers import {version.diffusers_pipeline}
-from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
-from diffusers.utils import load_video
-
-pipe = {version.diffusers_pipeline}.from_pretrained("{version.diffusers_repository}", torch_dtype=torch.bfloat16)
-pipe.load_lora_weights(".", weight_name={json.dumps(name, ensure_ascii=False)})
-video, audio = pipe(
-    prompt={_string(prompt)},
-    reference_conditions=[LTX2ReferenceCondition(frames=load_video("reference.mp4"))],
-    reference_downscale_factor={adapter.downscale},
-    width={width},
-    height={height},
-    num_frames={frames},{frame_rate}
-    return_dict=False,
-)
-```"""

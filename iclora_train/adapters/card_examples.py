@@ -1,0 +1,82 @@
+"""How ltx-pipelines and diffusers use an IC-LoRA: the command and the code on its card."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+
+from iclora_train.adapters.file import Adapter
+from iclora_train.adapters.metadata import TEMPORAL, clip_size, shown
+from iclora_train.ltx2.weights.versions import Version
+
+LONGEST = 500  # characters of a value on the card
+_SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
+
+
+def string_literal(value: str) -> str:
+    """A value as a string literal in double quotes, valid in Python and YAML."""
+    return json.dumps(shown(value, LONGEST), ensure_ascii=False)
+
+
+def reference_size(adapter: Adapter) -> list[str]:
+    """How ltx-pipelines and diffusers treat a reference of the clip's size, for an adapter with a factor."""
+    if adapter.downscale == 1:
+        return []
+    return [
+        f"Give ltx-pipelines and diffusers a reference that is {adapter.downscale} times smaller than the clip in "
+        "width and height, each pixel the mean of a block. ltx-pipelines would reduce a larger reference by "
+        "bilinear interpolation without a filter, diffusers by Lanczos."
+    ]
+
+
+def diffusers_section(name: str, prompt: str, adapter: Adapter, version: Version) -> list[str]:
+    """Code for diffusers, and where diffusers 0.42 differs from the other programs."""
+    if adapter.temporal_scale != 1:
+        return [f"**diffusers** cannot run this adapter: it does not support {TEMPORAL}."]
+    notes = [
+        "diffusers does not read the reference factor from the file. Leave the strength of a reference and "
+        "`conditioning_attention_strength` at 1. An attention strength below 1 acts as 0, and a reference strength "
+        "between 0 and 1 gives other results than in ComfyUI and ltx-pipelines."
+    ]
+    if version.switches.get("use_keyframes_abs_pos_embedding"):
+        notes.append(
+            "Results differ from the other programs, which mark the tokens of the first latent frame for "
+            f"LTX-{version.name}, as training does. The pipeline passes no `video_keyframes_mask`."
+        )
+    return ["**diffusers**:", _diffusers(name, prompt, adapter, version), " ".join(notes)]
+
+
+def ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
+    """The command of ltx-pipelines, which samples at half of the requested size."""
+    width, height, frames = clip_size(adapter.metadata) or _SIZE
+    size = f"--width {2 * width} --height {2 * height} --num-frames {frames}"
+    command = f"python -m ltx_pipelines.ic_lora --lora {shlex.quote(name)} 1.0 --video-conditioning reference.mp4 1.0"
+    return f"""```bash
+{command} \\
+    {size} --skip-stage-2 --prompt {shlex.quote(prompt)} --output-path out.mp4
+```"""
+
+
+def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:
+    width, height, frames = clip_size(adapter.metadata) or _SIZE
+    fps = adapter.metadata.get("fps", "")
+    frame_rate = f"\n    frame_rate={fps}," if re.fullmatch(r"\d{1,3}(\.\d{1,6})?", fps) else ""
+    return f"""```python
+import torch
+from diffusers import {version.diffusers_pipeline}
+from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
+from diffusers.utils import load_video
+
+pipe = {version.diffusers_pipeline}.from_pretrained("{version.diffusers_repository}", torch_dtype=torch.bfloat16)
+pipe.load_lora_weights(".", weight_name={json.dumps(name, ensure_ascii=False)})
+video, audio = pipe(
+    prompt={string_literal(prompt)},
+    reference_conditions=[LTX2ReferenceCondition(frames=load_video("reference.mp4"))],
+    reference_downscale_factor={adapter.downscale},
+    width={width},
+    height={height},
+    num_frames={frames},{frame_rate}
+    return_dict=False,
+)
+```"""
