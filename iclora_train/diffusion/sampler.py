@@ -224,14 +224,15 @@ def _tile_tokens(
     references: Sequence[Reference],
 ) -> TokenTile:
     """A tile with its parts of what is kept and of the references."""
-    grids = [(tuple(target.shape[2:]), 1)]
-    parts = []
+    f, h, w = target.shape[2:]
+    grids, parts = [((f, h, w), 1)], []
     for ref in references:
-        mask, size = ref.attention_mask, tuple(ref.latent.shape[2:])
+        f, h, w = ref.latent.shape[2:]
+        mask = ref.attention_mask
         if mask is not None:
-            mask = tile.cut(mask_to_grid(mask, size), ref.downscale)
+            mask = tile.cut(mask_to_grid(mask, (f, h, w)), ref.downscale)
         parts.append(replace(ref, latent=tile.cut(ref.latent, ref.downscale), attention_mask=mask))
-        grids.append((size, ref.downscale))
+        grids.append(((f, h, w), ref.downscale))
     part = None if kept is None else KeptLatents(tile.cut(kept.latent), tile.cut(kept.mask))
     tokens = _build_tokens(tile.cut(target), part, geometry, fps, parts)
     index, weight = token_places(tile, grids)
