@@ -14,6 +14,9 @@ from eval.clips.conditions import Item, without_references
 from eval.clips.sampled import SampledClips
 from eval.compare import compare
 from eval.judging.answer import answer
+from eval.report.media import Media
+from eval.report.wandb_log import clip_columns, clip_rows, example_rows
+from eval.report.wandb_summary import summary
 from eval.run import evaluate, open_source
 from iclora_train.adapters.card import card_text
 from iclora_train.adapters.file import read
@@ -124,6 +127,19 @@ def test_two_evaluations_are_compared_by_the_adapters_row(style: World) -> None:
     with pytest.raises(ConfigError, match=r"their validation\.sigmas differ"):
         compare(result, other)
     assert read_comparable_scores(style.results / "scores.json") == result
+
+
+def test_w_and_b_gets_the_rows_of_the_report(style: World) -> None:
+    result = scores(style)
+    values = summary(result)
+    assert values["report/first_gate"] == "adapter_gain"
+    assert values["report/gain_over"] == "base"
+    assert "adapter/velocity_loss" in values
+    media = Media(style.results, single=False, with_files=True)
+    columns = clip_columns(result)
+    assert columns[3] == "velocity_loss (adapter)"
+    assert [row[3] for row in clip_rows(media, result)] == result["windows"]["adapter"]["velocity_loss"]
+    assert len(list(example_rows(media, result))) == 3
 
 
 def test_the_report_shows_neither_references_nor_their_claims(style: World) -> None:
