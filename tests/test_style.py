@@ -114,6 +114,7 @@ def test_captions_are_dropped_in_a_task_without_references(prepared: tuple[Path,
     [
         (["conf=style", "task.family=edit"], "maker none .* and family style .* go together"),
         (["conf=deblur", "task.family=style"], "maker none .* and family style .* go together"),
+        (["conf=style", "task.reference_frame=-1"], r"task\.reference_frame=-1: task\.maker=none has no ref"),
         (["conf=style", "task.reference_downscale=2"], r"task\.reference_downscale=2: task\.maker=none has no ref"),
         (
             ["conf=style", "+task.maker_args.radius=2"],

@@ -27,7 +27,7 @@ def check_task(maker: str, family: str, of_reference: Mapping[str, object]) -> N
         "(judged without one) go together: set both or neither",
     )
     for key, value in of_reference.items():
-        if without and value not in (1, {}):
+        if without and value not in (1, None, {}):
             raise ConfigError(f"task.{key}={value}: {_REMEDY}")
 
 

@@ -70,7 +70,7 @@ class Task:
             f"{self.reference_temporal_scale} are both set: a reference at one frame has the target's frame rate",
         )
         check_conditions(self.conditions)
-        keys = ("reference_downscale", "reference_temporal_scale", "maker_args")
+        keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args")
         check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})
 
     @property
