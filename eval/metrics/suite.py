@@ -124,8 +124,12 @@ class Suite:
 
 def _restoration(task: Task) -> TaskMetrics:
     """PSNR leads; with given parts (`task.conditions`), PSNR of the others is measured too."""
-    given = (region.REGION,) if any(condition.usual for condition in task.conditions) else ()
-    return TaskMetrics((edges.ERQA, motion.TOF, *given), "psnr")
+    return TaskMetrics((edges.ERQA, motion.TOF, *_of_given(task)), "psnr")
+
+
+def _of_given(task: Task) -> tuple[MetricGroup, ...]:
+    """The region metrics of a task that gives parts of the target."""
+    return (region.REGION,) if any(condition.usual for condition in task.conditions) else ()
 
 
 def _colorize(task: Task) -> TaskMetrics:
@@ -136,7 +140,7 @@ def _colorize(task: Task) -> TaskMetrics:
 def _edit(task: Task) -> TaskMetrics:
     """PSNR inside the region leads if the task gives the rest of the target; PSNR outside if the maker paints a hole;
     else PSNR of the whole picture."""
-    if any(condition.usual for condition in task.conditions):
+    if _of_given(task):
         return TaskMetrics((region.REGION, region.OUTSIDE_SSIM, region.STRUCTURE_KEPT), "psnr_inside")
     primary = "psnr_outside" if makers_of(task) <= set(region.PAINTED) else "psnr"
     return TaskMetrics((region.REGION, region.OUTSIDE_SSIM, region.STRUCTURE_KEPT), primary)
@@ -144,7 +148,7 @@ def _edit(task: Task) -> TaskMetrics:
 
 def _style(task: Task) -> TaskMetrics:
     """The loss on held-out windows leads: no output has to be near a target that only a caption describes."""
-    return TaskMetrics((held_out_loss.LOSS,), held_out_loss.VELOCITY_LOSS.key)
+    return TaskMetrics((held_out_loss.LOSS, *_of_given(task)), held_out_loss.VELOCITY_LOSS.key)
 
 
 FAMILIES: dict[str, Callable[[Task], TaskMetrics]] = {
