@@ -74,6 +74,7 @@ def write_tiny_latents(
     """Write a finished latent shard set (`train` train, 6 val, 6 heldout clips) for `base`. Each reference is 0.5 times
     its target, subsampled by the task's factor or by `downscale`; a task without references has none."""
     stride = downscale or config.task.reference_downscale
+    frames = slice(1 if config.task.reference_frame is not None else None)  # a reference at one frame is a picture
     model, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
     f, h, w = model.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
     base_fingerprint = {"parts": model.latent_fingerprints}
@@ -83,7 +84,7 @@ def write_tiny_latents(
         samples = []
         for i in range(count):
             target = torch.randn(CHANNELS, f, h, w, generator=generator)
-            references = (0.5 * target[..., ::stride, ::stride],) if config.task.has_reference else ()
+            references = (0.5 * target[:, frames, ::stride, ::stride],) if config.task.has_reference else ()
             text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
             pair = LatentPair(f"{split}{i:03d}", target, references, text, SHAPE.fps, "a caption")
             samples.append(pack_latents(pair, SHAPE, source=f"{split}{i // 2}", record={}))
