@@ -156,7 +156,7 @@ def test_each_distance_of_a_row_is_computed_once_and_an_undefined_one_is_left_ou
     json.dumps(sets, allow_nan=False)
     assert len(computed) == 2 * (1 if len(set(recordings)) == 1 else 201)
     assert f"comparing sets of clips {2 * len(computed)}/{2 * len(computed)}" in text.getvalue()
-    assert ("\N{EN DASH}" in clip_sets_table({"sets": sets})) == ("kvd" not in defined)
+    assert ("\N{EN DASH}" in clip_sets_table({"sets": sets, "cells": sets["rows"]})) == ("kvd" not in defined)
 
 
 # --- the networks ---
