@@ -20,8 +20,10 @@ from eval.metrics import Clip
 from iclora_train.adapters import lora
 from iclora_train.config import Config
 from iclora_train.core.device import synced_time
+from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import collate
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
+from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.loss import loss_at
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, draw_noise, sample
 from iclora_train.ltx2.base_model import BaseModel
@@ -180,9 +182,15 @@ class SampledClips(ClipSource):
                 sampler,
                 [item.noise_seed for item in batch],
                 references,
-                kept=kept_of_target(torch.stack([pair.target for pair in pairs]).to(self.device), self.clean_cells),
+                kept=self._kept(pairs),
                 start=start,
             )
+
+    def _kept(self, pairs: Sequence[LatentPair]) -> KeptLatents | None:
+        """The given parts of the targets; None if the task gives none."""
+        if not self.clean_cells.usual_settings():
+            return None
+        return kept_of_target(torch.stack([pair.target for pair in pairs]).to(self.device), self.clean_cells)
 
     @contextmanager
     def _adapter_of(self, condition: Condition) -> Iterator[None]:

@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from iclora_train.adapters.algebra import truncated_svd
-from iclora_train.adapters.low_rank import LowRank
+from iclora_train.adapters.file import FLOATS
+from iclora_train.adapters.low_rank import LowRank, squared_norm
 from iclora_train.config import require
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def magnitude_findings(name: str, magnitude: Tensor, out: int, inputs: int) -> Iterator[str]:
     """Problems of the magnitude of a module's DoRA."""
     shape = tuple(magnitude.shape)
-    if magnitude.dtype not in _FLOATS or not magnitude.isfinite().all():
+    if magnitude.dtype not in FLOATS or not magnitude.isfinite().all():
         yield f"{name} has a magnitude (DoRA) that is not made of finite numbers; export the adapter again"
     elif shape not in ((out,), (out, 1), (1, inputs)):
         yield f"{name} has a magnitude (DoRA) of shape {shape}; it must be ({out}), ({out}, 1) or (1, {inputs})"
@@ -48,6 +47,5 @@ def to_lora(name: str, a: Tensor, b: Tensor, magnitude: Tensor, into: LowRank) -
         into.note(name, 0.0, 0.0, 1)
         return torch.zeros_like(a[:1]), torch.zeros_like(b[:, :1])
     new_a, new_b, _ = truncated_svd(change, into.rank, into.generator)
-    lost, total = (float(matrix.double().square().sum()) for matrix in (change - new_b @ new_a, change))
-    into.note(name, lost, total, min(change.shape))
+    into.note(name, squared_norm(change - new_b @ new_a), squared_norm(change), min(change.shape))
     return new_a.cpu(), new_b.cpu()

@@ -35,7 +35,7 @@ from iclora_train.core.safetensors_header import shortened
 from iclora_train.ltx2.weights.safetensors_header import read_header
 
 CONVERT = "`python -m iclora_train.adapters convert` writes it in the format that all three load"
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _REASONS = {  # part of a key of another style -> the effect in the three programs that load adapters
     ".alpha": "alpha is not baked into lora_B: ltx-pipelines ignores it, diffusers refuses the file",
     "lora_unet_": "a kohya-style key, which only ComfyUI loads",
@@ -170,13 +170,18 @@ def _similar(keys: list[str]) -> str:
     return f" and {len(keys) - 1} like it" if len(keys) > 1 else ""
 
 
+def tensor_findings(key: str, tensor: Tensor) -> Iterator[str]:
+    """Problems of the numbers of one tensor."""
+    if tensor.dtype not in FLOATS:
+        yield f"{key} is stored as {tensor.dtype}; save it as float32, bfloat16 or float16"
+    elif not tensor.isfinite().all():
+        yield f"{key} holds NaN or infinity: the training diverged; use an earlier checkpoint"
+
+
 def module_findings(name: str, factors: Mapping[str, Tensor]) -> Iterator[str]:
     """Problems of the LoRA factors of one module."""
     for side, tensor in factors.items():
-        if tensor.dtype not in _FLOATS:
-            yield f"{name}.lora_{side}.weight is stored as {tensor.dtype}; save it as float32, bfloat16 or float16"
-        elif not tensor.isfinite().all():
-            yield f"{name}.lora_{side}.weight holds NaN or infinity: the training diverged; use an earlier checkpoint"
+        yield from tensor_findings(f"{name}.lora_{side}.weight", tensor)
     if not factors:
         yield f"{name} has alpha and no weights; export it again"
     elif factors.keys() != {"A", "B"}:

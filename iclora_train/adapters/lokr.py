@@ -19,21 +19,18 @@ from torch import Tensor
 
 from iclora_train.adapters.algebra import truncated_svd
 from iclora_train.adapters.alpha import Scale
-from iclora_train.adapters.low_rank import LowRank
+from iclora_train.adapters.file import tensor_findings
+from iclora_train.adapters.low_rank import LowRank, squared_norm
 from iclora_train.config import require
 
 NAMES = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _NEGLIGIBLE = 1e-6  # a singular value relative to the largest one, below which it is rounding
 
 
 def lokr_findings(name: str, parts: Mapping[str, Tensor]) -> Iterator[str]:
     """Problems of the tensors of one module, by their NAMES."""
     for key, tensor in parts.items():
-        if tensor.dtype not in _FLOATS:
-            yield f"{name}.{key} is stored as {tensor.dtype}; save it as float32, bfloat16 or float16"
-        elif not tensor.isfinite().all():
-            yield f"{name}.{key} holds NaN or infinity: the training diverged; use an earlier checkpoint"
+        yield from tensor_findings(f"{name}.{key}", tensor)
     for side in ("lokr_w1", "lokr_w2"):
         pair = {key for key in (f"{side}_a", f"{side}_b") if key in parts}
         if (side in parts) == (len(pair) == 2) or len(pair) == 1:
@@ -71,15 +68,12 @@ def to_lora(name: str, parts: Mapping[str, Tensor], scale: Scale, into: LowRank)
     root = s[i].sqrt()  # (rank)
     a = torch.einsum("rb,rd->rbd", root[:, None] * v[i], q[j]).flatten(1)
     b = torch.einsum("ar,cr->acr", u[:, i] * root, p[:, j]).flatten(0, 1)
-    norm = _squared(w1)
-    lost = norm * _squared(w2 - p @ q) + _squared(products[order[len(chosen) :]])
-    into.note(name, lost, norm * _squared(w2), _rank_bound(parts, "lokr_w1", w1) * _rank_bound(parts, "lokr_w2", w2))
+    norm = squared_norm(w1)
+    lost = norm * squared_norm(w2 - p @ q) + squared_norm(products[order[len(chosen) :]])
+    into.note(
+        name, lost, norm * squared_norm(w2), _rank_bound(parts, "lokr_w1", w1) * _rank_bound(parts, "lokr_w2", w2)
+    )
     return a.cpu(), b.cpu()
-
-
-def _squared(matrix: Tensor) -> float:
-    """The squared Frobenius norm."""
-    return float(matrix.double().square().sum())
 
 
 def _rank_bound(parts: Mapping[str, Tensor], side: str, w: Tensor) -> int:

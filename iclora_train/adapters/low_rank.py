@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def squared_norm(matrix: Tensor) -> float:
+    """The squared Frobenius norm."""
+    return float(matrix.double().square().sum())
+
+
 @dataclass
 class LowRank:
     """Rank of the LoRA, and what the conversion of a file's modules leaves out: filled while they are converted.

@@ -81,7 +81,7 @@ def check_conditions(conditions: Sequence[Condition]) -> None:
             _check_frames(condition, where)
         if condition.kind == "mask":
             _check_mask(condition, where)
-    for kind in ("first_frame", "prefix", "suffix", "mask"):
+    for kind in KEYS:
         entries = [condition for condition in conditions if condition.kind == kind]
         require(len(entries) < 2, f"task.conditions has {len(entries)} entries of kind {kind}: give one")
 

@@ -123,6 +123,11 @@ def append_reference(
     )
 
 
+def latent_frame_start(frame: int, temporal: int) -> int:
+    """The first frame of the latent frame that holds `frame`: 0, 1, 1 + temporal, ...; likewise before frame 0."""
+    return 0 if frame == 0 else (frame - 1) // temporal * temporal + 1
+
+
 def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
     """Snap `frame` to a target frame at which a reference of `length` latent frames can begin.
 
@@ -132,8 +137,8 @@ def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
     """
     if frame < 0:
         frame = max((frames - 1) * temporal + 1 + frame, 0)
-    if length > 1 and frame > 0:
-        frame = (frame - 1) // temporal * temporal + 1
+    if length > 1:
+        frame = latent_frame_start(frame, temporal)
     first = -(-frame // temporal)  # latent frame of the target
     if first + length > frames:
         raise ValueError(

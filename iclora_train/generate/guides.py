@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import require
+from iclora_train.diffusion.reference import latent_frame_start
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
@@ -45,15 +46,12 @@ class EncodedReference:
     frame: int = 0
 
 
-def snap(frame: int, temporal: int) -> int:
-    """The frame at which the latent frame of a clip's `frame` begins."""
-    return 0 if frame == 0 else (frame - 1) // temporal * temporal + 1
-
-
 def guides_window(media: InputMedia, start: int, window: Window, fps: float, temporal: int) -> bool:
     """Whether a window has frames of a reference that begins at the video's frame `start`."""
     length = len(media.frame_numbers(fps))
-    return start < window.end and window.start < (start if length == 1 else snap(start, temporal)) + length
+    return (
+        start < window.end and window.start < (start if length == 1 else latent_frame_start(start, temporal)) + length
+    )
 
 
 def encode_guide(
@@ -72,7 +70,7 @@ def encode_guide(
     down to the beginning of a latent frame. It has no first frame of its own there, so its first frame is doubled,
     and the latent frame of the copy dropped (as ComfyUI's LTXVAddGuide does).
     """
-    step, snapped = vae.temporal, snap(frame, vae.temporal)
+    step, snapped = vae.temporal, latent_frame_start(frame, vae.temporal)
     skipped, frame, snapped = max(-snapped, 0), max(frame, 0), max(snapped, 0)
     numbers = media.frame_numbers(fps, start=skipped)
     room = min(len(numbers), frames - snapped)
