@@ -44,14 +44,14 @@ def changes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """Arguments and result of every call of the sampler."""
-    made: list[Call] = []
+    calls: list[Call] = []
 
     def recorded(*arguments: Any, **options: Any) -> Tensor:
-        made.append((arguments, sample(*arguments, **options)))
-        return made[-1][1]
+        calls.append((arguments, sample(*arguments, **options)))
+        return calls[-1][1]
 
     monkeypatch.setattr(stages, "sample", recorded)
-    return made
+    return calls
 
 
 def test_the_adapter_has_its_own_strength_in_the_second_stage(

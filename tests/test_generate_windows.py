@@ -62,8 +62,8 @@ def test_windows_of_one_length_cover_the_video(
     assert [(window.start, window.carried) for window in windows] == expected
     assert {window.frames for window in windows} == {size or frames}
     assert windows[-1].end == frames
-    made = [frame for window in windows for frame in range(window.start + window.carried, window.end)]
-    assert made == list(range(frames))  # each frame is new in one window
+    new_frames = [frame for window in windows for frame in range(window.start + window.carried, window.end)]
+    assert new_frames == list(range(frames))  # each frame is new in one window
 
 
 def test_the_cost_is_said_before_the_work() -> None:

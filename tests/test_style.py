@@ -136,8 +136,8 @@ def test_a_source_with_references_is_refused(tmp_path: Path) -> None:
     for task in ("style", "canny"):
         write_tiny_latents(tmp_path / task / "latents", base, composed(f"conf={task}", *common))
     source = f"data.sources=[{{root: {tmp_path}/%s}}]"
-    own = composed("conf=style", *common, source % "style")
-    open_data(own, "latents").require_settings(own)
+    of_style = composed("conf=style", *common, source % "style")
+    open_data(of_style, "latents").require_settings(of_style)
     for task, other, words in (("style", "canny", "has references"), ("canny", "style", "has no reference")):
         config = composed(f"conf={task}", *common, source % other)
         with pytest.raises(ConfigError, match=words):

@@ -95,20 +95,20 @@ def test_a_tile_sees_its_part_of_the_references_as_a_clip_of_its_own() -> None:
         seen.append(tokens)
         return torch.zeros_like(tokens.latent)
 
-    given = inputs()
+    arguments = inputs()
     tiles = plan_tiles(SIZE[1:], (4, 6), 2, 2)
-    sampled(recorded, tiles, **given)
+    sampled(recorded, tiles, **arguments)
     assert len(seen) == len(tiles) * 3
     for tile, tokens in zip(tiles, seen[: len(tiles)], strict=True):
         (top, bottom), (left, right) = tile.rows, tile.columns
         assert tokens.group.bincount().tolist() == [3 * 4 * 6, 3 * 4 * 6, 3 * 2 * 3]
         small = from_tokens(tokens.latent[:, tokens.group == 2], (3, 2, 3))
-        reference = given["references"][1].latent
+        reference = arguments["references"][1].latent
         assert torch.equal(small, reference[..., top // 2 : bottom // 2, left // 2 : right // 2])
         assert torch.equal(tokens.position, seen[0].position)
         assert tokens.position[:, 1:].max() == 6 * 8
         assert tokens.weight is not None
-        pixels = given["references"][0].attention_mask[:, 0, 8 * top : 8 * bottom, 8 * left : 8 * right]
+        pixels = arguments["references"][0].attention_mask[:, 0, 8 * top : 8 * bottom, 8 * left : 8 * right]
         cells = pixels.unflatten(1, (4, 8)).unflatten(3, (6, 8)).mean((2, 4)).flatten(1)
         assert torch.allclose(tokens.weight[:, 72 : 72 + 24], cells, atol=1e-6)
 

@@ -37,7 +37,7 @@ class Column:
     shown: bool = True
 
 
-# Columns that start visible where there is no reference
+# Columns that start visible in a task without references
 SHOWN_PLAIN = (BASE, ADAPTER_ONLY, TARGET)
 COLUMNS = (
     Column("reference", REFERENCE, INPUT),

@@ -25,11 +25,11 @@ def change_along_flow(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def seam_jumps(frames: np.ndarray, seams: Sequence[int]) -> list[float]:
-    """The change of a clip (F,H,W,3) at each seam, over the median change of the steps around it. 1 is no jump.
+    """The change of a clip (F,H,W,3) at each seam, over the median change of the steps around it. 1: nothing jumps.
 
     seams: the first frame after each seam, at least 1. The steps around a seam are the AROUND before and after it
     without other seams; a clip with no such step has a median of 0. STILL is added to both, so that the noise of a
-    still clip is no jump.
+    still clip does not count as a jump.
     """
     changes: dict[int, float] = {}
 
