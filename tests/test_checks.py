@@ -160,6 +160,9 @@ def test_shape_and_rate_must_match_the_declared_factors():
     assert value_of(report(half, clip, declared), "shape") == 0
     assert value_of(report(half, clip), "shape") == 2
     assert "frames 16 instead of 17" in report(clip[:16], clip).reason
+    last = config(reference_frame=-1)
+    assert value_of(report(clip[-1:], clip, last), "shape") == 0
+    assert "frames 9 instead of 1" in report(clip[:9], clip, last).reason
     pair = Pair("clip-00000", clip, (clip,), "", 24.0)
     assert "fps 30 instead of 24" in check_pair(pair, "clip", "train", config(), reference_fps=30.0).reason
 

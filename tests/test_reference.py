@@ -135,6 +135,10 @@ def test_a_clip_begins_at_a_latent_frame_and_a_still_anywhere(frame: int, length
     assert snap_frame(frame, length, frames=7, temporal=8) == snapped
 
 
+def test_a_clip_of_one_latent_frame_begins_at_a_latent_frame_too() -> None:
+    assert [snap_frame(frame, 1, frames=7, temporal=8, clip=True) for frame in (0, 1, 8, 13, -1)] == [0, 1, 1, 9, 41]
+
+
 def test_a_reference_must_end_within_the_target() -> None:
     assert snap_frame(25, 3, frames=7, temporal=8) == 25
     with pytest.raises(ValueError, match="3 latent frames at frame 33 ends after the target's 7"):
@@ -163,12 +167,19 @@ def test_positions_of_a_downscaled_reference(factor: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "frame", "frames"),
-    [(2, 9, [[9.0, 17.0], [17.0, 25.0]]), (1, 13, [[13.0, 14.0]]), (2, 0, [[0.0, 1.0], [1.0, 9.0]])],
-    ids=["later clip without causal first frame", "still", "clip at 0"],
+    ("length", "frame", "clip", "frames"),
+    [
+        (2, 9, None, [[9.0, 17.0], [17.0, 25.0]]),
+        (1, 13, None, [[13.0, 14.0]]),
+        (1, 9, True, [[9.0, 17.0]]),
+        (2, 0, None, [[0.0, 1.0], [1.0, 9.0]]),
+    ],
+    ids=["later clip without causal first frame", "still", "later clip of one latent frame", "clip at 0"],
 )
-def test_times_of_a_reference_that_begins_later(length: int, frame: int, frames: list[list[float]]) -> None:
-    tokens = append_reference(target(f=5), torch.randn(2, 4, length, 4, 4), frame=frame)
+def test_times_of_a_reference_that_begins_later(
+    length: int, frame: int, clip: bool | None, frames: list[list[float]]
+) -> None:
+    tokens = append_reference(target(f=5), torch.randn(2, 4, length, 4, 4), frame=frame, clip=clip)
     assert torch.allclose(tokens.position[0, 0, 80::16], torch.tensor(frames) / 25)
 
 

@@ -38,8 +38,10 @@ def _shape(pair: Pair, reference: np.ndarray, fps: float | None, task: Task, che
     """Count the mismatches in frames, height, width and fps between a reference and the declared factors."""
     downscale, temporal_scale = task.reference_downscale, task.reference_temporal_scale
     frames, height, width = pair.target.shape[:3]
+    # Training takes a clip at frame 0 and a picture at any other (`training_inputs.reference_start`).
+    of_place = len(reference) if task.reference_frame == 0 else 1
     expected = {
-        "frames": (frames - 1) / temporal_scale + 1 if task.reference_frame is None else len(reference),
+        "frames": (frames - 1) / temporal_scale + 1 if task.reference_frame is None else of_place,
         "height": height / downscale,
         "width": width / downscale,
     }

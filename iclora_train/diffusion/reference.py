@@ -84,6 +84,7 @@ def append_reference(
     attention_strength: float | Tensor = 1.0,
     attention_mask: Tensor | None = None,
     frame: int = 0,
+    clip: bool | None = None,
 ) -> Tokens:
     """Append the tokens of a reference (B,C,f,h,w).
 
@@ -94,13 +95,14 @@ def append_reference(
     by (S - 1) target frames and clamped at 0 (Lightricks' trainer).
     attention_strength, of all clips or (B,), and attention_mask on reference pixels (`mask_to_grid`): their product is
     the weight w of a reference token. It enters the attention logits as log(w) (`ltx2.model.weighted_attention`).
-    frame: target frame at which the reference begins (`snap_frame`). A clip of several latent frames that begins after
-    frame 0 does not have a separate first frame: each of its latent frames holds `temporal` frames.
+    frame: target frame at which the reference begins (`snap_frame`). A clip that begins after frame 0 does not have a
+    separate first frame: each of its latent frames holds `temporal` frames.
+    clip: whether it is a clip; None: if it has several latent frames. False: a picture, which holds one frame.
     """
     batch, _, *size = latent.shape
     f, h, w = size
     count, device = f * h * w, latent.device
-    causal = frame == 0 or f == 1
+    causal = frame == 0 or not (f > 1 if clip is None else clip)
     position = grid_position((f, h, w), tokens.geometry, device, causal).repeat(batch, 1, 1, 1)  # (B,3,n,2)
     shift = temporal_scale - 1 if causal else 0
     position[:, 0] = ((position[:, 0] * temporal_scale - shift).clamp(min=0) + frame) / tokens.fps[:, None, None]
@@ -128,16 +130,16 @@ def latent_frame_start(frame: int, temporal: int) -> int:
     return 0 if frame == 0 else (frame - 1) // temporal * temporal + 1
 
 
-def snap_frame(frame: int, length: int, frames: int, temporal: int) -> int:
+def snap_frame(frame: int, length: int, frames: int, temporal: int, clip: bool | None = None) -> int:
     """Snap `frame` to a target frame at which a reference of `length` latent frames can begin.
 
     frames: latent frames of the target. A negative `frame` counts from the target's end. A clip begins where a latent
-    frame begins: 0, 1, 1 + temporal, ... (ComfyUI's LTXVAddGuide). ValueError when the reference would end after the
-    target.
+    frame begins: 0, 1, 1 + temporal, ... (ComfyUI's LTXVAddGuide). clip: whether it is one; None: if `length` is above
+    1. ValueError when the reference would end after the target.
     """
     if frame < 0:
         frame = max((frames - 1) * temporal + 1 + frame, 0)
-    if length > 1:
+    if length > 1 if clip is None else clip:
         frame = latent_frame_start(frame, temporal)
     first = -(-frame // temporal)  # latent frame of the target
     if first + length > frames:

@@ -105,6 +105,7 @@ class Reference:
     attention_mask: Tensor | None = None  # (B,F,H,W) in [0, 1], reference pixels; or see `mask_to_grid`
     strength: float = 1.0
     frame: int = 0  # target frame at which it begins; a negative frame counts from the end (`snap_frame`)
+    clip: bool | None = None  # whether it is a clip and no picture; None: if it has several latent frames
 
     @classmethod
     def of_task(
@@ -210,7 +211,8 @@ def _build_tokens(
             ref.strength,
             ref.attention_strength,
             ref.attention_mask,
-            snap_frame(ref.frame, ref.latent.shape[2], target.shape[2], geometry.temporal),
+            snap_frame(ref.frame, ref.latent.shape[2], target.shape[2], geometry.temporal, ref.clip),
+            ref.clip,
         )
     return tokens
 

@@ -207,14 +207,22 @@ def _regions_mask(regions: list[Tensor], height: int, width: int) -> Tensor | No
 def reference_start(task: Task, length: int, frames: int, temporal: int) -> int:
     """The target frame at which a reference of `length` latent frames begins; frames: latent frames of the target.
 
-    ConfigError if it would not lie in the target.
+    ConfigError if it would not lie in the target. A prepared clip has a first latent frame that holds one frame, which
+    a clip inside the target does not have: only a picture can begin after frame 0.
     """
     if task.reference_frame is None:
         return 0
+    where = f"task.reference_frame={task.reference_frame}"
     try:
-        return snap_frame(task.reference_frame, length, frames, temporal)
+        start = snap_frame(task.reference_frame, length, frames, temporal)
     except ValueError as error:
-        raise ConfigError(f"task.reference_frame={task.reference_frame}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
+    require(
+        start == 0 or length == 1,
+        f"{where}: the reference is a clip of {length} latent frames, and only a reference of one frame can begin "
+        "after frame 0: give one frame, or set task.reference_frame=0",
+    )
+    return start
 
 
 def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> None:

@@ -39,11 +39,15 @@ def starts_of(frames: Sequence[int | None], length: int) -> list[int | None]:
 
 @dataclass(frozen=True)
 class EncodedReference:
-    """latent (B,C,n,h,w). mask: attention weights (1,F,H,W) of its frames. frame: of the window, at which it begins."""
+    """latent (B,C,n,h,w). mask: attention weights (1,F,H,W) of its frames. frame: of the window, at which it begins.
+
+    clip: it has no separate first frame (`append_reference`).
+    """
 
     latent: Tensor
     mask: Tensor | None
     frame: int = 0
+    clip: bool | None = None
 
 
 def guides_window(media: InputMedia, start: int, window: Window, fps: float, temporal: int) -> bool:
@@ -85,4 +89,4 @@ def encode_guide(
         return EncodedReference(encoded(numbers[:count]), weights, frame)
     if weights is not None and weights.shape[1] > 1:
         weights = weights.unflatten(1, (-1, step)).mean(2)  # one for each latent frame, none for the first frame alone
-    return EncodedReference(encoded(numbers[[0, *range(count)]])[:, :, 1:], weights, snapped)
+    return EncodedReference(encoded(numbers[[0, *range(count)]])[:, :, 1:], weights, snapped, clip=True)

@@ -146,7 +146,7 @@ def encode_references(
             continue
         strengths = (settings.attention_strength[i], part.mask, settings.reference_strength[i])
         scale = temporal_scale if start is None else 1
-        references.append(Reference(part.latent, downscale, scale, *strengths, frame=part.frame))
+        references.append(Reference(part.latent, downscale, scale, *strengths, frame=part.frame, clip=part.clip))
     return references
 
 
