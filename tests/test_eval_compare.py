@@ -72,12 +72,14 @@ def test_pairing_shows_a_small_gain_despite_a_wide_spread_over_windows() -> None
 
 def test_a_metric_with_another_definition_is_left_out() -> None:
     """An evaluation without the number is older than the numbers."""
-    newer = scores()
-    newer["provenance"]["definitions"] = 2
-    for result in (compare(scores(), newer), compare(newer, scores())):
-        assert "psnr" in result["metrics"]
-        assert "flicker" not in result["metrics"]
-        assert "the definition of flicker, which is left out" in result["notes"]
+    old, newer, newest = scores(), scores(), scores()
+    newer["provenance"]["definitions"], newest["provenance"]["definitions"] = 2, 3
+    for first, second, redefined in ((old, newer, {"flicker"}), (newest, newer, {"level_bend"})):
+        for result in (compare(first, second), compare(second, first)):
+            assert {"flicker", "level_bend"} - result["metrics"].keys() == redefined
+            assert "psnr" in result["metrics"]
+            for key in redefined:
+                assert f"the definition of {key}, which is left out" in result["notes"]
 
 
 @pytest.mark.parametrize(

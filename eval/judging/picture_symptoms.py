@@ -17,7 +17,7 @@ SHARP_WARN, SHARP_BAD = 1.5, 2.5  # Laplacian variance of output / ceiling or it
 NOISE_WARN, NOISE_BAD = 1.0, 3.0  # levels above the ceiling; noise of 1 % measures 1.5, of 3 % 4.7
 SLOPE_WARN, SLOPE_BAD = 0.06, 0.12  # distance of the contrast from the ceiling's; 16..235 has 0.14, a blur 0.03
 OFFSET_WARN, OFFSET_BAD = 8.0, 14.0  # levels of black; 16..235 has 16, a blur 4
-BEND_WARN, BEND_BAD = 6.0, 10.0  # levels in the middle; a gamma of 1.1 has 6.5, of 1.2 12.6, a strong blur 5.5
+BEND_WARN, BEND_BAD = 1.5, 3.0  # levels in the middle of the range; a gamma of 1.1 has 1.9, of 1.2 3.7, a blur 0.2
 SHIFT_WARN, SHIFT_BAD = 0.1, 0.4  # pixels above the ceiling's; the round trip has 0
 STUDIO, NEAR = (219 / 255, 16.0), (0.03, 4.0)  # slope and offset of 16..235, and how near they count as it
 
@@ -85,15 +85,18 @@ def noise(scores: Scores) -> Finding | None:
 def wrong_levels(scores: Scores) -> Finding | None:
     """Judged by the fit of the output's levels to the target's, relative to the VAE round trip's."""
     slope, offset, bend = (output_and_ceiling(scores, f"level_{key}") for key in ("slope", "offset", "bend"))
-    if slope is None or offset is None or bend is None:
+    if slope is None or offset is None:
         return None
-    reason = f"contrast {slope[0]:.2f} of the target's, black at {offset[0]:.1f}, middle levels off by {bend[0]:.1f}"
+    middle = (
+        "the targets have too few levels to tell a gamma" if bend is None else f"middle levels off by {bend[0]:.1f}"
+    )
+    reason = f"contrast {slope[0]:.2f} of the target's, black at {offset[0]:.1f}, {middle}"
     if scores["family"] in FREE:
         return "ok", f"{reason}; an output of a {scores['family']} task is free to have other levels", ""
     level = worst(
         level_if_above(abs(slope[0] - slope[1]), SLOPE_WARN, SLOPE_BAD),
         level_if_above(abs(offset[0] - offset[1]), OFFSET_WARN, OFFSET_BAD),
-        level_if_above(abs(bend[0] - bend[1]), BEND_WARN, BEND_BAD),
+        "ok" if bend is None else level_if_above(abs(bend[0] - bend[1]), BEND_WARN, BEND_BAD),
     )
     return level, reason, _cause_of_levels(slope[0], offset[0])
 

@@ -16,6 +16,8 @@ BLOCKS = 8  # blocks along the shorter side
 FLAT = 0.25  # share of the picture that counts as flat: the pixels of the target with the least gradient
 ALIKE = 0.9  # correlation of the blocks' means from which the clips show the same scene, and levels can be compared
 SPREAD = 8.0  # levels: least standard deviation of the target's block means from which a line can be fitted
+TAIL = 0.02  # share of the blocks below and above the range in which the bend is measured: one lamp does not widen it
+SPAN = 48.0  # levels: least such range; in a shorter one around grey, even a gamma of 1.4 bends by less than one level
 
 
 def noise_level(grey: Clip, flat: np.ndarray) -> float:
@@ -47,20 +49,36 @@ def block_means(grey: Clip) -> Values:
     return np.stack([cv2.resize(frame.astype(np.float32), size, interpolation=cv2.INTER_AREA) for frame in grey])
 
 
-def level_fit(output: Clip, target: Clip) -> tuple[float, float, float] | None:
+def level_fit(output: Clip, target: Clip) -> dict[str, float]:
     """Slope, offset and bend of the output's levels y over the target's levels x, from block means of grey clips.
 
-    Slope and offset by least squares of y = slope x + offset; offset is the level of black. Bend, the levels by which
-    the middle is too bright, by least squares of y = a x + b + bend 4 u (1 - u) with u = x / 255. The full range
-    written as 16..235 has slope 0.86 and offset 16. None for clips of different scenes, or of too few levels.
+    Slope and offset by least squares of y = slope x + offset; offset is the level of black. The full range written as
+    16..235 has slope 0.86 and offset 16. Bend, see `level_bend`, is absent where the target's range is too short. Empty
+    for clips of different scenes, or of too few levels.
     """
     y, x = block_means(output).ravel().astype(np.float64), block_means(target).ravel().astype(np.float64)
     if x.std() < SPREAD or y.std() == 0 or np.corrcoef(x, y)[0, 1] < ALIKE:
-        return None
+        return {}
     line = np.stack([x, np.ones_like(x)], axis=1)
-    parabola = np.column_stack([line, 4 * x / 255 * (1 - x / 255)])
     slope, level = np.linalg.lstsq(line, y, rcond=None)[0].tolist()
-    return slope, level, float(np.linalg.lstsq(parabola, y, rcond=None)[0][2])
+    bend = level_bend(y, x)
+    return {"level_slope": slope, "level_offset": level, **({} if bend is None else {"level_bend": bend})}
+
+
+def level_bend(y: Values, x: Values) -> float | None:
+    """Levels by which the middle of the target's range is too bright, from the block means y of output and x of target.
+
+    The range, low to high, leaves out TAIL of the blocks at either end. Bend is b of the least squares fit
+    y = a x + c + 4 b u (1 - u), u = (x - low) / (high - low): the height of the parabola above the straight line
+    through its ends. A change of contrast and black has none. Levels that the target does not have are not judged, so
+    a gamma bends a dark clip by fewer levels. None for a range below SPAN.
+    """
+    low, high = np.quantile(x, (TAIL, 1 - TAIL))
+    if high - low < SPAN:
+        return None
+    u = (x - low) / (high - low)
+    parabola = np.stack([x, np.ones_like(x), 4 * u * (1 - u)], axis=1)
+    return float(np.linalg.lstsq(parabola, y, rcond=None)[0][2])
 
 
 def _noise(output: CachedClip, truth: GroundTruth) -> Measurement:
@@ -70,11 +88,8 @@ def _noise(output: CachedClip, truth: GroundTruth) -> Measurement:
 
 
 def _levels(output: CachedClip, truth: GroundTruth) -> Measurement:
-    """Empty where no line can be fitted."""
-    fit = level_fit(output.grey, truth.cached_target.grey)
-    if fit is None:
-        return Measurement()
-    return Measurement(dict(zip(("level_slope", "level_offset", "level_bend"), fit, strict=True)))
+    """Empty where no line can be fitted, and without the bend where the target has too short a range of levels."""
+    return Measurement(level_fit(output.grey, truth.cached_target.grey))
 
 
 NOISE = MetricGroup((Metric("noise", "noise beyond the target's", "levels", "low", "picture"),), _noise, side=3)

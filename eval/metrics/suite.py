@@ -31,7 +31,10 @@ COMMON = (  # first in the report
     displacement.SHIFT,
 )
 # Definition of the metrics, by number; scores.json records the newest. Number -> metrics that it changed.
-REDEFINED = {2: ("flicker",)}  # 2: differences of blocks; before, second differences of whole frames
+REDEFINED = {
+    2: ("flicker",),  # differences of blocks; before, second differences of whole frames
+    3: ("level_bend",),  # within the range of levels that the target has; before, extrapolated to 0..255
+}
 DEFINITIONS = max(REDEFINED)
 MEASURED_BY = {"clip": ("clip", "clip_text")}  # network in provenance.weights -> its metrics, where it has another name
 TEMPORAL = (motion.MOTION, motion.FLICKER, motion.WARP)  # last in the report
