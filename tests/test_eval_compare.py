@@ -74,6 +74,10 @@ def test_a_metric_with_another_definition_is_left_out() -> None:
     """An evaluation without the number is older than the numbers."""
     old, newer, newest = scores(), scores(), scores()
     newer["provenance"]["definitions"], newest["provenance"]["definitions"] = 2, 3
+    for each in (old, newer, newest):
+        each["metrics"] = METRICS | {"level_bend": METRICS["sharpness"]}
+        row = each["windows"]["adapter+reference"]
+        row["level_bend"] = row["sharpness"]
     for first, second, redefined in ((old, newer, {"flicker"}), (newest, newer, {"level_bend"})):
         for result in (compare(first, second), compare(second, first)):
             assert {"flicker", "level_bend"} - result["metrics"].keys() == redefined
