@@ -1,4 +1,4 @@
-"""The bend of the levels: a gamma shows, a dark target does not raise a false alarm, and a short range is not judged."""
+"""The bend of the levels: a gamma shows, a dark target raises no false alarm, and a short range is not judged."""
 
 from __future__ import annotations
 
@@ -101,5 +101,5 @@ def test_a_short_range_has_contrast_but_no_bend_and_the_symptom_says_so() -> Non
     target = doses.levels(100 + 0.4 * scene().astype(float))
     assert fit(doses.gamma(target, 1.4), target).keys() == {"level_slope", "level_offset"}
     level, reason = level_of(None)
-    assert (level, "too few levels to tell a gamma" in reason) == ("ok", True)
+    assert (level, "too few levels in the targets" in reason) == ("ok", True)
     assert level_of(None, slope=0.8)[0] == "bad"

@@ -87,9 +87,7 @@ def wrong_levels(scores: Scores) -> Finding | None:
     slope, offset, bend = (output_and_ceiling(scores, f"level_{key}") for key in ("slope", "offset", "bend"))
     if slope is None or offset is None:
         return None
-    middle = (
-        "the targets have too few levels to tell a gamma" if bend is None else f"middle levels off by {bend[0]:.1f}"
-    )
+    middle = "too few levels in the targets to tell a gamma" if bend is None else f"middle levels off by {bend[0]:.1f}"
     reason = f"contrast {slope[0]:.2f} of the target's, black at {offset[0]:.1f}, {middle}"
     if scores["family"] in FREE:
         return "ok", f"{reason}; an output of a {scores['family']} task is free to have other levels", ""
