@@ -210,7 +210,7 @@ def test_attention_masks_on_the_grid(case: dict[str, Any]) -> None:
 
 
 # A program's cells, and the mode of ours that comes closest, with the number of its cells (of 36) that differ: masks
-# that stand still, then masks that change with time. The grids of ltx-trainer and ComfyUI's core are not the causal VAE's.
+# that stand still, then masks that change with time. ltx-trainer and ComfyUI's core do not group frames as the VAE.
 CELLS = {
     # `_load_and_downsample_mask` of its mask condition, whose 1 is kept: the new cells are the others
     "ltx-trainer": ("half", [0, 0, 0], [10, 12, 0, 0, 12, 0]),
