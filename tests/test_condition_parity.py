@@ -24,6 +24,7 @@ from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.core.types import Geometry, Tokens, VideoShape
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.clean_cells import CleanCells
+from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.kept_latents import mask_to_cells
 from iclora_train.diffusion.reference import mask_to_grid, target_tokens
 from iclora_train.diffusion.sampler import Reference, _build_tokens, _tile_tokens
@@ -74,10 +75,11 @@ def test_a_target(case: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", UPSTREAM["parts of the target"], ids=lambda case: case["kind"])
 def test_parts_of_the_target(case: dict[str, Any]) -> None:
-    """`VideoConditionByLatentIndex`, `VideoConditionByMask`; ltx-trainer's `_apply_intrinsic_condition`; ComfyUI:
-    `LTXVImgToVideo`, `LTXVAddGuide.replace_latent_frames`, a noise mask, and `KSamplerX0Inpaint`.
+    """`VideoConditionByLatentIndex`, `VideoConditionByMask`; ltx-trainer's `_apply_intrinsic_condition` and
+    `_compute_modality_loss`; ComfyUI: `LTXVImgToVideo`, `LTXVAddGuide.replace_latent_frames`, a noise mask, and
+    `KSamplerX0Inpaint`.
 
-    Noise level 0.5, latents 0, 1, 2, ... and noises 7 i mod 11 for token i: every sum is exact.
+    For token i: noise level 0.5, latent i, noise 7 i mod 11, prediction 3 i mod 5. Every sum is exact.
     """
     size, count = (4, 2, 3), 24
     condition = Condition(case["kind"], **case["setting"])
@@ -91,10 +93,13 @@ def test_parts_of_the_target(case: dict[str, Any]) -> None:
     no_clip = torch.zeros(1, dtype=torch.bool)
     draws = RandomDraws(torch.tensor([0.5]), number * 7 % 11, no_clip, ~no_clip, clean=clean)
     batch = Batch(number, [], torch.zeros(1, 1, 1), torch.tensor([24.0]), ["a"])
-    tokens, _ = build_tokens(batch, draws, Task(name="x", maker="x"), LTX)
+    tokens, velocity = build_tokens(batch, draws, Task(name="x", maker="x"), LTX)
     for expected in case["levels"].values():
         assert levels(tokens).tolist() == expected
     assert tokens.loss_mask[0].int().tolist() == case["loss mask"]["ltx-trainer"]
+    predicted = (torch.arange(count) * 3 % 5).float().view(1, count, 1)
+    loss = masked_loss(predicted, velocity, tokens.loss_mask)
+    assert loss.item() == pytest.approx(case["loss"]["ltx-trainer"], rel=1e-5)
     for expected in case["model input"].values():
         assert tokens.latent.flatten().tolist() == expected
 
