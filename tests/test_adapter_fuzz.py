@@ -19,7 +19,7 @@ from iclora_train.adapters.algebra import combine
 from iclora_train.adapters.base_spec import BaseSpec
 from iclora_train.adapters.card import write_card
 from iclora_train.adapters.check import check, notes
-from iclora_train.adapters.comfyui_workflow import WorkflowSettings
+from iclora_train.adapters.comfyui_settings import WorkflowSettings
 from iclora_train.adapters.convert import import_adapter
 from iclora_train.adapters.file import read
 from iclora_train.config import ConfigError

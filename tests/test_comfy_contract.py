@@ -166,6 +166,7 @@ def test_comfyui_itself_follows_these_rules(tmp_path: Path, spec: BaseSpec, adap
 NODE_MODULES = (
     "nodes",
     *(f"comfy_extras.nodes_{name}" for name in ("lt", "lt_audio", "custom_sampler", "video", "images")),
+    *(f"comfy_extras.nodes_{name}" for name in ("post_processing", "latent", "mask")),  # latent imports the first
 )
 
 

@@ -19,9 +19,10 @@ from data_prep.clips.windows import Window
 from data_prep.makers import build_maker
 from data_prep.pairs import ReferenceScale, SourceVideo, make_reference
 from iclora_train.adapters.comfyui_base import Link
-from iclora_train.adapters.comfyui_json import api_json, graph_json
+from iclora_train.adapters.comfyui_json import NOTE, api_json, graph_json
 from iclora_train.adapters.comfyui_nodes import NODE_CLASSES, NodeClass, NodeInput
-from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
+from iclora_train.adapters.comfyui_settings import WorkflowSettings
+from iclora_train.adapters.comfyui_workflow import build_workflow
 from iclora_train.config import ConfigError
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.ltx2.weights.versions import VERSIONS
@@ -47,11 +48,31 @@ SETTINGS = [
     for fps in (23.976, None)
     for factor in "12"
 ] + [settings_for(version, adapter_kind="lora") for version in VERSIONS]
+CONDITIONS = (
+    [{"kind": "first_frame"}],
+    [{"kind": "prefix", "frames": [9, 33]}],
+    [{"kind": "prefix", "frames": [9, 9]}, {"kind": "suffix", "frames": [8, 16]}],
+    [{"kind": "mask", "shapes": ["box"], "cover": [0.1, 0.5]}],
+    [{"kind": "first_frame"}, {"kind": "mask", "shapes": ["box"], "cover": [0.1, 0.5]}],
+)
+KINDS_OF_REFERENCE: tuple[dict[str, str], ...] = (
+    {"adapter_kind": "lora"},
+    {"reference_downscale_factor": "1"},
+    {"reference_downscale_factor": "2"},
+    {"reference_downscale_factor": "1", "reference_frame": "-1"},
+    {"reference_downscale_factor": "1", "reference_frame": "0"},
+)
+SETTINGS += [
+    settings_for("2.3", **kind, target_conditions=json.dumps(conditions))
+    for conditions in CONDITIONS
+    for kind in KINDS_OF_REFERENCE
+]
 
 
 def accepts(spec: NodeInput, value: object) -> bool:
     """Whether ComfyUI would accept the value of a widget."""
     kinds: dict[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float), "FLOAT,INT": (int, float)}
+    kinds["BOOLEAN"] = (bool,)
     if not isinstance(value, kinds.get(spec.type, (str,))):
         return False
     if isinstance(value, int | float) and spec.low is not None and spec.high is not None:
@@ -102,6 +123,8 @@ def open_graph(graph: dict[str, Any], widgets: dict[str, Widgets], by_name: bool
     links = {link[0]: link for link in graph["links"]}
     api = {}
     for node in graph["nodes"]:
+        if node["type"] == NOTE:  # stays on the page
+            continue
         named, values = node["widgets_values_named"], node["widgets_values"]
         assert len(values) <= len(widgets[node["type"]])
         inputs = {
@@ -122,7 +145,7 @@ def open_graph(graph: dict[str, Any], widgets: dict[str, Widgets], by_name: bool
 @pytest.mark.parametrize("by_name", [False, True])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_both_formats_describe_the_same_workflow(settings: WorkflowSettings, by_name: bool) -> None:
-    graph = json.loads(json.dumps(graph_json(build_workflow(settings))))
+    graph = json.loads(json.dumps(graph_json(build_workflow(settings), settings.notes())))
     widgets = {name: page_widgets(node_class) for name, node_class in NODE_CLASSES.items()}
     assert open_graph(graph, widgets, by_name) == json.loads(json.dumps(api_json(build_workflow(settings))))
     output_links = {
@@ -194,7 +217,10 @@ def test_the_workflow_matches_training() -> None:
 def test_a_reference_of_one_frame_is_a_guide_at_its_frame() -> None:
     api = api_json(build_workflow(settings_for(reference_frame="-1")))
     assert node_of(api, "guide")["frame_idx"] == -1
-    assert node_of(api, "first frames")["length"] == 1
+    assert node_of(api, "reference") == {"image": "reference.png"}
+    assert "frames" not in {node["_meta"]["title"] for node in api.values()}
+    assert node_of(api, "frame rate")["frame_rate"] == 24.0  # of the training clips
+    assert node_of(api, "clip").keys() == {"images", "fps"}
 
 
 @pytest.mark.parametrize(
@@ -291,6 +317,7 @@ def test_the_workflow_of_a_plain_lora_has_neither_a_reference_nor_a_guide() -> N
         ({"reference_temporal_scale_factor": "2"}, "ComfyUI's nodes do not support reference_temporal_scale_factor"),
         ({"base_model_family": "nano"}, "ComfyUI cannot run nano 2.3"),
         ({"base_model_version": "3.0"}, "ComfyUI cannot run ltx 3.0"),
+        ({"target_conditions": '[{"kind": "prefix", "frames": [49, 49]}]'}, "give --size with 57 frames or more"),
     ],
 )
 def test_a_workflow_that_could_not_run_is_not_written(metadata: dict[str, str], message: str) -> None:

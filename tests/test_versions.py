@@ -11,7 +11,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from iclora_train.adapters.card import card_text
-from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
+from iclora_train.adapters.comfyui_settings import WorkflowSettings
+from iclora_train.adapters.comfyui_workflow import build_workflow
 from iclora_train.adapters.file import Adapter
 from iclora_train.config import Sampling
 from iclora_train.config.hydra_app import conf_dir, register_schema

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from iclora_train.adapters import comfyui_json
 from iclora_train.adapters.card_examples import (
     LONGEST,
     diffusers_section,
+    given_parts,
     ltx_pipelines,
     reference_size,
     string_literal,
 )
 from iclora_train.adapters.comfyui_nodes import OLDEST_COMFYUI
-from iclora_train.adapters.comfyui_workflow import WorkflowSettings, build_workflow
+from iclora_train.adapters.comfyui_settings import WorkflowSettings
+from iclora_train.adapters.comfyui_workflow import build_workflow
 from iclora_train.adapters.conditions import conditions_of, in_words
 from iclora_train.adapters.file import Adapter, read
 from iclora_train.adapters.metadata import (
@@ -68,23 +70,32 @@ def write_card(path: Path, scores: Path | None = None) -> list[Path]:
     workflow_files = [] if workflow is None else write_workflow(path, workflow)
     card = path.with_suffix(".md")
     with write_atomic(card) as file:
-        file.write(card_text(path.name, adapter, results, no_workflow).encode())
+        notes = [] if workflow is None else workflow.notes()
+        file.write(card_text(path.name, adapter, results, no_workflow, notes).encode())
     return [card, *workflow_files]
 
 
 def write_workflow(path: Path, settings: WorkflowSettings) -> list[Path]:
     """Write `<adapter>.workflow.json` for ComfyUI's page and `<adapter>.api.json` for its server."""
     nodes = build_workflow(settings)
-    files = {".workflow.json": comfyui_json.graph_json(nodes), ".api.json": comfyui_json.api_json(nodes)}
+    graph = comfyui_json.graph_json(nodes, settings.notes())
+    files = {".workflow.json": graph, ".api.json": comfyui_json.api_json(nodes)}
     for suffix, content in files.items():
         comfyui_json.write_json(path.with_suffix(suffix), content)
     return [path.with_suffix(suffix) for suffix in files]
 
 
 def card_text(
-    name: str, adapter: Adapter, scores: Mapping[str, Any] | None = None, no_workflow: str | None = None
+    name: str,
+    adapter: Adapter,
+    scores: Mapping[str, Any] | None = None,
+    no_workflow: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The card in the format of Hugging Face: YAML, then Markdown. no_workflow: why ComfyUI cannot run the adapter."""
+    """The card in the format of Hugging Face: YAML, then Markdown. no_workflow: why ComfyUI cannot run the adapter.
+
+    notes: what the ComfyUI workflow says beside its nodes.
+    """
     metadata = adapter.metadata
     training = [(row, _text(metadata[key])) for key, row in _TRAINING_ROWS.items() if key in metadata]
     sections = [
@@ -96,6 +107,7 @@ def card_text(
         _table(training),
         "## How to load it",
         *_loading(name, adapter, no_workflow),
+        *(given_parts(metadata, notes) if published_version(metadata) else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -161,7 +173,8 @@ def _use(adapter: Adapter) -> list[str]:
     ]
     rows += [("given part of the clip", in_words(condition)) for condition in conditions_of(metadata)]
     if adapter.reference_frame is not None:
-        rows.append(("frames of the reference", f"one, at frame {adapter.reference_frame} of the output clip"))
+        number = "one, at" if adapter.reference_frame else "one or several, from"
+        rows.append(("frames of the reference", f"{number} frame {adapter.reference_frame} of the output clip"))
     if adapter.temporal_scale != 1:
         rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
     if "size" in metadata:

@@ -1,16 +1,20 @@
-"""How ltx-pipelines and diffusers use an IC-LoRA: the command and the code on its card."""
+"""How ltx-pipelines and diffusers use an adapter: the command and the code on its card."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 
+from iclora_train.adapters.comfyui_given import NOTHING, GivenParts
+from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import TEMPORAL, clip_size, shown
 from iclora_train.ltx2.weights.versions import Version
 
 LONGEST = 500  # characters of a value on the card
+_CONDITION_MODULE = "diffusers.pipelines.ltx2.pipeline_ltx2_condition"
 _SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
 
 
@@ -56,6 +60,38 @@ def ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
 {command} \\
     {size} --skip-stage-2 --prompt {shlex.quote(prompt)} --output-path out.mp4
 ```"""
+
+
+def given_parts(metadata: Mapping[str, str], notes: Sequence[str]) -> list[str]:
+    """How the programs are given the parts of the clip that the adapter was trained with; empty if there are none.
+
+    notes: what the ComfyUI workflow says beside its nodes; empty if there is no workflow. A part at the beginning is
+    clean in place in all three programs. An end would be appended as keyframes by the other two.
+    """
+    given = GivenParts.usual(conditions_of(metadata))
+    if given == NOTHING:
+        return []
+    sections = ["## Given parts of the clip", "Without them the adapter is not used as it was trained."]
+    if notes:
+        sections += ["**ComfyUI**: select in the workflow", "\n".join(f"- {note}" for note in notes)]
+    if given.needs_mask:
+        sections.append(
+            "**ltx-pipelines** and **diffusers** cannot give "
+            f"{'all but a part of the picture' if given.mask else 'the end of the clip'} in place of noise. Use "
+            "`python -m iclora_train.generate`."
+        )
+    elif given.beginning == 1:
+        sections.append(
+            "**ltx-pipelines**: add `--image first.png 0 1.0 0`. **diffusers**: add `conditions=[LTX2VideoCondition("
+            f'frames=load_image("first.png"), crf=0)]`, from `{_CONDITION_MODULE}`. The last 0 keeps the picture from '
+            "being compressed, as in training."
+        )
+    else:
+        sections.append(
+            "**diffusers**: add `conditions=[LTX2VideoCondition(frames="
+            f'load_video("beginning.mp4"))]`, from `{_CONDITION_MODULE}`. **ltx-pipelines** has no option for a clip.'
+        )
+    return sections
 
 
 def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:

@@ -8,7 +8,7 @@ their defaults. Newer pages can also restore `widgets_values_named` (a setting t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from iclora_train.adapters.comfyui_base import Link, WorkflowNode
 from iclora_train.adapters.comfyui_nodes import NODE_CLASSES, NodeInput, Value
 from iclora_train.core.atomic_files import write_atomic
 
+NOTE = "MarkdownNote"  # a node that only the page knows
 _COLUMN, _ROW = 340, 260  # pixels between nodes on the page
 Nodes = Mapping[str, WorkflowNode]  # by title
 
@@ -47,10 +48,11 @@ def api_json(nodes: Nodes) -> dict[str, Any]:
     }
 
 
-def graph_json(nodes: Nodes) -> dict[str, Any]:
+def graph_json(nodes: Nodes, notes: Sequence[str] = ()) -> dict[str, Any]:
     """The graph format: nodes with positions, sockets and widget values, and links.
 
-    A link is [number, source node, output index, target node, input index, type].
+    A link is [number, source node, output index, target node, input index, type]. notes: lines of text beside the
+    nodes, which the page shows and the server never gets.
     """
     numbers = {title: i for i, title in enumerate(nodes, 1)}
     links: list[list[Any]] = []
@@ -75,8 +77,23 @@ def graph_json(nodes: Nodes) -> dict[str, Any]:
         )
     for number, source, output, *_ in links:
         entries[source - 1]["outputs"][output]["links"].append(number)
+    entries += _note(len(entries) + 1, notes)
     last = {"last_node_id": len(entries), "last_link_id": len(links)}
     return {**last, "nodes": entries, "links": links, "groups": [], "config": {}, "extra": {}, "version": 0.4}
+
+
+def _note(number: int, lines: Sequence[str]) -> list[dict[str, Any]]:
+    """A node of the page with a text, above the others; none without text."""
+    if not lines:
+        return []
+    height = 60 + 40 * len(lines)
+    return [
+        {
+            **{"id": number, "type": NOTE, "title": "what to give", "pos": [0, -height - 60], "size": [680, height]},
+            **{"flags": {}, "order": number - 1, "mode": 0, "inputs": [], "outputs": [], "properties": {}},
+            "widgets_values": ["\n\n".join(lines)],
+        }
+    ]
 
 
 def _sockets(nodes: Nodes, title: str, numbers: Mapping[str, int], links: list[list[Any]]) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """The ComfyUI node classes that the workflow uses: inputs in widget order, types, defaults, ranges, outputs.
 
 All of them are part of ComfyUI: nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video,
-nodes_images). The oldest version that has them all is OLDEST_COMFYUI. Inputs that a newer version adds are not listed:
-they keep their default.
+nodes_images, nodes_latent, nodes_mask). The oldest version that has them all is OLDEST_COMFYUI. Inputs that a newer
+version adds are not listed: they keep their default.
 """
 
 from __future__ import annotations
@@ -112,6 +112,43 @@ NODE_CLASSES: dict[str, NodeClass] = {
         ),
         (("IMAGE", "IMAGE"),),
     ),
+    "LoadImage": NodeClass((NodeInput("image", "COMBO"),), (("IMAGE", "IMAGE"), ("MASK", "MASK"))),
+    "ImageBatch": NodeClass(_sockets("image1:IMAGE", "image2:IMAGE"), (("IMAGE", "IMAGE"),)),  # hidden from the search
+    "RepeatImageBatch": NodeClass(
+        (*_sockets("image:IMAGE"), NodeInput("amount", "INT", 1, 1, 4096)), (("IMAGE", "IMAGE"),)
+    ),
+    "SolidMask": NodeClass(
+        (
+            NodeInput("value", "FLOAT", 1.0, 0, 1),
+            NodeInput("width", "INT", 512, 1, _SIZE),
+            NodeInput("height", "INT", 512, 1, _SIZE),
+        ),
+        (("MASK", "MASK"),),
+    ),
+    "ThresholdMask": NodeClass((*_sockets("mask:MASK"), NodeInput("value", "FLOAT", 0.5, 0, 1)), (("MASK", "MASK"),)),
+    "MaskToImage": NodeClass(_sockets("mask:MASK"), (("IMAGE", "IMAGE"),)),
+    "ImageToMask": NodeClass(
+        (*_sockets("image:IMAGE"), NodeInput("channel", "COMBO", choices=("red", "green", "blue", "alpha"))),
+        (("MASK", "MASK"),),
+    ),
+    "VAEEncode": NodeClass(_sockets("pixels:IMAGE", "vae:VAE"), (("LATENT", "LATENT"),)),
+    "LatentCut": NodeClass(
+        (
+            *_sockets("samples:LATENT"),
+            NodeInput("dim", "COMBO", choices=("x", "y", "t")),
+            NodeInput("index", "INT", 0, -_SIZE, _SIZE),
+            NodeInput("amount", "INT", 1, 1, _SIZE),
+        ),
+        (("LATENT", "LATENT"),),
+    ),
+    "LatentConcat": NodeClass(
+        (
+            *_sockets("samples1:LATENT", "samples2:LATENT"),
+            NodeInput("dim", "COMBO", choices=("x", "-x", "y", "-y", "t", "-t")),
+        ),
+        (("LATENT", "LATENT"),),
+    ),
+    "SetLatentNoiseMask": NodeClass(_sockets("samples:LATENT", "mask:MASK"), (("LATENT", "LATENT"),)),
     "CLIPTextEncode": NodeClass(
         (NodeInput("text", "STRING"), *_sockets("clip:CLIP")), (("CONDITIONING", "CONDITIONING"),)
     ),
@@ -134,6 +171,14 @@ NODE_CLASSES: dict[str, NodeClass] = {
             NodeInput("iclora_parameters", "IC_LORA_PARAMETERS", required=False),
         ),
         (*_CONDITIONED, ("latent", "LATENT")),
+    ),
+    "LTXVImgToVideoInplace": NodeClass(
+        (
+            *_sockets("vae:VAE", "image:IMAGE", "latent:LATENT"),
+            NodeInput("strength", "FLOAT", 1.0, 0, 1),
+            NodeInput("bypass", "BOOLEAN", False),
+        ),
+        (("latent", "LATENT"),),
     ),
     "LTXVEmptyLatentAudio": NodeClass(
         (

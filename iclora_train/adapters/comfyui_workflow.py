@@ -2,121 +2,39 @@
 
 The workflow loads the distilled base, the adapter and the reference clip. The first frames of the reference are cropped
 and scaled to the trained size, then averaged over blocks of factor x factor pixels, as in training. They become a guide
-of an empty video; a node reads the factor from the adapter file. After sampling, the guide is removed, and the clip is
-decoded and saved. For an adapter that takes no reference there is neither a reference nor a guide. All nodes are part
-of ComfyUI.
+of the video; a node reads the factor from the adapter file. After sampling, the guide is removed, and the clip is
+decoded and saved. For an adapter that takes no reference there is neither a reference nor a guide. The video is empty
+apart from the parts that the adapter was trained with (`comfyui_given`). All nodes are part of ComfyUI.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from iclora_train.adapters.comfyui_base import BaseNodes, Link, WorkflowNode, load_base
+from iclora_train.adapters.comfyui_given import Nodes, given_latent, noise_mask, scaled
 from iclora_train.adapters.comfyui_nodes import Value
-from iclora_train.adapters.metadata import (
-    DOWNSCALE,
-    FAMILY,
-    KIND,
-    MAX_FPS,
-    PLAIN,
-    TEMPORAL,
-    VERSION,
-    factor,
-    metadata_findings,
-    reference_frame,
-    shown,
-    trained_fps,
-)
-from iclora_train.config import ConfigError
-from iclora_train.data.prompts import example_prompt
+from iclora_train.adapters.comfyui_settings import WorkflowSettings
 from iclora_train.diffusion.noise_schedule import DISTILLED
 from iclora_train.ltx2.weights.versions import VERSIONS
 
-_CELL, _FRAMES = 32, 8  # pixels and frames per latent cell of every published LTX-2 VAE
-_PLAIN_FPS = 24.0  # of a clip without a reference whose adapter does not name the rate of its clips
-_MAX_SIDE, _MAX_FRAMES = 16384, 1000  # of ComfyUI's nodes: MAX_RESOLUTION, empty audio
 
-
-@dataclass(frozen=True)
-class WorkflowSettings:
-    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
-
-    prompt: an example. downscale: factor by which the reference is smaller than the video, in height and width.
-    reference: whether the adapter takes one.
-    reference_frame: the frame at which a reference of one frame stands, negative from the end; None: it has all frames.
-    """
-
-    file: str
-    version: str
-    prompt: str
-    width: int
-    height: int
-    frames: int
-    downscale: int
-    fps: float | None = None
-    reference: bool = True
-    reference_frame: int | None = None
-
-    @classmethod
-    def from_metadata(
-        cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
-    ) -> WorkflowSettings:
-        """The settings from an adapter's metadata; size (`width x height x frames`) overrides it.
-
-        As in `iclora_train.generate`, the frame rate is the reference clip's unless fps is given; without a reference
-        that of the training clips. ConfigError with the reason if ComfyUI cannot run the adapter.
-        """
-        if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
-            raise ConfigError(
-                f"{path}: ComfyUI cannot run {shown(metadata.get(FAMILY)) or 'an undeclared base'} "
-                f"{shown(metadata.get(VERSION))}, only the published LTX models"
-            )
-        if metadata.get(TEMPORAL, "1") != "1":
-            raise ConfigError(
-                f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
-            )
-        for finding in metadata_findings(metadata):
-            raise ConfigError(f"{path}: {finding}")
-        downscale = factor(metadata, DOWNSCALE)
-        if fps is not None and not 1 <= fps <= MAX_FPS:
-            raise ConfigError(f"--fps {fps:g} must be between 1 and {MAX_FPS}, the limits of ComfyUI's CreateVideo")
-        width, height, frames = _clip_size(path, size or metadata.get("size", ""), downscale)
-        prompt = example_prompt(metadata, "describe the clip here")
-        reference = metadata.get(KIND) != PLAIN
-        fps = fps if reference or fps is not None else trained_fps(metadata) or _PLAIN_FPS
-        place = reference_frame(metadata)
-        return cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps, reference, place)
-
-
-def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
-    """Width, height and frames from `width x height x frames`. ConfigError if the VAE or ComfyUI cannot make them."""
-    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", size)
-    if match is None:
-        raise ConfigError(f"{path}: the size is unknown; give --size as width x height x frames, e.g. 960x544x121")
-    width, height, frames = map(int, match.groups())
-    step = _CELL * downscale
-    sides_fit = all(side % step == 0 and 2 * _CELL <= side <= _MAX_SIDE for side in (width, height))
-    if not sides_fit or frames % _FRAMES != 1 or frames > _MAX_FRAMES:
-        raise ConfigError(
-            f"{path}: size {size} must be a multiple of {step} pixels ({DOWNSCALE}={downscale}), from {2 * _CELL} to "
-            f"{_MAX_SIDE}, and {_FRAMES}k+1 frames, at most {_MAX_FRAMES}: give another --size"
-        )
-    return width, height, frames
-
-
-def build_workflow(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+def build_workflow(settings: WorkflowSettings) -> Nodes:
     """All nodes by title, in the order of the computation: load, condition, sample, decode, save."""
     base = load_base(VERSIONS[settings.version].comfyui)
+    given, size = settings.possible, settings.size
+    video, latent = given_latent(given, size, base.video_vae)
+    guide = _guide(settings, base, latent) if settings.reference else {}
+    masked, latent = noise_mask(given, size, settings.guide_frames or 0, _link("guide.latent") if guide else latent)
     return (
         base.nodes
         | _adapter(settings)
         | (_reference(settings) if settings.reference else {})
-        | _conditioning(settings, base)
-        | (_guide(settings, base) if settings.reference else {})
-        | _audio(settings, base)
+        | video
+        | _conditioning(settings)
+        | guide
+        | masked
+        | _audio(settings, base, latent)
         | _sampling(settings)
         | _saving(settings, base)
     )
@@ -128,7 +46,11 @@ def _link(text: str) -> Link:
 
 
 def _fps(settings: WorkflowSettings) -> Value | Link:
-    return _link("frames.fps") if settings.fps is None else settings.fps
+    """Without a rate that is set, the reference's, else that of the clip that is given."""
+    if settings.fps is not None:
+        return settings.fps
+    assert settings.clip is not None
+    return Link(settings.clip, "fps")
 
 
 def _conditioned(settings: WorkflowSettings, output: str) -> Link:
@@ -136,41 +58,37 @@ def _conditioned(settings: WorkflowSettings, output: str) -> Link:
     return Link("guide" if settings.reference else "frame rate", output)
 
 
-def _adapter(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+def _adapter(settings: WorkflowSettings) -> Nodes:
     inputs: dict[str, Value | Link] = {"model": _link("base.MODEL"), "lora_name": settings.file}
     return {"adapter": WorkflowNode("LoraLoaderModelOnly", inputs)}
 
 
-def _reference(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+def _reference(settings: WorkflowSettings) -> Nodes:
     """The pictures of the guide.
 
     Training makes the reference at the video's size and averages blocks of its pixels; so does the workflow, in two
     steps. The guide node would reduce a larger picture by bilinear interpolation, which skips pixels at a factor of 4.
     """
     width, height = settings.width, settings.height
-    length = settings.frames if settings.reference_frame is None else 1
-    nodes = {
-        "reference factor": WorkflowNode("GetICLoRAParameters", {"iclora_model": _link("adapter.MODEL")}),
-        "reference": WorkflowNode("LoadVideo", {"file": "reference.mp4"}),
-        "frames": WorkflowNode("GetVideoComponents", {"video": _link("reference.VIDEO")}),
-        "first frames": WorkflowNode("ImageFromBatch", {"image": _link("frames.images"), "length": length}),
-        "resized reference": _scaled("first frames", "lanczos", width, height),
-    }
+    nodes = {"reference factor": WorkflowNode("GetICLoRAParameters", {"iclora_model": _link("adapter.MODEL")})}
+    if settings.picture:
+        nodes["reference"] = WorkflowNode("LoadImage", {"image": "reference.png"})
+    else:
+        first: dict[str, Value | Link] = {"image": _link("frames.images"), "length": settings.frames}
+        nodes |= {
+            "reference": WorkflowNode("LoadVideo", {"file": "reference.mp4"}),
+            "frames": WorkflowNode("GetVideoComponents", {"video": _link("reference.VIDEO")}),
+            "first frames": WorkflowNode("ImageFromBatch", first),
+        }
+    pictures = "reference" if settings.picture else "first frames"
+    nodes["resized reference"] = scaled(pictures, "lanczos", width, height)
     if settings.downscale > 1:
         small = (width // settings.downscale, height // settings.downscale)
-        nodes["reduced reference"] = _scaled("resized reference", "area", *small)
+        nodes["reduced reference"] = scaled("resized reference", "area", *small)
     return nodes
 
 
-def _scaled(source: str, method: str, width: int, height: int) -> WorkflowNode:
-    """The pictures of a node, cropped at the centre to the aspect ratio of width x height and scaled to it."""
-    size = {"width": width, "height": height}
-    return WorkflowNode(
-        "ImageScale", {"image": Link(source, "IMAGE"), "upscale_method": method, **size, "crop": "center"}
-    )
-
-
-def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+def _conditioning(settings: WorkflowSettings) -> Nodes:
     clip = _link("text encoder.CLIP")
     return {
         "prompt": WorkflowNode("CLIPTextEncode", {"text": settings.prompt, "clip": clip}),
@@ -183,13 +101,10 @@ def _conditioning(settings: WorkflowSettings, base: BaseNodes) -> dict[str, Work
                 "frame_rate": _fps(settings),
             },
         ),
-        "empty video": WorkflowNode(
-            "EmptyLTXVLatentVideo", {"width": settings.width, "height": settings.height, "length": settings.frames}
-        ),
     }
 
 
-def _guide(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+def _guide(settings: WorkflowSettings, base: BaseNodes, latent: Link) -> Nodes:
     return {
         "guide": WorkflowNode(
             "LTXVAddGuide",
@@ -197,7 +112,7 @@ def _guide(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNod
                 "positive": _link("frame rate.positive"),
                 "negative": _link("frame rate.negative"),
                 "vae": base.video_vae,
-                "latent": _link("empty video.LATENT"),
+                "latent": latent,
                 "image": Link("resized reference" if settings.downscale == 1 else "reduced reference", "IMAGE"),
                 "iclora_parameters": _link("reference factor.iclora_parameters"),
                 **({} if settings.reference_frame is None else {"frame_idx": settings.reference_frame}),
@@ -206,9 +121,8 @@ def _guide(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNod
     }
 
 
-def _audio(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
-    """The model computes video and audio together. Its audio is discarded; a reference's is used."""
-    latent = _link("guide.latent" if settings.reference else "empty video.LATENT")
+def _audio(settings: WorkflowSettings, base: BaseNodes, latent: Link) -> Nodes:
+    """The model computes video and audio together. Its audio is discarded; a reference's or a source's is used."""
     return {
         "empty audio": WorkflowNode(
             "LTXVEmptyLatentAudio",
@@ -221,7 +135,7 @@ def _audio(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNod
     }
 
 
-def _sampling(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
+def _sampling(settings: WorkflowSettings) -> Nodes:
     return {
         "noise": WorkflowNode("RandomNoise", {"noise_seed": 0}),
         "sampler": WorkflowNode("KSamplerSelect", {"sampler_name": "euler"}),
@@ -248,14 +162,15 @@ def _sampling(settings: WorkflowSettings) -> dict[str, WorkflowNode]:
     }
 
 
-def _saving(settings: WorkflowSettings, base: BaseNodes) -> dict[str, WorkflowNode]:
+def _saving(settings: WorkflowSettings, base: BaseNodes) -> Nodes:
     sampled = _link("video only.video_latent")
     without_guide = WorkflowNode(
         "LTXVCropGuides",
         {"positive": _link("guide.positive"), "negative": _link("guide.negative"), "latent": sampled},
     )
     video = _link("remove guide.latent") if settings.reference else sampled
-    audio: dict[str, Value | Link] = {"audio": _link("frames.audio")} if settings.reference else {}
+    whole = settings.clip in ("frames", "source frames")  # a clip as long as the video
+    audio: dict[str, Value | Link] = {"audio": Link(settings.clip, "audio")} if settings.clip and whole else {}
     clip: dict[str, Value | Link] = {"images": _link("decode.IMAGE"), "fps": _fps(settings), **audio}
     return {
         "video only": WorkflowNode("LTXVSeparateAVLatent", {"av_latent": _link("sample.output")}),

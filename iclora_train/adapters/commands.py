@@ -17,7 +17,7 @@ from iclora_train.adapters import check as checks
 from iclora_train.adapters import extract as extracts
 from iclora_train.adapters import merge_files as merges
 from iclora_train.adapters.base_spec import BaseSpec, model_tensors, open_checkpoint
-from iclora_train.adapters.comfyui_workflow import WorkflowSettings
+from iclora_train.adapters.comfyui_settings import WorkflowSettings
 from iclora_train.adapters.convert import ReferenceFactors, import_adapter
 from iclora_train.adapters.file import Adapter, read
 from iclora_train.adapters.low_rank import LowRank

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from iclora_train.core.safetensors_header import shortened
 
 DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
-FRAME = "reference_frame"  # frame of the video at which a reference of one frame stands; absent for other references
+FRAME = "reference_frame"  # frame of the video at which the reference begins; absent if the reference has all frames
 FAMILY, VERSION, FINGERPRINT = "base_model_family", "base_model_version", "base_fingerprint"
 LOW_RANK = "low_rank_error"  # what a LoRA leaves out of the adapter of another kind that it was made of; likewise
 ROUNDING = "rounding_error"  # change of B A by the dtype of the file, relative to its Frobenius norm
@@ -42,8 +42,9 @@ def factor(metadata: Mapping[str, str], key: str) -> int:
 
 
 def reference_frame(metadata: Mapping[str, str]) -> int | None:
-    """The frame at which a reference of one frame stands, negative from the end; None if the reference has all frames.
+    """The frame at which the reference begins, negative from the end; None if the reference has all frames.
 
+    Only a reference that begins at frame 0 can have several frames: training takes single frames elsewhere.
     The metadata has passed `metadata_findings`.
     """
     return int(metadata[FRAME]) if FRAME in metadata else None

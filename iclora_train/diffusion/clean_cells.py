@@ -68,18 +68,12 @@ class CleanCells:
             if condition.kind == "mask":
                 clean |= ~_part(condition, numbers, size[1:])
             elif condition.kind == "suffix":
-                count = self._latent_frames(condition, numbers[1])
+                count = _latent_frames(condition, self.temporal, numbers[1])
                 clean[max(size[0] - count, 0) :] = True
             else:
-                clean[: 1 if condition.kind == "first_frame" else self._latent_frames(condition, numbers[1])] = True
+                first = condition.kind == "first_frame"
+                clean[: 1 if first else _latent_frames(condition, self.temporal, numbers[1])] = True
         return clean & ~clean.all()
-
-    def _latent_frames(self, condition: Condition, number: float) -> int:
-        """Whole latent frames within the bounds of a prefix (1 + temporal k frames) or a suffix (temporal k), at least
-        one."""
-        first = 1 if condition.kind == "prefix" else 0  # pixel frames before latent frame 1
-        low, high = (first + (bound - first) // self.temporal for bound in condition.frame_bounds)
-        return max(low + int(number * (high - low + 1)), 1)
 
 
 def kept_of_target(target: Tensor, clean_cells: CleanCells) -> KeptLatents | None:
@@ -87,6 +81,21 @@ def kept_of_target(target: Tensor, clean_cells: CleanCells) -> KeptLatents | Non
     batch, _, f, h, w = target.shape
     mask = clean_cells.usual(batch, (f, h, w))
     return None if mask is None else KeptLatents(target, mask.to(target.device))
+
+
+def usual_latent_frames(condition: Condition, temporal: int) -> int:
+    """The latent frames of a prefix or a suffix that validation and eval give; temporal: pixel frames of each."""
+    return _latent_frames(condition, temporal, _MIDDLE)
+
+
+def _latent_frames(condition: Condition, temporal: int, number: float) -> int:
+    """Whole latent frames within the bounds of a prefix (1 + temporal k frames) or a suffix (temporal k), at least one.
+
+    number: in [0, 1), chooses among them.
+    """
+    first = 1 if condition.kind == "prefix" else 0  # pixel frames before latent frame 1
+    low, high = (first + (bound - first) // temporal for bound in condition.frame_bounds)
+    return max(low + int(number * (high - low + 1)), 1)
 
 
 def _part(condition: Condition, numbers: Sequence[float], size: tuple[int, int]) -> Tensor:

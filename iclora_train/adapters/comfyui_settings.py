@@ -1,0 +1,150 @@
+"""What a ComfyUI workflow is made from: the adapter's metadata, checked against the limits of ComfyUI's nodes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from iclora_train.adapters.comfyui_given import CELL, FRAMES, NOTHING, GivenParts, latent_frames
+from iclora_train.adapters.conditions import conditions_of
+from iclora_train.adapters.metadata import (
+    DOWNSCALE,
+    FAMILY,
+    KIND,
+    MAX_FPS,
+    PLAIN,
+    TEMPORAL,
+    VERSION,
+    factor,
+    metadata_findings,
+    reference_frame,
+    shown,
+    trained_fps,
+)
+from iclora_train.config import ConfigError
+from iclora_train.data.prompts import example_prompt
+from iclora_train.ltx2.weights.versions import VERSIONS
+
+_PLAIN_FPS = 24.0  # of a clip without a reference whose adapter does not name the rate of its clips
+_MAX_SIDE, _MAX_FRAMES = 16384, 1000  # of ComfyUI's nodes: MAX_RESOLUTION, empty audio
+
+
+@dataclass(frozen=True)
+class WorkflowSettings:
+    """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
+
+    prompt: an example. downscale: factor by which the reference is smaller than the video, in height and width.
+    reference: whether the adapter takes one.
+    reference_frame: the frame at which the reference begins, negative from the end; None: it has all frames. After
+    frame 0 it has one frame, as in training. given: the parts of the video that the adapter was trained with.
+    """
+
+    file: str
+    version: str
+    prompt: str
+    width: int
+    height: int
+    frames: int
+    downscale: int
+    fps: float | None = None
+    reference: bool = True
+    reference_frame: int | None = None
+    given: GivenParts = NOTHING
+
+    @classmethod
+    def from_metadata(
+        cls, path: Path, metadata: Mapping[str, str], size: str | None = None, fps: float | None = None
+    ) -> WorkflowSettings:
+        """The settings from an adapter's metadata; size (`width x height x frames`) overrides it.
+
+        As in `iclora_train.generate`, the frame rate is the reference clip's unless fps is given; without such a clip
+        that of the given clip, which ComfyUI does not resample, else of the training clips. ConfigError with the reason
+        if ComfyUI cannot run the adapter.
+        """
+        if metadata.get(FAMILY) != "ltx" or metadata.get(VERSION) not in VERSIONS:
+            raise ConfigError(
+                f"{path}: ComfyUI cannot run {shown(metadata.get(FAMILY)) or 'an undeclared base'} "
+                f"{shown(metadata.get(VERSION))}, only the published LTX models"
+            )
+        if metadata.get(TEMPORAL, "1") != "1":
+            raise ConfigError(
+                f"{path}: ComfyUI's nodes do not support {TEMPORAL}, which is {metadata[TEMPORAL]} for this adapter"
+            )
+        for finding in metadata_findings(metadata):
+            raise ConfigError(f"{path}: {finding}")
+        downscale = factor(metadata, DOWNSCALE)
+        if fps is not None and not 1 <= fps <= MAX_FPS:
+            raise ConfigError(f"--fps {fps:g} must be between 1 and {MAX_FPS}, the limits of ComfyUI's CreateVideo")
+        width, height, frames = _clip_size(path, size or metadata.get("size", ""), downscale)
+        prompt = example_prompt(metadata, "describe the clip here")
+        reference = metadata.get(KIND) != PLAIN
+        given = GivenParts.usual(conditions_of(metadata))
+        known, all_frames = given.beginning + given.end, latent_frames(frames)
+        if known >= all_frames:
+            raise ConfigError(
+                f"{path}: the beginning and the end that the adapter is given fill {known} latent frames, and the clip "
+                f"has {all_frames}: give --size with {FRAMES * known + 1} frames or more"
+            )
+        place = reference_frame(metadata)
+        new = cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps, reference, place, given)
+        return new if new.clip or fps is not None else replace(new, fps=trained_fps(metadata) or _PLAIN_FPS)
+
+    @property
+    def picture(self) -> bool:
+        """Whether the reference is a picture."""
+        return self.reference and bool(self.reference_frame)
+
+    @property
+    def clip(self) -> str | None:
+        """Title of the node with frame rate and sound of the reference, else of the given clip; None without one."""
+        return "frames" if self.reference and not self.picture else self.possible.clip
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Width, height and frames."""
+        return self.width, self.height, self.frames
+
+    @property
+    def possible(self) -> GivenParts:
+        """The parts of the video that the workflow gives. Not every mask can be given beside a reference."""
+        return self.given if self.guide_frames is not None else self.given.without_mask()
+
+    @property
+    def guide_frames(self) -> int | None:
+        """Latent frames of the guide; None where they or their noise mask are not known, so that no other mask can
+        be set: a smaller reference, and one of any number of frames."""
+        if not self.reference:
+            return 0
+        if self.downscale > 1 or self.reference_frame == 0:
+            return None
+        return latent_frames(self.frames) if self.reference_frame is None else 1
+
+    def notes(self) -> list[str]:
+        """What the page says beside the nodes: what to select, and what no node of ComfyUI can give."""
+        lines = self.possible.notes()
+        if self.possible != self.given:
+            lines.append(
+                "This workflow is not complete: the adapter was also trained with "
+                f"{' and '.join(['the end'] * (self.given.end > 0) + ['all but a part'] * self.given.mask)} of the "
+                "video given, and no node of ComfyUI sets the noise mask for it beside such a reference. Use "
+                "`python -m iclora_train.generate`."
+            )
+        return lines
+
+
+def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
+    """Width, height and frames from `width x height x frames`. ConfigError if the VAE or ComfyUI cannot make them."""
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", size)
+    if match is None:
+        raise ConfigError(f"{path}: the size is unknown; give --size as width x height x frames, e.g. 960x544x121")
+    width, height, frames = map(int, match.groups())
+    step = CELL * downscale
+    sides_fit = all(side % step == 0 and 2 * CELL <= side <= _MAX_SIDE for side in (width, height))
+    if not sides_fit or frames % FRAMES != 1 or frames > _MAX_FRAMES:
+        raise ConfigError(
+            f"{path}: size {size} must be a multiple of {step} pixels ({DOWNSCALE}={downscale}), from {2 * CELL} to "
+            f"{_MAX_SIDE}, and {FRAMES}k+1 frames, at most {_MAX_FRAMES}: give another --size"
+        )
+    return width, height, frames
