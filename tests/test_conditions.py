@@ -219,6 +219,8 @@ def test_a_reference_of_one_frame_stands_at_its_frame(frame: int, start: int) ->
 def test_a_reference_that_does_not_fit_at_its_frame_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"task\.reference_frame=-1: a reference of 2 latent frames at frame 13 ends"):
         tokens_of(LAST, torch.zeros(1, 3, 2, *SIZE[1:]))
+    with pytest.raises(ConfigError, match=r"task\.reference_frame=-18 does not exist in a clip of 17 frames: choose"):
+        tokens_of(replace(LAST, reference_frame=-18), torch.zeros(1, 3, 1, *SIZE[1:]))
     with pytest.raises(ConfigError, match=r"reference_frame=5: the reference is a clip of 2 latent frames, and only"):
         tokens_of(replace(LAST, reference_frame=5), torch.zeros(1, 3, 2, *SIZE[1:]))
     with pytest.raises(ConfigError, match=r"task\.reference_downscale=1: clip a has a latent reference of 4x3"):

@@ -172,7 +172,7 @@ def test_a_frame_of_the_clip_is_a_reference_of_one_frame():
     for number, expected in ((-1, 4), (0, 0), (2, 2), (-5, 0)):
         assert (edit("edit.frame", {"frame": number}, frames) == frames[[expected]]).all()
     for number in (5, -6):
-        with pytest.raises(ConfigError, match=rf"maker_args.frame={number} does not exist in windows of 5 frames"):
+        with pytest.raises(ConfigError, match=rf"maker_args.frame={number} does not exist in a clip of 5 frames"):
             edit("edit.frame", {"frame": number}, frames)
     with pytest.raises(ConfigError, match=r"maker_args\.frame='last' must be the number of a frame"):
         build_maker("edit.frame", {"frame": "last"})

@@ -7,6 +7,7 @@ import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2AudioVideoRotaryPosEmbed
 from torch import Tensor
 
+from iclora_train.config import ConfigError
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.diffusion.reference import (
     append_reference,
@@ -129,7 +130,7 @@ def test_a_mask_is_averaged_by_area() -> None:
 
 @pytest.mark.parametrize(
     ("frame", "length", "snapped"),
-    [(0, 3, 0), (1, 3, 1), (8, 3, 1), (9, 3, 9), (16, 3, 9), (-1, 1, 48), (-24, 3, 25), (-60, 3, 0), (13, 1, 13)],
+    [(0, 3, 0), (1, 3, 1), (8, 3, 1), (9, 3, 9), (16, 3, 9), (-1, 1, 48), (-24, 3, 25), (-49, 3, 0), (13, 1, 13)],
 )
 def test_a_clip_begins_at_a_latent_frame_and_a_still_anywhere(frame: int, length: int, snapped: int) -> None:
     assert snap_frame(frame, length, frames=7, temporal=8) == snapped
@@ -141,8 +142,11 @@ def test_a_clip_of_one_latent_frame_begins_at_a_latent_frame_too() -> None:
 
 def test_a_reference_must_end_within_the_target() -> None:
     assert snap_frame(25, 3, frames=7, temporal=8) == 25
-    with pytest.raises(ValueError, match="3 latent frames at frame 33 ends after the target's 7"):
+    with pytest.raises(ConfigError, match=r"_frame=33: a reference of 3 latent frames at frame 33 ends after"):
         snap_frame(33, 3, frames=7, temporal=8)
+    for frame in (49, -50):  # ComfyUI takes frame 0 for -50
+        with pytest.raises(ConfigError, match=f"reference_frame={frame} does not exist in a clip of 49 frames"):
+            snap_frame(frame, 1, frames=7, temporal=8)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.7, 0.0])

@@ -6,7 +6,7 @@ The dataclasses and their errors are imported from here (`from iclora_train.conf
 from iclora_train.config.captioner import Captioner
 from iclora_train.config.checks import Checks
 from iclora_train.config.diffusion import Flow, Sampling
-from iclora_train.config.errors import ConfigError, first_line, one_of, require
+from iclora_train.config.errors import ConfigError, first_line, frame_from_start, one_of, require
 from iclora_train.config.evaluation import Eval, Thresholds
 from iclora_train.config.extra_metrics import Weights
 from iclora_train.config.lora import Lora
@@ -29,6 +29,7 @@ __all__ = [
     "Validation",
     "Weights",
     "first_line",
+    "frame_from_start",
     "one_of",
     "require",
     "to_config",

@@ -1,4 +1,4 @@
-"""ConfigError, two checks that raise it, and the text of other errors. No torch import."""
+"""ConfigError, checks that raise it, and the text of other errors. No torch import."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def require(condition: bool, message: str) -> None:
 def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ConfigError unless `value` is one of `choices`."""
     require(value in choices, f"{key}={value!r} is not one of {', '.join(choices)}")
+
+
+def frame_from_start(key: str, frame: int, frames: int) -> int:
+    """The frame of a clip of `frames` frames that setting `key` names; a negative one counts from the end.
+
+    ConfigError for a frame that the clip does not have.
+    """
+    require(
+        -frames <= frame < frames,
+        f"{key}={frame} does not exist in a clip of {frames} frames: choose one from {-frames} to {frames - 1}",
+    )
+    return frame if frame >= 0 else frames + frame
 
 
 def first_line(error: Exception) -> str:

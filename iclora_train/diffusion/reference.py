@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iclora_train.config import frame_from_start, require
 from iclora_train.core.types import Geometry, Tokens
 
 CLEAN_ROW = 1  # of `Tokens.sigma`: row 0 is the target's noise level, row 1 is 0
@@ -130,23 +131,25 @@ def latent_frame_start(frame: int, temporal: int) -> int:
     return 0 if frame == 0 else (frame - 1) // temporal * temporal + 1
 
 
-def snap_frame(frame: int, length: int, frames: int, temporal: int, clip: bool | None = None) -> int:
+def snap_frame(
+    frame: int, length: int, frames: int, temporal: int, clip: bool | None = None, key: str = "reference_frame"
+) -> int:
     """Snap `frame` to a target frame at which a reference of `length` latent frames can begin.
 
     frames: latent frames of the target. A negative `frame` counts from the target's end. A clip begins where a latent
     frame begins: 0, 1, 1 + temporal, ... (ComfyUI's LTXVAddGuide). clip: whether it is one; None: if `length` is above
-    1. ValueError when the reference would end after the target.
+    1. ConfigError, which names `key`, when the reference would begin or end outside the target.
     """
-    if frame < 0:
-        frame = max((frames - 1) * temporal + 1 + frame, 0)
+    start = frame_from_start(key, frame, (frames - 1) * temporal + 1)
     if length > 1 if clip is None else clip:
-        frame = latent_frame_start(frame, temporal)
-    first = -(-frame // temporal)  # latent frame of the target
-    if first + length > frames:
-        raise ValueError(
-            f"a reference of {length} latent frames at frame {frame} ends after the target's {frames} latent frames"
-        )
-    return frame
+        start = latent_frame_start(start, temporal)
+    first = -(-start // temporal)  # latent frame of the target
+    require(
+        first + length <= frames,
+        f"{key}={frame}: a reference of {length} latent frames at frame {start} ends after the target's {frames} "
+        "latent frames",
+    )
+    return start
 
 
 def _append_level(sigma: Tensor, strength: float) -> tuple[Tensor, int]:

@@ -212,15 +212,11 @@ def reference_start(task: Task, length: int, frames: int, temporal: int) -> int:
     """
     if task.reference_frame is None:
         return 0
-    where = f"task.reference_frame={task.reference_frame}"
-    try:
-        start = snap_frame(task.reference_frame, length, frames, temporal)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    start = snap_frame(task.reference_frame, length, frames, temporal, key="task.reference_frame")
     require(
         start == 0 or length == 1,
-        f"{where}: the reference is a clip of {length} latent frames, and only a reference of one frame can begin "
-        "after frame 0: give one frame, or set task.reference_frame=0",
+        f"task.reference_frame={task.reference_frame}: the reference is a clip of {length} latent frames, and only a "
+        "reference of one frame can begin after frame 0: give one frame, or set task.reference_frame=0",
     )
     return start
 

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.config import require
+from iclora_train.config import frame_from_start
 from iclora_train.diffusion.reference import latent_frame_start
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import encode_frames, read_mask
@@ -29,12 +29,7 @@ def reference_frames(settings: GenerateSettings, adapter: Adapter) -> list[int |
 
 def starts_of(frames: Sequence[int | None], length: int) -> list[int | None]:
     """The frames from the start of a video of `length` frames. ConfigError for one that the video does not have."""
-    for frame in frames:
-        require(
-            frame is None or -length <= frame < length,
-            f"reference_frame={frame} does not exist in a video of {length} frames: use {-length} to {length - 1}",
-        )
-    return [frame if frame is None or frame >= 0 else length + frame for frame in frames]
+    return [None if frame is None else frame_from_start("reference_frame", frame, length) for frame in frames]
 
 
 @dataclass(frozen=True)

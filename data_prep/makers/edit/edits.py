@@ -10,7 +10,7 @@ import numpy as np
 from data_prep.makers.base import Maker, Params, SourceWindow, check_number, check_range, register
 from data_prep.makers.edit.masks import SHAPES, dilate, load_clip_mask, paint_mask, random_mask
 from data_prep.makers.trajectory import Range, Trajectory, log_uniform, uniform
-from iclora_train.config import one_of, require
+from iclora_train.config import frame_from_start, one_of, require
 from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.media.clip import read_clip
 
@@ -157,10 +157,5 @@ class Frame(Maker):
         return True
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
-        number = self.frame if self.frame >= 0 else len(frames) + self.frame
-        require(
-            0 <= number < len(frames),
-            f"task.maker_args.frame={self.frame} does not exist in windows of {len(frames)} frames: choose one from "
-            f"{-len(frames)} to {len(frames) - 1}",
-        )
+        number = frame_from_start("task.maker_args.frame", self.frame, len(frames))
         return frames[number : number + 1], {"frame": number}
