@@ -21,13 +21,16 @@ from iclora_train.ltx2.kernels import flash_attention as flash
 from iclora_train.ltx2.kernels.attention_backends import (
     BACKENDS,
     CpuBackend,
+    CudnnBackend,
     EfficientBackend,
     attention_note,
     backend_for,
     saved_ops,
 )
 from iclora_train.ltx2.kernels.flash_attention import FlashBackend, flash_attention, flash_backward, flash_forward
+from iclora_train.ltx2.model import attention
 from iclora_train.ltx2.model.attention import attend
+from iclora_train.ltx2.model.weighted_attention import AttentionBias
 from iclora_train.ltx2.runtime import save_policy
 from iclora_train.ltx2.runtime.compile import compile_blocks
 from tests.test_compiled import network, scene, step
@@ -249,3 +252,75 @@ def test_on_a_hopper_gpu_the_package_computes_attention(n: int, m: int, compiled
     compare(torch.compile(flash_attention) if compiled else flash_attention, qkv, None, 1e-2)
     bias = torch.linspace(-7, 0.5, 2 * m, device="cuda").reshape(2, 1, 1, m)
     compare(with_bias(bias), qkv, bias, 1e-2)
+
+
+def test_cudnn_gets_output_and_gradient_in_the_strides_of_the_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps a cuDNN graph per strides of q, k and v, so these must determine all other strides."""
+    strides: list[tuple[int, ...]] = []
+
+    def backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        strides.extend((grad.stride(), out.stride()))
+        assert torch.equal(grad, expected)
+        assert torch.equal(out, 2 * expected)
+        return q, k, v
+
+    monkeypatch.setattr(
+        attention_backends, "_ops", SimpleNamespace(_scaled_dot_product_cudnn_attention_backward=backward)
+    )
+    by_token = torch.randn(2, 8, 3, 4).transpose(1, 2)  # (B,heads,N,D), as the model's queries
+    by_head = by_token.contiguous()
+    for q in (by_token, by_token[:, :, :5], by_token[:, :, 3:], by_head):
+        rows = slice(0, q.shape[2])
+        for grad in (by_token[:, :, rows], by_head[:, :, rows], by_head[:, :, rows].clone()):
+            expected = grad
+            lse = torch.zeros(q.shape[:3])
+            CudnnBackend().backward(grad, q, q, q, 2 * grad, lse, None, [None, None, 8, 8, None, None, None])
+        assert set(strides) == {q.stride()}
+        strides.clear()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("num_outputs", [None, 3, 5])
+def test_the_gradient_of_attention_has_one_layout_in_all_blocks(
+    num_outputs: int | None, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts: list[bool] = []
+
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, q: Tensor) -> Tensor:
+            return q.clone()
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            layouts.append(grad.transpose(1, 2).is_contiguous())
+            return grad
+
+    monkeypatch.setattr(attention, "attend", lambda q, k, v, bias: Recorded.apply(q))
+    bias = AttentionBias(torch.tensor([[1.0, 1, 1, 0.5, 0.5]]), torch.tensor([0, 0, 0, 1, 1])) if weighted else None
+    layer = attention.Attention(8, 8, 2, 1e-6, gated=True)
+    layer(torch.randn(1, 5, 8, requires_grad=True), None, None, bias, num_outputs).sum().backward()
+    assert layouts == [True]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [slice(0, 192), slice(192, 384)])
+def test_gradients_of_a_gpu_do_not_depend_on_the_layout_of_an_earlier_gradient(rows: slice) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (
+        torch.randn(8, 384, 5, 64, generator=generator).bfloat16().cuda().transpose(1, 2) for _ in range(4)
+    )
+    backend = backend_for(q)
+    part = [tensor[:, :, rows] for tensor in (q, k, v)]
+    out, lse, state = backend.forward(*part, None)
+    whole = torch.zeros_like(q)
+    whole[:, :, rows] = out
+    expected = torch.autograd.grad(
+        F.scaled_dot_product_attention(*(inputs := [tensor.float().requires_grad_() for tensor in part])),
+        inputs,
+        grad[:, :, rows].float(),
+    )
+    for layout in (grad.contiguous(), grad):
+        results = backend.backward(layout[:, :, rows], *part, whole[:, :, rows], lse, None, state)
+        for result, reference in zip(results, expected, strict=True):
+            assert float((result.float() - reference).norm() / reference.norm()) < 0.02

@@ -97,6 +97,7 @@ class CudnnBackend(TorchBackend):
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None, state: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         cum_seq_q, cum_seq_k, max_q, max_k, philox_seed, philox_offset, _ = state
+        grad, out = _with_strides_of(q, grad), _with_strides_of(q, out)
         grads: tuple[Tensor, Tensor, Tensor] = _ops._scaled_dot_product_cudnn_attention_backward(
             grad, q, k, v, out, lse[..., None].contiguous(), philox_seed, philox_offset, _expand_bias(bias, q),
             cum_seq_q, cum_seq_k, max_q, max_k, 0.0, False,
@@ -127,6 +128,17 @@ class EfficientBackend(TorchBackend):
 @torch.compiler.assume_constant_result
 def _has_cudnn_attention(device: int | None) -> bool:
     return torch.backends.cudnn.is_available() and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _with_strides_of(q: Tensor, tensor: Tensor) -> Tensor:
+    """The values of a tensor of q's shape in a tensor of q's strides.
+
+    PyTorch keeps a cuDNN graph for every shape and stride of q, k and v. The graph also holds the strides of the output
+    and of its gradient in its first call, and reads those of later calls by them, beyond their memory if need be.
+    """
+    if tensor.stride() == q.stride():
+        return tensor
+    return torch.empty_strided(q.shape, q.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 def _expand_bias(bias: Tensor | None, q: Tensor) -> Tensor | None:

@@ -19,11 +19,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None = None) -
 
 
 def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, num_outputs: int | None) -> Tensor:
-    """The first `num_outputs` queries attend to all keys: (B,N,heads,head_dim) -> (B,num_outputs,heads,head_dim)."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    if num_outputs is not None and bias is None:
-        q = q[:, :, :num_outputs]
-    return attend(q, k, v, bias)[:, :, :num_outputs].transpose(1, 2)
+    """The first `num_outputs` queries attend to all keys: (B,N,heads,head_dim) -> (B,num_outputs,heads,head_dim).
+
+    The gradient of `attend` is contiguous as (B,N,heads,head_dim) in every block: PyTorch computes a wrong gradient if
+    cuDNN's attention gets it in two layouts (`kernels.attention_backends`).
+    """
+    if bias is None:
+        q = q[:, :num_outputs]
+    out = attend(*(t.transpose(1, 2) for t in (q, k, v)), bias).transpose(1, 2)
+    return out if bias is None else out[:, :num_outputs]
 
 
 def rms_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:

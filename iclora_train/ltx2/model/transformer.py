@@ -210,6 +210,8 @@ class Transformer(nn.Module):
         )
         bias = None if tokens.weight is None else AttentionBias(tokens.weight, tokens.group, between)
         inputs = BlockInputs(text, modulation, tokens.level, rope, prompt, bias)
+        if num_outputs == x.shape[1]:
+            num_outputs = None  # the last block then computes as the others
         x = self.run_blocks(self, x, inputs, num_outputs, perturbed)
         level = tokens.level[:, :num_outputs]
         table = self.scale_shift_table + time_embedding[:, :, None]  # (B,K,2,D)
