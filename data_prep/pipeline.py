@@ -37,7 +37,7 @@ from iclora_train.config import Config, ConfigError
 from iclora_train.config.paths import user_path
 from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import LockedFolderError, exclusive, sha256
-from iclora_train.core.fingerprint import content_settings, digest, plain, without_unset
+from iclora_train.core.fingerprint import content_settings, digest, plain, settings_of_pixels, without_unset
 from iclora_train.core.progress import progress_bar
 from iclora_train.core.types import Geometry
 from iclora_train.data.prompts import template_fields
@@ -186,8 +186,7 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: Clip
         known = cache or ClipCache()
         content_digest = lru_cache(None)(lambda path: known.digest(path, _content_digest))  # clips may share a file
         sources = {clip.id: _clip_identity(clip, config, content_digest) for clip in bar.track(clips)}
-    of_pixels = {**settings, "data": {k: v for k, v in settings["data"].items() if k != "vae_precision"}}
-    pairs = {"recipe": RECIPE, "settings": of_pixels, "sources": sources}
+    pairs = {"recipe": RECIPE, "settings": settings_of_pixels(settings), "sources": sources}
     networks = _network_digests(config.task.maker_args)
     optional = {"checks": config.checks.decisive(), "networks": networks}
     pairs |= {name: value for name, value in optional.items() if value}

@@ -9,6 +9,7 @@ import torch
 
 from iclora_train.data.batch import Batch
 from iclora_train.data.prefetch import Prefetch
+from iclora_train.diffusion.training_inputs import to_device
 
 
 def batches(count: int, size: int = 1, pinned: bool = False) -> Iterator[Batch]:
@@ -65,3 +66,10 @@ def test_slow_steps_on_a_gpu_read_uncorrupted_batches() -> None:
             work = work @ weight
         rows.append(torch.stack([batch.target.amin(), batch.target.amax(), work.sum() * 0]))
     assert [row[:2].tolist() for row in rows] == [[n, n] for n in range(12)]
+
+
+@pytest.mark.gpu
+def test_an_expanded_tensor_is_copied_to_a_gpu() -> None:
+    """The clean parts of validation clips are one mask, expanded to the batch."""
+    mask = torch.tensor([True, False]).expand(3, 2)
+    assert torch.equal(to_device(mask, torch.device("cuda")).cpu(), mask)

@@ -46,6 +46,17 @@ def test_bf16_latents_are_rounded_but_close(sets: dict[str, Path]) -> None:
         assert b.dtype == torch.float32
 
 
+def test_training_and_eval_read_sets_of_either_precision(sets: dict[str, Path], clips: Path, base: Path) -> None:
+    for value, folder in sets.items():
+        config = config_of(folder, clips, base, f"data.vae_precision={value}")
+        for kind in ("pairs", "latents"):
+            ShardSet.open(folder / kind).require_settings(config)
+    config = config_of(sets["bf16"], clips, base)
+    ShardSet.open(sets["bf16"] / "pairs").require_settings(config)
+    with pytest.raises(ConfigError, match="vae_precision"):
+        ShardSet.open(sets["bf16"] / "latents").require_settings(config)
+
+
 def test_latents_of_another_precision_are_not_continued(sets: dict[str, Path], clips: Path, base: Path) -> None:
     before = contents(sets["bf16"])
     with pytest.raises(ConfigError, match="vae_precision"):

@@ -38,7 +38,9 @@ def cdc(clip: Clip) -> float:
     of the 256-bin histograms of R, G and B of frames t and t + d, averaged over channels and t, then over those
     d = 1, 2, 4 that are shorter than the clip, which has at least two frames."""
     steps = [step for step in CDC_STEPS if step < len(clip)]
-    counts = [[cv2.calcHist([frame], [channel], None, [256], [0, 256])[:, 0] for channel in range(3)] for frame in clip]
+    counts = [
+        [cv2.calcHist([frame], [channel], None, [256], [0, 256]).ravel() for channel in range(3)] for frame in clip
+    ]
     share = np.array(counts, np.float64) / clip[0, ..., 0].size  # (F,3,256)
     return float(np.mean([_divergence(share[:-step], share[step:]).mean() for step in steps]))
 

@@ -51,6 +51,11 @@ def content_settings(config: Config) -> dict[str, Any]:
     return plain(sections)
 
 
+def settings_of_pixels(settings: dict[str, Any]) -> dict[str, Any]:
+    """The `content_settings` that the pixels of pairs depend on: without the precision in which the VAE encodes."""
+    return {**settings, "data": {key: value for key, value in settings["data"].items() if key != "vae_precision"}}
+
+
 def config_hash(config: Config) -> str:
     """Short hash of the settings that affect the adapter, apart from the number of batches per step, which depends on
     how a run is started. It does not depend on paths."""

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from iclora_train.config import Config
 from iclora_train.core.atomic_files import sha256, write_atomic, write_json
-from iclora_train.core.fingerprint import content_settings, digest, plain
+from iclora_train.core.fingerprint import content_settings, digest, plain, settings_of_pixels
 from iclora_train.core.records import as_type, from_json
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.shard_index import (
@@ -192,7 +192,9 @@ class ShardSet:
 
     def require_settings(self, config: Config) -> None:
         """ShardError unless data_prep would make these shards with the `task` and `data` sections of this config."""
-        require_equal(self.folder, self.made_from.settings, content_settings(config))
+        settings = content_settings(config)
+        expected = settings_of_pixels(settings) if self.kind == "pairs" else settings
+        require_equal(self.folder, self.made_from.settings, expected)
 
     def caption(self, i: int) -> str:
         """The caption of sample i. Its videos or latents are not read."""

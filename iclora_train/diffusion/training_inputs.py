@@ -85,7 +85,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a host tensor to a device. On CUDA the copy starts from pinned memory, so that the host does not wait."""
     if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)  # expanded tensors cannot be pinned
 
 
 def draw_strength(batch: int, p: float, generator: Generator) -> Tensor | None:
