@@ -10,7 +10,8 @@ from iclora_train.config.errors import ConfigError, first_line, frame_from_start
 from iclora_train.config.evaluation import Eval, Thresholds
 from iclora_train.config.extra_metrics import Weights
 from iclora_train.config.lora import Lora
-from iclora_train.config.settings import Config, Data, Model, Optim, Task, Validation, to_config
+from iclora_train.config.settings import Config, Data, Model, Optim, Validation, to_config
+from iclora_train.config.task import Task
 
 __all__ = [
     "Captioner",

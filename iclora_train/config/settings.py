@@ -15,16 +15,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config.captioner import Captioner
 from iclora_train.config.checks import Checks
-from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.cpus import available_cpus
 from iclora_train.config.diffusion import Flow, Sampling
 from iclora_train.config.errors import ConfigError, one_of, require
 from iclora_train.config.evaluation import Eval
 from iclora_train.config.lora import Lora
-from iclora_train.config.no_reference import NO_REFERENCE, check_sections, check_task
+from iclora_train.config.no_reference import check_sections
 from iclora_train.config.paths import expand_home
 from iclora_train.config.share import Share
 from iclora_train.config.sources import DataSource, check_sources
+from iclora_train.config.task import Task
 
 # Settings that had another name in earlier versions. An old name is an error that names the new one
 # (`hydra_app.explain_error`).
@@ -43,40 +43,6 @@ CHOICES = {  # of keys of `data` that may be null
     "keep": ("preview", "lossless", "none"),
     "vae_precision": ("fp32", "bf16"),
 }
-
-
-@dataclass
-class Task:
-    """What an adapter learns: how its references are made, which trigger calls it, which metrics evaluate it."""
-
-    name: str = MISSING
-    family: str = "restoration"  # which metrics evaluate it: restoration, colorize, structure, edit, style
-    trigger: str = ""  # added before every caption, stored in the adapter file
-    reference_downscale: int = 1  # the reference is this many times smaller than the target
-    reference_temporal_scale: int = 1  # the reference's frame rate is this many times lower
-    reference_frame: int | None = None  # target frame at which a shorter reference begins; null: it has all frames
-    maker: str = MISSING  # a pair maker of data_prep, e.g. degrade.defocus
-    maker_args: dict[str, Any] = field(default_factory=dict)
-    conditions: list[Condition] = field(default_factory=list)  # parts of the target that are clean
-
-    def __post_init__(self) -> None:
-        one_of("task.family", self.family, ("restoration", "colorize", "structure", "edit", "style"))
-        for key in ("reference_downscale", "reference_temporal_scale"):
-            value = getattr(self, key)
-            require(value >= 1, f"task.{key}={value} must be a whole number of at least 1")
-        require(
-            self.reference_frame is None or self.reference_temporal_scale == 1,
-            f"task.reference_frame={self.reference_frame} and task.reference_temporal_scale="
-            f"{self.reference_temporal_scale} are both set: a reference at one frame has the target's frame rate",
-        )
-        check_conditions(self.conditions)
-        keys = ("reference_downscale", "reference_temporal_scale", "reference_frame", "maker_args")
-        check_task(self.maker, self.family, {key: getattr(self, key) for key in keys})
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether clips have references. A plain LoRA has none."""
-        return self.maker != NO_REFERENCE
 
 
 @dataclass

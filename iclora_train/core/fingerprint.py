@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from iclora_train.config import Config
+from iclora_train.config.references import comparable_references
 
 RUNTIME_KEYS = (
     "checkpoint",
@@ -33,7 +34,7 @@ REFERENCE_FRAMES = "0, 1, 1 + S, 1 + 2 S, ..."
 # keys of `data` newer than version 0.1: left out while they are null, so that its runs can be resumed
 NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
 # keys of `task` newer than version 0.1: left out while they are null or empty, likewise
-NEW_TASK_KEYS = ("conditions", "reference_frame")
+NEW_TASK_KEYS = ("conditions", "reference_frame", "more_references")
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
 NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False}
 # keys of `model.lora` newer than version 0.1: left out while they have their defaults, likewise
@@ -46,7 +47,10 @@ def content_settings(config: Config) -> dict[str, Any]:
     for section, keys in NOT_CONTENT.items():
         for key in keys:
             del sections[section][key]
-    if config.task.reference_temporal_scale > 1:
+    more = comparable_references(sections["task"].pop("more_references"))
+    if more:
+        sections["task"]["more_references"] = more
+    if any(task.reference_temporal_scale > 1 for task in config.task.for_references()):
         sections["task"]["reference_frames"] = REFERENCE_FRAMES
     return plain(sections)
 

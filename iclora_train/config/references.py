@@ -1,0 +1,98 @@
+"""Settings of `task.more_references`: references of a clip after its first one, each made and placed in its own way.
+
+The first reference has the keys of `task` itself (maker, reference_downscale, ...). References are told apart by their
+order in the sequence, so this order is part of the task and is stored in the adapter file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from iclora_train.config.errors import require
+from iclora_train.config.no_reference import NO_REFERENCE
+
+FIRST = "first"  # the name of the reference that the keys of `task` describe
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+_EXAMPLE = "e.g. task.more_references='[{name: appearance, maker: edit.frame, maker_args: {frame: -1}, frame: 0}]'"
+
+
+@dataclass
+class MoreReference:
+    """One more reference.
+
+    name            in reports and messages
+    maker           a pair maker of data_prep, which gets the frames of the target; `given` reads a column of the list
+    downscale       it is this many times smaller than the target
+    temporal_scale  its frame rate is this many times lower
+    frame           target frame at which it begins, as task.reference_frame; null: it has all frames
+    p               probability that a training clip has it; validation and eval always do
+    """
+
+    name: str = MISSING
+    maker: str = MISSING
+    maker_args: dict[str, Any] = field(default_factory=dict)
+    downscale: int = 1
+    temporal_scale: int = 1
+    frame: int | None = None
+    p: float = 1.0
+
+    def content(self) -> dict[str, Any]:
+        """The keys that the pixels depend on."""
+        keys = ("maker", "maker_args", "downscale", "temporal_scale")
+        return {key: getattr(self, key) for key in keys}
+
+    def layout(self) -> dict[str, Any]:
+        """The keys that tell how it is used, for the adapter file."""
+        return {key: getattr(self, key) for key in ("name", "downscale", "temporal_scale", "frame")}
+
+
+def reference_keys(number: int) -> tuple[str, str, str]:
+    """The settings of reference `number` (0: the first): its factor in space, its factor in time, its frame."""
+    if number == 0:
+        return "task.reference_downscale", "task.reference_temporal_scale", "task.reference_frame"
+    entry = f"task.more_references[{number - 1}]"
+    return f"{entry}.downscale", f"{entry}.temporal_scale", f"{entry}.frame"
+
+
+def check_references(references: Sequence[MoreReference], maker: str) -> None:
+    """ConfigError names the entry and the key that is wrong. maker: of the first reference."""
+    require(
+        not references or maker != NO_REFERENCE,
+        f"task.more_references: task.maker={NO_REFERENCE} has no first reference; set task.maker, or leave them out",
+    )
+    for number, reference in enumerate(references):
+        where = f"task.more_references[{number}]"
+        for key in ("name", "maker"):
+            require(getattr(reference, key) != MISSING, f"{where} has no {key}; {_EXAMPLE}")
+        require(
+            _NAME.fullmatch(reference.name) is not None,
+            f"{where}.name={reference.name!r} must be a letter, then up to 39 letters, digits or _; {_EXAMPLE}",
+        )
+        require(reference.maker != NO_REFERENCE, f"{where}.maker={NO_REFERENCE} makes no reference: leave it out")
+        _check_numbers(reference, where)
+    names = [FIRST, *(reference.name for reference in references)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    taken = f"{FIRST} is the reference of task.maker" if twice == FIRST else "two references have it"
+    require(twice is None, f"task.more_references: name {twice}: {taken}; choose another one")
+
+
+def _check_numbers(reference: MoreReference, where: str) -> None:
+    for key in ("downscale", "temporal_scale"):
+        value = getattr(reference, key)
+        require(value >= 1, f"{where}.{key}={value} must be a whole number of at least 1")
+    require(0 < reference.p <= 1, f"{where}.p={reference.p} must lie in (0, 1]; leave the entry out for 0")
+    require(
+        reference.frame is None or reference.temporal_scale == 1,
+        f"{where}: frame={reference.frame} and temporal_scale={reference.temporal_scale} are both set: a reference at "
+        "one frame has the target's frame rate",
+    )
+
+
+def comparable_references(references: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of `task.more_references` as JSON, with the keys that the pixels depend on."""
+    return [MoreReference(**reference).content() for reference in references]
