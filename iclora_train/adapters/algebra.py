@@ -10,6 +10,7 @@ from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FINGERPRINT, LOW_RANK, ROUNDING, TEMPORAL, VERSION, shown
+from iclora_train.adapters.references import MORE
 from iclora_train.config import ConfigError
 from iclora_train.ltx2.base_model import EMBEDDED
 
@@ -74,13 +75,26 @@ def combined_metadata(adapters: WeightedAdapters) -> dict[str, str]:
         require_agreement(key, [adapter.metadata.get(key, "1") for adapter in with_reference])
     first = with_reference[0].metadata
     common = {key: value for key, value in first.items() if all(a.metadata.get(key) == value for a in with_reference)}
-    for key in (ROUNDING, LOW_RANK):
+    for key in (ROUNDING, LOW_RANK, MORE):
         common.pop(key, None)
+    common |= _more_references(with_reference)
     common |= {key: declared[0][key] for key in (FAMILY, VERSION) if declared and key in declared[0]}
     tasks = [adapter.metadata.get("task", "unnamed") for adapter in parts]
     triggers = dict.fromkeys(a.metadata["trigger"] for a in parts if a.metadata.get("trigger"))
     sources = " ".join(f"{task}:{strength:g}" for task, (_, strength) in zip(tasks, adapters, strict=True))
     return {**common, "task": "+".join(tasks), "trigger": " ".join(triggers), "combined": sources}
+
+
+def _more_references(adapters: Sequence[Adapter]) -> dict[str, str]:
+    """The further references of the adapter that has most of them; the other adapters use as many as they have.
+
+    ConfigError if two adapters have the same reference in different ways.
+    """
+    most = max(adapters, key=lambda adapter: len(adapter.references))
+    for adapter in adapters:
+        for layout, other in zip(most.references[1:], adapter.references[1:], strict=False):
+            require_agreement(f"{MORE}, {layout.name}", [layout.in_words, other.in_words])
+    return {MORE: most.metadata[MORE]} if MORE in most.metadata else {}
 
 
 def require_agreement(key: str, values: Sequence[str | None]) -> None:

@@ -65,7 +65,10 @@ def describe(path: Path, adapter: Adapter) -> str:
     """An adapter in one line: number of linears, ranks, reference factor."""
     ranks = sorted({a.shape[0] for a, _ in adapter.weights.values()})
     rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-    kind = f"reference factor {adapter.downscale}" if adapter.in_context else "a plain LoRA, which takes no reference"
+    layouts = adapter.references
+    kind = f"reference factor {adapter.downscale}" if layouts else "a plain LoRA, which takes no reference"
+    if len(layouts) > 1:
+        kind = f"{len(layouts)} references: " + "; ".join(f"{layout.name}, {layout.in_words}" for layout in layouts)
     outside = "audio modules and cross-attention to audio, which this program ignores"
     audio = f", {len(adapter.audio)} of them {outside}" if adapter.audio else ""
     return f"{path}: {len(adapter.weights)} linears{audio}; {rank}; {kind}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 
+from iclora_train.adapters.references import read_json
 from iclora_train.config import ConfigError
 from iclora_train.config.conditions import Condition, check_conditions
 
@@ -25,7 +26,7 @@ def conditions_metadata(conditions: Sequence[Condition]) -> dict[str, str]:
 def conditions_of(metadata: Mapping[str, str]) -> list[Condition]:
     """The conditions in the metadata. None for a text that this project has not written."""
     try:
-        conditions = [Condition(**entry) for entry in json.loads(metadata.get(CONDITIONS, "[]"))]
+        conditions = [Condition(**entry) for entry in read_json(metadata.get(CONDITIONS, "[]"))]
         check_conditions(conditions)
     except (ConfigError, ValueError, TypeError):
         return []

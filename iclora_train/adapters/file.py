@@ -28,7 +28,9 @@ from iclora_train.adapters.metadata import (
     factor,
     metadata_findings,
     reference_frame,
+    reference_layouts,
 )
+from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import ConfigError
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.safetensors_header import shortened
@@ -69,6 +71,11 @@ class Adapter:
     def reference_frame(self) -> int | None:
         """The frame of the video at which a reference of one frame stands; None if the reference has all frames."""
         return reference_frame(self.metadata)
+
+    @property
+    def references(self) -> list[ReferenceLayout]:
+        """The layout of each reference, in order; none for a plain LoRA. The first has the three values above."""
+        return reference_layouts(self.metadata)
 
     @property
     def in_context(self) -> bool:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from iclora_train.adapters.references import ReferenceLayout, more_findings, more_layouts
+from iclora_train.config.references import FIRST
 from iclora_train.core.safetensors_header import shortened
 
 DOWNSCALE, TEMPORAL = "reference_downscale_factor", "reference_temporal_scale_factor"
@@ -50,6 +52,17 @@ def reference_frame(metadata: Mapping[str, str]) -> int | None:
     return int(metadata[FRAME]) if FRAME in metadata else None
 
 
+def reference_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
+    """The layout of each reference, in order; none for an adapter that takes no reference.
+
+    The metadata has passed `metadata_findings`.
+    """
+    if metadata.get(KIND) == PLAIN:
+        return []
+    first = ReferenceLayout(FIRST, factor(metadata, DOWNSCALE), factor(metadata, TEMPORAL), reference_frame(metadata))
+    return [first, *more_layouts(metadata)]
+
+
 def clip_size(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:
     """Width, height and frames of the training clips; None if the metadata does not say."""
     match = _SIZE.fullmatch(metadata.get("size", ""))
@@ -84,7 +97,7 @@ def declares_factor(metadata: Mapping[str, str]) -> bool:
 
 
 def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
-    """Problems of the reference factors, and of the model that the metadata name."""
+    """Problems of the references and of the model that the metadata name."""
     findings = []
     for key in (DOWNSCALE, TEMPORAL):
         value = metadata.get(key, "1")
@@ -95,6 +108,7 @@ def metadata_findings(metadata: Mapping[str, str]) -> list[str]:
             )
     if FRAME in metadata and _FRAME.fullmatch(metadata[FRAME]) is None:
         findings.append(f"metadata {FRAME}={shortened(metadata[FRAME], 40)} must be the number of a frame, e.g. -1")
+    findings += more_findings(metadata)
     for key in _ARCHITECTURES:
         value = metadata.get(key, "")
         if value and _LTX2.search(value) is None:

@@ -13,6 +13,7 @@ from iclora_train.adapters import card, lora
 from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.metadata import FRAME, KIND, PLAIN
 from iclora_train.adapters.precision import save_rounded
+from iclora_train.adapters.references import references_metadata
 from iclora_train.config import Config, ConfigError, require
 from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.config.hydra_app import run_module
@@ -57,6 +58,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
         **conditions_metadata(config.task.conditions),
+        **references_metadata(config.task.more_references),
         **source_metadata(shards),
     }
     batches = batches_per_step(config)

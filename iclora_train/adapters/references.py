@@ -1,0 +1,123 @@
+"""The references of an adapter, in order: how much smaller and slower each is than the video, and where it begins.
+
+The first reference has keys of its own in the metadata (`metadata.reference_layouts`), which every program reads. The
+further ones (`task.more_references`) are a JSON list under MORE, which only this project reads. Another program may
+have written any text there, so every entry is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from iclora_train.config.references import MoreReference
+from iclora_train.core.safetensors_header import shortened
+
+MORE = "more_references"  # key of the metadata
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}", re.ASCII)
+_MOST, _LAST_FRAME = 999, 9999  # largest factor, largest number of a frame, as in `metadata`
+
+
+@dataclass(frozen=True)
+class ReferenceLayout:
+    """How one reference is used.
+
+    downscale: it is this many times smaller than the video in width and height. temporal_scale: it has this many times
+    fewer frames per second. frame: of the video, at which it begins, negative from the end; None: it runs along the
+    whole video. p: share of the training clips that had it; two layouts that differ in it alone are equal.
+    """
+
+    name: str
+    downscale: int = 1
+    temporal_scale: int = 1
+    frame: int | None = None
+    p: float = field(default=1.0, compare=False)
+
+    @property
+    def placement(self) -> tuple[int, int, int | None]:
+        """What changes the positions of its tokens."""
+        return self.downscale, self.temporal_scale, self.frame
+
+    @property
+    def in_words(self) -> str:
+        """E.g. `factor 2, at frame -1`."""
+        parts = [f"factor {self.downscale}"]
+        if self.temporal_scale != 1:
+            parts.append(f"{self.temporal_scale} times fewer frames per second")
+        if self.frame is not None:
+            parts.append(f"at frame {self.frame}")
+        return ", ".join(parts)
+
+
+def references_metadata(references: Sequence[MoreReference]) -> dict[str, str]:
+    """The entry of the metadata; none for an adapter with one reference. p is left out where it is 1."""
+    entries = [{**reference.layout(), **({} if reference.p == 1 else {"p": reference.p})} for reference in references]
+    return {MORE: json.dumps(entries)} if entries else {}
+
+
+def more_layouts(metadata: Mapping[str, str]) -> list[ReferenceLayout]:
+    """The layouts of the references after the first. None where any of them is malformed."""
+    entries = _entries(metadata)
+    if entries is None or any(True for entry in entries for _ in _problems(entry)):
+        return []
+    keys = ("name", "downscale", "temporal_scale", "frame", "p")
+    return [ReferenceLayout(**{key: entry[key] for key in keys if key in entry}) for entry in entries]
+
+
+def more_findings(metadata: Mapping[str, str]) -> Iterator[str]:
+    """Problems of the list of further references, with the number of the entry."""
+    entries = _entries(metadata)
+    if entries is None:
+        yield (
+            f"metadata {MORE}={shortened(metadata[MORE], 40)} is not the list of an adapter's further references: "
+            "export the adapter again, or remove this key"
+        )
+        return
+    for number, entry in enumerate(entries):
+        for problem in _problems(entry):
+            yield f"metadata {MORE}[{number}] {problem}: export the adapter again, or correct this key"
+    names = [entry["name"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        yield f"metadata {MORE} has two references named {shortened(twice, 40)}: export the adapter again"
+
+
+def _entries(metadata: Mapping[str, str]) -> list[Any] | None:
+    """The list under MORE, empty without the key; None for another text."""
+    entries = read_json(metadata.get(MORE, "[]"))
+    return entries if isinstance(entries, list) and (entries or MORE not in metadata) else None
+
+
+def read_json(text: str) -> Any:
+    """The value of a JSON text; None for another text, also for one that is nested too deep."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _problems(entry: Any) -> Iterator[str]:
+    """What is wrong with an entry."""
+    if not isinstance(entry, dict):
+        yield f"is {_shown(entry)}, not a reference with a name"
+        return
+    name, frame, p = entry.get("name"), entry.get("frame"), entry.get("p", 1.0)
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        yield f"has the name {_shown(name)}, not a letter and up to 39 letters, digits or _"
+    for key in ("downscale", "temporal_scale"):
+        value = entry.get(key, 1)
+        if type(value) is not int or not 1 <= value <= _MOST:
+            yield f"has {key}={_shown(value)}, not a whole number from 1 to {_MOST}"
+    if frame is not None and (type(frame) is not int or abs(frame) > _LAST_FRAME):
+        yield f"has frame={_shown(frame)}, not the number of a frame"
+    elif frame is not None and entry.get("temporal_scale", 1) != 1:
+        yield f"begins at frame {frame} and has another frame rate than the video, which no reference has"
+    if type(p) not in (int, float) or not 0 < p <= 1:
+        yield f"has p={_shown(p)}, not a share above 0 and up to 1"
+
+
+def _shown(value: Any) -> str:
+    return shortened(json.dumps(value), 40)
