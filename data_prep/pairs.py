@@ -14,10 +14,11 @@ import numpy as np
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
 from data_prep.clips.crop import Crop
-from data_prep.clips.windows import Window, window_seed
+from data_prep.clips.windows import MAKER_USES, Window, window_seed
 from data_prep.makers import Maker, SourceWindow, build_maker
+from data_prep.makers.given import Given
 from data_prep.stopwatch import Stopwatch
-from iclora_train.config import Config
+from iclora_train.config import Config, Task
 from iclora_train.core.types import Pair
 from iclora_train.media.clip import read_clip
 from iclora_train.media.frame_times import temporal_subsample
@@ -120,45 +121,69 @@ def _reference_of(
     return np.ascontiguousarray(reference), params
 
 
+@dataclass(frozen=True)
+class ReferenceSource:
+    """How one reference of a clip's windows is made. supplied: it is made from its own video, not from the target's."""
+
+    number: int
+    task: Task
+    maker: Maker
+    video: SourceVideo
+    supplied: bool
+
+    @classmethod
+    def of(cls, clip: Clip, task: Task, number: int) -> ReferenceSource:
+        """Reference `number` (0: the first) of a clip."""
+        part = task.of_reference(number)
+        maker = build_maker(part.maker, part.maker_args)
+        supplied = clip.reference if number == 0 else clip.files[maker.column] if isinstance(maker, Given) else None
+        section = clip.reference_section if number == 0 and supplied else clip.section
+        return cls(number, part, maker, SourceVideo(supplied or clip.path, clip.files, section), supplied is not None)
+
+    def frames(self, windows: Sequence[Window]) -> Iterator[list[np.ndarray]] | None:
+        """The whole frames of each window; None if the reference is made from the target's frames."""
+        return read_windows(self.video.path, windows, self.video.section) if self.supplied else None
+
+    def make(
+        self, padded: PaddedWindow, window: Window, seed: list[int], frames: int
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """The reference of a window of `frames` frames, and its part of the record."""
+        scale = ReferenceScale(self.task.reference_downscale, self.task.reference_temporal_scale)
+        reference, drawn = _reference_of(padded, window, self.maker, self.video, seed, scale)
+        record = {"args": _set_args(self.maker), "seed": seed, "drawn": drawn, **asdict(scale)}
+        if scale.temporal_scale > 1:
+            record["reference_frames"] = temporal_subsample(np.arange(frames), scale.temporal_scale).tolist()
+        return reference, record
+
+
 def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch | None = None) -> Iterator[Pair]:
     """The pairs of one clip, in the order of `windows` (by start). watch: gets the seconds of `decode` and `maker`."""
     task, watch = config.task, watch or Stopwatch()
-    if not task.has_reference:
-        yield from _targets(clip, windows, config, watch)
-        return
-    maker = build_maker(task.maker, task.maker_args)
-    scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
-    video = SourceVideo(
-        clip.reference or clip.path, clip.files, clip.reference_section if clip.reference else clip.section
-    )
+    sources = [ReferenceSource.of(clip, task, number) for number in range(len(task.reference_names))]
+    streams = [source.frames(windows) for source in sources]
+    decoded = [None if stream is None else watch.each("decode", stream) for stream in streams]
     targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
-    supplied = read_windows(clip.reference, windows, clip.reference_section) if clip.reference else None
-    sources = watch.each("decode", supplied) if supplied else None
     for window, frames in zip(windows, targets, strict=True):
-        seed = window_seed(config.data, clip.id, window.number, 1)
-        source = next(sources) if sources else frames
-        with watch.part("maker"):
-            padded = PaddedWindow.cut(source, window, maker.margin)
-            target = crop_window(frames, window) if sources else padded.inner()
-            reference, params = _reference_of(padded, window, maker, video, seed, scale)
-        record = _record(clip, window, task.maker)
-        record |= {"args": _set_args(maker), "seed": seed, "drawn": params, **asdict(scale)}
-        if scale.temporal_scale > 1:
-            record["reference_frames"] = temporal_subsample(np.arange(len(frames)), scale.temporal_scale).tolist()
-        yield Pair(window.key, target, (reference,), caption_of(clip, config), window.fps, record)
+        target, references, records = None, [], []
+        for source, stream in zip(sources, decoded, strict=True):
+            whole = next(stream) if stream else frames
+            seed = window_seed(config.data, clip.id, window.number, MAKER_USES + source.number if source.number else 1)
+            with watch.part("maker"):
+                padded = PaddedWindow.cut(whole, window, source.maker.margin)
+                target = padded.inner() if target is None and stream is None else target
+                reference, record = source.make(padded, window, seed, len(frames))
+            references.append(reference)
+            records.append({"maker": source.task.maker, **record})
+        record = _record(clip, window, task.maker, records, task.reference_names)
+        target = crop_window(frames, window) if target is None else target
+        yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record)
 
 
-def _targets(clip: Clip, windows: Sequence[Window], config: Config, watch: Stopwatch) -> Iterator[Pair]:
-    """The windows of one clip as pairs without a reference."""
-    for window, frames in zip(
-        windows, watch.each("decode", read_windows(clip.path, windows, clip.section)), strict=True
-    ):
-        record = _record(clip, window, config.task.maker)
-        yield Pair(window.key, crop_window(frames, window), (), caption_of(clip, config), window.fps, record)
-
-
-def _record(clip: Clip, window: Window, maker: str) -> dict[str, object]:
-    """What the record of every pair has."""
+def _record(
+    clip: Clip, window: Window, maker: str, of_references: Sequence[dict[str, Any]], names: Sequence[str]
+) -> dict[str, object]:
+    """The record of a pair. It has the values of the first reference, and of all under `references` if there are
+    several."""
     record: dict[str, object] = {
         "file": clip.path.name,
         "source": clip.source,
@@ -166,7 +191,13 @@ def _record(clip: Clip, window: Window, maker: str) -> dict[str, object]:
         "window": asdict(window),
         "maker": maker,
     }
-    return record if clip.section is None else record | {"section": clip.section.bounds}
+    if clip.section is not None:
+        record["section"] = clip.section.bounds
+    if of_references:
+        record |= of_references[0]
+    if len(of_references) > 1:
+        record["references"] = [{"name": name, **of} for name, of in zip(names, of_references, strict=True)]
+    return record
 
 
 def _set_args(maker: Maker) -> dict[str, Any]:

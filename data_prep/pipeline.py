@@ -26,7 +26,7 @@ from data_prep.clips.windows import Window, heldout_windows, train_windows
 from data_prep.engines.local import create_engine
 from data_prep.forecast import show_forecast
 from data_prep.lost_windows import LostWindowsError
-from data_prep.makers import build_maker
+from data_prep.reference_makers import makers_of_references
 from data_prep.select_clips import select_clips
 from data_prep.selection import require_train_pairs, selection_report, show_selection
 from data_prep.settle_clips import settle_clips, stored_changes, with_splits
@@ -35,6 +35,7 @@ from data_prep.vae_check import check_with_vae
 from data_prep.write_shards import Job, ShardPlan, write_shards
 from iclora_train.config import Config, ConfigError
 from iclora_train.config.paths import user_path
+from iclora_train.config.references import reference_keys
 from iclora_train.config.share import Share
 from iclora_train.core.atomic_files import LockedFolderError, exclusive, sha256
 from iclora_train.core.fingerprint import content_settings, digest, plain, settings_of_pixels, without_unset
@@ -60,7 +61,7 @@ def prepare(config: Config) -> Path:
     root = Path(config.data.root)
     base = open_base(config.model)
     check_fit(config, base.geometry)
-    build_maker(config.task.maker, config.task.maker_args)
+    makers_of_references(config.task)
     config = with_local_clips(config)
     clips = add_missing_captions(clips_of(config), config)
     # a finished set needs no cache, and nothing is left in it
@@ -160,11 +161,6 @@ def _write_all(
 
 def check_fit(config: Config, geometry: Geometry) -> None:
     """ConfigError unless targets and references of every size fit the VAE."""
-    task = config.task
-    downscale, temporal_scale = task.reference_downscale, task.reference_temporal_scale
-    for_references = replace(
-        geometry, spatial=geometry.spatial * downscale, temporal=geometry.temporal * temporal_scale
-    )
     for data in config.data.sizes():
         size = f"{data.width}x{data.height}x{data.frames}"
         keys = f"data.buckets={size}" if config.data.buckets else "data.frames, data.height, data.width"
@@ -172,11 +168,15 @@ def check_fit(config: Config, geometry: Geometry) -> None:
             geometry.latent_size(data.frames, data.height, data.width)
         except ValueError as error:
             raise ConfigError(f"{keys}: {error}") from error
-        try:
-            for_references.latent_size(data.frames, data.height, data.width)
-        except ValueError as error:
-            factors = f"task.reference_downscale={downscale}, task.reference_temporal_scale={temporal_scale}"
-            raise ConfigError(f"{keys}: with the references of {factors}, {error}") from error
+        for number, task in enumerate(config.task.for_references()):
+            space, time = task.reference_downscale, task.reference_temporal_scale
+            scaled = replace(geometry, spatial=geometry.spatial * space, temporal=geometry.temporal * time)
+            try:
+                scaled.latent_size(data.frames, data.height, data.width)
+            except ValueError as error:
+                space_key, time_key, _ = reference_keys(number)
+                factors = f"{space_key}={space}, {time_key}={time}"
+                raise ConfigError(f"{keys}: with the references of {factors}, {error}") from error
 
 
 def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: ClipCache | None = None) -> Fingerprints:
@@ -187,7 +187,7 @@ def fingerprints(config: Config, clips: list[Clip], base: BaseModel, cache: Clip
         content_digest = lru_cache(None)(lambda path: known.digest(path, _content_digest))  # clips may share a file
         sources = {clip.id: _clip_identity(clip, config, content_digest) for clip in bar.track(clips)}
     pairs = {"recipe": RECIPE, "settings": settings_of_pixels(settings), "sources": sources}
-    networks = _network_digests(config.task.maker_args)
+    networks = _network_digests([task.maker_args for task in config.task.for_references()])
     optional = {"checks": config.checks.decisive(), "networks": networks}
     pairs |= {name: value for name, value in optional.items() if value}
     return {

@@ -12,7 +12,7 @@ from data_prep.clip_cache import ClipCache
 from data_prep.clips.clip_list import SPLITS, Clip
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.windows import Window, heldout_windows, train_windows
-from data_prep.makers import build_maker
+from data_prep.reference_makers import makers_of_references
 from data_prep.select_clips import Dropped, probe_clip
 from iclora_train.config import Config, Data
 from iclora_train.core.atomic_files import sha256
@@ -53,7 +53,7 @@ class ClipSample:
 
 def sample_clips(clips: list[Clip], config: Config, bar: ProgressBar) -> ClipSample:
     """Probe clips, spread over each split, until WINDOWS are usable and every split and bucket has one."""
-    sample, maker = ClipSample(clips), build_maker(config.task.maker, config.task.maker_args)
+    sample, makers = ClipSample(clips), makers_of_references(config.task)
     begin = time.perf_counter()
     for clip in _by_weight({split: _spread([c for c in clips if c.split == split]) for split in SPLITS}):
         elapsed = time.perf_counter() - begin
@@ -62,7 +62,7 @@ def sample_clips(clips: list[Clip], config: Config, bar: ProgressBar) -> ClipSam
         sample.probed[clip.split] += 1
         started = time.perf_counter()
         try:
-            probed = probe_clip(clip, config, maker)
+            probed = probe_clip(clip, config, makers)
         except (ValueError, OSError) as error:
             sample.dropped.append({"clip": clip.id, "reason": printable(str(error))})
             continue

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from data_prep.clip_cache import ClipCache
 from data_prep.clips.captions import caption_of
 from data_prep.clips.clip_list import Clip
+from data_prep.clips.columns import MORE_REFERENCES
 from data_prep.clips.probed_clip import ProbedClip
 from data_prep.clips.scene_cuts import SceneAnalysis
-from data_prep.makers import Maker, build_maker
+from data_prep.makers import Maker
+from data_prep.reference_makers import makers_of_references
 from iclora_train.config import Config
 from iclora_train.core.console import printable
 from iclora_train.core.progress import progress_bar
@@ -24,18 +27,23 @@ Dropped = list[dict[str, str]]  # clip and reason
 def select_clips(clips: list[Clip], config: Config, cache: ClipCache | None = None) -> tuple[list[ProbedClip], Dropped]:
     """Probe every clip. Returns the usable and the dropped clips with reasons: a bad clip does not end the run."""
     usable, dropped = [], []
-    maker = build_maker(config.task.maker, config.task.maker_args)
+    makers = makers_of_references(config.task)
     with progress_bar("reading clips", len(clips), "clip") as bar:
         for clip in bar.track(clips):
             try:
-                usable.append(probe_clip(clip, config, maker, cache))
+                usable.append(probe_clip(clip, config, makers, cache))
             except (ValueError, OSError) as error:
                 dropped.append({"clip": clip.id, "reason": printable(str(error))})
     return usable, dropped
 
 
-def probe_clip(clip: Clip, config: Config, maker: Maker, cache: ClipCache | None = None) -> ProbedClip:
-    """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used."""
+def probe_clip(
+    clip: Clip, config: Config, makers: Sequence[tuple[str, Maker]], cache: ClipCache | None = None
+) -> ProbedClip:
+    """Properties, scene cuts and scores of a clip. ValueError says why the clip cannot be used.
+
+    makers: name and maker of each reference (`makers_of_references`).
+    """
     if clip.problem:
         raise ValueError(clip.problem)
     known = cache or ClipCache()
@@ -55,40 +63,50 @@ def probe_clip(clip: Clip, config: Config, maker: Maker, cache: ClipCache | None
     cuts = clip.cuts if clip.cuts is not None else scenes.cuts if data.cuts else ()
     probed = ProbedClip(clip, info, cuts, scenes.quality)
     probed.best_bucket(data)  # ValueError if no bucket fits
-    _check_files(clip, info, config.task.maker, maker, known)
+    _check_files(clip, info, known)
+    for number, (name, maker) in enumerate(makers):
+        supplied = number == 0 and clip.reference is not None
+        _check_maker(clip, name, maker, supplied)
     return probed
 
 
-def _check_files(clip: Clip, info: ClipInfo, name: str, maker: Maker, known: ClipCache) -> None:
-    """ValueError unless the files of a clip exist and fit: its reference, its mask, the files that the maker needs."""
+def _check_files(clip: Clip, info: ClipInfo, known: ClipCache) -> None:
+    """ValueError unless the files of a clip exist and fit: its references and its mask."""
     if clip.reference is not None:
         _check_reference(known.probe(clip.reference, clip.reference_section), info)
-    elif name == "given":
-        remedy = "give a column `reference`, or the folder of the references as data.references"
-        raise ValueError(f"the list names no reference, and task.maker=given needs one: {remedy}")
-    if clip.is_image and clip.reference is None and maker.needs_motion:
-        raise ValueError(f"it is an image, and task.maker={name} needs motion: use it with videos only")
-    for column in maker.needs:
-        if column not in clip.files:
-            raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")
     for column, path in clip.files.items():
         if not os.path.exists(path):
             raise ValueError(f"its {column} {path} does not exist")
     if "mask" in clip.files:
         _check_mask(known.probe(clip.files["mask"]), info)
+    for column in MORE_REFERENCES:
+        if column in clip.files:
+            _check_reference(known.probe(clip.files[column]), info, column)
+
+
+def _check_maker(clip: Clip, name: str, maker: Maker, supplied: bool) -> None:
+    """ValueError unless the maker can use the clip. supplied: its frames are those of the supplied reference."""
+    if name == "given" and not maker.needs and not supplied:
+        remedy = "give a column `reference`, or the folder of the references as data.references"
+        raise ValueError(f"the list names no reference, and task.maker=given needs one: {remedy}")
+    if clip.is_image and not supplied and maker.needs_motion:
+        raise ValueError(f"it is an image, and task.maker={name} needs motion: use it with videos only")
+    for column in maker.needs:
+        if column not in clip.files:
+            raise ValueError(f"its row has no `{column}`, which task.maker={name} needs")
     maker.check(clip.files)
 
 
-def _check_reference(reference: ClipInfo, clip: ClipInfo) -> None:
+def _check_reference(reference: ClipInfo, clip: ClipInfo, column: str = "reference") -> None:
     """ValueError unless a supplied reference has the clip's frames, rate and aspect ratio, at any resolution."""
     if reference.frames != clip.frames:
-        raise ValueError(f"its reference has {reference.frames} frames, the clip has {clip.frames}")
+        raise ValueError(f"its {column} has {reference.frames} frames, the clip has {clip.frames}")
     if clip.frames > 1 and not _has_rate(reference, clip.fps) and not _has_rate(clip, reference.fps):
-        raise ValueError(f"its reference has {reference.fps:g} frames a second, the clip has {clip.fps:g}")
+        raise ValueError(f"its {column} has {reference.fps:g} frames a second, the clip has {clip.fps:g}")
     aspect = clip.width / clip.height
     if abs(reference.width / reference.height - aspect) > ASPECT_TOLERANCE * aspect:
         raise ValueError(
-            f"its reference is {reference.width}x{reference.height} pixels, the clip {clip.width}x{clip.height}: "
+            f"its {column} is {reference.width}x{reference.height} pixels, the clip {clip.width}x{clip.height}: "
             "give both the same aspect ratio, so that one crop fits both"
         )
 

@@ -24,10 +24,10 @@ def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps:
     """All findings about a pair of `clip`. reference_fps: frame rate of the file of a supplied reference."""
     task, checks = config.task, config.checks
     findings = list(check_caption(pair.caption, task, checks, needed=config.model.checkpoint != "nano"))
-    for number, reference in enumerate(pair.references, start=1):
-        findings.append(_shape(pair, reference, reference_fps, task, checks, number))
-        findings += _picture_findings(pair, reference, task, checks, number)
-    coverages = list(_coverages(pair.record.get("drawn")))
+    for number, (reference, part) in enumerate(zip(pair.references, task.for_references(), strict=True), start=1):
+        findings.append(_shape(pair, reference, reference_fps if number == 1 else None, part, checks, number))
+        findings += _picture_findings(pair, reference, part, checks, number)
+    coverages = list(_coverages([part.get("drawn") for part in pair.record.get("references") or [pair.record]]))
     if coverages:
         detail = "share of frames that show a person or a track"
         findings.append(judge("coverage", min(coverages), checks.coverage, detail))

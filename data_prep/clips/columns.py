@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 
 from iclora_train.config import require
 
-FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet")  # columns with paths of files that makers read
+MORE_REFERENCES = ("reference_2", "reference_3", "reference_4")  # supplied references after the first
+# columns with paths of files that makers read
+FILE_COLUMNS = ("mask", "depth", "tracks", "pose", "flow", "sheet", *MORE_REFERENCES)
 # Column -> the names under which it is read; the first that a list has. media_path, reference_video, ref_media_path and
 # video_mask are Lightricks' names, video_path, image_path and control_path musubi-tuner's, file_name and text Hugging
 # Face's, path and text Open-Sora's, prompt DiffSynth-Studio's, start_timestamp InternVid's, timestamp Panda-70M's.
@@ -24,6 +26,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "licence": ("licence", "license"),
     "mask": ("mask", "video_mask"),
     **{name: (name,) for name in ("id", "split", "fps", "cuts", "source", *FILE_COLUMNS[1:])},
+    **{name: (name, f"control_path_{number}") for number, name in enumerate(MORE_REFERENCES, start=1)},
     **{name: (name,) for name in ("timestamp", "start_frame", "end_frame", "reference_start")},
 }
 _COLUMN_OF = {name: column for column, names in NAMES.items() for name in names}

@@ -13,6 +13,7 @@ import numpy as np
 from data_prep.clips.probed_clip import ProbedClip
 from iclora_train.config import Data
 
+MAKER_USES = 10  # of `window_seed`: before the uses of the makers of further references
 GOLDEN = np.array([0.7548776662466927, 0.5698402909980532])  # steps of the R2 sequence: well spread points in 2D
 
 
@@ -67,7 +68,11 @@ def _round_robin(sources: list[Iterator[Window]]) -> Iterator[Window]:
 
 
 def window_seed(data: Data, clip: str, number: int, use: int) -> list[int]:
-    """Seed of a window's random numbers. use: 0 for its position, 1 for its maker, 2 for the order of the starts."""
+    """Seed of a window's random numbers.
+
+    use: 0 for its position, 1 for the maker of its first reference, 2 for the order of the starts, MAKER_USES + n for
+    the maker of reference n (1: the second).
+    """
     return [data.seed, zlib.crc32(clip.encode()), number, use]
 
 

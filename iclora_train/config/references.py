@@ -51,6 +51,12 @@ class MoreReference:
         return {key: getattr(self, key) for key in ("name", "downscale", "temporal_scale", "frame")}
 
 
+def family_of(maker: str) -> str:
+    """The family (task.family) that the references of a maker belong to."""
+    kind = maker.partition(".")[0]
+    return {"control": "structure", "union": "structure", "degrade": "restoration"}.get(kind, "edit")
+
+
 def reference_keys(number: int) -> tuple[str, str, str]:
     """The settings of reference `number` (0: the first): its factor in space, its factor in time, its frame."""
     if number == 0:

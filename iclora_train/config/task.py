@@ -10,7 +10,7 @@ from omegaconf import MISSING
 from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.config.errors import one_of, require
 from iclora_train.config.no_reference import NO_REFERENCE, check_task
-from iclora_train.config.references import FIRST, MoreReference, check_references
+from iclora_train.config.references import FIRST, MoreReference, check_references, family_of
 
 
 @dataclass
@@ -60,6 +60,7 @@ class Task:
         more = self.more_references[number - 1]
         return replace(
             self,
+            family=family_of(more.maker),
             maker=more.maker,
             maker_args=more.maker_args,
             reference_downscale=more.downscale,

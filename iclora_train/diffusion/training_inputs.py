@@ -11,13 +11,14 @@ position tensor. With a new tensor in every step it would compute equal tables i
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
 
 from iclora_train.config import ConfigError, Flow, Task, require
+from iclora_train.config.references import MoreReference, reference_keys
 from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.clean_cells import CleanCells
@@ -42,6 +43,7 @@ class RandomDraws:
     locality_region    (B,4)          region of the locality term (`diffusion.loss`); None without flow.locality
     drop_caption       (B,) bool      the clip has the empty caption; None when every clip has its own
     clean              (B,f,h,w) bool cells of the target that are clean; None without task.conditions
+    use_more           (B,n) bool     the clip sees each of the n task.more_references; None when every clip sees all
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """
@@ -55,6 +57,16 @@ class RandomDraws:
     locality_region: Tensor | None = None
     drop_caption: Tensor | None = None
     clean: Tensor | None = None
+    use_more: Tensor | None = None
+
+    def sees(self, number: int) -> Tensor:
+        """(B,) bool: the clip sees reference `number` (0: the first)."""
+        return self.use_references if self.use_more is None or not number else self._sees_more[:, number - 1]
+
+    @property
+    def _sees_more(self) -> Tensor:
+        assert self.use_more is not None
+        return self.use_more & self.use_references[:, None]
 
 
 def step_generator(seed: int, step: int, slot: int) -> Generator:
@@ -63,7 +75,13 @@ def step_generator(seed: int, step: int, slot: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def draw_random(target: Tensor, flow: Flow, generator: Generator, clean_cells: CleanCells | None = None) -> RandomDraws:
+def draw_random(
+    target: Tensor,
+    flow: Flow,
+    generator: Generator,
+    clean_cells: CleanCells | None = None,
+    more_references: Sequence[MoreReference] = (),
+) -> RandomDraws:
     """Draw the random values for a target (B,C,f,h,w) on the CPU, so that they are the same on every device."""
     batch, _, f, h, w = target.shape
     sigma = sample_sigma(batch, f * h * w, flow, generator)
@@ -78,7 +96,16 @@ def draw_random(target: Tensor, flow: Flow, generator: Generator, clean_cells: C
     drop_caption = dropped if dropped is not None and dropped.any() else None
     clean = None if clean_cells is None else clean_cells.draw(batch, (f, h, w), generator)
     of_references = (use_references, strength, region, locality_region)
-    return RandomDraws(sigma, noise, clean_first_frame, *of_references, drop_caption, clean)
+    use_more = draw_more(batch, [reference.p for reference in more_references], generator)
+    return RandomDraws(sigma, noise, clean_first_frame, *of_references, drop_caption, clean, use_more)
+
+
+def draw_more(batch: int, shares: Sequence[float], generator: Generator) -> Tensor | None:
+    """Whether each clip sees each further reference, (B,n), with its probability in `shares`; None if all do."""
+    if all(share == 1 for share in shares):
+        return None
+    drawn = torch.rand(batch, len(shares), generator=generator) < torch.tensor(shares)
+    return None if drawn.all() else drawn
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -166,25 +193,47 @@ def build_tokens(
     noisy = torch.where(kept[:, None], clean, add_noise(clean, noise, sigma))
     tokens = target_tokens(noisy, sigma, geometry, to_device(batch.fps.float(), device), kept)
     regions = [to_device(region, device) for region in (draws.region, mask_region) if region is not None]
-    strength: float | Tensor = 1.0
-    if draws.attention_strength is not None or regions or not draws.use_references.all():
-        strengths = 1.0 if draws.attention_strength is None else draws.attention_strength
-        strength = to_device(strengths * draws.use_references, device)
-    for reference in batch.references:
-        require_factors(clean, reference, task, batch.keys[0])
+    parts = tasks_of(task, batch)
+    for number, (reference, part) in enumerate(zip(batch.references, parts, strict=True)):
+        require_factors(clean, reference, part, batch.keys[0], number)
         tokens = append_reference(
             tokens,
             reference,
-            task.reference_downscale,
-            task.reference_temporal_scale,
-            attention_strength=strength,
+            part.reference_downscale,
+            part.reference_temporal_scale,
+            attention_strength=_attention_strength(draws, number, bool(regions), device),
             attention_mask=_regions_mask(regions, *reference.shape[3:]),
-            frame=reference_start(task, reference.shape[2], clean.shape[2], geometry.temporal),
+            frame=reference_start(part, reference.shape[2], clean.shape[2], geometry.temporal, number),
         )
     shapes = tuple(tuple(latent.shape) for latent in batch.latents)
-    factors = (task.reference_downscale, task.reference_temporal_scale, task.reference_frame)
+    factors = tuple((part.reference_downscale, part.reference_temporal_scale, part.reference_frame) for part in parts)
     position = _shared_position(tokens.position, (shapes, tuple(batch.fps.tolist()), factors, geometry, device))
     return replace(tokens, position=position), to_tokens(target_velocity(clean, noise))
+
+
+def tasks_of(task: Task, batch: Batch) -> list[Task]:
+    """The task of each reference of a batch (`Task.of_reference`). Without task.more_references it is that of all.
+
+    ConfigError when the clips have another number of references than the task.
+    """
+    if not batch.references or not task.more_references:
+        return [task] * len(batch.references)
+    parts = task.for_references()
+    require(
+        len(parts) == len(batch.references),
+        f"clip {batch.keys[0]} has {len(batch.references)} references, and the task has {len(parts)} "
+        f"({', '.join(task.reference_names)}): delete data.root and run data_prep again",
+    )
+    return parts
+
+
+def _attention_strength(draws: RandomDraws, number: int, masked: bool, device: torch.device) -> float | Tensor:
+    """The attention strength of reference `number`: of all clips, or (B,). masked: it also has a mask."""
+    sees = draws.sees(number)
+    if draws.attention_strength is None and not masked and sees.all():
+        return 1.0
+    strengths = 1.0 if draws.attention_strength is None else draws.attention_strength
+    return to_device(strengths * sees, device)
 
 
 def _shared_position(position: Tensor, key: Hashable) -> Tensor:
@@ -204,35 +253,42 @@ def _regions_mask(regions: list[Tensor], height: int, width: int) -> Tensor | No
     return torch.stack(masks).prod(0) if masks else None
 
 
-def reference_start(task: Task, length: int, frames: int, temporal: int) -> int:
+def reference_start(task: Task, length: int, frames: int, temporal: int, number: int = 0) -> int:
     """The target frame at which a reference of `length` latent frames begins; frames: latent frames of the target.
+
+    number: of the reference, 0 for the first.
 
     ConfigError if it would not lie in the target. A prepared clip has a first latent frame that holds one frame, which
     a clip inside the target does not have: only a picture can begin after frame 0.
     """
     if task.reference_frame is None:
         return 0
-    start = snap_frame(task.reference_frame, length, frames, temporal, key="task.reference_frame")
+    frame_key = reference_keys(number)[2]
+    start = snap_frame(task.reference_frame, length, frames, temporal, key=frame_key)
     require(
         start == 0 or length == 1,
-        f"task.reference_frame={task.reference_frame}: the reference is a clip of {length} latent frames, and only a "
-        "reference of one frame can begin after frame 0: give one frame, or set task.reference_frame=0",
+        f"{frame_key}={task.reference_frame}: the reference is a clip of {length} latent frames, and only a reference "
+        f"of one frame can begin after frame 0: give one frame, or set {frame_key}=0",
     )
     return start
 
 
-def require_factors(target: Tensor, reference: Tensor, task: Task, key: str) -> None:
-    """ConfigError unless a reference (B,C,f',h',w') is smaller than its target by exactly the declared factors."""
+def require_factors(target: Tensor, reference: Tensor, task: Task, key: str, number: int = 0) -> None:
+    """ConfigError unless a reference (B,C,f',h',w') is smaller than its target by exactly the declared factors.
+
+    number: of the reference, 0 for the first.
+    """
+    space_key, time_key, _ = reference_keys(number)
     frames, height, width = target.shape[2:]
     ref_frames, ref_height, ref_width = reference.shape[2:]
     space, time = task.reference_downscale, task.reference_temporal_scale
     if (height, width) != (ref_height * space, ref_width * space):
         raise ConfigError(
-            f"task.reference_downscale={space}: clip {key} has a latent reference of {ref_width}x{ref_height} for a "
+            f"{space_key}={space}: clip {key} has a latent reference of {ref_width}x{ref_height} for a "
             f"target of {width}x{height}; declare the factor they were made with, or prepare the pairs again"
         )
     if task.reference_frame is None and frames - 1 != (ref_frames - 1) * time:
         raise ConfigError(
-            f"task.reference_temporal_scale={time}: clip {key} has {ref_frames} latent frames of reference for "
+            f"{time_key}={time}: clip {key} has {ref_frames} latent frames of reference for "
             f"{frames} of target; declare the factor they were made with, or prepare the pairs again"
         )

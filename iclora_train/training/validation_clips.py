@@ -22,6 +22,7 @@ from iclora_train.data.batch import Batch
 from iclora_train.data.recordings import partners_of_others
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
+from iclora_train.diffusion.training_inputs import tasks_of
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.model.transformer import Transformer
 from iclora_train.ltx2.runtime.block_runner import runner_of
@@ -103,7 +104,7 @@ class ValidationClips(Callback):
             clip.fps,
             SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
             seeds=[seed],
-            references=[Reference.of_task(reference, task) for reference in clip.references],
+            references=[Reference.of_task(*of) for of in zip(clip.references, tasks_of(task, clip), strict=True)],
             kept=kept_of_target(clip.target, CleanCells(task.conditions, self.base.geometry.temporal)),
         )
 
