@@ -42,24 +42,27 @@ CLIPS = {
     "inpaint": ("cup_tilt", 0),
     "outpaint": ("balance_side", 0),
     "in_between": ("garden_jump", 30),
+    "canny_still": ("rabbit_stretches", 20),
 }
 
 
 def task_picture(config: Config, clip: Clip, first: int, width: int = 320) -> np.ndarray:
-    """The middle frame of a window: target and reference side by side, uint8 RGB."""
-    task = config.task
+    """The middle frame of a window: target and references side by side, uint8 RGB."""
     frames = next(read_windows(clip.path, [_whole_window(clip, first, (16, 16))]))
     height, full_width = (side // 32 * 32 for side in frames[0].shape[:2])
     size = (height, min(width, full_width))
     window = _whole_window(clip, first, size, frames[0].shape[:2])
-    scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
-    maker = build_maker(task.maker, task.maker_args)
-    reference, _ = make_reference(frames, window, maker, SourceVideo(clip.path, clip.files), [0, 0], scale)
-    middle = len(reference) // 2
-    target = temporal_subsample(crop_window(frames, window), scale.temporal_scale)[middle]
-    resized = cv2.resize(reference[middle], (target.shape[1], target.shape[0]), interpolation=cv2.INTER_NEAREST)
-    gap = np.full((target.shape[0], GAP, 3), 255, np.uint8)
-    return np.hstack([target, gap, resized])
+    gap = np.full((height, GAP, 3), 255, np.uint8)
+    pictures: list[np.ndarray] = []
+    for number, task in enumerate(config.task.for_references()):
+        scale = ReferenceScale(task.reference_downscale, task.reference_temporal_scale)
+        maker = build_maker(task.maker, task.maker_args)
+        reference, _ = make_reference(frames, window, maker, SourceVideo(clip.path, clip.files), [0, number], scale)
+        middle = len(reference) // 2
+        if number == 0:
+            pictures.append(temporal_subsample(crop_window(frames, window), scale.temporal_scale)[middle])
+        pictures += [gap, cv2.resize(reference[middle], size[::-1], interpolation=cv2.INTER_NEAREST)]
+    return np.hstack(pictures)
 
 
 def _whole_window(clip: Clip, first: int, size: tuple[int, int], scaled: tuple[int, ...] = (0, 0)) -> Window:

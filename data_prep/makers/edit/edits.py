@@ -21,6 +21,9 @@ def _check_colour(colour: list[int]) -> None:
     require(valid, f"task.maker_args.colour={colour!r} must be [red, green, blue], 0 to 255 each")
 
 
+ANY = "any"  # `frame` of edit.frame: a random one
+
+
 @register("edit.hole")
 @dataclass(frozen=True)
 class Hole(Trajectory, Maker):
@@ -144,18 +147,25 @@ class Frame(Maker):
     """One frame of the clip itself: the adapter learns to reach it.
 
     frame: its number; a negative one counts from the end. Write ${task.reference_frame}, the place of the reference.
+    `any`: a random frame of the window, as a picture of the scene.
     """
 
-    frame: int = -1
+    frame: int | str = -1
 
     def __post_init__(self) -> None:
         is_number = isinstance(self.frame, int) and not isinstance(self.frame, bool)
-        require(is_number, f"task.maker_args.frame={self.frame!r} must be the number of a frame, e.g. -1 for the last")
+        require(
+            is_number or self.frame == ANY,
+            f"task.maker_args.frame={self.frame!r} must be the number of a frame, e.g. -1 for the last, or {ANY}",
+        )
 
     @property
     def needs_motion(self) -> bool:
         return True
 
     def __call__(self, frames: np.ndarray, rng: np.random.Generator, source: SourceWindow) -> tuple[np.ndarray, Params]:
-        number = frame_from_start("task.maker_args.frame", self.frame, len(frames))
+        if isinstance(self.frame, str):
+            number = int(rng.integers(len(frames)))
+        else:
+            number = frame_from_start("task.maker_args.frame", self.frame, len(frames))
         return frames[number : number + 1], {"frame": number}
