@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import Task
 from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.core.types import Geometry, Tokens, VideoShape
@@ -142,7 +143,7 @@ def test_guides_at_a_frame(case: dict[str, Any], pictures: Path, monkeypatch: py
     monkeypatch.setattr(guides, "encode_frames", encode_frames)
     media, vae = InputMedia.open("reference", str(pictures / str(case["length"]))), SimpleNamespace(temporal=8)
     settings = GenerateSettings(adapter="a.safetensors", out="o.mp4")
-    (frame,) = guides.starts_of([case["frame"]], case["frames"])
+    frame = guides.start_of(ReferenceLayout("first", frame=case["frame"]), case["frames"])
     assert frame is not None
     part = guides.encode_guide(media, None, frame, case["frames"], settings, (32, 32), 25.0, vae)  # type: ignore[arg-type]
     latent_frames = (case["frames"] - 1) // 8 + 1

@@ -14,7 +14,7 @@ from iclora_train.adapters.file import Adapter
 from iclora_train.config import ConfigError, Model
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference, _build_tokens
-from iclora_train.generate.guides import reference_frames
+from iclora_train.generate.guides import reference_layouts
 from iclora_train.generate.inputs import Inputs, encode_references
 from iclora_train.generate.kept import encode_frames
 from iclora_train.generate.run import generate
@@ -131,9 +131,9 @@ def test_a_mask_follows_the_latent_frames_of_a_clip(assets: Path, vae: VideoVAE,
 
 def test_the_adapter_says_where_its_reference_stands(assets: Path) -> None:
     adapter = Adapter({}, {"reference_frame": "-1"})
-    assert reference_frames(settings_for(assets), adapter) == [-1]
-    assert reference_frames(settings_for(assets, reference_frame=3), adapter) == [3]
-    assert reference_frames(settings_for(assets, reference_frame=[None]), adapter) == [None]
+    for setting, frame in ((None, -1), (3, 3), ([None], None)):
+        (layout,) = reference_layouts(settings_for(assets, reference_frame=setting), adapter)
+        assert layout.frame == frame
 
 
 def test_a_video_towards_a_last_frame(assets: Path, tmp_path: Path) -> None:

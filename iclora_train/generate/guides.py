@@ -1,15 +1,21 @@
-"""References that begin at a frame of the video (`reference_frame`): keyframes, and clips that guide a part of it."""
+"""How each reference is used: its size and rate as the adapter was trained, and the frame at which it begins.
+
+A reference at a frame (`reference_frame`) is a keyframe, or a clip that guides a part of the video.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import lcm
 
 import numpy as np
 from torch import Tensor
 
 from iclora_train.adapters.file import Adapter
-from iclora_train.config import frame_from_start
+from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.config import frame_from_start, require
+from iclora_train.config.references import FIRST
 from iclora_train.diffusion.reference import latent_frame_start
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import encode_frames, read_mask
@@ -18,18 +24,60 @@ from iclora_train.generate.windows import Window
 from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 
-def reference_frames(settings: GenerateSettings, adapter: Adapter) -> list[int | None]:
-    """The frame at which each reference begins, negative from the end; None: it runs along the whole video.
+def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[ReferenceLayout]:
+    """The layout of each given reference: the adapter's, in order, with the frames of `reference_frame` if it is set.
 
-    A null setting takes the adapter's value.
+    An adapter that was trained with one reference takes any number of them, all in its way. ConfigError if an adapter
+    that was trained with several gets more than these.
     """
-    count = len(settings.reference)
-    return [adapter.reference_frame] * count if settings.reference_frame is None else settings.reference_frame
+    trained, count = adapter.references, len(settings.reference)
+    names = ", ".join(layout.name for layout in trained)
+    require(
+        count <= len(trained) or len(trained) == 1,
+        f"reference has {count} items, and the adapter was trained with {len(trained)} references: {names}. Give one "
+        "for each, in this order",
+    )
+    layouts = trained * count if len(trained) == 1 else trained[:count]
+    if settings.reference_frame is None:
+        return layouts
+    return [
+        replace(layout, frame=frame, temporal_scale=layout.temporal_scale if frame is None else 1)
+        for layout, frame in zip(layouts, settings.reference_frame, strict=True)
+    ]
 
 
-def starts_of(frames: Sequence[int | None], length: int) -> list[int | None]:
-    """The frames from the start of a video of `length` frames. ConfigError for one that the video does not have."""
-    return [None if frame is None else frame_from_start("reference_frame", frame, length) for frame in frames]
+def missing_references(settings: GenerateSettings, adapter: Adapter) -> list[str]:
+    """A line for each reference that the adapter was trained with and that is not given."""
+    return [
+        f"reference {layout.name} ({layout.in_words}) is not given: "
+        + (
+            "every training clip had it"
+            if layout.p == 1
+            else f"{layout.p:.0%} of the training clips had it, so the adapter knows videos without it"
+        )
+        for layout in adapter.references[len(settings.reference) :]
+    ]
+
+
+def common_factor(layouts: Sequence[ReferenceLayout]) -> int:
+    """The factor by which width and height must be divisible, so that every reference fits its own grid."""
+    return lcm(*(layout.downscale for layout in layouts))
+
+
+def start_of(layout: ReferenceLayout, length: int) -> int | None:
+    """The frame at which a reference begins, from the start of a video of `length` frames; None: it runs along it.
+
+    ConfigError, with the reference's name, for a frame that the video does not have.
+    """
+    if layout.frame is None:
+        return None
+    key = "reference_frame" if layout.name == FIRST else f"{layout.name}: reference_frame"
+    return frame_from_start(key, layout.frame, length)
+
+
+def with_name(media: InputMedia, layout: ReferenceLayout) -> str:
+    """A reference in a message: its file, with the name of a further reference."""
+    return str(media.path) if layout.name == FIRST else f"{media.path} ({layout.name})"
 
 
 @dataclass(frozen=True)

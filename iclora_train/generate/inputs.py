@@ -9,10 +9,18 @@ import torch
 
 from iclora_train.adapters.file import Adapter
 from iclora_train.adapters.metadata import clip_size, trained_fps
+from iclora_train.adapters.references import ReferenceLayout
 from iclora_train.config import ConfigError, require
 from iclora_train.core.types import VideoShape
 from iclora_train.diffusion.sampler import Reference
-from iclora_train.generate.guides import EncodedReference, encode_guide, guides_window, reference_frames, starts_of
+from iclora_train.generate.guides import (
+    EncodedReference,
+    encode_guide,
+    guides_window,
+    reference_layouts,
+    start_of,
+    with_name,
+)
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.kept import KeptInputs, encode_frames, read_mask
 from iclora_train.generate.settings import GenerateSettings
@@ -44,10 +52,10 @@ class Inputs:
         """References, masks, and what the video keeps."""
         return [*self.references, *(mask for mask in self.masks if mask is not None), *self.kept.media]
 
-    def along(self, settings: GenerateSettings, adapter: Adapter) -> list[InputMedia]:
+    def along(self, settings: GenerateSettings, adapter: Adapter) -> list[tuple[InputMedia, ReferenceLayout]]:
         """The references that run along the whole video."""
-        frames = reference_frames(settings, adapter)
-        return [media for media, frame in zip(self.references, frames, strict=True) if frame is None]
+        pairs = zip(self.references, reference_layouts(settings, adapter), strict=True)
+        return [(media, layout) for media, layout in pairs if layout.frame is None]
 
     def size_source(self, settings: GenerateSettings, adapter: Adapter) -> SizeSource:
         """What gives the video the sizes that are null.
@@ -57,7 +65,7 @@ class Inputs:
         them has a size that is needed.
         """
         if along := self.along(settings, adapter):
-            return SizeSource.of_media(along[0])
+            return SizeSource.of_media(along[0][0])
         if self.kept.source is not None:
             return SizeSource.of_media(self.kept.source)
         fps, size = trained_fps(adapter.metadata), clip_size(adapter.metadata)
@@ -93,28 +101,27 @@ def require_references(settings: GenerateSettings, adapter: Adapter) -> None:
 
 def check_references(
     inputs: Inputs,
-    frames: Sequence[int | None],
+    layouts: Sequence[ReferenceLayout],
     shape: VideoShape,
-    temporal_scale: int,
     temporal: int,
     in_windows: bool,
     echo: Callable[[str], None],
 ) -> None:
     """`echo` prints a line for a reference with a variable frame rate, and for one that is too short for the video.
 
-    frames: at which each reference begins; None: along the whole video. temporal: frames per latent frame. ConfigError
-    if a reference is too short for a video in windows, because the windows after its end would have none.
+    temporal: frames per latent frame. ConfigError if a reference begins outside the video, or is too short for a video
+    in windows, because the windows after its end would have none.
     """
-    starts_of(frames, shape.frames)
-    for media, frame in zip(inputs.references, frames, strict=True):
+    for media, layout in zip(inputs.references, layouts, strict=True):
+        name, temporal_scale = with_name(media, layout), layout.temporal_scale
         if media.times is not None and not media.times.is_constant:
-            echo(f"{media.path} has a variable frame rate: its frames are shown at their times, at {shape.fps:g} fps")
-        if frame is not None:
+            echo(f"{name} has a variable frame rate: its frames are shown at their times, at {shape.fps:g} fps")
+        if start_of(layout, shape.frames) is not None:
             continue
         length = len(media.frame_numbers(shape.fps))
         require(
             length >= shape.frames or not in_windows,
-            f"reference={media.path} has {length} frames at {shape.fps:g} fps, the video has {shape.frames}: every "
+            f"reference={name} has {length} frames at {shape.fps:g} fps, the video has {shape.frames}: every "
             f"window needs its part, so set frames={max(length - 1, 0) // temporal * temporal + 1} or less, give a "
             "longer reference, or leave out window_frames",
         )
@@ -123,7 +130,7 @@ def check_references(
         covered = (count - 1) * temporal_scale + 1
         if covered < shape.frames:
             echo(
-                f"{media.path} has {len(numbers)} frames at {shape.fps / temporal_scale:g} fps: its first {count} "
+                f"{name} has {len(numbers)} frames at {shape.fps / temporal_scale:g} fps: its first {count} "
                 f"guide the first {covered} frames of the video, the last {shape.frames - covered} have no reference"
             )
 
@@ -132,12 +139,13 @@ def check_references(
 def encode_references(
     inputs: Inputs, settings: GenerateSettings, shape: VideoShape, window: Window, adapter: Adapter, vae: VideoVAE
 ) -> list[Reference]:
-    """Encode the part of the references that belongs to a window of a video of `shape`, with the adapter's factors."""
-    downscale, temporal_scale = adapter.downscale, adapter.temporal_scale
-    size = (shape.height // downscale, shape.width // downscale)
-    starts = starts_of(reference_frames(settings, adapter), shape.frames)
+    """Encode the part of the references that belongs to a window of a video of `shape`, each with its own factors."""
+    layouts = reference_layouts(settings, adapter)
     references = []
-    for i, (media, mask, start) in enumerate(zip(inputs.references, inputs.masks, starts, strict=True)):
+    for i, (media, mask, layout) in enumerate(zip(inputs.references, inputs.masks, layouts, strict=True)):
+        downscale, temporal_scale, _ = layout.placement
+        size = (shape.height // downscale, shape.width // downscale)
+        start = start_of(layout, shape.frames)
         if start is None:
             part = _encode_along(media, mask, temporal_scale, window, settings, size, shape.fps, vae)
         elif guides_window(media, start, window, shape.fps, vae.temporal):
@@ -145,8 +153,9 @@ def encode_references(
         else:
             continue
         strengths = (settings.attention_strength[i], part.mask, settings.reference_strength[i])
-        scale = temporal_scale if start is None else 1
-        references.append(Reference(part.latent, downscale, scale, *strengths, frame=part.frame, clip=part.clip))
+        references.append(
+            Reference(part.latent, downscale, temporal_scale, *strengths, frame=part.frame, clip=part.clip)
+        )
     return references
 
 

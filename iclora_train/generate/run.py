@@ -6,6 +6,7 @@ A video in windows is the exception: between two windows, the VAE works next to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import lcm
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import VideoShape
 from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
-from iclora_train.generate.guides import reference_frames
+from iclora_train.generate.guides import common_factor, missing_references, reference_layouts
 from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
 from iclora_train.generate.seams import measure_seams
@@ -57,8 +58,10 @@ def generate(settings: GenerateSettings) -> list[Path]:
     base = open_base(settings.model)
     adapter = open_adapter(settings, base, echo)
     require_references(settings, adapter)
+    layouts = reference_layouts(settings, adapter)
     inputs = Inputs.open(settings)
-    rules = SizeRules.of(base.geometry, adapter.downscale, adapter.temporal_scale, stages=2 if path else 1)
+    factors = common_factor(layouts), lcm(*(layout.temporal_scale for layout in layouts))
+    rules = SizeRules.of(base.geometry, *factors, stages=2 if path else 1)
     shape, rounded = video_shape(settings, inputs.size_source(settings, adapter), rules)
     windows = plan_windows(settings, shape.frames, rules, base.geometry.temporal)
     inputs.kept.check(settings, shape, base.geometry.temporal)
@@ -66,11 +69,10 @@ def generate(settings: GenerateSettings) -> list[Path]:
     _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
     if len(windows) > 1:
         echo(describe_windows(windows))
-    tiles = tiles_for(settings, shape, base.geometry, adapter.downscale)
+    tiles = tiles_for(settings, shape, base.geometry, factors[0])
     if tiles:
         echo(describe_tiles(tiles, shape, base.geometry))
-    places = reference_frames(settings, adapter)
-    check_references(inputs, places, shape, adapter.temporal_scale, base.geometry.temporal, len(windows) > 1, echo)
+    check_references(inputs, layouts, shape, base.geometry.temporal, len(windows) > 1, echo)
     for line in published_use(settings, shape):
         echo(line)
     for media in inputs.media:
@@ -108,8 +110,8 @@ def _make_video(
         latent = denoise(settings, base, adapter, plans, video, text, upsampler, echo)
         with status("decoding"):
             video.add(latent)
-    along = inputs.along(settings, adapter)
-    record["seams"] = measure_seams(video.frames, windows, along, shape, adapter.temporal_scale, echo)
+    along = (media for media, layout in inputs.along(settings, adapter) if layout.temporal_scale == 1)
+    record["seams"] = measure_seams(video.frames, windows, next(along, None), shape, echo)
     files = write_outputs(settings, video.frames, shape.fps, record)
     video.forget()
     return files
@@ -132,7 +134,8 @@ def _print_plan(
     echo(f"{shape.bucket} at {shape.fps:g} fps, {base.name} on {device}: {prompt!r}")
     if rounded:
         echo(f"rounded to sizes that fit the VAE: {rounded}")
-    for line in not_given(adapter.metadata, settings.kept_parts()):
+    missing = missing_references(settings, adapter)
+    for line in [*missing, *not_given(adapter.metadata, settings.kept_parts())]:
         echo(line)
     if settings.task is None and is_tuned(adapter, settings.model.name):
         echo(f"conf={adapter.metadata['task']} would use the sampling settings that were tuned for this adapter's task")

@@ -16,21 +16,19 @@ from iclora_train.signals.seams import seam_jumps
 def measure_seams(
     frames: np.ndarray,
     windows: Sequence[Window],
-    references: Sequence[InputMedia],
+    reference: InputMedia | None,
     shape: VideoShape,
-    temporal_scale: int,
     echo: Callable[[str], None],
 ) -> list[dict[str, float | None]]:
-    """The jump (`seam_jumps`) at every seam of the video, and that of the first reference there; `echo` prints a line.
+    """The jump (`seam_jumps`) at every seam of the video, and that of a reference there; `echo` prints a line.
 
-    The reference's jump tells a cut or a fast motion of the source from a seam. It is None for a reference that has
-    fewer frames per second, and without a reference.
+    The reference's jump tells a cut or a fast motion of the source from a seam. It is None without a reference that
+    has all frames of the video.
     """
     seams = [window.end for window, _ in pairwise(windows)]
     jumps = seam_jumps(frames, seams)
     others: list[float] | list[None] = [None] * len(seams)
-    if seams and references and temporal_scale == 1:
-        reference = references[0]
+    if seams and reference is not None:
         numbers = reference.frame_numbers(shape.fps)[: shape.frames]
         others = seam_jumps(reference.read(numbers, (shape.height, shape.width), "crop"), seams)
     if seams:

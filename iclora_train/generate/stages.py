@@ -19,6 +19,7 @@ from iclora_train.diffusion.kept_latents import KeptLatents
 from iclora_train.diffusion.noise_schedule import DISTILLED_STAGE2
 from iclora_train.diffusion.sampler import Reference, SamplerSettings, sample
 from iclora_train.diffusion.tiles import Tile
+from iclora_train.generate.guides import common_factor, reference_layouts
 from iclora_train.generate.input_media import fit_frame
 from iclora_train.generate.inputs import Inputs, encode_references
 from iclora_train.generate.kept import encode_frames, encode_kept
@@ -101,7 +102,8 @@ def _plan_window(
     def references(shape: VideoShape) -> list[Reference]:
         return encode_references(inputs, settings, shape, window, adapter, vae)
 
-    tiles = [tiles_for(settings, s, vae.geometry, adapter.downscale) for s in shapes]
+    factor = common_factor(reference_layouts(settings, adapter))
+    tiles = [tiles_for(settings, s, vae.geometry, factor) for s in shapes]
     size = vae.geometry.latent_size(window.frames, shapes[0].height, shapes[0].width)
     num_blocks = TransformerConfig.from_metadata(base.config["transformer"]).num_layers
     sampler = SamplerSettings.from_config(
