@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE
+from eval.clips.conditions import ADAPTER_ONLY, ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CEILING, CLASSIC, INPUT
 from eval.judging.answer import answer
 from eval.judging.ranking import Example, first_examples
 from eval.report.media import FOLDER as MEDIA
@@ -23,6 +23,13 @@ from iclora_train.media.clip import read_clip
 
 CLIPS = ("reference", BASE_REFERENCE, ADAPTER_REFERENCE, "target")  # of a picture, from left to right
 CLIPS_PLAIN = (BASE, ADAPTER_ONLY, "target")  # of a task without references
+ROWS = {  # rows that an adapter with references is compared with, and their names on the page
+    INPUT: "input",
+    CLASSIC: "best classic filter",
+    BASE_REFERENCE: "base with the reference",
+    ADAPTER_REFERENCE: "adapter with the reference",
+    CEILING: "the target after the VAE",
+}
 MARKS = {"holds": "", "fails": " **fails**", "inconclusive": " (undecided)"}
 COLUMNS = {  # column -> the claims that it shows, without the name of a control
     "control gain": ("control_gain",),
@@ -87,9 +94,19 @@ def _section(task: str, scores: Mapping[str, Any], picture: Path | None) -> str:
         value = format_estimate(verdict["value"])
         lines.append(f"| {verdict['claim']} | {value} | {verdict['threshold']} | {verdict['outcome']} |")
     lines += [f"| {name} | not measured | | |" for name in scores["gates"]["not_measured"]]
+    lines.append(f"\n{_levels(scores)}")
     device, torch = scores["provenance"]["device"], scores["provenance"]["versions"].get("torch", "of unknown version")
-    lines.append(f"\n{len(scores['clips'])} windows, {len(scores['seeds'])} seeds; {device}, torch {torch}.")
+    lines.append(f"{len(scores['clips'])} windows, {len(scores['seeds'])} seeds; {device}, torch {torch}.")
     return "\n".join(lines) + "\n"
+
+
+def _levels(scores: Mapping[str, Any]) -> str:
+    """The mean of the primary metric of each row that an adapter is compared with: what there was to gain."""
+    metric, names = scores["metrics"][scores["primary"]], [*ROWS, *(name for name in CLIPS_PLAIN if name != "target")]
+    cells = {name: scores["cells"].get(name, {}).get(scores["primary"]) for name in dict.fromkeys(names)}
+    values = [f"{ROWS.get(name, name)} {cell['mean']:.4g}" for name, cell in cells.items() if cell]
+    unit = f" ({metric['unit']})" if metric["unit"] else ""
+    return f"{metric['title']}{unit}: {', '.join(values)}." if values else ""
 
 
 def _gate_verdicts(scores: Mapping[str, Any]) -> list[dict[str, Any]]:
