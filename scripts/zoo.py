@@ -9,8 +9,9 @@ whose references a user supplies are made by `scripts.zoo_pairs`. Settings may f
     FOLDER/logs/<task>.log     what its commands printed
     FOLDER/results.md          the table of all tasks (--table: another file)
 
-A task takes 10 to 15 minutes on two CPU cores; eighteen took a quarter of an hour on an H200 with 16 cores (--jobs 9). --jobs tasks run at the same time and share the cores; on a GPU they
-share the GPU. Started again with the same settings, the program goes on: finished tasks are not repeated, interrupted
+A task takes 10 to 15 minutes on two CPU cores; eighteen took a quarter of an hour on an H200 with 16 cores (--jobs 9).
+--jobs tasks run at the same time and share the cores; on a GPU they share the GPU. Started
+again with the same settings, the program goes on: finished tasks are not repeated, interrupted
 ones continue.
 Exit code 1 if a command failed. A task whose gates do not hold is a result, not a failure; the table says why.
 """
