@@ -23,6 +23,7 @@ from iclora_train.adapters.comfyui_settings import WorkflowSettings
 from iclora_train.adapters.comfyui_workflow import build_workflow
 from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.file import Adapter, save
+from iclora_train.adapters.references import MORE
 from iclora_train.config import ConfigError
 from iclora_train.config.conditions import Condition, check_conditions
 from iclora_train.diffusion.clean_cells import CleanCells
@@ -32,6 +33,9 @@ LATENT = (7, 4, 8)  # frames, rows, columns
 BASE = {"base_model_family": "ltx", "base_model_version": "2.3", "size": f"{WIDTH}x{HEIGHT}x{FRAMES}", "fps": "24.0"}
 PLAIN = {"adapter_kind": "lora"}
 SAME, SMALLER = {"reference_downscale_factor": "1"}, {"reference_downscale_factor": "2"}
+LOOK = {"name": "look", "frame": -1}  # a second reference: a picture
+TWO = {**SAME, MORE: json.dumps([LOOK])}
+SMALLER_TWO = {**SMALLER, MORE: json.dumps([LOOK, {"name": "depth", "downscale": 2}])}
 PICTURE, BEGINNING = {**SAME, "reference_frame": "-1"}, {**SAME, "reference_frame": "0"}
 FIRST, PREFIX = {"kind": "first_frame"}, {"kind": "prefix", "frames": [9, 33]}
 SUFFIX = {"kind": "suffix", "frames": [8, 16]}
@@ -65,7 +69,7 @@ WHITE[:, 40:90, 70:160] = 1
 FILES = {
     **{"reference.mp4": random_pictures(60), "beginning.mp4": random_pictures(61), "end.mp4": random_pictures(62)},
     **{"source.mp4": random_pictures(63), "first.png": random_pictures(1), "reference.png": random_pictures(1)},
-    "mask.png": WHITE,
+    **{"mask.png": WHITE, "look.png": random_pictures(1), "depth.mp4": random_pictures(59)},
 }
 
 
@@ -83,14 +87,14 @@ def in_place(vae: None, image: Tensor, latent: dict[str, Tensor], **rest: Any) -
     return {"samples": samples, "noise_mask": mask}
 
 
-def guided(latent: dict[str, Tensor], image: Tensor, iclora_parameters: int, **rest: Any) -> dict[str, Tensor]:
+def guided(latent: dict[str, Tensor], image: Tensor, iclora_parameters: int = 1, **rest: Any) -> dict[str, Tensor]:
     """LTXVAddGuide at strength 1: latents at the end. Of a smaller reference, the noise mask of dropped cells is -2."""
     samples = latent["samples"]
     mask = latent.get("noise_mask", torch.ones(1, 1, samples.shape[2], 1, 1))
     assert mask.ndim == 5  # the node indexes the columns of the mask
     image = image[: (len(image) - 1) // TEMPORAL * TEMPORAL + 1]
     count = (len(image) - 1) // TEMPORAL + 1
-    appended = torch.zeros(1, 1, count, 1, 1)
+    appended = torch.zeros(1, 1, count, *mask.shape[3:])
     if iclora_parameters > 1:
         mask = mask.expand(-1, -1, -1, *LATENT[1:])
         appended = torch.full((1, 1, count, *LATENT[1:]), -2.0)
@@ -134,7 +138,7 @@ RULES: dict[str, Callable[..., Any]] = {
 def video_latent(settings: WorkflowSettings) -> tuple[Tensor, Tensor]:
     """What the sampler gets: latents and noise mask (f,h,w), as far as the video goes."""
     nodes = build_workflow(settings)
-    results: dict[str, Any] = {"reference factor": settings.downscale}
+    results: dict[str, Any] = {"reference factor": next((layout.downscale for layout in settings.references), 1)}
 
     def value(entry: object) -> Any:
         return results.get(entry.node) if isinstance(entry, Link) else entry
@@ -153,7 +157,7 @@ def video_latent(settings: WorkflowSettings) -> tuple[Tensor, Tensor]:
     return latent["samples"][0, 0, :count], mask[0, 0, :count]
 
 
-@pytest.mark.parametrize("kind", [PLAIN, SAME, SMALLER, PICTURE, BEGINNING])
+@pytest.mark.parametrize("kind", [PLAIN, SAME, SMALLER, PICTURE, BEGINNING, TWO, SMALLER_TWO])
 @pytest.mark.parametrize("entry", [FIRST, PREFIX])
 def test_a_beginning_is_given_at_the_cells_of_training(entry: dict[str, Any], kind: dict[str, str]) -> None:
     conditions = checked(entry)
@@ -168,7 +172,7 @@ def test_a_beginning_is_given_at_the_cells_of_training(entry: dict[str, Any], ki
     assert samples[count:].count_nonzero() == 0
 
 
-@pytest.mark.parametrize("kind", [PLAIN, SAME, PICTURE])
+@pytest.mark.parametrize("kind", [PLAIN, SAME, PICTURE, TWO])
 @pytest.mark.parametrize("before", [[], [FIRST], [PREFIX]])
 def test_an_end_is_given_at_the_cells_of_training(before: list[dict[str, Any]], kind: dict[str, str]) -> None:
     conditions = checked(*before, SUFFIX)
@@ -181,7 +185,7 @@ def test_an_end_is_given_at_the_cells_of_training(before: list[dict[str, Any]], 
     assert torch.allclose(samples[-2:], end, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [PLAIN, SAME, PICTURE])
+@pytest.mark.parametrize("kind", [PLAIN, SAME, PICTURE, TWO])
 @pytest.mark.parametrize("others", [[], [FIRST], [SUFFIX], [PREFIX, SUFFIX]])
 def test_all_but_the_white_part_of_a_source_is_given(others: list[dict[str, Any]], kind: dict[str, str]) -> None:
     samples, mask = video_latent(settings_for(checked(MASK, *others), kind))
@@ -195,7 +199,7 @@ def test_all_but_the_white_part_of_a_source_is_given(others: list[dict[str, Any]
     assert torch.allclose(samples, encode(FILES["source.mp4"][:FRAMES])[0, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [SMALLER, BEGINNING])
+@pytest.mark.parametrize("kind", [SMALLER, BEGINNING, SMALLER_TWO])
 @pytest.mark.parametrize(("entries", "missing"), [([SUFFIX], "the end"), ([PREFIX, MASK], "all but a part")])
 def test_what_no_node_can_give_is_said(entries: list[dict[str, Any]], missing: str, kind: dict[str, str]) -> None:
     settings = settings_for(checked(*entries), kind)

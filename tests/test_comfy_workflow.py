@@ -61,6 +61,11 @@ KINDS_OF_REFERENCE: tuple[dict[str, str], ...] = (
     {"reference_downscale_factor": "2"},
     {"reference_downscale_factor": "1", "reference_frame": "-1"},
     {"reference_downscale_factor": "1", "reference_frame": "0"},
+    {"reference_downscale_factor": "1", "more_references": '[{"name": "look", "frame": -1}]'},
+    {
+        "reference_downscale_factor": "2",
+        "more_references": '[{"name": "look", "frame": 0}, {"name": "b", "downscale": 3}]',
+    },
 )
 SETTINGS += [
     settings_for("2.3", **kind, target_conditions=json.dumps(conditions))
@@ -272,7 +277,7 @@ def guide_pixels(frames: np.ndarray, settings: WorkflowSettings) -> Tensor:
     images = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
     for step in reversed(steps):
         images = image_scale(images, step["upscale_method"], step["width"], step["height"])
-    factor = settings.downscale  # LTXVAddGuide: bilinear, without a filter
+    factor = settings.references[0].downscale  # LTXVAddGuide: bilinear, without a filter
     return image_scale(images, "bilinear", settings.width // factor, settings.height // factor)
 
 

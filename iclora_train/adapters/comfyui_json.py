@@ -71,7 +71,7 @@ def graph_json(nodes: Nodes, notes: Sequence[str] = ()) -> dict[str, Any]:
                 "mode": 0,
                 "inputs": _sockets(nodes, title, numbers, links),
                 "outputs": [{"name": name, "type": kind, "links": []} for name, kind in spec.outputs],
-                "properties": {"cnr_id": "comfy-core", "Node name for S&R": node.class_type},
+                "properties": {"cnr_id": spec.package, "Node name for S&R": node.class_type},
                 **_widgets(node),
             }
         )

@@ -1,8 +1,8 @@
 """The ComfyUI node classes that the workflow uses: inputs in widget order, types, defaults, ranges, outputs.
 
-All of them are part of ComfyUI: nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video,
-nodes_images, nodes_latent, nodes_mask). The oldest version that has them all is OLDEST_COMFYUI. Inputs that a newer
-version adds are not listed: they keep their default.
+They are part of ComfyUI: nodes.py and comfy_extras (nodes_lt, nodes_lt_audio, nodes_custom_sampler, nodes_video,
+nodes_images, nodes_latent, nodes_mask). The oldest version that has them all is OLDEST_COMFYUI. Only OWN_FACTOR_GUIDE
+is a custom node. Inputs that a newer version adds are not listed: they keep their default.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 Value = str | int | float | bool
+COMFYUI = "comfy-core"  # name of ComfyUI's own nodes among the packages of nodes
+OWN_FACTOR_GUIDE = "LTXAddVideoICLoRAGuide"  # of ComfyUI-LTXVideo: a guide whose factor is an input
 OLDEST_COMFYUI = "0.29"  # LTXVEmptyLatentAudio takes a FLOAT frame rate; LTXVAddGuide reads the factor since 0.22
 # Types of inputs with a widget; all other inputs are links. "FLOAT,INT" accepts links of both types.
 WIDGETS = ("INT", "FLOAT", "FLOAT,INT", "STRING", "BOOLEAN", "COMBO")
@@ -40,10 +42,11 @@ class NodeInput:
 
 @dataclass(frozen=True)
 class NodeClass:
-    """A node class: its inputs in order, and name and type of each output."""
+    """A node class: its inputs in order, name and type of each output, and the package that it is part of."""
 
     inputs: tuple[NodeInput, ...]
     outputs: tuple[tuple[str, str], ...]
+    package: str = COMFYUI
 
 
 def _sockets(*pairs: str) -> tuple[NodeInput, ...]:
@@ -171,6 +174,21 @@ NODE_CLASSES: dict[str, NodeClass] = {
             NodeInput("iclora_parameters", "IC_LORA_PARAMETERS", required=False),
         ),
         (*_CONDITIONED, ("latent", "LATENT")),
+    ),
+    OWN_FACTOR_GUIDE: NodeClass(
+        (
+            *_PAIR,
+            *_sockets("vae:VAE", "latent:LATENT", "image:IMAGE"),
+            NodeInput("frame_idx", "INT", 0, -9999, 9999),
+            NodeInput("strength", "FLOAT", 1.0, 0, 1),
+            NodeInput("latent_downscale_factor", "FLOAT", 1.0, 1, 10),
+            NodeInput("crop", "COMBO", "disabled", choices=("disabled", "center")),
+            NodeInput("use_tiled_encode", "BOOLEAN", False),
+            NodeInput("tile_size", "INT", 256, 64, 512),
+            NodeInput("tile_overlap", "INT", 64, 16, 256),
+        ),
+        (*_CONDITIONED, ("latent", "LATENT")),
+        "ComfyUI-LTXVideo",
     ),
     "LTXVImgToVideoInplace": NodeClass(
         (

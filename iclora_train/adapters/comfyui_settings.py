@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import lcm
 from pathlib import Path
 
 from iclora_train.adapters.comfyui_given import CELL, FRAMES, NOTHING, GivenParts, latent_frames
+from iclora_train.adapters.comfyui_references import (
+    LARGEST_OWN_FACTOR,
+    clip_title,
+    guide_frames,
+    what_to_select,
+    with_own_factor,
+)
 from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.metadata import (
     DOWNSCALE,
     FAMILY,
-    KIND,
     MAX_FPS,
-    PLAIN,
     TEMPORAL,
     VERSION,
-    factor,
     metadata_findings,
-    reference_frame,
+    reference_layouts,
     shown,
     trained_fps,
 )
-from iclora_train.config import ConfigError
+from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.config import ConfigError, frame_from_start
+from iclora_train.config.references import FIRST
 from iclora_train.data.prompts import example_prompt
 from iclora_train.ltx2.weights.versions import VERSIONS
 
@@ -35,10 +42,8 @@ _MAX_SIDE, _MAX_FRAMES = 16384, 1000  # of ComfyUI's nodes: MAX_RESOLUTION, empt
 class WorkflowSettings:
     """The settings of a workflow. file: name of the adapter file. fps: None for the reference clip's frame rate.
 
-    prompt: an example. downscale: factor by which the reference is smaller than the video, in height and width.
-    reference: whether the adapter takes one.
-    reference_frame: the frame at which the reference begins, negative from the end; None: it has all frames. After
-    frame 0 it has one frame, as in training. given: the parts of the video that the adapter was trained with.
+    prompt: an example. references: the layout of each reference, in order. One that begins after frame 0 has one frame,
+    as in training. given: the parts of the video that the adapter was trained with.
     """
 
     file: str
@@ -47,10 +52,8 @@ class WorkflowSettings:
     width: int
     height: int
     frames: int
-    downscale: int
+    references: tuple[ReferenceLayout, ...] = ()
     fps: float | None = None
-    reference: bool = True
-    reference_frame: int | None = None
     given: GivenParts = NOTHING
 
     @classmethod
@@ -74,12 +77,12 @@ class WorkflowSettings:
             )
         for finding in metadata_findings(metadata):
             raise ConfigError(f"{path}: {finding}")
-        downscale = factor(metadata, DOWNSCALE)
+        references = tuple(reference_layouts(metadata))
         if fps is not None and not 1 <= fps <= MAX_FPS:
             raise ConfigError(f"--fps {fps:g} must be between 1 and {MAX_FPS}, the limits of ComfyUI's CreateVideo")
-        width, height, frames = _clip_size(path, size or metadata.get("size", ""), downscale)
+        width, height, frames = _clip_size(path, size or metadata.get("size", ""), references)
+        _require_possible(path, references, frames)
         prompt = example_prompt(metadata, "describe the clip here")
-        reference = metadata.get(KIND) != PLAIN
         given = GivenParts.usual(conditions_of(metadata))
         known, all_frames = given.beginning + given.end, latent_frames(frames)
         if known >= all_frames:
@@ -87,19 +90,13 @@ class WorkflowSettings:
                 f"{path}: the beginning and the end that the adapter is given fill {known} latent frames, and the clip "
                 f"has {all_frames}: give --size with {FRAMES * known + 1} frames or more"
             )
-        place = reference_frame(metadata)
-        new = cls(path.name, metadata[VERSION], prompt, width, height, frames, downscale, fps, reference, place, given)
+        new = cls(path.name, metadata[VERSION], prompt, width, height, frames, references, fps, given)
         return new if new.clip or fps is not None else replace(new, fps=trained_fps(metadata) or _PLAIN_FPS)
 
     @property
-    def picture(self) -> bool:
-        """Whether the reference is a picture."""
-        return self.reference and bool(self.reference_frame)
-
-    @property
     def clip(self) -> str | None:
-        """Title of the node with frame rate and sound of the reference, else of the given clip; None without one."""
-        return "frames" if self.reference and not self.picture else self.possible.clip
+        """Title of the node with frame rate and sound of a reference, else of the given clip; None without one."""
+        return clip_title(self.references) or self.possible.clip
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -113,16 +110,15 @@ class WorkflowSettings:
 
     @property
     def guide_frames(self) -> int | None:
-        """Latent frames of the guide; None where they or their noise mask are not known, so that no other mask can
-        be set: a smaller reference, and one of any number of frames."""
-        if not self.reference:
-            return 0
-        if self.downscale > 1 or self.reference_frame == 0:
-            return None
-        return latent_frames(self.frames) if self.reference_frame is None else 1
+        """Latent frames of the guides; None where no other noise mask can be set beside them."""
+        return guide_frames(self.references, self.frames)
 
     def notes(self) -> list[str]:
         """What the page says beside the nodes: what to select, and what no node of ComfyUI can give."""
+        return what_to_select(self.references) + self.given_notes()
+
+    def given_notes(self) -> list[str]:
+        """The part of `notes` on the given parts of the video."""
         lines = self.possible.notes()
         if self.possible != self.given:
             lines.append(
@@ -134,17 +130,37 @@ class WorkflowSettings:
         return lines
 
 
-def _clip_size(path: Path, size: str, downscale: int) -> tuple[int, int, int]:
+def _require_possible(path: Path, references: Sequence[ReferenceLayout], frames: int) -> None:
+    """ConfigError for a reference that no guide node can place in a video of `frames` frames."""
+    for layout in references:
+        key = "reference_frame" if layout.name == FIRST else f"{layout.name}: frame"
+        if layout.temporal_scale != 1:
+            raise ConfigError(
+                f"{path}: ComfyUI's nodes do not support references with fewer frames per second, which {layout.name} "
+                "has"
+            )
+        if layout.frame is not None:
+            frame_from_start(f"{path}: {key}", layout.frame, frames)
+    for layout in with_own_factor(references):
+        if layout.downscale > LARGEST_OWN_FACTOR:
+            raise ConfigError(
+                f"{path}: no guide node of ComfyUI takes the factor {layout.downscale} of {layout.name} beside the "
+                f"factor {references[0].downscale} of the file: the largest is {LARGEST_OWN_FACTOR}"
+            )
+
+
+def _clip_size(path: Path, size: str, references: Sequence[ReferenceLayout]) -> tuple[int, int, int]:
     """Width, height and frames from `width x height x frames`. ConfigError if the VAE or ComfyUI cannot make them."""
     match = re.fullmatch(r"(\d{1,6})x(\d{1,6})x(\d{1,6})", size)
     if match is None:
         raise ConfigError(f"{path}: the size is unknown; give --size as width x height x frames, e.g. 960x544x121")
     width, height, frames = map(int, match.groups())
-    step = CELL * downscale
+    factor = lcm(*(layout.downscale for layout in references))
+    step = CELL * factor
     sides_fit = all(side % step == 0 and 2 * CELL <= side <= _MAX_SIDE for side in (width, height))
     if not sides_fit or frames % FRAMES != 1 or frames > _MAX_FRAMES:
         raise ConfigError(
-            f"{path}: size {size} must be a multiple of {step} pixels ({DOWNSCALE}={downscale}), from {2 * CELL} to "
+            f"{path}: size {size} must be a multiple of {step} pixels ({DOWNSCALE}={factor}), from {2 * CELL} to "
             f"{_MAX_SIDE}, and {FRAMES}k+1 frames, at most {_MAX_FRAMES}: give another --size"
         )
     return width, height, frames
