@@ -13,7 +13,8 @@ from iclora_train.config import ConfigError, Flow
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.shards import ShardSet
-from iclora_train.diffusion.training_inputs import RandomDraws, draw_random, drop_captions, step_generator
+from iclora_train.diffusion.random_draws import RandomDraws, draw_random, step_generator
+from iclora_train.diffusion.training_inputs import drop_captions
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.lightning_module import ICLoRA
 from tests.command import read_csv, run

@@ -21,8 +21,9 @@ from iclora_train.data.batch import Batch
 from iclora_train.data.reference_kinds import MASK_COLOUR
 from iclora_train.diffusion.clean_cells import CleanCells, kept_of_target
 from iclora_train.diffusion.loss import training_losses
+from iclora_train.diffusion.random_draws import draw_random, step_generator
 from iclora_train.diffusion.sampler import Reference
-from iclora_train.diffusion.training_inputs import build_tokens, draw_random, step_generator
+from iclora_train.diffusion.training_inputs import build_tokens
 
 SIZE = (5, 6, 8)  # latent frames, height, width
 GEOMETRY = Geometry(3, 8, 4)  # channels, spatial, temporal

@@ -20,7 +20,8 @@ from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch
 from iclora_train.data.controls import controls_of
 from iclora_train.data.shards import ShardSet
-from iclora_train.diffusion.training_inputs import build_tokens, draw_random, step_generator
+from iclora_train.diffusion.random_draws import draw_random, step_generator
+from iclora_train.diffusion.training_inputs import build_tokens
 from tests.clips import write_clip
 from tests.prep import config_of, contents, listed, write_clips
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,7 +15,8 @@ from iclora_train.core.types import Geometry, Tokens
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.flow_matching import masked_loss
 from iclora_train.diffusion.loss import training_losses
-from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, draw_random, step_generator
+from iclora_train.diffusion.random_draws import WHOLE_FRAME, RandomDraws, draw_random, step_generator
+from iclora_train.diffusion.training_inputs import build_tokens
 from iclora_train.ltx2.model.transformer import Transformer
 from tests.test_sample import tiny
 from tests.tiny import CHANNELS, WIDTH
@@ -162,3 +164,34 @@ def test_preserving_the_base_needs_clips_without_references() -> None:
     with pytest.raises(ConfigError, match=r"flow\.preserve_base=true .* set flow\.reference_p below 1"):
         Flow(preserve_base=True)
     assert Flow(preserve_base=True, reference_p=0.9).preserve_base
+
+
+def test_references_get_their_share_of_noise_and_stay_clean_for_the_model() -> None:
+    flow = Flow(reference_noise=0.5)
+    draws = draw_random(BATCH.target, flow, step_generator(0, 0, 0))
+    assert draws.reference_noise is not None
+    assert 0 <= draws.reference_noise.min() < draws.reference_noise.max() <= 0.5
+    tokens, _ = build_tokens(BATCH, draws, TASK, GEOMETRY)
+    again, _ = build_tokens(BATCH, draws, TASK, GEOMETRY)
+    clean, _ = build_tokens(BATCH, replace(draws, reference_noise=None), TASK, GEOMETRY)
+    count = BATCH.target[0, 0].numel()
+    assert torch.equal(tokens.latent, again.latent)
+    assert torch.equal(tokens.latent[:, :count], clean.latent[:, :count])
+    assert torch.equal(tokens.level, clean.level)
+    latent = torch.ones(3, 2, 40, 10, 10)
+    shares = replace(draws, reference_noise=torch.tensor([0.0, 0.25, 1.0]))
+    noisy, other = (shares.noisy_reference(latent, number) for number in (0, 1))
+    assert torch.equal(noisy[0], latent[0])
+    for clip, share in ((1, 0.25), (2, 1.0)):
+        assert noisy[clip].mean() == pytest.approx(1 - share, abs=0.05)
+        assert noisy[clip].std() == pytest.approx(share, abs=0.05)
+        assert not torch.equal(noisy[clip], other[clip])
+
+
+def test_draws_are_those_of_earlier_versions_without_noise_on_references() -> None:
+    plain, noisy = (
+        draw_random(BATCH.target, flow, step_generator(0, 0, 0)) for flow in (Flow(), Flow(reference_noise=0.1))
+    )
+    assert plain.reference_noise is None
+    assert torch.equal(plain.noise, noisy.noise)
+    assert torch.equal(plain.sigma, noisy.sigma)

@@ -11,16 +11,9 @@ from torch import Tensor
 from iclora_train.config import ConfigError, Flow, Task
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch
+from iclora_train.diffusion.random_draws import RandomDraws, draw_random, draw_region, draw_strength, step_generator
 from iclora_train.diffusion.reference import mask_to_grid
-from iclora_train.diffusion.training_inputs import (
-    RandomDraws,
-    build_tokens,
-    draw_random,
-    draw_region,
-    draw_strength,
-    region_mask,
-    step_generator,
-)
+from iclora_train.diffusion.training_inputs import build_tokens, region_mask
 
 TARGET = torch.randn(4, 3, 2, 2, 4, generator=torch.Generator().manual_seed(0))
 BATCH = Batch(TARGET, [TARGET, TARGET], text=torch.zeros(4, 1, 1), fps=torch.full((4,), 25.0), keys=list("abcd"))

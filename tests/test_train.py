@@ -19,13 +19,8 @@ from iclora_train.config.hydra_app import task_names
 from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch
 from iclora_train.data.clip_hashes import read_trained_on
-from iclora_train.diffusion.training_inputs import (
-    RandomDraws,
-    build_tokens,
-    draw_random,
-    require_factors,
-    step_generator,
-)
+from iclora_train.diffusion.random_draws import RandomDraws, draw_random, step_generator
+from iclora_train.diffusion.training_inputs import build_tokens, require_factors
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.training.checkpointing import newest_checkpoint
 from iclora_train.training.lightning_module import ICLoRA, lr_factor

@@ -73,18 +73,19 @@ def write_tiny_latents(
 ) -> Path:
     """Write a finished latent shard set (`train` train, 6 val, 6 heldout clips) for `base`. Each reference is 0.5 times
     its target, subsampled by the task's factor or by `downscale`; a task without references has none."""
-    stride = downscale or config.task.reference_downscale
-    frames = slice(1 if config.task.reference_frame is not None else None)  # a reference at one frame is a picture
+    parts = config.task.for_references()
+    strides = [downscale or part.reference_downscale for part in parts]
+    frames = [slice(1 if part.reference_frame is not None else None) for part in parts]  # one frame is a picture
     model, generator = BaseModel.open(str(base)), torch.Generator().manual_seed(seed)
-    f, h, w = model.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
+    latent_frames, h, w = model.geometry.latent_size(SHAPE.frames, SHAPE.height, SHAPE.width)
     base_fingerprint = {"parts": model.latent_fingerprints}
     writer = ShardWriter(folder, "latents", {"base": base_fingerprint, "settings": content_settings(config)})
     names = []
     for split, count in (("train", train), ("val", 6), ("heldout", 6)):
         samples = []
         for i in range(count):
-            target = torch.randn(CHANNELS, f, h, w, generator=generator)
-            references = (0.5 * target[:, frames, ::stride, ::stride],) if config.task.has_reference else ()
+            target = torch.randn(CHANNELS, latent_frames, h, w, generator=generator)
+            references = tuple(0.5 * target[:, f, ::n, ::n] for f, n in zip(frames, strides, strict=True))
             text = torch.randn(TEXT["tokens"], TEXT["output"], generator=generator)
             pair = LatentPair(f"{split}{i:03d}", target, references, text, SHAPE.fps, "a caption")
             samples.append(pack_latents(pair, SHAPE, source=f"{split}{i // 2}", record={}))

@@ -26,6 +26,7 @@ class Flow:
     reference_p: float = 1.0  # probability that a clip is trained with its references
     preserve_base: bool = False  # clips without references are trained on the base's own prediction, not on the data
     attention_strength_p: float = 0.0  # probability that the references have a random attention strength from (0, 1)
+    reference_noise: float = 0.0  # most noise in a reference's latents: the share of a clip is uniform in [0, this]
     region_mask_p: float = 0.0  # probability that the references are visible only inside a random region of the frame
     locality: float = 0.0  # weight of the locality term of the loss (`diffusion.loss`)
     locality_p: float = 0.5  # probability that a clip has a region for the locality term
@@ -39,6 +40,10 @@ class Flow:
             not self.preserve_base or self.reference_p < 1,
             "flow.preserve_base=true is for clips without references, and flow.reference_p=1 trains none: set "
             "flow.reference_p below 1, e.g. 0.9",
+        )
+        noise = self.reference_noise
+        require(
+            0 <= noise <= 1, f"flow.reference_noise={noise} must lie in [0, 1], the largest share of noise (0: off)"
         )
         require(self.locality >= 0, f"flow.locality={self.locality} must be 0 (off) or more")
         require(self.std > 0, f"flow.std={self.std} must be above 0")

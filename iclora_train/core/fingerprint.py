@@ -36,7 +36,7 @@ NEW_DATA_KEYS = ("hdr", "references", "sources", "split", "vae_precision")
 # keys of `task` newer than version 0.1: left out while they are null or empty, likewise
 NEW_TASK_KEYS = ("conditions", "reference_frame", "more_references")
 # keys of `flow` newer than version 0.1, and the values with which they change nothing: left out while they have them
-NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False}
+NEW_FLOW_KEYS = {"caption_dropout_p": 0.0, "preserve_base": False, "reference_noise": 0.0}
 # keys of `model.lora` newer than version 0.1: left out while they have their defaults, likewise
 NEW_LORA_KEYS = ("rank_pattern", "alpha_pattern", "lr_pattern", "rslora")
 

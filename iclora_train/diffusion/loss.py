@@ -25,7 +25,8 @@ from iclora_train.core.types import Geometry
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.flow_matching import masked_loss
-from iclora_train.diffusion.training_inputs import WHOLE_FRAME, RandomDraws, build_tokens, region_to_tokens, to_device
+from iclora_train.diffusion.random_draws import WHOLE_FRAME, RandomDraws
+from iclora_train.diffusion.training_inputs import build_tokens, region_to_tokens, to_device
 from iclora_train.ltx2.model.transformer import Transformer
 
 

@@ -25,7 +25,7 @@ from iclora_train.core.training_time import evaluation_budget
 from iclora_train.data.batch import Batch, collate
 from iclora_train.data.batch_sampler import bucket_tokens, clips_per_batch
 from iclora_train.data.shards import ShardSet
-from iclora_train.diffusion.training_inputs import step_generator
+from iclora_train.diffusion.random_draws import step_generator
 from iclora_train.ltx2.build import base_dtype
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.memory_plan import GIB

@@ -22,7 +22,8 @@ from iclora_train.core.ranks import global_rank
 from iclora_train.data.batch import Batch
 from iclora_train.diffusion.clean_cells import CleanCells
 from iclora_train.diffusion.loss import ClipLosses, training_losses
-from iclora_train.diffusion.training_inputs import draw_random, drop_captions, step_generator
+from iclora_train.diffusion.random_draws import draw_random, step_generator
+from iclora_train.diffusion.training_inputs import drop_captions
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.build import build_transformer, compile_from_settings
 from iclora_train.ltx2.runtime.block_runner import runner_of
