@@ -27,7 +27,8 @@ def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps:
     for number, (reference, part) in enumerate(zip(pair.references, task.for_references(), strict=True), start=1):
         findings.append(_shape(pair, reference, reference_fps if number == 1 else None, part, checks, number))
         findings += _picture_findings(pair, reference, part, checks, number)
-    coverages = list(_coverages([part.get("drawn") for part in pair.record.get("references") or [pair.record]]))
+    of_references: Any = pair.record.get("references") or [pair.record]
+    coverages = list(_coverages([record.get("drawn") for record in of_references]))
     if coverages:
         detail = "share of frames that show a person or a track"
         findings.append(judge("coverage", min(coverages), checks.coverage, detail))

@@ -26,7 +26,7 @@ def attend_first(q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias | None, nu
     """
     if bias is None:
         q = q[:, :num_outputs]
-    out = attend(*(t.transpose(1, 2) for t in (q, k, v)), bias).transpose(1, 2)
+    out = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias).transpose(1, 2)
     return out if bias is None else out[:, :num_outputs]
 
 
