@@ -1,9 +1,10 @@
 """Keep an evaluation to a budget: choose the conditions, windows, seeds and steps that fit, the most telling first.
 
 Every claim needs adapter+reference; base+reference shows what the adapter adds, swapped whether the reference is used.
-These three on as many windows as a verdict needs are always sampled. Then, as far as the budget reaches: the base alone
-(control gain), strength 0 with the null test, the other strengths, masks, the empty prompt, the synthetic probes, more
-windows, more seeds. Only if the three do not fit, with fewer steps.
+These three on as many windows as a verdict needs are always sampled. Then, as far as the budget reaches: each of
+several references swapped alone, then left out, the base alone (control gain), strength 0 with the null test, the other
+strengths, masks, the empty prompt, the synthetic probes, more windows, more seeds. Only if the three do not fit, with
+fewer steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from eval.clips.conditions import (
     SWAPPED,
     Condition,
     at_strength,
+    is_of_one_reference,
 )
 from eval.clips.cost import ClipCost
 from eval.judging.claims import COARSE_STRENGTHS
@@ -156,7 +158,8 @@ def _groups(conditions: Sequence[Condition]) -> list[tuple[str, ...]]:
     available = [condition.name for condition in conditions]
     strengths = [c.strength for c in conditions if c.name.startswith("strength ") and c.strength > 0]
     order = sorted(strengths, key=lambda s: (s not in COARSE_STRENGTHS, -s))
-    groups = [(BASE,), (at_strength(0).name, ADAPTER_ONLY), *((at_strength(s).name,) for s in order)]
+    of_one = [(name,) for name in available if is_of_one_reference(name)]
+    groups = [*of_one, (BASE,), (at_strength(0).name, ADAPTER_ONLY), *((at_strength(s).name,) for s in order)]
     groups += [(HALF_MASK,), (FADE_MASK,), (EMPTY_PROMPT,)]
     if ADAPTER_REFERENCE not in available:
         groups = [(name,) for group in groups for name in group if name not in CORE_PLAIN]

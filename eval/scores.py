@@ -39,6 +39,7 @@ from eval.scoring.results import Results
 from eval.scoring.tables import equal_frames, read_tables, tables
 from eval.statistics.estimates import estimates_of, format_estimate
 from eval.statistics.sequential import Looks
+from eval.suites import metric_of_each_reference
 from iclora_train.config import Config, Thresholds
 from iclora_train.core.fingerprint import config_hash
 from iclora_train.core.scores import SCHEMA
@@ -105,6 +106,7 @@ def assemble(
         "metrics": {m.key: {k: v for k, v in asdict(m).items() if k != "key"} for m in suite.metrics},
         "not_run": [asdict(missing) for missing in suite.not_run],
         "readers": known["readers"],
+        **_references(config, suite),
         **_controls(suite, results),
         "classic": results.classic.json_facts,
         **tables(results),
@@ -130,6 +132,13 @@ def _judged_twice(scores: Mapping[str, Any], band: int, temporal: int) -> dict[s
     entries = judged(scores, band, temporal)
     changed = changed_outcomes(scores, entries["verdicts"], lambda others: judged(others, band, temporal)["verdicts"])
     return {"equal_frames": {**scores["equal_frames"], "changed": changed}, **entries}
+
+
+def _references(config: Config, suite: Suite) -> dict[str, Any]:
+    """The entry `references`; none for a task with a single reference."""
+    metrics, task = metric_of_each_reference(config.task, suite), config.task
+    makers = {name: part.maker for name, part in zip(task.reference_names, task.for_references(), strict=True)}
+    return {"references": {n: {"maker": makers[n], "metric": m} for n, m in metrics.items()}} if metrics else {}
 
 
 def _controls(suite: Suite, results: Results) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -80,7 +81,8 @@ def violations(value: Any, schema: dict[str, Any], where: str = "$") -> list[str
         properties, other = schema.get("properties", {}), schema.get("additionalProperties", {})
         result += [f"{where}: no {key}" for key in schema.get("required", []) if key not in value]
         for key, inner in value.items():
-            rule = properties.get(key, other)
+            matching = (of for pattern, of in schema.get("patternProperties", {}).items() if re.search(pattern, key))
+            rule = properties[key] if key in properties else next(matching, other)
             result += [f"{where}.{key}: unknown"] if rule is False else violations(inner, rule, f"{where}.{key}")
     return result
 

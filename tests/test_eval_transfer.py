@@ -429,13 +429,13 @@ def test_two_stages_refine_the_enlarged_first_stage(measurements: Measurements) 
 def test_windows_of_another_size_are_the_same_windows(measurements: Measurements) -> None:
     original = measurements.held_out
     window = original.windows[0]
-    half = ResizedHeldOut(original, (5, 16, 24), 1, measurements.base.vae())
+    half = ResizedHeldOut(original, (5, 16, 24), measurements.config.task, measurements.base.vae())
     assert half.pair(window).target.shape == (5, 16, 24, 3)
     assert half.latents(window).target.shape == half.latents(window).references[0].shape == (CHANNELS, 2, 2, 3)
     assert torch.equal(half.latents(window).text, original.latents(window).text)
     assert half.fingerprint["pairs"] == original.fingerprint["pairs"]
     assert half.fingerprint["latents"] != original.fingerprint["latents"]
-    same = ResizedHeldOut(original, measurements.size, 1, measurements.base.vae())
+    same = ResizedHeldOut(original, measurements.size, measurements.config.task, measurements.base.vae())
     assert np.array_equal(same.pair(window).target, original.pair(window).target)
     assert torch.allclose(same.latents(window).target, original.latents(window).target.float(), atol=1e-2)
 

@@ -17,6 +17,8 @@ ADAPTER_ONLY = "adapter"
 SWAPPED = "swapped"
 EMPTY_PROMPT = "empty prompt"
 STRENGTH_PREFIX = "strength "  # of a condition with a strength below 1
+SWAPPED_PREFIX = "swapped "  # of a condition in which one of several references is the partner's; then its name
+WITHOUT_PREFIX = "without "  # of a condition without one of several references
 HALF_MASK = "half mask"
 FADE_MASK = "fade mask"
 # Names of the rows that are measured without a model
@@ -30,8 +32,9 @@ FLOOR = "floor"  # the target of another recording
 class Condition:
     """One condition of the protocol.
 
-    reference: "own", "other" (the partner's) or "none". strength: attention strength of the reference; without one, the
-    strength of the adapter. mask: "" (no mask), "half" (keeps the reference in one half of
+    reference: "own", "other" (the partner's) or "none". only: number of the reference that `reference` speaks of, while
+    the others are the window's own; None: it speaks of all. strength: attention strength of the references; without
+    any, the strength of the adapter. mask: "" (no mask), "half" (keeps the reference in one half of
     the frame) or "fade" (weight 0 at the first latent frame, 1 at the last). empty_prompt: use the features of the
     empty caption.
     """
@@ -42,6 +45,16 @@ class Condition:
     strength: float = 1.0
     mask: str = ""
     empty_prompt: bool = False
+    only: int | None = None
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the sample has a reference."""
+        return self.reference != "none" or self.only is not None
+
+    def reference_of(self, number: int) -> str:
+        """As `reference`, of the reference with this number."""
+        return self.reference if self.only in (None, number) else "own"
 
 
 @dataclass(frozen=True)
@@ -90,10 +103,37 @@ def without_references(strengths: Iterable[float]) -> list[Condition]:
     ]
 
 
-def all_conditions(strengths: Iterable[float], fade: bool = True) -> list[Condition]:
+def swapped(name: str) -> str:
+    """The name of the condition in which only this one of several references is the partner's."""
+    return f"{SWAPPED_PREFIX}{name}"
+
+
+def without(name: str) -> str:
+    """The name of the condition in which only this one of several references is left out."""
+    return f"{WITHOUT_PREFIX}{name}"
+
+
+def is_of_one_reference(name: str) -> bool:
+    """Whether a condition, by name, swaps or leaves out one of several references."""
+    return name.startswith((SWAPPED_PREFIX, WITHOUT_PREFIX))
+
+
+def of_each_reference(names: Sequence[str]) -> list[Condition]:
+    """The conditions that swap and that leave out each of several references; none for a single one."""
+    if len(names) < 2:
+        return []
+    numbered = list(enumerate(names))
+    return [
+        *(Condition(swapped(name), True, "other", only=number) for number, name in numbered),
+        *(Condition(without(name), True, "none", only=number) for number, name in numbered),
+    ]
+
+
+def all_conditions(strengths: Iterable[float], fade: bool = True, references: Sequence[str] = ()) -> list[Condition]:
     """All conditions: adapter on/off x reference on/off, swapped reference, empty prompt, strengths below 1, masks.
 
-    fade=False for clips of a single latent frame, where a fade is impossible.
+    fade=False for clips of a single latent frame, where a fade is impossible. references: names of several references,
+    of which each is swapped and left out, too.
     """
     return [
         at_strength(1),
@@ -101,6 +141,7 @@ def all_conditions(strengths: Iterable[float], fade: bool = True) -> list[Condit
         Condition(BASE, False, "none"),
         Condition(ADAPTER_ONLY, True, "none"),
         Condition(SWAPPED, True, "other"),
+        *of_each_reference(references),
         Condition(EMPTY_PROMPT, True, "own", empty_prompt=True),
         *(at_strength(s) for s in strength_sweep(strengths) if s < 1),
         Condition(HALF_MASK, True, "own", mask="half"),

@@ -24,8 +24,11 @@ class ClipCost:
     passes: int
 
     def of(self, condition: Condition, steps: int) -> float:
-        """Seconds of a clip under a condition, with `steps` sampling steps."""
-        one_pass = self.without_reference if condition.reference == "none" else self.with_reference
+        """Seconds of a clip under a condition, with `steps` sampling steps.
+
+        A clip without one of several references counts as one with all.
+        """
+        one_pass = self.with_reference if condition.has_reference else self.without_reference
         return steps * self.passes * one_pass + self.decoding
 
 

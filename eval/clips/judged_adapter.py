@@ -13,7 +13,8 @@ from iclora_train.adapters.convert import ReferenceFactors, import_adapter, with
 from iclora_train.adapters.file import adapter_findings, inspect
 from iclora_train.adapters.metadata import TEMPORAL, declares_factor
 from iclora_train.adapters.official import completed, official_facts, recognise, require_supported, usage_notes
-from iclora_train.config import Config, require
+from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.config import Config, ConfigError, Task, require
 from iclora_train.config.official import Match
 from iclora_train.core.atomic_files import sha256
 from iclora_train.ltx2.base_model import BaseModel
@@ -137,7 +138,21 @@ def open_adapter(config: Config, base: BaseModel) -> JudgedAdapter:
         f"{path} needs references at downscale {adapter.downscale}, temporal scale {adapter.temporal_scale}; "
         f"task {task.name} has {expected[0]}, {expected[1]}",
     )
+    if not foreign:
+        _require_references(path, adapter, task)
     return JudgedAdapter(str(path), adapter, sha256(path), foreign, "; ".join(notes) or None, official=official)
+
+
+def _require_references(path: Path, adapter: lora.Adapter, task: Task) -> None:
+    """ConfigError unless the references after the first are those of the task, in their order."""
+    declared = adapter.references[1:]
+    expected = [ReferenceLayout(**more.layout()) for more in task.more_references]
+    if declared != expected:
+        of_file, of_task = (", ".join(f"{of.name} ({of.in_words})" for of in them) for them in (declared, expected))
+        raise ConfigError(
+            f"{path} has after its first reference {of_file or 'no other one'}; task {task.name} has "
+            f"{of_task or 'no other one'} (task.more_references): evaluate it with the task that it was trained for"
+        )
 
 
 def _use(config: Config, adapter: lora.Adapter, official: Match | None) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
+from iclora_train.config import Task
 from iclora_train.core.fingerprint import digest
 from iclora_train.core.types import LatentPair, Pair
 from iclora_train.data.clip_hashes import KnownClip
@@ -33,12 +34,12 @@ def resized_clip(clip: Clip, size: Size) -> Clip:
 class ResizedHeldOut(HeldOut):
     """The windows of `original` at `size`, which is nowhere larger. References keep their share of the target's size.
 
-    Captions, partners, seeds and text features are those of the original. temporal_scale: of the references.
+    Captions, partners, seeds and text features are those of the original.
     """
 
-    def __init__(self, original: HeldOut, size: Size, temporal_scale: int, vae: VideoVAE) -> None:
+    def __init__(self, original: HeldOut, size: Size, task: Task, vae: VideoVAE) -> None:
         vars(self).update(vars(original))
-        self._original, self._size, self._temporal_scale, self._vae = original, size, temporal_scale, vae
+        self._original, self._size, self._task, self._vae = original, size, task, vae
         self._encoded: dict[str, LatentPair] = {}
 
     def pair(self, window: Window) -> Pair:
@@ -46,13 +47,15 @@ class ResizedHeldOut(HeldOut):
         pair = self._original.pair(window)
         height = pair.target.shape[1]
         references = tuple(
-            resized_clip(reference, self._reference_size(height // reference.shape[1])) for reference in pair.references
+            resized_clip(reference, self._reference_size(number, height // reference.shape[1]))
+            for number, reference in enumerate(pair.references)
         )
         return replace(pair, target=resized_clip(pair.target, self._size), references=references)
 
-    def _reference_size(self, downscale: int) -> Size:
+    def _reference_size(self, number: int, downscale: int) -> Size:
         frames, height, width = self._size
-        return (frames - 1) // self._temporal_scale + 1, height // downscale, width // downscale
+        task = self._task.of_reference(number) if self._task.more_references else self._task
+        return (frames - 1) // task.reference_temporal_scale + 1, height // downscale, width // downscale
 
     def latents(self, window: Window) -> LatentPair:
         """The pair of a window as latents of the new size, encoded once."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.clips.attention_masks import fade_masks, half_masks
+from eval.clips.attention_masks import fade_masks, fade_weights, half_masks
 from eval.clips.clip_source import ClipCache, ClipSource
 from eval.clips.conditions import ADAPTER_ONLY, Condition, Item, all_conditions, at_strength, without_references
 from eval.clips.cost import ClipCost
@@ -18,7 +18,7 @@ from eval.clips.judged_adapter import JudgedAdapter
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
 from iclora_train.adapters import lora
-from iclora_train.config import Config
+from iclora_train.config import Config, Task, frame_from_start
 from iclora_train.core.device import synced_time
 from iclora_train.core.types import LatentPair
 from iclora_train.data.batch import collate
@@ -48,8 +48,9 @@ class SampledClips(ClipSource):
         f = self.latent_size[0]
         self.empty = held_out.empty_text()[None].to(self.device)  # (1,T,D)
         if config.task.has_reference:
-            reference = held_out.latents(held_out.windows[0]).references[0]  # (C,f',h',w')
-            self.conditions = all_conditions(config.eval.strengths, fade=min(f, reference.shape[1]) > 1)
+            references = held_out.latents(held_out.windows[0]).references  # (C,f',h',w') each
+            length = max(reference.shape[1] for reference in references)
+            self.conditions = all_conditions(config.eval.strengths, min(f, length) > 1, config.task.reference_names)
         else:
             self.conditions = without_references(config.eval.strengths)
         self.restrict(config, held_out, [condition.name for condition in self.conditions])
@@ -72,12 +73,14 @@ class SampledClips(ClipSource):
             **self._common_spec(),
             **(self.judged.specification if condition.adapter else {"adapter": None}),
             "reference": condition.reference,
+            **({} if condition.only is None else {"only": condition.only}),
             "strength": condition.strength,
             "half_mask": condition.mask == "half",
             **({"mask": condition.mask} if condition.mask == "fade" else {}),
             **({"text": "empty"} if condition.empty_prompt else {}),
             "factors": [self.config.task.reference_downscale, self.config.task.reference_temporal_scale],
             **({"frame": frame} if (frame := self.config.task.reference_frame) is not None else {}),
+            **({"more_references": places} if (places := self._places()) else {}),
             "sigmas": self.sigmas,
             **self._sampler_spec(),
             **({"conditions": conditions} if (conditions := self.clean_cells.usual_settings()) else {}),
@@ -85,6 +88,11 @@ class SampledClips(ClipSource):
                 [item.window.key, self._donor(condition, item).key, item.window.mask_left, item.seed] for item in batch
             ],
         }
+
+    def _places(self) -> list[list[int | None]]:
+        """Factors and frame of each reference after the first."""
+        more = self.config.task.more_references
+        return [[reference.downscale, reference.temporal_scale, reference.frame] for reference in more]
 
     def _sampler_spec(self) -> dict[str, Any]:
         settings = self.config.sample
@@ -94,7 +102,7 @@ class SampledClips(ClipSource):
         return {"guidance": settings.guidance, **stg, **rescale, **sampler}
 
     def _donor(self, condition: Condition, item: Item) -> Window:
-        """The window whose reference conditions the sample."""
+        """The window whose references, or the one that the condition speaks of, condition the sample."""
         partner = self.held_out.windows_and_donors[item.window.partner]
         return partner if condition.reference == "other" else item.window
 
@@ -226,16 +234,39 @@ class SampledClips(ClipSource):
         return [float(loss) for loss in torch.stack(losses).mean(0)]
 
     def _references(self, condition: Condition, batch: Sequence[Item], held_out: HeldOut) -> list[Reference]:
-        if condition.reference == "none":
+        """The references of a batch, of which a condition may leave out all or one."""
+        if not condition.has_reference:
             return []
-        task = self.config.task
-        references = [held_out.latents(self._donor(condition, item)).references for item in batch]
+        own = [held_out.latents(item.window).references for item in batch]
+        others = own
+        if condition.reference == "other":
+            others = [held_out.latents(self._donor(condition, item)).references for item in batch]
         result = []
-        for latents in (torch.stack(clips) for clips in zip(*references, strict=True)):  # (B,C,f,h,w)
-            mask = None
-            if condition.mask == "half":
-                mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
-            elif condition.mask == "fade":
-                mask = fade_masks(len(batch), latents.shape[2])
-            result.append(Reference.of_task(latents.to(self.device), task, condition.strength, mask))
+        for number in range(len(others[0])):
+            kind = condition.reference_of(number)
+            if kind != "none":
+                clips = [references[number] for references in (own if kind == "own" else others)]
+                result.append(self._reference(condition, batch, torch.stack(clips), self._task_of(number)))
         return result
+
+    def _task_of(self, number: int) -> Task:
+        """The task as if this reference were its only one."""
+        task = self.config.task
+        return task.of_reference(number) if task.more_references else task
+
+    def _reference(self, condition: Condition, batch: Sequence[Item], latents: Tensor, task: Task) -> Reference:
+        """One reference (B,C,f,h,w), with the strength and the mask of a condition on its own grid."""
+        mask = None
+        if condition.mask == "half":
+            mask = half_masks([item.window.mask_left for item in batch], latents.shape[-1])
+        elif condition.mask == "fade":
+            mask = fade_masks(len(batch), latents.shape[2], self._fade_at(task))
+        return Reference.of_task(latents.to(self.device), task, condition.strength, mask)
+
+    def _fade_at(self, task: Task) -> float:
+        """The weight of the fade mask in the target's latent frame in which a reference begins."""
+        f, temporal = self.latent_size[0], self.base.geometry.temporal
+        if f == 1:
+            return 0.0
+        start = frame_from_start("task.reference_frame", task.reference_frame or 0, (f - 1) * temporal + 1)
+        return fade_weights(f)[-(-start // temporal)]

@@ -42,7 +42,7 @@ class TwoStageClips(SampledClips):
         super().__init__(config, base, judged, held_out, cache)
         frames, height, width, _ = held_out.pair(held_out.windows[0]).target.shape
         half = (frames, height // 2, width // 2)
-        self.half = ResizedHeldOut(held_out, half, config.task.reference_temporal_scale, self.vae)
+        self.half = ResizedHeldOut(held_out, half, config.task, self.vae)
         self.upsampler = LatentUpsampler.open(upsampler, self.vae).to(self.device)
         self.upsampler_sha256 = sha256(upsampler)
 

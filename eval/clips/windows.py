@@ -94,6 +94,12 @@ class HeldOut:
             count > 0 or not config.task.has_reference,
             f"{plan.pairs.folder}: its pairs have no reference, which eval needs: run data_prep again",
         )
+        names = config.task.reference_names
+        require(
+            not config.task.more_references or count == len(names),
+            f"{plan.pairs.folder}: its pairs have {count} references, and task.more_references makes it {len(names)} "
+            f"({', '.join(names)}): run data_prep again",
+        )
         return held_out
 
     def _controls_of(self, sample: ShardSample, task: Task) -> tuple[Control, ...]:

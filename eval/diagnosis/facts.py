@@ -103,6 +103,9 @@ def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
     adapter = _adapter(settings, recorded, notes)
     of_adapter = None if adapter is None else _position(str(adapter.path), recorded.adapter)
     task, task_from = _task(settings, adapter)
+    if task is not None and task.more_references:
+        names = ", ".join(task.reference_names)
+        notes.append(f"task {task.name} has several references ({names}): {reference} is examined as its first one")
     return ClipFacts(
         clip=settings.clip,
         reference=reference,

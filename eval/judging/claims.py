@@ -24,6 +24,7 @@ from eval.clips.conditions import (
     FLOOR,
     INPUT,
     SWAPPED,
+    swapped,
 )
 from eval.judging.evidence import Evidence
 from eval.judging.strength_curve import isotonic_r2
@@ -104,6 +105,7 @@ def claims(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
     }
     yield from claims_of[family](e, t)
     yield from _shared(e, t)
+    yield from _of_references(e, t)
 
 
 def _of_controls(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
@@ -117,6 +119,18 @@ def _of_controls(family: str, e: Evidence, t: Thresholds) -> Iterator[Claim]:
     text = "follows its own reference better than another clip's, in the metric of each control: share of windows"
     yield Claim("own_over_swapped", text, _own_over_swapped(e), Bound(t.own_over_swapped, strict=True))
     yield _null_change(e, t)
+    yield from _of_references(e, t)
+
+
+def _of_references(e: Evidence, t: Thresholds) -> Iterator[Claim]:
+    """Of several references, that each is followed: swapping it alone loses a share of the gain over the floor."""
+    for name, metric in e.references.items():
+        kept = e.kept(metric, swapped(name), FLOOR, ADAPTER_REFERENCE)
+        text = (
+            f"reference {name} is used: share of the gain in {e.title(metric)} over another clip's target that is lost "
+            "if this reference alone is another clip's"
+        )
+        yield Claim(f"follows {name}", text, None if kept is None else 1 - kept, Bound(t.reference_drop))
 
 
 def _own_over_swapped(e: Evidence) -> Values | None:

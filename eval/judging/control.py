@@ -57,13 +57,15 @@ def collect_evidence(
 
 def recorded_evidence(scores: Mapping[str, Any]) -> Evidence:
     """The evidence for all claims from scores.json: `windows`, `per_window`, `clips`, `metrics`, `adherence`,
-    `controls`."""
+    `controls`, `references`."""
     results = read_tables(scores)
     names = [name.removeprefix(STRENGTH_PREFIX) for name in results.rows if name.startswith(STRENGTH_PREFIX)]
     metrics = [Metric(key, **facts) for key, facts in scores["metrics"].items()]
     sources = [clip["source"] for clip in scores["clips"]]
     strengths = [float(name) for name in names]
     evidence = collect_evidence(results, strengths, sources, metrics, scores["adherence"])
+    references = {name: facts["metric"] for name, facts in scores.get("references", {}).items()}
+    evidence = replace(evidence, references=references)
     return with_controls(evidence, results, strengths, metrics, recorded_scales(scores))
 
 

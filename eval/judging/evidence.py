@@ -22,7 +22,8 @@ class Evidence:
     followed (`Suite.adherence`). effects (windows, strengths): the adherence, by rising strength, larger is better.
     curve: the strength curve of `effects`. fade: per window, the share of the reference's effect in each latent frame
     under the fade mask. lower_is_better: keys of metrics that are better when lower. titles: metric key -> title, for
-    the claims. controls: of a set with several controls, the evidence of each.
+    the claims. controls: of a set with several controls, the evidence of each. references: of several references, name
+    -> metric by which one sees that it is followed.
     """
 
     rows: Table
@@ -36,6 +37,7 @@ class Evidence:
     lower_is_better: frozenset[str] = field(default_factory=frozenset)
     titles: Mapping[str, str] = field(default_factory=dict)
     controls: Mapping[str, ControlEvidence] = field(default_factory=dict)
+    references: Mapping[str, str] = field(default_factory=dict)
 
     def title(self, metric: str) -> str:
         """The title of a metric, by default its key."""

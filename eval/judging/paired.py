@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.clips.conditions import ADAPTER_REFERENCE, BASE, BASE_REFERENCE, CLASSIC, INPUT, judged_row
+from eval.clips.conditions import (
+    ADAPTER_REFERENCE,
+    BASE,
+    BASE_REFERENCE,
+    CLASSIC,
+    INPUT,
+    is_of_one_reference,
+    judged_row,
+)
 from eval.statistics.estimates import Estimate, Values, estimate_or_none
 
 COMPARED = (INPUT, CLASSIC, BASE_REFERENCE)  # what adapter+reference is compared with
@@ -16,10 +24,12 @@ def paired_differences(
 ) -> dict[str, dict[str, Estimate]]:
     """`paired` of scores.json: other row -> metric -> the judged row minus the other row, in units of the metric.
 
-    rows: row -> metric -> values per window. A window on which one of the two was not measured is left out.
+    Of several references, also minus the rows in which one of them is swapped or left out. rows: row -> metric ->
+    values per window. A window on which one of the two was not measured is left out.
     """
     judged = judged_row(rows)
     with_adapter = rows.get(judged, {})
+    compared = (*COMPARED, *filter(is_of_one_reference, rows)) if judged == ADAPTER_REFERENCE else COMPARED_PLAIN
     return {
         other: {
             metric: value
@@ -27,6 +37,6 @@ def paired_differences(
             if metric in rows[other]
             and (value := estimate_or_none(with_adapter[metric] - rows[other][metric], recordings)) is not None
         }
-        for other in (COMPARED if judged == ADAPTER_REFERENCE else COMPARED_PLAIN)
+        for other in compared
         if other in rows
     }

@@ -16,7 +16,7 @@ from eval.metrics import colour, displacement, edges, held_out_loss, levels, mot
 from eval.metrics.base import CachedClip, Clip, GroundTruth, Measurement, Metric, MetricGroup, NotRun
 from eval.metrics.structure import AGREEMENT, NO_READERS, DrawControl, Readers, TaskMetrics, structure_metrics
 from iclora_train.config import Task
-from iclora_train.data.controls import Control, makers_of
+from iclora_train.data.controls import Control, leading_reference, makers_of
 
 COMMON = (  # first in the report
     picture.PSNR,
@@ -70,6 +70,8 @@ class Suite:
         controls: `mixed_controls` of the windows. Raises ConfigError if a network cannot be loaded.
         """
         structure = task.family == "structure"
+        if structure:
+            task = task.of_reference(leading_reference(task))
         specific = structure_metrics(task, readers, controls) if structure else FAMILIES[task.family](task)
         metrics_of = specific.controls or {Control(task.maker).name: specific}
         groups = (*COMMON, *specific.groups, *TEMPORAL)

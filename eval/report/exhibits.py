@@ -16,6 +16,7 @@ from eval.metrics import Clip, GroundTruth
 from eval.scoring.scorer import Scorer
 
 REFERENCE, TARGET = "reference", "target"
+REFERENCE_PREFIX = "reference "  # of a further one of several references; then its name
 CONTROL, CONTROL_TARGET = "control in the output", "control in the target"
 EXAMPLES = 6  # windows in the strength and mask sections
 # Extracts and draws the control signal of a clip; None if the task has no control
@@ -71,6 +72,8 @@ def _clips(scorer: Scorer, control: Control, batch: Sequence[Item], i: int) -> d
     }
     if truth.reference is not None:
         clips[REFERENCE] = lambda: truth.cached_reference.clip
+    for further, name in enumerate(scorer.source.config.task.reference_names[1:], start=1):
+        clips[f"{REFERENCE_PREFIX}{name}"] = partial(scorer.ground_truths.reference, number, further)
     clips |= {
         TARGET: lambda: truth.target,
         CEILING: partial(scorer.ceiling, number),

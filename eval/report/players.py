@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
@@ -16,12 +16,13 @@ from eval.clips.conditions import (
     EMPTY_PROMPT,
     INPUT,
     SWAPPED,
+    is_of_one_reference,
     judged_row,
 )
 from eval.judging.ranking import ranking
 from eval.report import tables
 from eval.report.charts import frame_line
-from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, TARGET, Exhibit
+from eval.report.exhibits import CONTROL, CONTROL_TARGET, REFERENCE, REFERENCE_PREFIX, TARGET, Exhibit
 from eval.report.media import Media
 
 Scores = Mapping[str, Any]
@@ -104,9 +105,11 @@ def row(media: Media, exhibit: Exhibit, scores: Scores) -> str:
     )
 
 
-def _present(clips: Container[str]) -> list[Column]:
-    """The columns of the clips that there are."""
-    present = [column for column in COLUMNS if column.clip in clips]
+def _present(clips: Collection[str]) -> list[Column]:
+    """The columns of the clips that there are; last those of one of several references."""
+    references = [Column(escape(name), name) for name in clips if name.startswith(REFERENCE_PREFIX)]
+    conditions = [Column(escape(name), name, name, shown=False) for name in clips if is_of_one_reference(name)]
+    present = [column for column in (*COLUMNS, *references, *conditions) if column.clip in clips]
     if ADAPTER_REFERENCE in clips:
         return present
     return [replace(c, title=c.title.removesuffix(", no reference"), shown=c.clip in SHOWN_PLAIN) for c in present]

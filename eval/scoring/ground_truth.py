@@ -37,6 +37,11 @@ class GroundTruths:
         )
         self.of: Callable[[int], GroundTruth] = lru_cache(count)(self._ground_truth)
 
+    def reference(self, number: int, which: int) -> Clip:
+        """One of the references of a window, resized to the size and frame count of the target."""
+        pair = self.held_out.pair(self.held_out.windows_and_donors[number])
+        return fit_to_shape(pair.references[which], pair.target.shape)
+
     def _ground_truth(self, number: int) -> GroundTruth:
         window = self.held_out.windows_and_donors[number]
         pair = self.held_out.pair(window)

@@ -18,21 +18,24 @@ from eval.clips.conditions import (
     FLOOR,
     INPUT,
     SWAPPED,
+    is_of_one_reference,
 )
 from eval.scoring.results import Results, Row
 from eval.statistics.estimates import Values
 
-ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED, EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)
+FIRST_ROWS = (ADAPTER_REFERENCE, BASE_REFERENCE, BASE, ADAPTER_ONLY, SWAPPED)
+LAST_ROWS = (EMPTY_PROMPT, INPUT, CLASSIC, CEILING, FLOOR)
 DIGITS = 6
 
 
 def tables(results: Results) -> dict[str, Any]:
     """`windows` (the rows of `cells`) and `per_window` (everything else that is measured per window)."""
     rows = {name: _lists(row) for name, row in results.rows.items()}
+    shown = (*FIRST_ROWS, *(name for name in rows if is_of_one_reference(name)), *LAST_ROWS)
     return {
-        "windows": {name: rows[name] for name in ROWS if name in rows},
+        "windows": {name: rows[name] for name in shown if name in rows},
         "per_window": {
-            "conditions": {name: row for name, row in rows.items() if name not in ROWS},
+            "conditions": {name: row for name, row in rows.items() if name not in shown},
             "donor": _lists(results.donor),
             "changes": _lists(results.changes),
             "latent_frames": _lists(results.by_latent_frame),

@@ -67,7 +67,8 @@ class ProbePlan:
 
 def split_applicable(candidates: Sequence[Probe], task: Task) -> tuple[list[Probe], list[dict[str, str]]]:
     """The probes that can be drawn as a reference of the task, and the reason for each probe that cannot."""
-    reasons = {probe.name: not_applicable(probe, task) for probe in candidates}
+    several = "the task has several references, and a probe draws one" if task.more_references else None
+    reasons = {probe.name: several or not_applicable(probe, task) for probe in candidates}
     probes = [probe for probe in candidates if reasons[probe.name] is None]
     if reference_kind(task) == "tracks":
         probes = [track_by_flow(probe) for probe in probes]

@@ -140,8 +140,7 @@ class Measurements:
             self._loaded = (variant.weights, self._load(variant))
         source, config = self._loaded[1], self.settings(variant)
         if variant.size not in self._resized:
-            scale = config.task.reference_temporal_scale
-            self._resized[variant.size] = ResizedHeldOut(self.held_out, variant.size, scale, source.vae)
+            self._resized[variant.size] = ResizedHeldOut(self.held_out, variant.size, config.task, source.vae)
         source.restrict(config, self._resized[variant.size], self.conditions(variant))
         return source
 

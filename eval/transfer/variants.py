@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import lcm
 from pathlib import Path
+from typing import Any
 
 from eval.clips.classic_filters import makers_within
 from eval.clips.resized import Size
@@ -132,8 +134,9 @@ def _schedule(name: str, config: TransferConfig, reference: Variant, geometry: G
 
 
 def _rules(config: TransferConfig, geometry: Geometry, stages: int) -> SizeRules:
-    task = config.task
-    return SizeRules.of(geometry, task.reference_downscale, task.reference_temporal_scale, stages)
+    parts = config.task.for_references()
+    downscale = lcm(*(part.reference_downscale for part in parts))
+    return SizeRules.of(geometry, downscale, lcm(*(part.reference_temporal_scale for part in parts)), stages)
 
 
 def _misfit(size: Size, rules: SizeRules) -> str:
@@ -170,7 +173,7 @@ def _unlike_prepared(task: Task, size: Size, stored: Size) -> str:
     Averaging removes interlaced lines, noise and thin edges and makes blur narrower, so a loss would be one of the
     degradation, not of the adapter. Fewer frames leave every picture as it is.
     """
-    chosen_from = [(c.maker, c.args) for c in configured_controls(task)] or [(task.maker, task.maker_args)]
+    chosen_from = [choice for part in task.for_references() for choice in _makers_of(part)]
     makers = list(dict.fromkeys(name for maker, args in chosen_from for name, _ in makers_within(maker, args)))
     remedy = f"prepare windows of {size[2]}x{size[1]}x{size[0]}"
     if placed := [maker for maker in makers if maker in PLACED]:
@@ -179,6 +182,11 @@ def _unlike_prepared(task: Task, size: Size, stored: Size) -> str:
     if size[1:] == stored[1:] or not changed:
         return ""
     return f"averaging down changes the references of {', '.join(changed)}: {remedy}"
+
+
+def _makers_of(task: Task) -> list[tuple[str, Mapping[str, Any]]]:
+    """The maker of a reference with its arguments; of a union all that it chooses from."""
+    return [(c.maker, c.args) for c in configured_controls(task)] or [(task.maker, task.maker_args)]
 
 
 def _effects(config: TransferConfig, reference: Variant) -> Iterator[Variant]:

@@ -28,6 +28,7 @@ class Thresholds:
     curve_monotone: float = 0.8  # R^2 of the best monotone curve through the strengths of a window
     control_gain: float = 0.3  # share of the way from the base alone to the VAE round trip
     follows: float = 0.3  # share of the way from another recording's target to the VAE round trip
+    reference_drop: float = 0.05  # several references: share of the gain over the floor lost if only one is swapped
     edge_gap: float = 0.15  # edge F1 minus the edge F1 against another recording
     picture: float = 3.0  # dB of PSNR above base + reference
     chroma_ratio: float = 0.8  # chroma error divided by the grey input's
@@ -113,8 +114,12 @@ class Eval:
         """Seconds of `budget`; None for null and auto."""
         return None if self.budget in (None, "auto") else parse_duration("eval.budget", str(self.budget))
 
-    def clips_of(self, windows: int, has_reference: bool = True) -> int:
-        """Clips that are sampled for `windows` windows: one for each condition, window and seed."""
+    def clips_of(self, windows: int, references: int = 1) -> int:
+        """Clips that are sampled for `windows` windows: one for each condition, window and seed.
+
+        references: number that each window has; each of several is swapped and left out, too.
+        """
         below_one = {0.0, *self.strengths} - {1.0}
-        others = OTHER_CONDITIONS if has_reference else PLAIN_CONDITIONS
-        return (others + len(below_one)) * windows * len(self.seeds)
+        others = OTHER_CONDITIONS if references else PLAIN_CONDITIONS
+        of_each = 2 * references if references > 1 else 0
+        return (others + of_each + len(below_one)) * windows * len(self.seeds)

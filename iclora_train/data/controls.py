@@ -1,8 +1,9 @@
 """Which control made the reference of a window. A set may hold several: canny in one window, pose in the next.
 
 The record of a pair names the maker of its reference, and for the maker `union` the one that was chosen. A pair with
-several references lists them under `references`. An adapter that follows one control says nothing about another, so
-each window is measured by the metric of its own.
+several references lists them under `references`. Of those of `task.more_references` in a structure task, the ones that
+no control made, such as a picture of the appearance, are left out. An adapter that follows one control says nothing
+about another, so each window is measured by the metric of its own.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from iclora_train.config import Task
 
 UNION = "union"
+CONTROL_PREFIX = "control."
 JOINT = " + "  # between the names of the controls of a window with several references
 
 
@@ -27,17 +29,31 @@ class Control:
     @property
     def name(self) -> str:
         """The name in scores.json: the maker without `control.`."""
-        return self.maker.removeprefix("control.")
+        return self.maker.removeprefix(CONTROL_PREFIX)
 
     def task(self, task: Task) -> Task:
         """A task as if this control made all of its references."""
-        return replace(task, maker=self.maker, maker_args=dict(self.args))
+        return replace(task, maker=self.maker, maker_args=dict(self.args), more_references=[])
 
 
 def controls_of(task: Task, record: Mapping[str, Any]) -> tuple[Control, ...]:
     """The controls of a pair, in the order of its references; each once. A pair that names none has the task's."""
     parts = record.get("references") or [record]
+    if task.family == "structure" and task.more_references:
+        parts = [part for part in parts if is_control(part.get("maker", task.maker))] or parts[:1]
     return tuple({control.name: control for control in (_control(task, part) for part in parts)}.values())
+
+
+def is_control(maker: str) -> bool:
+    """Whether the references of a maker are controls: drawings of the structure, no pictures."""
+    return maker == UNION or maker.startswith(CONTROL_PREFIX)
+
+
+def leading_reference(task: Task) -> int:
+    """The number of the reference by whose control a structure task is measured: the first that is a control."""
+    if task.family != "structure":
+        return 0
+    return next((number for number, part in enumerate(task.for_references()) if is_control(part.maker)), 0)
 
 
 def _control(task: Task, part: Mapping[str, Any]) -> Control:

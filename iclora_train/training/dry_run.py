@@ -120,7 +120,7 @@ def evaluation_cost(
     windows: in the split that is evaluated. clip: seconds of sampling a clip. training: seconds of the training.
     embedded: the base is nano.
     """
-    clips = config.eval.clips_of(min(config.eval.windows, windows), config.task.has_reference)
+    clips = config.eval.clips_of(min(config.eval.windows, windows), len(config.task.reference_names))
     if not config.eval.after_training or not clips or clip is None:
         return None
     processes = evaluation_processes(config)

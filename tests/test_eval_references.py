@@ -1,0 +1,290 @@
+"""Several references per clip: each is placed in its own way, swapped and left out alone, and judged by a claim."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from eval.clips.conditions import Condition, Item, all_conditions, at_strength, of_each_reference
+from eval.clips.resized import ResizedHeldOut
+from eval.clips.sampled import SampledClips
+from eval.clips.windows import HeldOut
+from eval.judging.evidence import Evidence
+from eval.judging.verdicts import Verdict, judge
+from eval.metrics import Suite
+from eval.run import evaluate, open_source
+from eval.scores import judged
+from eval.suites import metric_of_each_reference
+from iclora_train.config import Task, Thresholds
+from iclora_train.config.evaluation import Eval
+from iclora_train.config.references import MoreReference
+from iclora_train.core.types import Pair
+from iclora_train.data.controls import controls_of, mixed_controls
+from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.signals.edges import CannyEdges
+from tests.eval_world import World, build, compose_config, refused, scores, write_adapter
+from tests.test_eval import SCHEMA, violations
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+STILL = MoreReference("still", "edit.frame", {"frame": -1}, downscale=2, frame=-1)
+OVERRIDE = "task.more_references=[{name: still, maker: edit.frame, maker_args: {frame: -1}, downscale: 2, frame: -1}]"
+SETTINGS = ("task.reference_downscale=1", OVERRIDE, "eval.seeds=[0]", "eval.strengths=[1,0]")
+LAYOUT = json.dumps([STILL.layout()])
+NAMES = ["first", "still"]
+
+
+def with_still(pair: Pair, window: int) -> Pair:
+    """Edges of the target, and its last frame at half the size."""
+    _, height, width, _ = pair.target.shape
+    edges = CannyEdges().draw(pair.target, (height, width))
+    small = cv2.resize(pair.target[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA)
+    made = [
+        {"name": "first", "maker": "control.canny", "args": {}, "drawn": {}},
+        {"name": "still", "maker": "edit.frame", "args": {"frame": -1}, "drawn": {}},
+    ]
+    return replace(pair, references=(edges, small[None]), record={**pair.record, **made[0], "references": made})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A world of two references that is not evaluated yet."""
+    world = build(tmp_path_factory.mktemp("several"), task="canny", settings=SETTINGS, controlled=with_still)
+    write_adapter(world.adapter, BaseModel.open(str(world.root / "base")), more_references=LAYOUT)
+    return world
+
+
+@pytest.fixture(scope="module")
+def evaluated(world: World) -> World:
+    evaluate(world.config())
+    return world
+
+
+@pytest.fixture
+def source(world: World) -> SampledClips:
+    source = open_source(world.config())
+    assert isinstance(source, SampledClips)
+    return source
+
+
+def by_name(source: SampledClips, name: str) -> Condition:
+    return next(condition for condition in source.conditions if condition.name == name)
+
+
+# ---- sampling
+
+
+def test_each_reference_is_swapped_and_left_out() -> None:
+    names = [condition.name for condition in all_conditions([1, 0], references=NAMES)]
+    of_each = ["swapped first", "swapped still", "without first", "without still"]
+    assert names[names.index("swapped") + 1 :][:4] == of_each
+    assert all_conditions([1, 0], references=["first"]) == all_conditions([1, 0])
+    assert len(names) == Eval(strengths=[1, 0], seeds=[0]).clips_of(1, references=2)
+    assert of_each_reference([]) == of_each_reference(["first"]) == []
+
+
+def test_references_have_their_own_place_and_their_own_grid(source: SampledClips) -> None:
+    batch = [Item(window, 0) for window in source.held_out.windows]
+    edges, still = source._references(at_strength(0.5), batch, source.held_out)
+    assert (edges.downscale, edges.frame, edges.latent.shape[-3:]) == (1, 0, (2, 4, 4))
+    assert (still.downscale, still.frame, still.latent.shape[-3:]) == (2, -1, (1, 2, 2))
+    assert edges.attention_strength == still.attention_strength == 0.5
+    halves = [r.attention_mask for r in source._references(by_name(source, "half mask"), batch, source.held_out)]
+    assert [mask.shape[-1] for mask in halves if mask is not None] == [8, 4]
+    edges, still = source._references(by_name(source, "fade mask"), batch, source.held_out)
+    assert edges.attention_mask is not None
+    assert still.attention_mask is not None
+    assert edges.attention_mask[0].flatten().tolist() == [0, 1]
+    assert still.attention_mask[0].flatten().tolist() == [1]  # at the last frame of the target, where the fade ends
+
+
+def test_a_condition_changes_only_its_own_reference(source: SampledClips) -> None:
+    batch = [Item(window, 0) for window in source.held_out.windows]
+    partners = [Item(source.held_out.windows_and_donors[item.window.partner], 0) for item in batch]
+    own, other = (
+        [reference.latent for reference in source._references(at_strength(1), items, source.held_out)]
+        for items in (batch, partners)
+    )
+    assert not torch.equal(own[1], other[1])
+    expected = {
+        "adapter+reference": own,
+        "swapped": other,
+        "swapped first": [other[0], own[1]],
+        "swapped still": [own[0], other[1]],
+        "without first": [own[1]],
+        "without still": [own[0]],
+        "adapter": [],
+    }
+    for name, latents in expected.items():
+        made = source._references(by_name(source, name), batch, source.held_out)
+        assert len(made) == len(latents), name
+        assert all(torch.equal(a.latent, b) for a, b in zip(made, latents, strict=True)), name
+    assert [r.frame for r in source._references(by_name(source, "without first"), batch, source.held_out)] == [-1]
+
+
+def test_clips_are_cached_by_what_differs_and_ordinary_tasks_keep_their_cache(
+    source: SampledClips, tmp_path: Path
+) -> None:
+    batch = [Item(source.held_out.windows[0], 0)]
+    specs = [json.dumps(source.specification(c, batch), sort_keys=True) for c in source.conditions]
+    assert len(set(specs)) == len(specs)
+    moved = [replace(STILL, frame=0)]
+    source.config = replace(source.config, task=replace(source.config.task, more_references=moved))
+    assert json.dumps(source.specification(source.conditions[0], batch), sort_keys=True) not in specs
+    ordinary = open_source(build(tmp_path).config())
+    assert isinstance(ordinary, SampledClips)
+    for condition in ordinary.conditions:
+        spec = ordinary.specification(condition, [Item(ordinary.held_out.windows[0], 0)])
+        assert spec.keys() - {"mask", "text"} == {
+            *("protocol", "base", "precision", "device", "latents", "adapter", "reference", "strength"),
+            *("half_mask", "factors", "sigmas", "guidance", "items"),
+        }
+
+
+# ---- a whole evaluation
+
+
+def test_every_reference_has_rows_differences_and_a_claim(evaluated: World) -> None:
+    result = scores(evaluated)
+    assert violations(result, SCHEMA) == []
+    made = {"first": ("control.canny", "edge_f1"), "still": ("edit.frame", "psnr")}
+    assert {n: (of["maker"], of["metric"]) for n, of in result["references"].items()} == made
+    assert (result["primary"], result["adherence"], "controls" in result) == ("edge_f1", "edge_f1", False)
+    own = np.array(result["windows"]["adapter+reference"]["edge_f1"])
+    for name in ("swapped first", "swapped still", "without first", "without still"):
+        row = result["windows"][name]["edge_f1"]
+        difference = result["paired"][name]["edge_f1"]["mean"]
+        assert difference == pytest.approx(np.mean(own - row), abs=1e-5)
+        assert result["cells"][name]["psnr"]["n"] == 4
+    psnr = {name: row["psnr"]["mean"] for name, row in result["cells"].items()}
+    of_references = ("adapter+reference", "swapped", "swapped first", "swapped still", "without first", "without still")
+    assert len({round(psnr[name], 6) for name in of_references}) == 6
+    claims = {v["name"]: v for v in result["verdicts"] if v["name"].startswith("follows ")}
+    assert claims.keys() == {"follows first", "follows still"}
+    assert {v["kind"] for v in claims.values()} == {"diagnostic"}
+    assert {v["outcome"] for v in claims.values()} == {"inconclusive"}  # of two recordings
+    again = judged(result, result["mask"]["band_pixels"], result["mask"]["band_frames"])
+    assert json.loads(json.dumps(again)) == {key: result[key] for key in again}
+
+
+def test_the_report_shows_all_references_and_the_probes_say_why_they_are_not_run(evaluated: World) -> None:
+    result, page = scores(evaluated), (evaluated.results / "report.html").read_text()
+    for text in ("reference still", "swapped still", "without first", "follows still"):
+        assert text in page, text
+    assert 'data-column="reference still"' in page
+    assert result["simple"]["of"] == 0
+    assert {entry["reason"] for entry in result["simple"]["not_run"]} == {
+        "the task has several references, and a probe draws one"
+    }
+
+
+def test_other_references_than_the_tasks_are_refused(world: World, tmp_path: Path) -> None:
+    base, task = BaseModel.open(str(world.root / "base")), "evaluate it with the task that it was trained for"
+    write_adapter(tmp_path / "one.safetensors", base)
+    one = [*world.overrides, f"adapter={tmp_path / 'one.safetensors'}"]
+    refused(compose_config(one), rf"no other one; task canny has still \(factor 2, at frame -1\).*{task}")
+    single = build(tmp_path / "single", task="canny", settings=("task.reference_downscale=1",))
+    single_base = BaseModel.open(str(tmp_path / "single" / "base"))
+    write_adapter(single.adapter, single_base, more_references=LAYOUT)
+    refused(single.config(), rf"still \(factor 2, at frame -1\); task canny has no other one.*{task}")
+
+
+def test_pairs_with_another_number_of_references_are_refused(tmp_path: Path) -> None:
+    world = build(tmp_path, task="canny", settings=SETTINGS)  # pairs of one reference
+    refused(world.config(), r"its pairs have 1 references, and task.more_references makes it 2 \(first, still\)")
+
+
+# ---- claims
+
+
+def verdicts(swapped: dict[str, float], spread: float = 0.2, recordings: int = 6) -> dict[str, Verdict]:
+    """The verdicts of an adapter of 25 dB, whose floor is 10 dB. swapped: PSNR when one reference is swapped."""
+    rng = np.random.default_rng(0)
+    levels = {"adapter+reference": 25.0, "floor": 10.0, "ceiling": 35.0, "input": 20.0, "base+reference": 15.0}
+    levels |= {f"swapped {name}": level for name, level in swapped.items()}
+    rows = {
+        name: {"psnr": level + rng.normal(0, spread if name.startswith("swapped") else 0.01, 12)}
+        for name, level in levels.items()
+    }
+    sources = [f"tape {i % recordings}" for i in range(12)]
+    evidence = Evidence(rows, [], {}, sources, "psnr", references=dict.fromkeys(swapped, "psnr"))
+    return {verdict["name"]: verdict for verdict in judge("restoration", evidence, Thresholds())}
+
+
+def test_a_reference_is_followed_if_swapping_it_loses_a_share_of_the_gain() -> None:
+    found = verdicts({"first": 12.0, "still": 23.5, "ignored": 25.0})
+    assert {name: found[f"follows {name}"]["outcome"] for name in ("first", "still", "ignored")} == {
+        "first": "holds",
+        "still": "holds",
+        "ignored": "fails",
+    }
+    assert found["follows still"]["value"]["mean"] == pytest.approx(1.5 / 15, abs=0.02)
+    assert found["follows first"]["threshold"] == "≥ 0.05"
+
+
+def test_an_interval_that_contains_the_threshold_decides_nothing() -> None:
+    assert verdicts({"still": 24.2}, spread=2.0)["follows still"]["outcome"] == "inconclusive"
+    assert verdicts({"still": 12.0}, recordings=2)["follows still"]["outcome"] == "inconclusive"
+
+
+# ---- metrics and controls
+
+
+def task_of(maker: str, *more: str, family: str = "structure", **settings: Any) -> Task:
+    references = [MoreReference(f"r{number}", name) for number, name in enumerate(more)]
+    return Task("t", family, maker=maker, more_references=references, **settings)
+
+
+def record_of(task: Task) -> dict[str, Any]:
+    """The record of a pair of a task."""
+    return {"references": [{"maker": part.maker, "args": {}, "drawn": {}} for part in task.for_references()]}
+
+
+@pytest.mark.parametrize(
+    ("task", "mixed", "primary", "of_each"),
+    [
+        (task_of("control.canny", "edit.frame"), [], "edge_f1", ["edge_f1", "psnr"]),
+        (task_of("control.flow", "edit.frame"), [], "tof", ["tof", "psnr"]),
+        (task_of("edit.frame", "control.flow"), [], "tof", ["psnr", "tof"]),
+        (
+            task_of("control.flow", "control.tracks", "edit.frame"),
+            ["flow", "tracks"],
+            "agreement",
+            ["tof", "track_error", "psnr"],
+        ),
+        (task_of("degrade.defocus", "edit.frame", family="restoration"), [], "psnr", ["psnr", "psnr"]),
+        (task_of("degrade.grey", "edit.frame", family="colorize"), [], "chroma_error", ["psnr_y", "chroma_error"]),
+    ],
+)
+def test_the_metric_of_a_task_is_that_of_its_first_control(
+    task: Task, mixed: list[str], primary: str, of_each: list[str]
+) -> None:
+    controls = mixed_controls(task, [controls_of(task, record_of(task))] * 3)
+    suite = Suite.of(task, controls=controls)
+    assert (list(controls), suite.primary) == (mixed, primary)
+    assert list(metric_of_each_reference(task, suite).values()) == of_each
+
+
+def test_a_union_beside_a_picture_keeps_its_controls() -> None:
+    union = task_of("union", "edit.frame", maker_args={"controls": {"control.canny": {}, "control.tracks": {}}})
+    record = record_of(union)
+    record["references"][0] |= {"args": union.maker_args, "drawn": {"control": "control.tracks"}}
+    controls = mixed_controls(union, [controls_of(union, record)])
+    assert list(controls) == ["canny", "tracks"]
+    assert [control.name for control in controls_of(union, record)] == ["tracks"]
+    suite = Suite.of(union, controls=controls)
+    assert metric_of_each_reference(union, suite) == {"first": "agreement", "r0": "psnr"}
+
+
+def test_windows_of_another_size_keep_the_factors_of_each_reference(world: World) -> None:
+    config, base = world.config(), BaseModel.open(str(world.root / "base"))
+    resized = ResizedHeldOut(HeldOut.open(config, base), (5, 16, 16), config.task, base.vae())
+    edges, still = resized.pair(resized.windows[0]).references
+    assert (edges.shape, still.shape) == ((5, 16, 16, 3), (1, 8, 8, 3))
