@@ -153,6 +153,17 @@ def test_every_reference_counts_and_in_its_place(assets: Path, tmp_path: Path) -
     assert np.array_equal(*hidden)  # and the strength belongs to the third
 
 
+def test_references_of_one_layout_are_interchangeable(assets: Path, tmp_path: Path) -> None:
+    """Nothing in the tokens marks the number of a reference: only size, rate and frame tell references apart."""
+    same = json.dumps([{"name": "second"}])
+    adapter = str(write_adapter(tmp_path / "same.safetensors", assets / "base", more_references=same))
+    names = ["clip.mp4", "picture.png"]
+    one, swapped = (generated(assets, tmp_path, order, adapter=adapter) for order in (names, names[::-1]))
+    assert np.abs(one.astype(int) - swapped).max() <= 1
+    alone = generated(assets, tmp_path, names[:1], adapter=adapter)
+    assert np.abs(one.astype(int) - alone).max() > 1
+
+
 def test_tiles_and_windows_cut_each_reference_on_its_own_grid(assets: Path, tmp_path: Path) -> None:
     video = generated(assets, tmp_path, NAMES, width=144, height=96, tile_width=96, frames=17, window_frames=9)
     assert video.shape == (17, 96, 144, 3)

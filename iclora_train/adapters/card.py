@@ -23,6 +23,7 @@ from iclora_train.adapters.comfyui_settings import WorkflowSettings
 from iclora_train.adapters.comfyui_workflow import build_workflow
 from iclora_train.adapters.conditions import conditions_of, in_words
 from iclora_train.adapters.file import Adapter, read
+from iclora_train.adapters.loaders import comfyui_limit
 from iclora_train.adapters.metadata import (
     FAMILY,
     KIND,
@@ -70,7 +71,7 @@ def write_card(path: Path, scores: Path | None = None) -> list[Path]:
     workflow_files = [] if workflow is None else write_workflow(path, workflow)
     card = path.with_suffix(".md")
     with write_atomic(card) as file:
-        notes = [] if workflow is None else workflow.notes()
+        notes = [] if workflow is None else workflow.given_notes()
         file.write(card_text(path.name, adapter, results, no_workflow, notes).encode())
     return [card, *workflow_files]
 
@@ -94,7 +95,7 @@ def card_text(
 ) -> str:
     """The card in the format of Hugging Face: YAML, then Markdown. no_workflow: why ComfyUI cannot run the adapter.
 
-    notes: what the ComfyUI workflow says beside its nodes.
+    notes: what the ComfyUI workflow says beside its nodes on given parts of the clip.
     """
     metadata = adapter.metadata
     training = [(row, _text(metadata[key])) for key, row in _TRAINING_ROWS.items() if key in metadata]
@@ -162,27 +163,38 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 def _use(adapter: Adapter) -> list[str]:
     """The section with the settings for using the adapter: trigger, reference, size, frame rate."""
-    metadata, factor = adapter.metadata, adapter.downscale
+    metadata = adapter.metadata
     trigger = metadata.get("trigger")
-    same_size = "same size as the output clip"
-    smaller = f"{factor} times smaller than the output clip in width and height (factor {factor})"
     rows = [
         ("trigger", f"start the prompt with {_code(trigger)}" if trigger else "none"),
         *([("form of the prompts", _code(metadata[TEMPLATE_KEY]))] if TEMPLATE_KEY in metadata else []),
-        ("reference", "none" if not adapter.in_context else same_size if factor == 1 else smaller),
+        *_references(adapter),
     ]
     rows += [("given part of the clip", in_words(condition)) for condition in conditions_of(metadata)]
-    if adapter.reference_frame is not None:
-        number = "one, at" if adapter.reference_frame else "one or several, from"
-        rows.append(("frames of the reference", f"{number} frame {adapter.reference_frame} of the output clip"))
-    if adapter.temporal_scale != 1:
-        rows.append(("reference frame rate", f"{adapter.temporal_scale} times lower than the output clip's"))
     if "size" in metadata:
         rows.append(("size in training", f"{_text(metadata['size'])} (width x height x frames)"))
     if "fps" in metadata:
         rows.append(("frames per second", _text(metadata["fps"])))
     rows.append(("adapted linears", f"{len(adapter.weights)}, {len(adapter.audio)} of them outside the video stream"))
     return ["## Use", _table(rows)]
+
+
+def _references(adapter: Adapter) -> list[tuple[str, str]]:
+    """The rows on the references, each with its size, frames and rate; several have their number and name."""
+    layouts, rows = adapter.references, []
+    for number, layout in enumerate(layouts, 1):
+        name = "reference" if len(layouts) == 1 else f"reference {number}, {layout.name}"
+        size, factor = "same size as the output clip", layout.downscale
+        if factor != 1:
+            size = f"{factor} times smaller than the output clip in width and height (factor {factor})"
+        share = "" if layout.p == 1 else f"; in {layout.p:.0%} of the training clips"
+        rows.append((name, size + share))
+        if layout.frame is not None:
+            count = "one, at" if layout.frame else "one or several, from"
+            rows.append((f"frames of the {name}", f"{count} frame {layout.frame} of the output clip"))
+        if layout.temporal_scale != 1:
+            rows.append((f"{name} frame rate", f"{layout.temporal_scale} times lower than the output clip's"))
+    return rows or [("reference", "none")]
 
 
 def _results(scores: Mapping[str, Any]) -> list[str]:
@@ -223,19 +235,20 @@ def _loading(name: str, adapter: Adapter, no_workflow: str | None) -> list[str]:
     if not adapter.in_context:
         return _loading_plain(Path(name).stem, no_workflow)
     stem, prompt = Path(name).stem, shown(example_prompt(metadata, "..."), LONGEST)
+    limit, names = comfyui_limit(adapter), [layout.name for layout in adapter.references]
+    nodes = "without custom nodes" if limit is None else f"with custom nodes ({limit})"
     comfyui = (
-        f"**ComfyUI** {OLDEST_COMFYUI} or later, without custom nodes: put the file into `models/loras` and open "
-        f"`{stem}.workflow.json` (for the server: `{stem}.api.json`). Select your base model and reference clip in the "
-        "workflow."
+        f"**ComfyUI** {OLDEST_COMFYUI} or later, {nodes}: put the file into `models/loras` and open "
+        f"`{stem}.workflow.json` (for the server: `{stem}.api.json`). Select your base model and "
+        f"reference {'clip' if len(names) == 1 else 'files'} in the workflow."
         if no_workflow is None
         else f"**ComfyUI**: no workflow was written for this file: {no_workflow}."
     )
+    order = f"The adapter takes {len(names)} references, in the order of the table above: {', '.join(names)}."
     return [
+        *([order] if len(names) > 1 else []),
         comfyui,
-        "**ltx-pipelines** (add the path options of your base model, see its README). Its second stage does not use "
-        "the adapter. `--skip-stage-2` omits that stage; the clip then has half the requested size, so request twice "
-        "the size:",
-        ltx_pipelines(name, prompt, adapter),
+        *ltx_pipelines(name, prompt, adapter),
         *reference_size(adapter),
         *diffusers_section(name, prompt, adapter, version),
     ]

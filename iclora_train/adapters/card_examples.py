@@ -10,12 +10,21 @@ from collections.abc import Mapping, Sequence
 from iclora_train.adapters.comfyui_given import NOTHING, GivenParts
 from iclora_train.adapters.conditions import conditions_of
 from iclora_train.adapters.file import Adapter
-from iclora_train.adapters.metadata import TEMPORAL, clip_size, shown
+from iclora_train.adapters.loaders import (
+    EXAMPLE_SIZE,
+    diffusers_limit,
+    frame_number,
+    latent_index,
+    ltx_pipelines_limit,
+    split,
+)
+from iclora_train.adapters.metadata import clip_size, shown
+from iclora_train.adapters.references import ReferenceLayout
+from iclora_train.config.references import FIRST
 from iclora_train.ltx2.weights.versions import Version
 
 LONGEST = 500  # characters of a value on the card
 _CONDITION_MODULE = "diffusers.pipelines.ltx2.pipeline_ltx2_condition"
-_SIZE = (960, 544, 121)  # width, height, frames in the examples of a card without a size
 
 
 def string_literal(value: str) -> str:
@@ -25,7 +34,7 @@ def string_literal(value: str) -> str:
 
 def reference_size(adapter: Adapter) -> list[str]:
     """How ltx-pipelines and diffusers treat a reference of the clip's size, for an adapter with a factor."""
-    if adapter.downscale == 1:
+    if adapter.downscale == 1 or (ltx_pipelines_limit(adapter) and diffusers_limit(adapter)):
         return []
     return [
         f"Give ltx-pipelines and diffusers a reference that is {adapter.downscale} times smaller than the clip in "
@@ -36,8 +45,9 @@ def reference_size(adapter: Adapter) -> list[str]:
 
 def diffusers_section(name: str, prompt: str, adapter: Adapter, version: Version) -> list[str]:
     """Code for diffusers, and where diffusers 0.42 differs from the other programs."""
-    if adapter.temporal_scale != 1:
-        return [f"**diffusers** cannot run this adapter: it does not support {TEMPORAL}."]
+    limit = diffusers_limit(adapter)
+    if limit is not None:
+        return [f"**diffusers** cannot run this adapter: {limit}."]
     notes = [
         "diffusers does not read the reference factor from the file. Leave the strength of a reference and "
         "`conditioning_attention_strength` at 1. An attention strength below 1 acts as 0, and a reference strength "
@@ -51,15 +61,31 @@ def diffusers_section(name: str, prompt: str, adapter: Adapter, version: Version
     return ["**diffusers**:", _diffusers(name, prompt, adapter, version), " ".join(notes)]
 
 
-def ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> str:
+def ltx_pipelines(name: str, prompt: str, adapter: Adapter) -> list[str]:
     """The command of ltx-pipelines, which samples at half of the requested size."""
-    width, height, frames = clip_size(adapter.metadata) or _SIZE
+    limit = ltx_pipelines_limit(adapter)
+    if limit is not None:
+        return [f"**ltx-pipelines** cannot run this adapter: {limit}."]
+    width, height, frames = clip_size(adapter.metadata) or EXAMPLE_SIZE
     size = f"--width {2 * width} --height {2 * height} --num-frames {frames}"
-    command = f"python -m ltx_pipelines.ic_lora --lora {shlex.quote(name)} 1.0 --video-conditioning reference.mp4 1.0"
-    return f"""```bash
+    along, pictures = split(adapter.references)
+    references = [f"--video-conditioning {_file(layout, 'mp4')} 1.0" for layout in along]
+    references += [f"--image {_file(layout, 'png')} {frame_number(adapter, layout)} 1.0 0" for layout in pictures]
+    command = f"python -m ltx_pipelines.ic_lora --lora {shlex.quote(name)} 1.0 {' '.join(references)}"
+    return [
+        "**ltx-pipelines** (add the path options of your base model, see its README). Its second stage does not use "
+        "the adapter. `--skip-stage-2` omits that stage; the clip then has half the requested size, so request twice "
+        "the size:",
+        f"""```bash
 {command} \\
     {size} --skip-stage-2 --prompt {shlex.quote(prompt)} --output-path out.mp4
-```"""
+```""",
+    ]
+
+
+def _file(layout: ReferenceLayout, extension: str) -> str:
+    """The file of a reference in an example."""
+    return f"{'reference' if layout.name == FIRST else layout.name}.{extension}"
 
 
 def given_parts(metadata: Mapping[str, str], notes: Sequence[str]) -> list[str]:
@@ -95,24 +121,46 @@ def given_parts(metadata: Mapping[str, str], notes: Sequence[str]) -> list[str]:
 
 
 def _diffusers(name: str, prompt: str, adapter: Adapter, version: Version) -> str:
-    width, height, frames = clip_size(adapter.metadata) or _SIZE
+    width, height, frames = clip_size(adapter.metadata) or EXAMPLE_SIZE
     fps = adapter.metadata.get("fps", "")
     frame_rate = f"\n    frame_rate={fps}," if re.fullmatch(r"\d{1,3}(\.\d{1,6})?", fps) else ""
+    imports, references = _diffusers_references(adapter)
     return f"""```python
 import torch
 from diffusers import {version.diffusers_pipeline}
-from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition
-from diffusers.utils import load_video
+{imports}
 
 pipe = {version.diffusers_pipeline}.from_pretrained("{version.diffusers_repository}", torch_dtype=torch.bfloat16)
 pipe.load_lora_weights(".", weight_name={json.dumps(name, ensure_ascii=False)})
 video, audio = pipe(
     prompt={string_literal(prompt)},
-    reference_conditions=[LTX2ReferenceCondition(frames=load_video("reference.mp4"))],
-    reference_downscale_factor={adapter.downscale},
+{references}
     width={width},
     height={height},
     num_frames={frames},{frame_rate}
     return_dict=False,
 )
 ```"""
+
+
+def _diffusers_references(adapter: Adapter) -> tuple[str, str]:
+    """The imports and the arguments of the references, for the code of diffusers."""
+    along, pictures = split(adapter.references)
+    imports, arguments, loaders = [], [], []
+    if pictures:
+        conditions = [
+            f'LTX2VideoCondition(frames=load_image("{_file(layout, "png")}"), '
+            f"index={latent_index(frame_number(adapter, layout))}, crf=0)"
+            for layout in pictures
+        ]
+        imports.append(f"from {_CONDITION_MODULE} import LTX2VideoCondition")
+        loaders.append("load_image")
+        arguments.append(f"    conditions=[{', '.join(conditions)}],")
+    if along:
+        conditions = [f'LTX2ReferenceCondition(frames=load_video("{_file(layout, "mp4")}"))' for layout in along]
+        imports.append("from diffusers.pipelines.ltx2.pipeline_ltx2_ic_lora import LTX2ReferenceCondition")
+        loaders.append("load_video")
+        arguments.append(f"    reference_conditions=[{', '.join(conditions)}],")
+        arguments.append(f"    reference_downscale_factor={along[0].downscale},")
+    imports.append(f"from diffusers.utils import {', '.join(loaders)}")
+    return "\n".join(imports), "\n".join(arguments)

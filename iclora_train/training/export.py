@@ -11,6 +11,7 @@ from rich.console import Console
 
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.conditions import conditions_metadata
+from iclora_train.adapters.loaders import loader_limits
 from iclora_train.adapters.metadata import FRAME, KIND, PLAIN
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.adapters.references import references_metadata
@@ -131,6 +132,10 @@ def finish(config: Config, folder: Path, adapter: Path, console: Console) -> Non
             has_interval = value["low"] is not None
             interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if has_interval else "(one recording)"
             console.print(f"{metric:>12}  {condition:18} {value['mean']:.3f}  {interval}")
+    content = lora.read(adapter)
+    if card.published_version(content.metadata) is not None:
+        for line in loader_limits(content):
+            console.print(f"note: {line}")
     for name, path in (
         ("adapter", adapter),
         ("card", card_path),
