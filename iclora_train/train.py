@@ -43,7 +43,7 @@ from iclora_train.training.checkpointing import (
 )
 from iclora_train.training.devices import process_device, require_devices
 from iclora_train.training.dry_run import dry_run
-from iclora_train.training.export import evaluate, export, finish, plan_evaluation, require_whole
+from iclora_train.training.export import evaluate, export, finish, loader_notes, plan_evaluation, require_whole
 from iclora_train.training.lightning_module import ICLoRA
 from iclora_train.training.loggers import ConsoleLogger, CsvLogger, MetricLogger, WandbLogger
 from iclora_train.training.memory_search import plan_memory
@@ -80,7 +80,7 @@ def train(config: Config) -> None:
             shards = open_shards(config, base)
             require_a_step(config, shards)
             if place.rank == 0:
-                for line in describe(shards):
+                for line in [*describe(shards), *loader_notes(config, base)]:
                     console.print(line)
                 evaluated = config.eval.after_training and plan_evaluation(config, shards, console)
                 lock.enter_context(exclusive(folder, "name this run with run=<name>"))

@@ -9,6 +9,7 @@ import re
 import shlex
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -19,6 +20,7 @@ from rich.console import Console
 from iclora_train.adapters.card import write_card
 from iclora_train.adapters.file import Adapter, save
 from iclora_train.adapters.loaders import loader_limits
+from iclora_train.config.references import MoreReference
 from iclora_train.training import export
 from tests.tiny import composed
 
@@ -143,6 +145,16 @@ def test_the_card_says_where_comfyui_needs_custom_nodes_or_has_no_workflow(tmp_p
     assert "or later, with custom nodes (its own guide node takes the factor 1 or that of the file, 2, unlike" in card
     card = card_of(tmp_path, {**DEPTH, "temporal_scale": 2})
     assert "no workflow was written for this file: ComfyUI's nodes do not support references with fewer frames" in card
+
+
+def test_the_start_of_training_prints_the_same_lines() -> None:
+    config = composed("conf=canny_still", "task.reference_downscale=2")
+    config.task.more_references.append(MoreReference("depth", "control.depth"))
+    base = SimpleNamespace(family="ltx", version="2.3")
+    lines = export.loader_notes(config, base)  # type: ignore[arg-type]
+    assert [line.split(" cannot use")[0] for line in lines] == ["note: ltx-pipelines", "note: diffusers"]
+    base.family = "nano"
+    assert export.loader_notes(config, base) == []  # type: ignore[arg-type]
 
 
 def test_the_end_of_training_prints_which_programs_cannot_use_the_references(tmp_path: Path) -> None:

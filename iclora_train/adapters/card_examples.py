@@ -33,13 +33,17 @@ def string_literal(value: str) -> str:
 
 
 def reference_size(adapter: Adapter) -> list[str]:
-    """How ltx-pipelines and diffusers treat a reference of the clip's size, for an adapter with a factor."""
-    if adapter.downscale == 1 or (ltx_pipelines_limit(adapter) and diffusers_limit(adapter)):
+    """How ltx-pipelines and diffusers treat references of the clip's size, for an adapter with a factor."""
+    limits = (ltx_pipelines_limit(adapter), diffusers_limit(adapter))
+    programs = [name for name, limit in zip(("ltx-pipelines", "diffusers"), limits, strict=True) if limit is None]
+    small = [layout.name for layout in adapter.references if layout.downscale != 1]
+    if not small or not programs:
         return []
+    reference = "a reference" if len(adapter.references) == 1 else f"references ({', '.join(small)})"
     return [
-        f"Give ltx-pipelines and diffusers a reference that is {adapter.downscale} times smaller than the clip in "
-        "width and height, each pixel the mean of a block. ltx-pipelines would reduce a larger reference by "
-        "bilinear interpolation without a filter, diffusers by Lanczos."
+        f"Give {' and '.join(programs)} {reference} {'that is' if len(small) == 1 else 'that are'} {adapter.downscale} "
+        "times smaller than the clip in width and height, each pixel the mean of a block. ltx-pipelines would reduce a "
+        "larger reference by bilinear interpolation without a filter, diffusers by Lanczos."
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,10 @@ from rich.console import Console
 from iclora_train.adapters import card, lora
 from iclora_train.adapters.conditions import conditions_metadata
 from iclora_train.adapters.loaders import loader_limits
-from iclora_train.adapters.metadata import FRAME, KIND, PLAIN
+from iclora_train.adapters.metadata import DOWNSCALE, FAMILY, FRAME, KIND, PLAIN, TEMPORAL, VERSION
 from iclora_train.adapters.precision import save_rounded
 from iclora_train.adapters.references import references_metadata
-from iclora_train.config import Config, ConfigError, require
+from iclora_train.config import Config, ConfigError, Task, require
 from iclora_train.config.extra_metrics import require_at_hand
 from iclora_train.config.hydra_app import run_module
 from iclora_train.core.atomic_files import sha256
@@ -43,7 +43,7 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
     shards = open_data(config, "latents")
     sizes = clips_per_batch(shards, "train", config.data.batch_size, config.data.tokens_per_batch).values()
     metadata: dict[str, Any] = {
-        "reference_downscale_factor": config.task.reference_downscale,
+        **_reference_metadata(config.task),
         "base_model": base.name,
         "base_model_family": base.family,
         "base_model_version": base.version,
@@ -59,7 +59,6 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         "size": f"{config.data.width}x{config.data.height}x{config.data.frames}",
         "fps": config.data.fps or "of the clips",
         **conditions_metadata(config.task.conditions),
-        **references_metadata(config.task.more_references),
         **source_metadata(shards),
     }
     batches = batches_per_step(config)
@@ -67,18 +66,40 @@ def export(path: Path, module: ICLoRA, base: BaseModel) -> None:
         metadata["batches_per_step"] = batches
     if config.data.prompt is not None:
         metadata[TEMPLATE_KEY] = config.data.prompt
-    if not config.task.has_reference:
-        metadata[KIND] = PLAIN
-    if config.task.reference_frame is not None:
-        metadata[FRAME] = config.task.reference_frame
-    if config.task.reference_temporal_scale != 1:
-        metadata["reference_temporal_scale_factor"] = config.task.reference_temporal_scale
     with module.averaged():
         weights = lora.adapter_weights(module.transformer)
-    adapter = lora.Adapter(weights, {key: str(value) for key, value in metadata.items()})
+    adapter = lora.Adapter(weights, _as_text(metadata))
     save_rounded(path, adapter, config.export_dtype)
     write_trained_on(path, Path(config.data.root), shards)
     card.write_card(path)
+
+
+def _reference_metadata(task: Task) -> dict[str, Any]:
+    """How the references of a task are used, or that it has none."""
+    metadata: dict[str, Any] = {DOWNSCALE: task.reference_downscale, **references_metadata(task.more_references)}
+    if not task.has_reference:
+        metadata[KIND] = PLAIN
+    if task.reference_frame is not None:
+        metadata[FRAME] = task.reference_frame
+    if task.reference_temporal_scale != 1:
+        metadata[TEMPORAL] = task.reference_temporal_scale
+    return metadata
+
+
+def _as_text(metadata: Mapping[str, Any]) -> dict[str, str]:
+    return {key: str(value) for key, value in metadata.items()}
+
+
+def loader_notes(config: Config, base: BaseModel) -> list[str]:
+    """A line for each published program that cannot place the references of the task; none for a base of our own."""
+    size = f"{config.data.width}x{config.data.height}x{config.data.frames}"
+    metadata = {**_reference_metadata(config.task), FAMILY: base.family, VERSION: base.version, "size": size}
+    return _loader_notes(lora.Adapter({}, _as_text(metadata)))
+
+
+def _loader_notes(adapter: lora.Adapter) -> list[str]:
+    published = card.published_version(adapter.metadata) is not None
+    return [f"note: {line}" for line in loader_limits(adapter)] if published else []
 
 
 def _range(values: Iterable[int]) -> str:
@@ -132,10 +153,8 @@ def finish(config: Config, folder: Path, adapter: Path, console: Console) -> Non
             has_interval = value["low"] is not None
             interval = f"[{value['low']:.3f}, {value['high']:.3f}]" if has_interval else "(one recording)"
             console.print(f"{metric:>12}  {condition:18} {value['mean']:.3f}  {interval}")
-    content = lora.read(adapter)
-    if card.published_version(content.metadata) is not None:
-        for line in loader_limits(content):
-            console.print(f"note: {line}")
+    for line in _loader_notes(lora.read(adapter)):
+        console.print(line)
     for name, path in (
         ("adapter", adapter),
         ("card", card_path),
