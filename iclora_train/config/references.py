@@ -1,7 +1,8 @@
 """Settings of `task.more_references`: references of a clip after its first one, each made and placed in its own way.
 
-The first reference has the keys of `task` itself (maker, reference_downscale, ...). References are told apart by their
-order in the sequence, so this order is part of the task and is stored in the adapter file.
+The first reference has the keys of `task` itself (maker, reference_downscale, ...). The order says which layout each
+given reference gets, so it is part of the task and is stored in the adapter file. The model does not see the order:
+content, factors and frame tell references apart.
 """
 
 from __future__ import annotations
