@@ -52,6 +52,15 @@ TEXTS = [
     *('{"transformer.lora_alpha": NaN}', f'{{"transformer.lora_alpha": {DIGITS}}}'),
     *(json.dumps({"transformer.alpha_pattern": value}) for value in PATTERNS),
 ]
+REFERENCE = {"name": "a", "downscale": 1, "temporal_scale": 1, "frame": None, "p": 1}
+ENTRIES = [
+    *(json.dumps([{**REFERENCE, key: value}]) for key in REFERENCE for value in [*ODD, 997, -1, 1.5, "```\n# x|y"]),
+    *(f'[{{"name": "a", "{key}": {DIGITS}}}]' for key in ("downscale", "frame", "p")),
+    json.dumps([{"name": f"a{i}", "downscale": 2 + i} for i in range(99)]),
+    json.dumps([{"name": "a"}] * 100_000),
+    json.dumps([{"kind": "prefix", "frames": [1, 1 << 70]}]),
+    json.dumps([{"kind": ["mask"]}]),
+]
 KEYS = [
     *("reference_downscale_factor", "reference_temporal_scale_factor", "reference_spatial_scale_factor"),
     *(
@@ -224,6 +233,16 @@ def test_hostile_metadata_are_refused_or_ignored(tmp_path: Path, spec: BaseSpec)
     for text in TEXTS:
         for keys in (KEYS[:2], KEYS[2:5], KEYS[5:8], KEYS[8:10], KEYS[10:17], KEYS[17:], draw.sample(KEYS, 3)):
             set_metadata(path, {**valid, **dict.fromkeys(keys, text)})
+            every_use(path, spec)
+
+
+@pytest.mark.timeout(120)
+def test_hostile_lists_are_refused_or_ignored(tmp_path: Path, spec: BaseSpec) -> None:
+    path = write(tmp_path / "a.safetensors", {})
+    valid = {"reference_downscale_factor": "2", "base_model_family": "ltx", "base_model_version": "2.3"}
+    for text in ENTRIES:
+        for key in ("reference_frame", "target_conditions", "more_references"):
+            set_metadata(path, {**valid, "size": "960x576x49", key: text})
             every_use(path, spec)
 
 

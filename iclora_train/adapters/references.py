@@ -19,6 +19,7 @@ from iclora_train.core.safetensors_header import shortened
 MORE = "more_references"  # key of the metadata
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}", re.ASCII)
 _MOST, _LAST_FRAME = 999, 9999  # largest factor, largest number of a frame, as in `metadata`
+_MOST_REFERENCES = 99  # after the first
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def more_findings(metadata: Mapping[str, str]) -> Iterator[str]:
 def _entries(metadata: Mapping[str, str]) -> list[Any] | None:
     """The list under MORE, empty without the key; None for another text."""
     entries = read_json(metadata.get(MORE, "[]"))
-    return entries if isinstance(entries, list) and (entries or MORE not in metadata) else None
+    known = isinstance(entries, list) and len(entries) <= _MOST_REFERENCES and (entries or MORE not in metadata)
+    return entries if known else None
 
 
 def read_json(text: str) -> Any:
