@@ -438,13 +438,16 @@ def write_record(clip: Path, base: dict[str, str], **settings: list[object]) -> 
 def test_strengths_of_a_record_are_those_of_the_examined_files(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Of two recorded adapters and references each keeps its own strength; that of a file outside is not known."""
+    """Of two recorded adapters and references each keeps its own strength; that of a file outside is not known.
+
+    A third reference was left out.
+    """
     clip, other = write(tmp_path / "out.mp4", picture()), tmp_path / "other.safetensors"
     first, second = (write(tmp_path / f"{i}.mp4", blurred(picture())) for i in range(2))
     save_file(load_file(world.adapter), other)
     lists = {"adapter": [str(other), str(world.adapter)], "adapter_strength": [0.0, 1.0]}
-    references = {"reference": [str(first), str(second)], "attention_strength": [1.0, 0.05]}
-    write_record(clip, {"version": "2.3"}, **lists, **references, attention_mask=[None, None])
+    references = {"reference": [str(first), None, str(second)], "attention_strength": [1.0, 1.0, 0.05]}
+    write_record(clip, {"version": "2.3"}, **lists, **references, attention_mask=[None, None, None])
     fixed = (f"clip={clip}", "conf=deblur", "prompt=DEBLUR a dog")
     out = command(capsys, *fixed)[1]
     assert "the record has 2 adapters: set adapter=" in out

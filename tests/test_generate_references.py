@@ -20,7 +20,7 @@ from iclora_train.generate.input_media import fit_frame
 from iclora_train.generate.inputs import Inputs, encode_references
 from iclora_train.generate.kept import encode_frames
 from iclora_train.generate.run import generate
-from iclora_train.generate.settings import GenerateSettings
+from iclora_train.generate.settings import GenerateSettings, settings_from_record
 from iclora_train.generate.windows import Window
 from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.ltx2.vae.video_vae import VideoVAE
@@ -111,6 +111,36 @@ def test_a_reference_that_is_not_given_is_named_with_its_share_of_the_clips(asse
         "knows videos without it",
     ]
     assert missing_references(settings_for(assets, NAMES), adapter) == []
+
+
+def test_null_leaves_out_one_of_several_references(assets: Path, vae: VideoVAE, tmp_path: Path) -> None:
+    names = ["clip.mp4", None, "picture.png"]
+    paths = [None if name is None else str(assets / name) for name in names]
+    changes = {"reference": paths, "attention_strength": [1.0, 0.2, 0.5], "reference_frame": [None, None, 7]}
+    references = encoded(assets, vae, [], **changes)
+    assert [(r.downscale, r.frame, r.attention_strength) for r in references] == [(2, 0, 1.0), (1, 7, 0.5)]
+    settings = settings_for(assets, [], **changes)
+    (line,) = missing_references(settings, Adapter({}, METADATA))
+    assert line.startswith("reference motion (factor 3, ")
+    video = generated(assets, tmp_path, [], reference=paths)
+    record = json.loads((tmp_path / "video.json").read_text())
+    assert not np.array_equal(generated(assets, tmp_path, ["clip.mp4"]), video)
+    generate(settings_from_record(record))
+    assert np.array_equal(pixels(tmp_path), video)
+    with pytest.raises(ConfigError, match=r"null leaves out one of .* and it was trained with one"):
+        reference_layouts(settings, Adapter({}))
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ([None, "a.png"], r"reference=\[None, 'a\.png'\] must be a path"),
+        (["a.png", None], "ends with null: leave it out"),
+    ],
+)
+def test_null_cannot_stand_first_or_last(assets: Path, reference: list[str | None], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settings_for(assets, [], reference=reference)
 
 
 def test_more_references_than_the_adapter_was_trained_with(assets: Path, tmp_path: Path) -> None:

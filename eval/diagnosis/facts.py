@@ -24,7 +24,7 @@ T = TypeVar("T")
 class _RecordSettings:
     adapter: list[Text]
     adapter_strength: list[AnyNumber]
-    reference: list[Text]
+    reference: list[Text | None]  # None: one of several that was left out
     attention_strength: list[AnyNumber]
     attention_mask: list[Text | None]
 
@@ -97,8 +97,9 @@ def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
     reference = _known(settings.reference, recorded.reference, 0)
     if reference is None:
         raise ConfigError("reference must be set: the clip that was given as reference, e.g. reference=ref.mp4")
-    if settings.reference is None and len(recorded.reference) > 1:
-        notes.append(f"the record has {len(recorded.reference)} references: {reference} is examined")
+    given = sum(path is not None for path in recorded.reference)
+    if settings.reference is None and given > 1:
+        notes.append(f"the record has {given} references: {reference} is examined")
     position = _position(reference, recorded.reference)
     adapter = _adapter(settings, recorded, notes)
     of_adapter = None if adapter is None else _position(str(adapter.path), recorded.adapter)
@@ -128,9 +129,9 @@ def _known(setting: T | None, recorded: Sequence[T | None], index: int | None) -
     return recorded[index]
 
 
-def _position(path: str, recorded: Sequence[str]) -> int | None:
+def _position(path: str, recorded: Sequence[str | None]) -> int | None:
     """The position of a file in the record. The only file of a record may have been moved; None for any other file."""
-    paths = [user_path(name).resolve() for name in recorded]
+    paths = [None if name is None else user_path(name).resolve() for name in recorded]
     file = user_path(path).resolve()
     if file in paths:
         return paths.index(file)

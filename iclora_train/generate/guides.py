@@ -28,7 +28,7 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
     """The layout of each given reference: the adapter's, in order, with the frames of `reference_frame` if it is set.
 
     An adapter that was trained with one reference takes any number of them, all in its way. ConfigError if an adapter
-    that was trained with several gets more than these.
+    that was trained with several gets more than these, and if another one is told to leave one out.
     """
     trained, count = adapter.references, len(settings.reference)
     names = ", ".join(layout.name for layout in trained)
@@ -37,13 +37,18 @@ def reference_layouts(settings: GenerateSettings, adapter: Adapter) -> list[Refe
         f"reference has {count} items, and the adapter was trained with {len(trained)} references: {names}. Give one "
         "for each, in this order",
     )
+    require(
+        len(settings.given) == count or len(trained) > 1,
+        f"reference={settings.reference}: null leaves out one of the references that the adapter was trained with, and "
+        "it was trained with one",
+    )
     layouts = trained * count if len(trained) == 1 else trained[:count]
-    if settings.reference_frame is None:
-        return layouts
-    return [
-        replace(layout, frame=frame, temporal_scale=layout.temporal_scale if frame is None else 1)
-        for layout, frame in zip(layouts, settings.reference_frame, strict=True)
-    ]
+    if settings.reference_frame is not None:
+        layouts = [
+            replace(layout, frame=frame, temporal_scale=layout.temporal_scale if frame is None else 1)
+            for layout, frame in zip(layouts, settings.reference_frame, strict=True)
+        ]
+    return [layouts[number] for number in settings.given]
 
 
 def missing_references(settings: GenerateSettings, adapter: Adapter) -> list[str]:
@@ -55,7 +60,8 @@ def missing_references(settings: GenerateSettings, adapter: Adapter) -> list[str
             if layout.p == 1
             else f"{layout.p:.0%} of the training clips had it, so the adapter knows videos without it"
         )
-        for layout in adapter.references[len(settings.reference) :]
+        for number, layout in enumerate(adapter.references)
+        if number not in settings.given
     ]
 
 

@@ -31,7 +31,7 @@ from iclora_train.ltx2.vae.video_vae import VideoVAE
 
 @dataclass(frozen=True)
 class Inputs:
-    """All media of a video, opened before any model is loaded."""
+    """All media of a video, opened before any model is loaded: the references that are given, and their masks."""
 
     references: tuple[InputMedia, ...]
     masks: tuple[InputMedia | None, ...]
@@ -40,9 +40,9 @@ class Inputs:
     @classmethod
     def open(cls, settings: GenerateSettings) -> Inputs:
         """Open all media. ConfigError names the setting and the file that is missing or unreadable."""
-        masks = settings.attention_mask
+        masks = [settings.attention_mask[number] for number in settings.given]
         return cls(
-            tuple(InputMedia.open("reference", path) for path in settings.reference),
+            tuple(InputMedia.open("reference", settings.reference[number]) for number in settings.given),
             tuple(None if path is None else InputMedia.open("attention_mask", path) for path in masks),
             KeptInputs.open(settings),
         )
@@ -94,8 +94,8 @@ def require_references(settings: GenerateSettings, adapter: Adapter) -> None:
     )
     require(
         adapter.in_context or not settings.reference,
-        f"reference={', '.join(settings.reference)}: adapter={names} is a plain LoRA, which takes no reference: leave "
-        "it out, and set the size with width, height, frames",
+        f"reference={', '.join(map(str, settings.reference))}: adapter={names} is a plain LoRA, which takes no "
+        "reference: leave it out, and set the size with width, height, frames",
     )
 
 
@@ -142,7 +142,7 @@ def encode_references(
     """Encode the part of the references that belongs to a window of a video of `shape`, each with its own factors."""
     layouts = reference_layouts(settings, adapter)
     references = []
-    for i, (media, mask, layout) in enumerate(zip(inputs.references, inputs.masks, layouts, strict=True)):
+    for i, media, mask, layout in zip(settings.given, inputs.references, inputs.masks, layouts, strict=True):
         downscale, temporal_scale, _ = layout.placement
         size = (shape.height // downscale, shape.width // downscale)
         start = start_of(layout, shape.frames)

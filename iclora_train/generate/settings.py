@@ -26,7 +26,8 @@ class GenerateSettings:
 
     adapter: Any = field(default=MISSING, metadata=TEXT_OR_LIST)
     adapter_strength: Any = 1.0
-    # videos, folders of frames, or images; null: none, for adapters that take no reference
+    # videos, folders of frames, or images; null: none, for adapters that take no reference. In a list of several
+    # references, null leaves out one after the first
     reference: Any = field(default=None, metadata=TEXT_OR_LIST)
     attention_strength: Any = 1.0  # of each reference, in [0, 1]
     # of each reference: an image, a video or a folder of frames; white is 1
@@ -84,7 +85,7 @@ class GenerateSettings:
         self.frames_out = None if self.frames_out is None else expand_home(self.frames_out)
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
         self.adapter = _paths("adapter", self.adapter)
-        self.reference = [] if self.reference in (None, []) else _paths("reference", self.reference)
+        self.reference = [] if self.reference in (None, []) else _references(self.reference)
         self.adapter_strength = _numbers("adapter_strength", self.adapter_strength, "adapter", len(self.adapter))
         for key in ("attention_strength", "reference_strength"):
             values = _numbers(key, getattr(self, key), "reference", len(self.reference))
@@ -94,6 +95,11 @@ class GenerateSettings:
         self.attention_mask = _masks(self.attention_mask, len(self.reference))
         self.reference_frame = _frames(self.reference_frame, len(self.reference))
         self._check_kept()
+
+    @property
+    def given(self) -> list[int]:
+        """The numbers of the references that are given, from 0."""
+        return [number for number, path in enumerate(self.reference) if path is not None]
 
     def kept_parts(self) -> set[str]:
         """The settings that give a part of the video and are set."""
@@ -158,6 +164,14 @@ def _paths(key: str, value: Any) -> list[str]:
         len(paths) > 0 and all(isinstance(path, str) and path for path in paths),
         f"{key}={value} must be a path or a list of paths",
     )
+    return paths
+
+
+def _references(value: Any) -> list[str | None]:
+    """The path of each reference, null for one that is left out."""
+    paths = value if isinstance(value, list) else [value]
+    _paths("reference", [path for number, path in enumerate(paths) if path is not None or number == 0])
+    require(paths[-1] is not None, f"reference={value} ends with null: leave it out")
     return paths
 
 
