@@ -164,26 +164,26 @@ def make_pairs(clip: Clip, windows: Sequence[Window], config: Config, watch: Sto
     decoded = [None if stream is None else watch.each("decode", stream) for stream in streams]
     targets = watch.each("decode", read_windows(clip.path, windows, clip.section))
     for window, frames in zip(windows, targets, strict=True):
-        target, references, records = None, [], []
+        target, references, reference_records = None, [], []
         for source, stream in zip(sources, decoded, strict=True):
-            whole = next(stream) if stream else frames
+            whole_frames = next(stream) if stream else frames
             seed = window_seed(config.data, clip.id, window.number, MAKER_USES + source.number if source.number else 1)
             with watch.part("maker"):
-                padded = PaddedWindow.cut(whole, window, source.maker.margin)
+                padded = PaddedWindow.cut(whole_frames, window, source.maker.margin)
                 target = padded.inner() if target is None and stream is None else target
-                reference, record = source.make(padded, window, seed, len(frames))
+                reference, values = source.make(padded, window, seed, len(frames))
             references.append(reference)
-            records.append({"maker": source.task.maker, **record})
-        record = _record(clip, window, task.maker, records, task.reference_names)
+            reference_records.append({"maker": source.task.maker, **values})
+        record = _record(clip, window, task.maker, reference_records, task.reference_names)
         target = crop_window(frames, window) if target is None else target
         yield Pair(window.key, target, tuple(references), caption_of(clip, config), window.fps, record)
 
 
 def _record(
-    clip: Clip, window: Window, maker: str, of_references: Sequence[dict[str, Any]], names: Sequence[str]
+    clip: Clip, window: Window, maker: str, reference_records: Sequence[dict[str, Any]], names: Sequence[str]
 ) -> dict[str, object]:
-    """The record of a pair. It has the values of the first reference, and of all under `references` if there are
-    several."""
+    """The record of a pair. It has the values of the first reference. If there are several, `references` has the values
+    of each, with its name."""
     record: dict[str, object] = {
         "file": clip.path.name,
         "source": clip.source,
@@ -193,10 +193,11 @@ def _record(
     }
     if clip.section is not None:
         record["section"] = clip.section.bounds
-    if of_references:
-        record |= of_references[0]
-    if len(of_references) > 1:
-        record["references"] = [{"name": name, **of} for name, of in zip(names, of_references, strict=True)]
+    if reference_records:
+        record |= reference_records[0]
+    if len(reference_records) > 1:
+        named = zip(names, reference_records, strict=True)
+        record["references"] = [{"name": name, **values} for name, values in named]
     return record
 
 

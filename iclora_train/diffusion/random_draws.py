@@ -37,7 +37,7 @@ class RandomDraws:
     clean              (B,f,h,w) bool cells of the target that are clean; None without task.conditions
     use_more           (B,n) bool     the clip sees each of the n task.more_references; None when every clip sees all
     reference_noise    (B,)           share of noise in the references' latents; None without flow.reference_noise
-    noise_seed                        of the noise of references
+    noise_seed         int            seed of the references' noise
 
     A region is its top, bottom, left and right edge as shares of the frame.
     """

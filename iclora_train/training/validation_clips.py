@@ -96,6 +96,8 @@ class ValidationClips(Callback):
         task, settings = self.config.task, self.config.sample
         f, h, w = clip.target.shape[2:]
         negative = self.empty.to(clip.text)[None]
+        parts = zip(clip.references, tasks_of(task, clip), strict=True)
+        references = [Reference.of_task(latent, part) for latent, part in parts]
         return sample(
             transformer,
             clip.text,
@@ -104,7 +106,7 @@ class ValidationClips(Callback):
             clip.fps,
             SamplerSettings.from_config(settings, self.config.flow, (f, h, w), transformer.config.num_layers, negative),
             seeds=[seed],
-            references=[Reference.of_task(*of) for of in zip(clip.references, tasks_of(task, clip), strict=True)],
+            references=references,
             kept=kept_of_target(clip.target, CleanCells(task.conditions, self.base.geometry.temporal)),
         )
 
