@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 def test_a_signal_during_an_import_that_drops_exceptions_ends_the_command(number: signal.Signals, word: str) -> None:
     """torch imports NumPy so: after a KeyboardInterrupt, NumPy is half imported."""
     program = """
-import time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run as a background job, which ignores SIGINT
 from iclora_train.config.endings import exit_at_signal, one_line_ending
 with one_line_ending("another line"), exit_at_signal("the same command continues"):
     print("importing", flush=True)
