@@ -16,6 +16,7 @@ from data_prep.checks.offset import find_offset
 from iclora_train.config import Config, Task
 from iclora_train.config.checks import Checks
 from iclora_train.core.types import Pair
+from iclora_train.data.controls import reference_records
 from iclora_train.media.frame_times import temporal_subsample
 from iclora_train.media.pixels import to_uint8
 
@@ -27,8 +28,7 @@ def check_pair(pair: Pair, clip: str, split: str, config: Config, reference_fps:
     for number, (reference, part) in enumerate(zip(pair.references, task.for_references(), strict=True), start=1):
         findings.append(_shape(pair, reference, reference_fps if number == 1 else None, part, checks, number))
         findings += _picture_findings(pair, reference, part, checks, number)
-    of_references: Any = pair.record.get("references") or [pair.record]
-    coverages = list(_coverages([record.get("drawn") for record in of_references]))
+    coverages = list(_coverages([record.get("drawn") for record in reference_records(pair.record)]))
     if coverages:
         detail = "share of frames that show a person or a track"
         findings.append(judge("coverage", min(coverages), checks.coverage, detail))

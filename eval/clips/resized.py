@@ -54,7 +54,7 @@ class ResizedHeldOut(HeldOut):
 
     def _reference_size(self, number: int, downscale: int) -> Size:
         frames, height, width = self._size
-        task = self._task.of_reference(number) if self._task.more_references else self._task
+        task = self._task.of_reference(number)
         return (frames - 1) // task.reference_temporal_scale + 1, height // downscale, width // downscale
 
     def latents(self, window: Window) -> LatentPair:

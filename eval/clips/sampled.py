@@ -237,22 +237,19 @@ class SampledClips(ClipSource):
         """The references of a batch, of which a condition may leave out all or one."""
         if not condition.has_reference:
             return []
-        own = [held_out.latents(item.window).references for item in batch]
-        others = own
+        of_windows = [held_out.latents(item.window).references for item in batch]
+        of_donors = of_windows
         if condition.reference == "other":
-            others = [held_out.latents(self._donor(condition, item)).references for item in batch]
+            of_donors = [held_out.latents(self._donor(condition, item)).references for item in batch]
         result = []
-        for number in range(len(others[0])):
+        for number in range(len(of_windows[0])):
             kind = condition.reference_of(number)
             if kind != "none":
-                clips = [references[number] for references in (own if kind == "own" else others)]
-                result.append(self._reference(condition, batch, torch.stack(clips), self._task_of(number)))
+                clips = [references[number] for references in (of_windows if kind == "own" else of_donors)]
+                result.append(
+                    self._reference(condition, batch, torch.stack(clips), self.config.task.of_reference(number))
+                )
         return result
-
-    def _task_of(self, number: int) -> Task:
-        """The task as if this reference were its only one."""
-        task = self.config.task
-        return task.of_reference(number) if task.more_references else task
 
     def _reference(self, condition: Condition, batch: Sequence[Item], latents: Tensor, task: Task) -> Reference:
         """One reference (B,C,f,h,w), with the strength and the mask of a condition on its own grid."""

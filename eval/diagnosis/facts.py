@@ -97,9 +97,9 @@ def clip_facts(settings: DiagnoseSettings) -> ClipFacts:
     reference = _known(settings.reference, recorded.reference, 0)
     if reference is None:
         raise ConfigError("reference must be set: the clip that was given as reference, e.g. reference=ref.mp4")
-    given = sum(path is not None for path in recorded.reference)
-    if settings.reference is None and given > 1:
-        notes.append(f"the record has {given} references: {reference} is examined")
+    count = sum(path is not None for path in recorded.reference)
+    if settings.reference is None and count > 1:
+        notes.append(f"the record has {count} references: {reference} is examined")
     position = _position(reference, recorded.reference)
     adapter = _adapter(settings, recorded, notes)
     of_adapter = None if adapter is None else _position(str(adapter.path), recorded.adapter)

@@ -120,10 +120,11 @@ def what_to_select(layouts: Layouts) -> list[str]:
         if layout.frame == 0:
             kind = "a picture as a clip of one frame, or a clip, from frame 0 on"
         lines.append(f"{title('reference', layout)}: {kind}.")
-    own = with_own_factor(layouts)
-    if own:
+    custom = with_own_factor(layouts)
+    if custom:
+        names = ", ".join(layout.name for layout in custom)
         lines.append(
-            f"This workflow needs the custom nodes of ComfyUI-LTXVideo for {', '.join(layout.name for layout in own)}: "
-            f"ComfyUI's own guide node takes the factor 1 or that of the adapter file, {layouts[0].downscale}."
+            f"This workflow needs the custom nodes of ComfyUI-LTXVideo for {names}: ComfyUI's own guide node takes the "
+            f"factor 1 or that of the adapter file, {layouts[0].downscale}."
         )
     return lines

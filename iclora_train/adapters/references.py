@@ -8,16 +8,14 @@ have written any text there, so every entry is checked before it is used.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from iclora_train.config.references import MoreReference
+from iclora_train.config.references import NAME, MoreReference
 from iclora_train.core.safetensors_header import shortened
 
 MORE = "more_references"  # key of the metadata
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}", re.ASCII)
 _MOST, _LAST_FRAME = 999, 9999  # largest factor, largest number of a frame, as in `metadata`
 _MOST_REFERENCES = 99  # after the first
 
@@ -107,7 +105,7 @@ def _problems(entry: Any) -> Iterator[str]:
         yield f"is {_shown(entry)}, not a reference with a name"
         return
     name, frame, p = entry.get("name"), entry.get("frame"), entry.get("p", 1.0)
-    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+    if not isinstance(name, str) or NAME.fullmatch(name) is None:
         yield f"has the name {_shown(name)}, not a letter and up to 39 letters, digits or _"
     for key in ("downscale", "temporal_scale"):
         value = entry.get(key, 1)

@@ -12,7 +12,10 @@ NO_REFERENCE = "none"  # task.maker of a task without references
 FAMILY = "style"  # its task.family
 # settings of `flow` that change what a clip sees of its references, and the values that leave them alone
 REFERENCE_FLOW = {
-    **{"reference_p": 1.0, "attention_strength_p": 0.0, "region_mask_p": 0.0, "locality": 0.0},
+    "reference_p": 1.0,
+    "attention_strength_p": 0.0,
+    "region_mask_p": 0.0,
+    "locality": 0.0,
     "reference_noise": 0.0,
 }
 _REMEDY = f"task.maker={NO_REFERENCE} has no reference; leave it out"

@@ -18,7 +18,7 @@ from iclora_train.config.errors import require
 from iclora_train.config.no_reference import NO_REFERENCE
 
 FIRST = "first"  # the name of the reference that the keys of `task` describe
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 _EXAMPLE = "e.g. task.more_references='[{name: appearance, maker: edit.frame, maker_args: {frame: -1}, frame: 0}]'"
 
 
@@ -77,7 +77,7 @@ def check_references(references: Sequence[MoreReference], maker: str) -> None:
         for key in ("name", "maker"):
             require(getattr(reference, key) != MISSING, f"{where} has no {key}; {_EXAMPLE}")
         require(
-            _NAME.fullmatch(reference.name) is not None,
+            NAME.fullmatch(reference.name) is not None,
             f"{where}.name={reference.name!r} must be a letter, then up to 39 letters, digits or _; {_EXAMPLE}",
         )
         require(reference.maker != NO_REFERENCE, f"{where}.maker={NO_REFERENCE} makes no reference: leave it out")

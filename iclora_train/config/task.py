@@ -54,9 +54,14 @@ class Task:
         return [FIRST, *(reference.name for reference in self.more_references)] if self.has_reference else []
 
     def of_reference(self, number: int) -> Task:
-        """The task as if reference `number` (0: the first) were its only one."""
+        """The task as if reference `number` (0: the first) were its only one.
+
+        Without more_references the task describes every reference of a clip.
+        """
+        if not self.more_references:
+            return self
         if number == 0:
-            return replace(self, more_references=[]) if self.more_references else self
+            return replace(self, more_references=[])
         more = self.more_references[number - 1]
         return replace(
             self,

@@ -38,7 +38,7 @@ class Control:
 
 def controls_of(task: Task, record: Mapping[str, Any]) -> tuple[Control, ...]:
     """The controls of a pair, in the order of its references; each once. A pair that names none has the task's."""
-    parts = record.get("references") or [record]
+    parts = reference_records(record)
     if task.family == "structure" and task.more_references:
         parts = [part for part in parts if is_control(part.get("maker", task.maker))] or parts[:1]
     return tuple({control.name: control for control in (_control(task, part) for part in parts)}.values())
@@ -54,6 +54,11 @@ def leading_reference(task: Task) -> int:
     if task.family != "structure":
         return 0
     return next((number for number, part in enumerate(task.for_references()) if is_control(part.maker)), 0)
+
+
+def reference_records(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What the record of a pair says of each of its references."""
+    return record.get("references") or [record]
 
 
 def _control(task: Task, part: Mapping[str, Any]) -> Control:
@@ -76,7 +81,7 @@ def _leaves(args: Mapping[str, Any]) -> Iterator[tuple[str, Control]]:
 
 def drawn_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the makers of a pair drew (skeletons, tracks, ...), over all of its references."""
-    parts = record.get("references") or [record]
+    parts = reference_records(record)
     return {key: value for part in parts for key, value in part.get("drawn", {}).items()}
 
 

@@ -57,7 +57,9 @@ class RandomDraws:
 
     def sees(self, number: int) -> Tensor:
         """(B,) bool: the clip sees reference `number` (0: the first)."""
-        return self.use_references if self.use_more is None or not number else self._sees_more[:, number - 1]
+        if self.use_more is None or number == 0:
+            return self.use_references
+        return self.use_references & self.use_more[:, number - 1]
 
     def noisy_reference(self, latent: Tensor, number: int) -> Tensor:
         """Reference `number`, x (B,C,f,h,w), with its noise: (1 - share) x + share noise, equal in every call."""
@@ -66,11 +68,6 @@ class RandomDraws:
         noise = torch.randn(latent.shape, generator=Generator().manual_seed((self.noise_seed + number) % SEEDS))
         share = self.reference_noise[:, None, None, None, None].to(latent)
         return latent + share * (noise.to(latent) - latent)
-
-    @property
-    def _sees_more(self) -> Tensor:
-        assert self.use_more is not None
-        return self.use_more & self.use_references[:, None]
 
 
 def step_generator(seed: int, step: int, slot: int) -> Generator:

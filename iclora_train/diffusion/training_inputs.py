@@ -105,19 +105,17 @@ def build_tokens(
 
 
 def tasks_of(task: Task, batch: Batch) -> list[Task]:
-    """The task of each reference of a batch (`Task.of_reference`). Without task.more_references it is that of all.
+    """The task of each reference of a batch (`Task.of_reference`).
 
-    ConfigError when the clips have another number of references than the task.
+    ConfigError when the clips have another number of references than task.more_references makes.
     """
-    if not batch.references or not task.more_references:
-        return [task] * len(batch.references)
-    parts = task.for_references()
+    count, names = len(batch.references), task.reference_names
     require(
-        len(parts) == len(batch.references),
-        f"clip {batch.keys[0]} has {len(batch.references)} references, and the task has {len(parts)} "
-        f"({', '.join(task.reference_names)}): delete data.root and run data_prep again",
+        count in (0, len(names)) or not task.more_references,
+        f"clip {batch.keys[0]} has {count} references, and the task has {len(names)} ({', '.join(names)}): delete "
+        "data.root and run data_prep again",
     )
-    return parts
+    return [task.of_reference(number) for number in range(count)]
 
 
 def _attention_strength(draws: RandomDraws, number: int, masked: bool, device: torch.device) -> float | Tensor:
