@@ -68,7 +68,7 @@ def identity(source: ClipSource, suite: Suite) -> dict[str, Any]:
 
 
 def _loss_sigmas(config: Config) -> dict[str, list[float]]:
-    """The noise levels of the velocity loss, in a task that is judged by it."""
+    """The noise levels of the velocity loss, in a task without a reference."""
     return {} if config.task.has_reference else {"loss_sigmas": list(config.validation.sigmas)}
 
 

@@ -180,3 +180,18 @@ def test_a_budget_and_an_early_stop_keep_adapter_and_base(style: World, more: st
     result = json.loads((path.parent / "scores.json").read_text())
     assert {"adapter", "base"} <= result["cells"].keys()
     assert result["verdicts"][0]["name"] == "adapter_gain"
+
+
+def test_where_parts_are_given_the_other_parts_are_judged(tmp_path: Path) -> None:
+    given = "task.conditions=[{kind: mask, shapes: [box], cover: [0.5, 0.5]}]"
+    world = build(tmp_path, SOURCES, references=0, task="style", settings=("eval.windows=4", SIGMAS, given))
+    write_adapter(world.adapter, BaseModel.open(str(tmp_path / "base")), adapter_kind="lora")
+    evaluate(world.config())
+    result = scores(world)
+    kinds = {verdict["name"]: verdict["kind"] for verdict in result["verdicts"]}
+    assert kinds == {"part_gain": "gate", "adapter_gain": "diagnostic", "curve_monotone": "diagnostic"}
+    assert result["primary"] == "psnr_inside"
+    inside = {row: np.array(result["windows"][row]["psnr_inside"]) for row in ("adapter", "base")}
+    gain = result["verdicts"][0]["value"]["mean"]
+    assert gain == pytest.approx(float((inside["adapter"] - inside["base"]).mean()), abs=1e-4)
+    assert "the parts that are not given" in answer(result)

@@ -85,6 +85,13 @@ PHRASES: dict[str, Phrase] = {  # name of a gate -> its words
         worse="predicts held-out clips worse",
         quantity="percent of its velocity loss removed",
     ),
+    "part_gain": Phrase(
+        "makes the parts that are not given nearer to the target",
+        "does not make the parts that are not given nearer to the target",
+        "than the base",
+        "the base",
+        worse="makes the parts that are not given worse",
+    ),
     "swap_drop": OWN,
     "swap_floor": Phrase("changes", "does not change", "with the reference", OTHER, measured=False),
 }

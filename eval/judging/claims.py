@@ -28,6 +28,7 @@ from eval.clips.conditions import (
 )
 from eval.judging.evidence import Evidence
 from eval.judging.strength_curve import isotonic_r2
+from eval.metrics.held_out_loss import VELOCITY_LOSS
 from eval.statistics.estimates import Values, mean_of_measured, recording_means
 from eval.statistics.significance import p_above
 from iclora_train.config import Thresholds
@@ -232,11 +233,20 @@ def _edit(e: Evidence, t: Thresholds) -> Iterator[Claim]:
 
 
 def _style(e: Evidence, t: Thresholds) -> Iterator[Claim]:
-    """A plain LoRA has no reference to follow and no target to be near: it has to predict held-out clips better."""
-    removed = e.difference(e.adherence, ADAPTER_ONLY, BASE)
-    share = None if removed is None else 100 * e.quotient(removed, e.rows[BASE][e.adherence])
+    """A plain LoRA has no reference to follow: it has to predict held-out clips better.
+
+    Where parts of the target are given, they determine much of the rest, so the rest has to be nearer to the target.
+    """
+    kind: Kind = "gate"
+    if INSIDE in e.rows[ADAPTER_ONLY]:
+        gain = e.difference(INSIDE, ADAPTER_ONLY, BASE)
+        text = f"{e.title(INSIDE)}, the part that is not given: gain over the base"
+        yield Claim("part_gain", text, gain, Bound(t.part_gain, strict=True, unit="dB"), "gate")
+        kind = "diagnostic"
+    removed = e.difference(VELOCITY_LOSS.key, ADAPTER_ONLY, BASE)
+    share = None if removed is None else 100 * e.quotient(removed, e.rows[BASE][VELOCITY_LOSS.key])
     text = "share of the base's velocity loss on held-out windows that the adapter removes"
-    yield Claim("adapter_gain", text, share, Bound(t.adapter_gain, strict=True, unit="%"), "gate")
+    yield Claim("adapter_gain", text, share, Bound(t.adapter_gain, strict=True, unit="%"), kind)
 
 
 def _gain(e: Evidence, t: Thresholds) -> Claim:

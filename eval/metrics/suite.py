@@ -152,8 +152,13 @@ def _edit(task: Task) -> TaskMetrics:
 
 
 def _style(task: Task) -> TaskMetrics:
-    """The loss on held-out windows leads: no output has to be near a target that only a caption describes."""
-    return TaskMetrics((held_out_loss.LOSS, *_of_given(task)), held_out_loss.VELOCITY_LOSS.key)
+    """The loss on held-out windows leads: no output has to be near a target that only a caption describes.
+
+    Where parts of the target are given (`task.conditions`), PSNR of the other parts leads.
+    """
+    given = _of_given(task)
+    primary = "psnr_inside" if given else held_out_loss.VELOCITY_LOSS.key
+    return TaskMetrics((held_out_loss.LOSS, *given), primary)
 
 
 FAMILIES: dict[str, Callable[[Task], TaskMetrics]] = {

@@ -143,7 +143,7 @@ class Scorer:
                 ]
                 donor_futures += zip(batch, donor, strict=True)
                 running = running + donor
-            if self.suite.primary == VELOCITY_LOSS.key:
+            if VELOCITY_LOSS in self.suite.metrics:
                 values_of_batch = self.source.velocity_losses(condition, batch)
                 losses |= {i: {VELOCITY_LOSS.key: loss} for i, loss in zip(batch, values_of_batch, strict=True)}
             numbers = [item.window.number for item in batch]

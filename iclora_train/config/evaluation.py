@@ -38,6 +38,7 @@ class Thresholds:
     mask_local: float = 1 / 3  # change where the half mask keeps the reference divided by the change where it drops it
     fade_follows: float = 0.1  # share of the reference's effect at the end of the fade minus the share at its beginning
     adapter_gain: float = 0.0  # percent of the base's velocity loss on held-out windows; family style
+    part_gain: float = 0.0  # dB of PSNR over the base in the parts that are not given; family style
     null_change: float = 1.0  # grey levels between strength 0 and no reference
     significance: float = 0.05  # level of the tests of the gates, after Holm's correction
 
