@@ -95,6 +95,8 @@ def test_random_text_is_taken_as_typed() -> None:
         text = "".join(letters.choice("ab é'\"\\,;=()[]{}$:#~-_/\n") for _ in range(letters.randint(1, 12)))
         if (text[0], text[-1]) in {("'", "'"), ('"', '"')}:
             continue  # quotes of its own
+        if (text[0], text[-1]) == ("[", "]"):
+            continue  # may be a list
         assert value_of(GenerateSettings, "prompt", text) == text
 
 
@@ -119,6 +121,7 @@ def test_interpolations_work_in_paths(key: str, value: str, expected: str, monke
 
 def test_an_interpolation_of_a_setting_works_in_a_prompt() -> None:
     assert generate("prompt=take ${seed} for ${price}", "seed=3").prompt == "take 3 for ${price}"
+    assert list(generate("prompt=[take ${seed},${price}]", "seed=3").prompt) == ["take 3", "${price}"]
 
 
 def test_the_home_folder_is_expanded_in_paths_and_not_in_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +152,23 @@ def test_a_path_or_a_list_of_paths(value: str, expected: Any, tmp_path: Path, mo
     (tmp_path / "here, there.mp4").touch()
     (tmp_path / "[v2]").mkdir()
     assert value_of(GenerateSettings, "reference", value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("[A dog runs.,A cat sleeps.]", ["A dog runs.", "A cat sleeps."]),
+        ("[A man's dog., the dog's man]", ["A man's dog.", "the dog's man"]),
+        ('["A dog, running.",null,007]', ["A dog, running.", "null", "007"]),
+        ("[a [sks] dog,~/b]", ["a [sks] dog", "~/b"]),
+        ("[A dog runs]", "[A dog runs]"),  # one text
+        ("[sks] dog, a cat, [x]", "[sks] dog, a cat, [x]"),
+        ("'[A dog, running]'", "[A dog, running]"),
+        ("null", "null"),
+    ],
+)
+def test_a_prompt_or_a_list_of_prompts(value: str, expected: Any) -> None:
+    assert value_of(GenerateSettings, "prompt", value) == expected
 
 
 def test_null_numbers_and_lists_keep_their_types() -> None:

@@ -23,6 +23,7 @@ from iclora_train.config.errors import require
 # settings in which `~` and unknown `${names}` stay as typed
 PROMPTS = ("prompt", "negative_prompt", "data.prompt", "task.trigger", "captioner.instruction")
 TEXT_OR_LIST = {"text_or_list": True}  # metadata of a field that takes a path or a list of paths
+PROMPT_OR_LIST = {"prompt_or_list": True}  # metadata of a field that takes a text or a list of texts
 OPTIONS_WITH_VALUE: tuple[str, ...] = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p"),
     *("--cfg", "-c", "--info", "-i", "--experimental-rerun"),
@@ -160,6 +161,14 @@ class _TextOrList(_OptionalText):
         return result
 
 
+class _PromptOrList(_Text):
+    """A text or a list of texts. Brackets around a single text, or around several parts of one, belong to the text."""
+
+    def _element(self, value: str) -> str:
+        is_list = _is_list(value) and _encloses(value) and len(_split(value[1:-1])) > 1
+        return self._list(value, self._text) if is_list else self._text(value)
+
+
 class _Other(_Untyped):
     """A number, a truth value, or a list of them: Hydra's."""
 
@@ -188,8 +197,9 @@ def _rule(schema: type, name: str) -> type[_Untyped]:
         by_name = {field.name: field for field in fields(hint)} if is_dataclass(hint) else {}
         if part not in by_name:
             return _Untyped
-        if by_name[part].metadata == TEXT_OR_LIST:
-            return _TextOrList
+        metadata = by_name[part].metadata
+        if metadata in (TEXT_OR_LIST, PROMPT_OR_LIST):
+            return _TextOrList if metadata == TEXT_OR_LIST else _PromptOrList
         hint = get_type_hints(hint)[part]
     options = set(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else {hint}
     if str in options:
@@ -221,6 +231,16 @@ def _parse(value: str) -> Override | None:
 
 def _is_list(value: str) -> bool:
     return value.startswith("[") and value.endswith("]")
+
+
+def _encloses(value: str) -> bool:
+    """Whether the first bracket of a value is closed by its last one, as in [a,b] but not in [a], b, [c]."""
+    depth = 0
+    for i, letter in enumerate(QUOTED.sub(lambda match: " " * len(match[0]), value)):
+        depth += (letter == "[") - (letter == "]")
+        if depth <= 0:
+            return depth == 0 and i == len(value) - 1
+    return False
 
 
 def _exists(path: str) -> bool:

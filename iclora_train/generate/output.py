@@ -51,15 +51,19 @@ def generation_record(
     base: BaseModel,
     inputs: Inputs,
     shape: VideoShape,
-    prompt: str,
+    prompts: Sequence[str],
     sigmas: Sequence[Sequence[float]],
     device: str,
 ) -> dict[str, Any]:
-    """The record of a video as JSON: settings, resolved prompt, size, noise levels, base and input files."""
+    """The record of a video as JSON: settings, whole prompts, size, noise levels, base and input files.
+
+    prompts: of each window. `prompts` of the record has them if they differ; `prompt` is that of the first window.
+    """
     fields = {key: value for key, value in asdict(settings).items() if key not in TRAINING_SECTIONS}
     return {
         "settings": fields,
-        "prompt": prompt,
+        "prompt": prompts[0],
+        **({"prompts": list(prompts)} if len(set(prompts)) > 1 else {}),
         "shape": asdict(shape),
         "sigmas": [list(levels) for levels in sigmas],
         "base": {"family": base.family, "version": base.version, "fingerprint": base.fingerprint},

@@ -22,11 +22,12 @@ from iclora_train.core.console import make_console
 from iclora_train.core.device import device_from, synced_time
 from iclora_train.core.progress import progress_bar, status
 from iclora_train.core.types import VideoShape
-from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields, fill_template, with_trigger
+from iclora_train.data.prompts import TEMPLATE_KEY, extra_fields
 from iclora_train.generate.adapters import adapted_transformer, open_adapter, published_use
 from iclora_train.generate.guides import common_factor, missing_references, reference_layouts
 from iclora_train.generate.inputs import Inputs, check_references, require_references
 from iclora_train.generate.output import finished_windows, generation_record, refuse_existing, write_outputs
+from iclora_train.generate.prompts import describe_prompts, window_prompts
 from iclora_train.generate.seams import measure_seams
 from iclora_train.generate.settings import GenerateSettings
 from iclora_train.generate.size import SizeRules, video_shape
@@ -65,10 +66,11 @@ def generate(settings: GenerateSettings) -> list[Path]:
     shape, rounded = video_shape(settings, inputs.size_source(settings, adapter), rules)
     windows = plan_windows(settings, shape.frames, rules, base.geometry.temporal)
     inputs.kept.check(settings, shape, base.geometry.temporal)
-    prompt = full_prompt(settings, adapter, base)
-    _print_plan(settings, base, adapter, shape, rounded, prompt, device, echo)
+    prompts = window_prompts(settings, adapter, base, windows)
+    _print_plan(settings, base, adapter, shape, rounded, prompts[0], device, echo)
     if len(windows) > 1:
-        echo(describe_windows(windows))
+        for line in [describe_windows(windows), *describe_prompts(prompts, windows)]:
+            echo(line)
     tiles = tiles_for(settings, shape, base.geometry, factors[0])
     if tiles:
         echo(describe_tiles(tiles, shape, base.geometry))
@@ -78,7 +80,7 @@ def generate(settings: GenerateSettings) -> list[Path]:
     for media in inputs.media:
         if media.changes:
             echo(f"{media.path}: {', '.join(media.changes)}")
-    files = _make_video(settings, base, adapter, inputs, shape, windows, prompt, device, echo)
+    files = _make_video(settings, base, adapter, inputs, shape, windows, prompts, device, echo)
     echo(" ".join(map(str, files)))
     return files
 
@@ -90,24 +92,24 @@ def _make_video(
     inputs: Inputs,
     shape: VideoShape,
     windows: Sequence[Window],
-    prompt: str,
+    prompts: Sequence[str],
     device: torch.device,
     echo: Echo,
 ) -> list[Path]:
     """Encode, sample, decode and write. Returns the files that were written."""
-    text, negative_text = read_text_features(settings, base, prompt, device)
+    texts, negative_text = read_text_features(settings, base, prompts, device)
     vae = base.vae(vae_dtype(settings.model.precision, device)).to(device)
     with status("encoding references"):
         plans = plan_stages(settings, base, inputs, shape, windows, adapter, negative_text, vae)
     upsampler = LatentUpsampler.open(settings.upsampler, vae) if settings.upsampler else None
     vae.cpu()
     sigmas = [stage.sampler.sigmas for stage in plans[0]]
-    record = generation_record(settings, base, inputs, shape, prompt, sigmas, device.type)
+    record = generation_record(settings, base, inputs, shape, prompts, sigmas, device.type)
     record["unused_modules"] = len(adapter.audio)
     record["windows"] = [[window.start, window.end] for window in windows]
     video = Video(vae, device, windows, finished_windows(settings, record) if len(windows) > 1 else None)
     if video.finished < len(windows):
-        latent = denoise(settings, base, adapter, plans, video, text, upsampler, echo)
+        latent = denoise(settings, base, adapter, plans, video, texts, upsampler, echo)
         with status("decoding"):
             video.add(latent)
     along = (media for media, layout in inputs.along(settings, adapter) if layout.temporal_scale == 1)
@@ -146,32 +148,16 @@ def is_tuned(adapter: Adapter, model: str) -> bool:
     return (conf_dir() / "tuned" / f"{adapter.metadata.get('task')}-{model}.yaml").is_file()
 
 
-def full_prompt(settings: GenerateSettings, adapter: Adapter, base: BaseModel) -> str:
-    """The prompt with the adapter's trigger before it, or filled into the adapter's template, as in training.
-
-    A template with more fields than caption and trigger is not filled: the user writes the prompt in the form of the
-    template. ConfigError when an LTX base gets no prompt.
-    """
-    needs_prompt = "text" not in base.checkpoint.components
-    require(
-        bool(settings.prompt.strip()) or not needs_prompt,
-        f'prompt is not set: {base.name} needs a description of the video, e.g. prompt="a dog runs on a beach"',
-    )
-    trigger, template = adapter.metadata.get("trigger", ""), adapter.metadata.get(TEMPLATE_KEY)
-    if template is None or extra_fields(template) or not settings.prompt.strip():
-        return with_trigger(trigger, settings.prompt)
-    return fill_template(template, {"caption": settings.prompt, "trigger": trigger})
-
-
 def read_text_features(
-    settings: GenerateSettings, base: BaseModel, prompt: str, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Features (1,T,D) of the prompt and of the negative prompt. Features in the cache are not encoded again."""
+    settings: GenerateSettings, base: BaseModel, prompts: Sequence[str], device: torch.device
+) -> tuple[list[Tensor], Tensor]:
+    """Features (1,T,D) of the prompt of each window and of the negative prompt. Features in the cache are not encoded
+    again."""
     cache = TextFeatures(user_path(settings.cache), base)
-    prompts = [prompt, settings.negative_prompt] if settings.sample.guidance > 1 else [prompt]
-    cache.encode_missing(prompts, device)
-    features = [cache.read(caption)[None].to(device) for caption in prompts]
-    return features[0], features[-1]
+    captions = [*prompts, settings.negative_prompt] if settings.sample.guidance > 1 else list(prompts)
+    cache.encode_missing(captions, device)
+    features = {caption: cache.read(caption)[None].to(device) for caption in dict.fromkeys(captions)}
+    return [features[prompt] for prompt in prompts], features[captions[-1]]
 
 
 def denoise(
@@ -180,16 +166,17 @@ def denoise(
     adapter: Adapter,
     plans: Sequence[Sequence[Stage]],
     video: Video,
-    text: Tensor,
+    texts: Sequence[Tensor],
     upsampler: LatentUpsampler | None,
     echo: Echo,
 ) -> Tensor:
-    """Sample the windows that the video does not have yet; `plans` has the stages of every window.
+    """Sample the windows that the video does not have yet; `plans` has the stages of every window, `texts` the
+    features (1,T,D) of its prompt.
 
     Returns the latents (1,C,f,h,w) of the last window, all others are in the video. The transformer is loaded here once
     for all windows and freed on return.
     """
-    device, latent = text.device, None
+    device, latent = texts[0].device, None
     with status("loading the transformer"):
         separate = settings.refine_strength != 1
         transformer, num_audio = adapted_transformer(base, adapter, settings.model, device, separate)
@@ -202,7 +189,7 @@ def denoise(
     total = [sum(stage.steps for stage in stages) for stages in plans]
     with progress_bar("sampling", sum(total), "step") as bar:
         bar.skip(sum(total[: video.finished]))
-        for window, stages in list(zip(video.windows, plans, strict=True))[video.finished :]:
+        for window, stages, text in list(zip(video.windows, plans, texts, strict=True))[video.finished :]:
             if latent is not None:
                 video.add(latent)
                 latent = None

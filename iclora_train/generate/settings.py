@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from iclora_train.config import ConfigError, Flow, Model, Sampling, one_of, require
-from iclora_train.config.command_line import TEXT_OR_LIST
+from iclora_train.config.command_line import PROMPT_OR_LIST, TEXT_OR_LIST
 from iclora_train.config.diffusion import CELL_MODES
 from iclora_train.config.paths import expand_home
 from iclora_train.config.settings import RENAMED_KEYS
@@ -36,7 +36,8 @@ class GenerateSettings:
     reference_frame: Any = None  # of each reference, the frame at which it begins; null: the adapter's
     between: str = "comfyui"  # whether references attend to one another (docs/generate.md)
     blend: str = "comfyui"  # meaning of 0 < reference_strength < 1 (docs/generate.md)
-    prompt: str = ""
+    prompt: Any = field(default="", metadata=PROMPT_OR_LIST)  # a text, or one for each window of a long video
+    prompt_frames: Any = None  # of each text, the frame at which it begins
     negative_prompt: str = ""
     first_frame: str | None = None  # an image with which the video begins
     prefix: str | None = None  # a clip with which the video begins
@@ -81,6 +82,7 @@ class GenerateSettings:
         one_of("fit", self.fit, ("crop", "stretch"))
         one_of("device", self.device, ("auto", "cpu", "cuda"))
         self._check_sizes()
+        self._check_prompts()
         self.out = expand_home(self.out)
         self.frames_out = None if self.frames_out is None else expand_home(self.frames_out)
         require(Path(self.out).suffix == ".mp4", f"out={self.out} must end in .mp4")
@@ -100,6 +102,11 @@ class GenerateSettings:
     def given(self) -> list[int]:
         """The numbers of the references that are given, from 0."""
         return [number for number, path in enumerate(self.reference) if path is not None]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The texts of `prompt`: one, or several."""
+        return self.prompt if isinstance(self.prompt, list) else [self.prompt]
 
     def kept_parts(self) -> set[str]:
         """The settings that give a part of the video and are set."""
@@ -124,6 +131,23 @@ class GenerateSettings:
         )
         bounds = "must be above 0 and at most 1000, or null for the reference's"
         require(self.fps is None or 0 < self.fps <= 1000, f"fps={self.fps} {bounds}")
+
+    def _check_prompts(self) -> None:
+        """ConfigError unless `prompt` is a text or a list of them, and `prompt_frames` has a frame for each."""
+        require(
+            bool(self.prompts) and all(isinstance(text, str) for text in self.prompts),
+            f"prompt={self.prompt} must be a text, or a list of texts, one for each window",
+        )
+        frames = self.prompt_frames
+        require(
+            frames is None or (isinstance(frames, list) and all(type(frame) is int for frame in frames)),
+            f"prompt_frames={frames} must be a list of frame numbers, e.g. [0,97]",
+        )
+        require(
+            frames is None or len(frames) == len(self.prompts),
+            f"prompt_frames={frames} has {frames and len(frames)} frames, and prompt has {len(self.prompts)} texts: "
+            "give the frame at which each begins",
+        )
 
     def _check_refine(self) -> None:
         """ConfigError for settings of the second stage without one."""
