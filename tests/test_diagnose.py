@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from eval.diagnose import main
 from eval.diagnosis.agreement import agreement, disc_steps, drawing_gap, layout, reference_kind
 from eval.diagnosis.findings import FLICKER, UNSTEADY
+from eval.diagnosis.settings import task_named
+from eval.diagnosis.stills import still_agreements
 from eval.metrics.base import CachedClip
 from eval.metrics.motion import flicker_alone
 from iclora_train.config import Model, Sampling, Task
@@ -23,13 +25,14 @@ from iclora_train.config.hydra_app import conf_dir
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.generate.run import generate
 from iclora_train.generate.settings import GenerateSettings
+from iclora_train.ltx2.base_model import BaseModel
 from iclora_train.media.clip import read_clip
 from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.edges import CannyEdges
 from iclora_train.signals.pose import PoseReader
 from iclora_train.signals.track_drawing import draw_tracks
 from tests.clips import moving
-from tests.eval_world import World, build
+from tests.eval_world import World, build, write_adapter
 from tests.test_depth import write_network
 
 CANNY = CannyEdges(low=100.0, high=200.0, thickness=2, soft=0.6)  # as conf/conf/canny.yaml
@@ -143,7 +146,7 @@ def test_a_wrong_setting_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
         ((clip,), "reference must be set"),
         (("reference=ref.mp4",), "clip must be set"),
         ((clip, "reference=ref.mp4", "fit=pad"), "fit='pad' is not one of"),
-        ((clip, "reference=ref.mp4", "attention_strength=2"), "attention_strength=2.0 must lie in"),
+        ((clip, "reference=ref.mp4", "attention_strength=2"), "attention_strength=2 must be a number in [0, 1]"),
         ((clip, "reference=ref.mp4", "adapter=none.safetensors"), "adapter=none.safetensors does not exist"),
     ):
         code, out = command(capsys, *arguments)
@@ -428,10 +431,10 @@ def test_the_record_of_generate_is_read(world: World, tmp_path: Path, capsys: py
     assert "is not a record of `iclora_train.generate` and is not read" in out
 
 
-def write_record(clip: Path, base: dict[str, str], **settings: list[object]) -> None:
+def write_record(clip: Path, base: dict[str, str], **settings: list[object] | None) -> None:
     """A record as `generate` writes it, with the entries that are read."""
     keys = ("adapter", "adapter_strength", "reference", "attention_strength", "attention_mask")
-    entries = {key: settings.get(key, []) for key in keys}
+    entries = {**{key: [] for key in keys}, "reference_frame": None, **settings}
     clip.with_suffix(".json").write_text(json.dumps({"settings": entries, "prompt": "a dog", "base": base}))
 
 
@@ -451,13 +454,150 @@ def test_strengths_of_a_record_are_those_of_the_examined_files(
     fixed = (f"clip={clip}", "conf=deblur", "prompt=DEBLUR a dog")
     out = command(capsys, *fixed)[1]
     assert "the record has 2 adapters: set adapter=" in out
-    assert f"the record has 2 references: {first} is examined" in out
-    assert names(out) == []
-    assert names(command(capsys, *fixed, f"adapter={other}")[1]) == ["strength"]
-    assert names(command(capsys, *fixed, f"adapter={world.adapter}")[1]) == []
+    assert [line for line in out.splitlines() if line.startswith(("reference", "finding"))] == [
+        f"reference 1 ({first}): degraded, factor 1: followed",
+        f"reference 3 ({second}): degraded, factor 1: followed",
+        "finding: strength: 3: attention_strength=0.05 is in the dead zone below 0.1; "
+        "most of the curve lies between 0.1 and 1: begin at 1 and lower it",
+    ]
+    alone = (*fixed, f"reference={first}")
+    assert names(command(capsys, *alone)[1]) == []
+    assert names(command(capsys, *alone, f"adapter={other}")[1]) == ["strength"]
+    assert names(command(capsys, *alone, f"adapter={world.adapter}")[1]) == []
     assert "attention_strength=0.05" in command(capsys, *fixed, f"reference={second}")[1]
     unknown = write(tmp_path / "2.mp4", blurred(picture()))
     assert names(command(capsys, *fixed, f"reference={unknown}")[1]) == []
+
+
+# ---- several references
+
+
+STILL_ADAPTER = '[{"name": "still", "downscale": 2, "frame": 0}]'
+
+
+def edges_and_still(folder: Path, seed: int = 0) -> tuple[Path, Path]:
+    """Edges of a clip at its size, and its last frame at half the size."""
+    edges = write(folder / f"edges{seed}.mp4", CANNY.draw(picture(seed), (HEIGHT, WIDTH)))
+    still = folder / f"still{seed}.png"
+    cv2.imwrite(str(still), cv2.resize(picture(seed)[-1], (WIDTH // 2, HEIGHT // 2))[..., ::-1])
+    return edges, still
+
+
+@pytest.mark.parametrize(
+    ("seeds", "followed", "found"),
+    [
+        ((0, 0), [True, True], []),
+        ((3, 0), [False, True], [("reference not followed", "first")]),
+        ((0, 3), [True, False], [("reference not followed", "still")]),
+        ((3, 3), [False, False], [("reference not followed", "first"), ("reference not followed", "still")]),
+    ],
+)
+def test_each_of_several_references_is_checked_alone(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    seeds: tuple[int, int],
+    followed: list[bool],
+    found: list[tuple[str, str]],
+) -> None:
+    clip = write(tmp_path / "out.mp4", picture())
+    edges, still = edges_and_still(tmp_path, seeds[0])[0], edges_and_still(tmp_path, seeds[1])[1]
+    several = ("conf=canny_still", "++task.more_references.0.downscale=2", f"json={tmp_path / 'found.json'}")
+    code, out = command(capsys, f"clip={clip}", f"reference=[{edges},{still}]", *several)
+    content = json.loads((tmp_path / "found.json").read_text())
+    assert [(f["name"], f["reference"]) for f in content["findings"]] == found, out
+    assert [entry["followed"] for entry in content["references"]] == followed
+    assert [(e["name"], e["kind"], e["downscale"], e["frame"]) for e in content["references"]] == [
+        ("first", "edges", 1, None),
+        ("still", "still", 2, 0),
+    ]
+    assert {"first: edges above chance", "still: colours of the nearest frame"} <= content["measured"].keys()
+    assert code == (3 if found else 0)
+    word = "followed" if followed[1] else "not followed"
+    assert f"reference still ({still}): still, factor 2, at frame 0: {word}\n" in out
+
+
+def test_one_of_several_references_may_be_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, (edges, still) = write(tmp_path / "out.mp4", picture()), edges_and_still(tmp_path)
+    for given, left, kind in (
+        (f"[{edges},null]", "still", "edges"),
+        (f"{edges}", "still", "edges"),
+        (f"[null,{still}]", "first", "still"),
+    ):
+        code, out = command(capsys, f"clip={clip}", f"reference={given}", "conf=canny_still")
+        assert f"reference {left}: left out" in out
+        assert f"): {kind}, " in out
+        # canny_still's stills have the clip's size
+        assert (code, names(out)) == ((0, []) if kind == "edges" else (3, ["small reference"]))
+    for given, message in (
+        ("[null,null]", "names no file: give one of the references"),
+        (f"[{edges},{still},{still}]", "has 3 items, and there are 2 references: first, still"),
+    ):
+        code, out = command(capsys, f"clip={clip}", f"reference={given}", "conf=canny_still")
+        assert code == 2
+        assert message in out
+    two = (f"reference=[{edges},{still}]", "conf=canny_still", "attention_strength=[1,1,1]")
+    assert "attention_strength=[1, 1, 1] has 3 items, and reference has 2" in command(capsys, f"clip={clip}", *two)[1]
+
+
+def test_the_adapter_and_the_record_say_how_each_reference_is_used(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's factors and frames come before the task's, frames of the record before both."""
+    clip, (edges, still) = write(tmp_path / "out.mp4", picture()), edges_and_still(tmp_path)
+    adapter = tmp_path / "two.safetensors"
+    write_adapter(adapter, BaseModel.open(str(world.root / "base")), more_references=STILL_ADAPTER, task="canny_still")
+    lists = {"adapter": [str(adapter)], "adapter_strength": [1.0], "reference": [str(edges), str(still)]}
+    write_record(clip, {}, **lists, attention_strength=[1.0, 0.05], attention_mask=[None, None])
+    out = command(capsys, f"clip={clip}")[1]
+    assert "task canny_still (from the adapter's metadata), 2 references" in out
+    assert f"reference still ({still}): still, factor 2, at frame 0: followed" in out
+    assert [line for line in out.splitlines() if line.startswith("finding")] == [
+        "finding: strength: still: attention_strength=0.05 is in the dead zone below 0.1; "
+        "most of the curve lies between 0.1 and 1: begin at 1 and lower it"
+    ]
+    assert names(command(capsys, f"clip={clip}", "attention_strength=[null,1]")[1]) == []
+    frames = {"attention_strength": [1.0, 1.0], "attention_mask": [None, None], "reference_frame": [None, -1]}
+    write_record(clip, {}, **lists, **frames)
+    assert "still, factor 2, at frame -1: followed" in command(capsys, f"clip={clip}")[1]
+    assert "still, factor 2, at frame 4: followed" in command(capsys, f"clip={clip}", "reference_frame=[null,4]")[1]
+    code, out = command(capsys, f"clip={clip}", "reference_frame=[null,9]")
+    assert code == 2
+    assert "still: reference_frame=9 does not exist in a clip of 9 frames" in out
+
+
+def test_a_keyframe_is_compared_with_the_frame_at_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """conf=in_between places its reference at the last frame."""
+    clip = write(tmp_path / "out.mp4", np.concatenate([picture(1)[:5], picture()[5:]]))
+    for seed, found in ((0, []), (1, ["reference not followed"])):
+        cv2.imwrite(str(tmp_path / "key.png"), picture(seed)[-1, ..., ::-1])
+        out = command(capsys, f"clip={clip}", f"reference={tmp_path / 'key.png'}", "conf=in_between")[1]
+        assert [name for name in names(out) if "clip" not in name] == found, out
+        assert "reference: still, factor 1, at frame -1" in out
+
+
+def test_other_colours_than_those_of_the_still_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, (edges, still) = write(tmp_path / "out.mp4", picture()[..., [2, 0, 1]]), edges_and_still(tmp_path)
+    settings = ("conf=canny_still", "++task.more_references.0.downscale=2")
+    out = command(capsys, f"clip={clip}", f"reference=[{edges},{still}]", *settings)[1]
+    assert names(out) == ["reference not followed"]
+    assert "still: colours of the nearest frame is" in out
+
+
+def test_stills_of_the_sample_clips_fit_their_own_clip() -> None:
+    """A late frame is compared with the first half. Of 8 clips none fits another one's still."""
+    task = Task("t", "edit", maker="edit.frame", maker_args={"frame": "any"})
+    chosen = ("cup_turn", "garden_jump", "plaza_lawn", "rabbit_wakes", "skyline_rise", "smile_door", "talk_books")
+    clips = {
+        name: np.stack([cv2.resize(frame, (96, 96)) for frame in islice(read_clip(SAMPLES / f"{name}.mp4"), 48)])
+        for name in (*chosen, "towers_sky")
+    }
+
+    def follows(clip: str, still: str) -> bool:
+        frames = clips[clip][:24]
+        measured = still_agreements(task, frames, frames[:1], clips[still][-1:])
+        return all(one.is_followed for one in measured)
+
+    assert {(clip, still) for clip in clips for still in clips if follows(clip, still)} == {(n, n) for n in clips}
 
 
 def test_the_base_is_a_version_or_unknown(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -493,6 +633,16 @@ def test_every_task_composes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         code, out = command(capsys, f"clip={clip}", f"reference={clip}", f"conf={path.stem}")
         assert code in (0, 3), (path, out)
         assert f"task {path.stem} (from conf)" in out
+
+
+def test_every_task_is_known_by_the_name_in_an_adapter_file() -> None:
+    names = [path.stem for path in (conf_dir() / "conf").glob("*.yaml")]
+    assert "canny_still" in names
+    assert [task.name for name in names if (task := task_named(name, [])) is not None] == names
+    still = task_named("canny_still", [])
+    assert still is not None
+    assert (still.maker, still.reference_names) == ("control.canny", ["first", "still"])
+    assert task_named("no_task", []) is None
 
 
 def test_help_names_the_exit_codes(tmp_path: Path) -> None:

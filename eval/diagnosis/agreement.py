@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.diagnosis.measures import LAYOUT, Agreement, coarse, correlation
+from eval.diagnosis.stills import MAKER, STILL, still_agreements
 from eval.metrics import Clip, Suite
 from eval.metrics.base import CachedClip, Mask
 from eval.metrics.edges import edge_f1, f1_of
@@ -17,32 +17,18 @@ from iclora_train.data.reference_kinds import MASK_COLOUR, REFERENCE_KINDS
 from iclora_train.signals.optical_flow import dis_flow
 
 EDGE_GAP = 0.15  # as the claim edge_gap: F1 above that of the mirrored drawing
-LAYOUT = 0.6  # correlation of the luma on a coarse grid; unrelated clips seldom exceed 0.4
 DEPTH = 0.5  # correlation of the depth of the clip with the depth picture
 FOLLOWED = 0.3  # tracks: share of the requested motion that the clip has; as the claim follows
-COARSE = 16  # cells of the coarse grid along the shorter side
 STROKE = 96  # a pixel of a drawing is drawn if a channel has this level
 DARK_SHARE = 0.7  # a picture with more black than this is taken for a drawing
 MIN_MOTION = 0.2  # pixels per frame; requests below it are too small to be measured
 DRAWINGS = ("edges", "pose", "tracks")
 
 
-@dataclass(frozen=True)
-class Agreement:
-    """A measured agreement. value above `needed` means that the reference is followed. what: for the user."""
-
-    what: str
-    value: float
-    needed: float
-
-    @property
-    def is_followed(self) -> bool:
-        """Whether the reference is followed."""
-        return self.value >= self.needed
-
-
 def reference_kind(task: Task | None, reference: Clip) -> str:
     """The kind of picture that a reference is, as in `REFERENCE_KINDS`; `union` and no task are judged by its look."""
+    if task is not None and task.maker == MAKER:
+        return STILL
     if task is not None and task.maker != UNION:
         return REFERENCE_KINDS.get(task.maker, "degraded")
     drawn = reference.max(-1)
@@ -50,6 +36,17 @@ def reference_kind(task: Task | None, reference: Clip) -> str:
     if (drawn < STROKE // 3).mean() > DARK_SHARE:
         return "pose" if is_coloured.sum() > 0.3 * (drawn >= STROKE).sum() else "edges"
     return "depth" if task is not None and not is_coloured.mean() > 0.02 else "degraded"
+
+
+def agreements(kind: str, task: Task | None, clip: Clip, shown: Clip, reference: Clip) -> tuple[list[Agreement], str]:
+    """The agreements of a clip (F,H,W,3) with a reference (n,H,W,3), all of which say whether it is followed.
+
+    shown: the frames of the clip at the moments of the reference. None of them, and why, if they cannot be measured.
+    """
+    if kind == STILL and task is not None:
+        return still_agreements(task, clip, shown, reference), ""
+    measured, reason = agreement(kind, task, shown, reference)
+    return ([], reason or "") if measured is None else ([measured], "")
 
 
 def agreement(kind: str, task: Task | None, clip: Clip, reference: Clip) -> tuple[Agreement | None, str | None]:
@@ -102,26 +99,11 @@ def edge_gap(clip: Clip, reference: Clip) -> float:
 
 def layout(clip: Clip, reference: Clip, where: Mask | None = None) -> float:
     """Correlation of the luma on a coarse grid, over all frames and the cells of which `where` covers at least half."""
-    cells = [_coarse(CachedClip(frames).grey.astype(np.float32)) for frames in (clip, reference)]
+    cells = [coarse(CachedClip(frames).grey.astype(np.float32)) for frames in (clip, reference)]
     if where is not None:
-        chosen = _coarse(where.astype(np.float32)) >= 0.5
+        chosen = coarse(where.astype(np.float32)) >= 0.5
         cells = [values[chosen] for values in cells]
     return correlation(*cells)
-
-
-def _coarse(planes: NDArray[np.float32]) -> NDArray[np.float32]:
-    height, width = planes.shape[1:]
-    scale = min(COARSE / min(height, width), 1.0)
-    size = (max(round(width * scale), 1), max(round(height * scale), 1))
-    return np.stack([cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in planes])
-
-
-def correlation(first: NDArray[np.generic], second: NDArray[np.generic]) -> float:
-    """Pearson's correlation of all values; 0 if one side is constant."""
-    a, b = (np.asarray(values, np.float64).ravel() for values in (first, second))
-    if a.size < 2 or a.std() < 1e-6 or b.std() < 1e-6:
-        return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
 
 
 def painted(reference: Clip, tolerance: int = 40) -> Mask:

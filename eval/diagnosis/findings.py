@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from eval.diagnosis.agreement import DRAWINGS, STROKE, Agreement, agreement, painted, reference_kind
+from eval.diagnosis.agreement import DRAWINGS, STROKE, agreements, painted, reference_kind
 from eval.diagnosis.facts import ClipFacts
-from eval.diagnosis.media import AlignedClips
+from eval.diagnosis.measures import Agreement
+from eval.diagnosis.media import AlignedClips, AlignedReference
+from eval.diagnosis.stills import STILL
 from eval.metrics import Clip
 from eval.metrics.base import CachedClip
 from eval.metrics.colour import colourfulness
@@ -37,65 +39,80 @@ SAME_LUMA = ("degraded", "hole")  # kinds of reference whose light is that of th
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem: its name, what was measured, and what to do."""
+    """A problem: its name, what was measured, and what to do. reference: the name of that one of several references."""
 
     name: str
     text: str
     remedy: str
+    reference: str = ""
 
     @property
     def line(self) -> str:
         """The finding in one line."""
-        return f"{self.name}: {self.text}; {self.remedy}"
+        of_reference = f"{self.reference}: " if self.reference else ""
+        return f"{self.name}: {of_reference}{self.text}; {self.remedy}"
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All findings, the measured values by name, and what could not be measured, with the reason."""
+    """All findings about a clip or one of its references, the measured values, and what could not be measured and why.
 
-    kind: str
+    kind: of the reference. is_followed: whether it is followed; None if that was not measured.
+    """
+
     findings: list[Finding]
     measured: dict[str, float]
     not_measured: list[str]
+    kind: str = ""
+    is_followed: bool | None = None
 
 
-def diagnose(facts: ClipFacts, clips: AlignedClips) -> Diagnosis:
-    """Run all checks."""
-    kind = reference_kind(facts.task, clips.reference)
-    result = Diagnosis(kind, [], {}, [])
-    result.findings.extend(_signal(kind, clips, result.measured))
-    copied = list(_copied(kind, facts, clips, result.measured))
+def diagnose_reference(facts: ClipFacts, clips: AlignedClips, reference: AlignedReference) -> Diagnosis:
+    """Whether a reference is sound, and whether the clip follows it."""
+    kind = reference_kind(reference.facts.task, reference.frames)
+    result = Diagnosis([], {}, [], kind)
+    result.findings.extend(_signal(kind, reference, result.measured))
+    copied = list(_copied(kind, reference, result.measured))
     result.findings.extend(copied)
-    measured, reason = agreement(kind, facts.task, clips.shown, clips.reference)
-    if measured is None:
+    found, reason = agreements(kind, reference.facts.task, clips.clip, reference.shown, reference.frames)
+    result.measured.update({measured.what: measured.value for measured in found})
+    missed = [measured for measured in found if not measured.is_followed]
+    if not found:
         result.not_measured.append(f"whether the reference ({kind}) is followed: {reason}")
-    else:
-        result.measured[measured.what] = measured.value
-        if not measured.is_followed and not copied:
-            result.findings.append(_not_followed(measured, facts))
-    if min(len(clips.clip), len(clips.reference)) >= MIN_FRAMES:
-        result.findings.extend(_flicker(kind, clips, result.measured))
-    else:
+    if missed and not copied:
+        result.findings.append(_not_followed(missed, facts, reference))
+    named = [replace(finding, reference=reference.facts.name) for finding in result.findings]
+    return replace(result, findings=named, is_followed=not missed and not copied if found else None)
+
+
+def diagnose_clip(clips: AlignedClips, kinds: list[str]) -> Diagnosis:
+    """Whether the clip flickers, compared with a reference that has its luma. kinds: of the references."""
+    result = Diagnosis([], {}, [])
+    if len(clips.clip) < MIN_FRAMES:
         result.not_measured.append(f"flicker: it needs {MIN_FRAMES} frames")
+        return result
+    parts = zip(clips.references, kinds, strict=True)
+    alike = [part.frames for part, kind in parts if kind in SAME_LUMA and len(part.frames) >= MIN_FRAMES]
+    result.findings.extend(_flicker(clips.clip, alike[0] if alike else None, result.measured))
     return result
 
 
-def _not_followed(measured: Agreement, facts: ClipFacts) -> Finding:
-    attention, strength = facts.attention_strength, facts.adapter_strength
+def _not_followed(missed: list[Agreement], facts: ClipFacts, reference: AlignedReference) -> Finding:
+    attention, strength = reference.facts.attention_strength, facts.adapter_strength
     remedies = []
     if attention is not None and attention < 1:
         remedies.append(f"raise attention_strength from {attention:g} to 1")
     if strength is not None and strength < 1:
         remedies.append(f"raise adapter_strength from {strength:g} to 1")
     remedies += ["check that the reference is of the adapter's kind and factor", "shorten the prompt"]
-    text = f"{measured.what} is {measured.value:.2f}, at least {measured.needed:g} is expected"
-    return Finding("reference not followed", text, ", ".join(remedies))
+    lines = (f"{one.what} is {one.value:.2f}, at least {one.needed:g} is expected" for one in missed)
+    return Finding("reference not followed", "; ".join(lines), ", ".join(remedies))
 
 
-def _signal(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
+def _signal(kind: str, reference: AlignedReference, measured: dict[str, float]) -> Iterator[Finding]:
     """A reference that carries too weak or too unsteady a signal."""
     if kind in DRAWINGS:
-        strokes = clips.reference.max(-1)
+        strokes = reference.frames.max(-1)
         share = (strokes >= STROKE).mean((1, 2))  # (n,)
         peak = float(strokes.max())
         measured["drawn share of the reference"] = float(share.mean())
@@ -112,57 +129,59 @@ def _signal(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Itera
             text = f"the amount of its strokes changes by {change:.0%} from frame to frame"
             yield Finding("flickering reference", text, "smooth the clip before extraction, or raise the thresholds")
         return
-    grey = CachedClip(clips.reference).grey
+    grey = CachedClip(reference.frames).grey
     contrast = float(grey.std((1, 2)).mean())
     measured["contrast of the reference"] = contrast
     if contrast < FLAT:
         text = f"its luma varies by {contrast:.1f} levels, at least {FLAT:g} are expected"
         yield Finding("weak reference", text, "stretch its levels, or check that it was read correctly")
-    if len(clips.reference) < MIN_FRAMES:
+    if len(reference.frames) < MIN_FRAMES:
         return
-    unsteady = flicker_alone(CachedClip(clips.reference))
+    unsteady = flicker_alone(CachedClip(reference.frames))
     measured["flicker of the reference"] = unsteady
     if unsteady > UNSTEADY:
         text = f"its luma flickers by {unsteady:.1f} levels, at most {UNSTEADY:g} are expected"
         yield Finding("flickering reference", text, "stabilise its exposure, or smooth its depth over time")
 
 
-def _flicker(kind: str, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
-    """Flicker of the clip; above that of its reference if the two have the same light."""
-    of_clip = flicker_alone(CachedClip(clips.clip))
+def _flicker(clip: Clip, alike: Clip | None, measured: dict[str, float]) -> Iterator[Finding]:
+    """Flicker of the clip; above that of a reference with the same light, `alike`."""
+    of_clip = flicker_alone(CachedClip(clip))
     measured["flicker of the clip"] = of_clip
     limit, compared = UNSTEADY, ""
-    if kind in SAME_LUMA:
-        of_reference = flicker_alone(CachedClip(clips.reference))
+    if alike is not None:
+        of_reference = flicker_alone(CachedClip(alike))
         limit, compared = of_reference + FLICKER, f", the reference by {of_reference:.1f}"
     if of_clip > limit:
         text = f"its luma flickers by {of_clip:.1f} levels{compared}; at most {limit:.1f} are expected"
         yield Finding("flickering clip", text, "more steps, a steadier reference, a lower adapter_strength")
 
 
-def _copied(kind: str, facts: ClipFacts, clips: AlignedClips, measured: dict[str, float]) -> Iterator[Finding]:
-    """A clip that is its reference instead of what the reference asks for."""
-    likeness = float(psnr(clips.shown, clips.reference).mean())
+def _copied(kind: str, reference: AlignedReference, measured: dict[str, float]) -> Iterator[Finding]:
+    """A clip that is its reference instead of what the reference asks for. It may equal a still at its place."""
+    if kind == STILL:
+        return
+    shown, task = reference.shown, reference.facts.task
+    likeness = float(psnr(shown, reference.frames).mean())
     measured["PSNR to the reference"] = likeness
     remedy = "check that the adapter was loaded and is of this base, raise adapter_strength, use its trigger"
     drawn = kind in (*DRAWINGS, "depth")
     if likeness >= (DRAWN_COPY if drawn else COPY):
         yield Finding("copied reference", f"the clip equals its reference ({likeness:.1f} dB)", remedy)
         return
-    task = facts.task
     if kind == "hole":
-        region = painted(clips.reference)
-        left = float(painted(clips.shown)[region].mean()) if region.any() else 0.0
+        region = painted(reference.frames)
+        left = float(painted(shown)[region].mean()) if region.any() else 0.0
         measured["masked region left"] = left
         if left > LEFT:
             yield Finding("copied reference", f"{left:.0%} of the masked region keep the mask's colour", remedy)
     if task is not None and task.family == "colorize":
-        colours = colourfulness(clips.shown)
+        colours = colourfulness(shown)
         measured["colourfulness"] = colours
         if colours < STILL_GREY:
             yield Finding("copied reference", f"the clip stays grey (colourfulness {colours:.1f} levels)", remedy)
     if task is not None and task.maker in SHARPENING:
-        ratio = _detail(clips.shown) / max(_detail(clips.reference), 1e-6)
+        ratio = _detail(shown) / max(_detail(reference.frames), 1e-6)
         measured["sharpness against the reference"] = ratio
         if ratio < SHARPENED and likeness >= BLURRED_COPY:
             text = f"the clip is no sharper than its reference ({ratio:.2f} times, {likeness:.1f} dB)"

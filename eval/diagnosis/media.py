@@ -1,4 +1,4 @@
-"""Read a finished clip, its reference and its mask, and align them in size and time."""
+"""Read a finished clip, its references and their masks, and align them in size and time."""
 
 from __future__ import annotations
 
@@ -6,58 +6,90 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from eval.diagnosis.facts import ClipFacts
+from eval.diagnosis.references import ReferenceFacts
 from eval.diagnosis.settings import DiagnoseSettings
 from eval.metrics import Clip
+from iclora_train.config import frame_from_start
+from iclora_train.diffusion.reference import latent_frame_start
 from iclora_train.generate.input_media import InputMedia
 from iclora_train.media.frame_times import temporal_subsample
 
-DEFAULT_RATE = 25.0  # frames per second, if neither the clip nor its reference has a rate
+DEFAULT_RATE = 25.0  # frames per second, if neither the clip nor a reference has a rate
+LATENT_FRAME = 8  # frames of a latent frame of LTX: a reference of several frames begins where one begins
 
 
 @dataclass(frozen=True)
-class AlignedClips:
-    """A clip and its reference at the same moments.
+class AlignedReference:
+    """A reference and the frames of the clip at the same moments.
 
-    clip: the whole clip (F,H,W,3). shown: its frames that have a reference, (n,H,W,3). reference: at the size of the
-    clip, (n,H,W,3). files: clip and reference as they are stored. fps: of the clip. available, needed: frames of the
-    reference that there are, and that a reference for the whole clip has. mask: mean of the attention mask in [0, 1].
+    shown: these frames of the clip, (n,H,W,3). frames: of the reference, at the size of the clip, (n,H,W,3). file: the
+    reference as it is stored. available, needed: frames that there are, and that a reference for the whole clip has.
+    mask: mean of the attention mask in [0, 1].
     """
 
-    clip: Clip
+    facts: ReferenceFacts
     shown: Clip
-    reference: Clip
-    files: tuple[InputMedia, InputMedia]
-    fps: float
+    frames: Clip
+    file: InputMedia
     available: int
     needed: int
     mask: float | None
 
 
+@dataclass(frozen=True)
+class AlignedClips:
+    """A clip (F,H,W,3) at `fps`, as it is stored (`file`), and its references."""
+
+    clip: Clip
+    file: InputMedia
+    fps: float
+    references: list[AlignedReference]
+
+
 def read_aligned(settings: DiagnoseSettings, facts: ClipFacts) -> AlignedClips:
     """Read all media. ConfigError names the setting and the file that is missing or unreadable."""
-    clip_file, reference_file = InputMedia.open("clip", facts.clip), InputMedia.open("reference", facts.reference)
-    fps = clip_file.fps or settings.fps or reference_file.fps or DEFAULT_RATE
-    size = (clip_file.height, clip_file.width)
-    clip = clip_file.read(clip_file.frame_numbers(fps), size, "crop")
-    moments = temporal_subsample(np.arange(len(clip)), facts.temporal_scale)
-    numbers = reference_file.frame_numbers(fps, facts.temporal_scale)
-    is_still = reference_file.times is None and len(reference_file.pictures) == 1
-    count = min(len(moments), len(numbers))
-    small = (max(size[0] // facts.downscale, 1), max(size[1] // facts.downscale, 1))
-    read = reference_file.read(numbers[:count], small, settings.fit)
-    reference = np.stack([cv2.resize(f, size[::-1], interpolation=cv2.INTER_LINEAR) for f in read]).astype(np.uint8)
-    return AlignedClips(
-        clip,
+    file = InputMedia.open("clip", facts.clip)
+    files = [InputMedia.open("reference", reference.path) for reference in facts.references]
+    rates = (file.fps, settings.fps, *(of_reference.fps for of_reference in files))
+    fps = next((rate for rate in rates if rate), DEFAULT_RATE)
+    clip = file.read(file.frame_numbers(fps), (file.height, file.width), "crop")
+    parts = zip(facts.references, files, strict=True)
+    return AlignedClips(clip, file, fps, [_aligned(clip, fps, part, media, settings.fit) for part, media in parts])
+
+
+def _aligned(clip: Clip, fps: float, facts: ReferenceFacts, file: InputMedia, fit: str) -> AlignedReference:
+    """A reference beside the frames of the clip that it belongs to."""
+    downscale, temporal_scale, _ = facts.layout.placement
+    numbers = file.frame_numbers(fps, temporal_scale)
+    moments = _moments(facts, len(clip), len(numbers))
+    is_still = file.times is None and len(file.pictures) == 1
+    count, (height, width) = min(len(moments), len(numbers)), clip.shape[1:3]
+    small = (max(height // downscale, 1), max(width // downscale, 1))
+    read = file.read(numbers[:count], small, fit)
+    frames = np.stack([cv2.resize(f, (width, height), interpolation=cv2.INTER_LINEAR) for f in read]).astype(np.uint8)
+    return AlignedReference(
+        facts,
         clip[moments[:count]],
-        reference,
-        (clip_file, reference_file),
-        fps,
+        frames,
+        file,
         len(numbers),
-        count if is_still else len(moments),
+        count if is_still or facts.layout.frame is not None else len(moments),
         None if facts.attention_mask is None else _coverage(facts.attention_mask),
     )
+
+
+def _moments(facts: ReferenceFacts, length: int, available: int) -> NDArray[np.int64]:
+    """The frames of a clip of `length` frames to which those of the reference belong.
+
+    ConfigError for a frame at which it would begin outside the clip.
+    """
+    if facts.layout.frame is None:
+        return temporal_subsample(np.arange(length), facts.layout.temporal_scale)
+    start = frame_from_start(f"{facts.name or 'reference'}: reference_frame", facts.layout.frame, length)
+    return np.arange(start if available == 1 else latent_frame_start(start, LATENT_FRAME), length)
 
 
 def _coverage(name: str) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from eval.diagnosis.facts import AdapterFacts, ClipFacts
 from eval.diagnosis.findings import Finding
-from eval.diagnosis.media import AlignedClips
+from eval.diagnosis.media import AlignedClips, AlignedReference
 from eval.diagnosis.settings import DiagnoseSettings
 from iclora_train.data.prompts import with_trigger
 
@@ -22,12 +23,22 @@ def mismatches(settings: DiagnoseSettings, facts: ClipFacts, clips: AlignedClips
     if facts.adapter is not None:
         yield from _adapter(facts.adapter, facts)
     yield from _requested(settings, clips)
-    yield from _sizes(settings, facts, clips)
-    yield from _times(clips)
     yield from _strengths(facts)
-    if clips.mask is not None and not ALMOST_NONE <= clips.mask <= ALMOST_ALL:
-        effect = "hides the reference" if clips.mask < ALMOST_NONE else "changes nothing"
-        text = f"the attention mask has a mean of {clips.mask:.1%} and {effect}"
+    for reference in clips.references:
+        for finding in _of_reference(settings, clips, reference):
+            yield replace(finding, reference=reference.facts.name)
+
+
+def _of_reference(settings: DiagnoseSettings, clips: AlignedClips, reference: AlignedReference) -> Iterator[Finding]:
+    yield from _sizes(settings, clips, reference)
+    yield from _times(clips, reference)
+    attention, mask = reference.facts.attention_strength, reference.mask
+    if attention is not None and attention < DEAD_ZONE:
+        text = f"attention_strength={attention:g} is in the dead zone below {DEAD_ZONE:g}"
+        yield Finding("strength", text, "most of the curve lies between 0.1 and 1: begin at 1 and lower it")
+    if mask is not None and not ALMOST_NONE <= mask <= ALMOST_ALL:
+        effect = "hides the reference" if mask < ALMOST_NONE else "changes nothing"
+        text = f"the attention mask has a mean of {mask:.1%} and {effect}"
         yield Finding("mask coverage", text, "white is where the reference acts: invert it, or leave it out")
 
 
@@ -55,7 +66,7 @@ def _requested(settings: DiagnoseSettings, clips: AlignedClips) -> Iterator[Find
         for key, value in actual.items()
         if (expected := getattr(settings, key)) is not None and expected != value
     ]
-    rate = clips.files[0].fps
+    rate = clips.file.fps
     if settings.fps is not None and rate is not None and abs(rate / settings.fps - 1) > RATE:
         differing.append(f"{rate:g} frames per second instead of {settings.fps:g}")
     if differing:
@@ -63,8 +74,8 @@ def _requested(settings: DiagnoseSettings, clips: AlignedClips) -> Iterator[Find
         yield Finding("size of the clip", text, "sizes are rounded to fit the VAE: ask for one that fits, or crop")
 
 
-def _sizes(settings: DiagnoseSettings, facts: ClipFacts, clips: AlignedClips) -> Iterator[Finding]:
-    clip, reference = clips.files
+def _sizes(settings: DiagnoseSettings, clips: AlignedClips, aligned: AlignedReference) -> Iterator[Finding]:
+    clip, reference, downscale = clips.file, aligned.file, aligned.facts.layout.downscale
     ratio = (clip.width / clip.height) / (reference.width / reference.height)
     if abs(ratio - 1) > ASPECT:
         effect = "is distorted" if settings.fit == "stretch" else f"loses {1 - min(ratio, 1 / ratio):.0%}"
@@ -72,20 +83,20 @@ def _sizes(settings: DiagnoseSettings, facts: ClipFacts, clips: AlignedClips) ->
             f"the clip is {clip.width}x{clip.height}, the reference {reference.width}x{reference.height}: it {effect}"
         )
         yield Finding("aspect ratio", text, "make the reference in the aspect ratio of the clip")
-    needed = (clip.width / facts.downscale, clip.height / facts.downscale)
+    needed = (clip.width / downscale, clip.height / downscale)
     scale = max(needed[0] / reference.width, needed[1] / reference.height)
     if scale > ENLARGED:
         text = (
-            f"the reference is {reference.width}x{reference.height}, at factor {facts.downscale} this clip needs "
+            f"the reference is {reference.width}x{reference.height}, at factor {downscale} this clip needs "
             f"{needed[0]:.0f}x{needed[1]:.0f}"
         )
         yield Finding("small reference", text, "make a larger reference, or check the reference factor")
 
 
-def _times(clips: AlignedClips) -> Iterator[Finding]:
-    clip, reference = clips.files
-    if clips.available < clips.needed:
-        text = f"it has {clips.available} frames at the clip's rate, the clip needs {clips.needed}"
+def _times(clips: AlignedClips, aligned: AlignedReference) -> Iterator[Finding]:
+    clip, reference = clips.file, aligned.file
+    if aligned.available < aligned.needed:
+        text = f"it has {aligned.available} frames at the clip's rate, the clip needs {aligned.needed}"
         yield Finding(
             "short reference", text, "the end of the clip has no reference: give a longer one, or fewer frames"
         )
@@ -98,10 +109,7 @@ def _times(clips: AlignedClips) -> Iterator[Finding]:
 
 
 def _strengths(facts: ClipFacts) -> Iterator[Finding]:
-    attention, strength = facts.attention_strength, facts.adapter_strength
-    if attention is not None and attention < DEAD_ZONE:
-        text = f"attention_strength={attention:g} is in the dead zone below {DEAD_ZONE:g}"
-        yield Finding("strength", text, "most of the curve lies between 0.1 and 1: begin at 1 and lower it")
+    strength = facts.adapter_strength
     if strength is not None and strength == 0:
         yield Finding("strength", "adapter_strength=0 leaves the adapter out", "begin at 1")
     official = None if facts.adapter is None else facts.adapter.official

@@ -147,9 +147,14 @@ def _split(argument: str) -> tuple[str, str, str]:
 
 
 def task_settings(name: str) -> dict[str, Any] | None:
-    """The section `task` of conf/conf/<name>.yaml as {"task": {...}}, unresolved; None if there is no such file."""
+    """The section `task` of conf/conf/<name>.yaml as {"task": {...}}, unresolved; None if there is no such file.
+
+    Includes the sections of the tasks that its defaults name, as `/conf/canny`.
+    """
     if name not in task_names():
         return None
     settings = OmegaConf.load(conf_dir() / "conf" / f"{name}.yaml")
     assert isinstance(settings, DictConfig)
-    return {"task": settings.task}
+    entries = [str(entry).removeprefix("/conf/") for entry in settings.get("defaults", [])]
+    inherited = [section for entry in entries if (section := task_settings(entry)) is not None]
+    return {"task": OmegaConf.merge(*(section["task"] for section in inherited), settings.task)}
