@@ -64,6 +64,9 @@ USED = {  # distribution -> "module:attribute path"
         "diffusers.pipelines.ltx2.connectors:per_layer_masked_mean_norm",
         "diffusers.pipelines.ltx2.connectors:per_token_rms_norm",
         "diffusers.pipelines.ltx2.latent_upsampler:LTX2LatentUpsamplerModel",
+        "diffusers.pipelines.ltx2.vocoder:LTX2Vocoder",
+        "diffusers.pipelines.ltx2.vocoder:LTX2VocoderWithBWE",
+        "diffusers.pipelines.ltx2.vocoder:UpSample1d",
     ],
     "lightning": [
         "lightning.pytorch.strategies.ddp:DDPStrategy._setup_model",

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 ORDER = {
     "iclora_train": (
         *("config", "core", "media", "data", "signals"),
-        *("ltx2.weights", "ltx2.kernels", "ltx2.model", "ltx2.runtime", "ltx2.vae", "ltx2.text", "ltx2"),
+        *("ltx2.weights", "ltx2.kernels", "ltx2.model", "ltx2.runtime", "ltx2.vae"),
+        *("ltx2.audio", "ltx2.text", "ltx2"),
         *("diffusion", "adapters", "training", "generate", ""),
     ),
     "data_prep": (
@@ -54,7 +55,7 @@ ALLOWED = {
 }
 IMPORTED_IN = {  # dependency -> the only files and folders that may import it
     "peft": ("iclora_train/adapters/lora.py",),
-    "diffusers": ("iclora_train/ltx2/vae/", "iclora_train/ltx2/text/connectors.py"),
+    "diffusers": ("iclora_train/ltx2/vae/", "iclora_train/ltx2/audio/", "iclora_train/ltx2/text/connectors.py"),
     "transformers": (
         "iclora_train/ltx2/text/",
         "data_prep/captions/local_model.py",

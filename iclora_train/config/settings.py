@@ -54,6 +54,7 @@ class Model:
     version: str | None = None  # refuse a checkpoint of another version; null takes any
     vae: str | None = None  # file of the video VAE, if the checkpoint does not contain it
     connectors: str | None = None  # file of the text connectors, if the checkpoint does not contain them
+    audio_vae: str | None = None  # file of the audio VAE and the vocoder, if the checkpoint does not contain them
     text_encoder: str | None = None  # folder of Gemma with its tokenizer, if the checkpoint does not contain it
     activation_checkpointing: bool = False  # blocks that are not compiled: save only each block's input
     activation_budget: float | None = None  # compiled blocks: share of activation memory to save; null: trainer.memory

@@ -16,6 +16,7 @@ RUNTIME_KEYS = (
     "vae",
     "connectors",
     "text_encoder",
+    "audio_vae",
     "activation_checkpointing",
     "activation_budget",
     "activation_offload",

@@ -1,12 +1,14 @@
 """The types that every stage passes on: pairs in pixels, pairs as latents, and tokens for the transformer.
 
 Letters in shape comments, everywhere in the project: B clips, F pixel frames, H W pixels; f h w the same on the latent
-grid; C latent channels, N tokens, K noise levels of a clip, T text tokens, D width of a vector.
+grid; C latent channels, N tokens, K noise levels of a clip, T text tokens, D width of a vector. Of sound: S samples, L
+mel frames, M mel bins; l m the same on the latent grid.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 from torch import Tensor
@@ -53,6 +55,52 @@ class Geometry:
         if problems:
             raise ValueError("the clip does not fit the VAE: " + "; ".join(problems))
         return (frames - 1) // self.temporal + 1, height // self.spatial, width // self.spatial
+
+
+@dataclass(frozen=True)
+class AudioGeometry:
+    """How an audio VAE maps sound to latents (C,l,m): mel frames of `hop` samples at `sample_rate`, and `temporal` mel
+    frames per latent frame. A latent frame, with its C x m values, is one token.
+
+    Time is causal: latent frame 0 has mel frame 0 alone, and every later latent frame holds `temporal` mel frames.
+    """
+
+    channels: int
+    bins: int  # m
+    sample_rate: int
+    hop: int
+    temporal: int = 4
+
+    @property
+    def width(self) -> int:
+        """Values of a token, C x m."""
+        return self.channels * self.bins
+
+    def latent_frames(self, frames: int, fps: float) -> int:
+        """Latent frames l of the sound of a video of `frames` frames, rounded as diffusers and ltx-core do."""
+        return max(round(frames / fps * (self.sample_rate / self.hop / self.temporal)), 1)
+
+    def mel_frames(self, latent_frames: int) -> int:
+        """Mel frames L of `latent_frames` latent frames."""
+        return self.temporal * (latent_frames - 1) + 1
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """A piece of sound: samples fp32 (channels,S), where 1 is full scale, and samples per second."""
+
+    samples: np.ndarray
+    rate: int
+
+    @property
+    def seconds(self) -> float:
+        return self.samples.shape[1] / self.rate
+
+    def fitted(self, seconds: float | Fraction) -> Sound:
+        """The same sound, cut at its end or continued by silence to this length."""
+        count = round(seconds * self.rate)
+        padding = max(count - self.samples.shape[1], 0)
+        return Sound(np.pad(self.samples[:, :count], ((0, 0), (0, padding))), self.rate)
 
 
 @dataclass(frozen=True)

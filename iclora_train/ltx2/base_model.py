@@ -54,11 +54,16 @@ class BaseModel:
 
     @classmethod
     def open(
-        cls, checkpoint: str, vae: str | None = None, connectors: str | None = None, text_encoder: str | None = None
+        cls,
+        checkpoint: str,
+        vae: str | None = None,
+        connectors: str | None = None,
+        text_encoder: str | None = None,
+        audio_vae: str | None = None,
     ) -> BaseModel:
         """The base at a path, or an embedded base by name. ConfigError names the file and the remedy.
 
-        vae, connectors, text_encoder: paths of components that are not at `checkpoint` (settings `model.*`).
+        vae, connectors, text_encoder, audio_vae: paths of components that are not at `checkpoint` (settings `model.*`).
         """
         path = EMBEDDED.get(checkpoint, user_path(checkpoint))
         if not path.exists():
@@ -69,7 +74,7 @@ class BaseModel:
         vae_path, connectors_path, text_path = (_path(name) for name in (vae, connectors, text_encoder))
         if connectors_path is None and text_path is not None and _holds_projection(text_path):
             connectors_path = text_path
-        opened = Checkpoint.open(path, vae_path, connectors_path)
+        opened = Checkpoint.open(path, vae_path, connectors_path, _path(audio_vae))
         return cls(checkpoint if checkpoint in EMBEDDED else opened.name, opened, text_path)
 
     def transformer(
@@ -226,7 +231,7 @@ def save_base(
 
 def open_base(model: Model) -> BaseModel:
     """The base that the settings `model.*` name; reads headers only. ConfigError for a wrong path, file or version."""
-    base = BaseModel.open(model.checkpoint, model.vae, model.connectors, model.text_encoder)
+    base = BaseModel.open(model.checkpoint, model.vae, model.connectors, model.text_encoder, model.audio_vae)
     require(
         model.version in (None, base.version),
         f"model.checkpoint={model.checkpoint} is of version {base.version}, but model={model.name} needs "

@@ -9,8 +9,8 @@ from typing import Any
 
 from iclora_train.ltx2.weights.key_names import DIFFUSERS_CLASSES
 from iclora_train.ltx2.weights.versions import VERSIONS
-from scripts.synthetic import layout, published
-from scripts.synthetic.configs import GEMMA, metadata, official_config
+from scripts.synthetic import audio, layout, published
+from scripts.synthetic.configs import GEMMA, metadata, official_config, since
 from scripts.synthetic.layout import MODEL, Spec, with_prefix
 from scripts.synthetic.writer import nbytes, to_fp8, write
 
@@ -25,17 +25,24 @@ class SyntheticCheckpoint:
         """gemma: hidden size and number of layers of the text encoder."""
         hidden, self.gemma_layers = gemma or GEMMA[size]
         self.version, self.config = version, official_config(version, size, hidden)
+        self.config |= {"audio_vae": audio.audio_section(size), "vocoder": audio.vocoder_section(version, size)}
+        self.mel_bins: int = self.config["audio_vae"]["preprocessing"]["mel"]["n_mel_channels"]
         section = self.config["transformer"]
         self.transformer = list(layout.transformer(section))
         self.connectors = list(layout.connectors(section))
         self.projection = list(layout.text_projection(section, self.gemma_layers))
         self.vae = list(layout.vae(self.config["vae"]))
-        self.ignored = list(layout.ignored(version))
+        self.audio_vae = list(audio.audio_vae(self.config["audio_vae"]))
+        self.vocoder = list(audio.vocoder(self.config["vocoder"], self.mel_bins))
 
     def model(self, fp8: bool) -> list[Spec]:
         """The transformer and the connectors, with the prefix of official files."""
         specs = with_prefix(self.transformer + self.connectors, MODEL)
         return to_fp8(specs) if fp8 else specs
+
+    def sound(self) -> list[Spec]:
+        """The audio VAE and the vocoder, with the prefixes of official files."""
+        return with_prefix(self.audio_vae, "audio_vae.") + with_prefix(self.vocoder, "vocoder.")
 
 
 def write_unified(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: int, device: str) -> Path:
@@ -45,7 +52,8 @@ def write_unified(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: i
         checkpoint.model(fp8)
         + with_prefix(checkpoint.vae, "vae.")
         + with_prefix(checkpoint.projection, "")
-        + with_prefix(checkpoint.ignored, "")
+        + checkpoint.sound()
+        + with_prefix(layout.ignored(), "")
     )
     write(path, specs, metadata(checkpoint.version, checkpoint.config), seed, device)
     return path
@@ -65,16 +73,15 @@ def write_split(checkpoint: SyntheticCheckpoint, out: Path, fp8: bool, seed: int
     vae_metadata = metadata(version, checkpoint.config, ("vae",))
     vae_file = out / "vae" / f"ltx-{version}-video-vae-conv-bf16.safetensors"
     write(vae_file, with_prefix(checkpoint.vae, ""), vae_metadata, seed, device)
-    audio = [spec for spec in with_prefix(checkpoint.ignored, "") if not spec.name.startswith("vae.")]
-    audio_metadata = metadata(version, {"audio_vae": {}, "vocoder": {}})
-    write(out / "vae" / f"ltx-{version}-audio-vae-bf16.safetensors", audio, audio_metadata, seed, device)
+    audio_metadata = metadata(version, checkpoint.config, ("audio_vae", "vocoder"))
+    write(out / "vae" / f"ltx-{version}-audio-vae-bf16.safetensors", checkpoint.sound(), audio_metadata, seed, device)
     name = f"ltx-{version}-text-projection-bf16.safetensors"
     write(out / "text_encoders" / name, with_prefix(checkpoint.projection, ""), {"format": "pt"}, seed, device)
     return out
 
 
 def write_diffusers(checkpoint: SyntheticCheckpoint, out: Path, seed: int, device: str) -> Path:
-    """transformer/, vae/ and connectors/ with diffusers' names, each with config.json and sharded weights."""
+    """A folder for each component with diffusers' names, config.json and sharded weights."""
     section = checkpoint.config["transformer"]
     components: dict[str, tuple[list[Spec], tuple[tuple[str, str], ...], dict[str, Any]]] = {
         "transformer": (checkpoint.transformer, published.TRANSFORMER, published.transformer_arguments(section)),
@@ -84,11 +91,19 @@ def write_diffusers(checkpoint: SyntheticCheckpoint, out: Path, seed: int, devic
             published.CONNECTORS,
             published.connector_arguments(section, checkpoint.gemma_layers),
         ),
+        "audio_vae": (checkpoint.audio_vae, audio.AUDIO_VAE, audio.vae_arguments(checkpoint.config["audio_vae"])),
+        "vocoder": (
+            checkpoint.vocoder,
+            audio.VOCODER,
+            audio.vocoder_arguments(checkpoint.config["vocoder"], checkpoint.mel_bins),
+        ),
     }
+    classes = {name: names[0] for name, names in DIFFUSERS_CLASSES.items()}
+    classes["vocoder"] = audio.VOCODER_CLASSES[since("2.3", checkpoint.version)]
     for name, (specs, table, arguments) in components.items():
         named = with_prefix(specs, "", _renaming(table))
-        _write_component(out / name, named, {"_class_name": DIFFUSERS_CLASSES[name], **arguments}, seed, device)
-    index = {"_class_name": "LTX2Pipeline", **{name: ["diffusers", cls] for name, cls in DIFFUSERS_CLASSES.items()}}
+        _write_component(out / name, named, {"_class_name": classes[name], **arguments}, seed, device)
+    index = {"_class_name": "LTX2Pipeline", **{name: ["diffusers", cls] for name, cls in classes.items()}}
     (out / "model_index.json").write_text(json.dumps(index, indent=2))
     return out
 

@@ -1,7 +1,7 @@
 """Key names of published checkpoints: the component and the official name of each key.
 
 Official files (LTX-2 and 2.3: one file with everything; 2.5: one file per component) and diffusers folders are read.
-Only the video stream of the transformer is read: audio, cross-attention to audio and vocoder keys have no name here.
+Only the video stream of the transformer is read: its keys of audio and of cross-attention to audio have no name here.
 Sources: Lightricks' ltx-core and diffusers' convert_ltx2_to_diffusers.py.
 """
 
@@ -21,11 +21,20 @@ MODEL_PREFIX, VAE_PREFIX, TEXT_PREFIX = "model.diffusion_model.", "vae.", "text_
 PROJECTION_PREFIX = "text_embedding_projection."
 BARE_VAE_PREFIXES = ("encoder.", "decoder.", "per_channel_statistics.")  # in a file that holds only the VAE
 COMPONENTS = ("transformer", "vae", "connectors", "text")  # text: nano's own text encoder
-SETTINGS = {"transformer": "model.checkpoint", "vae": "model.vae", "connectors": "model.connectors"}
-DIFFUSERS_CLASSES = {
-    "transformer": "LTX2VideoTransformer3DModel",
-    "vae": "AutoencoderKLLTX2Video",
-    "connectors": "LTX2TextConnectors",
+AUDIO_COMPONENTS = ("audio_vae", "vocoder")  # in one file; only sound needs them
+SETTINGS = {
+    "transformer": "model.checkpoint",
+    "vae": "model.vae",
+    "connectors": "model.connectors",
+    "audio_vae": "model.audio_vae",
+    "vocoder": "model.audio_vae",
+}
+DIFFUSERS_CLASSES = {  # component -> classes that its config.json may name
+    "transformer": ("LTX2VideoTransformer3DModel",),
+    "vae": ("AutoencoderKLLTX2Video",),
+    "connectors": ("LTX2TextConnectors",),
+    "audio_vae": ("AutoencoderKLLTX2Audio",),
+    "vocoder": ("LTX2VocoderWithBWE", "LTX2Vocoder"),
 }
 
 _CONNECTORS = ("video_embeddings_connector.", "audio_embeddings_connector.")
@@ -65,6 +74,9 @@ def classify_key(key: str, bare_vae: bool = False) -> tuple[str, str] | None:
 
     Of the prefixes, only `vae.` stays in the name.
     """
+    for component in AUDIO_COMPONENTS:
+        if key.startswith(f"{component}."):
+            return component, key.removeprefix(f"{component}.")
     if key.startswith(MODEL_PREFIX):
         name = key.removeprefix(MODEL_PREFIX)
         if name.startswith(_CONNECTORS):
@@ -93,7 +105,7 @@ def transformer_section(config: dict[str, Any], source: str) -> dict[str, Any]:
     missing = [key for key, default in _DIFFUSERS_CONFIG.values() if default is None and key not in config]
     if missing:
         raise ConfigError(
-            f"{source} lacks {', '.join(missing)}: it is not the config of a {DIFFUSERS_CLASSES['transformer']}"
+            f"{source} lacks {', '.join(missing)}: it is not the config of a {DIFFUSERS_CLASSES['transformer'][0]}"
         )
     section = {official: config.get(key, default) for official, (key, default) in _DIFFUSERS_CONFIG.items()}
     section["caption_proj_before_connector"] = not config.get("use_prompt_embeddings", True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from iclora_train.config import ConfigError
 from iclora_train.core.safetensors_header import parse_object
 from iclora_train.ltx2.weights import key_names
-from iclora_train.ltx2.weights.key_names import DIFFUSERS_CLASSES, SETTINGS
+from iclora_train.ltx2.weights.key_names import AUDIO_COMPONENTS, DIFFUSERS_CLASSES, SETTINGS
 from iclora_train.ltx2.weights.safetensors_header import Component, Header, StoredTensor, read_header
 from iclora_train.ltx2.weights.versions import detect_version
 
@@ -24,6 +24,8 @@ _EXPECTED = {  # component -> the file or folder that its setting must name, in 
     "transformer": "the transformer's file, a folder of LTX-2 files or a diffusers folder",
     "vae": "the file of the video VAE (LTX-2.5: ltx-2.5-video-vae-conv-bf16.safetensors), or a diffusers vae folder",
     "connectors": "the file with text_embedding_projection.* (LTX-2.5: the packed text encoder), or a diffusers folder",
+    "audio_vae": "the one file with audio_vae.* (LTX-2.5: ltx-2.5-audio-vae-bf16.safetensors), or a diffusers folder",
+    "vocoder": "the one file with vocoder.* (LTX-2.5: ltx-2.5-audio-vae-bf16.safetensors), or a diffusers folder",
 }
 
 
@@ -41,28 +43,32 @@ class Checkpoint:
         self.family = metadata.get("model_family", "ltx")
 
     @classmethod
-    def open(cls, checkpoint: Path, vae: Path | None = None, connectors: Path | None = None) -> Checkpoint:
+    def open(
+        cls, checkpoint: Path, vae: Path | None = None, connectors: Path | None = None, audio_vae: Path | None = None
+    ) -> Checkpoint:
         """The checkpoint at a path. ConfigError names the file and the remedy.
 
-        vae, connectors: paths of components that are added, or replace the checkpoint's.
+        vae, connectors, audio_vae (with the vocoder): paths of components that are added, or replace the checkpoint's.
         """
         needed = {*key_names.COMPONENTS} - ({"vae"} if vae else set())
         components, metadata = _read(checkpoint, "transformer", needed)
         if "transformer" not in components:
             raise ConfigError(_no_transformer(checkpoint, components))
-        for name, path in (("vae", vae), ("connectors", connectors)):
+        for name, path in (("vae", vae), ("connectors", connectors), ("audio_vae", audio_vae)):
             if path is not None:
-                component = _read(path, name, {name})[0].get(name)
-                if component is None:
+                parts = AUDIO_COMPONENTS if name == "audio_vae" else (name,)
+                given = _read(path, name, {*parts})[0]
+                if name not in given:
                     raise ConfigError(
                         f"{SETTINGS[name]}={path} holds no {name}: set it to {_EXPECTED[name]}, or to null where "
                         "model.checkpoint holds it"
                     )
-                components[name] = _replacement(component, components)
+                components |= {part: _replacement(given[part], components) for part in parts if part in given}
         return cls(checkpoint.name if checkpoint.is_dir() else checkpoint.stem, checkpoint, components, metadata)
 
     def component(self, name: str) -> Component:
-        """transformer, vae, connectors or text. ConfigError names the setting that adds a missing one."""
+        """transformer, vae, connectors, text, audio_vae or vocoder. ConfigError names the setting that adds a missing
+        one."""
         if name not in self.components:
             remedy = f"; set {SETTINGS[name]} to {_EXPECTED[name]}" if name in _EXPECTED else ""
             raise ConfigError(f"model.checkpoint={self.source} holds no {name}{remedy}")
@@ -111,8 +117,9 @@ def _official_components(headers: list[Header], needed: set[str]) -> dict[str, C
     """Sort all tensors into components.
 
     A tensor that is in two files means that the folder holds two variants of its component. For a component in `needed`
-    that is a ConfigError.
+    that is a ConfigError. Of an audio component that is not needed, neither variant is taken.
     """
+    twice: set[str] = set()
     tensors: dict[str, dict[str, StoredTensor]] = {}
     config: dict[str, Any] = {}
     for header in headers:
@@ -125,6 +132,8 @@ def _official_components(headers: list[Header], needed: set[str]) -> dict[str, C
             component, name = component_and_name
             in_file.add(component)
             first = tensors.setdefault(component, {}).setdefault(name, stored)
+            if first is not stored and component in AUDIO_COMPONENTS:
+                twice.add(component)
             if first is not stored and component in needed:
                 raise ConfigError(
                     f"{first.file} and {stored.file} both hold the {component} ({name}): set {SETTINGS[component]} to "
@@ -133,8 +142,10 @@ def _official_components(headers: list[Header], needed: set[str]) -> dict[str, C
         if in_file:
             config |= {key: value for key, value in _config(header, in_file).items() if value is not None}
     if "text_encoder" not in config:  # only a base that `base_model.save_base` wrote has its own text encoder
-        tensors.pop("text", None)
-    return {name: Component(name, config, stored, headers[0].file) for name, stored in tensors.items()}
+        twice.add("text")
+    return {
+        name: Component(name, config, stored, headers[0].file) for name, stored in tensors.items() if name not in twice
+    }
 
 
 def _replacement(component: Component, components: dict[str, Component]) -> Component:
@@ -151,10 +162,10 @@ def _replacement(component: Component, components: dict[str, Component]) -> Comp
 
 
 def _config(header: Header, components: set[str]) -> dict[str, Any]:
-    """`config` of the metadata of a file with these components; only a text encoder's file may lack it."""
+    """`config` of the metadata of a file with these components. Only a text encoder's and a sound file may lack it."""
     text = header.metadata.get("config")
     if text is None:
-        if components != {"connectors"}:
+        if not components <= {"connectors", *AUDIO_COMPONENTS}:
             raise ConfigError(
                 f"{header.file} is not an LTX-2 checkpoint: its metadata lacks config (repacked files often do); give "
                 "model.checkpoint an official file, a diffusers folder or nano"
@@ -185,11 +196,11 @@ def _diffusers_component(folder: Path, component: str) -> Component:
         config = parse_object(file.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{file} is not JSON ({error}); fetch it again") from error
-    name = config.get("_class_name", DIFFUSERS_CLASSES[component])
-    if name != DIFFUSERS_CLASSES[component]:
+    classes = DIFFUSERS_CLASSES[component]
+    name = config.get("_class_name", classes[0])
+    if name not in classes:
         raise ConfigError(
-            f"{file} is the config of a {name}, not of LTX-2's {DIFFUSERS_CLASSES[component]}: give "
-            f"{_EXPECTED[component]}"
+            f"{file} is the config of a {name}, not of LTX-2's {' or '.join(classes)}: give {_EXPECTED[component]}"
         )
     files = sorted(folder.glob("*.safetensors"))
     if not files:
