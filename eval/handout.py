@@ -1,7 +1,8 @@
 """`python -m eval.handout conf=<task> videos=FOLDER`: write the inputs for evaluating another program.
 
-FOLDER/inputs receives the references, target and mask of every held-out window as lossless videos. FOLDER/manifest.json
-lists them with sizes, captions, seeds and hashes. The program then writes its outputs to FOLDER/<key>.<seed>.mp4.
+FOLDER/inputs receives the references, target and mask of every held-out window as lossless videos, stills as PNG.
+FOLDER/manifest.json lists them with sizes, captions, seeds and hashes, and says where each of several references
+belongs. The program then writes its outputs to FOLDER/<key>.<seed>.mp4.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import numpy as np
 
 from eval.clips.windows import HeldOut, Window
 from eval.metrics import Clip
+from eval.report.media import as_png
 from eval.scoring.ground_truth import region_to_make
-from iclora_train.config import Config, require
+from iclora_train.config import Config, Task, require
 from iclora_train.config.hydra_app import run_with_config
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import progress_bar
@@ -51,11 +53,29 @@ def write_handout(config: Config) -> Path:
         "task": config.task.name,
         "split": config.eval.split,
         "shards": held_out.fingerprint,
+        **_places(config.task),
         "windows": entries,
     }
     with write_atomic(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
     return folder / "manifest.json"
+
+
+def _places(task: Task) -> dict[str, Any]:
+    """The entry `references`: name, factors and frame of each of several references; none for a single one."""
+    if not task.more_references:
+        return {}
+    parts = zip(task.reference_names, task.for_references(), strict=True)
+    layouts = {
+        f"reference{number}": {
+            "name": name,
+            "downscale": part.reference_downscale,
+            "temporal_scale": part.reference_temporal_scale,
+            "frame": part.reference_frame,
+        }
+        for number, (name, part) in enumerate(parts)
+    }
+    return {"references": layouts}
 
 
 def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config, geometry: Geometry) -> dict[str, Any]:
@@ -69,19 +89,21 @@ def _entry(folder: Path, held_out: HeldOut, window: Window, config: Config, geom
         "key": window.key,
         "caption": pair.caption,
         "fps": pair.fps,
-        "files": {name: _write(folder, f"{window.key}.{name}.mp4", clip, pair.fps) for name, clip in clips.items()},
+        "files": {name: _write(folder, f"{window.key}.{name}", clip, pair.fps) for name, clip in clips.items()},
         "outputs": [f"{window.key}.{seed}.mp4" for seed in config.eval.seeds],
     }
 
 
 def _write(folder: Path, name: str, clip: Clip, fps: float) -> dict[str, Any]:
-    """Write a clip to inputs/; returns its manifest entry."""
-    data = encode_clip(clip, fps)
-    with write_atomic(folder / "inputs" / name) as file:
+    """Write a clip to inputs/, as a picture if it has one frame; returns its manifest entry."""
+    is_still = len(clip) == 1
+    data = as_png(clip[0]) if is_still else encode_clip(clip, fps)
+    file_name = f"{name}.png" if is_still else f"{name}.mp4"
+    with write_atomic(folder / "inputs" / file_name) as file:
         file.write(data)
     frames, height, width = clip.shape[:3]
     sha256 = hashlib.sha256(data).hexdigest()
-    return {"file": f"inputs/{name}", "frames": frames, "height": height, "width": width, "sha256": sha256}
+    return {"file": f"inputs/{file_name}", "frames": frames, "height": height, "width": width, "sha256": sha256}
 
 
 def main() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 import torch
 
 from eval.clips.conditions import Condition, Item, all_conditions, at_strength, of_each_reference
+from eval.clips.external import read_external_clip
 from eval.clips.resized import ResizedHeldOut
 from eval.clips.sampled import SampledClips
 from eval.clips.windows import HeldOut
+from eval.handout import write_handout
 from eval.judging.evidence import Evidence
 from eval.judging.verdicts import Verdict, judge
 from eval.metrics import Suite
@@ -28,7 +32,10 @@ from iclora_train.config.references import MoreReference
 from iclora_train.core.types import Pair
 from iclora_train.data.controls import controls_of, mixed_controls
 from iclora_train.ltx2.base_model import BaseModel
+from iclora_train.media.picture import read_picture
+from iclora_train.media.shard_clip import encode_clip
 from iclora_train.signals.edges import CannyEdges
+from tests.command import run
 from tests.eval_world import World, build, compose_config, refused, scores, write_adapter
 from tests.test_eval import SCHEMA, violations
 
@@ -199,6 +206,46 @@ def test_other_references_than_the_tasks_are_refused(world: World, tmp_path: Pat
 def test_pairs_with_another_number_of_references_are_refused(tmp_path: Path) -> None:
     world = build(tmp_path, task="canny", settings=SETTINGS)  # pairs of one reference
     refused(world.config(), r"its pairs have 1 references, and task.more_references makes it 2 \(first, still\)")
+
+
+# ---- other programs and people
+
+
+def test_a_handout_says_where_each_reference_belongs_and_a_study_shows_all(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "clips"
+    manifest = json.loads(write_handout(world.bare(f"videos={folder}")).read_text())
+    alike = {"downscale": 1, "temporal_scale": 1, "frame": None}
+    still = {"name": "still", "downscale": 2, "temporal_scale": 1, "frame": -1}
+    assert manifest["references"] == {"reference0": {"name": "first", **alike}, "reference1": still}
+    for window in manifest["windows"]:
+        files = window["files"]
+        assert {name: (entry["frames"], entry["height"]) for name, entry in files.items()} == {
+            "reference0": (5, 32),
+            "reference1": (1, 16),
+            "target": (5, 32),
+        }
+        target = read_external_clip(folder / files["target"]["file"])
+        picture = read_picture(folder / files["reference1"]["file"])
+        assert np.array_equal(picture, cv2.resize(target[-1], (16, 16), interpolation=cv2.INTER_AREA))
+        for side, level in (("a", 0), ("b", 40)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            clip = (target // 2 + level).astype(np.uint8)
+            (tmp_path / side / window["outputs"][0]).write_bytes(encode_clip(clip, 25.0))
+    arguments = ("a", "b", "--out", "s", "--references", str(folder / "inputs"))
+    result = run(tmp_path, "eval.study", *arguments)
+    assert result.code == 0, result.err
+    pairs = json.loads((tmp_path / "s" / "study.key.json").read_text())["pairs"]
+    sections = re.findall(r'<section class="pair".*?</section>', (tmp_path / "s" / "study.html").read_text(), re.DOTALL)
+    by_window = {window["key"]: window["files"] for window in manifest["windows"]}
+    for pair, section in zip(pairs, sections, strict=True):
+        assert re.findall("to follow: (first|still)</figcaption>", section) == ["first", "still"]
+        assert [len(re.findall(f"<{tag} ", section)) for tag in ("video", "img")] == [3, 1]
+        data = re.search(r"data:image/png;base64,([^\"]+)", section)
+        assert data is not None
+        shown = cv2.imdecode(np.frombuffer(base64.b64decode(data[1]), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+        files = by_window[pair["name"].rpartition(".")[0]]
+        picture = read_picture(folder / files["reference1"]["file"])
+        assert np.array_equal(shown, cv2.resize(picture, (32, 32), interpolation=cv2.INTER_AREA))
 
 
 # ---- claims

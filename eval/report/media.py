@@ -85,8 +85,7 @@ class Media:
 
     def picture(self, name: str, frame: Clip) -> str:
         """Address of a PNG of an RGB frame (H,W,3)."""
-        _, data = cv2.imencode(".png", np.ascontiguousarray(frame[..., ::-1]))
-        return self._address(name, "png", "image/png", data.tobytes())
+        return self._address(name, "png", "image/png", as_png(frame))
 
     def poster(self, frame: Clip) -> str:
         """A data URI of an RGB frame (H,W,3) as a small JPEG, which a page shows before anything is loaded."""
@@ -114,6 +113,17 @@ class Media:
         for path in (self.folder / FOLDER).glob("*"):
             if path.is_file() and path not in kept:
                 path.unlink()
+
+
+def as_png(frame: Clip) -> bytes:
+    """An RGB frame (H,W,3) as PNG."""
+    _, data = cv2.imencode(".png", np.ascontiguousarray(frame[..., ::-1]))
+    return data.tobytes()
+
+
+def picture_address(frame: Clip) -> str:
+    """A data URI of an RGB frame (H,W,3) as PNG."""
+    return data_uri("image/png", as_png(frame))
 
 
 def clip_name(number: int, condition: str) -> str:

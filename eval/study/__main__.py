@@ -23,8 +23,9 @@ from rich.console import Console
 
 from eval.study.agreement import agreement, recordings_of
 from eval.study.page import write_study
-from eval.study.pairs import StudyPair, clips_of, draw_pairs, read_sides, references_of
+from eval.study.pairs import StudyPair, clips_of, draw_pairs, read_sides
 from eval.study.preference import CHECKS_TO_PASS, Answers, Preference, preference
+from eval.study.references import references_of
 from iclora_train.config import ConfigError, require
 from iclora_train.config.endings import one_line_ending
 from iclora_train.config.paths import user_path
@@ -152,7 +153,7 @@ def main() -> None:
         "--references",
         type=user_path,
         metavar="FOLDER",
-        help="clips of equal names, or inputs of eval.handout, shown above",
+        help="clips or pictures of equal names, or inputs of eval.handout, shown above",
     )
     parser.add_argument("--question", default=QUESTION, help=f"default: {QUESTION}")
     parser.add_argument("--pairs", type=int, metavar="N", help="number of clips; default: all")

@@ -10,8 +10,8 @@ import numpy as np
 from eval.clips.conditions import judged_row
 from eval.compare import compare, load
 from eval.statistics.estimates import recording_means
-from eval.study.pairs import window_of
 from eval.study.preference import Preference, sign_test
+from eval.study.references import window_of
 from iclora_train.config import ConfigError
 
 

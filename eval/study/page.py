@@ -9,8 +9,11 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from eval.metrics import Clip
+from eval.report.media import picture_address
 from eval.report.page import policy_hash
 from eval.study.pairs import Sides, StudyPair
+from eval.study.references import ShownReference
 from iclora_train.core.atomic_files import write_atomic
 from iclora_train.core.progress import progress_bar
 from iclora_train.media.shard_clip import encode_clip
@@ -24,7 +27,7 @@ def write_study(path: Path, study: str, question: str, pairs: list[StudyPair], s
     head, tail = (
         Template((ASSETS / "study.html").read_text(encoding="utf-8"))
         .substitute(
-            policy=f"default-src 'none'; media-src data:; style-src {policy_hash(style)}; "
+            policy=f"default-src 'none'; media-src data:; img-src data:; style-src {policy_hash(style)}; "
             f"script-src {policy_hash(script)}; base-uri 'none'; form-action 'none'",
             style=style,
             script=script,
@@ -44,15 +47,26 @@ def write_study(path: Path, study: str, question: str, pairs: list[StudyPair], s
 
 
 def _pair(pair: StudyPair, sides: Sides) -> str:
-    reference = "" if sides.reference is None else _figure("reference", "to follow", sides.reference, sides.fps)
-    left, right = (_figure(side, "", getattr(sides, side), sides.fps) for side in ("left", "right"))
-    return f'<section class="pair" id="{pair.id}" hidden>{reference}<div class="sides">{left}{right}</div></section>\n'
+    shown = "".join(_reference(reference, sides.fps) for reference in sides.references)
+    references = f'<div class="references">{shown}</div>' if shown else ""
+    left, right = (_figure(side, "", _video(getattr(sides, side), sides.fps)) for side in ("left", "right"))
+    return f'<section class="pair" id="{pair.id}" hidden>{references}<div class="sides">{left}{right}</div></section>\n'
 
 
-def _figure(side: str, caption: str, clip: object, fps: float) -> str:
-    data = base64.b64encode(encode_clip(clip, fps, lossless=False)).decode()  # type: ignore[arg-type]  # a Clip
+def _reference(reference: ShownReference, fps: float) -> str:
+    """A reference above the clips: a picture if it is one frame."""
+    caption = f"to follow: {escape(reference.name)}" if reference.name else "to follow"
+    if len(reference.frames) == 1:
+        address = picture_address(reference.frames[0])
+        return _figure("reference", caption, f'<img src="{address}" alt="{caption}">')
+    return _figure("reference", caption, _video(reference.frames, fps / reference.slower))
+
+
+def _video(clip: Clip, fps: float) -> str:
+    data = base64.b64encode(encode_clip(clip, fps, lossless=False)).decode()
+    return f'<video muted loop playsinline src="data:video/mp4;base64,{data}"></video>'
+
+
+def _figure(side: str, caption: str, screen: str) -> str:
     text = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return (
-        f'<figure class="{side}"><video muted loop playsinline src="data:video/mp4;base64,{data}"></video>'
-        f"{text}</figure>"
-    )
+    return f'<figure class="{side}">{screen}{text}</figure>'

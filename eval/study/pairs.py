@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,11 +11,18 @@ import numpy as np
 
 from eval.metrics import Clip
 from eval.report.outputs import OUTPUTS
+from eval.study.references import (
+    VIDEOS,
+    ReferenceFile,
+    ShownReference,
+    files_by_stem,
+    read_frames,
+    read_references,
+)
 from iclora_train.config import ConfigError, require
 from iclora_train.core.records import Flag, Text
-from iclora_train.media.clip import ClipInfo, probe, read_clip
+from iclora_train.media.clip import ClipInfo, probe
 
-SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 BLOCK = 16  # pixels of the blocks in the worse clip of an attention check, at a height of 288
 
 
@@ -35,12 +42,12 @@ class StudyPair:
 
 @dataclass(frozen=True)
 class Sides:
-    """The clips of a pair, uint8 RGB (F,H,W,3), their rate, and the clip that both should follow, if it is shown."""
+    """The clips of a pair, uint8 RGB (F,H,W,3), their rate, and the references that both should follow."""
 
     left: Clip
     right: Clip
     fps: float
-    reference: Clip | None = None
+    references: Sequence[ShownReference] = ()
 
 
 def clips_of(folder: Path) -> dict[str, Path]:
@@ -49,31 +56,9 @@ def clips_of(folder: Path) -> dict[str, Path]:
     ConfigError for a folder without clips."""
     place = next((path for path in (folder / OUTPUTS, folder / "eval" / OUTPUTS) if path.is_dir()), folder)
     require(place.is_dir(), f"{folder} does not exist: give a folder of clips, or of an evaluation")
-    clips = {path.stem: path for path in sorted(place.iterdir()) if path.suffix.lower() in SUFFIXES}
-    require(len(clips) > 0, f"{place} holds no clips ({', '.join(SUFFIXES)})")
+    clips = files_by_stem(place, VIDEOS)
+    require(len(clips) > 0, f"{place} holds no clips ({', '.join(VIDEOS)})")
     return clips
-
-
-def window_of(name: str) -> str:
-    """The window of a clip that is named `<window>.<seed>`, as the outputs of an evaluation are."""
-    return name.rpartition(".")[0] or name
-
-
-def references_of(folder: Path, names: list[str]) -> dict[str, Path]:
-    """The reference of each clip: the file of its name, or `<window>.reference0` as `eval.handout` writes it.
-
-    ConfigError for a folder with none of them; clips without one are left out."""
-    files = clips_of(folder)
-    references = {}
-    for name in names:
-        file = files.get(name) or files.get(f"{window_of(name)}.reference0") or files.get(f"{name}.reference0")
-        if file is not None:
-            references[name] = file
-    require(
-        len(references) > 0,
-        f"--references {folder}: no file is named as a clip of the study ({names[0]}) or <window>.reference0",
-    )
-    return references
 
 
 def draw_pairs(names: list[str], count: int | None, checks: int, seed: int) -> list[StudyPair]:
@@ -88,7 +73,11 @@ def draw_pairs(names: list[str], count: int | None, checks: int, seed: int) -> l
 
 
 def read_sides(
-    pairs: list[StudyPair], a: dict[str, Path], b: dict[str, Path], references: dict[str, Path], height: int
+    pairs: list[StudyPair],
+    a: dict[str, Path],
+    b: dict[str, Path],
+    references: dict[str, list[ReferenceFile]],
+    height: int,
 ) -> Iterator[Sides]:
     """The clips of each pair, scaled to at most `height`.
 
@@ -96,13 +85,12 @@ def read_sides(
     for pair in pairs:
         info = _require_equal(a[pair.name], b[pair.name])
         size = _size(info, height)
-        first = _read(a[pair.name], size)
-        other = _in_blocks(first) if pair.check else _read(b[pair.name], size)
+        first = read_frames(a[pair.name], size)
+        other = _in_blocks(first) if pair.check else read_frames(b[pair.name], size)
         better = first if pair.check else other
         worse = other if pair.check else first
         left, right = (better, worse) if pair.b_is_left else (worse, better)
-        reference = _read(references[pair.name], size) if pair.name in references else None
-        yield Sides(left, right, info.fps, reference)
+        yield Sides(left, right, info.fps, read_references(references.get(pair.name, []), size))
 
 
 def _require_equal(a: Path, b: Path) -> ClipInfo:
@@ -124,13 +112,6 @@ def _size(info: ClipInfo, height: int) -> tuple[int, int]:
     """(width, height) of the page's clips: even, not larger than the source."""
     scale = min(height / info.height, 1.0)
     return max(2 * round(info.width * scale / 2), 2), max(2 * round(info.height * scale / 2), 2)
-
-
-def _read(path: Path, size: tuple[int, int]) -> Clip:
-    try:
-        return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in read_clip(path)])
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _in_blocks(clip: Clip) -> Clip:

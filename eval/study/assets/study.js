@@ -41,12 +41,16 @@ function show() {
   videos().forEach((video) => { video.currentTime = 0; video.play().catch(() => {}); });
 }
 
-// The first clip is the clock: the others are set to its time when they drift.
+// The left clip is the clock: the others are set to its time when they drift. A shorter reference waits at its end.
 function align() {
   if (state.at < pairs.length && !byId("choices").hidden) {
-    const [first, ...others] = videos();
-    for (const video of others) {
-      if (Math.abs(video.currentTime - first.currentTime) > 0.08) video.currentTime = first.currentTime;
+    const clock = document.querySelector(`[id="${pairs[state.at]}"] .left video`);
+    for (const video of videos().filter((other) => other !== clock)) {
+      const end = (video.duration || Infinity) - 0.04;
+      const isOver = clock.currentTime >= end && video.duration < clock.duration - 0.04;
+      if (!clock.paused && isOver !== video.paused) isOver ? video.pause() : video.play().catch(() => {});
+      const time = isOver ? end : clock.currentTime;
+      if (Math.abs(video.currentTime - time) > 0.08) video.currentTime = time;
     }
   }
   requestAnimationFrame(align);
